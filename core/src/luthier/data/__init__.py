@@ -1,0 +1,1 @@
+"""Data: read, recognise, template, tokenise, pack, order. Reading needs no torch."""

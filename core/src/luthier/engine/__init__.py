@@ -1,0 +1,1 @@
+"""The engine: policy, step, attention, loop, schedule, checkpoint, evaluation."""

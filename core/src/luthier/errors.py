@@ -1,0 +1,132 @@
+"""Every error a user can meet: a stable code, where it happened, what was found, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Final
+
+import attrs
+
+
+@attrs.frozen
+class Code:
+    """What a code means: its usual cause, the remedy, and the exit status of a command that ends with it."""
+
+    cause: str
+    remedy: str
+    exit_status: int = 2
+
+
+CODES: Final[dict[str, Code]] = {
+    # recipes
+    "recipe-not-found": Code("The recipe file does not exist.", "Check the path, or pass --model and --data instead."),
+    "recipe-syntax": Code("The file is not valid YAML, TOML or JSON.", "Correct the line that the message names."),
+    "recipe-unknown-option": Code("No option has this name.", "Use the nearest name, or list them with --help."),
+    "recipe-wrong-type": Code("A value has another type than its option.", "Write a value of the type named."),
+    "recipe-out-of-range": Code("A value is outside its option's bounds or choices.", "Choose a value inside them."),
+    "recipe-missing": Code("A required value is absent.", "Give it in the recipe, by flag or by environment."),
+    "recipe-conflict": Code("Two options contradict each other.", "Keep one of the two."),
+    # parts and plugins
+    "part-unknown": Code("No installed plugin offers a part of this name.", "Install the distribution named, or fix it."),
+    "part-broken": Code("The plugin that offers this part failed to load.", "Repair or reinstall that distribution."),
+    "part-ambiguous": Code("Two distributions offer a part of this name.", "Uninstall one, or disable it."),
+    "part-incompatible": Code("Two chosen parts do not work together.", "Replace one of the two parts named."),
+    "part-invalid": Code("An object does not keep the protocol of its kind.", "Add the members that are named."),
+    "part-unsupported": Code("A part cannot work here, for the reason given.", "Choose another part or setting."),
+    "plugin-invalid": Code("A plugin's record is malformed.", "The plugin's author must correct the record."),
+    "plugin-name": Code("A new plugin cannot be made under this name.", "Use lower-case letters, digits and hyphens."),
+    "dependency-missing": Code("A library that this needs is not installed.", "Run the pip line in the message."),
+    # data
+    "data-not-found": Code("A data file or hub dataset does not exist.", "Check the path or name."),
+    "data-unreadable": Code("A file cannot be read as its format.", "Check that it is whole, text, and named rightly."),
+    "data-row": Code("One row is broken.", "Correct or remove the row at the file and line named."),
+    "data-format": Code("The rows fit no known format, or several.", "Set data.format, or map columns."),
+    "data-column": Code("A mapped column is not in the data.", "Use one of the columns that are listed."),
+    "data-empty": Code("No rows are left to train on.", "Check the file, the filters and the drop counts."),
+    "data-unsupervised": Code("A row has no supervised token.", "Check the roles, the template, and truncation."),
+    "data-overlong": Code("A row is longer than max_length and overlong is error.", "Raise max_length or drop rows."),
+    "data-changed": Code("The data differs from what this run was started on.", "Restore it, or start with --fresh."),
+    "template-missing": Code("The tokenizer has no chat template.", "Set data.chat_template, or use prompt/completion."),
+    "template-unprovable": Code(
+        "Supervised spans cannot be found for this template.", "Use a template with generation tags, or another one."
+    ),
+    # models and devices
+    "model-not-found": Code("The model cannot be found or read.", "Check the folder or hub name."),
+    "model-vocabulary": Code("The tokenizer makes ids that the model has not.", "Use the model's own tokenizer."),
+    "model-architecture": Code(
+        "The engine's result differs from the model's own forward.", "Set packing: false, or report the architecture.", 1
+    ),
+    "model-target": Code("An adapter's target matches no layer.", "Use one of the near misses that are listed."),
+    "device-unavailable": Code("The device asked for is not here.", "Choose another, or device: auto."),
+    # runs
+    "run-folder-other": Code("The output folder holds another run.", "Choose another output_dir, or use --fresh."),
+    "run-folder-locked": Code("Another process trains in this folder.", "Wait for it, or choose another output_dir.", 75),
+    "run-not-found": Code("There is no run at this path.", "Check the path."),
+    "disk-full": Code("The disk is full; the last checkpoint is whole.", "Free space, then run the same command.", 1),
+    "checkpoint-corrupt": Code("A checkpoint is damaged or of another run.", "Resume from the one before.", 1),
+    "checkpoint-state": Code("A part's state cannot be stored as tensors and JSON.", "The part's author must mend it.", 1),
+    "train-nonfinite": Code("The loss or gradient became NaN or infinite.", "Lower the learning rate; check the data.", 1),
+    "train-nothing": Code("No parameter is trainable.", "Choose an adapter, or targets that match."),
+    # artifacts
+    "artifact-mismatch": Code("A saved artifact does not give the outputs it should.", "Do not use it; report it.", 1),
+    "artifact-unmergeable": Code("This adapter cannot be merged here.", "Save the adapter itself."),
+    "artifact-not-found": Code("There is no adapter or model in this folder.", "Check the path."),
+    "internal": Code("A defect of Luthier or of a plugin.", "Please report it with the traceback.", 1),
+}
+
+
+class LuthierError(Exception):
+    """What a user did or met, with `code`, `where`, `found` and `remedy` as attributes.
+
+    `problem` is one sentence. `remedy` defaults to that of the code. A plugin may use its own code, written `name:code`.
+    """
+
+    def __init__(
+        self, code: str, problem: str, *, where: str | None = None, found: object = None, remedy: str | None = None
+    ) -> None:
+        assert code in CODES or ":" in code, f"unlisted error code {code}"
+        self.code, self.problem, self.where, self.found = code, problem, where, found
+        self.remedy = remedy or (CODES[code].remedy if code in CODES else "")
+        super().__init__(self.__str__())
+
+    @property
+    def exit_status(self) -> int:
+        return CODES[self.code].exit_status if self.code in CODES else 1
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        found = "" if self.found is None else f" (found {shown(self.found)})"
+        remedy = f" {self.remedy}" if self.remedy else ""
+        return f"{place}{self.problem}{found}{remedy} [{self.code}]"
+
+    def at(self, where: str) -> LuthierError:
+        """The same error with `where` in front of its place."""
+        inner = f"{where}: {self.where}" if self.where else where
+        return LuthierError(self.code, self.problem, where=inner, found=self.found, remedy=self.remedy)
+
+    def to_dict(self) -> dict[str, object]:
+        found = None if self.found is None else shown(self.found)
+        return {
+            "code": self.code,
+            "message": str(self),
+            "problem": self.problem,
+            "where": self.where,
+            "found": found,
+            "remedy": self.remedy,
+        }
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """`repr` of a value, cut to `limit` characters."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint such as ` Did you mean 'r'?`, or the known names when none is near; empty when there are none."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
+    if near:
+        return "Did you mean " + " or ".join(repr(n) for n in near) + "?"
+    return f"Known: {', '.join(names)}." if names else ""

@@ -1,0 +1,1 @@
+"""The plugin mechanism: hooks, records, the registry, and which parts go together. Imports no torch."""

@@ -1,0 +1,99 @@
+"""The events of a run, drawn where they fire. A callback implements those it wants, with `@luthier.event`.
+
+    run_started(run)                                  a new run; or, instead of it,
+    resumed(run, step)                                a run that goes on from a checkpoint
+    task_started(run, task)                           task 0 of a plain run
+    for each optimizer step:
+        step_started(run, step)
+        (forward, backward, clip, optimizer step)
+        step_ended(run, step, metrics)
+        if step % logging_steps == 0 or it is the last:
+            logged(run, step, metrics)
+        if the last step of an epoch:
+            epoch_ended(run, epoch)
+        if evaluation is due:
+            evaluated(run, step, metrics)
+        if a checkpoint is due:
+            saved(run, step, path)
+    task_ended(run, task)
+    stopped(run, step, reason)                        only where the run ended before its last step
+    completed(run, result)                            the artifact is written; or
+    failed(run, error)                                something raised
+
+A callback declares only the arguments it uses, watches, and may call `run.request_stop(reason)`,
+`run.request_save()` and `run.request_evaluation()`. It never changes training. After a signal only `stopped` fires:
+the run is not complete and the same command goes on with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from luthier.engine.run import ActiveRun
+
+eventspec = pluggy.HookspecMarker("luthier-events")
+event = pluggy.HookimplMarker("luthier-events")
+
+
+class Events:
+    """The specifications; `metrics` maps names to floats."""
+
+    @eventspec
+    def run_started(self, run: ActiveRun) -> None:
+        """A new run is about to take its first step."""
+
+    @eventspec
+    def resumed(self, run: ActiveRun, step: int) -> None:
+        """A run goes on after `step`, the last step that its checkpoint holds."""
+
+    @eventspec
+    def task_started(self, run: ActiveRun, task: int) -> None:
+        """Task `task` begins; a plain run has one task, 0."""
+
+    @eventspec
+    def step_started(self, run: ActiveRun, step: int) -> None:
+        """Step `step` (from 1) begins."""
+
+    @eventspec
+    def step_ended(self, run: ActiveRun, step: int, metrics: Mapping[str, float]) -> None:
+        """Step `step` has changed the weights; `metrics` are this step's."""
+
+    @eventspec
+    def logged(self, run: ActiveRun, step: int, metrics: Mapping[str, float]) -> None:
+        """The numbers since the last logging, as they stand in metrics.jsonl."""
+
+    @eventspec
+    def epoch_ended(self, run: ActiveRun, epoch: int) -> None:
+        """Epoch `epoch` (from 0) has been read to its end."""
+
+    @eventspec
+    def evaluated(self, run: ActiveRun, step: int, metrics: Mapping[str, float]) -> None:
+        """The held-out rows were scored; names begin with `eval_`."""
+
+    @eventspec
+    def saved(self, run: ActiveRun, step: int, path: Path) -> None:
+        """The checkpoint folder `path` is complete."""
+
+    @eventspec
+    def task_ended(self, run: ActiveRun, task: int) -> None:
+        """Task `task` has had its last step."""
+
+    @eventspec
+    def stopped(self, run: ActiveRun, step: int, reason: str) -> None:
+        """The run ended after `step`, before its last step."""
+
+    @eventspec
+    def completed(self, run: ActiveRun, result: Any) -> None:
+        """The run is done; `result` is the `luthier.Run` that the caller gets."""
+
+    @eventspec
+    def failed(self, run: ActiveRun, error: BaseException) -> None:
+        """The run raised `error`."""
+
+
+EVENTS = tuple(name for name in vars(Events) if not name.startswith("_"))

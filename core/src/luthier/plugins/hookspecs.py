@@ -1,0 +1,65 @@
+"""The six questions the core asks every plugin. Each hook is called once and returns an iterable of records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pluggy
+
+from luthier.plugins.records import (
+    AdapterRecord,
+    CallbackRecord,
+    LossRecord,
+    OptimizerRecord,
+    ProviderRecord,
+    QuantizerRecord,
+)
+
+hookspec = pluggy.HookspecMarker("luthier")
+hookimpl = pluggy.HookimplMarker("luthier")
+
+
+@hookspec
+def luthier_adapters() -> Iterable[AdapterRecord]:
+    """Adapters: what of the model trains, and how."""
+    return ()
+
+
+@hookspec
+def luthier_losses() -> Iterable[LossRecord]:
+    """Losses: what is minimised."""
+    return ()
+
+
+@hookspec
+def luthier_optimizers() -> Iterable[OptimizerRecord]:
+    """Optimizers: how a gradient becomes a step."""
+    return ()
+
+
+@hookspec
+def luthier_quantizers() -> Iterable[QuantizerRecord]:
+    """Quantizers: how the base model's weights are stored."""
+    return ()
+
+
+@hookspec
+def luthier_providers() -> Iterable[ProviderRecord]:
+    """Providers: where a job trains."""
+    return ()
+
+
+@hookspec
+def luthier_callbacks() -> Iterable[CallbackRecord]:
+    """Callbacks: who watches a run."""
+    return ()
+
+
+HOOKS = {
+    "adapter": "luthier_adapters",
+    "loss": "luthier_losses",
+    "optimizer": "luthier_optimizers",
+    "quantizer": "luthier_quantizers",
+    "provider": "luthier_providers",
+    "callback": "luthier_callbacks",
+}

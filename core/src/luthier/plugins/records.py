@@ -1,0 +1,110 @@
+"""Records: frozen plain data by which a plugin says what it offers, without importing it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar, Final
+
+import attrs
+
+from luthier.errors import LuthierError, nearest
+
+TAGS: Final = frozenset(
+    "dense-weights quantized-base trainable-weights reference paired-data unpaired-data calibration-data teacher "
+    "packing cuda multi-rank closure".split()
+)
+NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.\-]*")
+TARGET: Final = re.compile(r"[\w.]+:\w+")
+
+
+def _tags(value: Any) -> frozenset[str]:
+    return frozenset((value,) if isinstance(value, str) else value)
+
+
+@attrs.frozen(kw_only=True)
+class Record:
+    """One part. `build` is `"module:attribute"`, called once as `attribute(options) -> part`.
+
+    `options` is a frozen attrs class of `option()` fields, or a lazy `"module:attribute"` that gives one. `needs` must
+    be provided by another chosen part, the data, the model or the device; nothing in `conflicts` may be.
+    A tag of a plugin's own is written `name:tag`.
+    """
+
+    kind: ClassVar[str] = ""
+
+    name: str
+    summary: str
+    options: type | str
+    build: str
+    needs: frozenset[str] = attrs.field(default=frozenset(), converter=_tags)
+    provides: frozenset[str] = attrs.field(default=frozenset(), converter=_tags)
+    conflicts: frozenset[str] = attrs.field(default=frozenset(), converter=_tags)
+
+    def __attrs_post_init__(self) -> None:
+        where = f"{self.kind} record {self.name!r}"
+        if not NAME.fullmatch(self.name):
+            raise LuthierError("plugin-invalid", "a name is lower-case letters, digits, '.', '-' and '_'", where=where)
+        if not self.summary or "\n" in self.summary:
+            raise LuthierError("plugin-invalid", "the summary is one line", where=where, found=self.summary)
+        if not TARGET.fullmatch(self.build):
+            raise LuthierError("plugin-invalid", "build is 'module:attribute'", where=where, found=self.build)
+        if isinstance(self.options, str):
+            if not TARGET.fullmatch(self.options):
+                raise LuthierError("plugin-invalid", "lazy options are 'module:attribute'", where=where)
+        elif not attrs.has(self.options):
+            raise LuthierError("plugin-invalid", "options is an attrs class", where=where, found=self.options)
+        for tag in sorted(self.needs | self.provides | self.conflicts):
+            if tag not in TAGS and ":" not in tag:
+                raise LuthierError(
+                    "plugin-invalid", f"unknown tag {tag!r}", where=where, remedy=nearest(tag, TAGS) + " Own: 'name:tag'."
+                )
+
+
+@attrs.frozen(kw_only=True)
+class AdapterRecord(Record):
+    """An adapter. `tolerance` bounds how far, relative to the output, a fresh attach may move it (0: bit for bit)."""
+
+    kind: ClassVar[str] = "adapter"
+    mergeable: bool = True
+    tolerance: float = 0.0
+
+
+@attrs.frozen(kw_only=True)
+class LossRecord(Record):
+    """A loss. `data` is the kind of example it takes; `reference` a `"module:attribute"` the kit compares it with."""
+
+    kind: ClassVar[str] = "loss"
+    data: str = "tokens"
+    reference: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class OptimizerRecord(Record):
+    kind: ClassVar[str] = "optimizer"
+
+
+@attrs.frozen(kw_only=True)
+class QuantizerRecord(Record):
+    """A quantizer. `bits` per weight, scales left out; None where nothing is quantized. `tolerance` bounds the
+    relative (Frobenius) error of a weight after quantization."""
+
+    kind: ClassVar[str] = "quantizer"
+    bits: float | None = None
+    tolerance: float = 0.0
+
+
+@attrs.frozen(kw_only=True)
+class ProviderRecord(Record):
+    kind: ClassVar[str] = "provider"
+
+
+@attrs.frozen(kw_only=True)
+class CallbackRecord(Record):
+    kind: ClassVar[str] = "callback"
+
+
+RECORDS: Final[dict[str, type[Record]]] = {
+    cls.kind: cls
+    for cls in (AdapterRecord, LossRecord, OptimizerRecord, QuantizerRecord, ProviderRecord, CallbackRecord)
+}
+KINDS: Final = tuple(RECORDS)

@@ -1,0 +1,110 @@
+"""The recipe's attrs tree: every run setting with its type, default, bounds and meaning."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import attrs
+
+from luthier.plugins.options import option
+
+Overlong = Literal["drop", "truncate", "split", "error"]
+
+
+@attrs.frozen(kw_only=True)
+class Model:
+    """The base model. In a recipe a string stands for `name_or_path`."""
+
+    name_or_path: str = option(help="A hub name, a folder, or `demo` for the embedded model.")
+    revision: str | None = option(None, help="Branch, tag or commit of a hub model.")
+    tokenizer: str | None = option(None, help="Another tokenizer than the model's own: a hub name or folder.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = option(
+        "float32", help="The dtype that the weights are loaded in; auto: the checkpoint's own."
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Source:
+    """One place that rows come from. In a recipe a string stands for `path`."""
+
+    path: str = option(help="A file, a glob of files, or a hub dataset's name.")
+    split: str = option("train", help="The split, for a hub dataset.")
+    name: str | None = option(None, help="The configuration's name, for a hub dataset.")
+    revision: str | None = option(None, help="Branch, tag or commit of a hub dataset.")
+    columns: dict[str, str] = option(factory=dict, help="Our column: the data's column, such as {prompt: question}.")
+    template: dict[str, str] = option(
+        factory=dict, help="Our column: a text with {fields} of the row, such as {prompt: 'Q: {question}'}."
+    )
+    max_rows: int | None = option(None, help="Read at most this many rows.", low=1)
+
+
+@attrs.frozen(kw_only=True)
+class Data:
+    """Rows, and how they become supervised tokens. In a recipe a path or a list of sources stands for `train`."""
+
+    train: list[Source] = option(help="Where the training rows come from.")
+    validation: float | list[Source] = option(0.0, help="A share of the rows (0 to 0.5), or sources like train.")
+    format: Literal[
+        "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "chatml", "text", "tokens", "preference"
+    ] = option("auto", help="The rows' format; auto recognises it.")
+    text_unit: Literal["line", "paragraph", "file"] = option("paragraph", help="One document of a plain text file.")
+    max_length: int = option(2048, help="Tokens of the longest example.", low=2)
+    overlong: Overlong | Literal["auto"] = option(
+        "auto", help="Longer examples: drop, truncate, split or error; auto: split documents, drop the rest."
+    )
+    chat_template: str | None = option(None, help="A Jinja chat template, or the path of one, in the tokenizer's place.")
+    train_on: Literal["assistant", "all"] = option("assistant", help="Supervise the assistant's tokens, or all.")
+    unsupervised: Literal["error", "drop"] = option("error", help="What to do with a row without supervised token.")
+
+
+@attrs.frozen(kw_only=True)
+class Recipe:
+    """One run. Part fields hold a name, a mapping `{name: ..., options}`, an options object, or a part itself."""
+
+    model: Model = option(help="The base model.")
+    data: Data = option(help="The rows.")
+    adapter: Any = option("full", help="What of the model trains.")
+    loss: Any = option("sft", help="What is minimised.")
+    optimizer: Any = option("adamw", help="How a gradient becomes a step.")
+    quantizer: Any = option("none", help="How the base model's weights are stored.")
+    callbacks: list[Any] = option(factory=lambda: ["progress", "jsonl", "plot"], help="Who watches the run.")
+    provider: Any = option("local", help="Where it trains.")
+
+    learning_rate: float = option(2e-4, help="The peak learning rate.", low=0.0)
+    lr_scheduler_type: str = option(
+        "linear", help="constant, linear, cosine, one_cycle, or a name of transformers' or torch's schedulers."
+    )
+    lr_scheduler_kwargs: dict[str, Any] = option(
+        factory=dict, help="The schedule's own settings: min_lr_ratio, num_cycles, decay_steps and the like."
+    )
+    warmup_steps: int = option(0, help="Optimizer steps of linear warm-up.", low=0)
+    warmup_ratio: float = option(0.0, help="Warm-up as a share of all steps, where warmup_steps is 0.", low=0.0, high=1.0)
+    num_train_epochs: float = option(1.0, help="Passes over the training rows.", low=0.0)
+    max_steps: int | None = option(None, help="Stop after this many optimizer steps; overrides num_train_epochs.", low=1)
+    max_tokens: int | None = option(None, help="Stop once this many supervised tokens were trained on.", low=1)
+    global_batch_size: int = option(16, help="Examples of one optimizer step, over all ranks.", low=1)
+    max_tokens_per_device: int = option(4096, help="Tokens of one packed micro-batch.", low=2)
+    per_device_train_batch_size: int | None = option(None, help="With gradient_accumulation_steps: another way to say "
+                                                     "global_batch_size.", low=1)  # fmt: skip
+    gradient_accumulation_steps: int | None = option(None, help="See per_device_train_batch_size.", low=1)
+    packing: bool = option(True, help="Several documents in one micro-batch; false: one in each.")
+    max_grad_norm: float | None = option(1.0, help="Clip the global gradient norm to this; none: do not.", low=0.0)
+    router_aux_loss_coef: float | None = option(
+        None, help="Weight of the experts' load-balancing loss; none: the model's own where it asks for one.", low=0.0
+    )
+
+    eval_steps: int | None = option(None, help="Evaluate every so many steps; none: at the end.", low=1)
+    eval_on_start: bool = option(False, help="Evaluate before the first step as well.")
+    max_eval_batches: int | None = option(None, help="Micro-batches of one evaluation; none: all.", low=1)
+    save_steps: int | None = option(None, help="A checkpoint every so many steps; none: at the end.", low=1)
+    save_total_limit: int | None = option(None, help="Keep the newest so many checkpoints, and the best.", low=1)
+    metric_for_best_model: str = option("eval_loss", help="The metric that decides which checkpoint is best.")
+    greater_is_better: bool | None = option(None, help="Whether more of it is better; none: not for a loss.")
+    load_best_model_at_end: bool = option(False, help="End with the weights of the best checkpoint.")
+    logging_steps: int = option(1, help="Metrics every so many steps; the last step always.", low=1)
+
+    output_dir: str | None = option(None, help="The run's folder; none: runs/ and a name made of model and recipe.")
+    run_name: str | None = option(None, help="A name for people and trackers.")
+    merge: bool = option(False, help="Write the merged model at the end, beside the adapter.")
+    seed: int = option(0, help="The seed of order, initialisation and dropout.", low=0)
+    device: str = option("auto", help="auto, cpu, cuda, cuda:N or mps.")
