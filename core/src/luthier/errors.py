@@ -28,7 +28,9 @@ CODES: Final[dict[str, Code]] = {
     "recipe-missing": Code("A required value is absent.", "Give it in the recipe, by flag or by environment."),
     "recipe-conflict": Code("Two options contradict each other.", "Keep one of the two."),
     # parts and plugins
-    "part-unknown": Code("No installed plugin offers a part of this name.", "Install the distribution named, or fix it."),
+    "part-unknown": Code(
+        "No installed plugin offers a part of this name.", "Install the distribution named, or fix it."
+    ),
     "part-broken": Code("The plugin that offers this part failed to load.", "Repair or reinstall that distribution."),
     "part-ambiguous": Code("Two distributions offer a part of this name.", "Uninstall one, or disable it."),
     "part-incompatible": Code("Two chosen parts do not work together.", "Replace one of the two parts named."),
@@ -47,7 +49,9 @@ CODES: Final[dict[str, Code]] = {
     "data-unsupervised": Code("A row has no supervised token.", "Check the roles, the template, and truncation."),
     "data-overlong": Code("A row is longer than max_length and overlong is error.", "Raise max_length or drop rows."),
     "data-changed": Code("The data differs from what this run was started on.", "Restore it, or start with --fresh."),
-    "template-missing": Code("The tokenizer has no chat template.", "Set data.chat_template, or use prompt/completion."),
+    "template-missing": Code(
+        "The tokenizer has no chat template.", "Set data.chat_template, or use prompt/completion."
+    ),
     "template-unprovable": Code(
         "Supervised spans cannot be found for this template.", "Use a template with generation tags, or another one."
     ),
@@ -55,18 +59,26 @@ CODES: Final[dict[str, Code]] = {
     "model-not-found": Code("The model cannot be found or read.", "Check the folder or hub name."),
     "model-vocabulary": Code("The tokenizer makes ids that the model has not.", "Use the model's own tokenizer."),
     "model-architecture": Code(
-        "The engine's result differs from the model's own forward.", "Set packing: false, or report the architecture.", 1
+        "The engine's result differs from the model's own forward.",
+        "Set packing: false, or report the architecture.",
+        1,
     ),
     "model-target": Code("An adapter's target matches no layer.", "Use one of the near misses that are listed."),
     "device-unavailable": Code("The device asked for is not here.", "Choose another, or device: auto."),
     # runs
     "run-folder-other": Code("The output folder holds another run.", "Choose another output_dir, or use --fresh."),
-    "run-folder-locked": Code("Another process trains in this folder.", "Wait for it, or choose another output_dir.", 75),
+    "run-folder-locked": Code(
+        "Another process trains in this folder.", "Wait for it, or choose another output_dir.", 75
+    ),
     "run-not-found": Code("There is no run at this path.", "Check the path."),
     "disk-full": Code("The disk is full; the last checkpoint is whole.", "Free space, then run the same command.", 1),
     "checkpoint-corrupt": Code("A checkpoint is damaged or of another run.", "Resume from the one before.", 1),
-    "checkpoint-state": Code("A part's state cannot be stored as tensors and JSON.", "The part's author must mend it.", 1),
-    "train-nonfinite": Code("The loss or gradient became NaN or infinite.", "Lower the learning rate; check the data.", 1),
+    "checkpoint-state": Code(
+        "A part's state cannot be stored as tensors and JSON.", "The part's author must mend it.", 1
+    ),
+    "train-nonfinite": Code(
+        "The loss or gradient became NaN or infinite.", "Lower the learning rate; check the data.", 1
+    ),
     "train-nothing": Code("No parameter is trainable.", "Choose an adapter, or targets that match."),
     # artifacts
     "artifact-mismatch": Code("A saved artifact does not give the outputs it should.", "Do not use it; report it.", 1),

@@ -56,7 +56,11 @@ def check_bounds(value: object, bounds: Bounds, where: str) -> None:
     if bounds.choices is not None and value is not None and value not in bounds.choices:
         allowed = ", ".join(str(c) for c in bounds.choices)
         raise LuthierError(
-            "recipe-out-of-range", "not one of the choices", where=where, found=value, remedy=f"Choose one of: {allowed}."
+            "recipe-out-of-range",
+            "not one of the choices",
+            where=where,
+            found=value,
+            remedy=f"Choose one of: {allowed}.",
         )
     for number in value if isinstance(value, (list, tuple)) else (value,):
         if isinstance(number, bool) or not isinstance(number, (int, float)):

@@ -56,7 +56,10 @@ class Record:
         for tag in sorted(self.needs | self.provides | self.conflicts):
             if tag not in TAGS and ":" not in tag:
                 raise LuthierError(
-                    "plugin-invalid", f"unknown tag {tag!r}", where=where, remedy=nearest(tag, TAGS) + " Own: 'name:tag'."
+                    "plugin-invalid",
+                    f"unknown tag {tag!r}",
+                    where=where,
+                    remedy=nearest(tag, TAGS) + " Own: 'name:tag'.",
                 )
 
 

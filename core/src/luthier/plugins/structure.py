@@ -34,7 +34,9 @@ def converter() -> Converter:
     made = Converter(detailed_validation=False, forbid_extra_keys=True)
     for kind in (int, float, bool, str, type(None)):
         made.register_structure_hook(kind, _primitive)
-    made.register_structure_hook(Path, lambda value, _: Path(_primitive(value, str)) if not isinstance(value, Path) else value)
+    made.register_structure_hook(
+        Path, lambda value, _: Path(_primitive(value, str)) if not isinstance(value, Path) else value
+    )
     made.register_structure_hook_func(_is_any, lambda value, _: value)
     made.register_structure_hook_func(_is_union, lambda value, hint: _union(made, value, hint))
     made.register_structure_hook_func(_is_literal, _literal)

@@ -52,7 +52,9 @@ class Data:
     overlong: Overlong | Literal["auto"] = option(
         "auto", help="Longer examples: drop, truncate, split or error; auto: split documents, drop the rest."
     )
-    chat_template: str | None = option(None, help="A Jinja chat template, or the path of one, in the tokenizer's place.")
+    chat_template: str | None = option(
+        None, help="A Jinja chat template, or the path of one, in the tokenizer's place."
+    )
     train_on: Literal["assistant", "all"] = option("assistant", help="Supervise the assistant's tokens, or all.")
     unsupervised: Literal["error", "drop"] = option("error", help="What to do with a row without supervised token.")
 
@@ -78,9 +80,13 @@ class Recipe:
         factory=dict, help="The schedule's own settings: min_lr_ratio, num_cycles, decay_steps and the like."
     )
     warmup_steps: int = option(0, help="Optimizer steps of linear warm-up.", low=0)
-    warmup_ratio: float = option(0.0, help="Warm-up as a share of all steps, where warmup_steps is 0.", low=0.0, high=1.0)
+    warmup_ratio: float = option(
+        0.0, help="Warm-up as a share of all steps, where warmup_steps is 0.", low=0.0, high=1.0
+    )
     num_train_epochs: float = option(1.0, help="Passes over the training rows.", low=0.0)
-    max_steps: int | None = option(None, help="Stop after this many optimizer steps; overrides num_train_epochs.", low=1)
+    max_steps: int | None = option(
+        None, help="Stop after this many optimizer steps; overrides num_train_epochs.", low=1
+    )
     max_tokens: int | None = option(None, help="Stop once this many supervised tokens were trained on.", low=1)
     global_batch_size: int = option(16, help="Examples of one optimizer step, over all ranks.", low=1)
     max_tokens_per_device: int = option(4096, help="Tokens of one packed micro-batch.", low=2)
