@@ -1,0 +1,116 @@
+"""Learning rates: one number for each optimizer step, known before the run begins."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, Final
+
+from luthier.errors import LuthierError, nearest
+
+Shape = Callable[..., float]
+
+
+def rates(name: str, peak: float, total: int, warmup: int, settings: dict[str, Any]) -> list[float]:
+    """The learning rate of each of `total` steps.
+
+    Our own shapes are constant, linear, cosine and one_cycle; any other name is transformers' (`get_scheduler`) or
+    torch's (`torch.optim.lr_scheduler`), run once on a dummy parameter. As in transformers the first warm-up step has
+    rate 0. Raises `recipe-out-of-range` for an unknown name and `recipe-unknown-option` for an unknown setting.
+    """
+    if name not in OWN:
+        return _foreign(name, peak, total, warmup, settings)
+    shape = OWN[name]
+    known = [p for p in inspect.signature(shape).parameters if p not in ("done", "length")]
+    for setting in settings:
+        if setting not in known:
+            where = f"lr_scheduler_kwargs.{setting}"
+            raise LuthierError("recipe-unknown-option", f"{name} has no such setting", where=where,
+                               remedy=nearest(setting, known))  # fmt: skip
+    if name == "one_cycle" and warmup:
+        raise LuthierError("recipe-conflict", "one_cycle has its own warm-up", where="warmup_steps",
+                           remedy="Use lr_scheduler_kwargs.pct_start.")  # fmt: skip
+    if "min_lr" in settings:
+        settings = {**settings, "min_lr": settings["min_lr"] / peak if peak else 0.0}
+    length = max(total - warmup, 1)
+    ramp = [peak * step / max(warmup, 1) for step in range(min(warmup, total))]
+    return ramp + [peak * shape(step, length, **settings) for step in range(total - len(ramp))]
+
+
+def _constant(done: int, length: int) -> float:
+    return 1.0
+
+
+def _linear(done: int, length: int, min_lr_ratio: float = 0.0, decay_steps: int | None = None) -> float:
+    """From 1 to the floor over `decay_steps`, then level."""
+    share = min(done / (decay_steps or length), 1.0)
+    return 1.0 - (1.0 - min_lr_ratio) * share
+
+
+def _cosine(
+    done: int,
+    length: int,
+    min_lr_ratio: float = 0.0,
+    min_lr: float | None = None,
+    decay_steps: int | None = None,
+    num_cycles: float = 0.5,
+) -> float:
+    """Cosine to the floor over `decay_steps` (Loshchilov & Hutter, arXiv 1608.03983, without restarts), then level."""
+    floor = min_lr_ratio if min_lr is None else min_lr
+    share = min(done / (decay_steps or length), 1.0)
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(2.0 * math.pi * num_cycles * share))
+
+
+def _one_cycle(
+    done: int, length: int, pct_start: float = 0.3, div_factor: float = 25.0, final_div_factor: float = 1e4
+) -> float:
+    """Smith & Topin's policy (arXiv 1708.07120) as torch's OneCycleLR has it, cosine-annealed."""
+    start, end = 1.0 / div_factor, 1.0 / (div_factor * final_div_factor)
+    turn = pct_start * length - 1.0
+    if done <= turn:
+        return _between(start, 1.0, done / turn if turn else 1.0)
+    return _between(1.0, end, (done - turn) / max(length - 1.0 - turn, 1e-12))
+
+
+def _between(start: float, end: float, share: float) -> float:
+    return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
+
+
+OWN: Final[dict[str, Shape]] = {"constant": _constant, "linear": _linear, "cosine": _cosine, "one_cycle": _one_cycle}
+
+
+def _foreign(name: str, peak: float, total: int, warmup: int, settings: dict[str, Any]) -> list[float]:
+    """A scheduler of transformers or torch, stepped `total` times."""
+    import torch
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
+    scheduler = _build(name, optimizer, total, warmup, settings)
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that the dummy optimizer never stepped
+        for _ in range(total):
+            found.append(float(optimizer.param_groups[0]["lr"]))
+            scheduler.step()
+    return found
+
+
+def _build(name: str, optimizer: Any, total: int, warmup: int, settings: dict[str, Any]) -> Any:
+    import torch
+    from transformers import SchedulerType, get_scheduler
+
+    theirs = [s.value for s in SchedulerType if s.value not in ("reduce_lr_on_plateau", "greedy")]
+    torchs = [n for n, c in vars(torch.optim.lr_scheduler).items() if n.endswith("LR") and inspect.isclass(c)]
+    torchs = [n for n in torchs if n not in ("LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler", "LR")]
+    try:
+        if name in theirs:
+            return get_scheduler(name, optimizer, warmup, total, scheduler_specific_kwargs=settings or None)
+        if name in torchs:
+            if warmup:
+                raise LuthierError("recipe-conflict", f"torch's {name} has no warm-up", where="warmup_steps")
+            return getattr(torch.optim.lr_scheduler, name)(optimizer, **settings)
+    except (TypeError, ValueError) as error:
+        raise LuthierError("recipe-unknown-option", f"{name}: {error}", where="lr_scheduler_kwargs") from None
+    remedy = nearest(name, [*OWN, *theirs, *torchs])
+    raise LuthierError("recipe-out-of-range", "no such schedule", where="lr_scheduler_type", found=name, remedy=remedy)

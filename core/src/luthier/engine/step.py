@@ -1,0 +1,66 @@
+"""Step: the module whose forward is the loss over one micro-batch. DDP and FSDP2 wrap this and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from luthier.engine.batch import Batch
+from luthier.engine.policy import ModelPolicy
+from luthier.plugins.protocols import LossOutput
+
+ROUTER: Final = "router_aux"  # the term of the experts' load-balancing loss
+
+
+class Step(nn.Module):
+    """`forward(batch)` gives a `LossOutput`; outside it nothing touches the model."""
+
+    def __init__(self, model: nn.Module, adapter: Any, loss: Any, *, router_coefficient: float = 0.0) -> None:
+        super().__init__()
+        self.model, self.adapter, self.loss = model, adapter, loss
+        self.router_coefficient = router_coefficient
+        self.policy = ModelPolicy(model, adapter)
+        self.policy.want_routers = router_coefficient > 0
+
+    def terms(self, batch: Batch) -> dict[str, float]:
+        """This micro-batch's share of each denominator."""
+        own = dict(self.loss.terms(batch))
+        return {**own, ROUTER: float(batch.num_tokens)} if self.router_coefficient else own
+
+    def forward(self, batch: Batch, scores_only: bool = False) -> Any:
+        """The loss of one micro-batch; with `scores_only` the scores [D, ...] of a loss that couples the batch."""
+        self.policy.forget()
+        try:
+            batch = self.adapter.prepare(batch)
+            if scores_only:
+                return self.loss.scores(self.policy, batch)
+            return self._with_router(self.loss(self.policy, batch), batch)
+        finally:
+            self.policy.forget()
+
+    def _with_router(self, output: LossOutput, batch: Batch) -> LossOutput:
+        if not self.router_coefficient:
+            return output
+        config = self.model.config
+        top_k = config.num_experts_per_tok
+        balance = router_balance(self.policy.router_logits(batch), top_k, batch)
+        summed = (balance * batch.lengths.to(balance.device)).sum()
+        output.sums[ROUTER] = self.router_coefficient * summed
+        output.metrics[ROUTER] = (summed.detach(), float(batch.num_tokens))
+        return output
+
+
+def router_balance(routers: tuple[Tensor, ...], top_k: int, batch: Batch) -> Tensor:
+    """[D]: the load-balancing loss of each document (Switch Transformer, eq. 4 to 6, as transformers has it).
+
+    Per document, so that it does not depend on what a document was packed with: a documented difference.
+    """
+    losses = []
+    for start, end in zip(batch.document_starts[:-1], batch.document_starts[1:], strict=True):
+        probabilities = torch.cat([r[start:end] for r in routers]).float().softmax(-1)  # [layers * L, E]
+        experts = probabilities.shape[-1]
+        chosen = nn.functional.one_hot(probabilities.topk(top_k, -1).indices, experts).float()  # [.., k, E]
+        losses.append((chosen.mean(0) * probabilities.mean(0)).sum() * experts)
+    return torch.stack(losses)
