@@ -19,6 +19,10 @@ class Code:
 
 
 CODES: Final[dict[str, Code]] = {
+    # the command line
+    "usage": Code("The command line cannot be understood.", "Compare it with the command's --help."),
+    "interrupted": Code("Ctrl-C or a signal ended the command.", "Run the same command again.", 130),
+    "path-unwritable": Code("A file or folder cannot be written.", "Choose another path, or change its permissions."),
     # recipes
     "recipe-not-found": Code("The recipe file does not exist.", "Check the path, or pass --model and --data instead."),
     "recipe-syntax": Code("The file is not valid YAML, TOML or JSON.", "Correct the line that the message names."),

@@ -1,0 +1,134 @@
+"""Logging: structlog events with the run's id, to standard error, a file, and the run's own log.jsonl.
+
+The library keeps its own chain, so a program that configures structlog for itself is left as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import attrs
+import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+from luthier.errors import LuthierError
+
+Level = Literal["debug", "info", "warning", "error"]
+Format = Literal["console", "json"]
+NUMBERS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Sink:
+    """Where lines go: `write` takes one line without its end, `render` makes it of an event."""
+
+    level: Level
+    render: Callable[[EventDict], str]
+    write: Callable[[str], object]
+
+
+_SINKS: list[Sink] = []
+
+
+def get_logger() -> Any:
+    """The library's logger: `log.info("event", field=value)`. What is bound by `run_log` is added to each line."""
+    return structlog.wrap_logger(
+        None,
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            _deliver,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(NUMBERS["debug"]),
+    )
+
+
+def set_up(level: Level = "info", form: Format = "console", file: str | Path | None = None) -> None:
+    """Send lines of `level` and above to standard error and, beside it, to the end of `file`."""
+    _close()
+    _SINKS.append(Sink(level=level, render=_json if form == "json" else _coloured, write=_to_stderr))
+    if file is not None:
+        stream = _opened(Path(file))
+        _FILES.append(stream)
+        _SINKS.append(Sink(level=level, render=_json if form == "json" else _plain, write=_appender(stream)))
+
+
+@contextlib.contextmanager
+def run_log(run_id: str, path: Path) -> Iterator[None]:
+    """Within it every line carries the run's id, and those of `info` and above are appended to `path` as JSON."""
+    if not _SINKS:
+        set_up("warning")
+    with _opened(path) as stream, structlog.contextvars.bound_contextvars(run=run_id):
+        sink = Sink(level="info", render=_json, write=_appender(stream))
+        _SINKS.append(sink)
+        try:
+            yield
+        finally:
+            if sink in _SINKS:
+                _SINKS.remove(sink)
+
+
+_FILES: list[TextIO] = []
+
+
+def _close() -> None:
+    _SINKS.clear()
+    for stream in _FILES:
+        stream.close()
+    _FILES.clear()
+
+
+def _deliver(_: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Last in the chain: hand the event to each sink whose level it reaches; nothing is left for structlog."""
+    if not _SINKS:
+        set_up("warning")
+    for sink in _SINKS:
+        if NUMBERS[event["level"]] >= NUMBERS[sink.level]:
+            sink.write(sink.render(dict(event)))
+    raise structlog.DropEvent
+
+
+def _json(event: EventDict) -> str:
+    first = {key: event.pop(key) for key in ("timestamp", "level", "run", "event") if key in event}
+    return json.dumps(first | event, default=str)
+
+
+def _coloured(event: EventDict) -> str:
+    return _console(event, colours=sys.stderr.isatty())
+
+
+def _plain(event: EventDict) -> str:
+    return _console(event, colours=False)
+
+
+def _console(event: EventDict, *, colours: bool) -> str:
+    renderer = structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=0, sort_keys=False)
+    return str(renderer(None, event["level"], event))
+
+
+def _to_stderr(line: str) -> None:
+    # Looked up at each line: a live progress bar puts its own stream there so that lines appear above it.
+    print(line, file=sys.stderr, flush=True)
+
+
+def _appender(stream: TextIO) -> Callable[[str], object]:
+    def write(line: str) -> None:
+        stream.write(line + "\n")
+        stream.flush()
+
+    return write
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise LuthierError("path-unwritable", error.strerror or str(error), where=str(path)) from None
