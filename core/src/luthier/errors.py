@@ -110,11 +110,17 @@ class LuthierError(Exception):
     def exit_status(self) -> int:
         return CODES[self.code].exit_status if self.code in CODES else 1
 
-    def __str__(self) -> str:
+    @property
+    def line(self) -> str:
+        """The place, the problem and what was found, without code and remedy."""
         place = f"{self.where}: " if self.where else ""
         found = "" if self.found is None else f" (found {shown(self.found)})"
-        remedy = f" {self.remedy}" if self.remedy else ""
-        return f"{place}{self.problem}{found}{remedy} [{self.code}]"
+        return f"{place}{self.problem}{found}"
+
+    def __str__(self) -> str:
+        stop = "" if self.line.endswith((".", "?", "!")) else "."
+        remedy = f"{stop} {self.remedy}" if self.remedy else ""
+        return f"{self.line}{remedy} [{self.code}]"
 
     def at(self, where: str) -> LuthierError:
         """The same error with `where` in front of its place."""

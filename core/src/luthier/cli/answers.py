@@ -1,0 +1,124 @@
+"""How a command ends: an answer as tables or one JSON document, or an error with its exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from luthier.errors import LuthierError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LOCAL = ("torch", "transformers", "datasets", "safetensors", "numpy", "matplotlib", "psutil")
+INSTALL_LOCAL = 'pip install "luthier[local]"'
+
+
+@attrs.frozen(kw_only=True)
+class Answer:
+    """What a command gives: `document` for `--json`, `view` draws it for people."""
+
+    document: Mapping[str, Any]
+    view: Callable[[Console], None]
+    status: int = 0
+
+
+def conclude(work: Callable[[], object], *, as_json: bool) -> int:
+    """Do the work, print its answer or error, and give the exit status.
+
+    With `as_json` whatever else the work prints goes to standard error.
+    """
+    stdout = sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            answer = work()
+        if not isinstance(answer, Answer):
+            return answer if isinstance(answer, int) else 0
+        print_json(answer.document, stdout) if as_json else answer.view(console())
+        stdout.flush()
+        return answer.status
+    except BrokenPipeError:
+        # The reader (`head`, `less`) has gone: what is buffered has nowhere to go at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+        return 1
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not hasattr(error, "exit_status"):
+            raise
+        return report(error, stdout, as_json=as_json)
+
+
+def report(error: BaseException, stdout: Any, *, as_json: bool) -> int:
+    """Print an error where it belongs and give its exit status; a traceback only for what nobody foresaw."""
+    told = translated(error)
+    status = getattr(error, "exit_status", None)
+    if told.code == "internal":
+        traceback.print_exception(error, file=sys.stderr)
+    if as_json:
+        print_json({"error": told.to_dict()}, stdout)
+    else:
+        print_error(told)
+    return status if isinstance(status, int) else told.exit_status
+
+
+def translated(error: BaseException) -> LuthierError:
+    """Any exception as an error with a code."""
+    if isinstance(error, LuthierError):
+        return error
+    if isinstance(error, KeyboardInterrupt) or hasattr(error, "exit_status"):
+        return LuthierError("interrupted", str(error) or "stopped by Ctrl-C")
+    if hasattr(error, "format_message"):  # a usage error of typer's parser
+        path = getattr(getattr(error, "ctx", None), "command_path", "luthier")
+        return LuthierError("usage", error.format_message(), remedy=f"See `{path} --help`.")
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in LOCAL:
+        return LuthierError("dependency-missing", f"{error.name} is not installed", remedy=f"Run: {INSTALL_LOCAL}")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return LuthierError("disk-full", "no space left", where=error.filename)
+    if isinstance(error, PermissionError) and error.filename:
+        return LuthierError("path-unwritable", error.strerror or "permission denied", where=str(error.filename))
+    return LuthierError("internal", f"{type(error).__name__}: {error}")
+
+
+def print_json(document: Mapping[str, Any], stdout: Any) -> None:
+    """One JSON document; numbers that JSON has not become null."""
+    print(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False), file=stdout)
+
+
+def print_error(error: LuthierError) -> None:
+    """One red line and the remedy, on standard error."""
+    from rich.text import Text
+
+    screen = console(stderr=True)
+    screen.print(Text(f"error: {error.line} [{error.code}]", style="red"), soft_wrap=True)
+    if error.remedy:
+        screen.print(Text(error.remedy), soft_wrap=True)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console as wide as the terminal; 120 columns where the output is not one, such as a pipe."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else 120
+    return Console(file=stream, width=width, highlight=False, emoji=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

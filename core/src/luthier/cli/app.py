@@ -1,0 +1,49 @@
+"""The application: its verbs in the order that help lists them, and one place where every command ends."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import luthier
+from luthier.cli import answers, plugins
+
+
+class Verbs(TyperGroup):
+    """A group whose commands give an `Answer` or raise; here both become output and an exit status."""
+
+    def main(self, args: Any = None, prog_name: str | None = None, **extra: Any) -> Any:
+        given = list(sys.argv[1:] if args is None else args) or ["--help"]
+        flags = given[: given.index("--")] if "--" in given else given
+        as_json = "--json" in flags and "--help" not in flags
+        extra["standalone_mode"] = False
+        sys.exit(answers.conclude(lambda: super(Verbs, self).main(given, prog_name, **extra), as_json=as_json))
+
+
+app = typer.Typer(
+    cls=Verbs,
+    name="luthier",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(luthier.__version__)
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
+
+
+@app.callback()
+def root(version: Version = False) -> None:
+    """Fine-tune language models out of interchangeable parts."""
+
+
+app.add_typer(plugins.app, name="plugins")

@@ -1,0 +1,66 @@
+"""Options as people read them: a table of name, type, default, bounds and meaning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from luthier.plugins.options import Described
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def to_dict(option: Described) -> dict[str, Any]:
+    """One option for `--json`."""
+    return {
+        "name": option.name,
+        "type": option.type,
+        "default": option.default,
+        "required": option.required,
+        "low": option.bounds.low,
+        "high": option.bounds.high,
+        "choices": None if option.bounds.choices is None else list(option.bounds.choices),
+        "help": option.bounds.help,
+    }
+
+
+def options_table(described: Sequence[Described], prefix: str = "", *, flags: bool = False) -> Table:
+    """A table of options; with `flags` they are named as on the command line, behind `--prefix.`."""
+    table = plain_table("option", "type", "default", "meaning")
+    for option in described:
+        name = f"--{prefix}{option.name.replace('_', '-')}" if flags else f"{prefix}{option.name}"
+        table.add_row(name, option.type, default_text(option), " ".join((option.bounds.help, span(option))).strip())
+    return table
+
+
+def plain_table(*columns: str, **settings: Any) -> Table:
+    """A table without lines: bold heads, the first column never wrapped."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", **settings)
+    for index, column in enumerate(columns):
+        table.add_column(column, no_wrap=index == 0, overflow="fold")
+    return table
+
+
+def default_text(option: Described) -> str:
+    """The default as it is written in a recipe."""
+    if option.required:
+        return "required"
+    if option.default is None:
+        return "none"
+    return option.default if isinstance(option.default, str) else json.dumps(option.default, default=str)
+
+
+def span(option: Described) -> str:
+    """The bounds, such as `[1 to 8]`, `[at least 1]` or `[a, b]`; empty where there are none."""
+    low, high, choices = option.bounds.low, option.bounds.high, option.bounds.choices
+    if choices is not None:
+        return f"[{', '.join(str(choice) for choice in choices)}]"
+    if low is not None and high is not None:
+        return f"[{low:g} to {high:g}]"
+    if low is not None:
+        return f"[at least {low:g}]"
+    return "" if high is None else f"[at most {high:g}]"

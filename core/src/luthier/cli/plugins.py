@@ -1,0 +1,129 @@
+"""`luthier plugins`: which parts are installed, what each takes, and whether all of them are sound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from luthier.cli.answers import Answer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from luthier.cli.listing import Row
+    from luthier.plugins.registry import Offer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+STYLES = {"ok": "green", "conflict": "red", "broken": "red", "blocked": "yellow", "unsupported": "yellow"}
+
+app = typer.Typer(help="List the installed parts; show one; check all.")
+
+
+@app.callback(invoke_without_command=True)
+def plugins(
+    context: typer.Context,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 if any plugin fails or conflicts.")] = False,
+    json: Json = False,
+) -> Any:
+    """List the installed parts: kind, name, distribution, version, summary and state."""
+    if context.invoked_subcommand is not None:
+        return None
+    from luthier.cli import listing
+    from luthier.plugins.registry import installed
+
+    found = listing.checked_rows() if check else listing.rows(installed())
+    failing = [row for row in found if row.fails]
+    document = {"plugins": [row.to_dict() for row in found], "failures": [row.to_dict() for row in failing]}
+    if check:
+        return Answer(document=document, view=lambda screen: _draw_check(screen, found), status=1 if failing else 0)
+    return Answer(document=document, view=lambda screen: _draw_rows(screen, found))
+
+
+@app.command()
+def show(
+    kind: Annotated[str, typer.Argument(help="adapter, loss, optimizer, quantizer, provider or callback.")],
+    name: Annotated[str, typer.Argument(help="The part's name.")],
+    json: Json = False,
+) -> Any:
+    """Show one part: its options with type, default, bounds and meaning; what it needs, provides and refuses."""
+    from luthier.cli.options import to_dict
+    from luthier.errors import LuthierError, nearest
+    from luthier.plugins.options import describe
+    from luthier.plugins.records import KINDS
+    from luthier.plugins.registry import installed
+
+    if kind not in KINDS:
+        raise LuthierError("part-unknown", f"there is no kind {kind!r} of part", remedy=nearest(kind, KINDS))
+    registry = installed()
+    offer = registry.get(kind, name)
+    described = describe(registry.options(offer))
+    document = _head(offer) | {"options": [to_dict(option) for option in described]}
+    return Answer(document=document, view=lambda screen: draw_part(screen, offer, described))
+
+
+def draw_part(screen: Console, offer: Offer, described: Sequence[Any], *, flags: bool = False) -> None:
+    """A part with its options; with `flags` these are named as on the command line."""
+    from rich.text import Text
+
+    from luthier.cli.options import options_table
+
+    record, source = offer.record, offer.source
+    screen.print(Text.assemble((f"{record.kind} {record.name}", "bold"), f": {record.summary}"))
+    screen.print(Text(f"offered by {source.distribution} {source.version} ({source.module})", style="dim"))
+    for verb in ("needs", "provides", "conflicts"):
+        tags = sorted(getattr(record, verb))
+        if tags:
+            screen.print(Text(f"{verb}: {', '.join(tags)}"))
+    if not described:
+        screen.print("It has no options.")
+        return
+    screen.print()
+    screen.print(options_table(described, f"{record.kind}." if flags else "", flags=flags))
+
+
+def _head(offer: Offer) -> dict[str, Any]:
+    record, source = offer.record, offer.source
+    return {
+        "kind": record.kind,
+        "name": record.name,
+        "summary": record.summary,
+        "distribution": source.distribution,
+        "version": source.version,
+        "module": source.module,
+        "needs": sorted(record.needs),
+        "provides": sorted(record.provides),
+        "conflicts": sorted(record.conflicts),
+    }
+
+
+def _draw_rows(screen: Console, rows: Sequence[Row]) -> None:
+    from rich.text import Text
+
+    from luthier.cli.options import plain_table
+
+    table = plain_table("kind", "name", "distribution", "version", "state", "summary")
+    for column in table.columns[:-1]:
+        column.no_wrap = True
+    for row in rows:
+        state = Text(row.state, style=STYLES[row.state])
+        summary = Text(row.summary, no_wrap=True, overflow="ellipsis")
+        table.add_row(row.kind or "-", row.name, row.distribution, row.version, state, summary)
+    screen.print(table)
+    _draw_reasons(screen, [row for row in rows if row.reason])
+
+
+def _draw_check(screen: Console, rows: Sequence[Row]) -> None:
+    failing = [row for row in rows if row.fails]
+    _draw_reasons(screen, failing)
+    distributions = {row.distribution for row in rows}
+    count = f"{len(failing)} of {len(rows)} fail" if failing else f"all {len(rows)} are sound"
+    screen.print(f"{len(rows)} parts of {len(distributions)} distributions: {count}.")
+
+
+def _draw_reasons(screen: Console, rows: Sequence[Row]) -> None:
+    from rich.text import Text
+
+    for row in rows:
+        screen.print(Text(f"{row.state}: {row}: {row.reason}", style=STYLES[row.state]), soft_wrap=True)
