@@ -109,7 +109,7 @@ def console(*, stderr: bool = False) -> Console:
 
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else 120
-    return Console(file=stream, width=width, highlight=False, emoji=False)
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def _plain(value: Any) -> Any:

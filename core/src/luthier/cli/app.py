@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import luthier
-from luthier.cli import answers, plugins
+from luthier.cli import answers, doctor, plugins
 
 
 class Verbs(TyperGroup):
@@ -47,3 +47,4 @@ def root(version: Version = False) -> None:
 
 
 app.add_typer(plugins.app, name="plugins")
+app.command()(doctor.doctor)

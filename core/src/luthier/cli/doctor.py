@@ -1,0 +1,167 @@
+"""`luthier doctor`: versions, devices, threads, memory, disk, plugins, and what is wrong with any of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from luthier.cli.answers import INSTALL_LOCAL, LOCAL, Answer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LIBRARIES = (*LOCAL, "peft", "accelerate", "bitsandbytes", "triton", "typer", "rich", "pluggy", "attrs", "cattrs")
+GIB = 2**30
+
+
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> Any:
+    """Print versions, devices, threads, memory, disk, plugins and failures. Always exits with 0."""
+    document = examine()
+    return Answer(document=document, view=lambda screen: _draw(screen, document))
+
+
+def examine() -> dict[str, Any]:
+    """All that the doctor knows; imports torch, where it is installed, for devices and threads only."""
+    from luthier.cli.listing import checked_rows
+
+    rows = checked_rows()
+    torch, complaint = _torch()
+    distributions = {row.distribution: row.version for row in rows}
+    return {
+        "versions": {"python": platform.python_version(), **_versions(), **distributions},
+        "platform": platform.platform(),
+        "python": sys.executable,
+        "devices": [{"device": "cpu", "name": _processor()}, *(_accelerators(torch) if torch else ())],
+        "threads": _threads(torch),
+        "memory": _memory(),
+        "disk": _disk(Path.cwd()),
+        "plugins": {
+            "parts": sum(row.kind is not None for row in rows),
+            "distributions": len(distributions),
+            "blocked": sorted(row.name for row in rows if row.state == "blocked"),
+        },
+        "failures": [*complaint, *(f"{row}: {row.reason}" for row in rows if row.fails)],
+        "local_training": f"not possible: {INSTALL_LOCAL}" if missing_libraries() else "possible",
+    }
+
+
+def missing_libraries() -> list[str]:
+    """What local training needs and is not installed; nothing is imported."""
+    return [name for name in LOCAL if importlib.util.find_spec(name) is None]
+
+
+def _versions() -> dict[str, str]:
+    found = {name: _version(name) for name in ("luthier", *LIBRARIES)}
+    return {name: version for name, version in found.items() if version}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _torch() -> tuple[Any, list[str]]:
+    """Torch, or None where it is absent; and what it says where it is there but cannot be imported."""
+    if importlib.util.find_spec("torch") is None:
+        return None, []
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # a missing system library is an OSError
+        return None, [f"torch cannot be imported: {error}"]
+    return torch, []
+
+
+def _accelerators(torch: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        device = torch.cuda.get_device_properties(index)
+        capability, memory = f"{device.major}.{device.minor}", device.total_memory
+        found.append({"device": f"cuda:{index}", "name": device.name, "memory_bytes": memory, "capability": capability})
+    if torch.backends.mps.is_available():
+        found.append({"device": "mps", "name": "Apple GPU"})
+    return found
+
+
+def _processor() -> str:
+    """The processor's own name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _threads(torch: Any) -> dict[str, Any]:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads: dict[str, Any] = {"cpus": os.cpu_count(), "usable": usable}
+    if torch:
+        threads["torch"] = torch.get_num_threads()
+    return threads | {name: os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ}
+
+
+def _memory() -> dict[str, int] | None:
+    """Bytes of main memory, total and available; None where the system does not tell."""
+    if importlib.util.find_spec("psutil") is not None:
+        import psutil
+
+        memory = psutil.virtual_memory()
+        return {"total_bytes": memory.total, "available_bytes": memory.available}
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        return {
+            "total_bytes": page * os.sysconf("SC_PHYS_PAGES"),
+            "available_bytes": page * os.sysconf("SC_AVPHYS_PAGES"),
+        }
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _disk(folder: Path) -> dict[str, Any]:
+    usage = shutil.disk_usage(folder)
+    return {"folder": str(folder), "total_bytes": usage.total, "free_bytes": usage.free}
+
+
+def _draw(screen: Console, found: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    from luthier.cli.options import plain_table
+
+    table = plain_table("", "", show_header=False)
+    table.columns[0].style = "bold"
+    for head, text in _lines(found):
+        table.add_row(head, text)
+    screen.print(table)
+    for failure in found["failures"]:
+        screen.print(Text(f"failure: {failure}", style="red"), soft_wrap=True)
+    if not found["failures"]:
+        screen.print(Text("no failures", style="green"))
+
+
+def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "versions", " ".join(f"{name}={version}" for name, version in found["versions"].items())
+    yield "platform", found["platform"]
+    yield "python", found["python"]
+    for device in found["devices"]:
+        memory = f", {device['memory_bytes'] / GIB:.1f} GiB" if "memory_bytes" in device else ""
+        yield device["device"], f"{device['name']}{memory}"
+    yield "threads", ", ".join(f"{name} {value}" for name, value in found["threads"].items())
+    if found["memory"]:
+        available, total = (found["memory"][key] / GIB for key in ("available_bytes", "total_bytes"))
+        yield "memory", f"{available:.1f} of {total:.1f} GiB available"
+    yield "disk", f"{found['disk']['free_bytes'] / GIB:.1f} GiB free in {found['disk']['folder']}"
+    counts = found["plugins"]
+    blocked = f"; blocked: {', '.join(counts['blocked'])}" if counts["blocked"] else ""
+    yield "plugins", f"{counts['parts']} parts of {counts['distributions']} distributions{blocked}"
+    yield "training here", found["local_training"]
