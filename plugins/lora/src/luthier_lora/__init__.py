@@ -1,0 +1,30 @@
+"""What luthier-lora offers: the adapters `lora` and `dora`, described without importing torch."""
+
+from __future__ import annotations
+
+from luthier import AdapterRecord, hookimpl
+from luthier_lora.options import Dora, Lora
+
+__all__ = ["Dora", "Lora", "luthier_adapters"]
+
+
+@hookimpl
+def luthier_adapters() -> list[AdapterRecord]:
+    build = "luthier_lora.adapter:LoraAdapter"
+    tags = ("reference", "trainable-weights")
+    return [
+        AdapterRecord(
+            name="lora",
+            summary="Low-rank updates of frozen layers (LoRA, rsLoRA), in PEFT's files.",
+            options=Lora,
+            build=build,
+            provides=tags,
+        ),
+        AdapterRecord(
+            name="dora",
+            summary="LoRA with the magnitude of each output row trained on its own (DoRA), in PEFT's files.",
+            options=Dora,
+            build=build,
+            provides=tags,
+        ),
+    ]
