@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import json
 import math
 import os
@@ -81,11 +82,31 @@ def translated(error: BaseException) -> LuthierError:
         return LuthierError("usage", error.format_message(), remedy=f"See `{path} --help`.")
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in LOCAL:
         return LuthierError("dependency-missing", f"{error.name} is not installed", remedy=f"Run: {INSTALL_LOCAL}")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return LuthierError("disk-full", "no space left", where=error.filename)
-    if isinstance(error, PermissionError) and error.filename:
+    return _of_system(error) or LuthierError("internal", f"{type(error).__name__}: {error}")
+
+
+def _of_system(error: BaseException) -> LuthierError | None:
+    """What the disk or its permissions refuse, which no code of ours can prevent."""
+    if not isinstance(error, OSError) or not error.filename:
+        return None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return LuthierError("disk-full", "no space left", where=str(error.filename))
+    if isinstance(error, PermissionError):
         return LuthierError("path-unwritable", error.strerror or "permission denied", where=str(error.filename))
-    return LuthierError("internal", f"{type(error).__name__}: {error}")
+    return None
+
+
+def missing_libraries() -> list[str]:
+    """What local training needs and is not installed; nothing is imported."""
+    return [name for name in LOCAL if importlib.util.find_spec(name) is None]
+
+
+def require_libraries(act: str) -> None:
+    """Raise `dependency-missing` where a library that `act` needs here is not installed."""
+    missing = missing_libraries()
+    if missing:
+        problem = f"{act} here needs {', '.join(missing)}, not installed"
+        raise LuthierError("dependency-missing", problem, remedy=f"Run: {INSTALL_LOCAL}")
 
 
 def print_json(document: Mapping[str, Any], stdout: Any) -> None:

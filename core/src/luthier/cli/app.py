@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import luthier
-from luthier.cli import answers, doctor, plugins
+from luthier.cli import answers, doctor, models, plugins
 
 
 class Verbs(TyperGroup):
@@ -46,5 +46,7 @@ def root(version: Version = False) -> None:
     """Fine-tune language models out of interchangeable parts."""
 
 
+app.command()(models.generate)
+app.command()(models.merge)
 app.add_typer(plugins.app, name="plugins")
 app.command()(doctor.doctor)

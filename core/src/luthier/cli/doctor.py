@@ -10,11 +10,10 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from luthier.cli.answers import INSTALL_LOCAL, LOCAL, Answer
+from luthier.cli.answers import INSTALL_LOCAL, LOCAL, Answer, missing_libraries
+from luthier.cli.flags import Json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +22,7 @@ LIBRARIES = (*LOCAL, "peft", "accelerate", "bitsandbytes", "triton", "typer", "r
 GIB = 2**30
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> Any:
+def doctor(json: Json = False) -> Any:
     """Print versions, devices, threads, memory, disk, plugins and failures. Always exits with 0."""
     document = examine()
     return Answer(document=document, view=lambda screen: _draw(screen, document))
@@ -52,11 +51,6 @@ def examine() -> dict[str, Any]:
         "failures": [*complaint, *(f"{row}: {row.reason}" for row in rows if row.fails)],
         "local_training": f"not possible: {INSTALL_LOCAL}" if missing_libraries() else "possible",
     }
-
-
-def missing_libraries() -> list[str]:
-    """What local training needs and is not installed; nothing is imported."""
-    return [name for name in LOCAL if importlib.util.find_spec(name) is None]
 
 
 def _versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from luthier.cli.answers import Answer
+from luthier.cli.flags import Json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from luthier.cli.listing import Row
     from luthier.plugins.registry import Offer
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 STYLES = {"ok": "green", "conflict": "red", "broken": "red", "blocked": "yellow", "unsupported": "yellow"}
 
 app = typer.Typer(help="List the installed parts; show one; check all.")
