@@ -60,7 +60,7 @@ class Context:
     `dequantize(layer)` gives a layer's weight in float32 [out, in], quantized or not; `requantize(layer, weight)` puts
     one back; `original(layer)` reads the unquantized weight again from the checkpoint, and raises `LuthierError` where
     there is none. `batches(n)` gives the first n batches of the training data. `log(name, value)` adds a number to
-    the step's metrics.
+    the step's metrics. `probe(model)` compares packed with separate documents and says why they differ, or None.
     """
 
     config: Any
@@ -73,6 +73,7 @@ class Context:
     requantize: Callable[[nn.Module, Tensor], None]
     original: Callable[[nn.Module], Tensor]
     batches: Callable[[int], Iterable[Any]]
+    probe: Callable[[Any], str | None] = lambda model: None
 
 
 @attrs.frozen(kw_only=True)
@@ -218,7 +219,6 @@ MEMBERS: dict[str, tuple[str, ...]] = {
     "loss": ("data", "terms", "__call__"),
     "optimizer": ("build", "evaluating"),
     "quantizer": ("load_arguments", "apply", "dequantize", "requantize", "export", "progressed"),
-    "provider": ("check", "capabilities", "validate", "estimate", "upload", "submit", "find", "status", "events",
-                 "cancel", "list", "artifacts", "download"),
+    "provider": ("check",),  # jobs bring the rest, and check it
     "callback": (),
 }  # fmt: skip

@@ -1,0 +1,87 @@
+"""Full fine-tuning, as an adapter: every weight of the model trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.builtin import Full
+from luthier.engine.roles import by_role
+from luthier.errors import LuthierError
+from luthier.plugins.protocols import Context, Group, Progress
+
+
+class FullTuning:
+    """Keeps the `Adapter` protocol. It has no base to fall back to, so it provides no reference."""
+
+    artifact = "model"  # what `save` writes is a whole model
+
+    def __init__(self, options: Full) -> None:
+        self.options = options
+        self.model: Any = None
+
+    def attach(self, model: Any, context: Context) -> Any:
+        self.model = model.requires_grad_(True)
+        return model
+
+    def groups(self) -> list[Group]:
+        return by_role(self.model)
+
+    def prepare(self, batch: Any) -> Any:
+        return batch
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        raise LuthierError("part-unsupported", "full fine-tuning keeps no copy of the base model")
+        yield
+
+    def gradients_ready(self) -> None: ...
+
+    def stepped(self, progress: Progress) -> None: ...
+
+    def penalty(self) -> None:
+        return None
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.model.named_parameters())
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        parameters = dict(self.model.named_parameters())
+        if parameters.keys() != state.keys():
+            differ = sorted(parameters.keys() ^ state.keys())[:3]
+            raise LuthierError("checkpoint-corrupt", f"the checkpoint is of another model; differing: {differ}")
+        _copy(parameters, state)
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+
+    def load(self, folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        held: dict[str, Tensor] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            held.update(load_file(file))
+        if not held:
+            raise LuthierError("artifact-not-found", "no safetensors file here", where=str(folder))
+        missing, unexpected = self.model.load_state_dict(held, strict=False)
+        untied = [m for m in missing if m not in (self.model._tied_weights_keys or ())]
+        if untied or unexpected:
+            raise LuthierError("artifact-mismatch", f"missing {untied[:3]}, unexpected {list(unexpected)[:3]}")
+
+    def merge(self, context: Context) -> Any:
+        return self.model
+
+    def begin_task(self, index: int) -> None: ...
+
+    def end_task(self, index: int) -> None: ...
+
+
+def _copy(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name])

@@ -1,0 +1,66 @@
+"""The progress bar: steps, loss, speed and time left, on a terminal; silent where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from luthier.builtin import ProgressBar
+from luthier.plugins.events import event
+
+
+class ProgressView:
+    def __init__(self, options: ProgressBar) -> None:
+        self.options = options
+        self._bar: Any = None
+        self._task: Any = None
+
+    @event
+    def run_started(self, run: Any) -> None:
+        self._open(run, 0)
+
+    @event
+    def resumed(self, run: Any, step: int) -> None:
+        self._open(run, step)
+
+    @event
+    def step_ended(self, run: Any, step: int, metrics: Mapping[str, float]) -> None:
+        if self._bar is not None:
+            speed = metrics.get("tokens_per_second", 0.0)
+            text = f"loss {metrics['loss']:.4f} · {speed:,.0f} tok/s" if "loss" in metrics else f"{speed:,.0f} tok/s"
+            self._bar.update(self._task, completed=step, numbers=text)
+
+    @event
+    def evaluated(self, run: Any, step: int, metrics: Mapping[str, float]) -> None:
+        if self._bar is not None and "eval_loss" in metrics:
+            self._bar.console.print(f"step {step}: eval loss {metrics['eval_loss']:.4f}")
+
+    @event
+    def stopped(self, run: Any) -> None:
+        self._close()
+
+    @event
+    def completed(self, run: Any) -> None:
+        self._close()
+
+    @event
+    def failed(self, run: Any) -> None:
+        self._close()
+
+    def _open(self, run: Any, step: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn
+
+        console = Console(stderr=True)
+        if not console.is_terminal or not run.is_main:
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"))
+        self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+        self._task = self._bar.add_task("training", total=run.total_steps, completed=step, numbers="")
+        self._bar.start()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,54 @@
+"""`luthier.on`: a callback made of plain functions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from luthier.errors import LuthierError, nearest
+from luthier.plugins.events import EVENTS, Events, event
+
+
+def on(**functions: Callable[..., Any]) -> Any:
+    """A callback of functions by event: `luthier.on(step_ended=f, saved=g)`.
+
+    Each function declares only the arguments it uses, of those in `luthier.plugins.events`. The short names of other
+    tools work too: step_start, step_end, epoch_end, evaluate, save, log.
+    """
+    members: dict[str, Any] = {}
+    for given, function in functions.items():
+        name = SHORT.get(given, given)
+        if name not in EVENTS:
+            raise LuthierError("recipe-unknown-option", "no such event", where=f"on({given}=)",
+                               remedy=nearest(given, EVENTS))  # fmt: skip
+        members[name] = event(_with_self(function, name))
+    return type("FunctionCallback", (), members)()
+
+
+SHORT = {
+    "step_start": "step_started",
+    "step_end": "step_ended",
+    "epoch_end": "epoch_ended",
+    "evaluate": "evaluated",
+    "save": "saved",
+    "log": "logged",
+}
+
+
+def _with_self(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The function as a method; pluggy reads the argument names from its signature."""
+    known = list(inspect.signature(getattr(Events, name)).parameters)[1:]
+    wanted = list(inspect.signature(function).parameters)
+    unknown = [w for w in wanted if w not in known]
+    if unknown:
+        problem = f"{name} has no argument {unknown[0]!r}, only {', '.join(known)}"
+        raise LuthierError("part-invalid", problem, where=f"on({name}=)")
+    keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(n, keyword) for n in ("self", *wanted)]
+
+    def method(self: object, *values: Any) -> Any:
+        return function(*values)
+
+    method.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return method

@@ -1,0 +1,120 @@
+"""Checkpoints: written aside, fsynced, renamed; found again newest first, and only where they are whole."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from luthier.engine.state import load_state, save_state
+from luthier.errors import LuthierError
+
+FORMAT: Final = 1
+MANIFEST: Final = "manifest.json"
+FOLDER: Final = "checkpoints"
+NAME: Final = re.compile(r"step-(\d{8})")
+
+
+def save(run_folder: Path, step: int, tree: Mapping[str, Any]) -> Path:
+    """The folder `checkpoints/step-00000100`, complete or absent. A full disk leaves the earlier ones whole."""
+    target = run_folder / FOLDER / f"step-{step:08d}"
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        files = save_state(tree, aside)
+        manifest = {"format": FORMAT, "step": step, "files": {f.name: digest(f) for f in files}}
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
+        for file in (*files, aside / MANIFEST):
+            sync(file)
+        sync(aside)
+        shutil.rmtree(target, ignore_errors=True)  # the same step of a run that was resumed before it
+        os.replace(aside, target)
+        sync(target.parent)
+    except Exception as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if _is_full(error):
+            raise LuthierError("disk-full", f"checkpoint of step {step} not written", where=str(target)) from error
+        raise
+    return target
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """The tree of one checkpoint, its files compared with the manifest; `checkpoint-corrupt` where they differ."""
+    where = str(folder)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        if manifest["format"] > FORMAT:
+            remedy = "Use a newer luthier."
+            raise LuthierError("checkpoint-corrupt", "written by a newer luthier", where=where, remedy=remedy)
+        for name, expected in manifest["files"].items():
+            if digest(folder / name) != expected:
+                raise LuthierError("checkpoint-corrupt", f"{name} is damaged", where=where)
+        return load_state(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LuthierError("checkpoint-corrupt", f"unreadable: {error}", where=where) from error
+
+
+def steps(run_folder: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first."""
+    found = (run_folder / FOLDER).glob("step-*") if (run_folder / FOLDER).is_dir() else ()
+    return sorted(p for p in found if NAME.fullmatch(p.name))
+
+
+def newest(run_folder: Path) -> tuple[Path, dict[str, Any], list[LuthierError]] | None:
+    """The newest whole checkpoint with its tree, and the errors of damaged ones after it; None where there is none."""
+    damaged: list[LuthierError] = []
+    for folder in reversed(steps(run_folder)):
+        try:
+            return folder, load(folder), damaged
+        except LuthierError as error:
+            damaged.append(error)
+    if damaged:
+        raise damaged[0]
+    return None
+
+
+def prune(run_folder: Path, limit: int | None, best: Path | None) -> None:
+    """Keep the newest `limit` checkpoints, and the best."""
+    for folder in steps(run_folder)[: -limit if limit else 0]:
+        if folder != best:
+            shutil.rmtree(folder)
+
+
+def tidy(run_folder: Path) -> None:
+    """Remove what a killed process left half written."""
+    for leftover in (run_folder / FOLDER).glob(".step-*") if (run_folder / FOLDER).is_dir() else ():
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
+
+def sync(path: Path) -> None:
+    """Force a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON written aside, fsynced, renamed."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(value, indent=2), "utf-8")
+    sync(aside)
+    os.replace(aside, path)
+
+
+def _is_full(error: BaseException) -> bool:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "No space left" in str(error) or "os error 28" in str(error)

@@ -1,0 +1,60 @@
+"""The context that parts get: what they may know of the run they join."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.engine.probe import disagreement
+from luthier.plugins.protocols import Context
+
+
+def context_for(
+    model: Any,
+    quantizer: Any,
+    *,
+    device: torch.device,
+    seed: int,
+    total_steps: int = 0,
+    original: Callable[[nn.Module], Tensor],
+    batches: Callable[[int], Iterable[Any]] = lambda _: (),
+    log: Callable[[str, float], None] = lambda *_: None,
+) -> Context:
+    return Context(
+        config=model.config,
+        device=device,
+        dtype=model.dtype,
+        seed=seed,
+        total_steps=total_steps,
+        log=log,
+        dequantize=lambda layer: dense_weight(layer, quantizer),
+        requantize=lambda layer, weight: _put(layer, weight, quantizer),
+        original=original,
+        batches=batches,
+        probe=disagreement,
+    )
+
+
+def dense_weight(layer: nn.Module, quantizer: Any) -> Tensor:
+    """[out, in] float32, whatever the layer stores."""
+    held = quantizer.dequantize(layer)
+    if held is not None:
+        return held
+    weight = layer.weight.detach()
+    return (weight.T if _transposed(layer) else weight).to(torch.promote_types(torch.float32, weight.dtype))
+
+
+def _put(layer: Any, weight: Tensor, quantizer: Any) -> None:
+    if quantizer.dequantize(layer) is not None:
+        quantizer.requantize(layer, weight)
+        return
+    with torch.no_grad():
+        layer.weight.copy_(weight.T if _transposed(layer) else weight)
+
+
+def _transposed(layer: nn.Module) -> bool:
+    """transformers' Conv1D holds [in, out]."""
+    return type(layer).__name__ == "Conv1D"

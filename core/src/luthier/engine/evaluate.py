@@ -1,0 +1,70 @@
+"""Evaluation: the loss over held-out rows, summed over tokens before it is divided."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from itertools import islice
+from typing import Any
+
+import torch
+
+from luthier.data.examples import TokenDataset
+from luthier.engine.setup import Setup, batches
+from luthier.plugins.protocols import LossOutput
+
+
+class Meter:
+    """Sums and weights over micro-batches; divided only when read."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = defaultdict(float)
+        self.weights: dict[str, float] = defaultdict(float)
+        self.metrics: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    def add(self, output: LossOutput, terms: dict[str, float]) -> None:
+        for name, value in output.sums.items():
+            self.sums[name] += float(value.detach())
+        for name, weight in terms.items():
+            self.weights[name] += weight
+        for name, (total, count) in output.metrics.items():
+            self.metrics[name][0] += float(total)
+            self.metrics[name][1] += float(count)
+
+    @property
+    def loss(self) -> float:
+        """The objective: each term's sum over its weight."""
+        return sum(value / self.weights[name] for name, value in self.sums.items() if self.weights[name])
+
+    def read(self) -> dict[str, float]:
+        return {name: total / count for name, (total, count) in self.metrics.items() if count}
+
+
+def evaluate(setup: Setup, dataset: TokenDataset | None = None) -> dict[str, float]:
+    """`eval_loss`, `eval_perplexity` and what else the loss measures, with the optimizer's evaluation weights."""
+    dataset = dataset if dataset is not None else setup.validation
+    assert dataset is not None
+    meter, limit = Meter(), setup.recipe.max_eval_batches
+    training = setup.model.training
+    setup.model.eval()
+    scores: list[Any] = []
+    try:
+        with setup.optimizer_part.evaluating(), torch.no_grad():
+            for batch in islice(batches(dataset, list(range(len(dataset))), setup.recipe, setup.device), limit):
+                terms = setup.step.terms(batch)
+                if couples(setup.loss):
+                    scores.append(setup.step(batch, scores_only=True))
+                    meter.add(LossOutput(sums={}), terms)
+                else:
+                    meter.add(setup.step(batch), terms)
+            if scores:
+                meter.add(setup.loss.combine(torch.cat(scores)), {})
+    finally:
+        setup.model.train(training)
+    found = {"eval_loss": meter.loss, **{f"eval_{name}": value for name, value in meter.read().items()}}
+    return {**found, "eval_perplexity": math.exp(min(found["eval_loss"], 700.0))}
+
+
+def couples(loss: Any) -> bool:
+    """Whether a loss is a function of the whole global batch at once."""
+    return getattr(loss, "couples", "nothing") == "batch"

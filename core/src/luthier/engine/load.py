@@ -1,0 +1,118 @@
+"""Loading a base model and its tokenizer: from a hub, a folder, the embedded model, or the caller's hands."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from luthier.errors import LuthierError
+
+if TYPE_CHECKING:
+    from luthier.recipe.tree import Model
+
+
+@attrs.define(kw_only=True, eq=False)
+class Loaded:
+    """A model with its tokenizer; `source` is the name or folder that another process could load it from."""
+
+    model: Any
+    tokenizer: Any
+    source: str | None
+
+
+def tokenizer_of(spec: Model) -> Any:
+    """The tokenizer alone, so that data is checked before any weight is read."""
+    import transformers
+
+    name = spec.tokenizer or location(spec.name_or_path)
+    with _quiet():
+        try:
+            return transformers.AutoTokenizer.from_pretrained(location(name), revision=_revision(spec, name))
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise LuthierError("model-not-found", f"no tokenizer: {_first_line(error)}", where=name) from error
+
+
+def model_of(spec: Model, device: torch.device, arguments: dict[str, Any]) -> Any:
+    """The causal LM on its device; `arguments` come from the quantizer."""
+    import transformers
+
+    name = location(spec.name_or_path)
+    dtype = "auto" if spec.dtype == "auto" else getattr(torch, spec.dtype)
+    with _quiet():
+        try:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                name, revision=_revision(spec, name), dtype=dtype, trust_remote_code=False, **arguments
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise LuthierError("model-not-found", _first_line(error), where=name) from error
+    return model.to(device)
+
+
+def location(name: str) -> str:
+    """What transformers is asked for: a folder that exists, or a hub name; a path that is neither is refused here."""
+    if name == "demo":
+        from luthier.demo import MODEL
+
+        return str(MODEL)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise LuthierError("model-not-found", "the folder has no config.json", where=name)
+        return str(path)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.is_file():
+        raise LuthierError("model-not-found", "there is no such folder", where=name)
+    return name
+
+
+def original_weight(source: str | None, model: nn.Module, layer: nn.Module) -> Tensor:
+    """[out, in] float32: a layer's weight as the checkpoint has it, read again from its safetensors."""
+    from safetensors import safe_open
+
+    name = next((f"{n}.weight" for n, m in model.named_modules() if m is layer), None)
+    if source is None or name is None:
+        raise LuthierError("model-not-found", "there is no checkpoint to read the original weight from", where=name)
+    plain = name.replace(".base_layer.", ".")
+    for file in _weight_files(source):
+        with safe_open(file, framework="pt") as held:
+            for candidate in (plain, plain.removeprefix("model.")):
+                if candidate in held.keys():  # noqa: SIM118 - safe_open is no mapping
+                    return held.get_tensor(candidate).float()
+    raise LuthierError("model-not-found", f"the checkpoint holds no {plain}", where=source)
+
+
+def _weight_files(source: str) -> list[Path]:
+    folder = Path(location(source))
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(source, allow_patterns="*.safetensors"))
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _revision(spec: Model, name: str) -> str:
+    return spec.revision if spec.revision and not os.path.isdir(name) else "main"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+class _quiet:  # noqa: N801
+    """transformers draws a bar for every load; ours is the only bar."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self.was = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        if self.was:
+            logging.enable_progress_bar()
