@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import typing
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 
-from luthier.errors import LuthierError
+from luthier.plugins.hints import KEY, Bounds, check_bounds, hints, type_name
 from luthier.plugins.structure import structure
 
-KEY = "luthier.option"
-
-
-@attrs.frozen(kw_only=True)
-class Bounds:
-    """What an option's field carries beside its type and default."""
-
-    help: str
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[Any, ...] | None = None
+__all__ = ["KEY", "Bounds", "Described", "check_bounds", "describe", "hints", "is_default", "option", "type_name"]
 
 
 def option(
@@ -37,46 +25,21 @@ def option(
     """A field of an options class. `low` and `high` are inclusive; None means no bound.
 
     Bounds hold for numbers and for each number of a list. Without `default` and `factory` the option is required.
+    Values are structured strictly when the object is made, so a float option holds a float and a list option a list.
     """
     bounds = Bounds(help=help, low=low, high=high, choices=tuple(choices) if choices is not None else None)
+    strictly = attrs.Converter(_settle, takes_self=True, takes_field=True)
     if factory is not None:
-        return attrs.field(factory=factory, validator=_validate, metadata={KEY: bounds})
-    return attrs.field(default=default, validator=_validate, metadata={KEY: bounds})
+        return attrs.field(factory=factory, converter=strictly, metadata={KEY: bounds})
+    return attrs.field(default=default, converter=strictly, metadata={KEY: bounds})
 
 
-def _validate(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def _settle(value: object, instance: object, field: attrs.Attribute[Any]) -> object:
     cls = type(instance)
-    where = f"{cls.__name__}.{attribute.name}"
-    structure(value, hints(cls)[attribute.name], where)
-    check_bounds(value, attribute.metadata[KEY], where)
-
-
-def check_bounds(value: object, bounds: Bounds, where: str) -> None:
-    """Raise `recipe-out-of-range` where a value leaves its bounds or choices."""
-    if bounds.choices is not None and value is not None and value not in bounds.choices:
-        allowed = ", ".join(str(c) for c in bounds.choices)
-        raise LuthierError(
-            "recipe-out-of-range",
-            "not one of the choices",
-            where=where,
-            found=value,
-            remedy=f"Choose one of: {allowed}.",
-        )
-    for number in value if isinstance(value, (list, tuple)) else (value,):
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
-            continue
-        low, high = bounds.low, bounds.high
-        if (low is not None and not number >= low) or (high is not None and not number <= high):
-            span = f"from {'any' if low is None else low} to {'any' if high is None else high}"
-            raise LuthierError(
-                "recipe-out-of-range", "outside its bounds", where=where, found=number, remedy=f"Give a number {span}."
-            )
-
-
-@functools.cache
-def hints(cls: type) -> dict[str, Any]:
-    """The resolved type of each field of an options class."""
-    return typing.get_type_hints(cls)
+    where = f"{cls.__name__}.{field.name}"
+    settled = structure(value, hints(cls)[field.name], where)
+    check_bounds(settled, field.metadata[KEY], where)
+    return settled
 
 
 @attrs.frozen(kw_only=True)
@@ -104,21 +67,14 @@ def describe(cls: type) -> list[Described]:
     ]
 
 
+def is_default(options: Any) -> bool:
+    """Whether an options object holds nothing but its class's defaults."""
+    fields = attrs.fields(type(options))
+    return all(f.default is not attrs.NOTHING and getattr(options, f.name) == _default(f) for f in fields)
+
+
 def _default(field: attrs.Attribute[Any]) -> Any:
     default: Any = field.default
     if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
         return default.factory()
     return None if default is attrs.NOTHING else default
-
-
-def type_name(hint: Any) -> str:
-    """A type as people write it: `int`, `float | None`, `list[str]`, `'a' | 'b'`."""
-    if hint is type(None):
-        return "none"
-    if typing.get_origin(hint) is typing.Literal:
-        return " | ".join(repr(v) for v in typing.get_args(hint))
-    if typing.get_origin(hint) is not None and typing.get_args(hint):
-        arguments = [type_name(a) for a in typing.get_args(hint)]
-        name = getattr(typing.get_origin(hint), "__name__", "")
-        return " | ".join(arguments) if name in ("UnionType", "Union") else f"{name}[{', '.join(arguments)}]"
-    return getattr(hint, "__name__", str(hint))

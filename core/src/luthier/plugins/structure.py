@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import collections.abc
+import enum
 import functools
 import math
 import re
 import types
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import attrs
 from cattrs import Converter
 
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, nearest
+from luthier.plugins.hints import KEY, check_bounds, hints, type_name
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")  # YAML 1.1 reads 2e-4 as text; it is meant as a number
+SEQUENCES: Final = {list: list, tuple: tuple, set: set, frozenset: frozenset, collections.abc.Sequence: list}
+MAPPINGS: Final = (dict, collections.abc.Mapping)
 
 
 def structure(value: object, hint: Any, where: str) -> Any:
-    """`value` as a `hint`, or a `LuthierError` that names the place within `where`.
+    """`value` as a `hint`, or a `LuthierError` that names the option's dotted path, beginning with `where`.
 
-    Only an int where a float is asked for, and a number written as text (`2e-4`), are read as meant.
+    Only an int where a float is asked for, a number written as text (`2e-4`), and the word `none` where it can be
+    nothing else than None (TOML has no null), are read as meant.
     """
     try:
         return converter().structure(value, hint)
     except LuthierError as error:
-        raise error.at(where) from None
+        raise within(error, where) from None
+
+
+def within(error: LuthierError, place: str) -> LuthierError:
+    """The same error with `place` in front of its dotted path."""
+    where = ".".join(step for step in (place, error.where) if step) or None
+    return LuthierError(error.code, error.problem, where=where, found=error.found, remedy=error.remedy)
 
 
 @functools.cache
@@ -38,6 +50,8 @@ def converter() -> Converter:
         Path, lambda value, _: Path(_primitive(value, str)) if not isinstance(value, Path) else value
     )
     made.register_structure_hook_func(_is_any, lambda value, _: value)
+    made.register_structure_hook_func(_is_enum, _member)
+    made.register_structure_hook_func(attrs.has, lambda value, cls: _instance(made, value, cls))
     made.register_structure_hook_func(_is_union, lambda value, hint: _union(made, value, hint))
     made.register_structure_hook_func(_is_literal, _literal)
     made.register_structure_hook_func(_is_sequence, lambda value, hint: _sequence(made, value, hint))
@@ -54,14 +68,25 @@ def _primitive(value: Any, kind: type) -> Any:
         if isinstance(value, str) and NUMBER.fullmatch(value):
             value = float(value)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value):
-            return float(value)
+            return _as_float(value)
     elif type(value) is kind:
         return value
     raise wrong(value, "none" if kind is type(None) else kind.__name__)
 
 
+def _as_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise wrong(value, "float") from None
+
+
 def _is_any(hint: Any) -> bool:
     return hint is Any or hint is object
+
+
+def _is_enum(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, enum.Enum)
 
 
 def _is_union(hint: Any) -> bool:
@@ -73,11 +98,18 @@ def _is_literal(hint: Any) -> bool:
 
 
 def _is_sequence(hint: Any) -> bool:
-    return (typing.get_origin(hint) or hint) in (list, tuple)
+    return (typing.get_origin(hint) or hint) in SEQUENCES
 
 
 def _is_mapping(hint: Any) -> bool:
-    return (typing.get_origin(hint) or hint) is dict
+    return (typing.get_origin(hint) or hint) in MAPPINGS
+
+
+def _member(value: object, hint: Any) -> object:
+    chosen = [m for m in hint if value is m or (m.value == value and type(m.value) is type(value))]
+    if not chosen:
+        raise wrong(value, " | ".join(repr(m.value) for m in hint))
+    return chosen[0]
 
 
 def _literal(value: object, hint: Any) -> object:
@@ -85,6 +117,39 @@ def _literal(value: object, hint: Any) -> object:
     if any(value == c and type(value) is type(c) for c in choices):
         return value
     raise wrong(value, " | ".join(repr(c) for c in choices))
+
+
+def _instance(made: Converter, value: Any, cls: Any) -> object:
+    """An object of an attrs class from a mapping of its fields; an object of the class is taken as it is."""
+    if isinstance(value, cls):
+        return value
+    if not isinstance(value, collections.abc.Mapping):
+        raise wrong(value, f"a mapping of {cls.__name__}'s options")
+    fields = {f.alias: f for f in attrs.fields(cls) if f.init}
+    for key in value:
+        if key not in fields:
+            remedy = nearest(str(key), fields) or "There are none here."
+            raise LuthierError("recipe-unknown-option", "there is no such option", where=str(key), remedy=remedy)
+    given = {}
+    for name, field in fields.items():
+        if name in value:
+            given[name] = _inside(made, value[name], hints(cls)[field.name], name)
+            if KEY in field.metadata:
+                check_bounds(given[name], field.metadata[KEY], name)
+        elif field.default is attrs.NOTHING:
+            raise LuthierError("recipe-missing", "is required", where=name)
+    return _made(cls, given)
+
+
+def _made(cls: Any, given: dict[str, Any]) -> object:
+    """The object; an error of its own checks names the option, not the class."""
+    try:
+        return cls(**given)
+    except LuthierError as error:
+        where = (error.where or "").removeprefix(f"{cls.__name__}.") or None
+        raise LuthierError(error.code, error.problem, where=where, found=error.found, remedy=error.remedy) from None
+    except (TypeError, ValueError) as error:
+        raise LuthierError("recipe-out-of-range", f"refused by {cls.__name__}: {error}") from error
 
 
 def _union(made: Converter, value: object, hint: Any) -> object:
@@ -98,34 +163,37 @@ def _union(made: Converter, value: object, hint: Any) -> object:
         except LuthierError as error:
             if error.where and (deepest is None or not deepest.where):
                 deepest = error
-    from luthier.plugins.options import type_name
-
+    if value == "none" and type(None) in members:
+        return None
     raise deepest or wrong(value, type_name(hint))
 
 
 def _sequence(made: Converter, value: object, hint: Any) -> object:
     origin = typing.get_origin(hint) or hint
+    if isinstance(value, (set, frozenset)) and origin in (set, frozenset):
+        value = sorted(value, key=repr)
     if not isinstance(value, (list, tuple)):
         raise wrong(value, "a list")
     arguments = [a for a in typing.get_args(hint) if a is not Ellipsis]
-    if origin is tuple and len(arguments) > 1 and Ellipsis not in typing.get_args(hint):
+    if origin is tuple and arguments and Ellipsis not in typing.get_args(hint):
         if len(arguments) != len(value):
             raise wrong(value, f"a list of {len(arguments)}")
         each = arguments
     else:
         each = [arguments[0] if arguments else Any] * len(value)
-    return origin(_inside(made, item, kind, f"[{i}]") for i, (item, kind) in enumerate(zip(value, each, strict=True)))
+    items = [_inside(made, item, kind, str(i)) for i, (item, kind) in enumerate(zip(value, each, strict=True))]
+    return SEQUENCES[origin](items)
 
 
 def _mapping(made: Converter, value: object, hint: Any) -> object:
-    if not isinstance(value, dict):
+    if not isinstance(value, collections.abc.Mapping):
         raise wrong(value, "a mapping")
     key, item = typing.get_args(hint) or (Any, Any)
-    return {_inside(made, k, key, "key"): _inside(made, v, item, str(k)) for k, v in value.items()}
+    return {_inside(made, k, key, str(k)): _inside(made, v, item, str(k)) for k, v in value.items()}
 
 
 def _inside(made: Converter, value: object, hint: Any, place: str) -> Any:
     try:
         return made.structure(value, hint)
     except LuthierError as error:
-        raise error.at(place) from None
+        raise within(error, place) from None
