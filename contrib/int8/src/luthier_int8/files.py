@@ -1,0 +1,101 @@
+"""An int8 model as files: the model's configuration, and every tensor once in one safetensors file.
+
+The file's header says, as JSON, which layers are int8 and how. Its name is not `model.safetensors`, which transformers
+would load with the codes taken for weights.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from luthier import LuthierError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from luthier_int8.layer import Int8Linear
+
+FILE: Final = "int8.safetensors"
+FORMAT: Final = "luthier-int8/1"
+
+
+def export(model: Any, folder: Path) -> None:
+    """Write a model that has `Int8Linear` layers and no others of ours around them (merge an adapter first)."""
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Int8Linear)}
+    header = {name: {"group_size": one.group_size, "transposed": one.transposed} for name, one in layers.items()}
+    tensors, tied = _unique(model.state_dict())
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": FORMAT, "layers": json.dumps(header), "tied": json.dumps(tied)}
+    save_file(tensors, folder / FILE, metadata)
+    model.config.save_pretrained(folder)
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(folder)
+
+
+def load(folder: Path) -> Any:
+    """The causal LM that `export` wrote, on the CPU, in evaluation mode, with the dtypes it had.
+
+    Raises `artifact-not-found` without such a file, `artifact-mismatch` where it does not fit its configuration.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tensors, metadata = _read(Path(folder) / FILE)
+    layers, tied = json.loads(metadata["layers"]), json.loads(metadata["tied"])
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    for name, settings in layers.items():
+        _replace(model, name, settings)
+    found = model.load_state_dict(tensors, strict=False, assign=True)
+    wrong = sorted({*found.unexpected_keys, *(set(found.missing_keys) - tied.keys())})
+    if wrong:
+        raise LuthierError("artifact-mismatch", "tensors that do not fit the model", where=str(folder), found=wrong[:4])
+    for name, kept in tied.items():
+        _tie(model, name, kept)
+    return model.eval()
+
+
+def _unique(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Each tensor once, and for every further name of it the one it is kept under."""
+    first: dict[tuple[int, Any], str] = {}
+    tensors, tied = {}, {}
+    for name, tensor in state.items():
+        kept = first.setdefault((tensor.data_ptr(), tensor.shape), name) if tensor.numel() else name
+        if kept == name:
+            tensors[name] = tensor.contiguous()
+        else:
+            tied[name] = kept
+    return tensors, tied
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise LuthierError("artifact-not-found", f"no {FILE} in this folder", where=str(path.parent))
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            # cloned: a view of the file is not aligned, and some kernels then round in another order
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise LuthierError("artifact-mismatch", f"not a whole safetensors file: {error}", where=str(path)) from None
+    if metadata.get("format") != FORMAT:
+        problem = f"the file's format is not {FORMAT}"
+        raise LuthierError("artifact-mismatch", problem, where=str(path), found=metadata.get("format"))
+    return tensors, metadata
+
+
+def _replace(model: nn.Module, name: str, settings: dict[str, Any]) -> None:
+    """Put an empty `Int8Linear` in the place of the dense layer of this name."""
+    try:
+        dense: Any = model.get_submodule(name)
+    except AttributeError:
+        raise LuthierError("artifact-mismatch", "the model has no such layer", where=name) from None
+    rows, columns = dense.weight.shape[::-1] if settings["transposed"] else dense.weight.shape
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, Int8Linear(columns, rows, bias=dense.bias, **settings))
+
+
+def _tie(model: nn.Module, name: str, kept: str) -> None:
+    """Make the tensor `name` the one that is called `kept`."""
+    (owner, last), (source, first) = (model_path.rpartition(".")[::2] for model_path in (name, kept))
+    setattr(model.get_submodule(owner), last, getattr(model.get_submodule(source), first))
