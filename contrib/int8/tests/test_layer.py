@@ -156,7 +156,7 @@ def test_a_weight_changed_between_forward_and_backward_is_noticed():
 def test_activation_checkpointing_gives_the_same_gradient():
     layer, states = Int8Linear.of(dense_layer()), torch.randn(3, 12)
     gradients = []
-    for run in (lambda x: layer(x), lambda x: torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)):
+    for run in (layer, lambda x: torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)):
         leaf = states.clone().requires_grad_()
         run(leaf).pow(2).sum().backward()
         gradients.append(leaf.grad)

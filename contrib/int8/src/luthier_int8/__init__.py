@@ -19,7 +19,7 @@ class Int8:
     )
     skip_modules: list[str] = option(
         factory=list,
-        help="Modules left exact beside the output head, with all that is in them: names, or parts of them between dots.",
+        help="Modules left exact beside the output head, with all that is in them: names, or whole parts of names.",
     )
 
 
