@@ -14,6 +14,7 @@ _HOMES = {
     "luthier.callbacks": ("on",),
     "luthier.recipe": ("Recipe",),
     "luthier.errors": ("LuthierError",),
+    "luthier.logs": ("get_logger",),
     "luthier.plugins.hookspecs": ("hookimpl",),
     "luthier.plugins.events": ("event",),
     "luthier.plugins.options": ("option",),
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from luthier.engine.batch import Batch
     from luthier.engine.result import Run
     from luthier.errors import LuthierError
+    from luthier.logs import get_logger
     from luthier.plugins.events import event
     from luthier.plugins.hookspecs import hookimpl
     from luthier.plugins.options import option
