@@ -1,0 +1,127 @@
+"""What the command line's tests share: the command in process, and plugin distributions made on the spot."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from typer.testing import CliRunner
+
+import luthier as luthier_package
+from luthier.cli.app import app
+from luthier.plugins.registry import installed
+
+
+@pytest.fixture
+def luthier(monkeypatch):
+    """`luthier("plugins", "--json")` in process: `status`, `stdout`, `stderr`, and `document` where stdout is JSON."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*args, stdin=None):
+        result = CliRunner().invoke(app, [str(a) for a in args], input=stdin)
+        document = json.loads(result.stdout) if "--json" in args else None
+        return SimpleNamespace(
+            status=result.exit_code, stdout=result.stdout, stderr=result.stderr, document=document
+        )
+
+    return run
+
+
+@pytest.fixture
+def command():
+    """The same in a process of its own, through `python -m luthier`."""
+
+    def run(*args, **settings):
+        line = [sys.executable, "-m", "luthier", *(str(a) for a in args)]
+        return subprocess.run(line, capture_output=True, text=True, check=False, timeout=120, **settings)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory):
+    """The command with what `pip install luthier` alone brings: a path that holds its requirements and nothing else."""
+    site = tmp_path_factory.mktemp("bare")
+    (site / "luthier").symlink_to(Path(luthier_package.__file__).parent)
+    for name in requirements_of("luthier"):
+        found = metadata.distribution(name)
+        tops = {path.parts[0] for path in found.files if path.parts[0] not in ("..", "__pycache__")}
+        for top in sorted(t for t in tops if not t.endswith(".pth")):
+            (site / top).symlink_to(found.locate_file(top))
+    environment = {"PYTHONPATH": str(site), "PATH": os.environ["PATH"], "HOME": str(site)}
+
+    def run(*args):
+        line = [sys.executable, "-S", "-m", "luthier", *(str(a) for a in args)]
+        return subprocess.run(line, capture_output=True, text=True, check=False, timeout=120, env=environment)
+
+    return run
+
+
+def requirements_of(name):
+    """A distribution and all that it requires without extras, by name."""
+    found, todo = set(), [name]
+    while todo:
+        current = canonicalize_name(todo.pop())
+        if current not in found:
+            found.add(current)
+            needed = (Requirement(text) for text in metadata.requires(current) or ())
+            todo += [r.name for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return sorted(found)
+
+
+@pytest.fixture
+def distribute(tmp_path, monkeypatch):
+    """`distribute("luthier-x", module_source, requires=[...])` puts an installed distribution on the path."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(str(site))
+    made = []
+
+    def make(name, source, *, requires=(), version="1.0"):
+        module = name.replace("-", "_")
+        made.append(module)
+        (site / f"{module}.py").write_text(source)
+        info = site / f"{module}-{version}.dist-info"
+        info.mkdir()
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+        (info / "METADATA").write_text("\n".join([*lines, *(f"Requires-Dist: {r}" for r in requires), ""]))
+        (info / "entry_points.txt").write_text(f"[luthier]\n{name.removeprefix('luthier-')} = {module}\n")
+        installed.cache_clear()
+        return Path(site)
+
+    yield make
+    installed.cache_clear()
+    for module in made:
+        sys.modules.pop(module, None)
+
+
+OFFER = '''
+import attrs
+from luthier import OptimizerRecord, hookimpl, option
+
+@attrs.frozen(kw_only=True)
+class Options:
+    momentum: float = option(0.9, help="How much of the last step is kept.", low=0.0, high=1.0)
+    names: list[str] | None = option(None, help="Which parameters.")
+
+@hookimpl
+def luthier_optimizers():
+    return [OptimizerRecord(name="{name}", summary="An optimizer of a test.", options=Options, build="{build}")]
+'''
+
+
+@pytest.fixture
+def offering():
+    """The source of a module that offers one optimizer."""
+
+    def source(name, build="luthier.builtin.optimizers:AdamW"):
+        return OFFER.format(name=name, build=build)
+
+    return source

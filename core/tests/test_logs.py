@@ -1,0 +1,86 @@
+"""Logging: where lines go, what they carry, and that other programs' structlog is left alone."""
+
+import json
+
+import pytest
+import structlog
+
+from luthier import logs
+from luthier.errors import LuthierError
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    yield
+    logs.set_up("warning")
+
+
+def test_lines_below_the_level_are_left_out(capsys):
+    logs.set_up("warning")
+    logs.get_logger().info("quiet")
+    logs.get_logger().warning("loud", share=0.5)
+    shown = capsys.readouterr()
+    assert "quiet" not in shown.err
+    assert "loud" in shown.err
+    assert "share=0.5" in shown.err
+    assert shown.out == ""
+
+
+def test_json_lines_are_one_object_each(capsys):
+    logs.set_up("debug", "json")
+    logs.get_logger().debug("event_name", path=logs.Path("x"), count=3)
+    line = json.loads(capsys.readouterr().err)
+    assert (line["event"], line["level"], line["path"], line["count"]) == ("event_name", "debug", "x", 3)
+    assert line["timestamp"].endswith("Z")
+
+
+def test_lines_go_to_the_file_as_well(tmp_path, capsys):
+    logs.set_up("info", "console", tmp_path / "new" / "x.log")
+    logs.get_logger().info("attached", adapter="lora")
+    text = (tmp_path / "new" / "x.log").read_text()
+    assert "attached adapter=lora" in text
+    assert "\x1b" not in text
+    assert "attached" in capsys.readouterr().err
+
+
+def test_within_a_run_each_line_carries_its_id_and_reaches_its_own_log(tmp_path, capsys):
+    logs.set_up("error")
+    log = logs.get_logger()
+    with logs.run_log("run-1", tmp_path / "log.jsonl"):
+        log.info("inside")
+        log.debug("too fine")
+    log.error("outside")
+    (line,) = (json.loads(text) for text in (tmp_path / "log.jsonl").read_text().splitlines())
+    assert (line["event"], line["run"]) == ("inside", "run-1")
+    assert "run-1" not in capsys.readouterr().err
+
+
+def test_a_runs_log_is_continued_not_replaced(tmp_path):
+    for number in range(2):
+        with logs.run_log("run-1", tmp_path / "log.jsonl"):
+            logs.get_logger().info("part", number=number)
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_an_exception_is_logged_with_its_traceback(capsys):
+    logs.set_up("info", "json")
+    try:
+        _ = 1 / 0
+    except ZeroDivisionError:
+        logs.get_logger().exception("failed")
+    assert "ZeroDivisionError" in json.loads(capsys.readouterr().err)["exception"]
+
+
+def test_structlogs_own_configuration_is_left_as_it_is(tmp_path, capsys):
+    before = structlog.get_config()
+    with logs.run_log("run-1", tmp_path / "log.jsonl"):
+        logs.get_logger().info("ours")
+    assert structlog.get_config() == before
+    assert not structlog.is_configured()
+
+
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LuthierError) as caught:
+        logs.set_up(file=tmp_path / "file" / "x.log")
+    assert caught.value.code == "path-unwritable"
