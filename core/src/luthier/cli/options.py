@@ -11,6 +11,8 @@ from luthier.plugins.options import Described
 if TYPE_CHECKING:
     from rich.table import Table
 
+WIDEST = 24  # characters of a type beside its option's name; a longer one stands with the meaning
+
 
 def to_dict(option: Described) -> dict[str, Any]:
     """One option for `--json`."""
@@ -27,11 +29,18 @@ def to_dict(option: Described) -> dict[str, Any]:
 
 
 def options_table(described: Sequence[Described], prefix: str = "", *, flags: bool = False) -> Table:
-    """A table of options; with `flags` they are named as on the command line, behind `--prefix.`."""
-    table = plain_table("option", "type", "default", "meaning")
+    """One row for each option: name and type, then meaning, default and bounds; with `flags` named as flags are."""
+    from rich.text import Text
+
+    table = plain_table("", "", show_header=False)
     for option in described:
         name = f"--{prefix}{option.name.replace('_', '-')}" if flags else f"{prefix}{option.name}"
-        table.add_row(name, option.type, default_text(option), " ".join((option.bounds.help, span(option))).strip())
+        kind, long = (option.type, "") if len(option.type) <= WIDEST else ("value", option.type)
+        facts = "; ".join(filter(None, (long, _default(option), _bounds(option))))
+        table.add_row(
+            Text.assemble((name, "bold"), (f" {kind}", "dim")),
+            Text.assemble(option.bounds.help, (f" [{facts}]", "dim")),
+        )
     return table
 
 
@@ -45,22 +54,23 @@ def plain_table(*columns: str, **settings: Any) -> Table:
     return table
 
 
-def default_text(option: Described) -> str:
+def _default(option: Described) -> str:
     """The default as it is written in a recipe."""
     if option.required:
         return "required"
     if option.default is None:
-        return "none"
-    return option.default if isinstance(option.default, str) else json.dumps(option.default, default=str)
+        return "default none"
+    text = option.default if isinstance(option.default, str) else json.dumps(option.default, default=str)
+    return f"default {text}"
 
 
-def span(option: Described) -> str:
-    """The bounds, such as `[1 to 8]`, `[at least 1]` or `[a, b]`; empty where there are none."""
+def _bounds(option: Described) -> str:
+    """The bounds, such as `1 to 8`, `at least 1` or `one of a, b`; empty where there are none."""
     low, high, choices = option.bounds.low, option.bounds.high, option.bounds.choices
     if choices is not None:
-        return f"[{', '.join(str(choice) for choice in choices)}]"
+        return f"one of {', '.join(str(choice) for choice in choices)}"
     if low is not None and high is not None:
-        return f"[{low:g} to {high:g}]"
+        return f"{low:g} to {high:g}"
     if low is not None:
-        return f"[at least {low:g}]"
-    return "" if high is None else f"[at most {high:g}]"
+        return f"at least {low:g}"
+    return "" if high is None else f"at most {high:g}"
