@@ -1,1 +1,41 @@
-"""The conformance kit for plugin authors, and the tiny models that it and our own tests run on."""
+"""The conformance kit for plugin authors, and the tiny models that it and our own tests run on.
+
+    from luthier.testing import conformance
+    from luthier_muon import luthier_optimizers
+
+    @conformance(luthier_optimizers())
+    def test_conforms(check):
+        check()
+
+Importing it loads neither torch nor hypothesis; torch is loaded when a check that needs it runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "luthier.testing.checks": ("Check", "checks_for", "conformance"),
+    "luthier.testing.strategies": ("options_of",),
+    "luthier.testing.contexts": ("context",),
+    "luthier.testing.policies": ("TablePolicy",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = ["Check", "TablePolicy", "checks_for", "conformance", "context", "options_of"]
+
+if TYPE_CHECKING:
+    from luthier.testing.checks import Check, checks_for, conformance
+    from luthier.testing.contexts import context
+    from luthier.testing.policies import TablePolicy
+    from luthier.testing.strategies import options_of
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'luthier.testing' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,169 @@
+"""Checks: named properties of a part, chosen by what its record declares, run with pytest or without."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import attrs
+from hypothesis.strategies import SearchStrategy
+
+from luthier.errors import LuthierError, nearest
+from luthier.plugins.records import Record
+
+KINDS: Final = ("loss", "adapter", "optimizer", "quantizer", "callback")  # providers have their checks with jobs
+
+
+@attrs.frozen(kw_only=True)
+class Subject:
+    """The part under test: its record, the records checked along with it, and the author's example options."""
+
+    record: Record
+    together: tuple[Record, ...] = ()
+    examples: tuple[object, ...] = ()
+
+    @property
+    def options_class(self) -> type:
+        from luthier.testing.running import registered
+
+        plugins, offer = registered(self.record)
+        return plugins.options(offer)
+
+    def build(self, options: object) -> Any:
+        """The part, held to the protocol of its kind."""
+        from luthier.testing.running import registered
+
+        plugins, offer = registered(self.record)
+        return plugins.build(offer, options)
+
+
+@attrs.frozen(kw_only=True)
+class Law:
+    """A property that every part of a kind must have: `function(subject, options, **drawn)`, or `function(subject)`.
+
+    `examples` is how many options and worlds are tried; 0 for a law about the record alone. `applies` reads from the
+    record whether the law holds for it. With `default_only` the options stay the defaults and the author's examples.
+    """
+
+    function: Callable[..., None]
+    examples: int
+    drawn: dict[str, SearchStrategy[Any]]
+    applies: Callable[[Record], bool]
+    default_only: bool
+    needs_torch: bool
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+
+def law(
+    examples: int = 20,
+    *,
+    when: Callable[[Record], bool] = lambda record: True,
+    default_only: bool = False,
+    needs_torch: bool = True,
+    **drawn: SearchStrategy[Any],
+) -> Callable[[Callable[..., None]], Law]:
+    """Mark a function of one of the kit's modules as a check; its name is the check's."""
+
+    def mark(function: Callable[..., None]) -> Law:
+        return Law(
+            function=function,
+            examples=examples,
+            drawn=drawn,
+            applies=when,
+            default_only=default_only,
+            needs_torch=needs_torch,
+        )
+
+    return mark
+
+
+@attrs.frozen(kw_only=True)
+class Check:
+    """One named check of one part. Calling it raises where the part fails, and `unittest.SkipTest` where the part
+    needs a device that this machine has not."""
+
+    law: Law
+    subject: Subject
+
+    @property
+    def name(self) -> str:
+        return self.law.name
+
+    @property
+    def id(self) -> str:
+        return f"{self.subject.record.kind}-{self.subject.record.name}-{self.name}"
+
+    @property
+    def meaning(self) -> str:
+        """What the check holds a part to, in a sentence or two."""
+        return " ".join((self.law.function.__doc__ or "").split())
+
+    def __call__(self) -> None:
+        from luthier.testing.running import run
+
+        run(self.law, self.subject)
+
+
+def checks_for(
+    record: Record, *, examples: Sequence[object] | None = None, together: Iterable[Record] = ()
+) -> Iterator[Check]:
+    """The checks of one record: those of every kind, then those of its own that hold for what it declares.
+
+    `examples` are options objects that are tried as well; those of another part's class are left out. `together` are
+    the records of the same plugin, among which names must differ. Listing the checks imports no torch.
+    """
+    subject = Subject(record=record, together=tuple(together) or (record,), examples=tuple(examples or ()))
+    for kind in ("all", record.kind) if record.kind in KINDS else ("all",):
+        module = importlib.import_module(f"luthier.testing.{kind}")
+        for found in vars(module).values():
+            if isinstance(found, Law) and found.applies(record):
+                yield Check(law=found, subject=subject)
+
+
+def conformance(
+    records: Iterable[Record],
+    expected_failures: Mapping[str, str] | None = None,
+    examples: Sequence[object] | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Run every check of every record as one pytest case: the decorated function gets it as `check` and calls it.
+
+    `expected_failures` maps a check's name, or its whole id, to the reason why it fails; a check that passes all the
+    same fails the test. `examples` are options objects to try beside those that the kit draws.
+    """
+    import pytest
+
+    every = tuple(records)
+    reasons = dict(expected_failures or {})
+    _refuse_foreign(every, examples or ())
+    checks = [c for record in every for c in checks_for(record, examples=examples, together=every)]
+    _refuse_unknown(reasons, checks)
+    cases = []
+    for check in checks:
+        reason = reasons.get(check.id, reasons.get(check.name))
+        marks = (pytest.mark.xfail(reason=reason, strict=True),) if reason else ()
+        cases.append(pytest.param(check, id=check.id, marks=marks))
+    return pytest.mark.parametrize("check", cases)
+
+
+def _refuse_unknown(reasons: Mapping[str, str], checks: Sequence[Check]) -> None:
+    known = {c.name for c in checks} | {c.id for c in checks}
+    for name, reason in reasons.items():
+        if name not in known:
+            raise LuthierError("plugin-invalid", f"no check is called {name!r}", where="expected_failures",
+                               remedy=nearest(name, known))  # fmt: skip
+        if not reason.strip():
+            where = f"expected_failures.{name}"
+            raise LuthierError("plugin-invalid", "an expected failure needs its reason", where=where)
+
+
+def _refuse_foreign(records: Sequence[Record], examples: Sequence[object]) -> None:
+    """An example that no record takes would be ignored for ever; lazy classes are known only when they are used."""
+    classes = [r.options for r in records]
+    for example in examples:
+        if type(example) not in classes and not any(isinstance(c, str) for c in classes):
+            raise LuthierError("plugin-invalid", "these are options of none of the records", where="examples",
+                               found=example)  # fmt: skip

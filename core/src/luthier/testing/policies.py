@@ -1,0 +1,87 @@
+"""Policies over a table of logits: what a loss sees of a model, exact and in any range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from luthier.engine.batch import Batch
+from luthier.errors import LuthierError
+
+CHUNK: Final = 4  # positions at once in map_logits: small, so that a function that needs them all is found out
+WIDTH: Final = 8
+
+
+class TablePolicy:
+    """Keeps the `Policy` protocol over `logits [T, V]`; row t is what the head gives at token t.
+
+    Results have the table's dtype (float64 for exact gradients). `reference` and `teacher` are other tables, each
+    row made from the same row, so that a part of the batch has a part of them. `asked` holds each [T] that
+    `token_logprobs` gave, its gradient kept.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        self.asked: list[Tensor] = []
+
+    def token_logprobs(self, batch: Batch, want: Sequence[str] = ()) -> Any:
+        unknown = set(want) - {"entropy", "top1"}
+        if unknown:
+            raise LuthierError("part-invalid", f"token_logprobs cannot give {', '.join(sorted(unknown))}")
+        positions, rows = batch.supervised, self._rows(batch)
+        labels = batch.labels[positions]
+        values = rows.log_softmax(-1)
+        found = _scattered(values.gather(-1, labels[:, None]).squeeze(-1), positions, batch)
+        if found.requires_grad:
+            found.retain_grad()
+        self.asked.append(found)
+        also = {
+            "entropy": _scattered(-(values.exp() * values).sum(-1), positions, batch),
+            "top1": _scattered((rows.argmax(-1) == labels).to(rows.dtype), positions, batch),
+        }
+        return (found, {name: also[name] for name in want}) if want else found
+
+    def map_logits(
+        self, batch: Batch, function: Callable[..., Tensor], *per_token: Tensor, other: Any = None
+    ) -> Tensor:
+        positions = batch.supervised
+        inputs = [self._rows(batch), batch.labels[positions], *(p[positions] for p in per_token)]
+        if other is not None:
+            inputs.append(other._rows(batch))
+        spans = [slice(s, s + CHUNK) for s in range(0, max(len(positions), 1), CHUNK)]
+        return _scattered(torch.cat([function(*(i[span] for i in inputs)) for span in spans]), positions, batch)
+
+    def hidden(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
+        return [self.logits @ self._projection(layer) for layer in layers]
+
+    def score(self, batch: Batch) -> Tensor:
+        return self.logits[batch.document_starts[1:] - 1, 0]
+
+    def reference(self) -> TablePolicy:
+        return TablePolicy(self.logits.detach().roll(1, -1))
+
+    def teacher(self) -> TablePolicy:
+        return TablePolicy(self.logits.detach().flip(-1) / 2)
+
+    def _rows(self, batch: Batch) -> Tensor:
+        """[S, V]: the logits that predict each supervised label."""
+        return self.logits[batch.previous[batch.supervised]]
+
+    def _projection(self, layer: int) -> Tensor:
+        """[V, WIDTH]"""
+        random = torch.Generator().manual_seed(1000 + layer)
+        return torch.randn(self.logits.shape[-1], WIDTH, generator=random, dtype=self.logits.dtype)
+
+
+def _scattered(values: Tensor, positions: Tensor, batch: Batch) -> Tensor:
+    """[S, ...] to [T, ...], 0 elsewhere."""
+    return values.new_zeros((batch.num_tokens, *values.shape[1:])).index_copy(0, positions, values)
+
+
+def random_table(tokens: int, vocabulary: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """[tokens, vocabulary] logits of a usual size."""
+    random = torch.Generator().manual_seed(seed)
+    return 2 * torch.randn(tokens, vocabulary, generator=random, dtype=dtype)

@@ -1,0 +1,119 @@
+"""Running a law: hypothesis over options and worlds, the same examples on every machine, one torch thread."""
+
+from __future__ import annotations
+
+import os
+import unittest
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Final
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from luthier.errors import LuthierError
+from luthier.plugins.records import Record
+from luthier.plugins.registry import Offer, Plugins, Source
+from luthier.testing.checks import Law, Subject
+from luthier.testing.strategies import bases_of, options_of
+
+BUDGET: Final = "LUTHIER_EXAMPLES"  # examples of a check that has 20; the others in proportion
+USUAL: Final = 20
+DEFECTS: Final = frozenset(  # codes that are a part's own fault, never a refusal of options
+    ("internal", "part-invalid", "plugin-invalid", "part-broken", "checkpoint-state")
+)
+
+
+def registered(record: Record) -> tuple[Plugins, Offer]:
+    """A registry that holds this record alone, whether it is installed or not."""
+    source = Source(plugin=record.name, module=record.build.partition(":")[0], distribution="under test", version="0")
+    return Plugins(autoload=False), Offer(record=record, source=source)
+
+
+def run(law: Law, subject: Subject) -> None:
+    """Raise where the subject breaks the law."""
+    with torch_settings(subject.record) if law.needs_torch else nullcontext():
+        if law.examples == 0:
+            law.function(subject)
+            return
+        sample(subject, law.function, law.examples, law.drawn, default_only=law.default_only)
+
+
+def sample(
+    subject: Subject,
+    function: Callable[..., None],
+    examples: int,
+    drawn: dict[str, SearchStrategy[Any]] | None = None,
+    *,
+    default_only: bool = False,
+) -> None:
+    """Call `function(subject, options, **drawn)` on the author's options and drawn ones.
+
+    Options that the part refuses with a `LuthierError` do not count, except the default and the author's own.
+    """
+    cls = subject.options_class
+    own = tuple(e for e in subject.examples if type(e) is cls)
+    bases = bases_of(cls, own)
+
+    def attempt(options: object, **world: Any) -> None:
+        try:
+            with seeded():
+                function(subject, options, **world)
+        except LuthierError as error:
+            if options in bases or error.code in DEFECTS:
+                raise
+            hypothesis.reject()
+
+    attempt.__name__ = attempt.__qualname__ = getattr(function, "__name__", "life")
+    for example in own:  # hypothesis would try them, but promises it for none
+        _search(attempt, max(1, examples // 4), options=st.just(example), **(drawn or {}))
+    varied = st.sampled_from(bases) if default_only else options_of(cls, own)
+    _search(attempt, examples, options=varied, **(drawn or {}))
+
+
+def _search(function: Callable[..., None], examples: int, **strategies: SearchStrategy[Any]) -> None:
+    """Shrinking a check that builds models takes minutes and says little; its options are printed as they are."""
+    phases = (Phase.generate, Phase.shrink) if examples >= USUAL else (Phase.generate,)
+    wanted = max(1, examples * int(os.environ.get(BUDGET, USUAL)) // USUAL)
+    chosen = settings(
+        max_examples=wanted,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        phases=phases,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    chosen(given(**strategies)(function))()
+
+
+@contextmanager
+def torch_settings(record: Record) -> Iterator[None]:
+    """One thread (more are many times slower on tiny tensors), and no check on a device that is not here."""
+    import torch
+
+    if "cuda" in record.needs and not torch.cuda.is_available():
+        raise unittest.SkipTest(f"{record.kind} {record.name!r} needs a CUDA device")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """The same random numbers for each example, and the caller's again afterwards; nothing where torch is not used."""
+    import sys
+
+    if "torch" not in sys.modules:
+        yield
+        return
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield

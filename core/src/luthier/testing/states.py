@@ -1,0 +1,17 @@
+"""State as a checkpoint carries it: written to files and read again, by the engine's own code."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def carried(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree after a checkpoint: fresh tensors and JSON values. Raises `checkpoint-state` for anything else."""
+    from luthier.engine.state import load_state, save_state
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_state(tree, Path(folder))
+        return load_state(Path(folder))
