@@ -6,6 +6,7 @@ from typing import Literal
 
 import attrs
 
+from luthier.errors import LuthierError
 from luthier.plugins.hookspecs import hookimpl
 from luthier.plugins.options import option
 from luthier.plugins.records import (
@@ -30,7 +31,7 @@ class Sft:
 
 @attrs.frozen(kw_only=True)
 class AdamW:
-    betas: tuple[float, float] = option((0.9, 0.999), help="Decay of the two running averages.", low=0.0, high=1.0)
+    betas: tuple[float, float] = option((0.9, 0.999), help="Decay of the two running averages.", low=0.0, high=0.999999)
     eps: float = option(1e-8, help="Added to the denominator.", low=0.0)
     weight_decay: float = option(0.01, help="Decoupled decay; norms and biases are spared.", low=0.0)
     amsgrad: bool = option(False, help="Keep the maximum of the second average.")
@@ -41,6 +42,12 @@ class Sgd:
     momentum: float = option(0.0, help="Share of the last step that is kept.", low=0.0, high=1.0)
     nesterov: bool = option(False, help="Look ahead along the momentum.")
     weight_decay: float = option(0.0, help="L2 decay; norms and biases are spared.", low=0.0)
+
+    def __attrs_post_init__(self) -> None:
+        if self.nesterov and self.momentum == 0:
+            raise LuthierError(
+                "recipe-conflict", "nesterov looks ahead along a momentum, which is 0", where="Sgd.nesterov"
+            )
 
 
 @attrs.frozen(kw_only=True)

@@ -37,9 +37,10 @@ class SupervisedLoss:
         return counted
 
 
-def reference(logprobs: Tensor, batch: Batch) -> Tensor:
-    """The same total, token by token, for the conformance kit."""
+def reference(options: Sft, policy: Any, batch: Batch) -> dict[str, Tensor]:
+    """The same sums, token by token, for the conformance kit."""
+    logprobs = policy.token_logprobs(batch)
     total = logprobs.new_zeros(())
     for position in batch.supervised.tolist():
         total = total - logprobs[position] * batch.token_weights[position]
-    return total
+    return {"sft": total}

@@ -74,7 +74,8 @@ class AdapterRecord(Record):
 
 @attrs.frozen(kw_only=True)
 class LossRecord(Record):
-    """A loss. `data` is the kind of example it takes; `reference` a `"module:attribute"` the kit compares it with."""
+    """A loss. `data` is the kind of example it takes. `reference` is a `"module:attribute"` that the kit compares it
+    with: `attribute(options, policy, batch) -> {name: sum}`, as plain as can be."""
 
     kind: ClassVar[str] = "loss"
     data: str = "tokens"
