@@ -1,0 +1,120 @@
+"""The callback `tensorboard`: every number of metrics.jsonl as a scalar, and the recipe as a text."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from luthier import LuthierError, event
+
+from luthier_tensorboard import TensorBoard
+
+try:
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.types_pb2 import DT_STRING
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+except ImportError as error:
+    raise LuthierError("dependency-missing", f"its client cannot be imported: {error}", where="callback 'tensorboard'",
+                       remedy="Run: pip install luthier-tensorboard tensorboard") from error  # fmt: skip
+
+if TYPE_CHECKING:
+    from luthier.engine.run import ActiveRun
+
+FLUSH_SECONDS: Final = 10  # where TensorFlow is installed, its files are buffered; else each number is written at once
+
+log = structlog.get_logger()
+
+
+class Tracker:
+    """Writes one event file for each start of a run, on rank 0. A folder that cannot be written is an error before the
+    first step; what fails later is logged once, and training goes on without the tracker."""
+
+    def __init__(self, options: TensorBoard) -> None:
+        self.options = options
+        self.writer: EventFileWriter | None = None
+
+    @event
+    def run_started(self, run: ActiveRun) -> None:
+        self._open(run, first=0)
+        text = json.dumps(run.settings, indent=2, default=str)
+        self._write("run_started", 0, [text_value("recipe", f"```json\n{text}\n```")])
+
+    @event
+    def resumed(self, run: ActiveRun, step: int) -> None:
+        self._open(run, first=step + 1)
+
+    @event
+    def logged(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._write("logged", step, scalar_values(metrics))
+
+    @event
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._write("evaluated", step, scalar_values(metrics))
+
+    @event
+    def saved(self) -> None:
+        self._try("saved", lambda writer: writer.flush())  # what a checkpoint holds is on the disk here too
+
+    @event
+    def stopped(self) -> None:
+        self._close("stopped")
+
+    @event
+    def completed(self) -> None:
+        self._close("completed")
+
+    @event
+    def failed(self) -> None:
+        self._close("failed")
+
+    def _open(self, run: ActiveRun, first: int) -> None:
+        """A new event file. Its first entry has TensorBoard forget the steps from `first` on that an earlier process
+        of this run wrote beyond its checkpoint."""
+        if not run.is_main:
+            return
+        folder = self.options.log_dir or str(run.folder / "tensorboard")
+        try:
+            self.writer = EventFileWriter(folder, flush_secs=FLUSH_SECONDS)
+        except Exception as error:  # gfile raises what its file system raises
+            raise LuthierError("part-unsupported", f"cannot write event files: {error}", where="callback 'tensorboard'",
+                               found=folder, remedy="Name another log_dir.") from error  # fmt: skip
+        start = Event(wall_time=time.time(), step=first, session_log=SessionLog(status=SessionLog.START))
+        self._try("started", lambda writer: writer.add_event(start))
+        log.info("tracker_opened", tracker="tensorboard", folder=folder)
+
+    def _write(self, during: str, step: int, values: list[Summary.Value]) -> None:
+        entry = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        self._try(during, lambda writer: writer.add_event(entry))
+
+    def _close(self, during: str) -> None:
+        self._try(during, lambda writer: writer.flush())  # close() alone hides what the writing thread met
+        self._try(during, lambda writer: writer.close())
+        self.writer = None
+
+    def _try(self, during: str, act: Callable[[Any], None]) -> None:
+        """Let `act` work on the open file, if there is one; a failure is logged and is the tracker's last."""
+        if self.writer is None:
+            return
+        try:
+            act(self.writer)
+        except Exception as error:
+            self.writer = None
+            cause = f"{type(error).__name__}: {error}"
+            log.error("tracker_failed", tracker="tensorboard", during=during, error=cause, kept="metrics.jsonl")
+
+
+def scalar_values(metrics: Mapping[str, float]) -> list[Summary.Value]:
+    """One value for each metric, under its own name, as float32."""
+    return [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+
+
+def text_value(tag: str, text: str) -> Summary.Value:
+    """Markdown for TensorBoard's text page."""
+    metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+    tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()])
+    return Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
