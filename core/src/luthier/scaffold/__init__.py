@@ -1,0 +1,136 @@
+"""The scaffold: a new plugin, complete and passing its own tests, from the templates beside this file."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Final
+
+from luthier.errors import LuthierError, nearest
+from luthier.plugins import catalogue
+from luthier.plugins.hookspecs import HOOKS
+from luthier.plugins.records import KINDS, RECORDS
+from luthier.plugins.registry import installed
+
+PREFIX: Final = "luthier-"
+NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+LONGEST: Final = 24  # generated lines stay within 120 columns
+SUMMARIES: Final = {
+    "adapter": "Scales every output of a layer by a trained factor.",
+    "loss": "Cross-entropy with label smoothing.",
+    "optimizer": "Gradient descent with momentum.",
+    "quantizer": "Linear weights rounded to a few bits, with a scale for each row.",
+    "callback": "Writes the best loss so far to a file in the run's folder.",
+}
+REQUIREMENTS: Final = {  # beside attrs and luthier, as they follow these in a list of TOML
+    "adapter": ', "safetensors>=0.5", "torch>=2.11"',
+    "loss": ', "torch>=2.11"',
+    "optimizer": ', "torch>=2.11"',
+    "quantizer": ', "safetensors>=0.5", "torch>=2.11"',
+    "callback": "",
+}
+TAKEN: Final = frozenset(  # names that the templates import or define
+    ("Any", "Batch", "Callable", "Context", "Group", "Iterable", "Iterator", "Literal", "LossOutput", "LuthierError")
+    + ("Mapping", "Multipliers", "Path", "Progress", "RoundedLinear", "Tensor")
+    + tuple(record.__name__ for record in RECORDS.values())
+)
+COMMON: Final = {  # a file of the package -> its template; the others are of the kind
+    "pyproject.toml": "pyproject.toml.txt",
+    ".gitignore": "gitignore.txt",
+    "README.md": "README.md.txt",
+    "tests/test_$identifier.py": "test.py.txt",
+}
+
+
+def make(name: str, kind: str, folder: Path) -> Path:
+    """Write the package `luthier-<name>` with a part `name` of a kind into `folder`, and give its path.
+
+    Raises `part-unknown` for a kind that does not exist, `part-unsupported` for a provider, and `plugin-name` for a
+    name that cannot be one, is taken by another distribution, or whose package is there already. Nothing is written
+    before all is checked.
+    """
+    _check_kind(kind)
+    _check_name(name, kind)
+    root = Path(folder) / f"{PREFIX}{name}"
+    if root.exists():
+        raise LuthierError("plugin-name", "this folder exists already", where=str(root), remedy="Choose another name.")
+    files = render(name, kind)
+    try:
+        for path, text in files.items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(text, "utf-8")
+    except OSError as error:
+        raise LuthierError("path-unwritable", error.strerror or str(error), where=str(root)) from None
+    return root
+
+
+def render(name: str, kind: str) -> dict[str, str]:
+    """Path -> text of every file of the package, without writing any."""
+    identifier = name.replace("-", "_")
+    words = {
+        "name": name,
+        "identifier": identifier,
+        "distribution": f"{PREFIX}{name}",
+        "module": f"luthier_{identifier}",
+        "Class": _class_name(name),
+        "kind": kind,
+        "hook": HOOKS[kind],
+        "summary": SUMMARIES[kind],
+        "requirements": REQUIREMENTS[kind],
+    }
+    words["about"] = _filled(f"{kind}/about.md.txt", words).rstrip()
+    own = {"src/$module/__init__.py": f"{kind}/init.py.txt", f"src/$module/{kind}.py": f"{kind}/part.py.txt"}
+    return {Template(path).substitute(words): _filled(source, words) for path, source in {**COMMON, **own}.items()}
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise LuthierError("part-unknown", f"there is no kind {kind!r} of part", remedy=nearest(kind, KINDS))
+    if kind == "provider":
+        remedy = f"Choose one of: {', '.join(k for k in KINDS if k != kind)}."
+        raise LuthierError("part-unsupported", "a provider cannot be made yet: it comes with jobs", remedy=remedy)
+
+
+def _check_name(name: str, kind: str) -> None:
+    if name.startswith(PREFIX):
+        raise LuthierError("plugin-name", f"leave {PREFIX!r} out; it is added", found=name,
+                           remedy=f"Write {name.removeprefix(PREFIX)!r}.")  # fmt: skip
+    if not NAME.fullmatch(name) or len(name) > LONGEST:
+        problem = f"a plugin's name is lower-case letters, digits and single hyphens, at most {LONGEST} of them"
+        raise LuthierError("plugin-name", problem, found=name, remedy=_suggestion(name))
+    if keyword.iskeyword(_class_name(name)) or _class_name(name) in TAKEN:
+        problem = f"its options class would be called {_class_name(name)}, which means something else already"
+        raise LuthierError("plugin-name", problem, found=name, remedy="Choose another name.")
+    owner = _owner(name, kind)
+    if owner:
+        problem = f"{kind} {name!r} is a part of {owner} already"
+        raise LuthierError("plugin-name", problem, remedy="Choose another name.")
+
+
+def _owner(name: str, kind: str) -> str | None:
+    """The other distribution that offers this part, or that has this distribution's name."""
+    first_party = catalogue.distribution(kind, name)
+    if first_party:
+        return first_party
+    if any(f"{PREFIX}{name}" in parts.values() for parts in catalogue.catalogue().values()):
+        return f"{PREFIX}{name}"
+    owners = [offer.source.distribution for offer in installed().offers(kind) if offer.record.name == name]
+    return next((owner for owner in owners if owner != f"{PREFIX}{name}"), None)
+
+
+def _suggestion(name: str) -> str:
+    """A name like the one given that would do, if there is one."""
+    near = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:LONGEST].strip("-")
+    return f"Write {near!r}." if NAME.fullmatch(near) else "Begin with a letter."
+
+
+def _class_name(name: str) -> str:
+    return "".join(word.capitalize() for word in name.split("-"))
+
+
+def _filled(source: str, words: dict[str, str]) -> str:
+    text = resources.files("luthier.scaffold").joinpath("templates", *source.split("/")).read_text("utf-8")
+    return Template(text).substitute(words)
