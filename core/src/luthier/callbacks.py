@@ -22,7 +22,7 @@ def on(**functions: Callable[..., Any]) -> Any:
         if name not in EVENTS:
             raise LuthierError("recipe-unknown-option", "no such event", where=f"on({given}=)",
                                remedy=nearest(given, EVENTS))  # fmt: skip
-        members[name] = event(_with_self(function, name))
+        members[name] = _marked(function, name)
     return type("FunctionCallback", (), members)()
 
 
@@ -36,19 +36,14 @@ SHORT = {
 }
 
 
-def _with_self(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """The function as a method; pluggy reads the argument names from its signature."""
+def _marked(function: Any, name: str) -> Any:
+    """The function itself, marked; pluggy reads its argument names from its code."""
+    if not (inspect.isfunction(function) or inspect.ismethod(function)):
+        raise LuthierError("part-invalid", "not a function or method", where=f"on({name}=)", found=function)
     known = list(inspect.signature(getattr(Events, name)).parameters)[1:]
-    wanted = list(inspect.signature(function).parameters)
-    unknown = [w for w in wanted if w not in known]
+    unknown = [w for w in inspect.signature(function).parameters if w not in known]
     if unknown:
         problem = f"{name} has no argument {unknown[0]!r}, only {', '.join(known)}"
         raise LuthierError("part-invalid", problem, where=f"on({name}=)")
-    keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter(n, keyword) for n in ("self", *wanted)]
-
-    def method(self: object, *values: Any) -> Any:
-        return function(*values)
-
-    method.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return method
+    event(function.__func__ if inspect.ismethod(function) else function)
+    return staticmethod(function)

@@ -27,14 +27,17 @@ class Loaded:
 
 def tokenizer_of(spec: Model) -> Any:
     """The tokenizer alone, so that data is checked before any weight is read."""
+    name = spec.tokenizer or spec.name_or_path
+    return tokenizer_at(location(name, file="tokenizer_config.json"), _revision(spec, name))
+
+
+def tokenizer_at(name: str, revision: str = "main") -> Any:
     import transformers
 
-    name = spec.tokenizer or location(spec.name_or_path)
-    with _quiet():
-        try:
-            return transformers.AutoTokenizer.from_pretrained(location(name), revision=_revision(spec, name))
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise LuthierError("model-not-found", f"no tokenizer: {_first_line(error)}", where=name) from error
+    try:
+        return transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise LuthierError("model-not-found", f"no tokenizer: {_first_line(error)}", where=name) from error
 
 
 def model_of(spec: Model, device: torch.device, arguments: dict[str, Any]) -> Any:
@@ -43,7 +46,7 @@ def model_of(spec: Model, device: torch.device, arguments: dict[str, Any]) -> An
 
     name = location(spec.name_or_path)
     dtype = "auto" if spec.dtype == "auto" else getattr(torch, spec.dtype)
-    with _quiet():
+    with quiet():
         try:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 name, revision=_revision(spec, name), dtype=dtype, trust_remote_code=False, **arguments
@@ -53,7 +56,7 @@ def model_of(spec: Model, device: torch.device, arguments: dict[str, Any]) -> An
     return model.to(device)
 
 
-def location(name: str) -> str:
+def location(name: str, file: str = "config.json") -> str:
     """What transformers is asked for: a folder that exists, or a hub name; a path that is neither is refused here."""
     if name == "demo":
         from luthier.demo import MODEL
@@ -61,8 +64,8 @@ def location(name: str) -> str:
         return str(MODEL)
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise LuthierError("model-not-found", "the folder has no config.json", where=name)
+        if not (path / file).is_file():
+            raise LuthierError("model-not-found", f"the folder has no {file}", where=name)
         return str(path)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.is_file():
         raise LuthierError("model-not-found", "there is no such folder", where=name)
@@ -102,7 +105,7 @@ def _first_line(error: BaseException) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-class _quiet:  # noqa: N801
+class quiet:  # noqa: N801
     """transformers draws a bar for every load; ours is the only bar."""
 
     def __enter__(self) -> None:

@@ -1,0 +1,206 @@
+"""What one calls in Python: train, plan, inspect, generate, merge. Torch is imported when they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.errors import LuthierError
+from luthier.recipe import Recipe
+
+if TYPE_CHECKING:
+    from luthier.data.inspect import Inspection
+    from luthier.engine.assemble import Objects
+    from luthier.engine.plan import Plan
+    from luthier.engine.result import Run
+
+PARTS = ("adapter", "loss", "optimizer", "quantizer", "callbacks", "output_dir")
+
+
+def train(
+    recipe: Recipe | str | Path | Mapping[str, Any] | None = None,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    data: Any = None,
+    eval_data: Any = None,
+    adapter: Any = None,
+    loss: Any = None,
+    optimizer: Any = None,
+    quantizer: Any = None,
+    callbacks: Sequence[Any] | None = None,
+    output_dir: str | Path | None = None,
+    resume: str | Path | None = None,
+    fresh: bool = False,
+    **settings: Any,
+) -> Run:
+    """Train here, and return the `Run`.
+
+    `recipe` is a file, a mapping or a `Recipe`; what is given beside it wins over it. `model` is a hub name, a folder,
+    `demo`, or a loaded model with its `tokenizer` (also as a pair). `data` is a path, a hub name, rows, or a dataset.
+    A part is a name, a mapping, its options object, or any object that keeps the protocol. Further settings have the
+    recipe's names (`learning_rate=2e-4`). An unfinished run of the same recipe in the same folder goes on; a finished
+    one is returned as it is, and trained anew with `fresh`. `resume` names a checkpoint to go on from.
+
+    Raises `LuthierError`.
+    """
+    _require_local()
+    from luthier.engine.train import train as train_run
+
+    given = _given(adapter, loss, optimizer, quantizer, callbacks, output_dir, settings)
+    recipe, objects = gather(recipe, model, tokenizer, data, eval_data, given)
+    return train_run(recipe, objects, resume=None if resume is None else Path(resume), fresh=fresh)
+
+
+def plan(
+    recipe: Recipe | str | Path | Mapping[str, Any] | None = None,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    data: Any = None,
+    eval_data: Any = None,
+    adapter: Any = None,
+    loss: Any = None,
+    optimizer: Any = None,
+    quantizer: Any = None,
+    callbacks: Sequence[Any] | None = None,
+    output_dir: str | Path | None = None,
+    **settings: Any,
+) -> Plan:
+    """What a run would be: parts, parameters, memory, steps and packing; nothing is trained or written."""
+    _require_local()
+    from luthier.engine.plan import plan as plan_run
+
+    given = _given(adapter, loss, optimizer, quantizer, callbacks, output_dir, settings)
+    return plan_run(*gather(recipe, model, tokenizer, data, eval_data, given))
+
+
+def inspect(
+    recipe: Recipe | str | Path | Mapping[str, Any] | None = None,
+    *,
+    rows: int = 3,
+    model: Any = None,
+    tokenizer: Any = None,
+    data: Any = None,
+    eval_data: Any = None,
+    **settings: Any,
+) -> Inspection:
+    """Examples as the loss would see them, what was dropped and why, and how long the rows are."""
+    _require_local()
+    from luthier.data.inspect import inspect as look
+    from luthier.data.prepare import prepare
+    from luthier.engine.load import tokenizer_of
+
+    recipe, objects = gather(recipe, model, tokenizer, data, eval_data, settings)
+    tokenizer = objects.tokenizer or tokenizer_of(recipe.model)
+    given = {"given": objects.data, "given_validation": objects.eval_data}
+    return look(prepare(recipe.data, tokenizer, seed=recipe.seed, **given), tokenizer, rows=rows)
+
+
+def generate(
+    model: str | Path,
+    prompt: str | Sequence[Mapping[str, Any]],
+    *,
+    base: str | None = None,
+    system: str | None = None,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    device: str = "auto",
+) -> str:
+    """The answer to `prompt` of the model at `model`: a run, an adapter's folder, a model folder, or a hub name."""
+    _require_local()
+    from luthier.artifacts.generate import answer
+    from luthier.artifacts.opened import open_artifact
+    from luthier.engine.devices import choose
+
+    opened = open_artifact(model, choose(device), base)
+    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    return answer(opened.model, opened.tokenizer, prompt, system=system, **settings)
+
+
+def merge(path: str | Path, output_dir: str | Path | None = None, *, base: str | None = None) -> Path:
+    """Fold the adapter of a run or an adapter's folder into its base: a folder that plain transformers loads."""
+    _require_local()
+    from luthier.artifacts.opened import open_artifact
+    from luthier.artifacts.save import save_merged
+
+    opened = open_artifact(path, base=base)
+    if opened.adapter is None:
+        raise LuthierError("artifact-unmergeable", "there is no adapter to merge", where=str(path))
+    folder = Path(output_dir) if output_dir else Path(path).resolve() / "merged"
+    return save_merged(opened.model, opened.tokenizer, opened.adapter, opened.quantizer, folder)
+
+
+def gather(
+    recipe: Any, model: Any, tokenizer: Any, data: Any, eval_data: Any, settings: Mapping[str, Any]
+) -> tuple[Recipe, Objects]:
+    """The recipe that these arguments mean, and the objects that it cannot hold."""
+    from luthier.engine.assemble import Objects
+
+    if isinstance(model, tuple):
+        model, tokenizer = model
+    changes = dict(settings)
+    held: dict[str, Any] = {"tokenizer": tokenizer}
+    for name, value, where in (("model", model, "model"), ("data", data, "data"), ("eval_data", eval_data, "data.validation")):
+        if value is None:
+            continue
+        if _is_named(value):
+            changes[where] = str(value) if isinstance(value, Path) else value
+        else:
+            held[name] = value
+            changes[where] = [_name_of(value)] if name == "eval_data" else _name_of(value)
+    if held.get("model") is not None and tokenizer is None:
+        raise LuthierError("recipe-missing", "a loaded model comes with its tokenizer", where="tokenizer")
+    return _recipe(recipe, changes), Objects(**held)
+
+
+def _recipe(recipe: Any, changes: dict[str, Any]) -> Recipe:
+    if isinstance(recipe, (str, Path)):
+        return Recipe.load(recipe, changes)
+    start = recipe.to_dict() if isinstance(recipe, Recipe) else dict(recipe or {})
+    validation = changes.pop("data.validation", None)
+    merged = {**start, **changes}
+    if validation is not None:
+        rows = merged.get("data")
+        merged["data"] = {**(rows if isinstance(rows, dict) else {"train": rows}), "validation": validation}
+    return Recipe.from_dict(merged)
+
+
+def _given(adapter: Any, loss: Any, optimizer: Any, quantizer: Any, callbacks: Any, output_dir: Any,
+           settings: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    values = (adapter, loss, optimizer, quantizer, callbacks, None if output_dir is None else str(output_dir))
+    return {**settings, **{name: v for name, v in zip(PARTS, values, strict=True) if v is not None}}
+
+
+def _is_named(value: Any) -> bool:
+    """Whether a recipe can hold it: a name, a path, a mapping of settings, or sources."""
+    if isinstance(value, (str, Path, float)):
+        return True
+    if isinstance(value, Mapping):
+        return True
+    return isinstance(value, (list, tuple)) and all(isinstance(v, str) or _is_source(v) for v in value)
+
+
+def _is_source(value: Any) -> bool:
+    return isinstance(value, Mapping) and "path" in value and set(value) <= {
+        "path", "split", "name", "revision", "columns", "template", "max_rows",
+    }  # fmt: skip
+
+
+def _name_of(value: Any) -> str:
+    """How the recipe of a run names an object of the caller's."""
+    own = getattr(getattr(value, "config", None), "_name_or_path", "")
+    return own or f"python:{type(value).__name__}"
+
+
+def _require_local() -> None:
+    """Training needs torch; the core alone does not."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("torch", "transformers", "safetensors", "numpy") if find_spec(name) is None]
+    if missing:
+        raise LuthierError("dependency-missing", f"{', '.join(missing)} not installed",
+                           remedy='pip install "luthier[local]"')  # fmt: skip

@@ -1,0 +1,1 @@
+"""Artifacts: what a run leaves behind, saved, merged, verified, and loaded again."""

@@ -1,0 +1,38 @@
+"""Folders written whole: beside their place, then renamed, so that what is there can be trusted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from luthier.engine.checkpoint import write_json
+from luthier.errors import LuthierError
+
+NOTE: Final = "luthier.json"  # which parts and base an artifact needs
+
+
+def written(folder: Path, write: Callable[[Path], object], note: dict[str, Any] | None = None) -> Path:
+    """`folder` as `write` fills it, replacing an artifact that stood there; refused where something else does."""
+    if folder.exists() and any(folder.iterdir()) and not _is_artifact(folder):
+        raise LuthierError("run-folder-other", "the folder holds something else", where=str(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        write(aside)
+        if note is not None:
+            write_json(aside / NOTE, note)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def _is_artifact(folder: Path) -> bool:
+    names = {NOTE, "config.json", "adapter_config.json"}
+    return any((folder / name).is_file() for name in names)

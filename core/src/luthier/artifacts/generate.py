@@ -1,0 +1,52 @@
+"""Generation: one prompt through a model, by its chat template where the tokenizer has one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from luthier.artifacts.save import stop_token_ids
+from luthier.engine.attention import generating
+from luthier.engine.seeds import kept
+from luthier.errors import LuthierError
+
+
+def answer(
+    model: Any,
+    tokenizer: Any,
+    prompt: str | Sequence[Mapping[str, Any]],
+    *,
+    system: str | None = None,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> str:
+    """The text that follows `prompt`, a text or messages; greedy at temperature 0, else sampled from `seed`."""
+    for name, value, low in (("max_new_tokens", max_new_tokens, 1), ("temperature", temperature, 0)):
+        if value < low:
+            raise LuthierError("recipe-out-of-range", f"at least {low}", where=name, found=value)
+    ids = prompt_ids(tokenizer, prompt, system)
+    inputs = torch.tensor([ids], device=model.device)
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
+    settings = {**sampling, "max_new_tokens": max_new_tokens, "pad_token_id": tokenizer.pad_token_id or 0}
+    with generating(model), kept():
+        torch.manual_seed(seed)
+        stops = stop_token_ids(model, tokenizer) or None
+        whole = model.generate(inputs, attention_mask=torch.ones_like(inputs), eos_token_id=stops, **settings)
+    return tokenizer.decode(whole[0, len(ids) :], skip_special_tokens=True)
+
+
+def prompt_ids(tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], system: str | None) -> list[int]:
+    """The tokens the model continues. Without a chat template the prompt is plain text."""
+    if tokenizer.chat_template is None:
+        if system is not None or not isinstance(prompt, str):
+            raise LuthierError("template-missing", "messages need a chat template", remedy="Give one plain text.")
+        return tokenizer(prompt).input_ids
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+    if system is not None:
+        messages = [{"role": "system", "content": system}, *messages]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False).input_ids

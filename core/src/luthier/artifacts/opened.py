@@ -1,0 +1,76 @@
+"""Opening what was trained: a run, an adapter's folder, a merged model, or a hub name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from luthier.artifacts.folders import NOTE
+from luthier.engine import attention, load
+from luthier.engine.contexts import context_for
+from luthier.engine.run import read_record
+from luthier.errors import LuthierError
+from luthier.plugins.registry import installed
+from luthier.plugins.structure import structure
+from luthier.recipe.tree import Model
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Opened:
+    """A model ready to generate; `adapter` and `quantizer` are None for a plain model."""
+
+    model: Any
+    tokenizer: Any
+    adapter: Any = None
+    quantizer: Any = None
+
+
+def open_artifact(path: str | Path, device: torch.device | str = "cpu", base: str | None = None) -> Opened:
+    """The model at `path`. `base` stands in for the base model that an adapter's folder names."""
+    folder = Path(path)
+    if read_record(folder) is not None:
+        folder = _of_run(folder)
+    if (folder / NOTE).is_file() and (folder / "adapter_config.json").is_file():
+        return _adapted(folder, torch.device(device), base)
+    if (folder / "adapter_config.json").is_file():
+        remedy = "Give the run's folder, or load it with peft."
+        raise LuthierError("artifact-not-found", f"an adapter without {NOTE}", where=str(folder), remedy=remedy)
+    spec = Model(name_or_path=str(folder) if folder.is_dir() else str(path))
+    model = load.model_of(spec, torch.device(device), {})
+    return Opened(model=model.eval(), tokenizer=load.tokenizer_of(spec))
+
+
+def _of_run(folder: Path) -> Path:
+    for name in ("adapter", "model", "merged"):
+        if (folder / name).is_dir():
+            return folder / name
+    remedy = "Finish it with the command that began it."
+    raise LuthierError("artifact-not-found", "the run has no artifact yet", where=str(folder), remedy=remedy)
+
+
+def _adapted(folder: Path, device: torch.device, base: str | None) -> Opened:
+    note = json.loads((folder / NOTE).read_text("utf-8"))
+    spec = structure(note["model"], Model, str(folder / NOTE))
+    if base is not None:
+        spec = attrs.evolve(spec, name_or_path=base)
+    quantizer, adapter = (_part(kind, note[kind]) for kind in ("quantizer", "adapter"))
+    model = quantizer.apply(load.model_of(spec, device, quantizer.load_arguments()))
+    attention.install(model)
+    context = context_for(
+        model, quantizer, device=device, seed=0, original=lambda layer: load.original_weight(spec.name_or_path, model, layer)
+    )
+    model = adapter.attach(model, context)
+    adapter.load(folder)
+    tokenizer = load.tokenizer_at(str(folder))
+    return Opened(model=model.eval(), tokenizer=tokenizer, adapter=adapter, quantizer=quantizer)
+
+
+def _part(kind: str, spec: dict[str, Any]) -> Any:
+    plugins = installed()
+    offer = plugins.get(kind, spec["name"])
+    options = structure({k: v for k, v in spec.items() if k != "name"}, plugins.options(offer), kind)
+    return plugins.build(offer, options)

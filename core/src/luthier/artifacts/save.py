@@ -1,0 +1,125 @@
+"""Saving what a run has trained: the adapter alone, or a merged model that plain transformers loads."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from luthier.artifacts.folders import written
+from luthier.artifacts.verify import check_adapter, check_model
+from luthier.engine.attention import NAME, ordinary
+from luthier.engine.contexts import context_for
+from luthier.errors import LuthierError
+
+
+def artifact_name(adapter: Any) -> str:
+    """The folder that an adapter's `save` fills: `adapter`, or `model` for one that is a whole model."""
+    return getattr(adapter, "artifact", "adapter")
+
+
+def save_adapter(model: Any, tokenizer: Any, adapter: Any, folder: Path, note: dict[str, Any]) -> Path:
+    """What `adapter.save` writes, with the tokenizer, checked by reading it back."""
+
+    def write(aside: Path) -> None:
+        with _portable(model, tokenizer):
+            adapter.save(aside)
+        tokenizer.save_pretrained(aside)
+        check_adapter(model, adapter, aside)
+
+    return written(folder, write, note)
+
+
+def save_merged(model: Any, tokenizer: Any, adapter: Any, quantizer: Any, folder: Path) -> Path:
+    """A dense model in plain transformers' layout, checked by loading it there. The live model stays as it is."""
+
+    def write(aside: Path) -> None:
+        merged = merged_copy(model, adapter, quantizer)
+        with _portable(merged, tokenizer):
+            merged.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        check_model(model, aside)
+
+    return written(folder, write)
+
+
+def merged_copy(model: Any, adapter: Any, quantizer: Any) -> Any:
+    """A copy of the model in plain dense layers, the adapter folded in."""
+    model, adapter = copy.deepcopy((model, adapter))
+    plain = _skeleton(model)
+    for path, layer in list(model.named_modules()):
+        weight = quantizer.dequantize(layer)
+        if weight is not None:
+            _replace(model, path, _linear(weight, getattr(layer, "bias", None), model.dtype))
+    context = context_for(model, quantizer, device=model.device, seed=0, original=_no_original)
+    merged = adapter.merge(context)
+    for path, layer in plain.named_modules():
+        if type(layer).__name__ == "Conv1D" and isinstance(merged.get_submodule(path), nn.Linear):
+            _replace(merged, path, _transposed(merged.get_submodule(path), layer))
+    if any(p.is_floating_point() and not torch.isfinite(p).all() for p in merged.parameters()):
+        raise LuthierError("artifact-unmergeable", "the merged weights hold NaN or infinity")
+    return merged
+
+
+def stop_token_ids(model: Any, tokenizer: Any, learned: Iterable[int] = ()) -> list[int]:
+    """Every token that ends an answer: the model's, the tokenizer's, and those that training supervised."""
+    own = model.generation_config.eos_token_id
+    known = [own] if isinstance(own, int) else list(own or [])
+    return sorted({*known, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []), *learned})
+
+
+class _portable:  # noqa: N801
+    """While a model is written: an attention that every machine has, and the stop tokens that it was taught."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+
+    def __enter__(self) -> None:
+        model = self.model
+        self.packed = model.config._attn_implementation == NAME
+        if self.packed:
+            model.set_attn_implementation(ordinary(model))
+        stops = stop_token_ids(model, self.tokenizer)
+        if stops:
+            model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
+
+    def __exit__(self, *_: object) -> None:
+        if self.packed:
+            self.model.set_attn_implementation(NAME)
+
+
+def _skeleton(model: Any) -> nn.Module:
+    with torch.device("meta"):
+        return type(model)(model.config)
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device, dtype=dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return layer.requires_grad_(False)
+
+
+def _transposed(layer: nn.Module, pattern: nn.Module) -> nn.Module:
+    """A Linear as the Conv1D that the architecture has in its place."""
+    made = type(pattern)(layer.weight.shape[0], layer.weight.shape[1])
+    with torch.no_grad():
+        made.weight = nn.Parameter(layer.weight.T.contiguous())
+        if layer.bias is not None:
+            made.bias = nn.Parameter(layer.bias)
+    return made
+
+
+def _replace(model: nn.Module, path: str, layer: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, layer)
+
+
+def _no_original(layer: nn.Module) -> torch.Tensor:
+    raise LuthierError("artifact-unmergeable", "this adapter wants the original weights, which are not at hand here")

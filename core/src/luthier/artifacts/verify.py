@@ -1,0 +1,47 @@
+"""Verification: what was saved is loaded again and must give the outputs of the model in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.engine.attention import generating
+from luthier.engine.load import quiet
+from luthier.errors import LuthierError
+
+LENGTH = 16
+
+
+def check_adapter(model: Any, adapter: Any, folder: Path) -> None:
+    """The files, read back into the live adapter, leave its outputs as they were."""
+    before = _logits(model)
+    adapter.load(folder)
+    _compare(before, _logits(model), folder)
+
+
+def check_model(model: Any, folder: Path) -> None:
+    """A fresh model of plain transformers, loaded from the folder, has the live model's logits."""
+    import transformers
+
+    with quiet():
+        fresh = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype).to(model.device)
+    _compare(_logits(model), _logits(fresh), folder)
+
+
+def _logits(model: Any) -> Tensor:
+    """[LENGTH, V] on fixed random tokens, by the model's own forward."""
+    size = model.config.get_text_config().vocab_size
+    tokens = torch.randint(0, size, (1, LENGTH), generator=torch.Generator().manual_seed(0)).to(model.device)
+    with generating(model):
+        return model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0]
+
+
+def _compare(before: Tensor, after: Tensor, folder: Path) -> None:
+    bound = 1e-4 if before.dtype in (torch.float32, torch.float64) else 5e-2
+    error = float((before - after).abs().max() / before.abs().max().clamp_min(1e-6))
+    if not error <= bound:
+        problem = f"its outputs differ from the model in memory by {error:.2g} of their size, more than {bound}"
+        raise LuthierError("artifact-mismatch", problem, where=str(folder))

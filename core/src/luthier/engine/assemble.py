@@ -1,0 +1,206 @@
+"""Assembly: a recipe into a `Setup`. Whatever can be refused is refused before the costly parts begin."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+
+from luthier.data.examples import TokenDataset
+from luthier.data.order import Order
+from luthier.data.prepare import Prepared, check_vocabulary, prepare
+from luthier.engine import attention, devices, load, probe, schedule
+from luthier.engine.contexts import context_for
+from luthier.engine.setup import Setup, batches
+from luthier.engine.step import Step
+from luthier.errors import LuthierError
+from luthier.plugins import compatibility
+from luthier.plugins.registry import Plugins
+from luthier.recipe import Recipe
+from luthier.recipe.parts import Part, Resolved, resolve
+
+BUILT = ("adapter", "loss", "optimizer", "quantizer")
+
+
+@attrs.frozen(kw_only=True)
+class Objects:
+    """What a caller in Python hands over in the place of names."""
+
+    model: Any = None
+    tokenizer: Any = None
+    data: Any = None
+    eval_data: Any = None
+
+
+@attrs.define(kw_only=True, eq=False)
+class Assembled:
+    setup: Setup
+    resolved: Resolved
+    prepared: Prepared
+    callbacks: dict[str, Any]
+
+
+def assemble(recipe: Recipe, objects: Objects, plugins: Plugins | None = None) -> Assembled:
+    """Everything loaded, checked and attached, with nothing trained."""
+    resolved = resolve(recipe, plugins)
+    device = devices.choose(recipe.device)
+    check_parts(recipe, resolved, device)
+    built = {kind: resolved.build(getattr(resolved, kind)) for kind in BUILT}
+    callbacks = {name: resolved.build(part) for name, part in named(resolved.callbacks).items()}
+    tokenizer = objects.tokenizer or load.tokenizer_of(recipe.model)
+    prepared = prepared_data(recipe, objects, tokenizer, built["loss"])
+    model = _model(recipe, objects, built["quantizer"], device)
+    for dataset in (prepared.train, prepared.validation):
+        if dataset is not None:
+            check_vocabulary(dataset, tokenizer, model.get_input_embeddings().weight.shape[0])
+    setup = _attach(recipe, model, tokenizer, built, prepared, device)
+    return Assembled(setup=setup, resolved=resolved, prepared=prepared, callbacks=callbacks)
+
+
+def check_parts(recipe: Recipe, resolved: Resolved, device: torch.device) -> None:
+    """Refuse parts that do not go together, by their tags."""
+    given = {"calibration-data": "the training data"}
+    if recipe.packing:
+        given["packing"] = "the run (packing: true)"
+    if device.type == "cuda":
+        given["cuda"] = "the device"
+    compatibility.check(resolved.chosen(), given)
+    provider = resolved.provider
+    if provider.record is not None and "luthier:in-process" not in provider.record.provides:
+        problem = f"provider {provider.name!r} does not train in this process"
+        raise LuthierError("part-unsupported", problem, where="provider", remedy="Use provider: local.")
+
+
+def named(parts: tuple[Part, ...]) -> dict[str, Part]:
+    """Callbacks under names that state can be stored by."""
+    found: dict[str, Part] = {}
+    for part in parts:
+        name, number = part.name, 2
+        while name in found:
+            name, number = f"{part.name}-{number}", number + 1
+        found[name] = part
+    return found
+
+
+def prepared_data(recipe: Recipe, objects: Objects, tokenizer: Any, loss: Any) -> Prepared:
+    """The rows as token examples; refused where the longest does not fit a micro-batch."""
+    if loss.data != "tokens":
+        problem = f"the loss takes {loss.data} examples, which are not trained yet"
+        raise LuthierError("part-unsupported", problem, where="loss")
+    prepared = prepare(
+        recipe.data,
+        tokenizer,
+        seed=recipe.seed,
+        kind=loss.data,
+        given=objects.data,
+        given_validation=objects.eval_data,
+    )
+    for dataset in (prepared.train, prepared.validation):
+        longest = int(dataset.lengths.max()) if dataset is not None and len(dataset) else 0
+        if longest > recipe.max_tokens_per_device:
+            raise LuthierError(
+                "recipe-conflict",
+                f"the longest example has {longest} tokens and a micro-batch at most {recipe.max_tokens_per_device}",
+                where="max_tokens_per_device",
+                remedy=f"Raise it to {longest}, or lower data.max_length.",
+            )
+    return prepared
+
+
+def total_steps(recipe: Recipe, order: Order, train: TokenDataset) -> int:
+    """Optimizer steps until the first of max_steps, max_tokens or, without either, num_train_epochs."""
+    by_epochs = math.ceil(order.steps_per_epoch * recipe.num_train_epochs)
+    limits = [recipe.max_steps] if recipe.max_steps else []
+    if recipe.max_tokens:
+        limits.append(_steps_for_tokens(recipe.max_tokens, order, train))
+    total = min(limits, default=by_epochs)
+    if total < 1:
+        raise LuthierError("recipe-out-of-range", "the run has no step", where="num_train_epochs",
+                           found=recipe.num_train_epochs)  # fmt: skip
+    return total
+
+
+def _steps_for_tokens(limit: int, order: Order, train: TokenDataset) -> int:
+    """The step after which `limit` supervised tokens are reached: the order is known, so this is exact."""
+    counts = train.num_supervised
+    per_epoch = int(counts.sum())
+    whole = max((limit - 1) // per_epoch, 0)
+    seen, first = whole * per_epoch, whole * order.steps_per_epoch
+    for step, rows in order.steps(first + order.steps_per_epoch, first=first):
+        seen += int(counts[rows].sum())
+        if seen >= limit:
+            return step + 1
+    raise AssertionError("an epoch holds its own tokens")
+
+
+def _model(recipe: Recipe, objects: Objects, quantizer: Any, device: torch.device) -> Any:
+    if objects.model is None:
+        model = load.model_of(recipe.model, device, quantizer.load_arguments())
+    else:
+        model = objects.model.to(device)
+    return quantizer.apply(model)
+
+
+def _attach(
+    recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any], prepared: Prepared, device: torch.device
+) -> Setup:
+    order = Order(size=len(prepared.train), batch=recipe.global_batch_size, seed=recipe.seed)
+    total = total_steps(recipe, order, prepared.train)
+    warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * total)
+    rates = schedule.rates(recipe.lr_scheduler_type, recipe.learning_rate, total, warmup, recipe.lr_scheduler_kwargs)
+    attention.install(model)
+    numbers: dict[str, float] = {}
+    context = context_for(
+        model,
+        built["quantizer"],
+        device=device,
+        seed=recipe.seed,
+        total_steps=total,
+        original=lambda layer: load.original_weight(recipe.model.name_or_path, model, layer),
+        batches=lambda n: _first(prepared.train, n, recipe, device),
+        log=numbers.__setitem__,
+    )
+    model = built["adapter"].attach(model, context).train()
+    probe.check(model)
+    groups = built["adapter"].groups()
+    if not any(g.parameters for g in groups):
+        raise LuthierError("train-nothing", "the adapter leaves no parameter to train", where="adapter")
+    optimizer = built["optimizer"].build(groups)
+    return Setup(
+        recipe=recipe,
+        model=model,
+        tokenizer=tokenizer,
+        adapter=built["adapter"],
+        loss=built["loss"],
+        optimizer_part=built["optimizer"],
+        quantizer=built["quantizer"],
+        step=Step(model, built["adapter"], built["loss"], router_coefficient=_router(recipe, model)),
+        context=context,
+        optimizer=optimizer,
+        rates=rates,
+        order=order,
+        train=prepared.train,
+        validation=prepared.validation,
+        report=prepared.report,
+        device=device,
+        numbers=numbers,
+        decays=[g.get("weight_decay", 0.0) for g in optimizer.param_groups],
+    )
+
+
+def _first(train: TokenDataset, count: int, recipe: Recipe, device: torch.device) -> list[Any]:
+    rows = np.arange(min(len(train), count * recipe.global_batch_size)).tolist()
+    return list(batches(train, rows, recipe, device))[:count]
+
+
+def _router(recipe: Recipe, model: Any) -> float:
+    """The weight of the load-balancing loss: the recipe's, or the model's own where its config asks for one."""
+    config = model.config
+    if recipe.router_aux_loss_coef is not None:
+        if recipe.router_aux_loss_coef and not hasattr(config, "num_experts_per_tok"):
+            raise LuthierError("recipe-conflict", "the model has no experts", where="router_aux_loss_coef")
+        return recipe.router_aux_loss_coef
+    return float(getattr(config, "router_aux_loss_coef", 0.0)) if getattr(config, "output_router_logits", False) else 0.0

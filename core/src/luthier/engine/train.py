@@ -1,0 +1,216 @@
+"""A run from its recipe to its artifact: folder, lock, resume, loop, record."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from luthier.artifacts.notes import note
+from luthier.artifacts.save import artifact_name, save_adapter, save_merged
+from luthier.engine import checkpoint
+from luthier.engine.again import finished
+from luthier.engine.assemble import Assembled, Objects, assemble
+from luthier.engine.loop import Loop, Tally
+from luthier.engine.result import Run
+from luthier.engine.run import (
+    RECIPE,
+    ActiveRun,
+    Interrupted,
+    environment,
+    locked,
+    new_id,
+    read_record,
+    signals,
+    write_record,
+)
+from luthier.engine.seeds import kept
+from luthier.errors import LuthierError
+from luthier.logs import get_logger, run_log
+from luthier.recipe import Recipe, recipe_hash
+
+log = get_logger()
+
+
+@attrs.frozen(kw_only=True)
+class Place:
+    """Where a run goes, and whether it goes on from a checkpoint there."""
+
+    folder: Path
+    record: dict[str, Any] | None = None
+    done: bool = False
+
+
+def train(recipe: Recipe, objects: Objects, *, resume: Path | None = None, fresh: bool = False) -> Run:
+    """Train to the end, or go on with what the folder holds; see `luthier.train`."""
+    place = find_place(recipe, objects, fresh=fresh)
+    if place.done:
+        log.warning("run already finished", folder=str(place.folder), remedy="--fresh trains again")
+        return finished(place.folder)
+    with locked(place.folder), kept():
+        assembled = assemble(recipe, objects)
+        record = _record(recipe, assembled, place)
+        with run_log(record["run_id"], place.folder / "log.jsonl"):
+            return _run(recipe, assembled, place, record, resume)
+
+
+def find_place(recipe: Recipe, objects: Objects, *, fresh: bool) -> Place:
+    """The run's folder. Another run's is refused; with `fresh`, and for objects, a new one beside it is taken."""
+    given = any(v is not None for v in attrs.astuple(objects, recurse=False))
+    folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
+    record = read_record(folder)
+    if fresh or (given and record is not None and recipe.output_dir is None):
+        return Place(folder=_beside(folder))
+    if record is None:
+        _refuse_strangers(folder)
+        return Place(folder=folder)
+    if record["recipe_hash"] != recipe_hash(recipe):
+        problem = f"it holds run {record['run_id']} of another recipe"
+        raise LuthierError("run-folder-other", problem, where=str(folder))
+    return Place(folder=folder, record=record, done=record["state"] == "completed")
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """runs/<model>-<adapter>-<hash>: the same recipe finds its own folder again."""
+    from luthier.recipe.parts import find_part
+    from luthier.plugins.registry import installed
+
+    model = Path(recipe.model.name_or_path).name or "model"
+    adapter = find_part(recipe.adapter, "adapter", "adapter", installed()).name.rpartition(".")[2]
+    return Path("runs") / (recipe.run_name or f"{model}-{adapter}-{recipe_hash(recipe)[:8]}")
+
+
+def _beside(folder: Path) -> Path:
+    number, candidate = 2, folder
+    while candidate.exists():
+        candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    return candidate
+
+
+def _refuse_strangers(folder: Path) -> None:
+    """A folder that holds files of no run is not ours to fill."""
+    if folder.exists() and not folder.is_dir():
+        raise LuthierError("run-folder-other", "there is a file of this name", where=str(folder))
+    known = {"lock", "log.jsonl", RECIPE, "metrics.jsonl"}
+    strangers = [p.name for p in folder.iterdir() if p.name not in known] if folder.is_dir() else []
+    if strangers:
+        problem = f"the folder holds other files: {', '.join(sorted(strangers)[:3])}"
+        raise LuthierError("run-folder-other", problem, where=str(folder))
+
+
+def _record(recipe: Recipe, assembled: Assembled, place: Place) -> dict[str, Any]:
+    """The run's record: a new one, or that of the run that goes on, if its data is the same."""
+    fingerprint = assembled.prepared.train.fingerprint
+    if place.record is not None:
+        if place.record["data"] != fingerprint:
+            found = fingerprint
+            raise LuthierError("data-changed", "other rows than this run began with", where="data.train", found=found)
+        return place.record
+    run_id, parts = new_id(), [p.describe() for p in assembled.resolved]
+    settings = recipe.to_dict()
+    template = getattr(assembled.prepared, "chat_template_hash", None)
+    return {
+        "run_id": run_id,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "recipe_hash": recipe_hash(recipe),
+        "seed": recipe.seed,
+        "data": fingerprint,
+        "parts": parts,
+        "note": note(settings, run_id, parts, template),
+        **environment(str(assembled.setup.device)),
+    }
+
+
+def _run(recipe: Recipe, assembled: Assembled, place: Place, record: dict[str, Any], resume: Path | None) -> Run:
+    folder, setup = place.folder, assembled.setup
+    run = ActiveRun(
+        run_id=record["run_id"],
+        folder=folder,
+        name=recipe.run_name or folder.name,
+        settings=recipe.to_dict(),
+        total_steps=len(setup.rates),
+    )
+    loop = Loop(setup, run, assembled.callbacks)
+    checkpoint.tidy(folder)
+    with _recorded(loop, record):
+        if place.record is None:
+            recipe.write(folder / RECIPE)
+        write_record(folder, record, state="running", total_steps=run.total_steps)
+        _start(loop, resume)
+        with signals(run):
+            tally = loop.train()
+        return _finish(loop, tally, record)
+
+
+def _start(loop: Loop, resume: Path | None) -> None:
+    """From a checkpoint, if there is one, else from the beginning."""
+    run = loop.run
+    if resume is not None:
+        loop.resume(checkpoint.load(resume))
+        log.info("resumed", step=run.step, checkpoint=str(resume))
+        return
+    found = checkpoint.newest(run.folder)
+    if found is None:
+        log.info("run started", folder=str(run.folder), steps=run.total_steps)
+        loop.hooks.run_started(run=run)
+        return
+    path, tree, damaged = found
+    for error in damaged:
+        log.warning("checkpoint damaged, using the one before", error=str(error))
+    loop.resume(tree)
+    log.warning("resumed", step=run.step, checkpoint=str(path))
+
+
+def _finish(loop: Loop, tally: Tally, record: dict[str, Any]) -> Run:
+    """The best weights if they were asked for, the artifact, the result."""
+    setup, run, recipe = loop.setup, loop.run, loop.setup.recipe
+    if recipe.load_best_model_at_end:
+        loop.load_best()
+    name = artifact_name(setup.adapter)
+    with setup.optimizer_part.evaluating():
+        artifact = save_adapter(setup.model, setup.tokenizer, setup.adapter, run.folder / name, record["note"])
+        merged = None
+        if recipe.merge:
+            merged = run.folder / "merged"
+            save_merged(setup.model, setup.tokenizer, setup.adapter, setup.quantizer, merged)
+    result = Run(
+        run_id=run.run_id,
+        steps=tally.step,
+        final_loss=tally.losses[-1],
+        loss_history=tally.losses,
+        eval_loss=tally.evaluation.get("eval_loss"),
+        eval_metrics=tally.evaluation,
+        duration_seconds=tally.seconds,
+        samples_seen=tally.samples,
+        tokens_seen=tally.tokens,
+        output_path=run.folder,
+        artifact=artifact,
+        merged=merged,
+        best_checkpoint=loop.best_checkpoint(),
+        stop_reason=run.stop_reason,
+        parts=record["parts"],
+        setup=setup,
+    )
+    write_record(run.folder, record, state="completed", step=tally.step, result=result.to_dict())
+    loop.hooks.completed(run=run, result=result)
+    return result
+
+
+@contextlib.contextmanager
+def _recorded(loop: Loop, record: dict[str, Any]) -> Iterator[None]:
+    """However the run ends, run.json says so."""
+    run = loop.run
+    try:
+        yield
+    except Interrupted:
+        write_record(run.folder, record, state="stopped", step=run.step)
+        raise
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            write_record(run.folder, record, state="failed", step=run.step, error=str(error))
+        loop.hooks.failed(run=run, error=error)
+        raise
