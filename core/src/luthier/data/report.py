@@ -1,0 +1,66 @@
+"""The report of a preparation: rows, examples, drops by reason, tokens and lengths, as plain data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+PERCENTILES: Final = (0, 25, 50, 75, 90, 95, 99, 100)
+BINS: Final = 12
+
+
+@attrs.define(kw_only=True)
+class Report:
+    """What became of the rows of one set. `drops` counts rows, or parts of split rows, by reason."""
+
+    format: str = ""
+    rows: int = 0
+    examples: int = 0
+    drops: Counter[str] = attrs.field(factory=Counter)
+    changes: Counter[str] = attrs.field(factory=Counter)  # rows truncated, split, or parted into one example an answer
+    tokens: int = 0
+    supervised_tokens: int = 0
+    lengths: dict[str, int] = attrs.field(factory=dict)  # tokens of an example, by percentile
+    histogram: list[tuple[int, int, int]] = attrs.field(factory=list)  # shortest, longest, examples
+    warnings: list[str] = attrs.field(factory=list)
+    validation: Report | None = None
+
+    @property
+    def dropped(self) -> int:
+        return sum(self.drops.values())
+
+    @property
+    def supervised_share(self) -> float:
+        return self.supervised_tokens / self.tokens if self.tokens else 0.0
+
+    def measure(self, lengths: NDArray[np.int64], supervised: NDArray[np.int64]) -> None:
+        """Fill in tokens, percentiles and the histogram from the kept examples."""
+        self.examples, self.tokens, self.supervised_tokens = len(lengths), int(lengths.sum()), int(supervised.sum())
+        if len(lengths):
+            values = np.percentile(lengths, PERCENTILES, method="nearest").tolist()
+            self.lengths = {f"p{p}": int(v) for p, v in zip(PERCENTILES, values, strict=True)}
+            self.histogram = _histogram(lengths)
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = {field.name: getattr(self, field.name) for field in attrs.fields(Report)}
+        plain |= {"drops": dict(self.drops), "changes": dict(self.changes), "dropped": self.dropped}
+        plain |= {"supervised_share": self.supervised_share, "histogram": [list(bar) for bar in self.histogram]}
+        return plain | {"validation": self.validation and self.validation.to_dict()}
+
+
+def _histogram(lengths: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """Up to 12 bars of equal width over whole numbers of tokens."""
+    low, high = int(lengths.min()), int(lengths.max())
+    width = max(1, -(-(high - low + 1) // BINS))
+    counts = np.bincount((lengths - low) // width)
+    return [(low + i * width, low + (i + 1) * width - 1, int(count)) for i, count in enumerate(counts)]
+
+
+def formats_of(names: Sequence[str]) -> str:
+    """The formats of several sources, each once, in order."""
+    return ", ".join(dict.fromkeys(names))

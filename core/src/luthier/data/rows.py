@@ -1,0 +1,32 @@
+"""A row of data, and the errors that name its place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from luthier.errors import LuthierError
+
+
+@attrs.frozen
+class Row:
+    """One row as it was read, after its columns were mapped."""
+
+    values: dict[str, Any]
+    where: str  # file:line, or the place in what was given
+
+
+def unreadable(where: str, problem: str, found: object = None, remedy: str | None = None) -> LuthierError:
+    return LuthierError("data-unreadable", problem, where=where, found=found, remedy=remedy)
+
+
+def broken(problem: str, found: object = None, where: str | None = None) -> LuthierError:
+    return LuthierError("data-row", problem, where=where, found=found)
+
+
+def row_of(value: object, where: str) -> Row:
+    """A row, if the value is an object with named columns."""
+    if not isinstance(value, dict):
+        raise broken("a row must be an object with named columns", value, where)
+    return Row(value, where)

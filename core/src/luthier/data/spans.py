@@ -1,0 +1,155 @@
+"""Conversations as text with the supervised spans of any chat template, found by offsets and proven."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from luthier.data.forms import Conversation
+from luthier.data.template import PROBE, ChatTemplate
+from luthier.errors import LuthierError
+
+Span = tuple[int, int]  # characters [start, end)
+
+
+@attrs.frozen(kw_only=True)
+class Rendered:
+    """A text to tokenise and its supervised spans; `everything`: all of it is supervised, the spans beside."""
+
+    text: str
+    spans: tuple[Span, ...]
+    everything: bool = False
+    where: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Turn:
+    """One answer: the text up to and with it, its spans there, and where a stop token must be put in, if it must."""
+
+    text: str
+    spans: tuple[Span, ...]
+    insert: int | None
+
+
+def render_conversation(form: Conversation, template: ChatTemplate, everything: bool = False) -> list[Rendered]:
+    """The conversation as one text, or one text an answer where the template rewrites what went before.
+
+    Each supervised span ends with the template's stop token; where it writes none, the eos token is put in.
+    """
+    try:
+        return _rendered(form, template, everything)
+    except LuthierError as error:
+        raise error.at(form.where) from None
+
+
+def _rendered(form: Conversation, template: ChatTemplate, everything: bool) -> list[Rendered]:
+    messages = [_bare(message, template) for message in form.messages]
+    whole = template.render(messages, form.tools)
+    if everything and template.closes:
+        return [Rendered(text=whole, spans=(), everything=True, where=form.where)]
+    trained = [i for i, on in enumerate(form.trained) if on and _says(messages[i])]
+    turns = [find_turn(messages, i, form.tools, template, whole) for i in trained]
+    kept = [turn for turn in turns if whole.startswith(turn.text)]
+    groups = [(whole, kept)] if everything or len(kept) == len(turns) else [(turn.text, [turn]) for turn in turns]
+    return [_joined(text, group, template, everything, form.where) for text, group in groups]
+
+
+def _says(message: dict[str, Any]) -> bool:
+    return bool(message["content"] or message.get("tool_calls"))
+
+
+def _bare(message: dict[str, Any], template: ChatTemplate) -> dict[str, Any]:
+    if message["role"] != "assistant":
+        return message
+    return {**message, "content": template.bare(message["content"])}
+
+
+def find_turn(
+    messages: list[dict[str, Any]], index: int, tools: Any, template: ChatTemplate, whole: str | None = None
+) -> Turn:
+    """The answer `messages[index]` in the text that the template writes up to it; `template-unprovable` if it is not.
+
+    Offsets come from generation tags, or from where the prompt ends (`add_generation_prompt`), else from the content.
+    """
+    message, last = messages[index], index + 1 == len(messages)
+    text = whole if last and whole is not None else template.render(messages[: index + 1], tools)
+    spans = _tagged(messages, index, tools, template) if template.tagged else []
+    start = spans[0][0] if spans else _start(messages, index, tools, template, text)
+    if not _contains(text[start:], message):
+        raise _unprovable(f"it does not write the text of messages[{index}] as it is", text[start : start + 200])
+    limit = len(text)
+    if spans and not text[spans[-1][1] :].lstrip().startswith(template.stop):
+        limit = spans[-1][1]  # the tags end the answer, stop token included
+    end, insert = _end(text, start, limit, message, template)
+    if not spans:
+        return Turn(text=text, spans=((start, end),), insert=insert)
+    return Turn(text=text, spans=(*spans[:-1], (spans[-1][0], end)), insert=insert)
+
+
+def _tagged(messages: list[dict[str, Any]], index: int, tools: Any, template: ChatTemplate) -> list[Span]:
+    """The spans that the tags mark in this turn alone."""
+    before = len(template.tagged_spans(messages[:index], tools)[1]) if index else 0
+    return template.tagged_spans(messages[: index + 1], tools)[1][before:]
+
+
+def _start(messages: list[dict[str, Any]], index: int, tools: Any, template: ChatTemplate, text: str) -> int:
+    """Where the answer begins: after the prompt that generation is given, else where a probe in its place does."""
+    prompt = template.render(messages[:index], tools, prompt=True) if index else ""
+    if index and template.prompts and text.startswith(prompt):
+        return len(prompt)
+    probe = {"role": "assistant", "content": PROBE}
+    header, found, _ = template.render([*messages[:index], probe], tools).rpartition(PROBE)
+    if not found or not text.startswith(header):
+        raise _unprovable(f"the beginning of the answer messages[{index}] cannot be found", text[-200:])
+    blank = index and header.startswith(prompt) and not header[len(prompt) :].strip()
+    return len(prompt) if blank else len(header)  # a space after [/INST] is the model's to write
+
+
+def _pieces(message: dict[str, Any]) -> list[str]:
+    """Texts that the answer must be written with, in order: its content after any <think> block, its calls' names."""
+    said = message["content"].rpartition("</think>")[2].strip()
+    calls = [call["function"]["name"] for call in message.get("tool_calls", ())]
+    return [piece for piece in (said, *calls) if piece]
+
+
+def _contains(text: str, message: dict[str, Any]) -> bool:
+    position = 0
+    for piece in _pieces(message):
+        position = text.find(piece, position)
+        if position < 0:
+            return False
+        position += len(piece)
+    return True
+
+
+def _end(text: str, start: int, limit: int, message: dict[str, Any], template: ChatTemplate) -> tuple[int, int | None]:
+    """Where the span ends, and the position for a stop token if the template writes none there."""
+    segment = text[start:limit]
+    bare = segment.rstrip()
+    if (template.closes and bare.endswith(template.stop)) or (message.get("tool_calls") and template.ending(bare)):
+        return start + len(bare), None
+    if template.closes and template.ending(bare):
+        return start + len(bare), None
+    end = limit - len(template.tail) if segment.endswith(template.tail) else start + len(bare)
+    return end, end
+
+
+def _joined(text: str, turns: list[Turn], template: ChatTemplate, everything: bool, where: str) -> Rendered:
+    """One text with the turns' spans, the stop tokens put in."""
+    stop = template.tokenizer.eos_token or template.stop
+    spans: list[Span] = []
+    shift = 0
+    for turn in turns:
+        moved = [(start + shift, end + shift) for start, end in turn.spans]
+        if turn.insert is not None:
+            at = turn.insert + shift
+            text = text[:at] + stop + text[at:]
+            shift += len(stop)
+            moved[-1] = (moved[-1][0], moved[-1][1] + len(stop))
+        spans += moved
+    return Rendered(text=text, spans=tuple(spans), everything=everything, where=where)
+
+
+def _unprovable(problem: str, found: str) -> LuthierError:
+    return LuthierError("template-unprovable", f"the chat template cannot be trained on: {problem}", found=found)

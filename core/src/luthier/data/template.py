@@ -1,0 +1,176 @@
+"""The chat template of a run: the tokenizer's own or the recipe's, what it writes, and how it closes an answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from luthier.errors import LuthierError
+
+TAGS: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")
+PROBE: Final = "qwj7"  # an answer that no template contains
+Messages = Sequence[dict[str, Any]]
+
+
+@attrs.frozen(kw_only=True)
+class ChatTemplate:
+    """A tokenizer's chat template, and what writing a probe with it showed."""
+
+    tokenizer: Any
+    given: str | None  # Jinja text in the place of the tokenizer's own
+    text: str
+    tail: str  # what it writes after the last answer
+    stop: str  # the special token that ends an answer
+    closes: bool  # whether the template writes it
+    prompts: bool  # whether it knows add_generation_prompt
+    specials: tuple[str, ...]  # the texts of the tokenizer's special tokens, longest first
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+    @property
+    def tagged(self) -> bool:
+        """Whether the template marks the assistant's text with generation tags."""
+        return TAGS.search(self.text) is not None
+
+    def render(self, messages: Messages, tools: list[dict[str, Any]] | None = None, prompt: bool = False) -> str:
+        """The conversation as text; with `prompt`, up to where the assistant's next answer begins."""
+        return _render(self.tokenizer, self.given, messages, tools, prompt)
+
+    def tagged_spans(
+        self, messages: Messages, tools: list[dict[str, Any]] | None = None
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The conversation as text, and the character spans between generation tags."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        text = self.tokenizer.get_chat_template(self.given, tools)
+        rendered, spans = _guarded(
+            lambda: render_jinja_template(
+                conversations=[list(messages)],
+                tools=tools,
+                chat_template=text,
+                return_assistant_tokens_mask=True,
+                **self.tokenizer.special_tokens_map,
+            )
+        )
+        return rendered[0], [(start, end) for start, end in spans[0] if end > start]
+
+    def ending(self, text: str) -> str | None:
+        """The special token that the text ends with, trailing white space aside."""
+        bare = text.rstrip()
+        return next((special for special in (self.stop, *self.specials) if bare.endswith(special)), None)
+
+    def bare(self, content: str) -> str:
+        """The content without stop tokens that it already ends with: the template writes its own."""
+        while ended := next((stop for stop in self.stops if content.rstrip().endswith(stop)), None):
+            content = content.rstrip().removesuffix(ended)
+        return content
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        eos = self.tokenizer.eos_token
+        return (self.stop,) if eos in (None, self.stop) else (self.stop, eos)
+
+    def own_system(self) -> str:
+        """The system prompt that the template adds by itself, empty for none."""
+        user = {"role": "user", "content": PROBE}
+        try:
+            without = self.render([user])
+            explicit = self.render([{"role": "system", "content": "sys" + PROBE}, user])
+        except LuthierError:
+            return ""
+        before, found, after = explicit.partition("sys" + PROBE)
+        added = len(without) - len(before) - len(after)
+        if not found or added <= 0 or not without.startswith(before) or not without.endswith(after):
+            return ""
+        return without[len(before) : len(before) + added]
+
+
+def load_template(tokenizer: Any, chat_template: str | None = None) -> ChatTemplate | None:
+    """The template to use, None where there is none. `chat_template` is Jinja text or the path of a file of it."""
+    given = None if chat_template is None else template_text(chat_template)
+    if given is None and not tokenizer.chat_template:
+        return None
+    text = given or tokenizer.chat_template
+    tail, prompts = _probe(tokenizer, given)
+    closing = max((t for t in _added(tokenizer) if tail.lstrip().startswith(t)), key=len, default=None)
+    stop = closing or tokenizer.eos_token
+    if stop is None:
+        raise LuthierError(
+            "template-unprovable",
+            "the chat template closes answers with no special token, and the tokenizer has no eos_token",
+            remedy="Set the tokenizer's eos_token, or use a template that closes each answer with one.",
+        )
+    return ChatTemplate(
+        tokenizer=tokenizer,
+        given=given,
+        text=text if isinstance(text, str) else json.dumps(text, sort_keys=True),
+        tail=tail,
+        stop=stop,
+        closes=closing is not None,
+        prompts=prompts,
+        specials=tuple(sorted({*tokenizer.all_special_tokens, *_added(tokenizer, True)}, key=len, reverse=True)),
+    )
+
+
+def template_text(chat_template: str) -> str:
+    """The Jinja text itself, or that of the file that it names."""
+    if "{{" in chat_template or "{%" in chat_template:
+        return chat_template
+    try:
+        return Path(chat_template).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise LuthierError(
+            "data-not-found",
+            f"the chat template is neither Jinja text nor a file that can be read: {error}",
+            where="data.chat_template",
+            found=chat_template,
+        ) from None
+
+
+def _added(tokenizer: Any, special: bool = False) -> list[str]:
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special or not special]
+
+
+def _probe(tokenizer: Any, given: str | None) -> tuple[str, bool]:
+    """What the template writes after an answer, and whether it knows add_generation_prompt, found by trying."""
+    answer, asked = {"role": "assistant", "content": PROBE}, {"role": "user", "content": "hi"}
+    for before in ([asked], [{"role": "system", "content": "hi"}, asked], []):
+        try:
+            text = _render(tokenizer, given, [*before, answer], None, False)
+            prompts = before and [_render(tokenizer, given, before, None, prompt) for prompt in (False, True)]
+        except LuthierError as error:
+            if error.code == "template-unprovable":
+                raise
+            continue
+        return text.rpartition(PROBE)[2] if PROBE in text else "", bool(prompts) and prompts[0] != prompts[1]
+    return "", False
+
+
+def _render(tokenizer: Any, given: str | None, messages: Messages, tools: Any, prompt: bool) -> str:
+    return _guarded(
+        lambda: tokenizer.apply_chat_template(
+            list(messages), tools=tools, chat_template=given, add_generation_prompt=prompt, tokenize=False
+        )
+    )
+
+
+def _guarded(render: Any) -> Any:
+    """What the template gives; its refusal as `data-row`, an invalid template as `template-unprovable`."""
+    import jinja2
+
+    try:
+        return render()
+    except jinja2.TemplateSyntaxError as error:
+        problem = f"the chat template is not valid Jinja: {error}"
+        raise LuthierError("template-unprovable", problem, remedy="Correct the template.") from None
+    except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        problem = f"the chat template refuses this conversation: {error}"
+        raise LuthierError("data-row", problem, remedy="Change the row's roles, or the template.") from None

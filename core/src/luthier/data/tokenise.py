@@ -1,0 +1,153 @@
+"""Texts with supervised spans as token examples: one BOS, labels by offsets, each span proven by decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+
+from luthier.data.examples import IGNORED, TokenExample
+from luthier.data.forms import Completion, Document
+from luthier.data.spans import Rendered, Span
+from luthier.errors import LuthierError
+
+Tokenised = tuple[list[int], list[Span] | None]  # ids, and each span's range of tokens
+
+
+@attrs.define
+class Encoder:
+    """A tokenizer and what it does by itself, found by trying."""
+
+    tokenizer: Any
+    bos: int | None = None  # the id of the BOS, None for none
+    adds_bos: bool = False  # whether the tokenizer puts it in front of plain text
+    eos: str | None = None
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Encoder:
+        bos = tokenizer.bos_token_id
+        plain = tokenizer("a")["input_ids"]
+        return cls(tokenizer, bos, bos is not None and len(plain) > 1 and plain[0] == bos, tokenizer.eos_token)
+
+    def document(self, form: Document) -> Rendered:
+        """The text and EOS, all supervised."""
+        return Rendered(text=self._ended(form.text), spans=(), everything=True, where=form.where)
+
+    def completion(self, form: Completion, everything: bool) -> Rendered:
+        """Prompt and completion joined as they are, and EOS; `template-unprovable` where the tokenizer has none."""
+        if self.eos is None:
+            problem, remedy = (
+                "the tokenizer has no eos_token to end a completion with",
+                "Set the tokenizer's eos_token.",
+            )
+            raise LuthierError("template-unprovable", problem, where=form.where, remedy=remedy)
+        text = form.prompt + self._ended(form.completion)
+        return Rendered(text=text, spans=((len(form.prompt), len(text)),), everything=everything, where=form.where)
+
+    def _ended(self, text: str) -> str:
+        """The text with exactly one EOS at its end, where the tokenizer has one."""
+        if self.eos is None:
+            return text
+        while text.rstrip().endswith(self.eos):
+            text = text.rstrip().removesuffix(self.eos)
+        return text + self.eos
+
+    def encode(self, texts: Sequence[Rendered]) -> list[TokenExample]:
+        """A token example of each text, in order; `template-unprovable` where a span does not decode to its text."""
+        if not texts:
+            return []
+        found = self._whole(texts)
+        wrong = self._unproven(texts, found)
+        for i in wrong:
+            found[i] = self._piecewise(texts[i])
+        for i in self._unproven([texts[i] for i in wrong], [found[i] for i in wrong]):
+            rendered = texts[wrong[i]]
+            raise LuthierError(
+                "template-unprovable",
+                "the supervised tokens do not decode to the answer's text",
+                where=rendered.where,
+                found=rendered.text[slice(*rendered.spans[0])],
+            )
+        return [self._labelled(text, ids, spans or []) for text, (ids, spans) in zip(texts, found, strict=True)]
+
+    def _ids(self, texts: Sequence[str]) -> Any:
+        return self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+
+    def _whole(self, texts: Sequence[Rendered]) -> list[Tokenised]:
+        """Each text tokenised at once; spans None where a token lies across a span's border."""
+        encoded = self._ids([text.text for text in texts])
+        ids = encoded["input_ids"]
+        if not encoded.is_fast:  # without offsets only texts without spans can be done at once
+            return [(ids[i], None if text.spans else []) for i, text in enumerate(texts)]
+        return [(ids[i], _token_spans(encoded, i, text.spans)) for i, text in enumerate(texts)]
+
+    def _piecewise(self, text: Rendered) -> Tokenised:
+        """The text tokenised between its spans' borders, as generation tokenises a prompt by itself."""
+        borders = [0, *(border for span in text.spans for border in span), len(text.text)]
+        pieces = [text.text[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+        counted = [self._ids([piece])["input_ids"][0] if piece else [] for piece in pieces]
+        ends = np.cumsum([len(piece) for piece in counted]).tolist()
+        spans = [(ends[2 * i], ends[2 * i + 1]) for i in range(len(text.spans))]
+        return [token for piece in counted for token in piece], spans
+
+    def _unproven(self, texts: Sequence[Rendered], found: Sequence[Tokenised]) -> list[int]:
+        """The texts of which a span's tokens do not decode to the span."""
+        expected = [
+            (i, text.text[a:b]) for i, text in enumerate(texts) for a, b in text.spans if found[i][1] is not None
+        ]
+        tokens = [ids[a:b] for ids, spans in found for a, b in spans or []]
+        wrong = {i for i, (_, spans) in enumerate(found) if spans is None}
+        for (i, text), decoded in zip(expected, self._decode(tokens), strict=True):
+            if decoded != text and not self._equal(decoded, text):
+                wrong.add(i)
+        return sorted(wrong)
+
+    def _decode(self, tokens: list[list[int]]) -> list[str]:
+        if not tokens:
+            return []
+        return self.tokenizer.batch_decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _equal(self, decoded: str, text: str) -> bool:
+        """Equal but for a leading space, which some tokenizers drop, or for what tokenising itself loses."""
+        if decoded.strip(" ") == text.strip(" "):
+            return True
+        return decoded.strip() == self._decode(self._ids([text])["input_ids"])[0].strip()
+
+    def _labelled(self, text: Rendered, tokens: list[int], spans: list[Span]) -> TokenExample:
+        ids = np.asarray(tokens, np.int32)
+        labels = ids.copy() if text.everything else np.full_like(ids, IGNORED)
+        for a, b in spans:
+            labels[a:b] = ids[a:b]
+        ids, labels = self._one_bos(ids, labels)
+        return TokenExample(input_ids=ids, labels=labels, where=text.where)
+
+    def _one_bos(self, ids: Any, labels: Any) -> tuple[Any, Any]:
+        """Exactly one BOS in front, if the text or the tokenizer puts any there."""
+        if self.bos is None:
+            return ids, labels
+        other = np.flatnonzero(ids != self.bos)
+        leading = int(other[0]) if len(other) else len(ids)
+        if leading == 0 and self.adds_bos:
+            return np.concatenate([[self.bos], ids]).astype(np.int32), np.concatenate([[IGNORED], labels]).astype(
+                np.int32
+            )
+        extra = max(leading - 1, 0)
+        return ids[extra:], labels[extra:]
+
+
+def _token_spans(encoded: Any, row: int, spans: Sequence[Span]) -> list[Span] | None:
+    """Token ranges of character spans; None where a border falls inside a token or a span has no token."""
+    ranges = []
+    for start, end in spans:
+        first = next((t for c in range(start, end) if (t := encoded.char_to_token(row, c)) is not None), None)
+        last = next(
+            (t for c in range(end - 1, start - 1, -1) if (t := encoded.char_to_token(row, c)) is not None), None
+        )
+        if first is None or last is None:
+            return None
+        if first and encoded.token_to_chars(row, first).start < start:
+            return None
+        ranges.append((first, last + 1))
+    return ranges
