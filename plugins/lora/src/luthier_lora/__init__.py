@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from luthier import AdapterRecord, hookimpl
+
 from luthier_lora.options import Dora, Lora
 
 __all__ = ["Dora", "Lora", "luthier_adapters"]

@@ -5,22 +5,42 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
+from luthier import LuthierError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from luthier import LuthierError
 from luthier_lora.options import Dora, Lora
 from luthier_lora.targets import Targets
 
-PREFIX = "base_model.model."
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX: Final = "base_model.model."
+CONFIG: Final = "adapter_config.json"
+WEIGHTS: Final = "adapter_model.safetensors"
+
+# Fields of PEFT's LoraConfig that do not change what the tensors mean once their names and shapes fit.
+NEUTRAL: Final = {
+    *(
+        "auto_mapping",
+        "base_model_name_or_path",
+        "inference_mode",
+        "peft_type",
+        "peft_version",
+        "revision",
+        "task_type",
+    ),
+    *("exclude_modules", "layers_pattern", "layers_to_transform", "target_modules", "target_parameters"),
+    *("fan_in_fan_out", "lora_dropout", "megatron_core", "qalora_group_size", "runtime_config"),
+}
+OURS: Final = ("r", "lora_alpha", "use_rslora", "use_dora")
+RANDOM: Final = (True, False, "gaussian", "eva", "orthogonal")  # beginnings that leave the base as it was
+FITS: Final = "Use the base model and the options that it was trained with."
 
 
 def save(folder: Path, model: Any, options: Lora | Dora, targets: Targets, state: Mapping[str, Tensor]) -> None:
-    """Both files, tensors in float32."""
+    """Both files, the tensors in float32."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -29,37 +49,117 @@ def save(folder: Path, model: Any, options: Lora | Dora, targets: Targets, state
 
 
 def describe(model: Any, options: Lora | Dora, targets: Targets) -> dict[str, Any]:
-    """adapter_config.json, as PEFT's LoraConfig reads it."""
+    """adapter_config.json as PEFT's LoraConfig has it, naming the layers that were taken and not the pattern."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    parameters = sorted(f"{module}.{name}" for module, name in targets.parameters)
     return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "alpha_pattern": {},
         "base_model_name_or_path": getattr(model.config, "_name_or_path", None) or None,
-        "inference_mode": True,
-        "r": options.r,
-        "lora_alpha": options.lora_alpha,
-        "lora_dropout": options.lora_dropout,
-        "use_rslora": options.use_rslora,
-        "use_dora": isinstance(options, Dora),
         "bias": "none",
-        "target_modules": sorted(targets.layers),
+        "exclude_modules": None,
+        "fan_in_fan_out": any(type(m).__name__ == "Conv1D" for m in model.modules()),
+        "inference_mode": True,
+        "init_lora_weights": options.init_lora_weights,
+        "lora_alpha": options.lora_alpha,
+        "lora_bias": False,
+        "lora_dropout": options.lora_dropout,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": options.r,
+        "rank_pattern": {},
+        "revision": None,
+        "target_modules": shortest(model, targets.layers),
+        "target_parameters": parameters or None,
+        "task_type": None if head is None else "CAUSAL_LM",
+        "use_dora": isinstance(options, Dora),
+        "use_rslora": options.use_rslora,
     }
 
 
+def shortest(model: Any, layers: tuple[str, ...]) -> list[str]:
+    """The last parts of these names, or the names in full where the parts would match other modules as well."""
+    ends = sorted({name.rpartition(".")[2] for name in layers})
+    others = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in ends} - set(layers)
+    return sorted(layers) if others else ends
+
+
 def load(folder: Path, options: Lora | Dora, state: Mapping[str, Tensor]) -> None:
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise LuthierError("artifact-not-found", f"no {name} in this folder", where=str(folder))
-    fill(state, load_file(folder / WEIGHTS), str(folder / WEIGHTS), "artifact-mismatch")
+    """Read a folder of ours or PEFT's into `state`. `artifact-not-found`, or `artifact-mismatch` where it is damaged,
+    uses what we do not have, or was trained with other options or another model; then nothing is changed."""
+    config = read_config(folder)
+    given = {name: config.get(name, False) for name in OURS}
+    mine = {"r": options.r, "lora_alpha": options.lora_alpha, "use_rslora": options.use_rslora}
+    for name, value in {**mine, "use_dora": isinstance(options, Dora)}.items():
+        if given[name] != value:
+            problem = f"the adapter has {name} {given[name]!r}, the options {value!r}"
+            raise _misfit(folder / CONFIG, problem)
+    fill(state, _tensors(folder), str(folder / WEIGHTS), "artifact-mismatch")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json, checked to be of a LoRA or DoRA that needs nothing but its matrices."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise LuthierError("artifact-not-found", f"no {CONFIG} in this folder", where=str(folder))
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise _misfit(path, f"not JSON: {error}", "Copy the file again.") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else config
+        raise _misfit(path, f"peft_type is {kind!r}, not 'LORA'", "Use the adapter peft.<method> that made it.")
+    for name, value in config.items():
+        if _changes_meaning(name, value):
+            raise _misfit(path, f"it uses {name}: {value!r}", "Use the adapter peft.lora for it.")
+    return config
+
+
+def read_options(folder: Path) -> Lora | Dora:
+    """The options under which this folder's adapter can be attached and loaded."""
+    config = read_config(folder)
+    if config.get("layers_to_transform"):
+        raise _misfit(folder / CONFIG, "it uses layers_to_transform", "Name the layers in target_modules.")
+    names = ("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora")
+    given = {name: config[name] for name in names if config.get(name) is not None}
+    if config.get("use_dora"):
+        return Dora(**given)
+    return Lora(**given, target_parameters=config.get("target_parameters"))
 
 
 def fill(state: Mapping[str, Tensor], given: Mapping[str, Any], where: str, code: str) -> None:
-    """Copy tensors into the parameters of the same names; nothing is changed where one is missing or too many."""
-    missing, unknown = sorted(state.keys() - given.keys()), sorted(given.keys() - state.keys())
-    if missing or unknown:
-        raise LuthierError(code, f"missing tensors: {missing}; unknown tensors: {unknown}", where=where)
+    """Copy tensors into those of the same names; nothing is changed where one is missing, unknown or misshapen."""
+    for problem, names in (("lacks", state.keys() - given.keys()), ("has unknown", given.keys() - state.keys())):
+        if names:
+            first = sorted(names)[0]
+            raise LuthierError(code, f"{problem} {len(names)} tensors", where=where, found=first, remedy=FITS)
     for name, tensor in state.items():
         if tensor.shape != given[name].shape:
-            raise LuthierError(code, f"{name} has shape {list(given[name].shape)}", where=where)
+            problem = f"{name} has shape {list(given[name].shape)}, the model's is {list(tensor.shape)}"
+            raise LuthierError(code, problem, where=where, remedy=FITS)
     with torch.no_grad():
         for name, tensor in state.items():
             tensor.copy_(given[name])
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        remedy = "Save it as safetensors: a .bin file is a pickle, which can run code." if pickled else None
+        raise LuthierError("artifact-not-found", f"no {WEIGHTS} in this folder", where=str(folder), remedy=remedy)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise _misfit(path, f"not a whole safetensors file: {error}", "Copy the file again.") from None
+
+
+def _changes_meaning(name: str, value: object) -> bool:
+    if name in NEUTRAL or name in OURS or not value:
+        return False
+    if name == "init_lora_weights":
+        return value not in RANDOM
+    return not (name == "bias" and value == "none")
+
+
+def _misfit(path: Path, problem: str, remedy: str = FITS) -> LuthierError:
+    return LuthierError("artifact-mismatch", problem, where=str(path), remedy=remedy)

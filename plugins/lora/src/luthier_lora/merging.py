@@ -1,39 +1,117 @@
-"""Folding an adapter into its base weights, so that plain transformers computes the same."""
+"""Folding an adapter into its base weights, so that plain transformers computes the same without it."""
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from typing import Any
 
 import torch
-from torch import nn
-
 from luthier import Context, LuthierError
-from luthier_lora.layers import LoraLayer, dense_weight, is_dense
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from luthier_lora.experts import ParameterWrapper
+from luthier_lora.layers import dense_weight, is_dense
+from luthier_lora.wrappers import LoraLayer
+
+Wrapper = LoraLayer | ParameterWrapper
 
 
+def wrappers(model: nn.Module) -> dict[str, Wrapper]:
+    """Every wrapper of a model by its path, outer before inner."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, (LoraLayer, ParameterWrapper))}
+
+
+@torch.no_grad()
 def fold(model: Any, context: Context) -> Any:
-    """The model with a plain layer in each wrapper's place; every weight is checked before the first is changed."""
-    wrappers = {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
-    with torch.no_grad():
-        for name, wrapper in wrappers.items():
-            _check(name, wrapper)
-        for name, wrapper in wrappers.items():
-            model.set_submodule(name, _plain(wrapper, context))
+    """The model with a plain layer in each wrapper's place. Every weight is checked before the first is changed.
+
+    A quantized layer becomes a dense one in the context's dtype: rounding the sum to codes again would lose part of
+    the update. A head that shares its weight with the embedding gets a weight of its own.
+    """
+    found = wrappers(model)
+    plain = _Plain(model, context)
+    for name, wrapper in found.items():
+        plain.check(name, wrapper)
+    for name in reversed(found):  # the inner wrapper of two goes first
+        model.set_submodule(name, plain.layer(name, found[name]))
     return model
 
 
-def _check(name: str, wrapper: LoraLayer) -> None:
-    for part, parameter in wrapper.named_parameters():
-        if part.startswith("lora_") and not parameter.isfinite().all():
-            raise LuthierError("artifact-unmergeable", "NaN or infinite numbers in the adapter", where=f"{name}.{part}")
+class _Plain:
+    """Makes the plain module that takes a wrapper's place."""
 
+    def __init__(self, model: Any, context: Context) -> None:
+        self.model, self.context = model, context
+        parameters = model.named_parameters(remove_duplicate=False)
+        self._owners = Counter(id(parameter) for _, parameter in parameters)
+        self._skeleton: Any = None
 
-def _plain(wrapper: LoraLayer, context: Context) -> nn.Module:
-    layer = wrapper.base_layer
-    weight = wrapper.folded_weight()
-    if is_dense(layer):
+    def check(self, name: str, wrapper: Wrapper) -> None:
+        """`artifact-unmergeable` where this wrapper's merged weight would not compute what the wrapper does."""
+        for part, parameter in wrapper.own().items():
+            if not parameter.isfinite().all():
+                raise _unmergeable(f"{name}.{part}", "the adapter holds NaN or infinity", "Use an earlier checkpoint.")
+        held = self._held(wrapper)
+        dtype = self.context.dtype if held is None else held.dtype
+        if not wrapper.folded().to(dtype).isfinite().all():
+            problem = f"the merged weight has NaN or leaves the range of {dtype}"
+            raise _unmergeable(name, problem, "Load the base in bfloat16 or float32, or check its checkpoint.")
+        if self._is_shared(held) and wrapper is not self.model.get_output_embeddings():
+            problem = "another module shares this weight, so that merging would change that module too"
+            raise _unmergeable(name, problem, "Save the adapter itself, or leave this layer out of its targets.")
+
+    def layer(self, name: str, wrapper: Wrapper) -> nn.Module:
+        """The module for this place, its weight changed in place where it is dense."""
+        weight, held = wrapper.folded(), self._held(wrapper)
+        layer: Any = wrapper.base_layer
+        if isinstance(wrapper, ParameterWrapper):
+            wrapper.parameter.copy_(weight)
+            return layer
+        if held is None:
+            return self._dense(name, layer, weight)
+        if self._is_shared(held):
+            self._untie(layer)
         dense_weight(layer).copy_(weight)
         return layer
-    dense = nn.Linear(wrapper.in_features, wrapper.out_features, bias=wrapper.bias is not None, dtype=context.dtype)
-    dense.weight.copy_(weight)
-    return dense
+
+    def _held(self, wrapper: Wrapper) -> nn.Parameter | None:
+        """The base weight's own parameter, None where it is quantized."""
+        if isinstance(wrapper, ParameterWrapper):
+            return wrapper.parameter
+        return wrapper.base_layer.weight if is_dense(wrapper.base_layer) else None  # type: ignore[return-value]
+
+    def _is_shared(self, held: nn.Parameter | None) -> bool:
+        return held is not None and self._owners[id(held)] > 1
+
+    def _untie(self, head: Any) -> None:
+        """A head that shared the embedding's weight gets its own, and the configuration says so."""
+        head.weight = nn.Parameter(head.weight.clone(), requires_grad=False)
+        for config in (self.model.config, self.model.config.get_text_config()):
+            config.tie_word_embeddings = False
+
+    def _dense(self, name: str, layer: Any, weight: Tensor) -> nn.Module:
+        """A layer of the class that the model's own code makes here, as quantizers replace nn.Linear and Conv1D."""
+        outputs, inputs = weight.shape
+        bias = getattr(layer, "bias", None)
+        if isinstance(self._original(name), Conv1D):
+            dense: Any = Conv1D(outputs, inputs)
+        else:
+            dense = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias is not None)
+        dense.to(device=weight.device, dtype=self.context.dtype).requires_grad_(False).train(layer.training)
+        dense_weight(dense).copy_(weight)
+        if bias is not None:
+            dense.bias.copy_(bias)
+        return dense
+
+    def _original(self, name: str) -> nn.Module:
+        """The layer of this name in a model of the same configuration, without weights."""
+        if self._skeleton is None:
+            with torch.device("meta"):
+                self._skeleton = type(self.model)(copy.deepcopy(self.model.config))
+        return self._skeleton.get_submodule(name)
+
+
+def _unmergeable(where: str, problem: str, remedy: str) -> LuthierError:
+    return LuthierError("artifact-unmergeable", problem, where=where, remedy=remedy)

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import attrs
-
 from luthier import option
 
 TARGETS = (
-    "Layers by the end of their name (a list), by a regular expression that matches the whole name (a string), or "
-    "`all-linear`: all but the head, routers and experts; none: the query and value projections, or what the model has "
-    "in their place; []: no layers."
+    "Layers, by the end of their name (a list), by a regular expression for the whole name (a string), or "
+    "`all-linear`: all but the head, routers and experts; none: the query and value projections, or what the model "
+    "has in their place; []: no layer."
 )
 
 
 @attrs.frozen(kw_only=True)
 class LowRank:
-    """What LoRA and DoRA share."""
+    """What `lora` and `dora` have in common."""
 
     r: int = option(8, help="Rank of the update.", low=1)
     lora_alpha: int = option(16, help="The update is scaled by lora_alpha / r.", low=1)
-    lora_dropout: float = option(0.05, help="Share of the update's inputs that training drops.", low=0.0, high=0.99)
+    lora_dropout: float = option(0.05, help="Share of an update's inputs that training drops.", low=0.0, high=0.99)
     target_modules: str | list[str] | None = option(None, help=TARGETS)
     exclude_modules: str | list[str] | None = option(
-        None, help="Layers to leave out, by the end of their name or by a regular expression."
+        None, help="Layers to leave out, by the end of their name (a list) or by a regular expression (a string)."
     )
-    use_rslora: bool = option(False, help="Scale by lora_alpha / sqrt(r) instead (rank-stabilised LoRA).")
+    use_rslora: bool = option(False, help="Scale by lora_alpha / sqrt(r) instead: rank-stabilised LoRA.")
     init_lora_weights: bool = option(
-        True, help="Begin with an update of zero; false: with a random one, as PEFT does, for tests only."
+        True, help="Begin with an update of zero; false: with a random one, which changes the model before training."
     )
 
 
@@ -36,8 +35,8 @@ class Lora(LowRank):
 
     target_parameters: list[str] | None = option(
         None,
-        help="Weights that are not layers, such as fused experts, by the end of their name: "
-        "`mlp.experts.gate_up_proj`. Needs lora_dropout 0.",
+        help="Weights that are no layer of their own, such as a mixture's experts, by the end of their name: "
+        "`mlp.experts.down_proj`. Needs lora_dropout: 0.",
     )
 
 

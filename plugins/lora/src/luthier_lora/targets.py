@@ -1,28 +1,28 @@
-"""Which layers an adapter takes: PEFT's matching, our defaults, and errors that show near misses."""
+"""Which weights an adapter takes: PEFT's matching, what stands for q and v, and errors that show near misses."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 import attrs
+from luthier import LuthierError
 from torch import nn
 
-from luthier import LuthierError
 from luthier_lora.layers import features
 from luthier_lora.options import Dora, Lora
 
-ALL_LINEAR = "all-linear"
+ALL_LINEAR: Final = "all-linear"
 
-# query and value projections, then what stands in their place where projections are fused or latent
-DEFAULTS = (
+# The query and value projections, then what stands in their place where they are fused or go through a latent space.
+DEFAULTS: Final = (
     ("q_proj", "v_proj"),
     ("query", "value"),
     ("query_proj", "value_proj"),
-    ("q", "v"),
     ("q_lin", "v_lin"),
+    ("q", "v"),
     ("qkv_proj",),
     ("query_key_value",),
     ("c_attn",),
@@ -34,29 +34,33 @@ DEFAULTS = (
 
 @attrs.frozen(kw_only=True)
 class Targets:
-    """Full names of the layers and (module, parameter) of the weights that carry an update."""
+    """Full names of the layers, and (module, parameter) of the weights that are no layer of their own."""
 
     layers: tuple[str, ...] = ()
     parameters: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def names(self) -> list[str]:
+        return [*self.layers, *(f"{module}.{parameter}" for module, parameter in self.parameters)]
+
 
 def find_targets(model: Any, options: Lora | Dora) -> Targets:
-    """What the options name in this model."""
+    """What the options name in this model; `model-target` where one of their patterns matches nothing."""
     layers = [name for name, module in model.named_modules() if name and features(module)]
-    wanted = options.target_modules
-    if wanted is None:
-        wanted = default_names(layers)
-    elif isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
-        wanted = [name for name in layers if not _is_special(model, name)]
-    chosen = [
-        n for n, _ in model.named_modules() if n and matches(wanted, n) and not matches(options.exclude_modules, n)
-    ]
-    if not chosen and wanted != []:
-        raise unmatched("target_modules", wanted, layers)
-    for name in chosen:
-        if name not in layers:
-            raise _unwrappable(name, model.get_submodule(name))
-    return Targets(layers=tuple(chosen))
+    chosen = _chosen(model, layers, options.target_modules)
+    left = _without(options.exclude_modules, chosen, layers)
+    if chosen and not left:
+        raise unmatched("exclude_modules", options.exclude_modules, chosen, "leaves nothing of what is targeted")
+    wanted = (options.target_parameters if isinstance(options, Lora) else None) or []
+    parameters = _parameters(model, wanted)
+    inside = [f"{module}.{name}" for module, name in parameters if module in left]
+    if inside:
+        remedy = "Leave it to one of target_modules and target_parameters."
+        raise LuthierError("recipe-conflict", "targeted as a layer and as a parameter", found=inside[0], remedy=remedy)
+    if not left and not parameters:
+        raise LuthierError("train-nothing", "the adapter targets no weight", where="target_modules")
+    _refuse_shared(model, {*left, *(module for module, _ in parameters)})
+    return Targets(layers=tuple(left), parameters=tuple(parameters))
 
 
 def matches(pattern: str | Iterable[str] | None, name: str) -> bool:
@@ -68,7 +72,8 @@ def matches(pattern: str | Iterable[str] | None, name: str) -> bool:
     return any(name == end or name.endswith(f".{end}") for end in pattern)
 
 
-def default_names(layers: list[str]) -> list[str]:
+def default_names(layers: Sequence[str]) -> list[str]:
+    """The ends of names that stand for q and v in a model with these layers."""
     ends = {name.rpartition(".")[2] for name in layers}
     for names in DEFAULTS:
         if ends.issuperset(names):
@@ -76,30 +81,104 @@ def default_names(layers: list[str]) -> list[str]:
     raise unmatched("target_modules", ["q_proj", "v_proj"], layers)
 
 
-def unmatched(option: str, wanted: str | Iterable[str], known: list[str]) -> LuthierError:
-    """`model-target` with the names that come nearest, whole or by their last part."""
-    ends = sorted({name.rpartition(".")[2] for name in known})
-    near = []
-    for pattern in [wanted] if isinstance(wanted, str) else wanted:
-        near += difflib.get_close_matches(pattern, ends, n=3, cutoff=0.4)
-    shown = ", ".join(dict.fromkeys(near or ends))
-    return LuthierError(
-        "model-target",
-        "matches no layer of this model",
-        where=option,
-        found=wanted,
-        remedy=f"{'Near' if near else 'It has'}: {shown}.",
-    )
+def all_linear(model: Any, layers: Sequence[str]) -> list[str]:
+    """Every layer but the heads, routers and experts."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    has_body = getattr(model, "base_model", model) is not model
+    return [
+        name
+        for name in layers
+        if model.get_submodule(name) is not head
+        and not (has_body and "." not in name)  # beside the body stand heads only, such as `score`
+        and not is_sparse(model, name)
+    ]
 
 
-def _is_special(model: Any, name: str) -> bool:
-    return model.get_submodule(name) is model.get_output_embeddings()
+def is_sparse(model: Any, name: str) -> bool:
+    """Whether a module is an expert, is inside one, or is the gate or router beside the experts."""
+    parts = name.split(".")
+    if any("expert" in part or "router" in part for part in parts):
+        return True
+    owners = [i for i, part in enumerate(parts) if "gate" in part]
+    return any(_has_experts(model.get_submodule(".".join(parts[:i]))) for i in owners)
 
 
-def _unwrappable(name: str, module: nn.Module) -> LuthierError:
-    return LuthierError(
-        "model-target",
-        f"{name} is a {type(module).__name__}, which has no weight matrix to update",
-        where="target_modules",
-        remedy="Target layers only, such as q_proj.",
-    )
+def unmatched(
+    option: str, pattern: object, known: Sequence[str], problem: str = "matches nothing here"
+) -> LuthierError:
+    """`model-target` with the nearest of the known names, by their last part or in full."""
+    words = re.findall(r"\w+", str(pattern))
+    ends = list(dict.fromkeys(name.rpartition(".")[2] for name in known))
+    pool = [*ends, *known]
+    near = list(dict.fromkeys(hit for word in words for hit in difflib.get_close_matches(word, pool, 3, 0.5)))
+    shown = ", ".join((near or ends)[:12]) or "nothing that an update could be added to"
+    remedy = f"{'Near misses' if near else 'The model has'}: {shown}."
+    return LuthierError("model-target", problem, where=option, found=pattern, remedy=remedy)
+
+
+def _chosen(model: Any, layers: list[str], wanted: str | list[str] | None) -> list[str]:
+    if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
+        return all_linear(model, layers)
+    if isinstance(wanted, str):
+        return _matching("target_modules", wanted, layers)
+    modules = [name for name, _ in model.named_modules() if name]
+    wanted = default_names(layers) if wanted is None else wanted
+    for end in wanted:
+        found = [name for name in modules if matches([end], name)]
+        wrong = [name for name in found if name not in layers]
+        if not found:
+            raise unmatched("target_modules", end, layers)
+        if wrong:
+            raise _unwrappable(end, model.get_submodule(wrong[0]), wrong[0], layers)
+    return [name for name in layers if matches(wanted, name)]
+
+
+def _without(excluded: str | list[str] | None, chosen: list[str], layers: list[str]) -> list[str]:
+    for pattern in [excluded] if isinstance(excluded, str) else excluded or []:
+        _matching("exclude_modules", pattern if isinstance(excluded, str) else [pattern], layers)
+    return [name for name in chosen if not matches(excluded, name)]
+
+
+def _matching(option: str, pattern: str | list[str], names: list[str]) -> list[str]:
+    try:
+        found = [name for name in names if matches(pattern, name)]
+    except re.error as error:
+        problem = f"not a regular expression: {error}"
+        raise LuthierError("recipe-wrong-type", problem, where=option, found=pattern) from None
+    if not found:
+        raise unmatched(option, pattern, names)
+    return found
+
+
+def _parameters(model: Any, wanted: list[str]) -> list[tuple[str, str]]:
+    """(module, parameter) in the order in which PEFT nests their wrappers."""
+    owned = [
+        (module, name)
+        for module, owner in model.named_modules()
+        for name, parameter in owner.named_parameters(recurse=False)
+        if module and parameter.dim() in (2, 3) and parameter.is_floating_point()
+    ]
+    names = [f"{module}.{name}" for module, name in owned]
+    for end in wanted:
+        _matching("target_parameters", [end], names)
+    return [pair for pair, name in zip(owned, names, strict=True) if matches(wanted, name)]
+
+
+def _refuse_shared(model: Any, chosen: set[str]) -> None:
+    """A module used in two places would be wrapped in one of them only."""
+    places = {id(model.get_submodule(name)): name for name in chosen}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if places.get(id(module), name) != name:
+            problem = f"{places[id(module)]} and {name} are one module, which an update cannot tell apart"
+            raise LuthierError("part-unsupported", problem, remedy="Leave it out with exclude_modules.")
+
+
+def _has_experts(module: nn.Module) -> bool:
+    return any("expert" in name for name, _ in module.named_children())
+
+
+def _unwrappable(end: str, module: nn.Module, name: str, layers: list[str]) -> LuthierError:
+    within = [layer.rpartition(".")[2] for layer in layers if layer.startswith(f"{name}.")]
+    remedy = f"Layers inside it: {', '.join(dict.fromkeys(within))}." if within else "Target linear layers."
+    problem = f"{name} is a {type(module).__name__}, not a layer with one weight matrix"
+    return LuthierError("model-target", problem, where="target_modules", found=end, remedy=remedy)

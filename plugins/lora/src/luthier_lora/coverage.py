@@ -1,0 +1,54 @@
+"""How much of a model's weights an adapter reaches, and what the rest is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from torch import nn
+
+from luthier_lora.experts import ParameterWrapper
+from luthier_lora.layers import features
+from luthier_lora.targets import Targets, is_sparse
+from luthier_lora.wrappers import LoraLayer
+
+
+def coverage(model: Any, targets: Targets) -> dict[str, Any]:
+    """`matched`: names of the weights that carry an update; `reached_share`: their share of all base weights, 0 to 1;
+    `unreached`: kind (embedding, head, experts, linear, other) -> share of all base weights. A tied weight counts once.
+    """
+    matched = set(targets.names)
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    sizes: Counter[str] = Counter()
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        name = path.replace(".base_layer", "")
+        if isinstance(module, (LoraLayer, ParameterWrapper)) or ".lora_" in path:
+            continue
+        for weight, size in _weights(module, seen):
+            reached = name in matched or f"{name}.{weight}" in matched
+            sizes["reached" if reached else _kind(model, module, name, head)] += size
+    total = sum(sizes.values())
+    reached = sizes.pop("reached", 0)
+    shares = {kind: size / total for kind, size in sorted(sizes.items())}
+    return {"matched": targets.names, "reached_share": reached / total, "unreached": shares}
+
+
+def _weights(module: nn.Module, seen: set[int]) -> list[tuple[str, int]]:
+    """(name, elements) of a module's own weights; what is packed counts as the matrix it stands for."""
+    fresh = [(name, p) for name, p in module.named_parameters(recurse=False) if id(p) not in seen]
+    seen.update(id(p) for _, p in fresh)
+    shape = features(module)
+    sizes = [(name, p.numel()) for name, p in fresh if not (shape and name == "weight")]
+    tied = isinstance(getattr(module, "weight", None), nn.Parameter) and "weight" not in dict(fresh)
+    return sizes if shape is None or tied else [("weight", shape[0] * shape[1]), *sizes]
+
+
+def _kind(model: Any, module: nn.Module, name: str, head: nn.Module | None) -> str:
+    if module is head or getattr(head, "base_layer", None) is module:
+        return "head"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    if is_sparse(model, name):
+        return "experts"
+    return "linear" if features(module) else "other"

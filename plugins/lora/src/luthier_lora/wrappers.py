@@ -1,0 +1,112 @@
+"""The wrappers that stand in a layer's place: LoRA's and DoRA's forward pass, and the one weight that equals them.
+
+LoRA: Hu et al. 2021, arXiv 2106.09685; rsLoRA's scale: Kalajdzievski 2023, 2312.03732; DoRA: Liu et al. 2024,
+2402.09353. Tensors carry PEFT's names, so that the path of a parameter is its name in a file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from luthier_lora.layers import Dequantize, Factor, Form, Switch, compute_dtype, dense_weight, features, is_dense
+
+
+class LoraLayer(nn.Module):
+    """y = base(x) + scale B A x, with A [r, in] and B [out, r]."""
+
+    def __init__(self, base_layer: nn.Module, form: Form, switch: Switch, dequantize: Dequantize) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.in_features, self.out_features = features(base_layer)  # type: ignore[misc]
+        self.scale, self.switch, self.dequantize = form.scale, switch, dequantize
+        self.lora_A = Factor(form.zeros(form.rank, self.in_features))
+        self.lora_B = Factor(form.zeros(self.out_features, form.rank))
+        self.lora_dropout = nn.Dropout(form.dropout)
+        self.train(base_layer.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's, for models that ask a layer for its weight's dtype or device."""
+        return self.base_layer.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        return getattr(self.base_layer, "bias", None)
+
+    def own(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters under their names in this module."""
+        return {"lora_A.weight": self.lora_A.weight, "lora_B.weight": self.lora_B.weight}
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # x [..., in]
+        result = self.base_layer(x, *args, **kwargs)
+        return self.adapted(x, result) if self.switch.enabled else result
+
+    def adapted(self, x: Tensor, result: Tensor) -> Tensor:
+        """`result`, the base layer's [..., out], with the update of `x` [..., in]."""
+        return result + self.update(x).to(result.dtype)
+
+    def update(self, x: Tensor) -> Tensor:
+        """scale B A x [..., out]; scaled last, as in PEFT, so that float32 results are the same to the bit."""
+        dtype = compute_dtype(x, self.lora_A.weight)
+        inner = functional.linear(self.lora_dropout(x.to(dtype)), self.lora_A.weight.to(dtype))  # [..., r]
+        return functional.linear(inner, self.lora_B.weight.to(dtype)) * self.scale
+
+    def base_weight(self) -> Tensor:
+        """[out, in] in float32 or better, dequantized where it must be."""
+        layer = self.base_layer
+        weight = (dense_weight(layer) if is_dense(layer) else self.dequantize(layer)).detach()
+        return weight.to(torch.promote_types(weight.dtype, self.lora_A.weight.dtype))
+
+    def folded(self) -> Tensor:
+        """[out, in] in float32 or better: the weight of one plain layer that computes the same."""
+        weight = self.base_weight()
+        return weight.addmm(self.lora_B.weight.to(weight.dtype), self.lora_A.weight.to(weight.dtype), alpha=self.scale)
+
+
+class DoraLayer(LoraLayer):
+    """y = m / n (W + scale B A) x + bias, where n is the norm of each row of W + scale B A, constant in backward."""
+
+    def __init__(self, base_layer: nn.Module, form: Form, switch: Switch, dequantize: Dequantize) -> None:
+        super().__init__(base_layer, form, switch, dequantize)
+        square = self.base_weight().square().sum(1).to(form.dtype)
+        self.register_buffer("base_square", square, persistent=False)  # [out] |W|^2 of each row
+        self.lora_magnitude_vector = nn.Parameter(form.zeros(self.out_features))
+
+    def own(self) -> dict[str, nn.Parameter]:
+        return {**super().own(), "lora_magnitude_vector": self.lora_magnitude_vector}
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Set each magnitude to its row's norm, once A and B are drawn."""
+        self.lora_magnitude_vector.copy_(self.norm())
+
+    @torch.no_grad()
+    def norm(self) -> Tensor:
+        """[out] the norm n of each row of W + scale B A, without forming it, and without gradient (section 4.3).
+
+        n^2 = |W|^2 + 2 scale rowsum((W A^T) o B) + scale^2 rowsum((B A A^T) o B). It is kept above the rounding error
+        of the sum, so that a row of zeros divides by no zero.
+        """
+        a, b = self.lora_A.weight, self.lora_B.weight
+        with torch.autocast(a.device.type, enabled=False):
+            cross = functional.linear(self.base_weight().to(a.dtype), a)  # [out, r] W A^T
+            inner = 2 * self.scale * cross + self.scale**2 * functional.linear(b, a @ a.T)  # a @ a.T is symmetric
+            square = self.base_square + (inner * b).sum(1)
+        bounds = torch.finfo(a.dtype)
+        return square.maximum(self.base_square * bounds.eps + bounds.tiny).sqrt()
+
+    def adapted(self, x: Tensor, result: Tensor) -> Tensor:
+        """Written as a change of `result`, so that it is exactly `result` before the first step. Dropout reaches the
+        update only: PEFT computes the base layer a second time on the dropped inputs, as the paper's code does."""
+        update = self.update(x)
+        ratio = (self.lora_magnitude_vector / self.norm()).to(update.dtype)  # [out] m / n
+        product = result if self.bias is None else result - self.bias  # W x
+        return result + ((ratio - 1) * product.to(update.dtype) + ratio * update).to(result.dtype)
+
+    def folded(self) -> Tensor:
+        weight = super().folded()
+        return weight * (self.lora_magnitude_vector / self.norm()).to(weight.dtype)[:, None]
