@@ -34,7 +34,7 @@ REQUIREMENTS: Final = {  # beside attrs and luthier, as they follow these in a l
 }
 TAKEN: Final = frozenset(  # names that the templates import or define
     ("Any", "Batch", "Callable", "Context", "Group", "Iterable", "Iterator", "Literal", "LossOutput", "LuthierError")
-    + ("Mapping", "Multipliers", "Path", "Progress", "RoundedLinear", "Tensor")
+    + ("Mapping", "Multipliers", "Path", "Progress", "RoundedLinear", "ScaledLayer", "Tensor")
     + tuple(record.__name__ for record in RECORDS.values())
 )
 COMMON: Final = {  # a file of the package -> its template; the others are of the kind
