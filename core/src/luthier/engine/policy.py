@@ -26,6 +26,7 @@ class ModelPolicy:
         self.want_routers = False
         self._batch: Batch | None = None
         self._output: Any = None
+        self._answer_type: Any = None
         self._reference: ModelPolicy | None = None
 
     def token_logprobs(self, batch: Batch, want: Sequence[str] = ()) -> Any:
@@ -94,7 +95,7 @@ class ModelPolicy:
 
     def head(self, states: Tensor) -> Tensor:
         """[C, H] to [C, V], called as the model calls it: its own forward, with the body's answer put in place."""
-        answer = type(self._output)(last_hidden_state=states[None])
+        answer = self._answer_type(last_hidden_state=states[None])
         placeholder = torch.zeros((1, states.shape[0]), dtype=torch.int64, device=states.device)
         routers = {"output_router_logits": False} if self.want_routers else {}
         with _answering(self.body, answer):
@@ -105,6 +106,7 @@ class ModelPolicy:
         if self._batch is not batch:
             with self._mode():
                 self._output = self._run(batch)
+            self._answer_type = type(self._output)  # outlives `forget`: backward calls the head again
             self._batch = batch
         return self._output.last_hidden_state[0]
 
