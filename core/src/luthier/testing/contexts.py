@@ -1,0 +1,152 @@
+"""What a part meets in a check: a context around a tiny model, an adapter on it, and steps as the engine takes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from luthier.builtin import NoQuantizer, Sft
+from luthier.builtin.none import Unquantized
+from luthier.builtin.sft import SupervisedLoss
+from luthier.data.examples import TokenExample
+from luthier.engine import attention
+from luthier.engine.batch import Batch, collate
+from luthier.engine.contexts import context_for
+from luthier.engine.policy import ModelPolicy
+from luthier.engine.step import Step
+from luthier.errors import LuthierError
+from luthier.plugins.protocols import Context, Progress
+from luthier.testing.checks import Subject
+from luthier.testing.worlds import random_batch, tiny_model
+
+STEPS: Final = 10  # total_steps of a context
+LENGTHS: Final = (5, 9, 3)
+
+
+def context(
+    model: Any,
+    seed: int = 0,
+    total_steps: int = STEPS,
+    quantizer: Any = None,
+    *,
+    originals: Mapping[str, Tensor] | None = None,
+) -> Context:
+    """The engine's context for a model, with random batches. `quantizer` None: its weights are as they were loaded.
+
+    `originals` maps a layer's path to its unquantized weight [out, in]; without it `original` raises `LuthierError`.
+    """
+    return context_for(
+        model,
+        quantizer or Unquantized(NoQuantizer()),
+        device=torch.device("cpu"),
+        seed=seed,
+        total_steps=total_steps,
+        original=_original(model, originals),
+        batches=_batches,
+    )
+
+
+def _original(model: nn.Module, originals: Mapping[str, Tensor] | None) -> Callable[[nn.Module], Tensor]:
+    paths = {id(module): path for path, module in model.named_modules()}  # before an adapter wraps anything
+
+    def original(layer: nn.Module) -> Tensor:
+        path = paths.get(id(layer), "")
+        if originals is None or path not in originals:
+            raise LuthierError("part-unsupported", f"no checkpoint holds the layer {path!r}")
+        return originals[path].float()
+
+    return original
+
+
+def _batches(count: int) -> Iterable[Batch]:
+    return (random_batch(LENGTHS, seed=index) for index in range(count))
+
+
+class Attached:
+    """An adapter on a tiny Llama, and the engine's own step around both."""
+
+    def __init__(
+        self, subject: Subject, options: Any, *, seed: int = 0, quantizer: Any = None, weights: int = 0
+    ) -> None:
+        """`weights` seeds the base model, `seed` the adapter; `quantizer` is applied to the base first."""
+        torch.manual_seed(seed)
+        self.base = base_model(weights, quantizer)
+        self.model = base_model(weights, quantizer)
+        self.own_buffers = list(self.model.buffers())  # the model's, before the adapter adds any
+        self.context = context(self.model, seed=seed, quantizer=quantizer)
+        self.part = subject.build(options)
+        self.model = self.part.attach(self.model, self.context).train()
+        self.step = Step(self.model, self.part, SupervisedLoss(Sft()))
+        self.part.begin_task(0)
+        self.steps_done = 0
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.part.groups() for p in group.parameters]
+
+    def differentiate(self, batch: Batch) -> None:
+        """Gradients of the loss over one batch, and of the adapter's penalty."""
+        self.model.zero_grad(set_to_none=True)
+        weight = sum(self.step.terms(batch).values())
+        total = sum(self.step(batch).sums.values()) / weight
+        penalty = self.part.penalty()
+        (total if penalty is None else total + penalty).backward()
+        self.part.gradients_ready()
+
+    def train(self, steps: int, rate: float = 0.1) -> None:
+        """Steps of plain gradient descent; step i sees the same batch and the same chance in every run."""
+        for _ in range(steps):
+            torch.manual_seed(self.steps_done)
+            self.differentiate(random_batch(LENGTHS, seed=self.steps_done))
+            with torch.no_grad():
+                for group in self.part.groups():
+                    for parameter in group.parameters:
+                        if parameter.grad is not None:
+                            parameter.sub_(parameter.grad, alpha=rate * group.lr_scale)
+            self.steps_done += 1
+            self.part.stepped(Progress(step=self.steps_done, total_steps=STEPS, epoch=self.steps_done / STEPS))
+
+    def outputs(self, batch: Batch | None = None) -> Tensor:
+        """[S, V] logits of every label, without dropout; the batch is prepared by the adapter."""
+        prepared = self.part.prepare(probe_batch() if batch is None else batch)
+        return logits(self.model, prepared, self.part)
+
+
+def base_model(seed: int = 0, quantizer: Any = None) -> Any:
+    """A tiny Llama with packed attention, quantized if a quantizer is given."""
+    model = tiny_model(seed=seed)
+    attention.install(model)
+    return model if quantizer is None else quantizer.apply(model)
+
+
+def probe_batch() -> Batch:
+    """Three documents, every label counted."""
+    return random_batch(LENGTHS, seed=99, supervised=1.0)
+
+
+def separate(batch: Batch) -> list[Batch]:
+    """Each document of a batch whose labels all count, alone."""
+    rows = [ids.numpy() for ids in batch.input_ids.split(batch.lengths.tolist())]
+    return [collate([TokenExample(input_ids=row, labels=row)]) for row in rows]
+
+
+def logits(model: Any, batch: Batch, adapter: Any = None) -> Tensor:
+    """[S, V] without dropout or gradient; the model's mode is left as it was."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            found = ModelPolicy(model, adapter).map_logits(batch, lambda values, labels: values)
+    finally:
+        model.train(training)
+    return found[batch.supervised].float()
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """The relative (Frobenius) difference; NaN counts as infinite."""
+    difference = float((found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-12))
+    return math.inf if math.isnan(difference) else difference
