@@ -21,6 +21,7 @@ class Rendered:
     spans: tuple[Span, ...]
     everything: bool = False
     where: str = ""
+    remarks: tuple[str, ...] = ()  # what the template did with it, to be counted
 
 
 @attrs.frozen(kw_only=True)
@@ -52,7 +53,16 @@ def _rendered(form: Conversation, template: ChatTemplate, everything: bool) -> l
     turns = [find_turn(messages, i, form.tools, template, whole) for i in trained]
     kept = [turn for turn in turns if whole.startswith(turn.text)]
     groups = [(whole, kept)] if everything or len(kept) == len(turns) else [(turn.text, [turn]) for turn in turns]
-    return [_joined(text, group, template, everything, form.where) for text, group in groups]
+    made = [_joined(text, group, template, everything, form.where) for text, group in groups]
+    return [attrs.evolve(one, remarks=_remarks(one, messages, form.tools)) for one in made]
+
+
+def _remarks(made: Rendered, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> tuple[str, ...]:
+    names = [str((tool.get("function") or tool).get("name")) for tool in tools or ()]
+    thought = messages[-1]["content"].rpartition("</think>")[0].rpartition("<think>")[2].strip()
+    removed = messages[-1]["role"] == "assistant" and thought not in made.text
+    unwritten = any(name not in made.text for name in names)
+    return ("think_removed",) * removed + ("tools_unwritten",) * unwritten
 
 
 def _says(message: dict[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from luthier.data.forms import Completion, Document
 from luthier.data.spans import Rendered, Span
 from luthier.errors import LuthierError
 
+SHORT = 64  # characters
 Tokenised = tuple[list[int], list[Span] | None]  # ids, and each span's range of tokens
 
 
@@ -24,12 +25,15 @@ class Encoder:
     bos: int | None = None  # the id of the BOS, None for none
     adds_bos: bool = False  # whether the tokenizer puts it in front of plain text
     eos: str | None = None
+    specials: frozenset[int] = frozenset()
+    known: dict[str, list[int]] = attrs.field(factory=dict)
 
     @classmethod
     def of(cls, tokenizer: Any) -> Encoder:
         bos = tokenizer.bos_token_id
         plain = tokenizer("a")["input_ids"]
-        return cls(tokenizer, bos, bos is not None and len(plain) > 1 and plain[0] == bos, tokenizer.eos_token)
+        adds = bos is not None and len(plain) > 1 and plain[0] == bos
+        return cls(tokenizer, bos, adds, tokenizer.eos_token, frozenset(tokenizer.added_tokens_decoder))
 
     def document(self, form: Document) -> Rendered:
         """The text and EOS, all supervised."""
@@ -76,12 +80,34 @@ class Encoder:
         return self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
 
     def _whole(self, texts: Sequence[Rendered]) -> list[Tokenised]:
-        """Each text tokenised at once; spans None where a token lies across a span's border."""
+        """Each text tokenised at once; spans None where a prompt before a span would be tokenised otherwise alone."""
         encoded = self._ids([text.text for text in texts])
         ids = encoded["input_ids"]
         if not encoded.is_fast:  # without offsets only texts without spans can be done at once
             return [(ids[i], None if text.spans else []) for i, text in enumerate(texts)]
-        return [(ids[i], _token_spans(encoded, i, text.spans)) for i, text in enumerate(texts)]
+        found = [(ids[i], _token_spans(encoded, i, text.spans)) for i, text in enumerate(texts)]
+        heads = [self._heads(encoded, i, text, found[i]) for i, text in enumerate(texts)]
+        alone = self._alone({head for row in heads for head, _ in row})
+        kept = [all(alone[head] == tokens for head, tokens in row) for row in heads]
+        return [one if whole else (one[0], None) for one, whole in zip(found, kept, strict=True)]
+
+    def _heads(self, encoded: Any, row: int, text: Rendered, found: Tokenised) -> list[tuple[str, list[int]]]:
+        """The text from the last special token before each span up to the span, and its tokens."""
+        ids, spans = found
+        heads = []
+        for (first, _), (start, _) in zip(spans or [], text.spans, strict=False):
+            at = next((t for t in range(first - 1, 0, -1) if ids[t] in self.specials), 0)
+            begin = encoded.token_to_chars(row, at).start if at else 0
+            if first:
+                heads.append((text.text[begin:start], ids[at:first]))
+        return heads
+
+    def _alone(self, heads: set[str]) -> dict[str, list[int]]:
+        """The tokens of each head by itself; short ones are remembered, for templates repeat them."""
+        new = sorted(heads - self.known.keys())
+        tokens = dict(zip(new, self._ids(new)["input_ids"], strict=True)) if new else {}
+        self.known |= {head: ids for head, ids in tokens.items() if len(head) < SHORT and len(self.known) < 1000}
+        return {head: tokens.get(head) or self.known[head] for head in heads}
 
     def _piecewise(self, text: Rendered) -> Tokenised:
         """The text tokenised between its spans' borders, as generation tokenises a prompt by itself."""

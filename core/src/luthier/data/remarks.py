@@ -1,0 +1,51 @@
+"""What a user should be told of a preparation that went through: shares dropped or cut, and what the template did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from luthier.data.forms import Conversation, Instruction
+from luthier.data.report import Report
+from luthier.data.template import ChatTemplate
+
+CHANGES: Final = {
+    "truncated": "were cut to max_length",
+    "split": "were longer than max_length and were split",
+    "parted": "became one example an answer, because the chat template rewrites what went before",
+    "think_removed": "lost their <think> block in the chat template",
+    "tools_unwritten": "have tools that the chat template does not write",
+}
+
+
+def warnings_of(report: Report, forms: Iterable[Any], template: ChatTemplate | None) -> list[str]:
+    """Sentences with counts and percentages, most important first."""
+    found = []
+    if report.dropped:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in report.drops.most_common())
+        found.append(f"{_share(report.dropped, report.rows)} were dropped: {reasons}")
+    found += [f"{_share(n, report.rows)} {CHANGES[what]}" for what, n in report.changes.items()]
+    if template is not None:
+        found += _of_template(forms, template)
+    return found
+
+
+def _share(count: int, rows: int) -> str:
+    return f"{count} of {rows} rows ({100 * count / max(rows, 1):.1f} %)"
+
+
+def _of_template(forms: Iterable[Any], template: ChatTemplate) -> list[str]:
+    chats = [form for form in forms if isinstance(form, (Conversation, Instruction))]
+    if not chats:
+        return []
+    found = []
+    if not template.closes:
+        found.append(f"the chat template ends answers with no special token: {template.stop} is put after each")
+    bare = sum(not _has_system(form) for form in chats)
+    if bare and (system := template.own_system()):
+        found.append(f"the chat template puts its own system prompt {system!r} before {_share(bare, len(chats))}")
+    return found
+
+
+def _has_system(form: Conversation | Instruction) -> bool:
+    return bool(form.system) if isinstance(form, Instruction) else form.messages[0]["role"] == "system"
