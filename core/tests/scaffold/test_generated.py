@@ -1,0 +1,86 @@
+"""What `make` writes works: it installs, is listed, passes its own tests, and its README says what its options are."""
+
+import os
+import re
+import subprocess
+import sys
+import types
+
+import pytest
+import yaml
+from luthier.plugins.options import describe
+from luthier.scaffold import make, render
+
+KINDS = ("adapter", "loss", "optimizer", "quantizer", "callback")
+PIP = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+PYTEST = ["-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider"]
+
+
+def options_class(name, kind):
+    """The options class of a generated entry module, which needs nothing but luthier."""
+    module = types.ModuleType(f"luthier_{name}")
+    sys.modules[module.__name__] = module  # attrs looks type hints up there
+    try:
+        exec(render(name, kind)[f"src/luthier_{name}/__init__.py"], vars(module))
+        found = getattr(module, name.capitalize())
+        describe(found)
+    finally:
+        del sys.modules[module.__name__]
+    return found
+
+
+def table(text):
+    """The rows of the README's table of options."""
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines() if line.startswith("| `")]
+    return [tuple(cell.strip().strip("`").replace("\\|", "|") for cell in row) for row in rows]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_readmes_table_is_that_of_the_options(kind):
+    described = describe(options_class("warmth", kind))
+    shown = [(d.name, d.type, "none" if d.default is None else str(d.default), d.bounds.help) for d in described]
+    assert table(render("warmth", kind)["README.md"]) == shown
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_readmes_recipe_uses_the_part_with_options_it_has(kind):
+    text = render("warmth", kind)["README.md"]
+    recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    part = recipe["callbacks"][-1] if kind == "callback" else recipe[kind]
+    given = part if isinstance(part, dict) else {"name": part}
+    assert given.pop("name") == "warmth"
+    options_class("warmth", kind)(**given)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_readmes_python_parses_and_names_its_class(kind):
+    text = render("warmth", kind)["README.md"]
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    compile(code, "README.md", "exec")
+    assert "from luthier_warmth import Warmth" in code and "Warmth(" in code
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A plugin of each kind, and a folder into which all of them are installed."""
+    folder, target = tmp_path_factory.mktemp("plugins"), tmp_path_factory.mktemp("site")
+    roots = [make(f"sample-{kind}", kind, folder) for kind in KINDS]
+    subprocess.run([sys.executable, *PIP, "--target", target, *roots], check=True)
+    return roots, target
+
+
+def test_one_of_each_kind_installs_and_passes_its_own_tests(site, tmp_path):
+    roots, target = site
+    paths = [str(target), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done = subprocess.run(
+        [sys.executable, *PYTEST, *roots], check=False, env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " skipped" not in done.stdout and " xfailed" not in done.stdout
+
+
+def test_what_is_installed_is_the_module_alone(site):
+    _, target = site
+    installed = {p.name for p in target.iterdir() if not p.name.endswith(".dist-info")}
+    assert installed == {f"luthier_sample_{kind}" for kind in KINDS}
