@@ -67,18 +67,15 @@ def _first(hint: Any, bounds: Bounds) -> Any:
     return hint(low) if hint in (int, float) else hint()
 
 
-def _varied(base: Any) -> SearchStrategy[Any]:
+@st.composite
+def _varied(draw: st.DrawFn, base: Any) -> Any:
     """Options that differ from `base` in any of the fields that can vary."""
     cls = type(base)
-    drawn = {}
+    changes = {}
     for field in attrs.fields(cls):
         values = _values(hints(cls)[field.name], _bounds(field), getattr(base, field.name)) if field.init else None
         if values is not None:
-            drawn[field.name] = st.just(getattr(base, field.name)) | values
-    return st.fixed_dictionaries(drawn).map(lambda changes: _evolved(base, changes))
-
-
-def _evolved(base: Any, changes: dict[str, Any]) -> Any:
+            changes[field.name] = draw(st.just(getattr(base, field.name)) | values)
     try:
         return attrs.evolve(base, **changes)
     except LuthierError:  # the class refuses this combination
