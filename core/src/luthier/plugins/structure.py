@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import enum
 import functools
 import math
@@ -23,6 +24,23 @@ SEQUENCES: Final = {list: list, tuple: tuple, set: set, frozenset: frozenset, co
 MAPPINGS: Final = (dict, collections.abc.Mapping)
 
 
+@attrs.frozen
+class Written:
+    """A value from the command line or environment: its text, and what YAML reads it as. The option's type decides."""
+
+    text: str
+    value: Any
+
+
+def bare(value: Any) -> Any:
+    """A value with every `Written` in it read as YAML."""
+    if isinstance(value, Written):
+        return bare(value.value)
+    if isinstance(value, dict):
+        return {bare(k): bare(v) for k, v in value.items()}
+    return [bare(v) for v in value] if isinstance(value, list) else value
+
+
 def structure(value: object, hint: Any, where: str) -> Any:
     """`value` as a `hint`, or a `LuthierError` that names the option's dotted path, beginning with `where`.
 
@@ -30,9 +48,20 @@ def structure(value: object, hint: Any, where: str) -> Any:
     nothing else than None (TOML has no null), are read as meant.
     """
     try:
-        return converter().structure(value, hint)
+        return _read(converter(), value, hint)
     except LuthierError as error:
         raise within(error, where) from None
+
+
+def _read(made: Converter, value: object, hint: Any) -> Any:
+    if not isinstance(value, Written):
+        return made.structure(value, hint)
+    try:
+        return made.structure(value.value, hint)
+    except LuthierError:
+        with contextlib.suppress(LuthierError):
+            return made.structure(value.text, hint)
+        raise
 
 
 def within(error: LuthierError, place: str) -> LuthierError:
@@ -49,7 +78,7 @@ def converter() -> Converter:
     made.register_structure_hook(
         Path, lambda value, _: Path(_primitive(value, str)) if not isinstance(value, Path) else value
     )
-    made.register_structure_hook_func(_is_any, lambda value, _: value)
+    made.register_structure_hook_func(_is_any, lambda value, _: bare(value))
     made.register_structure_hook_func(_is_enum, _member)
     made.register_structure_hook_func(attrs.has, lambda value, cls: _instance(made, value, cls))
     made.register_structure_hook_func(_is_union, lambda value, hint: _union(made, value, hint))
@@ -60,7 +89,7 @@ def converter() -> Converter:
 
 
 def wrong(value: object, expected: str) -> LuthierError:
-    return LuthierError("recipe-wrong-type", f"expected {expected}", found=value)
+    return LuthierError("recipe-wrong-type", f"expected {expected}", found=bare(value))
 
 
 def _primitive(value: Any, kind: type) -> Any:
@@ -194,6 +223,6 @@ def _mapping(made: Converter, value: object, hint: Any) -> object:
 
 def _inside(made: Converter, value: object, hint: Any, place: str) -> Any:
     try:
-        return made.structure(value, hint)
+        return _read(made, value, hint)
     except LuthierError as error:
         raise within(error, place) from None

@@ -1,0 +1,47 @@
+"""Recipes: the run's settings as data, read from files, flags, environment or Python. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from luthier.recipe.tree import Data, Model, Recipe, Source
+
+_HOME = {
+    "Part": "luthier.recipe.parts",
+    "Resolved": "luthier.recipe.parts",
+    "resolve": "luthier.recipe.parts",
+    "Reading": "luthier.recipe.reading",
+    "read": "luthier.recipe.reading",
+    "from_mapping": "luthier.recipe.reading",
+    "parse_flags": "luthier.recipe.overrides",
+    "parse_sets": "luthier.recipe.overrides",
+    "recipe_hash": "luthier.recipe.writing",
+}
+__all__ = [
+    "Data",
+    "Model",
+    "Part",
+    "Reading",
+    "Recipe",
+    "Resolved",
+    "Source",
+    "from_mapping",
+    "parse_flags",
+    "parse_sets",
+    "read",
+    "recipe_hash",
+    "resolve",
+]
+
+if TYPE_CHECKING:
+    from luthier.recipe.overrides import parse_flags, parse_sets
+    from luthier.recipe.parts import Part, Resolved, resolve
+    from luthier.recipe.reading import Reading, from_mapping, read
+    from luthier.recipe.writing import recipe_hash
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'luthier.recipe' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,0 +1,92 @@
+"""What no single option can know: settings of a recipe that contradict each other."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from luthier.errors import LuthierError
+
+if TYPE_CHECKING:
+    from luthier.recipe.tree import Recipe
+
+DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+def check(recipe: Recipe) -> None:
+    """Raise `LuthierError` at the option to change, for the first contradiction."""
+    for rule in RULES:
+        rule(recipe)
+
+
+def _conflict(where: str, problem: str, remedy: str | None = None) -> LuthierError:
+    return LuthierError("recipe-conflict", problem, where=where, remedy=remedy)
+
+
+def _sources(recipe: Recipe) -> None:
+    if not recipe.model.name_or_path:
+        raise LuthierError("recipe-missing", "is empty", where="model.name_or_path")
+    lists = {"data.train": recipe.data.train, "data.validation": recipe.data.validation}
+    for where, sources in lists.items():
+        if isinstance(sources, list) and not sources:
+            raise LuthierError("recipe-missing", "names no source", where=where)
+
+
+def _validation(recipe: Recipe) -> None:
+    share = recipe.data.validation
+    if isinstance(share, float) and not 0.0 <= share <= 0.5:
+        remedy = "Give a share of the rows from 0 to 0.5, or a list of sources."
+        raise LuthierError("recipe-out-of-range", "outside its bounds", where="data.validation", found=share,
+                           remedy=remedy)  # fmt: skip
+    if share != 0.0:
+        return
+    for name in ("eval_steps", "eval_on_start", "max_eval_batches", "load_best_model_at_end"):
+        if getattr(recipe, name):
+            raise _conflict(name, "there are no validation rows", "Set data.validation, or leave this out.")
+
+
+def _warmup(recipe: Recipe) -> None:
+    if recipe.warmup_steps and recipe.warmup_ratio:
+        raise _conflict("warmup_ratio", f"warmup_steps is given too, as {recipe.warmup_steps}")
+    if recipe.max_steps and recipe.warmup_steps > recipe.max_steps:
+        raise _conflict("warmup_steps", f"the warm-up is longer than max_steps, {recipe.max_steps}")
+
+
+def _length(recipe: Recipe) -> None:
+    bounded = recipe.max_steps or recipe.max_tokens
+    if not recipe.num_train_epochs and not bounded:
+        problem = "no epochs, and neither max_steps nor max_tokens"
+        raise LuthierError("recipe-out-of-range", problem, where="num_train_epochs", found=recipe.num_train_epochs)
+    if math.isinf(recipe.num_train_epochs) and not bounded:
+        problem = "endless without max_steps or max_tokens"
+        remedy = "Set one of them: the learning rate's schedule needs a length."
+        raise LuthierError("recipe-out-of-range", problem, where="num_train_epochs", remedy=remedy)
+
+
+def _batch(recipe: Recipe) -> None:
+    product = batch_product(recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps)
+    if product not in (None, recipe.global_batch_size):
+        problem = f"per_device_train_batch_size x gradient_accumulation_steps is {product}"
+        raise LuthierError("recipe-conflict", problem, where="global_batch_size", found=recipe.global_batch_size)
+
+
+def batch_product(size: int | None, accumulation: int | None, ranks: int = 1) -> int | None:
+    """The global batch size that the two stand for; None where neither is given."""
+    if size is None and accumulation is None:
+        return None
+    if size is None:
+        problem = "says nothing without per_device_train_batch_size"
+        remedy = "Give both, or global_batch_size alone."
+        raise LuthierError("recipe-missing", problem, where="gradient_accumulation_steps", remedy=remedy)
+    return size * (accumulation or 1) * ranks
+
+
+def _device(recipe: Recipe) -> None:
+    if not DEVICE.fullmatch(recipe.device):
+        remedy = "Choose auto, cpu, cuda, cuda:N or mps."
+        raise LuthierError("recipe-out-of-range", "no such device", where="device", found=recipe.device, remedy=remedy)
+
+
+RULES: Final[tuple[Callable[[Recipe], None], ...]] = (_sources, _validation, _warmup, _length, _batch, _device)

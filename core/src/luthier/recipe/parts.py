@@ -1,0 +1,199 @@
+"""From what a recipe says of a part to the part that is meant: its offer and options, or an object of the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from luthier.errors import LuthierError
+from luthier.plugins.compatibility import Chosen
+from luthier.plugins.hints import KEY
+from luthier.plugins.options import is_default
+from luthier.plugins.registry import Offer, Plugins, Source, checked, installed
+from luthier.plugins.structure import bare, structure
+
+if TYPE_CHECKING:
+    from luthier.plugins.records import Record
+    from luthier.recipe.tree import Recipe
+
+FIELDS: Final = ("adapter", "loss", "optimizer", "quantizer", "provider")  # one part each; callbacks: a list of them
+
+
+@attrs.frozen(kw_only=True)
+class Part:
+    """One chosen part: an installed one (`offer` and `options`), or an object of the caller's (`local`)."""
+
+    kind: str
+    name: str  # of the record, or the class path of a local object
+    offer: Offer | None = None
+    options: Any = None
+    local: Any = None
+
+    @property
+    def record(self) -> Record | None:
+        return self.offer.record if self.offer else None
+
+    @property
+    def source(self) -> Source | None:
+        """The plugin and distribution that offer it; None for a local object."""
+        return self.offer.source if self.offer else None
+
+    def chosen(self) -> Chosen:
+        """The part as compatibility sees it; a local object may have `needs`, `provides` and `conflicts` too."""
+        giver = self.record or self.local
+        tags = {verb: frozenset(getattr(giver, verb, ())) for verb in ("needs", "provides", "conflicts")}
+        return Chosen(kind=self.kind, name=self.name, **tags)
+
+    def describe(self) -> dict[str, Any]:
+        """Kind, name, distribution and version, as a run records them; both None for a local object."""
+        source = self.source
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "distribution": source.distribution if source else None,
+            "version": source.version if source else None,
+        }
+
+
+@attrs.frozen(kw_only=True)
+class Resolved:
+    """The parts of a recipe, found and their options read; nothing is built yet."""
+
+    adapter: Part
+    loss: Part
+    optimizer: Part
+    quantizer: Part
+    provider: Part
+    callbacks: tuple[Part, ...]
+    plugins: Plugins = attrs.field(repr=False)
+
+    def __iter__(self) -> Iterator[Part]:
+        """Every part, the callbacks last."""
+        yield from (getattr(self, kind) for kind in FIELDS)
+        yield from self.callbacks
+
+    def chosen(self) -> list[Chosen]:
+        return [part.chosen() for part in self]
+
+    def build(self, part: Part) -> Any:
+        """The part itself, checked against its kind's protocol."""
+        return self.plugins.build(part.offer, part.options) if part.offer else part.local
+
+
+def resolve(recipe: Recipe, plugins: Plugins | None = None) -> Resolved:
+    """The parts that a recipe names, or a `LuthierError` at the option that is wrong. Imports no implementation."""
+    known = plugins or installed()
+    single = {kind: find_part(getattr(recipe, kind), kind, kind, known) for kind in FIELDS}
+    watchers = tuple(find_part(c, "callback", f"callbacks.{i}", known) for i, c in enumerate(recipe.callbacks))
+    return Resolved(**single, callbacks=watchers, plugins=known)
+
+
+def find_part(value: Any, kind: str, where: str, plugins: Plugins) -> Part:
+    """The part that a name, a mapping, an options object or any object that keeps the protocol stands for."""
+    value = bare(value)
+    if isinstance(value, str):
+        return _named({"name": value}, kind, where, plugins)
+    if isinstance(value, Mapping):
+        return _named(value, kind, where, plugins)
+    if value is None or isinstance(value, (bool, int, float, list, tuple)):
+        problem = f"expected {_article(kind)}: a name, or {{name: ..., options}}"
+        raise LuthierError("recipe-wrong-type", problem, where=where, found=value)
+    return _object(value, kind, where, plugins)
+
+
+def to_plain(value: Any, kind: str, where: str, plugins: Plugins) -> dict[str, Any]:
+    """What a part field holds as `{name: ..., every option}`, or `{local: 'module.Class'}`."""
+    part = find_part(value, kind, where, plugins)
+    if part.local is not None:
+        return {"local": part.name}
+    return {"name": part.name, **plain_options(part.options)}
+
+
+def plain_options(options: Any) -> dict[str, Any]:
+    return {f.alias: plain_value(getattr(options, f.name)) for f in attrs.fields(type(options)) if f.init}
+
+
+def plain_value(value: Any) -> Any:
+    """A structured value as JSON would hold it."""
+    from enum import Enum
+    from pathlib import Path
+
+    if isinstance(value, Mapping):
+        return {plain_value(k): plain_value(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_value(v) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((plain_value(v) for v in value), key=repr)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Enum):
+        return value.value
+    return plain_options(value) if attrs.has(type(value)) else value
+
+
+def identity(value: Any, kind: str, plugins: Plugins) -> Any:
+    """What two part fields have in common when they mean the same part: its options, or its name alone."""
+    try:
+        part = find_part(value, kind, kind, plugins)
+    except LuthierError:
+        return value  # a part that is not installed equals itself
+    if part.local is not None:
+        return part.local
+    return part.name if is_default(part.options) else (part.name, part.options)
+
+
+def class_path(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _named(value: Mapping[str, Any], kind: str, where: str, plugins: Plugins) -> Part:
+    if "local" in value and "name" not in value:
+        problem = f"this {kind} was an object in Python, {value['local']}, and cannot be loaded from a file"
+        remedy = "Pass the object again in Python, or publish it as a plugin and name that."
+        raise LuthierError("part-unknown", problem, where=where, remedy=remedy)
+    if "name" not in value:
+        raise LuthierError("recipe-missing", f"which {kind} is not said", where=f"{where}.name", found=dict(value))
+    name = structure(value["name"], str, f"{where}.name")
+    try:
+        offer = plugins.get(kind, name)
+        cls = plugins.options(offer)
+    except LuthierError as error:
+        raise error.at(where) from error.__cause__
+    rest = {k: v for k, v in value.items() if k != "name"}
+    return Part(kind=kind, name=name, offer=offer, options=_options(rest, cls, f"{kind} {name!r}", where))
+
+
+def _options(given: dict[str, Any], cls: type, owner: str, where: str) -> Any:
+    try:
+        return structure(given, cls, where)
+    except LuthierError as error:
+        if error.code != "recipe-unknown-option":
+            raise
+        raise LuthierError(error.code, f"{owner} has no such option", where=error.where, remedy=error.remedy) from None
+
+
+def _object(value: Any, kind: str, where: str, plugins: Plugins) -> Part:
+    if isinstance(value, type):
+        problem = f"a class in place of an object; write {value.__name__}()"
+        raise LuthierError("part-invalid", problem, where=where, found=value)
+    try:
+        offer = plugins.of_options(value)
+    except LuthierError as error:
+        if error.code != "part-unknown" or _is_options(value):
+            raise error.at(where) from None
+        return Part(kind=kind, name=class_path(value), local=checked(value, kind, f"{where}: {class_path(value)}"))
+    if offer.record.kind != kind:
+        problem = f"{type(value).__name__} is for {offer.record.kind} {offer.record.name!r}, not for {_article(kind)}"
+        raise LuthierError("part-invalid", problem, where=where, remedy=f"Pass it as {offer.record.kind}=.")
+    return Part(kind=kind, name=offer.record.name, offer=offer, options=value)
+
+
+def _is_options(value: object) -> bool:
+    """Whether an object's class is made of `option()` fields, so that it cannot be a part itself."""
+    return attrs.has(type(value)) and any(KEY in f.metadata for f in attrs.fields(type(value)))
+
+
+def _article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

@@ -1,0 +1,136 @@
+"""Reading a recipe: file, environment and overrides merged, aliases resolved, parts found, all structured strictly."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from luthier.errors import LuthierError
+from luthier.plugins.registry import Plugins, installed
+from luthier.plugins.structure import structure, within
+from luthier.recipe.aliases import joined_betas, quantized_names, rename
+from luthier.recipe.checks import batch_product
+from luthier.recipe.draft import Draft, Entry, Layer
+from luthier.recipe.parts import FIELDS, Part, find_part
+from luthier.recipe.paths import expand, located
+from luthier.recipe.shorthand import expand as expand_short
+from luthier.recipe.tree import Recipe
+
+if TYPE_CHECKING:
+    from luthier.recipe.overrides import Override
+
+
+@attrs.frozen(kw_only=True)
+class Reading:
+    """A recipe, and what its reader should be told: the canonical name of each alias, what was dropped."""
+
+    recipe: Recipe
+    notes: tuple[str, ...] = ()
+
+
+def from_mapping(
+    mapping: Mapping[str, Any], *, base: str | Path | None = None, plugins: Plugins | None = None
+) -> Reading:
+    """A recipe from plain data; the environment is read for `${NAME}` only."""
+    if not isinstance(mapping, Mapping):
+        raise LuthierError("recipe-wrong-type", "a recipe is a mapping", found=mapping)
+    draft = Draft()
+    _lay(draft, Layer(base=Path(base).absolute() if base is not None else None), mapping, os.environ)
+    return _finish(draft, plugins)
+
+
+def read(
+    path: str | Path | None = None,
+    overrides: Mapping[str, Any] | Iterable[Override] = (),
+    *,
+    environ: Mapping[str, str] | None = None,
+    plugins: Plugins | None = None,
+) -> Reading:
+    """A recipe from a file, if any, then the environment's `LUTHIER_*`, then the overrides.
+
+    `overrides` maps dotted paths to values, or comes from `parse_flags` and `parse_sets`; relative paths in it, and
+    in the environment, are relative to the working directory. `environ` None: the process's own.
+    """
+    from luthier.recipe.files import read_file
+    from luthier.recipe.overrides import from_environment, from_python
+
+    variables = os.environ if environ is None else environ
+    draft, here = Draft(), Path.cwd()
+    if path is not None:
+        tree, labels = read_file(Path(path))
+        _lay(draft, Layer(labels=labels, base=Path(path).absolute().parent), tree, variables)
+    given = from_python(overrides) if isinstance(overrides, Mapping) else list(overrides)
+    for group in (from_environment(variables), given):
+        layer = Layer(labels={o.steps: o.label for o in group}, base=here)
+        _lay(draft, layer, ((o.steps, o.value) for o in group), variables)
+    return _finish(draft, plugins)
+
+
+def _lay(draft: Draft, layer: Layer, items: Any, environ: Mapping[str, str]) -> None:
+    """Merge one layer: a mapping, or pairs of steps and value."""
+    pairs = [((), items)] if isinstance(items, Mapping) else list(items)
+    entries = [Entry(steps=s, origin=s, layer=layer, value=_expanded(v, s, layer, environ)) for s, v in pairs]
+    try:
+        draft.add([found for entry in entries for found in _canonical(entry, draft.notes)])
+    except LuthierError as error:
+        raise draft.placed(error) from None
+
+
+def _expanded(value: Any, steps: tuple[str, ...], layer: Layer, environ: Mapping[str, str]) -> Any:
+    try:
+        return expand(value, environ)
+    except LuthierError as error:
+        found = within(error, ".".join(steps))
+        label = layer.label(tuple((found.where or "").split(".")))
+        raise (found.at(label) if label else found) from None
+
+
+def _canonical(entry: Entry, notes: list[str]) -> Iterator[Entry]:
+    """The entries that one stands for, under this project's names and without short forms."""
+    for renamed in rename(entry, notes):
+        short = expand_short(renamed)
+        if short is None:
+            yield renamed
+        else:
+            for child in short:
+                yield from _canonical(child, notes)
+
+
+def _finish(draft: Draft, plugins: Plugins | None) -> Reading:
+    known = plugins or installed()
+    try:
+        quantized_names(draft)
+        joined_betas(draft.tree, known)
+        _size_batch(draft.tree)
+        _find_parts(draft.tree, known)
+        recipe = structure(draft.tree, Recipe, "")
+    except LuthierError as error:
+        raise draft.placed(error) from error.__cause__
+    return Reading(recipe=located(recipe, draft.base), notes=tuple(dict.fromkeys(draft.notes)))
+
+
+def _size_batch(tree: dict[str, Any]) -> None:
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    size, steps = (structure(tree.get(name), int | None, name) for name in names)
+    product = batch_product(size, steps)
+    if product is not None:
+        tree.setdefault("global_batch_size", product)
+
+
+def _find_parts(tree: dict[str, Any], plugins: Plugins) -> None:
+    """Replace each part field, defaults included, by its options object or the caller's own object."""
+    for kind in FIELDS:
+        value = tree.get(kind, getattr(attrs.fields(Recipe), kind).default)
+        tree[kind] = _held(find_part(value, kind, kind, plugins))
+    callbacks = tree.get("callbacks", attrs.fields(Recipe).callbacks.default.factory())
+    if isinstance(callbacks, (list, tuple)):
+        parts = [find_part(c, "callback", f"callbacks.{i}", plugins) for i, c in enumerate(callbacks)]
+        tree["callbacks"] = [_held(part) for part in parts]
+
+
+def _held(part: Part) -> Any:
+    return part.options if part.local is None else part.local

@@ -1,0 +1,60 @@
+"""A recipe as plain data, as YAML, and as a hash of what determines the run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from luthier.plugins.registry import Plugins, installed
+from luthier.recipe.parts import FIELDS, identity, plain_value, to_plain
+from luthier.recipe.paths import escape, located
+
+if TYPE_CHECKING:
+    from luthier.recipe.tree import Recipe
+
+WATCHING: Final = ("output_dir", "callbacks", "logging_steps", "save_total_limit", "run_name")
+
+
+def plain(recipe: Recipe, plugins: Plugins | None = None) -> dict[str, Any]:
+    """The resolved recipe: every setting, and every part as `{name: ..., every option}`."""
+    known = plugins or installed()
+    result = {}
+    for field in attrs.fields(type(recipe)):
+        value = getattr(recipe, field.name)
+        if field.name in FIELDS:
+            result[field.name] = to_plain(value, field.name, field.name, known)
+        elif field.name == "callbacks":
+            result[field.name] = [to_plain(c, "callback", f"callbacks.{i}", known) for i, c in enumerate(value)]
+        else:
+            result[field.name] = plain_value(value)
+    return escape(result)
+
+
+def same(one: Recipe, other: Recipe, plugins: Plugins | None = None) -> bool:
+    """Whether two recipes mean the same run: equal settings, the same parts with the same options."""
+    known = plugins or installed()
+    return all(_field(one, f.name, known) == _field(other, f.name, known) for f in attrs.fields(type(one)))
+
+
+def recipe_hash(recipe: Recipe, plugins: Plugins | None = None) -> str:
+    """16 hexadecimal digits over all that determines the run; what only watches or names it is left out."""
+    settings = {k: v for k, v in plain(recipe, plugins).items() if k not in WATCHING}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write(recipe: Recipe, path: str | Path, plugins: Plugins | None = None) -> None:
+    """Write the resolved recipe as YAML that `Recipe.load` reads back equal, its relative paths made absolute."""
+    from luthier.recipe.yaml12 import dump
+
+    Path(path).write_text(dump(plain(located(recipe), plugins)), "utf-8")
+
+
+def _field(recipe: Recipe, name: str, plugins: Plugins) -> Any:
+    value = getattr(recipe, name)
+    if name in FIELDS:
+        return identity(value, name, plugins)
+    return [identity(c, "callback", plugins) for c in value] if name == "callbacks" else value
