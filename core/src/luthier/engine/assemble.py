@@ -17,10 +17,10 @@ from luthier.engine.contexts import context_for
 from luthier.engine.setup import Setup, batches
 from luthier.engine.step import Step
 from luthier.errors import LuthierError
-from luthier.plugins import compatibility
 from luthier.plugins.registry import Plugins
 from luthier.recipe import Recipe
 from luthier.recipe.parts import Part, Resolved, resolve
+from luthier.recipe.soundness import check_parts
 
 BUILT = ("adapter", "loss", "optimizer", "quantizer")
 
@@ -47,7 +47,7 @@ def assemble(recipe: Recipe, objects: Objects, plugins: Plugins | None = None) -
     """Everything loaded, checked and attached, with nothing trained."""
     resolved = resolve(recipe, plugins)
     device = devices.choose(recipe.device)
-    check_parts(recipe, resolved, device)
+    check_parts(recipe, resolved, device.type)
     built = {kind: resolved.build(getattr(resolved, kind)) for kind in BUILT}
     callbacks = {name: resolved.build(part) for name, part in named(resolved.callbacks).items()}
     tokenizer = objects.tokenizer or load.tokenizer_of(recipe.model)
@@ -58,20 +58,6 @@ def assemble(recipe: Recipe, objects: Objects, plugins: Plugins | None = None) -
             check_vocabulary(dataset, tokenizer, model.get_input_embeddings().weight.shape[0])
     setup = _attach(recipe, model, tokenizer, built, prepared, device)
     return Assembled(setup=setup, resolved=resolved, prepared=prepared, callbacks=callbacks)
-
-
-def check_parts(recipe: Recipe, resolved: Resolved, device: torch.device) -> None:
-    """Refuse parts that do not go together, by their tags."""
-    given = {"calibration-data": "the training data"}
-    if recipe.packing:
-        given["packing"] = "the run (packing: true)"
-    if device.type == "cuda":
-        given["cuda"] = "the device"
-    compatibility.check(resolved.chosen(), given)
-    provider = resolved.provider
-    if provider.record is not None and "luthier:in-process" not in provider.record.provides:
-        problem = f"provider {provider.name!r} does not train in this process"
-        raise LuthierError("part-unsupported", problem, where="provider", remedy="Use provider: local.")
 
 
 def named(parts: tuple[Part, ...]) -> dict[str, Part]:

@@ -1,0 +1,46 @@
+"""Whether the parts of a recipe go together, by their tags and what the run itself gives. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from luthier.errors import LuthierError
+from luthier.plugins import compatibility
+
+if TYPE_CHECKING:
+    from luthier.recipe.parts import Resolved
+    from luthier.recipe.tree import Recipe
+
+
+def given_tags(recipe: Recipe, device: str) -> dict[str, str]:
+    """Tags that no part provides, and who does. `device` is cpu, cuda or mps; `auto` is given every device's tags."""
+    given = {"calibration-data": "the training data"}
+    if recipe.packing:
+        given["packing"] = "the run (packing: true)"
+    if device in ("cuda", "auto"):
+        given["cuda"] = "the device"
+    return given
+
+
+def check_parts(recipe: Recipe, resolved: Resolved, device: str) -> None:
+    """Raise `part-incompatible` where parts do not go together, `part-unsupported` where they cannot train here."""
+    compatibility.check(resolved.chosen(), given_tags(recipe, device))
+    provider = resolved.provider
+    if provider.record is not None and "luthier:in-process" not in provider.record.provides:
+        problem = f"provider {provider.name!r} does not train in this process"
+        raise LuthierError("part-unsupported", problem, where="provider", remedy="Use provider: local.")
+
+
+def explain(recipe: Recipe, resolved: Resolved, device: str) -> list[dict[str, Any]]:
+    """For each part what it needs and who gives it, what it provides, and what it does not work with."""
+    chosen, given = resolved.chosen(), given_tags(recipe, device)
+    return [
+        {
+            "kind": part.kind,
+            "name": part.name,
+            "needs": {tag: next((str(o) for o in chosen if tag in o.provides), given.get(tag)) for tag in part.needs},
+            "provides": sorted(part.provides),
+            "conflicts": sorted(part.conflicts),
+        }
+        for part in chosen
+    ]
