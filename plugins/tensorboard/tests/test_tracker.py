@@ -171,7 +171,16 @@ def test_a_lost_folder_is_logged_once_and_training_goes_on(start, run, monkeypat
     assert line["event"] == "tracker_failed"
     assert line["log_level"] == "error"
     assert line["tracker"] == "tensorboard"
-    assert line["kept"] == "metrics.jsonl"
+    assert "NotADirectoryError" in line["error"]
+
+
+def test_a_value_that_is_no_number_ends_the_tracker_and_not_the_training(start, run):
+    hooks = start()
+    hooks.run_started(run=run)
+    with capture_logs() as lines:
+        hooks.logged(run=run, step=1, metrics={"loss": None, "name": "text"})
+        hooks.completed(run=run, result=None)
+    assert [(line["event"], line["during"]) for line in lines] == [("tracker_failed", "logged")]
 
 
 def test_numbers_lost_at_the_very_end_are_said_too(start, run, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import structlog
 from luthier import LuthierError, event
@@ -22,10 +22,8 @@ except ImportError as error:
     raise LuthierError("dependency-missing", f"its client cannot be imported: {error}", where="callback 'tensorboard'",
                        remedy="Run: pip install luthier-tensorboard tensorboard") from error  # fmt: skip
 
-if TYPE_CHECKING:
-    from luthier.engine.run import ActiveRun
-
 FLUSH_SECONDS: Final = 10  # where TensorFlow is installed, its files are buffered; else each number is written at once
+THEN: Final = "training goes on without this tracker"
 
 log = structlog.get_logger()
 
@@ -39,22 +37,22 @@ class Tracker:
         self.writer: EventFileWriter | None = None
 
     @event
-    def run_started(self, run: ActiveRun) -> None:
+    def run_started(self, run: Any) -> None:
         self._open(run, first=0)
         text = json.dumps(run.settings, indent=2, default=str)
-        self._write("run_started", 0, [text_value("recipe", f"```json\n{text}\n```")])
+        self._add("run_started", 0, lambda: [text_value("recipe", f"```json\n{text}\n```")])
 
     @event
-    def resumed(self, run: ActiveRun, step: int) -> None:
+    def resumed(self, run: Any, step: int) -> None:
         self._open(run, first=step + 1)
 
     @event
     def logged(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._write("logged", step, scalar_values(metrics))
+        self._add("logged", step, lambda: scalar_values(metrics))
 
     @event
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._write("evaluated", step, scalar_values(metrics))
+        self._add("evaluated", step, lambda: scalar_values(metrics))
 
     @event
     def saved(self) -> None:
@@ -72,7 +70,7 @@ class Tracker:
     def failed(self) -> None:
         self._close("failed")
 
-    def _open(self, run: ActiveRun, first: int) -> None:
+    def _open(self, run: Any, first: int) -> None:
         """A new event file. Its first entry has TensorBoard forget the steps from `first` on that an earlier process
         of this run wrote beyond its checkpoint."""
         if not run.is_main:
@@ -83,13 +81,12 @@ class Tracker:
         except Exception as error:  # gfile raises what its file system raises
             raise LuthierError("part-unsupported", f"cannot write event files: {error}", where="callback 'tensorboard'",
                                found=folder, remedy="Name another log_dir.") from error  # fmt: skip
-        start = Event(wall_time=time.time(), step=first, session_log=SessionLog(status=SessionLog.START))
+        start = entry(first, session_log=SessionLog(status=SessionLog.START))
         self._try("started", lambda writer: writer.add_event(start))
         log.info("tracker_opened", tracker="tensorboard", folder=folder)
 
-    def _write(self, during: str, step: int, values: list[Summary.Value]) -> None:
-        entry = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
-        self._try(during, lambda writer: writer.add_event(entry))
+    def _add(self, during: str, step: int, values: Callable[[], list[Summary.Value]]) -> None:
+        self._try(during, lambda writer: writer.add_event(entry(step, summary=Summary(value=values()))))
 
     def _close(self, during: str) -> None:
         self._try(during, lambda writer: writer.flush())  # close() alone hides what the writing thread met
@@ -105,7 +102,12 @@ class Tracker:
         except Exception as error:
             self.writer = None
             cause = f"{type(error).__name__}: {error}"
-            log.error("tracker_failed", tracker="tensorboard", during=during, error=cause, kept="metrics.jsonl")
+            log.error("tracker_failed", tracker="tensorboard", during=during, error=cause, then=THEN)
+
+
+def entry(step: int, **what: Any) -> Event:
+    """One record of an event file, as of now."""
+    return Event(wall_time=time.time(), step=step, **what)
 
 
 def scalar_values(metrics: Mapping[str, float]) -> list[Summary.Value]:
