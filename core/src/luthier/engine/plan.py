@@ -41,7 +41,7 @@ def plan(recipe: Recipe, objects: Objects) -> Plan:
     packing = _packing(setup)
     return Plan(
         parts=[part.describe() for part in assembled.resolved],
-        parameters=_parameters(setup.model),
+        parameters=_parameters(setup),
         memory=_memory(setup, int(packing["largest_micro_batch"])),
         schedule=_schedule(setup),
         packing=packing,
@@ -50,8 +50,10 @@ def plan(recipe: Recipe, objects: Objects) -> Plan:
     )
 
 
-def _parameters(model: Any) -> dict[str, dict[str, int]]:
-    """Stored weights by role, shared ones once; adapters apart. Quantized weights count as their buffers."""
+def _parameters(setup: Setup) -> dict[str, dict[str, int]]:
+    """Parameters by kind of module, shared ones once, the adapter's apart."""
+    model = setup.model
+    adapted = {id(p) for g in setup.adapter.groups() if g.role == "adapter" for p in g.parameters}
     counts: dict[str, dict[str, int]] = defaultdict(lambda: {"total": 0, "trainable": 0})
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     seen: set[int] = set()
@@ -61,8 +63,7 @@ def _parameters(model: Any) -> dict[str, dict[str, int]]:
                 continue
             seen.add(id(parameter))
             kind = role(name, owner, embedding, head)
-            if kind == "hidden":
-                kind = "adapter" if "lora_" in path else _module_kind(path)
+            kind = "adapter" if id(parameter) in adapted else _module_kind(path) if kind == "hidden" else kind
             counts[kind]["total"] += parameter.numel()
             counts[kind]["trainable"] += parameter.numel() if parameter.requires_grad else 0
     whole = {key: sum(c[key] for c in counts.values()) for key in ("total", "trainable")}

@@ -128,7 +128,8 @@ class ModelPolicy:
             if other is None or rival is None:
                 return function(logits, labels, *given)
             with other._mode():
-                return function(logits, labels, *given, other.head(rival))
+                theirs = other.head(rival)
+            return function(logits, labels, *given, theirs)
 
         if torch.is_grad_enabled() and not self.is_reference:
             return checkpoint(compute, *inputs, use_reentrant=False)

@@ -51,10 +51,10 @@ def train(recipe: Recipe, objects: Objects, *, resume: Path | None = None, fresh
     if place.done:
         log.warning("run already finished", folder=str(place.folder), remedy="--fresh trains again")
         return finished(place.folder)
-    with locked(place.folder), kept():
-        assembled = assemble(recipe, objects)
+    with kept():
+        assembled = assemble(recipe, objects)  # whatever can be refused is, before a folder appears
         record = _record(recipe, assembled, place)
-        with run_log(record["run_id"], place.folder / "log.jsonl"):
+        with locked(place.folder), run_log(record["run_id"], place.folder / "log.jsonl"):
             return _run(recipe, assembled, place, record, resume)
 
 
