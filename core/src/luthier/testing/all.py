@@ -19,6 +19,7 @@ from luthier.plugins.protocols import MEMBERS
 from luthier.plugins.records import Record
 from luthier.plugins.registry import installed
 from luthier.plugins.structure import structure
+from luthier.testing import events
 from luthier.testing.checks import KINDS, Subject, law
 
 LIBRARIES: Final = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets", "torchao")
@@ -111,7 +112,8 @@ def build_keeps_the_protocol(subject: Subject, options: Any) -> None:
     part = subject.build(options)
     kind = subject.record.kind
     if kind == "callback":
-        importlib.import_module("luthier.testing.callback").connected([part])
+        events.connected([part])
+        events.heard(part)
     if kind == "loss":
         _check_loss(part, subject.record)
     protocol = getattr(protocols, kind.capitalize(), None)

@@ -17,11 +17,15 @@ KINDS: Final = ("loss", "adapter", "optimizer", "quantizer", "callback")  # prov
 
 @attrs.frozen(kw_only=True)
 class Subject:
-    """The part under test: its record, the records checked along with it, and the author's example options."""
+    """The part under test: its record, the records checked along with it, and the author's example options.
+
+    With `vary` the kit also draws options of its own.
+    """
 
     record: Record
     together: tuple[Record, ...] = ()
     examples: tuple[object, ...] = ()
+    vary: bool = True
 
     @property
     def options_class(self) -> type:
@@ -29,6 +33,12 @@ class Subject:
 
         plugins, offer = registered(self.record)
         return plugins.options(offer)
+
+    @property
+    def own_examples(self) -> tuple[object, ...]:
+        """The examples that are options of this part."""
+        cls = self.options_class
+        return tuple(e for e in self.examples if type(e) is cls)
 
     def build(self, options: object) -> Any:
         """The part, held to the protocol of its kind."""
@@ -109,14 +119,20 @@ class Check:
 
 
 def checks_for(
-    record: Record, *, examples: Sequence[object] | None = None, together: Iterable[Record] = ()
+    record: Record,
+    *,
+    examples: Sequence[object] | None = None,
+    vary: bool = True,
+    together: Iterable[Record] = (),
 ) -> Iterator[Check]:
     """The checks of one record: those of every kind, then those of its own that hold for what it declares.
 
-    `examples` are options objects that are tried as well; those of another part's class are left out. `together` are
-    the records of the same plugin, among which names must differ. Listing the checks imports no torch.
+    `examples` are options objects that are tried as well; those of another part's class are left out. `vary` False
+    tries only the default and these, for options whose bounds are not declared. `together` are the records of the
+    same plugin, among which names must differ. Listing the checks imports no torch.
     """
-    subject = Subject(record=record, together=tuple(together) or (record,), examples=tuple(examples or ()))
+    every = tuple(together) or (record,)
+    subject = Subject(record=record, together=every, examples=tuple(examples or ()), vary=vary)
     for kind in ("all", record.kind) if record.kind in KINDS else ("all",):
         module = importlib.import_module(f"luthier.testing.{kind}")
         for found in vars(module).values():
@@ -128,18 +144,21 @@ def conformance(
     records: Iterable[Record],
     expected_failures: Mapping[str, str] | None = None,
     examples: Sequence[object] | None = None,
+    *,
+    vary: bool = True,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Run every check of every record as one pytest case: the decorated function gets it as `check` and calls it.
 
     `expected_failures` maps a check's name, or its whole id, to the reason why it fails; a check that passes all the
-    same fails the test. `examples` are options objects to try beside those that the kit draws.
+    same fails the test. `examples` are options objects to try beside those that the kit draws; with `vary` False it
+    draws none.
     """
     import pytest
 
     every = tuple(records)
     reasons = dict(expected_failures or {})
     _refuse_foreign(every, examples or ())
-    checks = [c for record in every for c in checks_for(record, examples=examples, together=every)]
+    checks = [c for record in every for c in checks_for(record, examples=examples, vary=vary, together=every)]
     _refuse_unknown(reasons, checks)
     cases = []
     for check in checks:

@@ -53,8 +53,7 @@ def sample(
 
     Options that the part refuses with a `LuthierError` do not count, except the default and the author's own.
     """
-    cls = subject.options_class
-    own = tuple(e for e in subject.examples if type(e) is cls)
+    cls, own = subject.options_class, subject.own_examples
     bases = bases_of(cls, own)
 
     def attempt(options: object, **world: Any) -> None:
@@ -69,24 +68,30 @@ def sample(
     attempt.__name__ = attempt.__qualname__ = getattr(function, "__name__", "life")
     for example in own:  # hypothesis would try them, but promises it for none
         _search(attempt, max(1, examples // 4), options=st.just(example), **(drawn or {}))
-    varied = st.sampled_from(bases) if default_only else options_of(cls, own)
+    varied = options_of(cls, own) if subject.vary and not default_only else st.sampled_from(bases)
     _search(attempt, examples, options=varied, **(drawn or {}))
 
 
 def _search(function: Callable[..., None], examples: int, **strategies: SearchStrategy[Any]) -> None:
-    """Shrinking a check that builds models takes minutes and says little; its options are printed as they are."""
+    profile(examples)(given(**strategies)(function))()
+
+
+def profile(examples: int, **more: Any) -> settings:
+    """So many examples, the same on every machine, nothing kept on the disk.
+
+    Shrinking a check that builds models takes minutes and says little: what failed is printed as it was drawn.
+    """
     phases = (Phase.generate, Phase.shrink) if examples >= USUAL else (Phase.generate,)
-    wanted = max(1, examples * int(os.environ.get(BUDGET, USUAL)) // USUAL)
-    chosen = settings(
-        max_examples=wanted,
+    return settings(
+        max_examples=max(1, examples * int(os.environ.get(BUDGET, USUAL)) // USUAL),
         derandomize=True,
         deadline=None,
         database=None,
         phases=phases,
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
+        **more,
     )
-    chosen(given(**strategies)(function))()
 
 
 @contextmanager

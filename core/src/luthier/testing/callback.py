@@ -1,0 +1,221 @@
+"""Checks of callbacks: they bear every order of events, change nothing, and keep one run's state out of another's."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import hypothesis
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from luthier.errors import LuthierError
+from luthier.testing.checks import Subject, law
+from luthier.testing.events import TOTAL, Stage, differing, heard, play, played, snapshot
+from luthier.testing.strategies import bases_of, options_of
+
+FEW: Final = 5
+ROWS: Final = [{"prompt": f"{i} plus {j} is", "completion": str(i + j)} for i in range(3) for j in range(3)]
+
+
+@law(0)
+def tolerates_every_event_order_the_loop_can_produce(subject: Subject) -> None:
+    """No order of events that the loop can produce makes it raise: started or resumed, stopped, killed, failed."""
+    from luthier.testing.running import profile
+
+    run_state_machine_as_test(_machine(subject), settings=profile(10, stateful_step_count=12))
+
+
+def _machine(subject: Subject) -> type[RuleBasedStateMachine]:
+    """Processes of one run, one after the other, as `luthier.plugins.events` draws them."""
+    own = subject.own_examples
+    bases = bases_of(subject.options_class, own)
+    drawn = options_of(subject.options_class, own) if subject.vary else st.sampled_from(bases)
+
+    class Processes(RuleBasedStateMachine):
+        """`phase` is ready (nothing fired yet), training, or over; `kept` the newest checkpoint: its step and state."""
+
+        @initialize(options=drawn)
+        def build(self, options: Any) -> None:
+            self.options, self.kept = options, None
+            self.holder = tempfile.TemporaryDirectory()
+            self.start_process()
+
+        def start_process(self, step: int = 0) -> None:
+            try:
+                part = subject.build(self.options)
+            except LuthierError:
+                if self.options in bases:
+                    raise
+                hypothesis.reject()
+            heard(part)
+            self.stage, self.phase = Stage(part, Path(self.holder.name), step), "ready"
+
+        @precondition(lambda self: self.phase == "ready" and self.kept is None)
+        @rule(evaluate=st.booleans())
+        def begin(self, evaluate: bool) -> None:
+            self.stage.begin(evaluate=evaluate)
+            self.phase = "training"
+
+        @precondition(lambda self: self.phase == "ready" and self.kept is not None)
+        @rule()
+        def resume(self) -> None:
+            state = self.kept[1]
+            if state is not None:
+                self.stage.part.load_state(state)
+            self.stage.go_on()
+            self.phase = "training"
+
+        @precondition(lambda self: self.phase == "training" and self.stage.run.step < TOTAL and not self.ending)
+        @rule(log=st.booleans(), evaluate=st.booleans(), save=st.booleans())
+        def step(self, log: bool, evaluate: bool, save: bool) -> None:
+            if self.stage.train_step(log=log, evaluate=evaluate, save=save):
+                self.kept = (self.stage.run.step, _state(self.stage.part))
+                self.stage.saved()
+
+        @property
+        def ending(self) -> bool:
+            return self.stage.run.step == TOTAL or self.stage.run.stop_reason is not None
+
+        @precondition(lambda self: self.phase == "training" and self.ending)
+        @rule()
+        def finish(self) -> None:
+            self.stage.end_task()
+            self.stage.complete()
+            self.phase = "over"
+
+        @precondition(lambda self: self.phase == "training" and 0 < self.stage.run.step < TOTAL)
+        @rule()
+        def receive_signal(self) -> None:
+            self.kept = (self.stage.run.step, _state(self.stage.part))
+            self.stage.saved()
+            self.stage.fire("task_ended", task=0)
+            self.stage.fire("stopped", step=self.stage.run.step, reason="signal 15")
+            self.start_process(self.kept[0])
+
+        @precondition(lambda self: self.phase != "over")
+        @rule()
+        def fail(self) -> None:
+            """Something raised, perhaps before the first event; the same command goes on."""
+            self.stage.fail()
+            self.start_process(self.kept[0] if self.kept else 0)
+
+        @precondition(lambda self: self.phase == "training")
+        @rule()
+        def kill(self) -> None:
+            self.start_process(self.kept[0] if self.kept else 0)
+
+        def teardown(self) -> None:
+            if hasattr(self, "holder"):
+                self.holder.cleanup()
+
+    return Processes
+
+
+def _state(part: Any) -> dict[str, Any] | None:
+    from luthier.testing.states import carried
+
+    return carried(part.state()) if hasattr(part, "state") else None
+
+
+@law(FEW)
+def changes_nothing_it_is_shown(subject: Subject, options: Any) -> None:
+    """The metrics and the run's settings are after each event what they were before; it only asks, by `request_...`."""
+    part = subject.build(options)
+
+    class Watched(Stage):
+        def fire(self, name: str, **arguments: Any) -> None:
+            shown = (self.run.settings, self.run.step, self.run.total_steps, arguments.get("metrics"))
+            before = copy.deepcopy(shown)
+            super().fire(name, **arguments)
+            after = (self.run.settings, self.run.step, self.run.total_steps, arguments.get("metrics"))
+            assert after == before, f"{name} changed what it was shown: {before} became {after}"
+
+    with tempfile.TemporaryDirectory() as folder:
+        play(part, Path(folder), kind=Watched)
+
+
+@law(1, default_only=True)
+def changes_no_parameter(subject: Subject, options: Any) -> None:
+    """A real run with it has the losses and ends with the weights of the run without it, bit for bit."""
+    plain, watched = _trained([]), _trained([subject.build(options)])
+    steps = len(watched.loss_history)
+    assert watched.loss_history == plain.loss_history[:steps], "the losses differ from those of a run without it"
+    if steps < len(plain.loss_history):  # it asked for a stop, as it may
+        return
+    pairs = zip(plain.model.named_parameters(), watched.model.named_parameters(), strict=True)
+    changed = [name for (name, one), (_, two) in pairs if not one.equal(two)]
+    assert not changed, f"weights that differ from those of a run without it: {', '.join(changed[:4])}"
+
+
+def _trained(callbacks: list[Any]) -> Any:
+    import luthier
+    from luthier.testing.worlds import tiny_model, tiny_tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = luthier.train(
+            model=(tiny_model(), tiny_tokenizer()),
+            data=ROWS,
+            eval_data=ROWS[:2],
+            callbacks=callbacks,
+            max_steps=3,
+            eval_steps=1,
+            global_batch_size=4,
+            device="cpu",
+            output_dir=str(Path(folder) / "run"),
+        )
+        run.model  # noqa: B018 - held in this process, as the folder will be gone
+        return run
+
+
+@law(FEW)
+def two_runs_do_not_share_state(subject: Subject, options: Any) -> None:
+    """What one run does to its callback leaves that of another run as it was."""
+    one, two = subject.build(options), subject.build(options)
+    before, kept = snapshot(two), _state(two)
+    played(one)
+    changed = differing(before, snapshot(two))
+    assert not changed, f"a run changed {', '.join(changed)} of another run's callback"
+    if kept is not None:
+        changed = differing(kept, _state(two) or {})
+        assert not changed, f"a run changed {', '.join(changed)} in the state of another run's callback"
+
+
+@law(FEW)
+def state_is_tensors_and_json(subject: Subject, options: Any) -> None:
+    """`state()`, if there is one, holds tensors and JSON values, and `load_state` takes it back as it was."""
+    part = subject.build(options)
+    both = hasattr(part, "state"), hasattr(part, "load_state")
+    assert both[0] == both[1], "state and load_state come together, or not at all"
+    if not both[0]:
+        return
+    played(part, steps=3)
+    held, fresh = _state(part), subject.build(options)
+    fresh.load_state(copy.deepcopy(held))
+    changed = differing(_comparable(held or {}), _comparable(_state(fresh) or {}))
+    assert not changed, f"{', '.join(changed)} came back from load_state with another value"
+
+
+def _comparable(tree: Any) -> Any:
+    """Tensors as lists, which compare as a whole."""
+    if hasattr(tree, "tolist"):
+        return tree.tolist()
+    if isinstance(tree, dict):
+        return {k: _comparable(v) for k, v in tree.items()}
+    return [_comparable(v) for v in tree] if isinstance(tree, list) else tree
+
+
+def live(subject: Subject, options: Any) -> None:
+    """All that a run tells a callback, in a run, a resumed one, and one that fails."""
+    part, resumed = subject.build(options), subject.build(options)
+    with tempfile.TemporaryDirectory() as folder:
+        play(part, Path(folder))
+        state = _state(part)
+        if state is not None:
+            resumed.load_state(state)
+        stage = Stage(resumed, Path(folder), step=2)
+        stage.go_on()
+        stage.train_step(evaluate=True)
+        stage.fail()
