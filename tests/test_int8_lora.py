@@ -75,9 +75,13 @@ def test_a_run_that_broke_off_resumes_bit_for_bit(world, tmp_path):
     straight = train(world, tmp_path / "straight")
     with pytest.raises(RuntimeError, match="power cut"):
         train(world, tmp_path / "broken", callbacks=["jsonl", luthier.on(step_ended=break_off)])
-    seen = []
-    resumed = train(world, tmp_path / "broken", callbacks=["jsonl", luthier.on(resumed=lambda step: seen.append(step))])
-    assert seen == [3]
+    began = []
+
+    def note(step):
+        began.append(step)
+
+    resumed = train(world, tmp_path / "broken", callbacks=["jsonl", luthier.on(resumed=note)])
+    assert began == [3]
     assert resumed.loss_history == straight.loss_history and resumed.steps == STEPS
     ours, theirs = (dict(run.model.named_parameters()) for run in (resumed, straight))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
