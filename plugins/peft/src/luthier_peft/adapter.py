@@ -1,0 +1,173 @@
+"""The part `peft.<method>`: any of PEFT's methods behind the adapter protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from luthier import Context, Group, LuthierError, Progress
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+
+from luthier_peft import files, grouping, packing
+from luthier_peft.adalora import Budget
+from luthier_peft.injection import WRAPPERS, inject, tensors_of
+from luthier_peft.methods import METHODS, UNTRIED
+from luthier_peft.options import PREFIX, to_config
+
+
+class PeftAdapter:
+    """Keeps the adapter protocol around a `PeftModel`, of which nobody else learns: the model itself is returned."""
+
+    needs = frozenset({"dense-weights"})  # also where the part is handed over as an object, without its record
+    provides = frozenset({"reference", "trainable-weights"})
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+        self.method = METHODS.get(options.method, UNTRIED)
+        self.conflicts = frozenset({"packing"} if self.method.packing else ())
+        self.where = f"adapter {PREFIX}{options.method}"
+        self.model: Any = None
+        self._handle: Any = None
+        self._budget: Budget | None = None
+        self._own: dict[str, Tensor] = {}  # PEFT's tensors, and those of the base that train
+        self._trainable: dict[str, Any] = {}
+        self._trained_base: dict[str, Tensor] = {}  # base parameters that train in place (biases), as they were
+        self._disabled = False
+        to_config(options, **self._total_step(0))  # refuses wrong options before the model is loaded
+
+    def attach(self, model: Any, context: Context) -> Any:
+        """Put PEFT's layers into the model, freeze the rest, and probe packed documents against separate ones.
+
+        Raises `model-target`, `recipe-out-of-range`, `part-unsupported` or `train-nothing`.
+        """
+        config = to_config(self.options, **self._total_step(context.total_steps))
+        base = dict(tensors_of(model))
+        # A model that is at fault itself is the engine's to name; a method known to fail is kept away by its record.
+        probing = not self.method.packing and context.probe(model) is None
+        self._handle = inject(model, config, context, self.where)
+        self.model = model
+        known = {id(tensor) for tensor in base.values()}
+        own = {n: t for n, t in tensors_of(self._handle) if id(t) not in known or t.requires_grad}
+        self._own = {name.removeprefix("base_model.model."): tensor for name, tensor in own.items()}
+        self._trainable = {name: tensor for name, tensor in self._own.items() if tensor.requires_grad}
+        self._trained_base = {n: t.detach().clone() for n, t in self._trainable.items() if id(t) in known}
+        if not self._trainable:
+            raise LuthierError("train-nothing", "PEFT leaves nothing to train with these options", where=self.where)
+        if hasattr(self._handle.base_model, "rankallocator"):
+            self._budget = Budget(self._handle, context.total_steps, self.where)
+        if probing:
+            packing.check(model, list(self._trainable.values()), context, self.where)
+        return model
+
+    def groups(self) -> list[Group]:
+        return grouping.groups(self.model, self._trainable)
+
+    def prepare(self, batch: Any) -> Any:
+        return batch
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The base model, bit for bit: PEFT's layers pass through, and biases that train are as they were."""
+        if self._disabled:
+            yield
+            return
+        flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        self._disabled = True
+        self._switch(False)
+        try:
+            yield
+        finally:
+            self._switch(True)
+            self._disabled = False
+            for parameter, flag in flags:  # PEFT freezes while it disables
+                parameter.requires_grad_(flag)
+
+    def gradients_ready(self) -> None:
+        if self._budget is not None:
+            self._budget.hold_gradients()
+
+    def stepped(self, progress: Progress) -> None:
+        if self._budget is not None:
+            self._budget.allocate(progress)
+
+    def penalty(self) -> Tensor | None:
+        return None if self._budget is None else self._budget.penalty()
+
+    def state(self) -> dict[str, Any]:
+        """Every tensor of PEFT's, the frozen random ones as well: a resumed run must not draw or decompose anew."""
+        state: dict[str, Any] = {"tensors": {name: tensor.detach() for name, tensor in self._own.items()}}
+        if self._budget is not None:
+            state["budget"] = self._budget.state()
+        return state
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        files.copy_into(self._own, state["tensors"], self.where)
+        if self._budget is not None:
+            self._budget.load_state(state["budget"])
+
+    def save(self, folder: Path) -> None:
+        with ExitStack() as stack:
+            if self._budget is not None:
+                stack.enter_context(self._budget.pattern_for(self._budget.settled_pattern()))
+            files.save(self._handle, folder)
+
+    def load(self, folder: Path) -> None:
+        """Read a folder of ours or of plain PEFT's; `artifact-mismatch` where method, options or tensors differ."""
+        found, tensors = files.read(folder)
+        files.check_config(self._handle.peft_config[files.ADAPTER], found, str(folder))
+        if self._budget is None:
+            files.put(self._handle, tensors, str(folder))
+            return
+        pattern = found.get("rank_pattern")
+        with self._budget.pattern_for(None):
+            files.put(self._handle, self._budget.unpruned(tensors, pattern), str(folder))
+        self._budget.config.rank_pattern = pattern
+
+    def merge(self, context: Context) -> Any:
+        """The model with plain layers again. `artifact-unmergeable` where the method has no weights to fold in."""
+        if self.method.merging and not (self.method.folds_into_bias and self._has_biases()):
+            raise LuthierError("artifact-unmergeable", self.method.merging, where=self.where)
+        broken = [name for name, parameter in self._trainable.items() if not torch.isfinite(parameter).all()]
+        if broken:
+            problem = "the adapter holds NaN or infinite numbers"
+            raise LuthierError("artifact-unmergeable", problem, where=self.where, found=broken[0])
+        with torch.no_grad():
+            merged = self._handle.merge_and_unload()
+        left = [name for name, module in merged.named_modules() if isinstance(module, WRAPPERS)]
+        if left:
+            raise LuthierError("artifact-unmergeable", "PEFT left layers unmerged", where=self.where, found=left[0])
+        return merged
+
+    def begin_task(self, index: int) -> None:
+        """Tasks follow each other in one adapter."""
+
+    def end_task(self, index: int) -> None:
+        """Tasks follow each other in one adapter."""
+
+    def _total_step(self, total_steps: int) -> dict[str, int]:
+        """AdaLoRA's `total_step`, for the methods that have it: the run's steps where the options name none."""
+        if not hasattr(self.options, "total_step") or self.options.total_step is not None:
+            return {}
+        least = self.options.tinit + self.options.tfinal + 1  # for an adapter that is only loaded, outside of a run
+        return {"total_step": total_steps or least}
+
+    def _switch(self, enabled: bool) -> None:
+        for module in self.model.modules():
+            if isinstance(module, WRAPPERS):
+                module.enable_adapters(enabled)
+        for name, other in self._trained_base.items():
+            parameter = self._own[name]
+            parameter.data, self._trained_base[name] = other, parameter.data
+
+    def _has_biases(self) -> bool:
+        layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+        return all(getattr(layer.get_base_layer(), "bias", None) is not None for layer in layers)
+
+
+def build(options: Any) -> PeftAdapter:
+    """The part for an options object of `luthier_peft.options`."""
+    return PeftAdapter(options)

@@ -1,0 +1,116 @@
+"""The adapter on disk in PEFT's own layout: `adapter_config.json` and `adapter_model.safetensors`."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from luthier import LuthierError
+from peft import PeftModel
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from luthier_peft.omitted import BOOKKEEPING
+
+CONFIG: Final = "adapter_config.json"
+WEIGHTS: Final = "adapter_model.safetensors"
+ADAPTER: Final = "default"
+# settings that say how to train, not what the adapter computes, and names that the tensors' own names answer for
+FREE: Final = {
+    "target_modules", "exclude_modules", "feedforward_modules", "layers_to_transform", "layers_pattern",
+    "modules_to_save", "target_parameters", "rank_pattern", "total_step", "tinit", "tfinal", "deltaT", "beta1", "beta2",
+    "orth_reg_weight", "target_r", "progressbar", "d_initial", *BOOKKEEPING,
+}  # fmt: skip
+
+
+def save(handle: PeftModel, folder: Path) -> None:
+    """Write what plain `PeftModel.from_pretrained(base, folder)` reads."""
+    # Without False PEFT may ask the hub whether the vocabulary has grown. Embeddings that train are saved anyway.
+    held = get_peft_model_state_dict(handle, save_embedding_layers=False)
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in sorted(held.items())}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    config = copy.deepcopy(handle.peft_config[ADAPTER])
+    config.inference_mode = True
+    config.base_model_name_or_path = getattr(handle.base_model.model, "name_or_path", None) or None
+    for name, value in vars(config).items():
+        if isinstance(value, set):  # sets have no order, files should
+            setattr(config, name, sorted(value))
+    config.save_pretrained(folder)
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The configuration and the tensors of a folder. `artifact-not-found` where one is missing, never a download."""
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise LuthierError("artifact-not-found", f"no {name} in this folder", where=str(folder))
+    try:
+        return json.loads((folder / CONFIG).read_text("utf-8")), load_file(folder / WEIGHTS)
+    except (ValueError, SafetensorError) as error:
+        raise LuthierError("artifact-mismatch", f"damaged: {error}", where=str(folder)) from error
+
+
+def check_config(config: Any, found: Mapping[str, Any], where: str) -> None:
+    """Raise `artifact-mismatch` where the file's adapter computes something else than the attached one would."""
+    own = json.loads(json.dumps(config.to_dict(), default=_listed))
+    kind = found.get("peft_type")
+    if kind != own["peft_type"]:
+        problem = f"holds an adapter of type {kind}, and {own['peft_type']} is attached"
+        raise LuthierError("artifact-mismatch", problem, where=where, remedy="Attach the method that was saved.")
+    other = {name: found[name] for name in own if name in found and _counts(name) and found[name] != own[name]}
+    if other:
+        expected = ", ".join(f"{name} {own[name]}" for name in other)
+        problem = f"was trained with other options than are attached ({expected})"
+        raise LuthierError("artifact-mismatch", problem, where=where, found=other, remedy="Use the options found.")
+
+
+def put(handle: PeftModel, tensors: dict[str, Tensor], where: str) -> None:
+    """Copy tensors into the attached adapter; every one must be used, and every trained parameter given."""
+    try:
+        result = set_peft_model_state_dict(handle, tensors)
+    except (KeyError, RuntimeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise LuthierError("artifact-mismatch", f"does not fit the attached adapter: {text}", where=where) from error
+    if result.unexpected_keys:
+        names = sorted(result.unexpected_keys)
+        problem = f"{len(names)} tensor(s) of the file have no place in the attached adapter"
+        raise LuthierError("artifact-mismatch", problem, where=where, found=names[0])
+    lacking = _lacking(handle, set(result.missing_keys))
+    if lacking:
+        problem = f"{len(lacking)} tensor(s) of the attached adapter are not in the file"
+        raise LuthierError("artifact-mismatch", problem, where=where, found=lacking[0])
+
+
+def _lacking(handle: PeftModel, missing: set[str]) -> list[str]:
+    """Trained parameters of which no name was given; a shared one has several, and the file holds one of them."""
+    names: dict[Tensor, list[str]] = {}
+    for name, parameter in handle.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad:
+            names.setdefault(parameter, []).append(name)
+    return [known[0] for known in names.values() if missing.issuperset(known)]
+
+
+def copy_into(own: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str) -> None:
+    """Copy tensors of the same names and shapes; `checkpoint-corrupt` where they differ."""
+    differing = sorted(own.keys() ^ given.keys()) or [n for n in own if own[n].shape != given[n].shape]
+    if differing:
+        problem = "the checkpoint holds other tensors than the adapter"
+        raise LuthierError("checkpoint-corrupt", problem, where=where, found=differing[0])
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(given[name])
+
+
+def _counts(name: str) -> bool:
+    """Whether a setting decides what a trained adapter computes."""
+    return name not in FREE and "dropout" not in name and (name == "init_r" or not name.startswith(("init", "save_")))
+
+
+def _listed(value: object) -> object:
+    return sorted(value) if isinstance(value, set) else str(value)

@@ -1,0 +1,96 @@
+"""Putting PEFT's layers into a model: in place, from the run's seed, with PEFT's complaints as errors of ours."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from luthier import Context, LuthierError
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.error import NoMatchingPeftModuleError
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from luthier_peft.targets import check_targets, no_default
+
+REFUSALS: Final = (ValueError, TypeError, NotImplementedError, AssertionError, KeyError, ImportError, Warning)
+# PEFT only warns where an option matched nothing, and so did nothing
+IGNORED: Final = r"(?s).*(did not match any targeted module|no modules? (was matched|were excluded)|no tied modules)"
+NOISE: Final = (
+    "fan_in_fan_out is set",  # PEFT then sets it by the layer
+    r"(?s).*is_gradient_checkpointing",  # of transformers to PEFT
+    "Failed to load the CUDA extension|Setting boft_n_butterfly_factor to 1",  # BOFT runs without, and offers 1 alone
+    "Unsupported layer type .*Norm",  # LN tuning is for norms
+)
+WRAPPERS: Final = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+
+
+def inject(model: nn.Module, config: Any, context: Context, where: str) -> PeftModel:
+    """A handle of PEFT around `model`, whose targets are replaced in place; everything else is frozen.
+
+    Raises `model-target`, `part-unsupported` or `recipe-out-of-range`.
+    """
+    if any(isinstance(module, WRAPPERS) for module in model.modules()):
+        problem, remedy = "this model carries an adapter of PEFT already", "Merge it, or load the model again."
+        raise LuthierError("part-unsupported", problem, where=where, remedy=remedy)
+    check_targets(model, config, where)
+    try:
+        with _seeded(context), _warnings_heeded():
+            handle = PeftModel(model, config)
+    except REFUSALS as error:
+        raise _refusal(error, model, where) from error
+    _freeze_settings(model)
+    return handle
+
+
+@contextmanager
+def _seeded(context: Context) -> Iterator[None]:
+    """PEFT draws from torch's global generators, which are put back afterwards."""
+    devices = [context.device] if context.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(context.seed)
+        yield
+
+
+@contextmanager
+def _warnings_heeded() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=IGNORED)
+        for noise in NOISE:
+            warnings.filterwarnings("ignore", message=noise)
+        yield
+
+
+def _refusal(error: Exception, model: nn.Module, where: str) -> LuthierError:
+    text = " ".join(str(error).split())
+    if "Please specify `target_modules`" in text:
+        return no_default(model, where)
+    if isinstance(error, ImportError):
+        return LuthierError("dependency-missing", text, where=where, remedy="Install what PEFT names.")
+    if isinstance(error, (Warning, NoMatchingPeftModuleError)):
+        return LuthierError("model-target", text, where=where)
+    if "support" in text or isinstance(error, NotImplementedError):
+        remedy = "Change target_modules, or choose another method."
+        return LuthierError("part-unsupported", f"PEFT says: {text}", where=where, remedy=remedy)
+    remedy = "Change the options that PEFT names."
+    return LuthierError("recipe-out-of-range", f"PEFT says: {text}", where=where, remedy=remedy)
+
+
+def _freeze_settings(model: nn.Module) -> None:
+    """Freeze tensors that a layer counts among its settings: casting AdaLoRA's `ranknum` makes PEFT train it."""
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            for name, parameter in module.named_parameters():
+                first = name.partition(".")[0]
+                if first in module.other_param_names and first not in module.adapter_layer_names:
+                    parameter.requires_grad_(False)
+
+
+def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer once, those shared by several layers under their first name."""
+    yield from module.named_parameters()
+    yield from module.named_buffers()

@@ -1,0 +1,50 @@
+"""Which methods the installed PEFT has, read from its files without running them."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+from luthier import LuthierError
+
+
+@functools.cache
+def config_names() -> dict[str, str]:
+    """method -> the name of its configuration class, for every method of the installed PEFT that changes layers.
+
+    PEFT and torch take seconds to import, and listing the parts must not. So what PEFT registers when it is imported
+    is read from its source: each folder of `peft/tuners` calls `register_peft_method(name=, config_cls=, ...)` in its
+    `__init__.py`. A folder without `layer.py` holds a prompt method (or a whole second network), which changes none.
+    Nothing here names a method, so another version of PEFT lists its own.
+    """
+    folders = sorted(init.parent for init in _tuners().glob("*/__init__.py"))
+    return dict(found for folder in folders if (folder / "layer.py").exists() for found in _registered(folder))
+
+
+def all_names() -> list[str]:
+    """Every method that the installed PEFT registers, those that change no layer among them."""
+    return sorted(name for init in _tuners().glob("*/__init__.py") for name, _ in _registered(init.parent))
+
+
+def _tuners() -> Path:
+    """PEFT's folder of methods. `find_spec` of a top-level package looks for it without importing it."""
+    spec = importlib.util.find_spec("peft")
+    if spec is None or not spec.submodule_search_locations:
+        raise LuthierError("dependency-missing", "PEFT is not installed", remedy='pip install "peft>=0.21"')
+    return Path(spec.submodule_search_locations[0]) / "tuners"
+
+
+def _registered(folder: Path) -> Iterator[tuple[str, str]]:
+    """(method, configuration class) of each `register_peft_method` call in a folder's `__init__.py`."""
+    source = (folder / "__init__.py").read_text("utf-8")
+    if "register_peft_method" not in source:
+        return
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "register_peft_method":
+            given = {k.arg: k.value for k in node.keywords}
+            name, config = given.get("name"), given.get("config_cls")
+            if isinstance(name, ast.Constant) and isinstance(config, ast.Name):
+                yield str(name.value), config.id

@@ -1,0 +1,67 @@
+"""What the options name in the model: refused before PEFT touches anything where a name matches nothing."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+from luthier import LuthierError
+from torch import nn
+
+ALL_LINEAR: Final = "all-linear"
+NAMED: Final = ("target_modules", "feedforward_modules", "modules_to_save", "exclude_modules")
+
+
+def check_targets(model: nn.Module, config: Any, where: str) -> None:
+    """Raise `model-target` with near misses: PEFT ignores a name without a match wherever another one has one."""
+    modules = [name for name, _ in model.named_modules() if name]
+    for field in NAMED:
+        _check(getattr(config, field, None), modules, f"{where}.{field}", _adaptable(model))
+    parameters = [name for name, _ in model.named_parameters()]
+    _check(getattr(config, "target_parameters", None), parameters, f"{where}.target_parameters", parameters)
+
+
+def no_default(model: nn.Module, where: str) -> LuthierError:
+    """For a model of which PEFT does not know what the method is usually put on."""
+    kinds = ", ".join(_endings(_adaptable(model)))
+    problem = f"PEFT has no default for this method on a {getattr(model.config, 'model_type', 'model of this kind')}"
+    remedy = f"Name target_modules: some of {kinds}; or {ALL_LINEAR}."
+    return LuthierError("model-target", problem, where=f"{where}.target_modules", remedy=remedy)
+
+
+def _check(wanted: str | Iterable[str] | None, names: list[str], where: str, candidates: list[str]) -> None:
+    if not wanted or wanted == ALL_LINEAR:
+        return
+    if isinstance(wanted, str):
+        if not any(_full_match(wanted, name, where) for name in names):
+            raise _no_match(wanted, where, candidates)
+        return
+    for ending in sorted(wanted):
+        if not any(name == ending or name.endswith(f".{ending}") for name in names):
+            raise _no_match(ending, where, candidates)
+
+
+def _full_match(pattern: str, name: str, where: str) -> bool:
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error as error:
+        problem = f"not a regular expression: {error}"
+        raise LuthierError("recipe-out-of-range", problem, where=where, found=pattern) from None
+
+
+def _no_match(wanted: str, where: str, candidates: list[str]) -> LuthierError:
+    endings = _endings(candidates)
+    near = difflib.get_close_matches(wanted.rpartition(".")[2], endings, n=3, cutoff=0.5)
+    remedy = f"Did you mean {' or '.join(near)}?" if near else f"The model has {', '.join(endings)}."
+    return LuthierError("model-target", "matches nothing in the model", where=where, found=wanted, remedy=remedy)
+
+
+def _adaptable(model: nn.Module) -> list[str]:
+    """Modules that hold weights of their own."""
+    return [name for name, module in model.named_modules() if name and any(True for _ in module.parameters(False))]
+
+
+def _endings(names: Iterable[str]) -> list[str]:
+    return sorted({name.rpartition(".")[2] for name in names})
