@@ -14,7 +14,7 @@ CHANGES: Final = {
     "split": "were longer than max_length and were split",
     "parted": "became one example an answer, because the chat template rewrites what went before",
     "think_removed": "lost their <think> block in the chat template",
-    "tools_unwritten": "have tools that the chat template does not write",
+    "special_tokens": "hold special tokens in their messages' text, which are read as such",
 }
 
 
@@ -41,6 +41,9 @@ def _of_template(forms: Iterable[Any], template: ChatTemplate) -> list[str]:
     found = []
     if not template.closes:
         found.append(f"the chat template ends answers with no special token: {template.stop} is put after each")
+    tools = sum(bool(isinstance(form, Conversation) and form.tools) for form in chats)
+    if tools and not template.writes_tools():
+        found.append(f"{_share(tools, len(chats))} have tools that the chat template does not write")
     bare = sum(not _has_system(form) for form in chats)
     if bare and (system := template.own_system()):
         found.append(f"the chat template puts its own system prompt {system!r} before {_share(bare, len(chats))}")

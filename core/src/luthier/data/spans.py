@@ -31,6 +31,7 @@ class Turn:
     text: str
     spans: tuple[Span, ...]
     insert: int | None
+    thoughtless: bool = False  # the template left out its <think> block
 
 
 def render_conversation(form: Conversation, template: ChatTemplate, everything: bool = False) -> list[Rendered]:
@@ -53,16 +54,8 @@ def _rendered(form: Conversation, template: ChatTemplate, everything: bool) -> l
     turns = [find_turn(messages, i, form.tools, template, whole) for i in trained]
     kept = [turn for turn in turns if whole.startswith(turn.text)]
     groups = [(whole, kept)] if everything or len(kept) == len(turns) else [(turn.text, [turn]) for turn in turns]
-    made = [_joined(text, group, template, everything, form.where) for text, group in groups]
-    return [attrs.evolve(one, remarks=_remarks(one, messages, form.tools)) for one in made]
-
-
-def _remarks(made: Rendered, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> tuple[str, ...]:
-    names = [str((tool.get("function") or tool).get("name")) for tool in tools or ()]
-    thought = messages[-1]["content"].rpartition("</think>")[0].rpartition("<think>")[2].strip()
-    removed = messages[-1]["role"] == "assistant" and thought not in made.text
-    unwritten = any(name not in made.text for name in names)
-    return ("think_removed",) * removed + ("tools_unwritten",) * unwritten
+    inside = ("special_tokens",) * any(template.has_special(message["content"]) for message in messages)
+    return [_joined(text, group, template, everything, form.where, inside) for text, group in groups]
 
 
 def _says(message: dict[str, Any]) -> bool:
@@ -92,9 +85,9 @@ def find_turn(
     if spans and not text[spans[-1][1] :].lstrip().startswith(template.stop):
         limit = spans[-1][1]  # the tags end the answer, stop token included
     end, insert = _end(text, start, limit, message, template)
-    if not spans:
-        return Turn(text=text, spans=((start, end),), insert=insert)
-    return Turn(text=text, spans=(*spans[:-1], (spans[-1][0], end)), insert=insert)
+    thought = message["content"].rpartition("</think>")[0].rpartition("<think>")[2].strip()
+    whole_spans = (*spans[:-1], (spans[-1][0], end)) if spans else ((start, end),)
+    return Turn(text=text, spans=whole_spans, insert=insert, thoughtless=thought not in text[start:])
 
 
 def _tagged(messages: list[dict[str, Any]], index: int, tools: Any, template: ChatTemplate) -> list[Span]:
@@ -145,7 +138,9 @@ def _end(text: str, start: int, limit: int, message: dict[str, Any], template: C
     return end, end
 
 
-def _joined(text: str, turns: list[Turn], template: ChatTemplate, everything: bool, where: str) -> Rendered:
+def _joined(
+    text: str, turns: list[Turn], template: ChatTemplate, everything: bool, where: str, remarks: tuple[str, ...]
+) -> Rendered:
     """One text with the turns' spans, the stop tokens put in."""
     stop = template.tokenizer.eos_token or template.stop
     spans: list[Span] = []
@@ -158,7 +153,8 @@ def _joined(text: str, turns: list[Turn], template: ChatTemplate, everything: bo
             shift += len(stop)
             moved[-1] = (moved[-1][0], moved[-1][1] + len(stop))
         spans += moved
-    return Rendered(text=text, spans=tuple(spans), everything=everything, where=where)
+    remarks += ("think_removed",) * any(turn.thoughtless for turn in turns)
+    return Rendered(text=text, spans=tuple(spans), everything=everything, where=where, remarks=remarks)
 
 
 def _unprovable(problem: str, found: str) -> LuthierError:

@@ -67,6 +67,9 @@ class ChatTemplate:
         bare = text.rstrip()
         return next((special for special in (self.stop, *self.specials) if bare.endswith(special)), None)
 
+    def has_special(self, content: str) -> bool:
+        return any(special in content for special in self.specials)
+
     def bare(self, content: str) -> str:
         """The content without stop tokens that it already ends with: the template writes its own."""
         while ended := next((stop for stop in self.stops if content.rstrip().endswith(stop)), None):
@@ -77,6 +80,15 @@ class ChatTemplate:
     def stops(self) -> tuple[str, ...]:
         eos = self.tokenizer.eos_token
         return (self.stop,) if eos in (None, self.stop) else (self.stop, eos)
+
+    def writes_tools(self) -> bool:
+        """Whether the template shows the model the tools that it may call."""
+        user = {"role": "user", "content": PROBE}
+        function = {"name": "probe", "description": PROBE, "parameters": {"type": "object", "properties": {}}}
+        try:
+            return self.render([user]) != self.render([user], [{"type": "function", "function": function}])
+        except LuthierError:
+            return True
 
     def own_system(self) -> str:
         """The system prompt that the template adds by itself, empty for none."""
