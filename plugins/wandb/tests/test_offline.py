@@ -60,7 +60,7 @@ def test_the_recipe_is_the_config_and_the_run_has_its_name_and_id(build, hooks, 
 
 
 def test_every_option_reaches_the_client(build, hooks, recorded, run, tmp_path):
-    fire = hooks(build(mode="offline", project="p", name="n", entity="team", tags=["a", "b"], group="g", notes="why",
+    fire = hooks(build(mode="offline", project="p", run_name="n", entity="team", tags=["a", "b"], group="g", notes="why",
                        dir=str(tmp_path / "there")))  # fmt: skip
     fire.run_started(run=run)
     fire.completed(run=run, result=None)

@@ -59,7 +59,7 @@ def test_the_client_reports_nothing_home_unless_the_user_wants_it():
 
 
 def test_every_option_says_what_it_means():
-    names = "project name entity tags group notes mode dir base_url finish_timeout"
+    names = "project run_name entity tags group notes mode dir base_url finish_timeout"
     assert [o.name for o in describe(Wandb)] == names.split()
     assert all(o.bounds.help.endswith(".") for o in describe(Wandb))
 

@@ -17,7 +17,7 @@ class Wandb:
     own login. What is none here is read from the client's own environment variables and settings."""
 
     project: str | None = option(None, help="The project; none: WANDB_PROJECT, else the client's `uncategorized`.")
-    name: str | None = option(None, help="The run's name in W&B; none: the run's own.")
+    run_name: str | None = option(None, help="The run's name in W&B; none: the run's own.")
     entity: str | None = option(None, help="The team or user that owns the run; none: WANDB_ENTITY, else yours.")
     tags: list[str] | None = option(None, help="Words to filter runs by; none: WANDB_TAGS.")
     group: str | None = option(None, help="The group that this run belongs to; none: WANDB_RUN_GROUP.")

@@ -24,8 +24,8 @@ except ImportError as error:
 
 PLACE: Final = "callback 'wandb'"
 THEN: Final = "training goes on without this tracker"
-FIELDS: Final = {"project": "project", "name": "run_name", "entity": "entity", "tags": "run_tags", "group": "run_group",
-                 "notes": "run_notes", "mode": "mode", "base_url": "base_url",
+FIELDS: Final = {"project": "project", "run_name": "run_name", "entity": "entity", "tags": "run_tags",
+                 "group": "run_group", "notes": "run_notes", "mode": "mode", "base_url": "base_url",
                  "finish_timeout": "finish_timeout"}  # fmt: skip
 
 log = structlog.get_logger()
@@ -83,7 +83,7 @@ class Tracker:
         folder = self.options.dir or os.environ.get("WANDB_DIR") or str(run.folder)
         try:
             os.makedirs(folder, exist_ok=True)
-            self.active = init(settings=self.settings, dir=folder, name=self.options.name or run.name,
+            self.active = init(settings=self.settings, dir=folder, name=self.options.run_name or run.name,
                                id=self.wandb_id, resume="allow" if self.wandb_id else None,
                                config={**run.settings, "run_id": run.run_id})  # fmt: skip
         except Exception as error:
