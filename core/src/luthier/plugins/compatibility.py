@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import attrs
 
@@ -32,13 +33,12 @@ def refusals(chosen: Sequence[Chosen], given: Mapping[str, str]) -> list[str]:
     for part in chosen:
         others = {tag: str(o) for o in chosen if o is not part for tag in sorted(o.provides)}
         provided = {**given, **others}
-        for tag in sorted(part.needs - provided.keys()):
-            rivals = [str(o) for o in chosen if o is not part and o.kind == _giver(tag)]
-            blame = f", which {rivals[0]} does not provide" if rivals else ", which nothing chosen provides"
-            reasons.append(f"{part} needs {tag}{blame}")
-        for tag in sorted(part.conflicts & provided.keys()):
-            reasons.append(f"{part} does not work with {tag}, which {provided[tag]} provides")
-    return reasons
+        reasons += [f"{part} needs {tag}, which {_lacking(tag, part, chosen)}" for tag in part.needs - provided.keys()]
+        reasons += [
+            f"{part} does not work with {tag}, which {provided[tag]} provides"
+            for tag in part.conflicts & provided.keys()
+        ]
+    return sorted(reasons)
 
 
 def check(chosen: Sequence[Chosen], given: Mapping[str, str]) -> None:
@@ -48,7 +48,26 @@ def check(chosen: Sequence[Chosen], given: Mapping[str, str]) -> None:
         raise LuthierError("part-incompatible", "; ".join(reasons))
 
 
-def _giver(tag: str) -> str:
-    """The kind one would look to for a tag."""
-    kinds = {"dense-weights": "quantizer", "quantized-base": "quantizer", "reference": "adapter", "closure": "run"}
-    return kinds.get(tag, "adapter")
+GIVERS: Final = {
+    "dense-weights": "quantizer",
+    "quantized-base": "quantizer",
+    "trainable-weights": "adapter",
+    "reference": "adapter",
+    "paired-data": "the data",
+    "unpaired-data": "the data",
+    "calibration-data": "the data",
+    "teacher": "the recipe",
+    "packing": "the recipe",
+    "cuda": "the device",
+    "multi-rank": "the device",
+    "closure": "the run",
+}
+
+
+def _lacking(tag: str, part: Chosen, chosen: Sequence[Chosen]) -> str:
+    """Who would provide a tag, and does not: the part of the kind that can, or what is no part."""
+    giver = GIVERS.get(tag, "")
+    rivals = [str(other) for other in chosen if other is not part and other.kind == giver]
+    if rivals:
+        return f"{rivals[0]} does not provide"
+    return f"{giver} does not provide" if giver.startswith("the ") else "nothing chosen provides"

@@ -33,6 +33,8 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
+from luthier.errors import LuthierError, nearest
+
 if TYPE_CHECKING:
     from luthier.engine.run import ActiveRun
 
@@ -97,3 +99,23 @@ class Events:
 
 
 EVENTS = tuple(name for name in vars(Events) if not name.startswith("_"))
+
+
+def check_callback(callback: object, where: str) -> None:
+    """Raise `part-invalid` where an object's events are misspelt, unmarked, or ask for arguments that do not exist."""
+    marked = {name for name in dir(callback) if hasattr(getattr(callback, name, None), "luthier-events_impl")}
+    for name in sorted(marked - set(EVENTS)):
+        raise LuthierError("part-invalid", f"there is no event {name}", where=where, remedy=nearest(name, EVENTS))
+    for name in EVENTS:
+        if name not in marked and callable(getattr(callback, name, None)):
+            remedy = "Mark it with @luthier.event."
+            raise LuthierError("part-invalid", f"{name} is not marked as an event", where=where, remedy=remedy)
+    if not marked:
+        remedy = f"Mark methods with @luthier.event, of: {', '.join(EVENTS)}."
+        raise LuthierError("part-invalid", "does not keep the callback protocol: no event", where=where, remedy=remedy)
+    manager = pluggy.PluginManager("luthier-events")
+    manager.add_hookspecs(Events)
+    try:
+        manager.register(callback)
+    except pluggy.PluginValidationError as error:
+        raise LuthierError("part-invalid", " ".join(str(error).split()), where=where) from None

@@ -10,9 +10,23 @@ import attrs
 from luthier.errors import LuthierError, nearest
 
 TAGS: Final = frozenset(
-    "dense-weights quantized-base trainable-weights reference paired-data unpaired-data calibration-data teacher "
-    "packing cuda multi-rank closure".split()
+    (
+        "dense-weights",
+        "quantized-base",
+        "trainable-weights",
+        "reference",
+        "paired-data",
+        "unpaired-data",
+        "calibration-data",
+        "teacher",
+        "packing",
+        "cuda",
+        "multi-rank",
+        "closure",
+    )
 )
+OWN_TAG: Final = re.compile(r"[a-z0-9][a-z0-9_.\-]*:[a-z0-9][a-z0-9_.\-]*")
+RESERVED: Final = ("name", "local")  # a recipe's own keys beside a part's options
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.\-]*")
 TARGET: Final = re.compile(r"[\w.]+:\w+")
 
@@ -51,16 +65,22 @@ class Record:
         if isinstance(self.options, str):
             if not TARGET.fullmatch(self.options):
                 raise LuthierError("plugin-invalid", "lazy options are 'module:attribute'", where=where)
-        elif not attrs.has(self.options):
-            raise LuthierError("plugin-invalid", "options is an attrs class", where=where, found=self.options)
+        else:
+            check_options(self.options, where)
         for tag in sorted(self.needs | self.provides | self.conflicts):
-            if tag not in TAGS and ":" not in tag:
-                raise LuthierError(
-                    "plugin-invalid",
-                    f"unknown tag {tag!r}",
-                    where=where,
-                    remedy=nearest(tag, TAGS) + " Own: 'name:tag'.",
-                )
+            if tag not in TAGS and not OWN_TAG.fullmatch(tag):
+                remedy = f"{nearest(tag, TAGS)} A plugin's own tag is written name:tag."
+                raise LuthierError("plugin-invalid", f"unknown tag {tag!r}", where=where, remedy=remedy)
+
+
+def check_options(cls: Any, where: str) -> None:
+    """Raise `plugin-invalid` where a class cannot hold a part's options."""
+    if not isinstance(cls, type) or not attrs.has(cls):
+        raise LuthierError("plugin-invalid", "options is an attrs class", where=where, found=cls)
+    taken = [f.name for f in attrs.fields(cls) if f.name in RESERVED]
+    if taken:
+        remedy = "Rename it: a recipe writes a part as {name: ..., options}."
+        raise LuthierError("plugin-invalid", f"no option can be called {taken[0]!r}", where=where, remedy=remedy)
 
 
 @attrs.frozen(kw_only=True)

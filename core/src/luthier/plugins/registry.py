@@ -5,34 +5,23 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import metadata
-from typing import Any
+from typing import Any, Final
 
 import attrs
-import pluggy
 
 from luthier.errors import LuthierError, nearest
-from luthier.plugins import catalogue, hookspecs
-from luthier.plugins.hookspecs import HOOKS
+from luthier.plugins import catalogue
+from luthier.plugins.events import check_callback
+from luthier.plugins.loading import GROUP, Failure, Source, canonical, describe, find_entries, records_of
 from luthier.plugins.protocols import MEMBERS
-from luthier.plugins.records import RECORDS, Record
+from luthier.plugins.records import RECORDS, Record, check_options
 
-GROUP = "luthier"
-BLOCK = "LUTHIER_DISABLE_PLUGINS"
+__all__ = ["BLOCK", "GROUP", "Failure", "Offer", "Plugins", "Source", "checked", "installed"]
 
-
-@attrs.frozen(kw_only=True)
-class Source:
-    """Where a plugin comes from: its entry point's name and module, and its distribution."""
-
-    plugin: str
-    module: str
-    distribution: str
-    version: str
-
-    def __str__(self) -> str:
-        return f"{self.plugin} ({self.distribution} {self.version})"
+BLOCK: Final = "LUTHIER_DISABLE_PLUGINS"
+LOCAL: Final = ("datasets", "matplotlib", "numpy", "psutil", "safetensors", "torch", "transformers")  # luthier[local]
 
 
 @attrs.frozen(kw_only=True)
@@ -43,64 +32,69 @@ class Offer:
     source: Source
     rivals: tuple[Source, ...] = ()
 
-
-@attrs.frozen(kw_only=True)
-class Failure:
-    source: Source
-    cause: str
+    def __str__(self) -> str:
+        return f"{self.record.kind} {self.record.name!r} of {self.source}"
 
 
 class Plugins:
-    """All parts that are installed, looked up by kind and name. Loading imports only light entry modules."""
+    """All parts that are installed, looked up by kind and name. Loading imports only light entry modules.
+
+    `blocked` names plugins or distributions that are not loaded; None: those in LUTHIER_DISABLE_PLUGINS.
+    """
 
     def __init__(self, *, autoload: bool = True, blocked: Iterable[str] | None = None) -> None:
         given = os.environ.get(BLOCK, "").split(",") if blocked is None else blocked
-        self.blocked = {name.strip() for name in given if name.strip()}
+        self.blocked = {canonical(name) for name in given if name.strip()}
         self.failures: list[Failure] = []
         self.skipped: list[Source] = []
-        self._offers: dict[tuple[str, str], Offer] = {}
-        for entry in _entries() if autoload else ():
-            self._load(entry)
+        self._claims: dict[tuple[str, str], list[Offer]] = {}
+        if autoload:
+            entries, self.failures = find_entries()
+            for source, entry in entries:
+                self._load(source, entry)
 
     def register(self, plugin: object, source: Source) -> None:
         """Add one plugin object; all of its records, or none and a failure."""
         try:
-            found = list(_records(plugin, source.plugin))
-        except Exception as error:
-            self.failures.append(Failure(source=source, cause=f"{type(error).__name__}: {error}"))
+            found = records_of(plugin, source.plugin)
+        except (Exception, SystemExit) as error:
+            self.failures.append(Failure(source=source, cause=describe(error)))
             return
         for record in found:
-            key = (record.kind, record.name)
-            known = self._offers.get(key)
-            fresh = Offer(record=record, source=source)
-            self._offers[key] = attrs.evolve(known, rivals=(*known.rivals, source)) if known else fresh
+            self._claims.setdefault((record.kind, record.name), []).append(Offer(record=record, source=source))
 
     def offers(self, kind: str | None = None) -> list[Offer]:
-        """Every offer, or those of one kind, by kind and name."""
+        """Every offer, or those of one kind, by kind and name; one for each name, with its rivals."""
         order = list(RECORDS)
-        chosen = [o for (k, _), o in self._offers.items() if kind in (None, k)]
+        chosen = [_leading(claims) for (k, _), claims in self._claims.items() if kind in (None, k)]
         return sorted(chosen, key=lambda o: (order.index(o.record.kind), o.record.name))
 
     def get(self, kind: str, name: str) -> Offer:
         """The offer of this name, or an error that says which distribution would bring it."""
-        offer = self._offers.get((kind, name))
-        if offer is None:
+        claims = self._claims.get((kind, name))
+        if claims is None:
             raise self._unknown(kind, name)
-        if offer.rivals:
-            claims = ", ".join(str(s) for s in (offer.source, *offer.rivals))
-            raise LuthierError("part-ambiguous", f"several distributions offer {kind} {name!r}: {claims}")
-        return offer
+        if len(claims) > 1:
+            owners = ", ".join(str(offer.source) for offer in claims)
+            remedy = f"Uninstall all but one, or disable them with {BLOCK}."
+            raise LuthierError("part-ambiguous", f"several offer {kind} {name!r}: {owners}", remedy=remedy)
+        return claims[0]
 
     def of_options(self, options: object) -> Offer:
         """The offer whose options class an object is an instance of."""
-        for offer in self._offers.values():
-            if offer.record.options is type(options):
-                return offer
-        for offer in self._offers.values():  # lazy classes are named only once no plain one fits
-            lazy = offer.record.options
-            if isinstance(lazy, str) and _might_hold(lazy, options) and self.options(offer) is type(options):
-                return offer
-        raise LuthierError("part-unknown", f"no installed part has the options {type(options).__name__}")
+        every = [offer for claims in self._claims.values() for offer in claims]
+        owners = [o for o in every if o.record.options is type(options)]
+        if not owners:  # lazy classes are resolved only once no plain one fits
+            lazy = [o for o in every if isinstance(o.record.options, str) and _might_hold(o.record.options, options)]
+            owners = [o for o in lazy if self.options(o) is type(options)]
+        if len(owners) > 1 and len({o.record.name for o in owners}) > 1:
+            names = ", ".join(str(o) for o in owners)
+            raise LuthierError("part-ambiguous", f"{type(options).__name__} is the options of several parts: {names}",
+                               remedy="Name the part.")  # fmt: skip
+        if owners:
+            return self.get(owners[0].record.kind, owners[0].record.name)
+        raise LuthierError("part-unknown", f"no installed part has the options {type(options).__name__}",
+                           remedy=self._failed() or "Install the plugin that defines them.")  # fmt: skip
 
     def options(self, offer: Offer) -> type:
         """The options class of an offer, resolved if it is lazy."""
@@ -108,50 +102,53 @@ class Plugins:
         if not isinstance(given, str):
             return given
         resolved = self._resolve(offer, given)
-        return resolved if isinstance(resolved, type) else resolved(offer.record.name)
+        if not isinstance(resolved, type):
+            resolved = _working(offer, "cannot give its options", lambda: resolved(offer.record.name))
+        check_options(resolved, str(offer))
+        return resolved
 
     def build(self, offer: Offer, options: object) -> Any:
         """The part itself: `attribute(options)`, checked against the protocol of its kind."""
-        part = self._resolve(offer, offer.record.build)(options)
+        make = self._resolve(offer, offer.record.build)
+        try:
+            part = make(options)
+        except ImportError as error:
+            raise _missing(offer, error) from error
         return checked(part, offer.record.kind, f"{offer.record.kind} {offer.record.name!r}")
 
     def _resolve(self, offer: Offer, target: str) -> Any:
         module, _, attribute = target.partition(":")
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except LuthierError:
-            raise
-        except Exception as error:
-            where = f"{offer.record.kind} {offer.record.name!r} of {offer.source}"
-            cause = f"cannot be imported: {type(error).__name__}: {error}"
-            raise LuthierError("part-broken", cause, where=where) from error
+        return _working(offer, "cannot be imported", lambda: getattr(importlib.import_module(module), attribute))
 
-    def _load(self, entry: metadata.EntryPoint) -> None:
-        source = _source(entry)
-        if {source.plugin, source.distribution} & self.blocked:
+    def _load(self, source: Source, entry: metadata.EntryPoint) -> None:
+        if {canonical(source.plugin), canonical(source.distribution)} & self.blocked:
             self.skipped.append(source)
             return
         try:
             plugin = entry.load()
-        except Exception as error:
-            self.failures.append(Failure(source=source, cause=f"{type(error).__name__}: {error}"))
+        except (Exception, SystemExit) as error:
+            self.failures.append(Failure(source=source, cause=describe(error)))
             return
         self.register(plugin, source)
 
     def _unknown(self, kind: str, name: str) -> LuthierError:
-        known = [o.record.name for o in self.offers(kind)]
         problem = f"no installed plugin offers {kind} {name!r}"
-        remedy = nearest(name, known)
-        broken = [f for f in self.failures if name in f.source.plugin or name in f.source.distribution]
-        if broken:
-            causes = "; ".join(f"{f.source}: {f.cause}" for f in broken)
-            return LuthierError("part-broken", f"{problem}; a plugin failed to load: {causes}", remedy="Repair it.")
-        if any(name in (s.plugin, s.distribution.removeprefix("luthier-")) for s in self.skipped):
-            return LuthierError("part-unknown", f"{problem}: its plugin is disabled", remedy=f"Change {BLOCK}.")
         brings = catalogue.distribution(kind, name)
+        broken = [f for f in self.failures if _would_bring(f.source, name, brings)]
+        if broken:
+            remedy = "Repair or reinstall it; `luthier plugins` shows more."
+            return LuthierError("part-broken", f"{problem}; a plugin failed to load: {_causes(broken)}", remedy=remedy)
+        blocked = [s for s in self.skipped if _would_bring(s, name, brings)]
+        if blocked:
+            return LuthierError("part-unknown", f"{problem}: {blocked[0]} is disabled", remedy=f"Change {BLOCK}.")
         if brings:
             return LuthierError("part-unknown", problem, remedy=f"Install it: pip install {brings}")
-        return LuthierError("part-unknown", problem, remedy=remedy)
+        known = nearest(name, (o.record.name for o in self.offers(kind)))
+        return LuthierError("part-unknown", problem, remedy=f"{known} {self._failed()}".strip() or None)
+
+    def _failed(self) -> str:
+        """Failures, for an error that one of them may have caused."""
+        return f"Plugins that failed to load: {_causes(self.failures)}." if self.failures else ""
 
 
 @functools.cache
@@ -165,45 +162,49 @@ def checked(part: Any, kind: str, where: str) -> Any:
     missing = [name for name in MEMBERS[kind] if not hasattr(part, name)]
     if missing:
         raise LuthierError("part-invalid", f"does not keep the {kind} protocol: no {', '.join(missing)}", where=where)
+    if kind == "callback":
+        check_callback(part, where)
     return part
 
 
-def _entries() -> list[metadata.EntryPoint]:
-    """One entry point per name and distribution; the core's own parts come first."""
-    unique = {(e.name, e.value, e.dist.name if e.dist else ""): e for e in metadata.entry_points(group=GROUP)}
-    return sorted(unique.values(), key=lambda e: (e.value != "luthier.builtin", e.name))
+def _leading(claims: list[Offer]) -> Offer:
+    return attrs.evolve(claims[0], rivals=tuple(offer.source for offer in claims[1:]))
 
 
-def _source(entry: metadata.EntryPoint) -> Source:
-    name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "")
-    return Source(plugin=entry.name, module=entry.value, distribution=name, version=version)
+def _would_bring(source: Source, name: str, brings: str | None) -> bool:
+    """Whether a plugin that is not loaded is the one that offers `name`: by catalogue, or by its own name."""
+    if brings is not None:
+        return canonical(brings) == canonical(source.distribution)
+    own = {canonical(source.plugin), canonical(source.distribution).removeprefix("luthier-")}
+    return canonical(name) in own or canonical(name.partition(".")[0]) in own
 
 
-def _records(plugin: object, name: str) -> Iterable[Record]:
-    """What a plugin's hooks return, after pluggy has checked their names and arguments."""
-    manager = pluggy.PluginManager(GROUP)
-    manager.add_hookspecs(hookspecs)
-    manager.register(plugin, name)
-    manager.check_pending()
-    _refuse_misspelt(plugin)
-    for kind, hook in HOOKS.items():
-        for answer in getattr(manager.hook, hook)():
-            for record in answer:
-                if not isinstance(record, RECORDS[kind]):
-                    raise LuthierError("plugin-invalid", f"{hook} returns {RECORDS[kind].__name__}s", found=record)
-                yield record
+def _causes(failures: list[Failure]) -> str:
+    return "; ".join(f"{failure.source}: {failure.cause}" for failure in failures)
 
 
-def _refuse_misspelt(plugin: object) -> None:
-    """A function named like a hook but not marked would be ignored for ever."""
-    for attribute in dir(plugin):
-        if attribute.startswith("luthier_") and callable(getattr(plugin, attribute)):
-            marked = hasattr(getattr(plugin, attribute), "luthier_impl")
-            if attribute not in HOOKS.values() or not marked:
-                remedy = nearest(attribute, HOOKS.values()) + " Mark it with @luthier.hookimpl."
-                raise LuthierError("plugin-invalid", f"{attribute} is not a hook implementation", remedy=remedy)
+def _working(offer: Offer, problem: str, act: Callable[[], Any]) -> Any:
+    """What a plugin's code gives, or an error that names the plugin."""
+    try:
+        return act()
+    except LuthierError:
+        raise
+    except ImportError as error:
+        raise _missing(offer, error) from error
+    except Exception as error:
+        raise LuthierError("part-broken", f"{problem}: {describe(error)}", where=str(offer)) from error
+
+
+def _missing(offer: Offer, error: ImportError) -> LuthierError:
+    """A library that is not installed, with the line that installs it; else a plugin that is broken."""
+    library, own = (error.name or "").partition(".")[0], offer.record.build.partition(".")[0].partition(":")[0]
+    if not isinstance(error, ModuleNotFoundError) or library in ("", own, "luthier"):
+        return LuthierError("part-broken", f"cannot be imported: {describe(error)}", where=str(offer))
+    wanted = '"luthier[local]"' if library in LOCAL else library
+    return LuthierError("dependency-missing", f"needs {library}, which is not installed", where=str(offer),
+                        remedy=f"Run: pip install {wanted}")  # fmt: skip
 
 
 def _might_hold(lazy: str, options: object) -> bool:
     """Whether a lazy target's package could have defined this object, so that others stay unimported."""
-    return lazy.split(".")[0].split(":")[0] == type(options).__module__.split(".")[0]
+    return lazy.partition(":")[0].partition(".")[0] == type(options).__module__.partition(".")[0]
