@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from luthier import AdapterRecord, hookimpl
 
 from luthier_lora.options import Dora, Lora
 
-__all__ = ["Dora", "Lora", "luthier_adapters"]
+__all__ = ["Dora", "Lora", "luthier_adapters", "options_of"]
+
+
+def options_of(folder: str | Path) -> Lora | Dora:
+    """The options under which an adapter in this folder, ours or PEFT's, can be attached and loaded."""
+    from luthier_lora.files import read_options
+
+    return read_options(Path(folder))
 
 
 @hookimpl

@@ -106,11 +106,12 @@ def is_sparse(model: Any, name: str) -> bool:
 def unmatched(
     option: str, pattern: object, known: Sequence[str], problem: str = "matches nothing here"
 ) -> LuthierError:
-    """`model-target` with the nearest of the known names, by their last part or in full."""
-    words = re.findall(r"\w+", str(pattern))
-    ends = list(dict.fromkeys(name.rpartition(".")[2] for name in known))
-    pool = [*ends, *known]
-    near = list(dict.fromkeys(hit for word in words for hit in difflib.get_close_matches(word, pool, 3, 0.5)))
+    """`model-target` with the known names that come nearest, by their last part, of a parameter by the last two."""
+    kept = 2 if option == "target_parameters" else 1
+    ends = list(dict.fromkeys(".".join(name.split(".")[-kept:]) for name in known))
+    words = {part for end in ends for part in end.split(".")}
+    hits = {hit for word in re.findall(r"\w+", str(pattern)) for hit in difflib.get_close_matches(word, words, 3, 0.5)}
+    near = [end for end in ends if hits & set(end.split("."))]
     shown = ", ".join((near or ends)[:12]) or "nothing that an update could be added to"
     remedy = f"{'Near misses' if near else 'The model has'}: {shown}."
     return LuthierError("model-target", problem, where=option, found=pattern, remedy=remedy)
@@ -134,8 +135,10 @@ def _chosen(model: Any, layers: list[str], wanted: str | list[str] | None) -> li
 
 
 def _without(excluded: str | list[str] | None, chosen: list[str], layers: list[str]) -> list[str]:
-    for pattern in [excluded] if isinstance(excluded, str) else excluded or []:
-        _matching("exclude_modules", pattern if isinstance(excluded, str) else [pattern], layers)
+    if isinstance(excluded, str):
+        _matching("exclude_modules", excluded, layers)
+    for end in [] if excluded is None or isinstance(excluded, str) else excluded:
+        _matching("exclude_modules", [end], layers)
     return [name for name in chosen if not matches(excluded, name)]
 
 
@@ -146,7 +149,7 @@ def _matching(option: str, pattern: str | list[str], names: list[str]) -> list[s
         problem = f"not a regular expression: {error}"
         raise LuthierError("recipe-wrong-type", problem, where=option, found=pattern) from None
     if not found:
-        raise unmatched(option, pattern, names)
+        raise unmatched(option, pattern if isinstance(pattern, str) else pattern[0], names)
     return found
 
 
