@@ -9,7 +9,8 @@ import typer
 from typer.core import TyperGroup
 
 import luthier
-from luthier.cli import answers, doctor, models, plugins
+from luthier.cli import answers, doctor, inspect, models, plan, plugins, scaffold, train
+from luthier.cli.recipes import FREE
 
 
 class Verbs(TyperGroup):
@@ -46,7 +47,10 @@ def root(version: Version = False) -> None:
     """Fine-tune language models out of interchangeable parts."""
 
 
+for verb in (train.train, plan.plan, inspect.inspect):
+    app.command(context_settings=FREE, add_help_option=False)(verb)
 app.command()(models.generate)
 app.command()(models.merge)
 app.add_typer(plugins.app, name="plugins")
 app.command()(doctor.doctor)
+app.command()(scaffold.new_plugin)

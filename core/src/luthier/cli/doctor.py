@@ -23,7 +23,10 @@ GIB = 2**30
 
 
 def doctor(json: Json = False) -> Any:
-    """Print versions, devices, threads, memory, disk, plugins and failures. Always exits with 0."""
+    """Print versions, devices, memory, plugins and failures.
+
+    It exits with 0 whatever it finds; `luthier plugins --check` is for scripts.
+    """
     document = examine()
     return Answer(document=document, view=lambda screen: _draw(screen, document))
 
@@ -130,13 +133,9 @@ def _disk(folder: Path) -> dict[str, Any]:
 def _draw(screen: Console, found: dict[str, Any]) -> None:
     from rich.text import Text
 
-    from luthier.cli.options import plain_table
+    from luthier.cli.tables import pairs_table
 
-    table = plain_table("", "", show_header=False)
-    table.columns[0].style = "bold"
-    for head, text in _lines(found):
-        table.add_row(head, text)
-    screen.print(table)
+    screen.print(pairs_table(dict(_lines(found))))
     for failure in found["failures"]:
         screen.print(Text(f"failure: {failure}", style="red"), soft_wrap=True)
     if not found["failures"]:

@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from luthier.cli.tables import plain_table
 from luthier.plugins.options import Described
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-WIDEST = 24  # characters of a type beside its option's name; a longer one stands with the meaning
+WIDEST = 16  # characters of a type beside its option's name; a longer one stands with the meaning
 
 
 def to_dict(option: Described) -> dict[str, Any]:
@@ -41,16 +42,6 @@ def options_table(described: Sequence[Described], prefix: str = "", *, flags: bo
             Text.assemble((name, "bold"), (f" {kind}", "dim")),
             Text.assemble(option.bounds.help, (f" [{facts}]", "dim")),
         )
-    return table
-
-
-def plain_table(*columns: str, **settings: Any) -> Table:
-    """A table without lines: bold heads, the first column never wrapped."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", **settings)
-    for index, column in enumerate(columns):
-        table.add_column(column, no_wrap=index == 0, overflow="fold")
     return table
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from luthier.cli.listing import Row
+    from luthier.plugins.options import Described
     from luthier.plugins.registry import Offer
 
 STYLES = {"ok": "green", "conflict": "red", "broken": "red", "blocked": "yellow", "unsupported": "yellow"}
@@ -63,8 +64,8 @@ def show(
     return Answer(document=document, view=lambda screen: draw_part(screen, offer, described))
 
 
-def draw_part(screen: Console, offer: Offer, described: Sequence[Any], *, flags: bool = False) -> None:
-    """A part with its options; with `flags` these are named as on the command line."""
+def draw_part(screen: Console, offer: Offer, described: Sequence[Described], *, flags: str = "") -> None:
+    """A part with its options; these are named as on the command line where `flags` is their prefix."""
     from rich.text import Text
 
     from luthier.cli.options import options_table
@@ -76,11 +77,9 @@ def draw_part(screen: Console, offer: Offer, described: Sequence[Any], *, flags:
         tags = sorted(getattr(record, verb))
         if tags:
             screen.print(Text(f"{verb}: {', '.join(tags)}"))
-    if not described:
-        screen.print("It has no options.")
-        return
+    table = options_table(described, flags, flags=bool(flags)) if described else "It has no options."
     screen.print()
-    screen.print(options_table(described, f"{record.kind}." if flags else "", flags=flags))
+    screen.print(table, end="\n" if described else "\n\n")
 
 
 def _head(offer: Offer) -> dict[str, Any]:
@@ -101,7 +100,7 @@ def _head(offer: Offer) -> dict[str, Any]:
 def _draw_rows(screen: Console, rows: Sequence[Row]) -> None:
     from rich.text import Text
 
-    from luthier.cli.options import plain_table
+    from luthier.cli.tables import plain_table
 
     table = plain_table("kind", "name", "distribution", "version", "state", "summary")
     for column in table.columns[:-1]:

@@ -1,0 +1,111 @@
+"""`luthier inspect`: examples as the loss sees them, what was dropped, and how long the rows are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from luthier.cli.answers import Answer
+from luthier.cli.flags import Json, LogFile, LogFormat, LogLevel, started
+from luthier.cli.recipes import Help, Sets, read_recipe, show_help
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from luthier.data.inspect import Inspection, Shown
+    from luthier.data.report import Report
+
+USAGE: Final = """Usage: luthier inspect [RECIPE] [OPTIONS]
+
+  Show examples as the loss would see them. Supervised tokens are green, or
+  between « and » where there is no colour. Takes what `luthier train` takes.
+
+    luthier inspect recipe.yaml --rows 5"""
+BAR: Final = 40  # characters of the histogram's longest bar
+
+
+def inspect(
+    context: typer.Context,
+    *,
+    rows: Annotated[int, typer.Option(help="Examples to show.", min=0)] = 3,
+    sets: Sets = None,
+    json: Json = False,
+    log_level: LogLevel = "warning",
+    log_format: LogFormat = "console",
+    log_file: LogFile = None,
+    help_: Help = False,
+) -> Any:
+    """Show examples as the loss sees them, drops and lengths."""
+    if help_:
+        show_help(context, USAGE)
+    recipe = read_recipe(context.args, sets)
+    found = started("inspecting", log_level, log_format, log_file).inspect(recipe, rows=rows)
+    return Answer(document=found.to_dict(), view=lambda screen: draw_inspection(screen, found))
+
+
+def draw_inspection(screen: Console, found: Inspection) -> None:
+    """The examples, then the training set's report, then the validation set's."""
+    from rich.text import Text
+
+    from luthier.cli.tables import draw_section
+
+    for number, example in enumerate(found.examples, 1):
+        count = f"{example.supervised_tokens} of {example.tokens} tokens supervised" if example.tokens else ""
+        screen.print(Text.assemble((f"Example {number}", "bold underline"), f"  {example.where}  {count}"))
+        screen.print(_example(example, coloured=screen.color_system is not None and not screen.no_color), end="\n\n")
+    _draw_report(screen, "Training rows", found.report)
+    if found.report.histogram:
+        draw_section(screen, "Examples by length in tokens", _histogram(found.report.histogram))
+    if found.report.validation is not None:
+        _draw_report(screen, "Validation rows", found.report.validation)
+
+
+def _example(example: Shown, *, coloured: bool) -> Text:
+    from rich.text import Text
+
+    text = Text()
+    for piece, supervised in example.pieces:
+        marks = ("«", "»") if supervised and not coloured else ("", "")
+        text.append(f"{marks[0]}{piece}{marks[1]}", style="green" if supervised else "dim")
+    if example.rejected is not None:
+        text.append("\nrejected: ", style="bold")
+        text.append(example.rejected, style="red")
+    return text
+
+
+def _draw_report(screen: Console, title: str, report: Report) -> None:
+    from luthier.cli.tables import draw_section, pairs_table
+
+    lengths = ", ".join(f"{_percentile(name)} {value}" for name, value in report.lengths.items())
+    rows = {
+        "format": report.format,
+        "rows": f"{report.rows:,}, which make {report.examples:,} examples",
+        "dropped": _counted(report.drops) or "none",
+        "changed": _counted(report.changes) or None,
+        "tokens": f"{report.tokens:,}, {report.supervised_share:.1%} of them supervised",
+        "lengths": lengths or None,
+    }
+    draw_section(screen, title, pairs_table(rows))
+    for warning in report.warnings:
+        screen.print(f"warning: {warning}", style="yellow", soft_wrap=True)
+
+
+def _histogram(bars: list[tuple[int, int, int]]) -> Table:
+    from luthier.cli.tables import plain_table
+
+    table = plain_table("", ">", "", show_header=False)
+    most = max(count for *_, count in bars)
+    for shortest, longest, count in bars:
+        table.add_row(f"{shortest} to {longest}", f"{count:,}", "█" * -(-count * BAR // most))
+    return table
+
+
+def _percentile(name: str) -> str:
+    return {"p0": "shortest", "p50": "median", "p100": "longest"}.get(name, f"{name[1:]} %")
+
+
+def _counted(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))

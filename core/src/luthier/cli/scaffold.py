@@ -1,0 +1,46 @@
+"""`luthier new-plugin`: the beginning of a plugin, complete and tested."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from luthier.cli.answers import Answer
+from luthier.cli.flags import Json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def new_plugin(
+    name: Annotated[str, typer.Argument(help="The part's name; the distribution is luthier-NAME.")],
+    *,
+    kind: Annotated[str, typer.Option(help="adapter, loss, optimizer, quantizer or callback.")],
+    folder: Annotated[Path, typer.Option(help="Where the package's folder is made.")] = Path(),
+    json: Json = False,
+) -> Any:
+    """Make a plugin that installs and passes its own tests."""
+    from luthier.scaffold import make
+
+    path = make(name, kind, folder)
+    steps = [
+        f"pip install -e {shlex.quote(str(path))}",
+        f"luthier plugins show {kind} {name}",
+        f"pytest {shlex.quote(str(path))}",
+    ]
+    document = {
+        "path": path,
+        "files": sorted(str(f.relative_to(path)) for f in path.rglob("*") if f.is_file()),
+        "next": steps,
+    }
+    return Answer(document=document, view=lambda screen: _draw(screen, document))
+
+
+def _draw(screen: Console, made: dict[str, Any]) -> None:
+    from luthier.cli.tables import draw_section
+
+    draw_section(screen, str(made["path"]), "\n".join(made["files"]))
+    draw_section(screen, "Next", "\n".join(made["next"]))

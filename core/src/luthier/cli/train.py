@@ -1,0 +1,69 @@
+"""`luthier train`: a run from a recipe, from flags, or from both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from luthier.cli.answers import Answer
+from luthier.cli.flags import Json, LogFile, LogFormat, LogLevel, started
+from luthier.cli.plan import planned
+from luthier.cli.recipes import Help, Sets, read_recipe, show_help
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from luthier.engine.result import Run
+
+USAGE: Final = """Usage: luthier train [RECIPE] [OPTIONS]
+
+  Train from a recipe's file, from flags, or from both; a flag wins over the
+  file. The same command goes on with an unfinished run.
+
+    luthier train recipe.yaml --learning-rate 1e-4
+    luthier train --model demo --data rows.jsonl --adapter lora --adapter.r 16"""
+
+
+def train(
+    context: typer.Context,
+    *,
+    sets: Sets = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on from this checkpoint.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, in a new folder beside one that exists.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan, as `luthier plan` does.")] = False,
+    json: Json = False,
+    log_level: LogLevel = "info",
+    log_format: LogFormat = "console",
+    log_file: LogFile = None,
+    help_: Help = False,
+) -> Any:
+    """Train from a recipe, from flags, or from both."""
+    if help_:
+        show_help(context, USAGE)
+    recipe = read_recipe(context.args, sets)
+    if dry_run:
+        return planned(recipe, log_level, log_format, log_file)
+    api = started("training", log_level, log_format, log_file)
+    run = api.train(recipe, resume=resume, fresh=fresh)
+    return Answer(document=run.to_dict(), view=lambda screen: draw_run(screen, run))
+
+
+def draw_run(screen: Console, run: Run) -> None:
+    """What a run gave, and what one does with it next."""
+    from luthier.cli.tables import pairs_table
+
+    losses = run.loss_history
+    seen = f"{run.steps} steps, {run.samples_seen:,} examples, {run.tokens_seen:,} tokens, {run.duration_seconds:.1f} s"
+    rows = {
+        "run": f"{run.output_path}  ({run.run_id})",
+        "trained": seen + (f"; ended by {run.stop_reason}" if run.stop_reason else ""),
+        "loss": f"{losses[0]:.4f} at first, {run.final_loss:.4f} at the end" if losses else f"{run.final_loss:.4f}",
+        "eval loss": None if run.eval_loss is None else f"{run.eval_loss:.4f}",
+        "best": run.best_checkpoint,
+        "saved": run.artifact,
+        "merged": run.merged,
+        "next": f'luthier generate {run.output_path} "..."',
+    }
+    screen.print(pairs_table(rows))
