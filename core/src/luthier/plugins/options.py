@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 
+from luthier.errors import LuthierError
 from luthier.plugins.hints import KEY, Bounds, check_bounds, hints, type_name
 from luthier.plugins.structure import structure
 
@@ -69,8 +71,12 @@ def describe(cls: type) -> list[Described]:
 
 def is_default(options: Any) -> bool:
     """Whether an options object holds nothing but its class's defaults."""
-    fields = attrs.fields(type(options))
-    return all(f.default is not attrs.NOTHING and getattr(options, f.name) == _default(f) for f in fields)
+    cls = type(options)
+    if any(f.default is attrs.NOTHING for f in attrs.fields(cls)):
+        return False
+    with contextlib.suppress(LuthierError):  # defaults that are refused together are no one's options
+        return bool(options == cls())
+    return False
 
 
 def _default(field: attrs.Attribute[Any]) -> Any:

@@ -191,7 +191,6 @@ READINGS: Final[dict[str, Callable[[Any], dict[str, Any]]]] = {
         name: lambda value: {"model.dtype": DTYPES.get(value, value)}
         for name in ("dtype", "torch_dtype", "train_dtype")
     },
-    "no_packing": _switch("no_packing", {"packing": False}, {"packing": True}),
     "warmup": _warmup,
     **{name: lambda value, key=f"beta{index + 1}": {f"optimizer.{key}": value} for name, index in BETAS.items()},
 }

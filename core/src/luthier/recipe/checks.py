@@ -30,8 +30,13 @@ def _sources(recipe: Recipe) -> None:
         raise LuthierError("recipe-missing", "is empty", where="model.name_or_path")
     lists = {"data.train": recipe.data.train, "data.validation": recipe.data.validation}
     for where, sources in lists.items():
-        if isinstance(sources, list) and not sources:
+        if not isinstance(sources, list):
+            continue
+        if not sources:
             raise LuthierError("recipe-missing", "names no source", where=where)
+        for index, source in enumerate(sources):
+            if not source.path:
+                raise LuthierError("recipe-missing", "is empty", where=f"{where}.{index}.path")
 
 
 def _validation(recipe: Recipe) -> None:

@@ -95,10 +95,14 @@ class Draft:
         found = self.origin(entry.steps)
         if known is not None and found and found[0] is entry.layer:
             _refuse_second(entry, known, found[0].label(found[1]))
-        node[key] = self._over(entry, known)
+        if self._is_renaming(entry, known):
+            known["name"] = entry.value
+            self.origins[(*entry.steps, "name")] = entry
+            return
+        self._note_loss(entry, known)
+        node[key] = entry.value
         for steps in [s for s in self.origins if s[: len(entry.steps)] == entry.steps]:
-            if node[key] is not known:
-                del self.origins[steps]
+            del self.origins[steps]
         self.origins[entry.steps] = entry
 
     def _descend(self, entry: Entry, above: list[str]) -> Any:
@@ -112,20 +116,20 @@ class Draft:
             node = node[key]
         return node
 
-    def _over(self, entry: Entry, known: Any) -> Any:
-        """The entry's value over the one known; a part named anew keeps its options only if it is the same part."""
-        value = entry.value
-        if entry.steps[0] not in FIELDS or len(entry.steps) > 1:
-            self._forget_model(entry, known)
-            return value
-        if not isinstance(value, str) or not isinstance(known, dict):
-            return value
-        if _family(known.get("name")) == _family(value):
-            return known | {"name": value}
+    def _is_renaming(self, entry: Entry, known: Any) -> bool:
+        """Whether the entry names the part that is there: its options stay."""
+        part = entry.steps[0] in FIELDS and len(entry.steps) == 1
+        return part and isinstance(known, dict) and _family(known.get("name")) == _family(entry.value)
+
+    def _note_loss(self, entry: Entry, known: Any) -> None:
+        """Another part has not the options of the one it replaces, nor another model its revision."""
+        self._forget_model(entry, known)
+        if entry.steps[0] not in FIELDS or len(entry.steps) > 1 or not isinstance(known, dict):
+            return
         options = [f"{entry.steps[0]}.{name}" for name in known if name != "name"]
-        if options:
-            self.notes.append(f"{entry.label}: {value} replaces {known.get('name')}, and with it {', '.join(options)}")
-        return value
+        if options and isinstance(entry.value, str):
+            told = f"{entry.value} replaces {known.get('name')}, and with it {', '.join(options)}"
+            self.notes.append(f"{entry.label}: {told}")
 
     def _forget_model(self, entry: Entry, known: Any) -> None:
         """Another model than the file's has not its revision or tokenizer."""

@@ -23,6 +23,10 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
 
     Raises `recipe-not-found`, or `recipe-syntax` where the file is no text, no YAML, TOML or JSON, or no mapping.
     """
+    if (path / "recipe.yaml").is_file():  # a run's folder
+        path = path / "recipe.yaml"
+    if not path.exists():
+        raise _not_found(path)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         remedy = f"Name it {' or '.join('*' + s for s in READERS)}."
@@ -37,8 +41,6 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
 def _text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise _not_found(path) from None
     except OSError as error:
         raise LuthierError("recipe-not-found", f"cannot be read: {error.strerror}", where=str(path)) from None
     except UnicodeDecodeError as error:

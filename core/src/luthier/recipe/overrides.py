@@ -67,15 +67,29 @@ def parse_value(text: str) -> Any:
         value, _ = yaml12.load(text, "")
     except LuthierError:
         return text
-    if isinstance(value, str):
+    plain = text.strip()
+    if plain[:1] in ("'", '"'):
         return value
+    if isinstance(value, str) or ("#" in plain and not isinstance(value, (list, dict))):
+        return plain  # not YAML's reading, which ends at a comment
     return Written(text, _written(value))
 
 
 def _written(value: Any) -> Any:
+    """Items of a list or mapping that are not text, with their spelling, so that `[1, 2]` can be a list of names."""
     if isinstance(value, dict):
-        return {k: _written(v) for k, v in value.items()}
-    return [_written(v) for v in value] if isinstance(value, list) else value
+        return {k: _item(v) for k, v in value.items()}
+    return [_item(v) for v in value] if isinstance(value, list) else value
+
+
+def _item(value: Any) -> Any:
+    if isinstance(value, (dict, list)):
+        return _written(value)
+    return value if isinstance(value, str) or value is None else Written(_spelled(value), value)
+
+
+def _spelled(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _pairs(arguments: list[str]) -> Iterator[tuple[str, str | None]]:

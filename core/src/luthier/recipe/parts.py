@@ -12,7 +12,7 @@ from luthier.plugins.compatibility import Chosen
 from luthier.plugins.hints import KEY
 from luthier.plugins.options import is_default
 from luthier.plugins.registry import Offer, Plugins, Source, checked, installed
-from luthier.plugins.structure import bare, structure
+from luthier.plugins.structure import Written, bare, structure
 
 if TYPE_CHECKING:
     from luthier.plugins.records import Record
@@ -92,7 +92,7 @@ def resolve(recipe: Recipe, plugins: Plugins | None = None) -> Resolved:
 
 def find_part(value: Any, kind: str, where: str, plugins: Plugins) -> Part:
     """The part that a name, a mapping, an options object or any object that keeps the protocol stands for."""
-    value = bare(value)
+    value = value.value if isinstance(value, Written) else value
     if isinstance(value, str):
         return _named({"name": value}, kind, where, plugins)
     if isinstance(value, Mapping):
@@ -154,7 +154,9 @@ def _named(value: Mapping[str, Any], kind: str, where: str, plugins: Plugins) ->
         remedy = "Pass the object again in Python, or publish it as a plugin and name that."
         raise LuthierError("part-unknown", problem, where=where, remedy=remedy)
     if "name" not in value:
-        raise LuthierError("recipe-missing", f"which {kind} is not said", where=f"{where}.name", found=dict(value))
+        raise LuthierError(
+            "recipe-missing", f"which {kind} is not said", where=f"{where}.name", found=bare(dict(value))
+        )
     name = structure(value["name"], str, f"{where}.name")
     try:
         offer = plugins.get(kind, name)
@@ -171,7 +173,8 @@ def _options(given: dict[str, Any], cls: type, owner: str, where: str) -> Any:
     except LuthierError as error:
         if error.code != "recipe-unknown-option":
             raise
-        raise LuthierError(error.code, f"{owner} has no such option", where=error.where, remedy=error.remedy) from None
+        remedy = error.remedy if attrs.fields(cls) else f"It has none; name another part: {where}."
+        raise LuthierError(error.code, f"{owner} has no such option", where=error.where, remedy=remedy) from None
 
 
 def _object(value: Any, kind: str, where: str, plugins: Plugins) -> Part:

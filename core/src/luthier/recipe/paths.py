@@ -85,9 +85,16 @@ def _model(model: Model, base_of: BaseOf) -> Model:
     changes = {
         name: _joined(base, text)
         for name, text in texts.items()
-        if text and (base := base_of(("model", name))) and (_is_marked(text) or _exists(base, text, folder=True))
+        if text
+        and (base := base_of(("model", name)))
+        and (_is_marked(text) or (text != "demo" and _exists(base, text, folder=True)))
     }
     return attrs.evolve(model, **changes)
+
+
+def _is_folder(base: Path, text: str) -> bool:
+    """Whether a model is a folder and no hub name; `demo` is always the embedded model."""
+    return _is_marked(text) or (text != "demo" and (base / text).is_dir())
 
 
 def _data(data: Data, base_of: BaseOf) -> Data:
@@ -127,16 +134,11 @@ def _is_file(base: Path, text: str) -> bool:
     if "://" in text:
         return False
     suffixed = text.lower().endswith(FILES) or glob.has_magic(text)
-    return suffixed or _is_marked(text) or not HUB.fullmatch(text) or _exists(base, text)
+    return suffixed or _is_marked(text) or not HUB.fullmatch(text) or (base / text).exists()
 
 
 def _is_marked(text: str) -> bool:
     return text in (".", "..") or text.startswith(("./", "../", "~", "/", ".\\", "..\\"))
-
-
-def _exists(base: Path, text: str, *, folder: bool = False) -> bool:
-    path = base / text
-    return path.is_dir() if folder else path.exists()
 
 
 def _joined(base: Path, text: str) -> str:

@@ -45,29 +45,36 @@ def from_mapping(
 
 def read(
     path: str | Path | None = None,
-    overrides: Mapping[str, Any] | Iterable[Override] = (),
+    overrides: Mapping[str, Any] | Iterable[Override | str] = (),
     *,
     environ: Mapping[str, str] | None = None,
     plugins: Plugins | None = None,
 ) -> Reading:
     """A recipe from a file, if any, then the environment's `LUTHIER_*`, then the overrides.
 
-    `overrides` maps dotted paths to values, or comes from `parse_flags` and `parse_sets`; relative paths in it, and
-    in the environment, are relative to the working directory. `environ` None: the process's own.
+    `overrides` maps dotted paths to values, or lists texts `a.b=c` and what `parse_flags` gives; relative paths in
+    it, and in the environment, are relative to the working directory. `environ` None: the process's own.
     """
     from luthier.recipe.files import read_file
-    from luthier.recipe.overrides import from_environment, from_python
+    from luthier.recipe.overrides import from_environment
 
     variables = os.environ if environ is None else environ
     draft, here = Draft(), Path.cwd()
     if path is not None:
         tree, labels = read_file(Path(path))
         _lay(draft, Layer(labels=labels, base=Path(path).absolute().parent), tree, variables)
-    given = from_python(overrides) if isinstance(overrides, Mapping) else list(overrides)
-    for group in (from_environment(variables), given):
+    for group in (from_environment(variables), _overrides(overrides)):
         layer = Layer(labels={o.steps: o.label for o in group}, base=here)
         _lay(draft, layer, ((o.steps, o.value) for o in group), variables)
     return _finish(draft, plugins)
+
+
+def _overrides(given: Mapping[str, Any] | Iterable[Override | str]) -> list[Override]:
+    from luthier.recipe.overrides import from_python, parse_sets
+
+    if isinstance(given, Mapping):
+        return from_python(given)
+    return [o for item in given for o in (parse_sets([item]) if isinstance(item, str) else [item])]
 
 
 def _lay(draft: Draft, layer: Layer, items: Any, environ: Mapping[str, str]) -> None:

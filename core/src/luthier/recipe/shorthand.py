@@ -82,8 +82,9 @@ def _changed(entry: Entry, value: Any) -> list[Entry] | None:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, Written) and not isinstance(value.value, (list, dict)))
+    return isinstance(value, str) or _is_number(value)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Written) and isinstance(value.value, (int, float))
+    """Whether a value on the command line looks like a number: a name, where one is asked for."""
+    return isinstance(value, Written) and type(value.value) in (int, float)

@@ -38,7 +38,10 @@ def explain(recipe: Recipe, resolved: Resolved, device: str) -> list[dict[str, A
         {
             "kind": part.kind,
             "name": part.name,
-            "needs": {tag: next((str(o) for o in chosen if o is not part and tag in o.provides), given.get(tag)) for tag in part.needs},
+            "needs": {
+                tag: next((str(o) for o in chosen if o is not part and tag in o.provides), given.get(tag))
+                for tag in part.needs
+            },
             "provides": sorted(part.provides),
             "conflicts": sorted(part.conflicts),
         }

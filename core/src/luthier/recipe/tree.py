@@ -160,7 +160,8 @@ class Recipe:
     ) -> Recipe:
         """A recipe from a YAML, TOML or JSON file, then `LUTHIER_*` of the environment, then the overrides.
 
-        `overrides` maps dotted paths to values, or comes from `parse_flags`. `environ` None: the process's own.
+        `overrides` maps dotted paths to values, or lists `a.b=c` and what `parse_flags` gives. `environ` None: the
+        process's own.
         """
         from luthier.recipe.reading import read
 
