@@ -85,9 +85,7 @@ def _model(model: Model, base_of: BaseOf) -> Model:
     changes = {
         name: _joined(base, text)
         for name, text in texts.items()
-        if text
-        and (base := base_of(("model", name)))
-        and (_is_marked(text) or (text != "demo" and _exists(base, text, folder=True)))
+        if text and (base := base_of(("model", name))) and _is_folder(base, text)
     }
     return attrs.evolve(model, **changes)
 
