@@ -82,6 +82,8 @@ def test_default_without_attention_lists_the_layers(refused):
         ({"target_modules": ["q_proj", "dwn_proj"]}, "down_proj"),
         ({"target_modules": r".*\.attention\.q_proj"}, "q_proj"),
         ({"target_modules": ["query_key_value"]}, "q_proj"),
+        ({"target_modules": "q_proj"}, "write a list: [q_proj]"),
+        ({"target_modules": "all_linear"}, "'all-linear'"),
         ({"target_modules": ["self_attn"]}, "Layers inside it: q_proj, k_proj, v_proj, o_proj"),
         ({"target_modules": ["embed_tokens"]}, "is a Embedding"),
         ({"target_modules": ["norm"]}, "is a LlamaRMSNorm"),
@@ -95,6 +97,11 @@ def test_pattern_that_matches_nothing_shows_near_misses(refused, options, hint):
     assert error.code == "model-target"
     assert hint in str(error)
     assert error.where == next(iter(options))
+
+
+def test_experts_targeted_as_a_layer_are_sent_to_target_parameters(refused):
+    error = refused(find_targets, tiny_model("mixtral"), Lora(target_modules=["experts"]))
+    assert "target_parameters: gate_up_proj, down_proj" in str(error)
 
 
 def test_error_names_the_one_entry_of_a_list_that_is_wrong(refused):

@@ -18,7 +18,7 @@ def coverage(model: Any, targets: Targets) -> dict[str, Any]:
     `unreached`: kind (embedding, head, experts, linear, other) -> share of all base weights. A tied weight counts once.
     """
     matched = set(targets.names)
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    head = model.get_output_embeddings()
     sizes: Counter[str] = Counter()
     seen: set[int] = set()
     for path, module in model.named_modules():

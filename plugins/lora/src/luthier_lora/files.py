@@ -50,7 +50,7 @@ def save(folder: Path, model: Any, options: Lora | Dora, targets: Targets, state
 
 def describe(model: Any, options: Lora | Dora, targets: Targets) -> dict[str, Any]:
     """adapter_config.json as PEFT's LoraConfig has it, naming the layers that were taken and not the pattern."""
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    head = model.get_output_embeddings()
     parameters = sorted(f"{module}.{name}" for module, name in targets.parameters)
     return {
         "alpha_pattern": {},

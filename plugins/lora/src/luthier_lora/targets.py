@@ -83,8 +83,7 @@ def default_names(layers: Sequence[str]) -> list[str]:
 
 def all_linear(model: Any, layers: Sequence[str]) -> list[str]:
     """Every layer but the heads, routers and experts."""
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    has_body = getattr(model, "base_model", model) is not model
+    head, has_body = model.get_output_embeddings(), model.base_model is not model
     return [
         name
         for name in layers
@@ -114,6 +113,8 @@ def unmatched(
     near = [end for end in ends if hits & set(end.split("."))]
     shown = ", ".join((near or ends)[:12]) or "nothing that an update could be added to"
     remedy = f"{'Near misses' if near else 'The model has'}: {shown}."
+    if isinstance(pattern, str) and difflib.get_close_matches(pattern.lower(), [ALL_LINEAR], cutoff=0.8):
+        remedy = f"Did you mean {ALL_LINEAR!r}?"
     return LuthierError("model-target", problem, where=option, found=pattern, remedy=remedy)
 
 
@@ -148,6 +149,10 @@ def _matching(option: str, pattern: str | list[str], names: list[str]) -> list[s
     except re.error as error:
         problem = f"not a regular expression: {error}"
         raise LuthierError("recipe-wrong-type", problem, where=option, found=pattern) from None
+    if not found and isinstance(pattern, str) and any(matches([pattern], name) for name in names):
+        remedy = f"For the end of a name write a list: [{pattern}]."
+        problem = "a string is a regular expression for the whole name, and matches none"
+        raise LuthierError("model-target", problem, where=option, found=pattern, remedy=remedy)
     if not found:
         raise unmatched(option, pattern if isinstance(pattern, str) else pattern[0], names)
     return found
@@ -181,7 +186,10 @@ def _has_experts(module: nn.Module) -> bool:
 
 
 def _unwrappable(end: str, module: nn.Module, name: str, layers: list[str]) -> LuthierError:
-    within = [layer.rpartition(".")[2] for layer in layers if layer.startswith(f"{name}.")]
-    remedy = f"Layers inside it: {', '.join(dict.fromkeys(within))}." if within else "Target linear layers."
+    within = dict.fromkeys(layer.rpartition(".")[2] for layer in layers if layer.startswith(f"{name}."))
+    stacked = [weight for weight, parameter in module.named_parameters() if parameter.dim() == 3]
+    remedy = f"Layers inside it: {', '.join(within)}." if within else "Target linear layers."
+    if stacked:
+        remedy = f"Name weights of experts in target_parameters: {', '.join(stacked)}."
     problem = f"{name} is a {type(module).__name__}, not a layer with one weight matrix"
     return LuthierError("model-target", problem, where="target_modules", found=end, remedy=remedy)
