@@ -55,7 +55,7 @@ class PeftAdapter:
         self._own = {name.removeprefix("base_model.model."): tensor for name, tensor in own.items()}
         self._trainable = {name: tensor for name, tensor in self._own.items() if tensor.requires_grad}
         self._trained_base = {n: t.detach().clone() for n, t in self._trainable.items() if id(t) in known}
-        if not self._trainable:
+        if not any(parameter.numel() for parameter in self._trainable.values()):
             raise LuthierError("train-nothing", "PEFT leaves nothing to train with these options", where=self.where)
         if hasattr(self._handle.base_model, "rankallocator"):
             self._budget = Budget(self._handle, context.total_steps, self.where)

@@ -70,10 +70,12 @@ def to_config(options: Any, **fixed: Any) -> Any:
     given = {f.name: copy.deepcopy(getattr(options, f.name)) for f in attrs.fields(type(options))}
     if isinstance(given.get("modules_to_save"), str):  # PEFT would read it letter by letter
         given["modules_to_save"] = [given["modules_to_save"]]
+    where = f"adapter {PREFIX}{options.method}"
     try:
         return config_class(options.method)(**{**given, "task_type": "CAUSAL_LM", **fixed})
+    except ImportError as error:
+        raise LuthierError("dependency-missing", str(error), where=where, remedy="Install what PEFT names.") from error
     except (ValueError, TypeError, NotImplementedError, AssertionError) as error:
-        where = f"adapter {PREFIX}{options.method}"
         remedy = "Change the options that PEFT names."
         raise LuthierError("recipe-out-of-range", f"PEFT says: {error}", where=where, remedy=remedy) from error
 
