@@ -1,0 +1,14 @@
+"""Both adapters keep the laws of Luthier's own kit."""
+
+from luthier.testing import conformance
+from luthier_lora import Dora, Lora, luthier_adapters
+
+EXAMPLES = [
+    Lora(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", use_rslora=True),
+    Dora(r=4, lora_dropout=0.1, target_modules=["q_proj", "down_proj"], exclude_modules=["1.mlp.down_proj"]),
+]
+
+
+@conformance(luthier_adapters(), examples=EXAMPLES)
+def test_conforms(check):
+    check()
