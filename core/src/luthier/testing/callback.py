@@ -25,7 +25,9 @@ def tolerates_every_event_order_the_loop_can_produce(subject: Subject) -> None:
     """No order of events that the loop can produce makes it raise: started or resumed, stopped, killed, failed."""
     from luthier.testing.running import profile
 
-    run_state_machine_as_test(_machine(subject), settings=profile(10, stateful_step_count=12))
+    for options in bases_of(subject.options_class, subject.own_examples):
+        live(subject, options)
+    run_state_machine_as_test(_machine(subject), settings=profile(10, stateful_step_count=15))
 
 
 def _machine(subject: Subject) -> type[RuleBasedStateMachine]:
@@ -68,12 +70,15 @@ def _machine(subject: Subject) -> type[RuleBasedStateMachine]:
             self.stage.go_on()
             self.phase = "training"
 
-        @precondition(lambda self: self.phase == "training" and self.stage.run.step < TOTAL and not self.ending)
-        @rule(log=st.booleans(), evaluate=st.booleans(), save=st.booleans())
-        def step(self, log: bool, evaluate: bool, save: bool) -> None:
-            if self.stage.train_step(log=log, evaluate=evaluate, save=save):
-                self.kept = (self.stage.run.step, _state(self.stage.part))
-                self.stage.saved()
+        @precondition(lambda self: self.phase == "training" and not self.ending)
+        @rule(
+            plans=st.lists(st.builds(dict, log=st.booleans(), evaluate=st.booleans(), save=st.booleans()), min_size=1)
+        )
+        def take_steps(self, plans: list[dict[str, bool]]) -> None:
+            for plan in plans:
+                if not self.ending and self.stage.train_step(**plan):
+                    self.kept = (self.stage.run.step, _state(self.stage.part))
+                    self.stage.saved()
 
         @property
         def ending(self) -> bool:
@@ -86,26 +91,25 @@ def _machine(subject: Subject) -> type[RuleBasedStateMachine]:
             self.stage.complete()
             self.phase = "over"
 
-        @precondition(lambda self: self.phase == "training" and 0 < self.stage.run.step < TOTAL)
-        @rule()
-        def receive_signal(self) -> None:
-            self.kept = (self.stage.run.step, _state(self.stage.part))
-            self.stage.saved()
-            self.stage.fire("task_ended", task=0)
-            self.stage.fire("stopped", step=self.stage.run.step, reason="signal 15")
-            self.start_process(self.kept[0])
-
         @precondition(lambda self: self.phase != "over")
-        @rule()
-        def fail(self) -> None:
-            """Something raised, perhaps before the first event; the same command goes on."""
-            self.stage.fail()
+        @rule(by=st.sampled_from(("signal", "error", "kill")))
+        def interrupt(self, by: str) -> None:
+            """The process ends, with a checkpoint, an event or neither, perhaps before the first event; the same
+            command goes on."""
+            if by == "error":
+                self.stage.fail()
+            elif by == "signal" and self.phase == "training" and self.stage.run.step > 0:
+                self.kept = (self.stage.run.step, _state(self.stage.part))
+                self.stage.saved()
+                self.stage.interrupt()
             self.start_process(self.kept[0] if self.kept else 0)
 
-        @precondition(lambda self: self.phase == "training")
+        @precondition(lambda self: self.phase == "over")
         @rule()
-        def kill(self) -> None:
-            self.start_process(self.kept[0] if self.kept else 0)
+        def start_another_run(self) -> None:
+            """The same process trains again, with a callback of its own."""
+            self.holder.cleanup()
+            self.build(self.options)
 
         def teardown(self) -> None:
             if hasattr(self, "holder"):

@@ -102,6 +102,11 @@ class Stage:
         if self.run.stop_reason and self.run.step < TOTAL:
             self.fire("stopped", step=self.run.step, reason=self.run.stop_reason)
 
+    def interrupt(self) -> None:
+        """A signal came: the checkpoint is written, and the process ends."""
+        self.fire("task_ended", task=0)
+        self.fire("stopped", step=self.run.step, reason="signal 15")
+
     def complete(self) -> None:
         self.fire("completed", result=self.result())
 

@@ -1,0 +1,152 @@
+"""The mutants: each broken part with the check that must catch it and a piece of what that check says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+from luthier.plugins.options import option
+
+from mutants.heavy import HeavyOptions
+from mutants.records import ADAPTER, CALLBACK, LOSS, OPTIMIZER, QUANTIZER, Mutant, broken
+
+
+@attrs.define(kw_only=True)
+class OpenOptions:
+    """Not frozen."""
+
+    momentum: float = option(0.9, help="Share of the last step that is kept.", low=0.0, high=0.99)
+
+
+@attrs.frozen(kw_only=True)
+class SilentOptions:
+    momentum: float = attrs.field(default=0.9)
+
+
+@attrs.frozen
+class PositionalOptions:
+    momentum: float = option(0.9, help="Share of the last step that is kept.", low=0.0, high=0.99)
+
+
+@attrs.frozen(kw_only=True)
+class PairOptions:
+    pair: Any = option((0.9, 0.99), help="Becomes a list in a recipe.")
+
+
+@attrs.frozen(kw_only=True)
+class UnreadOptions:
+    momentum: float = option(0.9, help="Share of the last step that is kept.", low=0.0, high=0.99)
+    weight_decay: float = option(0.0, help="L2 decay.", low=0.0)
+    dampening: float = option(0.0, help="Read by nothing.", low=0.0, high=1.0)
+
+
+def _of_every_part() -> list[Mutant]:
+    from luthier.builtin import Sgd
+
+    long = "A summary that goes on and on, " * 6
+    o = OPTIMIZER
+    return [
+        broken(o, "Momentum", "name_is_unique", "also claimed by builtin", name="sgd"),
+        broken(o, "Momentum", "options_class_is_its_own", "optimizer 'sgd'", options=Sgd),
+        broken(o, "Momentum", "summary_is_one_line", "at most 120", summary=long.strip()),
+        broken(o, "Momentum", "summary_is_one_line", "only repeats the name", summary="Mutant-momentum."),
+        broken(o, "Momentum", "options_are_frozen_and_described", "can be changed", options=OpenOptions),
+        broken(o, "Momentum", "options_are_frozen_and_described", "luthier.option", options=SilentOptions),
+        broken(o, "Momentum", "options_are_frozen_and_described", "by position", options=PositionalOptions),
+        broken(o, "Momentum", "options_survive_a_round_trip", "came back as", options=PairOptions),
+        broken(o, "Momentum", "import_needs_no_torch", "imports torch", options=HeavyOptions),
+        broken(o, "TakesNoGroups", "build_keeps_the_protocol", "positional arguments"),
+        broken(LOSS, "NoTerms", "build_keeps_the_protocol", "no terms"),
+        broken(LOSS, "OtherData", "build_keeps_the_protocol", "'preference'"),
+        broken(CALLBACK, "Unmarked", "build_keeps_the_protocol", "not marked"),
+        broken(CALLBACK, "UnknownArgument", "build_keeps_the_protocol", "loss"),
+        broken(o, "Momentum", "every_option_is_read", "nothing reads dampening", options=UnreadOptions),
+        broken(o, "ReadsOneOption", "every_option_is_read", "nothing reads momentum"),
+        broken(ADAPTER, "ReadsNoDropout", "every_option_is_read", "nothing reads dropout"),
+    ]
+
+
+LOSSES = [
+    broken(LOSS, "MeanOfTokens", "gives_sums_not_means", "twice the sums"),
+    broken(LOSS, "MeanOfTokens", "adds_up_over_micro_batches", "sums of two micro-batches"),
+    broken(LOSS, "CountsMicroBatches", "adds_up_over_micro_batches", "denominators of two micro-batches"),
+    broken(LOSS, "MissingTerm", "gives_sums_not_means", "denominators"),
+    broken(LOSS, "CountsPrompt", "ignores_unlabelled_tokens", "no labels"),
+    broken(LOSS, "CountsAllTokens", "ignores_unlabelled_tokens", "denominators"),
+    broken(LOSS, "ForgetsWeights", "counts_an_example_by_its_weight", "weight 2"),
+    broken(LOSS, "LogOfSoftmax", "gradient_is_finite", "inf|not finite"),
+    broken(LOSS, "Standardised", "does_not_leak_between_packed_examples", "other documents"),
+    broken(LOSS, "WeighsByPlace", "invariant_to_order_of_documents", "in reverse"),
+    broken(LOSS, "WrongSign", "coefficients_agree_with_the_gradient", "coefficients"),
+    broken(LOSS, "Scaled", "matches_its_reference", "reference"),
+]
+
+ADAPTERS = [
+    broken(ADAPTER, "StartsElsewhere", "starts_as_identity", "bit for bit"),
+    broken(ADAPTER, "ChangesClass", "keeps_class_and_module_paths", "became Wrapped"),
+    broken(ADAPTER, "GroupsTwice", "groups_cover_every_trainable_parameter_once", "two groups"),
+    broken(ADAPTER, "ForgetsAGroup", "groups_cover_every_trainable_parameter_once", "in no group"),
+    broken(ADAPTER, "LeavesTrainable", "trains_only_its_own_weights", "got a gradient"),
+    broken(ADAPTER, "ErodesBase", "trains_only_its_own_weights", "changed, but in no group"),
+    broken(ADAPTER, "CutsGradient", "every_parameter_gets_a_gradient", "down gets no gradient"),
+    broken(ADAPTER, "SavesHalf", "state_moves_to_a_fresh_model", "fresh model"),
+    broken(ADAPTER, "CountsAlone", "resumes_exactly", "resumed run"),
+    broken(ADAPTER, "Pickles", "saved_files_move_to_a_fresh_model", "adapter.bin"),
+    broken(ADAPTER, "WritesHalf", "saved_files_move_to_a_fresh_model", "after loading"),
+    broken(ADAPTER, "MergesUnscaled", "merge_keeps_outputs", "after merging"),
+    broken(ADAPTER, "KeepsWrappers", "merge_leaves_plain_modules", "q_proj"),
+    broken(ADAPTER, "StaysOn", "disabled_gives_the_base", "within disabled"),
+    broken(ADAPTER, "StaysOff", "disabled_gives_the_base", "after disabled"),
+    broken(ADAPTER, "LooksAround", "keeps_documents_apart", "packed documents"),
+    broken(ADAPTER, "NeedsAWeight", "works_on_a_quantized_base", "weight"),
+    broken(ADAPTER, "WritesCodes", "works_on_a_quantized_base", "changed the quantized base"),
+    broken(ADAPTER, "MergesAlone", "merges_on_a_quantized_base", "int8 codes"),
+]
+
+OPTIMIZERS = [
+    broken(OPTIMIZER, "HiddenPart", "resumes_exactly", "resumed run"),
+    broken(OPTIMIZER, "ObjectPart", "resumes_exactly", "neither tensor nor JSON"),
+    broken(OPTIMIZER, "DecayPart", "leaves_parameters_without_gradient", "without gradient"),
+    broken(OPTIMIZER, "AscentPart", "lowers_a_quadratic", "quadratic"),
+    broken(OPTIMIZER, "ShakenPart", "is_deterministic", "second run"),
+    broken(OPTIMIZER, "WidePart", "keeps_dtype_and_device", "became"),
+    broken(OPTIMIZER, "DropsEmbeddings", "keeps_dtype_and_device", "exactly one group"),
+    broken(OPTIMIZER, "LosesScale", "respects_lr_scale_and_group_decay", "lr_scale"),
+    broken(OPTIMIZER, "RatePart", "respects_lr_scale_and_group_decay", "lr_scale 0"),
+    broken(OPTIMIZER, "PlainPart", "respects_lr_scale_and_group_decay", "no difference"),
+    broken(OPTIMIZER, "DecaysNorms", "respects_lr_scale_and_group_decay", "norm"),
+    broken(OPTIMIZER, "RatelessPart", "learning_rate_zero_changes_nothing", "learning rate of 0"),
+    broken(OPTIMIZER, "KeepsAverage", "evaluating_restores_the_weights", "after evaluating"),
+]
+
+QUANTIZERS = [
+    broken(QUANTIZER, "TooCoarse", "keeps_weights_near", "tolerance"),
+    broken(QUANTIZER, "TakesNothing", "keeps_weights_near", "0 layers"),
+    broken(QUANTIZER, "OtherForward", "keeps_outputs_near", "outputs of"),
+    broken(QUANTIZER, "KeepsGradients", "freezes_base_weights", "asks for a gradient"),
+    broken(QUANTIZER, "DoublesGradients", "passes_gradients_to_its_inputs", "gradient through"),
+    broken(QUANTIZER, "CodesAgain", "is_idempotent", "second apply"),
+    broken(QUANTIZER, "IgnoresWeight", "requantize_takes_back_what_dequantize_gave", "another weight"),
+    broken(QUANTIZER, "HidesScales", "state_dict_round_trips", "round trip"),
+    broken(QUANTIZER, "StoresFloats", "is_smaller", "bytes"),
+    broken(QUANTIZER, "Nameless", "keeps_in_and_out_features", "out_features"),
+    broken(QUANTIZER, "HalfPrecision", "keeps_in_and_out_features", "bfloat16"),
+    broken(QUANTIZER, "TakesTheHead", "leaves_head_and_embeddings", "lm_head"),
+    broken(QUANTIZER, "SaysNothing", "multipliers_are_finite", "luthier.Multipliers"),
+    broken(QUANTIZER, "PicklesItself", "export_writes_no_pickle", "model.pt"),
+]
+
+CALLBACKS = [
+    broken(CALLBACK, "NeedsAStart", "tolerates_every_event_order_the_loop_can_produce", "seen"),
+    broken(CALLBACK, "NeedsANumber", "tolerates_every_event_order_the_loop_can_produce", "eval_bleu"),
+    broken(CALLBACK, "EmptiesMetrics", "changes_nothing_it_is_shown", "logged changed"),
+    broken(CALLBACK, "ChangesSettings", "changes_nothing_it_is_shown", "step_started changed"),
+    broken(CALLBACK, "ChangesAParameter", "changes_no_parameter", "weights that differ"),
+    broken(CALLBACK, "SharesItsCount", "two_runs_do_not_share_state", "counts"),
+    broken(CALLBACK, "SharesItsState", "two_runs_do_not_share_state", "total"),
+    broken(CALLBACK, "KeepsAPath", "state_is_tensors_and_json", "neither tensor nor JSON"),
+    broken(CALLBACK, "ForgetsHalf", "state_is_tensors_and_json", "came back"),
+    broken(CALLBACK, "StateWithoutWayBack", "state_is_tensors_and_json", "come together"),
+]
+
+MUTANTS = [*_of_every_part(), *LOSSES, *ADAPTERS, *OPTIMIZERS, *QUANTIZERS, *CALLBACKS]

@@ -1,0 +1,101 @@
+"""Sound parts that pass every check, and how a broken one is written: a class, the check that must catch it, its words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+from luthier.plugins.options import option
+from luthier.plugins.records import (
+    AdapterRecord,
+    CallbackRecord,
+    LossRecord,
+    OptimizerRecord,
+    QuantizerRecord,
+    Record,
+)
+
+
+@attrs.frozen(kw_only=True)
+class NllOptions:
+    """The sound loss has no options."""
+
+
+@attrs.frozen(kw_only=True)
+class LowRankOptions:
+    rank: int = option(2, help="Rank of the update.", low=1, high=16)
+    scale: float = option(1.5, help="Factor of the update.", low=0.1, high=4.0)
+    dropout: float = option(0.1, help="Share of the inputs that training drops.", low=0.0, high=0.9)
+
+
+@attrs.frozen(kw_only=True)
+class MomentumOptions:
+    momentum: float = option(0.9, help="Share of the last step that is kept.", low=0.0, high=0.99)
+    weight_decay: float = option(0.0, help="L2 decay.", low=0.0)
+
+
+@attrs.frozen(kw_only=True)
+class RowOptions:
+    """The sound quantizer has no options."""
+
+
+@attrs.frozen(kw_only=True)
+class CountOptions:
+    every: int = option(1, help="Count each so many steps.", low=1)
+
+
+LOSS = LossRecord(
+    name="mutant-nll",
+    summary="Negative log-likelihood of the supervised tokens.",
+    options=NllOptions,
+    build="mutants.losses:Nll",
+    reference="mutants.losses:reference",
+)
+ADAPTER = AdapterRecord(
+    name="mutant-lowrank",
+    summary="A low-rank update beside each query and value projection.",
+    options=LowRankOptions,
+    build="mutants.adapters:LowRank",
+    provides={"reference"},
+)
+OPTIMIZER = OptimizerRecord(
+    name="mutant-momentum",
+    summary="Gradient descent with momentum.",
+    options=MomentumOptions,
+    build="mutants.optimizers:Momentum",
+)
+QUANTIZER = QuantizerRecord(
+    name="mutant-rows",
+    summary="Int8 codes with a scale for each row.",
+    options=RowOptions,
+    build="mutants.quantizers:Rows",
+    bits=8,
+    tolerance=0.02,
+    provides={"quantized-base"},
+)
+CALLBACK = CallbackRecord(
+    name="mutant-count",
+    summary="Counts the steps of a run.",
+    options=CountOptions,
+    build="mutants.callbacks:Count",
+)
+SOUND: tuple[Record, ...] = (LOSS, ADAPTER, OPTIMIZER, QUANTIZER, CALLBACK)
+
+
+@attrs.frozen(kw_only=True)
+class Mutant:
+    """A broken part, the check that is named for its fault, and a piece of what that check must say."""
+
+    record: Record
+    caught_by: str
+    says: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.record.build.partition(':')[2]}-{self.caught_by}"
+
+
+def broken(sound: Record, attribute: str, caught_by: str, says: str, **changes: Any) -> Mutant:
+    """A mutant that differs from a sound part by the class it is built of, and perhaps by what its record says."""
+    module = sound.build.partition(":")[0]
+    return Mutant(record=attrs.evolve(sound, build=f"{module}:{attribute}", **changes), caught_by=caught_by, says=says)

@@ -1,0 +1,113 @@
+"""The kit's picture of a run is the loop's: the same events in the same order, with the same names in their numbers."""
+
+from __future__ import annotations
+
+import luthier
+import pytest
+from luthier.plugins.events import EVENTS, Events, event
+from luthier.testing.events import Stage, differing, heard, play, snapshot
+from luthier.testing.worlds import tiny_model, tiny_tokenizer
+
+ROWS = [{"prompt": f"{i} plus {j} is", "completion": str(i + j)} for i in range(2) for j in range(4)]
+
+
+def recorder(asks=None):
+    """A callback that writes down each event with the names of its numbers, and asks for a stop after step `asks`."""
+    seen = []
+
+    def write(name):
+        if "metrics" in vars(Events)[name].__code__.co_varnames:
+            return lambda metrics: seen.append((name, sorted(metrics)))
+        return lambda: seen.append((name, None))
+
+    functions = {name: write(name) for name in EVENTS if name != "step_started"}
+
+    def step_started(run, step):
+        seen.append(("step_started", None))
+        if step == asks:
+            run.request_stop("enough")
+
+    return luthier.on(**functions, step_started=step_started), seen
+
+
+def trained(folder, callback, **settings):
+    return luthier.train(
+        model=(tiny_model(), tiny_tokenizer()),
+        data=ROWS,
+        eval_data=ROWS[:2],
+        callbacks=[callback],
+        global_batch_size=4,
+        num_train_epochs=2,
+        eval_on_start=True,
+        device="cpu",
+        output_dir=str(folder / "run"),
+        **settings,
+    )
+
+
+def test_a_whole_run_fires_what_the_kit_plays(tmp_path):
+    real, played = recorder(), recorder()
+    trained(tmp_path, real[0], eval_steps=2, save_steps=2)
+    play(played[0], tmp_path)
+    assert [name for name, _ in played[1]] == [name for name, _ in real[1]]
+    assert played[1] == real[1]
+
+
+def test_a_run_that_is_asked_to_stop_fires_what_the_kit_plays(tmp_path):
+    real, played = recorder(asks=2), recorder(asks=2)
+    trained(tmp_path, real[0], eval_steps=2)
+    play(played[0], tmp_path)
+    assert [name for name, _ in played[1]] == [name for name, _ in real[1]]
+
+
+def test_a_resumed_run_fires_what_the_kit_plays(tmp_path):
+    class Cut(Exception):
+        """What ends the first process."""
+
+    def cut(step):
+        if step == 3:
+            raise Cut
+
+    with pytest.raises(Cut):
+        trained(tmp_path, luthier.on(step_ended=cut), save_steps=2, eval_steps=2)
+    real, played = recorder(), recorder()
+    trained(tmp_path, real[0], save_steps=2, eval_steps=2)
+    stage = Stage(played[0], tmp_path, step=2)
+    stage.go_on()
+    for _ in range(2):
+        if stage.train_step():
+            stage.saved()
+    stage.end_task()
+    stage.complete()
+    assert [name for name, _ in played[1]] == [name for name, _ in real[1]]
+
+
+def test_an_event_that_is_not_marked_is_named():
+    class Unmarked:
+        def logged(self, metrics): ...
+
+    with pytest.raises(AssertionError, match=r"logged of Unmarked is not marked with @luthier.event"):
+        heard(Unmarked())
+
+
+def test_a_callback_that_hears_nothing_is_named():
+    with pytest.raises(AssertionError, match="listens to no event"):
+        heard(object())
+
+
+def test_a_snapshot_sees_what_changes_in_an_object_and_in_its_class():
+    class Counting:
+        counts: list = []
+
+        def __init__(self):
+            self.own = {"a": 1}
+
+        @event
+        def logged(self): ...
+
+    part = Counting()
+    before = snapshot(part)
+    assert differing(before, snapshot(part)) == []
+    part.own["a"] = 2
+    Counting.counts.append(1)
+    assert differing(before, snapshot(part)) == ["counts", "own"]
