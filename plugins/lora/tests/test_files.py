@@ -156,6 +156,12 @@ def test_what_we_do_not_have_is_refused_by_its_name(saved, attached, refused, ch
         assert next(iter(changes)) in str(error)
 
 
+def test_fields_left_out_have_pefts_defaults(saved):
+    config = {"peft_type": "LORA", "target_modules": ["q_proj"], "use_dora": True}
+    (saved / CONFIG).write_text(json.dumps(config))
+    assert options_of(saved) == Dora(r=8, lora_alpha=8, lora_dropout=0.0, target_modules=["q_proj"])
+
+
 def test_layers_to_transform_is_no_option_of_ours(saved, refused):
     edit(saved / CONFIG, layers_to_transform=[0])
     assert "layers_to_transform" in str(refused(options_of, saved))

@@ -124,6 +124,11 @@ def test_weight_shared_by_two_layers_is_not_merged(context, refused):
     assert "shares this weight" in str(error)
 
 
+def test_tied_head_updated_as_a_parameter_is_not_merged_into_the_embedding(attached, context, refused):
+    _, adapter = attached(Lora(lora_dropout=0.0, target_modules=[], target_parameters=["lm_head.weight"]), "gemma2")
+    assert refused(adapter.merge, context()).code == "artifact-unmergeable"
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("cls", [Lora, Dora])
 def test_merged_quantized_layers_become_those_of_plain_transformers(context, logits, tmp_path, architecture, cls):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from luthier_lora.experts import ParameterWrapper
-from luthier_lora.layers import features
+from luthier_lora.layers import Factor, features
 from luthier_lora.targets import Targets, is_sparse
 from luthier_lora.wrappers import LoraLayer
 
@@ -23,7 +23,7 @@ def coverage(model: Any, targets: Targets) -> dict[str, Any]:
     seen: set[int] = set()
     for path, module in model.named_modules():
         name = path.replace(".base_layer", "")
-        if isinstance(module, (LoraLayer, ParameterWrapper)) or ".lora_" in path:
+        if isinstance(module, (LoraLayer, ParameterWrapper, Factor)):
             continue
         for weight, size in _weights(module, seen):
             reached = name in matched or f"{name}.{weight}" in matched

@@ -32,9 +32,9 @@ NEUTRAL: Final = {
         "task_type",
     ),
     *("exclude_modules", "layers_pattern", "layers_to_transform", "target_modules", "target_parameters"),
-    *("fan_in_fan_out", "lora_dropout", "megatron_core", "qalora_group_size", "runtime_config"),
+    *("eva_config", "fan_in_fan_out", "lora_dropout", "megatron_core", "qalora_group_size", "runtime_config"),
 }
-OURS: Final = ("r", "lora_alpha", "use_rslora", "use_dora")
+OURS: Final = {"r": 8, "lora_alpha": 8, "use_rslora": False, "use_dora": False}  # with PEFT's defaults
 RANDOM: Final = (True, False, "gaussian", "eva", "orthogonal")  # beginnings that leave the base as it was
 FITS: Final = "Use the base model and the options that it was trained with."
 
@@ -87,11 +87,10 @@ def load(folder: Path, options: Lora | Dora, state: Mapping[str, Tensor]) -> Non
     """Read a folder of ours or PEFT's into `state`. `artifact-not-found`, or `artifact-mismatch` where it is damaged,
     uses what we do not have, or was trained with other options or another model; then nothing is changed."""
     config = read_config(folder)
-    given = {name: config.get(name, False) for name in OURS}
     mine = {"r": options.r, "lora_alpha": options.lora_alpha, "use_rslora": options.use_rslora}
     for name, value in {**mine, "use_dora": isinstance(options, Dora)}.items():
-        if given[name] != value:
-            problem = f"the adapter has {name} {given[name]!r}, the options {value!r}"
+        if config[name] != value:
+            problem = f"the adapter has {name} {config[name]!r}, the options {value!r}"
             raise _misfit(folder / CONFIG, problem)
     fill(state, _tensors(folder), str(folder / WEIGHTS), "artifact-mismatch")
 
@@ -111,7 +110,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     for name, value in config.items():
         if _changes_meaning(name, value):
             raise _misfit(path, f"it uses {name}: {value!r}", "Use the adapter peft.lora for it.")
-    return config
+    return {**OURS, "lora_dropout": 0.0, **config}
 
 
 def read_options(folder: Path) -> Lora | Dora:

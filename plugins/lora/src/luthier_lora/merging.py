@@ -58,7 +58,8 @@ class _Plain:
         if not wrapper.folded().to(dtype).isfinite().all():
             problem = f"the merged weight has NaN or leaves the range of {dtype}"
             raise _unmergeable(name, problem, "Load the base in bfloat16 or float32, or check its checkpoint.")
-        if self._is_shared(held) and wrapper is not self.model.get_output_embeddings():
+        is_head = isinstance(wrapper, LoraLayer) and wrapper is self.model.get_output_embeddings()
+        if self._is_shared(held) and not is_head:
             problem = "another module shares this weight, so that merging would change that module too"
             raise _unmergeable(name, problem, "Save the adapter itself, or leave this layer out of its targets.")
 
