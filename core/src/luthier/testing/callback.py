@@ -17,6 +17,7 @@ from luthier.testing.events import TOTAL, Stage, differing, heard, play, played,
 from luthier.testing.strategies import bases_of, options_of
 
 FEW: Final = 5
+PLANS: Final = st.fixed_dictionaries({due: st.booleans() for due in ("log", "evaluate", "save")})  # of one step
 ROWS: Final = [{"prompt": f"{i} plus {j} is", "completion": str(i + j)} for i in range(3) for j in range(3)]
 
 
@@ -71,9 +72,7 @@ def _machine(subject: Subject) -> type[RuleBasedStateMachine]:
             self.phase = "training"
 
         @precondition(lambda self: self.phase == "training" and not self.ending)
-        @rule(
-            plans=st.lists(st.builds(dict, log=st.booleans(), evaluate=st.booleans(), save=st.booleans()), min_size=1)
-        )
+        @rule(plans=st.lists(PLANS, min_size=1))
         def take_steps(self, plans: list[dict[str, bool]]) -> None:
             for plan in plans:
                 if not self.ending and self.stage.train_step(**plan):

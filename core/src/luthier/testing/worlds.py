@@ -89,7 +89,10 @@ def tiny_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
 
 def save_tiny_model(folder: Path, architecture: str = "llama", seed: int = 0, **changes: Any) -> Path:
     """A model folder with its tokenizer, as `from_pretrained` reads it."""
-    tiny_model(architecture, seed, **changes).save_pretrained(folder)
+    from luthier.engine.load import quiet
+
+    with quiet():
+        tiny_model(architecture, seed, **changes).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 
