@@ -10,7 +10,7 @@ from luthier.data.rows import Row, row_of, unreadable
 from luthier.errors import LuthierError
 from luthier.recipe.tree import Source
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 
 def read_hub(source: Source) -> Iterator[Row]:

@@ -55,7 +55,10 @@ def _rendered(form: Conversation, template: ChatTemplate, everything: bool) -> l
     kept = [turn for turn in turns if whole.startswith(turn.text)]
     groups = [(whole, kept)] if everything or len(kept) == len(turns) else [(turn.text, [turn]) for turn in turns]
     inside = ("special_tokens",) * any(template.has_special(message["content"]) for message in messages)
-    return [_joined(text, group, template, everything, form.where, inside) for text, group in groups]
+    made = [
+        Rendered(text=text, spans=(), everything=everything, where=form.where, remarks=inside) for text, _ in groups
+    ]
+    return [_with_spans(one, group, template) for one, (_, group) in zip(made, groups, strict=True)]
 
 
 def _says(message: dict[str, Any]) -> bool:
@@ -138,13 +141,10 @@ def _end(text: str, start: int, limit: int, message: dict[str, Any], template: C
     return end, end
 
 
-def _joined(
-    text: str, turns: list[Turn], template: ChatTemplate, everything: bool, where: str, remarks: tuple[str, ...]
-) -> Rendered:
-    """One text with the turns' spans, the stop tokens put in."""
+def _with_spans(made: Rendered, turns: list[Turn], template: ChatTemplate) -> Rendered:
+    """The text with the turns' spans, stop tokens put in where the template writes none."""
     stop = template.tokenizer.eos_token or template.stop
-    spans: list[Span] = []
-    shift = 0
+    text, spans, shift = made.text, [], 0
     for turn in turns:
         moved = [(start + shift, end + shift) for start, end in turn.spans]
         if turn.insert is not None:
@@ -153,8 +153,8 @@ def _joined(
             shift += len(stop)
             moved[-1] = (moved[-1][0], moved[-1][1] + len(stop))
         spans += moved
-    remarks += ("think_removed",) * any(turn.thoughtless for turn in turns)
-    return Rendered(text=text, spans=tuple(spans), everything=everything, where=where, remarks=remarks)
+    removed = ("think_removed",) * any(turn.thoughtless for turn in turns)
+    return attrs.evolve(made, text=text, spans=tuple(spans), remarks=made.remarks + removed)
 
 
 def _unprovable(problem: str, found: str) -> LuthierError:

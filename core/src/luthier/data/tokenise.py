@@ -10,6 +10,7 @@ import numpy as np
 
 from luthier.data.examples import IGNORED, TokenExample
 from luthier.data.forms import Completion, Document
+from luthier.data.rows import broken
 from luthier.data.spans import Rendered, Span
 from luthier.errors import LuthierError
 
@@ -60,6 +61,8 @@ class Encoder:
 
     def encode(self, texts: Sequence[Rendered]) -> list[TokenExample]:
         """A token example of each text, in order; `template-unprovable` where a span does not decode to its text."""
+        for text in texts:
+            _check_text(text)
         if not texts:
             return []
         found = self._whole(texts)
@@ -161,6 +164,15 @@ class Encoder:
             )
         extra = max(leading - 1, 0)
         return ids[extra:], labels[extra:]
+
+
+def _check_text(text: Rendered) -> None:
+    """Python strings may hold halves of surrogate pairs, which no tokenizer takes."""
+    try:
+        text.text.encode()
+    except UnicodeEncodeError as error:
+        problem = "the text holds half of a surrogate pair"
+        raise broken(problem, text.text[error.start - 10 : error.end + 10], text.where) from None
 
 
 def _token_spans(encoded: Any, row: int, spans: Sequence[Span]) -> list[Span] | None:
