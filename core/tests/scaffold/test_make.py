@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError, scaffold
 from luthier.plugins import catalogue
+from luthier.plugins.registry import installed
 from luthier.scaffold import make, render
 
 KINDS = ("adapter", "loss", "optimizer", "quantizer", "callback")
@@ -137,9 +138,18 @@ def test_a_name_whose_class_means_something_else_is_refused(tmp_path, name):
     assert caught.value.code == "plugin-name"
 
 
-def test_the_name_of_an_installed_part_is_refused_with_its_owner(tmp_path):
-    with pytest.raises(LuthierError, match="a part of luthier already"):
+def test_the_name_of_a_part_that_is_there_is_refused_with_its_owner(tmp_path):
+    with pytest.raises(LuthierError, match="luthier has loss 'sft' already"):
         make("sft", "loss", tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_name_of_an_installed_distribution_is_refused_for_every_kind(tmp_path, kind):
+    taken = [o.source.distribution for o in installed().offers() if o.source.distribution.startswith("luthier-")]
+    for distribution in taken:
+        with pytest.raises(LuthierError, match=f"a distribution {distribution} is there already"):
+            make(distribution.removeprefix("luthier-"), kind, tmp_path)
+    assert taken and not list(tmp_path.iterdir())
 
 
 def test_no_name_of_a_first_party_part_or_distribution_is_given_away(tmp_path):

@@ -86,7 +86,7 @@ def _within(entry: str, names: list[str]) -> set[str]:
     if not found:
         near = difflib.get_close_matches(entry, {part for name in names for part in (name, *name.split("."))} - {""})
         remedy = f"Near misses: {', '.join(near)}." if near else "Print the model to see the names of its modules."
-        raise LuthierError("model-target", f"skip_modules: {entry!r} names no module", remedy=remedy)
+        raise LuthierError("model-target", f"{entry!r} names no module", where="int8.skip_modules", remedy=remedy)
     return found
 
 

@@ -105,20 +105,18 @@ def _check_name(name: str, kind: str) -> None:
         problem = f"its options class would be called {_class_name(name)}, which means something else already"
         raise LuthierError("plugin-name", problem, found=name, remedy="Choose another name.")
     owner = _owner(name, kind)
+    if owner == f"{PREFIX}{name}":
+        raise LuthierError("plugin-name", f"a distribution {owner} is there already", remedy="Choose another name.")
     if owner:
-        problem = f"{kind} {name!r} is a part of {owner} already"
-        raise LuthierError("plugin-name", problem, remedy="Choose another name.")
+        raise LuthierError("plugin-name", f"{owner} has {kind} {name!r} already", remedy="Choose another name.")
 
 
 def _owner(name: str, kind: str) -> str | None:
-    """The other distribution that offers this part, or that has this distribution's name."""
-    first_party = catalogue.distribution(kind, name)
-    if first_party:
-        return first_party
-    if any(f"{PREFIX}{name}" in parts.values() for parts in catalogue.catalogue().values()):
-        return f"{PREFIX}{name}"
-    owners = [offer.source.distribution for offer in installed().offers(kind) if offer.record.name == name]
-    return next((owner for owner in owners if owner != f"{PREFIX}{name}"), None)
+    """Who has this part, or the distribution's name, of what is installed and of the catalogue."""
+    taken = [(o.record.kind, o.record.name, o.source.distribution) for o in installed().offers()]
+    taken += [(of, part, owner) for of, parts in catalogue.catalogue().items() for part, owner in parts.items()]
+    owners = [owner for of, part, owner in taken if (of, part) == (kind, name) or owner == f"{PREFIX}{name}"]
+    return owners[0] if owners else None
 
 
 def _suggestion(name: str) -> str:
