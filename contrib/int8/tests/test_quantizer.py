@@ -1,10 +1,12 @@
 """The quantizer on whole models: what it takes, what it leaves, and what it refuses."""
 
 import copy
+import json
 
 import pytest
 import torch
-from luthier import LuthierError
+from luthier import LuthierError, Multipliers, Progress
+from luthier.logs import run_log
 from luthier.testing.worlds import tiny_model
 from luthier_int8 import Int8
 from luthier_int8.layer import Int8Linear
@@ -165,9 +167,15 @@ def test_gradients_pass_through_the_whole_model_to_its_embeddings():
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_it_asks_nothing_of_the_loader_and_of_the_schedule():
-    from luthier import Multipliers, Progress
+def test_the_log_says_how_much_is_left_exact(tmp_path):
+    with run_log("run", tmp_path / "log.jsonl"):
+        model, _ = quantized("mixtral")
+    (line,) = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    assert (line["event"], line["layers"]) == ("quantized to int8", 8)
+    assert line["left_exact"] == sum(p.numel() for p in model.parameters()) > line["weights"] == 2 * 3072
 
+
+def test_it_asks_nothing_of_the_loader_and_of_the_schedule():
     part = Int8Quantizer(Int8())
     assert part.load_arguments() == {}
     assert part.progressed(Progress(step=1, total_steps=2, epoch=0.5)) == Multipliers()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from luthier import LuthierError, Multipliers, Progress
+from luthier import LuthierError, Multipliers, Progress, get_logger
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -16,6 +16,7 @@ from luthier_int8 import Int8, files
 from luthier_int8.layer import Int8Linear
 
 DENSE = (nn.Linear, Conv1D)  # exact types: a subclass may compute something else
+log = get_logger()
 
 
 class Int8Quantizer:
@@ -45,6 +46,8 @@ class Int8Quantizer:
                 made[id(layer)] = Int8Linear.of(layer, self.options.group_size)
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, made[id(layer)])
+        exact = sum(parameter.numel() for parameter in model.parameters())
+        log.info("quantized to int8", layers=len(made), weights=_weights(model), left_exact=exact)
         return model
 
     def dequantize(self, layer: nn.Module) -> Tensor | None:
@@ -88,6 +91,11 @@ def _within(entry: str, names: list[str]) -> set[str]:
         remedy = f"Near misses: {', '.join(near)}." if near else "Print the model to see the names of its modules."
         raise LuthierError("model-target", f"{entry!r} names no module", where="int8.skip_modules", remedy=remedy)
     return found
+
+
+def _weights(model: nn.Module) -> int:
+    """How many weights of a model are int8."""
+    return sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, Int8Linear))
 
 
 def _check_finite(name: str, layer: Any) -> None:
