@@ -2,7 +2,7 @@
 
     run_started(run)                                  a new run; or, instead of it,
     resumed(run, step)                                a run that goes on from a checkpoint
-    task_started(run, task)                           task 0 of a plain run
+    task_started(run, task)                           task 0 of a plain run; not again when it is resumed
     for each optimizer step:
         step_started(run, step)
         (forward, backward, clip, optimizer step)

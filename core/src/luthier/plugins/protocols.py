@@ -212,10 +212,8 @@ class Callback(Protocol):
 
 
 MEMBERS: dict[str, tuple[str, ...]] = {
-    "adapter": (
-        "attach groups prepare disabled gradients_ready stepped penalty state load_state save load merge "
-        "begin_task end_task"
-    ).split(),  # type: ignore[dict-item]
+    "adapter": ("attach", "groups", "prepare", "disabled", "gradients_ready", "stepped", "penalty", "state",
+                "load_state", "save", "load", "merge", "begin_task", "end_task"),
     "loss": ("data", "terms", "__call__"),
     "optimizer": ("build", "evaluating"),
     "quantizer": ("load_arguments", "apply", "dequantize", "requantize", "export", "progressed"),

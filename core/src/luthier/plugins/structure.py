@@ -96,18 +96,12 @@ def _primitive(value: Any, kind: type) -> Any:
     if kind is float:
         if isinstance(value, str) and NUMBER.fullmatch(value):
             value = float(value)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value):
-            return _as_float(value)
+        with contextlib.suppress(OverflowError):  # an int beyond every float
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value):
+                return float(value)
     elif type(value) is kind:
         return value
     raise wrong(value, "none" if kind is type(None) else kind.__name__)
-
-
-def _as_float(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        raise wrong(value, "float") from None
 
 
 def _is_any(hint: Any) -> bool:

@@ -157,7 +157,7 @@ def _switch(alias: str, true: dict[str, Any], false: dict[str, Any] | None = Non
 
 def _bits(value: Any) -> dict[str, Any]:
     names = {4: "nf4", 8: "int8"}
-    if value not in names:
+    if type(value) is not int or value not in names:
         raise LuthierError("recipe-out-of-range", "expected 4 or 8", where="quantization_bit", found=value)
     return {"quantizer": names[value]}
 
@@ -187,10 +187,7 @@ READINGS: Final[dict[str, Callable[[Any], dict[str, Any]]]] = {
         name: _switch(name, ASSISTANT, ALL)
         for name in ("train_on_responses", "train_on_responses_only", "assistant_only_loss", "completion_only_loss")
     },
-    **{
-        name: lambda value: {"model.dtype": DTYPES.get(value, value)}
-        for name in ("dtype", "torch_dtype", "train_dtype")
-    },
+    **dict.fromkeys(("dtype", "torch_dtype", "train_dtype"), _dtype),
     "warmup": _warmup,
     **{name: lambda value, key=f"beta{index + 1}": {f"optimizer.{key}": value} for name, index in BETAS.items()},
 }
@@ -222,7 +219,10 @@ def joined_betas(tree: dict[str, Any], plugins: Plugins) -> None:
     apart = {"beta1", "beta2"} & set(optimizer) if isinstance(optimizer, dict) else set()
     if not apart:
         return
-    fields = attrs.fields_dict(plugins.options(plugins.get("optimizer", optimizer["name"])))
+    try:
+        fields = attrs.fields_dict(plugins.options(plugins.get("optimizer", str(optimizer.get("name")))))
+    except LuthierError:
+        return  # an unknown optimizer is said where parts are found
     if apart <= set(fields) or "betas" not in fields:
         return
     default = fields["betas"].default

@@ -55,6 +55,7 @@ class Draft:
     tree: dict[str, Any] = attrs.field(factory=dict)
     origins: dict[Steps, Entry] = attrs.field(factory=dict)
     notes: list[str] = attrs.field(factory=list)
+    home: Layer | None = None  # the first layer: where what is missing should be written
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Merge the canonical entries of one layer over what is there; those of shorter paths come first."""
@@ -82,7 +83,10 @@ class Draft:
     def placed(self, error: LuthierError) -> LuthierError:
         """The error with the file and line, the flag or the variable that wrote its option in front."""
         path = (error.where or "").split(":")[0]
-        label = self.label(tuple(path.split("."))).removesuffix(": ")
+        steps = tuple(path.split("."))
+        if steps[0] not in attrs.fields_dict(Recipe) and steps[:1] not in self.origins:
+            return error  # it names a flag or a file itself
+        label = self.label(steps).removesuffix(": ") or (self.home.label(steps) if self.home else "")
         if label.lstrip("-").replace("-", "_") == path:
             return LuthierError(error.code, error.problem, where=label, found=error.found, remedy=error.remedy)
         return error.at(label) if label else error
@@ -90,7 +94,7 @@ class Draft:
     def _put(self, entry: Entry) -> None:
         *above, last = entry.steps
         node = self._descend(entry, above)
-        key: Any = _index(node, last, entry.steps) if isinstance(node, list) else last
+        key: Any = _index(node, last, entry) if isinstance(node, list) else last
         known = node[key] if isinstance(node, list) else node.get(key)
         found = self.origin(entry.steps)
         if known is not None and found and found[0] is entry.layer:
@@ -110,7 +114,7 @@ class Draft:
         node: Any = self.tree
         for depth, step in enumerate(above):
             here = tuple(above[: depth + 1])
-            key: Any = _index(node, step, here) if isinstance(node, list) else step
+            key: Any = _index(node, step, entry) if isinstance(node, list) else step
             known = node[key] if isinstance(node, list) else node.get(key)
             node[key] = _opened(known, here, entry)
             node = node[key]
@@ -159,10 +163,10 @@ def _opened(known: Any, here: Steps, entry: Entry) -> Any:
     raise LuthierError("recipe-wrong-type", problem, where=entry.label, found=known, remedy=remedy)
 
 
-def _index(node: list[Any], step: str, here: Steps) -> int:
+def _index(node: list[Any], step: str, entry: Entry) -> int:
     if not step.isdecimal() or int(step) >= len(node):
-        problem = f"no such item; there are {len(node)}, counted from 0"
-        raise LuthierError("recipe-out-of-range", problem, where=".".join(here), found=step)
+        problem = f"there are {len(node)} items, counted from 0"
+        raise LuthierError("recipe-out-of-range", problem, where=entry.label, found=step)
     return int(step)
 
 

@@ -18,13 +18,16 @@ TOML_TABLE: Final = re.compile(r"""\s*(\[\[?)\s*([\w.\-"' ]+?)\s*\]\]?\s*(#.*)?"
 TOML_PLACE: Final = re.compile(r"\(at (?:line (\d+), column \d+|end of document)\)")
 
 
+def find_file(path: Path) -> Path:
+    """The recipe file that a path means: itself, or the resolved recipe in a run's folder."""
+    return path / "recipe.yaml" if (path / "recipe.yaml").is_file() else path
+
+
 def read_file(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     """A file's mapping, and `file:line` for each path in it.
 
     Raises `recipe-not-found`, or `recipe-syntax` where the file is no text, no YAML, TOML or JSON, or no mapping.
     """
-    if (path / "recipe.yaml").is_file():  # a run's folder
-        path = path / "recipe.yaml"
     if not path.exists():
         raise _not_found(path)
     reader = READERS.get(path.suffix.lower())

@@ -55,14 +55,15 @@ def read(
     `overrides` maps dotted paths to values, or lists texts `a.b=c` and what `parse_flags` gives; relative paths in
     it, and in the environment, are relative to the working directory. `environ` None: the process's own.
     """
-    from luthier.recipe.files import read_file
+    from luthier.recipe.files import find_file, read_file
     from luthier.recipe.overrides import from_environment
 
     variables = os.environ if environ is None else environ
     draft, here = Draft(), Path.cwd()
     if path is not None:
-        tree, labels = read_file(Path(path))
-        _lay(draft, Layer(labels=labels, base=Path(path).absolute().parent), tree, variables)
+        file = find_file(Path(path))
+        tree, labels = read_file(file)
+        _lay(draft, Layer(labels=labels, base=file.absolute().parent), tree, variables)
     for group in (from_environment(variables), _overrides(overrides)):
         layer = Layer(labels={o.steps: o.label for o in group}, base=here)
         _lay(draft, layer, ((o.steps, o.value) for o in group), variables)
@@ -79,10 +80,15 @@ def _overrides(given: Mapping[str, Any] | Iterable[Override | str]) -> list[Over
 
 def _lay(draft: Draft, layer: Layer, items: Any, environ: Mapping[str, str]) -> None:
     """Merge one layer: a mapping, or pairs of steps and value."""
+    draft.home = draft.home or layer
     pairs = [((), items)] if isinstance(items, Mapping) else list(items)
-    entries = [Entry(steps=s, origin=s, layer=layer, value=_expanded(v, s, layer, environ)) for s, v in pairs]
+    given = [Entry(steps=s, origin=s, layer=layer, value=_expanded(v, s, layer, environ)) for s, v in pairs]
     try:
-        draft.add([found for entry in entries for found in _canonical(entry, draft.notes)])
+        entries = [found for entry in given for found in _canonical(entry, draft.notes)]
+    except LuthierError as error:
+        raise _labelled(error, layer) from None
+    try:
+        draft.add(entries)
     except LuthierError as error:
         raise draft.placed(error) from None
 
@@ -91,9 +97,13 @@ def _expanded(value: Any, steps: tuple[str, ...], layer: Layer, environ: Mapping
     try:
         return expand(value, environ)
     except LuthierError as error:
-        found = within(error, ".".join(steps))
-        label = layer.label(tuple((found.where or "").split(".")))
-        raise (found.at(label) if label else found) from None
+        raise _labelled(within(error, ".".join(steps)), layer) from None
+
+
+def _labelled(error: LuthierError, layer: Layer) -> LuthierError:
+    """The error of a path as it was written in a layer, with its line, flag or variable in front."""
+    label = layer.label(tuple((error.where or "").split(".")))
+    return error.at(label) if label else error
 
 
 def _canonical(entry: Entry, notes: list[str]) -> Iterator[Entry]:

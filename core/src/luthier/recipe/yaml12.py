@@ -56,8 +56,8 @@ def load(text: str, name: str) -> tuple[Any, dict[tuple[str, ...], int]]:
         return (None if node is None else reader.read(node, ())), reader.lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        problem = ", ".join(p for p in (error.context, error.problem) if p)
-        raise _syntax(name, problem, mark.line + 1 if mark else 1) from None
+        line = min(mark.line if mark else 0, text.count("\n", 0, len(text) - 1)) + 1  # the end is no line of its own
+        raise _syntax(name, _problem(error), line) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise _syntax(name, f"the character {error.character!r} is not allowed", line) from None
@@ -69,6 +69,13 @@ def dump(value: Any) -> str:
     """Plain data as YAML that `load` reads back equal, in the order of its keys."""
     text: str = yaml.dump(value, Dumper=Dumper, sort_keys=False, default_flow_style=False, width=120)
     return text
+
+
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    if not error.context:
+        return str(error.problem)
+    place = f" (line {error.context_mark.line + 1})" if error.context_mark else ""
+    return f"{error.context}{place}, {error.problem}"
 
 
 def _syntax(name: str, problem: str, line: int) -> LuthierError:
