@@ -14,6 +14,7 @@ from luthier.artifacts.folders import written
 from luthier.artifacts.verify import check_adapter, check_model
 from luthier.engine.attention import NAME, ordinary
 from luthier.engine.contexts import context_for
+from luthier.engine.load import quiet
 from luthier.errors import LuthierError
 
 
@@ -26,10 +27,13 @@ def save_adapter(model: Any, tokenizer: Any, adapter: Any, folder: Path, note: d
     """What `adapter.save` writes, with the tokenizer, checked by reading it back."""
 
     def write(aside: Path) -> None:
-        with _portable(model, tokenizer):
+        with _portable(model, tokenizer), quiet():
             adapter.save(aside)
         tokenizer.save_pretrained(aside)
-        check_adapter(model, adapter, aside)
+        if artifact_name(adapter) == "model":
+            check_model(model, aside)
+        else:
+            check_adapter(model, adapter, aside)
 
     return written(folder, write, note)
 
@@ -39,7 +43,7 @@ def save_merged(model: Any, tokenizer: Any, adapter: Any, quantizer: Any, folder
 
     def write(aside: Path) -> None:
         merged = merged_copy(model, adapter, quantizer)
-        with _portable(merged, tokenizer):
+        with _portable(merged, tokenizer), quiet():
             merged.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         check_model(model, aside)

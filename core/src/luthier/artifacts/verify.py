@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from luthier.engine.attention import generating
-from luthier.engine.load import quiet
+from luthier.engine.load import read_model
 from luthier.errors import LuthierError
 
 LENGTH = 16
@@ -24,11 +24,7 @@ def check_adapter(model: Any, adapter: Any, folder: Path) -> None:
 
 def check_model(model: Any, folder: Path) -> None:
     """A fresh model of plain transformers, loaded from the folder, has the live model's logits."""
-    import transformers
-
-    with quiet():
-        fresh = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype).to(model.device)
-    _compare(_logits(model), _logits(fresh), folder)
+    _compare(_logits(model), _logits(read_model(folder, model.dtype).to(model.device)), folder)
 
 
 def _logits(model: Any) -> Tensor:

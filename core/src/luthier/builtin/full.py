@@ -54,24 +54,16 @@ class FullTuning:
         parameters = dict(self.model.named_parameters())
         if parameters.keys() != state.keys():
             differ = sorted(parameters.keys() ^ state.keys())[:3]
-            raise LuthierError("checkpoint-corrupt", f"the checkpoint is of another model; differing: {differ}")
+            raise LuthierError("checkpoint-corrupt", f"these weights are of another model; differing: {differ}")
         _copy(parameters, state)
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
 
     def load(self, folder: Path) -> None:
-        from safetensors.torch import load_file
+        from luthier.engine.load import read_model
 
-        held: dict[str, Tensor] = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            held.update(load_file(file))
-        if not held:
-            raise LuthierError("artifact-not-found", "no safetensors file here", where=str(folder))
-        missing, unexpected = self.model.load_state_dict(held, strict=False)
-        untied = [m for m in missing if m not in (self.model._tied_weights_keys or ())]
-        if untied or unexpected:
-            raise LuthierError("artifact-mismatch", f"missing {untied[:3]}, unexpected {list(unexpected)[:3]}")
+        self.load_state(dict(read_model(folder, self.model.dtype).named_parameters()))
 
     def merge(self, context: Context) -> Any:
         return self.model

@@ -76,6 +76,8 @@ def checked_rows() -> list[Row]:
 def _row(offer: Offer) -> Row:
     record, source = offer.record, offer.source
     state, reason = "ok", None
+    if "packing" in record.conflicts:  # the one tag that every run gives unless it is told not to
+        state, reason = "unsupported", "packing; it is refused unless the recipe says packing: false"
     if offer.rivals:
         state, reason = "conflict", f"also offered by {', '.join(str(rival) for rival in offer.rivals)}"
     return Row(

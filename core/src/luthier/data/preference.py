@@ -55,18 +55,29 @@ def _as_messages(
     prompt: Messages | str | None, chosen: Messages | str, rejected: Messages | str
 ) -> tuple[Messages, Messages, Messages]:
     better, worse = as_messages(chosen, "chosen", "assistant"), as_messages(rejected, "rejected", "assistant")
-    shared = _shared(better, worse)
-    given = [] if prompt is None else as_messages(prompt, "prompt", "user")
-    if given and given[-1]["role"] == "assistant" and not given[-1]["content"]:
-        given = given[:-1]  # a transcript's prompt ends with "Assistant:"
-    if given and better[: len(given)] != given:
-        shared, before = 0, given
+    if prompt is None:
+        shared = _shared(better, worse)
+        before, better, worse = better[:shared], better[shared:], worse[shared:]
     else:
-        before = better[:shared]
-    for place, answer in (("chosen", better[shared:]), ("rejected", worse[shared:])):
-        if answer[-1]["role"] != "assistant":
-            raise broken("the last message must be the assistant's", answer[-1]["role"], place)
-    return before, better[shared:], worse[shared:]
+        before = as_messages(prompt, "prompt", "user")
+        if before[-1]["role"] == "assistant" and not before[-1]["content"]:
+            before = before[:-1]  # a transcript's prompt ends with "Assistant:"
+        better, worse = _after(better, before, "chosen"), _after(worse, before, "rejected")
+    for place, answer in (("chosen", better), ("rejected", worse)):
+        if not answer or answer[-1]["role"] != "assistant":
+            raise broken("the last message must be the assistant's", answer[-1:], place)
+        if answer[0]["role"] != "assistant":
+            raise broken("chosen and rejected do not answer one prompt", answer[0], place)
+    return before, better, worse
+
+
+def _after(answer: Messages, prompt: Messages, place: str) -> Messages:
+    """The answer without the prompt that it may repeat."""
+    if answer[: len(prompt)] == prompt:
+        return answer[len(prompt) :]
+    if answer[0]["role"] != "assistant":
+        raise broken(f"{place} begins with other messages than the prompt's", answer[0], place)
+    return answer
 
 
 def _shared(better: Messages, worse: Messages) -> int:

@@ -28,16 +28,27 @@ class Meter:
         for name, weight in terms.items():
             self.weights[name] += weight
         for name, (total, count) in output.metrics.items():
-            self.metrics[name][0] += float(total)
-            self.metrics[name][1] += float(count)
+            self.metrics[name][0] += _number(total)
+            self.metrics[name][1] += _number(count)
 
     @property
     def loss(self) -> float:
         """The objective: each term's sum over its weight."""
         return sum(value / self.weights[name] for name, value in self.sums.items() if self.weights[name])
 
+    def pairs(self) -> dict[str, tuple[float, float]]:
+        """Each metric's (sum, count)."""
+        return {name: (total, count) for name, (total, count) in self.metrics.items()}
+
     def read(self) -> dict[str, float]:
-        return {name: total / count for name, (total, count) in self.metrics.items() if count}
+        return divided([self.pairs()])
+
+
+def divided(parts: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
+    """Metrics over several steps or batches: sums added, counts added, then divided."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    sums = {n: [sum(part[n][i] for part in parts if n in part) for i in (0, 1)] for n in names}
+    return {name: total / count for name, (total, count) in sums.items() if count}
 
 
 def evaluate(setup: Setup, dataset: TokenDataset | None = None) -> dict[str, float]:
@@ -63,6 +74,10 @@ def evaluate(setup: Setup, dataset: TokenDataset | None = None) -> dict[str, flo
         setup.model.train(training)
     found = {"eval_loss": meter.loss, **{f"eval_{name}": value for name, value in meter.read().items()}}
     return {**found, "eval_perplexity": math.exp(min(found["eval_loss"], 700.0))}
+
+
+def _number(value: Any) -> float:
+    return float(value.detach()) if isinstance(value, torch.Tensor) else float(value)
 
 
 def couples(loss: Any) -> bool:

@@ -56,6 +56,17 @@ def model_of(spec: Model, device: torch.device, arguments: dict[str, Any]) -> An
     return model.to(device)
 
 
+def read_model(folder: Path, dtype: torch.dtype) -> Any:
+    """The causal LM of a folder, on the CPU; the folder's own errors are `artifact-not-found`."""
+    import transformers
+
+    with quiet():
+        try:
+            return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise LuthierError("artifact-not-found", _first_line(error), where=str(folder)) from error
+
+
 def location(name: str, file: str = "config.json") -> str:
     """What transformers is asked for: a folder that exists, or a hub name; a path that is neither is refused here."""
     if name == "demo":

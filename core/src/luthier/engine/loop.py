@@ -12,7 +12,7 @@ import pluggy
 import torch
 
 from luthier.engine import checkpoint
-from luthier.engine.evaluate import evaluate
+from luthier.engine.evaluate import divided, evaluate
 from luthier.engine.run import ActiveRun, Interrupted
 from luthier.engine.setup import Setup
 from luthier.engine.state import optimizer_state, restore_optimizer
@@ -47,8 +47,9 @@ class Loop:
 
     def train(self) -> Tally:
         setup, run = self.setup, self.run
-        setup.adapter.begin_task(0)
-        self.hooks.task_started(run=run, task=0)
+        if self.tally.step == 0:
+            setup.adapter.begin_task(0)
+            self.hooks.task_started(run=run, task=0)
         if self.tally.step == 0 and setup.recipe.eval_on_start:
             self._evaluate()
         for index, rows in setup.order.steps(run.total_steps, first=self.tally.step):
@@ -148,7 +149,7 @@ class Loop:
         }
         if len(updates) == 1:
             numbers["loss"] = updates[0].loss
-        return {**numbers, **updates[-1].metrics, **self.setup.numbers}
+        return {**numbers, **divided([u.metrics for u in updates]), **self.setup.numbers}
 
     def _end_epoch(self) -> None:
         epoch, place = divmod(self.run.step, self.setup.order.steps_per_epoch)

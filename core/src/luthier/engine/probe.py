@@ -64,7 +64,8 @@ def _own(model: Any, batch: Batch) -> Tensor:
 
 def _plain(model: Any, batch: Batch) -> Tensor:
     mask = torch.ones_like(batch.input_ids)[None]
-    logits = model(input_ids=batch.input_ids[None], attention_mask=mask, use_cache=False).logits[0].float()
+    logits = model(input_ids=batch.input_ids[None], attention_mask=mask, use_cache=False).logits[0]
+    logits = logits.to(torch.promote_types(torch.float32, logits.dtype))
     found = logits[:-1].log_softmax(-1).gather(-1, batch.input_ids[1:, None]).squeeze(-1)
     return torch.cat([found.new_zeros(1), found])
 

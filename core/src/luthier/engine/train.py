@@ -64,7 +64,7 @@ def find_place(recipe: Recipe, objects: Objects, *, fresh: bool) -> Place:
     folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
     record = read_record(folder)
     if fresh or (given and record is not None and recipe.output_dir is None):
-        return Place(folder=_beside(folder))
+        return Place(folder=beside(folder))
     if record is None:
         _refuse_strangers(folder)
         return Place(folder=folder)
@@ -84,7 +84,8 @@ def default_folder(recipe: Recipe) -> Path:
     return Path("runs") / (recipe.run_name or f"{model}-{adapter}-{recipe_hash(recipe)[:8]}")
 
 
-def _beside(folder: Path) -> Path:
+def beside(folder: Path) -> Path:
+    """The folder, or the first free name beside it."""
     number, candidate = 2, folder
     while candidate.exists():
         candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1

@@ -29,7 +29,7 @@ class Update:
     supervised_tokens: int
     documents: int
     seconds: float
-    metrics: dict[str, float]
+    metrics: dict[str, tuple[float, float]]  # (sum, count)
 
 
 def update(setup: Setup, index: int, rows: Any) -> Update:
@@ -52,7 +52,7 @@ def update(setup: Setup, index: int, rows: Any) -> Update:
         supervised_tokens=sum(len(b.supervised) for b in batches),
         documents=sum(b.num_documents for b in batches),
         seconds=time.perf_counter() - began,
-        metrics=meter.read(),
+        metrics=meter.pairs(),
     )
 
 

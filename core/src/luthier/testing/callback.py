@@ -31,90 +31,104 @@ def tolerates_every_event_order_the_loop_can_produce(subject: Subject) -> None:
     run_state_machine_as_test(_machine(subject), settings=profile(10, stateful_step_count=15))
 
 
-def _machine(subject: Subject) -> type[RuleBasedStateMachine]:
-    """Processes of one run, one after the other, as `luthier.plugins.events` draws them."""
-    own = subject.own_examples
-    bases = bases_of(subject.options_class, own)
-    drawn = options_of(subject.options_class, own) if subject.vary else st.sampled_from(bases)
+class Processes(RuleBasedStateMachine):
+    """Processes of one run, one after the other, as `luthier.plugins.events` draws them.
 
-    class Processes(RuleBasedStateMachine):
-        """`phase` is ready (nothing fired yet), training, or over; `kept` the newest checkpoint: its step and state."""
+    `phase` is ready (nothing fired yet), training, or over; `kept` the newest checkpoint: its step and state.
+    """
 
-        @initialize(options=drawn)
-        def build(self, options: Any) -> None:
-            self.options, self.kept = options, None
-            self.holder = tempfile.TemporaryDirectory()
-            self.start_process()
+    subject: Subject
+    bases: list[Any]
 
-        def start_process(self, step: int = 0) -> None:
-            try:
-                part = subject.build(self.options)
-            except LuthierError:
-                if self.options in bases:
-                    raise
-                hypothesis.reject()
-            heard(part)
-            self.stage, self.phase = Stage(part, Path(self.holder.name), step), "ready"
+    def open_run(self, options: Any) -> None:
+        self.options = options
+        self.kept: tuple[int, dict[str, Any] | None] | None = None
+        self.holder = tempfile.TemporaryDirectory()
+        self.start_process()
 
-        @precondition(lambda self: self.phase == "ready" and self.kept is None)
-        @rule(evaluate=st.booleans())
-        def begin(self, evaluate: bool) -> None:
-            self.stage.begin(evaluate=evaluate)
-            self.phase = "training"
+    def start_process(self) -> None:
+        try:
+            part = self.subject.build(self.options)
+        except LuthierError:
+            if self.options in self.bases:
+                raise
+            hypothesis.reject()
+        heard(part)
+        step = self.kept[0] if self.kept else 0
+        self.stage, self.phase = Stage(part, Path(self.holder.name), step), "ready"
 
-        @precondition(lambda self: self.phase == "ready" and self.kept is not None)
-        @rule()
-        def resume(self) -> None:
-            state = self.kept[1]
-            if state is not None:
-                self.stage.part.load_state(state)
-            self.stage.go_on()
-            self.phase = "training"
+    @property
+    def ending(self) -> bool:
+        return self.stage.run.step == TOTAL or self.stage.run.stop_reason is not None
 
-        @precondition(lambda self: self.phase == "training" and not self.ending)
-        @rule(plans=st.lists(PLANS, min_size=1))
-        def take_steps(self, plans: list[dict[str, bool]]) -> None:
-            for plan in plans:
-                if not self.ending and self.stage.train_step(**plan):
-                    self.kept = (self.stage.run.step, _state(self.stage.part))
-                    self.stage.saved()
+    def keep(self) -> None:
+        self.kept = (self.stage.run.step, _state(self.stage.part))
+        self.stage.saved()
 
-        @property
-        def ending(self) -> bool:
-            return self.stage.run.step == TOTAL or self.stage.run.stop_reason is not None
+    @precondition(lambda self: self.phase == "ready" and self.kept is None)
+    @rule(evaluate=st.booleans())
+    def begin(self, evaluate: bool) -> None:
+        self.stage.begin(evaluate=evaluate)
+        self.phase = "training"
 
-        @precondition(lambda self: self.phase == "training" and self.ending)
-        @rule()
-        def finish(self) -> None:
-            self.stage.end_task()
-            self.stage.complete()
-            self.phase = "over"
+    @precondition(lambda self: self.phase == "ready" and self.kept is not None)
+    @rule()
+    def resume(self) -> None:
+        if self.kept[1] is not None:
+            self.stage.part.load_state(self.kept[1])
+        self.stage.go_on()
+        self.phase = "training"
 
-        @precondition(lambda self: self.phase != "over")
-        @rule(by=st.sampled_from(("signal", "error", "kill")))
-        def interrupt(self, by: str) -> None:
-            """The process ends, with a checkpoint, an event or neither, perhaps before the first event; the same
-            command goes on."""
-            if by == "error":
-                self.stage.fail()
-            elif by == "signal" and self.phase == "training" and self.stage.run.step > 0:
-                self.kept = (self.stage.run.step, _state(self.stage.part))
-                self.stage.saved()
-                self.stage.interrupt()
-            self.start_process(self.kept[0] if self.kept else 0)
+    @precondition(lambda self: self.phase == "training" and not self.ending)
+    @rule(plans=st.lists(PLANS, min_size=1))
+    def take_steps(self, plans: list[dict[str, bool]]) -> None:
+        for plan in plans:
+            if not self.ending and self.stage.train_step(**plan):
+                self.keep()
 
-        @precondition(lambda self: self.phase == "over")
-        @rule()
-        def start_another_run(self) -> None:
-            """The same process trains again, with a callback of its own."""
+    @precondition(lambda self: self.phase == "training" and self.ending)
+    @rule()
+    def finish(self) -> None:
+        self.stage.end_task()
+        self.stage.complete()
+        self.phase = "over"
+
+    @precondition(lambda self: self.phase != "over")
+    @rule(by=st.sampled_from(("signal", "error", "kill")))
+    def interrupt(self, by: str) -> None:
+        """The process ends, with a checkpoint, an event or neither, perhaps before the first event; the same command
+        goes on."""
+        if by == "error":
+            self.stage.fail()
+        elif by == "signal" and self.phase == "training" and self.stage.run.step > 0:
+            self.keep()
+            self.stage.interrupt()
+        self.start_process()
+
+    @precondition(lambda self: self.phase == "over")
+    @rule()
+    def train_again(self) -> None:
+        """The same process makes another run, with a callback of its own."""
+        self.holder.cleanup()
+        self.open_run(self.options)
+
+    def teardown(self) -> None:
+        if hasattr(self, "holder"):
             self.holder.cleanup()
-            self.build(self.options)
 
-        def teardown(self) -> None:
-            if hasattr(self, "holder"):
-                self.holder.cleanup()
 
-    return Processes
+def _machine(subject: Subject) -> type[Processes]:
+    own = subject.own_examples
+    starts = bases_of(subject.options_class, own)
+    drawn = options_of(subject.options_class, own) if subject.vary else st.sampled_from(starts)
+
+    class Drawn(Processes):
+        @initialize(options=drawn)
+        def begin_run(self, options: Any) -> None:
+            self.open_run(options)
+
+    Drawn.subject, Drawn.bases = subject, starts
+    return Drawn
 
 
 def _state(part: Any) -> dict[str, Any] | None:
