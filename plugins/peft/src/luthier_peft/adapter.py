@@ -7,12 +7,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from luthier import Context, Group, LuthierError, Progress
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-from luthier_peft import files, grouping, packing
+from luthier_peft import files, grouping, merging, packing
 from luthier_peft.adalora import Budget
 from luthier_peft.injection import WRAPPERS, inject, tensors_of
 from luthier_peft.methods import METHODS, UNTRIED
@@ -129,18 +127,8 @@ class PeftAdapter:
 
     def merge(self, context: Context) -> Any:
         """The model with plain layers again. `artifact-unmergeable` where the method has no weights to fold in."""
-        if self.method.merging and not (self.method.folds_into_bias and self._has_biases()):
-            raise LuthierError("artifact-unmergeable", self.method.merging, where=self.where)
-        broken = [name for name, parameter in self._trainable.items() if not torch.isfinite(parameter).all()]
-        if broken:
-            problem = "the adapter holds NaN or infinite numbers"
-            raise LuthierError("artifact-unmergeable", problem, where=self.where, found=broken[0])
-        with torch.no_grad():
-            merged = self._handle.merge_and_unload()
-        left = [name for name, module in merged.named_modules() if isinstance(module, WRAPPERS)]
-        if left:
-            raise LuthierError("artifact-unmergeable", "PEFT left layers unmerged", where=self.where, found=left[0])
-        return merged
+        merging.check(self.model, self.method, self.options, self.where)
+        return merging.merge(self._handle, self._trainable, self.where)
 
     def begin_task(self, index: int) -> None:
         """Tasks follow each other in one adapter."""
@@ -162,10 +150,6 @@ class PeftAdapter:
         for name, other in self._trained_base.items():
             parameter = self._own[name]
             parameter.data, self._trained_base[name] = other, parameter.data
-
-    def _has_biases(self) -> bool:
-        layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
-        return all(getattr(layer.get_base_layer(), "bias", None) is not None for layer in layers)
 
 
 def build(options: Any) -> PeftAdapter:

@@ -1,0 +1,55 @@
+"""Folding an adapter into the base weights, all of it or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from luthier import LuthierError
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+
+from luthier_peft.injection import WRAPPERS
+from luthier_peft.methods import Method
+
+UNMERGEABLE: Final = "artifact-unmergeable"
+
+
+def merge(handle: PeftModel, trainable: Mapping[str, Tensor], where: str) -> Any:
+    """The plain model. `artifact-unmergeable` where PEFT refuses, or leaves a layer of its own behind."""
+    broken = [name for name, parameter in trainable.items() if not torch.isfinite(parameter).all()]
+    if broken:
+        raise LuthierError(UNMERGEABLE, "the adapter holds NaN or infinite numbers", where=where, found=broken[0])
+    try:
+        with torch.no_grad():
+            model = handle.merge_and_unload()
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        raise LuthierError(UNMERGEABLE, f"PEFT says: {error}", where=where) from error
+    _unwrap_copies(model)
+    left = [name for name, module in model.named_modules() if isinstance(module, WRAPPERS)]
+    if left:
+        raise LuthierError(UNMERGEABLE, "PEFT left layers unmerged", where=where, found=left[0])
+    return model
+
+
+def check(model: Any, method: Method, options: Any, where: str) -> None:
+    """Raise before anything is touched, where the method cannot be folded into these layers."""
+    bias = method.folds_into_bias or getattr(options, "lora_bias", False)
+    if bias:
+        layers = {n: m.get_base_layer() for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+        without = [name for name, layer in layers.items() if getattr(layer, "bias", None) is None]
+        if without:
+            problem = "it trains biases, and this layer has none to fold them into"
+            raise LuthierError(UNMERGEABLE, problem, where=where, found=without[0])
+    elif method.merging:
+        raise LuthierError(UNMERGEABLE, method.merging, where=where)
+
+
+def _unwrap_copies(model: Any) -> None:
+    """Put the trained copies of whole modules (`modules_to_save`) in place, which PEFT's LN tuning forgets."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, WRAPPERS) and hasattr(module, "unload_and_optionally_merge_module"):
+            plain = module.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+            model.set_submodule(name, plain)
