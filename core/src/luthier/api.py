@@ -144,7 +144,11 @@ def gather(
         model, tokenizer = model
     changes = dict(settings)
     held: dict[str, Any] = {"tokenizer": tokenizer}
-    for name, value, where in (("model", model, "model"), ("data", data, "data"), ("eval_data", eval_data, "data.validation")):
+    for name, value, where in (
+        ("model", model, "model"),
+        ("data", data, "data"),
+        ("eval_data", eval_data, "data.validation"),
+    ):
         if value is None:
             continue
         if _is_named(value):

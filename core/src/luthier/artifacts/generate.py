@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from luthier.artifacts.save import stop_token_ids
 from luthier.engine.attention import generating
 from luthier.engine.seeds import kept
 from luthier.errors import LuthierError
@@ -30,13 +29,29 @@ def answer(
             raise LuthierError("recipe-out-of-range", f"at least {low}", where=name, found=value)
     ids = prompt_ids(tokenizer, prompt, system)
     inputs = torch.tensor([ids], device=model.device)
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
+    )
     settings = {**sampling, "max_new_tokens": max_new_tokens, "pad_token_id": tokenizer.pad_token_id or 0}
     with generating(model), kept():
         torch.manual_seed(seed)
         stops = stop_token_ids(model, tokenizer) or None
         whole = model.generate(inputs, attention_mask=torch.ones_like(inputs), eos_token_id=stops, **settings)
     return tokenizer.decode(whole[0, len(ids) :], skip_special_tokens=True)
+
+
+def stop_token_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Every token that ends an answer: those of the model's generation config, and the tokenizer's."""
+    own = model.generation_config.eos_token_id
+    known = [own] if isinstance(own, int) else list(own or [])
+    return sorted({*known, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
+
+
+def teach_stops(model: Any, tokenizer: Any, learned: Sequence[int]) -> None:
+    """Put the stop tokens that training supervises into the generation config, which is saved with the model."""
+    stops = sorted({*stop_token_ids(model, tokenizer), *learned})
+    if stops:
+        model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
 
 
 def prompt_ids(tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], system: str | None) -> list[int]:

@@ -61,7 +61,11 @@ def _adapted(folder: Path, device: torch.device, base: str | None) -> Opened:
     model = quantizer.apply(load.model_of(spec, device, quantizer.load_arguments()))
     attention.install(model)
     context = context_for(
-        model, quantizer, device=device, seed=0, original=lambda layer: load.original_weight(spec.name_or_path, model, layer)
+        model,
+        quantizer,
+        device=device,
+        seed=0,
+        original=lambda layer: load.original_weight(spec.name_or_path, model, layer),
     )
     model = adapter.attach(model, context)
     adapter.load(folder)

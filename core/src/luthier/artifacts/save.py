@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from luthier.artifacts.folders import written
 from luthier.artifacts.verify import check_adapter, check_model
-from luthier.engine.attention import NAME, ordinary
+from luthier.engine.attention import ordinary
 from luthier.engine.contexts import context_for
 from luthier.engine.load import quiet
 from luthier.errors import LuthierError
@@ -27,7 +28,7 @@ def save_adapter(model: Any, tokenizer: Any, adapter: Any, folder: Path, note: d
     """What `adapter.save` writes, with the tokenizer, checked by reading it back."""
 
     def write(aside: Path) -> None:
-        with _portable(model, tokenizer), quiet():
+        with _portable(model):
             adapter.save(aside)
         tokenizer.save_pretrained(aside)
         if artifact_name(adapter) == "model":
@@ -43,7 +44,7 @@ def save_merged(model: Any, tokenizer: Any, adapter: Any, quantizer: Any, folder
 
     def write(aside: Path) -> None:
         merged = merged_copy(model, adapter, quantizer)
-        with _portable(merged, tokenizer), quiet():
+        with _portable(merged):
             merged.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         check_model(model, aside)
@@ -69,31 +70,16 @@ def merged_copy(model: Any, adapter: Any, quantizer: Any) -> Any:
     return merged
 
 
-def stop_token_ids(model: Any, tokenizer: Any, learned: Iterable[int] = ()) -> list[int]:
-    """Every token that ends an answer: the model's, the tokenizer's, and those that training supervised."""
-    own = model.generation_config.eos_token_id
-    known = [own] if isinstance(own, int) else list(own or [])
-    return sorted({*known, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []), *learned})
-
-
-class _portable:  # noqa: N801
-    """While a model is written: an attention that every machine has, and the stop tokens that it was taught."""
-
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.model, self.tokenizer = model, tokenizer
-
-    def __enter__(self) -> None:
-        model = self.model
-        self.packed = model.config._attn_implementation == NAME
-        if self.packed:
-            model.set_attn_implementation(ordinary(model))
-        stops = stop_token_ids(model, self.tokenizer)
-        if stops:
-            model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
-
-    def __exit__(self, *_: object) -> None:
-        if self.packed:
-            self.model.set_attn_implementation(NAME)
+@contextmanager
+def _portable(model: Any) -> Iterator[None]:
+    """While a model is written: an attention that every machine has, and no bar."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(ordinary(model))
+    try:
+        with quiet():
+            yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def _skeleton(model: Any) -> nn.Module:

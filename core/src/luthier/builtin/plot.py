@@ -50,9 +50,7 @@ class LossPlot:
             draw(self.points, path, title=title, smoothing=self.options.smoothing)
 
 
-def draw(
-    points: Mapping[str, list[tuple[int, float]]], path: Path, *, title: str = "", smoothing: float = 0.9
-) -> None:
+def draw(points: Mapping[str, list[tuple[int, float]]], path: Path, *, title: str = "", smoothing: float = 0.9) -> None:
     """A PNG of each series of (step, value); long series get a smoothed line over the pale raw one."""
     from matplotlib.figure import Figure
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ import attrs
 HERE: Final = Path(__file__).parent
 MODEL: Final = HERE / "model"
 RECIPE: Final = HERE / "recipe.yaml"
+ANSWER: Final = 32  # tokens of a sample
 QUESTION: Final = "Use the tool weather. Will it rain in Lisbon tomorrow?"
 
 
@@ -45,30 +46,25 @@ def run(*, folder: str | Path | None = None, seed: int = 0, quiet: bool = False,
     from luthier.callbacks import on
     from luthier.engine.train import beside
 
-    began = time.perf_counter()
-    target = beside(Path(folder or "runs/demo"))
-    found: list[float] = []
-
-    def remember(metrics: Mapping[str, float]) -> None:
-        found.append(metrics["eval_loss"])
-
-    before = generate("demo", QUESTION, max_new_tokens=32, seed=seed)
-    watchers = [*([] if quiet else ["progress"]), "jsonl", "plot", on(evaluated=remember)]
-    result = train(RECIPE, output_dir=target, callbacks=watchers, seed=seed, **settings)
-    after = generate(result.merged or result.artifact, QUESTION, max_new_tokens=32, seed=seed)
+    began, found = time.perf_counter(), []
+    before = generate("demo", QUESTION, max_new_tokens=ANSWER, seed=seed)
+    watchers = [*([] if quiet else ["progress"]), "jsonl", "plot", on(evaluated=_remember(found))]
+    result = train(RECIPE, output_dir=beside(Path(folder or "runs/demo")), callbacks=watchers, seed=seed, **settings)
+    after = generate(result.merged or result.artifact, QUESTION, max_new_tokens=ANSWER, seed=seed)
     return DemoResult(
-        eval_loss_before=found[0],
-        eval_loss_after=found[-1],
-        question=QUESTION,
-        sample_before=before,
-        sample_after=after,
-        run=str(result.output_path),
-        adapter=str(result.artifact),
-        merged=str(result.merged),
-        steps=result.steps,
+        **{"eval_loss_before": found[0], "eval_loss_after": found[-1], "steps": result.steps},
+        **{"question": QUESTION, "sample_before": before, "sample_after": after},
+        **{"run": str(result.output_path), "adapter": str(result.artifact), "merged": str(result.merged)},
         seconds=time.perf_counter() - began,
         next=[
             f'luthier generate {result.output_path} "{QUESTION}"',
             "luthier train --model demo --data YOUR.jsonl --adapter lora --learning-rate 1e-3",
         ],
     )
+
+
+def _remember(found: list[float]) -> Callable[[Mapping[str, float]], None]:
+    def remember(metrics: Mapping[str, float]) -> None:
+        found.append(metrics["eval_loss"])
+
+    return remember

@@ -41,7 +41,7 @@ SHAPE: Final = {
 
 
 def make(data: Path, folder: Path) -> None:
-    """Fill `folder` with corpus.jsonl and chats.jsonl, each with held-out rows, model/, demo-train.jsonl and demo-eval.jsonl."""
+    """Fill `folder` with corpus and chats, held-out rows of each, the first model, and the demo's rows."""
     folder.mkdir(parents=True, exist_ok=True)
     documents, chats = list(plain_texts(data)), list(conversations(data))
     shuffle = random.Random(0)

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from luthier.engine.assemble import Objects, assemble
+from luthier.engine.attention import packed
 from luthier.engine.evaluate import evaluate
 from luthier.engine.result import Run
 from luthier.engine.run import RECIPE, read_record
@@ -40,13 +41,15 @@ def evaluate_again(setup: Setup, data: Any = None) -> dict[str, float]:
         if setup.validation is None:
             raise LuthierError("data-empty", "the run has no validation rows", where="data.validation",
                                remedy="Give evaluate(data) some.")  # fmt: skip
-        return evaluate(setup)
+        with packed(setup.model):
+            return evaluate(setup)
     from luthier.data.prepare import prepare
 
     spec, given = data_spec(data)
     wanted = attrs.evolve(setup.recipe.data, train=spec, validation=0.0) if spec else setup.recipe.data
     prepared = prepare(attrs.evolve(wanted, validation=0.0), setup.tokenizer, seed=setup.recipe.seed, given=given)
-    return evaluate(setup, prepared.train)
+    with packed(setup.model):
+        return evaluate(setup, prepared.train)
 
 
 def data_spec(data: Any) -> tuple[list[Any] | None, Any]:

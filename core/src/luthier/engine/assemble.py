@@ -9,6 +9,7 @@ import attrs
 import numpy as np
 import torch
 
+from luthier.artifacts.generate import teach_stops
 from luthier.data.examples import TokenDataset
 from luthier.data.order import Order
 from luthier.data.prepare import Prepared, check_vocabulary, prepare
@@ -52,7 +53,10 @@ def assemble(recipe: Recipe, objects: Objects, plugins: Plugins | None = None) -
     callbacks = {name: resolved.build(part) for name, part in named(resolved.callbacks).items()}
     tokenizer = objects.tokenizer or load.tokenizer_of(recipe.model)
     prepared = prepared_data(recipe, objects, tokenizer, built["loss"])
+    if prepared.chat_template is not None:
+        tokenizer.chat_template = prepared.chat_template  # what was trained on is what is saved
     model = _model(recipe, objects, built["quantizer"], device)
+    teach_stops(model, tokenizer, prepared.stop_tokens)
     for dataset in (prepared.train, prepared.validation):
         if dataset is not None:
             check_vocabulary(dataset, tokenizer, model.get_input_embeddings().weight.shape[0])
@@ -134,47 +138,43 @@ def _attach(
     recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any], prepared: Prepared, device: torch.device
 ) -> Setup:
     order = Order(size=len(prepared.train), batch=recipe.global_batch_size, seed=recipe.seed)
-    total = total_steps(recipe, order, prepared.train)
-    warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * total)
-    rates = schedule.rates(recipe.lr_scheduler_type, recipe.learning_rate, total, warmup, recipe.lr_scheduler_kwargs)
-    attention.install(model)
-    numbers: dict[str, float] = {}
+    rates = _rates(recipe, total_steps(recipe, order, prepared.train))
+    before, numbers = attention.install(model), {}
     context = context_for(
         model,
         built["quantizer"],
         device=device,
         seed=recipe.seed,
-        total_steps=total,
+        total_steps=len(rates),
         original=lambda layer: load.original_weight(recipe.model.name_or_path, model, layer),
         batches=lambda n: _first(prepared.train, n, recipe, device),
         log=numbers.__setitem__,
     )
     model = built["adapter"].attach(model, context).train()
     probe.check(model)
-    groups = built["adapter"].groups()
-    if not any(g.parameters for g in groups):
-        raise LuthierError("train-nothing", "the adapter leaves no parameter to train", where="adapter")
-    optimizer = built["optimizer"].build(groups)
+    optimizer = _optimizer(built)
     return Setup(
-        recipe=recipe,
-        model=model,
-        tokenizer=tokenizer,
-        adapter=built["adapter"],
-        loss=built["loss"],
-        optimizer_part=built["optimizer"],
-        quantizer=built["quantizer"],
+        **{"recipe": recipe, "model": model, "tokenizer": tokenizer, "context": context, "device": device},
+        **{"adapter": built["adapter"], "loss": built["loss"], "quantizer": built["quantizer"]},
+        **{"optimizer_part": built["optimizer"], "optimizer": optimizer, "rates": rates, "order": order},
+        **{"train": prepared.train, "validation": prepared.validation, "report": prepared.report},
+        **{"attention": before, "numbers": numbers},
         step=Step(model, built["adapter"], built["loss"], router_coefficient=_router(recipe, model)),
-        context=context,
-        optimizer=optimizer,
-        rates=rates,
-        order=order,
-        train=prepared.train,
-        validation=prepared.validation,
-        report=prepared.report,
-        device=device,
-        numbers=numbers,
         decays=[g.get("weight_decay", 0.0) for g in optimizer.param_groups],
     )
+
+
+def _rates(recipe: Recipe, total: int) -> list[float]:
+    warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * total)
+    return schedule.rates(recipe.lr_scheduler_type, recipe.learning_rate, total, warmup, recipe.lr_scheduler_kwargs)
+
+
+def _optimizer(built: dict[str, Any]) -> torch.optim.Optimizer:
+    """The optimizer over the adapter's groups, of which at least one must hold something."""
+    groups = [g for g in built["adapter"].groups() if g.parameters]
+    if not groups:
+        raise LuthierError("train-nothing", "the adapter leaves no parameter to train", where="adapter")
+    return built["optimizer"].build(groups)
 
 
 def _first(train: TokenDataset, count: int, recipe: Recipe, device: torch.device) -> list[Any]:
@@ -189,4 +189,6 @@ def _router(recipe: Recipe, model: Any) -> float:
         if recipe.router_aux_loss_coef and not hasattr(config, "num_experts_per_tok"):
             raise LuthierError("recipe-conflict", "the model has no experts", where="router_aux_loss_coef")
         return recipe.router_aux_loss_coef
-    return float(getattr(config, "router_aux_loss_coef", 0.0)) if getattr(config, "output_router_logits", False) else 0.0
+    return (
+        float(getattr(config, "router_aux_loss_coef", 0.0)) if getattr(config, "output_router_logits", False) else 0.0
+    )

@@ -137,6 +137,17 @@ def ordinary(model: nn.Module) -> str:
 
 
 @contextmanager
+def packed(model: nn.Module) -> Iterator[None]:
+    """Inside it the model is called with packed batches."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@contextmanager
 def generating(model: nn.Module) -> Iterator[None]:
     """Inside it the model generates: ordinary attention, evaluation mode, cache on."""
     before, training = model.config._attn_implementation, model.training

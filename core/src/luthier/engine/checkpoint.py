@@ -39,7 +39,7 @@ def save(run_folder: Path, step: int, tree: Mapping[str, Any]) -> Path:
         sync(target.parent)
     except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)
-        if _is_full(error):
+        if is_full(error):
             raise LuthierError("disk-full", f"checkpoint of step {step} not written", where=str(target)) from error
         raise
     return target
@@ -115,6 +115,7 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(aside, path)
 
 
-def _is_full(error: BaseException) -> bool:
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or "No space left" in str(error) or "os error 28" in str(error)
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed for want of room: a full disk, a quota, or a limit on file size."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return full or "No space left" in str(error) or any(f"os error {n}" in str(error) for n in (28, 27))

@@ -97,7 +97,7 @@ class Loop:
         return path if path.is_dir() else None
 
     def load_best(self) -> None:
-        """Go back to the best checkpoint's weights and evaluate them: the numbers must be the ones it was chosen for."""
+        """Go back to the best checkpoint's weights, and evaluate them again: the numbers are its own."""
         best = self.best_checkpoint()
         if best is None or self.tally.best_step == self.run.step:
             return

@@ -32,7 +32,9 @@ class Interrupted(Exception):
 
     def __init__(self, number: int, step: int, folder: Path) -> None:
         self.exit_status, self.step, self.folder = 128 + number, step, folder
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; the same command goes on: {folder}")
+        super().__init__(
+            f"stopped by {signal.Signals(number).name} after step {step}; the same command goes on: {folder}"
+        )
 
 
 @attrs.define(kw_only=True, eq=False)

@@ -40,6 +40,7 @@ class Setup:
     validation: TokenDataset | None
     report: Report
     device: torch.device
+    attention: str  # the implementation that the model had before the run
     numbers: dict[str, float] = attrs.field(factory=dict)  # what parts logged since the last step
     decays: list[float] = attrs.field(factory=list)  # each optimizer group's own weight decay
 

@@ -105,7 +105,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, held: Mapping[str, Any])
 
 
 def _placed(value: Any, parameter: Tensor) -> Any:
-    """Tensors of a parameter's shape go to its device; counters (0-d) stay on the CPU unless the device is asked for."""
+    """Tensors go to their parameter's device; counters (0-d) stay on the CPU, where optimizers keep them."""
     if isinstance(value, Tensor) and (value.dim() or parameter.device.type == "cpu"):
         return value.to(parameter.device)
     return value

@@ -29,6 +29,7 @@ from luthier.engine.run import (
     write_record,
 )
 from luthier.engine.seeds import kept
+from luthier.engine.setup import Setup
 from luthier.errors import LuthierError
 from luthier.logs import get_logger, run_log
 from luthier.recipe import Recipe, recipe_hash
@@ -54,8 +55,11 @@ def train(recipe: Recipe, objects: Objects, *, resume: Path | None = None, fresh
     with kept():
         assembled = assemble(recipe, objects)  # whatever can be refused is, before a folder appears
         record = _record(recipe, assembled, place)
-        with locked(place.folder), run_log(record["run_id"], place.folder / "log.jsonl"):
-            return _run(recipe, assembled, place, record, resume)
+        try:
+            with locked(place.folder), run_log(record["run_id"], place.folder / "log.jsonl"):
+                return _run(recipe, assembled, place, record, resume)
+        finally:  # the model is the caller's again
+            assembled.setup.model.set_attn_implementation(assembled.setup.attention)
 
 
 def find_place(recipe: Recipe, objects: Objects, *, fresh: bool) -> Place:
@@ -76,8 +80,8 @@ def find_place(recipe: Recipe, objects: Objects, *, fresh: bool) -> Place:
 
 def default_folder(recipe: Recipe) -> Path:
     """runs/<model>-<adapter>-<hash>: the same recipe finds its own folder again."""
-    from luthier.recipe.parts import find_part
     from luthier.plugins.registry import installed
+    from luthier.recipe.parts import find_part
 
     model = Path(recipe.model.name_or_path).name or "model"
     adapter = find_part(recipe.adapter, "adapter", "adapter", installed()).name.rpartition(".")[2]
@@ -168,37 +172,31 @@ def _start(loop: Loop, resume: Path | None) -> None:
 
 def _finish(loop: Loop, tally: Tally, record: dict[str, Any]) -> Run:
     """The best weights if they were asked for, the artifact, the result."""
-    setup, run, recipe = loop.setup, loop.run, loop.setup.recipe
-    if recipe.load_best_model_at_end:
+    setup, run = loop.setup, loop.run
+    if setup.recipe.load_best_model_at_end:
         loop.load_best()
-    name = artifact_name(setup.adapter)
-    with setup.optimizer_part.evaluating():
-        artifact = save_adapter(setup.model, setup.tokenizer, setup.adapter, run.folder / name, record["note"])
-        merged = None
-        if recipe.merge:
-            merged = run.folder / "merged"
-            save_merged(setup.model, setup.tokenizer, setup.adapter, setup.quantizer, merged)
+    artifact, merged = _artifacts(setup, run.folder, record["note"])
     result = Run(
-        run_id=run.run_id,
-        steps=tally.step,
-        final_loss=tally.losses[-1],
-        loss_history=tally.losses,
-        eval_loss=tally.evaluation.get("eval_loss"),
-        eval_metrics=tally.evaluation,
-        duration_seconds=tally.seconds,
-        samples_seen=tally.samples,
-        tokens_seen=tally.tokens,
-        output_path=run.folder,
-        artifact=artifact,
-        merged=merged,
-        best_checkpoint=loop.best_checkpoint(),
-        stop_reason=run.stop_reason,
-        parts=record["parts"],
+        **{"run_id": run.run_id, "output_path": run.folder, "artifact": artifact, "merged": merged},
+        **{"steps": tally.step, "samples_seen": tally.samples, "tokens_seen": tally.tokens},
+        **{"final_loss": tally.losses[-1], "loss_history": tally.losses, "duration_seconds": tally.seconds},
+        **{"eval_loss": tally.evaluation.get("eval_loss"), "eval_metrics": tally.evaluation},
+        **{"best_checkpoint": loop.best_checkpoint(), "stop_reason": run.stop_reason, "parts": record["parts"]},
         setup=setup,
     )
     write_record(run.folder, record, state="completed", step=tally.step, result=result.to_dict())
     loop.hooks.completed(run=run, result=result)
     return result
+
+
+def _artifacts(setup: Setup, folder: Path, note_: dict[str, Any]) -> tuple[Path, Path | None]:
+    """The adapter's own files, and the merged model where the recipe asks for it."""
+    model, tokenizer, adapter = setup.model, setup.tokenizer, setup.adapter
+    with setup.optimizer_part.evaluating():
+        artifact = save_adapter(model, tokenizer, adapter, folder / artifact_name(adapter), note_)
+        if not setup.recipe.merge:
+            return artifact, None
+        return artifact, save_merged(model, tokenizer, adapter, setup.quantizer, folder / "merged")
 
 
 @contextlib.contextmanager
@@ -211,7 +209,9 @@ def _recorded(loop: Loop, record: dict[str, Any]) -> Iterator[None]:
         write_record(run.folder, record, state="stopped", step=run.step)
         raise
     except BaseException as error:
+        if checkpoint.is_full(error):
+            error = LuthierError("disk-full", f"stopped at step {run.step}", where=str(run.folder))
         with contextlib.suppress(OSError):
             write_record(run.folder, record, state="failed", step=run.step, error=str(error))
         loop.hooks.failed(run=run, error=error)
-        raise
+        raise error
