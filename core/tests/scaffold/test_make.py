@@ -85,7 +85,7 @@ def test_no_placeholder_is_left_and_lines_stay_within_120_columns(kind, name):
             assert max(map(len, text.splitlines())) <= 120, path
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(name=st.from_regex(scaffold.NAME, fullmatch=True).filter(lambda n: len(n) <= 24), kind=st.sampled_from(KINDS))
 def test_any_name_that_is_accepted_gives_modules_that_compile(name, kind):
     try:
