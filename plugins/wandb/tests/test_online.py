@@ -15,13 +15,12 @@ CLOSED = "http://127.0.0.1:9"  # the discard port: nothing listens
 
 SERVICE_DIES = """
 import sys
-from pathlib import Path
+from types import SimpleNamespace
 import psutil
-from luthier.engine.run import ActiveRun
 from luthier_wandb import Wandb
 from luthier_wandb.tracker import Tracker
 
-run = ActiveRun(run_id="r", folder=Path(sys.argv[1]), name="n", settings={}, total_steps=9)
+run = SimpleNamespace(run_id="r", folder=sys.argv[1], name="n", settings={}, is_main=True)
 tracker = Tracker(Wandb(mode="offline"))
 tracker.run_started(run)
 for child in psutil.Process().children(recursive=True):
@@ -71,6 +70,18 @@ def test_a_resumed_run_asks_the_server_for_the_same_run(build, hooks, run, serve
     assert [row["_step"] for row in server.rows] == [5]
 
 
+def test_steps_that_the_server_holds_are_not_sent_again(build, hooks, run, server, key):
+    server.held = 7
+    callback = build(mode="online", base_url=server.url)
+    callback.load_state({"wandb_id": "before12"})
+    fire = hooks(callback)
+    fire.resumed(run=run, step=5)
+    for step in range(6, 10):
+        fire.logged(run=run, step=step, metrics={"loss": float(step)})
+    fire.completed(run=run, result=None)
+    assert [row["_step"] for row in server.rows] == [8, 9]
+
+
 def test_the_address_of_the_run_is_logged(build, hooks, run, server, key):
     fire = hooks(build(mode="online", base_url=server.url, project="p"))
     with capture_logs() as lines:
@@ -83,7 +94,7 @@ def test_the_address_of_the_run_is_logged(build, hooks, run, server, key):
 def test_no_server_is_an_error_before_the_first_step(build, hooks, run, key, fresh, monkeypatch):
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
     fire = hooks(build(mode="online", base_url=CLOSED))
-    with pytest.raises(LuthierError, match="connection refused") as caught:
+    with pytest.raises(LuthierError, match="127.0.0.1:9/graphql") as caught:
         fire.run_started(run=run)
     assert caught.value.code == "part-unsupported"
     assert "mode: offline" in caught.value.remedy
