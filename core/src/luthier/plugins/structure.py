@@ -89,6 +89,8 @@ def converter() -> Converter:
 
 
 def wrong(value: object, expected: str) -> LuthierError:
+    if bare(value) is None:
+        return LuthierError("recipe-wrong-type", f"expected {expected}, and nothing is given")
     return LuthierError("recipe-wrong-type", f"expected {expected}", found=bare(value))
 
 

@@ -1,0 +1,85 @@
+"""Which parts go together: needs, provides and conflicts, and refusals that name both sides and the tag."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from luthier import LuthierError
+from luthier.plugins.compatibility import GIVERS, Chosen, check, refusals
+from luthier.plugins.records import TAGS
+
+
+def part(kind, name, **tags):
+    return Chosen(kind=kind, name=name, **{k: frozenset(v.split()) for k, v in tags.items()})
+
+
+FULL = part("adapter", "full", needs="dense-weights", provides="trainable-weights")
+LORA = part("adapter", "lora", provides="reference trainable-weights")
+NF4 = part("quantizer", "nf4", provides="quantized-base")
+NONE = part("quantizer", "none", provides="dense-weights")
+DPO = part("loss", "dpo", needs="reference paired-data")
+SFT = part("loss", "sft")
+PROMPT = part("adapter", "prompt", conflicts="packing")
+
+
+def test_sound_combinations_give_no_reason():
+    assert refusals([FULL, NONE, SFT], {}) == []
+    assert refusals([LORA, NF4, DPO], {"paired-data": "the data"}) == []
+    check([LORA, NONE, SFT], {"packing": "the run"})
+
+
+@pytest.mark.parametrize(
+    ("chosen", "given_tags", "says"),
+    [
+        ([FULL, NF4], {}, "adapter 'full' needs dense-weights, which quantizer 'nf4' does not provide"),
+        ([FULL, NONE, DPO], {"paired-data": "the data"}, "loss 'dpo' needs reference, which adapter 'full' does not provide"),
+        ([LORA, NONE, DPO], {}, "loss 'dpo' needs paired-data, which the data does not provide"),
+        ([PROMPT, NONE], {"packing": "the run"}, "adapter 'prompt' does not work with packing, which the run provides"),
+        ([part("loss", "a", conflicts="own:tag"), part("adapter", "b", provides="own:tag")], {}, "loss 'a' does not work with own:tag, which adapter 'b' provides"),
+        ([part("loss", "a", needs="own:tag"), LORA], {}, "loss 'a' needs own:tag, which nothing chosen provides"),
+        ([part("optimizer", "o", needs="cuda"), LORA], {}, "optimizer 'o' needs cuda, which the device does not provide"),
+        ([part("adapter", "self", needs="own:t", provides="own:t")], {}, "adapter 'self' needs own:t, which nothing chosen provides"),
+        ([FULL], {}, "adapter 'full' needs dense-weights, which nothing chosen provides"),
+    ],
+    ids=range(9),
+)  # fmt: skip
+def test_a_refusal_names_both_sides_and_the_tag(chosen, given_tags, says):
+    assert refusals(chosen, given_tags) == [says]
+    with pytest.raises(LuthierError) as caught:
+        check(chosen, given_tags)
+    assert caught.value.code == "part-incompatible"
+    assert says in str(caught.value)
+
+
+def test_every_reason_is_told():
+    with pytest.raises(LuthierError) as caught:
+        check([FULL, NF4, DPO], {})
+    assert str(caught.value).count(" needs ") == 3
+
+
+def test_a_part_may_provide_what_it_conflicts_with():
+    assert refusals([part("quantizer", "q", provides="quantized-base", conflicts="quantized-base")], {}) == []
+
+
+def test_each_of_the_cores_tags_has_someone_to_look_to():
+    assert set(GIVERS) == TAGS
+
+
+tags = st.frozensets(st.sampled_from(["cuda", "packing", "own:a", "own:b"]), max_size=3)
+parts = st.builds(
+    Chosen,
+    kind=st.sampled_from(["adapter", "loss"]),
+    name=st.sampled_from("abc"),
+    needs=tags,
+    provides=tags,
+    conflicts=tags,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(chosen=st.lists(parts, max_size=4), given_tags=tags)
+def test_refusals_are_exactly_the_unmet_needs_and_the_met_conflicts(chosen, given_tags):
+    expected = 0
+    for index, one in enumerate(chosen):
+        others = given_tags.union(*(o.provides for i, o in enumerate(chosen) if i != index))
+        expected += len(one.needs - others) + len(one.conflicts & others)
+    assert len(refusals(chosen, dict.fromkeys(given_tags, "the run"))) == expected
