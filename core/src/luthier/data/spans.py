@@ -15,11 +15,12 @@ Span = tuple[int, int]  # characters [start, end)
 
 @attrs.frozen(kw_only=True)
 class Rendered:
-    """A text to tokenise and its supervised spans; `everything`: all of it is supervised, the spans beside."""
+    """A text to tokenise and its supervised spans; `everything`: all of it is supervised."""
 
     text: str
     spans: tuple[Span, ...]
     everything: bool = False
+    eos: bool = False  # whether the EOS token follows the text, supervised
     where: str = ""
     remarks: tuple[str, ...] = ()  # what the template did with it, to be counted
 

@@ -25,7 +25,6 @@ class Encoder:
     tokenizer: Any
     bos: int | None = None  # the id of the BOS, None for none
     adds_bos: bool = False  # whether the tokenizer puts it in front of plain text
-    eos: str | None = None
     specials: frozenset[int] = frozenset()
     known: dict[str, list[int]] = attrs.field(factory=dict)
 
@@ -34,49 +33,44 @@ class Encoder:
         bos = tokenizer.bos_token_id
         plain = tokenizer("a")["input_ids"]
         adds = bos is not None and len(plain) > 1 and plain[0] == bos
-        return cls(tokenizer, bos, adds, tokenizer.eos_token, frozenset(tokenizer.added_tokens_decoder))
+        return cls(tokenizer, bos, adds, frozenset(tokenizer.added_tokens_decoder))
 
     def document(self, form: Document) -> Rendered:
         """The text and EOS, all supervised."""
-        return Rendered(text=self._ended(form.text), spans=(), everything=True, where=form.where)
+        return Rendered(text=self._bare(form.text), spans=(), everything=True, eos=True, where=form.where)
 
     def completion(self, form: Completion, everything: bool) -> Rendered:
         """Prompt and completion joined as they are, and EOS; `template-unprovable` where the tokenizer has none."""
-        if self.eos is None:
+        if self.tokenizer.eos_token is None:
             problem, remedy = (
                 "the tokenizer has no eos_token to end a completion with",
                 "Set the tokenizer's eos_token.",
             )
             raise LuthierError("template-unprovable", problem, where=form.where, remedy=remedy)
-        text = form.prompt + self._ended(form.completion)
-        return Rendered(text=text, spans=((len(form.prompt), len(text)),), everything=everything, where=form.where)
+        text = form.prompt + self._bare(form.completion)
+        span = (len(form.prompt), len(text))
+        return Rendered(text=text, spans=(span,), everything=everything, eos=True, where=form.where)
 
-    def _ended(self, text: str) -> str:
-        """The text with exactly one EOS at its end, where the tokenizer has one."""
-        if self.eos is None:
-            return text
-        while text.rstrip().endswith(self.eos):
-            text = text.rstrip().removesuffix(self.eos)
-        return text + self.eos
+    def _bare(self, text: str) -> str:
+        """The text without the EOS that it may already end with: one is put after its tokens."""
+        eos = self.tokenizer.eos_token
+        while eos is not None and text.rstrip().endswith(eos):
+            text = text.rstrip().removesuffix(eos)
+        return text
 
     def encode(self, texts: Sequence[Rendered]) -> list[TokenExample]:
-        """A token example of each text, in order; `template-unprovable` where a span does not decode to its text."""
+        """A token example of each text, in order.
+
+        Texts are tokenised at once. Where a span's tokens do not decode to the span, or the prompt before it would
+        have other tokens by itself, the text is tokenised piece by piece instead, which makes both true.
+        """
         for text in texts:
             _check_text(text)
         if not texts:
             return []
         found = self._whole(texts)
-        wrong = self._unproven(texts, found)
-        for i in wrong:
+        for i in self._unproven(texts, found):
             found[i] = self._piecewise(texts[i])
-        for i in self._unproven([texts[i] for i in wrong], [found[i] for i in wrong]):
-            rendered = texts[wrong[i]]
-            raise LuthierError(
-                "template-unprovable",
-                "the supervised tokens do not decode to the answer's text",
-                where=rendered.where,
-                found=rendered.text[slice(*rendered.spans[0])],
-            )
         return [self._labelled(text, ids, spans or []) for text, (ids, spans) in zip(texts, found, strict=True)]
 
     def _ids(self, texts: Sequence[str]) -> Any:
@@ -101,7 +95,7 @@ class Encoder:
         for (first, _), (start, _) in zip(spans or [], text.spans, strict=False):
             at = next((t for t in range(first - 1, 0, -1) if ids[t] in self.specials), 0)
             begin = encoded.token_to_chars(row, at).start if at else 0
-            if first:
+            if start > begin:
                 heads.append((text.text[begin:start], ids[at:first]))
         return heads
 
@@ -142,13 +136,14 @@ class Encoder:
         """Equal but for a leading space, which some tokenizers drop, or for what tokenising itself loses."""
         if decoded.strip(" ") == text.strip(" "):
             return True
-        return decoded.strip() == self._decode(self._ids([text])["input_ids"])[0].strip()
+        return decoded.strip(" ") == self._decode(self._ids([text])["input_ids"])[0].strip(" ")
 
     def _labelled(self, text: Rendered, tokens: list[int], spans: list[Span]) -> TokenExample:
-        ids = np.asarray(tokens, np.int32)
+        ended = text.eos and self.tokenizer.eos_token_id is not None
+        ids = np.asarray([*tokens, self.tokenizer.eos_token_id] if ended else tokens, np.int32)
         labels = ids.copy() if text.everything else np.full_like(ids, IGNORED)
         for a, b in spans:
-            labels[a:b] = ids[a:b]
+            labels[a : b + ended] = ids[a : b + ended]
         ids, labels = self._one_bos(ids, labels)
         return TokenExample(input_ids=ids, labels=labels, where=text.where)
 
