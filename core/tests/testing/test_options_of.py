@@ -70,7 +70,7 @@ def test_text_paths_and_mappings_keep_their_default(drawn):
         lambda o: o.flag,
         lambda o: o.betas != (0.9, 0.99),
         lambda o: o.layers is not None and len(o.layers) > 1,
-        lambda o: o.sizes == [2, 9],
+        lambda o: o.sizes[0] == 2,
         lambda o: o.size == 4,
         lambda o: o.inner.depth == 3,
         lambda o: o.free < 0,

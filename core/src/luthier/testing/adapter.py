@@ -35,10 +35,10 @@ def _on_codes(record: Record) -> bool:
     return "dense-weights" not in record.needs and "quantized-base" not in record.conflicts
 
 
-def _attached(subject: Subject, options: Any, seed: int = 0, quantizer: Any = None) -> Any:
+def _attached(subject: Subject, options: Any, seed: int = 0, **more: Any) -> Any:
     from luthier.testing.contexts import Attached
 
-    return Attached(subject, options, seed=seed, quantizer=quantizer)
+    return Attached(subject, options, seed=seed, **more)
 
 
 def _near(found: Tensor, expected: Tensor, bound: float, what: str) -> None:
@@ -132,7 +132,7 @@ def state_moves_to_a_fresh_model(subject: Subject, options: Any, seed: int) -> N
 
     from luthier.testing.states import carried
 
-    world, fresh = _attached(subject, options, seed), _attached(subject, options, seed)
+    world, fresh = _attached(subject, options, seed), _attached(subject, options, seed, resumed=True)
     world.train(2)
     torch.manual_seed(seed + 1)
     fresh.part.load_state(carried(world.part.state()))
@@ -144,7 +144,8 @@ def resumes_exactly(subject: Subject, options: Any, seed: int) -> None:
     """Four steps are two, a checkpoint of `state()`, and two more on a fresh model, bit for bit, dropout included."""
     from luthier.testing.states import carried
 
-    straight, halted, resumed = (_attached(subject, options, seed) for _ in range(3))
+    straight, halted = _attached(subject, options, seed), _attached(subject, options, seed)
+    resumed = _attached(subject, options, seed, resumed=True)
     straight.train(4)
     halted.train(2)
     resumed.part.load_state(carried(halted.part.state()))
@@ -242,7 +243,8 @@ def works_on_a_quantized_base(subject: Subject, options: Any, seed: int) -> None
     from luthier.testing.quantized import CodedQuantizer
     from luthier.testing.states import carried
 
-    world, fresh = (_attached(subject, options, seed, CodedQuantizer()) for _ in range(2))
+    world = _attached(subject, options, seed, quantizer=CodedQuantizer())
+    fresh = _attached(subject, options, seed, quantizer=CodedQuantizer(), resumed=True)
     base = logits(world.base, probe_batch())
     codes = {name: b.clone() for name, b in world.model.named_buffers() if name.endswith((".codes", ".scales"))}
     world.train(2)
@@ -261,7 +263,7 @@ def merges_on_a_quantized_base(subject: Subject, options: Any, seed: int) -> Non
     from luthier.testing.contexts import logits, probe_batch
     from luthier.testing.quantized import CodedQuantizer
 
-    world = _attached(subject, options, seed, CodedQuantizer())
+    world = _attached(subject, options, seed, quantizer=CodedQuantizer())
     world.train(2)
     before = world.outputs()
     merged = world.part.merge(world.context)

@@ -16,7 +16,7 @@ from luthier.testing.checks import Subject, law
 from luthier.testing.events import TOTAL, Stage, differing, heard, play, played, snapshot
 from luthier.testing.strategies import bases_of, options_of
 
-FEW: Final = 5
+FEW: Final = 3
 PLANS: Final = st.fixed_dictionaries({due: st.booleans() for due in ("log", "evaluate", "save")})  # of one step
 ROWS: Final = [{"prompt": f"{i} plus {j} is", "completion": str(i + j)} for i in range(3) for j in range(3)]
 

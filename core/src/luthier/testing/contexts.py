@@ -70,18 +70,19 @@ class Attached:
     """An adapter on a tiny Llama, and the engine's own step around both."""
 
     def __init__(
-        self, subject: Subject, options: Any, *, seed: int = 0, quantizer: Any = None, weights: int = 0
+        self, subject: Subject, options: Any, *, seed: int = 0, quantizer: Any = None, resumed: bool = False
     ) -> None:
-        """`weights` seeds the base model, `seed` the adapter; `quantizer` is applied to the base first."""
+        """`seed` is the run's; `quantizer` is applied to the base first. A resumed run begins no task again."""
         torch.manual_seed(seed)
-        self.base = base_model(weights, quantizer)
-        self.model = base_model(weights, quantizer)
+        self.base = base_model(quantizer=quantizer)
+        self.model = base_model(quantizer=quantizer)
         self.own_buffers = list(self.model.buffers())  # the model's, before the adapter adds any
         self.context = context(self.model, seed=seed, quantizer=quantizer)
         self.part = subject.build(options)
         self.model = self.part.attach(self.model, self.context).train()
         self.step = Step(self.model, self.part, SupervisedLoss(Sft()))
-        self.part.begin_task(0)
+        if not resumed:
+            self.part.begin_task(0)
         self.steps_done = 0
 
     @property

@@ -67,7 +67,6 @@ class Stage:
 
     def go_on(self) -> None:
         self.fire("resumed", step=self.run.step)
-        self.fire("task_started", task=0)
 
     def train_step(self, *, log: bool = True, evaluate: bool = False, save: bool = False) -> bool:
         """One step; gives whether a checkpoint was due. The last step, or one that was asked to stop, has all that
