@@ -69,7 +69,9 @@ class MeanOfSquares:
         return batch.sum_by_document(policy.token_logprobs(batch))
 
     def combine(self, scores):
-        return LossOutput(sums={"coupled": scores.mean() ** 2 * len(scores)}, metrics={"mean": (scores.sum(), len(scores))})
+        return LossOutput(
+            sums={"coupled": scores.mean() ** 2 * len(scores)}, metrics={"mean": (scores.sum(), len(scores))}
+        )
 
     def __call__(self, policy, batch):
         return self.combine(self.scores(policy, batch))

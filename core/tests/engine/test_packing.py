@@ -18,9 +18,7 @@ def test_every_example_is_packed_once_under_the_limit(lengths, limit):
     assert bins == pack(lengths, limit)
 
 
-@pytest.mark.parametrize(
-    ("count", "limit", "upstream"), [(128, 8192, 39), (1024, 16384, 140), (256, 8192, 78)]
-)
+@pytest.mark.parametrize(("count", "limit", "upstream"), [(128, 8192, 39), (1024, 16384, 140), (256, 8192, 78)])
 def test_uniform_lengths_need_hardly_more_bins_than_their_sum(count, limit, upstream):
     lengths = np.random.default_rng(0).integers(16, 4096, count).tolist()
     bins = pack(lengths, limit)
