@@ -4,7 +4,6 @@ import json
 
 import pytest
 import structlog
-
 from luthier import logs
 from luthier.errors import LuthierError
 

@@ -8,14 +8,13 @@ from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
+import luthier as luthier_package
 import pytest
+from luthier.cli.app import app
+from luthier.plugins.registry import installed
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
-
-import luthier as luthier_package
-from luthier.cli.app import app
-from luthier.plugins.registry import installed
 
 
 @pytest.fixture
@@ -27,20 +26,19 @@ def luthier(monkeypatch):
     def run(*args, stdin=None):
         result = CliRunner().invoke(app, [str(a) for a in args], input=stdin)
         document = json.loads(result.stdout) if "--json" in args else None
-        return SimpleNamespace(
-            status=result.exit_code, stdout=result.stdout, stderr=result.stderr, document=document
-        )
+        return SimpleNamespace(status=result.exit_code, stdout=result.stdout, stderr=result.stderr, document=document)
 
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def command():
-    """The same in a process of its own, through `python -m luthier`."""
+    """The same in a process of its own, with one thread, through `python -m luthier`."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-    def run(*args, **settings):
+    def run(*args):
         line = [sys.executable, "-m", "luthier", *(str(a) for a in args)]
-        return subprocess.run(line, capture_output=True, text=True, check=False, timeout=120, **settings)
+        return subprocess.run(line, capture_output=True, text=True, check=False, timeout=120, env=environment)
 
     return run
 
@@ -102,7 +100,7 @@ def distribute(tmp_path, monkeypatch):
         sys.modules.pop(module, None)
 
 
-OFFER = '''
+OFFER = """
 import attrs
 from luthier import OptimizerRecord, hookimpl, option
 
@@ -114,7 +112,7 @@ class Options:
 @hookimpl
 def luthier_optimizers():
     return [OptimizerRecord(name="{name}", summary="An optimizer of a test.", options=Options, build="{build}")]
-'''
+"""
 
 
 @pytest.fixture
@@ -125,3 +123,38 @@ def offering():
         return OFFER.format(name=name, build=build)
 
     return source
+
+
+RECIPE = """
+model: llama
+adapter: {name: lora, r: 4}
+data: {train: rows.jsonl, validation: 0.1, max_length: 128}
+callbacks: [jsonl]
+global_batch_size: 4
+max_steps: 3
+output_dir: run
+device: cpu
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A folder with a tiny model, forty rows, and `r.yaml`, which trains for three steps into `run`."""
+    import torch
+    from luthier.testing.worlds import save_tiny_model
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("tiny")
+    save_tiny_model(folder / "llama")
+    rows = [{"prompt": f"How much is {n} and {n}?", "completion": f"It is {2 * n}."} for n in range(40)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "r.yaml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, command):
+    """The document and the process of `luthier train r.yaml --json`."""
+    result = command("train", tiny / "r.yaml", "--json")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout), result

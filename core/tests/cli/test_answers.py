@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from luthier.cli.answers import Answer, conclude
 from luthier.errors import CODES, LuthierError
 

@@ -36,9 +36,10 @@ def test_the_table_has_a_line_for_each_part(luthier):
 
 def test_a_line_never_wraps_at_eighty_columns(luthier, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    lines = luthier("plugins").stdout.splitlines()
-    assert max(len(line) for line in lines) <= 80
-    assert len(lines) == 1 + len(luthier("plugins", "--json").document["plugins"])
+    head, *lines = luthier("plugins").stdout.splitlines()
+    rows = luthier("plugins", "--json").document["plugins"]
+    assert max(len(line) for line in (head, *lines)) <= 80
+    assert [line.split()[1] for line in lines[: len(rows)]] == [r["name"] for r in rows]
 
 
 def test_an_installed_distribution_is_listed(luthier, distribute, offering):
@@ -71,6 +72,14 @@ def test_a_blocked_plugin_is_listed_as_blocked(luthier, distribute, offering, mo
     monkeypatch.setenv("LUTHIER_DISABLE_PLUGINS", "luthier-outside")
     distribute("luthier-outside", offering("outside"))
     assert row(luthier("plugins", "--json"), "outside")["state"] == "blocked"
+
+
+def test_a_part_that_conflicts_with_packing_is_unsupported_with_the_reason(luthier, distribute, offering):
+    distribute("luthier-alone", offering("alone").replace("options=Options", "options=Options, conflicts='packing'"))
+    found = row(luthier("plugins", "--json"), "alone")
+    assert found["state"] == "unsupported"
+    assert "packing" in found["reason"]
+    assert luthier("plugins", "--check").status == 0
 
 
 def test_show_gives_type_default_bounds_and_meaning_of_each_option(luthier, distribute, offering):

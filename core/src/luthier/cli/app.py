@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import luthier
-from luthier.cli import answers, doctor, inspect, models, plan, plugins, scaffold, train
+from luthier.cli import answers, demo, doctor, inspect, models, plan, plugins, scaffold, train
 from luthier.cli.recipes import FREE
 
 
@@ -47,6 +47,7 @@ def root(version: Version = False) -> None:
     """Fine-tune language models out of interchangeable parts."""
 
 
+app.command()(demo.demo)
 for verb in (train.train, plan.plan, inspect.inspect):
     app.command(context_settings=FREE, add_help_option=False)(verb)
 app.command()(models.generate)

@@ -125,4 +125,4 @@ def _draw_reasons(screen: Console, rows: Sequence[Row]) -> None:
     from rich.text import Text
 
     for row in rows:
-        screen.print(Text(f"{row.state}: {row}: {row.reason}", style=STYLES[row.state]), soft_wrap=True)
+        screen.print(Text(f"{row.state}: {row}: {row.reason}", style=STYLES[row.state]))

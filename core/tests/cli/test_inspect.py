@@ -1,0 +1,53 @@
+"""`luthier inspect`: examples with their supervised tokens, drops, lengths."""
+
+import json
+
+from luthier.cli.inspect import draw_inspection
+from rich.console import Console
+
+
+def test_inspect_in_a_process_of_its_own_prints_one_document(command, tiny):
+    result = command("inspect", tiny / "r.yaml", "--rows", "2", "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert len(found["examples"]) == 2
+    supervised = [text for text, counted in found["examples"][0]["pieces"] if counted]
+    assert supervised == ["It is 0.</s>"]
+    assert 0 < found["supervised_share"] < 1
+
+
+def test_without_colour_the_supervised_tokens_stand_between_marks(luthier, tiny):
+    text = luthier("inspect", tiny / "r.yaml", "--rows", "1").stdout
+    assert "How much is 0 and 0?«It is 0.</s>»" in text
+    assert "Example 2" not in text
+
+
+def test_with_colour_the_supervised_tokens_are_green(tiny, monkeypatch):
+    from luthier import api
+    from luthier.recipe import Recipe
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    found = api.inspect(Recipe.load(tiny / "r.yaml"), rows=1)
+    screen = Console(width=100, force_terminal=True, color_system="standard", highlight=False, markup=False)
+    with screen.capture() as captured:
+        draw_inspection(screen, found)
+    assert "\x1b[32mIt is 0.</s>\x1b[0m" in captured.get()
+    assert "«" not in captured.get()
+
+
+def test_inspect_says_share_drops_by_reason_and_lengths_with_a_histogram(luthier, tiny):
+    result = luthier("inspect", tiny / "r.yaml", "--data.max-length", "32", "--data.overlong", "drop")
+    assert result.status == 0, result.stderr
+    dropped = next(line for line in result.stdout.splitlines() if line.strip().startswith("dropped"))
+    assert "overlong" in dropped
+    for text in ("% of them supervised", "median", "longest", "█", "Training rows", "Validation rows"):
+        assert text in result.stdout
+
+
+def test_the_histogram_counts_every_example(luthier, tiny):
+    found = luthier("inspect", tiny / "r.yaml", "--json").document["report"]
+    assert sum(count for *_, count in found["histogram"]) == found["examples"]
+
+
+def test_no_example_is_shown_where_none_is_asked_for(luthier, tiny):
+    assert "Example 1" not in luthier("inspect", tiny / "r.yaml", "--rows", "0").stdout
