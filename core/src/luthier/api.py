@@ -35,12 +35,12 @@ def train(
     fresh: bool = False,
     **settings: Any,
 ) -> Run:
-    """Train here, and return the `Run`. `recipe` is a file, a mapping or a `Recipe`.
+    """Train here, and return the `Run`. `recipe` is a file, a mapping or a `Recipe`; what is given beside it wins.
 
-    What is given beside the recipe wins over it. `model` is a hub name, a folder, `demo`, or a loaded model with its
-    `tokenizer` (also as a pair). `data` is a path, a hub name, rows, or a dataset. A part is a name, a mapping,
-    its options object, or an object that keeps the protocol. `settings` have the recipe's names. An unfinished run of the same recipe in the same folder goes on; a finished one is
-    returned as it is, and trained anew with `fresh`. `resume` names a checkpoint. Raises `LuthierError`.
+    `model` is a hub name, a folder, `demo`, or a loaded model with its `tokenizer` (also as a pair). `data` is a path,
+    a hub name, rows, or a dataset. A part is a name, a mapping, its options object, or an object that keeps the
+    protocol. `settings` have the recipe's names (`learning_rate=2e-4`). An unfinished run of the same recipe in the
+    same folder goes on; a finished one is returned as it is, and trained anew with `fresh`. `resume` names a checkpoint.
     """
     _require_local()
     from luthier.engine.train import train as train_run
