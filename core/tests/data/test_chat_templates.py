@@ -146,6 +146,18 @@ def test_a_tool_call_may_end_with_a_stop_token_of_its_own(chat, made, answers):
     assert any("tools that the chat template does not write" in warning for warning in prepared.report.warnings)
 
 
+def test_a_template_that_joins_arguments_as_text_gets_them_as_json(chat, made, answers):
+    template = chat("qwen").chat_template.replace("(call.function.arguments | tojson)", "call.function.arguments")
+    example = made([TOOL_ROW], chat("chatml"), chat_template=template).train[0]
+    assert '"arguments": {"a": 2, "b": 3}}' in answers(example, chat("chatml"))[0]
+
+
+def test_a_template_that_writes_the_date_is_told(chat, made):
+    template = "{{ strftime_now('%Y') }}" + chat("chatml").chat_template
+    warnings = made([{"messages": dialogue([("a", "b")])}], chat("chatml"), chat_template=template).report.warnings
+    assert warnings == ["the chat template writes today's date: on another day the same rows give other tokens"]
+
+
 def test_a_template_that_writes_no_tool_calls_is_refused(chat, made):
     with pytest.raises(LuthierError) as caught:
         made([TOOL_ROW], chat("chatml"))
@@ -247,6 +259,7 @@ def test_a_tokenizer_with_two_templates_uses_the_one_for_tools_with_tools(chat, 
     both = made([TOOL_ROW, {"messages": dialogue([("a", "b")])}], tokenizer).train
     assert tokenizer.decode(both[0].input_ids) == tokenizer.decode(made([TOOL_ROW], chat("qwen")).train[0].input_ids)
     assert "tiny model" not in tokenizer.decode(both[1].input_ids)
+    assert made([TOOL_ROW], tokenizer).chat_template == tokenizer.chat_template
 
 
 def test_what_a_template_does_is_found_by_trying(chat):

@@ -17,7 +17,7 @@ from luthier.data.rows import Row
 from luthier.recipe.tree import Data, Source
 
 NAMES = ("a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.parquet")
-QUIET = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUIET = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def whole(name, tmp_path):
@@ -142,7 +142,7 @@ COLUMNS = (
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(values=st.dictionaries(st.sampled_from(COLUMNS), VALUES, max_size=5), form=st.sampled_from(sorted(FORMATS)))
 def test_a_row_of_wrong_nesting_is_converted_or_an_error_with_its_place(values, form):
     row = Row(values, "a.jsonl:7")
@@ -156,7 +156,7 @@ def test_a_row_of_wrong_nesting_is_converted_or_an_error_with_its_place(values, 
         assert error.code in ("data-row", "model-vocabulary") and error.where.startswith("a.jsonl:7")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(how=st.sampled_from(["cut", "flipped", "spliced", "nested"]), seed=st.integers(0, 2**32))
 def test_a_damaged_file_is_prepared_or_refused_and_no_row_is_lost_unsaid(how, seed, tmp_path, chat):
     path = tmp_path / "a.jsonl"

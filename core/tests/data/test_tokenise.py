@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError
 from luthier.data.examples import IGNORED
+from luthier.data.tokenise import Encoder
 from luthier.engine.batch import collate
 
 QUIET = settings(max_examples=20, deadline=None)
@@ -107,6 +108,16 @@ def test_bos_and_eos_that_a_text_already_has_are_not_doubled(text, made):
     assert tokenizer.convert_ids_to_tokens(ids) == ["<s>", "ab", "</s>"]
     ids = made([{"prompt": "", "completion": text.replace("<s>", "")}], tokenizer).train[0].input_ids.tolist()
     assert tokenizer.convert_ids_to_tokens(ids) == ["<s>", "ab", "</s>"]
+
+
+@pytest.mark.parametrize("template", ["chatml", "llama3", "bare", "literal_bos", "qwen", "thinking"])
+def test_a_prompt_for_generation_has_the_tokens_that_training_saw(template, made, chat):
+    tokenizer = chat(template)
+    messages = [{"role": "user", "content": "Hi\n"}, {"role": "assistant", "content": "Ho"}]
+    example = made([{"messages": messages}], tokenizer).train[0]
+    text = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, tokenize=False)
+    first = int(np.flatnonzero(example.labels != IGNORED)[0])
+    assert Encoder.of(tokenizer).prompt(text) == example.input_ids[:first].tolist()
 
 
 def test_labels_are_unshifted_and_only_the_batch_shifts(made, chat):

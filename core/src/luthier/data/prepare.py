@@ -28,7 +28,7 @@ class Prepared:
     train: Any  # TokenDataset, or a tuple of PreferenceExample
     validation: Any | None
     report: Report
-    chat_template: str | None = None  # the text that was used, to be saved with the model
+    chat_template: str | dict[str, str] | None = None  # what was used, to be saved with the tokenizer
     chat_template_hash: str | None = None
     stop_tokens: tuple[int, ...] = ()  # ids that supervised spans end with, for the generation config
 
@@ -60,7 +60,7 @@ def prepare(
         train=examples,
         validation=validation,
         report=report,
-        chat_template=template and template.text,
+        chat_template=template and template.source,
         chat_template_hash=template and template.hash,
         stop_tokens=stop_tokens(examples, tokenizer) if isinstance(examples, TokenDataset) else (),
     )

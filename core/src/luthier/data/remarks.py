@@ -41,6 +41,8 @@ def _of_template(forms: Iterable[Any], template: ChatTemplate) -> list[str]:
     found = []
     if not template.closes:
         found.append(f"the chat template ends answers with no special token: {template.stop} is put after each")
+    if "strftime_now" in template.text:
+        found.append("the chat template writes today's date: on another day the same rows give other tokens")
     tools = sum(bool(isinstance(form, Conversation) and form.tools) for form in chats)
     if tools and not template.writes_tools():
         found.append(f"{_share(tools, len(chats))} have tools that the chat template does not write")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import attrs
@@ -67,9 +68,19 @@ def _says(message: dict[str, Any]) -> bool:
 
 
 def _bare(message: dict[str, Any], template: ChatTemplate) -> dict[str, Any]:
+    """An assistant's message without stop tokens, its calls' arguments as the template takes them."""
     if message["role"] != "assistant":
         return message
-    return {**message, "content": template.bare(message["content"])}
+    bare = {**message, "content": template.bare(message["content"])}
+    if "tool_calls" in message and template.text_arguments:
+        bare["tool_calls"] = [_with_text(call) for call in message["tool_calls"]]
+    return bare
+
+
+def _with_text(call: dict[str, Any]) -> dict[str, Any]:
+    arguments = call["function"]["arguments"]
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {**call, "function": {**call["function"], "arguments": text}}
 
 
 def find_turn(

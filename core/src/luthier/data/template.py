@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -24,12 +25,20 @@ class ChatTemplate:
 
     tokenizer: Any
     given: str | None  # Jinja text in the place of the tokenizer's own
-    text: str
     tail: str  # what it writes after the last answer
     stop: str  # the special token that ends an answer
     closes: bool  # whether the template writes it
     prompts: bool  # whether it knows add_generation_prompt
     specials: tuple[str, ...]  # the texts of the tokenizer's special tokens, longest first
+
+    @property
+    def source(self) -> str | dict[str, str]:
+        """The Jinja text, or the texts of a tokenizer that has one for tools."""
+        return self.given or self.tokenizer.chat_template
+
+    @property
+    def text(self) -> str:
+        return self.source if isinstance(self.source, str) else json.dumps(self.source, sort_keys=True)
 
     @property
     def hash(self) -> str:
@@ -81,6 +90,19 @@ class ChatTemplate:
         eos = self.tokenizer.eos_token
         return (self.stop,) if eos in (None, self.stop) else (self.stop, eos)
 
+    @functools.cached_property
+    def text_arguments(self) -> bool:
+        """Whether the template takes a call's arguments as JSON text only, as DeepSeek's do."""
+        return not self._calls({"a": 1}) and self._calls('{"a": 1}')
+
+    def _calls(self, arguments: Any) -> bool:
+        call = {"type": "function", "function": {"name": PROBE, "arguments": arguments}}
+        calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+        try:
+            return PROBE in self.render([{"role": "user", "content": "hi"}, calling])
+        except LuthierError:
+            return False
+
     def writes_tools(self) -> bool:
         """Whether the template shows the model the tools that it may call."""
         user = {"role": "user", "content": PROBE}
@@ -110,7 +132,6 @@ def load_template(tokenizer: Any, chat_template: str | None = None) -> ChatTempl
     given = None if chat_template is None else template_text(chat_template)
     if given is None and not tokenizer.chat_template:
         return None
-    text = given or tokenizer.chat_template
     tail, prompts = _probe(tokenizer, given)
     closing = max((t for t in _added(tokenizer) if tail.lstrip().startswith(t)), key=len, default=None)
     stop = closing or tokenizer.eos_token
@@ -123,7 +144,6 @@ def load_template(tokenizer: Any, chat_template: str | None = None) -> ChatTempl
     return ChatTemplate(
         tokenizer=tokenizer,
         given=given,
-        text=text if isinstance(text, str) else json.dumps(text, sort_keys=True),
         tail=tail,
         stop=stop,
         closes=closing is not None,

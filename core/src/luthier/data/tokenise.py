@@ -35,6 +35,11 @@ class Encoder:
         adds = bos is not None and len(plain) > 1 and plain[0] == bos
         return cls(tokenizer, bos, adds, frozenset(tokenizer.added_tokens_decoder))
 
+    def prompt(self, text: str) -> list[int]:
+        """The tokens of a prompt as training puts them before an answer: one BOS, nothing after it."""
+        ids = np.asarray(self._ids([text])["input_ids"][0], np.int32)
+        return self._one_bos(ids, ids, self.bos).tolist()
+
     def document(self, form: Document) -> Rendered:
         """The text and EOS, all supervised."""
         return Rendered(text=self._bare(form.text), spans=(), everything=True, eos=True, where=form.where)
@@ -144,21 +149,21 @@ class Encoder:
         labels = ids.copy() if text.everything else np.full_like(ids, IGNORED)
         for a, b in spans:
             labels[a : b + ended] = ids[a : b + ended]
-        ids, labels = self._one_bos(ids, labels)
-        return TokenExample(input_ids=ids, labels=labels, where=text.where)
+        labels = self._one_bos(ids, labels, IGNORED)
+        return TokenExample(input_ids=self._one_bos(ids, ids, self.bos), labels=labels, where=text.where)
 
-    def _one_bos(self, ids: Any, labels: Any) -> tuple[Any, Any]:
-        """Exactly one BOS in front, if the text or the tokenizer puts any there."""
+    def _one_bos(self, ids: Any, values: Any, new: int | None) -> Any:
+        """The `values` of tokens `ids` with exactly one BOS in front, if text or tokenizer puts any there.
+
+        `new` is the value of one that is put there.
+        """
         if self.bos is None:
-            return ids, labels
+            return values
         other = np.flatnonzero(ids != self.bos)
         leading = int(other[0]) if len(other) else len(ids)
         if leading == 0 and self.adds_bos:
-            return np.concatenate([[self.bos], ids]).astype(np.int32), np.concatenate([[IGNORED], labels]).astype(
-                np.int32
-            )
-        extra = max(leading - 1, 0)
-        return ids[extra:], labels[extra:]
+            return np.concatenate([[new], values]).astype(np.int32)
+        return values[max(leading - 1, 0) :]
 
 
 def _check_text(text: Rendered) -> None:
