@@ -292,6 +292,12 @@ def test_in_python_paths_stay_as_they_are_until_they_are_written(make, plugins, 
     assert (again.data.train[0].path, again.output_dir) == (f"{tmp_path}/rows.jsonl", f"{tmp_path}/runs/x")
 
 
+def test_path_objects_are_paths(plugins, tmp_path):
+    mapping = {"model": tmp_path / "m", "data": [tmp_path / "a.jsonl"], "output_dir": tmp_path}
+    recipe = Recipe.from_dict(mapping, plugins=plugins)
+    assert (recipe.model.name_or_path, recipe.output_dir) == (f"{tmp_path}/m", str(tmp_path))
+
+
 def test_variables_stand_in_paths(file, read):
     path = file("r.yaml", 'model: demo\ndata: "${LUTHIER_DATA}/gsm8k/train.jsonl"\n')
     assert read(path, environ={"LUTHIER_DATA": "/sets"}).recipe.data.train[0].path == "/sets/gsm8k/train.jsonl"

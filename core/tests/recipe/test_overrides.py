@@ -51,6 +51,11 @@ def test_a_switch_takes_no_word_that_is_not_true_or_false():
         (["--data.max-lenght", "1"], "recipe-unknown-option", "Did you mean 'data.max_length'"),
         (["extra"], "recipe-unknown-option", "extra: unexpected argument"),
         (["--seed", "1", "--seed", "2"], "recipe-conflict", "--seed: is given twice"),
+        (["--learning-rate"], "recipe-missing", "--learning-rate: needs a value"),
+        (["--learning-rate", "--merge"], "recipe-missing", "--learning-rate: needs a value"),
+        (["--data.max-length"], "recipe-missing", "--data.max-length: needs a value"),
+        (["--adapter"], "recipe-missing", "--adapter: needs a value"),
+        (["--adapter.r"], "recipe-unknown-option", "--adapter.r: "),
         (["--no-packing=true"], "recipe-conflict", "takes no value"),
         (["--no-nonsense"], "recipe-unknown-option", "--no-nonsense"),
         (["--batch-size", "4"], "recipe-conflict", "batch_size has two readings: global_batch_size"),
@@ -218,6 +223,11 @@ def test_objects_and_mappings_override_in_python(path, plugins, options):
     recipe = Recipe.load(path, given, environ={}, plugins=plugins)
     assert recipe.adapter == options.Dora(r=3)
     assert (recipe.data.max_length, len(recipe.data.train), len(recipe.callbacks)) == (32, 1, 1)
+
+
+def test_a_wrong_override_in_python_is_not_blamed_on_the_file(path, plugins):
+    error = failure(lambda: Recipe.load(path, {"adapter.r": "x"}, environ={}, plugins=plugins))
+    assert error.where == "adapter.r"
 
 
 def test_options_below_an_object_are_refused(plugins, options):

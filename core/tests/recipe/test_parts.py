@@ -55,6 +55,18 @@ def test_an_object_that_keeps_the_protocol_is_a_part(make, plugins):
     assert part.describe()["distribution"] is None
 
 
+def test_the_tags_of_an_object_are_checked_like_a_records(make, plugins):
+    class Tagged(OwnOptimizer):
+        needs = "packing"
+        conflicts = ("cudda",)
+
+    part = resolve(make(optimizer=Tagged()), plugins).optimizer
+    with pytest.raises(LuthierError, match="unknown tag 'cudda'. Did you mean 'cuda'"):
+        part.chosen()
+    part.local.conflicts = ()
+    assert part.chosen().needs == frozenset({"packing"})
+
+
 def test_a_local_part_is_named_in_plain_data_and_cannot_be_loaded(make, plugins, wrong):
     plain = make(optimizer=OwnOptimizer(), callbacks=["jsonl", OwnCallback()]).to_dict(plugins)
     assert plain["optimizer"] == {"local": f"{__name__}.OwnOptimizer"}

@@ -78,7 +78,7 @@ def check(recipe, plugins, folder):
     located = Recipe.from_dict(plain, base=Path.cwd(), plugins=plugins)
     located.write(path, plugins)
     assert Recipe.load(path, environ={}, plugins=plugins) == located
-    assert recipe_hash(Recipe.load(path, environ={}, plugins=plugins), plugins) == recipe_hash(located, plugins)
+    assert recipe_hash(Recipe.load(path, environ={}, plugins=plugins), plugins) == recipe_hash(recipe, plugins)
 
 
 OFFERS = [(o.record.kind, o.record.name) for o in installed().offers()]

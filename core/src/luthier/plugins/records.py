@@ -31,6 +31,16 @@ NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.\-]*")
 TARGET: Final = re.compile(r"[\w.]+:\w+")
 
 
+def as_tags(value: Any, where: str) -> frozenset[str]:
+    """A tag or several as a set; `plugin-invalid` for one that is neither the core's nor written `name:tag`."""
+    tags = _tags(value)
+    for tag in sorted(tags - TAGS):
+        if not OWN_TAG.fullmatch(tag):
+            remedy = f"{nearest(tag, TAGS)} A plugin's own tag is written name:tag."
+            raise LuthierError("plugin-invalid", f"unknown tag {tag!r}", where=where, remedy=remedy)
+    return tags
+
+
 def _tags(value: Any) -> frozenset[str]:
     return frozenset((value,) if isinstance(value, str) else value)
 
@@ -67,10 +77,7 @@ class Record:
                 raise LuthierError("plugin-invalid", "lazy options are 'module:attribute'", where=where)
         else:
             check_options(self.options, where)
-        for tag in sorted(self.needs | self.provides | self.conflicts):
-            if tag not in TAGS and not OWN_TAG.fullmatch(tag):
-                remedy = f"{nearest(tag, TAGS)} A plugin's own tag is written name:tag."
-                raise LuthierError("plugin-invalid", f"unknown tag {tag!r}", where=where, remedy=remedy)
+        as_tags(self.needs | self.provides | self.conflicts, where)
 
 
 def check_options(cls: Any, where: str) -> None:

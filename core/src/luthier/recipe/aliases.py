@@ -122,7 +122,7 @@ def _note(entry: Entry, alias: str, meant: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _under(entry: Entry, name: str, value: Any, alias: str) -> Entry:
@@ -209,8 +209,9 @@ def quantized_names(draft: Draft) -> None:
     if "quantizer" not in draft.tree:
         draft.tree["quantizer"] = "nf4"
         draft.origins[("quantizer",)] = draft.origins[("adapter",)]
+    told = f"{name} means adapter {QUANTIZED[name]} with quantizer nf4"
     label = draft.label(("adapter",))
-    draft.notes.append(f"{label}{name} means adapter {QUANTIZED[name]} with quantizer nf4")
+    draft.notes.append(f"{label}: {told}" if label else told)
 
 
 def joined_betas(tree: dict[str, Any], plugins: Plugins) -> None:

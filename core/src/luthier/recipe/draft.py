@@ -75,10 +75,11 @@ class Draft:
         return found[0].base if found else None
 
     def label(self, steps: Steps) -> str:
-        """Where the value at `steps` was written, with a colon behind it; empty where nothing says it."""
+        """Where the value at `steps` was written; for what nobody wrote, the place of the first layer to write it."""
         found = self.origin(steps)
-        label = found[0].label(found[1]) if found else ""
-        return f"{label}: " if label else ""
+        if found:
+            return found[0].label(found[1])
+        return self.home.label(steps) if self.home else ""
 
     def placed(self, error: LuthierError) -> LuthierError:
         """The error with the file and line, the flag or the variable that wrote its option in front."""
@@ -86,7 +87,7 @@ class Draft:
         steps = tuple(path.split("."))
         if steps[0] not in attrs.fields_dict(Recipe) and steps[:1] not in self.origins:
             return error  # it names a flag or a file itself
-        label = self.label(steps).removesuffix(": ") or (self.home.label(steps) if self.home else "")
+        label = self.label(steps)
         if label.lstrip("-").replace("-", "_") == path:
             return LuthierError(error.code, error.problem, where=label, found=error.found, remedy=error.remedy)
         return error.at(label) if label else error
@@ -104,6 +105,7 @@ class Draft:
             self.origins[(*entry.steps, "name")] = entry
             return
         self._note_loss(entry, known)
+        self._forget_model(entry, known)
         node[key] = entry.value
         for steps in [s for s in self.origins if s[: len(entry.steps)] == entry.steps]:
             del self.origins[steps]
@@ -126,8 +128,7 @@ class Draft:
         return part and isinstance(known, dict) and _family(known.get("name")) == _family(entry.value)
 
     def _note_loss(self, entry: Entry, known: Any) -> None:
-        """Another part has not the options of the one it replaces, nor another model its revision."""
-        self._forget_model(entry, known)
+        """Another part has not the options of the one it replaces."""
         if entry.steps[0] not in FIELDS or len(entry.steps) > 1 or not isinstance(known, dict):
             return
         options = [f"{entry.steps[0]}.{name}" for name in known if name != "name"]

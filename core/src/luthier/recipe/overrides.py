@@ -32,8 +32,8 @@ class Override:
 def parse_flags(arguments: Sequence[str]) -> list[Override]:
     """`--adapter lora --adapter.r 16 --learning-rate=1e-4 --no-packing` as overrides, kebab-case or snake_case.
 
-    A flag without a value is true, `--no-x` is false. Raises `recipe-missing`, `recipe-unknown-option` or, for a flag
-    given twice, `recipe-conflict`.
+    A switch without a value is true, `--no-x` is false. Raises `recipe-missing`, `recipe-unknown-option` or, for a
+    flag given twice, `recipe-conflict`.
     """
     found: dict[tuple[str, ...], Override] = {}
     for flag, text in _pairs(list(arguments)):
@@ -124,7 +124,16 @@ def _flag(flag: str, text: str | None) -> Override:
             raise LuthierError("recipe-conflict", "takes no value", where=flag, found=text, remedy=remedy)
         return Override(steps=(steps[0].removeprefix("no_"), *steps[1:]), value=False, label=flag)
     _refuse_unknown(steps, flag)
+    if text is None and not _may_be_true(steps):
+        raise LuthierError("recipe-missing", "needs a value", where=flag, remedy=f"Write {flag} VALUE.")
     return Override(steps=steps, value=True if text is None else parse_value(text), label=flag)
+
+
+def _may_be_true(steps: tuple[str, ...]) -> bool:
+    """Whether a flag can stand alone; an alias or a part's option may, and is judged by its type later."""
+    if len(steps) == 1:
+        return hints(Recipe).get(steps[0], bool) is bool
+    return steps[0] not in SECTIONS
 
 
 def _negated(steps: tuple[str, ...]) -> bool:

@@ -11,6 +11,7 @@ from luthier.errors import LuthierError
 from luthier.plugins.compatibility import Chosen
 from luthier.plugins.hints import KEY
 from luthier.plugins.options import is_default
+from luthier.plugins.records import as_tags
 from luthier.plugins.registry import Offer, Plugins, Source, checked, installed
 from luthier.plugins.structure import Written, bare, structure
 
@@ -43,7 +44,7 @@ class Part:
     def chosen(self) -> Chosen:
         """The part as compatibility sees it; a local object may have `needs`, `provides` and `conflicts` too."""
         giver = self.record or self.local
-        tags = {verb: frozenset(getattr(giver, verb, ())) for verb in ("needs", "provides", "conflicts")}
+        tags = {verb: as_tags(getattr(giver, verb, ()), str(self.name)) for verb in ("needs", "provides", "conflicts")}
         return Chosen(kind=self.kind, name=self.name, **tags)
 
     def describe(self) -> dict[str, Any]:

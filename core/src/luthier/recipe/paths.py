@@ -29,6 +29,8 @@ def expand(value: Any, environ: Mapping[str, str]) -> Any:
     """Plain data with `${NAME}` replaced from the environment in every text; `$${NAME}` stands for `${NAME}`."""
     if isinstance(value, str):
         return VARIABLE.sub(lambda found: _expansion(found, environ), value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if isinstance(value, Written):
         return Written(expand(value.text, environ), expand(value.value, environ))
     return _through(value, lambda child: expand(child, environ))

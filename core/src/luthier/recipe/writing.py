@@ -41,8 +41,11 @@ def same(one: Recipe, other: Recipe, plugins: Plugins | None = None) -> bool:
 
 
 def recipe_hash(recipe: Recipe, plugins: Plugins | None = None) -> str:
-    """16 hexadecimal digits over all that determines the run; what only watches or names it is left out."""
-    settings = {k: v for k, v in plain(recipe, plugins).items() if k not in WATCHING}
+    """16 hexadecimal digits over all that determines the run; what only watches or names it is left out.
+
+    Relative paths count as the absolute ones they mean, so that the written recipe has the same hash.
+    """
+    settings = {k: v for k, v in plain(located(recipe), plugins).items() if k not in WATCHING}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
