@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from luthier.data.tokenise import Encoder
 from luthier.engine.attention import generating
 from luthier.engine.seeds import kept
 from luthier.errors import LuthierError
@@ -59,9 +60,9 @@ def prompt_ids(tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], system
     if tokenizer.chat_template is None:
         if system is not None or not isinstance(prompt, str):
             raise LuthierError("template-missing", "messages need a chat template", remedy="Give one plain text.")
-        return tokenizer(prompt).input_ids
+        return Encoder.of(tokenizer).prompt(prompt)
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
     if system is not None:
         messages = [{"role": "system", "content": system}, *messages]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False).input_ids
+    return Encoder.of(tokenizer).prompt(text)
