@@ -82,6 +82,27 @@ def test_trainable_tokens_reach_a_tied_head():
     assert merged.lm_head.weight is merged.model.embed_tokens.weight
 
 
+@pytest.mark.parametrize("method", ["lora", "oft", "osf"])
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_merging_an_adapted_layer_leaves_the_one_it_was_tied_to(method, target):
+    if target == "embed_tokens" and method == "osf":
+        pytest.skip("OSF does not know embeddings")
+    world = World(fitting(method, target_modules=[target]), tie_word_embeddings=True)
+    world.train(4, rate=1e-2)
+    trained = world.outputs()
+    merged = world.part.merge(world.context)
+    assert merged.config.tie_word_embeddings is False
+    assert distance(outputs(merged), trained) < 1e-5 and distance(reloaded(merged), trained) < 1e-5
+
+
+def test_ensure_weight_tying_merges_into_both():
+    options = fitting("lora", target_modules=["embed_tokens"], ensure_weight_tying=True)
+    world = World(options, tie_word_embeddings=True)
+    world.train(4, rate=1e-2)
+    trained = world.outputs()
+    assert distance(reloaded(world.part.merge(world.context)), trained) < 1e-5
+
+
 def test_dora_of_peft_is_an_option_of_its_lora():
     world = World(fitting("lora", use_dora=True, use_rslora=True))
     assert distance(world.outputs(), outputs(world.base)) < 1e-5

@@ -46,7 +46,7 @@ class PeftAdapter:
         base = dict(tensors_of(model))
         # A model that is at fault itself is the engine's to name; a method known to fail is kept away by its record.
         probing = not self.method.packing and context.probe(model) is None
-        self._handle = inject(model, config, context, self.where)
+        self._handle, self._budget = inject(model, config, context, self.where), None
         self.model = model
         known = {id(tensor) for tensor in base.values()}
         own = {n: t for n, t in tensors_of(self._handle) if id(t) not in known or t.requires_grad}

@@ -42,7 +42,7 @@ def save(handle: PeftModel, folder: Path) -> None:
     for name, value in vars(config).items():
         if isinstance(value, set):  # sets have no order, files should
             setattr(config, name, sorted(value))
-    config.save_pretrained(folder)
+    config.save_pretrained(str(folder))
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -51,9 +51,12 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if not (folder / name).is_file():
             raise LuthierError("artifact-not-found", f"no {name} in this folder", where=str(folder))
     try:
-        return json.loads((folder / CONFIG).read_text("utf-8")), load_file(folder / WEIGHTS)
+        config, tensors = json.loads((folder / CONFIG).read_text("utf-8")), load_file(folder / WEIGHTS)
     except (ValueError, SafetensorError) as error:
         raise LuthierError("artifact-mismatch", f"damaged: {error}", where=str(folder)) from error
+    if not isinstance(config, dict):
+        raise LuthierError("artifact-mismatch", f"{CONFIG} is not a mapping", where=str(folder), found=config)
+    return config, tensors
 
 
 def check_config(config: Any, found: Mapping[str, Any], where: str) -> None:
@@ -73,7 +76,7 @@ def check_config(config: Any, found: Mapping[str, Any], where: str) -> None:
 def put(handle: PeftModel, tensors: dict[str, Tensor], where: str) -> None:
     """Copy tensors into the attached adapter; every one must be used, and every trained parameter given."""
     try:
-        result = set_peft_model_state_dict(handle, tensors)
+        result: Any = set_peft_model_state_dict(handle, tensors)
     except (KeyError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())
         raise LuthierError("artifact-mismatch", f"does not fit the attached adapter: {text}", where=where) from error

@@ -25,6 +25,7 @@ NOISE: Final = (
     r"(?s).*is_gradient_checkpointing",  # of transformers to PEFT
     "Failed to load the CUDA extension|Setting boft_n_butterfly_factor to 1",  # BOFT runs without, and offers 1 alone
     "Unsupported layer type .*Norm",  # LN tuning is for norms
+    "(?s)Model (has|with) `tie_word_embeddings",  # merging unties what has to be
 )
 WRAPPERS: Final = (BaseTunerLayer, AuxiliaryTrainingWrapper)
 
@@ -39,7 +40,7 @@ def inject(model: nn.Module, config: Any, context: Context, where: str) -> PeftM
         raise LuthierError("part-unsupported", problem, where=where, remedy=remedy)
     check_targets(model, config, where)
     try:
-        with _seeded(context), _warnings_heeded():
+        with _seeded(context), warnings_heeded():
             handle = PeftModel(model, config)
     except REFUSALS as error:
         raise _refusal(error, model, where) from error
@@ -57,7 +58,8 @@ def _seeded(context: Context) -> Iterator[None]:
 
 
 @contextmanager
-def _warnings_heeded() -> Iterator[None]:
+def warnings_heeded() -> Iterator[None]:
+    """Errors of the warnings that say that an option does nothing, and silence for those that do not hold here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=IGNORED)
         for noise in NOISE:

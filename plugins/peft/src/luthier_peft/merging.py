@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
 from luthier import LuthierError
 from peft import PeftModel
+from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor
+from torch import Tensor, nn
 
-from luthier_peft.injection import WRAPPERS
+from luthier_peft.injection import WRAPPERS, warnings_heeded
 from luthier_peft.methods import Method
 
 UNMERGEABLE: Final = "artifact-unmergeable"
@@ -22,8 +24,9 @@ def merge(handle: PeftModel, trainable: Mapping[str, Tensor], where: str) -> Any
     broken = [name for name, parameter in trainable.items() if not torch.isfinite(parameter).all()]
     if broken:
         raise LuthierError(UNMERGEABLE, "the adapter holds NaN or infinite numbers", where=where, found=broken[0])
+    _untie(handle.base_model.model)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings_heeded():
             model = handle.merge_and_unload()
     except (ValueError, NotImplementedError, RuntimeError) as error:
         raise LuthierError(UNMERGEABLE, f"PEFT says: {error}", where=where) from error
@@ -45,6 +48,21 @@ def check(model: Any, method: Method, options: Any, where: str) -> None:
             raise LuthierError(UNMERGEABLE, problem, where=where, found=without[0])
     elif method.merging:
         raise LuthierError(UNMERGEABLE, method.merging, where=where)
+
+
+def _untie(model: nn.Module) -> None:
+    """Give adapted layers a weight of their own: PEFT would fold the head's update into the tied embedding as well.
+
+    It then says in the config that the two are not tied any more. Rows of trainable tokens are set, not added to, and
+    may stay tied.
+    """
+    holders = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    for module in list(model.modules()):
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer):
+            layer = module.get_base_layer()
+            for name, parameter in list(layer.named_parameters(recurse=False)):
+                if holders[id(parameter)] > 1:
+                    layer.register_parameter(name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
 
 
 def _unwrap_copies(model: Any) -> None:
