@@ -1,0 +1,105 @@
+"""Hub datasets through the real client, against a hub of one dataset on this machine."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+SHA, OID = "a" * 40, "b" * 40
+ROWS = [{"question": "2 + 3?", "answer": "5"}, {"question": "é?", "answer": "漢"}]
+CONTENT = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+LISTED = [{"type": "file", "path": "train.jsonl", "size": len(CONTENT), "oid": OID}]
+SEEN: list[str] = []
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers as huggingface.co does for the dataset org/rows; anything else is not there."""
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        SEEN.append(path)
+        about = {"id": "org/rows", "sha": SHA, "private": False, "tags": [], "siblings": [{"rfilename": "train.jsonl"}]}
+        if path.endswith("/train.jsonl"):
+            self.answer(CONTENT, {"ETag": f'"{OID}"', "X-Repo-Commit": SHA})
+        elif path == f"/api/datasets/org/rows/tree/{SHA}":
+            self.answer(json.dumps(LISTED).encode())
+        elif path in ("/api/datasets/org/rows", f"/api/datasets/org/rows/revision/{SHA}"):
+            self.answer(json.dumps(about).encode())
+        else:
+            self.answer(b"", {"X-Error-Code": "RepoNotFound" if "org/rows" not in path else "EntryNotFound"}, 404)
+
+    do_HEAD = do_GET
+
+    def answer(self, body: bytes, headers: dict[str, str] | None = None, status: int = 200) -> None:
+        self.send_response(status)
+        for name, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+SOURCES = {
+    "rows": {"path": "org/rows", "columns": {"prompt": "question", "completion": "answer"}},
+    "no dataset": {"path": "org/nothing"},
+    "no split": {"path": "org/rows", "split": "nothing"},
+}
+CODE = """
+import json, sys
+from luthier import LuthierError
+from luthier.data.read import read_source
+from luthier.recipe.tree import Source
+
+def answer(options):
+    try:
+        return [[row.values, row.where] for row in read_source(Source(**options))]
+    except LuthierError as error:
+        return error.to_dict()
+
+print(json.dumps({name: answer(options) for name, options in json.loads(sys.argv[1]).items()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What each source gives, read in a process of its own, for the client takes its address when imported."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(tmp_path_factory.mktemp("hub")),
+        "NO_PROXY": "*",
+    }
+    command = [sys.executable, "-c", CODE, json.dumps(SOURCES)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    server.shutdown()
+    server.server_close()
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_hub_dataset_gives_its_rows_with_columns_mapped(found):
+    assert found["rows"] == [
+        [{"prompt": "2 + 3?", "completion": "5"}, "org/rows/train[0]"],
+        [{"prompt": "é?", "completion": "漢"}, "org/rows/train[1]"],
+    ]
+    assert any(path.endswith(f"/{SHA}/train.jsonl") for path in SEEN)
+
+
+@pytest.mark.parametrize("name", ["no dataset", "no split"])
+def test_a_dataset_or_split_that_the_hub_has_not_is_an_error(found, name):
+    error = found[name]
+    assert error["code"] == "data-not-found" and error["where"] == SOURCES[name]["path"]
+    assert "split" in error["message"]
