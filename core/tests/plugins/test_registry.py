@@ -358,3 +358,9 @@ def test_every_registered_plugin_of_the_core_has_a_part_for_its_protocol():
         plugins.build(offer, plugins.options(offer)())
     watcher = Watcher()
     assert checked(watcher, "callback", "here") is watcher
+
+
+def test_a_family_of_names_is_listed_once(refused):
+    plugins = registry(record("peft.loha"), record("peft.oft"), record("sophia"))
+    assert refused(plugins, "zzz").remedy == "Known: peft.*, sophia."
+    assert refused(plugins, "peft.lohaa").remedy.startswith("Did you mean 'peft.loha'")

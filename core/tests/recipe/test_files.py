@@ -87,7 +87,7 @@ def test_a_wrong_value_is_named_with_file_line_and_path(file, read, name, line):
         ("2e-4", "2e-4\nwarmup_steps: 3\nwarmup_ratio: 0.1", "recipe-conflict", "10: warmup_ratio: warmup_steps is given too, as 3"),
         ("model: demo\n", "", "recipe-missing", ": model: is required"),
         ("2e-4", "${NOWHERE}", "recipe-missing", "8: learning_rate: the environment variable NOWHERE is not set"),
-        ("{name: lora, r: 16,\n          lora_alpha: 32}", "full\nlora_r: 4", "recipe-unknown-option", "7: adapter.r: adapter 'full' has no such option. It has none"),
+        ("{name: lora, r: 16,\n          lora_alpha: 32}", "full\nlora_r: 4", "recipe-unknown-option", "7: adapter.r: adapter 'full' has no such option. Name the adapter that is meant: dora or lora or many."),
     ],
 )  # fmt: skip
 def test_every_error_has_its_line(file, read, old, new, code, says):

@@ -58,7 +58,7 @@ def test_a_switch_takes_no_word_that_is_not_true_or_false():
         (["--adapter.r"], "recipe-unknown-option", "--adapter.r: "),
         (["--no-packing=true"], "recipe-conflict", "takes no value"),
         (["--no-nonsense"], "recipe-unknown-option", "--no-nonsense"),
-        (["--batch-size", "4"], "recipe-conflict", "batch_size has two readings: global_batch_size"),
+        (["--batch-size", "4"], "recipe-conflict", "--batch-size: has two readings: global_batch_size"),
     ],
 )  # fmt: skip
 def test_wrong_flags_are_refused(read, words, code, says):

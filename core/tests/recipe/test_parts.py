@@ -102,7 +102,7 @@ def test_callbacks_of_every_form_stand_side_by_side(make, plugins, options):
         ({"adapter": {"name": "many", "ranks": {"q": 0.5}}}, "recipe-wrong-type", "adapter.ranks.q: expected int (found 0.5)"),
         ({"adapter": {"name": "many", "solver": "eig"}}, "recipe-out-of-range", "adapter.solver: not one of the choices (found 'eig'). Choose one of: svd, qr."),
         ({"adapter": {"name": "many", "form": "cor"}}, "recipe-wrong-type", "adapter.form: expected 'core' | 'factored' (found 'cor')"),
-        ({"adapter": {"r": 3}}, "recipe-unknown-option", "adapter.r: adapter 'full' has no such option. It has none; name another part: adapter."),
+        ({"adapter": {"r": 3}}, "recipe-unknown-option", "adapter.r: adapter 'full' has no such option. Name the adapter that is meant: dora or lora or many."),
         ({"callbacks": [OwnOptimizer()]}, "part-invalid", "callbacks.0: "),
         ({"callbacks": ["nowhere"]}, "part-unknown", "callbacks.0: no installed plugin offers callback 'nowhere'"),
         ({"callbacks": [3]}, "recipe-wrong-type", "callbacks.0: expected a callback"),

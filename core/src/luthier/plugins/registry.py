@@ -143,7 +143,7 @@ class Plugins:
             return LuthierError("part-unknown", f"{problem}: {blocked[0]} is disabled", remedy=f"Change {BLOCK}.")
         if brings:
             return LuthierError("part-unknown", problem, remedy=f"Install it: pip install {brings}")
-        known = nearest(name, (o.record.name for o in self.offers(kind)))
+        known = _near(name, [o.record.name for o in self.offers(kind)])
         return LuthierError("part-unknown", problem, remedy=f"{known} {self._failed()}".strip() or None)
 
     def _failed(self) -> str:
@@ -165,6 +165,13 @@ def checked(part: Any, kind: str, where: str) -> Any:
     if kind == "callback":
         check_callback(part, where)
     return part
+
+
+def _near(name: str, names: list[str]) -> str:
+    """The nearest names, or all of them, a family such as `peft.lora`, `peft.oft` as `peft.*`."""
+    near = nearest(name, names)
+    families = {n if "." not in n else f"{n.partition('.')[0]}.*" for n in names}
+    return near if near.startswith("Did") else nearest(name, families)
 
 
 def _leading(claims: list[Offer]) -> Offer:

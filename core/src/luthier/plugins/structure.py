@@ -153,7 +153,7 @@ def _instance(made: Converter, value: Any, cls: Any) -> object:
     fields = {f.alias: f for f in attrs.fields(cls) if f.init}
     for key in value:
         if key not in fields:
-            remedy = nearest(str(key), fields) or "There are none here."
+            remedy = nearest(str(key), fields) or "It has none."
             raise LuthierError("recipe-unknown-option", "there is no such option", where=str(key), remedy=remedy)
     given = {}
     for name, field in fields.items():

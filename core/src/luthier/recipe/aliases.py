@@ -70,7 +70,7 @@ SPELLINGS: Final[dict[str, str]] = {  # canonical: the others
 ALIASES: Final = {alias: name for name, others in SPELLINGS.items() for alias in others.split()}
 
 BATCH_SIZE: Final = (
-    "batch_size has two readings: global_batch_size, the examples of one optimizer step over all ranks, "
+    "has two readings: global_batch_size, the examples of one optimizer step over all ranks, "
     "and per_device_train_batch_size, those of one micro-batch on one device"
 )
 QUANTIZED: Final = {"qlora": "lora", "qdora": "dora"}

@@ -87,10 +87,7 @@ class Draft:
         steps = tuple(path.split("."))
         if steps[0] not in attrs.fields_dict(Recipe) and steps[:1] not in self.origins:
             return error  # it names a flag or a file itself
-        label = self.label(steps)
-        if label.lstrip("-").replace("-", "_") == path:
-            return LuthierError(error.code, error.problem, where=label, found=error.found, remedy=error.remedy)
-        return error.at(label) if label else error
+        return labelled(error, self.label(steps), path)
 
     def _put(self, entry: Entry) -> None:
         *above, last = entry.steps
@@ -145,6 +142,13 @@ class Draft:
             if name in self.tree["model"] and found and found[0] is not entry.layer:
                 del self.tree["model"][name]
                 self.notes.append(f"{entry.label}: another model, so model.{name} is dropped")
+
+
+def labelled(error: LuthierError, label: str, path: str) -> LuthierError:
+    """The error with a label in front; a flag that spells the option's path takes its place."""
+    if label.lstrip("-").replace("-", "_") == path:
+        return LuthierError(error.code, error.problem, where=label, found=error.found, remedy=error.remedy)
+    return error.at(label) if label else error
 
 
 def _opened(known: Any, here: Steps, entry: Entry) -> Any:

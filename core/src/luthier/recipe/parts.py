@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, nearest
 from luthier.plugins.compatibility import Chosen
 from luthier.plugins.hints import KEY
 from luthier.plugins.options import is_default
@@ -165,17 +165,24 @@ def _named(value: Mapping[str, Any], kind: str, where: str, plugins: Plugins) ->
     except LuthierError as error:
         raise error.at(where) from error.__cause__
     rest = {k: v for k, v in value.items() if k != "name"}
-    return Part(kind=kind, name=name, offer=offer, options=_options(rest, cls, f"{kind} {name!r}", where))
-
-
-def _options(given: dict[str, Any], cls: type, owner: str, where: str) -> Any:
     try:
-        return structure(given, cls, where)
+        return Part(kind=kind, name=name, offer=offer, options=structure(rest, cls, where))
     except LuthierError as error:
         if error.code != "recipe-unknown-option":
             raise
-        remedy = error.remedy if attrs.fields(cls) else f"It has none; name another part: {where}."
-        raise LuthierError(error.code, f"{owner} has no such option", where=error.where, remedy=remedy) from None
+        remedy = _owners((error.where or "").removeprefix(f"{where}."), offer, plugins) or error.remedy
+        problem = f"{kind} {name!r} has no such option"
+        raise LuthierError(error.code, problem, where=error.where, remedy=remedy) from None
+
+
+def _owners(option: str, offer: Offer, plugins: Plugins) -> str:
+    """Where an option belongs that this part has not, nor one like it: the parts of its kind that have it."""
+    own = [f.name for f in attrs.fields(plugins.options(offer))]
+    if nearest(option, own).startswith("Did"):
+        return ""
+    others = (o.record for o in plugins.offers(offer.record.kind) if not isinstance(o.record.options, str))
+    names = [r.name for r in others if option in attrs.fields_dict(r.options)]
+    return f"Name the {offer.record.kind} that is meant: {' or '.join(names)}." if names else ""
 
 
 def _object(value: Any, kind: str, where: str, plugins: Plugins) -> Part:

@@ -14,7 +14,7 @@ from luthier.plugins.registry import Plugins, installed
 from luthier.plugins.structure import structure, within
 from luthier.recipe.aliases import joined_betas, quantized_names, rename
 from luthier.recipe.checks import batch_product
-from luthier.recipe.draft import Draft, Entry, Layer
+from luthier.recipe.draft import Draft, Entry, Layer, labelled
 from luthier.recipe.parts import FIELDS, Part, find_part
 from luthier.recipe.paths import expand, located
 from luthier.recipe.shorthand import expand as expand_short
@@ -86,7 +86,7 @@ def _lay(draft: Draft, layer: Layer, items: Any, environ: Mapping[str, str]) -> 
     try:
         entries = [found for entry in given for found in _canonical(entry, draft.notes)]
     except LuthierError as error:
-        raise _labelled(error, layer) from None
+        raise _placed(error, layer) from None
     try:
         draft.add(entries)
     except LuthierError as error:
@@ -97,13 +97,13 @@ def _expanded(value: Any, steps: tuple[str, ...], layer: Layer, environ: Mapping
     try:
         return expand(value, environ)
     except LuthierError as error:
-        raise _labelled(within(error, ".".join(steps)), layer) from None
+        raise _placed(within(error, ".".join(steps)), layer) from None
 
 
-def _labelled(error: LuthierError, layer: Layer) -> LuthierError:
+def _placed(error: LuthierError, layer: Layer) -> LuthierError:
     """The error of a path as it was written in a layer, with its line, flag or variable in front."""
-    label = layer.label(tuple((error.where or "").split(".")))
-    return error.at(label) if label else error
+    path = error.where or ""
+    return labelled(error, layer.label(tuple(path.split("."))), path)
 
 
 def _canonical(entry: Entry, notes: list[str]) -> Iterator[Entry]:
