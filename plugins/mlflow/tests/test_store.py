@@ -16,6 +16,7 @@ from luthier_mlflow.tracker import flat
 from mlflow.entities import Param
 from structlog.testing import capture_logs
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow.*")  # between MLflow and SQLAlchemy
 NAMES = [
     "loss",
     "grad_norm",

@@ -124,6 +124,22 @@ def test_a_resumed_run_goes_on_with_the_same_wandb_run(build, hooks, recorded, r
     assert (list(first.rows), list(second.rows)) == ([1], [2])
 
 
+def test_a_training_interrupted_without_an_event_can_be_resumed_in_the_same_process(build, hooks, recorded, run):
+    before = build(mode="offline")
+    fire = hooks(before)
+    fire.run_started(run=run)
+    fire.logged(run=run, step=1, metrics={"loss": 3.0})
+    after = build(mode="offline")
+    after.load_state(before.state())
+    fire = hooks(after)
+    fire.resumed(run=run, step=1)
+    fire.logged(run=run, step=2, metrics={"loss": 2.0})
+    fire.completed(run=run, result=None)
+    first, second = recorded(run.folder)
+    assert (list(first.rows), first.exit_code) == ([1], 1)
+    assert (list(second.rows), second.exit_code) == ([2], 0)
+
+
 @pytest.mark.parametrize(
     ("end", "arguments", "status", "exit_code"),
     [

@@ -28,6 +28,8 @@ FIELDS: Final = {"project": "project", "run_name": "run_name", "entity": "entity
                  "group": "run_group", "notes": "run_notes", "mode": "mode", "base_url": "base_url",
                  "finish_timeout": "finish_timeout"}  # fmt: skip
 
+OPEN: Final[dict[str, Any]] = {}  # the W&B runs of this process that no event has ended yet, by id
+
 log = structlog.get_logger()
 
 
@@ -83,6 +85,8 @@ class Tracker:
         folder = self.options.dir or os.environ.get("WANDB_DIR") or str(run.folder)
         try:
             os.makedirs(folder, exist_ok=True)
+            if self.wandb_id in OPEN:  # left by a training of this process that was interrupted without an event
+                OPEN.pop(self.wandb_id).finish(exit_code=1)
             self.active = init(settings=self.settings, dir=folder, name=self.options.run_name or run.name,
                                id=self.wandb_id, resume="allow" if self.wandb_id else None,
                                config={**run.settings, "run_id": run.run_id})  # fmt: skip
@@ -91,6 +95,7 @@ class Tracker:
             problem = f"no run could be opened: {said(error)}"
             raise LuthierError("part-unsupported", problem, where=PLACE, remedy=remedy) from error
         self.wandb_id = self.active.id
+        OPEN[self.wandb_id] = self.active
         log.info("tracker_opened", tracker="wandb", id=self.wandb_id, mode=self.active.settings.mode,
                  url=self.active.settings.run_url or None, folder=folder)  # fmt: skip
 
@@ -98,6 +103,7 @@ class Tracker:
         self._try(during, lambda active: active.summary.update({"status": status}))
         self._try(during, lambda active: active.finish(exit_code=exit_code))
         self.active = None
+        OPEN.pop(self.wandb_id, None)
 
     def _try(self, during: str, act: Callable[[Any], None]) -> None:
         """Let `act` work on the open run, if there is one; a failure is logged and is the tracker's last."""
