@@ -176,7 +176,11 @@ def test_a_failing_case_shows_its_options_and_what_was_found(pytester):
     result = pytester.runpytest_inprocess("-k", "learning_rate_zero", "-p", "no:cacheprovider")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        ["*steps with a learning rate of 0: parameter 0 differs*", "*options=MomentumOptions(*"]
+        [
+            "*steps with a learning rate of 0: parameter 0 differs*",
+            "*options=MomentumOptions(*",
+            "*learning_rate_zero_changes_nothing: At a rate of 0 every parameter stays*",
+        ]
     )
 
 

@@ -82,6 +82,16 @@ def test_a_resumed_run_fires_what_the_kit_plays(tmp_path):
     assert [name for name, _ in played[1]] == [name for name, _ in real[1]]
 
 
+def test_a_failing_callback_is_shown_with_the_events_before_it(tmp_path):
+    def fail(step):
+        raise KeyError(step)
+
+    with pytest.raises(KeyError) as caught:
+        play(luthier.on(logged=fail), tmp_path)
+    (note,) = caught.value.__notes__
+    assert note.endswith("run_started, task_started, evaluated, step_started, step_ended, logged")
+
+
 def test_an_event_that_is_not_marked_is_named():
     class Unmarked:
         def logged(self, metrics): ...

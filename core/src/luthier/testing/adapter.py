@@ -45,6 +45,7 @@ def _near(found: Tensor, expected: Tensor, bound: float, what: str) -> None:
     """Within `bound` of each other, relative to the expected output; bit for bit where it is 0."""
     from luthier.testing.contexts import distance
 
+    __tracebackhide__ = True
     off = distance(found, expected)
     exact = "bit for bit" if bound == 0 else f"within {bound:g}"
     assert found.equal(expected) if bound == 0 else off <= bound, f"{what}: {off:.3g} apart, not {exact}"

@@ -15,7 +15,7 @@ from luthier.plugins.records import Record
 KINDS: Final = ("loss", "adapter", "optimizer", "quantizer", "callback")  # providers have their checks with jobs
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class Subject:
     """The part under test: its record, the records checked along with it, and the author's example options.
 
@@ -26,6 +26,9 @@ class Subject:
     together: tuple[Record, ...] = ()
     examples: tuple[object, ...] = ()
     vary: bool = True
+
+    def __repr__(self) -> str:
+        return f"<{self.record.kind} {self.record.name!r}>"
 
     @property
     def options_class(self) -> type:
@@ -91,7 +94,7 @@ def law(
     return mark
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class Check:
     """One named check of one part. Calling it raises where the part fails, and `unittest.SkipTest` where the part
     needs a device that this machine has not."""
@@ -115,7 +118,15 @@ class Check:
     def __call__(self) -> None:
         from luthier.testing.running import run
 
-        run(self.law, self.subject)
+        __tracebackhide__ = True
+        try:
+            run(self.law, self.subject)
+        except Exception as error:
+            error.add_note(f"{self.name}: {self.meaning}")
+            raise
+
+    def __repr__(self) -> str:
+        return f"<check {self.id}>"
 
 
 def checks_for(

@@ -57,7 +57,11 @@ class Stage:
 
     def fire(self, name: str, **arguments: Any) -> None:
         self.seen.append(name)
-        getattr(self.hooks, name)(run=self.run, **arguments)
+        try:
+            getattr(self.hooks, name)(run=self.run, **arguments)
+        except Exception as error:
+            error.add_note(f"Events of this process: {', '.join(self.seen)}")
+            raise
 
     def begin(self, *, evaluate: bool = False) -> None:
         self.fire("run_started")

@@ -84,6 +84,7 @@ def _same(found: Any, expected: Any, what: str) -> None:
     """Numbers, tensors, or mappings of them are close."""
     import torch
 
+    __tracebackhide__ = True
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), f"{what}: terms {sorted(found)} became {sorted(expected)}"
         for name in expected:

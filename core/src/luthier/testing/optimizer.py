@@ -88,6 +88,7 @@ def _ran(subject: Subject, options: Any, world: Bowl, steps: int, rate: float = 
 def _equal(found: list[Tensor], expected: list[Tensor], what: str) -> None:
     import torch
 
+    __tracebackhide__ = True
     for i, (one, two) in enumerate(zip(found, expected, strict=True)):
         assert torch.equal(one, two), f"{what}: parameter {i} differs by up to {float((one - two).abs().max()):.3g}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unittest
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ def registered(record: Record) -> tuple[Plugins, Offer]:
 
 def run(law: Law, subject: Subject) -> None:
     """Raise where the subject breaks the law."""
+    __tracebackhide__ = True
     with torch_settings(subject.record) if law.needs_torch else nullcontext():
         if law.examples == 0:
             law.function(subject)
@@ -53,10 +54,21 @@ def sample(
 
     Options that the part refuses with a `LuthierError` do not count, except the default and the author's own.
     """
+    __tracebackhide__ = True
     cls, own = subject.options_class, subject.own_examples
     bases = bases_of(cls, own)
+    attempt = _attempt(subject, function, bases)
+    for example in own:  # hypothesis would try them, but promises it for none
+        _search(attempt, max(1, examples // 4), options=st.just(example), **(drawn or {}))
+    varied = options_of(cls, own) if subject.vary and not default_only else st.sampled_from(bases)
+    _search(attempt, examples, options=varied, **(drawn or {}))
+
+
+def _attempt(subject: Subject, function: Callable[..., None], bases: Sequence[object]) -> Callable[..., None]:
+    """One example, under the function's name, which a failing one is shown with."""
 
     def attempt(options: object, **world: Any) -> None:
+        __tracebackhide__ = True
         try:
             with seeded():
                 function(subject, options, **world)
@@ -65,14 +77,12 @@ def sample(
                 raise
             hypothesis.reject()
 
-    attempt.__name__ = attempt.__qualname__ = getattr(function, "__name__", "life")
-    for example in own:  # hypothesis would try them, but promises it for none
-        _search(attempt, max(1, examples // 4), options=st.just(example), **(drawn or {}))
-    varied = options_of(cls, own) if subject.vary and not default_only else st.sampled_from(bases)
-    _search(attempt, examples, options=varied, **(drawn or {}))
+    attempt.__name__ = attempt.__qualname__ = function.__name__
+    return attempt
 
 
 def _search(function: Callable[..., None], examples: int, **strategies: SearchStrategy[Any]) -> None:
+    __tracebackhide__ = True
     profile(examples)(given(**strategies)(function))()
 
 
