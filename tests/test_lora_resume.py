@@ -1,0 +1,162 @@
+"""LoRA's a + resume + b is a + b, bit for bit, with dropout on: after SIGTERM, and after kill -9 during a save."""
+
+import json
+import os
+import random
+import select
+import signal
+import time
+
+import luthier
+import pytest
+import torch
+from luthier.engine import checkpoint
+from luthier.engine.run import Interrupted, read_record
+from luthier.errors import LuthierError
+
+ADAPTERS = {
+    "lora": {"name": "lora", "r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"},
+    "dora": {"name": "dora", "r": 4, "lora_dropout": 0.1},
+}
+
+
+def same(one, other):
+    ours, theirs = (dict(run.model.named_parameters()) for run in (one, other))
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def terminated_after(step):
+    """A callback that sends this process SIGTERM when the step has been taken."""
+    last = step
+
+    def end(step):
+        if step == last:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return luthier.on(step_ended=end)
+
+
+@pytest.mark.parametrize("cut", [1, 4])
+@pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
+def test_a_run_that_was_terminated_resumes_bit_for_bit(train, tmp_path, adapter, cut):
+    shared = {"adapter": adapter, "num_train_epochs": 2, "lr_scheduler_type": "cosine", "warmup_steps": 2}
+    straight = train(**shared, output_dir=tmp_path / "straight")
+    with pytest.raises(Interrupted) as caught:
+        train(**shared, callbacks=["jsonl", terminated_after(cut)])
+    assert (caught.value.exit_status, caught.value.step) == (143, cut)
+    assert read_record(tmp_path / "run")["state"] == "stopped"
+    resumed = train(**shared)
+    assert same(resumed, straight)
+    assert resumed.loss_history == straight.loss_history
+    assert (resumed.steps, resumed.tokens_seen) == (straight.steps, straight.tokens_seen)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, straight.steps + 1))
+
+
+def test_dropout_is_drawn_anew_at_every_step_and_is_not_the_undropped_run(train, tmp_path):
+    adapter = {"name": "lora", "target_modules": "all-linear"}
+    dropped = train(adapter={**adapter, "lora_dropout": 0.1}, output_dir=tmp_path / "a")
+    plain = train(adapter={**adapter, "lora_dropout": 0.0}, output_dir=tmp_path / "b")
+    again = train(adapter={**adapter, "lora_dropout": 0.1}, output_dir=tmp_path / "c")
+    assert dropped.loss_history == again.loss_history != plain.loss_history
+
+
+def test_another_rank_does_not_resume_the_run_of_the_first(train, tmp_path):
+    with pytest.raises(Interrupted):
+        train(adapter={"name": "lora", "r": 4}, callbacks=[terminated_after(1)])
+    with pytest.raises(LuthierError) as caught:
+        train(adapter={"name": "lora", "r": 8})
+    assert caught.value.code == "run-folder-other"
+
+
+class Killed:
+    """A run in a forked process, killed by SIGKILL some time after its first step, while it saves.
+
+    The child tells of the step and of the save through a pipe, so that it is known where the kill fell.
+    """
+
+    def __init__(self, settings):
+        self.settings = settings
+
+    def __call__(self, delay):
+        """Whether the process was killed after its step had ended and before its save was done."""
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            self._train(write)
+        os.close(write)
+        told = os.read(read, 1)
+        if told == b"b":
+            select.select([read], [], [], delay)  # until it has saved, or the delay is over
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with open(read, "rb") as rest:
+            return told == b"b" and rest.read(1) == b""
+
+    def _train(self, write):
+        def begun():
+            os.write(write, b"b")
+
+        def ended():
+            os.write(write, b"e")
+
+        try:
+            luthier.train(**{**self.settings, "callbacks": [luthier.on(step_ended=begun, saved=ended)]})
+        finally:
+            os._exit(1)
+
+
+def kills_during_saves(train, tmp_path, count):
+    """`count` kills that fell into a save, then the rest of the run, which must be as if nothing had been."""
+    shared = {"adapter": ADAPTERS["dora"], "num_train_epochs": count, "save_steps": 1, "save_total_limit": 2}
+    spans, clock = [], []
+    watch = luthier.on(
+        step_ended=lambda: clock.append(time.perf_counter()),
+        saved=lambda: spans.append(time.perf_counter() - clock[-1]),
+    )
+    straight = train(**shared, callbacks=[watch], output_dir=tmp_path / "straight")
+    killed = Killed({**train.args[0], **shared})
+    delays, fell = random.Random(0), 0
+    for _ in range(straight.steps):
+        fell += killed(delays.uniform(0.0, sorted(spans)[len(spans) // 2]))
+        if fell == count:
+            break
+    assert fell == count
+    finished = train(**shared)
+    assert same(finished, straight)
+    assert finished.loss_history == straight.loss_history
+    assert not list((tmp_path / "run/checkpoints").glob(".*"))
+    assert [checkpoint.load(folder)["tally"]["step"] for folder in checkpoint.steps(tmp_path / "run")]
+
+
+def test_a_run_killed_during_saves_ends_as_if_undisturbed(train, tmp_path):
+    kills_during_saves(train, tmp_path, count=4)
+
+
+@pytest.mark.slow
+def test_a_run_killed_during_twenty_saves_ends_as_if_undisturbed(train, tmp_path):
+    kills_during_saves(train, tmp_path, count=20)
+
+
+def test_a_run_killed_after_its_last_step_only_writes_what_is_missing(train, tmp_path):
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    straight = train(output_dir=tmp_path / "straight")
+    child = os.fork()
+    if child == 0:
+        try:
+            train(callbacks=[luthier.on(task_ended=die)])
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert not (tmp_path / "run/adapter").exists()
+    steps = []
+
+    def note(step):
+        steps.append(step)
+
+    finished = train(callbacks=[luthier.on(resumed=note, step_started=note)])
+    assert steps == [straight.steps]
+    assert finished.artifact.is_dir()
+    assert same(finished, straight)
