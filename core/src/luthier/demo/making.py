@@ -20,10 +20,16 @@ Row = dict[str, Any]
 
 VOCABULARY: Final = 3072
 SPECIALS: Final = ("<|pad|>", "<|im_start|>", "<|im_end|>")
-TEMPLATE: Final = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+TEMPLATE: Final = """\
+{%- if tools %}<|im_start|>system
+Tools: {{ tools | tojson }}<|im_end|>
+{% endif %}
+{%- for m in messages %}<|im_start|>{{ m['role'] }}
+{{ m['content'] or '' }}
+{%- for c in m['tool_calls'] or [] %}<tool_call>{{ (c['function'] or c) | tojson }}</tool_call>{% endfor %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
 SHAPE: Final = {
     "vocab_size": VOCABULARY,
     "hidden_size": 144,
