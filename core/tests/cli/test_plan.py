@@ -61,7 +61,7 @@ def test_without_torch_a_part_that_is_not_installed_is_still_named(bare, tiny):
 
 
 def test_without_torch_a_wrong_recipe_is_still_an_error(bare, tiny):
-    result = bare("plan", tiny / "r.yaml", "--learning-rate", "fast")
+    result = bare("plan", tiny / "r.yaml", "--adapter", "full", "--learning-rate", "fast")
     assert result.returncode == 2
     assert "recipe-wrong-type" in result.stderr
     assert "Traceback" not in result.stderr

@@ -2,6 +2,8 @@
 
 import sys
 
+import pytest
+
 BUILTIN = {
     ("adapter", "full"),
     ("loss", "sft"),
@@ -34,12 +36,14 @@ def test_the_table_has_a_line_for_each_part(luthier):
         assert any(line.split()[:2] == [kind, name] for line in result.stdout.splitlines())
 
 
-def test_a_line_never_wraps_at_eighty_columns(luthier, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    head, *lines = luthier("plugins").stdout.splitlines()
-    rows = luthier("plugins", "--json").document["plugins"]
-    assert max(len(line) for line in (head, *lines)) <= 80
-    assert [line.split()[1] for line in lines[: len(rows)]] == [r["name"] for r in rows]
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_line_is_never_wider_than_the_terminal(luthier, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = luthier("plugins").stdout.splitlines()
+    assert max(len(line) for line in lines) <= width
+    for row in luthier("plugins", "--json").document["plugins"]:
+        assert any(line.split()[:3] == [row["kind"], row["name"], row["distribution"]] for line in lines)
+        assert any(row["summary"][:25] in line for line in lines)
 
 
 def test_an_installed_distribution_is_listed(luthier, distribute, offering):

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -89,6 +92,19 @@ def test_the_log_goes_where_and_how_it_is_asked(luthier, words, tmp_path):
     assert result.status == 0, result.stderr
     assert "run started" not in result.stderr
     assert all(json.loads(line)["level"] != "info" for line in (tmp_path / "x.log").read_text().splitlines())
+
+
+def test_ctrl_c_stops_the_run_with_a_checkpoint_and_its_status(tiny, tmp_path):
+    words = ["train", tiny / "r.yaml", "--max-steps", "100000", "--output-dir", tmp_path / "run", "--json"]
+    line = [sys.executable, "-m", "luthier", *(str(word) for word in words)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        next(text for text in process.stderr if "run started" in text)
+        process.send_signal(signal.SIGINT)
+        told = json.loads(process.stdout.read())["error"]
+    assert process.returncode == 130
+    assert told["code"] == "interrupted"
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "stopped"
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_train_without_torch_says_what_to_install(bare, tiny):

@@ -40,10 +40,8 @@ def draw_demo(screen: Console, result: DemoResult) -> None:
     from luthier.cli.tables import draw_section, pairs_table
 
     before, after = result.eval_loss_before, result.eval_loss_after
-    rows = {
-        "loss before": f"{before:.4f} on rows that were not trained on",
-        "loss after": f"{after:.4f}, {(after - before) / before:+.1%} in {result.steps} steps and {result.seconds:.0f} s",
-    }
+    change = f"{(after - before) / before:+.1%} in {result.steps} steps and {result.seconds:.0f} s"
+    rows = {"loss before": f"{before:.4f} on rows that are not trained on", "loss after": f"{after:.4f}, {change}"}
     answers = {"asked": result.question, "before": result.sample_before, "after": result.sample_after}
     folders = {"run": result.run, "adapter": result.adapter, "merged": result.merged}
     draw_section(screen, "What it learnt", pairs_table(rows))

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from luthier.plugins.registry import Offer
 
 STYLES = {"ok": "green", "conflict": "red", "broken": "red", "blocked": "yellow", "unsupported": "yellow"}
+HEADS = ("kind", "name", "distribution", "version", "state")
+ROOM = 30  # the fewest characters that a summary beside its part needs
 
 app = typer.Typer(help="List the installed parts; show one; check all.")
 
@@ -98,18 +100,21 @@ def _head(offer: Offer) -> dict[str, Any]:
 
 
 def _draw_rows(screen: Console, rows: Sequence[Row]) -> None:
+    """A line for each row, with the summary behind it where there is room, and below it where there is not."""
     from rich.text import Text
 
-    from luthier.cli.tables import plain_table
-
-    table = plain_table("kind", "name", "distribution", "version", "state", "summary")
-    for column in table.columns[:-1]:
-        column.no_wrap = True
-    for row in rows:
-        state = Text(row.state, style=STYLES[row.state])
-        summary = Text(row.summary, no_wrap=True, overflow="ellipsis")
-        table.add_row(row.kind or "-", row.name, row.distribution, row.version, state, summary)
-    screen.print(table)
+    cells = [HEADS, *((row.kind or "-", row.name, row.distribution, row.version, row.state) for row in rows)]
+    widths = [max(len(line[column]) for line in cells) + 2 for column in range(len(HEADS))]
+    beside = screen.width - sum(widths) >= ROOM
+    for line, summary in zip(cells, ["summary", *(row.summary for row in rows)], strict=True):
+        *front, state = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        style = "bold" if line is HEADS else STYLES[line[-1]]
+        text = Text.assemble(*front, (state, style), summary if beside else "")
+        below = [] if beside or not summary else [Text(" " * widths[0] + summary, style="dim")]
+        for part in (text, *below):
+            part.rstrip()
+            part.truncate(screen.width, overflow="ellipsis")
+            screen.print(part)
     _draw_reasons(screen, [row for row in rows if row.reason])
 
 
