@@ -158,11 +158,11 @@ def _opened(known: Any, here: Steps, entry: Entry) -> Any:
         return known
     part = here[0] in FIELDS and len(here) == 1
     if known is None and part:
-        return {"name": entry.implies or _default(here[0])}
+        return {"name": entry.implies or default_of(here[0])}
     if isinstance(known, str) and (part or (here[0] == "callbacks" and len(here) == 2)):
         return {"name": known}
     if known is None:
-        return _default("callbacks") if here == ("callbacks",) else {}
+        return default_of("callbacks") if here == ("callbacks",) else {}
     remedy = "Pass another object in Python." if part else None
     problem = f"{'.'.join(here)} has no options that could be set"
     raise LuthierError("recipe-wrong-type", problem, where=entry.label, found=known, remedy=remedy)
@@ -185,7 +185,8 @@ def _refuse_second(entry: Entry, known: Any, label: str) -> None:
     raise LuthierError("recipe-conflict", problem, where=path)
 
 
-def _default(name: str) -> Any:
+def default_of(name: str) -> Any:
+    """The default of a recipe's field."""
     default: Any = getattr(attrs.fields(Recipe), name).default
     return default.factory() if isinstance(default, attrs.Factory) else default  # type: ignore[arg-type]
 

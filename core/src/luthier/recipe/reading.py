@@ -11,10 +11,10 @@ import attrs
 
 from luthier.errors import LuthierError
 from luthier.plugins.registry import Plugins, installed
-from luthier.plugins.structure import structure, within
+from luthier.plugins.structure import structure, within, wrong
 from luthier.recipe.aliases import joined_betas, quantized_names, rename
 from luthier.recipe.checks import batch_product
-from luthier.recipe.draft import Draft, Entry, Layer, labelled
+from luthier.recipe.draft import Draft, Entry, Layer, default_of, labelled
 from luthier.recipe.parts import FIELDS, Part, find_part
 from luthier.recipe.paths import expand, located
 from luthier.recipe.shorthand import expand as expand_short
@@ -123,8 +123,9 @@ def _finish(draft: Draft, plugins: Plugins | None) -> Reading:
         quantized_names(draft)
         joined_betas(draft.tree, known)
         _size_batch(draft.tree)
-        _find_parts(draft.tree, known)
-        recipe = structure(draft.tree, Recipe, "")
+        settings = {name: value for name, value in draft.tree.items() if name not in (*FIELDS, "callbacks")}
+        recipe = structure(settings, Recipe, "")  # first what no plugin is needed for
+        recipe = attrs.evolve(recipe, **_found_parts(draft.tree, known))
     except LuthierError as error:
         raise draft.placed(error) from error.__cause__
     return Reading(recipe=located(recipe, draft.base), notes=tuple(dict.fromkeys(draft.notes)))
@@ -138,15 +139,14 @@ def _size_batch(tree: dict[str, Any]) -> None:
         tree.setdefault("global_batch_size", product)
 
 
-def _find_parts(tree: dict[str, Any], plugins: Plugins) -> None:
-    """Replace each part field, defaults included, by its options object or the caller's own object."""
-    for kind in FIELDS:
-        value = tree.get(kind, getattr(attrs.fields(Recipe), kind).default)
-        tree[kind] = _held(find_part(value, kind, kind, plugins))
-    callbacks = tree.get("callbacks", attrs.fields(Recipe).callbacks.default.factory())
-    if isinstance(callbacks, (list, tuple)):
-        parts = [find_part(c, "callback", f"callbacks.{i}", plugins) for i, c in enumerate(callbacks)]
-        tree["callbacks"] = [_held(part) for part in parts]
+def _found_parts(tree: dict[str, Any], plugins: Plugins) -> dict[str, Any]:
+    """For each part field, defaults included, its options object or the caller's own object."""
+    given = {name: tree.get(name, default_of(name)) for name in (*FIELDS, "callbacks")}
+    found: dict[str, Any] = {kind: _held(find_part(given[kind], kind, kind, plugins)) for kind in FIELDS}
+    if not isinstance(given["callbacks"], list):
+        raise within(wrong(given["callbacks"], "a list"), "callbacks")
+    parts = [find_part(c, "callback", f"callbacks.{i}", plugins) for i, c in enumerate(given["callbacks"])]
+    return found | {"callbacks": [_held(part) for part in parts]}
 
 
 def _held(part: Part) -> Any:
