@@ -116,6 +116,47 @@ def test_a_rewriting_template_leaves_a_dialogue_without_thoughts_whole(chat, mad
     assert len(prepared.train) == 1 and not prepared.report.changes
 
 
+TURN = "{{ '<|' + m.role + '|>\\n' + m.content + (%s if m.role == 'assistant' else '') }}"
+ODD = {  # how a template closes answers -> what is supervised of two of them, and in how many examples
+    "by two tokens": ("'</s><|im_end|>\\n'", "", ["A1</s><|im_end|>", "A2</s><|im_end|>"], 1),
+    "and ends the text with EOS": ("'<|im_end|>\\n'", "{{ eos_token }}", ["A1<|im_end|>", "A2<|im_end|>"], 1),
+    "but not the last": ("'' if loop.last else eos_token", "", ["A1</s>", "A2</s>"], 1),
+    "with another token at the end": (
+        "'<|eom_id|>' if loop.last else '<|eot_id|>'",
+        "",
+        ["A1<|eom_id|>", "A2<|eom_id|>"],
+        2,
+    ),
+    "after a line break": ("'\\n<|im_end|>'", "", ["A1\n<|im_end|>", "A2\n<|im_end|>"], 1),
+    "but the last with a line break": ("'' if loop.last else '\\n\\n'", "", ["A1</s>", "A2</s>"], 1),
+}
+
+
+@pytest.mark.parametrize("how", ODD)
+def test_a_template_may_close_answers_oddly(how, chat, made, answers):
+    closing, end, wanted, count = ODD[how]
+    template = "{% for m in messages %}" + TURN % closing + "{% endfor %}" + end
+    template += "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+    prepared = made([{"messages": dialogue([("Q", "A1"), ("Q", "A2")])}], chat("chatml"), chat_template=template)
+    assert [text for example in prepared.train for text in answers(example, chat("chatml"))] == wanted
+    assert len(prepared.train) == count
+    for example in prepared.train if "EOS" not in how else ():
+        assert chat("chatml").decode(example.input_ids).count("</s>") == sum(text.count("</s>") for text in wanted)
+
+
+def test_a_thought_stands_where_the_prompt_puts_an_empty_one(chat, made, answers):
+    template = chat("thinking").chat_template.replace("assistant\\n' }}", "assistant\\n<think>\\n\\n</think>\\n\\n' }}")
+    template = template.replace("{%- set content = message['content'] -%}", EMPTY_THOUGHT)
+    for answer, wanted in (("<think>\nhm\n</think>\n\n1", "<think>\nhm\n</think>\n\n1"), ("1", "1")):
+        row = {"messages": dialogue([("a", answer)])}
+        example = made([row], chat("chatml"), chat_template=template).train[0]
+        assert answers(example, chat("chatml")) == [wanted + "<|im_end|>"]
+
+
+EMPTY_THOUGHT = """{%- set content = message['content'] -%}
+{%- if message['role'] == 'assistant' and '</think>' not in content -%}
+{%- set content = '<think>\\n\\n</think>\\n\\n' + content -%}
+{%- endif -%}"""
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
 CALL = {"type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 3}'}}
 TOOL_ROW = {

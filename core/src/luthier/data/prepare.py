@@ -43,10 +43,9 @@ def prepare(
     given_validation: Any = None,
     progress: Progress | None = None,
 ) -> Prepared:
-    """The training and validation examples of `data`, deterministic in `seed`.
+    """The training and validation examples of `data`, deterministic in `seed`, or an error with file and line.
 
-    `given` and `given_validation` are rows in Python or `datasets` objects in the place of `data.train` and
-    `data.validation`. Raises the data and template errors of `luthier.errors`, with file and line, before any training.
+    `given` and `given_validation` are rows in Python or `datasets` objects in the place of the recipe's sources.
     """
     train, name = read_forms(data, data.train, given, "data", kind)
     held, held_name = _validation(data, given_validation, kind)

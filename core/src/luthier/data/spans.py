@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import attrs
@@ -54,7 +55,7 @@ def _rendered(form: Conversation, template: ChatTemplate, everything: bool) -> l
         return [Rendered(text=whole, spans=(), everything=True, where=form.where)]
     trained = [i for i, on in enumerate(form.trained) if on and _says(messages[i])]
     turns = [find_turn(messages, i, form.tools, template, whole) for i in trained]
-    kept = [turn for turn in turns if whole.startswith(turn.text)]
+    kept = [turn for turn in turns if whole.startswith(turn.text[: turn.spans[-1][1]])]
     groups = [(whole, kept)] if everything or len(kept) == len(turns) else [(turn.text, [turn]) for turn in turns]
     inside = ("special_tokens",) * any(template.has_special(message["content"]) for message in messages)
     made = [
@@ -88,7 +89,7 @@ def find_turn(
 ) -> Turn:
     """The answer `messages[index]` in the text that the template writes up to it; `template-unprovable` if it is not.
 
-    Offsets come from generation tags, or from where the prompt ends (`add_generation_prompt`), else from the content.
+    Offsets come from generation tags, or from where the prompt ends (`add_generation_prompt`), else from a probe.
     """
     message, last = messages[index], index + 1 == len(messages)
     text = whole if last and whole is not None else template.render(messages[: index + 1], tools)
@@ -97,12 +98,13 @@ def find_turn(
     if not _contains(text[start:], message):
         raise _unprovable(f"it does not write the text of messages[{index}] as it is", text[start : start + 200])
     limit = len(text)
-    if spans and not text[spans[-1][1] :].lstrip().startswith(template.stop):
+    if spans and not text[spans[-1][1] :].lstrip().startswith(template.closing.lstrip() or template.stop):
         limit = spans[-1][1]  # the tags end the answer, stop token included
-    end, insert = _end(text, start, limit, message, template)
+    end, insert = _end(text, start, limit, template)
     thought = message["content"].rpartition("</think>")[0].rpartition("<think>")[2].strip()
-    whole_spans = (*spans[:-1], (spans[-1][0], end)) if spans else ((start, end),)
-    return Turn(text=text, spans=whole_spans, insert=insert, thoughtless=thought not in text[start:])
+    tagged = [span for span in spans if span[0] < end] or [(start, end)]  # nothing after the stop token
+    kept = (*tagged[:-1], (tagged[-1][0], end))
+    return Turn(text=text, spans=kept, insert=insert, thoughtless=thought not in text[start:])
 
 
 def _tagged(messages: list[dict[str, Any]], index: int, tools: Any, template: ChatTemplate) -> list[Span]:
@@ -119,6 +121,10 @@ def _start(messages: list[dict[str, Any]], index: int, tools: Any, template: Cha
     probe = {"role": "assistant", "content": PROBE}
     header, found, _ = template.render([*messages[:index], probe], tools).rpartition(PROBE)
     if not found or not text.startswith(header):
+        said = messages[index]["content"].strip()
+        shared = len(os.path.commonprefix([text, header]))
+        if "</think>" in said and 0 <= (begin := text.find(said)) <= shared:
+            return begin  # its thought stands where the template puts an empty one
         raise _unprovable(f"the beginning of the answer messages[{index}] cannot be found", text[-200:])
     blank = index and header.startswith(prompt) and not header[len(prompt) :].strip()
     return len(prompt) if blank else len(header)  # a space after [/INST] is the model's to write
@@ -141,28 +147,27 @@ def _contains(text: str, message: dict[str, Any]) -> bool:
     return True
 
 
-def _end(text: str, start: int, limit: int, message: dict[str, Any], template: ChatTemplate) -> tuple[int, int | None]:
+def _end(text: str, start: int, limit: int, template: ChatTemplate) -> tuple[int, int | None]:
     """Where the span ends, and the position for a stop token if the template writes none there."""
     segment = text[start:limit]
-    bare = segment.rstrip()
-    if (template.closes and bare.endswith(template.stop)) or (message.get("tool_calls") and template.ending(bare)):
-        return start + len(bare), None
-    if template.closes and template.ending(bare):
-        return start + len(bare), None
-    end = limit - len(template.tail) if segment.endswith(template.tail) else start + len(bare)
-    return end, end
+    if segment.endswith(template.tail):
+        said = limit - len(template.tail)
+        return said + len(template.closing), None if template.closes else said
+    end = start + len(segment.rstrip())
+    return end, None if template.closes and template.ending(segment) else end
 
 
 def _with_spans(made: Rendered, turns: list[Turn], template: ChatTemplate) -> Rendered:
     """The text with the turns' spans, stop tokens put in where the template writes none."""
-    stop = template.tokenizer.eos_token or template.stop
+    stop = template.stop
     text, spans, shift = made.text, [], 0
     for turn in turns:
         moved = [(start + shift, end + shift) for start, end in turn.spans]
         if turn.insert is not None:
             at = turn.insert + shift
-            text = text[:at] + stop + text[at:]
-            shift += len(stop)
+            if not text.startswith(stop, at):  # a template may close all answers but the last
+                text = text[:at] + stop + text[at:]
+                shift += len(stop)
             moved[-1] = (moved[-1][0], moved[-1][1] + len(stop))
         spans += moved
     removed = ("think_removed",) * any(turn.thoughtless for turn in turns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +27,8 @@ class ChatTemplate:
     tokenizer: Any
     given: str | None  # Jinja text in the place of the tokenizer's own
     tail: str  # what it writes after the last answer
+    closing: str  # what of it ends with the stop token, empty where it writes none
     stop: str  # the special token that ends an answer
-    closes: bool  # whether the template writes it
     prompts: bool  # whether it knows add_generation_prompt
     specials: tuple[str, ...]  # the texts of the tokenizer's special tokens, longest first
 
@@ -43,6 +44,11 @@ class ChatTemplate:
     @property
     def hash(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+    @property
+    def closes(self) -> bool:
+        """Whether the template itself ends answers with a stop token."""
+        return bool(self.closing)
 
     @property
     def tagged(self) -> bool:
@@ -132,9 +138,8 @@ def load_template(tokenizer: Any, chat_template: str | None = None) -> ChatTempl
     given = None if chat_template is None else template_text(chat_template)
     if given is None and not tokenizer.chat_template:
         return None
-    tail, prompts = _probe(tokenizer, given)
-    closing = max((t for t in _added(tokenizer) if tail.lstrip().startswith(t)), key=len, default=None)
-    stop = closing or tokenizer.eos_token
+    tail, closing, prompts = _probe(tokenizer, given)
+    stop = max((t for t in _added(tokenizer) if closing.endswith(t)), key=len, default=tokenizer.eos_token)
     if stop is None:
         raise LuthierError(
             "template-unprovable",
@@ -145,8 +150,8 @@ def load_template(tokenizer: Any, chat_template: str | None = None) -> ChatTempl
         tokenizer=tokenizer,
         given=given,
         tail=tail,
+        closing=closing,
         stop=stop,
-        closes=closing is not None,
         prompts=prompts,
         specials=tuple(sorted({*tokenizer.all_special_tokens, *_added(tokenizer, True)}, key=len, reverse=True)),
     )
@@ -171,19 +176,38 @@ def _added(tokenizer: Any, special: bool = False) -> list[str]:
     return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special or not special]
 
 
-def _probe(tokenizer: Any, given: str | None) -> tuple[str, bool]:
-    """What the template writes after an answer, and whether it knows add_generation_prompt, found by trying."""
+def _probe(tokenizer: Any, given: str | None) -> tuple[str, str, bool]:
+    """What the template writes after an answer, how much of that closes it, and whether it knows add_generation_prompt.
+
+    Found by trying: what closes an answer is written after the last one and after one that is followed by a question.
+    """
     answer, asked = {"role": "assistant", "content": PROBE}, {"role": "user", "content": "hi"}
     for before in ([asked], [{"role": "system", "content": "hi"}, asked], []):
         try:
-            text = _render(tokenizer, given, [*before, answer], None, False)
+            tail = _tail(tokenizer, given, [*before, answer])
+            middle = _tail(tokenizer, given, [*before, answer, asked])
             prompts = before and [_render(tokenizer, given, before, None, prompt) for prompt in (False, True)]
         except LuthierError as error:
             if error.code == "template-unprovable":
                 raise
             continue
-        return text.rpartition(PROBE)[2] if PROBE in text else "", bool(prompts) and prompts[0] != prompts[1]
-    return "", False
+        added = _added(tokenizer)
+        closing = _closing(os.path.commonprefix([tail, middle]), added) or _closing(tail, added)
+        return tail, closing, bool(prompts) and prompts[0] != prompts[1]
+    return "", "", False
+
+
+def _tail(tokenizer: Any, given: str | None, messages: Messages) -> str:
+    text = _render(tokenizer, given, messages, None, False)
+    return text.rpartition(PROBE)[2] if PROBE in text else ""
+
+
+def _closing(tail: str, added: list[str]) -> str:
+    """The tail up to the end of its first special tokens, as far as they stand side by side; empty for none."""
+    end = begin = len(tail) - len(tail.lstrip())
+    while token := max((t for t in added if tail.startswith(t, end)), key=len, default=""):
+        end += len(token)
+    return tail[:end] if end > begin else ""
 
 
 def _render(tokenizer: Any, given: str | None, messages: Messages, tools: Any, prompt: bool) -> str:
