@@ -24,7 +24,7 @@ def merge(handle: PeftModel, trainable: Mapping[str, Tensor], where: str) -> Any
     broken = [name for name, parameter in trainable.items() if not torch.isfinite(parameter).all()]
     if broken:
         raise LuthierError(UNMERGEABLE, "the adapter holds NaN or infinite numbers", where=where, found=broken[0])
-    _untie(handle.base_model.model)
+    _untie(handle.get_base_model())
     try:
         with torch.no_grad(), warnings_heeded():
             model = handle.merge_and_unload()
