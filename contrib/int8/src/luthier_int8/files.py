@@ -43,7 +43,8 @@ def load(folder: Path) -> Any:
 
     tensors, metadata = _read(Path(folder) / FILE)
     layers, tied = json.loads(metadata["layers"]), json.loads(metadata["tied"])
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_config(config)
     for name, settings in layers.items():
         _replace(model, name, settings)
     found = model.load_state_dict(tensors, strict=False, assign=True)

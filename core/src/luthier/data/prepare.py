@@ -12,6 +12,7 @@ from luthier.data.examples import TokenDataset
 from luthier.data.make import Maker, Progress
 from luthier.data.read import read_given, read_source
 from luthier.data.recognise import convert_row, recognise
+from luthier.data.remarks import repeated
 from luthier.data.report import Report, formats_of
 from luthier.data.rows import Row
 from luthier.data.vocabulary import check_vocabulary, stop_tokens
@@ -53,15 +54,22 @@ def prepare(
         train, held = _divided(train, _share(data), seed)
     maker = Maker.of(data, tokenizer, progress, len(train) + len(held or ()))
     examples, report = maker.make(train, name, kind)
-    validation, report.validation = (None, None) if held is None else maker.make(held, held_name or name, kind)
-    template = maker.template
+    validation = None
+    if held is not None:
+        validation, report.validation = maker.make(held, held_name or name, kind)
+        report.warnings += repeated(examples, validation)
+    return _prepared(examples, validation, report, maker)
+
+
+def _prepared(train: Any, validation: Any, report: Report, maker: Maker) -> Prepared:
+    template, tokenizer = maker.template, maker.encoder.tokenizer
     return Prepared(
-        train=examples,
+        train=train,
         validation=validation,
         report=report,
         chat_template=template and template.source,
         chat_template_hash=template and template.hash,
-        stop_tokens=stop_tokens(examples, tokenizer) if isinstance(examples, TokenDataset) else (),
+        stop_tokens=stop_tokens(train, tokenizer) if isinstance(train, TokenDataset) else (),
     )
 
 

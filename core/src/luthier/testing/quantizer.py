@@ -64,7 +64,7 @@ def _loaded(part: Any, seed: int) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         _model(seed).save_pretrained(folder)
-        return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **arguments)
+        return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **arguments)
 
 
 def _far(found: Tensor, expected: Tensor) -> float:

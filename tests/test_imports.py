@@ -1,0 +1,220 @@
+"""The rules of the sources: who imports whom, what stays light, and what is never written."""
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import luthier
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+CORE = ROOT / "core"
+OTHERS = sorted(
+    path.parent for folder in ("plugins", "contrib", "kernels") for path in ROOT.glob(f"{folder}/*/pyproject.toml")
+)
+MEMBERS = [CORE, *OTHERS]
+HEAVY = ("torch", "transformers", "datasets", "safetensors", "numpy", "peft", "trl", "accelerate", "bitsandbytes", "wandb",
+         "mlflow", "tensorboard", "matplotlib", "pandas", "pyarrow", "huggingface_hub", "tokenizers")  # fmt: skip
+LIGHT = ("luthier", "luthier.api", "luthier.callbacks", "luthier.logs", "luthier.builtin", "luthier.recipe", "luthier.plugins",
+         "luthier.cli", "luthier.scaffold", "luthier.testing", "luthier.data.read")  # fmt: skip
+OFFERED = (
+    "luthier_lora",
+    "luthier_peft",
+    "luthier_tensorboard",
+    "luthier_wandb",
+    "luthier_mlflow",
+    "luthier_lion",
+    "luthier_int8",
+)
+
+
+def sources(member):
+    return sorted((member / "src").rglob("*.py"))
+
+
+def project(member):
+    return tomllib.loads((member / "pyproject.toml").read_text("utf-8"))
+
+
+def own_module(member):
+    return project(member)["tool"]["flit"]["module"]["name"]
+
+
+def imported(path):
+    """(module, name or None) for each import of a file, relative ones left out; `importlib.import_module` counts."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield from ((node.module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from ((argument.value, None) for argument in node.args[:1] if isinstance(argument, ast.Constant))
+
+
+def members():
+    return pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)
+
+
+def test_the_core_imports_no_plugin():
+    taken = {own_module(member) for member in OTHERS} | {"luthier_kernels"}
+    found = [
+        f"{path}: {name}" for path in sources(CORE) for name, _ in imported(path) if name.partition(".")[0] in taken
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("member", OTHERS, ids=lambda member: member.name)
+def test_a_plugin_imports_only_public_names_of_the_core_and_no_other_plugin(member):
+    wrong = []
+    for path in sources(member):
+        for module, name in imported(path):
+            package = module.partition(".")[0]
+            if package == "luthier" and not _is_public(module, name):
+                wrong.append(f"{path}: {module} {name}")
+            if package.startswith("luthier_") and package not in (own_module(member), "luthier_kernels"):
+                wrong.append(f"{path}: {module}")
+    assert wrong == []
+
+
+def _is_public(module, name):
+    if module == "luthier":
+        return name is None or name in luthier.__all__
+    return module == "luthier.testing" or module.startswith("luthier.testing.")
+
+
+@members()
+def test_what_a_member_imports_is_among_its_dependencies(member):
+    meta = project(member)["project"]
+    groups = [meta["dependencies"], *meta.get("optional-dependencies", {}).values()]
+    declared = {Requirement(text).name.lower().replace("_", "-") for group in groups for text in group}
+    owners = importlib.metadata.packages_distributions()
+    missing = set()
+    for path in sources(member):
+        for package in {module.partition(".")[0] for module, _ in imported(path)}:
+            if package in sys.stdlib_module_names or package in (own_module(member), "luthier"):
+                continue
+            if not declared & {owner.lower().replace("_", "-") for owner in owners[package]}:
+                missing.add(package)
+    assert missing == set()
+
+
+def test_every_member_is_an_entry_point_that_is_checked_to_be_light():
+    modules = {value for member in OTHERS for value in project(member)["project"]["entry-points"]["luthier"].values()}
+    assert modules == set(OFFERED)
+
+
+def test_recipes_plugins_the_command_line_and_entry_modules_load_nothing_heavy():
+    light = [*LIGHT, *OFFERED]
+    every = [
+        ".".join(p.relative_to(CORE / "src").with_suffix("").parts).removesuffix(".__init__") for p in sources(CORE)
+    ]
+    light += [
+        m for m in every if m.startswith(("luthier.recipe.", "luthier.plugins.", "luthier.cli.", "luthier.jobs."))
+    ]
+    script = f"import importlib, sys\nfor m in {light!r}: importlib.import_module(m)\nprint(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert {name for name in loaded if name.partition(".")[0] in HEAVY} == set()
+
+
+def test_help_and_listing_load_nothing_heavy_either():
+    script = "import sys\nfrom luthier.cli import main\ntry:\n main()\nfinally:\n print(*sys.modules, file=sys.stderr)"
+    for words in (["--help"], ["plugins", "--json"], ["train", "--help"], ["plugins", "show", "adapter", "lora"]):
+        done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
+        loaded = done.stderr.split()
+        assert {name for name in loaded if name.partition(".")[0] in HEAVY} == set(), words
+
+
+def functions(path):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+
+
+@members()
+def test_no_file_is_longer_than_300_lines_and_no_function_than_30(member):
+    files = {path: path.read_text("utf-8").count("\n") for path in sources(member)}
+    assert {str(path): lines for path, lines in files.items() if lines > 300} == {}
+    found = {f"{path}:{node.lineno} {node.name}": node for path in files for node in functions(path)}
+    lengths = {name: node.end_lineno - node.lineno + 1 for name, node in found.items()}
+    assert {name: lines for name, lines in lengths.items() if lines > 30} == {}
+
+
+@members()
+def test_every_function_is_annotated(member):
+    bare = []
+    for path in sources(member):
+        for node in functions(path):
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
+            untyped = [
+                a.arg for a in given if a is not None and a.annotation is None and a.arg not in ("self", "cls", "_")
+            ]
+            if untyped or (node.returns is None and node.name != "__init__"):
+                bare.append(f"{path}:{node.lineno} {node.name} {untyped}")
+    assert bare == []
+
+
+@members()
+def test_every_module_says_in_a_sentence_what_it_is_for(member):
+    undescribed = [str(path) for path in sources(member) if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
+    assert undescribed == []
+
+
+PICKLES = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+def called(path):
+    """(name, keywords) of each call in a file."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+
+
+@members()
+def test_nothing_is_unpickled(member):
+    found = [
+        str(path) for path in sources(member) if PICKLES & {module.partition(".")[0] for module, _ in imported(path)}
+    ]
+    assert found == []
+    assert [
+        str(path) for path in sources(member) for name, _ in called(path) if name in ("torch.load", "torch.save")
+    ] == []
+
+
+@members()
+def test_a_models_own_code_is_never_run(member):
+    allowed = [
+        f"{p}: {name}" for p in sources(member) for name, given in called(p) if given.get("trust_remote_code") == "True"
+    ]
+    assert allowed == []
+
+
+@members()
+def test_what_loads_from_a_hub_refuses_the_models_own_code_in_so_many_words(member):
+    loading = ("AutoTokenizer.from_pretrained", "AutoModelForCausalLM.from_pretrained", "AutoConfig.from_pretrained")
+    silent = []
+    for path in sources(member):
+        for name, given in called(path):
+            if name.endswith(loading) and given.get("trust_remote_code") != "False":
+                silent.append(f"{path}: {name}")
+    assert silent == []
+
+
+FORBIDDEN = {
+    "an unfinished place": re.compile(r"\b(TODO|FIXME|XXX)\b|raise NotImplementedError"),
+    "a path of one machine": re.compile(r"\.\./shared|/work/|/home/|/root/"),
+}
+
+
+@members()
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_the_sources_hold_none_of(member, what):
+    files = [p for p in (member / "src").rglob("*") if p.suffix in (".py", ".txt", ".yaml", ".json", ".md", ".toml")]
+    lines = [
+        (path, number, line) for path in files for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+    ]
+    assert [f"{path}:{number}: {line.strip()}" for path, number, line in lines if FORBIDDEN[what].search(line)] == []
