@@ -73,13 +73,23 @@ def test_a_defect_shows_its_traceback_on_stderr_and_exits_with_one(capsys):
     assert "Traceback" in shown.err
 
 
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (Interrupted("saved step 3"), 143)])
+@pytest.mark.parametrize(
+    ("error", "status"), [(LuthierError("interrupted", "stopped"), 130), (Interrupted("saved step 3"), 143)]
+)
 def test_an_interrupted_command_exits_with_the_signal_and_shows_no_traceback(error, status, capsys):
     assert conclude(raising(error), as_json=False) == status
     assert conclude(raising(error), as_json=True) == status
     shown = capsys.readouterr()
     assert "Traceback" not in shown.err
     assert json.loads(shown.out)["error"]["code"] == "interrupted"
+
+
+def test_ctrl_c_in_a_command_is_an_error_with_its_code_and_status(luthier, monkeypatch):
+    from luthier.cli import listing
+
+    monkeypatch.setattr(listing, "rows", lambda plugins: raising(KeyboardInterrupt())())
+    result = luthier("plugins", "--json")
+    assert (result.status, result.document["error"]["code"]) == (130, "interrupted")
 
 
 @pytest.mark.parametrize(

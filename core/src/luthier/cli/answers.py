@@ -75,7 +75,7 @@ def translated(error: BaseException) -> LuthierError:
     """Any exception as an error with a code."""
     if isinstance(error, LuthierError):
         return error
-    if isinstance(error, KeyboardInterrupt) or hasattr(error, "exit_status"):
+    if isinstance(error, KeyboardInterrupt) or hasattr(error, "exit_status"):  # of the engine, after its checkpoint
         return LuthierError("interrupted", str(error) or "stopped by Ctrl-C")
     if hasattr(error, "format_message"):  # a usage error of typer's parser
         path = getattr(getattr(error, "ctx", None), "command_path", "luthier")

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 import luthier
 from luthier.cli import answers, demo, doctor, inspect, models, plan, plugins, scaffold, train
 from luthier.cli.recipes import FREE
+from luthier.errors import LuthierError
 
 
 class Verbs(TyperGroup):
@@ -22,6 +23,12 @@ class Verbs(TyperGroup):
         as_json = "--json" in flags and "--help" not in flags
         extra["standalone_mode"] = False
         sys.exit(answers.conclude(lambda: super(Verbs, self).main(given, prog_name, **extra), as_json=as_json))
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # which typer would turn into a bare status
+            raise LuthierError("interrupted", "stopped by Ctrl-C") from None
 
 
 app = typer.Typer(

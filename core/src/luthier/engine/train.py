@@ -145,8 +145,8 @@ def _run(recipe: Recipe, assembled: Assembled, place: Place, record: dict[str, A
         if place.record is None:
             recipe.write(folder / RECIPE)
         write_record(folder, record, state="running", total_steps=run.total_steps)
-        _start(loop, resume)
         with signals(run):
+            _start(loop, resume)
             tally = loop.train()
         return _finish(loop, tally, record)
 
