@@ -95,7 +95,7 @@ CODES: Final[dict[str, Code]] = {
 class LuthierError(Exception):
     """What a user did or met, with `code`, `where`, `found` and `remedy` as attributes.
 
-    `problem` is one sentence. `remedy` defaults to that of the code. A plugin may use its own code, written `name:code`.
+    `problem` is one sentence. `remedy` defaults to the code's. A plugin may use its own code, written `name:code`.
     """
 
     def __init__(
