@@ -8,7 +8,7 @@ import attrs
 from luthier.plugins.options import option
 
 from mutants.heavy import HeavyOptions
-from mutants.records import ADAPTER, CALLBACK, LOSS, OPTIMIZER, QUANTIZER, Mutant, broken
+from mutants.records import ADAPTER, CALLBACK, COUPLED, LOSS, OPTIMIZER, QUANTIZER, Mutant, broken
 
 
 @attrs.define(kw_only=True)
@@ -58,6 +58,7 @@ def _of_every_part() -> list[Mutant]:
         broken(o, "TakesNoGroups", "build_keeps_the_protocol", "positional arguments"),
         broken(LOSS, "NoTerms", "build_keeps_the_protocol", "no terms"),
         broken(LOSS, "OtherData", "build_keeps_the_protocol", "'preference'"),
+        broken(LOSS, "CouplesWithoutScores", "build_keeps_the_protocol", "scores and combine"),
         broken(CALLBACK, "Unmarked", "build_keeps_the_protocol", "not marked"),
         broken(CALLBACK, "UnknownArgument", "build_keeps_the_protocol", "loss"),
         broken(o, "Momentum", "every_option_is_read", "nothing reads dampening", options=UnreadOptions),
@@ -70,9 +71,11 @@ LOSSES = [
     broken(LOSS, "MeanOfTokens", "gives_sums_not_means", "twice the sums"),
     broken(LOSS, "MeanOfTokens", "adds_up_over_micro_batches", "sums of two micro-batches"),
     broken(LOSS, "CountsMicroBatches", "adds_up_over_micro_batches", "denominators of two micro-batches"),
+    broken(LOSS, "MeanMetric", "adds_up_over_micro_batches", "metrics"),
     broken(LOSS, "MissingTerm", "gives_sums_not_means", "denominators"),
     broken(LOSS, "CountsPrompt", "ignores_unlabelled_tokens", "no labels"),
     broken(LOSS, "CountsAllTokens", "ignores_unlabelled_tokens", "denominators"),
+    broken(COUPLED, "MeanOfScores", "ignores_unlabelled_tokens", "no labels"),
     broken(LOSS, "ForgetsWeights", "counts_an_example_by_its_weight", "weight 2"),
     broken(LOSS, "LogOfSoftmax", "gradient_is_finite", "inf|not finite"),
     broken(LOSS, "Standardised", "does_not_leak_between_packed_examples", "other documents"),

@@ -20,10 +20,14 @@ class Nll:
         self.options = options
 
     def terms(self, batch: Batch) -> dict[str, float]:
-        return {"nll": float(batch.token_weights[batch.supervised].sum())}
+        return {"nll": self.weight(batch)}
+
+    def weight(self, batch: Batch) -> float:
+        return float(batch.token_weights[batch.supervised].sum())
 
     def __call__(self, policy: Any, batch: Batch) -> LossOutput:
-        return LossOutput(sums={"nll": -self.weighted(policy, batch).sum()})
+        total = -self.weighted(policy, batch).sum()
+        return LossOutput(sums={"nll": total}, metrics={"loss": (total.detach(), self.weight(batch))})
 
     def weighted(self, policy: Any, batch: Batch) -> Tensor:
         """[T]"""
@@ -110,6 +114,36 @@ class Scaled(Nll):
 
     def coefficients(self, batch):
         return -1.01 * batch.token_weights
+
+
+class MeanMetric(Nll):
+    def __call__(self, policy, batch):
+        output = super().__call__(policy, batch)
+        total, weight = output.metrics["loss"]
+        return LossOutput(sums=output.sums, metrics={"loss": (total / max(weight, 1e-9), 1.0)})
+
+
+class Squared(Nll):
+    """A sound loss that couples the batch: the square of the sum over all documents."""
+
+    couples = "batch"
+
+    def scores(self, policy: Any, batch: Batch) -> Tensor:
+        return batch.sum_by_document(self.weighted(policy, batch))
+
+    def combine(self, scores: Tensor) -> LossOutput:
+        return LossOutput(sums={"nll": scores.sum() ** 2})
+
+    coefficients = None
+
+
+class MeanOfScores(Squared):
+    def combine(self, scores):
+        return LossOutput(sums={"nll": scores.mean() ** 2})
+
+
+class CouplesWithoutScores(Nll):
+    couples = "batch"
 
 
 class OtherData(Nll):

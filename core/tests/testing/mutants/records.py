@@ -22,6 +22,11 @@ class NllOptions:
 
 
 @attrs.frozen(kw_only=True)
+class SquaredOptions:
+    """Nor has the sound loss that couples the batch."""
+
+
+@attrs.frozen(kw_only=True)
 class LowRankOptions:
     rank: int = option(2, help="Rank of the update.", low=1, high=16)
     scale: float = option(1.5, help="Factor of the update.", low=0.1, high=4.0)
@@ -51,6 +56,9 @@ LOSS = LossRecord(
     build="mutants.losses:Nll",
     reference="mutants.losses:reference",
 )
+COUPLED = attrs.evolve(
+    LOSS, name="mutant-squared", build="mutants.losses:Squared", options=SquaredOptions, reference=None
+)
 ADAPTER = AdapterRecord(
     name="mutant-lowrank",
     summary="A low-rank update beside each query and value projection.",
@@ -79,7 +87,7 @@ CALLBACK = CallbackRecord(
     options=CountOptions,
     build="mutants.callbacks:Count",
 )
-SOUND: tuple[Record, ...] = (LOSS, ADAPTER, OPTIMIZER, QUANTIZER, CALLBACK)
+SOUND: tuple[Record, ...] = (LOSS, COUPLED, ADAPTER, OPTIMIZER, QUANTIZER, CALLBACK)
 
 
 @attrs.frozen(kw_only=True)
