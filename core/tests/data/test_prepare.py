@@ -159,6 +159,12 @@ def test_validation_may_have_sources_or_rows_of_its_own(chat, tmp_path):
         assert prepared.report.rows == prepared.report.validation.rows == 1
 
 
+def test_validation_examples_that_are_trained_on_are_told(chat, made):
+    assert made(texts(3, 4, 5, 6), chat(None), validation=0.5).report.warnings == []
+    prepared = made(texts(3, 3) + texts(3, 3), chat(None), validation=0.25)
+    assert prepared.report.warnings == ["1 of 1 validation examples are training examples too"]
+
+
 def test_sources_of_unlike_formats_are_recognised_one_by_one(chat, tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo\n")
     (tmp_path / "b.jsonl").write_text('{"question": "q", "answer": "a"}\n')

@@ -86,9 +86,10 @@ def _none(counts: dict[str, int], sample: Sequence[Row], name: str) -> LuthierEr
     columns = sorted({column for row in sample for column in row.values})
     near = {form: count for form, count in counts.items() if count}
     if not near:
-        known = "; ".join(f"{f.name}: {', '.join('|'.join(group) for group in f.needs)}" for f in FORMATS.values())
+        known = ", ".join(f"{f.name} ({', '.join('|'.join(group) for group in f.needs)})" for f in FORMATS.values())
         problem = f"the rows fit no known format; columns present: {', '.join(columns)}"
-        return LuthierError("data-format", problem, where=name, remedy=f"{_mapping(columns)} Formats: {known}.")
+        remedy = f"{_mapping(columns)} Formats and their columns: {known}."
+        return LuthierError("data-format", problem, where=name, remedy=remedy)
     best = FORMATS[max(near, key=lambda form: near[form])]
     first = next(row.where for row in sample if not best.fits(row.values))
     listed = ", ".join(f"{form} ({count} of {len(sample)})" for form, count in near.items())
@@ -101,5 +102,5 @@ def _mapping(columns: Sequence[str]) -> str:
     ask = next((name for name in QUESTIONS if name in columns), None)
     tell = next((name for name in ANSWERS if name in columns), None)
     if ask and tell:
-        return f"Map columns: {{prompt: {ask}, completion: {tell}}}."
-    return "Map columns, such as columns: {prompt: question, completion: answer}."
+        return f"Set columns: {{prompt: {ask}, completion: {tell}}}."
+    return "Set columns, such as columns: {prompt: question, completion: answer}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
+from luthier.data.examples import TokenDataset
 from luthier.data.forms import Conversation, Instruction
 from luthier.data.report import Report
 from luthier.data.template import ChatTemplate
@@ -28,6 +29,15 @@ def warnings_of(report: Report, forms: Iterable[Any], template: ChatTemplate | N
     if template is not None:
         found += _of_template(forms, template)
     return found
+
+
+def repeated(train: Any, validation: Any) -> list[str]:
+    """What should be told of validation examples that are training examples too: their loss says little."""
+    if not isinstance(train, TokenDataset):
+        return []
+    known = {hash(example.input_ids.tobytes()) for example in train}
+    again = sum(hash(example.input_ids.tobytes()) in known for example in validation)
+    return [f"{again} of {len(validation)} validation examples are training examples too"] if again else []
 
 
 def _share(count: int, rows: int) -> str:
