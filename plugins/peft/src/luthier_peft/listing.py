@@ -24,11 +24,6 @@ def config_names() -> dict[str, str]:
     return dict(found for folder in folders if (folder / "layer.py").exists() for found in _registered(folder))
 
 
-def all_names() -> list[str]:
-    """Every method that the installed PEFT registers, those that change no layer among them."""
-    return sorted(name for init in _tuners().glob("*/__init__.py") for name, _ in _registered(init.parent))
-
-
 def _tuners() -> Path:
     """PEFT's folder of methods. `find_spec` of a top-level package looks for it without importing it."""
     spec = importlib.util.find_spec("peft")
