@@ -141,7 +141,7 @@ class Plugins:
         blocked = [s for s in self.skipped if _would_bring(s, name, brings)]
         if blocked:
             return LuthierError("part-unknown", f"{problem}: {blocked[0]} is disabled", remedy=f"Change {BLOCK}.")
-        if brings:
+        if brings and canonical(brings) not in {canonical(o.source.distribution) for o in self.offers()}:
             return LuthierError("part-unknown", problem, remedy=f"Install it: pip install {brings}")
         known = _near(name, [o.record.name for o in self.offers(kind)])
         return LuthierError("part-unknown", problem, remedy=f"{known} {self._failed()}".strip() or None)
