@@ -175,7 +175,7 @@ def spied(options: Any) -> tuple[Any, set[str]]:
         return object.__getattribute__(self, name)
 
     heir = type(cls.__name__, (cls,), {"__getattribute__": get, "__slots__": (), "__module__": cls.__module__})
-    watched = object.__new__(heir)
+    watched: Any = object.__new__(heir)
     for name in fields:
         object.__setattr__(watched, name, getattr(options, name))
     return watched, seen

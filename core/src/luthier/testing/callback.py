@@ -42,7 +42,7 @@ class Processes(RuleBasedStateMachine):
 
     def open_run(self, options: Any) -> None:
         self.options = options
-        self.kept: tuple[int, dict[str, Any] | None] | None = None
+        self.kept: Any = None
         self.holder = tempfile.TemporaryDirectory()
         self.start_process()
 

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VOCABULARY: Final = 7
-CLOSE: Final = {"rtol": 1e-5, "atol": 1e-6}  # a loss may compute in float32; a wrong sum is off by far more
+CLOSE: Final[dict[str, Any]] = {
+    "rtol": 1e-5,
+    "atol": 1e-6,
+}  # a loss may compute in float32; a wrong sum is off by far more
 REGIMES: Final = {"usual": 0.0, "certain": 17.3, "sure": 1e4, "impossible": -1e4}  # a label's logit above the others
 
 

@@ -53,7 +53,7 @@ def bowl(seed: int = 0, dtype: str = "float32", **settings: Any) -> Bowl:
     def drawn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=random).to(getattr(torch, dtype))
 
-    shapes = {"hidden": [(4, 3), (3, 5)], "embedding": [(6, 4)], "norm": [(5,)]}
+    shapes: dict[str, list[tuple[int, ...]]] = {"hidden": [(4, 3), (3, 5)], "embedding": [(6, 4)], "norm": [(5,)]}
     groups = []
     for role, sizes in shapes.items():
         parameters = [nn.Parameter(drawn(*size)) for size in sizes]

@@ -13,10 +13,13 @@ from luthier.testing.checks import Subject, law
 from luthier.testing.strategies import seeds
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 FEW: Final = 4  # examples of a check that builds models
-SHAPE: Final = {"hidden_size": 128, "intermediate_size": 256}  # rows that usual groups of 32, 64 and 128 divide
+SHAPE: Final[dict[str, Any]] = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+}  # rows that usual groups of 32, 64 and 128 divide
 SLACK: Final = 1.5  # outputs of random inputs may be this much further off, relatively, than the weights
 OVERHEAD: Final = 1.0  # bits per weight for scales, beside 8 bytes for each row
 TOTAL: Final = 10
@@ -40,7 +43,7 @@ class Quantized:
         self.model = self.part.apply(_loaded(self.part, seed))
         self.originals = dict(self.dense.named_modules())
 
-    def layers(self) -> dict[str, nn.Module]:
+    def layers(self) -> dict[str, Any]:
         """The layers that are the quantizer's: those it can dequantize."""
         return {n: m for n, m in self.model.named_modules() if self.part.dequantize(m) is not None}
 
@@ -94,7 +97,7 @@ def keeps_outputs_near(subject: Subject, options: Any, seed: int) -> None:
     world = Quantized(subject, options, seed)
     bound = SLACK * subject.record.tolerance  # type: ignore[attr-defined]
     for path, layer in world.layers().items():
-        states = torch.randn(64, layer.in_features)  # type: ignore[arg-type]
+        states = torch.randn(64, layer.in_features)
         with torch.no_grad():
             off = _far(layer(states), world.originals[path](states))
         assert off <= bound, f"outputs of {path} are {off:.3g} off, which is more than {bound:.3g}"
@@ -121,8 +124,8 @@ def passes_gradients_to_its_inputs(subject: Subject, options: Any, seed: int) ->
     world = Quantized(subject, options, seed)
     bound = SLACK * subject.record.tolerance  # type: ignore[attr-defined]
     for path, layer in world.layers().items():
-        states = torch.randn(64, layer.in_features, requires_grad=True)  # type: ignore[arg-type]
-        upstream = torch.randn(64, layer.out_features)  # type: ignore[arg-type]
+        states = torch.randn(64, layer.in_features, requires_grad=True)
+        upstream = torch.randn(64, layer.out_features)
         (gradient,) = torch.autograd.grad(layer(states), states, upstream)
         off = _far(gradient, upstream @ world.original(path))
         assert off <= bound, f"the gradient through {path} is {off:.3g} off, which is more than {bound:.3g}"

@@ -70,7 +70,7 @@ def _first(hint: Any, bounds: Bounds) -> Any:
 @st.composite
 def _varied(draw: st.DrawFn, base: Any) -> Any:
     """Options that differ from `base` in any of the fields that can vary."""
-    cls = type(base)
+    cls: Any = type(base)
     changes = {}
     for field in attrs.fields(cls):
         values = _values(hints(cls)[field.name], _bounds(field), getattr(base, field.name)) if field.init else None
