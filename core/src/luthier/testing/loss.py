@@ -25,7 +25,7 @@ VOCABULARY: Final = 7
 CLOSE: Final[dict[str, Any]] = {
     "rtol": 1e-5,
     "atol": 1e-6,
-}  # a loss may compute in float32; a wrong sum is off by far more
+}  # float32 is allowed; a wrong sum is far off
 REGIMES: Final = {"usual": 0.0, "certain": 17.3, "sure": 1e4, "impossible": -1e4}  # a label's logit above the others
 
 

@@ -19,7 +19,7 @@ FEW: Final = 4  # examples of a check that builds models
 SHAPE: Final[dict[str, Any]] = {
     "hidden_size": 128,
     "intermediate_size": 256,
-}  # rows that usual groups of 32, 64 and 128 divide
+}  # rows that usual groups divide
 SLACK: Final = 1.5  # outputs of random inputs may be this much further off, relatively, than the weights
 OVERHEAD: Final = 1.0  # bits per weight for scales, beside 8 bytes for each row
 TOTAL: Final = 10
