@@ -248,3 +248,25 @@ def test_options_below_a_number_are_refused(read):
 def test_any_text_is_a_value(text):
     value = parse_value(text)
     assert bare(value) is None or isinstance(bare(value), (str, int, float, bool, list, dict))
+
+
+def test_another_recipe_is_a_start_and_keeps_its_objects(make, plugins, options):
+    from luthier.builtin import AdamW
+    from luthier.recipe import read
+
+    class Own:
+        def build(self, groups): ...
+        def evaluating(self): ...
+
+    def change(recipe, **changes):
+        return read(recipe, changes, environ={"LUTHIER_SEED": "9"}, plugins=plugins).recipe  # not for Python data
+
+    own = Own()
+    start = make(optimizer=own, adapter=options.Lora(r=4), run_name="$${HOME}", learning_rate=1e-3)
+    assert change(start) == start
+    changed = change(start, lr=1e-4, per_device_train_batch_size=3, **{"adapter.lora_alpha": 7})
+    assert (changed.optimizer, changed.run_name) == (own, "${HOME}")
+    assert (changed.learning_rate, changed.global_batch_size) == (1e-4, 3)
+    assert changed.adapter == options.Lora(r=4, lora_alpha=7)
+    assert change(start, optimizer=AdamW(eps=1e-6)).optimizer.eps == 1e-6
+    assert change({"model": "demo", "data": "d"}, seed=3).seed == 3

@@ -37,7 +37,7 @@ def option(
 
 
 def _settle(value: object, instance: object, field: attrs.Attribute[Any]) -> object:
-    cls = type(instance)
+    cls: type = type(instance)
     where = f"{cls.__name__}.{field.name}"
     settled = structure(value, hints(cls)[field.name], where)
     check_bounds(settled, field.metadata[KEY], where)

@@ -76,7 +76,7 @@ BATCH_SIZE: Final = (
 QUANTIZED: Final = {"qlora": "lora", "qdora": "dora"}
 DTYPES: Final = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
 OPTIMIZERS: Final = {name: "adamw" for name in ("adamw_torch", "adamw_torch_fused", "adamw_hf")}
-BETAS: Final = {"beta1": 0, "beta2": 1, "adam_beta1": 0, "adam_beta2": 1}
+BETAS: Final = {"beta1": "beta1", "beta2": "beta2", "adam_beta1": "beta1", "adam_beta2": "beta2"}
 
 
 def rename(entry: Entry, notes: list[str]) -> list[Entry]:
@@ -88,7 +88,9 @@ def rename(entry: Entry, notes: list[str]) -> list[Entry]:
                            remedy=remedy)  # fmt: skip
     if written in READINGS:
         meant = READINGS[written](bare(entry.value))
-        notes.append(_note(entry, written, meant))
+        means = " and ".join(f"{name}: {_shown(value)}" for name, value in meant.items())
+        told = f"means {means}" if meant else "changes nothing"
+        notes.append(_told(entry, f"{written}: {_shown(bare(entry.value))} {told}"))
         return [_under(entry, name, value, written) for name, value in meant.items()]
     return _values(_renamed(entry, notes), notes)
 
@@ -97,7 +99,7 @@ def _renamed(entry: Entry, notes: list[str]) -> Entry:
     for n in range(len(entry.steps), 0, -1):
         alias = ".".join(entry.steps[:n])
         if alias in ALIASES:
-            notes.append(_note(entry, alias, {ALIASES[alias]: None}))
+            notes.append(_told(entry, f"{alias} is called {ALIASES[alias]} here"))
             steps = (*ALIASES[alias].split("."), *entry.steps[n:])
             return attrs.evolve(entry, steps=steps, implies=_implied(alias) or entry.implies)
     return entry
@@ -109,14 +111,11 @@ def _values(entry: Entry, notes: list[str]) -> list[Entry]:
     value = bare(entry.value)
     if not isinstance(value, str) or value not in known:
         return [entry]
-    notes.append(f"{entry.label}: {value} is called {known[value]} here")
+    notes.append(_told(entry, f"{'.'.join(entry.steps)}: {value} is called {known[value]} here"))
     return [attrs.evolve(entry, value=known[value])]
 
 
-def _note(entry: Entry, alias: str, meant: Mapping[str, Any]) -> str:
-    names = " and ".join(name if value is None else f"{name}: {_shown(value)}" for name, value in meant.items())
-    shown = f"{alias}: {_shown(bare(entry.value))} means" if any(v is not None for v in meant.values()) else ""
-    told = f"{shown} {names}" if shown else f"{alias} is called {names} here" if names else f"{alias} changes nothing"
+def _told(entry: Entry, told: str) -> str:
     label = entry.layer.label(entry.origin)
     return f"{label}: {told}" if label else told
 
@@ -162,6 +161,10 @@ def _bits(value: Any) -> dict[str, Any]:
     return {"quantizer": names[value]}
 
 
+def _optimizer_option(key: str) -> Callable[[Any], dict[str, Any]]:
+    return lambda value: {f"optimizer.{key}": value}
+
+
 def _dtype(value: Any) -> dict[str, Any]:
     return {"model.dtype": DTYPES.get(value, value) if isinstance(value, str) else value}
 
@@ -189,7 +192,7 @@ READINGS: Final[dict[str, Callable[[Any], dict[str, Any]]]] = {
     },
     **dict.fromkeys(("dtype", "torch_dtype", "train_dtype"), _dtype),
     "warmup": _warmup,
-    **{name: lambda value, key=f"beta{index + 1}": {f"optimizer.{key}": value} for name, index in BETAS.items()},
+    **{name: _optimizer_option(key) for name, key in BETAS.items()},
 }
 
 
@@ -217,8 +220,7 @@ def quantized_names(draft: Draft) -> None:
 def joined_betas(tree: dict[str, Any], plugins: Plugins) -> None:
     """`beta1` and `beta2` apart become `betas`, unless the optimizer has options of their names."""
     optimizer = tree.get("optimizer")
-    apart = {"beta1", "beta2"} & set(optimizer) if isinstance(optimizer, dict) else set()
-    if not apart:
+    if not isinstance(optimizer, dict) or not (apart := {"beta1", "beta2"} & set(optimizer)):
         return
     try:
         fields = attrs.fields_dict(plugins.options(plugins.get("optimizer", str(optimizer.get("name")))))

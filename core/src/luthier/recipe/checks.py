@@ -55,8 +55,6 @@ def _validation(recipe: Recipe) -> None:
 def _warmup(recipe: Recipe) -> None:
     if recipe.warmup_steps and recipe.warmup_ratio:
         raise _conflict("warmup_ratio", f"warmup_steps is given too, as {recipe.warmup_steps}")
-    if recipe.max_steps and recipe.warmup_steps > recipe.max_steps:
-        raise _conflict("warmup_steps", f"the warm-up is longer than max_steps, {recipe.max_steps}")
 
 
 def _length(recipe: Recipe) -> None:

@@ -188,7 +188,7 @@ def _is_known(steps: tuple[str, ...]) -> bool:
 
 def _known() -> list[tuple[str, ...]]:
     inner = [(name, option) for name, cls in SECTIONS.items() for option in hints(cls)]
-    return [(name,) for name in (*hints(Recipe), *ALIASES, *READINGS)] + inner
+    return [*((name,) for name in (*hints(Recipe), *ALIASES, *READINGS)), *inner]
 
 
 SECTIONS: Final[dict[str, type]] = {"model": Model, "data": Data}

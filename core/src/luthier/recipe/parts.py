@@ -10,7 +10,7 @@ import attrs
 from luthier.errors import LuthierError, nearest
 from luthier.plugins.compatibility import Chosen
 from luthier.plugins.hints import KEY
-from luthier.plugins.options import is_default
+from luthier.plugins.options import describe, is_default
 from luthier.plugins.records import as_tags
 from luthier.plugins.registry import Offer, Plugins, Source, checked, installed
 from luthier.plugins.structure import Written, bare, structure
@@ -116,6 +116,11 @@ def plain_options(options: Any) -> dict[str, Any]:
     return {f.alias: plain_value(getattr(options, f.name)) for f in attrs.fields(type(options)) if f.init}
 
 
+def default_options(cls: type) -> dict[str, Any]:
+    """The defaults of an options class as plain data, without those that are required."""
+    return {d.name: plain_value(d.default) for d in describe(cls) if not d.required}
+
+
 def plain_value(value: Any) -> Any:
     """A structured value as JSON would hold it."""
     from enum import Enum
@@ -180,8 +185,8 @@ def _owners(option: str, offer: Offer, plugins: Plugins) -> str:
     own = [f.name for f in attrs.fields(plugins.options(offer))]
     if nearest(option, own).startswith("Did"):
         return ""
-    others = (o.record for o in plugins.offers(offer.record.kind) if not isinstance(o.record.options, str))
-    names = [r.name for r in others if option in attrs.fields_dict(r.options)]
+    others = [o.record for o in plugins.offers(offer.record.kind) if not isinstance(o.record.options, str)]
+    names = [r.name for r in others if attrs.has(r.options) and option in attrs.fields_dict(r.options)]
     return f"Name the {offer.record.kind} that is meant: {' or '.join(names)}." if names else ""
 
 

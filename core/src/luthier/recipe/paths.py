@@ -84,7 +84,7 @@ def located(recipe: Recipe, base_of: BaseOf = lambda _: Path.cwd()) -> Recipe:
 
 def _model(model: Model, base_of: BaseOf) -> Model:
     texts = {name: getattr(model, name) for name in ("name_or_path", "tokenizer")}
-    changes = {
+    changes: dict[str, Any] = {
         name: _joined(base, text)
         for name, text in texts.items()
         if text and (base := base_of(("model", name))) and _is_folder(base, text)
@@ -119,7 +119,8 @@ def _options(options: Any, steps: tuple[str, ...], base_of: BaseOf) -> Any:
     """A part's options with those that are paths joined; a part that is no options object as it is."""
     if not attrs.has(type(options)):
         return options
-    known = hints(type(options))
+    cls: type = type(options)
+    known = hints(cls)
     changes = {
         f.alias: Path(_joined(base, str(value)))
         for f in attrs.fields(type(options))

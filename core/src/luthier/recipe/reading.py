@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
@@ -15,13 +15,12 @@ from luthier.plugins.structure import structure, within, wrong
 from luthier.recipe.aliases import joined_betas, quantized_names, rename
 from luthier.recipe.checks import batch_product
 from luthier.recipe.draft import Draft, Entry, Layer, default_of, labelled
-from luthier.recipe.parts import FIELDS, Part, find_part
-from luthier.recipe.paths import expand, located
+from luthier.recipe.files import find_file, read_file
+from luthier.recipe.overrides import Override, from_environment, from_python, parse_sets
+from luthier.recipe.parts import FIELDS, Part, default_options, find_part, plain_options, plain_value
+from luthier.recipe.paths import escape, expand, located
 from luthier.recipe.shorthand import expand as expand_short
 from luthier.recipe.tree import Recipe
-
-if TYPE_CHECKING:
-    from luthier.recipe.overrides import Override
 
 
 @attrs.frozen(kw_only=True)
@@ -44,35 +43,55 @@ def from_mapping(
 
 
 def read(
-    path: str | Path | None = None,
+    source: str | Path | Mapping[str, Any] | Recipe | None = None,
     overrides: Mapping[str, Any] | Iterable[Override | str] = (),
     *,
     environ: Mapping[str, str] | None = None,
     plugins: Plugins | None = None,
 ) -> Reading:
-    """A recipe from a file, if any, then the environment's `LUTHIER_*`, then the overrides.
+    """A recipe from a source, with the environment's `LUTHIER_*` over a file's values, and the overrides over both.
 
-    `overrides` maps dotted paths to values, or lists texts `a.b=c` and what `parse_flags` gives; relative paths in
-    it, and in the environment, are relative to the working directory. `environ` None: the process's own.
+    `source` is a file, plain data, or another recipe; over the last two the environment has no say. `overrides` maps
+    dotted paths to values, or lists texts `a.b=c` and what `parse_flags` gives; relative paths in it, and in the
+    environment, are relative to the working directory. `environ` None: the process's own.
     """
-    from luthier.recipe.files import find_file, read_file
-    from luthier.recipe.overrides import from_environment
-
     variables = os.environ if environ is None else environ
-    draft, here = Draft(), Path.cwd()
-    if path is not None:
-        file = find_file(Path(path))
+    draft, groups = Draft(), [_overrides(overrides)]
+    if source is None or isinstance(source, (str, Path)):
+        groups.insert(0, from_environment(variables))
+    if isinstance(source, (str, Path)):
+        file = find_file(Path(source))
         tree, labels = read_file(file)
         _lay(draft, Layer(labels=labels, base=file.absolute().parent), tree, variables)
-    for group in (from_environment(variables), _overrides(overrides)):
-        layer = Layer(labels={o.steps: o.label for o in group}, base=here)
-        _lay(draft, layer, ((o.steps, o.value) for o in group), variables)
+    elif source is not None:
+        known = plugins or installed()
+        given = _given_settings(source, known) if isinstance(source, Recipe) else source
+        _lay(draft, Layer(), given, variables)
+    for group in groups:
+        layer = Layer(labels={o.steps: o.label for o in group}, base=Path.cwd())
+        _lay(draft, layer, [(o.steps, o.value) for o in group], variables)
     return _finish(draft, plugins)
 
 
-def _overrides(given: Mapping[str, Any] | Iterable[Override | str]) -> list[Override]:
-    from luthier.recipe.overrides import from_python, parse_sets
+def _given_settings(recipe: Recipe, plugins: Plugins) -> dict[str, Any]:
+    """What a recipe says beside the defaults, as plain data; objects of the caller's stay objects."""
+    kept = {kind: _brief(getattr(recipe, kind), kind, kind, plugins) for kind in FIELDS}
+    kept["callbacks"] = [_brief(c, "callback", f"callbacks.{i}", plugins) for i, c in enumerate(recipe.callbacks)]
+    others = [f.name for f in attrs.fields(Recipe) if f.name not in kept]
+    given = {name: getattr(recipe, name) for name in others}
+    return {k: escape(plain_value(v)) for k, v in given.items() if k == "data" or v != default_of(k)} | kept
 
+
+def _brief(value: Any, kind: str, where: str, plugins: Plugins) -> Any:
+    """A part by its name and the options that are not its defaults; an object of the caller's as it is."""
+    part = find_part(value, kind, where, plugins)
+    if part.local is not None:
+        return part.local
+    changed = {n: v for n, v in plain_options(part.options).items() if v != default_options(type(part.options)).get(n)}
+    return escape({"name": part.name, **changed})
+
+
+def _overrides(given: Mapping[str, Any] | Iterable[Override | str]) -> list[Override]:
     if isinstance(given, Mapping):
         return from_python(given)
     return [o for item in given for o in (parse_sets([item]) if isinstance(item, str) else [item])]
@@ -81,7 +100,7 @@ def _overrides(given: Mapping[str, Any] | Iterable[Override | str]) -> list[Over
 def _lay(draft: Draft, layer: Layer, items: Any, environ: Mapping[str, str]) -> None:
     """Merge one layer: a mapping, or pairs of steps and value."""
     draft.home = draft.home or layer
-    pairs = [((), items)] if isinstance(items, Mapping) else list(items)
+    pairs = [((), items)] if isinstance(items, Mapping) else items
     given = [Entry(steps=s, origin=s, layer=layer, value=_expanded(v, s, layer, environ)) for s, v in pairs]
     try:
         entries = [found for entry in given for found in _canonical(entry, draft.notes)]

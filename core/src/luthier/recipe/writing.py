@@ -22,7 +22,7 @@ WATCHING: Final = ("output_dir", "callbacks", "logging_steps", "save_total_limit
 def plain(recipe: Recipe, plugins: Plugins | None = None) -> dict[str, Any]:
     """The resolved recipe: every setting, and every part as `{name: ..., every option}`."""
     known = plugins or installed()
-    result = {}
+    result: dict[str, Any] = {}
     for field in attrs.fields(type(recipe)):
         value = getattr(recipe, field.name)
         if field.name in FIELDS:

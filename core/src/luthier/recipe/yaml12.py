@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 import yaml
@@ -108,7 +109,7 @@ class _Reader:
             return self._mapping(node, steps)
         if isinstance(node, yaml.SequenceNode) and kind == "seq":
             return [self.read(child, (*steps, str(i))) for i, child in enumerate(node.value)]
-        if isinstance(node, yaml.ScalarNode) and kind in ("null", "bool", "int", "float", "str"):
+        if isinstance(node, yaml.ScalarNode) and kind in SCALARS:
             return self._scalar(node, kind)
         raise self._wrong(node, f"the tag {node.tag!r} is not plain data")
 
@@ -128,7 +129,7 @@ class _Reader:
     def _scalar(self, node: yaml.ScalarNode, kind: str) -> Any:
         text = node.value
         try:
-            return {"null": _null, "bool": _bool, "int": _int, "float": _float, "str": str}[kind](text)
+            return SCALARS[kind](text)
         except ValueError:
             raise self._wrong(node, f"{text[:40]!r} is no {kind}") from None
 
@@ -152,3 +153,12 @@ def _int(text: str) -> int:
 
 def _float(text: str) -> float:
     return float(text.replace(".inf", "inf").replace(".Inf", "inf").replace(".INF", "inf").replace(".nan", "nan"))
+
+
+SCALARS: Final[dict[str, Callable[[str], Any]]] = {
+    "null": _null,
+    "bool": _bool,
+    "int": _int,
+    "float": _float,
+    "str": str,
+}
