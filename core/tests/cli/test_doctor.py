@@ -37,7 +37,8 @@ def test_doctor_and_plugins_work_without_torch_and_say_what_to_install(bare):
     found = json.loads(doctor.stdout)
     assert "torch" not in found["versions"]
     assert found["failures"] == []
-    assert 'pip install "luthier[local]"' in found["local_training"]
+    assert 'pip install "luthier[local]"' in found["remedy"]
+    assert {"torch", "transformers"} <= set(found["missing"])
     assert bare("plugins", "--check").returncode == 0
 
 

@@ -46,7 +46,7 @@ def test_without_torch_the_parts_are_checked_and_the_rest_is_said_to_need_it(bar
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert [p["name"] for p in found["parts"]][:3] == ["full", "sft", "adamw"]
-    assert "torch" in found["not_planned"]["missing"]
+    assert "torch" in found["not_planned"]["problem"]
     assert 'pip install "luthier[local]"' in found["not_planned"]["remedy"]
     text = bare("plan", tiny / "r.yaml", "--adapter", "full").stdout
     assert "adamw" in text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.util
 import json
 import math
 import os
@@ -21,7 +20,6 @@ from luthier.errors import LuthierError
 if TYPE_CHECKING:
     from rich.console import Console
 
-LOCAL = ("torch", "transformers", "datasets", "safetensors", "numpy", "matplotlib", "psutil")
 INSTALL_LOCAL = 'pip install "luthier[local]"'
 
 
@@ -80,9 +78,16 @@ def translated(error: BaseException) -> LuthierError:
     if hasattr(error, "format_message"):  # a usage error of typer's parser
         path = getattr(getattr(error, "ctx", None), "command_path", "luthier")
         return LuthierError("usage", error.format_message(), remedy=f"See `{path} --help`.")
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in LOCAL:
+    if isinstance(error, ModuleNotFoundError) and _is_local(error.name or ""):
         return LuthierError("dependency-missing", f"{error.name} is not installed", remedy=f"Run: {INSTALL_LOCAL}")
     return _of_system(error) or LuthierError("internal", f"{type(error).__name__}: {error}")
+
+
+def _is_local(module: str) -> bool:
+    """Whether a module belongs to what `luthier[local]` brings."""
+    from luthier.plugins.requirements import of_extra
+
+    return module.partition(".")[0] in {name.replace("-", "_") for name in of_extra("luthier", "local")}
 
 
 def _of_system(error: BaseException) -> LuthierError | None:
@@ -94,19 +99,6 @@ def _of_system(error: BaseException) -> LuthierError | None:
     if isinstance(error, PermissionError):
         return LuthierError("path-unwritable", error.strerror or "permission denied", where=str(error.filename))
     return None
-
-
-def missing_libraries() -> list[str]:
-    """What local training needs and is not installed; nothing is imported."""
-    return [name for name in LOCAL if importlib.util.find_spec(name) is None]
-
-
-def require_libraries(act: str) -> None:
-    """Raise `dependency-missing` where a library that `act` needs here is not installed."""
-    missing = missing_libraries()
-    if missing:
-        problem = f"{act} here needs {', '.join(missing)}, not installed"
-        raise LuthierError("dependency-missing", problem, remedy=f"Run: {INSTALL_LOCAL}")
 
 
 def print_json(document: Mapping[str, Any], stdout: Any) -> None:

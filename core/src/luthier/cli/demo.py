@@ -27,7 +27,7 @@ def demo(
     log_file: LogFile = None,
 ) -> Any:
     """Fine-tune the embedded model, offline, in about a minute."""
-    started("the demo", log_level, log_format, log_file)
+    started(log_level, log_format, log_file)
     from luthier.demo import run
 
     settings = {} if max_steps is None else {"max_steps": max_steps}

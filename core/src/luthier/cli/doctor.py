@@ -12,13 +12,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.cli.answers import INSTALL_LOCAL, LOCAL, Answer, missing_libraries
+from luthier.cli.answers import INSTALL_LOCAL, Answer
 from luthier.cli.flags import Json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-LIBRARIES = (*LOCAL, "peft", "accelerate", "bitsandbytes", "triton", "typer", "rich", "pluggy", "attrs", "cattrs")
+BESIDE = ("peft", "accelerate", "bitsandbytes", "triton", "typer", "rich", "pluggy", "attrs", "cattrs")
 GIB = 2**30
 
 
@@ -34,12 +34,14 @@ def doctor(json: Json = False) -> Any:
 def examine() -> dict[str, Any]:
     """All that the doctor knows; imports torch, where it is installed, for devices and threads only."""
     from luthier.cli.listing import checked_rows
+    from luthier.plugins.requirements import of_extra
 
-    rows = checked_rows()
+    rows, local = checked_rows(), of_extra("luthier", "local")
+    missing = [name for name in local if _version(name) is None]
     torch, complaint = _torch()
     distributions = {row.distribution: row.version for row in rows}
     return {
-        "versions": {"python": platform.python_version(), **_versions(), **distributions},
+        "versions": {"python": platform.python_version(), **_versions(local), **distributions},
         "platform": platform.platform(),
         "python": sys.executable,
         "devices": [{"device": "cpu", "name": _processor()}, *(_accelerators(torch) if torch else ())],
@@ -52,12 +54,13 @@ def examine() -> dict[str, Any]:
             "blocked": sorted(row.name for row in rows if row.state == "blocked"),
         },
         "failures": [*complaint, *(f"{row}: {row.reason}" for row in rows if row.fails)],
-        "local_training": f"not possible: {INSTALL_LOCAL}" if missing_libraries() else "possible",
+        "missing": missing,
+        "remedy": f"For all of local training: {INSTALL_LOCAL}" if missing else None,
     }
 
 
-def _versions() -> dict[str, str]:
-    found = {name: _version(name) for name in ("luthier", *LIBRARIES)}
+def _versions(local: list[str]) -> dict[str, str]:
+    found = {name: _version(name) for name in ("luthier", *local, *BESIDE)}
     return {name: version for name, version in found.items() if version}
 
 
@@ -157,4 +160,5 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     counts = found["plugins"]
     blocked = f"; blocked: {', '.join(counts['blocked'])}" if counts["blocked"] else ""
     yield "plugins", f"{counts['parts']} parts of {counts['distributions']} distributions{blocked}"
-    yield "training here", found["local_training"]
+    lacking = f"lacks {', '.join(found['missing'])}. {found['remedy']}"
+    yield "training", lacking if found["missing"] else "all that it needs here is installed"

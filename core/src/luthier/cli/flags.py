@@ -8,8 +8,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from luthier.cli.answers import require_libraries
-
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"], typer.Option("--log-level", help="The least level that is logged.")
@@ -18,9 +16,8 @@ LogFormat = Annotated[Literal["console", "json"], typer.Option("--log-format", h
 LogFile = Annotated[Path | None, typer.Option("--log-file", help="Append the log to this file as well.")]
 
 
-def started(act: str, level: Any, form: Any, file: Path | None) -> ModuleType:
-    """The Python API, once the libraries that `act` needs are known to be here and the log is set up."""
-    require_libraries(act)
+def started(level: Any, form: Any, file: Path | None) -> ModuleType:
+    """The Python API, once the log is set up."""
     from luthier import api, logs
 
     logs.set_up(level, form, file)

@@ -42,7 +42,7 @@ def inspect(
     if help_:
         show_help(context, USAGE)
     recipe = read_recipe(context.args, sets)
-    found = started("inspecting", log_level, log_format, log_file).inspect(recipe, rows=rows)
+    found = started(log_level, log_format, log_file).inspect(recipe, rows=rows)
     return Answer(document=found.to_dict(), view=lambda screen: draw_inspection(screen, found))
 
 

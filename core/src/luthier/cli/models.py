@@ -33,7 +33,7 @@ def generate(
 ) -> Any:
     """Answer a prompt with a model, an adapter or a run."""
     asked = _prompt(prompt)
-    api = started("generating", log_level, log_format, log_file)
+    api = started(log_level, log_format, log_file)
     sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     text = api.generate(model, asked, base=base, system=system, device=device, **sampling)
     document = {"model": model, "base": base, "prompt": asked, "text": text}
@@ -53,7 +53,7 @@ def merge(
     log_file: LogFile = None,
 ) -> Any:
     """Fold an adapter into its base model, verified by reloading."""
-    api = started("merging", log_level, log_format, log_file)
+    api = started(log_level, log_format, log_file)
     merged = api.merge(path, output_dir, base=base)
     return Answer(document={"merged": merged}, view=lambda screen: screen.out(f"merged: {merged}", highlight=False))
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from luthier.cli.answers import INSTALL_LOCAL, Answer, missing_libraries
+from luthier.cli.answers import Answer
 from luthier.cli.flags import Json, LogFile, LogFormat, LogLevel, started
 from luthier.cli.recipes import Help, Sets, read_recipe, show_help
+from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,12 +56,12 @@ def planned(recipe: Recipe, level: Any, form: Any, file: Path | None) -> Answer:
         "parts": [part.describe() for part in resolved],
         "compatibility": explain(recipe, resolved, device),
     }
-    missing = missing_libraries()
-    if missing:
-        remedy = f"For parameters, memory and steps: {INSTALL_LOCAL}"
-        document["not_planned"] = {"missing": missing, "remedy": remedy}
-    else:
-        document |= started("planning", level, form, file).plan(recipe).to_dict()
+    try:
+        document |= started(level, form, file).plan(recipe).to_dict()
+    except LuthierError as error:
+        if error.code != "dependency-missing":
+            raise
+        document["not_planned"] = {"problem": error.problem, "remedy": error.remedy}
     return Answer(document=document, view=lambda screen: draw_plan(screen, document))
 
 
@@ -71,7 +72,7 @@ def draw_plan(screen: Console, found: Mapping[str, Any]) -> None:
     draw_section(screen, "Run", _run(found["recipe"]))
     draw_section(screen, "Parts", _parts(found))
     if "not_planned" in found:
-        screen.print(found["not_planned"]["remedy"], style="yellow", soft_wrap=True)
+        screen.print("Parameters, memory and steps: {problem}. {remedy}".format(**found["not_planned"]), style="yellow")
         return
     draw_section(screen, "Parameters", _parameters(found["parameters"]))
     if found["coverage"]:

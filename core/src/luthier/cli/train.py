@@ -45,7 +45,7 @@ def train(
     recipe = read_recipe(context.args, sets)
     if dry_run:
         return planned(recipe, log_level, log_format, log_file)
-    api = started("training", log_level, log_format, log_file)
+    api = started(log_level, log_format, log_file)
     run = api.train(recipe, resume=resume, fresh=fresh)
     return Answer(document=run.to_dict(), view=lambda screen: draw_run(screen, run))
 

@@ -1,4 +1,4 @@
-"""Whether a plugin's declared requirement of luthier is met, read from its metadata before it is imported."""
+"""What distributions declare that they need, read from their metadata before anything of them is imported."""
 
 from __future__ import annotations
 
@@ -16,3 +16,11 @@ def unmet(distribution: str, installed: str) -> str | None:
         if not requirement.specifier.contains(installed, prereleases=True):
             return f"luthier{requirement.specifier}"
     return None
+
+
+def of_extra(distribution: str, extra: str) -> list[str]:
+    """The names of the distributions that an extra brings: `of_extra("luthier", "local")`."""
+    from packaging.requirements import Requirement
+
+    declared = [Requirement(text) for text in metadata.requires(distribution) or ()]
+    return [r.name for r in declared if r.marker and r.marker.evaluate({"extra": extra}) and "extra" in str(r.marker)]
