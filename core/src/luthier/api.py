@@ -40,7 +40,7 @@ def train(
     `model` is a hub name, a folder, `demo`, or a loaded model with its `tokenizer` (also as a pair). `data` is a path,
     a hub name, rows, or a dataset. A part is a name, a mapping, its options object, or an object that keeps the
     protocol. `settings` have the recipe's names (`learning_rate=2e-4`). An unfinished run of the same recipe in the
-    same folder goes on; a finished one is returned as it is, and trained anew with `fresh`. `resume` names a checkpoint.
+    same folder goes on; a finished one is returned as it is, or trained anew with `fresh`. `resume` is a checkpoint.
     """
     _require_local()
     from luthier.engine.train import train as train_run
@@ -159,15 +159,14 @@ def gather(
 
 
 def _recipe(recipe: Any, changes: dict[str, Any]) -> Recipe:
-    if isinstance(recipe, (str, Path)):
-        return Recipe.load(recipe, changes)
-    start = recipe.to_dict() if isinstance(recipe, Recipe) else dict(recipe or {})
-    validation = changes.pop("data.validation", None)
-    merged = {**start, **changes}
-    if validation is not None:
-        rows = merged.get("data")
-        merged["data"] = {**(rows if isinstance(rows, dict) else {"train": rows}), "validation": validation}
-    return Recipe.from_dict(merged)
+    """The recipe with the changes over it; the objects in it stay objects, and aliases are told in the log."""
+    from luthier.logs import get_logger
+    from luthier.recipe import read
+
+    reading = read({} if recipe is None else recipe, changes)
+    for note in reading.notes:
+        get_logger().info("recipe", note=note)
+    return reading.recipe
 
 
 def _given(adapter: Any, loss: Any, optimizer: Any, quantizer: Any, callbacks: Any, output_dir: Any,

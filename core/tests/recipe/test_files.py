@@ -260,9 +260,10 @@ def test_hub_names_demo_and_inline_templates_are_no_paths(file, read, tmp_path):
     (tmp_path / "demo").mkdir()
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     text = f"model: demo\ndata: {{train: openai/gsm8k, chat_template: {json.dumps(template)}}}\n"
-    recipe = read(file("r.yaml", text)).recipe
+    recipe = read(file("r.yaml", text), ["--data.validation", "[python:list, 'hf://a/b.jsonl']"]).recipe
     assert recipe.model.name_or_path == "demo"
     assert recipe.data.train[0].path == "openai/gsm8k"
+    assert [s.path for s in recipe.data.validation] == ["python:list", "hf://a/b.jsonl"]
     assert recipe.data.chat_template == template
 
 

@@ -192,8 +192,8 @@ def _owners(option: str, offer: Offer, plugins: Plugins) -> str:
 
 def _object(value: Any, kind: str, where: str, plugins: Plugins) -> Part:
     if isinstance(value, type):
-        problem = f"a class in place of an object; write {value.__name__}()"
-        raise LuthierError("part-invalid", problem, where=where, found=value)
+        remedy = f"Write {value.__name__}()."
+        raise LuthierError("part-invalid", "a class in place of an object", where=where, found=value, remedy=remedy)
     try:
         offer = plugins.of_options(value)
     except LuthierError as error:

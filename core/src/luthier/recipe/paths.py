@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 VARIABLE: Final = re.compile(r"(\$+)\{([A-Za-z_][A-Za-z0-9_]*)\}")
 HUB: Final = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
+SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")  # two letters or more: one is a drive
 FILES: Final = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt", ".text", ".md", ".gz")
 
 BaseOf = Callable[[tuple[str, ...]], Path | None]
@@ -132,7 +133,7 @@ def _options(options: Any, steps: tuple[str, ...], base_of: BaseOf) -> Any:
 
 def _is_file(base: Path, text: str) -> bool:
     """Whether a source is a file or glob and no hub dataset: by its mark, its suffix, or because it is there."""
-    if "://" in text:
+    if SCHEME.match(text):  # hf://..., or python:list for an object of the caller's
         return False
     suffixed = text.lower().endswith(FILES) or glob.has_magic(text)
     return suffixed or _is_marked(text) or not HUB.fullmatch(text) or (base / text).exists()
