@@ -126,7 +126,8 @@ def merge(path: str | Path, output_dir: str | Path | None = None, *, base: str |
 
     opened = open_artifact(path, base=base)
     if opened.adapter is None:
-        raise LuthierError("artifact-unmergeable", "there is no adapter to merge", where=str(path))
+        remedy = "Give a run's folder, or an adapter's."
+        raise LuthierError("artifact-unmergeable", "there is no adapter to merge", where=str(path), remedy=remedy)
     folder = Path(output_dir) if output_dir else Path(path).resolve() / "merged"
     return save_merged(opened.model, opened.tokenizer, opened.adapter, opened.quantizer, folder)
 
@@ -154,7 +155,8 @@ def gather(
             held[name] = value
             changes[where] = [_name_of(value)] if name == "eval_data" else _name_of(value)
     if held.get("model") is not None and tokenizer is None:
-        raise LuthierError("recipe-missing", "a loaded model comes with its tokenizer", where="tokenizer")
+        remedy = "Pass tokenizer=, or model=(model, tokenizer)."
+        raise LuthierError("recipe-missing", "a loaded model comes with its tokenizer", where="model", remedy=remedy)
     return _recipe(recipe, changes), Objects(**held)
 
 
@@ -181,7 +183,7 @@ def _is_named(value: Any) -> bool:
         return True
     if isinstance(value, Mapping):
         return True
-    return isinstance(value, (list, tuple)) and all(isinstance(v, str) or _is_source(v) for v in value)
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(v, str) or _is_source(v) for v in value)
 
 
 def _is_source(value: Any) -> bool:

@@ -39,11 +39,12 @@ SHORT = {
 def _marked(function: Any, name: str) -> Any:
     """The function itself, marked; pluggy reads its argument names from its code."""
     if not (inspect.isfunction(function) or inspect.ismethod(function)):
-        raise LuthierError("part-invalid", "not a function or method", where=f"on({name}=)", found=function)
+        raise LuthierError("part-invalid", "not a function or method", where=f"on({name}=)", found=function,
+                           remedy="Write a function, or a lambda.")  # fmt: skip
     known = list(inspect.signature(getattr(Events, name)).parameters)[1:]
     unknown = [w for w in inspect.signature(function).parameters if w not in known]
     if unknown:
-        problem = f"{name} has no argument {unknown[0]!r}, only {', '.join(known)}"
-        raise LuthierError("part-invalid", problem, where=f"on({name}=)")
+        problem, remedy = f"{name} has no argument {unknown[0]!r}", f"Declare only those used, of: {', '.join(known)}."
+        raise LuthierError("part-invalid", problem, where=f"on({name}=)", remedy=remedy)
     event(function.__func__ if inspect.ismethod(function) else function)
     return staticmethod(function)

@@ -17,7 +17,8 @@ NOTE: Final = "luthier.json"  # which parts and base an artifact needs
 def written(folder: Path, write: Callable[[Path], object], note: dict[str, Any] | None = None) -> Path:
     """`folder` as `write` fills it, replacing an artifact that stood there; refused where something else does."""
     if folder.exists() and any(folder.iterdir()) and not _is_artifact(folder):
-        raise LuthierError("run-folder-other", "the folder holds something else", where=str(folder))
+        remedy = "Choose another folder."
+        raise LuthierError("run-folder-other", "the folder holds something else", where=str(folder), remedy=remedy)
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)

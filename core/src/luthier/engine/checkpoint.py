@@ -45,6 +45,13 @@ def save(run_folder: Path, step: int, tree: Mapping[str, Any]) -> Path:
     return target
 
 
+def require(folder: Path) -> None:
+    """Raise `run-not-found` where a folder is no checkpoint."""
+    if not (folder / MANIFEST).is_file():
+        remedy = f"Give one, such as run/{FOLDER}/step-00000100."
+        raise LuthierError("run-not-found", "there is no checkpoint here", where=str(folder), remedy=remedy)
+
+
 def load(folder: Path) -> dict[str, Any]:
     """The tree of one checkpoint, its files compared with the manifest; `checkpoint-corrupt` where they differ."""
     where = str(folder)

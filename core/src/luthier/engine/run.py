@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import attrs
 
@@ -79,7 +79,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise LuthierError("run-not-found", f"{RECORD} is damaged: {error}", where=str(folder)) from error
+        remedy = "Restore the file, or choose another folder."
+        raise LuthierError("run-not-found", f"{RECORD} is damaged: {error}", where=str(folder), remedy=remedy) from error
 
 
 def write_record(folder: Path, record: dict[str, Any], **changes: Any) -> None:
@@ -112,8 +113,7 @@ def _version(distribution: str) -> str | None:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which names its owner; `run-folder-locked` where another process holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+") as file:
+    with _lock_file(folder) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -124,6 +124,14 @@ def locked(folder: Path) -> Iterator[None]:
         file.write(f"pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         file.flush()
         yield
+
+
+def _lock_file(folder: Path) -> TextIO:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / LOCK).open("a+")
+    except OSError as error:
+        raise LuthierError("path-unwritable", error.strerror or str(error), where=str(folder)) from None
 
 
 @contextlib.contextmanager

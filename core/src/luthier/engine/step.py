@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from luthier.engine.batch import Batch
 from luthier.engine.policy import ModelPolicy
+from luthier.errors import LuthierError
 from luthier.plugins.protocols import LossOutput
 
 ROUTER: Final = "router_aux"  # the term of the experts' load-balancing loss
@@ -41,6 +42,9 @@ class Step(nn.Module):
             self.policy.forget()
 
     def _with_router(self, output: LossOutput, batch: Batch) -> LossOutput:
+        if not isinstance(output, LossOutput):
+            remedy = "Return luthier.LossOutput(sums={name: scalar})."
+            raise LuthierError("part-invalid", "not a LossOutput", where="loss", found=output, remedy=remedy)
         if not self.router_coefficient:
             return output
         config = self.model.config

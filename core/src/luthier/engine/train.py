@@ -48,6 +48,8 @@ class Place:
 
 def train(recipe: Recipe, objects: Objects, *, resume: Path | None = None, fresh: bool = False) -> Run:
     """Train to the end, or go on with what the folder holds; see `luthier.train`."""
+    if resume is not None:
+        checkpoint.require(resume)
     place = find_place(recipe, objects, fresh=fresh)
     if place.done:
         log.warning("run already finished", folder=str(place.folder), remedy="--fresh trains again")

@@ -94,9 +94,14 @@ def _summed(terms: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _objective(output: LossOutput, weights: dict[str, float]) -> Tensor | None:
-    unknown = output.sums.keys() - weights.keys()
+    unknown = sorted(output.sums.keys() - weights.keys())
     if unknown:
-        raise LuthierError("part-invalid", f"the loss gives sums without weights: {sorted(unknown)}")
+        remedy = "Let terms(batch) give each of them its weight."
+        raise LuthierError("part-invalid", "its sums have no weight", where="loss", found=unknown, remedy=remedy)
+    vectors = {name: tuple(value.shape) for name, value in output.sums.items() if value.dim()}
+    if vectors:
+        remedy = "Sum over the tokens; the engine divides by the weights."
+        raise LuthierError("part-invalid", "its sums are not scalars", where="loss", found=vectors, remedy=remedy)
     shares = [value / weights[name] for name, value in output.sums.items() if weights[name]]
     return sum(shares[1:], shares[0]) if shares else None
 
