@@ -64,6 +64,9 @@ def read(
         tree, labels = read_file(file)
         _lay(draft, Layer(labels=labels, base=file.absolute().parent), tree, variables)
     elif source is not None:
+        if not isinstance(source, (Mapping, Recipe)):
+            problem, remedy = "a recipe is a file, a mapping or a Recipe", "Pass rows as data, a model as model."
+            raise LuthierError("recipe-wrong-type", problem, found=source, remedy=remedy)
         known = plugins or installed()
         given = _given_settings(source, known) if isinstance(source, Recipe) else source
         _lay(draft, Layer(), given, variables)
