@@ -37,7 +37,7 @@ def demo(
 
 def draw_demo(screen: Console, result: DemoResult) -> None:
     """Loss and answer before and after, what was made, and what to try next."""
-    from luthier.cli.tables import draw_section, pairs_table
+    from luthier.cli.tables import draw_commands, draw_section, pairs_table
 
     before, after = result.eval_loss_before, result.eval_loss_after
     change = f"{(after - before) / before:+.1%} in {result.steps} steps and {result.seconds:.0f} s"
@@ -47,4 +47,4 @@ def draw_demo(screen: Console, result: DemoResult) -> None:
     draw_section(screen, "What it learnt", pairs_table(rows))
     draw_section(screen, "What it answers", pairs_table(answers))
     draw_section(screen, "What it made, each reloaded and compared", pairs_table(folders))
-    draw_section(screen, "Try next", "\n".join(result.next))
+    draw_commands(screen, "Try next", result.next)

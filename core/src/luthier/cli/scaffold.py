@@ -40,7 +40,7 @@ def new_plugin(
 
 
 def _draw(screen: Console, made: dict[str, Any]) -> None:
-    from luthier.cli.tables import draw_section
+    from luthier.cli.tables import draw_commands, draw_section
 
     draw_section(screen, str(made["path"]), "\n".join(made["files"]))
-    draw_section(screen, "Next", "\n".join(made["next"]))
+    draw_commands(screen, "Next", made["next"])

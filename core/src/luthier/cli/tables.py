@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,3 +39,12 @@ def draw_section(screen: Console, title: str, content: Any) -> None:
 
     screen.print(Text(title, style="bold underline"))
     screen.print(Padding(content, (0, 0, 1, 2), expand=False))
+
+
+def draw_commands(screen: Console, title: str, commands: Sequence[str]) -> None:
+    """A title above commands, each on one line however long, so that it can be copied."""
+    from rich.text import Text
+
+    screen.print(Text(title, style="bold underline"))
+    for command in commands:
+        screen.print(Text(f"  {command}"), soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -52,18 +53,18 @@ def train(
 
 def draw_run(screen: Console, run: Run) -> None:
     """What a run gave, and what one does with it next."""
-    from luthier.cli.tables import pairs_table
+    from luthier.cli.tables import draw_commands, draw_section, pairs_table
 
     losses = run.loss_history
     seen = f"{run.steps} steps, {run.samples_seen:,} examples, {run.tokens_seen:,} tokens, {run.duration_seconds:.1f} s"
     rows = {
         "run": f"{run.output_path}  ({run.run_id})",
-        "trained": seen + (f"; ended by {run.stop_reason}" if run.stop_reason else ""),
+        "seen": seen + (f"; ended by {run.stop_reason}" if run.stop_reason else ""),
         "loss": f"{losses[0]:.4f} at first, {run.final_loss:.4f} at the end" if losses else f"{run.final_loss:.4f}",
         "eval loss": None if run.eval_loss is None else f"{run.eval_loss:.4f}",
         "best": run.best_checkpoint,
         "saved": run.artifact,
         "merged": run.merged,
-        "next": f'luthier generate {run.output_path} "..."',
     }
-    screen.print(pairs_table(rows))
+    draw_section(screen, "Trained", pairs_table(rows))
+    draw_commands(screen, "Next", [f'luthier generate {shlex.quote(str(run.output_path))} "..."'])
