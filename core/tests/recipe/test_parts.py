@@ -89,7 +89,7 @@ def test_callbacks_of_every_form_stand_side_by_side(make, plugins, options):
     ("settings", "code", "says"),
     [
         ({"adapter": OwnOptimizer()}, "part-invalid", "does not keep the adapter protocol: no attach"),
-        ({"optimizer": OwnOptimizer}, "part-invalid", "optimizer: a class in place of an object; write OwnOptimizer()"),
+        ({"optimizer": OwnOptimizer}, "part-invalid", "Write OwnOptimizer()."),
         ({"adapter": AdamW()}, "part-invalid", "AdamW is for optimizer 'adamw', not for an adapter. Pass it as optimizer=."),
         ({"adapter": AdamW}, "part-invalid", "a class in place of an object"),
         ({"adapter": None}, "recipe-wrong-type", "adapter: expected an adapter: a name, or {name: ..., options}"),

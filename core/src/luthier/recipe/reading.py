@@ -59,21 +59,26 @@ def read(
     draft, groups = Draft(), [_overrides(overrides)]
     if source is None or isinstance(source, (str, Path)):
         groups.insert(0, from_environment(variables))
-    if isinstance(source, (str, Path)):
-        file = find_file(Path(source))
-        tree, labels = read_file(file)
-        _lay(draft, Layer(labels=labels, base=file.absolute().parent), tree, variables)
-    elif source is not None:
-        if not isinstance(source, (Mapping, Recipe)):
-            problem, remedy = "a recipe is a file, a mapping or a Recipe", "Pass rows as data, a model as model."
-            raise LuthierError("recipe-wrong-type", problem, found=source, remedy=remedy)
-        known = plugins or installed()
-        given = _given_settings(source, known) if isinstance(source, Recipe) else source
-        _lay(draft, Layer(), given, variables)
+    if source is not None:
+        _lay(draft, *_begun(source, plugins or installed()), variables)
     for group in groups:
         layer = Layer(labels={o.steps: o.label for o in group}, base=Path.cwd())
         _lay(draft, layer, [(o.steps, o.value) for o in group], variables)
     return _finish(draft, plugins)
+
+
+def _begun(source: object, plugins: Plugins) -> tuple[Layer, Mapping[str, Any]]:
+    """The first layer: a file's, or that of data in Python."""
+    if isinstance(source, Recipe):
+        return Layer(), _given_settings(source, plugins)
+    if isinstance(source, Mapping):
+        return Layer(), source
+    if not isinstance(source, (str, Path)):
+        problem, remedy = "a recipe is a file, a mapping or a Recipe", "Pass rows as data, a model as model."
+        raise LuthierError("recipe-wrong-type", problem, found=source, remedy=remedy)
+    file = find_file(Path(source))
+    tree, labels = read_file(file)
+    return Layer(labels=labels, base=file.absolute().parent), tree
 
 
 def _given_settings(recipe: Recipe, plugins: Plugins) -> dict[str, Any]:
