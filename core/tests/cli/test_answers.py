@@ -46,6 +46,16 @@ def test_a_long_error_stays_on_one_line(capsys):
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
+def test_an_error_of_several_lines_is_shown_on_one(capsys):
+    conclude(raising(LuthierError("data-row", "one\ntwo")), as_json=False)
+    assert capsys.readouterr().err.splitlines()[0] == "error: one two [data-row]"
+
+
+def test_half_a_character_can_be_printed_as_json(capsys):
+    assert conclude(lambda: Answer(document={"text": "\udc80"}, view=None), as_json=True) == 0
+    assert json.loads(capsys.readouterr().out) == {"text": "\udc80"}
+
+
 def test_brackets_in_a_message_are_shown_as_they_are(capsys):
     conclude(raising(LuthierError("data-row", "expected list[str] and [red]")), as_json=False)
     assert "list[str] and [red]" in capsys.readouterr().err

@@ -168,6 +168,12 @@ def test_check_does_not_import_a_plugin_made_for_another_luthier(luthier, distri
     assert "luthier_newer" not in sys.modules
 
 
+def test_check_reports_a_requirement_that_cannot_be_read(luthier, distribute, offering):
+    distribute("luthier-odd", offering("odd"), requires=["luthier >=> 1"])
+    (failure,) = luthier("plugins", "--check", "--json").document["failures"]
+    assert "'luthier >=> 1' cannot be read" in failure["reason"]
+
+
 def test_plugins_in_a_process_of_its_own_prints_one_document(command):
     result = command("plugins", "--json")
     assert result.returncode == 0

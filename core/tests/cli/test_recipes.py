@@ -80,6 +80,12 @@ def test_help_of_several_parts_shows_each(luthier):
     assert "--callbacks.1.smoothing" in text
 
 
+def test_help_of_a_part_given_with_options_is_that_of_the_part(luthier):
+    text = luthier("train", "--optimizer", "{name: sgd, momentum: 0.5}", "--help").stdout
+    assert "optimizer sgd" in text
+    assert "--optimizer.nesterov" in text
+
+
 def test_help_of_an_unknown_part_is_the_error_of_an_unknown_part(luthier):
     result = luthier("train", "--optimizer", "adamv", "--help")
     assert result.status == 2

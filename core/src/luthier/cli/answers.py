@@ -103,7 +103,7 @@ def _of_system(error: BaseException) -> LuthierError | None:
 
 def print_json(document: Mapping[str, Any], stdout: Any) -> None:
     """One JSON document; numbers that JSON has not become null."""
-    print(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False), file=stdout)
+    print(json.dumps(_plain(document), indent=2, allow_nan=False), file=stdout)
 
 
 def print_error(error: LuthierError) -> None:
@@ -111,7 +111,8 @@ def print_error(error: LuthierError) -> None:
     from rich.text import Text
 
     screen = console(stderr=True)
-    screen.print(Text(f"error: {error.line} [{error.code}]", style="red"), soft_wrap=True)
+    line = error.line.replace("\n", " ")
+    screen.print(Text(f"error: {line} [{error.code}]", style="red"), soft_wrap=True)
     if error.remedy:
         screen.print(Text(error.remedy), soft_wrap=True)
 

@@ -61,9 +61,9 @@ def checked_rows() -> list[Row]:
     implementation cannot be found as broken."""
     unfit = {}
     for entry in metadata.entry_points(group=registry.GROUP):
-        needed = requirements.unmet(entry.dist.name, luthier.__version__) if entry.dist else None
-        if entry.dist and needed:
-            unfit[entry.dist.name] = f"needs {needed}, and luthier {luthier.__version__} is installed"
+        reason = requirements.unmet(entry.dist.requires or (), luthier.__version__) if entry.dist else None
+        if entry.dist and reason:
+            unfit[entry.dist.name] = reason
     plugins = Plugins(blocked=Plugins(autoload=False).blocked | unfit.keys())
     return [
         attrs.evolve(row, state="broken", reason=unfit[row.distribution])

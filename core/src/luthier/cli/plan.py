@@ -75,7 +75,7 @@ def draw_plan(screen: Console, found: Mapping[str, Any]) -> None:
         screen.print("Parameters, memory and steps: {problem}. {remedy}".format(**found["not_planned"]), style="yellow")
         return
     draw_section(screen, "Parameters", _parameters(found["parameters"]))
-    if found["coverage"]:
+    if "unreached" in found["coverage"]:
         draw_section(screen, "Weights of the base that no adapter reaches", _unreached(found["coverage"]))
     draw_section(screen, "Memory", _memory(found["memory"]))
     draw_section(screen, "Steps", _steps(found["schedule"], found["packing"]))

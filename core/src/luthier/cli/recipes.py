@@ -86,10 +86,15 @@ def _named_parts(flags: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     for override in parse_flags(flags):
         value = bare(override.value)
         if override.steps == ("callbacks",):
-            names = value if isinstance(value, list) else [value]
-            yield from (("callback", str(name), f"callbacks.{i}.") for i, name in enumerate(names))
+            entries = value if isinstance(value, list) else [value]
+            yield from (("callback", _name(entry), f"callbacks.{i}.") for i, entry in enumerate(entries))
         elif override.steps[0] in FIELDS and override.steps[1:] in ((), ("name",)):
-            yield override.steps[0], str(value), f"{override.steps[0]}."
+            yield override.steps[0], _name(value), f"{override.steps[0]}."
+
+
+def _name(value: Any) -> str:
+    """The name in a part's value: the value itself, or that of `{name: ..., options}`."""
+    return str(value.get("name")) if isinstance(value, dict) else str(value)
 
 
 def _draw_named(screen: Console, kind: str, name: str, prefix: str) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import metadata
 
 
-def unmet(distribution: str, installed: str) -> str | None:
-    """The requirement that version `installed` of luthier does not meet, or None where all are met."""
-    from packaging.requirements import Requirement
+def unmet(requires: Iterable[str], installed: str) -> str | None:
+    """Why version `installed` of luthier does not meet what a distribution requires; None where it does."""
+    from packaging.requirements import InvalidRequirement, Requirement
 
-    for text in metadata.requires(distribution) or ():
-        requirement = Requirement(text)
+    for text in requires:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:
+            return f"its requirement {text!r} cannot be read"
         if requirement.name != "luthier" or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
             continue
         if not requirement.specifier.contains(installed, prereleases=True):
-            return f"luthier{requirement.specifier}"
+            return f"it needs luthier{requirement.specifier}, and {installed} is installed"
     return None
 
 
