@@ -53,7 +53,7 @@ def _of_run(folder: Path) -> Path:
 
 
 def _adapted(folder: Path, device: torch.device, base: str | None) -> Opened:
-    note = json.loads((folder / NOTE).read_text("utf-8"))
+    note = _note(folder / NOTE)
     spec = structure(note["model"], Model, str(folder / NOTE))
     if base is not None:
         spec = attrs.evolve(spec, name_or_path=base)
@@ -71,6 +71,15 @@ def _adapted(folder: Path, device: torch.device, base: str | None) -> Opened:
     adapter.load(folder)
     tokenizer = load.tokenizer_at(str(folder))
     return Opened(model=model.eval(), tokenizer=tokenizer, adapter=adapter, quantizer=quantizer)
+
+
+def _note(path: Path) -> dict[str, Any]:
+    try:
+        note = json.loads(path.read_text("utf-8"))
+        return {kind: note[kind] for kind in ("model", "adapter", "quantizer")}
+    except (ValueError, KeyError, TypeError) as error:
+        problem = f"damaged: {type(error).__name__}: {error}"
+        raise LuthierError("artifact-mismatch", problem, where=str(path), remedy="Copy the file again.") from None
 
 
 def _part(kind: str, spec: dict[str, Any]) -> Any:

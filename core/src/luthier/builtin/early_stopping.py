@@ -19,6 +19,14 @@ class Stopper:
         self.waited = 0
 
     @event
+    def run_started(self, run: Any) -> None:
+        self._require_rows(run)
+
+    @event
+    def resumed(self, run: Any) -> None:
+        self._require_rows(run)
+
+    @event
     def evaluated(self, run: Any, step: int, metrics: Mapping[str, float]) -> None:
         name = self.options.metric
         if name not in metrics:
@@ -33,6 +41,12 @@ class Stopper:
         self.waited += 1
         if self.waited >= self.options.patience:
             run.request_stop(f"{name} has not improved on {self.best:.4g} in {self.waited} evaluations")
+
+    def _require_rows(self, run: Any) -> None:
+        """Without held-out rows nothing would ever be evaluated, and nothing stopped."""
+        if not run.settings["data"]["validation"]:
+            raise LuthierError("recipe-conflict", "there are no validation rows", where="early_stopping",
+                               remedy="Set data.validation, or leave this out.")  # fmt: skip
 
     def _improves(self, value: float) -> bool:
         if self.best is None:

@@ -130,6 +130,7 @@ def _model(recipe: Recipe, objects: Objects, quantizer: Any, device: torch.devic
     if objects.model is None:
         model = load.model_of(recipe.model, device, quantizer.load_arguments())
     else:
+        load.check_causal(objects.model)
         model = objects.model.to(device)
     return quantizer.apply(model)
 
@@ -149,9 +150,10 @@ def _attach(
         original=lambda layer: load.original_weight(recipe.model.name_or_path, model, layer),
         batches=lambda n: _first(prepared.train, n, recipe, device),
         log=numbers.__setitem__,
+        packing=recipe.packing,
     )
     model = built["adapter"].attach(model, context).train()
-    probe.check(model)
+    probe.check(model, packing=recipe.packing)
     optimizer = _optimizer(built)
     return Setup(
         **{"recipe": recipe, "model": model, "tokenizer": tokenizer, "context": context, "device": device},
@@ -187,7 +189,8 @@ def _router(recipe: Recipe, model: Any) -> float:
     config = model.config
     if recipe.router_aux_loss_coef is not None:
         if recipe.router_aux_loss_coef and not hasattr(config, "num_experts_per_tok"):
-            raise LuthierError("recipe-conflict", "the model has no experts", where="router_aux_loss_coef")
+            raise LuthierError("recipe-conflict", "the model has no experts", where="router_aux_loss_coef",
+                               remedy="Leave it out.")  # fmt: skip
         return recipe.router_aux_loss_coef
     return (
         float(getattr(config, "router_aux_loss_coef", 0.0)) if getattr(config, "output_router_logits", False) else 0.0

@@ -64,7 +64,7 @@ def _starts(query: Tensor, key: Tensor, mask: Tensor | None, told: dict[str, Any
         raise LuthierError(
             "model-architecture",
             "packed attention was not told the documents, or got a mask, a cache or a padded batch",
-            remedy="Switch to sdpa for generation; set packing: false if the architecture does not pass arguments on.",
+            remedy="Switch to sdpa for generation; an architecture that passes no arguments on cannot be trained.",
         )
     unknown = [name for name in FORBIDDEN if told.get(name) is not None]
     if unknown:

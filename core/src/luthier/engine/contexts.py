@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,6 +23,7 @@ def context_for(
     original: Callable[[nn.Module], Tensor],
     batches: Callable[[int], Iterable[Any]] = lambda _: (),
     log: Callable[[str, float], None] = lambda *_: None,
+    packing: bool = True,
 ) -> Context:
     return Context(
         config=model.config,
@@ -34,7 +36,7 @@ def context_for(
         requantize=lambda layer, weight: _put(layer, weight, quantizer),
         original=original,
         batches=batches,
-        probe=disagreement,
+        probe=functools.partial(disagreement, packing=packing),
     )
 
 

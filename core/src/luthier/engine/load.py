@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from luthier.errors import LuthierError
@@ -51,9 +52,19 @@ def model_of(spec: Model, device: torch.device, arguments: dict[str, Any]) -> An
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 name, revision=_revision(spec, name), dtype=dtype, trust_remote_code=False, **arguments
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise LuthierError("model-not-found", _first_line(error), where=name) from error
     return model.to(device)
+
+
+def check_causal(model: Any) -> None:
+    """Raise `recipe-wrong-type` where an object is no causal LM of transformers."""
+    import transformers
+
+    known = isinstance(model, transformers.PreTrainedModel) and hasattr(model, model.base_model_prefix)
+    if not known or model.config.is_encoder_decoder or model.get_output_embeddings() is None:
+        expected = "expected a causal language model of transformers, a hub name, or a folder"
+        raise LuthierError("recipe-wrong-type", expected, where="model", found=type(model).__name__)
 
 
 def read_model(folder: Path, dtype: torch.dtype) -> Any:
@@ -63,7 +74,7 @@ def read_model(folder: Path, dtype: torch.dtype) -> Any:
     with quiet():
         try:
             return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise LuthierError("artifact-not-found", _first_line(error), where=str(folder)) from error
 
 

@@ -17,7 +17,7 @@ from luthier.engine.run import ActiveRun, Interrupted
 from luthier.engine.setup import Setup
 from luthier.engine.state import optimizer_state, restore_optimizer
 from luthier.engine.update import Update, update
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, nearest
 from luthier.plugins.events import Events
 
 
@@ -174,8 +174,8 @@ class Loop:
         recipe = self.setup.recipe
         name = recipe.metric_for_best_model
         if name not in found:
-            problem = f"an evaluation gives no {name!r}, only {', '.join(found)}"
-            raise LuthierError("recipe-conflict", problem, where="metric_for_best_model")
+            problem, remedy = f"an evaluation gives no {name!r}", nearest(name, found)
+            raise LuthierError("recipe-conflict", problem, where="metric_for_best_model", remedy=remedy)
         more = recipe.greater_is_better
         more = "loss" not in name and "perplexity" not in name if more is None else more
         best = self.tally.best_metric

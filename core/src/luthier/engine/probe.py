@@ -17,15 +17,15 @@ from luthier.errors import LuthierError
 LENGTHS = (7, 12, 4)
 
 
-def disagreement(model: Any) -> str | None:
-    """Why this model cannot be trained packed, or None. The model has packed attention installed."""
+def disagreement(model: Any, *, packing: bool = True) -> str | None:
+    """Why this model cannot be trained, packed or one document at a time, or None. Packed attention is installed."""
     batch = _documents(model)
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            packed = _logprobs(model, batch)
             separate = torch.cat([_logprobs(model, part) for part in _split(batch)])
+            packed = _logprobs(model, batch) if packing else separate
             own = _own(model, batch)
     except LuthierError as error:
         return error.problem
@@ -34,16 +34,19 @@ def disagreement(model: Any) -> str | None:
     bound = 1e-4 if model.dtype in (torch.float32, torch.float64) else 0.15
     if not torch.allclose(packed, separate, atol=bound, rtol=bound):
         return f"packed documents differ from separate ones by {float((packed - separate).abs().max()):.2g}"
-    if not torch.allclose(packed, own, atol=bound, rtol=bound):
-        return f"log-probabilities differ from the model's own forward by {float((packed - own).abs().max()):.2g}"
+    if not torch.allclose(separate, own, atol=bound, rtol=bound):
+        return f"log-probabilities differ from the model's own forward by {float((separate - own).abs().max()):.2g}"
     return None
 
 
-def check(model: Any) -> None:
+def check(model: Any, *, packing: bool) -> None:
     """Raise `model-architecture` naming the architecture where the probe fails."""
-    reason = disagreement(model)
-    if reason:
-        raise LuthierError("model-architecture", reason, where=type(model).__name__)
+    reason = disagreement(model, packing=packing)
+    if reason is None:
+        return
+    helps = packing and disagreement(model, packing=False) is None
+    remedy = "Set packing: false." if helps else "Choose another model, or report the architecture."
+    raise LuthierError("model-architecture", reason, where=type(model).__name__, remedy=remedy)
 
 
 def _logprobs(model: Any, batch: Batch) -> Tensor:

@@ -80,7 +80,9 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
         remedy = "Restore the file, or choose another folder."
-        raise LuthierError("run-not-found", f"{RECORD} is damaged: {error}", where=str(folder), remedy=remedy) from error
+        raise LuthierError(
+            "run-not-found", f"{RECORD} is damaged: {error}", where=str(folder), remedy=remedy
+        ) from error
 
 
 def write_record(folder: Path, record: dict[str, Any], **changes: Any) -> None:

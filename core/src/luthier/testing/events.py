@@ -160,7 +160,8 @@ class Stage:
 def _settings(folder: Path) -> dict[str, Any]:
     from luthier.recipe import Recipe
 
-    return Recipe.from_dict({"model": "demo", "data": "train.jsonl", "output_dir": str(folder)}).to_dict()
+    data = {"train": "train.jsonl", "validation": 0.1}  # its life has evaluations
+    return Recipe.from_dict({"model": "demo", "data": data, "output_dir": str(folder)}).to_dict()
 
 
 def play(part: Any, folder: Path, steps: int = TOTAL, kind: type[Stage] = Stage) -> Stage:
