@@ -97,7 +97,7 @@ def _deliver(_: WrappedLogger, method: str, event: EventDict) -> EventDict:
 
 def _json(event: EventDict) -> str:
     first = {key: event.pop(key) for key in ("timestamp", "level", "run", "event") if key in event}
-    return json.dumps(first | event, default=str)
+    return json.dumps({**first, **event}, default=str)
 
 
 def _coloured(event: EventDict) -> str:

@@ -17,7 +17,9 @@ from luthier.errors import LuthierError
 class Verbs(TyperGroup):
     """A group whose commands give an `Answer` or raise; here both become output and an exit status."""
 
-    def main(self, args: Any = None, prog_name: str | None = None, **extra: Any) -> Any:
+    def main(  # type: ignore[override]  # what else typer passes is passed on
+        self, args: Any = None, prog_name: str | None = None, **extra: Any
+    ) -> Any:
         given = list(sys.argv[1:] if args is None else args) or ["--help"]
         flags = given[: given.index("--")] if "--" in given else given
         as_json = "--json" in flags and "--help" not in flags

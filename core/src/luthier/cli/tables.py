@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +17,7 @@ def plain_table(*columns: str, **settings: Any) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", **settings)
     for index, column in enumerate(columns):
         right = column.startswith(">")
-        justify = "right" if right else "left"
+        justify: Literal["left", "right"] = "right" if right else "left"
         table.add_column(column.removeprefix(">"), justify=justify, no_wrap=right or index == 0, overflow="fold")
     return table
 
