@@ -92,7 +92,7 @@ def inspect(
     recipe, objects = gather(recipe, model, tokenizer, data, eval_data, settings)
     tokenizer = objects.tokenizer or tokenizer_of(recipe.model)
     given = {"given": objects.data, "given_validation": objects.eval_data}
-    return look(prepare(recipe.data, tokenizer, seed=recipe.seed, **given), tokenizer, rows=rows)
+    return look(prepare(recipe.data, tokenizer, seed=recipe.seed, kind="any", **given), tokenizer, rows=rows)
 
 
 def generate(
@@ -115,7 +115,8 @@ def generate(
 
     opened = open_artifact(model, choose(device), base)
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    return answer(opened.model, opened.tokenizer, prompt, system=system, **settings)
+    chat = opened.note.get("prompts", "chat") == "chat"
+    return answer(opened.model, opened.tokenizer, prompt, system=system, chat=chat, **settings)
 
 
 def merge(path: str | Path, output_dir: str | Path | None = None, *, base: str | None = None) -> Path:
@@ -129,7 +130,7 @@ def merge(path: str | Path, output_dir: str | Path | None = None, *, base: str |
         remedy = "Give a run's folder, or an adapter's."
         raise LuthierError("artifact-unmergeable", "there is no adapter to merge", where=str(path), remedy=remedy)
     folder = Path(output_dir) if output_dir else Path(path).resolve() / "merged"
-    return save_merged(opened.model, opened.tokenizer, opened.adapter, opened.quantizer, folder)
+    return save_merged(opened.model, opened.tokenizer, opened.adapter, opened.quantizer, folder, opened.note)
 
 
 def gather(

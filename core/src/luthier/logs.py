@@ -9,8 +9,9 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import attrs
 import structlog
@@ -75,7 +76,7 @@ def run_log(run_id: str, path: Path) -> Iterator[None]:
                 _SINKS.remove(sink)
 
 
-_FILES: list[TextIO] = []
+_FILES: list[FileIO] = []
 
 
 def _close() -> None:
@@ -118,17 +119,17 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _appender(stream: TextIO) -> Callable[[str], object]:
+def _appender(stream: FileIO) -> Callable[[str], object]:
     def write(line: str) -> None:
-        stream.write(line + "\n")
-        stream.flush()
+        stream.write(f"{line}\n".encode())
 
     return write
 
 
-def _opened(path: Path) -> TextIO:
+def _opened(path: Path) -> FileIO:
+    """Unbuffered: a line that a full disk refused must not be refused again when the file is closed."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a", encoding="utf-8")
+        return path.open("ab", buffering=0)
     except OSError as error:
         raise LuthierError("path-unwritable", error.strerror or str(error), where=str(path)) from None

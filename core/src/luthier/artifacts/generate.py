@@ -19,16 +19,20 @@ def answer(
     prompt: str | Sequence[Mapping[str, Any]],
     *,
     system: str | None = None,
+    chat: bool = True,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
 ) -> str:
-    """The text that follows `prompt`, a text or messages; greedy at temperature 0, else sampled from `seed`."""
+    """The text that follows `prompt`, a text or messages; greedy at temperature 0, else sampled from `seed`.
+
+    Without `chat`, for a model trained on plain prompts, a text is continued as it stands.
+    """
     for name, value, low in (("max_new_tokens", max_new_tokens, 1), ("temperature", temperature, 0)):
         if value < low:
             raise LuthierError("recipe-out-of-range", f"at least {low}", where=name, found=value)
-    ids = prompt_ids(tokenizer, prompt, system)
+    ids = prompt_ids(tokenizer, prompt, system, chat)
     inputs = torch.tensor([ids], device=model.device)
     sampling = (
         {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
@@ -55,8 +59,12 @@ def teach_stops(model: Any, tokenizer: Any, learned: Sequence[int]) -> None:
         model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
 
 
-def prompt_ids(tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], system: str | None) -> list[int]:
-    """The tokens the model continues. Without a chat template the prompt is plain text."""
+def prompt_ids(
+    tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], system: str | None, chat: bool = True
+) -> list[int]:
+    """The tokens the model continues. Without a chat template, or without `chat`, the prompt is plain text."""
+    if not chat and system is None and isinstance(prompt, str):
+        return Encoder.of(tokenizer).prompt(prompt)
     if tokenizer.chat_template is None:
         if system is not None or not isinstance(prompt, str):
             raise LuthierError("template-missing", "messages need a chat template", remedy="Give one plain text.")

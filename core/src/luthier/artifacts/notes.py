@@ -1,18 +1,32 @@
-"""The note beside an adapter: which base, adapter and quantizer it needs, and which run made it."""
+"""The note beside an artifact: what it is, which parts and base it needs, how it is prompted, which run made it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from luthier.engine.run import read_record
 from luthier.errors import LuthierError
 
+if TYPE_CHECKING:
+    from luthier.data.prepare import Prepared
 
-def note(settings: dict[str, Any], run_id: str, parts: list[dict[str, Any]], template: str | None) -> dict[str, Any]:
-    """`settings` is the resolved recipe as plain data; `template` the hash of the chat template trained on."""
+
+PLAIN: Final = {"prompt_completion", "text"}  # formats whose rows no chat template has touched
+
+
+def note(settings: dict[str, Any], run_id: str, parts: list[dict[str, Any]], prepared: Prepared) -> dict[str, Any]:
+    """`settings` is the resolved recipe as plain data; `prepared` the rows that the run is trained on."""
+    plain = set(prepared.report.format.split(", ")) <= PLAIN
     needed = {kind: settings[kind] for kind in ("model", "adapter", "quantizer")}
-    return {"format": 1, **needed, "run_id": run_id, "parts": parts, "chat_template_hash": template}
+    return {
+        "format": 1,
+        **needed,
+        "run_id": run_id,
+        "parts": parts,
+        "prompts": "plain" if plain else "chat",
+        "chat_template_hash": prepared.chat_template_hash,
+    }
 
 
 def of_run(folder: Path) -> dict[str, Any]:

@@ -21,12 +21,13 @@ from luthier.recipe.tree import Model
 
 @attrs.frozen(kw_only=True, eq=False)
 class Opened:
-    """A model ready to generate; `adapter` and `quantizer` are None for a plain model."""
+    """A model ready to generate; `adapter` and `quantizer` are None for a plain model. `note` is what lay beside it."""
 
     model: Any
     tokenizer: Any
     adapter: Any = None
     quantizer: Any = None
+    note: dict[str, Any] = attrs.field(factory=dict)
 
 
 def open_artifact(path: str | Path, device: torch.device | str = "cpu", base: str | None = None) -> Opened:
@@ -34,14 +35,15 @@ def open_artifact(path: str | Path, device: torch.device | str = "cpu", base: st
     folder = Path(path)
     if read_record(folder) is not None:
         folder = _of_run(folder)
-    if (folder / NOTE).is_file() and (folder / "adapter_config.json").is_file():
-        return _adapted(folder, torch.device(device), base)
+    note = _note(folder / NOTE) if (folder / NOTE).is_file() else {}
+    if note.get("artifact") == "adapter":
+        return _adapted(folder, note, torch.device(device), base)
     if (folder / "adapter_config.json").is_file():
         remedy = "Give the run's folder, or load it with peft."
         raise LuthierError("artifact-not-found", f"an adapter without {NOTE}", where=str(folder), remedy=remedy)
     spec = Model(name_or_path=str(folder) if folder.is_dir() else str(path))
     model = load.model_of(spec, torch.device(device), {})
-    return Opened(model=model.eval(), tokenizer=load.tokenizer_of(spec))
+    return Opened(model=model.eval(), tokenizer=load.tokenizer_of(spec), note=note)
 
 
 def _of_run(folder: Path) -> Path:
@@ -52,8 +54,7 @@ def _of_run(folder: Path) -> Path:
     raise LuthierError("artifact-not-found", "the run has no artifact yet", where=str(folder), remedy=remedy)
 
 
-def _adapted(folder: Path, device: torch.device, base: str | None) -> Opened:
-    note = _note(folder / NOTE)
+def _adapted(folder: Path, note: dict[str, Any], device: torch.device, base: str | None) -> Opened:
     spec = structure(note["model"], Model, str(folder / NOTE))
     if base is not None:
         spec = attrs.evolve(spec, name_or_path=base)
@@ -70,13 +71,13 @@ def _adapted(folder: Path, device: torch.device, base: str | None) -> Opened:
     model = adapter.attach(model, context)
     adapter.load(folder)
     tokenizer = load.tokenizer_at(str(folder))
-    return Opened(model=model.eval(), tokenizer=tokenizer, adapter=adapter, quantizer=quantizer)
+    return Opened(model=model.eval(), tokenizer=tokenizer, adapter=adapter, quantizer=quantizer, note=note)
 
 
 def _note(path: Path) -> dict[str, Any]:
     try:
         note = json.loads(path.read_text("utf-8"))
-        return {kind: note[kind] for kind in ("model", "adapter", "quantizer")}
+        return {key: note[key] for key in ("model", "adapter", "quantizer", "artifact", "prompts", "run_id", "parts")}
     except (ValueError, KeyError, TypeError) as error:
         problem = f"damaged: {type(error).__name__}: {error}"
         raise LuthierError("artifact-mismatch", problem, where=str(path), remedy="Copy the file again.") from None

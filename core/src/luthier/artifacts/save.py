@@ -36,10 +36,10 @@ def save_adapter(model: Any, tokenizer: Any, adapter: Any, folder: Path, note: d
         else:
             check_adapter(model, adapter, aside)
 
-    return written(folder, write, note)
+    return written(folder, write, {**note, "artifact": artifact_name(adapter)})
 
 
-def save_merged(model: Any, tokenizer: Any, adapter: Any, quantizer: Any, folder: Path) -> Path:
+def save_merged(model: Any, tokenizer: Any, adapter: Any, quantizer: Any, folder: Path, note: dict[str, Any]) -> Path:
     """A dense model in plain transformers' layout, checked by loading it there. The live model stays as it is."""
 
     def write(aside: Path) -> None:
@@ -49,7 +49,7 @@ def save_merged(model: Any, tokenizer: Any, adapter: Any, quantizer: Any, folder
         tokenizer.save_pretrained(aside)
         check_model(model, aside)
 
-    return written(folder, write)
+    return written(folder, write, {**note, "artifact": "model"})
 
 
 def merged_copy(model: Any, adapter: Any, quantizer: Any) -> Any:

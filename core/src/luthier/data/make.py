@@ -44,7 +44,8 @@ class Maker:
     def make(self, forms: Sequence[Any], name: str, kind: str) -> tuple[Examples, Report]:
         """The examples of the forms, and the report of what became of them; `data-empty` when none is left."""
         report = Report(format=name, rows=len(forms))
-        made = self._pairs(forms, report) if kind == "preference" else self._tokens(forms, report)
+        pairs = kind == "preference" or (kind == "any" and isinstance(forms[0], PreferenceExample))
+        made = self._pairs(forms, report) if pairs else self._tokens(forms, report)
         report.warnings = warnings_of(report, forms, self.template)
         if len(made) == 0:
             dropped = ", ".join(f"{reason}: {count}" for reason, count in report.drops.items())

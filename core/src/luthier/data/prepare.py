@@ -46,7 +46,8 @@ def prepare(
 ) -> Prepared:
     """The training and validation examples of `data`, deterministic in `seed`, or an error with file and line.
 
-    `given` and `given_validation` are rows in Python or `datasets` objects in the place of the recipe's sources.
+    `given` and `given_validation` are rows in Python or `datasets` objects in the place of the recipe's sources. `kind`
+    is what the loss takes, "tokens" or "preference"; "any", for looking at rows, is whichever the first source holds.
     """
     train, name = read_forms(data, data.train, given, "data", kind)
     held, held_name = _validation(data, given_validation, kind)
@@ -80,6 +81,8 @@ def read_forms(data: Data, sources: Sequence[Source], given: Any, name: str, kin
     for rows, source in _read(data, sources, given, name):
         mapped = {*source.columns, *source.template}
         form = recognise(rows, source.path, mapped) if data.format == "auto" else data.format
+        if kind == "any":
+            kind = "preference" if form == "preference" else "tokens"
         _check_kind(form, kind, source.path)
         forms += [convert_row(row, form) for row in rows]
         names.append(form)

@@ -96,6 +96,8 @@ def prune(run_folder: Path, limit: int | None, best: Path | None) -> None:
 
 def tidy(run_folder: Path) -> None:
     """Remove what a killed process left half written."""
+    for aside in run_folder.glob(".*.json.*"):
+        aside.unlink()
     for leftover in (run_folder / FOLDER).glob(".step-*") if (run_folder / FOLDER).is_dir() else ():
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -117,9 +119,12 @@ def sync(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """JSON written aside, fsynced, renamed."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=2), "utf-8")
-    sync(aside)
-    os.replace(aside, path)
+    try:
+        aside.write_text(json.dumps(value, indent=2), "utf-8")
+        sync(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def is_full(error: BaseException) -> bool:

@@ -190,11 +190,11 @@ class Loop:
 
     def _finish(self) -> None:
         run = self.run
-        self.setup.adapter.end_task(0)
-        self.hooks.task_ended(run=run, task=0)
-        if run.signal is not None and run.step < run.total_steps:
+        if run.signal is not None and run.step < run.total_steps:  # the task goes on when the run is resumed
             self.hooks.stopped(run=run, step=run.step, reason=f"signal {run.signal}")
             raise Interrupted(run.signal, run.step, run.folder)
+        self.setup.adapter.end_task(0)
+        self.hooks.task_ended(run=run, task=0)
         if run.stop_reason and run.step < run.total_steps:
             self.hooks.stopped(run=run, step=run.step, reason=run.stop_reason)
 

@@ -53,11 +53,13 @@ class Run:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> str:
-        """The model's answer to a text or to messages; greedy at temperature 0."""
+        """The model's answer to a text or to messages, prompted as it was trained; greedy at temperature 0."""
         from luthier.artifacts.generate import answer
+        from luthier.artifacts.notes import of_run
 
         settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-        return answer(self.model, self.tokenizer, prompt, system=system, **settings)
+        chat = of_run(self.output_path)["prompts"] == "chat"
+        return answer(self.model, self.tokenizer, prompt, system=system, chat=chat, **settings)
 
     def evaluate(self, data: Any = None) -> dict[str, float]:
         """`eval_loss` and the loss's other numbers, over the run's validation rows or over `data`."""
@@ -67,14 +69,13 @@ class Run:
 
     def save(self, path: str | Path, merged: bool = False) -> Path:
         """Write the adapter (or a full model), or the merged model, to a folder; verified by loading it again."""
+        from luthier.artifacts.notes import of_run
         from luthier.artifacts.save import save_adapter, save_merged
 
-        live = self._live()
+        live, note = self._live(), of_run(self.output_path)
         if merged:
-            return save_merged(live.model, live.tokenizer, live.adapter, live.quantizer, Path(path))
-        from luthier.artifacts.notes import of_run
-
-        return save_adapter(live.model, live.tokenizer, live.adapter, Path(path), of_run(self.output_path))
+            return save_merged(live.model, live.tokenizer, live.adapter, live.quantizer, Path(path), note)
+        return save_adapter(live.model, live.tokenizer, live.adapter, Path(path), note)
 
     def merge(self, path: str | Path | None = None) -> Path:
         """The merged model's folder: `path`, or `merged` in the run's folder."""

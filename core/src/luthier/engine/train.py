@@ -19,6 +19,7 @@ from luthier.engine.loop import Loop, Tally
 from luthier.engine.result import Run
 from luthier.engine.run import (
     RECIPE,
+    RECORD,
     ActiveRun,
     Interrupted,
     environment,
@@ -103,7 +104,8 @@ def _refuse_strangers(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise LuthierError("run-folder-other", "there is a file of this name", where=str(folder))
     known = {"lock", "log.jsonl", RECIPE, "metrics.jsonl"}
-    strangers = [p.name for p in folder.iterdir() if p.name not in known] if folder.is_dir() else []
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    strangers = [name for name in names if name not in known and not name.startswith(f".{RECORD}.")]
     if strangers:
         problem = f"the folder holds other files: {', '.join(sorted(strangers)[:3])}"
         raise LuthierError("run-folder-other", problem, where=str(folder))
@@ -119,7 +121,6 @@ def _record(recipe: Recipe, assembled: Assembled, place: Place) -> dict[str, Any
         return place.record
     run_id, parts = new_id(), [p.describe() for p in assembled.resolved]
     settings = recipe.to_dict()
-    template = getattr(assembled.prepared, "chat_template_hash", None)
     return {
         "run_id": run_id,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -127,7 +128,7 @@ def _record(recipe: Recipe, assembled: Assembled, place: Place) -> dict[str, Any
         "seed": recipe.seed,
         "data": fingerprint,
         "parts": parts,
-        "note": note(settings, run_id, parts, template),
+        "note": note(settings, run_id, parts, assembled.prepared),
         **environment(str(assembled.setup.device)),
     }
 
@@ -147,10 +148,18 @@ def _run(recipe: Recipe, assembled: Assembled, place: Place, record: dict[str, A
         if place.record is None:
             recipe.write(folder / RECIPE)
         write_record(folder, record, state="running", total_steps=run.total_steps)
+        _warn(assembled)
         with signals(run):
             _start(loop, resume)
             tally = loop.train()
         return _finish(loop, tally, record)
+
+
+def _warn(assembled: Assembled) -> None:
+    """What the preparation of the rows had to say, such as the share that was dropped."""
+    report = assembled.prepared.report
+    for warning in (*report.warnings, *(report.validation.warnings if report.validation else ())):
+        log.warning("data", warning=warning)
 
 
 def _start(loop: Loop, resume: Path | None) -> None:
@@ -198,7 +207,7 @@ def _artifacts(setup: Setup, folder: Path, note_: dict[str, Any]) -> tuple[Path,
         artifact = save_adapter(model, tokenizer, adapter, folder / artifact_name(adapter), note_)
         if not setup.recipe.merge:
             return artifact, None
-        return artifact, save_merged(model, tokenizer, adapter, setup.quantizer, folder / "merged")
+        return artifact, save_merged(model, tokenizer, adapter, setup.quantizer, folder / "merged", note_)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@
 
 A callback declares only the arguments it uses, watches, and may call `run.request_stop(reason)`,
 `run.request_save()` and `run.request_evaluation()`. It never changes training. After a signal only `stopped` fires:
-the run is not complete and the same command goes on with it.
+neither task nor run is complete, and the same command goes on with them.
 """
 
 from __future__ import annotations

@@ -106,8 +106,7 @@ class Stage:
             self.fire("stopped", step=self.run.step, reason=self.run.stop_reason)
 
     def interrupt(self) -> None:
-        """A signal came: the checkpoint is written, and the process ends."""
-        self.fire("task_ended", task=0)
+        """A signal came: the checkpoint is written, and the process ends in the middle of its task."""
         self.fire("stopped", step=self.run.step, reason="signal 15")
 
     def complete(self) -> None:
