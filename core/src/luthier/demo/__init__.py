@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,7 +50,9 @@ def run(*, folder: str | Path | None = None, seed: int = 0, quiet: bool = False,
     began, found = time.perf_counter(), []
     before = generate("demo", QUESTION, max_new_tokens=ANSWER, seed=seed)
     watchers = [*([] if quiet else ["progress"]), "jsonl", "plot", on(evaluated=_remember(found))]
-    result = train(RECIPE, output_dir=beside(Path(folder or "runs/demo")), callbacks=watchers, seed=seed, **settings)
+    target = beside(Path(folder or "runs/demo"))
+    with one_thread():
+        result = train(RECIPE, output_dir=target, callbacks=watchers, seed=seed, **settings)
     after = generate(result.merged or result.artifact, QUESTION, max_new_tokens=ANSWER, seed=seed)
     return DemoResult(
         **{"eval_loss_before": found[0], "eval_loss_after": found[-1], "steps": result.steps},
@@ -61,6 +64,19 @@ def run(*, folder: str | Path | None = None, seed: int = 0, quiet: bool = False,
             "luthier train --model demo --data YOUR.jsonl --adapter lora --learning-rate 1e-3",
         ],
     )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Matrices this small only lose by being shared among threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _remember(found: list[float]) -> Callable[[Mapping[str, float]], None]:
