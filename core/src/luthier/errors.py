@@ -139,6 +139,13 @@ class LuthierError(Exception):
         }
 
 
+def unwritable(path: object, error: OSError) -> LuthierError:
+    """What the disk refused, in words of ours where the system's mislead."""
+    blocked = isinstance(error, (FileExistsError, NotADirectoryError))
+    problem = "a file stands where a folder must be" if blocked else error.strerror or str(error)
+    return LuthierError("path-unwritable", problem, where=str(path))
+
+
 def shown(value: object, limit: int = 80) -> str:
     """`repr` of a value, cut to `limit` characters."""
     text = repr(value)

@@ -17,7 +17,7 @@ import attrs
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
-from luthier.errors import LuthierError
+from luthier.errors import unwritable
 
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["console", "json"]
@@ -132,4 +132,4 @@ def _opened(path: Path) -> FileIO:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("ab", buffering=0)
     except OSError as error:
-        raise LuthierError("path-unwritable", error.strerror or str(error), where=str(path)) from None
+        raise unwritable(path, error) from None

@@ -19,7 +19,7 @@ from typing import Any, Final, TextIO
 import attrs
 
 from luthier.engine.checkpoint import write_json
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, unwritable
 
 RECORD: Final = "run.json"
 RECIPE: Final = "recipe.yaml"
@@ -133,7 +133,7 @@ def _lock_file(folder: Path) -> TextIO:
         folder.mkdir(parents=True, exist_ok=True)
         return (folder / LOCK).open("a+")
     except OSError as error:
-        raise LuthierError("path-unwritable", error.strerror or str(error), where=str(folder)) from None
+        raise unwritable(folder, error) from None
 
 
 @contextlib.contextmanager

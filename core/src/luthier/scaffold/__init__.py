@@ -63,7 +63,7 @@ def make(name: str, kind: str, folder: Path) -> Path:
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_text(text, "utf-8")
     except OSError as error:
-        raise LuthierError("path-unwritable", error.strerror or str(error), where=str(root)) from None
+        raise unwritable(root, error) from None
     return root
 
 
