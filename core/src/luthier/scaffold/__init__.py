@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
-from luthier.errors import LuthierError, nearest
+from luthier.errors import LuthierError, nearest, unwritable
 from luthier.plugins import catalogue
 from luthier.plugins.hookspecs import HOOKS
 from luthier.plugins.records import KINDS, RECORDS
