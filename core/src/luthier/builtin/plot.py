@@ -46,8 +46,9 @@ class LossPlot:
                 self.points.setdefault(name, []).append((step, metrics[name]))
 
     def _draw(self, path: Path, title: str) -> None:
-        if self.points:
-            draw(self.points, path, title=title, smoothing=self.options.smoothing)
+        known = {name: self.points[name] for name in self.options.metrics if name in self.points}
+        if known:
+            draw(known, path, title=title, smoothing=self.options.smoothing)
 
 
 def draw(points: Mapping[str, list[tuple[int, float]]], path: Path, *, title: str = "", smoothing: float = 0.9) -> None:
