@@ -15,8 +15,11 @@ from luthier.plugins.events import EVENTS
 
 def recorder():
     seen = []
-    functions = {name: (lambda name: lambda: seen.append(name))(name) for name in EVENTS}
-    return seen, luthier.on(**functions)
+
+    def recording(name):
+        return lambda: seen.append(name)
+
+    return seen, luthier.on(**{name: recording(name) for name in EVENTS})
 
 
 def metrics(folder):
