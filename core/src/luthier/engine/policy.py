@@ -54,7 +54,7 @@ class ModelPolicy:
         for start in range(0, max(len(positions), 1), chunk):
             span = slice(start, start + chunk)
             inputs = [states[span], labels[span], None if rival is None else rival[span], *(g[span] for g in given)]
-            results.append(self._map_chunk(function, other, inputs))
+            results.append(self._map_chunk(function, other, inputs, kept=len(positions) <= chunk))
         values = torch.cat(results)
         return values.new_zeros((batch.num_tokens, *values.shape[1:])).index_copy(0, positions, values)
 
@@ -121,7 +121,11 @@ class ModelPolicy:
             **arguments,
         )
 
-    def _map_chunk(self, function: Callable[..., Tensor], other: ModelPolicy | None, inputs: list[Any]) -> Tensor:
+    def _map_chunk(
+        self, function: Callable[..., Tensor], other: ModelPolicy | None, inputs: list[Any], kept: bool
+    ) -> Tensor:
+        """One chunk's values, recomputed in backward; a chunk that is alone is `kept`, which is a head's pass less."""
+
         def compute(states: Tensor, labels: Tensor, rival: Tensor | None, *given: Tensor) -> Tensor:
             with self._mode():
                 logits = self.head(states)
@@ -131,7 +135,7 @@ class ModelPolicy:
                 theirs = other.head(rival)
             return function(logits, labels, *given, theirs)
 
-        if torch.is_grad_enabled() and not self.is_reference:
+        if torch.is_grad_enabled() and not self.is_reference and not kept:
             return checkpoint(compute, *inputs, use_reentrant=False)
         return compute(*inputs)
 
