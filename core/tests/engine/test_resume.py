@@ -72,6 +72,19 @@ def test_resuming_takes_the_checkpoint_it_is_given(train, tmp_path, data):
     assert other.loss_history == straight.loss_history
 
 
+def test_a_checkpoint_of_another_recipe_or_of_other_data_is_refused_before_a_folder_appears(
+    train, tmp_path, data, rows
+):
+    train(data=data)
+    (taken,) = checkpoint.steps(tmp_path / "run")
+    data.write_text(data.read_text().replace("0 and 0", "9 and 9"))
+    for changes, word in (({"optimizer": "sgd"}, "recipe"), ({}, "data")):
+        with pytest.raises(LuthierError, match=f"another {word}") as caught:
+            train(data=data, output_dir=tmp_path / "other", resume=taken, **changes)
+        assert caught.value.code == "checkpoint-corrupt"
+        assert not (tmp_path / "other").exists()
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over_aloud(train, tmp_path, data, capsys):
     shared = {"data": data, "num_train_epochs": 2, "save_steps": 2}
     straight = train(**shared, output_dir=tmp_path / "straight")

@@ -21,15 +21,18 @@ FOLDER: Final = "checkpoints"
 NAME: Final = re.compile(r"step-(\d{8})")
 
 
-def save(run_folder: Path, step: int, tree: Mapping[str, Any]) -> Path:
-    """The folder `checkpoints/step-00000100`, complete or absent. A full disk leaves the earlier ones whole."""
+def save(run_folder: Path, step: int, tree: Mapping[str, Any], run: Mapping[str, str] | None = None) -> Path:
+    """The folder `checkpoints/step-00000100`, complete or absent. A full disk leaves the earlier ones whole.
+
+    `run` holds the hashes of the recipe and the data that it belongs to; None for none.
+    """
     target = run_folder / FOLDER / f"step-{step:08d}"
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
         files = save_state(tree, aside)
-        manifest = {"format": FORMAT, "step": step, "files": {f.name: digest(f) for f in files}}
+        manifest = {"format": FORMAT, "step": step, "run": dict(run or {}), "files": {f.name: digest(f) for f in files}}
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
         for file in (*files, aside / MANIFEST):
             sync(file)
@@ -45,27 +48,41 @@ def save(run_folder: Path, step: int, tree: Mapping[str, Any]) -> Path:
     return target
 
 
-def require(folder: Path) -> None:
-    """Raise `run-not-found` where a folder is no checkpoint."""
+def require(folder: Path, **run: str) -> None:
+    """Raise `run-not-found` where a folder is no checkpoint, `checkpoint-corrupt` for one of another recipe or data."""
     if not (folder / MANIFEST).is_file():
         remedy = f"Give one, such as run/{FOLDER}/step-00000100."
         raise LuthierError("run-not-found", "there is no checkpoint here", where=str(folder), remedy=remedy)
+    for name, found in _manifest(folder).get("run", {}).items():
+        if run.get(name, found) != found:
+            remedy = "Resume with the recipe and data of its own run, or train anew without resume."
+            problem = f"the checkpoint belongs to a run with another {name}"
+            raise LuthierError("checkpoint-corrupt", problem, where=str(folder), remedy=remedy)
 
 
 def load(folder: Path) -> dict[str, Any]:
     """The tree of one checkpoint, its files compared with the manifest; `checkpoint-corrupt` where they differ."""
     where = str(folder)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        if manifest["format"] > FORMAT:
-            remedy = "Use a newer luthier."
-            raise LuthierError("checkpoint-corrupt", "written by a newer luthier", where=where, remedy=remedy)
+        manifest = _manifest(folder)
         for name, expected in manifest["files"].items():
             if digest(folder / name) != expected:
                 raise LuthierError("checkpoint-corrupt", f"{name} is damaged", where=where)
         return load_state(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LuthierError("checkpoint-corrupt", f"unreadable: {error}", where=where) from error
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        newer = manifest["format"] > FORMAT
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LuthierError("checkpoint-corrupt", f"unreadable: {error}", where=str(folder)) from error
+    if newer:
+        remedy = "Use a newer luthier."
+        raise LuthierError("checkpoint-corrupt", "written by a newer luthier", where=str(folder), remedy=remedy)
+    return manifest
 
 
 def steps(run_folder: Path) -> list[Path]:
@@ -91,7 +108,9 @@ def prune(run_folder: Path, limit: int | None, best: Path | None) -> None:
     """Keep the newest `limit` checkpoints, and the best."""
     for folder in steps(run_folder)[: -limit if limit else 0]:
         if folder != best:
-            shutil.rmtree(folder)
+            going = folder.with_name(f".{folder.name}.going")  # renamed first: what is found by name is whole
+            os.replace(folder, going)
+            shutil.rmtree(going)
 
 
 def tidy(run_folder: Path) -> None:

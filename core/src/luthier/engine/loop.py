@@ -71,7 +71,7 @@ class Loop:
     def save(self) -> Path:
         """A checkpoint of this step, and fewer old ones."""
         self.run.wants_save = False
-        path = checkpoint.save(self.run.folder, self.run.step, self._state())
+        path = checkpoint.save(self.run.folder, self.run.step, self._state(), self.run.belongs)
         checkpoint.prune(self.run.folder, self.setup.recipe.save_total_limit, self.best_checkpoint())
         self.hooks.saved(run=self.run, step=self.run.step, path=path)
         return path

@@ -46,6 +46,7 @@ class ActiveRun:
     name: str
     settings: dict[str, Any]
     total_steps: int
+    belongs: dict[str, str] = attrs.field(factory=dict)  # hashes of its recipe and data, kept in each checkpoint
     is_main: bool = True
     step: int = 0
     stop_reason: str | None = None

@@ -50,7 +50,7 @@ class Place:
 def train(recipe: Recipe, objects: Objects, *, resume: Path | None = None, fresh: bool = False) -> Run:
     """Train to the end, or go on with what the folder holds; see `luthier.train`."""
     if resume is not None:
-        checkpoint.require(resume)
+        checkpoint.require(resume, recipe=recipe_hash(recipe))
     place = find_place(recipe, objects, fresh=fresh)
     if place.done:
         log.warning("run already finished", folder=str(place.folder), remedy="--fresh trains again")
@@ -58,6 +58,8 @@ def train(recipe: Recipe, objects: Objects, *, resume: Path | None = None, fresh
     with kept():
         assembled = assemble(recipe, objects)  # whatever can be refused is, before a folder appears
         record = _record(recipe, assembled, place)
+        if resume is not None:
+            checkpoint.require(resume, data=record["data"])
         try:
             with locked(place.folder), run_log(record["run_id"], place.folder / "log.jsonl"):
                 return _run(recipe, assembled, place, record, resume)
@@ -141,6 +143,7 @@ def _run(recipe: Recipe, assembled: Assembled, place: Place, record: dict[str, A
         name=recipe.run_name or folder.name,
         settings=recipe.to_dict(),
         total_steps=len(setup.rates),
+        belongs={"recipe": record["recipe_hash"], "data": record["data"]},
     )
     loop = Loop(setup, run, assembled.callbacks)
     checkpoint.tidy(folder)
