@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from luthier.engine.assemble import Objects, assemble
+from luthier.engine.assemble import Objects, assemble, check_fit, check_room
 from luthier.engine.attention import packed
 from luthier.engine.evaluate import evaluate
 from luthier.engine.result import Run
 from luthier.engine.run import RECIPE, read_record
 from luthier.engine.setup import Setup
 from luthier.errors import LuthierError
+from luthier.plugins.structure import structure
 from luthier.recipe import Recipe
+from luthier.recipe.tree import Data, Source
 
 PATHS = ("output_path", "artifact", "merged", "best_checkpoint")
 
@@ -45,19 +48,23 @@ def evaluate_again(setup: Setup, data: Any = None) -> dict[str, float]:
             return evaluate(setup)
     from luthier.data.prepare import prepare
 
-    spec, given = data_spec(data)
-    wanted = attrs.evolve(setup.recipe.data, train=spec, validation=0.0) if spec else setup.recipe.data
-    prepared = prepare(attrs.evolve(wanted, validation=0.0), setup.tokenizer, seed=setup.recipe.seed, given=given)
+    wanted = attrs.evolve(setup.recipe.data, validation=0.0)
+    source = _source(data, wanted)
+    wanted = wanted if source is None else attrs.evolve(wanted, train=[source])
+    given = data if source is None else None
+    rows = prepare(wanted, setup.tokenizer, seed=setup.recipe.seed, kind=setup.loss.data, given=given).train
+    check_fit(rows, setup.tokenizer, setup.model)
+    check_room(rows, setup.recipe)
     with packed(setup.model):
-        return evaluate(setup, prepared.train)
+        return evaluate(setup, rows)
 
 
-def data_spec(data: Any) -> tuple[list[Any] | None, Any]:
-    """(sources, rows): one of the two is None, by whether `data` is named or handed over."""
-    from luthier.recipe.tree import Source
-
+def _source(data: Any, like: Data) -> Source | None:
+    """Where named rows come from, their columns mapped as the run's one source has it; None for rows themselves."""
+    if isinstance(data, Mapping) and "path" in data:
+        return structure(data, Source, "data")
     if isinstance(data, (str, Path)):
-        return [Source(path=str(data))], None
-    if isinstance(data, Source):
-        return [data], None
-    return None, data
+        (first, *others) = like.train
+        mapped = {} if others else {"columns": first.columns, "template": first.template}
+        return Source(path=str(data), **mapped)
+    return data if isinstance(data, Source) else None

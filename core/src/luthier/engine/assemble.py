@@ -18,10 +18,13 @@ from luthier.engine.contexts import context_for
 from luthier.engine.setup import Setup, batches
 from luthier.engine.step import Step
 from luthier.errors import LuthierError
+from luthier.logs import get_logger
 from luthier.plugins.registry import Plugins
 from luthier.recipe import Recipe
 from luthier.recipe.parts import Part, Resolved, resolve
 from luthier.recipe.soundness import check_parts
+
+log = get_logger()
 
 BUILT = ("adapter", "loss", "optimizer", "quantizer")
 
@@ -59,7 +62,7 @@ def assemble(recipe: Recipe, objects: Objects, plugins: Plugins | None = None) -
     teach_stops(model, tokenizer, prepared.stop_tokens)
     for dataset in (prepared.train, prepared.validation):
         if dataset is not None:
-            check_vocabulary(dataset, tokenizer, model.get_input_embeddings().weight.shape[0])
+            check_fit(dataset, tokenizer, model)
     setup = _attach(recipe, model, tokenizer, built, prepared, device)
     return Assembled(setup=setup, resolved=resolved, prepared=prepared, callbacks=callbacks)
 
@@ -89,15 +92,39 @@ def prepared_data(recipe: Recipe, objects: Objects, tokenizer: Any, loss: Any) -
         given_validation=objects.eval_data,
     )
     for dataset in (prepared.train, prepared.validation):
-        longest = int(dataset.lengths.max()) if dataset is not None and len(dataset) else 0
-        if longest > recipe.max_tokens_per_device:
-            raise LuthierError(
-                "recipe-conflict",
-                f"the longest example has {longest} tokens and a micro-batch at most {recipe.max_tokens_per_device}",
-                where="max_tokens_per_device",
-                remedy=f"Raise it to {longest}, or lower data.max_length.",
-            )
+        if dataset is not None:
+            check_room(dataset, recipe)
     return prepared
+
+
+def check_room(dataset: TokenDataset, recipe: Recipe) -> None:
+    """Raise `recipe-conflict` where an example is longer than a micro-batch."""
+    longest = int(dataset.lengths.max())
+    if longest > recipe.max_tokens_per_device:
+        raise LuthierError(
+            "recipe-conflict",
+            f"the longest example has {longest} tokens and a micro-batch at most {recipe.max_tokens_per_device}",
+            where="max_tokens_per_device",
+            remedy=f"Raise it to {longest}, or lower data.max_length.",
+        )
+
+
+def check_fit(dataset: TokenDataset, tokenizer: Any, model: Any) -> None:
+    """Raise where the model has no embedding for a token (`model-vocabulary`) or a position of the examples.
+
+    Rotary positions have no end: beyond those that the model was trained on there is a warning only.
+    """
+    tokens = model.get_input_embeddings()
+    check_vocabulary(dataset, tokenizer, tokens.weight.shape[0])
+    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = int(dataset.lengths.max())
+    if not isinstance(known, int) or longest <= known:
+        return
+    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not tokens]
+    if any(known <= table.num_embeddings <= known + 2 for table in tables):  # OPT keeps two rows more than it counts
+        problem = f"the longest example has {longest} tokens, and the model has {known} positions"
+        raise LuthierError("recipe-conflict", problem, where="data.max_length", remedy=f"Set it to {known} or less.")
+    log.warning("examples are longer than the model's positions", longest=longest, max_position_embeddings=known)
 
 
 def total_steps(recipe: Recipe, order: Order, train: TokenDataset) -> int:
