@@ -1,9 +1,11 @@
 """Other tools' spellings: each means one option of ours, says so once, and contradicts nothing silently."""
 
 import attrs
+import luthier.builtin
 import pytest
 from luthier import LuthierError, Recipe
 from luthier.plugins.hints import hints
+from luthier.plugins.registry import Plugins, Source
 from luthier.recipe import Data, Model, from_mapping
 from luthier.recipe.aliases import ALIASES, READINGS, SPELLINGS
 
@@ -130,6 +132,17 @@ def test_qlora_and_qdora_are_lora_and_dora_on_nf4_and_say_so(understand):
         assert reading.recipe == understand(adapter={"name": plain, "r": 4}, quantizer="nf4").recipe
         assert reading.notes == (f"{name} means adapter {plain} with quantizer nf4",)
     assert understand(adapter="qlora", quantizer="nf4").recipe == understand(adapter="qlora").recipe
+
+
+def test_qlora_without_a_plugin_for_nf4_says_what_it_means():
+    bare = Plugins(autoload=False)
+    bare.register(
+        luthier.builtin, Source(plugin="builtin", module="luthier.builtin", distribution="luthier", version="1")
+    )
+    with pytest.raises(LuthierError, match="qlora means adapter lora with quantizer nf4, but no installed") as caught:
+        Recipe.from_dict({"model": "demo", "data": "d", "adapter": "qlora"}, plugins=bare)
+    assert (caught.value.code, caught.value.where) == ("part-unknown", "adapter")
+    assert "write adapter lora" in caught.value.remedy
 
 
 @pytest.mark.parametrize("quantizer", ["none", {"name": "none"}])

@@ -34,6 +34,7 @@ VALIDATED = {"data": {"train": "rows.jsonl", "validation": 0.1}}
         ({"device": "cuda:x"}, "recipe-out-of-range", "device"),
         ({"learning_rate": -1e-3}, "recipe-out-of-range", "learning_rate"),
         ({"learning_rate": 10**400}, "recipe-wrong-type", "learning_rate"),
+        ({"max_grad_norm": 0}, "recipe-out-of-range", "max_grad_norm"),
         ({"max_grad_norm": True}, "recipe-wrong-type", "max_grad_norm"),
         ({"packing": "false"}, "recipe-wrong-type", "packing"),
         ({"packing": 0}, "recipe-wrong-type", "packing"),

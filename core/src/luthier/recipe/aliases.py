@@ -196,8 +196,8 @@ READINGS: Final[dict[str, Callable[[Any], dict[str, Any]]]] = {
 }
 
 
-def quantized_names(draft: Draft) -> None:
-    """`qlora` and `qdora` are the adapters `lora` and `dora` on a base quantized to nf4."""
+def quantized_names(draft: Draft, plugins: Plugins) -> None:
+    """`qlora` and `qdora` are the adapters `lora` and `dora` on a base quantized to nf4; so says every error of it."""
     adapter = draft.tree.get("adapter")
     name = adapter.get("name") if isinstance(adapter, dict) else adapter
     if not isinstance(name, str) or name not in QUANTIZED:
@@ -215,6 +215,11 @@ def quantized_names(draft: Draft) -> None:
     told = f"{name} means adapter {QUANTIZED[name]} with quantizer nf4"
     label = draft.label(("adapter",))
     draft.notes.append(f"{label}: {told}" if label else told)
+    try:
+        plugins.get("quantizer", "nf4")
+    except LuthierError as error:
+        remedy = f"{error.remedy} Or write adapter {QUANTIZED[name]}, with or without another quantizer."
+        raise LuthierError(error.code, f"{told}, but {error.problem}", where="adapter", remedy=remedy) from None
 
 
 def joined_betas(tree: dict[str, Any], plugins: Plugins) -> None:

@@ -86,10 +86,25 @@ def batch_product(size: int | None, accumulation: int | None, ranks: int = 1) ->
     return size * (accumulation or 1) * ranks
 
 
+def _clipping(recipe: Recipe) -> None:
+    if recipe.max_grad_norm == 0:
+        problem = "would clip every gradient to nothing"
+        remedy = "Write none for no clipping."
+        raise LuthierError("recipe-out-of-range", problem, where="max_grad_norm", found=0, remedy=remedy)
+
+
 def _device(recipe: Recipe) -> None:
     if not DEVICE.fullmatch(recipe.device):
         remedy = "Choose auto, cpu, cuda, cuda:N or mps."
         raise LuthierError("recipe-out-of-range", "no such device", where="device", found=recipe.device, remedy=remedy)
 
 
-RULES: Final[tuple[Callable[[Recipe], None], ...]] = (_sources, _validation, _warmup, _length, _batch, _device)
+RULES: Final[tuple[Callable[[Recipe], None], ...]] = (
+    _sources,
+    _validation,
+    _warmup,
+    _length,
+    _batch,
+    _clipping,
+    _device,
+)

@@ -147,7 +147,7 @@ def _canonical(entry: Entry, notes: list[str]) -> Iterator[Entry]:
 def _finish(draft: Draft, plugins: Plugins | None) -> Reading:
     known = plugins or installed()
     try:
-        quantized_names(draft)
+        quantized_names(draft, known)
         joined_betas(draft.tree, known)
         _size_batch(draft.tree)
         settings = {name: value for name, value in draft.tree.items() if name not in (*FIELDS, "callbacks")}
