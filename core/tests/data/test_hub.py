@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -103,3 +104,38 @@ def test_a_dataset_or_split_that_the_hub_has_not_is_an_error(found, name):
     error = found[name]
     assert error["code"] == "data-not-found" and error["where"] == SOURCES[name]["path"]
     assert "split" in error["message"]
+
+
+OFFLINE = """
+import json, time
+from luthier import LuthierError
+from luthier.data.read import read_source
+from luthier.engine.load import location
+from luthier.recipe.tree import Source
+
+found = []
+for ask in (lambda: location("org/nothing"), lambda: list(read_source(Source(path="org/nothing")))):
+    try:
+        ask()
+    except LuthierError as error:
+        found.append([error.code, error.problem])
+print(json.dumps(found))
+"""
+
+
+def test_a_hub_that_cannot_be_reached_is_told_at_once(tmp_path):
+    with socket.socket() as taken:  # a port at which nobody listens
+        taken.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        environment = {
+            k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and k != "HF_HUB_OFFLINE"
+        }
+        environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", OFFLINE], env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [code for code, _ in found] == ["model-not-found", "data-not-found"]
+    assert all(f"the hub at {endpoint} cannot be reached" in problem for _, problem in found)
+    assert "Retrying" not in done.stderr

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
+import socket
+import urllib.request
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from luthier.data.rows import Row, row_of, unreadable
 from luthier.errors import LuthierError
@@ -20,6 +26,9 @@ def read_hub(source: Source) -> Iterator[Row]:
     except ImportError:
         problem, remedy = "a hub dataset needs the library datasets", "Run: pip install datasets"
         raise LuthierError("dependency-missing", problem, where=source.path, remedy=remedy) from None
+    if not _held(source.path, datasets.config.HF_DATASETS_CACHE) and (problem := unreachable()):
+        problem = f"there is no such file, and {problem}"
+        raise LuthierError("data-not-found", problem, where=source.path, remedy="Check the path, or the network.")
     try:
         made = datasets.load_dataset(source.path, name=source.name, split=source.split, revision=source.revision)
     except Exception as error:  # the hub client's errors have no common class: network, name, split, access
@@ -31,6 +40,27 @@ def read_hub(source: Source) -> Iterator[Row]:
             remedy="Check the path, or the dataset's name, config name and split.",
         ) from None
     return read_object(made, f"{source.path}/{source.split}")
+
+
+def _held(name: str, cache: str | Path) -> bool:
+    """Whether the client has kept anything of the dataset."""
+    return (Path(cache) / name.lower().replace("/", "___")).exists() or (
+        Path(cache) / name.replace("/", "___")
+    ).exists()
+
+
+@functools.cache
+def unreachable() -> str:
+    """Why the hub cannot be reached, empty where it can; tried once, for its client would try for a minute."""
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    place = urlsplit(endpoint)
+    if os.environ.get("HF_HUB_OFFLINE") or urllib.request.getproxies().keys() & {place.scheme, "all"}:
+        return ""  # its client knows better
+    try:
+        socket.create_connection((place.hostname, place.port or (80 if place.scheme == "http" else 443)), 10).close()
+    except OSError as error:
+        return f"the hub at {endpoint} cannot be reached: {error.strerror or error}"
+    return ""
 
 
 def read_object(rows: Iterable[Any], name: str) -> Iterator[Row]:

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from luthier.data.hub import unreachable
 from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
@@ -91,7 +92,17 @@ def location(name: str, file: str = "config.json") -> str:
         return str(path)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.is_file():
         raise LuthierError("model-not-found", "there is no such folder", where=name)
+    if not _is_cached(name) and (problem := unreachable()):
+        problem, remedy = f"there is no such folder, and {problem}", "Check the path, or the network."
+        raise LuthierError("model-not-found", problem, where=name, remedy=remedy)
     return name
+
+
+def _is_cached(name: str) -> bool:
+    """Whether the hub's client has kept anything of this model."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return (Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir()
 
 
 def original_weight(source: str | None, model: nn.Module, layer: nn.Module) -> Tensor:
