@@ -1,8 +1,11 @@
 """The built-in parts: groups by role, decay where it belongs, a plot one can look at."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from luthier.builtin import AdamW, Full, Sgd
+from luthier.builtin import AdamW, EarlyStopping, Full, Sgd
+from luthier.builtin.early_stopping import Stopper
 from luthier.builtin.full import FullTuning
 from luthier.builtin.jsonl import read
 from luthier.builtin.optimizers import FusedAdamW, MomentumSgd
@@ -82,3 +85,13 @@ def test_the_plot_is_a_picture_of_some_size(tmp_path, length):
     picture = matplotlib.image.imread(tmp_path / "loss.png")
     assert picture.shape[0] > 300
     assert len({tuple(p) for p in picture.reshape(-1, picture.shape[-1])[::97].tolist()}) > 3
+
+
+def test_an_evaluation_that_is_no_number_is_no_improvement_and_hides_none():
+    asked = []
+    run = SimpleNamespace(request_stop=asked.append)
+    stopper = Stopper(EarlyStopping(patience=2))
+    for step, value in enumerate([float("nan"), 3.0, float("nan"), 2.0, float("nan"), float("nan")]):
+        assert asked == []
+        stopper.evaluated(run, step, {"eval_loss": value})
+    assert asked == ["eval_loss has not improved on 2 in 2 evaluations"]

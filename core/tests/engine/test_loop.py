@@ -11,6 +11,7 @@ from luthier.engine.run import Interrupted, read_record
 from luthier.errors import LuthierError
 from luthier.plugins import events
 from luthier.plugins.events import EVENTS
+from luthier.testing.worlds import save_tiny_model
 
 
 def recorder():
@@ -182,6 +183,13 @@ def test_evaluation_is_weighted_by_tokens_whatever_its_batches(train, tmp_path, 
     assert one.eval_loss == pytest.approx(other.eval_loss, rel=1e-5)
     assert one.evaluate()["eval_loss"] == pytest.approx(one.eval_loss, rel=1e-6)
     assert one.eval_metrics["eval_perplexity"] == pytest.approx(torch.tensor(one.eval_loss).exp().item())
+
+
+def test_the_perplexity_is_that_of_the_tokens_without_the_balance_of_experts(train, tmp_path, rows):
+    model = save_tiny_model(tmp_path / "model", "mixtral")
+    found = train(model=str(model), eval_data=rows[:4], max_steps=1, router_aux_loss_coef=0.5).eval_metrics
+    own = found["eval_loss"] - 0.5 * found["eval_router_aux"]
+    assert found["eval_perplexity"] == pytest.approx(torch.tensor(own).exp().item(), rel=1e-5)
 
 
 def test_max_eval_batches_bounds_an_evaluation(train, rows, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +41,8 @@ class Stopper:
             return
         self.waited += 1
         if self.waited >= self.options.patience:
-            run.request_stop(f"{name} has not improved on {self.best:.4g} in {self.waited} evaluations")
+            found = "" if self.best is None else f" on {self.best:.4g}"
+            run.request_stop(f"{name} has not improved{found} in {self.waited} evaluations")
 
     def _require_rows(self, run: Any) -> None:
         """Without held-out rows nothing would ever be evaluated, and nothing stopped."""
@@ -49,6 +51,8 @@ class Stopper:
                                remedy="Set data.validation, or leave this out.")  # fmt: skip
 
     def _improves(self, value: float) -> bool:
+        if math.isnan(value):
+            return False
         if self.best is None:
             return True
         gain = self.best - value if self.options.mode == "min" else value - self.best

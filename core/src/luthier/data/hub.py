@@ -44,9 +44,8 @@ def read_hub(source: Source) -> Iterator[Row]:
 
 def _held(name: str, cache: str | Path) -> bool:
     """Whether the client has kept anything of the dataset."""
-    return (Path(cache) / name.lower().replace("/", "___")).exists() or (
-        Path(cache) / name.replace("/", "___")
-    ).exists()
+    folder = name.replace("/", "___")
+    return any((Path(cache) / spelled).exists() for spelled in (folder, folder.lower()))
 
 
 @functools.cache

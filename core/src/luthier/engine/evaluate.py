@@ -11,6 +11,7 @@ import torch
 
 from luthier.data.examples import TokenDataset
 from luthier.engine.setup import Setup, batches
+from luthier.engine.step import ROUTER
 from luthier.plugins.protocols import LossOutput
 
 
@@ -34,7 +35,11 @@ class Meter:
     @property
     def loss(self) -> float:
         """The objective: each term's sum over its weight."""
-        return sum(value / self.weights[name] for name, value in self.sums.items() if self.weights[name])
+        return sum(self.terms().values())
+
+    def terms(self) -> dict[str, float]:
+        """Each term of the objective."""
+        return {name: value / self.weights[name] for name, value in self.sums.items() if self.weights[name]}
 
     def pairs(self) -> dict[str, tuple[float, float]]:
         """Each metric's (sum, count)."""
@@ -73,7 +78,8 @@ def evaluate(setup: Setup, dataset: TokenDataset | None = None) -> dict[str, flo
     finally:
         setup.model.train(training)
     found = {"eval_loss": meter.loss, **{f"eval_{name}": value for name, value in meter.read().items()}}
-    return {**found, "eval_perplexity": math.exp(min(found["eval_loss"], 700.0))}
+    own = meter.loss - meter.terms().get(ROUTER, 0.0)  # the balance of experts is no uncertainty about tokens
+    return {**found, "eval_perplexity": math.exp(min(own, 700.0))}
 
 
 def _number(value: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 from pathlib import Path
@@ -179,6 +180,8 @@ class Loop:
         more = recipe.greater_is_better
         more = "loss" not in name and "perplexity" not in name if more is None else more
         best = self.tally.best_metric
+        if math.isnan(found[name]):
+            return
         if best is None or (found[name] > best if more else found[name] < best):
             self.tally.best_metric, self.tally.best_step = found[name], self.run.step
             self.run.wants_save |= recipe.load_best_model_at_end
