@@ -178,3 +178,55 @@ def test_a_recipe_file_trains_with_overrides_as_keywords(train, tmp_path, model_
     read = luthier.Recipe.load(path)
     assert luthier.train(read, output_dir=tmp_path / "object").loss_history == plain.loss_history
     assert luthier.train(recipe, output_dir=tmp_path / "mapping").loss_history == plain.loss_history
+
+
+def test_a_finished_run_on_objects_is_whole_again_with_the_same_objects(model_folder, rows, tmp_path):
+    def trained(data):
+        model = AutoModelForCausalLM.from_pretrained(model_folder)
+        model.config._name_or_path = ""  # made in code: no name that another process could load it by
+        given = {
+            "model": model,
+            "tokenizer": AutoTokenizer.from_pretrained(model_folder),
+            "data": data,
+            "eval_data": rows[:4],
+        }
+        return luthier.train(**given, adapter=Lora(r=4), output_dir=tmp_path / "run", callbacks=["jsonl"], max_steps=2)
+
+    first, again = trained(rows), trained(rows)
+    assert again.run_id == first.run_id
+    assert again.evaluate() == first.eval_metrics
+    assert again.generate(QUESTION, max_new_tokens=4) == first.generate(QUESTION, max_new_tokens=4)
+    with pytest.raises(LuthierError, match="object in Python"):
+        luthier.generate(first.output_path, QUESTION)
+    assert luthier.generate(first.output_path, QUESTION, base=str(model_folder), max_new_tokens=4)
+    with pytest.raises(LuthierError) as caught:
+        trained(rows[:12])
+    assert caught.value.code == "data-changed"
+
+
+def test_rows_come_in_any_shape_that_datasets_has(train, rows, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    dataset = datasets.Dataset.from_list(rows)
+    shapes = [rows, tuple(rows), iter(rows), dataset, dataset.to_iterable_dataset()]
+    found = [train(data=data, max_steps=1, output_dir=tmp_path / str(i)).loss_history for i, data in enumerate(shapes)]
+    assert all(losses == found[0] for losses in found)
+    with pytest.raises(LuthierError, match="choose a split"):
+        train(data=datasets.DatasetDict(train=dataset))
+
+
+def test_a_part_written_in_the_script_needs_no_plugin(train):
+    class Half:
+        """SGD at half the rate, by a scale of each group."""
+
+        def build(self, groups):
+            settings = [{"params": g.parameters, "lr_scale": g.lr_scale / 2, "weight_decay": 0.0} for g in groups]
+            return torch.optim.SGD(settings, lr=1.0)
+
+        def evaluating(self):
+            import contextlib
+
+            return contextlib.nullcontext()
+
+    run = train(optimizer=Half(), num_train_epochs=2)
+    assert run.loss_history[-1] < run.loss_history[0]
+    assert next(p for p in run.parts if p["kind"] == "optimizer")["distribution"] is None

@@ -183,7 +183,7 @@ def _is_named(value: Any) -> bool:
     if isinstance(value, (str, Path, float)):
         return True
     if isinstance(value, Mapping):
-        return True
+        return not hasattr(value, "column_names")  # as a DatasetDict has
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(v, str) or _is_source(v) for v in value)
 
 

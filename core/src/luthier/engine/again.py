@@ -22,19 +22,24 @@ from luthier.recipe.tree import Data, Source
 PATHS = ("output_path", "artifact", "merged", "best_checkpoint")
 
 
-def finished(folder: Path) -> Run:
-    """The result that a completed run recorded."""
+Given = tuple[Recipe, Objects]
+
+
+def finished(folder: Path, given: Given | None = None) -> Run:
+    """The result that a completed run recorded; `given` is what its caller has in hand that no file could hold."""
     record = read_record(folder)
     if record is None or "result" not in record:
         raise LuthierError("run-not-found", "no finished run here", where=str(folder))
     held = {name: Path(v) if name in PATHS and v else v for name, v in record["result"].items()}
-    return Run(**held)
+    return Run(**held, given=given)
 
 
-def reopened(folder: Path) -> Setup:
+def reopened(folder: Path, given: Given | None) -> Setup:
     """Model, adapter and data as they were at the run's end."""
-    setup = assemble(Recipe.load(folder / RECIPE, environ={}), Objects()).setup
+    recipe, objects = given or (Recipe.load(folder / RECIPE, environ={}), Objects())
+    setup = assemble(recipe, objects).setup
     setup.adapter.load(finished(folder).artifact)
+    setup.model.set_attn_implementation(setup.attention)
     return setup
 
 

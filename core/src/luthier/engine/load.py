@@ -90,6 +90,9 @@ def location(name: str, file: str = "config.json") -> str:
         if not (path / file).is_file():
             raise LuthierError("model-not-found", f"the folder has no {file}", where=name)
         return str(path)
+    if name.startswith("python:"):
+        remedy = "Give the name or folder of the same model as base."
+        raise LuthierError("model-not-found", "the base model was an object in Python", where=name, remedy=remedy)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.is_file():
         raise LuthierError("model-not-found", "there is no such folder", where=name)
     if not _is_cached(name) and (problem := unreachable()):

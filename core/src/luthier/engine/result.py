@@ -32,6 +32,7 @@ class Run:
     stop_reason: str | None
     parts: list[dict[str, Any]] = attrs.field(repr=False)
     _setup: Setup | None = attrs.field(default=None, repr=False, alias="setup")
+    _given: Any = attrs.field(default=None, repr=False, alias="given")
     _opened: Any = attrs.field(default=None, repr=False, init=False)
 
     @property
@@ -83,13 +84,15 @@ class Run:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `--json` prints it."""
-        hidden = ("_setup", "_opened")
+        hidden = ("_setup", "_given", "_opened")
         values = {f.name: getattr(self, f.name) for f in attrs.fields(type(self)) if f.name not in hidden}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
     def _live(self) -> Any:
         if self._setup is not None:
             return self._setup
+        if self._given is not None and self._given[1].model is not None:
+            return self._trained()  # its base is in the caller's hands
         if self._opened is None:
             from luthier.artifacts.opened import open_artifact
 
@@ -100,5 +103,5 @@ class Run:
         if self._setup is None:
             from luthier.engine.again import reopened
 
-            self._setup = reopened(self.output_path)
+            self._setup = reopened(self.output_path, self._given)
         return self._setup

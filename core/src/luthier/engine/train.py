@@ -12,9 +12,11 @@ import attrs
 
 from luthier.artifacts.notes import note
 from luthier.artifacts.save import artifact_name, save_adapter, save_merged
+from luthier.data.prepare import Prepared
 from luthier.engine import checkpoint
 from luthier.engine.again import finished
-from luthier.engine.assemble import Assembled, Objects, assemble
+from luthier.engine.assemble import Assembled, Objects, assemble, prepared_data
+from luthier.engine.load import tokenizer_of
 from luthier.engine.loop import Loop, Tally
 from luthier.engine.result import Run
 from luthier.engine.run import (
@@ -33,7 +35,7 @@ from luthier.engine.seeds import kept
 from luthier.engine.setup import Setup
 from luthier.errors import LuthierError
 from luthier.logs import get_logger, run_log
-from luthier.recipe import Recipe, recipe_hash
+from luthier.recipe import Recipe, recipe_hash, resolve
 
 log = get_logger()
 
@@ -53,8 +55,7 @@ def train(recipe: Recipe, objects: Objects, *, resume: Path | None = None, fresh
         checkpoint.require(resume, recipe=recipe_hash(recipe))
     place = find_place(recipe, objects, fresh=fresh)
     if place.done:
-        log.warning("run already finished", folder=str(place.folder), remedy="--fresh trains again")
-        return finished(place.folder)
+        return _done(place, recipe, objects)
     with kept():
         assembled = assemble(recipe, objects)  # whatever can be refused is, before a folder appears
         record = _record(recipe, assembled, place)
@@ -65,6 +66,16 @@ def train(recipe: Recipe, objects: Objects, *, resume: Path | None = None, fresh
                 return _run(recipe, assembled, place, record, resume)
         finally:  # the model is the caller's again
             assembled.setup.model.set_attn_implementation(assembled.setup.attention)
+
+
+def _done(place: Place, recipe: Recipe, objects: Objects) -> Run:
+    """The finished run; refused where rows from Python, which the recipe cannot tell apart, are others now."""
+    if objects.data is not None:
+        resolved = resolve(recipe)
+        tokenizer, loss = objects.tokenizer or tokenizer_of(recipe.model), resolved.build(resolved.loss)
+        _refuse_changed(place, prepared_data(recipe, objects, tokenizer, loss))
+    log.warning("run already finished", folder=str(place.folder), remedy="--fresh trains again")
+    return finished(place.folder, (recipe, objects))
 
 
 def find_place(recipe: Recipe, objects: Objects, *, fresh: bool) -> Place:
@@ -113,13 +124,16 @@ def _refuse_strangers(folder: Path) -> None:
         raise LuthierError("run-folder-other", problem, where=str(folder))
 
 
+def _refuse_changed(place: Place, prepared: Prepared) -> None:
+    if place.record is not None and place.record["data"] != prepared.train.fingerprint:
+        raise LuthierError("data-changed", "other rows than this run began with", where="data.train",
+                           found=prepared.train.fingerprint)  # fmt: skip
+
+
 def _record(recipe: Recipe, assembled: Assembled, place: Place) -> dict[str, Any]:
     """The run's record: a new one, or that of the run that goes on, if its data is the same."""
-    fingerprint = assembled.prepared.train.fingerprint
     if place.record is not None:
-        if place.record["data"] != fingerprint:
-            found = fingerprint
-            raise LuthierError("data-changed", "other rows than this run began with", where="data.train", found=found)
+        _refuse_changed(place, assembled.prepared)
         return place.record
     run_id, parts = new_id(), [p.describe() for p in assembled.resolved]
     settings = recipe.to_dict()
@@ -128,7 +142,7 @@ def _record(recipe: Recipe, assembled: Assembled, place: Place) -> dict[str, Any
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "recipe_hash": recipe_hash(recipe),
         "seed": recipe.seed,
-        "data": fingerprint,
+        "data": assembled.prepared.train.fingerprint,
         "parts": parts,
         "note": note(settings, run_id, parts, assembled.prepared),
         **environment(str(assembled.setup.device)),
