@@ -11,7 +11,7 @@ from luthier.engine.run import Interrupted, read_record
 from luthier.errors import LuthierError
 from luthier.plugins import events
 from luthier.plugins.events import EVENTS
-from luthier.testing.worlds import save_tiny_model
+from luthier.testing.worlds import save_tiny_model, tiny_model, tiny_tokenizer
 
 
 def recorder():
@@ -68,6 +68,17 @@ def test_a_run_that_raises_fails_aloud_and_its_record_says_so(train, tmp_path):
     assert "completed" not in seen
     assert read_record(tmp_path / "run")["state"] == "failed"
     assert read_record(tmp_path / "run")["error"] == "boom"
+
+
+def test_a_parameter_that_no_gradient_reaches_is_named_and_only_that(train, tmp_path, capsys):
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    train(model=(model, tokenizer), num_train_epochs=2)
+    assert "no gradient reached" not in capsys.readouterr().err
+    model.model.norm.register_parameter("idle", torch.nn.Parameter(torch.ones(3)))
+    train(model=(model, tokenizer), num_train_epochs=2, output_dir=tmp_path / "other")
+    told = capsys.readouterr().err
+    assert "no gradient reached" in told
+    assert "model.norm.idle" in told
 
 
 def test_a_callback_may_stop_the_run_after_a_step(train):

@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import pluggy
@@ -19,7 +19,11 @@ from luthier.engine.setup import Setup
 from luthier.engine.state import optimizer_state, restore_optimizer
 from luthier.engine.update import Update, update
 from luthier.errors import LuthierError, nearest
+from luthier.logs import get_logger
 from luthier.plugins.events import Events
+
+log = get_logger()
+WATCHED: Final = 5  # steps: after a warm-up's first rate of 0, the second matrix of LoRA moves from the third on
 
 
 @attrs.define(kw_only=True)
@@ -44,6 +48,7 @@ class Loop:
         self.setup, self.run, self.callbacks = setup, run, callbacks
         self.tally = Tally()
         self.recent: list[Update] = []
+        self.reached: set[str] = set()
         self.hooks = _events(callbacks)
 
     def train(self) -> Tally:
@@ -57,6 +62,7 @@ class Loop:
             run.step = index + 1
             self.hooks.step_started(run=run, step=run.step)
             self._count(update(setup, index, rows))
+            self._watch_gradients()
             self.hooks.step_ended(run=run, step=run.step, metrics=self._numbers(self.recent[-1:]))
             self._log()
             self._end_epoch()
@@ -124,6 +130,18 @@ class Loop:
         tally.seconds += done.seconds
         tally.losses.append(done.loss)
         self.recent.append(done)
+
+    def _watch_gradients(self) -> None:
+        """Say once which trained parameters no gradient has reached in the first steps: they stay as they are."""
+        step = self.run.step
+        if step > WATCHED:
+            return
+        groups = self.setup.adapter.groups()
+        named = [pair for group in groups for pair in zip(group.names, group.parameters, strict=True)]
+        self.reached |= {name for name, p in named if p.grad is not None and bool(p.grad.any())}
+        idle = [name for name, _ in named if name not in self.reached]
+        if step == WATCHED and idle:
+            log.warning("no gradient reached", parameters=len(idle), first=idle[:3], steps=step)
 
     def _log(self) -> None:
         """The numbers since the last logging; the last step is always logged."""
