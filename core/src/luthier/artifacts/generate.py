@@ -29,9 +29,9 @@ def answer(
 
     Without `chat`, for a model trained on plain prompts, a text is continued as it stands.
     """
-    for name, value, low in (("max_new_tokens", max_new_tokens, 1), ("temperature", temperature, 0)):
-        if value < low:
-            raise LuthierError("recipe-out-of-range", f"at least {low}", where=name, found=value)
+    _check_range("max_new_tokens", max_new_tokens, 1, None)
+    _check_range("temperature", temperature, 0, None)
+    _check_range("top_p", top_p, 0, 1)
     ids = prompt_ids(tokenizer, prompt, system, chat)
     inputs = torch.tensor([ids], device=model.device)
     sampling = (
@@ -69,8 +69,27 @@ def prompt_ids(
         if system is not None or not isinstance(prompt, str):
             raise LuthierError("template-missing", "messages need a chat template", remedy="Give one plain text.")
         return Encoder.of(tokenizer).prompt(prompt)
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _checked(prompt)
     if system is not None:
         messages = [{"role": "system", "content": system}, *messages]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return Encoder.of(tokenizer).prompt(text)
+
+
+def _checked(prompt: Any) -> list[dict[str, Any]]:
+    """Messages, each with its role; a template would pass over what is misspelt."""
+    messages = list(prompt) if isinstance(prompt, Sequence) else [prompt]
+    for number, message in enumerate(messages):
+        if not (isinstance(message, Mapping) and isinstance(message.get("role"), str)):
+            remedy = "Give a text, or a list of {role:, content:}."
+            raise LuthierError(
+                "recipe-wrong-type", "no message", where=f"prompt[{number}]", found=message, remedy=remedy
+            )
+    return [dict(message) for message in messages]
+
+
+def _check_range(name: str, value: float, low: float, high: float | None) -> None:
+    if value < low or (high is not None and value > high):
+        span = f"at least {low}" if high is None else f"{low} to {high}"
+        raise LuthierError("recipe-out-of-range", "outside its bounds", where=name, found=value,
+                           remedy=f"Give a number of {span}.")  # fmt: skip
