@@ -32,7 +32,7 @@ def options_page() -> str:
         lines += [f"\n### `{where}`\n", table(cls)]
     plugins, own = Plugins(blocked=["peft"]), first_party()
     for kind in RECORDS:
-        lines.append(f"\n## {kind.capitalize()}s\n")
+        lines.append(f"\n## {'Losses' if kind == 'loss' else f'{kind.capitalize()}s'}\n")
         for offer in plugins.offers(kind):
             record = offer.record
             if offer.source.distribution not in own:

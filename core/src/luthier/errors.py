@@ -154,7 +154,7 @@ def shown(value: object, limit: int = 80) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint such as ` Did you mean 'r'?`, or the known names when none is near; empty when there are none."""
-    names = sorted(known)
+    names = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
     if near:
         return "Did you mean " + " or ".join(repr(n) for n in near) + "?"

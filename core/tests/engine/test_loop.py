@@ -107,6 +107,7 @@ def test_a_signal_saves_and_stops_and_only_stopped_fires(train, tmp_path):
     import signal
 
     seen, watcher = recorder()
+    before = signal.getsignal(signal.SIGINT)
     kill = luthier.on(step_ended=lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 2 else None)
     with pytest.raises(Interrupted) as caught:
         train(callbacks=[watcher, kill])
@@ -114,7 +115,7 @@ def test_a_signal_saves_and_stops_and_only_stopped_fires(train, tmp_path):
     assert seen[-2:] == ["saved", "stopped"]
     assert "task_ended" not in seen
     assert checkpoint.newest(tmp_path / "run")[0].name == "step-00000002"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ def answer(
     _check_range("max_new_tokens", max_new_tokens, 1, None)
     _check_range("temperature", temperature, 0, None)
     _check_range("top_p", top_p, 0, 1)
+    if not prompt:
+        raise LuthierError("recipe-missing", "there is no prompt to answer", where="prompt", remedy="Give a text.")
     ids = prompt_ids(tokenizer, prompt, system, chat)
     inputs = torch.tensor([ids], device=model.device)
     sampling = (

@@ -1,12 +1,17 @@
-"""The progress bar: steps, loss, speed and time left, on a terminal; silent where there is none."""
+"""The progress bar: steps, loss, speed and time left on a terminal; a log line now and then where there is none."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from luthier.builtin import ProgressBar
+from luthier.logs import get_logger
 from luthier.plugins.events import event
+
+EVERY: Final = 30.0  # seconds between log lines
+log = get_logger()
 
 
 class ProgressView:
@@ -14,6 +19,7 @@ class ProgressView:
         self.options = options
         self._bar: Any = None
         self._task: Any = None
+        self._said = time.monotonic()
 
     @event
     def run_started(self, run: Any) -> None:
@@ -29,11 +35,16 @@ class ProgressView:
             speed = metrics.get("tokens_per_second", 0.0)
             text = f"loss {metrics['loss']:.4f} · {speed:,.0f} tok/s" if "loss" in metrics else f"{speed:,.0f} tok/s"
             self._bar.update(self._task, completed=step, numbers=text)
+        elif run.is_main and time.monotonic() - self._said >= EVERY:
+            self._said = time.monotonic()
+            log.info("training", step=step, of=run.total_steps, loss=round(metrics["loss"], 4))
 
     @event
     def evaluated(self, run: Any, step: int, metrics: Mapping[str, float]) -> None:
         if self._bar is not None and "eval_loss" in metrics:
             self._bar.console.print(f"step {step}: eval loss {metrics['eval_loss']:.4f}")
+        elif run.is_main:
+            log.info("evaluated", step=step, **{name: round(value, 4) for name, value in metrics.items()})
 
     @event
     def stopped(self, run: Any) -> None:

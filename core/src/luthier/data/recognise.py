@@ -103,4 +103,4 @@ def _mapping(columns: Sequence[str]) -> str:
     tell = next((name for name in ANSWERS if name in columns), None)
     if ask and tell:
         return f"Set columns: {{prompt: {ask}, completion: {tell}}}."
-    return "Set columns, such as columns: {prompt: question, completion: answer}."
+    return "Name the columns, such as data: {path: FILE, columns: {prompt: question, completion: answer}}."

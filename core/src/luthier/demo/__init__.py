@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,7 @@ HERE: Final = Path(__file__).parent
 MODEL: Final = HERE / "model"
 RECIPE: Final = HERE / "recipe.yaml"
 ANSWER: Final = 32  # tokens of a sample
-QUESTION: Final = "Use the tool weather. Will it rain in Lisbon tomorrow?"
+QUESTION: Final = "Use the tool wolfram. What is the distance between London and Paris?"
 
 
 @attrs.frozen(kw_only=True)
@@ -44,15 +44,16 @@ def run(*, folder: str | Path | None = None, seed: int = 0, quiet: bool = False,
     change the recipe, such as `max_steps`. Raises `LuthierError`.
     """
     from luthier.api import generate, train
-    from luthier.callbacks import on
+    from luthier.builtin.jsonl import FILE, read
     from luthier.engine.train import beside
 
-    began, found = time.perf_counter(), []
+    began = time.perf_counter()
     before = generate("demo", QUESTION, max_new_tokens=ANSWER, seed=seed)
-    watchers = [*([] if quiet else ["progress"]), "jsonl", "plot", on(evaluated=_remember(found))]
+    watchers = [*([] if quiet else ["progress"]), "jsonl", "plot"]
     target = beside(Path(folder or "runs/demo"))
     with one_thread():
         result = train(RECIPE, output_dir=target, callbacks=watchers, seed=seed, **settings)
+    found = [line["eval_loss"] for line in read(result.output_path / FILE) if "eval_loss" in line]
     after = generate(result.merged or result.artifact, QUESTION, max_new_tokens=ANSWER, seed=seed)
     return DemoResult(
         **{"eval_loss_before": found[0], "eval_loss_after": found[-1], "steps": result.steps},
@@ -77,10 +78,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _remember(found: list[float]) -> Callable[[Mapping[str, float]], None]:
-    def remember(metrics: Mapping[str, float]) -> None:
-        found.append(metrics["eval_loss"])
-
-    return remember

@@ -13,6 +13,8 @@ from luthier.recipe.parts import FIELDS
 
 SOURCES: Final = (("data", "train"), ("data", "validation"))
 
+OF_A_SOURCE: Final = ("path", "columns", "template", "split", "name", "revision", "max_rows")
+
 
 def expand(entry: Entry) -> list[Entry] | None:
     """The entries that a short form stands for; None where nothing is short."""
@@ -40,6 +42,10 @@ def _model(entry: Entry, value: Any) -> list[Entry] | None:
 
 def _data(entry: Entry, value: Any) -> list[Entry] | None:
     if isinstance(value, Mapping):
+        if "path" in value and "train" not in value:  # one source, beside what is said of all rows
+            own = {k: v for k, v in value.items() if k in OF_A_SOURCE}
+            rest = {k: v for k, v in value.items() if k not in own}
+            return [attrs.evolve(entry, steps=SOURCES[0], value=[own]), *_children(entry, rest)]
         return _children(entry, value)
     return [attrs.evolve(entry, steps=SOURCES[0])] if _is_text(value) or isinstance(value, list) else None
 
