@@ -147,6 +147,11 @@ def an_output_folder_under_a_file(world):
     world.train(output_dir=world.rows / "run")
 
 
+@provokes("path-unwritable", "rows.jsonl/saved", "a file stands where a folder must be")
+def an_artifact_under_a_file(world):
+    world.train().save(world.rows / "saved")
+
+
 @provokes("path-unwritable", "rows.jsonl/log", "a file stands where a folder must be")
 def a_log_under_a_file(world):
     return world.command("train", world.recipe(), "--log-file", world.rows / "log")

@@ -10,6 +10,7 @@ import time
 import luthier
 import pytest
 import torch
+from luthier.artifacts.opened import open_artifact
 from luthier.engine import checkpoint
 from luthier.engine.run import Interrupted, read_record
 from luthier.errors import LuthierError
@@ -70,16 +71,16 @@ def test_another_rank_does_not_resume_the_run_of_the_first(train, tmp_path):
 
 
 class Killed:
-    """A run in a forked process, killed by SIGKILL some time after its first step, while it saves.
+    """A run in a forked process, killed by SIGKILL some time between two events, while it saves.
 
-    The child tells of the step and of the save through a pipe, so that it is known where the kill fell.
+    The child tells of both events through a pipe, so that it is known where the kill fell.
     """
 
-    def __init__(self, settings):
-        self.settings = settings
+    def __init__(self, settings, begin="step_ended", end="saved"):
+        self.settings, self.begin, self.end = settings, begin, end
 
     def __call__(self, delay):
-        """Whether the process was killed after its step had ended and before its save was done."""
+        """Whether the process was killed after the first event and before the second."""
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
@@ -101,14 +102,14 @@ class Killed:
             os.write(write, b"e")
 
         try:
-            luthier.train(**{**self.settings, "callbacks": [luthier.on(step_ended=begun, saved=ended)]})
+            luthier.train(**{**self.settings, "callbacks": [luthier.on(**{self.begin: begun, self.end: ended})]})
         finally:
             os._exit(1)
 
 
 def kills_during_saves(train, tmp_path, count):
     """`count` kills that fell into a save, then the rest of the run, which must be as if nothing had been."""
-    shared = {"adapter": ADAPTERS["dora"], "num_train_epochs": count, "save_steps": 1, "save_total_limit": 2}
+    shared = {"adapter": ADAPTERS["dora"], "num_train_epochs": 3 * count, "save_steps": 1, "save_total_limit": 2}
     spans, clock = [], []
     watch = luthier.on(
         step_ended=lambda: clock.append(time.perf_counter()),
@@ -136,6 +137,23 @@ def test_a_run_killed_during_saves_ends_as_if_undisturbed(train, tmp_path):
 @pytest.mark.slow
 def test_a_run_killed_during_twenty_saves_ends_as_if_undisturbed(train, tmp_path):
     kills_during_saves(train, tmp_path, count=20)
+
+
+def test_a_run_killed_while_it_saves_its_artifacts_writes_them_whole_and_leaves_nothing_aside(train, tmp_path, logits):
+    shared = {"adapter": ADAPTERS["lora"], "merge": True}
+    clock = []
+    watch = luthier.on(**dict.fromkeys(("task_ended", "completed"), lambda: clock.append(time.perf_counter())))
+    straight = train(**shared, callbacks=[watch], output_dir=tmp_path / "straight")
+    killed = Killed({**train.args[0], **shared}, "task_ended", "completed")
+    delays = random.Random(0)
+    assert any([killed(delays.uniform(0.1, 0.9) * (clock[1] - clock[0])) for _ in range(3)])
+    finished = train(**shared)
+    assert not list((tmp_path / "run").glob(".*"))
+    assert same(finished, straight)
+    for folder in (finished.artifact, finished.merged):
+        assert torch.equal(
+            logits(open_artifact(folder).model), logits(open_artifact(tmp_path / "straight" / folder.name).model)
+        )
 
 
 def test_a_run_killed_after_its_last_step_only_writes_what_is_missing(train, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from luthier.engine.checkpoint import write_json
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, unwritable
 
 NOTE: Final = "luthier.json"  # which parts and base an artifact needs
 
@@ -19,10 +19,12 @@ def written(folder: Path, write: Callable[[Path], object], note: dict[str, Any] 
     if folder.exists() and any(folder.iterdir()) and not _is_artifact(folder):
         remedy = "Choose another folder."
         raise LuthierError("run-folder-other", "the folder holds something else", where=str(folder), remedy=remedy)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    try:
+        aside.mkdir(parents=True)
+    except OSError as error:
+        raise unwritable(folder, error) from None
     try:
         write(aside)
         if note is not None:

@@ -115,10 +115,11 @@ def prune(run_folder: Path, limit: int | None, best: Path | None) -> None:
 
 def tidy(run_folder: Path) -> None:
     """Remove what a killed process left half written."""
-    for aside in run_folder.glob(".*.json.*"):
-        aside.unlink()
-    for leftover in (run_folder / FOLDER).glob(".step-*") if (run_folder / FOLDER).is_dir() else ():
-        shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in (*run_folder.glob(".*.[0-9]*"), *(run_folder / FOLDER).glob(".step-*")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink()
 
 
 def digest(path: Path) -> str:
