@@ -15,22 +15,13 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "core"
 OTHERS = sorted(
-    path.parent for folder in ("plugins", "contrib", "kernels") for path in ROOT.glob(f"{folder}/*/pyproject.toml")
+    path.parent for pattern in ("plugins/*", "contrib/*", "kernels") for path in ROOT.glob(f"{pattern}/pyproject.toml")
 )
 MEMBERS = [CORE, *OTHERS]
 HEAVY = ("torch", "transformers", "datasets", "safetensors", "numpy", "peft", "trl", "accelerate", "bitsandbytes", "wandb",
          "mlflow", "tensorboard", "matplotlib", "pandas", "pyarrow", "huggingface_hub", "tokenizers")  # fmt: skip
 LIGHT = ("luthier", "luthier.api", "luthier.callbacks", "luthier.logs", "luthier.builtin", "luthier.recipe", "luthier.plugins",
          "luthier.cli", "luthier.scaffold", "luthier.testing", "luthier.data.read")  # fmt: skip
-OFFERED = (
-    "luthier_lora",
-    "luthier_peft",
-    "luthier_tensorboard",
-    "luthier_wandb",
-    "luthier_mlflow",
-    "luthier_lion",
-    "luthier_int8",
-)
 
 
 def sources(member):
@@ -103,13 +94,13 @@ def test_what_a_member_imports_is_among_its_dependencies(member):
     assert missing == set()
 
 
-def test_every_member_is_an_entry_point_that_is_checked_to_be_light():
-    modules = {value for member in OTHERS for value in project(member)["project"]["entry-points"]["luthier"].values()}
-    assert modules == set(OFFERED)
+def entry_modules():
+    """The module that each plugin's entry point names."""
+    return [module for member in OTHERS for module in project(member)["project"]["entry-points"]["luthier"].values()]
 
 
 def test_recipes_plugins_the_command_line_and_entry_modules_load_nothing_heavy():
-    light = [*LIGHT, *OFFERED]
+    light = [*LIGHT, *entry_modules()]
     every = [
         ".".join(p.relative_to(CORE / "src").with_suffix("").parts).removesuffix(".__init__") for p in sources(CORE)
     ]

@@ -36,10 +36,13 @@ def answer(
         raise LuthierError("recipe-missing", "there is no prompt to answer", where="prompt", remedy="Give a text.")
     ids = prompt_ids(tokenizer, prompt, system, chat)
     inputs = torch.tensor([ids], device=model.device)
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
-    )
-    settings = {**sampling, "max_new_tokens": max_new_tokens, "pad_token_id": tokenizer.pad_token_id or 0}
+    sampling = {"temperature": temperature, "top_p": top_p} if temperature > 0 else {}
+    settings = {
+        "do_sample": temperature > 0,
+        **sampling,
+        "max_new_tokens": max_new_tokens,
+        "pad_token_id": tokenizer.pad_token_id or 0,
+    }
     with generating(model), kept():
         torch.manual_seed(seed)
         stops = stop_token_ids(model, tokenizer) or None
