@@ -29,20 +29,12 @@ def answer(
 
     Without `chat`, for a model trained on plain prompts, a text is continued as it stands.
     """
-    _check_range("max_new_tokens", max_new_tokens, 1, None)
-    _check_range("temperature", temperature, 0, None)
-    _check_range("top_p", top_p, 0, 1)
+    settings = _settings(max_new_tokens, temperature, top_p)
     if not prompt:
         raise LuthierError("recipe-missing", "there is no prompt to answer", where="prompt", remedy="Give a text.")
     ids = prompt_ids(tokenizer, prompt, system, chat)
     inputs = torch.tensor([ids], device=model.device)
-    sampling = {"temperature": temperature, "top_p": top_p} if temperature > 0 else {}
-    settings = {
-        "do_sample": temperature > 0,
-        **sampling,
-        "max_new_tokens": max_new_tokens,
-        "pad_token_id": tokenizer.pad_token_id or 0,
-    }
+    settings["pad_token_id"] = tokenizer.pad_token_id or 0
     with generating(model), kept():
         torch.manual_seed(seed)
         stops = stop_token_ids(model, tokenizer) or None
@@ -91,6 +83,15 @@ def _checked(prompt: Any) -> list[dict[str, Any]]:
                 "recipe-wrong-type", "no message", where=f"prompt[{number}]", found=message, remedy=remedy
             )
     return [dict(message) for message in messages]
+
+
+def _settings(max_new_tokens: int, temperature: float, top_p: float) -> dict[str, Any]:
+    """The settings of transformers' generation; `recipe-out-of-range` where one is outside its bounds."""
+    _check_range("max_new_tokens", max_new_tokens, 1, None)
+    _check_range("temperature", temperature, 0, None)
+    _check_range("top_p", top_p, 0, 1)
+    sampling = {"temperature": temperature, "top_p": top_p} if temperature > 0 else {}
+    return {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0, **sampling}
 
 
 def _check_range(name: str, value: float, low: float, high: float | None) -> None:
