@@ -5,6 +5,9 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from typing import Final
+
+TRIES: Final = 4  # numbers of bins for which balance is tried before the fallback's own number
 
 
 def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -16,8 +19,9 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     assert all(0 < length <= max_tokens for length in lengths), "an example is longer than a micro-batch"
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     fallback = _best_fit(lengths, order, max_tokens)
-    for count in range(-(-sum(lengths) // max_tokens), len(fallback) + 1):
-        bins = _longest_first(lengths, order, max(count, 1), max_tokens)
+    fewest = max(-(-sum(lengths) // max_tokens), 1)
+    for count in (*range(fewest, min(fewest + TRIES, len(fallback))), len(fallback)):
+        bins = _longest_first(lengths, order, count, max_tokens)
         if bins:
             return bins
     return fallback
