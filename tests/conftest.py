@@ -13,18 +13,11 @@ import torch
 from luthier.engine.attention import generating
 from luthier.testing.worlds import save_tiny_model
 
-ROOT = Path(__file__).resolve().parents[1]
-BESIDE = ROOT.parent / "shared" / "data"
+BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 if "LUTHIER_DATA" not in os.environ and BESIDE.is_dir():
     os.environ["LUTHIER_DATA"] = str(BESIDE)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # tests run side by side on few cores, and tiny tensors are slower with more
-
-
-@pytest.fixture(scope="session")
-def root():
-    """The repository's folder."""
-    return ROOT
 
 
 @pytest.fixture(scope="session")
