@@ -14,6 +14,7 @@ import yaml
 from luthier import Recipe
 from luthier.cli.app import app
 from luthier.cli.recipes import split
+from luthier.demo import MODEL
 from luthier.errors import CODES
 from luthier.plugins import events, hookspecs, protocols
 from luthier.plugins.options import describe
@@ -204,7 +205,7 @@ def commands(page):
     return [part for part in parts if part.startswith("luthier ")]
 
 
-EVERY = sorted({*PAGES, *(member / "README.md" for member in MEMBERS)})
+EVERY = sorted({*PAGES, MODEL.parent / "README.md", *(member / "README.md" for member in MEMBERS)})
 OTHERS = [page for page in EVERY if page.name != "tutorial.md"]  # which is carried out, slips of the pen and all
 COMMANDS = sorted({line for page in OTHERS for line in commands(page)})
 
