@@ -248,6 +248,13 @@ def test_the_best_checkpoint_outlives_the_limit_and_ends_the_run(train, tmp_path
     assert {p.name for p in checkpoint.steps(tmp_path / "run")} == {f"step-{best:08d}", f"step-{run.steps:08d}"}
 
 
+def test_the_evaluation_before_the_first_step_is_no_checkpoints(train, rows):
+    worse = {"learning_rate": 0.5, "lr_scheduler_type": "constant", "max_grad_norm": None}
+    run = train(**worse, eval_data=rows[:6], eval_steps=1, eval_on_start=True, load_best_model_at_end=True)
+    assert run.best_checkpoint is not None
+    assert run.evaluate()["eval_loss"] == pytest.approx(run.eval_loss, rel=1e-6)
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(train, tmp_path):
     seen, watcher = recorder()
     with pytest.raises(LuthierError) as caught:

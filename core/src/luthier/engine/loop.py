@@ -198,7 +198,7 @@ class Loop:
         more = recipe.greater_is_better
         more = "loss" not in name and "perplexity" not in name if more is None else more
         best = self.tally.best_metric
-        if math.isnan(found[name]):
+        if math.isnan(found[name]) or self.run.step == 0:  # before the first step there is no checkpoint to be best
             return
         if best is None or (found[name] > best if more else found[name] < best):
             self.tally.best_metric, self.tally.best_step = found[name], self.run.step
