@@ -225,6 +225,25 @@ def test_early_stopping_waits_exactly_its_patience(train, rows, tmp_path):
     assert "eval_loss has not improved" in run.stop_reason
 
 
+def test_a_step_that_an_evaluation_makes_the_last_is_logged(train, rows, tmp_path):
+    stopper = {"name": "early_stopping", "patience": 1, "min_delta": 100.0}
+    run = train(callbacks=["jsonl", stopper], eval_data=rows[:4], eval_steps=1, num_train_epochs=5, logging_steps=10)
+    assert run.steps == 2
+    assert [line["step"] for line in metrics(tmp_path / "run") if "loss" in line] == [2]
+
+
+def test_a_run_that_dies_after_its_early_stop_does_not_train_on(train, tmp_path):
+    def die():
+        raise RuntimeError("cut off before the artifact")
+
+    stop = luthier.on(step_ended=lambda run, step: run.request_stop("enough") if step == 1 else None)
+    with pytest.raises(RuntimeError, match="cut off"):
+        train(callbacks=[stop, luthier.on(task_ended=die)])
+    run = train(callbacks=["jsonl"])
+    assert (run.steps, run.stop_reason) == (1, "enough")
+    assert (tmp_path / "run/model/config.json").is_file()
+
+
 def test_early_stopping_on_a_metric_that_no_evaluation_gives_says_which_there_are(train, rows):
     with pytest.raises(LuthierError, match="eval_accuracy"):
         train(callbacks=[{"name": "early_stopping", "metric": "eval_acuracy"}], eval_data=rows[:2], eval_steps=1)

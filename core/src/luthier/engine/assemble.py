@@ -195,6 +195,8 @@ def _attach(
 
 def _rates(recipe: Recipe, total: int) -> list[float]:
     warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * total)
+    if warmup > total:
+        log.warning("the warm-up is longer than the run", warmup_steps=warmup, steps=total)
     return schedule.rates(recipe.lr_scheduler_type, recipe.learning_rate, total, warmup, recipe.lr_scheduler_kwargs)
 
 

@@ -39,6 +39,7 @@ class Tally:
     best_metric: float | None = None
     evaluation: dict[str, float] = attrs.field(factory=dict)
     losses: list[float] = attrs.field(factory=list)
+    stop_reason: str | None = None  # so that a run killed after its early stop does not train on
 
 
 class Loop:
@@ -58,7 +59,8 @@ class Loop:
             self.hooks.task_started(run=run, task=0)
         if self.tally.step == 0 and setup.recipe.eval_on_start:
             self._evaluate()
-        for index, rows in setup.order.steps(run.total_steps, first=self.tally.step):
+        last = self.tally.step if run.stop_reason else run.total_steps
+        for index, rows in setup.order.steps(last, first=self.tally.step):
             run.step = index + 1
             self.hooks.step_started(run=run, step=run.step)
             self._count(update(setup, index, rows))
@@ -68,6 +70,8 @@ class Loop:
             self._end_epoch()
             if self._evaluation_due():
                 self._evaluate()
+            if run.stop_reason and self.recent:  # an evaluation has made this the last step
+                self._log()
             if self._save_due():
                 self.save()
             if run.stop_reason or run.signal:
@@ -77,7 +81,7 @@ class Loop:
 
     def save(self) -> Path:
         """A checkpoint of this step, and fewer old ones."""
-        self.run.wants_save = False
+        self.run.wants_save, self.tally.stop_reason = False, self.run.stop_reason
         path = checkpoint.save(self.run.folder, self.run.step, self._state(), self.run.belongs)
         checkpoint.prune(self.run.folder, self.setup.recipe.save_total_limit, self.best_checkpoint())
         self.hooks.saved(run=self.run, step=self.run.step, path=path)
@@ -93,7 +97,7 @@ class Loop:
                 part.load_state(tree["parts"][name])
         held = dict(tree["tally"])
         self.tally = Tally(**{**held, "losses": held["losses"].tolist()})
-        self.run.step = self.tally.step
+        self.run.step, self.run.stop_reason = self.tally.step, self.tally.stop_reason
         self.hooks.resumed(run=self.run, step=self.tally.step)
 
     def best_checkpoint(self) -> Path | None:

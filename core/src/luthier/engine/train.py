@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,7 +102,8 @@ def default_folder(recipe: Recipe) -> Path:
 
     model = Path(recipe.model.name_or_path).name or "model"
     adapter = find_part(recipe.adapter, "adapter", "adapter", installed()).name.rpartition(".")[2]
-    return Path("runs") / (recipe.run_name or f"{model}-{adapter}-{recipe_hash(recipe)[:8]}")
+    named = re.sub(r"[^\w.-]+", "-", recipe.run_name or "").strip("-.")  # a name for people may be no file's name
+    return Path("runs") / (named or f"{model}-{adapter}-{recipe_hash(recipe)[:8]}")
 
 
 def beside(folder: Path) -> Path:
