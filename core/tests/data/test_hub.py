@@ -58,6 +58,7 @@ CODE = """
 import json, sys
 from luthier import LuthierError
 from luthier.data.read import read_source
+from luthier.data.units import units_of
 from luthier.recipe.tree import Source
 
 def answer(options):
@@ -66,7 +67,17 @@ def answer(options):
     except LuthierError as error:
         return error.to_dict()
 
-print(json.dumps({name: answer(options) for name, options in json.loads(sys.argv[1]).items()}))
+def streamed(options):
+    try:
+        (unit,) = units_of(Source(**options), None, "paragraph")
+        return [[row.values, row.where] for skip in (0, 1) for row in unit.rows(skip)]
+    except LuthierError as error:
+        return error.to_dict()
+
+given = json.loads(sys.argv[1])
+found = {name: answer(options) for name, options in given.items()}
+found |= {f"{name}, streamed": streamed(options) for name, options in given.items()}
+print(json.dumps(found))
 """
 
 
@@ -99,10 +110,15 @@ def test_a_hub_dataset_gives_its_rows_with_columns_mapped(found):
     assert any(path.endswith(f"/{SHA}/train.jsonl") for path in SEEN)
 
 
-@pytest.mark.parametrize("name", ["no dataset", "no split"])
+def test_a_hub_dataset_is_streamed_from_any_row_on(found):
+    (first, second) = found["rows"]
+    assert found["rows, streamed"] == [first, second, second]
+
+
+@pytest.mark.parametrize("name", ["no dataset", "no split", "no dataset, streamed", "no split, streamed"])
 def test_a_dataset_or_split_that_the_hub_has_not_is_an_error(found, name):
     error = found[name]
-    assert error["code"] == "data-not-found" and error["where"] == SOURCES[name]["path"]
+    assert error["code"] == "data-not-found" and error["where"] == SOURCES[name.removesuffix(", streamed")]["path"]
     assert "split" in error["message"]
 
 

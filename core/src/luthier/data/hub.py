@@ -19,8 +19,8 @@ from luthier.recipe.tree import Source
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 
-def read_hub(source: Source) -> Iterator[Row]:
-    """The rows of a hub dataset's split. No code from the hub is run."""
+def read_hub(source: Source, *, streaming: bool = False) -> Iterator[Row]:
+    """The rows of a hub dataset's split, with `streaming` as they are asked for. No code from the hub is run."""
     try:
         import datasets
     except ImportError:
@@ -30,7 +30,8 @@ def read_hub(source: Source) -> Iterator[Row]:
         problem = f"there is no such file, and {problem}"
         raise LuthierError("data-not-found", problem, where=source.path, remedy="Check the path, or the network.")
     try:
-        made = datasets.load_dataset(source.path, name=source.name, split=source.split, revision=source.revision)
+        own = {"name": source.name, "split": source.split, "revision": source.revision}
+        made = datasets.load_dataset(source.path, **own, streaming=streaming)
     except Exception as error:  # the hub client's errors have no common class: network, name, split, access
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise LuthierError(

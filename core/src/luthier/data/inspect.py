@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from luthier.data.examples import IGNORED, PreferenceExample, TokenDataset, TokenExample
+from luthier.data.examples import IGNORED, PreferenceExample, TokenExample
 from luthier.data.prepare import Prepared
 from luthier.data.report import Report
 
@@ -50,15 +50,16 @@ class Inspection:
 def inspect(prepared: Prepared, tokenizer: Any, rows: int = 3) -> Inspection:
     """The first `rows` examples of the training set, and what became of all rows."""
     train = prepared.train
-    first = [train[i] for i in range(min(rows, len(train)))]
-    shown = tuple(_tokens(e, tokenizer) if isinstance(train, TokenDataset) else _pair(e) for e in first)
+    pairs = isinstance(train, tuple)
+    first = train[:rows] if pairs else train.head(rows)
+    shown = tuple(_pair(e) if pairs else _tokens(e, tokenizer) for e in first)
     return Inspection(examples=shown, report=prepared.report, chat_template_hash=prepared.chat_template_hash)
 
 
 def _tokens(example: TokenExample, tokenizer: Any) -> Shown:
     """The example's text, cut where supervision begins or ends; a document's first token is never supervised."""
     on = example.labels != IGNORED
-    on[:1] = False
+    on[example.starts] = False
     borders = [0, *(np.flatnonzero(on[1:] != on[:-1]) + 1).tolist(), len(on)]
     pieces = tuple(
         (tokenizer.decode(example.input_ids[a:b].tolist(), skip_special_tokens=False), bool(on[a]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -27,9 +28,9 @@ class Order:
     def steps_per_epoch(self) -> int:
         return math.ceil(self.size / self.batch)
 
-    def steps(self, total: int, first: int = 0) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """(step, indices) for steps `first` to `total` - 1, counted from 0."""
-        for step in range(first, total):
+    def steps(self, total: int | None, first: int = 0) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """(step, indices) for steps `first` to `total` - 1, counted from 0; without end where `total` is None."""
+        for step in itertools.count(first) if total is None else range(first, total):
             epoch, place = divmod(step, self.steps_per_epoch)
             if step == first or place == 0:
                 order = permutation(self.size, self.seed, epoch)

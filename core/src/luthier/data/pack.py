@@ -1,4 +1,4 @@
-"""Packing: which examples share a micro-batch, balanced and under a token limit."""
+"""Packing: which examples share a micro-batch on which rank, balanced and under a token limit."""
 
 from __future__ import annotations
 
@@ -7,30 +7,101 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import Final
 
-TRIES: Final = 4  # numbers of bins for which balance is tried before the fallback's own number
+import attrs
+
+TRIES: Final = 4  # numbers of micro-batches for which balance is tried before the fallback's own number
+
+Bins = list[list[int]]  # indices of the examples of each bin
 
 
-def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Bins of indices, each at most `max_tokens` long, every index once; deterministic.
+@attrs.frozen(kw_only=True)
+class Packing:
+    """How the examples of a step become micro-batches: at most `max_tokens` each, or one document each if not `on`."""
 
-    Longest-processing-time over the fewest bins for which it respects the limit, else best-fit decreasing: balanced
-    where possible, and never more bins than the latter. A length above `max_tokens` is the caller's error.
+    max_tokens: int
+    on: bool = True
+    ranks: int = 1
+    rank: int = 0  # this process's own
+
+    def spread(self, lengths: Sequence[int]) -> list[Bins]:
+        """The micro-batches, each one bin for each rank; an empty bin is a rank's idle turn.
+
+        An example above the limit, which may have been lowered where memory ran out, is alone in its bin.
+        """
+        if self.on:
+            return pack_ranks(lengths, max(self.max_tokens, *lengths, 1), self.ranks)
+        alone = [[i] for i in longest_first(lengths)] if self.ranks > 1 else [[i] for i in range(len(lengths))]
+        return _grouped(alone, self.ranks)
+
+
+def pack_ranks(lengths: Sequence[int], max_tokens: int, ranks: int, groups: Sequence[int] | None = None) -> list[Bins]:
+    """Micro-batches, each one bin of indices for each of `ranks`: every index once, no bin above `max_tokens` tokens.
+
+    Every rank has the same number of micro-batches, the smallest that longest-processing-time or best-fit decreasing
+    finds over all bins together. Bins are sorted by load before they are dealt, so that the ranks of one micro-batch
+    have about as much to do; a rank without work has an empty bin. Deterministic.
+
+    `groups` gives each length the group that it belongs to (the two answers of a preference pair, say): a group is
+    never split. A group, or a length of its own, above `max_tokens` is the caller's error.
     """
+    if groups is not None:
+        members = _members(groups)
+        whole = pack_ranks([sum(lengths[i] for i in own) for own in members], max_tokens, ranks)
+        return [[[i for unit in bin_ for i in members[unit]] for bin_ in bins] for bins in whole]
     assert all(0 < length <= max_tokens for length in lengths), "an example is longer than a micro-batch"
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    order = longest_first(lengths)
     fallback = _best_fit(lengths, order, max_tokens)
-    fewest = max(-(-sum(lengths) // max_tokens), 1)
-    for count in (*range(fewest, min(fewest + TRIES, len(fallback))), len(fallback)):
-        bins = _longest_first(lengths, order, count, max_tokens)
+    enough = -(-len(fallback) // ranks)
+    fewest = -(-sum(lengths) // (max_tokens * ranks))
+    for count in (*range(fewest, min(fewest + TRIES, enough)), enough):
+        bins = _least_loaded(lengths, order, count * ranks, max_tokens)
         if bins:
-            return bins
-    return fallback
+            return _dealt(bins, lengths, ranks)
+    return _dealt(fallback, lengths, ranks)
 
 
-def _longest_first(lengths: Sequence[int], order: list[int], count: int, max_tokens: int) -> list[list[int]]:
-    """Each example to the least loaded of `count` bins; empty where one overflows."""
+def pack(lengths: Sequence[int], max_tokens: int) -> Bins:
+    """The bins of one rank, the fullest first."""
+    return [bins[0] for bins in pack_ranks(lengths, max_tokens, 1)]
+
+
+def imbalance(lengths: Sequence[int], micro_batches: Sequence[Bins]) -> float:
+    """The time that the slowest rank of each micro-batch takes, over what it would be at equal loads; 1 is perfect.
+
+    Loads are tokens; ranks wait for each other in every micro-batch.
+    """
+    loads = [[sum(lengths[i] for i in bin_) for bin_ in bins] for bins in micro_batches]
+    total = sum(map(sum, loads))
+    return sum(max(own) for own in loads) * len(loads[0]) / total if total else 1.0
+
+
+def longest_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+
+
+def _members(groups: Sequence[int]) -> Bins:
+    """The indices of each group, groups in the order of their first member."""
+    found: dict[int, list[int]] = {}
+    for index, group in enumerate(groups):
+        found.setdefault(group, []).append(index)
+    return list(found.values())
+
+
+def _dealt(bins: Bins, lengths: Sequence[int], ranks: int) -> list[Bins]:
+    loads = [sum(lengths[i] for i in bin_) for bin_ in bins]
+    return _grouped([bins[i] for i in longest_first(loads)], ranks)
+
+
+def _grouped(bins: Bins, ranks: int) -> list[Bins]:
+    """Consecutive bins as the ranks of one micro-batch, the last filled up with empty ones."""
+    groups = [bins[start : start + ranks] for start in range(0, len(bins), ranks)]
+    return [group + [[] for _ in range(ranks - len(group))] for group in groups]
+
+
+def _least_loaded(lengths: Sequence[int], order: list[int], count: int, max_tokens: int) -> Bins:
+    """Each example to the least loaded of `count` bins (LPT, Graham 1969); empty where one overflows."""
     heap = [(0, i) for i in range(count)]
-    bins: list[list[int]] = [[] for _ in range(count)]
+    bins: Bins = [[] for _ in range(count)]
     for index in order:
         load, chosen = heap[0]
         if load + lengths[index] > max_tokens:
@@ -40,10 +111,10 @@ def _longest_first(lengths: Sequence[int], order: list[int], count: int, max_tok
     return [b for b in bins if b]
 
 
-def _best_fit(lengths: Sequence[int], order: list[int], max_tokens: int) -> list[list[int]]:
-    """Each example to the fullest bin that takes it."""
+def _best_fit(lengths: Sequence[int], order: list[int], max_tokens: int) -> Bins:
+    """Each example to the fullest bin that takes it (best-fit decreasing)."""
     room: list[tuple[int, int]] = []  # (free tokens, bin), sorted
-    bins: list[list[int]] = []
+    bins: Bins = []
     for index in order:
         at = bisect_left(room, (lengths[index], -1))
         if at == len(room):

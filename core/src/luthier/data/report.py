@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -51,6 +51,15 @@ class Report:
         plain |= {"drops": dict(self.drops), "changes": dict(self.changes), "dropped": self.dropped}
         plain |= {"supervised_share": self.supervised_share, "histogram": [list(bar) for bar in self.histogram]}
         return plain | {"validation": self.validation and self.validation.to_dict()}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Report:
+        """The report that `to_dict` gave."""
+        held = {field.name: plain[field.name] for field in attrs.fields(cls)}
+        held |= {name: Counter(held[name]) for name in ("drops", "changes")}
+        held["histogram"] = [(low, high, count) for low, high, count in held["histogram"]]
+        held["validation"] = held["validation"] and cls.from_dict(held["validation"])
+        return cls(**held)
 
 
 def _histogram(lengths: NDArray[np.int64]) -> list[tuple[int, int, int]]:

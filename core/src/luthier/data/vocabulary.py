@@ -31,7 +31,7 @@ def stop_tokens(dataset: TokenDataset, tokenizer: Any) -> tuple[int, ...]:
     """The special tokens that supervised spans end with, most frequent first."""
     on = dataset.labels != IGNORED
     last = np.append(~on[1:], True) if len(on) else on
-    last[dataset.starts[1:][dataset.lengths > 0] - 1] = True
+    last[dataset.firsts[1:] - 1] = True
     ended, counts = np.unique(dataset.input_ids[on & last], return_counts=True)
     special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
     return tuple(int(ended[i]) for i in np.argsort(-counts, kind="stable") if int(ended[i]) in special)

@@ -1,0 +1,85 @@
+"""Sets: all rows of a set made into examples or pairs, by as many processes as pay, with progress and a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+
+from luthier.data.blocks import Blocks
+from luthier.data.examples import PreferenceExample, TokenDataset
+from luthier.data.forms import Form
+from luthier.data.make import Made, Maker
+from luthier.data.remarks import warnings_of
+from luthier.data.report import Report
+from luthier.data.workers import Workers, chunks, processes, working
+from luthier.errors import LuthierError
+
+Progress = Callable[[int, int], None]  # rows done, rows in all
+Examples = TokenDataset | tuple[PreferenceExample, ...]
+
+
+@attrs.define(kw_only=True)
+class Making:
+    """The making of all sets of a preparation."""
+
+    maker: Maker
+    total: int  # rows
+    progress: Progress | None = None
+    workers: Workers | None = None  # None: this process makes them
+    done: int = 0
+
+    def make(self, forms: Sequence[Any], name: str, kind: str) -> tuple[Examples, Report]:
+        """The examples of the forms, and the report of what became of them; `data-empty` when none is left."""
+        report = Report(format=name, rows=len(forms))
+        pairs = kind == "preference" or (kind == "any" and isinstance(forms[0], PreferenceExample))
+        examples = self._pairs(forms, report) if pairs else self._tokens(forms, report)
+        report.warnings = warnings_of(report, forms, self.maker.template)
+        if len(examples) == 0:
+            dropped = ", ".join(f"{reason}: {count}" for reason, count in report.drops.items())
+            raise LuthierError("data-empty", f"no row is left to train on; dropped: {dropped}", where="data")
+        return examples, report
+
+    def _tokens(self, forms: Sequence[Form], report: Report) -> TokenDataset:
+        parts = []
+        for made in self._made(forms):
+            parts.append(made.examples)
+            report.drops.update(made.drops)
+            report.changes.update(made.changes)
+            self._tell(made.rows)
+        dataset = TokenDataset.joined(parts)
+        if self.maker.data.block_size is not None:
+            blocks = Blocks(size=self.maker.data.block_size)
+            dataset = TokenDataset.joined([blocks.add(dataset), blocks.end()])
+        report.measure(dataset.lengths, dataset.num_supervised)
+        return dataset
+
+    def _made(self, forms: Sequence[Form]) -> Iterator[Made]:
+        parts = chunks(forms)
+        return map(self.maker.make, parts) if self.workers is None else self.workers.made(parts)
+
+    def _pairs(self, forms: Sequence[PreferenceExample], report: Report) -> tuple[PreferenceExample, ...]:
+        kept = tuple(pair for pair in forms if pair.chosen != pair.rejected)
+        report.examples = len(kept)
+        if len(kept) < len(forms):
+            report.drops["equal_pair"] = len(forms) - len(kept)
+        self._tell(len(forms))
+        return kept
+
+    def _tell(self, rows: int) -> None:
+        self.done += rows
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+@contextmanager
+def making(maker: Maker, rows: int, progress: Progress | None = None) -> Iterator[Making]:
+    """A making of so many rows, with its processes."""
+    count = processes(rows, maker.data.num_proc)
+    if count == 1:
+        yield Making(maker=maker, total=rows, progress=progress)
+        return
+    with working(maker, count) as workers:
+        yield Making(maker=maker, total=rows, progress=progress, workers=workers)
