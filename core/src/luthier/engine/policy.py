@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from luthier.engine.attention import document_arguments
+from luthier.engine.attention import document_arguments, documents_told
 from luthier.engine.batch import Batch
+from luthier.engine.head.scorer import CHUNK, Scorer
+from luthier.engine.stateful import state_of
 from luthier.errors import LuthierError
-
-CHUNK: Final = 2**22  # logits held at once; 16 MiB in float32
 
 
 class ModelPolicy:
@@ -24,6 +24,9 @@ class ModelPolicy:
         self.model, self.adapter, self.is_reference = model, adapter, is_reference
         self.body: nn.Module = getattr(model, model.base_model_prefix)
         self.want_routers = False
+        self.is_stateful = state_of(model.config, model) is not None
+        self.coefficients: Callable[[Batch], Tensor | None] | None = None  # the loss's, if it declares them
+        self.scorer = Scorer(model, self.body, self.head)
         self._batch: Batch | None = None
         self._output: Any = None
         self._answer_type: Any = None
@@ -33,12 +36,15 @@ class ModelPolicy:
         unknown = set(want) - {"entropy", "top1"}
         if unknown:
             raise LuthierError("part-invalid", f"token_logprobs cannot give {', '.join(sorted(unknown))}")
-        columns = self.map_logits(batch, lambda logits, labels: _statistics(logits, labels, want))  # [T, 1 + want]
-        logprobs = columns[:, 0]
-        if not want:
-            return logprobs
-        return logprobs, {name: columns[:, i + 1].detach() if name == "top1" else columns[:, i + 1]
-                          for i, name in enumerate(want)}  # fmt: skip
+        positions = batch.supervised  # [S]
+        rows = self._states(batch).index_select(0, batch.previous[positions])  # [S, H]
+        with self._mode():
+            logprobs, entropy, top1 = self.scorer.scores(
+                rows, batch.labels[positions], tuple(want), lambda: self._coefficients(batch, positions)
+            )
+        found = _spread(logprobs, positions, batch)
+        also = {"entropy": entropy, "top1": top1}
+        return (found, {name: _spread(also[name], positions, batch) for name in want}) if want else found  # type: ignore[arg-type]
 
     def map_logits(
         self, batch: Batch, function: Callable[..., Tensor], *per_token: Tensor, other: ModelPolicy | None = None
@@ -55,8 +61,7 @@ class ModelPolicy:
             span = slice(start, start + chunk)
             inputs = [states[span], labels[span], None if rival is None else rival[span], *(g[span] for g in given)]
             results.append(self._map_chunk(function, other, inputs, kept=len(positions) <= chunk))
-        values = torch.cat(results)
-        return values.new_zeros((batch.num_tokens, *values.shape[1:])).index_copy(0, positions, values)
+        return _spread(torch.cat(results), positions, batch)
 
     def hidden(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
         if all(layer == -1 for layer in layers):
@@ -87,6 +92,11 @@ class ModelPolicy:
         self._states(batch)
         return tuple(getattr(self._output, "router_logits", None) or ())
 
+    def _coefficients(self, batch: Batch, positions: Tensor) -> Tensor | None:
+        """[S] what the loss declares of its gradient by the log-probabilities, if anything."""
+        known = None if self.coefficients is None else self.coefficients(batch)
+        return None if known is None else known[positions]
+
     def forget(self) -> None:
         """Let go of the body's output, so that the next micro-batch is computed afresh."""
         self._batch = self._output = None
@@ -113,13 +123,22 @@ class ModelPolicy:
     def _run(self, batch: Batch, **arguments: Any) -> Any:
         if self.want_routers:
             arguments["output_router_logits"] = True
-        return self.body(
-            input_ids=batch.input_ids[None],
-            position_ids=batch.position_ids[None],
-            use_cache=False,
-            **document_arguments(batch),
-            **arguments,
-        )
+        told = self._told(batch)
+        with documents_told(told):
+            return self.body(
+                input_ids=batch.input_ids[None],
+                position_ids=batch.position_ids[None],
+                use_cache=False,
+                **told,
+                **arguments,
+            )
+
+    def _told(self, batch: Batch) -> dict[str, Any]:
+        """Where the documents are. Recurrent layers that cannot keep them apart refuse to be told of a single one."""
+        told = document_arguments(batch)
+        if batch.num_documents == 1 and self.is_stateful:
+            del told["cu_seq_lens_q"]
+        return told
 
     def _map_chunk(
         self, function: Callable[..., Tensor], other: ModelPolicy | None, inputs: list[Any], kept: bool
@@ -152,17 +171,9 @@ class ModelPolicy:
             yield
 
 
-def _statistics(logits: Tensor, labels: Tensor, want: Sequence[str]) -> Tensor:
-    """[C, 1 + want]: the label's log-probability and what else is wanted, in float32 or better."""
-    logits = logits.to(torch.promote_types(torch.float32, logits.dtype))
-    total = logits.logsumexp(-1)
-    columns = [logits.gather(-1, labels[:, None]).squeeze(-1) - total]
-    for name in want:
-        if name == "entropy":
-            columns.append(total - (logits.softmax(-1) * logits).sum(-1))
-        else:
-            columns.append((logits.argmax(-1) == labels).to(logits.dtype))
-    return torch.stack(columns, -1)
+def _spread(values: Tensor, positions: Tensor, batch: Batch) -> Tensor:
+    """[S, ...] to [T, ...], 0 where nothing is supervised."""
+    return values.new_zeros((batch.num_tokens, *values.shape[1:])).index_copy(0, positions, values)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,13 +19,19 @@ from luthier.errors import LuthierError
 LENGTHS = (7, 12, 4)
 
 
-def disagreement(model: Any, *, packing: bool = True) -> str | None:
-    """Why this model cannot be trained, packed or one document at a time, or None. Packed attention is installed."""
+Computing = Callable[[], AbstractContextManager[Any]]
+
+
+def disagreement(model: Any, *, packing: bool = True, computing: Computing = nullcontext) -> str | None:
+    """Why this model cannot be trained, packed or one document at a time, or None. Packed attention is installed.
+
+    `computing` is the precision's; None finds more, as nothing is rounded.
+    """
     batch = _documents(model)
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), computing():
             separate = torch.cat([_logprobs(model, part) for part in _split(batch)])
             packed = _logprobs(model, batch) if packing else separate
             own = _own(model, batch)
@@ -31,7 +39,7 @@ def disagreement(model: Any, *, packing: bool = True) -> str | None:
         return error.problem
     finally:
         model.train(training)
-    bound = 1e-4 if model.dtype in (torch.float32, torch.float64) else 0.15
+    bound = 1e-4 if computing is nullcontext and model.dtype in (torch.float32, torch.float64) else 0.15
     if not torch.allclose(packed, separate, atol=bound, rtol=bound):
         return f"packed documents differ from separate ones by {float((packed - separate).abs().max()):.2g}"
     if not torch.allclose(separate, own, atol=bound, rtol=bound):
@@ -39,14 +47,27 @@ def disagreement(model: Any, *, packing: bool = True) -> str | None:
     return None
 
 
-def check(model: Any, *, packing: bool) -> None:
+def check(model: Any, *, packing: bool, computing: Computing = nullcontext) -> None:
     """Raise `model-architecture` naming the architecture where the probe fails."""
-    reason = disagreement(model, packing=packing)
+    reason = disagreement(model, packing=packing, computing=computing)
     if reason is None:
         return
-    helps = packing and disagreement(model, packing=False) is None
+    with computing():
+        _refuse_nonfinite(model)
+    helps = packing and disagreement(model, packing=False, computing=computing) is None
     remedy = "Set packing: false." if helps else "Choose another model, or report the architecture."
     raise LuthierError("model-architecture", reason, where=type(model).__name__, remedy=remedy)
+
+
+def _refuse_nonfinite(model: Any) -> None:
+    """What differs because it is no number is the weights' fault, or of their dtype, and not the architecture's."""
+    from luthier.engine.health.trace import trace_model
+
+    batch = _documents(model)
+    found = trace_model(model, batch, lambda: _logprobs(model, batch))
+    if found is not None:
+        remedy = "Check the base model's files, and that model.dtype and precision can hold its numbers."
+        raise LuthierError("train-nonfinite", f"before the first step: {found.told}", where="model", remedy=remedy)
 
 
 def _logprobs(model: Any, batch: Batch) -> Tensor:
