@@ -48,21 +48,21 @@ def test_attention_over_documents_equals_a_masked_softmax_in_float64(lengths, gr
     q = torch.randn(1, 2 * groups, total, 4, dtype=torch.float64, generator=random)
     k, v = (torch.randn(1, 2, total, 4, dtype=torch.float64, generator=random) for _ in range(2))
     starts = starts_of(lengths)
-    found, _ = attend(torch.nn.Module(), q, k, v, None, sliding_window=window, softcap=softcap, cu_seq_lens_q=starts)
+    found, _ = attend(torch.nn.Module(), q, k, v, None, sliding_window=window, softcap=softcap, cu_seq_lens_k=starts)
     torch.testing.assert_close(found, dense_reference(q, k, v, starts, window, softcap), rtol=1e-10, atol=1e-10)
 
 
 def test_a_document_that_continues_another_sees_its_tokens():
     q, k, v = (torch.randn(1, 2, 9, 4, dtype=torch.float64) for _ in range(3))
     starts, continues = starts_of([4, 2, 3]), torch.tensor([-1, 0, 0])
-    found, _ = attend(torch.nn.Module(), q, k, v, None, cu_seq_lens_q=starts, continues=continues)
+    found, _ = attend(torch.nn.Module(), q, k, v, None, cu_seq_lens_k=starts, continues=continues)
     torch.testing.assert_close(found, dense_reference(q, k, v, starts, None, None, continues), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("broken", ["untold", "masked", "cached", "padded", "sinks"])
 def test_attention_raises_where_it_would_be_wrong(broken):
     q = k = v = torch.randn(1, 2, 5, 4)
-    told, mask = {"cu_seq_lens_q": starts_of([5])}, None
+    told, mask = {"cu_seq_lens_k": starts_of([5])}, None
     if broken == "untold":
         told = {}
     if broken == "masked":
