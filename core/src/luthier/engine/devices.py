@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Final
+
 import torch
 
 from luthier.errors import LuthierError
+
+GONE: Final = (  # in the messages of CUDA's runtime and driver, and of Apple's Metal
+    "no CUDA-capable device is detected",
+    "CUDA-capable device(s) is/are busy or unavailable",
+    "invalid device ordinal",
+    "GPU is lost",
+    "fallen off the bus",
+    "uncorrectable ECC error",
+    "uncorrectable NVLink error",
+    "unspecified launch failure",
+    "hardware stack error",
+    "CUDA error: unknown error",
+    "Device Removed",
+)
 
 
 def choose(name: str) -> torch.device:
@@ -30,6 +47,20 @@ def available() -> list[str]:
     if torch.cuda.is_available():
         found += [f"cuda:{i}" for i in reversed(range(torch.cuda.device_count()))]
     return found
+
+
+def is_gone(error: BaseException) -> bool:
+    """Whether an error of torch's says that the device itself is gone, and not that a kernel on it was wrong."""
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in GONE)
+
+
+def gone(error: BaseException, device: torch.device, step: int, checkpoint: Path | None) -> LuthierError:
+    """`device-lost`, with what the run has left."""
+    reason = str(error).splitlines()[0].strip(" .")
+    kept = f"The newest checkpoint is {checkpoint}" if checkpoint else "No checkpoint was written yet"
+    remedy = f"{kept}. Once the device is back (nvidia-smi tells for CUDA), run the same command again."
+    return LuthierError("device-lost", f"it stopped answering at step {step}: {reason}", where=str(device),
+                        remedy=remedy)  # fmt: skip
 
 
 def _refused(name: str, problem: str) -> LuthierError:

@@ -1,0 +1,43 @@
+"""Rounding float32 to bfloat16: without losing what it cuts off, or by chance so that nothing is lost on average."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+HALF = 0x8000  # of the lowest bit that bfloat16 keeps: bfloat16 is the upper half of float32
+
+
+def split(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A finite float32 tensor as its nearest bfloat16 and, in int16, what that cuts off; None where that is nothing.
+
+    The two take the room of the one, and `join` gives it back to the bit. Halves are rounded away from zero, so that
+    the rest is within int16.
+    """
+    nearest = x.to(torch.bfloat16)
+    if bool((nearest.float() == x).all()):  # as in a model that was published in bfloat16
+        return nearest, None
+    bits = x.view(torch.int32)
+    high = (bits + HALF) >> 16
+    rest = (bits - (high << 16)).to(torch.int16)
+    return high.to(torch.int16).view(torch.bfloat16), rest
+
+
+def join(top: Tensor, rest: Tensor | None) -> Tensor:
+    """The float32 tensor that `split` cut."""
+    if rest is None:
+        return top.float()
+    high = top.view(torch.int16).to(torch.int32) << 16
+    return high.add_(rest.to(top.device)).view(torch.float32)
+
+
+def stochastic(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """A float32 tensor in bfloat16, each entry up or down with the chance that makes the mean exact.
+
+    Gupta et al. 2015, arXiv 1502.02551: an update smaller than a step of bfloat16 is made now and then instead of
+    never. Entries that bfloat16 holds stay as they are.
+    """
+    drawn = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
+    chance = drawn.random_(-(2**63), None, generator=generator).view(torch.int16)[: x.numel()].view(x.shape)
+    bits = (x.contiguous().view(torch.int32) + chance).add_(HALF)
+    return (bits >> 16).to(torch.int16).view(torch.bfloat16)

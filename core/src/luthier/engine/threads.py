@@ -1,0 +1,147 @@
+"""Threads: how many compute on a CPU: the physical cores that this process may use and that no other works on."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import attrs
+import torch
+
+WIDE_ENOUGH: Final = 256  # the hidden size from which a second thread gains more than it costs to meet the first
+WATCHED: Final = 0.2  # seconds: a shorter glance at the processors says nothing
+SYSTEM: Final = Path("/sys")
+PROC: Final = Path("/proc")
+
+
+@attrs.frozen(kw_only=True)
+class Cores:
+    """What there is to compute on. `busy`: the share of it, 0 to 1, that other processes take; `quota` in cores."""
+
+    physical: int
+    quota: float | None = None
+    busy: float = 0.0
+
+
+def choose(cores: Cores, hidden: int, ranks: int = 1) -> tuple[int, str]:
+    """How many threads, and why; `ranks` processes of the run share the machine.
+
+    Two hyperthreads of a core share its arithmetic, and threads that wait for one that another process has pushed
+    aside cost many times what it was to bring: measured on two shared cores, 2 threads took up to 7 times as long as 1.
+    """
+    if hidden < WIDE_ENOUGH:
+        return 1, f"products of hidden size {hidden}, less than {WIDE_ENOUGH}, are too short to share"
+    free = round(cores.physical * (1.0 - cores.busy))
+    bounds = [(free, f"{_counted(cores.physical)}{_taken(cores)}")]
+    if cores.quota is not None:
+        bounds.append((math.floor(cores.quota), f"the control group allows {cores.quota:g}"))
+    count, reason = min(bounds)
+    if ranks > 1:
+        count, reason = count // ranks, f"{reason}, shared by {ranks} processes"
+    return max(count, 1), reason
+
+
+def _counted(physical: int) -> str:
+    return "1 physical core" if physical == 1 else f"{physical} physical cores"
+
+
+def _taken(cores: Cores) -> str:
+    return f", {cores.busy:.0%} of them taken by other processes" if cores.busy >= 0.05 else ""
+
+
+@attrs.frozen(kw_only=True)
+class Glance:
+    """The processors that this process may use, at one moment: seconds that they worked, for anyone and for us."""
+
+    at: float = attrs.field(factory=time.monotonic)
+    worked: float = attrs.field(factory=lambda: _worked(allowed()))
+    ours: float = attrs.field(factory=lambda: sum(os.times()[:4]))
+
+    def busy(self) -> float:
+        """The share of the time since then that others took of them; 0 where that is not known."""
+        now = Glance()
+        passed = (now.at - self.at) * len(allowed())
+        if now.at - self.at < WATCHED or not now.worked:
+            return 0.0
+        return min(max((now.worked - self.worked) - (now.ours - self.ours), 0.0) / passed, 1.0)
+
+
+def cores(since: Glance) -> Cores:
+    """Those of this machine; what others took of them `since` then is not ours."""
+    places = {_place(number) for number in allowed()}
+    return Cores(physical=len(places), quota=quota(), busy=since.busy())
+
+
+def allowed() -> list[int]:
+    """The numbers of the logical processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def quota(proc: Path = PROC, system: Path = SYSTEM) -> float | None:
+    """The cores' worth of time that the control groups of this process allow, the least of its parents'; None: all."""
+    found = [_share(folder) for folder in _group_folders(proc, system)]
+    return min((share for share in found if share is not None), default=None)
+
+
+@contextmanager
+def using(count: int | None) -> Iterator[None]:
+    """Inside it torch computes with so many threads; None: with as many as before."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _place(number: int) -> tuple[str, ...]:
+    """Which physical core a logical processor is part of; where the system does not say, each is its own."""
+    topology = SYSTEM / f"devices/system/cpu/cpu{number}/topology"
+    siblings = _text(topology / "thread_siblings_list").strip()
+    return (siblings,) if siblings else ("processor", str(number))
+
+
+def _worked(numbers: list[int]) -> float:
+    """Seconds that these processors were not idle since the machine began; 0.0 where the system does not say."""
+    total = 0.0
+    for number, times in re.findall(r"^cpu(\d+) (.+)$", _text(PROC / "stat"), re.MULTILINE):
+        if int(number) in numbers:
+            user, nice, system, _idle, _waiting, *rest = (int(t) for t in times.split())
+            total += user + nice + system + sum(rest[:3])  # guests are counted among the users
+    return total / os.sysconf("SC_CLK_TCK") if total else 0.0
+
+
+def _group_folders(proc: Path, system: Path) -> Iterator[Path]:
+    for line in _text(proc / "self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "cpu", "cpu,cpuacct", "cpuacct,cpu"):
+            continue
+        root = system / "fs/cgroup" / (controllers and "cpu")
+        folder = root / path.lstrip("/")
+        yield from (place for place in (folder, *folder.parents) if place.is_relative_to(root))
+
+
+def _share(folder: Path) -> float | None:
+    """Cores' worth of time: of version 2 `cpu.max`, of version 1 quota over period."""
+    with suppress(ValueError, ZeroDivisionError):
+        if text := _text(folder / "cpu.max"):
+            given, period = text.split()
+            return None if given == "max" else float(given) / float(period)
+        given = float(_text(folder / "cpu.cfs_quota_us"))
+        return None if given < 0 else given / float(_text(folder / "cpu.cfs_period_us"))
+    return None
+
+
+def _text(path: Path) -> str:
+    with suppress(OSError):
+        return path.read_text("utf-8", "replace")
+    return ""
