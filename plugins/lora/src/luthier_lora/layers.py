@@ -50,8 +50,11 @@ def features(layer: nn.Module) -> tuple[int, int] | None:
 
 
 def is_dense(layer: nn.Module) -> bool:
-    """Whether `layer.weight` is the weight itself. A subclass may compute with something else, so types are exact."""
-    if type(layer) not in (nn.Linear, Conv1D) or type(layer.weight) is not nn.Parameter:
+    """Whether `layer.weight` is the weight itself. A subclass may compute with something else, so types are exact;
+    a weight that a plan imagines without its data says so."""
+    if type(layer) not in (nn.Linear, Conv1D):
+        return False
+    if type(layer.weight) is not nn.Parameter and not getattr(layer.weight, "has_no_data", False):
         return False
     return layer.weight.is_floating_point() and layer.weight.element_size() > 1  # not float8, which is a code
 

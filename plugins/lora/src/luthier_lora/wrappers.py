@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from luthier_lora.layers import Dequantize, Factor, Form, Switch, compute_dtype, dense_weight, features, is_dense
+from luthier_lora.product import adapted_product, applies
 
 
 class LoraLayer(nn.Module):
@@ -42,8 +43,17 @@ class LoraLayer(nn.Module):
         return {"lora_A.weight": self.lora_A.weight, "lora_B.weight": self.lora_B.weight}
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # x [..., in]
+        if self.switch.enabled and not args and not kwargs and self.is_product(x):
+            base = self.base_layer
+            factors = self.lora_A.weight, self.lora_B.weight
+            dropout = self.lora_dropout.p if self.training else 0.0
+            return adapted_product(x, dense_weight(base), getattr(base, "bias", None), *factors, self.scale, dropout)
         result = self.base_layer(x, *args, **kwargs)
         return self.adapted(x, result) if self.switch.enabled else result
+
+    def is_product(self, x: Tensor) -> bool:
+        """Whether the forward pass is the one operation of `product`: a dense frozen matrix."""
+        return is_dense(self.base_layer) and applies(self.base_layer, x)
 
     def adapted(self, x: Tensor, result: Tensor) -> Tensor:
         """`result`, the base layer's [..., out], with the update of `x` [..., in]."""
@@ -78,6 +88,10 @@ class DoraLayer(LoraLayer):
 
     def own(self) -> dict[str, nn.Parameter]:
         return {**super().own(), "lora_magnitude_vector": self.lora_magnitude_vector}
+
+    def is_product(self, x: Tensor) -> bool:
+        """Never: base product and update are scaled apart."""
+        return False
 
     @torch.no_grad()
     def begin(self) -> None:

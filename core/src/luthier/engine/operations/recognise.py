@@ -1,0 +1,205 @@
+"""Recognition: which modules of a model compute what our operations compute, by structure and by trying their forward.
+
+A module's own forward is run on random numbers, its layers answered by functions of ours, and must give what ours
+gives. So no class is listed, and neither the weights nor their dtype, quantizer or adapter matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+
+import attrs
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from luthier.engine.operations import reference
+from luthier.engine.operations.kernels import Gate, NormForm
+
+ROWS: Final = 6
+NORM_DTYPES: Final = ((torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32))
+BOUNDS: Final = {torch.float64: 1e-11, torch.float32: 2e-6, torch.bfloat16: 1e-2}  # of the largest number
+
+
+@attrs.frozen(kw_only=True)
+class Norm:
+    """What an RMS norm needs besides its weight; `exact`: in float64 too its own forward is the operation."""
+
+    form: NormForm
+    exact: bool
+
+
+@attrs.frozen(kw_only=True)
+class Mlp:
+    """down(act(gate(x)) * up(x)) by the names of the layers; without `up` the gate's product holds both, gate first."""
+
+    gate: str
+    up: str | None
+    down: str
+    kind: Gate
+
+    @property
+    def inputs(self) -> list[str]:
+        """The layers that are given x."""
+        return [self.gate] if self.up is None else [self.gate, self.up]
+
+
+def find_norm(module: nn.Module, verified: bool = True) -> Norm | None:
+    """The norm that a module is, or None."""
+    parameters = dict(module.named_parameters(recurse=False))
+    weight = parameters.get("weight")
+    if len(parameters) != 1 or weight is None or weight.dim() != 1 or list(module.children()) or list(module.buffers()):
+        return None
+    sizes = [v for v in vars(module).values() if type(v) is float and 0.0 < v < 0.1]
+    forms = [NormForm(eps=e, offset=o, rounded=r) for e in sizes for o in (0.0, 1.0) for r in (True, False)]
+    if not verified:
+        return Norm(form=forms[0], exact=False) if forms else None
+    with unhurt() as random:
+        faults = {form: sum(_norm_fault(module, form, *dtypes, random) for dtypes in NORM_DTYPES) for form in forms}
+        form = min(faults, key=faults.__getitem__, default=None)
+        if form is None or faults[form] == float("inf"):
+            return None
+        return Norm(form=form, exact=_norm_fault(module, form, torch.float64, torch.float64, random) < float("inf"))
+
+
+def _norm_fault(
+    module: nn.Module, form: NormForm, dtype: torch.dtype, weight_dtype: torch.dtype, random: torch.Generator
+) -> float:
+    """How far the form is from the module's own forward and gradients, inf beyond the bound of the dtype."""
+    size, device = module.weight.shape[0], module.weight.device  # type: ignore[union-attr,index]
+    scales = torch.logspace(-4, 2, ROWS)[:, None]  # rows small enough that eps is seen
+    x = (torch.randn(ROWS, size, generator=random) * scales).to(device, dtype).requires_grad_()
+    weight = torch.randn(size, generator=random).to(device, weight_dtype).requires_grad_()
+    grad = torch.randn(ROWS, size, generator=random).to(device)
+    try:
+        own = functional_call(module, {"weight": weight}, (x,))
+        found = reference.rms_norm(x, weight, form.eps, form.offset, form.rounded)
+        pairs = [(own, found)]
+        for pair in zip(*(torch.autograd.grad(y, (x, weight), grad.to(y.dtype)) for y in (own, found)), strict=True):
+            pairs.append(pair)
+    except (RuntimeError, TypeError, AttributeError):
+        return float("inf")
+    return sum(fault(own, found) for own, found in pairs)
+
+
+def find_mlp(module: nn.Module, verified: bool = True) -> Mlp | None:
+    """The gated MLP that a module is, or None."""
+    children = dict(module.named_children())
+    layers = {name: child for name, child in children.items() if _sizes(child) is not None}
+    acts = [child for name, child in children.items() if name not in layers]
+    if len(acts) != 1 or len(layers) not in (2, 3) or any(True for _ in acts[0].parameters()):
+        return None
+    kind = _activation(acts[0]) if verified else "silu"
+    if kind is None:
+        return None
+    return next((form for form in _forms(layers, kind) if not verified or _is_mlp(module, form)), None)
+
+
+def _forms(layers: dict[str, nn.Module], kind: Gate) -> Iterator[Mlp]:
+    """Every reading of the layers whose sizes fit."""
+    for down, last in layers.items():
+        inner, outer = _sizes(last)  # type: ignore[misc]
+        rest = [name for name in layers if name != down]
+        wanted = (outer, inner if len(rest) == 2 else 2 * inner)
+        if any(_sizes(layers[name]) != wanted for name in rest):
+            continue
+        if len(rest) == 1:
+            yield Mlp(gate=rest[0], up=None, down=down, kind=kind)
+        else:
+            yield Mlp(gate=rest[0], up=rest[1], down=down, kind=kind)
+            yield Mlp(gate=rest[1], up=rest[0], down=down, kind=kind)
+
+
+def _is_mlp(module: nn.Module, form: Mlp) -> bool:
+    """Whether its own forward, with random numbers from gate and up, hands down what the form says."""
+    hidden = _sizes(module.get_submodule(form.down))[1]  # type: ignore[index]
+    with unhurt() as random, ExitStack() as stack:
+        x = torch.randn(1, ROWS, hidden, generator=random, dtype=torch.float64)
+        for name in form.inputs:
+            layer = module.get_submodule(name)
+            made = torch.randn(1, ROWS, _sizes(layer)[1], generator=random, dtype=torch.float64)  # type: ignore[index]
+            stack.enter_context(answered(layer, lambda given, made=made: made * given.sum()))
+        stack.enter_context(answered(module.get_submodule(form.down), lambda given: given))
+        stack.enter_context(training(module))
+        return agree(lambda: module(x), lambda: mlp_hidden(module, form, x, _act(form.kind)))
+
+
+def mlp_hidden(module: Any, form: Mlp, x: Tensor, act: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """What `down` is given; `act(gate, up)` is the gated activation."""
+    gate = getattr(module, form.gate)(x)
+    if form.up is None:
+        return act(*gate.chunk(2, dim=-1))
+    return act(gate, getattr(module, form.up)(x))
+
+
+def _act(kind: Gate) -> Callable[[Tensor, Tensor], Tensor]:
+    return reference.swiglu if kind == "silu" else reference.geglu
+
+
+def _activation(act: nn.Module) -> Gate | None:
+    with unhurt() as random:
+        x = torch.randn(64, generator=random, dtype=torch.float64) * 3
+        if agree(lambda: act(x), lambda: F.silu(x)):
+            return "silu"
+        return "gelu" if agree(lambda: act(x), lambda: F.gelu(x, approximate="tanh")) else None
+
+
+# what recognition is made of
+
+
+@contextmanager
+def unhurt() -> Iterator[torch.Generator]:
+    """A source of random numbers of our own, plain arithmetic, and the process's random state left as it was."""
+    with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False), torch.enable_grad():
+        yield torch.Generator().manual_seed(0)
+
+
+@contextmanager
+def answered(module: nn.Module, answer: Callable[..., Any]) -> Iterator[None]:
+    """Inside it this one module gives `answer` in the place of its forward."""
+    before = vars(module).get("forward")
+    module.forward = answer  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before  # type: ignore[method-assign]
+
+
+@contextmanager
+def training(module: nn.Module) -> Iterator[None]:
+    """Inside it this one module is in training, so that a dropout of its own shows."""
+    before, module.training = module.training, True
+    try:
+        yield
+    finally:
+        module.training = before
+
+
+def agree(own: Callable[[], Any], ours: Callable[[], Any]) -> bool:
+    """Whether a module's own forward, which may raise whatever it likes, gives what ours gives."""
+    try:
+        theirs = own()
+    except Exception:  # noqa: BLE001 - a module that cannot be tried like this is left as it is
+        return False
+    return fault(theirs, ours()) < float("inf")
+
+
+def fault(own: Any, found: Tensor) -> float:
+    """The largest difference over the largest number, inf beyond the bound of the dtype or for another shape."""
+    if not isinstance(own, Tensor) or own.shape != found.shape or own.dtype is not found.dtype:
+        return float("inf")
+    if not bool(own.any()):
+        return float("inf")  # nothing can be told from zeros
+    own, found = own.detach(), found.detach()
+    share = float((own - found).abs().max() / own.abs().max())
+    return share if share <= BOUNDS[own.dtype] else float("inf")
+
+
+def _sizes(layer: nn.Module) -> tuple[int, int] | None:
+    sizes = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
+    return sizes if all(isinstance(size, int) for size in sizes) else None  # type: ignore[return-value]

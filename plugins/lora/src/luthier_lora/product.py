@@ -1,0 +1,97 @@
+"""The product of a frozen matrix and its low-rank update as one operation, with only what backward needs kept."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+FAST: Final = (torch.bfloat16, torch.float16)  # whose rounding hides the order of a sum
+
+
+def adapted_product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, dropout: float = 0.0
+) -> Tensor:
+    """x W^T + bias + scale (d(x) A^T) B^T: x [..., in], W [out, in] frozen, A [r, in], B [out, r] to [..., out].
+
+    d drops elements of x with probability `dropout` and scales the rest up to the same mean.
+
+    Under autocast the products are in its dtype, and else in that of x; the gradients of A and B have theirs. B A is
+    never formed, x is kept once for A's gradient and not for the frozen matrix, and the update is accumulated into the
+    base product without a pass of its own (the products of unsloth's LoRA kernels, written for any device).
+    """
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    with torch.autocast(device, enabled=False):
+        x = x.to(dtype)
+        kept, more = kept_elements(x, dropout) if dropout else (None, 1.0)
+        return _Product.apply(x, weight, bias, a, b, scale * more, kept)
+
+
+def kept_elements(x: Tensor, dropout: float) -> tuple[Tensor, float]:
+    """A mask like x that is False with probability `dropout`, and what keeps the mean of what is kept.
+
+    Four elements share one 64-bit draw of torch's generator, for a draw each costs a CPU more than the products of a
+    small layer; the probability is rounded to 1 / 65536, and the scale is exact for the rounded one.
+    """
+    dropped = round(dropout * 2**16)
+    count = x.numel()
+    drawn = torch.empty(-(-count // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+    if dropped == 2**16:
+        return torch.zeros_like(x, dtype=torch.bool), 0.0
+    return drawn.view(torch.int16)[:count].view(x.shape) >= dropped - 2**15, 2**16 / (2**16 - dropped)
+
+
+def applies(layer: Any, x: Tensor) -> bool:
+    """Whether a dense layer's own forward is that product and nothing else: no hook, no forward of the instance's."""
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return not hooked and "forward" not in vars(layer) and not layer.weight.requires_grad and x.is_floating_point()
+
+
+def _accumulate(result: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """`result` plus scale left @ right, in place. In full precision in PEFT's order, so that bits agree with it."""
+    if result.dtype in FAST:
+        return result.addmm_(left, right, alpha=scale)
+    product = left @ right
+    return result.add_(product.mul_(scale) if scale != 1.0 else product)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *update: Any) -> Tensor:
+        a, b, scale, kept = update
+        flat = x.reshape(-1, x.shape[-1])  # [T, in]
+        matrix = weight.to(x.dtype)
+        result = functional.linear(flat, matrix, None if bias is None else bias.to(x.dtype))  # [T, out]
+        kept = None if kept is None else kept.reshape(flat.shape)
+        inner = (flat if kept is None else flat * kept) @ a.to(x.dtype).T  # [T, r]
+        _accumulate(result, inner, b.to(x.dtype).T, scale)
+        ctx.save_for_backward(flat if ctx.needs_input_grad[3] else None, inner, weight, a, b, kept)
+        ctx.scale, ctx.shape = scale, x.shape
+        return result.view(*x.shape[:-1], result.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, inner, weight, a, b, kept = ctx.saved_tensors
+        dtype = inner.dtype
+        flat = grad.reshape(-1, grad.shape[-1]).to(dtype)  # [T, out]
+        scaled, rest = (flat, ctx.scale) if dtype in FAST else (flat * ctx.scale, 1.0)
+        lowered = scaled @ b.to(dtype)  # [T, r]
+        lowered = lowered.mul_(rest) if rest != 1.0 else lowered
+        needs = ctx.needs_input_grad
+        grad_a = (lowered.T @ (x if kept is None else x * kept)).to(a.dtype) if needs[3] else None
+        grad_b = (scaled.T @ inner).mul_(rest).to(b.dtype) if needs[4] else None
+        grad_bias = flat.sum(0) if needs[2] else None
+        grad_x = None
+        if needs[0]:
+            grad_x = flat @ weight.to(dtype)
+            if kept is None:
+                grad_x = _accumulate(grad_x, lowered, a.to(dtype), 1.0)
+            else:
+                grad_x.addcmul_(lowered @ a.to(dtype), kept)
+            grad_x = grad_x.view(ctx.shape)
+        return grad_x, None, grad_bias, grad_a, grad_b, None, None
