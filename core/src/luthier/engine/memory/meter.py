@@ -1,0 +1,124 @@
+"""Meters of live tensor bytes: of storages as operations return them, and of torch's own allocator."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, Final
+
+import torch
+from torch import Tensor, UntypedStorage
+from torch.autograd import DeviceType
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+ACTIVATIONS: Final = "activations"  # the cause of whatever was not given another
+
+
+class Ledger:
+    """Bytes of the storages that it was told of and that are alive (`live`), and the most so far (`peak`).
+
+    A storage counts until its last tensor is gone, under the cause that it was first told with. `grain` is the size
+    that each allocation is rounded up to: 512 bytes in torch's CUDA allocator.
+    """
+
+    def __init__(self, grain: int = 1) -> None:
+        self.live = self.peak = 0
+        self.at_peak: dict[str, int] = {}  # bytes by cause when the peak was reached
+        self._grain = grain
+        self._causes: dict[str, int] = defaultdict(int)
+        self._held: dict[int, _Held] = {}  # by the storage's address
+
+    def count(self, storage: UntypedStorage, cause: str = ACTIVATIONS) -> _Held:
+        """Hold it, unless it is held already."""
+        held = self._held.get(storage._cdata)
+        if held is not None and held.reference() is storage:
+            return held
+        held = self._hold(storage, cause)
+        if self.live > self.peak:
+            self.reset()
+        return held
+
+    def blame(self, storages: Iterable[UntypedStorage], cause: str) -> None:
+        """Count these under `cause`, whether they are held already or not."""
+        for storage in storages:
+            held = self.count(storage)
+            self._causes[held.cause] -= held.size
+            self._causes[cause] += held.size
+            held.cause = cause
+
+    def reset(self) -> None:
+        """Begin the peak anew from what is alive."""
+        self.peak, self.at_peak = self.live, dict(self._causes)
+
+    def _hold(self, storage: UntypedStorage, cause: str) -> _Held:
+        address, size = storage._cdata, -(-storage.nbytes() // self._grain) * self._grain
+        held = _Held(size, cause)
+
+        def gone(_: object) -> None:
+            self.live -= held.size
+            self._causes[held.cause] -= held.size
+            if self._held.get(address) is held:  # not another storage at the same address
+                del self._held[address]
+
+        held.reference = weakref.ref(storage, gone)
+        self._held[address] = held
+        self.live += size
+        self._causes[cause] += size
+        return held
+
+
+class _Held:
+    """One storage that counts."""
+
+    __slots__ = ("cause", "reference", "size")
+    reference: weakref.ref[UntypedStorage]
+
+    def __init__(self, size: int, cause: str) -> None:
+        self.size, self.cause = size, cause
+
+
+class Meter(TorchDispatchMode):
+    """Inside it every storage that an operation returns is counted. What a kernel holds as it runs is not seen."""
+
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        super().__init__()
+        self.ledger = ledger or Ledger()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.ledger.count(leaf.untyped_storage())
+        return out
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # saves torch's compiler from being imported for it
+
+
+class Allocations:
+    """What torch's CPU allocator gave inside it: `peak` bytes above the beginning, kernels' scratch included.
+
+    Read from the profiler's memory events, so that compiled code counts too; for measuring, as it slows the run.
+    """
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+
+    def __enter__(self) -> Allocations:
+        gc.collect()  # what goes now must not be taken for what this frees
+        self._profiler.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._profiler.__exit__(*error)
+        events = self._profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+        found = [e for e in events if e.name() == "[memory]" and e.device_type() == DeviceType.CPU]
+        live = 0
+        for event in sorted(found, key=lambda e: e.start_ns()):
+            live += event.nbytes()
+            self.peak = max(self.peak, live)

@@ -1,0 +1,167 @@
+"""Rehearsal: the run's own assembly and step on ghosts, to know what it would hold and compute before it is loaded."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import numpy as np
+import torch
+
+from luthier.data.examples import TokenDataset, TokenExample
+from luthier.data.feed import Portion
+from luthier.data.prepare import Prepared, Report
+from luthier.engine.batch import collate
+from luthier.engine.decisions import Decisions
+from luthier.engine.memory.config import config_of, experts_of, model_of
+from luthier.engine.memory.ghost import Ghosts, storages
+from luthier.engine.memory.meter import Ledger
+from luthier.engine.seeds import kept
+from luthier.engine.update import update
+from luthier.errors import LuthierError
+from luthier.logs import muted
+
+if TYPE_CHECKING:
+    from luthier.engine.setup import Setup
+    from luthier.recipe import Recipe
+    from luthier.recipe.parts import Part, Resolved
+
+CUDA_GRAIN: Final = 512  # bytes that torch's CUDA allocator rounds up to
+CAUSES: Final = ("weights", "gradients", "optimizer", "activations", "head", "batch")
+
+
+class Unknown(Exception):
+    """A part needs weights to be attached or to step, so that nothing can be said before they are loaded."""
+
+
+@attrs.frozen(kw_only=True)
+class Footprint:
+    """What a step whose largest micro-batch has `tokens` tokens holds at its peak, in bytes by cause."""
+
+    tokens: int
+    causes: dict[str, int]
+    flops_per_token: float = 0.0  # of products and attention, forward and backward
+
+    @property
+    def peak(self) -> int:
+        return sum(self.causes.values())
+
+
+class Rehearsal:
+    """A run assembled on ghosts: `setup` is what assembly makes of it, without weights; `footprint` tries its step.
+
+    `model` is one that is loaded; None: one of `config`, or of the recipe's, of which only the config is read. Raises
+    what assembly raises, and `Unknown` where a part cannot do without weights.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        resolved: Resolved,
+        device: torch.device,
+        *,
+        prepared: Prepared,
+        model: Any = None,
+        config: Any = None,
+    ) -> None:
+        config = config or (config_of(recipe.model) if model is None else model.config)
+        ledger = Ledger(CUDA_GRAIN if device.type == "cuda" else 1)
+        sizes = {"experts": experts_of(config), "vocabulary": config.get_text_config().vocab_size}
+        self.ghosts = Ghosts(ledger, device, **sizes)
+        with self._rehearsing():
+            ghost = model_of(config, recipe.model, device) if model is None else self.ghosts.copy(model)
+            self.setup = assembled(recipe, ghost, resolved, prepared, device)
+        self._blame()
+        self._begun = False
+
+    def footprint(self, turns: Sequence[Sequence[TokenExample]]) -> Footprint:
+        """That of a step with these micro-batches, of which the first is the largest."""
+        ledger = self.ghosts.ledger
+        self._begin(min(turns[0], key=lambda e: len(e.input_ids)))
+        ledger.reset()
+        self.ghosts.flops = 0
+        self._step(turns)
+        causes = {cause: ledger.at_peak.get(cause, 0) for cause in CAUSES}
+        counts = [sum(len(e.input_ids) for e in turn) for turn in turns]
+        return Footprint(tokens=counts[0], causes=causes, flops_per_token=self.ghosts.flops / sum(counts))
+
+    def _begin(self, example: TokenExample) -> None:
+        """The first step of all, after which the optimizer has its state."""
+        if self._begun:
+            return
+        self._step([[example]])
+        states = self.setup.optimizer.state.values()
+        held = [v for state in states for v in state.values() if isinstance(v, torch.Tensor)]
+        self.ghosts.ledger.blame(storages(held), "optimizer")
+        self._begun = True
+
+    def _step(self, turns: Sequence[Sequence[TokenExample]]) -> None:
+        setup = self.setup
+        with self._rehearsing():
+            made = [collate(turn).to(setup.device) for turn in turns]
+            examples = [example for turn in turns for example in turn]
+            update(setup, 0, Portion(step=0, examples=examples, begun=0.0, ended=1.0, ready=(setup.packing, made)))
+            setup.optimizer.zero_grad(set_to_none=True)
+
+    def _blame(self) -> None:
+        """Say which bytes are the weights', and which will be their gradients'."""
+        model, ledger = self.setup.model, self.ghosts.ledger
+        ledger.blame(storages([*model.parameters(), *model.buffers(), *self.setup.precision.kept]), "weights")
+        for group in self.setup.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.register_post_accumulate_grad_hook(
+                    lambda p: ledger.blame(storages([p.grad]), "gradients") if p.grad is not None else None
+                )
+
+    @contextmanager
+    def _rehearsing(self) -> Iterator[None]:
+        """Silent, without a trace in the random states, and every defect of a part that meets a ghost as `Unknown`."""
+        try:
+            with kept(), muted(), _uncollected(), torch.compiler.set_stance("force_eager"), self.ghosts:
+                yield
+        except LuthierError:
+            raise
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), "")
+            raise Unknown(f"{type(error).__name__}: {reason}") from error
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Inside it no cycles are collected: torch was once seen to abort over a tensor of Python's collected meanwhile."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def assembled(recipe: Recipe, model: Any, resolved: Resolved, prepared: Prepared, device: torch.device) -> Setup:
+    from luthier.engine.assemble import BUILT, attach  # which asks for rehearsals itself
+
+    built = {kind: _built(resolved, getattr(resolved, kind)) for kind in BUILT}
+    if built["quantizer"].load_arguments():
+        raise Unknown("the quantizer works while weights are loaded")
+    try:
+        model = built["quantizer"].apply(model)
+    except LuthierError as error:  # of numbers that are none
+        raise Unknown(f"the quantizer needs the weights: {error.line}") from error
+    return attach(recipe, model, None, built, prepared, device, Decisions(), has_weights=False)
+
+
+def _built(resolved: Resolved, part: Part) -> Any:
+    """A part of the rehearsal's own, so that the run's is not touched."""
+    return resolved.build(part) if part.offer else copy.deepcopy(part.local)
+
+
+def stand_in(recipe: Recipe, length: int | None = None) -> Prepared:
+    """Rows where there are none: `length` tokens each (None: data.max_length), every one of them supervised."""
+    tokens = np.zeros(length or recipe.data.max_length, np.int32)
+    row = TokenExample(input_ids=tokens, labels=tokens)
+    return Prepared(train=TokenDataset.of([row] * recipe.global_batch_size), validation=None, report=Report())
