@@ -78,10 +78,10 @@ def test_a_checkpoint_of_another_recipe_or_of_other_data_is_refused_before_a_fol
     train(data=data)
     (taken,) = checkpoint.steps(tmp_path / "run")
     data.write_text(data.read_text().replace("0 and 0", "9 and 9"))
-    for changes, word in (({"optimizer": "sgd"}, "recipe"), ({}, "data")):
-        with pytest.raises(LuthierError, match=f"another {word}") as caught:
+    for changes, code in (({"optimizer": "sgd"}, "checkpoint-other"), ({}, "data-changed")):
+        with pytest.raises(LuthierError) as caught:
             train(data=data, output_dir=tmp_path / "other", resume=taken, **changes)
-        assert caught.value.code == "checkpoint-corrupt"
+        assert caught.value.code == code
         assert not (tmp_path / "other").exists()
 
 
@@ -95,6 +95,22 @@ def test_a_damaged_newest_checkpoint_is_passed_over_aloud(train, tmp_path, data,
     resumed = train(**shared)
     assert same(straight, resumed)
     assert "checkpoint damaged" in (tmp_path / "run/log.jsonl").read_text()
+
+
+def test_a_run_that_goes_back_keeps_what_it_writes_from_there_and_sets_the_rest_aside(train, tmp_path, data):
+    shared = {"data": data, "num_train_epochs": 2, "save_steps": 1}
+    straight = train(**shared, output_dir=tmp_path / "straight")
+    with pytest.raises(Interrupted):
+        train(**shared, callbacks=[_Stopper(5)])
+    back = {**shared, "resume": tmp_path / "run/checkpoints/step-00000002", "save_total_limit": 2}
+    with pytest.raises(Interrupted):
+        train(**back, callbacks=[_Stopper(3)])
+    assert [checkpoint.step_of(p) for p in checkpoint.steps(tmp_path / "run")] == [2, 3]
+    assert sorted(p.name[-1] for p in (tmp_path / "run/set-aside").iterdir()) == ["3", "4", "5"]
+    begun = []
+    resumed = train(**back, callbacks=[luthier.on(resumed=lambda step: begun.append(step))])  # noqa: PLW0108
+    assert begun == [3]
+    assert same(straight, resumed)
 
 
 def test_changed_data_is_refused_on_resume(train, data):
@@ -184,7 +200,7 @@ def test_a_run_killed_twenty_times_ends_with_the_weights_of_an_undisturbed_one(t
 
 
 def test_two_processes_do_not_train_in_one_folder(train, tmp_path, data):
-    from luthier.engine.run import locked
+    from luthier.engine.lock import locked
 
     with locked(tmp_path / "run"), pytest.raises(LuthierError) as caught:
         train(data=data)

@@ -1,0 +1,69 @@
+"""Models whose layers carry state across positions: of packed documents, one would run into the next."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import attrs
+from torch import nn
+
+from luthier.engine.decisions import Decisions
+from luthier.logs import get_logger
+from luthier.recipe import Recipe
+
+log = get_logger()
+LAYERS: Final = (  # transformers' names of layers with a state beside, or in the place of, keys and values
+    "linear_attention",
+    "hybrid",
+    "hybrid_sliding",
+    "conv",
+    "compressed_sparse_attention",
+    "heavily_compressed_attention",
+    "mamba",
+    "recurrent",
+)
+MODULES: Final = re.compile(r"Mamba|SSM|RWKV|Rwkv|xLSTM|mLSTM|sLSTM|DeltaNet|LinearAttention|LightningAttention|"
+                            r"Retention|Recurrent|ShortConv|Hyena")  # fmt: skip
+
+
+def state_of(config: Any, model: nn.Module | None = None) -> str | None:
+    """What in a model carries state across positions, in words; None where only attention looks back.
+
+    Found by the names of layers in its config, by what transformers says of its class, and, of a model in memory, by
+    its modules: recurrent ones, causal convolutions, and those named after such a mechanism.
+    """
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    kinds = sorted(set(LAYERS) & set(getattr(text, "layer_types", None) or ()))
+    if kinds:
+        return f"{', '.join(kinds)} layers"
+    if getattr(type(model) if model is not None else _class_of(config), "_is_stateful", False):
+        return f"the architecture {config.model_type}"
+    return next((found for module in model.modules() if (found := _carries(module))), None) if model else None
+
+
+def without_packing(recipe: Recipe, config: Any, model: nn.Module | None, decisions: Decisions) -> Recipe:
+    """The recipe, its packing off where the model carries state across positions: aloud, and held on resume."""
+    found = state_of(config, model) if recipe.packing and config is not None else None
+    if found is None:
+        return recipe
+    reason = f"{found} carry state across positions, so that packed documents would run into each other"
+    on = decisions.take("packing", lambda: (False, reason))
+    if not on:
+        log.warning("packing is off: one document in each micro-batch", because=f"{found} carry state across positions")
+    return attrs.evolve(recipe, packing=on)
+
+
+def _class_of(config: Any) -> Any:
+    """The causal LM's class for a config, None where transformers has none."""
+    import transformers
+
+    return transformers.AutoModelForCausalLM._model_mapping.get(type(config), None)
+
+
+def _carries(module: nn.Module) -> str | None:
+    if isinstance(module, nn.RNNBase):
+        return f"{type(module).__name__} modules"
+    if isinstance(module, nn.Conv1d) and module.groups == module.in_channels > 1:
+        return "convolutions over positions"
+    return f"{type(module).__name__} modules" if MODULES.search(type(module).__name__) else None

@@ -1,0 +1,48 @@
+"""Survey: how many steps a run has and how full its micro-batches are, without training; for the plan."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any, Final
+
+from luthier.data.examples import TokenDataset
+from luthier.engine.setup import Setup
+
+STEPS: Final = 1000  # of which the packing is surveyed, at most,
+STREAMED: Final = 50  # and of a stream, which is read for it
+
+
+def schedule_of(setup: Setup) -> dict[str, Any]:
+    """Steps, epochs and tokens; None for what is not known before the rows were read, or has no end."""
+    feed, train, total = setup.feed, setup.train, setup.feed.total
+    known, steps = isinstance(train, TokenDataset), setup.feed.steps_per_epoch
+    return {
+        "examples": len(train) if known else None,
+        "steps_per_epoch": steps,
+        "total_steps": total,
+        "epochs": total / feed.steps_per_epoch if total and feed.steps_per_epoch else None,
+        "tokens_per_epoch": int(train.lengths.sum()) if known else None,
+        "supervised_tokens_per_epoch": int(train.num_supervised.sum()) if known else None,
+        "validation_examples": len(setup.validation) if setup.validation is not None else 0,
+        "peak_learning_rate": setup.rates.peak,
+    }
+
+
+def packing_of(setup: Setup) -> dict[str, float]:
+    """How full the micro-batches of one epoch would be, or of its first steps."""
+    packing, loads, examples, steps = setup.packing, [], 0, 0
+    for portion in islice(setup.feed.portions(0), STEPS if isinstance(setup.train, TokenDataset) else STREAMED):
+        lengths = [len(example.input_ids) for example in portion.examples]
+        loads += [[sum(lengths[i] for i in own) for own in bins] for bins in packing.spread(lengths)]
+        examples, steps = examples + len(lengths), steps + 1
+        if portion.ends_epoch:
+            break
+    largest, tokens = max(map(max, loads)), sum(map(sum, loads))
+    return {
+        "max_tokens_per_device": packing.max_tokens,
+        "micro_batches_per_step": len(loads) / steps,
+        "documents_per_micro_batch": examples / (len(loads) * packing.ranks),
+        "largest_micro_batch": largest,
+        "efficiency": tokens / (len(loads) * packing.ranks * largest),
+        "rank_imbalance": sum(map(max, loads)) * packing.ranks / tokens,
+    }
