@@ -235,4 +235,5 @@ def live(subject: Subject, options: Any) -> None:
         stage = Stage(resumed, Path(folder), step=2)
         stage.go_on()
         stage.train_step(evaluate=True)
+        stage.saved(step=2)
         stage.fail()

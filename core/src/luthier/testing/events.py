@@ -94,11 +94,13 @@ class Stage:
         metrics = {"eval_loss": loss, "eval_accuracy": 0.5, "eval_perplexity": 2.0 + loss}
         self.fire("evaluated", step=self.run.step, metrics=metrics)
 
-    def saved(self) -> None:
+    def saved(self, step: int | None = None) -> None:
+        """The checkpoint after `step` is complete: after this one, or an earlier one that was written meanwhile."""
         self.run.wants_save = False
-        path = self.run.folder / "checkpoints" / f"step-{self.run.step:08d}"
+        step = self.run.step if step is None else step
+        path = self.run.folder / "checkpoints" / f"step-{step:08d}"
         path.mkdir(parents=True, exist_ok=True)
-        self.fire("saved", step=self.run.step, path=path)
+        self.fire("saved", step=step, path=path)
 
     def end_task(self) -> None:
         self.fire("task_ended", task=0)
@@ -130,6 +132,7 @@ class Stage:
             "tokens_per_second": 640.0,
             "peak_memory": 2**28,
             "elapsed": 0.1 * step,
+            "skipped_steps": 0,
             "accuracy": 0.5,
         }
 

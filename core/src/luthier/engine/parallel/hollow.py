@@ -1,0 +1,54 @@
+"""Hollow models: where a model is sharded, rank 0 alone reads its weights; the others hold shapes until theirs come.
+
+The whole model is in the host memory of rank 0 while it is handed out, and in that of nobody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from luthier.engine.memory.config import config_of, model_of
+from luthier.engine.parallel.spread import Strategy
+from luthier.engine.parallel.world import World
+from luthier.errors import LuthierError
+from luthier.logs import get_logger
+
+if TYPE_CHECKING:
+    from luthier.engine.memory.fit import Case
+
+log = get_logger()
+META: Final = torch.device("meta")
+HOST: Final = torch.device("cpu")
+
+
+def loaded(
+    case: Case, strategy: Strategy, world: World, quantizer: Any, read: Callable[[torch.device], Any]
+) -> tuple[Any, bool]:
+    """The model with its quantizer applied, and whether it has weights; `read` reads it whole to a device."""
+    if strategy != "fsdp":
+        return quantizer.apply(read(case.device)), True
+    reason = None if world.is_main else _why_not(case)
+    reasons = [told for told in world.gather(reason) if told]
+    if reasons:
+        log.warning("every rank reads all the weights, as the parts cannot do without", reason=reasons[0])
+    if world.is_main or reason:
+        return quantizer.apply(read(HOST)), True
+    return quantizer.apply(_hollow(case)), False
+
+
+def _hollow(case: Case) -> Any:
+    return model_of(config_of(case.recipe.model), case.recipe.model, META)
+
+
+def _why_not(case: Case) -> str | None:
+    """Why copies of the parts cannot be attached to a model without weights, or None."""
+    from luthier.engine.memory.rehearsal import Unknown, assembled
+
+    try:
+        assembled(case.recipe, _hollow(case), case.resolved, case.prepared, META)
+    except (LuthierError, Unknown, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return str(error).splitlines()[0]
+    return None

@@ -1,0 +1,87 @@
+"""Outcomes: what the processes of a launch leave for the one that started them, as files in a folder. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from luthier.errors import LuthierError
+
+FOLDER: Final = "_LUTHIER_LAUNCH"  # the variable with the folder's path
+KINDS: Final = ("answer", "error", "stopped")
+
+
+class Stopped(Exception):
+    """All processes have saved and stopped; `exit_status` is 128 + the signal's number."""
+
+    def __init__(self, told: str, exit_status: int) -> None:
+        self.exit_status = exit_status
+        super().__init__(told)
+
+
+def here() -> Path | None:
+    """The folder that this process's outcome goes to; None for one that nobody of us has launched."""
+    return Path(os.environ[FOLDER]) if os.environ.get(FOLDER) else None
+
+
+def arrive(folder: Path, rank: int) -> None:
+    """Say who is to be told of a signal, and forget how the start before this one ended."""
+    for kind in KINDS:
+        (folder / f"{kind}-{rank}.json").unlink(missing_ok=True)
+    (folder / f"pid-{rank}").write_text(str(os.getpid()))
+
+
+def leave(folder: Path, rank: int, kind: str, document: Mapping[str, Any]) -> None:
+    """Leave an `answer`, an `error`, or that the run was `stopped`."""
+    (folder / f"{kind}-{rank}.json").write_text(json.dumps(dict(document)), "utf-8")
+
+
+def forward(folder: Path, number: int) -> None:
+    """Send a signal to every process that has arrived."""
+    for path in folder.glob("pid-*"):
+        with contextlib.suppress(ProcessLookupError, ValueError):
+            os.kill(int(path.read_text()), number)
+
+
+def ended(folder: Path) -> Mapping[str, Any]:
+    """Rank 0's answer (of another machine's rank 0 there is none), where no process failed; `Stopped` where all did."""
+    if _read(folder, "stopped"):
+        raise stopped(folder)
+    return _read(folder, "answer").get(0, {})
+
+
+def stopped(folder: Path, number: int = signal.SIGTERM) -> Stopped:
+    """How processes that a signal stopped have told it; before their first step they have told nothing."""
+    for told in _read(folder, "stopped").values():
+        return Stopped(told["told"], told["status"])
+    return Stopped(f"stopped by {_name(number)} before the first step", 128 + number)
+
+
+def failure(folder: Path, ends: Mapping[int, int]) -> LuthierError:
+    """The error that ended a launch: of those that were told, one that is not only about another process."""
+    told = _read(folder, "error")
+    own = [told[rank] for rank in (*ends, *told) if rank in told and told[rank]["code"] != "distributed-lost"]
+    if own:
+        return LuthierError(**own[0])
+    killed = {rank: -code for rank, code in ends.items() if code < 0 and -code != signal.SIGTERM}
+    rank, code = next(iter((killed or {rank: -code for rank, code in ends.items()}).items()))
+    how = f"was ended by {_name(code)}" if code > 0 else f"ended with status {-code}"
+    problem = f"process {rank} {how}; the run's newest checkpoint is whole"
+    return LuthierError("distributed-lost", problem, remedy="Run the same command again, or give --max-restarts.")
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _read(folder: Path, kind: str) -> dict[int, dict[str, Any]]:
+    paths = {int(path.stem.removeprefix(f"{kind}-")): path for path in folder.glob(f"{kind}-*.json")}
+    return {rank: json.loads(path.read_text("utf-8")) for rank, path in sorted(paths.items())}

@@ -1,0 +1,40 @@
+"""Tensors that may be shards: a DTensor is told by its `full_tensor`; a process alone need not import torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from torch import Tensor
+
+MARK: Final = "__shard__"  # in a checkpoint's tree: where a tensor stood that ranks have written in parts
+
+
+def is_shard(value: Any) -> bool:
+    return isinstance(value, Tensor) and hasattr(value, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole tensor on every rank; collective where it is a shard."""
+    return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[operator]
+
+
+def own(tensor: Tensor) -> Tensor:
+    """This rank's part."""
+    return tensor.to_local() if is_shard(tensor) else tensor  # type: ignore[operator]
+
+
+def is_sharded(tree: Any) -> bool:
+    """Whether a tree of mappings and lists holds a shard."""
+    if isinstance(tree, Mapping):
+        return any(is_sharded(value) for value in tree.values())
+    if isinstance(tree, (list, tuple)):
+        return any(is_sharded(value) for value in tree)
+    return is_shard(tree)
+
+
+def has_parts(tree: Any) -> bool:
+    """Whether a checkpoint's tree lacks tensors that lie beside it in parts."""
+    if isinstance(tree, Mapping):
+        return MARK in tree or any(has_parts(value) for value in tree.values())
+    return any(has_parts(value) for value in tree) if isinstance(tree, list) else False

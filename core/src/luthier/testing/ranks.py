@@ -1,0 +1,104 @@
+"""Several ranks for a test: processes forked from this one, joined by gloo, whose answers come back as plain data."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+TIMEOUT = 60.0  # seconds until a silent rank counts as lost
+
+
+def in_ranks(size: int, work: Callable[..., Any], *arguments: Any, joined: bool = True) -> list[Any]:
+    """What `work(*arguments)` gives on each of `size` ranks, in their order.
+
+    An answer is a tree of mappings, lists, tensors, numbers and texts. Forked processes have what is imported here
+    already; they need one torch thread. Where they are not `joined`, they have the environment that a launcher gives,
+    to join by themselves. Raises AssertionError with the traceback of the first rank that failed. Linux only.
+    """
+    from luthier.engine.state import load_state
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        port = None if joined else _free_port()
+        children = [_forked(rank, size, folder, lambda: work(*arguments), port) for rank in range(size)]
+        statuses = _statuses(children)
+        failed = [(folder / f"error-{rank}") for rank in range(size) if (folder / f"error-{rank}").exists()]
+        assert not failed, "\n".join(path.read_text() for path in failed)
+        assert statuses == [0] * size, f"ranks ended with {statuses}"
+        return [load_state(folder / f"answer-{rank}")["answer"] for rank in range(size)]
+
+
+def _statuses(children: list[int]) -> list[int]:
+    """How each has ended. Where one fails, the others are killed, as a launcher does: they may wait for it."""
+    ends = {os.pidfd_open(child): child for child in children}
+    found: dict[int, int] = {}
+    while len(found) < len(ends):
+        ready, _, _ = select.select([end for end, child in ends.items() if child not in found], [], [])
+        for child in (ends[end] for end in ready):
+            found[child] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            if found[child]:
+                for other in set(children) - found.keys():
+                    os.kill(other, signal.SIGKILL)
+    for end in ends:
+        os.close(end)
+    return [found[child] for child in children]
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return int(free.getsockname()[1])
+
+
+def _forked(rank: int, size: int, folder: Path, work: Callable[[], Any], port: int | None) -> int:
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        _answer(rank, size, folder, work, port)
+        status = 0
+    except BaseException:
+        (folder / f"error-{rank}").write_text(f"rank {rank}: {traceback.format_exc()}")
+    finally:
+        os._exit(status)  # what the parent would do at its end is the parent's
+
+
+def _answer(rank: int, size: int, folder: Path, work: Callable[[], Any], port: int | None) -> None:
+    import torch.distributed as dist
+
+    from luthier.engine.state import save_state
+    from luthier.logs import set_up
+
+    told = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+    os.environ.update({name: str(number) for name, number in told.items()})
+    set_up("warning")
+    if port is None:
+        _join(rank, size, folder)
+    else:
+        os.environ.update({"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)})
+    answer = work()
+    (folder / f"answer-{rank}").mkdir()
+    save_state({"answer": answer}, folder / f"answer-{rank}")
+    if port is None:
+        dist.barrier()  # nobody leaves while another still asks
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _join(rank: int, size: int, folder: Path) -> None:
+    import torch.distributed as dist
+
+    from luthier.engine.parallel import notes
+
+    store = dist.FileStore(str(folder / "store"), size)
+    notes.keep(store)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=TIMEOUT))
