@@ -1,4 +1,4 @@
-"""The core's own parts, offered like anyone else's: full, sft, adamw, sgd, none, local and four callbacks."""
+"""The core's own parts, offered like anyone else's: full, sft, adamw, sgd, none, local and six callbacks."""
 
 from __future__ import annotations
 
@@ -84,6 +84,37 @@ class EarlyStopping:
     mode: Literal["min", "max"] = option("min", help="Whether less or more of the metric is better.")
 
 
+@attrs.frozen(kw_only=True)
+class Profiler:
+    wait: int = option(1, help="Steps before the trace's warm-up.", low=0)
+    warmup: int = option(1, help="Steps that are traced and thrown away, as the tracer's own start takes time.", low=1)
+    active: int = option(3, help="Steps in the Chrome trace; 0: no trace, only times by phase.", low=0)
+    top: int = option(15, help="Operations of the trace in the table, by their own time.", low=1)
+
+
+@attrs.frozen(kw_only=True)
+class GpuSafety:
+    max_temperature: float = option(85.0, help="Degrees Celsius above which training pauses.", low=30.0, high=120.0)
+    resume_temperature: float = option(75.0, help="Degrees at or below which it goes on.", low=20.0, high=120.0)
+    abort_temperature: float = option(
+        95.0, help="Degrees at which the run ends at once, after a checkpoint.", low=30.0, high=130.0
+    )
+    max_power: float | None = option(None, help="Watts above which training pauses; none: any.", low=1.0)
+    poll_seconds: float = option(5.0, help="Seconds between two looks at the sensors.", low=0.1)
+    pause_seconds: float = option(30.0, help="Seconds that a pause lasts at least.", low=0.0)
+    max_pause_seconds: float = option(1200.0, help="A pause that lasts longer ends the run.", low=1.0)
+    max_pauses: int = option(10, help="Pauses of one run; where another would be due, it ends.", low=0)
+
+    def __attrs_post_init__(self) -> None:
+        if not self.resume_temperature < self.max_temperature < self.abort_temperature:
+            raise LuthierError(
+                "recipe-conflict",
+                "resume_temperature must lie below max_temperature, and that below abort_temperature",
+                where="GpuSafety",
+                found=[self.resume_temperature, self.max_temperature, self.abort_temperature],
+            )
+
+
 @hookimpl
 def luthier_adapters() -> list[AdapterRecord]:
     return [
@@ -152,31 +183,22 @@ def luthier_providers() -> list[ProviderRecord]:
     ]
 
 
+CALLBACKS = {
+    "jsonl": ("Metrics as JSON lines in metrics.jsonl.", Jsonl, "jsonl:JsonLines"),
+    "progress": ("A progress bar with loss, speed and time left.", ProgressBar, "progress:ProgressView"),
+    "plot": ("The loss over the steps, drawn to loss.png at the end.", Plot, "plot:LossPlot"),
+    "early_stopping": ("Stops a run whose metric no longer improves.", EarlyStopping, "early_stopping:Stopper"),
+    "profiler": ("Time by phase, peak memory, and a Chrome trace of a few steps.", Profiler, "profiler:PhaseProfiler"),
+    "gpu_safety": ("Pauses or ends a run whose GPU is too hot or draws too much.", GpuSafety, "gpu_safety:Guardian"),
+}
+
+
 @hookimpl
 def luthier_callbacks() -> list[CallbackRecord]:
+    needs = {"gpu_safety": {"cuda"}}
     return [
         CallbackRecord(
-            name="jsonl",
-            summary="Metrics as JSON lines in metrics.jsonl.",
-            options=Jsonl,
-            build="luthier.builtin.jsonl:JsonLines",
-        ),
-        CallbackRecord(
-            name="progress",
-            summary="A progress bar with loss, speed and time left.",
-            options=ProgressBar,
-            build="luthier.builtin.progress:ProgressView",
-        ),
-        CallbackRecord(
-            name="plot",
-            summary="The loss over the steps, drawn to loss.png at the end.",
-            options=Plot,
-            build="luthier.builtin.plot:LossPlot",
-        ),
-        CallbackRecord(
-            name="early_stopping",
-            summary="Stops a run whose metric no longer improves.",
-            options=EarlyStopping,
-            build="luthier.builtin.early_stopping:Stopper",
-        ),
+            name=name, summary=summary, options=options, build=f"luthier.builtin.{build}", needs=needs.get(name, ())
+        )
+        for name, (summary, options, build) in CALLBACKS.items()
     ]

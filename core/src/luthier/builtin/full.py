@@ -26,7 +26,7 @@ class FullTuning:
         self.model: Any = None
 
     def attach(self, model: Any, context: Context) -> Any:
-        self.model = model.requires_grad_(True)
+        self.model, self.save_model = model.requires_grad_(True), context.save_model
         return model
 
     def groups(self) -> list[Group]:
@@ -55,10 +55,14 @@ class FullTuning:
         if parameters.keys() != state.keys():
             differ = sorted(parameters.keys() ^ state.keys())[:3]
             raise LuthierError("checkpoint-corrupt", f"these weights are of another model; differing: {differ}")
+        for name, parameter in parameters.items():
+            if parameter.shape != state[name].shape:
+                shapes = f"{name} is {list(state[name].shape)} there, {list(parameter.shape)} here"
+                raise LuthierError("checkpoint-corrupt", f"these weights are of another model: {shapes}")
         _copy(parameters, state)
 
     def save(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
+        self.save_model(self.model, folder)
 
     def load(self, folder: Path) -> None:
         from luthier.engine.load import read_model

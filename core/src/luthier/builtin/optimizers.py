@@ -14,6 +14,8 @@ from luthier.plugins.protocols import Group
 class FusedAdamW:
     """Loshchilov & Hutter, arXiv 1711.05101; one fused kernel per group where the device has it."""
 
+    separable = True
+
     def __init__(self, options: AdamW) -> None:
         self.options = options
 
@@ -28,19 +30,27 @@ class FusedAdamW:
 
 
 class MomentumSgd:
+    separable = True
+
     def __init__(self, options: Sgd) -> None:
         self.options = options
 
     def build(self, groups: list[Group]) -> torch.optim.Optimizer:
         o = self.options
         settings = [g.settings(o.weight_decay) for g in groups]
-        return torch.optim.SGD(settings, lr=0.0, momentum=o.momentum, nesterov=o.nesterov)
+        fused = _fusible(groups) and not _sharded(groups)  # torch's fused SGD, unlike AdamW, knows no shards
+        return torch.optim.SGD(settings, lr=0.0, momentum=o.momentum, nesterov=o.nesterov, fused=fused)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         yield
 
 
+def _sharded(groups: list[Group]) -> bool:
+    return any(hasattr(p, "full_tensor") for g in groups for p in g.parameters)
+
+
 def _fusible(groups: list[Group]) -> bool:
+    """Whether torch has a fused kernel there; elsewhere its own choice is multi-tensor (foreach) where it can."""
     devices = {p.device.type for g in groups for p in g.parameters}
     return devices <= {"cpu", "cuda", "mps"}

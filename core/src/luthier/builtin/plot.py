@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class LossPlot:
 
     def _take(self, step: int, metrics: Mapping[str, float]) -> None:
         for name in self.options.metrics:
-            if name in metrics:
+            if math.isfinite(metrics.get(name, math.nan)):  # a skipped step has no loss to draw
                 self.points.setdefault(name, []).append((step, metrics[name]))
 
     def _draw(self, path: Path, title: str) -> None:

@@ -1,0 +1,256 @@
+"""GPU safety: training pauses while a GPU is too hot or draws too much, and ends where pauses do not help."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Collection
+from typing import Any, Final, Literal, Protocol
+
+import attrs
+
+from luthier.builtin import GpuSafety
+from luthier.errors import LuthierError
+from luthier.logs import get_logger
+from luthier.plugins.events import event
+
+log = get_logger()
+COMMAND: Final = "nvidia-smi"
+QUERY: Final = ("--query-gpu=uuid,temperature.gpu,power.draw", "--format=csv,noheader,nounits")
+PATIENCE: Final = 20.0  # seconds that one query may take
+SLICE: Final = 0.5  # seconds between looks at what was asked of a run that is paused
+BLIND: Final = 3  # queries without an answer before it is said
+
+State = Literal["watching", "paused", "aborted"]
+
+
+@attrs.frozen(kw_only=True)
+class Reading:
+    """One GPU at one moment: degrees Celsius and watts; None for what it does not tell."""
+
+    uuid: str
+    temperature: float | None
+    power: float | None
+
+
+class Sensor(Protocol):
+    """The GPUs' instruments. `ask` begins a query, `answer` gives what it brought, or None while it is under way."""
+
+    def ask(self) -> None: ...
+
+    def answer(self, *, wait: bool = False) -> list[Reading] | None: ...
+
+
+class NvidiaSmi:
+    """`nvidia-smi` as the sensor: a query runs beside the training, which never waits for it unless it is paused."""
+
+    def __init__(self, uuids: Collection[str] = ()) -> None:
+        path = shutil.which(COMMAND)
+        if path is None:
+            remedy = "Install the NVIDIA driver's tools, or leave gpu_safety out."
+            raise LuthierError("dependency-missing", f"{COMMAND} is not here", where="gpu_safety", remedy=remedy)
+        self.command, self.uuids = [path, *QUERY], set(uuids)
+        self.process: subprocess.Popen[str] | None = None
+
+    def ask(self) -> None:
+        if self.process is None:
+            quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "stdin": subprocess.DEVNULL}
+            self.process = subprocess.Popen(self.command, text=True, **quiet)  # type: ignore[call-overload]
+
+    def answer(self, *, wait: bool = False) -> list[Reading] | None:
+        process = self.process
+        if process is None or (process.poll() is None and not wait):
+            return None
+        self.process = None
+        try:
+            text, _ = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            return []
+        return [r for r in parse(text) if not self.uuids or r.uuid in self.uuids]
+
+
+def parse(text: str) -> list[Reading]:
+    """The lines of nvidia-smi: `GPU-..., 54, 120.31`, with `[N/A]` for what a GPU does not tell."""
+    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
+    return [Reading(uuid=row[0], temperature=_number(row[1]), power=_number(row[2])) for row in rows if len(row) == 3]
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+@attrs.define
+class Guard:
+    """The state machine, without clock or sensor: `see` takes the time in seconds and what was read then."""
+
+    options: GpuSafety
+    state: State = "watching"
+    pauses: int = 0
+    since: float = 0.0  # when the pause began
+    reason: str = ""  # why it is in this state
+
+    def see(self, now: float, readings: list[Reading]) -> State:
+        """The state from now on. Without readings only the length of a pause counts."""
+        if self.state != "aborted":
+            self._abort_if_hopeless(now, readings)
+        if self.state == "watching":
+            self._pause_if_over(now, readings)
+        elif self.state == "paused" and readings and self._is_cool(now, readings):
+            self.state, self.reason = "watching", f"the hottest GPU is at {hottest(readings):.0f} °C"
+        return self.state
+
+    def _abort_if_hopeless(self, now: float, readings: list[Reading]) -> None:
+        options, heat = self.options, hottest(readings)
+        if heat >= options.abort_temperature:
+            self._abort(f"a GPU is at {heat:.0f} °C; the limit is {options.abort_temperature:g}")
+        elif self.state == "paused" and now - self.since > options.max_pause_seconds:
+            self._abort(f"a pause of {options.max_pause_seconds:g} s has not been enough: {self.reason}")
+
+    def _pause_if_over(self, now: float, readings: list[Reading]) -> None:
+        over = self._excess(readings)
+        if not over:
+            return
+        if self.pauses >= self.options.max_pauses:
+            self._abort(f"{over} after {self.pauses} pauses")
+            return
+        self.state, self.reason, self.since, self.pauses = "paused", over, now, self.pauses + 1
+
+    def _excess(self, readings: list[Reading]) -> str:
+        """What is over its limit, in words; empty where nothing is."""
+        options, heat, power = self.options, hottest(readings), hungriest(readings)
+        if heat > options.max_temperature:
+            return f"a GPU is at {heat:.0f} °C; the limit is {options.max_temperature:g}"
+        if options.max_power is not None and power > options.max_power:
+            return f"a GPU draws {power:.0f} W; the limit is {options.max_power:g}"
+        return ""
+
+    def _is_cool(self, now: float, readings: list[Reading]) -> bool:
+        rested = now - self.since >= self.options.pause_seconds
+        return rested and hottest(readings) <= self.options.resume_temperature and not self._excess(readings)
+
+    def _abort(self, reason: str) -> None:
+        self.state, self.reason = "aborted", reason
+
+
+def hottest(readings: list[Reading]) -> float:
+    """Degrees Celsius; minus infinity where no GPU tells."""
+    return max((r.temperature for r in readings if r.temperature is not None), default=-math.inf)
+
+
+def hungriest(readings: list[Reading]) -> float:
+    """Watts; minus infinity where no GPU tells."""
+    return max((r.power for r in readings if r.power is not None), default=-math.inf)
+
+
+class Guardian:
+    """Looks every `poll_seconds`, between steps. An abort writes a checkpoint first, and the same command goes on."""
+
+    def __init__(
+        self,
+        options: GpuSafety,
+        *,
+        sensor: Sensor | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.options, self.guard = options, Guard(options)
+        self.sensor, self.clock, self.sleep = sensor, clock, sleep
+        self.asked = -math.inf  # when the last query began
+        self.unanswered = 0
+
+    @event
+    def run_started(self, run: Any) -> None:
+        self._begin(run)
+
+    @event
+    def resumed(self, run: Any) -> None:
+        self._begin(run)
+
+    @event
+    def step_ended(self, run: Any) -> None:
+        if self.guard.state == "aborted":
+            self.sleep(SLICE)  # until the checkpoint is written
+            return
+        readings = self._look()
+        if readings is None:
+            return
+        if self.guard.see(self.clock(), readings) == "paused":
+            self._pause(run)
+        if self.guard.state == "aborted":
+            log.error("gpu safety ends the run after a checkpoint", reason=self.guard.reason, step=run.step)
+            run.request_save()
+
+    @event
+    def saved(self) -> None:
+        if self.guard.state == "aborted":
+            raise LuthierError("device-unsafe", self.guard.reason, where="gpu_safety")
+
+    def _begin(self, run: Any) -> None:
+        if self.sensor is None:
+            self.sensor = NvidiaSmi(watched(run))
+        if _number_of("WORLD_SIZE") > _number_of("LOCAL_WORLD_SIZE"):
+            log.warning("gpu safety watches the GPUs of the first machine only")
+
+    def _look(self) -> list[Reading] | None:
+        """What the last query brought, if that is new; a further one is begun where it is time."""
+        assert self.sensor is not None
+        readings = self.sensor.answer()
+        if self.clock() - self.asked >= self.options.poll_seconds:
+            self.asked = self.clock()
+            self.sensor.ask()
+        return None if readings is None else self._answered(readings)
+
+    def _pause(self, run: Any) -> None:
+        """Wait until it is cool, or the run is told to end."""
+        assert self.sensor is not None
+        log.warning("paused", reason=self.guard.reason, step=run.step, pause=self.guard.pauses)
+        while self.guard.state == "paused" and run.signal is None and run.stop_reason is None:
+            self._rest(run)
+            self.sensor.ask()
+            self.guard.see(self.clock(), self._answered(self.sensor.answer(wait=True) or []))
+        if self.guard.state == "watching":
+            log.warning("going on", reason=self.guard.reason, step=run.step)
+
+    def _rest(self, run: Any) -> None:
+        """Until the next look, in slices, so that a signal is heard."""
+        until = self.clock() + self.options.poll_seconds
+        while self.clock() < until and run.signal is None:
+            self.sleep(min(SLICE, self.options.poll_seconds))
+
+    def _answered(self, readings: list[Reading]) -> list[Reading]:
+        blind = all(r.temperature is None and r.power is None for r in readings)
+        self.unanswered = self.unanswered + 1 if blind else 0
+        if self.unanswered == BLIND:
+            log.warning("gpu safety is blind: the GPU tells neither temperature nor power", command=COMMAND)
+        return [] if blind else readings
+
+
+def watched(run: Any) -> set[str]:
+    """The ids of the GPUs that the run trains on, on this machine; empty, for all of them, where torch does not say."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return set()
+    count = _number_of("LOCAL_WORLD_SIZE")
+    indices = range(min(count, torch.cuda.device_count())) if count > 1 else [_index(run.settings["device"])]
+    found = [getattr(torch.cuda.get_device_properties(index), "uuid", None) for index in indices]
+    return {f"GPU-{uuid}" for uuid in found} if all(found) else set()
+
+
+def _number_of(variable: str) -> int:
+    """What torchrun says, or 1 where it has not started this process."""
+    return int(os.environ.get(variable, "1"))
+
+
+def _index(device: str) -> int:
+    """The GPU that a device's name means: `cuda:1` is 1, `cuda` and `auto` the first."""
+    return int(device.partition(":")[2] or 0)

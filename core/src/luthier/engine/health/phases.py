@@ -1,0 +1,112 @@
+"""Phases: where the time of a step goes, told by those who spend it and kept only once somebody listens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final, Protocol, TypeVar
+
+NAMES: Final = ("data", "forward", "backward", "optimizer", "evaluation", "saving")
+NOTHING: Final = nullcontext()
+NONE: Final[Any] = object()
+T = TypeVar("T")
+
+
+class Clock(Protocol):
+    """Marks in time; `elapsed` waits until what lies before the later mark is done."""
+
+    def mark(self) -> Any: ...
+
+    def elapsed(self, earlier: Any, later: Any) -> float:
+        """Seconds between two marks."""
+
+
+class HostClock:
+    """The time of the processor that runs the loop."""
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def elapsed(self, earlier: float, later: float) -> float:
+        return later - earlier
+
+
+class CudaClock:
+    """The time of the GPU's stream: kernels are counted where they run, and data where the GPU waits for it."""
+
+    def mark(self) -> Any:
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def elapsed(self, earlier: Any, later: Any) -> float:
+        later.synchronize()
+        return earlier.elapsed_time(later) / 1000
+
+
+class Phases:
+    """`with phases("forward"):` counts the time inside it, without that of phases within; nothing until `listen`."""
+
+    def __init__(self) -> None:
+        self._clock: Clock | None = None
+        self._open: list[str] = []
+        self._marks: list[tuple[str, Any, Any]] = []  # phase, its beginning, its end
+        self._since: Any = None
+
+    def __call__(self, name: str) -> AbstractContextManager[Any]:
+        return NOTHING if self._clock is None else _Span(self, name)
+
+    def over(self, name: str, items: Iterable[T]) -> Iterator[T]:
+        """The items, with the wait for each counted as `name`."""
+        waiting = iter(items)
+        while True:
+            with self(name):
+                item = next(waiting, NONE)
+            if item is NONE:
+                return
+            yield item
+
+    def listen(self, clock: Clock) -> None:
+        """Count from now on."""
+        self._clock = clock
+
+    def take(self) -> dict[str, float]:
+        """Seconds by phase since the last `take`. On a GPU it waits for what has been started."""
+        found: dict[str, float] = {}
+        clock, marks, self._marks = self._clock, self._marks, []
+        for name, earlier, later in marks:
+            assert clock is not None
+            found[name] = found.get(name, 0.0) + clock.elapsed(earlier, later)
+        return found
+
+    def enter(self, name: str) -> None:
+        self._turn()
+        self._open.append(name)
+
+    def leave(self) -> None:
+        self._turn()
+        self._open.pop()
+
+    def _turn(self) -> None:
+        """What passed since the last turn belongs to the innermost phase."""
+        assert self._clock is not None
+        now = self._clock.mark()
+        if self._open:
+            self._marks.append((self._open[-1], self._since, now))
+        self._since = now
+
+
+class _Span:
+    """One `with` of a phase."""
+
+    def __init__(self, phases: Phases, name: str) -> None:
+        self.phases, self.name = phases, name
+
+    def __enter__(self) -> None:
+        self.phases.enter(self.name)
+
+    def __exit__(self, *_: object) -> None:
+        self.phases.leave()
