@@ -1,0 +1,42 @@
+"""A curve drawn with characters, for a terminal."""
+
+from __future__ import annotations
+
+from typing import Final
+
+BLOCKS: Final = " ▁▂▃▄▅▆▇█"
+HEIGHT: Final = 6
+
+
+def chart(points: list[tuple[int, float]], width: int, height: int = HEIGHT) -> list[str]:
+    """Lines of text: the mean of each of `width` stretches of steps as a column, from the least to the greatest."""
+    means = _means(points, width)
+    known = [value for value in means if value is not None]
+    if not known:
+        return []
+    low, high = min(known), max(known)
+    labels = [f"{high:.4g}", *[""] * (height - 2), f"{low:.4g}"]
+    room = max(len(label) for label in labels)
+    rows = [f"{label:>{room}} {_row(means, low, high, height - 1 - i, height)}" for i, label in enumerate(labels)]
+    first, last = str(points[0][0]), str(points[-1][0])
+    ends = first if first == last else f"{first} {last.rjust(len(means) - len(first) - 1)}"
+    return [*(row.rstrip() for row in rows), " " * (room + 1) + ends]
+
+
+def _means(points: list[tuple[int, float]], width: int) -> list[float | None]:
+    """The mean of the values in each stretch; None where a stretch has none."""
+    if not points:
+        return []
+    first, last = points[0][0], points[-1][0]
+    width = min(width, last - first + 1)
+    held: list[list[float]] = [[] for _ in range(width)]
+    for step, value in points:
+        held[(step - first) * width // (last - first + 1)].append(value)
+    return [sum(values) / len(values) if values else None for values in held]
+
+
+def _row(means: list[float | None], low: float, high: float, row: int, height: int) -> str:
+    """One line, `row` from below: how much of it each column fills, in eighths. The lowest column fills one."""
+    scale = (height * 8 - 1) / (high - low) if high > low else 0.0
+    fills = [0 if mean is None else round((mean - low) * scale) + 1 for mean in means]
+    return "".join(BLOCKS[min(max(fill - row * 8, 0), 8)] for fill in fills)

@@ -1,0 +1,101 @@
+"""Two runs side by side: options, parts, data, versions, numbers, and a picture of both curves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from luthier.errors import LuthierError
+from luthier.runs.details import ENVIRONMENT, flat, metrics
+from luthier.runs.folder import RunFolder
+
+DRAWN: Final = ("loss", "eval_loss")
+APART: Final = ("output_dir",)  # every run has its own
+
+
+def compare(a: RunFolder, b: RunFolder) -> dict[str, Any]:
+    """All that `luthier runs diff` prints, as plain data. Each difference has what `a` and what `b` has."""
+    return {
+        "a": a.summary(),
+        "b": b.summary(),
+        "recipe_hash": _pair(a.record.get("recipe_hash"), b.record.get("recipe_hash")),
+        "options": _options(a, b),
+        "parts": _differences(_parts(a), _parts(b)),
+        "data": _pair(a.record.get("data"), b.record.get("data")),
+        "versions": _differences(_mapping(a, "versions"), _mapping(b, "versions")),
+        "environment": _differences(*({n: run.record.get(n) for n in ENVIRONMENT} for run in (a, b))),
+        "metrics": _numbers(a, b),
+    }
+
+
+def _options(a: RunFolder, b: RunFolder) -> list[dict[str, Any]]:
+    trees = [run.settings() for run in (a, b)]
+    lacking = [run for run, tree in zip((a, b), trees, strict=True) if tree is None]
+    if lacking:
+        problem = "its recipe.yaml is missing or damaged"
+        raise LuthierError("run-not-found", problem, where=str(lacking[0].path), remedy="Compare other runs.")
+    one, other = (flat(tree) for tree in trees)
+    return [found for found in _differences(one, other) if found["name"] not in APART]
+
+
+def _parts(run: RunFolder) -> dict[str, str]:
+    """Kind, or kind and name for callbacks: the part as text with its version."""
+    found = {}
+    for part in run.parts:
+        kind, name = str(part.get("kind")), str(part.get("name"))
+        key = f"{kind} {name}" if kind == "callback" else kind
+        found[key] = f"{name} {part.get('version') or 'of a program'}"
+    return found
+
+
+def _mapping(run: RunFolder, name: str) -> Mapping[str, Any]:
+    held = run.record.get(name)
+    return held if isinstance(held, dict) else {}
+
+
+def _numbers(a: RunFolder, b: RunFolder) -> list[dict[str, Any]]:
+    """The last value of each metric that either has; of a rate the median."""
+    one, other = ({n: s.get("median", s["last"]) for n, s in metrics(run).items()} for run in (a, b))
+    for values, run in ((one, a), (other, b)):
+        values["steps"] = run.step
+    return [
+        {"name": name, **_pair(one.get(name), other.get(name)), "difference": _minus(one.get(name), other.get(name))}
+        for name in _names(one, other)
+    ]
+
+
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else b - a
+
+
+def _pair(a: Any, b: Any) -> dict[str, Any]:
+    return {"a": a, "b": b, "same": a == b}
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"name": n, "a": a.get(n), "b": b.get(n)} for n in _names(a, b) if a.get(n) != b.get(n)]
+
+
+def _names(*mappings: Iterable[str]) -> list[str]:
+    """The names of all, in the order of the first that has each."""
+    return list(dict.fromkeys(name for mapping in mappings for name in mapping))
+
+
+def draw_both(a: RunFolder, b: RunFolder, path: Path) -> Path:
+    """A PNG of the losses of both. Raises `path-unwritable`, and `run-not-found` where neither has any."""
+    from luthier.builtin.plot import draw
+    from luthier.errors import unwritable
+
+    names = [run.name if a.name != b.name else run.run_id or str(run.path) for run in (a, b)]
+    points = {f"{who} {name}": run.series(name) for run, who in zip((a, b), names, strict=True) for name in DRAWN}
+    held = {name: series for name, series in points.items() if series}
+    if not held:
+        remedy = "Run with callbacks: [jsonl], which is the default."
+        raise LuthierError("run-not-found", "neither run has metrics to draw", where=str(a.path), remedy=remedy)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw(held, path, title=" and ".join(names))
+    except OSError as error:
+        raise unwritable(path, error) from None
+    return path

@@ -1,0 +1,145 @@
+"""One run in full: settings, parts, data, numbers, checkpoints, health, files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from luthier.runs.folder import CHECKPOINTS, METRICS, RunFolder, metric_lines, number, reach
+
+MANIFEST: Final = "manifest.json"  # a checkpoint without one was never finished
+RATES: Final = ("tokens_per_second",)  # of which the median says most; of the others the last value
+ENVIRONMENT: Final = ("platform", "processor", "device", "threads")
+
+
+def details(run: RunFolder) -> dict[str, Any]:
+    """All that `luthier runs show` prints, as plain data."""
+    record, settings = run.record, run.settings()
+    return {
+        **run.summary(),
+        "updated": record.get("updated"),
+        "error": record.get("error"),
+        "stop_reason": run.result.get("stop_reason"),
+        "recipe_hash": record.get("recipe_hash"),
+        "settings": settings,
+        "changed": None if settings is None else changed(settings),
+        "parts": run.parts,
+        "data": {"fingerprint": record.get("data"), "rows": (settings or {}).get("data")},
+        "versions": record.get("versions"),
+        "environment": {name: record.get(name) for name in ENVIRONMENT},
+        "decisions": record.get("decisions"),
+        "metrics": metrics(run),
+        "checkpoints": checkpoints(run.path),
+        "health": record.get("health"),
+        "files": files(run.path),
+    }
+
+
+def metrics(run: RunFolder) -> dict[str, dict[str, float]]:
+    """For each metric its first, last, least and greatest value, and where it is a rate the median."""
+    held: dict[str, list[float]] = {}
+    for line in metric_lines(run.path / METRICS):
+        for name in line:
+            value = number(line, name)
+            if value is not None and name != "step":
+                held.setdefault(name, []).append(value)
+    return {name: _summary(values, rate=name in RATES) for name, values in held.items()}
+
+
+def _summary(values: list[float], *, rate: bool) -> dict[str, float]:
+    found = {"first": values[0], "last": values[-1], "least": min(values), "greatest": max(values)}
+    return {**found, "median": median(values)} if rate else found
+
+
+def checkpoints(folder: Path) -> list[dict[str, Any]]:
+    """The checkpoints, oldest first: name, bytes, and whether each was finished."""
+    root = folder / CHECKPOINTS
+    found = sorted(path for path in root.glob("step-*") if path.is_dir()) if root.is_dir() else []
+    return [{"name": path.name, "bytes": size(path), "finished": (path / MANIFEST).is_file()} for path in found]
+
+
+def files(folder: Path) -> list[dict[str, Any]]:
+    """What lies in the folder, sorted by name: files with their bytes, folders with those of all in them."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return []
+    return [{"name": name + "/" * (folder / name).is_dir(), "bytes": size(folder / name)} for name in names]
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; what vanishes meanwhile counts nothing."""
+    if path.is_dir() and not path.is_symlink():
+        return sum(size(inner) for inner in _inner(path))
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return 0
+
+
+def _inner(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def flat(tree: Any, path: str = "") -> dict[str, Any]:
+    """The leaves of a tree by their dotted paths; an empty mapping or list is a leaf, and so is a list of scalars."""
+    if isinstance(tree, Mapping) and tree:
+        branches = {f"{path}.{name}" if path else str(name): inner for name, inner in tree.items()}
+        return {k: v for name, inner in branches.items() for k, v in flat(inner, name).items()}
+    if isinstance(tree, list) and any(isinstance(item, (Mapping, list)) for item in tree):
+        return {k: v for place, inner in enumerate(tree) for k, v in flat(inner, f"{path}.{place}").items()}
+    return {path: tree}
+
+
+def changed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are not their defaults, by their dotted paths."""
+    from luthier.recipe import Data, Model, Recipe, Source
+
+    known = {**_defaults(Recipe, ""), **_defaults(Model, "model."), **_defaults(Data, "data."), **_of_parts(settings)}
+    sources = _defaults(Source, "")
+    found = {}
+    for path, value in flat(settings).items():
+        source = path.startswith(("data.train.", "data.validation."))
+        default = sources.get(path.split(".", 3)[-1]) if source else known.get(path)
+        if json.dumps(value) != json.dumps(default):
+            found[path] = value
+    return found
+
+
+def _defaults(cls: type, prefix: str) -> dict[str, Any]:
+    from luthier.recipe.parts import default_options
+
+    return flat({prefix + name: value for name, value in default_options(cls).items()})
+
+
+def _of_parts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The default part of each field, and the default options of the part that is there."""
+    from luthier.recipe.draft import default_of
+    from luthier.recipe.parts import FIELDS
+
+    found: dict[str, Any] = {}
+    for kind in FIELDS:
+        found |= {f"{kind}.name": default_of(kind), **_of_part(kind, settings.get(kind), kind)}
+    found |= {f"callbacks.{place}.name": name for place, name in enumerate(default_of("callbacks"))}
+    for place, value in enumerate(settings.get("callbacks") or ()):
+        found |= _of_part("callback", value, f"callbacks.{place}")
+    return found
+
+
+def _of_part(kind: str, value: Any, path: str) -> dict[str, Any]:
+    """The default options of a part by their paths; nothing for one that is not installed here."""
+    from luthier.errors import LuthierError
+    from luthier.plugins.registry import installed
+
+    try:
+        options = installed().options(installed().get(kind, str(reach(value, "name"))))
+    except LuthierError:
+        return {}
+    return _defaults(options, f"{path}.")

@@ -1,0 +1,75 @@
+"""Finding runs: every run folder below a directory, and the one that an abbreviated id or a path means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from luthier.errors import LuthierError
+from luthier.runs.folder import CHECKPOINTS, LOCK, RECORD, RunFolder, read_folder
+
+DEEP: Final = 3  # folders between a directory and a run in it
+LISTED: Final = 5  # runs that an error names
+
+
+def all_runs(directory: Path) -> list[RunFolder]:
+    """The runs in and below a directory, the newest first; damaged ones last."""
+    found = [read_folder(path) for path in _folders(directory, DEEP)]
+    found.sort(key=lambda run: run.name)
+    return sorted(found, key=lambda run: run.run_id, reverse=True)  # an id begins with its time
+
+
+def find_run(name: str, directory: Path) -> RunFolder:
+    """The run at a path, or of an id or name that may be abbreviated.
+
+    Raises `run-not-found`, and `run-ambiguous` with those that match.
+    """
+    if is_run(Path(name)):
+        return read_folder(Path(name))
+    runs = all_runs(directory)
+    for fits in (_equal, _begins, _contains):
+        matching = [run for run in runs if fits(run, name)]
+        if len(matching) == 1:
+            return matching[0]
+        if matching:
+            raise _ambiguous(name, matching)
+    known = ", ".join(run.run_id or run.name for run in runs[:LISTED])
+    remedy = f"There are: {known}." if known else "Give a run's folder, or its directory by --dir."
+    raise LuthierError("run-not-found", f"no run {name!r} in {directory}", remedy=remedy)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run, or what is left of one."""
+    return (folder / RECORD).exists() or (folder / LOCK).is_file() or (folder / CHECKPOINTS).is_dir()
+
+
+def _folders(folder: Path, deep: int) -> Iterator[Path]:
+    if is_run(folder):
+        yield folder
+        return
+    try:
+        inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError:
+        return
+    for path in inner if deep else ():
+        yield from _folders(path, deep - 1)
+
+
+def _equal(run: RunFolder, name: str) -> bool:
+    return name in (run.run_id, run.name)
+
+
+def _begins(run: RunFolder, name: str) -> bool:
+    return run.run_id.startswith(name) or run.name.startswith(name)
+
+
+def _contains(run: RunFolder, name: str) -> bool:
+    return name in run.run_id or name in run.name
+
+
+def _ambiguous(name: str, matching: list[RunFolder]) -> LuthierError:
+    shown = [f"{run.run_id} ({run.path})" for run in matching[:LISTED]]
+    more = f" and {len(matching) - LISTED} more" if len(matching) > LISTED else ""
+    problem = f"{name!r} may be {' or '.join(shown)}{more}"
+    return LuthierError("run-ambiguous", problem)
