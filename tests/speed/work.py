@@ -1,0 +1,125 @@
+"""The work that both sides do: a Llama from a seed, and rows of gsm8k, or of its lengths where it is absent."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SYNTHETIC = 2000  # rows
+
+
+def llama(vocabulary: int, *, hidden: int = 512, layers: int = 8, inner: int = 1280, seed: int = 0) -> Any:
+    """A Llama in float32; as it stands 24M parameters without its embeddings."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    heads = hidden // 64
+    config = LlamaConfig(
+        **{"vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers},
+        **{"num_attention_heads": heads, "num_key_value_heads": heads, "max_position_embeddings": 4096},
+        **{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "use_cache": False, "tie_word_embeddings": False},
+    )
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config)
+
+
+def tokenizer() -> Any:
+    """The embedded model's: every vocabulary here holds its ids."""
+    from luthier.demo import MODEL
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(MODEL)
+
+
+@functools.cache
+def token_rows(count: int) -> tuple[dict[str, list[int]], ...]:
+    """{input_ids, labels} of question and supervised answer, in file order."""
+    folder = Path(os.environ.get("LUTHIER_DATA", "")) / "gsm8k"
+    file = folder / "train.jsonl.gz"
+    if not (os.environ.get("LUTHIER_DATA") and file.is_file()):
+        return _synthetic(count)
+    encode = tokenizer()
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        read = [json.loads(line) for line, _ in zip(lines, range(count), strict=False)]
+    made = []
+    for row in read:
+        prompt, answer = (encode(row[k], add_special_tokens=False)["input_ids"] for k in ("question", "answer"))
+        made.append({"input_ids": [*prompt, *answer, 2], "labels": [*[-100] * len(prompt), *answer, 2]})
+    return tuple(made)
+
+
+def _synthetic(count: int) -> tuple[dict[str, list[int]], ...]:
+    """Random tokens in lengths like gsm8k's: log-normal questions and answers."""
+    random = np.random.default_rng(0)
+    made = []
+    for _ in range(min(count, SYNTHETIC)):
+        prompt, answer = (int(np.clip(random.lognormal(mean, 0.45), 8, 400)) for mean in (4.5, 4.8))
+        ids = random.integers(3, 3072, prompt + answer).tolist()
+        made.append({"input_ids": [*ids, 2], "labels": [*[-100] * prompt, *ids[prompt:], 2]})
+    return tuple(made)
+
+
+def same_updates(model: Any) -> None:
+    """Draw each LoRA A from its layer's name, so that two libraries start with the same ones."""
+    import torch
+
+    for name, parameter in model.named_parameters():
+        found = re.search(r"(layers\.\d+\.\w+\.\w+)\.lora_A", name)
+        if found:
+            random = torch.Generator().manual_seed(int.from_bytes(found[1].encode()[-7:], "little"))
+            bound = parameter.shape[1] ** -0.5
+            drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=random)
+            parameter.data.copy_(drawn)
+
+
+def held_out_loss(model: Any, rows: Any) -> float:
+    """The mean loss of each supervised token, row by row through the model's plain forward in float32."""
+    import torch
+
+    model = model.float().eval()
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for row in rows:
+            ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])[1:]
+            logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+            kept = labels != -100
+            total += float(torch.nn.functional.cross_entropy(logits[kept], labels[kept], reduction="sum"))
+            count += int(kept.sum())
+    return total / count
+
+
+def step_flops(model: Any, *, trained: bool, supervised: float, length: float) -> float:
+    """Floating-point operations of one token's share of a step that no implementation can do without.
+
+    Each matrix forward and for the gradient of its input, and, where it is `trained`, for its own; the head for the
+    `supervised` share of tokens; causal attention forward and backward in documents of mean `length`.
+    """
+    config = model.config
+    matrices = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "layers" in n and "lora" not in n)
+    updates = sum(p.numel() for n, p in model.named_parameters() if "lora" in n)
+    each = 6 if trained else 4
+    head = config.hidden_size * config.vocab_size * supervised
+    attention = config.num_hidden_layers * config.hidden_size * length * 7
+    return each * (matrices + head) + 6 * updates + attention
+
+
+def matmul_rate(rows: int = 2048, inputs: int = 512, outputs: int = 1280) -> float:
+    """Floating-point operations a second of one bf16 matrix product of the model's own shape, at its best of ten."""
+    import time
+
+    import torch
+
+    x, weight = (torch.randn(n, inputs, dtype=torch.bfloat16) for n in (rows, outputs))
+    seconds = []
+    for _ in range(10):
+        began = time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        seconds.append((time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()) - began)
+    return 2 * rows * inputs * outputs / min(seconds)
