@@ -20,6 +20,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # tests run side by side on few cores, and tiny tensors are slower with more
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Tests neither find nor leave anything in the user's cache."""
+    os.environ["LUTHIER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
     """A tiny Llama with its tokenizer."""

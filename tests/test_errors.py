@@ -11,10 +11,17 @@ import sys
 import luthier
 import pytest
 from luthier import AdapterRecord, LuthierError, Recipe
+from luthier.builtin import GpuSafety
+from luthier.builtin.gpu_safety import Guardian, Reading
 from luthier.cli.app import app
-from luthier.engine.run import locked
+from luthier.data.make import Maker
+from luthier.data.recognise import convert_row
+from luthier.data.rows import Row
+from luthier.data.workers import Workers, chunks, forked
+from luthier.engine.lock import locked
 from luthier.errors import CODES
 from luthier.plugins.registry import Plugins, installed
+from luthier.recipe.tree import Data, Source
 from luthier.testing.worlds import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
@@ -381,12 +388,13 @@ def a_tokenizer_of_a_larger_model(world):
     world.train(model=tiny_model(vocab_size=20), tokenizer=tiny_tokenizer())
 
 
-@provokes("model-architecture", "MambaForCausalLM", "packed documents differ from separate ones", "Set packing: false.")
-def a_recurrent_model(world):
-    import transformers
-
-    config = transformers.MambaConfig(vocab_size=320, hidden_size=32, num_hidden_layers=1, state_size=4)
-    world.train(model=transformers.MambaForCausalLM(config), tokenizer=tiny_tokenizer(), adapter="full")
+@provokes("model-architecture", "LlamaForCausalLM", "packed documents differ from separate ones", "Set packing: false.")
+def a_model_whose_documents_see_each_other(world):
+    model = tiny_model()
+    model.model.layers[0].mlp.register_forward_hook(
+        lambda module, inputs, output: output + output.mean(1, keepdim=True)
+    )
+    world.train(model=model, tokenizer=tiny_tokenizer(), adapter="full")
 
 
 @provokes("model-target", "target_modules", "'q_prj'", "q_proj")
@@ -399,6 +407,77 @@ def a_gpu_that_is_not_there(world):
     world.train(device="cuda:99")
 
 
+@provokes("distributed-setup", "launch", "2 machines have no place to meet", "--rdzv-endpoint HOST:PORT")
+def machines_without_a_meeting_place(world):
+    return world.command("train", world.recipe(), "--nnodes", "2", "--nproc-per-node", "2")
+
+
+@provokes("distributed-lost", "did not find each other", "Run the same command again")
+def a_process_whose_others_never_come(world):
+    told = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "9"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in told.items():
+            patch.setenv(name, value)
+        world.train(distributed={"timeout": 1.0})
+
+
+@provokes("device-lost", "cpu", "it stopped answering at step 1", "No checkpoint was written yet")
+def a_device_that_vanishes(world):
+    import torch
+
+    def gone(step):
+        raise torch.AcceleratorError("CUDA error: no CUDA-capable device is detected")
+
+    world.train(callbacks=[luthier.on(step_ended=gone)])
+
+
+@provokes("memory-too-small", "device", "weights", "are free on cpu", "memory_check: false")
+def a_model_larger_than_the_machine(world):
+    folder = shutil.copytree(world.model, world.folder / "huge")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "intermediate_size": 2**37}))
+    world.train(model=str(folder))
+
+
+@provokes("memory-exhausted", "tokens", "are free now")
+def a_micro_batch_that_does_not_fit(world):
+    import torch
+
+    def exhausted(*_):
+        if torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    model = tiny_model()
+    model.model.layers[1].register_forward_pre_hook(exhausted)
+    world.train(model=model, tokenizer=tiny_tokenizer(), oom_recovery=False)
+
+
+@provokes("data-worker", "rows[0] to rows[", "died twice (signal 9)")
+def rows_that_kill_whoever_tokenises_them(world):
+    def start(others):
+        hand = forked(maker, others)
+        os.kill(hand.process.pid, signal.SIGKILL)
+        return hand
+
+    maker = Maker.of(Data(train=[Source(path="rows")]), tiny_tokenizer())
+    forms = [convert_row(Row({"prompt": "a", "completion": "b"}, f"rows[{i}]"), "prompt_completion") for i in range(3)]
+    with Workers(maker, 2, start) as workers:
+        list(workers.made(chunks(forms)))
+
+
+@provokes("compile-failed", "torch_compile")
+def a_kernel_that_cannot_be_compiled(world):
+    import torch
+    from luthier.engine.compiling import Passes
+    from luthier.engine.decisions import Decisions
+
+    def formula(x):
+        torch._dynamo.graph_break()
+        return x
+
+    Passes(strict=True, decisions=Decisions())._run(formula, (torch.zeros(2),), lambda: None)
+
+
 # runs
 
 
@@ -409,7 +488,19 @@ def _stopped(world, **changes):
     return world.folder / "run"
 
 
-@provokes("run-folder-other", "run", "of another recipe", "--fresh")
+@provokes("device-unsafe", "gpu_safety", "a GPU is at 99 °C; the limit is 95", "Let it cool")
+def a_gpu_that_is_too_hot(world):
+    class Sensor:  # this machine need not have one
+        def ask(self):
+            pass
+
+        def answer(self, *, wait=False):
+            return [Reading(uuid="GPU-a", temperature=99.0, power=300.0)]
+
+    world.train(callbacks=[Guardian(GpuSafety(), sensor=Sensor(), sleep=lambda seconds: None)])
+
+
+@provokes("run-folder-other", "run", "of another recipe", "learning_rate was 0.0002, is 0.001", "--fresh")
 def another_recipe_in_the_folder_of_a_run(world):
     _stopped(world)
     world.train(learning_rate=1e-3)
@@ -439,6 +530,24 @@ def a_damaged_record(world):
     luthier.generate(world.folder / "run", "1?")
 
 
+@provokes("run-ambiguous", "'ru' may be", "run-2", "Write more of the id")
+def a_name_that_several_runs_have(world):
+    world.train()
+    world.train(fresh=True)
+    return world.command("runs", "show", "ru", "--dir", world.folder)
+
+
+@provokes("run-not-running", "run", "the run is stopped, and nobody trains here", "the command that began it")
+def a_checkpoint_of_a_run_that_does_not_train(world):
+    return world.command("checkpoint", _stopped(world))
+
+
+@provokes("run-silent", "run", "no checkpoint within 0.01 seconds", "--timeout")
+def a_run_that_never_ends_its_step(world):
+    with locked(_stopped(world)):
+        return world.command("checkpoint", world.folder / "run", "--timeout", "0.01")
+
+
 @provokes("disk-full", "checkpoint of step 2 not written", "Free space")
 def a_disk_without_room(world):
     return _in_child(world.train, largest_file=12_000)
@@ -463,11 +572,17 @@ def _in_child(act, largest_file):
         return json.loads(told.read())
 
 
-@provokes("checkpoint-corrupt", "step-00000001", "state.safetensors is damaged", "one before")
+@provokes("checkpoint-corrupt", "step-00000001", "state.safetensors is damaged, and no other is whole", "--fresh")
 def a_damaged_checkpoint(world):
     state = _stopped(world) / "checkpoints/step-00000001/state.safetensors"
     state.write_bytes(state.read_bytes()[:-1] + b"x")
     world.train()
+
+
+@provokes("checkpoint-other", "step-00000001", "optimizer was 'adamw', is 'sgd'", "--allow-changed parts")
+def a_checkpoint_of_another_optimizer(world):
+    checkpoint = _stopped(world) / "checkpoints/step-00000001"
+    world.train(output_dir=str(world.folder / "other"), resume=checkpoint, optimizer="sgd")
 
 
 @provokes("checkpoint-state", "Keeper/thing", "object is neither tensor nor JSON", "author")
@@ -514,6 +629,13 @@ def an_adapter_that_lost_a_tensor(world):
 def an_adapter_whose_note_is_damaged(world):
     (world.train().artifact / "luthier.json").write_text("{")
     luthier.generate(world.folder / "run", "1?")
+
+
+@provokes("artifact-dtype", "save_dtype", "embed_tokens.weight holds 1e+06, which float16 cannot", "bfloat16")
+def a_weight_too_large_for_the_files(world):
+    model = tiny_model()
+    model.model.embed_tokens.weight.data[-1] = 1e6  # of a token that no row has
+    world.train(model=model, tokenizer=tiny_tokenizer(), adapter="full", save_dtype="float16")
 
 
 @provokes("artifact-unmergeable", "no adapter to merge", "Give a run's folder")

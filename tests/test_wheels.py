@@ -134,7 +134,9 @@ def test_every_plugin_is_discovered_and_nothing_fails(everything):
     assert {row["state"] for row in listed} <= {"ok", "unsupported"}
 
 
-def test_the_installed_command_trains_a_lora_with_an_optimizer_from_outside(everything, tmp_path, model_folder, data_file):
+def test_the_installed_command_trains_a_lora_with_an_optimizer_from_outside(
+    everything, tmp_path, model_folder, data_file
+):
     words = [
         "--model",
         model_folder,

@@ -83,3 +83,13 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(LuthierError) as caught:
         logs.set_up(file=tmp_path / "file" / "x.log")
     assert caught.value.code == "path-unwritable"
+
+
+def test_nothing_is_said_while_the_log_is_muted_and_everything_after(capsys):
+    logs.set_up("info")
+    with logs.muted():
+        logs.get_logger().warning("unheard")
+    logs.get_logger().info("heard")
+    said = capsys.readouterr().err
+    assert "unheard" not in said
+    assert "heard" in said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from luthier.errors import LuthierError
 from luthier.recipe import Recipe
@@ -12,42 +12,52 @@ from luthier.recipe import Recipe
 if TYPE_CHECKING:
     from luthier.data.inspect import Inspection
     from luthier.engine.assemble import Objects
+    from luthier.engine.health.overfit import Overfit
     from luthier.engine.plan import Plan
     from luthier.engine.result import Run
 
+Given = Recipe | str | Path | Mapping[str, Any] | None
 PARTS = ("adapter", "loss", "optimizer", "quantizer", "callbacks", "output_dir")
 
 
+@overload
+def train(recipe: Given = None, *, overfit_one_batch: Literal[True] | int, **settings: Any) -> Overfit: ...
+
+
+@overload
+def train(recipe: Given = None, *, overfit_one_batch: Literal[False] = False, **settings: Any) -> Run: ...
+
+
 def train(
-    recipe: Recipe | str | Path | Mapping[str, Any] | None = None,
-    *,
-    model: Any = None,
-    tokenizer: Any = None,
-    data: Any = None,
-    eval_data: Any = None,
-    adapter: Any = None,
-    loss: Any = None,
-    optimizer: Any = None,
-    quantizer: Any = None,
-    callbacks: Sequence[Any] | None = None,
-    output_dir: str | Path | None = None,
-    resume: str | Path | None = None,
-    fresh: bool = False,
+    recipe: Recipe | str | Path | Mapping[str, Any] | None = None, *,
+    model: Any = None, tokenizer: Any = None, data: Any = None, eval_data: Any = None, adapter: Any = None,
+    loss: Any = None, optimizer: Any = None, quantizer: Any = None, callbacks: Sequence[Any] | None = None,
+    output_dir: str | Path | None = None, resume: str | Path | None = None, fresh: bool = False,
+    re_decide: bool = False, allow_changed: str | Sequence[str] = (), overfit_one_batch: bool | int = False,
     **settings: Any,
-) -> Run:
+) -> Run | Overfit:  # fmt: skip
     """Train here, and return the `Run`. `recipe` is a file, a mapping or a `Recipe`; what is given beside it wins.
 
     `model` is a hub name, a folder, `demo`, or a loaded model with its `tokenizer` (also as a pair). `data` is a path,
     a hub name, rows, or a dataset. A part is a name, a mapping, its options object, or an object that keeps the
     protocol. `settings` have the recipe's names (`learning_rate=2e-4`). An unfinished run of the same recipe in the
     same folder goes on; a finished one is returned as it is, or trained anew with `fresh`. `resume` is a checkpoint.
+    What the run chose by itself when it began (precision, threads and the like) holds when it goes on, unless
+    `re_decide`. What else differs from what it began with is refused, but for what `allow_changed` names: `data`,
+    `parts`, `model`, `settings`. `overfit_one_batch` only tries, in a folder apart, whether a hundred steps (or as
+    many as it says) learn the first batch by heart, and returns an `Overfit`.
     """
     _require_local()
+    from luthier.engine.changes import read_allowed
+    from luthier.engine.health.overfit import STEPS, overfit
     from luthier.engine.train import train as train_run
 
     given = _given(adapter, loss, optimizer, quantizer, callbacks, output_dir, settings)
     recipe, objects = gather(recipe, model, tokenizer, data, eval_data, given)
-    return train_run(recipe, objects, resume=None if resume is None else Path(resume), fresh=fresh)
+    if overfit_one_batch:
+        return overfit(recipe, objects, STEPS if overfit_one_batch is True else overfit_one_batch)
+    going_on = {"resume": None if resume is None else Path(resume), "allowed": read_allowed(allow_changed)}
+    return train_run(recipe, objects, fresh=fresh, re_decide=re_decide, **going_on)
 
 
 def plan(
@@ -65,12 +75,19 @@ def plan(
     output_dir: str | Path | None = None,
     **settings: Any,
 ) -> Plan:
-    """What a run would be: parts, parameters, memory, steps and packing; nothing is trained or written."""
+    """What a run would be: parts, parameters, memory, steps, packing, time; nothing is trained or written.
+
+    Of a model that is named the config alone is read, so that any size is planned in seconds. `data` may be left out:
+    steps are then unknown, and memory is that of rows of `data.max_length` tokens.
+    """
     _require_local()
     from luthier.engine.plan import plan as plan_run
+    from luthier.recipe.rowless import with_or_without_rows
 
     given = _given(adapter, loss, optimizer, quantizer, callbacks, output_dir, settings)
-    return plan_run(*gather(recipe, model, tokenizer, data, eval_data, given))
+    return plan_run(
+        *with_or_without_rows(lambda more: gather(recipe, model, tokenizer, data, eval_data, {**given, **more}))
+    )
 
 
 def inspect(
@@ -119,18 +136,31 @@ def generate(
     return answer(opened.model, opened.tokenizer, prompt, system=system, chat=chat, **settings)
 
 
-def merge(path: str | Path, output_dir: str | Path | None = None, *, base: str | None = None) -> Path:
-    """Fold the adapter of a run or an adapter's folder into its base: a folder that plain transformers loads."""
+def merge(
+    path: str | Path,
+    output_dir: str | Path | None = None,
+    *,
+    base: str | None = None,
+    save_dtype: str | None = None,
+    max_shard_size: str | None = None,
+) -> Path:
+    """Fold the adapter of a run or an adapter's folder into its base: a folder that plain transformers loads.
+
+    Its files have the dtype and the size that the run's recipe gives them, where those are not given here.
+    """
     _require_local()
     from luthier.artifacts.opened import open_artifact
     from luthier.artifacts.save import save_merged
+    from luthier.artifacts.weights import file_options
 
+    files = file_options(save_dtype, max_shard_size)
     opened = open_artifact(path, base=base)
     if opened.adapter is None:
         remedy = "Give a run's folder, or an adapter's."
         raise LuthierError("artifact-unmergeable", "there is no adapter to merge", where=str(path), remedy=remedy)
     folder = Path(output_dir) if output_dir else Path(path).resolve() / "merged"
-    return save_merged(opened.model, opened.tokenizer, opened.adapter, opened.quantizer, folder, opened.note)
+    note = {**opened.note, "files": {**opened.note.get("files", {}), **files}}
+    return save_merged(opened.model, opened.tokenizer, opened.adapter, opened.quantizer, folder, note)
 
 
 def gather(

@@ -52,6 +52,7 @@ CODES: Final[dict[str, Code]] = {
     "data-empty": Code("No rows are left to train on.", "Check the file, the filters and the drop counts."),
     "data-unsupervised": Code("A row has no supervised token.", "Check the roles, the template, and truncation."),
     "data-overlong": Code("A row is longer than max_length and overlong is error.", "Raise max_length or drop rows."),
+    "data-worker": Code("A process that tokenises rows died, twice.", "Free memory, or set data.num_proc: 1.", 1),
     "data-changed": Code("The data differs from what this run was started on.", "Restore it, or start with --fresh."),
     "template-missing": Code(
         "The tokenizer has no chat template.", "Set data.chat_template, or use prompt/completion."
@@ -69,14 +70,34 @@ CODES: Final[dict[str, Code]] = {
     ),
     "model-target": Code("An adapter's target matches no layer.", "Use one of the near misses that are listed."),
     "device-unavailable": Code("The device asked for is not here.", "Choose another, or device: auto."),
+    "device-lost": Code("The device stopped answering in the middle of a run.", "Run the same command again.", 1),
+    "device-unsafe": Code(
+        "The GPU did not come below its limits.", "Let it cool, or raise the limits; the same command goes on.", 75
+    ),
+    "distributed-setup": Code("The processes of a run cannot work together.", "Change what the message names."),
+    "distributed-lost": Code("Another process of the run ended or fell silent.", "Run the same command again.", 1),
+    "memory-too-small": Code(
+        "The run is predicted to need more memory than the device has free.",
+        "Change what the message names, or set memory_check: false to try.",
+    ),
+    "memory-exhausted": Code(
+        "The device's memory ran out, and smaller micro-batches did not help.", "Change what the message names.", 1
+    ),
     # runs
     "run-folder-other": Code("The output folder holds another run.", "Choose another output_dir, or use --fresh."),
     "run-folder-locked": Code(
         "Another process trains in this folder.", "Wait for it, or choose another output_dir.", 75
     ),
     "run-not-found": Code("There is no run at this path.", "Check the path."),
+    "run-ambiguous": Code("Several runs match this name.", "Write more of the id, or the folder's path."),
+    "run-not-running": Code("Nobody trains in this folder.", "Go on with it by the command that began it."),
+    "run-silent": Code("The run has not answered in time.", "Wait longer with --timeout: it saves after a step.", 75),
     "disk-full": Code("The disk is full; the last checkpoint is whole.", "Free space, then run the same command.", 1),
     "checkpoint-corrupt": Code("A checkpoint is damaged or of another run.", "Resume from the one before.", 1),
+    "checkpoint-other": Code(
+        "A checkpoint is of another run: other settings, parts or base model.",
+        "Resume with what it was trained with, or name what may differ with --allow-changed.",
+    ),
     "checkpoint-state": Code(
         "A part's state cannot be stored as tensors and JSON.", "The part's author must mend it.", 1
     ),
@@ -86,8 +107,14 @@ CODES: Final[dict[str, Code]] = {
     "train-nothing": Code("No parameter is trainable.", "Choose an adapter, or targets that match."),
     # artifacts
     "artifact-mismatch": Code("A saved artifact does not give the outputs it should.", "Do not use it; report it.", 1),
+    "artifact-dtype": Code(
+        "A weight is too large for the dtype of the files.",
+        "Write save_dtype: bfloat16 or float32; --allow-changed settings goes on with the trained run.",
+        1,
+    ),
     "artifact-unmergeable": Code("This adapter cannot be merged here.", "Save the adapter itself."),
     "artifact-not-found": Code("There is no adapter or model in this folder.", "Check the path."),
+    "compile-failed": Code("A region of the model cannot be compiled here.", "Set torch_compile: auto or false.", 1),
     "internal": Code("A defect of Luthier or of a plugin.", "Please report it with the traceback.", 1),
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from io import FileIO
@@ -52,8 +53,13 @@ def get_logger() -> Any:
 
 
 def set_up(level: Level = "info", form: Format = "console", file: str | Path | None = None) -> None:
-    """Send lines of `level` and above to standard error and, beside it, to the end of `file`."""
+    """Send lines of `level` and above to standard error and, beside it, to the end of `file`.
+
+    Of several ranks the first speaks for all: the others tell errors only, and write no file.
+    """
     _close()
+    if os.environ.get("RANK", "0") != "0":
+        level, file = "error", None
     _SINKS.append(Sink(level=level, render=_json if form == "json" else _coloured, write=_to_stderr))
     if file is not None:
         stream = _opened(Path(file))
@@ -76,6 +82,16 @@ def run_log(run_id: str, path: Path) -> Iterator[None]:
                 _SINKS.remove(sink)
 
 
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Within it nothing is logged: what is tried without its weights says nothing that the run will say itself."""
+    held, _SINKS[:] = list(_SINKS), [Sink(level="error", render=str, write=len)]
+    try:
+        yield
+    finally:
+        _SINKS[:] = held
+
+
 _FILES: list[FileIO] = []
 
 
@@ -92,7 +108,8 @@ def _deliver(_: WrappedLogger, method: str, event: EventDict) -> EventDict:
         set_up("warning")
     for sink in _SINKS:
         if NUMBERS[event["level"]] >= NUMBERS[sink.level]:
-            sink.write(sink.render(dict(event)))
+            with contextlib.suppress(OSError):  # a full disk or a closed pipe ends no run over a line that tells of it
+                sink.write(sink.render(dict(event)))
     raise structlog.DropEvent
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import luthier as luthier_package
 import pytest
 from luthier.cli.app import app
+from luthier.logs import set_up
 from luthier.plugins.registry import installed
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -28,7 +29,8 @@ def luthier(monkeypatch):
         document = json.loads(result.stdout) if "--json" in args else None
         return SimpleNamespace(status=result.exit_code, stdout=result.stdout, stderr=result.stderr, document=document)
 
-    return run
+    yield run
+    set_up("warning")  # what a command's options made of it is not the next test's
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,14 @@ def test_the_plan_is_readable_at_eighty_columns(luthier, tiny, monkeypatch):
     assert result.status == 0, result.stderr
     lines = result.stdout.splitlines()
     assert max(len(line) for line in lines) <= 80
-    for title in ("Run", "Parts", "Parameters", "Weights of the base that no adapter reaches", "Memory", "Steps"):
+    for title in (
+        "Run",
+        "Parts",
+        "Parameters",
+        "Weights of the base that no adapter reaches",
+        "Memory at the peak",
+        "Steps",
+    ):
         assert title in lines
     for text in ("adamw", "luthier 0.1.0", "trainable", "gradients", "steps per epoch", "packing", "full"):
         assert text in result.stdout

@@ -15,6 +15,8 @@ BUILTIN = {
     ("callback", "progress"),
     ("callback", "plot"),
     ("callback", "early_stopping"),
+    ("callback", "profiler"),
+    ("callback", "gpu_safety"),
 }
 
 

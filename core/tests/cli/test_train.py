@@ -54,7 +54,12 @@ def test_a_flag_wins_over_the_recipe_and_set_says_the_same(luthier, tiny, tmp_pa
     flag = luthier("plan", tiny / "r.yaml", "--max-steps", "7", "--json")
     given = luthier("plan", tiny / "r.yaml", "--set", "max_steps=7", "--json")
     assert flag.document["schedule"]["total_steps"] == 7
-    assert flag.document == given.document
+    assert _planned(flag) == _planned(given)
+
+
+def _planned(result):
+    """The plan, without what the machine was doing at that moment."""
+    return {name: value for name, value in result.document.items() if name not in ("time", "device")}
 
 
 def test_the_same_command_again_says_that_the_run_is_finished_and_gives_its_numbers(luthier, trained, tiny):
@@ -82,7 +87,7 @@ def test_a_dry_run_is_a_plan_and_writes_nothing(luthier, words, tmp_path):
     out = tmp_path / "run"
     dry = luthier("train", *words, "--output-dir", out, "--dry-run", "--json")
     plan = luthier("plan", *words, "--output-dir", out, "--json")
-    assert dry.document == plan.document
+    assert _planned(dry) == _planned(plan)
     assert not out.exists()
 
 

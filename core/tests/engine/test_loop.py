@@ -29,7 +29,7 @@ def metrics(folder):
 
 def test_every_event_fires_where_the_picture_draws_it(train, rows):
     seen, watcher = recorder()
-    train(callbacks=[watcher], eval_data=rows[:2], eval_steps=2, save_steps=3, num_train_epochs=2)
+    train(callbacks=[watcher], eval_data=rows[:2], eval_steps=2, save_steps=3, num_train_epochs=2, async_save=False)
     step = ["step_started", "step_ended", "logged"]
     assert seen == [
         "run_started", "task_started",
@@ -97,7 +97,7 @@ def test_a_callback_may_ask_for_a_checkpoint_and_an_evaluation(train, rows):
             run.request_save()
             run.request_evaluation()
 
-    train(callbacks=[watcher, luthier.on(step_ended=ask)], eval_data=rows[:2])
+    train(callbacks=[watcher, luthier.on(step_ended=ask)], eval_data=rows[:2], async_save=False)
     assert seen.index("saved") < seen.index("step_started", seen.index("step_started") + 1)
     assert seen.count("evaluated") == 2
 

@@ -43,12 +43,14 @@ def test_a_warm_up_that_never_ends_is_said(train, tmp_path, capsys):
     assert "the warm-up is longer than the run" in capsys.readouterr().err
 
 
-def test_the_models_dtype_is_that_of_its_weights_and_of_the_file(train, tmp_path, model_folder):
+@pytest.mark.parametrize(("wanted", "written"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_files_have_the_dtype_of_the_base_checkpoint_or_the_one_asked_for(
+    train, tmp_path, model_folder, wanted, written
+):
     from safetensors.torch import load_file
 
-    run = train(model={"name_or_path": str(model_folder), "dtype": "bfloat16"}, max_steps=1)
-    assert {p.dtype for p in run.model.parameters()} == {torch.bfloat16}
-    assert {t.dtype for t in load_file(tmp_path / "run/model/model.safetensors").values()} == {torch.bfloat16}
+    train(model={"name_or_path": str(model_folder), "dtype": "bfloat16"}, max_steps=1, save_dtype=wanted)
+    assert {t.dtype for t in load_file(tmp_path / "run/model/model.safetensors").values()} == {written}
 
 
 def test_a_device_that_is_not_here_is_refused_before_a_folder_appears(train, tmp_path):

@@ -40,7 +40,7 @@ class Outer:
 @pytest.mark.parametrize(
     ("value", "hint", "expected"),
     [
-        (3, int, 3), (3, float, 3.0), ("2e-4", float, 2e-4), ("-1.5", float, -1.5), (True, bool, True), ("x", str, "x"),
+        (3, int, 3), (3, float, 3.0), ("2e-4", float, 2e-4), ("-1.5", float, -1.5), ("inf", float, float("inf")), (True, bool, True), ("x", str, "x"),
         (None, type(None), None), ("a/b", Path, Path("a/b")), (Path("a"), Path, Path("a")),
         ("red", Colour, Colour.RED), (1, Colour, Colour.ONE), (Colour.RED, Colour, Colour.RED),
         ([1, 2], list[int], [1, 2]), ((1, 2), list[int], [1, 2]), ([1, 2], tuple[int, ...], (1, 2)),
@@ -73,7 +73,7 @@ def test_what_is_meant_is_taken(value, hint, expected):
         (True, float, "x: expected float (found True)"),
         ("fast", float, "x: expected float (found 'fast')"),
         ("1_000", float, "x: expected float"),
-        ("inf", float, "x: expected float"),
+        ("infinity", float, "x: expected float"),
         (float("nan"), float, "x: expected float (found nan)"),
         (10**400, float, "x: expected float"),
         ("false", bool, "x: expected bool (found 'false')"),

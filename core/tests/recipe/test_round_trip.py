@@ -117,6 +117,18 @@ def run_settings(draw):
     chosen.pop(draw(st.sampled_from(["warmup_steps", "warmup_ratio"])), None)
     chosen.pop(draw(st.sampled_from(["global_batch_size", "per_device_train_batch_size"])), None)
     chosen["max_steps"] = 2**70
+    chosen.pop("lr_multipliers", None)  # regular expressions, which text drawn at random seldom is
+    if chosen.get("training_mode", "auto") != "auto":  # a mode stands beside its own limit alone
+        limit = {"epoch": "num_train_epochs", "step": "max_steps", "token": "max_tokens"}.get(chosen["training_mode"])
+        chosen = {n: v for n, v in chosen.items() if n not in ("num_train_epochs", "max_steps", "max_tokens")}
+        chosen |= {limit: 2} if limit else {}
+    chosen["max_shard_size"] = draw(st.sampled_from(["5GB", "1.5 mb", "300KB"]))
+    strategy = chosen.get("save_strategy", "auto")
+    if strategy != "auto":  # so does a strategy, beside its own interval
+        chosen = {n: v for n, v in chosen.items() if n not in ("save_steps", "save_samples", "load_best_model_at_end")}
+        chosen |= {f"save_{strategy}": 3} if strategy in ("steps", "samples") else {}
+    if "distributed" in chosen:
+        chosen["distributed"] = attrs.asdict(chosen["distributed"])
     if chosen.get("max_grad_norm") == 0:
         del chosen["max_grad_norm"]  # refused, as it would clip every gradient to nothing
     sources = st.lists(
@@ -124,6 +136,8 @@ def run_settings(draw):
     )
     validation = draw(st.floats(0.01, 0.5) | sources)
     data = attrs.evolve(draw(instances(Data)), train=draw(sources), validation=validation)
+    data = attrs.evolve(data, streaming=data.streaming and not isinstance(validation, float))
+    chosen |= {"max_tokens_per_device": "auto"} if data.block_size is not None else {}
     model = attrs.evolve(draw(instances(Model)), name_or_path=draw(TEXT.filter(bool)))
     return {"model": attrs.asdict(model), "data": attrs.asdict(data), **chosen}
 

@@ -41,7 +41,7 @@ def trained(folder, callback, **settings):
         eval_on_start=True,
         device="cpu",
         output_dir=str(folder / "run"),
-        **settings,
+        **{"async_save": False, **settings},
     )
 
 
@@ -51,6 +51,17 @@ def test_a_whole_run_fires_what_the_kit_plays(tmp_path):
     play(played[0], tmp_path)
     assert [name for name, _ in played[1]] == [name for name, _ in real[1]]
     assert played[1] == real[1]
+
+
+def test_a_checkpoint_in_the_background_is_told_of_late_and_nothing_else_changes(tmp_path):
+    (at_once, seen), (later, heard_late) = recorder(), recorder()
+    trained(tmp_path / "a", at_once, eval_steps=2, save_steps=2)
+    trained(tmp_path / "b", later, eval_steps=2, save_steps=2, async_save=True)
+    plain = [[name for name, _ in told if name != "saved"] for told in (seen, heard_late)]
+    places = [[i for i, (name, _) in enumerate(told) if name == "saved"] for told in (seen, heard_late)]
+    assert plain[0] == plain[1]
+    assert all(one <= other for one, other in zip(*places, strict=True))
+    assert heard_late[-3:] == seen[-3:]
 
 
 def test_a_run_that_is_asked_to_stop_fires_what_the_kit_plays(tmp_path):

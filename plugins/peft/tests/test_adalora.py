@@ -71,6 +71,13 @@ def test_total_step_is_the_runs_where_it_is_left_out():
     assert World(options(total_step=9), steps=10).part._handle.peft_config["default"].total_step == 9
 
 
+def test_a_run_without_a_known_number_of_steps_needs_total_step():
+    assert World(options(total_step=9), steps=None).part._handle.peft_config["default"].total_step == 9
+    with pytest.raises(LuthierError) as caught:
+        World(options(), steps=None)
+    assert (caught.value.code, caught.value.where.endswith("total_step")) == ("recipe-missing", True)
+
+
 def test_a_schedule_that_the_run_would_not_finish_is_refused():
     with pytest.raises(LuthierError, match="reach target_r at step 18, and the run has 10 steps") as caught:
         World(options(total_step=20), steps=10)

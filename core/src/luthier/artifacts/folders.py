@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from luthier.engine.checkpoint import write_json
+from luthier.engine.disk import settle, write_json
 from luthier.errors import LuthierError, unwritable
 
 NOTE: Final = "luthier.json"  # which parts and base an artifact needs
@@ -29,8 +29,12 @@ def written(folder: Path, write: Callable[[Path], object], note: dict[str, Any] 
         write(aside)
         if note is not None:
             write_json(aside / NOTE, note)
-        shutil.rmtree(folder, ignore_errors=True)
+        settle(aside)
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        if folder.exists():
+            os.replace(folder, old)
         os.replace(aside, folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder

@@ -9,14 +9,18 @@ from luthier.engine.run import read_record
 from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
+    from luthier.artifacts.weights import Files
     from luthier.data.prepare import Prepared
 
 
 PLAIN: Final = {"prompt_completion", "text"}  # formats whose rows no chat template has touched
 
 
-def note(settings: dict[str, Any], run_id: str, parts: list[dict[str, Any]], prepared: Prepared) -> dict[str, Any]:
-    """`settings` is the resolved recipe as plain data; `prepared` the rows that the run is trained on."""
+def note(
+    settings: dict[str, Any], run_id: str, parts: list[dict[str, Any]], prepared: Prepared, files: Files
+) -> dict[str, Any]:
+    """`settings` is the resolved recipe as plain data; `prepared` the rows that the run is trained on; `files` says how
+    a dense model made of it is written."""
     plain = set(prepared.report.format.split(", ")) <= PLAIN
     needed = {kind: settings[kind] for kind in ("model", "adapter", "quantizer")}
     return {
@@ -26,6 +30,7 @@ def note(settings: dict[str, Any], run_id: str, parts: list[dict[str, Any]], pre
         "parts": parts,
         "prompts": "plain" if plain else "chat",
         "chat_template_hash": prepared.chat_template_hash,
+        "files": files.plain(),
     }
 
 

@@ -77,7 +77,8 @@ def _adapted(folder: Path, note: dict[str, Any], device: torch.device, base: str
 def _note(path: Path) -> dict[str, Any]:
     try:
         note = json.loads(path.read_text("utf-8"))
-        return {key: note[key] for key in ("model", "adapter", "quantizer", "artifact", "prompts", "run_id", "parts")}
+        needed = ("model", "adapter", "quantizer", "artifact", "prompts", "run_id", "parts")
+        return {key: note[key] for key in needed} | {"files": note.get("files", {})}
     except (ValueError, KeyError, TypeError) as error:
         problem = f"damaged: {type(error).__name__}: {error}"
         raise LuthierError("artifact-mismatch", problem, where=str(path), remedy="Copy the file again.") from None

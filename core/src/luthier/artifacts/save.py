@@ -13,6 +13,7 @@ from torch import nn
 
 from luthier.artifacts.folders import written
 from luthier.artifacts.verify import check_adapter, check_model
+from luthier.artifacts.weights import Files, save_model
 from luthier.engine.attention import ordinary
 from luthier.engine.contexts import context_for
 from luthier.engine.load import quiet
@@ -32,7 +33,7 @@ def save_adapter(model: Any, tokenizer: Any, adapter: Any, folder: Path, note: d
             adapter.save(aside)
         tokenizer.save_pretrained(aside)
         if artifact_name(adapter) == "model":
-            check_model(model, aside)
+            check_model(model, aside, Files.of_note(note).dtype)
         else:
             check_adapter(model, adapter, aside)
 
@@ -44,10 +45,11 @@ def save_merged(model: Any, tokenizer: Any, adapter: Any, quantizer: Any, folder
 
     def write(aside: Path) -> None:
         merged = merged_copy(model, adapter, quantizer)
+        files = Files.of_note(note)
         with _portable(merged):
-            merged.save_pretrained(aside)
+            save_model(merged, aside, files)
         tokenizer.save_pretrained(aside)
-        check_model(model, aside)
+        check_model(model, aside, files.dtype)
 
     return written(folder, write, {**note, "artifact": "model"})
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import typer
+
+from luthier.engine.parallel.outcome import FOLDER
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 LogLevel = Annotated[
@@ -22,3 +25,8 @@ def started(level: Any, form: Any, file: Path | None) -> ModuleType:
 
     logs.set_up(level, form, file)
     return api
+
+
+def speaks() -> bool:
+    """Whether this process tells the user what it reads: not where another one has started it, and told it already."""
+    return os.environ.get("RANK", "0") == "0" and FOLDER not in os.environ

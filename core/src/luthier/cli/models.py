@@ -47,6 +47,10 @@ def merge(
     ] = None,
     *,
     base: Base = None,
+    save_dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; without it, as the run's recipe says.")
+    ] = None,
+    max_shard_size: Annotated[str | None, typer.Option(help="The largest file, such as 5GB.")] = None,
     json: Json = False,
     log_level: LogLevel = "info",
     log_format: LogFormat = "console",
@@ -54,7 +58,7 @@ def merge(
 ) -> Any:
     """Fold an adapter into its base model, verified by reloading."""
     api = started(log_level, log_format, log_file)
-    merged = api.merge(path, output_dir, base=base)
+    merged = api.merge(path, output_dir, base=base, save_dtype=save_dtype, max_shard_size=max_shard_size)
     return Answer(document={"merged": merged}, view=lambda screen: screen.out(f"merged: {merged}", highlight=False))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -22,16 +22,20 @@ if TYPE_CHECKING:
 
 USAGE: Final = """Usage: luthier plan [RECIPE] [OPTIONS]
 
-  Load, check and count everything that a run would be, and train nothing.
-  Takes what `luthier train` takes.
+  Check and count everything that a run would be, predict its memory, and train nothing.
+  Of the model only the config is read. Takes what `luthier train` takes; the rows may be left out.
 
-    luthier plan recipe.yaml --max-tokens-per-device 8192"""
+    luthier plan recipe.yaml --max-tokens-per-device 8192
+    luthier plan --model meta-llama/Llama-3.1-8B --adapter lora"""
 
 
 def plan(
     context: typer.Context,
     *,
     sets: Sets = None,
+    suggest: Annotated[
+        bool, typer.Option("--suggest", help="Also show the values that this hardware, model and data suggest.")
+    ] = False,
     json: Json = False,
     log_level: LogLevel = "warning",
     log_format: LogFormat = "console",
@@ -41,10 +45,15 @@ def plan(
     """Show what a run would be, without training."""
     if help_:
         show_help(context, USAGE)
-    return planned(read_recipe(context.args, sets), log_level, log_format, log_file)
+    from luthier.recipe.rowless import with_or_without_rows
+
+    recipe = with_or_without_rows(
+        lambda more: read_recipe(context.args, [*(sets or ()), *(f"{name}={value}" for name, value in more.items())])
+    )
+    return planned(recipe, log_level, log_format, log_file, suggest=suggest)
 
 
-def planned(recipe: Recipe, level: Any, form: Any, file: Path | None) -> Answer:
+def planned(recipe: Recipe, level: Any, form: Any, file: Path | None, *, suggest: bool = False) -> Answer:
     """The plan of a recipe; where torch is not installed, its parts alone."""
     from luthier.recipe import resolve
     from luthier.recipe.soundness import check_parts, explain
@@ -62,10 +71,10 @@ def planned(recipe: Recipe, level: Any, form: Any, file: Path | None) -> Answer:
         if error.code != "dependency-missing":
             raise
         document["not_planned"] = {"problem": error.problem, "remedy": error.remedy}
-    return Answer(document=document, view=lambda screen: draw_plan(screen, document))
+    return Answer(document=document, view=lambda screen: draw_plan(screen, document, suggest=suggest))
 
 
-def draw_plan(screen: Console, found: Mapping[str, Any]) -> None:
+def draw_plan(screen: Console, found: Mapping[str, Any], *, suggest: bool = False) -> None:
     """The plan in sections; without the libraries of local training, its parts and what to install."""
     from luthier.cli.tables import draw_section
 
@@ -77,18 +86,28 @@ def draw_plan(screen: Console, found: Mapping[str, Any]) -> None:
     draw_section(screen, "Parameters", _parameters(found["parameters"]))
     if "unreached" in found["coverage"]:
         draw_section(screen, "Weights of the base that no adapter reaches", _unreached(found["coverage"]))
-    draw_section(screen, "Memory", _memory(found["memory"]))
-    draw_section(screen, "Steps", _steps(found["schedule"], found["packing"]))
-    for warning in found["data"]["warnings"]:
+    draw_section(screen, "Memory at the peak", _memory(found["memory"], found["device"]))
+    if found["packing"]:
+        draw_section(screen, "Steps", _steps(found["schedule"], found["packing"], found["time"]))
+    if len({group["lr_scale"] for group in found["groups"]}) > 1:
+        draw_section(screen, "Learning rates", _rates(found["groups"], found["schedule"]["peak_learning_rate"]))
+    if found["decisions"]:
+        draw_section(screen, "Decisions", _decisions(found["decisions"]))
+    if suggest:
+        named = {s["option"]: s for s in found["suggestions"]}
+        draw_section(screen, "Suggested for this hardware, model and data", _decisions(named))
+    for warning in (*found["notes"], *found["data"]["warnings"]):
         screen.print(f"warning: {warning}", style="yellow", soft_wrap=True)
 
 
 def _run(recipe: Mapping[str, Any]) -> Table:
     from luthier.cli.tables import pairs_table
+    from luthier.recipe.rowless import NO_ROWS
 
+    sources = ", ".join(source["path"] for source in recipe["data"]["train"])
     rows = {
         "model": f"{recipe['model']['name_or_path']}, {recipe['model']['dtype']}",
-        "data": ", ".join(source["path"] for source in recipe["data"]["train"]),
+        "data": "none is given" if sources == NO_ROWS else sources,
         "folder": recipe["output_dir"] or "a new one in runs/",
     }
     return pairs_table(rows)
@@ -130,36 +149,67 @@ def _unreached(coverage: Mapping[str, Any]) -> Table:
     return table
 
 
-def _memory(causes: Mapping[str, int]) -> Table:
+def _memory(causes: Mapping[str, int], device: Mapping[str, Any]) -> Table:
+    """Bytes by cause, what is free, and whether that is enough."""
     from luthier.cli.tables import plain_table
+    from luthier.sizes import size_text
 
-    table = plain_table("", ">", show_header=False)
+    table = plain_table("", ">", "", show_header=False)
     for cause, size in causes.items():
-        table.add_row(cause, _size(size))
+        table.add_row(cause, size_text(size), "")
+    answer = {True: "it fits", False: "it does not fit", None: ""}[device["fits"]]
+    table.add_row(f"free on {device['device']}", size_text(device["free"]), answer)
     return table
 
 
-def _steps(schedule: Mapping[str, float], packing: Mapping[str, float]) -> Table:
+def _steps(schedule: Mapping[str, Any], packing: Mapping[str, float], time: Mapping[str, Any]) -> Table:
+    """Rows, steps and micro-batches; what a stream does not tell beforehand is not known."""
     from luthier.cli.tables import pairs_table
 
-    tokens = f"{schedule['tokens_per_epoch']:,}, {schedule['supervised_tokens_per_epoch']:,} of them supervised"
+    supervised, steps = schedule["supervised_tokens_per_epoch"], schedule["total_steps"]
+    epochs = f", which is {schedule['epochs']:.2f} epochs" if schedule["epochs"] else ""
     rows = {
-        "examples": f"{schedule['examples']:,}, and {schedule['validation_examples']:,} for validation",
-        "tokens per epoch": tokens,
-        "steps per epoch": f"{schedule['steps_per_epoch']:,}",
-        "steps": f"{schedule['total_steps']:,}, which is {schedule['epochs']:.2f} epochs",
+        "examples": f"{_count(schedule['examples'])}, and {schedule['validation_examples']:,} for validation",
+        "tokens per epoch": f"{_count(schedule['tokens_per_epoch'])}, {_count(supervised)} of them supervised",
+        "steps per epoch": _count(schedule["steps_per_epoch"]),
+        "steps": f"{_count(steps)}{epochs}",
         "learning rate": f"{schedule['peak_learning_rate']:g} at its peak",
         "micro-batches": f"{packing['micro_batches_per_step']:.1f} per step, each of "
         f"{packing['documents_per_micro_batch']:.1f} documents and at most {packing['largest_micro_batch']:,} tokens",
         "packing": f"{packing['efficiency']:.1%} full",
     }
+    if time:
+        rows["time"] = f"about {_duration(time['seconds'])}: {time['share']:.0%} ({time['share_from']}) of the rate of "
+        rows["time"] += f"{time['rate_from']}: {time['rate'] / 1e9:,.0f} GFLOP/s"
     return pairs_table(rows)
 
 
-def _size(count: float) -> str:
-    """Bytes with a unit: `1.4 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:,.1f} {unit}" if unit != "B" else f"{count:.0f} B"
-        count /= 1024
-    raise AssertionError("every count has a unit")
+def _count(number: int | None) -> str:
+    return "not known" if number is None else f"{number:,}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
+def _rates(groups: Sequence[Mapping[str, Any]], peak: float) -> Table:
+    from luthier.cli.tables import plain_table
+
+    table = plain_table("", ">at its peak", ">parameters", "")
+    for group in groups:
+        more = f" and {group['tensors'] - 1} more" if group["tensors"] > 1 else ""
+        rate = f"{peak * group['lr_scale']:.3g}"
+        table.add_row(group["role"], rate, f"{group['parameters']:,}", group["names"][0] + more)
+    return table
+
+
+def _decisions(taken: Mapping[str, Mapping[str, Any]]) -> Table:
+    from luthier.cli.tables import plain_table
+
+    table = plain_table("", "", "", show_header=False)
+    for name, decision in taken.items():
+        value = decision["value"]
+        table.add_row(name, str(value).lower() if isinstance(value, bool) else str(value), decision["reason"])
+    return table

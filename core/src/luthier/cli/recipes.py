@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from luthier.cli.answers import console
+from luthier.cli.flags import speaks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,12 +27,15 @@ Sets = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="
 
 GROUPS: Final[dict[str, str]] = {
     "Learning rate and length": "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio "
-    "num_train_epochs max_steps max_tokens",
+    "layerwise_lr_decay lr_multipliers num_train_epochs max_steps max_tokens training_mode",
     "Batches": "global_batch_size max_tokens_per_device per_device_train_batch_size gradient_accumulation_steps "
-    "packing max_grad_norm router_aux_loss_coef",
-    "Evaluation and checkpoints": "eval_steps eval_on_start max_eval_batches save_steps save_total_limit "
-    "metric_for_best_model greater_is_better load_best_model_at_end logging_steps",
-    "The run": "output_dir run_name merge seed device",
+    "memory_check oom_recovery packing max_grad_norm router_aux_loss_coef",
+    "Precision and speed": "precision pure_bf16_update torch_compile gradient_checkpointing num_threads distributed "
+    "on_nonfinite gradient_flow_steps",
+    "Evaluation and checkpoints": "eval_steps eval_on_start max_eval_batches save_strategy save_steps "
+    "save_samples save_final async_save save_total_limit metric_for_best_model greater_is_better "
+    "load_best_model_at_end logging_steps",
+    "The run": "output_dir run_name merge save_dtype max_shard_size seed device",
 }
 
 PARTS: Final = {kind: kind for kind in ("adapter", "loss", "optimizer", "quantizer", "provider")} | {
@@ -46,7 +50,7 @@ def read_recipe(words: Sequence[str], sets: Sequence[str] | None) -> Recipe:
     path, flags = split(words)
     reading = read(path, [*parse_flags(flags), *parse_sets(sets or ())])
     screen = console(stderr=True)
-    for note in reading.notes:
+    for note in reading.notes if speaks() else ():
         screen.print(f"note: {note}", style="yellow", soft_wrap=True)
     return reading.recipe
 

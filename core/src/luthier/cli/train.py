@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from luthier.cli.answers import Answer
+from luthier.cli import launch, overfit
 from luthier.cli.flags import Json, LogFile, LogFormat, LogLevel, started
 from luthier.cli.plan import planned
 from luthier.cli.recipes import Help, Sets, read_recipe, show_help
@@ -27,28 +28,45 @@ USAGE: Final = """Usage: luthier train [RECIPE] [OPTIONS]
     luthier train --model demo --data rows.jsonl --adapter lora --adapter.r 16"""
 
 
+Resume = Annotated[Path | None, typer.Option(help="Go on from this checkpoint.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew, in a new folder beside one that exists.")]
+ReDecide = Annotated[
+    bool, typer.Option("--re-decide", help="Choose precision, threads and the like anew where a run goes on.")
+]
+AllowChanged = Annotated[
+    str, typer.Option(help="What may differ where a run goes on: data, parts, model, settings; commas between.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only plan, as `luthier plan` does.")]
+
+
 def train(
-    context: typer.Context,
-    *,
-    sets: Sets = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on from this checkpoint.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, in a new folder beside one that exists.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan, as `luthier plan` does.")] = False,
-    json: Json = False,
-    log_level: LogLevel = "info",
-    log_format: LogFormat = "console",
-    log_file: LogFile = None,
-    help_: Help = False,
-) -> Any:
+    context: typer.Context, *, sets: Sets = None,
+    resume: Resume = None, fresh: Fresh = False, re_decide: ReDecide = False, allow_changed: AllowChanged = "",
+    dry_run: DryRun = False, overfit_one_batch: overfit.OneBatch = False, overfit_steps: overfit.Steps = 100,
+    nproc_per_node: launch.NprocPerNode = None, nnodes: launch.Nnodes = None, node_rank: launch.NodeRank = None,
+    rdzv_endpoint: launch.RdzvEndpoint = None, rdzv_id: launch.RdzvId = None, max_restarts: launch.MaxRestarts = None,
+    master_addr: launch.MasterAddr = None, master_port: launch.MasterPort = None, help_: Help = False,
+    json: Json = False, log_level: LogLevel = "info", log_format: LogFormat = "console", log_file: LogFile = None,
+) -> Any:  # fmt: skip
     """Train from a recipe, from flags, or from both."""
+    from luthier.engine.parallel.launch import Launch
+
     if help_:
         show_help(context, USAGE)
     recipe = read_recipe(context.args, sets)
     if dry_run:
         return planned(recipe, log_level, log_format, log_file)
+    if overfit_one_batch:
+        return overfit.answered(recipe, overfit_steps, started(log_level, log_format, log_file))
+    asked = Launch(
+        **{"nproc_per_node": nproc_per_node, "nnodes": nnodes, "node_rank": node_rank, "max_restarts": max_restarts},
+        **{"rdzv_endpoint": rdzv_endpoint, "rdzv_id": rdzv_id, "master_addr": master_addr, "master_port": master_port},
+    )
+    if asked.wanted(os.environ):
+        return launch.launched(asked, context, draw_run)
     api = started(log_level, log_format, log_file)
-    run = api.train(recipe, resume=resume, fresh=fresh)
-    return Answer(document=run.to_dict(), view=lambda screen: draw_run(screen, run))
+    given = {"resume": resume, "fresh": fresh, "re_decide": re_decide, "allow_changed": allow_changed}
+    return launch.answered(lambda: api.train(recipe, **given), draw_run)
 
 
 def draw_run(screen: Console, run: Run) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from luthier.engine.assemble import Objects, assemble, check_fit, check_room
+from luthier.engine.assemble import Objects, assemble
 from luthier.engine.attention import packed
+from luthier.engine.decisions import Decisions
 from luthier.engine.evaluate import evaluate
+from luthier.engine.operations.install import operating
 from luthier.engine.result import Run
+from luthier.engine.rows import check_fit, check_room
 from luthier.engine.run import RECIPE, read_record
 from luthier.engine.setup import Setup
 from luthier.errors import LuthierError
@@ -25,19 +30,26 @@ PATHS = ("output_path", "artifact", "merged", "best_checkpoint")
 Given = tuple[Recipe, Objects]
 
 
-def finished(folder: Path, given: Given | None = None) -> Run:
-    """The result that a completed run recorded; `given` is what its caller has in hand that no file could hold."""
-    record = read_record(folder)
+def finished(folder: Path, given: Given | None = None, record: dict[str, Any] | None = None) -> Run:
+    """The result that a completed run recorded; `given` is what its caller has in hand that no file could hold.
+
+    `record` is what rank 0 has read, where this is another machine.
+    """
+    record = record or read_record(folder)
     if record is None or "result" not in record:
         raise LuthierError("run-not-found", "no finished run here", where=str(folder))
     held = {name: Path(v) if name in PATHS and v else v for name, v in record["result"].items()}
+    numbers = (held["final_loss"], *held["loss_history"])  # null is the loss of a step that was skipped
+    held["final_loss"], *held["loss_history"] = (math.nan if loss is None else loss for loss in numbers)
     return Run(**held, given=given)
 
 
 def reopened(folder: Path, given: Given | None) -> Setup:
     """Model, adapter and data as they were at the run's end."""
     recipe, objects = given or (Recipe.load(folder / RECIPE, environ={}), Objects())
-    setup = assemble(recipe, objects).setup
+    decisions = Decisions((read_record(folder) or {}).get("decisions"))
+    setup = assemble(recipe, objects, decisions=decisions).setup
+    setup.undo.close()
     setup.adapter.load(finished(folder).artifact)
     setup.model.set_attn_implementation(setup.attention)
     return setup
@@ -49,19 +61,29 @@ def evaluate_again(setup: Setup, data: Any = None) -> dict[str, float]:
         if setup.validation is None:
             raise LuthierError("data-empty", "the run has no validation rows", where="data.validation",
                                remedy="Give evaluate(data) some.")  # fmt: skip
-        with packed(setup.model):
+        with _as_trained(setup):
             return evaluate(setup)
     from luthier.data.prepare import prepare
 
-    wanted = attrs.evolve(setup.recipe.data, validation=0.0)
+    wanted = attrs.evolve(setup.recipe.data, validation=0.0, streaming=False)
     source = _source(data, wanted)
     wanted = wanted if source is None else attrs.evolve(wanted, train=[source])
     given = data if source is None else None
     rows = prepare(wanted, setup.tokenizer, seed=setup.recipe.seed, kind=setup.loss.data, given=given).train
     check_fit(rows, setup.tokenizer, setup.model)
     check_room(rows, setup.recipe)
-    with packed(setup.model):
+    with _as_trained(setup):
         return evaluate(setup, rows)
+
+
+@contextmanager
+def _as_trained(setup: Setup) -> Iterator[None]:
+    """Inside it the model computes as it did in the run."""
+    trained = [p for group in setup.adapter.groups() for p in group.parameters]
+    operations = operating(setup.model, setup.operations.operations)
+    precision, process = setup.precision.held(setup.model, trained), setup.process.applied()
+    with packed(setup.model), operations, precision, process:
+        yield
 
 
 def _source(data: Any, like: Data) -> Source | None:

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-import math
+import functools
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import attrs
-import numpy as np
 import torch
+from torch import Tensor, nn
 
 from luthier.artifacts.generate import teach_stops
-from luthier.data.examples import TokenDataset
-from luthier.data.order import Order
-from luthier.data.prepare import Prepared, check_vocabulary, prepare
-from luthier.engine import attention, devices, load, probe, schedule
-from luthier.engine.contexts import context_for
+from luthier.artifacts.weights import Files
+from luthier.data.pack import Packing
+from luthier.data.prepare import Prepared
+from luthier.engine import attention, compiling, devices, load, precision, probe, process, recompute, threads
+from luthier.engine.contexts import context_for, dense_weight
+from luthier.engine.decisions import Decisions
+from luthier.engine.groups import scaled
+from luthier.engine.length import check_length, feed_of, rates_of
+from luthier.engine.memory.config import config_of
+from luthier.engine.memory.fit import Case, settle
+from luthier.engine.operations.install import operating, ordinary
+from luthier.engine.parallel import strategy
+from luthier.engine.parallel.hollow import HOST, loaded
+from luthier.engine.parallel.join import device_name
+from luthier.engine.parallel.spread import Strategy
+from luthier.engine.parallel.world import World
+from luthier.engine.parallel.wrap import wrapped
+from luthier.engine.rows import made_rows, meet
 from luthier.engine.setup import Setup, batches
+from luthier.engine.stateful import without_packing
 from luthier.engine.step import Step
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
+from luthier.plugins.protocols import Context, Group
 from luthier.plugins.registry import Plugins
 from luthier.recipe import Recipe
 from luthier.recipe.parts import Part, Resolved, resolve
@@ -45,26 +62,59 @@ class Assembled:
     resolved: Resolved
     prepared: Prepared
     callbacks: dict[str, Any]
+    case: Case
 
 
-def assemble(recipe: Recipe, objects: Objects, plugins: Plugins | None = None) -> Assembled:
-    """Everything loaded, checked and attached, with nothing trained."""
-    resolved = resolve(recipe, plugins)
-    device = devices.choose(recipe.device)
-    check_parts(recipe, resolved, device.type)
+def assemble(
+    recipe: Recipe,
+    objects: Objects,
+    plugins: Plugins | None = None,
+    decisions: Decisions | None = None,
+    world: World | None = None,
+) -> Assembled:
+    """Everything loaded and attached, nothing trained. `decisions` None: all anew; `world` None: this process alone."""
+    decisions, world = decisions or Decisions(), world or World()
+    began, resolved = threads.Glance(), resolve(recipe, plugins)
+    device = usable_device(recipe, resolved, world)
     built = {kind: resolved.build(getattr(resolved, kind)) for kind in BUILT}
     callbacks = {name: resolved.build(part) for name, part in named(resolved.callbacks).items()}
     tokenizer = objects.tokenizer or load.tokenizer_of(recipe.model)
-    prepared = prepared_data(recipe, objects, tokenizer, built["loss"])
-    if prepared.chat_template is not None:
-        tokenizer.chat_template = prepared.chat_template  # what was trained on is what is saved
-    model = _model(recipe, objects, built["quantizer"], device)
-    teach_stops(model, tokenizer, prepared.stop_tokens)
-    for dataset in (prepared.train, prepared.validation):
-        if dataset is not None:
-            check_fit(dataset, tokenizer, model)
-    setup = _attach(recipe, model, tokenizer, built, prepared, device)
-    return Assembled(setup=setup, resolved=resolved, prepared=prepared, callbacks=callbacks)
+    prepared = made_rows(recipe, objects, tokenizer, built["loss"], world)
+    config = config_of(recipe.model) if objects.model is None else getattr(objects.model, "config", None)
+    recipe = without_packing(recipe, config, objects.model, decisions)
+    about = {"shares": world.size, "ranks_here": world.local_size}
+    case = Case(recipe=recipe, resolved=resolved, device=device, prepared=prepared, objects=objects, **about)
+    how = strategy.choose(case, decisions, world)
+    case.sharded = how == "fsdp"
+    recipe = case.recipe = settle(case, decisions, world)
+    model, has_weights = loaded(case, how, world, built["quantizer"], lambda place: _model(case, place))
+    recipe = case.recipe = without_packing(recipe, model.config, model, decisions)
+    meet(model, tokenizer, prepared)
+    setup = attach(recipe, model, tokenizer, built, prepared, device, decisions, world, how, has_weights=has_weights)
+    setup.process = process.settle(setup, began)
+    setup.undo.enter_context(setup.process.applied())
+    compiling.settle(setup)
+    return Assembled(setup=setup, resolved=resolved, prepared=prepared, callbacks=callbacks, case=case)
+
+
+def usable_device(recipe: Recipe, resolved: Resolved, world: World) -> torch.device:
+    """The run's device; what the parts, the device or the length cannot do is refused."""
+    device = devices.choose(device_name(recipe.device, world))
+    check_parts(recipe, resolved, device.type)
+    precision.refuse(recipe.precision, device)
+    recompute.refuse(recipe.gradient_checkpointing, device)
+    compiling.refuse(recipe.torch_compile, device)
+    check_length(recipe)
+    return device
+
+
+def whole_again(assembled: Assembled) -> Setup:
+    """The same parts anew, on the model as its files have it, whole and in this process alone."""
+    resolved, held, case = assembled.resolved, assembled.setup, assembled.case
+    built = {kind: resolved.build(getattr(resolved, kind)) for kind in BUILT}
+    model = built["quantizer"].apply(_model(case, HOST))
+    teach_stops(model, held.tokenizer, assembled.prepared.stop_tokens)
+    return attach(case.recipe, model, held.tokenizer, built, assembled.prepared, HOST, held.decisions)
 
 
 def named(parts: tuple[Part, ...]) -> dict[str, Part]:
@@ -78,139 +128,96 @@ def named(parts: tuple[Part, ...]) -> dict[str, Part]:
     return found
 
 
-def prepared_data(recipe: Recipe, objects: Objects, tokenizer: Any, loss: Any) -> Prepared:
-    """The rows as token examples; refused where the longest does not fit a micro-batch."""
-    if loss.data != "tokens":
-        problem = f"the loss takes {loss.data} examples, which are not trained yet"
-        raise LuthierError("part-unsupported", problem, where="loss")
-    prepared = prepare(
-        recipe.data,
-        tokenizer,
-        seed=recipe.seed,
-        kind=loss.data,
-        given=objects.data,
-        given_validation=objects.eval_data,
-    )
-    for dataset in (prepared.train, prepared.validation):
-        if dataset is not None:
-            check_room(dataset, recipe)
-    return prepared
+def _model(case: Case, device: torch.device) -> Any:
+    given = case.objects.model
+    if given is None:
+        quantizer = case.resolved.build(case.resolved.quantizer)
+        return load.model_of(case.recipe.model, device, quantizer.load_arguments())
+    load.check_causal(given)
+    return given.to(device)
 
 
-def check_room(dataset: TokenDataset, recipe: Recipe) -> None:
-    """Raise `recipe-conflict` where an example is longer than a micro-batch."""
-    longest = int(dataset.lengths.max())
-    if longest > recipe.max_tokens_per_device:
-        raise LuthierError(
-            "recipe-conflict",
-            f"the longest example has {longest} tokens and a micro-batch at most {recipe.max_tokens_per_device}",
-            where="max_tokens_per_device",
-            remedy=f"Raise it to {longest}, or lower data.max_length.",
-        )
+def attach(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any], prepared: Prepared, device: torch.device,
+           decisions: Decisions, world: World | None = None, spread_as: Strategy = "alone", *,
+           has_weights: bool = True) -> Setup:  # fmt: skip
+    """The model with its adapter and all that a step needs; without weights (a rehearsal) no number is looked at."""
+    with ExitStack() as undo:
+        told = {"has_weights": has_weights, "undo": undo, "spread_as": spread_as}
+        return _attached(recipe, model, tokenizer, built, prepared, device, decisions, world or World(), **told)
 
 
-def check_fit(dataset: TokenDataset, tokenizer: Any, model: Any) -> None:
-    """Raise where the model has no embedding for a token (`model-vocabulary`) or a position of the examples.
-
-    Rotary positions have no end: beyond those that the model was trained on there is a warning only.
-    """
-    tokens = model.get_input_embeddings()
-    check_vocabulary(dataset, tokenizer, tokens.weight.shape[0])
-    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = int(dataset.lengths.max())
-    if not isinstance(known, int) or longest <= known:
-        return
-    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not tokens]
-    if any(known <= table.num_embeddings <= known + 2 for table in tables):  # OPT keeps two rows more than it counts
-        problem = f"the longest example has {longest} tokens, and the model has {known} positions"
-        raise LuthierError("recipe-conflict", problem, where="data.max_length", remedy=f"Set it to {known} or less.")
-    log.warning("examples are longer than the model's positions", longest=longest, max_position_embeddings=known)
-
-
-def total_steps(recipe: Recipe, order: Order, train: TokenDataset) -> int:
-    """Optimizer steps until the first of max_steps, max_tokens or, without either, num_train_epochs."""
-    by_epochs = math.ceil(order.steps_per_epoch * recipe.num_train_epochs)
-    limits = [recipe.max_steps] if recipe.max_steps else []
-    if recipe.max_tokens:
-        limits.append(_steps_for_tokens(recipe.max_tokens, order, train))
-    total = min(limits, default=by_epochs)
-    if total < 1:
-        raise LuthierError("recipe-out-of-range", "the run has no step", where="num_train_epochs",
-                           found=recipe.num_train_epochs)  # fmt: skip
-    return total
-
-
-def _steps_for_tokens(limit: int, order: Order, train: TokenDataset) -> int:
-    """The step after which `limit` supervised tokens are reached: the order is known, so this is exact."""
-    counts = train.num_supervised
-    per_epoch = int(counts.sum())
-    whole = max((limit - 1) // per_epoch, 0)
-    seen, first = whole * per_epoch, whole * order.steps_per_epoch
-    for step, rows in order.steps(first + order.steps_per_epoch, first=first):
-        seen += int(counts[rows].sum())
-        if seen >= limit:
-            return step + 1
-    raise AssertionError("an epoch holds its own tokens")
-
-
-def _model(recipe: Recipe, objects: Objects, quantizer: Any, device: torch.device) -> Any:
-    if objects.model is None:
-        model = load.model_of(recipe.model, device, quantizer.load_arguments())
-    else:
-        load.check_causal(objects.model)
-        model = objects.model.to(device)
-    return quantizer.apply(model)
-
-
-def _attach(
-    recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any], prepared: Prepared, device: torch.device
-) -> Setup:
-    order = Order(size=len(prepared.train), batch=recipe.global_batch_size, seed=recipe.seed)
-    rates = _rates(recipe, total_steps(recipe, order, prepared.train))
+def _attached(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any], prepared: Prepared,
+              device: torch.device, decisions: Decisions, world: World, *, has_weights: bool, undo: ExitStack,
+              spread_as: Strategy) -> Setup:  # fmt: skip
+    feed = feed_of(recipe, prepared.train)
+    alone = Packing(max_tokens=recipe.max_tokens_per_device, on=recipe.packing)
     before, numbers = attention.install(model), {}
-    context = context_for(
-        model,
-        built["quantizer"],
-        device=device,
-        seed=recipe.seed,
-        total_steps=len(rates),
-        original=lambda layer: load.original_weight(recipe.model.name_or_path, model, layer),
-        batches=lambda n: _first(prepared.train, n, recipe, device),
-        log=numbers.__setitem__,
-        packing=recipe.packing,
-    )
+    told = {"log": numbers.__setitem__, "total_steps": feed.total, "device": device, "has_weights": has_weights}
+    context = _context(recipe, model, built["quantizer"], lambda n: batches(feed.head(n), alone, device), **told)
     model = built["adapter"].attach(model, context).train()
-    probe.check(model, packing=recipe.packing)
-    optimizer = _optimizer(built)
+    operations = undo.enter_context(operating(model, ordinary(), verified=has_weights))
+    if has_weights:
+        probe.check(model, packing=recipe.packing)
+    computed = precision.settle(recipe, model, built, device, decisions, undo, sharded=spread_as == "fsdp")
+    attention.decide(model, device, precision.COMPUTED_IN.get(computed.name) or model.dtype, decisions)
+    if has_weights and computed.is_low:
+        probe.check(model, packing=recipe.packing, computing=computed.computing)
+    undo.enter_context(recompute.install(model, recipe.gradient_checkpointing))  # around the forwards put there before
+    step = _step(recipe, model, built, computed.computing)
+    spread = wrapped(step, model, spread_as, world, device, exchanged=computed.name == "pure_bf16")
+    optimizer = built["optimizer"].build(trained_groups(recipe, built["adapter"], model))
     return Setup(
         **{"recipe": recipe, "model": model, "tokenizer": tokenizer, "context": context, "device": device},
         **{"adapter": built["adapter"], "loss": built["loss"], "quantizer": built["quantizer"]},
-        **{"optimizer_part": built["optimizer"], "optimizer": optimizer, "rates": rates, "order": order},
+        **{"optimizer_part": built["optimizer"], "optimizer": optimizer, "rates": rates_of(recipe, feed.total)},
+        **{"feed": feed, "packing": attrs.evolve(alone, ranks=world.size, rank=world.rank)},
         **{"train": prepared.train, "validation": prepared.validation, "report": prepared.report},
-        **{"attention": before, "numbers": numbers},
-        step=Step(model, built["adapter"], built["loss"], router_coefficient=_router(recipe, model)),
+        **{"attention": before, "operations": operations, "numbers": numbers, "decisions": decisions},
+        **{"step": step, "spread": spread, "world": world, "precision": computed, "undo": undo.pop_all()},
         decays=[g.get("weight_decay", 0.0) for g in optimizer.param_groups],
     )
 
 
-def _rates(recipe: Recipe, total: int) -> list[float]:
-    warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * total)
-    if warmup > total:
-        log.warning("the warm-up is longer than the run", warmup_steps=warmup, steps=total)
-    return schedule.rates(recipe.lr_scheduler_type, recipe.learning_rate, total, warmup, recipe.lr_scheduler_kwargs)
+def _step(recipe: Recipe, model: Any, built: dict[str, Any], computing: Any) -> Step:
+    router = _router(recipe, model)
+    return Step(model, built["adapter"], built["loss"], router_coefficient=router, computing=computing)
 
 
-def _optimizer(built: dict[str, Any]) -> torch.optim.Optimizer:
-    """The optimizer over the adapter's groups, of which at least one must hold something."""
-    groups = [g for g in built["adapter"].groups() if g.parameters]
+def _context(
+    recipe: Recipe,
+    model: Any,
+    quantizer: Any,
+    head: Callable[[int], Iterable[Any]],
+    *,
+    has_weights: bool,
+    **told: Any,
+) -> Context:
+    """What parts may know; `head(n)` gives the first n examples in micro-batches."""
+
+    def original(layer: nn.Module) -> Tensor:
+        if not has_weights:
+            return dense_weight(layer, quantizer)
+        return load.original_weight(recipe.model.name_or_path, model, layer)
+
+    context = context_for(
+        model,
+        quantizer,
+        seed=recipe.seed,
+        packing=recipe.packing,
+        files=functools.partial(Files.of_recipe, recipe, model.dtype),
+        original=original,
+        batches=lambda n: list(head(n * recipe.global_batch_size))[:n],
+        **told,
+    )
+    return context if has_weights else attrs.evolve(context, probe=lambda model: None)
+
+
+def trained_groups(recipe: Recipe, adapter: Any, model: Any) -> list[Group]:
+    """The adapter's groups, of which at least one must hold something, with the rates that the recipe gives them."""
+    groups = [g for g in adapter.groups() if g.parameters]
     if not groups:
         raise LuthierError("train-nothing", "the adapter leaves no parameter to train", where="adapter")
-    return built["optimizer"].build(groups)
-
-
-def _first(train: TokenDataset, count: int, recipe: Recipe, device: torch.device) -> list[Any]:
-    rows = np.arange(min(len(train), count * recipe.global_batch_size)).tolist()
-    return list(batches(train, rows, recipe, device))[:count]
+    return scaled(groups, model, decay=recipe.layerwise_lr_decay, multipliers=recipe.lr_multipliers)
 
 
 def _router(recipe: Recipe, model: Any) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import numpy as np
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,8 @@ class Batch:
     previous: Tensor  # [T] int64: the token whose hidden state predicts label t, -1 for none
     continues: Tensor  # [D] int64 on the CPU: the document whose tokens this one follows, -1 for none
     extras: dict[str, Any] = attrs.field(factory=dict)  # what the loss's data brings, such as pairs
+    where: tuple[str, ...] = ()  # [D] file:line of each document, where that is known
+    idle: bool = False  # a rank's turn without work: it takes part in every collective and counts for nothing
 
     @property
     def num_tokens(self) -> int:
@@ -66,29 +69,39 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The batch with its per-token tensors on `device`; document tables stay on the CPU."""
         names = ("input_ids", "labels", "position_ids", "token_weights", "previous")
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        pinned = str(device).startswith("cuda")  # a copy from pinned memory goes on beside the computing
+        own = {name: getattr(self, name) for name in names}
+        own = {name: held.pin_memory() if pinned and held.is_cpu else held for name, held in own.items()}
+        moved = {name: held.to(device, non_blocking=True) for name, held in own.items()}
         extras = {k: v.to(device) if hasattr(v, "to") else v for k, v in self.extras.items()}
         return attrs.evolve(self, **moved, extras=extras)
+
+
+def idle(example: TokenExample) -> Batch:
+    """What a rank without work computes while the others do: two tokens that the model knows."""
+    short = example.input_ids[:2]
+    alone = attrs.evolve(example, input_ids=short, labels=short, documents=None)
+    return attrs.evolve(collate([alone]), where=(), idle=True)
 
 
 def collate(examples: Sequence[TokenExample]) -> Batch:
     """Pack token examples, in order, into one row. A document's first label is never supervised."""
     import torch
 
-    lengths = torch.tensor([len(e.input_ids) for e in examples])
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    total = int(starts[-1])
-    first = starts[:-1].repeat_interleave(lengths)  # [T] the first token of each token's document
-    positions = torch.arange(total) - first
-    labels = torch.cat([torch.as_tensor(e.labels, dtype=torch.int64) for e in examples])
+    lengths = [len(e.input_ids) for e in examples]
+    begins, total = np.cumsum([0, *lengths[:-1]]), sum(lengths)
+    starts = np.concatenate([*(e.starts + at for e, at in zip(examples, begins.tolist(), strict=True)), [total]])
+    positions = np.arange(total) - np.repeat(starts[:-1], np.diff(starts))
+    labels = np.concatenate([e.labels for e in examples]).astype(np.int64)
     labels[starts[:-1]] = IGNORED
-    weights = torch.tensor([e.weight for e in examples], dtype=torch.float32)
+    weights = np.array([e.weight for e in examples], np.float32)
     return Batch(
-        input_ids=torch.cat([torch.as_tensor(e.input_ids, dtype=torch.int64) for e in examples]),
-        labels=labels,
-        position_ids=positions,
-        document_starts=starts,
-        token_weights=weights.repeat_interleave(lengths),
-        previous=torch.where(positions > 0, torch.arange(total) - 1, -1),
-        continues=torch.full((len(examples),), -1, dtype=torch.int64),
+        input_ids=torch.from_numpy(np.concatenate([e.input_ids for e in examples]).astype(np.int64)),
+        labels=torch.from_numpy(labels),
+        position_ids=torch.from_numpy(positions),
+        document_starts=torch.from_numpy(starts),
+        token_weights=torch.from_numpy(np.repeat(weights, lengths)),
+        previous=torch.from_numpy(np.where(positions > 0, np.arange(total) - 1, -1)),
+        continues=torch.full((len(starts) - 1,), -1, dtype=torch.int64),
+        where=tuple(e.where for e in examples for _ in e.starts),
     )

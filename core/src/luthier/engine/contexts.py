@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luthier.artifacts.weights import Files, save_model
+from luthier.engine import storage
 from luthier.engine.probe import disagreement
 from luthier.plugins.protocols import Context
 
@@ -19,11 +21,12 @@ def context_for(
     *,
     device: torch.device,
     seed: int,
-    total_steps: int = 0,
+    total_steps: int | None = 0,
     original: Callable[[nn.Module], Tensor],
     batches: Callable[[int], Iterable[Any]] = lambda _: (),
     log: Callable[[str, float], None] = lambda *_: None,
     packing: bool = True,
+    files: Callable[[], Files] = Files,
 ) -> Context:
     return Context(
         config=model.config,
@@ -37,6 +40,7 @@ def context_for(
         original=original,
         batches=batches,
         probe=functools.partial(disagreement, packing=packing),
+        save_model=lambda model, folder: save_model(model, folder, files()),
     )
 
 
@@ -45,7 +49,7 @@ def dense_weight(layer: nn.Module, quantizer: Any) -> Tensor:
     held = quantizer.dequantize(layer)
     if held is not None:
         return held
-    weight = layer.weight.detach()
+    weight = storage.whole(layer.weight)
     return (weight.T if _transposed(layer) else weight).to(torch.promote_types(torch.float32, weight.dtype))
 
 
@@ -53,8 +57,7 @@ def _put(layer: Any, weight: Tensor, quantizer: Any) -> None:
     if quantizer.dequantize(layer) is not None:
         quantizer.requantize(layer, weight)
         return
-    with torch.no_grad():
-        layer.weight.copy_(weight.T if _transposed(layer) else weight)
+    storage.fill(layer.weight, weight.T if _transposed(layer) else weight)
 
 
 def _transposed(layer: nn.Module) -> bool:

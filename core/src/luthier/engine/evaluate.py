@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from itertools import islice
 from typing import Any
 
 import torch
 
 from luthier.data.examples import TokenDataset
-from luthier.engine.setup import Setup, batches
+from luthier.engine.memory.recovery import fitted
+from luthier.engine.parallel.world import World
+from luthier.engine.setup import Setup, dealt
 from luthier.engine.step import ROUTER
 from luthier.plugins.protocols import LossOutput
 
@@ -24,11 +25,22 @@ class Meter:
         self.metrics: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     def add(self, output: LossOutput, terms: dict[str, float]) -> None:
-        for name, value in output.sums.items():
-            self.sums[name] += float(value.detach())
-        for name, weight in terms.items():
-            self.weights[name] += weight
-        for name, (total, count) in output.metrics.items():
+        self._count(output.sums, terms, output.metrics)
+
+    def over(self, world: World) -> Meter:
+        """The sums over all ranks of the world."""
+        if world.size == 1:
+            return self
+        total = Meter()
+        for sums, weights, metrics in world.gather([self.sums, self.weights, self.metrics]):
+            total._count(sums, weights, metrics)
+        return total
+
+    def _count(self, sums: dict[str, Any], weights: dict[str, Any], metrics: dict[str, Any]) -> None:
+        for held, given in ((self.sums, sums), (self.weights, weights)):
+            for name, value in given.items():
+                held[name] += _number(value)
+        for name, (total, count) in metrics.items():
             self.metrics[name][0] += _number(total)
             self.metrics[name][1] += _number(count)
 
@@ -60,26 +72,33 @@ def evaluate(setup: Setup, dataset: TokenDataset | None = None) -> dict[str, flo
     """`eval_loss`, `eval_perplexity` and what else the loss measures, with the optimizer's evaluation weights."""
     dataset = dataset if dataset is not None else setup.validation
     assert dataset is not None
-    meter, limit = Meter(), setup.recipe.max_eval_batches
     training = setup.model.training
     setup.model.eval()
-    scores: list[Any] = []
     try:
         with setup.optimizer_part.evaluating(), torch.no_grad():
-            for batch in islice(batches(dataset, list(range(len(dataset))), setup.recipe, setup.device), limit):
-                terms = setup.step.terms(batch)
-                if couples(setup.loss):
-                    scores.append(setup.step(batch, scores_only=True))
-                    meter.add(LossOutput(sums={}), terms)
-                else:
-                    meter.add(setup.step(batch), terms)
-            if scores:
-                meter.add(setup.loss.combine(torch.cat(scores)), {})
+            meter = fitted(setup, dataset.lengths.tolist(), lambda: _measured(setup, dataset), agrees=False)
     finally:
         setup.model.train(training)
     found = {"eval_loss": meter.loss, **{f"eval_{name}": value for name, value in meter.read().items()}}
     own = meter.loss - meter.terms().get(ROUTER, 0.0)  # the balance of experts is no uncertainty about tokens
     return {**found, "eval_perplexity": math.exp(min(own, 700.0))}
+
+
+def _measured(setup: Setup, dataset: TokenDataset) -> Meter:
+    """Each rank takes its share of the micro-batches; their sums are everyone's."""
+    meter, scores = Meter(), []
+    for batch in dealt(dataset, setup.packing, setup.device, setup.recipe.max_eval_batches):
+        found = setup.step(batch, scores_only=couples(setup.loss))
+        if batch.idle:
+            continue
+        terms = setup.step.terms(batch)
+        if couples(setup.loss):
+            scores.append(found)
+        meter.add(LossOutput(sums={}) if couples(setup.loss) else found, terms)
+    whole = meter.over(setup.world)
+    if couples(setup.loss):
+        whole.add(setup.loss.combine(setup.spread.joined(scores)[1]), {})
+    return whole
 
 
 def _number(value: Any) -> float:

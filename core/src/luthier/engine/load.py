@@ -30,7 +30,7 @@ class Loaded:
 def tokenizer_of(spec: Model) -> Any:
     """The tokenizer alone, so that data is checked before any weight is read."""
     name = spec.tokenizer or spec.name_or_path
-    return tokenizer_at(location(name, file="tokenizer_config.json"), _revision(spec, name))
+    return tokenizer_at(location(name, file="tokenizer_config.json"), revision_of(spec, name))
 
 
 def tokenizer_at(name: str, revision: str = "main") -> Any:
@@ -39,7 +39,7 @@ def tokenizer_at(name: str, revision: str = "main") -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise LuthierError("model-not-found", f"no tokenizer: {_first_line(error)}", where=name) from error
+        raise LuthierError("model-not-found", f"no tokenizer: {first_line(error)}", where=name) from error
 
 
 def model_of(spec: Model, device: torch.device, arguments: dict[str, Any]) -> Any:
@@ -51,10 +51,10 @@ def model_of(spec: Model, device: torch.device, arguments: dict[str, Any]) -> An
     with quiet():
         try:
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                name, revision=_revision(spec, name), dtype=dtype, trust_remote_code=False, **arguments
+                name, revision=revision_of(spec, name), dtype=dtype, trust_remote_code=False, **arguments
             )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise LuthierError("model-not-found", _first_line(error), where=name) from error
+            raise LuthierError("model-not-found", first_line(error), where=name) from error
     return model.to(device)
 
 
@@ -76,7 +76,7 @@ def read_model(folder: Path, dtype: torch.dtype) -> Any:
         try:
             return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise LuthierError("artifact-not-found", _first_line(error), where=str(folder)) from error
+            raise LuthierError("artifact-not-found", first_line(error), where=str(folder)) from error
 
 
 def location(name: str, file: str = "config.json") -> str:
@@ -133,11 +133,11 @@ def _weight_files(source: str) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def _revision(spec: Model, name: str) -> str:
+def revision_of(spec: Model, name: str) -> str:
     return spec.revision if spec.revision and not os.path.isdir(name) else "main"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

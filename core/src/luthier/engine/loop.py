@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import sys
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import attrs
 import pluggy
 import torch
 
-from luthier.engine import checkpoint
+from luthier.data.feed import Portion
+from luthier.engine import checkpoint, contents, requests
+from luthier.engine.best import improves
 from luthier.engine.evaluate import divided, evaluate
+from luthier.engine.health.monitor import Health
+from luthier.engine.memory import recovery
+from luthier.engine.parallel.agreement import Agreed, agree, here
+from luthier.engine.parallel.sharing import as_held, shared
+from luthier.engine.parallel.tensors import is_sharded
 from luthier.engine.run import ActiveRun, Interrupted
+from luthier.engine.saving import Cadence, Saver
 from luthier.engine.setup import Setup
-from luthier.engine.state import optimizer_state, restore_optimizer
 from luthier.engine.update import Update, update
-from luthier.errors import LuthierError, nearest
 from luthier.logs import get_logger
 from luthier.plugins.events import Events
 
 log = get_logger()
-WATCHED: Final = 5  # steps: after a warm-up's first rate of 0, the second matrix of LoRA moves from the third on
 
 
 @attrs.define(kw_only=True)
@@ -40,6 +45,8 @@ class Tally:
     evaluation: dict[str, float] = attrs.field(factory=dict)
     losses: list[float] = attrs.field(factory=list)
     stop_reason: str | None = None  # so that a run killed after its early stop does not train on
+    skipped_steps: int = 0  # whose loss or gradient was not finite
+    token_limit: int | None = None  # of a micro-batch, where memory ran out and it was lowered
 
 
 class Loop:
@@ -49,54 +56,83 @@ class Loop:
         self.setup, self.run, self.callbacks = setup, run, callbacks
         self.tally = Tally()
         self.recent: list[Update] = []
-        self.reached: set[str] = set()
-        self.hooks = _events(callbacks)
+        self.portion: Portion | None = None  # of the last step
+        self.agreed = Agreed()
+        self.health = Health(setup)
+        self.hooks = _events(callbacks if run.is_main else here(callbacks))
+        self.cadence = Cadence.of(setup.recipe)
+        how = {"background": setup.recipe.async_save, "limit": setup.recipe.save_total_limit}
+        self.saver = Saver(run.folder, run.belongs, **how, world=setup.world)
 
     def train(self) -> Tally:
         setup, run = self.setup, self.run
         if self.tally.step == 0:
-            setup.adapter.begin_task(0)
-            self.hooks.task_started(run=run, task=0)
-        if self.tally.step == 0 and setup.recipe.eval_on_start:
-            self._evaluate()
-        last = self.tally.step if run.stop_reason else run.total_steps
-        for index, rows in setup.order.steps(last, first=self.tally.step):
-            run.step = index + 1
-            self.hooks.step_started(run=run, step=run.step)
-            self._count(update(setup, index, rows))
-            self._watch_gradients()
-            self.hooks.step_ended(run=run, step=run.step, metrics=self._numbers(self.recent[-1:]))
-            self._log()
-            self._end_epoch()
-            if self._evaluation_due():
-                self._evaluate()
-            if run.stop_reason and self.recent:  # an evaluation has made this the last step
+            self._begin()
+        with self.saver, closing(setup.phases.over("data", setup.portions(self.tally.step))) as portions:
+            for portion in () if run.stop_reason else portions:
+                run.step, self.portion = portion.step + 1, portion
+                run.total_steps = run.step if portion.last else run.total_steps
+                self.hooks.step_started(run=run, step=run.step)
+                self.health.look(run.step)
+                done = update(setup, portion.step, portion)
+                self.health.see(run.step, done, portion.examples)
+                self._count(done)
+                self.hooks.step_ended(run=run, step=run.step, metrics=self._numbers(self.recent[-1:]))
                 self._log()
-            if self._save_due():
-                self.save()
-            if run.stop_reason or run.signal:
-                break
+                if portion.ends_epoch:
+                    self.hooks.epoch_ended(run=run, epoch=round(portion.ended) - 1)
+                self._agree()
+                if self._evaluation_due():
+                    self._evaluate()
+                    self._agree()
+                if run.stop_reason and self.recent:  # an evaluation has made this the last step
+                    self._log()
+                self.saver.collect()
+                if self.agreed.signal is not None or self._save_due(portion, done):
+                    self.save()
+                if self.agreed.ends:
+                    break
         self._finish()
         return self.tally
 
-    def save(self) -> Path:
-        """A checkpoint of this step, and fewer old ones."""
-        self.run.wants_save, self.tally.stop_reason = False, self.run.stop_reason
-        path = checkpoint.save(self.run.folder, self.run.step, self._state(), self.run.belongs)
-        checkpoint.prune(self.run.folder, self.setup.recipe.save_total_limit, self.best_checkpoint())
-        self.hooks.saved(run=self.run, step=self.run.step, path=path)
-        return path
+    def _begin(self) -> None:
+        self.setup.adapter.begin_task(0)
+        self.health.begin()
+        self.hooks.task_started(run=self.run, task=0)
+        if self.setup.recipe.eval_on_start:
+            self._evaluate()
 
-    def resume(self, tree: dict[str, Any]) -> None:
-        """Put everything back as the checkpoint has it."""
+    def _agree(self) -> None:
+        """What was asked until now counts for this step, on every rank."""
+        if self.run.is_main and requests.take(self.run.folder):
+            self.run.request_save()
+        self.agreed = agree(self.run, self.setup.world)
+
+    def save(self) -> None:
+        """Begin a checkpoint of this step; `saved` fires once it is complete."""
+        run, step = self.run, self.run.step
+        run.wants_save, self.tally.stop_reason = False, run.stop_reason
+        asked = run.is_main and requests.taken(run.folder)
+        then = {"then": lambda path: self.hooks.saved(run=run, step=step, path=path)}
+        then |= {"after": lambda: requests.answer(run.folder)} if asked else {}
+        with self.setup.phases("saving"):
+            state = self._state()
+            if run.is_main or is_sharded(state):
+                best = self.tally.best_step
+                kept = None if best is None else checkpoint.folder_of(run.folder, best)  # it may be on its way still
+                self.saver.save(step, state, kept, **then)
+
+    def resume(self, tree: dict[str, Any], fresh: frozenset[str] = frozenset()) -> None:
+        """Put everything back as the checkpoint has it, but what is named in `fresh`."""
         setup = self.setup
-        setup.adapter.load_state(tree["adapter"])
-        restore_optimizer(setup.optimizer, tree["optimizer"])
-        for name, part in (("loss", setup.loss), ("quantizer", setup.quantizer), *self.callbacks.items()):
-            if name in tree["parts"]:
-                part.load_state(tree["parts"][name])
+        contents.restore(setup, self.callbacks, tree, fresh)
+        if "feed" not in fresh:
+            setup.feed.load_state(tree.get("feed", {}))
+        self.health.load_state(tree.get("health", {}))
+        self.recent = [Update(**numbers) for numbers in tree.get("recent", [])]
         held = dict(tree["tally"])
         self.tally = Tally(**{**held, "losses": held["losses"].tolist()})
+        recovery.hold(setup, self.tally.token_limit)
         self.run.step, self.run.stop_reason = self.tally.step, self.tally.stop_reason
         self.hooks.resumed(run=self.run, step=self.tally.step)
 
@@ -104,24 +140,28 @@ class Loop:
         """The folder of the best evaluated checkpoint, if it was kept."""
         if self.tally.best_step is None:
             return None
-        path = self.run.folder / checkpoint.FOLDER / f"step-{self.tally.best_step:08d}"
+        path = checkpoint.folder_of(self.run.folder, self.tally.best_step)
         return path if path.is_dir() else None
 
     def load_best(self) -> None:
         """Go back to the best checkpoint's weights, and evaluate them again: the numbers are its own."""
-        best = self.best_checkpoint()
+        world = self.setup.world
+        best = world.decide(lambda: None if (path := self.best_checkpoint()) is None else str(path))
+        if best is None:
+            log.warning("no best checkpoint to end with: these are the last weights", best_step=self.tally.best_step)
         if best is None or self.tally.best_step == self.run.step:
             return
-        self.setup.adapter.load_state(checkpoint.load(best)["adapter"])
+        tree = shared(world, lambda: checkpoint.load(Path(best)))
+        contents.restore_weights(self.setup, as_held(self.setup, tree, Path(best)))
         self.tally.evaluation = evaluate(self.setup)
 
     def _state(self) -> dict[str, Any]:
-        parts = {"loss": self.setup.loss, "quantizer": self.setup.quantizer, **self.callbacks}
         tally = attrs.asdict(self.tally)
         return {
-            "adapter": self.setup.adapter.state(),
-            "optimizer": optimizer_state(self.setup.optimizer),
-            "parts": {name: part.state() for name, part in parts.items() if hasattr(part, "state")},
+            **contents.collected(self.setup, self.callbacks),
+            "feed": self.setup.feed.state(self.portion),
+            "health": self.health.state(),
+            "recent": [update.numbers() for update in self.recent],
             "tally": {**tally, "losses": torch.tensor(tally["losses"], dtype=torch.float64)},
         }
 
@@ -132,36 +172,27 @@ class Loop:
         tally.supervised_tokens += done.supervised_tokens
         tally.samples += done.documents
         tally.seconds += done.seconds
+        tally.skipped_steps += not (done.finite or done.overflowed)
+        tally.token_limit = recovery.lowered(self.setup)
         tally.losses.append(done.loss)
         self.recent.append(done)
-
-    def _watch_gradients(self) -> None:
-        """Say once which trained parameters no gradient has reached in the first steps: they stay as they are."""
-        step = self.run.step
-        if step > WATCHED:
-            return
-        groups = self.setup.adapter.groups()
-        named = [pair for group in groups for pair in zip(group.names, group.parameters, strict=True)]
-        self.reached |= {name for name, p in named if p.grad is not None and bool(p.grad.any())}
-        idle = [name for name, _ in named if name not in self.reached]
-        if step == WATCHED and idle:
-            log.warning("no gradient reached", parameters=len(idle), first=idle[:3], steps=step)
 
     def _log(self) -> None:
         """The numbers since the last logging; the last step is always logged."""
         step, last = self.run.step, self.run.step == self.run.total_steps
         if step % self.setup.recipe.logging_steps == 0 or last or self.run.stop_reason or self.run.signal:
             self.hooks.logged(run=self.run, step=step, metrics=self._numbers(self.recent))
-            self.recent = []
+            self.recent, self.health.flow = [], {}
 
     def _numbers(self, updates: list[Update]) -> dict[str, float]:
         seconds = sum(u.seconds for u in updates)
-        weight = max(sum(u.supervised_tokens for u in updates), 1)
+        taken = [u for u in updates if u.finite] or updates[-1:]
+        weight = max(sum(u.supervised_tokens for u in taken), 1)
         numbers = {
-            "loss": sum(u.loss * u.supervised_tokens for u in updates) / weight,
-            "grad_norm": updates[-1].grad_norm,
+            "loss": sum(u.loss * u.supervised_tokens for u in taken) / weight,
+            "grad_norm": taken[-1].grad_norm,
             "learning_rate": updates[-1].learning_rate,
-            "epoch": self.run.step / self.setup.order.steps_per_epoch,
+            "epoch": self.portion.ended if self.portion else 0.0,
             "tokens": sum(u.tokens for u in updates),
             "supervised_tokens": sum(u.supervised_tokens for u in updates),
             "total_tokens": self.tally.tokens,
@@ -169,15 +200,12 @@ class Loop:
             "tokens_per_second": sum(u.tokens for u in updates) / max(seconds, 1e-9),
             "peak_memory": peak_memory(self.setup.device),
             "elapsed": self.tally.seconds,
+            "skipped_steps": self.tally.skipped_steps,
         }
-        if len(updates) == 1:
-            numbers["loss"] = updates[0].loss
-        return {**numbers, **divided([u.metrics for u in updates]), **self.setup.numbers}
-
-    def _end_epoch(self) -> None:
-        epoch, place = divmod(self.run.step, self.setup.order.steps_per_epoch)
-        if place == 0:
-            self.hooks.epoch_ended(run=self.run, epoch=epoch - 1)
+        if len(taken) == 1:
+            numbers["loss"] = taken[0].loss
+        also = {**self.setup.numbers, **self.setup.balance(self.portion), **self.health.flow}
+        return {**numbers, **divided([u.metrics for u in updates]), **also}
 
     def _evaluation_due(self) -> bool:
         if self.setup.validation is None:
@@ -187,7 +215,8 @@ class Loop:
 
     def _evaluate(self) -> None:
         self.run.wants_evaluation = False
-        found = evaluate(self.setup)
+        with self.setup.phases("evaluation"):
+            found = evaluate(self.setup)
         self.tally.evaluation = found
         self._judge(found)
         self.hooks.evaluated(run=self.run, step=self.run.step, metrics=found)
@@ -195,32 +224,25 @@ class Loop:
     def _judge(self, found: dict[str, float]) -> None:
         """Remember the best; its checkpoint is written where the run must end with it."""
         recipe = self.setup.recipe
-        name = recipe.metric_for_best_model
-        if name not in found:
-            problem, remedy = f"an evaluation gives no {name!r}", nearest(name, found)
-            raise LuthierError("recipe-conflict", problem, where="metric_for_best_model", remedy=remedy)
-        more = recipe.greater_is_better
-        more = "loss" not in name and "perplexity" not in name if more is None else more
-        best = self.tally.best_metric
-        if math.isnan(found[name]) or self.run.step == 0:  # before the first step there is no checkpoint to be best
-            return
-        if best is None or (found[name] > best if more else found[name] < best):
-            self.tally.best_metric, self.tally.best_step = found[name], self.run.step
+        if improves(recipe, found, self.tally.best_metric) and self.run.step:  # before the first step there is none
+            self.tally.best_metric, self.tally.best_step = found[recipe.metric_for_best_model], self.run.step
             self.run.wants_save |= recipe.load_best_model_at_end
 
-    def _save_due(self) -> bool:
-        every, last = self.setup.recipe.save_steps, self.run.step == self.run.total_steps
-        ended = self.run.stop_reason is not None or self.run.signal is not None
-        return self.run.wants_save or last or ended or bool(every and self.run.step % every == 0)
+    def _save_due(self, portion: Portion, done: Update) -> bool:
+        run, last = self.run, portion.last or self.agreed.stop is not None
+        numbers = {"step": run.step, "samples": self.tally.samples, "seen": done.documents}
+        return run.wants_save or self.cadence.due(**numbers, epoch_ended=portion.ends_epoch, last=last)
 
     def _finish(self) -> None:
         run = self.run
-        if run.signal is not None and run.step < run.total_steps:  # the task goes on when the run is resumed
-            self.hooks.stopped(run=run, step=run.step, reason=f"signal {run.signal}")
-            raise Interrupted(run.signal, run.step, run.folder)
+        signal = self.agreed.signal
+        if signal is not None and run.step != run.total_steps:  # the task goes on when the run is resumed
+            self.hooks.stopped(run=run, step=run.step, reason=f"signal {signal}")
+            raise Interrupted(signal, run.step, run.folder)
+        self.health.end(run.step)
         self.setup.adapter.end_task(0)
         self.hooks.task_ended(run=run, task=0)
-        if run.stop_reason and run.step < run.total_steps:
+        if run.stop_reason and run.step != run.total_steps:
             self.hooks.stopped(run=run, step=run.step, reason=run.stop_reason)
 
 

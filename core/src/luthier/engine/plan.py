@@ -1,139 +1,161 @@
-"""The plan: what a run would be, without training: parts, parameters, memory by cause, steps, packing."""
+"""The plan: what a run would be, without its weights: parts, parameters, memory by cause, steps, packing, time."""
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from typing import Any
+from typing import Any, Final
 
 import attrs
-import torch
 
-from luthier.data.pack import pack
-from luthier.engine.assemble import Objects, assemble
-from luthier.engine.roles import role
+from luthier.data.prepare import Prepared
+from luthier.engine import compiling, load, process, threads
+from luthier.engine.assemble import Objects, assemble, trained_groups, usable_device
+from luthier.engine.decisions import Decisions
+from luthier.engine.groups import described
+from luthier.engine.memory.config import config_of
+from luthier.engine.memory.counts import held_memory, parameters_of
+from luthier.engine.memory.fit import OPTION, Case, choose, fullest, suggested, suggestions
+from luthier.engine.memory.rehearsal import Footprint, Unknown, stand_in
+from luthier.engine.memory.speed import estimate
+from luthier.engine.parallel.world import World
+from luthier.engine.rows import check_fit, prepared_data
 from luthier.engine.seeds import kept
 from luthier.engine.setup import Setup
+from luthier.engine.survey import packing_of, schedule_of
+from luthier.errors import LuthierError
 from luthier.recipe import Recipe
+from luthier.recipe.parts import Resolved, resolve
+from luthier.recipe.rowless import NO_ROWS
+
+STEPS: Final = 1000  # in which the fullest micro-batch is looked for
 
 
 @attrs.frozen(kw_only=True)
 class Plan:
-    """Plain numbers; bytes for memory, tokens for lengths."""
+    """Plain numbers; bytes for memory, tokens for lengths. `notes` says what was assumed or could not be known."""
 
     parts: list[dict[str, Any]]
     parameters: dict[str, dict[str, int]]  # by module kind: total, trainable
-    memory: dict[str, int]
-    schedule: dict[str, float]
+    memory: dict[str, int]  # by cause at the predicted peak, and their total
+    schedule: dict[str, Any]
     packing: dict[str, float]
     coverage: dict[str, Any]
     data: dict[str, Any]
+    decisions: dict[str, Any] = attrs.field(factory=dict)  # name: its value, and why
+    groups: list[dict[str, Any]] = attrs.field(factory=list)  # parameters that share a rate
+    device: dict[str, Any] = attrs.field(factory=dict)  # what it has, and whether the peak fits
+    time: dict[str, Any] = attrs.field(factory=dict)  # an estimate, with what it rests on
+    suggestions: list[dict[str, Any]] = attrs.field(factory=list)  # option, value and reason
+    notes: list[str] = attrs.field(factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return attrs.asdict(self)
 
 
 def plan(recipe: Recipe, objects: Objects) -> Plan:
-    """Load, check and attach everything, and count."""
+    """Check everything, and rehearse the run without its weights; they are read only for a part that needs them."""
+    notes: list[str] = []
+    decisions, began = Decisions(), threads.Glance()
     with kept():
-        assembled = assemble(recipe, objects)
-    setup = assembled.setup
-    packing = _packing(setup)
+        resolved = resolve(recipe)
+        device = usable_device(recipe, resolved, World())
+        for part in resolved.callbacks:
+            resolved.build(part)  # what it lacks is said here too
+        prepared, tokenizer = _rows(recipe, objects, resolved, notes)
+        rows = prepared or stand_in(recipe)
+        case = Case(recipe=recipe, resolved=resolved, device=device, prepared=rows, objects=objects)
+        case = attrs.evolve(case, recipe=suggested(case, decisions))
+        if recipe.max_tokens_per_device == "auto":
+            case.recipe = attrs.evolve(case.recipe, max_tokens_per_device=_chosen(case, decisions, notes))
+        setup, footprint = _tried(case, decisions, notes)
+        _check_fit(prepared, tokenizer, setup)
+        process.settle(setup, began)
+        compiling.settle(setup)
+    found = _found(case, setup, footprint, prepared is not None, notes)
+    found.decisions.update({**setup.decisions.to_dict(), **decisions.to_dict()})
+    if footprint is None:  # the weights were loaded, and may be the caller's
+        setup.undo.close()
+    return found
+
+
+def _found(case: Case, setup: Setup, footprint: Any, has_rows: bool, notes: list[str]) -> Plan:
+    fits = footprint.peak <= case.room.free if footprint else None
     return Plan(
-        parts=[part.describe() for part in assembled.resolved],
-        parameters=_parameters(setup),
-        memory=_memory(setup, int(packing["largest_micro_batch"])),
-        schedule=_schedule(setup),
-        packing=packing,
+        **{"parts": [part.describe() for part in case.resolved], "parameters": parameters_of(setup)},
+        memory=_memory(setup, footprint),
+        schedule=schedule_of(setup) if has_rows else _unknown(setup),
+        packing=packing_of(setup) if has_rows else {},
         coverage=setup.adapter.coverage() if hasattr(setup.adapter, "coverage") else {},
-        data=setup.report.to_dict(),
+        data=case.prepared.report.to_dict(),
+        device={**attrs.asdict(case.room), "fits": fits},
+        time=_time(setup, footprint) if has_rows and footprint else {},
+        groups=described(trained_groups(case.recipe, setup.adapter, setup.model)),
+        suggestions=[attrs.asdict(found) for found in suggestions(case, setup)],
+        **{"decisions": {}, "notes": notes},
     )
 
 
-def _parameters(setup: Setup) -> dict[str, dict[str, int]]:
-    """Parameters by kind of module, shared ones once, the adapter's apart."""
-    model = setup.model
-    adapted = {id(p) for g in setup.adapter.groups() if g.role == "adapter" for p in g.parameters}
-    counts: dict[str, dict[str, int]] = defaultdict(lambda: {"total": 0, "trainable": 0})
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    seen: set[int] = set()
-    for path, owner in model.named_modules():
-        for name, parameter in owner.named_parameters(recurse=False):
-            if id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            kind = role(name, owner, embedding, head)
-            kind = "adapter" if id(parameter) in adapted else _module_kind(path) if kind == "hidden" else kind
-            counts[kind]["total"] += parameter.numel()
-            counts[kind]["trainable"] += parameter.numel() if parameter.requires_grad else 0
-    whole = {key: sum(c[key] for c in counts.values()) for key in ("total", "trainable")}
-    return {**counts, "all": whole}
+def _rows(recipe: Recipe, objects: Objects, resolved: Resolved, notes: list[str]) -> tuple[Prepared | None, Any]:
+    """The rows with their tokenizer, or None where there are none, or nothing to count their tokens with."""
+    assumed = f"memory is that of rows of {recipe.data.max_length:,} tokens (data.max_length)"
+    if objects.data is None and recipe.data.train[0].path == NO_ROWS:
+        notes.append(f"no rows are given: {assumed}")
+        return None, None
+    try:
+        tokenizer = objects.tokenizer or load.tokenizer_of(recipe.model)
+    except LuthierError as error:
+        if error.code != "model-not-found":
+            raise
+        config_of(recipe.model)  # where there is no model either, that is said
+        notes.append(f"the rows are not counted ({error.problem}): {assumed}")
+        return None, None
+    return prepared_data(recipe, objects, tokenizer, resolved.build(resolved.loss)), tokenizer
 
 
-def _module_kind(path: str) -> str:
-    names = path.lower()
-    if "expert" in names or "router" in names or names.endswith(".gate"):
-        return "experts"
-    return "attention" if "att" in names else "mlp"
+def _check_fit(prepared: Prepared | None, tokenizer: Any, setup: Setup) -> None:
+    for dataset in (prepared.train, prepared.validation) if prepared else ():
+        if dataset is not None:
+            check_fit(dataset, tokenizer, setup.model)
 
 
-def _memory(setup: Setup, tokens: int) -> dict[str, int]:
-    """Bytes by cause. Activations are an estimate for the largest micro-batch without checkpointing."""
-    stored = {id(t): t for t in (*setup.model.parameters(), *setup.model.buffers())}
-    trainable = [p for g in setup.optimizer.param_groups for p in g["params"]]
-    size = sum(p.numel() * p.element_size() for p in trainable)
-    config = setup.model.config.get_text_config()
-    width = setup.model.get_input_embeddings().weight.element_size()
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    per_token = config.num_hidden_layers * (12 * config.hidden_size + 4 * inner) * width
-    found = {
-        "weights": sum(t.numel() * t.element_size() for t in stored.values()),
-        "gradients": size,
-        "optimizer": _optimizer_bytes(setup, trainable),
-        "activations": tokens * per_token,
-    }
-    return {**found, "total": sum(found.values())}
+def _chosen(case: Case, decisions: Decisions, notes: list[str]) -> int:
+    """The number that `auto` stands for; where nothing fits, the least that there can be."""
+    try:
+        return decisions.take(OPTION, lambda: choose(case))
+    except LuthierError as error:
+        if error.code != "memory-too-small":
+            raise
+        notes.append(error.problem)
+        return decisions.explicit(OPTION, case.longest, "the longest example, though not even that fits")
 
 
-def _optimizer_bytes(setup: Setup, trainable: list[torch.nn.Parameter]) -> int:
-    """Measured, not assumed: one step of a fresh optimizer of this kind over one tiny parameter."""
-    from luthier.plugins.protocols import Group
-
-    sample = torch.nn.Parameter(torch.zeros(32, 32, dtype=trainable[0].dtype))
-    sample.grad = torch.zeros_like(sample)
-    optimizer = setup.optimizer_part.build([Group(parameters=[sample], names=["sample"])])
-    optimizer.step()
-    held = sum(t.numel() * t.element_size() for t in optimizer.state[sample].values() if isinstance(t, torch.Tensor))
-    return math.ceil(held / sample.numel() * sum(p.numel() for p in trainable))
-
-
-def _schedule(setup: Setup) -> dict[str, float]:
-    order, train = setup.order, setup.train
-    return {
-        "examples": len(train),
-        "steps_per_epoch": order.steps_per_epoch,
-        "total_steps": len(setup.rates),
-        "epochs": len(setup.rates) / order.steps_per_epoch,
-        "tokens_per_epoch": int(train.lengths.sum()),
-        "supervised_tokens_per_epoch": int(train.num_supervised.sum()),
-        "validation_examples": len(setup.validation) if setup.validation is not None else 0,
-        "peak_learning_rate": max(setup.rates),
-    }
+def _tried(case: Case, decisions: Decisions, notes: list[str]) -> tuple[Setup, Footprint | None]:
+    """The run's setup and what a step of it holds; the weights themselves where a part cannot do without."""
+    try:
+        rehearsal = case.rehearsal
+        setup = rehearsal.setup
+        setup.packing = attrs.evolve(setup.packing, max_tokens=case.recipe.max_tokens_per_device)
+        return setup, case.footprint(fullest(setup, STEPS))
+    except Unknown as error:
+        notes.append(f"the weights were loaded, and what a step needs is not predicted: {error}")
+        recipe = attrs.evolve(case.recipe, memory_check=False)
+        return assemble(recipe, case.objects, decisions=decisions).setup, None
 
 
-def _packing(setup: Setup) -> dict[str, float]:
-    """How full the micro-batches of one epoch would be."""
-    limit, lengths = setup.recipe.max_tokens_per_device, setup.train.lengths
-    loads: list[int] = []
-    for _, rows in setup.order.steps(setup.order.steps_per_epoch):
-        own = [int(lengths[i]) for i in rows]
-        bins = pack(own, limit) if setup.recipe.packing else [[i] for i in range(len(own))]
-        loads += [sum(own[i] for i in members) for members in bins]
-    steps = setup.order.steps_per_epoch
-    return {
-        "max_tokens_per_device": limit,
-        "micro_batches_per_step": len(loads) / steps,
-        "documents_per_micro_batch": len(setup.train) / len(loads),
-        "largest_micro_batch": max(loads),
-        "efficiency": sum(loads) / (len(loads) * max(loads)),
-    }
+def _memory(setup: Setup, footprint: Footprint | None) -> dict[str, int]:
+    causes = held_memory(setup) if footprint is None else footprint.causes
+    return {**causes, "total": sum(causes.values())}
+
+
+def _unknown(setup: Setup) -> dict[str, Any]:
+    """The schedule of a run whose rows are not known."""
+    return {**dict.fromkeys(schedule_of(setup)), "total_steps": setup.recipe.max_steps,
+            "peak_learning_rate": setup.rates.peak}  # fmt: skip
+
+
+def _time(setup: Setup, footprint: Footprint) -> dict[str, Any]:
+    """An estimate of the whole run where its tokens are known."""
+    schedule = schedule_of(setup)
+    if schedule["epochs"] is None:
+        return {}
+    tokens = schedule["tokens_per_epoch"] * schedule["epochs"]
+    return estimate(footprint.flops_per_token, tokens, setup.device, setup.model.dtype)

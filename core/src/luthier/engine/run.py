@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
+import math
 import os
 import platform
 import signal
-import threading
-import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import attrs
 
-from luthier.engine.checkpoint import write_json
-from luthier.errors import LuthierError, unwritable
+from luthier.engine.disk import write_json
+from luthier.engine.health.phases import Phases
+from luthier.errors import LuthierError
 
 RECORD: Final = "run.json"
 RECIPE: Final = "recipe.yaml"
-LOCK: Final = "lock"
 LIBRARIES: Final = ("luthier", "torch", "transformers", "tokenizers", "safetensors", "numpy", "datasets")
 
 
@@ -45,14 +42,15 @@ class ActiveRun:
     folder: Path
     name: str
     settings: dict[str, Any]
-    total_steps: int
-    belongs: dict[str, str] = attrs.field(factory=dict)  # hashes of its recipe and data, kept in each checkpoint
+    total_steps: int | None  # None: not known yet, or without end
+    belongs: dict[str, Any] = attrs.field(factory=dict)  # its recipe, data, base and parts, kept in each checkpoint
     is_main: bool = True
     step: int = 0
     stop_reason: str | None = None
     wants_save: bool = False
     wants_evaluation: bool = False
     signal: int | None = None
+    phases: Phases = attrs.field(factory=Phases)  # a callback may listen to where the time goes
 
     def request_stop(self, reason: str = "requested") -> None:
         """End the run after this step, with a checkpoint."""
@@ -89,7 +87,16 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 def write_record(folder: Path, record: dict[str, Any], **changes: Any) -> None:
     """Bring run.json up to date, on the disk and in memory."""
     record.update(changes, updated=datetime.now(UTC).isoformat(timespec="seconds"))
-    write_json(folder / RECORD, record)
+    write_json(folder / RECORD, strict(record))
+
+
+def strict(value: Any) -> Any:
+    """JSON has no NaN: a loss that is none is null."""
+    if isinstance(value, dict):
+        return {name: strict(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [strict(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -111,47 +118,3 @@ def _version(distribution: str) -> str | None:
     with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version(distribution)
     return None
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which names its owner; `run-folder-locked` where another process holds it."""
-    with _lock_file(folder) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise LuthierError("run-folder-locked", f"held by {owner}", where=str(folder)) from None
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-        file.flush()
-        yield
-
-
-def _lock_file(folder: Path) -> TextIO:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return (folder / LOCK).open("a+")
-    except OSError as error:
-        raise unwritable(folder, error) from None
-
-
-@contextlib.contextmanager
-def signals(run: ActiveRun) -> Iterator[None]:
-    """The first SIGINT or SIGTERM asks for a stop with a checkpoint; a second SIGINT ends at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(number: int, frame: Any) -> None:
-        if run.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        run.signal = number
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

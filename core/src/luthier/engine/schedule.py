@@ -1,16 +1,31 @@
-"""Learning rates: one number for each optimizer step, known before the run begins."""
+"""Learning rates: one number for each optimizer step, known before the run begins, also where it has no end."""
 
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
-import warnings
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from luthier.errors import LuthierError, nearest
 
 Shape = Callable[..., float]
+
+
+class Rates:
+    """The learning rate of each step: `rates[step]`, from 0. `total` is None where there is no last step."""
+
+    def __init__(self, known: list[float], later: Iterator[float] | None = None, *, peak: float | None = None) -> None:
+        self._known, self._later = array("d", known), later
+        self.total = len(known) if later is None else None
+        self.peak = max(known) if peak is None else peak
+
+    def __getitem__(self, step: int) -> float:
+        if self._later is not None and step >= len(self._known):
+            self._known.extend(itertools.islice(self._later, step + 1 - len(self._known)))
+        return self._known[step]
 
 
 def rates(name: str, peak: float, total: int, warmup: int, settings: dict[str, Any]) -> list[float]:
@@ -21,7 +36,38 @@ def rates(name: str, peak: float, total: int, warmup: int, settings: dict[str, A
     rate 0. Raises `recipe-out-of-range` for an unknown name and `recipe-unknown-option` for an unknown setting.
     """
     if name not in OWN:
-        return _foreign(name, peak, total, warmup, settings)
+        return list(itertools.islice(_foreign(name, peak, total, warmup, settings), total))
+    shape, settings = _own(name, peak, warmup, settings)
+    length = max(total - warmup, 1)
+    ramp = [peak * step / max(warmup, 1) for step in range(min(warmup, total))]
+    return ramp + [peak * shape(step, length, **settings) for step in range(total - len(ramp))]
+
+
+def endless(name: str, peak: float, warmup: int, settings: dict[str, Any]) -> Iterator[float]:
+    """The learning rates of a run without a known end; `recipe-conflict` for a schedule that needs its length.
+
+    Without it do: constant, linear and cosine with `decay_steps`, transformers' constant_with_warmup and inverse_sqrt,
+    and those of torch's that have a length of their own or none.
+    """
+    if name not in OWN:
+        if name == "OneCycleLR":
+            raise _needs_length(name)
+        return _foreign(name, peak, None, warmup, settings)
+    shape, settings = _own(name, peak, warmup, settings)
+    if shape is not _constant and not settings.get("decay_steps"):
+        raise _needs_length(name)
+    ramp = (peak * step / warmup for step in range(warmup))
+    return itertools.chain(ramp, (peak * shape(step, 1, **settings) for step in itertools.count()))
+
+
+def _needs_length(name: str) -> LuthierError:
+    problem = f"the schedule {name} needs to know how many steps there are, and this run does not"
+    remedy = "Set max_steps, choose constant or inverse_sqrt, or give linear or cosine lr_scheduler_kwargs.decay_steps."
+    return LuthierError("recipe-conflict", problem, where="lr_scheduler_type", remedy=remedy)
+
+
+def _own(name: str, peak: float, warmup: int, settings: dict[str, Any]) -> tuple[Shape, dict[str, Any]]:
+    """One of our shapes, and its settings, checked."""
     shape = OWN[name]
     known = [p for p in inspect.signature(shape).parameters if p not in ("done", "length")]
     for setting in settings:
@@ -34,9 +80,7 @@ def rates(name: str, peak: float, total: int, warmup: int, settings: dict[str, A
                            remedy="Use lr_scheduler_kwargs.pct_start.")  # fmt: skip
     if "min_lr" in settings:
         settings = {**settings, "min_lr": settings["min_lr"] / peak if peak else 0.0}
-    length = max(total - warmup, 1)
-    ramp = [peak * step / max(warmup, 1) for step in range(min(warmup, total))]
-    return ramp + [peak * shape(step, length, **settings) for step in range(total - len(ramp))]
+    return shape, settings
 
 
 def _constant(done: int, length: int) -> float:
@@ -81,22 +125,22 @@ def _between(start: float, end: float, share: float) -> float:
 OWN: Final[dict[str, Shape]] = {"constant": _constant, "linear": _linear, "cosine": _cosine, "one_cycle": _one_cycle}
 
 
-def _foreign(name: str, peak: float, total: int, warmup: int, settings: dict[str, Any]) -> list[float]:
-    """A scheduler of transformers or torch, stepped `total` times."""
+def _foreign(name: str, peak: float, total: int | None, warmup: int, settings: dict[str, Any]) -> Iterator[float]:
+    """What a scheduler of transformers or torch gives, step by step."""
     import torch
 
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
-    scheduler = _build(name, optimizer, total, warmup, settings)
-    found = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns that the dummy optimizer never stepped
-        for _ in range(total):
-            found.append(float(optimizer.param_groups[0]["lr"]))
-            scheduler.step()
-    return found
+    return _stepped(optimizer, _build(name, optimizer, total, warmup, settings))
 
 
-def _build(name: str, optimizer: Any, total: int, warmup: int, settings: dict[str, Any]) -> Any:
+def _stepped(optimizer: Any, scheduler: Any) -> Iterator[float]:
+    optimizer.step()  # over nothing: torch warns where a schedule moves before its optimizer
+    while True:
+        yield float(optimizer.param_groups[0]["lr"])
+        scheduler.step()
+
+
+def _build(name: str, optimizer: Any, total: int | None, warmup: int, settings: dict[str, Any]) -> Any:
     import torch
     from transformers import SchedulerType, get_scheduler
 
@@ -111,6 +155,8 @@ def _build(name: str, optimizer: Any, total: int, warmup: int, settings: dict[st
                 raise LuthierError("recipe-conflict", f"torch's {name} has no warm-up", where="warmup_steps")
             return getattr(torch.optim.lr_scheduler, name)(optimizer, **settings)
     except (TypeError, ValueError) as error:
+        if total is None and "num_training_steps" in str(error):
+            raise _needs_length(name) from None
         raise LuthierError("recipe-unknown-option", f"{name}: {error}", where="lr_scheduler_kwargs") from None
     remedy = nearest(name, [*OWN, *theirs, *torchs])
     raise LuthierError("recipe-out-of-range", "no such schedule", where="lr_scheduler_type", found=name, remedy=remedy)

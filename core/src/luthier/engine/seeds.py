@@ -13,10 +13,15 @@ import torch
 
 def seed_all(*key: int) -> None:
     """Seed Python, numpy and torch, so that nothing that ran before can change what follows."""
-    number = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little")
+    number = number_of(*key)
     random.seed(number)
     np.random.seed(number % 2**32)
     torch.manual_seed(number % 2**63)
+
+
+def number_of(*key: int | str) -> int:
+    """64 bits that the key alone decides."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little")
 
 
 @contextmanager

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 
-from luthier.data.examples import TokenDataset
-from luthier.data.order import Order
-from luthier.data.pack import pack
-from luthier.engine.batch import Batch, collate
+from luthier.data.examples import TokenDataset, TokenExample
+from luthier.data.feed import Feed, Portion
+from luthier.data.pack import Packing, imbalance
+from luthier.engine.batch import Batch, collate, idle
+from luthier.engine.decisions import Decisions
+from luthier.engine.feed import ahead, pays
+from luthier.engine.health.phases import Phases
+from luthier.engine.memory.recovery import Attempt
+from luthier.engine.operations.install import Installed
+from luthier.engine.parallel.spread import Spread
+from luthier.engine.parallel.world import World
+from luthier.engine.precision import Precision
+from luthier.engine.process import Process
+from luthier.engine.schedule import Rates
 from luthier.engine.step import Step
 from luthier.plugins.protocols import Context
 
@@ -34,24 +45,71 @@ class Setup:
     step: Step
     context: Context
     optimizer: torch.optim.Optimizer
-    rates: list[float]
-    order: Order
+    rates: Rates
+    feed: Feed  # where the examples of each step come from
+    packing: Packing  # how they become micro-batches
     train: TokenDataset
     validation: TokenDataset | None
     report: Report
     device: torch.device
     attention: str  # the implementation that the model had before the run
+    operations: Installed  # what of the model computes by operations of ours
+    decisions: Decisions = attrs.field(factory=Decisions)
+    precision: Precision = attrs.field(factory=Precision)
+    process: Process = attrs.field(factory=Process)
+    undo: ExitStack = attrs.field(factory=ExitStack)  # what gives model and process back as they came, once closed
     numbers: dict[str, float] = attrs.field(factory=dict)  # what parts logged since the last step
     decays: list[float] = attrs.field(factory=list)  # each optimizer group's own weight decay
+    phases: Phases = attrs.field(factory=Phases)  # where the time goes, for those who ask
+    world: World = attrs.field(factory=World)  # the processes that train together
+    attempt: Attempt = attrs.field(factory=Attempt)  # at the step that is under way
+    spread: Spread = attrs.field(default=attrs.Factory(lambda own: Spread(module=own.step), takes_self=True))
 
-    def micro_batches(self, rows: Any) -> Iterator[Batch]:
-        """The examples of one optimizer step, packed under the token limit."""
-        return batches(self.train, [int(i) for i in rows], self.recipe, self.device)
+    def portions(self, first: int) -> Iterator[Portion]:
+        """The portions of step `first` (from 0) and of those after it, made ahead where that pays."""
+        portions = self.feed.portions(first)
+        streaming = not isinstance(self.train, TokenDataset)
+        if not self.decisions.take("prefetch", lambda: pays(self.device, streaming=streaming)):
+            return portions
+        return ahead(portions, lambda portion: (self.packing, list(self.micro_batches(portion))), self.device)
+
+    def micro_batches(self, portion: Portion) -> Iterator[Batch]:
+        """This rank's micro-batches of one optimizer step."""
+        if portion.ready is not None and portion.ready[0] == self.packing:
+            return iter(portion.ready[1])
+        return batches(portion.examples, self.packing, self.device)
+
+    def balance(self, portion: Portion | None) -> dict[str, float]:
+        """Among several ranks, how much longer the slowest of each micro-batch takes than all would at equal loads."""
+        if portion is None or self.packing.ranks == 1:
+            return {}
+        lengths = [len(example.input_ids) for example in _units(portion.examples, self.packing)]
+        return {"rank_imbalance": imbalance(lengths, self.packing.spread(lengths))}
 
 
-def batches(dataset: TokenDataset, rows: list[int], recipe: Recipe, device: torch.device) -> Iterator[Batch]:
-    """`rows` of a dataset as batches on the device, one document each where packing is off."""
-    lengths = [int(dataset.starts[i + 1] - dataset.starts[i]) for i in rows]
-    bins = pack(lengths, recipe.max_tokens_per_device) if recipe.packing else [[i] for i in range(len(rows))]
-    for members in bins:
-        yield collate([dataset[rows[i]] for i in members]).to(device)
+def batches(examples: Sequence[TokenExample], packing: Packing, device: torch.device) -> Iterator[Batch]:
+    """This rank's micro-batches of the examples, on the device: as many as every other rank has, idle ones included."""
+    examples = _units(examples, packing)
+    for bins in packing.spread([len(example.input_ids) for example in examples]):
+        yield _batch(examples, bins[packing.rank], device)
+
+
+def dealt(
+    examples: Sequence[TokenExample], packing: Packing, device: torch.device, limit: int | None = None
+) -> Iterator[Batch]:
+    """This rank's share of the micro-batches that a process alone would have, the first `limit` of them."""
+    alone, examples = attrs.evolve(packing, ranks=1, rank=0), _units(examples, packing)
+    turns = [bins[0] for bins in alone.spread([len(example.input_ids) for example in examples])][:limit]
+    for first in range(0, len(turns), packing.ranks):
+        own = turns[first + packing.rank : first + packing.rank + 1]
+        yield _batch(examples, own[0] if own else [], device)
+
+
+def _units(examples: Sequence[TokenExample], packing: Packing) -> Sequence[TokenExample]:
+    """What is not divided: an example, or without packing each of its documents."""
+    return examples if packing.on else [document for example in examples for document in example.apart()]
+
+
+def _batch(examples: Sequence[TokenExample], members: Sequence[int], device: torch.device) -> Batch:
+    batch = collate([examples[i] for i in members]) if members else idle(examples[0])
+    return batch.to(device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 import torch
@@ -16,14 +18,24 @@ ROUTER: Final = "router_aux"  # the term of the experts' load-balancing loss
 
 
 class Step(nn.Module):
-    """`forward(batch)` gives a `LossOutput`; outside it nothing touches the model."""
+    """`forward(batch)` gives a `LossOutput`; outside it nothing touches the model. It runs inside `computing()`."""
 
-    def __init__(self, model: nn.Module, adapter: Any, loss: Any, *, router_coefficient: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: Any,
+        loss: Any,
+        *,
+        router_coefficient: float = 0.0,
+        computing: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         super().__init__()
         self.model, self.adapter, self.loss = model, adapter, loss
-        self.router_coefficient = router_coefficient
+        self.router_coefficient, self.computing = router_coefficient, computing
         self.policy = ModelPolicy(model, adapter)
         self.policy.want_routers = router_coefficient > 0
+        if getattr(loss, "couples", "nothing") == "nothing":  # what a coupled loss is replayed with is known to none
+            self.policy.coefficients = getattr(loss, "coefficients", None)
 
     def terms(self, batch: Batch) -> dict[str, float]:
         """This micro-batch's share of each denominator."""
@@ -34,10 +46,11 @@ class Step(nn.Module):
         """The loss of one micro-batch; with `scores_only` the scores [D, ...] of a loss that couples the batch."""
         self.policy.forget()
         try:
-            batch = self.adapter.prepare(batch)
-            if scores_only:
-                return self.loss.scores(self.policy, batch)
-            return self._with_router(self.loss(self.policy, batch), batch)
+            with self.computing():
+                batch = self.adapter.prepare(batch)
+                if scores_only:
+                    return self.loss.scores(self.policy, batch)
+                return self._with_router(self.loss(self.policy, batch), batch)
         finally:
             self.policy.forget()
 

@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import attrs
-
 from luthier.artifacts.notes import note
 from luthier.artifacts.save import artifact_name, save_adapter, save_merged
-from luthier.data.prepare import Prepared
-from luthier.engine import checkpoint
+from luthier.artifacts.weights import Files
+from luthier.engine import changes, checkpoint, devices, fingerprint
 from luthier.engine.again import finished
-from luthier.engine.assemble import Assembled, Objects, assemble, prepared_data
+from luthier.engine.assemble import Assembled, Objects, assemble, whole_again
+from luthier.engine.best import check_metric
+from luthier.engine.decisions import Decisions
+from luthier.engine.disk import Reserve, is_full
 from luthier.engine.load import tokenizer_of
+from luthier.engine.lock import locked
 from luthier.engine.loop import Loop, Tally
+from luthier.engine.parallel.join import join, launched
+from luthier.engine.parallel.orphans import guarded
+from luthier.engine.parallel.sharing import as_held, gathered, shared
+from luthier.engine.parallel.world import World, explained, lost_peers
+from luthier.engine.place import Place, find_place, still
 from luthier.engine.result import Run
+from luthier.engine.rows import prepared_data
 from luthier.engine.run import (
     RECIPE,
-    RECORD,
     ActiveRun,
     Interrupted,
     environment,
-    locked,
     new_id,
     read_record,
-    signals,
     write_record,
 )
 from luthier.engine.seeds import kept
 from luthier.engine.setup import Setup
+from luthier.engine.signals import signals
 from luthier.errors import LuthierError
 from luthier.logs import get_logger, run_log
 from luthier.recipe import Recipe, recipe_hash, resolve
@@ -41,32 +46,40 @@ from luthier.recipe import Recipe, recipe_hash, resolve
 log = get_logger()
 
 
-@attrs.frozen(kw_only=True)
-class Place:
-    """Where a run goes, and whether it goes on from a checkpoint there."""
-
-    folder: Path
-    record: dict[str, Any] | None = None
-    done: bool = False
-
-
-def train(recipe: Recipe, objects: Objects, *, resume: Path | None = None, fresh: bool = False) -> Run:
+def train(
+    recipe: Recipe,
+    objects: Objects,
+    *,
+    resume: Path | None = None,
+    fresh: bool = False,
+    re_decide: bool = False,
+    allowed: frozenset[str] = frozenset(),
+) -> Run:
     """Train to the end, or go on with what the folder holds; see `luthier.train`."""
+    world = join(recipe.distributed, recipe.device)
     if resume is not None:
-        checkpoint.require(resume, recipe=recipe_hash(recipe))
-    place = find_place(recipe, objects, fresh=fresh)
+        world.decide(lambda: checkpoint.require(resume))
+    place = Place.of(world.decide(lambda: find_place(recipe, objects, fresh=fresh, allowed=allowed).to_dict()))
     if place.done:
         return _done(place, recipe, objects)
     with kept():
-        assembled = assemble(recipe, objects)  # whatever can be refused is, before a folder appears
-        record = _record(recipe, assembled, place)
-        if resume is not None:
-            checkpoint.require(resume, data=record["data"])
+        held = world.decide(lambda: None if re_decide else _decided(place, resume))
+        # whatever can be refused is, before a folder appears
+        assembled = assemble(recipe, objects, decisions=Decisions(held, world.decide), world=world)
         try:
-            with locked(place.folder), run_log(record["run_id"], place.folder / "log.jsonl"):
+            check_metric(assembled.setup)
+            record = world.decide(lambda: _record(recipe, assembled, place, allowed, resume))
+            with _owned(place, record, world):
                 return _run(recipe, assembled, place, record, resume)
         finally:  # the model is the caller's again
+            assembled.setup.undo.close()
             assembled.setup.model.set_attn_implementation(assembled.setup.attention)
+
+
+def _decided(place: Place, resume: Path | None) -> dict[str, Any] | None:
+    """What the run that goes on decided when it began; a checkpoint's run is the one whose folder it lies in."""
+    record = place.record if resume is None else read_record(resume.absolute().parents[1])
+    return (record or place.record or {}).get("decisions")
 
 
 def _done(place: Place, recipe: Recipe, objects: Objects) -> Run:
@@ -74,81 +87,47 @@ def _done(place: Place, recipe: Recipe, objects: Objects) -> Run:
     if objects.data is not None:
         resolved = resolve(recipe)
         tokenizer, loss = objects.tokenizer or tokenizer_of(recipe.model), resolved.build(resolved.loss)
-        _refuse_changed(place, prepared_data(recipe, objects, tokenizer, loss))
+        now = {"data": prepared_data(recipe, objects, tokenizer, loss).train.fingerprint}
+        changes.refuse(changes.compare(place.record or {}, now), frozenset(), str(place.folder))
     log.warning("run already finished", folder=str(place.folder), remedy="--fresh trains again")
-    return finished(place.folder, (recipe, objects))
+    return finished(place.folder, (recipe, objects), place.record)
 
 
-def find_place(recipe: Recipe, objects: Objects, *, fresh: bool) -> Place:
-    """The run's folder. Another run's is refused; with `fresh`, and for objects, a new one beside it is taken."""
-    given = any(v is not None for v in attrs.astuple(objects, recurse=False))
-    folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
-    record = read_record(folder)
-    if fresh or (given and record is not None and recipe.output_dir is None):
-        return Place(folder=beside(folder))
-    if record is None:
-        _refuse_strangers(folder)
-        return Place(folder=folder)
-    if record["recipe_hash"] != recipe_hash(recipe):
-        problem = f"it holds run {record['run_id']} of another recipe"
-        raise LuthierError("run-folder-other", problem, where=str(folder))
-    return Place(folder=folder, record=record, done=record["state"] == "completed")
+@contextlib.contextmanager
+def _owned(place: Place, record: dict[str, Any], world: World) -> Iterator[None]:
+    """The folder is rank 0's: it alone locks it and writes there."""
+    if not world.is_main:
+        yield
+        return
+    with locked(place.folder):
+        still(place)
+        with run_log(record["run_id"], place.folder / "log.jsonl"):
+            yield
 
 
-def default_folder(recipe: Recipe) -> Path:
-    """runs/<model>-<adapter>-<hash>: the same recipe finds its own folder again."""
-    from luthier.plugins.registry import installed
-    from luthier.recipe.parts import find_part
-
-    model = Path(recipe.model.name_or_path).name or "model"
-    adapter = find_part(recipe.adapter, "adapter", "adapter", installed()).name.rpartition(".")[2]
-    named = re.sub(r"[^\w.-]+", "-", recipe.run_name or "").strip("-.")  # a name for people may be no file's name
-    return Path("runs") / (named or f"{model}-{adapter}-{recipe_hash(recipe)[:8]}")
-
-
-def beside(folder: Path) -> Path:
-    """The folder, or the first free name beside it."""
-    number, candidate = 2, folder
-    while candidate.exists():
-        candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
-    return candidate
-
-
-def _refuse_strangers(folder: Path) -> None:
-    """A folder that holds files of no run is not ours to fill."""
-    if folder.exists() and not folder.is_dir():
-        raise LuthierError("run-folder-other", "there is a file of this name", where=str(folder))
-    known = {"lock", "log.jsonl", RECIPE, "metrics.jsonl"}
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    strangers = [name for name in names if name not in known and not name.startswith(f".{RECORD}.")]
-    if strangers:
-        problem = f"the folder holds other files: {', '.join(sorted(strangers)[:3])}"
-        raise LuthierError("run-folder-other", problem, where=str(folder))
-
-
-def _refuse_changed(place: Place, prepared: Prepared) -> None:
-    if place.record is not None and place.record["data"] != prepared.train.fingerprint:
-        raise LuthierError("data-changed", "other rows than this run began with", where="data.train",
-                           found=prepared.train.fingerprint)  # fmt: skip
-
-
-def _record(recipe: Recipe, assembled: Assembled, place: Place) -> dict[str, Any]:
-    """The run's record: a new one, or that of the run that goes on, if its data is the same."""
-    if place.record is not None:
-        _refuse_changed(place, assembled.prepared)
-        return place.record
-    run_id, parts = new_id(), [p.describe() for p in assembled.resolved]
-    settings = recipe.to_dict()
-    return {
+def _record(
+    recipe: Recipe, assembled: Assembled, place: Place, allowed: frozenset[str], resume: Path | None
+) -> dict[str, Any]:
+    """The run's record: a new one, or that of the run that goes on, if what it began with is the same."""
+    run_id, parts = (place.record or {}).get("run_id") or new_id(), [p.describe() for p in assembled.resolved]
+    files = Files.of_recipe(recipe, assembled.setup.context.dtype)
+    now = {
         "run_id": run_id,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "recipe_hash": recipe_hash(recipe),
-        "seed": recipe.seed,
         "data": assembled.prepared.train.fingerprint,
+        "base": fingerprint.of_model(recipe.model.name_or_path),
         "parts": parts,
-        "note": note(settings, run_id, parts, assembled.prepared),
+        "note": note(recipe.to_dict(), run_id, parts, assembled.prepared, files),
         **environment(str(assembled.setup.device)),
     }
+    began = {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seed": recipe.seed}
+    held, changed = place.record, place.changed
+    record = {**began, **now} if held is None else changes.continued(held, now, allowed, place.folder, changed)
+    if resume is not None:
+        found = changes.compare(checkpoint.require(resume), changes.belongings(recipe, record))
+        changes.refuse(found, allowed, str(resume))
+        record = changes.noted(record, found)
+    return {**record, **launched(assembled.setup.world)}
 
 
 def _run(recipe: Recipe, assembled: Assembled, place: Place, record: dict[str, Any], resume: Path | None) -> Run:
@@ -158,20 +137,32 @@ def _run(recipe: Recipe, assembled: Assembled, place: Place, record: dict[str, A
         folder=folder,
         name=recipe.run_name or folder.name,
         settings=recipe.to_dict(),
-        total_steps=len(setup.rates),
-        belongs={"recipe": record["recipe_hash"], "data": record["data"]},
+        total_steps=setup.feed.total,
+        belongs=changes.belongings(recipe, record),
+        phases=setup.phases,
+        is_main=setup.world.is_main,
     )
     loop = Loop(setup, run, assembled.callbacks)
-    checkpoint.tidy(folder)
-    with _recorded(loop, record):
-        if place.record is None:
-            recipe.write(folder / RECIPE)
-        write_record(folder, record, state="running", total_steps=run.total_steps)
+    with contextlib.ExitStack() as heard, _recorded(loop, record) if run.is_main else lost_peers():
+        if run.is_main:
+            _begin(recipe, loop, place, record)
         _warn(assembled)
-        with signals(run):
-            _start(loop, resume)
-            tally = loop.train()
-        return _finish(loop, tally, record)
+        heard.enter_context(signals(run))  # held until a failure is in the record: the launcher then ends all
+        heard.enter_context(guarded())
+        _start(loop, record, resume)
+        tally = loop.train()
+        heard.close()
+        return _finish(loop, tally, record, assembled)
+
+
+def _begin(recipe: Recipe, loop: Loop, place: Place, record: dict[str, Any]) -> None:
+    """Say in the folder that a run is under way."""
+    checkpoint.tidy(place.folder)
+    if place.record is None or place.changed:
+        recipe.write(place.folder / RECIPE)
+    decided = loop.setup.decisions.to_dict()
+    record.pop("error", None)  # of an attempt that this one goes on from
+    write_record(place.folder, record, state="running", total_steps=loop.run.total_steps, decisions=decided)
 
 
 def _warn(assembled: Assembled) -> None:
@@ -181,42 +172,73 @@ def _warn(assembled: Assembled) -> None:
         log.warning("data", warning=warning)
 
 
-def _start(loop: Loop, resume: Path | None) -> None:
-    """From a checkpoint, if there is one, else from the beginning."""
-    run = loop.run
-    if resume is not None:
-        loop.resume(checkpoint.load(resume))
-        log.info("resumed", step=run.step, checkpoint=str(resume))
-        return
-    found = checkpoint.newest(run.folder)
+def _start(loop: Loop, record: dict[str, Any], resume: Path | None) -> None:
+    """From a checkpoint, if there is one, else from the beginning.
+
+    A run that began from another's checkpoint goes on with its own, once it has one.
+    """
+    run, began = loop.run, record.get("resumed_from")
+    asked = began if resume is None else str(resume.absolute())
+    found = shared(loop.setup.world, lambda: _newest(run, asked, own=asked == began))
     if found is None:
         log.info("run started", folder=str(run.folder), steps=run.total_steps)
         loop.hooks.run_started(run=run)
         return
-    path, tree, damaged = found
+    path, tree, fresh = found
+    loop.resume(as_held(loop.setup, tree, Path(path)), frozenset(fresh))
+    if run.is_main:
+        for left in checkpoint.set_aside(run.folder, run.step):
+            log.warning("checkpoint set aside, as the run goes on before it", checkpoint=str(left))
+        if asked != began:
+            write_record(run.folder, record, resumed_from=asked)
+    log.warning("resumed", step=run.step, checkpoint=path)
+
+
+def _newest(run: ActiveRun, asked: str | None, *, own: bool) -> tuple[str, dict[str, Any], list[str]] | None:
+    """The newest checkpoint of the run's own, or the one that is asked for: its path, its tree, what begins anew."""
+    found = checkpoint.newest(run.folder) if own else None
+    if found is None and asked is None:
+        return None
+    path, tree, damaged = found or (Path(str(asked)), checkpoint.load(Path(str(asked))), [])
     for error in damaged:
         log.warning("checkpoint damaged, using the one before", error=str(error))
-    loop.resume(tree)
-    log.warning("resumed", step=run.step, checkpoint=str(path))
+    return str(path), tree, sorted(changes.begun_anew(checkpoint.require(path), run.belongs))
 
 
-def _finish(loop: Loop, tally: Tally, record: dict[str, Any]) -> Run:
+def _finish(loop: Loop, tally: Tally, record: dict[str, Any], assembled: Assembled) -> Run:
     """The best weights if they were asked for, the artifact, the result."""
     setup, run = loop.setup, loop.run
     if setup.recipe.load_best_model_at_end:
         loop.load_best()
-    artifact, merged = _artifacts(setup, run.folder, record["note"])
+    setup.undo.close()  # what is written is made of the weights as they came
+    state = gathered(setup)
+    artifact, merged, best = setup.world.decide(lambda: _written(loop, record["note"], assembled, state))
     result = Run(
-        **{"run_id": run.run_id, "output_path": run.folder, "artifact": artifact, "merged": merged},
+        **{"run_id": run.run_id, "output_path": run.folder, "artifact": Path(artifact)},
+        **{"merged": merged and Path(merged), "best_checkpoint": best and Path(best)},
         **{"steps": tally.step, "samples_seen": tally.samples, "tokens_seen": tally.tokens},
         **{"final_loss": tally.losses[-1], "loss_history": tally.losses, "duration_seconds": tally.seconds},
         **{"eval_loss": tally.evaluation.get("eval_loss"), "eval_metrics": tally.evaluation},
-        **{"best_checkpoint": loop.best_checkpoint(), "stop_reason": run.stop_reason, "parts": record["parts"]},
-        setup=setup,
+        **{"stop_reason": run.stop_reason, "parts": record["parts"]},
+        setup=setup if state is None else None,
     )
-    write_record(run.folder, record, state="completed", step=tally.step, result=result.to_dict())
+    if not run.is_main:
+        return result
+    told = {"decisions": setup.decisions.to_dict(), "health": loop.health.report()}  # both grow as the run goes
+    write_record(run.folder, record, state="completed", step=tally.step, result=result.to_dict(), **told)
     loop.hooks.completed(run=run, result=result)
     return result
+
+
+def _written(loop: Loop, note_: dict[str, Any], assembled: Assembled, state: dict[str, Any] | None) -> list[str | None]:
+    """Where the artifact, the merged model and the best checkpoint lie; `state` is the adapter's of a sharded model."""
+    setup = loop.setup
+    if state is not None:
+        setup = whole_again(assembled)
+        setup.adapter.load_state(state)
+        setup.undo.close()
+    paths = (*_artifacts(setup, loop.run.folder, note_), loop.best_checkpoint())
+    return [None if path is None else str(path) for path in paths]
 
 
 def _artifacts(setup: Setup, folder: Path, note_: dict[str, Any]) -> tuple[Path, Path | None]:
@@ -233,15 +255,26 @@ def _artifacts(setup: Setup, folder: Path, note_: dict[str, Any]) -> tuple[Path,
 def _recorded(loop: Loop, record: dict[str, Any]) -> Iterator[None]:
     """However the run ends, run.json says so."""
     run = loop.run
+    reserve = Reserve(run.folder)
     try:
         yield
     except Interrupted:
-        write_record(run.folder, record, state="stopped", step=run.step)
+        reserve.release()
+        write_record(run.folder, record, state="stopped", step=run.step, health=loop.health.report())
         raise
     except BaseException as error:
-        if checkpoint.is_full(error):
+        reserve.release()
+        error = explained(error)
+        if devices.is_gone(error):
+            newest = next(reversed(checkpoint.steps(run.folder)), None)
+            error = devices.gone(error, loop.setup.device, run.step, newest)
+        if is_full(error):
             error = LuthierError("disk-full", f"stopped at step {run.step}", where=str(run.folder))
         with contextlib.suppress(OSError):
-            write_record(run.folder, record, state="failed", step=run.step, error=str(error))
+            ended = {"step": run.step, "error": str(error), "health": loop.health.report()}
+            ended["state"] = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"  # a second Ctrl-C
+            write_record(run.folder, record, **ended)
         loop.hooks.failed(run=run, error=error)
         raise error
+    finally:
+        reserve.release()

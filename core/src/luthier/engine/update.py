@@ -10,8 +10,12 @@ import attrs
 import torch
 from torch import Tensor
 
+from luthier.data.feed import Portion
 from luthier.engine.batch import Batch
 from luthier.engine.evaluate import Meter, couples
+from luthier.engine.memory.recovery import agree, fitted
+from luthier.engine.parallel.tensors import whole
+from luthier.engine.parallel.world import added
 from luthier.engine.seeds import seed_all
 from luthier.engine.setup import Setup
 from luthier.errors import LuthierError
@@ -30,67 +34,111 @@ class Update:
     documents: int
     seconds: float
     metrics: dict[str, tuple[float, float]]  # (sum, count)
+    finite: bool = True  # whether loss and gradient were: only then the weights have moved
+    overflowed: bool = False  # whether only the scale of the loss was too large, which is no fault
+    batches: tuple[Batch, ...] = ()  # kept where they were not, to be looked into
+
+    def numbers(self) -> dict[str, Any]:
+        """All but the batches, as a checkpoint keeps it until it is logged."""
+        return attrs.asdict(self, filter=lambda field, _: field.name != "batches")
 
 
-def update(setup: Setup, index: int, rows: Any) -> Update:
-    """Take step `index` (from 0) on the examples `rows`. Raises `train-nonfinite` before the weights are touched."""
+def update(setup: Setup, index: int, portion: Portion) -> Update:
+    """Take step `index` (from 0) on the examples of `portion`; where loss or gradient is not finite, nothing moves."""
     began = time.perf_counter()
-    setup.optimizer.zero_grad(set_to_none=True)
-    batches = list(setup.micro_batches(rows))
-    meter = _accumulate_coupled(setup, index, batches) if couples(setup.loss) else _accumulate(setup, index, batches)
+    lengths = [len(example.input_ids) for example in portion.examples]
+    batches, meter = fitted(setup, lengths, lambda: _differentiated(setup, index, portion))
+    seed_all(setup.recipe.seed, index)  # what parts draw from here on is the same on every rank, and for every cut
     loss = meter.loss + _penalty(setup)
-    setup.adapter.gradients_ready()
-    norm = _clip(setup)
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise LuthierError("train-nonfinite", f"loss {loss}, gradient norm {norm} at step {index + 1}")
-    rate = _apply(setup, index)
+    with setup.phases("optimizer"):
+        setup.precision.unscale(_gradients(setup))
+        setup.adapter.gradients_ready()
+        norm = _clip(setup)
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        overflowed = math.isfinite(loss) and setup.precision.overflowed(math.isfinite(norm), index)
+        rate = _apply(setup, index, portion) if finite else _drop(setup, index)
     return Update(
         loss=loss,
         grad_norm=norm,
         learning_rate=rate,
-        tokens=sum(b.num_tokens for b in batches),
-        supervised_tokens=sum(len(b.supervised) for b in batches),
-        documents=sum(b.num_documents for b in batches),
+        tokens=portion.num_tokens,
+        supervised_tokens=portion.num_supervised,
+        documents=len(portion.examples),
         seconds=time.perf_counter() - began,
-        metrics=meter.pairs(),
+        metrics=meter.pairs() if finite else {},
+        finite=finite,
+        overflowed=overflowed,
+        batches=() if finite else tuple(batches),
     )
+
+
+def _differentiated(setup: Setup, index: int, portion: Portion) -> tuple[list[Batch], Meter]:
+    """This rank's micro-batches of the portion, and what came of them; their gradients lie in the parameters."""
+    setup.optimizer.zero_grad(set_to_none=True)
+    with setup.phases("data"):
+        batches = list(setup.micro_batches(portion))
+    return batches, accumulate(setup, index, batches)
+
+
+def accumulate(setup: Setup, index: int, batches: list[Batch]) -> Meter:
+    """The gradient of the global batch's objective, and its sums; the same again each time it is called."""
+    if couples(setup.loss):
+        return _accumulate_coupled(setup, index, batches)
+    return _accumulate(setup, index, batches)
 
 
 def _accumulate(setup: Setup, index: int, batches: list[Batch]) -> Meter:
     """Backward over each micro-batch, every term divided by its weight in the whole global batch."""
-    terms = [setup.step.terms(batch) for batch in batches]
-    weights = _summed(terms)
+    terms = _terms(setup, batches)
+    weights = setup.world.sum_numbers(added(terms))
     meter = Meter()
     for number, (batch, own) in enumerate(zip(batches, terms, strict=True)):
-        seed_all(setup.recipe.seed, index, number)
-        output = setup.step(batch)
-        _backward(_objective(output, weights))
-        meter.add(output, own)
-    return meter
+        seed_all(setup.recipe.seed, index, setup.spread.number(number))
+        with setup.spread.turn(last=number + 1 == len(batches)):
+            with setup.phases("forward"):
+                output = setup.spread.module(batch)
+                objective = _objective(output, weights)
+            if number + 1 == len(batches):
+                agree(setup, last=True)
+            with setup.phases("backward"):
+                setup.spread.backward(setup.precision.scaled(objective), batch)
+        if not batch.idle:
+            meter.add(output, own)
+    return meter.over(setup.world)
 
 
 def _accumulate_coupled(setup: Setup, index: int, batches: list[Batch]) -> Meter:
     """Score all without gradient, differentiate `combine` by the scores, and replay each micro-batch with that."""
-    weights = _summed([setup.step.terms(batch) for batch in batches])
+    weights = setup.world.sum_numbers(added(_terms(setup, batches)))
     with torch.no_grad():
         scores = [_scored(setup, index, number, batch) for number, batch in enumerate(batches)]
-    joined = torch.cat(scores).requires_grad_()
-    output = setup.loss.combine(joined)
+    agree(setup, last=False)
+    own, joined = setup.spread.joined([s[:0] if b.idle else s for s, b in zip(scores, batches, strict=True)])
+    seed_all(setup.recipe.seed, index)  # what `combine` may draw is the same on every rank
+    output = setup.loss.combine(joined.requires_grad_())
     (gradient,) = torch.autograd.grad(_objective(output, weights), joined)
-    for number, (batch, share) in enumerate(zip(batches, gradient.split([len(s) for s in scores]), strict=True)):
-        _scored(setup, index, number, batch).backward(share)
+    for number, (batch, place) in enumerate(zip(batches, own, strict=True)):
+        with setup.spread.turn(last=number + 1 == len(batches)):
+            scored = _scored(setup, index, number, batch)
+            if number + 1 == len(batches):
+                agree(setup, last=True)
+            with setup.phases("backward"):
+                share = (scored * (0.0 if batch.idle else gradient[place])).sum()
+                setup.spread.backward(setup.precision.scaled(share), batch)
     meter = Meter()
     meter.add(output, weights)
     return meter
 
 
 def _scored(setup: Setup, index: int, number: int, batch: Batch) -> Tensor:
-    seed_all(setup.recipe.seed, index, number)
-    return setup.step(batch, scores_only=True)
+    seed_all(setup.recipe.seed, index, setup.spread.number(number))
+    with setup.phases("forward"):
+        return setup.spread.module(batch, scores_only=True)
 
 
-def _summed(terms: list[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(t.get(name, 0.0) for t in terms) for name in {n for t in terms for n in t}}
+def _terms(setup: Setup, batches: list[Batch]) -> list[dict[str, float]]:
+    """Each micro-batch's share of the denominators; an idle one has none."""
+    return [{} if batch.idle else setup.step.terms(batch) for batch in batches]
 
 
 def _objective(output: LossOutput, weights: dict[str, float]) -> Tensor | None:
@@ -106,23 +154,18 @@ def _objective(output: LossOutput, weights: dict[str, float]) -> Tensor | None:
     return sum(shares[1:], shares[0]) if shares else None
 
 
-def _backward(objective: Tensor | None) -> None:
-    if objective is not None and objective.requires_grad:
-        objective.backward()
-
-
 def _penalty(setup: Setup) -> float:
     penalty = setup.adapter.penalty()
     if penalty is None:
         return 0.0
-    penalty.backward()
-    return float(penalty.detach())
+    setup.precision.scaled(penalty).backward()
+    return float(whole(penalty.detach()))
 
 
 def _clip(setup: Setup) -> float:
     """The gradient norm over all parameters, before it is clipped."""
-    gradients = [p.grad for g in setup.optimizer.param_groups for p in g["params"] if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    gradients = _gradients(setup)
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
     limit = setup.recipe.max_grad_norm
     if limit is not None and math.isfinite(float(norm)):
         scale = limit / (norm + 1e-6)  # as torch's clip_grad_norm_
@@ -131,15 +174,25 @@ def _clip(setup: Setup) -> float:
     return float(norm)
 
 
-def _apply(setup: Setup, index: int) -> float:
+def _gradients(setup: Setup) -> list[Tensor]:
+    return [p.grad for g in setup.optimizer.param_groups for p in g["params"] if p.grad is not None]
+
+
+def _drop(setup: Setup, index: int) -> float:
+    """Forget the gradients of a step whose numbers cannot be used; returns the learning rate that it had."""
+    setup.optimizer.zero_grad(set_to_none=True)
+    return setup.rates[index]
+
+
+def _apply(setup: Setup, index: int, portion: Portion) -> float:
     """Set this step's rates, step, and tell the adapter; returns the learning rate."""
-    total = len(setup.rates)
-    done = Progress(step=index, total_steps=total, epoch=index / setup.order.steps_per_epoch)
+    total = setup.feed.total
+    done = Progress(step=index, total_steps=total, epoch=portion.begun)
     multipliers = setup.quantizer.progressed(done)
     rate = setup.rates[index] * multipliers.lr
     for group, decay in zip(setup.optimizer.param_groups, setup.decays, strict=True):
         group["lr"] = rate * group.get("lr_scale", 1.0)
         group["weight_decay"] = decay * multipliers.weight_decay
-    setup.optimizer.step()
-    setup.adapter.stepped(Progress(step=index + 1, total_steps=total, epoch=(index + 1) / setup.order.steps_per_epoch))
+    setup.precision.step(setup.optimizer, index)
+    setup.adapter.stepped(Progress(step=index + 1, total_steps=total, epoch=portion.ended))
     return rate

@@ -5,7 +5,7 @@
     task_started(run, task)                           task 0 of a plain run; not again when it is resumed
     for each optimizer step:
         step_started(run, step)
-        (forward, backward, clip, optimizer step)
+        (forward, backward, clip, optimizer step; none where on_nonfinite skips it)
         step_ended(run, step, metrics)
         if step % logging_steps == 0 or it is the last:
             logged(run, step, metrics)
@@ -13,8 +13,8 @@
             epoch_ended(run, epoch)
         if evaluation is due:
             evaluated(run, step, metrics)
-        if a checkpoint is due:
-            saved(run, step, path)
+        if a checkpoint is due, and once it is complete (with async_save after a later step, or the last):
+            saved(run, step, path)                    `step` is the step that it was taken after
     task_ended(run, task)
     stopped(run, step, reason)                        only where the run ended before its last step
     completed(run, result)                            the artifact is written; or
@@ -63,7 +63,7 @@ class Events:
 
     @eventspec
     def step_ended(self, run: ActiveRun, step: int, metrics: Mapping[str, float]) -> None:
-        """Step `step` has changed the weights; `metrics` are this step's."""
+        """Step `step` has changed the weights, or was skipped (`skipped_steps`); `metrics` are this step's."""
 
     @eventspec
     def logged(self, run: ActiveRun, step: int, metrics: Mapping[str, float]) -> None:
@@ -79,7 +79,7 @@ class Events:
 
     @eventspec
     def saved(self, run: ActiveRun, step: int, path: Path) -> None:
-        """The checkpoint folder `path` is complete."""
+        """The checkpoint folder `path`, taken after `step`, is complete."""
 
     @eventspec
     def task_ended(self, run: ActiveRun, task: int) -> None:

@@ -5,6 +5,7 @@ Shapes in brackets: T tokens of the packed batch, D documents in it, V vocabular
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -38,10 +39,13 @@ class Group:
 
 @attrs.frozen(kw_only=True)
 class Progress:
-    """Where a run stands: `step` of `total_steps` optimizer steps are done, in epoch `epoch` (fractional)."""
+    """Where a run stands: `step` of `total_steps` optimizer steps are done, in epoch `epoch` (fractional).
+
+    `total_steps` is None for a run whose end is not known, such as one that only a signal stops.
+    """
 
     step: int
-    total_steps: int
+    total_steps: int | None
     epoch: float
 
 
@@ -61,27 +65,29 @@ class Context:
     one back; `original(layer)` reads the unquantized weight again from the checkpoint, and raises `LuthierError` where
     there is none. `batches(n)` gives the first n batches of the training data. `log(name, value)` adds a number to
     the step's metrics. `probe(model)` compares packed with separate documents and says why they differ, or None.
+    `save_model(model, folder)` writes a dense model in transformers' layout, in the run's `save_dtype` and shards.
     """
 
     config: Any
     device: torch.device
     dtype: torch.dtype
     seed: int
-    total_steps: int
+    total_steps: int | None
     log: Callable[[str, float], None]
     dequantize: Callable[[nn.Module], Tensor]
     requantize: Callable[[nn.Module, Tensor], None]
     original: Callable[[nn.Module], Tensor]
     batches: Callable[[int], Iterable[Any]]
     probe: Callable[[Any], str | None] = lambda model: None
+    save_model: Callable[[Any, Path], None] = lambda model, folder: model.save_pretrained(folder)
 
 
-@attrs.frozen(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)  # DDP finds the tensors of a dataclass
 class LossOutput:
     """Sums, never means: `sums` are scalars with gradient; `metrics` are (sum, count) without."""
 
     sums: dict[str, Tensor]
-    metrics: dict[str, tuple[float | Tensor, float | Tensor]] = attrs.field(factory=dict)
+    metrics: dict[str, tuple[float | Tensor, float | Tensor]] = dataclasses.field(default_factory=dict)
 
 
 @runtime_checkable
@@ -174,7 +180,11 @@ class Loss(Protocol):
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """How a gradient becomes a step."""
+    """How a gradient becomes a step.
+
+    `separable = True` says that what is built may be stepped with the gradients of some parameters, then of others,
+    with the result of one step: nothing in it goes beyond one parameter. Bfloat16 weights then need less room.
+    """
 
     def build(self, groups: list[Group]) -> torch.optim.Optimizer:
         """An optimizer over the groups (see `Group.settings`); the loop sets each `lr` before every step."""

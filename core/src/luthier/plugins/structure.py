@@ -19,7 +19,7 @@ from cattrs import Converter
 from luthier.errors import LuthierError, nearest
 from luthier.plugins.hints import KEY, check_bounds, hints, type_name
 
-NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")  # YAML 1.1 reads 2e-4 as text; it is meant as a number
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|inf")  # YAML 1.1 reads 2e-4 as text: a number is meant
 SEQUENCES: Final = {list: list, tuple: tuple, set: set, frozenset: frozenset, collections.abc.Sequence: list}
 MAPPINGS: Final = (dict, collections.abc.Mapping)
 

@@ -13,6 +13,7 @@ import attrs
 
 from luthier.errors import LuthierError
 from luthier.plugins.structure import bare
+from luthier.recipe.computing import COMPUTING
 from luthier.recipe.draft import Draft, Entry
 
 if TYPE_CHECKING:
@@ -27,8 +28,10 @@ SPELLINGS: Final[dict[str, str]] = {  # canonical: the others
     "train_data_path training_data training_dataset",
     "data.validation": "val_set_size val_size validation_split validation validation_data validation_dataset "
     "validation_data_path val_data val_dataset eval_data eval_dataset eval_data_path test_datasets",
-    "data.max_length": "max_length max_seq_length max_seq_len sequence_len sequence_length cutoff_len "
-    "model_max_length block_size",
+    "data.max_length": "max_length max_seq_length max_seq_len sequence_len sequence_length cutoff_len model_max_length",
+    "data.block_size": "block_size",
+    "data.streaming": "streaming",
+    "data.num_proc": "num_proc dataset_num_proc preprocessing_num_workers dataset_processes",
     "data.chat_template": "chat_template chat_template_path",
     "adapter": "finetuning_type peft_method adapter_method",
     "adapter.r": "lora_r lora_rank lora_dim",
@@ -60,6 +63,8 @@ SPELLINGS: Final[dict[str, str]] = {  # canonical: the others
     "packing": "sample_packing",
     "max_grad_norm": "gradient_clipping grad_clip clip_grad_norm gradient_clip_val max_gradient_norm",
     "router_aux_loss_coef": "aux_loss_coef",
+    "num_threads": "torch_num_threads",
+    "layerwise_lr_decay": "layer_wise_lr_decay layer_decay lr_layer_decay",
     "eval_steps": "validation_frequency eval_every eval_interval",
     "save_steps": "checkpoint_every save_every save_interval",
     "save_total_limit": "keep_last_n",
@@ -192,6 +197,7 @@ READINGS: Final[dict[str, Callable[[Any], dict[str, Any]]]] = {
     },
     **dict.fromkeys(("dtype", "torch_dtype", "train_dtype"), _dtype),
     "warmup": _warmup,
+    **COMPUTING,
     **{name: _optimizer_option(key) for name, key in BETAS.items()},
 }
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from luthier.errors import LuthierError
+from luthier.recipe.modes import check_blocks, check_mode, check_streaming
+from luthier.recipe.saving import check_saving
 
 if TYPE_CHECKING:
     from luthier.recipe.tree import Recipe
@@ -57,17 +58,6 @@ def _warmup(recipe: Recipe) -> None:
         raise _conflict("warmup_ratio", f"warmup_steps is given too, as {recipe.warmup_steps}")
 
 
-def _length(recipe: Recipe) -> None:
-    bounded = recipe.max_steps or recipe.max_tokens
-    if not recipe.num_train_epochs and not bounded:
-        problem = "no epochs, and neither max_steps nor max_tokens"
-        raise LuthierError("recipe-out-of-range", problem, where="num_train_epochs", found=recipe.num_train_epochs)
-    if math.isinf(recipe.num_train_epochs) and not bounded:
-        problem = "endless without max_steps or max_tokens"
-        remedy = "Set one of them: the learning rate's schedule needs a length."
-        raise LuthierError("recipe-out-of-range", problem, where="num_train_epochs", remedy=remedy)
-
-
 def _batch(recipe: Recipe) -> None:
     product = batch_product(recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps)
     if product not in (None, recipe.global_batch_size):
@@ -93,6 +83,18 @@ def _clipping(recipe: Recipe) -> None:
         raise LuthierError("recipe-out-of-range", problem, where="max_grad_norm", found=0, remedy=remedy)
 
 
+def _multipliers(recipe: Recipe) -> None:
+    for pattern, factor in recipe.lr_multipliers.items():
+        if not 0.0 <= factor < float("inf"):
+            raise LuthierError("recipe-out-of-range", "no factor of a learning rate",
+                               where=f"lr_multipliers.{pattern}", found=factor, remedy="Write 0 or more.")  # fmt: skip
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            problem = f"not a regular expression: {error}"
+            raise LuthierError("recipe-wrong-type", problem, where="lr_multipliers", found=pattern) from None
+
+
 def _device(recipe: Recipe) -> None:
     if not DEVICE.fullmatch(recipe.device):
         remedy = "Choose auto, cpu, cuda, cuda:N or mps."
@@ -103,8 +105,12 @@ RULES: Final[tuple[Callable[[Recipe], None], ...]] = (
     _sources,
     _validation,
     _warmup,
-    _length,
+    check_mode,
+    check_streaming,
+    check_blocks,
     _batch,
     _clipping,
+    _multipliers,
     _device,
+    check_saving,
 )

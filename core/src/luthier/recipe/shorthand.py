@@ -50,6 +50,12 @@ def _data(entry: Entry, value: Any) -> list[Entry] | None:
     return [attrs.evolve(entry, steps=SOURCES[0])] if _is_text(value) or isinstance(value, list) else None
 
 
+def _distributed(entry: Entry, value: Any) -> list[Entry] | None:
+    if isinstance(value, Mapping):
+        return _children(entry, value)
+    return [attrs.evolve(entry, steps=("distributed", "strategy"))] if _is_text(value) else None
+
+
 def _part(entry: Entry, value: Any) -> list[Entry] | None:
     if not isinstance(value, Mapping):
         return None
@@ -65,6 +71,7 @@ def _callbacks(entry: Entry, value: Any) -> list[Entry] | None:
 RULES: Final[dict[Steps, Callable[[Entry, Any], list[Entry] | None]]] = {
     ("model",): _model,
     ("data",): _data,
+    ("distributed",): _distributed,
     ("callbacks",): _callbacks,
     **{(kind,): _part for kind in FIELDS},
 }

@@ -62,6 +62,28 @@ class Data:
     )
     train_on: Literal["assistant", "all"] = option("assistant", help="Supervise the assistant's tokens, or all.")
     unsupervised: Literal["error", "drop"] = option("error", help="What to do with a row without supervised token.")
+    block_size: int | None = option(
+        None, help="Pretraining: join documents with EOS and cut them into blocks of so many tokens.", low=2
+    )
+    streaming: bool = option(False, help="Read and tokenise rows as the run goes, in bounded memory.")
+    shuffle_buffer: int = option(1024, help="Streaming: examples held in memory to shuffle and pack from.", low=1)
+    num_proc: int | None = option(
+        None, help="Processes that tokenise; none: as the rows and free cores suggest.", low=1
+    )
+    cache: bool = option(True, help="Keep tokenised rows on the disk, found again by the content of what made them.")
+
+
+@attrs.frozen(kw_only=True)
+class Distributed:
+    """How several processes train one model. In a recipe a string stands for `strategy`."""
+
+    strategy: Literal["auto", "ddp", "fsdp"] = option(
+        "auto", help="ddp: a copy in each process; fsdp: shards (FSDP2); auto: fsdp where a copy would not fit."
+    )
+    backend: Literal["auto", "nccl", "gloo", "mpi"] = option(
+        "auto", help="The collectives' library; auto: nccl for CUDA, else gloo."
+    )
+    timeout: float = option(1800.0, help="Seconds until a silent process counts as lost.", low=1.0)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -81,7 +103,9 @@ class Recipe:
     callbacks: list[Any] = option(factory=lambda: ["progress", "jsonl", "plot"], help="Who watches the run.")
     provider: Any = option("local", help="Where it trains.")
 
-    learning_rate: float = option(2e-4, help="The peak learning rate.", low=0.0)
+    learning_rate: float | Literal["auto"] = option(
+        2e-4, help="The peak learning rate; auto: as the model's size and the share that trains suggest.", low=0.0
+    )
     lr_scheduler_type: str = option(
         "linear", help="constant, linear, cosine, one_cycle, or a name of transformers' or torch's schedulers."
     )
@@ -97,8 +121,18 @@ class Recipe:
         None, help="Stop after this many optimizer steps; overrides num_train_epochs.", low=1
     )
     max_tokens: int | None = option(None, help="Stop once this many supervised tokens were trained on.", low=1)
-    global_batch_size: int = option(16, help="Examples of one optimizer step, over all ranks.", low=1)
-    max_tokens_per_device: int = option(4096, help="Tokens of one packed micro-batch.", low=2)
+    training_mode: Literal["auto", "epoch", "step", "token", "infinite"] = option(
+        "auto",
+        help="What ends the run: num_train_epochs, max_steps, max_tokens, or a signal alone; auto: as those are given.",
+    )
+    global_batch_size: int | Literal["auto"] = option(
+        16, help="Examples of one optimizer step, over all ranks; auto: as the number of rows suggests.", low=1
+    )
+    max_tokens_per_device: int | Literal["auto"] = option(
+        4096, help="Tokens of one packed micro-batch; auto: what fits the device and is of use.", low=1
+    )
+    memory_check: bool = option(True, help="Refuse a run that is predicted not to fit the device's memory.")
+    oom_recovery: bool = option(True, help="Split a micro-batch that does not fit the device's memory, and try again.")
     per_device_train_batch_size: int | None = option(None, help="With gradient_accumulation_steps: another way to say "
                                                      "global_batch_size.", low=1)  # fmt: skip
     gradient_accumulation_steps: int | None = option(None, help="See per_device_train_batch_size.", low=1)
@@ -107,16 +141,57 @@ class Recipe:
     router_aux_loss_coef: float | None = option(
         None, help="Weight of the experts' load-balancing loss; none: the model's own where it asks for one.", low=0.0
     )
+    on_nonfinite: Literal["stop", "skip"] = option(
+        "stop", help="A NaN or infinite loss or gradient: stop the run, or skip the step and count it."
+    )
+
+    precision: Literal["auto", "float32", "bf16", "pure_bf16", "fp16"] = option(
+        "auto", help="What products are computed in: bf16 and fp16 keep float32 master weights, pure_bf16 keeps none; "
+        "auto: the fastest at equal loss on this device.",
+    )  # fmt: skip
+    pure_bf16_update: Literal["stochastic_rounding", "float32_masters"] = option(
+        "stochastic_rounding", help="How pure_bf16 keeps updates smaller than a bf16 step."
+    )
+    num_threads: int | None = option(None, help="CPU threads; none: the free physical cores.", low=1)
+    torch_compile: bool | Literal["auto"] = option(
+        "auto", help="Compile the model's elementwise regions; auto: where it pays back within the run."
+    )
+    gradient_checkpointing: bool | Literal["selective", "offload"] = option(
+        False,
+        help="Recompute each layer in backward; selective: all but its products; offload: inputs kept on the host.",
+    )
+    layerwise_lr_decay: float = option(
+        1.0, help="Times the learning rate, once for each layer between a layer and the head.", low=0.0, high=1.0
+    )
+    lr_multipliers: dict[str, float] = option(
+        factory=dict, help="A regular expression for parameter names: a factor of their learning rate.", low=0.0
+    )
+    distributed: Distributed = option(factory=Distributed, help="How several processes train one model.")
 
     eval_steps: int | None = option(None, help="Evaluate every so many steps; none: at the end.", low=1)
     eval_on_start: bool = option(False, help="Evaluate before the first step as well.")
     max_eval_batches: int | None = option(None, help="Micro-batches of one evaluation; none: all.", low=1)
+    save_strategy: Literal["auto", "steps", "epoch", "samples", "no"] = option(
+        "auto", help="What a checkpoint is due after: save_steps, each epoch, save_samples, or nothing; auto: as given."
+    )
     save_steps: int | None = option(None, help="A checkpoint every so many steps; none: at the end.", low=1)
+    save_samples: int | None = option(None, help="A checkpoint every so many examples.", low=1)
+    save_final: bool = option(
+        True, help="A checkpoint after the last step; save_strategy no and this false: none but on request."
+    )
+    async_save: bool = option(True, help="Write checkpoints in the background while training goes on.")
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", help="The dtype of a full or merged model's files; auto: the base checkpoint's."
+    )
+    max_shard_size: str = option("5GB", help="The largest file of a saved model.")
     save_total_limit: int | None = option(None, help="Keep the newest so many checkpoints, and the best.", low=1)
     metric_for_best_model: str = option("eval_loss", help="The metric that decides which checkpoint is best.")
     greater_is_better: bool | None = option(None, help="Whether more of it is better; none: not for a loss.")
     load_best_model_at_end: bool = option(False, help="End with the weights of the best checkpoint.")
     logging_steps: int = option(1, help="Metrics every so many steps; the last step always.", low=1)
+    gradient_flow_steps: int | None = option(
+        None, help="Each layer's gradient norm and update-to-weight ratio, every so many steps; none: never.", low=1
+    )
 
     output_dir: str | None = option(None, help="The run's folder; none: runs/ and a name made of model and recipe.")
     run_name: str | None = option(None, help="A name for people and trackers.")

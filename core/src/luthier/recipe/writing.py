@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +17,12 @@ from luthier.recipe.paths import escape, located
 if TYPE_CHECKING:
     from luthier.recipe.tree import Recipe
 
-WATCHING: Final = ("output_dir", "callbacks", "logging_steps", "save_total_limit", "run_name")
+WATCHING: Final = (
+    *("output_dir", "run_name", "callbacks", "logging_steps", "gradient_flow_steps"),
+    *("distributed", "oom_recovery", "memory_check"),
+    *("save_strategy", "save_steps", "save_samples", "save_total_limit", "save_final", "async_save"),
+)
+WATCHING_DATA: Final = ("num_proc", "cache")  # how rows are prepared, and not what they become
 
 
 def plain(recipe: Recipe, plugins: Plugins | None = None) -> dict[str, Any]:
@@ -41,12 +47,22 @@ def same(one: Recipe, other: Recipe, plugins: Plugins | None = None) -> bool:
 
 
 def recipe_hash(recipe: Recipe, plugins: Plugins | None = None) -> str:
-    """16 hexadecimal digits over all that determines the run; what only watches or names it is left out.
+    """16 hexadecimal digits over all that determines the run."""
+    return hashlib.sha256(json.dumps(determining(recipe, plugins), sort_keys=True).encode()).hexdigest()[:16]
 
-    Relative paths count as the absolute ones they mean, so that the written recipe has the same hash.
+
+def determining(recipe: Recipe, plugins: Plugins | None = None) -> dict[str, Any]:
+    """The settings that determine a run, as plain data.
+
+    Relative paths count as the absolute ones they mean, so that the written recipe has the same.
     """
-    settings = {k: v for k, v in plain(located(recipe), plugins).items() if k not in WATCHING}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return without_watching(plain(located(recipe), plugins))
+
+
+def without_watching(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's plain data without what only watches the run or names it."""
+    kept = {k: v for k, v in settings.items() if k not in WATCHING}
+    return {**kept, "data": {k: v for k, v in settings["data"].items() if k not in WATCHING_DATA}}
 
 
 def write(recipe: Recipe, path: str | Path, plugins: Plugins | None = None) -> None:

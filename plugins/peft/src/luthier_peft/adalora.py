@@ -19,13 +19,13 @@ AVERAGES: Final = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 class Budget:
     """Drives PEFT's rank allocator and holds what of it a checkpoint needs."""
 
-    def __init__(self, handle: PeftModel, total_steps: int, where: str) -> None:
+    def __init__(self, handle: PeftModel, total_steps: int | None, where: str) -> None:
         config: Any = handle.peft_config[ADAPTER]
         self.tuner: Any = handle.base_model
         self.config = config
         self._gradients: dict[Tensor, Tensor | None] = {}
         settled = config.total_step - config.tfinal
-        if 0 < total_steps < settled:
+        if total_steps and total_steps < settled:
             problem = f"the ranks reach target_r at step {settled}, and the run has {total_steps} steps"
             raise LuthierError("recipe-conflict", problem, where=where, remedy="Leave total_step out, or lower it.")
 

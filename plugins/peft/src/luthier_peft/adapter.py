@@ -31,8 +31,8 @@ class PeftAdapter:
         self.model: Any = None
         self._handle: Any = None
         self._budget: Budget | None = None
-        self._own: dict[str, Tensor] = {}  # PEFT's tensors, and those of the base that train
-        self._trainable: dict[str, Any] = {}
+        self._names: frozenset[str] = frozenset()  # of PEFT's tensors, and of those of the base that train
+        self._trains: frozenset[str] = frozenset()
         self._trained_base: dict[str, Tensor] = {}  # base parameters that train in place (biases), as they were
         self._disabled = False
         to_config(options, **self._total_step(0))  # refuses wrong options before the model is loaded
@@ -49,9 +49,8 @@ class PeftAdapter:
         self._handle, self._budget = inject(model, config, context, self.where), None
         self.model = model
         known = {id(tensor) for tensor in base.values()}
-        own = {n: t for n, t in tensors_of(self._handle) if id(t) not in known or t.requires_grad}
-        self._own = {name.removeprefix("base_model.model."): tensor for name, tensor in own.items()}
-        self._trainable = {name: tensor for name, tensor in self._own.items() if tensor.requires_grad}
+        own = {n: t for n, t in self._tensors().items() if id(t) not in known or t.requires_grad}
+        self._names, self._trains = frozenset(own), frozenset(n for n, t in own.items() if t.requires_grad)
         self._trained_base = {n: t.detach().clone() for n, t in self._trainable.items() if id(t) in known}
         if not any(parameter.numel() for parameter in self._trainable.values()):
             raise LuthierError("train-nothing", "PEFT leaves nothing to train with these options", where=self.where)
@@ -60,6 +59,18 @@ class PeftAdapter:
         if probing:
             packing.check(model, list(self._trainable.values()), context, self.where)
         return model
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Every tensor by its name in the model, as it is there now: sharding puts others in their place."""
+        return {name.removeprefix("base_model.model."): tensor for name, tensor in tensors_of(self._handle)}
+
+    @property
+    def _own(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self._tensors().items() if name in self._names}
+
+    @property
+    def _trainable(self) -> dict[str, Any]:
+        return {name: tensor for name, tensor in self._tensors().items() if name in self._trains}
 
     def groups(self) -> list[Group]:
         return grouping.groups(self.model, self._trainable)
@@ -136,10 +147,13 @@ class PeftAdapter:
     def end_task(self, index: int) -> None:
         """Tasks follow each other in one adapter."""
 
-    def _total_step(self, total_steps: int) -> dict[str, int]:
+    def _total_step(self, total_steps: int | None) -> dict[str, int]:
         """AdaLoRA's `total_step`, for the methods that have it: the run's steps where the options name none."""
         if not hasattr(self.options, "total_step") or self.options.total_step is not None:
             return {}
+        if total_steps is None:
+            problem, remedy = "the run has no known number of steps", "Set total_step, or max_steps."
+            raise LuthierError("recipe-missing", problem, where=f"{self.where}.total_step", remedy=remedy)
         least = self.options.tinit + self.options.tfinal + 1  # for an adapter that is only loaded, outside of a run
         return {"total_step": total_steps or least}
 
@@ -147,8 +161,9 @@ class PeftAdapter:
         for module in self.model.modules():
             if isinstance(module, WRAPPERS):
                 module.enable_adapters(enabled)
+        own = self._own if self._trained_base else {}
         for name, other in self._trained_base.items():
-            parameter = self._own[name]
+            parameter = own[name]
             parameter.data, self._trained_base[name] = other, parameter.data
 
 

@@ -1,0 +1,67 @@
+"""`luthier checkpoint`: ask a run that trains for a checkpoint, and wait until it is there."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from luthier.cli.answers import Answer
+from luthier.cli.flags import Json
+from luthier.errors import LuthierError
+
+PAUSE: Final = 0.05  # seconds between two looks
+
+
+def checkpoint(
+    run: Annotated[str, typer.Argument(help="A run that trains now: its id, its name, or its folder.")],
+    *,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the end of its step.", min=0.0)] = 600.0,
+    json: Json = False,
+) -> Any:
+    """Have a running run save a checkpoint after its step."""
+    from luthier.cli.runs import USUAL
+    from luthier.runs.find import find_run
+
+    found = find_run(run, USUAL)
+    if found.damage is not None:
+        raise LuthierError("run-not-found", found.damage, where=str(found.path))
+    path = asked(found.path, timeout)
+    document = {"run": found.path, "step": int(path.name.removeprefix("step-")), "checkpoint": path}
+    return Answer(document=document, view=lambda screen: screen.out(f"checkpoint: {path}", highlight=False))
+
+
+def asked(folder: Path, timeout: float) -> Path:
+    """The checkpoint that the run in `folder` writes because it is asked to.
+
+    Raises `run-not-running`, or `run-silent` after `timeout` seconds.
+    """
+    from luthier.engine import checkpoint, requests
+    from luthier.runs.folder import is_held
+
+    if not is_held(folder):
+        raise _not_running(folder)
+    requests.ask(folder)
+    until = time.monotonic() + timeout
+    while requests.pending(folder):
+        lives = is_held(folder)
+        if not lives or time.monotonic() > until:
+            requests.withdraw(folder)
+            raise _silent(folder, timeout) if lives else _not_running(folder)
+        time.sleep(PAUSE)
+    return checkpoint.steps(folder)[-1]
+
+
+def _not_running(folder: Path) -> LuthierError:
+    from luthier.runs.folder import read_folder
+
+    state = read_folder(folder).state
+    remedy = f"It is done: what it kept lies in {folder / 'checkpoints'}." if state == "completed" else None
+    problem = f"the run is {state}, and nobody trains here"
+    return LuthierError("run-not-running", problem, where=str(folder), remedy=remedy)
+
+
+def _silent(folder: Path, timeout: float) -> LuthierError:
+    return LuthierError("run-silent", f"no checkpoint within {timeout:g} seconds", where=str(folder))
