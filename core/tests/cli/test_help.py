@@ -41,7 +41,20 @@ def test_help_and_lists_load_no_heavy_library(words):
 
 def test_help_lists_every_verb(luthier):
     text = luthier("--help").stdout
-    for verb in ("demo", "train", "plan", "inspect", "generate", "merge", "runs", "plugins", "doctor", "new-plugin"):
+    for verb in (
+        "demo",
+        "train",
+        "plan",
+        "inspect",
+        "generate",
+        "merge",
+        "runs",
+        "checkpoint",
+        "presets",
+        "plugins",
+        "doctor",
+        "new-plugin",
+    ):
         assert any(line.split()[:1] == [verb] for line in text.splitlines()), verb
 
 

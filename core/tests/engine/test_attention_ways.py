@@ -218,13 +218,8 @@ def test_layers_of_which_some_slide_are_packed_rightly():
     assert probe.disagreement(other("Gemma3TextConfig", {**SLIDING, "query_pre_attn_scalar": 8})) is None
 
 
-def test_an_architecture_that_counts_positions_by_its_mask_trains_one_document_at_a_time():
-    model = other("OPTConfig", OPT)
-    assert "differ" in probe.disagreement(model)
-    assert probe.disagreement(model, packing=False) is None
-    with pytest.raises(LuthierError) as caught:
-        probe.check(model, packing=True)
-    assert "packing: false" in str(caught.value)
+def test_an_architecture_that_tells_its_attention_nothing_is_packed_rightly():
+    assert probe.disagreement(other("OPTConfig", OPT)) is None
 
 
 def test_terms_of_the_scores_that_are_not_computed_are_refused():

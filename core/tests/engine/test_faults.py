@@ -54,8 +54,16 @@ def signalled(number, step):
 # signals
 
 
+@pytest.fixture
+def heard():
+    """SIGHUP as a terminal sends it, although the tests themselves may run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_in_the_middle_of_a_step_ends_it_saves_and_says_which_it_was(train, tmp_path, number):
+def test_a_signal_in_the_middle_of_a_step_ends_it_saves_and_says_which_it_was(train, tmp_path, number, heard):
     middle = luthier.on(step_started=lambda step: os.kill(os.getpid(), number) if step == 2 else None)
     with pytest.raises(Interrupted) as caught:
         train(callbacks=[middle])

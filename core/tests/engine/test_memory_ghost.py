@@ -1,9 +1,14 @@
 """Ghosts: tensors without data behave as those with it would, but for their numbers; meters count them alike."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from luthier.engine.attention import blocks, products
+from luthier.engine.attention.documents import buckets, documents
+from luthier.engine.attention.products import Products
 from luthier.engine.memory.ghost import Ghost, Ghosts, is_ghost, storages
 from luthier.engine.memory.meter import Allocations, Ledger, Meter
 from luthier.testing.worlds import tiny_model
@@ -135,3 +140,23 @@ def test_operations_of_products_and_attention_are_counted():
     with world:
         torch.randn(8, 16) @ torch.randn(16, 32)
     assert world.flops == 2 * 8 * 16 * 32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [(300, 300, 40), (700, 200), (100, 20)], ids=str)
+def test_one_tile_of_attention_stands_for_all_in_memory_and_in_operations(monkeypatch, lengths, dtype):
+    monkeypatch.setattr(blocks, "TILE", 2**14)
+    plan = buckets(documents((0, *itertools.accumulate(lengths)), None))
+
+    def attended(times):
+        with (world := ghosts()):
+            q, k, v = (torch.randn(1, heads, sum(lengths), 16, dtype=dtype, requires_grad=True) for heads in (4, 2, 2))
+            for _ in range(times):
+                Products.apply(q, k, v, plan, blocks.Rule(scale=0.25), True).sum().backward()
+        return world.ledger.peak, world.flops
+
+    with monkeypatch.context() as every:
+        every.setattr(blocks, "standing_for", lambda tensor, pieces, size: iter(pieces))
+        every.setattr(products, "is_ghost", lambda tensor: False)
+        peak, flops = attended(2)
+    assert attended(2) == (pytest.approx(peak, rel=0.12), flops)  # a second tile meets what the first has in hand

@@ -75,8 +75,8 @@ def test_a_gate_equals_its_reference_whether_its_inputs_lie_apart_or_in_one_tens
 @pytest.mark.parametrize("form", [(0.0, True), (1.0, False)])
 def test_gradients_are_those_of_finite_differences(form):
     operations = ordinary()
-    x, weight = random(3, 4).requires_grad_(), random(4, seed=1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda *t: operations.add_rms_norm(*t, 1e-3, *form), (x, x.detach(), weight))
+    x, residual, weight = (random(*shape, seed=s).requires_grad_() for s, shape in enumerate([(3, 4), (3, 4), (4,)]))
+    assert torch.autograd.gradcheck(lambda *t: operations.add_rms_norm(*t, 1e-3, *form), (x, residual, weight))
     heads, tables = random(1, 2, 3, 4).requires_grad_(), [random(1, 3, 4, seed=s) for s in (1, 2)]
     assert torch.autograd.gradcheck(lambda q: operations.rope(q, q, *tables), (heads,))
     assert torch.autograd.gradcheck(operations.swiglu, (x, random(3, 4, seed=3).requires_grad_()))
@@ -85,7 +85,8 @@ def test_gradients_are_those_of_finite_differences(form):
 
 def test_a_second_derivative_is_refused_and_not_wrong():
     x = random(2, 4).requires_grad_()
-    (grad,) = torch.autograd.grad(ordinary().swiglu(x, x).sum(), x, create_graph=True)
+    given = random(2, 4, seed=1).requires_grad_()
+    (grad,) = torch.autograd.grad(ordinary().swiglu(x, x), x, given, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiat"):
         grad.sum().backward()
 
@@ -133,7 +134,7 @@ def kept_bytes(compute):
 
 def test_backward_is_left_less_than_autograd_would_keep():
     x, other = (random(64, 32, dtype=torch.float32, seed=s).requires_grad_() for s in (0, 1))
-    weight = random(32, dtype=torch.float32)
+    weight = random(32, dtype=torch.float32).requires_grad_()
     row = 64 * 32 * 4
     normed, _ = kept_bytes(lambda: ordinary().rms_norm(x, weight, 1e-5))
     assert normed == row + 64 * 4 + 32 * 4  # x, one number for each row, the weight

@@ -13,6 +13,7 @@ from luthier.engine.policy import ModelPolicy
 from luthier.testing.worlds import ARCHITECTURES, random_batch, tiny_model
 from torch import nn
 from torch.nn import functional
+from transformers import AutoModelForCausalLM
 
 LENGTHS = (20, 9, 1, 33, 2)
 LLAMA = {"norm": 5, "mlp": 2, "attention": 2, "layer": 2}
@@ -150,9 +151,9 @@ def test_hidden_states_and_hooks_of_others_see_what_they_saw():
 def test_transformers_own_checkpointing_goes_on():
     model = packed_model()
     theirs = step(model)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train().gradient_checkpointing_enable({"use_reentrant": False})
     runs = []
-    model.model.layers[1].mlp.register_forward_hook(lambda *_: runs.append(1))
+    model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
     with operating(model, ordinary()):
         assert_same(step(model), theirs, 1e-5)
     assert len(runs) == 2  # in forward, and again in backward
@@ -183,8 +184,9 @@ def test_adapters_of_peft_stay_where_they_are():
 
 
 def test_without_weights_structure_alone_decides():
+    config = tiny_model().config
     with torch.device("meta"):
-        model = tiny_model()
+        model = AutoModelForCausalLM.from_config(config)
     assert counts(install(model, ordinary(), verified=False)) == LLAMA
 
 
@@ -206,7 +208,9 @@ class Scaled(nn.Module):
         self.power, self.offset = power, offset
 
     def forward(self, x):
-        return (self.weight + self.offset) * x * (x.pow(2).mean(-1, keepdim=True) + self.eps).pow(self.power)
+        wide = x.to(torch.promote_types(torch.float32, x.dtype))
+        row = wide * (wide.pow(2).mean(-1, keepdim=True) + self.eps).pow(self.power)
+        return (self.weight + self.offset) * row.to(x.dtype)
 
 
 def test_a_norm_is_known_by_what_it_computes():
@@ -322,8 +326,6 @@ def test_trying_a_forward_leaves_modules_and_random_numbers_alone():
 
 
 def test_a_run_computes_by_operations_and_gives_the_model_back(train, model_folder):
-    from transformers import AutoModelForCausalLM
-
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     run = train(model=model, tokenizer=_tokenizer(model_folder), max_steps=1)
     lines = (run.output_path / "log.jsonl").read_text()

@@ -61,7 +61,8 @@ def test_the_processors_flags_are_read_from_the_system(tmp_path):
     assert precision.processor_flags(tmp_path / "absent") == frozenset()
 
 
-def test_what_was_chosen_is_recorded_with_its_reason_and_holds_on_resume(train, tmp_path):
+def test_what_was_chosen_is_recorded_with_its_reason_and_holds_on_resume(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "processor_flags", lambda: frozenset({"avx512_bf16"}))
     with pytest.raises(Interrupted):
         train(callbacks=[luthier.on(step_ended=_signal)])
     record = read_record(tmp_path / "run")

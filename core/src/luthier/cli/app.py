@@ -9,7 +9,20 @@ import typer
 from typer.core import TyperGroup
 
 import luthier
-from luthier.cli import answers, demo, doctor, inspect, models, plan, plugins, scaffold, train
+from luthier.cli import (
+    answers,
+    checkpoint,
+    demo,
+    doctor,
+    inspect,
+    models,
+    plan,
+    plugins,
+    presets,
+    runs,
+    scaffold,
+    train,
+)
 from luthier.cli.recipes import FREE
 from luthier.errors import LuthierError
 
@@ -23,7 +36,7 @@ class Verbs(TyperGroup):
         given = list(sys.argv[1:] if args is None else args) or ["--help"]
         flags = given[: given.index("--")] if "--" in given else given
         as_json = "--json" in flags and "--help" not in flags
-        extra["standalone_mode"] = False
+        extra |= {"standalone_mode": False, "obj": given}  # whoever starts processes passes the words on
         sys.exit(answers.conclude(lambda: super(Verbs, self).main(given, prog_name, **extra), as_json=as_json))
 
     def invoke(self, ctx: Any) -> Any:
@@ -61,6 +74,9 @@ for verb in (train.train, plan.plan, inspect.inspect):
     app.command(context_settings=FREE, add_help_option=False)(verb)
 app.command()(models.generate)
 app.command()(models.merge)
+app.add_typer(runs.app, name="runs")
+app.command()(checkpoint.checkpoint)
+app.command()(presets.presets)
 app.add_typer(plugins.app, name="plugins")
 app.command()(doctor.doctor)
 app.command()(scaffold.new_plugin)

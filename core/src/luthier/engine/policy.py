@@ -22,7 +22,7 @@ class ModelPolicy:
 
     def __init__(self, model: Any, adapter: Any = None, *, is_reference: bool = False) -> None:
         self.model, self.adapter, self.is_reference = model, adapter, is_reference
-        self.body: nn.Module = getattr(model, model.base_model_prefix)
+        self.body: nn.Module = model.get_decoder()  # what its forward calls: in OPT not the base model, but inside it
         self.want_routers = False
         self.is_stateful = state_of(model.config, model) is not None
         self.coefficients: Callable[[Batch], Tensor | None] | None = None  # the loss's, if it declares them

@@ -78,9 +78,10 @@ class Work:
         return (block.b - block.a) * self.groups * (block.last - block.first) * (block.high - block.low)
 
     def blocks(self) -> Iterator[Block]:
-        """Every query with the keys that it may see, in tiles that keep to TILE."""
+        """Every query with the keys that it may see, in tiles that keep to TILE; the largest first, so that they fit
+        the memory of the first."""
         known, window, heads = self.bucket.known, self.rule.window, len(self.q)
-        for first in range(0, self.bucket.length, ROWS):
+        for first in reversed(range(0, self.bucket.length, ROWS)):
             last = min(first + ROWS, self.bucket.length)
             low = 0 if window is None else max(known + first - window + 1, 0)
             size = heads * self.groups * (last - first) * (known + last - low)

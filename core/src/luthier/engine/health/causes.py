@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 FEW: Final = 0.02  # of the tokens supervised: most of a conversation is prompt, and less than this is a mask gone wrong
 STILL: Final = 1e-6  # update to weight: next to nothing
 NOTHING: Final = 1e-8  # norm of a gradient
+LEAP: Final = 0.5  # of the first loss: no noise rises so far
 
 
 def causes(setup: Setup, portion: Portion, losses: Sequence[float], remarks: Sequence[Remark],
@@ -24,7 +25,7 @@ def causes(setup: Setup, portion: Portion, losses: Sequence[float], remarks: Seq
     found = [
         *_rate(setup),
         *_labels(portion),
-        *_gradient(norm),
+        *(_leap(losses, setup.rates.peak) or _gradient(norm)),
         *_movement(flow),
         *(_remark(remark) for remark in remarks),
     ]
@@ -42,6 +43,16 @@ def _labels(portion: Portion) -> list[str]:
         return []
     remedy = "look at the rows with `luthier inspect`, and at data.train_on, the columns and the chat template"
     return [f"only {supervised} of {tokens} tokens are supervised: {remedy}"]
+
+
+def _leap(losses: Sequence[float], rate: float) -> list[str]:
+    """Whether the loss was thrown far up, perhaps to where nothing moves any more."""
+    most = max(loss for loss in losses if math.isfinite(loss))
+    if most < losses[0] + LEAP * abs(losses[0]):
+        return []
+    return [
+        f"the loss rises, to {most:.3g}: a learning rate of {rate:g} may be too high, or the loss has the wrong sign"
+    ]
 
 
 def _gradient(norm: float) -> list[str]:

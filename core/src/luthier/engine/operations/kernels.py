@@ -48,7 +48,7 @@ def wide_dtype(x: Tensor) -> torch.dtype:
 def norm(x: Tensor, residual: Tensor | None, weight: Tensor, form: NormForm) -> tuple[Tensor, Tensor, Tensor]:
     total = x if residual is None else x + residual
     wide = total.to(wide_dtype(total))
-    rms = torch.linalg.vecdot(wide, wide).div_(wide.shape[-1]).add_(form.eps).rsqrt_()[:, None]  # [R, 1]
+    rms = _dots(wide, wide).div_(wide.shape[-1]).add_(form.eps).rsqrt_()[:, None]  # [R, 1]
     row = wide * rms if wide is total else wide.mul_(rms)
     scale = weight + form.offset if form.offset else weight
     if form.rounded:
@@ -78,11 +78,17 @@ def norm_backward(
         grad_weight = (grad * row).sum(0).to(weight.dtype)
     scale = weight + form.offset if form.offset else weight
     scaled = grad * scale.to(rms.dtype)
-    along = torch.linalg.vecdot(scaled, wide)[:, None].mul_(rms.pow(3)).div_(wide.shape[-1])  # [R, 1]
+    along = _dots(scaled, wide)[:, None].mul_(rms.pow(3)).div_(wide.shape[-1])  # [R, 1]
     result = scaled.mul_(rms).addcmul_(wide, along, value=-1)
     if grad_total is not None:
         result = result.add_(grad_total)
     return result.to(total.dtype), grad_weight
+
+
+def _dots(left: Tensor, right: Tensor) -> Tensor:
+    """[R] row by row; autocast, to which this is a product, would round it."""
+    with torch.autocast(left.device.type, enabled=False):
+        return torch.linalg.vecdot(left, right)
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:

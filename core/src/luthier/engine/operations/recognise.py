@@ -6,6 +6,7 @@ gives. So no class is listed, and neither the weights nor their dtype, quantizer
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
@@ -20,6 +21,7 @@ from luthier.engine.operations import reference
 from luthier.engine.operations.kernels import Gate, NormForm
 
 ROWS: Final = 6
+HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 NORM_DTYPES: Final = ((torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32))
 BOUNDS: Final = {torch.float64: 1e-11, torch.float32: 2e-6, torch.bfloat16: 1e-2}  # of the largest number
 
@@ -57,7 +59,7 @@ def find_norm(module: nn.Module, verified: bool = True) -> Norm | None:
     forms = [NormForm(eps=e, offset=o, rounded=r) for e in sizes for o in (0.0, 1.0) for r in (True, False)]
     if not verified:
         return Norm(form=forms[0], exact=False) if forms else None
-    with unhurt() as random:
+    with unhurt(module) as random:
         faults = {form: sum(_norm_fault(module, form, *dtypes, random) for dtypes in NORM_DTYPES) for form in forms}
         form = min(faults, key=faults.__getitem__, default=None)
         if form is None or faults[form] == float("inf"):
@@ -116,7 +118,7 @@ def _forms(layers: dict[str, nn.Module], kind: Gate) -> Iterator[Mlp]:
 def _is_mlp(module: nn.Module, form: Mlp) -> bool:
     """Whether its own forward, with random numbers from gate and up, hands down what the form says."""
     hidden = _sizes(module.get_submodule(form.down))[1]  # type: ignore[index]
-    with unhurt() as random, ExitStack() as stack:
+    with unhurt(module) as random, ExitStack() as stack:
         x = torch.randn(1, ROWS, hidden, generator=random, dtype=torch.float64)
         for name in form.inputs:
             layer = module.get_submodule(name)
@@ -140,7 +142,7 @@ def _act(kind: Gate) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _activation(act: nn.Module) -> Gate | None:
-    with unhurt() as random:
+    with unhurt(act) as random:
         x = torch.randn(64, generator=random, dtype=torch.float64) * 3
         if agree(lambda: act(x), lambda: F.silu(x)):
             return "silu"
@@ -151,10 +153,26 @@ def _activation(act: nn.Module) -> Gate | None:
 
 
 @contextmanager
-def unhurt() -> Iterator[torch.Generator]:
-    """A source of random numbers of our own, plain arithmetic, and the process's random state left as it was."""
-    with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False), torch.enable_grad():
+def unhurt(module: nn.Module) -> Iterator[torch.Generator]:
+    """A source of random numbers of our own, plain arithmetic, and the process's random state left as it was.
+
+    Nobody who has hooked onto the module, or one inside it, hears of what is tried.
+    """
+    with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False), torch.enable_grad(), unheard(module):
         yield torch.Generator().manual_seed(0)
+
+
+@contextmanager
+def unheard(module: nn.Module) -> Iterator[None]:
+    """Inside it no hook of the module, or of one inside it, is called."""
+    held = [(each, {name: getattr(each, name) for name in HOOKS}) for each in module.modules()]
+    try:
+        for each, hooks in held:
+            vars(each).update({name: OrderedDict() for name in hooks})
+        yield
+    finally:
+        for each, hooks in held:
+            vars(each).update(hooks)
 
 
 @contextmanager

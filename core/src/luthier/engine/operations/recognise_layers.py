@@ -53,7 +53,7 @@ def find_attention(module: nn.Module, verified: bool = True) -> Attention | None
         return None
     if list(module.parameters(recurse=False)):
         return None
-    with unhurt() as random, ExitStack() as stack:
+    with unhurt(module) as random, ExitStack() as stack:
         x = _answer_projections(module, random, stack)
         arguments = _arguments(random, head_dim)
         calls = _recorded(module, x, arguments)
@@ -179,7 +179,7 @@ def _is_block(module: Any, form: Block) -> bool:
         told.append(given)
         return hidden_states.tanh() * 1.3, None
 
-    with unhurt() as random, ExitStack() as stack:
+    with unhurt(module) as random, ExitStack() as stack:
         arguments = _arguments(random, 4)
         answers = {form.first_norm: lambda x: x * 0.7 + 0.1, form.attention: attend}
         answers |= {form.second_norm: torch.sin, form.mlp: torch.cos}
