@@ -86,8 +86,13 @@ def test_a_row_is_never_drawn_before_the_buffer_could_hold_it(files):
     assert any(moved)
 
 
-@pytest.mark.parametrize("options", [{}, {"block_size": 16, "format": "text"}, {"num_proc": 2}])
-@pytest.mark.parametrize("cut", [1, 5, 8, 9, 10, 17])
+@pytest.mark.parametrize(
+    ("options", "cut"),
+    [
+        *itertools.product([{}, {"block_size": 16, "format": "text"}], [1, 5, 8, 9, 10, 17]),
+        ({"num_proc": 2}, 8),  # processes, which take seconds to start where they cannot be forked
+    ],
+)
 def test_a_feed_that_goes_on_from_its_state_gives_what_the_whole_one_gives(files, tmp_path, options, cut):
     columns = {"text": "completion"} if "block_size" in options else {}
     data = Data(train=[Source(path=str(files / "[abc].*"), columns=columns)], streaming=True, **options)
