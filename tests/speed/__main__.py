@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-CASES = tuple(sorted(p.stem for p in Path(__file__).parent.glob("*.py") if "def cases(" in p.read_text("utf-8")))
+CASES = tuple(sorted(p.stem for p in Path(__file__).parent.glob("*.py") if "\ndef cases(" in p.read_text("utf-8")))
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.speed.sides import Side, median
 from tests.speed.table import Row
+from tests.speed.work import has_bf16
 from tests.speed.worker import Gate
 
 WARM = 3  # turns that are not measured: compilation, caches
@@ -19,6 +20,7 @@ SETTINGS = [
     for packing, free in ((False, False), (False, True), (True, False))
     for loaded in ("float32", "bfloat16")
 ]
+PLAIN = [{**setting, "bf16": False} for setting in SETTINGS if setting["loaded"] == "float32"]
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -66,15 +68,16 @@ def _rows(case: str, found: list[dict[str, Any]], arguments: argparse.Namespace,
 
 def _best(arguments: argparse.Namespace, work: dict[str, Any]) -> dict[str, Any]:
     """The peer's setting with the most supervised tokens a second."""
+    settings = SETTINGS + PLAIN if has_bf16() else PLAIN + SETTINGS
     if arguments.first_setting:
-        return SETTINGS[0]
+        return settings[0]
     rates = {}
-    for number, setting in enumerate(SETTINGS):
+    for number, setting in enumerate(settings):
         side = Side("sft:trl", {**work, **setting}, arguments.threads)
         for _ in range(WARM + 2):
             side.turn()
         rates[number] = _numbers(side, arguments.clock)["supervised"]
-    return SETTINGS[max(rates, key=rates.__getitem__)]
+    return settings[max(rates, key=rates.__getitem__)]
 
 
 def _numbers(side: Side, clock: str) -> dict[str, Any]:

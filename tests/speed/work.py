@@ -110,13 +110,24 @@ def step_flops(model: Any, *, trained: bool, supervised: float, length: float) -
     return each * (matrices + head) + 6 * updates + attention
 
 
+def has_bf16() -> bool:
+    """Whether this processor computes in bfloat16 by itself, as our own default has it."""
+    from luthier.engine.precision import processor_flags
+
+    return bool(processor_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
 def matmul_rate(rows: int = 2048, inputs: int = 512, outputs: int = 1280) -> float:
-    """Floating-point operations a second of one bf16 matrix product of the model's own shape, at its best of ten."""
+    """Floating-point operations a second of one matrix product of the model's own shape, at its best of ten.
+
+    In bfloat16, or in float32 where the processor only imitates that.
+    """
     import time
 
     import torch
 
-    x, weight = (torch.randn(n, inputs, dtype=torch.bfloat16) for n in (rows, outputs))
+    dtype = torch.bfloat16 if has_bf16() else torch.float32
+    x, weight = (torch.randn(n, inputs, dtype=dtype) for n in (rows, outputs))
     seconds = []
     for _ in range(10):
         began = time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
