@@ -112,9 +112,10 @@ def step_flops(model: Any, *, trained: bool, supervised: float, length: float) -
 
 def has_bf16() -> bool:
     """Whether this processor computes in bfloat16 by itself, as our own default has it."""
-    from luthier.engine.precision import processor_flags
+    import torch
+    from luthier.engine.precision import feature
 
-    return bool(processor_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+    return feature(torch.device("cpu")) is not None
 
 
 def matmul_rate(rows: int = 2048, inputs: int = 512, outputs: int = 1280) -> float:

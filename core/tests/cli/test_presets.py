@@ -44,20 +44,12 @@ def test_weights_gradients_and_states_are_in_what_full_training_takes():
         assert preset.needs("full", 8192) > preset.needs("full", 4096)
 
 
-def rehearsed(preset, methods=METHODS):
-    for method in methods:
-        fixed, each = measure(preset.config, METHODS[method])
-        assert fixed + 4096 * each == pytest.approx(preset.needs(method, 4096), rel=0.1), (preset.name, method)
-
-
-def test_what_the_table_says_is_what_a_rehearsal_says_now():
-    rehearsed(presets()[0], ["lora", "full, recomputed"])
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", presets(), ids=lambda p: p.name)
-def test_the_whole_table_is_what_rehearsals_say_now(preset):
-    rehearsed(preset)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("preset", presets()[::5], ids=lambda p: p.name)
+def test_what_the_table_says_is_what_a_rehearsal_says_now(preset, method):
+    fixed, each = measure(preset.config, METHODS[method])
+    assert fixed + 4096 * each == pytest.approx(preset.needs(method, 4096), rel=0.1)
 
 
 def test_the_list_is_readable_and_marks_what_fits(luthier):

@@ -65,20 +65,23 @@ def _draw(screen: Console, found: Mapping[str, Any]) -> None:
     from luthier.sizes import size_text
 
     methods, room = list(found["methods"]), found["device"]
-    table = plain_table("model", ">parameters", *(f">{method}" for method in methods))
+    table = plain_table("model", ">size", *(f">{method.replace('recomputed', 'rc')}" for method in methods))
+    table.columns[0].no_wrap = False  # a name may be folded, a number not
     for row in found["presets"]:
         table.add_row(row["name"], _counted(row["parameters"]), *_cells(row, methods))
-    draw_section(screen, f"Predicted memory at {found['tokens']:,} tokens a micro-batch", table)
+    draw_section(screen, f"Predicted memory in GiB, at {found['tokens']:,} tokens a micro-batch", table)
     if room is not None:
         screen.print(f"* fits the {size_text(room['free'])} that are free on {room['device']}", highlight=False)
     screen.print("full: float32 weights, bfloat16 products, AdamW; lora: bfloat16 weights, r 16 on every linear layer",
                  highlight=False)  # fmt: skip
-    screen.print("recomputed: with gradient_checkpointing. `luthier plan` predicts your own recipe.", highlight=False)
+    screen.print(
+        "rc: recomputed, with gradient_checkpointing. `luthier plan` predicts your own recipe.", highlight=False
+    )
 
 
 def _cells(row: Mapping[str, Any], methods: Sequence[str]) -> list[str]:
     fits = row["fits"] or {}
-    return [f"{row['memory'][m] / GIB:,.1f} GiB{' *' if fits.get(m) else '  '}" for m in methods]
+    return [f"{row['memory'][m] / GIB:,.1f}{' *' if fits.get(m) else '  '}" for m in methods]
 
 
 def _counted(parameters: int) -> str:
