@@ -46,13 +46,18 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def assembled(folder):
+    made = []
+
     def make(architecture="wide", data=None, **settings):
         model = {"name_or_path": str(folder(architecture)), **settings.pop("model", {})}
         settings = {"model": model, "device": "cpu", "callbacks": [], "global_batch_size": 8, **settings}
         recipe, objects = gather(None, None, None, data or rows(), None, settings)
-        return assemble(recipe, objects)
+        made.append(assemble(recipe, objects))
+        return made[-1]
 
-    return make
+    yield make
+    for each in made:
+        each.setup.undo.close()
 
 
 def held(setup):
@@ -87,16 +92,18 @@ def predicted(run):
         {"adapter": "full"},
         {"adapter": "full", **CUT},
         {"adapter": "full", "packing": False},
-        {"adapter": "full", "precision": "bf16", **CUT},
-        {"adapter": "full", "precision": "pure_bf16", "model": {"dtype": "bfloat16"}, **CUT},
+        pytest.param({"adapter": "full", "precision": "bf16", **CUT}, marks=pytest.mark.slow),
+        pytest.param(
+            {"adapter": "full", "precision": "pure_bf16", "model": {"dtype": "bfloat16"}, **CUT}, marks=pytest.mark.slow
+        ),
         {"adapter": "full", "optimizer": {"name": "sgd", "momentum": 0.9}},
         {"adapter": LORA, **CUT},
-        {"adapter": LORA, "packing": False},
+        pytest.param({"adapter": LORA, "packing": False}, marks=pytest.mark.slow),
         {"adapter": LORA, "precision": "bf16", **CUT},
         {"adapter": "dora"},
         {"adapter": "full", "gradient_checkpointing": True, **CUT},
         {"adapter": LORA, "gradient_checkpointing": True},
-        {"adapter": LORA, "gradient_checkpointing": True, "precision": "bf16"},
+        pytest.param({"adapter": LORA, "gradient_checkpointing": True, "precision": "bf16"}, marks=pytest.mark.slow),
         {"adapter": LORA, "gradient_checkpointing": "selective"},
     ],
     ids=str,
