@@ -86,7 +86,7 @@ def _failed(error: BaseException, rank: int) -> int:
 
     folder, status, told = outcome.here(), getattr(error, "exit_status", None), translated(error)
     if folder is None:
-        if rank and not notes.claimed(str(told)):
+        if not notes.claimed(str(told)):
             return status or told.exit_status
         raise error
     if hasattr(error, "folder") and isinstance(status, int):  # stopped and saved, as all ranks have agreed
