@@ -190,6 +190,17 @@ def test_without_weights_structure_alone_decides():
     assert counts(install(model, ordinary(), verified=False)) == LLAMA
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_a_module_computes_is_known_before_it_has_weights(architecture):
+    model = packed_model(architecture)
+    with torch.device("meta"):
+        hollow = AutoModelForCausalLM.from_config(model.config)
+    attention.install(hollow)
+    for (name, mine), theirs in zip(model.named_modules(), hollow.modules(), strict=True):
+        for find in (find_norm, find_mlp, find_attention, find_block):
+            assert find(theirs) == find(mine), (name, find.__name__)
+
+
 def test_a_token_costs_what_its_rows_are_wide():
     installed = install(packed_model("qwen3"), ordinary())
     heads = 4 * 8 + 2 * 8

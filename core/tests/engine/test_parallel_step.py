@@ -91,7 +91,8 @@ def test_architectures_and_adapters_over_four_ranks(tmp_path, rows, architecture
     exact = {"precision": "float32"} if dtype == "float32" else {}
     folder = save_tiny_model(tmp_path / "model", architecture)
     make = functools.partial(Setting, folder, rows, adapter=adapter, dtype=dtype, **exact)
-    assert_alike(in_ranks(4, gradients, make(distributed=strategy)), gradients(make()), BOUND[dtype])
+    bound = 1e-6 if architecture == "gemma2" else BOUND[dtype]  # its norms are computed in float32 whatever it is in
+    assert_alike(in_ranks(4, gradients, make(distributed=strategy)), gradients(make()), bound)
 
 
 class SquaredMean:

@@ -72,6 +72,7 @@ def _norm_fault(
 ) -> float:
     """How far the form is from the module's own forward and gradients, inf beyond the bound of the dtype."""
     size, device = module.weight.shape[0], module.weight.device  # type: ignore[union-attr,index]
+    device = torch.device("cpu") if device.type == "meta" else device  # its weights are not asked for
     scales = torch.logspace(-4, 2, ROWS)[:, None]  # rows small enough that eps is seen
     x = (torch.randn(ROWS, size, generator=random) * scales).to(device, dtype).requires_grad_()
     weight = torch.randn(size, generator=random).to(device, weight_dtype).requires_grad_()
