@@ -155,8 +155,7 @@ def _attached(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any],
     told = {"log": numbers.__setitem__, "total_steps": feed.total, "device": device, "has_weights": has_weights}
     context = _context(recipe, model, built["quantizer"], lambda n: batches(feed.head(n), alone, device), **told)
     model = built["adapter"].attach(model, context).train()
-    verified = has_weights or spread_as == "fsdp"  # a rank whose weights are still to come computes like rank 0
-    operations = undo.enter_context(operating(model, ordinary(), verified=verified))
+    operations = undo.enter_context(operating(model, ordinary(), verified=has_weights or spread_as == "fsdp"))
     if has_weights:
         probe.check(model, packing=recipe.packing)
     computed = precision.settle(recipe, model, built, device, decisions, undo, sharded=spread_as == "fsdp")
