@@ -1,5 +1,7 @@
 """Logging: where lines go, what they carry, and that other programs' structlog is left alone."""
 
+import errno
+import io
 import json
 
 import pytest
@@ -83,6 +85,18 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(LuthierError) as caught:
         logs.set_up(file=tmp_path / "file" / "x.log")
     assert caught.value.code == "path-unwritable"
+
+
+def test_a_line_that_cannot_be_written_stops_neither_the_others_nor_the_run(tmp_path, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    logs.set_up("info")
+    monkeypatch.setattr("sys.stderr", Full())
+    with logs.run_log("run-1", tmp_path / "log.jsonl"):
+        logs.get_logger().warning("kept")
+    assert json.loads((tmp_path / "log.jsonl").read_text())["event"] == "kept"
 
 
 def test_nothing_is_said_while_the_log_is_muted_and_everything_after(capsys):

@@ -1,6 +1,9 @@
 """`luthier presets`: known models, their sizes, and what training them takes."""
 
+import json
+
 import pytest
+from luthier.engine.memory import presets as table
 from luthier.engine.memory.presets import METHODS, count, measure, presets
 
 # what the models' own pages give: the numbers of their safetensors files, tied heads once
@@ -42,6 +45,25 @@ def test_weights_gradients_and_states_are_in_what_full_training_takes():
         assert preset.needs("lora", 0) > 2 * preset.parameters
         assert preset.needs("lora", 4096) > preset.needs("lora, recomputed", 4096)
         assert preset.needs("full", 8192) > preset.needs("full", 4096)
+
+
+def test_the_table_is_written_anew_from_its_configs(tmp_path, monkeypatch):
+    small = {
+        "model_type": "llama",
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+    }
+    small |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    entry = {"license": "MIT", "parameters": 0, "config": small, "memory": {}}
+    (tmp_path / "table.json").write_text(json.dumps({"a/small": entry, "a/other": entry}))
+    monkeypatch.setattr(table, "FILE", tmp_path / "table.json")
+    table.renew(["a/small"])
+    found = {preset.name: preset for preset in presets()}
+    assert found["a/small"].parameters == count(small)
+    assert all(found["a/small"].needs(method, 4096) > found["a/small"].needs(method, 0) > 0 for method in METHODS)
+    assert not found["a/other"].memory
 
 
 @pytest.mark.slow

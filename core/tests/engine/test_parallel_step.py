@@ -82,6 +82,12 @@ def test_a_rank_without_work_changes_nothing(setting, strategy):
     assert_alike(ranks, gradients(setting(**changes)), BOUND["float64"])
 
 
+def test_ranks_whose_weights_come_later_compute_another_gate_and_norm_like_rank_0(tmp_path, rows):
+    folder = save_tiny_model(tmp_path / "model", "gemma2")  # GELU, and norms about one
+    make = functools.partial(Setting, folder, rows, adapter=LORA)
+    assert_alike(in_ranks(2, gradients, make(distributed="fsdp")), gradients(make()), 1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("adapter", [FULL, LORA, {**LORA, "name": "dora"}], ids=["full", "lora", "dora"])

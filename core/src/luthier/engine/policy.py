@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ class ModelPolicy:
 
     def __init__(self, model: Any, adapter: Any = None, *, is_reference: bool = False) -> None:
         self.model, self.adapter, self.is_reference = model, adapter, is_reference
-        self.body: nn.Module = model.get_decoder()  # what its forward calls: in OPT not the base model, but inside it
+        self.body: nn.Module = getattr(model, model.base_model_prefix)
         self.want_routers = False
         self.is_stateful = state_of(model.config, model) is not None
         self.coefficients: Callable[[Batch], Tensor | None] | None = None  # the loss's, if it declares them
@@ -108,7 +108,9 @@ class ModelPolicy:
         answer = self._answer_type(last_hidden_state=states[None])
         placeholder = torch.zeros((1, states.shape[0]), dtype=torch.int64, device=states.device)
         routers = {"output_router_logits": False} if self.want_routers else {}
-        with _answering(self.body, answer):
+        decoder = self.model.get_decoder()  # which OPT's forward calls past its base model
+        inner = nullcontext() if decoder in (self.body, self.model) else _answering(decoder, answer)
+        with _answering(self.body, answer), inner:
             return self.model(input_ids=placeholder, use_cache=False, **routers).logits[0]
 
     def _states(self, batch: Batch) -> Tensor:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from luthier.engine.head.tiles import Curve, Linear
+from luthier.engine.layers import HOOKS
 
 WORDS: Final = ("logit", "scal", "multiplier", "cap")  # what names a config's scales and soft caps of logits
 LARGEST: Final = 60.0  # logits of this size tell a soft cap from none
-HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def obstacle(model: Any, body: nn.Module) -> str | None:

@@ -236,12 +236,15 @@ def _is_pure(func: Any) -> bool:
 
 @functools.cache
 def _written(func: Any) -> tuple[int, str] | None:
-    """Place and name of the argument that an operation writes to and returns; None where it does anything else."""
+    """Place and name of the argument that an operation writes to and returns; None where it does anything else.
+
+    One that gives its argument another shape or storage does.
+    """
     schema = getattr(func, "_schema", None)
     if schema is None or [str(r.type) for r in schema.returns] != ["Tensor"]:
         return None
     aliased = [(i, a) for i, a in enumerate(schema.arguments) if a.alias_info]
-    if len(aliased) != 1 or not aliased[0][1].is_write or func._schema.name.startswith("aten::resize"):
+    if len(aliased) != 1 or not aliased[0][1].is_write or torch.Tag.inplace_view in func.tags:
         return None
     return aliased[0][0], aliased[0][1].name
 

@@ -49,6 +49,6 @@ def _why_not(case: Case) -> str | None:
 
     try:
         assembled(case.recipe, _hollow(case), case.resolved, case.prepared, META)
-    except (LuthierError, Unknown, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+    except (LuthierError, Unknown, RuntimeError, TypeError, ValueError) as error:
         return str(error).splitlines()[0]
     return None
