@@ -214,7 +214,7 @@ def the_batch_size_alone(world):
     world.train(batch_size=8)
 
 
-@provokes("recipe-conflict", "early_stopping", "no validation rows", "Set data.validation")
+@provokes("recipe-conflict", "early_stopping.metric", "no validation rows", "Set data.validation")
 def early_stopping_without_evaluations(world):
     world.train(callbacks=["early_stopping"])
 

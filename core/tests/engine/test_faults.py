@@ -14,6 +14,9 @@ from datetime import datetime
 import luthier
 import pytest
 import torch
+from luthier.builtin import Sft
+from luthier.builtin.jsonl import read as metrics
+from luthier.builtin.sft import SupervisedLoss
 from luthier.engine import checkpoint, disk, requests
 from luthier.engine.disk import Reserve, is_full, write_json
 from luthier.engine.lock import locked
@@ -81,6 +84,44 @@ def test_sigusr1_saves_and_the_run_goes_on(train, tmp_path):
 
 def test_a_signal_after_the_last_step_leaves_a_finished_run(train):
     assert train(callbacks=[signalled(signal.SIGTERM, 3)]).steps == 3
+
+
+class CutEvaluation(SupervisedLoss):
+    """The usual loss; a signal comes while it scores micro-batch `at` of the run's evaluations."""
+
+    def __init__(self, at):
+        super().__init__(Sft())
+        self.left = at
+
+    def __call__(self, policy, batch):
+        self.left -= not torch.is_grad_enabled()
+        if self.left == 0:
+            self.left = -1
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__call__(policy, batch)
+
+
+def told(folder):
+    return [(line["step"], line.get("loss"), line.get("epoch"), line.get("eval_loss")) for line in metrics(folder / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize(("at", "step", "patience"), [(2, 0, 2), (5, 2, 2), (8, 4, 2), (11, 6, 9)])
+def test_a_signal_leaves_an_evaluation_and_the_run_goes_on_with_it(train, rows, tmp_path, at, step, patience):
+    """Three micro-batches an evaluation: at the beginning and after every other of six steps, or four where it stops."""
+    settings = {"eval_data": rows[:3], "packing": False, "eval_steps": 2, "eval_on_start": True, "num_train_epochs": 2}
+    stopper = {"name": "early_stopping", "patience": patience, "min_delta": 100.0}
+    settings |= {"callbacks": ["jsonl", stopper], "logging_steps": 5, "load_best_model_at_end": True}
+    straight = train(**settings, loss=CutEvaluation(0), output_dir=tmp_path / "straight")
+    cut = CutEvaluation(at)
+    with pytest.raises(Interrupted) as caught:
+        train(**settings, loss=cut)
+    assert (caught.value.exit_status, caught.value.step) == (143, step)
+    assert cut.left == -1  # the rest of the evaluation was left
+    run = train(**settings, loss=CutEvaluation(0))
+    assert (run.steps, run.stop_reason, run.eval_metrics) == (straight.steps, straight.stop_reason, straight.eval_metrics)
+    assert told(tmp_path / "run") == told(tmp_path / "straight")
+    weights = straight.model.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in run.model.state_dict().items())
 
 
 def test_a_run_under_nohup_does_not_hear_that_its_terminal_is_gone(train):

@@ -244,9 +244,20 @@ def test_a_run_that_dies_after_its_early_stop_does_not_train_on(train, tmp_path)
     assert (tmp_path / "run/model/config.json").is_file()
 
 
-def test_early_stopping_on_a_metric_that_no_evaluation_gives_says_which_there_are(train, rows):
-    with pytest.raises(LuthierError, match="eval_accuracy"):
-        train(callbacks=[{"name": "early_stopping", "metric": "eval_acuracy"}], eval_data=rows[:2], eval_steps=1)
+@pytest.mark.parametrize("validation", [True, False])
+def test_early_stopping_on_what_no_evaluation_gives_is_refused_before_anything_is_trained(
+    validation, train, rows, tmp_path
+):
+    callback, held_out = {"name": "early_stopping", "metric": "eval_acuracy"}, {"eval_data": rows[:2], "eval_steps": 1}
+    with pytest.raises(LuthierError, match="eval_accuracy" if validation else "no validation rows") as refused:
+        train(callbacks=[callback], **(held_out if validation else {}))
+    assert refused.value.where == "early_stopping.metric"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_metric_that_only_the_loss_has_may_stop_a_run(train, rows):
+    stopper = {"name": "early_stopping", "metric": "eval_accuracy", "mode": "max", "patience": 1, "min_delta": 1.0}
+    assert train(callbacks=[stopper], eval_data=rows[:2], eval_steps=1).steps == 2
 
 
 def test_the_best_checkpoint_outlives_the_limit_and_ends_the_run(train, tmp_path, rows):

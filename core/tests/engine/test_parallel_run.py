@@ -135,17 +135,20 @@ def interrupted(settings):
 
 
 @pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
-def test_a_signal_to_one_rank_saves_and_stops_all_and_they_go_on_bit_for_bit(given, tmp_path, strategy):
+def test_a_signal_to_one_rank_saves_and_stops_all_and_they_go_on_bit_for_bit(given, rows, tmp_path, strategy):
     settings = given(
-        distributed=strategy, max_steps=5, model=given()["model"] | {"dtype": "float32"}, optimizer="adamw"
-    )
+        distributed=strategy, max_steps=5, model=given()["model"] | {"dtype": "float32"}, optimizer="adamw",
+        eval_data=rows[:3], eval_steps=3,
+    )  # fmt: skip
     straight = in_ranks(2, seen, {**settings, "output_dir": str(tmp_path / "straight")})
     signalled = Asking(3, lambda run: os.kill(os.getpid(), signal.SIGTERM))
     endings = in_ranks(2, interrupted, {**settings, "callbacks": ["jsonl", signalled]})
     assert endings == [[143, 3], [143, 3]]
     assert read_record(tmp_path / "run")["state"] == "stopped"
+    assert [line["step"] for line in lines(tmp_path / "run") if "eval_loss" in line] == []  # left, on all ranks
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000003"]
     assert in_ranks(2, seen, settings) == straight
+    assert [line["step"] for line in lines(tmp_path / "run") if "eval_loss" in line] == [3, 5]
     written, expected = artifact(tmp_path / "run"), artifact(tmp_path / "straight")
     assert all(torch.equal(written[name], expected[name]) for name in expected)
 

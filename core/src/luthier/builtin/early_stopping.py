@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.builtin import EarlyStopping
-from luthier.errors import LuthierError, nearest
 from luthier.plugins.events import event
 
 
@@ -16,25 +15,13 @@ class Stopper:
 
     def __init__(self, options: EarlyStopping) -> None:
         self.options = options
+        self.needs_metrics = {"metric": options.metric}
         self.best: float | None = None
         self.waited = 0
 
     @event
-    def run_started(self, run: Any) -> None:
-        self._require_rows(run)
-
-    @event
-    def resumed(self, run: Any) -> None:
-        self._require_rows(run)
-
-    @event
     def evaluated(self, run: Any, step: int, metrics: Mapping[str, float]) -> None:
         name = self.options.metric
-        if name not in metrics:
-            raise LuthierError(
-                "recipe-conflict", f"an evaluation gives no {name!r}", where="early_stopping.metric",
-                remedy=nearest(name, metrics),
-            )  # fmt: skip
         value = metrics[name]
         if self._improves(value):
             self.best, self.waited = value, 0
@@ -43,12 +30,6 @@ class Stopper:
         if self.waited >= self.options.patience:
             found = "" if self.best is None else f" on {self.best:.4g}"
             run.request_stop(f"{name} has not improved{found} in {self.waited} evaluations")
-
-    def _require_rows(self, run: Any) -> None:
-        """Without held-out rows nothing would ever be evaluated, and nothing stopped."""
-        if not run.settings["data"]["validation"]:
-            raise LuthierError("recipe-conflict", "there are no validation rows", where="early_stopping",
-                               remedy="Set data.validation, or leave this out.")  # fmt: skip
 
     def _improves(self, value: float) -> bool:
         if math.isnan(value):

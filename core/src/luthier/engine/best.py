@@ -1,11 +1,11 @@
-"""The best checkpoint: which evaluation it goes by, and whether there is such a one, before any training."""
+"""What goes by an evaluation: the best checkpoint and some callbacks; whether there is such a number, before any work."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from luthier.data.examples import TokenDataset
 from luthier.engine.evaluate import evaluate
@@ -19,24 +19,31 @@ ALWAYS: Final = ("eval_loss", "eval_perplexity")
 FIRST: Final = 8  # held-out rows that usually show what an evaluation measures
 
 
-def check_metric(setup: Setup) -> None:
-    """Raise `recipe-conflict` where no evaluation will give `metric_for_best_model`.
+def check_metrics(setup: Setup, callbacks: Mapping[str, Any]) -> None:
+    """Raise `recipe-conflict` where no evaluation will give `metric_for_best_model`, or what a callback goes by.
 
     Only the loss itself knows what it measures: for a name that every loss does not have, a few rows are evaluated,
     and all of them where those do not show it.
     """
-    name, rows = setup.recipe.metric_for_best_model, setup.validation
-    if name in ALWAYS or rows is None:
+    needed = {"metric_for_best_model": setup.recipe.metric_for_best_model} if setup.validation is not None else {}
+    for name, callback in callbacks.items():
+        needed |= {f"{name}.{option}": metric for option, metric in getattr(callback, "needs_metrics", {}).items()}
+    if needed and setup.validation is None:
+        raise LuthierError("recipe-conflict", "there are no validation rows", where=next(iter(needed)),
+                           remedy="Set data.validation, or leave this out.")  # fmt: skip
+    if set(needed.values()) <= set(ALWAYS):
         return
-    few = TokenDataset.of(list(islice(rows, FIRST)))
-    if name not in evaluate(setup, few):
-        require_metric(name, evaluate(setup))
+    found = evaluate(setup, TokenDataset.of(list(islice(setup.validation or (), FIRST))))
+    if not set(needed.values()) <= found.keys():
+        found = evaluate(setup)
+    for where, name in needed.items():
+        require_metric(name, found, where)
 
 
-def require_metric(name: str, found: Iterable[str]) -> None:
+def require_metric(name: str, found: Iterable[str], where: str = "metric_for_best_model") -> None:
     if name not in found:
         problem, remedy = f"an evaluation gives no {name!r}", nearest(name, found)
-        raise LuthierError("recipe-conflict", problem, where="metric_for_best_model", remedy=remedy)
+        raise LuthierError("recipe-conflict", problem, where=where, remedy=remedy)
 
 
 def improves(recipe: Recipe, found: Mapping[str, float], best: float | None) -> bool:

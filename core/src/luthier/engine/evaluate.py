@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,10 @@ from luthier.engine.parallel.world import World
 from luthier.engine.setup import Setup, dealt
 from luthier.engine.step import ROUTER
 from luthier.plugins.protocols import LossOutput
+
+
+class Abandoned(Exception):
+    """An evaluation was left before its end."""
 
 
 class Meter:
@@ -68,15 +73,20 @@ def divided(parts: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
     return {name: total / count for name, (total, count) in sums.items() if count}
 
 
-def evaluate(setup: Setup, dataset: TokenDataset | None = None) -> dict[str, float]:
-    """`eval_loss`, `eval_perplexity` and what else the loss measures, with the optimizer's evaluation weights."""
+def evaluate(
+    setup: Setup, dataset: TokenDataset | None = None, leave: Callable[[], bool] | None = None
+) -> dict[str, float]:
+    """`eval_loss`, `eval_perplexity` and what else the loss measures, with the optimizer's evaluation weights.
+
+    Raises `Abandoned` on every rank before the next micro-batch once `leave` says so on one.
+    """
     dataset = dataset if dataset is not None else setup.validation
     assert dataset is not None
     training = setup.model.training
     setup.model.eval()
     try:
         with setup.optimizer_part.evaluating(), torch.no_grad():
-            meter = fitted(setup, dataset.lengths.tolist(), lambda: _measured(setup, dataset), agrees=False)
+            meter = fitted(setup, dataset.lengths.tolist(), lambda: _measured(setup, dataset, leave), agrees=False)
     finally:
         setup.model.train(training)
     found = {"eval_loss": meter.loss, **{f"eval_{name}": value for name, value in meter.read().items()}}
@@ -84,10 +94,12 @@ def evaluate(setup: Setup, dataset: TokenDataset | None = None) -> dict[str, flo
     return {**found, "eval_perplexity": math.exp(min(own, 700.0))}
 
 
-def _measured(setup: Setup, dataset: TokenDataset) -> Meter:
+def _measured(setup: Setup, dataset: TokenDataset, leave: Callable[[], bool] | None) -> Meter:
     """Each rank takes its share of the micro-batches; their sums are everyone's."""
     meter, scores = Meter(), []
     for batch in dealt(dataset, setup.packing, setup.device, setup.recipe.max_eval_batches):
+        if leave is not None and setup.world.any(leave()):
+            raise Abandoned
         found = setup.step(batch, scores_only=couples(setup.loss))
         if batch.idle:
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from luthier.data.feed import Portion
 from luthier.engine import checkpoint, contents, requests
 from luthier.engine.best import improves
-from luthier.engine.evaluate import divided, evaluate
+from luthier.engine.evaluate import Abandoned, divided, evaluate
 from luthier.engine.health.monitor import Health
 from luthier.engine.memory import recovery
 from luthier.engine.parallel.agreement import Agreed, agree, here
@@ -36,6 +36,7 @@ class Tally:
     """What a run has done so far; part of every checkpoint."""
 
     step: int = 0
+    epoch: float = 0.0  # how many, with the part of the last one
     tokens: int = 0
     supervised_tokens: int = 0
     samples: int = 0
@@ -43,6 +44,7 @@ class Tally:
     best_step: int | None = None
     best_metric: float | None = None
     evaluation: dict[str, float] = attrs.field(factory=dict)
+    owes_evaluation: bool = False  # a signal came before the end of the one after this step
     losses: list[float] = attrs.field(factory=list)
     stop_reason: str | None = None  # so that a run killed after its early stop does not train on
     skipped_steps: int = 0  # whose loss or gradient was not finite
@@ -68,8 +70,11 @@ class Loop:
         setup, run = self.setup, self.run
         if self.tally.step == 0:
             self._begin()
+        elif self.tally.owes_evaluation:
+            self._catch_up()
+        over = run.stop_reason or self.tally.owes_evaluation
         with self.saver, closing(setup.phases.over("data", setup.portions(self.tally.step))) as portions:
-            for portion in () if run.stop_reason else portions:
+            for portion in () if over else portions:
                 run.step, self.portion = portion.step + 1, portion
                 run.total_steps = run.step if portion.last else run.total_steps
                 self.hooks.step_started(run=run, step=run.step)
@@ -101,6 +106,15 @@ class Loop:
         self.hooks.task_started(run=self.run, task=0)
         if self.setup.recipe.eval_on_start:
             self._evaluate()
+            self._agree()
+
+    def _catch_up(self) -> None:
+        """The evaluation that the run was stopped in, whose step has its checkpoint already."""
+        self._evaluate()
+        self._agree()
+        self.run.wants_save = False
+        if self.run.stop_reason and self.recent:
+            self._log()
 
     def _agree(self) -> None:
         """What was asked until now counts for this step, on every rank."""
@@ -168,6 +182,7 @@ class Loop:
     def _count(self, done: Update) -> None:
         tally = self.tally
         tally.step = self.run.step
+        tally.epoch = self.portion.ended if self.portion else 0.0
         tally.tokens += done.tokens
         tally.supervised_tokens += done.supervised_tokens
         tally.samples += done.documents
@@ -192,7 +207,7 @@ class Loop:
             "loss": sum(u.loss * u.supervised_tokens for u in taken) / weight,
             "grad_norm": taken[-1].grad_norm,
             "learning_rate": updates[-1].learning_rate,
-            "epoch": self.portion.ended if self.portion else 0.0,
+            "epoch": self.tally.epoch,
             "tokens": sum(u.tokens for u in updates),
             "supervised_tokens": sum(u.supervised_tokens for u in updates),
             "total_tokens": self.tally.tokens,
@@ -214,9 +229,13 @@ class Loop:
         return self.run.wants_evaluation or last or bool(every and self.run.step % every == 0)
 
     def _evaluate(self) -> None:
-        self.run.wants_evaluation = False
-        with self.setup.phases("evaluation"):
-            found = evaluate(self.setup)
+        """Now; where a signal comes before its end, the run ends with it owed, and does it first when it goes on."""
+        self.run.wants_evaluation, self.tally.owes_evaluation = False, True
+        with self.setup.phases("evaluation"), suppress(Abandoned):
+            found = evaluate(self.setup, leave=lambda: self.run.signal is not None)
+            self.tally.owes_evaluation = False
+        if self.tally.owes_evaluation:
+            return
         self.tally.evaluation = found
         self._judge(found)
         self.hooks.evaluated(run=self.run, step=self.run.step, metrics=found)
@@ -236,7 +255,7 @@ class Loop:
     def _finish(self) -> None:
         run = self.run
         signal = self.agreed.signal
-        if signal is not None and run.step != run.total_steps:  # the task goes on when the run is resumed
+        if signal is not None and (self.tally.owes_evaluation or run.step != run.total_steps):  # the task goes on when the run is resumed
             self.hooks.stopped(run=run, step=run.step, reason=f"signal {signal}")
             raise Interrupted(signal, run.step, run.folder)
         self.health.end(run.step)

@@ -14,7 +14,7 @@ from luthier.artifacts.weights import Files
 from luthier.engine import changes, checkpoint, devices, fingerprint
 from luthier.engine.again import finished
 from luthier.engine.assemble import Assembled, Objects, assemble, whole_again
-from luthier.engine.best import check_metric
+from luthier.engine.best import check_metrics
 from luthier.engine.decisions import Decisions
 from luthier.engine.disk import Reserve, is_full
 from luthier.engine.load import tokenizer_of
@@ -67,7 +67,7 @@ def train(
         # whatever can be refused is, before a folder appears
         assembled = assemble(recipe, objects, decisions=Decisions(held, world.decide), world=world)
         try:
-            check_metric(assembled.setup)
+            check_metrics(assembled.setup, assembled.callbacks)
             record = world.decide(lambda: _record(recipe, assembled, place, allowed, resume))
             with _owned(place, record, world):
                 return _run(recipe, assembled, place, record, resume)
