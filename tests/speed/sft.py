@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from tests.speed.sides import Side, median
 from tests.speed.table import Row
-from tests.speed.work import has_bf16
+from tests.speed.work import SIZES, has_bf16
 from tests.speed.worker import Gate
 
 WARM = 3  # turns that are not measured: compilation, caches
@@ -20,6 +21,8 @@ SETTINGS = [
     for packing, free in ((False, False), (False, True), (True, False))
     for loaded in ("float32", "bfloat16")
 ]
+BLOCKS = 64  # rows of `--sequence` tokens
+PUBLISHED = {("8b", "lora", 4096): 12_473}  # tokens/s on one H100: NeMo Automodel's own table
 PLAIN = [{**setting, "bf16": False} for setting in SETTINGS if setting["loaded"] == "float32"]
 
 
@@ -27,7 +30,11 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peer", choices=("trl", "none"), default="trl")
     parser.add_argument("--method", choices=("lora", "full", "both"), default="both")
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[8192, 131072])
+    parser.add_argument("--size", choices=SIZES, default="24m", help="parameters without the embeddings")
+    parser.add_argument("--sequence", type=int, default=0, help="rows of so many random tokens in the place of gsm8k's")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, default=16, help="rows of one step")
+    parser.add_argument("--micro-batch", type=int, default=0, help="rows that the peer computes at once; 0: all")
     parser.add_argument("--set", action="append", default=[], help="a setting of our recipe, name=value")
     parser.add_argument("--first-setting", action="store_true", help="do not search for the peer's best setting")
 
@@ -40,7 +47,8 @@ def cases(arguments: argparse.Namespace) -> Iterator[Row]:
 
 
 def _compare(arguments: argparse.Namespace, method: str, vocabulary: int) -> Iterator[Row]:
-    work = {"method": method, "vocabulary": vocabulary, "batch": arguments.batch, "set": arguments.set}
+    work = {name: getattr(arguments, name) for name in ("size", "sequence", "device", "batch", "micro_batch", "set")}
+    work |= {"method": method, "vocabulary": vocabulary}
     peer_setting = {} if arguments.peer == "none" else _best(arguments, work)
     sides = [Side("sft:ours", work, arguments.threads)]
     if arguments.peer != "none":
@@ -49,18 +57,23 @@ def _compare(arguments: argparse.Namespace, method: str, vocabulary: int) -> Ite
         for side in sides:
             side.turn()
     found = [_numbers(side, arguments.clock) for side in sides]
-    yield from _rows(f"sft {method} vocabulary {vocabulary}", found, arguments, peer_setting)
+    name = f"sft {method} {arguments.size}" + (f" sequence {arguments.sequence}" if arguments.sequence else "")
+    yield from _rows(f"{name} vocabulary {vocabulary}", found, arguments, peer_setting)
+    published = PUBLISHED.get((arguments.size, method, arguments.sequence))
+    if published and arguments.device == "cuda":
+        yield Row.rate(f"{name} against NeMo Automodel on one H100", found[0]["rate"], published, "tokens/s")
 
 
 def _rows(case: str, found: list[dict[str, Any]], arguments: argparse.Namespace, setting: Any) -> Iterator[Row]:
     ours, peer = found[0], found[1] if len(found) > 1 else None
     about = {"threads": arguments.threads, "clock": arguments.clock, "warm_seconds": ours["warm"]}
+    about |= {"tflops": ours["tflops"], "peak_share": ours["peak_share"]}
     if peer is None:
         yield Row(case=case, ours=ours["rate"], peer=None, unit="tokens/s", ratio=None, more={**about, **ours})
         return
     difference = ours["loss"] - peer["loss"]
     more = {**about, "supervised_ours": ours["supervised"], "supervised_peer": peer["supervised"], "setting": setting}
-    more |= {"peak_share": ours["peak_share"], "held_out": ours["loss"], "peer_warm_seconds": peer["warm"]}
+    more |= {"held_out": ours["loss"], "peer_warm_seconds": peer["warm"]}
     yield Row.rate(case, ours["rate"], peer["rate"], "tokens/s", loss_difference=difference, more=more)
     memory = [side["closing"]["first_peak"] / 2**20 for side in (ours, peer)]
     yield Row.cost(f"{case} memory", *memory, "MiB above the model", loss_difference=difference)
@@ -68,7 +81,7 @@ def _rows(case: str, found: list[dict[str, Any]], arguments: argparse.Namespace,
 
 def _best(arguments: argparse.Namespace, work: dict[str, Any]) -> dict[str, Any]:
     """The peer's setting with the most supervised tokens a second."""
-    settings = SETTINGS + PLAIN if has_bf16() else PLAIN + SETTINGS
+    settings = SETTINGS + PLAIN if has_bf16(arguments.device) else PLAIN + SETTINGS
     if arguments.first_setting:
         return settings[0]
     rates = {}
@@ -84,10 +97,14 @@ def _numbers(side: Side, clock: str) -> dict[str, Any]:
     closing = side.end()
     measured = side.turns[WARM:]
     rates = {name: median([t[name] / t[clock] for t in measured]) for name in ("tokens", "supervised")}
-    share = rates["tokens"] * closing["flops"] / closing["peak"] if "flops" in closing else None
+    done = rates["tokens"] * closing["flops"] if "flops" in closing else 0.0  # operations a second
     return {
         **{"rate": rates["tokens"], "supervised": rates["supervised"], "closing": closing, "loss": closing["loss"]},
-        **{"warm": sum(t[clock] for t in side.turns[:WARM]), "peak_share": share},
+        **{
+            "warm": sum(t[clock] for t in side.turns[:WARM]),
+            "tflops": done / 1e12,
+            "peak_share": done / closing["peak"] if done else None,
+        },
     }
 
 
@@ -97,9 +114,9 @@ def ours(gate: Gate, work: dict[str, Any]) -> None:
     import luthier.engine.train
     import luthier_lora.adapter  # noqa: F401 - libraries are loaded before memory counts
 
-    from tests.speed.work import held_out_loss, llama, matmul_rate, same_updates, step_flops, token_rows, tokenizer
+    from tests.speed.work import finished, held_out_loss, matmul_rate, same_updates, step_flops, tokenizer
 
-    model, rows, tokens = llama(work["vocabulary"]), token_rows(ROWS + HELD_OUT), tokenizer()
+    (model, rows, held_out), tokens = _material(work), tokenizer()
     steps: list[dict[str, float]] = []
 
     class Turns:
@@ -112,6 +129,7 @@ def ours(gate: Gate, work: dict[str, Any]) -> None:
 
         @luthier.event
         def step_ended(self, metrics: dict[str, float]) -> None:
+            finished(work["device"])
             steps.append({k: metrics[n] for k, n in (("tokens", "tokens"), ("supervised", "supervised_tokens"))})
 
     adapter = {"name": "lora", "r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
@@ -121,9 +139,10 @@ def ours(gate: Gate, work: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         luthier.train(
             model=(model, tokens),
-            data=list(rows[:-HELD_OUT]),
+            data=list(rows),
             adapter=adapter if work["method"] == "lora" else "full",
             callbacks=[Turns()],
+            device=work["device"],
             output_dir=f"{folder}/run",
             **{"global_batch_size": work["batch"], "optimizer": {"name": "adamw", "weight_decay": 0.0}, **settings},
         )
@@ -131,7 +150,19 @@ def ours(gate: Gate, work: dict[str, Any]) -> None:
         supervised = sum(1 for row in rows for label in row["labels"] if label != -100) / len(rows) / length
         about = {"trained": work["method"] == "full", "supervised": supervised, "length": length}
         flops = step_flops(model, **about)
-        gate.close(loss=held_out_loss(model, rows[-HELD_OUT:]), flops=flops, peak=matmul_rate())
+        gate.close(flops=flops, peak=matmul_rate(model), loss=held_out_loss(model, held_out))
+
+
+def _material(work: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """The model, the rows to train on, and those that are held out."""
+    from tests.speed.work import blocks, llama, token_rows
+
+    model = llama(work["vocabulary"], device=work["device"], **SIZES[work["size"]])
+    if work["sequence"]:
+        rows = blocks(BLOCKS + 2, work["sequence"])
+        return model, rows[:BLOCKS], rows[BLOCKS:]
+    rows = token_rows(ROWS + HELD_OUT)
+    return model, rows[:-HELD_OUT], rows[-HELD_OUT:]
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -150,11 +181,11 @@ def trl(gate: Gate, work: dict[str, Any]) -> None:
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from tests.speed.work import held_out_loss, llama, same_updates, token_rows, tokenizer
+    from tests.speed.work import finished, held_out_loss, same_updates, tokenizer
 
-    rows, tokens = token_rows(ROWS + HELD_OUT), tokenizer()
-    model = llama(work["vocabulary"]).to(getattr(torch, work["loaded"]))
-    ordered = [rows[i] for i in permutation(len(rows) - HELD_OUT, 0, 0)]
+    (model, rows, held_out), tokens = _material(work), tokenizer()
+    model = model.to(getattr(torch, work["loaded"]))
+    ordered = [rows[i] for i in permutation(len(rows), 0, 0)]
     lora = (
         LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear")
         if work["method"] == "lora"
@@ -168,22 +199,26 @@ def trl(gate: Gate, work: dict[str, Any]) -> None:
         def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
             labels = inputs["labels"]
             real = inputs["attention_mask"].sum() if "attention_mask" in inputs else labels.numel()
-            seen.update(tokens=float(real), supervised=float((labels != -100).sum()))
+            seen.update(tokens=float(real), supervised=float((labels != -100).sum()))  # added up over a step
             return super().training_step(model, inputs, *rest, **named)
 
     class Turns(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            finished(work["device"])
             if not gate.arrive(**seen):
                 control.should_training_stop = True
+            seen.clear()
 
-    seen: dict[str, float] = {}
+    seen: Counter[str] = Counter()
     mean = sum(len(r["input_ids"]) for r in ordered) / len(ordered)
     packed = work["packing"]
+    at_once = 1 if packed else work["micro_batch"] or work["batch"]
     with tempfile.TemporaryDirectory() as folder:
         config = SFTConfig(
             **{"output_dir": folder, "bf16": work["bf16"], "packing": packed, "padding_free": work["padding_free"]},
-            **{"per_device_train_batch_size": 1 if packed else work["batch"], "gradient_checkpointing": False},
-            **{"max_length": int(mean * work["batch"]) if packed else None, "use_cpu": True, "report_to": "none"},
+            **{"per_device_train_batch_size": at_once, "use_cpu": work["device"] == "cpu", "report_to": "none"},
+            **{"gradient_accumulation_steps": 1 if packed else work["batch"] // at_once},
+            **{"max_length": int(mean * work["batch"]) if packed else None, "gradient_checkpointing": False},
             **{"learning_rate": 1e-3 if lora else 1e-4, "lr_scheduler_type": "constant", "weight_decay": 0.0},
             **{"optim": "adamw_torch_fused", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 10_000},
         )
@@ -195,4 +230,4 @@ def trl(gate: Gate, work: dict[str, Any]) -> None:
         if lora:
             same_updates(trainer.model)
         trainer.train()
-        gate.close(loss=held_out_loss(trainer.model, rows[-HELD_OUT:]))
+        gate.close(loss=held_out_loss(trainer.model, held_out))

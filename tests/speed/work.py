@@ -13,21 +13,30 @@ from typing import Any
 import numpy as np
 
 SYNTHETIC = 2000  # rows
+SIZES: dict[str, dict[str, Any]] = {
+    "24m": {},
+    "1b": {"hidden": 2048, "inner": 8192, "layers": 16, "kv_heads": 8, "dtype": "bfloat16"},  # as Llama 3.2
+    "8b": {"hidden": 4096, "inner": 14336, "layers": 32, "kv_heads": 8, "head": 128, "dtype": "bfloat16"},  # as 3.1
+}
 
 
-def llama(vocabulary: int, *, hidden: int = 512, layers: int = 8, inner: int = 1280, seed: int = 0) -> Any:
-    """A Llama in float32; as it stands 24M parameters without its embeddings."""
+def llama(
+    vocabulary: int, *, hidden: int = 512, layers: int = 8, inner: int = 1280, head: int = 64, kv_heads: int = 0,
+    dtype: str = "float32", device: str = "cpu", seed: int = 0,
+) -> Any:  # fmt: skip
+    """A Llama, made where it will train; as it stands 24M parameters without its embeddings."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    heads = hidden // 64
     config = LlamaConfig(
         **{"vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers},
-        **{"num_attention_heads": heads, "num_key_value_heads": heads, "max_position_embeddings": 4096},
+        **{"num_attention_heads": hidden // head, "num_key_value_heads": kv_heads or hidden // head},
         **{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "use_cache": False, "tie_word_embeddings": False},
+        **{"max_position_embeddings": 4096, "dtype": dtype},
     )
     torch.manual_seed(seed)
-    return LlamaForCausalLM(config)
+    with torch.device(device):
+        return LlamaForCausalLM._from_config(config)
 
 
 def tokenizer() -> Any:
@@ -66,6 +75,13 @@ def _synthetic(count: int) -> tuple[dict[str, list[int]], ...]:
     return tuple(made)
 
 
+def blocks(count: int, length: int) -> tuple[dict[str, list[int]], ...]:
+    """Rows of random tokens, all supervised and all of one length."""
+    random = np.random.default_rng(0)
+    ids = [random.integers(3, 3072, length).tolist() for _ in range(count)]
+    return tuple({"input_ids": row, "labels": row} for row in ids)
+
+
 def same_updates(model: Any) -> None:
     """Draw each LoRA A from its layer's name, so that two libraries start with the same ones."""
     import torch
@@ -84,10 +100,13 @@ def held_out_loss(model: Any, rows: Any) -> float:
     import torch
 
     model = model.float().eval()
-    total, count = 0.0, 0
+    total, count, device = 0.0, 0, next(model.parameters()).device
     with torch.no_grad():
         for row in rows:
-            ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])[1:]
+            ids, labels = (
+                torch.tensor([row["input_ids"]], device=device),
+                torch.tensor(row["labels"], device=device)[1:],
+            )
             logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
             kept = labels != -100
             total += float(torch.nn.functional.cross_entropy(logits[kept], labels[kept], reduction="sum"))
@@ -110,28 +129,41 @@ def step_flops(model: Any, *, trained: bool, supervised: float, length: float) -
     return each * (matrices + head) + 6 * updates + attention
 
 
-def has_bf16() -> bool:
-    """Whether this processor computes in bfloat16 by itself, as our own default has it."""
+def has_bf16(device: Any = "cpu") -> bool:
+    """Whether a device computes in bfloat16 by itself, as our own default has it."""
     import torch
     from luthier.engine.precision import feature
 
-    return feature(torch.device("cpu")) is not None
+    return feature(torch.device(device)) is not None
 
 
-def matmul_rate(rows: int = 2048, inputs: int = 512, outputs: int = 1280) -> float:
+def matmul_rate(model: Any) -> float:
     """Floating-point operations a second of one matrix product of the model's own shape, at its best of ten.
 
-    In bfloat16, or in float32 where the processor only imitates that.
+    In bfloat16, or in float32 where the device only imitates that.
     """
     import time
 
     import torch
 
-    dtype = torch.bfloat16 if has_bf16() else torch.float32
-    x, weight = (torch.randn(n, inputs, dtype=dtype) for n in (rows, outputs))
+    device, config = next(model.parameters()).device, model.config
+    rows, inputs, outputs = 2048 if device.type == "cpu" else 8192, config.hidden_size, config.intermediate_size
+    dtype = torch.bfloat16 if has_bf16(device) else torch.float32
+    x, weight = (torch.randn(n, inputs, dtype=dtype, device=device) for n in (rows, outputs))
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     seconds = []
     for _ in range(10):
-        began = time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+        finished(device)
+        began = clock()
         torch.nn.functional.linear(x, weight)
-        seconds.append((time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()) - began)
+        finished(device)
+        seconds.append(clock() - began)
     return 2 * rows * inputs * outputs / min(seconds)
+
+
+def finished(device: Any) -> None:
+    """Wait for what a device was given to do."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()

@@ -52,7 +52,10 @@ class Gate:
 
 
 def _resident(name: str) -> int:
-    """Bytes, of this process: VmRSS now, VmHWM at the most."""
+    """Bytes, of this process or on its GPU where it computes there: VmRSS now, VmHWM at the most."""
+    torch = sys.modules["torch"]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.memory_allocated() if name == "VmRSS" else torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

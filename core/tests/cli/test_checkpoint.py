@@ -35,7 +35,13 @@ class Elsewhere:
         if self.pid == 0:
             os.close(self.say)
             rows = [{"prompt": f"{i} and", "completion": f"{i}"} for i in range(8)]
-            shared = {"model": str(model), "data": rows, "global_batch_size": 4, "output_dir": folder}
+            shared = {
+                "model": str(model),
+                "data": rows,
+                "global_batch_size": 4,
+                "output_dir": folder,
+                "torch_compile": False,
+            }
             try:
                 api.train(**{**shared, "max_steps": 10**6, "callbacks": [api.on(step_ended=wait)], **settings})
             finally:

@@ -102,7 +102,10 @@ class CutEvaluation(SupervisedLoss):
 
 
 def told(folder):
-    return [(line["step"], line.get("loss"), line.get("epoch"), line.get("eval_loss")) for line in metrics(folder / "metrics.jsonl")]
+    return [
+        (line["step"], line.get("loss"), line.get("epoch"), line.get("eval_loss"))
+        for line in metrics(folder / "metrics.jsonl")
+    ]
 
 
 @pytest.mark.parametrize(("at", "step", "patience"), [(2, 0, 2), (5, 2, 2), (8, 4, 2), (11, 6, 9)])
@@ -118,7 +121,11 @@ def test_a_signal_leaves_an_evaluation_and_the_run_goes_on_with_it(train, rows, 
     assert (caught.value.exit_status, caught.value.step) == (143, step)
     assert cut.left == -1  # the rest of the evaluation was left
     run = train(**settings, loss=CutEvaluation(0))
-    assert (run.steps, run.stop_reason, run.eval_metrics) == (straight.steps, straight.stop_reason, straight.eval_metrics)
+    assert (run.steps, run.stop_reason, run.eval_metrics) == (
+        straight.steps,
+        straight.stop_reason,
+        straight.eval_metrics,
+    )
     assert told(tmp_path / "run") == told(tmp_path / "straight")
     weights = straight.model.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in run.model.state_dict().items())

@@ -10,7 +10,7 @@ from luthier.engine.memory.available import capacity
 from luthier.engine.memory.bound import bound
 from luthier.engine.memory.fit import GRAIN, filled, largest
 from luthier.errors import LuthierError
-from luthier.testing.worlds import tiny_model
+from luthier.testing.worlds import ARCHITECTURES, tiny_model
 
 CPU = torch.device("cpu")
 
@@ -99,8 +99,9 @@ def test_the_limit_of_a_group_above_counts_and_none_is_no_limit(machine):
     assert capacity(CPU).free == 600
 
 
-def test_the_bound_is_above_what_a_model_needs():
-    model = tiny_model("llama")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_bound_is_above_what_a_model_needs(architecture):
+    model = tiny_model(architecture)
     weights = sum(p.numel() for p in model.parameters())
     assert bound(model.config, 64, 64) > 16 * weights
     assert bound(model.config, 128, 64) > bound(model.config, 64, 64)

@@ -108,7 +108,7 @@ def test_num_train_epochs_inf_is_a_run_without_end(train, tmp_path, data):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("num_train_epochs: .inf\nlr_scheduler_type: inverse_sqrt\n")
     loaded = Recipe.load(recipe, {"model": "demo", "data": data}, environ={})
-    run = train(num_train_epochs=loaded.num_train_epochs, lr_scheduler_type="inverse_sqrt",
+    run = train(num_train_epochs=loaded.num_train_epochs, lr_scheduler_type="inverse_sqrt", torch_compile=False,
                 callbacks=["jsonl", "progress", "plot", watch, Stopper(5, "enough")])  # fmt: skip
     assert seen == [None]
     assert run.steps == 5
@@ -130,6 +130,7 @@ def test_each_epoch_of_a_run_without_end_reads_every_row_in_another_order(train,
 
 
 EPOCHS = {"num_train_epochs": 3, "lr_scheduler_type": "constant"}
+QUICK = {"lr_scheduler_type": "constant", "torch_compile": False}  # without a known end it would always pay back
 
 
 SLOW = [pytest.param(limits, cut, marks=pytest.mark.slow) for limits in (EPOCHS, {"max_steps": 9}) for cut in (1, 3, 8)]
@@ -154,7 +155,7 @@ def test_a_streamed_run_that_was_stopped_ends_as_one_that_was_not(train, tmp_pat
 
 
 def test_a_stream_trains_on_the_same_rows_as_the_same_rows_in_memory(train, tmp_path, data):
-    shared = {"num_train_epochs": 2, "lr_scheduler_type": "constant"}
+    shared = {"num_train_epochs": 2, **QUICK}
     streamed = train(**shared, data={"train": data, "streaming": True}, output_dir=tmp_path / "streamed")
     whole = train(**shared, data=data, output_dir=tmp_path / "whole")
     assert (streamed.steps, streamed.samples_seen, streamed.tokens_seen) == (
@@ -167,7 +168,7 @@ def test_a_stream_trains_on_the_same_rows_as_the_same_rows_in_memory(train, tmp_
 
 def test_a_stream_that_ends_by_its_rows_evaluates_saves_and_logs_its_last_step(train, tmp_path, data, rows):
     source = {"train": data, "streaming": True}
-    run = train(data=source, lr_scheduler_type="constant", eval_data=rows[:3], logging_steps=100, num_train_epochs=2)
+    run = train(data=source, **QUICK, eval_data=rows[:3], logging_steps=100, num_train_epochs=2)
     assert run.steps == 6
     assert run.eval_loss is not None
     assert [line["step"] for line in metrics(run.output_path)] == [6, 6]

@@ -68,13 +68,9 @@ class Loop:
 
     def train(self) -> Tally:
         setup, run = self.setup, self.run
-        if self.tally.step == 0:
-            self._begin()
-        elif self.tally.owes_evaluation:
-            self._catch_up()
-        over = run.stop_reason or self.tally.owes_evaluation
+        goes_on = self._set_out()
         with self.saver, closing(setup.phases.over("data", setup.portions(self.tally.step))) as portions:
-            for portion in () if over else portions:
+            for portion in portions if goes_on else ():
                 run.step, self.portion = portion.step + 1, portion
                 run.total_steps = run.step if portion.last else run.total_steps
                 self.hooks.step_started(run=run, step=run.step)
@@ -100,6 +96,18 @@ class Loop:
         self._finish()
         return self.tally
 
+    def _set_out(self) -> bool:
+        """What comes before the next step; whether there is to be one."""
+        if self.tally.step == 0:
+            self._begin()
+        elif self.tally.owes_evaluation:  # its step has a checkpoint already
+            self._evaluate()
+            self._agree()
+            self.run.wants_save = False
+            if self.run.stop_reason and self.recent:
+                self._log()
+        return not (self.run.stop_reason or self.tally.owes_evaluation)
+
     def _begin(self) -> None:
         self.setup.adapter.begin_task(0)
         self.health.begin()
@@ -107,14 +115,6 @@ class Loop:
         if self.setup.recipe.eval_on_start:
             self._evaluate()
             self._agree()
-
-    def _catch_up(self) -> None:
-        """The evaluation that the run was stopped in, whose step has its checkpoint already."""
-        self._evaluate()
-        self._agree()
-        self.run.wants_save = False
-        if self.run.stop_reason and self.recent:
-            self._log()
 
     def _agree(self) -> None:
         """What was asked until now counts for this step, on every rank."""
@@ -255,7 +255,9 @@ class Loop:
     def _finish(self) -> None:
         run = self.run
         signal = self.agreed.signal
-        if signal is not None and (self.tally.owes_evaluation or run.step != run.total_steps):  # the task goes on when the run is resumed
+        if signal is not None and (
+            self.tally.owes_evaluation or run.step != run.total_steps
+        ):  # the task goes on when the run is resumed
             self.hooks.stopped(run=run, step=run.step, reason=f"signal {signal}")
             raise Interrupted(signal, run.step, run.folder)
         self.health.end(run.step)

@@ -218,12 +218,7 @@ class Quantizer(Protocol):
 
 @runtime_checkable
 class Callback(Protocol):
-    """Any object with methods marked `@luthier.event`; the rest is optional.
-
-    `state()` and `load_state()` make it go on where it was when the run is resumed. `every_rank = True` lets it run on
-    all ranks. `needs_metrics`, such as `{"metric": "eval_loss"}`, names what it reads of an evaluation, by its own
-    option: a run whose evaluations would not give that is refused before any work.
-    """
+    """Any object with methods marked `@luthier.event`; what else it may have, `plugins.events` says."""
 
 
 MEMBERS: dict[str, tuple[str, ...]] = {

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 SAFETY: Final = 4  # how many times the bound must fit
 WIDTH: Final = 8  # bytes of the widest number
+INNER: Final = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")  # names of the width between two products
+WIDEST: Final = 8  # times the hidden size, where a config has none of them
 
 
 def surely_fits(recipe: Recipe, model: Any, longest: int, free: int) -> bool:
@@ -25,7 +27,8 @@ def surely_fits(recipe: Recipe, model: Any, longest: int, free: int) -> bool:
 
 def bound(config: Any, tokens: int, longest: int) -> int:
     """Bytes: every weight in float64 with gradient and three states, every activation kept, scores of attention too."""
-    wide, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    wide, layers = config.hidden_size, config.num_hidden_layers
+    inner = next(filter(None, (getattr(config, name, None) for name in INNER)), WIDEST * wide)
     heads = config.num_attention_heads
     across = max(wide, heads * (getattr(config, "head_dim", None) or wide // heads))
     weights = layers * (4 * wide * across + 3 * wide * inner * experts_of(config)) + 2 * config.vocab_size * wide
