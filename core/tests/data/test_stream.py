@@ -90,7 +90,7 @@ def test_a_row_is_never_drawn_before_the_buffer_could_hold_it(files):
     ("options", "cut"),
     [
         *itertools.product([{}, {"block_size": 16, "format": "text"}], [1, 5, 8, 9, 10, 17]),
-        ({"num_proc": 2}, 8),  # processes, which take seconds to start where they cannot be forked
+        pytest.param({"num_proc": 2}, 8, marks=pytest.mark.slow),  # processes take seconds to start, unless forked
     ],
 )
 def test_a_feed_that_goes_on_from_its_state_gives_what_the_whole_one_gives(files, tmp_path, options, cut):
