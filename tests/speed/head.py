@@ -64,7 +64,8 @@ class Work:
         tokens, hidden, vocabulary = arguments.tokens, arguments.hidden, arguments.vocabulary
         self.clock, self.trains = arguments.clock, trains
         self.rows = torch.randn(tokens, hidden).to(dtype).requires_grad_()
-        self.weight = (torch.randn(vocabulary, hidden) * hidden**-0.5).to(dtype).requires_grad_(trains)
+        self.layer = torch.nn.Linear(hidden, vocabulary, bias=False, dtype=dtype).requires_grad_(trains)
+        self.weight = self.layer.weight
         self.labels = torch.randint(0, vocabulary, (tokens,))
         self.counted = torch.zeros(tokens, dtype=torch.bool)
         self.counted[tokens - int(tokens * share) :] = True  # a prompt, then its answer
@@ -73,10 +74,11 @@ class Work:
     def ours(self) -> float:
         import torch
         from luthier.engine.head.direct import InForward, OnePass
-        from luthier.engine.head.tiles import Curve, Linear
+        from luthier.engine.head.recognise import linear
+        from luthier.engine.head.tiles import Curve
 
         rows, labels = self.rows.index_select(0, self.places), self.labels[self.places]
-        head = Linear(weight=self.weight, bias=None, curve=Curve(), dtype=self.weight.dtype)
+        head = linear(self.layer, Curve())
         if self.trains:
             told = torch.full((len(labels),), -1.0)
             logprobs = InForward.apply(rows, self.weight, None, head, labels, ("top1",), told)[0]
@@ -113,7 +115,11 @@ class Work:
 
     def products(self) -> float:
         """Milliseconds of the matrix products that cannot be saved: two, three where the head trains."""
-        rows, weight = self.rows.detach()[self.places], self.weight.detach()
+        import torch
+        from luthier.engine.arithmetic import imitates
+
+        dtype = torch.float32 if imitates(self.weight.device, self.weight.dtype) else self.weight.dtype
+        rows, weight = (t.detach().to(dtype) for t in (self.rows[self.places], self.weight))
         spent: list[float] = []
         for _ in range(3):
             logits = rows @ weight.t()

@@ -132,13 +132,13 @@ def step_flops(model: Any, *, trained: bool, supervised: float, length: float) -
 def has_bf16(device: Any = "cpu") -> bool:
     """Whether a device computes in bfloat16 by itself, as our own default has it."""
     import torch
-    from luthier.engine.precision import feature
+    from luthier.engine.arithmetic import feature
 
     return feature(torch.device(device)) is not None
 
 
 def matmul_rate(model: Any) -> float:
-    """Floating-point operations a second of one matrix product of the model's own shape, at its best of ten.
+    """Floating-point operations a second of one matrix product of the model's own shape, at its best of fifty.
 
     In bfloat16, or in float32 where the device only imitates that.
     """
@@ -152,7 +152,7 @@ def matmul_rate(model: Any) -> float:
     x, weight = (torch.randn(n, inputs, dtype=dtype, device=device) for n in (rows, outputs))
     clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     seconds = []
-    for _ in range(10):
+    for _ in range(50):
         finished(device)
         began = clock()
         torch.nn.functional.linear(x, weight)

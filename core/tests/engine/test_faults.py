@@ -131,6 +131,12 @@ def test_a_signal_leaves_an_evaluation_and_the_run_goes_on_with_it(train, rows, 
     assert all(torch.equal(tensor, weights[name]) for name, tensor in run.model.state_dict().items())
 
 
+def test_an_evaluation_is_owed_no_longer_where_its_rows_are_given_up(train, rows):
+    with pytest.raises(Interrupted):
+        train(loss=CutEvaluation(1), eval_data=rows[:3], eval_steps=2)
+    assert train(loss=CutEvaluation(0), allow_changed="settings,data").steps == 3
+
+
 def test_a_run_under_nohup_does_not_hear_that_its_terminal_is_gone(train):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

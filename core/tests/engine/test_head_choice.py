@@ -9,8 +9,11 @@ import torch
 import transformers
 from luthier.builtin import Sft
 from luthier.builtin.sft import SupervisedLoss
+from luthier.engine import arithmetic
 from luthier.engine.attention import document_arguments, install
 from luthier.engine.head import scorer
+from luthier.engine.head.recognise import linear
+from luthier.engine.head.tiles import Curve
 from luthier.engine.policy import ModelPolicy
 from luthier.engine.step import Step
 from luthier.errors import LuthierError
@@ -333,3 +336,9 @@ def test_an_evaluation_takes_no_gradient(capsys):
         output = Step(model, Nothing(), WeightedSft())(random_batch(BATCH))
     assert not output.sums["sft"].requires_grad and not said(capsys)
     assert 0 <= float(output.metrics["accuracy"][0]) <= output.metrics["accuracy"][1]
+
+
+@pytest.mark.parametrize(("flags", "dtype"), [({"avx512_bf16"}, torch.bfloat16), (set(), torch.float32)])
+def test_a_head_in_bfloat16_is_computed_in_float32_where_the_processor_only_imitates_that(flags, dtype, monkeypatch):
+    monkeypatch.setattr(arithmetic, "processor_flags", lambda: frozenset(flags))
+    assert linear(torch.nn.Linear(8, 32, dtype=torch.bfloat16), Curve()).dtype is dtype

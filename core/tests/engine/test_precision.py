@@ -3,7 +3,7 @@
 import luthier
 import pytest
 import torch
-from luthier.engine import precision, storage
+from luthier.engine import arithmetic, precision, storage
 from luthier.engine.assemble import Objects, assemble
 from luthier.engine.contexts import dense_weight
 from luthier.engine.precision import Facts, Precision, choose
@@ -56,13 +56,13 @@ def test_auto_is_a_rule_on_device_width_and_dtypes(changed, expected):
 def test_the_processors_flags_are_read_from_the_system(tmp_path):
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16\n")
     (tmp_path / "arm").write_text("processor\t: 0\nFeatures\t: fp asimd bf16\n")
-    assert precision.processor_flags(tmp_path / "cpuinfo") >= {"avx512_bf16"}
-    assert "bf16" in precision.processor_flags(tmp_path / "arm")
-    assert precision.processor_flags(tmp_path / "absent") == frozenset()
+    assert arithmetic.processor_flags(tmp_path / "cpuinfo") >= {"avx512_bf16"}
+    assert "bf16" in arithmetic.processor_flags(tmp_path / "arm")
+    assert arithmetic.processor_flags(tmp_path / "absent") == frozenset()
 
 
 def test_what_was_chosen_is_recorded_with_its_reason_and_holds_on_resume(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(precision, "processor_flags", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr(arithmetic, "processor_flags", lambda: frozenset({"avx512_bf16"}))
     with pytest.raises(Interrupted):
         train(callbacks=[luthier.on(step_ended=_signal)])
     record = read_record(tmp_path / "run")
@@ -326,3 +326,11 @@ def test_the_step_and_evaluation_run_inside_the_precision():
     Step(model, setup.adapter, Loss())(random_batch())
     assert seen == [True, False]
     setup.undo.close()
+
+
+@pytest.mark.parametrize("settings", [{"precision": "bf16"}, {}])
+def test_where_the_processor_only_imitates_bfloat16_that_is_said(train, model_folder, monkeypatch, capsys, settings):
+    for flags, told in ((frozenset(), True), (frozenset({"avx512_bf16"}), False)):
+        monkeypatch.setattr(arithmetic, "processor_flags", lambda flags=flags: flags)
+        train(model={"name_or_path": str(model_folder), "dtype": "bfloat16"}, fresh=True, max_steps=1, **settings)
+        assert ("many times faster" in capsys.readouterr().err) == told

@@ -1,4 +1,4 @@
-"""What goes by an evaluation: the best checkpoint and some callbacks; whether there is such a number, before any work."""
+"""What goes by an evaluation, the best checkpoint and some callbacks: whether that number is given, before any work."""
 
 from __future__ import annotations
 

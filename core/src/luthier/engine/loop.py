@@ -98,9 +98,10 @@ class Loop:
 
     def _set_out(self) -> bool:
         """What comes before the next step; whether there is to be one."""
+        owed, self.tally.owes_evaluation = self.tally.owes_evaluation, False
         if self.tally.step == 0:
             self._begin()
-        elif self.tally.owes_evaluation:  # its step has a checkpoint already
+        elif owed and self.setup.validation is not None:  # its step has a checkpoint already
             self._evaluate()
             self._agree()
             self.run.wants_save = False

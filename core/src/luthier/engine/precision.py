@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, Final
 
 import attrs
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.engine import storage
+from luthier.engine.arithmetic import feature, imitates
 from luthier.engine.decisions import Decisions
 from luthier.engine.masters import MasterStep, StochasticStep, newest, put
 from luthier.engine.scaling import LossScaler
@@ -21,7 +21,6 @@ from luthier.logs import get_logger
 from luthier.recipe import Recipe
 
 log = get_logger()
-FEATURES: Final = ("amx_bf16", "avx512_bf16", "bf16")  # x86's names of bfloat16 instructions, and ARM's
 WIDE_ENOUGH: Final = 192  # the hidden size from which a CPU's whole step gains from them
 COMPUTED_IN: Final = {"bf16": torch.bfloat16, "pure_bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -58,26 +57,6 @@ def choose(facts: Facts) -> tuple[str, str]:
     return next((name, reason) for holds, name, reason in rules if holds)
 
 
-def feature(device: torch.device) -> str | None:
-    """What has arithmetic in bfloat16 on this device, by name; None for nothing."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device) if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return None
-    flags = processor_flags()
-    return next((name for name in FEATURES if name in flags), None)
-
-
-def processor_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """What the processor says it can do, on Linux; empty elsewhere."""
-    with contextlib.suppress(OSError):
-        for line in path.read_text("utf-8", "replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in ("flags", "Features"):
-                return frozenset(value.split())
-    return frozenset()
-
-
 def refuse(asked: str, device: torch.device, *, sharded: bool = False) -> None:
     """Raise `recipe-conflict` for a precision that this device, or a model in shards, does not train in."""
     if asked == "pure_bf16" and sharded:
@@ -105,15 +84,24 @@ def decide(
         sharded=sharded,
     )
     if recipe.precision == "auto":
-        return decisions.take("precision", lambda: choose(facts))
+        name = decisions.take("precision", lambda: choose(facts))
+        _warn(name, device, "model.dtype: float32, where there is memory for it")
+        return name
     refuse(recipe.precision, device, sharded=sharded)
     if facts.weights is torch.float64:
         remedy = "Leave precision out, or set model.dtype: float32."
         raise LuthierError("recipe-conflict", "the model is in float64", where="precision", found=recipe.precision,
                            remedy=remedy)  # fmt: skip
-    if recipe.precision in ("bf16", "pure_bf16") and facts.feature is None and device.type != "mps":
-        log.warning("no bfloat16 arithmetic here: float32 would be faster", device=str(device))
+    _warn(recipe.precision, device, "precision: float32")
     return decisions.explicit("precision", recipe.precision)
+
+
+def _warn(name: str, device: torch.device, remedy: str) -> None:
+    """Of what would be imitated."""
+    if imitates(device, COMPUTED_IN.get(name, torch.float32)):
+        log.warning(
+            "no bfloat16 arithmetic here: float32 would be many times faster", device=str(device), remedy=remedy
+        )
 
 
 def settle(

@@ -23,8 +23,8 @@
 A callback declares only the arguments it uses, watches, and may call `run.request_stop(reason)`,
 `run.request_save()` and `run.request_evaluation()`. It never changes training. After a signal only `stopped` fires:
 neither task nor run is complete, and the same command goes on with them. `state()` and `load_state(state)` keep what it
-knows in checkpoints, `every_rank = True` lets it run on all ranks, and `needs_metrics = {"metric": "eval_accuracy"}` says
-which of its options names what it reads of an evaluation: where none would give that, nothing is begun.
+knows in checkpoints. `every_rank = True` lets it run on all ranks. `needs_metrics = {"metric": "eval_accuracy"}` says
+by which of its options it reads what of an evaluation: where none would give that, nothing is begun.
 """
 
 from __future__ import annotations

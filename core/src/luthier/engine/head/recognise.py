@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from luthier.engine.arithmetic import imitates
 from luthier.engine.head.tiles import Curve, Linear
 from luthier.engine.layers import HOOKS
 
@@ -47,10 +48,11 @@ def fitted(model: Any, own: Callable[[Tensor], Tensor]) -> Curve | None:
 
 
 def linear(head: nn.Linear, curve: Curve) -> Linear:
-    """The head as it is now, in autocast's dtype or its own."""
+    """The head as it is now, in autocast's dtype or its own; in float32, tile by tile, where that is imitated."""
     kind, dtype = head.weight.device.type, head.weight.dtype
     if torch.is_autocast_enabled(kind) and dtype != torch.float64:  # as autocast itself leaves float64
         dtype = torch.get_autocast_dtype(kind)
+    dtype = torch.float32 if imitates(head.weight.device, dtype) else dtype
     return Linear(weight=head.weight, bias=head.bias, curve=curve, dtype=dtype)
 
 

@@ -1,0 +1,40 @@
+"""Arithmetic: which low dtypes a device computes in by itself, and which it only imitates, many times slower."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from pathlib import Path
+from typing import Final
+
+import torch
+
+FEATURES: Final = ("amx_bf16", "avx512_bf16", "bf16")  # x86's names of bfloat16 instructions, and ARM's
+
+
+def feature(device: torch.device) -> str | None:
+    """What has arithmetic in bfloat16 on this device, by name; None for nothing."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device) if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return None
+    flags = processor_flags()
+    return next((name for name in FEATURES if name in flags), None)
+
+
+def imitates(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether products in this dtype are many times slower here than those of the same numbers in float32."""
+    if dtype is torch.bfloat16:
+        return device.type in ("cpu", "cuda") and feature(device) is None
+    return dtype is torch.float16 and device.type == "cpu"
+
+
+@functools.cache
+def processor_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """What the processor says it can do, on Linux; empty elsewhere."""
+    with contextlib.suppress(OSError):
+        for line in path.read_text("utf-8", "replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return frozenset(value.split())
+    return frozenset()
