@@ -36,7 +36,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=16, help="rows of one step")
     parser.add_argument("--micro-batch", type=int, default=0, help="rows that the peer computes at once; 0: all")
     parser.add_argument("--set", action="append", default=[], help="a setting of our recipe, name=value")
-    parser.add_argument("--first-setting", action="store_true", help="do not search for the peer's best setting")
+    parser.add_argument("--setting", type=int, help="the peer's setting of this number, not the best that is searched")
 
 
 def cases(arguments: argparse.Namespace) -> Iterator[Row]:
@@ -82,8 +82,8 @@ def _rows(case: str, found: list[dict[str, Any]], arguments: argparse.Namespace,
 def _best(arguments: argparse.Namespace, work: dict[str, Any]) -> dict[str, Any]:
     """The peer's setting with the most supervised tokens a second; imitated bfloat16 is never that."""
     settings = SETTINGS + PLAIN if has_bf16(arguments.device) else PLAIN
-    if arguments.first_setting:
-        return settings[0]
+    if arguments.setting is not None:
+        return settings[arguments.setting]
     rates = {}
     for number, setting in enumerate(settings):
         side = Side("sft:trl", {**work, **setting}, arguments.threads)

@@ -127,6 +127,7 @@ def test_a_signal_leaves_an_evaluation_and_the_run_goes_on_with_it(train, rows, 
         straight.eval_metrics,
     )
     assert told(tmp_path / "run") == told(tmp_path / "straight")
+    assert not any(checkpoint.load(p)["tally"]["owes_evaluation"] for p in checkpoint.steps(tmp_path / "run"))
     weights = straight.model.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in run.model.state_dict().items())
 

@@ -21,8 +21,7 @@ class Stopper:
 
     @event
     def evaluated(self, run: Any, step: int, metrics: Mapping[str, float]) -> None:
-        name = self.options.metric
-        value = metrics[name]
+        name, value = self.options.metric, metrics[self.options.metric]
         if self._improves(value):
             self.best, self.waited = value, 0
             return

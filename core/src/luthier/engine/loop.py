@@ -68,9 +68,8 @@ class Loop:
 
     def train(self) -> Tally:
         setup, run = self.setup, self.run
-        goes_on = self._set_out()
         with self.saver, closing(setup.phases.over("data", setup.portions(self.tally.step))) as portions:
-            for portion in portions if goes_on else ():
+            for portion in portions if self._set_out() else ():
                 run.step, self.portion = portion.step + 1, portion
                 run.total_steps = run.step if portion.last else run.total_steps
                 self.hooks.step_started(run=run, step=run.step)
@@ -101,12 +100,13 @@ class Loop:
         owed, self.tally.owes_evaluation = self.tally.owes_evaluation, False
         if self.tally.step == 0:
             self._begin()
-        elif owed and self.setup.validation is not None:  # its step has a checkpoint already
+        elif owed and self.setup.validation is not None:
             self._evaluate()
             self._agree()
-            self.run.wants_save = False
             if self.run.stop_reason and self.recent:
                 self._log()
+            if not self.tally.owes_evaluation:
+                self.save()  # in the place of the checkpoint that owes it
         return not (self.run.stop_reason or self.tally.owes_evaluation)
 
     def _begin(self) -> None:
