@@ -21,7 +21,7 @@ SETTINGS = [
     for packing, free in ((False, False), (False, True), (True, False))
     for loaded in ("float32", "bfloat16")
 ]
-BLOCKS = 64  # rows of `--sequence` tokens
+STEPS = 40  # that there are rows of `--sequence` tokens for
 PUBLISHED = {("8b", "lora", 4096): 12_473}  # tokens/s on one H100: NeMo Automodel's own table
 PLAIN = [{**setting, "bf16": False} for setting in SETTINGS if setting["loaded"] == "float32"]
 
@@ -159,8 +159,8 @@ def _material(work: dict[str, Any]) -> tuple[Any, Any, Any]:
 
     model = llama(work["vocabulary"], device=work["device"], **SIZES[work["size"]])
     if work["sequence"]:
-        rows = blocks(BLOCKS + 2, work["sequence"])
-        return model, rows[:BLOCKS], rows[BLOCKS:]
+        rows = blocks(STEPS * work["batch"] + 2, work["sequence"])
+        return model, rows[:-2], rows[-2:]
     rows = token_rows(ROWS + HELD_OUT)
     return model, rows[:-HELD_OUT], rows[-HELD_OUT:]
 
@@ -203,11 +203,15 @@ def trl(gate: Gate, work: dict[str, Any]) -> None:
             return super().training_step(model, inputs, *rest, **named)
 
     class Turns(TrainerCallback):
+        goes_on = True
+
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             finished(work["device"])
-            if not gate.arrive(**seen):
-                control.should_training_stop = True
+            self.goes_on = gate.arrive(**seen)
             seen.clear()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop |= not self.goes_on  # after a whole step, as ours
 
     seen: Counter[str] = Counter()
     mean = sum(len(r["input_ids"]) for r in ordered) / len(ordered)
