@@ -70,13 +70,13 @@ def _links(folder, names):
 
 def _closure(name):
     """A distribution and all that it requires without extras."""
-    found, todo = set(), [name]
-    while todo:
-        current = canonicalize_name(todo.pop())
+    found, wanted = set(), [name]
+    while wanted:
+        current = canonicalize_name(wanted.pop())
         if current not in found:
             found.add(current)
             needed = [Requirement(text) for text in importlib.metadata.requires(current) or ()]
-            todo += [r.name for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
+            wanted += [r.name for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
     return found
 
 

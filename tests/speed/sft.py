@@ -98,13 +98,10 @@ def _numbers(side: Side, clock: str) -> dict[str, Any]:
     measured = side.turns[WARM:]
     rates = {name: median([t[name] / t[clock] for t in measured]) for name in ("tokens", "supervised")}
     done = rates["tokens"] * closing["flops"] if "flops" in closing else 0.0  # operations a second
+    share = done / closing["peak"] if done else None
     return {
         **{"rate": rates["tokens"], "supervised": rates["supervised"], "closing": closing, "loss": closing["loss"]},
-        **{
-            "warm": sum(t[clock] for t in side.turns[:WARM]),
-            "tflops": done / 1e12,
-            "peak_share": done / closing["peak"] if done else None,
-        },
+        **{"warm": sum(t[clock] for t in side.turns[:WARM]), "tflops": done / 1e12, "peak_share": share},
     }
 
 

@@ -27,6 +27,8 @@ class Gate:
         self.base = _resident("VmRSS")
         if Path("/proc/self/clear_refs").exists():
             Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        if sys.modules["torch"].cuda.is_initialized():
+            sys.modules["torch"].cuda.reset_peak_memory_stats()
 
     def arrive(self, **said: float) -> bool:
         """End the turn that runs, if one does, and wait for the next."""

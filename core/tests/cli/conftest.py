@@ -66,13 +66,13 @@ def bare(tmp_path_factory):
 
 def requirements_of(name):
     """A distribution and all that it requires without extras, by name."""
-    found, todo = set(), [name]
-    while todo:
-        current = canonicalize_name(todo.pop())
+    found, wanted = set(), [name]
+    while wanted:
+        current = canonicalize_name(wanted.pop())
         if current not in found:
             found.add(current)
             needed = (Requirement(text) for text in metadata.requires(current) or ())
-            todo += [r.name for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
+            wanted += [r.name for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
     return sorted(found)
 
 

@@ -168,6 +168,14 @@ def test_auto_takes_no_more_than_the_longest_step_has_and_says_so(train, tmp_pat
     assert "the longest step has no more" in found["reason"]
 
 
+def test_auto_takes_no_more_than_makes_a_processor_faster(train, tmp_path):
+    rows = [{"prompt": f"{i}?", "completion": "x" * 400} for i in range(8)]
+    train(data=rows, max_tokens_per_device="auto", device="cpu")
+    found = decided(tmp_path / "run")
+    assert found["value"] == 2048
+    assert "more would be no faster on cpu" in found["reason"]
+
+
 def test_auto_takes_what_fits_where_memory_is_short_and_trains_to_the_same_weights(train, tmp_path, machine):
     settings = {"optimizer": {"name": "sgd"}, "max_tokens_per_device": "auto"}
     whole = train(**settings, output_dir=tmp_path / "whole")

@@ -44,8 +44,8 @@ class Outer:
         (None, type(None), None), ("a/b", Path, Path("a/b")), (Path("a"), Path, Path("a")),
         ("red", Colour, Colour.RED), (1, Colour, Colour.ONE), (Colour.RED, Colour, Colour.RED),
         ([1, 2], list[int], [1, 2]), ((1, 2), list[int], [1, 2]), ([1, 2], tuple[int, ...], (1, 2)),
-        ([1, "a"], tuple[int, str], (1, "a")), ([], tuple[int, ...], ()), (["a", "a"], frozenset[str], frozenset("a")),
-        ({"a"}, set[str], {"a"}), (["a"], Sequence[str], ["a"]), ({"a": 1}, Mapping[str, int], {"a": 1}),
+        ([1, "a"], tuple[int, str], (1, "a")), ([], tuple[int, ...], ()), ([1, 2], frozenset[int], frozenset({1, 2})),
+        ({2, 1}, set[int], {1, 2}), (["a"], Sequence[str], ["a"]), ({"a": 1}, Mapping[str, int], {"a": 1}),
         ({"a": 1}, dict[str, float], {"a": 1.0}), ({"a": [1]}, dict[str, Any], {"a": [1]}), ([1], list, [1]),
         (None, int | None, None), (3, int | None, 3), ("none", int | None, None), ("none", float | None, None),
         ("none", str | None, "none"), ("none", Literal["none"] | None, "none"), (3, Optional[int], 3),  # noqa: UP045

@@ -256,9 +256,8 @@ class Loop:
     def _finish(self) -> None:
         run = self.run
         signal = self.agreed.signal
-        if signal is not None and (
-            self.tally.owes_evaluation or run.step != run.total_steps
-        ):  # the task goes on when the run is resumed
+        unfinished = self.tally.owes_evaluation or run.step != run.total_steps
+        if signal is not None and unfinished:  # the task goes on when the run is resumed
             self.hooks.stopped(run=run, step=run.step, reason=f"signal {signal}")
             raise Interrupted(signal, run.step, run.folder)
         self.health.end(run.step)

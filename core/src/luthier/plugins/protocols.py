@@ -218,7 +218,7 @@ class Quantizer(Protocol):
 
 @runtime_checkable
 class Callback(Protocol):
-    """Any object with methods marked `@luthier.event`; what else it may have, `plugins.events` says."""
+    """Any object with methods marked `@luthier.event`; what else it may have stands with the events."""
 
 
 MEMBERS: dict[str, tuple[str, ...]] = {
