@@ -16,7 +16,7 @@ from luthier.cli.app import app
 from luthier.cli.recipes import split
 from luthier.demo import MODEL
 from luthier.errors import CODES
-from luthier.plugins import events, hookspecs, protocols
+from luthier.plugins import events, hookspecs, policy_protocol, protocols
 from luthier.plugins.options import describe
 from luthier.plugins.records import RECORDS
 from luthier.plugins.registry import Plugins
@@ -71,8 +71,7 @@ CONTRACTS = {
     **{f"event {name}": getattr(events.Events, name) for name in events.EVENTS},
     **{
         f"{name}.{member}": function
-        for name, cls in vars(protocols).items()
-        if inspect.isclass(cls) and getattr(cls, "_is_protocol", False) and cls.__module__ == protocols.__name__
+        for name, cls in {**protocols.PROTOCOLS, "policy": policy_protocol.Policy}.items()
         for member, function in vars(cls).items()
         if inspect.isfunction(function) and (member == "__call__" or not member.startswith("_"))
     },

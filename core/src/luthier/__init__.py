@@ -26,7 +26,9 @@ _HOMES = {
         "ProviderRecord",
         "CallbackRecord",
     ),
-    "luthier.plugins.protocols": ("Context", "Group", "LossOutput", "Multipliers", "Policy", "Progress"),
+    "luthier.plugins.protocols": ("Adapter", "Callback", "Loss", "Optimizer", "Quantizer"),
+    "luthier.plugins.policy_protocol": ("Policy",),
+    "luthier.plugins.values": ("Context", "Group", "LossOutput", "Multipliers", "Progress"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME)]
@@ -41,7 +43,8 @@ if TYPE_CHECKING:
     from luthier.plugins.events import event
     from luthier.plugins.hookspecs import hookimpl
     from luthier.plugins.options import option
-    from luthier.plugins.protocols import Context, Group, LossOutput, Multipliers, Policy, Progress
+    from luthier.plugins.policy_protocol import Policy
+    from luthier.plugins.protocols import Adapter, Callback, Loss, Optimizer, Quantizer
     from luthier.plugins.records import (
         AdapterRecord,
         CallbackRecord,
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
         ProviderRecord,
         QuantizerRecord,
     )
+    from luthier.plugins.values import Context, Group, LossOutput, Multipliers, Progress
     from luthier.recipe import Recipe
 
 

@@ -17,7 +17,7 @@ from luthier.engine.head.tiles import Curve
 from luthier.engine.policy import ModelPolicy
 from luthier.engine.step import Step
 from luthier.errors import LuthierError
-from luthier.plugins.protocols import LossOutput
+from luthier.plugins.values import LossOutput
 from luthier.testing.worlds import SHAPE, random_batch, tiny_model
 
 OTHERS = {  # heads that the worlds have not: a logit scale that multiplies, and a bias

@@ -9,7 +9,7 @@ import pytest
 import torch
 from luthier.engine.health.reach import fingerprint
 from luthier.engine.run import Interrupted, read_record
-from luthier.plugins.protocols import LossOutput
+from luthier.plugins.values import LossOutput
 from luthier.testing.worlds import tiny_model, tiny_tokenizer
 
 

@@ -9,7 +9,7 @@ import torch
 from luthier.engine.health.flow import FlowMeter, layer_of
 from luthier.engine.health.overfit import silence
 from luthier.errors import LuthierError
-from luthier.plugins.protocols import LossOutput
+from luthier.plugins.values import LossOutput
 from luthier.testing.worlds import save_tiny_model, tiny_model, tiny_tokenizer
 
 

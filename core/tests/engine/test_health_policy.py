@@ -11,7 +11,7 @@ import torch
 from luthier.engine.health.monitor import IN_A_ROW
 from luthier.engine.run import Interrupted, read_record
 from luthier.errors import LuthierError
-from luthier.plugins.protocols import LossOutput
+from luthier.plugins.values import LossOutput
 
 
 class Failing:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from luthier.engine.run import read_record
 from luthier.errors import LuthierError
-from luthier.plugins.protocols import LossOutput
+from luthier.plugins.values import LossOutput
 from luthier.testing.ranks import in_ranks
 
 

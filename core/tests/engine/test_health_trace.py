@@ -7,7 +7,7 @@ import pytest
 import torch
 from luthier.engine.health.hooks import SHOWN, Finding, kind
 from luthier.errors import LuthierError
-from luthier.plugins.protocols import LossOutput
+from luthier.plugins.values import LossOutput
 from luthier.testing.worlds import tiny_model, tiny_tokenizer
 from torch import nn
 

@@ -3,7 +3,7 @@
 import luthier
 import pytest
 import torch
-from luthier.plugins.protocols import LossOutput
+from luthier.plugins.values import LossOutput
 
 
 def weights(run):

@@ -7,7 +7,7 @@ from luthier.engine import checkpoint
 from luthier.engine.load import quiet
 from luthier.engine.memory.recovery import is_exhausted
 from luthier.errors import LuthierError
-from luthier.plugins.protocols import LossOutput
+from luthier.plugins.values import LossOutput
 
 TEXT = "CUDA out of memory. Tried to allocate 2.00 GiB."
 

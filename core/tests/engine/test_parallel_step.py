@@ -12,7 +12,7 @@ from luthier.engine.parallel.world import World
 from luthier.engine.seeds import kept
 from luthier.engine.update import accumulate, update
 from luthier.errors import LuthierError
-from luthier.plugins.protocols import LossOutput
+from luthier.plugins.values import LossOutput
 from luthier.recipe import Recipe
 from luthier.testing.ranks import in_ranks
 from luthier.testing.worlds import save_tiny_model, tiny_model, tiny_tokenizer

@@ -14,9 +14,9 @@ from luthier import (
     QuantizerRecord,
     option,
 )
+from luthier.plugins.completion import REQUIRED
 from luthier.plugins.hookspecs import HOOKS
 from luthier.plugins.options import describe, is_default, type_name
-from luthier.plugins.protocols import MEMBERS
 from luthier.plugins.records import KINDS, RECORDS, TAGS
 
 
@@ -163,5 +163,5 @@ def test_a_sound_record_keeps_its_tags():
 def test_every_kind_has_a_record_a_hook_and_a_protocol():
     records = (AdapterRecord, LossRecord, OptimizerRecord, QuantizerRecord, ProviderRecord, CallbackRecord)
     assert set(RECORDS.values()) == set(records)
-    assert set(KINDS) == set(HOOKS) == set(MEMBERS)
+    assert set(KINDS) == set(HOOKS) == set(REQUIRED)
     assert len(TAGS) == 12

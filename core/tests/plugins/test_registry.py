@@ -304,7 +304,7 @@ def test_lazy_options_that_fail_are_refused_by_the_parts_name(distribution, tmp_
         ("{}:Thing", "raise ModuleNotFoundError('gone', name='torch')", "dependency-missing", 'Run: pip install "luthier[local]"'),
         ("{}:Thing", "from os import no_such_name\n", "part-broken", "cannot import name"),
         ("{}:late", "def late(options):\n    import no_such_library\n", "dependency-missing", "no_such_library"),
-        ("{}:Half", "class Half:\n    def __init__(self, options): ...\n    def build(self, groups): ...\n", "part-invalid", "does not keep the optimizer protocol: no evaluating"),
+        ("{}:Half", "class Half:\n    def __init__(self, options): ...\n    def evaluating(self): ...\n", "part-invalid", "does not keep the optimizer protocol: no build"),
     ],
     ids=range(9),
 )  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 from luthier import LuthierError, OptimizerRecord, Recipe, event, hookimpl, option
 from luthier.builtin import AdamW, Jsonl
 from luthier.plugins.compatibility import Chosen
-from luthier.plugins.protocols import MEMBERS
+from luthier.plugins.completion import REQUIRED
 from luthier.plugins.registry import Plugins, Source
 from luthier.recipe import resolve
 
@@ -168,7 +168,7 @@ def test_lazy_options_are_resolved_only_when_the_part_is_named(tmp_path, monkeyp
 
 def test_a_part_is_built_only_when_asked(make, plugins):
     found = resolve(make(), plugins)
-    assert set(MEMBERS["optimizer"]) <= set(dir(found.build(found.optimizer)))
+    assert set(REQUIRED["optimizer"]) <= set(dir(found.build(found.optimizer)))
     own = OwnOptimizer()
     local = resolve(make(optimizer=own), plugins)
     assert local.build(local.optimizer) is own

@@ -6,8 +6,8 @@ import attrs
 import pytest
 import torch
 from luthier.errors import LuthierError
-from luthier.plugins.protocols import Context
 from luthier.plugins.registry import checked
+from luthier.plugins.values import Context
 from luthier.testing import context
 from luthier.testing.contexts import base_model, distance, logits, probe_batch, separate
 from luthier.testing.quantized import CodedLinear, CodedQuantizer

@@ -7,7 +7,7 @@ import torch
 from luthier.engine import attention
 from luthier.engine.policy import ModelPolicy
 from luthier.errors import LuthierError
-from luthier.plugins.protocols import Policy
+from luthier.plugins.policy_protocol import Policy
 from luthier.testing.policies import TablePolicy, random_table
 from luthier.testing.worlds import VOCABULARY, random_batch, tiny_model
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from luthier.builtin import Full
 from luthier.engine.roles import by_role
 from luthier.errors import LuthierError
-from luthier.plugins.protocols import Context, Group, Progress
+from luthier.plugins.values import Context, Group, Progress
 
 
 class FullTuning:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.builtin import NoQuantizer
-from luthier.plugins.protocols import Multipliers, Progress
+from luthier.plugins.values import Multipliers, Progress
 
 
 class Unquantized:

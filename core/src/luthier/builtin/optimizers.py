@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from luthier.builtin import AdamW, Sgd
-from luthier.plugins.protocols import Group
+from luthier.plugins.values import Group
 
 
 class FusedAdamW:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from luthier.builtin import Sft
 from luthier.engine.batch import Batch
-from luthier.plugins.protocols import LossOutput
+from luthier.plugins.values import LossOutput
 
 
 class SupervisedLoss:

@@ -35,8 +35,8 @@ from luthier.engine.stateful import without_packing
 from luthier.engine.step import Step
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
-from luthier.plugins.protocols import Context, Group
 from luthier.plugins.registry import Plugins
+from luthier.plugins.values import Context, Group
 from luthier.recipe import Recipe
 from luthier.recipe.parts import Part, Resolved, resolve
 from luthier.recipe.soundness import check_parts

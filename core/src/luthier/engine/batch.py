@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
@@ -19,7 +19,11 @@ IGNORED = -100  # the label of a position that is not supervised
 
 @attrs.define(kw_only=True, eq=False)
 class Batch:
-    """T tokens of D documents. Labels are unshifted; only `previous` shifts."""
+    """T tokens of D documents that belong to U units. Labels are unshifted; only `previous` shifts.
+
+    A unit (a row, a pair, a group of completions) is never divided between batches. On an idle batch U is 0 and
+    `unit_of` is -1 everywhere.
+    """
 
     input_ids: Tensor  # [T] int64
     labels: Tensor  # [T] int64, IGNORED where not supervised
@@ -28,7 +32,10 @@ class Batch:
     token_weights: Tensor  # [T] float32
     previous: Tensor  # [T] int64: the token whose hidden state predicts label t, -1 for none
     continues: Tensor  # [D] int64 on the CPU: the document whose tokens this one follows, -1 for none
-    extras: dict[str, Any] = attrs.field(factory=dict)  # what the loss's data brings, such as pairs
+    unit_of: Tensor  # [D] int64 on the CPU: the unit that the document belongs to, -1 for none
+    index: Tensor  # [U] int64 on the CPU: the row of the data that each unit is, from 0
+    named: dict[str, Tensor] = attrs.field(factory=dict)  # [U] int64 on the CPU each: the document of that name, or -1
+    columns: dict[str, Tensor] = attrs.field(factory=dict)  # [U] each: labels, margins and the like, by column
     where: tuple[str, ...] = ()  # [D] file:line of each document, where that is known
     idle: bool = False  # a rank's turn without work: it takes part in every collective and counts for nothing
 
@@ -54,6 +61,22 @@ class Batch:
         """[D] int64 on the CPU."""
         return self.document_starts.diff()
 
+    @property
+    def num_units(self) -> int:
+        return self.index.shape[0]
+
+    def documents(self, name: str) -> Tensor:
+        """Return [U] int64 on the CPU: each unit's document of that name ("chosen", "text", ...), -1 for none."""
+        return self.named[name] if name in self.named else self.index.new_full((self.num_units,), -1)
+
+    @property
+    def pairs(self) -> Tensor:
+        """[P, 2] int64 on the CPU: the chosen and the rejected document of each unit that has both."""
+        import torch
+
+        both = torch.stack([self.documents("chosen"), self.documents("rejected")], dim=1)
+        return both[(both >= 0).all(dim=1)]
+
     def document_ids(self) -> Tensor:
         """[T] int64: the document of each token."""
         import torch
@@ -73,15 +96,18 @@ class Batch:
         own = {name: getattr(self, name) for name in names}
         own = {name: held.pin_memory() if pinned and held.is_cpu else held for name, held in own.items()}
         moved = {name: held.to(device, non_blocking=True) for name, held in own.items()}
-        extras = {k: v.to(device) if hasattr(v, "to") else v for k, v in self.extras.items()}
-        return attrs.evolve(self, **moved, extras=extras)
+        columns = {name: values.to(device) for name, values in self.columns.items()}
+        return attrs.evolve(self, **moved, columns=columns)
 
 
 def idle(example: TokenExample) -> Batch:
     """What a rank without work computes while the others do: two tokens that the model knows."""
     short = example.input_ids[:2]
     alone = attrs.evolve(example, input_ids=short, labels=short, documents=None)
-    return attrs.evolve(collate([alone]), where=(), idle=True)
+    batch = collate([alone])
+    nothing = batch.index[:0]
+    unit_of = batch.unit_of.new_full((batch.num_documents,), -1)
+    return attrs.evolve(batch, where=(), idle=True, unit_of=unit_of, index=nothing, named={}, columns={})
 
 
 def collate(examples: Sequence[TokenExample]) -> Batch:
@@ -103,5 +129,7 @@ def collate(examples: Sequence[TokenExample]) -> Batch:
         token_weights=torch.from_numpy(np.repeat(weights, lengths)),
         previous=torch.from_numpy(np.where(positions > 0, np.arange(total) - 1, -1)),
         continues=torch.full((len(starts) - 1,), -1, dtype=torch.int64),
+        unit_of=torch.from_numpy(np.repeat(np.arange(len(examples)), [len(e.starts) for e in examples])),
+        index=torch.arange(len(examples)),
         where=tuple(e.where for e in examples for _ in e.starts),
     )

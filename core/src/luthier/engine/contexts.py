@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from luthier.artifacts.weights import Files, save_model
 from luthier.engine import storage
 from luthier.engine.probe import disagreement
-from luthier.plugins.protocols import Context
+from luthier.plugins.values import Context
 
 
 def context_for(

@@ -14,7 +14,7 @@ from luthier.engine.memory.recovery import fitted
 from luthier.engine.parallel.world import World
 from luthier.engine.setup import Setup, dealt
 from luthier.engine.step import ROUTER
-from luthier.plugins.protocols import LossOutput
+from luthier.plugins.values import LossOutput
 
 
 class Abandoned(Exception):

@@ -13,7 +13,7 @@ from torch import nn
 
 from luthier.engine.layers import depths
 from luthier.errors import LuthierError
-from luthier.plugins.protocols import Group
+from luthier.plugins.values import Group
 
 
 def scaled(groups: Sequence[Group], model: Any, *, decay: float, multipliers: Mapping[str, float]) -> list[Group]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from luthier.plugins.protocols import Group, Role
+from luthier.plugins.values import Group, Role
 
 
 def role(name: str, owner: nn.Module, embedding: nn.Module | None, head: nn.Module | None) -> Role:

@@ -24,7 +24,7 @@ from luthier.engine.precision import Precision
 from luthier.engine.process import Process
 from luthier.engine.schedule import Rates
 from luthier.engine.step import Step
-from luthier.plugins.protocols import Context
+from luthier.plugins.values import Context
 
 if TYPE_CHECKING:
     from luthier.data.prepare import Report

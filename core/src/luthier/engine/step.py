@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from luthier.engine.batch import Batch
 from luthier.engine.policy import ModelPolicy
 from luthier.errors import LuthierError
-from luthier.plugins.protocols import LossOutput
+from luthier.plugins.values import LossOutput
 
 ROUTER: Final = "router_aux"  # the term of the experts' load-balancing loss
 

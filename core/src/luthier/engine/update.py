@@ -19,7 +19,7 @@ from luthier.engine.parallel.world import added
 from luthier.engine.seeds import seed_all
 from luthier.engine.setup import Setup
 from luthier.errors import LuthierError
-from luthier.plugins.protocols import LossOutput, Progress
+from luthier.plugins.values import LossOutput, Progress
 
 
 @attrs.frozen(kw_only=True)

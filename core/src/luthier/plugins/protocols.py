@@ -1,219 +1,233 @@
-"""What each part is: protocols, not base classes. Torch appears only in annotations.
+"""The contract of each kind of part: protocols with defaults for what an ordinary part leaves alone.
 
-Shapes in brackets: T tokens of the packed batch, D documents in it, V vocabulary, H hidden.
+Torch appears only in annotations. Shapes in brackets: T tokens of the packed batch, D documents in it, U units,
+P pairs, V vocabulary, H hidden.
+
+A part may inherit from its protocol, or be any object with the required members; `complete_part` gives it the defaults
+of the others.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import types
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
-import attrs
+from luthier.errors import LuthierError
+from luthier.plugins.policy_protocol import Policy
+from luthier.plugins.values import Context, Group, LossOutput, Multipliers, Progress
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
-Role = Literal["hidden", "embedding", "head", "norm", "bias", "adapter"]
-
-
-@attrs.frozen(kw_only=True)
-class Group:
-    """Trainable parameters that share a learning rate and a decay."""
-
-    parameters: list[nn.Parameter]
-    names: list[str]
-    role: Role = "hidden"
-    lr_scale: float = 1.0  # times the run's learning rate
-    weight_decay: float | None = None  # None: the optimizer's own, and 0 for norms and biases
-
-    def settings(self, weight_decay: float = 0.0) -> dict[str, Any]:
-        """This group as torch's optimizers take it; the loop sets `lr` to the schedule's rate times `lr_scale`."""
-        own = 0.0 if self.role in ("norm", "bias") else weight_decay
-        decay = own if self.weight_decay is None else self.weight_decay
-        return {"params": self.parameters, "lr_scale": self.lr_scale, "weight_decay": decay}
-
-
-@attrs.frozen(kw_only=True)
-class Progress:
-    """Where a run stands: `step` of `total_steps` optimizer steps are done, in epoch `epoch` (fractional).
-
-    `total_steps` is None for a run whose end is not known, such as one that only a signal stops.
-    """
-
-    step: int
-    total_steps: int | None
-    epoch: float
-
-
-@attrs.frozen(kw_only=True)
-class Multipliers:
-    """What a quantizer's schedule does to the rates of this step."""
-
-    lr: float = 1.0
-    weight_decay: float = 1.0
-
-
-@attrs.frozen(kw_only=True)
-class Context:
-    """What a part may know of the run it joins.
-
-    `dequantize(layer)` gives a layer's weight in float32 [out, in], quantized or not; `requantize(layer, weight)` puts
-    one back; `original(layer)` reads the unquantized weight again from the checkpoint, and raises `LuthierError` where
-    there is none. `batches(n)` gives the first n batches of the training data. `log(name, value)` adds a number to
-    the step's metrics. `probe(model)` compares packed with separate documents and says why they differ, or None.
-    `save_model(model, folder)` writes a dense model in transformers' layout, in the run's `save_dtype` and shards.
-    """
-
-    config: Any
-    device: torch.device
-    dtype: torch.dtype
-    seed: int
-    total_steps: int | None
-    log: Callable[[str, float], None]
-    dequantize: Callable[[nn.Module], Tensor]
-    requantize: Callable[[nn.Module, Tensor], None]
-    original: Callable[[nn.Module], Tensor]
-    batches: Callable[[int], Iterable[Any]]
-    probe: Callable[[Any], str | None] = lambda model: None
-    save_model: Callable[[Any, Path], None] = lambda model, folder: model.save_pretrained(folder)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)  # DDP finds the tensors of a dataclass
-class LossOutput:
-    """Sums, never means: `sums` are scalars with gradient; `metrics` are (sum, count) without."""
-
-    sums: dict[str, Tensor]
-    metrics: dict[str, tuple[float | Tensor, float | Tensor]] = dataclasses.field(default_factory=dict)
-
-
-@runtime_checkable
-class Policy(Protocol):
-    """The model as a loss sees it: log-probabilities and chunks of logits, never all logits."""
-
-    def token_logprobs(self, batch: Any, want: Sequence[str] = ()) -> Any:
-        """[T] float32: entry t is log p(labels[t]), 0 where labels[t] is -100.
-
-        With `want` (of "entropy", "top1"), a pair of that and a dict of [T] float32 from the same pass.
-        """
-
-    def map_logits(self, batch: Any, function: Callable[..., Any], *per_token: Any, other: Any = None) -> Any:
-        """`function(logits [C, V], labels [C], *per_token [C, ...])` over chunks of the supervised positions, scattered
-        to [T, ...] with 0 elsewhere, recomputed in backward. With `other`, a policy, its logits come last."""
-
-    def hidden(self, batch: Any, layers: Sequence[int]) -> list[Any]:
-        """[T, H] for each layer asked for; -1 is what the head reads."""
-
-    def score(self, batch: Any) -> Any:
-        """[D] float32: the output of a scalar head at each document's last token."""
-
-    def reference(self) -> Policy:
-        """The policy without the adapter, without gradient."""
-
-    def teacher(self) -> Policy:
-        """The teacher that the recipe names."""
+__all__ = ["Adapter", "Callback", "Loss", "Optimizer", "Policy", "Quantizer"]
 
 
 @runtime_checkable
 class Adapter(Protocol):
-    """What of the model trains. Class and module paths of the model stay as they are."""
+    """The part that decides what of the model trains. Class and module paths of the model stay as they are."""
 
     def attach(self, model: Any, context: Context) -> Any:
-        """Wrap layers in place, quantized or not, freeze the rest, and return the model."""
+        """Wrap layers in place, quantized or not, freeze the rest, and return the model.
+
+        It is called in every world that `Context.purpose` names; torch is seeded before, so that it gives the same
+        initial values each time.
+        """
+        ...
 
     def groups(self) -> list[Group]:
-        """Every trainable parameter, in exactly one group."""
-
-    def prepare(self, batch: Any) -> Any:
-        """The batch, with virtual tokens for each document where a prompt method has them."""
+        """Return every trainable parameter, in exactly one group."""
+        ...
 
     def disabled(self) -> AbstractContextManager[None]:
-        """Within it the model computes what it did before `attach`."""
-
-    def gradients_ready(self) -> None:
-        """All gradients of the global batch are summed; before clipping."""
-
-    def stepped(self, progress: Progress) -> None:
-        """The optimizer has stepped."""
-
-    def penalty(self) -> Any:
-        """A scalar added to the objective of the global batch, once a step; None for none."""
+        """Return a context within which the model computes what it did before `attach`."""
+        ...
 
     def state(self) -> dict[str, Any]:
-        """All that resume needs, as tensors and JSON values."""
+        """Return all that a resume needs, as tensors and JSON values; what `constants` returns stays out."""
+        ...
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take `state()` back, into the parameters that exist."""
+        """Take what `state` returned into the parameters that exist."""
+        ...
 
     def save(self, folder: Path) -> None:
         """Write the adapter alone, in PEFT's layout where there is one."""
+        ...
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote into the attached adapter."""
+        ...
 
     def merge(self, context: Context) -> Any:
-        """The model with the adapter folded into its weights and the wrappers gone."""
+        """Return the model with the adapter folded into its weights and the wrappers gone.
 
-    def begin_task(self, index: int) -> None: ...
+        It is called only where the record says `mergeable`.
+        """
+        raise LuthierError("part-unsupported", "this adapter cannot be merged", where="adapter")
 
-    def end_task(self, index: int) -> None: ...
+    def prepare(self, batch: Any) -> Any:
+        """Return the batch that the body runs on; a prompt method adds virtual tokens to each document.
+
+        The policy calls it, with the adapter on only. A prepared batch may carry `embeddings` [T', H] and must carry
+        `origin` [T'] int64: the place of each token in the loss's batch, -1 for a virtual one.
+        """
+        return batch
+
+    def virtual_tokens(self) -> int:
+        """Return how many tokens `prepare` puts before each document that continues none."""
+        return 0
+
+    def prefixes(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Return keys and values, [N, key-value heads, head dim] each, before each document that continues none.
+
+        They are counted in the positions and not rotated. None: this adapter adds none at this layer.
+        """
+        return None
+
+    def generating(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of `generate` with what takes the place of virtual tokens: embeddings, a cache."""
+        return inputs
+
+    def gradients_ready(self) -> None:
+        """Look at or change the gradients: those of the global batch are summed, and not yet clipped."""
+
+    def stepped(self, progress: Progress) -> None:
+        """Take note that the optimizer has stepped."""
+
+    def penalty(self) -> Any:
+        """Return a scalar that is added to the objective of the global batch once a step; None for none."""
+        return None
+
+    def constants(self) -> dict[str, Tensor]:
+        """Return frozen tensors that a resume needs. They are written once, and not into every checkpoint."""
+        return {}
+
+    def load_constants(self, constants: Mapping[str, Tensor]) -> None:
+        """Take what `constants` returned."""
+
+    def begin_task(self, index: int) -> None:
+        """Prepare for task `index` (from 0)."""
+
+    def end_task(self, index: int) -> None:
+        """Finish task `index`: its best weights are in place, its last evaluation and its artifact come afterwards."""
 
 
 @runtime_checkable
 class Loss(Protocol):
-    """What is minimised. `couples = "batch"` needs `scores(policy, batch) -> [D, ...]` and `combine(all)` beside it.
+    """The objective of a run.
 
-    `coefficients(batch) -> [T] or None` may give d total / d log-probability where it is known before forward.
+    `data` is the kind of rows it takes: "tokens", "preference", "unpaired" or "documents". A loss with
+    `couples = "batch"` is a function of the whole global batch and has `scores` and `combine` in use.
     """
 
     data: str
+    couples: str = "nothing"
 
     def terms(self, batch: Any) -> dict[str, float]:
-        """This micro-batch's share of each term's denominator."""
+        """Return this micro-batch's share of each term's denominator."""
+        ...
 
-    def __call__(self, policy: Any, batch: Any) -> LossOutput:
-        """The sum of each term over this micro-batch."""
+    def __call__(self, policy: Policy, batch: Any) -> LossOutput:
+        """Return the sum of each term over this micro-batch."""
+        ...
+
+    def arrange(self, units: Sequence[Any]) -> Sequence[Any]:
+        """Return the units of one global batch with derived documents added, before they are packed.
+
+        It is a pure function: the same units in the same order, none added or dropped.
+        """
+        return units
+
+    def begin(self, context: Context) -> None:
+        """Prepare on a fresh start, once per task, before the first step; `context.over` may be used."""
+
+    def coefficients(self, batch: Any) -> Tensor | None:
+        """Return [T] d total / d log-probability where it is known before the forward pass, else None."""
+        return None
+
+    def scores(self, policy: Policy, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return scores [U, ...] with gradient, and further tensors [U, ...] that are kept and not differentiated."""
+        raise LuthierError("part-invalid", "a loss with couples = 'batch' needs scores(policy, batch)", where="loss")
+
+    def combine(self, scores: Tensor, fixed: Mapping[str, Tensor]) -> LossOutput:
+        """Return the sums over the whole global batch from the scores and fixed tensors of all its units."""
+        raise LuthierError("part-invalid", "a loss with couples = 'batch' needs combine(scores, fixed)", where="loss")
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a resume needs, as tensors and JSON values."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` returned."""
 
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """How a gradient becomes a step.
+    """The rule by which gradients become a step.
 
     `separable = True` says that what is built may be stepped with the gradients of some parameters, then of others,
     with the result of one step: nothing in it goes beyond one parameter. Bfloat16 weights then need less room.
     """
 
+    separable: bool = False
+
     def build(self, groups: list[Group]) -> torch.optim.Optimizer:
-        """An optimizer over the groups (see `Group.settings`); the loop sets each `lr` before every step."""
+        """Return an optimizer over the groups (see `Group.settings`); the loop sets each `lr` before every step."""
+        ...
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Around evaluation and saving, for optimizers whose best weights are not those they step."""
+        """Surround evaluation and saving, for optimizers whose best weights are not those they step."""
+        return nullcontext()
 
 
 @runtime_checkable
 class Quantizer(Protocol):
-    """How the base model's weights are stored. A quantized layer keeps `in_features` and `out_features`."""
+    """The form in which the base model's weights are stored.
 
-    def load_arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `from_pretrained`."""
+    A quantized layer keeps `in_features` and `out_features`.
+    """
 
     def apply(self, model: Any) -> Any:
         """Replace the model's weights by quantized ones, in place, and return the model."""
+        ...
 
-    def dequantize(self, layer: Any) -> Any:
-        """The layer's weight [out, in] in float32, or None for a layer that is not this quantizer's."""
+    def dequantize(self, layer: Any) -> Tensor | None:
+        """Return the layer's weight [out, in] in float32, or None for a layer that is not this quantizer's."""
+        ...
 
-    def requantize(self, layer: Any, weight: Any) -> None:
+    def requantize(self, layer: Any, weight: Tensor) -> None:
         """Put a float32 weight [out, in] into a quantized layer."""
+        ...
 
-    def export(self, model: Any, folder: Path) -> None:
-        """Write the quantized model."""
+    def load_arguments(self) -> dict[str, Any]:
+        """Return keyword arguments for `from_pretrained`."""
+        return {}
 
     def progressed(self, progress: Progress) -> Multipliers:
-        """Called before each step."""
+        """Take note of the steps done. It is called before every run of the model: a step, an evaluation, saving.
+
+        The multipliers apply to the rates of the step that follows.
+        """
+        return Multipliers()
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Write a model whose quantized layers were trained. It is called only where the record says `trains`."""
+        raise LuthierError("part-unsupported", "this quantizer writes no model", where="quantizer")
+
+    def load(self, folder: Path, model: Any) -> Any:
+        """Return the model that `save` wrote, given the model after `apply`."""
+        raise LuthierError("part-unsupported", "this quantizer reads no model", where="quantizer")
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a resume needs beyond the steps done, as tensors and JSON values."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` returned."""
 
 
 @runtime_checkable
@@ -221,12 +235,12 @@ class Callback(Protocol):
     """Any object with methods marked `@luthier.event`; what else it may have stands with the events."""
 
 
-MEMBERS: dict[str, tuple[str, ...]] = {
-    "adapter": ("attach", "groups", "prepare", "disabled", "gradients_ready", "stepped", "penalty", "state",
-                "load_state", "save", "load", "merge", "begin_task", "end_task"),
-    "loss": ("data", "terms", "__call__"),
-    "optimizer": ("build", "evaluating"),
-    "quantizer": ("load_arguments", "apply", "dequantize", "requantize", "export", "progressed"),
-    "provider": ("check",),  # jobs bring the rest, and check it
-    "callback": (),
-}  # fmt: skip
+PROTOCOLS: Final[Mapping[str, type]] = types.MappingProxyType(
+    {
+        "adapter": Adapter,
+        "loss": Loss,
+        "optimizer": Optimizer,
+        "quantizer": Quantizer,
+        "callback": Callback,
+    }
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 import attrs
@@ -92,21 +93,35 @@ def check_options(cls: Any, where: str) -> None:
 
 @attrs.frozen(kw_only=True)
 class AdapterRecord(Record):
-    """An adapter. `tolerance` bounds how far, relative to the output, a fresh attach may move it (0: bit for bit)."""
+    """An adapter. `tolerance` bounds how far, relative to the output, a fresh attach may move it (0: bit for bit).
+
+    `artifact` names the folder that `save` fills: "adapter", or "model" for a dense model. `save_dtype` is the dtype
+    that its files want ("float32", ...), with the reason in the part's documentation; None leaves it to the run.
+    """
 
     kind: ClassVar[str] = "adapter"
     mergeable: bool = True
     tolerance: float = 0.0
+    artifact: str = "adapter"
+    save_dtype: str | None = None
 
 
 @attrs.frozen(kw_only=True)
 class LossRecord(Record):
-    """A loss. `data` is the kind of example it takes. `reference` is a `"module:attribute"` that the kit compares it
-    with: `attribute(options, policy, batch) -> {name: sum}`, as plain as can be."""
+    """A loss. `data` is the kind of rows it takes: "tokens", "preference", "unpaired" or "documents".
+
+    `columns = {name: type}` lists the row's columns that it needs in the batch (types: "bool", "int", "float"), and
+    `documents = {name: column}` further texts of the row that become documents of its unit. `perplexity` says that
+    the main term is nats per token. `reference` is a `"module:attribute"` that the kit compares it with:
+    `attribute(options, policy, batch) -> {name: sum}`, as plain as can be.
+    """
 
     kind: ClassVar[str] = "loss"
     data: str = "tokens"
     reference: str | None = None
+    columns: Mapping[str, str] = attrs.field(factory=dict)
+    documents: Mapping[str, str] = attrs.field(factory=dict)
+    perplexity: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -116,12 +131,18 @@ class OptimizerRecord(Record):
 
 @attrs.frozen(kw_only=True)
 class QuantizerRecord(Record):
-    """A quantizer. `bits` per weight, scales left out; None where nothing is quantized. `tolerance` bounds the
-    relative (Frobenius) error of a weight after quantization."""
+    """A quantizer. `bits` per weight, scales left out; None where nothing is quantized.
+
+    `tolerance` bounds the relative (Frobenius) error of a weight after quantization. `trains` says that the layers
+    keep a latent weight that is trained; the artifact is then written and read through the quantizer. `mergeable`
+    says that an adapter can be merged into its layers.
+    """
 
     kind: ClassVar[str] = "quantizer"
     bits: float | None = None
     tolerance: float = 0.0
+    trains: bool = False
+    mergeable: bool = True
 
 
 @attrs.frozen(kw_only=True)

@@ -13,9 +13,9 @@ import attrs
 
 from luthier.errors import LuthierError, nearest
 from luthier.plugins import catalogue
+from luthier.plugins.completion import complete_part
 from luthier.plugins.events import check_callback
 from luthier.plugins.loading import GROUP, Failure, Source, canonical, describe, find_entries, records_of
-from luthier.plugins.protocols import MEMBERS
 from luthier.plugins.records import RECORDS, Record, check_options
 
 __all__ = ["BLOCK", "GROUP", "Failure", "Offer", "Plugins", "Source", "checked", "installed"]
@@ -158,10 +158,8 @@ def installed() -> Plugins:
 
 
 def checked(part: Any, kind: str, where: str) -> Any:
-    """The part, if it has every member of its kind's protocol; else an error that names those it lacks."""
-    missing = [name for name in MEMBERS[kind] if not hasattr(part, name)]
-    if missing:
-        raise LuthierError("part-invalid", f"does not keep the {kind} protocol: no {', '.join(missing)}", where=where)
+    """Return the part with its protocol's defaults; `part-invalid` names the required members that it lacks."""
+    part = complete_part(part, kind, where)
     if kind == "callback":
         check_callback(part, where)
     return part

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from hypothesis import strategies as st
 
-from luthier.plugins.protocols import Role
 from luthier.plugins.records import Record
+from luthier.plugins.values import Role
 from luthier.testing.checks import Subject, law
 from luthier.testing.strategies import seeds
 

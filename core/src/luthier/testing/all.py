@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import attrs
 
-from luthier.plugins import protocols
+from luthier.plugins.completion import list_members
 from luthier.plugins.options import KEY
-from luthier.plugins.protocols import MEMBERS
+from luthier.plugins.protocols import PROTOCOLS
 from luthier.plugins.records import Record
 from luthier.plugins.registry import installed
 from luthier.plugins.structure import structure
@@ -116,10 +116,11 @@ def build_keeps_the_protocol(subject: Subject, options: Any) -> None:
         events.heard(part)
     if kind == "loss":
         _check_loss(part, subject.record)
-    protocol = getattr(protocols, kind.capitalize(), None)
-    for name in MEMBERS[kind] if protocol is not None else ():
-        wanted = inspect.signature(getattr(protocol, name)) if hasattr(protocol, name) else None
-        if wanted is not None:
+    protocol = PROTOCOLS.get(kind)
+    for name in list_members(kind) if protocol is not None else ():
+        member = getattr(protocol, name, None)
+        if inspect.isfunction(member):
+            wanted = inspect.signature(member)
             _check_arguments(f"{type(part).__name__}.{name}", getattr(part, name), len(wanted.parameters) - 1)
 
 

@@ -19,7 +19,7 @@ from luthier.engine.contexts import context_for
 from luthier.engine.policy import ModelPolicy
 from luthier.engine.step import Step
 from luthier.errors import LuthierError
-from luthier.plugins.protocols import Context, Progress
+from luthier.plugins.values import Context, Progress
 from luthier.testing.checks import Subject
 from luthier.testing.worlds import random_batch, tiny_model
 

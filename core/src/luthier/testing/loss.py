@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 from hypothesis import strategies as st
 
-from luthier.plugins.protocols import LossOutput
 from luthier.plugins.records import Record
+from luthier.plugins.values import LossOutput
 from luthier.testing.checks import Subject, law
 from luthier.testing.strategies import Document, documents, pack, packs, seeds
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 from hypothesis import strategies as st
 
-from luthier.plugins.protocols import Group
+from luthier.plugins.values import Group
 from luthier.testing.checks import Subject, law
 from luthier.testing.strategies import seeds
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from luthier.plugins.protocols import Multipliers, Progress
+from luthier.plugins.values import Multipliers, Progress
 
 
 class CodedLinear(nn.Module):

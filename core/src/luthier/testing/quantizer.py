@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from luthier.plugins.protocols import Multipliers, Progress
 from luthier.plugins.records import Record
+from luthier.plugins.values import Multipliers, Progress
 from luthier.testing.checks import Subject, law
 from luthier.testing.strategies import seeds
 

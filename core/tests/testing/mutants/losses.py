@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import torch
 from luthier.engine.batch import Batch
-from luthier.plugins.protocols import LossOutput
+from luthier.plugins.values import LossOutput
 from torch import Tensor
 
 
@@ -134,7 +134,8 @@ class Squared(Nll):
     def combine(self, scores: Tensor) -> LossOutput:
         return LossOutput(sums={"nll": scores.sum() ** 2})
 
-    coefficients = None
+    def coefficients(self, batch: Batch) -> None:
+        return None
 
 
 class MeanOfScores(Squared):

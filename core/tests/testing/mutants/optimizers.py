@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from luthier.errors import LuthierError
-from luthier.plugins.protocols import Group
+from luthier.plugins.values import Group
 
 
 class Momentum:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.engine.batch import Batch
-from luthier.plugins.protocols import LossOutput
+from luthier.plugins.values import LossOutput
 
 LOSS: Final = "the loss"
 SHOWN: Final = 3  # rows that a message names

@@ -73,7 +73,7 @@ def _parameter(model: nn.Module) -> Finding | None:
 def _data(batches: Sequence[Batch]) -> Finding | None:
     """Numbers that the rows bring: their weights, and what the loss's data adds."""
     for number, batch in enumerate(batches, 1):
-        for name, value in {"weight": batch.token_weights, **batch.extras}.items():
+        for name, value in {"weight": batch.token_weights, **batch.columns}.items():
             if not all(finite(t) for t in tensors(value)):
                 told = f"the rows' {name} holds {kind(next(t for t in tensors(value) if not finite(t)))}"
                 rows = rows_of(value, batch) if isinstance(value, Tensor) else batch.where

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from luthier.engine.roles import role
-from luthier.plugins.protocols import Group
+from luthier.plugins.values import Group
 
 if TYPE_CHECKING:
     from luthier.engine.setup import Setup

@@ -15,7 +15,7 @@ from luthier.engine.parallel.spread import Spread
 from luthier.engine.parallel.tensors import own
 from luthier.engine.parallel.world import World, lost_peers
 from luthier.errors import LuthierError
-from luthier.plugins.protocols import LossOutput
+from luthier.plugins.values import LossOutput
 
 # FSDP2 hangs the beginning of backward on the tensors that it finds in a module's output.
 register_pytree_node(

@@ -1,0 +1,64 @@
+"""Completion of parts: what a part must have, and the defaults of its protocol for what it leaves out."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Mapping
+from typing import Any, Final
+
+from luthier.errors import LuthierError
+from luthier.plugins.protocols import PROTOCOLS
+
+REQUIRED: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType(
+    {
+        "adapter": ("attach", "groups", "disabled", "state", "load_state", "save", "load"),
+        "loss": ("data", "terms", "__call__"),
+        "optimizer": ("build",),
+        "quantizer": ("apply", "dequantize", "requantize"),
+        "provider": ("check",),  # jobs bring the rest, and check it
+        "callback": (),
+    }
+)
+WITHOUT_DEFAULT: Final = frozenset(("scores", "combine"))  # members of coupled losses alone
+
+
+def list_members(kind: str) -> tuple[str, ...]:
+    """Return every member of a kind's protocol, the required ones first."""
+    required = REQUIRED[kind]
+    return (*required, *(name for name in _defaults(kind) if name not in required))
+
+
+def complete_part(part: Any, kind: str, where: str) -> Any:
+    """Return the part with the defaults of its protocol for the optional members that it lacks.
+
+    Raises `part-invalid` where a required member is missing.
+    """
+    missing = [name for name in REQUIRED[kind] if not hasattr(part, name)]
+    if missing:
+        raise LuthierError("part-invalid", f"does not keep the {kind} protocol: no {', '.join(missing)}", where=where)
+    absent = {name: value for name, value in _defaults(kind).items() if not hasattr(part, name)}
+    if hasattr(part, "__dict__"):
+        for name, value in absent.items():
+            bound = types.MethodType(value, part) if isinstance(value, types.FunctionType) else value
+            object.__setattr__(part, name, bound)
+    elif absent:  # a class with slots has room for methods in its class only
+        object.__setattr__(part, "__class__", _completed_class(type(part), kind, tuple(absent)))
+    return part
+
+
+@functools.cache
+def _defaults(kind: str) -> dict[str, Any]:
+    """Return the optional members of a kind's protocol, with their defaults."""
+    protocol = PROTOCOLS.get(kind)
+    members = {} if protocol is None else vars(protocol)
+    own = {name: value for name, value in members.items() if not name.startswith("_") or name == "__call__"}
+    return {name: value for name, value in own.items() if name not in WITHOUT_DEFAULT.union(REQUIRED[kind])}
+
+
+@functools.cache
+def _completed_class(cls: type, kind: str, names: tuple[str, ...]) -> type:
+    """Return a subclass without room of its own, so that an object of `cls` can become one of it."""
+    defaults = _defaults(kind)
+    members = {name: defaults[name] for name in names}
+    return type(cls.__name__, (cls,), {"__slots__": (), "__module__": cls.__module__, **members})

@@ -1,0 +1,111 @@
+"""The values that the engine and parts hand to each other. Torch appears only in annotations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+Role = Literal["hidden", "embedding", "head", "norm", "bias", "adapter"]
+
+
+@attrs.frozen(kw_only=True)
+class Group:
+    """Trainable parameters that share a learning rate and a decay."""
+
+    parameters: list[nn.Parameter]
+    names: list[str]
+    role: Role = "hidden"
+    lr_scale: float = 1.0  # times the run's learning rate
+    weight_decay: float | None = None  # None: the optimizer's own, and 0 for norms and biases
+
+    def settings(self, weight_decay: float = 0.0) -> dict[str, Any]:
+        """This group as torch's optimizers take it; the loop sets `lr` to the schedule's rate times `lr_scale`."""
+        own = 0.0 if self.role in ("norm", "bias") else weight_decay
+        decay = own if self.weight_decay is None else self.weight_decay
+        return {"params": self.parameters, "lr_scale": self.lr_scale, "weight_decay": decay}
+
+
+@attrs.frozen(kw_only=True)
+class Progress:
+    """Where a run stands: `step` of `total_steps` optimizer steps are done, in epoch `epoch` (fractional).
+
+    `total_steps` is None for a run whose end is not known, such as one that only a signal stops.
+    """
+
+    step: int
+    total_steps: int | None
+    epoch: float
+
+
+@attrs.frozen(kw_only=True)
+class Multipliers:
+    """What a quantizer's schedule does to the rates of this step."""
+
+    lr: float = 1.0
+    weight_decay: float = 1.0
+
+
+Purpose = Literal["plan", "hollow", "train", "open"]
+
+
+def compute_uncached(key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return `compute()`; the default of `Context.cache` where there is no folder to keep tensors in."""
+    return compute()
+
+
+@attrs.frozen(kw_only=True)
+class Context:
+    """A view of the run that a part joins. It is handed to `attach`, `apply`, `merge` and `begin`.
+
+    `purpose` says why the part is called: "plan" (fake tensors; nothing is trained), "hollow" (a rank whose weights
+    lie on meta until rank 0 sends them), "train", or "open" (a whole model, for saving, merging or generating).
+    `has_values` is False where the weights are fake or on meta: then no number may be read from them.
+    `config` is the model's own transformers config. `device` is where the model's weights lie. `dtype` is theirs.
+    `seed` is the run's; torch's generators are seeded from it before `attach`. `total_steps` is None for a run
+    without a known end.
+
+    - `log(name, value)` adds a number to the metrics of the current step alone.
+    - `dequantize(layer)` returns the layer's weight in float32 [out, in], quantized or not.
+    - `requantize(layer, weight)` puts such a weight back.
+    - `original(layer)` reads the unquantized weight [out, in] float32 from the checkpoint again. It raises
+      `LuthierError` where there is no checkpoint.
+    - `batches(n)` returns the first n packed batches of the training data; fewer where the data has fewer.
+    - `progress(total, text)` returns a function `advance(n=1)` that moves a progress bar of a long preparation.
+    - `cache(key, compute)` returns the tensors of `compute()`, kept on disk under a hash of `key`: name in the key
+      everything that the result depends on, such as the hash of a weight and the options.
+    - `probe(model)` compares packed with separate documents and says why they differ, or None.
+    - `save_model(model, folder)` writes a dense model in transformers' layout, in the run's `save_dtype` and shards.
+    """
+
+    config: Any
+    device: torch.device
+    dtype: torch.dtype
+    seed: int
+    total_steps: int | None
+    purpose: Purpose = "train"
+    has_values: bool = True
+    log: Callable[[str, float], None]
+    dequantize: Callable[[nn.Module], Tensor]
+    requantize: Callable[[nn.Module, Tensor], None]
+    original: Callable[[nn.Module], Tensor]
+    batches: Callable[[int], Iterable[Any]]
+    progress: Callable[[int, str], Callable[..., None]] = lambda total, text: lambda n=1: None
+    cache: Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]] = compute_uncached
+    probe: Callable[[Any], str | None] = lambda model: None
+    save_model: Callable[[Any, Path], None] = lambda model, folder: model.save_pretrained(folder)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)  # DDP finds the tensors of a dataclass
+class LossOutput:
+    """Sums, never means: `sums` are scalars with gradient; `metrics` are (sum, count) without."""
+
+    sums: dict[str, Tensor]
+    metrics: dict[str, tuple[float | Tensor, float | Tensor]] = dataclasses.field(default_factory=dict)
