@@ -1,5 +1,6 @@
 """What `make` writes works: it installs, is listed, passes its own tests, and its README says what its options are."""
 
+import json
 import os
 import re
 import subprocess
@@ -78,6 +79,56 @@ def test_one_of_each_kind_installs_and_passes_its_own_tests(site, tmp_path):
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert " skipped" not in done.stdout and " xfailed" not in done.stdout
+
+
+TRIAL = """
+import json, sys
+import luthier
+
+rows = [{"prompt": f"What is {i}?", "completion": f"{i % 7}."} for i in range(16)]
+common = {"model": "demo", "data": rows, "global_batch_size": 4, "max_steps": 4, "save_steps": 2, "memory_check": False}
+halting = True
+
+
+class Halt:
+    @luthier.event
+    def step_started(self, step):
+        if halting and step == 4:
+            raise KeyboardInterrupt
+
+
+def tried(kind, folder):
+    global halting
+    settings = {**common, kind: f"sample-{kind}"}
+    if kind == "quantizer":
+        settings["adapter"] = "sample-adapter"
+    watchers = ["sample-callback"] if settings.pop("callback", None) else []
+    straight = luthier.train(**settings, callbacks=watchers, output_dir=f"{folder}/straight")
+    halting = True
+    try:
+        luthier.train(**settings, callbacks=[*watchers, Halt()], output_dir=f"{folder}/halted")
+    except KeyboardInterrupt:
+        halting = False
+    resumed = luthier.train(**settings, callbacks=[*watchers, Halt()], output_dir=f"{folder}/halted")
+    return [straight.loss_history, resumed.loss_history, resumed.generate("What is 2?", max_new_tokens=3)]
+
+
+print(json.dumps({kind: tried(kind, f"{sys.argv[1]}/{kind}") for kind in sys.argv[2:]}))
+"""
+
+
+def test_an_untouched_part_of_each_kind_trains_is_resumed_and_generated_from(site, tmp_path):
+    _, target = site
+    done = subprocess.run(
+        [sys.executable, "-c", TRIAL, tmp_path, *KINDS],
+        check=False, env=os.environ | {"PYTHONPATH": str(target)}, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.keys() == set(KINDS)
+    for kind, (straight, resumed, answer) in found.items():
+        assert straight == resumed and len(straight) == 4, kind
+        assert isinstance(answer, str)
 
 
 def test_what_is_installed_is_the_module_alone(site):

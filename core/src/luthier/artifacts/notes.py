@@ -27,6 +27,7 @@ def note(
         "format": 1,
         **needed,
         "run_id": run_id,
+        "seed": settings["seed"],  # what the adapter drew when it was attached
         "parts": parts,
         "prompts": "plain" if plain else "chat",
         "chat_template_hash": prepared.chat_template_hash,

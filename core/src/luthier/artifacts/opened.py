@@ -11,7 +11,7 @@ import torch
 
 from luthier.artifacts.folders import NOTE
 from luthier.engine import attention, load
-from luthier.engine.contexts import context_for
+from luthier.engine.contexts import attach_adapter, context_for
 from luthier.engine.run import read_record
 from luthier.errors import LuthierError
 from luthier.plugins.registry import installed
@@ -64,11 +64,11 @@ def _adapted(folder: Path, note: dict[str, Any], device: torch.device, base: str
     context = context_for(
         model,
         quantizer,
-        device=device,
-        seed=0,
+        purpose="open",
+        seed=note.get("seed", 0),
         original=lambda layer: load.original_weight(spec.name_or_path, model, layer),
     )
-    model = adapter.attach(model, context)
+    model = attach_adapter(adapter, model, context)
     adapter.load(folder)
     tokenizer = load.tokenizer_at(str(folder))
     return Opened(model=model.eval(), tokenizer=tokenizer, adapter=adapter, quantizer=quantizer, note=note)
@@ -78,7 +78,7 @@ def _note(path: Path) -> dict[str, Any]:
     try:
         note = json.loads(path.read_text("utf-8"))
         needed = ("model", "adapter", "quantizer", "artifact", "prompts", "run_id", "parts")
-        return {key: note[key] for key in needed} | {"files": note.get("files", {})}
+        return {key: note[key] for key in needed} | {"files": note.get("files", {}), "seed": note.get("seed", 0)}
     except (ValueError, KeyError, TypeError) as error:
         problem = f"damaged: {type(error).__name__}: {error}"
         raise LuthierError("artifact-mismatch", problem, where=str(path), remedy="Copy the file again.") from None

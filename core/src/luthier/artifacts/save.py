@@ -62,7 +62,7 @@ def merged_copy(model: Any, adapter: Any, quantizer: Any) -> Any:
         weight = quantizer.dequantize(layer)
         if weight is not None:
             _replace(model, path, _linear(weight, getattr(layer, "bias", None), model.dtype))
-    context = context_for(model, quantizer, device=model.device, seed=0, original=_no_original)
+    context = context_for(model, quantizer, purpose="open", seed=0, original=_no_original)
     merged = adapter.merge(context)
     for path, layer in plain.named_modules():
         if type(layer).__name__ == "Conv1D" and isinstance(merged.get_submodule(path), nn.Linear):

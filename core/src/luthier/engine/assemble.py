@@ -16,7 +16,8 @@ from luthier.artifacts.weights import Files
 from luthier.data.pack import Packing
 from luthier.data.prepare import Prepared
 from luthier.engine import attention, compiling, devices, load, precision, probe, process, recompute, threads
-from luthier.engine.contexts import context_for, dense_weight
+from luthier.engine.batch import Batch
+from luthier.engine.contexts import attach_adapter, context_for, dense_weight
 from luthier.engine.decisions import Decisions
 from luthier.engine.groups import scaled
 from luthier.engine.length import check_length, feed_of, rates_of
@@ -36,7 +37,7 @@ from luthier.engine.step import Step
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.plugins.registry import Plugins
-from luthier.plugins.values import Context, Group
+from luthier.plugins.values import Context, Group, Purpose
 from luthier.recipe import Recipe
 from luthier.recipe.parts import Part, Resolved, resolve
 from luthier.recipe.soundness import check_parts
@@ -90,7 +91,8 @@ def assemble(
     model, has_weights = loaded(case, how, world, built["quantizer"], lambda place: _model(case, place))
     recipe = case.recipe = without_packing(recipe, model.config, model, decisions)
     meet(model, tokenizer, prepared)
-    setup = attach(recipe, model, tokenizer, built, prepared, device, decisions, world, how, has_weights=has_weights)
+    setup = attach(recipe, model, tokenizer, built, prepared, device, decisions, world, how,
+                   purpose="train" if has_weights else "hollow")  # fmt: skip
     setup.process = process.settle(setup, began)
     setup.undo.enter_context(setup.process.applied())
     compiling.settle(setup)
@@ -114,7 +116,7 @@ def whole_again(assembled: Assembled) -> Setup:
     built = {kind: resolved.build(getattr(resolved, kind)) for kind in BUILT}
     model = built["quantizer"].apply(_model(case, HOST))
     teach_stops(model, held.tokenizer, assembled.prepared.stop_tokens)
-    return attach(case.recipe, model, held.tokenizer, built, assembled.prepared, HOST, held.decisions)
+    return attach(case.recipe, model, held.tokenizer, built, assembled.prepared, HOST, held.decisions, purpose="open")
 
 
 def named(parts: tuple[Part, ...]) -> dict[str, Part]:
@@ -139,22 +141,22 @@ def _model(case: Case, device: torch.device) -> Any:
 
 def attach(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any], prepared: Prepared, device: torch.device,
            decisions: Decisions, world: World | None = None, spread_as: Strategy = "alone", *,
-           has_weights: bool = True) -> Setup:  # fmt: skip
+           purpose: Purpose = "train") -> Setup:  # fmt: skip
     """The model with its adapter and all that a step needs; without weights (a rehearsal) no number is looked at."""
     with ExitStack() as undo:
-        told = {"has_weights": has_weights, "undo": undo, "spread_as": spread_as}
+        told = {"purpose": purpose, "undo": undo, "spread_as": spread_as}
         return _attached(recipe, model, tokenizer, built, prepared, device, decisions, world or World(), **told)
 
 
 def _attached(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any], prepared: Prepared,
-              device: torch.device, decisions: Decisions, world: World, *, has_weights: bool, undo: ExitStack,
+              device: torch.device, decisions: Decisions, world: World, *, purpose: Purpose, undo: ExitStack,
               spread_as: Strategy) -> Setup:  # fmt: skip
     feed = feed_of(recipe, prepared.train)
     alone = Packing(max_tokens=recipe.max_tokens_per_device, on=recipe.packing)
-    before, numbers = attention.install(model), {}
-    told = {"log": numbers.__setitem__, "total_steps": feed.total, "device": device, "has_weights": has_weights}
+    before, numbers, has_weights = attention.install(model), {}, purpose in ("train", "open")
+    told = {"log": numbers.__setitem__, "total_steps": feed.total, "purpose": purpose}
     context = _context(recipe, model, built["quantizer"], lambda n: batches(feed.head(n), alone, device), **told)
-    model = built["adapter"].attach(model, context).train()
+    model = attach_adapter(built["adapter"], model, context).train()
     operations = undo.enter_context(operating(model, ordinary(), verified=has_weights or spread_as == "fsdp"))
     if has_weights:
         probe.check(model, packing=recipe.packing)
@@ -189,27 +191,38 @@ def _context(
     quantizer: Any,
     head: Callable[[int], Iterable[Any]],
     *,
-    has_weights: bool,
+    purpose: Purpose,
     **told: Any,
 ) -> Context:
     """What parts may know; `head(n)` gives the first n examples in micro-batches."""
+    has_values = purpose in ("train", "open")
 
     def original(layer: nn.Module) -> Tensor:
-        if not has_weights:
+        if not has_values:
             return dense_weight(layer, quantizer)
         return load.original_weight(recipe.model.name_or_path, model, layer)
 
-    context = context_for(
+    return context_for(
         model,
         quantizer,
+        purpose=purpose,
+        has_values=has_values,
         seed=recipe.seed,
         packing=recipe.packing,
         files=functools.partial(Files.of_recipe, recipe, model.dtype),
         original=original,
-        batches=lambda n: list(head(n * recipe.global_batch_size))[:n],
+        batches=lambda n: _first_batches(n, recipe.global_batch_size, head),
         **told,
     )
-    return context if has_weights else attrs.evolve(context, probe=lambda model: None)
+
+
+def _first_batches(count: int, step: int, head: Callable[[int], Iterable[Batch]]) -> list[Batch]:
+    """Return the first `count` packed batches; fewer only where the data has no more."""
+    rows, before, made = count * step, -1, list(head(count * step))
+    while len(made) < count and before < sum(batch.num_units for batch in made):
+        rows, before = 2 * rows, sum(batch.num_units for batch in made)
+        made = list(head(rows))
+    return made[:count]
 
 
 def trained_groups(recipe: Recipe, adapter: Any, model: Any) -> list[Group]:

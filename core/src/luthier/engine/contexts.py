@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,21 @@ from torch import Tensor, nn
 from luthier.artifacts.weights import Files, save_model
 from luthier.engine import storage
 from luthier.engine.probe import disagreement
-from luthier.plugins.values import Context
+from luthier.engine.seeds import seed_all
+from luthier.plugins.protocols import Adapter
+from luthier.plugins.values import Context, Purpose
+
+ATTACHING: Final = -1  # where the key of a step has its number, so that no step draws the same
 
 
 def context_for(
     model: Any,
     quantizer: Any,
     *,
-    device: torch.device,
+    device: torch.device | None = None,
     seed: int,
+    purpose: Purpose = "train",
+    has_values: bool = True,
     total_steps: int | None = 0,
     original: Callable[[nn.Module], Tensor],
     batches: Callable[[int], Iterable[Any]] = lambda _: (),
@@ -28,9 +34,12 @@ def context_for(
     packing: bool = True,
     files: Callable[[], Files] = Files,
 ) -> Context:
+    """Return the context of a model; `device` None is where its weights lie."""
     return Context(
         config=model.config,
-        device=device,
+        device=device or model.device,
+        purpose=purpose,
+        has_values=has_values,
         dtype=model.dtype,
         seed=seed,
         total_steps=total_steps,
@@ -39,9 +48,15 @@ def context_for(
         requantize=lambda layer, weight: _put(layer, weight, quantizer),
         original=original,
         batches=batches,
-        probe=functools.partial(disagreement, packing=packing),
+        probe=functools.partial(disagreement, packing=packing) if has_values else lambda model: None,
         save_model=lambda model, folder: save_model(model, folder, files()),
     )
+
+
+def attach_adapter(adapter: Adapter, model: Any, context: Context) -> Any:
+    """Return the model with its adapter. What the adapter draws follows from the run's seed, in every world alike."""
+    seed_all(context.seed, ATTACHING)
+    return adapter.attach(model, context)
 
 
 def dense_weight(layer: nn.Module, quantizer: Any) -> Tensor:

@@ -220,7 +220,7 @@ class Loop:
         }
         if len(taken) == 1:
             numbers["loss"] = taken[0].loss
-        also = {**self.setup.numbers, **self.setup.balance(self.portion), **self.health.flow}
+        also = {**self.setup.balance(self.portion), **self.health.flow}
         return {**numbers, **divided([u.metrics for u in updates]), **also}
 
     def _evaluation_due(self) -> bool:

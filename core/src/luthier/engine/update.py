@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import torch
@@ -20,6 +20,8 @@ from luthier.engine.seeds import seed_all
 from luthier.engine.setup import Setup
 from luthier.errors import LuthierError
 from luthier.plugins.values import LossOutput, Progress
+
+PENALTY: Final = "penalty"  # the metric that shows what an adapter adds to the objective
 
 
 @attrs.frozen(kw_only=True)
@@ -49,7 +51,8 @@ def update(setup: Setup, index: int, portion: Portion) -> Update:
     lengths = [len(example.input_ids) for example in portion.examples]
     batches, meter = fitted(setup, lengths, lambda: _differentiated(setup, index, portion))
     seed_all(setup.recipe.seed, index)  # what parts draw from here on is the same on every rank, and for every cut
-    loss = meter.loss + _penalty(setup)
+    penalty = _penalty(setup)
+    loss = meter.loss + (penalty or 0.0)
     with setup.phases("optimizer"):
         setup.precision.unscale(_gradients(setup))
         setup.adapter.gradients_ready()
@@ -65,7 +68,7 @@ def update(setup: Setup, index: int, portion: Portion) -> Update:
         supervised_tokens=portion.num_supervised,
         documents=len(portion.examples),
         seconds=time.perf_counter() - began,
-        metrics=meter.pairs() if finite else {},
+        metrics={**(meter.pairs() if finite else {}), **_own_numbers(setup, penalty)},
         finite=finite,
         overflowed=overflowed,
         batches=() if finite else tuple(batches),
@@ -154,10 +157,17 @@ def _objective(output: LossOutput, weights: dict[str, float]) -> Tensor | None:
     return sum(shares[1:], shares[0]) if shares else None
 
 
-def _penalty(setup: Setup) -> float:
+def _own_numbers(setup: Setup, penalty: float | None) -> dict[str, tuple[float, float]]:
+    """Return what parts have logged since the last step, which belongs to this one, and the adapter's penalty."""
+    logged = {name: (value, 1.0) for name, value in setup.numbers.items()}
+    setup.numbers.clear()
+    return logged if penalty is None else {**logged, PENALTY: (penalty, 1.0)}
+
+
+def _penalty(setup: Setup) -> float | None:
     penalty = setup.adapter.penalty()
     if penalty is None:
-        return 0.0
+        return None
     setup.precision.scaled(penalty).backward()
     return float(whole(penalty.detach()))
 

@@ -152,7 +152,7 @@ def assembled(recipe: Recipe, model: Any, resolved: Resolved, prepared: Prepared
         model = built["quantizer"].apply(model)
     except LuthierError as error:  # of numbers that are none
         raise Unknown(f"the quantizer needs the weights: {error.line}") from error
-    return attach(recipe, model, None, built, prepared, device, Decisions(), has_weights=False)
+    return attach(recipe, model, None, built, prepared, device, Decisions(), purpose="plan")
 
 
 def _built(resolved: Resolved, part: Part) -> Any:

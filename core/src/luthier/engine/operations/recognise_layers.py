@@ -51,7 +51,7 @@ def find_attention(module: nn.Module, verified: bool = True) -> Attention | None
     wanted = {*PROJECTIONS, *HEAD_NORMS} if normed else {*PROJECTIONS}
     if names != wanted or not isinstance(head_dim, int) or not hasattr(module, "config"):
         return None
-    if list(module.parameters(recurse=False)):
+    if list(module.parameters(recurse=False)) or not _have_sizes(module):
         return None
     with unhurt(module) as random, ExitStack() as stack:
         x = _answer_projections(module, random, stack)
@@ -68,6 +68,14 @@ def find_attention(module: nn.Module, verified: bool = True) -> Attention | None
         if not passed or not plain or (verified and not _is_attention(module, form, x, arguments, given)):
             return None
         return form
+
+
+def _have_sizes(module: nn.Module) -> bool:
+    """Return True if each projection says how wide it is; no contract asks that of a layer that a plugin wraps."""
+    layers = [getattr(module, name) for name in PROJECTIONS]
+    return all(
+        isinstance(getattr(layer, size, None), int) for layer in layers for size in ("in_features", "out_features")
+    )
 
 
 def heads(module: Any, form: Attention, x: Tensor, turn: Callable[..., Any], tables: Any) -> tuple[Tensor, ...]:

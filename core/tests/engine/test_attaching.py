@@ -1,0 +1,138 @@
+"""What an adapter may count on when it is attached: where it is, what it draws, what it logs, what it is given."""
+
+import contextlib
+import json
+
+import attrs
+import luthier
+import pytest
+import torch
+from luthier.testing.ranks import in_ranks
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+
+class Shifted(nn.Module):
+    """The layer's output and a trained number for each output, drawn at the start."""
+
+    def __init__(self, layer, device):
+        super().__init__()
+        self.layer, self.on = layer, True
+        self.shift = nn.Parameter(torch.randn(layer.out_features, device=device) * 1e-3)
+
+    def forward(self, states):
+        return self.layer(states) + self.shift.to(states.dtype) * self.on
+
+
+@attrs.define
+class ShiftAdapter:
+    """An adapter by the book, which remembers each context it was given."""
+
+    contexts: list = attrs.field(factory=list)
+    layers: dict = attrs.field(factory=dict)
+
+    def __deepcopy__(self, memo):
+        """A rehearsal works on a copy of a part; it remembers in the same list."""
+        return type(self)(contexts=self.contexts)
+
+    def attach(self, model, context):
+        self.contexts.append(context)
+        model.requires_grad_(False)
+        for name, layer in list(model.named_modules()):
+            if name.endswith(("q_proj", "down_proj")):
+                self.layers[name] = Shifted(layer, context.device)
+                model.set_submodule(name, self.layers[name])
+        context.log("layers", float(len(self.layers)))
+        return model
+
+    def groups(self):
+        names = [f"{name}.shift" for name in self.layers]
+        return [luthier.Group(parameters=[layer.shift for layer in self.layers.values()], names=names, role="adapter")]
+
+    @contextlib.contextmanager
+    def disabled(self):
+        for layer in self.layers.values():
+            layer.on = False
+        yield
+        for layer in self.layers.values():
+            layer.on = True
+
+    def state(self):
+        return {name: layer.shift.detach() for name, layer in self.layers.items()}
+
+    @torch.no_grad()
+    def load_state(self, state):
+        for name, layer in self.layers.items():
+            layer.shift.copy_(state[name])
+
+    def save(self, folder):
+        save_file({name: shift.contiguous() for name, shift in self.state().items()}, folder / "shift.safetensors")
+
+    def load(self, folder):
+        self.load_state(load_file(folder / "shift.safetensors"))
+
+    def penalty(self):
+        return sum(layer.shift.square().sum() for layer in self.layers.values())
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_attach_in_a_run_is_told_that_it_trains_and_that_weights_have_values(train):
+    adapter = ShiftAdapter()
+    run = train(adapter=adapter, max_steps=1)
+    (context,) = [c for c in adapter.contexts if c.purpose == "train"]
+    assert context.has_values
+    assert context.device == next(run.model.parameters()).device
+
+
+def test_attach_in_a_plan_is_told_that_weights_have_no_values(model_folder, rows):
+    adapter = ShiftAdapter()
+    luthier.plan(model=str(model_folder), data=rows, adapter=adapter)
+    assert {(context.purpose, context.has_values) for context in adapter.contexts} == {("plan", False)}
+
+
+def test_what_an_adapter_draws_follows_from_the_seed_alone(train, tmp_path):
+    def drawn(name, seed):
+        torch.manual_seed(hash(name) % 1000)
+        return train(adapter=ShiftAdapter(), max_steps=2, seed=seed, output_dir=tmp_path / name).loss_history
+
+    first = drawn("a", 0)
+    assert drawn("b", 0) == first
+    assert drawn("c", 1) != first
+
+
+def test_a_logged_number_belongs_to_its_step_alone(train, tmp_path):
+    train(adapter=ShiftAdapter(), max_steps=3)
+    assert ["layers" in line for line in lines(tmp_path / "run") if "loss" in line] == [True, False, False]
+
+
+def test_the_penalty_is_shown_on_its_own(train, tmp_path):
+    train(adapter=ShiftAdapter(), max_steps=2)
+    assert all(line["penalty"] > 0 for line in lines(tmp_path / "run") if "loss" in line)
+
+
+def test_as_many_batches_are_given_as_were_asked_for_while_the_data_lasts(train):
+    adapter = ShiftAdapter()
+    train(adapter=adapter, max_steps=1, max_tokens_per_device=64)
+    (context,) = adapter.contexts[-1:]
+    assert len(context.batches(2)) == 2
+    assert len(context.batches(3)) == 3
+    everything = context.batches(1000)
+    assert sum(batch.num_units for batch in everything) == 24
+
+
+def sharded_losses(settings):
+    return luthier.train(**settings, adapter=ShiftAdapter(), distributed={"strategy": "fsdp"}).loss_history
+
+
+def test_an_adapter_by_the_book_trains_on_two_sharded_ranks(model_folder, rows, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"model": str(model_folder), "data": str(data), "global_batch_size": 8, "max_steps": 3}
+    settings |= {"callbacks": ["jsonl"], "learning_rate": 1e-2, "memory_check": False}
+    alone = luthier.train(**settings, adapter=ShiftAdapter(), output_dir=str(tmp_path / "alone"))
+    ranks = in_ranks(2, sharded_losses, {**settings, "output_dir": str(tmp_path / "both")})
+    for losses in ranks:
+        assert losses == pytest.approx(alone.loss_history, rel=1e-4)
