@@ -1,7 +1,8 @@
 """The policy's head: chunks, gradients, statistics, the reference, and the experts' balance."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
+import attrs
 import luthier.engine.policy as policy_module
 import pytest
 import torch
@@ -70,7 +71,71 @@ def test_the_body_runs_once_however_much_is_asked(model):
     policy.token_logprobs(batch)
     policy.hidden(batch, (-1,))
     policy.token_logprobs(batch, want=("entropy",))
+    policy.token_logprobs(batch, labels=batch.labels.flip(0))
+    policy.head(policy.states(batch)[:2])
+    policy.map_logits(batch, lambda logits, labels: logits.logsumexp(-1))
     assert calls.count("run") == 1
+
+
+def test_other_labels_are_scored_as_if_they_were_the_batchs_own(model):
+    batch, policy = random_batch((8, 5)), ModelPolicy(model)
+    labels = torch.where(torch.rand(batch.num_tokens) < 0.5, torch.randint(0, 32, (batch.num_tokens,)), -100)
+    expected = ModelPolicy(model).token_logprobs(attrs.evolve(batch, labels=labels))
+    found = policy.token_logprobs(batch, labels=labels)
+    assert torch.equal(found, expected) and (found[labels == -100] == 0).all()
+    assert not torch.equal(found, policy.token_logprobs(batch))
+
+
+def test_the_head_over_states_gives_the_logits_of_map_logits(model):
+    batch, policy = random_batch((8, 5)), ModelPolicy(model)
+    positions = batch.supervised
+    logits = policy.head(policy.states(batch)[batch.previous[positions]])
+    assert torch.equal(policy.map_logits(batch, lambda values, labels: values)[positions], logits)
+
+
+def test_a_head_answers_before_the_body_has_run(model):
+    states = torch.rand(3, model.config.hidden_size, dtype=torch.float64)
+    torch.testing.assert_close(ModelPolicy(model).head(states), model.lm_head(states))
+
+
+@pytest.mark.parametrize("first", ["states", "hidden"])
+def test_hidden_states_are_those_of_the_pass_that_the_head_reads(first):
+    model = tiny_model(attention_dropout=0.3)
+    install(model)
+    batch, policy = random_batch((8, 5)), ModelPolicy(model)
+    torch.manual_seed(0)
+    if first == "states":
+        before = policy.states(batch)
+    layers = policy.hidden(batch, (0, 1, -1))
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    alone = ModelPolicy(model).states(batch)
+    assert torch.equal(layers[-1], alone) and torch.equal(policy.states(batch), alone)
+    assert first == "hidden" or torch.equal(before, alone)
+    assert torch.equal(after, torch.rand(1))  # as many numbers were drawn as in one pass
+
+
+def test_hidden_states_cost_one_pass_once_they_have_been_asked_for(model):
+    policy, calls = ModelPolicy(model), []
+    run = policy._run
+    policy._run = lambda *a, **k: calls.append("run") or run(*a, **k)
+    for lengths in ((8, 5), (4, 4)):
+        batch = random_batch(lengths)
+        policy.forget()
+        calls.clear()
+        policy.token_logprobs(batch)
+        policy.hidden(batch, (1, -1))
+    assert len(calls) == 1
+
+
+def test_another_model_meets_the_policy_chunk_by_chunk(model):
+    batch, other = random_batch((8, 5)), tiny_model(seed=7, hidden_size=64).double()
+    install(other)
+    teacher = ModelPolicy(other, frozen=nullcontext)
+    found = ModelPolicy(model).map_logits(batch, lambda mine, labels, theirs: theirs.logsumexp(-1), other=teacher)
+    states = ModelPolicy(other).states(batch)[batch.previous[batch.supervised]]
+    torch.testing.assert_close(found[batch.supervised], other.lm_head(states).logsumexp(-1))
+    assert not found.requires_grad
 
 
 class Doubling:

@@ -54,7 +54,11 @@ class Batch:
     @property
     def supervised(self) -> Tensor:
         """[S] int64: the positions that carry a label and have a token before them."""
-        return ((self.labels != IGNORED) & (self.previous >= 0)).nonzero().squeeze(1)
+        return self.supervised_by(self.labels)
+
+    def supervised_by(self, labels: Tensor) -> Tensor:
+        """Return [S] int64: the positions at which `labels` [T] holds a label and a token stands before it."""
+        return ((labels != IGNORED) & (self.previous >= 0)).nonzero().squeeze(1)
 
     @property
     def lengths(self) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,44 +15,52 @@ from luthier.engine.batch import Batch
 from luthier.engine.head.scorer import CHUNK, Scorer
 from luthier.engine.stateful import state_of
 from luthier.errors import LuthierError
+from luthier.plugins.policy_protocol import Policy
+
+Frozen = Callable[[], AbstractContextManager[Any]]
 
 
 class ModelPolicy:
-    """A transformers causal LM behind the `Policy` protocol. `Step` calls `forget` around each micro-batch."""
+    """A transformers causal LM behind the `Policy` protocol. `Step` calls `forget` around each micro-batch.
 
-    def __init__(self, model: Any, adapter: Any = None, *, is_reference: bool = False) -> None:
-        self.model, self.adapter, self.is_reference = model, adapter, is_reference
+    `frozen` None: the policy that trains. Else it computes without gradient and dropout, inside what `frozen` gives.
+    """
+
+    def __init__(self, model: Any, adapter: Any = None, *, frozen: Frozen | None = None) -> None:
+        self.model, self.adapter, self.frozen = model, adapter, frozen
         self.body: nn.Module = getattr(model, model.base_model_prefix)
         self.want_routers = False
         self.is_stateful = state_of(model.config, model) is not None
         self.coefficients: Callable[[Batch], Tensor | None] | None = None  # the loss's, if it declares them
-        self.scorer = Scorer(model, self.body, self.head)
+        self.scorer = Scorer(model, self.body, self._call_head)
         self._batch: Batch | None = None
         self._output: Any = None
+        self._generators: Any = None  # the random states that the body began with
+        self._keeps_layers = False  # a loss asks for hidden states: every pass gives them
         self._answer_type: Any = None
-        self._reference: ModelPolicy | None = None
+        self.others: dict[str, Any] = {}  # the reference and the teacher, where the recipe names them
 
-    def token_logprobs(self, batch: Batch, want: Sequence[str] = ()) -> Any:
+    def token_logprobs(self, batch: Batch, want: Sequence[str] = (), labels: Tensor | None = None) -> Any:
         unknown = set(want) - {"entropy", "top1"}
         if unknown:
             raise LuthierError("part-invalid", f"token_logprobs cannot give {', '.join(sorted(unknown))}")
-        positions = batch.supervised  # [S]
-        rows = self._states(batch).index_select(0, batch.previous[positions])  # [S, H]
+        asked = batch.labels if labels is None else labels  # [T]
+        positions = batch.supervised_by(asked)  # [S]
+        rows = self.states(batch).index_select(0, batch.previous[positions])  # [S, H]
+        known = (lambda: self._coefficients(batch, positions)) if labels is None else lambda: None
         with self._mode():
-            logprobs, entropy, top1 = self.scorer.scores(
-                rows, batch.labels[positions], tuple(want), lambda: self._coefficients(batch, positions)
-            )
+            logprobs, entropy, top1 = self.scorer.scores(rows, asked[positions], tuple(want), known)
         found = _spread(logprobs, positions, batch)
         also = {"entropy": entropy, "top1": top1}
         return (found, {name: _spread(also[name], positions, batch) for name in want}) if want else found  # type: ignore[arg-type]
 
     def map_logits(
-        self, batch: Batch, function: Callable[..., Tensor], *per_token: Tensor, other: ModelPolicy | None = None
+        self, batch: Batch, function: Callable[..., Tensor], *per_token: Tensor, other: Policy | None = None
     ) -> Tensor:
         positions = batch.supervised  # [S]
         sources = batch.previous[positions]  # [S]
-        states = self._states(batch)[sources]  # [S, H]
-        rival = None if other is None else other._states(batch)[sources]
+        states = self.states(batch)[sources]  # [S, H]
+        rival = None if other is None else other.states(batch)[sources]
         labels = batch.labels[positions]
         given = [p[positions] for p in per_token]
         chunk = max(1, CHUNK // self.model.config.get_text_config().vocab_size)
@@ -63,33 +71,48 @@ class ModelPolicy:
             results.append(self._map_chunk(function, other, inputs, kept=len(positions) <= chunk))
         return _spread(torch.cat(results), positions, batch)
 
-    def hidden(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
-        if all(layer == -1 for layer in layers):
-            return [self._states(batch) for _ in layers]
+    def states(self, batch: Batch) -> Tensor:
+        if self._batch is not batch:
+            self._generators = _random_states(self.model.device)
+            self._keep(batch, self._keeps_layers)
+        return self._output.last_hidden_state[0]
+
+    def head(self, states: Tensor) -> Tensor:
         with self._mode():
-            states = self._run(batch, output_hidden_states=True).hidden_states
-        return [states[layer][0] for layer in layers]
+            return self._call_head(states)
+
+    def hidden(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
+        last = self.states(batch)
+        if all(layer == -1 for layer in layers):
+            return [last for _ in layers]
+        if getattr(self._output, "hidden_states", None) is None:
+            self._keeps_layers = True
+            with _drawing_again(self._generators, self.model.device):  # the same dropout as the pass before
+                self._keep(batch, layers=True)
+        return [self._output.hidden_states[layer][0] for layer in layers]
 
     def score(self, batch: Batch) -> Tensor:
         head = getattr(self.model, "score", None)
         if head is None:
             raise LuthierError("part-unsupported", f"{type(self.model).__name__} has no scalar head")
         with self._mode():
-            return head(self._states(batch)[batch.document_starts[1:] - 1]).squeeze(-1).float()
+            return head(self.states(batch)[batch.document_starts[1:] - 1]).squeeze(-1).float()
 
-    def reference(self) -> ModelPolicy:
-        if self.adapter is None:
-            raise LuthierError("part-unsupported", "this policy has no adapter to switch off")
-        if self._reference is None:
-            self._reference = ModelPolicy(self.model, self.adapter, is_reference=True)
-        return self._reference
+    def reference(self) -> Policy:
+        if "reference" not in self.others:
+            if self.adapter is None:
+                raise LuthierError("part-unsupported", "this policy has no adapter to switch off")
+            self.others["reference"] = ModelPolicy(self.model, frozen=self.adapter.disabled)
+        return self.others["reference"]
 
-    def teacher(self) -> ModelPolicy:
-        raise LuthierError("part-unsupported", "the recipe names no teacher")
+    def teacher(self) -> Policy:
+        if "teacher" not in self.others:
+            raise LuthierError("part-unsupported", "the recipe names no teacher", remedy="Set teacher: {model: ...}.")
+        return self.others["teacher"]
 
     def router_logits(self, batch: Batch) -> Sequence[Tensor]:
         """[T, experts] for each sparse layer, from the pass that the loss uses; empty where none were asked for."""
-        self._states(batch)
+        self.states(batch)
         return tuple(getattr(self._output, "router_logits", None) or ())
 
     def _coefficients(self, batch: Batch, positions: Tensor) -> Tensor | None:
@@ -100,12 +123,12 @@ class ModelPolicy:
     def forget(self) -> None:
         """Let go of the body's output, so that the next micro-batch is computed afresh."""
         self._batch = self._output = None
-        if self._reference is not None:
-            self._reference.forget()
+        for other in self.others.values():
+            other.forget()
 
-    def head(self, states: Tensor) -> Tensor:
+    def _call_head(self, states: Tensor) -> Tensor:
         """[C, H] to [C, V], called as the model calls it: its own forward, with the body's answer put in place."""
-        answer = self._answer_type(last_hidden_state=states[None])
+        answer = (self._answer_type or _plain_answer())(last_hidden_state=states[None])
         placeholder = torch.zeros((1, states.shape[0]), dtype=torch.int64, device=states.device)
         routers = {"output_router_logits": False} if self.want_routers else {}
         decoder = self.model.get_decoder()  # which OPT's forward calls past its base model
@@ -113,14 +136,12 @@ class ModelPolicy:
         with _answering(self.body, answer), inner:
             return self.model(input_ids=placeholder, use_cache=False, **routers).logits[0]
 
-    def _states(self, batch: Batch) -> Tensor:
-        """[T, H] that the head reads."""
-        if self._batch is not batch:
-            with self._mode():
-                self._output = self._run(batch)
-            self._answer_type = type(self._output)  # outlives `forget`: backward calls the head again
-            self._batch = batch
-        return self._output.last_hidden_state[0]
+    def _keep(self, batch: Batch, layers: bool) -> None:
+        """Run the body over the batch and keep its answer; `layers`: with every layer's hidden states."""
+        with self._mode():
+            self._output = self._run(batch, **({"output_hidden_states": True} if layers else {}))
+        self._answer_type = type(self._output)  # outlives `forget`: backward calls the head again
+        self._batch = batch
 
     def _run(self, batch: Batch, **arguments: Any) -> Any:
         if self.want_routers:
@@ -143,34 +164,53 @@ class ModelPolicy:
         return told
 
     def _map_chunk(
-        self, function: Callable[..., Tensor], other: ModelPolicy | None, inputs: list[Any], kept: bool
+        self, function: Callable[..., Tensor], other: Policy | None, inputs: list[Any], kept: bool
     ) -> Tensor:
         """One chunk's values, recomputed in backward; a chunk that is alone is `kept`, which is a head's pass less."""
 
         def compute(states: Tensor, labels: Tensor, rival: Tensor | None, *given: Tensor) -> Tensor:
-            with self._mode():
-                logits = self.head(states)
+            logits = self.head(states)
             if other is None or rival is None:
                 return function(logits, labels, *given)
-            with other._mode():
-                theirs = other.head(rival)
-            return function(logits, labels, *given, theirs)
+            return function(logits, labels, *given, other.head(rival))
 
-        if torch.is_grad_enabled() and not self.is_reference and not kept:
+        if torch.is_grad_enabled() and self.frozen is None and not kept:
             return checkpoint(compute, *inputs, use_reentrant=False)
         return compute(*inputs)
 
     @contextmanager
     def _mode(self) -> Iterator[None]:
-        """As the policy trains, or without adapter, dropout and gradient."""
+        """As the policy trains; or, where it is frozen, without dropout and gradient."""
         with ExitStack() as stack:
-            if self.is_reference:
+            if self.frozen is not None:
                 training = self.model.training
                 stack.callback(self.model.train, training)
                 self.model.eval()
                 stack.enter_context(torch.no_grad())
-                stack.enter_context(self.adapter.disabled())
+                stack.enter_context(self.frozen())
             yield
+
+
+def _plain_answer() -> Any:
+    """What a body answers with where it has not run yet."""
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    return BaseModelOutputWithPast
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    """The states of the generators that a pass on this device may draw from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+@contextmanager
+def _drawing_again(states: Sequence[Tensor], device: torch.device) -> Iterator[None]:
+    """Inside it the generators go on from `states`; afterwards they stand where they stood."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.set_rng_state(states[0])
+        for state in states[1:]:
+            torch.cuda.set_rng_state(state, device)
+        yield
 
 
 def _spread(values: Tensor, positions: Tensor, batch: Batch) -> Tensor:

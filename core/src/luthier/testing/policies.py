@@ -27,12 +27,13 @@ class TablePolicy:
         self.logits = logits
         self.asked: list[Tensor] = []
 
-    def token_logprobs(self, batch: Batch, want: Sequence[str] = ()) -> Any:
+    def token_logprobs(self, batch: Batch, want: Sequence[str] = (), labels: Tensor | None = None) -> Any:
         unknown = set(want) - {"entropy", "top1"}
         if unknown:
             raise LuthierError("part-invalid", f"token_logprobs cannot give {', '.join(sorted(unknown))}")
-        positions, rows = batch.supervised, self._rows(batch)
-        labels = batch.labels[positions]
+        asked = batch.labels if labels is None else labels
+        positions = batch.supervised_by(asked)
+        rows, labels = self.logits[batch.previous[positions]], asked[positions]
         values = rows.log_softmax(-1)
         found = _scattered(values.gather(-1, labels[:, None]).squeeze(-1), positions, batch)
         if found.requires_grad:
@@ -50,9 +51,16 @@ class TablePolicy:
         positions = batch.supervised
         inputs = [self._rows(batch), batch.labels[positions], *(p[positions] for p in per_token)]
         if other is not None:
-            inputs.append(other._rows(batch))
+            inputs.append(other.head(other.states(batch)[batch.previous[positions]]))
         spans = [slice(s, s + CHUNK) for s in range(0, max(len(positions), 1), CHUNK)]
         return _scattered(torch.cat([function(*(i[span] for i in inputs)) for span in spans]), positions, batch)
+
+    def states(self, batch: Batch) -> Tensor:
+        """Return [T, V]: the head of this policy changes nothing."""
+        return self.logits
+
+    def head(self, states: Tensor) -> Tensor:
+        return states
 
     def hidden(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
         return [self.logits @ self._projection(layer) for layer in layers]
