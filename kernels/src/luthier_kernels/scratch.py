@@ -1,0 +1,31 @@
+"""Memory that operations use for the time of one call, and again in the next."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_kept = threading.local()
+
+
+def borrow_scratch(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return uninitialised memory of this shape, the same for each call of this thread (and CUDA stream).
+
+    What it holds is gone at the next call: never keep it, nor return it. It grows to the largest asked for.
+    """
+    buffers: dict[tuple[object, ...], Tensor] = _kept.__dict__.setdefault("buffers", {})
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    key, size = (device, dtype, stream), math.prod(shape)
+    if key not in buffers or buffers[key].numel() < size:
+        buffers.pop(key, None)  # freed before the larger one is taken
+        buffers[key] = torch.empty(size, dtype=dtype, device=device)
+    return buffers[key][:size].view(tuple(shape))
+
+
+def free_scratch() -> None:
+    """Give this thread's buffers back."""
+    _kept.__dict__.pop("buffers", None)
