@@ -7,6 +7,7 @@ import pytest
 import torch
 from luthier import LuthierError
 from luthier.engine.attention import generating
+from luthier.testing.contexts import context
 from luthier.testing.worlds import save_tiny_model
 from luthier_int8 import Int8
 from luthier_int8.layer import Int8Linear
@@ -60,7 +61,7 @@ def test_it_trains_on_codes_that_stay_as_they_are(world, tmp_path):
     run = train(world, tmp_path / "run")
     assert run.loss_history[-1] < 0.9 * run.loss_history[0]
     base = AutoModelForCausalLM.from_pretrained(world / "llama")
-    held, fresh = codes(run.model), codes(Int8Quantizer(Int8()).apply(base))
+    held, fresh = codes(run.model), codes(Int8Quantizer(Int8()).apply(base, context(base)))
     assert held.keys() == fresh.keys() and len(held) == 14
     assert all(torch.equal(a, b) for name in held for a, b in zip(held[name], fresh[name], strict=True))
     trained = [name for name, p in run.model.named_parameters() if p.requires_grad]

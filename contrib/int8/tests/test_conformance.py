@@ -16,7 +16,7 @@ def test_conforms(check):
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_a_merge_reads_and_writes_weights_through_the_context(architecture):
     part = Int8Quantizer(Int8())
-    model = part.apply(tiny_model(architecture).eval())
+    model = part.apply(dense := tiny_model(architecture).eval(), context(dense))
     given = context(model, quantizer=part)
     name, layer = next((n, m) for n, m in model.named_modules() if part.dequantize(m) is not None)
     weight = given.dequantize(layer)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from luthier import LuthierError
+from luthier.testing.contexts import context
 from luthier.testing.worlds import tiny_model
 from luthier_int8 import Int8, files
 from luthier_int8.quantizer import Int8Quantizer
@@ -17,9 +18,8 @@ def exported(folder, architecture="llama", dtype=torch.float32, options=None, **
     model = tiny_model(architecture, **changes).eval()
     for parameter in model.parameters():  # as `from_pretrained` does it: rotary tables keep float32
         parameter.data = parameter.data.to(dtype)
-    part = Int8Quantizer(options or Int8())
-    part.apply(model)
-    part.export(model, folder)
+    Int8Quantizer(options or Int8()).apply(model, context(model))
+    files.export(model, folder)
     return model
 
 

@@ -5,8 +5,9 @@ import json
 
 import pytest
 import torch
-from luthier import LuthierError, Multipliers, Progress
+from luthier import LuthierError
 from luthier.logs import run_log
+from luthier.testing.contexts import context
 from luthier.testing.worlds import tiny_model
 from luthier_int8 import Int8
 from luthier_int8.layer import Int8Linear
@@ -14,12 +15,13 @@ from luthier_int8.quantizer import Int8Quantizer
 from torch import nn
 
 IDS = torch.arange(10, 22)[None]
+CONTEXT = context(tiny_model())
 
 
 def quantized(architecture="llama", changes=None, **options):
     model = tiny_model(architecture, **(changes or {})).eval()
     part = Int8Quantizer(Int8(**options))
-    return part.apply(model), part
+    return part.apply(model, CONTEXT), part
 
 
 def int8_names(model):
@@ -55,7 +57,7 @@ def test_a_tied_head_stays_tied():
 def test_a_weight_that_two_modules_share_is_left_to_both():
     model = nn.ModuleDict({"table": nn.Embedding(4, 3), "tied": nn.Linear(3, 4), "own": nn.Linear(3, 3)})
     model["tied"].weight = model["table"].weight
-    assert int8_names(Int8Quantizer(Int8()).apply(model)) == {"own"}
+    assert int8_names(Int8Quantizer(Int8()).apply(model, CONTEXT)) == {"own"}
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_skip_modules_leaves_a_module_and_all_inside_it(entry, left):
 def test_a_skip_that_names_no_module_is_refused_before_any_layer_is_changed(entry):
     model = tiny_model()
     with pytest.raises(LuthierError, match="names no module") as caught:
-        Int8Quantizer(Int8(skip_modules=["mlp", entry])).apply(model)
+        Int8Quantizer(Int8(skip_modules=["mlp", entry])).apply(model, CONTEXT)
     assert caught.value.code == "model-target" and not int8_names(model)
 
 
@@ -98,14 +100,14 @@ def test_applying_twice_changes_nothing():
     model, part = quantized()
     before = copy.deepcopy(model.state_dict())
     layers = {name: model.get_submodule(name) for name in int8_names(model)}
-    part.apply(model)
+    part.apply(model, CONTEXT)
     assert all(model.get_submodule(name) is layer for name, layer in layers.items())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_class_and_mode_of_the_model_stay():
     dense = tiny_model().train()
-    model = Int8Quantizer(Int8()).apply(dense)
+    model = Int8Quantizer(Int8()).apply(dense, CONTEXT)
     assert model is dense and type(model).__name__ == "LlamaForCausalLM"
     assert all(m.training for m in model.modules())
 
@@ -113,7 +115,7 @@ def test_class_and_mode_of_the_model_stay():
 def test_a_layer_used_in_two_places_stays_one_layer():
     shared = nn.Linear(4, 4)
     model = nn.ModuleDict({"a": shared, "b": nn.Sequential(shared, nn.Linear(4, 4))})
-    Int8Quantizer(Int8()).apply(model)
+    Int8Quantizer(Int8()).apply(model, CONTEXT)
     assert model["a"] is model["b"][0] and isinstance(model["a"], Int8Linear)
 
 
@@ -122,20 +124,20 @@ def test_a_subclass_with_its_own_forward_is_left():
         def forward(self, states):
             return 2 * super().forward(states)
 
-    model = Int8Quantizer(Int8()).apply(nn.Sequential(Doubled(3, 3), nn.Linear(3, 3)))
+    model = Int8Quantizer(Int8()).apply(nn.Sequential(Doubled(3, 3), nn.Linear(3, 3)), CONTEXT)
     assert type(model[0]) is Doubled and isinstance(model[1], Int8Linear)
 
 
 def test_a_model_without_a_linear_layer_is_refused():
     with pytest.raises(LuthierError, match="finds no linear layer"):
-        Int8Quantizer(Int8()).apply(nn.Sequential(nn.LayerNorm(3)))
+        Int8Quantizer(Int8()).apply(nn.Sequential(nn.LayerNorm(3)), CONTEXT)
 
 
 def test_a_damaged_weight_is_refused_by_name_before_any_layer_is_changed():
     model = tiny_model()
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(LuthierError, match=r"model\.layers\.1\.mlp\.up_proj") as caught:
-        Int8Quantizer(Int8()).apply(model)
+        Int8Quantizer(Int8()).apply(model, CONTEXT)
     assert caught.value.code == "int8:nonfinite-weight" and not int8_names(model)
 
 
@@ -173,9 +175,3 @@ def test_the_log_says_how_much_is_left_exact(tmp_path):
     (line,) = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
     assert (line["event"], line["layers"]) == ("quantized to int8", 8)
     assert line["left_exact"] == sum(p.numel() for p in model.parameters()) > line["weights"] == 2 * 3072
-
-
-def test_it_asks_nothing_of_the_loader_and_of_the_schedule():
-    part = Int8Quantizer(Int8())
-    assert part.load_arguments() == {}
-    assert part.progressed(Progress(step=1, total_steps=2, epoch=0.5)) == Multipliers()

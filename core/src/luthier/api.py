@@ -155,7 +155,7 @@ def merge(
 
     files = file_options(save_dtype, max_shard_size)
     opened = open_artifact(path, base=base)
-    if opened.adapter is None:
+    if opened.adapter is None and opened.quantizer is None:
         remedy = "Give a run's folder, or an adapter's."
         raise LuthierError("artifact-unmergeable", "there is no adapter to merge", where=str(path), remedy=remedy)
     folder = Path(output_dir) if output_dir else Path(path).resolve() / "merged"

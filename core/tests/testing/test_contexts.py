@@ -35,7 +35,7 @@ def test_a_dense_layer_gives_its_weight_and_takes_another():
 
 def test_a_quantized_layer_is_read_and_written_through_its_quantizer():
     quantizer = CodedQuantizer()
-    model = quantizer.apply(tiny_model())
+    model = base_model(quantizer=quantizer)
     layer = model.model.layers[0].self_attn.q_proj
     found = context(model, quantizer=quantizer)
     other = torch.randn(32, 32)
@@ -57,7 +57,7 @@ def test_an_original_weight_is_given_or_refused_by_path():
 
 def test_the_kits_quantizer_keeps_the_protocol_and_the_head():
     quantizer = checked(CodedQuantizer(), "quantizer", "kit")
-    model = quantizer.apply(tiny_model())
+    model = base_model(quantizer=quantizer)
     assert type(model.lm_head) is torch.nn.Linear
     assert sum(isinstance(m, CodedLinear) for m in model.modules()) == 14
     before, after = logits(base_model(), probe_batch()), logits(base_model(quantizer=quantizer), probe_batch())

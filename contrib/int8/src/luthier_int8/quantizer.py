@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import torch
-from luthier import LuthierError, Multipliers, Progress, get_logger
+from luthier import Context, LuthierError, get_logger
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier_int8 import Int8, files
+from luthier_int8 import Int8
 from luthier_int8.layer import Int8Linear
 
 DENSE = (nn.Linear, Conv1D)  # exact types: a subclass may compute something else
@@ -25,11 +24,7 @@ class Int8Quantizer:
     def __init__(self, options: Int8) -> None:
         self.options = options
 
-    def load_arguments(self) -> dict[str, Any]:
-        """None: the model is loaded as it is, then quantized."""
-        return {}
-
-    def apply(self, model: nn.Module) -> nn.Module:
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Put an `Int8Linear` in the place of each layer taken, in place. A second time nothing is left to do.
 
         Raises `model-target` where an entry of `skip_modules` names no module, `part-unsupported` where no layer is
@@ -38,8 +33,9 @@ class Int8Quantizer:
         chosen = self._chosen(model)
         if not chosen and not any(isinstance(m, Int8Linear) for m in model.modules()):
             raise LuthierError("part-unsupported", "quantizer 'int8' finds no linear layer", where=type(model).__name__)
-        for name, layer in chosen.items():
-            _check_finite(name, layer)
+        if context.has_values:
+            for name, layer in chosen.items():
+                _check_finite(name, layer)
         made: dict[int, Int8Linear] = {}  # a layer used in two places stays one layer
         for name, layer in chosen.items():
             if id(layer) not in made:
@@ -58,13 +54,6 @@ class Int8Quantizer:
         if not isinstance(layer, Int8Linear):
             raise LuthierError("part-unsupported", "not a layer of quantizer 'int8'", found=type(layer).__name__)
         layer.put(weight)
-
-    def export(self, model: Any, folder: Path) -> None:
-        """Write the int8 model as `luthier_int8.files.load` reads it."""
-        files.export(model, folder)
-
-    def progressed(self, progress: Progress) -> Multipliers:
-        return Multipliers()
 
     def _chosen(self, model: nn.Module) -> dict[str, nn.Module]:
         """Name -> layer, for every dense layer that is neither skipped nor shares its weight with another module."""

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import torch
+from torch import Tensor, nn
 
 from luthier.artifacts.folders import NOTE
 from luthier.engine import attention, load
 from luthier.engine.contexts import attach_adapter, context_for
 from luthier.engine.run import read_record
 from luthier.errors import LuthierError
+from luthier.model.quantized import QUANTIZED, apply_quantizer, find_trained
+from luthier.plugins.protocols import Quantizer
 from luthier.plugins.registry import installed
 from luthier.plugins.structure import structure
+from luthier.plugins.values import Context, Progress
 from luthier.recipe.tree import Model
+
+OPTIONAL: Final[dict[str, Any]] = {"files": {}, "seed": 0, "progress": None}  # that older notes have not
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -38,6 +44,8 @@ def open_artifact(path: str | Path, device: torch.device | str = "cpu", base: st
     note = _note(folder / NOTE) if (folder / NOTE).is_file() else {}
     if note.get("artifact") == "adapter":
         return _adapted(folder, note, torch.device(device), base)
+    if note.get("artifact") == QUANTIZED:
+        return _quantized(folder, note, torch.device(device))
     if (folder / "adapter_config.json").is_file():
         remedy = "Give the run's folder, or load it with peft."
         raise LuthierError("artifact-not-found", f"an adapter without {NOTE}", where=str(folder), remedy=remedy)
@@ -59,26 +67,72 @@ def _adapted(folder: Path, note: dict[str, Any], device: torch.device, base: str
     if base is not None:
         spec = attrs.evolve(spec, name_or_path=base)
     quantizer, adapter = (_part(kind, note[kind]) for kind in ("quantizer", "adapter"))
-    model = quantizer.apply(load.model_of(spec, device, quantizer.load_arguments()))
+    trained = find_trained(spec.name_or_path)
+    if trained is not None:
+        model = read_trained(trained, note, device, quantizer)[0]
+    else:
+        model = load.model_of(spec, device, quantizer.load_arguments())
+        model = apply_quantizer(quantizer, model, _context(model, quantizer, spec, note), progress_of(note))
     attention.install(model)
-    context = context_for(
+    model = attach_adapter(adapter, model, _context(model, quantizer, spec, note))
+    adapter.load(folder)
+    _tell(quantizer, note)
+    tokenizer = load.tokenizer_at(str(folder))
+    return Opened(model=model.eval(), tokenizer=tokenizer, adapter=adapter, quantizer=quantizer, note=note)
+
+
+def _quantized(folder: Path, note: dict[str, Any], device: torch.device) -> Opened:
+    model, quantizer = read_trained(folder, note, device)
+    tokenizer = load.tokenizer_at(str(folder))
+    return Opened(model=model.eval(), tokenizer=tokenizer, quantizer=quantizer, note=note)
+
+
+def read_trained(
+    folder: Path, note: dict[str, Any], device: torch.device, live: Quantizer | None = None
+) -> tuple[Any, Quantizer]:
+    """Return the model that a quantizer has written, and the quantizer: one of its own, or `live` where none can be.
+
+    `note` says which quantizer that is, and how many steps it was trained.
+    """
+    quantizer = live if "name" not in note["quantizer"] and live is not None else _part("quantizer", note["quantizer"])
+    model = load.empty_model(folder, device)
+    context = context_for(model, quantizer, purpose="open", seed=note.get("seed", 0), original=_absent)
+    empty = attrs.evolve(context, has_values=False)
+    model = quantizer.load(folder, apply_quantizer(quantizer, model, empty, progress_of(note)))
+    _tell(quantizer, note)
+    return model, quantizer
+
+
+def progress_of(note: dict[str, Any]) -> Progress | None:
+    """Return how far the run of an artifact was when it was written; None where its note does not say."""
+    return Progress(**note["progress"]) if note.get("progress") else None
+
+
+def _tell(quantizer: Quantizer, note: dict[str, Any]) -> None:
+    progress = progress_of(note)
+    if progress is not None:
+        quantizer.progressed(progress)
+
+
+def _context(model: Any, quantizer: Quantizer, spec: Model, note: dict[str, Any]) -> Context:
+    return context_for(
         model,
         quantizer,
         purpose="open",
         seed=note.get("seed", 0),
         original=lambda layer: load.original_weight(spec.name_or_path, model, layer),
     )
-    model = attach_adapter(adapter, model, context)
-    adapter.load(folder)
-    tokenizer = load.tokenizer_at(str(folder))
-    return Opened(model=model.eval(), tokenizer=tokenizer, adapter=adapter, quantizer=quantizer, note=note)
+
+
+def _absent(layer: nn.Module) -> Tensor:
+    raise LuthierError("model-not-found", "the base model is not at hand where a trained one is read", where="original")
 
 
 def _note(path: Path) -> dict[str, Any]:
     try:
         note = json.loads(path.read_text("utf-8"))
         needed = ("model", "adapter", "quantizer", "artifact", "prompts", "run_id", "parts")
-        return {key: note[key] for key in needed} | {"files": note.get("files", {}), "seed": note.get("seed", 0)}
+        return {**OPTIONAL, **{key: note[key] for key in (*needed, *(OPTIONAL.keys() & note.keys()))}}
     except (ValueError, KeyError, TypeError) as error:
         problem = f"damaged: {type(error).__name__}: {error}"
         raise LuthierError("artifact-mismatch", problem, where=str(path), remedy="Copy the file again.") from None

@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 from luthier.artifacts.folders import written
-from luthier.artifacts.verify import check_adapter, check_model
+from luthier.artifacts.verify import check_adapter, check_model, check_trained
 from luthier.artifacts.weights import Files, save_model
 from luthier.engine.attention import ordinary
 from luthier.engine.contexts import context_for
 from luthier.engine.load import quiet
 from luthier.errors import LuthierError
+from luthier.model.quantized import QUANTIZED
+from luthier.recipe.soundness import unmergeable
 
 
 def artifact_name(adapter: Any) -> str:
@@ -25,23 +27,35 @@ def artifact_name(adapter: Any) -> str:
     return getattr(adapter, "artifact", "adapter")
 
 
-def save_adapter(model: Any, tokenizer: Any, adapter: Any, folder: Path, note: dict[str, Any]) -> Path:
+def save_adapter(
+    model: Any, tokenizer: Any, adapter: Any, folder: Path, note: dict[str, Any], quantizer: Any = None
+) -> Path:
     """What `adapter.save` writes, with the tokenizer, checked by reading it back."""
+    is_model = artifact_name(adapter) == "model"
+    is_trained = is_model and quantizer is not None and quantizer.trains
 
     def write(aside: Path) -> None:
         with _portable(model):
             adapter.save(aside)
         tokenizer.save_pretrained(aside)
-        if artifact_name(adapter) == "model":
+        if is_trained:
+            check_trained(model, aside, note, quantizer)
+        elif is_model:
             check_model(model, aside, Files.of_note(note).dtype)
         else:
             check_adapter(model, adapter, aside)
 
-    return written(folder, write, {**note, "artifact": artifact_name(adapter)})
+    return written(folder, write, {**note, "artifact": QUANTIZED if is_trained else artifact_name(adapter)})
 
 
 def save_merged(model: Any, tokenizer: Any, adapter: Any, quantizer: Any, folder: Path, note: dict[str, Any]) -> Path:
-    """A dense model in plain transformers' layout, checked by loading it there. The live model stays as it is."""
+    """A dense model in plain transformers' layout, checked by loading it there. The live model stays as it is.
+
+    `adapter` None: the model has none. Raises `artifact-unmergeable` where a part cannot be merged.
+    """
+    for kind, part in (("adapter", adapter), ("quantizer", quantizer)):
+        if not getattr(part, "mergeable", True):
+            raise unmergeable(kind, note[kind].get("name", type(part).__name__))
 
     def write(aside: Path) -> None:
         merged = merged_copy(model, adapter, quantizer)
@@ -63,7 +77,7 @@ def merged_copy(model: Any, adapter: Any, quantizer: Any) -> Any:
         if weight is not None:
             _replace(model, path, _linear(weight, getattr(layer, "bias", None), model.dtype))
     context = context_for(model, quantizer, purpose="open", seed=0, original=_no_original)
-    merged = adapter.merge(context)
+    merged = model if adapter is None else adapter.merge(context)
     for path, layer in plain.named_modules():
         if type(layer).__name__ == "Conv1D" and isinstance(merged.get_submodule(path), nn.Linear):
             _replace(merged, path, _transposed(merged.get_submodule(path), layer))

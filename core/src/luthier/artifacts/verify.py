@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.artifacts.opened import read_trained
 from luthier.engine.attention import generating
 from luthier.engine.load import read_model
 from luthier.errors import LuthierError
+from luthier.plugins.protocols import Quantizer
 
 LENGTH = 16
 
@@ -28,6 +30,12 @@ def check_model(model: Any, folder: Path, dtype: torch.dtype | None = None) -> N
     `dtype` is that of the files, whose rounding is allowed for; None: the live model's.
     """
     _compare(_logits(model), _logits(read_model(folder, model.dtype).to(model.device)), folder, dtype)
+
+
+def check_trained(model: Any, folder: Path, note: dict[str, Any], quantizer: Quantizer) -> None:
+    """A fresh model, read from the folder by its quantizer, has the live model's logits."""
+    fresh = read_trained(folder, note, model.device, quantizer)[0]
+    _compare(_logits(model), _logits(fresh), folder)
 
 
 def _logits(model: Any) -> Tensor:

@@ -26,7 +26,8 @@ class FullTuning:
         self.model: Any = None
 
     def attach(self, model: Any, context: Context) -> Any:
-        self.model, self.save_model = model.requires_grad_(True), context.save_model
+        self.model = model.requires_grad_(True)
+        self.save_model, self.load_model = context.save_model, context.load_model
         return model
 
     def groups(self) -> list[Group]:
@@ -65,9 +66,9 @@ class FullTuning:
         self.save_model(self.model, folder)
 
     def load(self, folder: Path) -> None:
-        from luthier.engine.load import read_model
-
-        self.load_state(dict(read_model(folder, self.model.dtype).named_parameters()))
+        loaded = self.load_model(folder, self.model)
+        if loaded is not self.model:
+            self.load_state(dict(loaded.named_parameters()))
 
     def merge(self, context: Context) -> Any:
         return self.model

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from luthier.builtin import NoQuantizer
-from luthier.plugins.values import Multipliers, Progress
+from luthier.plugins.protocols import Quantizer
+from luthier.plugins.values import Context
 
 
-class Unquantized:
+class Unquantized(Quantizer):
     """Keeps the `Quantizer` protocol; no layer is its own."""
 
     def __init__(self, options: NoQuantizer) -> None:
         self.options = options
 
-    def load_arguments(self) -> dict[str, Any]:
-        return {}
-
-    def apply(self, model: Any) -> Any:
+    def apply(self, model: Any, context: Context) -> Any:
         return model
 
     def dequantize(self, layer: Any) -> None:
@@ -26,9 +23,3 @@ class Unquantized:
 
     def requantize(self, layer: Any, weight: Any) -> None:
         raise AssertionError("no layer is quantized")
-
-    def export(self, model: Any, folder: Path) -> None:
-        model.save_pretrained(folder)
-
-    def progressed(self, progress: Progress) -> Multipliers:
-        return Multipliers()

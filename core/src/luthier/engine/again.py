@@ -10,6 +10,8 @@ from typing import Any
 
 import attrs
 
+from luthier.artifacts.notes import of_run
+from luthier.artifacts.opened import progress_of
 from luthier.engine.assemble import Objects, assemble
 from luthier.engine.attention import packed
 from luthier.engine.decisions import Decisions
@@ -48,9 +50,11 @@ def reopened(folder: Path, given: Given | None) -> Setup:
     """Model, adapter and data as they were at the run's end."""
     recipe, objects = given or (Recipe.load(folder / RECIPE, environ={}), Objects())
     decisions = Decisions((read_record(folder) or {}).get("decisions"))
-    setup = assemble(recipe, objects, decisions=decisions).setup
+    setup = assemble(recipe, objects, decisions=decisions, purpose="open").setup
     setup.undo.close()
     setup.adapter.load(finished(folder).artifact)
+    setup.progress = progress_of(of_run(folder)) or setup.progress
+    setup.tell_progress()
     setup.model.set_attn_implementation(setup.attention)
     return setup
 

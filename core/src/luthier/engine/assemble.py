@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from luthier.artifacts.generate import teach_stops
 from luthier.artifacts.weights import Files
+from luthier.data.feed import Feed
 from luthier.data.pack import Packing
 from luthier.data.prepare import Prepared
 from luthier.engine import attention, compiling, devices, load, precision, probe, process, recompute, threads
 from luthier.engine.batch import Batch
-from luthier.engine.contexts import attach_adapter, context_for, dense_weight
+from luthier.engine.contexts import WHOLE, attach_adapter, context_for, dense_weight
 from luthier.engine.decisions import Decisions
 from luthier.engine.groups import scaled
 from luthier.engine.length import check_length, feed_of, rates_of
@@ -25,7 +26,7 @@ from luthier.engine.memory.config import config_of
 from luthier.engine.memory.fit import Case, settle
 from luthier.engine.operations.install import operating, ordinary
 from luthier.engine.parallel import strategy
-from luthier.engine.parallel.hollow import HOST, loaded
+from luthier.engine.parallel.hollow import HOST, hollow_model, loaded
 from luthier.engine.parallel.join import device_name
 from luthier.engine.parallel.spread import Strategy
 from luthier.engine.parallel.world import World
@@ -36,6 +37,8 @@ from luthier.engine.stateful import without_packing
 from luthier.engine.step import Step
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
+from luthier.model.quantized import apply_quantizer, check_quantizer, find_trained
+from luthier.plugins.protocols import Quantizer
 from luthier.plugins.registry import Plugins
 from luthier.plugins.values import Context, Group, Purpose
 from luthier.recipe import Recipe
@@ -72,6 +75,7 @@ def assemble(
     plugins: Plugins | None = None,
     decisions: Decisions | None = None,
     world: World | None = None,
+    purpose: Purpose = "train",
 ) -> Assembled:
     """Everything loaded and attached, nothing trained. `decisions` None: all anew; `world` None: this process alone."""
     decisions, world = decisions or Decisions(), world or World()
@@ -83,16 +87,14 @@ def assemble(
     prepared = made_rows(recipe, objects, tokenizer, built["loss"], world)
     config = config_of(recipe.model) if objects.model is None else getattr(objects.model, "config", None)
     recipe = without_packing(recipe, config, objects.model, decisions)
-    about = {"shares": world.size, "ranks_here": world.local_size}
+    about = {"shares": world.size, "ranks_here": world.local_size, "purpose": purpose}
     case = Case(recipe=recipe, resolved=resolved, device=device, prepared=prepared, objects=objects, **about)
-    how = strategy.choose(case, decisions, world)
-    case.sharded = how == "fsdp"
+    case.sharded = (how := strategy.choose(case, decisions, world)) == "fsdp"
     recipe = case.recipe = settle(case, decisions, world)
-    model, has_weights = loaded(case, how, world, built["quantizer"], lambda place: _model(case, place))
+    model, purpose = loaded(case, how, world, functools.partial(_quantized, case, built["quantizer"]))
     recipe = case.recipe = without_packing(recipe, model.config, model, decisions)
     meet(model, tokenizer, prepared)
-    setup = attach(recipe, model, tokenizer, built, prepared, device, decisions, world, how,
-                   purpose="train" if has_weights else "hollow")  # fmt: skip
+    setup = attach(recipe, model, tokenizer, built, prepared, device, decisions, world, how, purpose=purpose)
     setup.process = process.settle(setup, began)
     setup.undo.enter_context(setup.process.applied())
     compiling.settle(setup)
@@ -103,6 +105,7 @@ def usable_device(recipe: Recipe, resolved: Resolved, world: World) -> torch.dev
     """The run's device; what the parts, the device or the length cannot do is refused."""
     device = devices.choose(device_name(recipe.device, world))
     check_parts(recipe, resolved, device.type)
+    check_quantizer(recipe.model.name_or_path, recipe.to_dict()["quantizer"])
     precision.refuse(recipe.precision, device)
     recompute.refuse(recipe.gradient_checkpointing, device)
     compiling.refuse(recipe.torch_compile, device)
@@ -114,9 +117,11 @@ def whole_again(assembled: Assembled) -> Setup:
     """The same parts anew, on the model as its files have it, whole and in this process alone."""
     resolved, held, case = assembled.resolved, assembled.setup, assembled.case
     built = {kind: resolved.build(getattr(resolved, kind)) for kind in BUILT}
-    model = built["quantizer"].apply(_model(case, HOST))
+    model = _quantized(case, built["quantizer"], HOST, "open")
     teach_stops(model, held.tokenizer, assembled.prepared.stop_tokens)
-    return attach(case.recipe, model, held.tokenizer, built, assembled.prepared, HOST, held.decisions, purpose="open")
+    setup = attach(case.recipe, model, held.tokenizer, built, assembled.prepared, HOST, held.decisions, purpose="open")
+    setup.progress = held.progress
+    return setup
 
 
 def named(parts: tuple[Part, ...]) -> dict[str, Part]:
@@ -128,6 +133,34 @@ def named(parts: tuple[Part, ...]) -> dict[str, Part]:
             name, number = f"{part.name}-{number}", number + 1
         found[name] = part
     return found
+
+
+def _quantized(case: Case, quantizer: Quantizer, device: torch.device, purpose: Purpose | None = None) -> Any:
+    """The base model in its quantizer's form; without weights on `meta`, where a model that was trained so is empty."""
+    trained = None if case.objects.model is not None else find_trained(case.recipe.model.name_or_path)
+    feed, purpose = feed_of(case.recipe, case.prepared.train), purpose or case.purpose
+    if device.type == "meta":
+        return quantize(case.recipe, feed, hollow_model(case), quantizer, "hollow")
+    if trained is None:
+        return quantize(case.recipe, feed, _model(case, device), quantizer, purpose)
+    model = quantize(case.recipe, feed, load.empty_model(trained, device), quantizer, purpose, blank=True)
+    return quantizer.load(trained, model)
+
+
+def quantize(
+    recipe: Recipe, feed: Feed, model: Any, quantizer: Quantizer, purpose: Purpose, *, blank: bool = False
+) -> Any:
+    """Return the model in its quantizer's form; `blank`: its weights are still to be read."""
+    told = {"log": lambda *_: None, "total_steps": feed.total, "purpose": purpose}
+    context = _context(recipe, model, quantizer, _head(recipe, feed, model.device), **told)
+    return apply_quantizer(quantizer, model, attrs.evolve(context, has_values=context.has_values and not blank))
+
+
+def _head(recipe: Recipe, feed: Feed, device: torch.device) -> Callable[[int], Iterable[Batch]]:
+    """Return a function that gives the first n examples in micro-batches, where the weights lie."""
+    alone = Packing(max_tokens=recipe.max_tokens_per_device, on=recipe.packing)
+    place = HOST if device.type == "meta" else device
+    return lambda count: batches(feed.head(count), alone, place)
 
 
 def _model(case: Case, device: torch.device) -> Any:
@@ -153,7 +186,7 @@ def _attached(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any],
               spread_as: Strategy) -> Setup:  # fmt: skip
     feed = feed_of(recipe, prepared.train)
     alone = Packing(max_tokens=recipe.max_tokens_per_device, on=recipe.packing)
-    before, numbers, has_weights = attention.install(model), {}, purpose in ("train", "open")
+    before, numbers, has_weights = attention.install(model), {}, purpose in WHOLE
     told = {"log": numbers.__setitem__, "total_steps": feed.total, "purpose": purpose}
     context = _context(recipe, model, built["quantizer"], lambda n: batches(feed.head(n), alone, device), **told)
     model = attach_adapter(built["adapter"], model, context).train()
@@ -195,25 +228,23 @@ def _context(
     **told: Any,
 ) -> Context:
     """What parts may know; `head(n)` gives the first n examples in micro-batches."""
-    has_values = purpose in ("train", "open")
 
     def original(layer: nn.Module) -> Tensor:
-        if not has_values:
+        if purpose not in WHOLE:
             return dense_weight(layer, quantizer)
         return load.original_weight(recipe.model.name_or_path, model, layer)
 
-    return context_for(
+    context = context_for(
         model,
         quantizer,
         purpose=purpose,
-        has_values=has_values,
         seed=recipe.seed,
-        packing=recipe.packing,
         files=functools.partial(Files.of_recipe, recipe, model.dtype),
         original=original,
         batches=lambda n: _first_batches(n, recipe.global_batch_size, head),
         **told,
     )
+    return attrs.evolve(context, probe=functools.partial(context.probe, packing=recipe.packing))
 
 
 def _first_batches(count: int, step: int, head: Callable[[int], Iterable[Batch]]) -> list[Batch]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -11,11 +12,14 @@ from torch import Tensor, nn
 
 from luthier.artifacts.weights import Files, save_model
 from luthier.engine import storage
+from luthier.engine.load import read_model
 from luthier.engine.probe import disagreement
 from luthier.engine.seeds import seed_all
-from luthier.plugins.protocols import Adapter
+from luthier.model.quantized import write_trained
+from luthier.plugins.protocols import Adapter, Quantizer
 from luthier.plugins.values import Context, Purpose
 
+WHOLE: Final = ("train", "open")  # purposes of a model whose weights have values
 ATTACHING: Final = -1  # where the key of a step has its number, so that no step draws the same
 
 
@@ -23,23 +27,20 @@ def context_for(
     model: Any,
     quantizer: Any,
     *,
-    device: torch.device | None = None,
     seed: int,
     purpose: Purpose = "train",
-    has_values: bool = True,
     total_steps: int | None = 0,
     original: Callable[[nn.Module], Tensor],
     batches: Callable[[int], Iterable[Any]] = lambda _: (),
     log: Callable[[str, float], None] = lambda *_: None,
-    packing: bool = True,
     files: Callable[[], Files] = Files,
 ) -> Context:
-    """Return the context of a model; `device` None is where its weights lie."""
+    """Return the context of a model."""
     return Context(
         config=model.config,
-        device=device or model.device,
+        device=model.device,
         purpose=purpose,
-        has_values=has_values,
+        has_values=purpose in WHOLE,
         dtype=model.dtype,
         seed=seed,
         total_steps=total_steps,
@@ -48,8 +49,9 @@ def context_for(
         requantize=lambda layer, weight: _put(layer, weight, quantizer),
         original=original,
         batches=batches,
-        probe=functools.partial(disagreement, packing=packing) if has_values else lambda model: None,
-        save_model=lambda model, folder: save_model(model, folder, files()),
+        probe=disagreement if purpose in WHOLE else lambda model, packing=True: None,
+        save_model=functools.partial(_save, quantizer, files),
+        load_model=functools.partial(_load, quantizer),
     )
 
 
@@ -57,6 +59,17 @@ def attach_adapter(adapter: Adapter, model: Any, context: Context) -> Any:
     """Return the model with its adapter. What the adapter draws follows from the run's seed, in every world alike."""
     seed_all(context.seed, ATTACHING)
     return adapter.attach(model, context)
+
+
+def _save(quantizer: Quantizer, files: Callable[[], Files], model: Any, folder: Path) -> None:
+    if quantizer.trains:
+        write_trained(model, folder, quantizer)
+    else:
+        save_model(model, folder, files())
+
+
+def _load(quantizer: Quantizer, folder: Path, model: Any) -> Any:
+    return quantizer.load(folder, model) if quantizer.trains else read_model(folder, model.dtype)
 
 
 def dense_weight(layer: nn.Module, quantizer: Any) -> Tensor:

@@ -83,6 +83,7 @@ def evaluate(
     dataset = dataset if dataset is not None else setup.validation
     assert dataset is not None
     training = setup.model.training
+    setup.tell_progress()
     setup.model.eval()
     try:
         with setup.optimizer_part.evaluating(), torch.no_grad():

@@ -79,6 +79,20 @@ def read_model(folder: Path, dtype: torch.dtype) -> Any:
             raise LuthierError("artifact-not-found", first_line(error), where=str(folder)) from error
 
 
+def empty_model(folder: Path, device: torch.device) -> Any:
+    """Return the causal LM of a folder's config, with weights that are still to be filled."""
+    import transformers
+
+    with quiet():
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=config.dtype, trust_remote_code=False)
+            model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise LuthierError("artifact-not-found", first_line(error), where=str(folder)) from error
+    return model.to(device)
+
+
 def location(name: str, file: str = "config.json") -> str:
     """What transformers is asked for: a folder that exists, or a hub name; a path that is neither is refused here."""
     if name == "demo":

@@ -149,6 +149,7 @@ class Loop:
         self.tally = Tally(**{**held, "losses": held["losses"].tolist()})
         recovery.hold(setup, self.tally.token_limit)
         self.run.step, self.run.stop_reason = self.tally.step, self.tally.stop_reason
+        setup.tell_progress(setup.progress_after(self.tally.step, self.tally.epoch))
         self.hooks.resumed(run=self.run, step=self.tally.step)
 
     def best_checkpoint(self) -> Path | None:

@@ -76,7 +76,7 @@ class Run:
         live, note = self._live(), of_run(self.output_path)
         if merged:
             return save_merged(live.model, live.tokenizer, live.adapter, live.quantizer, Path(path), note)
-        return save_adapter(live.model, live.tokenizer, live.adapter, Path(path), note)
+        return save_adapter(live.model, live.tokenizer, live.adapter, Path(path), note, live.quantizer)
 
     def merge(self, path: str | Path | None = None) -> Path:
         """The merged model's folder: `path`, or `merged` in the run's folder."""

@@ -24,7 +24,7 @@ from luthier.engine.precision import Precision
 from luthier.engine.process import Process
 from luthier.engine.schedule import Rates
 from luthier.engine.step import Step
-from luthier.plugins.values import Context
+from luthier.plugins.values import Context, Multipliers, Progress
 
 if TYPE_CHECKING:
     from luthier.data.prepare import Report
@@ -63,7 +63,17 @@ class Setup:
     phases: Phases = attrs.field(factory=Phases)  # where the time goes, for those who ask
     world: World = attrs.field(factory=World)  # the processes that train together
     attempt: Attempt = attrs.field(factory=Attempt)  # at the step that is under way
+    progress: Progress = attrs.field(default=attrs.Factory(lambda own: own.progress_after(0, 0.0), takes_self=True))
     spread: Spread = attrs.field(default=attrs.Factory(lambda own: Spread(module=own.step), takes_self=True))
+
+    def progress_after(self, step: int, epoch: float) -> Progress:
+        """Return where the run stands once `step` steps are done."""
+        return Progress(step=step, total_steps=self.feed.total, epoch=epoch)
+
+    def tell_progress(self, progress: Progress | None = None) -> Multipliers:
+        """Tell the quantizer what is done (None: as before), as before every run of the model; returns its factors."""
+        self.progress = progress or self.progress
+        return self.quantizer.progressed(self.progress)
 
     def portions(self, first: int) -> Iterator[Portion]:
         """The portions of step `first` (from 0) and of those after it, made ahead where that pays."""

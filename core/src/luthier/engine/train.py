@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from luthier.artifacts.notes import note
 from luthier.artifacts.save import artifact_name, save_adapter, save_merged
 from luthier.artifacts.weights import Files
@@ -212,6 +214,7 @@ def _finish(loop: Loop, tally: Tally, record: dict[str, Any], assembled: Assembl
         loop.load_best()
     setup.undo.close()  # what is written is made of the weights as they came
     state = gathered(setup)
+    record["note"] = {**record["note"], "progress": attrs.asdict(setup.progress)}
     artifact, merged, best = setup.world.decide(lambda: _written(loop, record["note"], assembled, state))
     result = Run(
         **{"run_id": run.run_id, "output_path": run.folder, "artifact": Path(artifact)},
@@ -231,11 +234,12 @@ def _finish(loop: Loop, tally: Tally, record: dict[str, Any], assembled: Assembl
 
 
 def _written(loop: Loop, note_: dict[str, Any], assembled: Assembled, state: dict[str, Any] | None) -> list[str | None]:
-    """Where the artifact, the merged model and the best checkpoint lie; `state` is the adapter's of a sharded model."""
+    """Where the artifact, the merged model and the best checkpoint lie; `state` is that of a sharded model."""
     setup = loop.setup
     if state is not None:
         setup = whole_again(assembled)
-        setup.adapter.load_state(state)
+        setup.adapter.load_state(state["adapter"])
+        setup.quantizer.load_state(state["quantizer"])
         setup.undo.close()
     paths = (*_artifacts(setup, loop.run.folder, note_), loop.best_checkpoint())
     return [None if path is None else str(path) for path in paths]
@@ -244,8 +248,9 @@ def _written(loop: Loop, note_: dict[str, Any], assembled: Assembled, state: dic
 def _artifacts(setup: Setup, folder: Path, note_: dict[str, Any]) -> tuple[Path, Path | None]:
     """The adapter's own files, and the merged model where the recipe asks for it."""
     model, tokenizer, adapter = setup.model, setup.tokenizer, setup.adapter
+    setup.tell_progress()
     with setup.optimizer_part.evaluating():
-        artifact = save_adapter(model, tokenizer, adapter, folder / artifact_name(adapter), note_)
+        artifact = save_adapter(model, tokenizer, adapter, folder / artifact_name(adapter), note_, setup.quantizer)
         if not setup.recipe.merge:
             return artifact, None
         return artifact, save_merged(model, tokenizer, adapter, setup.quantizer, folder / "merged", note_)

@@ -19,7 +19,7 @@ from luthier.engine.parallel.world import added
 from luthier.engine.seeds import seed_all
 from luthier.engine.setup import Setup
 from luthier.errors import LuthierError
-from luthier.plugins.values import LossOutput, Progress
+from luthier.plugins.values import LossOutput, Multipliers, Progress
 
 PENALTY: Final = "penalty"  # the metric that shows what an adapter adds to the objective
 
@@ -49,6 +49,7 @@ def update(setup: Setup, index: int, portion: Portion) -> Update:
     """Take step `index` (from 0) on the examples of `portion`; where loss or gradient is not finite, nothing moves."""
     began = time.perf_counter()
     lengths = [len(example.input_ids) for example in portion.examples]
+    multipliers = setup.tell_progress(setup.progress_after(index, portion.begun))
     batches, meter = fitted(setup, lengths, lambda: _differentiated(setup, index, portion))
     seed_all(setup.recipe.seed, index)  # what parts draw from here on is the same on every rank, and for every cut
     penalty = _penalty(setup)
@@ -59,7 +60,8 @@ def update(setup: Setup, index: int, portion: Portion) -> Update:
         norm = _clip(setup)
         finite = math.isfinite(loss) and math.isfinite(norm)
         overflowed = math.isfinite(loss) and setup.precision.overflowed(math.isfinite(norm), index)
-        rate = _apply(setup, index, portion) if finite else _drop(setup, index)
+        rate = _apply(setup, index, portion, multipliers) if finite else _drop(setup, index)
+    setup.progress = setup.progress_after(index + 1, portion.ended)
     return Update(
         loss=loss,
         grad_norm=norm,
@@ -194,15 +196,12 @@ def _drop(setup: Setup, index: int) -> float:
     return setup.rates[index]
 
 
-def _apply(setup: Setup, index: int, portion: Portion) -> float:
+def _apply(setup: Setup, index: int, portion: Portion, multipliers: Multipliers) -> float:
     """Set this step's rates, step, and tell the adapter; returns the learning rate."""
-    total = setup.feed.total
-    done = Progress(step=index, total_steps=total, epoch=portion.begun)
-    multipliers = setup.quantizer.progressed(done)
     rate = setup.rates[index] * multipliers.lr
     for group, decay in zip(setup.optimizer.param_groups, setup.decays, strict=True):
         group["lr"] = rate * group.get("lr_scale", 1.0)
         group["weight_decay"] = decay * multipliers.weight_decay
     setup.precision.step(setup.optimizer, index)
-    setup.adapter.stepped(Progress(step=index + 1, total_steps=total, epoch=portion.ended))
+    setup.adapter.stepped(Progress(step=index + 1, total_steps=setup.feed.total, epoch=portion.ended))
     return rate

@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from luthier.errors import LuthierError
 from luthier.plugins.protocols import PROTOCOLS
+
+if TYPE_CHECKING:
+    from luthier.plugins.records import Record
 
 REQUIRED: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType(
     {
@@ -20,6 +23,7 @@ REQUIRED: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType(
         "callback": (),
     }
 )
+DECLARED: Final = ("mergeable", "trains")  # what a record says, and the engine asks the part
 WITHOUT_DEFAULT: Final = frozenset(("scores", "combine"))  # members of coupled losses alone
 
 
@@ -29,21 +33,22 @@ def list_members(kind: str) -> tuple[str, ...]:
     return (*required, *(name for name in _defaults(kind) if name not in required))
 
 
-def complete_part(part: Any, kind: str, where: str) -> Any:
+def complete_part(part: Any, kind: str, where: str, record: Record | None = None) -> Any:
     """Return the part with the defaults of its protocol for the optional members that it lacks.
 
-    Raises `part-invalid` where a required member is missing.
+    What its record declares it has too. Raises `part-invalid` where a required member is missing.
     """
     missing = [name for name in REQUIRED[kind] if not hasattr(part, name)]
     if missing:
         raise LuthierError("part-invalid", f"does not keep the {kind} protocol: no {', '.join(missing)}", where=where)
     absent = {name: value for name, value in _defaults(kind).items() if not hasattr(part, name)}
+    absent |= {name: getattr(record, name) for name in DECLARED if hasattr(record, name)}
     if hasattr(part, "__dict__"):
         for name, value in absent.items():
             bound = types.MethodType(value, part) if isinstance(value, types.FunctionType) else value
             object.__setattr__(part, name, bound)
     elif absent:  # a class with slots has room for methods in its class only
-        object.__setattr__(part, "__class__", _completed_class(type(part), kind, tuple(absent)))
+        object.__setattr__(part, "__class__", _completed_class(type(part), tuple(absent.items())))
     return part
 
 
@@ -57,8 +62,6 @@ def _defaults(kind: str) -> dict[str, Any]:
 
 
 @functools.cache
-def _completed_class(cls: type, kind: str, names: tuple[str, ...]) -> type:
+def _completed_class(cls: type, members: tuple[tuple[str, Any], ...]) -> type:
     """Return a subclass without room of its own, so that an object of `cls` can become one of it."""
-    defaults = _defaults(kind)
-    members = {name: defaults[name] for name in names}
-    return type(cls.__name__, (cls,), {"__slots__": (), "__module__": cls.__module__, **members})
+    return type(cls.__name__, (cls,), {"__slots__": (), "__module__": cls.__module__, **dict(members)})

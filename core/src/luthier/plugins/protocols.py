@@ -25,10 +25,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Adapter", "Callback", "Loss", "Optimizer", "Policy", "Quantizer"]
 
+QUANTIZED_FILE: Final = "quantized.safetensors"  # transformers would take `model.safetensors` for plain weights
+
 
 @runtime_checkable
 class Adapter(Protocol):
-    """The part that decides what of the model trains. Class and module paths of the model stay as they are."""
+    """The part that decides what of the model trains. Class and module paths of the model stay as they are.
+
+    `mergeable` comes from the record; an object that is passed in Python says it itself.
+    """
+
+    mergeable: bool = True
 
     def attach(self, model: Any, context: Context) -> Any:
         """Wrap layers in place, quantized or not, freeze the rest, and return the model.
@@ -188,11 +195,19 @@ class Optimizer(Protocol):
 class Quantizer(Protocol):
     """The form in which the base model's weights are stored.
 
-    A quantized layer keeps `in_features` and `out_features`.
+    A quantized layer keeps `in_features` and `out_features`. `trains` and `mergeable` come from the record; an object
+    that is passed in Python says them itself.
     """
 
-    def apply(self, model: Any) -> Any:
-        """Replace the model's weights by quantized ones, in place, and return the model."""
+    trains: bool = False
+    mergeable: bool = True
+
+    def apply(self, model: Any, context: Context) -> Any:
+        """Replace the model's weights by quantized ones, in place, and return the model.
+
+        It is called in every world that `Context.purpose` names; torch is seeded before. Where `has_values` is False
+        the same layers are made, and no weight is read. A second call changes nothing.
+        """
         ...
 
     def dequantize(self, layer: Any) -> Tensor | None:
@@ -208,19 +223,29 @@ class Quantizer(Protocol):
         return {}
 
     def progressed(self, progress: Progress) -> Multipliers:
-        """Take note of the steps done. It is called before every run of the model: a step, an evaluation, saving.
+        """Take note of the steps done. It is called after `apply` and before every run of the model.
 
-        The multipliers apply to the rates of the step that follows.
+        That is: each step, each evaluation, the best weights once they are loaded, the artifact and its check, and
+        what opens a finished run. What the layers compute follows from the last call alone: one with the same steps
+        changes nothing, and one with fewer goes back. The multipliers apply to the step that follows.
         """
         return Multipliers()
 
     def save(self, model: Any, folder: Path) -> None:
-        """Write a model whose quantized layers were trained. It is called only where the record says `trains`."""
-        raise LuthierError("part-unsupported", "this quantizer writes no model", where="quantizer")
+        """Write the weights of a model whose quantized layers were trained; its config is in the folder already.
+
+        It is called only where the record says `trains`. The default writes the state dict as safetensors.
+        """
+        from safetensors.torch import save_model
+
+        save_model(model, str(folder / QUANTIZED_FILE))
 
     def load(self, folder: Path, model: Any) -> Any:
-        """Return the model that `save` wrote, given the model after `apply`."""
-        raise LuthierError("part-unsupported", "this quantizer reads no model", where="quantizer")
+        """Return the model that `save` wrote, given one of its config after `apply`, which may be filled in place."""
+        from safetensors.torch import load_model
+
+        load_model(model, folder / QUANTIZED_FILE, device=str(model.device))
+        return model
 
     def state(self) -> dict[str, Any]:
         """Return all that a resume needs beyond the steps done, as tensors and JSON values."""

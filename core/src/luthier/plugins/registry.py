@@ -114,7 +114,7 @@ class Plugins:
             part = make(options)
         except ImportError as error:
             raise _missing(offer, error) from error
-        return checked(part, offer.record.kind, f"{offer.record.kind} {offer.record.name!r}")
+        return checked(part, offer.record.kind, f"{offer.record.kind} {offer.record.name!r}", offer.record)
 
     def _resolve(self, offer: Offer, target: str) -> Any:
         module, _, attribute = target.partition(":")
@@ -157,9 +157,9 @@ def installed() -> Plugins:
     return Plugins()
 
 
-def checked(part: Any, kind: str, where: str) -> Any:
+def checked(part: Any, kind: str, where: str, record: Record | None = None) -> Any:
     """Return the part with its protocol's defaults; `part-invalid` names the required members that it lacks."""
-    part = complete_part(part, kind, where)
+    part = complete_part(part, kind, where, record)
     if kind == "callback":
         check_callback(part, where)
     return part

@@ -82,7 +82,9 @@ class Context:
     - `cache(key, compute)` returns the tensors of `compute()`, kept on disk under a hash of `key`: name in the key
       everything that the result depends on, such as the hash of a weight and the options.
     - `probe(model)` compares packed with separate documents and says why they differ, or None.
-    - `save_model(model, folder)` writes a dense model in transformers' layout, in the run's `save_dtype` and shards.
+    - `save_model(model, folder)` writes a model in transformers' layout, in the run's `save_dtype` and shards; a model
+      whose quantized layers are trained is written by its quantizer.
+    - `load_model(folder, model)` returns the model that `save_model` wrote; `model`, one like it, may be filled.
     """
 
     config: Any
@@ -101,6 +103,7 @@ class Context:
     cache: Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]] = compute_uncached
     probe: Callable[[Any], str | None] = lambda model: None
     save_model: Callable[[Any, Path], None] = lambda model, folder: model.save_pretrained(folder)
+    load_model: Callable[[Path, Any], Any] = lambda folder, model: type(model).from_pretrained(folder)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)  # DDP finds the tensors of a dataclass

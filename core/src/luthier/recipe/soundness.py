@@ -23,12 +23,24 @@ def given_tags(recipe: Recipe, device: str) -> dict[str, str]:
 
 
 def check_parts(recipe: Recipe, resolved: Resolved, device: str) -> None:
-    """Raise `part-incompatible` where parts do not go together, `part-unsupported` where they cannot train here."""
+    """Raise `part-incompatible` where parts do not go together, `part-unsupported` where they cannot train here.
+
+    Raises `artifact-unmergeable` where a merged model is asked for and a part's record says that there is none.
+    """
     compatibility.check(resolved.chosen(), given_tags(recipe, device))
     provider = resolved.provider
     if provider.record is not None and "luthier:in-process" not in provider.record.provides:
         problem = f"provider {provider.name!r} does not train in this process"
         raise LuthierError("part-unsupported", problem, where="provider", remedy="Use provider: local.")
+    for part in (resolved.adapter, resolved.quantizer) if recipe.merge else ():
+        if not getattr(part.record or part.local, "mergeable", True):
+            raise unmergeable(part.kind, part.name, where="merge")
+
+
+def unmergeable(kind: str, name: str, where: str | None = None) -> LuthierError:
+    """Return the error of a part whose record says that nothing can be merged with it."""
+    remedy = "Leave merge out: generate and evaluate open the run's own artifact."
+    return LuthierError("artifact-unmergeable", f"{kind} {name!r} cannot be merged", where=where, remedy=remedy)
 
 
 def explain(recipe: Recipe, resolved: Resolved, device: str) -> list[dict[str, Any]]:

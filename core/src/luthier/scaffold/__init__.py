@@ -29,7 +29,7 @@ REQUIREMENTS: Final = {  # beside attrs and luthier, as they follow these in a l
     "adapter": ', "safetensors>=0.5", "torch>=2.11"',
     "loss": ', "torch>=2.11"',
     "optimizer": ', "torch>=2.11"',
-    "quantizer": ', "safetensors>=0.5", "torch>=2.11"',
+    "quantizer": ', "torch>=2.11"',
     "callback": "",
 }
 TAKEN: Final = frozenset(  # names that the templates import or define

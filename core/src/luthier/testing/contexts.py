@@ -19,6 +19,8 @@ from luthier.engine.contexts import context_for
 from luthier.engine.policy import ModelPolicy
 from luthier.engine.step import Step
 from luthier.errors import LuthierError
+from luthier.model.quantized import apply_quantizer
+from luthier.plugins.completion import complete_part
 from luthier.plugins.values import Context, Progress
 from luthier.testing.checks import Subject
 from luthier.testing.worlds import random_batch, tiny_model
@@ -39,10 +41,10 @@ def context(
 
     `originals` maps a layer's path to its unquantized weight [out, in]; without it `original` raises `LuthierError`.
     """
+    quantizer = quantizer or Unquantized(NoQuantizer())
     return context_for(
         model,
-        quantizer or Unquantized(NoQuantizer()),
-        device=torch.device("cpu"),
+        complete_part(quantizer, "quantizer", type(quantizer).__name__),
         seed=seed,
         total_steps=total_steps,
         original=_original(model, originals),
@@ -121,7 +123,7 @@ def base_model(seed: int = 0, quantizer: Any = None) -> Any:
     """A tiny Llama with packed attention, quantized if a quantizer is given."""
     model = tiny_model(seed=seed)
     attention.install(model)
-    return model if quantizer is None else quantizer.apply(model)
+    return model if quantizer is None else apply_quantizer(quantizer, model, context(model, quantizer=quantizer))
 
 
 def probe_batch() -> Batch:

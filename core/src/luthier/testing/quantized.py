@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from luthier.plugins.values import Multipliers, Progress
+from luthier.plugins.protocols import Quantizer
+from luthier.plugins.values import Context
 
 
 class CodedLinear(nn.Module):
@@ -37,16 +37,13 @@ class CodedLinear(nn.Module):
         return F.linear(states, self.dequantize().to(states.dtype), self.bias)
 
 
-class CodedQuantizer:
+class CodedQuantizer(Quantizer):
     """Keeps the `Quantizer` protocol: every linear layer but the output head."""
 
     def __init__(self, options: Any = None) -> None:
         self.options = options
 
-    def load_arguments(self) -> dict[str, Any]:
-        return {}
-
-    def apply(self, model: Any) -> Any:
+    def apply(self, model: Any, context: Context) -> Any:
         head = model.get_output_embeddings()
         found = [(n, m) for n, m in model.named_modules() if type(m) is nn.Linear and m is not head]
         for path, layer in found:
@@ -59,13 +56,3 @@ class CodedQuantizer:
 
     def requantize(self, layer: Any, weight: Tensor) -> None:
         layer.put(weight)
-
-    def export(self, model: Any, folder: Path) -> None:
-        from safetensors.torch import save_file
-
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-        save_file(tensors, folder / "coded.safetensors")
-
-    def progressed(self, progress: Progress) -> Multipliers:
-        return Multipliers()

@@ -8,7 +8,7 @@ import attrs
 from luthier.plugins.options import option
 
 from mutants.heavy import HeavyOptions
-from mutants.records import ADAPTER, CALLBACK, COUPLED, LOSS, OPTIMIZER, QUANTIZER, Mutant, broken
+from mutants.records import ADAPTER, CALLBACK, COUPLED, LOSS, OPTIMIZER, QUANTIZER, TERNARY, Mutant, broken
 
 
 @attrs.define(kw_only=True)
@@ -136,7 +136,13 @@ QUANTIZERS = [
     broken(QUANTIZER, "HalfPrecision", "keeps_in_and_out_features", "bfloat16"),
     broken(QUANTIZER, "TakesTheHead", "leaves_head_and_embeddings", "lm_head"),
     broken(QUANTIZER, "SaysNothing", "multipliers_are_finite", "luthier.Multipliers"),
-    broken(QUANTIZER, "PicklesItself", "export_writes_no_pickle", "model.pt"),
+    broken(TERNARY, "CountsCalls", "follows_progress_alone", "other outputs"),
+    broken(TERNARY, "NeverGoesBack", "follows_progress_alone", "told again that 5"),
+    broken(TERNARY, "CountsCalls", "resumes_exactly", "undisturbed"),
+    broken(TERNARY, "ForgetsItsRate", "resumes_exactly", "undisturbed"),
+    broken(TERNARY, "CutsGradients", "trains_its_weights", "no gradient reaches"),
+    broken(TERNARY, "LoadsNothing", "saves_what_it_trained", "off after"),
+    broken(TERNARY, "PicklesItself", "saves_what_it_trained", "model.pt"),
 ]
 
 CALLBACKS = [

@@ -15,7 +15,7 @@ class Rows(CodedQuantizer):
 
     layer: Any = CodedLinear
 
-    def apply(self, model: Any) -> Any:
+    def apply(self, model: Any, context: Any) -> Any:
         found = [(n, m) for n, m in model.named_modules() if type(m) is nn.Linear and self.takes(m, model)]
         for path, layer in found:
             parent, _, name = path.rpartition(".")
@@ -76,11 +76,11 @@ class DoublesGradients(Rows):
 class CodesAgain(Rows):
     """A second apply quantizes what is quantized, a little smaller."""
 
-    def apply(self, model):
+    def apply(self, model, context):
         for module in model.modules():
             if isinstance(module, CodedLinear):
                 module.put(0.99 * module.dequantize())
-        return super().apply(model)
+        return super().apply(model, context)
 
 
 class IgnoresWeight(Rows):

@@ -45,6 +45,11 @@ class RowOptions:
 
 
 @attrs.frozen(kw_only=True)
+class TernaryOptions:
+    """Nor has the one whose layers are trained."""
+
+
+@attrs.frozen(kw_only=True)
 class CountOptions:
     every: int = option(1, help="Count each so many steps.", low=1)
 
@@ -81,13 +86,23 @@ QUANTIZER = QuantizerRecord(
     tolerance=0.02,
     provides={"quantized-base"},
 )
+TERNARY = QuantizerRecord(
+    name="mutant-ternary",
+    summary="Ternary weights that are trained through a straight-through estimator.",
+    options=TernaryOptions,
+    build="mutants.ternary:Ternary",
+    bits=1.58,
+    tolerance=0.6,
+    trains=True,
+    provides={"dense-weights"},
+)
 CALLBACK = CallbackRecord(
     name="mutant-count",
     summary="Counts the steps of a run.",
     options=CountOptions,
     build="mutants.callbacks:Count",
 )
-SOUND: tuple[Record, ...] = (LOSS, COUPLED, ADAPTER, OPTIMIZER, QUANTIZER, CALLBACK)
+SOUND: tuple[Record, ...] = (LOSS, COUPLED, ADAPTER, OPTIMIZER, QUANTIZER, TERNARY, CALLBACK)
 
 
 @attrs.frozen(kw_only=True)

@@ -24,6 +24,7 @@ from luthier.engine.parallel.divided import divided
 from luthier.engine.parallel.world import World
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
+from luthier.plugins.values import Purpose
 from luthier.recipe.draft import default_of
 from luthier.sizes import size_text
 
@@ -57,6 +58,7 @@ class Case:
     prepared: Prepared
     objects: Objects
     shares: int = 1  # processes that train together, and
+    purpose: Purpose = "train"
     ranks_here: int = 1  # those of them that have this machine's memory to share
     sharded: bool = False  # whether each holds its part of every weight alone
 

@@ -17,6 +17,7 @@ from luthier.data.feed import Portion
 from luthier.data.prepare import Prepared, Report
 from luthier.engine.batch import collate
 from luthier.engine.decisions import Decisions
+from luthier.engine.length import feed_of
 from luthier.engine.memory.config import config_of, experts_of, model_of
 from luthier.engine.memory.ghost import Ghosts, storages
 from luthier.engine.memory.meter import Ledger
@@ -24,6 +25,7 @@ from luthier.engine.seeds import kept
 from luthier.engine.update import update
 from luthier.errors import LuthierError
 from luthier.logs import muted
+from luthier.plugins.values import Purpose
 
 if TYPE_CHECKING:
     from luthier.engine.setup import Setup
@@ -142,17 +144,20 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def assembled(recipe: Recipe, model: Any, resolved: Resolved, prepared: Prepared, device: torch.device) -> Setup:
-    from luthier.engine.assemble import BUILT, attach  # which asks for rehearsals itself
+def assembled(
+    recipe: Recipe, model: Any, resolved: Resolved, prepared: Prepared, device: torch.device, purpose: Purpose = "plan"
+) -> Setup:
+    from luthier.engine.assemble import BUILT, attach, quantize  # which asks for rehearsals itself
 
     built = {kind: _built(resolved, getattr(resolved, kind)) for kind in BUILT}
     if built["quantizer"].load_arguments():
         raise Unknown("the quantizer works while weights are loaded")
+    feed = feed_of(recipe, prepared.train)
     try:
-        model = built["quantizer"].apply(model)
+        model = quantize(recipe, feed, model, built["quantizer"], purpose)
     except LuthierError as error:  # of numbers that are none
         raise Unknown(f"the quantizer needs the weights: {error.line}") from error
-    return attach(recipe, model, None, built, prepared, device, Decisions(), purpose="plan")
+    return attach(recipe, model, None, built, prepared, device, Decisions(), purpose=purpose)
 
 
 def _built(resolved: Resolved, part: Part) -> Any:

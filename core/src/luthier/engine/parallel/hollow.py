@@ -15,6 +15,7 @@ from luthier.engine.parallel.spread import Strategy
 from luthier.engine.parallel.world import World
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
+from luthier.plugins.values import Purpose
 
 if TYPE_CHECKING:
     from luthier.engine.memory.fit import Case
@@ -25,21 +26,22 @@ HOST: Final = torch.device("cpu")
 
 
 def loaded(
-    case: Case, strategy: Strategy, world: World, quantizer: Any, read: Callable[[torch.device], Any]
-) -> tuple[Any, bool]:
-    """The model with its quantizer applied, and whether it has weights; `read` reads it whole to a device."""
+    case: Case, strategy: Strategy, world: World, quantized: Callable[[torch.device], Any]
+) -> tuple[Any, Purpose]:
+    """The model with its quantizer applied, as `quantized(device)` makes it; and its purpose."""
     if strategy != "fsdp":
-        return quantizer.apply(read(case.device)), True
+        return quantized(case.device), case.purpose
     reason = None if world.is_main else _why_not(case)
     reasons = [told for told in world.gather(reason) if told]
     if reasons:
         log.warning("every rank reads all the weights, as the parts cannot do without", reason=reasons[0])
     if world.is_main or reason:
-        return quantizer.apply(read(HOST)), True
-    return quantizer.apply(_hollow(case)), False
+        return quantized(HOST), case.purpose
+    return quantized(META), "hollow"
 
 
-def _hollow(case: Case) -> Any:
+def hollow_model(case: Case) -> Any:
+    """Return the recipe's model without weights."""
     return model_of(config_of(case.recipe.model), case.recipe.model, META)
 
 
@@ -48,7 +50,7 @@ def _why_not(case: Case) -> str | None:
     from luthier.engine.memory.rehearsal import Unknown, assembled
 
     try:
-        assembled(case.recipe, _hollow(case), case.resolved, case.prepared, META)
+        assembled(case.recipe, hollow_model(case), case.resolved, case.prepared, META, "hollow")
     except (LuthierError, Unknown, RuntimeError, TypeError, ValueError) as error:
         return str(error).splitlines()[0]
     return None

@@ -46,14 +46,15 @@ def as_held(setup: Setup, tree: Any, folder: Path) -> Any:
 
 
 def gathered(setup: Setup) -> dict[str, Any] | None:
-    """The adapter's state, whole: on rank 0, in host memory, one tensor after the other; None where it is whole here.
+    """The states of adapter and quantizer, whole: on rank 0, in host memory; None where they are whole here.
 
     Collective. On other ranks of a sharded model the tree has nothing in it.
     """
     if setup.spread.strategy != "fsdp":
         return None
     with setup.optimizer_part.evaluating():
-        return _gathered(setup.adapter.state(), setup.world.is_main)
+        states = {"adapter": setup.adapter.state(), "quantizer": setup.quantizer.state()}
+        return _gathered(states, setup.world.is_main)
 
 
 def _gathered(node: Any, keep: bool) -> Any:

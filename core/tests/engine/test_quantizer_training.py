@@ -1,0 +1,173 @@
+"""Quantizers in a run: when they are told how far it is, and layers whose latent weight is trained."""
+
+import json
+import os
+import signal
+
+import luthier
+import pytest
+import torch
+from luthier import LuthierError
+from luthier.engine.run import Interrupted
+from torch import nn
+from torch.nn import functional as F
+
+
+class TernaryLinear(nn.Module):
+    """Computes with its latent `weight`, by `share` drawn to -s, 0 and s."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.weight, self.bias, self.share = layer.weight, layer.bias, 0.0
+
+    def effective(self):
+        latent = self.weight.detach()
+        scale = latent.abs().mean().clamp_min(1e-8)
+        return self.weight + self.share * ((latent / scale).round().clamp(-1, 1) * scale - latent)
+
+    def forward(self, states):
+        return F.linear(states, self.effective(), self.bias)
+
+
+class Ternary:
+    """A quantizer whose layers are trained. `told` is every call, and every forward with the share it was made with."""
+
+    trains, provides, halves = True, ("dense-weights",), False
+
+    def __init__(self, **members):
+        self.told, self.contexts = [], []
+        vars(self).update(members)
+
+    def __deepcopy__(self, memo):
+        return type(self)(**{name: value for name, value in vars(self).items() if name != "told"})
+
+    def apply(self, model, context):
+        self.contexts.append((context.purpose, context.has_values))
+        head = model.get_output_embeddings()
+        for path, layer in [(n, m) for n, m in model.named_modules() if type(m) is nn.Linear and m is not head]:
+            model.set_submodule(path, TernaryLinear(layer))
+        self.layers = [m for m in model.modules() if isinstance(m, TernaryLinear)]
+        model.register_forward_pre_hook(lambda *_: self.told.append("run"))
+        return model
+
+    def dequantize(self, layer):
+        return layer.effective().detach().float() if isinstance(layer, TernaryLinear) else None
+
+    def requantize(self, layer, weight):
+        layer.weight.data.copy_(weight)
+
+    def progressed(self, progress):
+        self.told.append((progress.step, progress.total_steps))
+        for layer in self.layers:
+            layer.share = progress.step / progress.total_steps
+        return luthier.Multipliers(lr=0.5 if self.halves else 1.0)
+
+
+@pytest.fixture
+def ternary(train):
+    def run(**changes):
+        return train(**{"adapter": "full", "quantizer": Ternary(), "max_steps": 4, "learning_rate": 1e-3, **changes})
+
+    return run
+
+
+def metrics(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def test_it_is_told_the_steps_done_before_each_step_and_evaluation_and_the_artifact(ternary, rows):
+    quantizer = Ternary()
+    ternary(quantizer=quantizer, eval_data=rows[:4], eval_steps=2)
+    steps = [step for step in quantizer.told if step != "run"]
+    assert [step for step, _ in steps] == [
+        0,
+        0,
+        1,
+        2,
+        2,
+        3,
+        4,
+        4,
+        4,
+        4,
+    ]  # made, steps, evaluations, artifact, its check
+    assert {total for _, total in steps} == {4}
+    assert quantizer.told[0] == (0, 4)  # before any run
+
+
+def test_the_multipliers_are_those_of_the_step_that_follows(ternary, tmp_path):
+    ternary(quantizer=Ternary(halves=True), lr_scheduler_type="constant")
+    assert [line["learning_rate"] for line in metrics(tmp_path / "run")] == [5e-4] * 4
+
+
+def test_after_the_best_weights_are_loaded_the_numbers_are_those_that_a_reopened_run_gives(ternary, rows):
+    run = ternary(eval_data=rows[:4], eval_steps=1, save_steps=1, load_best_model_at_end=True,
+                  metric_for_best_model="eval_accuracy", greater_is_better=False)  # fmt: skip
+    assert run.best_checkpoint.name != "step-00000004"
+    again = ternary(eval_data=rows[:4], eval_steps=1, save_steps=1, load_best_model_at_end=True,
+                    metric_for_best_model="eval_accuracy", greater_is_better=False)  # fmt: skip
+    assert again.evaluate() == run.eval_metrics
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_run_that_was_killed_and_resumed_equals_an_undisturbed_one(ternary, rows, tmp_path, packing):
+    class Stop:
+        @luthier.event
+        def step_ended(self, step):
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    shared = {"eval_data": rows[:4], "eval_steps": 1, "packing": packing}
+    straight = ternary(**shared, output_dir=tmp_path / "straight")
+    with pytest.raises(Interrupted):
+        ternary(**shared, callbacks=[Stop()])
+    resumed = ternary(**shared)
+    assert resumed.loss_history == straight.loss_history and resumed.eval_metrics == straight.eval_metrics
+    pairs = zip(resumed.model.parameters(), straight.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_full_trains_the_latent_weights_and_the_artifact_holds_them(ternary, rows):
+    run = ternary()
+    assert run.loss_history[-1] < run.loss_history[0]
+    note = json.loads((run.artifact / "luthier.json").read_text())
+    assert note["artifact"] == "quantized" and note["progress"] == {
+        "step": 4,
+        "total_steps": 4,
+        "epoch": pytest.approx(4 / 3),
+    }
+    assert not list(run.artifact.glob("model*.safetensors"))
+    again = ternary()  # the finished run
+    assert again._setup is None and again.evaluate(rows[:4]) == run.evaluate(rows[:4])
+
+
+def test_a_merged_model_computes_what_the_trained_layers_compute(ternary):
+    run = ternary(merge=True)
+    ids = torch.arange(10, 22)[None]
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(run.merged)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(ids).logits, run.model.eval()(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "quantizer"])
+def test_a_merge_that_a_part_does_not_know_is_refused_before_anything_is_done(ternary, kind, tmp_path):
+    from luthier.builtin.full import Full, FullTuning
+
+    adapter = FullTuning(Full())
+    parts = {"adapter": adapter, "quantizer": Ternary()}
+    parts[kind].mergeable = False
+    adapter.provides = ("trainable-weights",)
+    with pytest.raises(LuthierError, match=f"{kind} .* cannot be merged") as caught:
+        ternary(**parts, merge=True)
+    assert (caught.value.code, caught.value.where) == ("artifact-unmergeable", "merge")
+    assert not (tmp_path / "run").exists()
+
+
+def test_apply_says_in_which_world_it_is(ternary):
+    quantizer = Ternary()
+    ternary(quantizer=quantizer)
+    assert quantizer.contexts == [("train", True), ("open", False)]
