@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import warnings
 
 import pytest
 import structlog
@@ -107,3 +108,16 @@ def test_nothing_is_said_while_the_log_is_muted_and_everything_after(capsys):
     said = capsys.readouterr().err
     assert "unheard" not in said
     assert "heard" in said
+
+
+def test_what_other_libraries_will_change_is_logged_and_not_printed(tmp_path):
+    with warnings.catch_warnings(record=True) as printed:
+        warnings.simplefilter("always")
+        before = warnings.showwarning
+        with logs.run_log("run-1", tmp_path / "log.jsonl"):
+            warnings.warn("`old` is deprecated", FutureWarning, stacklevel=1)
+            warnings.warn("look here", UserWarning, stacklevel=1)
+        assert warnings.showwarning is before
+    (line,) = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert (line["event"], line["message"], line["level"]) == ("deprecation", "`old` is deprecated", "info")
+    assert [str(warning.message) for warning in printed] == ["look here"]

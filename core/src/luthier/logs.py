@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
@@ -76,10 +77,30 @@ def run_log(run_id: str, path: Path) -> Iterator[None]:
         sink = Sink(level="info", render=_json, write=_appender(stream))
         _SINKS.append(sink)
         try:
-            yield
+            with _deprecations_logged():
+                yield
         finally:
             if sink in _SINKS:
                 _SINKS.remove(sink)
+
+
+@contextlib.contextmanager
+def _deprecations_logged() -> Iterator[None]:
+    """Log the warnings about future versions of other libraries instead of printing them; others are printed."""
+    printed = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+        if issubclass(category, FutureWarning):
+            get_logger().info("deprecation", message=str(message), where=f"{filename}:{lineno}")
+        else:
+            printed(message, category, filename, lineno, *rest)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        if warnings.showwarning is show:
+            warnings.showwarning = printed
 
 
 @contextlib.contextmanager

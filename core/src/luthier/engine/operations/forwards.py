@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import torch
@@ -17,6 +17,8 @@ from luthier.engine.operations.recognise_layers import Attention, Block, heads
 from luthier.engine.operations.registry import Operations
 
 Forward = Callable[..., Any]
+# the tensors that a model tells its layers and that recognition has tried
+CARRIED: Final = ("position_embeddings", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k")
 
 
 @attrs.frozen(kw_only=True)
@@ -55,8 +57,8 @@ def attention_forward(operations: Operations, form: Attention, own: Forward) -> 
     def forward(module: Any, hidden_states: Tensor, *args: Any, **told: Any) -> Any:
         if args or not is_packed(told) or told.get("position_embeddings") is None:
             return own(module, hidden_states, *args, **told)
-        tables = told.pop("position_embeddings")
-        told = {name: value for name, value in told.items() if name not in ("attention_mask", "past_key_values")}
+        tables = told["position_embeddings"]
+        told = {name: value for name, value in told.items() if name not in form.consumed}
         x = lowered(hidden_states, [module.q_proj, module.k_proj, module.v_proj])
         dtype = autocast_dtype(x)
         turn = functools.partial(operations.rope, dtype=dtype)
@@ -103,11 +105,12 @@ def _normed(
 
 
 def is_packed(told: dict[str, Any]) -> bool:
-    """Whether a call is one of ours: it says where the documents are, and has neither mask nor cache."""
-    return (
-        told.get("cu_seq_lens_q") is not None
-        and told.get("attention_mask") is None
-        and told.get("past_key_values") is None
+    """Whether a call is one of ours: it says where the documents are, and gives nothing that was not tried.
+
+    A mask, a cache by any name, or an object of a plugin: then the module's own forward computes.
+    """
+    return told.get("cu_seq_lens_q") is not None and all(
+        name in CARRIED or value is None or isinstance(value, (bool, int, float, str)) for name, value in told.items()
     )
 
 

@@ -26,11 +26,12 @@ from luthier.engine.operations.recognise import Norm, find_mlp, find_norm
 from luthier.engine.operations.recognise_layers import Block, find_attention, find_block
 from luthier.engine.operations.registry import Operations
 from luthier.logs import get_logger
+from luthier.model.operations.findings import Finding, Findings
 
 log = get_logger()
 
 
-Find = Callable[[nn.Module, bool], Any]
+Find = Callable[[nn.Module, bool, Findings], Any]
 FINDERS: Final[dict[str, Find]] = {
     "norm": find_norm,
     "mlp": find_mlp,
@@ -41,11 +42,11 @@ FINDERS: Final[dict[str, Find]] = {
 
 @attrs.define(eq=False)
 class Installed:
-    """What was replaced, and what only looked as if it could be: modules by kind and class."""
+    """The modules that were replaced, and those that only look as if they could be, by kind and class."""
 
     operations: Operations
     replaced: dict[str, dict[str, int]] = attrs.field(factory=dict)
-    left: dict[str, dict[str, int]] = attrs.field(factory=dict)
+    left: dict[str, dict[str, Finding]] = attrs.field(factory=dict)
     widths: Counter[str] = attrs.field(
         factory=Counter
     )  # elements for each token that pass through norm, rope, silu, gelu
@@ -105,8 +106,9 @@ def install(model: nn.Module, operations: Operations, *, verified: bool = True) 
         installed.count(named[name], kind, form)
         installed._forwards.append((named[name], forward))
     log.info("operations installed", **{kind: sum(n.values()) for kind, n in installed.replaced.items()})
-    if installed.left:
-        log.info("left as they are", **installed.left, because="their own forward gives other numbers")
+    for kind, classes in installed.left.items():
+        for name, finding in classes.items():
+            log.info("own forward kept", kind=kind, module=name, reason=finding.reason, detail=finding.detail)
     return installed
 
 
@@ -115,7 +117,7 @@ class _Found:
 
     def __init__(self, verified: bool) -> None:
         self.verified = verified
-        self.left: dict[str, dict[str, int]] = {}
+        self.left: dict[str, dict[str, Finding]] = {}
         self._known: dict[Any, tuple[str, Any] | None] = {}
 
     def form(self, module: nn.Module) -> tuple[str, Any] | None:
@@ -138,13 +140,15 @@ class _Found:
 
     def _find(self, module: nn.Module) -> tuple[str, Any] | None:
         for kind, find in FINDERS.items():
-            form = find(module, self.verified)
+            findings = Findings()
+            form = find(module, self.verified, findings)
             if isinstance(form, Block) and None in self.norms(module, form):
                 return None
             if form is not None:
                 return kind, form
-            if self.verified and find(module, False) is not None:
-                self.left.setdefault(kind, {})[type(module).__name__] = 1
+            finding = findings.closest()
+            if self.verified and finding is not None:
+                self.left.setdefault(kind, {})[type(module).__name__] = finding
         return None
 
 

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from luthier.engine.layers import HOOKS
 from luthier.engine.operations import reference
 from luthier.engine.operations.kernels import Gate, NormForm
+from luthier.model.operations.findings import Findings
 
 ROWS: Final = 6
 NORM_DTYPES: Final = ((torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32))
@@ -49,8 +50,9 @@ class Mlp:
         return [self.gate] if self.up is None else [self.gate, self.up]
 
 
-def find_norm(module: nn.Module, verified: bool = True) -> Norm | None:
-    """The norm that a module is, or None."""
+def find_norm(module: nn.Module, verified: bool = True, findings: Findings | None = None) -> Norm | None:
+    """Return the norm that a module is, or None; why not goes to `findings`."""
+    findings = findings or Findings()
     parameters = dict(module.named_parameters(recurse=False))
     weight = parameters.get("weight")
     if len(parameters) != 1 or weight is None or weight.dim() != 1 or list(module.children()) or list(module.buffers()):
@@ -60,54 +62,71 @@ def find_norm(module: nn.Module, verified: bool = True) -> Norm | None:
     if not verified:
         return Norm(form=forms[0], exact=False) if forms else None
     with unhurt(module) as random:
-        faults = {form: sum(_norm_fault(module, form, *dtypes, random) for dtypes in NORM_DTYPES) for form in forms}
+        faults = {
+            form: sum(_norm_fault(module, form, dtypes, random, findings) for dtypes in NORM_DTYPES) for form in forms
+        }
         form = min(faults, key=faults.__getitem__, default=None)
         if form is None or faults[form] == float("inf"):
             return None
-        return Norm(form=form, exact=_norm_fault(module, form, torch.float64, torch.float64, random) < float("inf"))
+        exact = _norm_fault(module, form, (torch.float64, torch.float64), random, findings) < float("inf")
+        return Norm(form=form, exact=exact)
 
 
 def _norm_fault(
-    module: nn.Module, form: NormForm, dtype: torch.dtype, weight_dtype: torch.dtype, random: torch.Generator
+    module: nn.Module,
+    form: NormForm,
+    dtypes: tuple[torch.dtype, torch.dtype],  # of x and of the weight
+    random: torch.Generator,
+    findings: Findings,
 ) -> float:
-    """How far the form is from the module's own forward and gradients, inf beyond the bound of the dtype."""
+    """Return how far the form is from the module's own forward and gradients, inf beyond the bound of the dtype."""
+    dtype, weight_dtype = dtypes
     size, device = module.weight.shape[0], module.weight.device  # type: ignore[union-attr,index]
     device = torch.device("cpu") if device.type == "meta" else device  # its weights are not asked for
     scales = torch.logspace(-4, 2, ROWS)[:, None]  # rows small enough that eps is seen
     x = (torch.randn(ROWS, size, generator=random) * scales).to(device, dtype).requires_grad_()
     weight = torch.randn(size, generator=random).to(device, weight_dtype).requires_grad_()
     grad = torch.randn(ROWS, size, generator=random).to(device)
-    try:
-        own = functional_call(module, {"weight": weight}, (x,))
-        found = reference.rms_norm(x, weight, form.eps, form.offset, form.rounded)
-        pairs = [(own, found)]
-        for pair in zip(*(torch.autograd.grad(y, (x, weight), grad.to(y.dtype)) for y in (own, found)), strict=True):
-            pairs.append(pair)
-    except (RuntimeError, TypeError, AttributeError):
+    own = findings.attempt(
+        lambda: _norm_results(lambda: functional_call(module, {"weight": weight}, (x,)), x, weight, grad)
+    )
+    if own is None:
         return float("inf")
-    return sum(fault(own, found) for own, found in pairs)
+    arguments = (x, weight, form.eps, form.offset, form.rounded)
+    found = _norm_results(lambda: reference.rms_norm(*arguments), x, weight, grad)
+    result = sum(fault(one, other) for one, other in zip(own, found, strict=True))
+    if result == float("inf"):
+        findings.add_difference()
+    return result
 
 
-def find_mlp(module: nn.Module, verified: bool = True) -> Mlp | None:
-    """The gated MLP that a module is, or None."""
+def _norm_results(compute: Callable[[], Tensor], x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    """The result, and its gradients in x and the weight."""
+    result = compute()
+    return result, *torch.autograd.grad(result, (x, weight), grad.to(result.dtype))
+
+
+def find_mlp(module: nn.Module, verified: bool = True, findings: Findings | None = None) -> Mlp | None:
+    """Return the gated MLP that a module is, or None; why not goes to `findings`."""
+    findings = findings or Findings()
     children = dict(module.named_children())
-    layers = {name: child for name, child in children.items() if _sizes(child) is not None}
+    layers = {name: child for name, child in children.items() if layer_sizes(child) is not None}
     acts = [child for name, child in children.items() if name not in layers]
     if len(acts) != 1 or len(layers) not in (2, 3) or any(True for _ in acts[0].parameters()):
         return None
-    kind = _activation(acts[0]) if verified else "silu"
+    kind = _activation(acts[0], findings) if verified else "silu"
     if kind is None:
         return None
-    return next((form for form in _forms(layers, kind) if not verified or _is_mlp(module, form)), None)
+    return next((form for form in _forms(layers, kind) if not verified or _is_mlp(module, form, findings)), None)
 
 
 def _forms(layers: dict[str, nn.Module], kind: Gate) -> Iterator[Mlp]:
     """Every reading of the layers whose sizes fit."""
     for down, last in layers.items():
-        inner, outer = _sizes(last)  # type: ignore[misc]
+        inner, outer = layer_sizes(last)  # type: ignore[misc]
         rest = [name for name in layers if name != down]
         wanted = (outer, inner if len(rest) == 2 else 2 * inner)
-        if any(_sizes(layers[name]) != wanted for name in rest):
+        if any(layer_sizes(layers[name]) != wanted for name in rest):
             continue
         if len(rest) == 1:
             yield Mlp(gate=rest[0], up=None, down=down, kind=kind)
@@ -116,18 +135,18 @@ def _forms(layers: dict[str, nn.Module], kind: Gate) -> Iterator[Mlp]:
             yield Mlp(gate=rest[1], up=rest[0], down=down, kind=kind)
 
 
-def _is_mlp(module: nn.Module, form: Mlp) -> bool:
+def _is_mlp(module: nn.Module, form: Mlp, findings: Findings) -> bool:
     """Whether its own forward, with random numbers from gate and up, hands down what the form says."""
-    hidden = _sizes(module.get_submodule(form.down))[1]  # type: ignore[index]
+    hidden = layer_sizes(module.get_submodule(form.down))[1]  # type: ignore[index]
     with unhurt(module) as random, ExitStack() as stack:
         x = torch.randn(1, ROWS, hidden, generator=random, dtype=torch.float64)
         for name in form.inputs:
             layer = module.get_submodule(name)
-            made = torch.randn(1, ROWS, _sizes(layer)[1], generator=random, dtype=torch.float64)  # type: ignore[index]
+            made = torch.randn(1, ROWS, layer_sizes(layer)[1], generator=random, dtype=torch.float64)  # type: ignore[index]
             stack.enter_context(answered(layer, lambda given, made=made: made * given.sum()))
         stack.enter_context(answered(module.get_submodule(form.down), lambda given: given))
         stack.enter_context(training(module))
-        return agree(lambda: module(x), lambda: mlp_hidden(module, form, x, _act(form.kind)))
+        return agree(lambda: module(x), lambda: mlp_hidden(module, form, x, _act(form.kind)), findings)
 
 
 def mlp_hidden(module: Any, form: Mlp, x: Tensor, act: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -142,12 +161,12 @@ def _act(kind: Gate) -> Callable[[Tensor, Tensor], Tensor]:
     return reference.swiglu if kind == "silu" else reference.geglu
 
 
-def _activation(act: nn.Module) -> Gate | None:
+def _activation(act: nn.Module, findings: Findings) -> Gate | None:
     with unhurt(act) as random:
         x = torch.randn(64, generator=random, dtype=torch.float64) * 3
-        if agree(lambda: act(x), lambda: F.silu(x)):
+        if agree(lambda: act(x), lambda: F.silu(x), findings):
             return "silu"
-        return "gelu" if agree(lambda: act(x), lambda: F.gelu(x, approximate="tanh")) else None
+        return "gelu" if agree(lambda: act(x), lambda: F.gelu(x, approximate="tanh"), findings) else None
 
 
 # what recognition is made of
@@ -199,13 +218,15 @@ def training(module: nn.Module) -> Iterator[None]:
         module.training = before
 
 
-def agree(own: Callable[[], Any], ours: Callable[[], Any]) -> bool:
-    """Whether a module's own forward, which may raise whatever it likes, gives what ours gives."""
-    try:
-        theirs = own()
-    except Exception:  # noqa: BLE001 - a module that cannot be tried like this is left as it is
+def agree(own: Callable[[], Any], ours: Callable[[], Any], findings: Findings) -> bool:
+    """Return True if a module's own forward gives what ours gives; why not goes to `findings`."""
+    theirs = findings.attempt(own)
+    if theirs is None:
         return False
-    return fault(theirs, ours()) < float("inf")
+    if fault(theirs, ours()) < float("inf"):
+        return True
+    findings.add_difference()
+    return False
 
 
 def fault(own: Any, found: Tensor) -> float:
@@ -219,6 +240,7 @@ def fault(own: Any, found: Tensor) -> float:
     return share if share <= BOUNDS[own.dtype] else float("inf")
 
 
-def _sizes(layer: nn.Module) -> tuple[int, int] | None:
+def layer_sizes(layer: nn.Module) -> tuple[int, int] | None:
+    """Return (in, out) features; None where a layer does not say, which no contract of a plugin asks of it."""
     sizes = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
     return sizes if all(isinstance(size, int) for size in sizes) else None  # type: ignore[return-value]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import attrs
@@ -13,10 +13,20 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from luthier.engine.operations import reference
-from luthier.engine.operations.recognise import agree, answered, fault, find_norm, training, unhurt
+from luthier.engine.operations.recognise import (
+    agree,
+    answered,
+    fault,
+    find_norm,
+    layer_sizes,
+    training,
+    unhurt,
+)
+from luthier.model.operations.findings import Findings, Signature
 
 PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
 HEAD_NORMS: Final = ("q_norm", "k_norm")
+DOCUMENTS: Final = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 RECORDER: Final = "luthier_recorder"
 LENGTHS: Final = (4, 3)  # tokens of the documents that a forward is tried on
 FAR: Final = 1_000_000  # positions up to here are tried, so that a scale which depends on them shows
@@ -30,6 +40,7 @@ class Attention:
     normed: bool
     dropout: float
     settings: dict[str, Any]  # what its own forward tells the attention function: scaling, sliding_window and the like
+    consumed: frozenset[str]  # arguments that its own forward takes and does not pass on: tables, mask, cache
 
 
 @attrs.frozen(kw_only=True)
@@ -43,39 +54,49 @@ class Block:
     multiplier: float
 
 
-def find_attention(module: nn.Module, verified: bool = True) -> Attention | None:
-    """The attention that a module is, or None."""
+def find_attention(module: nn.Module, verified: bool = True, findings: Findings | None = None) -> Attention | None:
+    """Return the attention that a module is, or None; why not goes to `findings`."""
+    findings = findings or Findings()
     names = {name for name, _ in module.named_children()}
     head_dim = getattr(module, "head_dim", None)
     normed = set(HEAD_NORMS) <= names
     wanted = {*PROJECTIONS, *HEAD_NORMS} if normed else {*PROJECTIONS}
     if names != wanted or not isinstance(head_dim, int) or not hasattr(module, "config"):
         return None
-    if list(module.parameters(recurse=False)) or not _have_sizes(module):
+    if list(module.parameters(recurse=False)) or any(layer_sizes(getattr(module, n)) is None for n in PROJECTIONS):
         return None
+    signature = Signature.of_forward(module)
     with unhurt(module) as random, ExitStack() as stack:
         x = _answer_projections(module, random, stack)
-        arguments = _arguments(random, head_dim)
-        calls = _recorded(module, x, arguments)
-        if len(calls) != 1:
+        arguments = signature.select(_trial_arguments(random, head_dim), findings)
+        call = None if arguments is None else _recorded(module, x, arguments, findings)
+        if call is None:
             return None
-        given, told = calls[0]
-        settings = {name: value for name, value in told.items() if name not in arguments}
-        passed = all(told.get(name) is arguments[name] for name in arguments if name.startswith("cu_seq"))
-        dropout = settings.pop("dropout", 0.0)
-        plain = all(value is None or isinstance(value, (int, float, str)) for value in settings.values())
-        form = Attention(head_dim=head_dim, normed=normed, dropout=dropout, settings=settings)
-        if not passed or not plain or (verified and not _is_attention(module, form, x, arguments, given)):
+        form = _read_call(call[1], arguments, signature, findings, head_dim=head_dim, normed=normed)
+        if form is None or (verified and not _is_attention(module, form, x, arguments, call[0], findings)):
             return None
         return form
 
 
-def _have_sizes(module: nn.Module) -> bool:
-    """Return True if each projection says how wide it is; no contract asks that of a layer that a plugin wraps."""
-    layers = [getattr(module, name) for name in PROJECTIONS]
-    return all(
-        isinstance(getattr(layer, size, None), int) for layer in layers for size in ("in_features", "out_features")
-    )
+def _read_call(
+    told: dict[str, Any],
+    arguments: dict[str, Any],
+    signature: Signature,
+    findings: Findings,
+    *,
+    head_dim: int,
+    normed: bool,
+) -> Attention | None:
+    """The form that the call of the attention function shows, or None."""
+    settings = {name: value for name, value in told.items() if name not in arguments}
+    dropout = settings.pop("dropout", 0.0)
+    strange = [n for n, v in settings.items() if not (v is None or isinstance(v, (int, float, str)))]
+    lost = [n for n in DOCUMENTS if n not in arguments or told.get(n) is not arguments[n]]
+    if strange or lost:
+        findings.add_unknown(", ".join([*strange, *(f"{name} (not passed on)" for name in lost)]))
+        return None
+    consumed = (signature.names | arguments.keys()) - told.keys()
+    return Attention(head_dim=head_dim, normed=normed, dropout=dropout, settings=settings, consumed=consumed)
 
 
 def heads(module: Any, form: Attention, x: Tensor, turn: Callable[..., Any], tables: Any) -> tuple[Tensor, ...]:
@@ -91,7 +112,7 @@ def heads(module: Any, form: Attention, x: Tensor, turn: Callable[..., Any], tab
 def _answer_projections(module: Any, random: torch.Generator, stack: ExitStack) -> Tensor:
     """x [1, T, H] in float64; the layers that it goes through answered by numbers that depend on it."""
     for name in PROJECTIONS[:3]:
-        size = getattr(module, name).out_features
+        size = layer_sizes(getattr(module, name))[1]
         made = torch.randn(1, sum(LENGTHS), size, generator=random, dtype=torch.float64)
         stack.enter_context(answered(getattr(module, name), lambda given, made=made: made * given.sum()))
     stack.enter_context(answered(module.o_proj, lambda given: given))
@@ -99,50 +120,67 @@ def _answer_projections(module: Any, random: torch.Generator, stack: ExitStack) 
         stack.enter_context(answered(module.q_norm, lambda given: given / given.norm(dim=-1, keepdim=True)))
         stack.enter_context(answered(module.k_norm, lambda given: given - given.amax(dim=-1, keepdim=True)))
     stack.enter_context(training(module))
-    return torch.randn(1, sum(LENGTHS), module.q_proj.in_features, generator=random, dtype=torch.float64)
+    return torch.randn(1, sum(LENGTHS), layer_sizes(module.q_proj)[0], generator=random, dtype=torch.float64)
 
 
-def _arguments(random: torch.Generator, size: int) -> dict[str, Any]:
-    """What a layer is told: positions, their tables, documents."""
+def _trial_arguments(random: torch.Generator, size: int) -> dict[str, Any]:
+    """What a model tells its layers: positions, their tables, documents. Everything else keeps its default."""
     tokens = sum(LENGTHS)
     starts = torch.tensor([0, *itertools.accumulate(LENGTHS)], dtype=torch.int32)
     tables = tuple(torch.randn(1, tokens, size, generator=random, dtype=torch.float64) for _ in range(2))
     return {
-        **{"position_embeddings": tables, "attention_mask": None, "past_key_values": None, "use_cache": False},
+        "position_embeddings": tables,
+        "attention_mask": None,
+        "use_cache": False,
         "position_ids": torch.randint(0, FAR, (1, tokens), generator=random),
-        **{"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": max(LENGTHS)},
+        "cu_seq_lens_q": starts,
+        "cu_seq_lens_k": starts,
+        "max_length_q": max(LENGTHS),
         "max_length_k": max(LENGTHS),
     }
 
 
-def _recorded(module: Any, x: Tensor, arguments: dict[str, Any]) -> list[tuple[tuple[Tensor, ...], dict[str, Any]]]:
-    """What the module's own forward gives to the attention function: (query, key, value) and the rest by name."""
+@contextmanager
+def _recording(module: Any) -> Iterator[list[tuple[tuple[Tensor, ...], dict[str, Any]]]]:
+    """Inside it the module attends by `_record`; the list has what that was given."""
     before = module.config._attn_implementation
     module.config._attn_implementation = RECORDER
     _CALLS.clear()
     try:
-        module(x, **arguments)
-        return list(_CALLS)
-    except Exception:  # noqa: BLE001 - a module that cannot be tried like this is left as it is
-        return []
+        yield _CALLS
     finally:
         module.config._attn_implementation = before
         _CALLS.clear()
 
 
+def _recorded(
+    module: Any, x: Tensor, arguments: dict[str, Any], findings: Findings
+) -> tuple[tuple[Tensor, ...], dict[str, Any]] | None:
+    """What the module's own forward gives to the attention function: (query, key, value) and the rest by name."""
+    with _recording(module) as calls:
+        if findings.attempt(lambda: module(x, **arguments)) is None:
+            return None
+        if len(calls) == 1:
+            return calls[0]
+    findings.add_difference(f"it attends {len(calls)} times by the config's function")
+    return None
+
+
 def _is_attention(
-    module: Any, form: Attention, x: Tensor, arguments: dict[str, Any], given: tuple[Tensor, ...]
+    module: Any,
+    form: Attention,
+    x: Tensor,
+    arguments: dict[str, Any],
+    given: tuple[Tensor, ...],
+    findings: Findings,
 ) -> bool:
     ours = heads(module, form, x, reference.rope, arguments["position_embeddings"])
     if any(fault(theirs, own) == float("inf") for theirs, own in zip(given, ours, strict=True)):
+        findings.add_difference("its query, key or value")
         return False
-    before = module.config._attn_implementation
-    module.config._attn_implementation = RECORDER
-    try:
-        output = _mixed(ours[0], ours[2]).reshape(1, x.shape[1], -1)
-        return agree(lambda: module(x, **arguments)[0], lambda: output)
-    finally:
-        module.config._attn_implementation = before
+    output = _mixed(ours[0], ours[2]).reshape(1, x.shape[1], -1)
+    with _recording(module):
+        return agree(lambda: module(x, **arguments)[0], lambda: output, findings)
 
 
 def _record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **told: Any) -> Any:
@@ -161,8 +199,9 @@ _CALLS: list[tuple[tuple[Tensor, ...], dict[str, Any]]] = []
 AttentionInterface.register(RECORDER, _record)
 
 
-def find_block(module: nn.Module, verified: bool = True) -> Block | None:
-    """The layer that a module is, or None."""
+def find_block(module: nn.Module, verified: bool = True, findings: Findings | None = None) -> Block | None:
+    """Return the layer that a module is, or None; why not goes to `findings`."""
+    findings = findings or Findings()
     children = dict(module.named_children())
     norms = [name for name, child in children.items() if find_norm(child, verified=False) is not None]
     others = [name for name in children if name not in norms]
@@ -172,23 +211,24 @@ def find_block(module: nn.Module, verified: bool = True) -> Block | None:
     for (first, second), (attention, mlp), factor in itertools.product(
         itertools.permutations(norms), itertools.permutations(others), factors
     ):
-        names = {"first_norm": first, "attention": attention, "second_norm": second, "mlp": mlp}
-        form = Block(**names, multiplier=factor)
-        if not verified or _is_block(module, form):
+        form = Block(first_norm=first, attention=attention, second_norm=second, mlp=mlp, multiplier=factor)
+        if not verified or _is_block(module, form, findings):
             return form
     return None
 
 
-def _is_block(module: Any, form: Block) -> bool:
+def _is_block(module: Any, form: Block, findings: Findings) -> bool:
     """Whether its own forward, its modules answered, adds up as the form says and passes on what it is told."""
-    told: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
 
-    def attend(hidden_states: Tensor, **given: Any) -> tuple[Tensor, None]:
-        told.append(given)
+    def attend(hidden_states: Tensor, **told: Any) -> tuple[Tensor, None]:
+        calls.append(told)
         return hidden_states.tanh() * 1.3, None
 
     with unhurt(module) as random, ExitStack() as stack:
-        arguments = _arguments(random, 4)
+        arguments = Signature.of_forward(module).select(_trial_arguments(random, 4), findings)
+        if arguments is None:
+            return False
         answers = {form.first_norm: lambda x: x * 0.7 + 0.1, form.attention: attend}
         answers |= {form.second_norm: torch.sin, form.mlp: torch.cos}
         for name, answer in answers.items():
@@ -196,10 +236,19 @@ def _is_block(module: Any, form: Block) -> bool:
         stack.enter_context(training(module))
         x = torch.randn(1, sum(LENGTHS), 8, generator=random, dtype=torch.float64)
         middle = x + ((x * 0.7 + 0.1).tanh() * 1.3) * form.multiplier
-        same = agree(lambda: module(x, **arguments), lambda: middle + middle.sin().cos() * form.multiplier)
-        return (
-            same
-            and len(told) == 1
-            and all(told[0].get(k, v) is v for k, v in arguments.items())
-            and (told[0].keys() <= arguments.keys())
-        )
+        expected = middle + middle.sin().cos() * form.multiplier
+        same = agree(lambda: module(x, **arguments), lambda: expected, findings)
+        return same and _is_passed_on(calls, arguments, findings)
+
+
+def _is_passed_on(calls: list[dict[str, Any]], arguments: dict[str, Any], findings: Findings) -> bool:
+    """Whether the attention was called once and told what the layer was told, or what it need not know: None."""
+    if len(calls) != 1:
+        findings.add_difference(f"its attention is called {len(calls)} times")
+        return False
+    told = calls[0]
+    strange = [name for name, value in told.items() if value is not arguments.get(name)]
+    strange += [name for name in DOCUMENTS if name not in told]
+    if strange:
+        findings.add_unknown(", ".join(dict.fromkeys(strange)))
+    return not strange
