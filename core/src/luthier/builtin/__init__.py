@@ -137,6 +137,7 @@ def luthier_losses() -> list[LossRecord]:
             summary="Next-token cross-entropy over the supervised tokens.",
             options=Sft,
             build="luthier.builtin.sft:SupervisedLoss",
+            perplexity=True,
             reference="luthier.builtin.sft:reference",
         )
     ]

@@ -25,6 +25,10 @@ class Portion:
     ready: Any = None  # its micro-batches with the packing that they were made under, where they were made ahead
 
     @property
+    def lengths(self) -> list[int]:
+        return [len(example.input_ids) for example in self.examples]
+
+    @property
     def num_tokens(self) -> int:
         return sum(len(example.input_ids) for example in self.examples)
 

@@ -95,10 +95,16 @@ def assemble(
     recipe = case.recipe = without_packing(recipe, model.config, model, decisions)
     meet(model, tokenizer, prepared)
     setup = attach(recipe, model, tokenizer, built, prepared, device, decisions, world, how, purpose=purpose)
+    _settle_setup(setup, resolved, began)
+    return Assembled(setup=setup, resolved=resolved, prepared=prepared, callbacks=callbacks, case=case)
+
+
+def _settle_setup(setup: Setup, resolved: Resolved, began: threads.Glance) -> None:
+    """Set what depends on the loss's record, the process and the compiler."""
+    setup.has_perplexity = bool(getattr(resolved.loss.record or resolved.loss.local, "perplexity", False))
     setup.process = process.settle(setup, began)
     setup.undo.enter_context(setup.process.applied())
     compiling.settle(setup)
-    return Assembled(setup=setup, resolved=resolved, prepared=prepared, callbacks=callbacks, case=case)
 
 
 def usable_device(recipe: Recipe, resolved: Resolved, world: World) -> torch.device:

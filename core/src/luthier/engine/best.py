@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from luthier.engine.setup import Setup
     from luthier.recipe import Recipe
 
-ALWAYS: Final = ("eval_loss", "eval_perplexity")
+ALWAYS: Final = "eval_loss"
 FIRST: Final = 8  # held-out rows that usually show what an evaluation measures
 
 
@@ -31,7 +31,7 @@ def check_metrics(setup: Setup, callbacks: Mapping[str, Any]) -> None:
     if needed and setup.validation is None:
         raise LuthierError("recipe-conflict", "there are no validation rows", where=next(iter(needed)),
                            remedy="Set data.validation, or leave this out.")  # fmt: skip
-    if set(needed.values()) <= set(ALWAYS):
+    if set(needed.values()) <= {ALWAYS, *(("eval_perplexity",) if setup.has_perplexity else ())}:
         return
     found = evaluate(setup, TokenDataset.of(list(islice(setup.validation or (), FIRST))))
     if not set(needed.values()) <= found.keys():

@@ -19,7 +19,7 @@ from luthier.engine import requests
 from luthier.engine.disk import digest, digest_text, is_full, is_intact, settle, sync
 from luthier.errors import LuthierError
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 MANIFEST: Final = "manifest.json"
 FOLDER: Final = "checkpoints"
 ASIDE: Final = "set-aside"

@@ -13,8 +13,8 @@ from luthier.data.examples import TokenDataset
 from luthier.engine.memory.recovery import fitted
 from luthier.engine.parallel.world import World
 from luthier.engine.setup import Setup, dealt
-from luthier.engine.step import ROUTER
 from luthier.plugins.values import LossOutput
+from luthier.step.loss_output import ROUTER
 
 
 class Abandoned(Exception):
@@ -58,6 +58,10 @@ class Meter:
         """Each term of the objective."""
         return {name: value / self.weights[name] for name, value in self.sums.items() if self.weights[name]}
 
+    def shares(self) -> dict[str, tuple[float, float]]:
+        """Return each term's (sum, weight)."""
+        return {name: (value, self.weights[name]) for name, value in self.sums.items()}
+
     def pairs(self) -> dict[str, tuple[float, float]]:
         """Each metric's (sum, count)."""
         return {name: (total, count) for name, (total, count) in self.metrics.items()}
@@ -67,7 +71,7 @@ class Meter:
 
 
 def divided(parts: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
-    """Metrics over several steps or batches: sums added, counts added, then divided."""
+    """Terms or metrics over several steps or batches: sums added, counts added, then divided."""
     names = dict.fromkeys(name for part in parts for name in part)
     sums = {n: [sum(part[n][i] for part in parts if n in part) for i in (0, 1)] for n in names}
     return {name: total / count for name, (total, count) in sums.items() if count}
@@ -76,8 +80,9 @@ def divided(parts: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
 def evaluate(
     setup: Setup, dataset: TokenDataset | None = None, leave: Callable[[], bool] | None = None
 ) -> dict[str, float]:
-    """`eval_loss`, `eval_perplexity` and what else the loss measures, with the optimizer's evaluation weights.
+    """`eval_loss` and what else the loss measures, with the optimizer's evaluation weights.
 
+    `eval_perplexity` is that of the loss's main term (its first), where the loss declares that it is nats per token.
     Raises `Abandoned` on every rank before the next micro-batch once `leave` says so on one.
     """
     dataset = dataset if dataset is not None else setup.validation
@@ -91,8 +96,10 @@ def evaluate(
     finally:
         setup.model.train(training)
     found = {"eval_loss": meter.loss, **{f"eval_{name}": value for name, value in meter.read().items()}}
-    own = meter.loss - meter.terms().get(ROUTER, 0.0)  # the balance of experts is no uncertainty about tokens
-    return {**found, "eval_perplexity": math.exp(min(own, 700.0))}
+    main = next((value for name, value in meter.terms().items() if name != ROUTER), None)
+    if setup.has_perplexity and main is not None:
+        found["eval_perplexity"] = math.exp(min(main, 700.0))
+    return found
 
 
 def _measured(setup: Setup, dataset: TokenDataset, leave: Callable[[], bool] | None) -> Meter:

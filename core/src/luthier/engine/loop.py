@@ -24,7 +24,7 @@ from luthier.engine.parallel.tensors import is_sharded
 from luthier.engine.run import ActiveRun, Interrupted
 from luthier.engine.saving import Cadence, Saver
 from luthier.engine.setup import Setup
-from luthier.engine.update import Update, update
+from luthier.engine.update import Update, pooled_loss, update
 from luthier.logs import get_logger
 from luthier.plugins.events import Events
 
@@ -204,9 +204,8 @@ class Loop:
     def _numbers(self, updates: list[Update]) -> dict[str, float]:
         seconds = sum(u.seconds for u in updates)
         taken = [u for u in updates if u.finite] or updates[-1:]
-        weight = max(sum(u.supervised_tokens for u in taken), 1)
         numbers = {
-            "loss": sum(u.loss * u.supervised_tokens for u in taken) / weight,
+            "loss": pooled_loss(taken),
             "grad_norm": taken[-1].grad_norm,
             "learning_rate": updates[-1].learning_rate,
             "epoch": self.tally.epoch,
@@ -219,8 +218,6 @@ class Loop:
             "elapsed": self.tally.seconds,
             "skipped_steps": self.tally.skipped_steps,
         }
-        if len(taken) == 1:
-            numbers["loss"] = taken[0].loss
         also = {**self.setup.balance(self.portion), **self.health.flow}
         return {**numbers, **divided([u.metrics for u in updates]), **also}
 

@@ -3,6 +3,7 @@
 Format 1 (luthier 0.1): {adapter, optimizer, parts: {loss, quantizer, each callback}, tally}.
 Format 2: the callbacks stand apart, so that one may have any name; the optimizer says what it keeps on the CPU; the
 manifest has a digest of its own, and CRC-32 of the files where it had BLAKE2b.
+Format 3: each step that is not logged yet has its terms as (sum, weight).
 """
 
 from __future__ import annotations
@@ -34,4 +35,16 @@ def _apart(tree: Tree) -> Tree:
     return {**tree, "parts": kept, "callbacks": callbacks, "optimizer": {**tree["optimizer"], "host": counters}}
 
 
-MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {1: _apart}
+def _with_terms(tree: Tree) -> Tree:
+    """2 to 3: earlier steps are averaged by their supervised tokens, as they were."""
+    if "recent" not in tree:
+        return tree
+    return {**tree, "recent": [_weighted(step) for step in tree["recent"]]}
+
+
+def _weighted(step: Tree) -> Tree:
+    tokens = float(step["supervised_tokens"])
+    return {**step, "terms": {"loss": [step["loss"] * tokens, tokens]}}
+
+
+MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {1: _apart, 2: _with_terms}

@@ -54,6 +54,7 @@ class Setup:
     device: torch.device
     attention: str  # the implementation that the model had before the run
     operations: Installed  # what of the model computes by operations of ours
+    has_perplexity: bool = False  # the loss's main term is nats per token
     decisions: Decisions = attrs.field(factory=Decisions)
     precision: Precision = attrs.field(factory=Precision)
     process: Process = attrs.field(factory=Process)

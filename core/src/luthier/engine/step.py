@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from luthier.engine.batch import Batch
 from luthier.engine.policy import ModelPolicy
-from luthier.errors import LuthierError
 from luthier.plugins.values import LossOutput
-
-ROUTER: Final = "router_aux"  # the term of the experts' load-balancing loss
+from luthier.step.loss_output import ROUTER, check_output
 
 
 class Step(nn.Module):
@@ -50,14 +48,11 @@ class Step(nn.Module):
                 batch = self.adapter.prepare(batch)
                 if scores_only:
                     return self.loss.scores(self.policy, batch)
-                return self._with_router(self.loss(self.policy, batch), batch)
+                return self._with_router(check_output(self.loss(self.policy, batch), "the loss"), batch)
         finally:
             self.policy.forget()
 
     def _with_router(self, output: LossOutput, batch: Batch) -> LossOutput:
-        if not isinstance(output, LossOutput):
-            remedy = "Return luthier.LossOutput(sums={name: scalar})."
-            raise LuthierError("part-invalid", "not a LossOutput", where="loss", found=output, remedy=remedy)
         if not self.router_coefficient:
             return output
         config = self.model.config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 import attrs
@@ -12,14 +13,15 @@ from torch import Tensor
 
 from luthier.data.feed import Portion
 from luthier.engine.batch import Batch
-from luthier.engine.evaluate import Meter, couples
+from luthier.engine.evaluate import Meter, couples, divided
 from luthier.engine.memory.recovery import agree, fitted
 from luthier.engine.parallel.tensors import whole
 from luthier.engine.parallel.world import added
 from luthier.engine.seeds import seed_all
 from luthier.engine.setup import Setup
-from luthier.errors import LuthierError
+from luthier.plugins.metric_names import check_metric_names
 from luthier.plugins.values import LossOutput, Multipliers, Progress
+from luthier.step.loss_output import check_weights
 
 PENALTY: Final = "penalty"  # the metric that shows what an adapter adds to the objective
 
@@ -28,7 +30,8 @@ PENALTY: Final = "penalty"  # the metric that shows what an adapter adds to the 
 class Update:
     """What one optimizer step did."""
 
-    loss: float
+    loss: float  # the objective of the global batch, with the penalty
+    terms: dict[str, tuple[float, float]]  # (sum, weight) of each over the global batch
     grad_norm: float
     learning_rate: float
     tokens: int
@@ -45,12 +48,17 @@ class Update:
         return attrs.asdict(self, filter=lambda field, _: field.name != "batches")
 
 
+def pooled_loss(updates: Sequence[Update]) -> float:
+    """Return the objective over several steps: each term's sum over its weight, and the mean penalty."""
+    penalty = sum(u.metrics.get(PENALTY, (0.0, 1.0))[0] for u in updates) / len(updates)
+    return sum(divided([u.terms for u in updates]).values()) + penalty
+
+
 def update(setup: Setup, index: int, portion: Portion) -> Update:
     """Take step `index` (from 0) on the examples of `portion`; where loss or gradient is not finite, nothing moves."""
     began = time.perf_counter()
-    lengths = [len(example.input_ids) for example in portion.examples]
     multipliers = setup.tell_progress(setup.progress_after(index, portion.begun))
-    batches, meter = fitted(setup, lengths, lambda: _differentiated(setup, index, portion))
+    batches, meter = fitted(setup, portion.lengths, lambda: _differentiated(setup, index, portion))
     seed_all(setup.recipe.seed, index)  # what parts draw from here on is the same on every rank, and for every cut
     penalty = _penalty(setup)
     loss = meter.loss + (penalty or 0.0)
@@ -64,6 +72,7 @@ def update(setup: Setup, index: int, portion: Portion) -> Update:
     setup.progress = setup.progress_after(index + 1, portion.ended)
     return Update(
         loss=loss,
+        terms=meter.shares(),
         grad_norm=norm,
         learning_rate=rate,
         tokens=portion.num_tokens,
@@ -147,20 +156,14 @@ def _terms(setup: Setup, batches: list[Batch]) -> list[dict[str, float]]:
 
 
 def _objective(output: LossOutput, weights: dict[str, float]) -> Tensor | None:
-    unknown = sorted(output.sums.keys() - weights.keys())
-    if unknown:
-        remedy = "Let terms(batch) give each of them its weight."
-        raise LuthierError("part-invalid", "its sums have no weight", where="loss", found=unknown, remedy=remedy)
-    vectors = {name: tuple(value.shape) for name, value in output.sums.items() if value.dim()}
-    if vectors:
-        remedy = "Sum over the tokens; the engine divides by the weights."
-        raise LuthierError("part-invalid", "its sums are not scalars", where="loss", found=vectors, remedy=remedy)
+    check_weights(output, weights)
     shares = [value / weights[name] for name, value in output.sums.items() if weights[name]]
     return sum(shares[1:], shares[0]) if shares else None
 
 
 def _own_numbers(setup: Setup, penalty: float | None) -> dict[str, tuple[float, float]]:
     """Return what parts have logged since the last step, which belongs to this one, and the adapter's penalty."""
+    check_metric_names(setup.numbers, "context.log")
     logged = {name: (value, 1.0) for name, value in setup.numbers.items()}
     setup.numbers.clear()
     return logged if penalty is None else {**logged, PENALTY: (penalty, 1.0)}

@@ -27,7 +27,7 @@ class Nll:
 
     def __call__(self, policy: Any, batch: Batch) -> LossOutput:
         total = -self.weighted(policy, batch).sum()
-        return LossOutput(sums={"nll": total}, metrics={"loss": (total.detach(), self.weight(batch))})
+        return LossOutput(sums={"nll": total}, metrics={"cost": (total.detach(), self.weight(batch))})
 
     def weighted(self, policy: Any, batch: Batch) -> Tensor:
         """[T]"""
@@ -119,8 +119,8 @@ class Scaled(Nll):
 class MeanMetric(Nll):
     def __call__(self, policy, batch):
         output = super().__call__(policy, batch)
-        total, weight = output.metrics["loss"]
-        return LossOutput(sums=output.sums, metrics={"loss": (total / max(weight, 1e-9), 1.0)})
+        total, weight = output.metrics["cost"]
+        return LossOutput(sums=output.sums, metrics={"cost": (total / max(weight, 1e-9), 1.0)})
 
 
 class Squared(Nll):
