@@ -9,6 +9,13 @@ from luthier_kernels.fourbit import (
     quantize_fourbit,
     unnest_scales,
 )
+from luthier_kernels.ternary import (
+    expand_codes,
+    multiply_packed,
+    multiply_ternary,
+    quantize_activations,
+    quantize_ternary,
+)
 
 __version__ = "0.1.0"
 
@@ -16,10 +23,15 @@ __all__ = [
     "FourBitWeight",
     "count_runs",
     "dequantize_fourbit",
+    "expand_codes",
     "forget_runs",
     "multiply_fourbit",
+    "multiply_packed",
+    "multiply_ternary",
     "nest_scales",
     "only_implementation",
+    "quantize_activations",
     "quantize_fourbit",
+    "quantize_ternary",
     "unnest_scales",
 ]

@@ -12,14 +12,14 @@ from torch import Tensor
 _kept = threading.local()
 
 
-def borrow_scratch(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return uninitialised memory of this shape, the same for each call of this thread (and CUDA stream).
+def borrow_scratch(shape: Sequence[int], dtype: torch.dtype, device: torch.device, use: str = "weight") -> Tensor:
+    """Return uninitialised memory of this shape, the same for each call of this thread (and CUDA stream) for one use.
 
     What it holds is gone at the next call: never keep it, nor return it. It grows to the largest asked for.
     """
     buffers: dict[tuple[object, ...], Tensor] = _kept.__dict__.setdefault("buffers", {})
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    key, size = (device, dtype, stream), math.prod(shape)
+    key, size = (device, dtype, stream, use), math.prod(shape)
     if key not in buffers or buffers[key].numel() < size:
         buffers.pop(key, None)  # freed before the larger one is taken
         buffers[key] = torch.empty(size, dtype=dtype, device=device)

@@ -1,0 +1,143 @@
+"""The ternary linear layer for training: states [..., in] times a latent weight [out, in] that is multiplied as its
+codes and scales, transposed, give [..., out] in the dtype of the states.
+
+With int8 activations the product is one of integers, exact, and equal to fake quantization: states are quantized for
+each token, codes are multiplied, and the sums are scaled in float32. Backward is straight through both roundings: the
+gradient to the states is gradient @ (codes * scales), that to the latent weight gradient.T @ (quantized states); scales
+and steps are constants. Between the two only int8 codes are kept. Without int8 activations the states are kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from luthier_kernels.registration import register_operation
+from luthier_kernels.scratch import borrow_scratch
+from luthier_kernels.ternary.activations import quantize_activations, reference_quantize
+from luthier_kernels.ternary.expand import fill_expanded, reference_expand
+from luthier_kernels.ternary.groups import ROW, TENSOR, check_granularity
+from luthier_kernels.ternary.integers import multiply_integers
+
+
+def multiply_ternary(
+    states: Tensor,
+    weight: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    granularity: str | int = "tensor",
+    integers: bool = True,
+) -> Tensor:
+    """Return states @ (codes * scales).T; the gradient of that weight goes to `weight`, the latent one.
+
+    `codes` and `scales` are what `quantize_ternary` gave for `weight`; they may be kept while it stays as it is.
+    `integers` says whether activations are quantized to int8. Under autocast, in its dtype.
+    """
+    kind = states.device.type
+    if torch.is_autocast_enabled(kind):
+        states = states.to(torch.get_autocast_dtype(kind))
+    return FORWARD(states, weight, codes, scales, check_granularity(granularity), integers)[0]
+
+
+def reference_multiply(states: Tensor, codes: Tensor, scales: Tensor, group: int, integers: bool) -> Tensor:
+    """The semantics of record of the forward pass: fake quantization, in float64 where the states are."""
+    weight = reference_expand(codes, scales.to(torch.promote_types(states.dtype, torch.float32)), group)
+    if integers:
+        rounded, steps = reference_quantize(states)
+        states = rounded.to(steps.dtype) * steps
+    return F.linear(states.to(weight.dtype), weight)
+
+
+def _multiply(
+    states: Tensor, weight: Tensor, codes: Tensor, scales: Tensor, group: int, integers: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, and what backward needs of quantized states (empty without int8 activations)."""
+    flat = states.reshape(-1, states.shape[-1])
+    shape = (*states.shape[:-1], codes.shape[0])
+    if not integers:
+        out = F.linear(flat, _dense(codes, scales, group, states.dtype, "weight"))
+        return out.view(shape), codes.new_empty(0), scales.new_empty(0)
+    rounded, steps = quantize_activations(flat)
+    if group in (TENSOR, ROW):
+        out = multiply_integers(rounded, codes, steps, scales, states.dtype)
+    else:  # a scale for each group: sums cannot be taken over a whole row
+        exact = _dense(rounded, steps, ROW, torch.float32, "states")
+        out = F.linear(exact, _dense(codes, scales, group, torch.float32, "weight")).to(states.dtype)
+    return out.view(shape), rounded, steps
+
+
+def _multiply_back(
+    gradient: Tensor, states: Tensor, steps: Tensor, codes: Tensor, scales: Tensor, group: int, wanted: list[bool],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients to the states [..., in] and to the weight [out, in] in `dtype`, each empty where it is not wanted."""
+    flat = gradient.reshape(-1, gradient.shape[-1])
+    to_states, to_weight = gradient.new_empty(0), gradient.new_empty(0, dtype=dtype)
+    if wanted[0] and group == TENSOR:
+        dense = _dense(codes, torch.ones_like(scales), group, gradient.dtype, "weight")  # codes are exact in any dtype
+        to_states = (flat @ dense).mul_(scales[0, 0]).view(*gradient.shape[:-1], codes.shape[1])
+    elif wanted[0]:
+        dense = _dense(codes, scales, group, gradient.dtype, "weight")
+        to_states = (flat @ dense).view(*gradient.shape[:-1], codes.shape[1])
+    if wanted[1]:
+        kept = states.reshape(-1, states.shape[-1])
+        seen = _dense(kept, steps, ROW, gradient.dtype, "states") if steps.numel() else kept
+        to_weight = (flat.t() @ seen.to(gradient.dtype)).to(dtype)
+    return to_states, to_weight
+
+
+def _dense(codes: Tensor, scales: Tensor, group: int, dtype: torch.dtype, use: str) -> Tensor:
+    """Codes times scales in memory that is used again; weights and states do not share it."""
+    out = borrow_scratch(codes.shape, dtype, codes.device, use)
+    return fill_expanded(codes, scales, group, out)
+
+
+def _fake(
+    states: Tensor, weight: Tensor, codes: Tensor, scales: Tensor, group: int, integers: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    out = states.new_empty((*states.shape[:-1], codes.shape[0]))
+    if not integers:
+        return out, codes.new_empty(0), scales.new_empty(0)
+    rows = states.numel() // states.shape[-1]
+    return out, codes.new_empty(rows, states.shape[-1]), scales.new_empty(rows, 1)
+
+
+def _fake_back(
+    gradient: Tensor, states: Tensor, steps: Tensor, codes: Tensor, scales: Tensor, group: int, wanted: list[bool],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    to_states = gradient.new_empty((*gradient.shape[:-1], codes.shape[1]) if wanted[0] else 0)
+    return to_states, codes.new_empty(codes.shape if wanted[1] else 0, dtype=dtype)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    states, weight, codes, scales, ctx.group, integers = inputs
+    _, rounded, steps = output
+    ctx.mark_non_differentiable(rounded, steps)
+    ctx.dtype = weight.dtype
+    ctx.save_for_backward(rounded if integers else states, steps, codes, scales)
+
+
+def _backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    wanted = list(ctx.needs_input_grad[:2])
+    to_states, to_weight = BACKWARD(gradient, *ctx.saved_tensors, ctx.group, wanted, ctx.dtype)
+    return to_states if wanted[0] else None, to_weight if wanted[1] else None, None, None, None, None
+
+
+BACKWARD = register_operation(
+    "multiply_ternary_back(Tensor gradient, Tensor states, Tensor steps, Tensor codes, Tensor scales, int group, "
+    "bool[] wanted, ScalarType dtype) -> (Tensor, Tensor)",
+    _multiply_back,
+    _fake_back,
+)
+FORWARD = register_operation(
+    "multiply_ternary(Tensor states, Tensor weight, Tensor codes, Tensor scales, int group, bool integers) "
+    "-> (Tensor, Tensor, Tensor)",
+    _multiply,
+    _fake,
+    _save,
+    _backward,
+)

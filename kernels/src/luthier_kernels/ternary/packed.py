@@ -1,0 +1,100 @@
+"""The ternary linear layer for inference, from packed codes: states [..., in] times codes in the layout of
+`pack_columns` [out, 64 ceil(in / 256)] uint8 and scales [1, 1] or [out, 1], transposed, give
+[..., out] in the dtype of the states.
+
+Activations are quantized to int8 for each token, and the result equals `multiply_ternary`'s bit for bit. Few rows are
+multiplied from the packed bytes; for many they are unpacked first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from luthier_kernels.dispatch import run_first
+from luthier_kernels.gpu import jit, runs_triton, tl, triton
+from luthier_kernels.native import has_native, native_function, run_parts
+from luthier_kernels.registration import register_operation
+from luthier_kernels.ternary.activations import quantize_activations
+from luthier_kernels.ternary.integers import multiply_integers, scale_sums
+from luthier_kernels.ternary.packing import BLOCK, unpack_columns
+
+FEW = 8  # rows
+
+
+def multiply_packed(states: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
+    """Return states @ (codes * scales).T, without a gradient."""
+    return OPERATION(states.detach(), packed, scales)
+
+
+def _multiply(states: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
+    columns = states.shape[-1]
+    codes, steps = quantize_activations(states.reshape(-1, columns))
+    few = 0 < codes.shape[0] <= FEW
+    native = few and packed.device.type == "cpu" and has_native("ternary")
+    out = run_first(
+        "multiply_packed",
+        (
+            "triton",
+            few and runs_triton(codes, packed),
+            lambda: _multiply_triton(codes, packed, steps, scales, states.dtype),
+        ),
+        ("native", native, lambda: scale_sums(_sums_native(codes, packed), steps, scales, states.dtype)),
+        ("torch", True, lambda: multiply_integers(codes, unpack_columns(packed, columns), steps, scales, states.dtype)),
+    )
+    return out.view(*states.shape[:-1], packed.shape[0])
+
+
+def _sums_native(codes: Tensor, packed: Tensor) -> Tensor:
+    codes = F.pad(codes, (0, -codes.shape[1] % BLOCK)).contiguous()
+    rows, (outputs, width) = codes.shape[0], packed.shape
+    sums = torch.empty(rows, outputs, dtype=torch.int32)
+    ones = codes.sum(1, dtype=torch.int32)
+    call, blocks = native_function("ternary", "multiply_packed"), width * 4 // BLOCK
+
+    def multiply_part(start: int, end: int) -> None:
+        call(packed, codes, ones, rows, start, end, outputs, blocks, sums)
+
+    run_parts(outputs, -(-(1 << 18) // max(width * 4, 1)), multiply_part)
+    return sums
+
+
+@jit
+def packed_kernel(
+    states: Any, packed: Any, steps: Any, scales: Any, out: Any, outputs: Any, columns: Any, width: Any,
+    scale_stride: Any, tile_n: tl.constexpr, quarter: tl.constexpr,
+) -> None:  # fmt: skip
+    """One program: `tile_n` outputs of one row of states."""
+    row = tl.program_id(0).to(tl.int64)
+    n = tl.program_id(1) * tile_n + tl.arange(0, tile_n)
+    place = tl.arange(0, quarter)
+    sums = tl.zeros((tile_n,), dtype=tl.int32)
+    for block in range(0, width // quarter):
+        address = packed + n.to(tl.int64)[:, None] * width + block * quarter + place[None, :]
+        bytes_ = tl.load(address, mask=(n < outputs)[:, None], other=0).to(tl.int32)
+        for part in tl.static_range(4):
+            k = block * 4 * quarter + part * quarter + place
+            x = tl.load(states + row * columns + k, mask=k < columns, other=0).to(tl.int32)
+            sums += tl.sum(((bytes_ >> (2 * part) & 3) - 1) * x[None, :], 1)
+    scale = tl.load(scales + n * scale_stride, mask=n < outputs, other=0.0)
+    value = sums.to(tl.float32) * tl.load(steps + row) * scale
+    tl.store(out + row * outputs + n, value.to(out.dtype.element_ty), mask=n < outputs)
+
+
+def _multiply_triton(codes: Tensor, packed: Tensor, steps: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    rows, (outputs, width) = codes.shape[0], packed.shape
+    out = torch.empty(rows, outputs, dtype=dtype, device=codes.device)
+    grid = (rows, triton.cdiv(outputs, 16))
+    given = (codes.contiguous(), packed, steps, scales, out, outputs, codes.shape[1], width, int(scales.numel() > 1))
+    packed_kernel[grid](*given, tile_n=16, quarter=BLOCK // 4)
+    return out
+
+
+OPERATION = register_operation(
+    "multiply_packed(Tensor states, Tensor packed, Tensor scales) -> Tensor",
+    _multiply,
+    lambda states, packed, scales: states.new_empty((*states.shape[:-1], packed.shape[0])),
+)
