@@ -47,6 +47,7 @@ class Plugins:
         self.blocked = {canonical(name) for name in given if name.strip()}
         self.failures: list[Failure] = []
         self.skipped: list[Source] = []
+        self.packages: set[str] = set()  # that plugins were loaded from
         self._claims: dict[tuple[str, str], list[Offer]] = {}
         if autoload:
             entries, self.failures = find_entries()
@@ -60,6 +61,7 @@ class Plugins:
         except (Exception, SystemExit) as error:
             self.failures.append(Failure(source=source, cause=describe(error)))
             return
+        self.packages.add(source.module.partition(".")[0])
         for record in found:
             self._claims.setdefault((record.kind, record.name), []).append(Offer(record=record, source=source))
 

@@ -64,7 +64,8 @@ class Ghost(Tensor):
 class Ghosts(TorchDispatchMode):
     """Inside it every new floating tensor is a ghost, and operations on ghosts give ghosts, counted by `ledger`.
 
-    Integer tensors stay real, so that what depends on the documents' places is computed as in a run. Where Python asks
+    Integer tensors stay real, so that what depends on the documents' places is computed as in a run, and so do the
+    floating ones that hold values of their own (`TABLES`), of which parts make codebooks. Where Python asks
     a ghost for a number it gets 1, and False for a truth value. Which entries of a ghost are not zero is answered as
     balanced experts would have it: all of a vector, and of a table every `experts`-th. What lies on `device` is
     counted: ghosts whose rows are as long as the `vocabulary` as the head's, real integers as the batch's. `flops`
@@ -83,7 +84,7 @@ class Ghosts(TorchDispatchMode):
             return self.call(func, args, kwargs)
         if _makes_tensor(func):
             inner = func(*args, **{**kwargs, "device": META})
-            if inner.dtype.is_floating_point or inner.numel() > REAL:
+            if (inner.dtype.is_floating_point and func not in TABLES) or inner.numel() > REAL:
                 return self._wrapped(inner, torch.device(kwargs.get("device") or "cpu"))
         out = func(*args, **kwargs)
         for leaf in tree_leaves(out):
@@ -284,6 +285,12 @@ def _grouped(world: Ghosts, a: Tensor, b: Tensor, offs: Tensor | None = None, *_
 
 
 aten = torch.ops.aten
+TABLES: Final = frozenset(
+    getattr(packet, name)
+    for packet in (aten.arange, aten.eye, aten.linspace, aten.logspace)
+    for name in packet.overloads()
+    if "out" not in name
+)
 SPECIAL: Final[dict[Any, Callable[..., Any]]] = {
     aten._local_scalar_dense.default: _number,
     aten.nonzero.default: _places,

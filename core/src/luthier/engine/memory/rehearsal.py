@@ -25,6 +25,7 @@ from luthier.engine.seeds import kept
 from luthier.engine.update import update
 from luthier.errors import LuthierError
 from luthier.logs import muted
+from luthier.memory.isolation import isolated_parts
 from luthier.plugins.values import Purpose
 
 if TYPE_CHECKING:
@@ -74,9 +75,11 @@ class Rehearsal:
         ledger = Ledger(CUDA_GRAIN if device.type == "cuda" else 1)
         sizes = {"experts": experts_of(config), "vocabulary": config.get_text_config().vocab_size}
         self.ghosts = Ghosts(ledger, device, **sizes)
+        with _explained():
+            self.built, self.packages = built_parts(resolved), resolved.plugins.packages
         with self._rehearsing():
             ghost = model_of(config, recipe.model, device) if model is None else self.ghosts.copy(model)
-            self.setup = assembled(recipe, ghost, resolved, prepared, device)
+            self.setup = assembled(recipe, ghost, self.built, prepared, device)
         self._blame()
         self._begun = False
 
@@ -121,15 +124,22 @@ class Rehearsal:
 
     @contextmanager
     def _rehearsing(self) -> Iterator[None]:
-        """Silent, without a trace in the random states, and every defect of a part that meets a ghost as `Unknown`."""
-        try:
-            with kept(), muted(), _uncollected(), torch.compiler.set_stance("force_eager"), self.ghosts:
-                yield
-        except LuthierError:
-            raise
-        except Exception as error:
-            reason = next(iter(str(error).splitlines()), "")
-            raise Unknown(f"{type(error).__name__}: {reason}") from error
+        """Silent, without a trace in the random states or in what plugins keep, and defects as `_explained`."""
+        isolated, eager = isolated_parts(self.built.values(), self.packages), torch.compiler.set_stance("force_eager")
+        with _explained(), kept(), muted(), _uncollected(), isolated, eager, self.ghosts:
+            yield
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Every defect of a part that meets a ghost as `Unknown`."""
+    try:
+        yield
+    except LuthierError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise Unknown(f"{type(error).__name__}: {reason}") from error
 
 
 @contextmanager
@@ -144,12 +154,24 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def assembled(
-    recipe: Recipe, model: Any, resolved: Resolved, prepared: Prepared, device: torch.device, purpose: Purpose = "plan"
-) -> Setup:
-    from luthier.engine.assemble import BUILT, attach, quantize  # which asks for rehearsals itself
+def built_parts(resolved: Resolved) -> dict[str, Any]:
+    """Return the parts of a run, built for a rehearsal: what they import is imported with real tensors."""
+    from luthier.engine.assemble import BUILT  # which asks for rehearsals itself
 
-    built = {kind: _built(resolved, getattr(resolved, kind)) for kind in BUILT}
+    return {kind: _built(resolved, getattr(resolved, kind)) for kind in BUILT}
+
+
+def assembled(
+    recipe: Recipe,
+    model: Any,
+    built: dict[str, Any],
+    prepared: Prepared,
+    device: torch.device,
+    purpose: Purpose = "plan",
+) -> Setup:
+    """Return a run's setup around a model without values."""
+    from luthier.engine.assemble import attach, quantize  # which asks for rehearsals itself
+
     if built["quantizer"].load_arguments():
         raise Unknown("the quantizer works while weights are loaded")
     feed = feed_of(recipe, prepared.train)

@@ -47,10 +47,13 @@ def hollow_model(case: Case) -> Any:
 
 def _why_not(case: Case) -> str | None:
     """Why copies of the parts cannot be attached to a model without weights, or None."""
-    from luthier.engine.memory.rehearsal import Unknown, assembled
+    from luthier.engine.memory.rehearsal import Unknown, assembled, built_parts
+    from luthier.memory.isolation import isolated_parts
 
     try:
-        assembled(case.recipe, hollow_model(case), case.resolved, case.prepared, META, "hollow")
+        built = built_parts(case.resolved)
+        with isolated_parts(built.values(), case.resolved.plugins.packages):
+            assembled(case.recipe, hollow_model(case), built, case.prepared, META, "hollow")
     except (LuthierError, Unknown, RuntimeError, TypeError, ValueError) as error:
         return str(error).splitlines()[0]
     return None
