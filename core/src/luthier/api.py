@@ -133,7 +133,7 @@ def generate(
     opened = open_artifact(model, choose(device), base)
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     chat = opened.note.get("prompts", "chat") == "chat"
-    return answer(opened.model, opened.tokenizer, prompt, system=system, chat=chat, **settings)
+    return answer(opened.model, opened.tokenizer, prompt, adapter=opened.adapter, system=system, chat=chat, **settings)
 
 
 def merge(

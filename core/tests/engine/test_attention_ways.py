@@ -22,6 +22,7 @@ RULES = [Rule(scale=0.5), Rule(scale=0.3, window=3), Rule(scale=0.5, cap=2.0), R
 @pytest.fixture(autouse=True)
 def aloud():
     logs.set_up("info")
+    ways._ANY.said.clear()  # what tests before this one have made it say
     yield
     logs.set_up("warning")
 

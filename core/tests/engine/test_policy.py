@@ -65,9 +65,9 @@ def test_map_logits_gives_a_function_each_positions_own_values(model):
 
 def test_the_body_runs_once_however_much_is_asked(model):
     batch, policy, calls = random_batch((8, 5)), ModelPolicy(model), []
-    policy.body.register_forward_pre_hook(lambda *_: calls.append(1), with_kwargs=False)
-    run = policy._run
-    policy._run = lambda *a, **k: calls.append("run") or run(*a, **k)
+    policy.body.module.register_forward_pre_hook(lambda *_: calls.append(1), with_kwargs=False)
+    run = policy.body.run
+    policy.body.run = lambda *a, **k: calls.append("run") or run(*a, **k)
     policy.token_logprobs(batch)
     policy.hidden(batch, (-1,))
     policy.token_logprobs(batch, want=("entropy",))
@@ -117,8 +117,8 @@ def test_hidden_states_are_those_of_the_pass_that_the_head_reads(first):
 
 def test_hidden_states_cost_one_pass_once_they_have_been_asked_for(model):
     policy, calls = ModelPolicy(model), []
-    run = policy._run
-    policy._run = lambda *a, **k: calls.append("run") or run(*a, **k)
+    run = policy.body.run
+    policy.body.run = lambda *a, **k: calls.append("run") or run(*a, **k)
     for lengths in ((8, 5), (4, 4)):
         batch = random_batch(lengths)
         policy.forget()

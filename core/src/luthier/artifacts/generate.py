@@ -11,6 +11,7 @@ from luthier.data.tokenise import Encoder
 from luthier.engine.attention import generating
 from luthier.engine.seeds import kept
 from luthier.errors import LuthierError
+from luthier.model.generation_inputs import prepare_generation
 
 
 def answer(
@@ -18,6 +19,7 @@ def answer(
     tokenizer: Any,
     prompt: str | Sequence[Mapping[str, Any]],
     *,
+    adapter: Any = None,
     system: str | None = None,
     chat: bool = True,
     max_new_tokens: int = 128,
@@ -25,21 +27,23 @@ def answer(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> str:
-    """The text that follows `prompt`, a text or messages; greedy at temperature 0, else sampled from `seed`.
+    """Return the text that follows `prompt`, a text or messages; greedy at temperature 0, else sampled from `seed`.
 
+    `adapter` is what is attached to the model: its virtual tokens and prefixes come before the prompt.
     Without `chat`, for a model trained on plain prompts, a text is continued as it stands.
     """
     settings = _settings(max_new_tokens, temperature, top_p)
     if not prompt:
         raise LuthierError("recipe-missing", "there is no prompt to answer", where="prompt", remedy="Give a text.")
     ids = prompt_ids(tokenizer, prompt, system, chat)
-    inputs = torch.tensor([ids], device=model.device)
     settings["pad_token_id"] = tokenizer.pad_token_id or 0
     with generating(model), kept():
         torch.manual_seed(seed)
         stops = stop_token_ids(model, tokenizer) or None
-        whole = model.generate(inputs, attention_mask=torch.ones_like(inputs), eos_token_id=stops, **settings)
-    return tokenizer.decode(whole[0, len(ids) :], skip_special_tokens=True)
+        inputs = prepare_generation(model, adapter, torch.tensor([ids], device=model.device))
+        whole = model.generate(**inputs, eos_token_id=stops, **settings)
+    known = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0  # what follows embeddings comes by itself
+    return tokenizer.decode(whole[0, known:], skip_special_tokens=True)
 
 
 def stop_token_ids(model: Any, tokenizer: Any) -> list[int]:

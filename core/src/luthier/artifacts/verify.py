@@ -12,6 +12,7 @@ from luthier.artifacts.opened import read_trained
 from luthier.engine.attention import generating
 from luthier.engine.load import read_model
 from luthier.errors import LuthierError
+from luthier.model.generation_inputs import compute_logits
 from luthier.plugins.protocols import Quantizer
 
 LENGTH = 16
@@ -19,9 +20,9 @@ LENGTH = 16
 
 def check_adapter(model: Any, adapter: Any, folder: Path) -> None:
     """The files, read back into the live adapter, leave its outputs as they were."""
-    before = _logits(model)
+    before = _logits(model, adapter)
     adapter.load(folder)
-    _compare(before, _logits(model), folder)
+    _compare(before, _logits(model, adapter), folder)
 
 
 def check_model(model: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -38,12 +39,12 @@ def check_trained(model: Any, folder: Path, note: dict[str, Any], quantizer: Qua
     _compare(_logits(model), _logits(fresh), folder)
 
 
-def _logits(model: Any) -> Tensor:
-    """[LENGTH, V] on fixed random tokens, by the model's own forward."""
+def _logits(model: Any, adapter: Any = None) -> Tensor:
+    """[LENGTH, V] on fixed random tokens, by the model's own forward, as in generation."""
     size = model.config.get_text_config().vocab_size
-    tokens = torch.randint(0, size, (1, LENGTH), generator=torch.Generator().manual_seed(0)).to(model.device)
+    tokens = torch.randint(0, size, (LENGTH,), generator=torch.Generator().manual_seed(0)).to(model.device)
     with generating(model):
-        return model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0]
+        return compute_logits(model, tokens, adapter)
 
 
 def _compare(before: Tensor, after: Tensor, folder: Path, dtype: torch.dtype | None = None) -> None:

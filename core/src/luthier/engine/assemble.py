@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import attrs
@@ -33,7 +33,7 @@ from luthier.engine.parallel.world import World
 from luthier.engine.parallel.wrap import wrapped
 from luthier.engine.rows import made_rows, meet
 from luthier.engine.setup import Setup, batches
-from luthier.engine.stateful import without_packing
+from luthier.engine.stateful import separation_reason, without_packing
 from luthier.engine.step import Step
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
@@ -198,11 +198,11 @@ def _attached(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any],
     model = attach_adapter(built["adapter"], model, context).train()
     operations = undo.enter_context(operating(model, ordinary(), verified=has_weights or spread_as == "fsdp"))
     if has_weights:
-        probe.check(model, packing=recipe.packing)
+        _probe_model(recipe, model, built)
     computed = precision.settle(recipe, model, built, device, decisions, undo, sharded=spread_as == "fsdp")
     attention.decide(model, device, precision.COMPUTED_IN.get(computed.name) or model.dtype, decisions)
     if has_weights and computed.is_low:
-        probe.check(model, packing=recipe.packing, computing=computed.computing)
+        _probe_model(recipe, model, built, computed.computing)
     undo.enter_context(recompute.install(model, recipe.gradient_checkpointing))  # around the forwards put there before
     step = _step(recipe, model, built, computed.computing)
     spread = wrapped(step, model, spread_as, world, device, exchanged=computed.name == "pure_bf16")
@@ -217,6 +217,13 @@ def _attached(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any],
         **{"step": step, "spread": spread, "world": world, "precision": computed, "undo": undo.pop_all()},
         decays=[g.get("weight_decay", 0.0) for g in optimizer.param_groups],
     )
+
+
+def _probe_model(recipe: Recipe, model: Any, built: dict[str, Any], computing: probe.Computing = nullcontext) -> None:
+    """Compare the ways in which the run computes. Without packing, too, the documents of one unit share a pass."""
+    several = recipe.packing or built["loss"].data != "tokens"
+    together = several and separation_reason(model.config, model) is None
+    probe.check(model, packing=together, computing=computing, adapter=built["adapter"])
 
 
 def _step(recipe: Recipe, model: Any, built: dict[str, Any], computing: Any) -> Step:

@@ -27,7 +27,7 @@ class Batch:
 
     input_ids: Tensor  # [T] int64
     labels: Tensor  # [T] int64, IGNORED where not supervised
-    position_ids: Tensor  # [T] int64, from 0 in each document
+    position_ids: Tensor  # [T] int64, from 0 in each document that continues none, else counting on
     document_starts: Tensor  # [D+1] int64 on the CPU: document d is tokens [starts[d], starts[d+1])
     token_weights: Tensor  # [T] float32
     previous: Tensor  # [T] int64: the token whose hidden state predicts label t, -1 for none
@@ -38,6 +38,10 @@ class Batch:
     columns: dict[str, Tensor] = attrs.field(factory=dict)  # [U] each: labels, margins and the like, by column
     where: tuple[str, ...] = ()  # [D] file:line of each document, where that is known
     idle: bool = False  # a rank's turn without work: it takes part in every collective and counts for nothing
+    embeddings: Tensor | None = None  # [T, H] that the body reads in the place of input_ids, of a prepared batch
+    origin: Tensor | None = (
+        None  # [T] int64: each token's place in the loss's batch, -1 for a virtual one; None: its own
+    )
 
     @property
     def num_tokens(self) -> int:
@@ -93,6 +97,33 @@ class Batch:
         total = values.new_zeros((self.num_documents, *values.shape[1:]))
         return total.index_add(0, self.document_ids(), values)
 
+    def insert_virtual(self, count: int) -> Batch:
+        """Return a batch with `count` virtual tokens before each document that continues none, and its `origin`.
+
+        Virtual tokens have id 0 and no label; positions go on after them. An adapter adds the `embeddings`.
+        """
+        import torch
+
+        added = torch.where(self.continues < 0, count, 0).cumsum(0)  # [D] up to each document, its own included
+        places = torch.arange(self.num_tokens, device=self.device) + added.to(self.device)[self.document_ids()]
+        total = self.num_tokens + int(added[-1])
+        starts = self.document_starts + torch.nn.functional.pad(added, (1, 0))
+        origin = places.new_full((total,), -1).index_copy(0, places, torch.arange(self.num_tokens, device=self.device))
+        lengths = starts.diff().to(self.device)
+        within = torch.arange(total, device=self.device) - starts[:-1].to(self.device).repeat_interleave(lengths)
+        return attrs.evolve(
+            self,
+            input_ids=places.new_zeros(total).index_copy(0, places, self.input_ids),
+            labels=places.new_full((total,), IGNORED).index_copy(0, places, self.labels),
+            position_ids=within.index_copy(0, places, self.position_ids + count),
+            document_starts=starts,
+            token_weights=self.token_weights.new_zeros(total).index_copy(0, places, self.token_weights),
+            previous=places.new_full((total,), -1).index_copy(
+                0, places, torch.where(self.previous >= 0, places[self.previous], -1)
+            ),
+            origin=origin,
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """The batch with its per-token tensors on `device`; document tables stay on the CPU."""
         names = ("input_ids", "labels", "position_ids", "token_weights", "previous")
@@ -136,4 +167,31 @@ def collate(examples: Sequence[TokenExample]) -> Batch:
         unit_of=torch.from_numpy(np.repeat(np.arange(len(examples)), [len(e.starts) for e in examples])),
         index=torch.arange(len(examples)),
         where=tuple(e.where for e in examples for _ in e.starts),
+    )
+
+
+def chain_of(links: Sequence[int], document: int) -> list[int]:
+    """Return the documents that a document follows, the first one first, and itself; links[d] is -1 for none."""
+    found = [document]
+    while links[found[0]] >= 0:
+        found.insert(0, links[found[0]])
+    return found
+
+
+def continue_documents(batch: Batch, links: Sequence[int]) -> Batch:
+    """Return the batch with document d following document links[d], -1 for none; none of them may be empty."""
+    import torch
+
+    lengths, starts = batch.lengths.tolist(), batch.document_starts.tolist()
+    before = [sum(lengths[d] for d in chain_of(links, document)[:-1]) for document in range(len(links))]
+    within = torch.arange(batch.num_tokens) - batch.document_starts[:-1].repeat_interleave(batch.lengths)
+    positions = within + torch.tensor(before).repeat_interleave(batch.lengths)
+    previous = torch.where(within > 0, torch.arange(batch.num_tokens) - 1, -1)
+    for document, link in enumerate(links):
+        previous[starts[document]] = starts[link + 1] - 1 if link >= 0 else -1
+    return attrs.evolve(
+        batch,
+        position_ids=positions.to(batch.device),
+        previous=previous.to(batch.device),
+        continues=torch.tensor(links),
     )

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from luthier.engine.attention import document_arguments, documents_told
 from luthier.engine.batch import Batch
 from luthier.engine.head.scorer import CHUNK, Scorer
-from luthier.engine.stateful import state_of
 from luthier.errors import LuthierError
+from luthier.model.body import Body, BodyOutput
 from luthier.plugins.policy_protocol import Policy
 
 Frozen = Callable[[], AbstractContextManager[Any]]
@@ -24,17 +23,17 @@ class ModelPolicy:
     """A transformers causal LM behind the `Policy` protocol. `Step` calls `forget` around each micro-batch.
 
     `frozen` None: the policy that trains. Else it computes without gradient and dropout, inside what `frozen` gives.
+    With an `adapter` the body runs on the batch that it prepares, and with its prefixes; the loss keeps its own batch.
     """
 
     def __init__(self, model: Any, adapter: Any = None, *, frozen: Frozen | None = None) -> None:
         self.model, self.adapter, self.frozen = model, adapter, frozen
-        self.body: nn.Module = getattr(model, model.base_model_prefix)
+        self.body = Body(model, adapter)
         self.want_routers = False
-        self.is_stateful = state_of(model.config, model) is not None
         self.coefficients: Callable[[Batch], Tensor | None] | None = None  # the loss's, if it declares them
-        self.scorer = Scorer(model, self.body, self._call_head)
+        self.scorer = Scorer(model, self.body.module, self._call_head)
         self._batch: Batch | None = None
-        self._output: Any = None
+        self._output: BodyOutput | None = None
         self._generators: Any = None  # the random states that the body began with
         self._keeps_layers = False  # a loss asks for hidden states: every pass gives them
         self._answer_type: Any = None
@@ -75,7 +74,8 @@ class ModelPolicy:
         if self._batch is not batch:
             self._generators = _random_states(self.model.device)
             self._keep(batch, self._keeps_layers)
-        return self._output.last_hidden_state[0]
+        assert self._output is not None
+        return self._output.states
 
     def head(self, states: Tensor) -> Tensor:
         with self._mode():
@@ -85,11 +85,11 @@ class ModelPolicy:
         last = self.states(batch)
         if all(layer == -1 for layer in layers):
             return [last for _ in layers]
-        if getattr(self._output, "hidden_states", None) is None:
+        if not self._output.layers:
             self._keeps_layers = True
             with _drawing_again(self._generators, self.model.device):  # the same dropout as the pass before
                 self._keep(batch, layers=True)
-        return [self._output.hidden_states[layer][0] for layer in layers]
+        return [self._output.layers[layer] for layer in layers]
 
     def score(self, batch: Batch) -> Tensor:
         head = getattr(self.model, "score", None)
@@ -113,7 +113,8 @@ class ModelPolicy:
     def router_logits(self, batch: Batch) -> Sequence[Tensor]:
         """[T, experts] for each sparse layer, from the pass that the loss uses; empty where none were asked for."""
         self.states(batch)
-        return tuple(getattr(self._output, "router_logits", None) or ())
+        assert self._output is not None
+        return self._output.routers
 
     def _coefficients(self, batch: Batch, positions: Tensor) -> Tensor | None:
         """[S] what the loss declares of its gradient by the log-probabilities, if anything."""
@@ -132,36 +133,16 @@ class ModelPolicy:
         placeholder = torch.zeros((1, states.shape[0]), dtype=torch.int64, device=states.device)
         routers = {"output_router_logits": False} if self.want_routers else {}
         decoder = self.model.get_decoder()  # which OPT's forward calls past its base model
-        inner = nullcontext() if decoder in (self.body, self.model) else _answering(decoder, answer)
-        with _answering(self.body, answer), inner:
+        inner = nullcontext() if decoder in (self.body.module, self.model) else _answering(decoder, answer)
+        with _answering(self.body.module, answer), inner:
             return self.model(input_ids=placeholder, use_cache=False, **routers).logits[0]
 
     def _keep(self, batch: Batch, layers: bool) -> None:
         """Run the body over the batch and keep its answer; `layers`: with every layer's hidden states."""
         with self._mode():
-            self._output = self._run(batch, **({"output_hidden_states": True} if layers else {}))
-        self._answer_type = type(self._output)  # outlives `forget`: backward calls the head again
+            self._output = self.body.run(batch, layers=layers, routers=self.want_routers)
+        self._answer_type = self._output.kind  # outlives `forget`: backward calls the head again
         self._batch = batch
-
-    def _run(self, batch: Batch, **arguments: Any) -> Any:
-        if self.want_routers:
-            arguments["output_router_logits"] = True
-        told = self._told(batch)
-        with documents_told(told):
-            return self.body(
-                input_ids=batch.input_ids[None],
-                position_ids=batch.position_ids[None],
-                use_cache=False,
-                **told,
-                **arguments,
-            )
-
-    def _told(self, batch: Batch) -> dict[str, Any]:
-        """Where the documents are. Recurrent layers that cannot keep them apart refuse to be told of a single one."""
-        told = document_arguments(batch)
-        if batch.num_documents == 1 and self.is_stateful:
-            del told["cu_seq_lens_q"]
-        return told
 
     def _map_chunk(
         self, function: Callable[..., Tensor], other: Policy | None, inputs: list[Any], kept: bool

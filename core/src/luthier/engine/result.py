@@ -59,8 +59,8 @@ class Run:
         from luthier.artifacts.notes import of_run
 
         settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-        chat = of_run(self.output_path)["prompts"] == "chat"
-        return answer(self.model, self.tokenizer, prompt, system=system, chat=chat, **settings)
+        chat, live = of_run(self.output_path)["prompts"] == "chat", self._live()
+        return answer(live.model, live.tokenizer, prompt, adapter=live.adapter, system=system, chat=chat, **settings)
 
     def evaluate(self, data: Any = None) -> dict[str, float]:
         """`eval_loss` and the loss's other numbers, over the run's validation rows or over `data`."""

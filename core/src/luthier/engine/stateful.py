@@ -42,15 +42,26 @@ def state_of(config: Any, model: nn.Module | None = None) -> str | None:
     return next((found for module in model.modules() if (found := _carries(module))), None) if model else None
 
 
+def separation_reason(config: Any, model: nn.Module | None = None) -> str | None:
+    """Return why this model's documents cannot share one pass, as a clause; None where they can."""
+    state = state_of(config, model)
+    if state is not None:
+        return f"{state} carry state across positions"
+    kind = type(model) if model is not None else _class_of(config)
+    if getattr(kind, "_supports_attention_backend", True):
+        return None
+    return f"{config.model_type} computes attention by itself, and cannot be told of documents"
+
+
 def without_packing(recipe: Recipe, config: Any, model: nn.Module | None, decisions: Decisions) -> Recipe:
-    """The recipe, its packing off where the model carries state across positions: aloud, and held on resume."""
-    found = state_of(config, model) if recipe.packing and config is not None else None
+    """Return the recipe, with packing off where the model's documents cannot share a pass: logged, held on resume."""
+    found = separation_reason(config, model) if recipe.packing and config is not None else None
     if found is None:
         return recipe
-    reason = f"{found} carry state across positions, so that packed documents would run into each other"
+    reason = f"{found}, so that packed documents would run into each other"
     on = decisions.take("packing", lambda: (False, reason))
     if not on:
-        log.warning("packing is off: one document in each micro-batch", because=f"{found} carry state across positions")
+        log.warning("packing is off: one document in each micro-batch", because=found)
     return attrs.evolve(recipe, packing=on)
 
 

@@ -45,7 +45,6 @@ class Step(nn.Module):
         self.policy.forget()
         try:
             with self.computing():
-                batch = self.adapter.prepare(batch)
                 if scores_only:
                     return self.loss.scores(self.policy, batch)
                 return self._with_router(check_output(self.loss(self.policy, batch), "the loss"), batch)

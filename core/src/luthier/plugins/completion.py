@@ -41,6 +41,11 @@ def complete_part(part: Any, kind: str, where: str, record: Record | None = None
     missing = [name for name in REQUIRED[kind] if not hasattr(part, name)]
     if missing:
         raise LuthierError("part-invalid", f"does not keep the {kind} protocol: no {', '.join(missing)}", where=where)
+    return add_defaults(part, kind, record)
+
+
+def add_defaults(part: Any, kind: str, record: Record | None = None) -> Any:
+    """Return the part with the defaults of its protocol for the optional members that it lacks, unchecked."""
     absent = {name: value for name, value in _defaults(kind).items() if not hasattr(part, name)}
     absent |= {name: getattr(record, name) for name in DECLARED if hasattr(record, name)}
     if hasattr(part, "__dict__"):

@@ -54,7 +54,7 @@ class Room:
 
 class Work:
     """One bucket's queries [N, g, L, d], keys and values [N, K + L, d]: N is documents times key heads, g the heads
-    that share a key head, L the padded length, K the tokens before that the document continues."""
+    that share a key head, L the padded length, K the keys before their own that the documents attend to."""
 
     def __init__(self, bucket: Bucket, rule: Rule, query: Tensor, key: Tensor, value: Tensor, room: Room) -> None:
         self.bucket, self.rule, self.room, self.dtype = bucket, rule, room, value.dtype
@@ -129,7 +129,7 @@ class Work:
         documents, length = self.bucket.documents, self.bucket.length + (self.bucket.known if keys else 0)
         found = tensor.new_empty((len(documents), tensor.shape[1], length, tensor.shape[3]), dtype=dtype)
         for i, document in enumerate(documents):
-            _copy(found[i], tensor[0], document.spans if keys else document.spans[-1:])
+            _copy(found[i], tensor[0], document.spans if keys else ((document.start, document.stop),))
         return found
 
     def _capped(self, scores: Tensor, cap: float) -> Tensor:

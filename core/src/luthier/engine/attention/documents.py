@@ -16,18 +16,24 @@ if TYPE_CHECKING:
 
 SHORT: Final = 128  # lengths up to this are rounded up to COARSE, longer ones to FINE: equal shapes go together,
 COARSE, FINE = 32, 16  # and few shapes need few kernels. Causal attention ignores what is padded at the end.
-TOGETHER: Final = 256  # tokens of short documents that are computed at once
+TOGETHER: Final = 256  # keys of short documents that are computed at once
 
 _TOLD: ContextVar[dict[str, Any] | None] = ContextVar("documents", default=None)
 
 
+Span = tuple[int, int]  # [first, last)
+
+
 @attrs.frozen
 class Document:
-    """Tokens [start, stop) and, in `before`, the spans of the documents that it continues, the first one first."""
+    """Queries [start, stop) of a row, and the spans of keys that they attend to, their own keys last.
+
+    Keys are counted from the first key of a prefix, if there is one, and queries from the first token.
+    """
 
     start: int
     stop: int
-    before: tuple[tuple[int, int], ...] = ()
+    spans: tuple[Span, ...]
 
     @property
     def length(self) -> int:
@@ -35,18 +41,13 @@ class Document:
 
     @property
     def known(self) -> int:
-        """Tokens before its own that it attends to."""
-        return sum(stop - start for start, stop in self.before)
-
-    @property
-    def spans(self) -> tuple[tuple[int, int], ...]:
-        """All that it attends to, its own tokens last."""
-        return (*self.before, (self.start, self.stop))
+        """Number of keys before its own: those of a prefix, and of the documents that it continues."""
+        return sum(stop - start for start, stop in self.spans[:-1])
 
 
 @attrs.frozen
 class Bucket:
-    """Documents of about one length, padded to `length`; one that continues others is alone."""
+    """Documents of about one length, padded to `length`, with equally many known keys each."""
 
     length: int
     documents: tuple[Document, ...]
@@ -57,7 +58,7 @@ class Bucket:
 
 
 def document_arguments(batch: Batch) -> dict[str, Any]:
-    """What tells a transformers model, and through it `attend`, where the documents are."""
+    """Return what tells a transformers model, and through it `attend`, where the documents are."""
     import torch
 
     starts = batch.document_starts.to(torch.int32)
@@ -82,33 +83,31 @@ def aside() -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=64)
-def documents(starts: tuple[int, ...], continues: tuple[int, ...] | None) -> tuple[Document, ...]:
-    """The documents between starts [D+1], each with those that it continues."""
-    spans = list(zip(starts[:-1], starts[1:], strict=True))
+def documents(starts: tuple[int, ...], continues: tuple[int, ...] | None, prefix: int = 0) -> tuple[Document, ...]:
+    """Return the documents between starts [D+1]; `prefix` keys stand before each one that continues none."""
+    own = [(start + prefix, stop + prefix) for start, stop in zip(starts[:-1], starts[1:], strict=True)]
     found = []
-    for d, (start, stop) in enumerate(spans):
-        before: list[tuple[int, int]] = []
+    for d, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+        before: list[Span] = []
         parent = -1 if continues is None else continues[d]
         while parent >= 0:
-            before.insert(0, spans[parent])
+            before.insert(0, own[parent])
             parent = continues[parent]  # type: ignore[index]
-        found.append(Document(start, stop, tuple(before)))
+        spans = ((0, prefix), *before, own[d])
+        found.append(Document(start, stop, tuple(span for span in spans if span[0] < span[1])))
     return tuple(d for d in found if d.length)
 
 
 @functools.lru_cache(maxsize=64)
 def buckets(found: tuple[Document, ...]) -> tuple[Bucket, ...]:
-    """Documents that are computed together, none more than TOGETHER tokens with others."""
-    alike: dict[int, list[Document]] = defaultdict(list)
+    """Return the documents that are computed together: no more than TOGETHER keys, or one document."""
+    alike: dict[tuple[int, int], list[Document]] = defaultdict(list)
     for document in found:
-        alike[_padded(document)].append(document)
+        alike[_padded(document), document.known].append(document)
     made = []
-    for length, members in sorted(alike.items()):
-        alone = [d for d in members if d.before]
-        free = [d for d in members if not d.before]
-        size = max(TOGETHER // length, 1)
-        made += [Bucket(length, (d,)) for d in alone]
-        made += [Bucket(length, tuple(free[i : i + size])) for i in range(0, len(free), size)]
+    for (length, known), members in sorted(alike.items(), key=lambda item: item[0]):
+        size = max(TOGETHER // (length + known), 1)
+        made += [Bucket(length, tuple(members[i : i + size])) for i in range(0, len(members), size)]
     return tuple(made)
 
 

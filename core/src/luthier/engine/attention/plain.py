@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -14,21 +15,23 @@ from luthier.engine.attention.documents import Document
 
 def attend_singly(
     query: Tensor,  # [1, heads, T, d]
-    key: Tensor,  # [1, key heads, T, d]
+    key: Tensor,  # [1, key heads, N + T, d], N of a prefix
     value: Tensor,
     documents: tuple[Document, ...],
     rule: Rule,
     dropout: float = 0.0,
 ) -> Tensor:
-    """[1, T, heads, d]."""
+    """Return [1, T, heads, d]; keys may begin with those of a prefix."""
     lengths = [d.length for d in documents]
-    queries, keys, values = (t.split(lengths, 2) for t in (query, key, value))  # one gradient for all, where slices
-    places = {d.start: i for i, d in enumerate(documents)}  # would make one of the whole row for each document
-    pieces = []
-    for i, document in enumerate(documents):
+    prefix = key.shape[2] - query.shape[2]
+    widths = [prefix, *lengths] if prefix else lengths
+    queries, keys, values = query.split(lengths, 2), key.split(widths, 2), value.split(widths, 2)  # one gradient for
+    places = {start: i for i, start in enumerate(itertools.accumulate(widths, initial=0))}  # all, where slices would
+    pieces = []  # make one of the whole row for each document
+    for own, document in zip(queries, documents, strict=True):
         seen = [places[start] for start, _ in document.spans]
-        k, v = (torch.cat([t[j] for j in seen], 2) if len(seen) > 1 else t[i] for t in (keys, values))
-        pieces.append(_causal(queries[i], k, v, rule, dropout).transpose(1, 2))
+        k, v = (torch.cat([t[j] for j in seen], 2) if len(seen) > 1 else t[seen[0]] for t in (keys, values))
+        pieces.append(_causal(own, k, v, rule, dropout).transpose(1, 2))
     return torch.cat(pieces, 1)
 
 

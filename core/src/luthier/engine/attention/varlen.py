@@ -84,13 +84,13 @@ def attend_at_once(
     kernel: Kernel,
     asked: dict[str, Any],
     query: Tensor,  # [1, heads, T, d]
-    key: Tensor,  # [1, key heads, T, d]
+    key: Tensor,  # [1, key heads, N + T, d], N of a prefix
     value: Tensor,
     documents: tuple[Document, ...],
 ) -> Tensor:
-    """[1, T, heads, d] in one call. What a document continues is put before its own keys."""
+    """Return [1, T, heads, d] from one call. The prefix and what a document continues are put before its own keys."""
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # [T, heads, d]
-    if any(d.before for d in documents):
+    if any(d.known for d in documents):
         order = torch.cat([torch.arange(start, stop) for d in documents for start, stop in d.spans]).to(q.device)
         k, v = k[order], v[order]
     if q.shape[1] != k.shape[1] and "enable_gqa" not in asked and not _groups_itself(kernel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -20,6 +21,7 @@ from luthier.logs import get_logger
 log = get_logger()
 
 FORBIDDEN: Final = ("s_aux", "position_bias", "head_mask", "alibi")  # terms of the scores that are not computed here
+Prefixes = Callable[[int], "tuple[Tensor, Tensor] | None"]  # of an adapter, by the number of the layer
 PRODUCTS, TORCH, FLASH, SDPA = "products", "varlen_attn", "flash-attn", "sdpa"  # the ways
 
 
@@ -47,8 +49,17 @@ def attend(
     softcap: float | None = None,
     **told: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each document: [1, T, heads, head]. Raises where it is not told the documents."""
-    found = _documents(query, key, attention_mask, told)
+    """Return causal attention inside each document, [1, T, heads, head].
+
+    A document sees the documents that it continues, too, and a prefix. Raises where it is not told the documents.
+    """
+    if "cu_seq_lens_k" not in told:
+        told = {**told, **aside()}
+    starts = _known_starts(query, key, attention_mask, told)
+    key, value = _prefixed(module, key, value, told.get("prefixes"))
+    continues = told.get("continues")
+    links = None if continues is None else tuple(continues.tolist())
+    found = documents(starts, links, key.shape[2] - query.shape[2])
     query, key, value = _cast(query, key, value)
     longest = max(d.known + d.length for d in found)
     window = sliding_window if sliding_window is not None and sliding_window < longest else None
@@ -122,9 +133,8 @@ def _say(choice: Choice, reason: str) -> None:
         log.info("attention", way=SDPA, reason=f"one document at a time: {reason}")
 
 
-def _documents(query: Tensor, key: Tensor, mask: Tensor | None, told: dict[str, Any]) -> tuple[Document, ...]:
-    if "cu_seq_lens_k" not in told:
-        told = {**told, **aside()}
+def _known_starts(query: Tensor, key: Tensor, mask: Tensor | None, told: dict[str, Any]) -> tuple[int, ...]:
+    """Return the starts [D+1] that attention was told; `model-architecture` where it cannot compute what was asked."""
     starts = told.get("cu_seq_lens_k")
     if starts is None or mask is not None or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
         raise LuthierError(
@@ -135,8 +145,28 @@ def _documents(query: Tensor, key: Tensor, mask: Tensor | None, told: dict[str, 
     unknown = [name for name in FORBIDDEN if told.get(name) is not None]
     if unknown:
         raise LuthierError("model-architecture", f"packed attention does not compute {', '.join(unknown)}")
-    continues = told.get("continues")
-    return documents(tuple(starts.tolist()), None if continues is None else tuple(continues.tolist()))
+    return tuple(starts.tolist())
+
+
+def _prefixed(module: nn.Module, key: Tensor, value: Tensor, prefixes: Prefixes | None) -> tuple[Tensor, Tensor]:
+    """Return keys and values [1, key heads, N + T, d], the prefix that an adapter has for this layer before them."""
+    if prefixes is None:
+        return key, value
+    layer = getattr(module, "layer_idx", None)
+    if layer is None:
+        problem = f"{type(module).__name__} does not say which layer it is, so that no prefix can be given to it"
+        raise LuthierError("model-architecture", problem, remedy="Choose an adapter without prefixes.")
+    pair = prefixes(layer)
+    if pair is None:
+        return key, value
+    wanted = [[pair[0].shape[0], t.shape[1], t.shape[3]] for t in (key, value)]
+    if [list(t.shape) for t in pair] != wanted:
+        found = [list(t.shape) for t in pair]
+        remedy = f"Return keys and values of {wanted[0]} and {wanted[1]}: rows, key-value heads, head dimension."
+        raise LuthierError("part-invalid", f"prefixes({layer}) has another shape", where="adapter", found=found,
+                           remedy=remedy)  # fmt: skip
+    before = [own.to(t.dtype).transpose(0, 1)[None] for own, t in zip(pair, (key, value), strict=True)]
+    return torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
 
 
 def _cast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,169 @@
+"""Run a model's body over a batch, with its adapter's virtual tokens and prefixes, at once or document by document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from luthier.engine.attention import document_arguments, documents_told
+from luthier.engine.batch import Batch, chain_of
+from luthier.engine.stateful import separation_reason, state_of
+from luthier.errors import LuthierError
+from luthier.plugins.completion import add_defaults
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class BodyOutput:
+    """What a body gives for the T tokens of a loss's batch, virtual tokens left out."""
+
+    kind: type[Any]  # transformers' class of the answer
+    states: Tensor  # [T, H] that the head reads
+    layers: tuple[Tensor, ...]  # [T, H] before the first layer and after each; empty where they were not asked for
+    routers: tuple[Tensor, ...]  # [T, experts] of each sparse layer; empty where they were not asked for
+
+
+class Body:
+    """The model without its head, called with packed batches."""
+
+    def __init__(self, model: Any, adapter: Any = None) -> None:
+        """`adapter` None: without its virtual tokens and prefixes, whatever may hang on the model's layers."""
+        self.model = model
+        self.adapter = None if adapter is None else add_defaults(adapter, "adapter")
+        self.module: nn.Module = getattr(model, model.base_model_prefix)
+        self.is_stateful = state_of(model.config, model) is not None
+        self.is_apart = separation_reason(model.config, model) is not None
+        self._prefix_rows: int | None = None
+
+    @property
+    def prefix_rows(self) -> int:
+        """Number of keys that the adapter's prefixes put before each document that continues none."""
+        if self._prefix_rows is None:
+            layers = self.model.config.get_text_config().num_hidden_layers
+            self._prefix_rows = 0 if self.adapter is None else count_prefix_rows(self.adapter, layers)
+        return self._prefix_rows
+
+    def run(self, batch: Batch, *, layers: bool = False, routers: bool = False) -> BodyOutput:
+        """Return the output for each token of the batch; `layers` and `routers` say what else is wanted."""
+        prepared = batch if self.adapter is None else prepare_batch(self.adapter, batch)
+        if self.prefix_rows:
+            prepared = attrs.evolve(prepared, position_ids=prepared.position_ids + self.prefix_rows)
+        parts = _split_apart(prepared) if self.is_apart and prepared.num_documents > 1 else [(prepared, None)]
+        answers = [self._call(part, layers, routers) for part, _ in parts]
+        places = _merge_places([tokens for _, tokens in parts], prepared, batch)
+
+        def gather(tensors: Sequence[Tensor]) -> Tensor:
+            joined = torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0]
+            return joined if places is None else joined.index_select(0, places)
+
+        hidden = [getattr(answer, "hidden_states", None) or () for answer in answers]
+        routed = [getattr(answer, "router_logits", None) or () for answer in answers]
+        return BodyOutput(
+            kind=type(answers[0]),
+            states=gather([answer.last_hidden_state[0] for answer in answers]),
+            layers=tuple(gather([own[0] for own in layer]) for layer in zip(*hidden, strict=True)),
+            routers=tuple(gather(layer) for layer in zip(*routed, strict=True)),
+        )
+
+    def _call(self, batch: Batch, layers: bool, routers: bool) -> Any:
+        told = document_arguments(batch)
+        if batch.num_documents == 1 and self.is_stateful:
+            del told["cu_seq_lens_q"]  # recurrent layers refuse to be told of a single document
+        if self.prefix_rows:
+            told["prefixes"] = self.adapter.prefixes
+        if layers:
+            told["output_hidden_states"] = True
+        if routers:
+            told["output_router_logits"] = True
+        inputs = {"input_ids": batch.input_ids[None]}
+        if batch.embeddings is not None:
+            inputs = {"inputs_embeds": batch.embeddings[None].to(self.model.dtype)}
+        with documents_told(told):
+            return self.module(**inputs, position_ids=batch.position_ids[None], use_cache=False, **told)
+
+
+def prepare_batch(adapter: Any, batch: Batch) -> Batch:
+    """Return the batch that the adapter makes of this one; `part-invalid` where it does not keep what it declares."""
+    prepared = adapter.prepare(batch)
+    if prepared is batch:
+        return batch
+    origin, free = prepared.origin, int((batch.continues < 0).sum())
+    if origin is None:
+        raise _unkept("prepare(batch) returned another batch without origin", found=None)
+    if len(origin) != prepared.num_tokens or not torch.equal(origin[origin >= 0], _range_like(origin, batch)):
+        problem = "the origin of a prepared batch does not name each token of the loss's batch once, in order"
+        raise _unkept(problem, found=origin.tolist()[:8])
+    added, declared = prepared.num_tokens - batch.num_tokens, adapter.virtual_tokens()
+    if added != declared * free:
+        problem = f"prepare(batch) added {added} tokens to {free} documents, and virtual_tokens() is {declared}"
+        raise _unkept(problem, found=added)
+    return prepared
+
+
+def count_prefix_rows(adapter: Any, layers: int) -> int:
+    """Return how many keys `prefixes` gives, 0 for none; `part-invalid` where layers differ."""
+    with torch.no_grad():
+        pairs = [adapter.prefixes(layer) for layer in range(layers)]
+    counts = sorted({0 if pair is None else pair[0].shape[0] for pair in pairs})
+    if len(counts) > 1:
+        raise _unkept("prefixes differ in number from layer to layer", found=counts)
+    return counts[0]
+
+
+def count_virtual(adapter: Any, model: Any) -> int:
+    """Return how many positions the adapter takes before each document that continues none."""
+    return adapter.virtual_tokens() + count_prefix_rows(adapter, model.config.get_text_config().num_hidden_layers)
+
+
+def _unkept(problem: str, found: object) -> LuthierError:
+    remedy = "See `Adapter.prepare` in the documentation of hooks."
+    return LuthierError("part-invalid", problem, where="adapter", found=found, remedy=remedy)
+
+
+def _range_like(origin: Tensor, batch: Batch) -> Tensor:
+    return torch.arange(batch.num_tokens, device=origin.device)
+
+
+def _split_apart(batch: Batch) -> list[tuple[Batch, Tensor]]:
+    """Return each document that none continues, with what it continues, as a batch; and its tokens in `batch`."""
+    links, starts = batch.continues.tolist(), batch.document_starts.tolist()
+    found = []
+    for document in sorted(set(range(batch.num_documents)) - set(links)):
+        spans = [torch.arange(starts[d], starts[d + 1]) for d in chain_of(links, document)]
+        tokens = torch.cat(spans).to(batch.device)
+        found.append((_select_tokens(batch, tokens), tokens))
+    return found
+
+
+def _select_tokens(batch: Batch, tokens: Tensor) -> Batch:
+    """Return these tokens as one document, with all that a body reads."""
+    return attrs.evolve(
+        batch,
+        input_ids=batch.input_ids[tokens],
+        position_ids=batch.position_ids[tokens],
+        embeddings=None if batch.embeddings is None else batch.embeddings[tokens],
+        document_starts=torch.tensor([0, len(tokens)]),
+        continues=torch.tensor([-1]),
+    )
+
+
+def _merge_places(parts: Sequence[Tensor | None], prepared: Batch, batch: Batch) -> Tensor | None:
+    """Return [T]: where each token of `batch` stands in the parts' outputs, one after another; None: where it stands.
+
+    A prompt that several documents continue is in the part of each; its place is in the first.
+    """
+    places = None
+    if parts[0] is not None:
+        places = torch.empty(prepared.num_tokens, dtype=torch.int64, device=prepared.device)
+        end = sum(len(part) for part in parts if part is not None)
+        for part in reversed(parts):
+            assert part is not None
+            end -= len(part)
+            places[part] = torch.arange(end, end + len(part), device=places.device)
+    if prepared.origin is None:
+        return places
+    own = (prepared.origin >= 0).nonzero().squeeze(1)
+    return own if places is None else places[own]

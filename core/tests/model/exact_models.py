@@ -1,0 +1,84 @@
+"""Tiny models of many architectures in float64, in which transformers' own casts to float32 round nothing."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+import transformers
+from luthier.engine.attention import install
+from luthier.testing.worlds import ARCHITECTURES, SHAPE
+from torch.overrides import TorchFunctionMode
+
+SLIDING = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"], "head_dim": 8}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+MOE = {**SHAPE, **EXPERTS, "moe_intermediate_size": 16, "output_router_logits": True}
+GPT = {"vocab_size": 320, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "rotary_dim": 4,
+       "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # fmt: skip
+OPT = {**SHAPE, "ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0}
+MODELS = {
+    **ARCHITECTURES,
+    "qwen2_sliding": (
+        "Qwen2Config",
+        {**SHAPE, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
+    "gemma": ("GemmaConfig", {**SHAPE, "head_dim": 8}),
+    "gemma3": ("Gemma3TextConfig", {**SHAPE, **SLIDING, "query_pre_attn_scalar": 8}),
+    "phi": ("PhiConfig", SHAPE),
+    "gptj": ("GPTJConfig", GPT),
+    "opt": ("OPTConfig", OPT),
+    "qwen2_moe": ("Qwen2MoeConfig", {**MOE, "shared_expert_intermediate_size": 16}),
+    "qwen3_moe": ("Qwen3MoeConfig", {**MOE, "head_dim": 8}),
+    "olmo3": ("Olmo3Config", {**SHAPE, **SLIDING}),
+    "cohere2": ("Cohere2Config", {**SHAPE, **SLIDING}),
+    "starcoder2": (
+        "Starcoder2Config",
+        {**SHAPE, "sliding_window": 5, "residual_dropout": 0.0, "embedding_dropout": 0.0},
+    ),
+    "stablelm": ("StableLmConfig", SHAPE),
+    "smollm3": ("SmolLM3Config", SHAPE),
+    "exaone4": ("Exaone4Config", {**SHAPE, "sliding_window": 5, "sliding_window_pattern": 2}),
+    "nemotron": ("NemotronConfig", {**SHAPE, "head_dim": 8}),
+    "glm4": ("Glm4Config", {**SHAPE, "head_dim": 8}),
+}
+APART = {  # which compute attention by themselves, document by document
+    "falcon": ("FalconConfig", {**SHAPE, "hidden_dropout": 0.0, "attention_dropout": 0.0}),
+    "bloom": ("BloomConfig", {"vocab_size": 320, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "mpt": ("MptConfig", {"vocab_size": 320, "d_model": 32, "n_layers": 2, "n_heads": 4}),
+    "mamba": ("MambaConfig", {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}),
+}
+
+
+def exact_model(name, **changes):
+    kind, arguments = {**MODELS, **APART}[name]
+    config = getattr(transformers, kind)(**{**arguments, **changes})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.15)
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # grouped products know no float64
+    install(model.eval())
+    return model
+
+
+@contextmanager
+def unrounded():
+    """Inside it float64 is never cast to float32, which sums of gradients would show."""
+    with _Unrounded():
+        yield
+
+
+class _Unrounded(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64:
+            if func is torch.Tensor.float:
+                return args[0]
+            if func in (torch.Tensor.to, torch.Tensor.type):
+                args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+            if kwargs.get("dtype") is torch.float32:
+                kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
