@@ -340,14 +340,3 @@ def test_attach_logs_what_it_took(attached, capfd):
     assert '"targets": {"c_attn": 2}' in capfd.readouterr().err
 
 
-def test_rest_of_the_protocol_does_nothing(attached):
-    _, adapter = attached()
-    batch = object()
-    assert adapter.prepare(batch) is batch
-    assert adapter.penalty() is None
-    before = {name: tensor.clone() for name, tensor in adapter.state().items()}
-    adapter.begin_task(0)
-    adapter.gradients_ready()
-    adapter.stepped(None)
-    adapter.end_task(0)
-    assert all(torch.equal(adapter.state()[name], tensor) for name, tensor in before.items())

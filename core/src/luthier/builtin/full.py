@@ -73,9 +73,6 @@ class FullTuning:
     def merge(self, context: Context) -> Any:
         return self.model
 
-    def begin_task(self, index: int) -> None: ...
-
-    def end_task(self, index: int) -> None: ...
 
 
 def _copy(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +23,7 @@ FORMAT: Final = 3
 MANIFEST: Final = "manifest.json"
 FOLDER: Final = "checkpoints"
 ASIDE: Final = "set-aside"
+CONSTANTS: Final = "constants"  # the run's folder of frozen tensors, see `checkpoint.constants`
 NAME: Final = re.compile(r"step-(\d{8,})")
 GOING, REPLACED = "going", "replaced"  # what an old folder is called while it is removed, and while it gives way
 
@@ -37,13 +38,19 @@ def save(run_folder: Path, step: int, tree: Mapping[str, Any], run: Mapping[str,
     return write(run_folder, step, snapshot(tree, copy=False).write, run)
 
 
-def write(run_folder: Path, step: int, fill: Callable[[Path], object], run: Mapping[str, Any] | None = None) -> Path:
-    """`save`, with whatever files `fill` puts into the folder that it is given."""
+def write(
+    run_folder: Path,
+    step: int,
+    fill: Callable[[Path], object],
+    run: Mapping[str, Any] | None = None,
+    constants: Iterable[str] = (),
+) -> Path:
+    """`save`, with whatever files `fill` puts into the folder; `constants` are the run's files that it needs too."""
     with _room(run_folder, step):
         aside = prepare_folder(run_folder, step)
         try:
             fill(aside)
-            return commit_folder(aside, run)
+            return commit_folder(aside, run, constants)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
@@ -56,13 +63,13 @@ def prepare_folder(run_folder: Path, step: int) -> Path:
     return aside
 
 
-def commit_folder(aside: Path, run: Mapping[str, Any] | None = None) -> Path:
+def commit_folder(aside: Path, run: Mapping[str, Any] | None = None, constants: Iterable[str] = ()) -> Path:
     """Make the filled folder a checkpoint: hash every file, write the manifest, fsync all, rename. Gives its place."""
     target = aside.with_name(aside.name.split(".")[1])
     step = int(NAME.fullmatch(target.name)[1])  # type: ignore[index]  # prepare_folder has named it
     files = sorted(p for p in aside.rglob("*") if p.is_file())
     held = {file.relative_to(aside).as_posix(): digest(file) for file in files}
-    manifest = {"format": FORMAT, "step": step, "run": dict(run or {}), "files": held}
+    manifest = {"format": FORMAT, "step": step, "run": dict(run or {}), "files": held, "constants": sorted(constants)}
     (aside / MANIFEST).write_text(json.dumps({**manifest, "digest": _own_digest(manifest)}, indent=1), "utf-8")
     settle(aside)
     old = target.with_name(f".{target.name}.{REPLACED}")
@@ -120,6 +127,9 @@ def verify(folder: Path) -> dict[str, Any]:
             raise _corrupt(folder, f"unreadable: {error}") from error
         if not intact:
             raise _corrupt(folder, f"{name} is damaged")
+    for name in manifest.get("constants", ()):
+        if not (folder.parents[1] / CONSTANTS / name).is_file():
+            raise _corrupt(folder, f"{CONSTANTS}/{name} is missing in the run's folder")
     return manifest
 
 

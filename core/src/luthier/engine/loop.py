@@ -12,6 +12,7 @@ import attrs
 import pluggy
 import torch
 
+from luthier.checkpoint.constants import restore_constants, store_constants
 from luthier.data.feed import Portion
 from luthier.engine import checkpoint, contents, requests
 from luthier.engine.best import improves
@@ -26,6 +27,7 @@ from luthier.engine.saving import Cadence, Saver
 from luthier.engine.setup import Setup
 from luthier.engine.update import Update, pooled_loss, update
 from luthier.logs import get_logger
+from luthier.plugins.completion import has_default
 from luthier.plugins.events import Events
 
 log = get_logger()
@@ -60,6 +62,7 @@ class Loop:
         self.recent: list[Update] = []
         self.portion: Portion | None = None  # of the last step
         self.agreed = Agreed()
+        self.constants: dict[str, str] = {}  # files of frozen tensors by their owner
         self.health = Health(setup)
         self.hooks = _events(callbacks if run.is_main else here(callbacks))
         self.cadence = Cadence.of(setup.recipe)
@@ -110,12 +113,18 @@ class Loop:
         return not (self.run.stop_reason or self.tally.owes_evaluation)
 
     def _begin(self) -> None:
-        self.setup.adapter.begin_task(0)
+        self.setup.adapter.begin_task(0, 1)
+        self._keep_constants()
         self.health.begin()
         self.hooks.task_started(run=self.run, task=0)
         if self.setup.recipe.eval_on_start:
             self._evaluate()
             self._agree()
+
+    def _keep_constants(self) -> None:
+        """Write the frozen tensors of parts, which every checkpoint from here on names and none holds."""
+        self.constants = store_constants(self.run.folder, self.setup.constant_owners, self.setup.world)
+        self.saver.constants = tuple(self.constants.values())
 
     def _agree(self) -> None:
         """What was asked until now counts for this step, on every rank."""
@@ -137,9 +146,12 @@ class Loop:
                 kept = None if best is None else checkpoint.folder_of(run.folder, best)  # it may be on its way still
                 self.saver.save(step, state, kept, **then)
 
-    def resume(self, tree: dict[str, Any], fresh: frozenset[str] = frozenset()) -> None:
-        """Put everything back as the checkpoint has it, but what is named in `fresh`."""
+    def resume(self, tree: dict[str, Any], source: Path, fresh: frozenset[str] = frozenset()) -> None:
+        """Put everything back as the checkpoint has it, but what is named in `fresh`; `source` is its run's folder."""
         setup = self.setup
+        self.constants = tree.get("constants", {})
+        self.saver.constants = tuple(self.constants.values())
+        restore_constants(self.run.folder, self.constants, setup.constant_owners, setup.world, source)
         contents.restore(setup, self.callbacks, tree, fresh)
         if "feed" not in fresh:
             setup.feed.load_state(tree.get("feed", {}))
@@ -159,17 +171,27 @@ class Loop:
         path = checkpoint.folder_of(self.run.folder, self.tally.best_step)
         return path if path.is_dir() else None
 
-    def load_best(self) -> None:
-        """Go back to the best checkpoint's weights, and evaluate them again: the numbers are its own."""
+    def _end_task(self) -> None:
+        """Take the best weights where they were asked for, let the adapter finish its task, and evaluate the result."""
+        adapter = self.setup.adapter
+        changed = self.setup.recipe.load_best_model_at_end and self._load_best()
+        if not has_default(adapter, "adapter", "end_task"):
+            adapter.end_task(0, 1)
+            changed = True
+        if changed and self.setup.validation is not None:
+            self.tally.evaluation = evaluate(self.setup)
+
+    def _load_best(self) -> bool:
+        """Go back to the best checkpoint's weights; False where these are the last ones."""
         world = self.setup.world
         best = world.decide(lambda: None if (path := self.best_checkpoint()) is None else str(path))
         if best is None:
             log.warning("no best checkpoint to end with: these are the last weights", best_step=self.tally.best_step)
         if best is None or self.tally.best_step == self.run.step:
-            return
+            return False
         tree = shared(world, lambda: checkpoint.load(Path(best)))
         contents.restore_weights(self.setup, as_held(self.setup, tree, Path(best)))
-        self.tally.evaluation = evaluate(self.setup)
+        return True
 
     def _state(self) -> dict[str, Any]:
         tally = attrs.asdict(self.tally)
@@ -177,6 +199,7 @@ class Loop:
             **contents.collected(self.setup, self.callbacks),
             "feed": self.setup.feed.state(self.portion),
             "health": self.health.state(),
+            "constants": dict(self.constants),
             "recent": [update.numbers() for update in self.recent],
             "tally": {**tally, "losses": torch.tensor(tally["losses"], dtype=torch.float64)},
         }
@@ -259,7 +282,7 @@ class Loop:
             self.hooks.stopped(run=run, step=run.step, reason=f"signal {signal}")
             raise Interrupted(signal, run.step, run.folder)
         self.health.end(run.step)
-        self.setup.adapter.end_task(0)
+        self._end_task()
         self.hooks.task_ended(run=run, task=0)
         if run.stop_reason and run.step != run.total_steps:
             self.hooks.stopped(run=run, step=run.step, reason=run.stop_reason)

@@ -81,6 +81,7 @@ class Saver:
     ) -> None:
         self.folder, self.belongs, self.background, self.limit = folder, belongs, background, limit
         self.world = world or World()
+        self.constants: tuple[str, ...] = ()  # files of the run that every checkpoint needs
         self._aside: World | None = None  # in which ranks write a sharded state together
         self._writing: _Writing | None = None
         self._thread: threading.Thread | None = None
@@ -148,9 +149,9 @@ class Saver:
     def _write(self, writing: _Writing, held: Snapshot | ShardedSnapshot, best: Path | None) -> None:
         try:
             if isinstance(held, Snapshot):
-                writing.path = checkpoint.write(self.folder, writing.step, held.write, self.belongs)
+                writing.path = checkpoint.write(self.folder, writing.step, held.write, self.belongs, self.constants)
             else:
-                writing.path = held.write(self.folder, writing.step, self.belongs)
+                writing.path = held.write(self.folder, writing.step, self.belongs, self.constants)
             if self.world.is_main:
                 checkpoint.prune(self.folder, self.limit, best)
             writing.after()

@@ -27,6 +27,7 @@ from luthier.engine.step import Step
 from luthier.plugins.values import Context, Multipliers, Progress
 
 if TYPE_CHECKING:
+    from luthier.checkpoint.constants import ConstantOwner
     from luthier.data.prepare import Report
     from luthier.recipe import Recipe
 
@@ -60,6 +61,7 @@ class Setup:
     process: Process = attrs.field(factory=Process)
     undo: ExitStack = attrs.field(factory=ExitStack)  # what gives model and process back as they came, once closed
     numbers: dict[str, float] = attrs.field(factory=dict)  # what parts logged since the last step
+    constant_owners: dict[str, ConstantOwner] = attrs.field(factory=dict)  # whose frozen tensors are kept once
     decays: list[float] = attrs.field(factory=list)  # each optimizer group's own weight decay
     phases: Phases = attrs.field(factory=Phases)  # where the time goes, for those who ask
     world: World = attrs.field(factory=World)  # the processes that train together

@@ -187,7 +187,7 @@ def _start(loop: Loop, record: dict[str, Any], resume: Path | None) -> None:
         loop.hooks.run_started(run=run)
         return
     path, tree, fresh = found
-    loop.resume(as_held(loop.setup, tree, Path(path)), frozenset(fresh))
+    loop.resume(as_held(loop.setup, tree, Path(path)), Path(path).absolute().parents[1], frozenset(fresh))
     if run.is_main:
         for left in checkpoint.set_aside(run.folder, run.step):
             log.warning("checkpoint set aside, as the run goes on before it", checkpoint=str(left))
@@ -208,10 +208,8 @@ def _newest(run: ActiveRun, asked: str | None, *, own: bool) -> tuple[str, dict[
 
 
 def _finish(loop: Loop, tally: Tally, record: dict[str, Any], assembled: Assembled) -> Run:
-    """The best weights if they were asked for, the artifact, the result."""
+    """The artifact and the result."""
     setup, run = loop.setup, loop.run
-    if setup.recipe.load_best_model_at_end:
-        loop.load_best()
     setup.undo.close()  # what is written is made of the weights as they came
     state = gathered(setup)
     record["note"] = {**record["note"], "progress": attrs.asdict(setup.progress)}

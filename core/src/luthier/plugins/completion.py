@@ -57,6 +57,12 @@ def add_defaults(part: Any, kind: str, record: Record | None = None) -> Any:
     return part
 
 
+def has_default(part: Any, kind: str, name: str) -> bool:
+    """Return True if the part leaves a member at its protocol's default."""
+    own = getattr(part, name)
+    return getattr(own, "__func__", own) is getattr(PROTOCOLS[kind], name)
+
+
 @functools.cache
 def _defaults(kind: str) -> dict[str, Any]:
     """Return the optional members of a kind's protocol, with their defaults."""

@@ -116,11 +116,14 @@ class Adapter(Protocol):
     def load_constants(self, constants: Mapping[str, Tensor]) -> None:
         """Take what `constants` returned."""
 
-    def begin_task(self, index: int) -> None:
-        """Prepare for task `index` (from 0)."""
+    def begin_task(self, index: int, total: int) -> None:
+        """Prepare for task `index` (from 0) of `total`; not called again when a task is resumed."""
 
-    def end_task(self, index: int) -> None:
-        """Finish task `index`: its best weights are in place, its last evaluation and its artifact come afterwards."""
+    def end_task(self, index: int, total: int) -> None:
+        """Finish task `index` of `total`: its best weights are in place, and it may change them.
+
+        The last evaluation and the artifact come afterwards, of the weights as this leaves them.
+        """
 
 
 @runtime_checkable

@@ -285,6 +285,6 @@ def live(subject: Subject, options: Any) -> None:
     if "reference" in subject.record.provides:
         with world.part.disabled():
             world.outputs()
-    world.part.end_task(0)
+    world.part.end_task(0, 1)
     if _mergeable(subject.record):
         world.part.merge(world.context)

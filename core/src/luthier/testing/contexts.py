@@ -84,7 +84,7 @@ class Attached:
         self.model = self.part.attach(self.model, self.context).train()
         self.step = Step(self.model, self.part, SupervisedLoss(Sft()))
         if not resumed:
-            self.part.begin_task(0)
+            self.part.begin_task(0, 1)
         self.steps_done = 0
 
     @property

@@ -113,9 +113,6 @@ class LowRank:
     def delta(self, layer: Any) -> Tensor:
         return layer.weight()
 
-    def begin_task(self, index: int) -> None: ...
-
-    def end_task(self, index: int) -> None: ...
 
 
 class StartsElsewhere(LowRank):

@@ -101,12 +101,6 @@ class LoraAdapter:
         self.model, self.targets = None, Targets()
         return model
 
-    def begin_task(self, index: int) -> None:
-        """Training goes on from the last task's update."""
-
-    def end_task(self, index: int) -> None:
-        """Nothing to close."""
-
     def coverage(self) -> dict[str, Any]:
         """`matched` names, `reached_share` of all base weights, and `unreached` shares by kind."""
         return coverage(self.model, self.targets)

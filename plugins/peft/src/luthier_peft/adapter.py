@@ -141,12 +141,6 @@ class PeftAdapter:
         merging.check(self.model, self.method, self.options, self.where)
         return merging.merge(self._handle, self._trainable, self.where)
 
-    def begin_task(self, index: int) -> None:
-        """Tasks follow each other in one adapter."""
-
-    def end_task(self, index: int) -> None:
-        """Tasks follow each other in one adapter."""
-
     def _total_step(self, total_steps: int | None) -> dict[str, int]:
         """AdaLoRA's `total_step`, for the methods that have it: the run's steps where the options name none."""
         if not hasattr(self.options, "total_step") or self.options.total_step is not None:

@@ -168,7 +168,7 @@ def _recorded(setup: Setup, folder: Path, record: dict[str, Any], steps: int) ->
 def _train(setup: Setup, portion: Portion, steps: int, folder: Path) -> Seen:
     """The steps, until the batch is learnt by heart or a number is not finite."""
     seen, reach = Seen(), Reach(setup.adapter)
-    setup.adapter.begin_task(0)
+    setup.adapter.begin_task(0, 1)
     reach.begin()
     for index in range(steps):
         meter = FlowMeter(setup.adapter) if index + 1 == min(FLOW, steps) else None

@@ -6,7 +6,7 @@ part stood. It comes back on any number of ranks: as shards of this world, or wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,14 +42,16 @@ class ShardedSnapshot:
     parts: dict[str, Tensor]  # the same as shards
     rest: Snapshot
 
-    def write(self, run_folder: Path, step: int, belongs: Mapping[str, Any]) -> Path:
+    def write(
+        self, run_folder: Path, step: int, belongs: Mapping[str, Any], constants: Iterable[str] = ()
+    ) -> Path:
         """A checkpoint of all ranks, collective: complete or absent. Every rank raises where one could not write."""
         target = checkpoint.folder_of(run_folder, step)
         if not self.world.is_main:
             self._follow()
             return target
         try:
-            checkpoint.write(run_folder, step, self._lead, belongs)
+            checkpoint.write(run_folder, step, self._lead, belongs, constants)
         except BaseException:
             self.world.broadcast(None)  # of the folder, or of its becoming a checkpoint
             raise
