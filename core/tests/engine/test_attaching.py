@@ -136,3 +136,95 @@ def test_an_adapter_by_the_book_trains_on_two_sharded_ranks(model_folder, rows, 
     ranks = in_ranks(2, sharded_losses, {**settings, "output_dir": str(tmp_path / "both")})
     for losses in ranks:
         assert losses == pytest.approx(alone.loss_history, rel=1e-4)
+
+
+@attrs.define
+class FrozenAdapter(ShiftAdapter):
+    """It holds a large frozen tensor, and doubles what it has trained at the end of its task."""
+
+    frozen: torch.Tensor | None = None
+    tasks: list = attrs.field(factory=list)
+
+    def begin_task(self, index, total):
+        self.tasks.append(("begin", index, total))
+        self.frozen = torch.randn(64, 64)
+
+    def constants(self):
+        return {"frozen": self.frozen}
+
+    def load_constants(self, constants):
+        self.frozen = constants["frozen"]
+
+    @torch.no_grad()
+    def end_task(self, index, total):
+        self.tasks.append(("end", index, total))
+        for layer in self.layers.values():
+            layer.shift.mul_(2)
+
+
+class Halt:
+    """A callback that interrupts the run before a step."""
+
+    def __init__(self, at):
+        self.at = at
+
+    @luthier.event
+    def step_started(self, step):
+        if step == self.at:
+            raise KeyboardInterrupt
+
+
+def interrupted(train, at, **settings):
+    with pytest.raises(KeyboardInterrupt):
+        train(callbacks=["jsonl", Halt(at)], **settings)
+
+
+def test_constants_are_written_once_named_by_their_content_and_listed_in_each_manifest(train, tmp_path):
+    train(adapter=FrozenAdapter(), max_steps=4, save_steps=2)
+    (file,) = (tmp_path / "run/constants").iterdir()
+    for folder in (tmp_path / "run/checkpoints").iterdir():
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["constants"] == [file.name]
+        assert not any(
+            value.shape == (64, 64) for path in folder.glob("*.safetensors") for value in load_file(path).values()
+        )
+
+
+def test_a_resumed_adapter_gets_its_constants_back(train):
+    settings = {"max_steps": 4, "save_steps": 2, "async_save": False}
+    first, second = FrozenAdapter(), FrozenAdapter()
+    interrupted(train, 4, adapter=first, **settings)
+    train(adapter=second, **settings)
+    assert torch.equal(first.frozen, second.frozen)
+    assert ("begin", 0, 1) not in second.tasks and ("end", 0, 1) in second.tasks
+
+
+def test_a_run_from_anothers_checkpoint_copies_its_constants(train, tmp_path):
+    settings = {"max_steps": 4, "save_steps": 2, "async_save": False}
+    interrupted(train, 4, adapter=FrozenAdapter(), **settings)
+    (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()
+    train(adapter=FrozenAdapter(), resume=checkpoint, output_dir=tmp_path / "other", **settings)
+    assert {p.name for p in (tmp_path / "other/constants").iterdir()} == {
+        p.name for p in (tmp_path / "run/constants").iterdir()
+    }
+
+
+def test_a_checkpoint_whose_constants_are_gone_is_corrupt(train, tmp_path):
+    settings = {"max_steps": 4, "save_steps": 2, "async_save": False}
+    interrupted(train, 4, adapter=FrozenAdapter(), **settings)
+    (file,) = (tmp_path / "run/constants").iterdir()
+    file.unlink()
+    with pytest.raises(luthier.LuthierError) as caught:
+        train(adapter=FrozenAdapter(), **settings)
+    assert caught.value.code == "checkpoint-corrupt"
+
+
+def test_a_task_ends_after_the_best_weights_are_back_and_before_the_last_evaluation(train, rows):
+    adapter = FrozenAdapter()
+    run = train(
+        adapter=adapter, max_steps=4, eval_steps=1, eval_data=rows[:4], load_best_model_at_end=True, save_steps=1
+    )
+    fresh = run.evaluate()
+    assert run.eval_loss == pytest.approx(fresh["eval_loss"], rel=1e-6)
+    saved = load_file(run.artifact / "shift.safetensors")
+    assert all(torch.equal(adapter.layers[name].shift, value) for name, value in saved.items())

@@ -338,5 +338,3 @@ def test_attach_logs_what_it_took(attached, capfd):
     attached(architecture="gpt2")
     set_up("warning")
     assert '"targets": {"c_attn": 2}' in capfd.readouterr().err
-
-

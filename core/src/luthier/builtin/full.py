@@ -74,7 +74,6 @@ class FullTuning:
         return self.model
 
 
-
 def _copy(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in parameters.items():

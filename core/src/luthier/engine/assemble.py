@@ -216,7 +216,6 @@ def _attached(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any],
         **{"attention": before, "operations": operations, "numbers": numbers, "decisions": decisions},
         **{"step": step, "spread": spread, "world": world, "precision": computed, "undo": undo.pop_all()},
         decays=[g.get("weight_decay", 0.0) for g in optimizer.param_groups],
-        constant_owners={"adapter": built["adapter"]},
     )
 
 

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from luthier.engine.setup import Setup
 
 log = get_logger()
-ELSEWHERE: Final = ("adapter", "optimizer", "feed", "constant_owners")  # a feed's state is that after a step, which the loop knows
+ELSEWHERE: Final = (
+    "adapter",
+    "optimizer",
+    "feed",
+    "constant_owners",
+)  # a feed's state is that after a step, which the loop knows
 
 
 def collected(setup: Setup, callbacks: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from luthier.engine.run import ActiveRun, Interrupted
 from luthier.engine.saving import Cadence, Saver
 from luthier.engine.setup import Setup
 from luthier.engine.update import Update, pooled_loss, update
+from luthier.hardware.peak_memory import peak_memory
 from luthier.logs import get_logger
 from luthier.plugins.completion import has_default
 from luthier.plugins.events import Events
@@ -286,14 +285,6 @@ class Loop:
         self.hooks.task_ended(run=run, task=0)
         if run.stop_reason and run.step != run.total_steps:
             self.hooks.stopped(run=run, step=run.step, reason=run.stop_reason)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: allocated on the GPU, or resident on a CPU, at the most so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 def _events(callbacks: dict[str, Any]) -> Any:

@@ -61,12 +61,14 @@ class Setup:
     process: Process = attrs.field(factory=Process)
     undo: ExitStack = attrs.field(factory=ExitStack)  # what gives model and process back as they came, once closed
     numbers: dict[str, float] = attrs.field(factory=dict)  # what parts logged since the last step
-    constant_owners: dict[str, ConstantOwner] = attrs.field(factory=dict)  # whose frozen tensors are kept once
     decays: list[float] = attrs.field(factory=list)  # each optimizer group's own weight decay
     phases: Phases = attrs.field(factory=Phases)  # where the time goes, for those who ask
     world: World = attrs.field(factory=World)  # the processes that train together
     attempt: Attempt = attrs.field(factory=Attempt)  # at the step that is under way
     progress: Progress = attrs.field(default=attrs.Factory(lambda own: own.progress_after(0, 0.0), takes_self=True))
+    constant_owners: dict[str, ConstantOwner] = attrs.field(  # whose frozen tensors are kept once
+        default=attrs.Factory(lambda own: {"adapter": own.adapter}, takes_self=True)
+    )
     spread: Spread = attrs.field(default=attrs.Factory(lambda own: Spread(module=own.step), takes_self=True))
 
     def progress_after(self, step: int, epoch: float) -> Progress:

@@ -114,7 +114,6 @@ class LowRank:
         return layer.weight()
 
 
-
 class StartsElsewhere(LowRank):
     def attach(self, model, context):
         super().attach(model, context)

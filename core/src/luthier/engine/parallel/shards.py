@@ -42,9 +42,7 @@ class ShardedSnapshot:
     parts: dict[str, Tensor]  # the same as shards
     rest: Snapshot
 
-    def write(
-        self, run_folder: Path, step: int, belongs: Mapping[str, Any], constants: Iterable[str] = ()
-    ) -> Path:
+    def write(self, run_folder: Path, step: int, belongs: Mapping[str, Any], constants: Iterable[str] = ()) -> Path:
         """A checkpoint of all ranks, collective: complete or absent. Every rank raises where one could not write."""
         target = checkpoint.folder_of(run_folder, step)
         if not self.world.is_main:

@@ -1,0 +1,1 @@
+"""Hardware: the machine that a run meets, measured and described."""
