@@ -102,14 +102,18 @@ def inspect(
 ) -> Inspection:
     """Examples as the loss would see them, what was dropped and why, and how long the rows are."""
     _require_local()
+    from luthier.data.formats.wanted import TOKENS, Wanted
     from luthier.data.inspect import inspect as look
     from luthier.data.prepare import prepare
     from luthier.engine.load import tokenizer_of
+    from luthier.recipe import resolve
 
     recipe, objects = gather(recipe, model, tokenizer, data, eval_data, settings)
     tokenizer = objects.tokenizer or tokenizer_of(recipe.model)
+    wanted = Wanted.of_part(resolve(recipe).loss)
+    wanted = Wanted(kind="any") if wanted == TOKENS else wanted  # the loss was not named, perhaps
     given = {"given": objects.data, "given_validation": objects.eval_data}
-    return look(prepare(recipe.data, tokenizer, seed=recipe.seed, kind="any", **given), tokenizer, rows=rows)
+    return look(prepare(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, **given), tokenizer, rows=rows)
 
 
 def generate(

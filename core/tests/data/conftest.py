@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from luthier.data.examples import IGNORED, TokenExample
+from luthier.data.formats.wanted import TOKENS, Wanted
 from luthier.data.prepare import Prepared, prepare
 from luthier.recipe.tree import Data, Source
 from luthier.testing.worlds import tiny_tokenizer
@@ -34,9 +35,9 @@ def chat() -> Callable[[str | None], Any]:
 def made() -> Callable[..., Prepared]:
     """Rows in Python prepared with a tokenizer; the rest are options of `data`."""
 
-    def run(rows: Sequence[Any], tokenizer: Any, *, seed: int = 0, kind: str = "tokens", **options: Any) -> Prepared:
+    def run(rows: Sequence[Any], tokenizer: Any, *, seed: int = 0, wanted: Wanted = TOKENS, **options: Any) -> Prepared:
         data = Data(train=[Source(path="rows")], **options)
-        return prepare(data, tokenizer, seed=seed, kind=kind, given=rows)
+        return prepare(data, tokenizer, seed=seed, wanted=wanted, given=rows)
 
     return run
 

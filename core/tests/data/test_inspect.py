@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from luthier.data.formats.wanted import Wanted
 from luthier.data.inspect import inspect
 
 ROWS = [
@@ -44,6 +45,10 @@ def test_asking_for_more_examples_than_there_are_shows_all(chat, made):
 
 
 def test_a_pair_shows_prompt_chosen_and_rejected(chat, made):
-    pair = {"prompt": "p", "chosen": [{"role": "assistant", "content": "c"}], "rejected": "r"}
-    shown = inspect(made([pair], chat("chatml"), kind="preference"), chat("chatml")).examples[0]
-    assert shown.pieces == (("user: p", False), ("assistant: c", True)) and shown.rejected == "assistant: r"
+    pair = {"prompt": "p", "chosen": [{"role": "assistant", "content": "c"}], "rejected": "r", "margin": 0.5}
+    prepared = made([pair], chat("chatml"), wanted=Wanted(kind="preference", columns={"margin": "float"}))
+    shown = inspect(prepared, chat("chatml")).examples[0]
+    prompt = "<s><|im_start|>user\np<|im_end|>\n<|im_start|>assistant\n"
+    assert [d.name for d in shown.documents] == ["chosen", "rejected"] and shown.columns == {"margin": 0.5}
+    for document, answer in zip(shown.documents, "cr", strict=True):
+        assert document.pieces[:2] == ((prompt, False), (f"{answer}<|im_end|>", True))

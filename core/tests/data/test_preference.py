@@ -6,16 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError
-from luthier.data.examples import PreferenceExample
+from luthier.data.formats.wanted import Wanted
+from luthier.data.forms import Pair
 from luthier.data.recognise import convert_row
 from luthier.data.rows import Row
 
+PAIRED = Wanted(kind="preference")
 WORDS = st.text("ab c", min_size=1, max_size=20)
 
 
 def pair(**values):
-    made = convert_row(Row(values, "a.jsonl:7"), "preference")
-    assert isinstance(made, PreferenceExample) and made.where == "a.jsonl:7"
+    made = convert_row(Row(values, "a.jsonl:7"), "preference", PAIRED)
+    assert isinstance(made, Pair) and made.where == "a.jsonl:7"
     return made.prompt, made.chosen, made.rejected
 
 
@@ -76,8 +78,8 @@ def test_answers_to_two_prompts_are_refused(prompt):
 
 def test_pairs_are_prepared_and_equal_ones_dropped_and_counted(chat, made):
     rows = [{"prompt": "p", "chosen": "c", "rejected": "r"}, {"prompt": "p", "chosen": "c", "rejected": "c"}]
-    prepared = made(rows, chat("chatml"), kind="preference")
-    assert [(e.prompt, e.chosen, e.rejected) for e in prepared.train] == [("p", "c", "r")]
+    prepared = made(rows, chat("chatml"), wanted=PAIRED)
+    assert [pair.names for pair in prepared.train] == [("chosen", "rejected")]
     assert prepared.report.drops == {"equal_pair": 1} and prepared.report.format == "preference"
     assert prepared.report.warnings == ["1 of 2 rows (50.0 %) were dropped: equal_pair 1"]
 
@@ -85,5 +87,5 @@ def test_pairs_are_prepared_and_equal_ones_dropped_and_counted(chat, made):
 def test_pairs_for_a_loss_of_tokens_and_rows_for_a_loss_of_pairs_are_refused(chat, made):
     for rows, kind in (([{"chosen": "c", "rejected": "r"}], "tokens"), ([{"text": "c"}], "preference")):
         with pytest.raises(LuthierError) as caught:
-            made(rows, chat("chatml"), kind=kind)
+            made(rows, chat("chatml"), wanted=Wanted(kind=kind))
         assert caught.value.code == "data-format" and caught.value.where == "data"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from luthier import LuthierError
+from luthier.data.formats.wanted import Wanted
 from luthier.data.prepare import prepare
 from luthier.data.read import read_source
 from luthier.data.recognise import convert_row, recognise
@@ -38,6 +39,7 @@ TRAINED = [  # file, format, rows, columns
     ("cl_tasks/boolq/test.jsonl", "prompt_completion", None, {"prompt": "sentence", "completion": "label"}),
     ("anthropic_persona/neuroticism.jsonl", "prompt_completion", None, STATEMENT),
 ]
+PAIRED = Wanted(kind="preference")
 PAIRS = [("fireworks_orpo_ifeval/orpo_ifeval.jsonl.gz", 75)]
 PLAIN = [("tinyshakespeare/input_first90.txt", "paragraph"), ("web_text/wikipedia.txt", "line"), ("wikitext2/valid.txt", "paragraph"),
          ("wikitext2/test_first30.txt", "line"), ("names/names.txt", "line")]  # fmt: skip
@@ -76,20 +78,21 @@ def test_plain_text_is_prepared_whole(path, unit, shared_data, chat):
 
 
 @pytest.mark.parametrize(("path", "count"), PAIRS)
-def test_pairs_have_a_prompt_and_two_answers(path, count, shared_data, chat):
-    pairs = prepare(Data(train=[source(path)]), chat("qwen"), seed=0, kind="preference").train
-    assert len(pairs) == count
-    assert all(p.prompt[-1]["role"] == "user" for p in pairs)
-    assert any("<think>" in p.chosen[0]["content"] for p in pairs)
+def test_pairs_have_a_prompt_and_two_answers(path, count, shared_data, chat, answers):
+    tokenizer = chat("qwen")
+    data = Data(train=[source(path)], max_length=200_000)
+    pairs = prepare(data, tokenizer, seed=0, wanted=PAIRED).train
+    assert len(pairs) == count and pairs.names == ("chosen", "rejected")
+    sides = [(side, answers(side, tokenizer)) for pair in pairs for side in pair.by_name().values()]
+    assert all(len(found) == 1 and found[0] in tokenizer.decode(side.input_ids) for side, found in sides)
+    assert any("<think>" in found[0] for _, found in sides)
 
 
 def test_a_broken_pair_of_a_real_file_is_named(shared_data, chat):
     with pytest.raises(LuthierError, match="found True") as caught:
-        prepare(Data(train=[source("pandalm/derived_pairs.jsonl")]), chat(None), seed=0, kind="preference")
+        prepare(Data(train=[source("pandalm/derived_pairs.jsonl")]), chat(None), seed=0, wanted=PAIRED)
     assert caught.value.code == "data-row" and "derived_pairs.jsonl:101" in caught.value.where
-    kept = prepare(
-        Data(train=[source("pandalm/derived_pairs.jsonl", max_rows=100)]), chat(None), seed=0, kind="preference"
-    )
+    kept = prepare(Data(train=[source("pandalm/derived_pairs.jsonl", max_rows=100)]), chat(None), seed=0, wanted=PAIRED)
     assert kept.report.rows == 100
 
 

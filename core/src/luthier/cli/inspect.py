@@ -64,15 +64,22 @@ def draw_inspection(screen: Console, found: Inspection) -> None:
 
 
 def _example(example: Shown, *, coloured: bool) -> Text:
+    """Each document of the unit, supervised text coloured; of several, each under its name and length."""
     from rich.text import Text
 
     text = Text()
-    for piece, supervised in example.pieces:
-        marks = ("«", "»") if supervised and not coloured else ("", "")
-        text.append(f"{marks[0]}{piece}{marks[1]}", style="green" if supervised else "dim")
-    if example.rejected is not None:
-        text.append("\nrejected: ", style="bold")
-        text.append(example.rejected, style="red")
+    for document in example.documents:
+        if len(example.documents) > 1 and document.name:
+            count = f"{document.supervised_tokens} of {document.tokens} tokens"
+            text.append(f"{document.name}", style="bold").append(f"  {count}\n")
+        colour = "red" if document.name == "rejected" else "green"
+        for piece, supervised in document.pieces:
+            marks = ("«", "»") if supervised and not coloured else ("", "")
+            text.append(f"{marks[0]}{piece}{marks[1]}", style=colour if supervised else "dim")
+        if document is not example.documents[-1]:
+            text.append("\n" if document.name else "")
+    for name, value in example.columns.items():
+        text.append(f"\n{name}: ", style="bold").append(str(value))
     return text
 
 

@@ -51,6 +51,7 @@ def _cut(whole: TokenDataset, borders: np.ndarray) -> TokenDataset:
         weights=np.ones(len(begins), np.float32),
         where=tuple(whole.where[i] for i in at.tolist()),
         documents=np.union1d(whole.starts[:-1][whole.starts[:-1] < end], begins),
+        index=None if whole.index is None else whole.index[at],
     )
 
 
@@ -66,4 +67,5 @@ def _rest(whole: TokenDataset, border: int) -> TokenDataset:
         starts=starts,
         weights=whole.weights[first:],
         where=whole.where[first:],
+        index=None if whole.index is None else whole.index[first:],
     )

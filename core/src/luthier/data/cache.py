@@ -27,7 +27,7 @@ log = get_logger()
 SMALLEST: Final = 1 << 18  # bytes of rows below which making them again is as quick
 LIMIT: Final = 20 << 30  # bytes of all entries; those that were not used for the longest time go first
 ENTRY: Final = "entry.json"
-ARRAYS: Final = ("input_ids", "labels", "starts", "weights", "documents")
+ARRAYS: Final = ("input_ids", "labels", "starts", "weights", "documents", "index")
 WITHOUT: Final = ("train", "validation", "num_proc", "cache", "streaming", "shuffle_buffer", "chat_template")
 
 Sets = tuple[TokenDataset, TokenDataset | None, Report]
@@ -53,7 +53,7 @@ class Entry:
         supplies: Mapping[str, Sequence[Supply]],
         tokenizer: Any,
         template: ChatTemplate | None,
-        **others: object,
+        others: Mapping[str, object],
     ) -> Entry | None:
         """The place of what these ingredients make; None where it would not pay, or the rows cannot be told apart."""
         every = [supply for given in supplies.values() for supply in given]
@@ -137,17 +137,22 @@ def prune(folder: Path, limit: int, but: Path) -> None:
 
 
 def _save(dataset: TokenDataset, folder: Path, name: str) -> None:
-    for field in ARRAYS:
-        array = getattr(dataset, field)
+    columns = {f"column{number}": values for number, values in enumerate(dataset.columns.values())}
+    for field, array in {**{field: getattr(dataset, field) for field in ARRAYS}, **columns}.items():
         if array is not None:
             np.save(folder / f"{name}.{field}.npy", array, allow_pickle=False)
-    (folder / f"{name}.where.json").write_text(json.dumps(dataset.where), "utf-8")
+    text = {"where": dataset.where, "names": dataset.names, "columns": list(dataset.columns)}
+    (folder / f"{name}.text.json").write_text(json.dumps(text), "utf-8")
 
 
 def _load(folder: Path, name: str) -> TokenDataset:
-    arrays = {field: folder / f"{name}.{field}.npy" for field in ARRAYS}
-    mapped = {
-        field: np.load(path, mmap_mode="r", allow_pickle=False) for field, path in arrays.items() if path.exists()
-    }
-    where = json.loads((folder / f"{name}.where.json").read_text("utf-8"))
-    return TokenDataset(**mapped, where=tuple(where))
+    text = json.loads((folder / f"{name}.text.json").read_text("utf-8"))
+    columns = {column: _mapped(folder, f"{name}.column{number}") for number, column in enumerate(text["columns"])}
+    arrays = {field: _mapped(folder, f"{name}.{field}") for field in ARRAYS}
+    return TokenDataset(**arrays, where=tuple(text["where"]), names=tuple(text["names"]), columns=columns)
+
+
+def _mapped(folder: Path, stem: str) -> Any:
+    """Return an array mapped from the disk, None where there is none."""
+    path = folder / f"{stem}.npy"
+    return np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() else None

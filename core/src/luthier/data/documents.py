@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import attrs
+
 from luthier.data.conversations import conversation, read_messages
 from luthier.data.forms import Completion, Conversation, Document, Instruction, Tokens
 from luthier.data.rows import broken
@@ -66,7 +68,7 @@ def alpaca_conversation(row: Instruction) -> Conversation:
     asked = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
     turns = [("system", row.system)] * bool(row.system) + [("user", asked), ("assistant", row.output)]
     made = conversation([{"role": role, "content": content} for role, content in turns])
-    return Conversation(messages=made.messages, trained=made.trained, where=row.where)
+    return attrs.evolve(made, where=row.where)
 
 
 def alpaca_completion(row: Instruction) -> Completion:

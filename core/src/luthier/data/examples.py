@@ -1,9 +1,9 @@
-"""What rows become: token examples, preference pairs, and compact sets of them."""
+"""What rows become: token examples, each one unit, and compact sets of them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,13 +16,16 @@ IGNORED = -100
 
 @attrs.frozen(kw_only=True, eq=False)
 class TokenExample:
-    """One document, or several that belong together; `labels` are unshifted, IGNORED where not supervised."""
+    """One unit: a document, or several that belong together; `labels` are unshifted, IGNORED where not supervised."""
 
     input_ids: NDArray[np.int32]  # [L]
     labels: NDArray[np.int32]  # [L]
     weight: float = 1.0
     where: str = ""  # file:line it came from
     documents: NDArray[np.int64] | None = None  # where its documents begin; None: it is one
+    names: tuple[str, ...] = ()  # of its documents; empty: they have none, or it is one, whose name is "text"
+    columns: Mapping[str, bool | int | float] = attrs.field(factory=dict)
+    index: int | None = None  # the row of the data that it is, from 0; None: not known
 
     @property
     def num_supervised(self) -> int:
@@ -36,11 +39,52 @@ class TokenExample:
         """[D]: the first token of each of its documents."""
         return np.zeros(1, np.int64) if self.documents is None else self.documents
 
+    @property
+    def named(self) -> dict[str, int]:
+        """The number of each document that has a name."""
+        alone = ("text",) if self.documents is None else ()
+        return {name: number for number, name in enumerate(self.names or alone)}
+
+    @property
+    def spans(self) -> list[slice]:
+        """[D]: the tokens of each of its documents."""
+        return [slice(a, b) for a, b in pairwise([*self.starts.tolist(), len(self.input_ids)])]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest document."""
+        return max(span.stop - span.start for span in self.spans)
+
+    def by_name(self) -> dict[str, TokenExample]:
+        """Return its documents that have names, each as an example of its own."""
+        spans = self.spans
+        return {
+            name: attrs.evolve(
+                self, input_ids=self.input_ids[spans[i]], labels=self.labels[spans[i]], documents=None, names=()
+            )
+            for name, i in self.named.items()
+        }
+
     def apart(self) -> list[TokenExample]:
-        """Its documents, each as an example of its own."""
-        borders = [*self.starts.tolist(), len(self.input_ids)]
-        spans = [slice(a, b) for a, b in pairwise(borders)]
-        return [attrs.evolve(self, input_ids=self.input_ids[s], labels=self.labels[s], documents=None) for s in spans]
+        """Its documents, each as an example of its own, where they have no names: named ones belong together."""
+        if self.names:
+            return [self]
+        parts = [(self.input_ids[span], self.labels[span]) for span in self.spans]
+        return [attrs.evolve(self, input_ids=ids, labels=labels, documents=None) for ids, labels in parts]
+
+    @classmethod
+    def joined(cls, documents: Mapping[str, TokenExample]) -> TokenExample:
+        """Return the unit whose documents these are; weight, place, columns and index are those of the first."""
+        first, lengths = next(iter(documents.values())), [len(e.input_ids) for e in documents.values()]
+        if len(documents) == 1 and "text" in documents:
+            return first
+        return attrs.evolve(
+            first,
+            input_ids=np.concatenate([e.input_ids for e in documents.values()]),
+            labels=np.concatenate([e.labels for e in documents.values()]),
+            documents=np.cumsum([0, *lengths[:-1]], dtype=np.int64),
+            names=tuple(documents),
+        )
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -53,9 +97,13 @@ class TokenDataset(Sequence[TokenExample]):
     weights: NDArray[np.float32]  # [N]
     where: tuple[str, ...] = ()
     documents: NDArray[np.int64] | None = None  # the first token of every document; None: each example is one
+    names: tuple[str, ...] = ()  # of the documents of every example, in order; empty as there
+    columns: Mapping[str, NDArray[Any]] = attrs.field(factory=dict)  # [N] each
+    index: NDArray[np.int64] | None = None  # [N] the row that each example was; None: its number here
 
     @classmethod
     def of(cls, examples: Sequence[TokenExample]) -> TokenDataset:
+        """Return the set of these examples, whose documents and columns have the same names."""
         empty = np.zeros(0, np.int32)
         starts = np.cumsum([0, *(len(e.input_ids) for e in examples)], dtype=np.int64)
         several = any(e.documents is not None for e in examples)
@@ -67,6 +115,9 @@ class TokenDataset(Sequence[TokenExample]):
             weights=np.array([e.weight for e in examples], np.float32),
             where=tuple(e.where for e in examples),
             documents=np.concatenate(inner).astype(np.int64) if several else None,
+            names=examples[0].names if examples else (),
+            columns=column_arrays(examples),
+            index=None if any(e.index is None for e in examples) else np.array([e.index for e in examples], np.int64),
         )
 
     @classmethod
@@ -74,8 +125,10 @@ class TokenDataset(Sequence[TokenExample]):
         """The examples of several sets, one after the other."""
         if len(parts) == 1:
             return parts[0]
+        parts = [part for part in parts if len(part)] or parts[:1]
         base = np.cumsum([0, *(len(p.input_ids) for p in parts)]).tolist()
         several = any(p.documents is not None for p in parts)
+        known = [p.index for p in parts if p.index is not None]
         return cls(
             input_ids=_concatenated([p.input_ids for p in parts], np.int32),
             labels=_concatenated([p.labels for p in parts], np.int32),
@@ -83,6 +136,9 @@ class TokenDataset(Sequence[TokenExample]):
             weights=_concatenated([p.weights for p in parts], np.float32),
             where=tuple(place for p in parts for place in p.where),
             documents=_concatenated([p.firsts + at for p, at in _placed(parts, base)], np.int64) if several else None,
+            names=parts[0].names,
+            columns={name: np.concatenate([p.columns[name] for p in parts]) for name in parts[0].columns},
+            index=_concatenated(known, np.int64) if len(known) == len(parts) else None,
         )
 
     def __len__(self) -> int:
@@ -94,8 +150,16 @@ class TokenDataset(Sequence[TokenExample]):
         if self.documents is not None:
             first, last = np.searchsorted(self.documents, (span.start, span.stop))
             documents = self.documents[first:last] - span.start
-        own = {"input_ids": self.input_ids[span], "labels": self.labels[span]}
-        return TokenExample(**own, weight=float(self.weights[index]), where=where, documents=documents)
+        return TokenExample(
+            input_ids=self.input_ids[span],
+            labels=self.labels[span],
+            weight=float(self.weights[index]),
+            where=where,
+            documents=documents,
+            names=self.names,
+            columns={name: values[index].item() for name, values in self.columns.items()},
+            index=int(index) if self.index is None else int(self.index[index]),
+        )
 
     def __iter__(self) -> Iterator[TokenExample]:
         return (self[i] for i in range(len(self)))
@@ -108,6 +172,10 @@ class TokenDataset(Sequence[TokenExample]):
     def longest(self) -> int:
         """Tokens that no example has more of."""
         return int(self.lengths.max())
+
+    def renumbered(self, numbers: NDArray[np.int64]) -> TokenDataset:
+        """Return the same examples, their index taken as a place in `numbers`."""
+        return self if self.index is None else attrs.evolve(self, index=numbers[self.index])
 
     def head(self, count: int) -> list[TokenExample]:
         """The first examples, at most `count`."""
@@ -132,11 +200,12 @@ class TokenDataset(Sequence[TokenExample]):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of every token, label, length and weight, in order."""
+        """A hash of every token, label, length, weight, name and column, in order."""
         digest = hashlib.sha256()
         documents = () if self.documents is None else (self.documents,)
-        for array in (self.input_ids, self.labels, self.starts, self.weights, *documents):
+        for array in (self.input_ids, self.labels, self.starts, self.weights, *documents, *self.columns.values()):
             digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(repr((self.names, tuple(self.columns))).encode() if self.names or self.columns else b"")
         return digest.hexdigest()[:16]
 
 
@@ -149,11 +218,14 @@ def _placed(parts: Sequence[TokenDataset], base: Sequence[int]) -> Iterator[tupl
     return zip(parts, base, strict=False)
 
 
-@attrs.frozen(kw_only=True)
-class PreferenceExample:
-    """Two answers to one prompt, as conversations; tokenised and trained by preference losses."""
+def column_arrays(examples: Sequence[TokenExample]) -> dict[str, NDArray[Any]]:
+    """Return [N] of each column: bool, int64 or float32."""
+    names = examples[0].columns if examples else ()
+    made = {name: np.array([e.columns[name] for e in examples]) for name in names}
+    return {name: array.astype(np.float32) if array.dtype == np.float64 else array for name, array in made.items()}
 
-    prompt: list[dict[str, Any]] | str
-    chosen: list[dict[str, Any]] | str
-    rejected: list[dict[str, Any]] | str
-    where: str = ""
+
+def are_equal(example: TokenExample, one: str, other: str) -> bool:
+    """Return whether two named documents of a unit are the same tokens."""
+    spans, named = example.spans, example.named
+    return np.array_equal(example.input_ids[spans[named[one]]], example.input_ids[spans[named[other]]])

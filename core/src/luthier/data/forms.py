@@ -1,20 +1,40 @@
-"""The forms that every format is converted to: conversation, completion, document, tokens (and preference pairs)."""
+"""The forms that every format is converted to: conversation, completion, document, tokens, pair and judged answer."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
 
+Side = list[dict[str, Any]] | str  # messages, or plain text
+
 
 @attrs.frozen(kw_only=True)
-class Conversation:
-    """Messages for the chat template; `trained` says of each message whether its text is supervised."""
+class Form:
+    """One row of any format, with what the loss asks of it beyond its format's own columns."""
+
+    where: str = ""
+    columns: Mapping[str, bool | int | float] = attrs.field(factory=dict)
+    texts: Mapping[str, str] = attrs.field(factory=dict)  # further documents of its unit, by name
+
+    @property
+    def answers(self) -> bool:
+        """True if the row has something that can be supervised."""
+        return True
+
+
+@attrs.frozen(kw_only=True)
+class Conversation(Form):
+    """Messages for the chat template; `trained` says of each message whether its text is supervised.
+
+    With `may_be_empty` an answer that says nothing counts: its stop token is supervised.
+    """
 
     messages: tuple[dict[str, Any], ...]
     trained: tuple[bool, ...]
     tools: list[dict[str, Any]] | None = None
-    where: str = ""
+    may_be_empty: bool = False
 
     @property
     def answers(self) -> bool:
@@ -24,12 +44,11 @@ class Conversation:
 
 
 @attrs.frozen(kw_only=True)
-class Completion:
+class Completion(Form):
     """Plain text and how it goes on; the completion is supervised."""
 
     prompt: str
     completion: str
-    where: str = ""
 
     @property
     def answers(self) -> bool:
@@ -37,14 +56,13 @@ class Completion:
 
 
 @attrs.frozen(kw_only=True)
-class Instruction:
+class Instruction(Form):
     """An Alpaca row: through the chat template where there is one, else the classic Alpaca prompt."""
 
     instruction: str
     input: str
     output: str
     system: str = ""
-    where: str = ""
 
     @property
     def answers(self) -> bool:
@@ -52,11 +70,10 @@ class Instruction:
 
 
 @attrs.frozen(kw_only=True)
-class Document:
+class Document(Form):
     """Text of which every token is supervised."""
 
     text: str
-    where: str = ""
 
     @property
     def answers(self) -> bool:
@@ -64,16 +81,37 @@ class Document:
 
 
 @attrs.frozen(kw_only=True)
-class Tokens:
+class Tokens(Form):
     """Ids and unshifted labels as they came."""
 
     input_ids: list[int]
     labels: list[int]
-    where: str = ""
 
     @property
     def answers(self) -> bool:
         return any(label != -100 for label in self.labels[1:])
 
 
-Form = Conversation | Completion | Instruction | Document | Tokens
+@attrs.frozen(kw_only=True)
+class Pair(Form):
+    """Two answers to one prompt. `has_prompt` is False where the prompt is only what both texts begin with."""
+
+    prompt: Side
+    chosen: Side
+    rejected: Side
+    tools: list[dict[str, Any]] | None = None
+    has_prompt: bool = True
+
+
+@attrs.frozen(kw_only=True)
+class Judged(Form):
+    """One answer to a prompt, with a verdict in the column `label`."""
+
+    prompt: Side
+    completion: Side
+    tools: list[dict[str, Any]] | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Texts(Form):
+    """A row of which the loss reads nothing but the texts and columns that it names."""

@@ -63,7 +63,7 @@ def _plain(value: Any) -> Any:
 def code_hash() -> str:
     """Of the source of `luthier.data`, and the versions of the libraries that render and tokenise."""
     state = hashlib.blake2b()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         state.update(path.name.encode() + path.read_bytes())
     for name in LIBRARIES:
         state.update(f"{name} {_version(name)}\n".encode())

@@ -6,8 +6,9 @@ from typing import Any
 
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 
-from luthier.data.examples import IGNORED, PreferenceExample, TokenExample
+from luthier.data.examples import IGNORED, TokenExample
 from luthier.data.prepare import Prepared
 from luthier.data.report import Report
 
@@ -15,14 +16,43 @@ Pieces = tuple[tuple[str, bool], ...]  # text, and whether it is supervised
 
 
 @attrs.frozen(kw_only=True)
+class ShownDocument:
+    """One document of a unit as the loss sees it."""
+
+    name: str
+    pieces: Pieces
+    tokens: int
+    supervised_tokens: int
+
+
+@attrs.frozen(kw_only=True)
 class Shown:
-    """One example as the loss sees it; of a preference pair `pieces` are prompt, chosen and `rejected`."""
+    """One unit as the loss sees it. `pieces` are those of its documents, one after the other.
+
+    `shared_tokens` are those that are computed once, though several documents have them.
+    """
 
     where: str
-    pieces: Pieces
-    tokens: int = 0
-    supervised_tokens: int = 0
-    rejected: str | None = None
+    documents: tuple[ShownDocument, ...]
+    columns: dict[str, bool | int | float]
+    shared_tokens: int = 0
+
+    @property
+    def pieces(self) -> Pieces:
+        return tuple(piece for document in self.documents for piece in document.pieces)
+
+    @property
+    def tokens(self) -> int:
+        return sum(document.tokens for document in self.documents)
+
+    @property
+    def supervised_tokens(self) -> int:
+        return sum(document.supervised_tokens for document in self.documents)
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = attrs.asdict(self)
+        own = {name: getattr(self, name) for name in ("tokens", "supervised_tokens")}
+        return {**plain, **own, "pieces": [list(piece) for piece in self.pieces]}
 
 
 @attrs.frozen(kw_only=True)
@@ -38,9 +68,8 @@ class Inspection:
         return self.report.supervised_share
 
     def to_dict(self) -> dict[str, Any]:
-        examples = [attrs.asdict(shown) for shown in self.examples]
         return {
-            "examples": [{**shown, "pieces": [list(piece) for piece in shown["pieces"]]} for shown in examples],
+            "examples": [shown.to_dict() for shown in self.examples],
             "supervised_share": self.supervised_share,
             "chat_template_hash": self.chat_template_hash,
             "report": self.report.to_dict(),
@@ -49,29 +78,26 @@ class Inspection:
 
 def inspect(prepared: Prepared, tokenizer: Any, rows: int = 3) -> Inspection:
     """The first `rows` examples of the training set, and what became of all rows."""
-    train = prepared.train
-    pairs = isinstance(train, tuple)
-    first = train[:rows] if pairs else train.head(rows)
-    shown = tuple(_pair(e) if pairs else _tokens(e, tokenizer) for e in first)
+    shown = tuple(_shown(example, tokenizer) for example in prepared.train.head(rows))
     return Inspection(examples=shown, report=prepared.report, chat_template_hash=prepared.chat_template_hash)
 
 
-def _tokens(example: TokenExample, tokenizer: Any) -> Shown:
-    """The example's text, cut where supervision begins or ends; a document's first token is never supervised."""
-    on = example.labels != IGNORED
-    on[example.starts] = False
+def _shown(example: TokenExample, tokenizer: Any) -> Shown:
+    names = {number: name for name, number in example.named.items()}
+    documents = tuple(
+        _document(names.get(number, ""), example.input_ids[span], example.labels[span], tokenizer)
+        for number, span in enumerate(example.spans)
+    )
+    return Shown(where=example.where, documents=documents, columns=dict(example.columns))
+
+
+def _document(name: str, ids: NDArray[np.int32], labels: NDArray[np.int32], tokenizer: Any) -> ShownDocument:
+    """The document's text, cut where supervision begins or ends; its first token is never supervised."""
+    on = labels != IGNORED
+    on[:1] = False
     borders = [0, *(np.flatnonzero(on[1:] != on[:-1]) + 1).tolist(), len(on)]
     pieces = tuple(
-        (tokenizer.decode(example.input_ids[a:b].tolist(), skip_special_tokens=False), bool(on[a]))
+        (tokenizer.decode(ids[a:b].tolist(), skip_special_tokens=False), bool(on[a]))
         for a, b in zip(borders, borders[1:], strict=False)
     )
-    return Shown(where=example.where, pieces=pieces, tokens=len(on), supervised_tokens=example.num_supervised)
-
-
-def _pair(example: PreferenceExample) -> Shown:
-    pieces = ((_text(example.prompt), False), (_text(example.chosen), True))
-    return Shown(where=example.where, pieces=pieces, rejected=_text(example.rejected))
-
-
-def _text(side: list[dict[str, Any]] | str) -> str:
-    return side if isinstance(side, str) else "\n".join(f"{m['role']}: {m['content']}" for m in side)
+    return ShownDocument(name=name, pieces=pieces, tokens=len(on), supervised_tokens=int(on.sum()))

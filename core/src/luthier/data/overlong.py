@@ -7,16 +7,16 @@ from collections.abc import Iterator
 import attrs
 
 from luthier.data.examples import TokenExample
-from luthier.data.forms import Document, Tokens
+from luthier.data.forms import Document, Form, Tokens
 from luthier.errors import LuthierError
 from luthier.recipe.tree import Overlong
 
 
-def overlong_policy(asked: str, form: object, where: str) -> Overlong:
+def overlong_policy(asked: str, form: Form, where: str) -> Overlong:
     """What happens to a form's overlong examples; `recipe-conflict` where a conversation would be split."""
-    splits = isinstance(form, (Document, Tokens))
+    splits = isinstance(form, (Document, Tokens)) and not form.texts
     if asked == "split" and not splits:
-        problem = "overlong: split is for plain text and pre-tokenised rows; this row has a prompt and an answer"
+        problem = "overlong: split is for plain text and pre-tokenised rows; this row has parts that belong together"
         remedy = "Use overlong: drop, truncate or error."
         raise LuthierError("recipe-conflict", problem, where=where, remedy=remedy)
     if asked == "auto":
@@ -44,6 +44,24 @@ def fit(example: TokenExample, max_length: int, policy: Overlong) -> Iterator[tu
         for start in range(0, length, max_length):
             part = _part(example, start, start + max_length)
             yield (part, "split" if start == 0 else "") if part.num_supervised else (None, "split_unsupervised")
+
+
+def fit_unit(example: TokenExample, max_length: int, policy: Overlong, reason: str) -> tuple[TokenExample | None, str]:
+    """Return a unit of several documents with what happened to it; None and the reason where it is dropped.
+
+    `max_length` bounds each document; a truncated one loses its end. `reason` is what a dropped one is counted as.
+    """
+    if example.longest <= max_length:
+        return example, ""
+    if policy == "error":
+        problem = f"a document of the row has {example.longest} tokens, max_length is {max_length}"
+        raise LuthierError("data-overlong", problem, where=example.where)
+    if policy == "drop":
+        return None, reason
+    parts = {name: _part(part, 0, max_length) for name, part in example.by_name().items()}
+    if any(not part.num_supervised for part in parts.values()):
+        return None, "truncated_unsupervised"
+    return TokenExample.joined(parts), "truncated"
 
 
 def _part(example: TokenExample, start: int, end: int) -> TokenExample:

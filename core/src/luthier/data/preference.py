@@ -1,36 +1,51 @@
-"""Preference rows: a chosen and a rejected answer as texts, messages or transcripts, with or without their prompt."""
+"""Preference rows (a chosen and a rejected answer) and unpaired rows (an answer and a verdict)."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from luthier.data.conversations import read_messages
+from luthier.data.conversations import read_messages, read_tools
 from luthier.data.documents import as_messages
+from luthier.data.forms import Judged, Pair
 from luthier.data.rows import broken
-
-if TYPE_CHECKING:
-    from luthier.data.examples import PreferenceExample
 
 Messages = list[dict[str, Any]]
 SPOKEN: Final = re.compile(r"\n\n(Human|Assistant):")
 ROLE: Final = {"Human": "user", "Assistant": "assistant"}
 
 
-def from_preference(values: dict[str, Any]) -> PreferenceExample:
+def from_preference(values: dict[str, Any]) -> Pair:
     """Prompt and answers, all texts or all messages; what both answers begin with goes to the prompt if none is given.
 
     Transcripts ("\\n\\nHuman: ... \\n\\nAssistant: ...", Anthropic's HH-RLHF) are read as messages.
     """
-    from luthier.data.examples import PreferenceExample
-
-    prompt = _side(values.get("prompt"), "prompt") if values.get("prompt") is not None else None
+    prompt = _side(values["prompt"], "prompt") if values.get("prompt") is not None else None
     chosen, rejected = _side(values.get("chosen"), "chosen"), _side(values.get("rejected"), "rejected")
+    has_prompt = bool(prompt)
     if isinstance(chosen, list) or isinstance(rejected, list) or isinstance(prompt, list):
         prompt, chosen, rejected = _as_messages(prompt, chosen, rejected)
     elif prompt is None:
         prompt, chosen, rejected = _common_text(chosen, rejected)
-    return PreferenceExample(prompt=prompt, chosen=chosen, rejected=rejected)
+    tools = read_tools(values.get("tools"))
+    return Pair(prompt=prompt, chosen=chosen, rejected=rejected, tools=tools, has_prompt=has_prompt)
+
+
+def from_unpaired(values: dict[str, Any]) -> Judged:
+    """One answer, its prompt apart or the messages before its last; the verdict is read with the columns."""
+    named = values.get("completion") is None and values.get("messages") is not None
+    completion = _side(values.get("messages" if named else "completion"), "messages" if named else "completion")
+    prompt = _side(values["prompt"], "prompt") if values.get("prompt") is not None else None
+    if isinstance(prompt, list) or isinstance(completion, list):
+        answer = as_messages(completion, "completion", "assistant")
+        if prompt is None:
+            prompt, answer = answer[:-1], answer[-1:]
+        else:
+            prompt = _before(prompt)
+            answer = _after(answer, prompt, "completion")
+        _check_answer(answer, "completion")
+        return Judged(prompt=prompt, completion=answer, tools=read_tools(values.get("tools")))
+    return Judged(prompt=prompt or "", completion=completion, tools=read_tools(values.get("tools")))
 
 
 def _side(value: object, place: str) -> Messages | str:
@@ -59,16 +74,25 @@ def _as_messages(
         shared = _shared(better, worse)
         before, better, worse = better[:shared], better[shared:], worse[shared:]
     else:
-        before = as_messages(prompt, "prompt", "user")
-        if before[-1]["role"] == "assistant" and not before[-1]["content"]:
-            before = before[:-1]  # a transcript's prompt ends with "Assistant:"
+        before = _before(prompt)
         better, worse = _after(better, before, "chosen"), _after(worse, before, "rejected")
-    for place, answer in (("chosen", better), ("rejected", worse)):
-        if not answer or answer[-1]["role"] != "assistant":
-            raise broken("the last message must be the assistant's", answer[-1:], place)
-        if answer[0]["role"] != "assistant":
-            raise broken("chosen and rejected do not answer one prompt", answer[0], place)
+    _check_answer(better, "chosen")
+    _check_answer(worse, "rejected")
     return before, better, worse
+
+
+def _before(prompt: Messages | str) -> Messages:
+    """The messages of a prompt; that of a transcript ends with "Assistant:"."""
+    before = as_messages(prompt, "prompt", "user")
+    ended = before[-1]["role"] == "assistant" and not before[-1]["content"]
+    return before[:-1] if ended else before
+
+
+def _check_answer(answer: Messages, place: str) -> None:
+    if not answer or answer[-1]["role"] != "assistant":
+        raise broken("the last message must be the assistant's", answer[-1:], place)
+    if answer[0]["role"] != "assistant":
+        raise broken("the answers do not follow one prompt", answer[0], place)
 
 
 def _after(answer: Messages, prompt: Messages, place: str) -> Messages:

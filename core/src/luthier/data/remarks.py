@@ -14,6 +14,7 @@ CHANGES: Final = {
     "truncated": "were cut to max_length",
     "split": "were longer than max_length and were split",
     "parted": "became one example an answer, because the chat template rewrites what went before",
+    "last_answer": "are supervised in their last answer only, because the chat template rewrites the earlier ones",
     "think_removed": "lost their <think> block in the chat template",
     "special_tokens": "hold special tokens in their messages' text, which are read as such",
 }
@@ -31,10 +32,8 @@ def warnings_of(report: Report, forms: Iterable[Any], template: ChatTemplate | N
     return found
 
 
-def repeated(train: Any, validation: Any) -> list[str]:
+def repeated(train: TokenDataset, validation: TokenDataset) -> list[str]:
     """What should be told of validation examples that are training examples too: their loss says little."""
-    if not isinstance(train, TokenDataset):
-        return []
     known = {hash(example.input_ids.tobytes()) for example in train}
     again = sum(hash(example.input_ids.tobytes()) in known for example in validation)
     return [f"{again} of {len(validation)} validation examples are training examples too"] if again else []

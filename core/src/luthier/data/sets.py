@@ -1,15 +1,16 @@
-"""Sets: all rows of a set made into examples or pairs, by as many processes as pay, with progress and a report."""
+"""Sets: all rows of a set made into examples, by as many processes as pay, with progress and a report."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import attrs
+import numpy as np
+from numpy.typing import NDArray
 
 from luthier.data.blocks import Blocks
-from luthier.data.examples import PreferenceExample, TokenDataset
+from luthier.data.examples import TokenDataset
 from luthier.data.forms import Form
 from luthier.data.make import Made, Maker
 from luthier.data.remarks import warnings_of
@@ -18,7 +19,6 @@ from luthier.data.workers import Workers, chunks, processes, working
 from luthier.errors import LuthierError
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
-Examples = TokenDataset | tuple[PreferenceExample, ...]
 
 
 @attrs.define(kw_only=True)
@@ -31,21 +31,24 @@ class Making:
     workers: Workers | None = None  # None: this process makes them
     done: int = 0
 
-    def make(self, forms: Sequence[Any], name: str, kind: str) -> tuple[Examples, Report]:
-        """The examples of the forms, and the report of what became of them; `data-empty` when none is left."""
+    def make(self, forms: Sequence[Form], name: str, numbers: NDArray[np.int64]) -> tuple[TokenDataset, Report]:
+        """The examples of the forms, and the report of what became of them; `data-empty` when none is left.
+
+        `numbers` [forms] says which row of the data each form is.
+        """
         report = Report(format=name, rows=len(forms))
-        pairs = kind == "preference" or (kind == "any" and isinstance(forms[0], PreferenceExample))
-        examples = self._pairs(forms, report) if pairs else self._tokens(forms, report)
+        examples = self._tokens(forms, report, numbers)
         report.warnings = warnings_of(report, forms, self.maker.template)
         if len(examples) == 0:
             dropped = ", ".join(f"{reason}: {count}" for reason, count in report.drops.items())
             raise LuthierError("data-empty", f"no row is left to train on; dropped: {dropped}", where="data")
         return examples, report
 
-    def _tokens(self, forms: Sequence[Form], report: Report) -> TokenDataset:
-        parts = []
+    def _tokens(self, forms: Sequence[Form], report: Report, numbers: NDArray[np.int64]) -> TokenDataset:
+        parts, before = [], 0
         for made in self._made(forms):
-            parts.append(made.examples)
+            parts.append(made.examples.renumbered(numbers[before : before + made.rows]))
+            before += made.rows
             report.drops.update(made.drops)
             report.changes.update(made.changes)
             self._tell(made.rows)
@@ -59,14 +62,6 @@ class Making:
     def _made(self, forms: Sequence[Form]) -> Iterator[Made]:
         parts = chunks(forms)
         return map(self.maker.make, parts) if self.workers is None else self.workers.made(parts)
-
-    def _pairs(self, forms: Sequence[PreferenceExample], report: Report) -> tuple[PreferenceExample, ...]:
-        kept = tuple(pair for pair in forms if pair.chosen != pair.rejected)
-        report.examples = len(kept)
-        if len(kept) < len(forms):
-            report.drops["equal_pair"] = len(forms) - len(kept)
-        self._tell(len(forms))
-        return kept
 
     def _tell(self, rows: int) -> None:
         self.done += rows

@@ -53,7 +53,7 @@ def _rendered(form: Conversation, template: ChatTemplate, everything: bool) -> l
     whole = template.render(messages, form.tools)
     if everything and template.closes:
         return [Rendered(text=whole, spans=(), everything=True, where=form.where)]
-    trained = [i for i, on in enumerate(form.trained) if on and _says(messages[i])]
+    trained = [i for i, on in enumerate(form.trained) if on and (form.may_be_empty or _says(messages[i]))]
     turns = [find_turn(messages, i, form.tools, template, whole) for i in trained]
     kept = [turn for turn in turns if whole.startswith(turn.text[: turn.spans[-1][1]])]
     groups = [(whole, kept)] if everything or len(kept) == len(turns) else [(turn.text, [turn]) for turn in turns]

@@ -8,10 +8,12 @@ from itertools import islice
 from typing import Any, Final
 
 import attrs
+import numpy as np
 
 from luthier.data.blocks import Blocks
 from luthier.data.cache import WITHOUT
 from luthier.data.examples import TokenDataset, TokenExample
+from luthier.data.formats.wanted import TOKENS, Wanted
 from luthier.data.forms import Form
 from luthier.data.identity import tokenizer_hash
 from luthier.data.make import Made, Maker
@@ -29,7 +31,8 @@ ROWS: Final = 64  # read and tokenised together,
 CHARACTERS: Final = 1 << 20  # or fewer, where they are long
 
 Formatted = tuple[Unit, str]  # a unit, and the format of its rows
-FormOf = Callable[[Data, Sequence[Row], Source], str]
+FormOf = Callable[[Data, Sequence[Row], Source, Wanted], str]
+FILE_ROWS: Final = 1 << 40  # the index of row r of file f is f * FILE_ROWS + r: how many rows a file has is not known
 
 
 @attrs.frozen(order=True)
@@ -50,6 +53,7 @@ class Stream:
     fingerprint: str
     sample: TokenDataset  # made of the first rows of each source
     report: Report  # of the sample
+    wanted: Wanted
     checks: list[Callable[[TokenDataset], None]] = attrs.field(factory=list)
 
     @property
@@ -64,15 +68,15 @@ class Stream:
 
     def parts(self, seed: int, epoch: int, place: Place) -> Iterator[tuple[Made, Place]]:
         """What was made of the next rows after `place`, and where that ends, until the epoch's end."""
-        places: deque[Place] = deque()
-        forms = self._forms(seed, epoch, place, places)
+        read: deque[tuple[Place, int]] = deque()
+        forms = self._forms(seed, epoch, place, read)
         count = self.data.num_proc or 1
         if count == 1:
-            yield from ((self._checked(self.maker.make(part)), places.popleft()) for part in forms)
+            yield from (self._checked(self.maker.make(part), *read.popleft()) for part in forms)
             return
         with working(self.maker, count) as workers:
             every = map(self.maker.make, forms) if workers is None else workers.made(forms)
-            yield from ((self._checked(made), places.popleft()) for made in every)
+            yield from (self._checked(made, *read.popleft()) for made in every)
 
     def head(self, count: int) -> list[TokenExample]:
         """The first examples as they are read."""
@@ -87,23 +91,25 @@ class Stream:
         """What cuts an epoch's documents, where they are to be cut."""
         return Blocks(size=self.data.block_size) if self.data.block_size is not None else None
 
-    def _forms(self, seed: int, epoch: int, place: Place, places: deque[Place]) -> Iterator[list[Form]]:
+    def _forms(self, seed: int, epoch: int, place: Place, read: deque[tuple[Place, int]]) -> Iterator[list[Form]]:
+        """Yield the forms of the next rows; where they end, and the index of the first, are put into `read`."""
         order = permutation(len(self.units), seed, epoch).tolist()
         for number in range(place.unit, len(order)):
             unit, form = self.units[order[number]]
-            read = place.row if number == place.unit else 0
-            for rows in _parted(unit.rows(read)):
-                read += len(rows)
-                places.append(Place(number, read))
-                yield [convert_row(row, form) for row in rows]
+            count = place.row if number == place.unit else 0
+            for rows in _parted(unit.rows(count)):
+                read.append((Place(number, count + len(rows)), order[number] * FILE_ROWS + count))
+                count += len(rows)
+                yield [convert_row(row, form, self.wanted) for row in rows]
 
-    def _checked(self, made: Made) -> Made:
+    def _checked(self, made: Made, place: Place, first: int) -> tuple[Made, Place]:
+        made.examples = made.examples.renumbered(first + np.arange(made.rows))
         for check in self.checks:
             check(made.examples)
-        return made
+        return made, place
 
 
-def stream_of(data: Data, maker: Maker, form_of: FormOf, given: Any = None) -> Stream:
+def stream_of(data: Data, maker: Maker, form_of: FormOf, wanted: Wanted, given: Any = None) -> Stream:
     """The stream of a recipe's training rows, or of those given in Python; each source's format is recognised."""
     sources = data.train
     if given is not None:
@@ -115,23 +121,29 @@ def stream_of(data: Data, maker: Maker, form_of: FormOf, given: Any = None) -> S
         rows = list(islice(own[0].rows(), SAMPLE))
         if not rows:
             raise LuthierError("data-empty", "there are no rows", where=source.path)
-        form = form_of(data, rows, source)
+        form = form_of(data, rows, source, wanted)
         units += [(unit, form) for unit in own]
         names.append(form)
         samples.append(rows)
-        forms += [convert_row(row, form) for row in rows]
+        forms += [convert_row(row, form, wanted) for row in rows]
     made = maker.make(forms)
-    options = attrs.asdict(data, filter=lambda field, _: field.name not in WITHOUT)
-    template = None if maker.template is None else maker.template.text
-    others = {"options": options, "tokenizer": tokenizer_hash(maker.encoder.tokenizer), "template": template}
     return Stream(
         data=data,
         maker=maker,
         units=units,
-        fingerprint=fingerprint([unit for unit, _ in units], samples, **others),
+        fingerprint=fingerprint([unit for unit, _ in units], samples, **_ingredients(data, maker, wanted)),
         sample=made.examples,
         report=_report(made, forms, formats_of(names), maker),
+        wanted=wanted,
     )
+
+
+def _ingredients(data: Data, maker: Maker, wanted: Wanted) -> dict[str, Any]:
+    """Return what decides the examples besides the rows."""
+    options = attrs.asdict(data, filter=lambda field, _: field.name not in WITHOUT)
+    template = None if maker.template is None else maker.template.text
+    found = {"options": options, "tokenizer": tokenizer_hash(maker.encoder.tokenizer), "template": template}
+    return found if wanted == TOKENS else {**found, "wanted": attrs.asdict(wanted)}
 
 
 def _report(made: Made, forms: Sequence[Form], name: str, maker: Maker) -> Report:

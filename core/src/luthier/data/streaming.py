@@ -19,7 +19,7 @@ from luthier.errors import LuthierError
 from luthier.logs import get_logger
 
 log = get_logger()
-ARRAYS = ("input_ids", "labels", "starts", "weights", "documents")
+ARRAYS = ("input_ids", "labels", "starts", "weights", "documents", "index")
 COUNTS = ("epoch", "read", "taken", "per_epoch", "supervised", "rows")
 
 
@@ -192,11 +192,16 @@ class _Reader:
 def _tensors(dataset: TokenDataset) -> dict[str, Any]:
     import torch
 
-    arrays = {name: getattr(dataset, name) for name in ARRAYS}
-    kept = {name: None if array is None else torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-    return {**kept, "where": list(dataset.where)}
+    def tensor(array: Any) -> Any:
+        return None if array is None else torch.from_numpy(np.array(array))
+
+    arrays = {name: tensor(getattr(dataset, name)) for name in ARRAYS}
+    columns = {name: tensor(values) for name, values in dataset.columns.items()}
+    return {**arrays, "where": list(dataset.where), "names": list(dataset.names), "columns": columns}
 
 
 def _dataset(held: Mapping[str, Any]) -> TokenDataset:
-    arrays: dict[str, Any] = {name: None if held[name] is None else held[name].numpy() for name in ARRAYS}
-    return TokenDataset(**arrays, where=tuple(held["where"]))
+    """Return the set that `_tensors` gave; checkpoints of before names, columns and index lack those."""
+    arrays: dict[str, Any] = {name: None if held.get(name) is None else held[name].numpy() for name in ARRAYS}
+    columns = {name: values.numpy() for name, values in held.get("columns", {}).items()}
+    return TokenDataset(**arrays, where=tuple(held["where"]), names=tuple(held.get("names", ())), columns=columns)

@@ -12,6 +12,8 @@ import attrs
 
 from luthier.artifacts.notes import of_run
 from luthier.artifacts.opened import progress_of
+from luthier.data.examples import TokenDataset
+from luthier.data.formats.wanted import Wanted
 from luthier.engine.assemble import Objects, assemble
 from luthier.engine.attention import packed
 from luthier.engine.decisions import Decisions
@@ -23,7 +25,7 @@ from luthier.engine.run import RECIPE, read_record
 from luthier.engine.setup import Setup
 from luthier.errors import LuthierError
 from luthier.plugins.structure import structure
-from luthier.recipe import Recipe
+from luthier.recipe import Recipe, resolve
 from luthier.recipe.tree import Data, Source
 
 PATHS = ("output_path", "artifact", "merged", "best_checkpoint")
@@ -69,11 +71,12 @@ def evaluate_again(setup: Setup, data: Any = None) -> dict[str, float]:
             return evaluate(setup)
     from luthier.data.prepare import prepare
 
-    wanted = attrs.evolve(setup.recipe.data, validation=0.0, streaming=False)
-    source = _source(data, wanted)
-    wanted = wanted if source is None else attrs.evolve(wanted, train=[source])
-    given = data if source is None else None
-    rows = prepare(wanted, setup.tokenizer, seed=setup.recipe.seed, kind=setup.loss.data, given=given).train
+    held_out = attrs.evolve(setup.recipe.data, validation=0.0, streaming=False)
+    source = _source(data, held_out)
+    held_out = held_out if source is None else attrs.evolve(held_out, train=[source])
+    wanted, given = Wanted.of_part(resolve(setup.recipe).loss), data if source is None else None
+    rows = prepare(held_out, setup.tokenizer, seed=setup.recipe.seed, wanted=wanted, given=given).train
+    assert isinstance(rows, TokenDataset)  # not a stream
     check_fit(rows, setup.tokenizer, setup.model)
     check_room(rows, setup.recipe)
     with _as_trained(setup):

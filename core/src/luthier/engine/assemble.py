@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from luthier.artifacts.generate import teach_stops
 from luthier.artifacts.weights import Files
 from luthier.data.feed import Feed
+from luthier.data.formats.wanted import Wanted
 from luthier.data.pack import Packing
 from luthier.data.prepare import Prepared
 from luthier.engine import attention, compiling, devices, load, precision, probe, process, recompute, threads
@@ -84,7 +85,7 @@ def assemble(
     built = {kind: resolved.build(getattr(resolved, kind)) for kind in BUILT}
     callbacks = {name: resolved.build(part) for name, part in named(resolved.callbacks).items()}
     tokenizer = objects.tokenizer or load.tokenizer_of(recipe.model)
-    prepared = made_rows(recipe, objects, tokenizer, built["loss"], world)
+    prepared = made_rows(recipe, objects, tokenizer, Wanted.of_part(resolved.loss), world)
     config = config_of(recipe.model) if objects.model is None else getattr(objects.model, "config", None)
     recipe = without_packing(recipe, config, objects.model, decisions)
     about = {"shares": world.size, "ranks_here": world.local_size, "purpose": purpose}

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import attrs
 import numpy as np
 
+from luthier.data.examples import column_arrays
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -138,15 +140,16 @@ class Batch:
 def idle(example: TokenExample) -> Batch:
     """What a rank without work computes while the others do: two tokens that the model knows."""
     short = example.input_ids[:2]
-    alone = attrs.evolve(example, input_ids=short, labels=short, documents=None)
+    alone = attrs.evolve(example, input_ids=short, labels=short, documents=None, names=())
     batch = collate([alone])
     nothing = batch.index[:0]
     unit_of = batch.unit_of.new_full((batch.num_documents,), -1)
-    return attrs.evolve(batch, where=(), idle=True, unit_of=unit_of, index=nothing, named={}, columns={})
+    columns = {name: values[:0] for name, values in batch.columns.items()}
+    return attrs.evolve(batch, where=(), idle=True, unit_of=unit_of, index=nothing, named={}, columns=columns)
 
 
 def collate(examples: Sequence[TokenExample]) -> Batch:
-    """Pack token examples, in order, into one row. A document's first label is never supervised."""
+    """Pack token examples, each one unit, in order into one row. A document's first label is never supervised."""
     import torch
 
     lengths = [len(e.input_ids) for e in examples]
@@ -165,7 +168,9 @@ def collate(examples: Sequence[TokenExample]) -> Batch:
         previous=torch.from_numpy(np.where(positions > 0, np.arange(total) - 1, -1)),
         continues=torch.full((len(starts) - 1,), -1, dtype=torch.int64),
         unit_of=torch.from_numpy(np.repeat(np.arange(len(examples)), [len(e.starts) for e in examples])),
-        index=torch.arange(len(examples)),
+        index=torch.tensor([i if e.index is None else e.index for i, e in enumerate(examples)], dtype=torch.int64),
+        named=_named(examples),
+        columns={name: torch.from_numpy(values) for name, values in column_arrays(examples).items()},
         where=tuple(e.where for e in examples for _ in e.starts),
     )
 
@@ -195,3 +200,13 @@ def continue_documents(batch: Batch, links: Sequence[int]) -> Batch:
         previous=previous.to(batch.device),
         continues=torch.tensor(links),
     )
+
+
+def _named(examples: Sequence[TokenExample]) -> dict[str, Tensor]:
+    """[U] for each name of a document: its number in the batch, -1 where a unit has none of that name."""
+    import torch
+
+    firsts = np.cumsum([0, *(len(e.starts) for e in examples[:-1])]).tolist()
+    numbers = [{name: first + at for name, at in e.named.items()} for e, first in zip(examples, firsts, strict=True)]
+    names = dict.fromkeys(name for own in numbers for name in own)
+    return {name: torch.tensor([own.get(name, -1) for own in numbers], dtype=torch.int64) for name in names}

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import attrs
 
+from luthier.data.formats.wanted import Wanted
 from luthier.data.prepare import Prepared
 from luthier.engine import compiling, load, process, threads
 from luthier.engine.assemble import Objects, assemble, trained_groups, usable_device
@@ -108,7 +109,7 @@ def _rows(recipe: Recipe, objects: Objects, resolved: Resolved, notes: list[str]
         config_of(recipe.model)  # where there is no model either, that is said
         notes.append(f"the rows are not counted ({error.problem}): {assumed}")
         return None, None
-    return prepared_data(recipe, objects, tokenizer, resolved.build(resolved.loss)), tokenizer
+    return prepared_data(recipe, objects, tokenizer, Wanted.of_part(resolved.loss)), tokenizer
 
 
 def _check_fit(prepared: Prepared | None, tokenizer: Any, setup: Setup) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from luthier.artifacts.generate import teach_stops
 from luthier.data.examples import TokenDataset
+from luthier.data.formats.wanted import Wanted
 from luthier.data.prepare import Prepared, check_vocabulary, prepare
 from luthier.data.sets import Progress
 from luthier.data.stream import Stream
@@ -28,23 +29,20 @@ PATIENCE: Final = 1.0  # seconds before a bar is drawn
 EVERY: Final = 30.0  # seconds between log lines where there is no terminal
 
 
-def made_rows(recipe: Recipe, objects: Objects, tokenizer: Any, loss: Any, world: World) -> Prepared:
+def made_rows(recipe: Recipe, objects: Objects, tokenizer: Any, wanted: Wanted, world: World) -> Prepared:
     """The examples, made by one process of a machine before the others; the tokenizer takes over their template."""
     with first_here(world):
-        prepared = prepared_data(recipe, objects, tokenizer, loss)
+        prepared = prepared_data(recipe, objects, tokenizer, wanted)
     if prepared.chat_template is not None:
         tokenizer.chat_template = prepared.chat_template  # what was trained on is what is saved
     return prepared
 
 
-def prepared_data(recipe: Recipe, objects: Objects, tokenizer: Any, loss: Any) -> Prepared:
+def prepared_data(recipe: Recipe, objects: Objects, tokenizer: Any, wanted: Wanted) -> Prepared:
     """The rows as token examples; refused where the longest does not fit a micro-batch."""
-    if loss.data != "tokens":
-        problem = f"the loss takes {loss.data} examples, which are not trained yet"
-        raise LuthierError("part-unsupported", problem, where="loss")
     given = {"given": objects.data, "given_validation": objects.eval_data}
     with progress() as seen:
-        prepared = prepare(recipe.data, tokenizer, seed=recipe.seed, kind=loss.data, progress=seen, **given)
+        prepared = prepare(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, progress=seen, **given)
     for dataset in (prepared.train, prepared.validation):
         if dataset is not None:
             check_room(dataset, recipe)

@@ -13,6 +13,7 @@ import attrs
 from luthier.artifacts.notes import note
 from luthier.artifacts.save import artifact_name, save_adapter, save_merged
 from luthier.artifacts.weights import Files
+from luthier.data.formats.wanted import Wanted
 from luthier.engine import changes, checkpoint, devices, fingerprint
 from luthier.engine.again import finished
 from luthier.engine.assemble import Assembled, Objects, assemble, whole_again
@@ -87,9 +88,9 @@ def _decided(place: Place, resume: Path | None) -> dict[str, Any] | None:
 def _done(place: Place, recipe: Recipe, objects: Objects) -> Run:
     """The finished run; refused where rows from Python, which the recipe cannot tell apart, are others now."""
     if objects.data is not None:
-        resolved = resolve(recipe)
-        tokenizer, loss = objects.tokenizer or tokenizer_of(recipe.model), resolved.build(resolved.loss)
-        now = {"data": prepared_data(recipe, objects, tokenizer, loss).train.fingerprint}
+        tokenizer = objects.tokenizer or tokenizer_of(recipe.model)
+        wanted = Wanted.of_part(resolve(recipe).loss)
+        now = {"data": prepared_data(recipe, objects, tokenizer, wanted).train.fingerprint}
         changes.refuse(changes.compare(place.record or {}, now), frozenset(), str(place.folder))
     log.warning("run already finished", folder=str(place.folder), remedy="--fresh trains again")
     return finished(place.folder, (recipe, objects), place.record)

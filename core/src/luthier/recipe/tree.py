@@ -50,7 +50,16 @@ class Data:
     train: list[Source] = option(help="Where the training rows come from.")
     validation: float | list[Source] = option(0.0, help="A share of the rows (0 to 0.5), or sources like train.")
     format: Literal[
-        "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "chatml", "text", "tokens", "preference"
+        "auto",
+        "messages",
+        "sharegpt",
+        "alpaca",
+        "prompt_completion",
+        "chatml",
+        "text",
+        "tokens",
+        "preference",
+        "unpaired",
     ] = option("auto", help="The rows' format; auto recognises it.")
     text_unit: Literal["line", "paragraph", "file"] = option("paragraph", help="One document of a plain text file.")
     max_length: int = option(2048, help="Tokens of the longest example.", low=2)

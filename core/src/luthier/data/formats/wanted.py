@@ -1,0 +1,107 @@
+"""What a loss asks of the rows: their kind, and the columns and texts that its batches carry."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from luthier.data.rows import Row
+from luthier.errors import LuthierError, nearest
+
+if TYPE_CHECKING:
+    from luthier.recipe.parts import Part
+
+KINDS: Final = ("tokens", "preference", "unpaired", "documents")
+NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+@attrs.frozen(kw_only=True)
+class Wanted:
+    """The kind of rows that a loss takes, with the columns {name: type} and documents {name: column} of its record.
+
+    The kind "any" is for looking at rows: whichever the first source holds.
+    """
+
+    kind: str = "tokens"
+    columns: Mapping[str, str] = attrs.field(factory=dict)
+    documents: Mapping[str, str] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        unknown = {name: kind for name, kind in self.columns.items() if kind not in READERS}
+        if unknown:
+            remedy = f"A column is one of: {', '.join(READERS)}."
+            raise LuthierError("plugin-invalid", "no such type of column", where="loss", found=unknown, remedy=remedy)
+        if self.kind not in (*KINDS, "any"):
+            remedy = f"A loss takes one of: {', '.join(KINDS)}."
+            raise LuthierError("plugin-invalid", "no such kind of rows", where="loss", found=self.kind, remedy=remedy)
+        if self.kind == "documents" and not self.documents:
+            remedy = "Let LossRecord.documents name the columns whose texts become documents."
+            raise LuthierError("plugin-invalid", "the loss takes documents and names none", where="loss", remedy=remedy)
+
+    @classmethod
+    def of_part(cls, part: Part) -> Wanted:
+        """Return what the record of a loss asks for; of an object that was passed in Python, its attributes."""
+        loss: Any = part.record or part.local
+        columns, documents = getattr(loss, "columns", {}), getattr(loss, "documents", {})
+        return cls(kind=loss.data, columns=dict(columns), documents=dict(documents))
+
+    def read_columns(self, row: Row) -> dict[str, bool | int | float]:
+        """Return the row's value of each column, checked; `data-column` where the row lacks one."""
+        kinds = {"label": "bool", **self.columns} if self.kind == "unpaired" else self.columns
+        return {name: READERS[kind](_value_of(row, name), f"{row.where}: {name}") for name, kind in kinds.items()}
+
+    def read_texts(self, row: Row) -> dict[str, str]:
+        """Return the texts of the row that become documents of its unit, by name."""
+        found = {name: _value_of(row, column) for name, column in self.documents.items()}
+        for name, value in found.items():
+            if not isinstance(value, str):
+                where = f"{row.where}: {self.documents[name]}"
+                raise LuthierError("data-row", "must be text", where=where, found=value)
+        return found
+
+
+def _value_of(row: Row, name: str) -> Any:
+    if row.values.get(name) is not None:
+        return row.values[name]
+    if name in row.values:
+        problem, remedy = f"column {name!r} is empty, and the loss reads it", "Give the row a value."
+        raise LuthierError("data-column", problem, where=row.where, remedy=remedy)
+    hint = nearest(name, sorted(row.values))
+    remedy = f"{hint} Map another one with data.columns: {{{name}: ...}}."
+    raise LuthierError(
+        "data-column", f"there is no column {name!r}, which the loss reads", where=row.where, remedy=remedy
+    )
+
+
+def _read_bool(value: Any, where: str) -> bool:
+    """Return a truth value; a text only as CSV has them, and a number never."""
+    text = value.lower() if isinstance(value, str) else None
+    if text in ("true", "false"):
+        return text == "true"
+    if isinstance(value, bool):
+        return value
+    raise LuthierError("data-row", "must be true or false", where=where, found=value)
+
+
+def _read_int(value: Any, where: str) -> int:
+    text = value.strip() if isinstance(value, str) else ""
+    number = int(text) if re.fullmatch(r"[+-]?\d{1,18}", text) else value
+    if isinstance(number, int) and not isinstance(number, bool) and abs(number) < 2**63:
+        return number
+    raise LuthierError("data-row", "must be a whole number", where=where, found=value)
+
+
+def _read_float(value: Any, where: str) -> float:
+    text = value.strip() if isinstance(value, str) else ""
+    number = float(text) if NUMBER.fullmatch(text) else value
+    if isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number):
+        return float(number)
+    raise LuthierError("data-row", "must be a finite number", where=where, found=value)
+
+
+READERS: Final[Mapping[str, Callable[[Any, str], Any]]] = {"bool": _read_bool, "int": _read_int, "float": _read_float}
+TOKENS: Final = Wanted()
