@@ -54,6 +54,7 @@ CASES = [
     ("adapter", "lora", "luthier-lora"),
     ("adapter", {"name": "dora", "r": 4}, "luthier-lora"),
     ("adapter", "peft.oft", "luthier-peft"),
+    ("quantizer", "nf4", "luthier-nf4"),
     ("callbacks", ["wandb"], "luthier-wandb"),
     ("callbacks", ["jsonl", {"name": "mlflow"}], "luthier-mlflow"),
 ]

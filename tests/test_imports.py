@@ -94,7 +94,7 @@ def test_what_a_member_imports_is_among_its_dependencies(member):
                 continue
             if package in NEVER_REQUIRED:
                 continue
-            if not declared & {owner.lower().replace("_", "-") for owner in owners[package]}:
+            if not declared & {owner.lower().replace("_", "-") for owner in owners.get(package, [package])}:
                 missing.add(package)
     assert missing == set()
 

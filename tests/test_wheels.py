@@ -191,7 +191,7 @@ def test_the_core_alone_says_what_training_needs(alone):
 @pytest.mark.slow
 @named(MEMBERS[2:])
 def test_each_plugins_wheel_works_with_the_cores_alone(tmp_path, libraries, wheels, member, model_folder, data_file):
-    beside = ["plugins/lora"] if member.name == "int8" else []  # something must train on the frozen integers
+    beside = BESIDE.get(member.name, [])
     chosen = [wheels[ROOT / folder] for folder in ("core", *beside)]
     run = environment(tmp_path / "environment", libraries, [*chosen, wheels[member]])
     listed = document(run("plugins", "--json"))["plugins"]
@@ -204,11 +204,13 @@ def test_each_plugins_wheel_works_with_the_cores_alone(tmp_path, libraries, whee
     assert name in {part["distribution"] for part in trained["parts"]}
 
 
+BESIDE = {"int8": ["plugins/lora"], "nf4": ["plugins/lora", "kernels"]}  # something must train on a frozen base
 USED = {
     "lora": ["--adapter", "dora"],
     "peft": ["--adapter", "peft.loha"],
     "lion": ["--optimizer", "lion"],
     "int8": ["--adapter", "lora", "--quantizer", "int8"],
+    "nf4": ["--adapter", "qlora"],
     "wandb": ["--callbacks", '["jsonl", {"name": "wandb", "mode": "offline"}]'],
     "mlflow": ["--callbacks", '["jsonl", {"name": "mlflow"}]'],
 }
