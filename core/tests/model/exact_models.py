@@ -1,4 +1,4 @@
-"""Tiny models of many architectures in float64, in which transformers' own casts to float32 round nothing."""
+"""Tiny models of many architectures in float64 that round nothing to float32, and a stand-in for a GPU's kernel."""
 
 from __future__ import annotations
 
@@ -82,3 +82,21 @@ class _Unrounded(TorchFunctionMode):
             if kwargs.get("dtype") is torch.float32:
                 kwargs["dtype"] = torch.float64
         return func(*args, **kwargs)
+
+
+def stand_in_kernel(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None,
+             causal=False, window_size=(-1, -1), softcap=0.0):  # fmt: skip
+    """[T, heads, d]: what flash kernels define, by one masked softmax for each sequence, aligned at its end."""
+    assert causal and max_seqlen_q == int(cu_seqlens_q.diff().max()) and max_seqlen_k == int(cu_seqlens_k.diff().max())
+    starts_q, starts_k, pieces = cu_seqlens_q.tolist(), cu_seqlens_k.tolist(), []
+    for i in range(len(starts_q) - 1):
+        own, seen = slice(starts_q[i], starts_q[i + 1]), slice(starts_k[i], starts_k[i + 1])
+        groups = q.shape[1] // k.shape[1]
+        keys, values = (t[seen].transpose(0, 1).repeat_interleave(groups, 0) for t in (k, v))
+        scores = q[own].transpose(0, 1) @ keys.transpose(1, 2) * softmax_scale
+        scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+        count, total = scores.shape[1:]
+        here, there = torch.arange(total - count, total)[:, None], torch.arange(total)[None]
+        hidden = (there > here) | ((there < here - window_size[0]) if window_size[0] >= 0 else there > total)
+        pieces.append((scores.masked_fill(hidden, float("-inf")).softmax(-1) @ values).transpose(0, 1))
+    return torch.cat(pieces)

@@ -174,9 +174,9 @@ class ModelPolicy:
 
 def _plain_answer() -> Any:
     """What a body answers with where it has not run yet."""
-    from transformers.modeling_outputs import BaseModelOutputWithPast
+    from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-    return BaseModelOutputWithPast
+    return BaseModelOutputWithPastAndCrossAttentions  # GPT-2's forward reads the latter
 
 
 def _random_states(device: torch.device) -> list[Tensor]:

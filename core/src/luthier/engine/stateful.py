@@ -47,10 +47,14 @@ def separation_reason(config: Any, model: nn.Module | None = None) -> str | None
     state = state_of(config, model)
     if state is not None:
         return f"{state} carry state across positions"
-    kind = type(model) if model is not None else _class_of(config)
-    if getattr(kind, "_supports_attention_backend", True):
+    if takes_attention(type(model) if model is not None else _class_of(config)):
         return None
     return f"{config.model_type} computes attention by itself, and cannot be told of documents"
+
+
+def takes_attention(kind: type[nn.Module] | None) -> bool:
+    """Return whether a transformers class computes attention by a function that it is given; True where unknown."""
+    return getattr(kind, "_supports_attention_backend", True)
 
 
 def without_packing(recipe: Recipe, config: Any, model: nn.Module | None, decisions: Decisions) -> Recipe:

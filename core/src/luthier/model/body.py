@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from luthier.engine.attention import document_arguments, documents_told
 from luthier.engine.batch import Batch, chain_of
-from luthier.engine.stateful import separation_reason, state_of
+from luthier.engine.stateful import separation_reason, state_of, takes_attention
 from luthier.errors import LuthierError
 from luthier.plugins.completion import add_defaults
 
@@ -44,6 +44,9 @@ class Body:
         if self._prefix_rows is None:
             layers = self.model.config.get_text_config().num_hidden_layers
             self._prefix_rows = 0 if self.adapter is None else count_prefix_rows(self.adapter, layers)
+            if self._prefix_rows and not takes_attention(type(self.model)):
+                problem = f"{type(self.model).__name__} computes attention by itself, and takes no prefixes"
+                raise LuthierError("model-architecture", problem, remedy="Choose another adapter or model.")
         return self._prefix_rows
 
     def run(self, batch: Batch, *, layers: bool = False, routers: bool = False) -> BodyOutput:

@@ -24,7 +24,7 @@ def prepare_generation(model: Any, adapter: Any, input_ids: Tensor) -> dict[str,
     """
     plain = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
     if adapter is None:
-        return plain
+        return _complete_inputs(model, plain)
     add_defaults(adapter, "adapter")
     inputs = adapter.generating(dict(plain))
     if inputs.keys() == plain.keys() and all(inputs[name] is plain[name] for name in plain):
@@ -35,7 +35,8 @@ def prepare_generation(model: Any, adapter: Any, input_ids: Tensor) -> dict[str,
 def compute_logits(model: Any, input_ids: Tensor, adapter: Any = None) -> Tensor:
     """Return [L, V] of the model's own forward over the prompt [L], the adapter on; the attention is as it is set."""
     inputs = prepare_generation(model, adapter, input_ids[None])
-    return model(**inputs, use_cache=any(name in inputs for name in CACHES)).logits[0, -len(input_ids) :]
+    inputs["use_cache"] = any(name in inputs for name in CACHES)
+    return model(**inputs).logits[0, -len(input_ids) :]
 
 
 def _derive_inputs(model: Any, adapter: Any, plain: dict[str, Any]) -> dict[str, Any]:
@@ -76,6 +77,8 @@ def _complete_inputs(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     missing = length + sum(cache.get_seq_length() for cache in caches) - mask.shape[1]
     if missing > 0:
         given["attention_mask"] = torch.cat([mask.new_ones((mask.shape[0], missing)), mask], 1)
+    if getattr(model.config.get_text_config(), "output_router_logits", False):
+        given["output_router_logits"] = False  # their balance has no meaning here, and takes no mask of a cache
     return {**given, **({name: caches[0]} if caches else {})}
 
 

@@ -114,9 +114,8 @@ class Attached:
             self.part.stepped(Progress(step=self.steps_done, total_steps=STEPS, epoch=self.steps_done / STEPS))
 
     def outputs(self, batch: Batch | None = None) -> Tensor:
-        """[S, V] logits of every label, without dropout; the batch is prepared by the adapter."""
-        prepared = self.part.prepare(probe_batch() if batch is None else batch)
-        return logits(self.model, prepared, self.part)
+        """Return [S, V] logits of every label, without dropout, the adapter on."""
+        return logits(self.model, probe_batch() if batch is None else batch, self.part)
 
 
 def base_model(seed: int = 0, quantizer: Any = None) -> Any:
