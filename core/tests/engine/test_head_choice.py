@@ -175,10 +175,11 @@ def test_a_loss_that_couples_the_batch_is_replayed_with_any_gradient():
         couples = "batch"
 
         def scores(self, policy, batch):
-            return batch.sum_by_document(policy.token_logprobs(batch))
+            return batch.sum_by_document(policy.token_logprobs(batch)), {}
 
     model = made("llama")
-    found = Step(model, Nothing(), Coupled())(random_batch((12, 5)), scores_only=True)
+    step = Step(model, Nothing(), Coupled())
+    found, _, _ = step(random_batch((12, 5)), step.compute_scores)
     found.backward(torch.tensor([0.3, -2.0], dtype=torch.float64))  # which is no multiple of its coefficients
     assert model.lm_head.weight.grad.any()
 

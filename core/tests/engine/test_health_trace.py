@@ -218,9 +218,9 @@ def test_a_loss_that_couples_the_batch_is_traced_too(refused, world, marked):
             return {"coupled": float(batch.num_documents)}
 
         def scores(self, policy, batch):
-            return batch.sum_by_document(policy.token_logprobs(batch))
+            return batch.sum_by_document(policy.token_logprobs(batch)), {}
 
-        def combine(self, scores):
+        def combine(self, scores, fixed):
             return LossOutput(sums={"coupled": scores.mean() ** 2 * len(scores)})
 
     world[0].set_input_embeddings(Poisoned(world[0].get_input_embeddings(), poison_of(world[1])))

@@ -66,15 +66,15 @@ class MeanOfSquares:
         return {"coupled": 1.0 * batch.num_documents}
 
     def scores(self, policy, batch):
-        return batch.sum_by_document(policy.token_logprobs(batch))
+        return batch.sum_by_document(policy.token_logprobs(batch)), {}
 
-    def combine(self, scores):
+    def combine(self, scores, fixed):
         return LossOutput(
             sums={"coupled": scores.mean() ** 2 * len(scores)}, metrics={"mean": (scores.sum(), len(scores))}
         )
 
     def __call__(self, policy, batch):
-        return self.combine(self.scores(policy, batch))
+        return self.combine(*self.scores(policy, batch))
 
 
 def test_a_loss_that_couples_the_batch_is_cut_without_a_difference(train, tmp_path, model_folder, rows):

@@ -51,13 +51,13 @@ class MeanOfSquares:
         return {"square": float(batch.num_documents)}
 
     def scores(self, policy, batch):
-        return batch.sum_by_document(policy.token_logprobs(batch))
+        return batch.sum_by_document(policy.token_logprobs(batch)), {}
 
-    def combine(self, scores):
+    def combine(self, scores, fixed):
         return LossOutput(sums={"square": (scores / 100).mean() ** 2 * len(scores)})
 
     def __call__(self, policy, batch):
-        return self.combine(self.scores(policy, batch))
+        return self.combine(*self.scores(policy, batch))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from luthier.engine.update import accumulate, update
 from luthier.errors import LuthierError
 from luthier.plugins.values import LossOutput
 from luthier.recipe import Recipe
+from luthier.step.over_batches import begin_loss
 from luthier.testing.ranks import in_ranks
 from luthier.testing.worlds import save_tiny_model, tiny_model, tiny_tokenizer
 
@@ -110,15 +111,15 @@ class SquaredMean:
         return {"coupled": 1.0 * batch.num_documents}
 
     def scores(self, policy, batch):
-        return batch.sum_by_document(policy.token_logprobs(batch))
+        return batch.sum_by_document(policy.token_logprobs(batch)), {}
 
-    def combine(self, scores):
+    def combine(self, scores, fixed):
         return LossOutput(
             sums={"coupled": scores.mean() ** 2 * len(scores)}, metrics={"mean": (scores.sum(), len(scores))}
         )
 
     def __call__(self, policy, batch):
-        return self.combine(self.scores(policy, batch))
+        return self.combine(*self.scores(policy, batch))
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -212,3 +213,81 @@ def test_the_experts_balance_is_weighted_over_all_ranks(tmp_path, rows):
     exact = {"dtype": "float32", "precision": "float32"}
     make = functools.partial(Setting, folder, rows, router_aux_loss_coef=0.5, **exact)
     assert_alike(in_ranks(2, gradients, make()), gradients(make()), BOUND["float32"])
+
+
+class Ranked:
+    """Rows are compared with the batch's mean; `fixed` holds their lengths, which weigh them."""
+
+    data, couples = "tokens", "batch"
+
+    def terms(self, batch):
+        return {"ranked": 1.0 * batch.num_units}
+
+    def scores(self, policy, batch):
+        rows = batch.documents("text") if batch.named else torch.arange(batch.num_units)
+        scores = batch.sum_by_document(policy.token_logprobs(batch))[rows]
+        lengths = batch.lengths[rows].to(scores)
+        return torch.stack([scores, scores.square()], -1), {"lengths": lengths, "doubled": 2 * scores}
+
+    def combine(self, scores, fixed):
+        assert not fixed["doubled"].requires_grad
+        ordered = scores[:, 0].sort().values / fixed["lengths"].mean()
+        spread = (ordered - ordered.mean()).square().sum() + 1e-3 * scores[:, 1].sum()
+        return LossOutput(sums={"ranked": spread}, metrics={"length": (fixed["lengths"].sum(), len(scores))})
+
+    def __call__(self, policy, batch):
+        return self.combine(*self.scores(policy, batch))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_scores_and_fixed_tensors_are_gathered_over_ranks_also_from_idle_ones(setting, strategy, ranks):
+    changes = {"loss": Ranked(), "packing": False, "global_batch_size": 4}
+    found = in_ranks(ranks, gradients, setting(**changes, distributed=strategy))
+    assert any(rank["idle"] for rank in found) == (ranks == 3)
+    assert_alike(found, gradients(setting(**changes)), BOUND["float64"])
+
+
+def test_the_balance_of_experts_is_part_of_a_coupled_objective(tmp_path, rows):
+    folder = save_tiny_model(tmp_path / "moe", "mixtral")
+    make = functools.partial(Setting, folder, rows, loss=Ranked(), dtype="float32", precision="float32")
+    plain, balanced = gradients(make()), gradients(make(router_aux_loss_coef=0.5))
+    assert balanced["loss"] > plain["loss"]
+    gate = next(name for name in plain["gradients"] if "gate" in name and "mlp" in name)
+    assert not torch.allclose(plain["gradients"][gate], balanced["gradients"][gate])
+    assert_alike(in_ranks(2, gradients, make(router_aux_loss_coef=0.5, distributed="ddp")), balanced, 1e-4)
+
+
+class Centred:
+    """Log-probabilities, measured from their mean over some batches before training."""
+
+    data = "tokens"
+
+    def begin(self, context):
+        found = context.over(context.batches(self.batches), lambda policy, batch: policy.token_logprobs(batch).mean())
+        self.centre = sum((i + 1) * one for i, one in enumerate(found))
+
+    def terms(self, batch):
+        return {"centred": 1.0 * len(batch.supervised)}
+
+    def __call__(self, policy, batch): ...
+
+
+def begun(setting, count):
+    setup = setting.assembled().setup
+    setup.loss.batches = count
+    begin_loss(setup)
+    context = setup.context
+    with pytest.raises(LuthierError, match=r"from Loss.begin on"):
+        context.over([], max)
+    return {"centre": setup.loss.centre, "training": setup.model.training}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_every_rank_knows_the_results_of_all_in_their_order(setting, strategy, count):
+    make = functools.partial(setting, loss=Centred(), global_batch_size=6)
+    alone = begun(make(), count)
+    for rank in in_ranks(2, begun, make(distributed=strategy), count):
+        assert rank["training"]
+        torch.testing.assert_close(rank["centre"], alone["centre"], rtol=1e-12, atol=0)

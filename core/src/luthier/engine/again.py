@@ -14,6 +14,7 @@ from luthier.artifacts.notes import of_run
 from luthier.artifacts.opened import progress_of
 from luthier.data.examples import TokenDataset
 from luthier.data.formats.wanted import Wanted
+from luthier.engine import checkpoint
 from luthier.engine.assemble import Objects, assemble
 from luthier.engine.attention import packed
 from luthier.engine.decisions import Decisions
@@ -24,6 +25,7 @@ from luthier.engine.rows import check_fit, check_room
 from luthier.engine.run import RECIPE, read_record
 from luthier.engine.setup import Setup
 from luthier.errors import LuthierError
+from luthier.plugins.protocols import Loss
 from luthier.plugins.structure import structure
 from luthier.recipe import Recipe, resolve
 from luthier.recipe.tree import Data, Source
@@ -54,11 +56,22 @@ def reopened(folder: Path, given: Given | None) -> Setup:
     decisions = Decisions((read_record(folder) or {}).get("decisions"))
     setup = assemble(recipe, objects, decisions=decisions, purpose="open").setup
     setup.undo.close()
-    setup.adapter.load(finished(folder).artifact)
+    run = finished(folder)
+    setup.adapter.load(run.artifact)
+    _restore_loss(setup, folder, run.best_checkpoint if recipe.load_best_model_at_end else None)
     setup.progress = progress_of(of_run(folder)) or setup.progress
     setup.tell_progress()
     setup.model.set_attn_implementation(setup.attention)
     return setup
+
+
+def _restore_loss(setup: Setup, folder: Path, best: Path | None) -> None:
+    """Give a loss that keeps a state the one that it had at the end of its run, or in the best checkpoint."""
+    if getattr(setup.loss.load_state, "__func__", None) is Loss.load_state:
+        return
+    found = checkpoint.newest(folder) if best is None else (best, checkpoint.load(best), [])
+    if found is not None and "loss" in found[1]["parts"]:
+        setup.loss.load_state(found[1]["parts"]["loss"])
 
 
 def evaluate_again(setup: Setup, data: Any = None) -> dict[str, float]:

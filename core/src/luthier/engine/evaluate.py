@@ -41,6 +41,10 @@ class Meter:
             total._count(sums, weights, metrics)
         return total
 
+    def include(self, other: Meter) -> None:
+        """Count what another meter has counted."""
+        self._count(other.sums, other.weights, other.metrics)
+
     def _count(self, sums: dict[str, Any], weights: dict[str, Any], metrics: dict[str, Any]) -> None:
         for held, given in ((self.sums, sums), (self.weights, weights)):
             for name, value in given.items():
@@ -104,21 +108,33 @@ def evaluate(
 
 def _measured(setup: Setup, dataset: TokenDataset, leave: Callable[[], bool] | None) -> Meter:
     """Each rank takes its share of the micro-batches; their sums are everyone's."""
-    meter, scores = Meter(), []
+    if couples(setup.loss):
+        return _measured_in_groups(setup, dataset, leave)
+    meter = Meter()
     for batch in dealt(dataset, setup.packing, setup.device, setup.recipe.max_eval_batches):
         if leave is not None and setup.world.any(leave()):
             raise Abandoned
-        found = setup.step(batch, scores_only=couples(setup.loss))
-        if batch.idle:
-            continue
-        terms = setup.step.terms(batch)
-        if couples(setup.loss):
-            scores.append(found)
-        meter.add(LossOutput(sums={}) if couples(setup.loss) else found, terms)
-    whole = meter.over(setup.world)
-    if couples(setup.loss):
-        whole.add(setup.loss.combine(setup.spread.joined(scores)[1]), {})
-    return whole
+        output = setup.step(batch)
+        if not batch.idle:
+            meter.add(output, setup.step.terms(batch))
+    return meter.over(setup.world)
+
+
+def _measured_in_groups(setup: Setup, dataset: TokenDataset, leave: Callable[[], bool] | None) -> Meter:
+    """Score as many rows together as training does in one global batch; `max_eval_batches` ends after a whole group."""
+    from luthier.step.coupled import measure_group  # which counts with a meter, too
+
+    meter, size, seen, most = Meter(), setup.recipe.global_batch_size, 0, setup.recipe.max_eval_batches
+    for first in range(0, len(dataset), size):
+        if most is not None and seen >= most:
+            break
+        examples = [dataset[i] for i in range(first, min(first + size, len(dataset)))]
+        batches = list(dealt(examples, setup.packing, setup.device))
+        if leave is not None and setup.world.any(leave()):
+            raise Abandoned
+        meter.include(measure_group(setup, batches))
+        seen += len(batches) * setup.world.size
+    return meter
 
 
 def _number(value: Any) -> float:

@@ -28,6 +28,7 @@ from luthier.hardware.peak_memory import peak_memory
 from luthier.logs import get_logger
 from luthier.plugins.completion import has_default
 from luthier.plugins.events import Events
+from luthier.step.over_batches import begin_loss
 
 log = get_logger()
 
@@ -114,6 +115,7 @@ class Loop:
     def _begin(self) -> None:
         self.setup.adapter.begin_task(0, 1)
         self._keep_constants()
+        begin_loss(self.setup)
         self.health.begin()
         self.hooks.task_started(run=self.run, task=0)
         if self.setup.recipe.eval_on_start:
@@ -160,6 +162,8 @@ class Loop:
         self.tally = Tally(**{**held, "losses": held["losses"].tolist()})
         recovery.hold(setup, self.tally.token_limit)
         self.run.step, self.run.stop_reason = self.tally.step, self.tally.stop_reason
+        if "loss" in fresh:  # another loss than the checkpoint's
+            begin_loss(setup)
         setup.tell_progress(setup.progress_after(self.tally.step, self.tally.epoch))
         self.hooks.resumed(run=self.run, step=self.tally.step)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from luthier.engine.batch import Batch
 from luthier.engine.policy import ModelPolicy
 from luthier.plugins.values import LossOutput
-from luthier.step.loss_output import ROUTER, check_output
+from luthier.step.loss_output import ROUTER, check_output, check_scores, check_terms
 
 
 class Step(nn.Module):
@@ -32,35 +32,44 @@ class Step(nn.Module):
         self.router_coefficient, self.computing = router_coefficient, computing
         self.policy = ModelPolicy(model, adapter)
         self.policy.want_routers = router_coefficient > 0
-        if getattr(loss, "couples", "nothing") == "nothing":  # what a coupled loss is replayed with is known to none
+        if getattr(loss, "couples", "nothing") == "nothing":  # coupled losses get their gradient from `combine`
             self.policy.coefficients = getattr(loss, "coefficients", None)
 
     def terms(self, batch: Batch) -> dict[str, float]:
         """This micro-batch's share of each denominator."""
-        own = dict(self.loss.terms(batch))
+        own = check_terms(self.loss.terms(batch))
         return {**own, ROUTER: float(batch.num_tokens)} if self.router_coefficient else own
 
-    def forward(self, batch: Batch, scores_only: bool = False) -> Any:
-        """The loss of one micro-batch; with `scores_only` the scores [D, ...] of a loss that couples the batch."""
+    def forward(self, batch: Batch, compute: Callable[[ModelPolicy, Batch], Any] | None = None) -> Any:
+        """Return `compute(policy, batch)`; without it, the loss of this micro-batch."""
         self.policy.forget()
         try:
             with self.computing():
-                if scores_only:
-                    return self.loss.scores(self.policy, batch)
-                return self._with_router(check_output(self.loss(self.policy, batch), "the loss"), batch)
+                return (compute or self.compute_loss)(self.policy, batch)
         finally:
             self.policy.forget()
 
-    def _with_router(self, output: LossOutput, batch: Batch) -> LossOutput:
+    def compute_loss(self, policy: ModelPolicy, batch: Batch) -> LossOutput:
+        """Return the loss of this micro-batch, with the balance of experts where the run asks for it."""
+        output, router = check_output(self.loss(policy, batch), "the loss"), self._balance_experts(batch)
+        output.sums.update(router.sums)
+        output.metrics.update(router.metrics)
+        return output
+
+    def compute_scores(self, policy: ModelPolicy, batch: Batch) -> tuple[Tensor, dict[str, Tensor], LossOutput]:
+        """Return scores and fixed tensors of a loss that couples the batch, and the balance of experts."""
+        scores, fixed = check_scores(self.loss.scores(policy, batch), batch)
+        return scores, fixed, self._balance_experts(batch)
+
+    def _balance_experts(self, batch: Batch) -> LossOutput:
         if not self.router_coefficient:
-            return output
+            return LossOutput(sums={})
         config = self.model.config
         top_k = config.num_experts_per_tok
         balance = router_balance(self.policy.router_logits(batch), top_k, batch)
         summed = (balance * batch.lengths.to(balance.device)).sum()
-        output.sums[ROUTER] = self.router_coefficient * summed
-        output.metrics[ROUTER] = (summed.detach(), float(batch.num_tokens))
-        return output
+        metrics = {ROUTER: (summed.detach(), float(batch.num_tokens))}
+        return LossOutput(sums={ROUTER: self.router_coefficient * summed}, metrics=metrics)
 
 
 def router_balance(routers: tuple[Tensor, ...], top_k: int, batch: Batch) -> Tensor:

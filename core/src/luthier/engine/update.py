@@ -20,8 +20,9 @@ from luthier.engine.parallel.world import added
 from luthier.engine.seeds import seed_all
 from luthier.engine.setup import Setup
 from luthier.plugins.metric_names import check_metric_names
-from luthier.plugins.values import LossOutput, Multipliers, Progress
-from luthier.step.loss_output import check_weights
+from luthier.plugins.values import Multipliers, Progress
+from luthier.step.coupled import accumulate_coupled, list_terms
+from luthier.step.loss_output import weigh_output
 
 PENALTY: Final = "penalty"  # the metric that shows what an adapter adds to the objective
 
@@ -97,13 +98,13 @@ def _differentiated(setup: Setup, index: int, portion: Portion) -> tuple[list[Ba
 def accumulate(setup: Setup, index: int, batches: list[Batch]) -> Meter:
     """The gradient of the global batch's objective, and its sums; the same again each time it is called."""
     if couples(setup.loss):
-        return _accumulate_coupled(setup, index, batches)
+        return accumulate_coupled(setup, index, batches)
     return _accumulate(setup, index, batches)
 
 
 def _accumulate(setup: Setup, index: int, batches: list[Batch]) -> Meter:
     """Backward over each micro-batch, every term divided by its weight in the whole global batch."""
-    terms = _terms(setup, batches)
+    terms = list_terms(setup, batches)
     weights = setup.world.sum_numbers(added(terms))
     meter = Meter()
     for number, (batch, own) in enumerate(zip(batches, terms, strict=True)):
@@ -111,7 +112,7 @@ def _accumulate(setup: Setup, index: int, batches: list[Batch]) -> Meter:
         with setup.spread.turn(last=number + 1 == len(batches)):
             with setup.phases("forward"):
                 output = setup.spread.module(batch)
-                objective = _objective(output, weights)
+                objective = weigh_output(output, weights)
             if number + 1 == len(batches):
                 agree(setup, last=True)
             with setup.phases("backward"):
@@ -119,46 +120,6 @@ def _accumulate(setup: Setup, index: int, batches: list[Batch]) -> Meter:
         if not batch.idle:
             meter.add(output, own)
     return meter.over(setup.world)
-
-
-def _accumulate_coupled(setup: Setup, index: int, batches: list[Batch]) -> Meter:
-    """Score all without gradient, differentiate `combine` by the scores, and replay each micro-batch with that."""
-    weights = setup.world.sum_numbers(added(_terms(setup, batches)))
-    with torch.no_grad():
-        scores = [_scored(setup, index, number, batch) for number, batch in enumerate(batches)]
-    agree(setup, last=False)
-    own, joined = setup.spread.joined([s[:0] if b.idle else s for s, b in zip(scores, batches, strict=True)])
-    seed_all(setup.recipe.seed, index)  # what `combine` may draw is the same on every rank
-    output = setup.loss.combine(joined.requires_grad_())
-    (gradient,) = torch.autograd.grad(_objective(output, weights), joined)
-    for number, (batch, place) in enumerate(zip(batches, own, strict=True)):
-        with setup.spread.turn(last=number + 1 == len(batches)):
-            scored = _scored(setup, index, number, batch)
-            if number + 1 == len(batches):
-                agree(setup, last=True)
-            with setup.phases("backward"):
-                share = (scored * (0.0 if batch.idle else gradient[place])).sum()
-                setup.spread.backward(setup.precision.scaled(share), batch)
-    meter = Meter()
-    meter.add(output, weights)
-    return meter
-
-
-def _scored(setup: Setup, index: int, number: int, batch: Batch) -> Tensor:
-    seed_all(setup.recipe.seed, index, setup.spread.number(number))
-    with setup.phases("forward"):
-        return setup.spread.module(batch, scores_only=True)
-
-
-def _terms(setup: Setup, batches: list[Batch]) -> list[dict[str, float]]:
-    """Each micro-batch's share of the denominators; an idle one has none."""
-    return [{} if batch.idle else setup.step.terms(batch) for batch in batches]
-
-
-def _objective(output: LossOutput, weights: dict[str, float]) -> Tensor | None:
-    check_weights(output, weights)
-    shares = [value / weights[name] for name, value in output.sums.items() if weights[name]]
-    return sum(shares[1:], shares[0]) if shares else None
 
 
 def _own_numbers(setup: Setup, penalty: float | None) -> dict[str, tuple[float, float]]:

@@ -41,6 +41,8 @@ def complete_part(part: Any, kind: str, where: str, record: Record | None = None
     missing = [name for name in REQUIRED[kind] if not hasattr(part, name)]
     if missing:
         raise LuthierError("part-invalid", f"does not keep the {kind} protocol: no {', '.join(missing)}", where=where)
+    if kind == "loss" and getattr(part, "couples", "nothing") != "nothing":
+        _check_coupled(part, where)
     return add_defaults(part, kind, record)
 
 
@@ -61,6 +63,18 @@ def has_default(part: Any, kind: str, name: str) -> bool:
     """Return True if the part leaves a member at its protocol's default."""
     own = getattr(part, name)
     return getattr(own, "__func__", own) is getattr(PROTOCOLS[kind], name)
+
+
+def _check_coupled(part: Any, where: str) -> None:
+    """Raise `part-invalid` where a loss couples something unknown, or lacks what a coupled loss needs."""
+    if part.couples != "batch":
+        raise LuthierError("part-invalid", "couples is 'nothing' or 'batch'", where=where, found=part.couples)
+    inherited = {name: getattr(PROTOCOLS["loss"], name) for name in ("scores", "combine")}
+    missing = [n for n, default in inherited.items() if getattr(type(part), n, None) in (None, default)
+               and n not in getattr(part, "__dict__", {})]  # fmt: skip
+    if missing:
+        problem = f"a loss that couples the batch needs {' and '.join(missing)}"
+        raise LuthierError("part-invalid", problem, where=where)
 
 
 @functools.cache

@@ -138,11 +138,19 @@ class Loss(Protocol):
     couples: str = "nothing"
 
     def terms(self, batch: Any) -> dict[str, float]:
-        """Return this micro-batch's share of each term's denominator."""
+        """Return this micro-batch's share of each term's denominator, before the forward pass.
+
+        The names are those of `LossOutput.sums`; the objective is the sum over terms of sums over weights, each added
+        over the global batch. An idle batch is not asked.
+        """
         ...
 
     def __call__(self, policy: Policy, batch: Any) -> LossOutput:
-        """Return the sum of each term over this micro-batch."""
+        """Return the sum of each term over this micro-batch.
+
+        It is called for an idle batch too (no units; its tokens carry labels), whose sums must depend on the policy:
+        the gradient counts as zero.
+        """
         ...
 
     def arrange(self, units: Sequence[Any]) -> Sequence[Any]:
@@ -160,11 +168,19 @@ class Loss(Protocol):
         return None
 
     def scores(self, policy: Policy, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Return scores [U, ...] with gradient, and further tensors [U, ...] that are kept and not differentiated."""
+        """Return scores [U, ...] with gradient, and further tensors [U, ...] that are kept and not differentiated.
+
+        It is called twice for each micro-batch: without gradient, and once more when its gradient is known. The fixed
+        tensors are those of the first time.
+        """
         raise LuthierError("part-invalid", "a loss with couples = 'batch' needs scores(policy, batch)", where="loss")
 
     def combine(self, scores: Tensor, fixed: Mapping[str, Tensor]) -> LossOutput:
-        """Return the sums over the whole global batch from the scores and fixed tensors of all its units."""
+        """Return the sums over the whole global batch from the scores and fixed tensors of all its units.
+
+        Their order is that of packing and ranks. Each sum depends on `scores`; `terms` gives its weight. In evaluation
+        it is called with groups of one global batch.
+        """
         raise LuthierError("part-invalid", "a loss with couples = 'batch' needs combine(scores, fixed)", where="loss")
 
     def state(self) -> dict[str, Any]:

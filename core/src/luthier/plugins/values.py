@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
+from luthier.errors import LuthierError
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
@@ -56,6 +58,12 @@ class Multipliers:
 Purpose = Literal["plan", "hollow", "train", "open"]
 
 
+def refuse_over(batches: Iterable[Any], function: Callable[[Any, Any], Any]) -> list[Any]:
+    """Raise `part-unsupported`; the default of `Context.over` before there is a step to run in."""
+    raise LuthierError("part-unsupported", "context.over may be used from Loss.begin on", where="context.over",
+                       remedy="Call it in the loss's begin(context).")  # fmt: skip
+
+
 def compute_uncached(key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return `compute()`; the default of `Context.cache` where there is no folder to keep tensors in."""
     return compute()
@@ -78,6 +86,9 @@ class Context:
     - `original(layer)` reads the unquantized weight [out, in] float32 from the checkpoint again. It raises
       `LuthierError` where there is no checkpoint.
     - `batches(n)` returns the first n packed batches of the training data; fewer where the data has fewer.
+    - `over(batches, function)` calls `function(policy, batch)` inside `Step`, without gradient or dropout, equally
+      often on every rank, and returns the results (trees of tensors and JSON values) of all ranks, in the order of the
+      batches. It may be used from `Loss.begin` on; a rehearsal calls the function with the first batch alone.
     - `progress(total, text)` returns a function `advance(n=1)` that moves a progress bar of a long preparation.
     - `cache(key, compute)` returns the tensors of `compute()`, kept on disk under a hash of `key`: name in the key
       everything that the result depends on, such as the hash of a weight and the options.
@@ -99,6 +110,7 @@ class Context:
     requantize: Callable[[nn.Module, Tensor], None]
     original: Callable[[nn.Module], Tensor]
     batches: Callable[[int], Iterable[Any]]
+    over: Callable[[Iterable[Any], Callable[[Any, Any], Any]], list[Any]] = refuse_over
     progress: Callable[[int, str], Callable[..., None]] = lambda total, text: lambda n=1: None
     cache: Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]] = compute_uncached
     probe: Callable[[Any], str | None] = lambda model: None

@@ -74,7 +74,9 @@ def _outputs(loss: Any, policies: Sequence[Any], batches: Sequence[Any]) -> list
         return [loss(policy, batch) for policy, batch in pairs]
     import torch
 
-    return [loss.combine(torch.cat([loss.scores(policy, batch) for policy, batch in pairs]))]
+    scored = [loss.scores(policy, batch) for policy, batch in pairs]
+    fixed = {name: torch.cat([own[name].detach() for _, own in scored]) for name in scored[0][1]}
+    return [loss.combine(torch.cat([scores for scores, _ in scored]), fixed)]
 
 
 def _added(mappings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

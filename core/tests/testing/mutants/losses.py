@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -128,10 +129,10 @@ class Squared(Nll):
 
     couples = "batch"
 
-    def scores(self, policy: Any, batch: Batch) -> Tensor:
-        return batch.sum_by_document(self.weighted(policy, batch))
+    def scores(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return batch.sum_by_document(self.weighted(policy, batch)), {}
 
-    def combine(self, scores: Tensor) -> LossOutput:
+    def combine(self, scores: Tensor, fixed: Mapping[str, Tensor]) -> LossOutput:
         return LossOutput(sums={"nll": scores.sum() ** 2})
 
     def coefficients(self, batch: Batch) -> None:
@@ -139,7 +140,7 @@ class Squared(Nll):
 
 
 class MeanOfScores(Squared):
-    def combine(self, scores):
+    def combine(self, scores, fixed):
         return LossOutput(sums={"nll": scores.mean() ** 2})
 
 

@@ -31,6 +31,7 @@ from luthier.engine.update import update
 from luthier.logs import get_logger, run_log
 from luthier.recipe import Recipe, recipe_hash
 from luthier.runs.folder import beside
+from luthier.step.over_batches import begin_loss
 
 log = get_logger()
 STEPS: Final = 100
@@ -169,6 +170,7 @@ def _train(setup: Setup, portion: Portion, steps: int, folder: Path) -> Seen:
     """The steps, until the batch is learnt by heart or a number is not finite."""
     seen, reach = Seen(), Reach(setup.adapter)
     setup.adapter.begin_task(0, 1)
+    begin_loss(setup)
     reach.begin()
     for index in range(steps):
         meter = FlowMeter(setup.adapter) if index + 1 == min(FLOW, steps) else None

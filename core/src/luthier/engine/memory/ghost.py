@@ -57,6 +57,13 @@ class Ghost(Tensor):
     def untyped_storage(self) -> torch.UntypedStorage:
         return self.inner.untyped_storage()  # views of one ghost share it
 
+    def tolist(self) -> Any:
+        """Return the number that `item` gives, in lists of this shape."""
+        made: Any = self.new_empty(()).item()
+        for size in reversed(self.shape):
+            made = [copy.copy(made) for _ in range(size)]
+        return made
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"Ghost({list(self.shape)}, {self.dtype}, {self.device})"
 

@@ -6,6 +6,7 @@ import copy
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -27,6 +28,7 @@ from luthier.errors import LuthierError
 from luthier.logs import muted
 from luthier.memory.isolation import isolated_parts
 from luthier.plugins.values import Purpose
+from luthier.step.over_batches import run_over
 
 if TYPE_CHECKING:
     from luthier.engine.setup import Setup
@@ -98,11 +100,19 @@ class Rehearsal:
         """The first step of all, after which the optimizer has its state."""
         if self._begun:
             return
+        self._begin_loss()
         self._step([[example]])
         states = self.setup.optimizer.state.values()
         held = [v for state in states for v in state.values() if isinstance(v, torch.Tensor)]
         self.ghosts.ledger.blame(storages(held), "optimizer")
         self._begun = True
+
+    def _begin_loss(self) -> None:
+        """Let the loss prepare itself, over one batch in the place of all."""
+        setup = self.setup
+        with self._rehearsing():
+            context = attrs.evolve(setup.context, over=lambda batches, work: run_over(setup, islice(batches, 1), work))
+            setup.loss.begin(context)
 
     def _step(self, turns: Sequence[Sequence[TokenExample]]) -> None:
         setup = self.setup

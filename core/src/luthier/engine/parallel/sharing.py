@@ -36,6 +36,22 @@ def shared(world: World, read: Callable[[], Any]) -> Any:
     return rebuilt(values, held)["tree"]
 
 
+def exchange_trees(world: World, tree: Any) -> list[Any]:
+    """Return the tree of tensors and JSON values of each rank, in the order of ranks, on every rank. Collective."""
+    if world.size == 1:
+        return [tree]
+    own = snapshot({"tree": tree})
+    listed = [[name, list(t.shape), str(t.dtype)[6:]] for name, t in own.tensors.items()]
+    trees = []
+    for rank, (values, names) in enumerate(world.gather([own.values, listed])):
+        held = {}
+        for name, shape, dtype in names:
+            place = own.tensors[name] if rank == world.rank else torch.empty(shape, dtype=getattr(torch, dtype))
+            held[name] = _broadcast(place, rank)
+        trees.append(rebuilt(values, held)["tree"])
+    return trees
+
+
 def as_held(setup: Setup, tree: Any, folder: Path) -> Any:
     """A checkpoint's tree with its parts, where it was written in such; as shards, where the model is sharded."""
     if not has_parts(tree) and setup.spread.strategy != "fsdp":
@@ -68,9 +84,9 @@ def _gathered(node: Any, keep: bool) -> Any:
     return all_of_it.cpu() if keep else None
 
 
-def _broadcast(tensor: Tensor) -> Tensor:
-    """Rank 0's bytes, whatever they mean."""
+def _broadcast(tensor: Tensor, source: int = 0) -> Tensor:
+    """One rank's bytes, whatever they mean."""
     raw = tensor.contiguous().flatten().view(torch.uint8).to(wire())
     with lost_peers():
-        dist.broadcast(raw, src=0)
+        dist.broadcast(raw, src=source)
     return raw.cpu().view(tensor.dtype).reshape(tensor.shape)

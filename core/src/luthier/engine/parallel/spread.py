@@ -8,10 +8,11 @@ from typing import Literal
 
 import attrs
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from luthier.engine.batch import Batch
-from luthier.engine.parallel.world import World
+from luthier.engine.parallel.world import World, lost_peers, wire
 from luthier.errors import LuthierError
 
 Strategy = Literal["alone", "ddp", "fsdp"]
@@ -62,18 +63,37 @@ class Spread:
             raise LuthierError("part-unsupported", "a micro-batch of one rank has no gradient", where="loss",
                                remedy=remedy)  # fmt: skip
 
-    def joined(self, scores: Sequence[Tensor]) -> tuple[list[slice], Tensor]:
-        """Every rank's scores [D of it, ...] one after the other in the order of ranks, and where this rank's stand."""
-        told = self.world.gather([[list(s.shape), s.flatten().tolist(), str(s.dtype)[6:]] for s in scores])
-        whole = torch.cat([restored(*entry) for entries in told for entry in entries])
-        counts = [[entry[0][0] for entry in entries] for entries in told]
-        starts = [sum(map(sum, counts[: self.world.rank]))]
-        for count in counts[self.world.rank]:
-            starts.append(starts[-1] + count)
-        own = [slice(a, b) for a, b in zip(starts, starts[1:], strict=False)]
-        return own, whole.to(next(self.module.parameters()).device)
+    def join_rows(self, pieces: Sequence[Tensor]) -> tuple[list[slice], Tensor]:
+        """Return every rank's rows [rows, ...] one after the other in the order of ranks, and each own piece's place.
+
+        Collective. Pieces without a row may have any other size. Raises `part-invalid` where ranks differ in it.
+        """
+        full = [piece for piece in pieces if len(piece)]
+        mine = torch.cat(full) if full else pieces[0]
+        first, whole = (0, mine) if self.world.size == 1 else gather_rows(mine, self.world)
+        places = []
+        for piece in pieces:
+            places.append(slice(first, first + len(piece)))
+            first += len(piece)
+        return places, whole
 
 
-def restored(shape: Sequence[int], values: Sequence[float], dtype: str) -> Tensor:
-    """A tensor from its shape, its numbers and its dtype's name, to the bit."""
-    return torch.tensor(values, dtype=getattr(torch, dtype)).reshape(tuple(shape))
+def gather_rows(mine: Tensor, world: World) -> tuple[int, Tensor]:
+    """Return where this rank's rows begin among those of all ranks, and all of them on this rank's device."""
+    told = world.gather([list(mine.shape), str(mine.dtype)[6:]])
+    counts = [shape[0] for shape, _ in told]
+    forms = [(tuple(shape[1:]), dtype) for shape, dtype in told if shape[0]]
+    if not forms:
+        return 0, mine
+    if len(set(forms)) > 1:
+        problem = "ranks give scores of different sizes or dtypes"
+        raise LuthierError("part-invalid", problem, where="loss", found=sorted(set(forms)))
+    size, dtype = forms[0][0], getattr(torch, forms[0][1])
+    filled = torch.zeros((max(counts), *size), dtype=dtype, device=wire(world.group))
+    filled[: counts[world.rank]] = mine if counts[world.rank] else filled[:0]
+    raw = filled.flatten().view(torch.uint8)
+    rows = [torch.empty_like(raw) for _ in range(world.size)]
+    with lost_peers():
+        dist.all_gather(rows, raw, group=world.group)
+    parts = [row.view(dtype).reshape(filled.shape)[:count] for row, count in zip(rows, counts, strict=True)]
+    return sum(counts[: world.rank]), torch.cat(parts).to(mine.device)
