@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import pluggy
 import torch
 
 from luthier.checkpoint.constants import restore_constants, store_constants
@@ -27,7 +26,7 @@ from luthier.engine.update import Update, pooled_loss, update
 from luthier.hardware.peak_memory import peak_memory
 from luthier.logs import get_logger
 from luthier.plugins.completion import has_default
-from luthier.plugins.events import Events
+from luthier.plugins.events import connect_callbacks
 from luthier.step.over_batches import begin_loss
 
 log = get_logger()
@@ -64,7 +63,7 @@ class Loop:
         self.agreed = Agreed()
         self.constants: dict[str, str] = {}  # files of frozen tensors by their owner
         self.health = Health(setup)
-        self.hooks = _events(callbacks if run.is_main else here(callbacks))
+        self.hooks = connect_callbacks(callbacks if run.is_main else here(callbacks))
         self.cadence = Cadence.of(setup.recipe)
         how = {"background": setup.recipe.async_save, "limit": setup.recipe.save_total_limit}
         self.saver = Saver(run.folder, run.belongs, **how, world=setup.world)
@@ -162,9 +161,9 @@ class Loop:
         self.tally = Tally(**{**held, "losses": held["losses"].tolist()})
         recovery.hold(setup, self.tally.token_limit)
         self.run.step, self.run.stop_reason = self.tally.step, self.tally.stop_reason
+        setup.tell_progress(setup.progress_after(self.tally.step, self.tally.epoch))
         if "loss" in fresh:  # another loss than the checkpoint's
             begin_loss(setup)
-        setup.tell_progress(setup.progress_after(self.tally.step, self.tally.epoch))
         self.hooks.resumed(run=self.run, step=self.tally.step)
 
     def best_checkpoint(self) -> Path | None:
@@ -289,13 +288,3 @@ class Loop:
         self.hooks.task_ended(run=run, task=0)
         if run.stop_reason and run.step != run.total_steps:
             self.hooks.stopped(run=run, step=run.step, reason=run.stop_reason)
-
-
-def _events(callbacks: dict[str, Any]) -> Any:
-    """One pluggy manager for this run."""
-    manager = pluggy.PluginManager("luthier-events")
-    manager.add_hookspecs(Events)
-    for name, callback in callbacks.items():
-        manager.register(callback, name)
-        manager.check_pending()
-    return manager.hook

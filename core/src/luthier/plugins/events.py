@@ -103,6 +103,16 @@ class Events:
 EVENTS = tuple(name for name in vars(Events) if not name.startswith("_"))
 
 
+def connect_callbacks(callbacks: Mapping[str, object]) -> Any:
+    """Return the hooks of one run, by which each event calls every callback."""
+    manager = pluggy.PluginManager("luthier-events")
+    manager.add_hookspecs(Events)
+    for name, callback in callbacks.items():
+        manager.register(callback, name)
+        manager.check_pending()
+    return manager.hook
+
+
 def check_callback(callback: object, where: str) -> None:
     """Raise `part-invalid` where an object's events are misspelt, unmarked, or ask for arguments that do not exist."""
     marked = {name for name in dir(callback) if hasattr(getattr(callback, name, None), "luthier-events_impl")}

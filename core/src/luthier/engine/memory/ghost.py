@@ -58,11 +58,8 @@ class Ghost(Tensor):
         return self.inner.untyped_storage()  # views of one ghost share it
 
     def tolist(self) -> Any:
-        """Return the number that `item` gives, in lists of this shape."""
-        made: Any = self.new_empty(()).item()
-        for size in reversed(self.shape):
-            made = [copy.copy(made) for _ in range(size)]
-        return made
+        number: Any = self.new_empty(()).item()
+        return functools.reduce(lambda made, size: [copy.copy(made) for _ in range(size)], self.shape[::-1], number)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"Ghost({list(self.shape)}, {self.dtype}, {self.device})"
@@ -72,11 +69,10 @@ class Ghosts(TorchDispatchMode):
     """Inside it every new floating tensor is a ghost, and operations on ghosts give ghosts, counted by `ledger`.
 
     Integer tensors stay real, so that what depends on the documents' places is computed as in a run, and so do the
-    floating ones that hold values of their own (`TABLES`), of which parts make codebooks. Where Python asks
-    a ghost for a number it gets 1, and False for a truth value. Which entries of a ghost are not zero is answered as
-    balanced experts would have it: all of a vector, and of a table every `experts`-th. What lies on `device` is
-    counted: ghosts whose rows are as long as the `vocabulary` as the head's, real integers as the batch's. `flops`
-    are those of products and attention.
+    floating ones that hold values of their own (`TABLES`), of which parts make codebooks. Where Python asks a ghost for
+    a number it gets 1, and False for a truth value. Which entries are not zero is answered as balanced experts would
+    have it: all of a vector, and of a table every `experts`-th. What lies on `device` is counted: ghosts whose rows are
+    as long as the `vocabulary` as the head's, real integers as the batch's. `flops`: of products and attention.
     """
 
     def __init__(self, ledger: Ledger, device: torch.device, *, experts: int = 1, vocabulary: int = 0) -> None:
@@ -261,9 +257,7 @@ def _written(func: Any) -> tuple[int, str] | None:
 
 
 def _number(world: Ghosts, tensor: Tensor) -> bool | int | float:
-    if tensor.dtype is torch.bool:
-        return False
-    return 1.0 if tensor.dtype.is_floating_point else 1
+    return False if tensor.dtype is torch.bool else 1.0 if tensor.dtype.is_floating_point else 1
 
 
 def _places(world: Ghosts, mask: Tensor) -> Tensor:
