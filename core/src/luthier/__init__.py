@@ -26,7 +26,20 @@ _HOMES = {
         "ProviderRecord",
         "CallbackRecord",
     ),
-    "luthier.plugins.protocols": ("Adapter", "Callback", "Loss", "Optimizer", "Quantizer"),
+    "luthier.plugins.protocols": ("Adapter", "Callback", "Loss", "Optimizer", "Provider", "Quantizer"),
+    "luthier.plugins.providing.job_records": (
+        *("Capabilities", "CostEstimate", "DataFile", "DataRules", "EventPage", "Finding", "Job", "JobArtifact"),
+        *("JobEvent", "JobMetrics", "JobProgress", "JobSpec", "JobStatus", "ServiceRow", "SettingRule", "TokenPrice"),
+    ),
+    "luthier.plugins.providing.job_state": ("JobState",),
+    "luthier.jobs.manager": ("Manager",),
+    "luthier.jobs.restoring": ("provider",),
+    "luthier.jobs.provider_error": ("ProviderError",),
+    "luthier.jobs.secret": ("Secret", "check_reference", "read_secret"),
+    "luthier.jobs.rows.service_rows": ("wire_messages",),
+    "luthier.jobs.transport.archive": ("unpack_archive",),
+    "luthier.jobs.transport.file_download": ("Wanted", "download_file"),
+    "luthier.jobs.transport.service_client": ("Call", "ServiceClient"),
     "luthier.plugins.policy_protocol": ("Policy",),
     "luthier.plugins.values": ("Context", "Group", "LossOutput", "Multipliers", "Progress"),
 }
@@ -39,12 +52,39 @@ if TYPE_CHECKING:
     from luthier.engine.batch import Batch
     from luthier.engine.result import Run
     from luthier.errors import LuthierError
+    from luthier.jobs.manager import Manager
+    from luthier.jobs.provider_error import ProviderError
+    from luthier.jobs.restoring import provider
+    from luthier.jobs.rows.service_rows import wire_messages
+    from luthier.jobs.secret import Secret, check_reference, read_secret
+    from luthier.jobs.transport.archive import unpack_archive
+    from luthier.jobs.transport.file_download import Wanted, download_file
+    from luthier.jobs.transport.service_client import Call, ServiceClient
     from luthier.logs import get_logger
     from luthier.plugins.events import event
     from luthier.plugins.hookspecs import hookimpl
     from luthier.plugins.options import option
     from luthier.plugins.policy_protocol import Policy
-    from luthier.plugins.protocols import Adapter, Callback, Loss, Optimizer, Quantizer
+    from luthier.plugins.protocols import Adapter, Callback, Loss, Optimizer, Provider, Quantizer
+    from luthier.plugins.providing.job_records import (
+        Capabilities,
+        CostEstimate,
+        DataFile,
+        DataRules,
+        EventPage,
+        Finding,
+        Job,
+        JobArtifact,
+        JobEvent,
+        JobMetrics,
+        JobProgress,
+        JobSpec,
+        JobStatus,
+        ServiceRow,
+        SettingRule,
+        TokenPrice,
+    )
+    from luthier.plugins.providing.job_state import JobState
     from luthier.plugins.records import (
         AdapterRecord,
         CallbackRecord,

@@ -115,6 +115,59 @@ CODES: Final[dict[str, Code]] = {
     "artifact-unmergeable": Code("This adapter cannot be merged here.", "Save the adapter itself."),
     "artifact-not-found": Code("There is no adapter or model in this folder.", "Check the path."),
     "compile-failed": Code("A region of the model cannot be compiled here.", "Set torch_compile: auto or false.", 1),
+    # jobs and providers
+    "credential-missing": Code("A key is not where it is read from.", "Set the variable or file that is named."),
+    "credential-literal": Code(
+        "A key stands where its source should be named.", "Write env:NAME, file:PATH or cmd:COMMAND."
+    ),
+    "insecure-url": Code("An address would send a key in clear text.", "Use https."),
+    "provider-auth": Code("The service refused the key, or what it may do.", "Check the key and its rights."),
+    "provider-quota": Code(
+        "The account's quota or credit is used up.", "Raise the limit or the credit at the service.", 1
+    ),
+    "provider-limited": Code("The service asks to be asked less often.", "Run the same command later.", 75),
+    "provider-invalid": Code("The service refused a request as wrong.", "Change what the message names."),
+    "provider-unsupported": Code(
+        "The service cannot do what the recipe asks for.", "Change what the message names, or the provider."
+    ),
+    "provider-not-found": Code("The service does not know this job, file or model.", "Check its name and the account."),
+    "provider-exists": Code("The service has this already.", "Look at it with `luthier status`.", 1),
+    "provider-ended": Code("The service has been shut down.", "Choose another provider."),
+    "provider-failed": Code("The service failed again and again.", "Run the same command later.", 75),
+    "provider-unreachable": Code(
+        "The service cannot be reached.", "Check the network and the address; then run the same command.", 75
+    ),
+    "provider-lost": Code(
+        "No answer came to a request that may have been carried out.",
+        "Run `luthier attach JOB`: it looks before it asks again.",
+        75,
+    ),
+    "provider-protocol": Code(
+        "The service's answer cannot be understood.", "Run the same command later, or report it.", 1
+    ),
+    "job-not-found": Code("There is no such job.", "List them with `luthier jobs`."),
+    "job-ambiguous": Code("Several jobs match this name.", "Write more of the id."),
+    "job-busy": Code("Another process acts for this job.", "Wait for it.", 75),
+    "job-unclear": Code(
+        "Whether the service made the job cannot be told.",
+        "Look there, then `luthier attach ID --provider NAME` or submit anew.",
+        1,
+    ),
+    "job-failed": Code("The job failed.", "Read its events with `luthier logs JOB`.", 1),
+    "job-canceled": Code("The job was canceled.", "Submit it anew.", 1),
+    "job-timeout": Code("The job has not ended in time; it goes on.", "Come back with `luthier attach JOB`.", 75),
+    "job-elsewhere": Code(
+        "The job belongs to another account or address.", "Use the settings that it was submitted with."
+    ),
+    "job-store-damaged": Code(
+        "The store of jobs cannot be used.", "Restore the file, or set LUTHIER_JOBS to another folder.", 1
+    ),
+    "cost-above": Code(
+        "The job would cost more than max_cost, or its price is unknown.", "Raise max_cost, or change the recipe."
+    ),
+    "download-damaged": Code("A downloaded file is not what was promised.", "Run the same command again.", 1),
+    "archive-unsafe": Code("An archive would write outside its folder.", "Do not use it; report it to the service.", 1),
+    "archive-damaged": Code("An archive cannot be unpacked.", "Run the same command again.", 1),
     "internal": Code("A defect of Luthier or of a plugin.", "Please report it with the traceback.", 1),
 }
 

@@ -57,7 +57,9 @@ class NoQuantizer:
 
 @attrs.frozen(kw_only=True)
 class Local:
-    """Training in this process has no options."""
+    nproc_per_node: str | None = option(
+        None, help="Processes of a submitted job, through torchrun: a number, gpu or cpu; none: one."
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -176,9 +178,9 @@ def luthier_providers() -> list[ProviderRecord]:
     return [
         ProviderRecord(
             name="local",
-            summary="Training in this process.",
+            summary="Training on this machine: in this process, or submitted to a worker process.",
             options=Local,
-            build="luthier.builtin.local:InProcess",
+            build="luthier.builtin.local:WorkerProcesses",
             provides={"luthier:in-process"},
         )
     ]

@@ -1,16 +1,251 @@
-"""The provider `local`: training in this process."""
+"""The provider `local`: a run of this machine in a worker process of its own, which outlives whoever started it."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
 from luthier.builtin import Local
+from luthier.builtin.local_worker import CANCEL, ERRORS, EXIT, OUTPUT, WORKER, is_worker_alive, read_note, write_note
+from luthier.errors import LuthierError
+from luthier.jobs.provider_error import ProviderError
+from luthier.plugins.providing.job_records import (
+    Capabilities,
+    EventPage,
+    Finding,
+    JobArtifact,
+    JobEvent,
+    JobMetrics,
+    JobProgress,
+    JobSpec,
+    JobStatus,
+    Progress,
+)
+from luthier.plugins.providing.job_state import JobState
+from luthier.runs.folder import METRICS, RunFolder, number, read_folder
+
+STARTING: Final = 30.0  # seconds that a worker may take to write its first note
+STOPPED: Final = (130, 143, -signal.SIGINT, -signal.SIGTERM)
+KINDS: Final = {"adapter": "peft", "model": "safetensors", "merged": "safetensors"}
+PAGE: Final = 2**18  # bytes of events at one reading
+TAIL: Final = 4000  # characters of an error's end
+NUMBERS: Final = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
 
 
-class InProcess:
+class WorkerProcesses:
+    """Runs of this machine. A job's id here is its folder, so that nothing is kept in memory."""
+
     def __init__(self, options: Local) -> None:
         self.options = options
 
+    def scope(self) -> str:
+        return "this machine"
+
     async def check(self) -> dict[str, list[str]]:
-        """The devices that a run could use here."""
+        """Return the devices that a run could use here."""
         from luthier.engine.devices import available
 
         return {"devices": available()}
+
+    async def capabilities(self, model: str) -> Capabilities:
+        return Capabilities(takes="recipe", weights=("adapter", "model"), poll=(0.2, 5.0))
+
+    async def validate(self, job: JobSpec) -> Sequence[Finding]:
+        missing = [name for name in ("torch", "transformers", "safetensors", "numpy") if find_spec(name) is None]
+        if missing:
+            raise LuthierError("dependency-missing", f"{', '.join(missing)} not installed",
+                               remedy='pip install "luthier[local]"')  # fmt: skip
+        return ()
+
+    async def submit(self, job: JobSpec, uploads: Mapping[str, str]) -> JobStatus:
+        """Start the worker; a second one on the same folder ends at once, so that there is never more than one."""
+        write_note(job.folder / "launch.json", {"arguments": self._arguments(job), "run": str(job.output_dir)})
+        words = [sys.executable, "-m", "luthier.builtin.local_worker", str(job.folder)]
+        process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True, env={k: v for k, v in os.environ.items() if k != "LUTHIER_JOBS"},
+        )  # fmt: skip
+        begun = time.monotonic()
+        while read_note(job.folder / WORKER) is None:
+            if process.poll() is not None or time.monotonic() - begun > STARTING:
+                raise ProviderError("lost", f"the worker has not started (exit {process.poll()})", where=job.id)
+            await asyncio.sleep(0.02)
+        return await self.status(str(job.folder))
+
+    def _arguments(self, job: JobSpec) -> list[str]:
+        processes = self.options.nproc_per_node
+        return [
+            *("-m", "luthier", "train", str(job.folder / "recipe.yaml"), "--json"),
+            *([] if processes is None else ["--nproc-per-node", processes]),
+        ]
+
+    async def find(self, job: JobSpec, uploads: Mapping[str, str]) -> Sequence[JobStatus]:
+        begun = time.monotonic()
+        while is_worker_alive(job.folder) and read_note(job.folder / WORKER) is None:  # it is about to write its note
+            if time.monotonic() - begun > STARTING:
+                break
+            await asyncio.sleep(0.02)
+        return [await self.status(str(job.folder))] if read_note(job.folder / WORKER) is not None else []
+
+    async def status(self, remote_id: str) -> JobStatus:
+        folder = Path(remote_id)
+        worker = read_note(folder / WORKER)
+        if worker is None:
+            raise ProviderError("not_found", "no worker was started in this folder", where=remote_id)
+        ended, alive = read_note(folder / EXIT), is_worker_alive(folder)
+        ended = ended or read_note(folder / EXIT)  # it may have ended between the two looks
+        run = read_folder(Path(worker["run"]))
+        state, raw, reason = _state_of(folder, ended, run, alive=alive)
+        return JobStatus(
+            remote_id=remote_id,
+            state=state,
+            raw_state=raw,
+            phase=None if state.is_final else "training" if run.recent else "starting",
+            reason=reason,
+            progress=_progress_of(run, float(worker["started"])),
+            metrics=_metrics_of(run, worker, ended),
+            result_model=str(run.path) if state == JobState.COMPLETED else None,
+            created=float(worker["started"]),
+            finished=None if ended is None else float(ended["at"]),
+        )
+
+    async def cancel(self, remote_id: str) -> None:
+        """Ask the worker to end after the step that it is in, with a checkpoint."""
+        folder = Path(remote_id)
+        worker = read_note(folder / WORKER)
+        if worker is None or not is_worker_alive(folder):
+            return
+        (folder / CANCEL).touch()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(worker["pid"]), signal.SIGTERM)
+
+    async def events(self, remote_id: str, cursor: str | None) -> EventPage:
+        worker = read_note(Path(remote_id) / WORKER)
+        if worker is None:
+            return EventPage(events=[], cursor=cursor)
+        offset = int(cursor or 0)
+        events, offset = _read_metrics(Path(worker["run"]) / METRICS, offset)
+        return EventPage(events=events, cursor=str(offset))
+
+    async def artifacts(self, remote_id: str) -> Sequence[JobArtifact]:
+        worker = read_note(Path(remote_id) / WORKER)
+        run = Path(worker["run"]) if worker else Path(remote_id)
+        return [
+            JobArtifact(kind="model" if name == "merged" else name, name=name, format=form,
+                        locator={"path": str(run / name)})
+            for name, form in KINDS.items()
+            if (run / name).is_dir()
+        ]  # fmt: skip
+
+    async def download(self, artifact: JobArtifact, folder: Path, progress: Progress | None) -> Sequence[Path]:
+        source = Path(artifact.locator["path"])
+        if source.resolve() != folder.resolve():
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+        return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _state_of(
+    folder: Path, ended: Mapping[str, Any] | None, run: RunFolder, *, alive: bool
+) -> tuple[JobState, str, str | None]:
+    """State, the worker's own word for it, and the reason."""
+    if ended is None and alive:
+        return (JobState.RUNNING if run.recent else JobState.PENDING), "alive", None
+    if ended is None:
+        asked = (folder / CANCEL).exists()
+        return (JobState.CANCELED if asked else JobState.FAILED), "lost", "the worker was killed, or the machine ended"
+    code = int(ended["code"])
+    if code == 0:
+        return JobState.COMPLETED, "exit 0", None
+    if code in STOPPED:
+        return JobState.CANCELED, f"exit {code}", "stopped by a signal; its last checkpoint is kept"
+    return JobState.FAILED, f"exit {code}", _read_reason(folder) or f"the worker ended with status {code}"
+
+
+def _read_reason(folder: Path) -> str | None:
+    """The error that the run ended with: its JSON document, or the end of what it wrote to standard error."""
+    try:
+        document = json.loads((folder / OUTPUT).read_text("utf-8"))
+        return str(document["error"]["message"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    try:
+        return (folder / ERRORS).read_text("utf-8", "replace")[-TAIL:].strip() or None
+    except OSError:
+        return None
+
+
+def _progress_of(run: RunFolder, started: float) -> JobProgress:
+    tokens = run.latest("total_tokens")
+    return JobProgress(
+        step=run.step or None,
+        total_steps=run.total_steps,
+        epoch=run.latest("epoch"),
+        loss=run.latest("loss"),
+        learning_rate=run.latest("learning_rate"),
+        tokens=None if tokens is None else int(tokens),
+        seconds_left=_seconds_left(run, started),
+    )
+
+
+def _metrics_of(run: RunFolder, worker: Mapping[str, Any], ended: Mapping[str, Any] | None) -> JobMetrics:
+    until = time.time() if ended is None else float(ended["at"])
+    tokens = run.latest("total_tokens")
+    return JobMetrics(
+        train_loss=run.latest("loss"),
+        eval_loss=run.latest("eval_loss"),
+        duration=max(until - float(worker["started"]), 0.0),
+        tokens=None if tokens is None else int(tokens),
+        cost=0.0,
+    )
+
+
+def _read_metrics(path: Path, offset: int) -> tuple[list[JobEvent], int]:
+    """The whole lines after an offset as events, and the offset behind them."""
+    try:
+        with path.open("rb") as file:
+            details = os.fstat(file.fileno())
+            at, offset = details.st_mtime, offset if offset <= details.st_size else 0
+            file.seek(offset)
+            block = file.read(PAGE)
+    except OSError:
+        return [], offset
+    events = []
+    for line in block[: block.rfind(b"\n") + 1].splitlines(keepends=True):
+        event = _line_event(line, at)
+        offset += len(line)
+        events += [event] if event else []
+    return events, offset
+
+
+def _line_event(line: bytes, at: float) -> JobEvent | None:
+    """A line as an event; its id is the same wherever in the file it stands, as a resumed run rewrites the file."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(values, dict):
+        return None
+    numbers = {name: number(values, name) for name in NUMBERS if name in values}
+    if "total_tokens" in values:
+        numbers["tokens"] = number(values, "total_tokens")
+    return JobEvent(id=hashlib.sha256(line).hexdigest()[:16], at=at, kind="metrics", metrics=numbers)
+
+
+def _seconds_left(run: RunFolder, started: float) -> float | None:
+    """Time left, at the job's own pace so far."""
+    total = run.total_steps
+    if total is None or run.step == 0 or run.state != "running":
+        return None
+    return max(total - run.step, 0) * max(time.time() - started, 0.0) / run.step

@@ -15,12 +15,15 @@ from luthier.cli import (
     demo,
     doctor,
     inspect,
+    jobs,
     models,
     plan,
     plugins,
     presets,
+    providers,
     runs,
     scaffold,
+    submit,
     train,
 )
 from luthier.cli.recipes import FREE
@@ -77,6 +80,11 @@ app.command()(models.merge)
 app.add_typer(runs.app, name="runs")
 app.command()(checkpoint.checkpoint)
 app.command()(presets.presets)
+for verb in (submit.submit, submit.estimate):
+    app.command(context_settings=FREE, add_help_option=False)(verb)
+for verb in (jobs.jobs, jobs.status, jobs.logs, jobs.cancel, jobs.download, jobs.attach):
+    app.command()(verb)
+app.add_typer(providers.app, name="providers")
 app.add_typer(plugins.app, name="plugins")
 app.command()(doctor.doctor)
 app.command()(scaffold.new_plugin)

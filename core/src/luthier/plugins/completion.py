@@ -19,7 +19,7 @@ REQUIRED: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType(
         "loss": ("data", "terms", "__call__"),
         "optimizer": ("build",),
         "quantizer": ("apply", "dequantize", "requantize"),
-        "provider": ("check",),  # jobs bring the rest, and check it
+        "provider": ("check", "capabilities", "submit", "status", "cancel"),
         "callback": (),
     }
 )

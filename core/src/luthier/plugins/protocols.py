@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from luthier.errors import LuthierError
 from luthier.plugins.policy_protocol import Policy
+from luthier.plugins.providing.provider_protocol import Provider
 from luthier.plugins.values import Context, Group, LossOutput, Multipliers, Progress
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Adapter", "Callback", "Loss", "Optimizer", "Policy", "Quantizer"]
+__all__ = ["Adapter", "Callback", "Loss", "Optimizer", "Policy", "Provider", "Quantizer"]
 
 QUANTIZED_FILE: Final = "quantized.safetensors"  # transformers would take `model.safetensors` for plain weights
 
@@ -285,6 +286,7 @@ PROTOCOLS: Final[Mapping[str, type]] = types.MappingProxyType(
         "loss": Loss,
         "optimizer": Optimizer,
         "quantizer": Quantizer,
+        "provider": Provider,
         "callback": Callback,
     }
 )

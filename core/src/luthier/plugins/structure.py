@@ -78,6 +78,7 @@ def converter() -> Converter:
     made.register_structure_hook(
         Path, lambda value, _: Path(_primitive(value, str)) if not isinstance(value, Path) else value
     )
+    made.register_structure_hook(enum.StrEnum, _member)  # which would be taken for its base, str
     made.register_structure_hook_func(_is_any, lambda value, _: bare(value))
     made.register_structure_hook_func(_is_enum, _member)
     made.register_structure_hook_func(attrs.has, lambda value, cls: _instance(made, value, cls))

@@ -16,7 +16,9 @@ from luthier.recipe.parts import FIELDS
 from luthier.recipe.tree import Data, Model, Recipe
 
 PREFIX: Final = "LUTHIER_"
-RESERVED: Final = frozenset({"LUTHIER_DISABLE_PLUGINS", "LUTHIER_DATA", "LUTHIER_EXAMPLES", "LUTHIER_CACHE"})
+RESERVED: Final = frozenset(
+    {"LUTHIER_DISABLE_PLUGINS", "LUTHIER_DATA", "LUTHIER_EXAMPLES", "LUTHIER_CACHE", "LUTHIER_JOBS"}
+)
 FREE: Final = ("columns", "template", "lr_scheduler_kwargs")  # the keys below these are the user's own
 
 

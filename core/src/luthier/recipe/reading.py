@@ -11,7 +11,7 @@ import attrs
 
 from luthier.errors import LuthierError
 from luthier.plugins.registry import Plugins, installed
-from luthier.plugins.structure import structure, within, wrong
+from luthier.plugins.structure import bare, structure, within, wrong
 from luthier.recipe.aliases import joined_betas, quantized_names, rename
 from luthier.recipe.checks import batch_product
 from luthier.recipe.draft import Draft, Entry, Layer, default_of, labelled
@@ -25,10 +25,14 @@ from luthier.recipe.tree import Recipe
 
 @attrs.frozen(kw_only=True)
 class Reading:
-    """A recipe, and what its reader should be told: the canonical name of each alias, what was dropped."""
+    """A recipe, and what its reader should be told: the canonical name of each alias, what was dropped.
+
+    `given` holds what was written, by dotted name, and no default.
+    """
 
     recipe: Recipe
     notes: tuple[str, ...] = ()
+    given: Mapping[str, Any] = attrs.field(factory=dict)
 
 
 def from_mapping(
@@ -155,7 +159,19 @@ def _finish(draft: Draft, plugins: Plugins | None) -> Reading:
         recipe = attrs.evolve(recipe, **_found_parts(draft.tree, known))
     except LuthierError as error:
         raise draft.placed(error) from error.__cause__
-    return Reading(recipe=located(recipe, draft.base), notes=tuple(dict.fromkeys(draft.notes)))
+    given = dict(_written_leaves(draft.tree))
+    return Reading(recipe=located(recipe, draft.base), notes=tuple(dict.fromkeys(draft.notes)), given=given)
+
+
+def _written_leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of all that was written; a part that is a name alone as `adapter.name`."""
+    for name, value in tree.items():
+        if name in FIELDS and not isinstance(value, Mapping):
+            yield f"{name}.name", bare(value)
+        elif name in (*FIELDS, "model", "data") and isinstance(value, Mapping):
+            yield from ((f"{name}.{key}", bare(inner)) for key, inner in value.items())
+        else:
+            yield name, bare(value)
 
 
 def _size_batch(tree: dict[str, Any]) -> None:

@@ -1,0 +1,244 @@
+"""The manager: what one does with jobs, alike for this machine and for every service."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import LuthierError
+from luthier.jobs.clock import Clock, current_clock
+from luthier.jobs.collecting import collect_artifact
+from luthier.jobs.following import EventTold, Follower, Polling
+from luthier.jobs.given_rows import is_named, write_given
+from luthier.jobs.job_numbers import job_metrics, job_progress
+from luthier.jobs.preparing import PreparedJob, make_room, new_job_id, prepare_job
+from luthier.jobs.provider_error import ProviderError
+from luthier.jobs.restoring import ReadyProvider, make_provider, restore_provider
+from luthier.jobs.store.job_events import read_events
+from luthier.jobs.store.job_store import JobStore
+from luthier.jobs.submission import Submission, UploadTold
+from luthier.jobs.sync_twins import SyncTwins
+from luthier.plugins.providing.job_records import (
+    Job,
+    JobEvent,
+    JobMetrics,
+    JobProgress,
+    JobSpec,
+    Progress,
+    TrainedArtifact,
+)
+from luthier.plugins.providing.job_state import Stage
+from luthier.recipe.reading import Reading, read
+
+
+class Manager(SyncTwins):
+    """Submits, follows and collects jobs. Every method but `__init__` and `close` is async, with a twin `..._sync`.
+
+    `folder` holds the store, the recipes and the converted data; None: `LUTHIER_JOBS`, or the user's data folder. Jobs
+    outlive the manager: another one, in another process, goes on with them. `objects` are providers of the caller's
+    own, which only this manager can go on with.
+    """
+
+    def __init__(
+        self, folder: str | Path | None = None, *, clock: Clock | None = None, store: JobStore | None = None
+    ) -> None:
+        self.store = store or JobStore(Path(folder) if folder is not None else None)
+        self.clock: Clock = clock or current_clock()
+        self._objects: dict[str, ReadyProvider] = {}
+
+    async def submit(
+        self, recipe: Any = None, *, provider: Any = None, data: Any = None, eval_data: Any = None,
+        max_cost: float | None = None, told: Callable[[PreparedJob], None] | None = None,
+        uploading: UploadTold | None = None, **settings: Any,
+    ) -> Job:  # fmt: skip
+        """Check, convert and journal a job, then create it at its provider, once. Returns as soon as it exists.
+
+        `recipe`, `data` and `settings` are those of `luthier.train`. `told` is given the prepared job, its remarks and
+        its cost, before anything is sent.
+        """
+        reading, room = self._read(recipe, provider, data, eval_data, settings)
+        async with self._prepared(reading, provider, room, max_cost) as (ready, prepared):
+            if told is not None:
+                told(prepared)
+            job = self.store.add_job(prepared.spec, self.clock.now())
+            if ready.options is None:
+                self._objects[job.id] = ready
+            return await Submission(self.store, ready.part, self.clock, uploading).drive(job)
+
+    async def prepare(
+        self, recipe: Any = None, *, provider: Any = None, data: Any = None, eval_data: Any = None,
+        max_cost: float | None = None, **settings: Any,
+    ) -> PreparedJob:  # fmt: skip
+        """Do all of `submit` that happens on this machine, and return what would be sent; nothing is kept."""
+        reading, room = self._read(recipe, provider, data, eval_data, settings)
+        try:
+            async with self._prepared(reading, provider, room, max_cost) as (_, prepared):
+                return prepared
+        finally:
+            shutil.rmtree(room, ignore_errors=True)
+
+    async def status(self, name: str) -> Job:
+        """Return where a job stands now, as its provider says; of a job not yet created, what the store says."""
+        job = self.store.find_job(name)
+        async with self._provider_of(job) as part:
+            return await Follower(self.store, part, self.clock).refresh(job)
+
+    async def progress(self, name: str) -> JobProgress:
+        """Return step, epoch, loss, learning rate, tokens and time left, as far as they are known."""
+        job = await self._looked_at(name)
+        return job_progress(job, read_events(self.store, job.id)[0])
+
+    async def metrics(self, name: str) -> JobMetrics:
+        """Return losses, duration, tokens and cost, as far as they are known."""
+        job = await self._looked_at(name)
+        return job_metrics(job, read_events(self.store, job.id)[0])
+
+    async def wait(self, name: str, timeout: float | None = None, told: EventTold | None = None) -> Job:
+        """Wait until a job has ended, completing its submission first where that was cut.
+
+        `told` is given each new event.
+        """
+        job = await self.attach(name)
+        async with self._provider_of(job) as part:
+            capabilities = await part.capabilities(job.spec.model)
+            polling = Polling(shortest=capabilities.poll[0], longest=capabilities.poll[1])
+            follower = Follower(self.store, part, self.clock, told)
+            return await follower.wait_final(job, polling, timeout, events=capabilities.events)
+
+    async def events(self, name: str, *, refresh: bool = True) -> list[JobEvent]:
+        """Return every event of a job so far, oldest first; those that are new are asked for unless not `refresh`."""
+        job = await self._looked_at(name) if refresh else self.store.find_job(name)
+        return read_events(self.store, job.id)[0]
+
+    async def cancel(self, name: str) -> Job:
+        """Ask for the end of a job, which may still complete. A job that has ended is returned as it is."""
+        job = self.store.find_job(name)
+        if job.is_final:
+            return job
+        job = self.store.request_cancel(job.id, self.clock.now())
+        async with self._provider_of(job) as part:
+            if job.stage != Stage.CREATED:
+                job = await Submission(self.store, part, self.clock).settle_cancel(job)
+            if job.is_final or job.remote_id is None:
+                return job
+            follower = Follower(self.store, part, self.clock)
+            try:
+                await part.cancel(job.remote_id)
+            except ProviderError as error:
+                job = await follower.refresh(job)
+                if not job.is_final or error.kind not in ("exists", "invalid", "not_found"):
+                    raise
+                return job
+            self.store.note_step(job.id, "cancel sent", self.clock.now())
+            return await follower.refresh(job)
+
+    async def list(
+        self, *, status: str | None = None, provider: str | None = None, limit: int | None = None, refresh: bool = False
+    ) -> list[Job]:
+        """Return jobs, the newest first. Without `refresh` nobody is asked: they stand as they were last seen."""
+        jobs = self.store.list_jobs(status, provider, limit)
+        if not refresh:
+            return jobs
+        for job in jobs:
+            if not job.is_final and job.stage == Stage.CREATED:
+                await self.status(job.id)
+        return self.store.list_jobs(status, provider, limit)
+
+    async def download(
+        self, name: str, folder: str | Path | None = None, *, kind: str | None = None, progress: Progress | None = None
+    ) -> TrainedArtifact:
+        """Bring a job's result here: to `folder`, or below the recipe's output_dir. `kind` is adapter or model."""
+        job = await self.status(name)
+        if job.remote_id is None:
+            raise LuthierError("artifact-not-found", f"the job is {job.state} and was never created", where=job.id)
+        metrics = job_metrics(job, read_events(self.store, job.id)[0])
+        async with self._provider_of(job) as part:
+            return await collect_artifact(job, part, Path(folder) if folder else None, kind, metrics, progress)
+
+    async def attach(self, name: str, provider: Any = None) -> Job:
+        """Return a job again, completing its submission where that was cut off.
+
+        With `provider`, `name` may be the service's id of a job that was made elsewhere: it is taken into the store.
+        """
+        if provider is not None:
+            return await self._take_in(name, provider)
+        job = self.store.find_job(name)
+        if job.stage in (Stage.CREATED, Stage.REFUSED) or job.is_final:
+            return job
+        async with self._provider_of(job) as part:
+            return await Submission(self.store, part, self.clock).drive(job)
+
+    def close(self) -> None:
+        """Close the store. Jobs go on."""
+        self.store.close()
+
+    async def _take_in(self, remote_id: str, provider: Any) -> Job:
+        ready = make_provider(provider)
+        async with _closing(ready) as part:
+            status = await part.status(remote_id)
+            known = [j for j in self.store.list_jobs(provider=ready.name) if j.remote_id == remote_id]
+            if known:
+                return known[0]
+            now = self.clock.now()
+            id = new_job_id(now)
+            spec = JobSpec(
+                id=id, provider=ready.name, options=ready.options or {}, scope=part.scope(), model="unknown",
+                method="unknown", settings={}, folder=self.store.folder / "jobs" / id,
+                output_dir=Path(f"runs/{id}").absolute(), created=now,
+            )  # fmt: skip
+            self.store.add_job(spec, now, Stage.CREATED, remote_id)
+            return self.store.save_status(id, status, now)[0]
+
+    async def _looked_at(self, name: str) -> Job:
+        """The job, its state and events asked for; of a provider that has no events, its state alone."""
+        job = self.store.find_job(name)
+        async with self._provider_of(job) as part:
+            follower = Follower(self.store, part, self.clock)
+            job = await follower.refresh(job)
+            if (await part.capabilities(job.spec.model)).events:
+                await follower.read_events(job)
+        return job
+
+    def _read(self, recipe: Any, provider: Any, data: Any, eval_data: Any, settings: dict[str, Any]) -> Any:
+        """The recipe that these arguments mean, and the new job's folder, which holds the rows that are objects."""
+        room, changes = make_room(self.store.folder, self.clock.now()), dict(settings)
+        try:
+            for role, value, where in (("training", data, "data"), ("validation", eval_data, "data.validation")):
+                if value is not None:
+                    path = value if is_named(value) else str(write_given(value, room, role))
+                    changes[where] = [path] if role == "validation" and isinstance(path, str) else path
+            if isinstance(recipe, Reading) and not changes:
+                return recipe, room
+            return read({} if recipe is None else recipe, changes), room
+        except BaseException:
+            shutil.rmtree(room, ignore_errors=True)
+            raise
+
+    @asynccontextmanager
+    async def _prepared(
+        self, reading: Reading, provider: Any, room: Path, max_cost: float | None
+    ) -> AsyncIterator[Any]:
+        ready = make_provider(reading.recipe.provider if provider is None else provider)
+        async with _closing(ready):
+            try:
+                prepared = await prepare_job(reading, ready, room, self.clock.now(), max_cost)
+            except BaseException:
+                shutil.rmtree(room, ignore_errors=True)
+                raise
+            yield ready, prepared
+
+    def _provider_of(self, job: Job) -> Any:
+        if job.id in self._objects:
+            return _closing(self._objects[job.id])
+        return _closing(restore_provider(job))
+
+
+@asynccontextmanager
+async def _closing(ready: ReadyProvider) -> AsyncIterator[Any]:
+    """The provider's part, its connections closed afterwards."""
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(ready.part.close)
+        yield ready.part

@@ -1,0 +1,127 @@
+"""The rows of a recipe in the few forms that services know: conversations, completions, texts and preference pairs."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any, Final
+
+from luthier.data.documents import alpaca_conversation
+from luthier.data.forms import Completion, Conversation, Document, Instruction, Pair
+from luthier.data.read import read_source
+from luthier.data.recognise import SAMPLE, convert_row, recognise
+from luthier.errors import LuthierError
+from luthier.plugins.providing.job_records import ServiceRow
+from luthier.recipe.tree import Data, Source
+
+PAIRED: Final = "preference"
+
+
+def training_rows(data: Data, method_pairs: bool, seed: int) -> Iterator[ServiceRow]:
+    """Give the rows to train on, without those that a share for validation holds back."""
+    held = _held_rows(data, seed)
+    for index, row in enumerate(_read_rows(data, data.train, method_pairs)):
+        if index not in held:
+            yield row
+
+
+def validation_rows(data: Data, method_pairs: bool, seed: int) -> Iterator[ServiceRow]:
+    """Give the rows to evaluate on: those of the validation sources, or the share that is held back."""
+    if isinstance(data.validation, list):
+        yield from _read_rows(data, data.validation, method_pairs)
+        return
+    held = _held_rows(data, seed)
+    for index, row in enumerate(_read_rows(data, data.train, method_pairs)) if held else ():
+        if index in held:
+            yield row
+
+
+def _held_rows(data: Data, seed: int) -> frozenset[int]:
+    """The places of the rows that are held back; drawn by the seed, but not the rows that a run here would draw."""
+    share = data.validation
+    if isinstance(share, list) or not share:
+        return frozenset()
+    count = sum(1 for source in data.train for _ in read_source(source, data.text_unit))
+    if count < 2:
+        raise LuthierError("data-empty", "one row cannot be divided", where="data.validation")
+    held = min(max(1, round(share * count)), count - 1)
+    return frozenset(random.Random(seed).sample(range(count), held))
+
+
+def _read_rows(data: Data, sources: list[Source], method_pairs: bool) -> Iterator[ServiceRow]:
+    for source in sources:
+        rows = read_source(source, data.text_unit)
+        first = list(islice(rows, SAMPLE))
+        form = data.format
+        if form == "auto":
+            kind = PAIRED if method_pairs else "tokens"
+            form = recognise(first, source.path, {*source.columns, *source.template}, kind)  # type: ignore[assignment]
+        _check_form(form, method_pairs, source.path)
+        for row in chain(first, rows):
+            yield _form_row(convert_row(row, form), row.where)
+
+
+def _check_form(form: str, method_pairs: bool, where: str) -> None:
+    if form in ("tokens", "unpaired", "documents"):
+        raise LuthierError(
+            "data-format", f"a service takes conversations or text, and these are {form} rows", where=where
+        )
+    if (form == PAIRED) != method_pairs:
+        problem = "these are preference pairs, but the loss takes plain rows" if form == PAIRED else (
+            f"these are {form} rows, but the loss takes preference pairs"
+        )  # fmt: skip
+        raise LuthierError("data-format", problem, where=where, remedy="Choose another loss, or other rows.")
+
+
+def _pair_row(pair: Pair, where: str) -> ServiceRow:
+    """A pair as messages: a text prompt is the user's, a text answer the assistant's."""
+    before = [{"role": "user", "content": pair.prompt}] if isinstance(pair.prompt, str) else pair.prompt
+    better, worse = (
+        [{"role": "assistant", "content": side}] if isinstance(side, str) else side
+        for side in (pair.chosen, pair.rejected)
+    )
+    return ServiceRow(
+        form=PAIRED, where=where, messages=tuple(before), chosen=tuple(better), rejected=tuple(worse), tools=pair.tools
+    )
+
+
+def _form_row(form: Any, where: str) -> ServiceRow:
+    if isinstance(form, Instruction):
+        form = alpaca_conversation(form)
+    if isinstance(form, Pair):
+        return _pair_row(form, where)
+    if isinstance(form, Conversation):
+        return ServiceRow(
+            form="conversation", where=where, messages=form.messages, trained=form.trained, tools=form.tools
+        )
+    if isinstance(form, Completion):
+        return ServiceRow(form="completion", where=where, prompt=form.prompt, text=form.completion)
+    assert isinstance(form, Document)
+    return ServiceRow(form="text", where=where, text=form.text)
+
+
+def completion_conversation(row: ServiceRow) -> ServiceRow:
+    """Return a completion as the conversation that a service without completions takes: a question and its answer."""
+    messages = ({"role": "user", "content": row.prompt}, {"role": "assistant", "content": row.text})
+    return ServiceRow(form="conversation", where=row.where, messages=messages, trained=(False, True))
+
+
+def wire_messages(messages: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
+    """Return messages as OpenAI's format has them: tool arguments as JSON text, no empty content beside tool calls."""
+    return [_wire_message(message) for message in messages]
+
+
+def _wire_message(message: dict[str, Any]) -> dict[str, Any]:
+    calls = [_wire_call(call, number) for number, call in enumerate(message.get("tool_calls") or ())]
+    kept = {k: v for k, v in message.items() if k not in ("tool_calls", "content")}
+    content = {} if calls and not message.get("content") else {"content": message["content"]}
+    return {**kept, **content, **({"tool_calls": calls} if calls else {})}
+
+
+def _wire_call(call: dict[str, Any], number: int) -> dict[str, Any]:
+    arguments = call["function"]["arguments"]
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {"id": call.get("id") or f"call_{number}", "type": "function",
+            "function": {"name": call["function"]["name"], "arguments": text}}  # fmt: skip

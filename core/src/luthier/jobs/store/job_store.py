@@ -1,0 +1,182 @@
+"""Jobs in the store: written before they act, found again by id, and moved from stage to stage and state to state."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import LuthierError
+from luthier.jobs.secret import redact_text, redact_value
+from luthier.jobs.store.database import Database, default_place
+from luthier.plugins.providing.job_records import Job, JobSpec, JobStatus, from_plain_data, to_plain_data
+from luthier.plugins.providing.job_state import JobState, Stage, advance_state
+
+Observer = Callable[[str, str], None]  # told of each step of the journal, once it is on the disk: job, step
+
+
+class JobStore:
+    """Every job of a folder. Each change is one transaction, so that another process sees all of it or nothing.
+
+    `observer` is called after each journalled step, for tests that end the process there.
+    """
+
+    def __init__(self, folder: Path | None = None, observer: Observer | None = None) -> None:
+        self.database = Database(folder or default_place())
+        self._observer = observer
+
+    @property
+    def folder(self) -> Path:
+        return self.database.folder
+
+    def add_job(self, spec: JobSpec, now: float, stage: Stage = Stage.INTENT, remote_id: str | None = None) -> Job:
+        """Write down a new job before anything is done for it."""
+        values = (spec.id, spec.provider, _text(to_plain_data(spec)), stage, JobState.PENDING, remote_id, now)
+        with self.database.write() as connection:
+            connection.execute(
+                "INSERT INTO jobs (id, provider, spec, stage, state, remote_id, updated) VALUES (?,?,?,?,?,?,?)", values
+            )
+            _note(connection, spec.id, now, stage, {})
+        self._tell(spec.id, stage)
+        return self.get_job(spec.id)
+
+    def get_job(self, id: str) -> Job:
+        """Return the job of exactly this id."""
+        rows = self.database.read("SELECT * FROM jobs WHERE id = ?", (id,))
+        if not rows:
+            raise LuthierError("job-not-found", f"there is no job {id!r}", where=str(self.database.path))
+        return _job(rows[0])
+
+    def find_job(self, name: str) -> Job:
+        """Return the job of an id, its beginning or end, or of the service's own id for it."""
+        exact = self.database.read("SELECT * FROM jobs WHERE id = ? OR remote_id = ?", (name, name))
+        escaped = name.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+        query = "SELECT * FROM jobs WHERE id LIKE ? ESCAPE '\\' OR id LIKE ? ESCAPE '\\' ORDER BY id LIMIT 6"
+        rows = exact or (self.database.read(query, (f"{escaped}%", f"%{escaped}")) if name else [])
+        if not rows:
+            remedy = "List them with `luthier jobs`."
+            raise LuthierError("job-not-found", f"there is no job {name!r}", where=str(self.folder), remedy=remedy)
+        if len(rows) > 1:
+            raise LuthierError("job-ambiguous", f"{name!r} may be {' or '.join(row['id'] for row in rows)}")
+        return _job(rows[0])
+
+    def list_jobs(self, status: str | None = None, provider: str | None = None, limit: int | None = None) -> list[Job]:
+        """Return jobs, the newest first, of a state and a provider where these are given."""
+        query = "SELECT * FROM jobs WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR provider = ?2) ORDER BY id DESC"
+        return [_job(row) for row in self.database.read(f"{query} LIMIT ?3", (status, provider, limit or -1))]
+
+    def enter_stage(self, id: str, stage: Stage, now: float, **detail: Any) -> Job:
+        """Journal a stage before its act."""
+        return self._change(id, now, stage, detail, {"stage": stage})
+
+    def note_upload(self, job: Job, role: str, remote_id: str, now: float) -> Job:
+        """Journal a file that the service has now, and remember it for other jobs with the same bytes."""
+        uploads = {**self.get_job(job.id).uploads, role: remote_id}
+        known = (job.spec.scope, job.spec.files[role].sha256, remote_id)
+        detail = {"role": role, "remote_id": remote_id}
+        return self._change(job.id, now, f"uploaded {role}", detail, {"uploads": _text(uploads)}, known)
+
+    def known_upload(self, scope: str, sha256: str) -> str | None:
+        """Return a service's id of a file with these bytes, where one was uploaded before."""
+        query = "SELECT remote_id FROM uploads WHERE scope = ? AND sha256 = ?"
+        rows = self.database.read(query, (scope, sha256))
+        return rows[0]["remote_id"] if rows else None
+
+    def note_created(self, id: str, status: JobStatus, now: float, *, found: bool) -> Job:
+        """Journal that the job exists at its service: as answered, or as `found` there later."""
+        self._change(id, now, Stage.CREATED, {"remote_id": status.remote_id, "found": found},
+                     {"stage": Stage.CREATED, "remote_id": status.remote_id})  # fmt: skip
+        return self.save_status(id, status, now)[0]
+
+    def note_refused(self, id: str, reason: str, now: float) -> Job:
+        """Journal that the service refused the job: it failed without ever existing."""
+        told = redact_text(reason)
+        return self._change(id, now, Stage.REFUSED, {"reason": told},
+                            {"stage": Stage.REFUSED, "state": JobState.FAILED, "reason": told})  # fmt: skip
+
+    def note_step(self, id: str, step: str, now: float, **detail: Any) -> Job:
+        """Journal anything else."""
+        return self._change(id, now, step, detail, {})
+
+    def request_cancel(self, id: str, now: float) -> Job:
+        """Journal the wish to cancel, before the service is asked."""
+        first = self.get_job(id).cancel_requested
+        return self._change(id, now, "cancel requested", {}, {"cancel_requested": first or now})
+
+    def note_canceled(self, id: str, reason: str, now: float) -> Job:
+        """Journal that a job was given up before it existed at its service."""
+        return self._change(id, now, "canceled", {"reason": reason}, {"state": JobState.CANCELED, "reason": reason})
+
+    def save_status(self, id: str, status: JobStatus, now: float) -> tuple[Job, bool]:
+        """Keep what a provider reports, and return True beside it where that is legal. A final state is never left."""
+        with self.database.write() as connection:
+            row = connection.execute("SELECT * FROM jobs WHERE id = ?", (id,)).fetchone()
+            held = _job(row)
+            state, legal = advance_state(held.state, status.state)
+            if legal:
+                changed = (state, status.raw_state) != (held.state, held.raw_state)
+                values = (state, status.raw_state, status.phase, redact_text(status.reason) if status.reason else None,
+                          _text(redact_value(to_plain_data(status))), now)  # fmt: skip
+                connection.execute(
+                    "UPDATE jobs SET state=?, raw_state=?, phase=?, reason=?, status=?, updated=? WHERE id=?",
+                    (*values, id),
+                )
+                if changed:
+                    _note(connection, id, now, f"state {state}", {"raw_state": status.raw_state})
+        return self.get_job(id), legal
+
+    def journal(self, id: str) -> list[dict[str, Any]]:
+        """Return the steps of a job, oldest first."""
+        rows = self.database.read("SELECT at, step, detail FROM journal WHERE job = ? ORDER BY number", (id,))
+        return [{"at": row["at"], "step": row["step"], **json.loads(row["detail"])} for row in rows]
+
+    def close(self) -> None:
+        """Close the file."""
+        self.database.close()
+
+    def _change(
+        self, id: str, now: float, step: str, detail: Mapping[str, Any], columns: Mapping[str, Any],
+        upload: tuple[str, str, str] | None = None,
+    ) -> Job:  # fmt: skip
+        """Set columns, whose names are this module's own, and journal the step, in one transaction."""
+        names = "".join(f"{name} = ?, " for name in columns)
+        with self.database.write() as connection:
+            connection.execute(f"UPDATE jobs SET {names}updated = ? WHERE id = ?", (*columns.values(), now, id))
+            if upload is not None:
+                connection.execute("INSERT OR REPLACE INTO uploads VALUES (?,?,?)", upload)
+            _note(connection, id, now, step, detail)
+        self._tell(id, step)
+        return self.get_job(id)
+
+    def _tell(self, id: str, step: str) -> None:
+        if self._observer is not None:
+            self._observer(id, str(step))
+
+
+def _job(row: sqlite3.Row) -> Job:
+    spec = from_plain_data(json.loads(row["spec"]), JobSpec, "the store's job")
+    status = None if row["status"] is None else from_plain_data(json.loads(row["status"]), JobStatus, "the status")
+    return Job(
+        spec=spec,
+        stage=Stage(row["stage"]),
+        state=JobState(row["state"]),
+        raw_state=row["raw_state"],
+        phase=row["phase"],
+        reason=row["reason"],
+        remote_id=row["remote_id"],
+        status=status,
+        uploads=json.loads(row["uploads"]),
+        cancel_requested=row["cancel_requested"],
+        updated=row["updated"],
+    )
+
+
+def _note(connection: sqlite3.Connection, id: str, now: float, step: str, detail: Mapping[str, Any]) -> None:
+    values = (id, now, str(step), _text(redact_value(dict(detail))))
+    connection.execute("INSERT INTO journal (job, at, step, detail) VALUES (?,?,?,?)", values)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, default=str)

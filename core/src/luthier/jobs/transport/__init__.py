@@ -1,0 +1,1 @@
+"""Transport: HTTP to a service. `service_client` alone imports httpx; the rest of it stands apart."""

@@ -1,0 +1,94 @@
+"""What an answer that is no success means: its kind, code and message, in whatever shape the service writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import attrs
+
+from luthier.errors import shown
+from luthier.jobs.provider_error import ProviderError
+from luthier.jobs.secret import redact_text
+
+KINDS: Final = {
+    400: "invalid",
+    401: "auth",
+    402: "quota",
+    403: "permission",
+    404: "not_found",
+    405: "invalid",
+    409: "exists",
+    410: "ended",
+    412: "quota",
+    413: "invalid",
+    422: "invalid",
+    429: "limited",
+}
+QUOTA: Final = ("quota", "billing", "credit", "payment", "balance", "spend")  # in a code or type: no wait helps
+REQUEST_IDS: Final = ("x-request-id", "x-amzn-requestid", "request-id", "cf-ray")
+HINTS: Final = {
+    "auth": "Check the key, and that it belongs to this service and project.",
+    "permission": "Give the key's account the right to fine-tune this model.",
+}
+
+
+@attrs.frozen(kw_only=True)
+class Answer:
+    """An answer as it came: its status, headers by lower-case name, and body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: Any  # JSON where it is JSON, else text
+    is_json: bool = True
+
+    @property
+    def request_id(self) -> str | None:
+        return next((self.headers[name] for name in REQUEST_IDS if name in self.headers), None)
+
+
+def read_refusal(answer: Answer, where: str, *, retry_after: float | None, attempts: int) -> ProviderError:
+    """Return the error that an answer of status 300 or above means."""
+    code, message = read_message(answer.body)
+    kind = KINDS.get(answer.status, "server" if answer.status >= 500 else "invalid")
+    if 300 <= answer.status < 400:
+        kind, message = "protocol", f"redirects to {redact_text(answer.headers.get('location', 'nowhere'))}"
+    if kind in ("limited", "permission") and any(word in (code or "").lower() for word in QUOTA):
+        kind = "quota"
+    return ProviderError(
+        kind,
+        message or f"the service answered {answer.status}",
+        where=where,
+        remedy=HINTS.get(kind),
+        http_status=answer.status,
+        provider_code=code,
+        request_id=answer.request_id,
+        retry_after=retry_after,
+        attempts=attempts,
+    )
+
+
+def read_message(body: Any) -> tuple[str | None, str]:
+    """Return the code and the message of an error's body: OpenAI's, Google's, AWS's, or plain text."""
+    if isinstance(body, list) and body:
+        body = body[0]
+    if not isinstance(body, dict):
+        return None, shown(body, 300) if body else ""
+    inner = body.get("error") if isinstance(body.get("error"), dict) else body
+    code = next((inner[k] for k in ("code", "status", "type", "__type") if inner.get(k) not in (None, "")), None)
+    if isinstance(code, int) or inner.get("type") in ("insufficient_quota",):
+        code = inner.get("status") or inner.get("type") or code
+    message = next((inner[k] for k in ("message", "Message", "detail", "error") if isinstance(inner.get(k), str)), "")
+    param = f" (field {inner['param']})" if isinstance(inner.get("param"), str) else ""
+    return (None if code is None else str(code)), (message or shown(inner, 300)) + param
+
+
+def unreadable_answer(answer: Answer, where: str) -> ProviderError:
+    """Return the error of a body that is not what the service promises."""
+    return ProviderError(
+        "protocol",
+        f"the answer cannot be read: {redact_text(shown(answer.body, 200))}",
+        where=where,
+        http_status=answer.status,
+        request_id=answer.request_id,
+    )

@@ -1,0 +1,248 @@
+"""The client of one service: the only module that imports httpx.
+
+Reads are sent again when they fail in passing; a change only where its caller says that it may be repeated. Redirects
+are never followed here, and links that carry their own signature go through a second client that knows no key.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import attrs
+import httpx
+
+from luthier.errors import LuthierError
+from luthier.jobs.clock import Clock, current_clock
+from luthier.jobs.provider_error import ProviderError
+from luthier.jobs.secret import Secret, redact_link
+from luthier.jobs.transport.answer_errors import Answer, read_refusal, unreadable_answer
+from luthier.jobs.transport.file_bodies import CountedFile, send_blocks
+from luthier.jobs.transport.http_log import guard_loggers
+from luthier.jobs.transport.pace import Pace
+from luthier.jobs.transport.retry_policy import PASSING, RetryPolicy, read_retry_after
+from luthier.plugins.providing.job_records import Progress
+
+LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+TIMES: Final = httpx.Timeout(connect=5.0, read=60.0, write=60.0, pool=10.0)
+FILE_TIMES: Final = httpx.Timeout(connect=5.0, read=600.0, write=600.0, pool=10.0)  # of one block, not of the file
+UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+
+guard_loggers()
+
+
+@attrs.frozen(kw_only=True)
+class Call:
+    """One request. `repeatable` says that carrying it out twice is like once; `accepted` are its good answers."""
+
+    method: str
+    path: str
+    params: Any = None
+    json: Any = None
+    form: Mapping[str, str] | None = None
+    repeatable: bool = True
+    accepted: Sequence[int] = (200, 201, 202, 204)
+    headers: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Opened:
+    """An answer whose body is still to be read."""
+
+    status: int
+    headers: Mapping[str, str]
+    blocks: Callable[[], AsyncIterator[bytes]]
+
+
+class ServiceClient:
+    """HTTP to one service, polite and careful.
+
+    `headers` gives what identifies the user, asked before every request, with a `Secret` where a key stands.
+    Requests are spaced to `rate` a second. An address without TLS is refused unless it is this machine's own.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        service: str,
+        headers: Callable[[], Mapping[str, str | Secret]] = dict,
+        clock: Clock | None = None,
+        rate: float = 10.0,
+        together: int = 8,
+        policy: RetryPolicy | None = None,
+    ) -> None:
+        check_address(base_url, f"{service}.base_url")
+        self.base_url, self.service, self._headers = base_url.rstrip("/"), service, headers
+        self.clock: Clock = clock or current_clock()
+        self._policy, self._random = policy or RetryPolicy(), random.Random()
+        self._pace = Pace(self.clock, rate, together)
+        self._client = httpx.AsyncClient(timeout=TIMES, follow_redirects=False, trust_env=True)
+        self._bare = httpx.AsyncClient(timeout=FILE_TIMES, follow_redirects=False, trust_env=True)
+
+    async def read_json(self, path: str, params: Any = None) -> Any:
+        """GET a JSON document, again and again while the service fails in passing."""
+        return self._document(await self.send_call(Call(method="GET", path=path, params=params)), path)
+
+    async def post_json(self, path: str, body: Any = None, *, repeatable: bool = False) -> Any:
+        """POST a JSON document. Unless it is repeatable it is sent once, and a missing answer is a `lost` error."""
+        answer = await self.send_call(Call(method="POST", path=path, json=body, repeatable=repeatable))
+        return self._document(answer, path)
+
+    async def send_call(self, call: Call) -> Answer:
+        """Send a call and return its answer; an answer that the call does not accept is a `ProviderError`."""
+        for attempt in range(1, self._policy.attempts + 1):
+            last = attempt == self._policy.attempts
+            try:
+                answer = await self._send_once(call)
+            except ProviderError as error:
+                error.attempts = attempt
+                safe = error.kind == "network" or (call.repeatable and error.kind == "lost")
+                if last or not safe:
+                    raise
+                await self.clock.sleep(self._policy.draw_wait(attempt, self._random))
+                continue
+            if answer.status in call.accepted:
+                return answer
+            await self._wait_or_raise(call, answer, attempt, last=last)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def send_file(self, path: str, file: Path, *, fields: Mapping[str, str], field: str = "file",
+                        name: str | None = None, progress: Progress | None = None) -> Any:  # fmt: skip
+        """POST a file as a form's field, streamed from the disk; sent again if that fails: a copy harms none."""
+        call = Call(method="POST", path=path, form=fields)
+        for attempt in range(1, self._policy.attempts + 1):
+            with file.open("rb") as stream:
+                counted = CountedFile(stream, file.stat().st_size, progress)
+                part = {field: (name or file.name, counted, "application/jsonl")}
+                try:
+                    answer = await self._send_once(call, files=part)
+                except ProviderError as error:
+                    if attempt == self._policy.attempts or error.kind not in ("network", "lost"):
+                        raise
+                    await self.clock.sleep(self._policy.draw_wait(attempt, self._random))
+                    continue
+            if answer.status in call.accepted:
+                return self._document(answer, path)
+            await self._wait_or_raise(call, answer, attempt, last=attempt == self._policy.attempts)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def put_file(self, link: str, file: Path, *, progress: Progress | None = None) -> Mapping[str, str]:
+        """PUT a file to a signed link without any key, and return the answer's headers."""
+        check_address(link, "upload link")
+        size = file.stat().st_size
+        headers = {"content-length": str(size), "content-type": "application/octet-stream"}
+        with file.open("rb") as stream, _Translated(redact_link(link)):
+            answer = await self._bare.put(link, content=send_blocks(stream, size, progress), headers=headers)
+        if answer.status_code >= 300:
+            raise read_refusal(await _read_answer(answer), redact_link(link), retry_after=None, attempts=1)
+        return {k.lower(): v for k, v in answer.headers.items()}
+
+    @asynccontextmanager
+    async def open_stream(
+        self, address: str, *, params: Any = None, headers: Mapping[str, str] | None = None, bare: bool = False
+    ) -> AsyncIterator[Opened]:
+        """GET a body to be read block by block: a path of the service, or with `bare` a signed link, without a key."""
+        where = redact_link(address) if bare else self._where("GET", address)
+        if bare:
+            check_address(address, "download link")
+        client, link = (self._bare, address) if bare else (self._client, f"{self.base_url}{address}")
+        given = {**({} if bare else self._revealed()), **(headers or {})}
+        with _Translated(where):
+            async with (
+                self._pace.take_turn(),
+                client.stream("GET", link, params=params, headers=given, timeout=FILE_TIMES) as answer,
+            ):
+                named = {k.lower(): v for k, v in answer.headers.items()}
+                if answer.status_code >= 400:
+                    await answer.aread()
+                    raise read_refusal(await _read_answer(answer), where, retry_after=None, attempts=1)
+                yield Opened(status=answer.status_code, headers=named, blocks=answer.aiter_raw)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+        await self._bare.aclose()
+
+    async def _send_once(self, call: Call, files: Any = None) -> Answer:
+        link = f"{self.base_url}{call.path}"
+        headers = {**self._revealed(), **call.headers}
+        times = FILE_TIMES if files else TIMES
+        async with self._pace.take_turn():
+            with _Translated(self._where(call.method, call.path)):
+                answer = await self._client.request(
+                    call.method, link, params=call.params, json=call.json, data=call.form, files=files,
+                    headers=headers, timeout=times,
+                )  # fmt: skip
+        return await _read_answer(answer)
+
+    async def _wait_or_raise(self, call: Call, answer: Answer, attempt: int, *, last: bool) -> None:
+        asked = read_retry_after(answer.headers.get("retry-after"), self.clock.now())
+        where = self._where(call.method, call.path)
+        error = read_refusal(answer, where, retry_after=asked, attempts=attempt)
+        passing = answer.status in PASSING and error.kind in ("limited", "server", "invalid")
+        refused = answer.headers.get("x-should-retry") == "false"
+        too_long = asked is not None and asked > self._policy.longest_asked
+        safe = call.repeatable or answer.status == 429  # a request that was turned away has changed nothing
+        if last or not passing or refused or too_long or not safe:
+            raise error
+        await self.clock.sleep(self._policy.draw_wait(attempt, self._random) if asked is None else asked)
+
+    def _revealed(self) -> dict[str, str]:
+        return {k: v.reveal() if isinstance(v, Secret) else v for k, v in self._headers().items()}
+
+    def _document(self, answer: Answer, path: str) -> Any:
+        if answer.status == 204:
+            return None
+        where = self._where("the answer to", path)
+        if not answer.is_json:
+            raise unreadable_answer(answer, where)
+        if isinstance(answer.body, dict) and set(answer.body) == {"error"}:
+            raise read_refusal(attrs.evolve(answer, status=400), where, retry_after=None, attempts=1)
+        return answer.body
+
+    def _where(self, method: str, path: str) -> str:
+        return f"{self.service}: {method} {urlsplit(path).path}"
+
+
+class _Translated:
+    """Turns the library's errors into ours: not sent (`network`), or perhaps carried out (`lost`)."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        if isinstance(error, httpx.InvalidURL):
+            raise ProviderError("invalid", "this is no address", where=self._where) from None
+        if isinstance(error, httpx.DecodingError):
+            raise ProviderError("protocol", "the answer is packed wrongly", where=self._where) from None
+        if isinstance(error, httpx.HTTPError):
+            sent = "network" if isinstance(error, UNSENT) else "lost"
+            told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            raise ProviderError(sent, told, where=self._where) from None
+
+
+def check_address(address: str, where: str) -> None:
+    """Raise `insecure-url` for an address that would send a key in clear text, or that holds a password."""
+    parts = urlsplit(address)
+    if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK):
+        if parts.username or parts.password:
+            raise LuthierError("insecure-url", "an address holds a user or password", where=where)
+        return
+    raise LuthierError("insecure-url", "only https, or http on this machine", where=where, found=redact_link(address))
+
+
+async def _read_answer(answer: httpx.Response) -> Answer:
+    await answer.aread()
+    headers = {name.lower(): value for name, value in answer.headers.items()}
+    try:
+        return Answer(status=answer.status_code, headers=headers, body=answer.json() if answer.content else {})
+    except (ValueError, RecursionError):
+        return Answer(status=answer.status_code, headers=headers, body=answer.text[:500], is_json=False)

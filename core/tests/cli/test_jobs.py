@@ -1,0 +1,118 @@
+"""The verbs of jobs on the command line, in process; what they submit runs in a worker process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from luthier.builtin.local_worker import is_worker_alive
+from luthier.jobs.store.job_store import JobStore
+
+STEPS = 3
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with rows and `r.yaml`; jobs are stored below it, and none is left running."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LUTHIER_JOBS", str(tmp_path / "store"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    rows = [{"prompt": f"{i} and {j} is", "completion": str(i + j)} for i in range(4) for j in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "r.yaml").write_text(f"model: demo\ndata: rows.jsonl\nadapter: lora\nmax_steps: {STEPS}\noutput_dir: run\n")
+    yield tmp_path
+    store = JobStore(tmp_path / "store")
+    for job in store.list_jobs():
+        if is_worker_alive(job.spec.folder):
+            os.kill(json.loads((job.spec.folder / "worker.json").read_text())["pid"], signal.SIGTERM)
+        while is_worker_alive(job.spec.folder):
+            time.sleep(0.05)
+    store.close()
+
+
+def test_a_job_is_submitted_followed_listed_shown_and_downloaded(luthier, folder):
+    done = luthier("submit", "r.yaml", "--provider", "local", "--wait", "--json")
+    assert done.status == 0, done.stderr
+    job = done.document["job"]
+    assert job["state"] == "completed"
+    assert f"submitted {job['id']} to local" in done.stderr
+    assert done.stderr.count("loss") == STEPS
+    listed = luthier("jobs", "--json").document["jobs"]
+    assert [(j["id"], j["state"], j["stage"]) for j in listed] == [(job["id"], "completed", "created")]
+    assert luthier("jobs", "--status", "failed", "--json").document["jobs"] == []
+    shown = luthier("status", job["id"][-6:], "--json").document
+    assert (shown["progress"]["step"], shown["progress"]["total_steps"]) == (STEPS, STEPS)
+    assert [step["step"] for step in shown["journal"]][:4] == ["intent", "uploaded", "creating", "created"]
+    events = luthier("logs", job["id"], "--json").document["events"]
+    assert [e["metrics"]["step"] for e in events] == [1, 2, 3]
+    got = luthier("download", job["id"], "--output-dir", "got", "--json").document["artifact"]
+    assert (got["kind"], got["base_model"]) == ("adapter", "demo")
+    assert (folder / "got/adapter_config.json").is_file()
+    assert luthier("attach", job["id"], "--json").document["job"]["state"] == "completed"
+    for verb in (("jobs",), ("status", job["id"]), ("logs", job["id"]), ("download", job["id"])):
+        plain = luthier(*verb)
+        assert plain.status == 0, plain.stderr
+        assert plain.stdout.strip()
+
+
+def test_a_job_that_fails_is_an_error_with_its_reason(luthier, folder):
+    (folder / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt"\n')
+    done = luthier("submit", "r.yaml", "--wait", "--json")
+    assert done.status == 1
+    assert done.document["error"]["code"] == "job-failed"
+    assert "rows.jsonl:2" in done.document["error"]["message"]
+
+
+def test_ctrl_c_detaches_and_says_how_to_come_back(folder):
+    words = [sys.executable, "-m", "luthier", "submit", "r.yaml", "--set", "max_steps=5000", "--wait"]
+    process = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    line = process.stderr.readline()
+    assert line.startswith("submitted "), line + process.stderr.read()
+    id = line.split()[1]
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"luthier attach {id}" in told
+    store = JobStore(folder / "store")
+    assert is_worker_alive(store.get_job(id).spec.folder)
+    store.close()
+
+
+def test_a_job_is_cancelled(luthier, folder):
+    job = luthier("submit", "r.yaml", "--set", "max_steps=5000", "--json").document["job"]
+    luthier("cancel", job["id"], "--json")
+    done = luthier("attach", job["id"], "--json")
+    assert (done.status, done.document["error"]["code"]) == (1, "job-canceled")
+
+
+def test_a_recipe_that_is_wrong_makes_no_job(luthier, folder):
+    assert luthier("submit", "r.yaml", "--learning-rat", "3").status == 2
+    assert luthier("submit", "r.yaml", "--provider", "nowhere").status == 2
+    assert luthier("jobs", "--json").document["jobs"] == []
+
+
+def test_a_job_that_is_not_there_is_said(luthier, folder):
+    for verb in ("status", "logs", "cancel", "download", "attach"):
+        done = luthier(verb, "nothing", "--json")
+        assert (done.status, done.document["error"]["code"]) == (2, "job-not-found")
+    assert luthier("jobs", "--status", "runing", "--json").document["error"]["remedy"] .startswith("Did you mean 'running'")
+
+
+def test_providers_are_listed_shown_and_checked(luthier, folder):
+    assert "local" in [p["name"] for p in luthier("providers", "--json").document["providers"]]
+    shown = luthier("providers", "show", "local", "--json").document
+    assert (shown["takes"], shown["weights"]) == ("recipe", ["adapter", "model"])
+    assert "cpu" in luthier("providers", "check", "local", "--json").document["devices"]
+    for words in ((), ("show", "local"), ("check", "local")):
+        assert luthier("providers", *words).status == 0
+
+
+def test_an_estimate_names_each_provider_asked_for(luthier, folder):
+    found = luthier("estimate", "r.yaml", "--at", "local", "--json").document["estimates"]
+    assert [(e["provider"], e["basis"]) for e in found] == [("local", "on this machine")]
+    assert luthier("estimate", "r.yaml").status == 0
+    assert luthier("jobs", "--json").document["jobs"] == []
