@@ -131,7 +131,7 @@ CODES: Final[dict[str, Code]] = {
         "The service cannot do what the recipe asks for.", "Change what the message names, or the provider."
     ),
     "provider-not-found": Code("The service does not know this job, file or model.", "Check its name and the account."),
-    "provider-exists": Code("The service has this already.", "Look at it with `luthier status`.", 1),
+    "provider-exists": Code("The service has this already.", "Look at it with `luthier status JOB`.", 1),
     "provider-ended": Code("The service has been shut down.", "Choose another provider."),
     "provider-failed": Code("The service failed again and again.", "Run the same command later.", 75),
     "provider-unreachable": Code(

@@ -22,7 +22,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     rows = [{"prompt": f"{i} and {j} is", "completion": str(i + j)} for i in range(4) for j in range(3)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "r.yaml").write_text(f"model: demo\ndata: rows.jsonl\nadapter: lora\nmax_steps: {STEPS}\noutput_dir: run\n")
+    (tmp_path / "r.yaml").write_text(
+        f"model: demo\ndata: rows.jsonl\nadapter: lora\nmax_steps: {STEPS}\noutput_dir: run\n"
+    )
     yield tmp_path
     store = JobStore(tmp_path / "store")
     for job in store.list_jobs():
@@ -99,7 +101,9 @@ def test_a_job_that_is_not_there_is_said(luthier, folder):
     for verb in ("status", "logs", "cancel", "download", "attach"):
         done = luthier(verb, "nothing", "--json")
         assert (done.status, done.document["error"]["code"]) == (2, "job-not-found")
-    assert luthier("jobs", "--status", "runing", "--json").document["error"]["remedy"] .startswith("Did you mean 'running'")
+    assert (
+        luthier("jobs", "--status", "runing", "--json").document["error"]["remedy"].startswith("Did you mean 'running'")
+    )
 
 
 def test_providers_are_listed_shown_and_checked(luthier, folder):

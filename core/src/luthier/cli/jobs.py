@@ -32,7 +32,9 @@ def jobs(
     from luthier.plugins.providing.job_state import JobState
 
     if status is not None and status not in list(JobState):
-        raise LuthierError("usage", f"there is no state {status!r}", where="--status", remedy=nearest(status, map(str, JobState)))
+        raise LuthierError(
+            "usage", f"there is no state {status!r}", where="--status", remedy=nearest(status, map(str, JobState))
+        )
     with _managing() as manager:
         found = manager.list_sync(status=status, provider=provider, limit=limit, refresh=refresh)
     return Answer(document={"jobs": [j.to_dict() for j in found]}, view=lambda screen: draw_jobs(screen, found))

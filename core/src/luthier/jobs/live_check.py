@@ -42,6 +42,10 @@ async def verify_provider(name: str, model: str, max_cost: float, output: Path) 
         "journal": steps,
         "events": [to_plain_data(event) for event in events],
     }
+    return _write_transcript(found, output)
+
+
+def _write_transcript(found: dict[str, Any], output: Path) -> dict[str, Any]:
     transcript = redact_value(json.loads(json.dumps(found, default=str)))
     try:
         output.write_text(json.dumps(transcript, indent=2) + "\n", "utf-8")
