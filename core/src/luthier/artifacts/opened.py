@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from luthier.artifacts.folders import NOTE
 from luthier.engine import attention, load
 from luthier.engine.contexts import attach_adapter, context_for
+from luthier.engine.decisions import Decisions
 from luthier.engine.run import read_record
 from luthier.errors import LuthierError
 from luthier.model.quantized import QUANTIZED, apply_quantizer, find_trained
@@ -22,7 +23,12 @@ from luthier.plugins.structure import structure
 from luthier.plugins.values import Context, Progress
 from luthier.recipe.tree import Model
 
-OPTIONAL: Final[dict[str, Any]] = {"files": {}, "seed": 0, "progress": None}  # that older notes have not
+OPTIONAL: Final[dict[str, Any]] = {
+    "files": {},
+    "seed": 0,
+    "progress": None,
+    "decisions": {},
+}  # that older notes have not
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -120,6 +126,7 @@ def _context(model: Any, quantizer: Quantizer, spec: Model, note: dict[str, Any]
         quantizer,
         purpose="open",
         seed=note.get("seed", 0),
+        decisions=Decisions(note.get("decisions")),
         original=lambda layer: load.original_weight(spec.name_or_path, model, layer),
     )
 

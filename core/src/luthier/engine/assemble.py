@@ -194,7 +194,7 @@ def _attached(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any],
     feed = feed_of(recipe, prepared.train)
     alone = Packing(max_tokens=recipe.max_tokens_per_device, on=recipe.packing)
     before, numbers, has_weights = attention.install(model), {}, purpose in WHOLE
-    told = {"log": numbers.__setitem__, "total_steps": feed.total, "purpose": purpose}
+    told = {"log": numbers.__setitem__, "total_steps": feed.total, "purpose": purpose, "decisions": decisions}
     context = _context(recipe, model, built["quantizer"], lambda n: batches(feed.head(n), alone, device), **told)
     model = attach_adapter(built["adapter"], model, context).train()
     operations = undo.enter_context(operating(model, ordinary(), verified=has_weights or spread_as == "fsdp"))

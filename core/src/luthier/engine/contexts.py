@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from luthier.artifacts.weights import Files, save_model
 from luthier.engine import storage
+from luthier.engine.decisions import Decisions
 from luthier.engine.load import read_model
 from luthier.engine.probe import disagreement
 from luthier.engine.seeds import seed_all
 from luthier.model.quantized import write_trained
 from luthier.plugins.protocols import Adapter, Quantizer
-from luthier.plugins.values import Context, Purpose
+from luthier.plugins.values import Context, Purpose, compute_uncached
+from luthier.step.preparation import cache_tensors, decide_with, run_body, show_progress
 
 WHOLE: Final = ("train", "open")  # purposes of a model whose weights have values
 ATTACHING: Final = -1  # where the key of a step has its number, so that no step draws the same
@@ -34,6 +36,7 @@ def context_for(
     batches: Callable[[int], Iterable[Any]] = lambda _: (),
     log: Callable[[str, float], None] = lambda *_: None,
     files: Callable[[], Files] = Files,
+    decisions: Decisions | None = None,
 ) -> Context:
     """Return the context of a model."""
     return Context(
@@ -49,6 +52,10 @@ def context_for(
         requantize=lambda layer, weight: _put(layer, weight, quantizer),
         original=original,
         batches=batches,
+        forward=run_body,
+        decide=decide_with(decisions or Decisions(), purpose),
+        progress=show_progress if purpose in WHOLE else lambda total, text: lambda n=1: None,
+        cache=cache_tensors if purpose in WHOLE else compute_uncached,
         probe=disagreement if purpose in WHOLE else lambda model, packing=True: None,
         save_model=functools.partial(_save, quantizer, files),
         load_model=functools.partial(_load, quantizer),

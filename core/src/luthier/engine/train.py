@@ -45,6 +45,7 @@ from luthier.engine.signals import signals
 from luthier.errors import LuthierError
 from luthier.logs import get_logger, run_log
 from luthier.recipe import Recipe, recipe_hash, resolve
+from luthier.step.preparation import keep_decisions
 
 log = get_logger()
 
@@ -213,7 +214,8 @@ def _finish(loop: Loop, tally: Tally, record: dict[str, Any], assembled: Assembl
     setup, run = loop.setup, loop.run
     setup.undo.close()  # what is written is made of the weights as they came
     state = gathered(setup)
-    record["note"] = {**record["note"], "progress": attrs.asdict(setup.progress)}
+    also = {"progress": attrs.asdict(setup.progress), "decisions": keep_decisions(setup.decisions)}
+    record["note"] = {**record["note"], **also}
     artifact, merged, best = setup.world.decide(lambda: _written(loop, record["note"], assembled, state))
     result = Run(
         **{"run_id": run.run_id, "output_path": run.folder, "artifact": Path(artifact)},

@@ -89,6 +89,11 @@ class Context:
     - `over(batches, function)` calls `function(policy, batch)` inside `Step`, without gradient or dropout, equally
       often on every rank, and returns the results (trees of tensors and JSON values) of all ranks, in the order of the
       batches. It may be used from `Loss.begin` on; a rehearsal calls the function with the first batch alone.
+    - `forward(model, batch)` runs the model's body over a packed batch without gradient or dropout and returns the
+      states [T, H] that the head reads. It may be used before the adapter is attached; hooks on layers are called.
+    - `decide(name, function, bound=None)` calls `function()` on rank 0 and returns its JSON value on every rank, also
+      after a resume and where the artifact is opened. Where weights have no values, every rank must still call it, in
+      the same order; in a plan it returns `bound`.
     - `progress(total, text)` returns a function `advance(n=1)` that moves a progress bar of a long preparation.
     - `cache(key, compute)` returns the tensors of `compute()`, kept on disk under a hash of `key`: name in the key
       everything that the result depends on, such as the hash of a weight and the options.
@@ -111,6 +116,8 @@ class Context:
     original: Callable[[nn.Module], Tensor]
     batches: Callable[[int], Iterable[Any]]
     over: Callable[[Iterable[Any], Callable[[Any, Any], Any]], list[Any]] = refuse_over
+    forward: Callable[[Any, Any], Tensor]
+    decide: Callable[..., Any] = lambda name, function, bound=None: function()
     progress: Callable[[int, str], Callable[..., None]] = lambda total, text: lambda n=1: None
     cache: Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]] = compute_uncached
     probe: Callable[[Any], str | None] = lambda model: None

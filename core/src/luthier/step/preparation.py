@@ -1,0 +1,129 @@
+"""What a part may use for a long preparation: decisions, cached tensors, progress, and a look at activations.
+
+`engine.contexts` puts these functions into the `Context` that parts get.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import torch
+from torch import Tensor
+
+from luthier.data.cache import cache_folder
+from luthier.engine.decisions import Decisions
+from luthier.engine.policy import ModelPolicy
+from luthier.engine.seeds import kept
+from luthier.logs import get_logger
+from luthier.plugins.values import Purpose
+
+log = get_logger()
+Value = TypeVar("Value")
+FOLDER: Final = "tensors"
+PATIENCE: Final = 1.0  # seconds before progress is shown
+EVERY: Final = 30.0  # seconds between log lines where there is no terminal
+PREFIX: Final = "part:"  # before the names of what parts decide, so that none is taken for one of the engine's
+
+
+def decide_with(decisions: Decisions, purpose: Purpose) -> Callable[..., Any]:
+    """Return `decide(name, function, bound=None)` of a context: rank 0's JSON value, kept for a resume.
+
+    In a plan it returns `bound`, as no number can be looked at.
+    """
+
+    def decide(name: str, function: Callable[[], Value], bound: Value | None = None) -> Value | None:
+        if purpose == "plan":
+            return bound
+        return decisions.take(f"{PREFIX}{name}", lambda: (function(), "decided by a part"))
+
+    return decide
+
+
+def keep_decisions(decisions: Decisions) -> dict[str, Any]:
+    """Return what parts have decided, as an artifact's note keeps it for whoever opens it."""
+    return {name: value for name, value in decisions.to_dict().items() if name.startswith(PREFIX)}
+
+
+def cache_tensors(key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of `compute()`, kept on disk under a hash of `key`.
+
+    One process computes; others on this machine that ask for the same key wait for it. A file that cannot be read is
+    computed again.
+    """
+    from safetensors.torch import save_file
+
+    folder = cache_folder() / FOLDER
+    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    found = _read_tensors(path)
+    if found is not None:
+        return found
+    folder.mkdir(parents=True, exist_ok=True)
+    with _held_alone(path.with_suffix(".lock")):
+        found = _read_tensors(path)
+        if found is None:
+            found = {name: tensor.detach() for name, tensor in compute().items()}
+            aside = path.with_name(f".{path.name}.{os.getpid()}")
+            save_file({name: tensor.cpu().contiguous() for name, tensor in found.items()}, aside)
+            os.replace(aside, path)
+    return found
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor] | None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path) if path.is_file() else None
+    except (OSError, SafetensorError) as error:
+        log.warning("a cached file cannot be read, and is made again", file=str(path), error=str(error))
+        return None
+
+
+@contextlib.contextmanager
+def _held_alone(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def run_body(model: Any, batch: Any) -> Tensor:
+    """Return [T, H]: what the head reads of a packed batch, without gradient or dropout; hooks on layers see it."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), kept():
+            return ModelPolicy(model).states(batch.to(model.device))
+    finally:
+        model.train(training)
+
+
+def show_progress(total: int, text: str) -> Callable[..., None]:
+    """Return `advance(n=1)`, which moves a bar on a terminal, or else writes a log line now and then."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console, began = Console(stderr=True), time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, transient=True, auto_refresh=False)
+    task, done, told = bar.add_task(text, total=total), 0, began
+
+    def advance(n: int = 1) -> None:
+        nonlocal done, told
+        done, now = done + n, time.monotonic()
+        if console.is_terminal and (now - began > PATIENCE or bar.live.is_started):
+            bar.start()
+            bar.update(task, completed=done, refresh=True)
+            if done >= total:
+                bar.stop()
+        elif not console.is_terminal and now - told >= EVERY:
+            told = now
+            log.info(text, done=done, of=total)
+
+    return advance
