@@ -24,16 +24,26 @@ class Shifted(nn.Module):
         return self.layer(states) + self.shift.to(states.dtype) * self.on
 
 
+class SharedList(list):
+    """A list that copies of a part share: a rehearsal works on a copy."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+class SharedDict(dict):
+    """The same for names and values."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
 @attrs.define
 class ShiftAdapter:
     """An adapter by the book, which remembers each context it was given."""
 
-    contexts: list = attrs.field(factory=list)
+    contexts: list = attrs.field(factory=SharedList)
     layers: dict = attrs.field(factory=dict)
-
-    def __deepcopy__(self, memo):
-        """A rehearsal works on a copy of a part; it remembers in the same list."""
-        return type(self)(contexts=self.contexts)
 
     def attach(self, model, context):
         self.contexts.append(context)
@@ -228,3 +238,91 @@ def test_a_task_ends_after_the_best_weights_are_back_and_before_the_last_evaluat
     assert run.eval_loss == pytest.approx(fresh["eval_loss"], rel=1e-6)
     saved = load_file(run.artifact / "shift.safetensors")
     assert all(torch.equal(adapter.layers[name].shift, value) for name, value in saved.items())
+
+
+@attrs.define
+class SavesNothing(ShiftAdapter):
+    def save(self, folder):
+        (folder / "note.txt").write_text("nothing")
+
+    def load(self, folder):
+        pass
+
+
+def test_an_artifact_that_holds_nothing_is_refused(train):
+    with pytest.raises(luthier.LuthierError) as caught:
+        train(adapter=SavesNothing(), max_steps=2)
+    assert caught.value.code == "artifact-mismatch"
+
+
+def test_verification_leaves_the_live_model_as_it_is(train):
+    adapter = ShiftAdapter()
+    run = train(adapter=adapter, max_steps=2)
+    parameters = {name: layer.shift for name, layer in adapter.layers.items()}
+    assert all(run.model.get_submodule(name).shift is shift for name, shift in parameters.items())
+
+
+@attrs.define
+class Deciding(ShiftAdapter):
+    """It decides a number by chance, looks at activations, and keeps a slow result in the cache."""
+
+    seen: dict = attrs.field(factory=SharedDict)
+
+    def attach(self, model, context):
+        self.seen["decided"] = context.decide("tests.rank", lambda: float(torch.rand(())), bound=1.0)
+        if context.has_values:
+            (batch,) = context.batches(1)
+            self.seen["states"] = context.forward(model, batch).shape
+            advance = context.progress(2, "preparing")
+            self.seen["cached"] = context.cache("tests " + str(context.config.hidden_size), self.compute)["ones"]
+            advance(2)
+        return super().attach(model, context)
+
+    def compute(self):
+        self.seen["computed"] = self.seen.get("computed", 0) + 1
+        return {"ones": torch.ones(3)}
+
+
+def test_what_a_part_decides_is_kept_for_the_resumed_run(train):
+    settings = {"max_steps": 4, "save_steps": 2, "async_save": False}
+    first, second = Deciding(), Deciding()
+    interrupted(train, 4, adapter=first, **settings)
+    torch.manual_seed(1)
+    train(adapter=second, **settings)
+    assert second.seen["decided"] == first.seen["decided"]
+
+
+def test_the_body_is_looked_at_before_the_adapter_is_there(train):
+    adapter = Deciding()
+    run = train(adapter=adapter, max_steps=1)
+    assert adapter.seen["states"][1] == run.model.config.hidden_size
+
+
+def test_a_cached_preparation_is_computed_once(train, tmp_path, monkeypatch):
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    first, second = Deciding(), Deciding()
+    train(adapter=first, max_steps=1, output_dir=tmp_path / "a")
+    train(adapter=second, max_steps=1, output_dir=tmp_path / "b")
+    assert (first.seen.get("computed"), second.seen.get("computed")) == (1, None)
+    assert torch.equal(second.seen["cached"], torch.ones(3))
+
+
+def test_a_plan_is_told_the_bound_of_what_cannot_be_decided_yet(model_folder, rows):
+    adapter = Deciding()
+    luthier.plan(model=str(model_folder), data=rows, adapter=adapter)
+    assert adapter.seen["decided"] == 1.0
+
+
+def sharded_decisions(settings):
+    adapter = Deciding()
+    luthier.train(**settings, adapter=adapter, distributed={"strategy": "fsdp"})
+    return adapter.seen["decided"]
+
+
+def test_every_sharded_rank_is_told_what_rank_0_decided(model_folder, rows, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"model": str(model_folder), "data": str(data), "global_batch_size": 8, "max_steps": 1}
+    settings |= {"callbacks": [], "memory_check": False, "output_dir": str(tmp_path / "both")}
+    first, second = in_ranks(2, sharded_decisions, settings)
+    assert first == second

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,6 +67,17 @@ def _of_run(folder: Path) -> Path:
             return folder / name
     remedy = "Finish it with the command that began it."
     raise LuthierError("artifact-not-found", "the run has no artifact yet", where=str(folder), remedy=remedy)
+
+
+def is_named(note: Mapping[str, Any]) -> bool:
+    """Return True if a note names everything that opening needs, so that nothing comes from an object in Python."""
+    parts = all("name" in note[kind] for kind in ("quantizer", "adapter"))
+    return parts and not note["model"]["name_or_path"].startswith("python:")
+
+
+def open_adapter(folder: Path, note: Mapping[str, Any], device: torch.device) -> Opened:
+    """Return a fresh base with a fresh adapter that has read its files; see `is_named`."""
+    return _adapted(folder, {**OPTIONAL, **note}, device, None)
 
 
 def _adapted(folder: Path, note: dict[str, Any], device: torch.device, base: str | None) -> Opened:

@@ -41,9 +41,9 @@ def save_adapter(
         if is_trained:
             check_trained(model, aside, note, quantizer)
         elif is_model:
-            check_model(model, aside, Files.of_note(note).dtype)
+            check_model(model, aside, adapter)
         else:
-            check_adapter(model, adapter, aside)
+            check_adapter(model, adapter, aside, note)
 
     return written(folder, write, {**note, "artifact": QUANTIZED if is_trained else artifact_name(adapter)})
 
@@ -63,7 +63,7 @@ def save_merged(model: Any, tokenizer: Any, adapter: Any, quantizer: Any, folder
         with _portable(merged):
             save_model(merged, aside, files)
         tokenizer.save_pretrained(aside)
-        check_model(model, aside, files.dtype)
+        check_model(model, aside, adapter)
 
     return written(folder, write, {**note, "artifact": "model"})
 

@@ -2,35 +2,68 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from luthier.artifacts.opened import read_trained
+from luthier.artifacts.opened import is_named, open_adapter, read_trained
 from luthier.engine.attention import generating
 from luthier.engine.load import read_model
 from luthier.errors import LuthierError
 from luthier.model.generation_inputs import compute_logits
-from luthier.plugins.protocols import Quantizer
+from luthier.plugins.protocols import Adapter, Quantizer
 
 LENGTH = 16
 
 
-def check_adapter(model: Any, adapter: Any, folder: Path) -> None:
-    """The files, read back into the live adapter, leave its outputs as they were."""
-    before = _logits(model, adapter)
-    adapter.load(folder)
-    _compare(before, _logits(model, adapter), folder)
+def check_adapter(model: Any, adapter: Any, folder: Path, note: Mapping[str, Any]) -> None:
+    """Raise `artifact-mismatch` where a fresh adapter with these files, on a fresh base, has other outputs.
 
-
-def check_model(model: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """A fresh model of plain transformers, loaded from the folder, has the live model's logits.
-
-    `dtype` is that of the files, whose rounding is allowed for; None: the live model's.
+    Where the base or a part is an object from Python, which no note can bring back, the files go into a copy of the
+    model whose trained weights are drawn anew. The live model stays as it is.
     """
-    _compare(_logits(model), _logits(read_model(folder, model.dtype).to(model.device)), folder, dtype)
+    if is_named(note):
+        opened = open_adapter(folder, note, model.device)
+        fresh = opened.model, opened.adapter
+    else:
+        fresh = copy.deepcopy((model, adapter))
+        _redraw(fresh[1])
+        fresh[1].load(folder)
+    _compare(_logits(model, adapter), _logits(*fresh), folder)
+
+
+@torch.no_grad()
+def _redraw(adapter: Adapter) -> None:
+    """Put random numbers into every trained weight, so that what is not read from the files shows."""
+    random = torch.Generator().manual_seed(0)
+    for group in adapter.groups():
+        for parameter in group.parameters:
+            drawn = torch.randn(parameter.shape, generator=random)
+            parameter.copy_(drawn.to(parameter.device, parameter.dtype))
+
+
+def check_model(model: Any, folder: Path, adapter: Any = None) -> None:
+    """Raise `artifact-mismatch` where a fresh model of plain transformers, read from the folder, has other logits.
+
+    The rounding of the dtype that the files are in is allowed for.
+    """
+    _compare(_logits(model, adapter), _logits(read_model(folder, model.dtype).to(model.device)), folder, _low(folder))
+
+
+def _low(folder: Path) -> torch.dtype | None:
+    """Return a dtype of the files that rounds; None where all floating tensors are in float32 or float64."""
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
+                if file.get_slice(name).get_dtype() in ("BF16", "F16"):
+                    return torch.bfloat16
+    return None
 
 
 def check_trained(model: Any, folder: Path, note: dict[str, Any], quantizer: Quantizer) -> None:

@@ -35,10 +35,14 @@ class Files:
     asked: bool = False
 
     @classmethod
-    def of_recipe(cls, recipe: Recipe, came: torch.dtype) -> Files:
-        """What a recipe wants of its files; `auto` is the dtype of the base checkpoint. `came`: the loaded model's."""
+    def of_recipe(cls, recipe: Recipe, came: torch.dtype, wish: str | None = None) -> Files:
+        """What a recipe wants of its files; `auto` is the dtype of the base checkpoint. `came`: the loaded model's.
+
+        `wish` is the dtype that the adapter's record names, which counts where the recipe says `auto`.
+        """
         asked = recipe.save_dtype != "auto"
-        dtype = getattr(torch, recipe.save_dtype) if asked else base_dtype(recipe.model, came)
+        named = recipe.save_dtype if asked else wish
+        dtype = base_dtype(recipe.model, came) if named is None else getattr(torch, named)
         return cls(dtype=dtype, max_shard_size=recipe.max_shard_size, asked=asked)
 
     @classmethod

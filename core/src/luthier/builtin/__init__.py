@@ -125,6 +125,7 @@ def luthier_adapters() -> list[AdapterRecord]:
             summary="Full fine-tuning: every weight trains.",
             options=Full,
             build="luthier.builtin.full:FullTuning",
+            artifact="model",
             needs={"dense-weights"},
             provides={"trainable-weights"},
         )

@@ -195,6 +195,7 @@ def _attached(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any],
     alone = Packing(max_tokens=recipe.max_tokens_per_device, on=recipe.packing)
     before, numbers, has_weights = attention.install(model), {}, purpose in WHOLE
     told = {"log": numbers.__setitem__, "total_steps": feed.total, "purpose": purpose, "decisions": decisions}
+    told["save_dtype"] = getattr(built["adapter"], "save_dtype", None)
     context = _context(recipe, model, built["quantizer"], lambda n: batches(feed.head(n), alone, device), **told)
     model = attach_adapter(built["adapter"], model, context).train()
     operations = undo.enter_context(operating(model, ordinary(), verified=has_weights or spread_as == "fsdp"))
@@ -239,6 +240,7 @@ def _context(
     head: Callable[[int], Iterable[Any]],
     *,
     purpose: Purpose,
+    save_dtype: str | None = None,
     **told: Any,
 ) -> Context:
     """What parts may know; `head(n)` gives the first n examples in micro-batches."""
@@ -253,7 +255,7 @@ def _context(
         quantizer,
         purpose=purpose,
         seed=recipe.seed,
-        files=functools.partial(Files.of_recipe, recipe, model.dtype),
+        files=functools.partial(Files.of_recipe, recipe, model.dtype, save_dtype),
         original=original,
         batches=lambda n: _first_batches(n, recipe.global_batch_size, head),
         **told,

@@ -114,7 +114,10 @@ def _record(
 ) -> dict[str, Any]:
     """The run's record: a new one, or that of the run that goes on, if what it began with is the same."""
     run_id, parts = (place.record or {}).get("run_id") or new_id(), [p.describe() for p in assembled.resolved]
-    files = Files.of_recipe(recipe, assembled.setup.context.dtype)
+    wish = getattr(assembled.setup.adapter, "save_dtype", None)
+    files = Files.of_recipe(recipe, assembled.setup.context.dtype, wish)
+    if wish and not files.asked:
+        log.info("dtype of the files", dtype=wish, because="the adapter's record asks for it")
     now = {
         "run_id": run_id,
         "recipe_hash": recipe_hash(recipe),

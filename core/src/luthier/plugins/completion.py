@@ -23,7 +23,7 @@ REQUIRED: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType(
         "callback": (),
     }
 )
-DECLARED: Final = ("mergeable", "trains")  # what a record says, and the engine asks the part
+DECLARED: Final = ("artifact", "mergeable", "save_dtype", "trains")  # what a record says, and the engine asks the part
 WITHOUT_DEFAULT: Final = frozenset(("scores", "combine"))  # members of coupled losses alone
 
 

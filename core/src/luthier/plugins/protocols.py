@@ -33,10 +33,12 @@ QUANTIZED_FILE: Final = "quantized.safetensors"  # transformers would take `mode
 class Adapter(Protocol):
     """The part that decides what of the model trains. Class and module paths of the model stay as they are.
 
-    `mergeable` comes from the record; an object that is passed in Python says it itself.
+    `artifact`, `mergeable` and `save_dtype` come from the record; an object that is passed in Python says them itself.
     """
 
+    artifact: str = "adapter"
     mergeable: bool = True
+    save_dtype: str | None = None
 
     def attach(self, model: Any, context: Context) -> Any:
         """Wrap layers in place, quantized or not, freeze the rest, and return the model.

@@ -15,7 +15,7 @@ from luthier.builtin.sft import SupervisedLoss
 from luthier.data.examples import TokenExample
 from luthier.engine import attention
 from luthier.engine.batch import Batch, collate
-from luthier.engine.contexts import context_for
+from luthier.engine.contexts import attach_adapter, context_for
 from luthier.engine.policy import ModelPolicy
 from luthier.engine.step import Step
 from luthier.errors import LuthierError
@@ -81,7 +81,7 @@ class Attached:
         self.own_buffers = list(self.model.buffers())  # the model's, before the adapter adds any
         self.context = context(self.model, seed=seed, quantizer=quantizer)
         self.part = subject.build(options)
-        self.model = self.part.attach(self.model, self.context).train()
+        self.model = attach_adapter(self.part, self.model, self.context).train()
         self.step = Step(self.model, self.part, SupervisedLoss(Sft()))
         if not resumed:
             self.part.begin_task(0, 1)
@@ -116,6 +116,20 @@ class Attached:
     def outputs(self, batch: Batch | None = None) -> Tensor:
         """Return [S, V] logits of every label, without dropout, the adapter on."""
         return logits(self.model, probe_batch() if batch is None else batch, self.part)
+
+
+def attach_on_meta(part: Any, seed: int) -> Any:
+    """Return the adapter attached to a tiny Llama without weights, as on a rank that waits for them."""
+    whole = tiny_model()
+    with torch.device("meta"):
+        model = type(whole)(whole.config)
+    attention.install(model)
+    around = context_for(
+        model, Unquantized(NoQuantizer()), purpose="hollow", seed=seed, total_steps=STEPS,
+        original=_original(model, None), batches=_batches,
+    )  # fmt: skip
+    attach_adapter(part, model, around)
+    return part
 
 
 def base_model(seed: int = 0, quantizer: Any = None) -> Any:

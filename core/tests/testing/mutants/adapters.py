@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +18,12 @@ from torch.nn import functional as F
 class Added(nn.Module):
     """A layer with scale * up(down(x)) beside it; `up` begins at zero."""
 
-    def __init__(self, base: Any, options: Any, chance: torch.Generator) -> None:
+    def __init__(self, base: Any, options: Any, chance: torch.Generator, device: torch.device) -> None:
         super().__init__()
         self.base, self.options, self.active = base, options, True
         down = torch.randn(options.rank, base.in_features, generator=chance) / options.rank
-        self.down = nn.Parameter(down)
-        self.up = nn.Parameter(torch.zeros(base.out_features, options.rank))
+        self.down = nn.Parameter(down.to(device))
+        self.up = nn.Parameter(torch.zeros(base.out_features, options.rank, device=device))
 
     def forward(self, states: Tensor) -> Tensor:
         output = self.base(states)
@@ -51,9 +52,12 @@ class LowRank:
         chance = torch.Generator().manual_seed(context.seed)
         self.model = model.requires_grad_(False)
         for path, layer in [(n, m) for n, m in model.named_modules() if n.endswith(self.ends)]:
-            self.layers[path] = self.layer(layer, self.options, chance)
+            self.layers[path] = self.layer(layer, self.options, chance, self.place_of(context))
             self.place(path, self.layers[path])
         return model
+
+    def place_of(self, context: Context) -> torch.device:
+        return context.device
 
     def place(self, path: str, layer: nn.Module) -> None:
         parent, _, name = path.rpartition(".")
@@ -112,6 +116,40 @@ class LowRank:
 
     def delta(self, layer: Any) -> Tensor:
         return layer.weight()
+
+
+class DrawsByChance(LowRank):
+    def attach(self, model, context):
+        super().attach(model, context)
+        with torch.no_grad():
+            for layer in self.layers.values():
+                layer.down.mul_(1 + random.SystemRandom().random())
+        return model
+
+
+class StaysOnTheProcessor(LowRank):
+    def place_of(self, context):
+        return torch.device("cpu")
+
+
+class OffInGeneration(LowRank):
+    """Its layers do nothing where the model runs without the run's batch."""
+
+    def generating(self, inputs):
+        self.switch(False)
+        return {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}
+
+    def prepare(self, batch):
+        self.switch(True)
+        return batch
+
+
+class WritesNothing(LowRank):
+    def save(self, folder):
+        (folder / "empty.json").write_text("{}")
+
+    def load(self, folder):
+        pass
 
 
 class StartsElsewhere(LowRank):
@@ -224,8 +262,8 @@ class LooksAround(LowRank):
 
 class NeedsAWeight(LowRank):
     class layer(Added):
-        def __init__(self, base, options, chance):
-            super().__init__(base, options, chance)
+        def __init__(self, base, options, chance, device):
+            super().__init__(base, options, chance, device)
             self.shape = tuple(base.weight.shape)
 
 

@@ -86,6 +86,10 @@ LOSSES = [
 
 ADAPTERS = [
     broken(ADAPTER, "StartsElsewhere", "starts_as_identity", "bit for bit"),
+    broken(ADAPTER, "DrawsByChance", "attach_follows_the_seed", "two attaches"),
+    broken(ADAPTER, "StaysOnTheProcessor", "attaches_where_the_weights_are", "not on context.device"),
+    broken(ADAPTER, "OffInGeneration", "training_changes_a_plain_forward", "plain forward"),
+    broken(ADAPTER, "WritesNothing", "saved_files_move_to_a_fresh_model", "after loading", tolerance=10.0),
     broken(ADAPTER, "ChangesClass", "keeps_class_and_module_paths", "became Wrapped"),
     broken(ADAPTER, "GroupsTwice", "groups_cover_every_trainable_parameter_once", "two groups"),
     broken(ADAPTER, "ForgetsAGroup", "groups_cover_every_trainable_parameter_once", "in no group"),
