@@ -217,7 +217,6 @@ def _attached(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any],
         **{"train": prepared.train, "validation": prepared.validation, "report": prepared.report},
         **{"attention": before, "operations": operations, "numbers": numbers, "decisions": decisions},
         **{"step": step, "spread": spread, "world": world, "precision": computed, "undo": undo.pop_all()},
-        decays=[g.get("weight_decay", 0.0) for g in optimizer.param_groups],
     )
 
 

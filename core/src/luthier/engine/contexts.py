@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+import attrs
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from luthier.engine.probe import disagreement
 from luthier.engine.seeds import seed_all
 from luthier.model.quantized import write_trained
 from luthier.plugins.protocols import Adapter, Quantizer
-from luthier.plugins.values import Context, Purpose, compute_uncached
+from luthier.plugins.values import Context, Purpose
 from luthier.step.preparation import cache_tensors, decide_with, run_body, show_progress
 
 WHOLE: Final = ("train", "open")  # purposes of a model whose weights have values
@@ -39,7 +40,7 @@ def context_for(
     decisions: Decisions | None = None,
 ) -> Context:
     """Return the context of a model."""
-    return Context(
+    context = Context(
         config=model.config,
         device=model.device,
         purpose=purpose,
@@ -54,12 +55,13 @@ def context_for(
         batches=batches,
         forward=run_body,
         decide=decide_with(decisions or Decisions(), purpose),
-        progress=show_progress if purpose in WHOLE else lambda total, text: lambda n=1: None,
-        cache=cache_tensors if purpose in WHOLE else compute_uncached,
-        probe=disagreement if purpose in WHOLE else lambda model, packing=True: None,
+        probe=lambda model, packing=True: None,
         save_model=functools.partial(_save, quantizer, files),
         load_model=functools.partial(_load, quantizer),
     )
+    if not context.has_values:
+        return context
+    return attrs.evolve(context, progress=show_progress, cache=cache_tensors, probe=disagreement)
 
 
 def attach_adapter(adapter: Adapter, model: Any, context: Context) -> Any:

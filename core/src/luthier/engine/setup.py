@@ -61,7 +61,11 @@ class Setup:
     process: Process = attrs.field(factory=Process)
     undo: ExitStack = attrs.field(factory=ExitStack)  # what gives model and process back as they came, once closed
     numbers: dict[str, float] = attrs.field(factory=dict)  # what parts logged since the last step
-    decays: list[float] = attrs.field(factory=list)  # each optimizer group's own weight decay
+    decays: list[float] = attrs.field(  # each optimizer group's own weight decay
+        default=attrs.Factory(
+            lambda own: [group.get("weight_decay", 0.0) for group in own.optimizer.param_groups], takes_self=True
+        )
+    )
     phases: Phases = attrs.field(factory=Phases)  # where the time goes, for those who ask
     world: World = attrs.field(factory=World)  # the processes that train together
     attempt: Attempt = attrs.field(factory=Attempt)  # at the step that is under way
