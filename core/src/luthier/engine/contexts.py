@@ -39,7 +39,6 @@ def context_for(
     files: Callable[[], Files] = Files,
     decisions: Decisions | None = None,
 ) -> Context:
-    """Return the context of a model."""
     context = Context(
         config=model.config,
         device=model.device,
@@ -54,11 +53,13 @@ def context_for(
         original=original,
         batches=batches,
         forward=run_body,
-        decide=decide_with(decisions or Decisions(), purpose),
-        probe=lambda model, packing=True: None,
-        save_model=functools.partial(_save, quantizer, files),
-        load_model=functools.partial(_load, quantizer),
     )
+    save, load = functools.partial(_save, quantizer, files), functools.partial(_load, quantizer)
+    return _with_preparation(attrs.evolve(context, save_model=save, load_model=load), decisions or Decisions())
+
+
+def _with_preparation(context: Context, decisions: Decisions) -> Context:
+    context = attrs.evolve(context, decide=decide_with(decisions, context.purpose))
     if not context.has_values:
         return context
     return attrs.evolve(context, progress=show_progress, cache=cache_tensors, probe=disagreement)

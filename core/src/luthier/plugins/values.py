@@ -120,7 +120,7 @@ class Context:
     decide: Callable[..., Any] = lambda name, function, bound=None: function()
     progress: Callable[[int, str], Callable[..., None]] = lambda total, text: lambda n=1: None
     cache: Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]] = compute_uncached
-    probe: Callable[[Any], str | None] = lambda model: None
+    probe: Callable[..., str | None] = lambda model, packing=True: None
     save_model: Callable[[Any, Path], None] = lambda model, folder: model.save_pretrained(folder)
     load_model: Callable[[Path, Any], Any] = lambda folder, model: type(model).from_pretrained(folder)
 
