@@ -55,6 +55,7 @@ CASES = [
     ("adapter", {"name": "dora", "r": 4}, "luthier-lora"),
     ("adapter", "peft.oft", "luthier-peft"),
     ("quantizer", "nf4", "luthier-nf4"),
+    ("quantizer", {"name": "bitnet", "method": "twn"}, "luthier-bitnet"),
     ("callbacks", ["wandb"], "luthier-wandb"),
     ("callbacks", ["jsonl", {"name": "mlflow"}], "luthier-mlflow"),
 ]

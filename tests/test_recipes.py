@@ -81,7 +81,7 @@ def test_the_recipes_show_the_parts_of_the_repository():
         for k in ("adapter", "optimizer", "quantizer")
         if (v := t.get(k))
     }
-    assert chosen >= {"lora", "dora", "full", "peft.ia3", "lion", "sgd", "int8", "qlora", "qdora"}
+    assert chosen >= {"lora", "dora", "full", "peft.ia3", "lion", "sgd", "int8", "qlora", "qdora", "bitnet"}
 
 
 def test_the_recipes_that_made_the_embedded_model_read_what_making_writes_and_each_other(tmp_path):

@@ -204,13 +204,18 @@ def test_each_plugins_wheel_works_with_the_cores_alone(tmp_path, libraries, whee
     assert name in {part["distribution"] for part in trained["parts"]}
 
 
-BESIDE = {"int8": ["plugins/lora"], "nf4": ["plugins/lora", "kernels"]}  # something must train on a frozen base
+BESIDE = {
+    "int8": ["plugins/lora"],
+    "bitnet": ["kernels"],
+    "nf4": ["plugins/lora", "kernels"],
+}  # something must train on a frozen base
 USED = {
     "lora": ["--adapter", "dora"],
     "peft": ["--adapter", "peft.loha"],
     "lion": ["--optimizer", "lion"],
     "int8": ["--adapter", "lora", "--quantizer", "int8"],
     "nf4": ["--adapter", "qlora"],
+    "bitnet": ["--adapter", "full", "--quantizer", "bitnet"],
     "wandb": ["--callbacks", '["jsonl", {"name": "wandb", "mode": "offline"}]'],
     "mlflow": ["--callbacks", '["jsonl", {"name": "mlflow"}]'],
 }

@@ -1,0 +1,96 @@
+"""The options of `ternary` and `bitnet`, and the schedule by which weights become ternary."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import attrs
+from luthier import LuthierError, Progress, option
+
+EXPONENT = 5.0  # an exponential schedule has the value (e^5t - 1) / (e^5 - 1) at the share t of its way
+
+
+@attrs.frozen(kw_only=True)
+class Schedule:
+    """When layers pass from their latent weights to ternary ones; without any bound they are ternary from the start."""
+
+    start_epoch: float | None = option(None, help="Epoch until which weights stay as they are.", low=0)
+    end_epoch: float | None = option(None, help="Epoch from which weights are ternary.", low=0)
+    start_step: int | None = option(None, help="The same in optimizer steps.", low=0)
+    end_step: int | None = option(None, help="The same in optimizer steps.", low=0)
+    schedule_type: Literal["linear", "cosine", "exponential"] = option(
+        "linear", help="The way between: how large a share of the difference is added."
+    )
+
+    def __attrs_post_init__(self) -> None:
+        epochs, steps = (self.start_epoch, self.end_epoch), (self.start_step, self.end_step)
+        if any(v is not None for v in epochs) and any(v is not None for v in steps):
+            problem = "a schedule is in epochs or in steps, not in both"
+            raise LuthierError("recipe-conflict", problem, where="schedule", remedy="Leave one pair of them out.")
+        start, end = self.bounds()
+        if end < start:
+            problem = f"the schedule's end, {end:g}, is before its start, {start:g}"
+            raise LuthierError("recipe-conflict", problem, where="schedule", remedy="Set an end that is not earlier.")
+
+    def bounds(self) -> tuple[float, float]:
+        """Return start and end in its unit; an end that is not given is the start."""
+        start = self.start_epoch if self.start_step is None else self.start_step
+        end = self.end_epoch if self.end_step is None else self.end_step
+        return float(start or 0), float(start or 0) if end is None else float(end)
+
+    def share(self, progress: Progress) -> float:
+        """Return how far weights are on their way to ternary ones, 0 to 1, once so many steps are done."""
+        in_steps = self.start_step is not None or self.end_step is not None
+        now = float(progress.step if in_steps else progress.epoch)
+        start, end = self.bounds()
+        if now < start:
+            return 0.0
+        if now >= end:
+            return 1.0
+        way = (now - start) / (end - start)
+        if self.schedule_type == "cosine":
+            return (1 - math.cos(math.pi * way)) / 2
+        return math.expm1(EXPONENT * way) / math.expm1(EXPONENT) if self.schedule_type == "exponential" else way
+
+
+@attrs.frozen(kw_only=True)
+class Ternary:
+    """Options of the quantizer `ternary`."""
+
+    method: Literal["absmean", "twn"] = option(
+        "twn",
+        help="Threshold and level: `twn` keeps |w| > 0.75 mean |w| at the mean of what is kept, close to the least "
+        "squared error; `absmean` rounds w / mean |w|, as BitNet b1.58 does.",
+    )
+    granularity: Literal["tensor", "row", "group"] = option(
+        "tensor", help="Weights that share a scale. Packed BitNet files hold one for a tensor."
+    )
+    group_size: int = option(256, help="With granularity group: neighbours of a row that share a scale.", low=1)
+    estimator: Literal["straight_through", "clipped"] = option(
+        "straight_through",
+        help="The gradient of a latent weight: as if it were not rounded; or none beyond 1.5 scales, where rounding "
+        "cannot change.",
+    )
+    schedule: Schedule = option(factory=Schedule, help="When layers become ternary.")
+    second_stage_start: float | None = option(
+        None,
+        help="Share of the run's steps after which the rate falls and weights decay no longer; none: no second stage.",
+        low=0,
+        high=1,
+    )
+    second_stage_lr: float = option(0.667, help="Factor of the learning rate in the second stage.", low=0)
+    skip_modules: list[str] = option(
+        factory=list,
+        help="Modules left exact beside the output head and routers, with all in them: names, or whole parts of names.",
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Bitnet(Ternary):
+    """Options of the quantizer `bitnet`."""
+
+    method: Literal["absmean", "twn"] = option(
+        "absmean",
+        help="Threshold and level: `absmean` rounds w / mean |w|, as BitNet b1.58 does; `twn` has less error.",
+    )

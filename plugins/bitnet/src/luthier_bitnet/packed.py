@@ -1,0 +1,87 @@
+"""A trained `bitnet` model as transformers' packed BitNet checkpoint: two bits a weight, one scale a tensor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from luthier import LuthierError
+from luthier_kernels.ternary.packing import pack_rows
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from luthier_bitnet.layer import TernaryLinear
+from luthier_bitnet.quantizer import find_layers
+
+WEIGHTS: Final = "model.safetensors"
+# what `weight_scale` means is told by the class that reads it: one divides by it, the other multiplies
+CLASSES: Final = {"divide": "bitlinear", "multiply": "autobitlinear"}
+
+
+def write_packed(model: Any, folder: Path, convention: Literal["divide", "multiply"]) -> None:
+    """Write the model, or raise `part-unsupported` with the layer that the format cannot hold and write nothing.
+
+    `divide` keeps 1 / scale for `BitLinear`, `multiply` the scale for `AutoBitLinear` in offline mode.
+    """
+    layers = find_layers(model)
+    if not layers:
+        raise LuthierError("part-unsupported", "no layer is ternary", where=type(model).__name__)
+    for path, layer in layers.items():
+        _check_layer(path, layer)
+    tensors = _collect(model, layers, convention)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    _write_config(model, folder, convention)
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(folder)
+
+
+def _check_layer(path: str, layer: TernaryLinear) -> None:
+    form = layer.form
+    problems = [
+        (path.endswith(".base_layer"), "an adapter is around the layer"),
+        (layer.stage.share != 1, "the schedule has not come to its end"),
+        (not form.integers, "the format has int8 activations: train with quantizer bitnet"),
+        (form.granularity != "tensor", "the format has one scale for each tensor"),
+        (layer.transposed, "the format knows no Conv1D"),
+        (layer.out_features % 4 != 0, f"{layer.out_features} outputs are not divisible by 4"),
+    ]
+    for found, problem in problems:
+        if found:
+            raise LuthierError("part-unsupported", f"no packed BitNet file: {problem}", where=path)
+
+
+def _collect(model: Any, layers: dict[str, TernaryLinear], convention: str) -> dict[str, Tensor]:
+    """Every tensor under its name; a tied one once."""
+    own = {f"{path}.weight" for path in layers}
+    tensors, seen = {}, set()
+    for name, tensor in model.state_dict().items():
+        if name not in own and tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            tensors[name] = tensor.detach().contiguous()
+    for path, layer in layers.items():
+        with torch.no_grad():
+            codes, scales = layer.rounded()
+        scale = scales.view(1)
+        tensors[f"{path}.weight"] = pack_rows(codes)
+        tensors[f"{path}.weight_scale"] = (1 / scale if convention == "divide" else scale).to(layer.weight.dtype)
+    return tensors
+
+
+def _write_config(model: Any, folder: Path, convention: str) -> None:
+    """The model's configuration, which says how its layers are packed and which are not."""
+    model.config.save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    exact = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+    config["quantization_config"] = {
+        "quant_method": "bitnet",
+        "linear_class": CLASSES[convention],
+        "quantization_mode": "offline",
+        "modules_to_not_convert": exact,
+    }
+    config["dtype"] = str(model.dtype).removeprefix("torch.")
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")

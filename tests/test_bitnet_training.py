@@ -1,0 +1,179 @@
+"""Ternary training end to end: full and LoRA, by a schedule; resumed bit for bit in each phase, reopened, merged, packed."""
+
+import json
+
+import luthier
+import pytest
+import torch
+from luthier import LuthierError
+from luthier.artifacts.opened import open_artifact
+from luthier.cli.app import app
+from luthier.engine.attention import generating
+from luthier.testing.worlds import save_tiny_model
+from luthier_bitnet import Bitnet, Schedule, Ternary, save_packed
+from luthier_bitnet.quantizer import find_layers
+from transformers import AutoModelForCausalLM
+
+STEPS = 8
+IDS = torch.arange(10, 30)[None]
+SLOWLY = {"start_step": 2, "end_step": 6, "schedule_type": "cosine"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with a tiny Llama, and rows to train on."""
+    folder = tmp_path_factory.mktemp("world")
+    save_tiny_model(folder / "llama")
+    rows = [{"prompt": f"{i} plus {j} is ", "completion": str(i + j)} for i in range(6) for j in range(6)]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def train(world, output, *, adapter="full", quantizer="ternary", callbacks=("jsonl",), **settings):
+    if adapter != "full":
+        adapter = {"name": adapter, "target_modules": "all-linear", "lora_dropout": 0.1}
+    given = {"max_steps": STEPS, "learning_rate": 1e-2, "save_steps": 1, **settings}
+    return luthier.train(
+        model=str(world / "llama"),
+        data=str(world / "train.jsonl"),
+        adapter=adapter,
+        quantizer=quantizer,
+        callbacks=list(callbacks),
+        output_dir=output,
+        **given,
+    )
+
+
+def logits(model):
+    with generating(model):
+        return model(IDS, attention_mask=torch.ones_like(IDS), use_cache=False).logits.detach()
+
+
+@pytest.mark.parametrize("quantizer", ["ternary", "bitnet"])
+def test_full_training_changes_latent_weights_and_the_loss_falls(world, tmp_path, quantizer):
+    run = train(world, tmp_path / "run", quantizer=quantizer, max_steps=16)
+    assert run.loss_history[-1] < 0.8 * run.loss_history[0]
+    base = AutoModelForCausalLM.from_pretrained(world / "llama")
+    for path, layer in find_layers(run.model).items():
+        assert not torch.equal(layer.weight, base.get_submodule(path).weight)
+        assert set(layer.rounded()[0].unique().tolist()) <= {-1, 0, 1}
+
+
+BREAKS = [
+    ("full", "ternary", 4),
+    *(("full", "bitnet", n) for n in (1, 4, 7)),
+    ("lora", "bitnet", 4),
+    ("dora", "ternary", 4),
+]
+
+
+@pytest.mark.parametrize(("adapter", "quantizer", "broken"), BREAKS)  # before the schedule, on its way, after it
+def test_a_run_that_broke_off_in_any_phase_resumes_bit_for_bit(world, tmp_path, adapter, quantizer, broken):
+    slowly = {"name": quantizer, "schedule": SLOWLY, "second_stage_start": 0.7}
+
+    def break_off(step):
+        if step == broken + 1:
+            raise RuntimeError("power cut")
+
+    straight = train(world, tmp_path / "straight", adapter=adapter, quantizer=slowly)
+    with pytest.raises(RuntimeError, match="power cut"):
+        cut = ["jsonl", luthier.on(step_ended=break_off)]
+        train(world, tmp_path / "broken", adapter=adapter, quantizer=slowly, callbacks=cut)
+    began = []
+
+    def note(step):
+        began.append(step)
+
+    noted = ["jsonl", luthier.on(resumed=note)]
+    resumed = train(world, tmp_path / "broken", adapter=adapter, quantizer=slowly, callbacks=noted)
+    assert began == [broken] or began == [broken + 1]
+    assert resumed.loss_history == straight.loss_history and resumed.steps == STEPS
+    ours, theirs = (dict(run.model.named_parameters()) for run in (resumed, straight))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "options"),
+    [("full", Bitnet(method="twn")), ("lora", Ternary(granularity="row")), ("dora", Bitnet())],
+    ids=["full", "lora", "dora"],
+)
+def test_what_was_saved_reopens_with_the_same_logits(world, tmp_path, adapter, options):
+    run = train(world, tmp_path / "run", adapter=adapter, quantizer=options)
+    opened = open_artifact(tmp_path / "run")
+    assert len(find_layers(opened.model)) == 14
+    assert torch.equal(logits(opened.model), logits(run.model))
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora", "dora"])
+def test_a_merged_ternary_model_is_plain_and_gives_the_same_logits(world, tmp_path, adapter):
+    run = train(world, tmp_path / "run", adapter=adapter, merge=True)
+    plain = AutoModelForCausalLM.from_pretrained(run.merged)
+    assert {type(m).__name__ for m in plain.model.layers[0].mlp.children()} == {"Linear", "SiLUActivation"}
+    torch.testing.assert_close(logits(plain), logits(run.model), rtol=1e-4, atol=1e-4)
+    if adapter == "full":
+        weight = plain.model.layers[0].mlp.up_proj.weight
+        assert len(weight.unique()) == 3
+
+
+def test_a_merge_of_what_has_int8_activations_is_refused_before_training(world, tmp_path):
+    with pytest.raises(LuthierError, match="quantizer 'bitnet' cannot be merged") as caught:
+        train(world, tmp_path / "run", quantizer="bitnet", merge=True)
+    assert caught.value.code == "artifact-unmergeable" and not (tmp_path / "run").exists()
+
+
+def test_a_trained_bitnet_is_packed_and_transformers_gives_its_logits(world, tmp_path):
+    run = train(world, tmp_path / "run", quantizer="bitnet")
+    save_packed(run.model, tmp_path / "packed")
+    with torch.compiler.set_stance("force_eager"):
+        read = AutoModelForCausalLM.from_pretrained(tmp_path / "packed", local_files_only=True).eval()
+        with torch.no_grad():
+            theirs = read(IDS, use_cache=False).logits
+    torch.testing.assert_close(logits(run.model), theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_weights_are_those_of_the_schedules_end_even_where_training_stops_before_it(world, tmp_path):
+    options = Ternary(schedule=Schedule(end_step=100))
+    run = train(world, tmp_path / "run", quantizer=options)
+    layer = next(iter(find_layers(run.model).values()))
+    assert 0 < layer.stage.share < 0.1
+    assert torch.equal(logits(open_artifact(tmp_path / "run").model), logits(run.model))
+
+
+def test_a_trained_ternary_model_is_a_base_for_lora_with_the_same_quantizer_only(world, tmp_path):
+    first = train(world, tmp_path / "first", quantizer="bitnet")
+    shared = {
+        "data": str(world / "train.jsonl"), "adapter": "lora", "max_steps": 2, "learning_rate": 1e-3, "callbacks": ["jsonl"],
+    }  # fmt: skip
+    run = luthier.train(model=str(first.artifact), quantizer="bitnet", output_dir=tmp_path / "second", **shared)
+    assert len(find_layers(run.model)) == 14 and run.steps == 2
+    with pytest.raises(LuthierError, match="trained in the form of quantizer") as caught:
+        luthier.train(model=str(first.artifact), quantizer="nf4", output_dir=tmp_path / "third", **shared)
+    assert caught.value.code == "recipe-conflict"
+
+
+def test_the_command_line_trains_and_generates(world, tmp_path, capsys):
+    def call(*words):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            app([*map(str, words)])
+        document = json.loads(capsys.readouterr().out)
+        assert caught.value.code in (0, None), document
+        return document
+
+    model = ("--model", world / "llama", "--data", world / "train.jsonl")
+    schedule = ("--quantizer.schedule", '{"end_step": 2}', "--learning-rate", "1e-2")
+    run = call(
+        "train",
+        *model,
+        "--quantizer",
+        "bitnet",
+        *schedule,
+        "--max-steps",
+        3,
+        "--output-dir",
+        tmp_path / "run",
+        "--json",
+    )
+    assert run["steps"] == 3
+    generated = call("generate", tmp_path / "run", "1 plus 2 is ", "--max-new-tokens", 3, "--json")
+    assert isinstance(generated["text"], str)
