@@ -16,8 +16,9 @@ from torch.nn import functional as F
 class TernaryLinear(nn.Module):
     """Computes with its latent `weight`, by `share` drawn to -s, 0 and s."""
 
-    def __init__(self, layer):
+    def __init__(self, layer, told):
         super().__init__()
+        self.told = told
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias, self.share = layer.weight, layer.bias, 0.0
 
@@ -27,6 +28,7 @@ class TernaryLinear(nn.Module):
         return self.weight + self.share * ((latent / scale).round().clamp(-1, 1) * scale - latent)
 
     def forward(self, states):
+        self.told.append("run")
         return F.linear(states, self.effective(), self.bias)
 
 
@@ -46,9 +48,8 @@ class Ternary:
         self.contexts.append((context.purpose, context.has_values))
         head = model.get_output_embeddings()
         for path, layer in [(n, m) for n, m in model.named_modules() if type(m) is nn.Linear and m is not head]:
-            model.set_submodule(path, TernaryLinear(layer))
+            model.set_submodule(path, TernaryLinear(layer, self.told))
         self.layers = [m for m in model.modules() if isinstance(m, TernaryLinear)]
-        model.register_forward_pre_hook(lambda *_: self.told.append("run"))
         return model
 
     def dequantize(self, layer):
@@ -77,24 +78,48 @@ def metrics(folder):
     return [line for line in lines if "loss" in line]
 
 
+class Watch:
+    """Notes, among the calls of a quantizer, where the events of the run fire."""
+
+    def __init__(self, quantizer):
+        self.told = quantizer.told
+
+    @luthier.event
+    def step_ended(self, step):
+        self.told.append(("step ended", step))
+
+    @luthier.event
+    def evaluated(self, step):
+        self.told.append(("evaluated", step))
+
+    @luthier.event
+    def completed(self):
+        self.told.append(("completed", 4))
+
+
 def test_it_is_told_the_steps_done_before_each_step_and_evaluation_and_the_artifact(ternary, rows):
     quantizer = Ternary()
-    ternary(quantizer=quantizer, eval_data=rows[:4], eval_steps=2)
-    steps = [step for step in quantizer.told if step != "run"]
-    assert [step for step, _ in steps] == [
-        0,
-        0,
-        1,
-        2,
-        2,
-        3,
-        4,
-        4,
-        4,
-        4,
-    ]  # made, steps, evaluations, artifact, its check
-    assert {total for _, total in steps} == {4}
-    assert quantizer.told[0] == (0, 4)  # before any run
+    ternary(quantizer=quantizer, eval_data=rows[:4], eval_steps=2, callbacks=[Watch(quantizer)])
+    done, seen, runs = None, [], []
+    for told in quantizer.told:
+        if told == "run":
+            runs.append(done)
+        elif isinstance(told[0], str):
+            seen.append((*told, sorted(set(runs))))
+            runs = []
+        else:
+            done, total = told
+            assert total == 4
+    # the steps that it had been told of at each run of the model before an event
+    assert seen == [
+        ("step ended", 1, [0]),
+        ("step ended", 2, [1]),
+        ("evaluated", 2, [2]),
+        ("step ended", 3, [2]),
+        ("step ended", 4, [3]),
+        ("evaluated", 4, [4]),
+        ("completed", 4, [4]),
+    ]
 
 
 def test_the_multipliers_are_those_of_the_step_that_follows(ternary, tmp_path):
