@@ -41,6 +41,7 @@ _HOMES = {
     "luthier.jobs.transport.file_download": ("Wanted", "download_file"),
     "luthier.jobs.transport.service_client": ("Call", "ServiceClient"),
     "luthier.plugins.policy_protocol": ("Policy",),
+    "luthier.plugins.run_view": ("RunView",),
     "luthier.plugins.values": ("Context", "Group", "LossOutput", "Multipliers", "Progress"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
         ProviderRecord,
         QuantizerRecord,
     )
+    from luthier.plugins.run_view import RunView
     from luthier.plugins.values import Context, Group, LossOutput, Multipliers, Progress
     from luthier.recipe import Recipe
 

@@ -23,8 +23,9 @@
 A callback declares only the arguments it uses, watches, and may call `run.request_stop(reason)`,
 `run.request_save()` and `run.request_evaluation()`. It never changes training. After a signal only `stopped` fires:
 neither task nor run is complete, and the same command goes on with them. `state()` and `load_state(state)` keep what it
-knows in checkpoints. `every_rank = True` lets it run on all ranks. `needs_metrics = {"metric": "eval_accuracy"}` says
-by which of its options it reads what of an evaluation: where none would give that, nothing is begun.
+knows in checkpoints. `every_rank = True` lets it run on all ranks. `needs_metrics = {option: metric}` lists the
+evaluation metrics that this callback reads, by the option that names each. If evaluation does not report one, the run
+is refused before it starts.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ import pluggy
 from luthier.errors import LuthierError, nearest
 
 if TYPE_CHECKING:
-    from luthier.engine.run import ActiveRun
+    from luthier.plugins.run_view import RunView
 
 eventspec = pluggy.HookspecMarker("luthier-events")
 event = pluggy.HookimplMarker("luthier-events")
@@ -48,55 +49,55 @@ class Events:
     """The specifications; `metrics` maps names to floats."""
 
     @eventspec
-    def run_started(self, run: ActiveRun) -> None:
+    def run_started(self, run: RunView) -> None:
         """A new run is about to take its first step."""
 
     @eventspec
-    def resumed(self, run: ActiveRun, step: int) -> None:
+    def resumed(self, run: RunView, step: int) -> None:
         """A run goes on after `step`, the last step that its checkpoint holds."""
 
     @eventspec
-    def task_started(self, run: ActiveRun, task: int) -> None:
+    def task_started(self, run: RunView, task: int) -> None:
         """Task `task` begins; a plain run has one task, 0."""
 
     @eventspec
-    def step_started(self, run: ActiveRun, step: int) -> None:
+    def step_started(self, run: RunView, step: int) -> None:
         """Step `step` (from 1) begins."""
 
     @eventspec
-    def step_ended(self, run: ActiveRun, step: int, metrics: Mapping[str, float]) -> None:
+    def step_ended(self, run: RunView, step: int, metrics: Mapping[str, float]) -> None:
         """Step `step` has changed the weights, or was skipped (`skipped_steps`); `metrics` are this step's."""
 
     @eventspec
-    def logged(self, run: ActiveRun, step: int, metrics: Mapping[str, float]) -> None:
+    def logged(self, run: RunView, step: int, metrics: Mapping[str, float]) -> None:
         """The numbers since the last logging, as they stand in metrics.jsonl."""
 
     @eventspec
-    def epoch_ended(self, run: ActiveRun, epoch: int) -> None:
+    def epoch_ended(self, run: RunView, epoch: int) -> None:
         """Epoch `epoch` (from 0) has been read to its end."""
 
     @eventspec
-    def evaluated(self, run: ActiveRun, step: int, metrics: Mapping[str, float]) -> None:
+    def evaluated(self, run: RunView, step: int, metrics: Mapping[str, float]) -> None:
         """The held-out rows were scored; names begin with `eval_`."""
 
     @eventspec
-    def saved(self, run: ActiveRun, step: int, path: Path) -> None:
+    def saved(self, run: RunView, step: int, path: Path) -> None:
         """The checkpoint folder `path`, taken after `step`, is complete."""
 
     @eventspec
-    def task_ended(self, run: ActiveRun, task: int) -> None:
+    def task_ended(self, run: RunView, task: int) -> None:
         """Task `task` has had its last step."""
 
     @eventspec
-    def stopped(self, run: ActiveRun, step: int, reason: str) -> None:
+    def stopped(self, run: RunView, step: int, reason: str) -> None:
         """The run ended after `step`, before its last step."""
 
     @eventspec
-    def completed(self, run: ActiveRun, result: Any) -> None:
+    def completed(self, run: RunView, result: Any) -> None:
         """The run is done; `result` is the `luthier.Run` that the caller gets."""
 
     @eventspec
-    def failed(self, run: ActiveRun, error: BaseException) -> None:
+    def failed(self, run: RunView, error: BaseException) -> None:
         """The run raised `error`."""
 
 

@@ -1,0 +1,37 @@
+"""The view that callbacks have of a running run: what they may read of it, and what they may ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class RunView(Protocol):
+    """A run in progress, as callbacks see it. Everything but the requests is to be read only.
+
+    `run_id` names the run for good, `folder` is where it writes, `name` what people call it. `settings` is the
+    resolved recipe as plain data. `step` counts the optimizer steps that have begun, `total_steps` is None where the
+    end is not known. `is_main` is True on the rank that writes the folder. `stop_reason` is why the run will end after
+    this step, or None. `phases` times the parts of a step (`with run.phases("data")`), see the profiler.
+    """
+
+    run_id: str
+    folder: Path
+    name: str
+    settings: Mapping[str, Any]
+    step: int
+    total_steps: int | None
+    is_main: bool
+    stop_reason: str | None
+    phases: Any
+
+    def request_stop(self, reason: str = "requested") -> None:
+        """End the run after this step, with a checkpoint; `reason` is recorded as `stop_reason`."""
+
+    def request_save(self) -> None:
+        """Write a checkpoint after this step."""
+
+    def request_evaluation(self) -> None:
+        """Evaluate after this step."""
