@@ -36,7 +36,7 @@ _HOMES = {
     "luthier.jobs.restoring": ("provider",),
     "luthier.jobs.provider_error": ("ProviderError",),
     "luthier.jobs.secret": ("Secret", "check_reference", "read_secret"),
-    "luthier.jobs.rows.service_rows": ("wire_messages",),
+    "luthier.jobs.rows.service_rows": ("wire_row",),
     "luthier.jobs.transport.archive": ("unpack_archive",),
     "luthier.jobs.transport.file_download": ("Wanted", "download_file"),
     "luthier.jobs.transport.service_client": ("Call", "ServiceClient"),
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from luthier.jobs.manager import Manager
     from luthier.jobs.provider_error import ProviderError
     from luthier.jobs.restoring import provider
-    from luthier.jobs.rows.service_rows import wire_messages
+    from luthier.jobs.rows.service_rows import wire_row
     from luthier.jobs.secret import Secret, check_reference, read_secret
     from luthier.jobs.transport.archive import unpack_archive
     from luthier.jobs.transport.file_download import Wanted, download_file

@@ -24,6 +24,7 @@ from luthier.plugins.providing.provider_protocol import Provider
 
 log = get_logger()
 MANIFEST: Final = "artifact.json"
+WEIGHTS: Final = ("adapter", "model")
 ROOM: Final = 1.1  # times the file's size that must be free
 
 
@@ -60,7 +61,8 @@ async def collect_artifact(
 
 
 def _choose_artifact(job: Job, artifacts: Sequence[JobArtifact], kind: str | None) -> JobArtifact:
-    fitting = [a for a in artifacts if a.downloadable and kind in (None, a.kind)]
+    wanted = WEIGHTS if kind is None else (kind,)
+    fitting = [a for a in artifacts if a.downloadable and a.kind in wanted]
     if fitting:
         return fitting[0]
     hosted = next((a.name for a in artifacts if a.kind == "hosted"), None)

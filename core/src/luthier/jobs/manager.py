@@ -38,8 +38,8 @@ class Manager(SyncTwins):
     """Submits, follows and collects jobs. Every method but `__init__` and `close` is async, with a twin `..._sync`.
 
     `folder` holds the store, the recipes and the converted data; None: `LUTHIER_JOBS`, or the user's data folder. Jobs
-    outlive the manager: another one, in another process, goes on with them. `objects` are providers of the caller's
-    own, which only this manager can go on with.
+    outlive the manager: another one, in another process, goes on with them. A job of a provider object of the caller's
+    own is gone on with by `use_provider`.
     """
 
     def __init__(
@@ -170,6 +170,10 @@ class Manager(SyncTwins):
             return job
         async with self._provider_of(job) as part:
             return await Submission(self.store, part, self.clock).drive(job)
+
+    def use_provider(self, name: str, provider: Any) -> None:
+        """Let this manager go on with a job by a provider object of the caller's, which the store cannot make again."""
+        self._objects[self.store.find_job(name).id] = make_provider(provider)
 
     def close(self) -> None:
         """Close the store. Jobs go on."""

@@ -20,15 +20,34 @@ _HOMES = {
     "luthier.testing.strategies": ("options_of",),
     "luthier.testing.contexts": ("context",),
     "luthier.testing.policies": ("TablePolicy",),
+    "luthier.testing.loopback": ("Fault", "LoopbackServer", "Reply", "Request"),
+    "luthier.testing.provider_bench": ("FakeService",),
+    "luthier.testing.virtual_clock": ("VirtualClock",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-__all__ = ["Check", "TablePolicy", "checks_for", "conformance", "context", "options_of"]
+__all__ = [
+    "Check",
+    "FakeService",
+    "Fault",
+    "LoopbackServer",
+    "Reply",
+    "Request",
+    "TablePolicy",
+    "VirtualClock",
+    "checks_for",
+    "conformance",
+    "context",
+    "options_of",
+]
 
 if TYPE_CHECKING:
     from luthier.testing.checks import Check, checks_for, conformance
     from luthier.testing.contexts import context
+    from luthier.testing.loopback import Fault, LoopbackServer, Reply, Request
     from luthier.testing.policies import TablePolicy
+    from luthier.testing.provider_bench import FakeService
     from luthier.testing.strategies import options_of
+    from luthier.testing.virtual_clock import VirtualClock
 
 
 def __getattr__(name: str) -> Any:

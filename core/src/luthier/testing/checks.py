@@ -12,20 +12,21 @@ from hypothesis.strategies import SearchStrategy
 from luthier.errors import LuthierError, nearest
 from luthier.plugins.records import Record
 
-KINDS: Final = ("loss", "adapter", "optimizer", "quantizer", "callback")  # providers have their checks with jobs
+KINDS: Final = ("loss", "adapter", "optimizer", "quantizer", "callback")  # a provider is checked against its fake
 
 
 @attrs.frozen(kw_only=True, repr=False)
 class Subject:
     """The part under test: its record, the records checked along with it, and the author's example options.
 
-    With `vary` the kit also draws options of its own.
+    With `vary` the kit also draws options of its own. `fake` makes the fake service that a provider is tested against.
     """
 
     record: Record
     together: tuple[Record, ...] = ()
     examples: tuple[object, ...] = ()
     vary: bool = True
+    fake: Callable[[], Any] | None = None
 
     def __repr__(self) -> str:
         return f"<{self.record.kind} {self.record.name!r}>"
@@ -135,16 +136,19 @@ def checks_for(
     examples: Sequence[object] | None = None,
     vary: bool = True,
     together: Iterable[Record] = (),
+    fake: Callable[[], Any] | None = None,
 ) -> Iterator[Check]:
     """The checks of one record: those of every kind, then those of its own that hold for what it declares.
 
     `examples` are options objects that are tried as well; those of another part's class are left out. `vary` False
     tries only the default and these, for options whose bounds are not declared. `together` are the records of the
-    same plugin, among which names must differ. Listing the checks imports no torch.
+    same plugin, among which names must differ. `fake` makes a fresh fake of the service of a provider, a
+    `luthier.testing.FakeService`; without it only its record is checked. Listing the checks imports no torch.
     """
     every = tuple(together) or (record,)
-    subject = Subject(record=record, together=every, examples=tuple(examples or ()), vary=vary)
-    for kind in ("all", record.kind) if record.kind in KINDS else ("all",):
+    subject = Subject(record=record, together=every, examples=tuple(examples or ()), vary=vary, fake=fake)
+    own = record.kind in KINDS or (record.kind == "provider" and fake is not None)
+    for kind in ("all", record.kind) if own else ("all",):
         module = importlib.import_module(f"luthier.testing.{kind}")
         for found in vars(module).values():
             if isinstance(found, Law) and found.applies(record):
@@ -157,19 +161,21 @@ def conformance(
     examples: Sequence[object] | None = None,
     *,
     vary: bool = True,
+    fake: Callable[[], Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Run every check of every record as one pytest case: the decorated function gets it as `check` and calls it.
 
     `expected_failures` maps a check's name, or its whole id, to the reason why it fails; a check that passes all the
     same fails the test. `examples` are options objects to try beside those that the kit draws; with `vary` False it
-    draws none.
+    draws none. `fake` makes the fake service of a provider.
     """
     import pytest
 
     every = tuple(records)
     reasons = dict(expected_failures or {})
     _refuse_foreign(every, examples or ())
-    checks = [c for record in every for c in checks_for(record, examples=examples, vary=vary, together=every)]
+    listed = (checks_for(r, examples=examples, vary=vary, together=every, fake=fake) for r in every)
+    checks = [check for of_record in listed for check in of_record]
     _refuse_unknown(reasons, checks)
     cases = []
     for check in checks:

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import attrs
 
-FaultKind = Literal["answer", "lost", "refused", "cut"]
+FaultKind = Literal["answer", "masked", "lost", "refused", "cut"]
 
 
 @attrs.frozen(kw_only=True)
@@ -67,8 +67,9 @@ class Reply:
 class Fault:
     """What goes wrong with requests whose method and path match, `times` times.
 
-    `answer`: the reply stands in the place of the service's. `lost`: the service acts, and no answer comes. `refused`:
-    the connection ends before the service acts. `cut`: half of the answer's body comes.
+    `answer`: the reply stands in the place of the service's act; `masked`: it hides what the service did and answered.
+    `lost`: the service acts, and no answer comes. `refused`: the connection ends before the service acts. `cut`: half
+    of the answer's body comes.
     """
 
     kind: FaultKind
@@ -107,8 +108,8 @@ class LoopbackServer:
             if fault is not None and fault.kind == "answer":
                 return fault.reply or Reply(status=500), False
             reply = self.answer(request)
-            if fault is not None and fault.kind == "lost":
-                return None, False
+            if fault is not None and fault.kind in ("lost", "masked"):
+                return (fault.reply or Reply(status=500)) if fault.kind == "masked" else None, False
             return reply, fault is not None
 
     def count(self, method: str, path: str) -> int:

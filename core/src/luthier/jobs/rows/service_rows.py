@@ -108,8 +108,30 @@ def completion_conversation(row: ServiceRow) -> ServiceRow:
     return ServiceRow(form="conversation", where=row.where, messages=messages, trained=(False, True))
 
 
-def wire_messages(messages: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
-    """Return messages as OpenAI's format has them: tool arguments as JSON text, no empty content beside tool calls."""
+def wire_row(row: ServiceRow, *, weights: bool) -> dict[str, Any]:
+    """Return a row as OpenAI's format has it, which several services share.
+
+    With `weights` a message of the assistant that is not trained on says so by its weight 0.
+    """
+    if row.form == PAIRED:
+        return {
+            "input": {"messages": _wire_messages(row.messages), **({"tools": row.tools} if row.tools else {})},
+            "preferred_output": _wire_messages(row.chosen),
+            "non_preferred_output": _wire_messages(row.rejected),
+        }
+    if row.form == "completion":
+        return {"prompt": row.prompt, "completion": row.text}
+    if row.form == "text":
+        return {"text": row.text}
+    messages = _wire_messages(row.messages)
+    for message, on in zip(messages, row.trained, strict=True):
+        if weights and message["role"] == "assistant" and not on:
+            message["weight"] = 0
+    return {"messages": messages, **({"tools": row.tools} if row.tools else {})}
+
+
+def _wire_messages(messages: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
+    """Messages with their tools' arguments as JSON text, and without empty content beside tool calls."""
     return [_wire_message(message) for message in messages]
 
 

@@ -228,6 +228,7 @@ class Capabilities:
     default_epochs: float | None = None  # None: the service chooses
     known_models: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    instead: Mapping[str, str] = attrs.field(factory=dict)  # a setting that is not offered: what to write instead
 
 
 @attrs.frozen(kw_only=True)

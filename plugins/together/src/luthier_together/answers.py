@@ -1,0 +1,121 @@
+"""Together's answers as the values that every provider gives."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from luthier import JobEvent, JobMetrics, JobProgress, JobState, JobStatus
+
+from luthier_together.offer import STATES
+
+ARCHIVE: Final = ".result.tar"
+NANO: Final = 1e-9  # prices come in billionths of a dollar
+NAMES: Final = {"train/loss": "loss", "train/learning_rate": "learning_rate", "train/global_step": "step",
+                "train/epoch": "epoch", "eval/loss": "eval_loss", "train/grad_norm": "grad_norm"}  # fmt: skip
+LEVELS: Final = {"warning": "warning", "error": "error", "legacy_iwarning": "warning", "legacy_ierror": "error"}
+RESOLVED: Final = (
+    *("n_epochs", "batch_size", "learning_rate", "warmup_ratio", "n_checkpoints", "n_evals", "max_seq_length"),
+    *("training_type", "training_method", "lr_scheduler", "random_seed"),
+)
+
+
+def read_job(found: Mapping[str, Any]) -> JobStatus:
+    """Return a job's status; fields that are missing or null are None."""
+    raw_state = str(found.get("status"))
+    state, phase = STATES.get(raw_state, (JobState.UNKNOWN, None))
+    events = found.get("events") or []
+    price = found.get("total_price")
+    started, updated = read_time(found.get("started_at")), read_time(found.get("updated_at"))
+    created = read_time(found.get("created_at"))
+    return JobStatus(
+        remote_id=str(found["id"]),
+        state=state,
+        raw_state=raw_state,
+        phase=phase,
+        reason=_reason(events) if state == JobState.FAILED else None,
+        progress=_progress(found, events),
+        metrics=JobMetrics(
+            tokens=found.get("token_count"),
+            cost=None if price is None else price * NANO,
+            currency=None if price is None else "USD",
+            duration=None if started is None or updated is None else max(updated - started, 0.0),
+        ),
+        result_model=found.get("model_output_name") if state == JobState.COMPLETED else None,
+        settings={name: found[name] for name in RESOLVED if found.get(name) is not None},
+        created=created,
+        finished=updated if state.is_final else None,
+        raw=dict(found),
+    )
+
+
+def read_event(found: Mapping[str, Any]) -> JobEvent:
+    """Return an event; the service gives it no id, so that its own content names it."""
+    kept = {k: found.get(k) for k in ("created_at", "type", "message", "step")}
+    metrics = {name: float(found[name]) for name in ("step", "total_steps") if isinstance(found.get(name), int)}
+    return JobEvent(
+        id=hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16],
+        at=read_time(found.get("created_at")) or 0.0,
+        kind="checkpoint" if found.get("type") == "checkpoint_save" else "log",
+        level=LEVELS.get(str(found.get("level")), "info"),
+        message=str(found.get("message") or found.get("type") or ""),
+        metrics=metrics if metrics.get("step") else {},
+    )
+
+
+def read_metrics(found: Sequence[Mapping[str, Any]]) -> list[JobEvent]:
+    """Return the metrics of steps as events."""
+    events = []
+    for line in found:
+        numbers = {NAMES.get(name, name): _number(value) for name, value in line.items()}
+        at = _number(line.get("logged_at") or line.get("train/logged_at") or 0.0) or 0.0
+        key = ",".join(sorted(numbers))
+        step = numbers.get("step")
+        events.append(JobEvent(id=f"step:{step}:{hash_text(key)}", at=at, kind="metrics", metrics=numbers))
+    return events
+
+
+def hash_text(text: str) -> str:
+    """Return eight characters that stand for a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def read_time(text: object) -> float | None:
+    """Return an ISO date as seconds since 1970; None where it is none."""
+    try:
+        return datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return None
+
+
+def _progress(found: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> JobProgress:
+    progress = found.get("progress") or {}
+    steps = [e["step"] for e in events if isinstance(e.get("step"), int)]
+    totals = [e["total_steps"] for e in events if isinstance(e.get("total_steps"), int) and e["total_steps"]]
+    epochs, total = found.get("epochs_completed"), found.get("n_epochs")
+    return JobProgress(
+        step=max(steps, default=None),
+        total_steps=totals[-1] if totals else None,
+        epoch=None if epochs is None else float(epochs),
+        total_epochs=None if total is None else float(total),
+        tokens=found.get("token_count"),
+        seconds_left=float(progress["seconds_remaining"]) if progress.get("estimate_available") else None,
+    )
+
+
+def _reason(events: Sequence[Mapping[str, Any]]) -> str:
+    """What the last event that tells of an error says."""
+    told = [
+        e.get("message") for e in events if e.get("type") == "job_error" or LEVELS.get(str(e.get("level"))) == "error"
+    ]
+    return str(told[-1]) if told else "the service gives no reason"
+
+
+def _number(value: object) -> float | None:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
