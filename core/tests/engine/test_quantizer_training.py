@@ -9,6 +9,7 @@ import pytest
 import torch
 from luthier import LuthierError
 from luthier.engine.run import Interrupted
+from luthier.testing.ranks import in_ranks
 from torch import nn
 from torch.nn import functional as F
 
@@ -192,7 +193,27 @@ def test_a_merge_that_a_part_does_not_know_is_refused_before_anything_is_done(te
     assert not (tmp_path / "run").exists()
 
 
-def test_apply_says_in_which_world_it_is(ternary):
+def test_apply_says_in_which_world_it_is(ternary, model_folder, rows):
     quantizer = Ternary()
+    luthier.plan(model=str(model_folder), data=rows, adapter="full", quantizer=quantizer)
+    assert quantizer.contexts == [("plan", False)]
+    quantizer.contexts.clear()
     ternary(quantizer=quantizer)
-    assert quantizer.contexts == [("train", True), ("open", False)]
+    assert quantizer.contexts == [("train", True), ("open", False)]  # the run, and the check of its artifact
+
+
+def worlds(settings):
+    quantizer = Ternary()
+    losses = luthier.train(**settings, quantizer=quantizer).loss_history
+    return [losses, [[purpose, has_values] for purpose, has_values in quantizer.contexts]]
+
+
+def test_sharded_ranks_apply_it_without_weights_and_train_as_one_does(ternary, model_folder, rows, tmp_path):
+    settings = {"model": str(model_folder), "data": rows, "output_dir": tmp_path / "sharded", "adapter": "full",
+                "callbacks": [], "global_batch_size": 8, "learning_rate": 1e-3, "max_steps": 3,
+                "distributed": {"strategy": "fsdp"}, "memory_check": False}  # fmt: skip
+    alone = ternary(max_steps=3).loss_history
+    first, second = in_ranks(2, worlds, settings, joined=False)
+    assert first[0] == second[0] == pytest.approx(alone, rel=1e-5)
+    assert first[1] == [["train", True], ["open", True], ["open", False]]  # the run, its whole model, the check
+    assert ["hollow", False] in second[1] and ["train", True] not in second[1]

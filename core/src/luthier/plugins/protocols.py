@@ -217,8 +217,14 @@ class Optimizer(Protocol):
 class Quantizer(Protocol):
     """The form in which the base model's weights are stored.
 
-    A quantized layer keeps `in_features` and `out_features`. `trains` and `mergeable` come from the record; an object
-    that is passed in Python says them itself.
+    A quantized layer keeps `in_features` and `out_features`; it is this quantizer's if `dequantize` gives its weight.
+    A merge puts a dense layer with that weight in the place of each, and then has the adapter merged: its base is what
+    the quantized layers compute, not the checkpoint. `trains` and `mergeable` come from the record; an object that is
+    passed in Python says them itself.
+
+    Where `trains` is True the layers keep a latent weight as a parameter, `provides` has "dense-weights", and `full`
+    trains it. The run's artifact is then what `save` writes, and is opened by making a model of its config, `apply`
+    (with `has_values` False) and `load`. What a layer needs beyond its state dict follows from `progressed`.
     """
 
     trains: bool = False

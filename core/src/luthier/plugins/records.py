@@ -135,7 +135,7 @@ class QuantizerRecord(Record):
 
     `tolerance` bounds the relative (Frobenius) error of a weight after quantization. `trains` says that the layers
     keep a latent weight that is trained; the artifact is then written and read through the quantizer. `mergeable`
-    says that an adapter can be merged into its layers.
+    says that a dense model can be made of its layers, with an adapter or without: `merge: true` is refused otherwise.
     """
 
     kind: ClassVar[str] = "quantizer"

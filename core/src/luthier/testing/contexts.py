@@ -41,7 +41,7 @@ def context(
 
     `originals` maps a layer's path to its unquantized weight [out, in]; without it `original` raises `LuthierError`.
     """
-    quantizer = quantizer or Unquantized(NoQuantizer())
+    quantizer = quantizer or plain_quantizer()
     return context_for(
         model,
         complete_part(quantizer, "quantizer", type(quantizer).__name__),
@@ -50,6 +50,11 @@ def context(
         original=_original(model, originals),
         batches=_batches,
     )
+
+
+def plain_quantizer() -> Unquantized:
+    """Return the quantizer of a model whose weights are as they were loaded."""
+    return Unquantized(NoQuantizer())
 
 
 def _original(model: nn.Module, originals: Mapping[str, Tensor] | None) -> Callable[[nn.Module], Tensor]:

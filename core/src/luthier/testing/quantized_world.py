@@ -19,7 +19,14 @@ class Quantized:
     """A tiny Llama as the quantizer made it. `purpose` and `has_values` are what `apply` is told of the world."""
 
     def __init__(
-        self, subject: Subject, options: Any, seed: int = 0, *, purpose: Any = "train", has_values: bool = True
+        self,
+        subject: Subject,
+        options: Any,
+        seed: int = 0,
+        *,
+        purpose: Any = "train",
+        has_values: bool = True,
+        device: str | None = None,
     ) -> None:
         import attrs
 
@@ -28,7 +35,7 @@ class Quantized:
 
         self.part = subject.build(options)
         self.dense = make_model(seed)
-        model = _loaded(self.part, seed)
+        model = _loaded(self.part, seed).to(device or "cpu")
         told = context(model, seed, TOTAL, self.part)
         self.context = attrs.evolve(told, purpose=purpose, has_values=has_values)
         self.model = apply_quantizer(self.part, model, self.context)
@@ -44,7 +51,10 @@ class Quantized:
 
     def original(self, path: str) -> Tensor:
         """Return the weight [out, in] that a layer had before."""
-        return self.originals[path].weight.detach()
+        from luthier.engine.contexts import dense_weight
+        from luthier.testing.contexts import plain_quantizer
+
+        return dense_weight(self.originals[path], plain_quantizer()).detach()
 
     def outputs(self) -> Tensor:
         """Return the logits [12, V] of a fixed row, without gradient."""

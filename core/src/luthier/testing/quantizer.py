@@ -17,6 +17,10 @@ from luthier.testing.quantizer_training import (  # noqa: F401 - checks of this 
     saves_what_it_trained,
     trains_its_weights,
 )
+from luthier.testing.quantizer_worlds import (  # noqa: F401 - checks of this kind
+    applies_without_values,
+    apply_follows_the_seed,
+)
 from luthier.testing.strategies import seeds
 
 if TYPE_CHECKING:

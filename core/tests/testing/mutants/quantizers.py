@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -126,9 +127,32 @@ class SaysNothing(Rows):
         return None
 
 
-class PicklesItself(Rows):
-    def export(self, model, folder):
-        torch.save(model.state_dict(), folder / "model.pt")
+class RemembersANumber(Rows):
+    """What it read from the weight is not among its tensors."""
+
+    class layer(CodedLinear):
+        def __init__(self, layer):
+            super().__init__(layer)
+            self.offset = 0.0 if layer.weight.is_meta else float(layer.weight.abs().mean()) * 1e-3
+
+        def forward(self, states):
+            return super().forward(states) + self.offset
+
+
+class WantsWeights(Rows):
+    """Leaves layers alone whose weights are not there yet."""
+
+    def takes(self, layer, model):
+        return super().takes(layer, model) and not layer.weight.is_meta
+
+
+class DrawsForItself(Rows):
+    """Its random numbers are not the run's."""
+
+    class layer(CodedLinear):
+        def put(self, weight):
+            noise = torch.rand(weight.shape, generator=torch.Generator().manual_seed(time.perf_counter_ns()))
+            super().put(weight * (1 + 1e-3 * noise))
 
 
 class Scaled(Rows):
