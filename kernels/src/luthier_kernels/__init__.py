@@ -4,6 +4,7 @@ from luthier_kernels.dispatch import count_runs, forget_runs, only_implementatio
 from luthier_kernels.fourbit import (
     FourBitWeight,
     dequantize_fourbit,
+    lend_fourbit,
     multiply_fourbit,
     nest_scales,
     quantize_fourbit,
@@ -25,6 +26,7 @@ __all__ = [
     "dequantize_fourbit",
     "expand_codes",
     "forget_runs",
+    "lend_fourbit",
     "multiply_fourbit",
     "multiply_packed",
     "multiply_ternary",

@@ -151,3 +151,26 @@ def test_without_values_the_same_layers_are_made_on_the_models_device():
     held = {name: (t.shape, t.dtype) for name, t in model.state_dict().items()}
     assert held == {name: (t.shape, t.dtype) for name, t in quantized()[0].state_dict().items()}
     assert {t.device.type for t in model.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lora_on_a_lent_weight_computes_what_it_computes_on_the_dense_one(dtype):
+    from luthier_lora.product import adapted_product
+
+    _, layer = a_layer(bias=False)
+    a, b = torch.randn(4, 64, requires_grad=True), torch.randn(48, 4, requires_grad=True)
+    made = []
+    for weight in (layer.lend_weight, layer.dense().to(dtype)):
+        states = torch.ones(5, 64).cumsum(0).to(dtype).requires_grad_()
+        a.grad = b.grad = None
+        output = adapted_product(states, weight, None, a, b, 2.0)
+        output.sum().backward()
+        made.append((output.detach(), states.grad, a.grad, b.grad))
+    assert all(torch.equal(one, other) for one, other in zip(*made, strict=True))
+
+
+def test_what_is_lent_is_the_same_memory_for_all_layers():
+    layers = [a_layer()[1], a_layer(32, 16)[1]]
+    lent = [layer.lend_weight(torch.bfloat16) for layer in layers]
+    assert lent[0].data_ptr() == lent[1].data_ptr() and lent[1].shape == (16, 32)
+    assert torch.equal(lent[1], layers[1].dense().bfloat16())

@@ -29,6 +29,12 @@ def multiply_fourbit(states: Tensor, weight: Given) -> Tensor:
     return FORWARD(states, *weight)
 
 
+def lend_fourbit(weight: Given, dtype: torch.dtype) -> Tensor:
+    """Return the weight [out, in] in memory that the next call in this thread uses again: for one product alone."""
+    packed, scales, *rest = weight
+    return _weight(packed.new_empty(0, dtype=dtype), packed, scales, tuple(rest))
+
+
 def reference_multiply(states: Tensor, weight: Tensor) -> Tensor:
     """The semantics of record, given the dequantized weight [out, in]."""
     return F.linear(states, weight.to(states.dtype))

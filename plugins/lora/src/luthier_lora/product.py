@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import torch
@@ -9,16 +10,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+Weight = Tensor | Callable[[torch.dtype], Tensor]  # the matrix, or what lends it for the time of one product
 FAST: Final = (torch.bfloat16, torch.float16)  # whose rounding hides the order of a sum
 
 
 def adapted_product(
-    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, dropout: float = 0.0
+    x: Tensor, weight: Weight, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, dropout: float = 0.0
 ) -> Tensor:
     """x W^T + bias + scale (d(x) A^T) B^T: x [..., in], W [out, in] frozen, A [r, in], B [out, r] to [..., out].
 
     d drops elements of x with probability `dropout` and scales the rest up to the same mean.
 
+    A weight that is lent is asked for again in backward, in the dtype of the product; it is not kept between the two.
     Under autocast the products are in its dtype, and else in that of x; the gradients of A and B have theirs. B A is
     never formed, x is kept once for A's gradient and not for the frozen matrix, and the update is accumulated into the
     base product without a pass of its own (the products of unsloth's LoRA kernels, written for any device).
@@ -28,7 +31,8 @@ def adapted_product(
     with torch.autocast(device, enabled=False):
         x = x.to(dtype)
         kept, more = kept_elements(x, dropout) if dropout else (None, 1.0)
-        return _Product.apply(x, weight, bias, a, b, scale * more, kept)
+        held, lend = (weight, None) if isinstance(weight, Tensor) else (None, weight)
+        return _Product.apply(x, held, bias, a, b, scale * more, kept, lend)
 
 
 def kept_elements(x: Tensor, dropout: float) -> tuple[Tensor, float]:
@@ -51,6 +55,15 @@ def applies(layer: Any, x: Tensor) -> bool:
     return not hooked and "forward" not in vars(layer) and not layer.weight.requires_grad and x.is_floating_point()
 
 
+def lends(layer: Any, x: Tensor) -> bool:
+    """Whether a quantized layer has a method `lend_weight(dtype)`, its weight until the next call, and it may be used.
+
+    Not while it is traced or rehearsed: what is lent is memory that outlives neither.
+    """
+    lent = hasattr(layer, "lend_weight") and type(x) in (Tensor, torch.nn.Parameter)
+    return lent and not torch.compiler.is_compiling() and applies(layer, x)
+
+
 def _accumulate(result: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
     """`result` plus scale left @ right, in place. In full precision in PEFT's order, so that bits agree with it."""
     if result.dtype in FAST:
@@ -62,15 +75,15 @@ def _accumulate(result: Tensor, left: Tensor, right: Tensor, scale: float) -> Te
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *update: Any) -> Tensor:
-        a, b, scale, kept = update
+        a, b, scale, kept, lend = update
         flat = x.reshape(-1, x.shape[-1])  # [T, in]
-        matrix = weight.to(x.dtype)
+        matrix = lend(x.dtype) if weight is None else weight.to(x.dtype)
         result = functional.linear(flat, matrix, None if bias is None else bias.to(x.dtype))  # [T, out]
         kept = None if kept is None else kept.reshape(flat.shape)
         inner = (flat if kept is None else flat * kept) @ a.to(x.dtype).T  # [T, r]
         _accumulate(result, inner, b.to(x.dtype).T, scale)
         ctx.save_for_backward(flat if ctx.needs_input_grad[3] else None, inner, weight, a, b, kept)
-        ctx.scale, ctx.shape = scale, x.shape
+        ctx.scale, ctx.shape, ctx.lend = scale, x.shape, lend
         return result.view(*x.shape[:-1], result.shape[-1])
 
     @staticmethod
@@ -88,10 +101,10 @@ class _Product(torch.autograd.Function):
         grad_bias = flat.sum(0) if needs[2] else None
         grad_x = None
         if needs[0]:
-            grad_x = flat @ weight.to(dtype)
+            grad_x = flat @ (ctx.lend(dtype) if weight is None else weight.to(dtype))
             if kept is None:
                 grad_x = _accumulate(grad_x, lowered, a.to(dtype), 1.0)
             else:
                 grad_x.addcmul_(lowered @ a.to(dtype), kept)
             grad_x = grad_x.view(ctx.shape)
-        return grad_x, None, grad_bias, grad_a, grad_b, None, None
+        return grad_x, None, grad_bias, grad_a, grad_b, None, None, None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from luthier_lora.layers import Dequantize, Factor, Form, Switch, compute_dtype, dense_weight, features, is_dense
-from luthier_lora.product import adapted_product, applies
+from luthier_lora.product import adapted_product, applies, lends
 
 
 class LoraLayer(nn.Module):
@@ -47,13 +47,14 @@ class LoraLayer(nn.Module):
             base = self.base_layer
             factors = self.lora_A.weight, self.lora_B.weight
             dropout = self.lora_dropout.p if self.training else 0.0
-            return adapted_product(x, dense_weight(base), getattr(base, "bias", None), *factors, self.scale, dropout)
+            weight = dense_weight(base) if is_dense(base) else base.lend_weight
+            return adapted_product(x, weight, getattr(base, "bias", None), *factors, self.scale, dropout)
         result = self.base_layer(x, *args, **kwargs)
         return self.adapted(x, result) if self.switch.enabled else result
 
     def is_product(self, x: Tensor) -> bool:
-        """Whether the forward pass is the one operation of `product`: a dense frozen matrix."""
-        return is_dense(self.base_layer) and applies(self.base_layer, x)
+        """Whether the forward pass is the one operation of `product`: a frozen matrix, dense or lent by its layer."""
+        return applies(self.base_layer, x) if is_dense(self.base_layer) else lends(self.base_layer, x)
 
     def adapted(self, x: Tensor, result: Tensor) -> Tensor:
         """`result`, the base layer's [..., out], with the update of `x` [..., in]."""

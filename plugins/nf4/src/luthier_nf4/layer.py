@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 import torch
-from luthier_kernels import FourBitWeight, multiply_fourbit
+from luthier_kernels import FourBitWeight, lend_fourbit, multiply_fourbit
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -76,6 +76,10 @@ class FourBitLinear(nn.Module):
     def dense(self) -> Tensor:
         """Return the weight [out, in] in float32."""
         return self.held().dequantize()
+
+    def lend_weight(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight [out, in] in memory that the next call, of any such layer, uses again."""
+        return lend_fourbit(self.held().arguments(), dtype)
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., in] to [..., out], in the dtype of the states or of autocast."""

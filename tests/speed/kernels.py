@@ -1,0 +1,242 @@
+"""Operations of luthier-kernels beside what others have for the same: bitsandbytes, PEFT, plain torch, torchao.
+
+Sides take turns in one process on the same tensors. `floor_ms` is the matrix products that neither side can save.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from tests.speed.table import Row
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+ROUNDS = 5
+PEERS = ("torch", "bitsandbytes", "peft")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # bitsandbytes would ask a hub for a binary at import
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--peers", default=",".join(PEERS), help="comma-separated; those that are not installed are left out"
+    )
+    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--width", type=int, default=1024, help="inputs of a layer, and of others multiples of it")
+    parser.add_argument("--rows", type=int, default=1024, help="tokens of a training step")
+
+
+def cases(arguments: argparse.Namespace) -> Iterator[Row]:
+    import torch
+
+    torch.manual_seed(0)
+    peers = [name for name in arguments.peers.split(",") if importlib.util.find_spec(name)]
+    for name, peer, make in CASES:
+        if peer in peers and arguments.only in name:
+            yield _row(arguments, f"{name}, beside {peer}", *make(arguments))
+
+
+def _row(
+    arguments: argparse.Namespace, case: str, ours: Callable[[], Any], theirs: Callable[[], Any], *more: Any
+) -> Row:
+    """One comparison: sides in turns, the least time of each."""
+    spent: dict[str, list[float]] = {"ours": [], "peer": []}
+    for _ in range((arguments.rounds or ROUNDS) + 1):  # the first is not counted
+        _timed(spent["ours"], ours, arguments.clock)
+        _timed(spent["peer"], theirs, arguments.clock)
+    mine, other = (min(spent[side][1:]) * 1e3 for side in ("ours", "peer"))
+    return Row.cost(case, mine, other, "ms", more=dict(more[0]) if more else {})
+
+
+def _timed(into: list[float], work: Callable[[], Any], clock: str) -> None:
+    now = time.process_time if clock == "cpu" else time.perf_counter
+    began = now()
+    work()
+    into.append(now() - began)
+
+
+def quantize_nf4(arguments: argparse.Namespace, nested: bool = True) -> tuple[Any, ...]:
+    import bitsandbytes.functional as bnb
+    import torch
+    from luthier_kernels import FourBitWeight
+
+    weight = torch.randn(2 * arguments.width, 2 * arguments.width).bfloat16()
+    packed, _ = bnb.quantize_4bit(weight, quant_type="nf4", compress_statistics=nested)
+    same = torch.equal(packed.view(-1), FourBitWeight.from_weight(weight, double_quantization=nested).packed)
+    theirs = lambda: bnb.quantize_4bit(weight, quant_type="nf4", compress_statistics=nested)  # noqa: E731
+    return lambda: FourBitWeight.from_weight(weight, double_quantization=nested), theirs, {"same_bytes": same}
+
+
+def dequantize_nf4(arguments: argparse.Namespace) -> tuple[Any, ...]:
+    import bitsandbytes.functional as bnb
+    import torch
+    from luthier_kernels import FourBitWeight
+
+    weight = torch.randn(4 * arguments.width, 4 * arguments.width).bfloat16()
+    packed, state = bnb.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+    ours = FourBitWeight.from_weight(weight)
+    same = torch.equal(ours.dequantize(torch.bfloat16), bnb.dequantize_4bit(packed, state))
+    theirs = lambda: bnb.dequantize_4bit(packed, state)  # noqa: E731
+    return lambda: ours.dequantize(torch.bfloat16), theirs, {"same_values": same}
+
+
+def step_qlora(arguments: argparse.Namespace, dtype: str = "bfloat16") -> tuple[Any, ...]:
+    """Forward and backward of LoRA (rank 16) on an MLP of three NF4 layers, as both libraries wrap them."""
+    import torch
+
+    states = torch.randn(arguments.rows, arguments.width, dtype=getattr(torch, dtype))
+    sides = []
+    for make in (_our_mlp, _peft_mlp):
+        torch.manual_seed(0)
+        sides.append(_training(make(arguments.width, getattr(torch, dtype)), states))
+    difference = float((sides[0](value=True) - sides[1](value=True)).abs())
+    return *sides, {"loss_difference_of_sides": difference}
+
+
+def _training(model: nn.Module, states: Tensor) -> Callable[..., Any]:
+    def step(value: bool = False) -> Any:
+        leaf = states.clone().requires_grad_()
+        loss = model(leaf).float().square().mean()
+        if value:
+            return loss.detach()
+        loss.backward()
+        return None
+
+    return step
+
+
+def _mlp(width: int, dtype: Any) -> nn.Module:
+    import torch
+    from torch import nn
+
+    class Mlp(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            inner = width * 11 // 4
+            self.gate, self.up = (nn.Linear(width, inner, bias=False, dtype=dtype) for _ in range(2))
+            self.down = nn.Linear(inner, width, bias=False, dtype=dtype)
+
+        def forward(self, states: Tensor) -> Tensor:
+            return self.down(torch.nn.functional.silu(self.gate(states)) * self.up(states))
+
+        def get_output_embeddings(self) -> None:
+            return None
+
+    return Mlp()
+
+
+def _our_mlp(width: int, dtype: Any) -> nn.Module:
+    from luthier.testing import context
+    from luthier.testing.worlds import tiny_model
+    from luthier_lora.layers import Form, Switch
+    from luthier_lora.wrappers import LoraLayer
+    from luthier_nf4 import Nf4
+    from luthier_nf4.quantizer import FourBitQuantizer
+
+    part = FourBitQuantizer(Nf4())
+    model = part.apply(_mlp(width, dtype), context(tiny_model()))
+    import torch
+
+    form = Form(rank=16, scale=2.0, dropout=0.0, dtype=torch.float32, device=torch.device("cpu"))
+    for name in ("gate", "up", "down"):
+        setattr(model, name, LoraLayer(getattr(model, name), form, Switch(), part.dequantize))
+    return model
+
+
+def _peft_mlp(width: int, dtype: Any) -> nn.Module:
+    import bitsandbytes as bnb
+    import torch
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model = _mlp(width, dtype)
+    for name in ("gate", "up", "down"):
+        dense = getattr(model, name)
+        made = bnb.nn.Linear4bit(
+            dense.in_features, dense.out_features, bias=False, compute_dtype=dtype, quant_type="nf4"
+        )
+        made.weight = bnb.nn.Params4bit(
+            dense.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
+        )
+        setattr(model, name, made.to(torch.device("cpu")))
+    config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=["gate", "up", "down"])
+    return inject_adapter_in_model(config, model)
+
+
+def step_ternary(arguments: argparse.Namespace, factor: int = 1) -> tuple[Any, ...]:
+    """Forward and backward of a layer of float32 master weights, ours on bfloat16 states, beside float32 throughout."""
+    import torch
+    from luthier_kernels import multiply_ternary, quantize_ternary
+
+    inner, outer, rows = arguments.width, factor * arguments.width, arguments.rows
+    weight = torch.randn(outer, inner).requires_grad_()
+    single = torch.randn(rows, inner)
+    upstream = torch.randn(rows, outer)
+    half, half_upstream = single.bfloat16(), upstream.bfloat16()
+
+    def ours() -> None:
+        states = half.clone().requires_grad_()
+        multiply_ternary(states, weight, *quantize_ternary(weight)).backward(half_upstream)
+        weight.grad = None
+
+    def theirs() -> None:
+        states = single.clone().requires_grad_()
+        _fake_quantized(states, weight).backward(upstream)
+        weight.grad = None
+
+    with torch.no_grad():
+        found = multiply_ternary(single, weight, *quantize_ternary(weight))
+        expected = _fake_quantized(single, weight)
+    return ours, theirs, {"forward_difference": float((found - expected).norm() / expected.norm())}
+
+
+def _fake_quantized(states: Tensor, weight: Tensor) -> Tensor:
+    """BitNet's layer in plain torch: both roundings straight through."""
+    import torch
+
+    scale = weight.detach().abs().mean().clamp(min=1e-5)
+    ternary = weight + ((weight / scale).round().clamp(-1, 1) * scale - weight).detach()
+    largest = states.detach().abs().amax(-1, keepdim=True).clamp(min=1e-5)
+    rounded = states + ((states * 127 / largest).round().clamp(-128, 127) * largest / 127 - states).detach()
+    return torch.nn.functional.linear(rounded, ternary)
+
+
+def decode_ternary(arguments: argparse.Namespace, packed: bool = False) -> tuple[Any, ...]:
+    """One row by a square layer of four widths, beside bfloat16."""
+    import torch
+    from luthier_kernels import multiply_packed, multiply_ternary, quantize_ternary
+    from luthier_kernels.ternary.packing import pack_columns
+
+    weight = torch.randn(4 * arguments.width, 4 * arguments.width)
+    states, half = torch.randn(1, 4 * arguments.width).bfloat16(), weight.bfloat16()
+    codes, scales = quantize_ternary(weight)
+    bytes_ = pack_columns(codes)
+
+    def ours() -> None:
+        with torch.no_grad():
+            for _ in range(10):
+                multiply_packed(states, bytes_, scales) if packed else multiply_ternary(states, half, codes, scales)
+
+    def theirs() -> None:
+        with torch.no_grad():
+            for _ in range(10):
+                torch.nn.functional.linear(states, half)
+
+    return ours, theirs, {"products": 10}
+
+
+CASES = [
+    ("NF4 quantization, nested", "bitsandbytes", quantize_nf4),
+    ("NF4 quantization, plain scales", "bitsandbytes", lambda given: quantize_nf4(given, False)),
+    ("NF4 dequantization, nested, bfloat16", "bitsandbytes", dequantize_nf4),
+    ("LoRA on an NF4 MLP, step, bfloat16", "peft", step_qlora),
+    ("LoRA on an NF4 MLP, step, float32", "peft", lambda given: step_qlora(given, "float32")),
+    ("ternary layer, step, square", "torch", step_ternary),
+    ("ternary layer, step, 1 to 4", "torch", lambda given: step_ternary(given, 4)),
+    ("ternary decoding, one row, int8 codes", "torch", decode_ternary),
+    ("ternary decoding, one row, two bits", "torch", lambda given: decode_ternary(given, True)),
+]
