@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import torch
 import transformers
 from luthier.engine.attention import install
 from luthier.testing.worlds import ARCHITECTURES, SHAPE
-from torch.overrides import TorchFunctionMode
 
 SLIDING = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"], "head_dim": 8}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
@@ -62,26 +59,6 @@ def exact_model(name, **changes):
         model.set_experts_implementation("eager")  # grouped products know no float64
     install(model.eval())
     return model
-
-
-@contextmanager
-def unrounded():
-    """Inside it float64 is never cast to float32, which sums of gradients would show."""
-    with _Unrounded():
-        yield
-
-
-class _Unrounded(TorchFunctionMode):
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64:
-            if func is torch.Tensor.float:
-                return args[0]
-            if func in (torch.Tensor.to, torch.Tensor.type):
-                args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-            if kwargs.get("dtype") is torch.float32:
-                kwargs["dtype"] = torch.float64
-        return func(*args, **kwargs)
 
 
 def stand_in_kernel(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None,

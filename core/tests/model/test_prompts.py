@@ -6,7 +6,7 @@ import attrs
 import luthier
 import pytest
 import torch
-from exact_models import exact_model, stand_in_kernel, unrounded
+from exact_models import exact_model, stand_in_kernel
 from luthier.artifacts.generate import answer
 from luthier.engine import attention, probe
 from luthier.engine.attention import varlen, ways
@@ -14,6 +14,7 @@ from luthier.engine.batch import chain_of, continue_documents
 from luthier.engine.policy import ModelPolicy
 from luthier.errors import LuthierError
 from luthier.model.generation_inputs import compute_logits, prepare_generation
+from luthier.testing.exactness import unrounded
 from luthier.testing.worlds import random_batch, tiny_model, tiny_tokenizer
 
 LENGTHS, LINKS = (7, 4, 6, 3, 9, 5), (-1, 0, 0, 1, -1, 0)

@@ -3,7 +3,7 @@
 import attrs
 import pytest
 import torch
-from exact_models import APART, MODELS, exact_model, stand_in_kernel, unrounded
+from exact_models import APART, MODELS, exact_model, stand_in_kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier.data.examples import TokenExample
@@ -16,6 +16,7 @@ from luthier.engine.attention.varlen import Kernel, attend_at_once
 from luthier.engine.batch import chain_of, collate, continue_documents
 from luthier.engine.policy import ModelPolicy
 from luthier.engine.step import router_balance
+from luthier.testing.exactness import unrounded
 from luthier.testing.worlds import random_batch, tiny_model
 
 LENGTHS, LINKS = (7, 4, 6, 3, 9, 5), (-1, 0, 0, 1, -1, 0)  # a prompt with three answers, one of them answered in turn

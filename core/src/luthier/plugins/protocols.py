@@ -82,8 +82,9 @@ class Adapter(Protocol):
     def prepare(self, batch: Any) -> Any:
         """Return the batch that the body runs on; a prompt method adds virtual tokens to each document.
 
-        The policy calls it, with the adapter on only. A prepared batch may carry `embeddings` [T', H] and must carry
-        `origin` [T'] int64: the place of each token in the loss's batch, -1 for a virtual one.
+        The policy calls it, with the adapter on only; the loss keeps its own batch. `batch.insert_virtual(count)` makes
+        one. A prepared batch may carry `embeddings` [T', H] and must carry `origin` [T'] int64: the place of each token
+        in the loss's batch, in order, -1 for a virtual one.
         """
         return batch
 
@@ -94,12 +95,16 @@ class Adapter(Protocol):
     def prefixes(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Return keys and values, [N, key-value heads, head dim] each, before each document that continues none.
 
-        They are counted in the positions and not rotated. None: this adapter adds none at this layer.
+        They are counted in the positions and not rotated, and there are equally many in every layer. It is called
+        within the pass, for each layer (from 0), and again where that is recomputed. None: this adapter adds none.
         """
         return None
 
     def generating(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of `generate` with what takes the place of virtual tokens: embeddings, a cache."""
+        """Return the arguments of `generate` with what takes the place of virtual tokens: embeddings, a cache.
+
+        Left as they are, they follow from `prepare` and `prefixes`.
+        """
         return inputs
 
     def gradients_ready(self) -> None:
