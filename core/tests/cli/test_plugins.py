@@ -115,6 +115,12 @@ def test_show_prints_types_in_brackets_as_they_are(luthier, distribute, offering
     assert "luthier-outside 1.0" in text
 
 
+def test_show_says_what_the_record_of_a_kind_declares(luthier):
+    document = luthier("plugins", "show", "quantizer", "none", "--json").document
+    assert document["declares"] == {"tolerance": 0.0, "trains": False, "mergeable": True}
+    assert "trains: False" in luthier("plugins", "show", "quantizer", "none").stdout
+
+
 def test_show_of_an_unknown_kind_or_name_says_the_nearest(luthier):
     kind = luthier("plugins", "show", "optimiser", "adamw", "--json")
     name = luthier("plugins", "show", "optimizer", "adamv", "--json")

@@ -74,9 +74,16 @@ def ternary(train):
     return run
 
 
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def metrics(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "loss" in line]
+    return [line for line in lines(folder) if "loss" in line]
+
+
+def evaluations(folder):
+    return [(line["step"], line["eval_loss"]) for line in lines(folder) if "eval_loss" in line]
 
 
 class Watch:
@@ -137,20 +144,24 @@ def test_after_the_best_weights_are_loaded_the_numbers_are_those_that_a_reopened
     assert again.evaluate() == run.eval_metrics
 
 
-@pytest.mark.parametrize("packing", [True, False])
-def test_a_run_that_was_killed_and_resumed_equals_an_undisturbed_one(ternary, rows, tmp_path, packing):
-    class Stop:
-        @luthier.event
-        def step_ended(self, step):
-            if step == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
+class Stop:
+    """A signal at the end of step 2, before its evaluation, which is then owed."""
 
+    @luthier.event
+    def step_ended(self, step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_run_that_was_stopped_and_resumed_equals_an_undisturbed_one(ternary, rows, tmp_path, packing):
     shared = {"eval_data": rows[:4], "eval_steps": 1, "packing": packing}
     straight = ternary(**shared, output_dir=tmp_path / "straight")
     with pytest.raises(Interrupted):
-        ternary(**shared, callbacks=[Stop()])
+        ternary(**shared, callbacks=["jsonl", Stop()])
     resumed = ternary(**shared)
     assert resumed.loss_history == straight.loss_history and resumed.eval_metrics == straight.eval_metrics
+    assert evaluations(tmp_path / "run") == evaluations(tmp_path / "straight")  # of step 2 too
     pairs = zip(resumed.model.parameters(), straight.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
@@ -191,6 +202,13 @@ def test_a_merge_that_a_part_does_not_know_is_refused_before_anything_is_done(te
         ternary(**parts, merge=True)
     assert (caught.value.code, caught.value.where) == ("artifact-unmergeable", "merge")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_not_merged_where_its_quantizer_cannot_be(ternary):
+    run = ternary(quantizer=Ternary(mergeable=False))
+    with pytest.raises(LuthierError, match="quantizer .* cannot be merged"):
+        run.merge()
+    assert not (run.output_path / "merged").exists()
 
 
 def test_apply_says_in_which_world_it_is(ternary, model_folder, rows):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from luthier.cli.listing import Row
     from luthier.plugins.options import Described
+    from luthier.plugins.records import Record
     from luthier.plugins.registry import Offer
 
 STYLES = {"ok": "green", "conflict": "red", "broken": "red", "blocked": "yellow", "unsupported": "yellow"}
@@ -62,7 +63,8 @@ def show(
     registry = installed()
     offer = registry.get(kind, name)
     described = describe(registry.options(offer))
-    document = _head(offer) | {"options": [to_dict(option) for option in described]}
+    document = _head(offer) | {"declares": declared_values(offer.record)}
+    document |= {"options": [to_dict(option) for option in described]}
     return Answer(document=document, view=lambda screen: draw_part(screen, offer, described))
 
 
@@ -79,9 +81,23 @@ def draw_part(screen: Console, offer: Offer, described: Sequence[Described], *, 
         tags = sorted(getattr(record, verb))
         if tags:
             screen.print(Text(f"{verb}: {', '.join(tags)}"))
+    declared = declared_values(record)
+    if declared:
+        screen.print(Text(f"declares: {', '.join(f'{name}: {value}' for name, value in declared.items())}"))
     table = options_table(described, flags, flags=bool(flags)) if described else "It has no options."
     screen.print()
     screen.print(table, end="\n" if described else "\n\n")
+
+
+def declared_values(record: Record) -> dict[str, Any]:
+    """Return what a record of its kind says beyond every record's fields, such as `bits`, `trains` and `mergeable`."""
+    import attrs
+
+    from luthier.plugins.records import Record as Common
+
+    common = attrs.fields_dict(Common)
+    values = {name: getattr(record, name) for name in attrs.fields_dict(type(record)) if name not in common}
+    return {name: value for name, value in values.items() if value is not None and value != {}}
 
 
 def _head(offer: Offer) -> dict[str, Any]:
