@@ -1,0 +1,77 @@
+"""Answers in OpenAI's wire format as the values that every provider gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from luthier import JobEvent, JobMetrics, JobProgress, JobState, JobStatus
+
+STATES: Final = {  # the service's word: ours, and what it is doing
+    "validating_files": (JobState.PENDING, "validating"),
+    "queued": (JobState.PENDING, "queued"),
+    "paused": (JobState.PENDING, "paused"),
+    "pending": (JobState.PENDING, None),
+    "running": (JobState.RUNNING, "training"),
+    "succeeded": (JobState.COMPLETED, None),
+    "failed": (JobState.FAILED, None),
+    "cancelled": (JobState.CANCELED, None),
+}
+NAMES: Final = {"train_loss": "loss", "valid_loss": "eval_loss", "full_valid_loss": "full_eval_loss",
+                "train_mean_token_accuracy": "accuracy", "total_steps": "total_steps", "step": "step"}  # fmt: skip
+LEVELS: Final = {"warn": "warning", "warning": "warning", "error": "error"}
+
+
+def read_job(found: Mapping[str, Any]) -> JobStatus:
+    """Return a job's status; fields that are missing or null are None."""
+    raw_state = str(found.get("status"))
+    state, phase = STATES.get(raw_state, (JobState.UNKNOWN, None))
+    created, finished = _number(found.get("created_at")), _number(found.get("finished_at"))
+    tokens, method = found.get("trained_tokens"), found.get("method") or {}
+    numbers = (method.get(method.get("type") or "") or {}).get("hyperparameters") or found.get("hyperparameters") or {}
+    epochs = numbers.get("n_epochs")
+    return JobStatus(
+        remote_id=str(found["id"]),
+        state=state,
+        raw_state=raw_state,
+        phase=phase,
+        reason=_reason(found.get("error")),
+        progress=JobProgress(tokens=tokens, total_epochs=_number(epochs)),
+        metrics=JobMetrics(
+            tokens=tokens, duration=None if created is None or finished is None else max(finished - created, 0.0)
+        ),
+        result_model=found.get("fine_tuned_model"),
+        settings={**numbers, **({"seed": found["seed"]} if found.get("seed") is not None else {})},
+        created=created,
+        finished=finished,
+        raw=dict(found),
+    )
+
+
+def read_event(found: Mapping[str, Any]) -> JobEvent:
+    """Return an event; its numbers may be texts, missing, or null altogether."""
+    data = found.get("data") if isinstance(found.get("data"), dict) else {}
+    numbers = {NAMES.get(name, name): _number(value) for name, value in data.items() if name in NAMES}
+    return JobEvent(
+        id=str(found.get("id")),
+        at=_number(found.get("created_at")) or 0.0,
+        kind="metrics" if found.get("type") == "metrics" else "log",
+        level=LEVELS.get(str(found.get("level")), "info"),
+        message=str(found.get("message") or ""),
+        metrics=numbers,
+    )
+
+
+def _reason(error: Any) -> str | None:
+    """What the service says of a failure, and the field that it is about; an empty error is none."""
+    if not isinstance(error, dict) or not (error.get("message") or error.get("code")):
+        return None
+    parts = (error.get("code"), error.get("message"), f"field {error['param']}" if error.get("param") else None)
+    return ": ".join(str(part) for part in parts if part)
+
+
+def _number(value: object) -> float | None:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
