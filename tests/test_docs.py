@@ -15,6 +15,7 @@ from luthier import Recipe
 from luthier.cli.app import app
 from luthier.cli.recipes import split
 from luthier.demo import MODEL
+from luthier.engine.operations.registry import REFERENCES
 from luthier.errors import CODES
 from luthier.plugins import events, hookspecs, policy_protocol, protocols
 from luthier.plugins.options import describe
@@ -67,6 +68,7 @@ def test_a_generated_page_is_what_the_code_says(name):
 
 
 CONTRACTS = {
+    **{f"operation {name}": function for name, function in REFERENCES.items()},
     **{f"hook {name}": getattr(hookspecs, name) for name in hookspecs.HOOKS.values()},
     **{f"event {name}": getattr(events.Events, name) for name in events.EVENTS},
     **{

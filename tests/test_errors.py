@@ -478,6 +478,43 @@ def a_kernel_that_cannot_be_compiled(world):
     Passes(strict=True, decisions=Decisions())._run(formula, (torch.zeros(2),), lambda: None)
 
 
+OPERATION = """
+from luthier import OperationRecord, hookimpl
+
+
+@hookimpl
+def luthier_operations():
+    return [OperationRecord(name="made-up", summary="Half a norm.", operation="rms_norm", build="halves:build",
+                            predicate="halves:fits", priority=3)]
+"""
+HALVES = """
+def build(options):
+    return norm
+
+
+def fits(device, dtype, shape):
+    return True
+
+
+def norm(x, weight, eps, offset, rounded, dtype):
+    return x * weight * {factor}
+"""
+
+
+@provokes("operation-differs", "operation made-up (luthier-made-up 1.0)", "rms_norm's reference", "kernels: reference")
+def an_operation_that_gives_other_numbers(world):
+    world.distribution("luthier-made-up", OPERATION)
+    (world.folder / "site/halves.py").write_text(HALVES.format(factor="0.5"))
+    return world.command("train", world.recipe())
+
+
+@provokes("operation-failed", "operation made-up", "kernels: require", "kernels: auto")
+def an_operation_that_is_required_and_raises(world):
+    world.distribution("luthier-made-up", OPERATION.replace("halves", "nothing"))
+    (world.folder / "site/nothing.py").write_text(HALVES.format(factor="None"))
+    return world.command("train", world.recipe(kernels="require"))
+
+
 # runs
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from luthier.cli.app import app
+from luthier.logs import set_up
 from luthier.plugins.registry import installed
+from typer.testing import CliRunner
 
 HERE = Path(__file__).resolve().parent
 BUILD = "import sys; from flit_core import buildapi; print(buildapi.build_wheel(sys.argv[1]))"
@@ -33,6 +37,21 @@ def outside_folder(tmp_path_factory):
         return folders[name]
 
     return folder_of
+
+
+@pytest.fixture
+def run_luthier(monkeypatch):
+    """`run_luthier("plugins", "--json")` in process: click's result, whose `document` is the JSON on stdout."""
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*words):
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        result.document = json.loads(result.stdout) if "--json" in words else None
+        return result
+
+    yield run
+    set_up("warning")
 
 
 @pytest.fixture

@@ -25,6 +25,9 @@ _HOMES = {
         "QuantizerRecord",
         "ProviderRecord",
         "CallbackRecord",
+        "OperationRecord",
+        "ExporterRecord",
+        "MetricRecord",
     ),
     "luthier.plugins.protocols": ("Adapter", "Callback", "Loss", "Optimizer", "Provider", "Quantizer"),
     "luthier.plugins.providing.job_records": (
@@ -40,9 +43,10 @@ _HOMES = {
     "luthier.jobs.transport.archive": ("unpack_archive",),
     "luthier.jobs.transport.file_download": ("Wanted", "download_file"),
     "luthier.jobs.transport.service_client": ("Call", "ServiceClient"),
+    "luthier.plugins.side_protocols": ("Exporter", "Metric", "Operation"),
     "luthier.plugins.policy_protocol": ("Policy",),
     "luthier.plugins.run_view": ("RunView",),
-    "luthier.plugins.values": ("Context", "Group", "LossOutput", "Multipliers", "Progress"),
+    "luthier.plugins.values": ("Context", "Group", "LossOutput", "Multipliers", "Progress", "TokenStatistics"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME)]
@@ -89,13 +93,17 @@ if TYPE_CHECKING:
     from luthier.plugins.records import (
         AdapterRecord,
         CallbackRecord,
+        ExporterRecord,
         LossRecord,
+        MetricRecord,
+        OperationRecord,
         OptimizerRecord,
         ProviderRecord,
         QuantizerRecord,
     )
     from luthier.plugins.run_view import RunView
-    from luthier.plugins.values import Context, Group, LossOutput, Multipliers, Progress
+    from luthier.plugins.side_protocols import Exporter, Metric, Operation
+    from luthier.plugins.values import Context, Group, LossOutput, Multipliers, Progress, TokenStatistics
     from luthier.recipe import Recipe
 
 

@@ -114,6 +114,12 @@ CODES: Final[dict[str, Code]] = {
     ),
     "artifact-unmergeable": Code("This adapter cannot be merged here.", "Save the adapter itself."),
     "artifact-not-found": Code("There is no adapter or model in this folder.", "Check the path."),
+    "operation-differs": Code(
+        "An installed operation gives other numbers than its reference.", "Uninstall it, or set kernels: reference.", 1
+    ),
+    "operation-failed": Code(
+        "An installed operation that kernels: require asks for cannot be used.", "Set kernels: auto or reference.", 1
+    ),
     "compile-failed": Code("A region of the model cannot be compiled here.", "Set torch_compile: auto or false.", 1),
     # jobs and providers
     "credential-missing": Code("A key is not where it is read from.", "Set the variable or file that is named."),

@@ -7,8 +7,11 @@ import pytest
 from luthier import (
     AdapterRecord,
     CallbackRecord,
+    ExporterRecord,
     LossRecord,
     LuthierError,
+    MetricRecord,
+    OperationRecord,
     OptimizerRecord,
     ProviderRecord,
     QuantizerRecord,
@@ -162,6 +165,7 @@ def test_a_sound_record_keeps_its_tags():
 
 def test_every_kind_has_a_record_a_hook_and_a_protocol():
     records = (AdapterRecord, LossRecord, OptimizerRecord, QuantizerRecord, ProviderRecord, CallbackRecord)
+    records += (OperationRecord, ExporterRecord, MetricRecord)
     assert set(RECORDS.values()) == set(records)
     assert set(KINDS) == set(HOOKS) == set(REQUIRED)
     assert len(TAGS) == 12

@@ -91,6 +91,8 @@ def draw_plan(screen: Console, found: Mapping[str, Any], *, suggest: bool = Fals
         draw_section(screen, "Steps", _steps(found["schedule"], found["packing"], found["time"]))
     if len({group["lr_scale"] for group in found["groups"]}) > 1:
         draw_section(screen, "Learning rates", _rates(found["groups"], found["schedule"]["peak_learning_rate"]))
+    if found["operations"]:
+        draw_section(screen, "Operations", _operations(found["operations"]))
     if found["decisions"]:
         draw_section(screen, "Decisions", _decisions(found["decisions"]))
     if suggest:
@@ -136,6 +138,16 @@ def _parameters(counts: Mapping[str, Mapping[str, int]]) -> Table:
         share = count["trainable"] / count["total"] if count["total"] else 0.0
         table.add_row(kind, f"{count['total']:,}", f"{count['trainable']:,}", f"{share:.2%}")
     return table
+
+
+def _operations(found: Sequence[str]) -> Table:
+    from luthier.cli.tables import pairs_table
+
+    rows: dict[str, str] = {}
+    for line in found:
+        name, _, implementation = line.partition(": ")
+        rows[name] = f"{rows[name]}, {implementation}" if name in rows else implementation
+    return pairs_table(rows)
 
 
 def _unreached(coverage: Mapping[str, Any]) -> Table:

@@ -30,8 +30,8 @@ GROUPS: Final[dict[str, str]] = {
     "layerwise_lr_decay lr_multipliers num_train_epochs max_steps max_tokens training_mode",
     "Batches": "global_batch_size max_tokens_per_device per_device_train_batch_size gradient_accumulation_steps "
     "memory_check oom_recovery packing max_grad_norm router_aux_loss_coef",
-    "Precision and speed": "precision pure_bf16_update torch_compile gradient_checkpointing num_threads distributed "
-    "on_nonfinite gradient_flow_steps",
+    "Precision and speed": "precision pure_bf16_update torch_compile kernels gradient_checkpointing num_threads "
+    "distributed on_nonfinite gradient_flow_steps",
     "Evaluation and checkpoints": "eval_steps eval_on_start max_eval_batches save_strategy save_steps "
     "save_samples save_final async_save save_total_limit metric_for_best_model greater_is_better "
     "load_best_model_at_end logging_steps",

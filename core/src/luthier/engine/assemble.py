@@ -25,7 +25,6 @@ from luthier.engine.groups import scaled
 from luthier.engine.length import check_length, feed_of, rates_of
 from luthier.engine.memory.config import config_of
 from luthier.engine.memory.fit import Case, settle
-from luthier.engine.operations.install import operating, ordinary
 from luthier.engine.parallel import strategy
 from luthier.engine.parallel.hollow import HOST, hollow_model, loaded
 from luthier.engine.parallel.join import device_name
@@ -38,6 +37,7 @@ from luthier.engine.stateful import separation_reason, without_packing
 from luthier.engine.step import Step
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
+from luthier.model.operations.kernel_choice import find_kernels, operate_as_chosen
 from luthier.model.quantized import apply_quantizer, check_quantizer, find_trained
 from luthier.plugins.protocols import Quantizer
 from luthier.plugins.registry import Plugins
@@ -83,6 +83,7 @@ def assemble(
     began, resolved = threads.Glance(), resolve(recipe, plugins)
     device = usable_device(recipe, resolved, world)
     built = {kind: resolved.build(getattr(resolved, kind)) for kind in BUILT}
+    built["kernels"] = find_kernels(recipe, resolved, device)
     callbacks = {name: resolved.build(part) for name, part in named(resolved.callbacks).items()}
     tokenizer = objects.tokenizer or load.tokenizer_of(recipe.model)
     prepared = made_rows(recipe, objects, tokenizer, Wanted.of_part(resolved.loss), world)
@@ -106,6 +107,7 @@ def _settle_setup(setup: Setup, resolved: Resolved, began: threads.Glance) -> No
     setup.process = process.settle(setup, began)
     setup.undo.enter_context(setup.process.applied())
     compiling.settle(setup)
+    setup.operations.operations.say_again()
 
 
 def usable_device(recipe: Recipe, resolved: Resolved, world: World) -> torch.device:
@@ -124,6 +126,7 @@ def whole_again(assembled: Assembled) -> Setup:
     """The same parts anew, on the model as its files have it, whole and in this process alone."""
     resolved, held, case = assembled.resolved, assembled.setup, assembled.case
     built = {kind: resolved.build(getattr(resolved, kind)) for kind in BUILT}
+    built["kernels"] = find_kernels(case.recipe, resolved, HOST)
     model = _quantized(case, built["quantizer"], HOST, "open")
     teach_stops(model, held.tokenizer, assembled.prepared.stop_tokens)
     setup = attach(case.recipe, model, held.tokenizer, built, assembled.prepared, HOST, held.decisions, purpose="open")
@@ -198,7 +201,7 @@ def _attached(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any],
     told["save_dtype"] = getattr(built["adapter"], "save_dtype", None)
     context = _context(recipe, model, built["quantizer"], lambda n: batches(feed.head(n), alone, device), **told)
     model = attach_adapter(built["adapter"], model, context).train()
-    operations = undo.enter_context(operating(model, ordinary(), verified=has_weights or spread_as == "fsdp"))
+    operations = undo.enter_context(operate_as_chosen(recipe, model, built, decisions, purpose, spread_as))
     if has_weights:
         _probe_model(recipe, model, built)
     computed = precision.settle(recipe, model, built, device, decisions, undo, sharded=spread_as == "fsdp")

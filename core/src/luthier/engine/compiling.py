@@ -92,7 +92,9 @@ def settle(setup: Setup) -> bool:
     mark = _mark((setup.device.type, setup.precision.name, sorted(installed.sizes)))
     told = {"device": setup.device.type, "compiler": compiler(), "threads": torch.get_num_threads()}
     facts = Facts(tokens=run_tokens(setup), saved=saved, warm=mark.exists(), **told)
-    if asked == "auto":
+    if setup.recipe.kernels == "reference":
+        wanted = decisions.explicit(NAME, False, "kernels: reference")
+    elif asked == "auto":
         wanted = decisions.take(NAME, lambda: choose(facts), usable=lambda value: not value or bool(facts.compiler))
     else:
         wanted = decisions.explicit(NAME, asked)

@@ -42,6 +42,7 @@ class Plan:
     coverage: dict[str, Any]
     data: dict[str, Any]
     decisions: dict[str, Any] = attrs.field(factory=dict)  # name: its value, and why
+    operations: list[str] = attrs.field(factory=list)  # `operation: implementation` that a step computes by
     groups: list[dict[str, Any]] = attrs.field(factory=list)  # parameters that share a rate
     device: dict[str, Any] = attrs.field(factory=dict)  # what it has, and whether the peak fits
     time: dict[str, Any] = attrs.field(factory=dict)  # an estimate, with what it rests on
@@ -89,6 +90,7 @@ def _found(case: Case, setup: Setup, footprint: Any, has_rows: bool, notes: list
         data=case.prepared.report.to_dict(),
         device={**attrs.asdict(case.room), "fits": fits},
         time=_time(setup, footprint) if has_rows and footprint else {},
+        operations=setup.operations.operations.ran(),
         groups=described(trained_groups(case.recipe, setup.adapter, setup.model)),
         suggestions=[attrs.asdict(found) for found in suggestions(case, setup)],
         **{"decisions": {}, "notes": notes},

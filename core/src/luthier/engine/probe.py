@@ -19,6 +19,7 @@ from luthier.engine.policy import ModelPolicy
 from luthier.errors import LuthierError
 from luthier.model.generation_inputs import compute_logits
 
+OPERATION_ERRORS = ("operation-differs", "operation-failed")
 LENGTHS = (7, 12, 4, 3, 5)
 LINKS = (-1, -1, -1, 1, 1)  # the last two documents continue the second one
 
@@ -43,6 +44,8 @@ def disagreement(
             packed = ModelPolicy(model, adapter).token_logprobs(batch) if packing else separate
             own = _own(model, batch, adapter)
     except LuthierError as error:
+        if error.code in OPERATION_ERRORS:  # a plugin's, and not the architecture's
+            raise
         return error.problem
     finally:
         model.train(training)

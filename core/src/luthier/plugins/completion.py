@@ -21,6 +21,9 @@ REQUIRED: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType(
         "quantizer": ("apply", "dequantize", "requantize"),
         "provider": ("check", "capabilities", "submit", "status", "cancel"),
         "callback": (),
+        "operation": ("__call__",),
+        "exporter": ("export", "verify"),
+        "metric": (),
     }
 )
 DECLARED: Final = ("artifact", "mergeable", "save_dtype", "trains")  # what a record says, and the engine asks the part

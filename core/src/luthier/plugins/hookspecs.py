@@ -1,4 +1,4 @@
-"""The six questions the core asks every plugin. Each hook is called once and returns an iterable of records."""
+"""The questions that the core asks every plugin. Each hook is called once and returns an iterable of records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import pluggy
 from luthier.plugins.records import (
     AdapterRecord,
     CallbackRecord,
+    ExporterRecord,
     LossRecord,
+    MetricRecord,
+    OperationRecord,
     OptimizerRecord,
     ProviderRecord,
     QuantizerRecord,
@@ -55,6 +58,24 @@ def luthier_callbacks() -> Iterable[CallbackRecord]:
     return ()
 
 
+@hookspec
+def luthier_operations() -> Iterable[OperationRecord]:
+    """Operations: what is computed faster, with the same numbers. An installed one is active without being named."""
+    return ()
+
+
+@hookspec
+def luthier_exporters() -> Iterable[ExporterRecord]:
+    """Exporters: formats of other tools that a trained model is written in."""
+    return ()
+
+
+@hookspec
+def luthier_metrics() -> Iterable[MetricRecord]:
+    """Metrics: numbers about answers or tokens that an evaluation reports."""
+    return ()
+
+
 HOOKS = {
     "adapter": "luthier_adapters",
     "loss": "luthier_losses",
@@ -62,4 +83,7 @@ HOOKS = {
     "quantizer": "luthier_quantizers",
     "provider": "luthier_providers",
     "callback": "luthier_callbacks",
+    "operation": "luthier_operations",
+    "exporter": "luthier_exporters",
+    "metric": "luthier_metrics",
 }

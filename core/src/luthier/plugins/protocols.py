@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 from luthier.errors import LuthierError
 from luthier.plugins.policy_protocol import Policy
 from luthier.plugins.providing.provider_protocol import Provider
+from luthier.plugins.side_protocols import Callback, Exporter, Metric, Operation
 from luthier.plugins.values import Context, Group, LossOutput, Multipliers, Progress
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Adapter", "Callback", "Loss", "Optimizer", "Policy", "Provider", "Quantizer"]
+__all__ = ["Adapter", "Callback", "Exporter", "Loss", "Metric", "Operation", "Optimizer", "Policy", "Provider",
+           "Quantizer"]  # fmt: skip
 
 QUANTIZED_FILE: Final = "quantized.safetensors"  # transformers would take `model.safetensors` for plain weights
 
@@ -288,11 +290,6 @@ class Quantizer(Protocol):
         """Take what `state` returned."""
 
 
-@runtime_checkable
-class Callback(Protocol):
-    """Any object with methods marked `@luthier.event`; what else it may have stands with the events."""
-
-
 PROTOCOLS: Final[Mapping[str, type]] = types.MappingProxyType(
     {
         "adapter": Adapter,
@@ -301,5 +298,8 @@ PROTOCOLS: Final[Mapping[str, type]] = types.MappingProxyType(
         "quantizer": Quantizer,
         "provider": Provider,
         "callback": Callback,
+        "operation": Operation,
+        "exporter": Exporter,
+        "metric": Metric,
     }
 )

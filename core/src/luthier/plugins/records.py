@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final
 import attrs
 
 from luthier.errors import LuthierError, nearest
+from luthier.plugins.operation_names import OPERATIONS
 
 TAGS: Final = frozenset(
     (
@@ -29,6 +30,8 @@ TAGS: Final = frozenset(
 OWN_TAG: Final = re.compile(r"[a-z0-9][a-z0-9_.\-]*:[a-z0-9][a-z0-9_.\-]*")
 RESERVED: Final = ("name", "local")  # a recipe's own keys beside a part's options
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.\-]*")
+METRIC_SOURCES: Final = ("answers", "tokens")
+TOKEN_STATISTICS: Final = ("entropy", "top1")
 TARGET: Final = re.compile(r"[\w.]+:\w+")
 
 
@@ -155,8 +158,87 @@ class CallbackRecord(Record):
     kind: ClassVar[str] = "callback"
 
 
+@attrs.frozen(kw_only=True)
+class NoOptions:
+    """Options of a part that has none."""
+
+
+@attrs.frozen(kw_only=True)
+class OperationRecord(Record):
+    """A faster form of an operation of the engine. Alone among parts, an installed one is active (`kernels: auto`).
+
+    `operation` is what it computes ("rms_norm", ...). `predicate` is a `"module:attribute"`, asked before a call as
+    `attribute(device, dtype, shape) -> bool` about the first argument. Of several the highest `priority` is taken; the
+    core's own forms have 0. `tolerance` bounds the difference to the reference, in values and gradients, relative to
+    the largest number and beyond the rounding of the dtype. `needs` holds tags of the run, such as "cuda"; where one
+    is missing, the operation is left out.
+    """
+
+    kind: ClassVar[str] = "operation"
+    options: type | str = NoOptions
+    operation: str
+    predicate: str
+    priority: int = 1
+    tolerance: float = 1e-5
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        where = f"operation record {self.name!r}"
+        if self.operation not in OPERATIONS:
+            remedy = nearest(self.operation, OPERATIONS)
+            raise LuthierError("plugin-invalid", "there is no such operation", where=where, found=self.operation,
+                               remedy=remedy)  # fmt: skip
+        if not TARGET.fullmatch(self.predicate):
+            raise LuthierError("plugin-invalid", "predicate is 'module:attribute'", where=where, found=self.predicate)
+        if self.tolerance < 0:
+            raise LuthierError("plugin-invalid", "tolerance is at least 0", where=where, found=self.tolerance)
+
+
+@attrs.frozen(kw_only=True)
+class ExporterRecord(Record):
+    """An exporter: a format of another tool, which a finished run is written in."""
+
+    kind: ClassVar[str] = "exporter"
+    options: type | str = NoOptions
+
+
+@attrs.frozen(kw_only=True)
+class MetricRecord(Record):
+    """A metric. `over` is "answers" (generated ones beside their references) or "tokens" (statistics of the pass).
+
+    `wants` names the statistics of tokens that it reads besides labels, log-probabilities and weights: "entropy",
+    "top1". `greater_is_better` says which way is up; None where neither is.
+    """
+
+    kind: ClassVar[str] = "metric"
+    options: type | str = NoOptions
+    over: str = "answers"
+    wants: tuple[str, ...] = ()
+    greater_is_better: bool | None = True
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        where = f"metric record {self.name!r}"
+        if self.over not in METRIC_SOURCES:
+            raise LuthierError("plugin-invalid", "over is 'answers' or 'tokens'", where=where, found=self.over)
+        unknown = sorted(set(self.wants) - set(TOKEN_STATISTICS))
+        if unknown or (self.wants and self.over != "tokens"):
+            problem = "wants is for metrics over tokens: 'entropy', 'top1'"
+            raise LuthierError("plugin-invalid", problem, where=where, found=list(self.wants))
+
+
 RECORDS: Final[dict[str, type[Record]]] = {
     cls.kind: cls
-    for cls in (AdapterRecord, LossRecord, OptimizerRecord, QuantizerRecord, ProviderRecord, CallbackRecord)
+    for cls in (
+        AdapterRecord,
+        LossRecord,
+        OptimizerRecord,
+        QuantizerRecord,
+        ProviderRecord,
+        CallbackRecord,
+        OperationRecord,
+        ExporterRecord,
+        MetricRecord,
+    )
 }
 KINDS: Final = tuple(RECORDS)

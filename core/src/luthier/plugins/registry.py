@@ -103,7 +103,7 @@ class Plugins:
         given = offer.record.options
         if not isinstance(given, str):
             return given
-        resolved = self._resolve(offer, given)
+        resolved = self.resolve(offer, given)
         if not isinstance(resolved, type):
             resolved = _working(offer, "cannot give its options", lambda: resolved(offer.record.name))
         check_options(resolved, str(offer))
@@ -111,14 +111,15 @@ class Plugins:
 
     def build(self, offer: Offer, options: object) -> Any:
         """The part itself: `attribute(options)`, checked against the protocol of its kind."""
-        make = self._resolve(offer, offer.record.build)
+        make = self.resolve(offer, offer.record.build)
         try:
             part = make(options)
         except ImportError as error:
             raise _missing(offer, error) from error
         return checked(part, offer.record.kind, f"{offer.record.kind} {offer.record.name!r}", offer.record)
 
-    def _resolve(self, offer: Offer, target: str) -> Any:
+    def resolve(self, offer: Offer, target: str) -> Any:
+        """Return what a `"module:attribute"` of an offer's record names, imported."""
         module, _, attribute = target.partition(":")
         return _working(offer, "cannot be imported", lambda: getattr(importlib.import_module(module), attribute))
 

@@ -131,3 +131,17 @@ class LossOutput:
 
     sums: dict[str, Tensor]
     metrics: dict[str, tuple[float | Tensor, float | Tensor]] = dataclasses.field(default_factory=dict)
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class TokenStatistics:
+    """The supervised tokens of one micro-batch, as a metric over tokens sees them. [S] each, without gradient.
+
+    `entropy` and `top1` (1 where the label is the most likely token) are None where the record does not want them.
+    """
+
+    labels: Tensor
+    logprobs: Tensor
+    weights: Tensor
+    entropy: Tensor | None = None
+    top1: Tensor | None = None

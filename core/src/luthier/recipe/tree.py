@@ -165,6 +165,10 @@ class Recipe:
     torch_compile: bool | Literal["auto"] = option(
         "auto", help="Compile the model's elementwise regions; auto: where it pays back within the run."
     )
+    kernels: Literal["auto", "reference", "require"] = option(
+        "auto",
+        help="auto: installed operations where they fit; reference: plain torch; require: an error if one fails.",
+    )
     gradient_checkpointing: bool | Literal["selective", "offload"] = option(
         False,
         help="Recompute each layer in backward; selective: all but its products; offload: inputs kept on the host.",

@@ -15,6 +15,7 @@ from luthier.engine.attention.blocks import Rule
 from luthier.engine.attention.documents import Document, aside, buckets, documents
 from luthier.engine.attention.plain import attend_singly
 from luthier.engine.attention.products import Products
+from luthier.engine.operations.registry import active_operations
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
 
@@ -61,10 +62,32 @@ def attend(
     links = None if continues is None else tuple(continues.tolist())
     found = documents(starts, links, key.shape[2] - query.shape[2])
     query, key, value = _cast(query, key, value)
-    longest = max(d.known + d.length for d in found)
-    window = sliding_window if sliding_window is not None and sliding_window < longest else None
-    rule = Rule(scale=query.shape[-1] ** -0.5 if scaling is None else scaling, window=window, cap=softcap)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    rule = Rule(scale=scale, window=_useful_window(sliding_window, found), cap=softcap)
+    offered = NotImplemented if dropout else _offered(module, (query, key, value), starts, continues, rule)
+    if offered is not NotImplemented:
+        return offered, None
     return _by(_OWN.get(module, _ANY), (query, key, value), found, rule, dropout), None
+
+
+def _useful_window(window: int | None, found: tuple[Document, ...]) -> int | None:
+    """The window where some document is longer than it."""
+    return window if window is not None and window < max(d.known + d.length for d in found) else None
+
+
+def _offered(
+    module: nn.Module,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    starts: tuple[int, ...],
+    continues: Tensor | None,
+    rule: Rule,
+) -> Any:
+    """By the form that a plugin offers; NotImplemented where there is none for this call."""
+    operations = active_operations(module)
+    if not operations.has_offers("document_attention"):
+        return NotImplemented
+    told = torch.tensor(starts, device=inputs[0].device)
+    return operations.compute_offered("document_attention", *inputs, told, continues, rule.scale, rule.window, rule.cap)
 
 
 def preferred(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:

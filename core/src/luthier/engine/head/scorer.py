@@ -12,6 +12,7 @@ from luthier.engine.head.direct import InForward, OnePass, Recompute, Scores, sc
 from luthier.engine.head.own import Head, OwnPass, chunked, trains
 from luthier.engine.head.recognise import fitted, linear, obstacle
 from luthier.engine.head.tiles import Curve, Linear, blocks
+from luthier.engine.operations.registry import active_operations
 from luthier.logs import get_logger
 
 log = get_logger()
@@ -35,6 +36,9 @@ class Scorer:
         head = self._linear()
         if head is None:
             return self._by_own(rows, labels, want)
+        offered = NotImplemented if want else self._offered(head, rows, labels)
+        if offered is not NotImplemented:
+            return offered, None, None
         weight, bias = head.weight, head.bias
         train = weight.requires_grad or (bias is not None and bias.requires_grad)
         if not (torch.is_grad_enabled() and (train or rows.requires_grad)):
@@ -49,6 +53,14 @@ class Scorer:
             return Recompute.apply(rows, weight, bias, head, labels, want)
         self._say("gradient in forward", "the head trains, and the loss declares its coefficients")
         return InForward.apply(rows, weight, bias, head, labels, want, known.to(head.exact))
+
+    def _offered(self, head: Linear, rows: Tensor, labels: Tensor) -> Any:
+        """By the form that a plugin offers; NotImplemented where there is none for this call."""
+        operations = active_operations(self.model)
+        if not operations.has_offers("token_logprobs"):
+            return NotImplemented
+        lowered = [None if t is None else t.to(head.dtype) for t in (rows, head.weight, head.bias)]
+        return operations.compute_offered("token_logprobs", *lowered, labels, head.curve.scale, head.curve.cap)
 
     def _by_own(self, rows: Tensor, labels: Tensor, want: tuple[str, ...]) -> Scores:
         """Through the model's own call of its head."""

@@ -27,6 +27,7 @@ from luthier.engine.update import update
 from luthier.errors import LuthierError
 from luthier.logs import muted
 from luthier.memory.isolation import isolated_parts
+from luthier.model.operations.kernel_choice import find_kernels
 from luthier.plugins.values import Purpose
 from luthier.step.over_batches import run_over
 
@@ -79,6 +80,7 @@ class Rehearsal:
         self.ghosts = Ghosts(ledger, device, **sizes)
         with _explained():
             self.built, self.packages = built_parts(resolved), resolved.plugins.packages
+            self.built["kernels"] = find_kernels(recipe, resolved, device)
         with self._rehearsing():
             ghost = model_of(config, recipe.model, device) if model is None else self.ghosts.copy(model)
             self.setup = assembled(recipe, ghost, self.built, prepared, device)

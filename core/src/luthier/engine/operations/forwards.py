@@ -53,6 +53,23 @@ def mlp_forward(operations: Operations, form: Mlp) -> Forward:
     return forward
 
 
+def linear_layers(model: Any) -> list[str]:
+    """Return the names of the plain linear layers; the head is left out, which is computed in tiles."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return [name for name, module in model.named_modules() if type(module) is nn.Linear and module is not head]
+
+
+def linear_forward(operations: Operations, own: Forward) -> Forward:
+    def forward(module: Any, x: Tensor) -> Tensor:
+        dtype = autocast_dtype(x)
+        given = [x, module.weight, module.bias]
+        given = given if dtype is None else [None if t is None else t.to(dtype) for t in given]
+        result = operations.compute_offered("linear", *given)
+        return own(module, x) if result is NotImplemented else result
+
+    return forward
+
+
 def attention_forward(operations: Operations, form: Attention, own: Forward) -> Forward:
     def forward(module: Any, hidden_states: Tensor, *args: Any, **told: Any) -> Any:
         if args or not is_packed(told) or told.get("position_embeddings") is None:

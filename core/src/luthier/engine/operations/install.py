@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from luthier.engine.operations.forwards import (
     are_products,
     attention_forward,
     layer_forward,
+    linear_forward,
+    linear_layers,
     mlp_forward,
     norm_forward,
 )
@@ -24,7 +27,7 @@ from luthier.engine.operations.functions import implementations
 from luthier.engine.operations.kernels import EAGER
 from luthier.engine.operations.recognise import Norm, find_mlp, find_norm
 from luthier.engine.operations.recognise_layers import Block, find_attention, find_block
-from luthier.engine.operations.registry import Operations
+from luthier.engine.operations.registry import Operations, set_active
 from luthier.logs import get_logger
 from luthier.model.operations.findings import Finding, Findings
 
@@ -52,6 +55,7 @@ class Installed:
     )  # elements for each token that pass through norm, rope, silu, gelu
     sizes: set[tuple[str, int]] = attrs.field(factory=set)  # the different rows among them
     _forwards: list[tuple[nn.Module, Any]] = attrs.field(factory=list)
+    _undo: list[Callable[[], None]] = attrs.field(factory=list)
 
     def count(self, module: Any, kind: str, form: Any) -> None:
         """Add what one token costs in this module."""
@@ -69,6 +73,8 @@ class Installed:
 
     def remove(self) -> None:
         """Give every module its own forward back; nothing the second time."""
+        while self._undo:
+            self._undo.pop()()
         while self._forwards:
             module, forward = self._forwards.pop()
             if vars(module).get("forward") is forward:  # and not what somebody else has put around it
@@ -99,12 +105,16 @@ def install(model: nn.Module, operations: Operations, *, verified: bool = True) 
     found = _Found(verified)
     named = {name: module for name, module in model.named_modules() if "forward" not in vars(module)}
     forms = {name: form for name, module in named.items() if (form := found.form(module)) is not None}
+    if operations.has_offers("linear"):  # else nn.Linear's own forward is as good, and seen by everybody
+        forms |= {name: ("linear", None) for name in linear_layers(model) if name in named}
     installed = Installed(operations, replaced=found.counts(forms, named), left=found.left)
     for name, (kind, form) in forms.items():
         forward = types.MethodType(_forward(named[name], kind, form, operations, found), named[name])
         named[name].forward = forward  # type: ignore[method-assign]
         installed.count(named[name], kind, form)
         installed._forwards.append((named[name], forward))
+    set_active(model, operations)
+    installed._undo.append(functools.partial(set_active, model, None))
     log.info("operations installed", **{kind: sum(n.values()) for kind, n in installed.replaced.items()})
     for kind, classes in installed.left.items():
         for name, finding in classes.items():
@@ -165,6 +175,8 @@ def _forward(module: Any, kind: str, form: Any, operations: Operations, found: _
         return norm_forward(operations, form, own)
     if kind == "mlp":
         return mlp_forward(operations, form)
+    if kind == "linear":
+        return linear_forward(operations, own)
     if kind == "attention":
         return attention_forward(operations, form, own)
     return layer_forward(operations, _layer(module, form, found), own)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,6 +67,76 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 def geglu(gate: Tensor, up: Tensor) -> Tensor:
     """[..., F]: gelu(gate) * up, gelu by its tanh approximation (Hendrycks and Gimpel 2016, arXiv 1606.08415)."""
     return F.gelu(gate, approximate="tanh") * up
+
+
+def linear(
+    x: Tensor,  # [..., I]
+    weight: Tensor,  # [O, I]
+    bias: Tensor | None = None,  # [O]
+) -> Tensor:
+    """[..., O]: x times the transposed weight, plus the bias; all in one dtype."""
+    return F.linear(x, weight, bias)
+
+
+def token_logprobs(
+    states: Tensor,  # [S, H]
+    weight: Tensor,  # [V, H]
+    bias: Tensor | None,  # [V]
+    labels: Tensor,  # [S] int64
+    scale: float = 1.0,
+    cap: float | None = None,
+) -> Tensor:
+    """[S] in float32 or better: log p(label), from logits = states weight^T + bias, times `scale`.
+
+    `cap`: then cap * tanh(logits / cap), as Gemma 2 has it.
+    """
+    logits = F.linear(states, weight, bias)
+    logits = logits.to(torch.promote_types(torch.float32, logits.dtype)) * scale
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
+    return logits.log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
+
+
+def document_attention(
+    query: Tensor,  # [1, heads, T, D]
+    key: Tensor,  # [1, key-value heads, N + T, D], N keys of a prefix first
+    value: Tensor,  # [1, key-value heads, N + T, D]
+    document_starts: Tensor,  # [documents + 1] int64, from 0 to T
+    continues: Tensor | None,  # [documents] int64, the document that each goes on from, -1 for none; None: none does
+    scale: float,
+    window: int | None = None,
+    cap: float | None = None,
+) -> Tensor:
+    """[1, T, heads, D]: softmax attention, causal, inside each document and along `continues`, times `scale`.
+
+    Every document that continues none sees the prefix first. `window`: a token sees itself and window - 1 before it;
+    `cap`: scores become cap * tanh(score / cap).
+    """
+    key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
+    scores = query @ key.transpose(2, 3) * scale  # [1, heads, T, N + T]
+    scores = scores.to(torch.promote_types(torch.float32, scores.dtype))
+    scores = scores if cap is None else cap * torch.tanh(scores / cap)
+    seen = _seen(document_starts.tolist(), continues, key.shape[2] - query.shape[2], window).to(query.device)
+    shares = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    return (shares.to(value.dtype) @ value).transpose(1, 2)
+
+
+def _seen(starts: list[int], continues: Tensor | None, prefix: int, window: int | None) -> Tensor:
+    """[T, N + T] bool: which keys a token attends to."""
+    links = [-1] * (len(starts) - 1) if continues is None else continues.tolist()
+    places = torch.arange(prefix + starts[-1])  # of keys: in a prefix, or in their document and what it continues
+    seen = torch.zeros(starts[-1], prefix + starts[-1], dtype=torch.bool)
+    seen[:, :prefix] = True
+    for document, (start, stop) in enumerate(itertools.pairwise(starts)):
+        parent = links[document]
+        before = prefix if parent < 0 else int(places[prefix + starts[parent + 1] - 1]) + 1
+        places[prefix + start : prefix + stop] = torch.arange(before, before + stop - start)
+        while parent >= 0:
+            seen[start:stop, prefix + starts[parent] : prefix + starts[parent + 1]] = True
+            parent = links[parent]
+        seen[start:stop, prefix + start : prefix + stop] = True
+    own = places[prefix:, None]
+    seen &= places <= own
+    return seen if window is None else seen & (places > own - window)
 
 
 def _half_turn(x: Tensor) -> Tensor:

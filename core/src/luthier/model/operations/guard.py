@@ -1,0 +1,157 @@
+"""The guard around an installed operation: compared with its reference at its first call, left out once it raises."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import attrs
+import torch
+from torch import Tensor
+
+from luthier.errors import LuthierError
+from luthier.logs import get_logger
+from luthier.plugins.records import OperationRecord
+
+log = get_logger()
+DIFFERENTIATED: Final = {  # the arguments, by their place, whose gradients are compared
+    "rms_norm": (0, 1),
+    "add_rms_norm": (0, 1, 2),
+    "rope": (0, 1),
+    "swiglu": (0, 1),
+    "geglu": (0, 1),
+    "linear": (0, 1, 2),
+    "token_logprobs": (0, 1, 2),
+    "document_attention": (0, 1, 2),
+}
+ROUNDINGS: Final = 4  # of the dtype, which a sound implementation may differ by besides its tolerance
+Fallen = Callable[[str, str], None]  # told the name and the reason
+
+
+@attrs.define(kw_only=True, eq=False)
+class GuardedOperation:
+    """An installed operation in a run: `compute` gives its result, or NotImplemented where it must not be used."""
+
+    record: OperationRecord
+    owner: str  # distribution and version
+    function: Callable[..., Any]
+    reference: Callable[..., Any]
+    required: bool = False  # `kernels: require`: raising is an error
+    fallen: bool = False
+    on_fall: Fallen = lambda name, reason: None
+    _compared: set[Any] = attrs.field(factory=set)
+
+    def compute(self, *arguments: Any, **named: Any) -> Any:
+        """Return the result for the reference's arguments; NotImplemented where another must compute it."""
+        if self.fallen:
+            return NotImplemented
+        given = bind_arguments(self.reference, arguments, named)
+        try:
+            if (kind := _describe_call(given)) not in self._compared:
+                self._compared.add(kind)
+                self._compare(given)
+            return self.function(*given)
+        except (torch.OutOfMemoryError, LuthierError):
+            raise  # memory has a recovery of its own
+        except Exception as error:  # noqa: BLE001 - by the contract whatever an operation raises ends its use, aloud
+            self._fall(error)
+            return NotImplemented
+
+    def _compare(self, given: Sequence[Any]) -> None:
+        """Raise `operation-differs` where values or gradients are not the reference's."""
+        places = [i for i in DIFFERENTIATED[self.record.operation] if isinstance(given[i], Tensor)]
+        with _undisturbed():
+            own = _differentiate(self.function, given, places, exact=False)
+            if own is NotImplemented:
+                return
+            expected = _differentiate(self.reference, given, places, exact=True)
+        names = list(inspect.signature(self.reference).parameters)
+        count = len(expected) - len(places)
+        labels = [*(f"result {i}" for i in range(count)), *(f"gradient of {names[i]}" for i in places)]
+        for label, found, wanted in zip(labels, own, expected, strict=True):
+            self._check_close(label, found, wanted)
+
+    def _check_close(self, label: str, found: Tensor, wanted: Tensor) -> None:
+        where = f"operation {self.record.name} ({self.owner})"
+        remedy = f"Uninstall {self.owner.partition(' ')[0]}, or set kernels: reference."
+        if found is None or found.shape != wanted.shape:
+            shape = None if found is None else list(found.shape)
+            problem = f"its {label} has another shape than {self.record.operation}'s reference, {list(wanted.shape)}"
+            raise LuthierError("operation-differs", problem, where=where, found=shape, remedy=remedy)
+        if not found.numel():
+            return
+        largest = max(float(wanted.abs().max()), torch.finfo(torch.float32).tiny)
+        share = float((found.to(wanted.dtype) - wanted).abs().max()) / largest
+        bound = self.record.tolerance + ROUNDINGS * torch.finfo(found.dtype).eps
+        if not share <= bound:
+            problem = f"its {label} differs from {self.record.operation}'s reference by {share:.2g} of the largest"
+            raise LuthierError("operation-differs", f"{problem}; {bound:.2g} is allowed", where=where, remedy=remedy)
+
+    def _fall(self, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        if self.required:
+            remedy = "Set kernels: auto to go on without it."
+            problem = f"raised {reason}, and the recipe says kernels: require"
+            raise LuthierError("operation-failed", problem, where=f"operation {self.record.name}",
+                               remedy=remedy) from error  # fmt: skip
+        self.fallen = True
+        log.warning("operation fell back", name=self.record.operation, implementation=self.record.name, reason=reason)
+        self.on_fall(self.record.name, reason)
+
+
+def bind_arguments(reference: Callable[..., Any], arguments: Sequence[Any], named: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the arguments in the order of the reference's signature, its defaults filled in."""
+    if not named and len(arguments) == len(_signature(reference).parameters):
+        return tuple(arguments)
+    bound = _signature(reference).bind(*arguments, **named)
+    bound.apply_defaults()
+    return bound.args
+
+
+@functools.cache
+def _signature(reference: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(reference)
+
+
+def _describe_call(given: Sequence[Any]) -> Any:
+    """What must be alike in two calls for one comparison to speak for both: dtypes, devices, and what is no tensor."""
+    return tuple((a.dtype, a.device.type, a.dim()) if isinstance(a, Tensor) else repr(a) for a in given)
+
+
+def _undisturbed() -> Any:
+    """Plain arithmetic with gradients, unseen by whoever counts what is kept for backward."""
+    from contextlib import ExitStack
+
+    stack = ExitStack()
+    stack.enter_context(torch.inference_mode(False))
+    stack.enter_context(torch.enable_grad())
+    stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, lambda kept: kept))
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        stack.enter_context(torch.autocast(device, enabled=False))
+    return stack
+
+
+def _differentiate(function: Callable[..., Any], given: Sequence[Any], places: Sequence[int], *, exact: bool) -> Any:
+    """The results of a call and its gradients at `places`, on copies; `exact`: computed in float64 where there is."""
+    copies = [_copy(value, place in places, exact) for place, value in enumerate(given)]
+    results = function(*copies)
+    if results is NotImplemented:
+        return NotImplemented
+    results = list(results) if isinstance(results, (tuple, list)) else [results]
+    random = torch.Generator().manual_seed(0)  # the process's own is left as it is
+    grads = [torch.randn(r.shape, generator=random).to(r.device, r.dtype) for r in results]
+    inputs = [copies[i] for i in places]
+    found = torch.autograd.grad(results, inputs, grads, allow_unused=True)
+    return [*(r.detach() for r in results), *(torch.zeros_like(i) if g is None else g
+                                              for i, g in zip(inputs, found, strict=True))]  # fmt: skip
+
+
+def _copy(value: Any, differentiated: bool, exact: bool) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    copy = value.detach().clone()
+    if exact and copy.is_floating_point() and copy.device.type != "mps":
+        copy = copy.double()
+    return copy.requires_grad_(differentiated)
