@@ -13,7 +13,9 @@ from luthier.recipe.files import read_file
 from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = sorted((ROOT / "docs/recipes").iterdir())
+EVERY = sorted((ROOT / "docs/recipes").iterdir())
+SEQUENCES = [path for path in EVERY if "tasks" in read_file(path)[0]]  # for `luthier continual`
+RECIPES = [path for path in EVERY if path not in SEQUENCES]
 MAKING = sorted(MODEL.parent.glob("pretrain-*.yaml"))
 named = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
@@ -52,6 +54,14 @@ def test_a_recipe_takes_its_first_steps(path, needs, tmp_path):
     assert run.steps == 2
     assert run.artifact.is_dir()
     assert (run.output_path / "loss.png").is_file()
+
+
+@pytest.mark.parametrize("path", SEQUENCES, ids=lambda path: path.stem)
+def test_a_sequence_takes_its_first_steps(path, tmp_path):
+    if not (Path(os.environ.get("LUTHIER_DATA", "")) / "cl_tasks").is_dir():
+        pytest.skip("LUTHIER_DATA has no cl_tasks: docs/data.md says where the example sets come from")
+    report = luthier.continual(path, output_dir=tmp_path / "run", max_steps=1, max_eval_batches=1)
+    assert [len(row) for row in report.metrics["eval_loss"]] == [len(report.tasks)] * len(report.tasks)
 
 
 @pytest.mark.slow

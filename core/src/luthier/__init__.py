@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "luthier.api": ("train", "plan", "inspect", "generate", "merge"),
+    "luthier.api": ("train", "continual", "multi_run", "plan", "inspect", "generate", "merge"),
     "luthier.engine.result": ("Run",),
     "luthier.engine.batch": ("Batch",),
     "luthier.callbacks": ("on",),
@@ -52,7 +52,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME)]
 
 if TYPE_CHECKING:
-    from luthier.api import generate, inspect, merge, plan, train
+    from luthier.api import continual, generate, inspect, merge, multi_run, plan, train
     from luthier.callbacks import on
     from luthier.engine.batch import Batch
     from luthier.engine.result import Run

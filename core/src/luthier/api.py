@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from luthier.engine.health.overfit import Overfit
     from luthier.engine.plan import Plan
     from luthier.engine.result import Run
+    from luthier.training.continual.report import TaskReport
 
 Given = Recipe | str | Path | Mapping[str, Any] | None
 PARTS = ("adapter", "loss", "optimizer", "quantizer", "callbacks", "output_dir")
@@ -58,6 +59,29 @@ def train(
         return overfit(recipe, objects, STEPS if overfit_one_batch is True else overfit_one_batch)
     going_on = {"resume": None if resume is None else Path(resume), "allowed": read_allowed(allow_changed)}
     return train_run(recipe, objects, fresh=fresh, re_decide=re_decide, **going_on)
+
+
+def continual(
+    recipe: str | Path | Mapping[str, Any] | None = None, *, output_dir: str | Path | None = None, **settings: Any
+) -> TaskReport:
+    """Train tasks one after the other in one adapter, and return the report of what each task has done to the others.
+
+    `recipe` is an ordinary recipe, a file or a mapping, with `tasks: [{name:, data:}, ...]`, or with `num_runs`,
+    `steps_per_run` and `samples_per_run`, which cut its own data into runs; `settings` win over it. Each task is a run
+    in a folder inside `output_dir`; the same call goes on where it was cut off.
+    """
+    _require_local()
+    from luthier.training.continual.start import train_sequence
+
+    return train_sequence(recipe, settings, {}, output_dir)
+
+
+def multi_run(
+    recipe: str | Path | Mapping[str, Any] | None = None, *, num_runs: int, output_dir: str | Path | None = None,
+    **settings: Any,
+) -> TaskReport:  # fmt: skip
+    """Cut one data set into `num_runs` runs and train them one after the other; see `continual`."""
+    return continual(recipe, output_dir=output_dir, num_runs=num_runs, **settings)
 
 
 def plan(

@@ -12,6 +12,7 @@ import luthier
 from luthier.cli import (
     answers,
     checkpoint,
+    continual,
     demo,
     doctor,
     inspect,
@@ -73,7 +74,7 @@ def root(version: Version = False) -> None:
 
 
 app.command()(demo.demo)
-for verb in (train.train, plan.plan, inspect.inspect):
+for verb in (train.train, continual.continual, plan.plan, inspect.inspect):
     app.command(context_settings=FREE, add_help_option=False)(verb)
 app.command()(models.generate)
 app.command()(models.merge)

@@ -80,8 +80,7 @@ def evaluate_again(setup: Setup, data: Any = None) -> dict[str, float]:
         if setup.validation is None:
             raise LuthierError("data-empty", "the run has no validation rows", where="data.validation",
                                remedy="Give evaluate(data) some.")  # fmt: skip
-        with _as_trained(setup):
-            return evaluate(setup)
+        return evaluate_rows(setup, setup.validation)
     from luthier.data.prepare import prepare
 
     held_out = attrs.evolve(setup.recipe.data, validation=0.0, streaming=False)
@@ -92,6 +91,11 @@ def evaluate_again(setup: Setup, data: Any = None) -> dict[str, float]:
     assert isinstance(rows, TokenDataset)  # not a stream
     check_fit(rows, setup.tokenizer, setup.model)
     check_room(rows, setup.recipe)
+    return evaluate_rows(setup, rows)
+
+
+def evaluate_rows(setup: Setup, rows: Any) -> dict[str, float]:
+    """Return the held-out numbers over examples that are made already, computed as in the run."""
     with _as_trained(setup):
         return evaluate(setup, rows)
 

@@ -45,6 +45,7 @@ from luthier.plugins.values import Context, Group, Purpose
 from luthier.recipe import Recipe
 from luthier.recipe.parts import Part, Resolved, resolve
 from luthier.recipe.soundness import check_parts
+from luthier.step.task_state import TaskPlace
 
 log = get_logger()
 
@@ -59,6 +60,7 @@ class Objects:
     tokenizer: Any = None
     data: Any = None
     eval_data: Any = None
+    task: TaskPlace | None = None  # which of several tasks the run is
 
 
 @attrs.define(kw_only=True, eq=False)

@@ -28,6 +28,7 @@ from luthier.logs import get_logger
 from luthier.plugins.completion import has_default
 from luthier.plugins.events import connect_callbacks
 from luthier.step.over_batches import begin_loss
+from luthier.step.task_state import TaskPlace, take_task_state
 
 log = get_logger()
 
@@ -55,9 +56,9 @@ class Tally:
 class Loop:
     """Trains a `Setup` to its last step, from wherever its newest checkpoint stands."""
 
-    def __init__(self, setup: Setup, run: ActiveRun, callbacks: dict[str, Any]) -> None:
+    def __init__(self, setup: Setup, run: ActiveRun, callbacks: dict[str, Any], task: TaskPlace | None = None) -> None:
         self.setup, self.run, self.callbacks = setup, run, callbacks
-        self.tally = Tally()
+        self.tally, self.task = Tally(), task or TaskPlace()
         self.recent: list[Update] = []
         self.portion: Portion | None = None  # of the last step
         self.agreed = Agreed()
@@ -112,11 +113,12 @@ class Loop:
         return not (self.run.stop_reason or self.tally.owes_evaluation)
 
     def _begin(self) -> None:
-        self.setup.adapter.begin_task(0, 1)
+        take_task_state(self.setup, self.task)
+        self.setup.adapter.begin_task(self.task.index, self.task.total)
         self._keep_constants()
         begin_loss(self.setup)
         self.health.begin()
-        self.hooks.task_started(run=self.run, task=0)
+        self.hooks.task_started(run=self.run, task=self.task.index)
         if self.setup.recipe.eval_on_start:
             self._evaluate()
             self._agree()
@@ -178,7 +180,7 @@ class Loop:
         adapter = self.setup.adapter
         changed = self.setup.recipe.load_best_model_at_end and self._load_best()
         if not has_default(adapter, "adapter", "end_task"):
-            adapter.end_task(0, 1)
+            adapter.end_task(self.task.index, self.task.total)
             changed = True
         if changed and self.setup.validation is not None:
             self.tally.evaluation = evaluate(self.setup)
@@ -285,6 +287,6 @@ class Loop:
             raise Interrupted(signal, run.step, run.folder)
         self.health.end(run.step)
         self._end_task()
-        self.hooks.task_ended(run=run, task=0)
+        self.hooks.task_ended(run=run, task=self.task.index)
         if run.stop_reason and run.step != run.total_steps:
             self.hooks.stopped(run=run, step=run.step, reason=run.stop_reason)

@@ -46,6 +46,7 @@ from luthier.errors import LuthierError
 from luthier.logs import get_logger, run_log
 from luthier.recipe import Recipe, recipe_hash, resolve
 from luthier.step.preparation import keep_decisions
+from luthier.step.task_state import write_task_state
 
 log = get_logger()
 
@@ -149,7 +150,7 @@ def _run(recipe: Recipe, assembled: Assembled, place: Place, record: dict[str, A
         phases=setup.phases,
         is_main=setup.world.is_main,
     )
-    loop = Loop(setup, run, assembled.callbacks)
+    loop = Loop(setup, run, assembled.callbacks, assembled.case.objects.task)
     with contextlib.ExitStack() as heard, _recorded(loop, record) if run.is_main else lost_peers():
         if run.is_main:
             _begin(recipe, loop, place, record)
@@ -219,6 +220,10 @@ def _finish(loop: Loop, tally: Tally, record: dict[str, Any], assembled: Assembl
     state = gathered(setup)
     also = {"progress": attrs.asdict(setup.progress), "decisions": keep_decisions(setup.decisions)}
     record["note"] = {**record["note"], **also}
+    if loop.task.total > 1 and run.is_main:
+        with setup.optimizer_part.evaluating():
+            own = setup.adapter.state() if state is None else state
+            write_task_state(run.folder, own, setup.adapter.constants())
     artifact, merged, best = setup.world.decide(lambda: _written(loop, record["note"], assembled, state))
     result = Run(
         **{"run_id": run.run_id, "output_path": run.folder, "artifact": Path(artifact)},

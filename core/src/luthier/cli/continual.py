@@ -1,0 +1,77 @@
+"""`luthier continual`: tasks one after the other in one adapter, with a report of what was forgotten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import attrs
+import typer
+
+from luthier.cli.answers import Answer
+from luthier.cli.flags import Json, LogFile, LogFormat, LogLevel, started
+from luthier.cli.recipes import Help, Sets, show_help, split
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from luthier.training.continual.report import TaskReport
+
+USAGE: Final = """Usage: luthier continual [RECIPE] [OPTIONS]
+
+  Train the tasks of a recipe one after the other, or one data set cut into
+  runs, and report how well each task is known after each. The same command
+  goes on where it was cut off.
+
+    luthier continual recipe.yaml
+    luthier continual --model demo --data rows.jsonl --num-runs 5 --adapter lora"""
+
+NumRuns = Annotated[int | None, typer.Option(help="Cut the data into so many runs.", min=1)]
+StepsPerRun = Annotated[int | None, typer.Option(help="Optimizer steps of each run.", min=1)]
+SamplesPerRun = Annotated[int | None, typer.Option(help="Rows of each run.", min=1)]
+MergeMode = Annotated[str | None, typer.Option(help="The adapter that joins the runs, such as slao; as --adapter.")]
+EvalBase = Annotated[
+    bool, typer.Option(help="Evaluate every task before the first is trained, which forward transfer needs.")
+]
+OutputDir = Annotated[Path | None, typer.Option(help="The folder of the whole run.")]
+
+
+def continual(
+    context: typer.Context, *, sets: Sets = None, num_runs: NumRuns = None, steps_per_run: StepsPerRun = None,
+    samples_per_run: SamplesPerRun = None, merge_mode: MergeMode = None, eval_base: EvalBase = True,
+    output_dir: OutputDir = None, help_: Help = False, json: Json = False, log_level: LogLevel = "info", log_format: LogFormat = "console",
+    log_file: LogFile = None,
+) -> Any:  # fmt: skip
+    """Train tasks one after the other, and report what was forgotten."""
+    from luthier.recipe import parse_flags, parse_sets
+
+    if help_:
+        show_help(context, USAGE)
+    path, flags = split(context.args)
+    flags = flags if merge_mode is None else ["--adapter", merge_mode, *flags]
+    own = {"num_runs": num_runs, "steps_per_run": steps_per_run, "samples_per_run": samples_per_run}
+    given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
+    given |= {} if eval_base else {"eval_base": False}
+    overrides = [*parse_flags(flags), *parse_sets(sets or ())]
+    started(log_level, log_format, log_file)
+    from luthier.training.continual.start import train_sequence
+
+    report = train_sequence(path, overrides, given, output_dir)
+    return Answer(document=report.to_dict(), view=lambda screen: draw_report(screen, report))
+
+
+def draw_report(screen: Console, report: TaskReport) -> None:
+    """Draw each metric of every task after every task, and the measures beneath."""
+    from luthier.cli.tables import draw_section, pairs_table, plain_table
+
+    for metric, rows in report.metrics.items():
+        table = plain_table("after", *report.tasks)
+        base = (report.base or {}).get(metric)
+        if base:
+            table.add_row("(before)", *(f"{value:.4f}" for value in base))
+        for name, row in zip(report.tasks, rows, strict=True):
+            table.add_row(name, *(f"{value:.4f}" for value in row))
+        draw_section(screen, metric, table)
+        measures = attrs.asdict(report.transfer(metric))
+        draw_section(screen, "", pairs_table({n: None if v is None else f"{v:.4f}" for n, v in measures.items()}))
+    screen.print(f"written to {report.output_path}", soft_wrap=True)

@@ -1,0 +1,63 @@
+"""The state of an adapter between tasks: what one task leaves, and the next begins from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from luthier.engine.disk import settle
+from luthier.engine.parallel.sharing import as_held, shared
+from luthier.engine.state import load_state, save_state
+from luthier.errors import LuthierError
+
+if TYPE_CHECKING:
+    from luthier.engine.setup import Setup
+
+STATE: Final = "task-state"  # the folder in a task's run
+
+
+@attrs.frozen(kw_only=True)
+class TaskPlace:
+    """Which task of how many a run is; `carried` is the folder of the state that the one before has left."""
+
+    index: int = 0
+    total: int = 1
+    carried: Path | None = None
+
+
+def write_task_state(folder: Path, adapter_state: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
+    """Write what the next task begins from; complete or absent."""
+    target = folder / STATE
+    aside = folder / f".{STATE}.{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_state({"adapter": adapter_state, "constants": dict(constants)}, aside)
+    settle(aside)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(aside, target)
+
+
+def take_task_state(setup: Setup, place: TaskPlace) -> None:
+    """Put what the task before has left into the adapter. It is collective.
+
+    Raises `checkpoint-corrupt` where it is not there, or of another adapter.
+    """
+    if place.carried is None:
+        return
+    tree = shared(setup.world, lambda: _read_state(place.carried))
+    setup.adapter.load_constants(tree["constants"])
+    held = as_held(setup, {"adapter": tree["adapter"], "optimizer": {"state": {}}}, place.carried)
+    setup.adapter.load_state(held["adapter"])
+
+
+def _read_state(folder: Path | None) -> dict[str, Any]:
+    try:
+        return load_state(Path(str(folder)))
+    except (OSError, ValueError, KeyError) as error:
+        remedy = "Run the same command again: it trains the task before first."
+        raise LuthierError("checkpoint-corrupt", f"unreadable: {error}", where=str(folder), remedy=remedy) from error

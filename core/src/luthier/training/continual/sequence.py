@@ -1,0 +1,93 @@
+"""The sequence: each task trained from what the one before left, and every task evaluated after each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from luthier.data.formats.wanted import Wanted
+from luthier.engine.again import evaluate_rows
+from luthier.engine.assemble import Objects, assemble
+from luthier.engine.disk import write_json
+from luthier.engine.load import tokenizer_of
+from luthier.engine.result import Run
+from luthier.engine.rows import prepared_data
+from luthier.engine.setup import Setup
+from luthier.engine.train import train
+from luthier.errors import LuthierError
+from luthier.logs import get_logger
+from luthier.recipe import resolve
+from luthier.step.task_state import STATE, TaskPlace
+from luthier.training.continual.report import TaskReport, write_report
+from luthier.training.continual.tasks import Task
+
+log = get_logger()
+SCORES: Final = "scores.json"  # every task's metrics after a task, in that task's folder
+BASE: Final = "scores-before.json"  # the same before the first, in the folder of the whole run
+
+
+def train_tasks(tasks: Sequence[Task], folder: Path, objects: Objects, *, eval_base: bool = True) -> TaskReport:
+    """Train the tasks in order, resuming what is unfinished, and return the report, which is also written.
+
+    Each task is a run in a folder of its own; the same command goes on where it was cut off, between tasks and within.
+    """
+    validation = [_validation_rows(task, objects) for task in tasks]
+    folder.mkdir(parents=True, exist_ok=True)
+    before = _scores_before(tasks, folder, objects, validation) if eval_base else None
+    runs: list[Run] = []
+    for number, task in enumerate(tasks):
+        carried = Path(tasks[number - 1].recipe.output_dir or "") / STATE if number else None
+        place = TaskPlace(index=number, total=len(tasks), carried=carried)
+        log.info("task", name=task.name, number=number + 1, of=len(tasks))
+        runs.append(train(task.recipe, attrs.evolve(objects, task=place)))
+        _scores_after(runs[-1], validation)
+    report = _reported(tasks, folder, runs, before)
+    write_report(report)
+    return report
+
+
+def _validation_rows(task: Task, objects: Objects) -> Any:
+    """Return the held-out rows of a task; `data-empty` where it has none, before any task is trained."""
+    tokenizer = objects.tokenizer or tokenizer_of(task.recipe.model)
+    rows = prepared_data(task.recipe, Objects(), tokenizer, Wanted.of_part(resolve(task.recipe).loss)).validation
+    if rows is None:
+        remedy = "Set data.validation, a share or a file, so that it is known what each task forgets."
+        raise LuthierError("data-empty", f"task {task.name!r} has no validation rows", where="data.validation",
+                           remedy=remedy)  # fmt: skip
+    return rows
+
+
+def _scores_before(tasks: Sequence[Task], folder: Path, objects: Objects, validation: Sequence[Any]) -> list[Any]:
+    path = folder / BASE
+    if not path.is_file():
+        setup = assemble(tasks[0].recipe, objects).setup
+        setup.undo.close()
+        write_json(path, [evaluate_rows(setup, rows) for rows in validation])
+        setup.model.set_attn_implementation(setup.attention)
+    return json.loads(path.read_text("utf-8"))
+
+
+def _scores_after(run: Run, validation: Sequence[Any]) -> None:
+    path = run.output_path / SCORES
+    if not path.is_file():
+        setup: Setup = run._trained()
+        write_json(path, [evaluate_rows(setup, rows) for rows in validation])
+
+
+def _reported(tasks: Sequence[Task], folder: Path, runs: Sequence[Run], before: list[Any] | None) -> TaskReport:
+    after = [json.loads((run.output_path / SCORES).read_text("utf-8")) for run in runs]
+    names = [name for name in after[0][0] if all(name in scores for row in after for scores in row)]
+    adapter = resolve(tasks[0].recipe).adapter.name
+    return TaskReport(
+        output_path=folder,
+        tasks=[task.name for task in tasks],
+        runs=[run.output_path for run in runs],
+        metrics={name: [[scores[name] for scores in row] for row in after] for name in names},
+        base=None if before is None else {name: [scores[name] for scores in before] for name in names},
+        seconds=[run.duration_seconds for run in runs],
+        method=adapter,
+    )

@@ -1,0 +1,129 @@
+"""Tasks of a continual run: one recipe for all, and what each task has of its own. This loads no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from luthier.errors import LuthierError, nearest
+from luthier.plugins.options import option
+from luthier.plugins.structure import structure
+from luthier.recipe import Recipe, read
+from luthier.recipe.files import find_file, read_file
+
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
+
+
+@attrs.frozen(kw_only=True)
+class TaskSequence:
+    """The settings of a continual run that stand beside those of the recipe."""
+
+    tasks: list[dict[str, Any]] = option(
+        factory=list, help="The tasks in order, each {name:, data:} with any settings of a recipe that are its own."
+    )
+    num_runs: int | None = option(None, help="Cut the recipe's data into so many runs instead of tasks.", low=1)
+    steps_per_run: int | None = option(None, help="Optimizer steps of each run; none: the recipe's length.", low=1)
+    samples_per_run: int | None = option(None, help="Rows of each run; none: the rows divided evenly.", low=1)
+    eval_base: bool = option(
+        True, help="Evaluate every task before the first one is trained: forward transfer needs it."
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Task:
+    """One task: its name, and the whole recipe that trains it."""
+
+    name: str
+    recipe: Recipe
+
+
+FIELDS: Final = tuple(field.name for field in attrs.fields(TaskSequence))
+
+
+def read_sequence(
+    source: str | Path | Mapping[str, Any] | None, overrides: Any, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], Path | None, TaskSequence, Any]:
+    """Return the recipe's settings, the folder that its paths are relative to, the sequence, and the overrides.
+
+    `overrides` is a mapping by dotted names, whose fields of the sequence are taken out, or flags; `given` are settings
+    of the sequence that win over the source's. Raises `recipe-wrong-type` and the like with the option's name.
+    """
+    base: Path | None = None
+    tree: dict[str, Any] = {}
+    if isinstance(source, (str, Path)):
+        file = find_file(Path(source))
+        tree, base = dict(read_file(file)[0]), file.absolute().parent
+    elif source is not None:
+        tree = dict(source)
+    own = {name: tree.pop(name) for name in FIELDS if name in tree}
+    if isinstance(overrides, Mapping):
+        own |= {name: value for name, value in overrides.items() if name in FIELDS}
+        overrides = {name: value for name, value in overrides.items() if name not in FIELDS}
+    sequence = structure({**own, **given}, TaskSequence, "continual")
+    _check_sequence(sequence)
+    return tree, base, sequence, overrides
+
+
+def _check_sequence(sequence: TaskSequence) -> None:
+    if bool(sequence.tasks) == (sequence.num_runs is not None):
+        remedy = "Give tasks: [{name:, data:}, ...], or num_runs to cut the recipe's own data."
+        raise LuthierError("recipe-missing", "tasks or num_runs, one of them", where="tasks", remedy=remedy)
+    for name in ("steps_per_run", "samples_per_run"):
+        if getattr(sequence, name) is not None and sequence.num_runs is None:
+            raise LuthierError("recipe-conflict", "it cuts one data set into runs", where=name, remedy="Give num_runs.")
+    seen: list[str] = []
+    for number, task in enumerate(sequence.tasks):
+        where = f"tasks.{number}"
+        name = task.get("name")
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            problem = "a task has a name of letters, digits, '.', '-' and '_'"
+            raise LuthierError("recipe-wrong-type", problem, where=f"{where}.name", found=name)
+        if name in seen:
+            raise LuthierError("recipe-conflict", "two tasks have this name", where=f"{where}.name", found=name)
+        if "data" not in task:
+            remedy = nearest("data", list(task))
+            raise LuthierError("recipe-missing", "a task has data", where=f"{where}.data", remedy=remedy)
+        if "output_dir" in task:
+            problem = "each task has a folder in that of the whole run"
+            raise LuthierError("recipe-conflict", problem, where=f"{where}.output_dir", remedy="Leave it out.")
+        seen.append(name)
+
+
+def make_tasks(
+    tree: Mapping[str, Any], base: Path | None, tasks: Sequence[Mapping[str, Any]], overrides: Any, folder: Path
+) -> list[Task]:
+    """Return each task with its whole recipe, which writes to a folder of its own inside `folder`."""
+    made = []
+    for number, task in enumerate(tasks):
+        own = {name: value for name, value in task.items() if name != "name"}
+        shared = {name: value for name, value in tree.items() if name != "output_dir"}
+        mapping = {**_without_rows(shared), **_merged_data(shared, own)}
+        recipe = Recipe.from_dict(mapping, base=base)
+        recipe = read(recipe, overrides).recipe if overrides else recipe
+        place = str(folder / folder_name(number, task["name"]))
+        made.append(Task(name=task["name"], recipe=attrs.evolve(recipe, output_dir=place)))
+    return made
+
+
+def folder_name(number: int, name: str) -> str:
+    """Return the folder of a task inside that of the whole run."""
+    return f"task-{number:02d}-{name}"
+
+
+def _without_rows(shared: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in shared.items() if name != "data"}
+
+
+def _merged_data(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task's settings, its data over the settings of data that all tasks share."""
+    common, data = shared.get("data"), own["data"]
+    data = data if isinstance(data, Mapping) else {"train": data}
+    if "path" in data and "train" not in data:
+        return dict(own)
+    if isinstance(common, Mapping):
+        data = {**{name: value for name, value in common.items() if name != "train"}, **data}
+    return {**own, "data": dict(data)}

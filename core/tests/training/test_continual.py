@@ -1,0 +1,98 @@
+"""Continual training: tasks one after the other, each begun from what the last has left, all evaluated after each."""
+
+import json
+
+import luthier
+import pytest
+import torch
+from luthier.cli.app import app
+from luthier.engine.state import load_state
+from luthier.errors import LuthierError
+from luthier.logs import set_up
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+
+def weights(folder):
+    (path,) = (folder / "model").glob("*.safetensors")
+    return load_file(path)
+
+
+def test_two_tasks_are_trained_and_evaluated_after_each(recipe_file, tmp_path):
+    report = luthier.continual(recipe_file)
+    assert report.tasks == ["first", "second"]
+    assert [len(row) for row in report.metrics["eval_loss"]] == [2, 2]
+    assert len(report.base["eval_loss"]) == 2
+    assert report.metrics["eval_loss"][0][0] < report.base["eval_loss"][0]
+    written = json.loads((tmp_path / "out/continual.json").read_text())
+    assert written == json.loads(json.dumps(report.to_dict()))
+    assert (tmp_path / "out/continual.png").read_bytes().startswith(b"\x89PNG")
+    assert "| second |" in (tmp_path / "out/continual.md").read_text()
+
+
+def test_a_task_begins_where_the_one_before_ended(recipe_file, tmp_path):
+    luthier.continual(recipe_file, learning_rate=0.0)
+    first, second = (weights(tmp_path / "out" / name) for name in ("task-00-first", "task-01-second"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    luthier.continual(recipe_file, output_dir=tmp_path / "moved")
+    state = load_state(tmp_path / "moved/task-00-first/task-state")["adapter"]
+    moved = weights(tmp_path / "moved/task-00-first")
+    assert any(not torch.equal(first[name], moved[name]) for name in moved)
+    assert state.keys() >= {"model.embed_tokens.weight"}
+
+
+def test_a_sequence_that_was_cut_off_ends_with_the_same_report(recipe_file, tmp_path):
+    class Halt:
+        @luthier.event
+        def task_started(self, task):
+            if task == 1:
+                raise KeyboardInterrupt
+
+    straight = luthier.continual(recipe_file, output_dir=tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        luthier.continual(recipe_file, output_dir=tmp_path / "cut", callbacks=["jsonl", Halt()])
+    resumed = luthier.continual(recipe_file, output_dir=tmp_path / "cut")
+    assert resumed.metrics == straight.metrics and resumed.base == straight.base
+
+
+def test_one_data_set_is_cut_into_runs_without_overlap(task_files, tmp_path):
+    report = luthier.multi_run(
+        {"model": "demo", "data": {"train": [str(task_files["first"])], "validation": 0.25}, "memory_check": False},
+        num_runs=2, steps_per_run=1, samples_per_run=5, output_dir=tmp_path / "out", callbacks=[], global_batch_size=2,
+    )  # fmt: skip
+    assert report.tasks == ["run-00", "run-01"]
+    files = sorted((tmp_path / "out/data").iterdir())
+    rows = [line for file in files for line in file.read_text().splitlines()]
+    assert len(rows) == 10 == len(set(rows))
+
+
+def test_the_command_prints_the_report_as_json(recipe_file):
+    done = CliRunner().invoke(app, ["continual", str(recipe_file), "--set", "max_steps=1", "--json"])
+    set_up("warning")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["tasks"] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "where"),
+    [
+        ({"tasks": []}, "recipe-missing", "tasks"),
+        ({"tasks": [{"name": "a", "data": "x.jsonl"}] * 2}, "recipe-conflict", "tasks.1.name"),
+        ({"tasks": [{"data": "x.jsonl"}]}, "recipe-wrong-type", "tasks.0.name"),
+        ({"tasks": [{"name": "a"}]}, "recipe-missing", "tasks.0.data"),
+        ({"tasks": [{"name": "a", "data": "x", "output_dir": "y"}]}, "recipe-conflict", "tasks.0.output_dir"),
+        ({"steps_per_run": 3}, "recipe-conflict", "steps_per_run"),
+    ],
+)
+def test_a_sequence_that_cannot_be_is_refused_before_anything_is_written(recipe_file, tmp_path, changes, code, where):
+    with pytest.raises(LuthierError) as caught:
+        luthier.continual(recipe_file, output_dir=tmp_path / "none", **changes)
+    assert (caught.value.code, caught.value.where) == (code, where)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_task_without_held_out_rows_is_refused(recipe_file, tmp_path):
+    with pytest.raises(LuthierError) as caught:
+        luthier.continual(recipe_file, output_dir=tmp_path / "none", **{"data.validation": 0.0})
+    assert (caught.value.code, caught.value.where) == ("data-empty", "data.validation")
+    assert not (tmp_path / "none").exists()
