@@ -39,8 +39,8 @@ OutputDir = Annotated[Path | None, typer.Option(help="The folder of the whole ru
 def continual(
     context: typer.Context, *, sets: Sets = None, num_runs: NumRuns = None, steps_per_run: StepsPerRun = None,
     samples_per_run: SamplesPerRun = None, merge_mode: MergeMode = None, eval_base: EvalBase = True,
-    output_dir: OutputDir = None, help_: Help = False, json: Json = False, log_level: LogLevel = "info", log_format: LogFormat = "console",
-    log_file: LogFile = None,
+    output_dir: OutputDir = None, help_: Help = False, json: Json = False, log_level: LogLevel = "info",
+    log_format: LogFormat = "console", log_file: LogFile = None,
 ) -> Any:  # fmt: skip
     """Train tasks one after the other, and report what was forgotten."""
     from luthier.recipe import parse_flags, parse_sets
