@@ -9,8 +9,23 @@ import unittest
 import attrs
 import pytest
 from luthier.errors import LuthierError
+from luthier.plugins.options import option
+from luthier.testing import all as everyones
 from luthier.testing import checks_for, conformance
-from mutants.records import ADAPTER, CALLBACK, LOSS, OPTIMIZER, QUANTIZER, MomentumOptions, NllOptions, broken
+from luthier.testing.checks import Law
+from luthier.testing.worlds import tiny_model
+from mutants.records import (
+    ADAPTER,
+    CALLBACK,
+    COUPLED,
+    LOSS,
+    OPTIMIZER,
+    PREFERENCE,
+    QUANTIZER,
+    MomentumOptions,
+    NllOptions,
+    broken,
+)
 
 pytest_plugins = ["pytester"]
 HEAD = "from luthier.testing import conformance\nfrom mutants.records import *\n"
@@ -36,7 +51,7 @@ def test_ids_say_kind_name_and_check():
 
 
 def test_every_kind_has_the_common_checks_and_its_own():
-    common = names(attrs.evolve(LOSS, data="preference", reference=None))
+    common = [value.name for value in vars(everyones).values() if isinstance(value, Law)]
     assert "import_needs_no_torch" in common
     for record in (LOSS, ADAPTER, OPTIMIZER, QUANTIZER, CALLBACK):
         assert set(common) < set(names(record))
@@ -50,7 +65,8 @@ def test_every_kind_has_the_common_checks_and_its_own():
         (ADAPTER, {"needs": {"dense-weights"}}, "works_on_a_quantized_base"),
         (ADAPTER, {"conflicts": {"quantized-base"}}, "merges_on_a_quantized_base"),
         (LOSS, {"reference": None}, "matches_its_reference"),
-        (LOSS, {"data": "preference"}, "adds_up_over_micro_batches"),
+        (LOSS, {"data": "preference"}, "counts_an_example_by_its_weight"),
+        (PREFERENCE, {"data": "documents"}, "prefers_what_the_row_prefers"),
         (QUANTIZER, {"bits": None}, "is_smaller"),
         (QUANTIZER, {"provides": {"trainable-weights"}}, "freezes_base_weights"),
     ],
@@ -88,6 +104,43 @@ def test_the_authors_examples_are_tried():
     (check,) = [c for c in checks_for(record, examples=mine) if c.name == "is_deterministic"]
     with pytest.raises(LuthierError, match="no momentum of a half"):
         check()
+
+
+def test_a_check_that_never_ran_the_part_is_skipped_with_its_reason():
+    checks = {check.name: check for check in checks_for(COUPLED)}
+    with pytest.raises(unittest.SkipTest, match="'mutant-squared'.*couples the batch"):
+        checks["gives_sums_not_means"]()
+    with pytest.raises(unittest.SkipTest, match="declares no coefficients"):
+        checks["coefficients_agree_with_the_gradient"]()
+
+
+def test_options_that_the_part_refuses_are_said(capsys):
+    record = attrs.evolve(OPTIMIZER, build="mutants.optimizers:RefusesHalf", options=HalfOptions)
+    (check,) = [c for c in checks_for(record) if c.name == "is_deterministic"]
+    check()
+    assert "drawn options were refused, as HalfOptions(momentum=0.5" in capsys.readouterr().out
+
+
+@attrs.frozen(kw_only=True)
+class HalfOptions:
+    momentum: float = option(0.9, help="Share of the last step that is kept.", choices=(0.9, 0.5))
+    weight_decay: float = option(0.0, help="L2 decay.", low=0.0)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen2", "mixtral"])  # Conv1D, biases, experts
+def test_laws_are_run_on_the_authors_model(architecture):
+    made = []
+
+    def model():
+        made.append(tiny_model(architecture))
+        return made[-1]
+
+    laws = [(PREFERENCE, "agrees_on_a_model"), (ADAPTER, "disabled_gives_the_base")]
+    for record, name in laws[: 1 if architecture == "gpt2" else 2]:  # the adapter's layers have names that GPT-2's lack
+        made.clear()
+        (check,) = [c for c in checks_for(record, model=model) if c.name == name]
+        check()
+        assert made, name
 
 
 def test_without_vary_only_the_default_and_the_examples_are_tried(monkeypatch):

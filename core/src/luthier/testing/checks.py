@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import attrs
 from hypothesis.strategies import SearchStrategy
@@ -15,11 +15,21 @@ from luthier.plugins.records import Record
 KINDS: Final = ("loss", "adapter", "optimizer", "quantizer", "callback")  # a provider is checked against its fake
 
 
+class NotRun(Exception):
+    """A law did not run the part, for the reason given."""
+
+
+def not_run(reason: str) -> NoReturn:
+    """End a law that cannot hold this part to anything; where no example ran the part, the check is skipped."""
+    raise NotRun(reason)
+
+
 @attrs.frozen(kw_only=True, repr=False)
 class Subject:
     """The part under test: its record, the records checked along with it, and the author's example options.
 
-    With `vary` the kit also draws options of its own. `fake` makes the fake service that a provider is tested against.
+    With `vary` the kit also draws options of its own. `fake` makes the fake service that a provider is tested against,
+    `model` the author's model in the place of the tiny ones.
     """
 
     record: Record
@@ -27,6 +37,7 @@ class Subject:
     examples: tuple[object, ...] = ()
     vary: bool = True
     fake: Callable[[], Any] | None = None
+    model: Callable[[], Any] | None = None
 
     def __repr__(self) -> str:
         return f"<{self.record.kind} {self.record.name!r}>"
@@ -52,6 +63,9 @@ class Subject:
         return plugins.build(offer, options)
 
 
+Strategy = SearchStrategy[Any] | Callable[[Subject], SearchStrategy[Any]]
+
+
 @attrs.frozen(kw_only=True)
 class Law:
     """A property that every part of a kind must have: `function(subject, options, **drawn)`, or `function(subject)`.
@@ -62,7 +76,7 @@ class Law:
 
     function: Callable[..., None]
     examples: int
-    drawn: dict[str, SearchStrategy[Any]]
+    drawn: dict[str, Strategy]
     applies: Callable[[Record], bool]
     default_only: bool
     needs_torch: bool
@@ -78,9 +92,12 @@ def law(
     when: Callable[[Record], bool] = lambda record: True,
     default_only: bool = False,
     needs_torch: bool = True,
-    **drawn: SearchStrategy[Any],
+    **drawn: Strategy,
 ) -> Callable[[Callable[..., None]], Law]:
-    """Mark a function of one of the kit's modules as a check; its name is the check's."""
+    """Mark a function of one of the kit's modules as a check; its name is the check's.
+
+    What is drawn is a strategy, or a function that gives one for the part under test.
+    """
 
     def mark(function: Callable[..., None]) -> Law:
         return Law(
@@ -97,8 +114,11 @@ def law(
 
 @attrs.frozen(kw_only=True, repr=False)
 class Check:
-    """One named check of one part. Calling it raises where the part fails, and `unittest.SkipTest` where the part
-    needs a device that this machine has not."""
+    """One named check of one part. Calling it raises where the part fails.
+
+    It raises `unittest.SkipTest` with the reason where the part was not run: it needs a device that this machine has
+    not, or does not do what the check is about.
+    """
 
     law: Law
     subject: Subject
@@ -137,16 +157,18 @@ def checks_for(
     vary: bool = True,
     together: Iterable[Record] = (),
     fake: Callable[[], Any] | None = None,
+    model: Callable[[], Any] | None = None,
 ) -> Iterator[Check]:
     """The checks of one record: those of every kind, then those of its own that hold for what it declares.
 
     `examples` are options objects that are tried as well; those of another part's class are left out. `vary` False
     tries only the default and these, for options whose bounds are not declared. `together` are the records of the
     same plugin, among which names must differ. `fake` makes a fresh fake of the service of a provider, a
-    `luthier.testing.FakeService`; without it only its record is checked. Listing the checks imports no torch.
+    `luthier.testing.FakeService`; without it only its record is checked. `model()` gives a fresh causal LM with at
+    least 264 tokens, on which every law that needs a model is run. Listing the checks imports no torch.
     """
-    every = tuple(together) or (record,)
-    subject = Subject(record=record, together=every, examples=tuple(examples or ()), vary=vary, fake=fake)
+    every, given = tuple(together) or (record,), tuple(examples or ())
+    subject = Subject(record=record, together=every, examples=given, vary=vary, fake=fake, model=model)
     own = record.kind in KINDS or (record.kind == "provider" and fake is not None)
     for kind in ("all", record.kind) if own else ("all",):
         module = importlib.import_module(f"luthier.testing.{kind}")
@@ -162,19 +184,21 @@ def conformance(
     *,
     vary: bool = True,
     fake: Callable[[], Any] | None = None,
+    model: Callable[[], Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Run every check of every record as one pytest case: the decorated function gets it as `check` and calls it.
 
     `expected_failures` maps a check's name, or its whole id, to the reason why it fails; a check that passes all the
     same fails the test. `examples` are options objects to try beside those that the kit draws; with `vary` False it
-    draws none. `fake` makes the fake service of a provider.
+    draws none. `fake` makes the fake service of a provider; `model` the model to run them on (see `checks_for`), such
+    as one with biases, Conv1D or experts.
     """
     import pytest
 
     every = tuple(records)
     reasons = dict(expected_failures or {})
     _refuse_foreign(every, examples or ())
-    listed = (checks_for(r, examples=examples, vary=vary, together=every, fake=fake) for r in every)
+    listed = (checks_for(r, examples=examples, vary=vary, together=every, fake=fake, model=model) for r in every)
     checks = [check for of_record in listed for check in of_record]
     _refuse_unknown(reasons, checks)
     cases = []

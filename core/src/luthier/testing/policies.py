@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 import torch
@@ -20,11 +20,11 @@ class TablePolicy:
 
     Results have the table's dtype (float64 for exact gradients). `reference` and `teacher` are other tables, each
     row made from the same row, so that a part of the batch has a part of them. `asked` holds each [T] that
-    `token_logprobs` gave, its gradient kept.
+    `token_logprobs` gave, its gradient kept. `others` are those of "reference" and "teacher" that there are.
     """
 
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
+    def __init__(self, logits: Tensor, others: Collection[str] = ("reference", "teacher")) -> None:
+        self.logits, self.others = logits, others
         self.asked: list[Tensor] = []
 
     def token_logprobs(self, batch: Batch, want: Sequence[str] = (), labels: Tensor | None = None) -> Any:
@@ -69,10 +69,17 @@ class TablePolicy:
         return self.logits[batch.document_starts[1:] - 1, 0]
 
     def reference(self) -> TablePolicy:
+        self._require("reference")
         return TablePolicy(self.logits.detach().roll(1, -1))
 
     def teacher(self) -> TablePolicy:
+        self._require("teacher")
         return TablePolicy(self.logits.detach().flip(-1) / 2)
+
+    def _require(self, name: str) -> None:
+        if name not in self.others:
+            remedy = f"Let the record say needs={{'{name}'}}."
+            raise LuthierError("part-invalid", f"it asks for a {name} that its record does not need", remedy=remedy)
 
     def _rows(self, batch: Batch) -> Tensor:
         """[S, V]: the logits that predict each supervised label."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
+import attrs
 import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from hypothesis.strategies import SearchStrategy
 from luthier.errors import LuthierError
 from luthier.plugins.records import Record
 from luthier.plugins.registry import Offer, Plugins, Source
-from luthier.testing.checks import Law, Subject
+from luthier.testing.checks import Law, NotRun, Subject
 from luthier.testing.strategies import bases_of, options_of
 
 BUDGET: Final = "LUTHIER_EXAMPLES"  # examples of a check that has 20; the others in proportion
@@ -35,11 +36,20 @@ def registered(record: Record) -> tuple[Plugins, Offer]:
 def run(law: Law, subject: Subject) -> None:
     """Raise where the subject breaks the law."""
     __tracebackhide__ = True
-    with torch_settings(subject.record) if law.needs_torch else nullcontext():
+    with torch_settings(subject) if law.needs_torch else nullcontext():
         if law.examples == 0:
-            law.function(subject)
+            _run_once(law, subject)
             return
-        sample(subject, law.function, law.examples, law.drawn, default_only=law.default_only)
+        drawn = {n: s if isinstance(s, SearchStrategy) else s(subject) for n, s in law.drawn.items()}
+        sample(subject, law.function, law.examples, drawn, default_only=law.default_only)
+
+
+def _run_once(law: Law, subject: Subject) -> None:
+    __tracebackhide__ = True
+    try:
+        law.function(subject)
+    except NotRun as reason:
+        raise unittest.SkipTest(f"{subject}: {reason}") from None
 
 
 def sample(
@@ -52,19 +62,35 @@ def sample(
 ) -> None:
     """Call `function(subject, options, **drawn)` on the author's options and drawn ones.
 
-    Options that the part refuses with a `LuthierError` do not count, except the default and the author's own.
+    Options that the part refuses with a `LuthierError` do not count, which is printed, except the default and the
+    author's own. Raises `unittest.SkipTest` where no example ran the part.
     """
     __tracebackhide__ = True
     cls, own = subject.options_class, subject.own_examples
-    bases = bases_of(cls, own)
-    attempt = _attempt(subject, function, bases)
+    bases, tally = bases_of(cls, own), Tally()
+    attempt = _attempt(subject, function, bases, tally)
     for example in own:  # hypothesis would try them, but promises it for none
         _search(attempt, max(1, examples // 4), options=st.just(example), **(drawn or {}))
     varied = options_of(cls, own) if subject.vary and not default_only else st.sampled_from(bases)
     _search(attempt, examples, options=varied, **(drawn or {}))
+    if tally.refusals:
+        print(f"{function.__name__}: {len(tally.refusals)} drawn options were refused, as {tally.refusals[0]}")
+    if not tally.ran and tally.reasons:
+        raise unittest.SkipTest(f"{subject}: {tally.reasons[0]}")
 
 
-def _attempt(subject: Subject, function: Callable[..., None], bases: Sequence[object]) -> Callable[..., None]:
+@attrs.define(kw_only=True)
+class Tally:
+    """How often a law ran the part, why it did not, and which options the part refused."""
+
+    ran: int = 0
+    reasons: list[str] = attrs.field(factory=list)
+    refusals: list[str] = attrs.field(factory=list)
+
+
+def _attempt(
+    subject: Subject, function: Callable[..., None], bases: Sequence[object], tally: Tally
+) -> Callable[..., None]:
     """One example, under the function's name, which a failing one is shown with."""
 
     def attempt(options: object, **world: Any) -> None:
@@ -72,9 +98,13 @@ def _attempt(subject: Subject, function: Callable[..., None], bases: Sequence[ob
         try:
             with seeded():
                 function(subject, options, **world)
+            tally.ran += 1
+        except NotRun as reason:
+            tally.reasons.append(str(reason))
         except LuthierError as error:
             if options in bases or error.code in DEFECTS:
                 raise
+            tally.refusals.append(f"{options}: {error.line}")
             hypothesis.reject()
 
     attempt.__name__ = attempt.__qualname__ = function.__name__
@@ -105,16 +135,20 @@ def profile(examples: int, **more: Any) -> settings:
 
 
 @contextmanager
-def torch_settings(record: Record) -> Iterator[None]:
-    """One thread (more are many times slower on tiny tensors), and no check on a device that is not here."""
+def torch_settings(subject: Subject) -> Iterator[None]:
+    """One thread (more are many times slower on tiny tensors), the author's model, and no device that is not here."""
     import torch
 
+    from luthier.testing.worlds import models_made_by
+
+    record = subject.record
     if "cuda" in record.needs and not torch.cuda.is_available():
         raise unittest.SkipTest(f"{record.kind} {record.name!r} needs a CUDA device")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with models_made_by(subject.model):
+            yield
     finally:
         torch.set_num_threads(before)
 

@@ -8,7 +8,20 @@ import attrs
 from luthier.plugins.options import option
 
 from mutants.heavy import HeavyOptions
-from mutants.records import ADAPTER, CALLBACK, COUPLED, LOSS, OPTIMIZER, QUANTIZER, TERNARY, Mutant, broken
+from mutants.records import (
+    ADAPTER,
+    CALLBACK,
+    CENTRED,
+    COUPLED,
+    JUDGED,
+    LOSS,
+    OPTIMIZER,
+    PREFERENCE,
+    QUANTIZER,
+    TERNARY,
+    Mutant,
+    broken,
+)
 
 
 @attrs.define(kw_only=True)
@@ -72,7 +85,7 @@ LOSSES = [
     broken(LOSS, "MeanOfTokens", "adds_up_over_micro_batches", "sums of two micro-batches"),
     broken(LOSS, "CountsMicroBatches", "adds_up_over_micro_batches", "denominators of two micro-batches"),
     broken(LOSS, "MeanMetric", "adds_up_over_micro_batches", "metrics"),
-    broken(LOSS, "MissingTerm", "gives_sums_not_means", "denominators"),
+    broken(LOSS, "MissingTerm", "terms_name_every_sum", "denominators"),
     broken(LOSS, "CountsPrompt", "ignores_unlabelled_tokens", "no labels"),
     broken(LOSS, "CountsAllTokens", "ignores_unlabelled_tokens", "denominators"),
     broken(COUPLED, "MeanOfScores", "ignores_unlabelled_tokens", "no labels"),
@@ -82,6 +95,19 @@ LOSSES = [
     broken(LOSS, "WeighsByPlace", "invariant_to_order_of_documents", "in reverse"),
     broken(LOSS, "WrongSign", "coefficients_agree_with_the_gradient", "coefficients"),
     broken(LOSS, "Scaled", "matches_its_reference", "reference"),
+    broken(LOSS, "MeanOfTokens", "agrees_on_a_model", "on a model"),
+    broken(PREFERENCE, "MeanOfPairs", "gives_sums_not_means", "twice the sums"),
+    broken(PREFERENCE, "MeanOfPairs", "adds_up_over_micro_batches", "sums of two micro-batches"),
+    broken(PREFERENCE, "MeanOfPairs", "takes_idle_batches", "not finite"),
+    broken(PREFERENCE, "OtherTerm", "terms_name_every_sum", "denominators"),
+    broken(PREFERENCE, "PrefersRejected", "prefers_what_the_row_prefers", "must fall"),
+    broken(PREFERENCE, "AsksForATeacher", "declares_reference_and_teacher", "teacher"),
+    broken(PREFERENCE, "NamedAsTheRun", "metrics_have_names_of_their_own", "the run's own"),
+    broken(PREFERENCE, "ForgetsThePolicy", "takes_idle_batches", "depends on the policy"),
+    broken(PREFERENCE, "WholeBatch", "does_not_leak_between_packed_examples", "other documents"),
+    broken(PREFERENCE, "Coupled", "terms_name_every_sum", "something else"),
+    broken(JUDGED, "ReadsLabelsBackwards", "prefers_what_the_row_prefers", "must fall"),
+    broken(CENTRED, "ForgetsItsState", "state_survives_a_checkpoint", "after a resume"),
 ]
 
 ADAPTERS = [

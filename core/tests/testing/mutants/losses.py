@@ -130,7 +130,7 @@ class Squared(Nll):
     couples = "batch"
 
     def scores(self, policy: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return batch.sum_by_document(self.weighted(policy, batch)), {}
+        return batch.sum_by_document(self.weighted(policy, batch))[batch.documents("text")], {}
 
     def combine(self, scores: Tensor, fixed: Mapping[str, Tensor]) -> LossOutput:
         return LossOutput(sums={"nll": scores.sum() ** 2})

@@ -27,6 +27,21 @@ class SquaredOptions:
 
 
 @attrs.frozen(kw_only=True)
+class PreferenceOptions:
+    beta: float = option(0.5, help="Factor of the margin.", low=0.1, high=2.0)
+
+
+@attrs.frozen(kw_only=True)
+class JudgedOptions:
+    beta: float = option(0.5, help="Factor of the answer's log-probability.", low=0.1, high=2.0)
+
+
+@attrs.frozen(kw_only=True)
+class CentredOptions:
+    """The sound loss that begins has no options."""
+
+
+@attrs.frozen(kw_only=True)
 class LowRankOptions:
     rank: int = option(2, help="Rank of the update.", low=1, high=16)
     scale: float = option(1.5, help="Factor of the update.", low=0.1, high=4.0)
@@ -63,6 +78,26 @@ LOSS = LossRecord(
 )
 COUPLED = attrs.evolve(
     LOSS, name="mutant-squared", build="mutants.losses:Squared", options=SquaredOptions, reference=None
+)
+PREFERENCE = LossRecord(
+    name="mutant-preference",
+    summary="Logistic loss of the margin between two answers, against the reference.",
+    options=PreferenceOptions,
+    build="mutants.preferences:Preference",
+    data="preference",
+    columns={"margin": "float"},
+    needs={"reference"},
+)
+JUDGED = attrs.evolve(
+    PREFERENCE,
+    name="mutant-judged",
+    build="mutants.preferences:Judged",
+    data="unpaired",
+    columns={},
+    options=JudgedOptions,
+)
+CENTRED = attrs.evolve(
+    LOSS, name="mutant-centred", build="mutants.preferences:Centred", options=CentredOptions, reference=None
 )
 ADAPTER = AdapterRecord(
     name="mutant-lowrank",
@@ -102,7 +137,18 @@ CALLBACK = CallbackRecord(
     options=CountOptions,
     build="mutants.callbacks:Count",
 )
-SOUND: tuple[Record, ...] = (LOSS, COUPLED, ADAPTER, OPTIMIZER, QUANTIZER, TERNARY, CALLBACK)
+SOUND: tuple[Record, ...] = (
+    LOSS,
+    COUPLED,
+    PREFERENCE,
+    JUDGED,
+    CENTRED,
+    ADAPTER,
+    OPTIMIZER,
+    QUANTIZER,
+    TERNARY,
+    CALLBACK,
+)
 
 
 @attrs.frozen(kw_only=True)

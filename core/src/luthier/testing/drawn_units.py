@@ -1,0 +1,101 @@
+"""Units drawn for a loss: the documents, labels and columns that its record says its rows have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from luthier.testing.strategies import Document, documents
+
+if TYPE_CHECKING:
+    from luthier.engine.batch import Batch
+    from luthier.testing.checks import Subject
+
+VALUES: Final[Mapping[str, SearchStrategy[Any]]] = {
+    "bool": st.booleans(),
+    "int": st.integers(0, 5),
+    "float": st.sampled_from((0.0, 0.25, 0.5, 1.0, 2.0)),
+}
+NAMES: Final = {"tokens": ("text",), "unpaired": ("text",), "preference": ("chosen", "rejected"), "documents": ()}
+
+
+@attrs.frozen(kw_only=True)
+class DrawnUnit:
+    """One unit: its documents by name, the row's columns, and the weight of its example."""
+
+    documents: Mapping[str, Document]
+    columns: Mapping[str, bool | int | float] = attrs.field(factory=dict)
+    weight: float = 1.0
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(document.ids) for document in self.documents.values())
+
+
+def units_of(weights: Sequence[float] = (1.0,)) -> Callable[[Subject], SearchStrategy[DrawnUnit]]:
+    """Return how to draw one unit for the loss under test."""
+
+    def strategy(subject: Subject) -> SearchStrategy[DrawnUnit]:
+        record: Any = subject.record
+        names = dict.fromkeys((*NAMES[record.data], *record.documents))
+        columns = {"label": "bool", **record.columns} if record.data == "unpaired" else dict(record.columns)
+        return st.builds(
+            DrawnUnit,
+            documents=st.fixed_dictionaries({name: documents() for name in names}),
+            columns=st.fixed_dictionaries({name: VALUES[kind] for name, kind in columns.items()}),
+            weight=st.sampled_from(tuple(weights)),
+        )
+
+    return strategy
+
+
+def unit_packs(weights: Sequence[float] = (1.0, 0.5, 2.0)) -> Callable[[Subject], SearchStrategy[list[DrawnUnit]]]:
+    """Return how to draw one to three units that are packed into one batch."""
+    return lambda subject: st.lists(units_of(weights)(subject), min_size=1, max_size=3)
+
+
+def even_units(subject: Subject) -> SearchStrategy[list[DrawnUnit]]:
+    """Return a strategy of units whose documents have one length and one place of their answer."""
+
+    def like(unit: DrawnUnit) -> DrawnUnit:
+        first = next(iter(unit.documents.values()))
+        supervised = (False, *[True] * (len(first.ids) - 1))
+        resized = {
+            name: attrs.evolve(d, ids=(d.ids * len(first.ids))[: len(first.ids)], supervised=supervised)
+            for name, d in unit.documents.items()
+        }
+        return attrs.evolve(unit, documents=resized)
+
+    return st.lists(units_of()(subject).map(like), min_size=1, max_size=3)
+
+
+def pack_units(drawn: Sequence[DrawnUnit]) -> Batch:
+    """Return the batch of these units."""
+    from luthier.engine.batch import collate
+
+    return collate([_example(unit, index) for index, unit in enumerate(drawn)])
+
+
+def idle_batch(drawn: Sequence[DrawnUnit]) -> Batch:
+    """Return what a rank without work computes in a run with such units."""
+    from luthier.engine.batch import idle
+
+    return idle(_example(drawn[0], 0))
+
+
+def _example(unit: DrawnUnit, index: int) -> Any:
+    import numpy as np
+
+    from luthier.data.examples import IGNORED, TokenExample
+
+    parts = {}
+    for name, document in unit.documents.items():
+        ids = np.array(document.ids, np.int32)
+        labels = np.where(np.array(document.supervised), ids, IGNORED).astype(np.int32)
+        about = {"weight": unit.weight, "columns": dict(unit.columns), "index": index}
+        parts[name] = TokenExample(input_ids=ids, labels=labels, **about)
+    return TokenExample.joined(parts)
