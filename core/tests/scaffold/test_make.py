@@ -16,6 +16,24 @@ KINDS = ("adapter", "loss", "optimizer", "quantizer", "callback")
 PUBLIC = {"luthier", "luthier.testing"}
 
 
+def test_a_loss_over_pairs_has_its_own_templates(tmp_path):
+    root = make("warm-up", "loss", tmp_path, "preference")
+    assert 'data = "preference"' in (root / "src/luthier_warm_up/loss.py").read_text()
+    for path, text in render("a" * scaffold.LONGEST, "loss", "preference").items():
+        assert "$" not in text and text.endswith("\n"), path
+        if path.endswith(".py"):
+            compile(text, path, "exec")
+            assert max(map(len, text.splitlines())) <= 120, path
+
+
+@pytest.mark.parametrize(("kind", "data"), [("adapter", "preference"), ("loss", "documents"), ("loss", "prefrence")])
+def test_rows_that_no_beginning_takes_are_refused(tmp_path, kind, data):
+    with pytest.raises(LuthierError, match="rows") as refused:
+        make("warm-up", kind, tmp_path, data)
+    assert refused.value.code == "part-unsupported"
+    assert not any(tmp_path.iterdir())
+
+
 def python_files(files):
     return {path: ast.parse(text) for path, text in files.items() if path.endswith(".py")}
 
@@ -201,5 +219,6 @@ def test_a_provider_is_refused_because_it_comes_with_jobs(tmp_path):
 def test_every_template_is_used():
     folder = Path(scaffold.__file__).parent / "templates"
     there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    own = {f"{kind}/{name}" for kind in KINDS for name in ("about.md.txt", "init.py.txt", "part.py.txt")}
+    kinds = (*KINDS, "loss-preference")
+    own = {f"{kind}/{name}" for kind in kinds for name in ("about.md.txt", "init.py.txt", "part.py.txt")}
     assert there == own | set(scaffold.COMMON.values())

@@ -19,13 +19,14 @@ def new_plugin(
     name: Annotated[str, typer.Argument(help="The part's name; the distribution is luthier-NAME.")],
     *,
     kind: Annotated[str, typer.Option(help="adapter, loss, optimizer, quantizer or callback.")],
+    data: Annotated[str, typer.Option(help="The rows of a loss: tokens or preference.")] = "tokens",
     folder: Annotated[Path, typer.Option(help="Where the package's folder is made.")] = Path(),
     json: Json = False,
 ) -> Any:
     """Make a plugin that installs and passes its own tests."""
     from luthier.scaffold import make
 
-    path = make(name, kind, folder)
+    path = make(name, kind, folder, data)
     steps = [
         f"pip install -e {shlex.quote(str(path))}",
         f"luthier plugins show {kind} {name}",

@@ -21,10 +21,12 @@ LONGEST: Final = 24  # generated lines stay within 120 columns
 SUMMARIES: Final = {
     "adapter": "Scales every output of a layer by a trained factor.",
     "loss": "Cross-entropy with label smoothing.",
+    "loss-preference": "Pairs of answers compared by their mean log-probability.",
     "optimizer": "Gradient descent with momentum.",
     "quantizer": "Linear weights rounded to a few bits, with a scale for each row.",
     "callback": "Writes the best loss so far to a file in the run's folder.",
 }
+DATA: Final = ("tokens", "preference")  # the rows of a loss
 REQUIREMENTS: Final = {  # beside attrs and luthier, as they follow these in a list of TOML
     "adapter": ', "safetensors>=0.5", "torch>=2.11"',
     "loss": ', "torch>=2.11"',
@@ -45,19 +47,21 @@ COMMON: Final = {  # a file of the package -> its template; the others are of th
 }
 
 
-def make(name: str, kind: str, folder: Path) -> Path:
+def make(name: str, kind: str, folder: Path, data: str = "tokens") -> Path:
     """Write the package `luthier-<name>` with a part `name` of a kind into `folder`, and give its path.
 
+    `data` is the kind of rows that a loss takes: "tokens" or "preference".
     Raises `part-unknown` for a kind that does not exist, `part-unsupported` for a provider, and `plugin-name` for a
     name that cannot be one, is taken by another distribution, or whose package is there already. Nothing is written
     before all is checked.
     """
     _check_kind(kind)
+    _check_data(kind, data)
     _check_name(name, kind)
     root = Path(folder) / f"{PREFIX}{name}"
     if root.exists():
         raise LuthierError("plugin-name", "this folder exists already", where=str(root), remedy="Choose another name.")
-    files = render(name, kind)
+    files = render(name, kind, data)
     try:
         for path, text in files.items():
             (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -67,8 +71,9 @@ def make(name: str, kind: str, folder: Path) -> Path:
     return root
 
 
-def render(name: str, kind: str) -> dict[str, str]:
+def render(name: str, kind: str, data: str = "tokens") -> dict[str, str]:
     """Path -> text of every file of the package, without writing any."""
+    templates = kind if data == "tokens" else f"{kind}-{data}"
     identifier = name.replace("-", "_")
     words = {
         "name": name,
@@ -78,11 +83,12 @@ def render(name: str, kind: str) -> dict[str, str]:
         "Class": _class_name(name),
         "kind": kind,
         "hook": HOOKS[kind],
-        "summary": SUMMARIES[kind],
+        "summary": SUMMARIES[templates],
         "requirements": REQUIREMENTS[kind],
     }
-    words["about"] = _filled(f"{kind}/about.md.txt", words).rstrip()
-    own = {"src/$module/__init__.py": f"{kind}/init.py.txt", f"src/$module/{kind}.py": f"{kind}/part.py.txt"}
+    words["about"] = _filled(f"{templates}/about.md.txt", words).rstrip()
+    sources = {"src/$module/__init__.py": "init.py.txt", f"src/$module/{kind}.py": "part.py.txt"}
+    own = {path: f"{templates}/{source}" for path, source in sources.items()}
     return {Template(path).substitute(words): _filled(source, words) for path, source in {**COMMON, **own}.items()}
 
 
@@ -92,6 +98,14 @@ def _check_kind(kind: str) -> None:
     if kind == "provider":
         remedy = f"Choose one of: {', '.join(k for k in KINDS if k != kind)}."
         raise LuthierError("part-unsupported", "a provider cannot be made yet: it comes with jobs", remedy=remedy)
+
+
+def _check_data(kind: str, data: str) -> None:
+    if data not in DATA:
+        remedy = f"Choose one of: {', '.join(DATA)}."
+        raise LuthierError("part-unsupported", f"there is no beginning of a loss over {data!r} rows", remedy=remedy)
+    if data != "tokens" and kind != "loss":
+        raise LuthierError("part-unsupported", "only a loss takes rows", where="data", remedy="Leave --data out.")
 
 
 def _check_name(name: str, kind: str) -> None:
