@@ -229,6 +229,30 @@ def decode_ternary(arguments: argparse.Namespace, packed: bool = False) -> tuple
     return ours, theirs, {"products": 10}
 
 
+def step_adamw(arguments: argparse.Namespace, peer: str = "bitsandbytes", bits: int = 8) -> tuple[Any, ...]:
+    """One step of four square float32 parameters."""
+    import torch
+    from luthier_kernels.optimizers import AdamW, AdamW8bit
+
+    made = []
+    for side in ("ours", peer):
+        torch.manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(arguments.width, arguments.width)) for _ in range(4)]
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter) * 1e-2
+        if side == "ours":
+            optimizer: Any = (AdamW8bit if bits == 8 else AdamW)(parameters, lr=1e-3, weight_decay=0.01)
+        elif side == "torch":
+            optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01, fused=True)
+        else:
+            import bitsandbytes as bnb
+
+            optimizer = bnb.optim.AdamW8bit(parameters, lr=1e-3, weight_decay=0.01)
+        made.append(optimizer)
+    total = 4 * arguments.width**2
+    return made[0].step, made[1].step, {"parameters": total}
+
+
 CASES = [
     ("NF4 quantization, nested", "bitsandbytes", quantize_nf4),
     ("NF4 quantization, plain scales", "bitsandbytes", lambda given: quantize_nf4(given, False)),
@@ -238,5 +262,8 @@ CASES = [
     ("ternary layer, step, square", "torch", step_ternary),
     ("ternary layer, step, 1 to 4", "torch", lambda given: step_ternary(given, 4)),
     ("ternary decoding, one row, int8 codes", "torch", decode_ternary),
+    ("8-bit AdamW, step", "bitsandbytes", step_adamw),
+    ("8-bit AdamW, step", "torch", lambda given: step_adamw(given, "torch")),
+    ("AdamW in float32, step", "torch", lambda given: step_adamw(given, "torch", 32)),
     ("ternary decoding, one row, two bits", "torch", lambda given: decode_ternary(given, True)),
 ]
