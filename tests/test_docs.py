@@ -22,6 +22,7 @@ from luthier.plugins.options import describe
 from luthier.plugins.records import RECORDS
 from luthier.plugins.registry import Plugins
 from luthier.recipe import Data, Model, Source, parse_flags, parse_sets, read
+from luthier.recipe.tree import OtherModel
 from typer.main import get_command
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,6 +137,7 @@ def test_every_option_of_a_part_stands_in_the_options_page(offer):
 
 
 @pytest.mark.parametrize(("cls", "title"), [(Recipe, "## The run"), (Model, "### `model`"), (Data, "### `data`"),
+                                            (OtherModel, "### `teacher, reference`"),
                                             (Source, "### `data.train[], data.validation[]`")])  # fmt: skip
 def test_every_setting_of_a_run_stands_in_the_options_page(cls, title):
     assert missing(describe(cls), section(title)) == []

@@ -159,7 +159,7 @@ def test_the_reference_is_the_policy_without_adapter_gradient_and_dropout():
     batch = random_batch((8, 5))
     base = ModelPolicy(model).token_logprobs(batch).detach()
     policy = ModelPolicy(model, Doubling(model))
-    reference = policy.reference().token_logprobs(batch)
+    reference = policy.without_adapter().token_logprobs(batch)
     torch.testing.assert_close(reference, base)
     assert not reference.requires_grad
     assert not torch.allclose(policy.token_logprobs(batch), base)
@@ -172,7 +172,7 @@ def test_two_policies_meet_chunk_by_chunk_for_a_divergence(model):
     def divergence(mine, labels, theirs):
         return (mine.softmax(-1) * (mine.log_softmax(-1) - theirs.log_softmax(-1))).sum(-1)
 
-    found = policy.map_logits(batch, divergence, other=policy.reference())
+    found = policy.map_logits(batch, divergence, other=policy.without_adapter())
     assert (found[batch.supervised] > 0).all()
     found.sum().backward()
     assert any(p.grad is not None for p in model.parameters())

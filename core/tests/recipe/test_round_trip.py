@@ -15,6 +15,7 @@ from luthier import LuthierError, Recipe
 from luthier.plugins.options import KEY, hints
 from luthier.plugins.registry import installed
 from luthier.recipe import Data, Model, Source, recipe_hash
+from luthier.recipe.tree import OtherModel
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 PART_FIELDS = ("adapter", "loss", "optimizer", "quantizer", "provider")
@@ -129,6 +130,10 @@ def run_settings(draw):
         chosen |= {f"save_{strategy}": 3} if strategy in ("steps", "samples") else {}
     if "distributed" in chosen:
         chosen["distributed"] = attrs.asdict(chosen["distributed"])
+    for field in ("reference", "teacher"):
+        if isinstance(other := chosen.get(field), OtherModel):
+            named = attrs.evolve(other.model, name_or_path=draw(TEXT.filter(bool)))
+            chosen[field] = attrs.asdict(attrs.evolve(other, model=named, quantizer="none"))
     if chosen.get("max_grad_norm") == 0:
         del chosen["max_grad_norm"]  # refused, as it would clip every gradient to nothing
     sources = st.lists(
@@ -137,6 +142,7 @@ def run_settings(draw):
     validation = draw(st.floats(0.01, 0.5) | sources)
     data = attrs.evolve(draw(instances(Data)), train=draw(sources), validation=validation)
     data = attrs.evolve(data, streaming=data.streaming and not isinstance(validation, float))
+    chosen["reference_cache"] = chosen.get("reference_cache", False) and not data.streaming
     chosen |= {"max_tokens_per_device": "auto"} if data.block_size is not None else {}
     model = attrs.evolve(draw(instances(Model)), name_or_path=draw(TEXT.filter(bool)))
     return {"model": attrs.asdict(model), "data": attrs.asdict(data), **chosen}

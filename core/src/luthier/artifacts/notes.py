@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from luthier.engine.fingerprint import of_model
 from luthier.engine.run import read_record
 from luthier.errors import LuthierError
 
@@ -26,6 +27,7 @@ def note(
     return {
         "format": 1,
         **needed,
+        "base": of_model(settings["model"]["name_or_path"]),
         "run_id": run_id,
         "seed": settings["seed"],  # what the adapter drew when it was attached
         "parts": parts,

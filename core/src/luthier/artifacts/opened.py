@@ -84,6 +84,15 @@ def _adapted(folder: Path, note: dict[str, Any], device: torch.device, base: str
     spec = structure(note["model"], Model, str(folder / NOTE))
     if base is not None:
         spec = attrs.evolve(spec, name_or_path=base)
+    return _on_base(folder, note, spec, device)
+
+
+def open_on_base(folder: Path, spec: Model, quantizer: dict[str, Any], device: torch.device) -> Opened:
+    """Return an adapter's folder opened on this base model in this quantizer's form, whatever its note names."""
+    return _on_base(folder, {**_note(folder / NOTE), "quantizer": quantizer}, spec, device)
+
+
+def _on_base(folder: Path, note: dict[str, Any], spec: Model, device: torch.device) -> Opened:
     quantizer, adapter = (_part(kind, note[kind]) for kind in ("quantizer", "adapter"))
     trained = find_trained(spec.name_or_path)
     if trained is not None:

@@ -19,7 +19,7 @@ from luthier.data.pack import Packing
 from luthier.data.prepare import Prepared
 from luthier.engine import attention, compiling, devices, load, precision, probe, process, recompute, threads
 from luthier.engine.batch import Batch
-from luthier.engine.contexts import WHOLE, attach_adapter, context_for, dense_weight
+from luthier.engine.contexts import WHOLE, context_for, dense_weight
 from luthier.engine.decisions import Decisions
 from luthier.engine.groups import scaled
 from luthier.engine.length import check_length, feed_of, rates_of
@@ -46,6 +46,7 @@ from luthier.recipe import Recipe
 from luthier.recipe.parts import Part, Resolved, resolve
 from luthier.recipe.soundness import check_parts
 from luthier.step.task_state import TaskPlace
+from luthier.training.company import Company, attach_begun, company_of
 
 log = get_logger()
 
@@ -72,15 +73,10 @@ class Assembled:
     case: Case
 
 
-def assemble(
-    recipe: Recipe,
-    objects: Objects,
-    plugins: Plugins | None = None,
-    decisions: Decisions | None = None,
-    world: World | None = None,
-    purpose: Purpose = "train",
-) -> Assembled:
-    """Everything loaded and attached, nothing trained. `decisions` None: all anew; `world` None: this process alone."""
+def assemble(recipe: Recipe, objects: Objects, plugins: Plugins | None = None, decisions: Decisions | None = None,
+             world: World | None = None, purpose: Purpose = "train", *, begins: bool = True) -> Assembled:  # fmt: skip
+    """Everything loaded and attached, nothing trained. `decisions` None: all anew; `world` None: this process alone;
+    `begins`: the run starts afresh, and so from the adapter that the recipe may name."""
     decisions, world = decisions or Decisions(), world or World()
     began, resolved = threads.Glance(), resolve(recipe, plugins)
     device = usable_device(recipe, resolved, world)
@@ -90,6 +86,7 @@ def assemble(
     tokenizer = objects.tokenizer or load.tokenizer_of(recipe.model)
     prepared = made_rows(recipe, objects, tokenizer, Wanted.of_part(resolved.loss), world)
     config = config_of(recipe.model) if objects.model is None else getattr(objects.model, "config", None)
+    built["company"] = Company.of(recipe, resolved, begins=begins).checked(built["loss"], tokenizer, config)
     recipe = without_packing(recipe, config, objects.model, decisions)
     about = {"shares": world.size, "ranks_here": world.local_size, "purpose": purpose}
     case = Case(recipe=recipe, resolved=resolved, device=device, prepared=prepared, objects=objects, **about)
@@ -190,7 +187,11 @@ def attach(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any], pr
     """The model with its adapter and all that a step needs; without weights (a rehearsal) no number is looked at."""
     with ExitStack() as undo:
         told = {"purpose": purpose, "undo": undo, "spread_as": spread_as}
-        return _attached(recipe, model, tokenizer, built, prepared, device, decisions, world or World(), **told)
+        setup = _attached(recipe, model, tokenizer, built, prepared, device, decisions, world or World(), **told)
+        undo.push(setup.undo)  # should a companion not be had
+        company_of(built).join(setup, purpose)
+        undo.pop_all()
+    return setup
 
 
 def _attached(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any], prepared: Prepared,
@@ -202,7 +203,7 @@ def _attached(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any],
     told = {"log": numbers.__setitem__, "total_steps": feed.total, "purpose": purpose, "decisions": decisions}
     told["save_dtype"] = getattr(built["adapter"], "save_dtype", None)
     context = _context(recipe, model, built["quantizer"], lambda n: batches(feed.head(n), alone, device), **told)
-    model = attach_adapter(built["adapter"], model, context).train()
+    model = attach_begun(built, model, context)
     operations = undo.enter_context(operate_as_chosen(recipe, model, built, decisions, purpose, spread_as))
     if has_weights:
         _probe_model(recipe, model, built)

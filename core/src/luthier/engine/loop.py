@@ -28,6 +28,7 @@ from luthier.logs import get_logger
 from luthier.plugins.completion import has_default
 from luthier.plugins.events import connect_callbacks
 from luthier.step.over_batches import begin_loss
+from luthier.step.reference_check import begin_companions
 from luthier.step.task_state import TaskPlace, take_task_state
 
 log = get_logger()
@@ -115,6 +116,7 @@ class Loop:
     def _begin(self) -> None:
         take_task_state(self.setup, self.task)
         self.setup.adapter.begin_task(self.task.index, self.task.total)
+        begin_companions(self.setup)
         self._keep_constants()
         begin_loss(self.setup)
         self.health.begin()

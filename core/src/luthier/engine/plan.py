@@ -26,6 +26,7 @@ from luthier.errors import LuthierError
 from luthier.recipe import Recipe
 from luthier.recipe.parts import Resolved, resolve
 from luthier.recipe.rowless import NO_ROWS
+from luthier.training.company import Company
 
 STEPS: Final = 1000  # in which the fullest micro-batch is looked for
 
@@ -63,12 +64,14 @@ def plan(recipe: Recipe, objects: Objects) -> Plan:
         for part in resolved.callbacks:
             resolved.build(part)  # what it lacks is said here too
         prepared, tokenizer = _rows(recipe, objects, resolved, notes)
+        company = _checked_company(recipe, objects, resolved, tokenizer)
         rows = prepared or stand_in(recipe)
         case = Case(recipe=recipe, resolved=resolved, device=device, prepared=rows, objects=objects)
         case = attrs.evolve(case, recipe=suggested(case, decisions))
         if recipe.max_tokens_per_device == "auto":
             case.recipe = attrs.evolve(case.recipe, max_tokens_per_device=_chosen(case, decisions, notes))
-        setup, footprint = _tried(case, decisions, notes)
+        setup, footprint = _tried(case, decisions, notes, company)
+        notes.extend(setup.companions.notes())
         _check_fit(prepared, tokenizer, setup)
         process.settle(setup, began)
         compiling.settle(setup)
@@ -131,11 +134,21 @@ def _chosen(case: Case, decisions: Decisions, notes: list[str]) -> int:
         return decisions.explicit(OPTION, case.longest, "the longest example, though not even that fits")
 
 
-def _tried(case: Case, decisions: Decisions, notes: list[str]) -> tuple[Setup, Footprint | None]:
+def _checked_company(recipe: Recipe, objects: Objects, resolved: Resolved, tokenizer: Any) -> Company:
+    """Return what stands beside the policy; its vocabularies are checked where the model's is known."""
+    company = Company.of(recipe, resolved, begins=True)
+    if tokenizer is None:
+        return company
+    config = config_of(recipe.model) if objects.model is None else objects.model.config
+    return company.checked(resolved.build(resolved.loss), tokenizer, config)
+
+
+def _tried(case: Case, decisions: Decisions, notes: list[str], company: Company) -> tuple[Setup, Footprint | None]:
     """The run's setup and what a step of it holds; the weights themselves where a part cannot do without."""
     try:
         rehearsal = case.rehearsal
         setup = rehearsal.setup
+        rehearsal.start_from(company.start)
         setup.packing = attrs.evolve(setup.packing, max_tokens=case.recipe.max_tokens_per_device)
         return setup, case.footprint(fullest(setup, STEPS))
     except Unknown as error:

@@ -100,10 +100,14 @@ class ModelPolicy:
 
     def reference(self) -> Policy:
         if "reference" not in self.others:
-            if self.adapter is None:
-                raise LuthierError("part-unsupported", "this policy has no adapter to switch off")
-            self.others["reference"] = ModelPolicy(self.model, frozen=self.adapter.disabled)
+            remedy = "Let the loss's record say needs=('reference',)."
+            raise LuthierError("part-unsupported", "no part of the run needs a reference", remedy=remedy)
         return self.others["reference"]
+
+    def without_adapter(self) -> ModelPolicy:
+        """Return the policy with the adapter switched off, without gradient."""
+        assert self.adapter is not None
+        return ModelPolicy(self.model, frozen=self.adapter.disabled)
 
     def teacher(self) -> Policy:
         if "teacher" not in self.others:

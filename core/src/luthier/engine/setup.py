@@ -25,6 +25,7 @@ from luthier.engine.process import Process
 from luthier.engine.schedule import Rates
 from luthier.engine.step import Step
 from luthier.plugins.values import Context, Multipliers, Progress
+from luthier.step.companions import Companions
 
 if TYPE_CHECKING:
     from luthier.checkpoint.constants import ConstantOwner
@@ -61,6 +62,7 @@ class Setup:
     process: Process = attrs.field(factory=Process)
     undo: ExitStack = attrs.field(factory=ExitStack)  # what gives model and process back as they came, once closed
     numbers: dict[str, float] = attrs.field(factory=dict)  # what parts logged since the last step
+    companions: Companions = attrs.field(factory=Companions)  # the frozen policies beside the one that trains
     decays: list[float] = attrs.field(  # each optimizer group's own weight decay
         default=attrs.Factory(
             lambda own: [group.get("weight_decay", 0.0) for group in own.optimizer.param_groups], takes_self=True

@@ -70,7 +70,8 @@ def train(
     with kept():
         held = world.decide(lambda: None if re_decide else _decided(place, resume))
         # whatever can be refused is, before a folder appears
-        assembled = assemble(recipe, objects, decisions=Decisions(held, world.decide), world=world)
+        begins = world.decide(lambda: _begins(place, resume))
+        assembled = assemble(recipe, objects, decisions=Decisions(held, world.decide), world=world, begins=begins)
         try:
             check_metrics(assembled.setup, assembled.callbacks)
             record = world.decide(lambda: _record(recipe, assembled, place, allowed, resume))
@@ -85,6 +86,11 @@ def _decided(place: Place, resume: Path | None) -> dict[str, Any] | None:
     """What the run that goes on decided when it began; a checkpoint's run is the one whose folder it lies in."""
     record = place.record if resume is None else read_record(resume.absolute().parents[1])
     return (record or place.record or {}).get("decisions")
+
+
+def _begins(place: Place, resume: Path | None) -> bool:
+    """Return whether the run starts afresh: there is no checkpoint that it could go on from."""
+    return resume is None and not checkpoint.steps(place.folder) and "resumed_from" not in (place.record or {})
 
 
 def _done(place: Place, recipe: Recipe, objects: Objects) -> Run:

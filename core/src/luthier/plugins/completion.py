@@ -26,7 +26,8 @@ REQUIRED: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType(
         "metric": (),
     }
 )
-DECLARED: Final = ("artifact", "mergeable", "save_dtype", "trains")  # what a record says, and the engine asks the part
+# what a record says, and the engine asks the part
+DECLARED: Final = ("aligns", "artifact", "mergeable", "save_dtype", "trains")
 WITHOUT_DEFAULT: Final = frozenset(("scores", "combine"))  # members of coupled losses alone
 
 

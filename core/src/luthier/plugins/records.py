@@ -115,7 +115,8 @@ class LossRecord(Record):
 
     `columns = {name: type}` lists the row's columns that it needs in the batch (types: "bool", "int", "float"), and
     `documents = {name: column}` further texts of the row that become documents of its unit. `perplexity` says that
-    the main term is nats per token. `reference` is a `"module:attribute"` that the kit compares it with:
+    the main term is nats per token. `aligns` says that it takes a teacher or a reference with another vocabulary than
+    the model's. `reference` is a `"module:attribute"` that the kit compares it with:
     `attribute(options, policy, batch) -> {name: sum}`, as plain as can be.
     """
 
@@ -125,6 +126,7 @@ class LossRecord(Record):
     columns: Mapping[str, str] = attrs.field(factory=dict)
     documents: Mapping[str, str] = attrs.field(factory=dict)
     perplexity: bool = False
+    aligns: bool = False
 
 
 @attrs.frozen(kw_only=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from luthier.errors import LuthierError
 from luthier.recipe.modes import check_blocks, check_mode, check_streaming
+from luthier.recipe.other_models import check_other_models
 from luthier.recipe.saving import check_saving
 
 if TYPE_CHECKING:
@@ -113,4 +114,5 @@ RULES: Final[tuple[Callable[[Recipe], None], ...]] = (
     _multipliers,
     _device,
     check_saving,
+    check_other_models,
 )

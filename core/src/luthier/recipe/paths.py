@@ -73,22 +73,37 @@ def _inside(value: Any, change: Callable[[Any], Any], place: str) -> Any:
 
 def located(recipe: Recipe, base_of: BaseOf = lambda _: Path.cwd()) -> Recipe:
     """The recipe with its relative paths joined to `base_of` the option's path; None leaves a path as it is."""
-    changes: dict[str, Any] = {"model": _model(recipe.model, base_of), "data": _data(recipe.data, base_of)}
+    changes: dict[str, Any] = {"model": _model(recipe.model, ("model",), base_of), "data": _data(recipe.data, base_of)}
     base = base_of(("output_dir",))
     if base and recipe.output_dir is not None:
         changes["output_dir"] = _joined(base, recipe.output_dir)
+    begun = base_of(("adapter_from",))
+    if begun and recipe.adapter_from is not None:
+        changes["adapter_from"] = _joined(begun, recipe.adapter_from)
+    for name in ("reference", "teacher"):
+        changes[name] = _other_model(getattr(recipe, name), name, base_of)
     for name in ("adapter", "loss", "optimizer", "quantizer", "provider"):
         changes[name] = _options(getattr(recipe, name), (name,), base_of)
     changes["callbacks"] = [_options(c, ("callbacks", str(i)), base_of) for i, c in enumerate(recipe.callbacks)]
     return attrs.evolve(recipe, **changes)
 
 
-def _model(model: Model, base_of: BaseOf) -> Model:
+def _other_model(other: Any, name: str, base_of: BaseOf) -> Any:
+    """A teacher or reference with its paths joined; a word in its place as it is."""
+    if other is None or isinstance(other, str):
+        return other
+    base, changes = base_of((name, "adapter")), {"model": _model(other.model, (name, "model"), base_of)}
+    if base and other.adapter is not None:
+        changes["adapter"] = _joined(base, other.adapter)
+    return attrs.evolve(other, **changes)
+
+
+def _model(model: Model, steps: tuple[str, ...], base_of: BaseOf) -> Model:
     texts = {name: getattr(model, name) for name in ("name_or_path", "tokenizer")}
     changes: dict[str, Any] = {
         name: _joined(base, text)
         for name, text in texts.items()
-        if text and (base := base_of(("model", name))) and _is_folder(base, text)
+        if text and (base := base_of((*steps, name))) and _is_folder(base, text)
     }
     return attrs.evolve(model, **changes)
 

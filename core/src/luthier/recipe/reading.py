@@ -16,6 +16,7 @@ from luthier.recipe.aliases import joined_betas, quantized_names, rename
 from luthier.recipe.checks import batch_product
 from luthier.recipe.draft import Draft, Entry, Layer, default_of, labelled
 from luthier.recipe.files import find_file, read_file
+from luthier.recipe.other_models import open_run_model
 from luthier.recipe.overrides import Override, from_environment, from_python, parse_sets
 from luthier.recipe.parts import FIELDS, Part, default_options, find_part, plain_options, plain_value
 from luthier.recipe.paths import escape, expand, located
@@ -151,6 +152,7 @@ def _canonical(entry: Entry, notes: list[str]) -> Iterator[Entry]:
 def _finish(draft: Draft, plugins: Plugins | None) -> Reading:
     known = plugins or installed()
     try:
+        open_run_model(draft)
         quantized_names(draft, known)
         joined_betas(draft.tree, known)
         _size_batch(draft.tree)

@@ -37,7 +37,16 @@ def opened(value: Any) -> Any:
 def _model(entry: Entry, value: Any) -> list[Entry] | None:
     if isinstance(value, Mapping):
         return _children(entry, value)
-    return [attrs.evolve(entry, steps=("model", "name_or_path"))] if _is_text(value) else None
+    return [attrs.evolve(entry, steps=(*entry.steps, "name_or_path"))] if _is_text(value) else None
+
+
+def _other_model(entry: Entry, value: Any) -> list[Entry] | None:
+    """A teacher or reference: its name stands for its model; the words of `reference` stay words."""
+    if isinstance(value, Mapping):
+        return _children(entry, value)
+    if not isinstance(value, str) or value == "none" or entry.steps == ("reference",):
+        return None
+    return [attrs.evolve(entry, steps=(*entry.steps, "model"))]
 
 
 def _data(entry: Entry, value: Any) -> list[Entry] | None:
@@ -70,6 +79,10 @@ def _callbacks(entry: Entry, value: Any) -> list[Entry] | None:
 
 RULES: Final[dict[Steps, Callable[[Entry, Any], list[Entry] | None]]] = {
     ("model",): _model,
+    ("teacher",): _other_model,
+    ("teacher", "model"): _model,
+    ("reference",): _other_model,
+    ("reference", "model"): _model,
     ("data",): _data,
     ("distributed",): _distributed,
     ("callbacks",): _callbacks,

@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.errors import LuthierError
 from luthier.plugins import compatibility
+from luthier.recipe.other_models import other_model_tags
 
 if TYPE_CHECKING:
+    from luthier.plugins.compatibility import Chosen
     from luthier.recipe.parts import Resolved
     from luthier.recipe.tree import Recipe
 
 
-def given_tags(recipe: Recipe, device: str) -> dict[str, str]:
+def given_tags(recipe: Recipe, device: str, chosen: list[Chosen]) -> dict[str, str]:
     """Tags that no part provides, and who does. `device` is cpu, cuda or mps; `auto` is given every device's tags."""
-    given = {"calibration-data": "the training data"}
+    given = {"calibration-data": "the training data", **other_model_tags(recipe, chosen)}
     if recipe.packing:
         given["packing"] = "the run (packing: true)"
     if device in ("cuda", "auto"):
@@ -27,7 +29,8 @@ def check_parts(recipe: Recipe, resolved: Resolved, device: str) -> None:
 
     Raises `artifact-unmergeable` where a merged model is asked for and a part's record says that there is none.
     """
-    compatibility.check(resolved.chosen(), given_tags(recipe, device))
+    chosen = resolved.chosen()
+    compatibility.check(chosen, given_tags(recipe, device, chosen))
     provider = resolved.provider
     if provider.record is not None and "luthier:in-process" not in provider.record.provides:
         problem = f"provider {provider.name!r} does not train in this process"
@@ -45,7 +48,8 @@ def unmergeable(kind: str, name: str, where: str | None = None) -> LuthierError:
 
 def explain(recipe: Recipe, resolved: Resolved, device: str) -> list[dict[str, Any]]:
     """For each part what it needs and who gives it, what it provides, and what it does not work with."""
-    chosen, given = resolved.chosen(), given_tags(recipe, device)
+    chosen = resolved.chosen()
+    given = given_tags(recipe, device, chosen)
     return [
         {
             "kind": part.kind,

@@ -29,6 +29,15 @@ class Model:
 
 
 @attrs.frozen(kw_only=True)
+class OtherModel:
+    """A frozen model besides the one that trains: a teacher or a reference."""
+
+    model: Model = option(help="The model, or a run of Luthier's or its adapter.")
+    quantizer: Any = option("none", help="How its weights are stored: a quantizer's name, or {name: ..., options}.")
+    adapter: str | None = option(None, help="The folder of a trained adapter that it carries.")
+
+
+@attrs.frozen(kw_only=True)
 class Source:
     """One place that rows come from. In a recipe a string stands for `path`."""
 
@@ -111,6 +120,14 @@ class Recipe:
     quantizer: Any = option("none", help="How the base model's weights are stored.")
     callbacks: list[Any] = option(factory=lambda: ["progress", "jsonl", "plot"], help="Who watches the run.")
     provider: Any = option("local", help="Where it trains.")
+
+    adapter_from: str | None = option(None, help="A trained adapter, or its run: the run begins with its weights.")
+    reference: Literal["auto", "initial", "base"] | OtherModel = option(
+        "auto", help="What a loss compares the policy with: the policy as it begins (initial, auto), the base model "
+        "without adapter (base), or another model.",
+    )  # fmt: skip
+    reference_cache: bool = option(False, help="Compute the reference's log-probabilities once, before the first step.")
+    teacher: OtherModel | None = option(None, help="The model that a loss learns from, loaded once and frozen.")
 
     learning_rate: float | Literal["auto"] = option(
         2e-4, help="The peak learning rate; auto: as the model's size and the share that trains suggest.", low=0.0

@@ -39,10 +39,12 @@ def held_memory(setup: Setup) -> dict[str, int]:
     """Bytes of weights, gradients and optimizer of a model that is loaded, without what a step needs."""
     stored = {id(t): t for t in (*setup.model.parameters(), *setup.model.buffers(), *setup.precision.kept)}
     trainable = [p for g in setup.optimizer.param_groups for p in g["params"]]
+    companions = setup.companions.held_by(setup.step.policy, setup.constant_owners)
     return {
         "weights": sum(t.numel() * t.element_size() for t in stored.values()),
         "gradients": sum(p.numel() * _stepped_in(p).itemsize for p in trainable),
         "optimizer": _optimizer_bytes(setup, trainable),
+        **{role: sum(t.numel() * t.element_size() for t in tensors) for role, tensors in companions.items()},
     }
 
 

@@ -7,6 +7,7 @@ import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -29,6 +30,7 @@ from luthier.logs import muted
 from luthier.memory.isolation import isolated_parts
 from luthier.model.operations.kernel_choice import find_kernels
 from luthier.plugins.values import Purpose
+from luthier.step.adapter_start import load_start
 from luthier.step.over_batches import run_over
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 CUDA_GRAIN: Final = 512  # bytes that torch's CUDA allocator rounds up to
 CAUSES: Final = ("weights", "gradients", "optimizer", "activations", "head", "batch")
+COMPANIONS: Final = ("reference", "teacher")  # causes that most runs have not
 
 
 class Unknown(Exception):
@@ -74,6 +77,8 @@ class Rehearsal:
         model: Any = None,
         config: Any = None,
     ) -> None:
+        from luthier.training.company import Company  # which asks for rehearsals itself
+
         config = config or (config_of(recipe.model) if model is None else model.config)
         ledger = Ledger(CUDA_GRAIN if device.type == "cuda" else 1)
         sizes = {"experts": experts_of(config), "vocabulary": config.get_text_config().vocab_size}
@@ -81,11 +86,18 @@ class Rehearsal:
         with _explained():
             self.built, self.packages = built_parts(resolved), resolved.plugins.packages
             self.built["kernels"] = find_kernels(recipe, resolved, device)
+            self.built["company"] = Company.of(recipe, resolved)
         with self._rehearsing():
             ghost = model_of(config, recipe.model, device) if model is None else self.ghosts.copy(model)
             self.setup = assembled(recipe, ghost, self.built, prepared, device)
         self._blame()
         self._begun = False
+
+    def start_from(self, folder: Path | None) -> None:
+        """Hold the adapter that the run begins from against the model; None: it begins from none."""
+        if folder is not None:
+            with self._rehearsing():
+                load_start(self.setup.adapter, folder)
 
     def footprint(self, turns: Sequence[Sequence[TokenExample]]) -> Footprint:
         """That of a step with these micro-batches, of which the first is the largest."""
@@ -95,6 +107,7 @@ class Rehearsal:
         self.ghosts.flops = 0
         self._step(turns)
         causes = {cause: ledger.at_peak.get(cause, 0) for cause in CAUSES}
+        causes |= {cause: size for cause in COMPANIONS if (size := ledger.at_peak.get(cause, 0))}
         counts = [sum(len(e.input_ids) for e in turn) for turn in turns]
         return Footprint(tokens=counts[0], causes=causes, flops_per_token=self.ghosts.flops / sum(counts))
 
@@ -128,6 +141,9 @@ class Rehearsal:
         """Say which bytes are the weights', and which will be their gradients'."""
         model, ledger = self.setup.model, self.ghosts.ledger
         ledger.blame(storages([*model.parameters(), *model.buffers(), *self.setup.precision.kept]), "weights")
+        setup = self.setup
+        for role, tensors in setup.companions.held_by(setup.step.policy, setup.constant_owners).items():
+            ledger.blame(storages(tensors), role)
         for group in self.setup.optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.register_post_accumulate_grad_hook(

@@ -22,7 +22,8 @@ def divided(found: Footprint, setup: Setup, ranks: int) -> Footprint:
     layers = list(decoder_layers(setup.model))
     inside = {id(p) for layer in layers for p in layer.parameters()}
     outside = [p for p in setup.model.parameters() if id(p) not in inside]
-    causes = {cause: size // ranks if cause in SPREAD else size for cause, size in found.causes.items()}
+    spread = (*SPREAD, *(["reference"] if setup.companions.reference == "kept" else []))
+    causes = {cause: size // ranks if cause in spread else size for cause, size in found.causes.items()}
     for cause, trained in (("weights", False), ("gradients", True)):
         largest = max((_bytes(layer.parameters(), trained) for layer in layers), default=0)
         causes[cause] = causes.get(cause, 0) + _bytes(outside, trained) + AHEAD * largest

@@ -1,0 +1,80 @@
+"""The start from a trained adapter: `adapter_from`, held against the base model before any weight is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.engine import fingerprint
+from luthier.errors import LuthierError
+from luthier.logs import get_logger
+from luthier.recipe.other_models import find_artifact, read_note
+
+if TYPE_CHECKING:
+    from luthier.recipe import Recipe
+    from luthier.recipe.tree import Model
+
+log = get_logger()
+OPTION = "adapter_from"
+PEFT = "adapter_config.json"  # of a folder in PEFT's layout, which may have no note beside it
+
+
+def find_start(recipe: Recipe) -> Path | None:
+    """Return the folder of the adapter that a run begins from; None where it begins from none.
+
+    Raises `artifact-not-found` where there is no adapter, and `artifact-mismatch` for one of another base model.
+    """
+    if recipe.adapter_from is None:
+        return None
+    folder = find_artifact(recipe.adapter_from) or Path(recipe.adapter_from).expanduser()
+    if not folder.is_dir():
+        raise LuthierError("artifact-not-found", "there is no such folder", where=OPTION, found=recipe.adapter_from)
+    note = read_note(folder)
+    if note.get("artifact", "adapter") != "adapter":
+        problem = "the folder holds a whole model, not an adapter"
+        remedy = f"Set model: {folder}, and leave {OPTION} out."
+        raise LuthierError("artifact-mismatch", problem, where=OPTION, found=str(folder), remedy=remedy)
+    _check_base(folder, note, recipe.model)
+    return folder
+
+
+def load_start(adapter: Any, folder: Path) -> None:
+    """Read the adapter's weights into the attached one; what does not fit is said with the option's name."""
+    try:
+        adapter.load(folder)
+    except LuthierError as error:
+        raise error.at(OPTION) from error
+    log.info("adapter begins from", folder=str(folder))
+
+
+def _check_base(folder: Path, note: dict[str, Any], model: Model) -> None:
+    """Raise `artifact-mismatch` where an adapter says that it was trained on another base model."""
+    was = note["model"]["name_or_path"] if note else _peft_base(folder)
+    now = model.name_or_path
+    if was is None or was.startswith("python:") or now.startswith("python:"):
+        return
+    then, today = note.get("base") or _print_of(was), _print_of(now)
+    known = None not in (then, today)  # else one of them lies elsewhere, and names are all there is
+    same = then == today if known else was == now
+    if not same and (known or not (_local(was) or _local(now))):
+        remedy = f"Set model: {was}, or begin from an adapter of {now}."
+        problem = f"the adapter was trained on another base model, {was}"
+        raise LuthierError("artifact-mismatch", problem, where=f"{OPTION}: {folder}", found=now, remedy=remedy)
+
+
+def _print_of(name: str) -> str | None:
+    """Return the fingerprint of a model that lies in a folder here; None for any other."""
+    return fingerprint.of_model(name) if _local(name) else None
+
+
+def _local(name: str) -> str | None:
+    return name if name == "demo" or Path(name).expanduser().is_dir() else None
+
+
+def _peft_base(folder: Path) -> str | None:
+    try:
+        name = json.loads((folder / PEFT).read_text("utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return name if isinstance(name, str) else None

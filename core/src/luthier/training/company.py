@@ -1,0 +1,76 @@
+"""The company of a policy: its frozen companions found, checked and read, and the adapter that it begins from."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from luthier.engine.contexts import WHOLE, attach_adapter
+from luthier.step.adapter_start import find_start, load_start
+from luthier.step.companions import Companions
+from luthier.training.frozen_models import FrozenModel, check_vocabulary, find_frozen, read_frozen
+
+if TYPE_CHECKING:
+    from luthier.engine.setup import Setup
+    from luthier.plugins.values import Context, Purpose
+    from luthier.recipe import Recipe
+    from luthier.recipe.parts import Resolved
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Company:
+    """What is beside the policy that trains. `start` is the folder of the adapter that a fresh run begins from."""
+
+    companions: Companions = attrs.field(factory=Companions)
+    models: Mapping[str, FrozenModel] = attrs.field(factory=dict)  # by role
+    start: Path | None = None
+    plugins: Any = None
+
+    @classmethod
+    def of(cls, recipe: Recipe, resolved: Resolved, *, begins: bool = False) -> Company:
+        """Return what the recipe names; the start only where a run `begins`."""
+        companions = Companions.of(recipe, resolved)
+        models = {role: find_frozen(spec, role, resolved.plugins) for role, spec in companions.models.items()}
+        start = find_start(recipe) if begins else None
+        return cls(companions=companions, models=models, start=start, plugins=resolved.plugins)
+
+    def checked(self, loss: Any, tokenizer: Any, config: Any) -> Company:
+        """Return it; raise where a companion has another vocabulary than the model, and the loss does not align."""
+        for role, found in self.models.items():
+            check_vocabulary(found, role, tokenizer, config, aligns=bool(getattr(loss, "aligns", False)))
+        return self
+
+    def load_start(self, adapter: Any, purpose: Purpose) -> None:
+        """Let an attached adapter begin from the start's weights; a hollow one has rank 0's afterwards."""
+        if self.start is not None and purpose in WHOLE:
+            load_start(adapter, self.start)
+
+    def join(self, setup: Setup, purpose: Purpose) -> None:
+        """Give the policy of a setup its companions; what of them is kept once is kept with the adapter's constants."""
+        read = {
+            role: functools.partial(read_frozen, found, setup.recipe, setup.device, _read_as(purpose), self.plugins)
+            for role, found in self.models.items()
+        }
+        setup.companions = self.companions
+        setup.constant_owners |= self.companions.join(setup.step.policy, read)
+
+
+def company_of(built: Mapping[str, Any]) -> Company:
+    """Return the company among the built parts of a run; nobody, where a model is only opened."""
+    return built.get("company") or Company()
+
+
+def attach_begun(built: Mapping[str, Any], model: Any, context: Context) -> Any:
+    """Return the model with its adapter, which has the weights of the one that the run begins from."""
+    model = attach_adapter(built["adapter"], model, context).train()
+    company_of(built).load_start(built["adapter"], context.purpose)
+    return model
+
+
+def _read_as(purpose: Purpose) -> Purpose:
+    """Return what a frozen model is read for: every rank that trains reads its own whole."""
+    return "plan" if purpose == "plan" else "open"
