@@ -60,7 +60,7 @@ def test_shared_prompts_equal_separate_documents_in_values_and_gradients(name):
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "opt", "mixtral"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "stablelm", "nemotron", "mixtral"])
 @pytest.mark.parametrize("mode", [True, "selective"])
 def test_a_shared_prompt_is_recomputed_in_backward(name, mode):
     from luthier.engine import recompute

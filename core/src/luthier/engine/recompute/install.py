@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from luthier.engine.attention.documents import aside, documents_told
 from luthier.engine.layers import decoder_layers
 from luthier.engine.recompute.offload import CudaWay, HostMemory
 from luthier.engine.recompute.selective import selective_contexts
@@ -55,13 +56,24 @@ def install(model: Any, mode: Mode) -> Iterator[None]:
 
 
 def _recomputed(layer: nn.Module, mode: Mode, host: HostMemory | None, number: int) -> Callable[..., Any]:
-    forward = layer.forward
+    layer_forward = layer.forward
     how: dict[str, Any] = {"context_fn": selective_contexts} if mode == "selective" else {}
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
+            return layer_forward(*args, **kwargs)
         with nullcontext() if host is None else host.saving(number):
-            return checkpoint(forward, *args, use_reentrant=False, **how, **kwargs)
+            return checkpoint(_told_again(layer_forward), *args, use_reentrant=False, **how, **kwargs)
+
+    return run
+
+
+def _told_again(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the forward as it runs now, in backward too: an architecture may pass on nothing of the documents."""
+    told = aside()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with documents_told(told):
+            return forward(*args, **kwargs)
 
     return run
