@@ -17,6 +17,7 @@ from luthier.plugins.values import Role
 from luthier.testing.adapter_attaching import (  # noqa: F401 - checks of this kind
     attach_follows_the_seed,
     attaches_where_the_weights_are,
+    generates_as_it_trains,
     training_changes_a_plain_forward,
 )
 from luthier.testing.checks import Subject, law

@@ -8,6 +8,7 @@ from luthier.testing.checks import Subject, law
 from luthier.testing.strategies import seeds
 
 FEW: Final = 4  # examples of a check that builds models
+ROUNDING: Final = 1e-4  # relative; float32 through another attention, by two layers
 
 
 @law(FEW, seed=seeds())
@@ -60,6 +61,29 @@ def training_changes_a_plain_forward(subject: Subject, options: Any, seed: int) 
     with generating(world.model), torch.no_grad():
         after = compute_logits(world.model, tokens, world.part)
     assert not after.equal(before), "two steps changed nothing of a plain forward, as generation calls it"
+
+
+@law(FEW, seed=seeds())
+def generates_as_it_trains(subject: Subject, options: Any, seed: int) -> None:
+    """A trained adapter's logits over a prompt are the same in the run's pass and as generation calls the model.
+
+    An adapter with virtual tokens or prefixes must give generation what takes their place.
+    """
+    import torch
+
+    from luthier.engine.attention import generating
+    from luthier.model.generation_inputs import compute_logits
+    from luthier.testing.contexts import Attached, distance
+    from luthier.testing.worlds import random_batch
+
+    world = Attached(subject, options, seed=seed)
+    world.train(2)
+    batch = random_batch((12,), seed=seed, supervised=1.0)
+    trained = world.outputs(batch)
+    with generating(world.model), torch.no_grad():
+        generated = compute_logits(world.model, batch.input_ids, world.part)[:-1].float()
+    off = distance(generated, trained)
+    assert off <= ROUNDING, f"logits as generation calls the model against those of the run's pass: {off:.3g} apart"
 
 
 def _same_state(first: Any, second: Any, what: str) -> None:

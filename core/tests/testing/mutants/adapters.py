@@ -144,6 +144,19 @@ class OffInGeneration(LowRank):
         return batch
 
 
+class ForgetsThePrompt(LowRank):
+    """It puts two tokens before each document, and generation knows nothing of them."""
+
+    def virtual_tokens(self):
+        return 2
+
+    def prepare(self, batch):
+        return batch.insert_virtual(2)
+
+    def generating(self, inputs):
+        return {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}
+
+
 class WritesNothing(LowRank):
     def save(self, folder):
         (folder / "empty.json").write_text("{}")

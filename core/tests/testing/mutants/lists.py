@@ -115,6 +115,7 @@ ADAPTERS = [
     broken(ADAPTER, "DrawsByChance", "attach_follows_the_seed", "two attaches"),
     broken(ADAPTER, "StaysOnTheProcessor", "attaches_where_the_weights_are", "not on context.device"),
     broken(ADAPTER, "OffInGeneration", "training_changes_a_plain_forward", "plain forward"),
+    broken(ADAPTER, "ForgetsThePrompt", "generates_as_it_trains", "as generation calls"),
     broken(ADAPTER, "WritesNothing", "saved_files_move_to_a_fresh_model", "after loading", tolerance=10.0),
     broken(ADAPTER, "ChangesClass", "keeps_class_and_module_paths", "became Wrapped"),
     broken(ADAPTER, "GroupsTwice", "groups_cover_every_trainable_parameter_once", "two groups"),
