@@ -11,6 +11,7 @@ _HOMES = {
     "luthier.api": ("train", "continual", "multi_run", "plan", "inspect", "generate", "merge"),
     "luthier.engine.result": ("Run",),
     "luthier.engine.batch": ("Batch",),
+    "luthier.data.batches.unit": ("Passage", "Unit"),
     "luthier.callbacks": ("on",),
     "luthier.recipe": ("Recipe",),
     "luthier.errors": ("LuthierError",),
@@ -54,6 +55,7 @@ __all__ = ["__version__", *sorted(_HOME)]
 if TYPE_CHECKING:
     from luthier.api import continual, generate, inspect, merge, multi_run, plan, train
     from luthier.callbacks import on
+    from luthier.data.batches.unit import Passage, Unit
     from luthier.engine.batch import Batch
     from luthier.engine.result import Run
     from luthier.errors import LuthierError

@@ -96,7 +96,7 @@ def test_a_step_that_ran_out_of_memory_ends_at_the_undisturbed_weights(exhausted
 def test_the_limit_is_halved_until_it_fits_and_kept_for_the_rest_of_the_run(exhausted):
     trouble = Exhausting(above=60)
     run = exhausted(trouble)
-    trained = [tokens for tokens in trouble.seen if tokens > 30]
+    trained = [tokens for tokens in trouble.seen if tokens > 31]  # more than the probe's
     assert trained[0] > 120  # the whole global batch, as memory allowed at first
     failures = [tokens for tokens in trouble.seen if tokens > 60]
     assert failures[1] <= failures[0] // 2 + 30

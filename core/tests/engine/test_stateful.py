@@ -106,18 +106,13 @@ def test_packing_false_is_not_spoken_of(train, mamba, capsys):
     assert "packing" not in read_record(run.output_path).get("decisions", {})
 
 
-def test_without_packing_the_documents_of_a_block_are_apart_too():
+def test_without_packing_a_block_is_one_batch_all_the_same():
     ids = np.arange(20, dtype=np.int32)
     block = TokenExample(input_ids=ids, labels=ids, documents=np.array([0, 5, 13]), where="book:1")
     short = TokenExample(input_ids=ids[:4], labels=ids[:4], where="book:2")
     rows = TokenDataset.of([block, short])
     found = list(batches(rows, Packing(max_tokens=20, on=False), torch.device("cpu")))
-    assert [b.input_ids.tolist() for b in found] == [
-        list(range(5)),
-        list(range(5, 13)),
-        list(range(13, 20)),
-        [0, 1, 2, 3],
-    ]
-    assert all(b.num_documents == 1 for b in found)
+    assert [b.input_ids.tolist() for b in found] == [list(range(20)), [0, 1, 2, 3]]
+    assert [b.num_documents for b in found] == [3, 1]
     packed = list(batches(rows, Packing(max_tokens=24), torch.device("cpu")))
     assert sum(len(b.supervised) for b in found) == sum(len(b.supervised) for b in packed) == 20

@@ -2,9 +2,20 @@
 
 import json
 
+import attrs
 import pytest
 import torch
+import transformers
 from luthier import LossOutput, LuthierError
+from luthier.data.examples import TokenExample
+from luthier.engine.assemble import Objects, assemble
+from luthier.engine.batch import collate
+from luthier.engine.parallel.tensors import whole
+from luthier.engine.parallel.world import World
+from luthier.engine.seeds import kept
+from luthier.engine.update import accumulate
+from luthier.recipe import Recipe
+from luthier.testing.ranks import in_ranks
 from torch.nn.functional import logsigmoid
 
 CUTS = [
@@ -129,3 +140,122 @@ def test_a_row_that_lacks_what_the_loss_reads_is_named_before_the_first_step(
         train(loss=loss, data={"train": [str(path)], "streaming": streaming}, max_steps=3)
     assert caught.value.code == code and words in str(caught.value) and "rows.jsonl:3" in caught.value.where
     assert not (tmp_path / "run").exists()
+
+
+class MismatchLoss(VerdictLoss):
+    """As KTO: every answer is held against the answer of the next row, which `arrange` puts behind its prompt."""
+
+    def arrange(self, units):
+        answers = [unit.documents["text"].answer for unit in units]
+        return [
+            unit.with_document("mismatched", unit.documents["text"].prompt + answer)
+            for unit, answer in zip(units, answers[1:] + answers[:1], strict=True)
+        ]
+
+    def __call__(self, policy, batch):
+        sums = batch.sum_by_document(policy.token_logprobs(batch))
+        if batch.idle:
+            return LossOutput(sums={"judged": 0 * sums.sum()})
+        own, other = sums[batch.documents("text")], sums[batch.documents("mismatched")]
+        sign = torch.where(batch.columns["label"], 1.0, -1.0)
+        return LossOutput(sums={"judged": -logsigmoid(sign * (own - other) / 10).sum()})
+
+
+LOSSES = [(MarginLoss, pair_rows), (MismatchLoss, judged_rows)]
+
+
+def step_of(model_folder, loss, rows, shares=True, **cut):
+    """The gradient and the objective of the first step, with prompts shared or not, and its tokens."""
+    recipe = {"model": {"name_or_path": str(model_folder), "dtype": "float64"}, "data": "rows", "loss": loss}
+    recipe = Recipe.from_dict({**recipe, "global_batch_size": 9, "memory_check": False, **cut})
+    with kept():
+        setup = assemble(recipe, Objects(data=rows), world=World.current()).setup
+    assert setup.layout.shares_prompts
+    setup.feed.layout = attrs.evolve(setup.layout, shares_prompts=shares)
+    portion = next(iter(setup.feed.portions(0)))
+    meter = accumulate(setup, 0, list(setup.micro_batches(portion)))
+    gradient = torch.cat(
+        [whole(p.grad).flatten() for g in setup.adapter.groups() for p in g.parameters if p.grad is not None]
+    )
+    return {"gradient": gradient, "loss": meter.loss, "metrics": meter.pairs(), "tokens": portion.num_tokens}
+
+
+def cut_step(model_folder, loss, rows, packing):
+    return step_of(model_folder, loss, rows, packing=packing, max_tokens_per_device=120)
+
+
+def assert_same_step(one, other, bound):
+    assert one["loss"] == pytest.approx(other["loss"], rel=1e-10)
+    assert {name: tuple(pair) for name, pair in one["metrics"].items()} == other["metrics"]
+    torch.testing.assert_close(
+        one["gradient"], other["gradient"], rtol=bound, atol=bound * float(other["gradient"].abs().max())
+    )
+
+
+@pytest.mark.parametrize(("loss", "rows"), LOSSES)
+def test_values_and_gradients_do_not_depend_on_sharing_or_packing(model_folder, loss, rows):
+    expected = step_of(model_folder, loss(), rows(), shares=False, packing=False)
+    for cut in CUTS:
+        shared = step_of(model_folder, loss(), rows(), **cut)
+        assert_same_step(
+            shared, expected, 1e-6
+        )  # a norm computes in float32: its gradients are rounded summed or apart
+        assert shared["tokens"] < 0.8 * expected["tokens"]
+
+
+@pytest.mark.parametrize(("loss", "rows"), LOSSES)
+@pytest.mark.parametrize("packing", [True, False])
+def test_values_and_gradients_do_not_depend_on_the_number_of_ranks(model_folder, loss, rows, packing):
+    expected = step_of(model_folder, loss(), rows())
+    ranks = in_ranks(2, cut_step, model_folder, loss(), rows(), packing)
+    for rank in ranks:
+        assert_same_step(rank, expected, 1e-10)
+
+
+def test_derived_documents_that_were_cut_are_counted_in_the_metrics(train, tmp_path):
+    rows = [{"prompt": "p" * (31 - i), "completion": "c" * i, "label": True} for i in (1, 30)] * 4
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = train(loss=MismatchLoss(), data={"train": [str(data)], "max_length": 60})
+    lines = [json.loads(line) for line in (run.output_path / "metrics.jsonl").read_text().splitlines()]
+    assert any(0 < line.get("derived_cut", 0) < 1 for line in lines)
+
+
+class TwoTexts:
+    """Reads two texts of a row as documents of their own, and nothing else."""
+
+    data = "documents"
+    documents = {"anchor": "question", "positive": "answer"}
+
+    def terms(self, batch):
+        return {"near": float(batch.num_units)}
+
+    def __call__(self, policy, batch):
+        (states,) = policy.hidden(batch, [-1])
+        last = states[batch.document_starts[1:] - 1]
+        anchor, positive = (last[batch.documents(name)] for name in ("anchor", "positive"))
+        return LossOutput(sums={"near": (anchor - positive).square().sum()})
+
+
+def test_texts_that_a_loss_names_become_documents_of_the_unit(train):
+    rows = [{"question": f"what {i}", "answer": f"that {i * i}", "other": 1} for i in range(12)]
+    run = train(loss=TwoTexts(), data=rows, learning_rate=1e-3)
+    assert run.loss_history[-1] < run.loss_history[0]
+
+
+def test_a_layers_state_does_not_run_from_one_side_of_a_pair_into_the_other(model_folder, tmp_path):
+    shape = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
+    model = transformers.AutoModelForCausalLM.from_config(transformers.MambaConfig(**shape))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
+    recipe = Recipe.from_dict({"model": "given", "data": "rows", "loss": MarginLoss(), "memory_check": False})
+    with kept():
+        setup = assemble(recipe, Objects(model=model, tokenizer=tokenizer, data=pair_rows(4))).setup
+    assert not setup.layout.shares_prompts and not setup.packing.on
+    policy, pair = setup.step.policy, setup.train[0].by_name()
+    with torch.no_grad():
+        found = [
+            policy.token_logprobs(collate([TokenExample.joined(dict(sides))]))
+            for sides in (pair.items(), reversed(pair.items()))
+        ]
+    length = len(pair["chosen"].input_ids)
+    torch.testing.assert_close(found[0][:length], found[1][-length:])

@@ -23,7 +23,8 @@ class TokenExample:
     weight: float = 1.0
     where: str = ""  # file:line it came from
     documents: NDArray[np.int64] | None = None  # where its documents begin; None: it is one
-    names: tuple[str, ...] = ()  # of its documents; empty: they have none, or it is one, whose name is "text"
+    names: tuple[str, ...] = ()  # of its documents, "" for none; empty: all have none, or it is one, "text"
+    continues: tuple[int, ...] = ()  # the document that each of its documents follows, -1 for none; empty: none does
     columns: Mapping[str, bool | int | float] = attrs.field(factory=dict)
     index: int | None = None  # the row of the data that it is, from 0; None: not known
 
@@ -31,7 +32,7 @@ class TokenExample:
     def num_supervised(self) -> int:
         """Labels that can be predicted: the first token of a document never can."""
         counted = self.labels != IGNORED
-        counted[self.starts] = False
+        counted[self.heads] = False
         return int(counted.sum())
 
     @property
@@ -40,10 +41,15 @@ class TokenExample:
         return np.zeros(1, np.int64) if self.documents is None else self.documents
 
     @property
+    def heads(self) -> NDArray[np.int64]:
+        """The first token of each document that continues none: nothing predicts it."""
+        return self.starts[np.array(self.continues) < 0] if self.continues else self.starts
+
+    @property
     def named(self) -> dict[str, int]:
         """The number of each document that has a name."""
         alone = ("text",) if self.documents is None else ()
-        return {name: number for number, name in enumerate(self.names or alone)}
+        return {name: number for number, name in enumerate(self.names or alone) if name}
 
     @property
     def spans(self) -> list[slice]:
@@ -64,13 +70,6 @@ class TokenExample:
             )
             for name, i in self.named.items()
         }
-
-    def apart(self) -> list[TokenExample]:
-        """Its documents, each as an example of its own, where they have no names: named ones belong together."""
-        if self.names:
-            return [self]
-        parts = [(self.input_ids[span], self.labels[span]) for span in self.spans]
-        return [attrs.evolve(self, input_ids=ids, labels=labels, documents=None) for ids, labels in parts]
 
     @classmethod
     def joined(cls, documents: Mapping[str, TokenExample]) -> TokenExample:

@@ -22,6 +22,8 @@ class Portion:
     ends_epoch: bool = False
     last: bool = False  # no step comes after it
     position: Any = None  # where a stream stands after it
+    derived: int = 0  # documents that the loss added to its units, and
+    cut: int = 0  # those of them that were too long
     ready: Any = None  # its micro-batches with the packing that they were made under, where they were made ahead
 
     @property
@@ -40,7 +42,9 @@ class Portion:
 class Feed(Protocol):
     """Where the loop gets its examples from, the same on every rank."""
 
-    total: int | None  # steps of the run; None where they are not known, or there is no end
+    @property
+    def total(self) -> int | None:
+        """Steps of the run; None where they are not known, or there is no end."""
 
     @property
     def steps_per_epoch(self) -> int | None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
+
+if TYPE_CHECKING:
+    from luthier.data.examples import TokenExample
 
 TRIES: Final = 4  # numbers of micro-batches for which balance is tried before the fallback's own number
 
@@ -16,12 +19,24 @@ Bins = list[list[int]]  # indices of the examples of each bin
 
 @attrs.frozen(kw_only=True)
 class Packing:
-    """How the examples of a step become micro-batches: at most `max_tokens` each, or one document each if not `on`."""
+    """How the examples of a step become micro-batches: at most `max_tokens` each, or one unit each if not `on`."""
 
     max_tokens: int
     on: bool = True
     ranks: int = 1
     rank: int = 0  # this process's own
+    virtual_tokens: int = 0  # that an adapter puts before each document that continues none
+
+    def sizes(self, examples: Sequence[TokenExample]) -> list[int]:
+        """Return the tokens that each unit computes."""
+        own = [len(example.input_ids) for example in examples]
+        if not self.virtual_tokens:
+            return own
+        return [n + self.virtual_tokens * len(e.heads) for n, e in zip(own, examples, strict=True)]
+
+    def for_rank(self, rank: int, ranks: int, virtual_tokens: int) -> Packing:
+        """Return the same packing as one of several ranks has it, with an adapter's virtual tokens counted."""
+        return attrs.evolve(self, rank=rank, ranks=ranks, virtual_tokens=virtual_tokens)
 
     def spread(self, lengths: Sequence[int]) -> list[Bins]:
         """The micro-batches, each one bin for each rank; an empty bin is a rank's idle turn.

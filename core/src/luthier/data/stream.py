@@ -59,7 +59,7 @@ class Stream:
     @property
     def longest(self) -> int:
         """Tokens that no example has more of."""
-        return self.data.block_size or self.data.max_length
+        return self.data.block_size or self.data.max_length * max(len(self.sample.names), 1)
 
     def check(self, check: Callable[[TokenDataset], None]) -> None:
         """Call `check` on the sample now, and on whatever is read from now on before it is trained on."""

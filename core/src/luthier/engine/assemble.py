@@ -31,7 +31,7 @@ from luthier.engine.parallel.join import device_name
 from luthier.engine.parallel.spread import Strategy
 from luthier.engine.parallel.world import World
 from luthier.engine.parallel.wrap import wrapped
-from luthier.engine.rows import made_rows, meet
+from luthier.engine.rows import check_rooms, made_rows, meet
 from luthier.engine.setup import Setup, batches
 from luthier.engine.stateful import separation_reason, without_packing
 from luthier.engine.step import Step
@@ -46,6 +46,7 @@ from luthier.recipe import Recipe
 from luthier.recipe.parts import Part, Resolved, resolve
 from luthier.recipe.soundness import check_parts
 from luthier.step.task_state import TaskPlace
+from luthier.step.unit_layout import lay_out_feed
 from luthier.training.company import Company, attach_begun, company_of
 
 log = get_logger()
@@ -90,6 +91,7 @@ def assemble(recipe: Recipe, objects: Objects, plugins: Plugins | None = None, d
     recipe = without_packing(recipe, config, objects.model, decisions)
     about = {"shares": world.size, "ranks_here": world.local_size, "purpose": purpose}
     case = Case(recipe=recipe, resolved=resolved, device=device, prepared=prepared, objects=objects, **about)
+    check_rooms(prepared, recipe, case.layout)
     case.sharded = (how := strategy.choose(case, decisions, world)) == "fsdp"
     recipe = case.recipe = settle(case, decisions, world)
     model, purpose = loaded(case, how, world, functools.partial(_quantized, case, built["quantizer"]))
@@ -197,7 +199,7 @@ def attach(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any], pr
 def _attached(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any], prepared: Prepared,
               device: torch.device, decisions: Decisions, world: World, *, purpose: Purpose, undo: ExitStack,
               spread_as: Strategy) -> Setup:  # fmt: skip
-    feed = feed_of(recipe, prepared.train)
+    feed = lay_out_feed(feed_of(recipe, prepared.train), recipe, built["loss"], prepared.train, model, decisions)
     alone = Packing(max_tokens=recipe.max_tokens_per_device, on=recipe.packing)
     before, numbers, has_weights = attention.install(model), {}, purpose in WHOLE
     told = {"log": numbers.__setitem__, "total_steps": feed.total, "purpose": purpose, "decisions": decisions}
@@ -219,8 +221,8 @@ def _attached(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any],
         **{"recipe": recipe, "model": model, "tokenizer": tokenizer, "context": context, "device": device},
         **{"adapter": built["adapter"], "loss": built["loss"], "quantizer": built["quantizer"]},
         **{"optimizer_part": built["optimizer"], "optimizer": optimizer, "rates": rates_of(recipe, feed.total)},
-        **{"feed": feed, "packing": attrs.evolve(alone, ranks=world.size, rank=world.rank)},
-        **{"train": prepared.train, "validation": prepared.validation, "report": prepared.report},
+        packing=alone.for_rank(world.rank, world.size, built["adapter"].virtual_tokens()),
+        **{"train": prepared.train, "validation": prepared.validation, "report": prepared.report, "feed": feed},
         **{"attention": before, "operations": operations, "numbers": numbers, "decisions": decisions},
         **{"step": step, "spread": spread, "world": world, "precision": computed, "undo": undo.pop_all()},
     )

@@ -140,7 +140,7 @@ class Batch:
 def idle(example: TokenExample) -> Batch:
     """What a rank without work computes while the others do: two tokens that the model knows."""
     short = example.input_ids[:2]
-    alone = attrs.evolve(example, input_ids=short, labels=short, documents=None, names=())
+    alone = attrs.evolve(example, input_ids=short, labels=short, documents=None, names=(), continues=())
     batch = collate([alone])
     nothing = batch.index[:0]
     unit_of = batch.unit_of.new_full((batch.num_documents,), -1)
@@ -149,7 +149,10 @@ def idle(example: TokenExample) -> Batch:
 
 
 def collate(examples: Sequence[TokenExample]) -> Batch:
-    """Pack token examples, each one unit, in order into one row. A document's first label is never supervised."""
+    """Pack token examples, each one unit, in order into one row.
+
+    The first label of a document that continues none is never supervised.
+    """
     import torch
 
     lengths = [len(e.input_ids) for e in examples]
@@ -157,9 +160,9 @@ def collate(examples: Sequence[TokenExample]) -> Batch:
     starts = np.concatenate([*(e.starts + at for e, at in zip(examples, begins.tolist(), strict=True)), [total]])
     positions = np.arange(total) - np.repeat(starts[:-1], np.diff(starts))
     labels = np.concatenate([e.labels for e in examples]).astype(np.int64)
-    labels[starts[:-1]] = IGNORED
+    labels[np.concatenate([e.heads + at for e, at in zip(examples, begins.tolist(), strict=True)])] = IGNORED
     weights = np.array([e.weight for e in examples], np.float32)
-    return Batch(
+    batch = Batch(
         input_ids=torch.from_numpy(np.concatenate([e.input_ids for e in examples]).astype(np.int64)),
         labels=torch.from_numpy(labels),
         position_ids=torch.from_numpy(positions),
@@ -173,6 +176,17 @@ def collate(examples: Sequence[TokenExample]) -> Batch:
         columns={name: torch.from_numpy(values) for name, values in column_arrays(examples).items()},
         where=tuple(e.where for e in examples for _ in e.starts),
     )
+    return continue_documents(batch, _links(examples)) if any(e.continues for e in examples) else batch
+
+
+def _links(examples: Sequence[TokenExample]) -> list[int]:
+    """Return the document of the batch that each document follows, -1 for none."""
+    links: list[int] = []
+    for example in examples:
+        first = len(links)
+        own = example.continues or (-1,) * len(example.starts)
+        links += [first + link if link >= 0 else -1 for link in own]
+    return links
 
 
 def chain_of(links: Sequence[int], document: int) -> list[int]:

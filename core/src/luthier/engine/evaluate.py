@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from luthier.data.examples import TokenDataset
+from luthier.data.examples import TokenDataset, TokenExample
 from luthier.engine.memory.recovery import fitted
 from luthier.engine.parallel.world import World
 from luthier.engine.setup import Setup, dealt
@@ -96,7 +96,9 @@ def evaluate(
     setup.model.eval()
     try:
         with setup.optimizer_part.evaluating(), torch.no_grad():
-            meter = fitted(setup, dataset.lengths.tolist(), lambda: _measured(setup, dataset, leave), agrees=False)
+            examples = setup.layout.lay_out_groups(dataset, int(setup.recipe.global_batch_size))
+            lengths = setup.packing.sizes(examples)
+            meter = fitted(setup, lengths, lambda: _measured(setup, examples, leave), agrees=False)
     finally:
         setup.model.train(training)
     found = {"eval_loss": meter.loss, **{f"eval_{name}": value for name, value in meter.read().items()}}
@@ -106,12 +108,12 @@ def evaluate(
     return found
 
 
-def _measured(setup: Setup, dataset: TokenDataset, leave: Callable[[], bool] | None) -> Meter:
+def _measured(setup: Setup, examples: Sequence[TokenExample], leave: Callable[[], bool] | None) -> Meter:
     """Each rank takes its share of the micro-batches; their sums are everyone's."""
     if couples(setup.loss):
-        return _measured_in_groups(setup, dataset, leave)
+        return _measured_in_groups(setup, examples, leave)
     meter = Meter()
-    for batch in dealt(dataset, setup.packing, setup.device, setup.recipe.max_eval_batches):
+    for batch in dealt(examples, setup.packing, setup.device, setup.recipe.max_eval_batches):
         if leave is not None and setup.world.any(leave()):
             raise Abandoned
         output = setup.step(batch)
@@ -120,16 +122,16 @@ def _measured(setup: Setup, dataset: TokenDataset, leave: Callable[[], bool] | N
     return meter.over(setup.world)
 
 
-def _measured_in_groups(setup: Setup, dataset: TokenDataset, leave: Callable[[], bool] | None) -> Meter:
+def _measured_in_groups(setup: Setup, examples: Sequence[TokenExample], leave: Callable[[], bool] | None) -> Meter:
     """Score as many rows together as training does in one global batch; `max_eval_batches` ends after a whole group."""
     from luthier.step.coupled import measure_group  # which counts with a meter, too
 
     meter, size, seen, most = Meter(), setup.recipe.global_batch_size, 0, setup.recipe.max_eval_batches
-    for first in range(0, len(dataset), size):
+    for first in range(0, len(examples), size):
         if most is not None and seen >= most:
             break
-        examples = [dataset[i] for i in range(first, min(first + size, len(dataset)))]
-        batches = list(dealt(examples, setup.packing, setup.device))
+        group = [examples[i] for i in range(first, min(first + size, len(examples)))]
+        batches = list(dealt(group, setup.packing, setup.device))
         if leave is not None and setup.world.any(leave()):
             raise Abandoned
         meter.include(measure_group(setup, batches))

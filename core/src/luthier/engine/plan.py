@@ -18,7 +18,7 @@ from luthier.engine.memory.fit import OPTION, Case, choose, fullest, suggested, 
 from luthier.engine.memory.rehearsal import Footprint, Unknown, stand_in
 from luthier.engine.memory.speed import estimate
 from luthier.engine.parallel.world import World
-from luthier.engine.rows import check_fit, prepared_data
+from luthier.engine.rows import check_fit, check_rooms, prepared_data
 from luthier.engine.seeds import kept
 from luthier.engine.setup import Setup
 from luthier.engine.survey import packing_of, schedule_of
@@ -67,6 +67,7 @@ def plan(recipe: Recipe, objects: Objects) -> Plan:
         company = _checked_company(recipe, objects, resolved, tokenizer)
         rows = prepared or stand_in(recipe)
         case = Case(recipe=recipe, resolved=resolved, device=device, prepared=rows, objects=objects)
+        check_rooms(rows, recipe, case.layout)
         case = attrs.evolve(case, recipe=suggested(case, decisions))
         if recipe.max_tokens_per_device == "auto":
             case.recipe = attrs.evolve(case.recipe, max_tokens_per_device=_chosen(case, decisions, notes))

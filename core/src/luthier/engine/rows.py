@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from luthier.artifacts.generate import teach_stops
+from luthier.data.batches.layout import UnitLayout
 from luthier.data.examples import TokenDataset
 from luthier.data.formats.wanted import Wanted
 from luthier.data.prepare import Prepared, check_vocabulary, prepare
@@ -39,14 +40,10 @@ def made_rows(recipe: Recipe, objects: Objects, tokenizer: Any, wanted: Wanted, 
 
 
 def prepared_data(recipe: Recipe, objects: Objects, tokenizer: Any, wanted: Wanted) -> Prepared:
-    """The rows as token examples; refused where the longest does not fit a micro-batch."""
+    """The rows as token examples."""
     given = {"given": objects.data, "given_validation": objects.eval_data}
     with progress() as seen:
-        prepared = prepare(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, progress=seen, **given)
-    for dataset in (prepared.train, prepared.validation):
-        if dataset is not None:
-            check_room(dataset, recipe)
-    return prepared
+        return prepare(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, progress=seen, **given)
 
 
 def meet(model: Any, tokenizer: Any, prepared: Prepared) -> None:
@@ -57,9 +54,17 @@ def meet(model: Any, tokenizer: Any, prepared: Prepared) -> None:
             check_fit(dataset, tokenizer, model)
 
 
-def check_room(dataset: TokenDataset | Stream, recipe: Recipe) -> None:
-    """Raise `recipe-conflict` where an example is longer than a micro-batch."""
-    longest, most = dataset.longest, recipe.max_tokens_per_device
+def check_rooms(prepared: Prepared, recipe: Recipe, layout: UnitLayout) -> None:
+    """Raise `recipe-conflict` where a unit of either set is longer than a micro-batch."""
+    for dataset in (prepared.train, prepared.validation):
+        if dataset is not None:
+            check_room(dataset, recipe, layout)
+
+
+def check_room(dataset: TokenDataset | Stream, recipe: Recipe, layout: UnitLayout) -> None:
+    """Raise `recipe-conflict` where a unit is longer than a micro-batch."""
+    most = recipe.max_tokens_per_device
+    longest = 0 if most == "auto" else layout.longest_unit(dataset)
     if most != "auto" and longest > most:
         option = "data.max_length" if recipe.data.block_size is None else "data.block_size"
         problem = f"the longest example {_has(dataset)} {longest} tokens and a micro-batch at most {most}"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
+from luthier.data.batches.layout import LaidOutFeed, UnitLayout
 from luthier.data.examples import TokenDataset, TokenExample
-from luthier.data.feed import Feed, Portion
+from luthier.data.feed import Portion
 from luthier.data.pack import Packing, imbalance
 from luthier.engine.batch import Batch, collate, idle
 from luthier.engine.decisions import Decisions
@@ -48,7 +49,7 @@ class Setup:
     context: Context
     optimizer: torch.optim.Optimizer
     rates: Rates
-    feed: Feed  # where the examples of each step come from
+    feed: LaidOutFeed  # where the units of each step come from, laid out
     packing: Packing  # how they become micro-batches
     train: TokenDataset
     validation: TokenDataset | None
@@ -77,6 +78,11 @@ class Setup:
     )
     spread: Spread = attrs.field(default=attrs.Factory(lambda own: Spread(module=own.step), takes_self=True))
 
+    @property
+    def layout(self) -> UnitLayout:
+        """How units are laid out before they are packed."""
+        return self.feed.layout
+
     def progress_after(self, step: int, epoch: float) -> Progress:
         """Return where the run stands once `step` steps are done."""
         return Progress(step=step, total_steps=self.feed.total, epoch=epoch)
@@ -104,14 +110,13 @@ class Setup:
         """Among several ranks, how much longer the slowest of each micro-batch takes than all would at equal loads."""
         if portion is None or self.packing.ranks == 1:
             return {}
-        lengths = [len(example.input_ids) for example in _units(portion.examples, self.packing)]
+        lengths = self.packing.sizes(portion.examples)
         return {"rank_imbalance": imbalance(lengths, self.packing.spread(lengths))}
 
 
 def batches(examples: Sequence[TokenExample], packing: Packing, device: torch.device) -> Iterator[Batch]:
     """This rank's micro-batches of the examples, on the device: as many as every other rank has, idle ones included."""
-    examples = _units(examples, packing)
-    for bins in packing.spread([len(example.input_ids) for example in examples]):
+    for bins in packing.spread(packing.sizes(examples)):
         yield _batch(examples, bins[packing.rank], device)
 
 
@@ -119,16 +124,11 @@ def dealt(
     examples: Sequence[TokenExample], packing: Packing, device: torch.device, limit: int | None = None
 ) -> Iterator[Batch]:
     """This rank's share of the micro-batches that a process alone would have, the first `limit` of them."""
-    alone, examples = attrs.evolve(packing, ranks=1, rank=0), _units(examples, packing)
-    turns = [bins[0] for bins in alone.spread([len(example.input_ids) for example in examples])][:limit]
+    alone = attrs.evolve(packing, ranks=1, rank=0)
+    turns = [bins[0] for bins in alone.spread(packing.sizes(examples))][:limit]
     for first in range(0, len(turns), packing.ranks):
         own = turns[first + packing.rank : first + packing.rank + 1]
         yield _batch(examples, own[0] if own else [], device)
-
-
-def _units(examples: Sequence[TokenExample], packing: Packing) -> Sequence[TokenExample]:
-    """What is not divided: an example, or without packing each of its documents."""
-    return examples if packing.on else [document for example in examples for document in example.apart()]
 
 
 def _batch(examples: Sequence[TokenExample], members: Sequence[int], device: torch.device) -> Batch:

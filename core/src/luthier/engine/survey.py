@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any, Final
 
+from luthier.data.batches.sharing import count_saved
 from luthier.data.examples import TokenDataset
 from luthier.engine.setup import Setup
 
@@ -21,18 +22,25 @@ def schedule_of(setup: Setup) -> dict[str, Any]:
         "steps_per_epoch": steps,
         "total_steps": total,
         "epochs": total / feed.steps_per_epoch if total and feed.steps_per_epoch else None,
-        "tokens_per_epoch": int(train.lengths.sum()) if known else None,
+        "tokens_per_epoch": int(setup.layout.unit_tokens(train).sum()) if known else None,
+        "tokens_saved_per_epoch": _saved(setup),
         "supervised_tokens_per_epoch": int(train.num_supervised.sum()) if known else None,
         "validation_examples": len(setup.validation) if setup.validation is not None else 0,
         "peak_learning_rate": setup.rates.peak,
     }
 
 
+def _saved(setup: Setup) -> int | None:
+    """Return the tokens that shared prompts save in one epoch."""
+    known = isinstance(setup.train, TokenDataset)
+    return int(count_saved(setup.train).sum()) if known and setup.layout.shares_prompts else 0 if known else None
+
+
 def packing_of(setup: Setup) -> dict[str, float]:
     """How full the micro-batches of one epoch would be, or of its first steps."""
     packing, loads, examples, steps = setup.packing, [], 0, 0
     for portion in islice(setup.feed.portions(0), STEPS if isinstance(setup.train, TokenDataset) else STREAMED):
-        lengths = [len(example.input_ids) for example in portion.examples]
+        lengths = packing.sizes(portion.examples)
         loads += [[sum(lengths[i] for i in own) for own in bins] for bins in packing.spread(lengths)]
         examples, steps = examples + len(lengths), steps + 1
         if portion.ends_epoch:

@@ -24,6 +24,7 @@ from luthier.plugins.values import Multipliers, Progress
 from luthier.step.coupled import accumulate_coupled, list_terms
 from luthier.step.loss_output import weigh_output
 
+DERIVED_CUT: Final = "derived_cut"  # the share of the documents that the loss derived whose answer lost its end
 PENALTY: Final = "penalty"  # the metric that shows what an adapter adds to the objective
 
 
@@ -57,9 +58,9 @@ def pooled_loss(updates: Sequence[Update]) -> float:
 
 def update(setup: Setup, index: int, portion: Portion) -> Update:
     """Take step `index` (from 0) on the examples of `portion`; where loss or gradient is not finite, nothing moves."""
-    began = time.perf_counter()
+    began, lengths = time.perf_counter(), setup.packing.sizes(portion.examples)
     multipliers = setup.tell_progress(setup.progress_after(index, portion.begun))
-    batches, meter = fitted(setup, portion.lengths, lambda: _differentiated(setup, index, portion))
+    batches, meter = fitted(setup, lengths, lambda: _differentiated(setup, index, portion))
     seed_all(setup.recipe.seed, index)  # what parts draw from here on is the same on every rank, and for every cut
     penalty = _penalty(setup)
     loss = meter.loss + (penalty or 0.0)
@@ -76,11 +77,11 @@ def update(setup: Setup, index: int, portion: Portion) -> Update:
         terms=meter.shares(),
         grad_norm=norm,
         learning_rate=rate,
-        tokens=portion.num_tokens,
+        tokens=sum(lengths),
         supervised_tokens=portion.num_supervised,
         documents=len(portion.examples),
         seconds=time.perf_counter() - began,
-        metrics={**(meter.pairs() if finite else {}), **_own_numbers(setup, penalty)},
+        metrics={**(meter.pairs() if finite else {}), **_own_numbers(setup, portion, penalty)},
         finite=finite,
         overflowed=overflowed,
         batches=() if finite else tuple(batches),
@@ -122,11 +123,13 @@ def _accumulate(setup: Setup, index: int, batches: list[Batch]) -> Meter:
     return meter.over(setup.world)
 
 
-def _own_numbers(setup: Setup, penalty: float | None) -> dict[str, tuple[float, float]]:
-    """Return what parts have logged since the last step, which belongs to this one, and the adapter's penalty."""
+def _own_numbers(setup: Setup, portion: Portion, penalty: float | None) -> dict[str, tuple[float, float]]:
+    """Return what parts have logged since the last step, the adapter's penalty, and the share of documents cut."""
     check_metric_names(setup.numbers, "context.log")
     logged = {name: (value, 1.0) for name, value in setup.numbers.items()}
     setup.numbers.clear()
+    if portion.derived:
+        logged[DERIVED_CUT] = (float(portion.cut), float(portion.derived))
     return logged if penalty is None else {**logged, PENALTY: (penalty, 1.0)}
 
 

@@ -12,11 +12,13 @@ import attrs
 import numpy as np
 import torch
 
+from luthier.data.batches.layout import UnitLayout
 from luthier.data.examples import TokenDataset, TokenExample
 from luthier.engine import load
 from luthier.engine.decisions import Decisions
 from luthier.engine.memory.available import Capacity, capacity
 from luthier.engine.memory.bound import surely_fits
+from luthier.engine.memory.config import config_of
 from luthier.engine.memory.counts import parameters_of
 from luthier.engine.memory.defaults import Hardware, Suggestion, Task, suggest
 from luthier.engine.memory.rehearsal import Footprint, Rehearsal, Unknown
@@ -27,6 +29,7 @@ from luthier.logs import get_logger
 from luthier.plugins.values import Purpose
 from luthier.recipe.draft import default_of
 from luthier.sizes import size_text
+from luthier.step.unit_layout import choose_layout
 
 if TYPE_CHECKING:
     from luthier.data.prepare import Prepared
@@ -75,11 +78,18 @@ class Case:
         found = self.rehearsal.footprint(turns)
         return divided(found, self.rehearsal.setup, self.shares) if self.sharded else found
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """Tokens of the longest example; of a stream, as long as one may be."""
         sets = (self.prepared.train, self.prepared.validation)
-        return max(s.longest for s in sets if s is not None)
+        return max(self.layout.longest_unit(s) for s in sets if s is not None)
+
+    @cached_property
+    def layout(self) -> UnitLayout:
+        """How the units of its rows are laid out."""
+        model, loss = self.objects.model, self.resolved.build(self.resolved.loss)
+        config = config_of(self.recipe.model) if model is None else getattr(model, "config", None)
+        return choose_layout(self.recipe, loss, self.prepared.train, config, model, Decisions())
 
     @cached_property
     def room(self) -> Capacity:
@@ -140,7 +150,7 @@ def choose(case: Case) -> tuple[int, str]:
 
 def _fitting(case: Case) -> tuple[int, str]:
     longest, setup = case.longest, case.rehearsal.setup
-    rows, most = known_rows(setup).head(ROWS), _most(setup)
+    rows, most = setup.feed.head(ROWS), _most(setup)
     useful = USEFUL.get(case.device.type, FALLBACK)
     high, free = max(longest, min(useful, most)), case.room.free
 
@@ -206,11 +216,11 @@ def remedies(case: Case, footprint: Footprint) -> list[str]:
 def fullest(setup: Setup, steps: int = STEPS) -> Turns:
     """The two largest micro-batches of the step, of the first ones, that has the largest; a stream's as they may be."""
     if not isinstance(setup.train, TokenDataset):
-        return [filled(known_rows(setup).head(ROWS), setup.packing.max_tokens)] * 2
+        return [filled(setup.feed.head(ROWS), setup.packing.max_tokens)] * 2
     best: Turns = []
     size: list[tuple[int, int]] = []
     for portion in islice(setup.feed.portions(0), steps):
-        lengths = [len(e.input_ids) for e in portion.examples]
+        lengths = setup.packing.sizes(portion.examples)
         turns = [own for bins in setup.packing.spread(lengths) for own in bins[:1]]
         sizes = [(sum(lengths[i] for i in own), sum(lengths[i] ** 2 for i in own)) for own in turns]
         first = sorted(range(len(turns)), key=lambda t: sizes[t], reverse=True)[:2]
@@ -265,6 +275,6 @@ def largest(peak: Callable[[int], int], low: int, high: int, budget: int) -> int
 
 def _most(setup: Setup) -> int:
     """Tokens of the longest step that there could be, as its ranks share them."""
-    count, lengths = setup.recipe.global_batch_size, known_rows(setup).lengths
+    count, lengths = setup.recipe.global_batch_size, setup.layout.unit_tokens(known_rows(setup))
     longest = int(np.sort(lengths)[-count:].sum()) if isinstance(setup.train, TokenDataset) else lengths.max() * count
     return -(-int(longest) // setup.packing.ranks)
