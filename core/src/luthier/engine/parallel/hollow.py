@@ -49,9 +49,11 @@ def _why_not(case: Case) -> str | None:
     """Why copies of the parts cannot be attached to a model without weights, or None."""
     from luthier.engine.memory.rehearsal import Unknown, assembled, built_parts
     from luthier.memory.isolation import isolated_parts
+    from luthier.model.operations.kernel_choice import find_kernels
 
     try:
         built = built_parts(case.resolved)
+        built["kernels"] = find_kernels(case.recipe, case.resolved, case.device)
         with isolated_parts(built.values(), case.resolved.plugins.packages):
             assembled(case.recipe, hollow_model(case), built, case.prepared, META, "hollow")
     except (LuthierError, Unknown, RuntimeError, TypeError, ValueError) as error:
