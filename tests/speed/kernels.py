@@ -229,6 +229,69 @@ def decode_ternary(arguments: argparse.Namespace, packed: bool = False) -> tuple
     return ours, theirs, {"products": 10}
 
 
+def step_norm(arguments: argparse.Namespace, quantized: bool = False) -> tuple[Any, ...]:
+    """RMSNorm of bfloat16 states: forward and backward, or forward to int8."""
+    import torch
+    from luthier_kernels.elementwise import normalize_quantized, normalize_rms
+
+    states, weight = torch.randn(arguments.rows, 2 * arguments.width).bfloat16(), torch.ones(2 * arguments.width)
+
+    def eager(x: Tensor) -> Tensor:
+        wide = x.float()
+        return weight.bfloat16() * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).bfloat16()
+
+    def eager_codes() -> Any:
+        made = eager(states).float()
+        largest = made.abs().amax(-1, keepdim=True).clamp(min=1e-5)
+        return (made * 127 / largest).round().clamp(-128, 127).to(torch.int8), largest / 127
+
+    if quantized:
+        return lambda: normalize_quantized(states, weight), eager_codes
+    return _both_ways(lambda x: normalize_rms(x, weight), states), _both_ways(eager, states)
+
+
+def step_rotation(arguments: argparse.Namespace) -> tuple[Any, ...]:
+    """Rotary positions of 16 bfloat16 heads of 64, forward and backward."""
+    import torch
+    from luthier_kernels.elementwise import rotate_heads
+
+    heads = torch.randn(arguments.rows, 16, 64).bfloat16()
+    angles = torch.cat([torch.randn(arguments.rows, 32)] * 2, -1)
+    positions = torch.arange(arguments.rows)
+    c, s = angles.cos().bfloat16()[:, None], angles.sin().bfloat16()[:, None]
+
+    def eager(x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        return x * c + torch.cat([-b, a], -1) * s
+
+    ours = lambda x: rotate_heads(x, angles.cos(), angles.sin(), positions)  # noqa: E731
+    return _both_ways(ours, heads), _both_ways(eager, heads)
+
+
+def step_gate(arguments: argparse.Namespace) -> tuple[Any, ...]:
+    """SwiGLU of bfloat16 states, forward and backward."""
+    import torch
+    from luthier_kernels.elementwise import gate_states
+
+    gate = torch.randn(arguments.rows, 4 * arguments.width).bfloat16()
+    up = torch.randn_like(gate)
+    up.requires_grad_()
+    eager = lambda x: torch.nn.functional.silu(x) * up  # noqa: E731
+    return _both_ways(lambda x: gate_states(x, up), gate), _both_ways(eager, gate)
+
+
+def _both_ways(function: Callable[[Tensor], Tensor], states: Tensor) -> Callable[[], None]:
+    import torch
+
+    upstream = torch.randn_like(states)
+
+    def run() -> None:
+        leaf = states.detach().requires_grad_()
+        function(leaf).backward(upstream)
+
+    return run
+
+
 def step_adamw(arguments: argparse.Namespace, peer: str = "bitsandbytes", bits: int = 8) -> tuple[Any, ...]:
     """One step of four square float32 parameters."""
     import torch
@@ -262,6 +325,10 @@ CASES = [
     ("ternary layer, step, square", "torch", step_ternary),
     ("ternary layer, step, 1 to 4", "torch", lambda given: step_ternary(given, 4)),
     ("ternary decoding, one row, int8 codes", "torch", decode_ternary),
+    ("RMSNorm to int8, bfloat16", "torch", lambda given: step_norm(given, True)),
+    ("RMSNorm, both ways, bfloat16", "torch", step_norm),
+    ("RoPE, both ways, bfloat16", "torch", step_rotation),
+    ("SwiGLU, both ways, bfloat16", "torch", step_gate),
     ("8-bit AdamW, step", "bitsandbytes", step_adamw),
     ("8-bit AdamW, step", "torch", lambda given: step_adamw(given, "torch")),
     ("AdamW in float32, step", "torch", lambda given: step_adamw(given, "torch", 32)),

@@ -1,0 +1,213 @@
+// Norms of rows and rotations by position, in float32; tensors are float32 or bfloat16 and are rounded once.
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+enum { LANES = 16, WIDTH_LIMIT = 65536, CHUNK_ROWS = 64 };
+
+static inline float from_bf16(uint16_t bits) {
+    uint32_t wide = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &wide, 4);
+    return value;
+}
+
+static inline uint16_t to_bf16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    uint32_t rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    return (uint16_t)((value != value ? 0x7fc00000u : rounded) >> 16);
+}
+
+static void read_row(const void *from, int64_t wide, int64_t first, int64_t count, float *restrict into) {
+    if (wide) {
+        memcpy(into, (const float *)from + first, count * sizeof(float));
+        return;
+    }
+    const uint16_t *restrict half = (const uint16_t *)from + first;
+    for (int64_t i = 0; i < count; i++) into[i] = from_bf16(half[i]);
+}
+
+static void write_row(void *to, int64_t wide, int64_t first, int64_t count, const float *restrict from) {
+    if (wide) {
+        memcpy((float *)to + first, from, count * sizeof(float));
+        return;
+    }
+    uint16_t *restrict half = (uint16_t *)to + first;
+    for (int64_t i = 0; i < count; i++) half[i] = to_bf16(from[i]);
+}
+
+static float sum_products(const float *restrict a, const float *restrict b, int64_t count) {
+    float lanes[LANES] = {0}, sum = 0;
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int k = 0; k < LANES; k++) lanes[k] += a[i + k] * b[i + k];
+    for (int k = 0; i < count; i++, k++) lanes[k] += a[i] * b[i];
+    for (int k = 0; k < LANES; k++) sum += lanes[k];
+    return sum;
+}
+
+// y = (x + residual) * r * weight, where r = 1 / sqrt(mean of squares + eps). `sums` takes x + residual, `factors` r.
+void normalize_rows(const void *x, const void *residual, int64_t wide, const float *weight, double eps, int64_t start,
+                    int64_t end, int64_t columns, void *out, void *sums, float *factors) {
+    float row[WIDTH_LIMIT], more[WIDTH_LIMIT];
+    for (int64_t n = start; n < end; n++) {
+        read_row(x, wide, n * columns, columns, row);
+        if (residual) {
+            read_row(residual, wide, n * columns, columns, more);
+            for (int64_t i = 0; i < columns; i++) row[i] += more[i];
+            write_row(sums, wide, n * columns, columns, row);
+            read_row(sums, wide, n * columns, columns, row);  // what is normalized is what is handed on
+        }
+        float r = 1.0f / sqrtf(sum_products(row, row, columns) / (float)columns + (float)eps);
+        for (int64_t i = 0; i < columns; i++) row[i] = row[i] * r * weight[i];
+        write_row(out, wide, n * columns, columns, row);
+        factors[n] = r;
+    }
+}
+
+// Gradients: to x; and to the weight as partial sums [chunks, columns] over 64 rows each, so that threads change nothing.
+void normalize_rows_back(const void *gradient, const void *x, int64_t wide, const float *weight, const float *factors,
+                         const void *to_sums, int64_t start, int64_t end, int64_t rows, int64_t columns, void *to_x,
+                         float *partial) {
+    float g[WIDTH_LIMIT], row[WIDTH_LIMIT], m[WIDTH_LIMIT];
+    for (int64_t chunk = start; chunk < end; chunk++) {
+        float *restrict part = partial + chunk * columns;
+        memset(part, 0, columns * sizeof(float));
+        int64_t last = (chunk + 1) * CHUNK_ROWS < rows ? (chunk + 1) * CHUNK_ROWS : rows;
+        for (int64_t n = chunk * CHUNK_ROWS; n < last; n++) {
+            read_row(gradient, wide, n * columns, columns, g);
+            read_row(x, wide, n * columns, columns, row);
+            float r = factors[n];
+            for (int64_t i = 0; i < columns; i++) {
+                part[i] += g[i] * (row[i] * r);
+                m[i] = g[i] * weight[i];
+            }
+            float shared = sum_products(m, row, columns) / (float)columns * r * r;
+            for (int64_t i = 0; i < columns; i++) m[i] = r * (m[i] - row[i] * shared);
+            if (to_sums) {
+                read_row(to_sums, wide, n * columns, columns, g);
+                for (int64_t i = 0; i < columns; i++) m[i] += g[i];
+            }
+            write_row(to_x, wide, n * columns, columns, m);
+        }
+    }
+}
+
+// The norm and int8 quantization of each row in one pass: codes and steps.
+void normalize_quantized(const void *x, int64_t wide, const float *weight, double eps, int64_t start, int64_t end,
+                         int64_t columns, int8_t *codes, float *steps) {
+    float row[WIDTH_LIMIT];
+    for (int64_t n = start; n < end; n++) {
+        read_row(x, wide, n * columns, columns, row);
+        float r = 1.0f / sqrtf(sum_products(row, row, columns) / (float)columns + (float)eps);
+        int32_t bits = 0;
+        for (int64_t i = 0; i < columns; i++) {
+            row[i] = row[i] * r * weight[i];
+            int32_t size;
+            memcpy(&size, row + i, 4);
+            size &= 0x7fffffff;
+            bits = size > bits ? size : bits;
+        }
+        float largest;
+        memcpy(&largest, &bits, 4);
+        largest = largest > 1e-5f ? largest : 1e-5f;
+        float factor = 127.0f / largest;
+        int8_t *restrict out = codes + n * columns;
+        for (int64_t i = 0; i < columns; i++) out[i] = (int8_t)(int32_t)rintf(row[i] * factor);
+        steps[n] = largest / 127.0f;
+    }
+}
+
+// Each head of each token rotated by its position: halves (a, b) become (a cos - b sin, b cos + a sin); sign -1 back.
+void rotate_heads(const void *x, int64_t wide, const float *cosines, const float *sines, const int64_t *positions,
+                  double sign, int64_t start, int64_t end, int64_t heads, int64_t size, void *out) {
+    float row[2048], made[2048];
+    int64_t half = size / 2;
+    float way = (float)sign;
+    for (int64_t t = start; t < end; t++) {
+        const float *restrict c = cosines + positions[t] * size, *restrict s = sines + positions[t] * size;
+        for (int64_t h = 0; h < heads; h++) {
+            int64_t first = (t * heads + h) * size;
+            read_row(x, wide, first, size, row);
+            for (int64_t i = 0; i < half; i++) {
+                float a = row[i], b = row[half + i];
+                made[i] = a * c[i] - way * (b * s[i]);
+                made[half + i] = b * c[half + i] + way * (a * s[half + i]);
+            }
+            write_row(out, wide, first, size, made);
+        }
+    }
+}
+
+// e^x within two units in the last place: 2^n times a polynomial of what is left; the compiler makes vectors of it.
+static inline float power_of_e(float x) {
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    float n = rintf(x * 1.44269504f);
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float scale;
+    memcpy(&scale, &bits, 4);
+    return p * scale;
+}
+
+enum { SILU = 0, GELU = 1, RELU2 = 2, PART = 1024 };
+
+// act(e) into `acted`, and its derivative into `slopes` (null for SwiGLU forward, which is wanted most).
+static void act_values(const float *restrict e, int64_t count, int64_t kind, float *restrict acted,
+                       float *restrict slopes) {
+    if (kind == SILU && !slopes)
+        for (int64_t i = 0; i < count; i++) acted[i] = e[i] / (1.0f + power_of_e(-e[i]));
+    else if (kind == SILU)
+        for (int64_t i = 0; i < count; i++) {
+            float s = 1.0f / (1.0f + power_of_e(-e[i]));
+            acted[i] = e[i] * s;
+            slopes[i] = s * (1.0f + e[i] * (1.0f - s));
+        }
+    else if (kind == GELU)
+        for (int64_t i = 0; i < count; i++) {
+            float x = e[i], square = x * x;
+            float inner = 0.79788456f * (x + 0.044715f * square * x);
+            float t = 2.0f / (1.0f + power_of_e(-2.0f * inner)) - 1.0f;
+            acted[i] = 0.5f * x * (1.0f + t);
+            slopes[i] = 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.79788456f * (1.0f + 0.134145f * square);
+        }
+    else
+        for (int64_t i = 0; i < count; i++) {
+            float positive = e[i] > 0.0f ? e[i] : 0.0f;
+            acted[i] = positive * positive;
+            slopes[i] = 2.0f * positive;
+        }
+}
+
+// act(gate) * up, or without `out` the gradients to both, of elements `start` * 1024 to `end` * 1024.
+void gate_values(const void *gradient, const void *gate, const void *up, int64_t wide, int64_t kind, int64_t start,
+                 int64_t end, int64_t total, void *out, void *to_gate, void *to_up) {
+    float e[PART], g[PART], d[PART], acted[PART], slopes[PART];
+    for (int64_t part = start; part < end; part++) {
+        int64_t first = part * PART, count = total - first < PART ? total - first : PART;
+        read_row(gate, wide, first, count, e);
+        read_row(up, wide, first, count, g);
+        act_values(e, count, kind, acted, out && kind == SILU ? 0 : slopes);
+        if (out) {
+            for (int64_t i = 0; i < count; i++) acted[i] *= g[i];
+            write_row(out, wide, first, count, acted);
+            continue;
+        }
+        read_row(gradient, wide, first, count, d);
+        for (int64_t i = 0; i < count; i++) {
+            slopes[i] *= d[i] * g[i];
+            acted[i] *= d[i];
+        }
+        write_row(to_gate, wide, first, count, slopes);
+        write_row(to_up, wide, first, count, acted);
+    }
+}
