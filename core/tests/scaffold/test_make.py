@@ -1,6 +1,7 @@
 """What `make` writes and what it refuses, without installing anything."""
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from luthier.plugins import catalogue
 from luthier.plugins.registry import installed
 from luthier.scaffold import make, render
 
-KINDS = ("adapter", "loss", "optimizer", "quantizer", "callback")
+KINDS = ("adapter", "loss", "optimizer", "quantizer", "callback", "provider")
 PUBLIC = {"luthier", "luthier.testing"}
 
 
@@ -72,7 +73,7 @@ def test_metadata_names_distribution_entry_point_and_module(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_dependencies_are_what_the_source_imports(kind):
     files = render("warmth", kind)
-    declared = {d.split(">")[0] for d in tomllib.loads(files["pyproject.toml"])["project"]["dependencies"]}
+    declared = {re.split(r"[\[>]", d)[0] for d in tomllib.loads(files["pyproject.toml"])["project"]["dependencies"]}
     source = {path: tree for path, tree in python_files(files).items() if path.startswith("src/")}
     roots = {module.split(".")[0] for tree in source.values() for module, _ in imported(tree)}
     libraries = {"attrs", "luthier", "torch", "safetensors"}
@@ -175,7 +176,7 @@ def test_no_name_of_a_first_party_part_or_distribution_is_given_away(tmp_path):
         for name, distribution in parts.items():
             for wanted in (name, distribution.removeprefix("luthier-")):
                 with pytest.raises(LuthierError) as caught:
-                    make(wanted, "loss" if kind == "provider" else kind, tmp_path)
+                    make(wanted, kind, tmp_path)
                 assert caught.value.code == "plugin-name"
     assert not list(tmp_path.iterdir())
 
@@ -210,15 +211,9 @@ def test_an_unknown_kind_is_refused_with_the_nearest(tmp_path):
     assert caught.value.code == "part-unknown"
 
 
-def test_a_provider_is_refused_because_it_comes_with_jobs(tmp_path):
-    with pytest.raises(LuthierError, match="comes with jobs") as caught:
-        make("cloud", "provider", tmp_path)
-    assert caught.value.code == "part-unsupported" and "adapter, loss" in caught.value.remedy
-
-
 def test_every_template_is_used():
     folder = Path(scaffold.__file__).parent / "templates"
     there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     kinds = (*KINDS, "loss-preference")
     own = {f"{kind}/{name}" for kind in kinds for name in ("about.md.txt", "init.py.txt", "part.py.txt")}
-    assert there == own | set(scaffold.COMMON.values())
+    assert there == own | set(scaffold.COMMON.values()) | {"provider/test.py.txt"}

@@ -25,6 +25,7 @@ SUMMARIES: Final = {
     "optimizer": "Gradient descent with momentum.",
     "quantizer": "Linear weights rounded to a few bits, with a scale for each row.",
     "callback": "Writes the best loss so far to a file in the run's folder.",
+    "provider": "Jobs at a made-up service.",
 }
 DATA: Final = ("tokens", "preference")  # the rows of a loss
 REQUIREMENTS: Final = {  # beside attrs and luthier, as they follow these in a list of TOML
@@ -33,10 +34,14 @@ REQUIREMENTS: Final = {  # beside attrs and luthier, as they follow these in a l
     "optimizer": ', "torch>=2.11"',
     "quantizer": ', "torch>=2.11"',
     "callback": "",
+    "provider": "",
 }
+EXTRAS: Final = {"provider": "[hosted]"}  # of luthier itself
 TAKEN: Final = frozenset(  # names that the templates import or define
     ("Any", "Batch", "Callable", "Context", "Group", "Iterable", "Iterator", "Literal", "LossOutput", "LuthierError")
     + ("Mapping", "Multipliers", "Path", "Progress", "RoundedLinear", "ScaledLayer", "Tensor")
+    + ("Capabilities", "DataFile", "EventPage", "JobArtifact", "JobEvent", "JobSpec", "JobState", "JobStatus")
+    + ("ProviderError", "Reply", "Secret", "Sequence", "ServiceClient", "ServiceRow", "SettingRule", "Wanted")
     + tuple(record.__name__ for record in RECORDS.values())
 )
 COMMON: Final = {  # a file of the package -> its template; the others are of the kind
@@ -51,9 +56,8 @@ def make(name: str, kind: str, folder: Path, data: str = "tokens") -> Path:
     """Write the package `luthier-<name>` with a part `name` of a kind into `folder`, and give its path.
 
     `data` is the kind of rows that a loss takes: "tokens" or "preference".
-    Raises `part-unknown` for a kind that does not exist, `part-unsupported` for a provider, and `plugin-name` for a
-    name that cannot be one, is taken by another distribution, or whose package is there already. Nothing is written
-    before all is checked.
+    Raises `part-unknown` for a kind that does not exist, and `plugin-name` for a name that cannot be one, is taken by
+    another distribution, or whose package is there already. Nothing is written before all is checked.
     """
     _check_kind(kind)
     _check_data(kind, data)
@@ -85,19 +89,20 @@ def render(name: str, kind: str, data: str = "tokens") -> dict[str, str]:
         "hook": HOOKS[kind],
         "summary": SUMMARIES[templates],
         "requirements": REQUIREMENTS[kind],
+        "extra": EXTRAS.get(kind, ""),
+        "IDENTIFIER": identifier.upper(),
     }
     words["about"] = _filled(f"{templates}/about.md.txt", words).rstrip()
     sources = {"src/$module/__init__.py": "init.py.txt", f"src/$module/{kind}.py": "part.py.txt"}
     own = {path: f"{templates}/{source}" for path, source in sources.items()}
+    if _has_template(f"{templates}/test.py.txt"):
+        own["tests/test_$identifier.py"] = f"{templates}/test.py.txt"
     return {Template(path).substitute(words): _filled(source, words) for path, source in {**COMMON, **own}.items()}
 
 
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
         raise LuthierError("part-unknown", f"there is no kind {kind!r} of part", remedy=nearest(kind, KINDS))
-    if kind == "provider":
-        remedy = f"Choose one of: {', '.join(k for k in KINDS if k != kind)}."
-        raise LuthierError("part-unsupported", "a provider cannot be made yet: it comes with jobs", remedy=remedy)
 
 
 def _check_data(kind: str, data: str) -> None:
@@ -141,6 +146,10 @@ def _suggestion(name: str) -> str:
 
 def _class_name(name: str) -> str:
     return "".join(word.capitalize() for word in name.split("-"))
+
+
+def _has_template(source: str) -> bool:
+    return resources.files("luthier.scaffold").joinpath("templates", *source.split("/")).is_file()
 
 
 def _filled(source: str, words: dict[str, str]) -> str:

@@ -138,6 +138,30 @@ def a_death_at_any_step_makes_one_job(subject: Subject) -> None:
 
 
 @law(0, needs_torch=False)
+def a_death_before_the_answer_is_kept_makes_one_job(subject: Subject) -> None:
+    """Where the service has made the job and the process dies before it could write that down, there is one job."""
+    with open_bench(subject) as bench:
+        part, manager = bench.build(), bench.start_manager()
+        submit = part.submit
+
+        async def submit_and_die(job: Any, uploads: Any) -> Any:
+            await submit(job, uploads)
+            raise _Death
+
+        part.submit = submit_and_die
+        try:
+            bench.submit(manager, part)
+        except _Death:
+            manager.close()
+        other = bench.start_manager()
+        (waiting,) = other.list_sync()
+        other.use_provider(waiting.id, bench.build())
+        job = other.attach_sync(waiting.id)
+        other.close()
+        _assert_one(bench, job)
+
+
+@law(0, needs_torch=False)
 def other_peoples_jobs_are_not_taken(subject: Subject) -> None:
     """A job like this one that was submitted before is not mistaken for it."""
     with open_bench(subject) as bench:

@@ -82,8 +82,10 @@ def an_unreadable_answer_is_told(subject: Subject) -> None:
 def a_cancelled_job_ends_once(subject: Subject) -> None:
     """A job is cancelled; again, or once it has ended, cancelling is no error and changes nothing."""
     with open_bench(subject) as bench:
-        job = bench.submit()
+        job, before = bench.submit(), len(bench.server.requests)
         bench.manager.cancel_sync(job.id)
+        sent = [r.method for r in bench.server.requests[before:] if r.method not in ("GET", "HEAD")]
+        assert sent, "the service was not asked for the end of the job"
         bench.finish(job, JobState.CANCELED)
         assert bench.manager.wait_sync(job.id).state == JobState.CANCELED
         assert bench.manager.cancel_sync(job.id).state == JobState.CANCELED

@@ -17,10 +17,11 @@ VERSION: Final = 1
 PATIENCE: Final = 30.0  # seconds that a writer waits for another
 TABLES: Final = """
 CREATE TABLE jobs (
-  id TEXT PRIMARY KEY, provider TEXT NOT NULL, spec TEXT NOT NULL, stage TEXT NOT NULL, state TEXT NOT NULL,
+  id TEXT PRIMARY KEY, provider TEXT NOT NULL, scope TEXT NOT NULL,
+  spec TEXT NOT NULL, stage TEXT NOT NULL, state TEXT NOT NULL,
   raw_state TEXT, phase TEXT, reason TEXT, remote_id TEXT, status TEXT, uploads TEXT NOT NULL DEFAULT '{}',
   cancel_requested REAL, updated REAL NOT NULL, cursor TEXT, owner TEXT, lease_until REAL);
-CREATE UNIQUE INDEX remote_jobs ON jobs (provider, remote_id) WHERE remote_id IS NOT NULL;
+CREATE UNIQUE INDEX remote_jobs ON jobs (provider, scope, remote_id) WHERE remote_id IS NOT NULL;
 CREATE INDEX job_states ON jobs (state, provider);
 CREATE TABLE journal (number INTEGER PRIMARY KEY, job TEXT NOT NULL, at REAL NOT NULL, step TEXT NOT NULL,
   detail TEXT NOT NULL);

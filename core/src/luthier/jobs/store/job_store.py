@@ -33,11 +33,11 @@ class JobStore:
 
     def add_job(self, spec: JobSpec, now: float, stage: Stage = Stage.INTENT, remote_id: str | None = None) -> Job:
         """Write down a new job before anything is done for it."""
-        values = (spec.id, spec.provider, _text(to_plain_data(spec)), stage, JobState.PENDING, remote_id, now)
+        names = "id, provider, scope, spec, stage, state, remote_id, updated"
+        known = (spec.id, spec.provider, spec.scope, _text(to_plain_data(spec)))
+        values = (*known, stage, JobState.PENDING, remote_id, now)
         with self.database.write() as connection:
-            connection.execute(
-                "INSERT INTO jobs (id, provider, spec, stage, state, remote_id, updated) VALUES (?,?,?,?,?,?,?)", values
-            )
+            connection.execute(f"INSERT INTO jobs ({names}) VALUES (?,?,?,?,?,?,?,?)", values)
             _note(connection, spec.id, now, stage, {})
         self._tell(spec.id, stage)
         return self.get_job(spec.id)
@@ -85,9 +85,16 @@ class JobStore:
         return rows[0]["remote_id"] if rows else None
 
     def note_created(self, id: str, status: JobStatus, now: float, *, found: bool) -> Job:
-        """Journal that the job exists at its service: as answered, or as `found` there later."""
-        self._change(id, now, Stage.CREATED, {"remote_id": status.remote_id, "found": found},
-                     {"stage": Stage.CREATED, "remote_id": status.remote_id})  # fmt: skip
+        """Journal that the job exists at its service: as answered, or as `found` there later.
+
+        Raises `job-unclear` where the service's job is that of another job of the store already.
+        """
+        columns = {"stage": Stage.CREATED, "remote_id": status.remote_id}
+        try:
+            self._change(id, now, Stage.CREATED, {"remote_id": status.remote_id, "found": found}, columns)
+        except sqlite3.IntegrityError:
+            problem = f"the service's job {status.remote_id} is another job's already"
+            raise LuthierError("job-unclear", problem, where=id) from None
         return self.save_status(id, status, now)[0]
 
     def note_refused(self, id: str, reason: str, now: float) -> Job:
