@@ -48,31 +48,24 @@ class Adapter(Protocol):
         It is called in every world that `Context.purpose` names; torch is seeded before, so that it gives the same
         initial values each time.
         """
-        ...
 
     def groups(self) -> list[Group]:
         """Return every trainable parameter, in exactly one group."""
-        ...
 
     def disabled(self) -> AbstractContextManager[None]:
         """Return a context within which the model computes what it did before `attach`."""
-        ...
 
     def state(self) -> dict[str, Any]:
         """Return all that a resume needs, as tensors and JSON values; what `constants` returns stays out."""
-        ...
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take what `state` returned into the parameters that exist."""
-        ...
 
     def save(self, folder: Path) -> None:
         """Write the adapter alone, in PEFT's layout where there is one."""
-        ...
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote into the attached adapter."""
-        ...
 
     def merge(self, context: Context) -> Any:
         """Return the model with the adapter folded into its weights and the wrappers gone.
@@ -153,7 +146,6 @@ class Loss(Protocol):
         The names are those of `LossOutput.sums`; the objective is the sum over terms of sums over weights, each added
         over the global batch. An idle batch is not asked.
         """
-        ...
 
     def __call__(self, policy: Policy, batch: Any) -> LossOutput:
         """Return the sum of each term over this micro-batch.
