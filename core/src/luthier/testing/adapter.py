@@ -274,7 +274,7 @@ def merges_on_a_quantized_base(subject: Subject, options: Any, seed: int) -> Non
 
 
 def live(subject: Subject, options: Any) -> None:
-    """All that a run asks of an adapter."""
+    """Do all that a run of two tasks asks of an adapter."""
     from luthier.testing.states import carried
 
     world = _attached(subject, options)
@@ -287,6 +287,9 @@ def live(subject: Subject, options: Any) -> None:
     if "reference" in subject.record.provides:
         with world.part.disabled():
             world.outputs()
-    world.part.end_task(0, 1)
+    world.part.end_task(0, 2)
+    world.part.begin_task(1, 2)
+    world.train(1)
+    world.part.end_task(1, 2)
     if _mergeable(subject.record):
         world.part.merge(world.context)

@@ -1,0 +1,44 @@
+"""What luthier-slao offers: the adapter `slao`, described without importing torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+from luthier import AdapterRecord, hookimpl, option
+
+__all__ = ["Slao", "luthier_adapters"]
+
+
+@attrs.frozen(kw_only=True)
+class Slao:
+    """`adapter: {name: slao, r: 8, ...}`"""
+
+    r: int = option(8, help="Rank of the update.", low=1)
+    lora_alpha: int = option(16, help="The update is scaled by lora_alpha / r, the same in every task.", low=1)
+    lora_dropout: float = option(0.0, help="Share of an update's inputs that training drops.", low=0.0, high=0.99)
+    target_modules: str | list[str] | None = option(
+        None, help="Linear layers by the ends of their names, or `all-linear`; none: q_proj and v_proj."
+    )
+    begin_from: Literal["last_trained", "last_merged", "zero"] = option(
+        "last_trained", help="What B begins each later task from; the paper's is the last trained B."
+    )
+    merge_weight: Literal["inverse_sqrt", "inverse", "replace"] = option(
+        "inverse_sqrt", help="The share of a task's B in the merge, of its number i: 1/sqrt(i), 1/i, or 1."
+    )
+    max_drift: float | None = option(
+        None, help="Refuse a merge that would move B by more than this share of its norm; none: never.", low=0.0
+    )
+
+
+@hookimpl
+def luthier_adapters() -> list[AdapterRecord]:
+    return [
+        AdapterRecord(
+            name="slao",
+            summary="One low-rank adapter for many tasks, merged after each (SLAO), in PEFT's files.",
+            options=Slao,
+            build="luthier_slao.adapter:SlaoAdapter",
+            provides=("reference", "trainable-weights"),
+        )
+    ]

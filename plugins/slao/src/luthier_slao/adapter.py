@@ -1,0 +1,160 @@
+"""The part `slao`: one low-rank pair that is trained on task after task, and merged after each.
+
+Two pairs are all that is ever kept, whatever the number of tasks: A, the B in use, and the other B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from luthier import Context, Group, LuthierError, get_logger
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from luthier_slao import Slao, files
+from luthier_slao.algebra import merge_factor, merge_share, orthonormal_rows, relative_drift
+from luthier_slao.layers import SlaoLayer, find_layers, read_whole, write_whole
+
+log = get_logger()
+
+
+class SlaoAdapter:
+    """Keeps the adapter protocol; what it leaves out has the protocol's defaults."""
+
+    def __init__(self, options: Slao) -> None:
+        self.options = options
+        self.model: Any = None
+        self.layers: dict[str, SlaoLayer] = {}
+        self.num_merged = 0  # tasks whose B is in the merged one
+
+    def attach(self, model: Any, context: Context) -> Any:
+        """Wrap the target layers; A is drawn from the run's seed as LoRA's is, B is zero."""
+        names = find_layers(model, self.options.target_modules)
+        model.requires_grad_(False)
+        generator = torch.Generator().manual_seed(context.seed)
+        scale = self.options.lora_alpha / self.options.r
+        for name in names:
+            layer = SlaoLayer(
+                model.get_submodule(name), self.options.r, scale, self.options.lora_dropout, context.device
+            )
+            drawn = nn.init.kaiming_uniform_(torch.empty(layer.lora_A.weight.shape), a=5**0.5, generator=generator)
+            with torch.no_grad():
+                layer.lora_A.weight.copy_(drawn)
+            model.set_submodule(name, layer)
+            self.layers[name] = layer
+        self.model = model
+        return model
+
+    def groups(self) -> list[Group]:
+        named = self._named()
+        return [Group(parameters=list(named.values()), names=list(named), role="adapter")]
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        before = [layer.enabled for layer in self.layers.values()]
+        for layer in self.layers.values():
+            layer.enabled = False
+        try:
+            yield
+        finally:
+            for layer, enabled in zip(self.layers.values(), before, strict=True):
+                layer.enabled = enabled
+
+    @torch.no_grad()
+    def begin_task(self, index: int, total: int) -> None:
+        """Make the rows of A orthonormal, and take the B that the task begins from; the first task begins as LoRA."""
+        if self.num_merged == 0:
+            return
+        for layer in self.layers.values():
+            merged, trained = read_whole(layer.lora_B.weight), read_whole(layer.other_B)
+            write_whole(layer.lora_A.weight, orthonormal_rows(read_whole(layer.lora_A.weight)))
+            first = {"last_trained": trained, "last_merged": merged, "zero": torch.zeros_like(merged)}
+            write_whole(layer.lora_B.weight, first[self.options.begin_from])
+            write_whole(layer.other_B, merged)
+
+    @torch.no_grad()
+    def end_task(self, index: int, total: int) -> None:
+        """Merge B into that of the tasks before; a merge that drifts too far is refused, and B stays as it was."""
+        share = merge_share(self.options.merge_weight, self.num_merged + 1)
+        moved = {name: self._merged(layer, share) for name, layer in self.layers.items()}
+        refused = self._drifts(moved)
+        if refused:
+            moved = {name: read_whole(layer.other_B) for name, layer in self.layers.items()}
+        for name, layer in self.layers.items():
+            write_whole(layer.other_B, read_whole(layer.lora_B.weight))
+            write_whole(layer.lora_B.weight, moved[name])
+        self.num_merged += not refused
+
+    def state(self) -> dict[str, Any]:
+        """Return A and B under PEFT's names, the other B of each layer, and the number of merged tasks."""
+        others = {f"{name}.other_B": layer.other_B.detach() for name, layer in self.layers.items()}
+        own = {name: parameter.detach() for name, parameter in self._named().items()}
+        return {**own, **others, "num_merged": self.num_merged}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take `state` back. `checkpoint-corrupt` where rank or targets have changed since."""
+        held = {name: tensor for name, tensor in self.state().items() if isinstance(tensor, Tensor)}
+        given = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+        files.check_tensors(held, given, "adapter state", "checkpoint-corrupt")
+        for name, tensor in held.items():
+            tensor.copy_(given[name])
+        self.num_merged = int(state["num_merged"])
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that plain PEFT loads, and beside it what the next task needs."""
+        own = {name: parameter.detach() for name, parameter in self._named().items()}
+        others = {name: layer.other_B for name, layer in self.layers.items()}
+        files.save_adapter(folder, self.model, self.options, own)
+        files.save_accumulator(folder, others, self.num_merged)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote. `artifact-mismatch` where it is of another rank, base or targets."""
+        tensors, others, number = files.load_adapter(folder, self.options)
+        self.load_state({**tensors, **{f"{name}.other_B": t for name, t in others.items()}, "num_merged": number})
+
+    @torch.no_grad()
+    def merge(self, context: Context) -> Any:
+        """Return the model with each update in its layer's weight; a quantized layer becomes a dense one."""
+        for name, layer in self.layers.items():
+            update, base = layer.update_weight(), layer.base_layer
+            if not update.isfinite().all():
+                raise LuthierError("artifact-unmergeable", "the adapter holds NaN or infinity", where=name)
+            self.model.set_submodule(name, _plain_layer(base, context.dequantize(base) + update, context))
+        self.layers = {}
+        return self.model
+
+    def _named(self) -> dict[str, nn.Parameter]:
+        sides = [(name, layer, side) for name, layer in self.layers.items() for side in ("lora_A", "lora_B")]
+        return {f"{name}.{side}.weight": getattr(layer, side).weight for name, layer, side in sides}
+
+    def _merged(self, layer: SlaoLayer, share: float) -> Tensor:
+        return merge_factor(read_whole(layer.other_B), read_whole(layer.lora_B.weight), share)
+
+    def _drifts(self, moved: Mapping[str, Tensor]) -> bool:
+        limit = self.options.max_drift
+        if limit is None or self.num_merged == 0:
+            return False
+        drifts = {name: relative_drift(read_whole(self.layers[name].other_B), tensor) for name, tensor in moved.items()}
+        worst = max(drifts, key=drifts.__getitem__)
+        if drifts[worst] <= limit:
+            return False
+        log.warning("merge refused: it drifts too far", layer=worst, drift=round(drifts[worst], 4), max_drift=limit)
+        return True
+
+
+def _plain_layer(base: Any, weight: Tensor, context: Context) -> nn.Module:
+    """Return the base layer with the weight [out, in]; in the place of a quantized one, a dense one."""
+    if type(base) in (nn.Linear, Conv1D):
+        context.requantize(base, weight)
+        return base
+    dense = nn.Linear(weight.shape[1], weight.shape[0], bias=getattr(base, "bias", None) is not None)
+    dense.to(device=weight.device, dtype=context.dtype).requires_grad_(False).train(base.training)
+    dense.weight.copy_(weight)
+    if dense.bias is not None:
+        dense.bias.copy_(base.bias)
+    return dense

@@ -1,0 +1,97 @@
+"""The files of an adapter: PEFT's LoRA folder, and beside it the B that is not in use, for the next task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from luthier import LuthierError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from luthier_slao import Slao
+
+PREFIX: Final = "base_model.model."
+CONFIG: Final = "adapter_config.json"
+WEIGHTS: Final = "adapter_model.safetensors"
+ACCUMULATOR: Final = "slao.safetensors"
+NUMBERS: Final = "slao.json"
+FITS: Final = "Use the base model and the options that it was trained with."
+
+
+def save_adapter(folder: Path, model: Any, options: Slao, tensors: Mapping[str, Tensor]) -> None:
+    """Write adapter_config.json and adapter_model.safetensors as PEFT reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    named = {PREFIX + name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}
+    save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
+    targets = sorted({name.removesuffix(".weight").rpartition(".")[0] for name in tensors})
+    config = {
+        "base_model_name_or_path": getattr(model.config, "_name_or_path", None) or None,
+        "bias": "none",
+        "fan_in_fan_out": any(type(m).__name__ == "Conv1D" for m in model.modules()),
+        "inference_mode": True,
+        "lora_alpha": options.lora_alpha,
+        "lora_dropout": options.lora_dropout,
+        "peft_type": "LORA",
+        "r": options.r,
+        "target_modules": targets,
+        "task_type": "CAUSAL_LM",
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def save_accumulator(folder: Path, others: Mapping[str, Tensor], num_merged: int) -> None:
+    """Write each layer's other B, and how many tasks are merged."""
+    save_file({name: tensor.detach().to("cpu").contiguous() for name, tensor in others.items()}, folder / ACCUMULATOR)
+    (folder / NUMBERS).write_text(json.dumps({"num_merged": num_merged}) + "\n", "utf-8")
+
+
+def load_adapter(folder: Path, options: Slao) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+    """Return the tensors in use by their names in the model, the others by layer, and the number of merged tasks.
+
+    Raises `artifact-not-found` or `artifact-mismatch`.
+    """
+    config = _read_json(folder / CONFIG)
+    for name in ("r", "lora_alpha"):
+        if config.get(name) != getattr(options, name):
+            problem = f"the adapter has {name} {config.get(name)!r}, the options {getattr(options, name)!r}"
+            raise LuthierError("artifact-mismatch", problem, where=str(folder / CONFIG), remedy=FITS)
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in _read_tensors(folder / WEIGHTS).items()}
+    return tensors, _read_tensors(folder / ACCUMULATOR), int(_read_json(folder / NUMBERS)["num_merged"])
+
+
+def check_tensors(held: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str, code: str) -> None:
+    """Raise `code` where a tensor is missing, unknown, of another shape, or not finite."""
+    for problem, names in (("lacks", held.keys() - given.keys()), ("has unknown", given.keys() - held.keys())):
+        if names:
+            first = sorted(names)[0]
+            raise LuthierError(code, f"{problem} {len(names)} tensors", where=where, found=first, remedy=FITS)
+    for name, tensor in held.items():
+        if tensor.shape != given[name].shape:
+            problem = f"{name} has shape {list(given[name].shape)}, the model's is {list(tensor.shape)}"
+            raise LuthierError(code, problem, where=where, remedy=FITS)
+        if not torch.isfinite(given[name]).all():
+            raise LuthierError(code, f"{name} holds NaN or infinity", where=where, remedy="Use an earlier checkpoint.")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise LuthierError("artifact-not-found", f"no {path.name} in this folder", where=str(path.parent))
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise LuthierError("artifact-mismatch", f"not JSON: {error}", where=str(path), remedy=FITS) from None
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise LuthierError("artifact-not-found", f"no {path.name} in this folder", where=str(path.parent))
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        problem = f"not a whole safetensors file: {error}"
+        raise LuthierError("artifact-mismatch", problem, where=str(path), remedy="Copy the file again.") from None
