@@ -54,6 +54,7 @@ CASES = [
     ("adapter", "lora", "luthier-lora"),
     ("adapter", {"name": "dora", "r": 4}, "luthier-lora"),
     ("adapter", "peft.oft", "luthier-peft"),
+    ("adapter", "slao", "luthier-slao"),
     ("quantizer", "nf4", "luthier-nf4"),
     ("quantizer", {"name": "bitnet", "method": "twn"}, "luthier-bitnet"),
     ("callbacks", ["wandb"], "luthier-wandb"),
