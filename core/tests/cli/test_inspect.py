@@ -51,3 +51,25 @@ def test_the_histogram_counts_every_example(luthier, tiny):
 
 def test_no_example_is_shown_where_none_is_asked_for(luthier, tiny):
     assert "Example 1" not in luthier("inspect", tiny / "r.yaml", "--rows", "0").stdout
+
+
+PAIRS = [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No idea.", "margin": i} for i in range(6)]
+
+
+def test_a_pair_is_shown_with_both_sides_coloured_its_lengths_and_what_sharing_saves(
+    luthier, tiny, tmp_path, monkeypatch
+):
+    from luthier import api
+
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    text = luthier("inspect", tiny / "r.yaml", "--data", tmp_path / "pairs.jsonl", "--rows", "1").stdout
+    for part in ("chosen", "rejected", "«It is 0.", "«No idea.", "lengths of chosen", "saved by sharing the prompt"):
+        assert part in text
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    found = api.inspect(tiny / "r.yaml", data=str(tmp_path / "pairs.jsonl"), rows=1)
+    screen = Console(width=100, force_terminal=True, color_system="standard", highlight=False, markup=False)
+    with screen.capture() as captured:
+        draw_inspection(screen, found)
+    assert "\x1b[32mIt is 0." in captured.get() and "\x1b[31mNo idea." in captured.get()
+    saved = found.report.shared_tokens
+    assert saved >= sum(len(row["prompt"]) for row in PAIRS) and f"save {saved:,} tokens" in captured.get()

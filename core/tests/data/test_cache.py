@@ -10,6 +10,7 @@ import attrs
 import numpy as np
 import pytest
 from luthier.data import cache, identity
+from luthier.data.formats.wanted import Wanted
 from luthier.data.prepare import prepare
 from luthier.recipe.tree import Data, Source
 from luthier.testing.worlds import TEMPLATE, tiny_tokenizer
@@ -292,3 +293,29 @@ def test_every_option_of_the_data_is_part_of_the_key_or_known_not_to_matter():
     assert names - {*cache.WITHOUT} == {
         "format", "text_unit", "max_length", "overlong", "train_on", "unsupervised", "block_size"
     }  # fmt: skip
+
+
+def test_pairs_with_their_columns_and_numbers_come_back_from_the_cache_as_they_were(tmp_path, folder):
+    path = tmp_path / "pairs.jsonl"
+    rows = [
+        {"prompt": f"q{i}" * 40, "chosen": "a" * 300, "rejected": f"b{i}" * 99, "margin": i / 4} for i in range(500)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wanted = Wanted(kind="preference", columns={"margin": "float"})
+    first, again = (
+        prepare(data_of(path, source={"columns": {}}, validation=0.1), tiny_tokenizer(), seed=0, wanted=w)
+        for w in (wanted, wanted)
+    )
+    assert len(entries(folder)) == 1 and isinstance(again.train.input_ids, np.memmap)
+    assert plain(first) == plain(again)
+    for one, other in zip(first.train, again.train, strict=True):
+        assert (one.index, one.names, dict(one.columns)) == (other.index, other.names, dict(other.columns))
+        assert one.columns == {"margin": one.index / 4}
+    assert {e.index for e in first.train}.isdisjoint(e.index for e in first.validation)
+    prepare(
+        data_of(path, source={"columns": {}}, validation=0.1),
+        tiny_tokenizer(),
+        seed=0,
+        wanted=Wanted(kind="preference"),
+    )
+    assert len(entries(folder)) == 2  # other columns, another entry

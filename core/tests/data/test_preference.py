@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from luthier import LuthierError
 from luthier.data.formats.wanted import Wanted
 from luthier.data.forms import Pair
+from luthier.data.prepare import prepare
 from luthier.data.recognise import convert_row
 from luthier.data.rows import Row
+from luthier.recipe.tree import Data, Source
 
 PAIRED = Wanted(kind="preference")
 WORDS = st.text("ab c", min_size=1, max_size=20)
@@ -89,3 +91,117 @@ def test_pairs_for_a_loss_of_tokens_and_rows_for_a_loss_of_pairs_are_refused(cha
         with pytest.raises(LuthierError) as caught:
             made(rows, chat("chatml"), wanted=Wanted(kind=kind))
         assert caught.value.code == "data-format" and caught.value.where == "data"
+
+
+def texts(example, tokenizer):
+    return {name: tokenizer.decode(one.input_ids) for name, one in example.by_name().items()}
+
+
+def test_both_sides_are_the_template_of_the_prompt_with_their_answer(chat, made, answers):
+    tokenizer = chat("chatml")
+    (example,) = made([{"prompt": "q", "chosen": "yes", "rejected": "no"}], tokenizer, wanted=PAIRED).train
+    for name, answer in (("chosen", "yes"), ("rejected", "no")):
+        side = example.by_name()[name]
+        assert answers(side, tokenizer) == [f"{answer}<|im_end|>"]
+        talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
+        assert tokenizer.decode(side.input_ids).removeprefix("<s>") == tokenizer.apply_chat_template(
+            talk, tokenize=False
+        )
+
+
+def test_without_a_template_or_a_prompt_of_its_own_texts_are_joined_as_they_are(chat, made):
+    for tokenizer, row in (
+        (chat(None), {"prompt": "q: ", "chosen": "yes", "rejected": "no"}),
+        (chat("chatml"), {"chosen": "q: yes", "rejected": "q: no"}),
+    ):
+        (example,) = made([row], tokenizer, wanted=PAIRED).train
+        assert texts(example, tokenizer) == {"chosen": "<s>q: yes</s>", "rejected": "<s>q: no</s>"}
+
+
+@pytest.mark.parametrize("template", ["chatml", "qwen", "llama3", "mistral", "tagged", "mute", "bare", None])
+@pytest.mark.parametrize("kind", ["preference", "unpaired"])
+def test_an_empty_answer_is_an_answer_whose_stop_token_is_supervised(chat, made, answers, template, kind):
+    tokenizer = chat(template)
+    row = {"prompt": "q", "chosen": "yes", "rejected": "", "completion": "", "label": False}
+    (example,) = made([row], tokenizer, wanted=Wanted(kind=kind)).train
+    side = example.by_name()["rejected" if kind == "preference" else "text"]
+    (found,) = answers(side, tokenizer)
+    assert found.strip() in tokenizer.all_special_tokens  # a space after [/INST] is the answer's
+
+
+def test_tools_of_the_row_are_written_before_both_answers(chat, made):
+    function = {"name": "weather", "parameters": {"type": "object", "properties": {}}}
+    row = {
+        "chosen": said("q", "yes"),
+        "rejected": said("q", "no"),
+        "tools": [{"type": "function", "function": function}],
+    }
+    (example,) = made([row], chat("qwen"), wanted=PAIRED).train
+    assert all("weather" in text for text in texts(example, chat("qwen")).values())
+
+
+def test_a_pair_above_max_length_is_dropped_cut_or_refused_as_the_recipe_says(chat, made):
+    rows = [{"prompt": "q", "chosen": "c" * 30, "rejected": "r"}, {"prompt": "q", "chosen": "c", "rejected": "r"}]
+    tokenizer = chat(None)
+    kept = made(rows, tokenizer, wanted=PAIRED, max_length=12)
+    assert kept.report.drops == {"overlong_pair": 1} and [e.index for e in kept.train] == [1]
+    cut = made(rows, tokenizer, wanted=PAIRED, max_length=12, overlong="truncate")
+    assert texts(cut.train[0], tokenizer) == {"chosen": "<s>q" + "c" * 10, "rejected": "<s>qr</s>"}
+    assert cut.report.changes == {"truncated": 1}
+    for overlong, code in (("error", "data-overlong"), ("split", "recipe-conflict")):
+        with pytest.raises(LuthierError) as caught:
+            made(rows, tokenizer, wanted=PAIRED, max_length=12, overlong=overlong)
+        assert caught.value.code == code
+
+
+def test_a_pair_that_truncation_makes_equal_or_leaves_without_answer_is_dropped(chat, made):
+    rows = [
+        {"prompt": "q", "chosen": "cccca", "rejected": "ccccb"},
+        {"prompt": "q" * 20, "chosen": "c", "rejected": "r"},
+        {"prompt": "q", "chosen": "c", "rejected": "r"},
+    ]
+    report = made(rows, chat(None), wanted=PAIRED, max_length=5, overlong="truncate").report
+    assert report.drops == {"equal_pair": 1, "truncated_unsupervised": 1}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"prompt": "q", "completion": "a"},
+        {"prompt": said("q"), "completion": answered("a")},
+        {"messages": said("q", "a")},
+        {"completion": said("q", "a")},
+    ],
+)
+def test_every_way_to_write_a_judged_answer_gives_the_same_tokens(chat, made, answers, values):
+    wanted = Wanted(kind="unpaired")
+    (example,) = made([{**values, "label": True}], chat("chatml"), wanted=wanted).train
+    (expected,) = made([{"prompt": "q", "completion": "a", "label": True}], chat("chatml"), wanted=wanted).train
+    assert example.input_ids.tolist() == expected.input_ids.tolist() and example.columns == {"label": True}
+    assert answers(example, chat("chatml")) == ["a<|im_end|>"]
+
+
+def test_a_label_beside_a_completion_is_no_verdict_to_other_losses(chat, made):
+    rows = [{"prompt": "q", "completion": "a", "label": "sport"}]
+    assert made(rows, chat("chatml")).report.format == "prompt_completion"
+
+
+@pytest.mark.parametrize("value", ["true", "False"])
+def test_csv_files_write_a_verdict_and_numbers_as_text(tmp_path, chat, value):
+    (tmp_path / "a.csv").write_text(f"prompt,completion,label,margin,rank\nq,a,{value},0.5,7\n")
+    wanted = Wanted(kind="unpaired", columns={"margin": "float", "rank": "int"})
+    (example,) = prepare(
+        Data(train=[Source(path=str(tmp_path / "a.csv"))]), chat("chatml"), seed=0, wanted=wanted
+    ).train
+    assert example.columns == {"label": value == "true", "margin": 0.5, "rank": 7}
+
+
+def test_further_texts_of_the_row_become_documents_of_its_unit(chat, made):
+    wanted = Wanted(kind="preference", documents={"hint": "note"})
+    rows = [{"prompt": "q", "chosen": "c", "rejected": "r", "note": f"n{i}"} for i in range(2)]
+    examples = made(rows, chat(None), wanted=wanted).train
+    assert examples.names == ("chosen", "rejected", "hint")
+    assert [texts(e, chat(None))["hint"] for e in examples] == ["<s>n0</s>", "<s>n1</s>"]
+    with pytest.raises(LuthierError, match="note") as caught:
+        made([*rows, {"prompt": "q", "chosen": "c", "rejected": "r"}], chat(None), wanted=wanted)
+    assert caught.value.code == "data-column" and "[2]" in caught.value.where

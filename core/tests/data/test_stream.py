@@ -6,6 +6,7 @@ import json
 
 import pytest
 from luthier.data import stream as streams
+from luthier.data.formats.wanted import Wanted
 from luthier.data.order import permutation
 from luthier.data.prepare import prepare
 from luthier.data.streaming import StreamFeed
@@ -311,3 +312,42 @@ def test_looking_at_a_stream_reads_only_its_beginning():
     assert len(found.examples) == 2
     assert found.report.rows == 100
     assert rows.read < 200
+
+
+PAIRED = Wanted(kind="preference", columns={"margin": "float"})
+
+
+def pair_rows(count, begin=0):
+    return [
+        {"prompt": f"q{i}", "chosen": "a" * (1 + i % 4), "rejected": "b" * (1 + i % 3), "margin": i}
+        for i in range(begin, begin + count)
+    ]
+
+
+def test_streamed_pairs_are_those_of_rows_in_memory_and_go_on_from_any_state(tmp_path):
+    for name in ("a", "b"):
+        lines = [json.dumps(row) + "\n" for row in pair_rows(9, 9 * (name == "b"))]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    sources = [Source(path=str(tmp_path / "*.jsonl"))]
+    whole = prepare(Data(train=sources, cache=False), TOKENIZER, seed=0, wanted=PAIRED).train
+    stream = prepare(Data(train=sources, streaming=True), TOKENIZER, seed=0, wanted=PAIRED).train
+    settings = {"stream": stream, "batch": 4, "seed": 0, "buffer": 5, "epochs": 2}
+    portions = list(StreamFeed(**settings).portions(0))
+    first = [e for p in portions[: len(portions) // 2] for e in p.examples]
+    read = {e.columns["margin"]: e for e in first}
+    assert sorted(read) == [e.columns["margin"] for e in whole] and len(first) == len(whole)
+    for example in whole:
+        other = read[example.columns["margin"]]
+        assert other.names == example.names == ("chosen", "rejected")
+        assert (
+            other.input_ids.tolist() == example.input_ids.tolist() and other.starts.tolist() == example.starts.tolist()
+        )
+    assert len({e.index for e in first}) == len(whole)
+    again = StreamFeed(**settings)
+    (tmp_path / "state").mkdir()
+    save_state({"feed": again.state(portions[2])}, tmp_path / "state")
+    again.load_state(load_state(tmp_path / "state")["feed"])
+    for one, other in zip(portions[3:], again.portions(3), strict=True):
+        assert [(e.index, e.names, dict(e.columns)) for e in one.examples] == [
+            (e.index, e.names, dict(e.columns)) for e in other.examples
+        ]

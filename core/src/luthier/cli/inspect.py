@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -53,7 +54,8 @@ def draw_inspection(screen: Console, found: Inspection) -> None:
     from luthier.cli.tables import draw_section
 
     for number, example in enumerate(found.examples, 1):
-        count = f"{example.supervised_tokens} of {example.tokens} tokens supervised" if example.tokens else ""
+        count = f"{example.supervised_tokens} of {example.tokens} tokens supervised"
+        count += f", {example.shared_tokens} saved by sharing the prompt" if example.shared_tokens else ""
         screen.print(Text.assemble((f"Example {number}", "bold underline"), f"  {example.where}  {count}"))
         screen.print(_example(example, coloured=screen.color_system is not None and not screen.no_color), end="\n\n")
     _draw_report(screen, "Training rows", found.report)
@@ -86,7 +88,7 @@ def _example(example: Shown, *, coloured: bool) -> Text:
 def _draw_report(screen: Console, title: str, report: Report) -> None:
     from luthier.cli.tables import draw_section, pairs_table
 
-    lengths = ", ".join(f"{_percentile(name)} {value}" for name, value in report.lengths.items())
+    lengths = _lengths(report.lengths)
     rows = {
         "format": report.format,
         "rows": f"{report.rows:,}, which make {report.examples:,} examples",
@@ -94,6 +96,8 @@ def _draw_report(screen: Console, title: str, report: Report) -> None:
         "changed": _counted(report.changes) or None,
         "tokens": f"{report.tokens:,}, {report.supervised_share:.1%} of them supervised",
         "lengths": lengths or None,
+        **{f"lengths of {name}": _lengths(own) for name, own in report.document_lengths.items()},
+        "shared prompts": f"save {report.shared_tokens:,} tokens" if report.shared_tokens else None,
     }
     draw_section(screen, title, pairs_table(rows))
     for warning in report.warnings:
@@ -108,6 +112,10 @@ def _histogram(bars: list[tuple[int, int, int]]) -> Table:
     for shortest, longest, count in bars:
         table.add_row(f"{shortest} to {longest}", f"{count:,}", "█" * -(-count * BAR // most))
     return table
+
+
+def _lengths(percentiles: Mapping[str, int]) -> str:
+    return ", ".join(f"{_percentile(name)} {value}" for name, value in percentiles.items())
 
 
 def _percentile(name: str) -> str:

@@ -190,6 +190,8 @@ def _steps(schedule: Mapping[str, Any], packing: Mapping[str, float], time: Mapp
         f"{packing['documents_per_micro_batch']:.1f} documents and at most {packing['largest_micro_batch']:,} tokens",
         "packing": f"{packing['efficiency']:.1%} full",
     }
+    if schedule["tokens_saved_per_epoch"]:
+        rows["shared prompts"] = f"save {schedule['tokens_saved_per_epoch']:,} tokens per epoch"
     if time:
         rows["time"] = f"about {_duration(time['seconds'])}: {time['share']:.0%} ({time['share_from']}) of the rate of "
         rows["time"] += f"{time['rate_from']}: {time['rate'] / 1e9:,.0f} GFLOP/s"

@@ -168,6 +168,12 @@ class TokenDataset(Sequence[TokenExample]):
         return np.diff(self.starts)
 
     @property
+    def document_lengths(self) -> dict[str, NDArray[np.int64]]:
+        """[N] for each name of a document: its tokens in each example."""
+        borders = np.append(self.firsts, len(self.input_ids))
+        return dict(zip(self.names, np.diff(borders).reshape(-1, len(self.names)).T, strict=True)) if self.names else {}
+
+    @property
     def longest(self) -> int:
         """Tokens that no example has more of."""
         return int(self.lengths.max())

@@ -8,6 +8,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from luthier.data.batches.sharing import count_saved
 from luthier.data.examples import IGNORED, TokenExample
 from luthier.data.prepare import Prepared
 from luthier.data.report import Report
@@ -29,7 +30,7 @@ class ShownDocument:
 class Shown:
     """One unit as the loss sees it. `pieces` are those of its documents, one after the other.
 
-    `shared_tokens` are those that are computed once, though several documents have them.
+    `shared_tokens` is how many tokens are saved where a prompt that several documents begin with is computed once.
     """
 
     where: str
@@ -88,7 +89,8 @@ def _shown(example: TokenExample, tokenizer: Any) -> Shown:
         _document(names.get(number, ""), example.input_ids[span], example.labels[span], tokenizer)
         for number, span in enumerate(example.spans)
     )
-    return Shown(where=example.where, documents=documents, columns=dict(example.columns))
+    saved = int(count_saved([example])[0])
+    return Shown(where=example.where, documents=documents, columns=dict(example.columns), shared_tokens=saved)
 
 
 def _document(name: str, ids: NDArray[np.int32], labels: NDArray[np.int32], tokenizer: Any) -> ShownDocument:

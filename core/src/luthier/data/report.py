@@ -10,6 +10,9 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from luthier.data.batches.sharing import count_saved
+from luthier.data.examples import TokenDataset
+
 PERCENTILES: Final = (0, 25, 50, 75, 90, 95, 99, 100)
 BINS: Final = 12
 
@@ -26,6 +29,8 @@ class Report:
     tokens: int = 0
     supervised_tokens: int = 0
     lengths: dict[str, int] = attrs.field(factory=dict)  # tokens of an example, by percentile
+    document_lengths: dict[str, dict[str, int]] = attrs.field(factory=dict)  # of units of several documents, by name
+    shared_tokens: int = 0  # that are computed once where documents of a unit share their prompt, not several times
     histogram: list[tuple[int, int, int]] = attrs.field(factory=list)  # shortest, longest, examples
     warnings: list[str] = attrs.field(factory=list)
     validation: Report | None = None
@@ -38,13 +43,15 @@ class Report:
     def supervised_share(self) -> float:
         return self.supervised_tokens / self.tokens if self.tokens else 0.0
 
-    def measure(self, lengths: NDArray[np.int64], supervised: NDArray[np.int64]) -> None:
+    def measure(self, dataset: TokenDataset) -> None:
         """Fill in tokens, percentiles and the histogram from the kept examples."""
+        lengths, supervised = dataset.lengths, dataset.num_supervised
         self.examples, self.tokens, self.supervised_tokens = len(lengths), int(lengths.sum()), int(supervised.sum())
         if len(lengths):
-            values = np.percentile(lengths, PERCENTILES, method="nearest").tolist()
-            self.lengths = {f"p{p}": int(v) for p, v in zip(PERCENTILES, values, strict=True)}
-            self.histogram = _histogram(lengths)
+            self.lengths, self.histogram = _percentiles(lengths), _histogram(lengths)
+        if len(lengths) and dataset.names:
+            self.document_lengths = {name: _percentiles(own) for name, own in dataset.document_lengths.items()}
+            self.shared_tokens = int(count_saved(dataset).sum())
 
     def to_dict(self) -> dict[str, Any]:
         plain = {field.name: getattr(self, field.name) for field in attrs.fields(Report)}
@@ -60,6 +67,11 @@ class Report:
         held["histogram"] = [(low, high, count) for low, high, count in held["histogram"]]
         held["validation"] = held["validation"] and cls.from_dict(held["validation"])
         return cls(**held)
+
+
+def _percentiles(lengths: NDArray[np.int64]) -> dict[str, int]:
+    values = np.percentile(lengths, PERCENTILES, method="nearest").tolist()
+    return {f"p{p}": int(v) for p, v in zip(PERCENTILES, values, strict=True)}
 
 
 def _histogram(lengths: NDArray[np.int64]) -> list[tuple[int, int, int]]:

@@ -56,7 +56,7 @@ class Making:
         if self.maker.data.block_size is not None:
             blocks = Blocks(size=self.maker.data.block_size)
             dataset = TokenDataset.joined([blocks.add(dataset), blocks.end()])
-        report.measure(dataset.lengths, dataset.num_supervised)
+        report.measure(dataset)
         return dataset
 
     def _made(self, forms: Sequence[Form]) -> Iterator[Made]:

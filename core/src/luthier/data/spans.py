@@ -92,6 +92,8 @@ def find_turn(
     Offsets come from generation tags, or from where the prompt ends (`add_generation_prompt`), else from a probe.
     """
     message, last = messages[index], index + 1 == len(messages)
+    if index and template.prompts and not _says(message):
+        return _silent_turn(template.render(messages[:index], tools, prompt=True), template)
     text = whole if last and whole is not None else template.render(messages[: index + 1], tools)
     spans = _tagged(messages, index, tools, template) if template.tagged else []
     start = spans[0][0] if spans else _start(messages, index, tools, template, text)
@@ -105,6 +107,16 @@ def find_turn(
     tagged = [span for span in spans if span[0] < end] or [(start, end)]  # nothing after the stop token
     kept = (*tagged[:-1], (tagged[-1][0], end))
     return Turn(text=text, spans=kept, insert=insert, thoughtless=thought not in text[start:])
+
+
+def _silent_turn(prompt: str, template: ChatTemplate) -> Turn:
+    """An answer that says nothing: the stop token right after the prompt that generation is given.
+
+    Templates may leave out, with the text, what the prompt ends with.
+    """
+    text, start = prompt + template.tail, len(prompt)
+    insert = None if template.closes else start
+    return Turn(text=text, spans=((start, start + len(template.closing)),), insert=insert)
 
 
 def _tagged(messages: list[dict[str, Any]], index: int, tools: Any, template: ChatTemplate) -> list[Span]:

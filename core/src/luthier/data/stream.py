@@ -148,7 +148,7 @@ def _ingredients(data: Data, maker: Maker, wanted: Wanted) -> dict[str, Any]:
 
 def _report(made: Made, forms: Sequence[Form], name: str, maker: Maker) -> Report:
     report = Report(format=name, rows=len(forms), drops=made.drops, changes=made.changes)
-    report.measure(made.examples.lengths, made.examples.num_supervised)
+    report.measure(made.examples)
     told = f"rows are read as the run goes: this is of the first {len(forms)}"
     report.warnings = [told, *warnings_of(report, forms, maker.template)]
     return report
