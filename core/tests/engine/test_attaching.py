@@ -326,3 +326,55 @@ def test_every_sharded_rank_is_told_what_rank_0_decided(model_folder, rows, tmp_
     settings |= {"callbacks": [], "memory_check": False, "output_dir": str(tmp_path / "both")}
     first, second = in_ranks(2, sharded_decisions, settings)
     assert first == second
+
+
+@attrs.define
+class DenseAdapter(ShiftAdapter):
+    """It trains norms, and its artifact is the whole model, in bfloat16 or as the run wants it."""
+
+    artifact = "model"
+    save_dtype = "bfloat16"
+    norms: dict = attrs.field(factory=dict)
+    context: object = None
+
+    def attach(self, model, context):
+        model.requires_grad_(False)
+        self.context, self.model = context, model
+        self.norms = {n: p.requires_grad_(True) for n, p in model.named_parameters() if "norm" in n}
+        return model
+
+    model: object = None
+
+    def groups(self):
+        return [luthier.Group(parameters=list(self.norms.values()), names=list(self.norms), role="norm")]
+
+    def state(self):
+        return {name: parameter.detach() for name, parameter in self.norms.items()}
+
+    @torch.no_grad()
+    def load_state(self, state):
+        for name, parameter in self.norms.items():
+            parameter.copy_(state[name])
+
+    def save(self, folder):
+        self.context.save_model(self.model, folder)
+
+    def load(self, folder):
+        loaded = dict(self.context.load_model(folder, self.model).named_parameters())
+        self.load_state({name: loaded[name] for name in self.norms})
+
+    def penalty(self):
+        return None
+
+
+def test_a_dense_artifact_is_written_in_the_dtype_that_the_adapter_wishes_for_and_verified(train):
+    run = train(adapter=DenseAdapter(), max_steps=2)
+    assert run.artifact.name == "model"
+    (file,) = run.artifact.glob("*.safetensors")
+    assert {tensor.dtype for tensor in load_file(file).values()} == {torch.bfloat16}
+
+
+def test_the_recipes_own_dtype_of_files_wins_over_the_adapters_wish(train):
+    run = train(adapter=DenseAdapter(), max_steps=2, save_dtype="float32")
+    (file,) = run.artifact.glob("*.safetensors")
+    assert {tensor.dtype for tensor in load_file(file).values()} == {torch.float32}
