@@ -207,6 +207,7 @@ def test_each_plugins_wheel_works_with_the_cores_alone(tmp_path, libraries, whee
 BESIDE = {
     "int8": ["plugins/lora"],
     "bitnet": ["kernels"],
+    "optimizers": ["kernels"],
     "nf4": ["plugins/lora", "kernels"],
 }  # something must train on a frozen base
 USED = {
@@ -215,6 +216,7 @@ USED = {
     "lion": ["--optimizer", "lion"],
     "int8": ["--adapter", "lora", "--quantizer", "int8"],
     "nf4": ["--adapter", "qlora"],
+    "optimizers": ["--optimizer", "adamw_8bit"],
     "bitnet": ["--adapter", "full", "--quantizer", "bitnet"],
     "wandb": ["--callbacks", '["jsonl", {"name": "wandb", "mode": "offline"}]'],
     "mlflow": ["--callbacks", '["jsonl", {"name": "mlflow"}]'],
