@@ -270,3 +270,84 @@ def test_the_plan_says_what_companions_cost(train, tmp_path):
     assert kept.memory["reference"] == pytest.approx(size, rel=0.1)
     assert any("teacher" in note for note in taught.notes) and any("reference" in note for note in kept.notes)
     assert taught.time["seconds"] > plain.time["seconds"]
+
+
+@pytest.mark.parametrize("start", ["lora", "trained lora", "full"])
+def test_a_cached_reference_gives_the_values_of_a_live_one(train, adapter_folder, tmp_path, start):
+    given = {"loss": Nearby(), "data": {**_data(train), "validation": 0.25}, **begins(start, adapter_folder)}
+    live = train(**given, output_dir=str(tmp_path / "live"))
+    cached = train(**given, reference_cache=True)
+    assert cached.loss_history == pytest.approx(live.loss_history, abs=1e-6)
+    assert cached.eval_loss == pytest.approx(live.eval_loss, abs=1e-6)
+    alone = {**given, "packing": False}
+    live = train(**alone, output_dir=str(tmp_path / "live alone"))
+    cached = train(**alone, reference_cache=True, output_dir=str(tmp_path / "alone"))
+    assert cached.loss_history == live.loss_history  # the same packing: to the bit
+
+
+def _data(train):
+    return {"train": train.settings["data"]}
+
+
+@pytest.mark.parametrize("start", ["trained lora", "full"])
+def test_a_run_with_a_cached_reference_goes_on_with_it(train, adapter_folder, tmp_path, start):
+    given = {"loss": Nearby(), "reference_cache": True, **begins(start, adapter_folder)}
+    straight = train(**given, output_dir=str(tmp_path / "straight"))
+    with pytest.raises(Interrupted):
+        train(**given, callbacks=["jsonl", stop_after(3)])
+    (taken,) = checkpoint.steps(tmp_path / "run")
+    assert train(**given).loss_history == straight.loss_history
+    elsewhere = train(**given, output_dir=str(tmp_path / "elsewhere"), resume=taken)
+    assert elsewhere.loss_history == straight.loss_history
+
+
+def test_a_cache_of_other_rows_or_another_template_is_refused(train, tmp_path):
+    given = {"loss": Nearby(), "reference_cache": True}
+    with pytest.raises(Interrupted):
+        train(**given, callbacks=["jsonl", stop_after(3)])
+    data = Path(train.settings["data"])
+    data.write_text(data.read_text().replace("0 and 0", "9 and 9"))
+    with pytest.raises(LuthierError, match="other data") as caught:
+        train(**given, allow_changed="data")
+    assert caught.value.where == "reference_cache"
+
+
+class Asking(Nearby):
+    def __call__(self, policy, batch):
+        policy.reference().map_logits(batch, lambda logits, labels: logits.logsumexp(-1))
+        return super().__call__(policy, batch)
+
+
+class Deriving(Nearby):
+    """Nearby, of documents with other tokens than the rows'."""
+
+    def __call__(self, policy, batch):
+        import attrs
+
+        return super().__call__(policy, attrs.evolve(batch, input_ids=batch.input_ids.roll(1)))
+
+
+def test_any_other_question_to_a_cache_is_refused_by_the_plan(train, tmp_path):
+    found = refused(train, tmp_path, loss=Asking(), reference_cache=True)
+    assert found.where == "reference_cache" and "map_logits" in str(found)
+    found = refused(train, tmp_path, loss=Nearby(), reference_cache=True, data={**_data(train), "streaming": True})
+    assert found.where == "reference_cache" and "stream" in str(found)
+
+
+def test_documents_that_no_row_has_are_asked_of_the_live_reference(train, tmp_path):
+    live = train(loss=Deriving(), adapter=LORA, output_dir=str(tmp_path / "live"))
+    cached = train(loss=Deriving(), adapter=LORA, reference_cache=True)
+    assert cached.loss_history == live.loss_history
+
+
+def seen_cached(settings):
+    return luthier.train(**settings, loss=Nearby(), reference_cache=True).loss_history
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_share_a_cache(train, model_folder, tmp_path, strategy):
+    exact = {"model": {"name_or_path": str(model_folder), "dtype": "float64"}, "memory_check": False}
+    settings = {**train.settings, **exact, "adapter": "full"}
+    alone = seen({**settings, "output_dir": str(tmp_path / "alone")})
+    for found in in_ranks(2, seen_cached, {**settings, "distributed": strategy}):
+        assert found == pytest.approx(alone, rel=1e-9)

@@ -35,6 +35,7 @@ class Companions:
 
     reference: Way = "none"
     begins_equal: bool = False  # the reference is the policy at step 0
+    cached: bool = False  # the reference's log-probabilities are computed once
     models: Mapping[str, OtherModel] = attrs.field(factory=dict)  # by role: reference, teacher
 
     @classmethod
@@ -48,10 +49,13 @@ class Companions:
         if "teacher" in needs and recipe.teacher is not None:
             models["teacher"] = recipe.teacher
         equal = way in ("disabled", "kept") and recipe.reference != "base"
-        return cls(reference=way, begins_equal=equal, models=models)
+        return cls(reference=way, begins_equal=equal, cached=recipe.reference_cache, models=models)
 
     def join(self, policy: ModelPolicy, read: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-        """Give the policy its companions; return the owners of tensors that are kept once. `read` gives each model."""
+        """Give the policy its companions; return the owners of tensors that are kept once.
+
+        `read` gives each model; one that is not in it is not needed here.
+        """
         owners: dict[str, Any] = {}
         if self.reference == "disabled":
             policy.others["reference"] = policy.without_adapter()
@@ -59,7 +63,7 @@ class Companions:
             owners["reference"] = InitialWeights(policy.model, policy.adapter.state())
             frozen = owners["reference"].in_place
             policy.others["reference"] = ModelPolicy(policy.model, policy.adapter, frozen=frozen)
-        for role in self.models:
+        for role in read:
             policy.others[role] = ModelPolicy(read[role](), frozen=nullcontext)
         return owners
 
@@ -67,18 +71,27 @@ class Companions:
         """Return the tensors that each companion holds besides the policy's own; `owners` is what `join` gave."""
         held: dict[str, list[Tensor]] = {}
         for role in self.models:
-            model = policy.others[role].model
-            held[role] = [*model.parameters(), *model.buffers()]
-        if self.reference == "kept":
+            model = getattr(policy.others.get(role), "model", None)
+            held[role] = [] if model is None else [*model.parameters(), *model.buffers()]
+        if self.reference == "kept" and "reference" in owners:
             held["reference"] = list(owners["reference"].constants().values())
         return held
 
     def notes(self) -> list[str]:
         """Return what each of them costs, for the plan."""
-        told = [NOTES[self.reference]] if self.reference in NOTES else []
+        if self.cached:
+            told = [
+                "the reference's log-probabilities are computed once, in one pass over the rows before the first step"
+            ]
+        else:
+            told = [f"{NOTES[self.reference]} in each step"] if self.reference in NOTES else []
         if "teacher" in self.models:
-            told.append("the teacher is another model: its weights, and one more forward pass of it")
-        return [f"{text} in each step" for text in told]
+            told.append("the teacher is another model: its weights, and one more forward pass of it in each step")
+        return told
+
+    def without_live(self) -> Companions:
+        """Return them without a reference that could be asked, as what it said of the rows is kept."""
+        return attrs.evolve(self, reference="none", models={k: v for k, v in self.models.items() if k != "reference"})
 
 
 def _way(recipe: Recipe, adapter: Part) -> Way:

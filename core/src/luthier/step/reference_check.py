@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.errors import LuthierError
 from luthier.model.initial_weights import InitialWeights
+from luthier.step.cached_reference import CachedReference
 from luthier.step.over_batches import run_over
 
 if TYPE_CHECKING:
@@ -20,6 +21,12 @@ def begin_companions(setup: Setup) -> None:
     if isinstance(kept, InitialWeights):
         kept.capture()
     check_reference(setup)
+    cache = setup.constant_owners.get("reference_cache")
+    if isinstance(cache, CachedReference):
+        cache.fill(setup)
+        if not cache.derives and setup.companions.reference != "disabled":  # nobody asks it again
+            cache.live = None
+            setup.constant_owners.pop("reference", None)
 
 
 def check_reference(setup: Setup) -> None:
@@ -35,5 +42,7 @@ def check_reference(setup: Setup) -> None:
 
 
 def _distance(policy: ModelPolicy, batch: Batch) -> Any:
-    own, other = policy.token_logprobs(batch), policy.reference().token_logprobs(batch)
+    reference: Any = policy.reference()
+    live = reference.live if isinstance(reference, CachedReference) else reference
+    own, other = policy.token_logprobs(batch), live.token_logprobs(batch)
     return (own - other).abs().max()

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from luthier.engine.contexts import WHOLE, attach_adapter
+from luthier.plugins.completion import has_default
 from luthier.step.adapter_start import find_start, load_start
+from luthier.step.cached_reference import CachedReference
 from luthier.step.companions import Companions
+from luthier.step.reference_identity import identify_reference
 from luthier.training.frozen_models import FrozenModel, check_vocabulary, find_frozen, read_frozen
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ class Company:
     companions: Companions = attrs.field(factory=Companions)
     models: Mapping[str, FrozenModel] = attrs.field(factory=dict)  # by role
     start: Path | None = None
+    begins: bool = False  # the run starts afresh
     plugins: Any = None
 
     @classmethod
@@ -36,7 +40,7 @@ class Company:
         companions = Companions.of(recipe, resolved)
         models = {role: find_frozen(spec, role, resolved.plugins) for role, spec in companions.models.items()}
         start = find_start(recipe) if begins else None
-        return cls(companions=companions, models=models, start=start, plugins=resolved.plugins)
+        return cls(companions=companions, models=models, start=start, begins=begins, plugins=resolved.plugins)
 
     def checked(self, loss: Any, tokenizer: Any, config: Any) -> Company:
         """Return it; raise where a companion has another vocabulary than the model, and the loss does not align."""
@@ -56,7 +60,25 @@ class Company:
             for role, found in self.models.items()
         }
         setup.companions = self.companions
-        setup.constant_owners |= self.companions.join(setup.step.policy, read)
+        policy, cache = setup.step.policy, self._cache(setup, purpose)
+        joining = self.companions
+        if cache is not None and not (cache.derives or self.companions.reference == "disabled" or self._fills(purpose)):
+            joining, read = joining.without_live(), {k: v for k, v in read.items() if k != "reference"}
+        setup.constant_owners |= joining.join(policy, read)
+        if cache is not None:
+            cache.live = policy.others.get("reference")
+            policy.others["reference"] = setup.constant_owners["reference_cache"] = cache
+
+    def _cache(self, setup: Setup, purpose: Purpose) -> CachedReference | None:
+        """Return the empty cache of the reference's log-probabilities; None where none is asked for."""
+        if not self.companions.cached or purpose == "open":
+            return None
+        derives = not has_default(setup.loss, "loss", "arrange")
+        sharded = setup.spread.strategy == "fsdp"
+        return CachedReference(identify_reference(setup), derives=derives, sharded=sharded)
+
+    def _fills(self, purpose: Purpose) -> bool:
+        return self.begins and purpose != "plan"
 
 
 def company_of(built: Mapping[str, Any]) -> Company:
