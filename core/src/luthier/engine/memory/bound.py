@@ -20,6 +20,8 @@ def surely_fits(recipe: Recipe, model: Any, longest: int, free: int) -> bool:
     """Whether even a generous bound is far below `free` bytes; False where the config does not say enough."""
     if recipe.teacher is not None or not isinstance(recipe.reference, str):
         return False  # another model is held beside it
+    if recipe.reference_cache:
+        return False  # what the loss asks it is found out by a rehearsal
     try:
         config = (config_of(recipe.model) if model is None else model.config).get_text_config()
         return SAFETY * bound(config, max(longest, int(recipe.max_tokens_per_device)), longest) < free
