@@ -13,6 +13,11 @@ def test_conforms(check):
     check()
 
 
+@conformance(luthier_quantizers(), model=lambda: tiny_model("gpt2"), vary=False)
+def test_conforms_on_a_model_with_biases_tied_weights_and_transposed_layers(check):
+    check()
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_a_merge_reads_and_writes_weights_through_the_context(architecture):
     part = Int8Quantizer(Int8())

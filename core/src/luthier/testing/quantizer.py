@@ -95,7 +95,7 @@ def keeps_outputs_near(subject: Subject, options: Any, seed: int) -> None:
 def freezes_base_weights(subject: Subject, options: Any, seed: int) -> None:
     """No weight of a quantized layer asks for a gradient."""
     world = Quantized(subject, options, seed)
-    left = [f"{n}.{k}" for n, m in world.layers().items() for k, p in m.named_parameters() if p.requires_grad]
+    left = [f"{n}.{k}" for n, m in world.own_layers().items() for k, p in m.named_parameters() if p.requires_grad]
     left = [name for name in left if not name.endswith("bias")]
     assert not left, f"still asks for a gradient: {', '.join(left[:4])}"
 
@@ -108,7 +108,7 @@ def passes_gradients_to_its_inputs(subject: Subject, options: Any, seed: int) ->
     world = Quantized(subject, options, seed)
     world.tell(TOTAL)
     bound = SLACK * subject.record.tolerance  # type: ignore[attr-defined]
-    for path, layer in world.layers().items():
+    for path, layer in world.own_layers().items():
         states = torch.randn(64, layer.in_features, requires_grad=True)
         upstream = torch.randn(64, layer.out_features)
         (gradient,) = torch.autograd.grad(layer(states), states, upstream)
@@ -120,9 +120,9 @@ def passes_gradients_to_its_inputs(subject: Subject, options: Any, seed: int) ->
 def is_idempotent(subject: Subject, options: Any, seed: int) -> None:
     """Applied a second time, it changes nothing."""
     world = Quantized(subject, options, seed)
-    before = {path: world.part.dequantize(layer).clone() for path, layer in world.layers().items()}
+    before = {path: world.part.dequantize(layer).clone() for path, layer in world.own_layers().items()}
     world.model = world.part.apply(world.model, world.context)
-    after = world.layers()
+    after = world.own_layers()
     assert after.keys() == before.keys(), "a second apply quantized other layers"
     for path, weight in before.items():
         assert world.part.dequantize(after[path]).equal(weight), f"a second apply changed {path}"
@@ -138,7 +138,7 @@ def requantize_takes_back_what_dequantize_gave(subject: Subject, options: Any, s
     world.tell(TOTAL)
     tolerance = subject.record.tolerance  # type: ignore[attr-defined]
     own = tolerance if _trains(subject.record) else tolerance / 10
-    for path, layer in world.layers().items():
+    for path, layer in world.own_layers().items():
         weight = world.part.dequantize(layer).clone()
         world.part.requantize(layer, weight.clone())
         off = _far(world.part.dequantize(layer), weight)
@@ -162,7 +162,7 @@ def state_dict_round_trips(subject: Subject, options: Any, seed: int) -> None:
         save_file({name: t.detach().clone().contiguous() for name, t in world.model.state_dict().items()}, path)
         other.model.load_state_dict(load_file(path))
     held = other.layers()
-    for path_of, layer in world.layers().items():
+    for path_of, layer in world.own_layers().items():
         same = other.part.dequantize(held[path_of]).equal(world.part.dequantize(layer))
         assert same, f"{path_of} holds another weight after a round trip of state_dict"
 
@@ -175,7 +175,7 @@ def is_smaller(subject: Subject, options: Any, seed: int) -> None:
     """
     world = Quantized(subject, options, seed)
     bits = subject.record.bits  # type: ignore[attr-defined]
-    for path, layer in world.layers().items():
+    for path, layer in world.own_layers().items():
         rows, columns = world.original(path).shape
         tensors = [t for n, t in [*layer.named_parameters(), *layer.named_buffers()] if not n.endswith("bias")]
         held = sum(t.numel() * t.element_size() for t in tensors)
@@ -189,7 +189,7 @@ def keeps_in_and_out_features(subject: Subject, options: Any, seed: int) -> None
     import torch
 
     world = Quantized(subject, options, seed)
-    for path, layer in world.layers().items():
+    for path, layer in world.own_layers().items():
         shape = tuple(world.original(path).shape)
         found = (getattr(layer, "out_features", None), getattr(layer, "in_features", None))
         assert found == shape, f"{path} has (out_features, in_features) = {found}, not {shape}"
