@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.data.batches.sharing import count_saved
+from luthier.data.batches.sharing import saved_by_unit
 from luthier.data.examples import TokenDataset
 
 PERCENTILES: Final = (0, 25, 50, 75, 90, 95, 99, 100)
@@ -51,7 +51,7 @@ class Report:
             self.lengths, self.histogram = _percentiles(lengths), _histogram(lengths)
         if len(lengths) and dataset.names:
             self.document_lengths = {name: _percentiles(own) for name, own in dataset.document_lengths.items()}
-            self.shared_tokens = int(count_saved(dataset).sum())
+            self.shared_tokens = int(saved_by_unit(dataset).sum())
 
     def to_dict(self) -> dict[str, Any]:
         plain = {field.name: getattr(self, field.name) for field in attrs.fields(Report)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any, Final
 
-from luthier.data.batches.sharing import count_saved
+from luthier.data.batches.sharing import saved_by_unit
 from luthier.data.examples import TokenDataset
 from luthier.engine.setup import Setup
 
@@ -33,7 +33,7 @@ def schedule_of(setup: Setup) -> dict[str, Any]:
 def _saved(setup: Setup) -> int | None:
     """Return the tokens that shared prompts save in one epoch."""
     known = isinstance(setup.train, TokenDataset)
-    return int(count_saved(setup.train).sum()) if known and setup.layout.shares_prompts else 0 if known else None
+    return int(saved_by_unit(setup.train).sum()) if known and setup.layout.shares_prompts else 0 if known else None
 
 
 def packing_of(setup: Setup) -> dict[str, float]:

@@ -9,7 +9,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.data.batches.sharing import count_saved, share_prompts
+from luthier.data.batches.sharing import saved_by_unit, share_prompts
 from luthier.data.batches.unit import Passage, Unit
 from luthier.data.examples import TokenDataset, TokenExample
 from luthier.data.feed import Feed, Portion
@@ -59,7 +59,7 @@ class UnitLayout:
 
     def unit_tokens(self, dataset: TokenDataset) -> NDArray[np.int64]:
         """Return [N]: the tokens that each unit computes, at worst where the loss derives documents."""
-        saved = count_saved(dataset) if self.shares_prompts else 0
+        saved = saved_by_unit(dataset) if self.shares_prompts else 0
         longest = max((example.longest for example in dataset), default=0) if self.arrange else 0
         return dataset.lengths - saved + self._derived(dataset) * min(self.max_length, 2 * longest)
 

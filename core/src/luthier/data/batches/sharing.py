@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
+from weakref import WeakKeyDictionary
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.data.examples import IGNORED, TokenExample
+from luthier.data.examples import IGNORED, TokenDataset, TokenExample
 
 Tokens = NDArray[np.int32]
+COUNTED: Final[WeakKeyDictionary[TokenDataset, NDArray[np.int64]]] = WeakKeyDictionary()
 
 
 @attrs.define
@@ -94,6 +97,13 @@ def share_prompts(example: TokenExample) -> TokenExample:
 def count_saved(examples: Iterable[TokenExample]) -> NDArray[np.int64]:
     """Return [N]: the tokens that sharing prompts saves of each unit."""
     return np.array([sum(group.saved for group in find_groups(example)) for example in examples], np.int64)
+
+
+def saved_by_unit(dataset: TokenDataset) -> NDArray[np.int64]:
+    """Return [N] of `count_saved` over a set, counted once for each set: about 100 microseconds a pair."""
+    if dataset not in COUNTED:
+        COUNTED[dataset] = count_saved(dataset)
+    return COUNTED[dataset]
 
 
 def _prompt_of(ids: Tokens, labels: Sequence[int] | Tokens) -> Tokens:
