@@ -118,6 +118,13 @@ def test_a_worker_that_a_dead_manager_started_is_found(manager, rows, tmp_path):
     assert found.remote_id == job.remote_id == str(Path(job.spec.folder))
 
 
+def test_its_options_are_refused_where_nothing_is_submitted(rows, tmp_path):
+    settings = recipe(rows, tmp_path, provider={"name": "local", "nproc_per_node": "2"})
+    with pytest.raises(luthier.LuthierError, match="luthier submit RECIPE") as caught:
+        luthier.plan(settings)
+    assert caught.value.where == "provider"
+
+
 @pytest.mark.slow
 def test_a_job_of_two_processes_goes_through_torchrun(manager, rows, tmp_path):
     settings = recipe(rows, tmp_path, max_steps=2, provider={"name": "local", "nproc_per_node": "2"})

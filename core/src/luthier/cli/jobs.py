@@ -23,21 +23,27 @@ def jobs(
     *,
     status: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
     provider: Annotated[str | None, typer.Option(help="Only jobs of this provider.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many.", min=1)] = None,
+    limit: Annotated[int, typer.Option(help="At most so many.", min=1)] = 50,
     refresh: Annotated[bool, typer.Option("--refresh", help="Ask the providers first.")] = False,
     json: Json = False,
 ) -> Any:
     """List the jobs, the newest first, as they were last seen."""
     from luthier.cli.jobs_view import draw_jobs
+    from luthier.jobs.store.job_store import JobStore
     from luthier.plugins.providing.job_state import JobState
 
     if status is not None and status not in list(JobState):
         raise LuthierError(
             "usage", f"there is no state {status!r}", where="--status", remedy=nearest(status, map(str, JobState))
         )
-    with _managing() as manager:
-        found = manager.list_sync(status=status, provider=provider, limit=limit, refresh=refresh)
-    return Answer(document={"jobs": [j.to_dict() for j in found]}, view=lambda screen: draw_jobs(screen, found))
+    if refresh:
+        with _managing() as manager:
+            manager.list_sync(status=status, provider=provider, limit=limit, refresh=True)
+    store = JobStore()  # the manager, which this does without, takes longer to import than the list to read
+    found, total = store.list_jobs(status, provider, limit), store.count_jobs(status, provider)
+    store.close()
+    document = {"jobs": [job.to_dict() for job in found], "total": total}
+    return Answer(document=document, view=lambda screen: draw_jobs(screen, found, total))
 
 
 def status(job: Name, *, json: Json = False) -> Any:

@@ -28,8 +28,8 @@ STYLES: Final = {
 AGES: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
-def draw_jobs(screen: Console, jobs: Sequence[Job]) -> None:
-    """A line for each job."""
+def draw_jobs(screen: Console, jobs: Sequence[Job], total: int) -> None:
+    """A line for each job, and how many more there are."""
     from rich.text import Text
 
     if not jobs:
@@ -41,6 +41,8 @@ def draw_jobs(screen: Console, jobs: Sequence[Job]) -> None:
         table.add_row(job.id, job.spec.provider, state, job.spec.model, job.spec.method, _steps(job),
                       age_text(time.time() - job.spec.created), job.remote_id or job.stage.value)  # fmt: skip
     screen.print(table)
+    if total > len(jobs):
+        screen.print(f"{total - len(jobs)} more: luthier jobs --limit {total}")
 
 
 def draw_job(screen: Console, job: Job, progress: JobProgress | None = None, metrics: JobMetrics | None = None) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.errors import LuthierError
 from luthier.plugins import compatibility
+from luthier.plugins.options import is_default
 from luthier.recipe.other_models import other_model_tags
 
 if TYPE_CHECKING:
@@ -34,7 +35,12 @@ def check_parts(recipe: Recipe, resolved: Resolved, device: str) -> None:
     provider = resolved.provider
     if provider.record is not None and "luthier:in-process" not in provider.record.provides:
         problem = f"provider {provider.name!r} does not train in this process"
-        raise LuthierError("part-unsupported", problem, where="provider", remedy="Use provider: local.")
+        remedy = "Submit it with `luthier submit RECIPE`, or use provider: local."
+        raise LuthierError("part-unsupported", problem, where="provider", remedy=remedy)
+    if provider.record is not None and not is_default(provider.options):
+        problem = "a provider's options are read where a recipe is submitted, not where it trains in this process"
+        remedy = "Submit it with `luthier submit RECIPE`, or leave them out."
+        raise LuthierError("part-unsupported", problem, where="provider", remedy=remedy)
     for part in (resolved.adapter, resolved.quantizer) if recipe.merge else ():
         if not getattr(part.record or part.local, "mergeable", True):
             raise unmergeable(part.kind, part.name, where="merge")

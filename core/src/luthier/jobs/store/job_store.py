@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from luthier.errors import LuthierError
 from luthier.jobs.secret import redact_text, redact_value
@@ -15,6 +15,7 @@ from luthier.plugins.providing.job_records import Job, JobSpec, JobStatus, from_
 from luthier.plugins.providing.job_state import JobState, Stage, advance_state
 
 Observer = Callable[[str, str], None]  # told of each step of the journal, once it is on the disk: job, step
+CHOSEN: Final = "WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR provider = ?2)"
 
 
 class JobStore:
@@ -64,8 +65,12 @@ class JobStore:
 
     def list_jobs(self, status: str | None = None, provider: str | None = None, limit: int | None = None) -> list[Job]:
         """Return jobs, the newest first, of a state and a provider where these are given."""
-        query = "SELECT * FROM jobs WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR provider = ?2) ORDER BY id DESC"
-        return [_job(row) for row in self.database.read(f"{query} LIMIT ?3", (status, provider, limit or -1))]
+        query = f"SELECT * FROM jobs {CHOSEN} ORDER BY id DESC LIMIT ?3"
+        return [_job(row) for row in self.database.read(query, (status, provider, limit or -1))]
+
+    def count_jobs(self, status: str | None = None, provider: str | None = None) -> int:
+        """Return how many jobs of a state and a provider there are."""
+        return int(self.database.read(f"SELECT count(*) FROM jobs {CHOSEN}", (status, provider))[0][0])
 
     def enter_stage(self, id: str, stage: Stage, now: float, **detail: Any) -> Job:
         """Journal a stage before its act."""
