@@ -12,6 +12,7 @@ from hypothesis.strategies import SearchStrategy
 from luthier.testing.strategies import Document, documents
 
 if TYPE_CHECKING:
+    from luthier.data.examples import TokenExample
     from luthier.engine.batch import Batch
     from luthier.testing.checks import Subject
 
@@ -30,10 +31,6 @@ class DrawnUnit:
     documents: Mapping[str, Document]
     columns: Mapping[str, bool | int | float] = attrs.field(factory=dict)
     weight: float = 1.0
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(document.ids) for document in self.documents.values())
 
 
 def units_of(weights: Sequence[float] = (1.0,)) -> Callable[[Subject], SearchStrategy[DrawnUnit]]:
@@ -73,11 +70,23 @@ def even_units(subject: Subject) -> SearchStrategy[list[DrawnUnit]]:
     return st.lists(units_of()(subject).map(like), min_size=1, max_size=3)
 
 
-def pack_units(drawn: Sequence[DrawnUnit]) -> Batch:
+def lay_out_units(loss: Any, drawn: Sequence[DrawnUnit]) -> list[TokenExample]:
+    """Return the units of one global batch as a run packs them, with the documents that the loss's `arrange` adds."""
+    from luthier.plugins.completion import has_default
+
+    examples = [_example(unit, index) for index, unit in enumerate(drawn)]
+    if has_default(loss, "loss", "arrange"):
+        return examples
+    from luthier.step.unit_layout import UnitLayout
+
+    return list(UnitLayout(max_length=1 << 20, arrange=loss.arrange).lay_out(examples).examples)
+
+
+def pack_examples(examples: Sequence[TokenExample]) -> Batch:
     """Return the batch of these units."""
     from luthier.engine.batch import collate
 
-    return collate([_example(unit, index) for index, unit in enumerate(drawn)])
+    return collate(examples)
 
 
 def idle_batch(drawn: Sequence[DrawnUnit]) -> Batch:
@@ -87,7 +96,7 @@ def idle_batch(drawn: Sequence[DrawnUnit]) -> Batch:
     return idle(_example(drawn[0], 0))
 
 
-def _example(unit: DrawnUnit, index: int) -> Any:
+def _example(unit: DrawnUnit, index: int) -> TokenExample:
     import numpy as np
 
     from luthier.data.examples import IGNORED, TokenExample

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 from hypothesis import strategies as st
 
+from luthier.plugins.completion import has_default
 from luthier.plugins.records import Record
 from luthier.testing import loss_units
 from luthier.testing.checks import Subject, law, not_run
-from luthier.testing.drawn_units import DrawnUnit, pack_units, unit_packs, units_of
+from luthier.testing.drawn_units import DrawnUnit, lay_out_units, pack_examples, unit_packs, units_of
 from luthier.testing.loss_outcome import assert_same, built_loss, couples_batch, outcome_of, policy_over, table_of
 from luthier.testing.strategies import seeds
 
@@ -42,7 +43,9 @@ def _on_tokens(record: Record) -> bool:
 def adds_up_over_micro_batches(subject: Subject, options: Any, first: Drawn, second: Drawn, seed: int) -> None:
     """Sums, denominators, metrics and gradients of two micro-batches are those of both packed into one."""
     loss = built_loss(subject, options, first)
-    parts, whole = [pack_units(first), pack_units(second)], pack_units([*first, *second])
+    examples = lay_out_units(loss, [*first, *second])
+    parts = [pack_examples(examples[: len(first)]), pack_examples(examples[len(first) :])]
+    whole = pack_examples(examples)
     logits = table_of(whole, seed)
     apart, together = outcome_of(subject, loss, logits, parts), outcome_of(subject, loss, logits, [whole])
     assert_same(apart.sums, together.sums, "sums of two micro-batches against those of one with all units")
@@ -59,26 +62,30 @@ def gives_sums_not_means(subject: Subject, options: Any, drawn: Drawn, seed: int
     loss = built_loss(subject, options, drawn)
     if couples_batch(loss):
         not_run(COUPLED)
-    logits = table_of(pack_units(drawn), seed)
-    once = outcome_of(subject, loss, logits, [pack_units(drawn)])
-    twice = outcome_of(subject, loss, torch.cat([logits, logits]), [pack_units([*drawn, *drawn])])
+    examples = lay_out_units(loss, drawn)
+    logits = table_of(pack_examples(examples), seed)
+    once = outcome_of(subject, loss, logits, [pack_examples(examples)])
+    twice = outcome_of(subject, loss, torch.cat([logits, logits]), [pack_examples([*examples, *examples])])
     assert_same(twice.sums, {n: 2 * s for n, s in once.sums.items()}, "sums of doubled units against twice the sums")
     assert_same(twice.terms, {n: 2 * t for n, t in once.terms.items()}, "denominators of doubled units")
 
 
-@law(drawn=unit_packs(), extra=units_of(), seed=seeds())
+@law(when=lambda r: getattr(r, "data", "") != "documents", drawn=unit_packs(), extra=units_of(), seed=seeds())
 def ignores_unlabelled_tokens(subject: Subject, options: Any, drawn: Drawn, extra: DrawnUnit, seed: int) -> None:
     """Where no label is predicted there is no gradient; a document without labels adds 0 over 0."""
     loss = built_loss(subject, options, drawn)
-    batch = pack_units(drawn)
+    batch = pack_examples(lay_out_units(loss, drawn))
     found = outcome_of(subject, loss, table_of(batch, seed), [batch])
-    unused = [t for t in range(batch.num_tokens) if t not in batch.previous[batch.supervised].tolist()]
+    used = found.sources.union(batch.previous[batch.supervised].tolist())
+    unused = [t for t in range(batch.num_tokens) if t not in used]
     assert_same(found.gradient[unused], found.gradient[unused] * 0, "gradient where no label is predicted against 0")
     if not _on_tokens(subject.record):
         return
     (name, document), *_ = extra.documents.items()
     mute = attrs.evolve(extra, documents={name: attrs.evolve(document, supervised=(False,) * len(document.ids))})
-    longer, nothing = pack_units([*drawn, mute]), pack_units([mute])
+    examples = lay_out_units(loss, [*drawn, mute])
+    longer, nothing = pack_examples(examples), pack_examples(examples[-1:])
+    batch = pack_examples(examples[:-1])
     logits = table_of(longer, seed)
     without = outcome_of(subject, loss, logits[: batch.num_tokens], [batch])
     with_it = outcome_of(subject, loss, logits, [longer])
@@ -98,11 +105,12 @@ def counts_an_example_by_its_weight(subject: Subject, options: Any, drawn: Drawn
     loss = built_loss(subject, options, drawn)
     if couples_batch(loss):
         not_run(COUPLED)
-    logits = table_of(pack_units(drawn), seed)
-    heavy = [attrs.evolve(drawn[0], weight=2.0), *drawn[1:]]
-    length = drawn[0].num_tokens
-    weighted = outcome_of(subject, loss, logits, [pack_units(heavy)])
-    repeated = outcome_of(subject, loss, torch.cat([logits[:length], logits]), [pack_units([drawn[0], *drawn])])
+    first, *others = lay_out_units(loss, drawn)
+    logits = table_of(pack_examples([first, *others]), seed)
+    length = len(first.input_ids)
+    weighted = outcome_of(subject, loss, logits, [pack_examples([attrs.evolve(first, weight=2.0), *others])])
+    table = torch.cat([logits[:length], logits])
+    repeated = outcome_of(subject, loss, table, [pack_examples([first, first, *others])])
     assert_same(weighted.sums, repeated.sums, "sums with a document of weight 2 against those with it twice")
     assert_same(weighted.terms, repeated.terms, "denominators with a document of weight 2 against those with it twice")
 
@@ -112,12 +120,13 @@ def gradient_is_finite(subject: Subject, options: Any, drawn: Drawn, seed: int, 
     """Sums and gradients in float32 are finite, also where a label is certain or next to impossible."""
     import torch
 
-    batch = pack_units(drawn)
+    loss = built_loss(subject, options, drawn)
+    batch = pack_examples(lay_out_units(loss, drawn))
     logits = table_of(batch, seed).float()
     if regime != "usual":  # log-probabilities of -2e-7, 0 and -1e4
         logits = logits * 0
         logits[batch.previous[batch.supervised], batch.labels[batch.supervised]] = REGIMES[regime]
-    found = outcome_of(subject, built_loss(subject, options, drawn), logits, [batch])
+    found = outcome_of(subject, loss, logits, [batch])
     for name, value in found.sums.items():
         assert torch.isfinite(value), f"sum {name!r} is {float(value)} where labels are {regime}"
     assert torch.isfinite(found.gradient).all(), f"the gradient is not finite where labels are {regime}"
@@ -133,12 +142,14 @@ def does_not_leak_between_packed_examples(
     loss = built_loss(subject, options, drawn)
     if couples_batch(loss):
         not_run(COUPLED)
-    others = drawn[1:] or [other]
-    kept, fresh = table_of(pack_units(others), seed), table_of(pack_units([other]), seed + 1)
-    own = table_of(pack_units(drawn[:1]), seed + 2)
-    before = outcome_of(subject, loss, torch.cat([own, kept]), [pack_units([drawn[0], *others])])
-    after = outcome_of(subject, loss, torch.cat([fresh, kept]), [pack_units([other, *others])])
-    gradients = before.gradient[drawn[0].num_tokens :], after.gradient[other.num_tokens :]
+    if not has_default(loss, "loss", "arrange"):
+        not_run("the loss arranges units, so that one may have documents of another")
+    first, another, *others = lay_out_units(loss, [drawn[0], other, *(drawn[1:] or [other])])
+    kept, fresh = table_of(pack_examples(others), seed), table_of(pack_examples([another]), seed + 1)
+    own = table_of(pack_examples([first]), seed + 2)
+    before = outcome_of(subject, loss, torch.cat([own, kept]), [pack_examples([first, *others])])
+    after = outcome_of(subject, loss, torch.cat([fresh, kept]), [pack_examples([another, *others])])
+    gradients = before.gradient[len(own) :], after.gradient[len(fresh) :]
     assert_same(*gradients, "gradient of the other documents before and after one unit changed")
 
 
@@ -148,8 +159,9 @@ def invariant_to_order_of_documents(subject: Subject, options: Any, drawn: Drawn
     import torch
 
     loss = built_loss(subject, options, drawn)
-    batch, reverse = pack_units(drawn), pack_units(drawn[::-1])
-    sizes = [unit.num_tokens for unit in drawn]
+    examples = lay_out_units(loss, drawn)
+    batch, reverse = pack_examples(examples), pack_examples(examples[::-1])
+    sizes = [len(example.input_ids) for example in examples]
     pieces = table_of(batch, seed).split(sizes)
     forward = outcome_of(subject, loss, torch.cat(pieces), [batch])
     backward = outcome_of(subject, loss, torch.cat(pieces[::-1]), [reverse])
@@ -161,7 +173,8 @@ def invariant_to_order_of_documents(subject: Subject, options: Any, drawn: Drawn
 @law(drawn=unit_packs(), seed=seeds())
 def coefficients_agree_with_the_gradient(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
     """Where `coefficients(batch)` gives [T], it is d (sum of all sums) / d log-probability of each label."""
-    loss, batch = built_loss(subject, options, drawn), pack_units(drawn)
+    loss = built_loss(subject, options, drawn)
+    batch = pack_examples(lay_out_units(loss, drawn))
     told = loss.coefficients(batch)
     if told is None:
         not_run("the loss declares no coefficients")
@@ -176,8 +189,9 @@ def matches_its_reference(subject: Subject, options: Any, drawn: Drawn, seed: in
     """Sums and gradient are those of `record.reference`: `reference(options, policy, batch)` gives a sum by term."""
     module, _, attribute = subject.record.reference.partition(":")  # type: ignore[attr-defined]
     reference = getattr(importlib.import_module(module), attribute)
-    batch = pack_units(drawn)
-    found = outcome_of(subject, built_loss(subject, options, drawn), table_of(batch, seed), [batch])
+    loss = built_loss(subject, options, drawn)
+    batch = pack_examples(lay_out_units(loss, drawn))
+    found = outcome_of(subject, loss, table_of(batch, seed), [batch])
     table = table_of(batch, seed).requires_grad_(True)
     expected = reference(options, policy_over(subject, table), batch)
     sum((i + 1) * expected[name] for i, name in enumerate(found.sums)).backward()  # type: ignore[union-attr]
@@ -188,5 +202,6 @@ def matches_its_reference(subject: Subject, options: Any, drawn: Drawn, seed: in
 def live(subject: Subject, options: Any) -> None:
     """All that a run asks of a loss."""
     drawn = loss_units.plain_units(subject)
-    batch = pack_units(drawn)
-    outcome_of(subject, built_loss(subject, options, drawn), table_of(batch, 0), [batch])
+    loss = built_loss(subject, options, drawn)
+    batch = pack_examples(lay_out_units(loss, drawn))
+    outcome_of(subject, loss, table_of(batch, 0), [batch])

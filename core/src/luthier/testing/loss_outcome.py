@@ -24,27 +24,29 @@ CLOSE: Final[Mapping[str, float]] = {"rtol": 1e-5, "atol": 1e-6}  # float32 is a
 class Outcome:
     """A loss over batches: its sums and denominators, and [T, V] the gradient of sum 1 + 2 * sum 2 + 3 * sum 3 ...
 
-    `metrics` has the sum and the count of each of its metrics.
+    `metrics` has the sum and the count of each of its metrics. `sources` are the rows that the loss asked for by labels
+    of its own.
     """
 
     sums: dict[str, Tensor]
     terms: dict[str, float]
     metrics: dict[str, tuple[float, float]]
     gradient: Tensor
+    sources: set[int]
 
 
 def built_loss(subject: Subject, options: Any, drawn: Sequence[DrawnUnit]) -> Any:
     """Return the loss, begun as at the start of a run whose data are these units."""
     loss = subject.build(options)
     if not has_default(loss, "loss", "begin"):
-        loss.begin(begin_context(drawn))
+        loss.begin(begin_context(loss, drawn))
     return loss
 
 
-def begin_context(drawn: Sequence[DrawnUnit]) -> Any:
+def begin_context(loss: Any, drawn: Sequence[DrawnUnit]) -> Any:
     """Return a context whose batches are these units, each time with the same policy over a table."""
     from luthier.testing.contexts import context
-    from luthier.testing.drawn_units import pack_units
+    from luthier.testing.drawn_units import lay_out_units, pack_examples
     from luthier.testing.policies import TablePolicy
     from luthier.testing.worlds import tiny_model
 
@@ -54,14 +56,16 @@ def begin_context(drawn: Sequence[DrawnUnit]) -> Any:
         with torch.no_grad():
             return [function(TablePolicy(table_of(batch, 1)), batch) for batch in batches]
 
-    batches = [pack_units([unit]) for unit in drawn]
+    batches = [pack_examples([example]) for example in lay_out_units(loss, drawn)]
     return attrs.evolve(context(tiny_model()), batches=lambda count: batches[:count], over=over)
 
 
 def outcome_of(subject: Subject, loss: Any, logits: Tensor, batches: Sequence[Any]) -> Outcome:
     """Return the loss over micro-batches whose tokens are the rows of `logits`, one after the other."""
     table = logits.detach().clone().requires_grad_(True)
-    policies = [policy_over(subject, part) for part in table.split([b.num_tokens for b in batches])]
+    sizes = [b.num_tokens for b in batches]
+    policies = [policy_over(subject, part) for part in table.split(sizes)]
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
     outputs = outputs_of(loss, policies, batches)
     sums = _added([o.sums for o in outputs])
     total = sum((i + 1) * value for i, value in enumerate(sums.values()))
@@ -73,6 +77,7 @@ def outcome_of(subject: Subject, loss: Any, logits: Tensor, batches: Sequence[An
         terms=_added([loss.terms(b) for b in batches]),
         metrics=_metrics(outputs),
         gradient=gradient,
+        sources={row + at for policy, at in zip(policies, starts, strict=True) for row in policy.sources},
     )
 
 

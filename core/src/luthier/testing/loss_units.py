@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.testing.checks import Subject, law
-from luthier.testing.drawn_units import NAMES, DrawnUnit, even_units, idle_batch, pack_units, unit_packs
+from luthier.testing.drawn_units import (
+    NAMES,
+    DrawnUnit,
+    even_units,
+    idle_batch,
+    lay_out_units,
+    pack_examples,
+    unit_packs,
+)
 from luthier.testing.loss_outcome import (
     CLOSE,
     assert_same,
@@ -21,6 +30,8 @@ from luthier.testing.loss_outcome import (
 from luthier.testing.strategies import Document, seeds
 
 if TYPE_CHECKING:
+    from luthier.data.examples import TokenExample
+
     Drawn = list[DrawnUnit]
 
 
@@ -45,7 +56,8 @@ def takes_idle_batches(subject: Subject, options: Any, drawn: Drawn, seed: int) 
 @law(drawn=unit_packs(), seed=seeds())
 def terms_name_every_sum(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
     """The names of `terms(batch)` are those of the sums, and each weight is a number that is not negative."""
-    loss, batch = built_loss(subject, options, drawn), pack_units(drawn)
+    loss = built_loss(subject, options, drawn)
+    batch = pack_examples(lay_out_units(loss, drawn))
     found = outcome_of(subject, loss, table_of(batch, seed), [batch])
     assert found.sums.keys() == found.terms.keys(), f"sums {sorted(found.sums)}, but denominators {sorted(found.terms)}"
     wrong = {name: weight for name, weight in found.terms.items() if not float(weight) >= 0}
@@ -55,15 +67,17 @@ def terms_name_every_sum(subject: Subject, options: Any, drawn: Drawn, seed: int
 @law(drawn=unit_packs(), seed=seeds())
 def metrics_have_names_of_their_own(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
     """No metric has the name of one of the run's own (loss, grad_norm, samples, ...)."""
-    batch = pack_units(drawn)
-    outcome_of(subject, built_loss(subject, options, drawn), table_of(batch, seed), [batch])  # it checks them
+    loss = built_loss(subject, options, drawn)
+    batch = pack_examples(lay_out_units(loss, drawn))
+    outcome_of(subject, loss, table_of(batch, seed), [batch])  # it checks them
 
 
 @law(5, drawn=unit_packs(), seed=seeds())
 def declares_reference_and_teacher(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
     """`policy.reference()` and `policy.teacher()` are asked for only where the record's `needs` names them."""
-    batch = pack_units(drawn)
-    outcome_of(subject, built_loss(subject, options, drawn), table_of(batch, seed), [batch])
+    loss = built_loss(subject, options, drawn)
+    batch = pack_examples(lay_out_units(loss, drawn))
+    outcome_of(subject, loss, table_of(batch, seed), [batch])
 
 
 @law(5, drawn=unit_packs(), seed=seeds())
@@ -71,7 +85,8 @@ def state_survives_a_checkpoint(subject: Subject, options: Any, drawn: Drawn, se
     """A loss that has begun, and another that only loads its state from a checkpoint, give the same sums."""
     from luthier.engine.state import load_state, save_state
 
-    batch, first = pack_units(drawn), built_loss(subject, options, drawn)
+    first = built_loss(subject, options, drawn)
+    batch = pack_examples(lay_out_units(first, drawn))
     outcome_of(subject, first, table_of(batch, seed), [batch])
     second = subject.build(options)
     with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +106,8 @@ def prefers_what_the_row_prefers(subject: Subject, options: Any, drawn: Drawn) -
     """
     import torch
 
-    loss, batch = built_loss(subject, options, drawn), pack_units(drawn)
+    loss = built_loss(subject, options, drawn)
+    batch = pack_examples(lay_out_units(loss, drawn))
     found = outcome_of(subject, loss, torch.zeros_like(table_of(batch, 0)), [batch])
     towards = torch.zeros_like(found.gradient)
     document = batch.document_ids()[batch.supervised]
@@ -112,7 +128,8 @@ def agrees_on_a_model(subject: Subject, options: Any, drawn: Drawn) -> None:
 
     from luthier.testing.worlds import tiny_model
 
-    loss, units = built_loss(subject, options, drawn), [*drawn, *plain_units(subject)]
+    loss = built_loss(subject, options, drawn)
+    units = lay_out_units(loss, [*drawn, *plain_units(subject)])
     model = _exact(tiny_model())
     close = CLOSE if model.dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-4}
     packed, apart = (_on_model(subject, loss, model, parts) for parts in ([units], [[unit] for unit in units]))
@@ -129,12 +146,14 @@ def _exact(model: Any) -> Any:
     return model.eval()
 
 
-def _on_model(subject: Subject, loss: Any, model: Any, parts: list[Drawn]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _on_model(
+    subject: Subject, loss: Any, model: Any, parts: Sequence[Sequence[TokenExample]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the sums and the gradients of the model's weights."""
     from luthier.engine.policy import ModelPolicy
 
     model.zero_grad(set_to_none=True)
-    batches = [pack_units(units) for units in parts]
+    batches = [pack_examples(examples) for examples in parts]
     policies = [ModelPolicy(model) for _ in batches]
     for policy in policies:
         policy.others |= {name: _other() for name in subject.record.needs & {"reference", "teacher"}}

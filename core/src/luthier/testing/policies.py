@@ -20,12 +20,14 @@ class TablePolicy:
 
     Results have the table's dtype (float64 for exact gradients). `reference` and `teacher` are other tables, each
     row made from the same row, so that a part of the batch has a part of them. `asked` holds each [T] that
-    `token_logprobs` gave, its gradient kept. `others` are those of "reference" and "teacher" that there are.
+    `token_logprobs` gave, its gradient kept; `sources` are the rows that predict labels which were asked for by
+    `labels=`. `others` are those of "reference" and "teacher" that there are.
     """
 
     def __init__(self, logits: Tensor, others: Collection[str] = ("reference", "teacher")) -> None:
         self.logits, self.others = logits, others
         self.asked: list[Tensor] = []
+        self.sources: set[int] = set()
 
     def token_logprobs(self, batch: Batch, want: Sequence[str] = (), labels: Tensor | None = None) -> Any:
         unknown = set(want) - {"entropy", "top1"}
@@ -33,6 +35,8 @@ class TablePolicy:
             raise LuthierError("part-invalid", f"token_logprobs cannot give {', '.join(sorted(unknown))}")
         asked = batch.labels if labels is None else labels
         positions = batch.supervised_by(asked)
+        if labels is not None:
+            self.sources.update(batch.previous[positions].tolist())
         rows, labels = self.logits[batch.previous[positions]], asked[positions]
         values = rows.log_softmax(-1)
         found = _scattered(values.gather(-1, labels[:, None]).squeeze(-1), positions, batch)
