@@ -131,10 +131,12 @@ def test_the_command_trains_it_and_resumes_bit_for_bit_after_a_kill(settings_of,
 
 @pytest.mark.parametrize("name", NAMES)
 def test_packing_and_ranks_change_no_loss(settings_of, tmp_path, name):
-    packed = losses(settings_of(name, output_dir=str(tmp_path / "packed")))
-    apart = losses(settings_of(name, packing=False, output_dir=str(tmp_path / "apart")))
+    adapter = {"name": "lora", "r": 4, "lora_dropout": 0.0}
+    exact = {"adapter": adapter, "optimizer": {"name": "sgd", "momentum": 0.9}, "learning_rate": 0.05}
+    packed = losses(settings_of(name, **exact, output_dir=str(tmp_path / "packed")))
+    apart = losses(settings_of(name, **exact, packing=False, output_dir=str(tmp_path / "apart")))
     assert packed == pytest.approx(apart, rel=1e-4)
-    spread = settings_of(name, distributed={"strategy": "ddp"}, output_dir=str(tmp_path / "ddp"))
+    spread = settings_of(name, **exact, distributed={"strategy": "ddp"}, output_dir=str(tmp_path / "ddp"))
     assert losses(spread, 2) == pytest.approx(packed, rel=1e-4)
 
 
@@ -281,7 +283,8 @@ class FusedHead(torch.nn.Module):
         logprobs, targets = logits.log_softmax(-1), labels[:, 1:]
         own = logprobs.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
         entropy = -(logprobs.exp() * logprobs).sum(-1)
-        return SimpleNamespace(log_probs=torch.where(targets >= 0, own, 0.0), entropy=entropy)
+        own = torch.where(targets >= 0, own, 0.0)
+        return SimpleNamespace(log_probs=own, entropy=entropy, mean_logits=logits.mean(-1))
 
 
 def test_kto_has_trls_value_and_gradient_with_its_mismatched_pairs():
@@ -313,7 +316,7 @@ def test_kto_has_trls_value_and_gradient_with_its_mismatched_pairs():
     trainer.__dict__.update(
         model=FusedHead(model), ref_model=FusedHead(exact_model(1)), calculate_KL=True, aux_loss_enabled=False,
         precompute_ref_logps=False, loss_type="kto", beta=0.3, desirable_weight=1.5, undesirable_weight=0.5,
-        accelerator=SimpleNamespace(device="cpu", gather_for_metrics=lambda value: value), _total_train_tokens=0,
+        accelerator=SimpleNamespace(device="cpu", gather_for_metrics=lambda value: value), _total_train_tokens=0, _tp_size=1,
         args=SimpleNamespace(gradient_checkpointing_kwargs=None, device="cpu"),
         _metrics={mode: defaultdict(list) for mode in ("train", "eval")},
     )  # fmt: skip

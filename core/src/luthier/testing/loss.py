@@ -27,6 +27,7 @@ REGIMES: Final = {"usual": 0.0, "certain": 17.3, "sure": 1e4, "impossible": -1e4
 COUPLED: Final = "the loss couples the batch, so that a sum is no sum over its units"
 
 takes_idle_batches = loss_units.takes_idle_batches
+arrange_is_a_pure_function = loss_units.arrange_is_a_pure_function
 terms_name_every_sum = loss_units.terms_name_every_sum
 metrics_have_names_of_their_own = loss_units.metrics_have_names_of_their_own
 declares_reference_and_teacher = loss_units.declares_reference_and_teacher

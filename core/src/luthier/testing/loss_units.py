@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.testing.checks import Subject, law
+from luthier.plugins.completion import has_default
+from luthier.testing.checks import Subject, law, not_run
 from luthier.testing.drawn_units import (
     NAMES,
     DrawnUnit,
@@ -70,6 +71,19 @@ def metrics_have_names_of_their_own(subject: Subject, options: Any, drawn: Drawn
     loss = built_loss(subject, options, drawn)
     batch = pack_examples(lay_out_units(loss, drawn))
     outcome_of(subject, loss, table_of(batch, seed), [batch])  # it checks them
+
+
+@law(drawn=unit_packs())
+def arrange_is_a_pure_function(subject: Subject, options: Any, drawn: Drawn) -> None:
+    """The same units are arranged the same way each time, and none is added, dropped or moved."""
+    loss = subject.build(options)
+    if has_default(loss, "loss", "arrange"):
+        not_run("the loss leaves units as they are")
+    once, again = lay_out_units(loss, drawn), lay_out_units(loss, drawn)
+    assert len(once) == len(drawn), f"{len(drawn)} units became {len(once)}"
+    for one, two in zip(once, again, strict=True):
+        same = one.names == two.names and one.input_ids.tolist() == two.input_ids.tolist()
+        assert same, f"the same units were arranged differently the second time: {one.names} and {two.names}"
 
 
 @law(5, drawn=unit_packs(), seed=seeds())

@@ -116,6 +116,22 @@ class ReadsLabelsBackwards(Judged):
         return -super().signs(batch)
 
 
+class ArrangesByChance(Preference):
+    """Pairs each prompt with an answer that is drawn anew each time."""
+
+    calls = 0
+
+    def arrange(self, units):
+        type(self).calls += 1
+        passage = units[0].documents["chosen"]
+        return [unit.with_document("other", passage.cut(0, 1 + self.calls % 2)) for unit in units]
+
+
+class DropsAUnit(Preference):
+    def arrange(self, units):
+        return units[1:]
+
+
 class Centred:
     """Squared distance of log-probabilities from their mean over the first batches."""
 
