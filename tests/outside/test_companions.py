@@ -1,0 +1,211 @@
+"""DPO from a trained adapter with a cached reference, and distillation from a live teacher, as packages of their own."""
+
+import json
+import math
+import os
+import signal
+import time
+import unittest
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from luthier.cli.app import app
+from luthier.data.examples import TokenExample
+from luthier.engine.attention import install
+from luthier.engine.batch import collate
+from luthier.engine.policy import ModelPolicy
+from luthier.engine.run import read_record
+from luthier.plugins.registry import installed
+from luthier.testing.checks import checks_for
+from luthier.testing.ranks import in_ranks
+from luthier.testing.worlds import tiny_model
+from typer.testing import CliRunner
+
+NAMES = ("dpo", "distill")
+
+
+@pytest.fixture(autouse=True)
+def packages(install_outside):
+    install_outside(*NAMES)
+
+
+@pytest.fixture(scope="module")
+def real_rows(tmp_path_factory):
+    """Pairs of PandaLM, and questions with answers of GSM8K."""
+    folder = Path(os.environ.get("LUTHIER_DATA", "none"))
+    if not folder.is_dir():
+        pytest.skip("no real data: set LUTHIER_DATA to the folder of data sets")
+    lines = (folder / "pandalm/derived_pairs.jsonl").read_text().splitlines()
+    sides = ("prompt", "chosen", "rejected")
+    rows = [
+        row for row in map(json.loads, lines) if all(isinstance(row[s], str) and 0 < len(row[s]) < 160 for s in sides)
+    ]
+    pairs = tmp_path_factory.mktemp("rows") / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows[:16]))
+    columns = {"prompt": "question", "completion": "answer"}
+    return {
+        "dpo": {"path": str(pairs)},
+        "distill": {"path": str(folder / "gsm8k/test.jsonl"), "columns": columns, "max_rows": 16},
+    }
+
+
+def command(settings):
+    """The command `luthier train` in this process, its settings in a recipe."""
+    recipe = f"{settings['output_dir']}.json"
+    with open(recipe, "w") as file:
+        json.dump(settings, file)
+    result = CliRunner().invoke(app, ["train", recipe, "--json"])
+    assert result.exit_code == 0, result.output
+
+
+def losses(settings, ranks=1):
+    if ranks == 1:
+        command(settings)
+    else:
+        in_ranks(ranks, command, settings)
+    return read_record(Path(settings["output_dir"]))["result"]["loss_history"]
+
+
+@pytest.fixture
+def settings_of(real_rows, tmp_path):
+    """The settings of a run: DPO begins from an adapter that was trained before, with a cached reference."""
+    fixed = {
+        "model": "demo",
+        "adapter": {"name": "lora", "r": 4, "lora_dropout": 0.0},
+        "callbacks": ["jsonl"],
+        "global_batch_size": 4,
+        "learning_rate": 0.05,
+        "optimizer": {"name": "sgd", "momentum": 0.9},  # AdamW's first steps follow rounding
+        "max_steps": 4,
+        "save_steps": 1,
+        "max_tokens_per_device": 1300,
+        "num_threads": 1,
+        "precision": "float32",
+    }
+
+    def settings(name, **changes):
+        data = {"train": [real_rows[name]], "max_length": 400}
+        own = {"teacher": "demo"} if name == "distill" else {"reference_cache": True, "adapter_from": first()}
+        given = {"loss": f"outside.{name}", "data": data, "output_dir": str(tmp_path / "run")}
+        return {**fixed, **given, **own, **changes}
+
+    def first():
+        folder = tmp_path / "first"
+        if not folder.exists():
+            data = {"train": [real_rows["distill"]], "max_length": 400}
+            command({**fixed, "data": data, "learning_rate": 1.0, "max_steps": 2, "output_dir": str(folder)})
+        return str(folder)
+
+    return settings
+
+
+def killed_after(step, settings):
+    """The command in a process that is killed once the step is logged."""
+    child = os.fork()
+    if not child:
+        try:
+            command(settings)
+        finally:
+            os._exit(1)
+    lines, deadline = Path(settings["output_dir"]) / "metrics.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if lines.exists() and lines.read_text().count("\n") >= step:
+            break
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended before it could be killed"
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_trains_it_and_resumes_bit_for_bit_after_a_kill(settings_of, tmp_path, name, packing):
+    settings = settings_of(name, packing=packing, adapter={"name": "lora", "r": 4, "lora_dropout": 0.1})
+    expected = losses({**settings, "output_dir": str(tmp_path / "straight")})
+    assert len(set(expected)) == 4
+    killed_after(2, settings)
+    assert read_record(tmp_path / "run")["state"] != "completed"
+    assert losses(settings) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_packing_and_ranks_change_no_loss(settings_of, tmp_path, name):
+    packed = losses(settings_of(name, output_dir=str(tmp_path / "packed")))
+    apart = losses(settings_of(name, packing=False, output_dir=str(tmp_path / "apart")))
+    assert packed == pytest.approx(apart, rel=1e-4)
+    spread = settings_of(name, distributed={"strategy": "ddp"}, output_dir=str(tmp_path / "ddp"))
+    assert losses(spread, 2) == pytest.approx(packed, rel=1e-4)
+    if name == "dpo":
+        assert packed[0] == pytest.approx(math.log(2), abs=1e-6)
+        live = losses(settings_of(name, reference_cache=False, output_dir=str(tmp_path / "live")))
+        assert packed == pytest.approx(live, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_keeps_the_laws_of_losses(name):
+    ran = []
+    for check in checks_for(installed().get("loss", f"outside.{name}").record):
+        try:
+            check()
+            ran.append(check.name)
+        except unittest.SkipTest as reason:
+            assert str(reason).startswith("<loss 'outside."), reason
+    assert {"adds_up_over_micro_batches", "takes_idle_batches", "agrees_on_a_model"} <= set(ran)
+
+
+def test_dpo_has_trls_value_and_gradient():
+    """Against the formula of TRL's DPOTrainer (loss_type "sigmoid"), on padded rows through plain forward passes."""
+    from luthier_outside_dpo import Dpo
+    from luthier_outside_dpo.loss import DpoLoss
+
+    chance = torch.Generator().manual_seed(0)
+    sides = [[torch.randint(7, 260, (n,), generator=chance).tolist() for n in (3 + i, 2 + i % 3, 4)] for i in range(4)]
+    units = [_pair(*side) for side in sides]
+    models = {name: tiny_model(seed=seed).double().eval() for name, seed in (("ours", 0), ("theirs", 0), ("before", 1))}
+    expected = -torch.nn.functional.logsigmoid(0.3 * _trl_logits(models["theirs"], models["before"], sides)).mean()
+    expected.backward()
+
+    for name in ("ours", "before"):
+        install(models[name])
+    policy = ModelPolicy(models["ours"])
+    policy.others["reference"] = ModelPolicy(models["before"], frozen=nullcontext)
+    loss, batch = DpoLoss(Dpo(beta=0.3)), collate(units)
+    total = loss(policy, batch).sums["preference"] / loss.terms(batch)["preference"]
+    total.backward()
+    assert float(total) == pytest.approx(float(expected), rel=1e-9)
+    for ours, theirs in zip(models["ours"].parameters(), models["theirs"].parameters(), strict=True):
+        bound = 1e-9 * float(theirs.grad.abs().max())
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=bound)
+
+
+def _pair(prompt, chosen, rejected):
+    documents = {"chosen": chosen, "rejected": rejected}
+    ignored = [-100] * len(prompt)
+    return TokenExample.joined(
+        {
+            name: TokenExample(
+                input_ids=np.array(prompt + answer, np.int32), labels=np.array(ignored + answer, np.int32)
+            )
+            for name, answer in documents.items()
+        }
+    )
+
+
+def _trl_logits(model, reference, sides):
+    """[P]: what TRL calls logits, (policy chosen - rejected) - (reference chosen - rejected)."""
+
+    def answer_logprob(which, prompt, answer):
+        ids = torch.tensor([prompt + answer])
+        logprobs = which(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(-1)
+        return logprobs.gather(-1, ids[0, 1:, None]).squeeze(-1)[len(prompt) - 1 :].sum()
+
+    def ratio(which, side):
+        prompt, chosen, rejected = side
+        return answer_logprob(which, prompt, chosen) - answer_logprob(which, prompt, rejected)
+
+    with torch.no_grad():
+        before = torch.stack([ratio(reference, side) for side in sides])
+    return torch.stack([ratio(model, side) for side in sides]) - before
