@@ -3,6 +3,7 @@
 import json
 
 import attrs
+import luthier
 import pytest
 import torch
 import transformers
@@ -259,3 +260,18 @@ def test_a_layers_state_does_not_run_from_one_side_of_a_pair_into_the_other(mode
         ]
     length = len(pair["chosen"].input_ids)
     torch.testing.assert_close(found[0][:length], found[1][-length:])
+
+
+@pytest.mark.parametrize(("loss", "rows"), LOSSES)
+def test_the_plan_says_what_an_epoch_computes_and_what_sharing_saves(model_folder, loss, rows):
+    settings = {"model": str(model_folder), "data": rows(), "loss": loss(), "callbacks": [], "global_batch_size": 20}
+    schedule = luthier.plan(**settings).schedule
+    recipe = Recipe.from_dict({**settings, "data": "rows"})
+    with kept():
+        setup = assemble(recipe, Objects(data=rows())).setup
+    computed = next(iter(setup.feed.portions(0))).num_tokens
+    apart = attrs.evolve(setup.layout, shares_prompts=False).lay_out_groups(setup.train, 20)
+    if loss is MarginLoss:  # derived documents are those of another order
+        assert schedule["tokens_per_epoch"] == computed
+    assert schedule["tokens_saved_per_epoch"] > 0.2 * schedule["tokens_per_epoch"]
+    assert schedule["tokens_per_epoch"] + schedule["tokens_saved_per_epoch"] == sum(len(e.input_ids) for e in apart)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any, Final
 
+import attrs
+
 from luthier.data.batches.sharing import saved_by_unit
 from luthier.data.examples import TokenDataset
 from luthier.engine.setup import Setup
@@ -16,24 +18,32 @@ STREAMED: Final = 50  # and of a stream, which is read for it
 def schedule_of(setup: Setup) -> dict[str, Any]:
     """Steps, epochs and tokens; None for what is not known before the rows were read, or has no end."""
     feed, train, total = setup.feed, setup.train, setup.feed.total
+    tokens, saved = _tokens_of_epoch(setup)
     known, steps = isinstance(train, TokenDataset), setup.feed.steps_per_epoch
     return {
         "examples": len(train) if known else None,
         "steps_per_epoch": steps,
         "total_steps": total,
         "epochs": total / feed.steps_per_epoch if total and feed.steps_per_epoch else None,
-        "tokens_per_epoch": int(setup.layout.unit_tokens(train).sum()) if known else None,
-        "tokens_saved_per_epoch": _saved(setup),
+        "tokens_per_epoch": tokens,
+        "tokens_saved_per_epoch": saved,
         "supervised_tokens_per_epoch": int(train.num_supervised.sum()) if known else None,
         "validation_examples": len(setup.validation) if setup.validation is not None else 0,
         "peak_learning_rate": setup.rates.peak,
     }
 
 
-def _saved(setup: Setup) -> int | None:
-    """Return the tokens that shared prompts save in one epoch."""
-    known = isinstance(setup.train, TokenDataset)
-    return int(saved_by_unit(setup.train).sum()) if known and setup.layout.shares_prompts else 0 if known else None
+def _tokens_of_epoch(setup: Setup) -> tuple[int | None, int | None]:
+    """Return the tokens that one epoch computes, and those that shared prompts save of it; None of a stream."""
+    train, layout, size = setup.train, setup.layout, int(setup.recipe.global_batch_size)
+    if not isinstance(train, TokenDataset):
+        return None, None
+    if layout.arrange is None:
+        saved = int(saved_by_unit(train).sum()) if layout.shares_prompts else 0
+        return int(train.lengths.sum()) - saved, saved
+    apart, laid = attrs.evolve(layout, shares_prompts=False), layout.lay_out_groups(train, size)
+    whole, tokens = (sum(len(e.input_ids) for e in found) for found in (apart.lay_out_groups(train, size), laid))
+    return tokens, whole - tokens
 
 
 def packing_of(setup: Setup) -> dict[str, float]:
