@@ -46,11 +46,13 @@ class Request:
             return {k: v[0].encode() for k, v in parse_qs(self.body.decode(), keep_blank_values=True).items()}
         message = BytesParser(policy=HTTP).parsebytes(f"content-type: {kind}\r\n\r\n".encode() + self.body)
         fields: dict[str, bytes] = {}
-        for part in message.iter_parts():  # type: ignore[attr-defined]
+        parts: Any = message
+        for part in parts.iter_parts():
             name = str(part.get_param("name", header="content-disposition"))
-            fields[name] = part.get_payload(decode=True)
-            if part.get_filename():
-                fields[f"{name}.filename"] = part.get_filename().encode()
+            fields[name] = bytes(part.get_payload(decode=True))
+            file_name = part.get_filename()
+            if file_name:
+                fields[f"{name}.filename"] = file_name.encode()
         return fields
 
 

@@ -74,7 +74,8 @@ def read_message(body: Any) -> tuple[str | None, str]:
         body = body[0]
     if not isinstance(body, dict):
         return None, shown(body, 300) if body else ""
-    inner = body.get("error") if isinstance(body.get("error"), dict) else body
+    error = body.get("error")
+    inner: dict[str, Any] = error if isinstance(error, dict) else body
     code = next((inner[k] for k in ("code", "status", "type", "__type") if inner.get(k) not in (None, "")), None)
     if isinstance(code, int) or inner.get("type") in ("insufficient_quota",):
         code = inner.get("status") or inner.get("type") or code

@@ -9,6 +9,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -69,13 +70,11 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
 @contextmanager
 def _unzstd(archive: Path) -> Iterator[IO[bytes]]:
     """The plain bytes of a zstd file: by the library `zstandard`, or by the program `zstd`."""
-    try:
+    if find_spec("zstandard") is not None:
         import zstandard
-    except ModuleNotFoundError:
-        zstandard = None
-    if zstandard is not None:
-        with archive.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
-            yield stream
+
+        with archive.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as plain:
+            yield plain
         return
     program = shutil.which("zstd")
     if program is None:
