@@ -6,8 +6,10 @@ import os
 import signal
 import time
 import unittest
+from collections import defaultdict
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -156,23 +158,39 @@ def test_it_keeps_the_laws_of_losses(name):
     assert {"adds_up_over_micro_batches", "takes_idle_batches", "agrees_on_a_model"} <= set(ran)
 
 
+class FusedHead(torch.nn.Module):
+    """The model as TRL's trainer patches it: log-probabilities and entropy of the labels in the place of logits."""
+
+    is_gradient_checkpointing = False
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask, labels, use_cache=False, fused_lm_head=True):
+        logits = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1]
+        logprobs, targets = logits.log_softmax(-1), labels[:, 1:]
+        own = torch.where(targets >= 0, logprobs.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1), 0.0)
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+        top1 = logits.argmax(-1) == targets
+        return SimpleNamespace(log_probs=own, entropy=entropy, mean_logits=logits.mean(-1), is_top1=top1)
+
+
 def test_dpo_has_trls_value_and_gradient():
-    """Against the formula of TRL's DPOTrainer (loss_type "sigmoid"), on padded rows through plain forward passes."""
     from luthier_outside_dpo import Dpo
     from luthier_outside_dpo.loss import DpoLoss
 
     chance = torch.Generator().manual_seed(0)
     sides = [[torch.randint(7, 260, (n,), generator=chance).tolist() for n in (3 + i, 2 + i % 3, 4)] for i in range(4)]
-    units = [_pair(*side) for side in sides]
     models = {name: tiny_model(seed=seed).double().eval() for name, seed in (("ours", 0), ("theirs", 0), ("before", 1))}
-    expected = -torch.nn.functional.logsigmoid(0.3 * _trl_logits(models["theirs"], models["before"], sides)).mean()
+    expected = _trl_loss(models["theirs"], models["before"], sides)
     expected.backward()
 
     for name in ("ours", "before"):
         install(models[name])
     policy = ModelPolicy(models["ours"])
     policy.others["reference"] = ModelPolicy(models["before"], frozen=nullcontext)
-    loss, batch = DpoLoss(Dpo(beta=0.3)), collate(units)
+    loss, batch = DpoLoss(Dpo(beta=0.3)), collate([_pair(*side) for side in sides])
     total = loss(policy, batch).sums["preference"] / loss.terms(batch)["preference"]
     total.backward()
     assert float(total) == pytest.approx(float(expected), rel=1e-9)
@@ -194,18 +212,27 @@ def _pair(prompt, chosen, rejected):
     )
 
 
-def _trl_logits(model, reference, sides):
-    """[P]: what TRL calls logits, (policy chosen - rejected) - (reference chosen - rejected)."""
+def _trl_loss(model, reference, sides):
+    """What TRL's trainer makes of these pairs, chosen answers first, padded on the right."""
+    from trl import DPOTrainer
 
-    def answer_logprob(which, prompt, answer):
-        ids = torch.tensor([prompt + answer])
-        logprobs = which(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(-1)
-        return logprobs.gather(-1, ids[0, 1:, None]).squeeze(-1)[len(prompt) - 1 :].sum()
+    rows = [(prompt, answers[place]) for place in (0, 1) for prompt, *answers in sides]
+    given = {
+        "input_ids": _padded([prompt + answer for prompt, answer in rows]),
+        "attention_mask": _padded([[1] * len(prompt + answer) for prompt, answer in rows]),
+        "completion_mask": _padded([[0] * len(prompt) + [1] * len(answer) for prompt, answer in rows]),
+    }
+    trainer = object.__new__(DPOTrainer)
+    trainer.__dict__.update(
+        model=FusedHead(model), ref_model=FusedHead(reference), aux_loss_enabled=False, ld_alpha=None, beta=0.3,
+        precompute_ref_logps=False, f_divergence_type="reverse_kl", loss_types=["sigmoid"], loss_weights=[1.0],
+        label_smoothing=0.0, use_weighting=False, _total_train_tokens=0, _tp_size=1,
+        accelerator=SimpleNamespace(device="cpu", gather_for_metrics=lambda value: value, gather=lambda value: value),
+        args=SimpleNamespace(gradient_checkpointing_kwargs=None, device="cpu"),
+        _metrics={mode: defaultdict(list) for mode in ("train", "eval")},
+    )  # fmt: skip
+    return trainer._compute_loss(trainer.model, given, return_outputs=False)
 
-    def ratio(which, side):
-        prompt, chosen, rejected = side
-        return answer_logprob(which, prompt, chosen) - answer_logprob(which, prompt, rejected)
 
-    with torch.no_grad():
-        before = torch.stack([ratio(reference, side) for side in sides])
-    return torch.stack([ratio(model, side) for side in sides]) - before
+def _padded(rows):
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], True, 0)
