@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "luthier.api": ("train", "continual", "multi_run", "plan", "inspect", "generate", "merge"),
+    "luthier.api": ("train", "continual", "multi_run", "plan", "inspect", "generate", "merge", "export"),
     "luthier.engine.result": ("Run",),
     "luthier.engine.batch": ("Batch",),
     "luthier.data.batches.unit": ("Passage", "Unit"),
@@ -53,7 +53,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME)]
 
 if TYPE_CHECKING:
-    from luthier.api import continual, generate, inspect, merge, multi_run, plan, train
+    from luthier.api import continual, export, generate, inspect, merge, multi_run, plan, train
     from luthier.callbacks import on
     from luthier.data.batches.unit import Passage, Unit
     from luthier.engine.batch import Batch

@@ -10,6 +10,7 @@ from luthier.errors import LuthierError
 from luthier.recipe import Recipe
 
 if TYPE_CHECKING:
+    from luthier.artifacts.export import Export
     from luthier.data.inspect import Inspection
     from luthier.engine.assemble import Objects
     from luthier.engine.health.overfit import Overfit
@@ -189,6 +190,26 @@ def merge(
     folder = Path(output_dir) if output_dir else Path(path).resolve() / "merged"
     note = {**opened.note, "files": {**opened.note.get("files", {}), **files}}
     return save_merged(opened.model, opened.tokenizer, opened.adapter, opened.quantizer, folder, note)
+
+
+def export(
+    path: str | Path,
+    format: str | Mapping[str, Any],  # noqa: A002 - the word that people know it by
+    output_dir: str | Path | None = None,
+    *,
+    base: str | None = None,
+    dry_run: bool = False,
+) -> Export:
+    """Write the model of a run, of an adapter's folder or of a model in the format of an installed exporter.
+
+    `format` is its name, or `{name: ..., options}`. Returns the folder, its files, and the differences that the
+    exporter found when it read them back. With `dry_run` everything is checked that needs no weights.
+    """
+    _require_local()
+    from luthier.artifacts.export import export_model
+
+    folder = None if output_dir is None else Path(output_dir)
+    return export_model(Path(path), format, folder, base=base, dry_run=dry_run)
 
 
 def gather(

@@ -12,7 +12,7 @@ import yaml
 from luthier.plugins.options import describe
 from luthier.scaffold import make, render
 
-KINDS = ("adapter", "loss", "optimizer", "quantizer", "callback", "provider")
+KINDS = ("adapter", "loss", "optimizer", "quantizer", "callback", "provider", "operation", "exporter", "metric")
 TRAINING = tuple(kind for kind in KINDS if kind != "provider")  # which trains elsewhere
 PIP = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
 PYTEST = ["-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "-rs"]
@@ -44,11 +44,11 @@ def test_the_readmes_table_is_that_of_the_options(kind):
     assert table(render("warmth", kind)["README.md"]) == shown
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("operation", "exporter")])  # no recipe's
 def test_the_readmes_recipe_uses_the_part_with_options_it_has(kind):
     text = render("warmth", kind)["README.md"]
     recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
-    part = recipe["callbacks"][-1] if kind == "callback" else recipe[kind]
+    part = recipe[f"{kind}s"][-1] if kind in ("callback", "metric") else recipe[kind]
     given = part if isinstance(part, dict) else {"name": part}
     assert given.pop("name") == "warmth"
     options_class("warmth", kind)(**given)
@@ -107,6 +107,10 @@ def tried(kind, folder):
     global halting
     own = {"loss": "sample-pairs", "data": pairs} if kind == "pairs" else {kind: f"sample-{kind}"}
     settings = {**common, **own}
+    if kind in ("operation", "exporter", "metric"):
+        del settings[kind]
+    if kind == "metric":
+        settings |= {"metrics": ["sample-metric"], "eval_data": rows[:4], "max_eval_answers": 2}
     if kind == "quantizer":
         settings["adapter"] = "sample-adapter"
     watchers = ["sample-callback"] if settings.pop("callback", None) else []
@@ -117,6 +121,13 @@ def tried(kind, folder):
     except KeyboardInterrupt:
         halting = False
     resumed = luthier.train(**settings, callbacks=[*watchers, Halt()], output_dir=f"{folder}/halted")
+    if kind == "operation":
+        decisions = json.loads((resumed.output_path / "run.json").read_text())["decisions"]
+        assert "swiglu: sample-operation" in decisions["kernels"]["value"][0]
+    if kind == "exporter":
+        assert luthier.export(resumed.output_path, "sample-exporter").files["weights.npz"]
+    if kind == "metric":
+        assert 0.0 <= resumed.eval_metrics["eval_sample-metric"] <= 1.0
     return [straight.loss_history, resumed.loss_history, resumed.generate("What is 2?", max_new_tokens=3)]
 
 

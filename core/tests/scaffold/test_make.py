@@ -13,7 +13,7 @@ from luthier.plugins import catalogue
 from luthier.plugins.registry import installed
 from luthier.scaffold import make, render
 
-KINDS = ("adapter", "loss", "optimizer", "quantizer", "callback", "provider")
+KINDS = ("adapter", "loss", "optimizer", "quantizer", "callback", "provider", "operation", "exporter", "metric")
 PUBLIC = {"luthier", "luthier.testing"}
 
 
@@ -76,7 +76,7 @@ def test_dependencies_are_what_the_source_imports(kind):
     declared = {re.split(r"[\[>]", d)[0] for d in tomllib.loads(files["pyproject.toml"])["project"]["dependencies"]}
     source = {path: tree for path, tree in python_files(files).items() if path.startswith("src/")}
     roots = {module.split(".")[0] for tree in source.values() for module, _ in imported(tree)}
-    libraries = {"attrs", "luthier", "torch", "safetensors"}
+    libraries = {"attrs", "luthier", "numpy", "torch", "safetensors"}
     assert roots & libraries == declared
     assert roots <= libraries | {"luthier_warmth"} | set(__import__("sys").stdlib_module_names)
 

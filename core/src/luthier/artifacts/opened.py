@@ -45,10 +45,8 @@ class Opened:
 
 def open_artifact(path: str | Path, device: torch.device | str = "cpu", base: str | None = None) -> Opened:
     """The model at `path`. `base` stands in for the base model that an adapter's folder names."""
-    folder = Path(path)
-    if read_record(folder) is not None:
-        folder = _of_run(folder)
-    note = _note(folder / NOTE) if (folder / NOTE).is_file() else {}
+    folder = find_artifact(Path(path))
+    note = read_note(folder)
     if note.get("artifact") == "adapter":
         return _adapted(folder, note, torch.device(device), base)
     if note.get("artifact") == QUANTIZED:
@@ -59,6 +57,16 @@ def open_artifact(path: str | Path, device: torch.device | str = "cpu", base: st
     spec = Model(name_or_path=str(folder) if folder.is_dir() else str(path))
     model = load.model_of(spec, torch.device(device), {})
     return Opened(model=model.eval(), tokenizer=load.tokenizer_of(spec), note=note)
+
+
+def find_artifact(path: Path) -> Path:
+    """Return the folder of a run's artifact; any other path as it is."""
+    return path if read_record(path) is None else _of_run(path)
+
+
+def read_note(folder: Path) -> dict[str, Any]:
+    """Return what lies beside an artifact; nothing for a folder that Luthier has not written."""
+    return _note(folder / NOTE) if (folder / NOTE).is_file() else {}
 
 
 def _of_run(folder: Path) -> Path:

@@ -35,7 +35,7 @@ def save_adapter(
     is_trained = is_model and quantizer is not None and quantizer.trains
 
     def write(aside: Path) -> None:
-        with _portable(model):
+        with portable(model):
             adapter.save(aside)
         tokenizer.save_pretrained(aside)
         if is_trained:
@@ -60,7 +60,7 @@ def save_merged(model: Any, tokenizer: Any, adapter: Any, quantizer: Any, folder
     def write(aside: Path) -> None:
         merged = merged_copy(model, adapter, quantizer)
         files = Files.of_note(note)
-        with _portable(merged):
+        with portable(merged):
             save_model(merged, aside, files)
         tokenizer.save_pretrained(aside)
         check_model(model, aside, adapter)
@@ -87,7 +87,7 @@ def merged_copy(model: Any, adapter: Any, quantizer: Any) -> Any:
 
 
 @contextmanager
-def _portable(model: Any) -> Iterator[None]:
+def portable(model: Any) -> Iterator[None]:
     """While a model is written: an attention that every machine has, and no bar."""
     before = model.config._attn_implementation
     model.set_attn_implementation(ordinary(model))

@@ -78,6 +78,7 @@ for verb in (train.train, continual.continual, plan.plan, inspect.inspect):
     app.command(context_settings=FREE, add_help_option=False)(verb)
 app.command()(models.generate)
 app.command()(models.merge)
+app.command()(models.export)
 app.add_typer(runs.app, name="runs")
 app.command()(checkpoint.checkpoint)
 app.command()(presets.presets)

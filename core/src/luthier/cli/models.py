@@ -1,8 +1,9 @@
-"""`luthier generate` and `luthier merge`: what one does with a trained model."""
+"""`luthier generate`, `merge` and `export`: what one does with a trained model."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,6 +61,43 @@ def merge(
     api = started(log_level, log_format, log_file)
     merged = api.merge(path, output_dir, base=base, save_dtype=save_dtype, max_shard_size=max_shard_size)
     return Answer(document={"merged": merged}, view=lambda screen: screen.out(f"merged: {merged}", highlight=False))
+
+
+def export(
+    path: Annotated[Path, typer.Argument(help="A run's folder, an adapter's, or a model's.")],
+    *,
+    format_: Annotated[str, typer.Option("--format", help="The exporter's name; `luthier plugins` lists them.")],
+    output_dir: Annotated[
+        Path | None, typer.Option(help="The new folder; without it, one named as the format beside the artifact.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="NAME=VALUE, an option of the exporter; may be repeated.")
+    ] = None,
+    base: Base = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check what can be checked, and write nothing.")] = False,
+    json: Json = False,
+    log_level: LogLevel = "info",
+    log_format: LogFormat = "console",
+    log_file: LogFile = None,
+) -> Any:
+    """Write a trained model in another tool's format, read back and compared."""
+    chosen = {"name": format_, **_exporter_options(option or ())}
+    found = started(log_level, log_format, log_file).export(path, chosen, output_dir, base=base, dry_run=dry_run)
+    document = {"folder": found.folder, "format": found.format, "distribution": found.distribution,
+                "files": found.files, "differences": found.differences, "dry_run": dry_run}  # fmt: skip
+    said = f"{'would write' if dry_run else 'wrote'} {found.format}: {found.folder}"
+    differing = "".join(f"\n{name}: {value:.3g}" for name, value in found.differences.items())
+    return Answer(document=document, view=lambda screen: screen.out(said + differing, highlight=False))
+
+
+def _exporter_options(given: Iterable[str]) -> dict[str, Any]:
+    from luthier.recipe.overrides import parse_value
+
+    pairs = [text.partition("=") for text in given]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise LuthierError("usage", "expected NAME=VALUE", where="--option", found=name)
+    return {name: parse_value(value) for name, _, value in pairs}
 
 
 def _prompt(given: str | None) -> str:

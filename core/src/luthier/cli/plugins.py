@@ -47,7 +47,10 @@ def plugins(
 
 @app.command()
 def show(
-    kind: Annotated[str, typer.Argument(help="adapter, loss, optimizer, quantizer, provider or callback.")],
+    kind: Annotated[
+        str,
+        typer.Argument(help="The kind of part: adapter, loss, ..., as the list shows it."),
+    ],
     name: Annotated[str, typer.Argument(help="The part's name.")],
     json: Json = False,
 ) -> Any:

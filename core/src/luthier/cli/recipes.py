@@ -32,8 +32,8 @@ GROUPS: Final[dict[str, str]] = {
     "memory_check oom_recovery packing max_grad_norm router_aux_loss_coef",
     "Precision and speed": "precision pure_bf16_update torch_compile kernels gradient_checkpointing num_threads "
     "distributed on_nonfinite gradient_flow_steps",
-    "Evaluation and checkpoints": "eval_steps eval_on_start max_eval_batches save_strategy save_steps "
-    "save_samples save_final async_save save_total_limit metric_for_best_model greater_is_better "
+    "Evaluation and checkpoints": "eval_steps eval_on_start metrics max_eval_answers max_eval_batches save_strategy "
+    "save_steps save_samples save_final async_save save_total_limit metric_for_best_model greater_is_better "
     "load_best_model_at_end logging_steps",
     "The run": "output_dir run_name merge save_dtype max_shard_size seed device",
 }

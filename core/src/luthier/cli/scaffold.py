@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def new_plugin(
     name: Annotated[str, typer.Argument(help="The part's name; the distribution is luthier-NAME.")],
     *,
-    kind: Annotated[str, typer.Option(help="adapter, loss, optimizer, quantizer, callback or provider.")],
+    kind: Annotated[str, typer.Option(help="The kind of part: adapter, loss, optimizer, quantizer, callback, ...")],
     data: Annotated[str, typer.Option(help="The rows of a loss: tokens or preference.")] = "tokens",
     folder: Annotated[Path, typer.Option(help="Where the package's folder is made.")] = Path(),
     json: Json = False,

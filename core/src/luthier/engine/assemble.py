@@ -45,6 +45,7 @@ from luthier.plugins.values import Context, Group, Purpose
 from luthier.recipe import Recipe
 from luthier.recipe.parts import Part, Resolved, resolve
 from luthier.recipe.soundness import check_parts
+from luthier.step.metric_parts import settle_evaluation
 from luthier.step.task_state import TaskPlace
 from luthier.step.unit_layout import lay_out_feed
 from luthier.training.company import Company, attach_begun, company_of
@@ -104,11 +105,10 @@ def assemble(recipe: Recipe, objects: Objects, plugins: Plugins | None = None, d
 
 def _settle_setup(setup: Setup, resolved: Resolved, began: threads.Glance) -> None:
     """Set what depends on the loss's record, the process and the compiler."""
-    setup.has_perplexity = bool(getattr(resolved.loss.record or resolved.loss.local, "perplexity", False))
     setup.process = process.settle(setup, began)
     setup.undo.enter_context(setup.process.applied())
     compiling.settle(setup)
-    setup.operations.operations.say_again()
+    settle_evaluation(setup, resolved)
 
 
 def usable_device(recipe: Recipe, resolved: Resolved, world: World) -> torch.device:

@@ -102,6 +102,7 @@ def settle(setup: Setup) -> bool:
         passes = Passes(strict=asked is True, decisions=decisions)
         installed.operations.prefer(implementations("compiled", passes.kernels(), _supports))
         setup.undo.callback(passes.leave, mark)
+    installed.operations.say_again()  # the run's log begins after the probe
     return wanted
 
 

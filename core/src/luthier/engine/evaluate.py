@@ -10,11 +10,14 @@ from typing import Any
 import torch
 
 from luthier.data.examples import TokenDataset, TokenExample
+from luthier.engine.batch import Batch
 from luthier.engine.memory.recovery import fitted
 from luthier.engine.parallel.world import World
 from luthier.engine.setup import Setup, dealt
 from luthier.plugins.values import LossOutput
+from luthier.step.answer_metrics import measure_answers
 from luthier.step.loss_output import ROUTER
+from luthier.step.metric_parts import measuring_tokens, score_tokens
 
 
 class Abandoned(Exception):
@@ -99,6 +102,7 @@ def evaluate(
             examples = setup.layout.lay_out_groups(dataset, int(setup.recipe.global_batch_size))
             lengths = setup.packing.sizes(examples)
             meter = fitted(setup, lengths, lambda: _measured(setup, examples, leave), agrees=False)
+            meter.metrics.update(measure_answers(setup, dataset))
     finally:
         setup.model.train(training)
     found = {"eval_loss": meter.loss, **{f"eval_{name}": value for name, value in meter.read().items()}}
@@ -112,11 +116,11 @@ def _measured(setup: Setup, examples: Sequence[TokenExample], leave: Callable[[]
     """Each rank takes its share of the micro-batches; their sums are everyone's."""
     if couples(setup.loss):
         return _measured_in_groups(setup, examples, leave)
-    meter = Meter()
+    meter, compute = Meter(), measuring_tokens(setup)
     for batch in dealt(examples, setup.packing, setup.device, setup.recipe.max_eval_batches):
         if leave is not None and setup.world.any(leave()):
             raise Abandoned
-        output = setup.step(batch)
+        output = setup.step(batch, compute)
         if not batch.idle:
             meter.add(output, setup.step.terms(batch))
     return meter.over(setup.world)
@@ -135,8 +139,21 @@ def _measured_in_groups(setup: Setup, examples: Sequence[TokenExample], leave: C
         if leave is not None and setup.world.any(leave()):
             raise Abandoned
         meter.include(measure_group(setup, batches))
+        meter.include(_measure_tokens(setup, batches))
         seen += len(batches) * setup.world.size
     return meter
+
+
+def _measure_tokens(setup: Setup, batches: list[Batch]) -> Meter:
+    """The metrics over tokens where the loss scores a whole group at once: in a pass of their own."""
+    meter = Meter()
+    for batch in batches if any(metric.record.over == "tokens" for metric in setup.metrics.values()) else ():
+        output = setup.step(
+            batch, lambda policy, batch: LossOutput(sums={}, metrics=score_tokens(setup, policy, batch))
+        )
+        if not batch.idle:
+            meter.add(output, {})
+    return meter.over(setup.world)
 
 
 def _number(value: Any) -> float:

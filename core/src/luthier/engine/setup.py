@@ -27,6 +27,7 @@ from luthier.engine.schedule import Rates
 from luthier.engine.step import Step
 from luthier.plugins.values import Context, Multipliers, Progress
 from luthier.step.companions import Companions
+from luthier.step.metric_parts import BuiltMetric
 
 if TYPE_CHECKING:
     from luthier.checkpoint.constants import ConstantOwner
@@ -57,6 +58,7 @@ class Setup:
     device: torch.device
     attention: str  # the implementation that the model had before the run
     operations: Installed  # what of the model computes by operations of ours
+    metrics: dict[str, BuiltMetric] = attrs.field(factory=dict)  # what an evaluation reports besides the loss's own
     has_perplexity: bool = False  # the loss's main term is nats per token
     decisions: Decisions = attrs.field(factory=Decisions)
     precision: Precision = attrs.field(factory=Precision)

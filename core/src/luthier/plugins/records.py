@@ -198,7 +198,7 @@ class OperationRecord(Record):
 
 @attrs.frozen(kw_only=True)
 class ExporterRecord(Record):
-    """An exporter: a format of another tool, which a finished run is written in."""
+    """An exporter: a format of another tool, written by `luthier export RUN --format NAME`."""
 
     kind: ClassVar[str] = "exporter"
     options: type | str = NoOptions

@@ -68,12 +68,13 @@ class Resolved:
     quantizer: Part
     provider: Part
     callbacks: tuple[Part, ...]
+    metrics: tuple[Part, ...] = ()
     plugins: Plugins = attrs.field(repr=False)
 
     def __iter__(self) -> Iterator[Part]:
-        """Every part, the callbacks last."""
+        """Every part, the callbacks and metrics last."""
         yield from (getattr(self, kind) for kind in FIELDS)
-        yield from self.callbacks
+        yield from (*self.callbacks, *self.metrics)
 
     def chosen(self) -> list[Chosen]:
         return [part.chosen() for part in self]
@@ -88,7 +89,8 @@ def resolve(recipe: Recipe, plugins: Plugins | None = None) -> Resolved:
     known = plugins or installed()
     single = {kind: find_part(getattr(recipe, kind), kind, kind, known) for kind in FIELDS}
     watchers = tuple(find_part(c, "callback", f"callbacks.{i}", known) for i, c in enumerate(recipe.callbacks))
-    return Resolved(**single, callbacks=watchers, plugins=known)
+    metrics = tuple(find_part(m, "metric", f"metrics.{i}", known) for i, m in enumerate(recipe.metrics))
+    return Resolved(**single, callbacks=watchers, metrics=metrics, plugins=known)
 
 
 def find_part(value: Any, kind: str, where: str, plugins: Plugins) -> Part:

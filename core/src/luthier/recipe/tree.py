@@ -200,6 +200,10 @@ class Recipe:
 
     eval_steps: int | None = option(None, help="Evaluate every so many steps; none: at the end.", low=1)
     eval_on_start: bool = option(False, help="Evaluate before the first step as well.")
+    metrics: list[str | dict[str, Any]] = option(
+        factory=list, help="Metrics that an evaluation reports besides the loss's: names, or {name: ..., options}."
+    )
+    max_eval_answers: int = option(32, help="Held-out rows that are answered for metrics over answers.", low=1)
     max_eval_batches: int | None = option(None, help="Micro-batches of one evaluation; none: all.", low=1)
     save_strategy: Literal["auto", "steps", "epoch", "samples", "no"] = option(
         "auto", help="What a checkpoint is due after: save_steps, each epoch, save_samples, or nothing; auto: as given."

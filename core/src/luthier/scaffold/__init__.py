@@ -26,6 +26,9 @@ SUMMARIES: Final = {
     "quantizer": "Linear weights rounded to a few bits, with a scale for each row.",
     "callback": "Writes the best loss so far to a file in the run's folder.",
     "provider": "Jobs at a made-up service.",
+    "operation": "The gated activation, with a backward that keeps its inputs alone.",
+    "exporter": "Every weight of a model in one file of numpy arrays.",
+    "metric": "Share of answers that are their reference, word for word.",
 }
 DATA: Final = ("tokens", "preference")  # the rows of a loss
 REQUIREMENTS: Final = {  # beside attrs and luthier, as they follow these in a list of TOML
@@ -35,6 +38,9 @@ REQUIREMENTS: Final = {  # beside attrs and luthier, as they follow these in a l
     "quantizer": ', "torch>=2.11"',
     "callback": "",
     "provider": "",
+    "operation": ', "torch>=2.11"',
+    "exporter": ', "numpy>=1.26", "torch>=2.11"',
+    "metric": "",
 }
 EXTRAS: Final = {"provider": "[hosted]"}  # of luthier itself
 TAKEN: Final = frozenset(  # names that the templates import or define

@@ -16,7 +16,7 @@ import attrs
 from luthier.plugins.completion import list_members
 from luthier.plugins.options import KEY
 from luthier.plugins.protocols import PROTOCOLS
-from luthier.plugins.records import Record
+from luthier.plugins.records import NoOptions, Record
 from luthier.plugins.registry import installed
 from luthier.plugins.structure import structure
 from luthier.testing import events
@@ -38,7 +38,7 @@ def name_is_unique(subject: Subject) -> None:
     assert not others, f"{record.kind} {record.name!r} is also claimed by {', '.join(map(str, others))}"
 
 
-@law(0, needs_torch=False)
+@law(0, needs_torch=False, when=lambda record: record.options is not NoOptions)
 def options_class_is_its_own(subject: Subject) -> None:
     """The options class belongs to this part alone: in Python `Lora(r=16)` names its part."""
     record = subject.record

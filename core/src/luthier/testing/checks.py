@@ -12,7 +12,8 @@ from hypothesis.strategies import SearchStrategy
 from luthier.errors import LuthierError, nearest
 from luthier.plugins.records import Record
 
-KINDS: Final = ("loss", "adapter", "optimizer", "quantizer", "callback")  # a provider is checked against its fake
+# a provider is checked against its fake
+KINDS: Final = ("loss", "adapter", "optimizer", "quantizer", "callback", "operation", "exporter", "metric")
 
 
 class NotRun(Exception):

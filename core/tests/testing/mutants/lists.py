@@ -13,11 +13,15 @@ from mutants.records import (
     CALLBACK,
     CENTRED,
     COUPLED,
+    EXACT,
+    EXPORTER,
     JUDGED,
     LOSS,
+    OPERATION,
     OPTIMIZER,
     PREFERENCE,
     QUANTIZER,
+    SURPRISE,
     TERNARY,
     Mutant,
     broken,
@@ -194,4 +198,41 @@ CALLBACKS = [
     broken(CALLBACK, "StateWithoutWayBack", "state_is_tensors_and_json", "come together"),
 ]
 
-MUTANTS = [*_of_every_part(), *LOSSES, *ADAPTERS, *OPTIMIZERS, *QUANTIZERS, *CALLBACKS]
+OPERATIONS = [
+    broken(OPERATION, "build_wrong_values", "gives_the_values_and_gradients_of_the_reference", "result 0 differs"),
+    broken(OPERATION, "build_wrong_gradient", "gives_the_values_and_gradients_of_the_reference", "gradient of gate"),
+    broken(OPERATION, "build_raising", "gives_the_values_and_gradients_of_the_reference", "IndexError"),
+    broken(OPERATION, "build_swiglu", "gives_the_values_and_gradients_of_the_reference", "declines every call",
+           predicate="mutants.operations:fits_nothing"),
+    broken(OPERATION, "build_writing", "leaves_its_arguments_alone", "writes into"),
+    broken(OPERATION, "build_wandering", "gives_the_same_numbers_twice", "two calls differ"),
+    broken(OPERATION, "build_swiglu", "predicate_reads_device_dtype_and_shape_alone", "None",
+           predicate="mutants.operations:fits_somehow"),
+]  # fmt: skip
+
+EXPORTERS = [
+    broken(EXPORTER, "WritesNothing", "reads_back_what_it_writes", "nothing was written"),
+    broken(EXPORTER, "ComparesNothing", "refuses_a_folder_of_another_model", "all others"),
+    broken(EXPORTER, "ReadsNothing", "refuses_files_that_are_gone", "empty folder"),
+    broken(EXPORTER, "RoundsTheModel", "leaves_the_model_alone", "weights are others"),
+    broken(EXPORTER, "TiesTheModel", "leaves_the_model_alone", "config is another"),
+]
+
+METRICS = [
+    broken(EXACT, "CountsNothing", "gives_a_sum_and_a_count", "nothing is ever counted"),
+    broken(EXACT, "GivesNaN", "gives_a_sum_and_a_count", "not finite"),
+    broken(EXACT, "Remembers", "keeps_nothing_between_calls", "depend on what was scored before"),
+    broken(SURPRISE, "MeanOfTokens", "adds_up_over_tokens", "one after the other"),
+]
+
+MUTANTS = [
+    *_of_every_part(),
+    *LOSSES,
+    *ADAPTERS,
+    *OPTIMIZERS,
+    *QUANTIZERS,
+    *CALLBACKS,
+    *OPERATIONS,
+    *EXPORTERS,
+    *METRICS,
+]

@@ -9,7 +9,10 @@ from luthier.plugins.options import option
 from luthier.plugins.records import (
     AdapterRecord,
     CallbackRecord,
+    ExporterRecord,
     LossRecord,
+    MetricRecord,
+    OperationRecord,
     OptimizerRecord,
     QuantizerRecord,
     Record,
@@ -67,6 +70,11 @@ class TernaryOptions:
 @attrs.frozen(kw_only=True)
 class CountOptions:
     every: int = option(1, help="Count each so many steps.", low=1)
+
+
+@attrs.frozen(kw_only=True)
+class ArraysOptions:
+    compressed: bool = option(False, help="Compress the file.")
 
 
 LOSS = LossRecord(
@@ -137,6 +145,34 @@ CALLBACK = CallbackRecord(
     options=CountOptions,
     build="mutants.callbacks:Count",
 )
+OPERATION = OperationRecord(
+    name="mutant-swiglu",
+    summary="The gated activation by its formula.",
+    operation="swiglu",
+    build="mutants.operations:build_swiglu",
+    predicate="mutants.operations:fits",
+)
+EXPORTER = ExporterRecord(
+    name="mutant-arrays",
+    summary="Every weight as an array of numpy.",
+    options=ArraysOptions,
+    build="mutants.exporters:Arrays",
+)
+EXACT = MetricRecord(
+    name="mutant-exact",
+    summary="Share of answers that are the reference, word for word.",
+    build="mutants.metrics:Exact",
+    over="answers",
+)
+SURPRISE = MetricRecord(
+    name="mutant-surprise",
+    summary="Weighted mean of the negative log-probabilities.",
+    build="mutants.metrics:Surprise",
+    over="tokens",
+    wants=("entropy",),
+    greater_is_better=False,
+)
+SIDES = (OPERATION, EXPORTER, EXACT, SURPRISE)
 SOUND: tuple[Record, ...] = (
     LOSS,
     COUPLED,
@@ -148,6 +184,7 @@ SOUND: tuple[Record, ...] = (
     QUANTIZER,
     TERNARY,
     CALLBACK,
+    *SIDES,
 )
 
 

@@ -56,6 +56,7 @@ class Operations:
         self.prefer(implementations)
         self.stands_in = False
         self._said: set[tuple[str, str, str, torch.dtype]] = set()
+        self._ran: set[str] = set()
 
     def prefer(self, implementations: Iterable[Implementation]) -> None:
         """Put these in front of those that are known and have no higher priority, in their order."""
@@ -108,7 +109,7 @@ class Operations:
 
     def ran(self) -> list[str]:
         """`operation: implementation` of everything that was computed so far."""
-        return sorted({f"{operation}: {name}" for operation, name, *_ in self._said})
+        return sorted(self._ran)
 
     def _compute(self, operation: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         if torch.compiler.is_compiling():  # a compiler outside fuses plain torch, and stops at what it cannot see into
@@ -132,6 +133,7 @@ class Operations:
         said = (one.operation, one.name, first.device.type, first.dtype)
         if said not in self._said:
             self._said.add(said)
+            self._ran.add(f"{one.operation}: {one.name}")
             told = {"device": first.device.type, "dtype": str(first.dtype).removeprefix("torch.")}
             owner = {"owner": one.guard.owner} if one.guard else {}
             log.info("operation", name=one.operation, implementation=one.name, **told, **owner)

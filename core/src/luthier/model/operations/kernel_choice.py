@@ -89,7 +89,8 @@ def _undropped(found: Sequence[Implementation], decisions: Decisions) -> list[Im
 
 
 def _has_needs(offer: Offer, recipe: Recipe, resolved: Resolved, device: torch.device) -> bool:
-    given = set(given_tags(recipe, device.type)).union(*(part.provides for part in resolved.chosen()))
+    chosen = resolved.chosen()
+    given = set(given_tags(recipe, device.type, chosen)).union(*(part.provides for part in chosen))
     missing = sorted(offer.record.needs - given)
     if missing:
         log.info("operation left out", implementation=offer.record.name, needs=", ".join(missing))

@@ -1,0 +1,119 @@
+"""Export: a trained model in the format of another tool, written by an exporter, read back and compared."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from transformers import AutoConfig
+
+from luthier.artifacts.opened import find_artifact, open_artifact
+from luthier.artifacts.save import merged_copy, portable
+from luthier.errors import LuthierError, unwritable
+from luthier.logs import get_logger
+from luthier.plugins.protocols import Exporter
+from luthier.plugins.registry import installed
+from luthier.recipe.parts import find_part
+from luthier.recipe.soundness import unmergeable
+
+log = get_logger()
+
+
+@attrs.frozen(kw_only=True)
+class Export:
+    """What was written, or would be: the folder, the format with who offers it, files with their bytes, differences."""
+
+    folder: Path
+    format: str
+    distribution: str | None
+    files: dict[str, int] = attrs.field(factory=dict)
+    differences: dict[str, float] = attrs.field(factory=dict)
+
+
+def export_model(
+    path: Path,
+    chosen: str | Mapping[str, Any],
+    folder: Path | None = None,
+    *,
+    base: str | None = None,
+    dry_run: bool = False,
+) -> Export:
+    """Write the model of a run, an adapter's folder or a model in a format, whole and with plain weights.
+
+    `chosen` is the exporter's name, or `{name: ..., options}`. `folder` None: one beside the artifact, named as the
+    format. Everything that can be refused is before the weights are read, and `dry_run` ends there. Nothing is left
+    of what does not pass the exporter's own comparison.
+    """
+    part = find_part(chosen, "exporter", "format", installed())
+    exporter: Exporter = installed().build(part.offer, part.options) if part.offer else part.local
+    artifact = find_artifact(path)
+    folder = folder or artifact.parent / part.name
+    _check_free(folder)
+    exporter.check(read_config(artifact, base))
+    found = Export(folder=folder, format=part.name, distribution=part.source.distribution if part.source else None)
+    if dry_run:
+        return found
+    model, tokenizer = plain_model(path, base)
+    differences = _write(exporter, model, tokenizer, folder)
+    files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
+    log.info("exported", folder=str(folder), format=part.name, differences=differences)
+    return attrs.evolve(found, files=files, differences=differences)
+
+
+def read_config(artifact: Path, base: str | None) -> Any:
+    """Return the transformers config of what lies at a path, or of the base that an adapter was trained on."""
+    from luthier.artifacts.opened import read_note
+    from luthier.engine.memory.config import config_of
+    from luthier.plugins.structure import structure
+    from luthier.recipe.tree import Model
+
+    if (artifact / "config.json").is_file():
+        return AutoConfig.from_pretrained(artifact, local_files_only=True, trust_remote_code=False)
+    note = read_note(artifact)
+    spec = structure(note["model"], Model, str(artifact)) if "model" in note else Model(name_or_path=str(artifact))
+    return config_of(spec if base is None else attrs.evolve(spec, name_or_path=base))
+
+
+def plain_model(path: Path, base: str | None) -> tuple[Any, Any]:
+    """Return the model with the adapter folded in and plain weights, and its tokenizer."""
+    opened = open_artifact(path, base=base)
+    for kind, part in (("adapter", opened.adapter), ("quantizer", opened.quantizer)):
+        if not getattr(part, "mergeable", True):
+            raise unmergeable(kind, opened.note[kind].get("name", type(part).__name__))
+    if opened.quantizer is None:
+        return opened.model, opened.tokenizer
+    return merged_copy(opened.model, opened.adapter, opened.quantizer), opened.tokenizer
+
+
+def _check_free(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise LuthierError("path-unwritable", "there is something here already", where=str(folder),
+                           remedy="Choose another --output-dir, or remove it.")  # fmt: skip
+
+
+def _write(exporter: Exporter, model: Any, tokenizer: Any, folder: Path) -> dict[str, float]:
+    """Write aside, compare, and rename."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    try:
+        with portable(model):
+            exporter.export(model, tokenizer, aside)
+            if not any(aside.iterdir()):
+                raise LuthierError("artifact-mismatch", "the exporter wrote nothing", where=str(folder))
+            differences = dict(exporter.verify(model, tokenizer, aside))
+        if folder.exists():
+            folder.rmdir()
+        aside.chmod(0o755)
+        aside.rename(folder)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return {name: float(value) for name, value in differences.items()}

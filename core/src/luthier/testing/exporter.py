@@ -1,0 +1,103 @@
+"""Checks of exporters: what they write is read back and compared, and a comparison that cannot fail proves nothing."""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luthier.errors import LuthierError
+from luthier.testing.checks import Subject, law
+from luthier.testing.worlds import save_tiny_model
+
+
+@law(0)
+def reads_back_what_it_writes(subject: Subject) -> None:
+    """The folder is filled, and `verify` gives finite differences of what it reads from there."""
+    model, tokenizer = _world()
+    for options in _options(subject):
+        with tempfile.TemporaryDirectory() as folder:
+            exporter = subject.build(options)
+            exporter.check(model.config)
+            exporter.export(model, tokenizer, Path(folder))
+            assert any(Path(folder).iterdir()), "nothing was written"
+            found = exporter.verify(model, tokenizer, Path(folder))
+            assert found, "verify names no difference: give the largest one, 0.0 included"
+            bad = {name: value for name, value in found.items() if not math.isfinite(float(value))}
+            assert not bad, f"differences are finite numbers, not {bad}"
+
+
+@law(0)
+def refuses_a_folder_of_another_model(subject: Subject) -> None:
+    """`verify` raises where the files hold other weights than the model's: it looks at them."""
+    model, tokenizer = _world()
+    exporter = subject.build(subject.options_class())
+    with tempfile.TemporaryDirectory() as folder:
+        exporter.export(model, tokenizer, Path(folder))
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.mul_(-3.0).add_(1.0)
+        try:
+            exporter.verify(other, tokenizer, Path(folder))
+        except LuthierError:
+            return
+    raise AssertionError("verify passes for a model whose weights are all others")
+
+
+@law(0)
+def refuses_files_that_are_gone(subject: Subject) -> None:
+    """`verify` raises where the folder is empty: it reads from it."""
+    model, tokenizer = _world()
+    exporter = subject.build(subject.options_class())
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as empty:
+        exporter.export(model, tokenizer, Path(folder))
+        try:
+            exporter.verify(model, tokenizer, Path(empty))
+        except (LuthierError, OSError):
+            return
+    raise AssertionError("verify passes for an empty folder")
+
+
+@law(0)
+def leaves_the_model_alone(subject: Subject) -> None:
+    """Neither `export` nor `verify` changes a weight or the config."""
+    model, tokenizer = _world()
+    before, config = copy.deepcopy(model.state_dict()), model.config.to_dict()
+    with tempfile.TemporaryDirectory() as folder:
+        live_in(subject, subject.options_class(), model, tokenizer, Path(folder))
+    same = all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert same and model.state_dict().keys() == before.keys(), "the model's weights are others afterwards"
+    assert model.config.to_dict() == config, "the model's config is another afterwards"
+
+
+def live(subject: Subject, options: Any) -> None:
+    """A life of the part: checked, written and compared."""
+    with tempfile.TemporaryDirectory() as folder:
+        live_in(subject, options, *_world(), Path(folder))
+
+
+def live_in(subject: Subject, options: Any, model: Any, tokenizer: Any, folder: Path) -> None:
+    """Check, write and compare in a folder."""
+    exporter = subject.build(options)
+    exporter.check(model.config)
+    exporter.export(model, tokenizer, folder)
+    exporter.verify(model, tokenizer, folder)
+
+
+def _options(subject: Subject) -> tuple[object, ...]:
+    return (subject.options_class(), *subject.own_examples)
+
+
+def _world() -> tuple[Any, Any]:
+    """A tiny model with its tokenizer, as a run's artifact gives them."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as holder:
+        folder = save_tiny_model(Path(holder) / "llama")
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
