@@ -19,7 +19,7 @@ from luthier.testing.checks import checks_for
 from luthier.testing.contexts import context
 from luthier.testing.exactness import unrounded
 from luthier.testing.ranks import in_ranks
-from luthier.testing.worlds import random_batch, tiny_model
+from luthier.testing.worlds import random_batch, save_tiny_model, tiny_model
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -196,3 +196,44 @@ def test_it_passes_the_kit(install_outside, name):
     install_outside("prompt")
     for check in checks_for(installed().get("adapter", name).record):
         check()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_prompts_count_in_packing_memory_and_token_figures(settings, tmp_path, name):
+    found = {}
+    for tokens in (1, 60):
+        changed = {
+            **settings,
+            "adapter": {"name": name, "num_virtual_tokens": tokens},
+            "output_dir": str(tmp_path / f"{tokens}"),
+        }
+        changed["max_tokens_per_device"] = 1000
+        plan = luthier.plan(**changed)
+        run = luthier.train(**{**changed, "max_steps": 3})
+        found[tokens] = plan.to_dict(), run.tokens_seen
+    (few, seen_few), (many, seen_many) = found[1], found[60]
+    assert many["schedule"]["tokens_per_epoch"] - few["schedule"]["tokens_per_epoch"] == 24 * 59
+    assert seen_many - seen_few == 24 * 59  # an epoch, of which every row is a document
+    assert many["packing"]["micro_batches_per_step"] > few["packing"]["micro_batches_per_step"]
+    assert many["packing"]["largest_micro_batch"] <= 1000
+    assert many["memory"]["activations"] > 1.02 * few["memory"]["activations"]
+
+
+def test_auto_makes_room_for_the_prompt(settings):
+    adapter = {"name": "outside.prompt", "num_virtual_tokens": 300}
+    run = luthier.train(**{**settings, "adapter": adapter, "max_tokens_per_device": "auto", "max_steps": 1})
+    assert read_record(run.output_path)["decisions"]["max_tokens_per_device"]["value"] >= 300 + 500
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_prompt_beyond_the_micro_batch_or_the_models_positions_is_refused(settings, tmp_path, name):
+    adapter = {"name": name, "num_virtual_tokens": 400}
+    for act in (luthier.plan, luthier.train):
+        with pytest.raises(luthier.LuthierError, match="400 of them the adapter's") as caught:
+            act(**{**settings, "adapter": adapter, "max_tokens_per_device": 600})
+        assert (caught.value.code, caught.value.where) == ("recipe-conflict", "max_tokens_per_device")
+    model = save_tiny_model(tmp_path / "gpt2", "gpt2")
+    with pytest.raises(luthier.LuthierError, match="the model has 512 positions") as caught:
+        luthier.train(**{**settings, "adapter": adapter, "model": str(model)})
+    assert (caught.value.code, caught.value.where) == ("recipe-conflict", "data.max_length")
+    assert not (tmp_path / "run").exists()

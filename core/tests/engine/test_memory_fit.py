@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from luthier.data.pack import Packing
 from luthier.engine.memory import available
 from luthier.engine.memory.available import capacity
 from luthier.engine.memory.bound import bound
@@ -42,8 +43,10 @@ def test_rows_fill_a_micro_batch_from_the_longest_on_and_never_beyond_its_limit(
     from luthier.data.examples import TokenExample
 
     rows = [TokenExample(input_ids=torch.zeros(n, dtype=torch.int32).numpy(), labels=None) for n in (5, 9, 3)]
-    assert [len(row.input_ids) for row in filled(rows, 30)] == [9, 5, 9, 3]
-    assert [len(row.input_ids) for row in filled(rows, 9)] == [9]
+    assert [len(row.input_ids) for row in filled(rows, 30, Packing(max_tokens=30))] == [9, 5, 9, 3]
+    assert [len(row.input_ids) for row in filled(rows, 9, Packing(max_tokens=9))] == [9]
+    prompted = Packing(max_tokens=30, virtual_tokens=4)
+    assert [len(row.input_ids) for row in filled(rows, 30, prompted)] == [9, 5]
 
 
 @pytest.fixture

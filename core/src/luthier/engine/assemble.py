@@ -31,7 +31,7 @@ from luthier.engine.parallel.join import device_name
 from luthier.engine.parallel.spread import Strategy
 from luthier.engine.parallel.world import World
 from luthier.engine.parallel.wrap import wrapped
-from luthier.engine.rows import check_rooms, made_rows, meet
+from luthier.engine.rows import check_prompts, check_rooms, made_rows, meet
 from luthier.engine.setup import Setup, batches
 from luthier.engine.stateful import separation_reason, without_packing
 from luthier.engine.step import Step
@@ -99,6 +99,7 @@ def assemble(recipe: Recipe, objects: Objects, plugins: Plugins | None = None, d
     recipe = case.recipe = without_packing(recipe, model.config, model, decisions)
     meet(model, tokenizer, prepared)
     setup = attach(recipe, model, tokenizer, built, prepared, device, decisions, world, how, purpose=purpose)
+    check_prompts(prepared, recipe, setup.packing, model)
     _settle_setup(setup, resolved, began)
     return Assembled(setup=setup, resolved=resolved, prepared=prepared, callbacks=callbacks, case=case)
 
@@ -221,7 +222,7 @@ def _attached(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any],
         **{"recipe": recipe, "model": model, "tokenizer": tokenizer, "context": context, "device": device},
         **{"adapter": built["adapter"], "loss": built["loss"], "quantizer": built["quantizer"]},
         **{"optimizer_part": built["optimizer"], "optimizer": optimizer, "rates": rates_of(recipe, feed.total)},
-        packing=alone.for_rank(world.rank, world.size, built["adapter"].virtual_tokens()),
+        packing=alone.for_rank(world.rank, world.size, step.policy.body.virtual_tokens),
         **{"train": prepared.train, "validation": prepared.validation, "report": prepared.report, "feed": feed},
         **{"attention": before, "operations": operations, "numbers": numbers, "decisions": decisions},
         **{"step": step, "spread": spread, "world": world, "precision": computed, "undo": undo.pop_all()},
@@ -230,8 +231,7 @@ def _attached(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any],
 
 def _probe_model(recipe: Recipe, model: Any, built: dict[str, Any], computing: probe.Computing = nullcontext) -> None:
     """Compare the ways in which the run computes. Without packing, too, the documents of one unit share a pass."""
-    several = recipe.packing or built["loss"].data != "tokens"
-    together = several and separation_reason(model.config, model) is None
+    together = separation_reason(model.config, model) is None and (recipe.packing or built["loss"].data != "tokens")
     probe.check(model, packing=together, computing=computing, adapter=built["adapter"])
 
 

@@ -13,6 +13,7 @@ from luthier.artifacts.generate import teach_stops
 from luthier.data.batches.layout import UnitLayout
 from luthier.data.examples import TokenDataset
 from luthier.data.formats.wanted import Wanted
+from luthier.data.pack import Packing
 from luthier.data.prepare import Prepared, check_vocabulary, prepare
 from luthier.data.sets import Progress
 from luthier.data.stream import Stream
@@ -72,6 +73,21 @@ def check_room(dataset: TokenDataset | Stream, recipe: Recipe, layout: UnitLayou
         raise LuthierError("recipe-conflict", problem, where="max_tokens_per_device", remedy=remedy)
 
 
+def check_prompts(prepared: Prepared, recipe: Recipe, packing: Packing, model: Any) -> None:
+    """Raise `recipe-conflict` where an example with what the adapter puts before it is longer than may be."""
+    added = packing.virtual_tokens
+    for dataset in (prepared.train, prepared.validation) if added else ():
+        if dataset is None:
+            continue
+        _check_positions(dataset, model, added)
+        longest = dataset.longest + added
+        if packing.on and longest > int(recipe.max_tokens_per_device):
+            told = f"the longest example {_has(dataset)} {longest} tokens, {added} of them the adapter's"
+            problem = f"{told}, and a micro-batch at most {recipe.max_tokens_per_device}"
+            raise LuthierError("recipe-conflict", problem, where="max_tokens_per_device",
+                               remedy=f"Raise it to {longest}, or lower data.max_length.")  # fmt: skip
+
+
 def _has(dataset: TokenDataset | Stream) -> str:
     """A stream's examples are not known: only what they may be."""
     return "may have" if isinstance(dataset, Stream) else "has"
@@ -85,15 +101,23 @@ def check_fit(dataset: TokenDataset | Stream, tokenizer: Any, model: Any) -> Non
     tokens = model.get_input_embeddings()
     size = tokens.weight.shape[0]
     dataset.check(lambda part: check_vocabulary(part, tokenizer, size))
+    _check_positions(dataset, model)
+
+
+def _check_positions(dataset: TokenDataset | Stream, model: Any, added: int = 0) -> None:
+    """Raise or warn where examples have more positions than the model; `added` are those of an adapter's prompt."""
+    tokens = model.get_input_embeddings()
     known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = dataset.longest
+    longest = dataset.longest + added
     if not isinstance(known, int) or longest <= known:
         return
     tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not tokens]
     if any(known <= table.num_embeddings <= known + 2 for table in tables):  # OPT keeps two rows more than it counts
-        problem = f"the longest example {_has(dataset)} {longest} tokens, and the model has {known} positions"
-        raise LuthierError("recipe-conflict", problem, where="data.max_length", remedy=f"Set it to {known} or less.")
-    longest = dataset.sample.longest if isinstance(dataset, Stream) else longest
+        own = f", {added} of them the adapter's" if added else ""
+        problem = f"the longest example {_has(dataset)} {longest} tokens{own}, and the model has {known} positions"
+        remedy = f"Set it to {known - added} or less."
+        raise LuthierError("recipe-conflict", problem, where="data.max_length", remedy=remedy)
+    longest = dataset.sample.longest + added if isinstance(dataset, Stream) else longest
     if longest > known:
         log.warning("examples are longer than the model's positions", longest=longest, max_position_embeddings=known)
 

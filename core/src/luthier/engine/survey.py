@@ -40,10 +40,16 @@ def _tokens_of_epoch(setup: Setup) -> tuple[int | None, int | None]:
         return None, None
     if layout.arrange is None:
         saved = int(saved_by_unit(train).sum()) if layout.shares_prompts else 0
-        return int(train.lengths.sum()) - saved, saved
+        return int(train.lengths.sum()) - saved + _prompted(setup, train), saved
     apart, laid = attrs.evolve(layout, shares_prompts=False), layout.lay_out_groups(train, size)
-    whole, tokens = (sum(len(e.input_ids) for e in found) for found in (apart.lay_out_groups(train, size), laid))
+    whole, tokens = (sum(setup.packing.sizes(found)) for found in (apart.lay_out_groups(train, size), laid))
     return tokens, whole - tokens
+
+
+def _prompted(setup: Setup, train: TokenDataset) -> int:
+    """Return the tokens that the adapter puts before the documents of one epoch."""
+    alone = train.documents is None or setup.layout.shares_prompts
+    return setup.packing.virtual_tokens * (len(train) if alone else len(train.documents))
 
 
 def packing_of(setup: Setup) -> dict[str, float]:

@@ -36,18 +36,12 @@ class Body:
         self.module: nn.Module = getattr(model, model.base_model_prefix)
         self.is_stateful = state_of(model.config, model) is not None
         self.is_apart = separation_reason(model.config, model) is not None
-        self._prefix_rows: int | None = None
+        self.prefix_rows = 0 if self.adapter is None else self._count_prefix(self.adapter)
 
     @property
-    def prefix_rows(self) -> int:
-        """Number of keys that the adapter's prefixes put before each document that continues none."""
-        if self._prefix_rows is None:
-            layers = self.model.config.get_text_config().num_hidden_layers
-            self._prefix_rows = 0 if self.adapter is None else count_prefix_rows(self.adapter, layers)
-            if self._prefix_rows and not takes_attention(type(self.model)):
-                problem = f"{type(self.model).__name__} computes attention by itself, and takes no prefixes"
-                raise LuthierError("model-architecture", problem, remedy="Choose another adapter or model.")
-        return self._prefix_rows
+    def virtual_tokens(self) -> int:
+        """Number of positions that the adapter takes before each document that continues none."""
+        return self.prefix_rows + (0 if self.adapter is None else self.adapter.virtual_tokens())
 
     def run(self, batch: Batch, *, layers: bool = False, routers: bool = False) -> BodyOutput:
         """Return the output for each token of the batch; `layers` and `routers` say what else is wanted."""
@@ -70,6 +64,13 @@ class Body:
             layers=tuple(gather([own[0] for own in layer]) for layer in zip(*hidden, strict=True)),
             routers=tuple(gather(layer) for layer in zip(*routed, strict=True)),
         )
+
+    def _count_prefix(self, adapter: Any) -> int:
+        rows = count_prefix_rows(adapter, self.model.config.get_text_config().num_hidden_layers)
+        if rows and not takes_attention(type(self.model)):
+            problem = f"{type(self.model).__name__} computes attention by itself, and takes no prefixes"
+            raise LuthierError("model-architecture", problem, remedy="Choose another adapter or model.")
+        return rows
 
     def _call(self, batch: Batch, layers: bool, routers: bool) -> Any:
         told = document_arguments(batch)
@@ -114,11 +115,6 @@ def count_prefix_rows(adapter: Any, layers: int) -> int:
     if len(counts) > 1:
         raise _unkept("prefixes differ in number from layer to layer", found=counts)
     return counts[0]
-
-
-def count_virtual(adapter: Any, model: Any) -> int:
-    """Return how many positions the adapter takes before each document that continues none."""
-    return adapter.virtual_tokens() + count_prefix_rows(adapter, model.config.get_text_config().num_hidden_layers)
 
 
 def _unkept(problem: str, found: object) -> LuthierError:

@@ -14,6 +14,7 @@ import torch
 
 from luthier.data.batches.layout import UnitLayout
 from luthier.data.examples import TokenDataset, TokenExample
+from luthier.data.pack import Packing
 from luthier.engine import load
 from luthier.engine.decisions import Decisions
 from luthier.engine.memory.available import Capacity, capacity
@@ -24,6 +25,7 @@ from luthier.engine.memory.defaults import Hardware, Suggestion, Task, suggest
 from luthier.engine.memory.rehearsal import Footprint, Rehearsal, Unknown
 from luthier.engine.parallel.divided import divided
 from luthier.engine.parallel.world import World
+from luthier.engine.rows import check_prompts
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.plugins.values import Purpose
@@ -71,7 +73,10 @@ class Case:
         tried = {OPTION: self.longest, **{name: default_of(name) for name in SUGGESTED}}
         still = {name: value for name, value in tried.items() if getattr(self.recipe, name) == "auto"}
         recipe = attrs.evolve(self.recipe, **still)
-        return Rehearsal(recipe, self.resolved, self.device, prepared=self.prepared, model=self.objects.model)
+        made = Rehearsal(recipe, self.resolved, self.device, prepared=self.prepared, model=self.objects.model)
+        if OPTION not in still:
+            check_prompts(self.prepared, recipe, made.setup.packing, made.setup.model)
+        return made
 
     def footprint(self, turns: Turns) -> Footprint:
         """That of one process."""
@@ -149,14 +154,15 @@ def choose(case: Case) -> tuple[int, str]:
 
 
 def _fitting(case: Case) -> tuple[int, str]:
-    longest, setup = case.longest, case.rehearsal.setup
+    setup = case.rehearsal.setup
+    longest = case.longest + _prompted(setup)
     rows, most = setup.feed.head(ROWS), _most(setup)
     useful = USEFUL.get(case.device.type, FALLBACK)
     high, free = max(longest, min(useful, most)), case.room.free
 
     @functools.cache
     def tried(tokens: int) -> Footprint:
-        return case.footprint([filled(rows, tokens)] * (1 if tokens >= most else 2))
+        return case.footprint([filled(rows, tokens, setup.packing)] * (1 if tokens >= most else 2))
 
     share = SHARE.get(case.device.type, OTHERWISE)
     found = largest(lambda tokens: tried(tokens).peak, longest, high, int(share * free))
@@ -216,7 +222,7 @@ def remedies(case: Case, footprint: Footprint) -> list[str]:
 def fullest(setup: Setup, steps: int = STEPS) -> Turns:
     """The two largest micro-batches of the step, of the first ones, that has the largest; a stream's as they may be."""
     if not isinstance(setup.train, TokenDataset):
-        return [filled(setup.feed.head(ROWS), setup.packing.max_tokens)] * 2
+        return [filled(setup.feed.head(ROWS), setup.packing.max_tokens, setup.packing)] * 2
     best: Turns = []
     size: list[tuple[int, int]] = []
     for portion in islice(setup.feed.portions(0), steps):
@@ -234,15 +240,16 @@ def known_rows(setup: Setup) -> TokenDataset:
     return setup.train if isinstance(setup.train, TokenDataset) else setup.train.sample
 
 
-def filled(rows: Sequence[TokenExample], tokens: int) -> list[TokenExample]:
-    """The longest row, and then the rows as they come, again and again, up to `tokens` tokens."""
-    found = [max(rows, key=lambda row: len(row.input_ids))]
-    left = tokens - len(found[0].input_ids)
-    for row in cycle(rows):
-        if len(row.input_ids) > left:
+def filled(rows: Sequence[TokenExample], tokens: int, packing: Packing) -> list[TokenExample]:
+    """Return the longest row, and then the rows as they come, again and again, up to `tokens` tokens."""
+    sizes = packing.sizes(rows)
+    first = max(range(len(rows)), key=sizes.__getitem__)
+    found, left = [rows[first]], tokens - sizes[first]
+    for row, size in cycle(zip(rows, sizes, strict=True)):
+        if size > left:
             return found
         found.append(row)
-        left -= len(row.input_ids)
+        left -= size
     raise AssertionError("rows have tokens")
 
 
@@ -276,5 +283,11 @@ def largest(peak: Callable[[int], int], low: int, high: int, budget: int) -> int
 def _most(setup: Setup) -> int:
     """Tokens of the longest step that there could be, as its ranks share them."""
     count, lengths = setup.recipe.global_batch_size, setup.layout.unit_tokens(known_rows(setup))
+    lengths = lengths + _prompted(setup)
     longest = int(np.sort(lengths)[-count:].sum()) if isinstance(setup.train, TokenDataset) else lengths.max() * count
     return -(-int(longest) // setup.packing.ranks)
+
+
+def _prompted(setup: Setup) -> int:
+    """Return the tokens that the adapter puts before the documents of one unit, at most."""
+    return setup.packing.virtual_tokens * max(len(known_rows(setup).names), 1)

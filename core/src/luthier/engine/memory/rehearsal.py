@@ -108,7 +108,7 @@ class Rehearsal:
         self._step(turns)
         causes = {cause: ledger.at_peak.get(cause, 0) for cause in CAUSES}
         causes |= {cause: size for cause in COMPANIONS if (size := ledger.at_peak.get(cause, 0))}
-        counts = [sum(len(e.input_ids) for e in turn) for turn in turns]
+        counts = [sum(self.setup.packing.sizes(turn)) for turn in turns]
         return Footprint(tokens=counts[0], causes=causes, flops_per_token=self.ghosts.flops / sum(counts))
 
     def _begin(self, example: TokenExample) -> None:
