@@ -16,11 +16,11 @@ import venv
 from pathlib import Path
 
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
+RESOLVER = "uv>=0.5"
 TOOLS = ("pytest-timeout", "pytest-xdist", "flit_core", "packaging")
 TESTS = (  # what touches other libraries most: models, recognition, attention, saving, adapters, trackers, the command
     "core/tests/plugins",
@@ -105,21 +105,37 @@ def member_requirements() -> list[Requirement]:
 
 
 def lowest_versions(python: Path) -> list[str]:
-    """`name==version` of the lowest release that every member's range admits."""
-    ranges: dict[str, SpecifierSet] = {}
-    for requirement in member_requirements():
-        name = canonicalize_name(requirement.name)
-        ranges[name] = ranges.get(name, SpecifierSet()) & requirement.specifier
-    pins = []
-    for name, admitted in sorted(ranges.items()):
-        if name == "torch" or not admitted:
-            continue
-        asked = [str(python), "-m", "pip", "index", "versions", name]
-        answer = subprocess.run(asked, check=True, capture_output=True, text=True).stdout
-        known = re.search(r"Available versions: (.*)", answer)[1].split(", ")
-        fitting = [version for version in known if admitted.contains(version)]
-        pins.append(f"{name}=={min(fitting, key=Version)}")
+    """Return `name==version` of the lowest releases that every member's range admits together.
+
+    Raises `SystemExit` where a member's range begins lower than what can be installed beside the others.
+    """
+    run([python, "-m", "pip", "install", "-q", RESOLVER])
+    wanted = python.parent / "members.txt"
+    wanted.write_text("".join(f"{requirement}\n" for requirement in [*pinned_torch(), *member_requirements()]))
+    plain = ("--no-header", "--no-annotate", "--resolution", "lowest-direct")
+    resolve = [str(python.parent / "uv"), "pip", "compile", "-q", *plain, str(wanted)]
+    answer = subprocess.run(resolve, check=True, capture_output=True, text=True).stdout
+    names = {canonicalize_name(requirement.name) for requirement in member_requirements()}
+    pins = [line for line in answer.splitlines() if canonicalize_name(line.partition("==")[0]) in names - {"torch"}]
+    high = [problem for line in pins for problem in begins_too_low(line)]
+    if high:
+        raise SystemExit("ranges begin lower than what can be installed:\n" + "\n".join(high))
     return pins
+
+
+def begins_too_low(pin: str) -> list[str]:
+    """Return what is wrong with the range of a library, of which `pin` is the lowest version that can be installed."""
+    name, _, version = pin.partition("==")
+    bounds = [
+        bound.version
+        for requirement in member_requirements()
+        if canonicalize_name(requirement.name) == canonicalize_name(name)
+        for bound in requirement.specifier
+        if bound.operator == ">="
+    ]
+    low = max(bounds, key=Version, default=version)
+    reached = Version(version).release[: len(Version(low).release)] == Version(low).release
+    return [] if reached else [f"  {name}>={low}: {version} is the lowest beside the others"]
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ SUMMARIES: Final = {
 }
 DATA: Final = ("tokens", "preference")  # the rows of a loss
 REQUIREMENTS: Final = {  # beside attrs and luthier, as they follow these in a list of TOML
-    "adapter": ', "safetensors>=0.5", "torch>=2.11"',
+    "adapter": ', "safetensors>=0.8", "torch>=2.11"',
     "loss": ', "torch>=2.11"',
     "optimizer": ', "torch>=2.11"',
     "quantizer": ', "torch>=2.11"',
