@@ -3,10 +3,14 @@
 import subprocess
 import sys
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from luthier import JobState, JobStatus, LuthierError, Manager
+from luthier.jobs.preparing import raise_refusals
+from luthier.jobs.restoring import restore_provider
+from luthier.plugins.providing.job_records import Finding
 from luthier.plugins.providing.job_state import advance_state
 
 FINAL = [s for s in JobState if s.is_final]
@@ -104,3 +108,18 @@ def test_a_damaged_store_is_told(tmp_path):
     with pytest.raises(LuthierError) as caught:
         Manager(tmp_path)
     assert caught.value.code == "job-store-damaged"
+
+
+def test_a_job_of_another_account_is_not_spoken_of_with_this_one(submitted):
+    job = submitted()
+    spec = attrs.evolve(job.spec, provider="local", options={}, scope="another machine")
+    with pytest.raises(LuthierError) as caught:
+        restore_provider(attrs.evolve(job, spec=spec))
+    assert caught.value.code == "job-elsewhere"
+
+
+def test_what_a_provider_does_not_offer_is_refused_with_every_finding():
+    findings = [Finding(level="error", rule=name, message=f"no {name}", where=name) for name in ("loss", "adapter")]
+    with pytest.raises(LuthierError) as caught:
+        raise_refusals(findings, "service")
+    assert (caught.value.code, caught.value.where) == ("provider-unsupported", "loss")

@@ -253,3 +253,28 @@ def test_an_archive_that_is_larger_than_allowed_or_broken_is_refused(tmp_path):
     with pytest.raises(LuthierError) as caught:
         unpack_archive(path, tmp_path / "out")
     assert caught.value.code == "archive-damaged"
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(402, "provider-quota"), (404, "provider-not-found"), (409, "provider-exists"), (410, "provider-ended"),
+     (422, "provider-invalid"), (429, "provider-limited"), (500, "provider-failed"), (302, "provider-protocol")],
+)  # fmt: skip
+def test_a_refused_create_says_by_its_code_what_was_refused(server, ask, status, code):
+    server.faults = [Fault(kind="answer", reply=Reply(status=status, body={}))]
+    with pytest.raises(ProviderError) as caught:
+        ask(lambda client: client.post_json("/jobs", {}))
+    assert caught.value.code == code
+
+
+def test_an_address_where_nobody_listens_is_unreachable(ask, clock):
+    async def inside():
+        client = ServiceClient("http://127.0.0.1:9", service="service", clock=clock, rate=1e6)
+        try:
+            await client.post_json("/jobs", {})
+        finally:
+            await client.close()
+
+    with pytest.raises(ProviderError) as caught:
+        asyncio.run(inside())
+    assert caught.value.code == "provider-unreachable"
