@@ -57,6 +57,7 @@ CASES = [
     ("adapter", "slao", "luthier-slao"),
     ("quantizer", "nf4", "luthier-nf4"),
     ("quantizer", {"name": "bitnet", "method": "twn"}, "luthier-bitnet"),
+    ("loss", "dpo", "luthier-preference"),
     ("callbacks", ["wandb"], "luthier-wandb"),
     ("callbacks", ["jsonl", {"name": "mlflow"}], "luthier-mlflow"),
 ]

@@ -1,0 +1,46 @@
+"""Pairs of answers as the losses see them: sums and lengths of both sides, and the metrics under TRL's names."""
+
+from __future__ import annotations
+
+from luthier import Batch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def sum_pairs(batch: Batch, values: Tensor) -> Tensor:
+    """Return the sums of values [T] over the chosen and the rejected answer of each pair, [P, 2]."""
+    return batch.sum_by_document(values)[batch.pairs.to(values.device)]
+
+
+def count_pairs(batch: Batch, like: Tensor) -> Tensor:
+    """Return how many supervised tokens the answers of each pair have, at least 1, in the dtype of `like`: [P, 2]."""
+    ones = like.new_zeros(batch.num_tokens).index_fill(0, batch.supervised, 1.0)
+    return sum_pairs(batch, ones).clamp(min=1.0)
+
+
+def chosen_positions(batch: Batch) -> Tensor:
+    """Return the positions of the supervised tokens of chosen answers, [S'] int64."""
+    positions = batch.supervised
+    owners = batch.document_ids()[positions]
+    flags = owners.new_zeros(batch.num_documents).index_fill(0, batch.pairs[:, 0].to(owners.device), 1)
+    return positions[flags[owners] > 0]
+
+
+def smoothed_logistic(logits: Tensor, smoothing: float) -> Tensor:
+    """Return -(1 - s) log sigmoid(x) - s log sigmoid(-x), the cost where a share s of pairs is the wrong way round."""
+    return -(1 - smoothing) * logsigmoid(logits) - smoothing * logsigmoid(-logits)
+
+
+def describe_pairs(rewards: Tensor, logps: Tensor) -> dict[str, tuple[Tensor, float]]:
+    """Return the metrics of rewards and log-probabilities [P, 2], as (sum, count); a tie counts as inaccurate."""
+    count = float(len(rewards))
+    rewards, logps = rewards.detach().double(), logps.detach().double()
+    margins = rewards[:, 0] - rewards[:, 1]
+    return {
+        "rewards/chosen": (rewards[:, 0].sum(), count),
+        "rewards/rejected": (rewards[:, 1].sum(), count),
+        "rewards/accuracies": ((margins > 0).double().sum(), count),
+        "rewards/margins": (margins.sum(), count),
+        "logps/chosen": (logps[:, 0].sum(), count),
+        "logps/rejected": (logps[:, 1].sum(), count),
+    }

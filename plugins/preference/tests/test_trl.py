@@ -1,0 +1,300 @@
+"""Value, gradient and metrics of each loss are those of TRL's own trainers, in float64, on drawn logits."""
+
+from collections import defaultdict
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from luthier.plugins.completion import add_defaults
+from luthier.testing.drawn_units import DrawnUnit, lay_out_units, pack_examples
+from luthier.testing.policies import TablePolicy
+from luthier.testing.strategies import Document
+from luthier_preference import Cpo, Dpo, Kto, Orpo, Simpo
+from luthier_preference.cpo import CpoLoss, SimpoLoss
+from luthier_preference.dpo import FORMULAS, DpoLoss
+from luthier_preference.kto import KtoLoss
+from luthier_preference.orpo import OrpoLoss
+from torch.nn.utils.rnn import pad_sequence
+
+WIDTH = 8  # tokens of the vocabulary
+lengths = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5))  # of a prompt and of both answers
+drawn_pairs = st.lists(lengths, min_size=1, max_size=4)
+betas = st.sampled_from((0.05, 0.3, 2.0))
+shares = st.sampled_from((0.001, 0.1, 0.4))
+scales = st.sampled_from((0.01, 1.0, 8.0))
+seeds = st.integers(0, 1 << 16)
+few = settings(max_examples=12, deadline=None)
+ACCELERATOR = SimpleNamespace(device="cpu", gather_for_metrics=lambda value: value, gather=lambda value: value)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def exact():
+    """TRL makes constants in the default dtype."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def document(prompt, answer, chance):
+    ids = torch.randint(0, WIDTH, (prompt + answer,), generator=chance).tolist()
+    return Document(ids=tuple(ids), supervised=(False,) * prompt + (True,) * answer)
+
+
+class Drawn:
+    """A batch of ours over a table of drawn logits, and the same rows padded as TRL's collators pad them."""
+
+    def __init__(self, loss, units, seed, scale):
+        self.loss = add_defaults(loss, "loss")
+        self.batch = pack_examples(lay_out_units(self.loss, units))
+        chance = torch.Generator().manual_seed(seed)
+        self.logits = torch.randn(self.batch.num_tokens, WIDTH, generator=chance) * scale
+
+    def ours(self):
+        """Objective, gradient of the table, means of the metrics."""
+        table = self.logits.clone().requires_grad_(True)
+        output, terms = self.loss(TablePolicy(table), self.batch), self.loss.terms(self.batch)
+        total = sum(value / terms[name] for name, value in output.sums.items())
+        total.backward()
+        means = {n: float(s) / float(c) for n, (s, c) in output.metrics.items() if float(c)}
+        return float(total), table.grad, means
+
+    def padded(self, name):
+        """Ids, mask, mask of the answer and places in the table of each unit's document, [U, L] each."""
+        starts = self.batch.document_starts
+        spans = [torch.arange(starts[d], starts[d + 1]) for d in self.batch.documents(name).tolist()]
+        ids = pad_sequence([self.batch.input_ids[s] for s in spans], True, 0)
+        mask = pad_sequence([torch.ones(len(s), dtype=torch.int64) for s in spans], True, 0)
+        answers = pad_sequence([(self.batch.labels[s] != -100).long() for s in spans], True, 0)
+        return SimpleNamespace(ids=ids, mask=mask, answers=answers, places=pad_sequence(spans, True, 0))
+
+
+def pairs_for(loss, drawn, seed, scale):
+    chance = torch.Generator().manual_seed(seed + 1)
+    units = [
+        DrawnUnit(documents={"chosen": document(p, c, chance), "rejected": document(p, r, chance)}) for p, c, r in drawn
+    ]
+    return Drawn(loss, units, seed, scale)
+
+
+def together(sides):
+    """The rows of both sides below each other, padded to one length."""
+    width = max(side.ids.shape[1] for side in sides)
+    parts = {
+        name: torch.cat([torch.nn.functional.pad(getattr(s, name), (0, width - s.ids.shape[1])) for s in sides])
+        for name in ("ids", "mask", "answers", "places")
+    }
+    return SimpleNamespace(**parts)
+
+
+class FusedHead(torch.nn.Module):
+    """The model as TRL's trainers patch it, over the table: log-probabilities of labels in the place of logits."""
+
+    is_gradient_checkpointing = False
+
+    def __init__(self, table, rows):
+        super().__init__()
+        self.table, self.rows = table, rows
+
+    def forward(self, input_ids, attention_mask, labels, use_cache=False, fused_lm_head=True):
+        assert torch.equal(self.rows[0].ids, input_ids)
+        places = self.rows[0].places
+        logits = self.table[places][:, :-1]
+        logprobs, targets = logits.log_softmax(-1), labels[:, 1:]
+        own = logprobs.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
+        own = torch.where(targets >= 0, own, 0.0)
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+        top = logits.argmax(-1) == targets
+        return SimpleNamespace(log_probs=own, entropy=entropy, mean_logits=logits.mean(-1), is_top1=top)
+
+
+class InTurn(FusedHead):
+    """TRL asks it about mismatched rows first, then about the rows themselves."""
+
+    def forward(self, input_ids, attention_mask, labels, use_cache=False, fused_lm_head=True):
+        found = super().forward(input_ids, attention_mask, labels)
+        self.rows = self.rows[1:]
+        return found
+
+
+class PlainHead(torch.nn.Module):
+    """A model over the table that gives logits."""
+
+    def __init__(self, table, rows):
+        super().__init__()
+        self.table, self.rows = table, rows
+
+    def forward(self, input_ids, attention_mask, use_cache=False):
+        assert torch.equal(input_ids, self.rows.ids)
+        return SimpleNamespace(logits=self.table[self.rows.places])
+
+
+def made(trainer, **state):
+    found = object.__new__(trainer)
+    found.__dict__.update(accelerator=ACCELERATOR, aux_loss_enabled=False, **state)
+    return found
+
+
+def assert_equal(ours, total, table, metrics):
+    total.backward()
+    assert ours[0] == pytest.approx(float(total), rel=1e-9, abs=1e-12)
+    torch.testing.assert_close(ours[1], table.grad, rtol=1e-9, atol=1e-9 * max(1.0, float(table.grad.abs().max())))
+    for name, value in ours[2].items():
+        close = 1e-6 if name == "rewards/accuracies" else 1e-9  # TRL's mean of accuracies is float32
+        assert value == pytest.approx(float(metrics[name]), rel=close, abs=1e-12), name
+
+
+def assert_dpo_is_trls(options, drawn, seed, scale):
+    from trl import DPOTrainer
+
+    found = pairs_for(DpoLoss(options), drawn, seed, scale)
+    rows = together([found.padded("chosen"), found.padded("rejected")])
+    table = found.logits.clone().requires_grad_(True)
+    model = FusedHead(table, [rows])
+    recorded = {mode: defaultdict(list) for mode in ("train", "eval")}
+    trainer = made(
+        DPOTrainer, model=model, ref_model=FusedHead(found.logits.roll(1, -1), [rows]), ld_alpha=None,
+        precompute_ref_logps=False, f_divergence_type="reverse_kl", loss_types=[options.loss_type], loss_weights=[1.0],
+        beta=options.beta, label_smoothing=options.label_smoothing, use_weighting=False, _metrics=recorded,
+        args=SimpleNamespace(gradient_checkpointing_kwargs=None), _total_train_tokens=0, _tp_size=1,
+    )  # fmt: skip
+    given = {"input_ids": rows.ids, "attention_mask": rows.mask, "completion_mask": rows.answers}
+    total = trainer._compute_loss(model, given, return_outputs=False)
+    assert_equal(found.ours(), total, table, {name: values[-1] for name, values in recorded["train"].items()})
+
+
+@pytest.mark.parametrize("loss_type", [name for name in FORMULAS if name not in ("robust", "exo_pair")])
+@few
+@given(drawn=drawn_pairs, seed=seeds, scale=scales, beta=betas)
+def test_dpo_is_trls(loss_type, drawn, seed, scale, beta):
+    assert_dpo_is_trls(Dpo(loss_type=loss_type, beta=beta), drawn, seed, scale)
+
+
+@pytest.mark.parametrize("loss_type", ["robust", "exo_pair"])
+@few
+@given(drawn=drawn_pairs, seed=seeds, scale=scales, beta=betas, share=shares)
+def test_smoothed_dpo_is_trls(loss_type, drawn, seed, scale, beta, share):
+    assert_dpo_is_trls(Dpo(loss_type=loss_type, beta=beta, label_smoothing=share), drawn, seed, scale)
+
+
+@few
+@given(seed=seeds, beta=betas, share=shares)
+def test_smoothed_sigmoid_is_that_of_trls_cpo_on_log_ratios(seed, beta, share):
+    """TRL's DPO has no smoothing of sigmoid; its CPO has."""
+    from trl.experimental.cpo import CPOTrainer
+
+    options = Dpo(beta=beta, label_smoothing=share)
+    ratios = torch.randn(5, 2, generator=torch.Generator().manual_seed(seed)) * 20
+    trainer = made(CPOTrainer, alpha=0.0, loss_type="sigmoid", beta=beta, label_smoothing=share)
+    expected, *_ = trainer.cpo_loss(ratios[:, 0], ratios[:, 1])
+    found = FORMULAS["sigmoid"](ratios, torch.ones(5, 2), options)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def pair_columns(found):
+    given = {}
+    for name in ("chosen", "rejected"):
+        side = found.padded(name)
+        given[f"{name}_input_ids"], given[f"{name}_attention_mask"] = side.ids, side.mask
+        given[f"{name}_labels"] = side.ids.masked_fill(side.answers == 0, -100)
+    return given
+
+
+def assert_pairs_are_trls(trainer, found):
+    table = found.logits.clone().requires_grad_(True)
+    rows = together([found.padded("chosen"), found.padded("rejected")])
+    total, metrics = trainer.get_batch_loss_metrics(PlainHead(table, rows), pair_columns(found))
+    assert_equal(found.ours(), total, table, metrics)
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "smoothed", "hinge", "ipo"])
+@few
+@given(drawn=drawn_pairs, seed=seeds, scale=scales, beta=betas, alpha=st.sampled_from((0.0, 0.5, 1.0)))
+def test_cpo_is_trls(loss_type, drawn, seed, scale, beta, alpha):
+    from trl.experimental.cpo import CPOTrainer
+
+    share, name = (0.1, "sigmoid") if loss_type == "smoothed" else (0.0, loss_type)
+    loss = CpoLoss(Cpo(loss_type=name, beta=beta, cpo_alpha=alpha, label_smoothing=share))
+    trainer = made(CPOTrainer, alpha=0.0, loss_type=name, beta=beta, cpo_alpha=alpha, label_smoothing=share,
+                   is_encoder_decoder=False, pad_token_id=0)  # fmt: skip
+    assert_pairs_are_trls(trainer, pairs_for(loss, drawn, seed, scale))
+
+
+@few
+@given(drawn=drawn_pairs, seed=seeds, scale=scales, beta=betas, gamma=st.sampled_from((0.0, 0.5, 3.0)),
+       share=st.sampled_from((0.0, 0.1)))  # fmt: skip
+def test_simpo_is_trls(drawn, seed, scale, beta, gamma, share):
+    from trl.experimental.cpo import CPOTrainer
+
+    loss = SimpoLoss(Simpo(beta=beta, gamma=gamma, label_smoothing=share))
+    trainer = made(CPOTrainer, alpha=0.0, loss_type="simpo", simpo_gamma=gamma, beta=beta, cpo_alpha=0.0,
+                   label_smoothing=share, is_encoder_decoder=False, pad_token_id=0)  # fmt: skip
+    assert_pairs_are_trls(trainer, pairs_for(loss, drawn, seed, scale))
+
+
+class Exact(torch.Tensor):
+    """Float64 that stays so where TRL rounds its log-probabilities to float32."""
+
+    def float(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def orpo_trainer(beta):
+    from trl.experimental.orpo import ORPOTrainer
+
+    trainer = made(ORPOTrainer, is_encoder_decoder=False, padding_value=0, beta=beta)
+    trainer.odds_ratio_loss = lambda *sides: ORPOTrainer.odds_ratio_loss(
+        trainer, *(side.as_subclass(Exact) for side in sides)
+    )
+    return trainer
+
+
+@few
+@given(drawn=drawn_pairs, seed=seeds, scale=st.sampled_from((0.01, 1.0)), beta=betas)
+def test_orpo_over_prompt_and_answer_is_trls(drawn, seed, scale, beta):
+    found = pairs_for(OrpoLoss(Orpo(beta=beta, nll_scope="full")), drawn, seed, scale)
+    assert_pairs_are_trls(orpo_trainer(beta), found)
+
+
+@few
+@given(drawn=drawn_pairs, seed=seeds, beta=betas)
+def test_orpo_over_the_answer_differs_by_the_likelihood_alone(drawn, seed, beta):
+    found = pairs_for(OrpoLoss(Orpo(beta=beta)), drawn, seed, 1.0)
+    rows = together([found.padded("chosen"), found.padded("rejected")])
+    given, (ours, _, _) = pair_columns(found), found.ours()
+    total, theirs = orpo_trainer(beta).get_batch_loss_metrics(PlainHead(found.logits, rows), given)
+    chosen = found.padded("chosen")
+    logprobs = found.logits[chosen.places].log_softmax(-1)[:, :-1].gather(-1, chosen.ids[:, 1:, None]).squeeze(-1)
+    answers = -logprobs[chosen.answers[:, 1:] > 0].mean()
+    assert ours == pytest.approx(float(total) - theirs["nll_loss"] + float(answers), rel=1e-9)
+
+
+judged = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5), st.booleans()), min_size=2, max_size=5)
+
+
+@few
+@given(drawn=judged, seed=seeds, scale=scales, beta=betas, weights=st.sampled_from(((1.0, 1.0), (1.5, 0.5))))
+def test_kto_is_trls(drawn, seed, scale, beta, weights):
+    from trl import KTOTrainer
+
+    chance = torch.Generator().manual_seed(seed + 1)
+    units = [DrawnUnit(documents={"text": document(p, a, chance)}, columns={"label": good}) for p, a, good in drawn]
+    options = Kto(beta=beta, desirable_weight=weights[0], undesirable_weight=weights[1])
+    found = Drawn(KtoLoss(options), units, seed, scale)
+    text, mismatched = found.padded("text"), found.padded("mismatched")
+    table = found.logits.clone().requires_grad_(True)
+    model, recorded = InTurn(table, [mismatched, text]), {mode: defaultdict(list) for mode in ("train", "eval")}
+    trainer = made(
+        KTOTrainer, model=model, ref_model=InTurn(found.logits.roll(1, -1), [mismatched, text]), calculate_KL=True,
+        precompute_ref_logps=False, loss_type="kto", beta=beta, desirable_weight=weights[0],
+        undesirable_weight=weights[1], args=SimpleNamespace(gradient_checkpointing_kwargs=None, device="cpu"),
+        _total_train_tokens=0, _tp_size=1, _metrics=recorded,
+    )  # fmt: skip
+    given = {
+        "input_ids": text.ids, "attention_mask": text.mask, "completion_mask": text.answers,
+        "KL_input_ids": mismatched.ids, "KL_attention_mask": mismatched.mask, "KL_completion_mask": mismatched.answers,
+        "label": torch.tensor([good for _, _, good in drawn]),
+    }  # fmt: skip
+    total = trainer._compute_loss(model, given, return_outputs=False)
+    assert_equal(found.ours(), total, table, {name: values[-1] for name, values in recorded["train"].items()})

@@ -1,0 +1,83 @@
+"""Each preference loss trains: the margin grows, the rewards begin at 0, and a cut run goes on to the bit."""
+
+import json
+import math
+import os
+import signal
+
+import luthier
+import pytest
+import torch
+from luthier.engine.run import Interrupted
+
+LOSSES = {
+    "dpo": {"name": "dpo"},
+    "orpo": {"name": "orpo", "beta": 1.0},
+    "simpo": {"name": "simpo"},
+    "cpo": {"name": "cpo"},
+    "kto": {"name": "kto", "beta": 0.5},
+}
+every_loss = pytest.mark.parametrize("name", LOSSES)
+
+
+@pytest.fixture(scope="module")
+def rows_of(tmp_path_factory):
+    """`rows_of(loss)`: a file of eight pairs, or of the same answers judged one by one."""
+    folder = tmp_path_factory.mktemp("preferences")
+    pairs = [
+        {"prompt": f"{i} and {i % 3}?", "chosen": f"{i + i % 3}." * (1 + i % 2), "rejected": "no"} for i in range(8)
+    ]
+    judged = [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row in pairs
+        for side in ("chosen", "rejected")
+    ]
+    for name, written in (("pairs", pairs), ("judged", judged)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+    return lambda name: str(folder / ("judged.jsonl" if name == "kto" else "pairs.jsonl"))
+
+
+@pytest.fixture
+def prefer(train, rows_of):
+    def run(name, **changes):
+        return train(data=rows_of(name), loss=LOSSES[name], max_steps=6, save_steps=2, global_batch_size=8, **changes)
+
+    return run
+
+
+def logged(run):
+    return [json.loads(line) for line in (run.output_path / "metrics.jsonl").read_text().splitlines()]
+
+
+@every_loss
+def test_the_margin_grows(prefer, name):
+    lines = logged(prefer(name))
+    assert lines[-1]["rewards/margins"] > lines[0]["rewards/margins"] + 0.01
+    assert {"rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"} <= lines[0].keys()
+    assert ("rewards/accuracies" in lines[0]) == (name != "kto")
+
+
+def test_dpo_begins_at_the_logarithm_of_two_without_a_margin(prefer):
+    first = logged(prefer("dpo"))[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-6)
+    assert first["rewards/accuracies"] <= 0.5
+
+
+@every_loss
+def test_a_cut_run_goes_on_to_the_bit(prefer, tmp_path, name):
+    dropping = {"name": "lora", "r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"}
+    straight = prefer(name, adapter=dropping, output_dir=tmp_path / "straight")
+
+    def terminate(step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as caught:
+        prefer(name, adapter=dropping, callbacks=["jsonl", luthier.on(step_ended=terminate)])
+    assert caught.value.step == 3
+    resumed = prefer(name, adapter=dropping)
+    assert resumed.loss_history == straight.loss_history
+    ours, theirs = (dict(run.model.named_parameters()) for run in (resumed, straight))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
