@@ -100,15 +100,22 @@ def _check_smoothing(share: float, where: str) -> None:
 
 @hookimpl
 def luthier_losses() -> list[LossRecord]:
+    return [_dpo(), *_without_reference(), _kto()]
+
+
+def _dpo() -> LossRecord:
+    return LossRecord(
+        name="dpo",
+        summary="DPO and its relatives: each pair's log ratios to the reference.",
+        options=Dpo,
+        build="luthier_preference.dpo:DpoLoss",
+        data="preference",
+        needs="reference",
+    )
+
+
+def _without_reference() -> list[LossRecord]:
     return [
-        LossRecord(
-            name="dpo",
-            summary="DPO and its relatives: each pair's log ratios to the reference.",
-            options=Dpo,
-            build="luthier_preference.dpo:DpoLoss",
-            data="preference",
-            needs="reference",
-        ),
         LossRecord(
             name="orpo",
             summary="ORPO: the chosen answer's likelihood and the odds ratio of both, without a reference.",
@@ -130,12 +137,15 @@ def luthier_losses() -> list[LossRecord]:
             build="luthier_preference.cpo:CpoLoss",
             data="preference",
         ),
-        LossRecord(
-            name="kto",
-            summary="KTO: judged answers against the reference and the batch's mismatched pairs.",
-            options=Kto,
-            build="luthier_preference.kto:KtoLoss",
-            data="unpaired",
-            needs="reference",
-        ),
     ]
+
+
+def _kto() -> LossRecord:
+    return LossRecord(
+        name="kto",
+        summary="KTO: judged answers against the reference and the batch's mismatched pairs.",
+        options=Kto,
+        build="luthier_preference.kto:KtoLoss",
+        data="unpaired",
+        needs="reference",
+    )
