@@ -58,7 +58,7 @@ class Drawn:
         total = sum(value / terms[name] for name, value in output.sums.items())
         total.backward()
         means = {n: float(s) / float(c) for n, (s, c) in output.metrics.items() if float(c)}
-        return float(total), table.grad, means
+        return float(total.detach()), table.grad, means
 
     def padded(self, name):
         """Ids, mask, mask of the answer and places in the table of each unit's document, [U, L] each."""
