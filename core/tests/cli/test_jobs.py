@@ -70,7 +70,9 @@ def test_a_job_that_fails_is_an_error_with_its_reason(luthier, folder):
 
 def test_ctrl_c_detaches_and_says_how_to_come_back(folder):
     words = [sys.executable, "-m", "luthier", "submit", "r.yaml", "--set", "max_steps=5000", "--wait"]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs would ignore it
     process = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     line = process.stderr.readline()
     assert line.startswith("submitted "), line + process.stderr.read()
     id = line.split()[1]

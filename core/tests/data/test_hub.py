@@ -89,7 +89,7 @@ def found(tmp_path_factory):
     thread.start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},
         "HF_ENDPOINT": address,
         "HF_HOME": str(tmp_path_factory.mktemp("hub")),
         "NO_PROXY": "*",

@@ -2,12 +2,13 @@
 
 import importlib
 import sys
+import types
 
 import luthier
 import pytest
 import torch
 from luthier.memory.isolation import isolated_parts
-from luthier.memory.lazy_values import holds_numbers
+from luthier.memory.lazy_values import holds_numbers, list_kept
 
 TABLE = "torch.linspace(-1.0, 1.0, 16)"
 LAYER = """
@@ -119,3 +120,24 @@ def test_numbers_are_found_wherever_they_are_kept():
     loop = []
     loop.append(loop)
     assert not holds_numbers(loop, set())
+
+
+def test_a_mapping_that_makes_what_it_holds_is_not_looked_into():
+    """Such as transformers' activations, which another package has a name for."""
+
+    class Making(dict):
+        def __getitem__(self, key):
+            raise TypeError("made without its arguments")
+
+        def items(self):
+            return [(key, self[key]) for key in self]
+
+        def values(self):
+            return [self[key] for key in self]
+
+    module = types.ModuleType("has_a_making_mapping")
+    module.MAKING = Making(a=1)
+    kept = list(list_kept(module, {"has_a_making_mapping"}, set()))
+    module.MAKING["b"] = 2.0
+    for one in kept:
+        one.restore()

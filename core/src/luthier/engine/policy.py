@@ -100,7 +100,9 @@ class ModelPolicy:
 
     def reference(self) -> Policy:
         if "reference" not in self.others:
-            remedy = "Let the loss say so: needs={'reference'} in its record, or as an attribute of an object in Python."
+            remedy = (
+                "Let the loss say so: needs={'reference'} in its record, or as an attribute of an object in Python."
+            )
             raise LuthierError("part-unsupported", "no part of the run needs a reference", remedy=remedy)
         return self.others["reference"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterator
 from types import FunctionType, ModuleType
 from typing import Any, Final, Protocol
 
@@ -14,7 +14,8 @@ from torch import nn
 
 LRU: Final = type(functools.cache(lambda: None))
 NAMELESS: Final = (bool, str, bytes, type(None), type, ModuleType, FunctionType)  # that are no numbers of a tensor
-CONTAINERS: Final = (dict, list, set, deque, tuple)
+# these types and no others of theirs: looking into a mapping of transformers' makes what it would hold
+CONTAINERS: Final = (dict, OrderedDict, defaultdict, list, set, frozenset, deque, tuple)
 ABSENT: Final = object()
 MOST: Final = 10_000  # items of a container beyond which it is data and no table
 REACHED: Final = 200_000  # values that are looked at in all
@@ -109,7 +110,7 @@ def list_kept(value: Any, watched: set[str], seen: set[int]) -> Iterator[Kept]:
         value = waiting.pop()
         if id(value) in seen or isinstance(value, (int, float, str, bytes, torch.Tensor)):
             continue
-        if isinstance(value, CONTAINERS) and len(value) > MOST:
+        if type(value) in CONTAINERS and len(value) > MOST:
             continue
         seen.add(id(value))
         kept, inside = _noted(value, watched)
@@ -123,7 +124,7 @@ def _noted(value: Any, watched: set[str]) -> tuple[list[Kept], list[Any]]:
         return [KeptCache(value, watched)], [value.__wrapped__]
     if isinstance(value, (staticmethod, classmethod, property)):
         return [], [getattr(value, name, None) for name in ("__func__", "fget", "fset")]
-    if isinstance(value, CONTAINERS):
+    if type(value) in CONTAINERS:
         return _noted_container(value, watched)
     owner = value.__name__ if isinstance(value, ModuleType) else _module_of(value)
     if not _is_watched(owner, watched) or not hasattr(value, "__dict__"):
@@ -137,7 +138,8 @@ def _noted(value: Any, watched: set[str]) -> tuple[list[Kept], list[Any]]:
 def _noted_container(value: Any, watched: set[str]) -> tuple[list[Kept], list[Any]]:
     if isinstance(value, dict):
         return [KeptItems(value, watched)], list(value.values())
-    return [] if isinstance(value, tuple) else [KeptElements(value, watched)], list(value)
+    fixed = isinstance(value, (tuple, frozenset))
+    return [] if fixed else [KeptElements(value, watched)], list(value)
 
 
 def holds_numbers(value: Any, watched: set[str], seen: frozenset[int] = frozenset()) -> bool:
@@ -147,8 +149,8 @@ def holds_numbers(value: Any, watched: set[str], seen: frozenset[int] = frozense
     if isinstance(value, (int, float, complex, torch.Tensor)) or type(value).__module__ == "numpy":
         return True
     seen = seen | {id(value)}
-    if isinstance(value, Mapping):
-        return any(holds_numbers(v, watched, seen) for pair in value.items() for v in pair)
+    if isinstance(value, dict):
+        return any(holds_numbers(v, watched, seen) for pair in dict.items(value) for v in pair)
     if isinstance(value, (list, tuple, set, frozenset, deque)):
         return any(holds_numbers(v, watched, seen) for v in value)
     if isinstance(value, nn.Module) or _is_watched(type(value).__module__, watched):
