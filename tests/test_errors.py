@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import luthier
 import pytest
@@ -25,6 +26,7 @@ from luthier.recipe.tree import Data, Source
 from luthier.testing.worlds import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
+ROOT = Path(__file__).resolve().parents[1]
 OFFER = """
 import attrs
 from luthier import CallbackRecord, hookimpl

@@ -121,7 +121,7 @@ def test_each_epoch_of_a_run_without_end_reads_every_row_in_another_order(train,
     from luthier.engine.assemble import Objects, assemble
 
     recipe = Recipe.from_dict({"model": "demo", "data": data, "global_batch_size": 8, **ENDLESS})
-    feed = assemble(recipe, Objects()).setup.feed
+    feed = assemble(recipe, Objects()).setup.feed.feed  # inside the one that lays out units
     assert isinstance(feed, RowFeed) and feed.order == Order(size=24, batch=8, seed=0)
     steps = [sorted(e.where for e in p.examples) for p in itertools.islice(feed.portions(0), 9)]
     epochs = [list(itertools.chain(*steps[i : i + 3])) for i in (0, 3, 6)]
