@@ -6,13 +6,13 @@ import copy
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from luthier.errors import LuthierError
 from luthier.testing.checks import Subject, law
-from luthier.testing.worlds import save_tiny_model
+
+if TYPE_CHECKING:
+    pass
 
 
 @law(0)
@@ -34,6 +34,8 @@ def reads_back_what_it_writes(subject: Subject) -> None:
 @law(0)
 def refuses_a_folder_of_another_model(subject: Subject) -> None:
     """`verify` raises where the files hold other weights than the model's: it looks at them."""
+    import torch
+
     model, tokenizer = _world()
     exporter = subject.build(subject.options_class())
     with tempfile.TemporaryDirectory() as folder:
@@ -66,6 +68,8 @@ def refuses_files_that_are_gone(subject: Subject) -> None:
 @law(0)
 def leaves_the_model_alone(subject: Subject) -> None:
     """Neither `export` nor `verify` changes a weight or the config."""
+    import torch
+
     model, tokenizer = _world()
     before, config = copy.deepcopy(model.state_dict()), model.config.to_dict()
     with tempfile.TemporaryDirectory() as folder:
@@ -96,6 +100,8 @@ def _options(subject: Subject) -> tuple[object, ...]:
 def _world() -> tuple[Any, Any]:
     """A tiny model with its tokenizer, as a run's artifact gives them."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from luthier.testing.worlds import save_tiny_model
 
     with tempfile.TemporaryDirectory() as holder:
         folder = save_tiny_model(Path(holder) / "llama")

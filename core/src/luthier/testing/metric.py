@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Final
-
-import torch
+from typing import TYPE_CHECKING, Any, Final
 
 from luthier.plugins.values import TokenStatistics
 from luthier.testing.checks import Subject, law
+
+if TYPE_CHECKING:
+    pass
 
 PAIRS: Final = (
     ("12", "12"),
@@ -83,6 +84,8 @@ def _score(subject: Subject, metric: Any, case: Any) -> tuple[float, float]:
 
 
 def _cases(subject: Subject) -> Iterator[Any]:
+    import torch
+
     if subject.record.over == "answers":  # type: ignore[attr-defined]
         yield from PAIRS
         return

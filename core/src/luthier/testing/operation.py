@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import torch
-from torch import Tensor
-
-from luthier.engine.operations.registry import REFERENCES
-from luthier.model.operations.guard import GuardedOperation
 from luthier.testing.checks import Subject, law
 
-DTYPES: Final = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from luthier.model.operations.guard import GuardedOperation
+
+DTYPES: Final = ("float32", "float64", "bfloat16", "float16")
 SIZES: Final = ((5, 8), (1, 16), (33, 24))  # rows and width
 
 
@@ -32,6 +33,9 @@ def gives_the_values_and_gradients_of_the_reference(subject: Subject) -> None:
 @law(0)
 def leaves_its_arguments_alone(subject: Subject) -> None:
     """No argument is written to: the model uses them again."""
+    import torch
+    from torch import Tensor
+
     operation = _build(subject)
     for arguments, supported in _calls(subject):
         if supported:
@@ -44,6 +48,8 @@ def leaves_its_arguments_alone(subject: Subject) -> None:
 @law(0)
 def gives_the_same_numbers_twice(subject: Subject) -> None:
     """Two calls with the same arguments give the same bits: a resumed run equals an undisturbed one."""
+    import torch
+
     operation = _build(subject)
     for arguments, supported in _calls(subject):
         if supported:
@@ -54,12 +60,14 @@ def gives_the_same_numbers_twice(subject: Subject) -> None:
 @law(0)
 def predicate_reads_device_dtype_and_shape_alone(subject: Subject) -> None:
     """The predicate answers True or False for any device, dtype and shape, without touching a tensor."""
+    import torch
+
     from luthier.testing.running import registered
 
     plugins, offer = registered(subject.record)
     supports = plugins.resolve(offer, subject.record.predicate)  # type: ignore[attr-defined]
     for device in ("cpu", "cuda", "mps", "meta"):
-        for dtype in (*DTYPES, torch.int64):
+        for dtype in (getattr(torch, name) for name in (*DTYPES, "int64")):
             for shape in ((0, 8), (1, 1), (1, 4, 7, 8), (3, 5, 2)):
                 found = supports(torch.device(device), dtype, torch.Size(shape))
                 assert isinstance(found, bool), f"the predicate gives {found!r} for {device}, {dtype}, {shape}"
@@ -78,6 +86,9 @@ def _build(subject: Subject) -> Any:
 
 
 def _guard(subject: Subject) -> GuardedOperation:
+    from luthier.engine.operations.registry import REFERENCES
+    from luthier.model.operations.guard import GuardedOperation
+
     record: Any = subject.record
     return GuardedOperation(
         record=record,
@@ -90,6 +101,8 @@ def _guard(subject: Subject) -> GuardedOperation:
 
 def _calls(subject: Subject) -> Iterator[tuple[tuple[Any, ...], bool]]:
     """Arguments, and whether the predicate takes them."""
+    import torch
+
     from luthier.testing.running import registered
 
     record: Any = subject.record
@@ -97,7 +110,7 @@ def _calls(subject: Subject) -> Iterator[tuple[tuple[Any, ...], bool]]:
     supports = plugins.resolve(offer, record.predicate)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     random = torch.Generator().manual_seed(0)
-    for dtype in DTYPES:
+    for dtype in (getattr(torch, name) for name in DTYPES):
         for rows, width in SIZES:
             for arguments in example_calls(record.operation, rows, width, random):
                 moved = tuple(_moved(a, device, dtype) for a in arguments)
@@ -105,6 +118,8 @@ def _calls(subject: Subject) -> Iterator[tuple[tuple[Any, ...], bool]]:
 
 
 def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    from torch import Tensor
+
     if not isinstance(value, Tensor):
         return value
     return value.to(device, dtype if value.is_floating_point() else value.dtype)
@@ -112,6 +127,7 @@ def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 def example_calls(operation: str, rows: int, width: int, random: torch.Generator) -> Iterator[tuple[Any, ...]]:
     """Arguments as a model gives them, in float32, the forms of call one after the other."""
+    import torch
 
     def made(*shape: int) -> Tensor:
         return torch.randn(shape, generator=random)
@@ -136,6 +152,8 @@ def example_calls(operation: str, rows: int, width: int, random: torch.Generator
 
 
 def _attention_calls(rows: int, width: int, made: Any) -> Iterator[tuple[Any, ...]]:
+    import torch
+
     starts = torch.tensor([0, *([rows // 3] if rows > 3 else []), rows])
     none = [-1] * (len(starts) - 1)
     continued = torch.tensor([-1, *([0] * (len(none) - 1))])
