@@ -108,11 +108,13 @@ class DoraLayer(LoraLayer):
         """
         a, b = self.lora_A.weight, self.lora_B.weight
         with torch.autocast(a.device.type, enabled=False):
-            cross = functional.linear(self.base_weight().to(a.dtype), a)  # [out, r] W A^T
+            weight = self.base_weight().to(a.dtype)
+            own = self.base_square if is_dense(self.base_layer) else weight.square().sum(1)  # a schedule may change it
+            cross = functional.linear(weight, a)  # [out, r] W A^T
             inner = 2 * self.scale * cross + self.scale**2 * functional.linear(b, a @ a.T)  # a @ a.T is symmetric
-            square = self.base_square + (inner * b).sum(1)
+            square = own + (inner * b).sum(1)
         bounds = torch.finfo(a.dtype)
-        return square.maximum(self.base_square * bounds.eps + bounds.tiny).sqrt()
+        return square.maximum(own * bounds.eps + bounds.tiny).sqrt()
 
     def adapted(self, x: Tensor, result: Tensor) -> Tensor:
         """Written as a change of `result`, so that it is exactly `result` before the first step. Dropout reaches the
