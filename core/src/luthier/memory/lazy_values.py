@@ -33,10 +33,10 @@ class KeptNames:
     """The attributes of a module, a class, a function or an object."""
 
     def __init__(self, owner: Any, watched: set[str]) -> None:
-        self.owner, self.watched, self.before = owner, watched, dict(vars(owner))
+        self.owner, self.watched, self.before = owner, watched, dict(_attributes(owner))
 
     def restore(self) -> None:
-        for name, value in list(vars(self.owner).items()):
+        for name, value in list(_attributes(self.owner).items()):
             before = self.before.get(name, ABSENT)
             if name.startswith("__") or value is before or not holds_numbers(value, self.watched):
                 continue
@@ -127,12 +127,12 @@ def _noted(value: Any, watched: set[str]) -> tuple[list[Kept], list[Any]]:
     if type(value) in CONTAINERS:
         return _noted_container(value, watched)
     owner = value.__name__ if isinstance(value, ModuleType) else _module_of(value)
-    if not _is_watched(owner, watched) or not hasattr(value, "__dict__"):
+    attributes = _attributes(value)
+    if not _is_watched(owner, watched) or attributes is None:
         return [], []
-    cells = getattr(value, "__closure__", None) or ()
-    kept = [KeptNames(value, watched), *(KeptCell(cell, watched) for cell in cells)]
-    defaults = getattr(value, "__defaults__", None) or ()
-    return kept, [*vars(value).values(), *map(_content, cells), *defaults]
+    cells, defaults = (value.__closure__, value.__defaults__) if isinstance(value, FunctionType) else ((), ())
+    kept = [KeptNames(value, watched), *(KeptCell(cell, watched) for cell in cells or ())]
+    return kept, [*attributes.values(), *map(_content, cells or ()), *(defaults or ())]
 
 
 def _noted_container(value: Any, watched: set[str]) -> tuple[list[Kept], list[Any]]:
@@ -154,7 +154,7 @@ def holds_numbers(value: Any, watched: set[str], seen: frozenset[int] = frozense
     if isinstance(value, (list, tuple, set, frozenset, deque)):
         return any(holds_numbers(v, watched, seen) for v in value)
     if isinstance(value, nn.Module) or _is_watched(type(value).__module__, watched):
-        return any(holds_numbers(v, watched, seen) for v in getattr(value, "__dict__", {}).values())
+        return any(holds_numbers(v, watched, seen) for v in (_attributes(value) or {}).values())
     return False
 
 
@@ -171,6 +171,17 @@ def _content(cell: Any) -> Any:
         return cell.cell_contents
     except ValueError:  # empty
         return ABSENT
+
+
+def _attributes(value: Any) -> Any:
+    """Return the `__dict__` of a value, or None, without asking a `__getattr__` of its own.
+
+    An object that answers for any name may do work for it: wandb's summary asks its service.
+    """
+    try:
+        return (type if isinstance(value, type) else object).__getattribute__(value, "__dict__")
+    except AttributeError:
+        return None
 
 
 def _module_of(value: Any) -> str | None:
