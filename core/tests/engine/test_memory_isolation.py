@@ -141,3 +141,20 @@ def test_a_mapping_that_makes_what_it_holds_is_not_looked_into():
     module.MAKING["b"] = 2.0
     for one in kept:
         one.restore()
+
+
+def test_an_object_that_answers_for_any_name_is_not_asked():
+    """Such as wandb's summary, which asks its service, and fails in a forked rank."""
+
+    class Answering:
+        def __getattr__(self, name):
+            raise ValueError(f"asked for {name}")
+
+    module = types.ModuleType("has_an_answering_object")
+    Answering.__module__ = module.__name__
+    module.SUMMARY = Answering()
+    kept = list(list_kept(module, {module.__name__}, set()))
+    module.SUMMARY.step = 2.0
+    for one in kept:
+        one.restore()
+    assert vars(module.SUMMARY) == {}
