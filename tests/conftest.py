@@ -18,6 +18,8 @@ if "LUTHIER_DATA" not in os.environ and BESIDE.is_dir():
     os.environ["LUTHIER_DATA"] = str(BESIDE)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # tests run side by side on few cores, and tiny tensors are slower with more
+# a forked child makes torch's thread pool anew at its first use: threads that load a model would race to make it
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -73,10 +73,13 @@ def _forked(rank: int, size: int, folder: Path, work: Callable[[], Any], port: i
 
 
 def _answer(rank: int, size: int, folder: Path, work: Callable[[], Any], port: int | None) -> None:
+    import torch
     import torch.distributed as dist
 
     from luthier.engine.state import save_state
     from luthier.logs import set_up
+
+    torch.set_num_threads(1)  # makes the thread pool anew: threads that load a model would race to make it
 
     told = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
     os.environ.update({name: str(number) for name, number in told.items()})
