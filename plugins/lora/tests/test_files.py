@@ -140,10 +140,9 @@ def test_other_options_than_it_was_trained_with_are_refused(saved, attached, ref
     "changes",
     [
         {"peft_type": "LOHA"},
-        {"modules_to_save": ["lm_head"]},
-        {"rank_pattern": {"q_proj": 4}},
-        {"bias": "all"},
-        {"init_lora_weights": "pissa"},
+        {"trainable_token_indices": [1]},
+        {"lora_bias": True},
+        {"init_lora_weights": "olora"},
         {"a_feature_of_next_year": {"on": True}},
     ],
     ids=lambda changes: next(iter(changes)),

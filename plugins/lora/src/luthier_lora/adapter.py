@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +15,14 @@ from torch import Tensor, nn
 from luthier_lora import files
 from luthier_lora.coverage import coverage
 from luthier_lora.experts import ParameterWrapper
-from luthier_lora.layers import Form, Switch
-from luthier_lora.merging import Wrapper, fold, wrappers
+from luthier_lora.extras import Extras, find_extras
+from luthier_lora.grouping import count_parameters, make_groups, name_parameters
+from luthier_lora.layers import Form, Switch, sizes_of
+from luthier_lora.merging import Update, fold, wrappers
 from luthier_lora.options import Dora, Lora
+from luthier_lora.patterns import check_patterns, check_ranks, rank_and_alpha
 from luthier_lora.targets import Targets, find_targets
-from luthier_lora.wrappers import DoraLayer, LoraLayer
+from luthier_lora.wrappers import DoraLayer, LoraLayer, PissaLayer, principal_factors
 
 
 class LoraAdapter:
@@ -29,9 +33,13 @@ class LoraAdapter:
             problem = "a parameter's update has no inputs of its own that could be dropped"
             remedy = "Set lora_dropout: 0, or leave target_parameters out."
             raise LuthierError("recipe-conflict", problem, where="target_parameters", remedy=remedy)
+        if isinstance(options, Lora) and options.target_parameters and options.init_lora_weights == "pissa":
+            problem, remedy = "a parameter's update begins at zero", "Leave target_parameters or init_lora_weights out."
+            raise LuthierError("recipe-conflict", problem, where="init_lora_weights", found="pissa", remedy=remedy)
         self.options = options
         self.model: Any = None
         self.targets = Targets()
+        self.extras = Extras()
         self._switch = Switch()
 
     def attach(self, model: Any, context: Context) -> Any:
@@ -40,22 +48,27 @@ class LoraAdapter:
             remedy = "Merge the adapter first, or load the model again."
             raise LuthierError("part-unsupported", "this model carries an adapter already", remedy=remedy)
         self.targets = find_targets(model, self.options)
+        check_patterns(self.options, self.targets)
+        check_ranks(self.options, {name: sizes_of(model.get_submodule(name)) for name in self.targets.layers}, context)
+        self.extras = find_extras(model, self.options, self.targets)
         model.requires_grad_(False)
         generator = torch.Generator().manual_seed(context.seed)
         for name in self.targets.layers:
-            model.set_submodule(name, self._layer(model.get_submodule(name), context, generator))
+            model.set_submodule(name, self._layer(name, model.get_submodule(name), context, generator))
         for name, parameter in self.targets.parameters:
-            model.set_submodule(name, self._parameter(model.get_submodule(name), parameter, context, generator))
+            module = model.get_submodule(name)
+            inner = module.innermost if isinstance(module, ParameterWrapper) else module
+            wrapper = ParameterWrapper(module, parameter, self._form(name, inner, context), self._switch)
+            self._draw(wrapper, generator)
+            model.set_submodule(name, wrapper)
+        self.extras.stand(model, self._switch)
         self.model = model
         self._report()
         return model
 
     def groups(self) -> list[Group]:
-        """The matrices; and DoRA's magnitudes, which must not decay towards a layer of zero."""
-        matrices = {name: p for name, p in self._named().items() if p.dim() > 1}
-        magnitudes = {name: p for name, p in self._named().items() if p.dim() == 1}
-        groups = [_group(matrices, None)]
-        return [*groups, _group(magnitudes, 0.0)] if magnitudes else groups
+        """A and B, which may learn at two rates; DoRA's magnitudes, which do not decay; biases and whole modules."""
+        return make_groups(self.model, self._named(), self.options.loraplus_lr_ratio)
 
     def prepare(self, batch: Any) -> Any:
         return batch
@@ -86,11 +99,11 @@ class LoraAdapter:
 
     def save(self, folder: Path) -> None:
         """A folder that plain PEFT loads."""
-        files.save(Path(folder), self.model, self.options, self.targets, self.state())
+        files.save(Path(folder), files.describe(self.model, self.options, self.targets, self.extras), self.state())
 
     def load(self, folder: Path) -> None:
         """Read a folder of ours or of PEFT's into the attached adapter, or raise and change nothing."""
-        files.load(Path(folder), self.options, self.state())
+        files.load(Path(folder), self.options, self.targets, self.state())
 
     def merge(self, context: Context) -> Any:
         """The model with plain layers, which computes the same. `artifact-unmergeable` for NaN, or a second time."""
@@ -98,37 +111,38 @@ class LoraAdapter:
             problem = "no adapter is attached, or it is merged already"
             raise LuthierError("artifact-unmergeable", problem, remedy="Attach it to a fresh base model.")
         model = fold(self.model, context)
-        self.model, self.targets = None, Targets()
+        self.model, self.targets, self.extras = None, Targets(), Extras()
         return model
 
     def coverage(self) -> dict[str, Any]:
         """`matched` names, `reached_share` of all base weights, and `unreached` shares by kind."""
-        return coverage(self.model, self.targets)
+        return coverage(self.model, [*self.targets.names, *self.extras.saved])
 
     def _named(self) -> dict[str, nn.Parameter]:
         """Every trainable parameter by its path in the model."""
         assert self.model is not None, "the adapter is not attached"
-        found = wrappers(self.model).items()
-        return {f"{path}.{name}": p for path, wrapper in found for name, p in wrapper.own().items()}
+        return name_parameters(self.model)
 
-    def _layer(self, layer: nn.Module, context: Context, generator: torch.Generator) -> LoraLayer:
-        made = DoraLayer if isinstance(self.options, Dora) else LoraLayer
-        wrapper = made(layer, self._form(layer, context), self._switch, context.dequantize)
+    def _layer(self, name: str, layer: nn.Module, context: Context, generator: torch.Generator) -> LoraLayer:
+        form = self._form(name, layer, context)
+        wrapper = self._class()(layer, form, self._switch, context.dequantize)
         self._draw(wrapper, generator)
         if isinstance(wrapper, DoraLayer):
             wrapper.begin()
+        if isinstance(wrapper, PissaLayer) and context.has_values:
+            weight = wrapper.base_weight()
+            key = f"pissa {form.rank} {form.scale} {hash_tensor(weight)}"
+            factors = context.cache(key, lambda: principal_factors(weight, form.rank, form.scale))
+            wrapper.begin(factors["A"], factors["B"])
         return wrapper
 
-    def _parameter(
-        self, module: nn.Module, name: str, context: Context, generator: torch.Generator
-    ) -> ParameterWrapper:
-        inner = module.innermost if isinstance(module, ParameterWrapper) else module
-        wrapper = ParameterWrapper(module, name, self._form(inner, context), self._switch)
-        self._draw(wrapper, generator)
-        return wrapper
+    def _class(self) -> type[LoraLayer]:
+        if isinstance(self.options, Dora):
+            return DoraLayer
+        return PissaLayer if self.options.init_lora_weights == "pissa" else LoraLayer
 
-    def _form(self, module: nn.Module, context: Context) -> Form:
-        rank, alpha = self.options.r, self.options.lora_alpha
+    def _form(self, name: str, module: nn.Module, context: Context) -> Form:
+        rank, alpha = rank_and_alpha(self.options, name)
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         double = any(tensor.dtype is torch.float64 for tensor in tensors)
         return Form(
@@ -137,10 +151,11 @@ class LoraAdapter:
             dropout=self.options.lora_dropout,
             dtype=torch.float64 if double else torch.float32,
             device=tensors[0].device if tensors else context.device,
+            trains_bias=self.options.bias != "none",
         )
 
     @torch.no_grad()
-    def _draw(self, wrapper: Wrapper, generator: torch.Generator) -> None:
+    def _draw(self, wrapper: Update, generator: torch.Generator) -> None:
         """A Kaiming-uniform with a = sqrt(5) as PEFT has it; B stays zero, or is drawn like A."""
         factors = [wrapper.lora_A] if self.options.init_lora_weights else [wrapper.lora_A, wrapper.lora_B]
         for factor in factors:
@@ -150,17 +165,16 @@ class LoraAdapter:
     def _report(self) -> None:
         """Say which weights were taken, as `all-linear` and the default leave that to the model."""
         counts: dict[str, int] = {}
-        for name in self.targets.names:
+        for name in [*self.targets.names, *self.extras.saved]:
             end = name.rpartition(".")[2]
             counts[end] = counts.get(end, 0) + 1
         chosen = "q and v, or what stands in their place" if self.options.target_modules is None else "as named"
-        get_logger().info("adapter_attached", targets=counts, chosen=chosen, trainable=_size(self._named()))
+        size = count_parameters(self._named())
+        log = get_logger()
+        log.info("adapter_attached", targets=counts, chosen=chosen, preset=self.options.preset, trainable=size)
 
 
-def _group(named: dict[str, nn.Parameter], weight_decay: float | None) -> Group:
-    parameters, names = list(named.values()), list(named)
-    return Group(parameters=parameters, names=names, role="adapter", weight_decay=weight_decay)
-
-
-def _size(named: dict[str, nn.Parameter]) -> int:
-    return sum(parameter.numel() for parameter in named.values())
+def hash_tensor(tensor: Tensor) -> str:
+    """Return a digest of a tensor's values."""
+    plain = tensor.detach().to("cpu").contiguous().view(torch.uint8).numpy()
+    return hashlib.blake2b(plain, digest_size=16).hexdigest()

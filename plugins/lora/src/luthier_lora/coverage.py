@@ -8,30 +8,35 @@ from typing import Any
 from torch import nn
 
 from luthier_lora.experts import ParameterWrapper
+from luthier_lora.kept import BiasedModule, SavedModule
 from luthier_lora.layers import Factor, features
-from luthier_lora.targets import Targets, is_sparse
+from luthier_lora.targets import is_sparse
 from luthier_lora.wrappers import LoraLayer
 
+OWN = (LoraLayer, ParameterWrapper, Factor, BiasedModule, SavedModule)  # whose own parameters are no base weights
 
-def coverage(model: Any, targets: Targets) -> dict[str, Any]:
+
+def coverage(model: Any, names: list[str]) -> dict[str, Any]:
     """`matched`: names of the weights that carry an update; `reached_share`: their share of all base weights, 0 to 1;
     `unreached`: kind (embedding, head, experts, linear, other) -> share of all base weights. A tied weight counts once.
     """
-    matched = set(targets.names)
+    matched = set(names)
     head = model.get_output_embeddings()
+    copies = {path for path, module in model.named_modules() if isinstance(module, SavedModule)}
     sizes: Counter[str] = Counter()
     seen: set[int] = set()
     for path, module in model.named_modules():
-        name = path.replace(".base_layer", "")
-        if isinstance(module, (LoraLayer, ParameterWrapper, Factor)):
+        name = path.replace(".base_layer", "").removesuffix(".original")
+        if isinstance(module, OWN) or path.removesuffix(".trained") in copies:
             continue
         for weight, size in _weights(module, seen):
-            reached = name in matched or f"{name}.{weight}" in matched
+            trains = getattr(getattr(module, weight, None), "requires_grad", False)  # a bias
+            reached = trains or name in matched or f"{name}.{weight}" in matched
             sizes["reached" if reached else _kind(model, module, name, head)] += size
     total = sum(sizes.values())
     reached = sizes.pop("reached", 0)
     shares = {kind: size / total for kind, size in sorted(sizes.items())}
-    return {"matched": targets.names, "reached_share": reached / total, "unreached": shares}
+    return {"matched": names, "reached_share": reached / total, "unreached": shares}
 
 
 def _weights(module: nn.Module, seen: set[int]) -> list[tuple[str, int]]:

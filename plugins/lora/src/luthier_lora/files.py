@@ -13,7 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from luthier_lora.extras import Extras
 from luthier_lora.options import Dora, Lora
+from luthier_lora.patterns import choose_by_pattern
 from luthier_lora.targets import Targets
 
 PREFIX: Final = "base_model.model."
@@ -31,31 +33,35 @@ NEUTRAL: Final = {
         "revision",
         "task_type",
     ),
+    *("alpha_pattern", "bias", "modules_to_save", "rank_pattern"),  # read as options; their tensors are checked
     *("exclude_modules", "layers_pattern", "layers_to_transform", "target_modules", "target_parameters"),
     *("eva_config", "fan_in_fan_out", "lora_dropout", "megatron_core", "qalora_group_size", "runtime_config"),
 }
-OURS: Final = {"r": 8, "lora_alpha": 8, "use_rslora": False, "use_dora": False}  # with PEFT's defaults
+OURS: Final[Mapping[str, Any]] = {  # with PEFT's defaults
+    **{"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False, "use_dora": False, "bias": "none"},
+    **{"rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "init_lora_weights": True},
+}
 RANDOM: Final = (True, False, "gaussian", "eva", "orthogonal")  # beginnings that leave the base as it was
+PATTERNS: Final = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
 FITS: Final = "Use the base model and the options that it was trained with."
 
 
-def save(folder: Path, model: Any, options: Lora | Dora, targets: Targets, state: Mapping[str, Tensor]) -> None:
+def save(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     """Both files, the tensors in float32."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    text = json.dumps(describe(model, options, targets), indent=2, sort_keys=True)
-    (folder / CONFIG).write_text(text + "\n", "utf-8")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
-def describe(model: Any, options: Lora | Dora, targets: Targets) -> dict[str, Any]:
+def describe(model: Any, options: Lora | Dora, targets: Targets, extras: Extras) -> dict[str, Any]:
     """adapter_config.json as PEFT's LoraConfig has it, naming the layers that were taken and not the pattern."""
     head = model.get_output_embeddings()
     parameters = sorted(f"{module}.{name}" for module, name in targets.parameters)
     return {
-        "alpha_pattern": {},
+        "alpha_pattern": options.alpha_pattern,
         "base_model_name_or_path": getattr(model.config, "_name_or_path", None) or None,
-        "bias": "none",
+        "bias": options.bias,
         "exclude_modules": None,
         "fan_in_fan_out": any(type(m).__name__ == "Conv1D" for m in model.modules()),
         "inference_mode": True,
@@ -63,10 +69,10 @@ def describe(model: Any, options: Lora | Dora, targets: Targets) -> dict[str, An
         "lora_alpha": options.lora_alpha,
         "lora_bias": False,
         "lora_dropout": options.lora_dropout,
-        "modules_to_save": None,
+        "modules_to_save": list(extras.saved) or None,
         "peft_type": "LORA",
         "r": options.r,
-        "rank_pattern": {},
+        "rank_pattern": options.rank_pattern,
         "revision": None,
         "target_modules": shortest(model, targets.layers),
         "target_parameters": parameters or None,
@@ -83,15 +89,23 @@ def shortest(model: Any, layers: tuple[str, ...]) -> list[str]:
     return sorted(layers) if others else ends
 
 
-def load(folder: Path, options: Lora | Dora, state: Mapping[str, Tensor]) -> None:
+def load(folder: Path, options: Lora | Dora, targets: Targets, state: Mapping[str, Tensor]) -> None:
     """Read a folder of ours or PEFT's into `state`. `artifact-not-found`, or `artifact-mismatch` where it is damaged,
     uses what we do not have, or was trained with other options or another model; then nothing is changed."""
     config = read_config(folder)
-    mine = {"r": options.r, "lora_alpha": options.lora_alpha, "use_rslora": options.use_rslora}
-    for name, value in {**mine, "use_dora": isinstance(options, Dora)}.items():
+    mine = {"use_rslora": options.use_rslora, "use_dora": isinstance(options, Dora), "bias": options.bias}
+    for name, value in mine.items():
         if config[name] != value:
-            problem = f"the adapter has {name} {config[name]!r}, the options {value!r}"
-            raise _misfit(folder / CONFIG, problem)
+            raise _misfit(folder / CONFIG, f"the adapter has {name} {config[name]!r}, the options {value!r}")
+    for field, pattern in PATTERNS.items():
+        for layer in targets.modules:
+            theirs = choose_by_pattern(config[pattern] or {}, layer, config[field])
+            value = choose_by_pattern(getattr(options, pattern), layer, getattr(options, field))
+            if theirs != value:
+                raise _misfit(folder / CONFIG, f"the adapter has {field} {theirs!r} at {layer}, the options {value!r}")
+    if (config["init_lora_weights"] == "pissa") != (options.init_lora_weights == "pissa"):
+        began = config["init_lora_weights"]
+        raise _misfit(folder / CONFIG, f"the adapter has init_lora_weights {began!r}, the options another")
     fill(state, _tensors(folder), str(folder / WEIGHTS), "artifact-mismatch")
 
 
@@ -110,7 +124,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     for name, value in config.items():
         if _changes_meaning(name, value):
             raise _misfit(path, f"it uses {name}: {value!r}", "Use the adapter peft.lora for it.")
-    return {**OURS, "lora_dropout": 0.0, **config}
+    return {**OURS, **config}
 
 
 def read_options(folder: Path) -> Lora | Dora:
@@ -118,11 +132,13 @@ def read_options(folder: Path) -> Lora | Dora:
     config = read_config(folder)
     if config.get("layers_to_transform"):
         raise _misfit(folder / CONFIG, "it uses layers_to_transform", "Name the layers in target_modules.")
-    names = ("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora")
+    names = ("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora", "rank_pattern",
+             "alpha_pattern", "bias", "modules_to_save")  # fmt: skip
     given = {name: config[name] for name in names if config.get(name) is not None}
     if config.get("use_dora"):
         return Dora(**given)
-    return Lora(**given, target_parameters=config.get("target_parameters"))
+    began: Any = "pissa" if config["init_lora_weights"] == "pissa" else True
+    return Lora(**given, target_parameters=config.get("target_parameters"), init_lora_weights=began)
 
 
 def fill(state: Mapping[str, Tensor], given: Mapping[str, Any], where: str, code: str) -> None:
@@ -153,11 +169,9 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _changes_meaning(name: str, value: object) -> bool:
-    if name in NEUTRAL or name in OURS or not value:
-        return False
     if name == "init_lora_weights":
-        return value not in RANDOM
-    return not (name == "bias" and value == "none")
+        return value not in (*RANDOM, "pissa")
+    return not (name in NEUTRAL or name in OURS or not value)
 
 
 def _misfit(path: Path, problem: str, remedy: str = FITS) -> LuthierError:

@@ -28,6 +28,7 @@ class Form:
     dropout: float
     dtype: torch.dtype
     device: torch.device
+    trains_bias: bool = False
 
     def zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
@@ -47,6 +48,13 @@ def features(layer: nn.Module) -> tuple[int, int] | None:
         return layer.nx, layer.nf
     sizes = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
     return sizes if all(isinstance(size, int) for size in sizes) else None  # type: ignore[return-value]
+
+
+def sizes_of(layer: nn.Module) -> tuple[int, int]:
+    """(in, out) of a layer that multiplies by a matrix."""
+    found = features(layer)
+    assert found is not None, f"{type(layer).__name__} has no matrix"
+    return found
 
 
 def is_dense(layer: nn.Module) -> bool:

@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from luthier_lora.experts import ParameterWrapper
+from luthier_lora.kept import BiasedModule, SavedModule
 from luthier_lora.layers import dense_weight, is_dense
 from luthier_lora.wrappers import LoraLayer
 
-Wrapper = LoraLayer | ParameterWrapper
+Update = LoraLayer | ParameterWrapper
+Wrapper = Update | SavedModule | BiasedModule
 
 
 def wrappers(model: nn.Module) -> dict[str, Wrapper]:
     """Every wrapper of a model by its path, outer before inner."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, (LoraLayer, ParameterWrapper))}
+    return {name: module for name, module in model.named_modules() if isinstance(module, Wrapper)}
 
 
 @torch.no_grad()
@@ -53,6 +55,8 @@ class _Plain:
         for part, parameter in wrapper.own().items():
             if not parameter.isfinite().all():
                 raise _unmergeable(f"{name}.{part}", "the adapter holds NaN or infinity", "Use an earlier checkpoint.")
+        if not isinstance(wrapper, Update):
+            return
         held = self._held(wrapper)
         dtype = self.context.dtype if held is None else held.dtype
         if not wrapper.folded().to(dtype).isfinite().all():
@@ -65,8 +69,12 @@ class _Plain:
 
     def layer(self, name: str, wrapper: Wrapper) -> nn.Module:
         """The module for this place, its weight changed in place where it is dense."""
+        if isinstance(wrapper, SavedModule):
+            return self._whole(wrapper)
+        layer: Any = wrapper.base_layer.requires_grad_(False)
+        if isinstance(wrapper, BiasedModule):
+            return layer
         weight, held = wrapper.folded(), self._held(wrapper)
-        layer: Any = wrapper.base_layer
         if isinstance(wrapper, ParameterWrapper):
             wrapper.parameter.copy_(weight)
             return layer
@@ -77,7 +85,13 @@ class _Plain:
         dense_weight(layer).copy_(weight)
         return layer
 
-    def _held(self, wrapper: Wrapper) -> nn.Parameter | None:
+    def _whole(self, wrapper: SavedModule) -> nn.Module:
+        """The trained module; where the original's weight is shared, the configuration says that this one is not."""
+        if any(self._is_shared(parameter) for parameter in wrapper.original.parameters()):
+            self._say_untied()
+        return wrapper.trained.requires_grad_(False)
+
+    def _held(self, wrapper: Update) -> nn.Parameter | None:
         """The base weight's own parameter, None where it is quantized."""
         if isinstance(wrapper, ParameterWrapper):
             return wrapper.parameter
@@ -89,6 +103,9 @@ class _Plain:
     def _untie(self, head: Any) -> None:
         """A head that shared the embedding's weight gets its own, and the configuration says so."""
         head.weight = nn.Parameter(head.weight.clone(), requires_grad=False)
+        self._say_untied()
+
+    def _say_untied(self) -> None:
         for config in (self.model.config, self.model.config.get_text_config()):
             config.tie_word_embeddings = False
 

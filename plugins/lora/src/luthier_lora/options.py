@@ -2,36 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
 import attrs
-from luthier import option
+from luthier import LuthierError, option
 
 TARGETS = (
     "Layers, by the end of their name (a list), by a regular expression for the whole name (a string), or "
     "`all-linear`: all but the head, routers and experts; none: the query and value projections, or what the model "
     "has in their place; []: no layer."
 )
+PATTERN = (
+    "of single layers, by a regular expression for the end of their name: `{'down_proj': 16}`. The first that fits."
+)
+BEGINNING = "Begin with an update of zero; false: with a random one, which changes the model before training."
+PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "quality": {"r": 256, "lora_alpha": 512, "target_modules": "all-linear"},
+    "fast": {"r": 16, "lora_alpha": 32, "target_modules": None},
+}
+
+
+class _Preset:
+    """The default of a field that a preset may set; called without an instance it is the one without a preset."""
+
+    def __init__(self, name: str, otherwise: Any) -> None:
+        self.name, self.otherwise = name, otherwise
+
+    def __call__(self, instance: Any = None) -> Any:
+        preset = None if instance is None else instance.preset
+        return self.otherwise if preset is None else PRESETS[preset][self.name]
+
+
+def _by_preset(name: str, otherwise: Any) -> Any:
+    return attrs.Factory(_Preset(name, otherwise), takes_self=True)
 
 
 @attrs.frozen(kw_only=True)
 class LowRank:
     """What `lora` and `dora` have in common."""
 
-    r: int = option(8, help="Rank of the update.", low=1)
-    lora_alpha: int = option(16, help="The update is scaled by lora_alpha / r.", low=1)
+    preset: Literal["quality", "fast"] | None = option(
+        None,
+        help="quality: r 256, lora_alpha 512, all-linear; fast: r 16, lora_alpha 32, q and v. What is given beside it "
+        "wins. Both are meant for a learning_rate of 2e-4, ten times that of full fine-tuning.",
+    )
+    r: int = option(_by_preset("r", 8), help="Rank of the update.", low=1)
+    lora_alpha: int = option(_by_preset("lora_alpha", 16), help="The update is scaled by lora_alpha / r.", low=1)
     lora_dropout: float = option(0.05, help="Share of an update's inputs that training drops.", low=0.0, high=0.99)
-    target_modules: str | list[str] | None = option(None, help=TARGETS)
+    target_modules: str | list[str] | None = option(_by_preset("target_modules", None), help=TARGETS)
     exclude_modules: str | list[str] | None = option(
         None, help="Layers to leave out, by the end of their name (a list) or by a regular expression (a string)."
     )
+    rank_pattern: dict[str, int] = option(factory=dict, help=f"The rank r {PATTERN}")
+    alpha_pattern: dict[str, int] = option(factory=dict, help=f"The lora_alpha {PATTERN}")
     use_rslora: bool = option(False, help="Scale by lora_alpha / sqrt(r) instead: rank-stabilised LoRA.")
-    init_lora_weights: bool = option(
-        True, help="Begin with an update of zero; false: with a random one, which changes the model before training."
+    init_lora_weights: bool = option(True, help=BEGINNING)
+    bias: Literal["none", "all", "lora_only"] = option(
+        "none", help="Biases that train as well: every one of the model, or those of the adapted layers."
     )
+    modules_to_save: list[str] | None = option(
+        None,
+        help="Modules without parts that train as a whole, by any end of their names: `lm_head`, `norm`.",
+    )
+    loraplus_lr_ratio: float = option(
+        1.0, help="LoRA+: B learns at so many times the learning rate of A; its paper advises 16.", low=0.01, high=1e4
+    )
+
+    def __attrs_post_init__(self) -> None:
+        for field in ("rank_pattern", "alpha_pattern"):
+            for pattern, value in getattr(self, field).items():
+                if value < 1:
+                    where, remedy = f"{type(self).__name__}.{field}.{pattern}", "Give a number of at least 1."
+                    raise LuthierError(
+                        "recipe-out-of-range", "outside its bounds", where=where, found=value, remedy=remedy
+                    )
 
 
 @attrs.frozen(kw_only=True)
 class Lora(LowRank):
     """`adapter: {name: lora, r: 8, ...}`"""
+
+    init_lora_weights: bool | Literal["pissa"] = option(
+        True,
+        help=f"{BEGINNING} pissa: A and B begin as the first r singular vectors of each weight, which is left with the "
+        "rest (PiSSA); the model computes what it did.",
+    )
 
     target_parameters: list[str] | None = option(
         None,

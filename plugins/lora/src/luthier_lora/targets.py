@@ -40,6 +40,11 @@ class Targets:
     parameters: tuple[tuple[str, str], ...] = ()
 
     @property
+    def modules(self) -> list[str]:
+        """Names of the modules whose ranks and scales a pattern can choose."""
+        return [*self.layers, *(module for module, _ in self.parameters)]
+
+    @property
     def names(self) -> list[str]:
         return [*self.layers, *(f"{module}.{parameter}" for module, parameter in self.parameters)]
 

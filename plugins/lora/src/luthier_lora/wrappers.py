@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from luthier_lora.layers import Dequantize, Factor, Form, Switch, compute_dtype, dense_weight, features, is_dense
+from luthier_lora.kept import free_bias, has_bias, with_bias
+from luthier_lora.layers import Dequantize, Factor, Form, Switch, compute_dtype, dense_weight, is_dense, sizes_of
 from luthier_lora.product import adapted_product, applies, lends
 
 
@@ -22,11 +23,12 @@ class LoraLayer(nn.Module):
     def __init__(self, base_layer: nn.Module, form: Form, switch: Switch, dequantize: Dequantize) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.in_features, self.out_features = features(base_layer)  # type: ignore[misc]
+        self.in_features, self.out_features = sizes_of(base_layer)
         self.scale, self.switch, self.dequantize = form.scale, switch, dequantize
         self.lora_A = Factor(form.zeros(form.rank, self.in_features))
         self.lora_B = Factor(form.zeros(self.out_features, form.rank))
         self.lora_dropout = nn.Dropout(form.dropout)
+        self.first_bias = free_bias(base_layer) if form.trains_bias and has_bias(base_layer) else None
         self.train(base_layer.training)
 
     @property
@@ -40,7 +42,8 @@ class LoraLayer(nn.Module):
 
     def own(self) -> dict[str, nn.Parameter]:
         """The trainable parameters under their names in this module."""
-        return {"lora_A.weight": self.lora_A.weight, "lora_B.weight": self.lora_B.weight}
+        bias = {} if self.first_bias is None else {"base_layer.bias": self.bias}
+        return {"lora_A.weight": self.lora_A.weight, "lora_B.weight": self.lora_B.weight, **bias}  # type: ignore[dict-item]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # x [..., in]
         if self.switch.enabled and not args and not kwargs and self.is_product(x):
@@ -49,6 +52,8 @@ class LoraLayer(nn.Module):
             dropout = self.lora_dropout.p if self.training else 0.0
             weight = dense_weight(base) if is_dense(base) else base.lend_weight
             return adapted_product(x, weight, getattr(base, "bias", None), *factors, self.scale, dropout)
+        if self.first_bias is not None and not self.switch.enabled:
+            return with_bias(self.base_layer, self.first_bias, x, *args, **kwargs)
         result = self.base_layer(x, *args, **kwargs)
         return self.adapted(x, result) if self.switch.enabled else result
 
@@ -76,6 +81,56 @@ class LoraLayer(nn.Module):
         """[out, in] in float32 or better: the weight of one plain layer that computes the same."""
         weight = self.base_weight()
         return weight.addmm(self.lora_B.weight.to(weight.dtype), self.lora_A.weight.to(weight.dtype), alpha=self.scale)
+
+
+class PissaLayer(LoraLayer):
+    """y = base(x) + scale (B A - B0 A0) x, where B0 A0 are the first r singular directions of the base weight, frozen.
+
+    PiSSA (Meng et al. 2024, arXiv 2404.02948) takes scale B0 A0 out of the base weight. Here that weight stays, so that
+    it may be quantized, and switching the update off gives the base to the bit. At the start both products are the
+    same numbers.
+    """
+
+    def __init__(self, base_layer: nn.Module, form: Form, switch: Switch, dequantize: Dequantize) -> None:
+        super().__init__(base_layer, form, switch, dequantize)
+        self.first_A = nn.Parameter(form.zeros(form.rank, self.in_features), requires_grad=False)
+        self.first_B = nn.Parameter(form.zeros(self.out_features, form.rank), requires_grad=False)
+
+    def is_product(self, x: Tensor) -> bool:
+        """Never: the difference of two updates is exactly zero only where it is taken first."""
+        return False
+
+    @torch.no_grad()
+    def begin(self, a: Tensor, b: Tensor) -> None:
+        """Take the principal factors, trained and frozen alike."""
+        for factor, first, value in ((self.lora_A.weight, self.first_A, a), (self.lora_B.weight, self.first_B, b)):
+            factor.copy_(value)
+            first.copy_(value)
+
+    def update(self, x: Tensor) -> Tensor:
+        """The base lacks B0 A0 whatever dropout takes of the update's inputs."""
+        dtype = compute_dtype(x, self.first_A)
+        inner = functional.linear(x.to(dtype), self.first_A.to(dtype))  # [..., r]
+        return super().update(x) - functional.linear(inner, self.first_B.to(dtype)) * self.scale
+
+    def folded(self) -> Tensor:
+        weight = self.base_weight()
+        a, b, a0, b0 = (
+            tensor.to(weight.dtype) for tensor in (self.lora_A.weight, self.lora_B.weight, self.first_A, self.first_B)
+        )
+        return weight + self.scale * (b @ a - b0 @ a0)
+
+
+def principal_factors(weight: Tensor, rank: int, scale: float) -> dict[str, Tensor]:
+    """A [r, in] and B [out, r] with scale B A = the best approximation of a weight [out, in] of that rank.
+
+    Rows and columns beyond the rank that the weight can have are zero.
+    """
+    left, values, right = torch.linalg.svd(weight.float(), full_matrices=False)
+    root = (values[:rank] / scale).sqrt()
+    a, b = weight.new_zeros(rank, weight.shape[1]), weight.new_zeros(weight.shape[0], rank)
+    a[: len(root)], b[:, : len(root)] = root[:, None] * right[:rank], left[:, :rank] * root
+    return {"A": a, "B": b}
 
 
 class DoraLayer(LoraLayer):

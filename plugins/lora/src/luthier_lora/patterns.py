@@ -1,0 +1,60 @@
+"""Ranks and scales of single layers, chosen as PEFT chooses them: the first pattern that fits the end of a name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from luthier import Context, LuthierError
+
+from luthier_lora.options import LowRank
+from luthier_lora.targets import Targets, unmatched
+
+
+def choose_by_pattern(pattern: Mapping[str, int], name: str, otherwise: int) -> int:
+    """Return the value of the first regular expression that fits a layer's name from one of its dots to its end."""
+    return next((value for end, value in pattern.items() if _fits(end, name)), otherwise)
+
+
+def rank_and_alpha(options: LowRank, name: str) -> tuple[int, int]:
+    """Return the rank and lora_alpha of a layer."""
+    rank = choose_by_pattern(options.rank_pattern, name, options.r)
+    return rank, choose_by_pattern(options.alpha_pattern, name, options.lora_alpha)
+
+
+def check_patterns(options: LowRank, targets: Targets) -> None:
+    """Raise `model-target` for a pattern that fits no adapted layer, `recipe-wrong-type` for no regular expression."""
+    for where in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(options, where):
+            try:
+                fits = any(_fits(pattern, name) for name in targets.modules)
+            except re.error as error:
+                problem = f"not a regular expression: {error}"
+                raise LuthierError("recipe-wrong-type", problem, where=where, found=pattern) from None
+            if not fits:
+                raise unmatched(where, pattern, targets.modules, "fits no adapted layer")
+
+
+def check_ranks(options: LowRank, sizes: Mapping[str, tuple[int, int]], context: Context) -> None:
+    """Raise `recipe-out-of-range` before training for a rank that no adapted layer, or none of its pattern, can have.
+
+    `sizes` has (in, out) of the layers. One among many may be smaller than r, and a finished adapter is opened anyway.
+    """
+    if context.purpose == "open":
+        return
+    by_pattern: dict[str | None, list[str]] = {}
+    for name in sizes:
+        by_pattern.setdefault(next((end for end in options.rank_pattern if _fits(end, name)), None), []).append(name)
+    for end, names in by_pattern.items():
+        rank = options.r if end is None else options.rank_pattern[end]
+        most, widest = max((min(sizes[name]), name) for name in names)
+        if rank > most:
+            problem = f"no layer that it is meant for can have this rank: {widest} is {list(sizes[widest])}"
+            where = "r" if end is None else f"rank_pattern.{end}"
+            raise LuthierError(
+                "recipe-out-of-range", problem, where=where, found=rank, remedy=f"At most {most} has an effect."
+            )
+
+
+def _fits(pattern: str, name: str) -> bool:
+    return re.match(rf"(.*\.)?({pattern})$", name) is not None
