@@ -193,7 +193,7 @@ def refused(train, tmp_path, **changes):
 def test_what_is_needed_and_absent_is_refused_before_a_folder_appears(train, tmp_path):
     assert "needs teacher, which the recipe does not provide" in str(refused(train, tmp_path, loss=Taught()))
     found = refused(train, tmp_path, loss=Nearby(), reference="base", adapter="full")
-    assert "needs reference, which adapter 'full' does not provide" in str(found)
+    assert (found.code, found.where, found.found) == ("recipe-conflict", "reference", "base")
 
 
 def test_what_nobody_needs_is_refused(train, tmp_path, model_folder):
@@ -351,3 +351,28 @@ def test_two_ranks_share_a_cache(train, model_folder, tmp_path, strategy):
     alone = seen({**settings, "output_dir": str(tmp_path / "alone")})
     for found in in_ranks(2, seen_cached, {**settings, "distributed": strategy}):
         assert found == pytest.approx(alone, rel=1e-9)
+
+
+def test_the_reference_that_was_used_stands_in_the_record(train):
+    run = train(loss=Nearby(), adapter=LORA, max_steps=1)
+    assert json.loads((run.output_path / "run.json").read_text())["decisions"]["reference"]["value"] == "disabled"
+
+
+def test_a_decision_about_the_layout_is_logged_once(train, tmp_path):
+    pairs = [{"prompt": "a b", "chosen": f"{i}", "rejected": "no"} for i in range(8)]
+
+    class Longer(Taught):
+        """The chosen answer's log-probabilities less the rejected one's."""
+
+        data, needs = "preference", ()
+
+        def terms(self, batch):
+            return {"taught": float(len(batch.pairs))}
+
+        def __call__(self, policy, batch):
+            scores = batch.sum_by_document(policy.token_logprobs(batch))
+            return luthier.LossOutput(sums={"taught": (scores[batch.pairs[:, 1]] - scores[batch.pairs[:, 0]]).sum()})
+
+    run = train(loss=Longer(), adapter=LORA, max_steps=1, data=pairs)
+    lines = [json.loads(line) for line in (run.output_path / "log.jsonl").read_text().splitlines()]
+    assert sum(line.get("name") == "shared_prompts" for line in lines) <= 1

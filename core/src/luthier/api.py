@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from luthier.errors import LuthierError
+from luthier.logs import get_logger
 from luthier.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -138,7 +139,11 @@ def inspect(
     wanted = Wanted.of_part(resolve(recipe).loss)
     wanted = Wanted(kind="any") if wanted == TOKENS else wanted  # the loss was not named, perhaps
     given = {"given": objects.data, "given_validation": objects.eval_data}
-    return look(prepare(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, **given), tokenizer, rows=rows)
+    prepared = prepare(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, **given)
+    if wanted.kind == "any" and len(prepared.train.names) > 1:
+        problem = "these rows are pairs, which the loss of this recipe does not take"
+        get_logger().warning(problem, remedy="name a loss that takes pairs, such as --loss dpo")
+    return look(prepared, tokenizer, rows=rows)
 
 
 def generate(

@@ -73,3 +73,9 @@ def test_a_pair_is_shown_with_both_sides_coloured_its_lengths_and_what_sharing_s
     assert "\x1b[32mIt is 0." in captured.get() and "\x1b[31mNo idea." in captured.get()
     saved = found.report.shared_tokens
     assert saved >= sum(len(row["prompt"]) for row in PAIRS) and f"save {saved:,} tokens" in captured.get()
+
+
+def test_pairs_are_shown_with_a_warning_where_the_loss_takes_none(luthier, tiny, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 4)
+    shown = luthier("inspect", tiny / "r.yaml", "--data", tmp_path / "pairs.jsonl", "--data.validation", "0.5")
+    assert "[warning" in shown.stderr and "--loss dpo" in shown.stderr

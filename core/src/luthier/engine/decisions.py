@@ -27,13 +27,17 @@ class Decisions:
     """Everything that was decided for a run, by name; `run.json` keeps it under `decisions`.
 
     `held` is what `to_dict` gave when the run began; None for a new run, or to decide anew. `agree` gives every rank
-    what rank 0 decides (see `World.decide`).
+    what rank 0 decides (see `World.decide`). `is_logged`: False for those of a rehearsal, which the run takes itself.
     """
 
     def __init__(
-        self, held: Mapping[str, Any] | None = None, agree: Callable[[Callable[[], Any]], Any] = lambda decide: decide()
+        self,
+        held: Mapping[str, Any] | None = None,
+        agree: Callable[[Callable[[], Any]], Any] = lambda decide: decide(),
+        *,
+        is_logged: bool = True,
     ) -> None:
-        self._held, self._agree = dict(held or {}), agree
+        self._held, self._agree, self._is_logged = dict(held or {}), agree, is_logged
         self._taken: dict[str, Decision] = {}
 
     def take(
@@ -76,6 +80,6 @@ class Decisions:
         json.dumps(decision.value)  # a value that run.json cannot hold is a defect of whoever decided it
         known = self._taken.get(name)
         self._taken[name] = decision
-        if known is None or known.value != decision.value:
+        if self._is_logged and (known is None or known.value != decision.value):
             kept = {"as": "when the run began"} if decision.kept else {}
             log.info("decided", name=name, value=decision.value, reason=decision.reason, **kept)

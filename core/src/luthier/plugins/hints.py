@@ -56,7 +56,7 @@ def hints(cls: type) -> dict[str, Any]:
 
 
 def type_name(hint: Any) -> str:
-    """A type as people write it: `int`, `float | none`, `list[str]`, `'a' | 'b'`."""
+    """A type as people write it: `int`, `float | none`, `list[str]`, `'a' | 'b'`, `{model: ...}`."""
     if hint is type(None):
         return "none"
     if hint is Ellipsis:
@@ -67,4 +67,7 @@ def type_name(hint: Any) -> str:
         arguments = [type_name(a) for a in typing.get_args(hint)]
         name = getattr(typing.get_origin(hint), "__name__", "")
         return " | ".join(arguments) if name in ("UnionType", "Union") else f"{name}[{', '.join(arguments)}]"
+    if attrs.has(hint):  # written as a mapping, of which what must be there is shown
+        needed = [f"{field.name}: ..." for field in attrs.fields(hint) if field.default is attrs.NOTHING]
+        return "{" + ", ".join(needed) + "}" if needed else hint.__name__
     return getattr(hint, "__name__", str(hint))

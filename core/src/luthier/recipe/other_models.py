@@ -81,6 +81,10 @@ def check_other_models(recipe: Recipe) -> None:
         raise LuthierError("recipe-conflict", problem, where="reference_cache", found=True, remedy=remedy)
 
 
+def _adapter_name(chosen: list[Chosen]) -> str:
+    return next((repr(part.name) for part in chosen if part.kind == "adapter"), "none")
+
+
 def other_model_tags(recipe: Recipe, chosen: list[Chosen]) -> dict[str, str]:
     """Return the tags that the recipe's reference and teacher provide, and how it is called there.
 
@@ -89,6 +93,10 @@ def other_model_tags(recipe: Recipe, chosen: list[Chosen]) -> dict[str, str]:
     """
     needed = {tag for part in chosen for tag in part.needs}
     given: dict[str, str] = {}
+    if "reference" in needed and recipe.reference == "base" and not any("reference" in part.provides for part in chosen):
+        problem = f"no base model stands beside what adapter {_adapter_name(chosen)} trains"
+        remedy = "Choose reference: initial, which is the policy as it begins, or {model: ...}."
+        raise LuthierError("recipe-conflict", problem, where="reference", found="base", remedy=remedy)
     if "reference" in needed and recipe.reference != "base":
         word = recipe.reference if isinstance(recipe.reference, str) else "{model: ...}"
         given["reference"] = f"the run (reference: {word})"

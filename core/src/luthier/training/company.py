@@ -60,6 +60,8 @@ class Company:
             for role, found in self.models.items()
         }
         setup.companions = self.companions
+        if self.companions.reference != "none":
+            setup.decisions.explicit("reference", self.companions.reference, self.companions.notes()[0])
         policy, cache = setup.step.policy, self._cache(setup, purpose)
         joining = self.companions
         if cache is not None and not (cache.derives or self.companions.reference == "disabled" or self._fills(purpose)):

@@ -94,7 +94,7 @@ class Case:
         """How the units of its rows are laid out."""
         model, loss = self.objects.model, self.resolved.build(self.resolved.loss)
         config = config_of(self.recipe.model) if model is None else getattr(model, "config", None)
-        return choose_layout(self.recipe, loss, self.prepared.train, config, model, Decisions())
+        return choose_layout(self.recipe, loss, self.prepared.train, config, model, Decisions(is_logged=False))
 
     @cached_property
     def room(self) -> Capacity:

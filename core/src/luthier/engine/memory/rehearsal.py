@@ -207,7 +207,7 @@ def assembled(
         model = quantize(recipe, feed, model, built["quantizer"], purpose)
     except LuthierError as error:  # of numbers that are none
         raise Unknown(f"the quantizer needs the weights: {error.line}") from error
-    return attach(recipe, model, None, built, prepared, device, Decisions(), purpose=purpose)
+    return attach(recipe, model, None, built, prepared, device, Decisions(is_logged=False), purpose=purpose)
 
 
 def _built(resolved: Resolved, part: Part) -> Any:
