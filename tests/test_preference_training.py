@@ -4,10 +4,12 @@ import json
 import math
 import os
 import signal
+from pathlib import Path
 
 import luthier
 import pytest
 import torch
+import transformers
 from luthier.engine.run import Interrupted
 
 LOSSES = {
@@ -16,6 +18,8 @@ LOSSES = {
     "simpo": {"name": "simpo"},
     "cpo": {"name": "cpo"},
     "kto": {"name": "kto", "beta": 0.5},
+    "aot": {"name": "dpo", "loss_type": ["aot", "sft"]},
+    "reward_margin": {"name": "reward_margin"},
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
@@ -25,7 +29,8 @@ def rows_of(tmp_path_factory):
     """`rows_of(loss)`: a file of eight pairs, or of the same answers judged one by one."""
     folder = tmp_path_factory.mktemp("preferences")
     pairs = [
-        {"prompt": f"{i} and {i % 3}?", "chosen": f"{i + i % 3}." * (1 + i % 2), "rejected": "no"} for i in range(8)
+        {"prompt": f"{i} and {i % 3}?", "chosen": f"{i + i % 3}." * (1 + i % 2), "rejected": "no", "margin": 0.25 * i}
+        for i in range(8)
     ]
     judged = [
         {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
@@ -53,7 +58,8 @@ def logged(run):
 def test_the_margin_grows(prefer, name):
     lines = logged(prefer(name))
     assert lines[-1]["rewards/margins"] > lines[0]["rewards/margins"] + 0.01
-    assert {"rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"} <= lines[0].keys()
+    assert {"rewards/chosen", "rewards/rejected"} <= lines[0].keys()
+    assert ({"logps/chosen", "logps/rejected"} <= lines[0].keys()) == (name != "reward_margin")
     assert ("rewards/accuracies" in lines[0]) == (name != "kto")
 
 
@@ -81,3 +87,26 @@ def test_a_cut_run_goes_on_to_the_bit(prefer, tmp_path, name):
     ours, theirs = (dict(run.model.named_parameters()) for run in (resumed, straight))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_reward_is_a_logit_of_the_saved_model_and_tells_the_pairs_apart(train, rows_of):
+    file = rows_of("reward")
+    run = train(
+        data=file, loss={"name": "reward", "token": 5}, adapter="full", max_steps=30, learning_rate=3e-3, merge=True
+    )
+    rows = [json.loads(line) for line in Path(file).read_text().splitlines()]
+    model = transformers.AutoModelForCausalLM.from_pretrained(run.artifact)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run.artifact)
+
+    def reward(row, side):
+        ids = tokenizer(row["prompt"] + row[side] + tokenizer.eos_token, return_tensors="pt").input_ids
+        return float(model(ids).logits[0, -1, 5].detach())
+
+    assert all(reward(row, "chosen") > reward(row, "rejected") for row in rows)
+
+
+def test_a_row_without_its_margin_is_refused_by_name(train, tmp_path):
+    file = tmp_path / "bare.jsonl"
+    file.write_text(json.dumps({"prompt": "1?", "chosen": "1.", "rejected": "no"}) + "\n")
+    with pytest.raises(luthier.LuthierError, match="margin"):
+        train(data=str(file), loss="reward_margin", max_steps=1)

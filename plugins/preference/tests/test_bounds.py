@@ -3,9 +3,16 @@
 import pytest
 import torch
 from luthier import LuthierError, Recipe
-from luthier_preference import Cpo, Dpo, Simpo
-from luthier_preference.dpo import FORMULAS
+from luthier.plugins.completion import add_defaults
+from luthier.testing.drawn_units import DrawnUnit, lay_out_units, pack_examples
+from luthier.testing.policies import TablePolicy
+from luthier.testing.strategies import Document
+from luthier_preference import Cpo, Dpo, Reward, Simpo
+from luthier_preference.dpo import DpoLoss, weigh_tail
+from luthier_preference.formulas import FORMULAS, Sides
+from luthier_preference.options import DIVERGING, SMOOTHED
 from luthier_preference.orpo import log_odds
+from luthier_preference.reward import RewardLoss
 
 ROWS = {"model": "demo", "data": "pairs.jsonl"}
 
@@ -31,9 +38,9 @@ def test_a_recipe_with_robust_and_a_smoothing_of_a_half_is_refused_before_any_wo
         Recipe.from_dict({**ROWS, "loss": {"name": "dpo", "loss_type": "robust", "label_smoothing": 0.5}})
 
 
-@pytest.mark.parametrize("name", [name for name in FORMULAS if name not in ("sigmoid", "robust", "exo_pair")])
+@pytest.mark.parametrize("name", [name for name in (*FORMULAS, "sft") if name not in SMOOTHED])
 def test_a_smoothing_that_the_loss_type_would_ignore_is_refused(name):
-    with pytest.raises(LuthierError, match="no label smoothing"):
+    with pytest.raises(LuthierError, match=f"{name} ignores it"):
         Dpo(loss_type=name, label_smoothing=0.1)
 
 
@@ -42,15 +49,73 @@ def test_exo_pair_without_smoothing_is_refused():
         Dpo(loss_type="exo_pair")
 
 
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"loss_type": "nca_pair", "f_divergence_type": "forward_kl"}, "nca_pair ignores it"),
+        ({"loss_type": "hinge", "discopop_tau": 1.0}, "hinge ignores it"),
+        ({"loss_type": "sft", "ld_alpha": 0.5}, "sft ignores it"),
+        ({"loss_type": ["aot", "sft"], "f_divergence_type": "forward_kl"}, "aot, sft ignore it"),
+        ({"f_alpha_divergence_coef": 2.0}, "of alpha_divergence alone"),
+        ({"loss_weights": [1.0]}, "single loss type has no weights"),
+        ({"loss_type": ["hinge", "ipo"], "loss_weights": [1.0]}, "there are 2 loss types"),
+        ({"loss_type": ["hinge", "hinge"]}, "one twice"),
+        ({"loss_type": []}, "names no loss type"),
+        ({"loss_type": ["hinge", "sigmod"]}, "sigmod"),
+        ({"loss_type": ["sft", "exo_pair"]}, "above 0"),
+    ],
+)
+def test_options_of_dpo_that_would_do_nothing_or_do_not_fit_are_refused(given, problem):
+    with pytest.raises(LuthierError, match=problem):
+        Dpo(**given)
+
+
+def sides_of(ratios):
+    return Sides(ratios=ratios, logps=ratios, reference=torch.zeros_like(ratios), lengths=torch.ones_like(ratios))
+
+
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"])
 @pytest.mark.parametrize("loss_type", FORMULAS)
-def test_log_ratios_of_any_size_have_finite_values_and_gradients(loss_type):
+def test_log_ratios_of_any_size_have_finite_values_and_gradients(loss_type, divergence):
     sizes = torch.tensor([0.0, -3e-8, 1e3, -1e3, 1e4, -1e4])
     ratios = torch.cartesian_prod(sizes, sizes).requires_grad_(True)
     share = 0.1 if loss_type in ("robust", "exo_pair") else 0.0
-    values = FORMULAS[loss_type](ratios, torch.ones_like(ratios), Dpo(loss_type=loss_type, label_smoothing=share))
+    given = {} if loss_type not in DIVERGING else {"f_divergence_type": divergence}
+    values = FORMULAS[loss_type](sides_of(ratios), Dpo(loss_type=loss_type, label_smoothing=share, **given))
     values.sum().backward()
     assert torch.isfinite(values).all()
     assert torch.isfinite(ratios.grad).all()
+
+
+def batch_of(pairs):
+    """Pairs of answers [1, 1, ...] of the given lengths, each after a prompt of two tokens."""
+
+    def side(length):
+        return Document(ids=(2, 3, *(1,) * length), supervised=(False, False, *(True,) * length))
+
+    units = [DrawnUnit(documents={"chosen": side(c), "rejected": side(r)}) for c, r in pairs]
+    return pack_examples(lay_out_units(add_defaults(DpoLoss(Dpo()), "loss"), units))
+
+
+def test_what_an_answer_has_beyond_the_shorter_one_counts_by_ld_alpha():
+    batch = batch_of([(2, 4), (3, 1)])
+    weights = weigh_tail(batch, torch.zeros(batch.num_tokens), 0.25)[batch.supervised]
+    assert weights.tolist() == [1, 1] + [1, 1, 0.25, 0.25] + [1, 0.25, 0.25] + [1]
+
+
+def test_sorting_compares_the_answers_of_the_whole_batch_and_not_those_of_a_pair():
+    ratios = torch.tensor([[1.0, -2.0], [-1.0, 2.0]])
+    unpaired = FORMULAS["aot_unpaired"](sides_of(ratios), Dpo(loss_type="aot_unpaired", beta=1.0))
+    expected = -torch.nn.functional.logsigmoid(torch.tensor([-1.0 - -2.0, 1.0 - 2.0]))
+    torch.testing.assert_close(unpaired, expected)
+
+
+def test_a_reward_token_that_the_model_lacks_is_refused_by_name():
+    batch = batch_of([(1, 1)])
+    loss = add_defaults(RewardLoss(Reward(token=50)), "loss")
+    with pytest.raises(LuthierError, match="head has 8 columns") as caught:
+        loss(TablePolicy(torch.zeros(batch.num_tokens, 8)), batch)
+    assert caught.value.where == "loss.token"
 
 
 def test_log_odds_are_finite_and_exact_next_to_certainty():

@@ -11,11 +11,14 @@ from luthier.plugins.completion import add_defaults
 from luthier.testing.drawn_units import DrawnUnit, lay_out_units, pack_examples
 from luthier.testing.policies import TablePolicy
 from luthier.testing.strategies import Document
-from luthier_preference import Cpo, Dpo, Kto, Orpo, Simpo
+from luthier_preference import Cpo, Dpo, Kto, Orpo, Reward, Simpo
 from luthier_preference.cpo import CpoLoss, SimpoLoss
-from luthier_preference.dpo import FORMULAS, DpoLoss
+from luthier_preference.dpo import DpoLoss
+from luthier_preference.formulas import FORMULAS, Sides, diverge
 from luthier_preference.kto import KtoLoss
+from luthier_preference.options import DIVERGING
 from luthier_preference.orpo import OrpoLoss
+from luthier_preference.reward import RewardLoss
 from torch.nn.utils.rnn import pad_sequence
 
 WIDTH = 8  # tokens of the vocabulary
@@ -145,6 +148,11 @@ def assert_equal(ours, total, table, metrics):
         assert value == pytest.approx(float(metrics[name]), rel=close, abs=1e-12), name
 
 
+def sides_of(ratios):
+    """Answers of one token each whose reference is certain."""
+    return Sides(ratios=ratios, logps=ratios, reference=torch.zeros_like(ratios), lengths=torch.ones_like(ratios))
+
+
 def assert_dpo_is_trls(options, drawn, seed, scale):
     from trl import DPOTrainer
 
@@ -154,28 +162,102 @@ def assert_dpo_is_trls(options, drawn, seed, scale):
     model = FusedHead(table, [rows])
     recorded = {mode: defaultdict(list) for mode in ("train", "eval")}
     trainer = made(
-        DPOTrainer, model=model, ref_model=FusedHead(found.logits.roll(1, -1), [rows]), ld_alpha=None,
-        precompute_ref_logps=False, f_divergence_type="reverse_kl", loss_types=[options.loss_type], loss_weights=[1.0],
-        beta=options.beta, label_smoothing=options.label_smoothing, use_weighting=False, _metrics=recorded,
-        args=SimpleNamespace(gradient_checkpointing_kwargs=None), _total_train_tokens=0, _tp_size=1,
+        DPOTrainer, model=model, ref_model=FusedHead(found.logits.roll(1, -1), [rows]),
+        ld_alpha=options.ld_alpha,
+        precompute_ref_logps=False, f_divergence_type=options.f_divergence_type, loss_types=list(options.mixture),
+        loss_weights=list(options.mixture.values()), beta=options.beta, label_smoothing=options.label_smoothing,
+        use_weighting=False, _metrics=recorded, _total_train_tokens=0, _tp_size=1,
+        args=SimpleNamespace(gradient_checkpointing_kwargs=None, discopop_tau=options.discopop_tau),
     )  # fmt: skip
     given = {"input_ids": rows.ids, "attention_mask": rows.mask, "completion_mask": rows.answers}
     total = trainer._compute_loss(model, given, return_outputs=False)
     assert_equal(found.ours(), total, table, {name: values[-1] for name, values in recorded["train"].items()})
 
 
-@pytest.mark.parametrize("loss_type", [name for name in FORMULAS if name not in ("robust", "exo_pair")])
+@pytest.mark.parametrize("loss_type", [n for n in (*FORMULAS, "sft") if n not in ("robust", "exo_pair", "discopop")])
 @few
 @given(drawn=drawn_pairs, seed=seeds, scale=scales, beta=betas)
 def test_dpo_is_trls(loss_type, drawn, seed, scale, beta):
     assert_dpo_is_trls(Dpo(loss_type=loss_type, beta=beta), drawn, seed, scale)
 
 
-@pytest.mark.parametrize("loss_type", ["robust", "exo_pair"])
+@few
+@given(drawn=drawn_pairs, seed=seeds, scale=st.sampled_from((0.01, 1.0)), beta=st.sampled_from((0.05, 0.3)),
+       tau=st.sampled_from((0.05, 1.0)))  # fmt: skip
+def test_discopop_is_trls(drawn, seed, scale, beta, tau):
+    assert_dpo_is_trls(Dpo(loss_type="discopop", beta=beta, discopop_tau=tau), drawn, seed, scale)
+
+
+@pytest.mark.parametrize("loss_type", ["robust", "exo_pair", "aot", "aot_unpaired"])
 @few
 @given(drawn=drawn_pairs, seed=seeds, scale=scales, beta=betas, share=shares)
 def test_smoothed_dpo_is_trls(loss_type, drawn, seed, scale, beta, share):
     assert_dpo_is_trls(Dpo(loss_type=loss_type, beta=beta, label_smoothing=share), drawn, seed, scale)
+
+
+@few
+@given(drawn=drawn_pairs, seed=seeds, scale=scales, alpha=st.sampled_from((0.0, 0.3, 1.0)),
+       types=st.lists(st.sampled_from([*FORMULAS, "sft"]), unique=True, min_size=1, max_size=4))  # fmt: skip
+def test_a_weighted_mixture_with_shorter_tails_is_trls(drawn, seed, scale, alpha, types):
+    smoothed = {"label_smoothing": 0.1} if {"robust", "exo_pair"} & set(types) else {}
+    tails = {"ld_alpha": alpha} if types != ["sft"] else {}
+    weights = [0.8, 0.2, 1.0, 3.0][: len(types)]
+    calm = min(scale, 1.0) if "discopop" in types else scale
+    if smoothed:  # which TRL's sigmoid ignores
+        types = [name for name in types if name != "sigmoid"]
+    options = Dpo(loss_type=types, loss_weights=weights[: len(types)], **smoothed, **tails)
+    assert_dpo_is_trls(options, drawn, seed, calm)
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "js_divergence"])
+@few
+@given(drawn=drawn_pairs, seed=seeds, loss_type=st.sampled_from(DIVERGING), beta=st.sampled_from((0.05, 0.3)))
+def test_a_divergence_is_trls(divergence, drawn, seed, loss_type, beta):
+    smoothed = {"label_smoothing": 0.1} if loss_type in ("robust", "exo_pair") else {}
+    options = Dpo(loss_type=loss_type, beta=beta, f_divergence_type=divergence, **smoothed)
+    assert_dpo_is_trls(options, drawn, seed, 1.0)
+
+
+@few
+@given(seed=seeds, alpha=st.sampled_from((-1.0, 0.0, 0.5, 1.0, 2.0)))
+def test_the_alpha_divergence_is_that_of_its_definition(seed, alpha):
+    """TRL's goes through float32."""
+    ratios = torch.randn(5, 2, generator=torch.Generator().manual_seed(seed))
+    likeness = ratios.exp()
+    expected = ratios if alpha == 1.0 else (likeness ** (alpha - 1) - 1) / (alpha - 1)
+    found = diverge(ratios, Dpo(f_divergence_type="alpha_divergence", f_alpha_divergence_coef=alpha))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@few
+@given(drawn=drawn_pairs, seed=seeds, margins=st.booleans(), centre=st.sampled_from((0.0, 0.01, 1.0)))
+def test_reward_modelling_is_trls(drawn, seed, margins, centre):
+    from trl import RewardTrainer
+
+    chance = torch.Generator().manual_seed(seed + 1)
+    gaps = torch.randint(-2, 9, (len(drawn),), generator=chance) / 4.0 if margins else None  # exact in float32
+    units = [
+        DrawnUnit(
+            documents={"chosen": document(p, c, chance), "rejected": document(p, r, chance)},
+            columns={} if gaps is None else {"margin": float(gaps[i])},
+        )
+        for i, (p, c, r) in enumerate(drawn)
+    ]
+    found = Drawn(RewardLoss(Reward(token=3, center_rewards_coefficient=centre)), units, seed, 1.0)
+    rows = together([found.padded("chosen"), found.padded("rejected")])
+    table = found.logits.clone().requires_grad_(True)
+    ends = rows.places.gather(1, rows.mask.sum(1, keepdim=True) - 1).squeeze(1)
+    recorded = {mode: defaultdict(list) for mode in ("train", "eval")}
+    trainer = made(RewardTrainer, model=SimpleNamespace(training=True), _metrics=recorded, _total_train_tokens=0,
+                   _tp_size=1, args=SimpleNamespace(center_rewards_coefficient=centre or None))  # fmt: skip
+    given = {"input_ids": rows.ids, "attention_mask": rows.mask} | ({} if gaps is None else {"margin": gaps})
+    total = trainer.compute_loss(lambda **_: SimpleNamespace(logits=table[ends, 3:4]), given)
+    ours, theirs = found.ours(), recorded["train"]
+    assert_equal((*ours[:2], {}), total, table, {})
+    assert ours[2]["rewards/accuracies"] == pytest.approx(theirs["accuracy"][0], rel=1e-6)
+    assert ours[2]["rewards/margins"] == pytest.approx(theirs["margin"][0], rel=1e-6, abs=1e-6)
+    mean = (ours[2]["rewards/chosen"] + ours[2]["rewards/rejected"]) / 2
+    assert mean == pytest.approx(theirs["mean_reward"][0], rel=1e-6, abs=1e-6)
 
 
 @few
@@ -188,7 +270,7 @@ def test_smoothed_sigmoid_is_that_of_trls_cpo_on_log_ratios(seed, beta, share):
     ratios = torch.randn(5, 2, generator=torch.Generator().manual_seed(seed)) * 20
     trainer = made(CPOTrainer, alpha=0.0, loss_type="sigmoid", beta=beta, label_smoothing=share)
     expected, *_ = trainer.cpo_loss(ratios[:, 0], ratios[:, 1])
-    found = FORMULAS["sigmoid"](ratios, torch.ones(5, 2), options)
+    found = FORMULAS["sigmoid"](sides_of(ratios), options)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -223,14 +305,14 @@ def test_cpo_is_trls(loss_type, drawn, seed, scale, beta, alpha):
 
 @few
 @given(drawn=drawn_pairs, seed=seeds, scale=scales, beta=betas, gamma=st.sampled_from((0.0, 0.5, 3.0)),
-       share=st.sampled_from((0.0, 0.1)))  # fmt: skip
-def test_simpo_is_trls(drawn, seed, scale, beta, gamma, share):
+       share=st.sampled_from((0.0, 0.1)), shape=st.sampled_from((0.0, 0.25, -0.5)), likelihood=st.sampled_from((0.0, 1.0)))  # fmt: skip
+def test_simpo_is_trls(drawn, seed, scale, beta, gamma, share, shape, likelihood):
     from trl.experimental.cpo import CPOTrainer
 
-    loss = SimpoLoss(Simpo(beta=beta, gamma=gamma, label_smoothing=share))
-    trainer = made(CPOTrainer, alpha=0.0, loss_type="simpo", simpo_gamma=gamma, beta=beta, cpo_alpha=0.0,
+    options = Simpo(beta=beta, gamma=gamma, label_smoothing=share, alpha=shape, cpo_alpha=likelihood)
+    trainer = made(CPOTrainer, alpha=shape, loss_type="simpo", simpo_gamma=gamma, beta=beta, cpo_alpha=likelihood,
                    label_smoothing=share, is_encoder_decoder=False, pad_token_id=0)  # fmt: skip
-    assert_pairs_are_trls(trainer, pairs_for(loss, drawn, seed, scale))
+    assert_pairs_are_trls(trainer, pairs_for(SimpoLoss(options), drawn, seed, scale))
 
 
 class Exact(torch.Tensor):

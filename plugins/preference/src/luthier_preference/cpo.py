@@ -6,8 +6,15 @@ import torch
 from luthier import Batch, LossOutput, Policy
 from torch import Tensor
 
-from luthier_preference import Cpo, Simpo
-from luthier_preference.pairs import chosen_positions, count_pairs, describe_pairs, smoothed_logistic, sum_pairs
+from luthier_preference.options import Cpo, Simpo
+from luthier_preference.pairs import (
+    bounded_expm1,
+    chosen_positions,
+    count_pairs,
+    describe_pairs,
+    smoothed_logistic,
+    sum_pairs,
+)
 
 
 class CpoLoss:
@@ -44,7 +51,11 @@ class CpoLoss:
 
 
 class SimpoLoss:
-    """Per pair: -log sigmoid(beta * the difference of mean log-probabilities - gamma), smoothed if asked for."""
+    """Per pair: -log sigmoid(beta * the difference of rewards - gamma), smoothed if asked for.
+
+    A reward is the mean log-probability, or what `alpha` makes of it (AlphaPO: Gupta et al. 2025, arXiv 2501.03884).
+    Per token of chosen answers: -cpo_alpha * log p.
+    """
 
     data = "preference"
 
@@ -52,11 +63,17 @@ class SimpoLoss:
         self.options = options
 
     def terms(self, batch: Batch) -> dict[str, float]:
-        return {"simpo": float(len(batch.pairs))}
+        pairs = {"simpo": float(len(batch.pairs))}
+        return pairs | {"nll_loss": float(len(chosen_positions(batch)))} if self.options.cpo_alpha else pairs
 
     def __call__(self, policy: Policy, batch: Batch) -> LossOutput:
         logprobs = policy.token_logprobs(batch)
         means = sum_pairs(batch, logprobs) / count_pairs(batch, logprobs)
-        logits = self.options.beta * (means[:, 0] - means[:, 1]) - self.options.gamma
-        values = smoothed_logistic(logits, self.options.label_smoothing)
-        return LossOutput(sums={"simpo": values.sum()}, metrics=describe_pairs(self.options.beta * means, means))
+        alpha = self.options.alpha
+        rewards = -bounded_expm1(-alpha * means) / alpha if alpha else means
+        logits = self.options.beta * (rewards[:, 0] - rewards[:, 1]) - self.options.gamma
+        sums = {"simpo": smoothed_logistic(logits, self.options.label_smoothing).sum()}
+        if self.options.cpo_alpha:
+            likelihood = logprobs.index_select(0, chosen_positions(batch))
+            sums["nll_loss"] = -self.options.cpo_alpha * likelihood.sum()
+        return LossOutput(sums=sums, metrics=describe_pairs(self.options.beta * rewards, means))

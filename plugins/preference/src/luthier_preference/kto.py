@@ -8,7 +8,7 @@ import torch
 from luthier import Batch, LossOutput, Policy, Unit
 from torch import Tensor
 
-from luthier_preference import Kto
+from luthier_preference.options import Kto
 
 
 class KtoLoss:

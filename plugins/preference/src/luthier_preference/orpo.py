@@ -9,7 +9,7 @@ from luthier import Batch, LossOutput, Policy
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from luthier_preference import Orpo
+from luthier_preference.options import Orpo
 from luthier_preference.pairs import chosen_positions, count_pairs, describe_pairs, sum_pairs
 
 LOG_HALF: Final = -0.6931471805599453

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+import torch
 from luthier import Batch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+HIGHEST: Final = 30.0  # from here on an exponential goes on as its tangent, so that its square is finite in float32
 
 
 def sum_pairs(batch: Batch, values: Tensor) -> Tensor:
@@ -31,16 +36,22 @@ def smoothed_logistic(logits: Tensor, smoothing: float) -> Tensor:
     return -(1 - smoothing) * logsigmoid(logits) - smoothing * logsigmoid(-logits)
 
 
-def describe_pairs(rewards: Tensor, logps: Tensor) -> dict[str, tuple[Tensor, float]]:
+def bounded_expm1(values: Tensor) -> Tensor:
+    """Return exp(x) - 1 up to x = 30, and the tangent there beyond it."""
+    below = values.clamp(max=HIGHEST)
+    return torch.expm1(below) + below.exp() * (values - below)
+
+
+def describe_pairs(rewards: Tensor, logps: Tensor | None = None) -> dict[str, tuple[Tensor, float]]:
     """Return the metrics of rewards and log-probabilities [P, 2], as (sum, count); a tie counts as inaccurate."""
-    count = float(len(rewards))
-    rewards, logps = rewards.detach().double(), logps.detach().double()
+    count, rewards = float(len(rewards)), rewards.detach().double()
     margins = rewards[:, 0] - rewards[:, 1]
-    return {
+    metrics = {
         "rewards/chosen": (rewards[:, 0].sum(), count),
         "rewards/rejected": (rewards[:, 1].sum(), count),
         "rewards/accuracies": ((margins > 0).double().sum(), count),
         "rewards/margins": (margins.sum(), count),
-        "logps/chosen": (logps[:, 0].sum(), count),
-        "logps/rejected": (logps[:, 1].sum(), count),
     }
+    if logps is not None:
+        metrics["logps/chosen"], metrics["logps/rejected"] = ((side.double().sum(), count) for side in logps.detach().T)
+    return metrics
