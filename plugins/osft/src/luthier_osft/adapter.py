@@ -1,0 +1,189 @@
+"""The part `osft`: what of each weight trains, from task to task, and its files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from luthier import Context, Group, LuthierError, Progress
+from torch import Tensor, nn
+
+from luthier_osft import Osft, files
+from luthier_osft.base_weights import choose_trained, group_by_role
+from luthier_osft.decompose import decompose_cached
+from luthier_osft.factored import FactoredLayer
+from luthier_osft.layers import OsftLayer, Switch, count_features, is_dense, is_shard
+from luthier_osft.merging import fold_layers
+from luthier_osft.ranks import find_ranks, scheduled_rank
+from luthier_osft.targets import find_layers
+
+
+class OsftAdapter:
+    """Keeps the adapter protocol; what it leaves out has the protocol's defaults.
+
+    It says nothing of a reference, so that the engine keeps the initial values of what trains: at the beginning of a
+    later task the policy is not the base, and with `train_non_targets` the base does not come back.
+    """
+
+    def __init__(self, options: Osft) -> None:
+        self.options = options
+        self.model: Any = None
+        self.layers: dict[str, OsftLayer] = {}
+        self.in_place: list[str] = []  # weights of the base that train themselves
+        self._switch = Switch()
+
+    def attach(self, model: Any, context: Context) -> Any:
+        """Put a layer in each target's place, decompose the weights, and freeze the rest."""
+        if any(isinstance(module, OsftLayer) for module in model.modules()):
+            remedy = "Merge the adapter first, or load the model again."
+            raise LuthierError("part-unsupported", "this model carries an adapter already", remedy=remedy)
+        ratio = None if self.options.rank_rule == "schedule" else self.options.ratio
+        targets = find_layers(model, self.options)
+        model.requires_grad_(False)
+        self.model, self.context = model, context
+        if ratio == 0:
+            return model
+        wrapped = [name for name in targets if ratio != 1 or not is_dense(model.get_submodule(name))]
+        ranks = find_ranks(model, wrapped, self.options, context)
+        kind = FactoredLayer if self.options.form == "factored" else OsftLayer
+        for name in wrapped:
+            layer = kind(model.get_submodule(name), ranks[name], self._switch, context.device)
+            model.set_submodule(name, layer)
+            self.layers[name] = layer
+        if context.has_values and context.purpose != "open":  # what is opened is filled from its files
+            self._decompose({name: context.dequantize(layer.base_layer) for name, layer in self.layers.items()}, ranks)
+        if ratio == 1 or self.options.train_non_targets:
+            self.in_place = choose_trained(model, set(targets), with_targets=ratio == 1)
+        return model
+
+    def groups(self) -> list[Group]:
+        named = self._named()
+        own = Group(parameters=list(named.values()), names=list(named), role="adapter")
+        return [*([own] if named else []), *group_by_role(self.model, set(self.in_place))]
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        if self.in_place:
+            problem = "weights of the base train in place, and no copy of them is kept"
+            raise LuthierError("part-unsupported", problem, where="adapter", remedy="Set train_non_targets: false.")
+        before, self._switch.enabled = self._switch.enabled, False
+        try:
+            yield
+        finally:
+            self._switch.enabled = before
+
+    def gradients_ready(self) -> None:
+        """Project the gradients of factors, before they are clipped, so that the norm is of what can be used."""
+        for layer in self._factored():
+            if layer.left.grad is not None and layer.right.grad is not None:
+                layer.project(layer.left.grad, layer.right.grad)
+
+    def stepped(self, progress: Progress) -> None:
+        """Project the factors, which no optimizer leaves in their subspace."""
+        for layer in self._factored():
+            layer.project(layer.left.detach(), layer.right.detach())
+
+    @torch.no_grad()
+    def begin_task(self, index: int, total: int) -> None:
+        """Decompose the weights that the tasks before have left, and begin a change of them; the first has its own."""
+        if index == 0:
+            return
+        if any(is_shard(p) for p in self._named().values()):
+            problem = "tasks after the first are not trained on a sharded model"
+            raise LuthierError("part-unsupported", problem, where="adapter", remedy="Set distributed.strategy: ddp.")
+        weights = {name: self._weight(layer) for name, layer in self.layers.items()}
+        ranks = {name: layer.rank for name, layer in self.layers.items()}
+        if self.options.rank_rule == "schedule":
+            ranks = {name: scheduled_rank(min(weight.shape), index, total) for name, weight in weights.items()}
+        self._decompose(weights, ranks)
+        for name, layer in self.layers.items():
+            layer.before = weights[name].to(layer.dtype)
+        _share(tensor for layer in self.layers.values() for tensor in (*layer.trained().values(), *layer.frozen().values()))
+
+    def state(self) -> dict[str, Any]:
+        """Return what trains; on a sharded model the frozen tensors too, as its files are made without constants."""
+        own: dict[str, Any] = {name: parameter.detach() for name, parameter in self._named().items()}
+        base = dict(self.model.named_parameters())
+        own |= {name: base[name].detach() for name in self.in_place}
+        return {**own, **self.constants()} if any(is_shard(t) for t in own.values()) else own
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take `state` back. `checkpoint-corrupt` where ratio, form or targets have changed since."""
+        self._fill(state, "adapter state", "checkpoint-corrupt")
+
+    def constants(self) -> dict[str, Tensor]:
+        """Return the bases of every layer, and the weights that earlier tasks have left."""
+        return {f"{n}.{key}": tensor for n, layer in self.layers.items() for key, tensor in layer.frozen().items()}
+
+    def load_constants(self, constants: Mapping[str, Tensor]) -> None:
+        """Take what `constants` returned. `checkpoint-corrupt` where it is of other layers."""
+        files.check_frozen(self.layers, constants, "adapter constants", "checkpoint-corrupt")
+        for name, layer in self.layers.items():
+            layer.load_frozen(files.of_layer(constants, name))
+
+    def save(self, folder: Path) -> None:
+        """Write what trained and the bases as safetensors, and as JSON what they are of."""
+        frozen = self.constants()
+        trained = {name: tensor for name, tensor in self.state().items() if name not in frozen}
+        files.save_adapter(Path(folder), self.options, self.layers, trained, frozen)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote. `artifact-mismatch` where it is of another form, ratio, base or targets."""
+        trained, frozen = files.load_adapter(Path(folder), self.options, self.layers)
+        where = str(Path(folder) / files.WEIGHTS)
+        files.check_frozen(self.layers, frozen, where, "artifact-mismatch")
+        for name, layer in self.layers.items():
+            layer.load_frozen(files.of_layer(frozen, name))
+        self._fill(trained, where, "artifact-mismatch")
+
+    def merge(self, context: Context) -> Any:
+        """Return the model with plain layers, which computes the same. `artifact-unmergeable` for NaN, or twice."""
+        if self.model is None:
+            problem = "no adapter is attached, or it is merged already"
+            raise LuthierError("artifact-unmergeable", problem, remedy="Attach it to a fresh base model.")
+        model = fold_layers(self.model, {name: (layer, self._weight(layer)) for name, layer in self.layers.items()}, context)
+        self.model, self.layers, self.in_place = None, {}, []
+        return model
+
+    def _decompose(self, weights: Mapping[str, Tensor], ranks: Mapping[str, int]) -> None:
+        advance = self.context.progress(len(weights), "decompose weights")
+        tails = self.options.form == "factored"
+        for name, weight in weights.items():
+            layer = self.layers[name]
+            layer.begin(decompose_cached(weight.to(layer.dtype), ranks[name], self.context, tails=tails), ranks[name])
+            advance()
+
+    @torch.no_grad()
+    def _weight(self, layer: OsftLayer) -> Tensor:
+        """The weight [out, in] that the layer computes with."""
+        base = self.context.dequantize(layer.base_layer) if layer.before is None else layer.before
+        return base.to(layer.dtype) + layer.change_weight()
+
+    def _factored(self) -> list[FactoredLayer]:
+        return [layer for layer in self.layers.values() if isinstance(layer, FactoredLayer)]
+
+    def _named(self) -> dict[str, nn.Parameter]:
+        return {f"{n}.{key}": p for n, layer in self.layers.items() for key, p in layer.trained().items()}
+
+    @torch.no_grad()
+    def _fill(self, given: Mapping[str, Any], where: str, code: str) -> None:
+        constants = self.constants()
+        frozen = {name: tensor for name, tensor in given.items() if name in constants}
+        held = {name: tensor for name, tensor in self.state().items() if name not in constants}
+        files.check_tensors(held, {n: t for n, t in given.items() if n not in frozen}, where, code)
+        if frozen:
+            self.load_constants(frozen)
+        for name, tensor in held.items():
+            tensor.copy_(given[name])
+
+
+def _share(tensors: Iterator[Tensor]) -> None:
+    """Give every rank what rank 0 has computed: another processor may round otherwise."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)

@@ -1,0 +1,69 @@
+"""The singular value decomposition of a weight, into directions that stay and directions that train."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from luthier import Context
+from torch import Tensor
+
+from luthier_osft.complement import complement_tensors
+
+VERSION = 1  # of what is cached
+
+
+def hash_weight(weight: Tensor) -> str:
+    """Return the SHA-256 of a weight's shape, dtype and values."""
+    digest = hashlib.sha256(f"{list(weight.shape)} {weight.dtype}".encode())
+    digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def decompose_cached(weight: Tensor, rank: int, context: Context, *, tails: bool) -> dict[str, Tensor]:
+    """Return `decompose` of a weight, kept on disk under the weight's hash."""
+    key = f"luthier-osft {VERSION} {hash_weight(weight)} {rank} {tails}"
+    found = context.cache(key, lambda: decompose(weight, rank, tails=tails))
+    return {name: tensor.to(weight.device) for name, tensor in found.items()}
+
+
+@torch.no_grad()
+def decompose(weight: Tensor, rank: int, *, tails: bool = False) -> dict[str, Tensor]:
+    """Return the complements of the first `rank` left and right singular vectors of a weight [out, in].
+
+    Their names are those of `complement_tensors` after `out.` and `in.`. With `tails`, the triplets of the other
+    singular values as well: `tail.out` [out, r], `tail.values` [r], `tail.in` [r, in]. All is computed in float64 and
+    returned in the weight's dtype.
+
+    The right vectors are eigenvectors of W^T W, or the left ones of W W^T if that is smaller. The other side is W V,
+    made orthonormal from the largest direction to the smallest, so that both sides belong together also where singular
+    values coincide or vanish.
+    """
+    tall = weight.shape[0] >= weight.shape[1]
+    long = (weight if tall else weight.T).to(_wide_place(weight), torch.float64)  # [long, short]
+    vectors = torch.linalg.eigh(long.T @ long).eigenvectors.flip(1)  # [short, short], the largest first
+    head, tail = vectors[:, :rank], vectors[:, rank:]
+    far = complement_tensors(long @ head)
+    near = {"basis": tail} if 0 < rank and tail.shape[1] <= rank else complement_tensors(head)
+    outer, inner = (far, near) if tall else (near, far)
+    found = {f"out.{name}": tensor for name, tensor in outer.items()}
+    found |= {f"in.{name}": tensor for name, tensor in inner.items()}
+    if tails:
+        left, values = _paired(long, head, tail)
+        left, right = (left, tail) if tall else (tail, left)
+        found |= {"tail.out": left, "tail.values": values, "tail.in": right.T}
+    return {name: tensor.to(weight.device, weight.dtype).contiguous() for name, tensor in found.items()}
+
+
+def _paired(long: Tensor, head: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the vectors [long, r] that belong to the last ones of the short side, and their singular values [r]."""
+    kept = torch.linalg.qr(long @ head).Q
+    moved = long @ tail
+    moved = moved - kept @ (kept.T @ moved)
+    values = torch.linalg.vector_norm(moved, dim=0)
+    return torch.where(values > 0, moved / values, 0.0), values
+
+
+def _wide_place(weight: Tensor) -> torch.device:
+    """The weight's own device, but for one that has no float64."""
+    return torch.device("cpu") if weight.device.type == "mps" else weight.device

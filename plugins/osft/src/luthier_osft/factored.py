@@ -1,0 +1,80 @@
+"""The form `factored`: the smallest singular triplets of a weight are what trains, projected after every step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from luthier_osft.complement import Complement
+from luthier_osft.layers import OsftLayer, is_shard, read_whole, write_whole
+
+TRIPLETS = ("left", "values", "right")
+
+
+class FactoredLayer(OsftLayer):
+    """y = base(x) + (U S V - U_0 S_0 V_0) x, with U [out, r], S [r] and V [r, in] trained.
+
+    They begin as the smallest singular triplets U_0 S_0 V_0 of the weight, so that this is mini_trainer's
+    U_h S_h V_h + U S V, and exactly the base at the start. U and V leave the complements under most optimizers, and
+    are put back by `project`.
+    """
+
+    def _make_trained(self, made: Mapping[str, Any]) -> None:
+        count = min(self.out_features, self.in_features) - self.rank
+        shapes = (self.out_features, count), (count,), (count, self.in_features)
+        for name, shape in zip(TRIPLETS, shapes, strict=True):
+            setattr(self, name, nn.Parameter(torch.zeros(shape, **made)))
+            setattr(self, f"first_{name}", nn.Parameter(torch.zeros(shape, **made), requires_grad=False))
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {name: getattr(self, name) for name in TRIPLETS}
+
+    def change(self, x: Tensor) -> Tensor:
+        now = _apply(x, self.left, self.values, self.right)
+        return now - _apply(x, self.first_left, self.first_values, self.first_right)
+
+    @torch.no_grad()
+    def change_weight(self) -> Tensor:
+        now = (self.left * self.values) @ self.right
+        return now - (self.first_left * self.first_values) @ self.first_right
+
+    @torch.no_grad()
+    def begin(self, found: Mapping[str, Tensor], rank: int) -> None:
+        self._take_sides(found, rank)
+        for name, key in zip(TRIPLETS, ("tail.out", "tail.values", "tail.in"), strict=True):
+            for prefix in ("", "first_"):
+                getattr(self, f"{prefix}{name}").copy_(found[key])
+
+    def frozen(self) -> dict[str, Tensor]:
+        return {**super().frozen(), **{f"first_{name}": getattr(self, f"first_{name}").detach() for name in TRIPLETS}}
+
+    @torch.no_grad()
+    def load_frozen(self, tensors: Mapping[str, Tensor]) -> None:
+        super().load_frozen(tensors)
+        for name in TRIPLETS:
+            write_whole(getattr(self, f"first_{name}"), tensors[f"first_{name}"])
+
+    @torch.no_grad()
+    def project(self, left: Tensor, right: Tensor) -> None:
+        """Take out of [out, r] and [r, in], or of their shards, whatever lies in the directions that stay."""
+        outer, inner = _whole(self.out_side), _whole(self.in_side)
+        columns, rows = (read_whole(t) if is_shard(t) else t for t in (left, right))
+        write_whole(left, outer.expand(outer.project(columns.T)).T.contiguous())
+        write_whole(right, inner.expand(inner.project(rows)))
+
+
+def _apply(x: Tensor, left: Tensor, values: Tensor, right: Tensor) -> Tensor:
+    inner = functional.linear(x, right.to(x.dtype)) * values.to(x.dtype)  # [..., r]
+    return functional.linear(inner, left.to(inner.dtype))
+
+
+def _whole(side: Complement) -> Complement:
+    """The complement with whole tensors, outside of a sharded model's passes."""
+    held = side.tensors()
+    if not any(is_shard(tensor) for tensor in held.values()):
+        return side
+    return Complement(side.size, {name: read_whole(tensor) for name, tensor in held.items()})

@@ -1,0 +1,132 @@
+"""The files of an adapter: `osft.safetensors` and `osft.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from luthier import LuthierError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from luthier_osft import Osft
+from luthier_osft.layers import OsftLayer
+
+CONFIG: Final = "osft.json"
+WEIGHTS: Final = "osft.safetensors"
+FROZEN: Final = "frozen."  # before the names of what does not train
+FITS: Final = "Use the base model and the options that it was trained with."
+FORMAT: Final = 1
+
+
+def save_adapter(
+    folder: Path, options: Osft, layers: Mapping[str, OsftLayer], trained: Mapping[str, Tensor],
+    frozen: Mapping[str, Tensor],
+) -> None:  # fmt: skip
+    """Write the tensors, and of each layer its shape and how many of its directions stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    named = {**trained, **{FROZEN + name: tensor for name, tensor in frozen.items()}}
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}, folder / WEIGHTS)
+    described = {
+        name: {"shape": [layer.out_features, layer.in_features], "preserved": layer.rank}
+        for name, layer in layers.items()
+    }
+    config = {"format": FORMAT, "form": options.form, "layers": described}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def load_adapter(
+    folder: Path, options: Osft, layers: Mapping[str, OsftLayer]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return what trained and what did not, by their names in the model.
+
+    Raises `artifact-not-found`, or `artifact-mismatch` where they are of another form or of layers of other shapes.
+    """
+    config, where = read_config(folder), str(folder / CONFIG)
+    if config.get("form") != options.form:
+        problem = f"the adapter is of form {config.get('form')!r}, the options say {options.form!r}"
+        raise LuthierError("artifact-mismatch", problem, where=where, remedy=FITS)
+    for name, layer in layers.items():
+        described = config["layers"].get(name, {})
+        shape, preserved = described.get("shape"), described.get("preserved")
+        if preserved != layer.rank and options.rank_rule != "schedule":
+            problem = f"{name} keeps {preserved} directions there, {layer.rank} by unfreeze_rank_ratio here"
+            raise LuthierError("artifact-mismatch", problem, where=where, remedy=FITS)
+        if shape != [layer.out_features, layer.in_features]:
+            problem = f"{name} has shape {shape} there, {[layer.out_features, layer.in_features]} here"
+            raise LuthierError("artifact-mismatch", problem, where=where, remedy=FITS)
+    tensors = _read_tensors(folder / WEIGHTS)
+    frozen = {n.removeprefix(FROZEN): tensor for n, tensor in tensors.items() if n.startswith(FROZEN)}
+    return {n: tensor for n, tensor in tensors.items() if not n.startswith(FROZEN)}, frozen
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what osft.json says."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise LuthierError("artifact-not-found", f"no {CONFIG} in this folder", where=str(folder))
+    try:
+        config: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if config["format"] != FORMAT or not isinstance(config["layers"], dict):
+            raise LuthierError("artifact-mismatch", "of another format", where=str(path), remedy=FITS)
+    except (ValueError, KeyError, TypeError) as error:
+        problem = f"damaged: {type(error).__name__}: {error}"
+        raise LuthierError("artifact-mismatch", problem, where=str(path), remedy="Copy the file again.") from None
+    return config
+
+
+def of_layer(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return the tensors of one layer, by their names in it."""
+    return {n.removeprefix(f"{name}."): tensor for n, tensor in tensors.items() if n.startswith(f"{name}.")}
+
+
+def check_frozen(layers: Mapping[str, OsftLayer], given: Mapping[str, Tensor], where: str, code: str) -> None:
+    """Raise `code` where the frozen tensors are not those of these layers, or not finite."""
+    for name, layer in layers.items():
+        own = of_layer(given, name)
+        for side, size in (("out", layer.out_features), ("in", layer.in_features)):
+            held = [tensor for key, tensor in own.items() if key in (f"{side}.basis", f"{side}.vectors")]
+            if any(tensor.shape[0] != size for tensor in held):
+                problem = f"{name} has {size} {side} features here, {held[0].shape[0]} there"
+                raise LuthierError(code, problem, where=where, remedy=FITS)
+        lacking = {key for key in layer.frozen() if key.startswith("first_")} - own.keys()
+        if lacking:
+            raise LuthierError(code, f"lacks tensors of {name}", where=where, found=min(lacking), remedy=FITS)
+    known = tuple(f"{name}." for name in layers)
+    unknown = sorted(name for name in given if not name.startswith(known))
+    if unknown:
+        raise LuthierError(code, "has tensors of unknown layers", where=where, found=unknown[0], remedy=FITS)
+    _check_finite(given, where, code)
+
+
+def check_tensors(held: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str, code: str) -> None:
+    """Raise `code` where a tensor is missing, unknown, of another shape, or not finite."""
+    for problem, names in (("lacks", held.keys() - given.keys()), ("has unknown", given.keys() - held.keys())):
+        if names:
+            raise LuthierError(code, f"{problem} {len(names)} tensors", where=where, found=min(names), remedy=FITS)
+    for name, tensor in held.items():
+        if tensor.shape != given[name].shape:
+            problem = f"{name} has shape {list(given[name].shape)}, the model's is {list(tensor.shape)}"
+            raise LuthierError(code, problem, where=where, remedy=FITS)
+    _check_finite(given, where, code)
+
+
+def _check_finite(given: Mapping[str, Tensor], where: str, code: str) -> None:
+    for name, tensor in given.items():
+        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        if not torch.isfinite(local).all():
+            raise LuthierError(code, f"{name} holds NaN or infinity", where=where, remedy="Use an earlier checkpoint.")
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise LuthierError("artifact-not-found", f"no {path.name} in this folder", where=str(path.parent))
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        problem = f"not a whole safetensors file: {error}"
+        raise LuthierError("artifact-mismatch", problem, where=str(path), remedy="Copy the file again.") from None

@@ -1,0 +1,38 @@
+"""Folding the change into the weights, so that plain transformers computes the same without the adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from luthier import Context, LuthierError
+from torch import Tensor, nn
+
+from luthier_osft.layers import OsftLayer, is_dense
+
+
+@torch.no_grad()
+def fold_layers(model: Any, found: Mapping[str, tuple[OsftLayer, Tensor]], context: Context) -> Any:
+    """Return the model with each layer's weight [out, in] in a plain layer; all are checked before one is changed."""
+    for name, (layer, weight) in found.items():
+        dtype = layer.base_layer.weight.dtype if is_dense(layer.base_layer) else context.dtype
+        if not weight.to(dtype).isfinite().all():  # type: ignore[arg-type]
+            problem = f"the merged weight holds NaN or leaves the range of {dtype}"
+            raise LuthierError("artifact-unmergeable", problem, where=name, remedy="Use an earlier checkpoint.")
+    for name, (layer, weight) in found.items():
+        model.set_submodule(name, _plain_layer(layer.base_layer, weight, context))
+    return model
+
+
+def _plain_layer(base: Any, weight: Tensor, context: Context) -> nn.Module:
+    """Return the base layer with the weight [out, in]; in the place of a quantized one, a dense one."""
+    if is_dense(base):
+        context.requantize(base, weight)
+        return base
+    dense = nn.Linear(weight.shape[1], weight.shape[0], bias=getattr(base, "bias", None) is not None)
+    dense.to(device=weight.device, dtype=context.dtype).requires_grad_(False).train(base.training)
+    dense.weight.copy_(weight)
+    if dense.bias is not None:
+        dense.bias.copy_(base.bias)
+    return dense
