@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from luthier_osft import Osft, files
 from luthier_osft.base_weights import choose_trained, group_by_role
 from luthier_osft.decompose import decompose_cached
 from luthier_osft.factored import FactoredLayer
-from luthier_osft.layers import OsftLayer, Switch, count_features, is_dense, is_shard
+from luthier_osft.layers import OsftLayer, Switch, is_dense, is_shard
 from luthier_osft.merging import fold_layers
 from luthier_osft.ranks import find_ranks, scheduled_rank
 from luthier_osft.targets import find_layers
@@ -101,7 +101,8 @@ class OsftAdapter:
         self._decompose(weights, ranks)
         for name, layer in self.layers.items():
             layer.before = weights[name].to(layer.dtype)
-        _share(tensor for layer in self.layers.values() for tensor in (*layer.trained().values(), *layer.frozen().values()))
+        for layer in self.layers.values():
+            _share((*layer.trained().values(), *layer.frozen().values()))
 
     def state(self) -> dict[str, Any]:
         """Return what trains; on a sharded model the frozen tensors too, as its files are made without constants."""
@@ -144,7 +145,8 @@ class OsftAdapter:
         if self.model is None:
             problem = "no adapter is attached, or it is merged already"
             raise LuthierError("artifact-unmergeable", problem, remedy="Attach it to a fresh base model.")
-        model = fold_layers(self.model, {name: (layer, self._weight(layer)) for name, layer in self.layers.items()}, context)
+        weights = {name: (layer, self._weight(layer)) for name, layer in self.layers.items()}
+        model = fold_layers(self.model, weights, context)
         self.model, self.layers, self.in_place = None, {}, []
         return model
 
@@ -180,7 +182,7 @@ class OsftAdapter:
             tensor.copy_(given[name])
 
 
-def _share(tensors: Iterator[Tensor]) -> None:
+def _share(tensors: Iterable[Tensor]) -> None:
     """Give every rank what rank 0 has computed: another processor may round otherwise."""
     import torch.distributed as dist
 

@@ -21,8 +21,8 @@ class Complement(nn.Module):
     def __init__(self, size: int, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.size = size
-        for name, tensor in tensors.items():  # parameters, so that they are sharded
-            self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+        for name in sorted(tensors):  # parameters, so that they are sharded
+            self.register_parameter(name, nn.Parameter(tensors[name], requires_grad=False))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is held, by name."""

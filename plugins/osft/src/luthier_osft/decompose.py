@@ -44,7 +44,7 @@ def decompose(weight: Tensor, rank: int, *, tails: bool = False) -> dict[str, Te
     vectors = torch.linalg.eigh(long.T @ long).eigenvectors.flip(1)  # [short, short], the largest first
     head, tail = vectors[:, :rank], vectors[:, rank:]
     far = complement_tensors(long @ head)
-    near = {"basis": tail} if 0 < rank and tail.shape[1] <= rank else complement_tensors(head)
+    near = {"basis": tail} if rank > 0 and tail.shape[1] <= rank else complement_tensors(head)
     outer, inner = (far, near) if tall else (near, far)
     found = {f"out.{name}": tensor for name, tensor in outer.items()}
     found |= {f"in.{name}": tensor for name, tensor in inner.items()}

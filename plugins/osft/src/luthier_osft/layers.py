@@ -16,7 +16,7 @@ from luthier_osft.complement import Complement, complement_shapes
 
 @attrs.define
 class Switch:
-    """Whether the layers that share it add their change."""
+    """The switch of the layers that share it: on, they add their change."""
 
     enabled: bool = True
 
@@ -136,7 +136,7 @@ def count_features(layer: nn.Module) -> tuple[int, int] | None:
 
 
 def is_dense(layer: nn.Module) -> bool:
-    """Return whether the layer's weight is the weight itself, and not a code of it."""
+    """Return True if the layer's weight is the weight itself, and not a code of it."""
     return type(layer) in (nn.Linear, Conv1D) and layer.weight.element_size() > 1  # type: ignore[operator,union-attr]
 
 
@@ -158,7 +158,7 @@ def write_whole(place: Tensor, tensor: Tensor) -> None:
 
 
 def is_shard(tensor: Tensor) -> bool:
-    """Return whether each rank holds a part of the tensor."""
+    """Return True if each rank holds a part of the tensor."""
     return hasattr(tensor, "full_tensor")
 
 

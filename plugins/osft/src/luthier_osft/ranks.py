@@ -81,7 +81,7 @@ def measure_importance(model: Any, names: list[str], count: int, context: Contex
 def _alike(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> float:
     """Return the sum over tokens of cos(x, W x)."""
     bias = getattr(layer, "bias", None)
-    x = inputs[0].flatten(0, -2).double()
-    y = (output if bias is None else output - bias).flatten(0, -2).double()
+    x = inputs[0].detach().flatten(0, -2).double()
+    y = (output if bias is None else output - bias).detach().flatten(0, -2).double()
     size = min(x.shape[1], y.shape[1])
     return float(torch.cosine_similarity(x[:, :size], y[:, :size]).sum())

@@ -29,8 +29,9 @@ def find_layers(model: Any, options: Osft) -> list[str]:
         found = [_matching(pattern, usable, heads, options) for pattern in options.target_patterns]
         chosen = [name for name in usable if any(name in names for names in found)]
     if not chosen:
-        raise LuthierError("model-target", "no layer is left to be decomposed", where="target_patterns",
-                           found=options.target_patterns, remedy="Name linear layers, or leave it out for all.")  # fmt: skip
+        remedy = "Name linear layers, or leave it out for all."
+        problem = "no layer is left to be decomposed"
+        raise LuthierError("model-target", problem, where="target_patterns", found=chosen, remedy=remedy)
     _refuse_shared(model, set(chosen))
     _report(chosen)
     return chosen

@@ -1,0 +1,150 @@
+"""The audit of a finished checkpoint: which share of every weight's change lies in what should have stayed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import torch
+from luthier import LuthierError
+from safetensors import safe_open
+from torch import Tensor
+
+from luthier_osft.files import CONFIG, read_config
+from luthier_osft.ranks import fixed_rank
+
+EXACT: Final = 1e-6  # the share that float32 leaves of a change of any size
+INDEX: Final = "model.safetensors.index.json"
+
+
+@attrs.frozen(kw_only=True)
+class LayerAudit:
+    """What became of one weight: the size of its change over its own, and the protected shares of that change.
+
+    `left` and `right` are the shares in its first `preserved` left and right singular directions. `bound` is the most
+    that rounding the new weight to its dtype can account for.
+    """
+
+    name: str
+    preserved: int
+    change: float
+    left: float
+    right: float
+    bound: float
+
+    @property
+    def holds(self) -> bool:
+        """True if no more has moved than rounding explains."""
+        return max(self.left, self.right) <= self.bound
+
+
+@attrs.frozen(kw_only=True)
+class Audit:
+    """The audit of a model: its matrices that have changed, and the changed tensors that nothing protects."""
+
+    layers: list[LayerAudit]
+    unprotected: list[str]
+
+    @property
+    def holds(self) -> bool:
+        """True if every protected weight has kept its directions."""
+        return all(layer.holds for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        layers = [{**attrs.asdict(layer), "holds": layer.holds} for layer in self.layers]
+        return {"holds": self.holds, "layers": layers, "unprotected": self.unprotected}
+
+
+def audit_model(base: Path, model: Path, ratio: float | None = None) -> Audit:
+    """Compare a model with the one that it was trained from, both in transformers' layout.
+
+    `model` is a folder of weights, or a run with `merge: true`, whose adapter says which layers keep how much. Else
+    `ratio` is the share of directions that trained, of every matrix but embeddings and head.
+    """
+    folder, ranks = _trained_folder(model, ratio)
+    before, after = _files_of(base), _files_of(folder)
+    layers, unprotected = [], []
+    for name in sorted(before.keys() & after.keys()):
+        old, new = _read(before[name], name), _read(after[name], name)
+        if old.shape != new.shape:
+            problem = f"{name} has shape {list(old.shape)} there, {list(new.shape)} here"
+            raise LuthierError("artifact-mismatch", problem, where=str(folder), remedy="Name the base it began from.")
+        if torch.equal(old.double(), new.double()):
+            continue
+        rank = ranks.get(name) if ranks is not None else _rank_of(name, old, ratio)
+        if rank is None:
+            unprotected.append(name)
+        else:
+            layers.append(audit_weight(name, old, new, rank))
+    if not layers and not unprotected:
+        raise LuthierError("artifact-mismatch", "no tensor differs from the base", where=str(folder),
+                           remedy="Name the trained model second, and the base first.")  # fmt: skip
+    return Audit(layers=layers, unprotected=unprotected)
+
+
+def audit_weight(name: str, old: Tensor, new: Tensor, rank: int) -> LayerAudit:
+    """Return the shares of a weight's change in its first `rank` singular directions, computed in float64."""
+    u, _, v = torch.linalg.svd(old.double(), full_matrices=False)
+    change = new.double() - old.double()
+    size, whole = float(change.norm()), float(new.double().norm())
+    rounding = 0.5 * max(torch.finfo(new.dtype).eps, torch.finfo(torch.float32).eps)
+    return LayerAudit(
+        name=name,
+        preserved=rank,
+        change=size / max(float(old.double().norm()), 1e-30),
+        left=float((u[:, :rank].T @ change).norm()) / size,
+        right=float((change @ v[:rank].T).norm()) / size,
+        bound=max(EXACT, rounding * whole / size),
+    )
+
+
+def format_audit(audit: Audit) -> Iterator[str]:
+    """Yield the lines of a table, and what they come to."""
+    yield f"{'weight':48} {'kept':>6} {'change':>9} {'left':>9} {'right':>9} {'bound':>9}"
+    for layer in audit.layers:
+        numbers = " ".join(f"{n:9.2g}" for n in (layer.change, layer.left, layer.right, layer.bound))
+        yield f"{layer.name:48} {layer.preserved:6} {numbers}{'' if layer.holds else '  <- moved'}"
+    if audit.unprotected:
+        yield f"changed, and protected by nothing: {', '.join(audit.unprotected)}"
+    moved = sum(not layer.holds for layer in audit.layers)
+    yield f"{len(audit.layers)} weights: " + ("all keep their directions" if audit.holds else f"{moved} have moved")
+
+
+def _trained_folder(model: Path, ratio: float | None) -> tuple[Path, dict[str, int] | None]:
+    """Return the folder of the weights, and how many directions each tensor keeps if an adapter beside it says so."""
+    if (model / "adapter" / CONFIG).is_file() and ratio is None:
+        if not (model / "merged").is_dir():
+            raise LuthierError("artifact-not-found", "the run has no merged model", where=str(model),
+                               remedy=f"luthier merge {model}")  # fmt: skip
+        layers = read_config(model / "adapter")["layers"]
+        return model / "merged", {f"{name}.weight": told["preserved"] for name, told in layers.items()}
+    if ratio is None:
+        remedy = "Give --unfreeze-rank-ratio, or the folder of a run with merge: true."
+        raise LuthierError("recipe-missing", "nothing says how much was preserved", where=str(model), remedy=remedy)
+    return model, None
+
+
+def _rank_of(name: str, weight: Tensor, ratio: float | None) -> int | None:
+    is_matrix = weight.dim() == 2 and not any(word in name for word in ("embed", "lm_head", "wte", "wpe"))
+    return fixed_rank(min(weight.shape), ratio) if is_matrix and ratio is not None else None
+
+
+def _files_of(folder: Path) -> dict[str, Path]:
+    """Return the file of each tensor."""
+    if (folder / INDEX).is_file():
+        listed = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
+        return {name: folder / file for name, file in listed.items()}
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise LuthierError("artifact-not-found", "no model.safetensors in this folder", where=str(folder))
+    with safe_open(path, "pt") as file:
+        return dict.fromkeys(file.keys(), path)
+
+
+def _read(path: Path, name: str) -> Tensor:
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(name)

@@ -1,0 +1,64 @@
+"""The audit of a finished checkpoint."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from luthier_osft import Osft
+from luthier_osft.__main__ import main
+from luthier_osft.audit import audit_weight
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture
+def run(train):
+    return train(adapter=Osft(), merge=True)
+
+
+def test_a_run_of_ours_keeps_its_directions(run, model_folder, capsys):
+    assert main(["audit", str(model_folder), str(run.output_path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["layers"]) == 14 and told["unprotected"] == []
+    assert all(layer["change"] > 1e-3 for layer in told["layers"])
+    assert all(max(layer["left"], layer["right"]) < 1e-5 for layer in told["layers"])
+    assert main(["audit", str(model_folder), str(run.merged), "--unfreeze-rank-ratio", "0.25"]) == 0
+    assert "14 weights: all keep their directions" in capsys.readouterr().out
+
+
+def test_full_tuning_is_caught(train, model_folder, capsys):
+    full = train(adapter="full")
+    assert main(["audit", str(model_folder), str(full.artifact), "--unfreeze-rank-ratio", "0.25"]) == 1
+    printed = capsys.readouterr().out
+    assert "14 have moved" in printed and "model.norm.weight" in printed
+
+
+def test_a_larger_share_than_was_preserved_is_caught(run, model_folder):
+    assert main(["audit", str(model_folder), str(run.merged), "--unfreeze-rank-ratio", "0.1"]) == 1
+
+
+def test_rounding_to_bfloat16_is_told_from_a_move(run, tmp_path, model_folder):
+    copied = shutil.copytree(run.merged, tmp_path / "low")
+    tensors = {n: t.to(torch.bfloat16) for n, t in load_file(copied / "model.safetensors").items()}
+    save_file(tensors, copied / "model.safetensors")
+    assert main(["audit", str(model_folder), str(copied), "--unfreeze-rank-ratio", "0.25"]) == 0
+
+
+def test_the_shares_are_those_of_the_first_directions():
+    weight = torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]))
+    change = torch.zeros(4, 4)
+    change[0, 3], change[3, 3], change[3, 1] = 3.0, 4.0, 12.0
+    found = audit_weight("w", weight, weight + change, 2)
+    assert (found.left, found.right) == pytest.approx((3 / 13, 12 / 13))
+
+
+@pytest.mark.parametrize("case", ["same", "no ratio", "no folder"])
+def test_what_cannot_be_audited_is_said(case, model_folder, tmp_path, capsys):
+    arguments = {
+        "same": [str(model_folder), str(model_folder), "--unfreeze-rank-ratio", "0.5"],
+        "no ratio": [str(model_folder), str(model_folder)],
+        "no folder": [str(model_folder), str(tmp_path), "--unfreeze-rank-ratio", "0.5"],
+    }[case]
+    assert main(["audit", *arguments]) == 2
+    word = {"same": "no tensor differs", "no ratio": "--unfreeze-rank-ratio", "no folder": "no model.safetensors"}[case]
+    assert word in capsys.readouterr().err

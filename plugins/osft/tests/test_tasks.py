@@ -1,0 +1,120 @@
+"""Tasks one after the other: each decomposes what the one before has left."""
+
+import luthier
+import pytest
+import torch
+from luthier import LuthierError
+from luthier.testing import contexts
+from luthier.testing.ranks import in_ranks
+from luthier_osft import Osft, adapter
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+FORMS = ("core", "factored")
+LAYER = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def sequence(train, rows_of):
+    """Two tasks on the tiny model, merged after each."""
+    settings = {name: value for name, value in train.settings.items() if name not in ("data", "output_dir")}
+    tasks = [{"name": name, "data": rows_of(name)} for name in ("one", "two")]
+    return {**settings, "data": {"validation": 0.25}, "tasks": tasks, "merge": True}
+
+
+def merged(run):
+    return load_file(run / "merged/model.safetensors")
+
+
+def trained(run):
+    return load_file(run / "adapter/osft.safetensors")
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Halt:
+    def __init__(self, task, step):
+        self.task, self.step, self.now = task, step, 0
+
+    @luthier.event
+    def task_started(self, task):
+        self.now = task
+
+    @luthier.event
+    def step_started(self, step):
+        if (self.now, step) == (self.task, self.step):
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_second_task_keeps_the_main_directions_of_what_the_first_has_left(sequence, tmp_path, form):
+    report = luthier.continual(sequence, adapter=Osft(form=form), output_dir=tmp_path, eval_base=False)
+    first, second = (merged(run) for run in report.runs)
+    for name in (f"{LAYER}.weight", "model.layers.1.mlp.down_proj.weight"):
+        one, change = first[name].double(), (second[name] - first[name]).double()
+        u, _, v = torch.linalg.svd(one)
+        rank = min(one.shape) * 3 // 4
+        floor = 4e-7 * one.norm() / change.norm()  # the merged weights are rounded to float32
+        assert change.norm() > 1e-3
+        assert (u[:, :rank].T @ change).norm() / change.norm() < max(1e-6, floor)
+        assert (change @ v[:rank].T).norm() / change.norm() < max(1e-6, floor)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_interrupted_sequence_equals_an_undisturbed_one(sequence, tmp_path, form):
+    settings = {**sequence, "save_steps": 2, "async_save": False, "eval_base": False}
+    straight = luthier.continual(settings, adapter=Osft(form=form), output_dir=tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        halt = [Halt(1, 4)]
+        luthier.continual(settings, adapter=Osft(form=form), output_dir=tmp_path / "cut", callbacks=halt)
+    resumed = luthier.continual(settings, adapter=Osft(form=form), output_dir=tmp_path / "cut")
+    for one, other in zip(straight.runs, resumed.runs, strict=True):
+        assert equal(trained(one), trained(other)) and equal(merged(one), merged(other))
+
+
+def test_the_artifact_of_a_later_task_opens_on_the_original_base(sequence, tmp_path):
+    report = luthier.continual(sequence, adapter=Osft(), output_dir=tmp_path, eval_base=False)
+    luthier.merge(report.runs[1], tmp_path / "again")
+    one, other = (load_file(p / "model.safetensors") for p in (tmp_path / "again", report.runs[1] / "merged"))
+    assert equal(one, other)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "again").num_parameters() > 0
+
+
+def test_a_schedule_preserves_nothing_in_the_first_task_and_half_in_the_second(sequence, tmp_path):
+    report = luthier.continual(sequence, adapter=Osft(rank_rule="schedule"), output_dir=tmp_path, eval_base=False)
+    first, second = (trained(run) for run in report.runs)
+    assert not any(name.startswith(f"frozen.{LAYER}.out") for name in first)
+    assert second[f"frozen.{LAYER}.out.basis"].shape == (32, 16)
+    one, two = (merged(run)[f"{LAYER}.weight"].double() for run in report.runs)
+    u = torch.linalg.svd(one).U[:, :16]
+    floor = 4e-7 * one.norm() / (two - one).norm()
+    assert (u.T @ (two - one)).norm() / (two - one).norm() < max(1e-6, floor)
+    assert second[f"{LAYER}.core"].shape == (32, 32)
+    assert not second[f"{LAYER}.core"][16:].any() and not second[f"{LAYER}.core"][:, 16:].any()
+
+
+def in_turn(settings):
+    return [str(run) for run in luthier.continual(settings).runs]
+
+
+def test_two_ranks_train_the_sequence_that_one_does(sequence, tmp_path, model_folder):
+    exact = {"model": {"name_or_path": str(model_folder), "dtype": "float64"}, "adapter": Osft(), "eval_base": False}
+    alone = luthier.continual({**sequence, **exact, "output_dir": str(tmp_path / "alone")})
+    spread = {**sequence, **exact, "output_dir": str(tmp_path / "ranks"), "distributed": "ddp"}
+    for runs in in_ranks(2, in_turn, spread):
+        assert len(runs) == 2
+    for one, name in zip(alone.runs, ("task-00-one", "task-01-two"), strict=True):
+        own, other = merged(one), merged(tmp_path / "ranks" / name)
+        assert all(torch.allclose(own[n], other[n], atol=1e-9) for n in own)
+
+
+def test_a_later_task_on_shards_is_refused(monkeypatch):
+    part = adapter.OsftAdapter(Osft())
+    model = contexts.base_model()
+    part.attach(model, contexts.context(model))
+    monkeypatch.setattr(adapter, "is_shard", lambda _: True)
+    part.begin_task(0, 2)
+    with pytest.raises(LuthierError, match="sharded"):
+        part.begin_task(1, 2)

@@ -1,0 +1,27 @@
+"""OSFT besides the other parts: its guarantee under every optimizer that is installed."""
+
+import pytest
+import torch
+from luthier.plugins.registry import installed
+from luthier_osft import Osft
+from safetensors.torch import load_file
+
+OPTIMIZERS = sorted(offer.record.name for offer in installed().offers("optimizer"))
+
+
+def leak(weight, change, rank):
+    u, _, v = torch.linalg.svd(weight.double())
+    parts = (u[:, :rank].T @ change.double()).norm(), (change.double() @ v[:rank].T).norm()
+    return float(max(parts) / change.double().norm())
+
+
+@pytest.mark.parametrize("steps", [6, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", ["core", "factored"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_leaves_the_main_directions_as_they_are(train, model_folder, optimizer, form, steps):
+    run = train(adapter=Osft(form=form), optimizer=optimizer, max_steps=steps, merge=True, precision="float32")
+    base, tuned = (load_file(folder / "model.safetensors") for folder in (model_folder, run.merged))
+    for name in ("model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight"):
+        change = tuned[name] - base[name]
+        rounding = 6e-8 * base[name].norm() / change.norm()
+        assert change.norm() > 0 and leak(base[name], change, 24) < 1e-6 + rounding
