@@ -93,6 +93,31 @@ def test_a_step_that_ran_out_of_memory_ends_at_the_undisturbed_weights(exhausted
     assert cut.samples_seen == whole.samples_seen == 24
 
 
+class Margins:
+    """-log sigmoid of the chosen answer's log-likelihood less the rejected one's."""
+
+    data = "preference"
+
+    def terms(self, batch):
+        return {"margin": float(len(batch.pairs))}
+
+    def __call__(self, policy, batch):
+        assert len(batch.pairs) == batch.num_units  # no unit is divided
+        answers = batch.sum_by_document(policy.token_logprobs(batch))
+        margins = answers[batch.pairs[:, 0]] - answers[batch.pairs[:, 1]]
+        return LossOutput(sums={"margin": -torch.nn.functional.logsigmoid(margins / 10).sum()})
+
+
+def test_a_step_of_pairs_is_divided_between_pairs(exhausted, tmp_path):
+    rows = [{"prompt": f"{i}?", "chosen": f"{i} " * (2 + i % 3), "rejected": "no one"} for i in range(24)]
+    whole = exhausted(loss=Margins(), data=rows, output_dir=tmp_path / "whole")
+    trouble = Exhausting(above=60)
+    cut = exhausted(trouble, loss=Margins(), data=rows, output_dir=tmp_path / "cut")
+    assert trouble.left < 1000
+    torch.testing.assert_close(weights(cut), weights(whole), rtol=1e-10, atol=1e-10)
+    assert cut.loss_history == pytest.approx(whole.loss_history, rel=1e-10)
+
+
 def test_the_limit_is_halved_until_it_fits_and_kept_for_the_rest_of_the_run(exhausted):
     trouble = Exhausting(above=60)
     run = exhausted(trouble)
