@@ -55,6 +55,8 @@ CASES = [
     ("adapter", {"name": "dora", "r": 4}, "luthier-lora"),
     ("adapter", "peft.oft", "luthier-peft"),
     ("adapter", "slao", "luthier-slao"),
+    ("adapter", "p_tuning_v2", "luthier-prompt"),
+    ("adapter", "bitfit", "luthier-selective"),
     ("quantizer", "nf4", "luthier-nf4"),
     ("quantizer", {"name": "bitnet", "method": "twn"}, "luthier-bitnet"),
     ("loss", "dpo", "luthier-preference"),

@@ -1,0 +1,85 @@
+"""What luthier-prompt offers, `prompt_tuning`, `prefix_tuning` and `p_tuning_v2`, described without importing torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import attrs
+from luthier import AdapterRecord, hookimpl, option
+
+__all__ = ["PTuningV2", "PrefixTuning", "PromptTuning", "luthier_adapters", "options_of"]
+
+COUNT = "Virtual tokens before each document; they take room in max_tokens_per_device and among the model's positions."
+
+
+@attrs.frozen(kw_only=True)
+class PromptTuning:
+    """`adapter: {name: prompt_tuning, num_virtual_tokens: 20}`"""
+
+    num_virtual_tokens: int = option(20, help=COUNT, low=1)
+    init: Literal["vocab", "random"] = option(
+        "vocab",
+        help="Begin with the embeddings of tokens drawn from the vocabulary, or with normal numbers of their size.",
+    )
+
+
+@attrs.frozen(kw_only=True)
+class PrefixTuning:
+    """`adapter: {name: prefix_tuning, num_virtual_tokens: 20}`"""
+
+    num_virtual_tokens: int = option(20, help=COUNT, low=1)
+    init_weights: Literal["normal", "zero"] = option(
+        "normal", help="Begin with normal numbers of deviation init_std, or with keys and values of zero."
+    )
+    init_std: float = option(0.1, help="Standard deviation of the first keys and values.", low=0.0)
+
+
+@attrs.frozen(kw_only=True)
+class PTuningV2(PrefixTuning):
+    """`adapter: {name: p_tuning_v2, num_virtual_tokens: 20}`"""
+
+    prefix_projection: bool = option(
+        True, help="Train embeddings and two layers that make keys and values of them; only the result is saved."
+    )
+    encoder_hidden_size: int | None = option(
+        None, help="Width between the two layers; none: that of one layer's keys.", low=1
+    )
+
+
+def options_of(folder: str | Path) -> PromptTuning | PrefixTuning:
+    """Return the options under which an adapter in this folder, ours or PEFT's, can be attached and loaded."""
+    from luthier_prompt.files import read_options
+
+    return read_options(Path(folder))
+
+
+@hookimpl
+def luthier_adapters() -> list[AdapterRecord]:
+    """Return the three adapters; none begins as nothing, and none can be merged into weights."""
+    return [
+        _record(
+            "prompt_tuning", "Learnt embeddings before each document, in PEFT's files.", PromptTuning, "PromptAdapter"
+        ),
+        _record(
+            "prefix_tuning", "Learnt keys and values in every layer, in PEFT's files.", PrefixTuning, "PrefixAdapter"
+        ),
+        _record(
+            "p_tuning_v2",
+            "Prefix tuning through an encoder that is folded when it is saved (P-tuning v2), in PEFT's files.",
+            PTuningV2,
+            "PrefixAdapter",
+        ),
+    ]
+
+
+def _record(name: str, summary: str, options: type, part: str) -> AdapterRecord:
+    return AdapterRecord(
+        name=name,
+        summary=summary,
+        options=options,
+        build=f"luthier_prompt.adapters:{part}",
+        provides="reference",
+        mergeable=False,
+        tolerance=float("inf"),
+    )

@@ -1,0 +1,195 @@
+"""The parts: prompts hang on the model, so that they are spread with it, and change no layer of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import torch
+from luthier import Adapter, Batch, Context, Group, LuthierError, get_logger
+from torch import Tensor, nn
+
+from luthier_prompt import PrefixTuning, PromptTuning, PTuningV2, files
+from luthier_prompt.tables import EncodedTable, PromptTable
+
+PLACE: Final = "learnt_prompt"  # the model's attribute
+
+
+class _Prompt(Adapter):
+    """What the adapters share: a table on the model, its state and its files."""
+
+    kinds: Collection[str] = ()  # PEFT's names of what can be loaded, the one that is saved first
+
+    def __init__(self, options: PromptTuning | PrefixTuning) -> None:
+        self.rows = options.num_virtual_tokens
+        self.model: Any = None
+
+    @property
+    def table(self) -> PromptTable | EncodedTable:
+        """Read from the model each time: where weights are sharded the parameters are others."""
+        return getattr(self.model, PLACE)
+
+    def attach(self, model: Any, context: Context) -> Any:
+        if hasattr(model, PLACE):
+            remedy = "Load the model again."
+            raise LuthierError("part-unsupported", "this model carries a prompt already", remedy=remedy)
+        model.requires_grad_(False)
+        self.model = model
+        self._hang(self.first_table(context))
+        size = sum(p.numel() for p in self.table.parameters())
+        get_logger().info("adapter_attached", virtual_tokens=self.rows, trainable=size)
+        return model
+
+    def first_table(self, context: Context) -> PromptTable | EncodedTable:
+        """Return what training begins from, drawn on the CPU."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """Return what this method's adapter_config.json has besides what all have."""
+        raise NotImplementedError
+
+    def groups(self) -> list[Group]:
+        named = self._named()
+        return [Group(parameters=list(named.values()), names=list(named), role="adapter")]
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """Return a context in which nothing need change: the engine asks an adapter that is off for no prompt."""
+        return nullcontext()
+
+    def state(self) -> dict[str, Any]:
+        return {name: parameter.detach() for name, parameter in self._named().items()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take `state` back. `checkpoint-corrupt` where names or shapes are others."""
+        whole = f"{PLACE}.weight"
+        if state.keys() == {whole} and isinstance(self.table, EncodedTable):
+            self._fold(torch.zeros(state[whole].shape))  # the run began from a folded prompt
+        held = self.state()
+        if {n: t.shape for n, t in held.items()} != {n: t.shape for n, t in state.items()}:
+            problem = f"these are {_shapes(state)}, and the adapter has {_shapes(held)}"
+            raise LuthierError("checkpoint-corrupt", problem, where="adapter state", remedy=files.FITS)
+        with torch.no_grad():
+            for name, tensor in held.items():
+                tensor.copy_(state[name])
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that plain PEFT loads: the table alone, whatever made it."""
+        text = self.model.config.get_text_config()
+        config = {
+            "peft_type": next(iter(self.kinds)),
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": getattr(self.model.config, "_name_or_path", None) or None,
+            "revision": None,
+            "inference_mode": True,
+            "num_virtual_tokens": self.rows,
+            "num_transformer_submodules": 1,
+            "num_layers": text.num_hidden_layers,
+            **self.describe(),
+        }
+        files.save_table(Path(folder), self.table.whole(), config)
+
+    def load(self, folder: Path) -> None:
+        """Read a folder of ours or PEFT's, or raise and change nothing. An encoder is left: its result goes on."""
+        with torch.no_grad():
+            shape = self.table.whole().shape
+            found = files.load_table(Path(folder), self.kinds, shape)
+            if isinstance(self.table, EncodedTable):
+                self._fold(found)
+            self.table.weight.copy_(found)  # type: ignore[operator,union-attr]
+
+    def _fold(self, whole: Tensor) -> None:
+        """Put a plain table in the place of the encoder, which cannot be had back from what it made."""
+        like = self.table.embedding.weight  # type: ignore[union-attr]
+        self._hang(PromptTable(whole.to(like.device, like.dtype)))  # type: ignore[arg-type]
+
+    def _hang(self, table: PromptTable | EncodedTable) -> None:
+        setattr(self.model, PLACE, table)
+
+    def _named(self) -> dict[str, nn.Parameter]:
+        return {f"{PLACE}.{name}": parameter for name, parameter in self.table.named_parameters()}
+
+
+class PromptAdapter(_Prompt):
+    """Learnt embeddings of virtual tokens (Lester et al. 2021, arXiv 2104.08691)."""
+
+    kinds = files.PROMPTS
+
+    def __init__(self, options: PromptTuning) -> None:
+        super().__init__(options)
+        self.init = options.init
+
+    def first_table(self, context: Context) -> PromptTable:
+        """Draw rows of the embedding, or numbers with their mean and deviation."""
+        known = self.model.get_input_embeddings().weight.detach()  # [V, H]
+        dtype = torch.promote_types(context.dtype, torch.float32)
+        drawn = torch.randn(self.rows, known.shape[1], dtype=dtype)
+        if not context.has_values:
+            return PromptTable(drawn.to(known.device))
+        if self.init == "vocab":
+            places = torch.randint(len(known), (self.rows,))
+            return PromptTable(known[places.to(known.device)].to(dtype, copy=True))
+        return PromptTable(drawn.to(known.device) * known.to(dtype).std() + known.to(dtype).mean())
+
+    def describe(self) -> dict[str, Any]:
+        heads = self.model.config.get_text_config().num_attention_heads
+        width = self.table.whole().shape[1]
+        return {"token_dim": width, "num_attention_heads": heads, "prompt_tuning_init": "RANDOM"}
+
+    def virtual_tokens(self) -> int:
+        return self.rows
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Return the batch with the prompt's embeddings before each document that continues none."""
+        prepared = batch.insert_virtual(self.rows)
+        known = self.model.get_input_embeddings()(prepared.input_ids)  # [T', H]
+        places = (prepared.origin < 0).nonzero().squeeze(1)
+        prompts = self.table.whole().to(known.dtype).repeat(len(places) // self.rows, 1)
+        return attrs.evolve(prepared, embeddings=known.index_copy(0, places, prompts))
+
+
+class PrefixAdapter(_Prompt):
+    """Learnt keys and values of every layer, from a plain table or an encoder."""
+
+    kinds = files.PREFIXES
+
+    def __init__(self, options: PrefixTuning) -> None:
+        super().__init__(options)
+        self.options = options
+
+    def first_table(self, context: Context) -> PromptTable | EncodedTable:
+        """Draw a table, or an encoder whose result begins with that deviation, or at zero."""
+        heads, size = self._heads()
+        layers = self.model.config.get_text_config().num_hidden_layers
+        own, width = heads * size, 2 * layers * heads * size
+        options, dtype = self.options, torch.promote_types(context.dtype, torch.float32)
+        std = 0.0 if options.init_weights == "zero" else options.init_std
+        if not (isinstance(options, PTuningV2) and options.prefix_projection):
+            return PromptTable((torch.randn(self.rows, width) * std).to(context.device, dtype))
+        hidden = options.encoder_hidden_size or own
+        table = EncodedTable(self.rows, own, hidden, width)
+        nn.init.normal_(table.outer.weight, std=std / hidden**0.5)
+        nn.init.zeros_(table.outer.bias)
+        return table.to(context.device, dtype)
+
+    def describe(self) -> dict[str, Any]:
+        heads, size = self._heads()
+        return {"token_dim": heads * size, "num_attention_heads": heads, "prefix_projection": False}
+
+    def prefixes(self, layer: int) -> tuple[Tensor, Tensor]:
+        heads, size = self._heads()
+        width = 2 * heads * size
+        pair = self.table.columns(layer * width, (layer + 1) * width).unflatten(1, (2, heads, size))
+        return pair[:, 0], pair[:, 1]
+
+    def _heads(self) -> tuple[int, int]:
+        """Return the number of key-value heads and their dimension."""
+        text = self.model.config.get_text_config()
+        size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return getattr(text, "num_key_value_heads", None) or text.num_attention_heads, size
+
+
+def _shapes(state: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in state.items())

@@ -1,0 +1,55 @@
+"""What luthier-selective offers: the adapters `bitfit` and `modules`, described without importing torch."""
+
+from __future__ import annotations
+
+import attrs
+from luthier import AdapterRecord, hookimpl, option
+
+__all__ = ["BitFit", "Modules", "luthier_adapters"]
+
+
+@attrs.frozen(kw_only=True)
+class BitFit:
+    """`adapter: bitfit`"""
+
+    target_modules: str | list[str] | None = option(
+        None,
+        help="Modules whose biases train, by the ends of their names (a list) or a regular expression for the whole "
+        "name (a string); none: every bias.",
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Modules:
+    """`adapter: {name: modules, target_modules: [...], norms: true, ...}`"""
+
+    target_modules: str | list[str] | None = option(
+        None,
+        help="Modules that train with all their parts, by the ends of their names (a list) or a regular expression for "
+        "the whole name (a string).",
+    )
+    norms: bool | None = option(None, help="Train every norm; none: only where nothing else is chosen.")
+    embeddings: bool = option(False, help="Train the input embedding and the head.")
+    token_ids: list[int] | None = option(
+        None, help="Train the rows of these tokens alone, in the input embedding and the head.", low=0
+    )
+
+
+@hookimpl
+def luthier_adapters() -> list[AdapterRecord]:
+    return [
+        AdapterRecord(
+            name="bitfit",
+            summary="Biases alone train (BitFit).",
+            options=BitFit,
+            build="luthier_selective.adapter:SelectiveAdapter",
+            provides="trainable-weights",
+        ),
+        AdapterRecord(
+            name="modules",
+            summary="Chosen modules, norms, embeddings or rows of new tokens train, and nothing else.",
+            options=Modules,
+            build="luthier_selective.adapter:SelectiveAdapter",
+            provides="trainable-weights",
+        ),
+    ]

@@ -1,0 +1,62 @@
+"""A folder of trained parameters: selective.json says what they are of, selective.safetensors holds them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from luthier import LuthierError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+CONFIG: Final = "selective.json"
+WEIGHTS: Final = "selective.safetensors"
+FITS: Final = "Use the base model and the options that it was trained with."
+
+
+def save_tensors(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Write both files, each tensor in its own dtype."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in state.items()}
+    save_file(plain, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def load_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors; `artifact-not-found`, or `artifact-mismatch` where they are damaged or of other options."""
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise LuthierError("artifact-not-found", f"no {name} in this folder", where=str(folder))
+    try:
+        found = json.loads((folder / CONFIG).read_text("utf-8"))
+        tensors = load_file(folder / WEIGHTS)
+    except (ValueError, SafetensorError) as error:
+        raise _misfit(folder, f"a damaged file: {error}", "Copy the folder again.") from None
+    for key in ("method", "token_ids"):
+        if not isinstance(found, dict) or found.get(key) != config[key]:
+            was = found.get(key) if isinstance(found, dict) else found
+            raise _misfit(folder, f"the adapter has {key} {was!r}, the options {config[key]!r}")
+    return tensors
+
+
+def fill_tensors(state: Mapping[str, Tensor], given: Mapping[str, Any], where: str, code: str) -> None:
+    """Copy tensors into those of the same names; nothing is changed where one is missing, unknown or misshapen."""
+    for problem, names in (("lacks", state.keys() - given.keys()), ("has unknown", given.keys() - state.keys())):
+        if names:
+            first = sorted(names)[0]
+            raise LuthierError(code, f"{problem} {len(names)} tensors", where=where, found=first, remedy=FITS)
+    for name, tensor in state.items():
+        if tensor.shape != given[name].shape:
+            problem = f"{name} has shape {list(given[name].shape)}, the model's is {list(tensor.shape)}"
+            raise LuthierError(code, problem, where=where, remedy=FITS)
+    with torch.no_grad():
+        for name, tensor in state.items():
+            tensor.copy_(given[name])
+
+
+def _misfit(folder: Path, problem: str, remedy: str = FITS) -> LuthierError:
+    return LuthierError("artifact-mismatch", problem, where=str(folder), remedy=remedy)

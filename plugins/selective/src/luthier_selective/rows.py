@@ -1,0 +1,80 @@
+"""Rows of single tokens that train on their own, over an embedding or a head that does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from luthier import LuthierError
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class TokenRows(nn.Module):
+    """A module of one weight [V, H] in which some rows train; it answers for the module's attributes.
+
+    Only the rows are kept and differentiated, so that no optimizer, decay or rounding can move the others.
+    """
+
+    def __init__(self, base_layer: nn.Module, ids: Tensor, rows: nn.Parameter) -> None:
+        super().__init__()
+        self.base_layer, self.rows = base_layer, rows
+        self.register_buffer("ids", ids, persistent=False)  # [n] int64
+        self.train(base_layer.training)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._modules["base_layer"], name)
+
+    def plain(self) -> nn.Module:
+        """Return the module with the rows in its weight."""
+        with torch.no_grad():
+            self.base_layer.weight.index_copy_(0, self.ids, self.rows.to(self.base_layer.weight.dtype))  # type: ignore[operator,union-attr]
+        return self.base_layer
+
+
+class EmbeddingRows(TokenRows):
+    """Looks a chosen token up in the rows, any other in the embedding."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:  # [...] to [..., H]
+        found = self.base_layer(input_ids)
+        hits = input_ids[..., None] == self.ids  # [..., n]
+        own = functional.embedding(hits.int().argmax(-1), self.rows.to(found.dtype))
+        scale = getattr(self.base_layer, "embed_scale", None)  # Gemma 3 multiplies within the module
+        own = own if scale is None else own * scale.to(own.dtype)
+        return torch.where(hits.any(-1)[..., None], own, found)
+
+
+class HeadRows(TokenRows):
+    """Adds to the logits of chosen tokens what their rows have changed, which is exactly nothing at the start."""
+
+    def forward(self, states: Tensor) -> Tensor:  # [..., H] to [..., V]
+        logits = self.base_layer(states)
+        change = self.rows - self.base_layer.weight.detach()[self.ids]  # type: ignore[operator,union-attr]
+        return logits.index_add(-1, self.ids, functional.linear(states, change.to(states.dtype)).to(logits.dtype))
+
+
+def stand_in(model: Any, token_ids: list[int], has_values: bool) -> None:
+    """Put rows of these tokens over the input embedding and the head; a tied pair shares them."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    count = embedding.weight.shape[0]
+    if len(set(token_ids)) < len(token_ids) or max(token_ids) >= count:
+        problem = f"token ids must be different ones below {count}, the rows of the embedding"
+        raise LuthierError("recipe-out-of-range", problem, where="token_ids", found=token_ids)
+    ids = torch.tensor(token_ids, device=embedding.weight.device)
+    shared: dict[int, nn.Parameter] = {}
+    paths = {id(module): path for path, module in model.named_modules()}
+    for module, kind in ((embedding, EmbeddingRows), (head, HeadRows)):
+        if module is None:
+            continue
+        weight = module.weight.detach()
+        if not weight.is_floating_point() or weight.element_size() == 1:
+            problem, remedy = f"{paths[id(module)]} holds codes", "Leave the embedding out of what is quantized."
+            raise LuthierError("model-target", problem, where="token_ids", remedy=remedy)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        if id(module.weight) not in shared:
+            first = weight[ids] if has_values else weight.new_zeros(len(ids), weight.shape[1])
+            shared[id(module.weight)] = nn.Parameter(first.to(dtype, copy=True))
+        model.set_submodule(paths[id(module)], kind(module, ids, shared[id(module.weight)]))
