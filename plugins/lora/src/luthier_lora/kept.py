@@ -14,18 +14,19 @@ from luthier_lora.layers import Switch
 class _Standing(nn.Module):
     """A module that stands in another's place, and answers for its attributes."""
 
+    place = ""  # the attribute that the other one is
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(self.standing_for(), name)
-
-    def standing_for(self) -> nn.Module:
-        raise NotImplementedError
+            return getattr(self._modules[self.place], name)
 
 
 class SavedModule(_Standing):
     """A module that trains as a whole (PEFT's `modules_to_save`), and the frozen original."""
+
+    place = "trained"
 
     def __init__(self, original: nn.Module, switch: Switch) -> None:
         super().__init__()
@@ -33,9 +34,6 @@ class SavedModule(_Standing):
         self.trained = copy.deepcopy(original).requires_grad_(True)
         self.switch = switch
         self.train(original.training)
-
-    def standing_for(self) -> nn.Module:
-        return self._modules["trained"]  # type: ignore[return-value]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return (self.trained if self.switch.enabled else self.original)(*args, **kwargs)
@@ -48,14 +46,13 @@ class SavedModule(_Standing):
 class BiasedModule(_Standing):
     """A module whose bias alone trains, and the bias that it had."""
 
+    place = "base_layer"
+
     def __init__(self, base_layer: nn.Module, switch: Switch) -> None:
         super().__init__()
         self.base_layer, self.switch = base_layer, switch
         self.first_bias = free_bias(base_layer)
         self.train(base_layer.training)
-
-    def standing_for(self) -> nn.Module:
-        return self._modules["base_layer"]  # type: ignore[return-value]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.switch.enabled:

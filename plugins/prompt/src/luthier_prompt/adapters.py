@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -43,13 +44,13 @@ class _Prompt(Adapter):
         get_logger().info("adapter_attached", virtual_tokens=self.rows, trainable=size)
         return model
 
+    @abstractmethod
     def first_table(self, context: Context) -> PromptTable | EncodedTable:
         """Return what training begins from, drawn on the CPU."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return what this method's adapter_config.json has besides what all have."""
-        raise NotImplementedError
 
     def groups(self) -> list[Group]:
         named = self._named()
