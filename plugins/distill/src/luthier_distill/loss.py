@@ -1,0 +1,54 @@
+"""Distillation from a live teacher (Hinton et al. 2015, arXiv 1503.02531; Agarwal et al. 2023, arXiv 2306.13649)."""
+
+from __future__ import annotations
+
+import torch
+from luthier import Batch, LossOutput, Policy
+from torch import Tensor
+
+from luthier_distill import Distill
+from luthier_distill.divergences import DIVERGENCES, likeliest
+
+
+class DistillLoss:
+    """Per supervised token: temperature^2 * divergence of teacher and policy; and -ce_weight * log p(label).
+
+    Both models' logits exist for a chunk of positions at a time, and are computed again in the backward pass.
+    """
+
+    data = "tokens"
+
+    def __init__(self, options: Distill) -> None:
+        self.options = options
+
+    def terms(self, batch: Batch) -> dict[str, float]:
+        weight = float(batch.token_weights[batch.supervised].sum(dtype=torch.float64))
+        return {"divergence": weight, **({"cross_entropy": weight} if self.options.ce_weight else {})}
+
+    def __call__(self, policy: Policy, batch: Batch) -> LossOutput:
+        found = policy.map_logits(batch, self._compare, other=policy.teacher())  # [T, 3]
+        divergence, likelihood, agreement = (found * batch.token_weights[:, None].to(found)).sum(0)
+        sums = {"divergence": divergence}
+        if self.options.ce_weight:
+            sums["cross_entropy"] = -self.options.ce_weight * likelihood
+        weight = self.terms(batch)["divergence"]
+        metrics = {"nll": (-likelihood.detach(), weight), "teacher_agreement": (agreement.detach(), weight)}
+        return LossOutput(sums=sums, metrics=metrics)
+
+    def _compare(self, own: Tensor, labels: Tensor, theirs: Tensor) -> Tensor:
+        """Return [C, 3] of logits [C, V]: divergence, log p(label), and 1 where both hold the same token likeliest."""
+        own, theirs = widen(own), widen(theirs)
+        soft = self.options.temperature
+        student, teacher = (own / soft).log_softmax(-1), (theirs / soft).log_softmax(-1)
+        straight = student if soft == 1 else own.log_softmax(-1)
+        if self.options.top_k is not None:
+            student, teacher = likeliest(student, teacher, self.options.top_k, self.options.add_tail)
+        divergence = soft**2 * DIVERGENCES[self.options.divergence](student, teacher, self.options.beta or 0.5)
+        likelihood = straight.gather(-1, labels[:, None]).squeeze(-1)
+        agreement = (own.argmax(-1) == theirs.argmax(-1)).to(divergence)
+        return torch.stack([divergence, likelihood, agreement], dim=-1)
+
+
+def widen(logits: Tensor) -> Tensor:
+    """Return the logits in float32 or better."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,0 +1,47 @@
+"""The sums of `distill` from all logits at once, in probabilities and token by token: for the conformance kit."""
+
+from __future__ import annotations
+
+import torch
+from luthier import Batch, Policy
+from torch import Tensor
+
+from luthier_distill import Distill
+
+
+def plain_sums(options: Distill, policy: Policy, batch: Batch) -> dict[str, Tensor]:
+    """Return the sum of each term."""
+    sources, teacher = batch.previous[batch.supervised], policy.teacher()
+    own = policy.head(policy.states(batch)[sources]).double()
+    theirs = teacher.head(teacher.states(batch)[sources]).double()
+    sums = {"divergence": own.sum() * 0}
+    if options.ce_weight:
+        sums["cross_entropy"] = own.sum() * 0
+    for row, position in enumerate(batch.supervised.tolist()):
+        weight = batch.token_weights[position]
+        found = divergence_of(options, (own[row] / options.temperature).softmax(-1), theirs[row])
+        sums["divergence"] = sums["divergence"] + weight * options.temperature**2 * found
+        if options.ce_weight:
+            likelihood = own[row].softmax(-1)[batch.labels[position]].log()
+            sums["cross_entropy"] = sums["cross_entropy"] - options.ce_weight * weight * likelihood
+    return sums
+
+
+def divergence_of(options: Distill, student: Tensor, logits: Tensor) -> Tensor:
+    """Return the divergence of probabilities [V] from those that a teacher's logits [V] give."""
+    teacher = (logits / options.temperature).softmax(-1)
+    if options.top_k is not None and options.top_k < len(teacher):
+        best = teacher.argsort(descending=True)[: options.top_k]
+        parts = [torch.stack([side[t] for t in best]) for side in (student, teacher)]
+        if options.add_tail:
+            parts = [torch.cat([part, 1 - part.sum()[None]]) for part in parts]
+        student, teacher = (part / part.sum() for part in parts)
+    share = options.beta or 0.5
+    mixture = share * teacher + (1 - share) * student
+    if options.divergence == "jsd":
+        return (
+            share * (teacher * (teacher / mixture).log()).sum()
+            + (1 - share) * (student * (student / mixture).log()).sum()
+        )
+    pair = (teacher, student) if options.divergence == "forward_kl" else (student, teacher)
+    return (pair[0] * (pair[0] / pair[1]).log()).sum()

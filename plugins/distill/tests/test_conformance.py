@@ -1,0 +1,16 @@
+"""The conformance kit on the loss, with every divergence among the examples."""
+
+from luthier.testing import conformance
+from luthier_distill import Distill, luthier_losses
+
+EXAMPLES = [
+    Distill(divergence="jsd", beta=0.1, ce_weight=0.5),
+    Distill(divergence="reverse_kl", temperature=2.0),
+    Distill(top_k=2),
+    Distill(divergence="jsd", top_k=3, add_tail=False),
+]
+
+
+@conformance(luthier_losses(), examples=EXAMPLES, vary=False)
+def test_distill_conforms(check):
+    check()

@@ -1,0 +1,57 @@
+"""Distillation trains: a model comes closer to its teacher, which may be quantized, and a cut run goes on to the bit."""
+
+import json
+import os
+import signal
+
+import luthier
+import pytest
+import torch
+from luthier.engine.run import Interrupted
+from luthier.testing.worlds import save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return str(save_tiny_model(tmp_path_factory.mktemp("teacher") / "llama", seed=5))
+
+
+def logged(run):
+    return [json.loads(line) for line in (run.output_path / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"divergence": "reverse_kl", "top_k": 8}, {"divergence": "jsd", "temperature": 2.0, "ce_weight": 0.1}],
+    ids=["forward", "reverse", "jsd"],
+)
+def test_a_model_comes_closer_to_its_teacher(train, teacher, options):
+    run = train(loss={"name": "distill", **options}, adapter="full", teacher=teacher, learning_rate=3e-3,
+                num_train_epochs=6)  # fmt: skip
+    assert run.loss_history[-1] < 0.7 * run.loss_history[0]
+    assert {"nll", "teacher_agreement"} <= logged(run)[-1].keys()
+
+
+def test_a_teacher_may_be_quantized(train, teacher):
+    spec = {"model": teacher, "quantizer": "nf4"}
+    plain, rounded = (train(loss="distill", teacher=t, max_steps=1, output_dir=None) for t in (teacher, spec))
+    assert plain.loss_history[0] == pytest.approx(rounded.loss_history[0], rel=0.2)
+    assert plain.loss_history[0] != rounded.loss_history[0]
+
+
+def test_a_cut_run_goes_on_to_the_bit(train, teacher, tmp_path):
+    dropping = {"name": "lora", "r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"}
+    settings = {"loss": {"name": "distill", "divergence": "jsd"}, "adapter": dropping, "teacher": teacher,
+                "max_steps": 6, "save_steps": 2}  # fmt: skip
+    straight = train(**settings, output_dir=tmp_path / "straight")
+
+    def terminate(step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train(**settings, callbacks=["jsonl", luthier.on(step_ended=terminate)])
+    resumed = train(**settings)
+    assert resumed.loss_history == straight.loss_history
+    ours, theirs = (dict(run.model.named_parameters()) for run in (resumed, straight))
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
