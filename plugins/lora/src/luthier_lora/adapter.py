@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from luthier_lora.layers import Form, Switch, sizes_of
 from luthier_lora.merging import Update, fold, wrappers
 from luthier_lora.options import Dora, Lora
 from luthier_lora.patterns import check_patterns, check_ranks, rank_and_alpha
+from luthier_lora.ranks import choose_ranks, hash_tensor
 from luthier_lora.targets import Targets, find_targets
 from luthier_lora.wrappers import DoraLayer, LoraLayer, PissaLayer, principal_factors
 
@@ -29,13 +29,7 @@ class LoraAdapter:
     """Keeps the adapter protocol for the options of `lora` and `dora`."""
 
     def __init__(self, options: Lora | Dora) -> None:
-        if isinstance(options, Lora) and options.target_parameters and options.lora_dropout:
-            problem = "a parameter's update has no inputs of its own that could be dropped"
-            remedy = "Set lora_dropout: 0, or leave target_parameters out."
-            raise LuthierError("recipe-conflict", problem, where="target_parameters", remedy=remedy)
-        if isinstance(options, Lora) and options.target_parameters and options.init_lora_weights == "pissa":
-            problem, remedy = "a parameter's update begins at zero", "Leave target_parameters or init_lora_weights out."
-            raise LuthierError("recipe-conflict", problem, where="init_lora_weights", found="pissa", remedy=remedy)
+        _refuse_with_parameters(options)
         self.options = options
         self.model: Any = None
         self.targets = Targets()
@@ -49,6 +43,7 @@ class LoraAdapter:
             raise LuthierError("part-unsupported", "this model carries an adapter already", remedy=remedy)
         self.targets = find_targets(model, self.options)
         check_patterns(self.options, self.targets)
+        self.options = choose_ranks(model, self.options, self.targets, context)
         check_ranks(self.options, {name: sizes_of(model.get_submodule(name)) for name in self.targets.layers}, context)
         self.extras = find_extras(model, self.options, self.targets)
         model.requires_grad_(False)
@@ -99,7 +94,11 @@ class LoraAdapter:
 
     def save(self, folder: Path) -> None:
         """A folder that plain PEFT loads."""
-        files.save(Path(folder), files.describe(self.model, self.options, self.targets, self.extras), self.state())
+        files.save(
+            Path(folder),
+            files.describe(self.model, self.options, self.targets, self.extras),
+            files.fold_scales(self.state()),
+        )
 
     def load(self, folder: Path) -> None:
         """Read a folder of ours or of PEFT's into the attached adapter, or raise and change nothing."""
@@ -152,6 +151,7 @@ class LoraAdapter:
             dtype=torch.float64 if double else torch.float32,
             device=tensors[0].device if tensors else context.device,
             trains_bias=self.options.bias != "none",
+            learns_scale=self.options.learn_scale,
         )
 
     @torch.no_grad()
@@ -174,7 +174,18 @@ class LoraAdapter:
         log.info("adapter_attached", targets=counts, chosen=chosen, preset=self.options.preset, trainable=size)
 
 
-def hash_tensor(tensor: Tensor) -> str:
-    """Return a digest of a tensor's values."""
-    plain = tensor.detach().to("cpu").contiguous().view(torch.uint8).numpy()
-    return hashlib.blake2b(plain, digest_size=16).hexdigest()
+def _refuse_with_parameters(options: Lora | Dora) -> None:
+    """`recipe-conflict` for what updates of parameters that are no layers do not have."""
+    if not isinstance(options, Lora) or not options.target_parameters:
+        return
+    if options.lora_dropout:
+        problem = "a parameter's update has no inputs of its own that could be dropped"
+        remedy = "Set lora_dropout: 0, or leave target_parameters out."
+        raise LuthierError("recipe-conflict", problem, where="target_parameters", remedy=remedy)
+    for field, asked in (
+        ("init_lora_weights", options.init_lora_weights == "pissa"),
+        ("learn_scale", options.learn_scale),
+    ):
+        if asked:
+            problem, remedy = "updates of parameters do not have this", f"Leave target_parameters or {field} out."
+            raise LuthierError("recipe-conflict", problem, where=field, found=getattr(options, field), remedy=remedy)

@@ -43,6 +43,7 @@ OURS: Final[Mapping[str, Any]] = {  # with PEFT's defaults
 }
 RANDOM: Final = (True, False, "gaussian", "eva", "orthogonal")  # beginnings that leave the base as it was
 PATTERNS: Final = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
+SCALE: Final = ".lora_scale"
 FITS: Final = "Use the base model and the options that it was trained with."
 
 
@@ -52,6 +53,15 @@ def save(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -
     tensors = {name: tensor.to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def fold_scales(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a state with each learnt scale within its B, as PEFT has no place for one."""
+    folded = {name: tensor for name, tensor in state.items() if not name.endswith(SCALE)}
+    for name in state.keys() - folded.keys():
+        b = f"{name.removesuffix(SCALE)}.lora_B.weight"
+        folded[b] = folded[b] * state[name]
+    return folded
 
 
 def describe(model: Any, options: Lora | Dora, targets: Targets, extras: Extras) -> dict[str, Any]:
@@ -106,7 +116,8 @@ def load(folder: Path, options: Lora | Dora, targets: Targets, state: Mapping[st
     if (config["init_lora_weights"] == "pissa") != (options.init_lora_weights == "pissa"):
         began = config["init_lora_weights"]
         raise _misfit(folder / CONFIG, f"the adapter has init_lora_weights {began!r}, the options another")
-    fill(state, _tensors(folder), str(folder / WEIGHTS), "artifact-mismatch")
+    scales = {name: torch.ones_like(tensor) for name, tensor in state.items() if name.endswith(SCALE)}
+    fill(state, {**_tensors(folder), **scales}, str(folder / WEIGHTS), "artifact-mismatch")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class Form:
     dtype: torch.dtype
     device: torch.device
     trains_bias: bool = False
+    learns_scale: bool = False
 
     def zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=self.dtype, device=self.device)

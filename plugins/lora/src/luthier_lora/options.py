@@ -56,6 +56,19 @@ class LowRank:
     )
     rank_pattern: dict[str, int] = option(factory=dict, help=f"The rank r {PATTERN}")
     alpha_pattern: dict[str, int] = option(factory=dict, help=f"The lora_alpha {PATTERN}")
+    rank_energy: float | None = option(
+        None,
+        help="Choose each layer's rank: as many singular values of its weight as hold this share of their squares, "
+        "r at most.",
+        low=0.0,
+        high=1.0,
+    )
+    rank_budget: int | None = option(
+        None, help="Choose ranks of at most r so that all A and B have at most so many parameters.", low=1
+    )
+    learn_scale: bool = option(
+        False, help="Train a factor of each layer's update besides, which begins at 1; files hold it within B."
+    )
     use_rslora: bool = option(False, help="Scale by lora_alpha / sqrt(r) instead: rank-stabilised LoRA.")
     init_lora_weights: bool = option(True, help=BEGINNING)
     bias: Literal["none", "all", "lora_only"] = option(

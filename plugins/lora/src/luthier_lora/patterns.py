@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from luthier import Context, LuthierError
 
@@ -12,8 +12,14 @@ from luthier_lora.targets import Targets, unmatched
 
 
 def choose_by_pattern(pattern: Mapping[str, int], name: str, otherwise: int) -> int:
-    """Return the value of the first regular expression that fits a layer's name from one of its dots to its end."""
-    return next((value for end, value in pattern.items() if _fits(end, name)), otherwise)
+    """Return the value of the first pattern that fits a layer's name."""
+    end = find_pattern(pattern, name)
+    return otherwise if end is None else pattern[end]
+
+
+def find_pattern(pattern: Iterable[str], name: str) -> str | None:
+    """Return the first regular expression that fits a layer's name from one of its dots to its end."""
+    return next((end for end in pattern if _fits(end, name)), None)
 
 
 def rank_and_alpha(options: LowRank, name: str) -> tuple[int, int]:
@@ -44,7 +50,7 @@ def check_ranks(options: LowRank, sizes: Mapping[str, tuple[int, int]], context:
         return
     by_pattern: dict[str | None, list[str]] = {}
     for name in sizes:
-        by_pattern.setdefault(next((end for end in options.rank_pattern if _fits(end, name)), None), []).append(name)
+        by_pattern.setdefault(find_pattern(options.rank_pattern, name), []).append(name)
     for end, names in by_pattern.items():
         rank = options.r if end is None else options.rank_pattern[end]
         most, widest = max((min(sizes[name]), name) for name in names)

@@ -27,6 +27,7 @@ class LoraLayer(nn.Module):
         self.scale, self.switch, self.dequantize = form.scale, switch, dequantize
         self.lora_A = Factor(form.zeros(form.rank, self.in_features))
         self.lora_B = Factor(form.zeros(self.out_features, form.rank))
+        self.lora_scale = nn.Parameter(torch.ones_like(form.zeros(1))) if form.learns_scale else None
         self.lora_dropout = nn.Dropout(form.dropout)
         self.first_bias = free_bias(base_layer) if form.trains_bias and has_bias(base_layer) else None
         self.train(base_layer.training)
@@ -43,12 +44,19 @@ class LoraLayer(nn.Module):
     def own(self) -> dict[str, nn.Parameter]:
         """The trainable parameters under their names in this module."""
         bias = {} if self.first_bias is None else {"base_layer.bias": self.bias}
-        return {"lora_A.weight": self.lora_A.weight, "lora_B.weight": self.lora_B.weight, **bias}  # type: ignore[dict-item]
+        scale = {} if self.lora_scale is None else {"lora_scale": self.lora_scale}
+        return {"lora_A.weight": self.lora_A.weight, "lora_B.weight": self.lora_B.weight, **scale, **bias}  # type: ignore[dict-item]
+
+    @property
+    def scaled_b(self) -> Tensor:
+        """B [out, r], times the scale that is learnt."""
+        b = self.lora_B.weight
+        return b if self.lora_scale is None else b * self.lora_scale
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # x [..., in]
         if self.switch.enabled and not args and not kwargs and self.is_product(x):
             base = self.base_layer
-            factors = self.lora_A.weight, self.lora_B.weight
+            factors = self.lora_A.weight, self.scaled_b
             dropout = self.lora_dropout.p if self.training else 0.0
             weight = dense_weight(base) if is_dense(base) else base.lend_weight
             return adapted_product(x, weight, getattr(base, "bias", None), *factors, self.scale, dropout)
@@ -69,7 +77,7 @@ class LoraLayer(nn.Module):
         """scale B A x [..., out]; scaled last, as in PEFT, so that float32 results are the same to the bit."""
         dtype = compute_dtype(x, self.lora_A.weight)
         inner = functional.linear(self.lora_dropout(x.to(dtype)), self.lora_A.weight.to(dtype))  # [..., r]
-        return functional.linear(inner, self.lora_B.weight.to(dtype)) * self.scale
+        return functional.linear(inner, self.scaled_b.to(dtype)) * self.scale
 
     def base_weight(self) -> Tensor:
         """[out, in] in float32 or better, dequantized where it must be."""
@@ -80,7 +88,7 @@ class LoraLayer(nn.Module):
     def folded(self) -> Tensor:
         """[out, in] in float32 or better: the weight of one plain layer that computes the same."""
         weight = self.base_weight()
-        return weight.addmm(self.lora_B.weight.to(weight.dtype), self.lora_A.weight.to(weight.dtype), alpha=self.scale)
+        return weight.addmm(self.scaled_b.to(weight.dtype), self.lora_A.weight.to(weight.dtype), alpha=self.scale)
 
 
 class PissaLayer(LoraLayer):
@@ -116,7 +124,7 @@ class PissaLayer(LoraLayer):
     def folded(self) -> Tensor:
         weight = self.base_weight()
         a, b, a0, b0 = (
-            tensor.to(weight.dtype) for tensor in (self.lora_A.weight, self.lora_B.weight, self.first_A, self.first_B)
+            tensor.to(weight.dtype) for tensor in (self.lora_A.weight, self.scaled_b, self.first_A, self.first_B)
         )
         return weight + self.scale * (b @ a - b0 @ a0)
 
@@ -161,7 +169,7 @@ class DoraLayer(LoraLayer):
         n^2 = |W|^2 + 2 scale rowsum((W A^T) o B) + scale^2 rowsum((B A A^T) o B). It is kept above the rounding error
         of the sum, so that a row of zeros divides by no zero.
         """
-        a, b = self.lora_A.weight, self.lora_B.weight
+        a, b = self.lora_A.weight, self.scaled_b
         with torch.autocast(a.device.type, enabled=False):
             weight = self.base_weight().to(a.dtype)
             own = self.base_square if is_dense(self.base_layer) else weight.square().sum(1)  # a schedule may change it
