@@ -53,6 +53,7 @@ def without():
 CASES = [
     ("adapter", "lora", "luthier-lora"),
     ("adapter", {"name": "dora", "r": 4}, "luthier-lora"),
+    ("adapter", "adalora", "luthier-lora"),
     ("adapter", "peft.oft", "luthier-peft"),
     ("adapter", "slao", "luthier-slao"),
     ("adapter", "p_tuning_v2", "luthier-prompt"),

@@ -1,4 +1,4 @@
-"""What luthier-lora offers: the adapters `lora` and `dora`, described without importing torch."""
+"""What luthier-lora offers: the adapters `lora`, `dora` and `adalora`, described without importing torch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from luthier import AdapterRecord, hookimpl
 
-from luthier_lora.options import Dora, Lora
+from luthier_lora.options import AdaLora, Dora, Lora
 
-__all__ = ["Dora", "Lora", "luthier_adapters", "options_of"]
+__all__ = ["AdaLora", "Dora", "Lora", "luthier_adapters", "options_of"]
 
 
-def options_of(folder: str | Path) -> Lora | Dora:
+def options_of(folder: str | Path) -> Lora | Dora | AdaLora:
     """The options under which an adapter in this folder, ours or PEFT's, can be attached and loaded."""
     from luthier_lora.files import read_options
 
@@ -35,6 +35,13 @@ def luthier_adapters() -> list[AdapterRecord]:
             summary="LoRA with the magnitude of each output row trained on its own (DoRA), in PEFT's files.",
             options=Dora,
             build=build,
+            provides=tags,
+        ),
+        AdapterRecord(
+            name="adalora",
+            summary="LoRA whose ranks move to the layers that need them, within a budget (AdaLoRA), in PEFT's files.",
+            options=AdaLora,
+            build="luthier_lora.adalora:AdaLoraAdapter",
             provides=tags,
         ),
     ]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import attrs
 import torch
 from luthier import LuthierError
 from safetensors import SafetensorError
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from luthier_lora.extras import Extras
-from luthier_lora.options import Dora, Lora
+from luthier_lora.options import AdaLora, Dora, Lora
 from luthier_lora.patterns import choose_by_pattern
 from luthier_lora.targets import Targets
 
@@ -106,43 +107,52 @@ def load(folder: Path, options: Lora | Dora, targets: Targets, state: Mapping[st
     mine = {"use_rslora": options.use_rslora, "use_dora": isinstance(options, Dora), "bias": options.bias}
     for name, value in mine.items():
         if config[name] != value:
-            raise _misfit(folder / CONFIG, f"the adapter has {name} {config[name]!r}, the options {value!r}")
+            raise misfit(folder / CONFIG, f"the adapter has {name} {config[name]!r}, the options {value!r}")
     for field, pattern in PATTERNS.items():
         for layer in targets.modules:
             theirs = choose_by_pattern(config[pattern] or {}, layer, config[field])
             value = choose_by_pattern(getattr(options, pattern), layer, getattr(options, field))
             if theirs != value:
-                raise _misfit(folder / CONFIG, f"the adapter has {field} {theirs!r} at {layer}, the options {value!r}")
+                raise misfit(folder / CONFIG, f"the adapter has {field} {theirs!r} at {layer}, the options {value!r}")
     if (config["init_lora_weights"] == "pissa") != (options.init_lora_weights == "pissa"):
         began = config["init_lora_weights"]
-        raise _misfit(folder / CONFIG, f"the adapter has init_lora_weights {began!r}, the options another")
+        raise misfit(folder / CONFIG, f"the adapter has init_lora_weights {began!r}, the options another")
     scales = {name: torch.ones_like(tensor) for name, tensor in state.items() if name.endswith(SCALE)}
-    fill(state, {**_tensors(folder), **scales}, str(folder / WEIGHTS), "artifact-mismatch")
+    fill(state, {**read_tensors(folder), **scales}, str(folder / WEIGHTS), "artifact-mismatch")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """adapter_config.json, checked to be of a LoRA or DoRA that needs nothing but its matrices."""
+    config = read_json(folder, "LORA")
+    for name, value in config.items():
+        if _changes_meaning(name, value):
+            raise misfit(folder / CONFIG, f"it uses {name}: {value!r}", "Use the adapter peft.lora for it.")
+    return {**OURS, **config}
+
+
+def read_json(folder: Path, kind: str) -> dict[str, Any]:
+    """adapter_config.json, checked to be of this kind of PEFT's."""
     path = folder / CONFIG
     if not path.is_file():
         raise LuthierError("artifact-not-found", f"no {CONFIG} in this folder", where=str(folder))
     try:
         config = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise _misfit(path, f"not JSON: {error}", "Copy the file again.") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else config
-        raise _misfit(path, f"peft_type is {kind!r}, not 'LORA'", "Use the adapter peft.<method> that made it.")
-    for name, value in config.items():
-        if _changes_meaning(name, value):
-            raise _misfit(path, f"it uses {name}: {value!r}", "Use the adapter peft.lora for it.")
-    return {**OURS, **config}
+        raise misfit(path, f"not JSON: {error}", "Copy the file again.") from None
+    if not isinstance(config, dict) or config.get("peft_type") != kind:
+        found = config.get("peft_type") if isinstance(config, dict) else config
+        raise misfit(path, f"peft_type is {found!r}, not {kind!r}", "Use the adapter peft.<method> that made it.")
+    return config
 
 
-def read_options(folder: Path) -> Lora | Dora:
+def read_options(folder: Path) -> Lora | Dora | AdaLora:
     """The options under which this folder's adapter can be attached and loaded."""
+    if is_adalora(folder):
+        given = read_json(folder, "ADALORA")
+        return AdaLora(**{f.name: given[f.name] for f in attrs.fields(AdaLora) if given.get(f.name) is not None})
     config = read_config(folder)
     if config.get("layers_to_transform"):
-        raise _misfit(folder / CONFIG, "it uses layers_to_transform", "Name the layers in target_modules.")
+        raise misfit(folder / CONFIG, "it uses layers_to_transform", "Name the layers in target_modules.")
     names = ("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora", "rank_pattern",
              "alpha_pattern", "bias", "modules_to_save")  # fmt: skip
     given = {name: config[name] for name in names if config.get(name) is not None}
@@ -150,6 +160,12 @@ def read_options(folder: Path) -> Lora | Dora:
         return Dora(**given)
     began: Any = "pissa" if config["init_lora_weights"] == "pissa" else True
     return Lora(**given, target_parameters=config.get("target_parameters"), init_lora_weights=began)
+
+
+def is_adalora(folder: Path) -> bool:
+    """Whether a folder says that its adapter is one of AdaLoRA."""
+    path = folder / CONFIG
+    return path.is_file() and '"ADALORA"' in path.read_text("utf-8", errors="replace")
 
 
 def fill(state: Mapping[str, Tensor], given: Mapping[str, Any], where: str, code: str) -> None:
@@ -167,7 +183,8 @@ def fill(state: Mapping[str, Tensor], given: Mapping[str, Any], where: str, code
             tensor.copy_(given[name])
 
 
-def _tensors(folder: Path) -> dict[str, Tensor]:
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of adapter_model.safetensors."""
     path = folder / WEIGHTS
     if not path.is_file():
         pickled = (folder / "adapter_model.bin").is_file()
@@ -176,7 +193,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise _misfit(path, f"not a whole safetensors file: {error}", "Copy the file again.") from None
+        raise misfit(path, f"not a whole safetensors file: {error}", "Copy the file again.") from None
 
 
 def _changes_meaning(name: str, value: object) -> bool:
@@ -185,5 +202,5 @@ def _changes_meaning(name: str, value: object) -> bool:
     return not (name in NEUTRAL or name in OURS or not value)
 
 
-def _misfit(path: Path, problem: str, remedy: str = FITS) -> LuthierError:
+def misfit(path: Path, problem: str, remedy: str = FITS) -> LuthierError:
     return LuthierError("artifact-mismatch", problem, where=str(path), remedy=remedy)

@@ -112,3 +112,28 @@ class Lora(LowRank):
 @attrs.frozen(kw_only=True)
 class Dora(LowRank):
     """`adapter: {name: dora, r: 8, ...}`"""
+
+
+@attrs.frozen(kw_only=True)
+class AdaLora:
+    """`adapter: {name: adalora, init_r: 12, target_r: 8, ...}`"""
+
+    init_r: int = option(12, help="Rank of every update at first.", low=1)
+    target_r: int = option(8, help="Mean rank of all updates at the end.", low=1)
+    lora_alpha: int = option(16, help="The update is scaled by lora_alpha / init_r.", low=1)
+    lora_dropout: float = option(0.05, help="Share of an update's inputs that training drops.", low=0.0, high=0.99)
+    target_modules: str | list[str] | None = option(None, help=TARGETS)
+    exclude_modules: str | list[str] | None = option(
+        None, help="Layers to leave out, by the end of their name (a list) or by a regular expression (a string)."
+    )
+    tinit: int = option(0, help="Steps at first in which no rank is taken away.", low=0)
+    tfinal: int = option(0, help="Steps at the end in which the ranks that are left train on.", low=0)
+    deltaT: int = option(1, help="Ranks are taken away at every step of which this is a divisor.", low=1)
+    beta1: float = option(0.85, help="Decay of the mean importance.", low=0.0, high=0.9999)
+    beta2: float = option(0.85, help="Decay of the mean uncertainty of the importance.", low=0.0, high=0.9999)
+    orth_reg_weight: float = option(0.5, help="Weight of the penalty that keeps A and B orthogonal.", low=0.0)
+
+    def __attrs_post_init__(self) -> None:
+        if self.target_r > self.init_r:
+            problem, remedy = f"it is above init_r, {self.init_r}", "Ranks only fall: give a larger init_r."
+            raise LuthierError("recipe-conflict", problem, where="AdaLora.target_r", found=self.target_r, remedy=remedy)

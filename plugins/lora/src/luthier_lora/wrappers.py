@@ -48,6 +48,11 @@ class LoraLayer(nn.Module):
         return {"lora_A.weight": self.lora_A.weight, "lora_B.weight": self.lora_B.weight, **scale, **bias}  # type: ignore[dict-item]
 
     @property
+    def scaled_a(self) -> Tensor:
+        """A [r, in] as it is multiplied."""
+        return self.lora_A.weight
+
+    @property
     def scaled_b(self) -> Tensor:
         """B [out, r], times the scale that is learnt."""
         b = self.lora_B.weight
@@ -56,7 +61,7 @@ class LoraLayer(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # x [..., in]
         if self.switch.enabled and not args and not kwargs and self.is_product(x):
             base = self.base_layer
-            factors = self.lora_A.weight, self.scaled_b
+            factors = self.scaled_a, self.scaled_b
             dropout = self.lora_dropout.p if self.training else 0.0
             weight = dense_weight(base) if is_dense(base) else base.lend_weight
             return adapted_product(x, weight, getattr(base, "bias", None), *factors, self.scale, dropout)
@@ -76,7 +81,7 @@ class LoraLayer(nn.Module):
     def update(self, x: Tensor) -> Tensor:
         """scale B A x [..., out]; scaled last, as in PEFT, so that float32 results are the same to the bit."""
         dtype = compute_dtype(x, self.lora_A.weight)
-        inner = functional.linear(self.lora_dropout(x.to(dtype)), self.lora_A.weight.to(dtype))  # [..., r]
+        inner = functional.linear(self.lora_dropout(x.to(dtype)), self.scaled_a.to(dtype))  # [..., r]
         return functional.linear(inner, self.scaled_b.to(dtype)) * self.scale
 
     def base_weight(self) -> Tensor:
@@ -88,7 +93,7 @@ class LoraLayer(nn.Module):
     def folded(self) -> Tensor:
         """[out, in] in float32 or better: the weight of one plain layer that computes the same."""
         weight = self.base_weight()
-        return weight.addmm(self.scaled_b.to(weight.dtype), self.lora_A.weight.to(weight.dtype), alpha=self.scale)
+        return weight.addmm(self.scaled_b.to(weight.dtype), self.scaled_a.to(weight.dtype), alpha=self.scale)
 
 
 class PissaLayer(LoraLayer):
@@ -139,6 +144,22 @@ def principal_factors(weight: Tensor, rank: int, scale: float) -> dict[str, Tens
     a, b = weight.new_zeros(rank, weight.shape[1]), weight.new_zeros(weight.shape[0], rank)
     a[: len(root)], b[:, : len(root)] = root[:, None] * right[:rank], left[:, :rank] * root
     return {"A": a, "B": b}
+
+
+class AdaLoraLayer(LoraLayer):
+    """y = base(x) + scale B (E o A) x, where E [r, 1] stands for singular values (Zhang et al. 2023, 2303.10512)."""
+
+    def __init__(self, base_layer: nn.Module, form: Form, switch: Switch, dequantize: Dequantize) -> None:
+        super().__init__(base_layer, form, switch, dequantize)
+        self.lora_E = nn.Parameter(form.zeros(form.rank, 1))
+
+    @property
+    def scaled_a(self) -> Tensor:
+        return self.lora_A.weight * self.lora_E
+
+    def own(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters under PEFT's names, which differ from those of LoRA."""
+        return {"lora_A": self.lora_A.weight, "lora_B": self.lora_B.weight, "lora_E": self.lora_E}
 
 
 class DoraLayer(LoraLayer):

@@ -1,0 +1,154 @@
+"""The part `adalora`: LoRA's wrappers with a singular value for each rank, of which a budget takes some away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from luthier import Context, Progress
+from torch import Tensor, nn
+
+from luthier_lora import files
+from luthier_lora.adapter import LoraAdapter
+from luthier_lora.budget import Budget, clear_rows, make_budget, orthogonality, read_whole
+from luthier_lora.layers import Form
+from luthier_lora.merging import Update, wrappers
+from luthier_lora.options import AdaLora, Lora
+from luthier_lora.wrappers import AdaLoraLayer, LoraLayer
+
+ENDS = ("lora_A", "lora_B", "lora_E")
+
+
+class AdaLoraAdapter(LoraAdapter):
+    """Keeps the adapter protocol for the options of `adalora`."""
+
+    def __init__(self, options: AdaLora) -> None:
+        shared = Lora(
+            r=options.init_r,
+            lora_alpha=options.lora_alpha,
+            lora_dropout=options.lora_dropout,
+            target_modules=options.target_modules,
+            exclude_modules=options.exclude_modules,
+        )
+        super().__init__(shared)
+        self.schedule = options
+        self.budget: Budget
+        self._gradients: dict[str, Tensor | None] = {}
+
+    def attach(self, model: Any, context: Context) -> Any:
+        model = super().attach(model, context)
+        self.budget = make_budget(self.schedule, len(self.targets.layers), context)
+        return model
+
+    def gradients_ready(self) -> None:
+        """Keep this step's gradients: they are read after the step, clipped, and the loop may have let go of them."""
+        self._gradients = {name: parameter.grad for name, parameter in self._named().items()}
+
+    def stepped(self, progress: Progress) -> None:
+        """Take the step's importance into the means, and the ranks over budget away."""
+        named, budget = self._named(), self.budget
+        if progress.step < budget.settled_at or not budget.means:
+            values = {name: read_whole(parameter) for name, parameter in named.items()}
+            given = {n: values[n].new_zeros(()) if g is None else read_whole(g) for n, g in self._gradients.items()}
+            budget.observe(values, given)
+        if budget.is_due(progress.step):
+            budget.choose(list(self.targets.layers), budget.ranks_at(progress.step))
+        if budget.is_due(progress.step) or progress.step > budget.settled_at:
+            self._clear()
+        self._gradients = {}
+
+    def penalty(self) -> Tensor | None:
+        weight = self.schedule.orth_reg_weight
+        return weight * orthogonality(self._layers()) if weight else None
+
+    def state(self) -> dict[str, Any]:
+        return {"parameters": super().state(), "budget": self.budget.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        files.fill(super().state(), state.get("parameters", {}), "adapter state", "checkpoint-corrupt")
+        self.budget.load_state(state["budget"], next(iter(self._named().values())).device)
+
+    def save(self, folder: Path) -> None:
+        """A folder that plain PEFT loads, without the ranks that are gone."""
+        kept = self._settled()
+        tensors = {name: _cut(name, tensor, kept) for name, tensor in super().state().items()}
+        config = files.describe(
+            self.model, attrs.evolve(self.options, init_lora_weights=True), self.targets, self.extras
+        )
+        own = {field.name: getattr(self.schedule, field.name) for field in attrs.fields(AdaLora)}
+        named = {name: config[name] for name in ("target_modules", "exclude_modules")}
+        pattern = {f"{layer}.lora_E": ranks for layer, ranks in kept.items()} or None
+        files.save(
+            Path(folder),
+            {**config, **own, **named, "peft_type": "ADALORA", "r": 8, "total_step": self.budget.total_steps,
+             "rank_pattern": pattern},
+            tensors,
+        )  # fmt: skip
+
+    def load(self, folder: Path) -> None:
+        """Read a folder of ours or of PEFT's at its full rank, zeros where a rank is gone; or change nothing."""
+        folder = Path(folder)
+        config = files.read_json(folder, "ADALORA")
+        for name in ("init_r", "lora_alpha"):
+            if config.get(name) != getattr(self.schedule, name):
+                problem = f"the adapter has {name} {config.get(name)!r}, the options {getattr(self.schedule, name)!r}"
+                raise files.misfit(folder / files.CONFIG, problem)
+        kept = {name.removesuffix(".lora_E"): ranks for name, ranks in (config.get("rank_pattern") or {}).items()}
+        tensors = {name: _spread(name, tensor, kept) for name, tensor in files.read_tensors(folder).items()}
+        files.fill(super().state(), tensors, str(folder / files.WEIGHTS), "artifact-mismatch")
+        self.budget.kept = kept or None
+
+    def _class(self) -> type[LoraLayer]:
+        return AdaLoraLayer
+
+    def _form(self, name: str, module: nn.Module, context: Context) -> Form:
+        rank = self.schedule.init_r
+        return attrs.evolve(super()._form(name, module, context), scale=self.schedule.lora_alpha / (rank + 1e-5))
+
+    @torch.no_grad()
+    def _draw(self, wrapper: Update, generator: torch.Generator) -> None:
+        """A and B normal with deviation 0.02, as in the paper's code; E stays zero."""
+        for factor in (wrapper.lora_A, wrapper.lora_B):
+            drawn = torch.empty(factor.weight.shape, dtype=torch.float32)
+            factor.weight.copy_(drawn.normal_(std=0.02, generator=generator))
+
+    def _layers(self) -> dict[str, AdaLoraLayer]:
+        return {name: layer for name, layer in wrappers(self.model).items() if isinstance(layer, AdaLoraLayer)}
+
+    def _clear(self) -> None:
+        for name, layer in self._layers().items():
+            clear_rows(layer.lora_E, (self.budget.kept or {}).get(name, [True] * self.schedule.init_r))
+
+    def _settled(self) -> dict[str, list[bool]]:
+        """The ranks kept, where all others are zero now: between two choices the optimizer moves them again."""
+        kept = self.budget.kept or {}
+        for name, layer in self._layers().items():
+            if name in kept and read_whole(layer.lora_E)[~torch.tensor(kept[name])].any():
+                return {}
+        return kept
+
+
+def _layer_of(name: str) -> str:
+    return name.removeprefix(files.PREFIX).rpartition(".")[0]
+
+
+def _cut(name: str, tensor: Tensor, kept: Mapping[str, list[bool]]) -> Tensor:
+    """A tensor of a layer without the ranks that are gone."""
+    ranks = kept.get(_layer_of(name))
+    if ranks is None:
+        return tensor
+    mask = torch.tensor(ranks, device=tensor.device)
+    return tensor[:, mask] if name.endswith("lora_B") else tensor[mask]
+
+
+def _spread(name: str, tensor: Tensor, kept: Mapping[str, list[bool]]) -> Tensor:
+    """A tensor of a file at full rank; one whose size is not that of its pattern is left for the check of shapes."""
+    ranks = kept.get(_layer_of(name))
+    dim = 1 if name.endswith("lora_B") else 0
+    if ranks is None or tensor.shape[dim] != sum(ranks):
+        return tensor
+    shape = [len(ranks) if index == dim else size for index, size in enumerate(tensor.shape)]
+    return tensor.new_zeros(shape).index_copy(dim, torch.tensor(ranks).nonzero().flatten(), tensor)
