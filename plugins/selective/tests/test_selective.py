@@ -82,7 +82,9 @@ def test_modules_without_options_trains_the_norms(attached, architecture):
     assert {group.role for group in adapter.groups()} <= {"norm", "bias"}
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize(
+    "architecture", ["gpt2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("llama", "gemma2"))]
+)
 @FORM
 def test_merged_it_is_a_plain_model_of_the_same_outputs(attached, logits, tmp_path, options, architecture):
     if options == BitFit() and architecture not in BIASED:
@@ -110,7 +112,7 @@ def test_files_and_state_come_back_to_the_bit(attached, logits, tmp_path, option
     assert torch.equal(logits(again), logits(model))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.lists(st.integers(1, 63), min_size=1, max_size=5, unique=True), st.sampled_from(["llama", "gpt2", "gemma2"]))
 def test_rows_compute_and_learn_as_rows_of_the_whole_weight_would(ids, architecture):
     tokens = torch.arange(64)[None]  # 0 is the padding, whose row an embedding never trains

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from luthier_lora import files
 from luthier_lora.adapter import LoraAdapter
-from luthier_lora.budget import Budget, clear_rows, make_budget, orthogonality, read_whole
+from luthier_lora.budget import Budget, clear_rows, gather, make_budget, orthogonality
 from luthier_lora.layers import Form
 from luthier_lora.merging import Update, wrappers
 from luthier_lora.options import AdaLora, Lora
@@ -51,8 +51,8 @@ class AdaLoraAdapter(LoraAdapter):
         """Take the step's importance into the means, and the ranks over budget away."""
         named, budget = self._named(), self.budget
         if progress.step < budget.settled_at or not budget.means:
-            values = {name: read_whole(parameter) for name, parameter in named.items()}
-            given = {n: values[n].new_zeros(()) if g is None else read_whole(g) for n, g in self._gradients.items()}
+            values = {name: gather(parameter.detach()) for name, parameter in named.items()}
+            given = {n: values[n].new_zeros(()) if g is None else gather(g) for n, g in self._gradients.items()}
             budget.observe(values, given)
         if budget.is_due(progress.step):
             budget.choose(list(self.targets.layers), budget.ranks_at(progress.step))
@@ -126,7 +126,7 @@ class AdaLoraAdapter(LoraAdapter):
         """The ranks kept, where all others are zero now: between two choices the optimizer moves them again."""
         kept = self.budget.kept or {}
         for name, layer in self._layers().items():
-            if name in kept and read_whole(layer.lora_E)[~torch.tensor(kept[name])].any():
+            if name in kept and gather(layer.lora_E.detach()).cpu()[~torch.tensor(kept[name])].any():
                 return {}
         return kept
 

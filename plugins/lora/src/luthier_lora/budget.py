@@ -96,15 +96,15 @@ def orthogonality(layers: Mapping[str, AdaLoraLayer]) -> Tensor:
     """Scalar: the mean over every A and B of the Frobenius norm of P P^T - I (eq. 4 of the paper)."""
     norms = []
     for layer in layers.values():
-        a, b = layer.lora_A.weight, layer.lora_B.weight
+        a, b = gather(layer.lora_A.weight), gather(layer.lora_B.weight)
         for gram in (a @ a.T, b.T @ b):
             norms.append(torch.linalg.norm(gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)))
     return torch.stack(norms).mean()
 
 
-def read_whole(tensor: Tensor) -> Tensor:
-    """Return a tensor, gathered from all ranks where it is sharded."""
-    return tensor.full_tensor().detach() if hasattr(tensor, "full_tensor") else tensor.detach()  # type: ignore[operator]
+def gather(tensor: Tensor) -> Tensor:
+    """Return a tensor, gathered from all ranks where it is sharded; its gradient goes back to the shards."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
 
 
 @torch.no_grad()

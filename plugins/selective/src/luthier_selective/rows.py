@@ -19,7 +19,7 @@ class TokenRows(nn.Module):
     def __init__(self, base_layer: nn.Module, ids: Tensor, rows: nn.Parameter) -> None:
         super().__init__()
         self.base_layer, self.rows = base_layer, rows
-        self.register_buffer("ids", ids, persistent=False)  # [n] int64
+        self.register_buffer("ids", ids.clone(), persistent=False)  # [n] int64, of each module its own
         self.train(base_layer.training)
 
     def __getattr__(self, name: str) -> Any:
