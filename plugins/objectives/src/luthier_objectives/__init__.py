@@ -1,0 +1,95 @@
+"""What luthier-objectives offers: shaped supervised losses and unlearning, described without importing torch."""
+
+from __future__ import annotations
+
+import attrs
+from luthier import LossRecord, LuthierError, hookimpl, option
+
+__all__ = ["AnchoredSft", "Negated", "Npo", "ShapedSft", "luthier_losses"]
+
+
+@attrs.frozen(kw_only=True)
+class ShapedSft:
+    """Options of `shaped_sft`."""
+
+    label_smoothing: float = option(
+        0.0, help="Share of each label's probability that goes to all tokens alike.", low=0.0, high=0.99
+    )
+    z_loss: float = option(
+        0.0, help="Weight of the squared logarithm of the softmax's denominator.", low=0.0, high=10.0
+    )
+    dft: bool = option(False, help="Weight each token by the probability that the model gives it (DFT).")
+
+    def __attrs_post_init__(self) -> None:
+        if self.dft and self.label_smoothing:
+            problem = "dft weights a token by the probability of its label, and smoothing has no single label"
+            where, remedy = f"{type(self).__name__}.label_smoothing", "Leave it at 0, or dft off."
+            raise LuthierError("recipe-conflict", problem, where=where, found=self.label_smoothing, remedy=remedy)
+
+
+@attrs.frozen(kw_only=True)
+class AnchoredSft(ShapedSft):
+    """Options of `anchored_sft`."""
+
+    kl_weight: float = option(
+        0.1, help="Weight of KL(model || reference) at each supervised token.", low=1e-6, high=1e3
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Npo:
+    """Options of `npo`."""
+
+    beta: float = option(0.1, help="How soon an answer counts as forgotten: smaller is later.", low=1e-3, high=100.0)
+    retain_weight: float = option(1.0, help="Weight of the likelihood of rows to be kept.", low=0.0, high=1e3)
+
+
+@attrs.frozen(kw_only=True)
+class Negated:
+    """Options of `negated`."""
+
+    forget_weight: float = option(1.0, help="Weight of the negated likelihood of rows to forget.", low=1e-6, high=1e3)
+    retain_weight: float = option(1.0, help="Weight of the likelihood of rows to be kept.", low=0.0, high=1e3)
+
+
+@hookimpl
+def luthier_losses() -> list[LossRecord]:
+    return [*_supervised(), *_unlearning()]
+
+
+def _supervised() -> list[LossRecord]:
+    return [
+        LossRecord(
+            name="shaped_sft",
+            summary="Supervised fine-tuning with label smoothing, z-loss or tokens weighted by their probability.",
+            options=ShapedSft,
+            build="luthier_objectives.supervised:ShapedLoss",
+        ),
+        LossRecord(
+            name="anchored_sft",
+            summary="The same, and a divergence that holds the model to the reference.",
+            options=AnchoredSft,
+            build="luthier_objectives.supervised:AnchoredLoss",
+            needs="reference",
+        ),
+    ]
+
+
+def _unlearning() -> list[LossRecord]:
+    return [
+        LossRecord(
+            name="npo",
+            summary="Unlearning by negative preference: rows with `forget: true` less likely than under the reference.",
+            options=Npo,
+            build="luthier_objectives.unlearning:NpoLoss",
+            columns={"forget": "bool"},
+            needs="reference",
+        ),
+        LossRecord(
+            name="negated",
+            summary="Unlearning by gradient ascent: rows with `forget: true` become less likely, without bound.",
+            options=Negated,
+            build="luthier_objectives.unlearning:NegatedLoss",
+            columns={"forget": "bool"},
+        ),
+    ]

@@ -1,0 +1,46 @@
+"""Shaped and unlearning losses train: what is to be forgotten becomes unlikely, and the rest does not."""
+
+import json
+
+import luthier
+import pytest
+
+
+def logged(run):
+    return [json.loads(line) for line in (run.output_path / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory):
+    """16 rows, every other one to be forgotten."""
+    path = tmp_path_factory.mktemp("marked") / "rows.jsonl"
+    rows = [{"prompt": f"{i}?", "completion": "yes" if i % 2 else "no", "forget": bool(i % 2)} for i in range(16)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("loss", ["npo", "negated"])
+def test_rows_to_forget_become_unlikely_and_the_others_likely(train, marked, loss):
+    run = train(data=marked, loss=loss, max_steps=12, global_batch_size=16)
+    lines = logged(run)
+    assert lines[-1]["nll/retain"] < lines[0]["nll/retain"] - 0.5
+    if loss == "npo":
+        assert lines[0]["log_ratio/forget"] == pytest.approx(0.0, abs=1e-5)
+        assert lines[-1]["log_ratio/forget"] < -1.0
+    else:
+        assert lines[-1]["nll/forget"] > lines[0]["nll/forget"] + 0.5
+
+
+def test_a_pull_to_the_reference_keeps_the_model_near_it(train, data_file):
+    runs = [
+        train(data=str(data_file), loss={"name": "anchored_sft", "kl_weight": weight}, max_steps=8, output_dir=None)
+        for weight in (0.01, 10.0)
+    ]
+    loose, tight = (logged(run)[-1] for run in runs)
+    assert tight["kl"] < 0.5 * loose["kl"]
+    assert tight["nll"] > loose["nll"]
+
+
+def test_a_row_that_does_not_say_whether_to_forget_is_refused(train, data_file):
+    with pytest.raises(luthier.LuthierError, match="forget"):
+        train(data=str(data_file), loss="npo", max_steps=1)
