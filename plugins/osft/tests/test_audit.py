@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import luthier
 import pytest
 import torch
 from luthier_osft import Osft
@@ -11,9 +12,12 @@ from luthier_osft.audit import audit_weight
 from safetensors.torch import load_file, save_file
 
 
-@pytest.fixture
-def run(train):
-    return train(adapter=Osft(), merge=True)
+@pytest.fixture(scope="module")
+def run(model_folder, rows_of, tmp_path_factory):
+    return luthier.train(
+        model=str(model_folder), data=rows_of("one"), adapter=Osft(), merge=True, callbacks=[], max_steps=4,
+        learning_rate=1e-2, memory_check=False, output_dir=tmp_path_factory.mktemp("audit"), global_batch_size=4,
+    )  # fmt: skip
 
 
 def test_a_run_of_ours_keeps_its_directions(run, model_folder, capsys):

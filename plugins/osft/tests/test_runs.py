@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 FORMS = ("core", "factored")
+SAMPLE = ("core", pytest.param("factored", marks=pytest.mark.slow))
 TOKENS = torch.arange(3, 15)[None]
 
 
@@ -34,7 +35,7 @@ def logits(model):
         return model.eval()(input_ids=TOKENS, use_cache=False).logits
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", SAMPLE)
 def test_the_merged_checkpoint_has_the_original_keys_and_is_read_by_plain_transformers(train, model_folder, form):
     run = train(adapter=Osft(form=form), merge=True)
     merged, base = (AutoModelForCausalLM.from_pretrained(f) for f in (run.merged, model_folder))
@@ -61,8 +62,15 @@ def test_an_interrupted_run_resumes_bit_for_bit(train, tmp_path, form):
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("form", "strategy"),
+    [
+        ("core", "fsdp"),
+        ("factored", "fsdp"),
+        pytest.param("core", "ddp", marks=pytest.mark.slow),
+        pytest.param("factored", "ddp", marks=pytest.mark.slow),
+    ],
+)
 def test_two_ranks_train_as_one_does(train, model_folder, tmp_path, form, strategy):
     exact = {"model": {"name_or_path": str(model_folder), "dtype": "float64"}, "adapter": Osft(form=form)}
     settings = {**train.settings, **exact}
@@ -74,10 +82,10 @@ def test_two_ranks_train_as_one_does(train, model_folder, tmp_path, form, strate
     assert all(torch.allclose(one[name], other[name], atol=1e-9) for name in one)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", SAMPLE)
 def test_packing_and_micro_batches_change_no_loss(train, model_folder, tmp_path, form):
     exact = {"model": {"name_or_path": str(model_folder), "dtype": "float64"}, "adapter": Osft(form=form)}
-    ways = [{}, {"packing": False}, {"max_tokens_per_device": 24}]
+    ways = [{"max_steps": 2, **way} for way in ({}, {"packing": False}, {"max_tokens_per_device": 24})]
     found = [train(**exact, **way, output_dir=str(tmp_path / f"{i}")).loss_history for i, way in enumerate(ways)]
     assert found[1] == pytest.approx(found[0], rel=1e-9) and found[2] == pytest.approx(found[0], rel=1e-9)
 

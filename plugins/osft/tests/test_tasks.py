@@ -10,7 +10,7 @@ from luthier_osft import Osft, adapter
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-FORMS = ("core", "factored")
+FORMS = ("core", pytest.param("factored", marks=pytest.mark.slow))
 LAYER = "model.layers.0.self_attn.q_proj"
 
 
@@ -74,6 +74,7 @@ def test_an_interrupted_sequence_equals_an_undisturbed_one(sequence, tmp_path, f
         assert equal(trained(one), trained(other)) and equal(merged(one), merged(other))
 
 
+@pytest.mark.slow
 def test_the_artifact_of_a_later_task_opens_on_the_original_base(sequence, tmp_path):
     report = luthier.continual(sequence, adapter=Osft(), output_dir=tmp_path, eval_base=False)
     luthier.merge(report.runs[1], tmp_path / "again")
@@ -82,6 +83,7 @@ def test_the_artifact_of_a_later_task_opens_on_the_original_base(sequence, tmp_p
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "again").num_parameters() > 0
 
 
+@pytest.mark.slow
 def test_a_schedule_preserves_nothing_in_the_first_task_and_half_in_the_second(sequence, tmp_path):
     report = luthier.continual(sequence, adapter=Osft(rank_rule="schedule"), output_dir=tmp_path, eval_base=False)
     first, second = (trained(run) for run in report.runs)
@@ -99,6 +101,7 @@ def in_turn(settings):
     return [str(run) for run in luthier.continual(settings).runs]
 
 
+@pytest.mark.slow
 def test_two_ranks_train_the_sequence_that_one_does(sequence, tmp_path, model_folder):
     exact = {"model": {"name_or_path": str(model_folder), "dtype": "float64"}, "adapter": Osft(), "eval_base": False}
     alone = luthier.continual({**sequence, **exact, "output_dir": str(tmp_path / "alone")})
