@@ -15,13 +15,15 @@ def leak(weight, change, rank):
     return float(max(parts) / change.double().norm())
 
 
-SAMPLE = [("adamw_8bit", "core", 6), ("lion", "factored", 6)]
-LONG = [pytest.param(name, form, 200, marks=pytest.mark.slow) for name in EVERY for form in ("core", "factored")]
+SAMPLE = [("adamw_8bit", "core", 6, "bf16"), ("lion", "factored", 6, "float32")]
+LONG = [
+    pytest.param(name, form, 200, "float32", marks=pytest.mark.slow) for name in EVERY for form in ("core", "factored")
+]
 
 
-@pytest.mark.parametrize(("optimizer", "form", "steps"), [*SAMPLE, *LONG])
-def test_every_optimizer_leaves_the_main_directions_as_they_are(train, model_folder, optimizer, form, steps):
-    run = train(adapter=Osft(form=form), optimizer=optimizer, max_steps=steps, merge=True, precision="float32")
+@pytest.mark.parametrize(("optimizer", "form", "steps", "precision"), [*SAMPLE, *LONG])
+def test_every_optimizer_leaves_the_main_directions_as_they_are(train, model_folder, optimizer, form, steps, precision):
+    run = train(adapter=Osft(form=form), optimizer=optimizer, max_steps=steps, merge=True, precision=precision)
     base, tuned = (load_file(folder / "model.safetensors") for folder in (model_folder, run.merged))
     for name in ("model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight"):
         change = tuned[name] - base[name]

@@ -11,6 +11,7 @@ from torch import Tensor
 from luthier_osft.complement import complement_tensors
 
 VERSION = 1  # of what is cached
+CONDITIONED = 1e-10  # least eigenvalue of W^T W over the greatest, from which W v is orthogonal to the others to 1e-11
 
 
 def hash_weight(weight: Tensor) -> str:
@@ -37,14 +38,19 @@ def decompose(weight: Tensor, rank: int, *, tails: bool = False) -> dict[str, Te
 
     The right vectors are eigenvectors of W^T W, or the left ones of W W^T if that is smaller. The other side is W V,
     made orthonormal from the largest direction to the smallest, so that both sides belong together also where singular
-    values coincide or vanish.
+    values coincide or vanish. A square weight that is far from singular needs only the smallest ones of W V.
     """
     tall = weight.shape[0] >= weight.shape[1]
     long = (weight if tall else weight.T).to(_wide_place(weight), torch.float64)  # [long, short]
-    vectors = torch.linalg.eigh(long.T @ long).eigenvectors.flip(1)  # [short, short], the largest first
+    squares, vectors = torch.linalg.eigh(long.T @ long)
+    vectors = vectors.flip(1)  # [short, short], the largest first
     head, tail = vectors[:, :rank], vectors[:, rank:]
-    far = complement_tensors(long @ head)
-    near = {"basis": tail} if rank > 0 and tail.shape[1] <= rank else complement_tensors(head)
+    is_basis = 0 < tail.shape[1] <= rank  # what is held for the short side
+    near = {"basis": tail} if is_basis else complement_tensors(head)
+    if is_basis and long.shape[0] == long.shape[1] and squares[0] > CONDITIONED * squares[-1]:
+        far = {"basis": torch.linalg.qr(long @ tail).Q}
+    else:
+        far = complement_tensors(long @ head)
     outer, inner = (far, near) if tall else (near, far)
     found = {f"out.{name}": tensor for name, tensor in outer.items()}
     found |= {f"in.{name}": tensor for name, tensor in inner.items()}
