@@ -20,6 +20,18 @@ ADAPTERS = {
     "lora": {"name": "lora", "r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"},
     "dora": {"name": "dora", "r": 4, "lora_dropout": 0.1},
 }
+MORE = {
+    "pissa": {"name": "lora", "r": 6, "init_lora_weights": "pissa", "rank_budget": 1500, "learn_scale": True},
+    "whole modules": {"name": "lora", "modules_to_save": ["lm_head"], "loraplus_lr_ratio": 4.0},
+    "adalora": {"name": "adalora", "init_r": 4, "target_r": 2, "deltaT": 2},
+    "prompt": {"name": "prompt_tuning", "num_virtual_tokens": 3},
+    "encoded prefix": {"name": "p_tuning_v2", "num_virtual_tokens": 3},
+    "rows": {"name": "modules", "token_ids": [9, 40], "norms": True},
+}
+EVERY = [
+    *(pytest.param(adapter, id=name) for name, adapter in ADAPTERS.items()),
+    *(pytest.param(adapter, id=name, marks=pytest.mark.slow) for name, adapter in MORE.items()),
+]
 
 
 def same(one, other):
@@ -39,7 +51,7 @@ def terminated_after(step):
 
 
 @pytest.mark.parametrize("cut", [1, 4])
-@pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
+@pytest.mark.parametrize("adapter", EVERY)
 def test_a_run_that_was_terminated_resumes_bit_for_bit(train, tmp_path, adapter, cut):
     shared = {"adapter": adapter, "num_train_epochs": 2, "lr_scheduler_type": "cosine", "warmup_steps": 2}
     straight = train(**shared, output_dir=tmp_path / "straight")

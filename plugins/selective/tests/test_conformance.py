@@ -1,4 +1,4 @@
-"""Both adapters keep the laws of Luthier's own kit, on a model that has biases; BitFit, which is the same code, when time allows."""
+"""Both adapters keep the laws of Luthier's own kit, on a model that has biases; one of the two by default."""
 
 import pytest
 from luthier.testing import conformance
