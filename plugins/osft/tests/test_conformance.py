@@ -10,6 +10,7 @@ EXAMPLES = [
 
 
 OTHERS = [
+    *EXAMPLES,
     Osft(unfreeze_rank_ratio=0.75),
     Osft(form="factored"),
     Osft(unfreeze_rank_ratio=1.0, target_patterns=["self_attn"]),
