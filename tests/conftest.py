@@ -10,7 +10,7 @@ from pathlib import Path
 import luthier
 import pytest
 import torch
-from luthier.engine.attention import generating
+from luthier.model.attention import generating
 from luthier.testing.worlds import save_tiny_model
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -8,14 +8,15 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from luthier.engine.operations.registry import REFERENCES
 from luthier.errors import CODES
 from luthier.model.operations.guard import DIFFERENTIATED
-from luthier.plugins import events, hookspecs, policy_protocol, protocols, run_view, values
+from luthier.model.operations.signatures import REFERENCES
+from luthier.plugins import events, hookspecs
+from luthier.plugins.contracts import policy_protocol, protocols, run_view, values
 from luthier.plugins.options import describe, type_name
 from luthier.plugins.records import RECORDS
 from luthier.plugins.registry import Plugins
-from luthier.recipe.tree import Data, Model, OtherModel, Recipe, Source
+from luthier.recipe.schema import Data, Model, OtherModel, Recipe, Source
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 GUIDE = Path(__file__).resolve().parent / "hooks_guide.md"  # answers for authors, which end the hooks page

@@ -9,9 +9,9 @@ from pathlib import Path
 import luthier
 import pytest
 import torch
-from luthier.engine import checkpoint
-from luthier.engine.run import Interrupted
+from luthier.checkpoint import folder as checkpoint
 from luthier.errors import LuthierError
+from luthier.runs.writing.active_run import Interrupted
 from luthier.testing.ranks import in_ranks
 from luthier.testing.worlds import save_tiny_model
 

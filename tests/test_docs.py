@@ -13,16 +13,17 @@ import pytest
 import yaml
 from luthier import Recipe
 from luthier.cli.app import app
-from luthier.cli.recipes import split
+from luthier.cli.screen.recipe_arguments import split
 from luthier.demo import MODEL
-from luthier.engine.operations.registry import REFERENCES
 from luthier.errors import CODES
-from luthier.plugins import events, hookspecs, policy_protocol, protocols
+from luthier.model.operations.signatures import REFERENCES
+from luthier.plugins import events, hookspecs
+from luthier.plugins.contracts import policy_protocol, protocols
 from luthier.plugins.options import describe
 from luthier.plugins.records import RECORDS
 from luthier.plugins.registry import Plugins
 from luthier.recipe import Data, Model, Source, parse_flags, parse_sets, read
-from luthier.recipe.tree import OtherModel
+from luthier.recipe.schema import OtherModel
 from typer.main import get_command
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,14 +15,14 @@ from luthier import AdapterRecord, LuthierError, Recipe
 from luthier.builtin import GpuSafety
 from luthier.builtin.gpu_safety import Guardian, Reading
 from luthier.cli.app import app
-from luthier.data.make import Maker
-from luthier.data.recognise import convert_row
-from luthier.data.rows import Row
-from luthier.data.workers import Workers, chunks, forked
-from luthier.engine.lock import locked
+from luthier.data.formats.recognise_form import convert_row
+from luthier.data.read.row import Row
+from luthier.data.tokenise.examples_of_rows import Maker
+from luthier.data.tokenise.workers import Workers, chunks, forked
 from luthier.errors import CODES
 from luthier.plugins.registry import Plugins, installed
-from luthier.recipe.tree import Data, Source
+from luthier.recipe.schema import Data, Source
+from luthier.runs.writing.lock import locked
 from luthier.testing.worlds import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
@@ -470,8 +470,8 @@ def rows_that_kill_whoever_tokenises_them(world):
 @provokes("compile-failed", "torch_compile")
 def a_kernel_that_cannot_be_compiled(world):
     import torch
-    from luthier.engine.compiling import Passes
-    from luthier.engine.decisions import Decisions
+    from luthier.runs.writing.decisions import Decisions
+    from luthier.step.compile_step import Passes
 
     def formula(x):
         torch._dynamo.graph_break()

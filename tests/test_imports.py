@@ -20,8 +20,8 @@ OTHERS = sorted(
 MEMBERS = [CORE, *OTHERS]
 HEAVY = ("torch", "transformers", "datasets", "safetensors", "numpy", "peft", "trl", "accelerate", "bitsandbytes", "wandb",
          "mlflow", "tensorboard", "matplotlib", "pandas", "pyarrow", "huggingface_hub", "tokenizers")  # fmt: skip
-LIGHT = ("luthier", "luthier.api", "luthier.callbacks", "luthier.logs", "luthier.builtin", "luthier.recipe", "luthier.plugins",
-         "luthier.cli", "luthier.scaffold", "luthier.testing", "luthier.data.read")  # fmt: skip
+LIGHT = ("luthier", "luthier.api", "luthier.plugins.on", "luthier.logs", "luthier.builtin", "luthier.recipe", "luthier.plugins",
+         "luthier.cli", "luthier.scaffold", "luthier.testing", "luthier.data.read.sources")  # fmt: skip
 
 
 def sources(member):

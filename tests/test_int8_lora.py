@@ -6,7 +6,7 @@ import luthier
 import pytest
 import torch
 from luthier import LuthierError
-from luthier.engine.attention import generating
+from luthier.model.attention import generating
 from luthier.testing.contexts import context
 from luthier.testing.worlds import save_tiny_model
 from luthier_int8 import Int8

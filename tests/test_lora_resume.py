@@ -12,9 +12,10 @@ import luthier
 import pytest
 import torch
 from luthier.artifacts.opened import open_artifact
-from luthier.engine import checkpoint
-from luthier.engine.run import Interrupted, read_record
+from luthier.checkpoint import folder as checkpoint
 from luthier.errors import LuthierError
+from luthier.runs.writing.active_run import Interrupted
+from luthier.runs.writing.record import read_record
 
 ADAPTERS = {
     "lora": {"name": "lora", "r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"},

@@ -7,7 +7,7 @@ import luthier
 import pytest
 import torch
 from luthier.artifacts.opened import open_artifact
-from luthier.engine.run import Interrupted
+from luthier.runs.writing.active_run import Interrupted
 from transformers import AutoModelForCausalLM
 
 METHODS = {

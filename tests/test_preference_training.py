@@ -10,7 +10,7 @@ import luthier
 import pytest
 import torch
 import transformers
-from luthier.engine.run import Interrupted
+from luthier.runs.writing.active_run import Interrupted
 
 LOSSES = {
     "dpo": {"name": "dpo"},

@@ -14,9 +14,9 @@ import time
 import luthier
 import pytest
 import torch
-from luthier.engine import checkpoint
-from luthier.engine.parallel.launch import Launch, arguments
-from luthier.engine.run import read_record
+from luthier.checkpoint import folder as checkpoint
+from luthier.distributed.launch import Launch, arguments
+from luthier.runs.writing.record import read_record
 from luthier.testing.ranks import in_ranks
 from luthier.testing.worlds import save_tiny_model
 from safetensors.torch import load_file

@@ -9,7 +9,7 @@ import luthier
 import pytest
 from luthier import Recipe
 from luthier.demo import MODEL
-from luthier.recipe.files import read_file
+from luthier.recipe.reading.recipe_files import read_file
 from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[1]

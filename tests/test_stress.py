@@ -9,8 +9,8 @@ import time
 
 import luthier
 import pytest
-from luthier.engine import checkpoint
-from luthier.engine.run import read_record
+from luthier.checkpoint import folder as checkpoint
+from luthier.runs.writing.record import read_record
 
 TIMED = ("elapsed", "tokens_per_second", "peak_memory")  # what no two runs have in common
 WHOLE = {  # everything that a run does: dropout, evaluation, the best of it, checkpoints in the background, a merged model

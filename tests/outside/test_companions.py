@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 from luthier.cli.app import app
+from luthier.data.batches.batch import collate
 from luthier.data.examples import TokenExample
-from luthier.engine.attention import install
-from luthier.engine.batch import collate
-from luthier.engine.policy import ModelPolicy
-from luthier.engine.run import read_record
+from luthier.model.attention import install
+from luthier.model.policy import ModelPolicy
 from luthier.plugins.registry import installed
+from luthier.runs.writing.record import read_record
 from luthier.testing.checks import checks_for
 from luthier.testing.ranks import in_ranks
 from luthier.testing.worlds import tiny_model

@@ -12,13 +12,13 @@ import luthier
 import pytest
 import torch
 from luthier.cli.app import app
+from luthier.data.batches.batch import collate
 from luthier.data.examples import TokenExample
-from luthier.engine.attention import install
-from luthier.engine.batch import collate
-from luthier.engine.policy import ModelPolicy
-from luthier.engine.run import read_record
+from luthier.model.attention import install
+from luthier.model.policy import ModelPolicy
 from luthier.plugins.registry import installed
-from luthier.step.loss_output import weigh_output
+from luthier.runs.writing.record import read_record
+from luthier.step.losses.loss_output import weigh_output
 from luthier.testing.checks import checks_for
 from luthier.testing.ranks import in_ranks
 from luthier.testing.worlds import tiny_model
@@ -288,7 +288,7 @@ class FusedHead(torch.nn.Module):
 
 
 def test_kto_has_trls_value_and_gradient_with_its_mismatched_pairs():
-    from luthier.step.unit_layout import UnitLayout
+    from luthier.step.losses.unit_layout import UnitLayout
     from luthier_outside_kto import Kto
     from luthier_outside_kto.loss import KtoLoss
     from trl import KTOTrainer

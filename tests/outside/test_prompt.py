@@ -11,10 +11,10 @@ import pytest
 import torch
 from luthier.artifacts.opened import open_artifact
 from luthier.cli.app import app
-from luthier.engine.attention import install
-from luthier.engine.policy import ModelPolicy
-from luthier.engine.run import read_record
+from luthier.model.attention import install
+from luthier.model.policy import ModelPolicy
 from luthier.plugins.registry import installed
+from luthier.runs.writing.record import read_record
 from luthier.testing.checks import checks_for
 from luthier.testing.contexts import context
 from luthier.testing.exactness import unrounded

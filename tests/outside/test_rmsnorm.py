@@ -8,8 +8,8 @@ import luthier
 import pytest
 import torch
 from luthier import LuthierError
-from luthier.engine.run import Interrupted
 from luthier.plugins.registry import installed
+from luthier.runs.writing.active_run import Interrupted
 
 NAME = "outside.rms_norm"
 SHORT = {"max_steps": 3, "num_threads": 1}

@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 from luthier.cli.app import app
-from luthier.engine.run import read_record
 from luthier.plugins.registry import installed
+from luthier.runs.writing.record import read_record
 from luthier.testing import checks_for
 from luthier.testing.ranks import in_ranks
 from safetensors.torch import load_file

@@ -73,7 +73,7 @@ class Work:
 
     def ours(self) -> list[Tensor]:
         import torch
-        from luthier.engine.attention import attend
+        from luthier.model.attention import attend
 
         return self._backward(attend(torch.nn.Module(), *self.inputs, None, cu_seq_lens_k=self.starts)[0])
 

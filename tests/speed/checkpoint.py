@@ -53,7 +53,7 @@ class Training:
         self.optimizer.step()
 
     def tree(self) -> dict[str, Any]:
-        from luthier.engine.state import optimizer_state
+        from luthier.checkpoint.state_tree import optimizer_state
 
         return {
             "adapter": {str(i): w for i, w in enumerate(self.weights)},
@@ -66,7 +66,7 @@ def _measured(training: Training, arguments: argparse.Namespace) -> tuple[dict[s
 
     The sides take turns, and of each the least disturbed round counts.
     """
-    from luthier.engine.saving import Saver
+    from luthier.checkpoint.saver import Saver
 
     clock = time.perf_counter if arguments.clock == "wall" else time.thread_time
     with tempfile.TemporaryDirectory() as folder:
@@ -113,8 +113,8 @@ def _torch_save(tree: dict[str, Any], path: Path) -> None:
 
 def _loads(training: Training, folder: Path, clock: Callable[[], float]) -> dict[str, float]:
     import torch
-    from luthier.engine import checkpoint
-    from luthier.engine.state import restore_optimizer
+    from luthier.checkpoint import folder as checkpoint
+    from luthier.checkpoint.state_tree import restore_optimizer
 
     def ours() -> None:
         restore_optimizer(training.optimizer, checkpoint.load(checkpoint.steps(folder / "at_once")[-1])["optimizer"])

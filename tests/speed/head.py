@@ -73,9 +73,9 @@ class Work:
 
     def ours(self) -> float:
         import torch
-        from luthier.engine.head.direct import InForward, OnePass
-        from luthier.engine.head.recognise import linear
-        from luthier.engine.head.tiles import Curve
+        from luthier.model.head.direct import InForward, OnePass
+        from luthier.model.head.recognise_head import linear
+        from luthier.model.head.tiles import Curve
 
         rows, labels = self.rows.index_select(0, self.places), self.labels[self.places]
         head = linear(self.layer, Curve())
@@ -107,7 +107,7 @@ class Work:
 
     def peak(self, side: Callable[[], float]) -> float:
         """MB that torch's allocator gave at the most, the gradients included."""
-        from luthier.engine.memory.meter import Allocations
+        from luthier.hardware.memory_meter import Allocations
 
         with Allocations() as held:
             side()
@@ -116,7 +116,7 @@ class Work:
     def products(self) -> float:
         """Milliseconds of the matrix products that cannot be saved: two, three where the head trains."""
         import torch
-        from luthier.engine.arithmetic import imitates
+        from luthier.hardware.low_precision import imitates
 
         dtype = torch.float32 if imitates(self.weight.device, self.weight.dtype) else self.weight.dtype
         rows, weight = (t.detach().to(dtype) for t in (self.rows[self.places], self.weight))

@@ -58,7 +58,7 @@ def _is_installed(method: dict[str, Any]) -> bool:
 def train(gate: Gate, method: dict[str, Any]) -> None:
     """One method on the embedded recipe's kind of rows, a turn for each step."""
     import luthier
-    import luthier.engine.train  # noqa: F401 - loaded before memory counts
+    import luthier.training.train_run  # noqa: F401 - loaded before memory counts
 
     from tests.speed.work import held_out_loss, llama, token_rows, tokenizer
 

@@ -20,7 +20,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def cases(arguments: argparse.Namespace) -> Iterator[Row]:
     from datasets import Dataset, disable_progress_bars
-    from luthier.data.pack import pack
+    from luthier.data.batches.packing import pack
     from trl import pack_dataset
 
     disable_progress_bars()

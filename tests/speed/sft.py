@@ -108,7 +108,7 @@ def _numbers(side: Side, clock: str) -> dict[str, Any]:
 def ours(gate: Gate, work: dict[str, Any]) -> None:
     """Our side: `luthier.train` on a model in memory."""
     import luthier
-    import luthier.engine.train
+    import luthier.training.train_run
     import luthier_lora.adapter  # noqa: F401 - libraries are loaded before memory counts
 
     from tests.speed.work import finished, held_out_loss, matmul_rate, same_updates, step_flops, tokenizer
@@ -163,7 +163,7 @@ def _material(work: dict[str, Any]) -> tuple[Any, Any, Any]:
 
 
 def _pair(text: str) -> tuple[str, Any]:
-    from luthier.recipe.yaml12 import load
+    from luthier.recipe.reading.yaml12 import load
 
     name, _, value = text.partition("=")
     return name, load(value, "--set")[0]
@@ -173,7 +173,7 @@ def trl(gate: Gate, work: dict[str, Any]) -> None:
     """The peer: `SFTTrainer` on the same rows in our order, with one of its settings."""
     import torch
     from datasets import Dataset
-    from luthier.data.order import permutation
+    from luthier.data.batches.row_order import permutation
     from peft import LoraConfig
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer

@@ -132,7 +132,7 @@ def step_flops(model: Any, *, trained: bool, supervised: float, length: float) -
 def has_bf16(device: Any = "cpu") -> bool:
     """Whether a device computes in bfloat16 by itself, as our own default has it."""
     import torch
-    from luthier.engine.arithmetic import feature
+    from luthier.hardware.low_precision import feature
 
     return feature(torch.device(device)) is not None
 

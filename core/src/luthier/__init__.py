@@ -9,10 +9,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "luthier.api": ("train", "continual", "multi_run", "plan", "inspect", "generate", "merge", "export"),
-    "luthier.engine.result": ("Run",),
-    "luthier.engine.batch": ("Batch",),
+    "luthier.training.run": ("Run",),
+    "luthier.data.batches.batch": ("Batch",),
     "luthier.data.batches.unit": ("Passage", "Unit"),
-    "luthier.callbacks": ("on",),
+    "luthier.plugins.on": ("on",),
     "luthier.recipe": ("Recipe",),
     "luthier.errors": ("LuthierError",),
     "luthier.logs": ("get_logger",),
@@ -30,7 +30,7 @@ _HOMES = {
         "ExporterRecord",
         "MetricRecord",
     ),
-    "luthier.plugins.protocols": ("Adapter", "Callback", "Loss", "Optimizer", "Provider", "Quantizer"),
+    "luthier.plugins.contracts.protocols": ("Adapter", "Callback", "Loss", "Optimizer", "Provider", "Quantizer"),
     "luthier.plugins.providing.job_records": (
         *("Capabilities", "CostEstimate", "DataFile", "DataRules", "EventPage", "Finding", "Job", "JobArtifact"),
         *("JobEvent", "JobMetrics", "JobProgress", "JobSpec", "JobStatus", "ServiceRow", "SettingRule", "TokenPrice"),
@@ -44,20 +44,25 @@ _HOMES = {
     "luthier.jobs.transport.archive": ("unpack_archive",),
     "luthier.jobs.transport.file_download": ("Wanted", "download_file"),
     "luthier.jobs.transport.service_client": ("Call", "ServiceClient"),
-    "luthier.plugins.side_protocols": ("Exporter", "Metric", "Operation"),
-    "luthier.plugins.policy_protocol": ("Policy",),
-    "luthier.plugins.run_view": ("RunView",),
-    "luthier.plugins.values": ("Context", "Group", "LossOutput", "Multipliers", "Progress", "TokenStatistics"),
+    "luthier.plugins.contracts.side_protocols": ("Exporter", "Metric", "Operation"),
+    "luthier.plugins.contracts.policy_protocol": ("Policy",),
+    "luthier.plugins.contracts.run_view": ("RunView",),
+    "luthier.plugins.contracts.values": (
+        "Context",
+        "Group",
+        "LossOutput",
+        "Multipliers",
+        "Progress",
+        "TokenStatistics",
+    ),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME)]
 
 if TYPE_CHECKING:
     from luthier.api import continual, export, generate, inspect, merge, multi_run, plan, train
-    from luthier.callbacks import on
+    from luthier.data.batches.batch import Batch
     from luthier.data.batches.unit import Passage, Unit
-    from luthier.engine.batch import Batch
-    from luthier.engine.result import Run
     from luthier.errors import LuthierError
     from luthier.jobs.manager import Manager
     from luthier.jobs.provider_error import ProviderError
@@ -68,11 +73,15 @@ if TYPE_CHECKING:
     from luthier.jobs.transport.file_download import Wanted, download_file
     from luthier.jobs.transport.service_client import Call, ServiceClient
     from luthier.logs import get_logger
+    from luthier.plugins.contracts.policy_protocol import Policy
+    from luthier.plugins.contracts.protocols import Adapter, Callback, Loss, Optimizer, Provider, Quantizer
+    from luthier.plugins.contracts.run_view import RunView
+    from luthier.plugins.contracts.side_protocols import Exporter, Metric, Operation
+    from luthier.plugins.contracts.values import Context, Group, LossOutput, Multipliers, Progress, TokenStatistics
     from luthier.plugins.events import event
     from luthier.plugins.hookspecs import hookimpl
+    from luthier.plugins.on import on
     from luthier.plugins.options import option
-    from luthier.plugins.policy_protocol import Policy
-    from luthier.plugins.protocols import Adapter, Callback, Loss, Optimizer, Provider, Quantizer
     from luthier.plugins.providing.job_records import (
         Capabilities,
         CostEstimate,
@@ -103,10 +112,8 @@ if TYPE_CHECKING:
         ProviderRecord,
         QuantizerRecord,
     )
-    from luthier.plugins.run_view import RunView
-    from luthier.plugins.side_protocols import Exporter, Metric, Operation
-    from luthier.plugins.values import Context, Group, LossOutput, Multipliers, Progress, TokenStatistics
     from luthier.recipe import Recipe
+    from luthier.training.run import Run
 
 
 def __getattr__(name: str) -> Any:

@@ -12,12 +12,12 @@ from luthier.recipe import Recipe
 
 if TYPE_CHECKING:
     from luthier.artifacts.export import Export
-    from luthier.data.inspect import Inspection
-    from luthier.engine.assemble import Objects
-    from luthier.engine.health.overfit import Overfit
-    from luthier.engine.plan import Plan
-    from luthier.engine.result import Run
-    from luthier.training.continual.report import TaskReport
+    from luthier.data.inspect_examples import Inspection
+    from luthier.recipe.objects import Objects
+    from luthier.training.continual.forgetting_report import TaskReport
+    from luthier.training.planning.overfit_batch import Overfit
+    from luthier.training.planning.plan_run import Plan
+    from luthier.training.run import Run
 
 Given = Recipe | str | Path | Mapping[str, Any] | None
 PARTS = ("adapter", "loss", "optimizer", "quantizer", "callbacks", "output_dir")
@@ -51,9 +51,9 @@ def train(
     many as it says) learn the first batch by heart, and returns an `Overfit`.
     """
     _require_local()
-    from luthier.engine.changes import read_allowed
-    from luthier.engine.health.overfit import STEPS, overfit
-    from luthier.engine.train import train as train_run
+    from luthier.runs.writing.differences import read_allowed
+    from luthier.training.planning.overfit_batch import STEPS, overfit
+    from luthier.training.train_run import train as train_run
 
     given = _given(adapter, loss, optimizer, quantizer, callbacks, output_dir, settings)
     recipe, objects = gather(recipe, model, tokenizer, data, eval_data, given)
@@ -107,8 +107,8 @@ def plan(
     steps are then unknown, and memory is that of rows of `data.max_length` tokens.
     """
     _require_local()
-    from luthier.engine.plan import plan as plan_run
     from luthier.recipe.rowless import with_or_without_rows
+    from luthier.training.planning.plan_run import plan as plan_run
 
     given = _given(adapter, loss, optimizer, quantizer, callbacks, output_dir, settings)
     return plan_run(
@@ -129,9 +129,9 @@ def inspect(
     """Examples as the loss would see them, what was dropped and why, and how long the rows are."""
     _require_local()
     from luthier.data.formats.wanted import TOKENS, Wanted
-    from luthier.data.inspect import inspect as look
+    from luthier.data.inspect_examples import inspect as look
     from luthier.data.prepare import prepare
-    from luthier.engine.load import tokenizer_of
+    from luthier.model.load import tokenizer_of
     from luthier.recipe import resolve
 
     recipe, objects = gather(recipe, model, tokenizer, data, eval_data, settings)
@@ -160,9 +160,9 @@ def generate(
 ) -> str:
     """The answer to `prompt` of the model at `model`: a run, an adapter's folder, a model folder, or a hub name."""
     _require_local()
-    from luthier.artifacts.generate import answer
     from luthier.artifacts.opened import open_artifact
-    from luthier.engine.devices import choose
+    from luthier.hardware.devices import choose
+    from luthier.model.generation.generate import answer
 
     opened = open_artifact(model, choose(device), base)
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
@@ -185,7 +185,7 @@ def merge(
     _require_local()
     from luthier.artifacts.opened import open_artifact
     from luthier.artifacts.save import save_merged
-    from luthier.artifacts.weights import file_options
+    from luthier.model.weights.dense_files import file_options
 
     files = file_options(save_dtype, max_shard_size)
     opened = open_artifact(path, base=base)
@@ -221,7 +221,7 @@ def gather(
     recipe: Any, model: Any, tokenizer: Any, data: Any, eval_data: Any, settings: Mapping[str, Any]
 ) -> tuple[Recipe, Objects]:
     """The recipe that these arguments mean, and the objects that it cannot hold."""
-    from luthier.engine.assemble import Objects
+    from luthier.recipe.objects import Objects
 
     if isinstance(model, tuple):
         model, tokenizer = model

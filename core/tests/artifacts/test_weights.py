@@ -6,8 +6,8 @@ import json
 import luthier
 import pytest
 import torch
-from luthier.artifacts.weights import Files, save_model
 from luthier.errors import LuthierError
+from luthier.model.weights.dense_files import Files, save_model
 from luthier.testing.worlds import save_tiny_model, tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM

@@ -12,7 +12,7 @@ from luthier.builtin import GpuSafety
 from luthier.builtin.gpu_safety import Guard, Guardian, NvidiaSmi, Reading, parse
 from luthier.errors import LuthierError
 from luthier.recipe import Recipe, resolve
-from luthier.recipe.soundness import check_parts
+from luthier.recipe.checks.soundness import check_parts
 
 OPTIONS = GpuSafety(pause_seconds=30, max_pause_seconds=600, max_pauses=3, max_power=300)
 

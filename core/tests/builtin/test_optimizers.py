@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier.builtin import AdamW, Sgd
 from luthier.builtin.optimizers import FusedAdamW, MomentumSgd
-from luthier.plugins.values import Group
+from luthier.plugins.contracts.values import Group
 from torch.profiler import profile
 
 PARTS = {"adamw": lambda: FusedAdamW(AdamW(weight_decay=0.1)), "sgd": lambda: MomentumSgd(Sgd(momentum=0.9))}

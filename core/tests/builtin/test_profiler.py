@@ -7,7 +7,7 @@ import json
 import luthier
 import pytest
 from luthier.builtin.profiler import FILE, FOLDER, TABLE
-from luthier.engine.health.phases import Phases
+from luthier.runs.writing.phases import Phases
 from luthier.testing.worlds import tiny_model, tiny_tokenizer
 
 ROWS = [{"prompt": f"{i} plus {j} is", "completion": str(i + j)} for i in range(4) for j in range(4)]

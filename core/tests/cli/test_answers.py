@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from luthier.cli.answers import Answer, conclude
+from luthier.cli.screen.answers import Answer, conclude
 from luthier.errors import CODES, LuthierError
 
 
@@ -95,7 +95,7 @@ def test_an_interrupted_command_exits_with_the_signal_and_shows_no_traceback(err
 
 
 def test_ctrl_c_in_a_command_is_an_error_with_its_code_and_status(luthier, monkeypatch):
-    from luthier.cli import listing
+    from luthier.cli.screen import part_listing as listing
 
     monkeypatch.setattr(listing, "rows", lambda plugins: raising(KeyboardInterrupt())())
     result = luthier("plugins", "--json")

@@ -8,8 +8,9 @@ import threading
 
 import luthier as api
 import pytest
-from luthier.engine import checkpoint, requests
-from luthier.runs.folder import read_folder
+from luthier.checkpoint import folder as checkpoint
+from luthier.runs.run_folder import read_folder
+from luthier.runs.writing import save_requests as requests
 from luthier.testing.worlds import save_tiny_model
 
 

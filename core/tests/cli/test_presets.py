@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from luthier.engine.memory import presets as table
-from luthier.engine.memory.presets import METHODS, count, measure, presets
+from luthier.memory import model_presets as table
+from luthier.memory.model_presets import METHODS, count, measure, presets
 
 # what the models' own pages give: the numbers of their safetensors files, tied heads once
 KNOWN = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import attrs
 import pytest
-from luthier.cli.recipes import GROUPS, PARTS, grouped, split
+from luthier.cli.screen.recipe_arguments import GROUPS, PARTS, grouped, split
 from luthier.plugins.options import describe
 from luthier.plugins.registry import installed
 from luthier.recipe import Recipe

@@ -11,7 +11,7 @@ import pytest
 from luthier.data.examples import IGNORED, TokenExample
 from luthier.data.formats.wanted import TOKENS, Wanted
 from luthier.data.prepare import Prepared, prepare
-from luthier.recipe.tree import Data, Source
+from luthier.recipe.schema import Data, Source
 from luthier.testing.worlds import tiny_tokenizer
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from luthier.data.blocks import Blocks
+from luthier.data.batches.batch import collate
 from luthier.data.examples import IGNORED, TokenDataset, TokenExample
 from luthier.data.prepare import prepare
-from luthier.engine.batch import collate
+from luthier.data.tokenise.token_blocks import Blocks
 from luthier.errors import LuthierError
-from luthier.recipe.tree import Data
+from luthier.recipe.schema import Data
 from luthier.testing.worlds import tiny_tokenizer
 
 LENGTHS = st.lists(st.integers(1, 40), max_size=20)
@@ -114,7 +114,7 @@ def test_conversations_are_not_cut_into_blocks():
 
 
 def test_the_examples_as_the_loss_sees_them_are_shown_document_by_document():
-    from luthier.data.inspect import inspect
+    from luthier.data.inspect_examples import inspect
 
     tokenizer = tiny_tokenizer()
     prepared = prepare(Data(train=[], block_size=10), tokenizer, seed=0, given=[{"text": "ab"}, {"text": "cdef"}])

@@ -9,10 +9,11 @@ import signal
 import attrs
 import numpy as np
 import pytest
-from luthier.data import cache, identity
+from luthier.data import cache
 from luthier.data.formats.wanted import Wanted
 from luthier.data.prepare import prepare
-from luthier.recipe.tree import Data, Source
+from luthier.data.read import content_hash as identity
+from luthier.recipe.schema import Data, Source
 from luthier.testing.worlds import TEMPLATE, tiny_tokenizer
 
 

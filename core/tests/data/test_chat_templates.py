@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError
-from luthier.data.template import load_template
+from luthier.data.tokenise.chat_template import load_template
 
 STOPS = {
     "chatml": "<|im_end|>",

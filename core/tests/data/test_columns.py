@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from luthier import LuthierError
-from luthier.data.read import read_given
-from luthier.recipe.tree import Source
+from luthier.data.read.sources import read_given
+from luthier.recipe.schema import Source
 
 ROWS = [{"question": "2 + 3?", "answer": "5", "id": 7, "text": "x"}]
 

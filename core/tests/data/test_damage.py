@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError
+from luthier.data.formats.recognise_form import FORMATS, convert_row, recognise
 from luthier.data.prepare import prepare
-from luthier.data.read import read_file
-from luthier.data.recognise import FORMATS, convert_row, recognise
-from luthier.data.rows import Row
-from luthier.recipe.tree import Data, Source
+from luthier.data.read.row import Row
+from luthier.data.read.sources import read_file
+from luthier.recipe.schema import Data, Source
 
 NAMES = ("a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.parquet")
 QUIET = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -6,9 +6,9 @@ import json
 
 import pytest
 from luthier import LuthierError
-from luthier.data.forms import Completion, Conversation, Document, Instruction, Tokens
-from luthier.data.recognise import convert_row, recognise
-from luthier.data.rows import Row
+from luthier.data.formats.forms import Completion, Conversation, Document, Instruction, Tokens
+from luthier.data.formats.recognise_form import convert_row, recognise
+from luthier.data.read.row import Row
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 CHATML = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"

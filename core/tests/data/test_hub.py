@@ -57,9 +57,9 @@ SOURCES = {
 CODE = """
 import json, sys
 from luthier import LuthierError
-from luthier.data.read import read_source
-from luthier.data.units import units_of
-from luthier.recipe.tree import Source
+from luthier.data.read.sources import read_source
+from luthier.data.stream.stream_units import units_of
+from luthier.recipe.schema import Source
 
 def answer(options):
     try:
@@ -125,9 +125,9 @@ def test_a_dataset_or_split_that_the_hub_has_not_is_an_error(found, name):
 OFFLINE = """
 import json, time
 from luthier import LuthierError
-from luthier.data.read import read_source
-from luthier.engine.load import location
-from luthier.recipe.tree import Source
+from luthier.data.read.sources import read_source
+from luthier.model.load import location
+from luthier.recipe.schema import Source
 
 found = []
 for ask in (lambda: location("org/nothing"), lambda: list(read_source(Source(path="org/nothing")))):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from luthier.data.formats.wanted import Wanted
-from luthier.data.inspect import inspect
+from luthier.data.inspect_examples import inspect
 
 ROWS = [
     {"messages": [{"role": "user", "content": f"q{i} é"}, {"role": "assistant", "content": "漢" * i or "none"}]}

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError
+from luthier.data.formats.forms import Pair
+from luthier.data.formats.recognise_form import convert_row
 from luthier.data.formats.wanted import Wanted
-from luthier.data.forms import Pair
 from luthier.data.prepare import prepare
-from luthier.data.recognise import convert_row
-from luthier.data.rows import Row
-from luthier.recipe.tree import Data, Source
+from luthier.data.read.row import Row
+from luthier.recipe.schema import Data, Source
 
 PAIRED = Wanted(kind="preference")
 WORDS = st.text("ab c", min_size=1, max_size=20)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from luthier import LuthierError
 from luthier.data.examples import IGNORED, TokenDataset, TokenExample
 from luthier.data.prepare import check_vocabulary, prepare
-from luthier.recipe.tree import Data, Source
+from luthier.recipe.schema import Data, Source
 
 QUIET = settings(max_examples=25, deadline=None)
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=6)

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError
-from luthier.data.read import find_files, read_given, read_source
-from luthier.recipe.tree import Source
+from luthier.data.read.sources import find_files, read_given, read_source
+from luthier.recipe.schema import Source
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 ROWS = st.lists(st.fixed_dictionaries({"prompt": TEXT, "completion": TEXT}), min_size=1, max_size=4)
@@ -268,8 +268,8 @@ def test_python_values_that_are_no_rows_are_errors(rows):
 def test_reading_imports_nothing_heavy(tmp_path):
     path = written(tmp_path, "a.jsonl", as_lines([{"text": "a"}]))
     code = (
-        "import sys; from luthier.data.read import read_source; from luthier.recipe.tree import Source;"
-        "from luthier.data.recognise import convert_row, recognise;"
+        "import sys; from luthier.data.read.sources import read_source; from luthier.recipe.schema import Source;"
+        "from luthier.data.formats.recognise_form import convert_row, recognise;"
         f"rows = list(read_source(Source(path={str(path)!r}))); convert_row(rows[0], recognise(rows, 'a'));"
         "print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow', 'numpy') if m in sys.modules])"
     )

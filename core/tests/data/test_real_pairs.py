@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from luthier.data.batches.sharing import count_saved, share_prompts
+from luthier.data.batches.shared_prompts import count_saved, share_prompts
 from luthier.data.examples import IGNORED
 from luthier.data.formats.wanted import Wanted
 from luthier.data.prepare import prepare
-from luthier.data.read import read_source
-from luthier.recipe.tree import Data, Source
+from luthier.data.read.sources import read_source
+from luthier.recipe.schema import Data, Source
 
 PAIRED, JUDGED = Wanted(kind="preference"), Wanted(kind="unpaired")
 

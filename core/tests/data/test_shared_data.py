@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 from luthier import LuthierError
+from luthier.data.formats.recognise_form import convert_row, recognise
 from luthier.data.formats.wanted import Wanted
 from luthier.data.prepare import prepare
-from luthier.data.read import read_source
-from luthier.data.recognise import convert_row, recognise
-from luthier.recipe.tree import Data, Source
+from luthier.data.read.sources import read_source
+from luthier.recipe.schema import Data, Source
 
 QA = {"prompt": "question", "completion": "answer"}
 STATEMENT = {"prompt": "question", "completion": "answer_matching_behavior"}

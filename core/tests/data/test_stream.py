@@ -5,14 +5,14 @@ import itertools
 import json
 
 import pytest
-from luthier.data import stream as streams
+from luthier.checkpoint.state_tree import load_state, save_state
+from luthier.data.batches.row_order import permutation
 from luthier.data.formats.wanted import Wanted
-from luthier.data.order import permutation
 from luthier.data.prepare import prepare
-from luthier.data.streaming import StreamFeed
-from luthier.engine.state import load_state, save_state
+from luthier.data.stream import row_stream as streams
+from luthier.data.stream.stream_feed import StreamFeed
 from luthier.errors import LuthierError
-from luthier.recipe.tree import Data, Source
+from luthier.recipe.schema import Data, Source
 from luthier.testing.worlds import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -304,7 +304,7 @@ def test_datasets_of_python_are_streamed(files):
 
 
 def test_looking_at_a_stream_reads_only_its_beginning():
-    from luthier.data.inspect import inspect
+    from luthier.data.inspect_examples import inspect
 
     rows = endless_rows()
     prepared = prepare(Data(train=[], streaming=True), TOKENIZER, seed=0, given=rows)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError
+from luthier.data.batches.batch import collate
 from luthier.data.examples import IGNORED
-from luthier.data.tokenise import Encoder
-from luthier.engine.batch import collate
+from luthier.data.tokenise.encode import Encoder
 
 QUIET = settings(max_examples=20, deadline=None)
 WORDS = st.text(alphabet="ab \n.:é漢🎻", max_size=12)

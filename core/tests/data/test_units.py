@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError, Passage
+from luthier.data.batches.batch import chain_of, collate
 from luthier.data.batches.layout import UnitLayout
-from luthier.data.batches.sharing import count_saved, share_prompts
+from luthier.data.batches.packing import Packing
+from luthier.data.batches.shared_prompts import count_saved, share_prompts
 from luthier.data.examples import IGNORED, TokenDataset, TokenExample
-from luthier.data.pack import Packing
-from luthier.engine.batch import chain_of, collate
 
 TOKENS = st.integers(0, 2)
 PROMPTS = st.lists(st.lists(TOKENS, max_size=5), min_size=1, max_size=2)

@@ -5,13 +5,13 @@ import os
 import signal
 
 import pytest
-from luthier.data.make import CHUNK, Maker
+from luthier.data.formats.recognise_form import convert_row
 from luthier.data.prepare import prepare
-from luthier.data.recognise import convert_row
-from luthier.data.rows import Row
-from luthier.data.workers import Workers, can_fork, chunks, forked, processes, started, working
+from luthier.data.read.row import Row
+from luthier.data.tokenise.examples_of_rows import CHUNK, Maker
+from luthier.data.tokenise.workers import Workers, can_fork, chunks, forked, processes, started, working
 from luthier.errors import LuthierError
-from luthier.recipe.tree import Data, Source
+from luthier.recipe.schema import Data, Source
 
 DATA = Data(train=[Source(path="rows")], unsupervised="drop", max_length=200)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from luthier import JobState, JobStatus, LuthierError, Manager
-from luthier.jobs.preparing import raise_refusals
+from luthier.jobs.making.preparing import raise_refusals
 from luthier.jobs.restoring import restore_provider
 from luthier.plugins.providing.job_records import Finding
 from luthier.plugins.providing.job_state import advance_state

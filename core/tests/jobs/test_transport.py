@@ -261,7 +261,9 @@ def test_an_archive_that_is_larger_than_allowed_or_broken_is_refused(tmp_path):
      (422, "provider-invalid"), (429, "provider-limited"), (500, "provider-failed"), (302, "provider-protocol")],
 )  # fmt: skip
 def test_a_refused_create_says_by_its_code_what_was_refused(server, ask, status, code):
-    server.faults = [Fault(kind="answer", times=9, reply=Reply(status=status, body={}, headers={"retry-after": "86400"}))]
+    server.faults = [
+        Fault(kind="answer", times=9, reply=Reply(status=status, body={}, headers={"retry-after": "86400"}))
+    ]
     with pytest.raises(ProviderError) as caught:
         ask(lambda client: client.post_json("/jobs", {}))
     assert caught.value.code == code

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import transformers
-from luthier.engine.attention import install
+from luthier.model.attention import install
 from luthier.testing.worlds import ARCHITECTURES, SHAPE
 
 SLIDING = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"], "head_dim": 8}

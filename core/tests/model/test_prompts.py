@@ -7,13 +7,14 @@ import luthier
 import pytest
 import torch
 from exact_models import exact_model, stand_in_kernel
-from luthier.artifacts.generate import answer
-from luthier.engine import attention, probe
-from luthier.engine.attention import varlen, ways
-from luthier.engine.batch import chain_of, continue_documents
-from luthier.engine.policy import ModelPolicy
+from luthier.data.batches.batch import chain_of, continue_documents
 from luthier.errors import LuthierError
-from luthier.model.generation_inputs import compute_logits, prepare_generation
+from luthier.model import attention
+from luthier.model import self_check as probe
+from luthier.model.attention import varlen, ways
+from luthier.model.generation.generate import answer
+from luthier.model.generation.generation_inputs import compute_logits, prepare_generation
+from luthier.model.policy import ModelPolicy
 from luthier.testing.exactness import unrounded
 from luthier.testing.worlds import random_batch, tiny_model, tiny_tokenizer
 
@@ -129,7 +130,7 @@ def test_a_kernel_for_gpus_is_given_prefixes_and_shared_prompts(name, kernel, mo
 
 @pytest.mark.parametrize("kind", [Virtual, Prefixed])
 def test_a_prompt_is_recomputed_in_backward(kind):
-    from luthier.engine import recompute
+    from luthier.model import recompute
 
     model, batch = exact_model("llama").train(), shared_batch()
     adapter = kind(model)

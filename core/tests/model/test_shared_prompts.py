@@ -6,16 +6,16 @@ import torch
 from exact_models import APART, MODELS, exact_model, stand_in_kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from luthier.data.batches.batch import chain_of, collate, continue_documents
 from luthier.data.examples import TokenExample
-from luthier.engine import probe
-from luthier.engine.attention import ways
-from luthier.engine.attention.blocks import Rule
-from luthier.engine.attention.documents import documents
-from luthier.engine.attention.plain import attend_singly
-from luthier.engine.attention.varlen import Kernel, attend_at_once
-from luthier.engine.batch import chain_of, collate, continue_documents
-from luthier.engine.policy import ModelPolicy
-from luthier.engine.step import router_balance
+from luthier.model import self_check as probe
+from luthier.model.attention import ways
+from luthier.model.attention.document_masks import documents
+from luthier.model.attention.plain import attend_singly
+from luthier.model.attention.score_blocks import Rule
+from luthier.model.attention.varlen import Kernel, attend_at_once
+from luthier.model.policy import ModelPolicy
+from luthier.step.module import router_balance
 from luthier.testing.exactness import unrounded
 from luthier.testing.worlds import random_batch, tiny_model
 
@@ -63,7 +63,7 @@ def test_shared_prompts_equal_separate_documents_in_values_and_gradients(name):
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "stablelm", "nemotron", "mixtral"])
 @pytest.mark.parametrize("mode", [True, "selective"])
 def test_a_shared_prompt_is_recomputed_in_backward(name, mode):
-    from luthier.engine import recompute
+    from luthier.model import recompute
 
     model, batch = exact_model(name).train(), shared_batch()
     expected = differentiated(model, lambda: ModelPolicy(model).token_logprobs(batch))[1]
@@ -116,7 +116,7 @@ def test_the_probe_tries_shared_prompts_and_finds_positions_that_do_not_count_on
 
 def test_the_balance_of_experts_counts_a_shared_prompt_once():
     model = tiny_model("mixtral").eval()
-    from luthier.engine.attention import install
+    from luthier.model.attention import install
 
     install(model)
     batch, policy = shared_batch((9, 4, 5), (-1, 0, 0)), ModelPolicy(model)

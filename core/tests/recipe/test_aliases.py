@@ -4,10 +4,10 @@ import attrs
 import luthier.builtin
 import pytest
 from luthier import LuthierError, Recipe
-from luthier.plugins.hints import hints
+from luthier.plugins.fields.hints import hints
 from luthier.plugins.registry import Plugins, Source
 from luthier.recipe import Data, Model, from_mapping
-from luthier.recipe.aliases import ALIASES, READINGS, SPELLINGS
+from luthier.recipe.reading.aliases import ALIASES, READINGS, SPELLINGS
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 from luthier import LuthierError
 from luthier.recipe import from_mapping
-from luthier.recipe.computing import CHOICES, COMPUTING
+from luthier.recipe.reading.computing_aliases import CHOICES, COMPUTING
 
 LEAST = {"model": "demo", "data": "rows.jsonl"}
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError, Recipe
-from luthier.recipe import yaml12
-from luthier.recipe.files import read_file
+from luthier.recipe.reading import yaml12
+from luthier.recipe.reading.recipe_files import read_file
 
 YAML = """\
 # a comment

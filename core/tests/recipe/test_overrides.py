@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from luthier import LuthierError, Recipe
 from luthier.plugins.structure import bare
 from luthier.recipe import parse_flags, parse_sets
-from luthier.recipe.overrides import from_environment, parse_value
+from luthier.recipe.reading.overrides import from_environment, parse_value
 
 FILE = """\
 model: {name_or_path: base, revision: abc, dtype: bfloat16}

@@ -15,7 +15,7 @@ from luthier import LuthierError, Recipe
 from luthier.plugins.options import KEY, hints
 from luthier.plugins.registry import installed
 from luthier.recipe import Data, Model, Source, recipe_hash
-from luthier.recipe.tree import OtherModel
+from luthier.recipe.schema import OtherModel
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 PART_FIELDS = ("adapter", "loss", "optimizer", "quantizer", "provider")

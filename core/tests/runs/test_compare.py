@@ -7,8 +7,8 @@ from luthier.errors import LuthierError
 from luthier.recipe import Recipe, recipe_hash
 from luthier.runs.chart import BLOCKS, chart
 from luthier.runs.compare import compare, draw_both
-from luthier.runs.folder import read_folder
 from luthier.runs.replay import replay
+from luthier.runs.run_folder import read_folder
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from luthier.runs.compare import compare
 from luthier.runs.details import details, flat, size
-from luthier.runs.folder import beside, metric_lines, read_folder
+from luthier.runs.run_folder import beside, metric_lines, read_folder
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

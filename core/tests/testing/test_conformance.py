@@ -10,9 +10,9 @@ import attrs
 import pytest
 from luthier.errors import LuthierError
 from luthier.plugins.options import option
-from luthier.testing import all as everyones
 from luthier.testing import checks_for, conformance
 from luthier.testing.checks import Law
+from luthier.testing.kinds import part_checks as everyones
 from luthier.testing.worlds import tiny_model
 from mutants.records import (
     ADAPTER,

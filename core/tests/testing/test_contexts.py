@@ -6,11 +6,11 @@ import attrs
 import pytest
 import torch
 from luthier.errors import LuthierError
+from luthier.plugins.contracts.values import Context
 from luthier.plugins.registry import checked
-from luthier.plugins.values import Context
 from luthier.testing import context
 from luthier.testing.contexts import base_model, distance, logits, probe_batch, separate
-from luthier.testing.quantized import CodedLinear, CodedQuantizer
+from luthier.testing.quantizers.kit_quantizer import CodedLinear, CodedQuantizer
 from luthier.testing.states import carried
 from luthier.testing.worlds import random_batch, tiny_model
 

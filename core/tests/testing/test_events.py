@@ -5,7 +5,7 @@ from __future__ import annotations
 import luthier
 import pytest
 from luthier.plugins.events import EVENTS, Events, event
-from luthier.testing.events import Stage, differing, heard, play, snapshot
+from luthier.testing.event_orders import Stage, differing, heard, play, snapshot
 from luthier.testing.worlds import tiny_model, tiny_tokenizer
 
 ROWS = [{"prompt": f"{i} plus {j} is", "completion": str(i + j)} for i in range(2) for j in range(4)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from luthier.engine import attention
-from luthier.engine.policy import ModelPolicy
 from luthier.errors import LuthierError
-from luthier.plugins.policy_protocol import Policy
+from luthier.model import attention
+from luthier.model.policy import ModelPolicy
+from luthier.plugins.contracts.policy_protocol import Policy
 from luthier.testing.policies import TablePolicy, random_table
 from luthier.testing.worlds import VOCABULARY, random_batch, tiny_model
 

@@ -3,8 +3,9 @@
 import re
 
 import pytest
-from luthier.testing import checks_for, conformance, provider
+from luthier.testing import checks_for, conformance
 from luthier.testing.checks import Law
+from luthier.testing.providers import provider_checks as provider
 from mutants.providers import MUTANTS, SOUND, Fake
 
 

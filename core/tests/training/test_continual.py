@@ -5,8 +5,8 @@ import json
 import luthier
 import pytest
 import torch
+from luthier.checkpoint.state_tree import load_state
 from luthier.cli.app import app
-from luthier.engine.state import load_state
 from luthier.errors import LuthierError
 from luthier.logs import set_up
 from safetensors.torch import load_file

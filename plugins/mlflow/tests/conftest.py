@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import pluggy
 import pytest
 import torch
-from luthier.engine.run import ActiveRun
 from luthier.plugins.events import Events
 from luthier.plugins.registry import Plugins
+from luthier.runs.writing.active_run import ActiveRun
 
 torch.set_num_threads(1)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError
-from luthier.engine.run import ActiveRun
+from luthier.runs.writing.active_run import ActiveRun
 from luthier_mlflow.tracker import flat
 from mlflow.entities import Param
 from structlog.testing import capture_logs

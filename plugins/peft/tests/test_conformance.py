@@ -13,7 +13,9 @@ from .conftest import every_method, fitting
 RECORDS = {record.name.removeprefix("peft."): record for record in luthier_adapters()}
 DRAWN = {"seed": 3, "lengths": [4, 7]}
 ALONE = ("name_is_unique", "summary_is_one_line", "import_needs_no_torch")
-OF_ADAPTERS = [c.name for c in checks_for(RECORDS["lora"]) if c.law.function.__module__ == "luthier.testing.adapter"]
+OF_ADAPTERS = [
+    c.name for c in checks_for(RECORDS["lora"]) if c.law.function.__module__ == "luthier.testing.kinds.adapter_checks"
+]
 
 
 def check_of(method, name):

@@ -7,9 +7,9 @@ from typing import Any
 import pluggy
 import pytest
 import torch
-from luthier.engine.run import ActiveRun
 from luthier.plugins.events import Events
 from luthier.plugins.registry import Plugins
+from luthier.runs.writing.active_run import ActiveRun
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 torch.set_num_threads(1)

@@ -15,9 +15,9 @@ import pluggy
 import pytest
 import torch
 import wandb
-from luthier.engine.run import ActiveRun
 from luthier.plugins.events import Events
 from luthier.plugins.registry import Plugins
+from luthier.runs.writing.active_run import ActiveRun
 from wandb.proto.wandb_internal_pb2 import Record
 
 torch.set_num_threads(1)

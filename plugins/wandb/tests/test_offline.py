@@ -7,7 +7,7 @@ import attrs
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from luthier.engine.run import ActiveRun
+from luthier.runs.writing.active_run import ActiveRun
 from structlog.testing import capture_logs
 
 NAMES = [

@@ -15,10 +15,10 @@ from luthier.artifacts.opened import find_artifact, open_artifact
 from luthier.artifacts.save import merged_copy, portable
 from luthier.errors import LuthierError, unwritable
 from luthier.logs import get_logger
-from luthier.plugins.protocols import Exporter
+from luthier.plugins.contracts.protocols import Exporter
 from luthier.plugins.registry import installed
+from luthier.recipe.checks.soundness import unmergeable
 from luthier.recipe.parts import find_part
-from luthier.recipe.soundness import unmergeable
 
 log = get_logger()
 
@@ -67,9 +67,9 @@ def export_model(
 def read_config(artifact: Path, base: str | None) -> Any:
     """Return the transformers config of what lies at a path, or of the base that an adapter was trained on."""
     from luthier.artifacts.opened import read_note
-    from luthier.engine.memory.config import config_of
+    from luthier.model.model_config import config_of
     from luthier.plugins.structure import structure
-    from luthier.recipe.tree import Model
+    from luthier.recipe.schema import Model
 
     if (artifact / "config.json").is_file():
         return AutoConfig.from_pretrained(artifact, local_files_only=True, trust_remote_code=False)

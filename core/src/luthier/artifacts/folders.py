@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from luthier.engine.disk import settle, write_json
+from luthier.disk import settle, write_json
 from luthier.errors import LuthierError, unwritable
 
 NOTE: Final = "luthier.json"  # which parts and base an artifact needs

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from luthier.artifacts.folders import NOTE
-from luthier.engine import attention, load
-from luthier.engine.contexts import attach_adapter, context_for
-from luthier.engine.decisions import Decisions
-from luthier.engine.run import read_record
 from luthier.errors import LuthierError
-from luthier.model.quantized import QUANTIZED, apply_quantizer, find_trained
-from luthier.plugins.protocols import Quantizer
+from luthier.model import attention, load
+from luthier.model.weights.quantized import QUANTIZED, apply_quantizer, find_trained
+from luthier.plugins.contracts.protocols import Quantizer
+from luthier.plugins.contracts.values import Context, Progress
 from luthier.plugins.registry import installed
 from luthier.plugins.structure import structure
-from luthier.plugins.values import Context, Progress
-from luthier.recipe.tree import Model
+from luthier.recipe.schema import Model
+from luthier.runs.writing.decisions import Decisions
+from luthier.runs.writing.record import read_record
+from luthier.step.context import attach_adapter, context_for
 
 OPTIONAL: Final[dict[str, Any]] = {
     "files": {},

@@ -13,13 +13,13 @@ from torch import nn
 
 from luthier.artifacts.folders import written
 from luthier.artifacts.verify import check_adapter, check_model, check_trained
-from luthier.artifacts.weights import Files, save_model
-from luthier.engine.attention import ordinary
-from luthier.engine.contexts import context_for
-from luthier.engine.load import quiet
 from luthier.errors import LuthierError
-from luthier.model.quantized import QUANTIZED
-from luthier.recipe.soundness import unmergeable
+from luthier.model.attention import ordinary
+from luthier.model.load import quiet
+from luthier.model.weights.dense_files import Files, save_model
+from luthier.model.weights.quantized import QUANTIZED
+from luthier.recipe.checks.soundness import unmergeable
+from luthier.step.context import context_for
 
 
 def artifact_name(adapter: Any) -> str:

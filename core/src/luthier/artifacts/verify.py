@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from luthier.artifacts.opened import is_named, open_adapter, read_trained
-from luthier.engine.attention import generating
-from luthier.engine.load import read_model
 from luthier.errors import LuthierError
-from luthier.model.generation_inputs import compute_logits
-from luthier.plugins.protocols import Adapter, Quantizer
+from luthier.model.attention import generating
+from luthier.model.generation.generation_inputs import compute_logits
+from luthier.model.load import read_model
+from luthier.plugins.contracts.protocols import Adapter, Quantizer
 
 LENGTH = 16
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from luthier.builtin import Full
-from luthier.engine.roles import by_role
 from luthier.errors import LuthierError
-from luthier.plugins.values import Context, Group, Progress
+from luthier.model.weights.parameter_roles import by_role
+from luthier.plugins.contracts.values import Context, Group, Progress
 
 
 class FullTuning:

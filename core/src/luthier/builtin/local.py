@@ -34,7 +34,7 @@ from luthier.plugins.providing.job_records import (
     Progress,
 )
 from luthier.plugins.providing.job_state import JobState
-from luthier.runs.folder import METRICS, RunFolder, number, read_folder
+from luthier.runs.run_folder import METRICS, RunFolder, number, read_folder
 
 STARTING: Final = 30.0  # seconds that a worker may take to write its first note
 STOPPED: Final = (130, 143, -signal.SIGINT, -signal.SIGTERM)
@@ -55,7 +55,7 @@ class WorkerProcesses:
 
     async def check(self) -> dict[str, list[str]]:
         """Return the devices that a run could use here."""
-        from luthier.engine.devices import available
+        from luthier.hardware.devices import available
 
         return {"devices": available()}
 

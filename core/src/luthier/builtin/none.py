@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from luthier.builtin import NoQuantizer
-from luthier.plugins.protocols import Quantizer
-from luthier.plugins.values import Context
+from luthier.plugins.contracts.protocols import Quantizer
+from luthier.plugins.contracts.values import Context
 
 
 class Unquantized(Quantizer):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from luthier.builtin import AdamW, Sgd
-from luthier.plugins.values import Group
+from luthier.plugins.contracts.values import Group
 
 
 class FusedAdamW:

@@ -103,8 +103,8 @@ class PhaseProfiler:
         }
 
     def _open(self, run: Any) -> None:
-        from luthier.engine.devices import choose
-        from luthier.engine.health.phases import CudaClock, HostClock
+        from luthier.hardware.devices import choose
+        from luthier.runs.writing.phases import CudaClock, HostClock
 
         self.folder, self.cuda = run.folder, choose(run.settings["device"]).type == "cuda"
         run.phases.listen(CudaClock() if self.cuda else HostClock())

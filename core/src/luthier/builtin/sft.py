@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from luthier.builtin import Sft
-from luthier.engine.batch import Batch
-from luthier.plugins.values import LossOutput
+from luthier.data.batches.batch import Batch
+from luthier.plugins.contracts.values import LossOutput
 
 
 class SupervisedLoss:

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from luthier.engine.checkpoint import CONSTANTS as FOLDER
-from luthier.engine.disk import sync
-from luthier.engine.parallel.sharing import shared
-from luthier.engine.parallel.tensors import whole
-from luthier.engine.parallel.world import World
+from luthier.checkpoint.folder import CONSTANTS as FOLDER
+from luthier.disk import sync
+from luthier.distributed.broadcast import shared
+from luthier.distributed.shard_tensors import whole
+from luthier.distributed.world import World
 from luthier.errors import LuthierError
 
 if TYPE_CHECKING:

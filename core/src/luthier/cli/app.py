@@ -10,24 +10,22 @@ from typer.core import TyperGroup
 
 import luthier
 from luthier.cli import (
-    answers,
     checkpoint,
     continual,
     demo,
     doctor,
     inspect,
-    jobs,
     models,
     plan,
     plugins,
     presets,
-    providers,
     runs,
     scaffold,
-    submit,
     train,
 )
-from luthier.cli.recipes import FREE
+from luthier.cli.job_verbs import jobs, providers, submit
+from luthier.cli.screen import answers
+from luthier.cli.screen.recipe_arguments import FREE
 from luthier.errors import LuthierError
 
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from luthier.cli.answers import Answer
-from luthier.cli.flags import Json
+from luthier.cli.screen.answers import Answer
+from luthier.cli.screen.flags import Json
 from luthier.errors import LuthierError
 
 PAUSE: Final = 0.05  # seconds between two looks
@@ -38,8 +38,9 @@ def asked(folder: Path, timeout: float) -> Path:
 
     Raises `run-not-running`, or `run-silent` after `timeout` seconds.
     """
-    from luthier.engine import checkpoint, requests
-    from luthier.runs.folder import is_held
+    from luthier.checkpoint import folder as checkpoint
+    from luthier.runs.run_folder import is_held
+    from luthier.runs.writing import save_requests as requests
 
     if not is_held(folder):
         raise _not_running(folder)
@@ -55,7 +56,7 @@ def asked(folder: Path, timeout: float) -> Path:
 
 
 def _not_running(folder: Path) -> LuthierError:
-    from luthier.runs.folder import read_folder
+    from luthier.runs.run_folder import read_folder
 
     state = read_folder(folder).state
     remedy = f"It is done: what it kept lies in {folder / 'checkpoints'}." if state == "completed" else None

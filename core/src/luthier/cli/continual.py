@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import attrs
 import typer
 
-from luthier.cli.answers import Answer
-from luthier.cli.flags import Json, LogFile, LogFormat, LogLevel, started
-from luthier.cli.recipes import Help, Sets, show_help, split
+from luthier.cli.screen.answers import Answer
+from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, started
+from luthier.cli.screen.recipe_arguments import Help, Sets, show_help, split
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from luthier.training.continual.report import TaskReport
+    from luthier.training.continual.forgetting_report import TaskReport
 
 USAGE: Final = """Usage: luthier continual [RECIPE] [OPTIONS]
 
@@ -62,7 +62,7 @@ def continual(
 
 def draw_report(screen: Console, report: TaskReport) -> None:
     """Draw each metric of every task after every task, and the measures beneath."""
-    from luthier.cli.tables import draw_section, pairs_table, plain_table
+    from luthier.cli.screen.tables import draw_section, pairs_table, plain_table
 
     for metric, rows in report.metrics.items():
         table = plain_table("after", *report.tasks)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luthier.cli.answers import Answer
-from luthier.cli.flags import Json, LogFile, LogFormat, LogLevel, started
+from luthier.cli.screen.answers import Answer
+from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, started
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +37,7 @@ def demo(
 
 def draw_demo(screen: Console, result: DemoResult) -> None:
     """Loss and answer before and after, what was made, and what to try next."""
-    from luthier.cli.tables import draw_commands, draw_section, pairs_table
+    from luthier.cli.screen.tables import draw_commands, draw_section, pairs_table
 
     before, after = result.eval_loss_before, result.eval_loss_after
     change = f"{(after - before) / before:+.1%} in {result.steps} steps and {result.seconds:.0f} s"

@@ -12,8 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.cli.answers import INSTALL_LOCAL, Answer
-from luthier.cli.flags import Json
+from luthier.cli.screen.answers import INSTALL_LOCAL, Answer
+from luthier.cli.screen.flags import Json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +33,7 @@ def doctor(json: Json = False) -> Any:
 
 def examine() -> dict[str, Any]:
     """All that the doctor knows; imports torch, where it is installed, for devices and threads only."""
-    from luthier.cli.listing import checked_rows
+    from luthier.cli.screen.part_listing import checked_rows
     from luthier.plugins.requirements import of_extra
 
     rows, local = checked_rows(), of_extra("luthier", "local")
@@ -136,7 +136,7 @@ def _disk(folder: Path) -> dict[str, Any]:
 def _draw(screen: Console, found: dict[str, Any]) -> None:
     from rich.text import Text
 
-    from luthier.cli.tables import pairs_table
+    from luthier.cli.screen.tables import pairs_table
 
     screen.print(pairs_table(dict(_lines(found))))
     for failure in found["failures"]:

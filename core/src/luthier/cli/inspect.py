@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from luthier.cli.answers import Answer
-from luthier.cli.flags import Json, LogFile, LogFormat, LogLevel, started
-from luthier.cli.recipes import Help, Sets, read_recipe, show_help
+from luthier.cli.screen.answers import Answer
+from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, started
+from luthier.cli.screen.recipe_arguments import Help, Sets, read_recipe, show_help
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from luthier.data.inspect import Inspection, Shown
+    from luthier.data.inspect_examples import Inspection, Shown
     from luthier.data.report import Report
 
 USAGE: Final = """Usage: luthier inspect [RECIPE] [OPTIONS]
@@ -51,7 +51,7 @@ def draw_inspection(screen: Console, found: Inspection) -> None:
     """The examples, then the training set's report, then the validation set's."""
     from rich.text import Text
 
-    from luthier.cli.tables import draw_section
+    from luthier.cli.screen.tables import draw_section
 
     for number, example in enumerate(found.examples, 1):
         count = f"{example.supervised_tokens} of {example.tokens} tokens supervised"
@@ -86,7 +86,7 @@ def _example(example: Shown, *, coloured: bool) -> Text:
 
 
 def _draw_report(screen: Console, title: str, report: Report) -> None:
-    from luthier.cli.tables import draw_section, pairs_table
+    from luthier.cli.screen.tables import draw_section, pairs_table
 
     lengths = _lengths(report.lengths)
     rows = {
@@ -105,7 +105,7 @@ def _draw_report(screen: Console, title: str, report: Report) -> None:
 
 
 def _histogram(bars: list[tuple[int, int, int]]) -> Table:
-    from luthier.cli.tables import plain_table
+    from luthier.cli.screen.tables import plain_table
 
     table = plain_table("", ">", "", show_header=False)
     most = max(count for *_, count in bars)

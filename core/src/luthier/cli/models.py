@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from luthier.cli.answers import Answer
-from luthier.cli.flags import Json, LogFile, LogFormat, LogLevel, started
+from luthier.cli.screen.answers import Answer
+from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, started
 from luthier.errors import LuthierError
 
 Base = Annotated[str | None, typer.Option(help="The base model, where it is not where the adapter says.")]
@@ -91,7 +91,7 @@ def export(
 
 
 def _exporter_options(given: Iterable[str]) -> dict[str, Any]:
-    from luthier.recipe.overrides import parse_value
+    from luthier.recipe.reading.overrides import parse_value
 
     pairs = [text.partition("=") for text in given]
     for name, equals, _ in pairs:

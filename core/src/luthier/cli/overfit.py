@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luthier.cli.answers import Answer
+from luthier.cli.screen.answers import Answer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from luthier.engine.health.overfit import Overfit
     from luthier.recipe import Recipe
+    from luthier.training.planning.overfit_batch import Overfit
 
 OneBatch = Annotated[
     bool,
@@ -32,7 +32,7 @@ def draw(screen: Console, found: Overfit) -> None:
     """The verdict, what to check, the curve, and how the gradient flows."""
     from rich.text import Text
 
-    from luthier.cli.tables import draw_section, pairs_table
+    from luthier.cli.screen.tables import draw_section, pairs_table
     from luthier.runs.chart import chart
 
     verdict = "learns" if found.passed else "does not learn"
@@ -60,7 +60,7 @@ def _facts(found: Overfit) -> dict[str, Any]:
 
 
 def _flow(found: Overfit) -> Any:
-    from luthier.cli.tables import plain_table
+    from luthier.cli.screen.tables import plain_table
 
     table = plain_table("", ">parameters", ">gradient", ">weight", ">update / weight")
     for layer in found.flow:

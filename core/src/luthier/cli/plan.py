@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from luthier.cli.answers import Answer
-from luthier.cli.flags import Json, LogFile, LogFormat, LogLevel, started
-from luthier.cli.recipes import Help, Sets, read_recipe, show_help
+from luthier.cli.screen.answers import Answer
+from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, started
+from luthier.cli.screen.recipe_arguments import Help, Sets, read_recipe, show_help
 from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def plan(
 def planned(recipe: Recipe, level: Any, form: Any, file: Path | None, *, suggest: bool = False) -> Answer:
     """The plan of a recipe; where torch is not installed, its parts alone."""
     from luthier.recipe import resolve
-    from luthier.recipe.soundness import check_parts, explain
+    from luthier.recipe.checks.soundness import check_parts, explain
 
     resolved, device = resolve(recipe), recipe.device.partition(":")[0]
     check_parts(recipe, resolved, device)
@@ -76,7 +76,7 @@ def planned(recipe: Recipe, level: Any, form: Any, file: Path | None, *, suggest
 
 def draw_plan(screen: Console, found: Mapping[str, Any], *, suggest: bool = False) -> None:
     """The plan in sections; without the libraries of local training, its parts and what to install."""
-    from luthier.cli.tables import draw_section
+    from luthier.cli.screen.tables import draw_section
 
     draw_section(screen, "Run", _run(found["recipe"]))
     draw_section(screen, "Parts", _parts(found))
@@ -103,7 +103,7 @@ def draw_plan(screen: Console, found: Mapping[str, Any], *, suggest: bool = Fals
 
 
 def _run(recipe: Mapping[str, Any]) -> Table:
-    from luthier.cli.tables import pairs_table
+    from luthier.cli.screen.tables import pairs_table
     from luthier.recipe.rowless import NO_ROWS
 
     sources = ", ".join(source["path"] for source in recipe["data"]["train"])
@@ -117,7 +117,7 @@ def _run(recipe: Mapping[str, Any]) -> Table:
 
 def _parts(found: Mapping[str, Any]) -> Table:
     """Each part with its distribution, what it needs and from whom, and what it provides."""
-    from luthier.cli.tables import plain_table
+    from luthier.cli.screen.tables import plain_table
 
     table = plain_table("", "", "", "", show_header=False)
     for part, tags in zip(found["parts"], found["compatibility"], strict=True):
@@ -131,7 +131,7 @@ def _parts(found: Mapping[str, Any]) -> Table:
 
 
 def _parameters(counts: Mapping[str, Mapping[str, int]]) -> Table:
-    from luthier.cli.tables import plain_table
+    from luthier.cli.screen.tables import plain_table
 
     table = plain_table("module", ">total", ">trainable", ">share")
     for kind, count in counts.items():
@@ -141,7 +141,7 @@ def _parameters(counts: Mapping[str, Mapping[str, int]]) -> Table:
 
 
 def _operations(found: Sequence[str]) -> Table:
-    from luthier.cli.tables import pairs_table
+    from luthier.cli.screen.tables import pairs_table
 
     rows: dict[str, str] = {}
     for line in found:
@@ -151,7 +151,7 @@ def _operations(found: Sequence[str]) -> Table:
 
 
 def _unreached(coverage: Mapping[str, Any]) -> Table:
-    from luthier.cli.tables import plain_table
+    from luthier.cli.screen.tables import plain_table
 
     table = plain_table("", ">", "", show_header=False)
     for kind, share in coverage["unreached"].items():
@@ -163,7 +163,7 @@ def _unreached(coverage: Mapping[str, Any]) -> Table:
 
 def _memory(causes: Mapping[str, int], device: Mapping[str, Any]) -> Table:
     """Bytes by cause, what is free, and whether that is enough."""
-    from luthier.cli.tables import plain_table
+    from luthier.cli.screen.tables import plain_table
     from luthier.sizes import size_text
 
     table = plain_table("", ">", "", show_header=False)
@@ -176,7 +176,7 @@ def _memory(causes: Mapping[str, int], device: Mapping[str, Any]) -> Table:
 
 def _steps(schedule: Mapping[str, Any], packing: Mapping[str, float], time: Mapping[str, Any]) -> Table:
     """Rows, steps and micro-batches; what a stream does not tell beforehand is not known."""
-    from luthier.cli.tables import pairs_table
+    from luthier.cli.screen.tables import pairs_table
 
     supervised, steps = schedule["supervised_tokens_per_epoch"], schedule["total_steps"]
     epochs = f", which is {schedule['epochs']:.2f} epochs" if schedule["epochs"] else ""
@@ -209,7 +209,7 @@ def _duration(seconds: float) -> str:
 
 
 def _rates(groups: Sequence[Mapping[str, Any]], peak: float) -> Table:
-    from luthier.cli.tables import plain_table
+    from luthier.cli.screen.tables import plain_table
 
     table = plain_table("", ">at its peak", ">parameters", "")
     for group in groups:
@@ -220,7 +220,7 @@ def _rates(groups: Sequence[Mapping[str, Any]], peak: float) -> Table:
 
 
 def _decisions(taken: Mapping[str, Mapping[str, Any]]) -> Table:
-    from luthier.cli.tables import plain_table
+    from luthier.cli.screen.tables import plain_table
 
     table = plain_table("", "", "", show_header=False)
     for name, decision in taken.items():

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luthier.cli.answers import Answer
-from luthier.cli.flags import Json
+from luthier.cli.screen.answers import Answer
+from luthier.cli.screen.flags import Json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from luthier.cli.listing import Row
+    from luthier.cli.screen.part_listing import Row
     from luthier.plugins.options import Described
     from luthier.plugins.records import Record
     from luthier.plugins.registry import Offer
@@ -34,7 +34,7 @@ def plugins(
     """List the installed parts: kind, name, distribution, version, summary and state."""
     if context.invoked_subcommand is not None:
         return None
-    from luthier.cli import listing
+    from luthier.cli.screen import part_listing as listing
     from luthier.plugins.registry import installed
 
     found = listing.checked_rows() if check else listing.rows(installed())
@@ -55,7 +55,7 @@ def show(
     json: Json = False,
 ) -> Any:
     """Show one part: its options with type, default, bounds and meaning; what it needs, provides and refuses."""
-    from luthier.cli.options import to_dict
+    from luthier.cli.screen.options_table import to_dict
     from luthier.errors import LuthierError, nearest
     from luthier.plugins.options import describe
     from luthier.plugins.records import KINDS
@@ -75,7 +75,7 @@ def draw_part(screen: Console, offer: Offer, described: Sequence[Described], *, 
     """A part with its options; these are named as on the command line where `flags` is their prefix."""
     from rich.text import Text
 
-    from luthier.cli.options import options_table
+    from luthier.cli.screen.options_table import options_table
 
     record, source = offer.record, offer.source
     screen.print(Text.assemble((f"{record.kind} {record.name}", "bold"), f": {record.summary}"))

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from luthier.cli.answers import Answer
-from luthier.cli.flags import Json
+from luthier.cli.screen.answers import Answer
+from luthier.cli.screen.flags import Json
 from luthier.errors import LuthierError, nearest
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ def presets(
     json: Json = False,
 ) -> Any:
     """List model presets with the memory that training them is predicted to take."""
-    from luthier.engine.memory.presets import METHODS
-    from luthier.engine.memory.presets import presets as known
+    from luthier.memory.model_presets import METHODS
+    from luthier.memory.model_presets import presets as known
 
     chosen = [p for p in known() if name is None or name.lower() in p.name.lower()]
     if not chosen:
@@ -53,15 +53,15 @@ def _room() -> dict[str, Any] | None:
 
     if find_spec("torch") is None:
         return None
-    from luthier.engine.devices import choose
-    from luthier.engine.memory.available import capacity
+    from luthier.hardware.devices import choose
+    from luthier.hardware.free_memory import capacity
 
     found = capacity(choose("auto"))
     return {"device": found.device, "free": found.free}
 
 
 def _draw(screen: Console, found: Mapping[str, Any]) -> None:
-    from luthier.cli.tables import draw_section, plain_table
+    from luthier.cli.screen.tables import draw_section, plain_table
     from luthier.sizes import size_text
 
     methods, room = list(found["methods"]), found["device"]

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luthier.cli.answers import Answer
-from luthier.cli.flags import Json, LogFile, LogFormat, LogLevel, started
+from luthier.cli.screen.answers import Answer
+from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, started
 from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
-    from luthier.engine.result import Run
-    from luthier.runs.folder import RunFolder
     from luthier.runs.replay import Replay
+    from luthier.runs.run_folder import RunFolder
+    from luthier.training.run import Run
 
 USUAL = Path("runs")  # where runs go that name no output_dir
 
@@ -30,7 +30,7 @@ def runs(context: typer.Context, directory: Dir = None, json: Json = False) -> A
     if context.invoked_subcommand is not None:
         context.obj = directory
         return None
-    from luthier.cli.runs_view import draw_list
+    from luthier.cli.screen.runs_view import draw_list
     from luthier.runs.find import all_runs
 
     if directory is not None and not directory.is_dir():
@@ -42,7 +42,7 @@ def runs(context: typer.Context, directory: Dir = None, json: Json = False) -> A
 @app.command()
 def show(context: typer.Context, run: Name, *, directory: Dir = None, json: Json = False) -> Any:
     """Show one run: settings, parts, data, numbers, checkpoints, health, files, and the curve of its loss."""
-    from luthier.cli.runs_view import draw_run
+    from luthier.cli.screen.runs_view import draw_run
     from luthier.runs.details import details
 
     found = _found(context, run, directory)
@@ -61,7 +61,7 @@ def diff(
     json: Json = False,
 ) -> Any:
     """Show how two runs differ: options, parts, data, versions, and their numbers side by side."""
-    from luthier.cli.runs_view import draw_difference
+    from luthier.cli.screen.runs_view import draw_difference
     from luthier.runs.compare import compare, draw_both
 
     one, other = _found(context, a, directory), _found(context, b, directory)
@@ -85,8 +85,8 @@ def replay(
     log_file: LogFile = None,
 ) -> Any:
     """Train a run's recipe again in a fresh folder, with options changed or as it was."""
-    from luthier.cli.answers import console
-    from luthier.cli.runs_view import draw_changes, draw_replayed
+    from luthier.cli.screen.answers import console
+    from luthier.cli.screen.runs_view import draw_changes, draw_replayed
     from luthier.runs.replay import replay as prepared
 
     found = _found(context, run, directory)
@@ -108,7 +108,7 @@ def _found(context: typer.Context, name: str, directory: Path | None) -> RunFold
 
 def _replayed(run: RunFolder, plan: Replay, result: Run) -> dict[str, Any]:
     """What came of it, beside what the run had."""
-    from luthier.runs.folder import read_folder
+    from luthier.runs.run_folder import read_folder
 
     again = read_folder(result.output_path)
     rows = {"was": run.record.get("data"), "now": again.record.get("data")}

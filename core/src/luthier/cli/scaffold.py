@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luthier.cli.answers import Answer
-from luthier.cli.flags import Json
+from luthier.cli.screen.answers import Answer
+from luthier.cli.screen.flags import Json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +41,7 @@ def new_plugin(
 
 
 def _draw(screen: Console, made: dict[str, Any]) -> None:
-    from luthier.cli.tables import draw_commands, draw_section
+    from luthier.cli.screen.tables import draw_commands, draw_section
 
     draw_section(screen, str(made["path"]), "\n".join(made["files"]))
     draw_commands(screen, "Next", made["next"])

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from luthier.cli import launch, overfit
-from luthier.cli.flags import Json, LogFile, LogFormat, LogLevel, started
+from luthier.cli import overfit
 from luthier.cli.plan import planned
-from luthier.cli.recipes import Help, Sets, read_recipe, show_help
+from luthier.cli.screen import launch_ranks as launch
+from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, started
+from luthier.cli.screen.recipe_arguments import Help, Sets, read_recipe, show_help
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from luthier.engine.result import Run
+    from luthier.training.run import Run
 
 USAGE: Final = """Usage: luthier train [RECIPE] [OPTIONS]
 
@@ -49,7 +50,7 @@ def train(
     json: Json = False, log_level: LogLevel = "info", log_format: LogFormat = "console", log_file: LogFile = None,
 ) -> Any:  # fmt: skip
     """Train from a recipe, from flags, or from both."""
-    from luthier.engine.parallel.launch import Launch
+    from luthier.distributed.launch import Launch
 
     if help_:
         show_help(context, USAGE)
@@ -71,7 +72,7 @@ def train(
 
 def draw_run(screen: Console, run: Run) -> None:
     """What a run gave, and what one does with it next."""
-    from luthier.cli.tables import draw_commands, draw_section, pairs_table
+    from luthier.cli.screen.tables import draw_commands, draw_section, pairs_table
 
     losses = run.loss_history
     seen = f"{run.steps} steps, {run.samples_seen:,} examples, {run.tokens_seen:,} tokens, {run.duration_seconds:.1f} s"

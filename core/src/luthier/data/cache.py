@@ -16,12 +16,12 @@ import attrs
 import numpy as np
 
 from luthier.data.examples import TokenDataset
-from luthier.data.identity import SIZE, code_hash, file_hash, tokenizer_hash
+from luthier.data.read.content_hash import SIZE, code_hash, file_hash, tokenizer_hash
 from luthier.data.report import Report
-from luthier.data.supply import Supply
-from luthier.data.template import ChatTemplate
+from luthier.data.stream.source_rows import Supply
+from luthier.data.tokenise.chat_template import ChatTemplate
 from luthier.logs import get_logger
-from luthier.recipe.tree import Data
+from luthier.recipe.schema import Data
 
 log = get_logger()
 SMALLEST: Final = 1 << 18  # bytes of rows below which making them again is as quick

@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 
 from luthier.data.cache import Entry, Sets
 from luthier.data.examples import TokenDataset
+from luthier.data.formats.forms import Form
+from luthier.data.formats.recognise_form import FORMATS, convert_row, recognise
+from luthier.data.formats.remarks import repeated
 from luthier.data.formats.wanted import TOKENS, Wanted
-from luthier.data.forms import Form
-from luthier.data.make import Maker
-from luthier.data.recognise import FORMATS, convert_row, recognise
-from luthier.data.remarks import repeated
+from luthier.data.read.row import Row
 from luthier.data.report import Report, formats_of
-from luthier.data.rows import Row
 from luthier.data.sets import Progress, making
-from luthier.data.stream import Stream, stream_of
-from luthier.data.supply import Supply, supplies
-from luthier.data.vocabulary import check_vocabulary, stop_tokens
+from luthier.data.stream.row_stream import Stream, stream_of
+from luthier.data.stream.source_rows import Supply, supplies
+from luthier.data.tokenise.examples_of_rows import Maker
+from luthier.data.tokenise.vocabulary import check_vocabulary, stop_tokens
 from luthier.errors import LuthierError
-from luthier.recipe.tree import Data, Source
+from luthier.recipe.schema import Data, Source
 
 BLOCKED: Final = ("text", "tokens")  # formats that are cut into blocks
 SAID: Final = {"preference": "preference pairs", "unpaired": "answers with a verdict"}

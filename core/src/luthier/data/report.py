@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.data.batches.sharing import saved_by_unit
+from luthier.data.batches.shared_prompts import saved_by_unit
 from luthier.data.examples import TokenDataset
 
 PERCENTILES: Final = (0, 25, 50, 75, 90, 95, 99, 100)

@@ -9,13 +9,13 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.data.blocks import Blocks
 from luthier.data.examples import TokenDataset
-from luthier.data.forms import Form
-from luthier.data.make import Made, Maker
-from luthier.data.remarks import warnings_of
+from luthier.data.formats.forms import Form
+from luthier.data.formats.remarks import warnings_of
 from luthier.data.report import Report
-from luthier.data.workers import Workers, chunks, processes, working
+from luthier.data.tokenise.examples_of_rows import Made, Maker
+from luthier.data.tokenise.token_blocks import Blocks
+from luthier.data.tokenise.workers import Workers, chunks, processes, working
 from luthier.errors import LuthierError
 
 Progress = Callable[[int, int], None]  # rows done, rows in all

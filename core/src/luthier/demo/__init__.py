@@ -45,7 +45,7 @@ def run(*, folder: str | Path | None = None, seed: int = 0, quiet: bool = False,
     """
     from luthier.api import generate, train
     from luthier.builtin.jsonl import FILE, read
-    from luthier.runs.folder import beside
+    from luthier.runs.run_folder import beside
 
     began = time.perf_counter()
     before = generate("demo", QUESTION, max_new_tokens=ANSWER, seed=seed)

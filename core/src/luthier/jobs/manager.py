@@ -12,14 +12,14 @@ from luthier.errors import LuthierError
 from luthier.jobs.clock import Clock, current_clock
 from luthier.jobs.collecting import collect_artifact
 from luthier.jobs.following import EventTold, Follower, Polling
-from luthier.jobs.given_rows import is_named, write_given
 from luthier.jobs.job_numbers import job_metrics, job_progress
-from luthier.jobs.preparing import PreparedJob, make_room, new_job_id, prepare_job
+from luthier.jobs.making.given_rows import is_named, write_given
+from luthier.jobs.making.preparing import PreparedJob, make_room, new_job_id, prepare_job
+from luthier.jobs.making.submission import Submission, UploadTold
 from luthier.jobs.provider_error import ProviderError
 from luthier.jobs.restoring import ReadyProvider, make_provider, restore_provider
 from luthier.jobs.store.job_events import read_events
 from luthier.jobs.store.job_store import JobStore
-from luthier.jobs.submission import Submission, UploadTold
 from luthier.jobs.sync_twins import SyncTwins
 from luthier.plugins.providing.job_records import (
     Job,
@@ -31,7 +31,7 @@ from luthier.plugins.providing.job_records import (
     TrainedArtifact,
 )
 from luthier.plugins.providing.job_state import Stage
-from luthier.recipe.reading import Reading, read
+from luthier.recipe.reading.read_recipe import Reading, read
 
 
 class Manager(SyncTwins):

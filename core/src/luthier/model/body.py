@@ -9,10 +9,10 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from luthier.engine.attention import document_arguments, documents_told
-from luthier.engine.batch import Batch, chain_of
-from luthier.engine.stateful import separation_reason, state_of, takes_attention
+from luthier.data.batches.batch import Batch, chain_of
 from luthier.errors import LuthierError
+from luthier.model.attention import document_arguments, documents_told
+from luthier.model.recurrent import separation_reason, state_of, takes_attention
 from luthier.plugins.completion import add_defaults
 
 

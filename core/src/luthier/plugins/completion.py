@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from luthier.errors import LuthierError
-from luthier.plugins.protocols import PROTOCOLS
+from luthier.plugins.contracts.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
     from luthier.plugins.records import Record

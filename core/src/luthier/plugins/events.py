@@ -39,7 +39,7 @@ import pluggy
 from luthier.errors import LuthierError, nearest
 
 if TYPE_CHECKING:
-    from luthier.plugins.run_view import RunView
+    from luthier.plugins.contracts.run_view import RunView
 
 eventspec = pluggy.HookspecMarker("luthier-events")
 event = pluggy.HookimplMarker("luthier-events")

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from luthier.errors import LuthierError
-from luthier.plugins.hints import KEY, Bounds, check_bounds, hints, type_name
+from luthier.plugins.fields.hints import KEY, Bounds, check_bounds, hints, type_name
 from luthier.plugins.structure import structure
 
 __all__ = ["KEY", "Bounds", "Described", "check_bounds", "describe", "hints", "is_default", "option", "type_name"]

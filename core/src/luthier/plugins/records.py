@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final
 import attrs
 
 from luthier.errors import LuthierError, nearest
-from luthier.plugins.operation_names import OPERATIONS
+from luthier.plugins.contracts.operation_names import OPERATIONS
 
 TAGS: Final = frozenset(
     (

@@ -17,7 +17,7 @@ import attrs
 from cattrs import Converter
 
 from luthier.errors import LuthierError, nearest
-from luthier.plugins.hints import KEY, check_bounds, hints, type_name
+from luthier.plugins.fields.hints import KEY, check_bounds, hints, type_name
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|inf")  # YAML 1.1 reads 2e-4 as text: a number is meant
 SEQUENCES: Final = {list: list, tuple: tuple, set: set, frozenset: frozenset, collections.abc.Sequence: list}

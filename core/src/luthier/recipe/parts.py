@@ -9,7 +9,7 @@ import attrs
 
 from luthier.errors import LuthierError, nearest
 from luthier.plugins.compatibility import Chosen
-from luthier.plugins.hints import KEY
+from luthier.plugins.fields.hints import KEY
 from luthier.plugins.options import describe, is_default
 from luthier.plugins.records import as_tags
 from luthier.plugins.registry import Offer, Plugins, Source, checked, installed
@@ -17,7 +17,7 @@ from luthier.plugins.structure import Written, bare, structure
 
 if TYPE_CHECKING:
     from luthier.plugins.records import Record
-    from luthier.recipe.tree import Recipe
+    from luthier.recipe.schema import Recipe
 
 FIELDS: Final = ("adapter", "loss", "optimizer", "quantizer", "provider")  # one part each; callbacks: a list of them
 

@@ -12,10 +12,10 @@ import attrs
 
 from luthier.plugins.registry import Plugins, installed
 from luthier.recipe.parts import FIELDS, identity, plain_value, to_plain
-from luthier.recipe.paths import escape, located
+from luthier.recipe.reading.paths import escape, located
 
 if TYPE_CHECKING:
-    from luthier.recipe.tree import Recipe
+    from luthier.recipe.schema import Recipe
 
 WATCHING: Final = (
     *("output_dir", "run_name", "callbacks", "logging_steps", "gradient_flow_steps"),
@@ -67,7 +67,7 @@ def without_watching(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def write(recipe: Recipe, path: str | Path, plugins: Plugins | None = None) -> None:
     """Write the resolved recipe as YAML that `Recipe.load` reads back equal, its relative paths made absolute."""
-    from luthier.recipe.yaml12 import dump
+    from luthier.recipe.reading.yaml12 import dump
 
     Path(path).write_text(dump(plain(located(recipe), plugins)), "utf-8")
 

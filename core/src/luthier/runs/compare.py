@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from luthier.errors import LuthierError
 from luthier.runs.details import ENVIRONMENT, flat, metrics
-from luthier.runs.folder import RunFolder
+from luthier.runs.run_folder import RunFolder
 
 DRAWN: Final = ("loss", "eval_loss")
 APART: Final = ("output_dir",)  # every run has its own

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from luthier.runs.folder import CHECKPOINTS, METRICS, RunFolder, metric_lines, number, reach
+from luthier.runs.run_folder import CHECKPOINTS, METRICS, RunFolder, metric_lines, number, reach
 
 MANIFEST: Final = "manifest.json"  # a checkpoint without one was never finished
 RATES: Final = ("tokens_per_second",)  # of which the median says most; of the others the last value
@@ -121,8 +121,8 @@ def _defaults(cls: type, prefix: str) -> dict[str, Any]:
 
 def _of_parts(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The default part of each field, and the default options of the part that is there."""
-    from luthier.recipe.draft import default_of
     from luthier.recipe.parts import FIELDS
+    from luthier.recipe.reading.draft import default_of
 
     found: dict[str, Any] = {}
     for kind in FIELDS:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from luthier.errors import LuthierError
-from luthier.runs.folder import CHECKPOINTS, LOCK, RECORD, RunFolder, read_folder
+from luthier.runs.run_folder import CHECKPOINTS, LOCK, RECORD, RunFolder, read_folder
 
 DEEP: Final = 3  # folders between a directory and a run in it
 LISTED: Final = 5  # runs that an error names

@@ -10,7 +10,7 @@ import attrs
 
 from luthier.errors import LuthierError
 from luthier.runs.details import flat
-from luthier.runs.folder import RECIPE, RunFolder, beside, number
+from luthier.runs.run_folder import RECIPE, RunFolder, beside, number
 
 if TYPE_CHECKING:
     from luthier.recipe import Recipe

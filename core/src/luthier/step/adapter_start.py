@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.engine import fingerprint
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
-from luthier.recipe.other_models import find_artifact, read_note
+from luthier.model.weights import fingerprint
+from luthier.recipe.checks.other_models import find_artifact, read_note
 
 if TYPE_CHECKING:
     from luthier.recipe import Recipe
-    from luthier.recipe.tree import Model
+    from luthier.recipe.schema import Model
 
 log = get_logger()
 OPTION = "adapter_from"

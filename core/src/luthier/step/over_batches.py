@@ -10,11 +10,11 @@ import attrs
 import torch
 from torch import Tensor
 
-from luthier.engine.batch import Batch, idle
-from luthier.engine.parallel.sharing import exchange_trees
-from luthier.engine.seeds import seed_all
-from luthier.engine.setup import Setup
+from luthier.data.batches.batch import Batch, idle
+from luthier.distributed.broadcast import exchange_trees
 from luthier.errors import LuthierError
+from luthier.randomness import seed_all
+from luthier.step.setup import Setup
 
 
 def begin_loss(setup: Setup) -> None:

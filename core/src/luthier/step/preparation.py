@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from luthier.data.cache import cache_folder
-from luthier.engine.decisions import Decisions
-from luthier.engine.policy import ModelPolicy
-from luthier.engine.seeds import kept
 from luthier.logs import get_logger
-from luthier.plugins.values import Purpose
+from luthier.model.policy import ModelPolicy
+from luthier.plugins.contracts.values import Purpose
+from luthier.randomness import kept
+from luthier.runs.writing.decisions import Decisions
 
 log = get_logger()
 Value = TypeVar("Value")

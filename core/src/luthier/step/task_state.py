@@ -8,26 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import attrs
-
-from luthier.engine.disk import settle
-from luthier.engine.parallel.sharing import as_held, shared
-from luthier.engine.state import load_state, save_state
+from luthier.checkpoint.state_tree import load_state, save_state
+from luthier.disk import settle
+from luthier.distributed.broadcast import as_held, shared
 from luthier.errors import LuthierError
+from luthier.recipe.objects import TaskPlace
 
 if TYPE_CHECKING:
-    from luthier.engine.setup import Setup
+    from luthier.step.setup import Setup
 
 STATE: Final = "task-state"  # the folder in a task's run
-
-
-@attrs.frozen(kw_only=True)
-class TaskPlace:
-    """Which task of how many a run is; `carried` is the folder of the state that the one before has left."""
-
-    index: int = 0
-    total: int = 1
-    carried: Path | None = None
 
 
 def write_task_state(folder: Path, adapter_state: Mapping[str, Any], constants: Mapping[str, Any]) -> None:

@@ -21,8 +21,8 @@ _HOMES = {
     "luthier.testing.contexts": ("context",),
     "luthier.testing.policies": ("TablePolicy",),
     "luthier.testing.loopback": ("Fault", "LoopbackServer", "Reply", "Request"),
-    "luthier.testing.provider_bench": ("FakeService",),
-    "luthier.testing.virtual_clock": ("VirtualClock",),
+    "luthier.testing.providers.provider_bench": ("FakeService",),
+    "luthier.testing.providers.virtual_clock": ("VirtualClock",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from luthier.testing.contexts import context
     from luthier.testing.loopback import Fault, LoopbackServer, Reply, Request
     from luthier.testing.policies import TablePolicy
-    from luthier.testing.provider_bench import FakeService
+    from luthier.testing.providers.provider_bench import FakeService
+    from luthier.testing.providers.virtual_clock import VirtualClock
     from luthier.testing.strategies import options_of
-    from luthier.testing.virtual_clock import VirtualClock
 
 
 def __getattr__(name: str) -> Any:

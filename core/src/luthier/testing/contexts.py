@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from luthier.builtin import NoQuantizer, Sft
 from luthier.builtin.none import Unquantized
 from luthier.builtin.sft import SupervisedLoss
+from luthier.data.batches.batch import Batch, collate
 from luthier.data.examples import TokenExample
-from luthier.engine import attention
-from luthier.engine.batch import Batch, collate
-from luthier.engine.contexts import attach_adapter, context_for
-from luthier.engine.policy import ModelPolicy
-from luthier.engine.step import Step
 from luthier.errors import LuthierError
-from luthier.model.quantized import apply_quantizer
+from luthier.model import attention
+from luthier.model.policy import ModelPolicy
+from luthier.model.weights.quantized import apply_quantizer
 from luthier.plugins.completion import complete_part
-from luthier.plugins.values import Context, Progress
+from luthier.plugins.contracts.values import Context, Progress
+from luthier.step.context import attach_adapter, context_for
+from luthier.step.module import Step
 from luthier.testing.checks import Subject
 from luthier.testing.worlds import random_batch, tiny_model
 

@@ -12,8 +12,8 @@ from hypothesis.strategies import SearchStrategy
 from luthier.testing.strategies import Document, documents
 
 if TYPE_CHECKING:
+    from luthier.data.batches.batch import Batch
     from luthier.data.examples import TokenExample
-    from luthier.engine.batch import Batch
     from luthier.testing.checks import Subject
 
 VALUES: Final[Mapping[str, SearchStrategy[Any]]] = {
@@ -77,21 +77,21 @@ def lay_out_units(loss: Any, drawn: Sequence[DrawnUnit]) -> list[TokenExample]:
     examples = [_example(unit, index) for index, unit in enumerate(drawn)]
     if has_default(loss, "loss", "arrange"):
         return examples
-    from luthier.step.unit_layout import UnitLayout
+    from luthier.step.losses.unit_layout import UnitLayout
 
     return list(UnitLayout(max_length=1 << 20, arrange=loss.arrange).lay_out(examples).examples)
 
 
 def pack_examples(examples: Sequence[TokenExample]) -> Batch:
     """Return the batch of these units."""
-    from luthier.engine.batch import collate
+    from luthier.data.batches.batch import collate
 
     return collate(examples)
 
 
 def idle_batch(drawn: Sequence[DrawnUnit]) -> Batch:
     """Return what a rank without work computes in a run with such units."""
-    from luthier.engine.batch import idle
+    from luthier.data.batches.batch import idle
 
     return idle(_example(drawn[0], 0))
 

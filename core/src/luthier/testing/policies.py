@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from luthier.engine.batch import Batch
+from luthier.data.batches.batch import Batch
 from luthier.errors import LuthierError
 
 CHUNK: Final = 4  # positions at once in map_logits: small, so that a function that needs them all is found out

@@ -183,8 +183,8 @@ def pack(drawn: Sequence[Document]) -> Any:
     """The batch of these documents."""
     import numpy as np
 
+    from luthier.data.batches.batch import collate
     from luthier.data.examples import IGNORED, TokenExample
-    from luthier.engine.batch import collate
 
     examples = []
     for document in drawn:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from luthier.engine.batch import Batch
+    from luthier.data.batches.batch import Batch
 
 VOCABULARY: Final = 320
 SPECIALS: Final = ("<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|tool|>")
@@ -109,7 +109,7 @@ def tiny_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
 
 def save_tiny_model(folder: Path, architecture: str = "llama", seed: int = 0, **changes: Any) -> Path:
     """A model folder with its tokenizer, as `from_pretrained` reads it."""
-    from luthier.engine.load import quiet
+    from luthier.model.load import quiet
 
     with quiet():
         tiny_model(architecture, seed, **changes).save_pretrained(folder)
@@ -121,8 +121,8 @@ def random_batch(lengths: Sequence[int] = (5, 9, 3), seed: int = 0, supervised: 
     """A packed batch of random tokens, about `supervised` of its labels counted."""
     import numpy as np
 
+    from luthier.data.batches.batch import collate
     from luthier.data.examples import IGNORED, TokenExample
-    from luthier.engine.batch import collate
 
     random = np.random.default_rng(seed)
     examples = []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from luthier.plugins.values import Context, Group, Progress
+from luthier.plugins.contracts.values import Context, Group, Progress
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -7,8 +7,8 @@ from typing import Any
 
 import attrs
 import torch
-from luthier.engine.batch import Batch
-from luthier.plugins.values import LossOutput
+from luthier.data.batches.batch import Batch
+from luthier.plugins.contracts.values import LossOutput
 from torch import Tensor
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from luthier.errors import LuthierError
-from luthier.plugins.values import Group
+from luthier.plugins.contracts.values import Group
 
 
 class Momentum:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from luthier.engine.batch import Batch
-from luthier.plugins.values import LossOutput
+from luthier.data.batches.batch import Batch
+from luthier.plugins.contracts.values import LossOutput
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 

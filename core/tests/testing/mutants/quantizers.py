@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import torch
-from luthier.testing.quantized import CodedLinear, CodedQuantizer
+from luthier.testing.quantizers.kit_quantizer import CodedLinear, CodedQuantizer
 from torch import nn
 from torch.nn import functional as F
 

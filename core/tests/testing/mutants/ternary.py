@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from luthier.plugins.protocols import Quantizer
-from luthier.plugins.values import Multipliers
+from luthier.plugins.contracts.protocols import Quantizer
+from luthier.plugins.contracts.values import Multipliers
 from torch import nn
 from torch.nn import functional as F
 

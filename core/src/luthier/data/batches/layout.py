@@ -9,11 +9,11 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.data.batches.sharing import saved_by_unit, share_prompts
+from luthier.data.batches.example_feed import Feed, Portion
+from luthier.data.batches.shared_prompts import saved_by_unit, share_prompts
 from luthier.data.batches.unit import Passage, Unit
 from luthier.data.examples import TokenDataset, TokenExample
-from luthier.data.feed import Feed, Portion
-from luthier.data.stream import Stream
+from luthier.data.stream.row_stream import Stream
 from luthier.errors import LuthierError
 
 Arrange = Callable[[Sequence[Unit]], Sequence[Unit]]

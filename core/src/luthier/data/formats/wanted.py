@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from luthier.data.rows import Row
+from luthier.data.read.row import Row
 from luthier.errors import LuthierError, nearest
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from luthier.errors import LuthierError, shown
 from luthier.jobs.rows.row_checks import check_counts, check_row, estimate_tokens, hash_row
 from luthier.jobs.rows.service_rows import completion_conversation, training_rows, validation_rows
 from luthier.plugins.providing.job_records import DataFile, DataRules, Finding, ServiceRow
-from luthier.recipe.tree import Data
+from luthier.recipe.schema import Data
 
 TOLD: Final = 20  # errors that are listed before the rest is only counted
 Encode = Callable[[ServiceRow], Mapping[str, Any]]

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any, Final
 
-from luthier.data.documents import alpaca_conversation
-from luthier.data.forms import Completion, Conversation, Document, Instruction, Pair
-from luthier.data.read import read_source
-from luthier.data.recognise import SAMPLE, convert_row, recognise
+from luthier.data.formats.documents import alpaca_conversation
+from luthier.data.formats.forms import Completion, Conversation, Document, Instruction, Pair
+from luthier.data.formats.recognise_form import SAMPLE, convert_row, recognise
+from luthier.data.read.sources import read_source
 from luthier.errors import LuthierError
 from luthier.plugins.providing.job_records import ServiceRow
-from luthier.recipe.tree import Data, Source
+from luthier.recipe.schema import Data, Source
 
 PAIRED: Final = "preference"
 

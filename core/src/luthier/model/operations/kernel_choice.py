@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from luthier.engine.operations.install import Installed, operating, ordinary
-from luthier.engine.operations.registry import REFERENCES, Implementation, Operations
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.model.operations.guard import GuardedOperation
-from luthier.recipe.soundness import given_tags
+from luthier.model.operations.install_operations import Installed, operating, ordinary
+from luthier.model.operations.signatures import REFERENCES, Implementation, Operations
+from luthier.recipe.checks.soundness import given_tags
 
 if TYPE_CHECKING:
-    from luthier.engine.decisions import Decisions
+    from luthier.plugins.contracts.values import Purpose
     from luthier.plugins.registry import Offer
-    from luthier.plugins.values import Purpose
     from luthier.recipe import Recipe
     from luthier.recipe.parts import Resolved
+    from luthier.runs.writing.decisions import Decisions
 
 log = get_logger()
 KERNELS: Final = "kernels"

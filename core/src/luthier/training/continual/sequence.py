@@ -10,20 +10,21 @@ from typing import Any, Final
 import attrs
 
 from luthier.data.formats.wanted import Wanted
-from luthier.engine.again import evaluate_rows
-from luthier.engine.assemble import Objects, assemble
-from luthier.engine.disk import write_json
-from luthier.engine.load import tokenizer_of
-from luthier.engine.result import Run
-from luthier.engine.rows import prepared_data
-from luthier.engine.setup import Setup
-from luthier.engine.train import train
+from luthier.disk import write_json
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
+from luthier.model.load import tokenizer_of
 from luthier.recipe import resolve
-from luthier.step.task_state import STATE, TaskPlace
-from luthier.training.continual.report import TaskReport, write_report
+from luthier.recipe.objects import Objects, TaskPlace
+from luthier.step.setup import Setup
+from luthier.step.task_state import STATE
+from luthier.training.assemble import assemble
+from luthier.training.continual.forgetting_report import TaskReport, write_report
 from luthier.training.continual.tasks import Task
+from luthier.training.reopen import evaluate_rows
+from luthier.training.rows import prepared_data
+from luthier.training.run import Run
+from luthier.training.train_run import train
 
 log = get_logger()
 SCORES: Final = "scores.json"  # every task's metrics after a task, in that task's folder

@@ -11,8 +11,8 @@ from typing import Any
 import attrs
 import numpy as np
 
-from luthier.data.supply import supplies
-from luthier.engine.disk import sync
+from luthier.data.stream.source_rows import supplies
+from luthier.disk import sync
 from luthier.errors import LuthierError
 from luthier.recipe import Recipe
 

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import attrs
 
-from luthier.engine.assemble import Objects
 from luthier.errors import LuthierError
 from luthier.recipe import Recipe, read
-from luthier.training.continual.report import TaskReport
+from luthier.recipe.objects import Objects
+from luthier.training.continual.forgetting_report import TaskReport
 from luthier.training.continual.sequence import train_tasks
 from luthier.training.continual.slices import cut_rows, with_rows
 from luthier.training.continual.tasks import Task, TaskSequence, folder_name, make_tasks, read_sequence

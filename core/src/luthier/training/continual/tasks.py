@@ -13,7 +13,7 @@ from luthier.errors import LuthierError, nearest
 from luthier.plugins.options import option
 from luthier.plugins.structure import structure
 from luthier.recipe import Recipe, read
-from luthier.recipe.files import find_file, read_file
+from luthier.recipe.reading.recipe_files import find_file, read_file
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 

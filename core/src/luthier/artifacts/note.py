@@ -1,0 +1,45 @@
+"""The note beside an artifact: what it is, which parts and base it needs, how it is prompted, which run made it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from luthier.errors import LuthierError
+from luthier.model.weights.fingerprint import of_model
+from luthier.runs.writing.record import read_record
+
+if TYPE_CHECKING:
+    from luthier.data.prepare import Prepared
+    from luthier.model.weights.dense_files import Files
+
+
+PLAIN: Final = {"prompt_completion", "text"}  # formats whose rows no chat template has touched
+
+
+def note(
+    settings: dict[str, Any], run_id: str, parts: list[dict[str, Any]], prepared: Prepared, files: Files
+) -> dict[str, Any]:
+    """`settings` is the resolved recipe as plain data; `prepared` the rows that the run is trained on; `files` says how
+    a dense model made of it is written."""
+    plain = set(prepared.report.format.split(", ")) <= PLAIN
+    needed = {kind: settings[kind] for kind in ("model", "adapter", "quantizer")}
+    return {
+        "format": 1,
+        **needed,
+        "base": of_model(settings["model"]["name_or_path"]),
+        "run_id": run_id,
+        "seed": settings["seed"],  # what the adapter drew when it was attached
+        "parts": parts,
+        "prompts": "plain" if plain else "chat",
+        "chat_template_hash": prepared.chat_template_hash,
+        "files": files.plain(),
+    }
+
+
+def of_run(folder: Path) -> dict[str, Any]:
+    """The note that a run keeps in its record."""
+    record = read_record(folder)
+    if record is None:
+        raise LuthierError("run-not-found", "no run.json here", where=str(folder))
+    return record["note"]

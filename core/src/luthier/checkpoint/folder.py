@@ -1,0 +1,222 @@
+"""Checkpoints: written aside, fsynced, renamed; found again newest first, and only where they are whole.
+
+A writer of its own (a sharded one, say) fills the folder that `prepare_folder` gives and hands it to `commit_folder`.
+Importing this loads no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from luthier.disk import digest, digest_text, is_full, is_intact, settle, sync
+from luthier.errors import LuthierError
+from luthier.runs.writing import save_requests as requests
+
+FORMAT: Final = 3
+MANIFEST: Final = "manifest.json"
+FOLDER: Final = "checkpoints"
+ASIDE: Final = "set-aside"
+CONSTANTS: Final = "constants"  # the run's folder of frozen tensors, see `checkpoint.constants`
+NAME: Final = re.compile(r"step-(\d{8,})")
+GOING, REPLACED = "going", "replaced"  # what an old folder is called while it is removed, and while it gives way
+
+
+def save(run_folder: Path, step: int, tree: Mapping[str, Any], run: Mapping[str, Any] | None = None) -> Path:
+    """The folder `checkpoints/step-00000100`, complete or absent. A full disk leaves the earlier ones whole.
+
+    `run` says what run it belongs to (see `changes`); None for none.
+    """
+    from luthier.checkpoint.state_tree import snapshot
+
+    return write(run_folder, step, snapshot(tree, copy=False).write, run)
+
+
+def write(
+    run_folder: Path,
+    step: int,
+    fill: Callable[[Path], object],
+    run: Mapping[str, Any] | None = None,
+    constants: Iterable[str] = (),
+) -> Path:
+    """`save`, with whatever files `fill` puts into the folder; `constants` are the run's files that it needs too."""
+    with _room(run_folder, step):
+        aside = prepare_folder(run_folder, step)
+        try:
+            fill(aside)
+            return commit_folder(aside, run, constants)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def prepare_folder(run_folder: Path, step: int) -> Path:
+    """An empty folder aside, for the files of a checkpoint after `step`; nothing looks into it before it is whole."""
+    aside = folder_of(run_folder, step).with_name(f".step-{step:08d}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    return aside
+
+
+def commit_folder(aside: Path, run: Mapping[str, Any] | None = None, constants: Iterable[str] = ()) -> Path:
+    """Make the filled folder a checkpoint: hash every file, write the manifest, fsync all, rename. Gives its place."""
+    target = aside.with_name(aside.name.split(".")[1])
+    step = int(NAME.fullmatch(target.name)[1])  # type: ignore[index]  # prepare_folder has named it
+    files = sorted(p for p in aside.rglob("*") if p.is_file())
+    held = {file.relative_to(aside).as_posix(): digest(file) for file in files}
+    manifest = {"format": FORMAT, "step": step, "run": dict(run or {}), "files": held, "constants": sorted(constants)}
+    (aside / MANIFEST).write_text(json.dumps({**manifest, "digest": _own_digest(manifest)}, indent=1), "utf-8")
+    settle(aside)
+    old = target.with_name(f".{target.name}.{REPLACED}")
+    if target.exists():  # the same step of a run that was resumed before it: put back where a kill comes between
+        os.replace(target, old)
+    os.replace(aside, target)
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+@contextmanager
+def _room(run_folder: Path, step: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not is_full(error):
+            raise
+        where = str(folder_of(run_folder, step))
+        raise LuthierError("disk-full", f"checkpoint of step {step} not written", where=where) from error
+
+
+def folder_of(run_folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` lies, or would."""
+    return run_folder / FOLDER / f"step-{step:08d}"
+
+
+def require(folder: Path) -> dict[str, Any]:
+    """What run a checkpoint belongs to; `run-not-found` where a folder is none."""
+    if not (folder / MANIFEST).is_file():
+        remedy = f"Give one, such as run/{FOLDER}/step-00000100."
+        raise LuthierError("run-not-found", "there is no checkpoint here", where=str(folder), remedy=remedy)
+    return read_manifest(folder)["run"]
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """The tree of one checkpoint, in today's layout; `checkpoint-corrupt` where a file is not as it was written."""
+    from luthier.checkpoint.migrations import migrate
+    from luthier.checkpoint.state_tree import load_state
+
+    manifest = verify(folder)
+    try:
+        return migrate(load_state(folder), manifest["format"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _corrupt(folder, f"unreadable: {error}") from error
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest, once every file that it names has been compared with it; `checkpoint-corrupt` where one differs."""
+    manifest = read_manifest(folder)
+    for name, expected in manifest["files"].items():
+        try:
+            intact = is_intact(folder / name, expected)
+        except (OSError, AttributeError) as error:  # of a manifest that nothing vouches for
+            raise _corrupt(folder, f"unreadable: {error}") from error
+        if not intact:
+            raise _corrupt(folder, f"{name} is damaged")
+    for name in manifest.get("constants", ()):
+        if not (folder.parents[1] / CONSTANTS / name).is_file():
+            raise _corrupt(folder, f"{CONSTANTS}/{name} is missing in the run's folder")
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself, without a look at its files."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        form, run, files = manifest["format"], manifest["run"], manifest["files"]
+        own = manifest.pop("digest", None)
+        whole = isinstance(form, int) and isinstance(run, dict) and isinstance(files, dict)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _corrupt(folder, f"unreadable: {type(error).__name__}: {error}") from error
+    if whole and form > FORMAT:
+        problem, remedy = f"written by a newer luthier (format {form}, this one reads {FORMAT})", "Use a newer luthier."
+        raise LuthierError("checkpoint-corrupt", problem, where=str(folder), remedy=remedy)
+    if not whole or (form > 1 and own != _own_digest(manifest)):
+        raise _corrupt(folder, f"{MANIFEST} is damaged")
+    return manifest
+
+
+def _own_digest(manifest: Mapping[str, Any]) -> str:
+    return digest_text(json.dumps(manifest, sort_keys=True))
+
+
+def _corrupt(folder: Path, problem: str) -> LuthierError:
+    return LuthierError("checkpoint-corrupt", problem, where=str(folder))
+
+
+def steps(run_folder: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first."""
+    found = (run_folder / FOLDER).glob("step-*") if (run_folder / FOLDER).is_dir() else ()
+    return sorted((p for p in found if NAME.fullmatch(p.name)), key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step after which a checkpoint folder was written."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def newest(run_folder: Path) -> tuple[Path, dict[str, Any], list[LuthierError]] | None:
+    """The newest whole checkpoint with its tree, and the errors of damaged ones after it; None where there is none."""
+    damaged: list[LuthierError] = []
+    for folder in reversed(steps(run_folder)):
+        try:
+            return folder, load(folder), damaged
+        except LuthierError as error:
+            damaged.append(error)
+    if damaged:
+        problem, remedy = f"{damaged[0].problem}, and no other is whole", "Start anew with --fresh."
+        raise LuthierError("checkpoint-corrupt", problem, where=damaged[0].where, remedy=remedy)
+    return None
+
+
+def prune(run_folder: Path, limit: int | None, best: Path | None) -> None:
+    """Keep the newest `limit` checkpoints, and the best."""
+    for folder in steps(run_folder)[: -limit if limit else 0]:
+        if folder != best:
+            going = folder.with_name(f".{folder.name}.{GOING}")  # renamed first: what is found by name is whole
+            os.replace(folder, going)
+            shutil.rmtree(going)
+
+
+def set_aside(run_folder: Path, step: int) -> list[Path]:
+    """Move what lies after `step` to the folder `set-aside`: damaged ones, and those of steps that are taken anew.
+
+    They would count as the newest, to be kept in the place of better ones.
+    """
+    moved = []
+    for folder in steps(run_folder):
+        if step_of(folder) > step:
+            place = run_folder / ASIDE / folder.name
+            place.parent.mkdir(exist_ok=True)
+            shutil.rmtree(place, ignore_errors=True)
+            os.replace(folder, place)
+            moved.append(place)
+    return moved
+
+
+def tidy(run_folder: Path) -> None:
+    """Put back what gave way to a checkpoint that was not finished, and remove what a killed process left aside."""
+    for old in (run_folder / FOLDER).glob(f".step-*.{REPLACED}"):
+        target = old.with_name(old.name.split(".")[1])
+        if not target.exists():
+            os.replace(old, target)
+    requests.answer(run_folder)
+    for leftover in (*run_folder.glob(".*.[0-9]*"), *(run_folder / FOLDER).glob(".step-*")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink()

@@ -1,0 +1,1 @@
+"""Verbs about jobs: submit one, follow it, and ask what providers offer."""

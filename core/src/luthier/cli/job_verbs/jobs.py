@@ -1,0 +1,149 @@
+"""`luthier jobs`, `status`, `logs`, `cancel`, `download` and `attach`: what one does with a job that exists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from luthier.cli.screen.answers import Answer, console
+from luthier.cli.screen.flags import Json
+from luthier.errors import LuthierError, nearest
+
+if TYPE_CHECKING:
+    from luthier.jobs.manager import Manager
+
+Name = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, its beginning or end, or the service's id.")]
+
+
+def jobs(
+    *,
+    status: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    provider: Annotated[str | None, typer.Option(help="Only jobs of this provider.")] = None,
+    limit: Annotated[int, typer.Option(help="At most so many.", min=1)] = 50,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Ask the providers first.")] = False,
+    json: Json = False,
+) -> Any:
+    """List the jobs, the newest first, as they were last seen."""
+    from luthier.cli.screen.jobs_view import draw_jobs
+    from luthier.jobs.store.job_store import JobStore
+    from luthier.plugins.providing.job_state import JobState
+
+    if status is not None and status not in list(JobState):
+        raise LuthierError(
+            "usage", f"there is no state {status!r}", where="--status", remedy=nearest(status, map(str, JobState))
+        )
+    if refresh:
+        with _managing() as manager:
+            manager.list_sync(status=status, provider=provider, limit=limit, refresh=True)
+    store = JobStore()  # the manager, which this does without, takes longer to import than the list to read
+    found, total = store.list_jobs(status, provider, limit), store.count_jobs(status, provider)
+    store.close()
+    document = {"jobs": [job.to_dict() for job in found], "total": total}
+    return Answer(document=document, view=lambda screen: draw_jobs(screen, found, total))
+
+
+def status(job: Name, *, json: Json = False) -> Any:
+    """Show where a job stands: state, progress, losses, time left, what it has cost."""
+    from luthier.cli.screen.jobs_view import draw_job
+    from luthier.jobs.job_numbers import job_metrics, job_progress
+    from luthier.jobs.store.job_events import read_events
+    from luthier.plugins.providing.job_records import to_plain_data
+
+    with _managing() as manager:
+        manager.events_sync(job)
+        found = manager.store.find_job(job)
+        events, journal = read_events(manager.store, found.id)[0], manager.store.journal(found.id)
+    progress, metrics = job_progress(found, events), job_metrics(found, events)
+    document = {"job": found.to_dict(), "progress": to_plain_data(progress), "metrics": to_plain_data(metrics),
+                "journal": journal}  # fmt: skip
+    return Answer(document=document, view=lambda screen: draw_job(screen, found, progress, metrics))
+
+
+def logs(
+    job: Name,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until the job has ended.")] = False,
+    json: Json = False,
+) -> Any:
+    """Show a job's events; with -f also those that come. Ctrl-C leaves the job running."""
+    from luthier.cli.screen.follow_job import leaving_alone
+    from luthier.cli.screen.jobs_view import draw_events, event_line
+    from luthier.plugins.providing.job_records import to_plain_data
+
+    with _managing() as manager:
+        events = manager.events_sync(job)
+        found = manager.store.find_job(job)
+        if follow and not found.is_final:
+            screen = console(stderr=json)
+            draw_events(screen, events)
+            with leaving_alone([found.id]):
+                manager.wait_sync(found.id, told=lambda event: screen.print(event_line(event), soft_wrap=True))
+            shown, events = events, manager.events_sync(found.id, refresh=False)
+        else:
+            shown = []
+    rest = [] if shown or (follow and not found.is_final) else events
+    return Answer(document={"events": [to_plain_data(event) for event in events]},
+                  view=lambda screen: draw_events(screen, rest))  # fmt: skip
+
+
+def cancel(job: Name, *, json: Json = False) -> Any:
+    """Ask for the end of a job."""
+    from luthier.cli.screen.jobs_view import draw_job
+
+    with _managing() as manager:
+        found = manager.cancel_sync(job)
+    return Answer(document={"job": found.to_dict()}, view=lambda screen: draw_job(screen, found))
+
+
+def download(
+    job: Name,
+    *,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Where to; without it, below the recipe's output_dir.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help="adapter or model; without it, what the provider gives.")] = None,
+    json: Json = False,
+) -> Any:
+    """Bring a job's result to this machine, checked, with a manifest of its files."""
+    from luthier.cli.screen.jobs_view import draw_artifact, transfer_bar
+    from luthier.plugins.providing.job_records import to_plain_data
+
+    with _managing() as manager, transfer_bar(console(stderr=True), "download") as progress:
+        artifact = manager.download_sync(job, output_dir, kind=kind, progress=progress)
+    return Answer(document={"artifact": to_plain_data(artifact)}, view=lambda screen: draw_artifact(screen, artifact))
+
+
+def attach(
+    job: Annotated[
+        str, typer.Argument(metavar="JOB", help="A job's id; with --provider, the service's id of any job.")
+    ],
+    *,
+    provider: Annotated[str | None, typer.Option(help="Take in a job that was made elsewhere.")] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Only complete its submission; do not follow it.")] = False,
+    json: Json = False,
+) -> Any:
+    """Come back to a job: complete its submission if that was cut off, then follow it to its end."""
+    from luthier.cli.screen.follow_job import follow_job, leaving_alone
+    from luthier.cli.screen.jobs_view import draw_job
+
+    with _managing() as manager:
+        with leaving_alone([job]):
+            found = manager.attach_sync(job, provider=provider)
+        if not no_wait:
+            return follow_job(manager, found.id)
+    return Answer(document={"job": found.to_dict()}, view=lambda screen: draw_job(screen, found))
+
+
+@contextmanager
+def _managing() -> Iterator[Manager]:
+    from luthier.jobs.manager import Manager
+
+    manager = Manager()
+    try:
+        yield manager
+    finally:
+        manager.close()

@@ -1,0 +1,128 @@
+"""`luthier providers`: what can be submitted to, what each offers, and whether it can be reached."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from luthier.cli.screen.answers import Answer
+from luthier.cli.screen.flags import Json
+
+if TYPE_CHECKING:
+    from luthier.plugins.providing.job_records import Capabilities
+
+Name = Annotated[str, typer.Argument(metavar="PROVIDER", help="The provider's name.")]
+ModelName = Annotated[str, typer.Option(help="The base model that is asked about.")]
+
+app = typer.Typer(help="List the providers; show what one offers; check that it can be reached; verify it for real.")
+
+
+@app.callback(invoke_without_command=True)
+def providers(context: typer.Context, json: Json = False) -> Any:
+    """List the installed providers."""
+    if context.invoked_subcommand is not None:
+        return None
+    from luthier.plugins.registry import installed
+
+    found = [
+        {"name": offer.record.name, "summary": offer.record.summary, "distribution": offer.source.distribution,
+         "version": offer.source.version}
+        for offer in installed().offers("provider")
+    ]  # fmt: skip
+    return Answer(document={"providers": found}, view=lambda screen: _draw_list(screen, found))
+
+
+@app.command()
+def show(name: Name, *, model: ModelName = "", json: Json = False) -> Any:
+    """Show what a provider offers: methods, settings and their bounds, data, models, weights, prices and notices."""
+    from luthier.jobs.restoring import make_provider
+    from luthier.jobs.sync_twins import run_plainly
+    from luthier.plugins.providing.job_records import to_plain_data
+
+    ready = make_provider(name)
+    found = run_plainly(ready.part.capabilities(model))
+    document = {"name": ready.name, "scope": ready.part.scope(), "options": ready.options, **to_plain_data(found)}
+    return Answer(document=document, view=lambda screen: _draw_offer(screen, ready.name, ready.part.scope(), found))
+
+
+@app.command()
+def check(name: Name, *, json: Json = False) -> Any:
+    """Ask a provider, without cost, whether it can be reached and knows the key."""
+    from luthier.cli.screen.tables import pairs_table
+    from luthier.jobs.restoring import make_provider
+    from luthier.jobs.sync_twins import run_plainly
+
+    async def ask() -> dict[str, Any]:
+        async with AsyncExitStack() as stack:
+            part = make_provider(name).part
+            stack.push_async_callback(part.close)
+            return dict(await part.check())
+
+    found = run_plainly(ask())
+    return Answer(document={"provider": name, "reached": True, **found}, view=lambda screen: screen.print(pairs_table(
+        {"provider": name, "reached": "yes", **found})))  # fmt: skip
+
+
+@app.command()
+def verify(
+    name: Name,
+    *,
+    model: Annotated[str, typer.Option(help="A base model that the account may tune.")],
+    max_cost: Annotated[float, typer.Option(help="At most so much; a job whose price is unknown is refused.")] = 1.0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The transcript.")] = Path("verified.json"),
+    json: Json = False,
+) -> Any:
+    """Verify a provider for real: submit a tiny job, look at it, cancel it, and write a transcript without keys.
+
+    Only this proves a provider against its live service. What the job costs until it is cancelled is charged.
+    """
+    from luthier.cli.screen.tables import pairs_table
+    from luthier.jobs.live_check import verify_provider
+    from luthier.jobs.sync_twins import run_plainly
+
+    found = run_plainly(verify_provider(name, model, max_cost, output))
+    rows = {"provider": name, "verified": found["date"], "transcript": str(output), "state": found["state"]}
+    return Answer(document=found, view=lambda screen: screen.print(pairs_table(rows)))
+
+
+def _draw_list(screen: Any, found: list[dict[str, Any]]) -> None:
+    from luthier.cli.screen.tables import plain_table
+
+    table = plain_table("name", "distribution", "summary")
+    for line in found:
+        table.add_row(line["name"], f"{line['distribution']} {line['version']}", line["summary"])
+    screen.print(table)
+
+
+def _draw_offer(screen: Any, name: str, scope: str, found: Capabilities) -> None:
+    from luthier.cli.screen.tables import draw_section, pairs_table, plain_table
+
+    rows = {
+        "address": scope or None,
+        "methods": ", ".join(found.methods),
+        "trains from": "the recipe itself" if found.takes == "recipe" else f"rows: {', '.join(found.rules.forms)}",
+        "weights": ", ".join(found.weights) or "hosted only: they cannot be downloaded",
+        "models": ", ".join(found.known_models) or None,
+    }
+    draw_section(screen, name, pairs_table(rows))
+    for notice in found.notices:
+        screen.print(f"notice: {notice}", style="yellow", soft_wrap=True)
+    if found.settings:
+        table = plain_table("setting", "bounds", "remark")
+        for setting, rule in found.settings.items():
+            bounds = [
+                f"≥ {rule.low:g}" if rule.low is not None else "",
+                f"≤ {rule.high:g}" if rule.high is not None else "",
+            ]
+            choices = ", ".join(map(str, rule.choices or ()))
+            table.add_row(setting, " ".join(filter(None, [*bounds, choices])), rule.remark or "")
+        draw_section(screen, "Settings that are sent", table)
+    if found.prices:
+        table = plain_table("model", "method", "adapter", ">for a million tokens", "list of")
+        for price in found.prices:
+            amount = f"{price.amount:g} {price.currency}"
+            table.add_row(price.model, price.method or "any", price.adapter or "any", amount, price.date)
+        draw_section(screen, "Prices", table)

@@ -1,0 +1,129 @@
+"""`luthier submit` and `luthier estimate`: a recipe becomes a job, and what it would cost before it does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from luthier.cli.screen.answers import Answer, console
+from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel
+from luthier.cli.screen.recipe_arguments import Help, Sets, show_help, split
+
+if TYPE_CHECKING:
+    from luthier.jobs.making.preparing import PreparedJob
+    from luthier.recipe.reading.read_recipe import Reading
+
+SUBMIT: Final = """Usage: luthier submit [RECIPE] [OPTIONS]
+
+  Submit a recipe as a job: here (--provider local) or at a service. All is
+  checked before anything is sent; a job is never made twice.
+
+    luthier submit recipe.yaml --provider together --wait
+    luthier submit recipe.yaml --provider openai --max-cost 5"""
+ESTIMATE: Final = """Usage: luthier estimate [RECIPE] --at PROVIDER [--at PROVIDER] [OPTIONS]
+
+  Compare providers for a recipe: price, and what each refuses and why.
+  Nothing is sent.
+
+    luthier estimate recipe.yaml --at together --at openai"""
+MaxCost = Annotated[float | None, typer.Option(help="Refuse a job that would cost more, or whose price is unknown.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Stay until the job has ended; Ctrl-C leaves it running.")]
+At = Annotated[list[str] | None, typer.Option("--at", metavar="PROVIDER", help="A provider to compare; several.")]
+
+
+def submit(
+    context: typer.Context, *, sets: Sets = None, wait: Wait = False, max_cost: MaxCost = None, help_: Help = False,
+    json: Json = False, log_level: LogLevel = "warning", log_format: LogFormat = "console", log_file: LogFile = None,
+) -> Any:  # fmt: skip
+    """Submit a recipe as a job, here or at a service."""
+    from luthier import logs
+    from luthier.cli.screen.follow_job import follow_job, leaving_alone
+    from luthier.cli.screen.jobs_view import draw_submitted
+    from luthier.jobs.manager import Manager
+
+    if help_:
+        show_help(context, SUBMIT)
+    logs.set_up(log_level, log_format, log_file)
+    reading, manager, screen = read_words(context.args, sets), Manager(), console(stderr=True)
+    named: list[str] = []
+
+    def told(prepared: PreparedJob) -> None:
+        named.append(prepared.spec.id)
+        draw_findings(prepared)
+
+    try:
+        with leaving_alone(named):
+            job = manager.submit_sync(reading, max_cost=max_cost, told=told)
+            screen.print(f"submitted {job.id} to {job.spec.provider} as {job.remote_id}", soft_wrap=True)
+        return follow_job(manager, job.id) if wait else Answer(
+            document={"job": job.to_dict()}, view=lambda view: draw_submitted(view, job)
+        )  # fmt: skip
+    finally:
+        manager.close()
+
+
+def estimate(
+    context: typer.Context, *, at: At = None, sets: Sets = None, max_cost: MaxCost = None, help_: Help = False,
+    json: Json = False,
+) -> Any:  # fmt: skip
+    """Compare what a recipe would cost at several providers, and what each of them refuses."""
+    from luthier.cli.screen.jobs_view import draw_estimates
+    from luthier.jobs.manager import Manager
+    from luthier.jobs.sync_twins import run_plainly
+
+    if help_:
+        show_help(context, ESTIMATE)
+    reading, manager = read_words(context.args, sets), Manager()
+    try:
+        found = [run_plainly(_estimated(manager, reading, name, max_cost)) for name in at or [None]]
+    finally:
+        manager.close()
+    return Answer(document={"estimates": found}, view=lambda screen: draw_estimates(screen, found))
+
+
+def read_words(words: Sequence[str], sets: Sequence[str] | None) -> Reading:
+    """Return the recipe that a command line means, and tell its notes."""
+    from luthier.recipe import parse_flags, parse_sets, read
+
+    path, flags = split(words)
+    reading = read(path, [*parse_flags(flags), *parse_sets(sets or ())])
+    for note in reading.notes:
+        console(stderr=True).print(f"note: {note}", style="yellow", soft_wrap=True)
+    return reading
+
+
+def draw_findings(prepared: PreparedJob) -> None:
+    """Tell, on standard error, what the user should know before the job is sent."""
+    screen = console(stderr=True)
+    for finding in prepared.findings:
+        place = f"{finding.where}: " if finding.where else ""
+        screen.print(f"{finding.level}: {place}{finding.message}", style="yellow", soft_wrap=True)
+    if prepared.cost is not None and prepared.cost.amount is not None:
+        cost = prepared.cost
+        screen.print(f"about {cost.amount:g} {cost.currency} for {cost.tokens:,} tokens: {cost.basis}", soft_wrap=True)
+    elif prepared.cost is not None:
+        screen.print(f"price unknown: {prepared.cost.basis}", style="yellow", soft_wrap=True)
+
+
+async def _estimated(manager: Any, reading: Reading, name: str | None, max_cost: float | None) -> dict[str, Any]:
+    """One line of the table: what a provider would take for the recipe, or why it refuses."""
+    import attrs
+
+    from luthier.errors import LuthierError
+    from luthier.jobs.making.preparing import plain_findings
+    from luthier.jobs.restoring import make_provider
+
+    ready = make_provider(reading.recipe.provider if name is None else name)
+    capabilities = await ready.part.capabilities(reading.recipe.model.name_or_path)
+    line: dict[str, Any] = {
+        "provider": ready.name, "methods": list(capabilities.methods), "weights": list(capabilities.weights),
+        "amount": None, "currency": None, "tokens": None, "basis": None, "refused": None, "findings": [],
+    }  # fmt: skip
+    try:
+        prepared = await manager.prepare(reading, provider=ready.part if name is None else name, max_cost=max_cost)
+    except LuthierError as error:
+        return {**line, "refused": error.line}
+    cost = {"basis": "on this machine"} if prepared.cost is None else attrs.asdict(prepared.cost)
+    return {**line, **cost, "findings": plain_findings(prepared.findings)}

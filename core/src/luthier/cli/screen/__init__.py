@@ -1,0 +1,1 @@
+"""What commands share: arguments, answers, and how tables look."""

@@ -1,0 +1,32 @@
+"""Options that several verbs share, each declared once, and what they set up."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal
+
+import typer
+
+from luthier.distributed.outcome import FOLDER
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"], typer.Option("--log-level", help="The least level that is logged.")
+]
+LogFormat = Annotated[Literal["console", "json"], typer.Option("--log-format", help="Lines for people, or JSON lines.")]
+LogFile = Annotated[Path | None, typer.Option("--log-file", help="Append the log to this file as well.")]
+
+
+def started(level: Any, form: Any, file: Path | None) -> ModuleType:
+    """The Python API, once the log is set up."""
+    from luthier import api, logs
+
+    logs.set_up(level, form, file)
+    return api
+
+
+def speaks() -> bool:
+    """Whether this process tells the user what it reads: not where another one has started it, and told it already."""
+    return os.environ.get("RANK", "0") == "0" and FOLDER not in os.environ

@@ -1,0 +1,47 @@
+"""What verbs that follow a job share: its events as they come, and a Ctrl-C that leaves the job alone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from luthier.cli.screen.answers import Answer, console
+from luthier.errors import LuthierError
+
+if TYPE_CHECKING:
+    from luthier.jobs.manager import Manager
+    from luthier.plugins.providing.job_records import Job, JobEvent
+
+
+@contextlib.contextmanager
+def leaving_alone(ids: Sequence[str]) -> Iterator[None]:
+    """Turn Ctrl-C into a word on how to come back to the job; it goes on by itself."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not ids:
+            raise
+        problem, remedy = f"detached; job {ids[0]} goes on", f"Come back with: luthier attach {ids[0]}"
+        raise LuthierError("interrupted", problem, remedy=remedy) from None
+
+
+def follow_job(manager: Manager, id: str, timeout: float | None = None) -> Answer:
+    """Follow a job to its end, telling its events, and return it; a job that failed or was cancelled is an error."""
+    from luthier.cli.screen.jobs_view import draw_job, event_line
+
+    screen = console(stderr=True)
+
+    def told(event: JobEvent) -> None:
+        screen.print(event_line(event), soft_wrap=True)
+
+    with leaving_alone([id]):
+        job = manager.wait_sync(id, timeout=timeout, told=told)
+    raise_failure(job)
+    return Answer(document={"job": job.to_dict()}, view=lambda view: draw_job(view, job))
+
+
+def raise_failure(job: Job) -> None:
+    """Raise `job-failed` or `job-canceled` for a job that ended so."""
+    if job.state in ("failed", "canceled"):
+        raise LuthierError(f"job-{job.state}", job.reason or f"it is {job.state}", where=job.id)

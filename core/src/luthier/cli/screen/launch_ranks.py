@@ -1,0 +1,99 @@
+"""Several processes from one command: torchrun's flags, and what each process of a launch tells."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from luthier.cli.screen.answers import Answer, translated
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from luthier.distributed.launch import Launch
+
+NprocPerNode = Annotated[
+    str | None,
+    typer.Option("--nproc-per-node", metavar="N", help="Processes on this machine: N, gpu or cpu."),
+]
+Nnodes = Annotated[str | None, typer.Option("--nnodes", metavar="N", help="Machines that train together.")]
+NodeRank = Annotated[int | None, typer.Option("--node-rank", help="This machine's number, from 0, where set by hand.")]
+RdzvEndpoint = Annotated[str | None, typer.Option("--rdzv-endpoint", metavar="HOST:PORT", help="Where machines meet.")]
+RdzvId = Annotated[str | None, typer.Option("--rdzv-id", help="A name that the machines of one run share.")]
+MasterAddr = Annotated[str | None, typer.Option("--master-addr", help="The host of machine 0, with --node-rank.")]
+MasterPort = Annotated[int | None, typer.Option("--master-port", help="Its port.")]
+MaxRestarts = Annotated[
+    int | None,
+    typer.Option("--max-restarts", help="Begin again from the last checkpoint, so many times."),
+]
+
+
+def launched(asked: Launch, context: typer.Context, view: Callable[[Console, Any], None]) -> Answer | int:
+    """The same command in every process that was asked for; the answer is rank 0's, told on its machine alone."""
+    from luthier.distributed.launch import flags, launch
+
+    document = launch(asked, ["-m", "luthier", *without(context.find_root().obj, flags())])
+    if not document:
+        return 0
+    return Answer(document=document, view=lambda screen: view(screen, SimpleNamespace(**document)))
+
+
+def without(words: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """The words of a command line but for some flags and their values."""
+    kept, skip = [], False
+    for word in words:
+        name, _, value = word.partition("=")
+        if skip:
+            skip = False
+        elif name in flags:
+            skip = name == word and not value
+        else:
+            kept.append(word)
+    return kept
+
+
+def answered(work: Callable[[], Any], view: Callable[[Console, Any], None]) -> Answer | int:
+    """The answer of `work`, told once: by rank 0, or by whoever launched us.
+
+    An error is told by the launcher, or by the first process to meet it where there is none of ours.
+    """
+    from luthier.distributed import orphans, outcome
+    from luthier.distributed.world import World
+
+    folder, rank = outcome.here(), World.current().rank
+    orphans.follow_launcher()
+    if folder is not None:
+        outcome.arrive(folder, rank)
+    try:
+        run = work()
+    except BaseException as error:
+        return _failed(error, rank)
+    if folder is not None and rank == 0:
+        outcome.leave(folder, rank, "answer", run.to_dict())
+    if folder is not None or rank:
+        return 0
+    return Answer(document=run.to_dict(), view=lambda screen: view(screen, run))
+
+
+def _failed(error: BaseException, rank: int) -> int:
+    from luthier.distributed import outcome
+    from luthier.distributed import store as notes
+    from luthier.distributed.world import attributes
+
+    folder, status, told = outcome.here(), getattr(error, "exit_status", None), translated(error)
+    if folder is None:
+        if not notes.claimed(str(told)):
+            return status or told.exit_status
+        raise error
+    if hasattr(error, "folder") and isinstance(status, int):  # stopped and saved, as all ranks have agreed
+        outcome.leave(folder, rank, "stopped", {"status": status, "told": str(error)})
+        return 0
+    if told.code == "internal":
+        traceback.print_exception(error, file=sys.stderr)
+    outcome.leave(folder, rank, "error", attributes(told))
+    return status or told.exit_status

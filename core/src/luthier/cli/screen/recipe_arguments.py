@@ -1,0 +1,162 @@
+"""What train, plan and inspect share: a recipe from a file, free flags and `--set`, and the help of its options."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from luthier.cli.screen.answers import console
+from luthier.cli.screen.flags import speaks
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from luthier.plugins.options import Described
+    from luthier.recipe import Recipe
+
+# Click would read the word behind an unknown flag as the recipe, so the recipe is taken from the words it leaves.
+FREE: Final = {"ignore_unknown_options": True, "allow_extra_args": True}
+Help = Annotated[
+    bool, typer.Option("--help", help="Show this; behind `--adapter NAME` or the like, that part's options.")
+]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Set one option; may be repeated.")]
+
+GROUPS: Final[dict[str, str]] = {
+    "Learning rate and length": "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio "
+    "layerwise_lr_decay lr_multipliers num_train_epochs max_steps max_tokens training_mode",
+    "Batches": "global_batch_size max_tokens_per_device per_device_train_batch_size gradient_accumulation_steps "
+    "memory_check oom_recovery packing max_grad_norm router_aux_loss_coef",
+    "Precision and speed": "precision pure_bf16_update torch_compile kernels gradient_checkpointing num_threads "
+    "distributed on_nonfinite gradient_flow_steps",
+    "Evaluation and checkpoints": "eval_steps eval_on_start metrics max_eval_answers max_eval_batches save_strategy "
+    "save_steps save_samples save_final async_save save_total_limit metric_for_best_model greater_is_better "
+    "load_best_model_at_end logging_steps",
+    "Other models": "adapter_from reference reference_cache teacher",
+    "The run": "output_dir run_name merge save_dtype max_shard_size seed device",
+}
+
+PARTS: Final = {kind: kind for kind in ("adapter", "loss", "optimizer", "quantizer", "provider")} | {
+    "callbacks": "callback"
+}
+
+
+def read_recipe(words: Sequence[str], sets: Sequence[str] | None) -> Recipe:
+    """The recipe that a command line means; what its reader should be told goes to standard error, once."""
+    from luthier.recipe import parse_flags, parse_sets, read
+
+    path, flags = split(words)
+    reading = read(path, [*parse_flags(flags), *parse_sets(sets or ())])
+    screen = console(stderr=True)
+    for note in reading.notes if speaks() else ():
+        screen.print(f"note: {note}", style="yellow", soft_wrap=True)
+    return reading.recipe
+
+
+def split(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The recipe's path, and the flags: the path comes first, or last where its name is that of a recipe."""
+    from luthier.recipe.reading.recipe_files import READERS
+
+    if words and not words[0].startswith("-"):
+        return Path(words[0]), list(words[1:])
+    if len(words) > 1 and Path(words[-1]).suffix in READERS and not _awaits_value(words[-2]):
+        return Path(words[-1]), list(words[:-1])
+    return None, list(words)
+
+
+def show_help(context: typer.Context, usage: str) -> None:
+    """The options of the parts that the flags name; without any, the command's and the run's settings in groups."""
+    screen = console()
+    named = list(_named_parts(split(context.args)[1]))
+    if not named:
+        _draw_settings(screen, context, usage)
+    for kind, name, prefix in named:
+        _draw_named(screen, kind, name, prefix)
+    raise typer.Exit
+
+
+def _awaits_value(word: str) -> bool:
+    return word.startswith("--") and "=" not in word
+
+
+def _named_parts(flags: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Kind, name and prefix of the options of each part that the flags name, such as `--adapter lora`."""
+    from luthier.plugins.structure import bare
+    from luthier.recipe import parse_flags
+    from luthier.recipe.parts import FIELDS
+
+    for override in parse_flags(flags):
+        value = bare(override.value)
+        if override.steps == ("callbacks",):
+            entries = value if isinstance(value, list) else [value]
+            yield from (("callback", _name(entry), f"callbacks.{i}.") for i, entry in enumerate(entries))
+        elif override.steps[0] in FIELDS and override.steps[1:] in ((), ("name",)):
+            yield override.steps[0], _name(value), f"{override.steps[0]}."
+
+
+def _name(value: Any) -> str:
+    """The name in a part's value: the value itself, or that of `{name: ..., options}`."""
+    return str(value.get("name")) if isinstance(value, dict) else str(value)
+
+
+def _draw_named(screen: Console, kind: str, name: str, prefix: str) -> None:
+    from luthier.cli.plugins import draw_part
+    from luthier.plugins.options import describe
+    from luthier.plugins.registry import installed
+    from luthier.recipe.reading.aliases import QUANTIZED
+
+    registry = installed()
+    offer = registry.get(kind, QUANTIZED.get(name, name) if kind == "adapter" else name)
+    if offer.record.name != name:
+        screen.print(f"{kind} {name} means {offer.record.name} with quantizer nf4.")
+    draw_part(screen, offer, describe(registry.options(offer)), flags=prefix)
+
+
+def _draw_settings(screen: Console, context: typer.Context, usage: str) -> None:
+    from luthier.cli.screen.options_table import options_table
+    from luthier.cli.screen.tables import draw_section, plain_table
+    from luthier.plugins.options import describe
+    from luthier.recipe import Data, Model, Recipe, Source
+
+    screen.print(usage, end="\n\n")
+    table = plain_table("", "", show_header=False)
+    for parameter in context.command.params:
+        record = parameter.get_help_record(context)
+        if record:
+            table.add_row(*record)
+    draw_section(screen, "This command", table)
+    draw_section(screen, "Model: --model NAME, and", options_table(describe(Model)[1:], "model.", flags=True))
+    draw_section(screen, "Data: --data PATH, and", options_table(describe(Data)[1:], "data.", flags=True))
+    draw_section(screen, "Each source, where data.train is a list of {path: ..., ...}", options_table(describe(Source)))
+    draw_section(screen, "Parts: their options are shown by --help behind a name, and set as --adapter.r 8", _parts())
+    for title, options in grouped(describe(Recipe)).items():
+        draw_section(screen, title, options_table(options, flags=True))
+
+
+def grouped(described: Sequence[Described]) -> dict[str, list[Described]]:
+    """The run's flat settings under the titles of their groups; what no group names comes last, as `Further`."""
+    settings = {option.name: option for option in described}
+    found = {title: [settings[name] for name in names.split()] for title, names in GROUPS.items()}
+    apart = {"model", "data", *PARTS, *(name for names in GROUPS.values() for name in names.split())}
+    further = [option for name, option in settings.items() if name not in apart]
+    return found | ({"Further": further} if further else {})
+
+
+def _parts() -> Any:
+    """A row for each field of parts, with the installed names; those of one family, such as `peft.`, are counted."""
+    from rich.text import Text
+
+    from luthier.cli.screen.tables import plain_table
+    from luthier.plugins.registry import installed
+
+    table = plain_table("", "", show_header=False)
+    for field, kind in PARTS.items():
+        names = [offer.record.name for offer in installed().offers(kind)]
+        families = Counter(name.partition(".")[0] for name in names if "." in name)
+        single = [name for name in names if "." not in name]
+        shown = [*single, *(f"{family}.* ({count})" for family, count in families.items())]
+        table.add_row(Text(f"--{field}", style="bold"), ", ".join(shown))
+    return table

@@ -1,0 +1,122 @@
+"""Rows that are text or ids: raw text, prompt and completion, Alpaca, and pre-tokenised."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import attrs
+
+from luthier.data.formats.conversations import conversation, read_messages
+from luthier.data.formats.forms import Completion, Conversation, Document, Instruction, Tokens
+from luthier.data.read.row import broken
+from luthier.errors import LuthierError
+
+IGNORED: Final = -100
+LARGEST: Final = 2**31 - 1  # ids are kept as int32
+ALPACA: Final = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+ALPACA_INPUT: Final = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+
+
+def text_of(values: dict[str, Any], *names: str) -> str:
+    """The text of the first of the columns that is present."""
+    name = next((n for n in names if values.get(n) is not None), names[0])
+    value = values.get(name)
+    if isinstance(value, str):
+        return value
+    raise broken(f"{name} is missing" if value is None else f"{name} must be text", value)
+
+
+def from_text(values: dict[str, Any]) -> Document:
+    return Document(text=text_of(values, "text"))
+
+
+def from_prompt_completion(values: dict[str, Any]) -> Completion | Conversation:
+    """Plain text joined as it is; where either is a list of messages, a conversation that trains the completion's."""
+    prompt, completion = values.get("prompt"), values.get("completion")
+    if not isinstance(prompt, list) and not isinstance(completion, list):
+        return Completion(prompt=text_of(values, "prompt"), completion=text_of(values, "completion"))
+    before = as_messages(prompt, "prompt", "user")
+    return conversation(
+        [*before, *as_messages(completion, "completion", "assistant")], values.get("tools"), context=len(before)
+    )
+
+
+def as_messages(value: object, place: str, role: str) -> list[dict[str, Any]]:
+    """Messages as they are; a text as one message of `role`."""
+    return [{"role": role, "content": value}] if isinstance(value, str) else read_messages(value, place)
+
+
+def from_alpaca(values: dict[str, Any]) -> Instruction:
+    optional = {name: text_of(values, name) for name in ("input", "system") if values.get(name) is not None}
+    return Instruction(
+        instruction=text_of(values, "instruction"),
+        input=optional.get("input", ""),
+        output=text_of(values, "output", "response"),
+        system=optional.get("system", ""),
+    )
+
+
+def alpaca_conversation(row: Instruction) -> Conversation:
+    """The instruction, a blank line, its input; answered by the output."""
+    asked = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
+    turns = [("system", row.system)] * bool(row.system) + [("user", asked), ("assistant", row.output)]
+    made = conversation([{"role": role, "content": content} for role, content in turns])
+    return attrs.evolve(made, where=row.where)
+
+
+def alpaca_completion(row: Instruction) -> Completion:
+    """The prompt of Stanford Alpaca (Taori et al., 2023), for tokenizers without a chat template."""
+    prompt = (ALPACA_INPUT if row.input else ALPACA).format(instruction=row.instruction, input=row.input)
+    system = f"{row.system}\n\n" if row.system else ""
+    return Completion(prompt=system + prompt, completion=row.output, where=row.where)
+
+
+def from_tokens(values: dict[str, Any]) -> Tokens:
+    """Ids and labels of one length, padding removed; without labels, a document whose every token is supervised."""
+    ids = _integers(values.get("input_ids"), "input_ids")
+    if min(ids) < 0 or max(ids) > LARGEST:
+        raise LuthierError(
+            "model-vocabulary", "an id is negative or too large", where="input_ids", found=min(ids) or max(ids)
+        )
+    labels = ids if values.get("labels") is None else _integers(values["labels"], "labels")
+    mask = None if values.get("attention_mask") is None else _integers(values["attention_mask"], "attention_mask")
+    for name, other in (("labels", labels), ("attention_mask", mask or ids)):
+        if len(other) != len(ids):
+            raise broken(f"{name} and input_ids differ in length", [len(other), len(ids)], name)
+    _check_length(values.get("len"), ids)
+    _check_labels(ids, labels)
+    kept = [i for i, on in enumerate(mask) if on] if mask else range(len(ids))
+    return Tokens(input_ids=[ids[i] for i in kept], labels=[labels[i] for i in kept])
+
+
+def _integers(value: Any, name: str) -> list[int]:
+    numbers = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(numbers, (list, tuple)) or not numbers:
+        raise broken(f"{name} must be a list of ids, at least one", value, name)
+    for i, number in enumerate(numbers):
+        if type(number) is not int:
+            raise broken("not a whole number", number, f"{name}[{i}]")
+    return list(numbers)
+
+
+def _check_length(length: object, ids: list[int]) -> None:
+    if length is not None and length != len(ids):
+        raise broken(f"len is not the number of ids, {len(ids)}", length, "len")
+
+
+def _check_labels(ids: list[int], labels: list[int]) -> None:
+    """Labels must stand at their own token: a row shifted for another trainer would be shifted twice."""
+    wrong = next((label for label in labels if label != IGNORED and not 0 <= label <= LARGEST), None)
+    if wrong is not None:
+        raise broken("a label must be an id, or -100 where it is not supervised", wrong, "labels")
+    own = [(i, label) for i, label in enumerate(labels) if label != IGNORED]
+    shifted = all(i + 1 < len(ids) and ids[i + 1] == label for i, label in own)
+    if len(own) > 1 and shifted and any(ids[i] != label for i, label in own):
+        raise broken("the labels are shifted by one; they must stand at their own tokens", labels, "labels")

@@ -1,0 +1,129 @@
+"""Recognising a source's format from its first rows, and converting rows of each format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
+
+import attrs
+
+from luthier.data.formats.conversations import from_chatml, from_messages, from_sharegpt
+from luthier.data.formats.documents import from_alpaca, from_prompt_completion, from_text, from_tokens
+from luthier.data.formats.forms import Form, Texts
+from luthier.data.formats.pairs import from_preference, from_unpaired
+from luthier.data.formats.wanted import TOKENS, Wanted
+from luthier.data.read.row import Row
+from luthier.errors import LuthierError
+
+SAMPLE: Final = 100  # rows that decide
+SHARE: Final = 0.95  # of them must fit
+JUDGED: Final = ("preference", "unpaired")  # formats of one kind of loss each
+QUESTIONS: Final = ("question", "query", "instruction", "input", "prompt", "sentence", "context", "title")
+ANSWERS: Final = ("answer", "response", "output", "completion", "label", "target", "solution", "reply")
+
+
+@attrs.frozen(kw_only=True)
+class Format:
+    """A format: the columns that it needs, any one of each group, and how a row of it is read."""
+
+    name: str
+    needs: tuple[tuple[str, ...], ...]
+    convert: Callable[[dict[str, Any]], Form]
+    kind: str = "tokens"  # of losses that take it
+    chatml: bool | None = None  # whether its text must, or must not, begin as ChatML
+
+    def fits(self, values: dict[str, Any]) -> bool:
+        """Whether the row has this format's columns; its values are checked when it is converted."""
+        present = all(any(values.get(name) is not None for name in group) for group in self.needs)
+        return present and (self.chatml is None or self.chatml == _is_chatml(values["text"]))
+
+
+def _is_chatml(text: object) -> bool:
+    return isinstance(text, str) and text.lstrip().startswith("<|im_start|>")
+
+
+FORMATS: Final = {
+    form.name: form
+    for form in (
+        Format(name="messages", needs=(("messages",),), convert=from_messages),
+        Format(name="sharegpt", needs=(("conversations",),), convert=from_sharegpt),
+        Format(name="alpaca", needs=(("instruction",), ("output", "response")), convert=from_alpaca),
+        Format(name="prompt_completion", needs=(("prompt",), ("completion",)), convert=from_prompt_completion),
+        Format(name="chatml", needs=(("text",),), convert=from_chatml, chatml=True),
+        Format(name="text", needs=(("text",),), convert=from_text, chatml=False),
+        Format(name="tokens", needs=(("input_ids",),), convert=from_tokens),
+        Format(name="preference", needs=(("chosen",), ("rejected",)), convert=from_preference, kind="preference"),
+        Format(
+            name="unpaired",
+            needs=(("completion", "messages"), ("label",)),
+            convert=from_unpaired,
+            kind="unpaired",
+        ),
+        Format(name="documents", needs=(), convert=lambda values: Texts(), kind="documents"),
+    )
+}
+
+
+def convert_row(row: Row, form: str, wanted: Wanted = TOKENS) -> Form:
+    """Return the row as its format's form, with what the loss reads; `data-row` with the reason where it is none."""
+    try:
+        made = FORMATS[form].convert(row.values)
+    except LuthierError as error:
+        raise error.at(row.where) from None
+    return attrs.evolve(made, where=row.where, columns=wanted.read_columns(row), texts=wanted.read_texts(row))
+
+
+def recognise(rows: Sequence[Row], name: str, mapped: Collection[str] = (), kind: str = "any") -> str:
+    """Return the one format that at least 95 % of the first 100 rows fit; `data-format` with all counts otherwise.
+
+    Where columns were mapped, a format that uses none of them is no candidate while another one does. `kind` is that of
+    the rows that the loss takes: rows of one that only some losses take are recognised for those alone.
+    """
+    if kind == "documents":
+        return "documents"
+    sample = rows[:SAMPLE]
+    forms = [form for form in FORMATS.values() if form.kind in ("tokens", "preference", kind) and form.needs]
+    counts = {form.name: sum(form.fits(row.values) for row in sample) for form in forms}
+    fitting = [form for form, count in counts.items() if count >= SHARE * len(sample)]
+    if kind in JUDGED and any(_resembles(FORMATS[kind], row) for row in sample):
+        return kind  # the first row that is none is named when it is converted, with what it lacks
+    using = [form for form in fitting if any(set(group) & set(mapped) for group in FORMATS[form].needs)]
+    fitting = using or fitting
+    if len(fitting) == 1:
+        return fitting[0]
+    raise _several(fitting, counts, sample, name) if fitting else _none(counts, sample, name)
+
+
+def _resembles(form: Format, row: Row) -> bool:
+    return any(row.values.get(name) is not None for group in form.needs for name in group)
+
+
+def _several(fitting: list[str], counts: dict[str, int], sample: Sequence[Row], name: str) -> LuthierError:
+    listed = ", ".join(f"{form} ({counts[form]} of {len(sample)})" for form in fitting)
+    remedy = f"Set data.format to one of: {', '.join(fitting)}."
+    return LuthierError("data-format", f"the rows fit several formats: {listed}", where=name, remedy=remedy)
+
+
+def _none(counts: dict[str, int], sample: Sequence[Row], name: str) -> LuthierError:
+    columns = sorted({column for row in sample for column in row.values})
+    near = {form: count for form, count in counts.items() if count}
+    if not near:
+        forms = [FORMATS[name] for name in counts]
+        known = ", ".join(f"{f.name} ({', '.join('|'.join(group) for group in f.needs)})" for f in forms)
+        problem = f"the rows fit no known format; columns present: {', '.join(columns)}"
+        remedy = f"{_mapping(columns)} Formats and their columns: {known}."
+        return LuthierError("data-format", problem, where=name, remedy=remedy)
+    best = FORMATS[max(near, key=lambda form: near[form])]
+    first = next(row.where for row in sample if not best.fits(row.values))
+    listed = ", ".join(f"{form} ({count} of {len(sample)})" for form, count in near.items())
+    problem = f"no format fits 95 % of the rows: {listed}; the first that is not {best.name} is {first}"
+    return LuthierError("data-format", problem, where=name)
+
+
+def _mapping(columns: Sequence[str]) -> str:
+    """Advice that names the data's own columns where they look like question and answer."""
+    ask = next((name for name in QUESTIONS if name in columns), None)
+    tell = next((name for name in ANSWERS if name in columns), None)
+    if ask and tell:
+        return f"Set columns: {{prompt: {ask}, completion: {tell}}}."
+    return "Name the columns, such as data: {path: FILE, columns: {prompt: question, completion: answer}}."

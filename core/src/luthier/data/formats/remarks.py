@@ -1,0 +1,65 @@
+"""What a user should be told of a preparation that went through: shares dropped or cut, and what the template did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from luthier.data.examples import TokenDataset
+from luthier.data.formats.forms import Conversation, Instruction
+from luthier.data.report import Report
+from luthier.data.tokenise.chat_template import ChatTemplate
+
+CHANGES: Final = {
+    "truncated": "were cut to max_length",
+    "split": "were longer than max_length and were split",
+    "parted": "became one example an answer, because the chat template rewrites what went before",
+    "last_answer": "are supervised in their last answer only, because the chat template rewrites the earlier ones",
+    "think_removed": "lost their <think> block in the chat template",
+    "special_tokens": "hold special tokens in their messages' text, which are read as such",
+}
+
+
+def warnings_of(report: Report, forms: Iterable[Any], template: ChatTemplate | None) -> list[str]:
+    """Sentences with counts and percentages, most important first."""
+    found = []
+    if report.dropped:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in report.drops.most_common())
+        found.append(f"{_share(report.dropped, report.rows)} were dropped: {reasons}")
+    found += [f"{_share(n, report.rows)} {CHANGES[what]}" for what, n in report.changes.items()]
+    if template is not None:
+        found += _of_template(forms, template)
+    return found
+
+
+def repeated(train: TokenDataset, validation: TokenDataset) -> list[str]:
+    """What should be told of validation examples that are training examples too: their loss says little."""
+    known = {hash(example.input_ids.tobytes()) for example in train}
+    again = sum(hash(example.input_ids.tobytes()) in known for example in validation)
+    return [f"{again} of {len(validation)} validation examples are training examples too"] if again else []
+
+
+def _share(count: int, rows: int) -> str:
+    return f"{count} of {rows} rows ({100 * count / max(rows, 1):.1f} %)"
+
+
+def _of_template(forms: Iterable[Any], template: ChatTemplate) -> list[str]:
+    chats = [form for form in forms if isinstance(form, (Conversation, Instruction))]
+    if not chats:
+        return []
+    found = []
+    if not template.closes:
+        found.append(f"the chat template ends answers with no special token: {template.stop} is put after each")
+    if "strftime_now" in template.text:
+        found.append("the chat template writes today's date: on another day the same rows give other tokens")
+    tools = sum(bool(isinstance(form, Conversation) and form.tools) for form in chats)
+    if tools and not template.writes_tools():
+        found.append(f"{_share(tools, len(chats))} have tools that the chat template does not write")
+    bare = sum(not _has_system(form) for form in chats)
+    if bare and (system := template.own_system()):
+        found.append(f"the chat template puts its own system prompt {system!r} before {_share(bare, len(chats))}")
+    return found
+
+
+def _has_system(form: Conversation | Instruction) -> bool:
+    return bool(form.system) if isinstance(form, Instruction) else form.messages[0]["role"] == "system"

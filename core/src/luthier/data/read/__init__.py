@@ -1,0 +1,1 @@
+"""Reading: files, tables and hub sets as rows. Needs no torch."""

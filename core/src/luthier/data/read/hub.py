@@ -1,0 +1,75 @@
+"""Rows of the Hugging Face hub's datasets and of `datasets` objects."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import socket
+import urllib.request
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from luthier.data.read.row import Row, row_of, unreadable
+from luthier.errors import LuthierError
+from luthier.recipe.schema import Source
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+
+
+def read_hub(source: Source, *, streaming: bool = False) -> Iterator[Row]:
+    """The rows of a hub dataset's split, with `streaming` as they are asked for. No code from the hub is run."""
+    try:
+        import datasets
+    except ImportError:
+        problem, remedy = "a hub dataset needs the library datasets", "Run: pip install datasets"
+        raise LuthierError("dependency-missing", problem, where=source.path, remedy=remedy) from None
+    if not _held(source.path, datasets.config.HF_DATASETS_CACHE) and (problem := unreachable()):
+        problem = f"there is no such file, and {problem}"
+        raise LuthierError("data-not-found", problem, where=source.path, remedy="Check the path, or the network.")
+    try:
+        own = {"name": source.name, "split": source.split, "revision": source.revision}
+        made = datasets.load_dataset(source.path, **own, streaming=streaming)
+    except Exception as error:  # the hub client's errors have no common class: network, name, split, access
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise LuthierError(
+            "data-not-found",
+            f"there is no such file, and the hub gives no such dataset: {reason[0]}",
+            where=source.path,
+            remedy="Check the path, or the dataset's name, config name and split.",
+        ) from None
+    return read_object(made, f"{source.path}/{source.split}")
+
+
+def _held(name: str, cache: str | Path) -> bool:
+    """Whether the client has kept anything of the dataset."""
+    folder = name.replace("/", "___")
+    return any((Path(cache) / spelled).exists() for spelled in (folder, folder.lower()))
+
+
+@functools.cache
+def unreachable() -> str:
+    """Why the hub cannot be reached, empty where it can; tried once, for its client would try for a minute."""
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    place = urlsplit(endpoint)
+    if os.environ.get("HF_HUB_OFFLINE") or urllib.request.getproxies().keys() & {place.scheme, "all"}:
+        return ""  # its client knows better
+    try:
+        socket.create_connection((place.hostname, place.port or (80 if place.scheme == "http" else 443)), 10).close()
+    except OSError as error:
+        return f"the hub at {endpoint} cannot be reached: {error.strerror or error}"
+    return ""
+
+
+def read_object(rows: Iterable[Any], name: str) -> Iterator[Row]:
+    """Rows in Python: a list of dicts, a Dataset or an IterableDataset; the place is `name[i]`."""
+    if isinstance(rows, (str, bytes, dict)) or not isinstance(rows, Iterable):
+        raise unreadable(
+            name,
+            "rows must be a list of dicts, or one split of a dataset",
+            type(rows).__name__,
+            remedy="Give a list of dicts, a Dataset or an IterableDataset; of a DatasetDict choose a split.",
+        )
+    yield from (row_of(row, f"{name}[{i}]") for i, row in enumerate(rows))

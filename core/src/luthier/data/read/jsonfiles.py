@@ -1,0 +1,141 @@
+"""JSON and JSON Lines as rows with their lines; NaN, lone surrogates and endless nesting are refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from luthier.data.read.row import Row, broken, row_of, unreadable
+from luthier.data.read.textfiles import read_lines, read_whole
+
+ROW_COLUMNS = {"messages", "conversations", "text", "prompt", "instruction", "input_ids", "chosen"}
+SPACE = re.compile(r"\s*")
+SURROGATE = re.compile(r"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def parse_json(text: str, start: int = 0) -> tuple[Any, int]:
+    """The value that begins at `start`, and where it ends; ValueError with the reason where there is none."""
+    try:
+        value, end = DECODER.raw_decode(text, start)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if SURROGATE.search(text, start, end):
+        _check_surrogates(value)
+    return value, end
+
+
+def _check_surrogates(value: object) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds half of a surrogate pair, which no text can") from None
+
+
+def reason(error: ValueError) -> str:
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+
+
+def read_jsonl(path: Path) -> Iterator[Row]:
+    """One object a line; blank lines are skipped."""
+    for number, line in read_lines(path):
+        if text := line.strip():
+            yield parse_row(text, f"{path}:{number}")
+
+
+def parse_row(text: str, where: str) -> Row:
+    try:
+        value, end = parse_json(text)
+    except ValueError as error:
+        raise broken(f"not JSON: {reason(error)}", text, where) from None
+    if text[end:].strip():
+        raise broken("not JSON: more text after the object", text[end:].strip(), where)
+    return row_of(value, where)
+
+
+def read_json(path: Path) -> Iterator[Row]:
+    """An array of rows, an object that holds one, an object of named rows, or objects one after another."""
+    text = read_whole(path)
+    start = SPACE.match(text).end()  # type: ignore[union-attr]
+    if text.startswith("[", start):
+        yield from _array(text, start + 1, path)
+    elif text.startswith("{", start):
+        yield from _objects(text, start, path)
+    elif text.strip():
+        raise unreadable(f"{path}:1", "a JSON file must hold an array or an object of rows", text[start : start + 40])
+
+
+class _Places:
+    """Line numbers of rising positions in a text."""
+
+    def __init__(self, text: str, path: Path) -> None:
+        self.text, self.path, self.line, self.seen = text, path, 1, 0
+
+    def at(self, position: int) -> str:
+        self.line += self.text.count("\n", self.seen, position)
+        self.seen = max(self.seen, position)
+        return f"{self.path}:{self.line}"
+
+    def parse(self, start: int) -> tuple[Any, int]:
+        try:
+            return parse_json(self.text, start)
+        except ValueError as error:
+            position = error.pos if isinstance(error, json.JSONDecodeError) else start
+            raise unreadable(self.at(position), f"not JSON: {reason(error)}") from None
+
+    def skip(self, start: int) -> int:
+        return SPACE.match(self.text, start).end()  # type: ignore[union-attr]
+
+
+def _array(text: str, start: int, path: Path) -> Iterator[Row]:
+    places = _Places(text, path)
+    start = places.skip(start)
+    while not text.startswith("]", start):
+        where = places.at(start)
+        value, end = places.parse(start)
+        yield row_of(value, where)
+        start = places.skip(end)
+        if text.startswith(",", start):
+            start = places.skip(start + 1)
+            if text.startswith("]", start):
+                raise unreadable(places.at(start), "not JSON: a comma after the last row")
+        elif not text.startswith("]", start):
+            raise unreadable(places.at(start), "not JSON: the array is cut short, or a comma is missing")
+    if text[start + 1 :].strip():
+        raise unreadable(places.at(start), "not JSON: more text after the array")
+
+
+def _objects(text: str, start: int, path: Path) -> Iterator[Row]:
+    places = _Places(text, path)
+    value, end = places.parse(start)
+    if not text[end:].strip():
+        yield from _rows_of(value, path)
+        return
+    while start < len(text):
+        where = places.at(start)
+        value, end = places.parse(start)
+        yield row_of(value, where)
+        start = places.skip(end)
+
+
+def _rows_of(value: dict[str, Any], path: Path) -> Iterator[Row]:
+    """The rows of a file that is one object: itself, each of its values, or its one list of objects."""
+    if ROW_COLUMNS & value.keys():
+        yield Row(value, f"{path}:1")
+        return
+    if value and all(isinstance(v, dict) for v in value.values()):
+        yield from (Row(row, f"{path}:{name}") for name, row in value.items())
+        return
+    lists = [name for name, v in value.items() if isinstance(v, list) and v and isinstance(v[0], dict)]
+    if len(lists) != 1:
+        raise unreadable(f"{path}:1", "the object is no row and holds no one list of rows", list(value))
+    yield from (row_of(row, f"{path}:{lists[0]}[{i}]") for i, row in enumerate(value[lists[0]]))

@@ -1,0 +1,100 @@
+"""Reading: the files, hub datasets and Python objects of a recipe as rows with their places, without torch."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from luthier.data.read.columns import column_mapper
+from luthier.data.read.hub import HUB_NAME, read_hub, read_object
+from luthier.data.read.jsonfiles import read_json, read_jsonl
+from luthier.data.read.row import Row, unreadable
+from luthier.data.read.table_files import read_csv, read_parquet, read_tsv
+from luthier.data.read.textfiles import read_text
+from luthier.errors import LuthierError, nearest
+from luthier.recipe.schema import Source
+
+READERS: Final[dict[str, Callable[[Path], Iterator[Row]]]] = {
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".parquet": read_parquet,
+}
+TEXT: Final = (".txt", ".text", ".md")
+
+
+def read_source(source: Source, text_unit: str = "paragraph") -> Iterator[Row]:
+    """The rows of a source in order, its columns mapped, at most `max_rows` of them."""
+    return _limited(_rows(source, text_unit), source)
+
+
+def read_given(rows: Any, name: str = "rows", source: Source | None = None) -> Iterator[Row]:
+    """The rows of a Python object, with the columns, template and `max_rows` of `source` where one is given."""
+    return _limited(read_object(rows, name), source or Source(path=name))
+
+
+def _limited(rows: Iterable[Row], source: Source) -> Iterator[Row]:
+    return map(column_mapper(source), islice(rows, source.max_rows))
+
+
+def _rows(source: Source, text_unit: str) -> Iterator[Row]:
+    files = find_files(source.path)
+    if not files:
+        yield from read_hub(source)
+    for path in files:
+        yield from read_file(path, text_unit)
+
+
+def read_file(path: Path, text_unit: str = "paragraph") -> Iterator[Row]:
+    """The rows of one file; `data-empty` when it holds none."""
+    suffix = file_kind(path)
+    if path.is_dir() or suffix not in (*READERS, *TEXT):
+        known = ", ".join((*READERS, *TEXT))
+        problem = "this is a folder" if path.is_dir() else f"no reader for files named *{suffix or path.name}"
+        raise unreadable(str(path), problem, remedy=f"Name files, or a glob such as folder/*.jsonl, of: {known} [.gz].")
+    rows = READERS[suffix](path) if suffix in READERS else read_text(path, text_unit)
+    first = next(rows, None)
+    if first is None:
+        raise LuthierError("data-empty", "the file holds no rows", where=str(path))
+    yield first
+    yield from rows
+
+
+def file_kind(path: Path) -> str:
+    """The suffix that names the format, without .gz: `.jsonl` of `a.jsonl.gz`."""
+    return Path(path.stem).suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
+
+
+def find_files(pattern: str) -> list[Path]:
+    """The files of a path or glob, sorted; none where the text can only be a hub dataset's name.
+
+    `$NAME` and `~` are expanded. Raises `data-not-found` without touching the network where it cannot be a hub name.
+    """
+    expanded = os.path.expanduser(os.path.expandvars(pattern))
+    path = Path(expanded)
+    if os.path.exists(path):
+        return [path]
+    found = sorted(Path(name) for name in glob.glob(expanded, recursive=True))
+    if found:
+        return found
+    named = path.suffix == ".gz" or file_kind(path) in (*READERS, *TEXT)
+    if named or glob.has_magic(expanded) or not HUB_NAME.fullmatch(expanded):
+        raise _not_found(pattern, path)
+    return []
+
+
+def _not_found(pattern: str, path: Path) -> LuthierError:
+    if "$" in str(path):
+        remedy: str | None = "Set the environment variable that the path names."
+    elif glob.has_magic(str(path)):
+        remedy = None
+    else:
+        near = nearest(path.name, (p.name for p in path.parent.glob("*"))) if path.parent.is_dir() else ""
+        remedy = near if near.startswith("Did") else None
+    return LuthierError("data-not-found", "no such file", where=pattern, remedy=remedy)

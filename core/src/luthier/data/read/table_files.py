@@ -1,0 +1,70 @@
+"""CSV and Parquet files as rows with their lines or row numbers."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from luthier.data.read.row import Row, broken, unreadable
+from luthier.data.read.textfiles import read_bytes, read_lines
+from luthier.errors import LuthierError
+
+
+def read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
+    """Rows under the names of the first line; a row with another number of fields is `data-row`."""
+    lines = (line for _, line in read_lines(path))
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
+    header = _next_fields(reader, path)
+    if header is None:
+        return
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise unreadable(f"{path}:1", "two columns have one name", repeated)
+    first = reader.line_num + 1
+    while (fields := _next_fields(reader, path)) is not None:
+        if fields and len(fields) != len(header):
+            problem = f"the row has {len(fields)} fields, the header {len(header)}"
+            raise broken(problem, fields, f"{path}:{first}")
+        if fields:
+            yield Row(dict(zip(header, fields, strict=True)), f"{path}:{first}")
+        first = reader.line_num + 1
+
+
+def read_tsv(path: Path) -> Iterator[Row]:
+    return read_csv(path, "\t")
+
+
+def _next_fields(reader: Any, path: Path) -> list[str] | None:
+    """The next record, None at the end. The limit on a field's size belongs to the process: it is put back."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        return next(reader, None)
+    except csv.Error as error:
+        raise broken(f"not CSV: {error}", where=f"{path}:{reader.line_num}") from None
+    finally:
+        csv.field_size_limit(before)
+
+
+def read_parquet(path: Path) -> Iterator[Row]:
+    """Rows by number from 1, a batch in memory at a time."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise LuthierError(
+            "dependency-missing", "Parquet needs pyarrow", where=str(path), remedy="Run: pip install pyarrow"
+        ) from None
+    source = pyarrow.BufferReader(read_bytes(path)) if path.suffix == ".gz" else str(path)
+    number = 1
+    try:
+        with pyarrow.parquet.ParquetFile(source, page_checksum_verification=True) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    yield Row(row, f"{path}:{number}")
+                    number += 1
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+        problem = f"not a whole Parquet file: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        raise unreadable(f"{path}:{number}", problem) from None

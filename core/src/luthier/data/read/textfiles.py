@@ -1,0 +1,108 @@
+"""Bytes of a file, plain or gzipped, as UTF-8 lines with their numbers; and plain text as documents."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from luthier.data.read.row import Row, unreadable
+
+BOM = b"\xef\xbb\xbf"
+GZIP = b"\x1f\x8b"
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
+CHATML_START, CHATML_END = "<|im_start|>", "<|im_end|>"
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """The file's bytes, unpacked where its name ends in .gz."""
+    try:
+        return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+    except OSError as error:
+        raise unreadable(str(path), f"the file cannot be opened: {error.strerror or error}") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Each line with its end and its number from 1; `data-unreadable` with the line where it is no UTF-8 text."""
+    with open_bytes(path) as stream:
+        number = 1
+        while raw := _next_line(stream, path, number):
+            yield number, _decoded(raw, path, number)
+            number += 1
+
+
+def read_whole(path: Path) -> str:
+    return "".join(line for _, line in read_lines(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """All bytes, unpacked; `data-unreadable` where the gzip stream is damaged."""
+    with open_bytes(path) as stream:
+        try:
+            return stream.read()
+        except (OSError, EOFError, zlib.error) as error:
+            raise unreadable(str(path), f"the file is damaged or cut short: {error}") from None
+
+
+def _next_line(stream: BinaryIO, path: Path, number: int) -> bytes:
+    try:
+        return stream.readline()
+    except (OSError, EOFError, zlib.error) as error:
+        raise unreadable(f"{path}:{number}", f"the file is damaged or cut short: {error}") from None
+
+
+def _decoded(raw: bytes, path: Path, number: int) -> str:
+    where = f"{path}:{number}"
+    if number == 1:
+        raw = raw.removeprefix(BOM)
+        if raw.startswith(UTF16):
+            raise unreadable(where, "the file is UTF-16", remedy="Save it as UTF-8.")
+        if raw.startswith(GZIP):
+            raise unreadable(where, "the file is gzipped, but its name does not end in .gz", remedy="Rename it.")
+    if b"\0" in raw:
+        raise unreadable(where, "the file is binary: it holds a NUL byte")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = raw[error.start : error.start + 8]
+        raise unreadable(where, "the line is not UTF-8", found, "Save the file as UTF-8.") from None
+
+
+def read_text(path: Path, unit: str) -> Iterator[Row]:
+    """Documents as rows `{text: ...}`: lines, paragraphs (parted by blank lines), or the file; blank ones are none."""
+    if unit == "file":
+        yield from _document(read_whole(path), path, 1)
+    elif unit == "line":
+        for number, line in read_lines(path):
+            yield from _document(line.rstrip("\r\n"), path, number)
+    else:
+        yield from _paragraphs(path)
+
+
+def _document(text: str, path: Path, number: int) -> Iterator[Row]:
+    if text.strip():
+        yield Row({"text": text}, f"{path}:{number}")
+
+
+def _paragraphs(path: Path) -> Iterator[Row]:
+    """A blank line ends a paragraph, except inside a ChatML turn that a paragraph has begun."""
+    lines: list[str] = []
+    first, opened = 1, False
+    for number, line in read_lines(path):
+        if not line.strip() and not opened:
+            yield from _document("".join(lines).rstrip("\r\n"), path, first)
+            lines = []
+            continue
+        if not lines:
+            first, opened = number, False
+        lines.append(line)
+        if lines[0].startswith(CHATML_START):
+            opened = _still_open(line, opened)
+    yield from _document("".join(lines).rstrip("\r\n"), path, first)
+
+
+def _still_open(line: str, opened: bool) -> bool:
+    start, end = line.rfind(CHATML_START), line.rfind(CHATML_END)
+    return opened if start == end == -1 else start > end

@@ -1,0 +1,1 @@
+"""Streaming: rows that are read while the run goes on, and the feed over them."""

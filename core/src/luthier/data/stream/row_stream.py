@@ -1,0 +1,168 @@
+"""Streams: rows that are read and tokenised as the run goes, in bounded memory, from any place on."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Final
+
+import attrs
+import numpy as np
+
+from luthier.data.batches.row_order import permutation
+from luthier.data.cache import WITHOUT
+from luthier.data.examples import TokenDataset, TokenExample
+from luthier.data.formats.forms import Form
+from luthier.data.formats.recognise_form import SAMPLE, convert_row
+from luthier.data.formats.remarks import warnings_of
+from luthier.data.formats.wanted import TOKENS, Wanted
+from luthier.data.read.content_hash import tokenizer_hash
+from luthier.data.read.row import Row
+from luthier.data.report import Report, formats_of
+from luthier.data.stream.stream_units import Unit, fingerprint, units_of
+from luthier.data.tokenise.examples_of_rows import Made, Maker
+from luthier.data.tokenise.token_blocks import Blocks
+from luthier.data.tokenise.workers import working
+from luthier.errors import LuthierError
+from luthier.recipe.schema import Data, Source
+
+ROWS: Final = 64  # read and tokenised together,
+CHARACTERS: Final = 1 << 20  # or fewer, where they are long
+
+Formatted = tuple[Unit, str]  # a unit, and the format of its rows
+FormOf = Callable[[Data, Sequence[Row], Source, Wanted], str]
+FILE_ROWS: Final = 1 << 40  # the index of row r of file f is f * FILE_ROWS + r: how many rows a file has is not known
+
+
+@attrs.frozen(order=True)
+class Place:
+    """How far an epoch was read: whole units in its order, and rows of the one after them."""
+
+    unit: int = 0
+    row: int = 0
+
+
+@attrs.define(kw_only=True, eq=False)
+class Stream:
+    """The rows of all sources; several files come in another order in each epoch."""
+
+    data: Data
+    maker: Maker
+    units: list[Formatted]
+    fingerprint: str
+    sample: TokenDataset  # made of the first rows of each source
+    report: Report  # of the sample
+    wanted: Wanted
+    checks: list[Callable[[TokenDataset], None]] = attrs.field(factory=list)
+
+    @property
+    def longest(self) -> int:
+        """Tokens that no example has more of."""
+        return self.data.block_size or self.data.max_length * max(len(self.sample.names), 1)
+
+    def check(self, check: Callable[[TokenDataset], None]) -> None:
+        """Call `check` on the sample now, and on whatever is read from now on before it is trained on."""
+        check(self.sample)
+        self.checks.append(check)
+
+    def parts(self, seed: int, epoch: int, place: Place) -> Iterator[tuple[Made, Place]]:
+        """What was made of the next rows after `place`, and where that ends, until the epoch's end."""
+        read: deque[tuple[Place, int]] = deque()
+        forms = self._forms(seed, epoch, place, read)
+        count = self.data.num_proc or 1
+        if count == 1:
+            yield from (self._checked(self.maker.make(part), *read.popleft()) for part in forms)
+            return
+        with working(self.maker, count) as workers:
+            every = map(self.maker.make, forms) if workers is None else workers.made(forms)
+            yield from (self._checked(made, *read.popleft()) for made in every)
+
+    def head(self, count: int) -> list[TokenExample]:
+        """The first examples as they are read."""
+        blocks, found = self.blocks(), []  # type: ignore[var-annotated]
+        for made, _ in self.parts(0, 0, Place()):
+            found += blocks.add(made.examples) if blocks else made.examples
+            if len(found) >= count:
+                break
+        return (found or list(blocks.end() if blocks else ()))[:count]
+
+    def blocks(self) -> Blocks | None:
+        """What cuts an epoch's documents, where they are to be cut."""
+        return Blocks(size=self.data.block_size) if self.data.block_size is not None else None
+
+    def _forms(self, seed: int, epoch: int, place: Place, read: deque[tuple[Place, int]]) -> Iterator[list[Form]]:
+        """Yield the forms of the next rows; where they end, and the index of the first, are put into `read`."""
+        order = permutation(len(self.units), seed, epoch).tolist()
+        for number in range(place.unit, len(order)):
+            unit, form = self.units[order[number]]
+            count = place.row if number == place.unit else 0
+            for rows in _parted(unit.rows(count)):
+                read.append((Place(number, count + len(rows)), order[number] * FILE_ROWS + count))
+                count += len(rows)
+                yield [convert_row(row, form, self.wanted) for row in rows]
+
+    def _checked(self, made: Made, place: Place, first: int) -> tuple[Made, Place]:
+        made.examples = made.examples.renumbered(first + np.arange(made.rows))
+        for check in self.checks:
+            check(made.examples)
+        return made, place
+
+
+def stream_of(data: Data, maker: Maker, form_of: FormOf, wanted: Wanted, given: Any = None) -> Stream:
+    """The stream of a recipe's training rows, or of those given in Python; each source's format is recognised."""
+    sources = data.train
+    if given is not None:
+        sources = [attrs.evolve(data.train[0] if len(data.train) == 1 else Source(path="data"), path="data")]
+    units: list[Formatted] = []
+    samples, forms, names = [], [], []
+    for source in sources:
+        own = units_of(source, given, data.text_unit)
+        rows = list(islice(own[0].rows(), SAMPLE))
+        if not rows:
+            raise LuthierError("data-empty", "there are no rows", where=source.path)
+        form = form_of(data, rows, source, wanted)
+        units += [(unit, form) for unit in own]
+        names.append(form)
+        samples.append(rows)
+        forms += [convert_row(row, form, wanted) for row in rows]
+    made = maker.make(forms)
+    return Stream(
+        data=data,
+        maker=maker,
+        units=units,
+        fingerprint=fingerprint([unit for unit, _ in units], samples, **_ingredients(data, maker, wanted)),
+        sample=made.examples,
+        report=_report(made, forms, formats_of(names), maker),
+        wanted=wanted,
+    )
+
+
+def _ingredients(data: Data, maker: Maker, wanted: Wanted) -> dict[str, Any]:
+    """Return what decides the examples besides the rows."""
+    options = attrs.asdict(data, filter=lambda field, _: field.name not in WITHOUT)
+    template = None if maker.template is None else maker.template.text
+    found = {"options": options, "tokenizer": tokenizer_hash(maker.encoder.tokenizer), "template": template}
+    return found if wanted == TOKENS else {**found, "wanted": attrs.asdict(wanted)}
+
+
+def _report(made: Made, forms: Sequence[Form], name: str, maker: Maker) -> Report:
+    report = Report(format=name, rows=len(forms), drops=made.drops, changes=made.changes)
+    report.measure(made.examples)
+    told = f"rows are read as the run goes: this is of the first {len(forms)}"
+    report.warnings = [told, *warnings_of(report, forms, maker.template)]
+    return report
+
+
+def _parted(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Rows in parts that fit memory, whatever their length."""
+    part: list[Row] = []
+    size = 0
+    for row in rows:
+        part.append(row)
+        size += sum(len(value) for value in row.values.values() if isinstance(value, (str, list)))
+        if len(part) == ROWS or size >= CHARACTERS:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part

@@ -1,0 +1,76 @@
+"""Supplies: the sources of a set with what tells their content apart, read once and only where that is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from luthier.data.read.content_hash import file_hash, rows_hash
+from luthier.data.read.row import Row
+from luthier.data.read.sources import find_files, read_given, read_source
+from luthier.errors import LuthierError
+from luthier.recipe.schema import Source
+
+
+@attrs.define(kw_only=True)
+class Supply:
+    """One source. `content` is a hash of its rows, None where they cannot be told apart by one; `size` in bytes."""
+
+    source: Source
+    text_unit: str
+    size: int = 0
+    content: Any = None
+    held: list[Row] | None = None
+
+    @property
+    def rows(self) -> list[Row]:
+        """Its rows, at least one; `data-empty` where there is none."""
+        if self.held is None:
+            self.held = list(read_source(self.source, self.text_unit))
+        if not self.held:
+            raise LuthierError("data-empty", "there are no rows", where=self.source.path)
+        return self.held
+
+    @property
+    def identity(self) -> Any:
+        """Everything about it that decides its rows, as plain data."""
+        return {"source": attrs.asdict(self.source), "content": self.content}
+
+    def forget(self) -> None:
+        """Let its rows go, once they are read."""
+        self.held = None
+
+
+def supplies(sources: Sequence[Source], given: Any, name: str, text_unit: str, *, telling: bool) -> list[Supply]:
+    """The sources, or the rows that are given in their place; `telling` also finds out what their content is."""
+    if given is not None:
+        source = attrs.evolve(sources[0] if len(sources) == 1 else Source(path=name), path=name)
+        rows = list(read_given(given, name, source))
+        return [_of_rows(source, rows, text_unit, telling=telling)]
+    if not sources:
+        raise LuthierError("data-empty", "no source of rows is given", where="data.train")
+    found = []
+    for source in sources:
+        files = find_files(source.path)
+        if not telling:
+            found.append(Supply(source=source, text_unit=text_unit))
+        elif files and all(path.is_file() for path in files):
+            content = [[str(path), file_hash(path)] for path in files]
+            size = sum(path.stat().st_size for path in files)
+            found.append(Supply(source=source, text_unit=text_unit, content=content, size=size))
+        else:
+            found.append(_of_rows(source, list(read_source(source, text_unit)), text_unit, telling=True))
+    return found
+
+
+def _of_rows(source: Source, rows: list[Row], text_unit: str, *, telling: bool) -> Supply:
+    """A supply of rows that were read already: a hub dataset's, or those of Python."""
+    supply = Supply(source=source, text_unit=text_unit, held=rows)
+    if telling:
+        try:
+            supply.content, supply.size = rows_hash(rows)
+        except TypeError:  # objects that are neither JSON nor arrays
+            return supply
+    return supply

@@ -1,0 +1,207 @@
+"""Streaming: the feed of a stream, shuffled in a bounded buffer that is part of the run's state."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+import numpy as np
+
+from luthier.data.batches.example_feed import Portion
+from luthier.data.examples import TokenDataset, TokenExample
+from luthier.data.stream.row_stream import Place, Stream
+from luthier.data.tokenise.examples_of_rows import Made
+from luthier.data.tokenise.token_blocks import NOTHING
+from luthier.errors import LuthierError
+from luthier.logs import get_logger
+
+log = get_logger()
+ARRAYS = ("input_ids", "labels", "starts", "weights", "documents", "index")
+COUNTS = ("epoch", "read", "taken", "per_epoch", "supervised", "rows")
+
+
+@attrs.define(kw_only=True, eq=False)
+class Position:
+    """Where a stream stands between two steps."""
+
+    epoch: int = 0
+    place: Place = attrs.field(factory=Place)
+    read: bool = False  # all rows of the epoch are
+    buffer: list[TokenExample] = attrs.field(factory=list)  # shuffled from
+    queue: deque[TokenExample] = attrs.field(factory=deque)  # made, and waiting for room there
+    left: TokenDataset = NOTHING  # of documents that are cut into blocks
+    taken: int = 0  # steps of this epoch
+    per_epoch: int | None = None  # steps of the one before
+    supervised: int = 0  # tokens trained on in all
+    rows: int = 0  # of this epoch
+    drops: Counter[str] = attrs.field(factory=Counter)  # of them
+
+    @property
+    def passes(self) -> float:
+        """Passes over the rows so far; parts of one are known once one was whole."""
+        part = self.taken / self.per_epoch if self.per_epoch else 0.0
+        return self.epoch + min(part, math.nextafter(1.0, 0.0))
+
+    def copy(self) -> Position:
+        """Another that shares the examples, which nobody changes."""
+        held, queue, drops = list(self.buffer), deque(self.queue), Counter(self.drops)
+        return attrs.evolve(self, buffer=held, queue=queue, drops=drops)
+
+
+@attrs.define(kw_only=True, eq=False)
+class StreamFeed:
+    """Portions of `batch` examples of a stream.
+
+    Each is drawn from a buffer of `buffer` examples that is filled up in the order of reading; the draws of a step are
+    a function of (seed, step). An epoch ends with the rows, its last portion may be short. The run ends after `total`
+    steps, `epochs` passes or `max_tokens` supervised tokens, whichever is given and comes first.
+    """
+
+    stream: Stream
+    batch: int
+    seed: int
+    buffer: int
+    total: int | None = None
+    epochs: float = math.inf
+    max_tokens: int | None = None
+    begin: Position = attrs.field(factory=Position)
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        return self.begin.per_epoch
+
+    def head(self, count: int) -> list[TokenExample]:
+        return self.stream.head(count)
+
+    def portions(self, first: int) -> Iterator[Portion]:
+        at, step = self.begin.copy(), first
+        reader = _Reader(self, at)
+        while not self._over(step, at):
+            begun, examples = at.passes, reader.draw(step)
+            if not examples:
+                raise LuthierError("data-empty", f"no row is left to train on; dropped: {dict(at.drops)}", where="data")
+            at.supervised += sum(example.num_supervised for example in examples)
+            at.taken += 1
+            ends = reader.ended()
+            yield Portion(
+                step=step,
+                examples=examples,
+                begun=begun,
+                ended=at.passes,
+                ends_epoch=ends,
+                last=self._over(step + 1, at),
+                position=at.copy(),
+            )
+            step += 1
+
+    def state(self, portion: Portion | None) -> dict[str, Any]:
+        at = self.begin if portion is None else portion.position
+        sets = {"buffer": TokenDataset.of(at.buffer), "queue": TokenDataset.of(at.queue), "left": at.left}
+        held = {name: getattr(at, name) for name in COUNTS} | {"place": [at.place.unit, at.place.row]}
+        return {**held, "drops": dict(at.drops), **{name: _tensors(dataset) for name, dataset in sets.items()}}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        if not state:
+            return
+        sets = {name: _dataset(state[name]) for name in ("buffer", "queue", "left")}
+        self.begin = Position(
+            **{name: state[name] for name in COUNTS},
+            place=Place(*state["place"]),
+            drops=Counter(state["drops"]),
+            buffer=list(sets["buffer"]),
+            queue=deque(sets["queue"]),
+            left=sets["left"],
+        )
+
+    def _over(self, step: int, at: Position) -> bool:
+        enough = self.max_tokens is not None and at.supervised >= self.max_tokens
+        return enough or at.epoch >= self.epochs or (self.total is not None and step >= self.total)
+
+
+class _Reader:
+    """Moves a position along its stream."""
+
+    def __init__(self, feed: StreamFeed, at: Position) -> None:
+        self.feed, self.at = feed, at
+        self._open()
+
+    def draw(self, step: int) -> list[TokenExample]:
+        """The examples of a step: fewer than the others where the epoch ends, none where it has none."""
+        random = np.random.Generator(np.random.PCG64([self.feed.seed, step, 1]))
+        found: list[TokenExample] = []
+        held = self.at.buffer
+        while len(found) < self.feed.batch:
+            self._fill()
+            if not held:
+                break
+            chosen = int(random.integers(len(held)))
+            held[chosen], held[-1] = held[-1], held[chosen]
+            found.append(held.pop())
+        return found
+
+    def ended(self) -> bool:
+        """Whether the epoch is over; then the next one is begun."""
+        self._fill()
+        at = self.at
+        if at.buffer:
+            return False
+        dropped = ", ".join(f"{reason} {count}" for reason, count in at.drops.most_common())
+        log.info("epoch read", epoch=at.epoch, rows=at.rows, **({"dropped": dropped} if dropped else {}))
+        at.epoch, at.place, at.read, at.left = at.epoch + 1, Place(), False, NOTHING
+        at.per_epoch, at.taken, at.rows, at.drops = at.taken, 0, 0, Counter()
+        self._open()
+        return True
+
+    def _open(self) -> None:
+        self.parts = self.feed.stream.parts(self.feed.seed, self.at.epoch, self.at.place)
+        self.blocks = self.feed.stream.blocks()
+        if self.blocks is not None:
+            self.blocks.left = self.at.left
+
+    def _fill(self) -> None:
+        """Read until the buffer is full or the epoch's rows are read."""
+        at = self.at
+        while len(at.buffer) < self.feed.buffer:
+            if at.queue:
+                at.buffer.append(at.queue.popleft())
+            elif at.read:
+                return
+            else:
+                self._read()
+
+    def _read(self) -> None:
+        at, found = self.at, next(self.parts, None)
+        if found is None:
+            at.read = True
+            at.queue.extend(self.blocks.end() if self.blocks else ())
+        else:
+            made, at.place = found
+            at.queue.extend(self._cut(made))
+            at.rows += made.rows
+            at.drops.update(made.drops)
+        if self.blocks is not None:
+            at.left = self.blocks.left
+
+    def _cut(self, made: Made) -> TokenDataset:
+        return made.examples if self.blocks is None else self.blocks.add(made.examples)
+
+
+def _tensors(dataset: TokenDataset) -> dict[str, Any]:
+    import torch
+
+    def tensor(array: Any) -> Any:
+        return None if array is None else torch.from_numpy(np.array(array))
+
+    arrays = {name: tensor(getattr(dataset, name)) for name in ARRAYS}
+    columns = {name: tensor(values) for name, values in dataset.columns.items()}
+    return {**arrays, "where": list(dataset.where), "names": list(dataset.names), "columns": columns}
+
+
+def _dataset(held: Mapping[str, Any]) -> TokenDataset:
+    """Return the set that `_tensors` gave; checkpoints of before names, columns and index lack those."""
+    arrays: dict[str, Any] = {name: None if held.get(name) is None else held[name].numpy() for name in ARRAYS}
+    columns = {name: values.numpy() for name, values in held.get("columns", {}).items()}
+    return TokenDataset(**arrays, where=tuple(held["where"]), names=tuple(held.get("names", ())), columns=columns)

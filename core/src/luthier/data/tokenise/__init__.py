@@ -1,0 +1,1 @@
+"""Tokenising: forms of rows become token examples, each one unit."""

@@ -1,0 +1,191 @@
+"""Texts with supervised spans as token examples: one BOS, labels by offsets, each span proven by decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+
+from luthier.data.examples import IGNORED, TokenExample
+from luthier.data.formats.forms import Completion, Document
+from luthier.data.read.row import broken
+from luthier.data.tokenise.supervised_spans import Rendered, Span
+from luthier.errors import LuthierError
+
+SHORT = 64  # characters
+Tokenised = tuple[list[int], list[Span] | None]  # ids, and each span's range of tokens
+
+
+@attrs.define
+class Encoder:
+    """A tokenizer and what it does by itself, found by trying."""
+
+    tokenizer: Any
+    bos: int | None = None  # the id of the BOS, None for none
+    adds_bos: bool = False  # whether the tokenizer puts it in front of plain text
+    specials: frozenset[int] = frozenset()
+    known: dict[str, list[int]] = attrs.field(factory=dict)
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Encoder:
+        bos = tokenizer.bos_token_id
+        plain = tokenizer("a")["input_ids"]
+        adds = bos is not None and len(plain) > 1 and plain[0] == bos
+        return cls(tokenizer, bos, adds, frozenset(tokenizer.added_tokens_decoder))
+
+    def prompt(self, text: str) -> list[int]:
+        """The tokens of a prompt as training puts them before an answer: one BOS, nothing after it."""
+        ids = np.asarray(self._ids([text])["input_ids"][0], np.int32)
+        return self._one_bos(ids, ids, self.bos).tolist()
+
+    def document(self, form: Document) -> Rendered:
+        """The text and EOS, all supervised."""
+        return Rendered(text=self._bare(form.text), spans=(), everything=True, eos=True, where=form.where)
+
+    def completion(self, form: Completion, everything: bool) -> Rendered:
+        """Prompt and completion joined as they are, and EOS; `template-unprovable` where the tokenizer has none."""
+        if self.tokenizer.eos_token is None:
+            problem, remedy = (
+                "the tokenizer has no eos_token to end a completion with",
+                "Set the tokenizer's eos_token.",
+            )
+            raise LuthierError("template-unprovable", problem, where=form.where, remedy=remedy)
+        text = form.prompt + self._bare(form.completion)
+        span = (len(form.prompt), len(text))
+        return Rendered(text=text, spans=(span,), everything=everything, eos=True, where=form.where)
+
+    def _bare(self, text: str) -> str:
+        """The text without the EOS that it may already end with: one is put after its tokens."""
+        eos = self.tokenizer.eos_token
+        while eos is not None and text.rstrip().endswith(eos):
+            text = text.rstrip().removesuffix(eos)
+        return text
+
+    def encode(self, texts: Sequence[Rendered]) -> list[TokenExample]:
+        """A token example of each text, in order.
+
+        Texts are tokenised at once. Where a span's tokens do not decode to the span, or the prompt before it would
+        have other tokens by itself, the text is tokenised piece by piece instead, which makes both true.
+        """
+        for text in texts:
+            _check_text(text)
+        if not texts:
+            return []
+        found = self._whole(texts)
+        for i in self._unproven(texts, found):
+            found[i] = self._piecewise(texts[i])
+        return [self._labelled(text, ids, spans or []) for text, (ids, spans) in zip(texts, found, strict=True)]
+
+    def _ids(self, texts: Sequence[str]) -> Any:
+        return self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+
+    def _whole(self, texts: Sequence[Rendered]) -> list[Tokenised]:
+        """Each text tokenised at once; spans None where a prompt before a span would be tokenised otherwise alone."""
+        encoded = self._ids([text.text for text in texts])
+        ids = encoded["input_ids"]
+        if not encoded.is_fast:  # without offsets only texts without spans can be done at once
+            return [(ids[i], None if text.spans else []) for i, text in enumerate(texts)]
+        found = [(ids[i], _token_spans(encoded, i, text.spans)) for i, text in enumerate(texts)]
+        heads = [self._heads(encoded, i, text, found[i]) for i, text in enumerate(texts)]
+        alone = self._alone({head for row in heads for head, _ in row})
+        kept = [all(alone[head] == tokens for head, tokens in row) for row in heads]
+        return [one if whole else (one[0], None) for one, whole in zip(found, kept, strict=True)]
+
+    def _heads(self, encoded: Any, row: int, text: Rendered, found: Tokenised) -> list[tuple[str, list[int]]]:
+        """The text from the last special token before each span up to the span, and its tokens."""
+        ids, spans = found
+        heads = []
+        for (first, _), (start, _) in zip(spans or [], text.spans, strict=False):
+            at = next((t for t in range(first - 1, 0, -1) if ids[t] in self.specials), 0)
+            begin = encoded.token_to_chars(row, at).start if at else 0
+            if start > begin:
+                heads.append((text.text[begin:start], ids[at:first]))
+        return heads
+
+    def _alone(self, heads: set[str]) -> dict[str, list[int]]:
+        """The tokens of each head by itself; short ones are remembered, for templates repeat them."""
+        new = sorted(heads - self.known.keys())
+        tokens = dict(zip(new, self._ids(new)["input_ids"], strict=True)) if new else {}
+        self.known |= {head: ids for head, ids in tokens.items() if len(head) < SHORT and len(self.known) < 1000}
+        return {head: tokens.get(head) or self.known[head] for head in heads}
+
+    def _piecewise(self, text: Rendered) -> Tokenised:
+        """The text tokenised between its spans' borders, as generation tokenises a prompt by itself."""
+        borders = [0, *(border for span in text.spans for border in span), len(text.text)]
+        pieces = [text.text[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+        counted = [self._ids([piece])["input_ids"][0] if piece else [] for piece in pieces]
+        ends = np.cumsum([len(piece) for piece in counted]).tolist()
+        spans = [(ends[2 * i], ends[2 * i + 1]) for i in range(len(text.spans))]
+        return [token for piece in counted for token in piece], spans
+
+    def _unproven(self, texts: Sequence[Rendered], found: Sequence[Tokenised]) -> list[int]:
+        """The texts of which a span's tokens do not decode to the span."""
+        expected = [
+            (i, text.text[a:b]) for i, text in enumerate(texts) for a, b in text.spans if found[i][1] is not None
+        ]
+        tokens = [ids[a:b] for ids, spans in found for a, b in spans or []]
+        wrong = {i for i, (_, spans) in enumerate(found) if spans is None}
+        for (i, text), decoded in zip(expected, self._decode(tokens), strict=True):
+            if decoded != text and not self._equal(decoded, text):
+                wrong.add(i)
+        return sorted(wrong)
+
+    def _decode(self, tokens: list[list[int]]) -> list[str]:
+        if not tokens:
+            return []
+        return self.tokenizer.batch_decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _equal(self, decoded: str, text: str) -> bool:
+        """Equal but for a leading space, which some tokenizers drop, or for what tokenising itself loses."""
+        if decoded.strip(" ") == text.strip(" "):
+            return True
+        return decoded.strip(" ") == self._decode(self._ids([text])["input_ids"])[0].strip(" ")
+
+    def _labelled(self, text: Rendered, tokens: list[int], spans: list[Span]) -> TokenExample:
+        ended = text.eos and self.tokenizer.eos_token_id is not None
+        ids = np.asarray([*tokens, self.tokenizer.eos_token_id] if ended else tokens, np.int32)
+        labels = ids.copy() if text.everything else np.full_like(ids, IGNORED)
+        for a, b in spans:
+            labels[a : b + ended] = ids[a : b + ended]
+        labels = self._one_bos(ids, labels, IGNORED)
+        return TokenExample(input_ids=self._one_bos(ids, ids, self.bos), labels=labels, where=text.where)
+
+    def _one_bos(self, ids: Any, values: Any, new: int | None) -> Any:
+        """The `values` of tokens `ids` with exactly one BOS in front, if text or tokenizer puts any there.
+
+        `new` is the value of one that is put there.
+        """
+        if self.bos is None:
+            return values
+        other = np.flatnonzero(ids != self.bos)
+        leading = int(other[0]) if len(other) else len(ids)
+        if leading == 0 and self.adds_bos:
+            return np.concatenate([[new], values]).astype(np.int32)
+        return values[max(leading - 1, 0) :]
+
+
+def _check_text(text: Rendered) -> None:
+    """Python strings may hold halves of surrogate pairs, which no tokenizer takes."""
+    try:
+        text.text.encode()
+    except UnicodeEncodeError as error:
+        problem = "the text holds half of a surrogate pair"
+        raise broken(problem, text.text[error.start - 10 : error.end + 10], text.where) from None
+
+
+def _token_spans(encoded: Any, row: int, spans: Sequence[Span]) -> list[Span] | None:
+    """Token ranges of character spans; None where a border falls inside a token or a span has no token."""
+    ranges = []
+    for start, end in spans:
+        first = next((t for c in range(start, end) if (t := encoded.char_to_token(row, c)) is not None), None)
+        last = next(
+            (t for c in range(end - 1, start - 1, -1) if (t := encoded.char_to_token(row, c)) is not None), None
+        )
+        if first is None or last is None:
+            return None
+        if first and encoded.token_to_chars(row, first).start < start:
+            return None
+        ranges.append((first, last + 1))
+    return ranges

@@ -1,0 +1,127 @@
+"""Making: forms of rows into token examples, with one tokenizer and template, everything counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import attrs
+import numpy as np
+
+from luthier.data.examples import TokenDataset, TokenExample, are_equal
+from luthier.data.formats.forms import Completion, Conversation, Document, Form, Instruction, Pair, Tokens
+from luthier.data.tokenise.chat_template import ChatTemplate, load_template
+from luthier.data.tokenise.encode import Encoder
+from luthier.data.tokenise.overlong import fit, fit_unit, overlong_policy
+from luthier.data.tokenise.supervised_spans import Rendered
+from luthier.data.tokenise.unit_texts import UnitTexts
+from luthier.errors import LuthierError
+from luthier.recipe.schema import Data, Overlong
+
+CHUNK: Final = 256  # rows tokenised together
+OVERLONG: Final = {Pair: "overlong_pair"}  # what a dropped row is counted as, if not as "overlong"
+
+
+@attrs.frozen(kw_only=True)
+class Draft:
+    """The documents of one unit by name: texts to tokenise, after those that came as tokens."""
+
+    texts: Mapping[str, Rendered]
+    tokens: Mapping[str, TokenExample] = attrs.field(factory=dict)
+
+
+@attrs.define(kw_only=True)
+class Made:
+    """What became of some rows: examples, or documents that are yet to be cut into blocks."""
+
+    examples: TokenDataset
+    rows: int
+    drops: Counter[str] = attrs.field(factory=Counter)
+    changes: Counter[str] = attrs.field(factory=Counter)
+
+
+@attrs.define(kw_only=True)
+class Maker:
+    """Turns forms into examples with one tokenizer and template."""
+
+    data: Data
+    encoder: Encoder
+    template: ChatTemplate | None
+
+    @classmethod
+    def of(cls, data: Data, tokenizer: Any) -> Maker:
+        return cls(data=data, encoder=Encoder.of(tokenizer), template=load_template(tokenizer, data.chat_template))
+
+    def make(self, forms: Sequence[Form]) -> Made:
+        """The examples of the forms, which depend on each form alone; an error names the row's place.
+
+        An example's index is the number of its form among these.
+        """
+        made = Made(examples=TokenDataset.of(()), rows=len(forms))
+        drafts = [self._drafts(form, made) for form in forms]
+        texts = [text for own in drafts for draft in own for text in draft.texts.values()]
+        encoded = iter(self.encoder.encode(texts))
+        kept: list[TokenExample] = []
+        for number, (form, own) in enumerate(zip(forms, drafts, strict=True)):
+            self._note(own, made)
+            for draft in own:
+                documents = {**draft.tokens, **{name: next(encoded) for name in draft.texts}}
+                whole = TokenExample.joined(documents)
+                example = attrs.evolve(whole, where=form.where, columns=form.columns, index=number)
+                kept += self._fitted(example, form, made)
+        made.examples = TokenDataset.of(kept)
+        return made
+
+    def _note(self, drafts: list[Draft], made: Made) -> None:
+        """Count the row once for whatever happened to it."""
+        made.changes.update({remark for draft in drafts for text in draft.texts.values() for remark in text.remarks})
+        made.changes.update(["parted"] * (len(drafts) > 1))
+
+    def _drafts(self, form: Form, made: Made) -> list[Draft]:
+        """Return the documents of each unit that the form becomes; none of a row that has nothing to supervise."""
+        everything = self.data.train_on == "all"
+        further = {
+            name: self.encoder.document(Document(text=text, where=form.where)) for name, text in form.texts.items()
+        }
+        if isinstance(form, Tokens) and (form.answers or everything):
+            ids, labels = (np.asarray(values, np.int32) for values in (form.input_ids, form.labels))
+            tokens = TokenExample(input_ids=ids, labels=ids.copy() if everything else labels, where=form.where)
+            return [Draft(tokens={"text": tokens}, texts=further)]
+        if isinstance(form, Pair) and form.chosen == form.rejected:
+            made.drops["equal_pair"] += 1
+            return []
+        if not form.answers and not (everything and isinstance(form, (Conversation, Completion, Instruction))):
+            self._unsupervised(form.where, made)
+            return []
+        render = UnitTexts(encoder=self.encoder, template=self.template, everything=everything)
+        return [Draft(texts={**own, **further}) for own in render.texts_of(form)]
+
+    def _unsupervised(self, where: str, made: Made) -> None:
+        if self.data.unsupervised == "error":
+            raise LuthierError("data-unsupervised", "the row has no supervised token", where=where,
+                               remedy="Correct the row, or set data.unsupervised: drop.")  # fmt: skip
+        made.drops["unsupervised"] += 1
+
+    def _fitted(self, example: TokenExample, form: Form, made: Made) -> list[TokenExample]:
+        """Return what is kept of an example, and count what is not."""
+        if self.data.block_size is not None:
+            return [example]
+        policy, kept = overlong_policy(self.data.overlong, form, form.where), []
+        for part, event in self._parts(example, form, policy):
+            if part is None and event == "unsupervised":
+                self._unsupervised(form.where, made)
+            elif part is None:
+                made.drops[event] += 1
+            else:
+                kept.append(part)
+                made.changes.update([event] if event else ())
+        return kept
+
+    def _parts(self, example: TokenExample, form: Form, policy: Overlong) -> Iterable[tuple[TokenExample | None, str]]:
+        if not example.names:
+            return fit(example, self.data.max_length, policy)
+        part, event = fit_unit(example, self.data.max_length, policy, OVERLONG.get(type(form), "overlong"))
+        if part is not None and isinstance(form, Pair) and are_equal(part, "chosen", "rejected"):
+            return [(None, "equal_pair")]
+        return [(part, event)]

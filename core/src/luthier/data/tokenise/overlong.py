@@ -1,0 +1,68 @@
+"""Examples longer than max_length: dropped, truncated, split, or an error; counted by the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import attrs
+
+from luthier.data.examples import TokenExample
+from luthier.data.formats.forms import Document, Form, Tokens
+from luthier.errors import LuthierError
+from luthier.recipe.schema import Overlong
+
+
+def overlong_policy(asked: str, form: Form, where: str) -> Overlong:
+    """What happens to a form's overlong examples; `recipe-conflict` where a conversation would be split."""
+    splits = isinstance(form, (Document, Tokens)) and not form.texts
+    if asked == "split" and not splits:
+        problem = "overlong: split is for plain text and pre-tokenised rows; this row has parts that belong together"
+        remedy = "Use overlong: drop, truncate or error."
+        raise LuthierError("recipe-conflict", problem, where=where, remedy=remedy)
+    if asked == "auto":
+        return "split" if splits else "drop"
+    return asked  # type: ignore[return-value]
+
+
+def fit(example: TokenExample, max_length: int, policy: Overlong) -> Iterator[tuple[TokenExample | None, str]]:
+    """The examples to keep, each with what happened to it; None and the reason for what is dropped.
+
+    A truncated example keeps the part of its span that fits; nothing without a supervised token is kept.
+    """
+    length = len(example.input_ids)
+    if length <= max_length:
+        yield (example, "") if example.num_supervised else (None, "unsupervised")
+    elif policy == "error":
+        problem = f"the row has {length} tokens, max_length is {max_length}"
+        raise LuthierError("data-overlong", problem, where=example.where)
+    elif policy == "drop":
+        yield None, "overlong"
+    elif policy == "truncate":
+        short = _part(example, 0, max_length)
+        yield (short, "truncated") if short.num_supervised else (None, "truncated_unsupervised")
+    else:
+        for start in range(0, length, max_length):
+            part = _part(example, start, start + max_length)
+            yield (part, "split" if start == 0 else "") if part.num_supervised else (None, "split_unsupervised")
+
+
+def fit_unit(example: TokenExample, max_length: int, policy: Overlong, reason: str) -> tuple[TokenExample | None, str]:
+    """Return a unit of several documents with what happened to it; None and the reason where it is dropped.
+
+    `max_length` bounds each document; a truncated one loses its end. `reason` is what a dropped one is counted as.
+    """
+    if example.longest <= max_length:
+        return example, ""
+    if policy == "error":
+        problem = f"a document of the row has {example.longest} tokens, max_length is {max_length}"
+        raise LuthierError("data-overlong", problem, where=example.where)
+    if policy == "drop":
+        return None, reason
+    parts = {name: _part(part, 0, max_length) for name, part in example.by_name().items()}
+    if any(not part.num_supervised for part in parts.values()):
+        return None, "truncated_unsupervised"
+    return TokenExample.joined(parts), "truncated"
+
+
+def _part(example: TokenExample, start: int, end: int) -> TokenExample:
+    return attrs.evolve(example, input_ids=example.input_ids[start:end], labels=example.labels[start:end])

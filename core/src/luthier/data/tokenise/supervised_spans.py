@@ -1,0 +1,190 @@
+"""Conversations as text with the supervised spans of any chat template, found by offsets and proven."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import attrs
+
+from luthier.data.formats.forms import Conversation
+from luthier.data.tokenise.chat_template import PROBE, ChatTemplate
+from luthier.errors import LuthierError
+
+Span = tuple[int, int]  # characters [start, end)
+
+
+@attrs.frozen(kw_only=True)
+class Rendered:
+    """A text to tokenise and its supervised spans; `everything`: all of it is supervised."""
+
+    text: str
+    spans: tuple[Span, ...]
+    everything: bool = False
+    eos: bool = False  # whether the EOS token follows the text, supervised
+    where: str = ""
+    remarks: tuple[str, ...] = ()  # what the template did with it, to be counted
+
+
+@attrs.frozen(kw_only=True)
+class Turn:
+    """One answer: the text up to and with it, its spans there, and where a stop token must be put in, if it must."""
+
+    text: str
+    spans: tuple[Span, ...]
+    insert: int | None
+    thoughtless: bool = False  # the template left out its <think> block
+
+
+def render_conversation(form: Conversation, template: ChatTemplate, everything: bool = False) -> list[Rendered]:
+    """The conversation as one text, or one text an answer where the template rewrites what went before.
+
+    Each supervised span ends with the template's stop token; where it writes none, the eos token is put in.
+    """
+    try:
+        return _rendered(form, template, everything)
+    except LuthierError as error:
+        raise error.at(form.where) from None
+
+
+def _rendered(form: Conversation, template: ChatTemplate, everything: bool) -> list[Rendered]:
+    messages = [_bare(message, template) for message in form.messages]
+    whole = template.render(messages, form.tools)
+    if everything and template.closes:
+        return [Rendered(text=whole, spans=(), everything=True, where=form.where)]
+    trained = [i for i, on in enumerate(form.trained) if on and (form.may_be_empty or _says(messages[i]))]
+    turns = [find_turn(messages, i, form.tools, template, whole) for i in trained]
+    kept = [turn for turn in turns if whole.startswith(turn.text[: turn.spans[-1][1]])]
+    groups = [(whole, kept)] if everything or len(kept) == len(turns) else [(turn.text, [turn]) for turn in turns]
+    inside = ("special_tokens",) * any(template.has_special(message["content"]) for message in messages)
+    made = [
+        Rendered(text=text, spans=(), everything=everything, where=form.where, remarks=inside) for text, _ in groups
+    ]
+    return [_with_spans(one, group, template) for one, (_, group) in zip(made, groups, strict=True)]
+
+
+def _says(message: dict[str, Any]) -> bool:
+    return bool(message["content"] or message.get("tool_calls"))
+
+
+def _bare(message: dict[str, Any], template: ChatTemplate) -> dict[str, Any]:
+    """An assistant's message without stop tokens, its calls' arguments as the template takes them."""
+    if message["role"] != "assistant":
+        return message
+    bare = {**message, "content": template.bare(message["content"])}
+    if "tool_calls" in message and template.text_arguments:
+        bare["tool_calls"] = [_with_text(call) for call in message["tool_calls"]]
+    return bare
+
+
+def _with_text(call: dict[str, Any]) -> dict[str, Any]:
+    arguments = call["function"]["arguments"]
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {**call, "function": {**call["function"], "arguments": text}}
+
+
+def find_turn(
+    messages: list[dict[str, Any]], index: int, tools: Any, template: ChatTemplate, whole: str | None = None
+) -> Turn:
+    """The answer `messages[index]` in the text that the template writes up to it; `template-unprovable` if it is not.
+
+    Offsets come from generation tags, or from where the prompt ends (`add_generation_prompt`), else from a probe.
+    """
+    message, last = messages[index], index + 1 == len(messages)
+    if index and template.prompts and not _says(message):
+        return _silent_turn(template.render(messages[:index], tools, prompt=True), template)
+    text = whole if last and whole is not None else template.render(messages[: index + 1], tools)
+    spans = _tagged(messages, index, tools, template) if template.tagged else []
+    start = spans[0][0] if spans else _start(messages, index, tools, template, text)
+    if not _contains(text[start:], message):
+        raise _unprovable(f"it does not write the text of messages[{index}] as it is", text[start : start + 200])
+    limit = len(text)
+    if spans and not text[spans[-1][1] :].lstrip().startswith(template.closing.lstrip() or template.stop):
+        limit = spans[-1][1]  # the tags end the answer, stop token included
+    end, insert = _end(text, start, limit, template)
+    thought = message["content"].rpartition("</think>")[0].rpartition("<think>")[2].strip()
+    tagged = [span for span in spans if span[0] < end] or [(start, end)]  # nothing after the stop token
+    kept = (*tagged[:-1], (tagged[-1][0], end))
+    return Turn(text=text, spans=kept, insert=insert, thoughtless=thought not in text[start:])
+
+
+def _silent_turn(prompt: str, template: ChatTemplate) -> Turn:
+    """An answer that says nothing: the stop token right after the prompt that generation is given.
+
+    Templates may leave out, with the text, what the prompt ends with.
+    """
+    text, start = prompt + template.tail, len(prompt)
+    insert = None if template.closes else start
+    return Turn(text=text, spans=((start, start + len(template.closing)),), insert=insert)
+
+
+def _tagged(messages: list[dict[str, Any]], index: int, tools: Any, template: ChatTemplate) -> list[Span]:
+    """The spans that the tags mark in this turn alone."""
+    before = len(template.tagged_spans(messages[:index], tools)[1]) if index else 0
+    return template.tagged_spans(messages[: index + 1], tools)[1][before:]
+
+
+def _start(messages: list[dict[str, Any]], index: int, tools: Any, template: ChatTemplate, text: str) -> int:
+    """Where the answer begins: after the prompt that generation is given, else where a probe in its place does."""
+    prompt = template.render(messages[:index], tools, prompt=True) if index else ""
+    if index and template.prompts and text.startswith(prompt):
+        return len(prompt)
+    probe = {"role": "assistant", "content": PROBE}
+    header, found, _ = template.render([*messages[:index], probe], tools).rpartition(PROBE)
+    if not found or not text.startswith(header):
+        said = messages[index]["content"].strip()
+        shared = len(os.path.commonprefix([text, header]))
+        if "</think>" in said and 0 <= (begin := text.find(said)) <= shared:
+            return begin  # its thought stands where the template puts an empty one
+        raise _unprovable(f"the beginning of the answer messages[{index}] cannot be found", text[-200:])
+    blank = index and header.startswith(prompt) and not header[len(prompt) :].strip()
+    return len(prompt) if blank else len(header)  # a space after [/INST] is the model's to write
+
+
+def _pieces(message: dict[str, Any]) -> list[str]:
+    """Texts that the answer must be written with, in order: its content after any <think> block, its calls' names."""
+    said = message["content"].rpartition("</think>")[2].strip()
+    calls = [call["function"]["name"] for call in message.get("tool_calls", ())]
+    return [piece for piece in (said, *calls) if piece]
+
+
+def _contains(text: str, message: dict[str, Any]) -> bool:
+    position = 0
+    for piece in _pieces(message):
+        position = text.find(piece, position)
+        if position < 0:
+            return False
+        position += len(piece)
+    return True
+
+
+def _end(text: str, start: int, limit: int, template: ChatTemplate) -> tuple[int, int | None]:
+    """Where the span ends, and the position for a stop token if the template writes none there."""
+    segment = text[start:limit]
+    if segment.endswith(template.tail):
+        said = limit - len(template.tail)
+        return said + len(template.closing), None if template.closes else said
+    end = start + len(segment.rstrip())
+    return end, None if template.closes and template.ending(segment) else end
+
+
+def _with_spans(made: Rendered, turns: list[Turn], template: ChatTemplate) -> Rendered:
+    """The text with the turns' spans, stop tokens put in where the template writes none."""
+    stop = template.stop
+    text, spans, shift = made.text, [], 0
+    for turn in turns:
+        moved = [(start + shift, end + shift) for start, end in turn.spans]
+        if turn.insert is not None:
+            at = turn.insert + shift
+            if not text.startswith(stop, at):  # a template may close all answers but the last
+                text = text[:at] + stop + text[at:]
+                shift += len(stop)
+            moved[-1] = (moved[-1][0], moved[-1][1] + len(stop))
+        spans += moved
+    removed = ("think_removed",) * any(turn.thoughtless for turn in turns)
+    return attrs.evolve(made, text=text, spans=tuple(spans), remarks=made.remarks + removed)
+
+
+def _unprovable(problem: str, found: str) -> LuthierError:
+    return LuthierError("template-unprovable", f"the chat template cannot be trained on: {problem}", found=found)

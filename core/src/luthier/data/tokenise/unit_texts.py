@@ -1,0 +1,76 @@
+"""The texts of a unit: each document of a row rendered with its supervised spans, by name."""
+
+from __future__ import annotations
+
+import attrs
+
+from luthier.data.formats.conversations import conversation
+from luthier.data.formats.documents import alpaca_completion, alpaca_conversation, as_messages
+from luthier.data.formats.forms import Completion, Conversation, Document, Form, Instruction, Judged, Pair, Side, Texts
+from luthier.data.tokenise.chat_template import ChatTemplate
+from luthier.data.tokenise.encode import Encoder
+from luthier.data.tokenise.supervised_spans import Rendered, render_conversation
+from luthier.errors import LuthierError
+
+NamedTexts = dict[str, Rendered]
+
+
+@attrs.frozen(kw_only=True)
+class UnitTexts:
+    """Renders forms with one template; `everything` supervises all of their text."""
+
+    encoder: Encoder
+    template: ChatTemplate | None
+    everything: bool = False
+
+    def texts_of(self, form: Form) -> list[NamedTexts]:
+        """Return the documents of each unit that a form becomes: one, or one an answer of a conversation."""
+        if isinstance(form, Pair):
+            sides = {"chosen": form.chosen, "rejected": form.rejected}
+            return [{name: self._side(form, answer) for name, answer in sides.items()}]
+        if isinstance(form, Judged):
+            return [{"text": self._side(form, form.completion)}]
+        if isinstance(form, Texts):
+            return [{}]
+        return [{"text": text} for text in self._own_texts(form)]
+
+    def _own_texts(self, form: Form) -> list[Rendered]:
+        if isinstance(form, Document):
+            return [self.encoder.document(form)]
+        if isinstance(form, Instruction):
+            form = alpaca_conversation(form) if self.template else alpaca_completion(form)
+        if isinstance(form, Completion):
+            return [self.encoder.completion(form, self.everything)]
+        assert isinstance(form, Conversation)
+        return render_conversation(form, self._template(form), self.everything)
+
+    def _side(self, form: Pair | Judged, answer: Side) -> Rendered:
+        """Return the prompt and one answer to it as one text, of which the answer is supervised.
+
+        Texts go through the chat template as a question and its answer, where there is a template and the row has a
+        prompt; else they are joined as they are. An answer of several messages is supervised in the last alone where
+        the template rewrites the earlier ones.
+        """
+        if isinstance(answer, str) and isinstance(form.prompt, str) and not self._is_chat(form):
+            return self.encoder.completion(
+                Completion(prompt=form.prompt, completion=answer, where=form.where), self.everything
+            )
+        before = as_messages(form.prompt, "prompt", "user") if form.prompt else []
+        messages = [*before, *as_messages(answer, "answer", "assistant")]
+        talk = attrs.evolve(
+            conversation(messages, form.tools, context=len(before)), where=form.where, may_be_empty=True
+        )
+        texts = render_conversation(talk, self._template(form), self.everything)
+        if len(texts) > 1:
+            return attrs.evolve(texts[-1], remarks=(*texts[-1].remarks, "last_answer"))
+        return texts[-1]
+
+    def _is_chat(self, form: Pair | Judged) -> bool:
+        """True if texts become messages: there is a template, and a prompt that is the row's own."""
+        return self.template is not None and bool(form.prompt) and getattr(form, "has_prompt", True)
+
+    def _template(self, form: Form) -> ChatTemplate:
+        if self.template is not None:
+            return self.template
+        problem = "the rows are conversations, but the tokenizer has no chat template"
+        raise LuthierError("template-missing", problem, where=form.where)

@@ -1,1 +1,0 @@
-"""The engine: policy, step, attention, loop, schedule, checkpoint, evaluation."""

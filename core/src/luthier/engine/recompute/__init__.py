@@ -1,5 +1,0 @@
-"""Recomputation: what a decoder layer computes in forward is computed again in backward instead of being kept."""
-
-from luthier.engine.recompute.install import Mode, install, refuse
-
-__all__ = ["Mode", "install", "refuse"]

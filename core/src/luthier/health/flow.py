@@ -1,0 +1,77 @@
+"""Gradient flow: how much gradient reaches each layer, and how far a step moves its weights."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import attrs
+import torch
+from torch import Tensor
+
+from luthier.distributed.shard_tensors import whole
+
+LAYER: Final = re.compile(
+    r"(?:^|\.)((?:[A-Za-z_]\w*)\.\d+)(?:\.|$)"
+)  # `layers.3` in `model.layers.3.mlp.up_proj.weight`
+TINY: Final = 1e-30
+
+
+@attrs.frozen(kw_only=True)
+class Flow:
+    """One layer's in one step, over all its trained parameters together."""
+
+    layer: str
+    parameters: int
+    gradient: float  # norm, before clipping
+    weight: float  # norm, before the step
+    update: float  # norm of what the step added
+
+    @property
+    def ratio(self) -> float:
+        """Update to weight; 1e-3 is usual, and below 1e-6 next to nothing is learnt."""
+        return self.update / max(self.weight, TINY)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**attrs.asdict(self), "ratio": self.ratio}
+
+
+class FlowMeter:
+    """The weights as they stood before a step, copied to the host: `measure` compares."""
+
+    def __init__(self, adapter: Any) -> None:
+        self.named = [pair for group in adapter.groups() for pair in zip(group.names, group.parameters, strict=True)]
+        self.before = [parameter.detach().to("cpu", copy=True) for _, parameter in self.named]
+
+    def measure(self, norm: float, limit: float | None) -> list[Flow]:
+        """Each layer's flow, the first layer first. `norm` is the whole gradient's, clipped to `limit`. Collective."""
+        clipped = 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
+        sums: dict[str, list[float]] = {}
+        for (name, parameter), held_before in zip(self.named, self.before, strict=True):
+            before = held_before.to(parameter.device)
+            gradient = torch.zeros_like(before) if parameter.grad is None else parameter.grad
+            squares = (_square(gradient) / clipped**2, _square(before), _square(parameter.detach() - before))
+            total = sums.setdefault(layer_of(name), [0, 0.0, 0.0, 0.0])
+            for place, value in enumerate((parameter.numel(), *squares)):
+                total[place] += value
+        return [
+            Flow(layer=layer, parameters=int(count), gradient=g**0.5, weight=w**0.5, update=u**0.5)
+            for layer, (count, g, w, u) in sums.items()
+        ]
+
+
+def layer_of(name: str) -> str:
+    """The layer that a parameter belongs to: `layers.3`, or its module where it is in none of a row of layers."""
+    found = LAYER.search(name)
+    return found.group(1) if found else name.rpartition(".")[0] or name
+
+
+def numbers(flows: list[Flow]) -> dict[str, float]:
+    """As metrics: `gradient/layers.3`, `update_ratio/layers.3`."""
+    gradients = {f"gradient/{flow.layer}": flow.gradient for flow in flows}
+    return {**gradients, **{f"update_ratio/{flow.layer}": flow.ratio for flow in flows}}
+
+
+def _square(tensor: Tensor) -> float:
+    """The sum of squares, over all ranks."""
+    return float(whole(tensor.float() if tensor.dtype != torch.float64 else tensor).square().sum())

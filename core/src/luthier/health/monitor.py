@@ -1,0 +1,138 @@
+"""The monitor: each step's numbers are judged, what is wrong is told once, and a step that is not finite traced."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from luthier.data.examples import TokenExample
+from luthier.errors import LuthierError
+from luthier.health.flow import FlowMeter, numbers
+from luthier.health.reach import Reach
+from luthier.health.trace import trace
+from luthier.health.watch import Remark, Watch
+from luthier.logs import get_logger
+from luthier.model.nonfinite import SHOWN, Finding
+from luthier.step.setup import Setup
+from luthier.step.update import Update
+
+log = get_logger()
+IN_A_ROW: Final = 10  # steps that are skipped, one after the other, before the run stops all the same
+KEPT: Final = 50  # remarks in the record
+REMEDIES: Final = {
+    "parameter": "The weights were damaged before this step: lower the learning rate, or check the base model's files.",
+    "data": "Correct or remove the rows that are named.",
+}
+
+
+class Health:
+    """One run's: fed by the loop with each update; its state is part of the checkpoint."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.watch, self.reach = Watch(), Reach(setup.adapter, setup.world)
+        self.remarks: list[dict[str, Any]] = []
+        self.skipped = 0
+        self.in_a_row = 0
+        self.overflows = 0  # of float16's scaled gradient, in a row
+        self.meter: FlowMeter | None = None
+        self.flow: dict[str, float] = {}  # of a step that is due, until it is logged
+
+    def begin(self) -> None:
+        """Before the first step of a new run."""
+        self.reach.begin()
+        if self.setup.rates.peak == 0:
+            self._tell([Remark("rate", 0, "the learning rate is 0 for the whole run", {})])
+
+    def look(self, step: int) -> None:
+        """Before step `step`: keep its weights where the flow of its gradient is due."""
+        every = self.setup.recipe.gradient_flow_steps
+        self.meter = FlowMeter(self.setup.adapter) if every and step % every == 0 else None
+
+    def see(self, step: int, done: Update, examples: Sequence[TokenExample]) -> None:
+        """Judge step `step`, trained on `examples`. Raises `train-nonfinite` where it is to stop the run."""
+        self.overflows = self.overflows + 1 if done.overflowed else 0
+        if self.overflows == IN_A_ROW:  # a scale of the loss that was too large is right again long before
+            self._explain_overflow(step, done)
+        if done.overflowed:
+            return
+        if not done.finite:
+            self._skip_or_stop(step, done)
+            return
+        self.in_a_row = 0
+        if self.meter is not None:
+            self.flow = numbers(self.meter.measure(done.grad_norm, self.setup.recipe.max_grad_norm))
+        rate = done.learning_rate
+        self._tell(self.reach.see(step, rate))
+        self._tell(self.watch.see(step, done.loss, done.grad_norm, rate, lambda: [e.where for e in examples]))
+
+    def end(self, step: int) -> None:
+        """After the last step of a run that has come to its end."""
+        self._tell([*self.reach.end(step), *self.watch.end(step)])
+
+    def report(self) -> dict[str, Any]:
+        """What run.json keeps."""
+        return {"skipped_steps": self.skipped, "loss_spikes": self.watch.spikes, "remarks": self.remarks}
+
+    def state(self) -> dict[str, Any]:
+        held = {"remarks": self.remarks, "skipped": self.skipped, "in_a_row": self.in_a_row}
+        return {**held, "watch": self.watch.state(), "reach": self.reach.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        if not state:  # of a checkpoint that was written before there was any
+            return
+        self.remarks = list(state["remarks"])
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+        self.watch.load_state(state["watch"])
+        self.reach.load_state(state["reach"])
+
+    def _tell(self, remarks: list[Remark]) -> None:
+        for remark in remarks:
+            log.warning(remark.told, step=remark.step, **{k: v for k, v in remark.facts.items() if k != "steps"})
+            self._keep(remark.to_dict())
+
+    def _keep(self, remark: dict[str, Any]) -> None:
+        if len(self.remarks) < KEPT:
+            self.remarks.append(remark)
+
+    def _skip_or_stop(self, step: int, done: Update) -> None:
+        """The policy `on_nonfinite`: all processes come to the same, as loss and norm are the whole batch's."""
+        self.in_a_row += 1
+        stops = self.setup.recipe.on_nonfinite == "stop" or self.in_a_row >= IN_A_ROW
+        found = self._traced(step, done) if stops or self.in_a_row == 1 else None
+        told = found.told if found else "as the step before"
+        sizes = {"loss": _json(done.loss), "grad_norm": _json(done.grad_norm)}
+        rows = list(found.where[:KEPT]) if found else []
+        place = {"cause": found.cause, "place": found.place, "micro_batch": found.micro_batch} if found else {}
+        self._keep({"kind": "nonfinite", "step": step, "told": told, **sizes, **place, "rows": rows})
+        if stops:
+            assert found is not None
+            raise self._error(step, done, found)
+        self.skipped += 1
+        log.warning(
+            "step skipped: not finite", step=step, **sizes, told=told, rows=rows[:SHOWN], in_a_row=self.in_a_row
+        )
+
+    def _explain_overflow(self, step: int, done: Update) -> None:
+        found = self._traced(step, done)
+        facts = {"cause": found.cause, "place": found.place, "rows": list(found.where[:SHOWN]), "why": found.told}
+        self._tell([Remark("overflow", step, "the gradient overflows float16 at one scale after the other", facts)])
+
+    def _traced(self, step: int, done: Update) -> Finding:
+        """A trace that fails must not hide what it was to explain."""
+        try:
+            return trace(self.setup, step - 1, done.batches)
+        except Exception as error:
+            log.warning("the step could not be traced", error=f"{type(error).__name__}: {error}")
+            return Finding(cause="none", place="", told="where it began could not be traced")
+
+    def _error(self, step: int, done: Update, found: Finding) -> LuthierError:
+        row = f", the {self.in_a_row}th in a row" if self.in_a_row > 1 else ""
+        problem = f"loss {done.loss}, gradient norm {done.grad_norm} at step {step}{row}: {found.told}"
+        return LuthierError("train-nonfinite", problem, where=found.rows, remedy=REMEDIES.get(found.cause))
+
+
+def _json(number: float) -> float | str:
+    """JSON has no NaN."""
+    return number if math.isfinite(number) else str(number)

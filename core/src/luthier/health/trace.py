@@ -1,0 +1,91 @@
+"""The trace: which module, parameter, row or loss made the first number that is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from luthier.data.batches.batch import Batch
+from luthier.distributed.world import World
+from luthier.model.nonfinite import Finding, Watch, dtype_of, finite, kind, local, rows_of, tensors
+from luthier.step.setup import Setup
+from luthier.step.update import accumulate
+
+AGAIN: Final = Finding(
+    cause="none",
+    place="",
+    told="the same micro-batches, run again without compiled code, gave finite numbers: suspect a compiled kernel, "
+    "the adapter's penalty or gradients_ready, or the hardware",
+)
+
+
+def trace(setup: Setup, index: int, batches: Sequence[Batch]) -> Finding:
+    """Look at weights and rows, then compute the gradient of step `index` again with an eye on every module.
+
+    The weights are left as they are and the gradients dropped. Every micro-batch is run to its end, so that several
+    processes stay in step; all of them get the finding of the first that has one. Compiled code is run as written.
+    """
+    found = _first(setup.world, _parameter(setup.model) or _data(batches))
+    if found is not None:
+        return found
+    watch = Watch(batches)
+    setup.optimizer.zero_grad(set_to_none=True)
+    with watch.over(setup.model, setup.step), torch.compiler.set_stance("force_eager"):
+        accumulate(setup, index, list(batches))
+    norm = _norm([p.grad for p in setup.model.parameters() if p.grad is not None])
+    setup.optimizer.zero_grad(set_to_none=True)
+    return _first(setup.world, watch.found) or _first(setup.world, norm) or AGAIN
+
+
+def trace_model(model: nn.Module, batch: Batch, work: Callable[[], object]) -> Finding | None:
+    """The same for a model alone, without gradient: what in it makes `work`, a pass over `batch`, not finite."""
+    found = _parameter(model)
+    if found is not None:
+        return found
+    watch = Watch([batch])
+    with torch.no_grad(), watch.over(model):
+        work()
+    return watch.found
+
+
+def _first(world: World, found: Finding | None) -> Finding | None:
+    """Collective: the finding of the lowest rank that has one."""
+    held = [(rank, values) for rank, values in enumerate(world.gather(None if found is None else found.to_plain()))]
+    first = next(((rank, values) for rank, values in held if values is not None), None)
+    if first is None:
+        return None
+    rank, values = first
+    told = values["told"] + (f" of rank {rank}" if world.size > 1 and values["micro_batch"] else "")
+    return Finding(**{**values, "told": told, "where": tuple(values["where"])})
+
+
+def _parameter(model: nn.Module) -> Finding | None:
+    buffers = [(name, held) for name, held in model.named_buffers() if held.isnan().any()]  # a mask may be infinite
+    for name, held in (*model.named_parameters(), *buffers):
+        if not finite(held):
+            return Finding(cause="parameter", place=name, told=f"the parameter {name} holds {kind(held)}")
+    return None
+
+
+def _data(batches: Sequence[Batch]) -> Finding | None:
+    """Numbers that the rows bring: their weights, and what the loss's data adds."""
+    for number, batch in enumerate(batches, 1):
+        for name, value in {"weight": batch.token_weights, **batch.columns}.items():
+            if not all(finite(t) for t in tensors(value)):
+                told = f"the rows' {name} holds {kind(next(t for t in tensors(value) if not finite(t)))}"
+                rows = rows_of(value, batch) if isinstance(value, Tensor) else batch.where
+                return Finding(cause="data", place=name, told=told, micro_batch=number, where=rows)
+    return None
+
+
+def _norm(gradients: list[Tensor]) -> Finding | None:
+    """Gradients that are finite, one by one, and too large together."""
+    most = torch.finfo(torch.float64 if any(g.dtype == torch.float64 for g in gradients) else torch.float32).max
+    if sum(float(local(g).double().square().sum()) for g in gradients) <= most:  # squares are what is added
+        return None
+    largest = max(float(local(g).abs().max()) for g in gradients if local(g).numel())
+    told = f"every gradient is finite, the largest {largest:.3g}; their norm is beyond {dtype_of(gradients[0])}"
+    return Finding(cause="norm", place="", told=told)

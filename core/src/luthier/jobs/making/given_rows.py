@@ -1,0 +1,50 @@
+"""Rows that are given as Python objects, written to a job's folder before the job is written down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from luthier.data.read.sources import read_given
+from luthier.errors import LuthierError
+
+SOURCE_KEYS: Final = {"path", "split", "name", "revision", "columns", "template", "max_rows"}
+
+
+def is_named(data: Any) -> bool:
+    """Return True where a recipe can hold this: a path, a share, a mapping of settings, or sources."""
+    if isinstance(data, (str, Path, float)):
+        return True
+    if isinstance(data, Mapping):
+        return not hasattr(data, "column_names")  # as a DatasetDict has
+    return isinstance(data, Sequence) and bool(data) and all(isinstance(d, str) or _is_source(d) for d in data)
+
+
+def write_given(rows: Any, room: Path, role: str) -> Path:
+    """Write rows as JSON lines into a job's folder, under a name that holds their hash, and return the file."""
+    digest, partial = hashlib.sha256(), room / f".{role}.partial"
+    with partial.open("wb") as file:
+        for row in read_given(rows, role):
+            try:
+                line = json.dumps(row.values, ensure_ascii=False, default=_as_plain).encode() + b"\n"
+            except (TypeError, ValueError) as error:
+                raise LuthierError("data-row", f"cannot be written as JSON: {error}", where=row.where) from None
+            digest.update(line)
+            file.write(line)
+    path = room / f"given-{role}-{digest.hexdigest()[:16]}.jsonl"
+    os.replace(partial, path)
+    return path
+
+
+def _is_source(value: Any) -> bool:
+    return isinstance(value, Mapping) and "path" in value and set(value) <= SOURCE_KEYS
+
+
+def _as_plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__} is no JSON value")

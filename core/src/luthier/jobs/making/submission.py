@@ -1,0 +1,142 @@
+"""Submission: from a job that is written down to a job that exists at its service, exactly once.
+
+    intent -> uploading -> uploaded -> creating -> created        each written before the act that it announces
+                                          |------> refused        the service said no, and there is no job
+
+After a lost answer, or a death in `creating`, the service is asked for the job before anything is sent again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from luthier.errors import LuthierError
+from luthier.jobs.clock import Clock
+from luthier.jobs.making.price_estimate import check_cost
+from luthier.jobs.provider_error import ProviderError
+from luthier.jobs.store.job_leases import hold_lease
+from luthier.jobs.store.job_store import JobStore
+from luthier.logs import get_logger
+from luthier.plugins.providing.job_records import Job, JobStatus
+from luthier.plugins.providing.job_state import Stage
+from luthier.plugins.providing.provider_protocol import Provider
+
+log = get_logger()
+SETTLING: Final = (5.0, 15.0, 45.0)  # seconds between looks: services list what they have made with a delay
+CREATES: Final = 3  # requests, each after the service was found to have no such job
+LONGEST_WAIT: Final = 120.0  # seconds that a service may ask for before a job is created
+UploadTold = Callable[[str, int, int], None]  # role, bytes done, bytes in all
+
+
+class Submission:
+    """Drives one job to its service; any process may go on with it where another one died."""
+
+    def __init__(self, store: JobStore, provider: Provider, clock: Clock, told: UploadTold | None = None) -> None:
+        self.store, self.provider, self.clock, self._told = store, provider, clock, told
+
+    async def drive(self, job: Job) -> Job:
+        """Go on from the job's stage until it is created; raises what the service refused it with."""
+        async with hold_lease(self.store, job.id, self.clock):
+            job = self.store.get_job(job.id)
+            if job.stage in (Stage.CREATED, Stage.REFUSED) or job.is_final:
+                return job
+            if job.stage == Stage.CREATING:
+                found = await self._find_existing(job)
+                if found is not None:
+                    return self._adopt(job, found)
+            else:
+                job = await self._upload_files(job)
+            return await self._create(job)
+
+    async def settle_cancel(self, job: Job) -> Job:
+        """Find out whether a job that is being created exists, and give it up where it does not."""
+        async with hold_lease(self.store, job.id, self.clock):
+            job = self.store.get_job(job.id)
+            if job.stage == Stage.CREATING:
+                found = await self._find_existing(job)
+                if found is not None:
+                    return self._adopt(job, found)
+            if job.stage == Stage.CREATED or job.is_final:
+                return job
+            return self.store.note_canceled(job.id, "canceled before it was created", self.clock.now())
+
+    async def _upload_files(self, job: Job) -> Job:
+        try:
+            for role, file in job.spec.files.items():
+                if role in job.uploads:
+                    continue
+                self.store.enter_stage(job.id, Stage.UPLOADING, self.clock.now(), role=role, sha256=file.sha256)
+                known = self.store.known_upload(job.spec.scope, file.sha256)
+                told = None if self._told is None else _role_told(self._told, role)
+                remote = await self.provider.upload(job.spec, file, known, told)
+                job = self.store.note_upload(job, role, remote, self.clock.now())
+            estimate = await self.provider.estimate(job.spec, job.uploads)
+            if estimate is not None:
+                check_cost(estimate, job.spec.max_cost)
+        except (ProviderError, LuthierError) as error:
+            if not isinstance(error, ProviderError) or not error.is_passing:
+                self.store.note_refused(job.id, str(error), self.clock.now())
+            raise
+        return self.store.enter_stage(job.id, Stage.UPLOADED, self.clock.now())
+
+    async def _create(self, job: Job) -> Job:
+        for attempt in range(1, CREATES + 1):
+            self.store.enter_stage(job.id, Stage.CREATING, self.clock.now(), attempt=attempt)
+            try:
+                status = await self.provider.submit(job.spec, job.uploads)
+            except ProviderError as error:
+                await self._weigh(job, error, last=attempt == CREATES)
+            else:
+                return self.store.note_created(job.id, status, self.clock.now(), found=False)
+            if self.store.get_job(job.id).stage == Stage.CREATING:
+                found = await self._find_existing(job)
+                if found is not None:
+                    return self._adopt(job, found)
+        problem = f"{CREATES} requests were sent, and the service has no job that they made"
+        self.store.note_refused(job.id, problem, self.clock.now())
+        raise LuthierError("job-unclear", problem, where=job.id)
+
+    async def _weigh(self, job: Job, error: ProviderError, *, last: bool) -> None:
+        """Decide by a create's error: return where the job must be looked for or may be created, else raise."""
+        now = self.clock.now()
+        log.warning("creating a job", job=job.id, kind=error.kind, error=error.line)
+        if error.may_have_created:
+            self.store.note_step(job.id, "answer lost", now, error=error.line)
+            return
+        if error.is_passing:  # turned away, or never sent: there is no job
+            self.store.enter_stage(job.id, Stage.UPLOADED, now, error=error.line)
+            wait = error.retry_after if error.retry_after is not None else SETTLING[0]
+            if last or error.kind != "limited" or wait > LONGEST_WAIT:
+                raise error
+            await self.clock.sleep(wait)
+            return
+        self.store.note_refused(job.id, error.line, now)
+        raise error
+
+    async def _find_existing(self, job: Job) -> JobStatus | None:
+        """Return the job that an earlier request made; None where there is none, after it had time to appear."""
+        begun = self.clock.now()
+        for wait in (0.0, *SETTLING):
+            await self.clock.sleep(wait)
+            found = await self.provider.find(job.spec, job.uploads)
+            if found is None:
+                raise LuthierError("job-unclear", "the service cannot be asked whether it made the job", where=job.id)
+            if len(found) > 1:
+                raise LuthierError("job-unclear", f"several jobs may be this one: {_ids(found)}", where=job.id)
+            if found:
+                return found[0]
+        self.store.note_step(job.id, "not there", self.clock.now(), looked=self.clock.now() - begun)
+        return None
+
+    def _adopt(self, job: Job, status: JobStatus) -> Job:
+        log.info("found the job that an earlier request made", job=job.id, remote_id=status.remote_id)
+        return self.store.note_created(job.id, status, self.clock.now(), found=True)
+
+
+def _ids(found: Sequence[JobStatus]) -> str:
+    return ", ".join(status.remote_id for status in found)
+
+
+def _role_told(told: UploadTold, role: str) -> Callable[[int, int], None]:
+    return lambda done, total: told(role, done, total)

@@ -1,0 +1,43 @@
+"""A bound from the config's numbers alone: most runs are so small that nothing needs to be rehearsed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from luthier.errors import LuthierError
+from luthier.model.model_config import config_of, experts_of
+
+if TYPE_CHECKING:
+    from luthier.recipe import Recipe
+
+SAFETY: Final = 4  # how many times the bound must fit
+WIDTH: Final = 8  # bytes of the widest number
+INNER: Final = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")  # names of the width between two products
+WIDEST: Final = 8  # times the hidden size, where a config has none of them
+
+
+def surely_fits(recipe: Recipe, model: Any, longest: int, free: int) -> bool:
+    """Whether even a generous bound is far below `free` bytes; False where the config does not say enough."""
+    if recipe.teacher is not None or not isinstance(recipe.reference, str):
+        return False  # another model is held beside it
+    if recipe.reference_cache:
+        return False  # what the loss asks it is found out by a rehearsal
+    try:
+        config = (config_of(recipe.model) if model is None else model.config).get_text_config()
+        return SAFETY * bound(config, max(longest, int(recipe.max_tokens_per_device)), longest) < free
+    except (AttributeError, TypeError, LuthierError):
+        return False
+
+
+def bound(config: Any, tokens: int, longest: int) -> int:
+    """Bytes: every weight in float64 with gradient and three states, every activation kept, scores of attention too."""
+    wide, layers = config.hidden_size, config.num_hidden_layers
+    inner = next(filter(None, (getattr(config, name, None) for name in INNER)), WIDEST * wide)
+    heads = config.num_attention_heads
+    across = max(wide, heads * (getattr(config, "head_dim", None) or wide // heads))
+    weights = layers * (4 * wide * across + 3 * wide * inner * experts_of(config)) + 2 * config.vocab_size * wide
+    chosen = getattr(config, "num_experts_per_tok", None) or 1
+    kept = layers * (20 * across + 8 * inner * chosen) + 4 * wide
+    scores = 3 * heads * longest * min(longest, tokens) * layers
+    head = 4 * config.vocab_size * min(tokens, 4096)
+    return WIDTH * (5 * weights + tokens * kept + scores + head)

@@ -1,0 +1,222 @@
+"""Rehearsal: the run's own assembly and step on ghosts, to know what it would hold and compute before it is loaded."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import numpy as np
+import torch
+
+from luthier.data.batches.batch import collate
+from luthier.data.batches.example_feed import Portion
+from luthier.data.examples import TokenDataset, TokenExample
+from luthier.data.prepare import Prepared, Report
+from luthier.errors import LuthierError
+from luthier.hardware.memory_meter import Ledger
+from luthier.logs import muted
+from luthier.memory.isolation import isolated_parts
+from luthier.model.fake_tensors import Ghosts, storages
+from luthier.model.model_config import config_of, experts_of, model_of
+from luthier.model.operations.kernel_choice import find_kernels
+from luthier.plugins.contracts.values import Purpose
+from luthier.randomness import kept
+from luthier.runs.writing.decisions import Decisions
+from luthier.step.adapter_start import load_start
+from luthier.step.over_batches import run_over
+from luthier.step.schedule.total_steps import feed_of
+from luthier.step.update import update
+
+if TYPE_CHECKING:
+    from luthier.recipe import Recipe
+    from luthier.recipe.parts import Part, Resolved
+    from luthier.step.setup import Setup
+
+CUDA_GRAIN: Final = 512  # bytes that torch's CUDA allocator rounds up to
+CAUSES: Final = ("weights", "gradients", "optimizer", "activations", "head", "batch")
+COMPANIONS: Final = ("reference", "teacher")  # causes that most runs have not
+
+
+class Unknown(Exception):
+    """A part needs weights to be attached or to step, so that nothing can be said before they are loaded."""
+
+
+@attrs.frozen(kw_only=True)
+class Footprint:
+    """What a step whose largest micro-batch has `tokens` tokens holds at its peak, in bytes by cause."""
+
+    tokens: int
+    causes: dict[str, int]
+    flops_per_token: float = 0.0  # of products and attention, forward and backward
+
+    @property
+    def peak(self) -> int:
+        return sum(self.causes.values())
+
+
+class Rehearsal:
+    """A run assembled on ghosts: `setup` is what assembly makes of it, without weights; `footprint` tries its step.
+
+    `model` is one that is loaded; None: one of `config`, or of the recipe's, of which only the config is read. Raises
+    what assembly raises, and `Unknown` where a part cannot do without weights.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        resolved: Resolved,
+        device: torch.device,
+        *,
+        prepared: Prepared,
+        model: Any = None,
+        config: Any = None,
+    ) -> None:
+        from luthier.training.frozen.company import Company  # which asks for rehearsals itself
+
+        config = config or (config_of(recipe.model) if model is None else model.config)
+        ledger = Ledger(CUDA_GRAIN if device.type == "cuda" else 1)
+        sizes = {"experts": experts_of(config), "vocabulary": config.get_text_config().vocab_size}
+        self.ghosts = Ghosts(ledger, device, **sizes)
+        with _explained():
+            self.built, self.packages = built_parts(resolved), resolved.plugins.packages
+            self.built["kernels"] = find_kernels(recipe, resolved, device)
+            self.built["company"] = Company.of(recipe, resolved)
+        with self._rehearsing():
+            ghost = model_of(config, recipe.model, device) if model is None else self.ghosts.copy(model)
+            self.setup = assembled(recipe, ghost, self.built, prepared, device)
+        self._blame()
+        self._begun = False
+
+    def start_from(self, folder: Path | None) -> None:
+        """Hold the adapter that the run begins from against the model; None: it begins from none."""
+        if folder is not None:
+            with self._rehearsing():
+                load_start(self.setup.adapter, folder)
+
+    def footprint(self, turns: Sequence[Sequence[TokenExample]]) -> Footprint:
+        """That of a step with these micro-batches, of which the first is the largest."""
+        ledger = self.ghosts.ledger
+        self._begin(min(turns[0], key=lambda e: len(e.input_ids)))
+        ledger.reset()
+        self.ghosts.flops = 0
+        self._step(turns)
+        causes = {cause: ledger.at_peak.get(cause, 0) for cause in CAUSES}
+        causes |= {cause: size for cause in COMPANIONS if (size := ledger.at_peak.get(cause, 0))}
+        counts = [sum(self.setup.packing.sizes(turn)) for turn in turns]
+        return Footprint(tokens=counts[0], causes=causes, flops_per_token=self.ghosts.flops / sum(counts))
+
+    def _begin(self, example: TokenExample) -> None:
+        """The first step of all, after which the optimizer has its state."""
+        if self._begun:
+            return
+        self._begin_loss()
+        self._step([[example]])
+        states = self.setup.optimizer.state.values()
+        held = [v for state in states for v in state.values() if isinstance(v, torch.Tensor)]
+        self.ghosts.ledger.blame(storages(held), "optimizer")
+        self._begun = True
+
+    def _begin_loss(self) -> None:
+        """Let the loss prepare itself, over one batch in the place of all."""
+        setup = self.setup
+        with self._rehearsing():
+            context = attrs.evolve(setup.context, over=lambda batches, work: run_over(setup, islice(batches, 1), work))
+            setup.loss.begin(context)
+
+    def _step(self, turns: Sequence[Sequence[TokenExample]]) -> None:
+        setup = self.setup
+        with self._rehearsing():
+            made = [collate(turn).to(setup.device) for turn in turns]
+            examples = [example for turn in turns for example in turn]
+            update(setup, 0, Portion(step=0, examples=examples, begun=0.0, ended=1.0, ready=(setup.packing, made)))
+            setup.optimizer.zero_grad(set_to_none=True)
+
+    def _blame(self) -> None:
+        """Say which bytes are the weights', and which will be their gradients'."""
+        model, ledger = self.setup.model, self.ghosts.ledger
+        ledger.blame(storages([*model.parameters(), *model.buffers(), *self.setup.precision.kept]), "weights")
+        setup = self.setup
+        for role, tensors in setup.companions.held_by(setup.step.policy, setup.constant_owners).items():
+            ledger.blame(storages(tensors), role)
+        for group in self.setup.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.register_post_accumulate_grad_hook(
+                    lambda p: ledger.blame(storages([p.grad]), "gradients") if p.grad is not None else None
+                )
+
+    @contextmanager
+    def _rehearsing(self) -> Iterator[None]:
+        """Silent, without a trace in the random states or in what plugins keep, and defects as `_explained`."""
+        isolated, eager = isolated_parts(self.built.values(), self.packages), torch.compiler.set_stance("force_eager")
+        with _explained(), kept(), muted(), _uncollected(), isolated, eager, self.ghosts:
+            yield
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Every defect of a part that meets a ghost as `Unknown`."""
+    try:
+        yield
+    except LuthierError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise Unknown(f"{type(error).__name__}: {reason}") from error
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Inside it no cycles are collected: torch was once seen to abort over a tensor of Python's collected meanwhile."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def built_parts(resolved: Resolved) -> dict[str, Any]:
+    """Return the parts of a run, built for a rehearsal: what they import is imported with real tensors."""
+    from luthier.training.assemble import BUILT  # which asks for rehearsals itself
+
+    return {kind: _built(resolved, getattr(resolved, kind)) for kind in BUILT}
+
+
+def assembled(
+    recipe: Recipe,
+    model: Any,
+    built: dict[str, Any],
+    prepared: Prepared,
+    device: torch.device,
+    purpose: Purpose = "plan",
+) -> Setup:
+    """Return a run's setup around a model without values."""
+    from luthier.training.assemble import attach, quantize  # which asks for rehearsals itself
+
+    if built["quantizer"].load_arguments():
+        raise Unknown("the quantizer works while weights are loaded")
+    feed = feed_of(recipe, prepared.train)
+    try:
+        model = quantize(recipe, feed, model, built["quantizer"], purpose)
+    except LuthierError as error:  # of numbers that are none
+        raise Unknown(f"the quantizer needs the weights: {error.line}") from error
+    return attach(recipe, model, None, built, prepared, device, Decisions(is_logged=False), purpose=purpose)
+
+
+def _built(resolved: Resolved, part: Part) -> Any:
+    """A part of the rehearsal's own, so that the run's is not touched."""
+    return resolved.build(part) if part.offer else copy.deepcopy(part.local)
+
+
+def stand_in(recipe: Recipe, length: int | None = None) -> Prepared:
+    """Rows where there are none: `length` tokens each (None: data.max_length), every one of them supervised."""
+    tokens = np.zeros(length or recipe.data.max_length, np.int32)
+    row = TokenExample(input_ids=tokens, labels=tokens)
+    return Prepared(train=TokenDataset.of([row] * recipe.global_batch_size), validation=None, report=Report())

@@ -1,0 +1,293 @@
+"""Fitting: how many tokens of a micro-batch a device takes, and the refusal of a run that it cannot take."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import cycle, islice
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import numpy as np
+import torch
+
+from luthier.data.batches.layout import UnitLayout
+from luthier.data.batches.packing import Packing
+from luthier.data.examples import TokenDataset, TokenExample
+from luthier.distributed.world import World
+from luthier.errors import LuthierError
+from luthier.hardware.free_memory import Capacity, capacity
+from luthier.logs import get_logger
+from luthier.memory.bound import surely_fits
+from luthier.memory.counts import parameters_of
+from luthier.memory.dry_run import Footprint, Rehearsal, Unknown
+from luthier.memory.sharded import divided
+from luthier.memory.suggestions import Hardware, Suggestion, Task, suggest
+from luthier.model import load
+from luthier.model.model_config import config_of
+from luthier.plugins.contracts.values import Purpose
+from luthier.recipe.reading.draft import default_of
+from luthier.runs.writing.decisions import Decisions
+from luthier.sizes import size_text
+from luthier.step.losses.unit_layout import choose_layout
+from luthier.training.rows import check_prompts
+
+if TYPE_CHECKING:
+    from luthier.data.prepare import Prepared
+    from luthier.recipe import Recipe
+    from luthier.recipe.objects import Objects
+    from luthier.recipe.parts import Resolved
+    from luthier.step.setup import Setup
+
+log = get_logger()
+OPTION: Final = "max_tokens_per_device"
+SUGGESTED: Final = ("global_batch_size", "learning_rate")  # that may be `auto` too
+SHARE: Final = {"cuda": 0.9}  # of the free memory that `auto` may plan for; the rest is for fragments of freed blocks
+OTHERWISE: Final = 0.7  # on a CPU, where other programs want memory too
+USEFUL: Final = {"cpu": 2048, "cuda": 32768}  # tokens of a micro-batch beyond which a device is no faster
+GRAIN: Final = 64  # `auto` gives a multiple of it
+STEPS: Final = 64  # in which the fullest micro-batch is looked for
+ROWS: Final = 256  # that stand for all where a micro-batch is filled
+FALLBACK: Final = 4096
+Turns = list[list[TokenExample]]  # the examples of each micro-batch, the largest first
+
+
+@attrs.define(kw_only=True, eq=False, slots=False)
+class Case:
+    """A run about to be loaded."""
+
+    recipe: Recipe
+    resolved: Resolved
+    device: torch.device
+    prepared: Prepared
+    objects: Objects
+    shares: int = 1  # processes that train together, and
+    purpose: Purpose = "train"
+    ranks_here: int = 1  # those of them that have this machine's memory to share
+    sharded: bool = False  # whether each holds its part of every weight alone
+
+    @cached_property
+    def rehearsal(self) -> Rehearsal:
+        """The run on ghosts; raises `Unknown` where it cannot be."""
+        tried = {OPTION: self.longest, **{name: default_of(name) for name in SUGGESTED}}
+        still = {name: value for name, value in tried.items() if getattr(self.recipe, name) == "auto"}
+        recipe = attrs.evolve(self.recipe, **still)
+        made = Rehearsal(recipe, self.resolved, self.device, prepared=self.prepared, model=self.objects.model)
+        if OPTION not in still:
+            check_prompts(self.prepared, recipe, made.setup.packing, made.setup.model)
+        return made
+
+    def footprint(self, turns: Turns) -> Footprint:
+        """That of one process."""
+        found = self.rehearsal.footprint(turns)
+        return divided(found, self.rehearsal.setup, self.shares) if self.sharded else found
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest example; of a stream, as long as one may be."""
+        sets = (self.prepared.train, self.prepared.validation)
+        return max(self.layout.longest_unit(s) for s in sets if s is not None)
+
+    @cached_property
+    def layout(self) -> UnitLayout:
+        """How the units of its rows are laid out."""
+        model, loss = self.objects.model, self.resolved.build(self.resolved.loss)
+        config = config_of(self.recipe.model) if model is None else getattr(model, "config", None)
+        return choose_layout(self.recipe, loss, self.prepared.train, config, model, Decisions(is_logged=False))
+
+    @cached_property
+    def room(self) -> Capacity:
+        """What the device has for it; a model that is loaded already has its place."""
+        found, model = capacity(self.device), self.objects.model
+        found = attrs.evolve(found, free=found.free // (self.ranks_here if self.device.type == "cpu" else 1))
+        held = [] if model is None else [p for p in model.parameters() if p.device == self.device]
+        return attrs.evolve(found, free=found.free + sum(p.numel() * p.element_size() for p in held))
+
+
+def settle(case: Case, decisions: Decisions, world: World | None = None) -> Recipe:
+    """The recipe with a number in the place of each `auto`; refused (`memory-too-small`) where it cannot fit."""
+    world = world or World()
+    if case.objects.model is not None:
+        load.check_causal(case.objects.model)
+    case = attrs.evolve(case, recipe=suggested(case, decisions, world.size))
+    recipe = case.recipe
+    if recipe.max_tokens_per_device == "auto":
+        tokens = decisions.take(OPTION, lambda: choose(case))
+        return attrs.evolve(recipe, max_tokens_per_device=max(tokens, case.longest))
+    if recipe.memory_check:
+        world.decide(lambda: check(case))
+    return recipe
+
+
+def suggested(case: Case, decisions: Decisions, ranks: int = 1) -> Recipe:
+    """The recipe with the batch and the rate that its hardware, model and rows suggest, where it leaves them open."""
+    still = [name for name in SUGGESTED if getattr(case.recipe, name) == "auto"]
+    found = {name: decisions.take(name, functools.partial(_suggestion, case, name, ranks)) for name in still}
+    return attrs.evolve(case.recipe, **found)
+
+
+def suggestions(case: Case, setup: Setup, ranks: int = 1) -> list[Suggestion]:
+    """What `suggest` says of this run."""
+    counts = parameters_of(setup)["all"]
+    examples = len(case.prepared.train) if isinstance(case.prepared.train, TokenDataset) else None
+    task = Task(parameters=counts["total"], trainable=counts["trainable"], examples=examples)
+    return suggest(Hardware(kind=case.device.type, memory=case.room.total, ranks=ranks), task)
+
+
+def _suggestion(case: Case, option: str, ranks: int) -> tuple[Any, str]:
+    try:
+        found = suggestions(case, case.rehearsal.setup, ranks)
+    except Unknown as error:
+        return default_of(option), f"the default, as the model cannot be counted before it is loaded ({error})"
+    return next((s.value, s.reason) for s in found if s.option == option)
+
+
+def choose(case: Case) -> tuple[int, str]:
+    """What `auto` stands for, and why. Raises `memory-too-small` where not even the longest example fits."""
+    if not case.recipe.packing:
+        return case.longest, "the longest example, as each is alone in its micro-batch"
+    try:
+        return _fitting(case)
+    except Unknown as error:
+        return max(case.longest, FALLBACK), f"memory cannot be predicted before the model is loaded ({error})"
+
+
+def _fitting(case: Case) -> tuple[int, str]:
+    setup = case.rehearsal.setup
+    longest = case.longest + _prompted(setup)
+    rows, most = setup.feed.head(ROWS), _most(setup)
+    useful = USEFUL.get(case.device.type, FALLBACK)
+    high, free = max(longest, min(useful, most)), case.room.free
+
+    @functools.cache
+    def tried(tokens: int) -> Footprint:
+        return case.footprint([filled(rows, tokens, setup.packing)] * (1 if tokens >= most else 2))
+
+    share = SHARE.get(case.device.type, OTHERWISE)
+    found = largest(lambda tokens: tried(tokens).peak, longest, high, int(share * free))
+    if found is None:
+        raise too_small(case, tried(longest))
+    told = f"{size_text(tried(found).peak)} of {size_text(free)} free"
+    if found < high:
+        return found, f"the most that fits: {told}"
+    why = "the longest step has no more" if high == most else f"more would be no faster on {case.device.type}"
+    return found, f"{why if high > longest else 'the longest example'}; it takes {told}"
+
+
+def check(case: Case) -> None:
+    """Raise `memory-too-small` where the run's fullest micro-batch is predicted not to fit."""
+    if surely_fits(case.recipe, case.objects.model, case.longest, case.room.free):
+        return
+    try:
+        footprint = case.footprint(fullest(case.rehearsal.setup))
+    except Unknown as error:
+        log.warning("memory not predicted", reason=str(error))
+        return
+    if footprint.peak > case.room.free:
+        raise too_small(case, footprint)
+
+
+def too_small(case: Case, footprint: Footprint) -> LuthierError:
+    """The refusal with its numbers, and what would help."""
+    room, causes = case.room, footprint.causes
+    shares = ", ".join(f"{cause} {size_text(size)}" for cause, size in causes.items() if size > footprint.peak // 100)
+    problem = (
+        f"a micro-batch of {footprint.tokens:,} tokens needs {size_text(footprint.peak)} ({shares}), and "
+        f"{size_text(room.free)} are free on {room.device}, limited by {room.bound}"
+    )
+    remedy = f"Try {' or '.join(remedies(case, footprint))}; memory_check: false starts it all the same."
+    return LuthierError("memory-too-small", problem, where="device", remedy=remedy)
+
+
+def remedies(case: Case, footprint: Footprint) -> list[str]:
+    """Settings that make the largest causes smaller, the largest first."""
+    recipe, longest = case.recipe, case.longest
+    fewer = recipe.packing and footprint.tokens > longest
+    per_token = [f"{OPTION}: {longest}"] if fewer else [f"a data.max_length below {longest}"]
+    checkpointed = [] if recipe.gradient_checkpointing else ["gradient_checkpointing: true"]
+    trained = ["an adapter that trains fewer weights, such as lora"]
+    known = {
+        "weights": ["model.dtype: bfloat16"] if recipe.model.dtype in ("float32", "float64") else ["a smaller model"],
+        "gradients": trained,
+        "optimizer": trained,
+        "activations": [*checkpointed, *per_token],
+        "head": per_token,
+    }
+    ranked = sorted(known, key=lambda cause: -footprint.causes[cause])
+    needed = [cause for cause in ranked if footprint.causes[cause] > footprint.peak // 10]
+    return list(dict.fromkeys(text for cause in needed for text in known[cause]))
+
+
+def fullest(setup: Setup, steps: int = STEPS) -> Turns:
+    """The two largest micro-batches of the step, of the first ones, that has the largest; a stream's as they may be."""
+    if not isinstance(setup.train, TokenDataset):
+        return [filled(setup.feed.head(ROWS), setup.packing.max_tokens, setup.packing)] * 2
+    best: Turns = []
+    size: list[tuple[int, int]] = []
+    for portion in islice(setup.feed.portions(0), steps):
+        lengths = setup.packing.sizes(portion.examples)
+        turns = [own for bins in setup.packing.spread(lengths) for own in bins[:1]]
+        sizes = [(sum(lengths[i] for i in own), sum(lengths[i] ** 2 for i in own)) for own in turns]
+        first = sorted(range(len(turns)), key=lambda t: sizes[t], reverse=True)[:2]
+        if [sizes[t] for t in first] > size:
+            best, size = [[portion.examples[i] for i in turns[t]] for t in first], [sizes[t] for t in first]
+    return best
+
+
+def known_rows(setup: Setup) -> TokenDataset:
+    """The training rows, or a stream's first ones."""
+    return setup.train if isinstance(setup.train, TokenDataset) else setup.train.sample
+
+
+def filled(rows: Sequence[TokenExample], tokens: int, packing: Packing) -> list[TokenExample]:
+    """Return the longest row, and then the rows as they come, again and again, up to `tokens` tokens."""
+    sizes = packing.sizes(rows)
+    first = max(range(len(rows)), key=sizes.__getitem__)
+    found, left = [rows[first]], tokens - sizes[first]
+    for row, size in cycle(zip(rows, sizes, strict=True)):
+        if size > left:
+            return found
+        found.append(row)
+        left -= size
+    raise AssertionError("rows have tokens")
+
+
+def largest(peak: Callable[[int], int], low: int, high: int, budget: int) -> int | None:
+    """The most tokens, nearly, from `low` to `high` whose peak is within the budget; None where `low` is not.
+
+    The peak grows with the tokens about linearly, so the line through the ends is followed, and in between the middle
+    is tried, which ends it for any other shape too.
+    """
+    least, most = peak(low), peak(high)
+    if least > budget:
+        return None
+    if most <= budget:
+        return high
+    for straight in cycle((True, False)):
+        if high - low <= max(GRAIN, low // 32):
+            break
+        step = (high - low) * (budget - least) // (most - least) if straight else (high - low) // 2
+        round_ = (low + step) // GRAIN * GRAIN
+        tokens = min(max(round_ if round_ > low else low + step, low + 1), high - 1)
+        found = peak(tokens)
+        if found > budget:
+            high, most = tokens, found
+            continue
+        low, least = tokens, found
+        if budget - found < budget // 50:
+            break
+    return low
+
+
+def _most(setup: Setup) -> int:
+    """Tokens of the longest step that there could be, as its ranks share them."""
+    count, lengths = setup.recipe.global_batch_size, setup.layout.unit_tokens(known_rows(setup))
+    lengths = lengths + _prompted(setup)
+    longest = int(np.sort(lengths)[-count:].sum()) if isinstance(setup.train, TokenDataset) else lengths.max() * count
+    return -(-int(longest) // setup.packing.ranks)
+
+
+def _prompted(setup: Setup) -> int:
+    """Return the tokens that the adapter puts before the documents of one unit, at most."""
+    return setup.packing.virtual_tokens * max(len(known_rows(setup).names), 1)

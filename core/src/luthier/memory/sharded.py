@@ -1,0 +1,34 @@
+"""Memory of one rank of a sharded model, from that of a whole one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+if TYPE_CHECKING:
+    from luthier.memory.dry_run import Footprint
+    from luthier.step.setup import Setup
+
+SPREAD: Final = ("weights", "gradients", "optimizer")  # causes of which each rank holds its part
+AHEAD: Final = 2  # layers that are whole at a time: the one at work, and the next on its way
+
+
+def divided(found: Footprint, setup: Setup, ranks: int) -> Footprint:
+    """The causes that are spread, divided by the ranks; and whole: all outside of the layers, and two of these."""
+    from luthier.model.weights.layers import decoder_layers
+
+    layers = list(decoder_layers(setup.model))
+    inside = {id(p) for layer in layers for p in layer.parameters()}
+    outside = [p for p in setup.model.parameters() if id(p) not in inside]
+    spread = (*SPREAD, *(["reference"] if setup.companions.reference == "kept" else []))
+    causes = {cause: size // ranks if cause in spread else size for cause, size in found.causes.items()}
+    for cause, trained in (("weights", False), ("gradients", True)):
+        largest = max((_bytes(layer.parameters(), trained) for layer in layers), default=0)
+        causes[cause] = causes.get(cause, 0) + _bytes(outside, trained) + AHEAD * largest
+    return attrs.evolve(found, causes=causes)
+
+
+def _bytes(parameters: Iterable[Any], trained: bool) -> int:
+    return sum(p.numel() * p.element_size() for p in parameters if p.requires_grad or not trained)

@@ -1,0 +1,201 @@
+"""The attention function that transformers models call, and the ways it has to compute: which is chosen, and said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from luthier.errors import LuthierError
+from luthier.logs import get_logger
+from luthier.model.attention import varlen
+from luthier.model.attention.document_masks import Document, aside, buckets, documents
+from luthier.model.attention.plain import attend_singly
+from luthier.model.attention.products import Products
+from luthier.model.attention.score_blocks import Rule
+from luthier.model.operations.signatures import active_operations
+
+log = get_logger()
+
+FORBIDDEN: Final = ("s_aux", "position_bias", "head_mask", "alibi")  # terms of the scores that are not computed here
+Prefixes = Callable[[int], "tuple[Tensor, Tensor] | None"]  # of an adapter, by the number of the layer
+PRODUCTS, TORCH, FLASH, SDPA = "products", "varlen_attn", "flash-attn", "sdpa"  # the ways
+
+
+@attrs.define(eq=False)
+class Choice:
+    """The way that one model attends, None for the preferred one, and what was said of it."""
+
+    way: str | None = None
+    said: set[str] = attrs.field(factory=set)
+
+
+_OWN: Final[WeakKeyDictionary[nn.Module, Choice]] = WeakKeyDictionary()  # by every module of a model
+_ANY: Final = Choice()
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,  # [1, heads, T, head]
+    key: Tensor,  # [1, key-value heads, T, head]
+    value: Tensor,  # [1, key-value heads, T, head]
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **told: Any,
+) -> tuple[Tensor, None]:
+    """Return causal attention inside each document, [1, T, heads, head].
+
+    A document sees the documents that it continues, too, and a prefix. Raises where it is not told the documents.
+    """
+    if "cu_seq_lens_k" not in told:
+        told = {**told, **aside()}
+    starts = _known_starts(query, key, attention_mask, told)
+    key, value = _prefixed(module, key, value, told.get("prefixes"))
+    continues = told.get("continues")
+    links = None if continues is None else tuple(continues.tolist())
+    found = documents(starts, links, key.shape[2] - query.shape[2])
+    query, key, value = _cast(query, key, value)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    rule = Rule(scale=scale, window=_useful_window(sliding_window, found), cap=softcap)
+    offered = NotImplemented if dropout else _offered(module, (query, key, value), starts, continues, rule)
+    if offered is not NotImplemented:
+        return offered, None
+    return _by(_OWN.get(module, _ANY), (query, key, value), found, rule, dropout), None
+
+
+def _useful_window(window: int | None, found: tuple[Document, ...]) -> int | None:
+    """The window where some document is longer than it."""
+    return window if window is not None and window < max(d.known + d.length for d in found) else None
+
+
+def _offered(
+    module: nn.Module,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    starts: tuple[int, ...],
+    continues: Tensor | None,
+    rule: Rule,
+) -> Any:
+    """By the form that a plugin offers; NotImplemented where there is none for this call."""
+    operations = active_operations(module)
+    if not operations.has_offers("document_attention"):
+        return NotImplemented
+    told = torch.tensor(starts, device=inputs[0].device)
+    return operations.compute_offered("document_attention", *inputs, told, continues, rule.scale, rule.window, rule.cap)
+
+
+def preferred(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+    """The way for a device and a dtype, and why."""
+    if device.type == "cpu":
+        return PRODUCTS, "products over documents of like length are the fastest on a CPU"
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return SDPA, f"one document at a time: no kernel takes all of them on {device.type} in {dtype}"
+    if varlen.torch_kernel() is not None:
+        return TORCH, "torch's kernel takes all documents at once"
+    if varlen.flash_kernel() is not None:
+        return FLASH, "flash-attn takes all documents at once, and this torch has no such kernel"
+    return SDPA, "one document at a time: this torch has no varlen_attn, and flash-attn is not installed"
+
+
+def available(way: str, device: torch.device) -> bool:
+    """Whether a way that was decided before can be had here."""
+    if way in (TORCH, FLASH):
+        kernel = varlen.torch_kernel() if way == TORCH else varlen.flash_kernel()
+        return device.type == "cuda" and kernel is not None
+    return way == SDPA or device.type == "cpu"
+
+
+def decide(model: nn.Module, device: torch.device, dtype: torch.dtype, decisions: Any) -> str:
+    """The way that a run's model attends: what its decisions hold, or the preferred one."""
+    way = decisions.take("attention", lambda: preferred(device, dtype), usable=lambda way: available(way, device))
+    choice = Choice(way)
+    for module in model.modules():
+        _OWN[module] = choice
+    return way
+
+
+def _by(choice: Choice, inputs: tuple[Tensor, Tensor, Tensor], found: tuple[Document, ...], rule: Rule,
+        dropout: float) -> Tensor:  # fmt: skip
+    way = choice.way or preferred(inputs[0].device, inputs[0].dtype)[0]
+    if way == PRODUCTS and not dropout:
+        keep = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+        return Products.apply(*inputs, buckets(found), rule, keep)
+    if way == PRODUCTS:
+        _say(choice, "it has dropout")
+    if way in (TORCH, FLASH):
+        attended = _at_once(choice, inputs, found, rule, dropout)
+        if attended is not None:
+            return attended
+    return attend_singly(*inputs, found, rule, dropout)
+
+
+def _at_once(choice: Choice, inputs: tuple[Tensor, Tensor, Tensor], found: tuple[Document, ...], rule: Rule,
+             dropout: float) -> Tensor | None:  # fmt: skip
+    """By the first kernel that is here and can do it; None, said aloud, where none can."""
+    reason = varlen.obstacle(inputs[0], inputs[2])
+    if reason is None:
+        grouped = inputs[0].shape[1] != inputs[1].shape[1]
+        for kernel in filter(None, (varlen.torch_kernel(), varlen.flash_kernel())):
+            asked = kernel.arguments(rule, dropout, grouped=grouped)
+            if asked is not None:
+                return varlen.attend_at_once(kernel, asked, *inputs, found)
+    _say(choice, reason or "no kernel that is here computes this soft cap or dropout")
+    return None
+
+
+def _say(choice: Choice, reason: str) -> None:
+    """Once for a model."""
+    if reason not in choice.said:
+        choice.said.add(reason)
+        log.info("attention", way=SDPA, reason=f"one document at a time: {reason}")
+
+
+def _known_starts(query: Tensor, key: Tensor, mask: Tensor | None, told: dict[str, Any]) -> tuple[int, ...]:
+    """Return the starts [D+1] that attention was told; `model-architecture` where it cannot compute what was asked."""
+    starts = told.get("cu_seq_lens_k")
+    if starts is None or mask is not None or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
+        raise LuthierError(
+            "model-architecture",
+            "packed attention was not told the documents, or got a mask, a cache or a padded batch",
+            remedy="Switch to sdpa for generation; an architecture that passes no arguments on cannot be trained.",
+        )
+    unknown = [name for name in FORBIDDEN if told.get(name) is not None]
+    if unknown:
+        raise LuthierError("model-architecture", f"packed attention does not compute {', '.join(unknown)}")
+    return tuple(starts.tolist())
+
+
+def _prefixed(module: nn.Module, key: Tensor, value: Tensor, prefixes: Prefixes | None) -> tuple[Tensor, Tensor]:
+    """Return keys and values [1, key heads, N + T, d], the prefix that an adapter has for this layer before them."""
+    if prefixes is None:
+        return key, value
+    layer = getattr(module, "layer_idx", None)
+    if layer is None:
+        problem = f"{type(module).__name__} does not say which layer it is, so that no prefix can be given to it"
+        raise LuthierError("model-architecture", problem, remedy="Choose an adapter without prefixes.")
+    pair = prefixes(layer)
+    if pair is None:
+        return key, value
+    wanted = [[pair[0].shape[0], t.shape[1], t.shape[3]] for t in (key, value)]
+    if [list(t.shape) for t in pair] != wanted:
+        found = [list(t.shape) for t in pair]
+        remedy = f"Return keys and values of {wanted[0]} and {wanted[1]}: rows, key-value heads, head dimension."
+        raise LuthierError("part-invalid", f"prefixes({layer}) has another shape", where="adapter", found=found,
+                           remedy=remedy)  # fmt: skip
+    before = [own.to(t.dtype).transpose(0, 1)[None] for own, t in zip(pair, (key, value), strict=True)]
+    return torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
+
+
+def _cast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """To autocast's dtype, as torch's own attention does."""
+    kind = query.device.type
+    if not torch.is_autocast_enabled(kind) or query.dtype == torch.float64:
+        return query, key, value
+    dtype = torch.get_autocast_dtype(kind)
+    return query.to(dtype), key.to(dtype), value.to(dtype)

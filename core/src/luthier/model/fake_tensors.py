@@ -1,0 +1,300 @@
+"""Ghosts: tensors with shape, dtype and device and no data, so that a step can be tried without its memory."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from luthier.hardware.memory_meter import ACTIVATIONS, Ledger
+
+Piece = TypeVar("Piece")
+META: Final = torch.device("meta")
+HEAD: Final = "head"
+BATCH: Final = "batch"
+REAL: Final = 1 << 18  # integer tensors up to this many elements are computed, larger ones are ghosts
+
+
+class Ghost(Tensor):
+    """Says that it is on a device, and is one of torch's meta tensors inside.
+
+    `has_no_data` is for whoever tells tensors apart by their type: a ghost stands for a plain tensor.
+    """
+
+    inner: Tensor
+    world: Ghosts
+    has_no_data = True
+
+    @staticmethod
+    def __new__(cls: type[Ghost], inner: Tensor, device: torch.device, world: Ghosts) -> Ghost:
+        layout = {"strides": inner.stride(), "storage_offset": inner.storage_offset()}
+        made = Tensor._make_wrapper_subclass(cls, inner.size(), **layout, dtype=inner.dtype, device=device)  # type: ignore[attr-defined]
+        made.inner, made.world = inner, world
+        return made
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return next(_ghosts(args)).world.call(func, args, kwargs or {})
+
+    def __tensor_flatten__(self) -> tuple[list[str], Any]:
+        """With the next method this lets `module.to` swap parameters instead of setting their data."""
+        return ["inner"], (self.device, self.world)
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, Tensor], told: Any, size: Any, stride: Any) -> Ghost:
+        return Ghost(inner["inner"], *told)
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.inner.untyped_storage()  # views of one ghost share it
+
+    def tolist(self) -> Any:
+        number: Any = self.new_empty(()).item()
+        return functools.reduce(lambda made, size: [copy.copy(made) for _ in range(size)], self.shape[::-1], number)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"Ghost({list(self.shape)}, {self.dtype}, {self.device})"
+
+
+class Ghosts(TorchDispatchMode):
+    """Inside it every new floating tensor is a ghost, and operations on ghosts give ghosts, counted by `ledger`.
+
+    Integer tensors stay real, so that what depends on the documents' places is computed as in a run, and so do the
+    floating ones that hold values of their own (`TABLES`), of which parts make codebooks. Where Python asks a ghost for
+    a number it gets 1, and False for a truth value. Which entries are not zero is answered as balanced experts would
+    have it: all of a vector, and of a table every `experts`-th. What lies on `device` is counted: ghosts whose rows are
+    as long as the `vocabulary` as the head's, real integers as the batch's. `flops`: of products and attention.
+    """
+
+    def __init__(self, ledger: Ledger, device: torch.device, *, experts: int = 1, vocabulary: int = 0) -> None:
+        super().__init__()
+        self.ledger, self.experts, self.flops = ledger, max(experts, 1), 0
+        self._kind, self._vocabulary = device.type, vocabulary
+        self._known: dict[Any, tuple[Any, ...]] = {}  # results by operation and inputs: layers repeat themselves
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if Ghost in types:
+            return self.call(func, args, kwargs)
+        if _makes_tensor(func):
+            inner = func(*args, **{**kwargs, "device": META})
+            if (inner.dtype.is_floating_point and func not in TABLES) or inner.numel() > REAL:
+                return self._wrapped(inner, torch.device(kwargs.get("device") or "cpu"))
+        out = func(*args, **kwargs)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and leaf.device.type == self._kind:
+                self.ledger.count(leaf.untyped_storage(), ACTIVATIONS if leaf.dtype is torch.bool else BATCH)
+        return out
+
+    def copy(self, model: Any) -> Any:
+        """The ghost of a model that is loaded, on its devices."""
+        tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
+        return copy.deepcopy(model, {key: self._like(t) for key, t in tensors.items() if t.is_floating_point()})
+
+    def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """One operation of which some arguments are ghosts."""
+        special = SPECIAL.get(func)
+        if special is not None:
+            return special(self, *args, **kwargs)
+        if not func._schema.returns:  # it only writes: fused optimizers, of which not all have a meta kernel
+            return None
+        out = self._answer(func, args, kwargs)
+        counted = flop_registry.get(func._overloadpacket)
+        if counted is not None:
+            self.flops += counted(*args, **kwargs, out_val=out)
+        return out
+
+    def _answer(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """What the operation returns; what one without views returned for inputs like these is remembered."""
+        written = _written(func)
+        if written is None and not _is_pure(func):
+            return self._run(func, args, kwargs)
+        key = (func, _signature(args), _signature(tuple(kwargs.items())) if kwargs else None)
+        try:
+            known = self._known.get(key)
+        except TypeError:  # an argument that cannot be hashed
+            return self._run(func, args, kwargs)
+        if written is not None:
+            if known is None:
+                self._run(func, args, kwargs)
+                self._known[key] = ()
+            place, name = written
+            return args[place] if place < len(args) else kwargs[name]
+        if known is None:
+            out = self._run(func, args, kwargs)
+            if isinstance(out, Ghost):
+                self._known[key] = (out.size(), out.stride(), out.dtype, out.device)
+            return out
+        size, stride, dtype, device = known
+        return self._wrapped(torch.empty_strided(size, stride, dtype=dtype, device=META), device)
+
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """The operation on the meta tensors; what it returns as ghosts again, and what it changed as it was given."""
+        given: dict[int, Any] = {}
+        inputs, named = _plain(args, given), _plain(kwargs, given)
+        device = next(_ghosts((*args, *kwargs.values()))).device
+        if named.get("device") is not None:
+            device, named["device"] = torch.device(named["device"]), META
+        out = func(*inputs, **named)
+        return self._back(out, device, given)
+
+    def _back(self, out: Any, device: torch.device, given: dict[int, Any]) -> Any:
+        if isinstance(out, Tensor):
+            return given[id(out)] if id(out) in given else self._wrapped(out, device)
+        if isinstance(out, (list, tuple)):
+            return type(out)(self._back(o, device, given) for o in out)
+        return out
+
+    def _wrapped(self, inner: Tensor, device: torch.device) -> Ghost:
+        if device.type == self._kind:
+            wide = inner.dim() > 0 and inner.shape[-1] == self._vocabulary
+            self.ledger.count(inner.untyped_storage(), HEAD if wide else ACTIVATIONS)
+        return Ghost(inner, device, self)
+
+    def _like(self, tensor: Tensor) -> Tensor:
+        inner = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=META)
+        ghost = self._wrapped(inner, tensor.device)
+        return nn.Parameter(ghost, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else ghost
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # saves torch's compiler from being imported for it
+
+
+def is_ghost(tensor: Tensor) -> bool:
+    return isinstance(tensor, Ghost)
+
+
+def standing_for(tensor: Tensor, pieces: Sequence[Piece], size: Callable[[Piece], int]) -> Iterator[Piece]:
+    """Pieces of work on `tensor` that follow each other in the same memory; of a ghost the largest alone.
+
+    What that computes is counted for all of them, by their sizes.
+    """
+    if not isinstance(tensor, Ghost) or not pieces:
+        yield from pieces
+        return
+    world, largest = tensor.world, max(pieces, key=size)
+    before = world.flops
+    yield largest
+    world.flops = before + (world.flops - before) * sum(map(size, pieces)) // size(largest)
+
+
+def storages(tensors: Iterable[Tensor]) -> list[Any]:
+    """What the ledger knows these tensors by."""
+    return [(t.inner if isinstance(t, Ghost) else t).untyped_storage() for t in tensors]
+
+
+def _ghosts(values: Any) -> Any:
+    for value in values:
+        if isinstance(value, Ghost):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _ghosts(value)
+
+
+def _plain(value: Any, given: dict[int, Any]) -> Any:
+    """The same with meta tensors in the place of all tensors; `given` remembers which stood for which."""
+    if isinstance(value, Tensor):
+        inner = value.inner if isinstance(value, Ghost) else value.to(META)
+        given[id(inner)] = value
+        return inner
+    if isinstance(value, (list, tuple)):
+        return type(value)([_plain(v, given) for v in value])
+    return {k: _plain(v, given) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _signature(value: Any) -> Any:
+    """What an operation's result depends on."""
+    if isinstance(value, Tensor):
+        return (value.size(), value.stride(), value.dtype, value.device)
+    if isinstance(value, (list, tuple)):
+        return tuple([_signature(v) for v in value])
+    return (type(value), value)
+
+
+@functools.cache
+def _makes_tensor(func: Any) -> bool:
+    """Whether an operation makes one tensor from none."""
+    schema = func._schema
+    takes = any("Tensor" in str(argument.type) for argument in schema.arguments)
+    return not takes and [str(r.type) for r in schema.returns] == ["Tensor"]
+
+
+@functools.cache
+def _is_pure(func: Any) -> bool:
+    """Whether an operation gives one new tensor and changes none."""
+    schema = getattr(func, "_schema", None)
+    if schema is None or [str(r.type) for r in schema.returns] != ["Tensor"]:
+        return False
+    return not any(a.alias_info for a in (*schema.arguments, *schema.returns))
+
+
+@functools.cache
+def _written(func: Any) -> tuple[int, str] | None:
+    """Place and name of the argument that an operation writes to and returns; None where it does anything else.
+
+    One that gives its argument another shape or storage does.
+    """
+    schema = getattr(func, "_schema", None)
+    if schema is None or [str(r.type) for r in schema.returns] != ["Tensor"]:
+        return None
+    aliased = [(i, a) for i, a in enumerate(schema.arguments) if a.alias_info]
+    if len(aliased) != 1 or not aliased[0][1].is_write or torch.Tag.inplace_view in func.tags:
+        return None
+    return aliased[0][0], aliased[0][1].name
+
+
+# operations whose result depends on data, or for which torch has no meta kernel as general as the CPU's
+
+
+def _number(world: Ghosts, tensor: Tensor) -> bool | int | float:
+    return False if tensor.dtype is torch.bool else 1.0 if tensor.dtype.is_floating_point else 1
+
+
+def _places(world: Ghosts, mask: Tensor) -> Tensor:
+    """[n, dimensions] int64, real: where a mask without data counts as set."""
+    every = 1 if mask.dim() < 2 else world.experts
+    flat = torch.arange(0, mask.numel(), every, device=mask.device)
+    return torch.stack(torch.unravel_index(flat, mask.shape), -1)
+
+
+def _index(world: Ghosts, tensor: Tensor, indices: Any) -> Any:
+    found: list[Tensor | None] = []
+    for index in indices:
+        masks = isinstance(index, Ghost) and index.dtype in (torch.bool, torch.uint8)
+        found += _places(world, index).unbind(1) if masks else [index]
+    return world._run(aten.index.Tensor, (tensor, found), {})
+
+
+def _grouped(world: Ghosts, a: Tensor, b: Tensor, offs: Tensor | None = None, *_: Any, **__: Any) -> Ghost:
+    """The shapes of torch's `_grouped_mm`, of which the meta kernel takes bfloat16 alone."""
+    groups = () if offs is None else (offs.shape[0],)
+    stacked = (groups or (a.shape[0],)) if a.dim() == b.dim() else ()
+    shape = (*stacked, a.shape[-2], b.shape[-1])
+    parted = groups[0] if groups and stacked else 1  # the groups part what is summed over
+    world.flops += 2 * math.prod(shape) * a.shape[-1] // parted
+    return world._wrapped(torch.empty(shape, dtype=a.dtype, device=META), a.device)
+
+
+aten = torch.ops.aten
+TABLES: Final = frozenset(
+    getattr(packet, name)
+    for packet in (aten.arange, aten.eye, aten.linspace, aten.logspace)
+    for name in packet.overloads()
+    if "out" not in name
+)
+SPECIAL: Final[dict[Any, Callable[..., Any]]] = {
+    aten._local_scalar_dense.default: _number,
+    aten.nonzero.default: _places,
+    aten.index.Tensor: _index,
+    aten._grouped_mm.default: _grouped,
+}

@@ -1,0 +1,1 @@
+"""Generation: what a model is given to answer, and when its answer ends."""

@@ -1,0 +1,175 @@
+"""Label log-probabilities of a linear head as autograd functions: one pass, gradient in forward, and recompute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from luthier.errors import LuthierError
+from luthier.model.head.logit_blocks import Sums, again, collect, differentiate, score
+from luthier.model.head.online import Online
+from luthier.model.head.tiles import ROWS, Linear, Tiles, blocks
+
+Want = tuple[str, ...]
+Scores = tuple[Tensor, "Tensor | None", "Tensor | None"]  # [S] log-probabilities, entropies, top-1 hits
+SMALL: Final = 2**25  # bytes of probabilities that may be kept for the weight's gradient, however small that is
+
+
+def sweep(head: Linear, count: int, want: Want, *, most: int | None = None, keep: bool = False) -> Iterator[
+    tuple[slice, Tiles, Online]]:  # fmt: skip
+    """Blocks of `count` rows, each with memory for its tiles and what is to hold its statistics."""
+    spans = blocks(count, most or ROWS)
+    tiles = Tiles(head, max(s.stop - s.start for s in spans), keep=keep)
+    for span in spans:
+        yield span, tiles, Online(head.sums(span.stop - span.start), want)
+
+
+def joined(parts: list[Online]) -> Scores:
+    """The statistics of all blocks."""
+    entropies = [p.entropy for p in parts if p.entropy is not None]
+    hits = [p.top1 for p in parts if p.top1 is not None]
+    logprobs = torch.cat([p.logprobs for p in parts])
+    return logprobs, torch.cat(entropies) if entropies else None, torch.cat(hits) if hits else None
+
+
+@torch.no_grad()
+def scores(head: Linear, hidden: Tensor, labels: Tensor, want: Want) -> Scores:
+    """Without gradient."""
+    rows, parts = hidden.to(head.dtype), []
+    for span, tiles, online in sweep(head, len(labels), want):
+        parts.append(score(tiles, rows[span], labels[span], online))
+    return joined(parts)
+
+
+class OnePass(torch.autograd.Function):
+    """For a frozen head: forward stores d log-probability / d hidden [S, H], and backward scales its rows.
+
+    Exact for every loss, since a token's log-probability depends on its own row alone. The entropies' gradient is
+    computed in backward, if one comes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Linear, labels: Tensor, want: Want) -> Scores:
+        ctx.set_materialize_grads(False)
+        rows, parts = hidden.to(head.dtype), []
+        gradient = torch.empty_like(rows)
+        for span, tiles, online in sweep(head, len(labels), want):
+            gradient[span] = differentiate(tiles, rows[span], labels[span], online)[0]
+            parts.append(online)
+        found = joined(parts)
+        ctx.head, ctx.kind = head, hidden.dtype
+        again_too = (rows, labels, norms_of(parts), found[1]) if found[1] is not None else ()
+        ctx.save_for_backward(gradient, *again_too)
+        return marked(ctx, found)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factors: Tensor | None, spread: Tensor | None, _: None) -> Any:
+        gradient, *saved = ctx.saved_tensors
+        found = gradient.new_zeros(gradient.shape, dtype=ctx.kind)
+        if factors is not None:
+            torch.mul(gradient, factors[:, None], out=found)
+        if spread is not None:
+            found += _repeated(ctx.head, saved, None, spread, Sums(ctx.head, weight=False, bias=False))
+        return found, None, None, None
+
+
+class Recompute(torch.autograd.Function):
+    """For a head that trains under any loss: forward keeps [S] norms, and backward computes the logits again."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Linear, labels: Tensor,
+                want: Want) -> Scores:  # fmt: skip
+        ctx.set_materialize_grads(False)
+        rows = hidden.to(head.dtype)
+        parts = [score(tiles, rows[s], labels[s], online) for s, tiles, online in sweep(head, len(labels), want)]
+        found = joined(parts)
+        ctx.head, ctx.kind = head, hidden.dtype
+        ctx.save_for_backward(rows, labels, norms_of(parts), found[1])
+        return marked(ctx, found)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factors: Tensor | None, spread: Tensor | None, _: None) -> Any:
+        sums = Sums(ctx.head, weight=ctx.needs_input_grad[1], bias=ctx.needs_input_grad[2])
+        found = _repeated(ctx.head, ctx.saved_tensors, factors, spread, sums)
+        return found.to(ctx.kind), *sums.given(), None, None, None
+
+
+class InForward(torch.autograd.Function):
+    """For a head that trains under a loss that knows its coefficients: every gradient is made in forward.
+
+    Backward multiplies by the one number that it does not know then. Three products, where recompute takes four.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Linear, labels: Tensor,
+                want: Want, coefficients: Tensor) -> Scores:  # fmt: skip
+        ctx.set_materialize_grads(False)
+        rows, parts = hidden.to(head.dtype), []
+        gradient = torch.empty_like(hidden)
+        sums = Sums(head, weight=ctx.needs_input_grad[1], bias=ctx.needs_input_grad[2])
+        for span, tiles, online in sweep(head, len(labels), want, most=affordable(head), keep=True):
+            own, rest, kept = differentiate(tiles, rows[span], labels[span], online)
+            gradient[span] = own.mul_(coefficients[span, None])
+            collect(sums, head.curve.scale, rows[span], labels[span], online, rest, kept, coefficients[span])
+            parts.append(online)
+        ctx.save_for_backward(coefficients)
+        ctx.found = (gradient, sums)
+        return marked(ctx, joined(parts))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factors: Tensor | None, spread: Tensor | None, _: None) -> Any:
+        (coefficients,) = ctx.saved_tensors
+        number = multiple(factors, coefficients)
+        (gradient, sums), ctx.found = ctx.found, None  # not held: the engine may then take them as its own
+        return gradient.mul_(number), *sums.given(number), None, None, None, None
+
+
+def affordable(head: Linear) -> int:
+    """Rows whose probabilities may be kept: a quarter of what the weight's gradient takes, or SMALL."""
+    vocabulary, hidden = head.weight.shape
+    room = max(SMALL, vocabulary * hidden * head.exact.itemsize // 4)
+    return min(max(room // (vocabulary * head.dtype.itemsize), 1), ROWS)
+
+
+def multiple(factors: Tensor | None, coefficients: Tensor) -> float:
+    """The number that makes the declared coefficients the gradient that came. Raises where there is none."""
+    if factors is None or not len(coefficients):
+        return 0.0
+    place = coefficients.abs().argmax(0, keepdim=True)
+    largest = coefficients.gather(0, place)
+    number = torch.where(largest == 0, 0.0, factors.gather(0, place) / largest)
+    if bool(((factors - number * coefficients).abs() > 1e-5 * (number * largest).abs()).any()):
+        problem = "its gradient by the log-probabilities is not a multiple of what coefficients(batch) declares"
+        remedy = "Correct coefficients(batch), or return None."
+        raise LuthierError("part-invalid", problem, where="loss", remedy=remedy)
+    return float(number)
+
+
+def norms_of(parts: list[Online]) -> Tensor:
+    """[S] log-sum-exp."""
+    return torch.cat([p.total for p in parts])
+
+
+def marked(ctx: Any, found: Scores) -> Scores:
+    """Hits have no gradient."""
+    if found[2] is not None:
+        ctx.mark_non_differentiable(found[2])
+    return found
+
+
+def _repeated(head: Linear, saved: Sequence[Any], factors: Tensor | None, spread: Tensor | None, sums: Sums) -> Tensor:
+    """[S, H] from logits computed again, block by block; `saved` are rows, labels, norms, and entropies or None."""
+    rows, labels, norms, entropies = saved
+    found = norms.new_empty(rows.shape)
+    factors = torch.zeros_like(norms) if factors is None else factors
+    for span, tiles, _ in sweep(head, len(labels), ()):
+        entropy = None if spread is None or entropies is None else (entropies[span], spread[span])
+        found[span] = again(tiles, rows[span], labels[span], norms[span], factors[span], entropy, sums)
+    return found

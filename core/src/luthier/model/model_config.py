@@ -1,0 +1,45 @@
+"""What a model's config alone says: its shapes as ghosts, and how many experts it has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from luthier.errors import LuthierError
+from luthier.model import load
+
+if TYPE_CHECKING:
+    from luthier.recipe.schema import Model
+
+
+def config_of(spec: Model) -> Any:
+    """The config of a model that is named; nothing else of it is read. Raises `model-not-found`."""
+    import transformers
+
+    name = load.location(spec.name_or_path)
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            name, revision=load.revision_of(spec, name), trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise LuthierError("model-not-found", load.first_line(error), where=name) from error
+
+
+def model_of(config: Any, spec: Model, device: torch.device) -> Any:
+    """The causal LM of a config, in the dtype that it would be loaded in; inside `Ghosts` it holds no data."""
+    import transformers
+
+    stored = getattr(config, "dtype", None) or torch.float32
+    dtype = stored if spec.dtype == "auto" else getattr(torch, spec.dtype)
+    with load.quiet(), device:
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    model.published_in = stored  # which weights without data do not say
+    return model
+
+
+def experts_of(config: Any) -> int:
+    """Experts of a sparse layer, 1 where the model has none."""
+    names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    text = config.get_text_config()
+    return next((int(found) for name in names if (found := getattr(text, name, None))), 1)

@@ -1,0 +1,200 @@
+"""Hooks over every module of a model, put there for one pass: who made the first number that is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from luthier.data.batches.batch import Batch
+from luthier.plugins.contracts.values import LossOutput
+
+LOSS: Final = "the loss"
+SHOWN: Final = 3  # rows that a message names
+
+
+@attrs.frozen(kw_only=True)
+class Finding:
+    """Where the first number that is not finite was made. `micro_batch` counts from 1; None where there is none."""
+
+    cause: str  # parameter, data, forward, backward, norm or none
+    place: str  # the path of a parameter or module; empty where there is none
+    told: str  # a sentence without its end
+    micro_batch: int | None = None
+    where: tuple[str, ...] = ()  # file:line of the rows that met it
+
+    def to_plain(self) -> dict[str, Any]:
+        return {**attrs.asdict(self), "where": list(self.where)}
+
+    @property
+    def rows(self) -> str | None:
+        """The rows as an error's place: the first few, and how many more."""
+        more = len(self.where) - SHOWN
+        shown = ", ".join(self.where[:SHOWN])
+        return (f"{shown} and {more} more row{'s' * (more > 1)}" if more > 0 else shown) or None
+
+
+@attrs.define(eq=False)
+class Met:
+    """Who made a tensor and who read it, innermost last; kept on the tensor, so that it goes when that goes."""
+
+    made: list[str] = attrs.field(factory=list)
+    read: list[str] = attrs.field(factory=list)
+
+
+class Watch:
+    """Hooks over every module of a step; `found` is the first that made a number not finite of finite ones."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self.batches, self.calls = batches, 0
+        self.found: Finding | None = None
+        self.names: dict[nn.Module, str] = {}
+        self.entered: list[tuple[bool, float]] = []  # for each module being run: are its inputs finite, their largest
+
+    @contextmanager
+    def over(self, model: nn.Module, step: nn.Module | None = None) -> Iterator[None]:
+        """Watch the model, and the step around it, while it lasts; the modules are then as they were."""
+        loss = {} if step is None else {step: LOSS}
+        self.names = {**loss, **{module: name or "the model" for name, module in model.named_modules()}}
+        with ExitStack() as stack:
+            for module in self.names:
+                before = module.register_forward_pre_hook(self._before, with_kwargs=True)
+                after = module.register_forward_hook(self._after, with_kwargs=True)
+                stack.callback(before.remove)
+                stack.callback(after.remove)
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    stack.callback(parameter.register_hook(self._weight_hook(name)).remove)
+            yield
+
+    @property
+    def number(self) -> int:
+        """The micro-batch that is run, from 1; a loss that couples the batch runs each of them twice."""
+        return (self.calls - 1) % len(self.batches) + 1
+
+    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.names[module] == LOSS:
+            self.calls += 1
+        inputs = list(tensors((args, kwargs)))
+        self.entered.append((all(finite(t) for t in inputs), max((_largest(t) for t in inputs), default=0.0)))
+        for tensor in inputs:
+            self._follow(tensor, self.names[module], "read")
+
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        clean, largest = self.entered.pop()
+        for tensor in tensors(output):
+            if clean and self.found is None and not finite(tensor):
+                self._blame_forward(module, tensor, largest)
+            self._follow(tensor, self.names[module], "made")
+
+    def _blame_forward(self, module: nn.Module, output: Tensor, largest: float) -> None:
+        name, batch = self.names[module], self.batches[self.number - 1]
+        if name == LOSS:
+            told = "every module's output is finite, and the loss made of them, or the head's logits, is not"
+        else:
+            told = f"{name} ({type(module).__name__}) gave {kind(output)} from finite inputs up to {largest:.3g}"
+        self.found = Finding(cause="forward", place=name, told=f"{told}, {self._of()}", micro_batch=self.number,
+                             where=rows_of(output, batch))  # fmt: skip
+
+    def _follow(self, tensor: Tensor, name: str, role: str) -> None:
+        """Look at the tensor's gradient when backward brings it."""
+        if not tensor.requires_grad or tensor.is_leaf:
+            return
+        met: Met | None = getattr(tensor, "_luthier_met", None)
+        if met is None:
+            met = tensor._luthier_met = Met()  # type: ignore[attr-defined]
+            tensor.register_hook(self._gradient_hook(met, self.number))
+        getattr(met, role).append(name)
+
+    def _gradient_hook(self, met: Met, number: int) -> Any:
+        def look(gradient: Tensor) -> None:
+            if self.found is None and not finite(gradient):
+                self._blame_backward(_culprit(met), gradient, number)
+
+        return look
+
+    def _weight_hook(self, name: str) -> Any:
+        def look(gradient: Tensor) -> None:
+            if self.found is None and not finite(gradient):
+                self._blame_backward(f"the weight {name}", gradient, self.number)
+
+        return look
+
+    def _blame_backward(self, place: str, gradient: Tensor, number: int) -> None:
+        told = f"forward is finite, and the gradient at {place} became {kind(gradient)}, {self._of()}"
+        where = rows_of(gradient, self.batches[number - 1])
+        self.found = Finding(cause="backward", place=place.removeprefix("the weight "), told=told, micro_batch=number,
+                             where=where)  # fmt: skip
+
+    def _of(self) -> str:
+        return f"in micro-batch {self.number} of {len(self.batches)}"
+
+
+def _culprit(met: Met) -> str:
+    """The module whose backward made a gradient: the innermost that read the tensor, or the one around its maker."""
+    innermost = [a for a in met.read if not any(b != a and b.startswith(f"{a}.") for b in met.read)]
+    if LOSS in innermost and len(innermost) > 1:
+        innermost.remove(LOSS)
+    if innermost:
+        return " or ".join(dict.fromkeys(innermost))
+    maker = met.made[-1]
+    return maker.rpartition(".")[0] or LOSS
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors of floating-point numbers in what a module takes or gives."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, LossOutput):
+        yield from tensors(value.sums)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors(item)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's share of a tensor that is spread over several."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def finite(tensor: Tensor) -> bool:
+    held = local(tensor.detach())
+    return not held.is_floating_point() or bool(held.isfinite().all())
+
+
+def kind(tensor: Tensor) -> str:
+    """What is not finite in a tensor, in words: `3 NaN`, `inf, beyond the largest float16, 6.55e+04`."""
+    held = local(tensor.detach())
+    nan, infinite = int(held.isnan().sum()), int(held.isinf().sum())
+    beyond = f"{infinite:,} inf, beyond the largest {dtype_of(held)}, {torch.finfo(held.dtype).max:.3g}"
+    told = [f"{nan:,} NaN"] if nan else []
+    return " and ".join([*told, beyond] if infinite else told)
+
+
+def _largest(tensor: Tensor) -> float:
+    held = local(tensor.detach())
+    known = held[held.isfinite()]
+    return float(known.abs().max()) if known.numel() else 0.0
+
+
+def dtype_of(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def rows_of(value: Any, batch: Batch) -> tuple[str, ...]:
+    """The rows whose tokens hold what is not finite; all of them where the tensor does not run over the tokens."""
+    held = local(value.detach())
+    along = [i for i, size in enumerate(held.shape) if size == batch.num_tokens][:1]
+    if not along or len(batch.where) != batch.num_documents:
+        return batch.where
+    bad = ~held.isfinite().movedim(along[0], 0).reshape(batch.num_tokens, -1).all(1)
+    documents = batch.document_ids().to(bad.device)[bad].unique().tolist()
+    return tuple(batch.where[d] for d in documents) or batch.where

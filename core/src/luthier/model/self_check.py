@@ -1,0 +1,117 @@
+"""The probe before training: packed and shared documents against separate ones, and these against the model's own
+forward, to which an adapter's prompts come as they do in generation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from luthier.data.batches.batch import Batch, chain_of, collate, continue_documents
+from luthier.data.examples import TokenExample
+from luthier.errors import LuthierError
+from luthier.model.attention import NAME, ordinary
+from luthier.model.generation.generation_inputs import compute_logits
+from luthier.model.policy import ModelPolicy
+
+OPERATION_ERRORS = ("operation-differs", "operation-failed")
+LENGTHS = (7, 12, 4, 3, 5)
+LINKS = (-1, -1, -1, 1, 1)  # the last two documents continue the second one
+
+
+Computing = Callable[[], AbstractContextManager[Any]]
+
+
+def disagreement(
+    model: Any, *, packing: bool = True, computing: Computing = nullcontext, adapter: Any = None
+) -> str | None:
+    """Return why this model cannot be trained, packed or one document at a time, or None.
+
+    Packed attention is installed. `computing` is the precision's; None finds more, as nothing is rounded. `adapter` is
+    what is attached, where its virtual tokens and prefixes are to be tried too.
+    """
+    batch = _documents(model)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), computing():
+            separate = _separate(batch, lambda part: ModelPolicy(model, adapter).token_logprobs(part))
+            packed = ModelPolicy(model, adapter).token_logprobs(batch) if packing else separate
+            own = _own(model, batch, adapter)
+    except LuthierError as error:
+        if error.code in OPERATION_ERRORS:  # a plugin's, and not the architecture's
+            raise
+        return error.problem
+    finally:
+        model.train(training)
+    bound = 1e-4 if computing is nullcontext and model.dtype in (torch.float32, torch.float64) else 0.15
+    if not torch.allclose(packed, separate, atol=bound, rtol=bound):
+        return f"packed documents differ from separate ones by {float((packed - separate).abs().max()):.2g}"
+    if not torch.allclose(separate, own, atol=bound, rtol=bound):
+        return f"log-probabilities differ from the model's own forward by {float((separate - own).abs().max()):.2g}"
+    return None
+
+
+def check(model: Any, *, packing: bool, computing: Computing = nullcontext, adapter: Any = None) -> None:
+    """Raise `model-architecture` naming the architecture where the probe fails."""
+    reason = disagreement(model, packing=packing, computing=computing, adapter=adapter)
+    if reason is None:
+        return
+    with computing():
+        _refuse_nonfinite(model)
+    helps = packing and disagreement(model, packing=False, computing=computing, adapter=adapter) is None
+    remedy = "Set packing: false." if helps else "Choose another model, or report the architecture."
+    raise LuthierError("model-architecture", reason, where=type(model).__name__, remedy=remedy)
+
+
+def _refuse_nonfinite(model: Any) -> None:
+    """What differs because it is no number is the weights' fault, or of their dtype, and not the architecture's."""
+    from luthier.health.trace import trace_model
+
+    batch = _documents(model)
+    found = trace_model(model, batch, lambda: ModelPolicy(model).token_logprobs(batch))
+    if found is not None:
+        remedy = "Check the base model's files, and that model.dtype and precision can hold its numbers."
+        raise LuthierError("train-nonfinite", f"before the first step: {found.told}", where="model", remedy=remedy)
+
+
+def _own(model: Any, batch: Batch, adapter: Any) -> Tensor:
+    """Return [T] from the model's plain forward over each document, with its ordinary attention."""
+    model.set_attn_implementation(ordinary(model))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _separate(batch, lambda part: _plain(model, part, adapter))
+    finally:
+        model.set_attn_implementation(NAME)
+
+
+def _plain(model: Any, batch: Batch, adapter: Any) -> Tensor:
+    logits = compute_logits(model, batch.input_ids, adapter)
+    logits = logits.to(torch.promote_types(torch.float32, logits.dtype))
+    found = logits[:-1].log_softmax(-1).gather(-1, batch.input_ids[1:, None]).squeeze(-1)
+    return torch.cat([found.new_zeros(1), found])
+
+
+def _documents(model: Any) -> Batch:
+    """Return short documents of random tokens, every label counted, of which some continue another."""
+    random = torch.Generator().manual_seed(0)
+    size = model.config.get_text_config().vocab_size
+    rows = [torch.randint(0, size, (length,), generator=random).numpy() for length in LENGTHS]
+    batch = collate([TokenExample(input_ids=row, labels=row) for row in rows])
+    return continue_documents(attrs.evolve(batch, labels=batch.input_ids), LINKS).to(model.device)
+
+
+def _separate(batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
+    """Return [T] of `compute` over each document alone, what it continues before it."""
+    pieces, lengths = batch.input_ids.cpu().split(batch.lengths.tolist()), batch.lengths.tolist()
+    found = []
+    for document, length in enumerate(lengths):
+        ids = torch.cat([pieces[d] for d in chain_of(LINKS, document)]).numpy()
+        found.append(compute(collate([TokenExample(input_ids=ids, labels=ids)]).to(batch.device))[-length:])
+    return torch.cat(found)

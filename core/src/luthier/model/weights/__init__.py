@@ -1,0 +1,1 @@
+"""The model's weights: their layers, roles, groups, files and fingerprint."""

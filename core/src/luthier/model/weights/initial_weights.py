@@ -1,0 +1,121 @@
+"""Initial weights: what trains, as it was before the first step, put in place for a while as the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.distributed.shard_tensors import is_shard, own, whole
+
+Place = tuple[str, nn.Module, str]  # the full name, and module and attribute, where shards may take turns
+
+
+class InitialWeights:
+    """Copies of the parameters that train, and of the buffers in the adapter's state, made when it is built.
+
+    On a sharded model each rank keeps its shards. A run keeps them as constants.
+    """
+
+    def __init__(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        self.device: torch.device = next(model.parameters()).device
+        self._places = list(_places(model, {t.data_ptr() for t in _tensors(state) if _has_data(t)}))
+        self.kept: dict[str, Tensor] = {}
+        self.capture()
+
+    def capture(self) -> None:
+        """Copy the weights as they are now."""
+        self.kept = {name: getattr(module, key).detach().clone() for name, module, key in self._places}
+
+    def constants(self) -> Mapping[str, Tensor]:
+        """Return the weights by name."""
+        return self.kept
+
+    @torch.no_grad()
+    def load_constants(self, constants: Mapping[str, Tensor]) -> None:
+        """Take what `constants` returned when the run began."""
+        for name, kept in self.kept.items():
+            given = constants[name].to(own(kept).device)
+            own(kept).copy_(_rows_like(given, kept))
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside it the model computes with the initial weights; nothing that autograd has saved is touched."""
+        undo = [_exchanged(getattr(module, key), self.kept[name]) for name, module, key in self._places]
+        self._settle()
+        try:
+            yield
+        finally:
+            for restore in undo:
+                restore()
+            self._settle()
+
+    def _settle(self) -> None:
+        """Let nothing that was made of the other weights be used: casts of them, or copies on their way to ranks."""
+        torch.clear_autocast_cache()
+        if self.device.type == "cuda" and any(is_shard(tensor) for tensor in self.kept.values()):
+            torch.cuda.synchronize(self.device)  # FSDP2 gathers shards on a stream of its own
+
+
+def _places(model: nn.Module, states: set[int]) -> Iterator[Place]:
+    """Return where each parameter that trains stands, once, and each buffer whose memory is among `states`."""
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        buffers = [(n, b) for n, b in module.named_buffers(recurse=False) if _has_data(b) and b.data_ptr() in states]
+        trained = [(n, p) for n, p in module.named_parameters(recurse=False) if p.requires_grad]
+        for key, tensor in (*trained, *buffers):
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield f"{path}.{key}" if path else key, module, key
+
+
+def _exchanged(tensor: Tensor, kept: Tensor) -> Callable[[], None]:
+    """Put the kept values into a tensor, and return what puts its own back."""
+    if not _has_data(tensor):
+        return lambda: None
+    if is_shard(tensor):  # whose memory FSDP2 knows: the two change places
+        _swap_values(own(tensor), own(kept))
+        return lambda: _swap_values(own(tensor), own(kept))
+    before = tensor.data
+    tensor.data = whole(kept).to(before.dtype)
+
+    def restore() -> None:
+        tensor.data = before
+
+    return restore
+
+
+def _swap_values(one: Tensor, other: Tensor) -> None:
+    """Exchange the values of two tensors, unseen by autograd."""
+    held = one.data.clone()
+    one.data.copy_(other.data)
+    other.data.copy_(held)
+
+
+def _rows_like(given: Tensor, kept: Tensor) -> Tensor:
+    """Return this rank's rows of a whole tensor, where the kept one is sharded by rows."""
+    if not is_shard(kept):
+        return given
+    mesh: Any = kept.device_mesh  # type: ignore[attr-defined]
+    rows = -(-kept.shape[0] // mesh.size())
+    first = mesh.get_local_rank() * rows
+    return given[first : first + own(kept).shape[0]]
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield own(tree)
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from _tensors(value)
+    elif isinstance(tree, (list, tuple)):
+        for value in tree:
+            yield from _tensors(value)
+
+
+def _has_data(tensor: Tensor) -> bool:
+    """Whether a tensor has numbers: those of a rehearsal, and on meta, have none."""
+    return not (tensor.is_meta or getattr(tensor, "has_no_data", False))

@@ -1,0 +1,67 @@
+"""Quantized models: a base model in its quantizer's form, and the files of one whose quantized layers were trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from luthier.errors import LuthierError
+from luthier.plugins.contracts.protocols import Quantizer
+from luthier.plugins.contracts.values import Context, Progress
+from luthier.randomness import kept, seed_all
+
+APPLYING: Final = -2  # where the key of a step has its number, so that no step draws the same
+QUANTIZED: Final = "quantized"  # what an artifact's note calls a folder that `Quantizer.save` has filled
+
+
+def apply_quantizer(quantizer: Quantizer, model: Any, context: Context, progress: Progress | None = None) -> Any:
+    """Return the model in its quantizer's form, told how many steps are done; None: none yet.
+
+    What the quantizer draws follows from the run's seed, in every world alike.
+    """
+    with kept():
+        seed_all(context.seed, APPLYING)
+        model = quantizer.apply(model, context)
+    quantizer.progressed(progress or Progress(step=0, total_steps=context.total_steps, epoch=0.0))
+    return model
+
+
+def write_trained(model: Any, folder: Path, quantizer: Quantizer) -> None:
+    """Write a model whose quantized layers were trained: its config, and what its quantizer makes of the rest."""
+    model.config.save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["dtype"] = str(model.dtype).removeprefix("torch.")
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(folder)
+    quantizer.save(model, folder)
+
+
+def find_trained(name: str) -> Path | None:
+    """Return the folder of a model whose quantized layers were trained, where a base model's name is one."""
+    folder = Path(name).expanduser()
+    return folder if _note(folder).get("artifact") == QUANTIZED else None
+
+
+def check_quantizer(name: str, quantizer: Mapping[str, Any]) -> None:
+    """Raise `recipe-conflict` where a base model was trained in the form of another quantizer than the recipe's."""
+    folder = find_trained(name)
+    trained_in = {} if folder is None else _note(folder)["quantizer"]
+    if trained_in and trained_in != quantizer:
+        problem = f"{name} was trained in the form of quantizer {trained_in}"
+        remedy = "Use the same one, or begin from a merged model."
+        raise LuthierError("recipe-conflict", problem, where="quantizer", found=dict(quantizer), remedy=remedy)
+
+
+def _note(folder: Path) -> dict[str, Any]:
+    """Return what stands beside an artifact; nothing where there is none."""
+    from luthier.artifacts.folders import NOTE
+
+    try:
+        found = json.loads((folder / NOTE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

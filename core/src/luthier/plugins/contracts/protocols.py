@@ -1,0 +1,297 @@
+"""The contract of each kind of part: protocols with defaults for what an ordinary part leaves alone.
+
+Torch appears only in annotations. Shapes in brackets: T tokens of the packed batch, D documents in it, U units,
+P pairs, V vocabulary, H hidden.
+
+A part may inherit from its protocol, or be any object with the required members; `complete_part` gives it the defaults
+of the others.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+
+from luthier.errors import LuthierError
+from luthier.plugins.contracts.policy_protocol import Policy
+from luthier.plugins.contracts.side_protocols import Callback, Exporter, Metric, Operation
+from luthier.plugins.contracts.values import Context, Group, LossOutput, Multipliers, Progress
+from luthier.plugins.providing.provider_protocol import Provider
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["Adapter", "Callback", "Exporter", "Loss", "Metric", "Operation", "Optimizer", "Policy", "Provider",
+           "Quantizer"]  # fmt: skip
+
+QUANTIZED_FILE: Final = "quantized.safetensors"  # transformers would take `model.safetensors` for plain weights
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """The part that decides what of the model trains. Class and module paths of the model stay as they are.
+
+    `artifact`, `mergeable` and `save_dtype` come from the record; an object that is passed in Python says them itself.
+    """
+
+    artifact: str = "adapter"
+    mergeable: bool = True
+    save_dtype: str | None = None
+
+    def attach(self, model: Any, context: Context) -> Any:
+        """Wrap layers in place, quantized or not, freeze the rest, and return the model.
+
+        It is called in every world that `Context.purpose` names; torch is seeded before, so that it gives the same
+        initial values each time.
+        """
+
+    def groups(self) -> list[Group]:
+        """Return every trainable parameter, in exactly one group."""
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """Return a context within which the model computes what it did before `attach`."""
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a resume needs, as tensors and JSON values; what `constants` returns stays out."""
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` returned into the parameters that exist."""
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter alone, in PEFT's layout where there is one."""
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote into the attached adapter."""
+
+    def merge(self, context: Context) -> Any:
+        """Return the model with the adapter folded into its weights and the wrappers gone.
+
+        It is called only where the record says `mergeable`.
+        """
+        raise LuthierError("part-unsupported", "this adapter cannot be merged", where="adapter")
+
+    def prepare(self, batch: Any) -> Any:
+        """Return the batch that the body runs on; a prompt method adds virtual tokens to each document.
+
+        The policy calls it, with the adapter on only; the loss keeps its own batch. `batch.insert_virtual(count)` makes
+        one. A prepared batch may carry `embeddings` [T', H] and must carry `origin` [T'] int64: the place of each token
+        in the loss's batch, in order, -1 for a virtual one.
+        """
+        return batch
+
+    def virtual_tokens(self) -> int:
+        """Return how many tokens `prepare` puts before each document that continues none."""
+        return 0
+
+    def prefixes(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Return keys and values, [N, key-value heads, head dim] each, before each document that continues none.
+
+        They are counted in the positions and not rotated, and there are equally many in every layer. It is called
+        within the pass, for each layer (from 0), and again where that is recomputed. None: this adapter adds none.
+        """
+        return None
+
+    def generating(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of `generate` with what takes the place of virtual tokens: embeddings, a cache.
+
+        Left as they are, they follow from `prepare` and `prefixes`.
+        """
+        return inputs
+
+    def gradients_ready(self) -> None:
+        """Look at or change the gradients: those of the global batch are summed, and not yet clipped."""
+
+    def stepped(self, progress: Progress) -> None:
+        """Take note that the optimizer has stepped."""
+
+    def penalty(self) -> Any:
+        """Return a scalar that is added to the objective of the global batch once a step; None for none."""
+        return None
+
+    def constants(self) -> dict[str, Tensor]:
+        """Return frozen tensors that a resume needs. They are written once, and not into every checkpoint."""
+        return {}
+
+    def load_constants(self, constants: Mapping[str, Tensor]) -> None:
+        """Take what `constants` returned."""
+
+    def begin_task(self, index: int, total: int) -> None:
+        """Prepare for task `index` (from 0) of `total`; not called again when a task is resumed."""
+
+    def end_task(self, index: int, total: int) -> None:
+        """Finish task `index` of `total`: its best weights are in place, and it may change them.
+
+        The last evaluation and the artifact come afterwards, of the weights as this leaves them.
+        """
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """The objective of a run.
+
+    `data` is the kind of rows it takes: "tokens", "preference", "unpaired" or "documents". A loss with
+    `couples = "batch"` is a function of the whole global batch and has `scores` and `combine` in use.
+    """
+
+    data: str
+    couples: str = "nothing"
+
+    def terms(self, batch: Any) -> dict[str, float]:
+        """Return this micro-batch's share of each term's denominator, before the forward pass.
+
+        The names are those of `LossOutput.sums`; the objective is the sum over terms of sums over weights, each added
+        over the global batch. An idle batch is not asked.
+        """
+
+    def __call__(self, policy: Policy, batch: Any) -> LossOutput:
+        """Return the sum of each term over this micro-batch.
+
+        It is called for an idle batch too (no units; its tokens carry labels), whose sums must depend on the policy:
+        the gradient counts as zero.
+        """
+        ...
+
+    def arrange(self, units: Sequence[Any]) -> Sequence[Any]:
+        """Return the units of one global batch with derived documents added, before they are packed.
+
+        It is a pure function: the same units in the same order, none added or dropped.
+        """
+        return units
+
+    def begin(self, context: Context) -> None:
+        """Prepare on a fresh start, once per task, before the first step; `context.over` may be used."""
+
+    def coefficients(self, batch: Any) -> Tensor | None:
+        """Return [T] d total / d log-probability where it is known before the forward pass, else None."""
+        return None
+
+    def scores(self, policy: Policy, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return scores [U, ...] with gradient, and further tensors [U, ...] that are kept and not differentiated.
+
+        It is called twice for each micro-batch: without gradient, and once more when its gradient is known. The fixed
+        tensors are those of the first time.
+        """
+        raise LuthierError("part-invalid", "a loss with couples = 'batch' needs scores(policy, batch)", where="loss")
+
+    def combine(self, scores: Tensor, fixed: Mapping[str, Tensor]) -> LossOutput:
+        """Return the sums over the whole global batch from the scores and fixed tensors of all its units.
+
+        Their order is that of packing and ranks. Each sum depends on `scores`; `terms` gives its weight. In evaluation
+        it is called with groups of one global batch.
+        """
+        raise LuthierError("part-invalid", "a loss with couples = 'batch' needs combine(scores, fixed)", where="loss")
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a resume needs, as tensors and JSON values."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` returned."""
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """The rule by which gradients become a step.
+
+    `separable = True` says that what is built may be stepped with the gradients of some parameters, then of others,
+    with the result of one step: nothing in it goes beyond one parameter. Bfloat16 weights then need less room.
+    """
+
+    separable: bool = False
+
+    def build(self, groups: list[Group]) -> torch.optim.Optimizer:
+        """Return an optimizer over the groups (see `Group.settings`); the loop sets each `lr` before every step."""
+        ...
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Surround evaluation and saving, for optimizers whose best weights are not those they step."""
+        return nullcontext()
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    """The form in which the base model's weights are stored.
+
+    A quantized layer keeps `in_features` and `out_features`; it is this quantizer's if `dequantize` gives its weight.
+    A merge puts a dense layer with that weight in the place of each, and then has the adapter merged: its base is what
+    the quantized layers compute, not the checkpoint. `trains` and `mergeable` come from the record; an object that is
+    passed in Python says them itself.
+
+    Where `trains` is True the layers keep a latent weight as a parameter, `provides` has "dense-weights", and `full`
+    trains it. The run's artifact is then what `save` writes, and is opened by making a model of its config, `apply`
+    (with `has_values` False) and `load`. What a layer needs beyond its state dict follows from `progressed`.
+    """
+
+    trains: bool = False
+    mergeable: bool = True
+
+    def apply(self, model: Any, context: Context) -> Any:
+        """Replace the model's weights by quantized ones, in place, and return the model.
+
+        It is called in every world that `Context.purpose` names; torch is seeded before. Where `has_values` is False
+        the same layers are made, and no weight is read. A second call changes nothing.
+        """
+        ...
+
+    def dequantize(self, layer: Any) -> Tensor | None:
+        """Return the layer's weight [out, in] in float32, or None for a layer that is not this quantizer's."""
+        ...
+
+    def requantize(self, layer: Any, weight: Tensor) -> None:
+        """Put a float32 weight [out, in] into a quantized layer."""
+        ...
+
+    def load_arguments(self) -> dict[str, Any]:
+        """Return keyword arguments for `from_pretrained`."""
+        return {}
+
+    def progressed(self, progress: Progress) -> Multipliers:
+        """Take note of the steps done. It is called after `apply` and before every run of the model.
+
+        That is: each step, each evaluation, the best weights once they are loaded, the artifact and its check, and
+        what opens a finished run. What the layers compute follows from the last call alone: one with the same steps
+        changes nothing, and one with fewer goes back. The multipliers apply to the step that follows.
+        """
+        return Multipliers()
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Write the weights of a model whose quantized layers were trained; its config is in the folder already.
+
+        It is called only where the record says `trains`. The default writes the state dict as safetensors.
+        """
+        from safetensors.torch import save_model
+
+        save_model(model, str(folder / QUANTIZED_FILE))
+
+    def load(self, folder: Path, model: Any) -> Any:
+        """Return the model that `save` wrote, given one of its config after `apply`, which may be filled in place."""
+        from safetensors.torch import load_model
+
+        load_model(model, folder / QUANTIZED_FILE, device=str(model.device))
+        return model
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a resume needs beyond the steps done, as tensors and JSON values."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` returned."""
+
+
+PROTOCOLS: Final[Mapping[str, type]] = types.MappingProxyType(
+    {
+        "adapter": Adapter,
+        "loss": Loss,
+        "optimizer": Optimizer,
+        "quantizer": Quantizer,
+        "provider": Provider,
+        "callback": Callback,
+        "operation": Operation,
+        "exporter": Exporter,
+        "metric": Metric,
+    }
+)

@@ -1,0 +1,62 @@
+"""The contracts of the kinds that stand beside training: callbacks, operations, exporters and metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from luthier.errors import LuthierError
+from luthier.plugins.contracts.values import TokenStatistics
+
+
+@runtime_checkable
+class Callback(Protocol):
+    """Any object with methods marked `@luthier.event`; what else it may have stands with the events."""
+
+
+@runtime_checkable
+class Operation(Protocol):
+    """A faster form of one of the engine's operations; its arguments and result are those of the reference."""
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Compute the operation; gradients flow through the result as through the reference's.
+
+        It is given the reference's arguments in their order. `NotImplemented` as the result says that this call is
+        not for it: the next implementation computes it. What it raises ends its use in the run.
+        """
+        ...
+
+
+@runtime_checkable
+class Exporter(Protocol):
+    """A writer of a trained model in the format of another tool."""
+
+    def export(self, model: Any, tokenizer: Any, folder: Path) -> None:
+        """Write the whole model, whose weights are plain, and its tokenizer into the empty folder."""
+        ...
+
+    def verify(self, model: Any, tokenizer: Any, folder: Path) -> dict[str, float]:
+        """Read the folder back, compare it with the model, and return the differences that were found, by name.
+
+        It raises `LuthierError` where one exceeds the format's bound.
+        """
+        ...
+
+    def check(self, config: Any) -> None:
+        """Raise `LuthierError` for a model that the format cannot hold; only its transformers config is read yet."""
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A number about answers or tokens, as a sum and a count: what is reported is all sums over all counts.
+
+    Its record says which of the two it is about, and that method it must have.
+    """
+
+    def score_answer(self, prediction: str, reference: str) -> tuple[float, float]:
+        """Return the (sum, count) that one generated answer adds."""
+        raise LuthierError("part-invalid", "a metric over answers needs score_answer", where="metric")
+
+    def score_tokens(self, statistics: TokenStatistics) -> tuple[float, float]:
+        """Return the (sum, count) that the supervised tokens of one micro-batch add."""
+        raise LuthierError("part-invalid", "a metric over tokens needs score_tokens", where="metric")

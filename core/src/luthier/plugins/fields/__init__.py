@@ -1,0 +1,1 @@
+"""Fields of options, described for people."""

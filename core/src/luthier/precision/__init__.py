@@ -1,0 +1,1 @@
+"""Precision: dtypes of weights and of arithmetic, loss scaling, and steps of bfloat16 weights."""

@@ -1,0 +1,1 @@
+"""Checks of a whole recipe: settings and parts that contradict each other."""

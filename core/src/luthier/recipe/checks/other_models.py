@@ -1,0 +1,114 @@
+"""Other models of a recipe: a run in the model's place, and what reference and teacher ask of the other settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from luthier.errors import LuthierError
+from luthier.plugins.structure import bare
+
+if TYPE_CHECKING:
+    from luthier.plugins.compatibility import Chosen
+    from luthier.recipe.reading.draft import Draft
+    from luthier.recipe.schema import Recipe
+
+RECORD: Final = "run.json"
+NOTE: Final = "luthier.json"  # beside an artifact: which base and parts it needs
+ARTIFACTS: Final = ("adapter", "model", "merged")  # folders of a run, the first that is there counts
+
+
+def open_run_model(draft: Draft) -> None:
+    """Take a run's folder, or its adapter's, in the model's place for its base model and `adapter_from`.
+
+    The adapter and the quantizer are then the run's, unless the recipe names others.
+    """
+    model = draft.tree.get("model")
+    name = bare(model.get("name_or_path")) if isinstance(model, dict) else None
+    if not isinstance(name, str) or name == "demo":
+        return
+    folder = (draft.base(("model", "name_or_path")) or Path()) / Path(name).expanduser()
+    if (folder / RECORD).is_file():
+        folder = _artifact_of(folder)
+        model["name_or_path"] = str(folder)
+    note = read_note(folder)
+    if note.get("artifact") != "adapter":
+        return
+    draft.tree["model"] = {**note["model"], **{k: v for k, v in model.items() if k != "name_or_path"}}
+    taken = {kind: note[kind] for kind in ("adapter", "quantizer") if kind not in draft.tree and "name" in note[kind]}
+    draft.tree.update(taken)
+    draft.tree.setdefault("adapter_from", str(folder))
+    label = draft.label(("model",))
+    told = f"the model {name} is a run's adapter: {' and '.join(['its base', *taken])} are taken from it"
+    draft.notes.append(f"{label}: {told}" if label else told)
+
+
+def read_note(folder: Path) -> dict[str, Any]:
+    """Return what stands beside an artifact; nothing where there is none."""
+    try:
+        found = json.loads((folder / NOTE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("model"), dict) else {}
+
+
+def find_artifact(name: str) -> Path | None:
+    """Return the folder of an artifact, where a name is that or a run's folder; None for anything else."""
+    folder = Path(name).expanduser()
+    if (folder / RECORD).is_file():
+        return _artifact_of(folder)
+    return folder if (folder / NOTE).is_file() else None
+
+
+def _artifact_of(folder: Path) -> Path:
+    for name in ARTIFACTS:
+        if (folder / name).is_dir():
+            return folder / name
+    remedy = "Finish it with the command that began it."
+    raise LuthierError("artifact-not-found", "the run has no artifact yet", where=str(folder), remedy=remedy)
+
+
+def check_other_models(recipe: Recipe) -> None:
+    """Raise for a model without a name, and for a cache of log-probabilities over rows that are not known."""
+    for field in ("reference", "teacher"):
+        other = getattr(recipe, field)
+        if not (other is None or isinstance(other, str) or other.model.name_or_path):
+            raise LuthierError("recipe-missing", "is empty", where=f"{field}.model.name_or_path")
+    if recipe.reference_cache and recipe.data.streaming:
+        problem, remedy = "a stream's rows are not known before the first step", "Leave one of the two out."
+        raise LuthierError("recipe-conflict", problem, where="reference_cache", found=True, remedy=remedy)
+
+
+def _adapter_name(chosen: list[Chosen]) -> str:
+    return next((repr(part.name) for part in chosen if part.kind == "adapter"), "none")
+
+
+def other_model_tags(recipe: Recipe, chosen: list[Chosen]) -> dict[str, str]:
+    """Return the tags that the recipe's reference and teacher provide, and how it is called there.
+
+    The run itself keeps what a reference needs; `base` alone is up to the adapter. Raises `recipe-conflict` for a
+    reference or teacher that no part asks for.
+    """
+    needed = {tag for part in chosen for tag in part.needs}
+    given: dict[str, str] = {}
+    if "reference" in needed and recipe.reference == "base" and not any("reference" in part.provides for part in chosen):
+        problem = f"no base model stands beside what adapter {_adapter_name(chosen)} trains"
+        remedy = "Choose reference: initial, which is the policy as it begins, or {model: ...}."
+        raise LuthierError("recipe-conflict", problem, where="reference", found="base", remedy=remedy)
+    if "reference" in needed and recipe.reference != "base":
+        word = recipe.reference if isinstance(recipe.reference, str) else "{model: ...}"
+        given["reference"] = f"the run (reference: {word})"
+    if recipe.teacher is not None:
+        given["teacher"] = "the recipe (teacher)"
+    asked: Mapping[str, tuple[bool, str]] = {
+        "reference": (recipe.reference != "auto", "reference"),
+        "reference_cache": (recipe.reference_cache, "reference"),
+        "teacher": (recipe.teacher is not None, "teacher"),
+    }
+    for field, (is_given, tag) in asked.items():
+        if is_given and tag not in needed:
+            remedy = f"Leave it out, or choose a loss that needs {tag}."
+            raise LuthierError("recipe-conflict", f"no part needs a {tag}", where=field, remedy=remedy)
+    return given

@@ -1,0 +1,48 @@
+"""Saving: settings of checkpoints and files that contradict each other, or that nothing can be made of."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from luthier.errors import LuthierError
+
+if TYPE_CHECKING:
+    from luthier.recipe.schema import Recipe
+
+SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(KB|MB|GB|TB)\s*", re.IGNORECASE)
+UNITS: Final = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+OWN: Final = {"steps": "save_steps", "samples": "save_samples"}
+
+
+def check_saving(recipe: Recipe) -> None:
+    """Raise where a strategy lacks its interval (`recipe-missing`) or stands beside another's (`recipe-conflict`)."""
+    shard_bytes(recipe.max_shard_size)
+    strategy = recipe.save_strategy
+    if strategy == "auto":
+        return
+    own = OWN.get(strategy)
+    if own is not None and not getattr(recipe, own):
+        raise LuthierError("recipe-missing", f"save_strategy {strategy} goes by it", where=own)
+    for kind, name in OWN.items():
+        if name != own and getattr(recipe, name):
+            problem, remedy = (
+                f"save_strategy {strategy} does not go by it",
+                f"Leave it out, or write save_strategy: {kind}.",
+            )
+            raise LuthierError("recipe-conflict", problem, where=name, remedy=remedy)
+    if strategy == "no" and recipe.load_best_model_at_end:
+        problem, remedy = "save_strategy no keeps no checkpoint to go back to", "Leave out one of the two."
+        raise LuthierError("recipe-conflict", problem, where="load_best_model_at_end", remedy=remedy)
+
+
+def shard_bytes(text: str) -> int:
+    """Bytes of a size such as `5GB` (decimal, as on the hub). Raises `recipe-out-of-range` for what is none."""
+    found = SIZE.fullmatch(text)
+    size = int(float(found[1]) * UNITS[found[2].upper()]) if found else 0
+    if size < 1:
+        remedy = "Write a number with KB, MB, GB or TB, such as 5GB."
+        raise LuthierError(
+            "recipe-out-of-range", "no size of a file", where="max_shard_size", found=text, remedy=remedy
+        )
+    return size

@@ -1,0 +1,71 @@
+"""Whether the parts of a recipe go together, by their tags and what the run itself gives. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from luthier.errors import LuthierError
+from luthier.plugins import compatibility
+from luthier.plugins.options import is_default
+from luthier.recipe.checks.other_models import other_model_tags
+
+if TYPE_CHECKING:
+    from luthier.plugins.compatibility import Chosen
+    from luthier.recipe.parts import Resolved
+    from luthier.recipe.schema import Recipe
+
+
+def given_tags(recipe: Recipe, device: str, chosen: list[Chosen]) -> dict[str, str]:
+    """Tags that no part provides, and who does. `device` is cpu, cuda or mps; `auto` is given every device's tags."""
+    given = {"calibration-data": "the training data", **other_model_tags(recipe, chosen)}
+    if recipe.packing:
+        given["packing"] = "the run (packing: true)"
+    if device in ("cuda", "auto"):
+        given["cuda"] = "the device"
+    return given
+
+
+def check_parts(recipe: Recipe, resolved: Resolved, device: str) -> None:
+    """Raise `part-incompatible` where parts do not go together, `part-unsupported` where they cannot train here.
+
+    Raises `artifact-unmergeable` where a merged model is asked for and a part's record says that there is none.
+    """
+    chosen = resolved.chosen()
+    compatibility.check(chosen, given_tags(recipe, device, chosen))
+    provider = resolved.provider
+    if provider.record is not None and "luthier:in-process" not in provider.record.provides:
+        problem = f"provider {provider.name!r} does not train in this process"
+        remedy = "Submit it with `luthier submit RECIPE`, or use provider: local."
+        raise LuthierError("part-unsupported", problem, where="provider", remedy=remedy)
+    if provider.record is not None and not is_default(provider.options):
+        problem = "a provider's options are read where a recipe is submitted, not where it trains in this process"
+        remedy = "Submit it with `luthier submit RECIPE`, or leave them out."
+        raise LuthierError("part-unsupported", problem, where="provider", remedy=remedy)
+    for part in (resolved.adapter, resolved.quantizer) if recipe.merge else ():
+        if not getattr(part.record or part.local, "mergeable", True):
+            raise unmergeable(part.kind, part.name, where="merge")
+
+
+def unmergeable(kind: str, name: str, where: str | None = None) -> LuthierError:
+    """Return the error of a part whose record says that nothing can be merged with it."""
+    remedy = "Leave merge out: generate and evaluate open the run's own artifact."
+    return LuthierError("artifact-unmergeable", f"{kind} {name!r} cannot be merged", where=where, remedy=remedy)
+
+
+def explain(recipe: Recipe, resolved: Resolved, device: str) -> list[dict[str, Any]]:
+    """For each part what it needs and who gives it, what it provides, and what it does not work with."""
+    chosen = resolved.chosen()
+    given = given_tags(recipe, device, chosen)
+    return [
+        {
+            "kind": part.kind,
+            "name": part.name,
+            "needs": {
+                tag: next((str(o) for o in chosen if o is not part and tag in o.provides), given.get(tag))
+                for tag in part.needs
+            },
+            "provides": sorted(part.provides),
+            "conflicts": sorted(part.conflicts),
+        }
+        for part in chosen
+    ]

@@ -1,0 +1,1 @@
+"""Reading a recipe: files, flags, environment and short forms become one tree."""

@@ -1,0 +1,197 @@
+"""The draft of a recipe: layers of values merged into one tree, each remembering where it was written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from luthier.errors import LuthierError, shown
+from luthier.plugins.structure import Written, bare
+from luthier.recipe.parts import FIELDS
+from luthier.recipe.schema import Recipe
+
+Steps = tuple[str, ...]  # a dotted path: ("data", "train", "0", "path")
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Layer:
+    """One place that values come from: a file, the environment, the command line, or Python.
+
+    `labels` name what is written where, such as `recipe.yaml:7` or `--adapter.r`, by the path as it was written.
+    `base` is the folder of its relative paths; None leaves them as they are.
+    """
+
+    labels: Mapping[Steps, str] = attrs.field(factory=dict)
+    base: Path | None = None
+
+    def label(self, steps: Steps) -> str:
+        """The label of the nearest path at or above `steps`, or an empty text."""
+        near = (self.labels[steps[:n]] for n in range(len(steps), -1, -1) if steps[:n] in self.labels)
+        return next(near, "")
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Entry:
+    """A value for the path `steps`, written under `origin` in its layer. `implies` names the part it belongs to."""
+
+    steps: Steps
+    value: Any
+    origin: Steps
+    layer: Layer
+    implies: str | None = None
+
+    @property
+    def label(self) -> str:
+        return self.layer.label(self.origin) or ".".join(self.origin)
+
+
+@attrs.define
+class Draft:
+    """The tree as merged so far, the entry behind each path, and notes for the user."""
+
+    tree: dict[str, Any] = attrs.field(factory=dict)
+    origins: dict[Steps, Entry] = attrs.field(factory=dict)
+    notes: list[str] = attrs.field(factory=list)
+    home: Layer | None = None  # the first layer: where what is missing should be written
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Merge the canonical entries of one layer over what is there; those of shorter paths come first."""
+        for entry in sorted(entries, key=lambda e: len(e.steps)):
+            self._put(entry)
+
+    def origin(self, steps: Steps) -> tuple[Layer, Steps] | None:
+        """The layer that wrote the value at `steps`, and its path there; None for a default."""
+        for n in range(len(steps), 0, -1):
+            entry = self.origins.get(steps[:n])
+            if entry:
+                return entry.layer, entry.origin + steps[n:]
+        return None
+
+    def base(self, steps: Steps) -> Path | None:
+        found = self.origin(steps)
+        return found[0].base if found else None
+
+    def label(self, steps: Steps) -> str:
+        """Where the value at `steps` was written; for what nobody wrote, the place of the first layer to write it."""
+        found = self.origin(steps)
+        if found:
+            return found[0].label(found[1])
+        return self.home.label(steps) if self.home else ""
+
+    def placed(self, error: LuthierError) -> LuthierError:
+        """The error with the file and line, the flag or the variable that wrote its option in front."""
+        path = (error.where or "").split(":")[0]
+        steps = tuple(path.split("."))
+        if steps[0] not in attrs.fields_dict(Recipe) and steps[:1] not in self.origins:
+            return error  # it names a flag or a file itself
+        return labelled(error, self.label(steps), path)
+
+    def _put(self, entry: Entry) -> None:
+        *above, last = entry.steps
+        node = self._descend(entry, above)
+        key: Any = _index(node, last, entry) if isinstance(node, list) else last
+        known = node[key] if isinstance(node, list) else node.get(key)
+        found = self.origin(entry.steps)
+        if known is not None and found and found[0] is entry.layer:
+            _refuse_second(entry, known, found[0].label(found[1]))
+        if self._is_renaming(entry, known):
+            known["name"] = entry.value
+            self.origins[(*entry.steps, "name")] = entry
+            return
+        self._note_loss(entry, known)
+        self._forget_model(entry, known)
+        node[key] = entry.value
+        for steps in [s for s in self.origins if s[: len(entry.steps)] == entry.steps]:
+            del self.origins[steps]
+        self.origins[entry.steps] = entry
+
+    def _descend(self, entry: Entry, above: list[str]) -> Any:
+        """The mapping or list that holds the entry's last step; a part that is a mere name becomes a mapping."""
+        node: Any = self.tree
+        for depth, step in enumerate(above):
+            here = tuple(above[: depth + 1])
+            key: Any = _index(node, step, entry) if isinstance(node, list) else step
+            known = node[key] if isinstance(node, list) else node.get(key)
+            node[key] = _opened(known, here, entry)
+            node = node[key]
+        return node
+
+    def _is_renaming(self, entry: Entry, known: Any) -> bool:
+        """Whether the entry names the part that is there: its options stay."""
+        part = entry.steps[0] in FIELDS and len(entry.steps) == 1
+        return part and isinstance(known, dict) and _family(known.get("name")) == _family(entry.value)
+
+    def _note_loss(self, entry: Entry, known: Any) -> None:
+        """Another part has not the options of the one it replaces."""
+        if entry.steps[0] not in FIELDS or len(entry.steps) > 1 or not isinstance(known, dict):
+            return
+        options = [f"{entry.steps[0]}.{name}" for name in known if name != "name"]
+        if options and isinstance(entry.value, str):
+            told = f"{entry.value} replaces {known.get('name')}, and with it {', '.join(options)}"
+            self.notes.append(f"{entry.label}: {told}")
+
+    def _forget_model(self, entry: Entry, known: Any) -> None:
+        """Another model than the file's has not its revision or tokenizer."""
+        if entry.steps != ("model", "name_or_path") or known is None or bare(known) == bare(entry.value):
+            return
+        for name in ("revision", "tokenizer"):
+            found = self.origin(("model", name))
+            if name in self.tree["model"] and found and found[0] is not entry.layer:
+                del self.tree["model"][name]
+                self.notes.append(f"{entry.label}: another model, so model.{name} is dropped")
+
+
+def labelled(error: LuthierError, label: str, path: str) -> LuthierError:
+    """The error with a label in front; a flag that spells the option's path takes its place."""
+    if label.lstrip("-").replace("-", "_") == path:
+        return LuthierError(error.code, error.problem, where=label, found=error.found, remedy=error.remedy)
+    return error.at(label) if label else error
+
+
+def _opened(known: Any, here: Steps, entry: Entry) -> Any:
+    """A value as something that holds options."""
+    known = known.value if isinstance(known, Written) else known
+    if isinstance(known, (dict, list)):
+        return known
+    part = here[0] in FIELDS and len(here) == 1
+    if known is None and part:
+        return {"name": entry.implies or default_of(here[0])}
+    if isinstance(known, str) and (part or (here[0] == "callbacks" and len(here) == 2)):
+        return {"name": known}
+    if known is None:
+        return default_of("callbacks") if here == ("callbacks",) else {}
+    remedy = "Pass another object in Python." if part else None
+    problem = f"{'.'.join(here)} has no options that could be set"
+    raise LuthierError("recipe-wrong-type", problem, where=entry.label, found=known, remedy=remedy)
+
+
+def _index(node: list[Any], step: str, entry: Entry) -> int:
+    if not step.isdecimal() or int(step) >= len(node):
+        problem = f"there are {len(node)} items, counted from 0"
+        raise LuthierError("recipe-out-of-range", problem, where=entry.label, found=step)
+    return int(step)
+
+
+def _refuse_second(entry: Entry, known: Any, label: str) -> None:
+    if bare(known) == bare(entry.value) or (isinstance(known, dict) and known.get("name") == entry.value):
+        return
+    path, first = ".".join(entry.steps), label or ".".join(entry.steps)
+    problem = (
+        f"{path} is given twice, as {shown(bare(known))} by {first} and {shown(bare(entry.value))} by {entry.label}"
+    )
+    raise LuthierError("recipe-conflict", problem, where=path)
+
+
+def default_of(name: str) -> Any:
+    """The default of a recipe's field."""
+    default: Any = getattr(attrs.fields(Recipe), name).default
+    return default.factory() if isinstance(default, attrs.Factory) else default  # type: ignore[arg-type]
+
+
+def _family(name: Any) -> Any:
+    from luthier.recipe.reading.aliases import QUANTIZED
+
+    return QUANTIZED.get(name, name) if isinstance(name, str) else name

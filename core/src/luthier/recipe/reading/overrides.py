@@ -1,0 +1,196 @@
+"""Values from outside the recipe's file: free flags, `--set`, `LUTHIER_*` variables, and keyword arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import attrs
+
+from luthier.errors import LuthierError, nearest
+from luthier.plugins.fields.hints import hints
+from luthier.plugins.structure import Written
+from luthier.recipe.parts import FIELDS
+from luthier.recipe.reading import yaml12
+from luthier.recipe.reading.aliases import ALIASES, READINGS
+from luthier.recipe.schema import Data, Model, Recipe
+
+PREFIX: Final = "LUTHIER_"
+RESERVED: Final = frozenset(
+    {"LUTHIER_DISABLE_PLUGINS", "LUTHIER_DATA", "LUTHIER_EXAMPLES", "LUTHIER_CACHE", "LUTHIER_JOBS"}
+)
+FREE: Final = ("columns", "template", "lr_scheduler_kwargs")  # the keys below these are the user's own
+
+
+@attrs.frozen(kw_only=True)
+class Override:
+    """A value for a dotted path. `label` is how the user wrote it: `--adapter.r`, `LUTHIER_ADAPTER__R`."""
+
+    steps: tuple[str, ...]
+    value: Any
+    label: str = ""
+
+
+def parse_flags(arguments: Sequence[str]) -> list[Override]:
+    """`--adapter lora --adapter.r 16 --learning-rate=1e-4 --no-packing` as overrides, kebab-case or snake_case.
+
+    A switch without a value is true, `--no-x` is false. Raises `recipe-missing`, `recipe-unknown-option` or, for a
+    flag given twice, `recipe-conflict`.
+    """
+    found: dict[tuple[str, ...], Override] = {}
+    for flag, text in _pairs(list(arguments)):
+        override = _flag(flag, text)
+        if override.steps in found:
+            remedy = f"Give it once; a list is written {flag} '[a, b]'."
+            raise LuthierError("recipe-conflict", "is given twice", where=flag, found=text, remedy=remedy)
+        found[override.steps] = override
+    return list(found.values())
+
+
+def parse_sets(settings: Sequence[str]) -> list[Override]:
+    """`a.b=c`, as `--set` takes them."""
+    return [_setting(text) for text in settings]
+
+
+def from_environment(environ: Mapping[str, str]) -> list[Override]:
+    """Every `LUTHIER_A__B=c` as an override of `a.b`; an unknown one is an error with the nearest."""
+    names = sorted(name for name in environ if name.startswith(PREFIX) and name not in RESERVED)
+    return [_variable(name, environ[name]) for name in names]
+
+
+def from_python(overrides: Mapping[str, Any]) -> list[Override]:
+    """Dotted paths and values, as keyword arguments give them."""
+    return [Override(steps=tuple(name.split(".")), value=value) for name, value in overrides.items()]
+
+
+def parse_value(text: str) -> Any:
+    """Text as a YAML 1.2 scalar or flow collection; what is not text keeps its spelling, for options that are text."""
+    try:
+        value, _ = yaml12.load(text, "")
+    except LuthierError:
+        return text
+    plain = text.strip()
+    if plain[:1] in ("'", '"'):
+        return value
+    if isinstance(value, str) or ("#" in plain and not isinstance(value, (list, dict))):
+        return plain  # not YAML's reading, which ends at a comment
+    return Written(text, _written(value))
+
+
+def _written(value: Any) -> Any:
+    """Items of a list or mapping that are not text, with their spelling, so that `[1, 2]` can be a list of names."""
+    if isinstance(value, dict):
+        return {k: _item(v) for k, v in value.items()}
+    return [_item(v) for v in value] if isinstance(value, list) else value
+
+
+def _item(value: Any) -> Any:
+    if isinstance(value, (dict, list)):
+        return _written(value)
+    return value if isinstance(value, str) or value is None else Written(_spelled(value), value)
+
+
+def _spelled(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _pairs(arguments: list[str]) -> Iterator[tuple[str, str | None]]:
+    """Each flag with its value, None where none follows."""
+    while arguments:
+        flag = arguments.pop(0)
+        if not flag.startswith("--") or flag == "--":
+            remedy = "Options begin with --; quote a value that holds spaces."
+            raise LuthierError("recipe-unknown-option", "unexpected argument", where=flag, remedy=remedy)
+        name, equals, text = flag.partition("=")
+        if equals:
+            yield name, text
+        elif arguments and not arguments[0].startswith("--") and not _is_switch(name, arguments[0]):
+            yield name, arguments.pop(0)
+        else:
+            yield name, None
+
+
+def _is_switch(flag: str, text: str) -> bool:
+    """Whether a flag stands for itself: `--no-packing`, or a true-or-false option before another kind of word."""
+    steps = _steps(flag[2:])
+    if _negated(steps):
+        return True
+    return len(steps) == 1 and hints(Recipe).get(steps[0]) is bool and text.lower() not in ("true", "false")
+
+
+def _flag(flag: str, text: str | None) -> Override:
+    steps = _steps(flag[2:])
+    if _negated(steps):
+        if text is not None:
+            remedy = f"Write {flag} alone, or --{flag[5:]} {text}."
+            raise LuthierError("recipe-conflict", "takes no value", where=flag, found=text, remedy=remedy)
+        return Override(steps=(steps[0].removeprefix("no_"), *steps[1:]), value=False, label=flag)
+    _refuse_unknown(steps, flag)
+    if text is None and not _may_be_true(steps):
+        raise LuthierError("recipe-missing", "needs a value", where=flag, remedy=f"Write {flag} VALUE.")
+    return Override(steps=steps, value=True if text is None else parse_value(text), label=flag)
+
+
+def _may_be_true(steps: tuple[str, ...]) -> bool:
+    """Whether a flag can stand alone; an alias or a part's option may, and is judged by its type later."""
+    if len(steps) == 1:
+        return hints(Recipe).get(steps[0], bool) is bool
+    return steps[0] not in SECTIONS
+
+
+def _negated(steps: tuple[str, ...]) -> bool:
+    return steps[0].startswith("no_") and _is_known((steps[0][3:], *steps[1:])) and not _is_known(steps)
+
+
+def _setting(text: str) -> Override:
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise LuthierError("recipe-missing", "expected a.b=value", where="--set", found=text)
+    steps = _steps(name.strip())
+    _refuse_unknown(steps, f"--set {name.strip()}")
+    return Override(steps=steps, value=parse_value(value), label=f"--set {name.strip()}")
+
+
+def _variable(name: str, text: str) -> Override:
+    steps = tuple(name.removeprefix(PREFIX).lower().split("__"))
+    if not _is_known(steps):
+        known = [PREFIX + "__".join(path).upper() for path in _known()]
+        remedy = nearest(name, [*known, *RESERVED])
+        raise LuthierError("recipe-unknown-option", "no option has this variable", where=name,
+                           remedy=remedy if remedy.startswith("Did") else "Unset it.")  # fmt: skip
+    return Override(steps=steps, value=parse_value(text), label=name)
+
+
+def _steps(name: str) -> tuple[str, ...]:
+    """A dotted name in snake_case; keys below a part's option, or of a free mapping, keep their spelling."""
+    steps = name.split(".")
+    for depth, step in enumerate(steps):
+        steps[depth] = step.replace("-", "_")
+        if steps[depth] in FREE or (steps[0] in FIELDS and depth == 1):
+            break
+    return tuple(steps)
+
+
+def _refuse_unknown(steps: tuple[str, ...], label: str) -> None:
+    if not _is_known(steps):
+        remedy = nearest(".".join(steps), [".".join(path) for path in _known()])
+        near = remedy if remedy.startswith("Did") else "List them with --help."
+        raise LuthierError("recipe-unknown-option", "there is no such option", where=label, remedy=near)
+
+
+def _is_known(steps: tuple[str, ...]) -> bool:
+    """Whether the first step, and the second below model and data, are options or aliases; parts judge their own."""
+    dotted = ".".join(steps)
+    if dotted in ALIASES or dotted in READINGS or steps[0] in ("batch_size", "train_batch_size"):
+        return True
+    if steps[0] in SECTIONS and len(steps) > 1:
+        return steps[1] in hints(SECTIONS[steps[0]])
+    return steps[0] in hints(Recipe) or steps[0] in ALIASES
+
+
+def _known() -> list[tuple[str, ...]]:
+    inner = [(name, option) for name, cls in SECTIONS.items() for option in hints(cls)]
+    return [*((name,) for name in (*hints(Recipe), *ALIASES, *READINGS)), *inner]
+
+
+SECTIONS: Final[dict[str, type]] = {"model": Model, "data": Data}

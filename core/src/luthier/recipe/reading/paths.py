@@ -1,0 +1,162 @@
+"""Paths and `${VARIABLES}` in recipes: what is a path, what it is relative to, and how a dollar is meant literally."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from luthier.errors import LuthierError, nearest
+from luthier.plugins.fields.hints import hints
+from luthier.plugins.structure import Written, within
+
+if TYPE_CHECKING:
+    from luthier.recipe.schema import Data, Model, Recipe, Source
+
+VARIABLE: Final = re.compile(r"(\$+)\{([A-Za-z_][A-Za-z0-9_]*)\}")
+HUB: Final = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
+SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")  # two letters or more: one is a drive
+FILES: Final = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt", ".text", ".md", ".gz")
+
+BaseOf = Callable[[tuple[str, ...]], Path | None]
+
+
+def expand(value: Any, environ: Mapping[str, str]) -> Any:
+    """Plain data with `${NAME}` replaced from the environment in every text; `$${NAME}` stands for `${NAME}`."""
+    if isinstance(value, str):
+        return VARIABLE.sub(lambda found: _expansion(found, environ), value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Written):
+        return Written(expand(value.text, environ), expand(value.value, environ))
+    return _through(value, lambda child: expand(child, environ))
+
+
+def escape(value: Any) -> Any:
+    """Plain data in which `expand` finds nothing to replace, and gives this back."""
+    if isinstance(value, str):
+        return VARIABLE.sub(lambda found: f"${found[0]}", value)
+    return _through(value, escape)
+
+
+def _expansion(found: re.Match[str], environ: Mapping[str, str]) -> str:
+    dollars, name = found.groups()
+    if len(dollars) > 1:
+        return found[0][1:]
+    if name not in environ:
+        close = nearest(name, environ)
+        remedy = f"Set it. {close}" if close.startswith("Did") else "Set it, or write the value itself."
+        raise LuthierError("recipe-missing", f"the environment variable {name} is not set", remedy=remedy)
+    return environ[name]
+
+
+def _through(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A copy of a mapping or list with every item changed; an error names the item's path."""
+    if isinstance(value, Mapping):
+        return {key: _inside(child, change, str(key)) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_inside(child, change, str(i)) for i, child in enumerate(value)]
+    return value
+
+
+def _inside(value: Any, change: Callable[[Any], Any], place: str) -> Any:
+    try:
+        return change(value)
+    except LuthierError as error:
+        raise within(error, place) from None
+
+
+def located(recipe: Recipe, base_of: BaseOf = lambda _: Path.cwd()) -> Recipe:
+    """The recipe with its relative paths joined to `base_of` the option's path; None leaves a path as it is."""
+    changes: dict[str, Any] = {"model": _model(recipe.model, ("model",), base_of), "data": _data(recipe.data, base_of)}
+    base = base_of(("output_dir",))
+    if base and recipe.output_dir is not None:
+        changes["output_dir"] = _joined(base, recipe.output_dir)
+    begun = base_of(("adapter_from",))
+    if begun and recipe.adapter_from is not None:
+        changes["adapter_from"] = _joined(begun, recipe.adapter_from)
+    for name in ("reference", "teacher"):
+        changes[name] = _other_model(getattr(recipe, name), name, base_of)
+    for name in ("adapter", "loss", "optimizer", "quantizer", "provider"):
+        changes[name] = _options(getattr(recipe, name), (name,), base_of)
+    changes["callbacks"] = [_options(c, ("callbacks", str(i)), base_of) for i, c in enumerate(recipe.callbacks)]
+    return attrs.evolve(recipe, **changes)
+
+
+def _other_model(other: Any, name: str, base_of: BaseOf) -> Any:
+    """A teacher or reference with its paths joined; a word in its place as it is."""
+    if other is None or isinstance(other, str):
+        return other
+    base, changes = base_of((name, "adapter")), {"model": _model(other.model, (name, "model"), base_of)}
+    if base and other.adapter is not None:
+        changes["adapter"] = _joined(base, other.adapter)
+    return attrs.evolve(other, **changes)
+
+
+def _model(model: Model, steps: tuple[str, ...], base_of: BaseOf) -> Model:
+    texts = {name: getattr(model, name) for name in ("name_or_path", "tokenizer")}
+    changes: dict[str, Any] = {
+        name: _joined(base, text)
+        for name, text in texts.items()
+        if text and (base := base_of((*steps, name))) and _is_folder(base, text)
+    }
+    return attrs.evolve(model, **changes)
+
+
+def _is_folder(base: Path, text: str) -> bool:
+    """Whether a model is a folder and no hub name; `demo` is always the embedded model."""
+    return _is_marked(text) or (text != "demo" and (base / text).is_dir())
+
+
+def _data(data: Data, base_of: BaseOf) -> Data:
+    changes: dict[str, Any] = {"train": _sources(data.train, "train", base_of)}
+    if isinstance(data.validation, list):
+        changes["validation"] = _sources(data.validation, "validation", base_of)
+    base, template = base_of(("data", "chat_template")), data.chat_template
+    if base and template and "{" not in template and "\n" not in template:
+        changes["chat_template"] = _joined(base, template)
+    return attrs.evolve(data, **changes)
+
+
+def _sources(sources: list[Source], name: str, base_of: BaseOf) -> list[Source]:
+    bases = [base_of(("data", name, str(i), "path")) for i in range(len(sources))]
+    return [
+        attrs.evolve(s, path=_joined(b, s.path)) if b and _is_file(b, s.path) else s
+        for s, b in zip(sources, bases, strict=True)
+    ]
+
+
+def _options(options: Any, steps: tuple[str, ...], base_of: BaseOf) -> Any:
+    """A part's options with those that are paths joined; a part that is no options object as it is."""
+    if not attrs.has(type(options)):
+        return options
+    cls: type = type(options)
+    known = hints(cls)
+    changes = {
+        f.alias: Path(_joined(base, str(value)))
+        for f in attrs.fields(type(options))
+        if isinstance(value := getattr(options, f.name), Path) and f.name in known and f.init
+        if (base := base_of((*steps, f.name)))
+    }
+    return attrs.evolve(options, **changes) if changes else options
+
+
+def _is_file(base: Path, text: str) -> bool:
+    """Whether a source is a file or glob and no hub dataset: by its mark, its suffix, or because it is there."""
+    if SCHEME.match(text):  # hf://..., or python:list for an object of the caller's
+        return False
+    suffixed = text.lower().endswith(FILES) or glob.has_magic(text)
+    return suffixed or _is_marked(text) or not HUB.fullmatch(text) or (base / text).exists()
+
+
+def _is_marked(text: str) -> bool:
+    return text in (".", "..") or text.startswith(("./", "../", "~", "/", ".\\", "..\\"))
+
+
+def _joined(base: Path, text: str) -> str:
+    return os.path.abspath(os.path.join(base, os.path.expanduser(text)))

@@ -1,0 +1,198 @@
+"""Reading a recipe: file, environment and overrides merged, aliases resolved, parts found, all structured strictly."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from luthier.errors import LuthierError
+from luthier.plugins.registry import Plugins, installed
+from luthier.plugins.structure import bare, structure, within, wrong
+from luthier.recipe.checks.contradictions import batch_product
+from luthier.recipe.checks.other_models import open_run_model
+from luthier.recipe.parts import FIELDS, Part, default_options, find_part, plain_options, plain_value
+from luthier.recipe.reading.aliases import joined_betas, quantized_names, rename
+from luthier.recipe.reading.draft import Draft, Entry, Layer, default_of, labelled
+from luthier.recipe.reading.overrides import Override, from_environment, from_python, parse_sets
+from luthier.recipe.reading.paths import escape, expand, located
+from luthier.recipe.reading.recipe_files import find_file, read_file
+from luthier.recipe.reading.shorthand import expand as expand_short
+from luthier.recipe.schema import Recipe
+
+
+@attrs.frozen(kw_only=True)
+class Reading:
+    """A recipe, and what its reader should be told: the canonical name of each alias, what was dropped.
+
+    `given` holds what was written, by dotted name, and no default.
+    """
+
+    recipe: Recipe
+    notes: tuple[str, ...] = ()
+    given: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+def from_mapping(
+    mapping: Mapping[str, Any], *, base: str | Path | None = None, plugins: Plugins | None = None
+) -> Reading:
+    """A recipe from plain data; the environment is read for `${NAME}` only."""
+    if not isinstance(mapping, Mapping):
+        raise LuthierError("recipe-wrong-type", "a recipe is a mapping", found=mapping)
+    draft = Draft()
+    _lay(draft, Layer(base=Path(base).absolute() if base is not None else None), mapping, os.environ)
+    return _finish(draft, plugins)
+
+
+def read(
+    source: str | Path | Mapping[str, Any] | Recipe | None = None,
+    overrides: Mapping[str, Any] | Iterable[Override | str] = (),
+    *,
+    environ: Mapping[str, str] | None = None,
+    plugins: Plugins | None = None,
+) -> Reading:
+    """A recipe from a source, with the environment's `LUTHIER_*` over a file's values, and the overrides over both.
+
+    `source` is a file, plain data, or another recipe; over the last two the environment has no say. `overrides` maps
+    dotted paths to values, or lists texts `a.b=c` and what `parse_flags` gives; relative paths in it, and in the
+    environment, are relative to the working directory. `environ` None: the process's own.
+    """
+    variables = os.environ if environ is None else environ
+    draft, groups = Draft(), [_overrides(overrides)]
+    if source is None or isinstance(source, (str, Path)):
+        groups.insert(0, from_environment(variables))
+    if source is not None:
+        _lay(draft, *_begun(source, plugins or installed()), variables)
+    for group in groups:
+        layer = Layer(labels={o.steps: o.label for o in group}, base=Path.cwd())
+        _lay(draft, layer, [(o.steps, o.value) for o in group], variables)
+    return _finish(draft, plugins)
+
+
+def _begun(source: object, plugins: Plugins) -> tuple[Layer, Mapping[str, Any]]:
+    """The first layer: a file's, or that of data in Python."""
+    if isinstance(source, Recipe):
+        return Layer(), _given_settings(source, plugins)
+    if isinstance(source, Mapping):
+        return Layer(), source
+    if not isinstance(source, (str, Path)):
+        problem, remedy = "a recipe is a file, a mapping or a Recipe", "Pass rows as data, a model as model."
+        raise LuthierError("recipe-wrong-type", problem, found=source, remedy=remedy)
+    file = find_file(Path(source))
+    tree, labels = read_file(file)
+    return Layer(labels=labels, base=file.absolute().parent), tree
+
+
+def _given_settings(recipe: Recipe, plugins: Plugins) -> dict[str, Any]:
+    """What a recipe says beside the defaults, as plain data; objects of the caller's stay objects."""
+    kept = {kind: _brief(getattr(recipe, kind), kind, kind, plugins) for kind in FIELDS}
+    kept["callbacks"] = [_brief(c, "callback", f"callbacks.{i}", plugins) for i, c in enumerate(recipe.callbacks)]
+    others = [f.name for f in attrs.fields(Recipe) if f.name not in kept]
+    given = {name: getattr(recipe, name) for name in others}
+    return {k: escape(plain_value(v)) for k, v in given.items() if k == "data" or v != default_of(k)} | kept
+
+
+def _brief(value: Any, kind: str, where: str, plugins: Plugins) -> Any:
+    """A part by its name and the options that are not its defaults; an object of the caller's as it is."""
+    part = find_part(value, kind, where, plugins)
+    if part.local is not None:
+        return part.local
+    changed = {n: v for n, v in plain_options(part.options).items() if v != default_options(type(part.options)).get(n)}
+    return escape({"name": part.name, **changed})
+
+
+def _overrides(given: Mapping[str, Any] | Iterable[Override | str]) -> list[Override]:
+    if isinstance(given, Mapping):
+        return from_python(given)
+    return [o for item in given for o in (parse_sets([item]) if isinstance(item, str) else [item])]
+
+
+def _lay(draft: Draft, layer: Layer, items: Any, environ: Mapping[str, str]) -> None:
+    """Merge one layer: a mapping, or pairs of steps and value."""
+    draft.home = draft.home or layer
+    pairs = [((), items)] if isinstance(items, Mapping) else items
+    given = [Entry(steps=s, origin=s, layer=layer, value=_expanded(v, s, layer, environ)) for s, v in pairs]
+    try:
+        entries = [found for entry in given for found in _canonical(entry, draft.notes)]
+    except LuthierError as error:
+        raise _placed(error, layer) from None
+    try:
+        draft.add(entries)
+    except LuthierError as error:
+        raise draft.placed(error) from None
+
+
+def _expanded(value: Any, steps: tuple[str, ...], layer: Layer, environ: Mapping[str, str]) -> Any:
+    try:
+        return expand(value, environ)
+    except LuthierError as error:
+        raise _placed(within(error, ".".join(steps)), layer) from None
+
+
+def _placed(error: LuthierError, layer: Layer) -> LuthierError:
+    """The error of a path as it was written in a layer, with its line, flag or variable in front."""
+    path = error.where or ""
+    return labelled(error, layer.label(tuple(path.split("."))), path)
+
+
+def _canonical(entry: Entry, notes: list[str]) -> Iterator[Entry]:
+    """The entries that one stands for, under this project's names and without short forms."""
+    for renamed in rename(entry, notes):
+        short = expand_short(renamed)
+        if short is None:
+            yield renamed
+        else:
+            for child in short:
+                yield from _canonical(child, notes)
+
+
+def _finish(draft: Draft, plugins: Plugins | None) -> Reading:
+    known = plugins or installed()
+    try:
+        open_run_model(draft)
+        quantized_names(draft, known)
+        joined_betas(draft.tree, known)
+        _size_batch(draft.tree)
+        settings = {name: value for name, value in draft.tree.items() if name not in (*FIELDS, "callbacks")}
+        recipe = structure(settings, Recipe, "")  # first what no plugin is needed for
+        recipe = attrs.evolve(recipe, **_found_parts(draft.tree, known))
+    except LuthierError as error:
+        raise draft.placed(error) from error.__cause__
+    given = dict(_written_leaves(draft.tree))
+    return Reading(recipe=located(recipe, draft.base), notes=tuple(dict.fromkeys(draft.notes)), given=given)
+
+
+def _written_leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of all that was written; a part that is a name alone as `adapter.name`."""
+    for name, value in tree.items():
+        if name in FIELDS and not isinstance(value, Mapping):
+            yield f"{name}.name", bare(value)
+        elif name in (*FIELDS, "model", "data") and isinstance(value, Mapping):
+            yield from ((f"{name}.{key}", bare(inner)) for key, inner in value.items())
+        else:
+            yield name, bare(value)
+
+
+def _size_batch(tree: dict[str, Any]) -> None:
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    size, steps = (structure(tree.get(name), int | None, name) for name in names)
+    product = batch_product(size, steps)
+    if product is not None:
+        tree.setdefault("global_batch_size", product)
+
+
+def _found_parts(tree: dict[str, Any], plugins: Plugins) -> dict[str, Any]:
+    """For each part field, defaults included, its options object or the caller's own object."""
+    given = {name: tree.get(name, default_of(name)) for name in (*FIELDS, "callbacks")}
+    found: dict[str, Any] = {kind: _held(find_part(given[kind], kind, kind, plugins)) for kind in FIELDS}
+    if not isinstance(given["callbacks"], list):
+        raise within(wrong(given["callbacks"], "a list"), "callbacks")
+    parts = [find_part(c, "callback", f"callbacks.{i}", plugins) for i, c in enumerate(given["callbacks"])]
+    return found | {"callbacks": [_held(part) for part in parts]}
+
+
+def _held(part: Part) -> Any:
+    return part.options if part.local is None else part.local

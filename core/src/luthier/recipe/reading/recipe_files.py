@@ -1,0 +1,152 @@
+"""Recipe files: YAML, TOML and JSON as plain data, with the line of every value."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from luthier.errors import LuthierError, nearest
+from luthier.recipe.reading import yaml12
+
+Lines = dict[tuple[str, ...], int]
+TOML_KEY: Final = re.compile(r"""\s*([\w.\-"' ]+?)\s*=""")
+TOML_TABLE: Final = re.compile(r"""\s*(\[\[?)\s*([\w.\-"' ]+?)\s*\]\]?\s*(#.*)?""")
+TOML_PLACE: Final = re.compile(r"\(at (?:line (\d+), column \d+|end of document)\)")
+
+
+def find_file(path: Path) -> Path:
+    """The recipe file that a path means: itself, or the resolved recipe in a run's folder."""
+    return path / "recipe.yaml" if (path / "recipe.yaml").is_file() else path
+
+
+def read_file(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
+    """A file's mapping, and `file:line` for each path in it.
+
+    Raises `recipe-not-found`, or `recipe-syntax` where the file is no text, no YAML, TOML or JSON, or no mapping.
+    """
+    if not path.exists():
+        raise _not_found(path)
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        remedy = f"Name it {' or '.join('*' + s for s in READERS)}."
+        raise LuthierError("recipe-syntax", "no recipe has such a name", where=str(path), remedy=remedy)
+    tree, lines = reader(_text(path), str(path))
+    if not isinstance(tree, dict):
+        raise LuthierError("recipe-syntax", "a recipe is a mapping of options", where=str(path), found=tree)
+    _refuse_surrogates(tree, str(path))
+    return tree, {steps: f"{path}:{line}" for steps, line in lines.items()} | {(): str(path)}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise LuthierError("recipe-not-found", f"cannot be read: {error.strerror}", where=str(path)) from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise LuthierError("recipe-syntax", "not UTF-8 text", where=f"{path}:{line}") from None
+
+
+def _not_found(path: Path) -> LuthierError:
+    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = nearest(path.name, names)
+    return LuthierError("recipe-not-found", "no such file", where=str(path), remedy=near if near[:3] == "Did" else None)
+
+
+def _read_yaml(text: str, name: str) -> tuple[Any, Lines]:
+    return yaml12.load(text, name)
+
+
+def _read_json(text: str, name: str) -> tuple[Any, Lines]:
+    try:
+        tree = json.loads(text, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        raise LuthierError("recipe-syntax", f"not JSON: {error.msg}", where=f"{name}:{error.lineno}") from None
+    except RecursionError:
+        raise LuthierError("recipe-syntax", "nested too deeply", where=name) from None
+    except ValueError as error:  # a key given twice, or a number of thousands of digits
+        _json_lines(text, name, strict=True)
+        raise LuthierError("recipe-syntax", f"not JSON: {error}", where=name) from None
+    return tree, _json_lines(text, name, strict=False)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} is given twice")
+        found[key] = value
+    return found
+
+
+def _json_lines(text: str, name: str, *, strict: bool) -> Lines:
+    """JSON is all but YAML, whose reader knows the lines; where it does not follow (tabs), there are none."""
+    try:
+        return yaml12.load(text, name)[1]
+    except LuthierError:
+        if strict and "\t" not in text:
+            raise
+        return {}
+
+
+def _read_toml(text: str, name: str) -> tuple[Any, Lines]:
+    try:
+        return tomllib.loads(text), _toml_lines(text)
+    except tomllib.TOMLDecodeError as error:
+        place = TOML_PLACE.search(str(error))
+        line = int(place[1]) if place and place[1] else text.count("\n") + 1
+        problem = TOML_PLACE.sub("", str(error)).strip()
+        raise LuthierError("recipe-syntax", f"not TOML: {problem}", where=f"{name}:{line}") from None
+    except (RecursionError, ValueError) as error:
+        raise LuthierError("recipe-syntax", f"not TOML: {error}", where=name) from None
+
+
+def _toml_lines(text: str) -> Lines:
+    """The line of each key that begins one, under the table above it; good enough to name a place."""
+    lines: Lines = {}
+    table: tuple[str, ...] = ()
+    counts: dict[tuple[str, ...], int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        heading, key = TOML_TABLE.fullmatch(line), TOML_KEY.match(line)
+        if heading:
+            table = _toml_steps(heading[2])
+            if heading[1] == "[[":
+                counts[table] = counts.get(table, -1) + 1
+                table = (*table, str(counts[table]))
+            lines[table] = number
+        elif key:
+            lines.setdefault((*table, *_toml_steps(key[1])), number)
+    return lines
+
+
+def _toml_steps(key: str) -> tuple[str, ...]:
+    return tuple(step.strip().strip("\"'") for step in key.split("."))
+
+
+def _refuse_surrogates(value: Any, name: str) -> None:
+    """JSON and YAML can escape half a character, which no file could hold afterwards."""
+    if isinstance(value, dict):
+        for pair in value.items():
+            _refuse_surrogates(list(pair), name)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_surrogates(item, name)
+    elif isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise LuthierError("recipe-syntax", "text with half a character", where=name, found=value) from None
+    elif not isinstance(value, (str, int, float, type(None))):
+        raise LuthierError("recipe-syntax", "dates and times are no values of a recipe", where=name, found=value)
+
+
+READERS: Final[dict[str, Callable[[str, str], tuple[Any, Lines]]]] = {
+    ".yaml": _read_yaml,
+    ".yml": _read_yaml,
+    ".toml": _read_toml,
+    ".json": _read_json,
+}

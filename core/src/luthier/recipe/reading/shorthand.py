@@ -1,0 +1,116 @@
+"""The short forms of a recipe: a model's name, a data path, a source's path, a part's options without its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import attrs
+
+from luthier.plugins.structure import Written
+from luthier.recipe.parts import FIELDS
+from luthier.recipe.reading.draft import Entry, Steps
+
+SOURCES: Final = (("data", "train"), ("data", "validation"))
+
+OF_A_SOURCE: Final = ("path", "columns", "template", "split", "name", "revision", "max_rows")
+
+
+def expand(entry: Entry) -> list[Entry] | None:
+    """The entries that a short form stands for; None where nothing is short."""
+    value = opened(entry.value)
+    if entry.steps == ():
+        return _children(entry, value)
+    if entry.steps in SOURCES:
+        return _changed(entry, _sources(value, shared=entry.steps == SOURCES[1]))
+    if entry.steps[-1] == "name" and len(entry.steps) == 2 and entry.steps[0] in FIELDS:
+        return [attrs.evolve(entry, steps=entry.steps[:1])]
+    rule = RULES.get(entry.steps)
+    return rule(entry, value) if rule else None
+
+
+def opened(value: Any) -> Any:
+    """A list or mapping that was written on the command line; other values as they are."""
+    return value.value if isinstance(value, Written) and isinstance(value.value, (list, dict)) else value
+
+
+def _model(entry: Entry, value: Any) -> list[Entry] | None:
+    if isinstance(value, Mapping):
+        return _children(entry, value)
+    return [attrs.evolve(entry, steps=(*entry.steps, "name_or_path"))] if _is_text(value) else None
+
+
+def _other_model(entry: Entry, value: Any) -> list[Entry] | None:
+    """A teacher or reference: its name stands for its model; the words of `reference` stay words."""
+    if isinstance(value, Mapping):
+        return _children(entry, value)
+    if not isinstance(value, str) or value == "none" or entry.steps == ("reference",):
+        return None
+    return [attrs.evolve(entry, steps=(*entry.steps, "model"))]
+
+
+def _data(entry: Entry, value: Any) -> list[Entry] | None:
+    if isinstance(value, Mapping):
+        if "path" in value and "train" not in value:  # one source, beside what is said of all rows
+            own = {k: v for k, v in value.items() if k in OF_A_SOURCE}
+            rest = {k: v for k, v in value.items() if k not in own}
+            return [attrs.evolve(entry, steps=SOURCES[0], value=[own]), *_children(entry, rest)]
+        return _children(entry, value)
+    return [attrs.evolve(entry, steps=SOURCES[0])] if _is_text(value) or isinstance(value, list) else None
+
+
+def _distributed(entry: Entry, value: Any) -> list[Entry] | None:
+    if isinstance(value, Mapping):
+        return _children(entry, value)
+    return [attrs.evolve(entry, steps=("distributed", "strategy"))] if _is_text(value) else None
+
+
+def _part(entry: Entry, value: Any) -> list[Entry] | None:
+    if not isinstance(value, Mapping):
+        return None
+    if value and "name" not in value and "local" not in value:
+        return _children(entry, value)
+    return _changed(entry, dict(value))
+
+
+def _callbacks(entry: Entry, value: Any) -> list[Entry] | None:
+    return _changed(entry, [value] if isinstance(value, (str, Mapping)) else value)
+
+
+RULES: Final[dict[Steps, Callable[[Entry, Any], list[Entry] | None]]] = {
+    ("model",): _model,
+    ("teacher",): _other_model,
+    ("teacher", "model"): _model,
+    ("reference",): _other_model,
+    ("reference", "model"): _model,
+    ("data",): _data,
+    ("distributed",): _distributed,
+    ("callbacks",): _callbacks,
+    **{(kind,): _part for kind in FIELDS},
+}
+
+
+def _sources(value: Any, *, shared: bool) -> Any:
+    """Sources as a list of mappings; a number in place of validation sources is a share."""
+    if isinstance(value, Mapping) or (_is_text(value) and not (shared and _is_number(value))):
+        value = [value]
+    return [{"path": v} if _is_text(v) else v for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _children(entry: Entry, value: Mapping[str, Any]) -> list[Entry]:
+    inner = ((str(key), child) for key, child in value.items())
+    return [attrs.evolve(entry, steps=(*entry.steps, k), origin=(*entry.origin, k), value=v) for k, v in inner]
+
+
+def _changed(entry: Entry, value: Any) -> list[Entry] | None:
+    """The entry with another value; None where it is the same, so that expansion ends."""
+    return None if type(value) is type(entry.value) and value == entry.value else [attrs.evolve(entry, value=value)]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value on the command line looks like a number: a name, where one is asked for."""
+    return isinstance(value, Written) and type(value.value) in (int, float)

@@ -1,0 +1,223 @@
+"""One run's folder, read as it stands: whole or cut short, of a run that lives, ended or was killed. No torch."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+RECORD: Final = "run.json"
+RECIPE: Final = "recipe.yaml"
+METRICS: Final = "metrics.jsonl"
+LOCK: Final = "lock"
+CHECKPOINTS: Final = "checkpoints"
+TAIL: Final = 2**16  # bytes: more than a hundred lines of metrics
+NUMBER: Final = (int, float)
+
+
+@attrs.frozen(kw_only=True, eq=False, slots=False)
+class RunFolder:
+    """What a folder says of its run. `damage` is why `record` is empty; None where run.json is whole."""
+
+    path: Path
+    record: dict[str, Any]
+    damage: str | None = None
+
+    @cached_property
+    def state(self) -> str:
+        """running, stopped, completed, failed; killed where nobody trains a running one any more; or damaged."""
+        if self.damage is not None:
+            return "damaged"
+        state = str(self.record["state"])
+        return "killed" if state == "running" and not is_held(self.path) else state
+
+    @property
+    def run_id(self) -> str:
+        return str(self.record.get("run_id", ""))
+
+    @property
+    def name(self) -> str:
+        return self.path.absolute().name
+
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        """Kind, name, distribution and version of each part."""
+        held = self.record.get("parts", [])
+        return [part for part in held if isinstance(part, dict)] if isinstance(held, list) else []
+
+    @property
+    def model(self) -> str | None:
+        """The base model's name, or the last part of its path."""
+        found = reach(self.record, "note", "model", "name_or_path")
+        return None if found is None else Path(str(found)).name or str(found)
+
+    @property
+    def adapter(self) -> str | None:
+        return next((str(part.get("name")) for part in self.parts if part.get("kind") == "adapter"), None)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What a completed run recorded."""
+        found = self.record.get("result")
+        return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def recent(self) -> list[dict[str, Any]]:
+        """The last lines of the metrics, oldest first."""
+        return list(metric_lines(self.path / METRICS, TAIL))
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done, as far as the folder knows."""
+        known = (number(line, "step") for line in (self.record, *self.recent))
+        return max((int(step) for step in known if step is not None), default=0)
+
+    @property
+    def total_steps(self) -> int | None:
+        found = number(self.record, "total_steps")
+        return None if found is None else int(found)
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the run began; None where it does not say."""
+        with_zone = str(self.record.get("created", ""))
+        try:
+            return max(time.time() - datetime.fromisoformat(with_zone).timestamp(), 0.0)
+        except (ValueError, OverflowError, OSError):
+            return None
+
+    def latest(self, name: str) -> float | None:
+        """The newest value of a metric."""
+        found = [value for line in self.recent if (value := number(line, name)) is not None]
+        return found[-1] if found else number(self.result, "final_loss" if name == "loss" else name)
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of a metric over the whole run; lines of a process that was killed and resumed count once."""
+        held: dict[int, float] = {}
+        for line in metric_lines(self.path / METRICS):
+            step, value = number(line, "step"), number(line, name)
+            if step is not None and value is not None:
+                held[int(step)] = value
+        return sorted(held.items())
+
+    def settings(self) -> dict[str, Any] | None:
+        """The resolved recipe as plain data; None where recipe.yaml is missing or damaged."""
+        from luthier.errors import LuthierError
+        from luthier.recipe.reading.yaml12 import load
+
+        try:
+            tree, _ = load((self.path / RECIPE).read_text("utf-8"), RECIPE)
+        except (OSError, UnicodeDecodeError, LuthierError):
+            return None
+        return tree if isinstance(tree, dict) else None
+
+    def summary(self) -> dict[str, Any]:
+        """A line of the list."""
+        return {
+            "id": self.run_id,
+            "name": self.name,
+            "path": str(self.path),
+            "state": self.state,
+            "model": self.model,
+            "adapter": self.adapter,
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "loss": self.latest("loss"),
+            "eval_loss": self.latest("eval_loss"),
+            "created": self.record.get("created"),
+            "age": self.age,
+            "damage": self.damage,
+        }
+
+
+def read_folder(path: Path) -> RunFolder:
+    """The run of a folder, however damaged; it never raises."""
+    try:
+        record = json.loads((path / RECORD).read_text("utf-8"))
+    except FileNotFoundError:
+        return RunFolder(path=path, record={}, damage=f"it has no {RECORD}")
+    except (OSError, ValueError, RecursionError) as error:
+        return RunFolder(path=path, record={}, damage=f"{RECORD} cannot be read: {error}")
+    if not isinstance(record, dict) or not isinstance(record.get("run_id"), str) or "state" not in record:
+        return RunFolder(path=path, record={}, damage=f"{RECORD} is no run's record")
+    return RunFolder(path=path, record=record)
+
+
+def metric_lines(path: Path, last: int | None = None) -> Iterator[dict[str, Any]]:
+    """The whole lines of a metrics file, those of its last `last` bytes only; what a kill cut short is left out."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            begin = 0 if last is None else max(size - last, 0)
+            file.seek(begin)
+            if begin:
+                file.readline()
+            for line in file:
+                yield from _object(line)
+    except OSError:
+        return
+
+
+def _object(line: bytes) -> Iterator[dict[str, Any]]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(found, dict):
+        yield found
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process trains in the folder: it holds the lock until it ends, however it ends.
+
+    A child of a dead process may hold it still, and a network file system may keep no locks: there the owner's name
+    in the file says whether that lives.
+    """
+    from luthier.runs.writing.lock import OWNER, WITHOUT_LOCKS, lives
+
+    owner = None
+    try:
+        with (folder / LOCK).open("rb") as file:
+            owner = OWNER.search(file.read(TAIL).decode("utf-8", "replace"))
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return owner is None or owner[2] != socket.gethostname() or lives(int(owner[1]))
+    except OSError as error:
+        return error.errno in WITHOUT_LOCKS and owner is not None and lives(int(owner[1]))
+
+
+def number(values: Mapping[str, Any], name: str) -> float | None:
+    """A finite number of a record or a line of metrics; None where it is absent or anything else."""
+    found = values.get(name)
+    if not isinstance(found, NUMBER) or isinstance(found, bool):
+        return None
+    try:
+        return found if math.isfinite(found) else None
+    except OverflowError:  # of whole numbers that no float holds
+        return None
+
+
+def reach(values: Any, *names: str) -> Any:
+    """What stands at a path of names; None where there is no such path."""
+    for name in names:
+        values = values.get(name) if isinstance(values, dict) else None
+    return values
+
+
+def beside(folder: Path) -> Path:
+    """The folder, or the first free name beside it."""
+    counter, candidate = 2, folder
+    while candidate.exists():
+        candidate, counter = folder.with_name(f"{folder.name}-{counter}"), counter + 1
+    return candidate

@@ -1,0 +1,1 @@
+"""What a running run writes to its folder and reads back: record, lock, decisions, requests."""

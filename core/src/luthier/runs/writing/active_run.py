@@ -1,0 +1,52 @@
+"""The running run: its state, what callbacks may ask of it, and how a signal ends it."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from luthier.runs.writing.phases import Phases
+
+
+class Interrupted(Exception):
+    """A signal ended the run after its checkpoint; `exit_status` is 128 + the signal's number."""
+
+    def __init__(self, number: int, step: int, folder: Path) -> None:
+        self.exit_status, self.step, self.folder = 128 + number, step, folder
+        super().__init__(
+            f"stopped by {signal.Signals(number).name} after step {step}; the same command goes on: {folder}"
+        )
+
+
+@attrs.define(kw_only=True, eq=False)
+class ActiveRun:
+    """A run in progress, as callbacks see it. `settings` is the resolved recipe as plain data."""
+
+    run_id: str
+    folder: Path
+    name: str
+    settings: dict[str, Any]
+    total_steps: int | None  # None: not known yet, or without end
+    belongs: dict[str, Any] = attrs.field(factory=dict)  # its recipe, data, base and parts, kept in each checkpoint
+    is_main: bool = True
+    step: int = 0
+    stop_reason: str | None = None
+    wants_save: bool = False
+    wants_evaluation: bool = False
+    signal: int | None = None
+    phases: Phases = attrs.field(factory=Phases)  # a callback may listen to where the time goes
+
+    def request_stop(self, reason: str = "requested") -> None:
+        """End the run after this step, with a checkpoint."""
+        self.stop_reason = reason
+
+    def request_save(self) -> None:
+        """Write a checkpoint after this step."""
+        self.wants_save = True
+
+    def request_evaluation(self) -> None:
+        """Evaluate after this step."""
+        self.wants_evaluation = True

@@ -1,0 +1,75 @@
+"""The run as it happens: its folder, lock and record, and what callbacks may ask of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from luthier.disk import write_json
+from luthier.errors import LuthierError
+
+RECORD: Final = "run.json"
+RECIPE: Final = "recipe.yaml"
+LIBRARIES: Final = ("luthier", "torch", "transformers", "tokenizers", "safetensors", "numpy", "datasets")
+
+
+def new_id() -> str:
+    """A run's id: the time, and four characters of chance."""
+    return datetime.now(UTC).strftime("%Y%m%d-%H%M%S-") + os.urandom(2).hex()
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """run.json, or None where the folder holds no run."""
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        remedy = "Restore the file, or choose another folder."
+        raise LuthierError(
+            "run-not-found", f"{RECORD} is damaged: {error}", where=str(folder), remedy=remedy
+        ) from error
+
+
+def write_record(folder: Path, record: dict[str, Any], **changes: Any) -> None:
+    """Bring run.json up to date, on the disk and in memory."""
+    record.update(changes, updated=datetime.now(UTC).isoformat(timespec="seconds"))
+    write_json(folder / RECORD, strict(record))
+
+
+def strict(value: Any) -> Any:
+    """JSON has no NaN: a loss that is none is null."""
+    if isinstance(value, dict):
+        return {name: strict(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [strict(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What else decides the numbers of a run: versions, processor, threads, and our own variables."""
+    import torch
+
+    known = {d: _version(d) for d in LIBRARIES}
+    return {
+        "versions": {"python": platform.python_version(), **{d: v for d, v in known.items() if v}},
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("LUTHIER_", "OMP_", "MKL_"))},
+    }
+
+
+def _version(distribution: str) -> str | None:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(distribution)
+    return None

@@ -1,0 +1,111 @@
+"""Place: the folder that a run trains in, and whether it goes on with what lies there."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from luthier.errors import LuthierError
+from luthier.recipe import recipe_hash
+from luthier.recipe.writing import determining
+from luthier.runs.run_folder import beside, read_folder
+from luthier.runs.writing import differences as changes
+from luthier.runs.writing.record import RECIPE, RECORD, read_record
+from luthier.runs.writing.save_requests import ASKED
+
+if TYPE_CHECKING:
+    from luthier.recipe import Recipe
+    from luthier.recipe.objects import Objects
+
+OURS = {"lock", "log.jsonl", RECIPE, "metrics.jsonl", ASKED}  # what may lie there before run.json does
+
+
+@attrs.frozen(kw_only=True)
+class Place:
+    """Where a run goes, and whether it goes on from a checkpoint there; `changed`: with another recipe, as allowed."""
+
+    folder: Path
+    record: dict[str, Any] | None = None
+    done: bool = False
+    changed: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**attrs.asdict(self, recurse=False), "folder": str(self.folder)}
+
+    @classmethod
+    def of(cls, told: dict[str, Any]) -> Place:
+        return cls(**{**told, "folder": Path(told["folder"])})
+
+
+def find_place(recipe: Recipe, objects: Objects, *, fresh: bool, allowed: frozenset[str] = frozenset()) -> Place:
+    """The run's folder. Another run's is refused, unless what differs is allowed; with `fresh`, and for objects, a new
+    one beside it is taken."""
+    given = any(v is not None for v in attrs.astuple(objects, recurse=False))
+    folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
+    again = begun(folder)
+    record = read_record(again or folder)
+    if again is None and (fresh or (given and record is not None and recipe.output_dir is None)):
+        return Place(folder=beside(folder))
+    folder = again or folder
+    if record is None:
+        _refuse_strangers(folder)
+        return Place(folder=folder)
+    changed = record["recipe_hash"] != recipe_hash(recipe) and _differs(recipe, folder, record, allowed)
+    return Place(folder=folder, record=record, done=record["state"] == "completed" and not changed, changed=changed)
+
+
+def begun(folder: Path) -> Path | None:
+    """The folder, or one beside it, that an earlier start of the same launch has begun."""
+    launch, number, candidate = os.environ.get("TORCHELASTIC_RUN_ID"), 2, folder
+    if launch is None or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return None
+    while candidate.exists():
+        if (read_record(candidate) or {}).get("launch") == launch:
+            return candidate
+        candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    return None
+
+
+def still(place: Place) -> None:
+    """Raise `run-folder-locked` where another process has begun or ended a run there since; asked under the lock."""
+    held, known = read_record(place.folder) or {}, place.record or {}
+    if held.get("run_id") != known.get("run_id") or (held.get("state") == "completed" and not place.changed):
+        problem = "another process trained here in the meantime"
+        raise LuthierError("run-folder-locked", problem, where=str(place.folder), remedy="Run the same command again.")
+
+
+def _differs(recipe: Recipe, folder: Path, record: dict[str, Any], allowed: frozenset[str]) -> bool:
+    """Whether the recipe means another run than the folder's; one that an earlier luthier wrote may only look so."""
+    was, settings = {"recipe": record["recipe_hash"]}, read_folder(folder).settings()
+    if settings is not None:
+        was["settings"] = settings
+    found = changes.compare(was, {"recipe": recipe_hash(recipe), "settings": determining(recipe)})
+    where = f"{folder}: run {record['run_id']} of another recipe"
+    changes.refuse(found, allowed, where, code="run-folder-other")
+    return bool(found)
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """runs/<model>-<adapter>-<hash>: the same recipe finds its own folder again."""
+    from luthier.plugins.registry import installed
+    from luthier.recipe.parts import find_part
+
+    model = Path(recipe.model.name_or_path).name or "model"
+    adapter = find_part(recipe.adapter, "adapter", "adapter", installed()).name.rpartition(".")[2]
+    named = re.sub(r"[^\w.-]+", "-", recipe.run_name or "").strip("-.")  # a name for people may be no file's name
+    return Path("runs") / (named or f"{model}-{adapter}-{recipe_hash(recipe)[:8]}")
+
+
+def _refuse_strangers(folder: Path) -> None:
+    """A folder that holds files of no run is not ours to fill."""
+    if folder.exists() and not folder.is_dir():
+        raise LuthierError("run-folder-other", "there is a file of this name", where=str(folder))
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    strangers = [name for name in names if name not in OURS and not name.startswith(f".{RECORD}.")]
+    if strangers:
+        problem = f"the folder holds other files: {', '.join(sorted(strangers)[:3])}"
+        raise LuthierError("run-folder-other", problem, where=str(folder))

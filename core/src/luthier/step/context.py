@@ -1,0 +1,103 @@
+"""The context that parts get: what they may know of the run they join."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from luthier.model.load import read_model
+from luthier.model.self_check import disagreement
+from luthier.model.weights.dense_files import Files, save_model
+from luthier.model.weights.quantized import write_trained
+from luthier.plugins.contracts.protocols import Adapter, Quantizer
+from luthier.plugins.contracts.values import Context, Purpose
+from luthier.precision import weight_dtypes as storage
+from luthier.randomness import seed_all
+from luthier.runs.writing.decisions import Decisions
+from luthier.step.preparation import cache_tensors, decide_with, run_body, show_progress
+
+WHOLE: Final = ("train", "open")  # purposes of a model whose weights have values
+ATTACHING: Final = -1  # where the key of a step has its number, so that no step draws the same
+
+
+def context_for(
+    model: Any,
+    quantizer: Any,
+    *,
+    seed: int,
+    purpose: Purpose = "train",
+    total_steps: int | None = 0,
+    original: Callable[[nn.Module], Tensor],
+    batches: Callable[[int], Iterable[Any]] = lambda _: (),
+    log: Callable[[str, float], None] = lambda *_: None,
+    files: Callable[[], Files] = Files,
+    decisions: Decisions | None = None,
+) -> Context:
+    context = Context(
+        config=model.config,
+        device=model.device,
+        purpose=purpose,
+        has_values=purpose in WHOLE,
+        dtype=model.dtype,
+        seed=seed,
+        total_steps=total_steps,
+        log=log,
+        dequantize=lambda layer: dense_weight(layer, quantizer),
+        requantize=lambda layer, weight: _put(layer, weight, quantizer),
+        original=original,
+        batches=batches,
+        forward=run_body,
+    )
+    save, load = functools.partial(_save, quantizer, files), functools.partial(_load, quantizer)
+    return _with_preparation(attrs.evolve(context, save_model=save, load_model=load), decisions or Decisions())
+
+
+def _with_preparation(context: Context, decisions: Decisions) -> Context:
+    context = attrs.evolve(context, decide=decide_with(decisions, context.purpose))
+    if not context.has_values:
+        return context
+    return attrs.evolve(context, progress=show_progress, cache=cache_tensors, probe=disagreement)
+
+
+def attach_adapter(adapter: Adapter, model: Any, context: Context) -> Any:
+    """Return the model with its adapter. What the adapter draws follows from the run's seed, in every world alike."""
+    seed_all(context.seed, ATTACHING)
+    return adapter.attach(model, context)
+
+
+def _save(quantizer: Quantizer, files: Callable[[], Files], model: Any, folder: Path) -> None:
+    if quantizer.trains:
+        write_trained(model, folder, quantizer)
+    else:
+        save_model(model, folder, files())
+
+
+def _load(quantizer: Quantizer, folder: Path, model: Any) -> Any:
+    return quantizer.load(folder, model) if quantizer.trains else read_model(folder, model.dtype)
+
+
+def dense_weight(layer: nn.Module, quantizer: Any) -> Tensor:
+    """[out, in] float32, whatever the layer stores."""
+    held = quantizer.dequantize(layer)
+    if held is not None:
+        return held
+    weight = storage.whole(layer.weight)
+    return (weight.T if _transposed(layer) else weight).to(torch.promote_types(torch.float32, weight.dtype))
+
+
+def _put(layer: Any, weight: Tensor, quantizer: Any) -> None:
+    if quantizer.dequantize(layer) is not None:
+        quantizer.requantize(layer, weight)
+        return
+    storage.fill(layer.weight, weight.T if _transposed(layer) else weight)
+
+
+def _transposed(layer: nn.Module) -> bool:
+    """transformers' Conv1D holds [in, out]."""
+    return type(layer).__name__ == "Conv1D"

@@ -1,0 +1,1 @@
+"""Evaluation: the loss and the metrics over held-out rows."""

@@ -1,0 +1,104 @@
+"""Metric parts in an evaluation: built once, and given the tokens of each micro-batch in the pass of the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from luthier.errors import LuthierError
+from luthier.plugins.contracts.metric_names import check_metric_names
+from luthier.plugins.contracts.values import LossOutput, TokenStatistics
+from luthier.plugins.records import MetricRecord
+
+if TYPE_CHECKING:
+    from luthier.data.batches.batch import Batch
+    from luthier.plugins.contracts.policy_protocol import Policy
+    from luthier.plugins.contracts.protocols import Metric
+    from luthier.recipe.parts import Resolved
+    from luthier.step.setup import Setup
+
+
+@attrs.frozen(kw_only=True)
+class BuiltMetric:
+    """A metric of the recipe, ready to score."""
+
+    record: MetricRecord
+    part: Metric
+
+    def score(self, method: str, *given: Any) -> tuple[float, float]:
+        """Return the (sum, count) that the part gives; `part-invalid` where it is none."""
+        found = getattr(self.part, method)(*given)
+        try:
+            total, count = (float(number) for number in found)
+        except (TypeError, ValueError):
+            total = count = math.nan
+        if not (math.isfinite(total) and math.isfinite(count) and count >= 0):
+            raise LuthierError("part-invalid", f"{method} returns a finite sum and a count of 0 or more",
+                               where=f"metric {self.record.name}", found=found)  # fmt: skip
+        return total, count
+
+
+def settle_evaluation(setup: Setup, resolved: Resolved) -> None:
+    """Set what an evaluation reports besides the loss: the perplexity, where its record says so, and metric parts."""
+    setup.has_perplexity = bool(getattr(resolved.loss.record or resolved.loss.local, "perplexity", False))
+    setup.metrics = build_metrics(resolved, setup)
+
+
+def build_metrics(resolved: Resolved, setup: Setup) -> dict[str, BuiltMetric]:
+    """Return the recipe's metrics by the names that an evaluation reports them under (`eval_` before them).
+
+    Raises where two have one name, or one is the run's own; and for answers where the weights lie in shards.
+    """
+    found: dict[str, BuiltMetric] = {}
+    for i, part in enumerate(resolved.metrics):
+        where = f"metrics.{i}"
+        record: Any = part.record
+        check_metric_names([part.name], where)
+        if part.name in found:
+            raise LuthierError("recipe-conflict", "this metric is named twice", where=where, found=part.name)
+        if record.over == "answers" and setup.spread.strategy == "fsdp":
+            problem = "a metric over answers generates, which sharded weights cannot"
+            raise LuthierError("part-unsupported", problem, where=where, remedy="Set distributed.strategy: ddp.")
+        found[part.name] = BuiltMetric(record=record, part=resolved.build(part))
+    return found
+
+
+def measuring_tokens(setup: Setup) -> Callable[[Any, Batch], LossOutput] | None:
+    """Return what `Step` computes so that the metrics over tokens come with the loss; None where there are none."""
+    if not any(metric.record.over == "tokens" for metric in setup.metrics.values()):
+        return None
+
+    def compute(policy: Any, batch: Batch) -> LossOutput:
+        output, found = setup.step.compute_loss(policy, batch), score_tokens(setup, policy, batch)
+        taken = sorted(found.keys() & output.metrics.keys())
+        if taken:
+            remedy = "Leave it out of metrics: the loss reports it."
+            raise LuthierError("recipe-conflict", "the loss has a metric of this name", where="metrics",
+                               found=taken[0], remedy=remedy)  # fmt: skip
+        output.metrics.update(found)
+        return output
+
+    return compute
+
+
+def score_tokens(setup: Setup, policy: Policy, batch: Batch) -> dict[str, tuple[float, float]]:
+    """Return each metric's (sum, count) over the supervised tokens of a micro-batch."""
+    metrics = {name: metric for name, metric in setup.metrics.items() if metric.record.over == "tokens"}
+    want = sorted({name for metric in metrics.values() for name in metric.record.wants})
+    found = policy.token_logprobs(batch, want)  # on every rank and of every batch, idle ones too
+    logprobs, also = found if want else (found, {})
+    if not len(batch.supervised):
+        return {}
+    places = batch.supervised
+    given = {name: values.detach()[places] for name, values in also.items()}
+    statistics = TokenStatistics(
+        labels=batch.labels[places],
+        logprobs=logprobs.detach()[places],
+        weights=batch.token_weights[places],
+        entropy=given.get("entropy"),
+        top1=given.get("top1"),
+    )
+    return {name: metric.score("score_tokens", statistics) for name, metric in metrics.items()}

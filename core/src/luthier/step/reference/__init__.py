@@ -1,0 +1,1 @@
+"""The reference and other frozen companions, while a step runs."""

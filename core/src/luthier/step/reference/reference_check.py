@@ -1,0 +1,48 @@
+"""The check before the first step: a reference that is the policy as it begins gives the policy's own numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from luthier.errors import LuthierError
+from luthier.model.weights.initial_weights import InitialWeights
+from luthier.step.over_batches import run_over
+from luthier.step.reference.cached_reference import CachedReference
+
+if TYPE_CHECKING:
+    from luthier.data.batches.batch import Batch
+    from luthier.model.policy import ModelPolicy
+    from luthier.step.setup import Setup
+
+
+def begin_companions(setup: Setup) -> None:
+    """Let the reference be the policy as it stands before the first step, and hold the two against each other."""
+    kept = setup.constant_owners.get("reference")
+    if isinstance(kept, InitialWeights):
+        kept.capture()
+    check_reference(setup)
+    cache = setup.constant_owners.get("reference_cache")
+    if isinstance(cache, CachedReference):
+        cache.fill(setup)
+        if not cache.derives and setup.companions.reference != "disabled":  # nobody asks it again
+            cache.live = None
+            setup.constant_owners.pop("reference", None)
+
+
+def check_reference(setup: Setup) -> None:
+    """Raise `part-invalid` where policy and reference differ before the first step, with dropout off."""
+    if not setup.companions.begins_equal:
+        return
+    apart = [float(found) for found in run_over(setup, setup.context.batches(1), _distance)]
+    full = not setup.precision.is_low and setup.model.dtype.itemsize > 2
+    if max(apart, default=0.0) > (1e-4 if full else 0.15):
+        problem = f"before the first step it differs from the policy: log-probabilities by up to {max(apart):.2g}"
+        remedy = "Let disabled() give the model without the adapter, or say in the record how far attaching moves it."
+        raise LuthierError("part-invalid", problem, where="reference", remedy=remedy)
+
+
+def _distance(policy: ModelPolicy, batch: Batch) -> Any:
+    reference: Any = policy.reference()
+    live = reference.live if isinstance(reference, CachedReference) else reference
+    own, other = policy.token_logprobs(batch), live.token_logprobs(batch)
+    return (own - other).abs().max()

@@ -1,0 +1,92 @@
+"""How long a run is, where its rows say so, and the learning rates that go with that."""
+
+from __future__ import annotations
+
+import math
+
+from luthier.data.batches.example_feed import Feed, RowFeed
+from luthier.data.batches.row_order import Order
+from luthier.data.examples import TokenDataset
+from luthier.data.stream.row_stream import Stream
+from luthier.data.stream.stream_feed import StreamFeed
+from luthier.errors import LuthierError
+from luthier.logs import get_logger
+from luthier.recipe import Recipe
+from luthier.recipe.checks.modes import mode_of
+from luthier.step.schedule.learning_rates import Rates, endless, rates
+
+log = get_logger()
+
+
+def check_length(recipe: Recipe) -> None:
+    """Raise `recipe-conflict` before any work where a run whose length cannot be known has a schedule that needs it."""
+    unending = mode_of(recipe) == "infinite"
+    if unending and not (recipe.save_steps or recipe.save_samples or recipe.save_strategy in ("epoch", "no")):
+        log.warning("a run without end writes its first checkpoint when it is stopped", remedy="save_steps")
+    if unending or (recipe.data.streaming and not recipe.max_steps):
+        rates_of(recipe, None)
+
+
+def feed_of(recipe: Recipe, train: TokenDataset | Stream) -> Feed:
+    """Where the loop gets the examples of each step from, and how many steps there are."""
+    if isinstance(train, Stream):
+        return StreamFeed(
+            stream=train,
+            batch=int(recipe.global_batch_size),
+            seed=recipe.seed,
+            buffer=recipe.data.shuffle_buffer,
+            total=recipe.max_steps,
+            epochs=recipe.num_train_epochs if mode_of(recipe) == "epoch" else math.inf,
+            max_tokens=recipe.max_tokens,
+        )
+    order = Order(size=len(train), batch=int(recipe.global_batch_size), seed=recipe.seed)
+    return RowFeed(dataset=train, order=order, total=total_steps(recipe, order, train))
+
+
+def total_steps(recipe: Recipe, order: Order, train: TokenDataset) -> int | None:
+    """Optimizer steps until the first of the limits that the training mode counts; None for a run without end."""
+    mode = mode_of(recipe)
+    if mode == "infinite":
+        return None
+    if mode == "epoch":
+        total = math.ceil(order.steps_per_epoch * recipe.num_train_epochs)
+    else:
+        steps = [recipe.max_steps] if recipe.max_steps else []
+        tokens = [_steps_for_tokens(recipe.max_tokens, order, train)] if recipe.max_tokens else []
+        total = min(steps + tokens)
+    if total < 1:
+        raise LuthierError("recipe-out-of-range", "the run has no step", where="num_train_epochs",
+                           found=recipe.num_train_epochs)  # fmt: skip
+    return total
+
+
+def _steps_for_tokens(limit: int, order: Order, train: TokenDataset) -> int:
+    """The step after which `limit` supervised tokens are reached: the order is known, so this is exact."""
+    counts = train.num_supervised
+    per_epoch = int(counts.sum())
+    whole = max((limit - 1) // per_epoch, 0)
+    seen, first = whole * per_epoch, whole * order.steps_per_epoch
+    for step, rows in order.steps(first + order.steps_per_epoch, first=first):
+        seen += int(counts[rows].sum())
+        if seen >= limit:
+            return step + 1
+    raise AssertionError("an epoch holds its own tokens")
+
+
+def rates_of(recipe: Recipe, total: int | None) -> Rates:
+    """The learning rate of each step; `recipe-conflict` where the schedule needs a length that the run has not."""
+    name, peak, settings = recipe.lr_scheduler_type, _peak(recipe), recipe.lr_scheduler_kwargs
+    if total is None:
+        if recipe.warmup_ratio:
+            problem, remedy = "a share of a run of unknown length", "Set warmup_steps, or max_steps."
+            raise LuthierError("recipe-conflict", problem, where="warmup_ratio", remedy=remedy)
+        return Rates([], endless(name, peak, recipe.warmup_steps, settings), peak=peak)
+    warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * total)
+    if warmup > total:
+        log.warning("the warm-up is longer than the run", warmup_steps=warmup, steps=total)
+    return Rates(rates(name, peak, total, warmup, settings))
+
+
+def _peak(recipe: Recipe) -> float:
+    """The learning rate; where it is still to be chosen, any that is not zero tells whether the schedule is sound."""
+    return recipe.learning_rate if recipe.learning_rate != "auto" else 1.0

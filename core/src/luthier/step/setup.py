@@ -1,0 +1,138 @@
+"""What a run consists of once everything is loaded, checked and attached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+
+from luthier.data.batches.batch import Batch, collate, idle
+from luthier.data.batches.example_feed import Portion
+from luthier.data.batches.layout import LaidOutFeed, UnitLayout
+from luthier.data.batches.packing import Packing, imbalance
+from luthier.data.batches.prefetch import ahead, pays
+from luthier.data.examples import TokenDataset, TokenExample
+from luthier.distributed.spread import Spread
+from luthier.distributed.world import World
+from luthier.hardware.process_settings import Process
+from luthier.model.operations.install_operations import Installed
+from luthier.plugins.contracts.values import Context, Multipliers, Progress
+from luthier.precision.dtypes import Precision
+from luthier.runs.writing.decisions import Decisions
+from luthier.runs.writing.phases import Phases
+from luthier.step.evaluation.metric_parts import BuiltMetric
+from luthier.step.module import Step
+from luthier.step.out_of_memory import Attempt
+from luthier.step.reference.companions import Companions
+from luthier.step.schedule.learning_rates import Rates
+
+if TYPE_CHECKING:
+    from luthier.checkpoint.constants import ConstantOwner
+    from luthier.data.prepare import Report
+    from luthier.recipe import Recipe
+
+
+@attrs.define(kw_only=True, eq=False)
+class Setup:
+    """Everything the loop needs, and nothing that it has to look up."""
+
+    recipe: Recipe
+    model: Any
+    tokenizer: Any
+    adapter: Any
+    loss: Any
+    optimizer_part: Any
+    quantizer: Any
+    step: Step
+    context: Context
+    optimizer: torch.optim.Optimizer
+    rates: Rates
+    feed: LaidOutFeed  # where the units of each step come from, laid out
+    packing: Packing  # how they become micro-batches
+    train: TokenDataset
+    validation: TokenDataset | None
+    report: Report
+    device: torch.device
+    attention: str  # the implementation that the model had before the run
+    operations: Installed  # what of the model computes by operations of ours
+    metrics: dict[str, BuiltMetric] = attrs.field(factory=dict)  # what an evaluation reports besides the loss's own
+    has_perplexity: bool = False  # the loss's main term is nats per token
+    decisions: Decisions = attrs.field(factory=Decisions)
+    precision: Precision = attrs.field(factory=Precision)
+    process: Process = attrs.field(factory=Process)
+    undo: ExitStack = attrs.field(factory=ExitStack)  # what gives model and process back as they came, once closed
+    numbers: dict[str, float] = attrs.field(factory=dict)  # what parts logged since the last step
+    companions: Companions = attrs.field(factory=Companions)  # the frozen policies beside the one that trains
+    decays: list[float] = attrs.field(  # each optimizer group's own weight decay
+        default=attrs.Factory(
+            lambda own: [group.get("weight_decay", 0.0) for group in own.optimizer.param_groups], takes_self=True
+        )
+    )
+    phases: Phases = attrs.field(factory=Phases)  # where the time goes, for those who ask
+    world: World = attrs.field(factory=World)  # the processes that train together
+    attempt: Attempt = attrs.field(factory=Attempt)  # at the step that is under way
+    progress: Progress = attrs.field(default=attrs.Factory(lambda own: own.progress_after(0, 0.0), takes_self=True))
+    constant_owners: dict[str, ConstantOwner] = attrs.field(  # whose frozen tensors are kept once
+        default=attrs.Factory(lambda own: {"adapter": own.adapter}, takes_self=True)
+    )
+    spread: Spread = attrs.field(default=attrs.Factory(lambda own: Spread(module=own.step), takes_self=True))
+
+    @property
+    def layout(self) -> UnitLayout:
+        """How units are laid out before they are packed."""
+        return self.feed.layout
+
+    def progress_after(self, step: int, epoch: float) -> Progress:
+        """Return where the run stands once `step` steps are done."""
+        return Progress(step=step, total_steps=self.feed.total, epoch=epoch)
+
+    def tell_progress(self, progress: Progress | None = None) -> Multipliers:
+        """Tell the quantizer what is done (None: as before), as before every run of the model; returns its factors."""
+        self.progress = progress or self.progress
+        return self.quantizer.progressed(self.progress)
+
+    def portions(self, first: int) -> Iterator[Portion]:
+        """The portions of step `first` (from 0) and of those after it, made ahead where that pays."""
+        portions = self.feed.portions(first)
+        streaming = not isinstance(self.train, TokenDataset)
+        if not self.decisions.take("prefetch", lambda: pays(self.device, streaming=streaming)):
+            return portions
+        return ahead(portions, lambda portion: (self.packing, list(self.micro_batches(portion))), self.device)
+
+    def micro_batches(self, portion: Portion) -> Iterator[Batch]:
+        """This rank's micro-batches of one optimizer step."""
+        if portion.ready is not None and portion.ready[0] == self.packing:
+            return iter(portion.ready[1])
+        return batches(portion.examples, self.packing, self.device)
+
+    def balance(self, portion: Portion | None) -> dict[str, float]:
+        """Among several ranks, how much longer the slowest of each micro-batch takes than all would at equal loads."""
+        if portion is None or self.packing.ranks == 1:
+            return {}
+        lengths = self.packing.sizes(portion.examples)
+        return {"rank_imbalance": imbalance(lengths, self.packing.spread(lengths))}
+
+
+def batches(examples: Sequence[TokenExample], packing: Packing, device: torch.device) -> Iterator[Batch]:
+    """This rank's micro-batches of the examples, on the device: as many as every other rank has, idle ones included."""
+    for bins in packing.spread(packing.sizes(examples)):
+        yield _batch(examples, bins[packing.rank], device)
+
+
+def dealt(
+    examples: Sequence[TokenExample], packing: Packing, device: torch.device, limit: int | None = None
+) -> Iterator[Batch]:
+    """This rank's share of the micro-batches that a process alone would have, the first `limit` of them."""
+    alone = attrs.evolve(packing, ranks=1, rank=0)
+    turns = [bins[0] for bins in alone.spread(packing.sizes(examples))][:limit]
+    for first in range(0, len(turns), packing.ranks):
+        own = turns[first + packing.rank : first + packing.rank + 1]
+        yield _batch(examples, own[0] if own else [], device)
+
+
+def _batch(examples: Sequence[TokenExample], members: Sequence[int], device: torch.device) -> Batch:
+    batch = collate([examples[i] for i in members]) if members else idle(examples[0])
+    return batch.to(device)

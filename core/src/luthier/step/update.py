@@ -1,0 +1,174 @@
+"""One optimizer step: forward, backward, clip, step, over every micro-batch of the global batch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import attrs
+import torch
+from torch import Tensor
+
+from luthier.data.batches.batch import Batch
+from luthier.data.batches.example_feed import Portion
+from luthier.distributed.shard_tensors import whole
+from luthier.distributed.world import added
+from luthier.plugins.contracts.metric_names import check_metric_names
+from luthier.plugins.contracts.values import Multipliers, Progress
+from luthier.randomness import seed_all
+from luthier.step.evaluation.evaluate import Meter, couples, divided
+from luthier.step.losses.coupled import accumulate_coupled, list_terms
+from luthier.step.losses.loss_output import weigh_output
+from luthier.step.out_of_memory import agree, fitted
+from luthier.step.setup import Setup
+
+DERIVED_CUT: Final = "derived_cut"  # the share of the documents that the loss derived whose answer lost its end
+PENALTY: Final = "penalty"  # the metric that shows what an adapter adds to the objective
+
+
+@attrs.frozen(kw_only=True)
+class Update:
+    """What one optimizer step did."""
+
+    loss: float  # the objective of the global batch, with the penalty
+    terms: dict[str, tuple[float, float]]  # (sum, weight) of each over the global batch
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    supervised_tokens: int
+    documents: int
+    seconds: float
+    metrics: dict[str, tuple[float, float]]  # (sum, count)
+    finite: bool = True  # whether loss and gradient were: only then the weights have moved
+    overflowed: bool = False  # whether only the scale of the loss was too large, which is no fault
+    batches: tuple[Batch, ...] = ()  # kept where they were not, to be looked into
+
+    def numbers(self) -> dict[str, Any]:
+        """All but the batches, as a checkpoint keeps it until it is logged."""
+        return attrs.asdict(self, filter=lambda field, _: field.name != "batches")
+
+
+def pooled_loss(updates: Sequence[Update]) -> float:
+    """Return the objective over several steps: each term's sum over its weight, and the mean penalty."""
+    penalty = sum(u.metrics.get(PENALTY, (0.0, 1.0))[0] for u in updates) / len(updates)
+    return sum(divided([u.terms for u in updates]).values()) + penalty
+
+
+def update(setup: Setup, index: int, portion: Portion) -> Update:
+    """Take step `index` (from 0) on the examples of `portion`; where loss or gradient is not finite, nothing moves."""
+    began, lengths = time.perf_counter(), setup.packing.sizes(portion.examples)
+    multipliers = setup.tell_progress(setup.progress_after(index, portion.begun))
+    batches, meter = fitted(setup, lengths, lambda: _differentiated(setup, index, portion))
+    seed_all(setup.recipe.seed, index)  # what parts draw from here on is the same on every rank, and for every cut
+    penalty = _penalty(setup)
+    loss = meter.loss + (penalty or 0.0)
+    with setup.phases("optimizer"):
+        setup.precision.unscale(_gradients(setup))
+        setup.adapter.gradients_ready()
+        norm = _clip(setup)
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        overflowed = math.isfinite(loss) and setup.precision.overflowed(math.isfinite(norm), index)
+        rate = _apply(setup, index, portion, multipliers) if finite else _drop(setup, index)
+    setup.progress = setup.progress_after(index + 1, portion.ended)
+    return Update(
+        loss=loss,
+        terms=meter.shares(),
+        grad_norm=norm,
+        learning_rate=rate,
+        tokens=sum(lengths),
+        supervised_tokens=portion.num_supervised,
+        documents=len(portion.examples),
+        seconds=time.perf_counter() - began,
+        metrics={**(meter.pairs() if finite else {}), **_own_numbers(setup, portion, penalty)},
+        finite=finite,
+        overflowed=overflowed,
+        batches=() if finite else tuple(batches),
+    )
+
+
+def _differentiated(setup: Setup, index: int, portion: Portion) -> tuple[list[Batch], Meter]:
+    """This rank's micro-batches of the portion, and what came of them; their gradients lie in the parameters."""
+    setup.optimizer.zero_grad(set_to_none=True)
+    with setup.phases("data"):
+        batches = list(setup.micro_batches(portion))
+    return batches, accumulate(setup, index, batches)
+
+
+def accumulate(setup: Setup, index: int, batches: list[Batch]) -> Meter:
+    """The gradient of the global batch's objective, and its sums; the same again each time it is called."""
+    if couples(setup.loss):
+        return accumulate_coupled(setup, index, batches)
+    return _accumulate(setup, index, batches)
+
+
+def _accumulate(setup: Setup, index: int, batches: list[Batch]) -> Meter:
+    """Backward over each micro-batch, every term divided by its weight in the whole global batch."""
+    terms = list_terms(setup, batches)
+    weights = setup.world.sum_numbers(added(terms))
+    meter = Meter()
+    for number, (batch, own) in enumerate(zip(batches, terms, strict=True)):
+        seed_all(setup.recipe.seed, index, setup.spread.number(number))
+        with setup.spread.turn(last=number + 1 == len(batches)):
+            with setup.phases("forward"):
+                output = setup.spread.module(batch)
+                objective = weigh_output(output, weights)
+            if number + 1 == len(batches):
+                agree(setup, last=True)
+            with setup.phases("backward"):
+                setup.spread.backward(setup.precision.scaled(objective), batch)
+        if not batch.idle:
+            meter.add(output, own)
+    return meter.over(setup.world)
+
+
+def _own_numbers(setup: Setup, portion: Portion, penalty: float | None) -> dict[str, tuple[float, float]]:
+    """Return what parts have logged since the last step, the adapter's penalty, and the share of documents cut."""
+    check_metric_names(setup.numbers, "context.log")
+    logged = {name: (value, 1.0) for name, value in setup.numbers.items()}
+    setup.numbers.clear()
+    if portion.derived:
+        logged[DERIVED_CUT] = (float(portion.cut), float(portion.derived))
+    return logged if penalty is None else {**logged, PENALTY: (penalty, 1.0)}
+
+
+def _penalty(setup: Setup) -> float | None:
+    penalty = setup.adapter.penalty()
+    if penalty is None:
+        return None
+    setup.precision.scaled(penalty).backward()
+    return float(whole(penalty.detach()))
+
+
+def _clip(setup: Setup) -> float:
+    """The gradient norm over all parameters, before it is clipped."""
+    gradients = _gradients(setup)
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
+    limit = setup.recipe.max_grad_norm
+    if limit is not None and math.isfinite(float(norm)):
+        scale = limit / (norm + 1e-6)  # as torch's clip_grad_norm_
+        if float(scale) < 1.0:
+            torch._foreach_mul_(gradients, scale)
+    return float(norm)
+
+
+def _gradients(setup: Setup) -> list[Tensor]:
+    return [p.grad for g in setup.optimizer.param_groups for p in g["params"] if p.grad is not None]
+
+
+def _drop(setup: Setup, index: int) -> float:
+    """Forget the gradients of a step whose numbers cannot be used; returns the learning rate that it had."""
+    setup.optimizer.zero_grad(set_to_none=True)
+    return setup.rates[index]
+
+
+def _apply(setup: Setup, index: int, portion: Portion, multipliers: Multipliers) -> float:
+    """Set this step's rates, step, and tell the adapter; returns the learning rate."""
+    rate = setup.rates[index] * multipliers.lr
+    for group, decay in zip(setup.optimizer.param_groups, setup.decays, strict=True):
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+        group["weight_decay"] = decay * multipliers.weight_decay
+    setup.precision.step(setup.optimizer, index)
+    setup.adapter.stepped(Progress(step=index + 1, total_steps=setup.feed.total, epoch=portion.ended))
+    return rate

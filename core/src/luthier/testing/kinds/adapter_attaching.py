@@ -1,0 +1,102 @@
+"""Checks of what an adapter does when it is attached, and that its training reaches generation."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from luthier.testing.checks import Subject, law
+from luthier.testing.strategies import seeds
+
+FEW: Final = 4  # examples of a check that builds models
+ROUNDING: Final = 1e-4  # relative; float32 through another attention, by two layers
+
+
+@law(FEW, seed=seeds())
+def attach_follows_the_seed(subject: Subject, options: Any, seed: int) -> None:
+    """What an adapter draws at the start follows from the run's seed alone: two attaches of one seed hold the same."""
+    from luthier.testing.contexts import Attached
+    from luthier.testing.states import carried
+
+    first, second = (carried(Attached(subject, options, seed=seed).part.state()) for _ in range(2))
+    _same_state(first, second, "two attaches of one seed")
+
+
+@law(FEW, seed=seeds())
+def attaches_where_the_weights_are(subject: Subject, options: Any, seed: int) -> None:
+    """On a model whose weights lie on meta, as on a rank that waits for them, what trains lies on meta too.
+
+    A part that refuses to be attached there passes: such ranks then read the weights themselves.
+    """
+    import torch
+
+    from luthier.errors import LuthierError
+    from luthier.testing.contexts import attach_on_meta
+
+    try:
+        part = attach_on_meta(subject.build(options), seed)
+    except (LuthierError, RuntimeError, TypeError, ValueError):
+        return
+    for group in part.groups():
+        for name, parameter in zip(group.names, group.parameters, strict=True):
+            place = parameter.device
+            assert place == torch.device("meta"), f"{name} is on {place}, not on context.device, which is meta"
+
+
+@law(FEW, seed=seeds())
+def training_changes_a_plain_forward(subject: Subject, options: Any, seed: int) -> None:
+    """Two steps change what the model's own forward gives for a prompt, as generation calls it."""
+    import torch
+
+    from luthier.model.attention import generating
+    from luthier.model.generation.generation_inputs import compute_logits
+    from luthier.testing.contexts import Attached
+
+    world = Attached(subject, options, seed=seed)
+    world.model.eval()
+    tokens = torch.arange(1, 9)
+    with generating(world.model), torch.no_grad():
+        before = compute_logits(world.model, tokens, world.part)
+    world.train(2)
+    world.model.eval()
+    with generating(world.model), torch.no_grad():
+        after = compute_logits(world.model, tokens, world.part)
+    assert not after.equal(before), "two steps changed nothing of a plain forward, as generation calls it"
+
+
+@law(FEW, seed=seeds())
+def generates_as_it_trains(subject: Subject, options: Any, seed: int) -> None:
+    """A trained adapter's logits over a prompt are the same in the run's pass and as generation calls the model.
+
+    An adapter with virtual tokens or prefixes must give generation what takes their place.
+    """
+    import torch
+
+    from luthier.model.attention import generating
+    from luthier.model.generation.generation_inputs import compute_logits
+    from luthier.testing.contexts import Attached, distance
+    from luthier.testing.worlds import random_batch
+
+    world = Attached(subject, options, seed=seed)
+    world.train(2)
+    batch = random_batch((12,), seed=seed, supervised=1.0)
+    trained = world.outputs(batch)
+    with generating(world.model), torch.no_grad():
+        generated = compute_logits(world.model, batch.input_ids, world.part)[:-1].float()
+    off = distance(generated, trained)
+    assert off <= ROUNDING, f"logits as generation calls the model against those of the run's pass: {off:.3g} apart"
+
+
+def _same_state(first: Any, second: Any, what: str) -> None:
+    """Hold two state trees against each other, bit for bit."""
+    import torch
+
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), f"{what} differ in a tensor"
+    elif isinstance(first, dict):
+        for name, value in first.items():
+            _same_state(value, second[name], f"{what} ({name})")
+    elif isinstance(first, (list, tuple)):
+        for one, other in zip(first, second, strict=True):
+            _same_state(one, other, what)
+    else:
+        assert first == second, f"{what} differ: {first!r} and {second!r}"

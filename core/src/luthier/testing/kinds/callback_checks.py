@@ -1,0 +1,239 @@
+"""Checks of callbacks: they bear every order of events, change nothing, and keep one run's state out of another's."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import hypothesis
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from luthier.errors import LuthierError
+from luthier.testing.checks import Subject, law
+from luthier.testing.event_orders import TOTAL, Stage, differing, heard, play, played, snapshot
+from luthier.testing.strategies import bases_of, options_of
+
+FEW: Final = 3
+PLANS: Final = st.fixed_dictionaries({due: st.booleans() for due in ("log", "evaluate", "save")})  # of one step
+ROWS: Final = [{"prompt": f"{i} plus {j} is", "completion": str(i + j)} for i in range(3) for j in range(3)]
+
+
+@law(0)
+def tolerates_every_event_order_the_loop_can_produce(subject: Subject) -> None:
+    """No order of events that the loop can produce makes it raise: started or resumed, stopped, killed, failed."""
+    from luthier.testing.running import profile
+
+    for options in bases_of(subject.options_class, subject.own_examples):
+        live(subject, options)
+    run_state_machine_as_test(_machine(subject), settings=profile(10, stateful_step_count=15))
+
+
+class Processes(RuleBasedStateMachine):
+    """Processes of one run, one after the other, as `luthier.plugins.events` draws them.
+
+    `phase` is ready (nothing fired yet), training, or over; `kept` the newest checkpoint: its step and state.
+    """
+
+    subject: Subject
+    bases: list[Any]
+
+    def open_run(self, options: Any) -> None:
+        self.options = options
+        self.kept: Any = None
+        self.holder = tempfile.TemporaryDirectory()
+        self.start_process()
+
+    def start_process(self) -> None:
+        try:
+            part = self.subject.build(self.options)
+        except LuthierError:
+            if self.options in self.bases:
+                raise
+            hypothesis.reject()
+        heard(part)
+        step = self.kept[0] if self.kept else 0
+        self.stage, self.phase = Stage(part, Path(self.holder.name), step), "ready"
+
+    @property
+    def ending(self) -> bool:
+        return self.stage.run.step == TOTAL or self.stage.run.stop_reason is not None
+
+    def keep(self) -> None:
+        self.kept = (self.stage.run.step, _state(self.stage.part))
+        self.stage.saved()
+
+    @precondition(lambda self: self.phase == "ready" and self.kept is None)
+    @rule(evaluate=st.booleans())
+    def begin(self, evaluate: bool) -> None:
+        self.stage.begin(evaluate=evaluate)
+        self.phase = "training"
+
+    @precondition(lambda self: self.phase == "ready" and self.kept is not None)
+    @rule()
+    def resume(self) -> None:
+        if self.kept[1] is not None:
+            self.stage.part.load_state(self.kept[1])
+        self.stage.go_on()
+        self.phase = "training"
+
+    @precondition(lambda self: self.phase == "training" and not self.ending)
+    @rule(plans=st.lists(PLANS, min_size=1))
+    def take_steps(self, plans: list[dict[str, bool]]) -> None:
+        for plan in plans:
+            if not self.ending and self.stage.train_step(**plan):
+                self.keep()
+
+    @precondition(lambda self: self.phase == "training" and self.ending)
+    @rule()
+    def finish(self) -> None:
+        self.stage.end_task()
+        self.stage.complete()
+        self.phase = "over"
+
+    @precondition(lambda self: self.phase != "over")
+    @rule(by=st.sampled_from(("signal", "error", "kill")))
+    def interrupt(self, by: str) -> None:
+        """The process ends, with a checkpoint, an event or neither, perhaps before the first event; the same command
+        goes on."""
+        if by == "error":
+            self.stage.fail()
+        elif by == "signal" and self.phase == "training" and self.stage.run.step > 0:
+            self.keep()
+            self.stage.interrupt()
+        self.start_process()
+
+    @precondition(lambda self: self.phase == "over")
+    @rule()
+    def train_again(self) -> None:
+        """The same process makes another run, with a callback of its own."""
+        self.holder.cleanup()
+        self.open_run(self.options)
+
+    def teardown(self) -> None:
+        if hasattr(self, "holder"):
+            self.holder.cleanup()
+
+
+def _machine(subject: Subject) -> type[Processes]:
+    own = subject.own_examples
+    starts = bases_of(subject.options_class, own)
+    drawn = options_of(subject.options_class, own) if subject.vary else st.sampled_from(starts)
+
+    class Drawn(Processes):
+        @initialize(options=drawn)
+        def begin_run(self, options: Any) -> None:
+            self.open_run(options)
+
+    Drawn.subject, Drawn.bases = subject, starts
+    return Drawn
+
+
+def _state(part: Any) -> dict[str, Any] | None:
+    from luthier.testing.states import carried
+
+    return carried(part.state()) if hasattr(part, "state") else None
+
+
+@law(FEW)
+def changes_nothing_it_is_shown(subject: Subject, options: Any) -> None:
+    """The metrics and the run's settings are after each event what they were before; it only asks, by `request_...`."""
+    part = subject.build(options)
+
+    class Watched(Stage):
+        def fire(self, name: str, **arguments: Any) -> None:
+            shown = (self.run.settings, self.run.step, self.run.total_steps, arguments.get("metrics"))
+            before = copy.deepcopy(shown)
+            super().fire(name, **arguments)
+            after = (self.run.settings, self.run.step, self.run.total_steps, arguments.get("metrics"))
+            assert after == before, f"{name} changed what it was shown: {before} became {after}"
+
+    with tempfile.TemporaryDirectory() as folder:
+        play(part, Path(folder), kind=Watched)
+
+
+@law(1, default_only=True)
+def changes_no_parameter(subject: Subject, options: Any) -> None:
+    """A real run with it has the losses and ends with the weights of the run without it, bit for bit."""
+    plain, watched = _trained([]), _trained([subject.build(options)])
+    steps = len(watched.loss_history)
+    assert watched.loss_history == plain.loss_history[:steps], "the losses differ from those of a run without it"
+    if steps < len(plain.loss_history):  # it asked for a stop, as it may
+        return
+    pairs = zip(plain.model.named_parameters(), watched.model.named_parameters(), strict=True)
+    changed = [name for (name, one), (_, two) in pairs if not one.equal(two)]
+    assert not changed, f"weights that differ from those of a run without it: {', '.join(changed[:4])}"
+
+
+def _trained(callbacks: list[Any]) -> Any:
+    import luthier
+    from luthier.testing.worlds import tiny_model, tiny_tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = luthier.train(
+            model=(tiny_model(), tiny_tokenizer()),
+            data=ROWS,
+            eval_data=ROWS[:2],
+            callbacks=callbacks,
+            max_steps=3,
+            eval_steps=1,
+            global_batch_size=4,
+            device="cpu",
+            output_dir=str(Path(folder) / "run"),
+        )
+        run.model  # noqa: B018 - held in this process, as the folder will be gone
+        return run
+
+
+@law(FEW)
+def two_runs_do_not_share_state(subject: Subject, options: Any) -> None:
+    """What one run does to its callback leaves that of another run as it was."""
+    one, two = subject.build(options), subject.build(options)
+    before, kept = snapshot(two), _state(two)
+    played(one)
+    changed = differing(before, snapshot(two))
+    assert not changed, f"a run changed {', '.join(changed)} of another run's callback"
+    if kept is not None:
+        changed = differing(kept, _state(two) or {})
+        assert not changed, f"a run changed {', '.join(changed)} in the state of another run's callback"
+
+
+@law(FEW)
+def state_is_tensors_and_json(subject: Subject, options: Any) -> None:
+    """`state()`, if there is one, holds tensors and JSON values, and `load_state` takes it back as it was."""
+    part = subject.build(options)
+    both = hasattr(part, "state"), hasattr(part, "load_state")
+    assert both[0] == both[1], "state and load_state come together, or not at all"
+    if not both[0]:
+        return
+    played(part, steps=3)
+    held, fresh = _state(part), subject.build(options)
+    fresh.load_state(copy.deepcopy(held))
+    changed = differing(_comparable(held or {}), _comparable(_state(fresh) or {}))
+    assert not changed, f"{', '.join(changed)} came back from load_state with another value"
+
+
+def _comparable(tree: Any) -> Any:
+    """Tensors as lists, which compare as a whole."""
+    if hasattr(tree, "tolist"):
+        return tree.tolist()
+    if isinstance(tree, dict):
+        return {k: _comparable(v) for k, v in tree.items()}
+    return [_comparable(v) for v in tree] if isinstance(tree, list) else tree
+
+
+def live(subject: Subject, options: Any) -> None:
+    """All that a run tells a callback, in a run, a resumed one, and one that fails."""
+    part, resumed = subject.build(options), subject.build(options)
+    with tempfile.TemporaryDirectory() as folder:
+        play(part, Path(folder))
+        state = _state(part)
+        if state is not None:
+            resumed.load_state(state)
+        stage = Stage(resumed, Path(folder), step=2)
+        stage.go_on()
+        stage.train_step(evaluate=True)
+        stage.saved(step=2)
+        stage.fail()

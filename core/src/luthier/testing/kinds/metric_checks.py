@@ -1,0 +1,113 @@
+"""Checks of metrics: sums and counts that add up however the cases are divided, and nothing kept between."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from luthier.plugins.contracts.values import TokenStatistics
+from luthier.testing.checks import Subject, law
+
+if TYPE_CHECKING:
+    pass
+
+PAIRS: Final = (
+    ("12", "12"),
+    ("12", "13"),
+    ("", "13"),
+    ("the cat sat", "the cat sat down"),
+    ("Ja, genau: ½ ≠ 0.5", "ja"),
+    ("yes", ""),
+)
+VOCABULARY: Final = 11
+TOKENS: Final = 12
+
+
+@law(0)
+def gives_a_sum_and_a_count(subject: Subject) -> None:
+    """What it returns is a finite sum and a count of 0 or more; over all of the kit's cases something is counted."""
+    counted = 0.0
+    for total, count in _scores(subject):
+        assert math.isfinite(float(total)) and math.isfinite(float(count)), f"not finite: {(total, count)}"
+        assert float(count) >= 0, f"a count of {count}"
+        counted += float(count)
+    assert counted > 0, "nothing is ever counted"
+
+
+@law(0)
+def keeps_nothing_between_calls(subject: Subject) -> None:
+    """The same case gives the same numbers whatever was scored before: ranks and batches divide the cases anyhow."""
+    first = list(_scores(subject))
+    metric = _build(subject)
+    again = [_score(subject, metric, case) for case in reversed(list(_cases(subject)))][::-1]
+    twice = [_score(subject, metric, case) for case in _cases(subject)]
+    assert first == again == twice, "the numbers of a case depend on what was scored before"
+
+
+@law(0, when=lambda record: getattr(record, "over", "") == "tokens")
+def adds_up_over_tokens(subject: Subject) -> None:
+    """The sum and count of some tokens are those of their parts together: a mean is not a sum."""
+    metric = _build(subject)
+    for case in _cases(subject):
+        total, count = _score(subject, metric, case)
+        parts = [_score(subject, metric, _cut(case, slice(a, a + 1))) for a in range(len(case.labels))]
+        sums = [sum(float(part[i]) for part in parts) for i in (0, 1)]
+        close = all(
+            math.isclose(a, float(b), rel_tol=1e-4, abs_tol=1e-4) for a, b in zip(sums, (total, count), strict=True)
+        )
+        assert close, f"{(total, count)} for all tokens, {tuple(sums)} for one after the other"
+
+
+def live(subject: Subject, options: Any) -> None:
+    """A life of the part: every case scored."""
+    metric = subject.build(options)
+    for case in _cases(subject):
+        _score(subject, metric, case)
+
+
+def _build(subject: Subject) -> Any:
+    return subject.build(subject.options_class())
+
+
+def _scores(subject: Subject) -> Iterator[tuple[float, float]]:
+    metric = _build(subject)
+    yield from (_score(subject, metric, case) for case in _cases(subject))
+
+
+def _score(subject: Subject, metric: Any, case: Any) -> tuple[float, float]:
+    if subject.record.over == "answers":  # type: ignore[attr-defined]
+        total, count = metric.score_answer(*case)
+    else:
+        total, count = metric.score_tokens(case)
+    return float(total), float(count)
+
+
+def _cases(subject: Subject) -> Iterator[Any]:
+    import torch
+
+    if subject.record.over == "answers":  # type: ignore[attr-defined]
+        yield from PAIRS
+        return
+    random = torch.Generator().manual_seed(0)
+    for weighted in (False, True):
+        logits = torch.randn(TOKENS, VOCABULARY, generator=random).log_softmax(-1)
+        labels = torch.randint(0, VOCABULARY, (TOKENS,), generator=random)
+        wants = subject.record.wants  # type: ignore[attr-defined]
+        yield TokenStatistics(
+            labels=labels,
+            logprobs=logits.gather(-1, labels[:, None]).squeeze(-1),
+            weights=torch.rand(TOKENS, generator=random) if weighted else torch.ones(TOKENS),
+            entropy=-(logits.exp() * logits).sum(-1) if "entropy" in wants else None,
+            top1=(logits.argmax(-1) == labels).float() if "top1" in wants else None,
+        )
+
+
+def _cut(case: TokenStatistics, part: slice) -> TokenStatistics:
+    return TokenStatistics(
+        labels=case.labels[part],
+        logprobs=case.logprobs[part],
+        weights=case.weights[part],
+        entropy=None if case.entropy is None else case.entropy[part],
+        top1=None if case.top1 is None else case.top1[part],
+    )

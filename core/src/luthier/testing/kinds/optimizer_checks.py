@@ -1,0 +1,222 @@
+"""Checks of optimizers: exact resume, no step without gradient, the groups' rates and decays, a quadratic lowered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+from hypothesis import strategies as st
+
+from luthier.plugins.contracts.values import Group
+from luthier.testing.checks import Subject, law
+from luthier.testing.strategies import seeds
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+RATE: Final = 0.01
+RATES: Final = (1.0, 0.1, 0.01, 0.001)  # which of them suits an optimizer is its own affair
+DTYPES: Final = ("float32", "bfloat16", "float64")
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Bowl:
+    """Parameters in groups, and a quadratic whose lowest point is away from them: sum of c (p - target)^2 / 2."""
+
+    groups: list[Group]
+    targets: list[Tensor]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.groups for p in group.parameters]
+
+    def value(self) -> float:
+        pairs = enumerate(zip(self.parameters, self.targets, strict=True))
+        return sum((i + 1) / 2 * float(((p.detach().double() - t.double()) ** 2).sum()) for i, (p, t) in pairs)
+
+    def set_gradients(self) -> None:
+        for i, (parameter, target) in enumerate(zip(self.parameters, self.targets, strict=True)):
+            parameter.grad = ((parameter.detach() - target) * (i + 1)).to(parameter.dtype)
+
+    def values(self) -> list[Tensor]:
+        return [p.detach().clone() for p in self.parameters]
+
+
+def bowl(seed: int = 0, dtype: str = "float32", **settings: Any) -> Bowl:
+    """Matrices, a table of embeddings and a norm, in a group each; `settings` go to every group."""
+    import torch
+    from torch import nn
+
+    random = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random).to(getattr(torch, dtype))
+
+    shapes: dict[str, list[tuple[int, ...]]] = {"hidden": [(4, 3), (3, 5)], "embedding": [(6, 4)], "norm": [(5,)]}
+    groups = []
+    for role, sizes in shapes.items():
+        parameters = [nn.Parameter(drawn(*size)) for size in sizes]
+        names = [f"{role}.{i}.weight" for i in range(len(sizes))]
+        groups.append(Group(parameters=parameters, names=names, role=role, **settings))  # type: ignore[arg-type]
+    return Bowl(groups=groups, targets=[drawn(*p.shape) for g in groups for p in g.parameters])
+
+
+def take_step(subject: Subject, optimizer: torch.optim.Optimizer, world: Bowl, rate: float = RATE) -> None:
+    """One step as the loop takes it: each group's rate is set from its `lr_scale` first."""
+    for group in optimizer.param_groups:
+        assert "lr_scale" in group, "a group of the optimizer lost its lr_scale; build it from Group.settings()"
+        group["lr"] = rate * group["lr_scale"]
+
+    def closure() -> float:
+        world.set_gradients()
+        return world.value()
+
+    optimizer.step(*([closure] if "closure" in subject.record.needs else []))
+
+
+def _ran(subject: Subject, options: Any, world: Bowl, steps: int, rate: float = RATE) -> tuple[Any, Any]:
+    """The part and its optimizer after some steps."""
+    part = subject.build(options)
+    optimizer = part.build(world.groups)
+    for _ in range(steps):
+        world.set_gradients()
+        take_step(subject, optimizer, world, rate)
+    return part, optimizer
+
+
+def _equal(found: list[Tensor], expected: list[Tensor], what: str) -> None:
+    import torch
+
+    __tracebackhide__ = True
+    for i, (one, two) in enumerate(zip(found, expected, strict=True)):
+        assert torch.equal(one, two), f"{what}: parameter {i} differs by up to {float((one - two).abs().max()):.3g}"
+
+
+@law(10, seed=seeds(), dtype=st.sampled_from(DTYPES))
+def resumes_exactly(subject: Subject, options: Any, seed: int, dtype: str) -> None:
+    """Four steps are two, a checkpoint written and read as the engine does it, and two more, bit for bit."""
+    from luthier.checkpoint.state_tree import optimizer_state, restore_optimizer
+    from luthier.testing.states import carried
+
+    straight, halted = bowl(seed, dtype), bowl(seed, dtype)
+    _ran(subject, options, straight, 4)
+    _, first = _ran(subject, options, halted, 2)
+    held = carried({"optimizer": optimizer_state(first), "weights": halted.values()})
+    resumed = bowl(seed, dtype)
+    for parameter, weight in zip(resumed.parameters, held["weights"], strict=True):
+        parameter.data.copy_(weight)
+    second = subject.build(options).build(resumed.groups)
+    restore_optimizer(second, held["optimizer"])
+    for _ in range(2):
+        resumed.set_gradients()
+        take_step(subject, second, resumed)
+    _equal(resumed.values(), straight.values(), "a resumed run against a straight one")
+
+
+@law(10, seed=seeds())
+def is_deterministic(subject: Subject, options: Any, seed: int) -> None:
+    """The same parameters and gradients give the same steps, bit for bit."""
+    import torch
+
+    one, two = bowl(seed), bowl(seed)
+    _ran(subject, options, one, 3)
+    torch.manual_seed(0)
+    _ran(subject, options, two, 3)
+    _equal(two.values(), one.values(), "a second run against the first")
+
+
+@law(10, seed=seeds(), decay=st.sampled_from((None, 0.1)))
+def leaves_parameters_without_gradient(subject: Subject, options: Any, seed: int, decay: float | None) -> None:
+    """A parameter whose gradient is None keeps its value, whatever its decay."""
+    import torch
+
+    world = bowl(seed, weight_decay=decay)
+    silent = world.parameters[0]
+    before = silent.detach().clone()
+    optimizer = subject.build(options).build(world.groups)
+    for _ in range(3):
+        world.set_gradients()
+        silent.grad = None
+        take_step(subject, optimizer, world)
+    assert torch.equal(silent.detach(), before), "a parameter without gradient was changed"
+
+
+@law(3, default_only=True, seed=seeds())
+def lowers_a_quadratic(subject: Subject, options: Any, seed: int) -> None:
+    """With its default options and some learning rate from 0.001 to 1, sixty steps go down a quadratic by half."""
+    reached = []
+    for rate in RATES:
+        world = bowl(seed)
+        start = world.value()
+        _ran(subject, options, world, 60, rate)
+        reached.append(world.value() / start)
+        if reached[-1] < 0.5:
+            return
+    shown = ", ".join(f"{share:.3g} at {rate:g}" for rate, share in zip(RATES, reached, strict=True))
+    raise AssertionError(f"after 60 steps the quadratic still has, as a share of its start: {shown}")
+
+
+@law(10, seed=seeds(), dtype=st.sampled_from(DTYPES))
+def keeps_dtype_and_device(subject: Subject, options: Any, seed: int, dtype: str) -> None:
+    """Parameters stay the objects they were, with their dtype, shape and device, and finite."""
+    import torch
+
+    world = bowl(seed, dtype)
+    before = [(id(p), p.dtype, p.shape, p.device) for p in world.parameters]
+    _, optimizer = _ran(subject, options, world, 2)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(map(id, held)) == sorted(entry[0] for entry in before), "each parameter belongs to exactly one group"
+    for parameter, (_, kind, shape, device) in zip(world.parameters, before, strict=True):
+        found = (parameter.dtype, parameter.shape, parameter.device)
+        assert found == (kind, shape, device), f"{(kind, shape, device)} became {found}"
+        assert torch.isfinite(parameter).all(), f"a {dtype} parameter is no longer finite"
+
+
+@law(10, seed=seeds())
+def respects_lr_scale_and_group_decay(subject: Subject, options: Any, seed: int) -> None:
+    """Each group steps at the rate that the loop gives it, and decays as `Group.settings` says."""
+    still = bowl(seed, lr_scale=0.0)
+    before = still.values()
+    _ran(subject, options, still, 2)
+    _equal(still.values(), before, "groups with lr_scale 0 must stay where they are")
+    plain, decayed = bowl(seed, weight_decay=0.0), bowl(seed, weight_decay=0.5)
+    _ran(subject, options, plain, 2)
+    _ran(subject, options, decayed, 2)
+    alike = [i for i, (a, b) in enumerate(zip(plain.values(), decayed.values(), strict=True)) if a.equal(b)]
+    assert not alike, f"a group's weight_decay of 0.5 or 0 makes no difference for parameters {alike}"
+    own = bowl(seed)
+    _ran(subject, options, own, 2)
+    _equal(own.values()[-1:], plain.values()[-1:], "a norm without a decay of its own must not decay")
+
+
+@law(10, seed=seeds())
+def learning_rate_zero_changes_nothing(subject: Subject, options: Any, seed: int) -> None:
+    """At a rate of 0 every parameter stays as it is, decay or not."""
+    world = bowl(seed, weight_decay=0.1)
+    before = world.values()
+    _ran(subject, options, world, 2, rate=0.0)
+    _equal(world.values(), before, "steps with a learning rate of 0")
+
+
+@law(10, seed=seeds())
+def evaluating_restores_the_weights(subject: Subject, options: Any, seed: int) -> None:
+    """After `evaluating()` weights are as before it, and the run goes on as if it had not been."""
+    straight, evaluated = bowl(seed), bowl(seed)
+    _ran(subject, options, straight, 4)
+    part, optimizer = _ran(subject, options, evaluated, 2)
+    before = evaluated.values()
+    with part.evaluating():
+        pass
+    _equal(evaluated.values(), before, "weights after evaluating against those before")
+    for _ in range(2):
+        evaluated.set_gradients()
+        take_step(subject, optimizer, evaluated)
+    _equal(evaluated.values(), straight.values(), "a run that evaluated against one that did not")
+
+
+def live(subject: Subject, options: Any) -> None:
+    """All that a run asks of an optimizer."""
+    part, _ = _ran(subject, options, bowl(), 2)
+    with part.evaluating():
+        pass

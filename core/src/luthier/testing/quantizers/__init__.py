@@ -1,0 +1,1 @@
+"""Checks of quantizers, and the worlds that they meet."""

@@ -1,0 +1,235 @@
+"""Checks of quantizers: weights and outputs stay near, bytes are as declared, and what is taken out goes back in."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from luthier.plugins.contracts.values import Multipliers, Progress
+from luthier.plugins.records import Record
+from luthier.testing.checks import Subject, law
+from luthier.testing.quantizers.quantized_world import TOTAL, Quantized
+from luthier.testing.quantizers.quantizer_training import (  # noqa: F401 - checks of this kind
+    follows_progress_alone,
+    resumes_exactly,
+    saves_what_it_trained,
+    trains_its_weights,
+)
+from luthier.testing.quantizers.quantizer_worlds import (  # noqa: F401 - checks of this kind
+    applies_without_values,
+    apply_follows_the_seed,
+)
+from luthier.testing.strategies import seeds
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FEW: Final = 4  # examples of a check that builds models
+SLACK: Final = 1.5  # outputs of random inputs may be this much further off, relatively, than the weights
+OVERHEAD: Final = 1.0  # bits per weight for scales, beside 8 bytes for each row
+ENDS: Final = (0, TOTAL)  # steps done at the beginning and at the end of a schedule
+
+
+def _quantizes(record: Record) -> bool:
+    return getattr(record, "bits", None) is not None
+
+
+def _trains(record: Record) -> bool:
+    return bool(getattr(record, "trains", False))
+
+
+def _is_stored_small(record: Record) -> bool:
+    """Return True where the layers hold codes: those that are trained keep a latent weight too."""
+    return _quantizes(record) and not _trains(record)
+
+
+def _freezes(record: Record) -> bool:
+    """Return True where no weight of a quantized layer is trained."""
+    return not _trains(record) and "trainable-weights" not in record.provides
+
+
+def _far(found: Tensor, expected: Tensor) -> float:
+    from luthier.testing.contexts import distance
+
+    return distance(found, expected)
+
+
+@law(FEW, seed=seeds())
+def keeps_weights_near(subject: Subject, options: Any, seed: int) -> None:
+    """No quantized weight is further from the original, relatively (Frobenius), than the record's `tolerance`."""
+    world = Quantized(subject, options, seed)
+    record: Any = subject.record
+    layers = world.layers()
+    agreed = bool(layers) == _quantizes(record)
+    assert agreed, f"{len(layers)} layers are quantized, and the record's bits are {record.bits}"
+    for step in ENDS:
+        world.tell(step)
+        for path, layer in layers.items():
+            off = _far(world.part.dequantize(layer), world.original(path))
+            assert off <= record.tolerance, f"{path} is {off:.3g} off; the record's tolerance is {record.tolerance:g}"
+
+
+@law(FEW, seed=seeds())
+def keeps_outputs_near(subject: Subject, options: Any, seed: int) -> None:
+    """Each quantized layer, run on random inputs, gives what the original layer gives, within 1.5 of the tolerance."""
+    import torch
+
+    world = Quantized(subject, options, seed)
+    bound = SLACK * subject.record.tolerance  # type: ignore[attr-defined]
+    for step in ENDS:
+        world.tell(step)
+        for path, layer in world.layers().items():
+            states = torch.randn(64, layer.in_features)
+            with torch.no_grad():
+                off = _far(layer(states), world.originals[path](states))
+            assert off <= bound, f"outputs of {path} are {off:.3g} off, which is more than {bound:.3g}"
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        logits = world.model.eval()(input_ids=ids, use_cache=False).logits
+    assert torch.isfinite(logits).all(), "outputs of the quantized model are not finite"
+
+
+@law(FEW, when=_freezes, seed=seeds())
+def freezes_base_weights(subject: Subject, options: Any, seed: int) -> None:
+    """No weight of a quantized layer asks for a gradient."""
+    world = Quantized(subject, options, seed)
+    left = [f"{n}.{k}" for n, m in world.own_layers().items() for k, p in m.named_parameters() if p.requires_grad]
+    left = [name for name in left if not name.endswith("bias")]
+    assert not left, f"still asks for a gradient: {', '.join(left[:4])}"
+
+
+@law(FEW, seed=seeds())
+def passes_gradients_to_its_inputs(subject: Subject, options: Any, seed: int) -> None:
+    """Through a quantized layer the gradient of its input is that of the weight it stands for, within the tolerance."""
+    import torch
+
+    world = Quantized(subject, options, seed)
+    world.tell(TOTAL)
+    bound = SLACK * subject.record.tolerance  # type: ignore[attr-defined]
+    for path, layer in world.own_layers().items():
+        states = torch.randn(64, layer.in_features, requires_grad=True)
+        upstream = torch.randn(64, layer.out_features)
+        (gradient,) = torch.autograd.grad(layer(states), states, upstream)
+        off = _far(gradient, upstream @ world.original(path))
+        assert off <= bound, f"the gradient through {path} is {off:.3g} off, which is more than {bound:.3g}"
+
+
+@law(FEW, seed=seeds())
+def is_idempotent(subject: Subject, options: Any, seed: int) -> None:
+    """Applied a second time, it changes nothing."""
+    world = Quantized(subject, options, seed)
+    before = {path: world.part.dequantize(layer).clone() for path, layer in world.own_layers().items()}
+    world.model = world.part.apply(world.model, world.context)
+    after = world.own_layers()
+    assert after.keys() == before.keys(), "a second apply quantized other layers"
+    for path, weight in before.items():
+        assert world.part.dequantize(after[path]).equal(weight), f"a second apply changed {path}"
+
+
+@law(FEW, seed=seeds())
+def requantize_takes_back_what_dequantize_gave(subject: Subject, options: Any, seed: int) -> None:
+    """A dequantized weight goes back in within a tenth of the tolerance, and another weight within all of it.
+
+    Where layers are trained, what goes in is the latent weight, which the layer rounds: the tolerance is allowed.
+    """
+    world = Quantized(subject, options, seed)
+    world.tell(TOTAL)
+    tolerance = subject.record.tolerance  # type: ignore[attr-defined]
+    own = tolerance if _trains(subject.record) else tolerance / 10
+    for path, layer in world.own_layers().items():
+        weight = world.part.dequantize(layer).clone()
+        world.part.requantize(layer, weight.clone())
+        off = _far(world.part.dequantize(layer), weight)
+        assert off <= own + 1e-6, f"{path}: its own weight, put back, is {off:.3g} off"
+        other = world.original(path).flip(0).contiguous()
+        world.part.requantize(layer, other.clone())
+        off = _far(world.part.dequantize(layer), other)
+        assert off <= tolerance, f"{path}: another weight, put in, is {off:.3g} off; tolerance {tolerance:g}"
+
+
+@law(FEW, seed=seeds())
+def state_dict_round_trips(subject: Subject, options: Any, seed: int) -> None:
+    """The model's `state_dict`, through safetensors, makes another quantized model hold the same weights."""
+    from safetensors.torch import load_file, save_file
+
+    world, other = Quantized(subject, options, seed), Quantized(subject, options, seed + 1)
+    world.tell(TOTAL)
+    other.tell(TOTAL)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.safetensors"
+        save_file({name: t.detach().clone().contiguous() for name, t in world.model.state_dict().items()}, path)
+        other.model.load_state_dict(load_file(path))
+    held = other.layers()
+    for path_of, layer in world.own_layers().items():
+        same = other.part.dequantize(held[path_of]).equal(world.part.dequantize(layer))
+        assert same, f"{path_of} holds another weight after a round trip of state_dict"
+
+
+@law(FEW, when=_is_stored_small, default_only=True, seed=seeds())
+def is_smaller(subject: Subject, options: Any, seed: int) -> None:
+    """A quantized layer takes the record's `bits` for each weight, and at most one bit and 8 bytes a row for scales.
+
+    So with the default options and the examples; others may buy exactness with more scales.
+    """
+    world = Quantized(subject, options, seed)
+    bits = subject.record.bits  # type: ignore[attr-defined]
+    for path, layer in world.own_layers().items():
+        rows, columns = world.original(path).shape
+        tensors = [t for n, t in [*layer.named_parameters(), *layer.named_buffers()] if not n.endswith("bias")]
+        held = sum(t.numel() * t.element_size() for t in tensors)
+        allowed = math.ceil(rows * columns * (bits + OVERHEAD) / 8) + 8 * rows
+        assert held <= allowed, f"{path} takes {held} bytes; {bits:g} bits a weight and scales are {allowed}"
+
+
+@law(FEW, seed=seeds())
+def keeps_in_and_out_features(subject: Subject, options: Any, seed: int) -> None:
+    """Quantized layers keep `in_features` and `out_features`; `dequantize` gives float32 [out, in], None for others."""
+    import torch
+
+    world = Quantized(subject, options, seed)
+    for path, layer in world.own_layers().items():
+        shape = tuple(world.original(path).shape)
+        found = (getattr(layer, "out_features", None), getattr(layer, "in_features", None))
+        assert found == shape, f"{path} has (out_features, in_features) = {found}, not {shape}"
+        weight = world.part.dequantize(layer)
+        assert (tuple(weight.shape), weight.dtype) == (shape, torch.float32), f"{path} dequantizes to {weight.dtype}"
+    assert world.part.dequantize(torch.nn.Linear(2, 2)) is None, "dequantize takes a layer that is not the quantizer's"
+
+
+@law(FEW, seed=seeds())
+def leaves_head_and_embeddings(subject: Subject, options: Any, seed: int) -> None:
+    """Embeddings, output head and norms keep their class and every bit."""
+    world = Quantized(subject, options, seed)
+    paths = {n for n, m in world.originals.items() if "norm" in type(m).__name__.lower()}
+    dense = world.dense
+    ends = (dense.get_input_embeddings(), dense.get_output_embeddings())
+    paths |= {n for n, m in world.originals.items() if any(m is end for end in ends)}
+    for path in sorted(paths):
+        one, two = world.originals[path], world.model.get_submodule(path)
+        assert type(one) is type(two), f"{path} became a {type(two).__name__}"
+        assert two.weight.detach().equal(one.weight.detach()), f"the weight of {path} changed"
+
+
+@law(FEW)
+def multipliers_are_finite(subject: Subject, options: Any) -> None:
+    """`progressed` gives, for every step, factors of rate and decay that are finite and not negative."""
+    world = Quantized(subject, options)
+    for step in range(TOTAL + 1):
+        found = world.part.progressed(Progress(step=step, total_steps=TOTAL, epoch=step / TOTAL))
+        assert isinstance(found, Multipliers), f"progressed gave {found!r}, not luthier.Multipliers"
+        for name, value in (("lr", found.lr), ("weight_decay", found.weight_decay)):
+            assert math.isfinite(value) and value >= 0, f"at step {step} the multiplier of {name} is {value}"
+
+
+def live(subject: Subject, options: Any) -> None:
+    """All that a run asks of a quantizer."""
+    world = Quantized(subject, options)
+    for layer in world.layers().values():
+        world.part.requantize(layer, world.part.dequantize(layer))
+    for step in (0, TOTAL):
+        world.part.progressed(Progress(step=step, total_steps=TOTAL, epoch=1.0))
+    if world.part.trains:
+        with tempfile.TemporaryDirectory() as folder:
+            world.part.save(world.model, Path(folder))

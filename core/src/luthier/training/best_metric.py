@@ -1,0 +1,57 @@
+"""What goes by an evaluation, the best checkpoint and some callbacks: whether that number is given, before any work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from luthier.data.examples import TokenDataset
+from luthier.errors import LuthierError, nearest
+from luthier.step.evaluation.evaluate import evaluate
+
+if TYPE_CHECKING:
+    from luthier.recipe import Recipe
+    from luthier.step.setup import Setup
+
+ALWAYS: Final = "eval_loss"
+FIRST: Final = 8  # held-out rows that usually show what an evaluation measures
+
+
+def check_metrics(setup: Setup, callbacks: Mapping[str, Any]) -> None:
+    """Raise `recipe-conflict` where no evaluation will give `metric_for_best_model`, or what a callback goes by.
+
+    Only the loss itself knows what it measures: for a name that every loss does not have, a few rows are evaluated,
+    and all of them where those do not show it.
+    """
+    needed = {"metric_for_best_model": setup.recipe.metric_for_best_model} if setup.validation is not None else {}
+    for name, callback in callbacks.items():
+        needed |= {f"{name}.{option}": metric for option, metric in getattr(callback, "needs_metrics", {}).items()}
+    if needed and setup.validation is None:
+        raise LuthierError("recipe-conflict", "there are no validation rows", where=next(iter(needed)),
+                           remedy="Set data.validation, or leave this out.")  # fmt: skip
+    if set(needed.values()) <= {ALWAYS, *(("eval_perplexity",) if setup.has_perplexity else ())}:
+        return
+    found = evaluate(setup, TokenDataset.of(list(islice(setup.validation or (), FIRST))))
+    if not set(needed.values()) <= found.keys():
+        found = evaluate(setup)
+    for where, name in needed.items():
+        require_metric(name, found, where)
+
+
+def require_metric(name: str, found: Iterable[str], where: str = "metric_for_best_model") -> None:
+    if name not in found:
+        problem, remedy = f"an evaluation gives no {name!r}", nearest(name, found)
+        raise LuthierError("recipe-conflict", problem, where=where, remedy=remedy)
+
+
+def improves(recipe: Recipe, found: Mapping[str, float], best: float | None) -> bool:
+    """Whether an evaluation is better than the best so far; NaN never is."""
+    name, more = recipe.metric_for_best_model, recipe.greater_is_better
+    require_metric(name, found)
+    if more is None:
+        more = "loss" not in name and "perplexity" not in name
+    if math.isnan(found[name]):
+        return False
+    return best is None or (found[name] > best if more else found[name] < best)

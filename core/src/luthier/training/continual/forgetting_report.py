@@ -1,0 +1,107 @@
+"""The report of a continual run: JSON for programs, Markdown for people, and a heat map of who forgot what."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from luthier.disk import write_json
+from luthier.training.continual.transfer import Transfer, measure_transfer
+
+REPORT: Final = "continual.json"
+TABLE: Final = "continual.md"
+HEAT_MAP: Final = "continual.png"
+SCHEMA: Final = 1
+
+
+@attrs.frozen(kw_only=True)
+class TaskReport:
+    """What was measured of a sequence of tasks.
+
+    `metrics[name][i][j]` is the metric of task j after task i; `base[name][j]` that before the first task, or None.
+    """
+
+    output_path: Path
+    tasks: list[str]
+    runs: list[Path]
+    metrics: dict[str, list[list[float]]]
+    base: dict[str, list[float]] | None
+    seconds: list[float]
+    method: str
+
+    def transfer(self, metric: str) -> Transfer:
+        """Return average, backward and forward transfer and forgetting of a metric."""
+        base = None if self.base is None else self.base.get(metric)
+        return measure_transfer(self.metrics[metric], base, greater_is_better=is_greater_better(metric))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, as `--json` prints it and `continual.json` holds it."""
+        plain = attrs.asdict(self, value_serializer=lambda _, __, v: str(v) if isinstance(v, Path) else v)
+        measures = {name: attrs.asdict(self.transfer(name)) for name in self.metrics}
+        return {"schema": SCHEMA, **plain, "transfer": measures}
+
+
+def is_greater_better(metric: str) -> bool:
+    """Return True unless the metric is a loss or a perplexity."""
+    return not metric.endswith(("loss", "perplexity"))
+
+
+def write_report(report: TaskReport) -> None:
+    """Write the JSON, the table and the picture into the folder of the whole run."""
+    write_json(report.output_path / REPORT, report.to_dict())
+    (report.output_path / TABLE).write_text(format_table(report), "utf-8")
+    draw_heat_map(report, report.output_path / HEAT_MAP)
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """Return what `write_report` wrote, as plain data."""
+    return json.loads((folder / REPORT).read_text("utf-8"))
+
+
+def format_table(report: TaskReport) -> str:
+    """Return Markdown: for each metric every task after every task, and the measures."""
+    lines = [f"# {report.output_path.name}: {report.method}", ""]
+    for metric, rows in report.metrics.items():
+        lines += [f"## {metric}", "", _row(["after", *report.tasks]), _row(["---"] * (len(report.tasks) + 1))]
+        base = (report.base or {}).get(metric)
+        lines += [_row(["(before)", *_numbers(base)])] if base else []
+        lines += [_row([name, *_numbers(row)]) for name, row in zip(report.tasks, rows, strict=True)]
+        found = attrs.asdict(report.transfer(metric))
+        lines += ["", ", ".join(f"{name} {value:.4f}" for name, value in found.items() if value is not None), ""]
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _numbers(values: Sequence[float]) -> list[str]:
+    return [f"{value:.4f}" for value in values]
+
+
+def draw_heat_map(report: TaskReport, path: Path) -> None:
+    """Draw each metric as a matrix, task after task downwards, with the numbers in the cells."""
+    from matplotlib.figure import Figure
+
+    size = 1.6 + 0.9 * len(report.tasks)
+    figure = Figure(figsize=(size * len(report.metrics) + 1, size), dpi=120, layout="constrained")
+    for number, (metric, rows) in enumerate(report.metrics.items()):
+        axes = figure.add_subplot(1, len(report.metrics), number + 1)
+        axes.set(xlabel="task", ylabel="after task", title=metric)
+        axes.set_xticks(range(len(report.tasks)), report.tasks, rotation=45, ha="right")
+        axes.set_yticks(range(len(report.tasks)), report.tasks)
+        _draw_cells(axes, rows, is_greater_better(metric))
+    figure.savefig(path)
+
+
+def _draw_cells(axes: Any, rows: Sequence[Sequence[float]], greater: bool) -> None:
+    image = axes.imshow(rows, cmap="viridis" if greater else "viridis_r")
+    middle = sum(image.get_clim()) / 2
+    for i, row in enumerate(rows):
+        for j, value in enumerate(row):
+            colour = "white" if (value < middle) == greater else "black"
+            axes.text(j, i, f"{value:.3f}", ha="center", va="center", color=colour, fontsize=8)

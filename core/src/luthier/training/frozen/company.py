@@ -1,0 +1,100 @@
+"""The company of a policy: its frozen companions found, checked and read, and the adapter that it begins from."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from luthier.plugins.completion import has_default
+from luthier.step.adapter_start import find_start, load_start
+from luthier.step.context import WHOLE, attach_adapter
+from luthier.step.reference.cached_reference import CachedReference
+from luthier.step.reference.companions import Companions
+from luthier.step.reference.reference_identity import identify_reference
+from luthier.training.frozen.frozen_models import FrozenModel, check_vocabulary, find_frozen, read_frozen
+
+if TYPE_CHECKING:
+    from luthier.plugins.contracts.values import Context, Purpose
+    from luthier.recipe import Recipe
+    from luthier.recipe.parts import Resolved
+    from luthier.step.setup import Setup
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Company:
+    """What is beside the policy that trains. `start` is the folder of the adapter that a fresh run begins from."""
+
+    companions: Companions = attrs.field(factory=Companions)
+    models: Mapping[str, FrozenModel] = attrs.field(factory=dict)  # by role
+    start: Path | None = None
+    begins: bool = False  # the run starts afresh
+    plugins: Any = None
+
+    @classmethod
+    def of(cls, recipe: Recipe, resolved: Resolved, *, begins: bool = False) -> Company:
+        """Return what the recipe names; the start only where a run `begins`."""
+        companions = Companions.of(recipe, resolved)
+        models = {role: find_frozen(spec, role, resolved.plugins) for role, spec in companions.models.items()}
+        start = find_start(recipe) if begins else None
+        return cls(companions=companions, models=models, start=start, begins=begins, plugins=resolved.plugins)
+
+    def checked(self, loss: Any, tokenizer: Any, config: Any) -> Company:
+        """Return it; raise where a companion has another vocabulary than the model, and the loss does not align."""
+        for role, found in self.models.items():
+            check_vocabulary(found, role, tokenizer, config, aligns=bool(getattr(loss, "aligns", False)))
+        return self
+
+    def load_start(self, adapter: Any, purpose: Purpose) -> None:
+        """Let an attached adapter begin from the start's weights; a hollow one has rank 0's afterwards."""
+        if self.start is not None and purpose in WHOLE:
+            load_start(adapter, self.start)
+
+    def join(self, setup: Setup, purpose: Purpose) -> None:
+        """Give the policy of a setup its companions; what of them is kept once is kept with the adapter's constants."""
+        read = {
+            role: functools.partial(read_frozen, found, setup.recipe, setup.device, _read_as(purpose), self.plugins)
+            for role, found in self.models.items()
+        }
+        setup.companions = self.companions
+        if self.companions.reference != "none":
+            setup.decisions.explicit("reference", self.companions.reference, self.companions.notes()[0])
+        policy, cache = setup.step.policy, self._cache(setup, purpose)
+        joining = self.companions
+        if cache is not None and not (cache.derives or self.companions.reference == "disabled" or self._fills(purpose)):
+            joining, read = joining.without_live(), {k: v for k, v in read.items() if k != "reference"}
+        setup.constant_owners |= joining.join(policy, read)
+        if cache is not None:
+            cache.live = policy.others.get("reference")
+            policy.others["reference"] = setup.constant_owners["reference_cache"] = cache
+
+    def _cache(self, setup: Setup, purpose: Purpose) -> CachedReference | None:
+        """Return the empty cache of the reference's log-probabilities; None where none is asked for."""
+        if not self.companions.cached or purpose == "open":
+            return None
+        derives = not has_default(setup.loss, "loss", "arrange")
+        sharded = setup.spread.strategy == "fsdp"
+        return CachedReference(identify_reference(setup), derives=derives, sharded=sharded)
+
+    def _fills(self, purpose: Purpose) -> bool:
+        return self.begins and purpose != "plan"
+
+
+def company_of(built: Mapping[str, Any]) -> Company:
+    """Return the company among the built parts of a run; nobody, where a model is only opened."""
+    return built.get("company") or Company()
+
+
+def attach_begun(built: Mapping[str, Any], model: Any, context: Context) -> Any:
+    """Return the model with its adapter, which has the weights of the one that the run begins from."""
+    model = attach_adapter(built["adapter"], model, context).train()
+    company_of(built).load_start(built["adapter"], context.purpose)
+    return model
+
+
+def _read_as(purpose: Purpose) -> Purpose:
+    """Return what a frozen model is read for: every rank that trains reads its own whole."""
+    return "plan" if purpose == "plan" else "open"

@@ -1,0 +1,297 @@
+"""The loop: data, step, log, evaluate, save, top to bottom; where each event fires is drawn in `plugins.events`."""
+
+from __future__ import annotations
+
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from luthier.checkpoint import folder as checkpoint
+from luthier.checkpoint import run_state as contents
+from luthier.checkpoint.constants import restore_constants, store_constants
+from luthier.checkpoint.saver import Cadence, Saver
+from luthier.data.batches.example_feed import Portion
+from luthier.distributed.agreement import Agreed, agree, here
+from luthier.distributed.broadcast import as_held, shared
+from luthier.distributed.shard_tensors import is_sharded
+from luthier.hardware.peak_memory import peak_memory
+from luthier.health.monitor import Health
+from luthier.logs import get_logger
+from luthier.plugins.completion import has_default
+from luthier.plugins.events import connect_callbacks
+from luthier.recipe.objects import TaskPlace
+from luthier.runs.writing import save_requests as requests
+from luthier.runs.writing.active_run import ActiveRun, Interrupted
+from luthier.step import out_of_memory as recovery
+from luthier.step.evaluation.evaluate import Abandoned, divided, evaluate
+from luthier.step.over_batches import begin_loss
+from luthier.step.reference.reference_check import begin_companions
+from luthier.step.setup import Setup
+from luthier.step.task_state import take_task_state
+from luthier.step.update import Update, pooled_loss, update
+from luthier.training.best_metric import improves
+
+log = get_logger()
+
+
+@attrs.define(kw_only=True)
+class Tally:
+    """What a run has done so far; part of every checkpoint."""
+
+    step: int = 0
+    epoch: float = 0.0  # how many, with the part of the last one
+    tokens: int = 0
+    supervised_tokens: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    best_step: int | None = None
+    best_metric: float | None = None
+    evaluation: dict[str, float] = attrs.field(factory=dict)
+    owes_evaluation: bool = False  # a signal came before the end of the one after this step
+    losses: list[float] = attrs.field(factory=list)
+    stop_reason: str | None = None  # so that a run killed after its early stop does not train on
+    skipped_steps: int = 0  # whose loss or gradient was not finite
+    token_limit: int | None = None  # of a micro-batch, where memory ran out and it was lowered
+
+
+class Loop:
+    """Trains a `Setup` to its last step, from wherever its newest checkpoint stands."""
+
+    def __init__(self, setup: Setup, run: ActiveRun, callbacks: dict[str, Any], task: TaskPlace | None = None) -> None:
+        self.setup, self.run, self.callbacks = setup, run, callbacks
+        self.tally, self.task = Tally(), task or TaskPlace()
+        self.recent: list[Update] = []
+        self.portion: Portion | None = None  # of the last step
+        self.agreed = Agreed()
+        self.constants: dict[str, str] = {}  # files of frozen tensors by their owner
+        self.health = Health(setup)
+        self.hooks = connect_callbacks(callbacks if run.is_main else here(callbacks))
+        self.cadence = Cadence.of(setup.recipe)
+        how = {"background": setup.recipe.async_save, "limit": setup.recipe.save_total_limit}
+        self.saver = Saver(run.folder, run.belongs, **how, world=setup.world)
+
+    def train(self) -> Tally:
+        setup, run = self.setup, self.run
+        with self.saver, closing(setup.phases.over("data", setup.portions(self.tally.step))) as portions:
+            for portion in portions if self._set_out() else ():
+                run.step, self.portion = portion.step + 1, portion
+                run.total_steps = run.step if portion.last else run.total_steps
+                self.hooks.step_started(run=run, step=run.step)
+                self.health.look(run.step)
+                done = update(setup, portion.step, portion)
+                self.health.see(run.step, done, portion.examples)
+                self._count(done)
+                self.hooks.step_ended(run=run, step=run.step, metrics=self._numbers(self.recent[-1:]))
+                self._log()
+                if portion.ends_epoch:
+                    self.hooks.epoch_ended(run=run, epoch=round(portion.ended) - 1)
+                self._agree()
+                if self._evaluation_due():
+                    self._evaluate()
+                    self._agree()
+                if run.stop_reason and self.recent:  # an evaluation has made this the last step
+                    self._log()
+                self.saver.collect()
+                if self.agreed.signal is not None or self._save_due(portion, done):
+                    self.save()
+                if self.agreed.ends:
+                    break
+        self._finish()
+        return self.tally
+
+    def _set_out(self) -> bool:
+        """What comes before the next step; whether there is to be one."""
+        owed, self.tally.owes_evaluation = self.tally.owes_evaluation, False
+        if self.tally.step == 0:
+            self._begin()
+        elif owed and self.setup.validation is not None:
+            self._evaluate()
+            self._agree()
+            if self.run.stop_reason and self.recent:
+                self._log()
+            if not self.tally.owes_evaluation:
+                self.save()  # in the place of the checkpoint that owes it
+        return not (self.run.stop_reason or self.tally.owes_evaluation)
+
+    def _begin(self) -> None:
+        take_task_state(self.setup, self.task)
+        self.setup.adapter.begin_task(self.task.index, self.task.total)
+        begin_companions(self.setup)
+        self._keep_constants()
+        begin_loss(self.setup)
+        self.health.begin()
+        self.hooks.task_started(run=self.run, task=self.task.index)
+        if self.setup.recipe.eval_on_start:
+            self._evaluate()
+            self._agree()
+
+    def _keep_constants(self) -> None:
+        """Write the frozen tensors of parts, which every checkpoint from here on names and none holds."""
+        self.constants = store_constants(self.run.folder, self.setup.constant_owners, self.setup.world)
+        self.saver.constants = tuple(self.constants.values())
+
+    def _agree(self) -> None:
+        """What was asked until now counts for this step, on every rank."""
+        if self.run.is_main and requests.take(self.run.folder):
+            self.run.request_save()
+        self.agreed = agree(self.run, self.setup.world)
+
+    def save(self) -> None:
+        """Begin a checkpoint of this step; `saved` fires once it is complete."""
+        run, step = self.run, self.run.step
+        run.wants_save, self.tally.stop_reason = False, run.stop_reason
+        asked = run.is_main and requests.taken(run.folder)
+        then = {"then": lambda path: self.hooks.saved(run=run, step=step, path=path)}
+        then |= {"after": lambda: requests.answer(run.folder)} if asked else {}
+        with self.setup.phases("saving"):
+            state = self._state()
+            if run.is_main or is_sharded(state):
+                best = self.tally.best_step
+                kept = None if best is None else checkpoint.folder_of(run.folder, best)  # it may be on its way still
+                self.saver.save(step, state, kept, **then)
+
+    def resume(self, tree: dict[str, Any], source: Path, fresh: frozenset[str] = frozenset()) -> None:
+        """Put everything back as the checkpoint has it, but what is named in `fresh`; `source` is its run's folder."""
+        setup = self.setup
+        self.constants = tree.get("constants", {})
+        self.saver.constants = tuple(self.constants.values())
+        restore_constants(self.run.folder, self.constants, setup.constant_owners, setup.world, source)
+        contents.restore(setup, self.callbacks, tree, fresh)
+        if "feed" not in fresh:
+            setup.feed.load_state(tree.get("feed", {}))
+        self.health.load_state(tree.get("health", {}))
+        self.recent = [Update(**numbers) for numbers in tree.get("recent", [])]
+        held = dict(tree["tally"])
+        self.tally = Tally(**{**held, "losses": held["losses"].tolist()})
+        recovery.hold(setup, self.tally.token_limit)
+        self.run.step, self.run.stop_reason = self.tally.step, self.tally.stop_reason
+        setup.tell_progress(setup.progress_after(self.tally.step, self.tally.epoch))
+        if "loss" in fresh:  # another loss than the checkpoint's
+            begin_loss(setup)
+        self.hooks.resumed(run=self.run, step=self.tally.step)
+
+    def best_checkpoint(self) -> Path | None:
+        """The folder of the best evaluated checkpoint, if it was kept."""
+        if self.tally.best_step is None:
+            return None
+        path = checkpoint.folder_of(self.run.folder, self.tally.best_step)
+        return path if path.is_dir() else None
+
+    def _end_task(self) -> None:
+        """Take the best weights where they were asked for, let the adapter finish its task, and evaluate the result."""
+        adapter = self.setup.adapter
+        changed = self.setup.recipe.load_best_model_at_end and self._load_best()
+        if not has_default(adapter, "adapter", "end_task"):
+            adapter.end_task(self.task.index, self.task.total)
+            changed = True
+        if changed and self.setup.validation is not None:
+            self.tally.evaluation = evaluate(self.setup)
+
+    def _load_best(self) -> bool:
+        """Go back to the best checkpoint's weights; False where these are the last ones."""
+        world = self.setup.world
+        best = world.decide(lambda: None if (path := self.best_checkpoint()) is None else str(path))
+        if best is None:
+            log.warning("no best checkpoint to end with: these are the last weights", best_step=self.tally.best_step)
+        if best is None or self.tally.best_step == self.run.step:
+            return False
+        tree = shared(world, lambda: checkpoint.load(Path(best)))
+        contents.restore_weights(self.setup, as_held(self.setup, tree, Path(best)))
+        return True
+
+    def _state(self) -> dict[str, Any]:
+        tally = attrs.asdict(self.tally)
+        return {
+            **contents.collected(self.setup, self.callbacks),
+            "feed": self.setup.feed.state(self.portion),
+            "health": self.health.state(),
+            "constants": dict(self.constants),
+            "recent": [update.numbers() for update in self.recent],
+            "tally": {**tally, "losses": torch.tensor(tally["losses"], dtype=torch.float64)},
+        }
+
+    def _count(self, done: Update) -> None:
+        tally = self.tally
+        tally.step = self.run.step
+        tally.epoch = self.portion.ended if self.portion else 0.0
+        tally.tokens += done.tokens
+        tally.supervised_tokens += done.supervised_tokens
+        tally.samples += done.documents
+        tally.seconds += done.seconds
+        tally.skipped_steps += not (done.finite or done.overflowed)
+        tally.token_limit = recovery.lowered(self.setup)
+        tally.losses.append(done.loss)
+        self.recent.append(done)
+
+    def _log(self) -> None:
+        """The numbers since the last logging; the last step is always logged."""
+        step, last = self.run.step, self.run.step == self.run.total_steps
+        if step % self.setup.recipe.logging_steps == 0 or last or self.run.stop_reason or self.run.signal:
+            self.hooks.logged(run=self.run, step=step, metrics=self._numbers(self.recent))
+            self.recent, self.health.flow = [], {}
+
+    def _numbers(self, updates: list[Update]) -> dict[str, float]:
+        seconds = sum(u.seconds for u in updates)
+        taken = [u for u in updates if u.finite] or updates[-1:]
+        numbers = {
+            "loss": pooled_loss(taken),
+            "grad_norm": taken[-1].grad_norm,
+            "learning_rate": updates[-1].learning_rate,
+            "epoch": self.tally.epoch,
+            "tokens": sum(u.tokens for u in updates),
+            "supervised_tokens": sum(u.supervised_tokens for u in updates),
+            "total_tokens": self.tally.tokens,
+            "samples": self.tally.samples,
+            "tokens_per_second": sum(u.tokens for u in updates) / max(seconds, 1e-9),
+            "peak_memory": peak_memory(self.setup.device),
+            "elapsed": self.tally.seconds,
+            "skipped_steps": self.tally.skipped_steps,
+        }
+        also = {**self.setup.balance(self.portion), **self.health.flow}
+        return {**numbers, **divided([u.metrics for u in updates]), **also}
+
+    def _evaluation_due(self) -> bool:
+        if self.setup.validation is None:
+            return False
+        every, last = self.setup.recipe.eval_steps, self.run.step == self.run.total_steps
+        return self.run.wants_evaluation or last or bool(every and self.run.step % every == 0)
+
+    def _evaluate(self) -> None:
+        """Now; where a signal comes before its end, the run ends with it owed, and does it first when it goes on."""
+        self.run.wants_evaluation, self.tally.owes_evaluation = False, True
+        with self.setup.phases("evaluation"), suppress(Abandoned):
+            found = evaluate(self.setup, leave=lambda: self.run.signal is not None)
+            self.tally.owes_evaluation = False
+        if self.tally.owes_evaluation:
+            return
+        self.tally.evaluation = found
+        self._judge(found)
+        self.hooks.evaluated(run=self.run, step=self.run.step, metrics=found)
+
+    def _judge(self, found: dict[str, float]) -> None:
+        """Remember the best; its checkpoint is written where the run must end with it."""
+        recipe = self.setup.recipe
+        if improves(recipe, found, self.tally.best_metric) and self.run.step:  # before the first step there is none
+            self.tally.best_metric, self.tally.best_step = found[recipe.metric_for_best_model], self.run.step
+            self.run.wants_save |= recipe.load_best_model_at_end
+
+    def _save_due(self, portion: Portion, done: Update) -> bool:
+        run, last = self.run, portion.last or self.agreed.stop is not None
+        numbers = {"step": run.step, "samples": self.tally.samples, "seen": done.documents}
+        return run.wants_save or self.cadence.due(**numbers, epoch_ended=portion.ends_epoch, last=last)
+
+    def _finish(self) -> None:
+        run = self.run
+        signal = self.agreed.signal
+        unfinished = self.tally.owes_evaluation or run.step != run.total_steps
+        if signal is not None and unfinished:  # the task goes on when the run is resumed
+            self.hooks.stopped(run=run, step=run.step, reason=f"signal {signal}")
+            raise Interrupted(signal, run.step, run.folder)
+        self.health.end(run.step)
+        self._end_task()
+        self.hooks.task_ended(run=run, task=self.task.index)
+        if run.stop_reason and run.step != run.total_steps:
+            self.hooks.stopped(run=run, step=run.step, reason=run.stop_reason)

@@ -1,0 +1,182 @@
+"""The plan: what a run would be, without its weights: parts, parameters, memory by cause, steps, packing, time."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import attrs
+
+from luthier.data.formats.wanted import Wanted
+from luthier.data.prepare import Prepared
+from luthier.distributed.world import World
+from luthier.errors import LuthierError
+from luthier.hardware import process_settings as process
+from luthier.hardware import threads
+from luthier.memory.counts import held_memory, parameters_of
+from luthier.memory.dry_run import Footprint, Unknown, stand_in
+from luthier.memory.duration import estimate
+from luthier.memory.fit import OPTION, Case, choose, fullest, suggested, suggestions
+from luthier.model import load
+from luthier.model.model_config import config_of
+from luthier.model.weights.parameter_groups import described
+from luthier.randomness import kept
+from luthier.recipe import Recipe
+from luthier.recipe.objects import Objects
+from luthier.recipe.parts import Resolved, resolve
+from luthier.recipe.rowless import NO_ROWS
+from luthier.runs.writing.decisions import Decisions
+from luthier.step import compile_step as compiling
+from luthier.step.setup import Setup
+from luthier.training.assemble import assemble, trained_groups, usable_device
+from luthier.training.frozen.company import Company
+from luthier.training.planning.plan_numbers import packing_of, schedule_of
+from luthier.training.rows import check_fit, check_rooms, prepared_data
+
+STEPS: Final = 1000  # in which the fullest micro-batch is looked for
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """Plain numbers; bytes for memory, tokens for lengths. `notes` says what was assumed or could not be known."""
+
+    parts: list[dict[str, Any]]
+    parameters: dict[str, dict[str, int]]  # by module kind: total, trainable
+    memory: dict[str, int]  # by cause at the predicted peak, and their total
+    schedule: dict[str, Any]
+    packing: dict[str, float]
+    coverage: dict[str, Any]
+    data: dict[str, Any]
+    decisions: dict[str, Any] = attrs.field(factory=dict)  # name: its value, and why
+    operations: list[str] = attrs.field(factory=list)  # `operation: implementation` that a step computes by
+    groups: list[dict[str, Any]] = attrs.field(factory=list)  # parameters that share a rate
+    device: dict[str, Any] = attrs.field(factory=dict)  # what it has, and whether the peak fits
+    time: dict[str, Any] = attrs.field(factory=dict)  # an estimate, with what it rests on
+    suggestions: list[dict[str, Any]] = attrs.field(factory=list)  # option, value and reason
+    notes: list[str] = attrs.field(factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return attrs.asdict(self)
+
+
+def plan(recipe: Recipe, objects: Objects) -> Plan:
+    """Check everything, and rehearse the run without its weights; they are read only for a part that needs them."""
+    notes: list[str] = []
+    decisions, began = Decisions(), threads.Glance()
+    with kept():
+        resolved = resolve(recipe)
+        device = usable_device(recipe, resolved, World())
+        for part in resolved.callbacks:
+            resolved.build(part)  # what it lacks is said here too
+        prepared, tokenizer = _rows(recipe, objects, resolved, notes)
+        company = _checked_company(recipe, objects, resolved, tokenizer)
+        rows = prepared or stand_in(recipe)
+        case = Case(recipe=recipe, resolved=resolved, device=device, prepared=rows, objects=objects)
+        check_rooms(rows, recipe, case.layout)
+        case = attrs.evolve(case, recipe=suggested(case, decisions))
+        if recipe.max_tokens_per_device == "auto":
+            case.recipe = attrs.evolve(case.recipe, max_tokens_per_device=_chosen(case, decisions, notes))
+        setup, footprint = _tried(case, decisions, notes, company)
+        notes.extend(setup.companions.notes())
+        _check_fit(prepared, tokenizer, setup)
+        process.settle(setup, began)
+        compiling.settle(setup)
+    found = _found(case, setup, footprint, prepared is not None, notes)
+    found.decisions.update({**setup.decisions.to_dict(), **decisions.to_dict()})
+    if footprint is None:  # the weights were loaded, and may be the caller's
+        setup.undo.close()
+    return found
+
+
+def _found(case: Case, setup: Setup, footprint: Any, has_rows: bool, notes: list[str]) -> Plan:
+    fits = footprint.peak <= case.room.free if footprint else None
+    return Plan(
+        **{"parts": [part.describe() for part in case.resolved], "parameters": parameters_of(setup)},
+        memory=_memory(setup, footprint),
+        schedule=schedule_of(setup) if has_rows else _unknown(setup),
+        packing=packing_of(setup) if has_rows else {},
+        coverage=setup.adapter.coverage() if hasattr(setup.adapter, "coverage") else {},
+        data=case.prepared.report.to_dict(),
+        device={**attrs.asdict(case.room), "fits": fits},
+        time=_time(setup, footprint) if has_rows and footprint else {},
+        operations=setup.operations.operations.ran(),
+        groups=described(trained_groups(case.recipe, setup.adapter, setup.model)),
+        suggestions=[attrs.asdict(found) for found in suggestions(case, setup)],
+        **{"decisions": {}, "notes": notes},
+    )
+
+
+def _rows(recipe: Recipe, objects: Objects, resolved: Resolved, notes: list[str]) -> tuple[Prepared | None, Any]:
+    """The rows with their tokenizer, or None where there are none, or nothing to count their tokens with."""
+    assumed = f"memory is that of rows of {recipe.data.max_length:,} tokens (data.max_length)"
+    if objects.data is None and recipe.data.train[0].path == NO_ROWS:
+        notes.append(f"no rows are given: {assumed}")
+        return None, None
+    try:
+        tokenizer = objects.tokenizer or load.tokenizer_of(recipe.model)
+    except LuthierError as error:
+        if error.code != "model-not-found":
+            raise
+        config_of(recipe.model)  # where there is no model either, that is said
+        notes.append(f"the rows are not counted ({error.problem}): {assumed}")
+        return None, None
+    return prepared_data(recipe, objects, tokenizer, Wanted.of_part(resolved.loss)), tokenizer
+
+
+def _check_fit(prepared: Prepared | None, tokenizer: Any, setup: Setup) -> None:
+    for dataset in (prepared.train, prepared.validation) if prepared else ():
+        if dataset is not None:
+            check_fit(dataset, tokenizer, setup.model)
+
+
+def _chosen(case: Case, decisions: Decisions, notes: list[str]) -> int:
+    """The number that `auto` stands for; where nothing fits, the least that there can be."""
+    try:
+        return decisions.take(OPTION, lambda: choose(case))
+    except LuthierError as error:
+        if error.code != "memory-too-small":
+            raise
+        notes.append(error.problem)
+        return decisions.explicit(OPTION, case.longest, "the longest example, though not even that fits")
+
+
+def _checked_company(recipe: Recipe, objects: Objects, resolved: Resolved, tokenizer: Any) -> Company:
+    """Return what stands beside the policy; its vocabularies are checked where the model's is known."""
+    company = Company.of(recipe, resolved, begins=True)
+    if tokenizer is None:
+        return company
+    config = config_of(recipe.model) if objects.model is None else objects.model.config
+    return company.checked(resolved.build(resolved.loss), tokenizer, config)
+
+
+def _tried(case: Case, decisions: Decisions, notes: list[str], company: Company) -> tuple[Setup, Footprint | None]:
+    """The run's setup and what a step of it holds; the weights themselves where a part cannot do without."""
+    try:
+        rehearsal = case.rehearsal
+        setup = rehearsal.setup
+        rehearsal.start_from(company.start)
+        setup.packing = attrs.evolve(setup.packing, max_tokens=case.recipe.max_tokens_per_device)
+        return setup, case.footprint(fullest(setup, STEPS))
+    except Unknown as error:
+        notes.append(f"the weights were loaded, and what a step needs is not predicted: {error}")
+        recipe = attrs.evolve(case.recipe, memory_check=False)
+        return assemble(recipe, case.objects, decisions=decisions).setup, None
+
+
+def _memory(setup: Setup, footprint: Footprint | None) -> dict[str, int]:
+    causes = held_memory(setup) if footprint is None else footprint.causes
+    return {**causes, "total": sum(causes.values())}
+
+
+def _unknown(setup: Setup) -> dict[str, Any]:
+    """The schedule of a run whose rows are not known."""
+    return {**dict.fromkeys(schedule_of(setup)), "total_steps": setup.recipe.max_steps,
+            "peak_learning_rate": setup.rates.peak}  # fmt: skip
+
+
+def _time(setup: Setup, footprint: Footprint) -> dict[str, Any]:
+    """An estimate of the whole run where its tokens are known."""
+    schedule = schedule_of(setup)
+    if schedule["epochs"] is None:
+        return {}
+    tokens = schedule["tokens_per_epoch"] * schedule["epochs"]
+    return estimate(footprint.flops_per_token, tokens, setup.device, setup.model.dtype)

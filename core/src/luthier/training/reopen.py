@@ -1,0 +1,122 @@
+"""A finished run, read again from its folder: its numbers, and its model with its data where they are asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from luthier.artifacts.note import of_run
+from luthier.artifacts.opened import progress_of
+from luthier.checkpoint import folder as checkpoint
+from luthier.data.examples import TokenDataset
+from luthier.data.formats.wanted import Wanted
+from luthier.errors import LuthierError
+from luthier.model.attention import packed
+from luthier.model.operations.install_operations import operating
+from luthier.plugins.contracts.protocols import Loss
+from luthier.plugins.structure import structure
+from luthier.recipe import Recipe, resolve
+from luthier.recipe.objects import Objects
+from luthier.recipe.schema import Data, Source
+from luthier.runs.writing.decisions import Decisions
+from luthier.runs.writing.record import RECIPE, read_record
+from luthier.step.evaluation.evaluate import evaluate
+from luthier.step.setup import Setup
+from luthier.training.assemble import assemble
+from luthier.training.rows import check_fit, check_room
+from luthier.training.run import Run
+
+PATHS = ("output_path", "artifact", "merged", "best_checkpoint")
+
+
+Given = tuple[Recipe, Objects]
+
+
+def finished(folder: Path, given: Given | None = None, record: dict[str, Any] | None = None) -> Run:
+    """The result that a completed run recorded; `given` is what its caller has in hand that no file could hold.
+
+    `record` is what rank 0 has read, where this is another machine.
+    """
+    record = record or read_record(folder)
+    if record is None or "result" not in record:
+        raise LuthierError("run-not-found", "no finished run here", where=str(folder))
+    held = {name: Path(v) if name in PATHS and v else v for name, v in record["result"].items()}
+    numbers = (held["final_loss"], *held["loss_history"])  # null is the loss of a step that was skipped
+    held["final_loss"], *held["loss_history"] = (math.nan if loss is None else loss for loss in numbers)
+    return Run(**held, given=given)
+
+
+def reopened(folder: Path, given: Given | None) -> Setup:
+    """Model, adapter and data as they were at the run's end."""
+    recipe, objects = given or (Recipe.load(folder / RECIPE, environ={}), Objects())
+    decisions = Decisions((read_record(folder) or {}).get("decisions"))
+    setup = assemble(recipe, objects, decisions=decisions, purpose="open").setup
+    setup.undo.close()
+    run = finished(folder)
+    setup.adapter.load(run.artifact)
+    _restore_loss(setup, folder, run.best_checkpoint if recipe.load_best_model_at_end else None)
+    setup.progress = progress_of(of_run(folder)) or setup.progress
+    setup.tell_progress()
+    setup.model.set_attn_implementation(setup.attention)
+    return setup
+
+
+def _restore_loss(setup: Setup, folder: Path, best: Path | None) -> None:
+    """Give a loss that keeps a state the one that it had at the end of its run, or in the best checkpoint."""
+    if getattr(setup.loss.load_state, "__func__", None) is Loss.load_state:
+        return
+    found = checkpoint.newest(folder) if best is None else (best, checkpoint.load(best), [])
+    if found is not None and "loss" in found[1]["parts"]:
+        setup.loss.load_state(found[1]["parts"]["loss"])
+
+
+def evaluate_again(setup: Setup, data: Any = None) -> dict[str, float]:
+    """The held-out numbers over the run's validation rows, or over `data`: a path, rows or a dataset."""
+    if data is None:
+        if setup.validation is None:
+            raise LuthierError("data-empty", "the run has no validation rows", where="data.validation",
+                               remedy="Give evaluate(data) some.")  # fmt: skip
+        return evaluate_rows(setup, setup.validation)
+    from luthier.data.prepare import prepare
+
+    held_out = attrs.evolve(setup.recipe.data, validation=0.0, streaming=False)
+    source = _source(data, held_out)
+    held_out = held_out if source is None else attrs.evolve(held_out, train=[source])
+    wanted, given = Wanted.of_part(resolve(setup.recipe).loss), data if source is None else None
+    rows = prepare(held_out, setup.tokenizer, seed=setup.recipe.seed, wanted=wanted, given=given).train
+    assert isinstance(rows, TokenDataset)  # not a stream
+    check_fit(rows, setup.tokenizer, setup.model)
+    check_room(rows, setup.recipe, setup.layout)
+    return evaluate_rows(setup, rows)
+
+
+def evaluate_rows(setup: Setup, rows: Any) -> dict[str, float]:
+    """Return the held-out numbers over examples that are made already, computed as in the run."""
+    with _as_trained(setup):
+        return evaluate(setup, rows)
+
+
+@contextmanager
+def _as_trained(setup: Setup) -> Iterator[None]:
+    """Inside it the model computes as it did in the run."""
+    trained = [p for group in setup.adapter.groups() for p in group.parameters]
+    operations = operating(setup.model, setup.operations.operations)
+    precision, process = setup.precision.held(setup.model, trained), setup.process.applied()
+    with packed(setup.model), operations, precision, process:
+        yield
+
+
+def _source(data: Any, like: Data) -> Source | None:
+    """Where named rows come from, their columns mapped as the run's one source has it; None for rows themselves."""
+    if isinstance(data, Mapping) and "path" in data:
+        return structure(data, Source, "data")
+    if isinstance(data, (str, Path)):
+        (first, *others) = like.train
+        mapped = {} if others else {"columns": first.columns, "template": first.template}
+        return Source(path=str(data), **mapped)
+    return data if isinstance(data, Source) else None

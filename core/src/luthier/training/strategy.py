@@ -1,0 +1,49 @@
+"""The strategy: a copy of the model in each process, or a shard of it where a copy would not fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from luthier.distributed.spread import Strategy
+from luthier.distributed.world import World
+from luthier.errors import LuthierError
+from luthier.sizes import size_text
+
+if TYPE_CHECKING:
+    from luthier.memory.fit import Case
+    from luthier.runs.writing.decisions import Decisions
+
+OPTION: Final = "distributed.strategy"
+
+
+def choose(case: Case, decisions: Decisions, world: World) -> Strategy:
+    """What the recipe asks for; `auto` compares a copy's predicted memory with what the device has.
+
+    Raises `recipe-conflict` where a model that the caller has loaded would have to be taken apart.
+    """
+    asked = case.recipe.distributed.strategy
+    if world.size == 1:
+        return "alone"
+    if asked == "fsdp" and case.objects.model is not None:
+        remedy = "Pass the model's name or folder, or leave it to ddp."
+        raise LuthierError("recipe-conflict", "a loaded model cannot be sharded", where=OPTION, found=asked,
+                           remedy=remedy)  # fmt: skip
+    if asked != "auto":
+        return decisions.explicit(OPTION, asked)
+    return decisions.take(OPTION, lambda: _by_memory(case))
+
+
+def _by_memory(case: Case) -> tuple[Strategy, str]:
+    from luthier.memory.dry_run import Unknown
+    from luthier.memory.fit import fullest, surely_fits
+
+    if case.objects.model is not None:
+        return "ddp", "every process has the model already"
+    if surely_fits(case.recipe, None, case.longest, case.room.free):
+        return "ddp", "a copy in each process fits by far"
+    try:
+        peak = case.footprint(fullest(case.rehearsal.setup)).peak
+    except Unknown as error:
+        return "ddp", f"memory cannot be predicted before the model is loaded ({error})"
+    told = f"a copy takes {size_text(peak)}, and {size_text(case.room.free)} are free for each process"
+    return ("fsdp", told) if peak > case.room.free else ("ddp", told)

@@ -1,0 +1,297 @@
+"""A run from its recipe to its artifact: folder, lock, resume, loop, record."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from luthier.artifacts.note import note
+from luthier.artifacts.save import artifact_name, save_adapter, save_merged
+from luthier.checkpoint import folder as checkpoint
+from luthier.data.formats.wanted import Wanted
+from luthier.disk import Reserve, is_full
+from luthier.distributed.broadcast import as_held, gathered, shared
+from luthier.distributed.join import join, launched
+from luthier.distributed.orphans import guarded
+from luthier.distributed.world import World, explained, lost_peers
+from luthier.errors import LuthierError
+from luthier.hardware import devices
+from luthier.logs import get_logger, run_log
+from luthier.model.load import tokenizer_of
+from luthier.model.weights import fingerprint
+from luthier.model.weights.dense_files import Files
+from luthier.randomness import kept
+from luthier.recipe import Recipe, recipe_hash, resolve
+from luthier.recipe.objects import Objects
+from luthier.runs.writing import differences as changes
+from luthier.runs.writing.active_run import ActiveRun, Interrupted
+from luthier.runs.writing.decisions import Decisions
+from luthier.runs.writing.lock import locked
+from luthier.runs.writing.record import RECIPE, environment, new_id, read_record, write_record
+from luthier.runs.writing.target import Place, find_place, still
+from luthier.step.preparation import keep_decisions
+from luthier.step.setup import Setup
+from luthier.step.task_state import write_task_state
+from luthier.training.assemble import Assembled, assemble, whole_again
+from luthier.training.best_metric import check_metrics
+from luthier.training.loop import Loop, Tally
+from luthier.training.reopen import finished
+from luthier.training.rows import prepared_data
+from luthier.training.run import Run
+from luthier.training.signals import signals
+
+log = get_logger()
+
+
+def train(
+    recipe: Recipe,
+    objects: Objects,
+    *,
+    resume: Path | None = None,
+    fresh: bool = False,
+    re_decide: bool = False,
+    allowed: frozenset[str] = frozenset(),
+) -> Run:
+    """Train to the end, or go on with what the folder holds; see `luthier.train`."""
+    world = join(recipe.distributed, recipe.device)
+    if resume is not None:
+        world.decide(lambda: checkpoint.require(resume))
+    place = Place.of(world.decide(lambda: find_place(recipe, objects, fresh=fresh, allowed=allowed).to_dict()))
+    if place.done:
+        return _done(place, recipe, objects)
+    with kept():
+        held = world.decide(lambda: None if re_decide else _decided(place, resume))
+        # whatever can be refused is, before a folder appears
+        begins = world.decide(lambda: _begins(place, resume))
+        assembled = assemble(recipe, objects, decisions=Decisions(held, world.decide), world=world, begins=begins)
+        try:
+            check_metrics(assembled.setup, assembled.callbacks)
+            record = world.decide(lambda: _record(recipe, assembled, place, allowed, resume))
+            with _owned(place, record, world):
+                return _run(recipe, assembled, place, record, resume)
+        finally:  # the model is the caller's again
+            assembled.setup.undo.close()
+            assembled.setup.model.set_attn_implementation(assembled.setup.attention)
+
+
+def _decided(place: Place, resume: Path | None) -> dict[str, Any] | None:
+    """What the run that goes on decided when it began; a checkpoint's run is the one whose folder it lies in."""
+    record = place.record if resume is None else read_record(resume.absolute().parents[1])
+    return (record or place.record or {}).get("decisions")
+
+
+def _begins(place: Place, resume: Path | None) -> bool:
+    """Return whether the run starts afresh: there is no checkpoint that it could go on from."""
+    return resume is None and not checkpoint.steps(place.folder) and "resumed_from" not in (place.record or {})
+
+
+def _done(place: Place, recipe: Recipe, objects: Objects) -> Run:
+    """The finished run; refused where rows from Python, which the recipe cannot tell apart, are others now."""
+    if objects.data is not None:
+        tokenizer = objects.tokenizer or tokenizer_of(recipe.model)
+        wanted = Wanted.of_part(resolve(recipe).loss)
+        now = {"data": prepared_data(recipe, objects, tokenizer, wanted).train.fingerprint}
+        changes.refuse(changes.compare(place.record or {}, now), frozenset(), str(place.folder))
+    log.warning("run already finished", folder=str(place.folder), remedy="--fresh trains again")
+    return finished(place.folder, (recipe, objects), place.record)
+
+
+@contextlib.contextmanager
+def _owned(place: Place, record: dict[str, Any], world: World) -> Iterator[None]:
+    """The folder is rank 0's: it alone locks it and writes there."""
+    if not world.is_main:
+        yield
+        return
+    with locked(place.folder):
+        still(place)
+        with run_log(record["run_id"], place.folder / "log.jsonl"):
+            yield
+
+
+def _record(
+    recipe: Recipe, assembled: Assembled, place: Place, allowed: frozenset[str], resume: Path | None
+) -> dict[str, Any]:
+    """The run's record: a new one, or that of the run that goes on, if what it began with is the same."""
+    run_id, parts = (place.record or {}).get("run_id") or new_id(), [p.describe() for p in assembled.resolved]
+    wish = getattr(assembled.setup.adapter, "save_dtype", None)
+    files = Files.of_recipe(recipe, assembled.setup.context.dtype, wish)
+    if wish and not files.asked:
+        log.info("dtype of the files", dtype=wish, because="the adapter's record asks for it")
+    now = {
+        "run_id": run_id,
+        "recipe_hash": recipe_hash(recipe),
+        "data": assembled.prepared.train.fingerprint,
+        "base": fingerprint.of_model(recipe.model.name_or_path),
+        "parts": parts,
+        "note": note(recipe.to_dict(), run_id, parts, assembled.prepared, files),
+        **environment(str(assembled.setup.device)),
+    }
+    began = {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seed": recipe.seed}
+    held, changed = place.record, place.changed
+    record = {**began, **now} if held is None else changes.continued(held, now, allowed, place.folder, changed)
+    if resume is not None:
+        found = changes.compare(checkpoint.require(resume), changes.belongings(recipe, record))
+        changes.refuse(found, allowed, str(resume))
+        record = changes.noted(record, found)
+    return {**record, **launched(assembled.setup.world)}
+
+
+def _run(recipe: Recipe, assembled: Assembled, place: Place, record: dict[str, Any], resume: Path | None) -> Run:
+    folder, setup = place.folder, assembled.setup
+    run = ActiveRun(
+        run_id=record["run_id"],
+        folder=folder,
+        name=recipe.run_name or folder.name,
+        settings=recipe.to_dict(),
+        total_steps=setup.feed.total,
+        belongs=changes.belongings(recipe, record),
+        phases=setup.phases,
+        is_main=setup.world.is_main,
+    )
+    loop = Loop(setup, run, assembled.callbacks, assembled.case.objects.task)
+    with contextlib.ExitStack() as heard, _recorded(loop, record) if run.is_main else lost_peers():
+        if run.is_main:
+            _begin(recipe, loop, place, record)
+        _warn(assembled)
+        heard.enter_context(signals(run))  # held until a failure is in the record: the launcher then ends all
+        heard.enter_context(guarded())
+        _start(loop, record, resume)
+        tally = loop.train()
+        heard.close()
+        return _finish(loop, tally, record, assembled)
+
+
+def _begin(recipe: Recipe, loop: Loop, place: Place, record: dict[str, Any]) -> None:
+    """Say in the folder that a run is under way."""
+    checkpoint.tidy(place.folder)
+    if place.record is None or place.changed:
+        recipe.write(place.folder / RECIPE)
+    decided = loop.setup.decisions.to_dict()
+    record.pop("error", None)  # of an attempt that this one goes on from
+    write_record(place.folder, record, state="running", total_steps=loop.run.total_steps, decisions=decided)
+
+
+def _warn(assembled: Assembled) -> None:
+    """What the preparation of the rows had to say, such as the share that was dropped."""
+    report = assembled.prepared.report
+    for warning in (*report.warnings, *(report.validation.warnings if report.validation else ())):
+        log.warning("data", warning=warning)
+
+
+def _start(loop: Loop, record: dict[str, Any], resume: Path | None) -> None:
+    """From a checkpoint, if there is one, else from the beginning.
+
+    A run that began from another's checkpoint goes on with its own, once it has one.
+    """
+    run, began = loop.run, record.get("resumed_from")
+    asked = began if resume is None else str(resume.absolute())
+    found = shared(loop.setup.world, lambda: _newest(run, asked, own=asked == began))
+    if found is None:
+        log.info("run started", folder=str(run.folder), steps=run.total_steps)
+        loop.hooks.run_started(run=run)
+        return
+    path, tree, fresh = found
+    loop.resume(as_held(loop.setup, tree, Path(path)), Path(path).absolute().parents[1], frozenset(fresh))
+    if run.is_main:
+        for left in checkpoint.set_aside(run.folder, run.step):
+            log.warning("checkpoint set aside, as the run goes on before it", checkpoint=str(left))
+        if asked != began:
+            write_record(run.folder, record, resumed_from=asked)
+    log.warning("resumed", step=run.step, checkpoint=path)
+
+
+def _newest(run: ActiveRun, asked: str | None, *, own: bool) -> tuple[str, dict[str, Any], list[str]] | None:
+    """The newest checkpoint of the run's own, or the one that is asked for: its path, its tree, what begins anew."""
+    found = checkpoint.newest(run.folder) if own else None
+    if found is None and asked is None:
+        return None
+    path, tree, damaged = found or (Path(str(asked)), checkpoint.load(Path(str(asked))), [])
+    for error in damaged:
+        log.warning("checkpoint damaged, using the one before", error=str(error))
+    return str(path), tree, sorted(changes.begun_anew(checkpoint.require(path), run.belongs))
+
+
+def _finish(loop: Loop, tally: Tally, record: dict[str, Any], assembled: Assembled) -> Run:
+    """The artifact and the result."""
+    setup, run = loop.setup, loop.run
+    setup.undo.close()  # what is written is made of the weights as they came
+    state = gathered(setup)
+    also = {"progress": attrs.asdict(setup.progress), "decisions": keep_decisions(setup.decisions)}
+    record["note"] = {**record["note"], **also}
+    if loop.task.total > 1 and run.is_main:
+        with setup.optimizer_part.evaluating():
+            own = setup.adapter.state() if state is None else state
+            write_task_state(run.folder, own, setup.adapter.constants())
+    artifact, merged, best = setup.world.decide(lambda: _written(loop, record["note"], assembled, state))
+    result = Run(
+        **{"run_id": run.run_id, "output_path": run.folder, "artifact": Path(artifact)},
+        **{"merged": merged and Path(merged), "best_checkpoint": best and Path(best)},
+        **{"steps": tally.step, "samples_seen": tally.samples, "tokens_seen": tally.tokens},
+        **{"final_loss": tally.losses[-1], "loss_history": tally.losses, "duration_seconds": tally.seconds},
+        **{"eval_loss": tally.evaluation.get("eval_loss"), "eval_metrics": tally.evaluation},
+        **{"stop_reason": run.stop_reason, "parts": record["parts"]},
+        setup=setup if state is None else None,
+    )
+    if not run.is_main:
+        return result
+    told = {"decisions": setup.decisions.to_dict(), "health": loop.health.report()}  # both grow as the run goes
+    write_record(run.folder, record, state="completed", step=tally.step, result=result.to_dict(), **told)
+    loop.hooks.completed(run=run, result=result)
+    return result
+
+
+def _written(loop: Loop, note_: dict[str, Any], assembled: Assembled, state: dict[str, Any] | None) -> list[str | None]:
+    """Where the artifact, the merged model and the best checkpoint lie; `state` is that of a sharded model."""
+    setup = loop.setup
+    if state is not None:
+        setup = whole_again(assembled)
+        setup.adapter.load_state(state["adapter"])
+        setup.quantizer.load_state(state["quantizer"])
+        setup.undo.close()
+    paths = (*_artifacts(setup, loop.run.folder, note_), loop.best_checkpoint())
+    return [None if path is None else str(path) for path in paths]
+
+
+def _artifacts(setup: Setup, folder: Path, note_: dict[str, Any]) -> tuple[Path, Path | None]:
+    """The adapter's own files, and the merged model where the recipe asks for it."""
+    model, tokenizer, adapter = setup.model, setup.tokenizer, setup.adapter
+    setup.tell_progress()
+    with setup.optimizer_part.evaluating():
+        artifact = save_adapter(model, tokenizer, adapter, folder / artifact_name(adapter), note_, setup.quantizer)
+        if not setup.recipe.merge:
+            return artifact, None
+        return artifact, save_merged(model, tokenizer, adapter, setup.quantizer, folder / "merged", note_)
+
+
+@contextlib.contextmanager
+def _recorded(loop: Loop, record: dict[str, Any]) -> Iterator[None]:
+    """However the run ends, run.json says so."""
+    run = loop.run
+    reserve = Reserve(run.folder)
+    try:
+        yield
+    except Interrupted:
+        reserve.release()
+        write_record(run.folder, record, state="stopped", step=run.step, health=loop.health.report())
+        raise
+    except BaseException as error:
+        reserve.release()
+        error = explained(error)
+        if devices.is_gone(error):
+            newest = next(reversed(checkpoint.steps(run.folder)), None)
+            error = devices.gone(error, loop.setup.device, run.step, newest)
+        if is_full(error):
+            error = LuthierError("disk-full", f"stopped at step {run.step}", where=str(run.folder))
+        with contextlib.suppress(OSError):
+            ended = {"step": run.step, "error": str(error), "health": loop.health.report()}
+            ended["state"] = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"  # a second Ctrl-C
+            write_record(run.folder, record, **ended)
+        loop.hooks.failed(run=run, error=error)
+        raise error
+    finally:
+        reserve.release()

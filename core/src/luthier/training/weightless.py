@@ -1,0 +1,61 @@
+"""Hollow models: where a model is sharded, rank 0 alone reads its weights; the others hold shapes until theirs come.
+
+The whole model is in the host memory of rank 0 while it is handed out, and in that of nobody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from luthier.distributed.spread import Strategy
+from luthier.distributed.world import World
+from luthier.errors import LuthierError
+from luthier.logs import get_logger
+from luthier.model.model_config import config_of, model_of
+from luthier.plugins.contracts.values import Purpose
+
+if TYPE_CHECKING:
+    from luthier.memory.fit import Case
+
+log = get_logger()
+META: Final = torch.device("meta")
+HOST: Final = torch.device("cpu")
+
+
+def loaded(
+    case: Case, strategy: Strategy, world: World, quantized: Callable[[torch.device], Any]
+) -> tuple[Any, Purpose]:
+    """The model with its quantizer applied, as `quantized(device)` makes it; and its purpose."""
+    if strategy != "fsdp":
+        return quantized(case.device), case.purpose
+    reason = None if world.is_main else _why_not(case)
+    reasons = [told for told in world.gather(reason) if told]
+    if reasons:
+        log.warning("every rank reads all the weights, as the parts cannot do without", reason=reasons[0])
+    if world.is_main or reason:
+        return quantized(HOST), case.purpose
+    return quantized(META), "hollow"
+
+
+def hollow_model(case: Case) -> Any:
+    """Return the recipe's model without weights."""
+    return model_of(config_of(case.recipe.model), case.recipe.model, META)
+
+
+def _why_not(case: Case) -> str | None:
+    """Why copies of the parts cannot be attached to a model without weights, or None."""
+    from luthier.memory.dry_run import Unknown, assembled, built_parts
+    from luthier.memory.isolation import isolated_parts
+    from luthier.model.operations.kernel_choice import find_kernels
+
+    try:
+        built = built_parts(case.resolved)
+        built["kernels"] = find_kernels(case.recipe, case.resolved, case.device)
+        with isolated_parts(built.values(), case.resolved.plugins.packages):
+            assembled(case.recipe, hollow_model(case), built, case.prepared, META, "hollow")
+    except (LuthierError, Unknown, RuntimeError, TypeError, ValueError) as error:
+        return str(error).splitlines()[0]
+    return None

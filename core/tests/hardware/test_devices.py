@@ -1,0 +1,54 @@
+"""Devices: honoured or refused with the reason, and lost in the middle of a run."""
+
+import luthier
+import pytest
+import torch
+from luthier.errors import LuthierError
+from luthier.hardware import devices
+from luthier.runs.writing.record import read_record
+
+
+def test_auto_is_a_device_that_is_here():
+    assert str(devices.choose("auto")) in devices.available()
+
+
+@pytest.mark.parametrize("name", ["cpu", *devices.available()])
+def test_what_is_here_is_honoured(name):
+    assert str(devices.choose(name)) == name
+    torch.zeros(1, device=devices.choose(name))
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "mps" if torch.cuda.is_available() else "cuda", "tpu"])
+def test_what_is_not_here_is_refused_with_what_is(name):
+    with pytest.raises(LuthierError) as caught:
+        devices.choose(name)
+    assert caught.value.code == "device-unavailable"
+    assert "cpu" in caught.value.remedy
+
+
+class _Unplugged:
+    """A callback on whose step the device's driver says that it is gone."""
+
+    def __init__(self, step):
+        self.last = step
+
+    @luthier.event
+    def step_ended(self, run, step):
+        if step == self.last:
+            raise torch.AcceleratorError("CUDA error: no CUDA-capable device is detected\nCUDA kernel errors ...")
+
+
+@pytest.mark.parametrize(("step", "says"), [(1, "No checkpoint was written yet"), (3, "step-00000002")])
+def test_a_device_that_vanishes_is_told_with_the_newest_checkpoint(train, tmp_path, step, says):
+    with pytest.raises(LuthierError) as caught:
+        train(callbacks=[_Unplugged(step)], save_steps=2, num_train_epochs=2)
+    assert caught.value.code == "device-lost"
+    assert caught.value.where == "cpu"
+    assert f"at step {step}: CUDA error: no CUDA-capable device is detected" in str(caught.value)
+    assert says in str(caught.value)
+    assert read_record(tmp_path / "run")["state"] == "failed"
+
+
+def test_a_wrong_kernel_is_not_a_lost_device():
+    assert not devices.is_gone(torch.AcceleratorError("CUDA error: device-side assert triggered"))
+    assert not devices.is_gone(ValueError("GPU is lost"))
