@@ -1,6 +1,6 @@
 """What a part may use for a long preparation: decisions, cached tensors, progress, and a look at activations.
 
-`engine.contexts` puts these functions into the `Context` that parts get.
+`step.context` puts these functions into the `Context` that parts get.
 """
 
 from __future__ import annotations
