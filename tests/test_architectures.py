@@ -3,7 +3,7 @@
 import luthier
 import pytest
 import torch
-from luthier.artifacts.opened import open_artifact
+from luthier.step.opened import open_artifact
 from luthier.testing.worlds import ARCHITECTURES, save_tiny_model
 from transformers import AutoModelForCausalLM
 

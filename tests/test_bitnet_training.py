@@ -6,9 +6,9 @@ import luthier
 import pytest
 import torch
 from luthier import LuthierError
-from luthier.artifacts.opened import open_artifact
 from luthier.cli.app import app
 from luthier.model.attention import generating
+from luthier.step.opened import open_artifact
 from luthier.testing.worlds import save_tiny_model
 from luthier_bitnet import Bitnet, Schedule, Ternary, save_packed
 from luthier_bitnet.quantizer import find_layers

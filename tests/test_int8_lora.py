@@ -89,7 +89,7 @@ def test_a_run_that_broke_off_resumes_bit_for_bit(world, tmp_path):
 
 
 def test_the_saved_adapter_reopens_on_an_int8_base(world, tmp_path):
-    from luthier.artifacts.opened import open_artifact
+    from luthier.step.opened import open_artifact
 
     run = train(world, tmp_path / "run", quantizer=Int8(group_size=16, skip_modules=["down_proj"]))
     opened = open_artifact(tmp_path / "run")

@@ -11,11 +11,11 @@ import time
 import luthier
 import pytest
 import torch
-from luthier.artifacts.opened import open_artifact
 from luthier.checkpoint import folder as checkpoint
 from luthier.errors import LuthierError
 from luthier.runs.writing.active_run import Interrupted
 from luthier.runs.writing.record import read_record
+from luthier.step.opened import open_artifact
 
 ADAPTERS = {
     "lora": {"name": "lora", "r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"},

@@ -90,7 +90,7 @@ def test_a_run_that_broke_off_resumes_bit_for_bit(world, tmp_path, adapter):
 
 
 def test_the_saved_adapter_reopens_on_an_nf4_base(world, tmp_path):
-    from luthier.artifacts.opened import open_artifact
+    from luthier.step.opened import open_artifact
 
     run = train(world, tmp_path / "run", quantizer=Nf4(block_size=32, skip_modules=["down_proj"]))
     opened = open_artifact(tmp_path / "run")

@@ -6,8 +6,8 @@ import signal
 import luthier
 import pytest
 import torch
-from luthier.artifacts.opened import open_artifact
 from luthier.runs.writing.active_run import Interrupted
+from luthier.step.opened import open_artifact
 from transformers import AutoModelForCausalLM
 
 METHODS = {

@@ -9,12 +9,12 @@ from pathlib import Path
 import luthier
 import pytest
 import torch
-from luthier.artifacts.opened import open_artifact
 from luthier.cli.app import app
 from luthier.model.attention import install
 from luthier.model.policy import ModelPolicy
 from luthier.plugins.registry import installed
 from luthier.runs.writing.record import read_record
+from luthier.step.opened import open_artifact
 from luthier.testing.checks import checks_for
 from luthier.testing.contexts import context
 from luthier.testing.exactness import unrounded

@@ -53,7 +53,7 @@ class Training:
         self.optimizer.step()
 
     def tree(self) -> dict[str, Any]:
-        from luthier.checkpoint.state_tree import optimizer_state
+        from luthier.state_tree import optimizer_state
 
         return {
             "adapter": {str(i): w for i, w in enumerate(self.weights)},
@@ -114,7 +114,7 @@ def _torch_save(tree: dict[str, Any], path: Path) -> None:
 def _loads(training: Training, folder: Path, clock: Callable[[], float]) -> dict[str, float]:
     import torch
     from luthier.checkpoint import folder as checkpoint
-    from luthier.checkpoint.state_tree import restore_optimizer
+    from luthier.state_tree import restore_optimizer
 
     def ours() -> None:
         restore_optimizer(training.optimizer, checkpoint.load(checkpoint.steps(folder / "at_once")[-1])["optimizer"])

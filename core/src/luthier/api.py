@@ -160,9 +160,9 @@ def generate(
 ) -> str:
     """The answer to `prompt` of the model at `model`: a run, an adapter's folder, a model folder, or a hub name."""
     _require_local()
-    from luthier.artifacts.opened import open_artifact
     from luthier.hardware.devices import choose
     from luthier.model.generation.generate import answer
+    from luthier.step.opened import open_artifact
 
     opened = open_artifact(model, choose(device), base)
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
@@ -183,9 +183,9 @@ def merge(
     Its files have the dtype and the size that the run's recipe gives them, where those are not given here.
     """
     _require_local()
-    from luthier.artifacts.opened import open_artifact
     from luthier.artifacts.save import save_merged
     from luthier.model.weights.dense_files import file_options
+    from luthier.step.opened import open_artifact
 
     files = file_options(save_dtype, max_shard_size)
     opened = open_artifact(path, base=base)

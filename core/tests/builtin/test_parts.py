@@ -7,10 +7,10 @@ import torch
 from luthier.builtin import AdamW, EarlyStopping, Full, Sgd
 from luthier.builtin.early_stopping import Stopper
 from luthier.builtin.full import FullTuning
-from luthier.builtin.jsonl import read
 from luthier.builtin.optimizers import FusedAdamW, MomentumSgd
-from luthier.builtin.plot import averaged, draw
 from luthier.errors import LuthierError
+from luthier.runs.metrics_file import read
+from luthier.runs.picture import averaged, draw
 from luthier.testing.contexts import context
 from luthier.testing.worlds import ARCHITECTURES, tiny_model
 

@@ -8,7 +8,8 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from luthier.checkpoint.state_tree import (
+from luthier.errors import LuthierError
+from luthier.state_tree import (
     DTYPES,
     TENSORS,
     load_state,
@@ -18,7 +19,6 @@ from luthier.checkpoint.state_tree import (
     save_state,
     snapshot,
 )
-from luthier.errors import LuthierError
 
 SOME = [torch.float32, torch.bfloat16, torch.float64, torch.int8, torch.int64, torch.uint8, torch.bool]
 leaves = (

@@ -3,8 +3,7 @@
 import json
 from pathlib import Path
 
-from luthier.cli.demo import draw_demo
-from luthier.demo import DemoResult
+from luthier.cli.demo import DemoResult, draw_demo
 from rich.console import Console
 
 RESULT = DemoResult(

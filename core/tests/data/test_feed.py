@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from luthier.data.batches.example_feed import RowFeed
+from luthier.data.batches.micro_batches import batches
 from luthier.data.batches.packing import Packing
 from luthier.data.batches.prefetch import ahead, pays
 from luthier.data.batches.row_order import Order
 from luthier.data.examples import TokenDataset, TokenExample
-from luthier.step.setup import batches
 
 CPU = torch.device("cpu")
 PACKING = Packing(max_tokens=64)

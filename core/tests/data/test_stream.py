@@ -5,7 +5,6 @@ import itertools
 import json
 
 import pytest
-from luthier.checkpoint.state_tree import load_state, save_state
 from luthier.data.batches.row_order import permutation
 from luthier.data.formats.wanted import Wanted
 from luthier.data.prepare import prepare
@@ -13,6 +12,7 @@ from luthier.data.stream import row_stream as streams
 from luthier.data.stream.stream_feed import StreamFeed
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Data, Source
+from luthier.state_tree import load_state, save_state
 from luthier.testing.worlds import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

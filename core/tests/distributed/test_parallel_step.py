@@ -6,9 +6,9 @@ import pytest
 import torch
 from luthier.builtin import Full
 from luthier.builtin.full import FullTuning
-from luthier.distributed.shard_tensors import whole
 from luthier.distributed.world import World
 from luthier.errors import LuthierError
+from luthier.model.weights.shard_tensors import whole
 from luthier.plugins.contracts.values import LossOutput
 from luthier.randomness import kept
 from luthier.recipe import Recipe

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier.distributed.broadcast import shared
 from luthier.distributed.join import backend_for, device_name, join
-from luthier.distributed.store import claimed, first_here
+from luthier.distributed.store import claimed
+from luthier.distributed.turns import first_here
 from luthier.distributed.world import World, added
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Distributed

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from luthier.data.batches.micro_batches import batches
 from luthier.data.batches.packing import Packing
 from luthier.data.examples import TokenDataset, TokenExample
 from luthier.model import attention
 from luthier.model import self_check as probe
 from luthier.model.recurrent import state_of
 from luthier.runs.writing.record import read_record
-from luthier.step.setup import batches
 from luthier.testing.worlds import ARCHITECTURES, SHAPE, tiny_model, tiny_tokenizer
 
 MAMBA = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}

@@ -11,8 +11,8 @@ import pytest
 from luthier.errors import LuthierError
 from luthier.plugins.options import option
 from luthier.testing import checks_for, conformance
-from luthier.testing.checks import Law
 from luthier.testing.kinds import part_checks as everyones
+from luthier.testing.laws import Law
 from luthier.testing.worlds import tiny_model
 from mutants.records import (
     ADAPTER,

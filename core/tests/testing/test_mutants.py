@@ -7,7 +7,7 @@ import re
 
 import pytest
 from luthier.testing import checks_for, conformance
-from luthier.testing.checks import KINDS, Law
+from luthier.testing.laws import CHECKS, KINDS, Law
 from mutants.lists import MUTANTS
 from mutants.records import SOUND
 
@@ -27,7 +27,7 @@ def test_a_broken_part_is_caught_by_the_check_named_for_its_fault(mutant):
 
 @pytest.mark.parametrize("kind", ["all", *KINDS])
 def test_each_check_has_a_mutant(kind):
-    module = importlib.import_module(f"luthier.testing.{kind}")
+    module = importlib.import_module(CHECKS[kind])
     laws = {value.name for value in vars(module).values() if isinstance(value, Law)}
     caught = {m.caught_by for m in MUTANTS if kind in ("all", m.record.kind)}
     assert laws - caught == set()

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from luthier.testing import checks_for, conformance
-from luthier.testing.checks import Law
+from luthier.testing.laws import Law
 from luthier.testing.providers import provider_checks as provider
 from mutants.providers import MUTANTS, SOUND, Fake
 

@@ -5,10 +5,10 @@ import json
 import luthier
 import pytest
 import torch
-from luthier.checkpoint.state_tree import load_state
 from luthier.cli.app import app
 from luthier.errors import LuthierError
 from luthier.logs import set_up
+from luthier.state_tree import load_state
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 

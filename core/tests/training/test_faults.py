@@ -16,11 +16,11 @@ import pytest
 import torch
 from luthier import disk
 from luthier.builtin import Sft
-from luthier.builtin.jsonl import read as metrics
 from luthier.builtin.sft import SupervisedLoss
 from luthier.checkpoint import folder as checkpoint
 from luthier.disk import Reserve, is_full, write_json
 from luthier.errors import LuthierError
+from luthier.runs.metrics_file import read as metrics
 from luthier.runs.run_folder import is_held, read_folder
 from luthier.runs.writing import save_requests as requests
 from luthier.runs.writing.active_run import Interrupted

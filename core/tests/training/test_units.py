@@ -10,8 +10,8 @@ import transformers
 from luthier import LossOutput, LuthierError
 from luthier.data.batches.batch import collate
 from luthier.data.examples import TokenExample
-from luthier.distributed.shard_tensors import whole
 from luthier.distributed.world import World
+from luthier.model.weights.shard_tensors import whole
 from luthier.randomness import kept
 from luthier.recipe import Recipe
 from luthier.recipe.objects import Objects

@@ -11,7 +11,6 @@ from typing import Any
 import attrs
 from transformers import AutoConfig
 
-from luthier.artifacts.opened import find_artifact, open_artifact
 from luthier.artifacts.save import merged_copy, portable
 from luthier.errors import LuthierError, unwritable
 from luthier.logs import get_logger
@@ -19,6 +18,7 @@ from luthier.plugins.contracts.protocols import Exporter
 from luthier.plugins.registry import installed
 from luthier.recipe.checks.soundness import unmergeable
 from luthier.recipe.parts import find_part
+from luthier.step.opened import find_artifact, open_artifact
 
 log = get_logger()
 
@@ -66,10 +66,10 @@ def export_model(
 
 def read_config(artifact: Path, base: str | None) -> Any:
     """Return the transformers config of what lies at a path, or of the base that an adapter was trained on."""
-    from luthier.artifacts.opened import read_note
     from luthier.model.model_config import config_of
     from luthier.plugins.structure import structure
     from luthier.recipe.schema import Model
+    from luthier.step.opened import read_note
 
     if (artifact / "config.json").is_file():
         return AutoConfig.from_pretrained(artifact, local_files_only=True, trust_remote_code=False)

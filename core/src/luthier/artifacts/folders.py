@@ -6,12 +6,11 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from luthier.disk import settle, write_json
 from luthier.errors import LuthierError, unwritable
-
-NOTE: Final = "luthier.json"  # which parts and base an artifact needs
+from luthier.recipe.artifact_note import NOTE
 
 
 def written(folder: Path, write: Callable[[Path], object], note: dict[str, Any] | None = None) -> Path:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.artifacts.opened import is_named, open_adapter, read_trained
 from luthier.errors import LuthierError
 from luthier.model.attention import generating
 from luthier.model.generation.generation_inputs import compute_logits
 from luthier.model.load import read_model
 from luthier.plugins.contracts.protocols import Adapter, Quantizer
+from luthier.step.opened import is_named, open_adapter, read_trained
 
 LENGTH = 16
 

@@ -11,28 +11,21 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from luthier.checkpoint.folder import CONSTANTS as FOLDER
 from luthier.disk import sync
 from luthier.distributed.broadcast import shared
-from luthier.distributed.shard_tensors import whole
 from luthier.distributed.world import World
 from luthier.errors import LuthierError
+from luthier.model.weights.shard_tensors import whole
+from luthier.step.setup import ConstantOwner
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 DIGITS: Final = 32  # of the SHA-256 of a file, which is part of its name
 PIECE: Final = 1 << 20  # bytes that are read at once
-
-
-class ConstantOwner(Protocol):
-    """A part that has frozen tensors."""
-
-    def constants(self) -> Mapping[str, Tensor]: ...
-
-    def load_constants(self, constants: Mapping[str, Tensor]) -> None: ...
 
 
 def write_constants(run_folder: Path, owner: str, tensors: Mapping[str, Tensor]) -> str:

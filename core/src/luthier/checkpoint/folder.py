@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from luthier.checkpoint.format import FORMAT
 from luthier.disk import digest, digest_text, is_full, is_intact, settle, sync
 from luthier.errors import LuthierError
 from luthier.runs.writing import save_requests as requests
 
-FORMAT: Final = 3
 MANIFEST: Final = "manifest.json"
 FOLDER: Final = "checkpoints"
 ASIDE: Final = "set-aside"
@@ -33,7 +33,7 @@ def save(run_folder: Path, step: int, tree: Mapping[str, Any], run: Mapping[str,
 
     `run` says what run it belongs to (see `changes`); None for none.
     """
-    from luthier.checkpoint.state_tree import snapshot
+    from luthier.state_tree import snapshot
 
     return write(run_folder, step, snapshot(tree, copy=False).write, run)
 
@@ -108,7 +108,7 @@ def require(folder: Path) -> dict[str, Any]:
 def load(folder: Path) -> dict[str, Any]:
     """The tree of one checkpoint, in today's layout; `checkpoint-corrupt` where a file is not as it was written."""
     from luthier.checkpoint.migrations import migrate
-    from luthier.checkpoint.state_tree import load_state
+    from luthier.state_tree import load_state
 
     manifest = verify(folder)
     try:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from luthier.checkpoint.folder import FORMAT
+from luthier.checkpoint.format import FORMAT
 
 Tree = dict[str, Any]
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from luthier.checkpoint.state_tree import optimizer_state, restore_optimizer
 from luthier.logs import get_logger
+from luthier.state_tree import optimizer_state, restore_optimizer
 
 if TYPE_CHECKING:
     from luthier.step.setup import Setup

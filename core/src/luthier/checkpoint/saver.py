@@ -13,10 +13,10 @@ import attrs
 from torch import Tensor
 
 from luthier.checkpoint import folder as checkpoint
-from luthier.checkpoint.state_tree import Snapshot, snapshot
-from luthier.distributed.shard_tensors import is_sharded
 from luthier.distributed.world import World
 from luthier.logs import get_logger
+from luthier.model.weights.shard_tensors import is_sharded
+from luthier.state_tree import Snapshot, snapshot
 
 if TYPE_CHECKING:
     from luthier.checkpoint.shards import ShardedSnapshot

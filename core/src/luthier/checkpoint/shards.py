@@ -19,10 +19,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from luthier.checkpoint import folder as checkpoint
-from luthier.checkpoint.state_tree import Snapshot, snapshot
-from luthier.distributed.shard_tensors import MARK
 from luthier.distributed.world import World
 from luthier.errors import LuthierError
+from luthier.model.weights.shard_tensors import MARK, has_parts, whole
+from luthier.state_tree import Snapshot, snapshot
 
 if TYPE_CHECKING:
     from luthier.step.setup import Setup
@@ -203,3 +203,34 @@ def _copied(tensor: Tensor, place: Tensor | None) -> Tensor:
     if place is not None and (place.shape, place.dtype) == (tensor.shape, tensor.dtype):
         return place.copy_(tensor)
     return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def as_held(setup: Setup, tree: Any, folder: Path) -> Any:
+    """A checkpoint's tree with its parts, where it was written in such; as shards, where the model is sharded."""
+    if not has_parts(tree) and setup.spread.strategy != "fsdp":
+        return tree
+
+    return returned(setup, tree, folder)
+
+
+def gathered(setup: Setup) -> dict[str, Any] | None:
+    """The states of adapter and quantizer, whole: on rank 0, in host memory; None where they are whole here.
+
+    Collective. On other ranks of a sharded model the tree has nothing in it.
+    """
+    if setup.spread.strategy != "fsdp":
+        return None
+    with setup.optimizer_part.evaluating():
+        states = {"adapter": setup.adapter.state(), "quantizer": setup.quantizer.state()}
+        return _gathered(states, setup.world.is_main)
+
+
+def _gathered(node: Any, keep: bool) -> Any:
+    if isinstance(node, Mapping):
+        return {name: _gathered(value, keep) for name, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_gathered(value, keep) for value in node]
+    if not isinstance(node, Tensor):
+        return node
+    all_of_it = whole(node.detach())
+    return all_of_it.cpu() if keep else None

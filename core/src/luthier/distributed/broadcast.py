@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from luthier.checkpoint.state_tree import rebuilt, snapshot
-from luthier.distributed.shard_tensors import has_parts, whole
 from luthier.distributed.world import World, lost_peers, wire
-
-if TYPE_CHECKING:
-    from luthier.step.setup import Setup
+from luthier.state_tree import rebuilt, snapshot
 
 
 def shared(world: World, read: Callable[[], Any]) -> Any:
@@ -50,38 +45,6 @@ def exchange_trees(world: World, tree: Any) -> list[Any]:
             held[name] = _broadcast(place, rank)
         trees.append(rebuilt(values, held)["tree"])
     return trees
-
-
-def as_held(setup: Setup, tree: Any, folder: Path) -> Any:
-    """A checkpoint's tree with its parts, where it was written in such; as shards, where the model is sharded."""
-    if not has_parts(tree) and setup.spread.strategy != "fsdp":
-        return tree
-    from luthier.checkpoint.shards import returned
-
-    return returned(setup, tree, folder)
-
-
-def gathered(setup: Setup) -> dict[str, Any] | None:
-    """The states of adapter and quantizer, whole: on rank 0, in host memory; None where they are whole here.
-
-    Collective. On other ranks of a sharded model the tree has nothing in it.
-    """
-    if setup.spread.strategy != "fsdp":
-        return None
-    with setup.optimizer_part.evaluating():
-        states = {"adapter": setup.adapter.state(), "quantizer": setup.quantizer.state()}
-        return _gathered(states, setup.world.is_main)
-
-
-def _gathered(node: Any, keep: bool) -> Any:
-    if isinstance(node, Mapping):
-        return {name: _gathered(value, keep) for name, value in node.items()}
-    if isinstance(node, (list, tuple)):
-        return [_gathered(value, keep) for value in node]
-    if not isinstance(node, Tensor):
-        return node
-    all_of_it = whole(node.detach())
-    return all_of_it.cpu() if keep else None
 
 
 def _broadcast(tensor: Tensor, source: int = 0) -> Tensor:

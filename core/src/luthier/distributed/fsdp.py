@@ -10,11 +10,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import register_pytree_node  # transformers registers its outputs in the same place
 
-from luthier.distributed.shard_tensors import own
 from luthier.distributed.spread import Spread
 from luthier.distributed.world import World, lost_peers
 from luthier.errors import LuthierError
 from luthier.model.weights.layers import decoder_layers
+from luthier.model.weights.shard_tensors import own
 from luthier.plugins.contracts.values import LossOutput
 
 # FSDP2 hangs the beginning of backward on the tensors that it finds in a module's output.

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch.distributed as dist
-
-if TYPE_CHECKING:
-    from luthier.distributed.world import World
 
 FOREVER: Final = timedelta(days=365)  # whoever waits is ended by the launcher where the other fails
 _stores: list[dist.Store] = []
@@ -31,23 +26,6 @@ def keep(store: dist.Store) -> None:
 def pass_on(leads: bool) -> None:
     """Every process calls this: those that do not lead wait until the one that leads has come here."""
     _hand_over(f"passed/{next(_turns)}", leads)
-
-
-@contextmanager
-def first_here(world: World) -> Iterator[None]:
-    """One rank of each machine goes first, so that the others find on the disk what it has made."""
-    turn = f"first/{next(_turns)}/{os.environ.get('GROUP_RANK', '0')}"
-    if world.size == 1:
-        yield
-        return
-    leads = not world.local_rank
-    if not leads:
-        _hand_over(turn, leads, world.barrier)
-    try:
-        yield
-    finally:  # where it fails, the others fail in the same way
-        if leads:
-            _hand_over(turn, leads, world.barrier)
 
 
 def claimed(text: str) -> bool:

@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from luthier.distributed.shard_tensors import whole
+from luthier.model.weights.shard_tensors import whole
 
 LAYER: Final = re.compile(
     r"(?:^|\.)((?:[A-Za-z_]\w*)\.\d+)(?:\.|$)"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from luthier.data.batches.batch import Batch
 from luthier.distributed.world import World
-from luthier.model.nonfinite import Finding, Watch, dtype_of, finite, kind, local, rows_of, tensors
+from luthier.model.nonfinite import Finding, Watch, _parameter, dtype_of, finite, kind, local, rows_of, tensors
 from luthier.step.setup import Setup
 from luthier.step.update import accumulate
 
@@ -40,17 +40,6 @@ def trace(setup: Setup, index: int, batches: Sequence[Batch]) -> Finding:
     return _first(setup.world, watch.found) or _first(setup.world, norm) or AGAIN
 
 
-def trace_model(model: nn.Module, batch: Batch, work: Callable[[], object]) -> Finding | None:
-    """The same for a model alone, without gradient: what in it makes `work`, a pass over `batch`, not finite."""
-    found = _parameter(model)
-    if found is not None:
-        return found
-    watch = Watch([batch])
-    with torch.no_grad(), watch.over(model):
-        work()
-    return watch.found
-
-
 def _first(world: World, found: Finding | None) -> Finding | None:
     """Collective: the finding of the lowest rank that has one."""
     held = [(rank, values) for rank, values in enumerate(world.gather(None if found is None else found.to_plain()))]
@@ -60,14 +49,6 @@ def _first(world: World, found: Finding | None) -> Finding | None:
     rank, values = first
     told = values["told"] + (f" of rank {rank}" if world.size > 1 and values["micro_batch"] else "")
     return Finding(**{**values, "told": told, "where": tuple(values["where"])})
-
-
-def _parameter(model: nn.Module) -> Finding | None:
-    buffers = [(name, held) for name, held in model.named_buffers() if held.isnan().any()]  # a mask may be infinite
-    for name, held in (*model.named_parameters(), *buffers):
-        if not finite(held):
-            return Finding(cause="parameter", place=name, told=f"the parameter {name} holds {kind(held)}")
-    return None
 
 
 def _data(batches: Sequence[Batch]) -> Finding | None:

@@ -77,7 +77,7 @@ class Rehearsal:
         model: Any = None,
         config: Any = None,
     ) -> None:
-        from luthier.training.frozen.company import Company  # which asks for rehearsals itself
+        from luthier.step.reference.company import Company  # which asks for rehearsals itself
 
         config = config or (config_of(recipe.model) if model is None else model.config)
         ledger = Ledger(CUDA_GRAIN if device.type == "cuda" else 1)
@@ -184,7 +184,7 @@ def _uncollected() -> Iterator[None]:
 
 def built_parts(resolved: Resolved) -> dict[str, Any]:
     """Return the parts of a run, built for a rehearsal: what they import is imported with real tensors."""
-    from luthier.training.assemble import BUILT  # which asks for rehearsals itself
+    from luthier.step.attach import BUILT  # which asks for rehearsals itself
 
     return {kind: _built(resolved, getattr(resolved, kind)) for kind in BUILT}
 
@@ -198,7 +198,7 @@ def assembled(
     purpose: Purpose = "plan",
 ) -> Setup:
     """Return a run's setup around a model without values."""
-    from luthier.training.assemble import attach, quantize  # which asks for rehearsals itself
+    from luthier.step.attach import attach, quantize  # which asks for rehearsals itself
 
     if built["quantizer"].load_arguments():
         raise Unknown("the quantizer works while weights are loaded")

@@ -30,8 +30,8 @@ from luthier.plugins.contracts.values import Purpose
 from luthier.recipe.reading.draft import default_of
 from luthier.runs.writing.decisions import Decisions
 from luthier.sizes import size_text
+from luthier.step.fit_checks import check_prompts
 from luthier.step.losses.unit_layout import choose_layout
-from luthier.training.rows import check_prompts
 
 if TYPE_CHECKING:
     from luthier.data.prepare import Prepared

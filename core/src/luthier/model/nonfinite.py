@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
@@ -198,3 +198,22 @@ def rows_of(value: Any, batch: Batch) -> tuple[str, ...]:
     bad = ~held.isfinite().movedim(along[0], 0).reshape(batch.num_tokens, -1).all(1)
     documents = batch.document_ids().to(bad.device)[bad].unique().tolist()
     return tuple(batch.where[d] for d in documents) or batch.where
+
+
+def trace_model(model: nn.Module, batch: Batch, work: Callable[[], object]) -> Finding | None:
+    """The same for a model alone, without gradient: what in it makes `work`, a pass over `batch`, not finite."""
+    found = _parameter(model)
+    if found is not None:
+        return found
+    watch = Watch([batch])
+    with torch.no_grad(), watch.over(model):
+        work()
+    return watch.found
+
+
+def _parameter(model: nn.Module) -> Finding | None:
+    buffers = [(name, held) for name, held in model.named_buffers() if held.isnan().any()]  # a mask may be infinite
+    for name, held in (*model.named_parameters(), *buffers):
+        if not finite(held):
+            return Finding(cause="parameter", place=name, told=f"the parameter {name} holds {kind(held)}")
+    return None

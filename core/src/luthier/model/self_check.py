@@ -71,7 +71,7 @@ def check(model: Any, *, packing: bool, computing: Computing = nullcontext, adap
 
 def _refuse_nonfinite(model: Any) -> None:
     """What differs because it is no number is the weights' fault, or of their dtype, and not the architecture's."""
-    from luthier.health.trace import trace_model
+    from luthier.model.nonfinite import trace_model
 
     batch = _documents(model)
     found = trace_model(model, batch, lambda: ModelPolicy(model).token_logprobs(batch))

@@ -84,8 +84,8 @@ def _names(*mappings: Iterable[str]) -> list[str]:
 
 def draw_both(a: RunFolder, b: RunFolder, path: Path) -> Path:
     """A PNG of the losses of both. Raises `path-unwritable`, and `run-not-found` where neither has any."""
-    from luthier.builtin.plot import draw
     from luthier.errors import unwritable
+    from luthier.runs.picture import draw
 
     names = [run.name if a.name != b.name else run.run_id or str(run.path) for run in (a, b)]
     points = {f"{who} {name}": run.series(name) for run, who in zip((a, b), names, strict=True) for name in DRAWN}

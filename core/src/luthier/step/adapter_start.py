@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.model.weights import fingerprint
-from luthier.recipe.checks.other_models import find_artifact, read_note
+from luthier.recipe.artifact_note import find_artifact, read_note
 
 if TYPE_CHECKING:
     from luthier.recipe import Recipe

@@ -13,6 +13,7 @@ from luthier.errors import LuthierError
 from luthier.hardware.free_memory import capacity
 from luthier.logs import get_logger
 from luthier.sizes import size_text
+from luthier.step.setup import Attempt
 
 if TYPE_CHECKING:
     from luthier.step.setup import Setup
@@ -30,13 +31,6 @@ SAYINGS: Final = (  # of RuntimeErrors that stand for exhausted memory
 
 class Elsewhere(Exception):
     """Another rank ran out of memory in this attempt."""
-
-
-@attrs.define(kw_only=True)
-class Attempt:
-    """How far the ranks are in the attempt that is under way."""
-
-    closed: bool = False  # they are inside a collective that waits for all, so that nobody can begin again
 
 
 def is_exhausted(error: BaseException) -> bool:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import torch
 
-from luthier.data.batches.batch import Batch, collate, idle
+from luthier.data.batches.batch import Batch
 from luthier.data.batches.example_feed import Portion
 from luthier.data.batches.layout import LaidOutFeed, UnitLayout
+from luthier.data.batches.micro_batches import batches
 from luthier.data.batches.packing import Packing, imbalance
 from luthier.data.batches.prefetch import ahead, pays
-from luthier.data.examples import TokenDataset, TokenExample
+from luthier.data.examples import TokenDataset
 from luthier.distributed.spread import Spread
 from luthier.distributed.world import World
 from luthier.hardware.process_settings import Process
@@ -23,16 +24,31 @@ from luthier.plugins.contracts.values import Context, Multipliers, Progress
 from luthier.precision.dtypes import Precision
 from luthier.runs.writing.decisions import Decisions
 from luthier.runs.writing.phases import Phases
-from luthier.step.evaluation.metric_parts import BuiltMetric
+from luthier.step.evaluation.built_metric import BuiltMetric
 from luthier.step.module import Step
-from luthier.step.out_of_memory import Attempt
 from luthier.step.reference.companions import Companions
 from luthier.step.schedule.learning_rates import Rates
 
 if TYPE_CHECKING:
-    from luthier.checkpoint.constants import ConstantOwner
+    from torch import Tensor
+
     from luthier.data.prepare import Report
     from luthier.recipe import Recipe
+
+
+@attrs.define(kw_only=True)
+class Attempt:
+    """How far the ranks are in the attempt that is under way."""
+
+    closed: bool = False  # they are inside a collective that waits for all, so that nobody can begin again
+
+
+class ConstantOwner(Protocol):
+    """A part that has frozen tensors."""
+
+    def constants(self) -> Mapping[str, Tensor]: ...
+
+    def load_constants(self, constants: Mapping[str, Tensor]) -> None: ...
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -114,25 +130,3 @@ class Setup:
             return {}
         lengths = self.packing.sizes(portion.examples)
         return {"rank_imbalance": imbalance(lengths, self.packing.spread(lengths))}
-
-
-def batches(examples: Sequence[TokenExample], packing: Packing, device: torch.device) -> Iterator[Batch]:
-    """This rank's micro-batches of the examples, on the device: as many as every other rank has, idle ones included."""
-    for bins in packing.spread(packing.sizes(examples)):
-        yield _batch(examples, bins[packing.rank], device)
-
-
-def dealt(
-    examples: Sequence[TokenExample], packing: Packing, device: torch.device, limit: int | None = None
-) -> Iterator[Batch]:
-    """This rank's share of the micro-batches that a process alone would have, the first `limit` of them."""
-    alone = attrs.evolve(packing, ranks=1, rank=0)
-    turns = [bins[0] for bins in alone.spread(packing.sizes(examples))][:limit]
-    for first in range(0, len(turns), packing.ranks):
-        own = turns[first + packing.rank : first + packing.rank + 1]
-        yield _batch(examples, own[0] if own else [], device)
-
-
-def _batch(examples: Sequence[TokenExample], members: Sequence[int], device: torch.device) -> Batch:
-    batch = collate([examples[i] for i in members]) if members else idle(examples[0])
-    return batch.to(device)

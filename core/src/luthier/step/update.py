@@ -13,14 +13,15 @@ from torch import Tensor
 
 from luthier.data.batches.batch import Batch
 from luthier.data.batches.example_feed import Portion
-from luthier.distributed.shard_tensors import whole
 from luthier.distributed.world import added
+from luthier.model.weights.shard_tensors import whole
 from luthier.plugins.contracts.metric_names import check_metric_names
 from luthier.plugins.contracts.values import Multipliers, Progress
 from luthier.randomness import seed_all
-from luthier.step.evaluation.evaluate import Meter, couples, divided
+from luthier.step.evaluation.evaluate import couples
 from luthier.step.losses.coupled import accumulate_coupled, list_terms
 from luthier.step.losses.loss_output import weigh_output
+from luthier.step.losses.meter import Meter, divided
 from luthier.step.out_of_memory import agree, fitted
 from luthier.step.setup import Setup
 

@@ -4,113 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NoReturn
+from typing import Any
 
 import attrs
-from hypothesis.strategies import SearchStrategy
 
 from luthier.errors import LuthierError, nearest
 from luthier.plugins.records import Record
-
-# a provider is checked against its fake
-KINDS: Final = ("loss", "adapter", "optimizer", "quantizer", "callback", "operation", "exporter", "metric")
-
-
-class NotRun(Exception):
-    """A law did not run the part, for the reason given."""
-
-
-def not_run(reason: str) -> NoReturn:
-    """End a law that cannot hold this part to anything; where no example ran the part, the check is skipped."""
-    raise NotRun(reason)
-
-
-@attrs.frozen(kw_only=True, repr=False)
-class Subject:
-    """The part under test: its record, the records checked along with it, and the author's example options.
-
-    With `vary` the kit also draws options of its own. `fake` makes the fake service that a provider is tested against,
-    `model` the author's model in the place of the tiny ones.
-    """
-
-    record: Record
-    together: tuple[Record, ...] = ()
-    examples: tuple[object, ...] = ()
-    vary: bool = True
-    fake: Callable[[], Any] | None = None
-    model: Callable[[], Any] | None = None
-
-    def __repr__(self) -> str:
-        return f"<{self.record.kind} {self.record.name!r}>"
-
-    @property
-    def options_class(self) -> type:
-        from luthier.testing.running import registered
-
-        plugins, offer = registered(self.record)
-        return plugins.options(offer)
-
-    @property
-    def own_examples(self) -> tuple[object, ...]:
-        """The examples that are options of this part."""
-        cls = self.options_class
-        return tuple(e for e in self.examples if type(e) is cls)
-
-    def build(self, options: object) -> Any:
-        """The part, held to the protocol of its kind."""
-        from luthier.testing.running import registered
-
-        plugins, offer = registered(self.record)
-        return plugins.build(offer, options)
-
-
-Strategy = SearchStrategy[Any] | Callable[[Subject], SearchStrategy[Any]]
-
-
-@attrs.frozen(kw_only=True)
-class Law:
-    """A property that every part of a kind must have: `function(subject, options, **drawn)`, or `function(subject)`.
-
-    `examples` is how many options and worlds are tried; 0 for a law about the record alone. `applies` reads from the
-    record whether the law holds for it. With `default_only` the options stay the defaults and the author's examples.
-    """
-
-    function: Callable[..., None]
-    examples: int
-    drawn: dict[str, Strategy]
-    applies: Callable[[Record], bool]
-    default_only: bool
-    needs_torch: bool
-
-    @property
-    def name(self) -> str:
-        return self.function.__name__
-
-
-def law(
-    examples: int = 20,
-    *,
-    when: Callable[[Record], bool] = lambda record: True,
-    default_only: bool = False,
-    needs_torch: bool = True,
-    **drawn: Strategy,
-) -> Callable[[Callable[..., None]], Law]:
-    """Mark a function of one of the kit's modules as a check; its name is the check's.
-
-    What is drawn is a strategy, or a function that gives one for the part under test.
-    """
-
-    def mark(function: Callable[..., None]) -> Law:
-        return Law(
-            function=function,
-            examples=examples,
-            drawn=drawn,
-            applies=when,
-            default_only=default_only,
-            needs_torch=needs_torch,
-        )
-
-    return mark
+from luthier.testing.laws import CHECKS, KINDS, Law, Subject
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -172,7 +72,7 @@ def checks_for(
     subject = Subject(record=record, together=every, examples=given, vary=vary, fake=fake, model=model)
     own = record.kind in KINDS or (record.kind == "provider" and fake is not None)
     for kind in ("all", record.kind) if own else ("all",):
-        module = importlib.import_module(f"luthier.testing.{kind}")
+        module = importlib.import_module(CHECKS[kind])
         for found in vars(module).values():
             if isinstance(found, Law) and found.applies(record):
                 yield Check(law=found, subject=subject)

@@ -22,7 +22,7 @@ from luthier.plugins.completion import complete_part
 from luthier.plugins.contracts.values import Context, Progress
 from luthier.step.context import attach_adapter, context_for
 from luthier.step.module import Step
-from luthier.testing.checks import Subject
+from luthier.testing.laws import Subject
 from luthier.testing.worlds import random_batch, tiny_model
 
 STEPS: Final = 10  # total_steps of a context

@@ -14,7 +14,7 @@ from luthier.testing.strategies import Document, documents
 if TYPE_CHECKING:
     from luthier.data.batches.batch import Batch
     from luthier.data.examples import TokenExample
-    from luthier.testing.checks import Subject
+    from luthier.testing.laws import Subject
 
 VALUES: Final[Mapping[str, SearchStrategy[Any]]] = {
     "bool": st.booleans(),

@@ -23,7 +23,7 @@ def in_ranks(size: int, work: Callable[..., Any], *arguments: Any, joined: bool 
     already; they need one torch thread. Where they are not `joined`, they have the environment that a launcher gives,
     to join by themselves. Raises AssertionError with the traceback of the first rank that failed. Linux only.
     """
-    from luthier.checkpoint.state_tree import load_state
+    from luthier.state_tree import load_state
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -76,8 +76,8 @@ def _answer(rank: int, size: int, folder: Path, work: Callable[[], Any], port: i
     import torch
     import torch.distributed as dist
 
-    from luthier.checkpoint.state_tree import save_state
     from luthier.logs import set_up
+    from luthier.state_tree import save_state
 
     torch.set_num_threads(1)  # makes the thread pool anew: threads that load a model would race to make it
 

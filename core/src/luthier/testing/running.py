@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from luthier.errors import LuthierError
-from luthier.plugins.records import Record
-from luthier.plugins.registry import Offer, Plugins, Source
-from luthier.testing.checks import Law, NotRun, Subject
+from luthier.testing.laws import Law, NotRun, Subject
 from luthier.testing.strategies import bases_of, options_of
 
 BUDGET: Final = "LUTHIER_EXAMPLES"  # examples of a check that has 20; the others in proportion
@@ -25,12 +23,6 @@ USUAL: Final = 20
 DEFECTS: Final = frozenset(  # codes that are a part's own fault, never a refusal of options
     ("internal", "part-invalid", "plugin-invalid", "part-broken", "checkpoint-state")
 )
-
-
-def registered(record: Record) -> tuple[Plugins, Offer]:
-    """A registry that holds this record alone, whether it is installed or not."""
-    source = Source(plugin=record.name, module=record.build.partition(":")[0], distribution="under test", version="0")
-    return Plugins(autoload=False), Offer(record=record, source=source)
 
 
 def run(law: Law, subject: Subject) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 def carried(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The tree after a checkpoint: fresh tensors and JSON values. Raises `checkpoint-state` for anything else."""
-    from luthier.checkpoint.state_tree import load_state, save_state
+    from luthier.state_tree import load_state, save_state
 
     with tempfile.TemporaryDirectory() as folder:
         save_state(tree, Path(folder))

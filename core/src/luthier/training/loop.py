@@ -13,24 +13,26 @@ from luthier.checkpoint import folder as checkpoint
 from luthier.checkpoint import run_state as contents
 from luthier.checkpoint.constants import restore_constants, store_constants
 from luthier.checkpoint.saver import Cadence, Saver
+from luthier.checkpoint.shards import as_held
+from luthier.checkpoint.task_state import take_task_state
 from luthier.data.batches.example_feed import Portion
 from luthier.distributed.agreement import Agreed, agree, here
-from luthier.distributed.broadcast import as_held, shared
-from luthier.distributed.shard_tensors import is_sharded
+from luthier.distributed.broadcast import shared
 from luthier.hardware.peak_memory import peak_memory
 from luthier.health.monitor import Health
 from luthier.logs import get_logger
+from luthier.model.weights.shard_tensors import is_sharded
 from luthier.plugins.completion import has_default
 from luthier.plugins.events import connect_callbacks
 from luthier.recipe.objects import TaskPlace
 from luthier.runs.writing import save_requests as requests
 from luthier.runs.writing.active_run import ActiveRun, Interrupted
 from luthier.step import out_of_memory as recovery
-from luthier.step.evaluation.evaluate import Abandoned, divided, evaluate
+from luthier.step.evaluation.evaluate import Abandoned, evaluate
+from luthier.step.losses.meter import divided
 from luthier.step.over_batches import begin_loss
 from luthier.step.reference.reference_check import begin_companions
 from luthier.step.setup import Setup
-from luthier.step.task_state import take_task_state
 from luthier.step.update import Update, pooled_loss, update
 from luthier.training.best_metric import improves
 

@@ -11,7 +11,6 @@ from typing import Any
 import attrs
 
 from luthier.artifacts.note import of_run
-from luthier.artifacts.opened import progress_of
 from luthier.checkpoint import folder as checkpoint
 from luthier.data.examples import TokenDataset
 from luthier.data.formats.wanted import Wanted
@@ -26,29 +25,15 @@ from luthier.recipe.schema import Data, Source
 from luthier.runs.writing.decisions import Decisions
 from luthier.runs.writing.record import RECIPE, read_record
 from luthier.step.evaluation.evaluate import evaluate
+from luthier.step.fit_checks import check_fit, check_room
+from luthier.step.opened import progress_of
 from luthier.step.setup import Setup
 from luthier.training.assemble import assemble
-from luthier.training.rows import check_fit, check_room
-from luthier.training.run import Run
 
 PATHS = ("output_path", "artifact", "merged", "best_checkpoint")
 
 
 Given = tuple[Recipe, Objects]
-
-
-def finished(folder: Path, given: Given | None = None, record: dict[str, Any] | None = None) -> Run:
-    """The result that a completed run recorded; `given` is what its caller has in hand that no file could hold.
-
-    `record` is what rank 0 has read, where this is another machine.
-    """
-    record = record or read_record(folder)
-    if record is None or "result" not in record:
-        raise LuthierError("run-not-found", "no finished run here", where=str(folder))
-    held = {name: Path(v) if name in PATHS and v else v for name, v in record["result"].items()}
-    numbers = (held["final_loss"], *held["loss_history"])  # null is the loss of a step that was skipped
-    held["final_loss"], *held["loss_history"] = (math.nan if loss is None else loss for loss in numbers)
-    return Run(**held, given=given)
 
 
 def reopened(folder: Path, given: Given | None) -> Setup:
@@ -57,13 +42,24 @@ def reopened(folder: Path, given: Given | None) -> Setup:
     decisions = Decisions((read_record(folder) or {}).get("decisions"))
     setup = assemble(recipe, objects, decisions=decisions, purpose="open").setup
     setup.undo.close()
-    run = finished(folder)
-    setup.adapter.load(run.artifact)
-    _restore_loss(setup, folder, run.best_checkpoint if recipe.load_best_model_at_end else None)
+    result = recorded_result(folder)
+    setup.adapter.load(result["artifact"])
+    _restore_loss(setup, folder, result["best_checkpoint"] if recipe.load_best_model_at_end else None)
     setup.progress = progress_of(of_run(folder)) or setup.progress
     setup.tell_progress()
     setup.model.set_attn_implementation(setup.attention)
     return setup
+
+
+def recorded_result(folder: Path, record: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the fields of `Run` that a completed run recorded; `record` None: read from the folder."""
+    record = record or read_record(folder)
+    if record is None or "result" not in record:
+        raise LuthierError("run-not-found", "no finished run here", where=str(folder))
+    held = {name: Path(v) if name in PATHS and v else v for name, v in record["result"].items()}
+    numbers = (held["final_loss"], *held["loss_history"])  # null is the loss of a step that was skipped
+    held["final_loss"], *held["loss_history"] = (math.nan if loss is None else loss for loss in numbers)
+    return held
 
 
 def _restore_loss(setup: Setup, folder: Path, best: Path | None) -> None:

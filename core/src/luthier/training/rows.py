@@ -7,20 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
-
-from luthier.data.batches.layout import UnitLayout
-from luthier.data.batches.packing import Packing
-from luthier.data.examples import TokenDataset
 from luthier.data.formats.wanted import Wanted
-from luthier.data.prepare import Prepared, check_vocabulary, prepare
+from luthier.data.prepare import Prepared, prepare
 from luthier.data.sets import Progress
-from luthier.data.stream.row_stream import Stream
-from luthier.distributed.store import first_here
+from luthier.distributed.turns import first_here
 from luthier.distributed.world import World
-from luthier.errors import LuthierError
 from luthier.logs import get_logger
-from luthier.model.generation.generate import teach_stops
 from luthier.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -45,81 +37,6 @@ def prepared_data(recipe: Recipe, objects: Objects, tokenizer: Any, wanted: Want
     given = {"given": objects.data, "given_validation": objects.eval_data}
     with progress() as seen:
         return prepare(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, progress=seen, **given)
-
-
-def meet(model: Any, tokenizer: Any, prepared: Prepared) -> None:
-    """The model learns where answers stop, and must know every token and position of the rows."""
-    teach_stops(model, tokenizer, prepared.stop_tokens)
-    for dataset in (prepared.train, prepared.validation):
-        if dataset is not None:
-            check_fit(dataset, tokenizer, model)
-
-
-def check_rooms(prepared: Prepared, recipe: Recipe, layout: UnitLayout) -> None:
-    """Raise `recipe-conflict` where a unit of either set is longer than a micro-batch."""
-    for dataset in (prepared.train, prepared.validation):
-        if dataset is not None:
-            check_room(dataset, recipe, layout)
-
-
-def check_room(dataset: TokenDataset | Stream, recipe: Recipe, layout: UnitLayout) -> None:
-    """Raise `recipe-conflict` where a unit is longer than a micro-batch."""
-    most = recipe.max_tokens_per_device
-    longest = 0 if most == "auto" else layout.longest_unit(dataset)
-    if most != "auto" and longest > most:
-        option = "data.max_length" if recipe.data.block_size is None else "data.block_size"
-        problem = f"the longest example {_has(dataset)} {longest} tokens and a micro-batch at most {most}"
-        remedy = f"Raise it to {longest}, or lower {option}."
-        raise LuthierError("recipe-conflict", problem, where="max_tokens_per_device", remedy=remedy)
-
-
-def check_prompts(prepared: Prepared, recipe: Recipe, packing: Packing, model: Any) -> None:
-    """Raise `recipe-conflict` where an example with what the adapter puts before it is longer than may be."""
-    added = packing.virtual_tokens
-    for dataset in (prepared.train, prepared.validation) if added else ():
-        if dataset is None:
-            continue
-        _check_positions(dataset, model, added)
-        longest = dataset.longest + added
-        if packing.on and longest > int(recipe.max_tokens_per_device):
-            told = f"the longest example {_has(dataset)} {longest} tokens, {added} of them the adapter's"
-            problem = f"{told}, and a micro-batch at most {recipe.max_tokens_per_device}"
-            raise LuthierError("recipe-conflict", problem, where="max_tokens_per_device",
-                               remedy=f"Raise it to {longest}, or lower data.max_length.")  # fmt: skip
-
-
-def _has(dataset: TokenDataset | Stream) -> str:
-    """A stream's examples are not known: only what they may be."""
-    return "may have" if isinstance(dataset, Stream) else "has"
-
-
-def check_fit(dataset: TokenDataset | Stream, tokenizer: Any, model: Any) -> None:
-    """Raise where the model has no embedding for a token (`model-vocabulary`) or a position of the examples.
-
-    Rotary positions have no end: beyond those that the model was trained on there is a warning only.
-    """
-    tokens = model.get_input_embeddings()
-    size = tokens.weight.shape[0]
-    dataset.check(lambda part: check_vocabulary(part, tokenizer, size))
-    _check_positions(dataset, model)
-
-
-def _check_positions(dataset: TokenDataset | Stream, model: Any, added: int = 0) -> None:
-    """Raise or warn where examples have more positions than the model; `added` are those of an adapter's prompt."""
-    tokens = model.get_input_embeddings()
-    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = dataset.longest + added
-    if not isinstance(known, int) or longest <= known:
-        return
-    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not tokens]
-    if any(known <= table.num_embeddings <= known + 2 for table in tables):  # OPT keeps two rows more than it counts
-        own = f", {added} of them the adapter's" if added else ""
-        problem = f"the longest example {_has(dataset)} {longest} tokens{own}, and the model has {known} positions"
-        remedy = f"Set it to {known - added} or less."
-        raise LuthierError("recipe-conflict", problem, where="data.max_length", remedy=remedy)
-    longest = dataset.sample.longest + added if isinstance(dataset, Stream) else longest
-    if longest > known:
-        log.warning("examples are longer than the model's positions", longest=longest, max_position_embeddings=known)
 
 
 @contextmanager

@@ -94,7 +94,7 @@ class Run:
         if self._given is not None and self._given[1].model is not None:
             return self._trained()  # its base is in the caller's hands
         if self._opened is None:
-            from luthier.artifacts.opened import open_artifact
+            from luthier.step.opened import open_artifact
 
             self._opened = open_artifact(self.output_path)
         return self._opened

@@ -13,9 +13,11 @@ import attrs
 from luthier.artifacts.note import note
 from luthier.artifacts.save import artifact_name, save_adapter, save_merged
 from luthier.checkpoint import folder as checkpoint
+from luthier.checkpoint.shards import as_held, gathered
+from luthier.checkpoint.task_state import write_task_state
 from luthier.data.formats.wanted import Wanted
 from luthier.disk import Reserve, is_full
-from luthier.distributed.broadcast import as_held, gathered, shared
+from luthier.distributed.broadcast import shared
 from luthier.distributed.join import join, launched
 from luthier.distributed.orphans import guarded
 from luthier.distributed.world import World, explained, lost_peers
@@ -36,11 +38,10 @@ from luthier.runs.writing.record import RECIPE, environment, new_id, read_record
 from luthier.runs.writing.target import Place, find_place, still
 from luthier.step.preparation import keep_decisions
 from luthier.step.setup import Setup
-from luthier.step.task_state import write_task_state
 from luthier.training.assemble import Assembled, assemble, whole_again
 from luthier.training.best_metric import check_metrics
+from luthier.training.finished import finished
 from luthier.training.loop import Loop, Tally
-from luthier.training.reopen import finished
 from luthier.training.rows import prepared_data
 from luthier.training.run import Run
 from luthier.training.signals import signals

@@ -16,13 +16,13 @@ from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.model.model_config import config_of, model_of
 from luthier.plugins.contracts.values import Purpose
+from luthier.step.attach import HOST
 
 if TYPE_CHECKING:
     from luthier.memory.fit import Case
 
 log = get_logger()
 META: Final = torch.device("meta")
-HOST: Final = torch.device("cpu")
 
 
 def loaded(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.distributed.shard_tensors import is_shard, own, whole
+from luthier.model.weights.shard_tensors import is_shard, own, whole
 
 Place = tuple[str, nn.Module, str]  # the full name, and module and attribute, where shards may take turns
 

@@ -58,7 +58,7 @@ def check_quantizer(name: str, quantizer: Mapping[str, Any]) -> None:
 
 def _note(folder: Path) -> dict[str, Any]:
     """Return what stands beside an artifact; nothing where there is none."""
-    from luthier.artifacts.folders import NOTE
+    from luthier.recipe.artifact_note import NOTE
 
     try:
         found = json.loads((folder / NOTE).read_text("utf-8"))

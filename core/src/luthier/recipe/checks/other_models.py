@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from luthier.errors import LuthierError
 from luthier.plugins.structure import bare
+from luthier.recipe.artifact_note import RECORD, _artifact_of, read_note
 
 if TYPE_CHECKING:
     from luthier.plugins.compatibility import Chosen
     from luthier.recipe.reading.draft import Draft
     from luthier.recipe.schema import Recipe
-
-RECORD: Final = "run.json"
-NOTE: Final = "luthier.json"  # beside an artifact: which base and parts it needs
-ARTIFACTS: Final = ("adapter", "model", "merged")  # folders of a run, the first that is there counts
 
 
 def open_run_model(draft: Draft) -> None:
@@ -43,31 +39,6 @@ def open_run_model(draft: Draft) -> None:
     label = draft.label(("model",))
     told = f"the model {name} is a run's adapter: {' and '.join(['its base', *taken])} are taken from it"
     draft.notes.append(f"{label}: {told}" if label else told)
-
-
-def read_note(folder: Path) -> dict[str, Any]:
-    """Return what stands beside an artifact; nothing where there is none."""
-    try:
-        found = json.loads((folder / NOTE).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and isinstance(found.get("model"), dict) else {}
-
-
-def find_artifact(name: str) -> Path | None:
-    """Return the folder of an artifact, where a name is that or a run's folder; None for anything else."""
-    folder = Path(name).expanduser()
-    if (folder / RECORD).is_file():
-        return _artifact_of(folder)
-    return folder if (folder / NOTE).is_file() else None
-
-
-def _artifact_of(folder: Path) -> Path:
-    for name in ARTIFACTS:
-        if (folder / name).is_dir():
-            return folder / name
-    remedy = "Finish it with the command that began it."
-    raise LuthierError("artifact-not-found", "the run has no artifact yet", where=str(folder), remedy=remedy)
 
 
 def check_other_models(recipe: Recipe) -> None:

@@ -3,85 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from luthier.data.batches.batch import Batch
+from luthier.data.batches.micro_batches import dealt
 from luthier.data.examples import TokenDataset, TokenExample
-from luthier.distributed.world import World
 from luthier.plugins.contracts.values import LossOutput
 from luthier.step.evaluation.answer_metrics import measure_answers
 from luthier.step.evaluation.metric_parts import measuring_tokens, score_tokens
 from luthier.step.losses.loss_output import ROUTER
+from luthier.step.losses.meter import Meter
 from luthier.step.out_of_memory import fitted
-from luthier.step.setup import Setup, dealt
+from luthier.step.setup import Setup
 
 
 class Abandoned(Exception):
     """An evaluation was left before its end."""
-
-
-class Meter:
-    """Sums and weights over micro-batches; divided only when read."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = defaultdict(float)
-        self.weights: dict[str, float] = defaultdict(float)
-        self.metrics: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-
-    def add(self, output: LossOutput, terms: dict[str, float]) -> None:
-        self._count(output.sums, terms, output.metrics)
-
-    def over(self, world: World) -> Meter:
-        """The sums over all ranks of the world."""
-        if world.size == 1:
-            return self
-        total = Meter()
-        for sums, weights, metrics in world.gather([self.sums, self.weights, self.metrics]):
-            total._count(sums, weights, metrics)
-        return total
-
-    def include(self, other: Meter) -> None:
-        """Count what another meter has counted."""
-        self._count(other.sums, other.weights, other.metrics)
-
-    def _count(self, sums: dict[str, Any], weights: dict[str, Any], metrics: dict[str, Any]) -> None:
-        for held, given in ((self.sums, sums), (self.weights, weights)):
-            for name, value in given.items():
-                held[name] += _number(value)
-        for name, (total, count) in metrics.items():
-            self.metrics[name][0] += _number(total)
-            self.metrics[name][1] += _number(count)
-
-    @property
-    def loss(self) -> float:
-        """The objective: each term's sum over its weight."""
-        return sum(self.terms().values())
-
-    def terms(self) -> dict[str, float]:
-        """Each term of the objective."""
-        return {name: value / self.weights[name] for name, value in self.sums.items() if self.weights[name]}
-
-    def shares(self) -> dict[str, tuple[float, float]]:
-        """Return each term's (sum, weight)."""
-        return {name: (value, self.weights[name]) for name, value in self.sums.items()}
-
-    def pairs(self) -> dict[str, tuple[float, float]]:
-        """Each metric's (sum, count)."""
-        return {name: (total, count) for name, (total, count) in self.metrics.items()}
-
-    def read(self) -> dict[str, float]:
-        return divided([self.pairs()])
-
-
-def divided(parts: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
-    """Terms or metrics over several steps or batches: sums added, counts added, then divided."""
-    names = dict.fromkeys(name for part in parts for name in part)
-    sums = {n: [sum(part[n][i] for part in parts if n in part) for i in (0, 1)] for n in names}
-    return {name: total / count for name, (total, count) in sums.items() if count}
 
 
 def evaluate(
@@ -154,10 +94,6 @@ def _measure_tokens(setup: Setup, batches: list[Batch]) -> Meter:
         if not batch.idle:
             meter.add(output, {})
     return meter.over(setup.world)
-
-
-def _number(value: Any) -> float:
-    return float(value.detach()) if isinstance(value, torch.Tensor) else float(value)
 
 
 def couples(loss: Any) -> bool:

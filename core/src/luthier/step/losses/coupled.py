@@ -13,8 +13,8 @@ from luthier.distributed.world import added
 from luthier.errors import LuthierError
 from luthier.plugins.contracts.values import LossOutput
 from luthier.randomness import seed_all
-from luthier.step.evaluation.evaluate import Meter
 from luthier.step.losses.loss_output import check_output, weigh_output
+from luthier.step.losses.meter import Meter
 from luthier.step.out_of_memory import agree
 from luthier.step.setup import Setup
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from luthier.data.batches.batch import IGNORED
+from luthier.data.batches.micro_batches import dealt
 from luthier.errors import LuthierError
 from luthier.step.over_batches import run_over
-from luthier.step.setup import dealt
 
 if TYPE_CHECKING:
     from luthier.data.batches.batch import Batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from luthier.testing.checks import Subject, law
+from luthier.testing.laws import Subject, law
 from luthier.testing.strategies import seeds
 
 FEW: Final = 4  # examples of a check that builds models

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from luthier.plugins.contracts.values import Role
 from luthier.plugins.records import Record
-from luthier.testing.checks import Subject, law
 from luthier.testing.kinds.adapter_attaching import (  # noqa: F401 - checks of this kind
     attach_follows_the_seed,
     attaches_where_the_weights_are,
     generates_as_it_trains,
     training_changes_a_plain_forward,
 )
+from luthier.testing.laws import Subject, law
 from luthier.testing.strategies import seeds
 
 if TYPE_CHECKING:

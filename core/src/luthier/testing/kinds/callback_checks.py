@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from luthier.errors import LuthierError
-from luthier.testing.checks import Subject, law
 from luthier.testing.event_orders import TOTAL, Stage, differing, heard, play, played, snapshot
+from luthier.testing.laws import Subject, law
 from luthier.testing.strategies import bases_of, options_of
 
 FEW: Final = 3

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import LuthierError
-from luthier.testing.checks import Subject, law
+from luthier.testing.laws import Subject, law
 
 if TYPE_CHECKING:
     pass

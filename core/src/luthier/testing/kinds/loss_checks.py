@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from luthier.plugins.completion import has_default
 from luthier.plugins.records import Record
-from luthier.testing.checks import Subject, law, not_run
 from luthier.testing.drawn_units import DrawnUnit, lay_out_units, pack_examples, unit_packs, units_of
 from luthier.testing.kinds import loss_units
 from luthier.testing.kinds.loss_outcome import assert_same, built_loss, couples_batch, outcome_of, policy_over, table_of
+from luthier.testing.laws import Subject, law, not_run
 from luthier.testing.strategies import seeds
 
 if TYPE_CHECKING:

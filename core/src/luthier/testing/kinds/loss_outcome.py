@@ -13,8 +13,8 @@ from luthier.plugins.contracts.values import LossOutput
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from luthier.testing.checks import Subject
     from luthier.testing.drawn_units import DrawnUnit
+    from luthier.testing.laws import Subject
 
 VOCABULARY: Final = 7
 CLOSE: Final[Mapping[str, float]] = {"rtol": 1e-5, "atol": 1e-6}  # float32 is allowed; a wrong sum is far off

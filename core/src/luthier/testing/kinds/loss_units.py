@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.plugins.completion import has_default
-from luthier.testing.checks import Subject, law, not_run
 from luthier.testing.drawn_units import (
     NAMES,
     DrawnUnit,
@@ -28,6 +27,7 @@ from luthier.testing.kinds.loss_outcome import (
     policy_over,
     table_of,
 )
+from luthier.testing.laws import Subject, law, not_run
 from luthier.testing.strategies import Document, seeds
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def declares_reference_and_teacher(subject: Subject, options: Any, drawn: Drawn,
 @law(5, drawn=unit_packs(), seed=seeds())
 def state_survives_a_checkpoint(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
     """A loss that has begun, and another that only loads its state from a checkpoint, give the same sums."""
-    from luthier.checkpoint.state_tree import load_state, save_state
+    from luthier.state_tree import load_state, save_state
 
     first = built_loss(subject, options, drawn)
     batch = pack_examples(lay_out_units(first, drawn))

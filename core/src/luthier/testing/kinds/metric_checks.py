@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from luthier.plugins.contracts.values import TokenStatistics
-from luthier.testing.checks import Subject, law
+from luthier.testing.laws import Subject, law
 
 if TYPE_CHECKING:
     pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from luthier.testing.checks import Subject, law
+from luthier.testing.laws import Subject, law
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ def predicate_reads_device_dtype_and_shape_alone(subject: Subject) -> None:
     """The predicate answers True or False for any device, dtype and shape, without touching a tensor."""
     import torch
 
-    from luthier.testing.running import registered
+    from luthier.testing.laws import registered
 
     plugins, offer = registered(subject.record)
     supports = plugins.resolve(offer, subject.record.predicate)  # type: ignore[attr-defined]
@@ -103,7 +103,7 @@ def _calls(subject: Subject) -> Iterator[tuple[tuple[Any, ...], bool]]:
     """Arguments, and whether the predicate takes them."""
     import torch
 
-    from luthier.testing.running import registered
+    from luthier.testing.laws import registered
 
     record: Any = subject.record
     plugins, offer = registered(record)

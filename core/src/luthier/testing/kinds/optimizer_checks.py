@@ -8,7 +8,7 @@ import attrs
 from hypothesis import strategies as st
 
 from luthier.plugins.contracts.values import Group
-from luthier.testing.checks import Subject, law
+from luthier.testing.laws import Subject, law
 from luthier.testing.strategies import seeds
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _equal(found: list[Tensor], expected: list[Tensor], what: str) -> None:
 @law(10, seed=seeds(), dtype=st.sampled_from(DTYPES))
 def resumes_exactly(subject: Subject, options: Any, seed: int, dtype: str) -> None:
     """Four steps are two, a checkpoint written and read as the engine does it, and two more, bit for bit."""
-    from luthier.checkpoint.state_tree import optimizer_state, restore_optimizer
+    from luthier.state_tree import optimizer_state, restore_optimizer
     from luthier.testing.states import carried
 
     straight, halted = bowl(seed, dtype), bowl(seed, dtype)

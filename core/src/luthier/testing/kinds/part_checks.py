@@ -20,7 +20,7 @@ from luthier.plugins.records import NoOptions, Record
 from luthier.plugins.registry import installed
 from luthier.plugins.structure import structure
 from luthier.testing import event_orders as events
-from luthier.testing.checks import KINDS, Subject, law
+from luthier.testing.laws import CHECKS, KINDS, Subject, law
 
 LIBRARIES: Final = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets", "torchao")
 CLIENTS: Final = ("wandb", "mlflow", "tensorboard", "tensorboardX", "comet_ml", "openai", "together", "tinker")
@@ -151,7 +151,7 @@ def every_option_is_read(subject: Subject) -> None:
     """
     from luthier.testing.running import sample
 
-    live = importlib.import_module(f"luthier.testing.{subject.record.kind}").live
+    live = importlib.import_module(CHECKS[subject.record.kind]).live
     unread = {field.name for field in attrs.fields(subject.options_class)}
 
     def life(subject: Subject, options: Any) -> None:

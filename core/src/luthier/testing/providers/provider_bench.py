@@ -16,7 +16,7 @@ from luthier.jobs.manager import Manager
 from luthier.jobs.store.job_store import JobStore
 from luthier.plugins.providing.job_records import Job
 from luthier.plugins.providing.job_state import JobState
-from luthier.testing.checks import Subject
+from luthier.testing.laws import Subject
 from luthier.testing.loopback import Fault, LoopbackServer, Reply, Request
 from luthier.testing.providers.virtual_clock import VirtualClock
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from luthier.errors import LuthierError
 from luthier.jobs.provider_error import ProviderError
 from luthier.plugins.providing.job_state import JobState, Stage
-from luthier.testing.checks import Subject, law
+from luthier.testing.laws import Subject, law
 from luthier.testing.loopback import Reply
 from luthier.testing.providers.provider_bench import CANARY, ROWS, Bench, open_bench
 from luthier.testing.providers.provider_following import (

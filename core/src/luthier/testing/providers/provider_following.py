@@ -9,7 +9,7 @@ from luthier.errors import LuthierError
 from luthier.jobs.provider_error import ProviderError
 from luthier.plugins.providing.job_records import Job
 from luthier.plugins.providing.job_state import JobState
-from luthier.testing.checks import Subject, law
+from luthier.testing.laws import Subject, law
 from luthier.testing.loopback import Reply
 from luthier.testing.providers.provider_bench import Bench, open_bench
 

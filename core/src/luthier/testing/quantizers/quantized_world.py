@@ -6,7 +6,7 @@ import tempfile
 from typing import TYPE_CHECKING, Any, Final
 
 from luthier.plugins.contracts.values import Multipliers, Progress
-from luthier.testing.checks import Subject, not_run
+from luthier.testing.laws import Subject, not_run
 
 if TYPE_CHECKING:
     from torch import Tensor

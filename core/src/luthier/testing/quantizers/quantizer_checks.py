@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from luthier.plugins.contracts.values import Multipliers, Progress
 from luthier.plugins.records import Record
-from luthier.testing.checks import Subject, law
+from luthier.testing.laws import Subject, law
 from luthier.testing.quantizers.quantized_world import TOTAL, Quantized
 from luthier.testing.quantizers.quantizer_training import (  # noqa: F401 - checks of this kind
     follows_progress_alone,

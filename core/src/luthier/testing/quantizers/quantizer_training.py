@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from luthier.plugins.records import Record
-from luthier.testing.checks import Subject, law
+from luthier.testing.laws import Subject, law
 from luthier.testing.quantizers.quantized_world import TOTAL, Quantized
 from luthier.testing.strategies import seeds
 

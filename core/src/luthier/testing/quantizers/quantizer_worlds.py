@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from luthier.errors import LuthierError
 from luthier.plugins.records import Record
-from luthier.testing.checks import Subject, law, not_run
+from luthier.testing.laws import Subject, law, not_run
 from luthier.testing.quantizers.quantized_world import TOTAL, Quantized
 from luthier.testing.strategies import seeds
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import attrs
 
+from luthier.checkpoint.task_state import STATE
 from luthier.data.formats.wanted import Wanted
 from luthier.disk import write_json
 from luthier.errors import LuthierError
@@ -17,7 +18,6 @@ from luthier.model.load import tokenizer_of
 from luthier.recipe import resolve
 from luthier.recipe.objects import Objects, TaskPlace
 from luthier.step.setup import Setup
-from luthier.step.task_state import STATE
 from luthier.training.assemble import assemble
 from luthier.training.continual.forgetting_report import TaskReport, write_report
 from luthier.training.continual.tasks import Task

@@ -11,9 +11,6 @@ from typing import Any, Final
 import attrs
 from torch import nn
 
-from luthier.builtin.jsonl import FILE as METRICS
-from luthier.builtin.jsonl import append
-from luthier.builtin.plot import PICTURE, draw
 from luthier.data.batches.example_feed import Portion
 from luthier.disk import write_json
 from luthier.health.causes import causes
@@ -25,6 +22,9 @@ from luthier.logs import get_logger, run_log
 from luthier.randomness import kept
 from luthier.recipe import Recipe, recipe_hash
 from luthier.recipe.objects import Objects
+from luthier.runs.metrics_file import FILE as METRICS
+from luthier.runs.metrics_file import append
+from luthier.runs.picture import PICTURE, draw
 from luthier.runs.run_folder import beside
 from luthier.runs.writing.lock import locked
 from luthier.runs.writing.record import RECIPE, environment, new_id, strict, write_record

@@ -26,11 +26,13 @@ from luthier.recipe.parts import Resolved, resolve
 from luthier.recipe.rowless import NO_ROWS
 from luthier.runs.writing.decisions import Decisions
 from luthier.step import compile_step as compiling
+from luthier.step.attach import trained_groups
+from luthier.step.fit_checks import check_fit, check_rooms
+from luthier.step.reference.company import Company
 from luthier.step.setup import Setup
-from luthier.training.assemble import assemble, trained_groups, usable_device
-from luthier.training.frozen.company import Company
+from luthier.training.assemble import assemble, usable_device
 from luthier.training.planning.plan_numbers import packing_of, schedule_of
-from luthier.training.rows import check_fit, check_rooms, prepared_data
+from luthier.training.rows import prepared_data
 
 STEPS: Final = 1000  # in which the fullest micro-batch is looked for
 

@@ -14,8 +14,8 @@ from luthier.step.adapter_start import find_start, load_start
 from luthier.step.context import WHOLE, attach_adapter
 from luthier.step.reference.cached_reference import CachedReference
 from luthier.step.reference.companions import Companions
+from luthier.step.reference.frozen_models import FrozenModel, check_vocabulary, find_frozen, read_frozen
 from luthier.step.reference.reference_identity import identify_reference
-from luthier.training.frozen.frozen_models import FrozenModel, check_vocabulary, find_frozen, read_frozen
 
 if TYPE_CHECKING:
     from luthier.plugins.contracts.values import Context, Purpose

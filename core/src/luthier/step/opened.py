@@ -11,7 +11,6 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from luthier.artifacts.folders import NOTE
 from luthier.errors import LuthierError
 from luthier.model import attention, load
 from luthier.model.weights.quantized import QUANTIZED, apply_quantizer, find_trained
@@ -19,6 +18,7 @@ from luthier.plugins.contracts.protocols import Quantizer
 from luthier.plugins.contracts.values import Context, Progress
 from luthier.plugins.registry import installed
 from luthier.plugins.structure import structure
+from luthier.recipe.artifact_note import NOTE
 from luthier.recipe.schema import Model
 from luthier.runs.writing.decisions import Decisions
 from luthier.runs.writing.record import read_record

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from luthier.checkpoint.state_tree import load_state, save_state
+from luthier.checkpoint.shards import as_held
 from luthier.disk import settle
-from luthier.distributed.broadcast import as_held, shared
+from luthier.distributed.broadcast import shared
 from luthier.errors import LuthierError
 from luthier.recipe.objects import TaskPlace
+from luthier.state_tree import load_state, save_state
 
 if TYPE_CHECKING:
     from luthier.step.setup import Setup

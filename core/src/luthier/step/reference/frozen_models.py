@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
-from luthier.artifacts.opened import open_on_base, read_trained
 from luthier.errors import LuthierError
 from luthier.model import attention, load
 from luthier.model import self_check as probe
 from luthier.model.model_config import config_of, model_of
 from luthier.model.weights.quantized import QUANTIZED, apply_quantizer
 from luthier.plugins.structure import structure
-from luthier.recipe.checks.other_models import find_artifact, read_note
+from luthier.recipe.artifact_note import find_artifact, read_note
 from luthier.recipe.parts import find_part, to_plain
 from luthier.recipe.schema import Model, OtherModel
 from luthier.step.context import WHOLE, attach_adapter, context_for
+from luthier.step.opened import open_on_base, read_trained
 
 if TYPE_CHECKING:
     from luthier.plugins.contracts.values import Purpose

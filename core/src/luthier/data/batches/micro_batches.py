@@ -1,0 +1,34 @@
+"""Micro-batches: the examples of a step, packed and dealt to this rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import attrs
+import torch
+
+from luthier.data.batches.batch import Batch, collate, idle
+from luthier.data.batches.packing import Packing
+from luthier.data.examples import TokenExample
+
+
+def batches(examples: Sequence[TokenExample], packing: Packing, device: torch.device) -> Iterator[Batch]:
+    """This rank's micro-batches of the examples, on the device: as many as every other rank has, idle ones included."""
+    for bins in packing.spread(packing.sizes(examples)):
+        yield _batch(examples, bins[packing.rank], device)
+
+
+def dealt(
+    examples: Sequence[TokenExample], packing: Packing, device: torch.device, limit: int | None = None
+) -> Iterator[Batch]:
+    """This rank's share of the micro-batches that a process alone would have, the first `limit` of them."""
+    alone = attrs.evolve(packing, ranks=1, rank=0)
+    turns = [bins[0] for bins in alone.spread(packing.sizes(examples))][:limit]
+    for first in range(0, len(turns), packing.ranks):
+        own = turns[first + packing.rank : first + packing.rank + 1]
+        yield _batch(examples, own[0] if own else [], device)
+
+
+def _batch(examples: Sequence[TokenExample], members: Sequence[int], device: torch.device) -> Batch:
+    batch = collate([examples[i] for i in members]) if members else idle(examples[0])
+    return batch.to(device)

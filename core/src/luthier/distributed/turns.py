@@ -1,0 +1,30 @@
+"""Turns among the ranks of one machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from luthier.distributed.store import _hand_over, _turns
+
+if TYPE_CHECKING:
+    from luthier.distributed.world import World
+
+
+@contextmanager
+def first_here(world: World) -> Iterator[None]:
+    """One rank of each machine goes first, so that the others find on the disk what it has made."""
+    turn = f"first/{next(_turns)}/{os.environ.get('GROUP_RANK', '0')}"
+    if world.size == 1:
+        yield
+        return
+    leads = not world.local_rank
+    if not leads:
+        _hand_over(turn, leads, world.barrier)
+    try:
+        yield
+    finally:  # where it fails, the others fail in the same way
+        if leads:
+            _hand_over(turn, leads, world.barrier)

@@ -1,0 +1,42 @@
+"""The note beside an artifact, as a recipe needs it: which base and parts it names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from luthier.errors import LuthierError
+
+RECORD: Final = "run.json"
+
+
+NOTE: Final = "luthier.json"  # beside an artifact: which base and parts it needs
+
+
+ARTIFACTS: Final = ("adapter", "model", "merged")  # folders of a run, the first that is there counts
+
+
+def read_note(folder: Path) -> dict[str, Any]:
+    """Return what stands beside an artifact; nothing where there is none."""
+    try:
+        found = json.loads((folder / NOTE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("model"), dict) else {}
+
+
+def find_artifact(name: str) -> Path | None:
+    """Return the folder of an artifact, where a name is that or a run's folder; None for anything else."""
+    folder = Path(name).expanduser()
+    if (folder / RECORD).is_file():
+        return _artifact_of(folder)
+    return folder if (folder / NOTE).is_file() else None
+
+
+def _artifact_of(folder: Path) -> Path:
+    for name in ARTIFACTS:
+        if (folder / name).is_dir():
+            return folder / name
+    remedy = "Finish it with the command that began it."
+    raise LuthierError("artifact-not-found", "the run has no artifact yet", where=str(folder), remedy=remedy)

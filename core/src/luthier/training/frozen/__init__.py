@@ -1,1 +1,0 @@
-"""Models that stand beside the policy: found, checked and read once."""
