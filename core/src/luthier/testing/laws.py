@@ -11,7 +11,6 @@ from hypothesis.strategies import SearchStrategy
 from luthier.plugins.records import Record
 from luthier.plugins.registry import Offer, Plugins, Source
 
-
 KINDS: Final = ("loss", "adapter", "optimizer", "quantizer", "callback", "operation", "exporter", "metric")
 
 

@@ -64,7 +64,11 @@ def other_model_tags(recipe: Recipe, chosen: list[Chosen]) -> dict[str, str]:
     """
     needed = {tag for part in chosen for tag in part.needs}
     given: dict[str, str] = {}
-    if "reference" in needed and recipe.reference == "base" and not any("reference" in part.provides for part in chosen):
+    if (
+        "reference" in needed
+        and recipe.reference == "base"
+        and not any("reference" in part.provides for part in chosen)
+    ):
         problem = f"no base model stands beside what adapter {_adapter_name(chosen)} trains"
         remedy = "Choose reference: initial, which is the policy as it begins, or {model: ...}."
         raise LuthierError("recipe-conflict", problem, where="reference", found="base", remedy=remedy)
