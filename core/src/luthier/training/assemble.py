@@ -13,7 +13,6 @@ from luthier.data.prepare import Prepared
 from luthier.distributed.join import device_name
 from luthier.distributed.world import World
 from luthier.hardware import devices, threads
-from luthier.hardware import process_settings as process
 from luthier.logs import get_logger
 from luthier.memory.fit import Case, settle
 from luthier.model import load, recompute
@@ -39,6 +38,7 @@ from luthier.step.reference.company import Company
 from luthier.step.schedule.total_steps import check_length, feed_of
 from luthier.step.setup import Setup
 from luthier.training import strategy
+from luthier.training.process_choice import settle as settle_process
 from luthier.training.rows import made_rows
 from luthier.training.weightless import hollow_model, loaded
 
@@ -85,7 +85,7 @@ def assemble(recipe: Recipe, objects: Objects, plugins: Plugins | None = None, d
 
 def _settle_setup(setup: Setup, resolved: Resolved, began: threads.Glance) -> None:
     """Set what depends on the loss's record, the process and the compiler."""
-    setup.process = process.settle(setup, began)
+    setup.process = settle_process(setup, began)
     setup.undo.enter_context(setup.process.applied())
     compiling.settle(setup)
     settle_evaluation(setup, resolved)

@@ -10,7 +10,6 @@ from luthier.data.formats.wanted import Wanted
 from luthier.data.prepare import Prepared
 from luthier.distributed.world import World
 from luthier.errors import LuthierError
-from luthier.hardware import process_settings as process
 from luthier.hardware import threads
 from luthier.memory.counts import held_memory, parameters_of
 from luthier.memory.dry_run import Footprint, Unknown, stand_in
@@ -32,6 +31,7 @@ from luthier.step.reference.company import Company
 from luthier.step.setup import Setup
 from luthier.training.assemble import assemble, usable_device
 from luthier.training.planning.plan_numbers import packing_of, schedule_of
+from luthier.training.process_choice import settle as settle_process
 from luthier.training.rows import prepared_data
 
 STEPS: Final = 1000  # in which the fullest micro-batch is looked for
@@ -80,7 +80,7 @@ def plan(recipe: Recipe, objects: Objects) -> Plan:
         setup, footprint = _tried(case, decisions, notes, company)
         notes.extend(setup.companions.notes())
         _check_fit(prepared, tokenizer, setup)
-        process.settle(setup, began)
+        settle_process(setup, began)
         compiling.settle(setup)
     found = _found(case, setup, footprint, prepared is not None, notes)
     found.decisions.update({**setup.decisions.to_dict(), **decisions.to_dict()})
