@@ -16,7 +16,8 @@ from luthier.plugins.contracts import policy_protocol, protocols, run_view, valu
 from luthier.plugins.options import describe, type_name
 from luthier.plugins.records import RECORDS
 from luthier.plugins.registry import Plugins
-from luthier.recipe.schema import Data, Model, OtherModel, Recipe, Source
+from luthier.recipe import Recipe
+from luthier.recipe.schema import Data, Model, OtherModel, Source
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 GUIDE = Path(__file__).resolve().parent / "hooks_guide.md"  # answers for authors, which end the hooks page

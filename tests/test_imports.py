@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import luthier
@@ -97,6 +98,110 @@ def test_what_a_member_imports_is_among_its_dependencies(member):
             if not declared & {owner.lower().replace("_", "-") for owner in owners.get(package, [package])}:
                 missing.add(package)
     assert missing == set()
+
+
+FLOORS = (  # from the top; a room imports from the floors below its own, and from its neighbours without a circle
+    ("__main__", "cli", "testing"),
+    ("api", "luthier"),
+    ("training",),
+    ("artifacts", "checkpoint", "health", "memory"),  # none of them knows another
+    ("step",),
+    ("builtin", "distributed"),
+    ("model",),
+    ("precision",),
+    ("jobs",),
+    ("data", "runs"),
+    ("recipe", "scaffold"),
+    ("plugins", "hardware", "logs", "disk", "state_tree"),
+    ("errors", "randomness", "sizes", "demo"),
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+APART = ("artifacts", "checkpoint", "health", "memory")
+
+
+def module_name(path, root=CORE / "src"):
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room_of(module):
+    return module.split(".")[1] if "." in module else module
+
+
+def import_graph():
+    """Each module of the core with the modules of the core that it imports, lazily or for types alone too."""
+    modules = {module_name(path): path for path in sources(CORE)}
+    graph = {}
+    for module, path in modules.items():
+        named = [(f"{source}.{name}", source) for source, name in imported(path)]
+        graph[module] = {next(m for m in pair if m in modules) for pair in named if set(pair) & set(modules)}
+    return graph
+
+
+def room_graph(graph):
+    rooms = {room_of(module): set() for module in graph}
+    for module, targets in graph.items():
+        rooms[room_of(module)] |= {room_of(target) for target in targets} - {room_of(module)}
+    return rooms
+
+
+def upward(graph):
+    """The arrows that run up, or between two of the rooms that stand apart."""
+    arrows = [(a, b) for a, targets in graph.items() for b in targets if room_of(a) != room_of(b)]
+    return [
+        f"{a} imports {b}"
+        for a, b in arrows
+        if FLOOR[room_of(a)] > FLOOR[room_of(b)] or {room_of(a), room_of(b)} <= set(APART)
+    ]
+
+
+def circles(graph):
+    """Sets of nodes that reach each other."""
+    reached = {node: set(targets) for node, targets in graph.items()}
+    for middle in graph:
+        for node, targets in reached.items():
+            if middle in targets:
+                reached[node] = targets | reached[middle]
+    found = {frozenset(n for n in graph if n in reached[m] and m in reached[n]) for m in graph if m in reached[m]}
+    return [sorted(circle) for circle in found if len(circle) > 1]
+
+
+def test_each_room_of_the_core_stands_on_a_floor_and_none_of_it_is_empty():
+    assert set(room_graph(import_graph())) == set(FLOOR)
+
+
+def test_no_import_of_the_core_runs_up():
+    assert upward(import_graph()) == []
+
+
+def test_no_imports_of_the_core_run_in_a_circle():
+    graph = import_graph()
+    assert circles(graph) == []
+    assert circles(room_graph(graph)) == []
+
+
+def test_a_planted_arrow_up_and_a_planted_circle_are_found():
+    graph = import_graph()
+    graph["luthier.disk"] = {*graph["luthier.disk"], "luthier.runs.run_folder"}
+    assert upward(graph) == ["luthier.disk imports luthier.runs.run_folder"]
+    graph = {**import_graph(), "luthier.health.watch": {"luthier.memory.fit"}}
+    assert upward(graph) == ["luthier.health.watch imports luthier.memory.fit"]
+    graph = {**import_graph(), "luthier.errors": {"luthier.sizes"}, "luthier.sizes": {"luthier.errors"}}
+    assert circles(graph) == circles({"luthier.errors": {"luthier.sizes"}, "luthier.sizes": {"luthier.errors"}})
+
+
+def test_a_folder_of_the_core_holds_at_most_15_files_and_a_room_at_most_16_percent_of_it():
+    files = sources(CORE)
+    folders = Counter(str(path.parent.relative_to(CORE)) for path in files)
+    assert {folder: count for folder, count in folders.items() if count > 15} == {}
+    lines = Counter()
+    for path in files:
+        lines[room_of(module_name(path))] += path.read_text("utf-8").count("\n")
+    assert {room: count for room, count in lines.items() if count > 0.16 * lines.total()} == {}
+
+
+def test_no_name_of_a_file_stands_twice_in_the_core():
+    names = Counter(path.stem for path in sources(CORE) if path.stem != "__init__")
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def entry_modules():

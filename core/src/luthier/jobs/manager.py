@@ -31,7 +31,7 @@ from luthier.plugins.providing.job_records import (
     TrainedArtifact,
 )
 from luthier.plugins.providing.job_state import Stage
-from luthier.recipe.reading.read_recipe import Reading, read
+from luthier.recipe import Reading, read
 
 
 class Manager(SyncTwins):

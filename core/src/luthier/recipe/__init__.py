@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from luthier.recipe.schema import Data, Model, Recipe, Source
+from luthier.recipe.schema import Data, Model, Source
 
 _HOME = {
     "Part": "luthier.recipe.parts",
     "Resolved": "luthier.recipe.parts",
     "resolve": "luthier.recipe.parts",
     "Reading": "luthier.recipe.reading.read_recipe",
-    "read": "luthier.recipe.reading.read_recipe",
-    "from_mapping": "luthier.recipe.reading.read_recipe",
+    "Recipe": "luthier.recipe.recipe",
+    "read": "luthier.recipe.recipe",
+    "from_mapping": "luthier.recipe.recipe",
     "parse_flags": "luthier.recipe.reading.overrides",
     "parse_sets": "luthier.recipe.reading.overrides",
     "recipe_hash": "luthier.recipe.writing",
@@ -37,7 +38,8 @@ __all__ = [
 if TYPE_CHECKING:
     from luthier.recipe.parts import Part, Resolved, resolve
     from luthier.recipe.reading.overrides import parse_flags, parse_sets
-    from luthier.recipe.reading.read_recipe import Reading, from_mapping, read
+    from luthier.recipe.reading.read_recipe import Reading
+    from luthier.recipe.recipe import Recipe, from_mapping, read
     from luthier.recipe.writing import recipe_hash
 
 

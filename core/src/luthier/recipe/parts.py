@@ -17,7 +17,7 @@ from luthier.plugins.structure import Written, bare, structure
 
 if TYPE_CHECKING:
     from luthier.plugins.records import Record
-    from luthier.recipe.schema import Recipe
+    from luthier.recipe.schema import Settings
 
 FIELDS: Final = ("adapter", "loss", "optimizer", "quantizer", "provider")  # one part each; callbacks: a list of them
 
@@ -84,7 +84,7 @@ class Resolved:
         return self.plugins.build(part.offer, part.options) if part.offer else part.local
 
 
-def resolve(recipe: Recipe, plugins: Plugins | None = None) -> Resolved:
+def resolve(recipe: Settings, plugins: Plugins | None = None) -> Resolved:
     """The parts that a recipe names, or a `LuthierError` at the option that is wrong. Imports no implementation."""
     known = plugins or installed()
     single = {kind: find_part(getattr(recipe, kind), kind, kind, known) for kind in FIELDS}

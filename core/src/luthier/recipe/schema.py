@@ -1,17 +1,12 @@
-"""The recipe's attrs tree: every run setting with its type, default, bounds and meaning."""
+"""The settings of a recipe: each with its type, default, bounds and meaning."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import attrs
 
 from luthier.plugins.options import option
-
-if TYPE_CHECKING:
-    from luthier.plugins.registry import Plugins
 
 Overlong = Literal["drop", "truncate", "split", "error"]
 
@@ -105,12 +100,8 @@ class Distributed:
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class Recipe:
-    """One run. Part fields hold a name, a mapping `{name: ..., options}`, an options object, or a part itself.
-
-    `from_dict` and `load` leave options objects in the part fields. Recipes are equal when they name the same parts
-    with the same options, however those are written.
-    """
+class Settings:
+    """Every setting of one run. `Recipe` says what a part field may hold."""
 
     model: Model = option(help="The base model.")
     data: Data = option(help="The rows.")
@@ -232,58 +223,3 @@ class Recipe:
     merge: bool = option(False, help="Write the merged model at the end, beside the adapter.")
     seed: int = option(0, help="The seed of order, initialisation and dropout.", low=0)
     device: str = option("auto", help="auto, cpu, cuda, cuda:N or mps.")
-
-    def __attrs_post_init__(self) -> None:
-        from luthier.recipe.checks.contradictions import check
-
-        check(self)
-
-    def __eq__(self, other: object) -> bool:
-        from luthier.recipe.writing import same
-
-        return same(self, other) if isinstance(other, Recipe) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]
-
-    @classmethod
-    def from_dict(
-        cls, mapping: Mapping[str, Any], base: str | Path | None = None, *, plugins: Plugins | None = None
-    ) -> Recipe:
-        """A recipe from plain data, shorthand and other tools' names included.
-
-        Relative paths are joined to the folder `base`; None leaves them as they are, relative to the working
-        directory. `plugins` None: the installed ones. Raises `LuthierError` with the option's dotted path.
-        """
-        from luthier.recipe.reading.read_recipe import from_mapping
-
-        return from_mapping(mapping, base=base, plugins=plugins).recipe
-
-    @classmethod
-    def load(
-        cls,
-        path: str | Path,
-        overrides: Mapping[str, Any] | Iterable[Any] = (),
-        *,
-        environ: Mapping[str, str] | None = None,
-        plugins: Plugins | None = None,
-    ) -> Recipe:
-        """A recipe from a YAML, TOML or JSON file, then `LUTHIER_*` of the environment, then the overrides.
-
-        `overrides` maps dotted paths to values, or lists `a.b=c` and what `parse_flags` gives. `environ` None: the
-        process's own.
-        """
-        from luthier.recipe.reading.read_recipe import read
-
-        return read(path, overrides, environ=environ, plugins=plugins).recipe
-
-    def to_dict(self, plugins: Plugins | None = None) -> dict[str, Any]:
-        """The resolved recipe as plain data, every default included; `from_dict` gives an equal recipe back."""
-        from luthier.recipe.writing import plain
-
-        return plain(self, plugins)
-
-    def write(self, path: str | Path, plugins: Plugins | None = None) -> None:
-        """Write the resolved recipe as YAML, its paths absolute, so that it means the same wherever it lies."""
-        from luthier.recipe.writing import write
-
-        write(self, path, plugins)

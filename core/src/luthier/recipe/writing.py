@@ -15,7 +15,7 @@ from luthier.recipe.parts import FIELDS, identity, plain_value, to_plain
 from luthier.recipe.reading.paths import escape, located
 
 if TYPE_CHECKING:
-    from luthier.recipe.schema import Recipe
+    from luthier.recipe.schema import Settings
 
 WATCHING: Final = (
     *("output_dir", "run_name", "callbacks", "logging_steps", "gradient_flow_steps"),
@@ -25,7 +25,7 @@ WATCHING: Final = (
 WATCHING_DATA: Final = ("num_proc", "cache")  # how rows are prepared, and not what they become
 
 
-def plain(recipe: Recipe, plugins: Plugins | None = None) -> dict[str, Any]:
+def plain(recipe: Settings, plugins: Plugins | None = None) -> dict[str, Any]:
     """The resolved recipe: every setting, and every part as `{name: ..., every option}`."""
     known = plugins or installed()
     result: dict[str, Any] = {}
@@ -40,18 +40,18 @@ def plain(recipe: Recipe, plugins: Plugins | None = None) -> dict[str, Any]:
     return escape(result)
 
 
-def same(one: Recipe, other: Recipe, plugins: Plugins | None = None) -> bool:
+def same(one: Settings, other: Settings, plugins: Plugins | None = None) -> bool:
     """Whether two recipes mean the same run: equal settings, the same parts with the same options."""
     known = plugins or installed()
     return all(_field(one, f.name, known) == _field(other, f.name, known) for f in attrs.fields(type(one)))
 
 
-def recipe_hash(recipe: Recipe, plugins: Plugins | None = None) -> str:
+def recipe_hash(recipe: Settings, plugins: Plugins | None = None) -> str:
     """16 hexadecimal digits over all that determines the run."""
     return hashlib.sha256(json.dumps(determining(recipe, plugins), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def determining(recipe: Recipe, plugins: Plugins | None = None) -> dict[str, Any]:
+def determining(recipe: Settings, plugins: Plugins | None = None) -> dict[str, Any]:
     """The settings that determine a run, as plain data.
 
     Relative paths count as the absolute ones they mean, so that the written recipe has the same.
@@ -65,14 +65,14 @@ def without_watching(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "data": {k: v for k, v in settings["data"].items() if k not in WATCHING_DATA}}
 
 
-def write(recipe: Recipe, path: str | Path, plugins: Plugins | None = None) -> None:
+def write(recipe: Settings, path: str | Path, plugins: Plugins | None = None) -> None:
     """Write the resolved recipe as YAML that `Recipe.load` reads back equal, its relative paths made absolute."""
     from luthier.recipe.reading.yaml12 import dump
 
     Path(path).write_text(dump(plain(located(recipe), plugins)), "utf-8")
 
 
-def _field(recipe: Recipe, name: str, plugins: Plugins) -> Any:
+def _field(recipe: Settings, name: str, plugins: Plugins) -> Any:
     value = getattr(recipe, name)
     if name in FIELDS:
         return identity(value, name, plugins)

@@ -19,7 +19,8 @@ from luthier.model.model_config import config_of
 from luthier.recipe.checks.saving_checks import shard_bytes
 
 if TYPE_CHECKING:
-    from luthier.recipe.schema import Model, Recipe
+    from luthier.recipe import Recipe
+    from luthier.recipe.schema import Model
 
 log = get_logger()
 CONFIG: Final = "config.json"

@@ -12,12 +12,12 @@ from luthier.recipe.checks.other_models import check_other_models
 from luthier.recipe.checks.saving_checks import check_saving
 
 if TYPE_CHECKING:
-    from luthier.recipe.schema import Recipe
+    from luthier.recipe.schema import Settings
 
 DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: Settings) -> None:
     """Raise `LuthierError` at the option to change, for the first contradiction."""
     for rule in RULES:
         rule(recipe)
@@ -27,7 +27,7 @@ def _conflict(where: str, problem: str, remedy: str | None = None) -> LuthierErr
     return LuthierError("recipe-conflict", problem, where=where, remedy=remedy)
 
 
-def _sources(recipe: Recipe) -> None:
+def _sources(recipe: Settings) -> None:
     if not recipe.model.name_or_path:
         raise LuthierError("recipe-missing", "is empty", where="model.name_or_path")
     lists = {"data.train": recipe.data.train, "data.validation": recipe.data.validation}
@@ -41,7 +41,7 @@ def _sources(recipe: Recipe) -> None:
                 raise LuthierError("recipe-missing", "is empty", where=f"{where}.{index}.path")
 
 
-def _validation(recipe: Recipe) -> None:
+def _validation(recipe: Settings) -> None:
     share = recipe.data.validation
     if isinstance(share, float) and not 0.0 <= share <= 0.5:
         remedy = "Give a share of the rows from 0 to 0.5, or a list of sources."
@@ -54,12 +54,12 @@ def _validation(recipe: Recipe) -> None:
             raise _conflict(name, "there are no validation rows", "Set data.validation, or leave this out.")
 
 
-def _warmup(recipe: Recipe) -> None:
+def _warmup(recipe: Settings) -> None:
     if recipe.warmup_steps and recipe.warmup_ratio:
         raise _conflict("warmup_ratio", f"warmup_steps is given too, as {recipe.warmup_steps}")
 
 
-def _batch(recipe: Recipe) -> None:
+def _batch(recipe: Settings) -> None:
     product = batch_product(recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps)
     if product not in (None, recipe.global_batch_size):
         problem = f"per_device_train_batch_size x gradient_accumulation_steps is {product}"
@@ -77,14 +77,14 @@ def batch_product(size: int | None, accumulation: int | None, ranks: int = 1) ->
     return size * (accumulation or 1) * ranks
 
 
-def _clipping(recipe: Recipe) -> None:
+def _clipping(recipe: Settings) -> None:
     if recipe.max_grad_norm == 0:
         problem = "would clip every gradient to nothing"
         remedy = "Write none for no clipping."
         raise LuthierError("recipe-out-of-range", problem, where="max_grad_norm", found=0, remedy=remedy)
 
 
-def _multipliers(recipe: Recipe) -> None:
+def _multipliers(recipe: Settings) -> None:
     for pattern, factor in recipe.lr_multipliers.items():
         if not 0.0 <= factor < float("inf"):
             raise LuthierError("recipe-out-of-range", "no factor of a learning rate",
@@ -96,13 +96,13 @@ def _multipliers(recipe: Recipe) -> None:
             raise LuthierError("recipe-wrong-type", problem, where="lr_multipliers", found=pattern) from None
 
 
-def _device(recipe: Recipe) -> None:
+def _device(recipe: Settings) -> None:
     if not DEVICE.fullmatch(recipe.device):
         remedy = "Choose auto, cpu, cuda, cuda:N or mps."
         raise LuthierError("recipe-out-of-range", "no such device", where="device", found=recipe.device, remedy=remedy)
 
 
-RULES: Final[tuple[Callable[[Recipe], None], ...]] = (
+RULES: Final[tuple[Callable[[Settings], None], ...]] = (
     _sources,
     _validation,
     _warmup,

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Final, Literal
 from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
-    from luthier.recipe.schema import Recipe
+    from luthier.recipe.schema import Settings
 
 Mode = Literal["epoch", "step", "token", "limits", "infinite"]
 LIMITS: Final = {"epoch": "num_train_epochs", "step": "max_steps", "token": "max_tokens"}
 
 
-def mode_of(recipe: Recipe) -> Mode:
+def mode_of(recipe: Settings) -> Mode:
     """What ends the run: passes over the rows, steps, tokens, the first of both limits, or only whoever stops it."""
     if recipe.training_mode != "auto":
         return recipe.training_mode
@@ -25,7 +25,7 @@ def mode_of(recipe: Recipe) -> Mode:
     return "infinite" if math.isinf(recipe.num_train_epochs) else "epoch"
 
 
-def check_mode(recipe: Recipe) -> None:
+def check_mode(recipe: Settings) -> None:
     """Raise where a mode lacks its own limit (`recipe-missing`) or stands beside another's (`recipe-conflict`)."""
     mode, epochs = recipe.training_mode, recipe.num_train_epochs
     if mode_of(recipe) == "epoch" and not (0 < epochs < math.inf):
@@ -50,7 +50,7 @@ def _mode_with(limit: str) -> str:
     return next(mode for mode, name in LIMITS.items() if name == limit)
 
 
-def check_streaming(recipe: Recipe) -> None:
+def check_streaming(recipe: Settings) -> None:
     """Raise `recipe-conflict` for what only rows whose number is known can have."""
     if not recipe.data.streaming:
         return
@@ -63,7 +63,7 @@ def check_streaming(recipe: Recipe) -> None:
         raise LuthierError("recipe-conflict", problem, where="num_train_epochs", found=epochs, remedy=remedy)
 
 
-def check_blocks(recipe: Recipe) -> None:
+def check_blocks(recipe: Settings) -> None:
     """Raise `recipe-conflict` where a block would not fit a micro-batch."""
     size, most = recipe.data.block_size, recipe.max_tokens_per_device
     if size is not None and most != "auto" and size > most:

@@ -13,7 +13,7 @@ from luthier.recipe.artifact_note import RECORD, _artifact_of, read_note
 if TYPE_CHECKING:
     from luthier.plugins.compatibility import Chosen
     from luthier.recipe.reading.draft import Draft
-    from luthier.recipe.schema import Recipe
+    from luthier.recipe.schema import Settings
 
 
 def open_run_model(draft: Draft) -> None:
@@ -41,7 +41,7 @@ def open_run_model(draft: Draft) -> None:
     draft.notes.append(f"{label}: {told}" if label else told)
 
 
-def check_other_models(recipe: Recipe) -> None:
+def check_other_models(recipe: Settings) -> None:
     """Raise for a model without a name, and for a cache of log-probabilities over rows that are not known."""
     for field in ("reference", "teacher"):
         other = getattr(recipe, field)
@@ -56,7 +56,7 @@ def _adapter_name(chosen: list[Chosen]) -> str:
     return next((repr(part.name) for part in chosen if part.kind == "adapter"), "none")
 
 
-def other_model_tags(recipe: Recipe, chosen: list[Chosen]) -> dict[str, str]:
+def other_model_tags(recipe: Settings, chosen: list[Chosen]) -> dict[str, str]:
     """Return the tags that the recipe's reference and teacher provide, and how it is called there.
 
     The run itself keeps what a reference needs; `base` alone is up to the adapter. Raises `recipe-conflict` for a

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Final
 from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
-    from luthier.recipe.schema import Recipe
+    from luthier.recipe.schema import Settings
 
 SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(KB|MB|GB|TB)\s*", re.IGNORECASE)
 UNITS: Final = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 OWN: Final = {"steps": "save_steps", "samples": "save_samples"}
 
 
-def check_saving(recipe: Recipe) -> None:
+def check_saving(recipe: Settings) -> None:
     """Raise where a strategy lacks its interval (`recipe-missing`) or stands beside another's (`recipe-conflict`)."""
     shard_bytes(recipe.max_shard_size)
     strategy = recipe.save_strategy

@@ -12,10 +12,10 @@ from luthier.recipe.checks.other_models import other_model_tags
 if TYPE_CHECKING:
     from luthier.plugins.compatibility import Chosen
     from luthier.recipe.parts import Resolved
-    from luthier.recipe.schema import Recipe
+    from luthier.recipe.schema import Settings
 
 
-def given_tags(recipe: Recipe, device: str, chosen: list[Chosen]) -> dict[str, str]:
+def given_tags(recipe: Settings, device: str, chosen: list[Chosen]) -> dict[str, str]:
     """Tags that no part provides, and who does. `device` is cpu, cuda or mps; `auto` is given every device's tags."""
     given = {"calibration-data": "the training data", **other_model_tags(recipe, chosen)}
     if recipe.packing:
@@ -25,7 +25,7 @@ def given_tags(recipe: Recipe, device: str, chosen: list[Chosen]) -> dict[str, s
     return given
 
 
-def check_parts(recipe: Recipe, resolved: Resolved, device: str) -> None:
+def check_parts(recipe: Settings, resolved: Resolved, device: str) -> None:
     """Raise `part-incompatible` where parts do not go together, `part-unsupported` where they cannot train here.
 
     Raises `artifact-unmergeable` where a merged model is asked for and a part's record says that there is none.
@@ -52,7 +52,7 @@ def unmergeable(kind: str, name: str, where: str | None = None) -> LuthierError:
     return LuthierError("artifact-unmergeable", f"{kind} {name!r} cannot be merged", where=where, remedy=remedy)
 
 
-def explain(recipe: Recipe, resolved: Resolved, device: str) -> list[dict[str, Any]]:
+def explain(recipe: Settings, resolved: Resolved, device: str) -> list[dict[str, Any]]:
     """For each part what it needs and who gives it, what it provides, and what it does not work with."""
     chosen = resolved.chosen()
     given = given_tags(recipe, device, chosen)

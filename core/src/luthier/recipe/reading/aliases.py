@@ -13,7 +13,7 @@ import attrs
 
 from luthier.errors import LuthierError
 from luthier.plugins.structure import bare
-from luthier.recipe.reading.computing_aliases import COMPUTING
+from luthier.recipe.reading.computing_aliases import COMPUTING, QUANTIZED
 from luthier.recipe.reading.draft import Draft, Entry
 
 if TYPE_CHECKING:
@@ -81,7 +81,6 @@ BATCH_SIZE: Final = (
     "has two readings: global_batch_size, the examples of one optimizer step over all ranks, "
     "and per_device_train_batch_size, those of one micro-batch on one device"
 )
-QUANTIZED: Final = {"qlora": "lora", "qdora": "dora"}
 DTYPES: Final = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
 OPTIMIZERS: Final = {name: "adamw" for name in ("adamw_torch", "adamw_torch_fused", "adamw_hf")}
 BETAS: Final = {"beta1": "beta1", "beta2": "beta2", "adam_beta1": "beta1", "adam_beta2": "beta2"}

@@ -9,6 +9,7 @@ from luthier.errors import LuthierError
 
 Reading = Callable[[Any], dict[str, Any]]
 CHECKPOINTING: Final = "gradient_checkpointing"
+QUANTIZED: Final = {"qlora": "lora", "qdora": "dora"}  # adapters by the names that they have over quantizer nf4
 
 
 def _choice(alias: str, choices: Mapping[Any, dict[str, Any]]) -> Reading:

@@ -11,7 +11,8 @@ import attrs
 from luthier.errors import LuthierError, shown
 from luthier.plugins.structure import Written, bare
 from luthier.recipe.parts import FIELDS
-from luthier.recipe.schema import Recipe
+from luthier.recipe.reading.computing_aliases import QUANTIZED
+from luthier.recipe.schema import Settings
 
 Steps = tuple[str, ...]  # a dotted path: ("data", "train", "0", "path")
 
@@ -85,7 +86,7 @@ class Draft:
         """The error with the file and line, the flag or the variable that wrote its option in front."""
         path = (error.where or "").split(":")[0]
         steps = tuple(path.split("."))
-        if steps[0] not in attrs.fields_dict(Recipe) and steps[:1] not in self.origins:
+        if steps[0] not in attrs.fields_dict(Settings) and steps[:1] not in self.origins:
             return error  # it names a flag or a file itself
         return labelled(error, self.label(steps), path)
 
@@ -187,11 +188,9 @@ def _refuse_second(entry: Entry, known: Any, label: str) -> None:
 
 def default_of(name: str) -> Any:
     """The default of a recipe's field."""
-    default: Any = getattr(attrs.fields(Recipe), name).default
+    default: Any = getattr(attrs.fields(Settings), name).default
     return default.factory() if isinstance(default, attrs.Factory) else default  # type: ignore[arg-type]
 
 
 def _family(name: Any) -> Any:
-    from luthier.recipe.reading.aliases import QUANTIZED
-
     return QUANTIZED.get(name, name) if isinstance(name, str) else name

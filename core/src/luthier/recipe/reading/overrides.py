@@ -13,7 +13,7 @@ from luthier.plugins.structure import Written
 from luthier.recipe.parts import FIELDS
 from luthier.recipe.reading import yaml12
 from luthier.recipe.reading.aliases import ALIASES, READINGS
-from luthier.recipe.schema import Data, Model, Recipe
+from luthier.recipe.schema import Data, Model, Settings
 
 PREFIX: Final = "LUTHIER_"
 RESERVED: Final = frozenset(
@@ -115,7 +115,7 @@ def _is_switch(flag: str, text: str) -> bool:
     steps = _steps(flag[2:])
     if _negated(steps):
         return True
-    return len(steps) == 1 and hints(Recipe).get(steps[0]) is bool and text.lower() not in ("true", "false")
+    return len(steps) == 1 and hints(Settings).get(steps[0]) is bool and text.lower() not in ("true", "false")
 
 
 def _flag(flag: str, text: str | None) -> Override:
@@ -134,7 +134,7 @@ def _flag(flag: str, text: str | None) -> Override:
 def _may_be_true(steps: tuple[str, ...]) -> bool:
     """Whether a flag can stand alone; an alias or a part's option may, and is judged by its type later."""
     if len(steps) == 1:
-        return hints(Recipe).get(steps[0], bool) is bool
+        return hints(Settings).get(steps[0], bool) is bool
     return steps[0] not in SECTIONS
 
 
@@ -185,12 +185,12 @@ def _is_known(steps: tuple[str, ...]) -> bool:
         return True
     if steps[0] in SECTIONS and len(steps) > 1:
         return steps[1] in hints(SECTIONS[steps[0]])
-    return steps[0] in hints(Recipe) or steps[0] in ALIASES
+    return steps[0] in hints(Settings) or steps[0] in ALIASES
 
 
 def _known() -> list[tuple[str, ...]]:
     inner = [(name, option) for name, cls in SECTIONS.items() for option in hints(cls)]
-    return [*((name,) for name in (*hints(Recipe), *ALIASES, *READINGS)), *inner]
+    return [*((name,) for name in (*hints(Settings), *ALIASES, *READINGS)), *inner]
 
 
 SECTIONS: Final[dict[str, type]] = {"model": Model, "data": Data}

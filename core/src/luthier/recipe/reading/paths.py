@@ -16,7 +16,7 @@ from luthier.plugins.fields.hints import hints
 from luthier.plugins.structure import Written, within
 
 if TYPE_CHECKING:
-    from luthier.recipe.schema import Data, Model, Recipe, Source
+    from luthier.recipe.schema import Data, Model, Settings, Source
 
 VARIABLE: Final = re.compile(r"(\$+)\{([A-Za-z_][A-Za-z0-9_]*)\}")
 HUB: Final = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
@@ -71,7 +71,7 @@ def _inside(value: Any, change: Callable[[Any], Any], place: str) -> Any:
         raise within(error, place) from None
 
 
-def located(recipe: Recipe, base_of: BaseOf = lambda _: Path.cwd()) -> Recipe:
+def located(recipe: Settings, base_of: BaseOf = lambda _: Path.cwd()) -> Settings:
     """The recipe with its relative paths joined to `base_of` the option's path; None leaves a path as it is."""
     changes: dict[str, Any] = {"model": _model(recipe.model, ("model",), base_of), "data": _data(recipe.data, base_of)}
     base = base_of(("output_dir",))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import attrs
 
@@ -21,45 +21,43 @@ from luthier.recipe.reading.overrides import Override, from_environment, from_py
 from luthier.recipe.reading.paths import escape, expand, located
 from luthier.recipe.reading.recipe_files import find_file, read_file
 from luthier.recipe.reading.shorthand import expand as expand_short
-from luthier.recipe.schema import Recipe
+from luthier.recipe.schema import Settings
+
+Made = TypeVar("Made", bound=Settings)
 
 
 @attrs.frozen(kw_only=True)
-class Reading:
+class Reading(Generic[Made]):
     """A recipe, and what its reader should be told: the canonical name of each alias, what was dropped.
 
     `given` holds what was written, by dotted name, and no default.
     """
 
-    recipe: Recipe
+    recipe: Made
     notes: tuple[str, ...] = ()
     given: Mapping[str, Any] = attrs.field(factory=dict)
 
 
-def from_mapping(
-    mapping: Mapping[str, Any], *, base: str | Path | None = None, plugins: Plugins | None = None
-) -> Reading:
-    """A recipe from plain data; the environment is read for `${NAME}` only."""
+def read_mapping(
+    made: type[Made], mapping: Mapping[str, Any], *, base: str | Path | None = None, plugins: Plugins | None = None
+) -> Reading[Made]:
+    """Return settings of type `made` from plain data; the environment is read for `${NAME}` only."""
     if not isinstance(mapping, Mapping):
         raise LuthierError("recipe-wrong-type", "a recipe is a mapping", found=mapping)
     draft = Draft()
     _lay(draft, Layer(base=Path(base).absolute() if base is not None else None), mapping, os.environ)
-    return _finish(draft, plugins)
+    return _finish(made, draft, plugins)
 
 
-def read(
-    source: str | Path | Mapping[str, Any] | Recipe | None = None,
+def read_settings(
+    made: type[Made],
+    source: str | Path | Mapping[str, Any] | Settings | None = None,
     overrides: Mapping[str, Any] | Iterable[Override | str] = (),
     *,
     environ: Mapping[str, str] | None = None,
     plugins: Plugins | None = None,
-) -> Reading:
-    """A recipe from a source, with the environment's `LUTHIER_*` over a file's values, and the overrides over both.
-
-    `source` is a file, plain data, or another recipe; over the last two the environment has no say. `overrides` maps
-    dotted paths to values, or lists texts `a.b=c` and what `parse_flags` gives; relative paths in it, and in the
-    environment, are relative to the working directory. `environ` None: the process's own.
-    """
+) -> Reading[Made]:
+    """Return settings of type `made` from a source and what stands over it, as `luthier.recipe.read` says."""
     variables = os.environ if environ is None else environ
     draft, groups = Draft(), [_overrides(overrides)]
     if source is None or isinstance(source, (str, Path)):
@@ -69,12 +67,12 @@ def read(
     for group in groups:
         layer = Layer(labels={o.steps: o.label for o in group}, base=Path.cwd())
         _lay(draft, layer, [(o.steps, o.value) for o in group], variables)
-    return _finish(draft, plugins)
+    return _finish(made, draft, plugins)
 
 
 def _begun(source: object, plugins: Plugins) -> tuple[Layer, Mapping[str, Any]]:
     """The first layer: a file's, or that of data in Python."""
-    if isinstance(source, Recipe):
+    if isinstance(source, Settings):
         return Layer(), _given_settings(source, plugins)
     if isinstance(source, Mapping):
         return Layer(), source
@@ -86,11 +84,11 @@ def _begun(source: object, plugins: Plugins) -> tuple[Layer, Mapping[str, Any]]:
     return Layer(labels=labels, base=file.absolute().parent), tree
 
 
-def _given_settings(recipe: Recipe, plugins: Plugins) -> dict[str, Any]:
+def _given_settings(recipe: Settings, plugins: Plugins) -> dict[str, Any]:
     """What a recipe says beside the defaults, as plain data; objects of the caller's stay objects."""
     kept = {kind: _brief(getattr(recipe, kind), kind, kind, plugins) for kind in FIELDS}
     kept["callbacks"] = [_brief(c, "callback", f"callbacks.{i}", plugins) for i, c in enumerate(recipe.callbacks)]
-    others = [f.name for f in attrs.fields(Recipe) if f.name not in kept]
+    others = [f.name for f in attrs.fields(Settings) if f.name not in kept]
     given = {name: getattr(recipe, name) for name in others}
     return {k: escape(plain_value(v)) for k, v in given.items() if k == "data" or v != default_of(k)} | kept
 
@@ -149,7 +147,7 @@ def _canonical(entry: Entry, notes: list[str]) -> Iterator[Entry]:
                 yield from _canonical(child, notes)
 
 
-def _finish(draft: Draft, plugins: Plugins | None) -> Reading:
+def _finish(made: type[Made], draft: Draft, plugins: Plugins | None) -> Reading[Made]:
     known = plugins or installed()
     try:
         open_run_model(draft)
@@ -157,7 +155,7 @@ def _finish(draft: Draft, plugins: Plugins | None) -> Reading:
         joined_betas(draft.tree, known)
         _size_batch(draft.tree)
         settings = {name: value for name, value in draft.tree.items() if name not in (*FIELDS, "callbacks")}
-        recipe = structure(settings, Recipe, "")  # first what no plugin is needed for
+        recipe = structure(settings, made, "")  # first what no plugin is needed for
         recipe = attrs.evolve(recipe, **_found_parts(draft.tree, known))
     except LuthierError as error:
         raise draft.placed(error) from error.__cause__
