@@ -3,8 +3,8 @@
 import pytest
 import torch
 from luthier import LuthierError
-from luthier.engine.attention import install
-from luthier.engine.policy import ModelPolicy
+from luthier.model.attention import install
+from luthier.model.policy import ModelPolicy
 from luthier.testing.contexts import context
 from luthier.testing.exactness import unrounded
 from luthier.testing.worlds import tiny_model
