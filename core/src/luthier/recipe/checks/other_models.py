@@ -64,11 +64,8 @@ def other_model_tags(recipe: Settings, chosen: list[Chosen]) -> dict[str, str]:
     """
     needed = {tag for part in chosen for tag in part.needs}
     given: dict[str, str] = {}
-    if (
-        "reference" in needed
-        and recipe.reference == "base"
-        and not any("reference" in part.provides for part in chosen)
-    ):
+    has_base = any("reference" in part.provides for part in chosen)
+    if "reference" in needed and recipe.reference == "base" and not has_base:
         problem = f"no base model stands beside what adapter {_adapter_name(chosen)} trains"
         remedy = "Choose reference: initial, which is the policy as it begins, or {model: ...}."
         raise LuthierError("recipe-conflict", problem, where="reference", found="base", remedy=remedy)
