@@ -7,7 +7,7 @@ import signal
 import luthier
 import pytest
 import torch
-from luthier.engine.run import Interrupted
+from luthier.runs.writing.active_run import Interrupted
 from luthier.testing.worlds import save_tiny_model
 
 
