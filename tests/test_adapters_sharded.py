@@ -4,7 +4,7 @@ from pathlib import Path
 
 import luthier
 import pytest
-from luthier.engine.run import read_record
+from luthier.runs.writing.record import read_record
 from luthier.testing.ranks import in_ranks
 
 ADAPTERS = {
