@@ -113,6 +113,13 @@ def test_a_second_prompt_is_refused(attached, refused, options):
 
 
 @ALL
+def test_a_prompt_that_leaves_documents_no_position_is_refused(attached, refused, options):
+    most = tiny_model().config.max_position_embeddings
+    error = refused(attached, attrs.evolve(options, num_virtual_tokens=most))
+    assert (error.code, error.where) == ("recipe-out-of-range", "num_virtual_tokens")
+
+
+@ALL
 def test_state_of_another_size_is_a_corrupt_checkpoint(attached, refused, options):
     _, adapter = attached(options)
     _, other = attached(attrs.evolve(options, num_virtual_tokens=4))

@@ -37,6 +37,12 @@ class _Prompt(Adapter):
         if hasattr(model, PLACE):
             remedy = "Load the model again."
             raise LuthierError("part-unsupported", "this model carries a prompt already", remedy=remedy)
+        places = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if places and self.rows >= places:
+            problem, remedy = f"the model has {places} positions, and documents need some", "Give a smaller number."
+            raise LuthierError(
+                "recipe-out-of-range", problem, where="num_virtual_tokens", found=self.rows, remedy=remedy
+            )
         model.requires_grad_(False)
         self.model = model
         self._hang(self.first_table(context))
