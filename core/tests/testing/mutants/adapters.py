@@ -132,6 +132,16 @@ class StaysOnTheProcessor(LowRank):
         return torch.device("cpu")
 
 
+class MeasuresItsShard(LowRank):
+    """After each step it shrinks its weights by a norm, which on a sharded rank is that of the shard."""
+
+    @torch.no_grad()
+    def stepped(self, progress):
+        for layer in self.layers.values():
+            held = layer.up.to_local() if hasattr(layer.up, "to_local") else layer.up
+            layer.up.div_(0.01 + float(held.norm()))
+
+
 class OffInGeneration(LowRank):
     """Its layers do nothing where the model runs without the run's batch."""
 

@@ -120,6 +120,7 @@ ADAPTERS = [
     broken(ADAPTER, "StartsElsewhere", "starts_as_identity", "bit for bit"),
     broken(ADAPTER, "DrawsByChance", "attach_follows_the_seed", "two attaches"),
     broken(ADAPTER, "StaysOnTheProcessor", "attaches_where_the_weights_are", "not on context.device"),
+    broken(ADAPTER, "MeasuresItsShard", "trains_alike_on_two_sharded_ranks", "not those of one alone"),
     broken(ADAPTER, "OffInGeneration", "training_changes_a_plain_forward", "plain forward"),
     broken(ADAPTER, "ForgetsThePrompt", "generates_as_it_trains", "as generation calls"),
     broken(ADAPTER, "WritesNothing", "saved_files_move_to_a_fresh_model", "after loading", tolerance=10.0),

@@ -191,7 +191,8 @@ class DoraLayer(LoraLayer):
         of the sum, so that a row of zeros divides by no zero.
         """
         a, b = self.lora_A.weight, self.scaled_b
-        with torch.autocast(a.device.type, enabled=False):
+        device = "cpu" if a.is_meta else a.device.type  # autocast knows no meta
+        with torch.autocast(device, enabled=False):
             weight = self.base_weight().to(a.dtype)
             own = self.base_square if is_dense(self.base_layer) else weight.square().sum(1)  # a schedule may change it
             cross = functional.linear(weight, a)  # [out, r] W A^T

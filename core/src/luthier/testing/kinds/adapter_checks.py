@@ -20,6 +20,7 @@ from luthier.testing.kinds.adapter_attaching import (  # noqa: F401 - checks of 
     generates_as_it_trains,
     training_changes_a_plain_forward,
 )
+from luthier.testing.kinds.adapter_sharding import trains_alike_on_two_sharded_ranks  # noqa: F401
 from luthier.testing.laws import Subject, law
 from luthier.testing.strategies import seeds
 

@@ -1,0 +1,81 @@
+"""The check that an adapter trains on two ranks, which hold a shard of every weight, as it does on one."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from luthier.testing.laws import Subject, law, not_run
+from luthier.testing.strategies import bases_of
+
+STEPS: Final = 3
+ROUNDING: Final = 1e-4  # relative; float32 sums in another order, through three steps
+FLAGS: Final = ("tolerance", "mergeable", "artifact", "save_dtype", "needs", "provides", "conflicts")
+
+
+@law(0)
+def trains_alike_on_two_sharded_ranks(subject: Subject) -> None:
+    """Three steps on two ranks that each hold a shard of every weight have the losses of a rank that holds them whole.
+
+    Its options are the default; where the tiny model is not for them, the author's first example. Options named for a
+    dropout are 0. A part that refuses to be sharded by an error of its own, such as `part-unsupported`, passes.
+    """
+    import torch
+
+    from luthier.testing.ranks import in_ranks
+    from luthier.testing.worlds import save_tiny_model
+
+    if sys.platform != "linux" or torch.cuda.is_initialized():
+        not_run("ranks are forked, on Linux and before CUDA is used")
+    with tempfile.TemporaryDirectory() as name:
+        settings = {"model": str(save_tiny_model(Path(name) / "model")), "data": _rows(), "max_steps": STEPS}
+        options, alone = _train_alone(subject, {**settings, "output_dir": f"{name}/alone"})
+        spread = {**settings, "output_dir": f"{name}/sharded", "distributed": {"strategy": "fsdp"}}
+        for rank, answer in enumerate(in_ranks(2, lambda: _train(subject, options, spread))):
+            if "refused" not in answer:
+                _compare(alone["losses"], answer["losses"], rank)
+
+
+def _train_alone(subject: Subject, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the first options that are not refused, and the losses of a run with them."""
+    refused = "no options are given"
+    for given in bases_of(subject.options_class, subject.own_examples):
+        options = attrs.evolve(given, **{field.name: 0.0 for field in attrs.fields(type(given)) if "dropout" in field.name})
+        answer = _train(subject, options, settings)
+        if "refused" not in answer:
+            return options, answer
+        refused = answer["refused"]
+    not_run(f"its options were refused: {refused}")
+
+
+def _train(subject: Subject, options: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the losses of a run, or how it was refused."""
+    import luthier
+    from luthier.testing.running import DEFECTS
+
+    part = subject.build(options)
+    for flag in FLAGS:  # a part that is passed as an object says itself what its record says of it
+        if not hasattr(part, flag):
+            setattr(part, flag, getattr(subject.record, flag))
+    fixed = {"callbacks": [], "memory_check": False, "global_batch_size": 4, "optimizer": "sgd", "learning_rate": 0.1}
+    try:
+        run = luthier.train(**fixed, **settings, adapter=part, precision="float32", num_threads=1)
+    except luthier.LuthierError as error:
+        if error.code in DEFECTS:
+            raise
+        return {"refused": error.line}
+    return {"losses": list(run.loss_history)}
+
+
+def _rows() -> list[dict[str, str]]:
+    return [{"prompt": f"{i} and {i}?", "completion": f"{i + i}" * (1 + i % 3)} for i in range(12)]
+
+
+def _compare(alone: list[float], sharded: list[float], rank: int) -> None:
+    off = max(abs(a - b) / max(abs(a), 1e-6) for a, b in zip(alone, sharded, strict=True))
+    assert off <= ROUNDING, f"losses of rank {rank} of two, {sharded}, are not those of one alone, {alone}"
