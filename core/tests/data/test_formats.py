@@ -193,7 +193,8 @@ def test_a_broken_row_is_an_error_with_its_place_and_reason(form, values, place,
 def test_ids_that_no_vocabulary_has_are_refused(ids):
     with pytest.raises(LuthierError) as caught:
         convert({"input_ids": ids}, "tokens")
-    assert caught.value.code == "model-vocabulary" and caught.value.where == "a.jsonl:7: input_ids"
+    assert (caught.value.code, caught.value.where) == ("model-vocabulary", "a.jsonl:7: input_ids")
+    assert caught.value.found == ids[-1]
 
 
 def test_equal_neighbours_are_not_taken_for_shifted_labels():

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -16,15 +15,6 @@ from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
     from luthier.recipe.schema import Model
-
-
-@attrs.define(kw_only=True, eq=False)
-class Loaded:
-    """A model with its tokenizer; `source` is the name or folder that another process could load it from."""
-
-    model: Any
-    tokenizer: Any
-    source: str | None
 
 
 def tokenizer_of(spec: Model) -> Any:

@@ -81,10 +81,9 @@ def alpaca_completion(row: Instruction) -> Completion:
 def from_tokens(values: dict[str, Any]) -> Tokens:
     """Ids and labels of one length, padding removed; without labels, a document whose every token is supervised."""
     ids = _integers(values.get("input_ids"), "input_ids")
-    if min(ids) < 0 or max(ids) > LARGEST:
-        raise LuthierError(
-            "model-vocabulary", "an id is negative or too large", where="input_ids", found=min(ids) or max(ids)
-        )
+    impossible = next((i for i in ids if not 0 <= i <= LARGEST), None)
+    if impossible is not None:
+        raise LuthierError("model-vocabulary", "an id is negative or too large", where="input_ids", found=impossible)
     labels = ids if values.get("labels") is None else _integers(values["labels"], "labels")
     mask = None if values.get("attention_mask") is None else _integers(values["attention_mask"], "attention_mask")
     for name, other in (("labels", labels), ("attention_mask", mask or ids)):
