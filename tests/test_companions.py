@@ -218,7 +218,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_a_folder_appears(train, 
     other = save_tiny_model(tmp_path / "other", seed=9)
     cases = {
         "trained on another base model": {"adapter": LORA, "model": str(other)},
-        "has r 4, the options 8": {"adapter": {**LORA, "r": 8}},
+        "the options 8": {"adapter": {**LORA, "r": 8}},
         "tensors": {"adapter": {**LORA, "target_modules": ["q_proj"]}},
         "whole model": {"adapter": LORA, "adapter_from": str(train(output_dir=str(tmp_path / "whole")).artifact)},
         "no such folder": {"adapter": LORA, "adapter_from": str(tmp_path / "nowhere")},

@@ -5,8 +5,9 @@ import json
 import luthier
 import pytest
 import torch
+import transformers
 from luthier.testing.ranks import in_ranks
-from luthier.testing.worlds import save_tiny_model
+from luthier.testing.worlds import save_tiny_model, tiny_tokenizer
 
 LORA = {"name": "lora", "r": 4, "lora_dropout": 0.0}
 
@@ -52,6 +53,25 @@ def settings(tmp_path_factory):
         "num_threads": 1,
         "precision": "float32",
     }  # fmt: skip
+
+
+def refused(settings):
+    with pytest.raises(luthier.LuthierError) as caught:
+        luthier.train(**settings)
+    return [caught.value.code, caught.value.where, caught.value.remedy]
+
+
+def test_pairs_are_not_sharded_where_each_document_is_run_alone(settings, tmp_path):
+    config = transformers.FalconConfig(
+        vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_hidden_size=64,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    transformers.FalconForCausalLM(config).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    given = {**settings, "model": str(tmp_path / "model"), "loss": "dpo", "adapter": "full", "callbacks": []}
+    spread = {**given, "distributed": {"strategy": "fsdp"}, "output_dir": str(tmp_path / "run")}
+    code, where, remedy = in_ranks(2, refused, spread)[1]
+    assert (code, where) == ("part-unsupported", "distributed.strategy") and "ddp" in remedy
 
 
 def numbers(settings):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from luthier.distributed.spread import Strategy
 from luthier.distributed.world import World
 from luthier.errors import LuthierError
+from luthier.model.recurrent import separation_reason
 from luthier.sizes import size_text
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ OPTION: Final = "distributed.strategy"
 def choose(case: Case, decisions: Decisions, world: World) -> Strategy:
     """What the recipe asks for; `auto` compares a copy's predicted memory with what the device has.
 
-    Raises `recipe-conflict` where a model that the caller has loaded would have to be taken apart.
+    Raises `recipe-conflict` where a model that the caller has loaded would have to be taken apart, `part-unsupported`
+    where units of several documents would be run one by one on sharded ranks.
     """
     asked = case.recipe.distributed.strategy
     if world.size == 1:
@@ -29,8 +31,25 @@ def choose(case: Case, decisions: Decisions, world: World) -> Strategy:
         raise LuthierError("recipe-conflict", "a loaded model cannot be sharded", where=OPTION, found=asked,
                            remedy=remedy)  # fmt: skip
     if asked != "auto":
-        return decisions.explicit(OPTION, asked)
-    return decisions.take(OPTION, lambda: _by_memory(case))
+        chosen = decisions.explicit(OPTION, asked)
+    else:
+        chosen = decisions.take(OPTION, lambda: _by_memory(case))
+    if chosen == "fsdp":
+        _check_documents(case)
+    return chosen
+
+
+def _check_documents(case: Case) -> None:
+    """Raise `part-unsupported` where ranks would run the sharded body a different number of times."""
+    from luthier.model.model_config import config_of
+
+    rows = case.prepared.train
+    has_several = len(getattr(rows, "sample", rows).names) > 1 or case.layout.arrange is not None
+    reason = separation_reason(config_of(case.recipe.model)) if has_several else None
+    if reason is not None:
+        problem = f"{reason}, so that each document is run alone, and sharded ranks with unlike units would wait for ever"
+        remedy = "Set distributed.strategy: ddp."
+        raise LuthierError("part-unsupported", problem, where=OPTION, found="fsdp", remedy=remedy)
 
 
 def _by_memory(case: Case) -> tuple[Strategy, str]:
