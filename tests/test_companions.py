@@ -272,7 +272,7 @@ def test_the_plan_says_what_companions_cost(train, tmp_path):
     assert taught.time["seconds"] > plain.time["seconds"]
 
 
-@pytest.mark.parametrize("start", ["lora", "trained lora", "full"])
+@pytest.mark.parametrize("start", ["lora", pytest.param("trained lora", marks=pytest.mark.slow), "full"])
 def test_a_cached_reference_gives_the_values_of_a_live_one(train, adapter_folder, tmp_path, start):
     given = {"loss": Nearby(), "data": {**_data(train), "validation": 0.25}, **begins(start, adapter_folder)}
     live = train(**given, output_dir=str(tmp_path / "live"))
@@ -289,7 +289,7 @@ def _data(train):
     return {"train": train.settings["data"]}
 
 
-@pytest.mark.parametrize("start", ["trained lora", "full"])
+@pytest.mark.parametrize("start", [pytest.param("trained lora", marks=pytest.mark.slow), "full"])
 def test_a_run_with_a_cached_reference_goes_on_with_it(train, adapter_folder, tmp_path, start):
     given = {"loss": Nearby(), "reference_cache": True, **begins(start, adapter_folder)}
     straight = train(**given, output_dir=str(tmp_path / "straight"))

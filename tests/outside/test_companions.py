@@ -122,7 +122,7 @@ def killed_after(step, settings):
     os.waitpid(child, 0)
 
 
-@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("packing", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_command_trains_it_and_resumes_bit_for_bit_after_a_kill(settings_of, tmp_path, name, packing):
     settings = settings_of(name, packing=packing, adapter={"name": "lora", "r": 4, "lora_dropout": 0.1})

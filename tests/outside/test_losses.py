@@ -116,7 +116,7 @@ def killed_after(step, settings):
     os.waitpid(child, 0)
 
 
-@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("packing", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_command_trains_it_and_resumes_bit_for_bit_after_a_kill(settings_of, tmp_path, name, packing):
     settings = settings_of(name, packing=packing)
@@ -151,7 +151,7 @@ class Dying:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["orpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("kto", "infonce"))])
 def test_two_ranks_resume_bit_for_bit_after_a_kill(settings_of, tmp_path, name):
     settings = settings_of(name, distributed={"strategy": "ddp"})
     expected = losses({**settings, "output_dir": str(tmp_path / "straight")}, 2)

@@ -91,7 +91,7 @@ def killed_after(step, settings):
     os.waitpid(child, 0)
 
 
-@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("packing", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", KINDS)
 def test_the_command_trains_it_and_resumes_bit_for_bit_after_a_kill(settings, tmp_path, name, packing):
     settings = {**settings, "adapter": {"name": name, "num_virtual_tokens": 4}, "packing": packing}

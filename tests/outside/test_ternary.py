@@ -107,7 +107,7 @@ def test_it_passes_the_kit():
         check()
 
 
-@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("packing", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_it_trains_is_killed_and_resumed_to_the_bit(recipe, tmp_path, adapter, packing):
     straight = trained(recipe("straight", adapter, packing=packing))
@@ -120,7 +120,7 @@ def test_it_trains_is_killed_and_resumed_to_the_bit(recipe, tmp_path, adapter, p
 
 @pytest.mark.parametrize(
     ("adapter", "strategy"),
-    [("full", "ddp"), ("full", "fsdp"), pytest.param("lora", "fsdp", marks=pytest.mark.slow)],
+    [("full", "fsdp"), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("full", "ddp"), ("lora", "fsdp")))],
 )
 def test_two_ranks_train_it_alike_and_are_resumed_to_the_bit(recipe, tmp_path, adapter, strategy):
     alone = trained(recipe("alone", adapter))
