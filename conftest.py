@@ -1,8 +1,14 @@
-"""What every test shares: one thread in each process, as many of them run beside others on few cores; the long first."""
+"""What every test shares: one thread in each process, the same drawn examples, the long tests first."""
 
 import os
 
+import hypothesis
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; a run takes it for what was asked for
+
+# the same examples in every run, so that what passes here passes elsewhere; HYPOTHESIS_PROFILE=default draws others
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 LONG = ("test_tutorial.py", "test_generated.py")  # begun first, so that no worker is alone with one at the end
 
