@@ -18,6 +18,12 @@ SEQUENCES = [path for path in EVERY if "tasks" in read_file(path)[0]]  # for `lu
 RECIPES = [path for path in EVERY if path not in SEQUENCES]
 MAKING = sorted(MODEL.parent.glob("pretrain-*.yaml"))
 named = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+LATER = ("gpteacher", "infonce", "npo", "osft", "provider_samples")  # whose first steps are like those of another recipe
+
+
+def marked(paths):
+    """The paths, of which those that add little to the default suite are marked slow."""
+    return [pytest.param(path, marks=pytest.mark.slow) if path.stem in LATER else path for path in paths]
 
 
 def sources(path):
@@ -47,7 +53,7 @@ def evaluations(run):
     return [line["eval_loss"] for line in lines if "eval_loss" in line]
 
 
-@named
+@pytest.mark.parametrize("path", marked(RECIPES), ids=lambda path: path.stem)
 def test_a_recipe_takes_its_first_steps(path, needs, tmp_path):
     needs(path)
     run = luthier.train(path, output_dir=tmp_path / "run", max_steps=2, max_eval_batches=1, merge=False)
@@ -56,7 +62,7 @@ def test_a_recipe_takes_its_first_steps(path, needs, tmp_path):
     assert (run.output_path / "loss.png").is_file()
 
 
-@pytest.mark.parametrize("path", SEQUENCES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", marked(SEQUENCES), ids=lambda path: path.stem)
 def test_a_sequence_takes_its_first_steps(path, tmp_path):
     if not (Path(os.environ.get("LUTHIER_DATA", "")) / "cl_tasks").is_dir():
         pytest.skip("LUTHIER_DATA has no cl_tasks: docs/data.md says where the example sets come from")
