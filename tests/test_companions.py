@@ -301,7 +301,7 @@ def test_a_run_with_a_cached_reference_goes_on_with_it(train, adapter_folder, tm
     assert elsewhere.loss_history == straight.loss_history
 
 
-def test_a_cache_of_other_rows_or_another_template_is_refused(train, tmp_path):
+def test_a_cache_of_other_rows_is_refused(train, tmp_path):
     given = {"loss": Nearby(), "reference_cache": True}
     with pytest.raises(Interrupted):
         train(**given, callbacks=["jsonl", stop_after(3)])
@@ -310,6 +310,23 @@ def test_a_cache_of_other_rows_or_another_template_is_refused(train, tmp_path):
     with pytest.raises(LuthierError, match="other data") as caught:
         train(**given, allow_changed="data")
     assert caught.value.where == "reference_cache"
+
+
+@pytest.mark.parametrize("changed", ["template", "weights"])
+def test_a_cache_of_another_template_or_of_other_weights_is_refused(train, tmp_path, changed):
+    own = tmp_path / "own"
+    save_tiny_model(own)
+    given = {"loss": Nearby(), "reference_cache": True, "model": str(own)}
+    with pytest.raises(Interrupted):
+        train(**given, callbacks=["jsonl", stop_after(3)])
+    if changed == "weights":
+        save_tiny_model(own, seed=9)
+    else:
+        file = next(path for path in own.iterdir() if path.suffix == ".jinja")
+        file.write_text(file.read_text() + "\n")
+    with pytest.raises(LuthierError) as caught:
+        train(**given, allow_changed=["model", "data"])
+    assert caught.value.where == "reference_cache" and changed in str(caught.value)
 
 
 class Asking(Nearby):

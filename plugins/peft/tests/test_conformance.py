@@ -14,7 +14,9 @@ RECORDS = {record.name.removeprefix("peft."): record for record in luthier_adapt
 DRAWN = {"seed": 3, "lengths": [4, 7]}
 ALONE = ("name_is_unique", "summary_is_one_line", "import_needs_no_torch")
 OF_ADAPTERS = [
-    c.name for c in checks_for(RECORDS["lora"]) if c.law.function.__module__ == "luthier.testing.kinds.adapter_checks"
+    check.name
+    for check in checks_for(RECORDS["lora"])
+    if check.law.function.__module__.startswith("luthier.testing.kinds.adapter_") and check.law.examples
 ]
 
 
@@ -48,3 +50,14 @@ def test_keeps_the_laws_of_records(law):
     for method in ("lora", "lily"):
         check = check_of(method, law)
         check.law.function(check.subject)
+
+
+@pytest.mark.parametrize("method", every_method(sample=("oft",)))
+def test_trains_alike_on_two_sharded_ranks(method):
+    checks = checks_for(RECORDS[method], examples=[fitting(method)])
+    check = next(check for check in checks if check.name == "trains_alike_on_two_sharded_ranks")
+    if method == "pvera":  # it draws numbers in each forward pass, as dropout does
+        with pytest.raises(AssertionError, match="not those of one alone"):
+            check()
+    else:
+        check()

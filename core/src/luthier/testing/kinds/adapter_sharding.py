@@ -45,7 +45,8 @@ def _train_alone(subject: Subject, settings: Mapping[str, Any]) -> tuple[Any, di
     """Return the first options that are not refused, and the losses of a run with them."""
     refused = "no options are given"
     for given in bases_of(subject.options_class, subject.own_examples):
-        options = attrs.evolve(given, **{field.name: 0.0 for field in attrs.fields(type(given)) if "dropout" in field.name})
+        names = [field.name for field in attrs.fields(type(given)) if "dropout" in field.name]
+        options = attrs.evolve(given, **{name: 0.0 for name in names if isinstance(getattr(given, name), float)})
         answer = _train(subject, options, settings)
         if "refused" not in answer:
             return options, answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -31,8 +32,9 @@ class _Table(Adapter):
         """[N, width], read from the model each time: where weights are sharded the parameter is another."""
         return self.model.prompt.weight
 
+    @abstractmethod
     def width(self) -> int:
-        raise NotImplementedError
+        """Numbers of one row."""
 
     def attach(self, model: Any, context: Context) -> Any:
         for parameter in model.parameters():
@@ -75,8 +77,9 @@ class _Table(Adapter):
         }
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
+    @abstractmethod
     def sizes(self) -> dict[str, int]:
-        raise NotImplementedError
+        """What PEFT's configuration says of the rows' width."""
 
     def load(self, folder: Path) -> None:
         found = load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
