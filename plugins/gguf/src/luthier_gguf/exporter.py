@@ -1,0 +1,44 @@
+"""The exporter `gguf`: one file with weights, sizes, tokenizer and template, and a Modelfile for Ollama beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from luthier import get_logger
+
+from luthier_gguf import Gguf
+from luthier_gguf.architectures import find_architecture
+from luthier_gguf.comparison import compare_file
+from luthier_gguf.modelfile import write_modelfile
+from luthier_gguf.vocabulary import read_vocabulary
+from luthier_gguf.weights import check_widths, place_weights
+from luthier_gguf.writing import write_file
+
+FILE: Final = "model.gguf"
+log = get_logger()
+
+
+class GgufExporter:
+    """A writer of GGUF files for Llama, Mistral, Qwen 2 and Qwen 3."""
+
+    def __init__(self, options: Gguf) -> None:
+        self.options = options
+
+    def check(self, config: Any) -> None:
+        """Raise `part-unsupported` for a model that llama.cpp would compute otherwise, or that the type cannot hold."""
+        find_architecture(config)
+        check_widths(config, self.options)
+
+    def export(self, model: Any, tokenizer: Any, folder: Path) -> None:
+        """Write `model.gguf` and, if it is wanted, `Modelfile`."""
+        vocabulary = read_vocabulary(model, tokenizer, self.options)
+        write_file(folder / FILE, model, vocabulary, self.options)
+        kinds = [place.kind.name for place in place_weights(model, self.options).values()]
+        log.info("written as GGUF", tensors={kind: kinds.count(kind) for kind in sorted(set(kinds))})
+        if self.options.modelfile:
+            write_modelfile(folder / "Modelfile", FILE, tokenizer, vocabulary)
+
+    def verify(self, model: Any, tokenizer: Any, folder: Path) -> dict[str, float]:
+        """Read the file with gguf's reader and with transformers; compare metadata, tokens, weights and logits."""
+        return compare_file(folder / FILE, model, tokenizer, self.options)
