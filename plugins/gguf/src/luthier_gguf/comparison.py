@@ -113,7 +113,9 @@ def _bounded(path: Path, weight: str, read: Any, values: Any, place: Place) -> f
 
 def _read_model(path: Path, model: Any) -> Any:
     """The file as transformers loads it. What its reader leaves out of the file's configuration is the model's."""
-    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    config = AutoConfig.from_pretrained(
+        path.parent, gguf_file=path.name, local_files_only=True, trust_remote_code=False
+    )
     for field in ("rope_parameters", "head_dim", "tie_word_embeddings"):
         if hasattr(model.config, field):
             setattr(config, field, getattr(model.config, field))
@@ -124,6 +126,7 @@ def _read_model(path: Path, model: Any) -> Any:
         dtype=torch.float32,
         attn_implementation=model.config._attn_implementation,
         local_files_only=True,
+        trust_remote_code=False,
     ).eval()
 
 
@@ -146,7 +149,9 @@ def _logits(model: Any, ids: Tensor) -> Tensor:
 
 def _compare_tokens(path: Path, tokenizer: Any, vocabulary: Vocabulary) -> None:
     """transformers' tokenizer of the file gives the same tokens and the same chat."""
-    read = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    read = AutoTokenizer.from_pretrained(
+        path.parent, gguf_file=path.name, local_files_only=True, trust_remote_code=False
+    )
     for text in TEXTS if vocabulary.pre == "smollm" else TEXTS + NUMERALS:  # its splitting of digits is not read
         ours, theirs = (t(text, add_special_tokens=False)["input_ids"] for t in (tokenizer, read))
         if ours != theirs:
