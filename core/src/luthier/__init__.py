@@ -40,9 +40,11 @@ _HOMES = {
     "luthier.jobs.restoring": ("provider",),
     "luthier.jobs.provider_error": ("ProviderError",),
     "luthier.jobs.secret": ("Secret", "check_reference", "read_secret"),
+    "luthier.jobs.answer_values": ("drop_missing", "elapsed_seconds", "read_number", "read_time"),
     "luthier.jobs.rows.service_rows": ("wire_row",),
     "luthier.jobs.transport.archive": ("unpack_archive",),
-    "luthier.jobs.transport.file_download": ("Wanted", "download_file"),
+    "luthier.jobs.transport.file_download": ("Wanted", "download_file", "place_inside"),
+    "luthier.jobs.transport.page_reading": ("read_pages",),
     "luthier.jobs.transport.service_client": ("Call", "ServiceClient"),
     "luthier.plugins.contracts.side_protocols": ("Exporter", "Metric", "Operation"),
     "luthier.plugins.contracts.policy_protocol": ("Policy",),
@@ -64,13 +66,15 @@ if TYPE_CHECKING:
     from luthier.data.batches.batch import Batch
     from luthier.data.batches.unit import Passage, Unit
     from luthier.errors import LuthierError
+    from luthier.jobs.answer_values import drop_missing, elapsed_seconds, read_number, read_time
     from luthier.jobs.manager import Manager
     from luthier.jobs.provider_error import ProviderError
     from luthier.jobs.restoring import provider
     from luthier.jobs.rows.service_rows import wire_row
     from luthier.jobs.secret import Secret, check_reference, read_secret
     from luthier.jobs.transport.archive import unpack_archive
-    from luthier.jobs.transport.file_download import Wanted, download_file
+    from luthier.jobs.transport.file_download import Wanted, download_file, place_inside
+    from luthier.jobs.transport.page_reading import read_pages
     from luthier.jobs.transport.service_client import Call, ServiceClient
     from luthier.logs import get_logger
     from luthier.plugins.contracts.policy_protocol import Policy

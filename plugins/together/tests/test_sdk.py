@@ -123,3 +123,13 @@ def test_the_project_is_part_of_the_scope(monkeypatch, server):
     assert part.scope() == server.url
     monkeypatch.setitem(os.environ, "TOGETHER_PROJECT_ID", "p1")
     assert part.scope() == f"{server.url}#p1"
+
+
+def test_a_file_above_one_put_is_refused_before_it_is_sent(manager, fake, server, rows, monkeypatch):
+    from luthier import LuthierError
+    from luthier_together import offer
+
+    monkeypatch.setattr(offer, "PUT_BYTES", 100)
+    with pytest.raises(LuthierError, match="at most 100 are taken"):
+        submitted(manager, fake, server, rows)
+    assert server.requests == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from luthier import JobEvent, JobMetrics, JobProgress, JobState, JobStatus
+from luthier import JobEvent, JobMetrics, JobProgress, JobState, JobStatus, elapsed_seconds, read_number
 
 STATES: Final = {  # the service's word: ours, and what it is doing
     "validating_files": (JobState.PENDING, "validating"),
@@ -26,7 +26,7 @@ def read_job(found: Mapping[str, Any]) -> JobStatus:
     """Return a job's status; fields that are missing or null are None."""
     raw_state = str(found.get("status"))
     state, phase = STATES.get(raw_state, (JobState.UNKNOWN, None))
-    created, finished = _number(found.get("created_at")), _number(found.get("finished_at"))
+    created, finished = read_number(found.get("created_at")), read_number(found.get("finished_at"))
     tokens, method = found.get("trained_tokens"), found.get("method") or {}
     numbers = (method.get(method.get("type") or "") or {}).get("hyperparameters") or found.get("hyperparameters") or {}
     epochs = numbers.get("n_epochs")
@@ -36,10 +36,8 @@ def read_job(found: Mapping[str, Any]) -> JobStatus:
         raw_state=raw_state,
         phase=phase,
         reason=_reason(found.get("error")),
-        progress=JobProgress(tokens=tokens, total_epochs=_number(epochs)),
-        metrics=JobMetrics(
-            tokens=tokens, duration=None if created is None or finished is None else max(finished - created, 0.0)
-        ),
+        progress=JobProgress(tokens=tokens, total_epochs=read_number(epochs)),
+        metrics=JobMetrics(tokens=tokens, duration=elapsed_seconds(created, finished)),
         result_model=found.get("fine_tuned_model"),
         settings={**numbers, **({"seed": found["seed"]} if found.get("seed") is not None else {})},
         created=created,
@@ -50,11 +48,11 @@ def read_job(found: Mapping[str, Any]) -> JobStatus:
 
 def read_event(found: Mapping[str, Any]) -> JobEvent:
     """Return an event; its numbers may be texts, missing, or null altogether."""
-    data = found.get("data") if isinstance(found.get("data"), dict) else {}
-    numbers = {NAMES.get(name, name): _number(value) for name, value in data.items() if name in NAMES}
+    data: Mapping[str, Any] = found["data"] if isinstance(found.get("data"), dict) else {}
+    numbers = {NAMES.get(name, name): read_number(value) for name, value in data.items() if name in NAMES}
     return JobEvent(
         id=str(found.get("id")),
-        at=_number(found.get("created_at")) or 0.0,
+        at=read_number(found.get("created_at")) or 0.0,
         kind="metrics" if found.get("type") == "metrics" else "log",
         level=LEVELS.get(str(found.get("level")), "info"),
         message=str(found.get("message") or ""),
@@ -68,10 +66,3 @@ def _reason(error: Any) -> str | None:
         return None
     parts = (error.get("code"), error.get("message"), f"field {error['param']}" if error.get("param") else None)
     return ": ".join(str(part) for part in parts if part)
-
-
-def _number(value: object) -> float | None:
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any, Final
 
-from luthier import JobEvent, JobMetrics, JobProgress, JobState, JobStatus
+from luthier import JobEvent, JobMetrics, JobProgress, JobState, JobStatus, elapsed_seconds, read_number, read_time
 
 from luthier_together.offer import STATES
 
@@ -42,7 +41,7 @@ def read_job(found: Mapping[str, Any]) -> JobStatus:
             tokens=found.get("token_count"),
             cost=None if price is None else price * NANO,
             currency=None if price is None else "USD",
-            duration=None if started is None or updated is None else max(updated - started, 0.0),
+            duration=elapsed_seconds(started, updated),
         ),
         result_model=found.get("model_output_name") if state == JobState.COMPLETED else None,
         settings={name: found[name] for name in RESOLVED if found.get(name) is not None},
@@ -55,7 +54,8 @@ def read_job(found: Mapping[str, Any]) -> JobStatus:
 def read_event(found: Mapping[str, Any]) -> JobEvent:
     """Return an event; the service gives it no id, so that its own content names it."""
     kept = {k: found.get(k) for k in ("created_at", "type", "message", "step")}
-    metrics = {name: float(found[name]) for name in ("step", "total_steps") if isinstance(found.get(name), int)}
+    steps = ("step", "total_steps")
+    metrics: dict[str, float | None] = {n: float(found[n]) for n in steps if isinstance(found.get(n), int)}
     return JobEvent(
         id=hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16],
         at=read_time(found.get("created_at")) or 0.0,
@@ -70,8 +70,8 @@ def read_metrics(found: Sequence[Mapping[str, Any]]) -> list[JobEvent]:
     """Return the metrics of steps as events."""
     events = []
     for line in found:
-        numbers = {NAMES.get(name, name): _number(value) for name, value in line.items()}
-        at = _number(line.get("logged_at") or line.get("train/logged_at") or 0.0) or 0.0
+        numbers = {NAMES.get(name, name): read_number(value) for name, value in line.items()}
+        at = read_number(line.get("logged_at") or line.get("train/logged_at") or 0.0) or 0.0
         key = ",".join(sorted(numbers))
         step = numbers.get("step")
         events.append(JobEvent(id=f"step:{step}:{hash_text(key)}", at=at, kind="metrics", metrics=numbers))
@@ -81,14 +81,6 @@ def read_metrics(found: Sequence[Mapping[str, Any]]) -> list[JobEvent]:
 def hash_text(text: str) -> str:
     """Return eight characters that stand for a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def read_time(text: object) -> float | None:
-    """Return an ISO date as seconds since 1970; None where it is none."""
-    try:
-        return datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp()
-    except ValueError:
-        return None
 
 
 def _progress(found: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> JobProgress:
@@ -112,10 +104,3 @@ def _reason(events: Sequence[Mapping[str, Any]]) -> str:
         e.get("message") for e in events if e.get("type") == "job_error" or LEVELS.get(str(e.get("level"))) == "error"
     ]
     return str(told[-1]) if told else "the service gives no reason"
-
-
-def _number(value: object) -> float | None:
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None

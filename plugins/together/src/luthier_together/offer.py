@@ -36,6 +36,7 @@ WIRE: Final = {  # settings that stand at the top of a request under another nam
     "packing": "packing",
     "data.max_length": "max_seq_length",
 }
+PUT_BYTES: Final = 5 * 2**30  # of one PUT to storage; what is larger needs parts, which this provider does not send
 STATES: Final = {  # the service's word: ours, and what it is doing
     "pending": (JobState.PENDING, None),
     "queued": (JobState.PENDING, "queued"),
@@ -71,9 +72,7 @@ def describe_offer() -> Capabilities:
     return Capabilities(
         methods=("sft", "dpo"),
         settings=SETTINGS,
-        rules=DataRules(
-            forms=("conversation", "completion", "text"), max_bytes=50_100_000_000, weights=True, tools=True
-        ),
+        rules=DataRules(forms=("conversation", "completion", "text"), max_bytes=PUT_BYTES, weights=True, tools=True),
         weights=("adapter", "model"),
         prices=known_prices(),
         default_epochs=1.0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import attrs
@@ -55,6 +55,14 @@ async def download_file(
     _check_whole(wanted, partial)
     os.replace(partial, target)
     return headers
+
+
+def place_inside(folder: Path, name: str) -> Path:
+    """Return the place of a file that a service names; a name that leads out of the folder is `archive-unsafe`."""
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or not parts.parts:
+        raise LuthierError("archive-unsafe", "a file's name leaves the folder", where=str(folder), found=name)
+    return folder.joinpath(*parts.parts)
 
 
 async def _fetch_rest(

@@ -1,0 +1,39 @@
+"""Single values of a service's answers, which may be missing, null, or written as texts."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from typing import Any
+
+
+def read_number(value: object) -> float | None:
+    """Return a number that may be written as a text; None where it is none, or not finite."""
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def read_time(value: object) -> float | None:
+    """Return a moment as seconds since 1970: of an ISO date, or of such seconds. None where it is neither."""
+    number = read_number(value)
+    if number is not None or not isinstance(value, str):
+        return number
+    try:
+        return datetime.fromisoformat(value.replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return None
+
+
+def elapsed_seconds(begun: float | None, ended: float | None) -> float | None:
+    """Return the time between two moments; None where one of them is not known."""
+    return None if begun is None or ended is None else max(ended - begun, 0.0)
+
+
+def drop_missing(**values: Any) -> dict[str, Any]:
+    """Return the values that are not None, by name: what a request says of what was set."""
+    return {name: value for name, value in values.items() if value is not None}

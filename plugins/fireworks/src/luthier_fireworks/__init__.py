@@ -1,0 +1,42 @@
+"""The provider `fireworks`: fine-tuning jobs at Fireworks AI. This module is light: it only says what is offered."""
+
+from __future__ import annotations
+
+import re
+
+import attrs
+from luthier import LuthierError, ProviderRecord, check_reference, hookimpl, option
+
+SUFFIX = re.compile(r"[a-z](?:[a-z0-9-]{0,50}[a-z0-9])?")  # a resource id has 63 characters, and eleven name the job
+
+
+@attrs.frozen(kw_only=True)
+class Fireworks:
+    api_key: str = option("env:FIREWORKS_API_KEY", help="Where the key is: env:NAME, file:PATH or cmd:COMMAND.")
+    account: str | None = option(None, help="The account's id; none: what FIREWORKS_ACCOUNT_ID says.")
+    base_url: str = option("https://api.fireworks.ai", help="The service's address.")
+    suffix: str | None = option(None, help="The tuned model's id, which the job's own characters follow.")
+    early_stop: bool | None = option(
+        None, help="Stop where the loss on the validation rows grows no better (sft); none: as the service does."
+    )
+    checkpoint_steps: int | None = option(
+        None, help="Steps between checkpoints that can be served; none: no checkpoint but the last.", low=1
+    )
+
+    def __attrs_post_init__(self) -> None:
+        check_reference(self.api_key, "Fireworks.api_key")
+        if self.suffix is not None and not SUFFIX.fullmatch(self.suffix):
+            problem = "a suffix is 1 to 52 small letters, digits and hyphens, with a letter first and no hyphen last"
+            raise LuthierError("recipe-out-of-range", problem, where="Fireworks.suffix", found=self.suffix)
+
+
+@hookimpl
+def luthier_providers() -> list[ProviderRecord]:
+    return [
+        ProviderRecord(
+            name="fireworks",
+            summary="Fine-tuning jobs at Fireworks AI: SFT, DPO and ORPO with LoRA, adapters to download.",
+            options=Fireworks,
+            build="luthier_fireworks.service:FireworksService",
+        )
+    ]

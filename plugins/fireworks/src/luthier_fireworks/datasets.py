@@ -1,0 +1,73 @@
+"""Datasets at Fireworks: the rows of a job, under a name that comes from their bytes."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from luthier import Call, DataFile, ProviderError, ServiceClient
+
+FORM_BYTES: Final = 150_000_000  # of a form; what is larger goes to a signed link
+READY: Final = "READY"
+CHECKING: Final = 120  # looks at a dataset that the service is reading
+
+
+def dataset_id(file: DataFile) -> str:
+    """Return the dataset's id: the same rows have the same one."""
+    return f"luthier-{file.sha256[:32]}"
+
+
+async def send_dataset(client: ServiceClient, account: str, file: DataFile, progress: Any) -> str:
+    """Bring a file to the service, unless its bytes are there, and return the dataset's full name."""
+    name = f"accounts/{account}/datasets/{dataset_id(file)}"
+    if await _state_of(client, name, file) != READY:
+        if file.size <= FORM_BYTES:
+            await client.send_file(f"/v1/{name}:upload", file.path, fields={}, progress=progress)
+        else:
+            await _send_to_link(client, name, file, progress)
+        await _wait_ready(client, name, file)
+    return name
+
+
+async def has_dataset(client: ServiceClient, name: str) -> bool:
+    """Return True where a dataset is there and whole."""
+    try:
+        found = await client.read_json(f"/v1/{name}")
+    except ProviderError as error:
+        if error.kind == "not_found":
+            return False
+        raise
+    return found.get("state") == READY
+
+
+async def _state_of(client: ServiceClient, name: str, file: DataFile) -> str | None:
+    """The state of the dataset, which is made where it was not there."""
+    body = {"datasetId": name.rpartition("/")[2], "dataset": {"userUploaded": {}, "exampleCount": str(file.rows)}}
+    path = f"/v1/{name.rpartition('/')[0]}"
+    answer = await client.send_call(Call(method="POST", path=path, json=body, accepted=(200, 409)))
+    if answer.status == 409:  # made before, and perhaps never filled
+        return (await client.read_json(f"/v1/{name}")).get("state")
+    return answer.body.get("state")
+
+
+async def _send_to_link(client: ServiceClient, name: str, file: DataFile, progress: Any) -> None:
+    asked = {"filenameToSize": {file.path.name: str(file.size)}}
+    found = await client.post_json(f"/v1/{name}:getUploadEndpoint", asked, repeatable=True)
+    links = found.get("filenameToSignedUrls") or {}
+    if file.path.name not in links:
+        raise ProviderError("protocol", "no link to send the file to", where=f"fireworks: {name}")
+    await client.put_file(links[file.path.name], file.path, progress=progress)
+    await client.post_json(f"/v1/{name}:validateUpload", {}, repeatable=True)
+
+
+async def _wait_ready(client: ServiceClient, name: str, file: DataFile) -> None:
+    """Wait until the service has read the rows; what it refuses of them is told in its words."""
+    for _ in range(CHECKING):
+        found = await client.read_json(f"/v1/{name}")
+        if found.get("state") == READY:
+            return
+        status = found.get("status") or {}
+        if status.get("code") not in (None, "OK"):
+            told = status.get("message") or status["code"]
+            raise ProviderError("invalid", f"the service refuses the file: {told}", where=str(file.path))
+        await client.clock.sleep(5.0)
+    raise ProviderError("server", "the service has not read the rows in time", where=f"fireworks: {name}")
