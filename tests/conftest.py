@@ -10,7 +10,7 @@ from pathlib import Path
 import luthier
 import pytest
 import torch
-from luthier.model.attention import generating
+from luthier.model.attention import generating_attention
 from luthier.testing.worlds import save_tiny_model
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -78,7 +78,7 @@ def logits():
     tokens = torch.arange(10, 30)[None]
 
     def of(model):
-        with generating(model):
+        with generating_attention(model):
             return model(tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0].detach()
 
     return of

@@ -13,7 +13,7 @@ from luthier.model.operations.guard import DIFFERENTIATED
 from luthier.model.operations.signatures import REFERENCES
 from luthier.plugins import events, hookspecs
 from luthier.plugins.contracts import policy_protocol, protocols, run_view, values
-from luthier.plugins.options import describe, type_name
+from luthier.plugins.options import describe_options, type_name
 from luthier.plugins.records import RECORDS
 from luthier.plugins.registry import Plugins
 from luthier.recipe import Recipe
@@ -69,7 +69,7 @@ def tags(record: Any) -> str:
 
 def table(cls: type) -> str:
     rows = ["| option | type | default | bounds | meaning |", "|---|---|---|---|---|"]
-    for option in describe(cls):
+    for option in describe_options(cls):
         default = "required" if option.required else f"`{option.default!r}`"
         rows.append(f"| `{option.name}` | {escaped(option.type)} | {escaped(default)} | {bounds(option)} "
                     f"| {escaped(option.bounds.help)} |")  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 import torch
 from luthier import LuthierError
 from luthier.cli.app import app
-from luthier.model.attention import generating
+from luthier.model.attention import generating_attention
 from luthier.step.opened import open_artifact
 from luthier.testing.worlds import save_tiny_model
 from luthier_bitnet import Bitnet, Schedule, Ternary, save_packed
@@ -45,7 +45,7 @@ def train(world, output, *, adapter="full", quantizer="ternary", callbacks=("jso
 
 
 def logits(model):
-    with generating(model):
+    with generating_attention(model):
         return model(IDS, attention_mask=torch.ones_like(IDS), use_cache=False).logits.detach()
 
 

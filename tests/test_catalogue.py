@@ -35,7 +35,7 @@ def test_the_catalogue_is_what_the_repository_offers():
 
 
 def test_every_first_party_distribution_is_in_the_catalogue():
-    assert {owner for parts in catalogue.catalogue().values() for owner in parts.values()} == first_party()
+    assert {owner for parts in catalogue.read_catalogue().values() for owner in parts.values()} == first_party()
 
 
 @pytest.fixture

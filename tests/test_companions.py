@@ -144,7 +144,7 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_reference(train, adapter_f
     straight = train(**given, output_dir=str(tmp_path / "straight"))
     with pytest.raises(Interrupted):
         train(**given, callbacks=["jsonl", stop_after(3)])
-    (taken,) = checkpoint.steps(tmp_path / "run")
+    (taken,) = checkpoint.list_checkpoints(tmp_path / "run")
     for file in Path(adapter_folder).glob("*.safetensors"):
         file.unlink()  # what the run began from may be gone
     assert train(**given).loss_history == straight.loss_history
@@ -295,7 +295,7 @@ def test_a_run_with_a_cached_reference_goes_on_with_it(train, adapter_folder, tm
     straight = train(**given, output_dir=str(tmp_path / "straight"))
     with pytest.raises(Interrupted):
         train(**given, callbacks=["jsonl", stop_after(3)])
-    (taken,) = checkpoint.steps(tmp_path / "run")
+    (taken,) = checkpoint.list_checkpoints(tmp_path / "run")
     assert train(**given).loss_history == straight.loss_history
     elsewhere = train(**given, output_dir=str(tmp_path / "elsewhere"), resume=taken)
     assert elsewhere.loss_history == straight.loss_history

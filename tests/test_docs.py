@@ -13,16 +13,16 @@ import pytest
 import yaml
 from luthier import Recipe
 from luthier.cli.app import app
-from luthier.cli.screen.recipe_arguments import split
+from luthier.cli.screen.recipe_arguments import split_words
 from luthier.demo import MODEL
 from luthier.errors import CODES
 from luthier.model.operations.signatures import REFERENCES
 from luthier.plugins import events, hookspecs
 from luthier.plugins.contracts import policy_protocol, protocols
-from luthier.plugins.options import describe
+from luthier.plugins.options import describe_options
 from luthier.plugins.records import RECORDS
 from luthier.plugins.registry import Plugins
-from luthier.recipe import Data, Model, Source, parse_flags, parse_sets, read
+from luthier.recipe import Data, Model, Source, load_recipe, parse_flags, parse_sets
 from luthier.recipe.schema import OtherModel
 from typer.main import get_command
 
@@ -132,7 +132,7 @@ def test_every_member_of_the_repository_offers_parts_here():
 @pytest.mark.parametrize("offer", OFFERS, ids=lambda offer: f"{offer.record.kind}-{offer.record.name}")
 def test_every_option_of_a_part_stands_in_the_options_page(offer):
     found = section(f"### `{offer.record.name}`")
-    assert missing(describe(offer.record.options), found) == []
+    assert missing(describe_options(offer.record.options), found) == []
     assert offer.record.summary in found
     assert offer.source.distribution in found
 
@@ -141,7 +141,7 @@ def test_every_option_of_a_part_stands_in_the_options_page(offer):
                                             (OtherModel, "### `teacher, reference`"),
                                             (Source, "### `data.train[], data.validation[]`")])  # fmt: skip
 def test_every_setting_of_a_run_stands_in_the_options_page(cls, title):
-    assert missing(describe(cls), section(title)) == []
+    assert missing(describe_options(cls), section(title)) == []
 
 
 # what pages show
@@ -222,8 +222,10 @@ def test_a_command_that_a_page_shows_exists(line):
         command = command.commands[words.pop(0)]
     context = command.make_context(command.name, [word for word in words if word != "--help"])
     if context.args:  # train, plan and inspect read them as flags of the recipe; no other verb has any left
-        _, flags = split(context.args)
-        read({"model": "demo", "data": "train.jsonl"}, [*parse_flags(flags), *parse_sets(context.params["sets"] or ())])
+        _, flags = split_words(context.args)
+        load_recipe(
+            {"model": "demo", "data": "train.jsonl"}, [*parse_flags(flags), *parse_sets(context.params["sets"] or ())]
+        )
 
 
 def test_pages_show_every_verb():

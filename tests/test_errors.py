@@ -18,11 +18,11 @@ from luthier.cli.app import app
 from luthier.data.formats.recognise_form import convert_row
 from luthier.data.read.row import Row
 from luthier.data.tokenise.examples_of_rows import Maker
-from luthier.data.tokenise.workers import Workers, chunks, forked
+from luthier.data.tokenise.workers import Workers, cut_chunks, forked
 from luthier.errors import CODES
-from luthier.plugins.registry import Plugins, installed
+from luthier.plugins.registry import Plugins, installed_plugins
 from luthier.recipe.schema import Data, Source
-from luthier.runs.writing.lock import locked
+from luthier.runs.writing.lock import locked_folder
 from luthier.testing.worlds import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
@@ -83,7 +83,7 @@ class World:
 
     def command(self, *words):
         """The error that the command prints as JSON; its exit status is the code's."""
-        installed.cache_clear()
+        installed_plugins.cache_clear()
         result = CliRunner().invoke(app, [str(w) for w in (*words, "--json")])
         told = json.loads(result.stdout)["error"]
         assert result.exit_code == (143 if told["code"] == "interrupted" else CODES[told["code"]].exit_status)
@@ -113,7 +113,7 @@ def _row(number):
 @pytest.fixture
 def world(tmp_path, model_folder, monkeypatch):
     yield World(tmp_path, model_folder, monkeypatch)
-    installed.cache_clear()
+    installed_plugins.cache_clear()
     for name in [name for name in sys.modules if name.startswith(("luthier_made", "luthier_other", "watchers"))]:
         del sys.modules[name]
 
@@ -464,7 +464,7 @@ def rows_that_kill_whoever_tokenises_them(world):
     maker = Maker.of(Data(train=[Source(path="rows")]), tiny_tokenizer())
     forms = [convert_row(Row({"prompt": "a", "completion": "b"}, f"rows[{i}]"), "prompt_completion") for i in range(3)]
     with Workers(maker, 2, start) as workers:
-        list(workers.made(chunks(forms)))
+        list(workers.made(cut_chunks(forms)))
 
 
 @provokes("compile-failed", "torch_compile")
@@ -554,7 +554,7 @@ def a_folder_of_other_files(world):
 
 @provokes("run-folder-locked", "run", f"held by pid {os.getpid()}", "Wait")
 def a_folder_in_which_another_process_trains(world):
-    with locked(world.folder / "run"):
+    with locked_folder(world.folder / "run"):
         return world.command("train", world.recipe())
 
 
@@ -583,7 +583,7 @@ def a_checkpoint_of_a_run_that_does_not_train(world):
 
 @provokes("run-silent", "run", "no checkpoint within 0.01 seconds", "--timeout")
 def a_run_that_never_ends_its_step(world):
-    with locked(_stopped(world)):
+    with locked_folder(_stopped(world)):
         return world.command("checkpoint", world.folder / "run", "--timeout", "0.01")
 
 

@@ -12,7 +12,7 @@ from luthier import ExporterRecord, LuthierError, hookimpl, option
 from luthier.cli.app import app
 from luthier.logs import set_up
 from luthier.plugins.loading import Source
-from luthier.plugins.registry import installed
+from luthier.plugins.registry import installed_plugins
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -59,13 +59,13 @@ class Plugin:
 
 @pytest.fixture
 def arrays(monkeypatch):
-    installed.cache_clear()
+    installed_plugins.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, __name__, __import__("sys").modules[__name__])
-    installed().register(
+    installed_plugins().register(
         Plugin(), Source(plugin="arrays", module=__name__, distribution="luthier-arrays", version="1.0")
     )
     yield
-    installed.cache_clear()
+    installed_plugins.cache_clear()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import luthier
 import pytest
 import torch
 from luthier import LuthierError
-from luthier.model.attention import generating
+from luthier.model.attention import generating_attention
 from luthier.testing.contexts import context
 from luthier.testing.worlds import save_tiny_model
 from luthier_int8 import Int8
@@ -47,7 +47,7 @@ def train(world, output, *, architecture="llama", adapter="lora", callbacks=("js
 
 
 def logits(model):
-    with generating(model):
+    with generating_attention(model):
         return model(IDS, attention_mask=torch.ones_like(IDS), use_cache=False).logits.detach()
 
 

@@ -141,7 +141,9 @@ def kills_during_saves(train, tmp_path, count):
     assert same(finished, straight)
     assert finished.loss_history == straight.loss_history
     assert not list((tmp_path / "run/checkpoints").glob(".*"))
-    assert [checkpoint.load(folder)["tally"]["step"] for folder in checkpoint.steps(tmp_path / "run")]
+    assert [
+        checkpoint.load_checkpoint(folder)["tally"]["step"] for folder in checkpoint.list_checkpoints(tmp_path / "run")
+    ]
 
 
 def test_a_run_killed_during_saves_ends_as_if_undisturbed(train, tmp_path):

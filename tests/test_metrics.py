@@ -7,7 +7,7 @@ import sys
 import pytest
 from luthier import LuthierError, MetricRecord, TokenStatistics, hookimpl
 from luthier.plugins.loading import Source
-from luthier.plugins.registry import installed
+from luthier.plugins.registry import installed_plugins
 
 SEEN = []
 
@@ -62,11 +62,13 @@ class Plugin:
 @pytest.fixture(autouse=True)
 def metrics(monkeypatch):
     monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or sys.modules[Plugin.__module__])
-    installed.cache_clear()
-    installed().register(Plugin(), Source(plugin="own", module=__name__, distribution="luthier-own", version="1.0"))
+    installed_plugins.cache_clear()
+    installed_plugins().register(
+        Plugin(), Source(plugin="own", module=__name__, distribution="luthier-own", version="1.0")
+    )
     SEEN.clear()
     yield
-    installed.cache_clear()
+    installed_plugins.cache_clear()
 
 
 @pytest.fixture

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from luthier.plugins.registry import installed
+from luthier.plugins.registry import installed_plugins
 from luthier_osft import Osft
 from safetensors.torch import load_file
 
-EVERY = sorted(offer.record.name for offer in installed().offers("optimizer"))
+EVERY = sorted(offer.record.name for offer in installed_plugins().offers("optimizer"))
 
 
 def leak(weight, change, rank):

@@ -124,8 +124,8 @@ def test_a_killed_process_ends_the_run_with_its_last_checkpoint_and_the_same_cal
     record = read_record(tmp_path / "run")
     assert record["state"] == "failed"
     assert re.search(r"another process of the run is gone: .*\[distributed-lost\]", record["error"])
-    assert [p.name for p in checkpoint.steps(tmp_path / "run")] == ["step-00000002", "step-00000004"]
-    assert checkpoint.newest(tmp_path / "run")[2] == []
+    assert [p.name for p in checkpoint.list_checkpoints(tmp_path / "run")] == ["step-00000002", "step-00000004"]
+    assert checkpoint.newest_checkpoint(tmp_path / "run")[2] == []
     in_ranks(2, losses, settings)
     assert read_record(tmp_path / "run")["state"] == "completed"
 
@@ -222,7 +222,7 @@ def until(happened, process, seconds=240):
 def test_however_it_ends_it_has_saved_and_leaves_no_process(settings, tmp_path, number, to, status, state):
     given = words(settings, max_steps=100000, save_steps=5)
     process = command("-m", "luthier", "train", *given, "--nproc-per-node", "2")
-    until(lambda: checkpoint.steps(tmp_path / "run"), process)
+    until(lambda: checkpoint.list_checkpoints(tmp_path / "run"), process)
     workers = children_of(process.pid)
     ends = [os.pidfd_open(worker) for worker in workers]
     assert len(workers) == 2
@@ -233,7 +233,7 @@ def test_however_it_ends_it_has_saved_and_leaves_no_process(settings, tmp_path, 
         assert select.select([end], [], [], 60)[0], "a process was left behind"
         os.close(end)
     assert read_record(tmp_path / "run")["state"] == state
-    assert checkpoint.newest(tmp_path / "run")[2] == []
+    assert checkpoint.newest_checkpoint(tmp_path / "run")[2] == []
     if status > 0:
         assert err.count("error: ") == 1, err
         assert ("the same command goes on" if state == "stopped" else "was ended by SIGKILL") in err
@@ -245,7 +245,7 @@ def test_a_save_is_asked_of_the_launcher_as_of_the_run(settings, tmp_path):
     process = command("-m", "luthier", "train", *given, "--nproc-per-node", "2")
     until((tmp_path / "run/metrics.jsonl").exists, process)
     os.kill(process.pid, signal.SIGUSR1)
-    until(lambda: checkpoint.steps(tmp_path / "run"), process)
+    until(lambda: checkpoint.list_checkpoints(tmp_path / "run"), process)
     os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=300)
     assert process.returncode == 143

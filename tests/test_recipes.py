@@ -9,16 +9,22 @@ import luthier
 import pytest
 from luthier import Recipe
 from luthier.demo import MODEL
-from luthier.recipe.reading.recipe_files import read_file
+from luthier.recipe.reading.recipe_files import read_recipe_file
 from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[1]
 EVERY = sorted((ROOT / "docs/recipes").iterdir())
-SEQUENCES = [path for path in EVERY if "tasks" in read_file(path)[0]]  # for `luthier continual`
+SEQUENCES = [path for path in EVERY if "tasks" in read_recipe_file(path)[0]]  # for `luthier continual`
 RECIPES = [path for path in EVERY if path not in SEQUENCES]
 MAKING = sorted(MODEL.parent.glob("pretrain-*.yaml"))
 named = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-LATER = ("gpteacher", "infonce", "npo", "osft", "provider_samples")  # whose first steps are like those of another recipe
+LATER = (
+    "gpteacher",
+    "infonce",
+    "npo",
+    "osft",
+    "provider_samples",
+)  # whose first steps are like those of another recipe
 
 
 def marked(paths):
@@ -28,7 +34,7 @@ def marked(paths):
 
 def sources(path):
     """The files that a recipe names, as it writes them."""
-    data = read_file(path)[0]["data"]
+    data = read_recipe_file(path)[0]["data"]
     held = data.get("validation")
     return [source["path"] for source in (*data["train"], *(held if isinstance(held, list) else ()))]
 
@@ -90,7 +96,7 @@ def test_the_data_page_says_where_the_files_of_a_recipe_come_from(path):
 
 def test_the_recipes_show_the_parts_of_the_repository():
     """Each way of training once, so that a part that stops working on real rows is noticed."""
-    trees = [read_file(path)[0] for path in RECIPES]
+    trees = [read_recipe_file(path)[0] for path in RECIPES]
     chosen = {
         v["name"] if isinstance(v, dict) else v
         for t in trees

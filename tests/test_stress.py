@@ -73,7 +73,7 @@ class Tally:
     def count(self, folder):
         self.fell += 1
         self.saving += any((folder / "checkpoints").glob(".step-*"))
-        self.steps |= {checkpoint.step_of(path) for path in checkpoint.steps(folder)}
+        self.steps |= {checkpoint.step_of(path) for path in checkpoint.list_checkpoints(folder)}
 
 
 def undisturbed(train, settings, tmp_path):
@@ -95,8 +95,8 @@ def kills(train, tmp_path, data_file, count):
         delay = chance.uniform(0.0, reach) if tally.fell < count else 1e6
         if killed(settings, delay, from_the_start=chance.random() < 0.1):
             tally.count(tmp_path / "run")
-        for folder in checkpoint.steps(tmp_path / "run"):
-            checkpoint.load(folder)  # whole at any moment
+        for folder in checkpoint.list_checkpoints(tmp_path / "run"):
+            checkpoint.load_checkpoint(folder)  # whole at any moment
         ended = (read_record(tmp_path / "run") or {}).get("state") == "completed"
         if ended:
             assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "straight")

@@ -102,7 +102,7 @@ def test_a_line_that_cannot_be_written_stops_neither_the_others_nor_the_run(tmp_
 
 def test_nothing_is_said_while_the_log_is_muted_and_everything_after(capsys):
     logs.set_up("info")
-    with logs.muted():
+    with logs.muted_logs():
         logs.get_logger().warning("unheard")
     logs.get_logger().info("heard")
     said = capsys.readouterr().err

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from luthier.cli.app import app
 from luthier.logs import set_up
-from luthier.plugins.registry import installed
+from luthier.plugins.registry import installed_plugins
 from typer.testing import CliRunner
 
 HERE = Path(__file__).resolve().parent
@@ -67,12 +67,12 @@ def install_outside(outside_folder, monkeypatch):
             monkeypatch.syspath_prepend(folder)
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])]))
         importlib.invalidate_caches()
-        installed.cache_clear()
+        installed_plugins.cache_clear()
         return folders
 
     yield install
     monkeypatch.undo()
     importlib.invalidate_caches()
-    installed.cache_clear()
+    installed_plugins.cache_clear()
     for name in [name for name in sys.modules if name.startswith("luthier_outside_")]:
         del sys.modules[name]

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 from luthier.cli.app import app
-from luthier.data.batches.batch import collate
+from luthier.data.batches.batch import collate_examples
 from luthier.data.examples import TokenExample
-from luthier.model.attention import install
+from luthier.model.attention import install_attention
 from luthier.model.policy import ModelPolicy
-from luthier.plugins.registry import installed
+from luthier.plugins.registry import installed_plugins
 from luthier.runs.writing.record import read_record
 from luthier.testing.checks import checks_for
 from luthier.testing.ranks import in_ranks
@@ -149,7 +149,7 @@ def test_packing_and_ranks_change_no_loss(settings_of, tmp_path, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_keeps_the_laws_of_losses(name):
     ran = []
-    for check in checks_for(installed().get("loss", f"outside.{name}").record):
+    for check in checks_for(installed_plugins().get("loss", f"outside.{name}").record):
         try:
             check()
             ran.append(check.name)
@@ -187,10 +187,10 @@ def test_dpo_has_trls_value_and_gradient():
     expected.backward()
 
     for name in ("ours", "before"):
-        install(models[name])
+        install_attention(models[name])
     policy = ModelPolicy(models["ours"])
     policy.others["reference"] = ModelPolicy(models["before"], frozen=nullcontext)
-    loss, batch = DpoLoss(Dpo(beta=0.3)), collate([_pair(*side) for side in sides])
+    loss, batch = DpoLoss(Dpo(beta=0.3)), collate_examples([_pair(*side) for side in sides])
     total = loss(policy, batch).sums["preference"] / loss.terms(batch)["preference"]
     total.backward()
     assert float(total) == pytest.approx(float(expected), rel=1e-9)

@@ -12,11 +12,11 @@ import luthier
 import pytest
 import torch
 from luthier.cli.app import app
-from luthier.data.batches.batch import collate
+from luthier.data.batches.batch import collate_examples
 from luthier.data.examples import TokenExample
-from luthier.model.attention import install
+from luthier.model.attention import install_attention
 from luthier.model.policy import ModelPolicy
-from luthier.plugins.registry import installed
+from luthier.plugins.registry import installed_plugins
 from luthier.runs.writing.record import read_record
 from luthier.step.losses.loss_output import weigh_output
 from luthier.testing.checks import checks_for
@@ -173,7 +173,7 @@ def test_orpo_trains_on_long_reasoning_pairs(settings_of, tmp_path):
 def test_it_keeps_the_laws_of_losses(name):
     import unittest
 
-    record = installed().get("loss", f"outside.{name}").record
+    record = installed_plugins().get("loss", f"outside.{name}").record
     ran = []
     for check in checks_for(record):
         try:
@@ -223,10 +223,10 @@ def objective_and_gradient(loss, batch, model, reference=None):
     """Our objective over one global batch, and the gradient of every weight."""
     from contextlib import nullcontext
 
-    install(model)
+    install_attention(model)
     policy = ModelPolicy(model)
     if reference is not None:
-        install(reference)
+        install_attention(reference)
         policy.others["reference"] = ModelPolicy(reference, frozen=nullcontext)
     total = weigh_output(loss(policy, batch), loss.terms(batch))
     total.backward()
@@ -248,7 +248,7 @@ def test_orpo_has_trls_value_and_gradient():
     prompts = [[1, 9 + i, 30, 41 + i][: 2 + i % 3] for i in range(5)]
     sides = {"chosen": random_sides(5, prompts), "rejected": random_sides(6, prompts)}
     units = [example({name: rows[i] for name, rows in sides.items()}) for i in range(5)]
-    ours = objective_and_gradient(OrpoLoss(Orpo(beta=0.3)), collate(units), exact_model())
+    ours = objective_and_gradient(OrpoLoss(Orpo(beta=0.3)), collate_examples(units), exact_model())
 
     trainer = object.__new__(ORPOTrainer)
     state = {"is_encoder_decoder": False, "aux_loss_enabled": False, "padding_value": 0, "beta": 0.3,
@@ -299,7 +299,7 @@ def test_kto_has_trls_value_and_gradient_with_its_mismatched_pairs():
              enumerate(zip(sides, labels, strict=True))]  # fmt: skip
     loss = KtoLoss(Kto(beta=0.3, desirable_weight=1.5, undesirable_weight=0.5))
     laid = UnitLayout(max_length=100, arrange=loss.arrange).lay_out(units).examples
-    ours = objective_and_gradient(loss, collate(laid), exact_model(), exact_model(1))
+    ours = objective_and_gradient(loss, collate_examples(laid), exact_model(), exact_model(1))
 
     answers = [ids[len(prompt) :] for (ids, _), prompt in zip(sides, prompts, strict=True)]
     mismatched = [p + a for p, a in zip(prompts, answers[-1:] + answers[:-1], strict=True)]

@@ -10,9 +10,9 @@ import luthier
 import pytest
 import torch
 from luthier.cli.app import app
-from luthier.model.attention import install
+from luthier.model.attention import install_attention
 from luthier.model.policy import ModelPolicy
-from luthier.plugins.registry import installed
+from luthier.plugins.registry import installed_plugins
 from luthier.runs.writing.record import read_record
 from luthier.step.opened import open_artifact
 from luthier.testing.checks import checks_for
@@ -167,10 +167,10 @@ def test_values_and_gradients_are_those_of_peft_on_separate_documents(install_ou
     from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
     install_outside("prompt")
-    record = installed().get("adapter", name).record
-    adapter = installed().build(installed().get("adapter", name), record.options(num_virtual_tokens=5))
+    record = installed_plugins().get("adapter", name).record
+    adapter = installed_plugins().build(installed_plugins().get("adapter", name), record.options(num_virtual_tokens=5))
     model = tiny_model(architecture).double().eval()
-    install(model)
+    install_attention(model)
     adapter.attach(model, context(model))
     config = {"outside.prompt": PromptTuningConfig, "outside.prefix": PrefixTuningConfig}[name]
     base = tiny_model(architecture, attn_implementation="eager").double()
@@ -194,7 +194,7 @@ def test_values_and_gradients_are_those_of_peft_on_separate_documents(install_ou
 @pytest.mark.parametrize("name", KINDS)
 def test_it_passes_the_kit(install_outside, name):
     install_outside("prompt")
-    for check in checks_for(installed().get("adapter", name).record):
+    for check in checks_for(installed_plugins().get("adapter", name).record):
         check()
 
 

@@ -8,7 +8,7 @@ import luthier
 import pytest
 import torch
 from luthier import LuthierError
-from luthier.plugins.registry import installed
+from luthier.plugins.registry import installed_plugins
 from luthier.runs.writing.active_run import Interrupted
 
 NAME = "outside.rms_norm"
@@ -120,7 +120,7 @@ def test_a_run_that_began_with_it_goes_on_with_it_bit_for_bit(norm, train, tmp_p
 def test_a_run_that_began_with_it_says_aloud_that_it_is_gone(norm, train, tmp_path, monkeypatch, capsys):
     terminated(train)
     monkeypatch.setenv("LUTHIER_DISABLE_PLUGINS", "outside_rmsnorm")
-    installed.cache_clear()
+    installed_plugins.cache_clear()
     norm.CALLS.clear()
     train(**LONG)
     assert not norm.CALLS

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from luthier.cli.app import app
-from luthier.plugins.registry import installed
+from luthier.plugins.registry import installed_plugins
 from luthier.runs.writing.record import read_record
 from luthier.testing import checks_for
 from luthier.testing.ranks import in_ranks
@@ -102,7 +102,7 @@ def same(one, other):
 
 
 def test_it_passes_the_kit():
-    offer = installed().get("quantizer", "outside.ternary")
+    offer = installed_plugins().get("quantizer", "outside.ternary")
     for check in checks_for(offer.record):
         check()
 

@@ -73,9 +73,9 @@ class Work:
 
     def ours(self) -> list[Tensor]:
         import torch
-        from luthier.model.attention import attend
+        from luthier.model.attention import attend_documents
 
-        return self._backward(attend(torch.nn.Module(), *self.inputs, None, cu_seq_lens_k=self.starts)[0])
+        return self._backward(attend_documents(torch.nn.Module(), *self.inputs, None, cu_seq_lens_k=self.starts)[0])
 
     def mask(self) -> list[Tensor]:
         from torch.nn.functional import scaled_dot_product_attention as attention

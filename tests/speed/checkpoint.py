@@ -117,7 +117,10 @@ def _loads(training: Training, folder: Path, clock: Callable[[], float]) -> dict
     from luthier.state_tree import restore_optimizer
 
     def ours() -> None:
-        restore_optimizer(training.optimizer, checkpoint.load(checkpoint.steps(folder / "at_once")[-1])["optimizer"])
+        restore_optimizer(
+            training.optimizer,
+            checkpoint.load_checkpoint(checkpoint.list_checkpoints(folder / "at_once")[-1])["optimizer"],
+        )
 
     def torch_load() -> None:
         held = torch.load(folder / "torch.pt", weights_only=True)["optimizer"]

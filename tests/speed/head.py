@@ -74,11 +74,11 @@ class Work:
     def ours(self) -> float:
         import torch
         from luthier.model.head.direct import InForward, OnePass
-        from luthier.model.head.recognise_head import linear
+        from luthier.model.head.recognise_head import linear_head
         from luthier.model.head.tiles import Curve
 
         rows, labels = self.rows.index_select(0, self.places), self.labels[self.places]
-        head = linear(self.layer, Curve())
+        head = linear_head(self.layer, Curve())
         if self.trains:
             told = torch.full((len(labels),), -1.0)
             logprobs = InForward.apply(rows, self.weight, None, head, labels, ("top1",), told)[0]
@@ -116,9 +116,9 @@ class Work:
     def products(self) -> float:
         """Milliseconds of the matrix products that cannot be saved: two, three where the head trains."""
         import torch
-        from luthier.hardware.low_precision import imitates
+        from luthier.hardware.low_precision import imitates_dtype
 
-        dtype = torch.float32 if imitates(self.weight.device, self.weight.dtype) else self.weight.dtype
+        dtype = torch.float32 if imitates_dtype(self.weight.device, self.weight.dtype) else self.weight.dtype
         rows, weight = (t.detach().to(dtype) for t in (self.rows[self.places], self.weight))
         spent: list[float] = []
         for _ in range(3):

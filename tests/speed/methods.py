@@ -49,10 +49,12 @@ def _pair(name: str, arguments: argparse.Namespace) -> list[dict[str, float]]:
 
 
 def _is_installed(method: dict[str, Any]) -> bool:
-    from luthier.plugins.registry import installed
+    from luthier.plugins.registry import installed_plugins
 
     wanted = {"adapter": method["adapter"], "quantizer": method.get("quantizer", "none")}
-    return all(name in {offer.record.name for offer in installed().offers(kind)} for kind, name in wanted.items())
+    return all(
+        name in {offer.record.name for offer in installed_plugins().offers(kind)} for kind, name in wanted.items()
+    )
 
 
 def train(gate: Gate, method: dict[str, Any]) -> None:

@@ -163,17 +163,17 @@ def _material(work: dict[str, Any]) -> tuple[Any, Any, Any]:
 
 
 def _pair(text: str) -> tuple[str, Any]:
-    from luthier.recipe.reading.yaml12 import load
+    from luthier.recipe.reading.yaml12 import load_yaml
 
     name, _, value = text.partition("=")
-    return name, load(value, "--set")[0]
+    return name, load_yaml(value, "--set")[0]
 
 
 def trl(gate: Gate, work: dict[str, Any]) -> None:
     """The peer: `SFTTrainer` on the same rows in our order, with one of its settings."""
     import torch
     from datasets import Dataset
-    from luthier.data.batches.row_order import permutation
+    from luthier.data.batches.row_order import order_rows
     from peft import LoraConfig
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
@@ -182,7 +182,7 @@ def trl(gate: Gate, work: dict[str, Any]) -> None:
 
     (model, rows, held_out), tokens = _material(work), tokenizer()
     model = model.to(getattr(torch, work["loaded"]))
-    ordered = [rows[i] for i in permutation(len(rows), 0, 0)]
+    ordered = [rows[i] for i in order_rows(len(rows), 0, 0)]
     lora = (
         LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear")
         if work["method"] == "lora"

@@ -132,9 +132,9 @@ def step_flops(model: Any, *, trained: bool, supervised: float, length: float) -
 def has_bf16(device: Any = "cpu") -> bool:
     """Whether a device computes in bfloat16 by itself, as our own default has it."""
     import torch
-    from luthier.hardware.low_precision import feature
+    from luthier.hardware.low_precision import bf16_feature
 
-    return feature(torch.device(device)) is not None
+    return bf16_feature(torch.device(device)) is not None
 
 
 def matmul_rate(model: Any) -> float:

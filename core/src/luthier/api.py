@@ -52,13 +52,13 @@ def train(
     """
     _require_local()
     from luthier.runs.writing.differences import read_allowed
-    from luthier.training.planning.overfit_batch import STEPS, overfit
+    from luthier.training.planning.overfit_batch import STEPS, overfit_first_batch
     from luthier.training.train_run import train as train_run
 
     given = _given(adapter, loss, optimizer, quantizer, callbacks, output_dir, settings)
     recipe, objects = gather(recipe, model, tokenizer, data, eval_data, given)
     if overfit_one_batch:
-        return overfit(recipe, objects, STEPS if overfit_one_batch is True else overfit_one_batch)
+        return overfit_first_batch(recipe, objects, STEPS if overfit_one_batch is True else overfit_one_batch)
     going_on = {"resume": None if resume is None else Path(resume), "allowed": read_allowed(allow_changed)}
     return train_run(recipe, objects, fresh=fresh, re_decide=re_decide, **going_on)
 
@@ -130,16 +130,16 @@ def inspect(
     _require_local()
     from luthier.data.formats.wanted import TOKENS, Wanted
     from luthier.data.inspect_examples import inspect as look
-    from luthier.data.prepare import prepare
+    from luthier.data.prepare import prepare_data
     from luthier.model.load import tokenizer_of
-    from luthier.recipe import resolve
+    from luthier.recipe import resolve_parts
 
     recipe, objects = gather(recipe, model, tokenizer, data, eval_data, settings)
     tokenizer = objects.tokenizer or tokenizer_of(recipe.model)
-    wanted = Wanted.of_part(resolve(recipe).loss)
+    wanted = Wanted.of_part(resolve_parts(recipe).loss)
     wanted = Wanted(kind="any") if wanted == TOKENS else wanted  # the loss was not named, perhaps
     given = {"given": objects.data, "given_validation": objects.eval_data}
-    prepared = prepare(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, **given)
+    prepared = prepare_data(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, **given)
     if wanted.kind == "any" and len(prepared.train.names) > 1:
         problem = "these rows are pairs, which the loss of this recipe does not take"
         get_logger().warning(problem, remedy="name a loss that takes pairs, such as --loss dpo")
@@ -160,14 +160,16 @@ def generate(
 ) -> str:
     """The answer to `prompt` of the model at `model`: a run, an adapter's folder, a model folder, or a hub name."""
     _require_local()
-    from luthier.hardware.devices import choose
-    from luthier.model.generation.generate import answer
+    from luthier.hardware.devices import choose_device
+    from luthier.model.generation.generate import generate_text
     from luthier.step.opened import open_artifact
 
-    opened = open_artifact(model, choose(device), base)
+    opened = open_artifact(model, choose_device(device), base)
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     chat = opened.note.get("prompts", "chat") == "chat"
-    return answer(opened.model, opened.tokenizer, prompt, adapter=opened.adapter, system=system, chat=chat, **settings)
+    return generate_text(
+        opened.model, opened.tokenizer, prompt, adapter=opened.adapter, system=system, chat=chat, **settings
+    )
 
 
 def merge(
@@ -248,9 +250,9 @@ def gather(
 def _recipe(recipe: Any, changes: dict[str, Any]) -> Recipe:
     """The recipe with the changes over it; the objects in it stay objects, and aliases are told in the log."""
     from luthier.logs import get_logger
-    from luthier.recipe import read
+    from luthier.recipe import load_recipe
 
-    reading = read({} if recipe is None else recipe, changes)
+    reading = load_recipe({} if recipe is None else recipe, changes)
     for note in reading.notes:
         get_logger().info("recipe", note=note)
     return reading.recipe

@@ -19,7 +19,7 @@ RESERVED: Final = 1 << 17  # bytes kept back: run.json many times over
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def digest(path: Path) -> str:
+def digest_file(path: Path) -> str:
     """A file's size and CRC-32: against damage, not against malice, at four times the speed of a cryptographic hash."""
     found, size = 0, 0
     with path.open("rb") as file:
@@ -31,7 +31,7 @@ def digest(path: Path) -> str:
 def is_intact(path: Path, known: str) -> bool:
     """Whether a file has the digest that was taken of it; those of format 1 are 32 digits of BLAKE2b."""
     if known.startswith("crc32 "):
-        return digest(path) == known
+        return digest_file(path) == known
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:32] == known
 
@@ -41,7 +41,7 @@ def digest_text(text: str) -> str:
     return hashlib.blake2b(text.encode()).hexdigest()[:32]
 
 
-def sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
     """Force a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -50,7 +50,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def settle(folder: Path) -> list[Path]:
+def settle_folder(folder: Path) -> list[Path]:
     """Force a folder of files to the disk, and let those read them who may read the folder; gives the files.
 
     safetensors makes files that their owner alone may read.
@@ -59,8 +59,8 @@ def settle(folder: Path) -> list[Path]:
     for path in inside:
         if path.is_file():
             path.chmod(folder.stat().st_mode & 0o666)
-        sync(path)
-    sync(folder)
+        sync_path(path)
+    sync_path(folder)
     return [path for path in inside if path.is_file()]
 
 
@@ -69,7 +69,7 @@ def write_json(path: Path, value: Any) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         aside.write_text(json.dumps(value, indent=2), "utf-8")
-        sync(aside)
+        sync_path(aside)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

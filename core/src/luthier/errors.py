@@ -200,7 +200,7 @@ class LuthierError(Exception):
     def line(self) -> str:
         """The place, the problem and what was found, without code and remedy."""
         place = f"{self.where}: " if self.where else ""
-        found = "" if self.found is None else f" (found {shown(self.found)})"
+        found = "" if self.found is None else f" (found {show_value(self.found)})"
         return f"{place}{self.problem}{found}"
 
     def __str__(self) -> str:
@@ -214,7 +214,7 @@ class LuthierError(Exception):
         return LuthierError(self.code, self.problem, where=inner, found=self.found, remedy=self.remedy)
 
     def to_dict(self) -> dict[str, object]:
-        found = None if self.found is None else shown(self.found)
+        found = None if self.found is None else show_value(self.found)
         return {
             "code": self.code,
             "message": str(self),
@@ -225,20 +225,20 @@ class LuthierError(Exception):
         }
 
 
-def unwritable(path: object, error: OSError) -> LuthierError:
+def unwritable_path(path: object, error: OSError) -> LuthierError:
     """What the disk refused, in words of ours where the system's mislead."""
     blocked = isinstance(error, (FileExistsError, NotADirectoryError))
     problem = "a file stands where a folder must be" if blocked else error.strerror or str(error)
     return LuthierError("path-unwritable", problem, where=str(path))
 
 
-def shown(value: object, limit: int = 80) -> str:
+def show_value(value: object, limit: int = 80) -> str:
     """`repr` of a value, cut to `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggest_nearest(name: str, known: Iterable[str]) -> str:
     """A hint such as ` Did you mean 'r'?`, or the known names when none is near; empty when there are none."""
     names = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.6)

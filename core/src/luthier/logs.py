@@ -19,7 +19,7 @@ import attrs
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
-from luthier.errors import unwritable
+from luthier.errors import unwritable_path
 
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["console", "json"]
@@ -104,7 +104,7 @@ def _deprecations_logged() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def muted() -> Iterator[None]:
+def muted_logs() -> Iterator[None]:
     """Within it nothing is logged: what is tried without its weights says nothing that the run will say itself."""
     held, _SINKS[:] = list(_SINKS), [Sink(level="error", render=str, write=len)]
     try:
@@ -170,4 +170,4 @@ def _opened(path: Path) -> FileIO:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("ab", buffering=0)
     except OSError as error:
-        raise unwritable(path, error) from None
+        raise unwritable_path(path, error) from None

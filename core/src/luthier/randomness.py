@@ -25,7 +25,7 @@ def number_of(*key: int | str) -> int:
 
 
 @contextmanager
-def kept() -> Iterator[None]:
+def keep_randomness() -> Iterator[None]:
     """Leave the caller's random states as they were."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():

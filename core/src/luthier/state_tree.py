@@ -44,7 +44,7 @@ class Snapshot:
         (folder / VALUES).write_text(json.dumps(self.values, indent=1), encoding="utf-8")
 
 
-def snapshot(tree: Mapping[str, Any], reuse: Mapping[str, Tensor] | None = None, *, copy: bool = True) -> Snapshot:
+def take_snapshot(tree: Mapping[str, Any], reuse: Mapping[str, Tensor] | None = None, *, copy: bool = True) -> Snapshot:
     """Copy a tree of mappings, lists, tensors, numbers, texts and None to host memory; shared tensors once.
 
     `reuse` holds the tensors of an earlier snapshot that is no longer needed: memory that is already there takes a
@@ -56,8 +56,8 @@ def snapshot(tree: Mapping[str, Any], reuse: Mapping[str, Tensor] | None = None,
 
 
 def save_state(tree: Mapping[str, Any], folder: Path) -> None:
-    """Write a tree as `snapshot` takes it."""
-    snapshot(tree).write(folder)
+    """Write a tree as `take_snapshot` takes it."""
+    take_snapshot(tree).write(folder)
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def load_state(folder: Path) -> dict[str, Any]:
 
     # The library maps the file: a copy is aligned as torch's own memory is, and outlives the file.
     tensors = {name: tensor.clone() for name, tensor in load_file(folder / TENSORS).items()}
-    return rebuilt(json.loads((folder / VALUES).read_text("utf-8")), tensors)
+    return rebuild_tree(json.loads((folder / VALUES).read_text("utf-8")), tensors)
 
 
 class _Copier:
@@ -131,10 +131,10 @@ def _refused(path: str, problem: str) -> LuthierError:
     return LuthierError("checkpoint-state", problem, where=path)
 
 
-def rebuilt(node: Any, tensors: Mapping[str, Tensor]) -> Any:
+def rebuild_tree(node: Any, tensors: Mapping[str, Tensor]) -> Any:
     """The tree that a `Snapshot`'s values and tensors were taken from."""
     if isinstance(node, list):
-        return [rebuilt(v, tensors) for v in node]
+        return [rebuild_tree(v, tensors) for v in node]
     if not isinstance(node, dict):
         return node
     if TENSOR in node:
@@ -142,8 +142,8 @@ def rebuilt(node: Any, tensors: Mapping[str, Tensor]) -> Any:
     if FLOAT in node:
         return float(node[FLOAT])
     if KEYED in node:
-        return {rebuilt(k, tensors): rebuilt(v, tensors) for k, v in node[KEYED]}
-    return {k: rebuilt(v, tensors) for k, v in node.items()}
+        return {rebuild_tree(k, tensors): rebuild_tree(v, tensors) for k, v in node[KEYED]}
+    return {k: rebuild_tree(v, tensors) for k, v in node.items()}
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from luthier.builtin import GpuSafety
 from luthier.builtin.gpu_safety import Guard, Guardian, NvidiaSmi, Reading, parse
 from luthier.errors import LuthierError
-from luthier.recipe import Recipe, resolve
+from luthier.recipe import Recipe, resolve_parts
 from luthier.recipe.checks.soundness import check_parts
 
 OPTIONS = GpuSafety(pause_seconds=30, max_pause_seconds=600, max_pauses=3, max_power=300)
@@ -251,8 +251,8 @@ def test_a_machine_without_nvidia_smi_is_told_so(monkeypatch, tmp_path):
 def test_a_run_on_a_device_without_gpu_is_refused_before_it_begins():
     recipe = Recipe.from_dict({"model": "demo", "data": "x.jsonl", "callbacks": ["gpu_safety"]})
     with pytest.raises(LuthierError, match="callback 'gpu_safety' needs cuda, which the device does not provide"):
-        check_parts(recipe, resolve(recipe), "cpu")
-    check_parts(recipe, resolve(recipe), "cuda")
+        check_parts(recipe, resolve_parts(recipe), "cpu")
+    check_parts(recipe, resolve_parts(recipe), "cuda")
 
 
 @pytest.mark.parametrize("limits", [{"resume_temperature": 85}, {"max_temperature": 96}, {"abort_temperature": 80}])

@@ -10,7 +10,7 @@ from pathlib import Path
 import luthier
 import pytest
 from luthier import JobState, Manager
-from luthier.builtin.local_worker import WORKER, is_worker_alive, read_note, run_worker, write_note
+from luthier.builtin.local_worker import WORKER, is_worker_alive, read_worker_note, run_worker, write_note
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_another_manager_adopts_a_run_and_cancel_ends_it_within_a_step(manager, 
 
 def test_a_worker_that_was_killed_is_a_job_that_failed(manager, rows, tmp_path):
     job = manager.submit_sync(recipe(rows, tmp_path, max_steps=5_000))
-    note = read_note(job.spec.folder / WORKER)
+    note = read_worker_note(job.spec.folder / WORKER)
     os.killpg(note["pid"], signal.SIGKILL)
     ended = manager.wait_sync(job.id, timeout=120)
     assert (ended.state, ended.raw_state) == (JobState.FAILED, "lost")

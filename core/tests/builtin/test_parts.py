@@ -9,8 +9,8 @@ from luthier.builtin.early_stopping import Stopper
 from luthier.builtin.full import FullTuning
 from luthier.builtin.optimizers import FusedAdamW, MomentumSgd
 from luthier.errors import LuthierError
-from luthier.runs.metrics_file import read
-from luthier.runs.picture import averaged, draw
+from luthier.runs.metrics_file import read_metrics
+from luthier.runs.picture import averaged, draw_picture
 from luthier.testing.contexts import context
 from luthier.testing.worlds import ARCHITECTURES, tiny_model
 
@@ -67,8 +67,8 @@ def test_the_weights_of_another_model_are_refused():
 def test_a_metrics_file_cut_short_by_a_kill_is_read_up_to_its_last_whole_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
-    assert read(path) == [{"step": 1, "loss": 2.0}]
-    assert read(tmp_path / "absent.jsonl") == []
+    assert read_metrics(path) == [{"step": 1, "loss": 2.0}]
+    assert read_metrics(tmp_path / "absent.jsonl") == []
 
 
 def test_the_smoothed_line_of_a_constant_is_that_constant_from_its_first_point():
@@ -79,7 +79,7 @@ def test_the_smoothed_line_of_a_constant_is_that_constant_from_its_first_point()
 @pytest.mark.parametrize("length", [1, 100])
 def test_the_plot_is_a_picture_of_some_size(tmp_path, length):
     points = {"loss": [(i, 1 / (i + 1)) for i in range(length)], "eval_loss": [(length, 0.5)]}
-    draw(points, tmp_path / "loss.png", title="a run")
+    draw_picture(points, tmp_path / "loss.png", title="a run")
     import matplotlib.image
 
     picture = matplotlib.image.imread(tmp_path / "loss.png")

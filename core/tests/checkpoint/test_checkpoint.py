@@ -25,7 +25,7 @@ def tree(step):
 def test_a_checkpoint_comes_back_and_leaves_nothing_beside_it(tmp_path):
     path = checkpoint.save(tmp_path, 7, tree(7))
     assert path.name == "step-00000007"
-    assert checkpoint.load(path)["step"] == 7
+    assert checkpoint.load_checkpoint(path)["step"] == 7
     assert [p.name for p in path.parent.iterdir()] == ["step-00000007"]
 
 
@@ -34,7 +34,7 @@ def test_the_newest_whole_one_is_taken_and_damaged_ones_are_named(tmp_path):
         checkpoint.save(tmp_path, step, tree(step))
     (tmp_path / "checkpoints/step-00000003/state.json").write_text("{")
     (tmp_path / "checkpoints/step-00000002/manifest.json").unlink()
-    path, held, damaged = checkpoint.newest(tmp_path)
+    path, held, damaged = checkpoint.newest_checkpoint(tmp_path)
     assert (path.name, held["step"]) == ("step-00000001", 1)
     assert [e.code for e in damaged] == ["checkpoint-corrupt"] * 2
     assert "step-00000003" in str(damaged[0])
@@ -44,7 +44,7 @@ def test_a_run_whose_every_checkpoint_is_damaged_does_not_begin_anew_in_silence(
     checkpoint.save(tmp_path, 1, tree(1))
     (tmp_path / "checkpoints/step-00000001/state.safetensors").write_bytes(b"")
     with pytest.raises(LuthierError) as caught:
-        checkpoint.newest(tmp_path)
+        checkpoint.newest_checkpoint(tmp_path)
     assert caught.value.code == "checkpoint-corrupt"
     assert "no other is whole" in str(caught.value) and "--fresh" in caught.value.remedy
 
@@ -56,7 +56,7 @@ def test_every_single_flipped_byte_of_every_file_is_noticed(tmp_path, name):
     for place in range(0, len(whole), 3):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(LuthierError) as caught:
-            checkpoint.load(path.parent)
+            checkpoint.load_checkpoint(path.parent)
         assert caught.value.code == "checkpoint-corrupt"
 
 
@@ -67,11 +67,11 @@ def test_whatever_was_cut_off_of_whichever_file_the_one_before_is_used_and_it_is
     whole = path.read_bytes()
     for length in range(0, len(whole), 2):
         path.write_bytes(whole[:length])
-        folder, held, damaged = checkpoint.newest(tmp_path)
+        folder, held, damaged = checkpoint.newest_checkpoint(tmp_path)
         assert (folder.name, held["step"]) == ("step-00000001", 1)
         assert "step-00000002" in str(damaged[0])
     path.unlink()
-    assert checkpoint.newest(tmp_path)[1]["step"] == 1
+    assert checkpoint.newest_checkpoint(tmp_path)[1]["step"] == 1
 
 
 def test_a_checkpoint_of_a_newer_format_says_so(tmp_path):
@@ -79,7 +79,7 @@ def test_a_checkpoint_of_a_newer_format_says_so(tmp_path):
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({**manifest, "format": 99}))
     with pytest.raises(LuthierError, match="newer luthier.*format 99"):
-        checkpoint.load(path.parent)
+        checkpoint.load_checkpoint(path.parent)
 
 
 def test_every_format_up_to_todays_has_its_migration():
@@ -87,7 +87,7 @@ def test_every_format_up_to_todays_has_its_migration():
 
 
 def test_a_checkpoint_of_format_1_holds_in_todays_layout_what_it_held():
-    tree = checkpoint.load(OLD)
+    tree = checkpoint.load_checkpoint(OLD)
     assert tree.keys() == {"adapter", "optimizer", "parts", "callbacks", "tally"}
     assert (tree["parts"], tree["callbacks"].keys()) == ({}, {"early_stopping"})
     assert tree["optimizer"]["host"]["0"] == ["step"]
@@ -115,11 +115,11 @@ def test_another_writer_fills_the_folder_and_the_rest_is_the_same(tmp_path):
     (aside / "shards").mkdir()
     for rank in range(2):
         (aside / "shards" / f"rank-{rank}.safetensors").write_bytes(bytes([rank]) * 100)
-    assert checkpoint.steps(tmp_path) == []
+    assert checkpoint.list_checkpoints(tmp_path) == []
     folder = checkpoint.commit_folder(aside, {"recipe": "r"})
-    assert checkpoint.steps(tmp_path) == [folder]
+    assert checkpoint.list_checkpoints(tmp_path) == [folder]
     assert checkpoint.verify(folder)["files"].keys() == {"shards/rank-0.safetensors", "shards/rank-1.safetensors"}
-    assert checkpoint.require(folder) == {"recipe": "r"}
+    assert checkpoint.require_checkpoint(folder) == {"recipe": "r"}
     (folder / "shards/rank-1.safetensors").write_bytes(b"")
     with pytest.raises(LuthierError, match="rank-1"):
         checkpoint.verify(folder)
@@ -133,38 +133,38 @@ def test_whoever_may_read_the_folder_may_read_its_files(tmp_path):
 def test_what_gave_way_to_a_checkpoint_that_a_kill_cut_off_is_put_back(tmp_path):
     old = checkpoint.save(tmp_path, 3, tree(3))
     old.rename(old.with_name(".step-00000003.replaced"))  # and here it was killed
-    checkpoint.tidy(tmp_path)
-    assert checkpoint.load(old)["step"] == 3
+    checkpoint.tidy_checkpoints(tmp_path)
+    assert checkpoint.load_checkpoint(old)["step"] == 3
     shutil.copytree(old, old.with_name(".step-00000003.replaced"))  # or here, after the second renaming
-    checkpoint.tidy(tmp_path)
+    checkpoint.tidy_checkpoints(tmp_path)
     assert [p.name for p in old.parent.iterdir()] == [old.name]
 
 
 def test_the_same_step_may_be_saved_again(tmp_path):
     checkpoint.save(tmp_path, 3, tree(1))
     folder = checkpoint.save(tmp_path, 3, tree(3))
-    assert checkpoint.load(folder)["step"] == 3
+    assert checkpoint.load_checkpoint(folder)["step"] == 3
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
 def test_steps_are_ordered_as_numbers(tmp_path):
     for step in (99_999_999, 100_000_000, 7):
         (tmp_path / f"checkpoints/step-{step:08d}").mkdir(parents=True)
-    assert [checkpoint.step_of(p) for p in checkpoint.steps(tmp_path)] == [7, 99_999_999, 100_000_000]
+    assert [checkpoint.step_of(p) for p in checkpoint.list_checkpoints(tmp_path)] == [7, 99_999_999, 100_000_000]
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path):
     for step in range(1, 7):
         checkpoint.save(tmp_path, step, tree(step))
-    checkpoint.prune(tmp_path, 2, tmp_path / "checkpoints/step-00000003")
-    assert [p.name[-1] for p in checkpoint.steps(tmp_path)] == ["3", "5", "6"]
-    checkpoint.prune(tmp_path, None, None)
-    assert len(checkpoint.steps(tmp_path)) == 3
+    checkpoint.prune_checkpoints(tmp_path, 2, tmp_path / "checkpoints/step-00000003")
+    assert [p.name[-1] for p in checkpoint.list_checkpoints(tmp_path)] == ["3", "5", "6"]
+    checkpoint.prune_checkpoints(tmp_path, None, None)
+    assert len(checkpoint.list_checkpoints(tmp_path)) == 3
 
 
 def test_what_a_killed_process_left_half_written_is_tidied_away(tmp_path):
     (tmp_path / "checkpoints/.step-00000004.123").mkdir(parents=True)
-    checkpoint.tidy(tmp_path)
+    checkpoint.tidy_checkpoints(tmp_path)
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
@@ -182,4 +182,4 @@ def test_a_disk_without_room_leaves_the_earlier_checkpoints_whole(tmp_path):
             os._exit(42)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 40
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
-    assert checkpoint.newest(tmp_path)[1]["step"] == 1
+    assert checkpoint.newest_checkpoint(tmp_path)[1]["step"] == 1

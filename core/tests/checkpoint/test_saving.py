@@ -23,7 +23,7 @@ from luthier.runs.writing.record import read_record
 
 
 def kept(folder):
-    return [checkpoint.step_of(path) for path in checkpoint.steps(folder)]
+    return [checkpoint.step_of(path) for path in checkpoint.list_checkpoints(folder)]
 
 
 STRATEGIES = [  # 24 rows in steps of 8, two epochs: 6 steps
@@ -304,17 +304,17 @@ def test_every_object_of_the_setup_that_has_a_state_is_in_the_checkpoint_and_goe
     callbacks = {"loss": Counting(), "quiet": object()}  # whatever name a callback has
     held.context.count += 3
     callbacks["loss"].count += 5
-    tree = checkpoint.load(checkpoint.save(tmp_path, 1, contents.collected(held, callbacks)))
+    tree = checkpoint.load_checkpoint(checkpoint.save(tmp_path, 1, contents.collect_state(held, callbacks)))
     held.context, callbacks["loss"] = Counting(), Counting()
-    contents.restore(held, callbacks, tree)
+    contents.restore_state(held, callbacks, tree)
     assert (float(held.context.count), float(callbacks["loss"].count)) == (3, 5)
 
 
 def test_what_begins_anew_keeps_its_state_and_what_nobody_takes_is_told(held, tmp_path, capsys):
-    tree = contents.collected(held, {"gone": Counting()})
+    tree = contents.collect_state(held, {"gone": Counting()})
     held.context.count += 3
     logs.set_up("info")
-    contents.restore(held, {}, tree, frozenset({"context", "optimizer"}))
+    contents.restore_state(held, {}, tree, frozenset({"context", "optimizer"}))
     logs.set_up("warning")
     assert float(held.context.count) == 3
     assert "nothing here takes" in capsys.readouterr().err

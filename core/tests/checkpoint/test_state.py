@@ -14,10 +14,10 @@ from luthier.state_tree import (
     TENSORS,
     load_state,
     optimizer_state,
-    rebuilt,
+    rebuild_tree,
     restore_optimizer,
     save_state,
-    snapshot,
+    take_snapshot,
 )
 
 SOME = [torch.float32, torch.bfloat16, torch.float64, torch.int8, torch.int64, torch.uint8, torch.bool]
@@ -124,17 +124,17 @@ def test_what_comes_back_lies_in_memory_of_its_own_as_torch_aligns_it(tmp_path):
 
 def test_a_snapshot_stays_what_it_was_when_the_state_goes_on():
     weight = torch.zeros(1000)
-    taken = snapshot({"w": weight, "losses": (losses := [1.0])})
+    taken = take_snapshot({"w": weight, "losses": (losses := [1.0])})
     weight.add_(1)
     losses.append(2.0)
-    assert rebuilt(taken.values, taken.tensors)["losses"] == [1.0]
+    assert rebuild_tree(taken.values, taken.tensors)["losses"] == [1.0]
     assert float(taken.tensors["w"].sum()) == 0
 
 
 def test_a_snapshot_that_is_written_at_once_copies_only_what_must_be(tmp_path):
     base = torch.arange(12.0).reshape(3, 4)
     tree = {"whole": base, "part": base[1], "turned": torch.ones(2, 3).T, "again": base, "none": torch.empty(0)}
-    taken = snapshot(tree, copy=False)
+    taken = take_snapshot(tree, copy=False)
     lies = {t.data_ptr() for t in tree.values() if t.numel()}
     assert [name for name, t in taken.tensors.items() if t.data_ptr() in lies] == ["whole"]
     taken.write(tmp_path)
@@ -142,11 +142,11 @@ def test_a_snapshot_that_is_written_at_once_copies_only_what_must_be(tmp_path):
 
 
 def test_memory_of_an_earlier_snapshot_is_used_again_only_where_it_fits():
-    first = snapshot({"same": torch.zeros(1000), "grown": torch.zeros(10), "cast": torch.zeros(10)})
+    first = take_snapshot({"same": torch.zeros(1000), "grown": torch.zeros(10), "cast": torch.zeros(10)})
     tree = {"same": torch.ones(1000), "grown": torch.ones(20), "cast": torch.ones(10).bfloat16()}
     places = {name: t.data_ptr() for name, t in first.tensors.items()}
-    second = snapshot(tree, first.tensors)
-    assert alike(rebuilt(second.values, second.tensors), tree)
+    second = take_snapshot(tree, first.tensors)
+    assert alike(rebuild_tree(second.values, second.tensors), tree)
     assert [name for name, t in second.tensors.items() if t.data_ptr() == places[name]] == ["same"]
 
 

@@ -12,7 +12,7 @@ import luthier as luthier_package
 import pytest
 from luthier.cli.app import app
 from luthier.logs import set_up
-from luthier.plugins.registry import installed
+from luthier.plugins.registry import installed_plugins
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
@@ -93,11 +93,11 @@ def distribute(tmp_path, monkeypatch):
         lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
         (info / "METADATA").write_text("\n".join([*lines, *(f"Requires-Dist: {r}" for r in requires), ""]))
         (info / "entry_points.txt").write_text(f"[luthier]\n{name.removeprefix('luthier-')} = {module}\n")
-        installed.cache_clear()
+        installed_plugins.cache_clear()
         return Path(site)
 
     yield make
-    installed.cache_clear()
+    installed_plugins.cache_clear()
     for module in made:
         sys.modules.pop(module, None)
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from luthier.cli.screen.answers import Answer, conclude
+from luthier.cli.screen.answers import Answer, conclude_command
 from luthier.errors import CODES, LuthierError
 
 
@@ -30,11 +30,11 @@ def plain(monkeypatch):
 @pytest.mark.parametrize("code", CODES)
 def test_an_error_has_its_code_and_status_with_json_and_without(code, capsys):
     error = LuthierError(code, "it went wrong", where="a.yaml:3", found=[1], remedy="Do this.")
-    assert conclude(raising(error), as_json=True) == error.exit_status
+    assert conclude_command(raising(error), as_json=True) == error.exit_status
     told = json.loads(capsys.readouterr().out)["error"]
     assert (told["code"], told["where"], told["found"], told["remedy"]) == (code, "a.yaml:3", "[1]", "Do this.")
     assert code in told["message"]
-    assert conclude(raising(error), as_json=False) == error.exit_status
+    assert conclude_command(raising(error), as_json=False) == error.exit_status
     shown = capsys.readouterr()
     assert shown.out == ""
     if code != "internal":
@@ -42,22 +42,22 @@ def test_an_error_has_its_code_and_status_with_json_and_without(code, capsys):
 
 
 def test_a_long_error_stays_on_one_line(capsys):
-    conclude(raising(LuthierError("data-row", "x" * 500)), as_json=False)
+    conclude_command(raising(LuthierError("data-row", "x" * 500)), as_json=False)
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
 def test_an_error_of_several_lines_is_shown_on_one(capsys):
-    conclude(raising(LuthierError("data-row", "one\ntwo")), as_json=False)
+    conclude_command(raising(LuthierError("data-row", "one\ntwo")), as_json=False)
     assert capsys.readouterr().err.splitlines()[0] == "error: one two [data-row]"
 
 
 def test_half_a_character_can_be_printed_as_json(capsys):
-    assert conclude(lambda: Answer(document={"text": "\udc80"}, view=None), as_json=True) == 0
+    assert conclude_command(lambda: Answer(document={"text": "\udc80"}, view=None), as_json=True) == 0
     assert json.loads(capsys.readouterr().out) == {"text": "\udc80"}
 
 
 def test_brackets_in_a_message_are_shown_as_they_are(capsys):
-    conclude(raising(LuthierError("data-row", "expected list[str] and [red]")), as_json=False)
+    conclude_command(raising(LuthierError("data-row", "expected list[str] and [red]")), as_json=False)
     assert "list[str] and [red]" in capsys.readouterr().err
 
 
@@ -66,18 +66,18 @@ def test_with_json_only_the_document_is_on_stdout(capsys):
         print("noise of a library")
         return Answer(document={"a": Path("x"), "b": float("nan"), "c": {1, 2}, "d": (1.5,)}, view=None)
 
-    assert conclude(work, as_json=True) == 0
+    assert conclude_command(work, as_json=True) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out) == {"a": "x", "b": None, "c": [1, 2], "d": [1.5]}
     assert "noise" in shown.err
 
 
 def test_an_answer_decides_the_status():
-    assert conclude(lambda: Answer(document={}, view=lambda screen: None, status=1), as_json=False) == 1
+    assert conclude_command(lambda: Answer(document={}, view=lambda screen: None, status=1), as_json=False) == 1
 
 
 def test_a_defect_shows_its_traceback_on_stderr_and_exits_with_one(capsys):
-    assert conclude(raising(ZeroDivisionError("division")), as_json=True) == 1
+    assert conclude_command(raising(ZeroDivisionError("division")), as_json=True) == 1
     shown = capsys.readouterr()
     assert json.loads(shown.out)["error"]["code"] == "internal"
     assert "Traceback" in shown.err
@@ -87,8 +87,8 @@ def test_a_defect_shows_its_traceback_on_stderr_and_exits_with_one(capsys):
     ("error", "status"), [(LuthierError("interrupted", "stopped"), 130), (Interrupted("saved step 3"), 143)]
 )
 def test_an_interrupted_command_exits_with_the_signal_and_shows_no_traceback(error, status, capsys):
-    assert conclude(raising(error), as_json=False) == status
-    assert conclude(raising(error), as_json=True) == status
+    assert conclude_command(raising(error), as_json=False) == status
+    assert conclude_command(raising(error), as_json=True) == status
     shown = capsys.readouterr()
     assert "Traceback" not in shown.err
     assert json.loads(shown.out)["error"]["code"] == "interrupted"
@@ -97,7 +97,7 @@ def test_an_interrupted_command_exits_with_the_signal_and_shows_no_traceback(err
 def test_ctrl_c_in_a_command_is_an_error_with_its_code_and_status(luthier, monkeypatch):
     from luthier.cli.screen import part_listing as listing
 
-    monkeypatch.setattr(listing, "rows", lambda plugins: raising(KeyboardInterrupt())())
+    monkeypatch.setattr(listing, "list_parts", lambda plugins: raising(KeyboardInterrupt())())
     result = luthier("plugins", "--json")
     assert (result.status, result.document["error"]["code"]) == (130, "interrupted")
 
@@ -113,7 +113,7 @@ def test_ctrl_c_in_a_command_is_an_error_with_its_code_and_status(luthier, monke
     ],
 )
 def test_what_the_system_refuses_has_a_code(error, code, capsys):
-    conclude(raising(error), as_json=True)
+    conclude_command(raising(error), as_json=True)
     assert json.loads(capsys.readouterr().out)["error"]["code"] == code
 
 

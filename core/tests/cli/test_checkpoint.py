@@ -81,13 +81,13 @@ def test_a_run_is_asked_for_a_checkpoint_and_the_command_waits_until_it_is_there
     run.go()
     done = luthier("checkpoint", run.folder, "--json")
     assert done.status == 0
-    path = checkpoint.steps(run.folder)[-1]
+    path = checkpoint.list_checkpoints(run.folder)[-1]
     assert done.document == {"run": str(run.folder), "step": checkpoint.step_of(path), "checkpoint": str(path)}
-    assert checkpoint.load(path)["tally"]["step"] == checkpoint.step_of(path)
-    assert not requests.pending(run.folder)
+    assert checkpoint.load_checkpoint(path)["tally"]["step"] == checkpoint.step_of(path)
+    assert not requests.save_pending(run.folder)
     again = luthier("checkpoint", run.folder)
-    assert again.stdout.strip() == f"checkpoint: {checkpoint.steps(run.folder)[-1]}"
-    assert len(checkpoint.steps(run.folder)) == 2
+    assert again.stdout.strip() == f"checkpoint: {checkpoint.list_checkpoints(run.folder)[-1]}"
+    assert len(checkpoint.list_checkpoints(run.folder)) == 2
 
 
 def test_a_run_that_does_not_answer_in_time_is_asked_no_longer(luthier, elsewhere):
@@ -95,7 +95,7 @@ def test_a_run_that_does_not_answer_in_time_is_asked_no_longer(luthier, elsewher
     done = luthier("checkpoint", run.folder, "--timeout", "0.1", "--json")
     assert (done.status, done.document["error"]["code"]) == (75, "run-silent")
     assert "--timeout" in done.document["error"]["remedy"]
-    assert not requests.pending(run.folder)
+    assert not requests.save_pending(run.folder)
 
 
 def test_a_run_that_is_killed_before_it_answers_is_said_to_be(luthier, elsewhere):

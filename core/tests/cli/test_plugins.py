@@ -133,7 +133,7 @@ def test_show_of_an_unknown_kind_or_name_says_the_nearest(luthier):
 def test_show_of_a_part_that_is_not_installed_says_what_would_bring_it(luthier, monkeypatch):
     from luthier.plugins import catalogue
 
-    monkeypatch.setattr(catalogue, "catalogue", lambda: {"adapter": {"someday": "luthier-someday"}})
+    monkeypatch.setattr(catalogue, "read_catalogue", lambda: {"adapter": {"someday": "luthier-someday"}})
     error = luthier("plugins", "show", "adapter", "someday", "--json").document["error"]
     assert "pip install luthier-someday" in error["remedy"]
 

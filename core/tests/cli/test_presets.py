@@ -4,7 +4,7 @@ import json
 
 import pytest
 from luthier.memory import model_presets as table
-from luthier.memory.model_presets import METHODS, count, measure, presets
+from luthier.memory.model_presets import METHODS, count, list_presets, measure
 
 # what the models' own pages give: the numbers of their safetensors files, tied heads once
 KNOWN = {
@@ -35,12 +35,12 @@ KNOWN = {
 
 
 def test_every_preset_has_the_parameters_that_its_model_is_known_to_have():
-    assert {preset.name: preset.parameters for preset in presets()} == KNOWN
-    assert {preset.name: count(preset.config) for preset in presets()} == KNOWN
+    assert {preset.name: preset.parameters for preset in list_presets()} == KNOWN
+    assert {preset.name: count(preset.config) for preset in list_presets()} == KNOWN
 
 
 def test_weights_gradients_and_states_are_in_what_full_training_takes():
-    for preset in presets():
+    for preset in list_presets():
         assert preset.needs("full", 0) > 15 * preset.parameters  # float32: weights, gradients, two states
         assert preset.needs("lora", 0) > 2 * preset.parameters
         assert preset.needs("lora", 4096) > preset.needs("lora, recomputed", 4096)
@@ -60,7 +60,7 @@ def test_the_table_is_written_anew_from_its_configs(tmp_path, monkeypatch):
     (tmp_path / "table.json").write_text(json.dumps({"a/small": entry, "a/other": entry}))
     monkeypatch.setattr(table, "FILE", tmp_path / "table.json")
     table.renew(["a/small"])
-    found = {preset.name: preset for preset in presets()}
+    found = {preset.name: preset for preset in list_presets()}
     assert found["a/small"].parameters == count(small)
     assert all(found["a/small"].needs(method, 4096) > found["a/small"].needs(method, 0) > 0 for method in METHODS)
     assert not found["a/other"].memory
@@ -68,7 +68,7 @@ def test_the_table_is_written_anew_from_its_configs(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("preset", presets()[::5], ids=lambda p: p.name)
+@pytest.mark.parametrize("preset", list_presets()[::5], ids=lambda p: p.name)
 def test_what_the_table_says_is_what_a_rehearsal_says_now(preset, method):
     fixed, each = measure(preset.config, METHODS[method])
     assert fixed + 4096 * each == pytest.approx(preset.needs(method, 4096), rel=0.1)
@@ -87,7 +87,7 @@ def test_the_list_is_readable_and_marks_what_fits(luthier):
 
 
 def presets_named(name):
-    return next(preset for preset in presets() if name in preset.name)
+    return next(preset for preset in list_presets() if name in preset.name)
 
 
 def test_the_document_has_every_number(luthier):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import attrs
 import pytest
-from luthier.cli.screen.recipe_arguments import GROUPS, PARTS, grouped, split
-from luthier.plugins.options import describe
-from luthier.plugins.registry import installed
+from luthier.cli.screen.recipe_arguments import GROUPS, PARTS, grouped, split_words
+from luthier.plugins.options import describe_options
+from luthier.plugins.registry import installed_plugins
 from luthier.recipe import Recipe
 
 
@@ -23,7 +23,7 @@ from luthier.recipe import Recipe
     ],
 )
 def test_the_recipe_comes_first_or_last(words, path, flags):
-    assert split(words) == (Path(path) if path else None, flags)
+    assert split_words(words) == (Path(path) if path else None, flags)
 
 
 def test_every_setting_of_a_run_is_in_exactly_one_group():
@@ -33,8 +33,8 @@ def test_every_setting_of_a_run_is_in_exactly_one_group():
 
 
 def test_a_setting_that_no_group_names_is_still_shown():
-    new = attrs.evolve(describe(Recipe)[-1], name="brand_new")
-    assert grouped([*describe(Recipe), new])["Further"] == [new]
+    new = attrs.evolve(describe_options(Recipe)[-1], name="brand_new")
+    assert grouped([*describe_options(Recipe), new])["Further"] == [new]
 
 
 def test_help_of_train_shows_its_own_flags_and_every_setting(luthier):
@@ -50,7 +50,7 @@ def test_help_of_train_shows_its_own_flags_and_every_setting(luthier):
 
 def test_help_of_train_names_the_installed_parts(luthier):
     text = luthier("train", "--help").stdout
-    for record in (offer.record for offer in installed().offers() if "." not in offer.record.name):
+    for record in (offer.record for offer in installed_plugins().offers() if "." not in offer.record.name):
         assert record.name in text
 
 
@@ -64,12 +64,12 @@ def test_help_of_a_part_shows_each_of_its_options(luthier, verb):
 
 
 def test_every_option_of_every_installed_light_part_is_in_the_help_of_the_part(luthier):
-    for offer in installed().offers():
+    for offer in installed_plugins().offers():
         if isinstance(offer.record.options, str):
             continue  # a schema that belongs to a heavy library is resolved in the tests of its plugin
         field = "callbacks" if offer.record.kind == "callback" else offer.record.kind
         text = luthier("train", f"--{field}", offer.record.name, "--help").stdout
-        for option in describe(offer.record.options):
+        for option in describe_options(offer.record.options):
             assert f".{option.name.replace('_', '-')} " in text, (offer.record.name, option.name)
 
 

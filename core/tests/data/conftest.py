@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from luthier.data.examples import IGNORED, TokenExample
 from luthier.data.formats.wanted import TOKENS, Wanted
-from luthier.data.prepare import Prepared, prepare
+from luthier.data.prepare import Prepared, prepare_data
 from luthier.recipe.schema import Data, Source
 from luthier.testing.worlds import tiny_tokenizer
 
@@ -37,7 +37,7 @@ def made() -> Callable[..., Prepared]:
 
     def run(rows: Sequence[Any], tokenizer: Any, *, seed: int = 0, wanted: Wanted = TOKENS, **options: Any) -> Prepared:
         data = Data(train=[Source(path="rows")], **options)
-        return prepare(data, tokenizer, seed=seed, wanted=wanted, given=rows)
+        return prepare_data(data, tokenizer, seed=seed, wanted=wanted, given=rows)
 
     return run
 

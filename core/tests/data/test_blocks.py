@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from luthier.data.batches.batch import collate
+from luthier.data.batches.batch import collate_examples
 from luthier.data.examples import IGNORED, TokenDataset, TokenExample
-from luthier.data.prepare import prepare
+from luthier.data.prepare import prepare_data
 from luthier.data.tokenise.token_blocks import Blocks
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Data
@@ -61,7 +61,7 @@ def test_documents_of_a_block_are_documents_of_the_batch():
     found = blocks_of([documents([3, 9, 2, 4])], 5)
     pieces = [(0, 3), (3, 5), (5, 10), (10, 12), (12, 14), (14, 15), (15, 18)]
     alone = [TokenExample(input_ids=found.input_ids[a:b], labels=found.labels[a:b]) for a, b in pieces]
-    joined, apart = collate(list(found)), collate(alone)
+    joined, apart = collate_examples(list(found)), collate_examples(alone)
     for name in ("input_ids", "labels", "position_ids", "document_starts", "previous", "token_weights", "continues"):
         assert torch.equal(getattr(joined, name), getattr(apart, name)), name
     assert joined.where == ("doc 0", "doc 0", "doc 1", "doc 1", "doc 1", "doc 1", "doc 3")
@@ -75,7 +75,7 @@ def test_each_document_begins_with_the_bos_that_the_tokenizer_puts_and_ends_with
 
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     texts = ["one", "twenty-two", "3</s>", "four more"]
-    found = prepare(Data(train=[], block_size=8), tokenizer, seed=0, given=[{"text": t} for t in texts])
+    found = prepare_data(Data(train=[], block_size=8), tokenizer, seed=0, given=[{"text": t} for t in texts])
     text = tokenizer.decode(found.train.input_ids, skip_special_tokens=False)
     bos = "<s>" * adds_bos
     assert text == "".join(f"{bos}{t.removesuffix('</s>')}</s>" for t in texts)
@@ -88,7 +88,7 @@ def test_each_document_begins_with_the_bos_that_the_tokenizer_puts_and_ends_with
 
 def test_long_documents_are_neither_dropped_nor_split_by_max_length():
     rows = [{"text": "x" * 100}] * 3
-    found = prepare(
+    found = prepare_data(
         Data(train=[], block_size=64, max_length=10, overlong="error"), tiny_tokenizer(), seed=0, given=rows
     )
     assert found.train.lengths.tolist() == [64] * 4 + [3 * 102 - 256]
@@ -97,10 +97,10 @@ def test_long_documents_are_neither_dropped_nor_split_by_max_length():
 
 def test_pretokenised_rows_stay_as_they_are():
     rows = [{"input_ids": [9, 8, 7]}, {"input_ids": [6, 5], "labels": [6, IGNORED]}]
-    found = prepare(Data(train=[], block_size=4, unsupervised="drop"), tiny_tokenizer(), seed=0, given=rows).train
+    found = prepare_data(Data(train=[], block_size=4, unsupervised="drop"), tiny_tokenizer(), seed=0, given=rows).train
     assert found.input_ids.tolist() == [9, 8, 7]
     rows[1]["labels"] = [IGNORED, 5]
-    found = prepare(Data(train=[], block_size=4), tiny_tokenizer(), seed=0, given=rows).train
+    found = prepare_data(Data(train=[], block_size=4), tiny_tokenizer(), seed=0, given=rows).train
     assert found.labels.tolist() == [9, 8, 7, IGNORED, 5]
     assert found.num_supervised.tolist() == [2, 0]
 
@@ -108,7 +108,7 @@ def test_pretokenised_rows_stay_as_they_are():
 def test_conversations_are_not_cut_into_blocks():
     rows = [{"prompt": "a", "completion": "b"}]
     with pytest.raises(LuthierError) as caught:
-        prepare(Data(train=[], block_size=4), tiny_tokenizer(), seed=0, given=rows)
+        prepare_data(Data(train=[], block_size=4), tiny_tokenizer(), seed=0, given=rows)
     assert (caught.value.code, caught.value.where) == ("recipe-conflict", "data.block_size")
     assert "prompt_completion" in str(caught.value)
 
@@ -117,7 +117,7 @@ def test_the_examples_as_the_loss_sees_them_are_shown_document_by_document():
     from luthier.data.inspect_examples import inspect
 
     tokenizer = tiny_tokenizer()
-    prepared = prepare(Data(train=[], block_size=10), tokenizer, seed=0, given=[{"text": "ab"}, {"text": "cdef"}])
+    prepared = prepare_data(Data(train=[], block_size=10), tokenizer, seed=0, given=[{"text": "ab"}, {"text": "cdef"}])
     (first, *_) = inspect(prepared, tokenizer, 1).examples
     assert first.pieces == (("<s>", False), ("ab</s>", True), ("<s>", False), ("cdef</s>", True))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from luthier.data import cache
 from luthier.data.formats.wanted import Wanted
-from luthier.data.prepare import prepare
+from luthier.data.prepare import prepare_data
 from luthier.data.read import content_hash as identity
 from luthier.recipe.schema import Data, Source
 from luthier.testing.worlds import TEMPLATE, tiny_tokenizer
@@ -48,7 +48,7 @@ def entries(folder):
 
 
 def made(path, tokenizer=None, seed=0, **options):
-    return prepare(data_of(path, **options), tokenizer or tiny_tokenizer(), seed=seed)
+    return prepare_data(data_of(path, **options), tokenizer or tiny_tokenizer(), seed=seed)
 
 
 def plain(prepared):
@@ -184,11 +184,11 @@ def test_another_version_of_the_code_is_another_entry(rows, folder, monkeypatch)
 def test_rows_in_python_are_known_by_their_values(folder):
     rows = [{"prompt": f"{i}?", "completion": f"{i}"} for i in range(20)]
     options = Data(train=[], unsupervised="drop")
-    first = prepare(options, tiny_tokenizer(), seed=0, given=rows)
-    assert plain(prepare(options, tiny_tokenizer(), seed=0, given=[dict(r) for r in rows])) == plain(first)
+    first = prepare_data(options, tiny_tokenizer(), seed=0, given=rows)
+    assert plain(prepare_data(options, tiny_tokenizer(), seed=0, given=[dict(r) for r in rows])) == plain(first)
     assert len(entries(folder)) == 1
     rows[4]["completion"] = "5"
-    assert prepare(options, tiny_tokenizer(), seed=0, given=rows).train.fingerprint != first.train.fingerprint
+    assert prepare_data(options, tiny_tokenizer(), seed=0, given=rows).train.fingerprint != first.train.fingerprint
 
 
 def test_rows_that_cannot_be_told_apart_are_not_kept(folder):
@@ -197,7 +197,7 @@ def test_rows_that_cannot_be_told_apart_are_not_kept(folder):
             return "same"
 
     rows = [{"prompt": f"{i}?", "completion": f"{i}", "more": Secret()} for i in range(20)]
-    prepare(Data(train=[]), tiny_tokenizer(), seed=0, given=rows)
+    prepare_data(Data(train=[]), tiny_tokenizer(), seed=0, given=rows)
     assert not entries(folder)
 
 
@@ -205,7 +205,7 @@ def test_arrays_count_with_every_value(folder):
     for last in (7, 8):
         ids = np.arange(5, 2000) % 250
         ids[1000] = last
-        prepare(Data(train=[]), tiny_tokenizer(), seed=0, given=[{"input_ids": ids}] * 2)
+        prepare_data(Data(train=[]), tiny_tokenizer(), seed=0, given=[{"input_ids": ids}] * 2)
     assert len(entries(folder)) == 2
 
 
@@ -304,7 +304,7 @@ def test_pairs_with_their_columns_and_numbers_come_back_from_the_cache_as_they_w
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     wanted = Wanted(kind="preference", columns={"margin": "float"})
     first, again = (
-        prepare(data_of(path, source={"columns": {}}, validation=0.1), tiny_tokenizer(), seed=0, wanted=w)
+        prepare_data(data_of(path, source={"columns": {}}, validation=0.1), tiny_tokenizer(), seed=0, wanted=w)
         for w in (wanted, wanted)
     )
     assert len(entries(folder)) == 1 and isinstance(again.train.input_ids, np.memmap)
@@ -313,7 +313,7 @@ def test_pairs_with_their_columns_and_numbers_come_back_from_the_cache_as_they_w
         assert (one.index, one.names, dict(one.columns)) == (other.index, other.names, dict(other.columns))
         assert one.columns == {"margin": one.index / 4}
     assert {e.index for e in first.train}.isdisjoint(e.index for e in first.validation)
-    prepare(
+    prepare_data(
         data_of(path, source={"columns": {}}, validation=0.1),
         tiny_tokenizer(),
         seed=0,

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError
-from luthier.data.formats.recognise_form import FORMATS, convert_row, recognise
-from luthier.data.prepare import prepare
+from luthier.data.formats.recognise_form import FORMATS, convert_row, recognise_format
+from luthier.data.prepare import prepare_data
 from luthier.data.read.row import Row
-from luthier.data.read.sources import read_file
+from luthier.data.read.sources import read_rows
 from luthier.recipe.schema import Data, Source
 
 NAMES = ("a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.parquet")
@@ -64,7 +64,7 @@ def damaged(content, how, seed):
 
 def rows_or_error(path):
     try:
-        rows = list(read_file(path))
+        rows = list(read_rows(path))
     except LuthierError as error:
         assert error.code in ("data-unreadable", "data-row", "data-empty") and error.where.startswith(str(path))
         return []
@@ -147,7 +147,7 @@ COLUMNS = (
 def test_a_row_of_wrong_nesting_is_converted_or_an_error_with_its_place(values, form):
     row = Row(values, "a.jsonl:7")
     try:
-        recognise([row], "a.jsonl")
+        recognise_format([row], "a.jsonl")
     except LuthierError as error:
         assert error.code == "data-format" and error.where == "a.jsonl"
     try:
@@ -162,7 +162,7 @@ def test_a_damaged_file_is_prepared_or_refused_and_no_row_is_lost_unsaid(how, se
     path = tmp_path / "a.jsonl"
     path.write_bytes(damaged(whole("a.jsonl", tmp_path), how, seed))
     try:
-        report = prepare(Data(train=[Source(path=str(path))], unsupervised="drop"), chat("chatml"), seed=0).report
+        report = prepare_data(Data(train=[Source(path=str(path))], unsupervised="drop"), chat("chatml"), seed=0).report
     except LuthierError as error:
         assert error.where.startswith(str(path)) or error.code == "data-empty"
         return

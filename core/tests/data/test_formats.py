@@ -7,7 +7,7 @@ import json
 import pytest
 from luthier import LuthierError
 from luthier.data.formats.forms import Completion, Conversation, Document, Instruction, Tokens
-from luthier.data.formats.recognise_form import convert_row, recognise
+from luthier.data.formats.recognise_form import convert_row, recognise_format
 from luthier.data.read.row import Row
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -34,11 +34,11 @@ def convert(values, form):
 
 @pytest.mark.parametrize("form", SAMPLES)
 def test_each_format_is_recognised_by_its_columns(form):
-    assert recognise(rows_of(*[SAMPLES[form]] * 3), "a.jsonl") == form
+    assert recognise_format(rows_of(*[SAMPLES[form]] * 3), "a.jsonl") == form
 
 
 def test_an_alpaca_row_may_say_response_for_output():
-    assert recognise(rows_of({"instruction": "a", "response": "b"}), "a.jsonl") == "alpaca"
+    assert recognise_format(rows_of({"instruction": "a", "response": "b"}), "a.jsonl") == "alpaca"
     assert convert({"instruction": "a", "response": "b"}, "alpaca") == Instruction(
         instruction="a", input="", output="b", where="a.jsonl:7"
     )
@@ -48,30 +48,30 @@ def test_an_alpaca_row_may_say_response_for_output():
 def test_a_format_must_fit_95_of_the_first_100_rows(other, fits):
     rows = rows_of(*[{"other": 1}] * other, *[SAMPLES["text"]] * (100 - other), *[{"other": 1}] * 900)
     if fits:
-        assert recognise(rows, "a.jsonl") == "text"
+        assert recognise_format(rows, "a.jsonl") == "text"
         return
     with pytest.raises(
         LuthierError, match=r"text \(94 of 100\); the first that is not text is a\.jsonl:1\. "
     ) as caught:
-        recognise(rows, "a.jsonl")
+        recognise_format(rows, "a.jsonl")
     assert caught.value.code == "data-format"
 
 
 def test_rows_that_fit_two_formats_are_an_error_that_names_both_with_counts():
     with pytest.raises(LuthierError, match=r"alpaca \(2 of 2\), text \(2 of 2\)") as caught:
-        recognise(rows_of(*[{**SAMPLES["alpaca"], "text": "x"}] * 2), "a.jsonl")
+        recognise_format(rows_of(*[{**SAMPLES["alpaca"], "text": "x"}] * 2), "a.jsonl")
     assert caught.value.code == "data-format" and "data.format" in caught.value.remedy
 
 
 def test_a_mapped_column_decides_between_two_formats():
     rows = rows_of({"prompt": "a", "completion": "b", "text": "c"})
-    assert recognise(rows, "a.jsonl", {"prompt", "completion"}) == "prompt_completion"
-    assert recognise(rows, "a.jsonl", {"text"}) == "text"
+    assert recognise_format(rows, "a.jsonl", {"prompt", "completion"}) == "prompt_completion"
+    assert recognise_format(rows, "a.jsonl", {"text"}) == "text"
 
 
 def test_rows_of_no_format_list_their_columns_and_advise_a_mapping():
     with pytest.raises(LuthierError) as caught:
-        recognise(rows_of({"question": "a", "answer": "b"}), "a.jsonl")
+        recognise_format(rows_of({"question": "a", "answer": "b"}), "a.jsonl")
     assert caught.value.code == "data-format" and "columns present: answer, question" in caught.value.problem
     assert "{prompt: question, completion: answer}" in caught.value.remedy
 

@@ -7,8 +7,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from luthier.data.batches.packing import Packing, imbalance, pack, pack_ranks
-from luthier.data.batches.row_order import Order, permutation
+from luthier.data.batches.packing import Packing, measure_imbalance, pack, pack_ranks
+from luthier.data.batches.row_order import Order, order_rows
 
 
 @settings(deadline=None, max_examples=200, derandomize=True)
@@ -141,7 +141,7 @@ def test_there_are_fewer_and_fuller_micro_batches_than_upstream_makes(draw, coun
     found = pack_ranks(lengths, limit, ranks)
     assert len(found) <= upstream(lengths, limit, ranks) - fewer
     assert sum(lengths) / (len(found) * ranks * limit) >= fill
-    assert 1.0 <= imbalance(lengths, found) <= 1.028
+    assert 1.0 <= measure_imbalance(lengths, found) <= 1.028
 
 
 @settings(deadline=None, max_examples=50, derandomize=True)
@@ -160,18 +160,18 @@ def test_an_epoch_reads_every_example_once_and_the_next_in_another_order():
     assert sorted(i for s in first for i in s) == sorted(i for s in second for i in s) == list(range(25))
     assert first != second
     assert [len(s) for s in first] == [4] * 6 + [1]
-    assert permutation(25, 3, 0).tolist() != permutation(25, 4, 0).tolist()
+    assert order_rows(25, 3, 0).tolist() != order_rows(25, 4, 0).tolist()
 
 
 def test_how_evenly_ranks_are_loaded_is_among_the_numbers_of_a_run():
     import attrs
     from luthier.recipe import Recipe
     from luthier.recipe.objects import Objects
-    from luthier.training.assemble import assemble
+    from luthier.training.assemble import assemble_run
 
     rows = [{"input_ids": list(range(9, 9 + n))} for n in (40, 30, 20, 10)]
     recipe = Recipe.from_dict({"model": "demo", "data": "rows", "max_tokens_per_device": 40, "device": "cpu"})
-    setup = assemble(recipe, Objects(data=rows)).setup
+    setup = assemble_run(recipe, Objects(data=rows)).setup
     portion = next(setup.feed.portions(0))
     assert setup.balance(portion) == {}
     setup.packing = attrs.evolve(setup.packing, ranks=2)

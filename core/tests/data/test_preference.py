@@ -9,7 +9,7 @@ from luthier import LuthierError
 from luthier.data.formats.forms import Pair
 from luthier.data.formats.recognise_form import convert_row
 from luthier.data.formats.wanted import Wanted
-from luthier.data.prepare import prepare
+from luthier.data.prepare import prepare_data
 from luthier.data.read.row import Row
 from luthier.recipe.schema import Data, Source
 
@@ -190,7 +190,7 @@ def test_a_label_beside_a_completion_is_no_verdict_to_other_losses(chat, made):
 def test_csv_files_write_a_verdict_and_numbers_as_text(tmp_path, chat, value):
     (tmp_path / "a.csv").write_text(f"prompt,completion,label,margin,rank\nq,a,{value},0.5,7\n")
     wanted = Wanted(kind="unpaired", columns={"margin": "float", "rank": "int"})
-    (example,) = prepare(
+    (example,) = prepare_data(
         Data(train=[Source(path=str(tmp_path / "a.csv"))]), chat("chatml"), seed=0, wanted=wanted
     ).train
     assert example.columns == {"label": value == "true", "margin": 0.5, "rank": 7}

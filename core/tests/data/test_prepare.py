@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError
 from luthier.data.examples import IGNORED, TokenDataset, TokenExample
-from luthier.data.prepare import check_vocabulary, prepare
+from luthier.data.prepare import check_token_ids, prepare_data
 from luthier.recipe.schema import Data, Source
 
 QUIET = settings(max_examples=25, deadline=None)
@@ -152,8 +152,8 @@ def test_validation_may_have_sources_or_rows_of_its_own(chat, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "train"}\n')
     (tmp_path / "b.jsonl").write_text('{"text": "held"}\n')
     sources = {name: [Source(path=str(tmp_path / f"{name}.jsonl"))] for name in "ab"}
-    from_file = prepare(Data(train=sources["a"], validation=sources["b"]), chat(None), seed=0)
-    from_rows = prepare(Data(train=sources["a"]), chat(None), seed=0, given_validation=[{"text": "held"}])
+    from_file = prepare_data(Data(train=sources["a"], validation=sources["b"]), chat(None), seed=0)
+    from_rows = prepare_data(Data(train=sources["a"]), chat(None), seed=0, given_validation=[{"text": "held"}])
     for prepared in (from_file, from_rows):
         assert chat(None).decode(prepared.validation[0].input_ids) == "<s>held</s>"
         assert prepared.report.rows == prepared.report.validation.rows == 1
@@ -172,7 +172,7 @@ def test_sources_of_unlike_formats_are_recognised_one_by_one(chat, tmp_path):
         Source(path=str(tmp_path / "a.txt")),
         Source(path=str(tmp_path / "b.jsonl"), columns={"prompt": "question", "completion": "answer"}),
     ]
-    prepared = prepare(Data(train=sources), chat(None), seed=0)
+    prepared = prepare_data(Data(train=sources), chat(None), seed=0)
     assert [chat(None).decode(e.input_ids) for e in prepared.train] == ["<s>one</s>", "<s>two</s>", "<s>qa</s>"]
     assert prepared.report.format == "text, prompt_completion"
 
@@ -186,7 +186,7 @@ def test_a_set_format_is_not_recognised_but_held_to(chat, made):
 
 def test_given_rows_take_the_columns_of_the_recipes_source(chat):
     data = Data(train=[Source(path="rows", columns={"prompt": "q", "completion": "a"})])
-    prepared = prepare(data, chat(None), seed=0, given=[{"q": "x", "a": "y"}])
+    prepared = prepare_data(data, chat(None), seed=0, given=[{"q": "x", "a": "y"}])
     assert chat(None).decode(prepared.train[0].input_ids) == "<s>xy</s>"
 
 
@@ -231,7 +231,7 @@ def test_the_report_adds_up(lengths, chat, made):
 def test_progress_counts_every_row_of_both_sets(chat):
     seen = []
     rows = texts(*[3] * 600)
-    prepare(
+    prepare_data(
         Data(train=[Source(path="rows")], validation=0.1),
         chat(None),
         seed=0,
@@ -252,15 +252,15 @@ def test_stop_tokens_are_those_that_answers_end_with(chat, made):
 
 def test_an_id_that_the_model_has_not_is_an_error_with_its_row(chat, made):
     dataset = made([{"text": "ab"}, {"text": "cé"}], chat(None)).train
-    check_vocabulary(dataset, chat(None), int(dataset.input_ids.max()) + 1)
-    error = refused("model-vocabulary", check_vocabulary, dataset, chat(None), int(dataset.input_ids.max()))
+    check_token_ids(dataset, chat(None), int(dataset.input_ids.max()) + 1)
+    error = refused("model-vocabulary", check_token_ids, dataset, chat(None), int(dataset.input_ids.max()))
     assert error.where == "data[1]" and f"token {dataset.input_ids.max()} (" in error.problem
 
 
 @pytest.mark.parametrize(("ids", "labels"), [([5, -3], [5, 5]), ([5, 6], [5, -3]), ([5, 6], [5, 999])])
 def test_negative_ids_and_foreign_labels_are_outside_of_every_vocabulary(ids, labels, chat):
     example = TokenExample(input_ids=np.array(ids, np.int32), labels=np.array(labels, np.int32), where="a.jsonl:3")
-    error = refused("model-vocabulary", check_vocabulary, TokenDataset.of([example]), chat(None), 100)
+    error = refused("model-vocabulary", check_token_ids, TokenDataset.of([example]), chat(None), 100)
     assert error.where == "a.jsonl:3"
 
 

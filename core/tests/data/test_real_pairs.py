@@ -7,7 +7,7 @@ import pytest
 from luthier.data.batches.shared_prompts import count_saved, share_prompts
 from luthier.data.examples import IGNORED
 from luthier.data.formats.wanted import Wanted
-from luthier.data.prepare import prepare
+from luthier.data.prepare import prepare_data
 from luthier.data.read.sources import read_source
 from luthier.recipe.schema import Data, Source
 
@@ -53,7 +53,7 @@ SETS = [(pandalm, PAIRED), (ifeval, PAIRED), (taskmaster, JUDGED)]
 @pytest.mark.parametrize(("rows", "wanted"), SETS, ids=["pandalm", "ifeval", "taskmaster"])
 def test_every_row_is_a_unit_or_a_counted_drop_and_its_sides_share_their_prompt(rows, wanted, shared_data, chat):
     tokenizer, given = chat("chatml"), rows()
-    prepared = prepare(Data(train=[], max_length=100_000), tokenizer, seed=0, wanted=wanted, given=given)
+    prepared = prepare_data(Data(train=[], max_length=100_000), tokenizer, seed=0, wanted=wanted, given=given)
     units = prepared.train
     assert len(units) + prepared.report.dropped == len(given) and set(prepared.report.drops) <= {"equal_pair"}
     assert np.all(np.diff(units.index) > 0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from luthier import LuthierError
-from luthier.data.formats.recognise_form import convert_row, recognise
+from luthier.data.formats.recognise_form import convert_row, recognise_format
 from luthier.data.formats.wanted import Wanted
-from luthier.data.prepare import prepare
+from luthier.data.prepare import prepare_data
 from luthier.data.read.sources import read_source
 from luthier.recipe.schema import Data, Source
 
@@ -55,7 +55,7 @@ def source(path, **options):
 @pytest.mark.parametrize(("path", "form", "count", "columns"), TRAINED)
 def test_every_row_is_read_recognised_and_converted(path, form, count, columns, shared_data):
     rows = list(read_source(source(path, columns=columns)))
-    assert recognise(rows, path, set(columns)) == form
+    assert recognise_format(rows, path, set(columns)) == form
     assert len([convert_row(row, form) for row in rows]) == (count or len(rows))
 
 
@@ -63,7 +63,7 @@ def test_every_row_is_read_recognised_and_converted(path, form, count, columns, 
 def test_first_rows_are_tokenised_with_their_answers_supervised(path, form, count, columns, shared_data, chat, answers):
     tokenizer = chat("qwen")
     data = Data(train=[source(path, columns=columns, max_rows=20)], max_length=200_000)
-    prepared = prepare(data, tokenizer, seed=0)
+    prepared = prepare_data(data, tokenizer, seed=0)
     assert prepared.report.format == form and prepared.report.examples == prepared.report.rows
     stop = "</s>" if form in ("text", "prompt_completion") else "<|im_end|>"
     for example in prepared.train:
@@ -73,7 +73,7 @@ def test_first_rows_are_tokenised_with_their_answers_supervised(path, form, coun
 
 @pytest.mark.parametrize(("path", "unit"), PLAIN)
 def test_plain_text_is_prepared_whole(path, unit, shared_data, chat):
-    report = prepare(Data(train=[source(path, max_rows=400)], text_unit=unit), chat(None), seed=0).report
+    report = prepare_data(Data(train=[source(path, max_rows=400)], text_unit=unit), chat(None), seed=0).report
     assert report.format == "text" and report.examples >= report.rows and not report.drops
 
 
@@ -81,7 +81,7 @@ def test_plain_text_is_prepared_whole(path, unit, shared_data, chat):
 def test_pairs_have_a_prompt_and_two_answers(path, count, shared_data, chat, answers):
     tokenizer = chat("qwen")
     data = Data(train=[source(path)], max_length=200_000)
-    pairs = prepare(data, tokenizer, seed=0, wanted=PAIRED).train
+    pairs = prepare_data(data, tokenizer, seed=0, wanted=PAIRED).train
     assert len(pairs) == count and pairs.names == ("chosen", "rejected")
     sides = [(side, answers(side, tokenizer)) for pair in pairs for side in pair.by_name().values()]
     assert all(len(found) == 1 and found[0] in tokenizer.decode(side.input_ids) for side, found in sides)
@@ -90,29 +90,31 @@ def test_pairs_have_a_prompt_and_two_answers(path, count, shared_data, chat, ans
 
 def test_a_broken_pair_of_a_real_file_is_named(shared_data, chat):
     with pytest.raises(LuthierError, match="found True") as caught:
-        prepare(Data(train=[source("pandalm/derived_pairs.jsonl")]), chat(None), seed=0, wanted=PAIRED)
+        prepare_data(Data(train=[source("pandalm/derived_pairs.jsonl")]), chat(None), seed=0, wanted=PAIRED)
     assert caught.value.code == "data-row" and "derived_pairs.jsonl:101" in caught.value.where
-    kept = prepare(Data(train=[source("pandalm/derived_pairs.jsonl", max_rows=100)]), chat(None), seed=0, wanted=PAIRED)
+    kept = prepare_data(
+        Data(train=[source("pandalm/derived_pairs.jsonl", max_rows=100)]), chat(None), seed=0, wanted=PAIRED
+    )
     assert kept.report.rows == 100
 
 
 @pytest.mark.parametrize("path", NO_FORMAT)
 def test_a_file_of_another_shape_is_refused_with_its_columns(path, shared_data, chat):
     with pytest.raises(LuthierError, match="columns present") as caught:
-        prepare(Data(train=[source(path)]), chat("qwen"), seed=0)
+        prepare_data(Data(train=[source(path)]), chat("qwen"), seed=0)
     assert caught.value.code == "data-format"
 
 
 @pytest.mark.parametrize("path", NO_ANSWER)
 def test_prompts_without_answer_are_refused_by_their_first_row(path, shared_data, chat):
     with pytest.raises(LuthierError) as caught:
-        prepare(Data(train=[source(path)]), chat("qwen"), seed=0)
+        prepare_data(Data(train=[source(path)]), chat("qwen"), seed=0)
     assert caught.value.code == "data-unsupervised" and caught.value.where.endswith(".jsonl:1")
 
 
 def test_chatml_text_and_the_messages_it_was_made_from_give_the_same_tokens(shared_data, chat):
     sets = [
-        prepare(Data(train=[source(f"provider_samples/{name}")]), chat("chatml"), seed=0).train
+        prepare_data(Data(train=[source(f"provider_samples/{name}")]), chat("chatml"), seed=0).train
         for name in ("derived_chatml.txt", "tinker_conversations.jsonl")
     ]
     assert sets[0].fingerprint == sets[1].fingerprint

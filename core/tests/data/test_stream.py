@@ -5,9 +5,9 @@ import itertools
 import json
 
 import pytest
-from luthier.data.batches.row_order import permutation
+from luthier.data.batches.row_order import order_rows
 from luthier.data.formats.wanted import Wanted
-from luthier.data.prepare import prepare
+from luthier.data.prepare import prepare_data
 from luthier.data.stream import row_stream as streams
 from luthier.data.stream.stream_feed import StreamFeed
 from luthier.errors import LuthierError
@@ -36,7 +36,7 @@ def data_of(folder, **options):
 
 
 def feed_of(data, *, batch=4, buffer=8, seed=0, given=None, **limits):
-    made = prepare(data, TOKENIZER, seed=seed, given=given)
+    made = prepare_data(data, TOKENIZER, seed=seed, given=given)
     return StreamFeed(stream=made.train, batch=batch, seed=seed, buffer=buffer, **limits)
 
 
@@ -51,7 +51,7 @@ def tokens(portions):
 @pytest.mark.parametrize("buffer", [1, 3, 8, 100])
 def test_an_epoch_gives_every_row_once_as_it_is_made_in_memory(files, buffer):
     portions = list(feed_of(data_of(files), buffer=buffer, epochs=1).portions(0))
-    whole = prepare(data_of(files, streaming=False), TOKENIZER, seed=0).train
+    whole = prepare_data(data_of(files, streaming=False), TOKENIZER, seed=0).train
     assert sorted(tokens(portions)) == sorted(example.input_ids.tolist() for example in whole)
     assert [len(p.examples) for p in portions] == [4] * 9
     assert [p.last for p in portions] == [False] * 8 + [True]
@@ -68,7 +68,7 @@ def test_the_order_is_a_function_of_the_seed(files):
 
 
 def test_without_a_buffer_rows_keep_their_order_and_files_take_turns(files):
-    order = permutation(3, 2, 0).tolist()
+    order = order_rows(3, 2, 0).tolist()
     found = list(itertools.chain(*steps(feed_of(data_of(files), buffer=1, seed=2, epochs=1).portions(0))))
     names = [name for name, _ in itertools.groupby(found, lambda where: where.rpartition("/")[2].partition(":")[0])]
     assert names == [["a.jsonl", "b.jsonl.gz", "c.csv"][i] for i in order]
@@ -80,7 +80,7 @@ def test_without_a_buffer_rows_keep_their_order_and_files_take_turns(files):
 def test_a_row_is_never_drawn_before_the_buffer_could_hold_it(files):
     """Shuffling is as far as the buffer goes: row r comes at draw r - buffer + 1 at the earliest."""
     found = list(itertools.chain(*steps(feed_of(data_of(files), buffer=6, seed=3, epochs=1).portions(0))))
-    read = [where for unit in permutation(3, 3, 0) for where in sorted(
+    read = [where for unit in order_rows(3, 3, 0) for where in sorted(
         {w for w in found if f"/{'abc'[unit]}." in w}, key=lambda where: int(where.rpartition(":")[2]))]  # fmt: skip
     moved = [draw - read.index(where) for draw, where in enumerate(found)]
     assert min(moved) >= -5
@@ -196,11 +196,11 @@ def test_columns_and_formats_of_each_source_are_its_own(files, tmp_path):
         Source(path=str(files / "c.csv"), columns={"text": "prompt"}, max_rows=2),
         Source(path=str(tmp_path / "d.txt")),
     ]
-    made = prepare(Data(train=sources, streaming=True, text_unit="line"), TOKENIZER, seed=0)
+    made = prepare_data(Data(train=sources, streaming=True, text_unit="line"), TOKENIZER, seed=0)
     assert made.report.format == "text"
     assert {form for _, form in made.train.units} == {"text"}
     mixed = [Source(path=str(files / "a.jsonl")), Source(path=str(tmp_path / "d.txt"))]
-    made = prepare(Data(train=mixed, streaming=True), TOKENIZER, seed=0)
+    made = prepare_data(Data(train=mixed, streaming=True), TOKENIZER, seed=0)
     assert made.report.format == "prompt_completion, text"
     feed = StreamFeed(stream=made.train, batch=50, seed=0, buffer=50, epochs=1)
     (portion,) = feed.portions(0)
@@ -216,7 +216,7 @@ def test_a_broken_row_is_named_when_it_is_reached(files, processes):
         for portion in feed.portions(0):
             seen += portion.examples
     assert caught.value.where == f"{files}/c.csv:7"
-    before = permutation(3, 5, 0).tolist().index(2)
+    before = order_rows(3, 5, 0).tolist().index(2)
     assert len(seen) >= [0, 4, 28][before]  # whatever was read before it
 
 
@@ -259,7 +259,7 @@ def test_a_stream_is_another_with_other_options_or_another_tokenizer(files):
     prints = {feed_of(data_of(files, **o)).stream.fingerprint for o in ({}, {"max_length": 9}, {"train_on": "all"})}
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["more"])
-    prints.add(prepare(data_of(files), tokenizer, seed=0).train.fingerprint)
+    prints.add(prepare_data(data_of(files), tokenizer, seed=0).train.fingerprint)
     assert len(prints) == 4
     reading = feed_of(data_of(files, shuffle_buffer=3, num_proc=2, cache=False)).stream.fingerprint
     assert reading in prints
@@ -278,7 +278,7 @@ def test_a_stream_is_another_with_other_options_or_another_tokenizer(files):
 def test_what_a_stream_cannot_do_is_refused_with_what_to_do(options, given, code, where):
     data = Data(train=[Source(path="rows.jsonl")] if given is None else [], streaming=True, **options)
     with pytest.raises(LuthierError) as caught:
-        prepare(data, TOKENIZER, seed=0, given=given)
+        prepare_data(data, TOKENIZER, seed=0, given=given)
     assert (caught.value.code, caught.value.where) == (code, where)
     assert caught.value.remedy
 
@@ -287,7 +287,7 @@ def test_validation_rows_of_a_stream_are_held_in_memory(files):
     data = Data(
         train=[Source(path=str(files / "a.jsonl"))], validation=[Source(path=str(files / "c.csv"))], streaming=True
     )
-    prepared = prepare(data, TOKENIZER, seed=0)
+    prepared = prepare_data(data, TOKENIZER, seed=0)
     assert len(prepared.validation) == 5
     assert prepared.report.validation.rows == 5
     assert prepared.report.rows == 20
@@ -307,7 +307,7 @@ def test_looking_at_a_stream_reads_only_its_beginning():
     from luthier.data.inspect_examples import inspect
 
     rows = endless_rows()
-    prepared = prepare(Data(train=[], streaming=True), TOKENIZER, seed=0, given=rows)
+    prepared = prepare_data(Data(train=[], streaming=True), TOKENIZER, seed=0, given=rows)
     found = inspect(prepared, TOKENIZER, 2)
     assert len(found.examples) == 2
     assert found.report.rows == 100
@@ -329,8 +329,8 @@ def test_streamed_pairs_are_those_of_rows_in_memory_and_go_on_from_any_state(tmp
         lines = [json.dumps(row) + "\n" for row in pair_rows(9, 9 * (name == "b"))]
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
     sources = [Source(path=str(tmp_path / "*.jsonl"))]
-    whole = prepare(Data(train=sources, cache=False), TOKENIZER, seed=0, wanted=PAIRED).train
-    stream = prepare(Data(train=sources, streaming=True), TOKENIZER, seed=0, wanted=PAIRED).train
+    whole = prepare_data(Data(train=sources, cache=False), TOKENIZER, seed=0, wanted=PAIRED).train
+    stream = prepare_data(Data(train=sources, streaming=True), TOKENIZER, seed=0, wanted=PAIRED).train
     settings = {"stream": stream, "batch": 4, "seed": 0, "buffer": 5, "epochs": 2}
     portions = list(StreamFeed(**settings).portions(0))
     first = [e for p in portions[: len(portions) // 2] for e in p.examples]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError
-from luthier.data.batches.batch import collate
+from luthier.data.batches.batch import collate_examples
 from luthier.data.examples import IGNORED
 from luthier.data.tokenise.encode import Encoder
 
@@ -123,7 +123,7 @@ def test_a_prompt_for_generation_has_the_tokens_that_training_saw(template, made
 def test_labels_are_unshifted_and_only_the_batch_shifts(made, chat):
     rows = [{"prompt": "a", "completion": "b"}, {"text": "c"}]
     train = made([rows[0]], chat("chatml")).train
-    batch = collate([train[0], made([rows[1]], chat("chatml")).train[0]])
+    batch = collate_examples([train[0], made([rows[1]], chat("chatml")).train[0]])
     ids = batch.input_ids.tolist()
     taught = [(ids[batch.previous[t]], ids[t], batch.labels[t].item()) for t in batch.supervised]
     a, b, c = chat("chatml")("abc", add_special_tokens=False)["input_ids"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError, Passage
-from luthier.data.batches.batch import chain_of, collate
+from luthier.data.batches.batch import chain_of, collate_examples
 from luthier.data.batches.layout import UnitLayout
 from luthier.data.batches.packing import Packing
 from luthier.data.batches.shared_prompts import count_saved, share_prompts
@@ -51,7 +51,7 @@ def read(batch):
 @settings(deadline=None)
 @given(st.lists(units, min_size=1, max_size=4))
 def test_shared_prompts_leave_every_document_its_tokens_positions_and_labels(drawn):
-    plain, shared = collate(drawn), collate([share_prompts(one) for one in drawn])
+    plain, shared = collate_examples(drawn), collate_examples([share_prompts(one) for one in drawn])
     assert read(plain) == read(shared)
     assert plain.num_tokens - shared.num_tokens == count_saved(drawn).sum()
     assert len(plain.supervised) == len(shared.supervised) == sum(share_prompts(one).num_supervised for one in drawn)
@@ -80,7 +80,7 @@ def test_no_unit_is_ever_divided(drawn, limit, ranks, on):
     seen = []
     for bins in packing.spread(packing.sizes(drawn)):
         for own in filter(None, bins):
-            batch = collate([drawn[i] for i in own])
+            batch = collate_examples([drawn[i] for i in own])
             assert on or batch.num_units == 1
             assert batch.num_tokens <= max(limit, *packing.sizes(drawn))
             for number, index in enumerate(batch.index.tolist()):
@@ -107,7 +107,7 @@ def judged(count):
 def test_a_loss_adds_documents_that_share_the_prompt_of_their_unit():
     laid = UnitLayout(max_length=6, arrange=mismatched, shares_prompts=True).lay_out(judged(3))
     assert (laid.derived, laid.cut) == (3, 0)
-    batch = collate(laid.examples)
+    batch = collate_examples(laid.examples)
     texts = {(name, i): tokens for i, name, tokens, _ in read(batch)}
     assert texts["mismatched", 0] == [1, 2, 0, 7, 1, 9] and texts["mismatched", 2] == [1, 2, 2, 7, 0, 9]
     assert texts["text", 1] == [1, 2, 1, 7, 1, 9] and batch.columns["label"].tolist() == [True] * 3

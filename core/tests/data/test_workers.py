@@ -6,10 +6,18 @@ import signal
 
 import pytest
 from luthier.data.formats.recognise_form import convert_row
-from luthier.data.prepare import prepare
+from luthier.data.prepare import prepare_data
 from luthier.data.read.row import Row
 from luthier.data.tokenise.examples_of_rows import CHUNK, Maker
-from luthier.data.tokenise.workers import Workers, can_fork, chunks, forked, processes, started, working
+from luthier.data.tokenise.workers import (
+    Workers,
+    can_fork,
+    count_processes,
+    cut_chunks,
+    forked,
+    started,
+    working_processes,
+)
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Data, Source
 
@@ -36,7 +44,7 @@ def forms():
 
 @pytest.fixture(scope="module")
 def expected(maker, forms):
-    return [maker.make(part) for part in chunks(forms)]
+    return [maker.make(part) for part in cut_chunks(forms)]
 
 
 def same(found, expected):
@@ -49,15 +57,19 @@ def same(found, expected):
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_any_number_of_processes_gives_what_one_gives_in_its_order(maker, forms, expected, count):
     with Workers(maker, count, lambda others: forked(maker, others)) as workers:
-        assert same(list(workers.made(chunks(forms))), expected)
-        assert same(list(workers.made(chunks(forms[: CHUNK + 1]))), [expected[0], maker.make(forms[CHUNK : CHUNK + 1])])
+        assert same(list(workers.made(cut_chunks(forms))), expected)
+        assert same(
+            list(workers.made(cut_chunks(forms[: CHUNK + 1]))), [expected[0], maker.make(forms[CHUNK : CHUNK + 1])]
+        )
 
 
 def test_a_preparation_by_two_processes_is_that_by_one(chat):
     rows = chats(3 * CHUNK)
     data = [Data(train=[Source(path="rows")], unsupervised="drop", num_proc=n, cache=False) for n in (1, 2)]
     seen = []
-    one, other = (prepare(d, chat("chatml"), seed=0, given=rows, progress=lambda *now: seen.append(now)) for d in data)
+    one, other = (
+        prepare_data(d, chat("chatml"), seed=0, given=rows, progress=lambda *now: seen.append(now)) for d in data
+    )
     assert one.train.fingerprint == other.train.fingerprint
     assert one.report == other.report
     assert one.report.drops == {"unsupervised": 16}
@@ -67,9 +79,9 @@ def test_a_preparation_by_two_processes_is_that_by_one(chat):
 def test_the_error_is_that_of_the_first_broken_row_whoever_meets_it_first(chat, maker, forms):
     strict = Maker.of(Data(train=[], unsupervised="error"), chat("chatml"))
     with pytest.raises(LuthierError) as one:
-        list(map(strict.make, chunks(forms)))
+        list(map(strict.make, cut_chunks(forms)))
     with Workers(strict, 3, lambda others: forked(strict, others)) as workers, pytest.raises(LuthierError) as other:
-        list(workers.made(chunks(forms)))
+        list(workers.made(cut_chunks(forms)))
     assert str(other.value) == str(one.value)
     assert other.value.where == "rows[7]"
     broken = [*forms[:300], "no form", *forms[300:]]
@@ -77,7 +89,7 @@ def test_the_error_is_that_of_the_first_broken_row_whoever_meets_it_first(chat, 
         Workers(maker, 2, lambda others: forked(maker, others)) as workers,
         pytest.raises(RuntimeError, match="no attr"),
     ):
-        list(workers.made(chunks(broken)))
+        list(workers.made(cut_chunks(broken)))
 
 
 def killed(hand):
@@ -94,7 +106,7 @@ def test_the_rows_of_a_process_that_was_killed_are_done_again_and_that_is_said(m
         return killed(hand) if len(begun) == 2 else hand
 
     with Workers(maker, 3, start) as workers:
-        assert same(list(workers.made(chunks(forms))), expected)
+        assert same(list(workers.made(cut_chunks(forms))), expected)
     assert len(begun) == 4
     told = capsys.readouterr().err
     assert told.count("died, its rows are done again") == 1
@@ -104,7 +116,7 @@ def test_the_rows_of_a_process_that_was_killed_are_done_again_and_that_is_said(m
 def test_rows_that_kill_their_process_twice_are_named(maker, forms):
     with Workers(maker, 2, lambda others: killed(forked(maker, others))) as workers:
         with pytest.raises(LuthierError) as caught:
-            list(workers.made(chunks(forms)))
+            list(workers.made(cut_chunks(forms)))
         pids = [hand.process.pid for hand in workers._hands]
     assert caught.value.code == "data-worker"
     assert f"rows 1 to {CHUNK} died twice (signal 9)" in str(caught.value)
@@ -121,7 +133,7 @@ def test_no_process_outlives_its_parent(maker, forms):
     if parent == 0:
         with contextlib.suppress(BaseException):
             workers = Workers(maker, 3, lambda others: forked(maker, others)).__enter__()
-            next(workers.made(chunks(forms)))
+            next(workers.made(cut_chunks(forms)))
             os.kill(os.getpid(), signal.SIGKILL)
         os._exit(1)
     os.close(writing)
@@ -133,7 +145,7 @@ def test_no_process_outlives_its_parent(maker, forms):
 def test_processes_that_are_started_afresh_give_the_same(maker, forms, expected, tmp_path):
     maker.encoder.tokenizer.save_pretrained(tmp_path)
     with Workers(maker, 1, lambda others: started(str(tmp_path), DATA, others)) as workers:
-        assert same(list(workers.made(chunks(forms))), expected)
+        assert same(list(workers.made(cut_chunks(forms))), expected)
 
 
 def test_where_another_thread_runs_processes_are_started_afresh(maker):
@@ -145,7 +157,7 @@ def test_where_another_thread_runs_processes_are_started_afresh(maker):
     thread.start()
     try:
         assert not can_fork()
-        with working(maker, 1) as workers:
+        with working_processes(maker, 1) as workers:
             assert isinstance(workers._hands[0].process.args, list)
     finally:
         waiting.set()
@@ -165,7 +177,7 @@ def test_a_tokenizer_that_its_files_do_not_hold_is_used_by_this_process_alone(ca
     thread = threading.Thread(target=waiting.wait)
     thread.start()
     try:
-        with working(Maker.of(DATA, tokenizer), 2) as workers:
+        with working_processes(Maker.of(DATA, tokenizer), 2) as workers:
             assert workers is None
     finally:
         waiting.set()
@@ -175,9 +187,9 @@ def test_a_tokenizer_that_its_files_do_not_hold_is_used_by_this_process_alone(ca
 
 def test_the_number_of_processes_is_what_was_asked_for_or_what_pays(monkeypatch):
     cores = len(os.sched_getaffinity(0))
-    assert processes(100, None) == processes(1999, None) == 1
-    assert processes(10**6, None) == min(cores, 16)
-    assert processes(10**6, 3) == 3
-    assert processes(CHUNK, 3) == 1
+    assert count_processes(100, None) == count_processes(1999, None) == 1
+    assert count_processes(10**6, None) == min(cores, 16)
+    assert count_processes(10**6, 3) == 3
+    assert count_processes(CHUNK, 3) == 1
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(cores))
-    assert processes(10**6, None) == 1
+    assert count_processes(10**6, None) == 1

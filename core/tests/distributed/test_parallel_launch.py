@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from luthier.cli.screen.launch_ranks import without
 from luthier.distributed import outcome
-from luthier.distributed.launch import Launch, arguments, flags
-from luthier.distributed.world import attributes, is_lost, lost
+from luthier.distributed.launch import Launch, arguments, launch_flags
+from luthier.distributed.world import error_attributes, is_lost, lost
 from luthier.errors import LuthierError
 
 
@@ -82,13 +82,15 @@ OURS = st.sampled_from([["--nproc-per-node", "2"], ["--nnodes=3"], ["--rdzv-id",
 
 @given(WORDS, OURS, WORDS)
 def test_the_command_is_passed_on_without_these_flags(before, ours, after):
-    assert without([*before, *ours, *after], flags()) == [*before, *after]
+    assert without([*before, *ours, *after], launch_flags()) == [*before, *after]
 
 
 def test_the_first_error_that_is_a_processs_own_is_told(tmp_path):
-    outcome.leave(tmp_path, 0, "error", attributes(lost(RuntimeError("Connection closed by peer"))))
-    outcome.leave(tmp_path, 1, "error", attributes(LuthierError("data-row", "is broken", where="rows.jsonl:3")))
-    error = outcome.failure(tmp_path, {0: 1, 1: 2})
+    outcome.leave_outcome(tmp_path, 0, "error", error_attributes(lost(RuntimeError("Connection closed by peer"))))
+    outcome.leave_outcome(
+        tmp_path, 1, "error", error_attributes(LuthierError("data-row", "is broken", where="rows.jsonl:3"))
+    )
+    error = outcome.find_failure(tmp_path, {0: 1, 1: 2})
     assert (error.code, error.where) == ("data-row", "rows.jsonl:3")
 
 
@@ -101,28 +103,28 @@ def test_the_first_error_that_is_a_processs_own_is_told(tmp_path):
     ],
 )
 def test_who_was_killed_is_named(tmp_path, ends, told):
-    outcome.leave(tmp_path, 0, "error", attributes(lost(RuntimeError("Connection closed by peer"))))
-    error = outcome.failure(tmp_path, ends)
+    outcome.leave_outcome(tmp_path, 0, "error", error_attributes(lost(RuntimeError("Connection closed by peer"))))
+    error = outcome.find_failure(tmp_path, ends)
     assert error.code == "distributed-lost"
     assert told in str(error)
     assert "--max-restarts" in str(error)
 
 
 def test_an_answer_is_rank_0s_and_a_stop_is_everyones(tmp_path):
-    outcome.leave(tmp_path, 1, "answer", {"of": 1})
-    assert outcome.ended(tmp_path) == {}
-    outcome.leave(tmp_path, 0, "answer", {"of": 0})
-    assert outcome.ended(tmp_path) == {"of": 0}
-    outcome.leave(tmp_path, 0, "stopped", {"status": 130, "told": "stopped by SIGINT after step 3"})
+    outcome.leave_outcome(tmp_path, 1, "answer", {"of": 1})
+    assert outcome.read_outcome(tmp_path) == {}
+    outcome.leave_outcome(tmp_path, 0, "answer", {"of": 0})
+    assert outcome.read_outcome(tmp_path) == {"of": 0}
+    outcome.leave_outcome(tmp_path, 0, "stopped", {"status": 130, "told": "stopped by SIGINT after step 3"})
     with pytest.raises(outcome.Stopped, match="after step 3") as caught:
-        outcome.ended(tmp_path)
+        outcome.read_outcome(tmp_path)
     assert caught.value.exit_status == 130
 
 
 def test_a_start_forgets_how_the_one_before_it_ended(tmp_path):
-    outcome.leave(tmp_path, 0, "error", {"code": "data-row"})
-    outcome.leave(tmp_path, 1, "error", {"code": "data-row"})
-    outcome.arrive(tmp_path, 0)
+    outcome.leave_outcome(tmp_path, 0, "error", {"code": "data-row"})
+    outcome.leave_outcome(tmp_path, 1, "error", {"code": "data-row"})
+    outcome.announce_rank(tmp_path, 0)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["error-1.json", "pid-0"]
 
 
@@ -130,9 +132,9 @@ def test_a_signal_is_handed_on_to_whoever_has_arrived(tmp_path):
     heard = []
     before = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
     try:
-        outcome.arrive(tmp_path, 0)
+        outcome.announce_rank(tmp_path, 0)
         (tmp_path / "pid-1").write_text("999999999")
-        outcome.forward(tmp_path, signal.SIGUSR1)
+        outcome.forward_signal(tmp_path, signal.SIGUSR1)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert heard == [signal.SIGUSR1]

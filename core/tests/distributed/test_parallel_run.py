@@ -7,7 +7,7 @@ import signal
 import luthier
 import pytest
 import torch
-from luthier.distributed.agreement import here
+from luthier.distributed.agreement import local_callbacks
 from luthier.distributed.world import World
 from luthier.errors import LuthierError
 from luthier.runs.writing.active_run import Interrupted
@@ -126,7 +126,7 @@ def test_what_one_rank_asks_for_all_do(given, rows, tmp_path):
 
 
 def test_only_callbacks_that_say_so_run_on_other_ranks():
-    assert here({"a": Asking(1, None), "b": luthier.on(step_ended=lambda: None)}).keys() == {"a"}
+    assert local_callbacks({"a": Asking(1, None), "b": luthier.on(step_ended=lambda: None)}).keys() == {"a"}
 
 
 def interrupted(settings):

@@ -8,16 +8,16 @@ from luthier.builtin import Full
 from luthier.builtin.full import FullTuning
 from luthier.distributed.world import World
 from luthier.errors import LuthierError
-from luthier.model.weights.shard_tensors import whole
+from luthier.model.weights.shard_tensors import whole_tensor
 from luthier.plugins.contracts.values import LossOutput
-from luthier.randomness import kept
+from luthier.randomness import keep_randomness
 from luthier.recipe import Recipe
 from luthier.recipe.objects import Objects
 from luthier.step.over_batches import begin_loss
-from luthier.step.update import accumulate, update
+from luthier.step.update import accumulate_gradients, update_weights
 from luthier.testing.ranks import in_ranks
 from luthier.testing.worlds import save_tiny_model, tiny_model, tiny_tokenizer
-from luthier.training.assemble import assemble
+from luthier.training.assemble import assemble_run
 
 LORA = {"name": "lora", "r": 4, "lora_dropout": 0.0, "target_modules": "all-linear", "init_lora_weights": False}
 FULL = {"name": "full"}
@@ -35,17 +35,17 @@ class Setting:
 
     def assembled(self, world=None):
         objects = Objects(data=self.rows, **self.objects)
-        with kept():
-            return assemble(Recipe.from_dict(self.settings), objects, world=world or World.current())
+        with keep_randomness():
+            return assemble_run(Recipe.from_dict(self.settings), objects, world=world or World.current())
 
 
 def gradients(setting):
     """Of the first step: every parameter's gradient, the loss, and how many turns there were, and how many idle."""
     setup = setting.assembled().setup
     batches = list(setup.micro_batches(next(iter(setup.feed.portions(0)))))
-    meter = accumulate(setup, 0, batches)
+    meter = accumulate_gradients(setup, 0, batches)
     named = [pair for g in setup.adapter.groups() for pair in zip(g.names, g.parameters, strict=True)]
-    found = {name: whole(p.grad) for name, p in named if p.grad is not None}
+    found = {name: whole_tensor(p.grad) for name, p in named if p.grad is not None}
     turns = {"turns": len(batches), "idle": sum(b.idle for b in batches)}
     return {"gradients": found, "loss": meter.loss, "metrics": meter.pairs(), **turns}
 
@@ -138,9 +138,9 @@ class Decaying(FullTuning):
 
 def stepped(setting):
     setup = setting.assembled().setup
-    done = update(setup, 0, next(iter(setup.feed.portions(0))))
+    done = update_weights(setup, 0, next(iter(setup.feed.portions(0))))
     return {"loss": done.loss, "norm": done.grad_norm, "tokens": [done.tokens, done.supervised_tokens, done.documents],
-            "weights": {n: whole(p).detach() for n, p in setup.model.named_parameters()}}  # fmt: skip
+            "weights": {n: whole_tensor(p).detach() for n, p in setup.model.named_parameters()}}  # fmt: skip
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from luthier.distributed.broadcast import shared
-from luthier.distributed.join import backend_for, device_name, join
-from luthier.distributed.store import claimed
+from luthier.distributed.broadcast import broadcast_tree
+from luthier.distributed.join import backend_for, device_name, join_world
+from luthier.distributed.store import claim_first
 from luthier.distributed.turns import first_here
-from luthier.distributed.world import World, added
+from luthier.distributed.world import World, add_numbers
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Distributed
 from luthier.testing.ranks import in_ranks
@@ -69,7 +69,7 @@ def test_a_process_alone_is_a_world_of_one(monkeypatch):
     assert world.sum_numbers({"a": 1.5}) == {"a": 1.5}
     assert world.broadcast([1]) == [1]
     assert not world.any(False)
-    assert join(Distributed()) == world
+    assert join_world(Distributed()) == world
 
 
 def test_the_environment_of_a_launcher_tells_who_one_is(monkeypatch):
@@ -86,14 +86,14 @@ def test_an_environment_that_is_not_whole_is_told(monkeypatch):
     with pytest.raises(
         LuthierError, match="MASTER_ADDR, MASTER_PORT not set.*luthier train --nproc-per-node"
     ) as caught:
-        join(Distributed())
+        join_world(Distributed())
     assert caught.value.code == "distributed-setup"
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(NUMBERS, min_size=1, max_size=4))
 def test_numbers_are_added_by_name_whoever_has_them(parts):
-    total = added(parts)
+    total = add_numbers(parts)
     assert total.keys() == {name for part in parts for name in part}
     for name, value in total.items():
         expected = sum(part[name] for part in parts if name in part)
@@ -124,7 +124,7 @@ def test_a_rank_that_falls_silent_counts_as_lost_after_the_timeout():
     ends = os.pipe()
 
     def work():
-        world = join(Distributed(timeout=1.0), "cpu")
+        world = join_world(Distributed(timeout=1.0), "cpu")
         assert (world.size, world.backend) == (2, "gloo")
         if world.is_main:
             with pytest.raises(LuthierError) as caught:
@@ -138,7 +138,7 @@ def test_a_rank_that_falls_silent_counts_as_lost_after_the_timeout():
 
 def test_what_one_rank_decides_may_take_longer_than_the_timeout():
     def work():
-        world = join(Distributed(timeout=1.0), "cpu")
+        world = join_world(Distributed(timeout=1.0), "cpu")
         return world.decide(lambda: select.select([], [], [], 1.5) and "at last")
 
     assert in_ranks(2, work, joined=False) == ["at last"] * 2
@@ -158,8 +158,8 @@ def test_one_rank_of_a_machine_goes_first_also_where_it_fails(tmp_path):
 
 
 def test_what_every_rank_would_say_is_said_once():
-    assert sorted(in_ranks(3, lambda: claimed("the same"))) == [False, False, True]
-    assert claimed("alone")
+    assert sorted(in_ranks(3, lambda: claim_first("the same"))) == [False, False, True]
+    assert claim_first("alone")
 
 
 def test_a_tree_that_rank_0_has_read_is_everyones_to_the_bit():
@@ -170,7 +170,7 @@ def test_a_tree_that_rank_0_has_read_is_everyones_to_the_bit():
     }
 
     def read():
-        return shared(World.current(), lambda: held if World.current().is_main else {}[0])
+        return broadcast_tree(World.current(), lambda: held if World.current().is_main else {}[0])
 
     for tree in in_ranks(2, read):
         assert tree["half"].dtype is torch.bfloat16

@@ -9,19 +9,19 @@ from luthier.runs.writing.record import read_record
 
 
 def test_auto_is_a_device_that_is_here():
-    assert str(devices.choose("auto")) in devices.available()
+    assert str(devices.choose_device("auto")) in devices.list_devices()
 
 
-@pytest.mark.parametrize("name", ["cpu", *devices.available()])
+@pytest.mark.parametrize("name", ["cpu", *devices.list_devices()])
 def test_what_is_here_is_honoured(name):
-    assert str(devices.choose(name)) == name
-    torch.zeros(1, device=devices.choose(name))
+    assert str(devices.choose_device(name)) == name
+    torch.zeros(1, device=devices.choose_device(name))
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "mps" if torch.cuda.is_available() else "cuda", "tpu"])
 def test_what_is_not_here_is_refused_with_what_is(name):
     with pytest.raises(LuthierError) as caught:
-        devices.choose(name)
+        devices.choose_device(name)
     assert caught.value.code == "device-unavailable"
     assert "cpu" in caught.value.remedy
 

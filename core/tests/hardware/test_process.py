@@ -11,7 +11,7 @@ from luthier.errors import LuthierError
 from luthier.hardware import allocator, threads
 from luthier.hardware import matmul as products
 from luthier.hardware.process_settings import Process
-from luthier.hardware.threads import Cores, Glance, choose
+from luthier.hardware.threads import Cores, Glance, choose_threads
 from luthier.runs.writing.record import read_record
 
 
@@ -29,7 +29,7 @@ from luthier.runs.writing.record import read_record
     ],
 )
 def test_threads_are_the_free_physical_cores(cores, hidden, ranks, expected):
-    assert choose(cores, hidden, ranks)[0] == expected
+    assert choose_threads(cores, hidden, ranks)[0] == expected
 
 
 @given(
@@ -37,7 +37,7 @@ def test_threads_are_the_free_physical_cores(cores, hidden, ranks, expected):
     hidden=st.integers(1, 9999), ranks=st.integers(1, 16),
 )  # fmt: skip
 def test_there_is_always_a_thread_and_never_more_than_cores(physical, quota, busy, hidden, ranks):
-    count, reason = choose(Cores(physical=physical, quota=quota, busy=busy), hidden, ranks)
+    count, reason = choose_threads(Cores(physical=physical, quota=quota, busy=busy), hidden, ranks)
     assert 1 <= count <= physical
     assert count == 1 or quota is None or count <= quota
     assert reason
@@ -76,7 +76,7 @@ def test_what_this_process_does_is_not_taken_for_others_work():
         sum(range(10_000))
     others = began.busy()
     assert 0.0 <= others <= 1.0
-    assert others <= 1.0 - 0.5 * (sum(os.times()[:4]) - began.ours) / (0.3 * len(threads.allowed()))
+    assert others <= 1.0 - 0.5 * (sum(os.times()[:4]) - began.ours) / (0.3 * len(threads.allowed_processors()))
 
 
 def test_a_short_glance_says_nothing():
@@ -84,15 +84,15 @@ def test_a_short_glance_says_nothing():
 
 
 def test_products_are_as_exact_by_either_library_or_the_other_is_not_used():
-    setting, reason = products.choose(4096)
+    setting, reason = products.choose_matmul(4096)
     assert products.error_of(setting) < products.EXACT
     assert reason
-    assert products.choose(144)[0] == products.DEFAULT
+    assert products.choose_matmul(144)[0] == products.DEFAULT
 
 
 def test_freed_memory_is_kept_only_where_the_library_and_the_model_are_such():
-    assert not allocator.choose(32)[0]
-    with allocator.keeping(allocator.choose(4096)[0]):
+    assert not allocator.choose_keeping(32)[0]
+    with allocator.keeping_memory(allocator.choose_keeping(4096)[0]):
         kept = torch.zeros(1 << 22)
     assert float(kept.sum()) == 0.0
 

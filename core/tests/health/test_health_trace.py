@@ -6,7 +6,7 @@ import luthier
 import pytest
 import torch
 from luthier.errors import LuthierError
-from luthier.model.nonfinite import SHOWN, Finding, kind
+from luthier.model.nonfinite import SHOWN, Finding, describe_nonfinite
 from luthier.plugins.contracts.values import LossOutput
 from luthier.testing.worlds import tiny_model, tiny_tokenizer
 from torch import nn
@@ -282,23 +282,23 @@ def test_an_error_names_the_first_rows_and_counts_the_others(count):
     ],
 )
 def test_the_kind_of_number_is_told_with_the_range_of_its_dtype(values, dtype, told):
-    assert kind(torch.tensor(values, dtype=dtype)) == told
+    assert describe_nonfinite(torch.tensor(values, dtype=dtype)) == told
 
 
 def test_a_gradient_that_overflows_float16_at_every_scale_is_explained_once(world, rows, tmp_path, capsys):
     from luthier.api import gather
     from luthier.health.monitor import IN_A_ROW, Health
     from luthier.precision.loss_scaler import LossScaler
-    from luthier.step.update import update
-    from luthier.training.assemble import assemble
+    from luthier.step.update import update_weights
+    from luthier.training.assemble import assemble_run
 
     layer = world[0].model.layers[0]
     layer.post_attention_layernorm = Steep(layer.post_attention_layernorm)
-    setup = assemble(*gather({}, world, None, rows, None, {"num_train_epochs": 9.0, "global_batch_size": 8})).setup
+    setup = assemble_run(*gather({}, world, None, rows, None, {"num_train_epochs": 9.0, "global_batch_size": 8})).setup
     setup.precision.scaler = LossScaler()
     health = Health(setup)
     for step, portion in enumerate(setup.feed.portions(0), 1):
-        health.see(step, update(setup, step - 1, portion), portion.examples)
+        health.see(step, update_weights(setup, step - 1, portion), portion.examples)
         told = capsys.readouterr().err
         assert ("overflows float16 at one scale after the other" in told) == (step == IN_A_ROW)
         if step == IN_A_ROW:

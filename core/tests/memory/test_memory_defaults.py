@@ -3,14 +3,14 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from luthier.memory.suggestions import Hardware, Task, suggest
+from luthier.memory.suggestions import Hardware, Task, suggest_values
 
 GB = 10**9
 TASK = {"parameters": 8_030_261_248, "trainable": 40_000_000, "examples": 5_000}
 
 
 def values(hardware, **changes):
-    return {s.option: s.value for s in suggest(Hardware(**hardware), Task(**{**TASK, **changes}))}
+    return {s.option: s.value for s in suggest_values(Hardware(**hardware), Task(**{**TASK, **changes}))}
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_every_value_has_a_reason_and_the_batch_is_shared_and_accumulated_whole(
 ):
     hardware = Hardware(kind="cuda", memory=memory, ranks=ranks)
     task = Task(parameters=parameters, trainable=max(1, int(share * parameters)), examples=examples)
-    found = suggest(hardware, task)
-    assert found == suggest(hardware, task)
+    found = suggest_values(hardware, task)
+    assert found == suggest_values(hardware, task)
     assert all(s.reason for s in found)
     named = {s.option: s.value for s in found}
     batch, own = named["global_batch_size"], named["per_device_train_batch_size"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from luthier.data.batches.packing import Packing
 from luthier.errors import LuthierError
 from luthier.hardware import free_memory as available
-from luthier.hardware.free_memory import capacity
+from luthier.hardware.free_memory import measure_capacity
 from luthier.memory.bound import bound
 from luthier.memory.fit import GRAIN, filled, largest
 from luthier.testing.worlds import ARCHITECTURES, tiny_model
@@ -68,7 +68,7 @@ def machine(tmp_path, monkeypatch):
 
 def test_a_cpu_has_what_the_kernel_says_is_available(machine):
     machine(1 << 30)
-    found = capacity(CPU)
+    found = measure_capacity(CPU)
     assert found.free == 1 << 30
     assert found.total > found.free
     assert found.bound == "this machine"
@@ -88,7 +88,7 @@ def test_a_cpu_has_what_the_kernel_says_is_available(machine):
 def test_a_control_group_bounds_it_and_its_file_pages_count_as_free(machine, line, names):
     limit, used, stat = names
     machine(1 << 30, **{"self/cgroup": line, limit: 500_000_000, used: 300_000_000, stat: "inactive_file 100000000\n"})
-    found = capacity(CPU)
+    found = measure_capacity(CPU)
     assert found.free == 300_000_000
     assert found.total == 500_000_000
     assert "control group" in found.bound
@@ -97,9 +97,9 @@ def test_a_control_group_bounds_it_and_its_file_pages_count_as_free(machine, lin
 def test_the_limit_of_a_group_above_counts_and_none_is_no_limit(machine):
     files = {"self/cgroup": "0::/a/b", "a/b/memory.max": "max", "a/b/memory.current": 7}
     machine(1 << 30, **files)
-    assert capacity(CPU).free == 1 << 30
+    assert measure_capacity(CPU).free == 1 << 30
     machine(1 << 30, **files, **{"a/memory.max": 1000, "a/memory.current": 400})
-    assert capacity(CPU).free == 600
+    assert measure_capacity(CPU).free == 600
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

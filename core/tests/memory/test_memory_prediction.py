@@ -5,12 +5,12 @@ import pytest
 from luthier.api import gather
 from luthier.hardware.memory_meter import Allocations
 from luthier.memory.dry_run import Rehearsal
-from luthier.memory.fit import fullest
-from luthier.model.fake_tensors import storages
-from luthier.recipe import resolve
-from luthier.step.update import update
+from luthier.memory.fit import fullest_batches
+from luthier.model.fake_tensors import tensor_storages
+from luthier.recipe import resolve_parts
+from luthier.step.update import update_weights
 from luthier.testing.worlds import ARCHITECTURES, save_tiny_model
-from luthier.training.assemble import assemble
+from luthier.training.assemble import assemble_run
 
 WIDE = {
     "hidden_size": 256,
@@ -52,7 +52,7 @@ def assembled(folder):
         model = {"name_or_path": str(folder(architecture)), **settings.pop("model", {})}
         settings = {"model": model, "device": "cpu", "callbacks": [], "global_batch_size": 8, **settings}
         recipe, objects = gather(None, None, None, data or rows(), None, settings)
-        made.append(assemble(recipe, objects))
+        made.append(assemble_run(recipe, objects))
         return made[-1]
 
     yield make
@@ -63,14 +63,14 @@ def assembled(folder):
 def held(setup):
     """Bytes of weights, and of what is kept beside them."""
     tensors = [*setup.model.parameters(), *setup.model.buffers(), *setup.precision.kept]
-    return sum({s._cdata: s.nbytes() for s in storages(tensors)}.values())
+    return sum({s._cdata: s.nbytes() for s in tensor_storages(tensors)}.values())
 
 
 def steps(setup):
     """The first step twice: the second time the optimizer has its state."""
     first = next(setup.feed.portions(0))
     for _ in range(2):
-        update(setup, first.step, first)
+        update_weights(setup, first.step, first)
 
 
 def measured(setup):
@@ -82,8 +82,8 @@ def measured(setup):
 
 def predicted(run):
     setup = run.setup
-    rehearsal = Rehearsal(setup.recipe, resolve(setup.recipe), setup.device, prepared=run.prepared)
-    return rehearsal.footprint(fullest(rehearsal.setup, 1))
+    rehearsal = Rehearsal(setup.recipe, resolve_parts(setup.recipe), setup.device, prepared=run.prepared)
+    return rehearsal.footprint(fullest_batches(rehearsal.setup, 1))
 
 
 @pytest.mark.parametrize(

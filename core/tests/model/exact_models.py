@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import transformers
-from luthier.model.attention import install
+from luthier.model.attention import install_attention
 from luthier.testing.worlds import ARCHITECTURES, SHAPE
 
 SLIDING = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"], "head_dim": 8}
@@ -57,7 +57,7 @@ def exact_model(name, **changes):
                 torch.nn.init.normal_(parameter, std=0.15)
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")  # grouped products know no float64
-    install(model.eval())
+    install_attention(model.eval())
     return model
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from luthier.data.batches.batch import Batch
 from luthier.errors import LuthierError
-from luthier.model.attention import attend, generating, install
+from luthier.model.attention import attend_documents, generating_attention, install_attention
 from luthier.model.policy import ModelPolicy
 from luthier.testing.worlds import ARCHITECTURES, random_batch, tiny_model
 
@@ -48,14 +48,16 @@ def test_attention_over_documents_equals_a_masked_softmax_in_float64(lengths, gr
     q = torch.randn(1, 2 * groups, total, 4, dtype=torch.float64, generator=random)
     k, v = (torch.randn(1, 2, total, 4, dtype=torch.float64, generator=random) for _ in range(2))
     starts = starts_of(lengths)
-    found, _ = attend(torch.nn.Module(), q, k, v, None, sliding_window=window, softcap=softcap, cu_seq_lens_k=starts)
+    found, _ = attend_documents(
+        torch.nn.Module(), q, k, v, None, sliding_window=window, softcap=softcap, cu_seq_lens_k=starts
+    )
     torch.testing.assert_close(found, dense_reference(q, k, v, starts, window, softcap), rtol=1e-10, atol=1e-10)
 
 
 def test_a_document_that_continues_another_sees_its_tokens():
     q, k, v = (torch.randn(1, 2, 9, 4, dtype=torch.float64) for _ in range(3))
     starts, continues = starts_of([4, 2, 3]), torch.tensor([-1, 0, 0])
-    found, _ = attend(torch.nn.Module(), q, k, v, None, cu_seq_lens_k=starts, continues=continues)
+    found, _ = attend_documents(torch.nn.Module(), q, k, v, None, cu_seq_lens_k=starts, continues=continues)
     torch.testing.assert_close(found, dense_reference(q, k, v, starts, None, None, continues), rtol=1e-10, atol=1e-10)
 
 
@@ -74,7 +76,7 @@ def test_attention_raises_where_it_would_be_wrong(broken):
     if broken == "sinks":
         told["s_aux"] = torch.zeros(2)
     with pytest.raises(LuthierError) as caught:
-        attend(torch.nn.Module(), q, k, v, mask, **told)
+        attend_documents(torch.nn.Module(), q, k, v, mask, **told)
     assert caught.value.code == "model-architecture"
 
 
@@ -94,7 +96,7 @@ def own_logprobs(model, batch: Batch) -> torch.Tensor:
 def test_packed_documents_equal_separate_ones_in_values_and_gradients(architecture):
     packed, plain = tiny_model(architecture).eval(), tiny_model(architecture).eval()
     plain.set_attn_implementation("eager")
-    install(packed)
+    install_attention(packed)
     batch = random_batch((20, 9, 1, 33, 2))
     found = ModelPolicy(packed).token_logprobs(batch)
     found.sum().backward()
@@ -108,16 +110,16 @@ def test_packed_documents_equal_separate_ones_in_values_and_gradients(architectu
 def test_installing_leaves_a_shared_config_alone():
     model = tiny_model()
     config = model.config
-    install(model)
+    install_attention(model)
     assert config._attn_implementation != "luthier"
     assert all(m.config is model.config for m in model.modules() if hasattr(m, "config"))
 
 
 def test_generation_uses_ordinary_attention_and_gives_the_packed_one_back():
     model = tiny_model()
-    install(model)
+    install_attention(model)
     ids = torch.tensor([[5, 6, 7]])
-    with generating(model):
+    with generating_attention(model):
         assert model.config._attn_implementation == "sdpa"
         assert not model.training
         model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)

@@ -6,8 +6,8 @@ import transformers
 from luthier import logs
 from luthier.errors import LuthierError
 from luthier.model import self_check as probe
-from luthier.model.attention import attend, decide, install, varlen, ways
-from luthier.model.attention.document_masks import documents
+from luthier.model.attention import attend_documents, decide_attention, install_attention, varlen, ways
+from luthier.model.attention.document_masks import cut_documents
 from luthier.model.attention.plain import attend_singly
 from luthier.model.attention.score_blocks import Rule
 from luthier.model.attention.varlen import Kernel, attend_at_once
@@ -37,7 +37,7 @@ def on_cpu(q, k, v, rule, continues=None, dropout=0.0):
     told = {"cu_seq_lens_k": torch.tensor(STARTS), "scaling": rule.scale, "softcap": rule.cap}
     told |= {"sliding_window": rule.window, "dropout": dropout}
     told |= {} if continues is None else {"continues": torch.tensor(continues)}
-    return attend(torch.nn.Module(), q, k, v, None, **told)[0]
+    return attend_documents(torch.nn.Module(), q, k, v, None, **told)[0]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
@@ -45,7 +45,7 @@ def on_cpu(q, k, v, rule, continues=None, dropout=0.0):
 @pytest.mark.parametrize("keys", [2, 4])
 def test_one_document_at_a_time_gives_the_same(rule, continues, keys):
     q, k, v = inputs(keys=keys)
-    found = attend_singly(q, k, v, documents(STARTS, continues), rule)
+    found = attend_singly(q, k, v, cut_documents(STARTS, continues), rule)
     torch.testing.assert_close(found, on_cpu(q, k, v, rule, continues), rtol=1e-10, atol=1e-10)
 
 
@@ -102,7 +102,7 @@ def test_a_kernel_is_asked_for_the_same_or_not_at_all(rule, continues, keys, fun
     }
     assert (asked is None) == cannot[function]
     if asked is not None:
-        found = attend_at_once(kernel, asked, q, k, v, documents(STARTS, continues))
+        found = attend_at_once(kernel, asked, q, k, v, cut_documents(STARTS, continues))
         torch.testing.assert_close(found, on_cpu(q, k, v, rule, continues), rtol=1e-10, atol=1e-10)
 
 
@@ -131,11 +131,11 @@ class Held:
 @pytest.mark.parametrize("way", ["varlen_attn", "flash-attn"])
 def test_a_way_that_the_tensors_do_not_allow_is_left_for_another_aloud(way, capsys):
     model = tiny_model()
-    decide(model, torch.device("cpu"), torch.float32, Held(way))
+    decide_attention(model, torch.device("cpu"), torch.float32, Held(way))
     q, k, v = inputs(dtype=torch.float32)
     told = {"cu_seq_lens_k": torch.tensor(STARTS), "scaling": 0.5}
     for layer in model.model.layers:
-        found = attend(layer.self_attn, q, k, v, None, **told)[0]
+        found = attend_documents(layer.self_attn, q, k, v, None, **told)[0]
     torch.testing.assert_close(found, on_cpu(q, k, v, RULES[0]), rtol=1e-5, atol=1e-5)
     lines = [line for line in capsys.readouterr().err.splitlines() if "one document at a time" in line]
     assert len(lines) == 1 and "there is none for cpu" in lines[0]
@@ -144,11 +144,11 @@ def test_a_way_that_the_tensors_do_not_allow_is_left_for_another_aloud(way, caps
 def test_what_was_decided_is_held_and_what_cannot_be_had_is_decided_anew_aloud(capsys):
     model, cpu = tiny_model(), torch.device("cpu")
     held = {"attention": {"value": "sdpa", "reason": "so it began"}}
-    assert decide(model, cpu, torch.float32, Decisions(held)) == "sdpa"
+    assert decide_attention(model, cpu, torch.float32, Decisions(held)) == "sdpa"
     assert ways._OWN[model.model.layers[1].self_attn].way == "sdpa"
     capsys.readouterr()
     held = {"attention": {"value": "varlen_attn", "reason": "there was a GPU"}}
-    assert decide(model, cpu, torch.float32, Decisions(held)) == "products"
+    assert decide_attention(model, cpu, torch.float32, Decisions(held)) == "products"
     assert "decided anew" in capsys.readouterr().err
 
 
@@ -182,7 +182,7 @@ def test_a_run_records_and_says_how_it_attends(train, tmp_path):
 
 def test_dropout_is_computed_by_torch_aloud_and_as_often_as_it_says(capsys):
     model = tiny_model("gpt2", attn_pdrop=0.5)
-    install(model)
+    install_attention(model)
     batch = random_batch((30, 20))
     torch.manual_seed(0)
     one = ModelPolicy(model).token_logprobs(batch)
@@ -211,20 +211,20 @@ def other(kind, settings):
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
-    install(model)
+    install_attention(model)
     return model
 
 
 def test_layers_of_which_some_slide_are_packed_rightly():
-    assert probe.disagreement(other("Gemma3TextConfig", {**SLIDING, "query_pre_attn_scalar": 8})) is None
+    assert probe.find_disagreement(other("Gemma3TextConfig", {**SLIDING, "query_pre_attn_scalar": 8})) is None
 
 
 def test_an_architecture_that_tells_its_attention_nothing_is_packed_rightly():
-    assert probe.disagreement(other("OPTConfig", OPT)) is None
+    assert probe.find_disagreement(other("OPTConfig", OPT)) is None
 
 
 def test_terms_of_the_scores_that_are_not_computed_are_refused():
     settings = {**SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2, "pad_token_id": 0}
     model = other("GptOssConfig", settings)
     with pytest.raises(LuthierError, match="s_aux"):
-        probe.check(model, packing=True)
+        probe.check_architecture(model, packing=True)

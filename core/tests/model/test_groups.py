@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from luthier.builtin import Full
 from luthier.builtin.full import FullTuning
 from luthier.errors import LuthierError
-from luthier.model.weights.layers import decoder_layers, depths
-from luthier.model.weights.parameter_groups import described, scaled
+from luthier.model.weights.layers import decoder_layers, layer_depths
+from luthier.model.weights.parameter_groups import describe_groups, scale_groups
 from luthier.testing.contexts import context
 from luthier.testing.worlds import ARCHITECTURES, tiny_model
 from torch import nn
@@ -31,7 +31,7 @@ def rates(found):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_layers_of_every_architecture_are_found_in_order(architecture):
     model = tiny_model(architecture, **({"n_layer": 3} if architecture == "gpt2" else {"num_hidden_layers": 3}))
-    assert list(depths(model).values()) == [0, 1, 2]
+    assert list(layer_depths(model).values()) == [0, 1, 2]
     assert len({type(layer) for layer in decoder_layers(model)}) == 1
 
 
@@ -46,13 +46,13 @@ def test_layers_that_transformers_does_not_mark_are_the_outermost_list():
             super().__init__()
             self.blocks = nn.ModuleList(Block() for _ in range(2))
 
-    assert list(depths(Body())) == ["blocks.0", "blocks.1"]
+    assert list(layer_depths(Body())) == ["blocks.0", "blocks.1"]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
 def test_a_layers_rate_decays_with_its_distance_from_the_head(architecture):
     model = tiny_model(architecture)
-    found = rates(scaled(groups_of(model), model, decay=0.5, multipliers={}))
+    found = rates(scale_groups(groups_of(model), model, decay=0.5, multipliers={}))
     for name, scale in found.items():
         if ".0." in name.replace("experts.0", ""):
             assert scale == 0.5, name
@@ -70,7 +70,7 @@ def test_a_layers_rate_decays_with_its_distance_from_the_head(architecture):
 def test_no_parameter_is_lost_doubled_or_moved_from_its_role(decay, patterns):
     model = tiny_model()
     before = groups_of(model)
-    after = scaled(before, model, decay=decay, multipliers=patterns)
+    after = scale_groups(before, model, decay=decay, multipliers=patterns)
     roles = {name: (group.role, group.weight_decay) for group in before for name in group.names}
     pairs = [(n, id(p)) for g in after for n, p in zip(g.names, g.parameters, strict=True)]
     assert sorted(pairs) == sorted((n, id(p)) for g in before for n, p in zip(g.names, g.parameters, strict=True))
@@ -80,7 +80,7 @@ def test_no_parameter_is_lost_doubled_or_moved_from_its_role(decay, patterns):
 def test_every_pattern_that_is_found_counts_and_the_adapters_own_scale_stays():
     model = tiny_model()
     own = [attrs.evolve(group, lr_scale=3.0) for group in groups_of(model)]
-    found = rates(scaled(own, model, decay=0.5, multipliers={"q_proj": 4.0, r"layers\.0": 0.5}))
+    found = rates(scale_groups(own, model, decay=0.5, multipliers={"q_proj": 4.0, r"layers\.0": 0.5}))
     assert found["model.layers.0.self_attn.q_proj.weight"] == 3.0 * 0.5 * 4.0 * 0.5
     assert found["model.layers.1.self_attn.q_proj.weight"] == 3.0 * 4.0
     assert found["model.layers.1.self_attn.k_proj.weight"] == 3.0
@@ -89,13 +89,13 @@ def test_every_pattern_that_is_found_counts_and_the_adapters_own_scale_stays():
 def test_nothing_asked_for_leaves_the_groups_as_they_are():
     model = tiny_model()
     before = groups_of(model)
-    assert scaled(before, model, decay=1.0, multipliers={}) == before
+    assert scale_groups(before, model, decay=1.0, multipliers={}) == before
 
 
 def test_a_pattern_in_no_name_is_refused_with_near_misses():
     model = tiny_model()
     with pytest.raises(LuthierError) as caught:
-        scaled(groups_of(model), model, decay=1.0, multipliers={"q_porj": 2.0})
+        scale_groups(groups_of(model), model, decay=1.0, multipliers={"q_porj": 2.0})
     assert (caught.value.code, caught.value.where) == ("model-target", "lr_multipliers")
     assert "model.layers.*.self_attn.q_proj.weight" in caught.value.remedy
 
@@ -122,4 +122,4 @@ def test_the_plan_shows_the_groups(model_folder, rows):
 
 def test_a_description_is_plain_data():
     model = tiny_model()
-    assert json.loads(json.dumps(described(groups_of(model)))) == described(groups_of(model))
+    assert json.loads(json.dumps(describe_groups(groups_of(model)))) == describe_groups(groups_of(model))

@@ -11,9 +11,9 @@ from luthier.builtin import Sft
 from luthier.builtin.sft import SupervisedLoss
 from luthier.errors import LuthierError
 from luthier.hardware import low_precision as arithmetic
-from luthier.model.attention import document_arguments, install
+from luthier.model.attention import document_arguments, install_attention
 from luthier.model.head import scorer
-from luthier.model.head.recognise_head import linear
+from luthier.model.head.recognise_head import linear_head
 from luthier.model.head.tiles import Curve
 from luthier.model.policy import ModelPolicy
 from luthier.plugins.contracts.values import LossOutput
@@ -39,7 +39,7 @@ def made(name, **changes):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.15)
-    install(model.double())
+    install_attention(model.double())
     return model
 
 
@@ -342,4 +342,4 @@ def test_an_evaluation_takes_no_gradient(capsys):
 @pytest.mark.parametrize(("flags", "dtype"), [({"avx512_bf16"}, torch.bfloat16), (set(), torch.float32)])
 def test_a_head_in_bfloat16_is_computed_in_float32_where_the_processor_only_imitates_that(flags, dtype, monkeypatch):
     monkeypatch.setattr(arithmetic, "processor_flags", lambda: frozenset(flags))
-    assert linear(torch.nn.Linear(8, 32, dtype=torch.bfloat16), Curve()).dtype is dtype
+    assert linear_head(torch.nn.Linear(8, 32, dtype=torch.bfloat16), Curve()).dtype is dtype

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from luthier.errors import LuthierError
 from luthier.hardware.memory_meter import Allocations
 from luthier.model.head import direct, tiles
-from luthier.model.head.direct import InForward, OnePass, Recompute, multiple, scores
-from luthier.model.head.tiles import Curve, Linear, blocks
+from luthier.model.head.direct import InForward, OnePass, Recompute, multiple, score_labels
+from luthier.model.head.tiles import Curve, Linear, cut_blocks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CURVES = [Curve(), Curve(scale=0.25), Curve(cap=5.0), Curve(scale=2.0, cap=3.0)]
@@ -153,7 +153,7 @@ def test_an_entropy_without_log_probability_has_its_gradient(small):
 def test_without_gradient_the_statistics_are_the_same(small):
     small(5, 7)
     case = Case(bias=True)
-    logprobs, entropies, top1 = scores(case.leaves(True)[1], case.rows, case.labels, ("entropy", "top1"))
+    logprobs, entropies, top1 = score_labels(case.leaves(True)[1], case.rows, case.labels, ("entropy", "top1"))
     assert not logprobs.requires_grad
     compare({"logprobs": logprobs, "entropy": entropies, "top1": top1}, case.reference(), 1e-11, ALL[:3])
 
@@ -249,8 +249,8 @@ def test_a_gradient_where_none_is_declared_is_refused():
 
 
 def test_blocks_are_even_and_cover_everything():
-    assert [(s.start, s.stop) for s in blocks(10, 4)] == [(0, 3), (3, 6), (6, 10)]
-    assert blocks(0, 4) == [slice(0, 0)]
+    assert [(s.start, s.stop) for s in cut_blocks(10, 4)] == [(0, 3), (3, 6), (6, 10)]
+    assert cut_blocks(0, 4) == [slice(0, 0)]
 
 
 class Largest(TorchDispatchMode):
@@ -271,7 +271,7 @@ def test_logits_of_a_large_vocabulary_are_never_held(form):
     """128 rows of 128k float32 logits would be 66 MB."""
     case = Case(128, 8, 128_000, dtype=torch.bfloat16)
     with Largest() as seen, Allocations() as held:
-        scores(case.leaves(False)[1], case.rows, case.labels, ("top1",)) if form == "none" else case.found(form)
+        score_labels(case.leaves(False)[1], case.rows, case.labels, ("top1",)) if form == "none" else case.found(form)
     assert seen.largest <= 4 * tiles.TILE["cpu"]
     assert held.peak <= 32 * 2**20
 

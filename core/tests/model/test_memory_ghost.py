@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from luthier.hardware.memory_meter import Allocations, Ledger, Meter
 from luthier.model.attention import products
 from luthier.model.attention import score_blocks as blocks
-from luthier.model.attention.document_masks import buckets, documents
+from luthier.model.attention.document_masks import cut_documents, make_buckets
 from luthier.model.attention.products import Products
-from luthier.model.fake_tensors import Ghost, Ghosts, is_ghost, storages
+from luthier.model.fake_tensors import Ghost, Ghosts, is_ghost, tensor_storages
 from luthier.testing.worlds import tiny_model
 from torch import nn
 
@@ -70,7 +70,7 @@ def test_what_is_let_go_is_no_longer_counted():
 def test_storages_count_once_under_the_cause_they_were_moved_to():
     ledger = Ledger(grain=512)
     tensor = torch.zeros(3)
-    ledger.blame(storages([tensor, tensor[1:]]), "weights")
+    ledger.blame(tensor_storages([tensor, tensor[1:]]), "weights")
     ledger.reset()
     assert ledger.live == 512
     assert ledger.at_peak == {"weights": 512, "activations": 0}
@@ -147,7 +147,7 @@ def test_operations_of_products_and_attention_are_counted():
 @pytest.mark.parametrize("lengths", [(300, 300, 40), (700, 200), (100, 20)], ids=str)
 def test_one_tile_of_attention_stands_for_all_in_memory_and_in_operations(monkeypatch, lengths, dtype):
     monkeypatch.setattr(blocks, "TILE", 2**14)
-    plan = buckets(documents((0, *itertools.accumulate(lengths)), None))
+    plan = make_buckets(cut_documents((0, *itertools.accumulate(lengths)), None))
 
     def attended(times):
         with (world := ghosts()):

@@ -4,8 +4,8 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from luthier.model.operations.functions import implementations
-from luthier.model.operations.install_operations import ordinary
+from luthier.model.operations.functions import list_implementations
+from luthier.model.operations.install_operations import ordinary_operations
 from luthier.model.operations.kernels import EAGER
 from luthier.model.operations.signatures import REFERENCES, Implementation, Operations
 
@@ -30,7 +30,7 @@ def results(compute, inputs):
 
 
 def check(operation, inputs, *settings, dtype):
-    found = results(lambda *x: getattr(ordinary(), operation)(*x, *settings), inputs)
+    found = results(lambda *x: getattr(ordinary_operations(), operation)(*x, *settings), inputs)
     expected = results(lambda *x: getattr(PLAIN, operation)(*x, *settings), inputs)
     for mine, reference in zip(found, expected, strict=True):
         assert mine.dtype is reference.dtype
@@ -74,7 +74,7 @@ def test_a_gate_equals_its_reference_whether_its_inputs_lie_apart_or_in_one_tens
 
 @pytest.mark.parametrize("form", [(0.0, True), (1.0, False)])
 def test_gradients_are_those_of_finite_differences(form):
-    operations = ordinary()
+    operations = ordinary_operations()
     x, residual, weight = (random(*shape, seed=s).requires_grad_() for s, shape in enumerate([(3, 4), (3, 4), (4,)]))
     assert torch.autograd.gradcheck(lambda *t: operations.add_rms_norm(*t, 1e-3, *form), (x, residual, weight))
     heads, tables = random(1, 2, 3, 4).requires_grad_(), [random(1, 3, 4, seed=s) for s in (1, 2)]
@@ -86,7 +86,7 @@ def test_gradients_are_those_of_finite_differences(form):
 def test_a_second_derivative_is_refused_and_not_wrong():
     x = random(2, 4).requires_grad_()
     given = random(2, 4, seed=1).requires_grad_()
-    (grad,) = torch.autograd.grad(ordinary().swiglu(x, x), x, given, create_graph=True)
+    (grad,) = torch.autograd.grad(ordinary_operations().swiglu(x, x), x, given, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiat"):
         grad.sum().backward()
 
@@ -94,10 +94,10 @@ def test_a_second_derivative_is_refused_and_not_wrong():
 def test_rows_that_are_views_and_gradients_that_are_broadcast_are_right():
     wide, weight = random(4, 12), random(6, seed=1)
     inputs = [wide[:, ::2].requires_grad_(), weight.requires_grad_()]
-    for operations in (ordinary(), PLAIN):
+    for operations in (ordinary_operations(), PLAIN):
         for x in inputs:
             x.grad = None
-    found = torch.autograd.grad(ordinary().rms_norm(*inputs, 1e-5).sum(), inputs)
+    found = torch.autograd.grad(ordinary_operations().rms_norm(*inputs, 1e-5).sum(), inputs)
     expected = torch.autograd.grad(PLAIN.rms_norm(*inputs, 1e-5).sum(), inputs)
     torch.testing.assert_close(found, expected)
 
@@ -112,7 +112,7 @@ def test_autocast_changes_nothing_between_the_products(autocast):
 
 def test_the_dtype_that_is_asked_for_is_the_results_alone():
     x, weight = random(5, 8, dtype=torch.float32).requires_grad_(), random(8, dtype=torch.float32, seed=1)
-    total, normed = ordinary().add_rms_norm(x, None, weight, 1e-5, dtype=torch.bfloat16)
+    total, normed = ordinary_operations().add_rms_norm(x, None, weight, 1e-5, dtype=torch.bfloat16)
     assert (total.dtype, normed.dtype) == (torch.float32, torch.bfloat16)
     torch.testing.assert_close(normed, PLAIN.rms_norm(x, weight, 1e-5).bfloat16())
     normed.sum().backward()
@@ -136,9 +136,9 @@ def test_backward_is_left_less_than_autograd_would_keep():
     x, other = (random(64, 32, dtype=torch.float32, seed=s).requires_grad_() for s in (0, 1))
     weight = random(32, dtype=torch.float32).requires_grad_()
     row = 64 * 32 * 4
-    normed, _ = kept_bytes(lambda: ordinary().rms_norm(x, weight, 1e-5))
+    normed, _ = kept_bytes(lambda: ordinary_operations().rms_norm(x, weight, 1e-5))
     assert normed == row + 64 * 4 + 32 * 4  # x, one number for each row, the weight
-    gated, _ = kept_bytes(lambda: ordinary().swiglu(x, other))
+    gated, _ = kept_bytes(lambda: ordinary_operations().swiglu(x, other))
     assert gated == 2 * row
     assert kept_bytes(lambda: PLAIN.rms_norm(x, weight, 1e-5))[0] > 2 * row
     assert kept_bytes(lambda: PLAIN.swiglu(x, other))[0] == 3 * row
@@ -146,9 +146,9 @@ def test_backward_is_left_less_than_autograd_would_keep():
 
 def test_a_frozen_weight_costs_no_gradient():
     x, weight = random(4, 8).requires_grad_(), random(8, seed=1)
-    ordinary().rms_norm(x, weight, 1e-5).sum().backward()
+    ordinary_operations().rms_norm(x, weight, 1e-5).sum().backward()
     assert weight.grad is None
-    assert not ordinary().rms_norm(x.detach(), weight, 1e-5).requires_grad
+    assert not ordinary_operations().rms_norm(x.detach(), weight, 1e-5).requires_grad
 
 
 # the registry
@@ -159,7 +159,7 @@ def doubled(gate, up):
 
 
 def test_the_first_implementation_that_supports_a_call_computes_it():
-    operations = ordinary()
+    operations = ordinary_operations()
     narrow = {"supports": lambda device, dtype, shape: dtype is torch.float32 and shape[-1] < 8}
     operations.prefer([Implementation(operation="swiglu", name="doubled", function=doubled, **narrow)])
     x, wide = random(3, 4, dtype=torch.float32), random(3, 8, dtype=torch.float32)
@@ -170,7 +170,7 @@ def test_the_first_implementation_that_supports_a_call_computes_it():
 
 
 def test_the_reference_computes_where_nothing_else_does():
-    operations = Operations(implementations("nowhere", EAGER, lambda *_: False))
+    operations = Operations(list_implementations("nowhere", EAGER, lambda *_: False))
     operations.swiglu(random(2, 2), random(2, 2))
     assert operations.ran() == ["swiglu: reference"]
 
@@ -180,7 +180,7 @@ def test_what_computed_an_operation_is_said_once(capsys):
 
     logs.set_up("info")
     try:
-        operations = ordinary()
+        operations = ordinary_operations()
         for _ in range(3):
             operations.swiglu(random(2, 2), random(2, 2))
     finally:

@@ -10,7 +10,7 @@ import torch
 from luthier.logs import run_log
 from luthier.model import attention
 from luthier.model.operations.findings import Findings
-from luthier.model.operations.install_operations import install, operating, ordinary
+from luthier.model.operations.install_operations import install, installed_operations, ordinary_operations
 from luthier.model.operations.recognise_layers import find_attention, find_block
 from luthier.model.operations.recognise_operations import find_mlp, find_norm
 from luthier.model.policy import ModelPolicy
@@ -36,7 +36,7 @@ def packed_model(architecture="llama", dtype=torch.float32):
     model = tiny_model(architecture).to(dtype)
     if architecture == "mixtral":
         model.set_experts_implementation("eager")  # grouped products know no float64
-    attention.install(model)
+    attention.install_attention(model)
     return model
 
 
@@ -64,7 +64,7 @@ def assert_same(mine, theirs, bound):
 def test_loss_and_gradients_are_those_of_the_models_own_forward(architecture, dtype, bound):
     model = packed_model(architecture, dtype)
     theirs = step(model)
-    with operating(model, ordinary()) as installed:
+    with installed_operations(model, ordinary_operations()) as installed:
         assert counts(installed) == EXPECTED[architecture]
         assert_same(step(model), theirs, bound)
 
@@ -73,7 +73,7 @@ def test_under_autocast_they_agree_as_far_as_it_rounds():
     model = packed_model()
     with torch.autocast("cpu", torch.bfloat16):
         theirs = step(model)
-        with operating(model, ordinary()):
+        with installed_operations(model, ordinary_operations()):
             mine = step(model)
     torch.testing.assert_close(mine[0], theirs[0], rtol=0.05, atol=0.05)
 
@@ -84,7 +84,7 @@ def test_what_products_are_given_under_autocast_is_cast_once_for_all_of_them():
     layers = [first.self_attn.q_proj, first.self_attn.k_proj, first.self_attn.v_proj]
     for layer in layers:
         layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    with torch.autocast("cpu", torch.bfloat16), operating(model, ordinary()):
+    with torch.autocast("cpu", torch.bfloat16), installed_operations(model, ordinary_operations()):
         step(model)
     assert {x.dtype for x in seen} == {torch.bfloat16}
     assert len({x.data_ptr() for x in seen}) == 1
@@ -93,7 +93,7 @@ def test_what_products_are_given_under_autocast_is_cast_once_for_all_of_them():
 def test_afterwards_the_model_is_as_it_was():
     model = packed_model()
     before, names = model.state_dict(), set(model.state_dict())
-    with operating(model, ordinary()):
+    with installed_operations(model, ordinary_operations()):
         assert set(model.state_dict()) == names
     assert not any("forward" in vars(module) for module in model.modules())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -101,7 +101,7 @@ def test_afterwards_the_model_is_as_it_was():
 
 def test_a_forward_that_somebody_put_around_ours_is_not_taken_away():
     model = packed_model()
-    installed, layer = install(model, ordinary()), model.model.layers[0]
+    installed, layer = install(model, ordinary_operations()), model.model.layers[0]
     inner = layer.forward
     layer.forward = outer = functools.partial(inner)
     installed.remove()
@@ -112,7 +112,7 @@ def test_a_module_with_a_forward_of_its_own_is_left_alone():
     model = packed_model()
     norm = model.model.norm
     norm.forward = lambda x: x
-    installed = install(model, ordinary())
+    installed = install(model, ordinary_operations())
     assert counts(installed)["norm"] == 4
     installed.remove()
     assert norm.forward(3) == 3
@@ -120,7 +120,7 @@ def test_a_module_with_a_forward_of_its_own_is_left_alone():
 
 def test_a_copy_of_the_model_computes_with_its_own_weights():
     model = packed_model()
-    with operating(model, ordinary()):
+    with installed_operations(model, ordinary_operations()):
         theirs = step(model)[0]
         twin = copy.deepcopy(model)
         with torch.no_grad():
@@ -133,9 +133,9 @@ def test_generation_with_a_cache_is_the_models_own():
     model = packed_model().eval()
     ids = torch.tensor([[5, 6, 7, 8]])
     told = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "do_sample": False}
-    with attention.generating(model):
+    with attention.generating_attention(model):
         theirs = model.generate(ids, **told)
-        with operating(model, ordinary()):
+        with installed_operations(model, ordinary_operations()):
             assert torch.equal(model.generate(ids, **told), theirs)
 
 
@@ -145,7 +145,7 @@ def test_hidden_states_and_hooks_of_others_see_what_they_saw():
     norm.register_forward_hook(lambda module, args, output: seen.append(output.detach()))
     policy, batch = ModelPolicy(model), random_batch(LENGTHS)
     theirs = [x.detach() for x in policy.hidden(batch, [0, 1, 2])]
-    with operating(model, ordinary()):
+    with installed_operations(model, ordinary_operations()):
         mine = policy.hidden(batch, [0, 1, 2])
     assert len(seen) == 2
     torch.testing.assert_close(seen[1], seen[0], rtol=1e-5, atol=1e-5)
@@ -160,7 +160,7 @@ def test_transformers_own_checkpointing_goes_on():
     enable({"use_reentrant": False})
     runs = []
     model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
-    with operating(model, ordinary()):
+    with installed_operations(model, ordinary_operations()):
         assert_same(step(model), theirs, 1e-5)
     assert len(runs) == 2  # in forward, and again in backward
 
@@ -170,9 +170,9 @@ def test_recomputation_gives_the_same_gradients(mode):
     from luthier.model import recompute
 
     model = packed_model()
-    with operating(model, ordinary()):
+    with installed_operations(model, ordinary_operations()):
         theirs = step(model)
-        with recompute.install(model, mode):
+        with recompute.install_recompute(model, mode):
             assert_same(step(model), theirs, 0.0)
 
 
@@ -183,7 +183,7 @@ def test_adapters_of_peft_stay_where_they_are():
     torch.manual_seed(0)
     inject_adapter_in_model(LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False), model)
     theirs = step(model)
-    with operating(model, ordinary()) as installed:
+    with installed_operations(model, ordinary_operations()) as installed:
         assert counts(installed) == LLAMA
         assert_same(step(model), theirs, 1e-5)
     assert any("lora_A" in name for name in theirs[1])
@@ -193,7 +193,7 @@ def test_without_weights_structure_alone_decides():
     config = tiny_model().config
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    assert counts(install(model, ordinary(), verified=False)) == LLAMA
+    assert counts(install(model, ordinary_operations(), verified=False)) == LLAMA
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -201,14 +201,14 @@ def test_what_a_module_computes_is_known_before_it_has_weights(architecture):
     model = packed_model(architecture)
     with torch.device("meta"):
         hollow = AutoModelForCausalLM.from_config(model.config)
-    attention.install(hollow)
+    attention.install_attention(hollow)
     for (name, mine), theirs in zip(model.named_modules(), hollow.modules(), strict=True):
         for find in (find_norm, find_mlp, find_attention, find_block):
             assert find(theirs) == find(mine), (name, find.__name__)
 
 
 def test_a_token_costs_what_its_rows_are_wide():
-    installed = install(packed_model("qwen3"), ordinary())
+    installed = install(packed_model("qwen3"), ordinary_operations())
     heads = 4 * 8 + 2 * 8
     assert installed.widths == {"norm": 5 * 32 + 4 * 8 + 2 * heads, "rope": 2 * heads, "silu": 2 * 48}
 
@@ -305,7 +305,7 @@ def test_attention_is_not_dropped_outside_training():
         layer.self_attn.attention_dropout = 0.5
     found = find_attention(attention_module(model))
     assert found.dropout == 0.5
-    with operating(model.eval(), ordinary()):
+    with installed_operations(model.eval(), ordinary_operations()):
         torch.testing.assert_close(step(model)[0], step(model)[0], rtol=0, atol=0)
 
 
@@ -323,7 +323,7 @@ def test_a_layer_is_known_by_how_it_adds():
 def test_what_only_looks_alike_is_named_in_the_report():
     model = packed_model()
     wrapped_forward(model.model.layers[0].mlp, lambda forward, self, x: forward(self, x) * 2)
-    installed = install(model, ordinary())
+    installed = install(model, ordinary_operations())
     assert {kind: {name: found.reason for name, found in left.items()} for kind, left in installed.left.items()} == {
         "mlp": {"Changed": "other numbers"}
     }
@@ -335,7 +335,7 @@ def test_trying_a_forward_leaves_modules_and_random_numbers_alone():
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    install(model, ordinary()).remove()
+    install(model, ordinary_operations()).remove()
     assert torch.equal(torch.rand(2), expected)
     assert not any(module.training for module in model.modules())
     assert model.config._attn_implementation == attention.NAME
@@ -391,7 +391,7 @@ def test_a_layer_that_is_given_a_cache_by_any_name_computes_by_itself():
     starts = torch.tensor([0, 4], dtype=torch.int32)
     told = {"position_embeddings": model.model.rotary_emb(torch.zeros(1, 4, 32), torch.arange(4)[None])}
     told |= {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": 4, "max_length_k": 4}
-    with operating(model, ordinary()) as installed:
+    with installed_operations(model, ordinary_operations()) as installed:
         assert installed.replaced["layer"] == {"Changed": 1, "LlamaDecoderLayer": 1}
         calls.clear()
         layer(torch.randn(1, 4, 32), **told)
@@ -462,7 +462,7 @@ def test_a_plugins_layer_without_sizes_is_no_obstacle():
     layer = model.model.layers[0]
     layer.self_attn.q_proj, layer.mlp.up_proj = Wrapped(layer.self_attn.q_proj), Wrapped(layer.mlp.up_proj)
     theirs = step(model)
-    with operating(model, ordinary()) as installed:
+    with installed_operations(model, ordinary_operations()) as installed:
         assert counts(installed) == {"norm": 5, "mlp": 1, "attention": 1, "layer": 2}
         assert_same(step(model), theirs, 1e-5)
 
@@ -471,7 +471,7 @@ def test_why_a_module_keeps_its_forward_is_logged(tmp_path):
     model = packed_model()
     wrapped_forward(model.model.layers[0].mlp, lambda forward, self, x: forward(self, x) * 2)
     with run_log("run", tmp_path / "log.jsonl"):
-        install(model, ordinary()).remove()
+        install(model, ordinary_operations()).remove()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     kept = [line for line in lines if line["event"] == "own forward kept"]
     assert [(line["kind"], line["module"], line["reason"]) for line in kept] == [("mlp", "Changed", "other numbers")]

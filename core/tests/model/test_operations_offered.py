@@ -6,7 +6,7 @@ from luthier.errors import LuthierError
 from luthier.model import attention
 from luthier.model.operations import reference
 from luthier.model.operations.guard import GuardedOperation
-from luthier.model.operations.install_operations import operating, ordinary
+from luthier.model.operations.install_operations import installed_operations, ordinary_operations
 from luthier.model.operations.signatures import REFERENCES, Implementation
 from luthier.model.policy import ModelPolicy
 from luthier.plugins.contracts.operation_names import OPERATIONS
@@ -43,7 +43,7 @@ def step(model, batch=None):
 
 def packed_model(architecture="llama"):
     model = tiny_model(architecture)
-    attention.install(model)
+    attention.install_attention(model)
     return model
 
 
@@ -59,9 +59,9 @@ def test_an_offered_operation_computes_a_step_with_the_same_numbers(operation, f
         calls.append(given)
         return REFERENCES[operation](*given)
 
-    operations = ordinary()
+    operations = ordinary_operations()
     operations.prefer([offered(operation, counted)])
-    with operating(model, operations):
+    with installed_operations(model, operations):
         mine = step(model)
     assert calls
     assert f"{operation}: own.{operation}" in operations.ran()
@@ -74,18 +74,18 @@ def test_an_offered_operation_computes_a_step_with_the_same_numbers(operation, f
 
 def test_geglu_is_offered_to_gemma():
     model, calls = packed_model("gemma2"), []
-    operations = ordinary()
+    operations = ordinary_operations()
     operations.prefer([offered("geglu", lambda *given: calls.append(1) or reference.geglu(*given))])
-    with operating(model, operations):
+    with installed_operations(model, operations):
         step(model)
     assert calls
 
 
 def test_an_offered_norm_takes_the_sum_of_a_layer_too():
     model, calls = packed_model(), []
-    operations = ordinary()
+    operations = ordinary_operations()
     operations.prefer([offered("rms_norm", lambda *given: calls.append(1) or reference.rms_norm(*given))])
-    with operating(model, operations):
+    with installed_operations(model, operations):
         step(model)
         calls.clear()
         step(model)
@@ -94,16 +94,16 @@ def test_an_offered_norm_takes_the_sum_of_a_layer_too():
 
 def test_the_core_computes_what_a_predicate_leaves():
     model, calls = packed_model(), []
-    operations = ordinary()
+    operations = ordinary_operations()
     operations.prefer([offered("rms_norm", lambda *given: calls.append(1), lambda device, dtype, shape: False)])
-    with operating(model, operations):
+    with installed_operations(model, operations):
         step(model)
     assert not calls
     assert "rms_norm: eager" in operations.ran() or "add_rms_norm: eager" in operations.ran()
 
 
 def test_a_call_may_be_declined_without_leaving_the_run():
-    operations = ordinary()
+    operations = ordinary_operations()
     one = offered("rms_norm", lambda *given: NotImplemented)
     operations.prefer([one])
     x, weight = torch.randn(3, 4), torch.ones(4)
@@ -112,7 +112,7 @@ def test_a_call_may_be_declined_without_leaving_the_run():
 
 
 def test_the_higher_priority_wins_and_the_core_comes_last():
-    operations = ordinary()
+    operations = ordinary_operations()
     low, high = (offered("swiglu", reference.swiglu) for _ in range(2))
     high = Implementation(operation="swiglu", name="high", function=reference.swiglu, priority=9, guard=high.guard)
     operations.prefer([low])
@@ -123,7 +123,7 @@ def test_the_higher_priority_wins_and_the_core_comes_last():
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_wrong_shape_is_told(place):
-    operations = ordinary()
+    operations = ordinary_operations()
     operations.prefer([offered("rope", lambda q, k, *rest: (q[:, :, :1], k))])
     x = torch.randn(1, 2, 3, 4)
     with pytest.raises(LuthierError) as caught:
@@ -136,7 +136,7 @@ def test_memory_that_runs_out_is_nobodys_fallback():
     def hungry(*given):
         raise torch.OutOfMemoryError("all of it")
 
-    operations = ordinary()
+    operations = ordinary_operations()
     one = offered("rms_norm", hungry)
     operations.prefer([one])
     with pytest.raises(torch.OutOfMemoryError):
@@ -146,7 +146,7 @@ def test_memory_that_runs_out_is_nobodys_fallback():
 
 def test_a_comparison_is_made_once_for_each_kind_of_call():
     calls = []
-    operations = ordinary()
+    operations = ordinary_operations()
     operations.prefer([offered("swiglu", lambda *given: calls.append(1) or reference.swiglu(*given))])
     x = torch.randn(2, 4)
     for _ in range(3):
@@ -171,7 +171,7 @@ def test_the_reference_of_attention_is_what_the_engine_computes(continues, windo
     module = nn.Module()
     module.layer_idx = 0
     told = {"cu_seq_lens_k": starts, "continues": links, "prefixes": (lambda layer: before) if prefix else None}
-    theirs, _ = attention.attend(module, query, key, value, None, sliding_window=window, softcap=cap, **told)
+    theirs, _ = attention.attend_documents(module, query, key, value, None, sliding_window=window, softcap=cap, **told)
     whole = [torch.cat([own.transpose(0, 1)[None], t], 2) for own, t in zip(before, (key, value), strict=True)]
     mine = reference.document_attention(query, *whole, starts, links, 8**-0.5, window, cap)
     torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
@@ -186,9 +186,9 @@ def test_the_reference_of_token_logprobs_is_what_the_head_computes(architecture)
         seen.append(given)
         return reference.token_logprobs(*given)
 
-    operations = ordinary()
+    operations = ordinary_operations()
     operations.prefer([offered("token_logprobs", kept)])
-    with operating(model, operations):
+    with installed_operations(model, operations):
         mine = step(model)
     assert seen
     torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)

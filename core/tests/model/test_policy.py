@@ -7,7 +7,7 @@ import luthier.model.policy as policy_module
 import pytest
 import torch
 from luthier.errors import LuthierError
-from luthier.model.attention import install
+from luthier.model.attention import install_attention
 from luthier.model.policy import ModelPolicy
 from luthier.step.module import router_balance
 from luthier.testing.worlds import random_batch, tiny_model
@@ -16,7 +16,7 @@ from luthier.testing.worlds import random_batch, tiny_model
 @pytest.fixture
 def model():
     made = tiny_model().double()
-    install(made)
+    install_attention(made)
     return made
 
 
@@ -101,7 +101,7 @@ def test_a_head_answers_before_the_body_has_run(model):
 @pytest.mark.parametrize("first", ["states", "hidden"])
 def test_hidden_states_are_those_of_the_pass_that_the_head_reads(first):
     model = tiny_model(attention_dropout=0.3)
-    install(model)
+    install_attention(model)
     batch, policy = random_batch((8, 5)), ModelPolicy(model)
     torch.manual_seed(0)
     if first == "states":
@@ -130,7 +130,7 @@ def test_hidden_states_cost_one_pass_once_they_have_been_asked_for(model):
 
 def test_another_model_meets_the_policy_chunk_by_chunk(model):
     batch, other = random_batch((8, 5)), tiny_model(seed=7, hidden_size=64).double()
-    install(other)
+    install_attention(other)
     teacher = ModelPolicy(other, frozen=nullcontext)
     found = ModelPolicy(model).map_logits(batch, lambda mine, labels, theirs: theirs.logsumexp(-1), other=teacher)
     states = ModelPolicy(other).states(batch)[batch.previous[batch.supervised]]
@@ -155,7 +155,7 @@ class Doubling:
 
 def test_the_reference_is_the_policy_without_adapter_gradient_and_dropout():
     model = tiny_model()
-    install(model)
+    install_attention(model)
     batch = random_batch((8, 5))
     base = ModelPolicy(model).token_logprobs(batch).detach()
     policy = ModelPolicy(model, Doubling(model))

@@ -12,7 +12,7 @@ from luthier.errors import LuthierError
 from luthier.model import attention
 from luthier.model import self_check as probe
 from luthier.model.attention import varlen, ways
-from luthier.model.generation.generate import answer
+from luthier.model.generation.generate import generate_text
 from luthier.model.generation.generation_inputs import compute_logits, prepare_generation
 from luthier.model.policy import ModelPolicy
 from luthier.testing.exactness import unrounded
@@ -117,7 +117,7 @@ def test_a_kernel_for_gpus_is_given_prefixes_and_shared_prompts(name, kernel, mo
 
     monkeypatch.setattr(varlen, "torch_kernel", lambda: varlen.Kernel.of(counted) if kernel == "at once" else None)
     monkeypatch.setattr(varlen, "flash_kernel", lambda: None)
-    monkeypatch.setattr(varlen, "obstacle", lambda query, value: None)
+    monkeypatch.setattr(varlen, "flash_obstacle", lambda query, value: None)
     choice = ways.Choice(ways.TORCH)
     for module in model.modules():
         monkeypatch.setitem(ways._OWN, module, choice)
@@ -135,7 +135,7 @@ def test_a_prompt_is_recomputed_in_backward(kind):
     model, batch = exact_model("llama").train(), shared_batch()
     adapter = kind(model)
     expected = differentiated(adapter, lambda: ModelPolicy(model, adapter).token_logprobs(batch))
-    with recompute.install(model, True):
+    with recompute.install_recompute(model, True):
         found = differentiated(adapter, lambda: ModelPolicy(model, adapter).token_logprobs(batch))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
@@ -172,9 +172,9 @@ def test_virtual_tokens_stand_before_each_document_that_continues_none():
 def test_the_probe_compares_prompts_with_what_generation_is_given(kind):
     model = exact_model("llama")
     adapter = kind(model)
-    assert probe.disagreement(model, adapter=adapter) is None
+    assert probe.find_disagreement(model, adapter=adapter) is None
     adapter.generating = lambda inputs: {**inputs, "use_cache": False}  # it says that nothing else is needed
-    assert "differ from the model's own forward" in probe.disagreement(model, adapter=adapter)
+    assert "differ from the model's own forward" in probe.find_disagreement(model, adapter=adapter)
 
 
 BROKEN = {
@@ -208,22 +208,22 @@ def test_prefixes_of_another_shape_or_in_some_layers_alone_are_refused():
 
 def test_an_architecture_that_takes_no_prefixes_is_refused():
     model = exact_model("bloom")
-    assert "takes no prefixes" in probe.disagreement(model, adapter=Prefixed(model), packing=False)
-    assert probe.disagreement(model, adapter=Virtual(model), packing=False) is None
+    assert "takes no prefixes" in probe.find_disagreement(model, adapter=Prefixed(model), packing=False)
+    assert probe.find_disagreement(model, adapter=Virtual(model), packing=False) is None
 
 
 @pytest.mark.parametrize("kind", [Virtual, Prefixed])
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
 def test_generation_goes_on_after_the_prompt_as_the_policy_would(name, kind):
     model = tiny_model(name) if name != "gemma3" else exact_model(name)
-    attention.install(model.eval())
+    attention.install_attention(model.eval())
     adapter, ids = kind(model), torch.tensor([5, 6, 7, 9])
     for _ in range(5):
         batch = random_batch((len(ids),))
         batch.input_ids = batch.labels = ids
         following = ModelPolicy(model, adapter).head(ModelPolicy(model, adapter).states(batch)[-1:]).argmax(-1)
         ids = torch.cat([ids, following])
-    with attention.generating(model):
+    with attention.generating_attention(model):
         inputs = prepare_generation(model, adapter, ids[None, :4])
         found = model.generate(**inputs, max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert found[0, -5:].tolist() == ids[4:].tolist()
@@ -232,8 +232,8 @@ def test_generation_goes_on_after_the_prompt_as_the_policy_would(name, kind):
 @pytest.mark.parametrize("kind", [Virtual, Prefixed])
 def test_an_answer_is_given_with_the_prompt_on(kind):
     model, tokenizer = tiny_model().eval(), tiny_tokenizer()
-    attention.install(model)
+    attention.install_attention(model)
     adapter = kind(model)
-    without = answer(model, tokenizer, "1 and 2?", max_new_tokens=8)
-    found = answer(model, tokenizer, "1 and 2?", adapter=adapter, max_new_tokens=8)
+    without = generate_text(model, tokenizer, "1 and 2?", max_new_tokens=8)
+    found = generate_text(model, tokenizer, "1 and 2?", adapter=adapter, max_new_tokens=8)
     assert found != without

@@ -33,7 +33,7 @@ DROPPING = {"llama": {**WIDE, "attention_dropout": 0.1}, "gpt2": {**WORLDS["gpt2
 
 def adapted(architecture, method, **changes):
     model = tiny_model(architecture, **changes)
-    attention.install(model)
+    attention.install_attention(model)
     if method == "full":
         adapter = FullTuning(Full())
     else:
@@ -59,7 +59,7 @@ def differentiated(architecture, method, mode, *, low=False, **changes):
             held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with recompute.install(model, mode):
+    with recompute.install_recompute(model, mode):
         torch.manual_seed(5)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = sum(step(random_batch((9, 5))).sums.values())
@@ -174,7 +174,7 @@ def test_a_product_that_is_changed_after_the_layer_is_made_again():
 def test_without_gradients_nothing_is_wrapped_around_a_layer():
     model, _ = adapted("llama", "full")
     ids = torch.arange(6)[None]
-    with recompute.install(model, True), torch.no_grad(), attention.generating(model):
+    with recompute.install_recompute(model, True), torch.no_grad(), attention.generating_attention(model):
         assert model(input_ids=ids, use_cache=True).past_key_values.get_seq_length() == 6
 
 
@@ -182,14 +182,14 @@ def test_every_forward_is_its_own_again_afterwards():
     model, _ = adapted("llama", "full")
     first, second = decoder_layers(model)
     own = first.forward = lambda *args, **kwargs: type(first).forward(first, *args, **kwargs)
-    with recompute.install(model, True):
+    with recompute.install_recompute(model, True):
         assert first.forward is not own
     assert first.forward is own
     assert "forward" not in vars(second)
 
 
 def test_a_model_without_layers_is_refused():
-    with pytest.raises(LuthierError) as caught, recompute.install(nn.Linear(2, 2), True):
+    with pytest.raises(LuthierError) as caught, recompute.install_recompute(nn.Linear(2, 2), True):
         pass
     assert (caught.value.code, caught.value.where) == ("part-unsupported", "gradient_checkpointing")
 
@@ -197,7 +197,7 @@ def test_a_model_without_layers_is_refused():
 @pytest.mark.parametrize("device", ["cpu", "mps"])
 def test_offloading_where_the_host_is_the_device_is_refused(train, tmp_path, device):
     with pytest.raises(LuthierError) as caught:
-        recompute.refuse("offload", torch.device(device))
+        recompute.refuse_recompute("offload", torch.device(device))
     assert caught.value.code == "recipe-conflict"
     with pytest.raises(LuthierError):
         train(gradient_checkpointing="offload")
@@ -285,7 +285,7 @@ def test_layer_inputs_go_to_the_host_and_come_back():
     def gradients(mode):
         model, adapter = adapted("llama", "full", **WIDE)
         step = Step(model.cuda(), adapter, SupervisedLoss(Sft()))
-        with recompute.install(model, mode):
+        with recompute.install_recompute(model, mode):
             sum(step(random_batch((900, 500)).to(torch.device("cuda"))).sums.values()).backward()
         return [p.grad for p in model.parameters()]
 

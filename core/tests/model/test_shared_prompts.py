@@ -6,11 +6,11 @@ import torch
 from exact_models import APART, MODELS, exact_model, stand_in_kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from luthier.data.batches.batch import chain_of, collate, continue_documents
+from luthier.data.batches.batch import chain_of, collate_examples, continue_documents
 from luthier.data.examples import TokenExample
 from luthier.model import self_check as probe
 from luthier.model.attention import ways
-from luthier.model.attention.document_masks import documents
+from luthier.model.attention.document_masks import cut_documents
 from luthier.model.attention.plain import attend_singly
 from luthier.model.attention.score_blocks import Rule
 from luthier.model.attention.varlen import Kernel, attend_at_once
@@ -33,7 +33,7 @@ def separate(batch, compute, links=LINKS):
     pieces, found = batch.input_ids.split(batch.lengths.tolist()), []
     for document, own in enumerate(pieces):
         ids = torch.cat([pieces[d] for d in chain_of(links, document)]).numpy()
-        found.append(compute(collate([TokenExample(input_ids=ids, labels=ids)]))[-len(own) :])
+        found.append(compute(collate_examples([TokenExample(input_ids=ids, labels=ids)]))[-len(own) :])
     return torch.cat(found)
 
 
@@ -67,7 +67,7 @@ def test_a_shared_prompt_is_recomputed_in_backward(name, mode):
 
     model, batch = exact_model(name).train(), shared_batch()
     expected = differentiated(model, lambda: ModelPolicy(model).token_logprobs(batch))[1]
-    with recompute.install(model, mode):
+    with recompute.install_recompute(model, mode):
         found = differentiated(model, lambda: ModelPolicy(model).token_logprobs(batch))[1]
     for mine, other in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
@@ -86,11 +86,11 @@ def test_every_way_attends_along_continuations_as_repeated_prompts_would(prompts
     rule, starts = Rule(scale=0.5, window=window, cap=cap), (0, *torch.tensor(lengths).cumsum(0).tolist())
     random = torch.Generator().manual_seed(sum(lengths))
     q, k, v = (torch.randn(1, h, starts[-1], 8, dtype=torch.float64, generator=random) for h in (4, 2, 2))
-    found = attended(way, q, k, v, documents(starts, tuple(links)), rule)
+    found = attended(way, q, k, v, cut_documents(starts, tuple(links)), rule)
     expected = []
     for document in range(len(lengths)):
         tokens = torch.cat([torch.arange(starts[d], starts[d + 1]) for d in chain_of(links, document)])
-        alone = documents((0, len(tokens)), None)
+        alone = cut_documents((0, len(tokens)), None)
         expected.append(attend_singly(q[:, :, tokens], k[:, :, tokens], v[:, :, tokens], alone, rule)[:, -lengths[document] :])  # fmt: skip
     torch.testing.assert_close(found, torch.cat(expected, 1), rtol=1e-10, atol=1e-10)
 
@@ -106,19 +106,19 @@ def attended(way, q, k, v, found, rule):
 
 def test_the_probe_tries_shared_prompts_and_finds_positions_that_do_not_count_on(monkeypatch):
     model = exact_model("llama")
-    assert probe.disagreement(model) is None
+    assert probe.find_disagreement(model) is None
     broken = lambda batch, links: attrs.evolve(  # noqa: E731
         continue_documents(batch, links), position_ids=batch.position_ids
     )
     monkeypatch.setattr(probe, "continue_documents", broken)
-    assert "packed documents differ from separate ones" in probe.disagreement(model)
+    assert "packed documents differ from separate ones" in probe.find_disagreement(model)
 
 
 def test_the_balance_of_experts_counts_a_shared_prompt_once():
     model = tiny_model("mixtral").eval()
-    from luthier.model.attention import install
+    from luthier.model.attention import install_attention
 
-    install(model)
+    install_attention(model)
     batch, policy = shared_batch((9, 4, 5), (-1, 0, 0)), ModelPolicy(model)
     policy.want_routers = True
     routers = policy.router_logits(batch)
@@ -126,7 +126,7 @@ def test_the_balance_of_experts_counts_a_shared_prompt_once():
     balance = router_balance(routers, 2, batch)
     alone = ModelPolicy(model)
     alone.want_routers = True
-    prompt = collate([TokenExample(input_ids=batch.input_ids[:9].numpy(), labels=batch.input_ids[:9].numpy())])
+    prompt = collate_examples([TokenExample(input_ids=batch.input_ids[:9].numpy(), labels=batch.input_ids[:9].numpy())])
     torch.testing.assert_close(balance[0], router_balance(alone.router_logits(prompt), 2, prompt)[0])
     assert balance.shape == (3,) and int(batch.lengths.sum()) == batch.num_tokens
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from luthier.data.batches.micro_batches import batches
+from luthier.data.batches.micro_batches import rank_batches
 from luthier.data.batches.packing import Packing
 from luthier.data.examples import TokenDataset, TokenExample
 from luthier.model import attention
@@ -65,8 +65,8 @@ def test_recurrent_modules_are_found_where_no_config_tells_of_them():
 @pytest.mark.parametrize("name", ["MambaConfig", "Qwen3NextConfig"])
 def test_one_document_at_a_time_such_a_model_computes_what_it_does_by_itself(name):
     model = made(name).eval()
-    attention.install(model)
-    assert probe.disagreement(model, packing=False) is None
+    attention.install_attention(model)
+    assert probe.find_disagreement(model, packing=False) is None
 
 
 @pytest.fixture
@@ -112,8 +112,8 @@ def test_without_packing_a_block_is_one_batch_all_the_same():
     block = TokenExample(input_ids=ids, labels=ids, documents=np.array([0, 5, 13]), where="book:1")
     short = TokenExample(input_ids=ids[:4], labels=ids[:4], where="book:2")
     rows = TokenDataset.of([block, short])
-    found = list(batches(rows, Packing(max_tokens=20, on=False), torch.device("cpu")))
+    found = list(rank_batches(rows, Packing(max_tokens=20, on=False), torch.device("cpu")))
     assert [b.input_ids.tolist() for b in found] == [list(range(20)), [0, 1, 2, 3]]
     assert [b.num_documents for b in found] == [3, 1]
-    packed = list(batches(rows, Packing(max_tokens=24), torch.device("cpu")))
+    packed = list(rank_batches(rows, Packing(max_tokens=24), torch.device("cpu")))
     assert sum(len(b.supervised) for b in found) == sum(len(b.supervised) for b in packed) == 20

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError
-from luthier.plugins.compatibility import GIVERS, Chosen, check, refusals
+from luthier.plugins.compatibility import GIVERS, Chosen, check_compatibility, refusals
 from luthier.plugins.records import TAGS
 
 
@@ -24,7 +24,7 @@ PROMPT = part("adapter", "prompt", conflicts="packing")
 def test_sound_combinations_give_no_reason():
     assert refusals([FULL, NONE, SFT], {}) == []
     assert refusals([LORA, NF4, DPO], {"paired-data": "the data"}) == []
-    check([LORA, NONE, SFT], {"packing": "the run"})
+    check_compatibility([LORA, NONE, SFT], {"packing": "the run"})
 
 
 @pytest.mark.parametrize(
@@ -45,14 +45,14 @@ def test_sound_combinations_give_no_reason():
 def test_a_refusal_names_both_sides_and_the_tag(chosen, given_tags, says):
     assert refusals(chosen, given_tags) == [says]
     with pytest.raises(LuthierError) as caught:
-        check(chosen, given_tags)
+        check_compatibility(chosen, given_tags)
     assert caught.value.code == "part-incompatible"
     assert says in str(caught.value)
 
 
 def test_every_reason_is_told():
     with pytest.raises(LuthierError) as caught:
-        check([FULL, NF4, DPO], {})
+        check_compatibility([FULL, NF4, DPO], {})
     assert str(caught.value).count(" needs ") == 3
 
 

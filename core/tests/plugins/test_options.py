@@ -19,7 +19,7 @@ from luthier import (
 )
 from luthier.plugins.completion import REQUIRED
 from luthier.plugins.hookspecs import HOOKS
-from luthier.plugins.options import describe, is_default, type_name
+from luthier.plugins.options import describe_options, is_default, type_name
 from luthier.plugins.records import KINDS, RECORDS, TAGS
 
 
@@ -73,7 +73,7 @@ def test_two_objects_share_no_list():
 
 
 def test_options_are_described_for_people():
-    described = {d.name: d for d in describe(Options)}
+    described = {d.name: d for d in describe_options(Options)}
     assert list(described) == ["r", "alpha", "names", "pair", "solver", "solvers", "mode", "needed"]
     assert (described["r"].type, described["r"].default, described["r"].bounds.low) == ("int", 8, 1)
     assert described["names"].default == ["q_proj"]

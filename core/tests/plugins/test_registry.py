@@ -10,7 +10,7 @@ import luthier.builtin
 import pytest
 from luthier import LuthierError, OptimizerRecord, event, hookimpl, option
 from luthier.plugins import catalogue
-from luthier.plugins.registry import Plugins, Source, checked
+from luthier.plugins.registry import Plugins, Source, check_part
 
 HERE = Source(plugin="here", module="here", distribution="luthier-here", version="1")
 
@@ -200,13 +200,13 @@ def test_an_unknown_name_is_told_its_nearest_or_all_that_are_known(refused):
 
 
 def test_an_unknown_name_is_told_the_distribution_that_would_bring_it(refused, monkeypatch):
-    monkeypatch.setattr(catalogue, "distribution", lambda kind, name: "luthier-osft" if name == "osft" else None)
+    monkeypatch.setattr(catalogue, "distribution_of", lambda kind, name: "luthier-osft" if name == "osft" else None)
     assert refused(registry(), "osft", "adapter").remedy == "Install it: pip install luthier-osft"
 
 
 def test_a_part_of_a_broken_plugin_is_found_by_the_catalogue(distribution, refused, monkeypatch):
     distribution("luthier-family", "import no_such_library\n")
-    monkeypatch.setattr(catalogue, "distribution", lambda kind, name: "luthier-family" if name == "child" else None)
+    monkeypatch.setattr(catalogue, "distribution_of", lambda kind, name: "luthier-family" if name == "child" else None)
     plugins = Plugins()
     assert refused(plugins, "child").code == "part-broken"
     assert refused(plugins, "family.other").code == "part-broken"
@@ -214,8 +214,8 @@ def test_a_part_of_a_broken_plugin_is_found_by_the_catalogue(distribution, refus
 
 
 def test_the_real_catalogue_is_read():
-    assert isinstance(catalogue.catalogue(), dict)
-    assert catalogue.distribution("adapter", "no-such-part") is None
+    assert isinstance(catalogue.read_catalogue(), dict)
+    assert catalogue.distribution_of("adapter", "no-such-part") is None
 
 
 def test_options_find_their_part(distribution):
@@ -341,7 +341,7 @@ def test_listing_every_installed_part_imports_nothing_heavy():
 
 def test_an_object_is_checked_against_its_kinds_protocol():
     with pytest.raises(LuthierError, match="no data, terms, __call__"):
-        checked(object(), "loss", "here")
+        check_part(object(), "loss", "here")
 
 
 class Watcher:
@@ -357,7 +357,7 @@ def test_every_registered_plugin_of_the_core_has_a_part_for_its_protocol():
     for offer in plugins.offers():
         plugins.build(offer, plugins.options(offer)())
     watcher = Watcher()
-    assert checked(watcher, "callback", "here") is watcher
+    assert check_part(watcher, "callback", "here") is watcher
 
 
 def test_a_family_of_names_is_listed_once(refused):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError, option
-from luthier.plugins.structure import Written, bare, structure
+from luthier.plugins.structure import Written, bare_value, structure_value
 
 
 class Colour(enum.Enum):
@@ -58,7 +58,7 @@ class Outer:
     ids=str,
 )  # fmt: skip
 def test_what_is_meant_is_taken(value, hint, expected):
-    found = structure(value, hint, "x")
+    found = structure_value(value, hint, "x")
     assert found == expected
     assert type(found) is type(expected)
 
@@ -114,7 +114,7 @@ def test_what_is_meant_is_taken(value, hint, expected):
 )  # fmt: skip
 def test_what_would_be_converted_is_refused_at_its_place(value, hint, says):
     with pytest.raises(LuthierError) as caught:
-        structure(value, hint, "x")
+        structure_value(value, hint, "x")
     assert str(caught.value).startswith(says)
 
 
@@ -127,7 +127,7 @@ def test_a_scalar_is_taken_exactly_when_its_type_is_the_options(value, hint):
     """cattrs alone makes 16 of '16' and of 16.7, and True of 'false': nothing of this is done here."""
     exact = type(value) is hint and value == value
     try:
-        found = structure(value, hint, "x")
+        found = structure_value(value, hint, "x")
     except LuthierError:
         assert not exact
     else:
@@ -145,7 +145,7 @@ def test_a_scalar_is_taken_exactly_when_its_type_is_the_options(value, hint):
     )
 )
 def test_any_is_any(value):
-    assert structure(value, Any, "x") == value
+    assert structure_value(value, Any, "x") == value
 
 
 @pytest.mark.parametrize(
@@ -160,10 +160,10 @@ def test_any_is_any(value):
     ids=str,
 )  # fmt: skip
 def test_the_type_decides_how_a_written_value_is_read(text, value, hint, expected):
-    assert structure(Written(text, value), hint, "x") == expected
+    assert structure_value(Written(text, value), hint, "x") == expected
 
 
 def test_a_written_value_is_shown_as_it_is_read():
     with pytest.raises(LuthierError, match=r"expected bool \(found \[1, 'a'\]\)"):
-        structure(Written("[1, a]", [Written("1", 1), "a"]), bool, "x")
-    assert bare({"a": Written("[1]", [Written("1", 1)])}) == {"a": [1]}
+        structure_value(Written("[1, a]", [Written("1", 1), "a"]), bool, "x")
+    assert bare_value({"a": Written("[1]", [Written("1", 1)])}) == {"a": [1]}

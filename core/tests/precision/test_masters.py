@@ -3,7 +3,7 @@
 import pytest
 import torch
 from luthier.precision import bf16_steps as masters
-from luthier.precision.bf16_steps import MasterStep, StochasticStep, put
+from luthier.precision.bf16_steps import MasterStep, StochasticStep, put_tensor
 from torch import nn
 
 
@@ -121,6 +121,6 @@ def test_masters_are_state():
 def test_a_parameter_holds_another_tensor_and_stays_itself():
     layer = nn.Linear(3, 3)
     kept = layer.weight
-    put(layer.weight, kept.detach().to(torch.bfloat16))
+    put_tensor(layer.weight, kept.detach().to(torch.bfloat16))
     assert layer.weight is kept
     assert kept.dtype is torch.bfloat16

@@ -15,7 +15,7 @@ from luthier.runs.writing.record import read_record, write_record
 from luthier.step.context import dense_weight
 from luthier.step.module import Step
 from luthier.testing.worlds import random_batch, tiny_model, tiny_tokenizer
-from luthier.training.assemble import assemble
+from luthier.training.assemble import assemble_run
 from torch import nn
 
 LORA = {"name": "lora", "r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"}
@@ -106,7 +106,7 @@ def test_what_cannot_be_is_refused_before_a_folder_appears(train, tmp_path, mode
 
 def test_sharded_weights_are_not_stepped_in_bfloat16():
     with pytest.raises(LuthierError, match="cannot be sharded"):
-        precision.refuse("pure_bf16", torch.device("cpu"), sharded=True)
+        precision.refuse_precision("pure_bf16", torch.device("cpu"), sharded=True)
 
 
 @pytest.mark.parametrize(("adapter", "settings"), COMBINED)
@@ -124,7 +124,7 @@ def given(seed=0, dtype=torch.float32, **settings):
     model = tiny_model(seed=seed).to(dtype)
     recipe = Recipe.from_dict({"model": "python:tiny", "data": "python:rows", "global_batch_size": 4, **settings})
     rows = [{"prompt": f"{i}?", "completion": f"{i}"} for i in range(8)]
-    return assemble(recipe, Objects(model=model, tokenizer=tiny_tokenizer(), data=rows)).setup, model
+    return assemble_run(recipe, Objects(model=model, tokenizer=tiny_tokenizer(), data=rows)).setup, model
 
 
 def copies(model):
@@ -211,7 +211,9 @@ def test_weights_that_are_no_plain_weights_are_left_alone(kind):
     elif kind == "kept":
         model._keep_in_fp32_modules_strict = {"down_proj"}
         assert not any(
-            "down_proj" in n for n, p in model.named_parameters() if p in set(storage.frozen(model, torch.bfloat16))
+            "down_proj" in n
+            for n, p in model.named_parameters()
+            if p in set(storage.frozen_weights(model, torch.bfloat16))
         )
         return
     else:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from luthier.precision.rounding import join, split, stochastic
+from luthier.precision.rounding import join_halves, round_stochastically, split_halves
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 TENSORS = arrays.arrays(np.float32, arrays.array_shapes(max_dims=2, max_side=5), elements=FINITE).map(torch.from_numpy)
@@ -15,15 +15,15 @@ TENSORS = arrays.arrays(np.float32, arrays.array_shapes(max_dims=2, max_side=5),
 @settings(deadline=None, max_examples=60)
 @given(x=TENSORS)
 def test_the_two_halves_give_the_tensor_back_to_the_bit(x):
-    top, rest = split(x.clone())
+    top, rest = split_halves(x.clone())
     assert top.dtype is torch.bfloat16
-    assert torch.equal(join(top, rest).view(torch.int32), x.view(torch.int32))
+    assert torch.equal(join_halves(top, rest).view(torch.int32), x.view(torch.int32))
 
 
 @settings(deadline=None, max_examples=60)
 @given(x=TENSORS)
 def test_the_upper_half_is_the_nearest_but_for_ties(x):
-    top, nearest = split(x.clone())[0].float(), x.to(torch.bfloat16).float()
+    top, nearest = split_halves(x.clone())[0].float(), x.to(torch.bfloat16).float()
     small = x.abs() < 1e38  # above, the nearest may be infinity
     assert torch.equal((top - x).abs()[small], (nearest - x).abs()[small])
 
@@ -32,7 +32,7 @@ def test_every_pattern_of_bits_near_a_tie_comes_back():
     high = torch.tensor([0x3F80, 0x3F81, 0x0001, 0x7F7F, -0x4080, -0x407F], dtype=torch.int32)[:, None]
     low = torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], dtype=torch.int32)[None]
     x = ((high << 16) | low).view(torch.float32).flatten()
-    assert torch.equal(join(*split(x.clone())).view(torch.int32), x.view(torch.int32))
+    assert torch.equal(join_halves(*split_halves(x.clone())).view(torch.int32), x.view(torch.int32))
 
 
 @settings(deadline=None, max_examples=20)
@@ -40,13 +40,13 @@ def test_every_pattern_of_bits_near_a_tie_comes_back():
 def test_what_bfloat16_holds_keeps_no_rest_and_is_never_moved(x):
     held = x.to(torch.bfloat16).float()
     held = torch.where(held.isfinite(), held, 0.0)
-    assert split(held)[1] is None
-    assert torch.equal(stochastic(held).float(), held)
+    assert split_halves(held)[1] is None
+    assert torch.equal(round_stochastically(held).float(), held)
 
 
 def test_the_two_halves_take_no_more_room_than_the_one():
     x = torch.randn(64, 64)
-    top, rest = split(x)
+    top, rest = split_halves(x)
     assert top.nbytes + rest.nbytes == x.nbytes
 
 
@@ -54,7 +54,7 @@ def test_the_two_halves_take_no_more_room_than_the_one():
 def test_the_mean_of_many_roundings_is_the_number(value):
     """Within five standard errors: the step of bfloat16 times sqrt(p (1 - p) / n)."""
     x = torch.full((200_000,), value, dtype=torch.float32)
-    drawn = stochastic(x, torch.Generator().manual_seed(0)).double()
+    drawn = round_stochastically(x, torch.Generator().manual_seed(0)).double()
     values = drawn.unique()
     assert len(values) <= 2
     step = float(values.max() - values.min())
@@ -63,6 +63,6 @@ def test_the_mean_of_many_roundings_is_the_number(value):
 
 def test_the_generator_alone_decides_the_rounding():
     x = torch.randn(1001)
-    one, same, other = (stochastic(x, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    one, same, other = (round_stochastically(x, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)

@@ -10,9 +10,9 @@ from luthier.precision.dtypes import Precision
 from luthier.precision.loss_scaler import LEAST, LossScaler
 from luthier.recipe import Recipe
 from luthier.recipe.objects import Objects
-from luthier.step.update import update
+from luthier.step.update import update_weights
 from luthier.testing.worlds import tiny_model, tiny_tokenizer
-from luthier.training.assemble import assemble
+from luthier.training.assemble import assemble_run
 
 
 def test_an_overflow_halves_the_scale_and_ends_the_row_of_good_steps():
@@ -69,7 +69,7 @@ def setup():
     recipe = Recipe.from_dict({"model": "python:t", "data": "python:r", "global_batch_size": 4, "precision": "float32",
                                "max_tokens_per_device": 40, "num_train_epochs": 4, "learning_rate": 1e-2})  # fmt: skip
     rows = [{"prompt": f"{i}?", "completion": f"{i}"} for i in range(16)]
-    made = assemble(recipe, Objects(model=tiny_model(), tokenizer=tiny_tokenizer(), data=rows)).setup
+    made = assemble_run(recipe, Objects(model=tiny_model(), tokenizer=tiny_tokenizer(), data=rows)).setup
     made.precision = Precision.of(recipe, "fp16", torch.device("cpu"), made.optimizer_part)
     made.step.computing = made.precision.computing
     yield made
@@ -82,7 +82,7 @@ def steps(setup, count):
     for portion in setup.portions(0):
         if portion.step == count:
             break
-        done.append(update(setup, portion.step, portion))
+        done.append(update_weights(setup, portion.step, portion))
         weights.append(torch.cat([p.detach().flatten() for p in setup.model.parameters()]))
     return done, weights
 

@@ -160,8 +160,8 @@ def file(tmp_path: Path) -> Any:
 @pytest.fixture
 def read(plugins: Plugins) -> Any:
     """`read(path, flags, environ)`: a reading with the made-up parts."""
+    from luthier.recipe import load_recipe as reading
     from luthier.recipe import parse_flags
-    from luthier.recipe import read as reading
 
     def given(path: Path | None = None, flags: str | list[str] = (), environ: dict[str, str] | None = None) -> Any:
         words = flags.split() if isinstance(flags, str) else list(flags)

@@ -4,7 +4,7 @@ import attrs
 import luthier.builtin
 import pytest
 from luthier import LuthierError, Recipe
-from luthier.plugins.fields.hints import hints
+from luthier.plugins.fields.hints import field_hints
 from luthier.plugins.registry import Plugins, Source
 from luthier.recipe import Data, Model, from_mapping
 from luthier.recipe.reading.aliases import ALIASES, READINGS, SPELLINGS
@@ -192,7 +192,7 @@ def test_every_alias_leads_to_an_option_that_exists():
 
 
 def test_no_alias_hides_an_option_of_ours():
-    taken = set(hints(Recipe))
+    taken = set(field_hints(Recipe))
     assert not taken & (set(ALIASES) | set(READINGS))
     assert not set(ALIASES) & set(READINGS)
 

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError, Recipe
 from luthier.recipe.reading import yaml12
-from luthier.recipe.reading.recipe_files import read_file
+from luthier.recipe.reading.recipe_files import read_recipe_file
 
 YAML = """\
 # a comment
@@ -120,7 +120,7 @@ def test_every_error_has_its_line(file, read, old, new, code, says):
 )  # fmt: skip
 def test_a_file_that_is_not_its_format_is_refused_at_the_line(file, name, text, line, says):
     path = file(name, text)
-    error = failure(read_file, path)
+    error = failure(read_recipe_file, path)
     assert error.code == "recipe-syntax"
     assert error.where == f"{path}:{line}"
     assert says in error.problem
@@ -147,7 +147,7 @@ def test_a_file_that_is_not_its_format_is_refused_at_the_line(file, name, text, 
 def test_what_is_no_recipe_is_refused(tmp_path, name, content, says):
     path = tmp_path / name
     path.write_bytes(content)
-    error = failure(read_file, path)
+    error = failure(read_recipe_file, path)
     assert error.code == "recipe-syntax"
     assert error.where.startswith(str(path))
     assert says in error.problem
@@ -155,13 +155,13 @@ def test_what_is_no_recipe_is_refused(tmp_path, name, content, says):
 
 def test_aliases_of_aliases_do_not_fill_the_memory(file):
     levels = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))
-    error = failure(read_file, file("r.yaml", f"a0: &a0 [x]\n{levels}\n"))
+    error = failure(read_recipe_file, file("r.yaml", f"a0: &a0 [x]\n{levels}\n"))
     assert "repeats itself" in error.problem
 
 
 def test_a_missing_file_names_its_neighbour(file):
     path = file("recipe.yaml", YAML)
-    error = failure(read_file, path.with_name("recpie.yaml"))
+    error = failure(read_recipe_file, path.with_name("recpie.yaml"))
     assert error.code == "recipe-not-found"
     assert error.remedy == "Did you mean 'recipe.yaml'?"
 
@@ -170,12 +170,12 @@ def test_a_folder_without_a_recipe_is_refused_and_one_with_it_is_read(file, read
     path = file("recipe.yaml", YAML)
     assert read(path.parent).recipe == read(path).recipe
     path.unlink()
-    assert failure(read_file, path.parent).code == "recipe-syntax"
+    assert failure(read_recipe_file, path.parent).code == "recipe-syntax"
 
 
 def test_yaml_reads_its_own_version_12():
     text = "[yes, no, on, off, y, Yes, 2e-4, 1_000, 012, 0o17, 0x1F, 1:30, 2024-01-01, ~, null, true, .5, .inf, <<, =]"
-    value, _ = yaml12.load(text, "")
+    value, _ = yaml12.load_yaml(text, "")
     assert value == [
         "yes", "no", "on", "off", "y", "Yes", 2e-4, "1_000", 12, 15, 31, "1:30", "2024-01-01", None, None, True, 0.5,
         float("inf"), "<<", "=",
@@ -205,7 +205,7 @@ plain = st.recursive(
 @given(value=plain)
 @example(value={"a": "2e-4", "b": "0o17", "c": "yes", "d": "1:30", "e": " x\n", "f": "\x85\u2028é😀", "g": "~"})
 def test_what_is_dumped_is_read_back_equal(value):
-    again, _ = yaml12.load(yaml12.dump(value), "")
+    again, _ = yaml12.load_yaml(yaml12.dump_yaml(value), "")
     assert again == value
     assert json.dumps(again) == json.dumps(value)  # 1 is not 1.0 is not True
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError, Recipe
-from luthier.plugins.structure import bare
+from luthier.plugins.structure import bare_value
 from luthier.recipe import parse_flags, parse_sets
 from luthier.recipe.reading.overrides import from_environment, parse_value
 
@@ -28,7 +28,7 @@ def failure(act, *given):
 
 
 def flags(text):
-    return {".".join(o.steps): bare(o.value) for o in parse_flags(text.split())}
+    return {".".join(o.steps): bare_value(o.value) for o in parse_flags(text.split())}
 
 
 def test_flags_are_kebab_or_snake_with_or_without_equals():
@@ -87,14 +87,14 @@ def test_flag_wins_over_environment_over_file_over_default(path, read):
 @settings(max_examples=40, deadline=None)
 @given(layers=st.lists(st.sampled_from(["file", "environment", "flag"]), unique=True), kebab=st.booleans())
 def test_the_highest_layer_that_speaks_is_heard(plugins, tmp_path_factory, layers, kebab):
-    from luthier.recipe import read
+    from luthier.recipe import load_recipe
 
     at = {"file": 10, "environment": 20, "flag": 30}
     path = tmp_path_factory.mktemp("layers") / "r.yaml"
     path.write_text("model: demo\ndata: d.jsonl\n" + ("max_steps: 10\n" if "file" in layers else ""))
     environ = {"LUTHIER_MAX_STEPS": "20"} if "environment" in layers else {}
     words = ["--max-steps" if kebab else "--max_steps", "30"] if "flag" in layers else []
-    found = read(path, parse_flags(words), environ=environ, plugins=plugins).recipe.max_steps
+    found = load_recipe(path, parse_flags(words), environ=environ, plugins=plugins).recipe.max_steps
     assert found == max((at[layer] for layer in layers), default=None)
 
 
@@ -213,7 +213,7 @@ def test_a_wrong_variable_names_itself(path, read):
 
 
 def test_set_needs_a_name_and_a_value():
-    assert [(o.steps, bare(o.value)) for o in parse_sets(["adapter.b=c=d"])] == [(("adapter", "b"), "c=d")]
+    assert [(o.steps, bare_value(o.value)) for o in parse_sets(["adapter.b=c=d"])] == [(("adapter", "b"), "c=d")]
     assert failure(parse_sets, ["seed"]).problem == "expected a.b=value"
     assert "learning_rate" in failure(parse_sets, ["learning_rat=1"]).remedy
 
@@ -231,10 +231,10 @@ def test_a_wrong_override_in_python_is_not_blamed_on_the_file(path, plugins):
 
 
 def test_options_below_an_object_are_refused(plugins, options):
-    from luthier.recipe import read
+    from luthier.recipe import load_recipe
 
     given = {"model": "demo", "data": "d", "adapter": options.Lora(), "adapter.r": 3}
-    error = failure(lambda: read(None, given, environ={}, plugins=plugins))
+    error = failure(lambda: load_recipe(None, given, environ={}, plugins=plugins))
     assert "adapter has no options that could be set" in str(error)
 
 
@@ -247,19 +247,21 @@ def test_options_below_a_number_are_refused(read):
 @given(text=st.text(st.characters(codec="utf-8"), max_size=20))
 def test_any_text_is_a_value(text):
     value = parse_value(text)
-    assert bare(value) is None or isinstance(bare(value), (str, int, float, bool, list, dict))
+    assert bare_value(value) is None or isinstance(bare_value(value), (str, int, float, bool, list, dict))
 
 
 def test_another_recipe_is_a_start_and_keeps_its_objects(make, plugins, options):
     from luthier.builtin import AdamW
-    from luthier.recipe import read
+    from luthier.recipe import load_recipe
 
     class Own:
         def build(self, groups): ...
         def evaluating(self): ...
 
     def change(recipe, **changes):
-        return read(recipe, changes, environ={"LUTHIER_SEED": "9"}, plugins=plugins).recipe  # not for Python data
+        return load_recipe(
+            recipe, changes, environ={"LUTHIER_SEED": "9"}, plugins=plugins
+        ).recipe  # not for Python data
 
     own = Own()
     start = make(optimizer=own, adapter=options.Lora(r=4), run_name="$${HOME}", learning_rate=1e-3)

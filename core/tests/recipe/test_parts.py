@@ -11,7 +11,7 @@ from luthier.builtin import AdamW, Jsonl
 from luthier.plugins.compatibility import Chosen
 from luthier.plugins.completion import REQUIRED
 from luthier.plugins.registry import Plugins, Source
-from luthier.recipe import resolve
+from luthier.recipe import resolve_parts
 
 
 class OwnOptimizer:
@@ -33,7 +33,7 @@ class OwnCallback:
 
 
 def test_each_form_of_a_part_is_resolved(make, plugins, options):
-    found = resolve(make(adapter={"name": "lora", "r": 4}, optimizer=AdamW(eps=1e-6), loss="sft"), plugins)
+    found = resolve_parts(make(adapter={"name": "lora", "r": 4}, optimizer=AdamW(eps=1e-6), loss="sft"), plugins)
     assert (found.adapter.name, found.adapter.options) == ("lora", options.Lora(r=4))
     assert (found.optimizer.name, found.optimizer.options.eps) == ("adamw", 1e-6)
     assert (found.loss.name, found.loss.record.kind, found.loss.source.distribution) == ("sft", "loss", "luthier")
@@ -42,13 +42,13 @@ def test_each_form_of_a_part_is_resolved(make, plugins, options):
 
 
 def test_what_a_run_records_of_a_part_is_its_distribution_and_version(make, plugins):
-    parts = {p.kind: p.describe() for p in resolve(make(adapter="lora"), plugins)}
+    parts = {p.kind: p.describe() for p in resolve_parts(make(adapter="lora"), plugins)}
     assert parts["adapter"] == {"kind": "adapter", "name": "lora", "distribution": "luthier-own", "version": "0.3"}
 
 
 def test_an_object_that_keeps_the_protocol_is_a_part(make, plugins):
     own = OwnOptimizer()
-    part = resolve(make(optimizer=own), plugins).optimizer
+    part = resolve_parts(make(optimizer=own), plugins).optimizer
     assert (part.local, part.record, part.options, part.source) == (own, None, None, None)
     assert part.name == f"{__name__}.OwnOptimizer"
     assert part.chosen() == Chosen(kind="optimizer", name=part.name, needs=frozenset({"closure"}))
@@ -60,7 +60,7 @@ def test_the_tags_of_an_object_are_checked_like_a_records(make, plugins):
         needs = "packing"
         conflicts = ("cudda",)
 
-    part = resolve(make(optimizer=Tagged()), plugins).optimizer
+    part = resolve_parts(make(optimizer=Tagged()), plugins).optimizer
     with pytest.raises(LuthierError, match="unknown tag 'cudda'. Did you mean 'cuda'"):
         part.chosen()
     part.local.conflicts = ()
@@ -80,7 +80,7 @@ def test_a_local_part_is_named_in_plain_data_and_cannot_be_loaded(make, plugins,
 def test_callbacks_of_every_form_stand_side_by_side(make, plugins, options):
     own = OwnCallback()
     recipe = make(callbacks=["jsonl", {"name": "watch", "every": 3}, options.Watcher(every=4), own])
-    parts = resolve(recipe, plugins).callbacks
+    parts = resolve_parts(recipe, plugins).callbacks
     assert [p.name for p in parts[:3]] == ["jsonl", "watch", "watch"]
     assert recipe.callbacks == [Jsonl(), options.Watcher(every=3), options.Watcher(every=4), own]
 
@@ -129,9 +129,9 @@ def test_options_that_belong_to_no_installed_part_are_refused(wrong):
 
 def test_a_recipe_made_directly_holds_what_it_was_given_and_resolves(options, plugins, make):
     recipe = attrs.evolve(make(), adapter={"name": "lora", "r": 3})
-    assert resolve(recipe, plugins).adapter.options == options.Lora(r=3)
+    assert resolve_parts(recipe, plugins).adapter.options == options.Lora(r=3)
     with pytest.raises(LuthierError, match="adapter.rr: adapter 'lora' has no such option"):
-        resolve(attrs.evolve(make(), adapter={"name": "lora", "rr": 3}), plugins)
+        resolve_parts(attrs.evolve(make(), adapter={"name": "lora", "rr": 3}), plugins)
 
 
 def test_lazy_options_are_resolved_only_when_the_part_is_named(tmp_path, monkeypatch):
@@ -163,14 +163,14 @@ def test_lazy_options_are_resolved_only_when_the_part_is_named(tmp_path, monkeyp
     assert recipe.optimizer.rate == 0.25
     again = Recipe.from_dict(least | {"optimizer": recipe.optimizer}, plugins=registry)
     assert again == recipe
-    assert resolve(again, registry).optimizer.name == "slow"
+    assert resolve_parts(again, registry).optimizer.name == "slow"
 
 
 def test_a_part_is_built_only_when_asked(make, plugins):
-    found = resolve(make(), plugins)
+    found = resolve_parts(make(), plugins)
     assert set(REQUIRED["optimizer"]) <= set(dir(found.build(found.optimizer)))
     own = OwnOptimizer()
-    local = resolve(make(optimizer=own), plugins)
+    local = resolve_parts(make(optimizer=own), plugins)
     assert local.build(local.optimizer) is own
 
 

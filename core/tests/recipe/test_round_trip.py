@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError, Recipe
-from luthier.plugins.options import KEY, hints
-from luthier.plugins.registry import installed
+from luthier.plugins.options import KEY, field_hints
+from luthier.plugins.registry import installed_plugins
 from luthier.recipe import Data, Model, Source, recipe_hash
 from luthier.recipe.schema import OtherModel
 
@@ -62,7 +62,7 @@ def compound(hint, bounds):
 def instances(draw, cls):
     """Objects of an options class; those that its own checks refuse are not drawn."""
     chosen = {
-        f.alias: draw(values(hints(cls)[f.name], f.metadata.get(KEY)))
+        f.alias: draw(values(field_hints(cls)[f.name], f.metadata.get(KEY)))
         for f in attrs.fields(cls)
         if f.init and (f.default is attrs.NOTHING or draw(st.booleans()))
     }
@@ -82,12 +82,12 @@ def check(recipe, plugins, folder):
     assert recipe_hash(Recipe.load(path, environ={}, plugins=plugins), plugins) == recipe_hash(recipe, plugins)
 
 
-OFFERS = [(o.record.kind, o.record.name) for o in installed().offers()]
+OFFERS = [(o.record.kind, o.record.name) for o in installed_plugins().offers()]
 
 
 @pytest.mark.parametrize(("kind", "name"), OFFERS, ids=[f"{k}-{n}" for k, n in OFFERS])
 def test_every_installed_part_survives_plain_data_and_a_file(kind, name, tmp_path):
-    known = installed()
+    known = installed_plugins()
     cls = known.options(known.get(kind, name))
 
     @settings(QUICK, max_examples=2 if name.startswith("peft.") else 8)
@@ -114,7 +114,7 @@ def run_settings(draw):
     """The recipe's own settings as plain data, without the contradictions that `test_checks` is about."""
     apart = (*PART_FIELDS, "callbacks", "model", "data", "device", "gradient_accumulation_steps")
     fields = [f for f in attrs.fields(Recipe) if f.name not in apart]
-    chosen = {f.name: draw(values(hints(Recipe)[f.name], f.metadata[KEY])) for f in fields if draw(st.booleans())}
+    chosen = {f.name: draw(values(field_hints(Recipe)[f.name], f.metadata[KEY])) for f in fields if draw(st.booleans())}
     chosen.pop(draw(st.sampled_from(["warmup_steps", "warmup_ratio"])), None)
     chosen.pop(draw(st.sampled_from(["global_batch_size", "per_device_train_batch_size"])), None)
     chosen["max_steps"] = 2**70

@@ -150,7 +150,7 @@ def test_a_run_that_began_from_anothers_checkpoint_goes_on_with_its_own(cut, tra
     longer = {**settings, "num_train_epochs": 2, "allow_changed": "settings"}
     with pytest.raises(RuntimeError, match="cut"):
         train(**longer, callbacks=[luthier.on(step_ended=die)])
-    assert [checkpoint.step_of(path) for path in checkpoint.steps(tmp_path / "b")] == [3]
+    assert [checkpoint.step_of(path) for path in checkpoint.list_checkpoints(tmp_path / "b")] == [3]
     first = []
     train(**longer, callbacks=[luthier.on(resumed=lambda step: first.append(step))])  # noqa: PLW0108
     assert first == [3]
@@ -166,5 +166,7 @@ def test_what_may_differ_is_one_of_four_words():
 def test_no_more_than_a_few_differences_are_named():
     was = {"settings": {"data": {}, **{f"option{i}": 1 for i in range(9)}}}
     now = {"settings": {"data": {}, **{f"option{i}": 2 for i in range(9)}}}
-    told = refused(lambda: changes.refuse(changes.compare(was, now), frozenset(), "here"), "checkpoint-other")
+    told = refused(
+        lambda: changes.refuse_changes(changes.find_changes(was, now), frozenset(), "here"), "checkpoint-other"
+    )
     assert told.count(" was 1, is 2") == changes.MENTIONED and "; ..." in told

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from luthier.errors import LuthierError
 from luthier.recipe import Recipe, recipe_hash
-from luthier.runs.chart import BLOCKS, chart
-from luthier.runs.compare import compare, draw_both
-from luthier.runs.replay import replay
+from luthier.runs.chart import BLOCKS, draw_chart
+from luthier.runs.compare import compare_runs, draw_both
+from luthier.runs.replay import replay_run
 from luthier.runs.run_folder import read_folder
 
 
@@ -22,14 +22,14 @@ def pair(make):
 
 def test_a_run_differs_from_itself_in_nothing(make):
     run = read_folder(make())
-    found = compare(run, run)
+    found = compare_runs(run, run)
     assert [found[name] for name in ("options", "parts", "versions", "environment")] == [[], [], [], []]
     assert found["data"]["same"]
     assert all(row["difference"] == 0 for row in found["metrics"])
 
 
 def test_what_differs_is_named_with_both_values(pair):
-    found = compare(*pair)
+    found = compare_runs(*pair)
     assert found["options"] == [{"name": "learning_rate", "a": 1e-4, "b": 3e-4}]
     assert {"name": "adapter", "a": "full 0.1.0", "b": "lora 0.2.0"} in found["parts"]
     assert {"name": "callback mine", "a": "mine of a program", "b": None} in found["parts"]
@@ -40,7 +40,7 @@ def test_what_differs_is_named_with_both_values(pair):
 
 
 def test_numbers_stand_side_by_side(pair):
-    metrics = {row["name"]: row for row in compare(*pair)["metrics"]}
+    metrics = {row["name"]: row for row in compare_runs(*pair)["metrics"]}
     assert (metrics["loss"]["a"], metrics["loss"]["b"], metrics["loss"]["difference"]) == (1.0, 1.0, 0.0)
     assert (metrics["steps"]["a"], metrics["steps"]["b"]) == (3, 2)
     assert (metrics["tokens_per_second"]["a"], metrics["tokens_per_second"]["b"]) == (200.0, 150.0)
@@ -72,7 +72,7 @@ def test_a_picture_that_cannot_be_written_is_told(pair, tmp_path):
 def test_a_run_without_a_recipe_cannot_be_compared(pair):
     (pair[1].path / "recipe.yaml").unlink()
     with pytest.raises(LuthierError, match=r"recipe\.yaml is missing") as caught:
-        compare(*pair)
+        compare_runs(*pair)
     assert str(pair[1].path) in caught.value.where
 
 
@@ -85,7 +85,7 @@ def test_a_run_without_a_recipe_cannot_be_compared(pair):
     st.integers(2, 9),
 )
 def test_a_curve_is_as_wide_and_high_as_it_may_be_and_touches_top_and_bottom(values, width, height):
-    lines = chart(list(enumerate(values, 1)), width, height)
+    lines = draw_chart(list(enumerate(values, 1)), width, height)
     rows = lines[:-1]
     room = max(len(row.split(" ")[0]) for row in rows)
     assert len(rows) == height
@@ -95,15 +95,15 @@ def test_a_curve_is_as_wide_and_high_as_it_may_be_and_touches_top_and_bottom(val
 
 
 def test_a_falling_loss_falls_in_its_picture():
-    assert chart([(i, 4.0 - i) for i in range(1, 4)], 10, 2) == ["3 █▁", "1 ██▁", "  1 3"]
+    assert draw_chart([(i, 4.0 - i) for i in range(1, 4)], 10, 2) == ["3 █▁", "1 ██▁", "  1 3"]
 
 
 def test_one_point_is_one_column():
-    assert chart([(7, 2.0)], 10, 2) == ["2", "2 ▁", "  7"]
+    assert draw_chart([(7, 2.0)], 10, 2) == ["2", "2 ▁", "  7"]
 
 
 def test_no_points_give_no_picture():
-    assert chart([], 10) == []
+    assert draw_chart([], 10) == []
 
 
 # again
@@ -111,7 +111,7 @@ def test_no_points_give_no_picture():
 
 def test_the_same_recipe_has_the_same_hash_in_a_fresh_folder(make):
     folder = make(learning_rate=1e-4)
-    plan = replay(read_folder(folder))
+    plan = replay_run(read_folder(folder))
     assert plan.changes == []
     assert plan.to_dict()["recipe_hash"]["same"]
     assert plan.folder == folder.with_name("one-2")
@@ -120,7 +120,7 @@ def test_the_same_recipe_has_the_same_hash_in_a_fresh_folder(make):
 
 
 def test_changes_are_shown_with_what_was(make):
-    plan = replay(read_folder(make(learning_rate=1e-4)), ["learning_rate=3e-4", "optimizer.eps=1e-6"])
+    plan = replay_run(read_folder(make(learning_rate=1e-4)), ["learning_rate=3e-4", "optimizer.eps=1e-6"])
     assert {c["name"]: (c["was"], c["now"]) for c in plan.changes} == {
         "learning_rate": (1e-4, 3e-4),
         "optimizer.eps": (1e-8, 1e-6),
@@ -131,11 +131,11 @@ def test_changes_are_shown_with_what_was(make):
 
 def test_the_environment_has_no_say(make, monkeypatch):
     monkeypatch.setenv("LUTHIER_LEARNING_RATE", "0.5")
-    assert replay(read_folder(make())).changes == []
+    assert replay_run(read_folder(make())).changes == []
 
 
 def test_the_number_of_processes_that_a_run_had_is_told(make):
-    plan = replay(read_folder(make(record={"world_size": 4})))
+    plan = replay_run(read_folder(make(record={"world_size": 4})))
     assert plan.to_dict()["processes"] == {"was": 4, "now": 1}
 
 
@@ -143,18 +143,18 @@ def test_an_option_that_is_younger_than_the_run_is_no_change_unless_it_is_given(
     folder = make()
     text = (folder / "recipe.yaml").read_text()
     (folder / "recipe.yaml").write_text(text.replace("oom_recovery: true\n", ""))
-    assert replay(read_folder(folder)).changes == []
-    [change] = replay(read_folder(folder), ["oom_recovery=false"]).changes
+    assert replay_run(read_folder(folder)).changes == []
+    [change] = replay_run(read_folder(folder), ["oom_recovery=false"]).changes
     assert change == {"name": "oom_recovery", "was": None, "now": False}
 
 
 def test_a_folder_may_be_named(make, tmp_path):
-    assert replay(read_folder(make()), (), tmp_path / "elsewhere").folder == tmp_path / "elsewhere"
+    assert replay_run(read_folder(make()), (), tmp_path / "elsewhere").folder == tmp_path / "elsewhere"
 
 
 def test_an_option_that_does_not_exist_is_refused(make):
     with pytest.raises(LuthierError) as caught:
-        replay(read_folder(make()), ["lerning_rate=1"])
+        replay_run(read_folder(make()), ["lerning_rate=1"])
     assert caught.value.code == "recipe-unknown-option"
 
 
@@ -173,7 +173,7 @@ def test_what_was_handed_over_in_python_is_asked_for(make, tmp_path, settings, c
         text = text.replace(f": {was[name]}\n", f": {value}\n")
     (folder / "recipe.yaml").write_text(text)
     with pytest.raises(LuthierError) as caught:
-        replay(read_folder(folder))
+        replay_run(read_folder(folder))
     assert caught.value.code == code
     assert remedy in caught.value.remedy
 
@@ -182,4 +182,4 @@ def test_a_run_without_a_recipe_cannot_be_replayed(make):
     folder = make()
     (folder / "recipe.yaml").write_text("}{")
     with pytest.raises(LuthierError, match="missing or damaged"):
-        replay(read_folder(folder))
+        replay_run(read_folder(folder))

@@ -9,9 +9,9 @@ import sys
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from luthier.runs.compare import compare
-from luthier.runs.details import details, flat, size
-from luthier.runs.run_folder import beside, metric_lines, read_folder
+from luthier.runs.compare import compare_runs
+from luthier.runs.details import flatten_tree, run_details, size
+from luthier.runs.run_folder import free_folder, metric_lines, read_folder
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -150,7 +150,7 @@ def test_a_damaged_record_is_told_and_the_rest_is_read(make, damage, told):
     assert run.state == "damaged"
     assert told in run.damage
     assert run.summary()["loss"] == 1.0
-    assert details(run)["metrics"]["loss"]["first"] == 3.0
+    assert run_details(run)["metrics"]["loss"]["first"] == 3.0
 
 
 @given(changes=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4), metrics=st.binary(max_size=120))
@@ -165,8 +165,8 @@ def test_no_content_makes_a_reader_fail(make, tmp_path, changes, metrics):
     (folder / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}\n' + metrics + b"\n")
     run = read_folder(folder)
     assert isinstance(run.summary()["state"], str)
-    assert details(run)["metrics"]["loss"]["first"] == 2.0
-    assert compare(run, run)["options"] == []
+    assert run_details(run)["metrics"]["loss"]["first"] == 2.0
+    assert compare_runs(run, run)["options"] == []
 
 
 def test_a_recipe_that_is_missing_or_damaged_gives_no_settings(make):
@@ -185,7 +185,7 @@ def test_details_hold_settings_parts_numbers_checkpoints_and_files(make):
     (whole / "manifest.json").write_text("{}")
     (whole / "state.safetensors").write_bytes(b"x" * 1000)
     (folder / "checkpoints" / "step-00000003").mkdir()
-    found = details(read_folder(folder))
+    found = run_details(read_folder(folder))
     assert found["changed"]["learning_rate"] == 5e-4
     assert found["changed"]["model.name_or_path"] == "demo"
     assert not {"seed", "adapter.name", "optimizer.betas", "callbacks.0.name"} & found["changed"].keys()
@@ -201,7 +201,7 @@ def test_details_hold_settings_parts_numbers_checkpoints_and_files(make):
 
 
 def test_options_of_a_part_show_where_they_are_not_its_defaults(make):
-    found = details(read_folder(make(optimizer={"name": "adamw", "eps": 1e-6}, callbacks=["jsonl"])))
+    found = run_details(read_folder(make(optimizer={"name": "adamw", "eps": 1e-6}, callbacks=["jsonl"])))
     assert found["changed"]["optimizer.eps"] == 1e-6
     assert found["changed"]["callbacks.0.name"] == "jsonl"
     assert not [name for name in found["changed"] if name.startswith("optimizer.") and name != "optimizer.eps"]
@@ -211,13 +211,13 @@ def test_a_part_that_is_not_installed_shows_all_its_options(make):
     folder = make()
     text = (folder / "recipe.yaml").read_text().replace("name: full", "name: vanished\n  r: 3")
     (folder / "recipe.yaml").write_text(text)
-    found = details(read_folder(folder))["changed"]
+    found = run_details(read_folder(folder))["changed"]
     assert (found["adapter.name"], found["adapter.r"]) == ("vanished", 3)
 
 
 def test_a_tree_is_flattened_to_its_leaves():
     tree = {"a": {"b": 1, "c": {}}, "d": [1, 2], "e": [{"f": None}, {"f": [3]}], "g": []}
-    assert flat(tree) == {"a.b": 1, "a.c": {}, "d": [1, 2], "e.0.f": None, "e.1.f": [3], "g": []}
+    assert flatten_tree(tree) == {"a.b": 1, "a.c": {}, "d": [1, 2], "e.0.f": None, "e.1.f": [3], "g": []}
 
 
 def test_links_are_not_followed_for_a_folders_size(tmp_path):
@@ -228,10 +228,10 @@ def test_links_are_not_followed_for_a_folders_size(tmp_path):
 
 
 def test_the_first_free_name_beside_a_folder(tmp_path):
-    assert beside(tmp_path / "run") == tmp_path / "run"
+    assert free_folder(tmp_path / "run") == tmp_path / "run"
     (tmp_path / "run").mkdir()
     (tmp_path / "run-2").touch()
-    assert beside(tmp_path / "run") == tmp_path / "run-3"
+    assert free_folder(tmp_path / "run") == tmp_path / "run-3"
 
 
 def test_a_metrics_file_that_is_no_file_has_no_lines(tmp_path):

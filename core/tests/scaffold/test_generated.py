@@ -1,4 +1,4 @@
-"""What `make` writes works: it installs, is listed, passes its own tests, and its README says what its options are."""
+"""What `make_package` writes works: it installs, is listed, passes its own tests, and its README says what its options are."""
 
 import json
 import os
@@ -9,8 +9,8 @@ import types
 
 import pytest
 import yaml
-from luthier.plugins.options import describe
-from luthier.scaffold import make, render
+from luthier.plugins.options import describe_options
+from luthier.scaffold import make_package, render
 
 KINDS = ("adapter", "loss", "optimizer", "quantizer", "callback", "provider", "operation", "exporter", "metric")
 TRAINING = tuple(kind for kind in KINDS if kind != "provider")  # which trains elsewhere
@@ -25,7 +25,7 @@ def options_class(name, kind):
     try:
         exec(render(name, kind)[f"src/luthier_{name}/__init__.py"], vars(module))
         found = getattr(module, name.capitalize())
-        describe(found)
+        describe_options(found)
     finally:
         del sys.modules[module.__name__]
     return found
@@ -39,7 +39,7 @@ def table(text):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_readmes_table_is_that_of_the_options(kind):
-    described = describe(options_class("warmth", kind))
+    described = describe_options(options_class("warmth", kind))
     shown = [(d.name, d.type, "none" if d.default is None else str(d.default), d.bounds.help) for d in described]
     assert table(render("warmth", kind)["README.md"]) == shown
 
@@ -66,8 +66,8 @@ def test_the_readmes_python_parses_and_names_its_class(kind):
 def site(tmp_path_factory):
     """A plugin of each kind, and a folder into which all of them are installed."""
     folder, target = tmp_path_factory.mktemp("plugins"), tmp_path_factory.mktemp("site")
-    roots = [make(f"sample-{kind}", kind, folder) for kind in KINDS]
-    roots.append(make("sample-pairs", "loss", folder, "preference"))
+    roots = [make_package(f"sample-{kind}", kind, folder) for kind in KINDS]
+    roots.append(make_package("sample-pairs", "loss", folder, "preference"))
     subprocess.run([sys.executable, *PIP, "--target", target, *roots], check=True)
     return roots, target
 

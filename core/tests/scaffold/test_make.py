@@ -1,4 +1,4 @@
-"""What `make` writes and what it refuses, without installing anything."""
+"""What `make_package` writes and what it refuses, without installing anything."""
 
 import ast
 import re
@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError, scaffold
 from luthier.plugins import catalogue
-from luthier.plugins.registry import installed
-from luthier.scaffold import make, render
+from luthier.plugins.registry import installed_plugins
+from luthier.scaffold import make_package, render
 
 KINDS = ("adapter", "loss", "optimizer", "quantizer", "callback", "provider", "operation", "exporter", "metric")
 PUBLIC = {"luthier", "luthier.testing"}
 
 
 def test_a_loss_over_pairs_has_its_own_templates(tmp_path):
-    root = make("warm-up", "loss", tmp_path, "preference")
+    root = make_package("warm-up", "loss", tmp_path, "preference")
     assert 'data = "preference"' in (root / "src/luthier_warm_up/loss.py").read_text()
     for path, text in render("a" * scaffold.LONGEST, "loss", "preference").items():
         assert "$" not in text and text.endswith("\n"), path
@@ -30,7 +30,7 @@ def test_a_loss_over_pairs_has_its_own_templates(tmp_path):
 @pytest.mark.parametrize(("kind", "data"), [("adapter", "preference"), ("loss", "documents"), ("loss", "prefrence")])
 def test_rows_that_no_beginning_takes_are_refused(tmp_path, kind, data):
     with pytest.raises(LuthierError, match="rows") as refused:
-        make("warm-up", kind, tmp_path, data)
+        make_package("warm-up", kind, tmp_path, data)
     assert refused.value.code == "part-unsupported"
     assert not any(tmp_path.iterdir())
 
@@ -50,7 +50,7 @@ def imported(tree):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_writes_exactly_these_files(tmp_path, kind):
-    root = make("warm-up", kind, tmp_path)
+    root = make_package("warm-up", kind, tmp_path)
     assert root == tmp_path / "luthier-warm-up"
     assert {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()} == {
         ".gitignore",
@@ -145,7 +145,7 @@ def test_names_that_the_templates_use_are_never_an_options_class(kind):
 )
 def test_a_bad_name_is_refused_with_one_that_would_do(tmp_path, name, remedy):
     with pytest.raises(LuthierError) as caught:
-        make(name, "loss", tmp_path)
+        make_package(name, "loss", tmp_path)
     assert caught.value.code == "plugin-name" and remedy in caught.value.remedy
     assert not list(tmp_path.iterdir())
 
@@ -153,61 +153,63 @@ def test_a_bad_name_is_refused_with_one_that_would_do(tmp_path, name, remedy):
 @pytest.mark.parametrize("name", ["none", "true", "path", "loss-record", "loss-output", "any"])
 def test_a_name_whose_class_means_something_else_is_refused(tmp_path, name):
     with pytest.raises(LuthierError, match="means something else") as caught:
-        make(name, "loss", tmp_path)
+        make_package(name, "loss", tmp_path)
     assert caught.value.code == "plugin-name"
 
 
 def test_the_name_of_a_part_that_is_there_is_refused_with_its_owner(tmp_path):
     with pytest.raises(LuthierError, match="luthier has loss 'sft' already"):
-        make("sft", "loss", tmp_path)
+        make_package("sft", "loss", tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_name_of_an_installed_distribution_is_refused_for_every_kind(tmp_path, kind):
-    taken = [o.source.distribution for o in installed().offers() if o.source.distribution.startswith("luthier-")]
+    taken = [
+        o.source.distribution for o in installed_plugins().offers() if o.source.distribution.startswith("luthier-")
+    ]
     for distribution in taken:
         with pytest.raises(LuthierError, match=f"a distribution {distribution} is there already"):
-            make(distribution.removeprefix("luthier-"), kind, tmp_path)
+            make_package(distribution.removeprefix("luthier-"), kind, tmp_path)
     assert taken and not list(tmp_path.iterdir())
 
 
 def test_no_name_of_a_first_party_part_or_distribution_is_given_away(tmp_path):
-    for kind, parts in catalogue.catalogue().items():
+    for kind, parts in catalogue.read_catalogue().items():
         for name, distribution in parts.items():
             for wanted in (name, distribution.removeprefix("luthier-")):
                 with pytest.raises(LuthierError) as caught:
-                    make(wanted, kind, tmp_path)
+                    make_package(wanted, kind, tmp_path)
                 assert caught.value.code == "plugin-name"
     assert not list(tmp_path.iterdir())
 
 
 def test_a_part_of_another_kind_may_have_the_name(tmp_path):
-    assert make("sft", "callback", tmp_path).is_dir()
+    assert make_package("sft", "callback", tmp_path).is_dir()
 
 
 def test_an_existing_folder_is_left_as_it_is(tmp_path):
-    root = make("warmth", "loss", tmp_path)
+    root = make_package("warmth", "loss", tmp_path)
     (root / "README.md").write_text("mine")
     with pytest.raises(LuthierError, match="exists already") as caught:
-        make("warmth", "adapter", tmp_path)
+        make_package("warmth", "adapter", tmp_path)
     assert (caught.value.code, caught.value.where) == ("plugin-name", str(root))
     assert (root / "README.md").read_text() == "mine"
 
 
 def test_missing_parents_of_the_folder_are_made(tmp_path):
-    assert make("warmth", "loss", tmp_path / "a" / "b").parent == tmp_path / "a" / "b"
+    assert make_package("warmth", "loss", tmp_path / "a" / "b").parent == tmp_path / "a" / "b"
 
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LuthierError) as caught:
-        make("warmth", "loss", tmp_path / "file")
+        make_package("warmth", "loss", tmp_path / "file")
     assert caught.value.code == "path-unwritable"
 
 
 def test_an_unknown_kind_is_refused_with_the_nearest(tmp_path):
     with pytest.raises(LuthierError, match="adapter") as caught:
-        make("warmth", "adaptor", tmp_path)
+        make_package("warmth", "adaptor", tmp_path)
     assert caught.value.code == "part-unknown"
 
 

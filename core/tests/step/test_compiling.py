@@ -6,7 +6,7 @@ import attrs
 import pytest
 import torch
 from luthier.errors import LuthierError
-from luthier.model.operations.functions import implementations
+from luthier.model.operations.functions import list_implementations
 from luthier.model.operations.signatures import Operations
 from luthier.runs.writing.decisions import Decisions
 from luthier.runs.writing.record import read_record
@@ -70,7 +70,7 @@ def test_a_tiny_run_is_not_compiled_and_the_reason_has_the_numbers(train, tmp_pa
 
 
 def norm_of(passes):
-    operations = Operations(implementations("compiled", passes.kernels(), lambda *_: True))
+    operations = Operations(list_implementations("compiled", passes.kernels(), lambda *_: True))
     x, weight = torch.randn(6, 8).requires_grad_(), torch.rand(8).requires_grad_()
     return operations, x, weight
 

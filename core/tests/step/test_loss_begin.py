@@ -6,7 +6,7 @@ import pytest
 import torch
 from luthier import LossOutput
 from luthier.recipe.objects import Objects
-from luthier.training.reopen import evaluate_again, reopened
+from luthier.training.reopen import evaluate_again, reopen_run
 
 
 class Centred:
@@ -80,7 +80,7 @@ def test_another_loss_than_the_checkpoints_begins_on_resume(train, tmp_path):
 def test_a_finished_run_is_evaluated_with_the_state_it_ended_with(train, rows, tmp_path):
     run = train(loss=Centred(), eval_data=rows[:4])
     recipe = attrs.evolve(run._setup.recipe, loss=Centred())
-    setup = reopened(run.output_path, (recipe, Objects(data=rows, eval_data=rows[:4])))
+    setup = reopen_run(run.output_path, (recipe, Objects(data=rows, eval_data=rows[:4])))
     assert evaluate_again(setup)["eval_loss"] == pytest.approx(run.eval_loss, rel=1e-6)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from luthier.errors import LuthierError
-from luthier.step.schedule.learning_rates import rates
+from luthier.step.schedule.learning_rates import schedule_rates
 from transformers import get_scheduler
 
 
@@ -25,13 +25,15 @@ def theirs(name, peak, total, warmup, settings=None):
 )  # fmt: skip
 @pytest.mark.parametrize("warmup", [0, 5])
 def test_a_schedule_is_what_transformers_calls_by_that_name(ours, name, warmup):
-    assert rates(ours, 3e-4, 40, warmup, {}) == pytest.approx(theirs(name, 3e-4, 40, warmup), rel=1e-9, abs=1e-12)
+    assert schedule_rates(ours, 3e-4, 40, warmup, {}) == pytest.approx(
+        theirs(name, 3e-4, 40, warmup), rel=1e-9, abs=1e-12
+    )
 
 
 def test_the_cosine_floor_is_transformers_cosine_with_min_lr():
     expected = theirs("cosine_with_min_lr", 1e-3, 30, 4, {"min_lr": 1e-4})
-    assert rates("cosine", 1e-3, 30, 4, {"min_lr": 1e-4}) == pytest.approx(expected, rel=1e-9)
-    assert rates("cosine", 1e-3, 30, 4, {"min_lr_ratio": 0.1}) == pytest.approx(expected, rel=1e-9)
+    assert schedule_rates("cosine", 1e-3, 30, 4, {"min_lr": 1e-4}) == pytest.approx(expected, rel=1e-9)
+    assert schedule_rates("cosine", 1e-3, 30, 4, {"min_lr_ratio": 0.1}) == pytest.approx(expected, rel=1e-9)
 
 
 def test_one_cycle_is_torchs():
@@ -42,24 +44,24 @@ def test_one_cycle_is_torchs():
         expected.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    assert rates("one_cycle", 2e-3, 50, 0, {}) == pytest.approx(expected, rel=1e-9)
-    assert max(rates("one_cycle", 2e-3, 50, 0, {"pct_start": 0.1})) == pytest.approx(2e-3)
+    assert schedule_rates("one_cycle", 2e-3, 50, 0, {}) == pytest.approx(expected, rel=1e-9)
+    assert max(schedule_rates("one_cycle", 2e-3, 50, 0, {"pct_start": 0.1})) == pytest.approx(2e-3)
 
 
 def test_a_decay_of_its_own_length_ends_at_the_floor_and_stays_there():
-    found = rates("cosine", 1.0, 20, 0, {"decay_steps": 10, "min_lr_ratio": 0.2})
+    found = schedule_rates("cosine", 1.0, 20, 0, {"decay_steps": 10, "min_lr_ratio": 0.2})
     assert found[10:] == pytest.approx([0.2] * 10)
     assert found[5] == pytest.approx(0.6)
 
 
 def test_the_rate_is_continuous_where_the_warm_up_ends():
-    found = rates("cosine", 1.0, 100, 10, {})
+    found = schedule_rates("cosine", 1.0, 100, 10, {})
     assert found[10] == 1.0
     assert max(abs(a - b) for a, b in zip(found, found[1:], strict=False)) <= 0.1 + 1e-9
 
 
 def test_a_schedule_of_torch_takes_its_own_settings():
-    found = rates("ExponentialLR", 1.0, 4, 0, {"gamma": 0.5})
+    found = schedule_rates("ExponentialLR", 1.0, 4, 0, {"gamma": 0.5})
     assert found == [1.0, 0.5, 0.25, 0.125]
 
 
@@ -76,5 +78,5 @@ def test_a_schedule_of_torch_takes_its_own_settings():
 )
 def test_what_does_not_fit_is_refused(name, settings, warmup, code):
     with pytest.raises(LuthierError) as caught:
-        rates(name, 1.0, 10, warmup, settings)
+        schedule_rates(name, 1.0, 10, warmup, settings)
     assert caught.value.code == code

@@ -7,11 +7,11 @@ import pytest
 import torch
 from luthier.errors import LuthierError
 from luthier.plugins.contracts.values import Context
-from luthier.plugins.registry import checked
+from luthier.plugins.registry import check_part
 from luthier.testing import context
-from luthier.testing.contexts import base_model, distance, logits, probe_batch, separate
+from luthier.testing.contexts import base_model, batch_logits, probe_batch, relative_distance, separate_documents
 from luthier.testing.quantizers.kit_quantizer import CodedLinear, CodedQuantizer
-from luthier.testing.states import carried
+from luthier.testing.states import carry_tree
 from luthier.testing.worlds import random_batch, tiny_model
 
 
@@ -41,7 +41,7 @@ def test_a_quantized_layer_is_read_and_written_through_its_quantizer():
     other = torch.randn(32, 32)
     found.requantize(layer, other)
     assert isinstance(layer, CodedLinear)
-    assert distance(found.dequantize(layer), other) < 0.01
+    assert relative_distance(found.dequantize(layer), other) < 0.01
 
 
 def test_an_original_weight_is_given_or_refused_by_path():
@@ -56,35 +56,38 @@ def test_an_original_weight_is_given_or_refused_by_path():
 
 
 def test_the_kits_quantizer_keeps_the_protocol_and_the_head():
-    quantizer = checked(CodedQuantizer(), "quantizer", "kit")
+    quantizer = check_part(CodedQuantizer(), "quantizer", "kit")
     model = base_model(quantizer=quantizer)
     assert type(model.lm_head) is torch.nn.Linear
     assert sum(isinstance(m, CodedLinear) for m in model.modules()) == 14
-    before, after = logits(base_model(), probe_batch()), logits(base_model(quantizer=quantizer), probe_batch())
-    assert 0 < distance(after, before) < 0.05
+    before, after = (
+        batch_logits(base_model(), probe_batch()),
+        batch_logits(base_model(quantizer=quantizer), probe_batch()),
+    )
+    assert 0 < relative_distance(after, before) < 0.05
 
 
 def test_documents_are_taken_apart_as_they_were_packed():
     batch = random_batch((4, 2, 5), supervised=1.0)
-    parts = separate(batch)
+    parts = separate_documents(batch)
     assert [p.num_tokens for p in parts] == [4, 2, 5]
     assert torch.cat([p.labels for p in parts]).equal(batch.labels)
 
 
 def test_distance_is_relative_and_sees_nan():
     one = torch.tensor([3.0, 4.0])
-    assert distance(one * 1.1, one) == pytest.approx(0.1)
-    assert distance(one * float("nan"), one) == float("inf")
+    assert relative_distance(one * 1.1, one) == pytest.approx(0.1)
+    assert relative_distance(one * float("nan"), one) == float("inf")
 
 
 def test_a_carried_state_is_fresh_memory_with_the_same_bits():
     tensor = torch.randn(3, dtype=torch.bfloat16)
-    found = carried({"a": tensor, "b": [1, 2.5, None, "x"], "c": {"d": True}})
+    found = carry_tree({"a": tensor, "b": [1, 2.5, None, "x"], "c": {"d": True}})
     assert (found["b"], found["c"]) == ([1, 2.5, None, "x"], {"d": True})
     assert found["a"].equal(tensor) and found["a"].data_ptr() != tensor.data_ptr()
 
 
 def test_a_carried_state_names_what_no_checkpoint_holds():
     with pytest.raises(LuthierError, match=r"b/0: set is neither tensor nor JSON") as caught:
-        carried({"b": [attrs.asdict, {1}][1:]})
+        carry_tree({"b": [attrs.asdict, {1}][1:]})
     assert caught.value.code == "checkpoint-state"

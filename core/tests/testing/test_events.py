@@ -5,7 +5,7 @@ from __future__ import annotations
 import luthier
 import pytest
 from luthier.plugins.events import EVENTS, Events, event
-from luthier.testing.event_orders import Stage, differing, heard, play, snapshot
+from luthier.testing.event_orders import Stage, copy_values, differing_values, heard_events, play_run
 from luthier.testing.worlds import tiny_model, tiny_tokenizer
 
 ROWS = [{"prompt": f"{i} plus {j} is", "completion": str(i + j)} for i in range(2) for j in range(4)]
@@ -48,7 +48,7 @@ def trained(folder, callback, **settings):
 def test_a_whole_run_fires_what_the_kit_plays(tmp_path):
     real, played = recorder(), recorder()
     trained(tmp_path, real[0], eval_steps=2, save_steps=2)
-    play(played[0], tmp_path)
+    play_run(played[0], tmp_path)
     assert [name for name, _ in played[1]] == [name for name, _ in real[1]]
     assert played[1] == real[1]
 
@@ -67,7 +67,7 @@ def test_a_checkpoint_in_the_background_is_told_of_late_and_nothing_else_changes
 def test_a_run_that_is_asked_to_stop_fires_what_the_kit_plays(tmp_path):
     real, played = recorder(asks=2), recorder(asks=2)
     trained(tmp_path, real[0], eval_steps=2)
-    play(played[0], tmp_path)
+    play_run(played[0], tmp_path)
     assert [name for name, _ in played[1]] == [name for name, _ in real[1]]
 
 
@@ -98,7 +98,7 @@ def test_a_failing_callback_is_shown_with_the_events_before_it(tmp_path):
         raise KeyError(step)
 
     with pytest.raises(KeyError) as caught:
-        play(luthier.on(logged=fail), tmp_path)
+        play_run(luthier.on(logged=fail), tmp_path)
     (note,) = caught.value.__notes__
     assert note.endswith("run_started, task_started, evaluated, step_started, step_ended, logged")
 
@@ -108,12 +108,12 @@ def test_an_event_that_is_not_marked_is_named():
         def logged(self, metrics): ...
 
     with pytest.raises(AssertionError, match=r"logged of Unmarked is not marked with @luthier.event"):
-        heard(Unmarked())
+        heard_events(Unmarked())
 
 
 def test_a_callback_that_hears_nothing_is_named():
     with pytest.raises(AssertionError, match="listens to no event"):
-        heard(object())
+        heard_events(object())
 
 
 def test_a_snapshot_sees_what_changes_in_an_object_and_in_its_class():
@@ -127,8 +127,8 @@ def test_a_snapshot_sees_what_changes_in_an_object_and_in_its_class():
         def logged(self): ...
 
     part = Counting()
-    before = snapshot(part)
-    assert differing(before, snapshot(part)) == []
+    before = copy_values(part)
+    assert differing_values(before, copy_values(part)) == []
     part.own["a"] = 2
     Counting.counts.append(1)
-    assert differing(before, snapshot(part)) == ["counts", "own"]
+    assert differing_values(before, copy_values(part)) == ["counts", "own"]

@@ -16,7 +16,7 @@ from luthier.testing.worlds import VOCABULARY, random_batch, tiny_model
 def twins():
     """A model's policy, and the table of the logits that it gives at each token."""
     model = tiny_model().eval()
-    attention.install(model)
+    attention.install_attention(model)
     batch = random_batch(supervised=0.6, seed=3)
     told = attention.document_arguments(batch)
     with torch.no_grad():

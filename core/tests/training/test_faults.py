@@ -20,13 +20,13 @@ from luthier.builtin.sft import SupervisedLoss
 from luthier.checkpoint import folder as checkpoint
 from luthier.disk import Reserve, is_full, write_json
 from luthier.errors import LuthierError
-from luthier.runs.metrics_file import read as metrics
+from luthier.runs.metrics_file import read_metrics as metrics
 from luthier.runs.run_folder import is_held, read_folder
 from luthier.runs.writing import save_requests as requests
 from luthier.runs.writing.active_run import Interrupted
-from luthier.runs.writing.lock import locked
+from luthier.runs.writing.lock import locked_folder
 from luthier.runs.writing.record import read_record
-from luthier.training.signals import signals
+from luthier.training.signals import handle_signals
 
 
 @pytest.fixture
@@ -74,14 +74,14 @@ def test_a_signal_in_the_middle_of_a_step_ends_it_saves_and_says_which_it_was(tr
     with pytest.raises(Interrupted) as caught:
         train(callbacks=[middle])
     assert (caught.value.exit_status, caught.value.step) == (128 + number, 2)
-    assert [p.name for p in checkpoint.steps(tmp_path / "run")] == ["step-00000002"]
+    assert [p.name for p in checkpoint.list_checkpoints(tmp_path / "run")] == ["step-00000002"]
     assert read_record(tmp_path / "run")["state"] == "stopped"
 
 
 def test_sigusr1_saves_and_the_run_goes_on(train, tmp_path):
     run = train(callbacks=[signalled(signal.SIGUSR1, 2)])
     assert run.steps == 3
-    assert [checkpoint.step_of(p) for p in checkpoint.steps(tmp_path / "run")] == [2, 3]
+    assert [checkpoint.step_of(p) for p in checkpoint.list_checkpoints(tmp_path / "run")] == [2, 3]
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
@@ -130,7 +130,9 @@ def test_a_signal_leaves_an_evaluation_and_the_run_goes_on_with_it(train, rows, 
         straight.eval_metrics,
     )
     assert told(tmp_path / "run") == told(tmp_path / "straight")
-    assert not any(checkpoint.load(p)["tally"]["owes_evaluation"] for p in checkpoint.steps(tmp_path / "run"))
+    assert not any(
+        checkpoint.load_checkpoint(p)["tally"]["owes_evaluation"] for p in checkpoint.list_checkpoints(tmp_path / "run")
+    )
     weights = straight.model.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in run.model.state_dict().items())
 
@@ -166,7 +168,7 @@ def test_outside_the_main_thread_signals_are_left_alone():
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def work():
-        with signals(None):
+        with handle_signals(None):
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)
@@ -185,7 +187,7 @@ def test_a_file_by_hand_asks_for_a_checkpoint_and_is_gone_when_it_is_whole(train
         if step == 1:
             (folder / "save-now").touch()
 
-    saved = luthier.on(saved=lambda step: seen.append((step, requests.pending(folder))))
+    saved = luthier.on(saved=lambda step: seen.append((step, requests.save_pending(folder))))
     seen = []
     train(callbacks=[luthier.on(step_ended=ask), saved])
     assert seen == [(1, False), (3, False)]
@@ -193,21 +195,21 @@ def test_a_file_by_hand_asks_for_a_checkpoint_and_is_gone_when_it_is_whole(train
 
 
 def test_a_request_that_comes_while_one_is_answered_is_answered_too(tmp_path):
-    requests.ask(tmp_path)
-    assert requests.take(tmp_path)
-    requests.ask(tmp_path)
-    requests.answer(tmp_path)
-    assert requests.pending(tmp_path)
-    assert requests.take(tmp_path) and not requests.take(tmp_path)
-    requests.answer(tmp_path)
-    assert not requests.pending(tmp_path)
+    requests.ask_save(tmp_path)
+    assert requests.take_request(tmp_path)
+    requests.ask_save(tmp_path)
+    requests.answer_request(tmp_path)
+    assert requests.save_pending(tmp_path)
+    assert requests.take_request(tmp_path) and not requests.take_request(tmp_path)
+    requests.answer_request(tmp_path)
+    assert not requests.save_pending(tmp_path)
 
 
 def test_a_request_that_a_dead_process_has_seen_is_forgotten(tmp_path):
-    requests.ask(tmp_path)
-    requests.take(tmp_path)
-    checkpoint.tidy(tmp_path)
-    assert not requests.pending(tmp_path)
+    requests.ask_save(tmp_path)
+    requests.take_request(tmp_path)
+    checkpoint.tidy_checkpoints(tmp_path)
+    assert not requests.save_pending(tmp_path)
 
 
 # disks
@@ -253,7 +255,10 @@ def test_a_disk_that_is_full_to_the_last_byte_ends_the_run_and_its_record_says_s
             if error.code != "disk-full":
                 return 1
         record = read_record(folder / "run")
-        if (record["state"], [p.name for p in checkpoint.steps(folder / "run")]) != ("failed", ["step-00000001"]):
+        if (record["state"], [p.name for p in checkpoint.list_checkpoints(folder / "run")]) != (
+            "failed",
+            ["step-00000001"],
+        ):
             return 2
         (folder / "ballast").unlink()
         return 0 if train(**{**settings, "save_steps": None}, save_total_limit=1).steps == 3 else 3
@@ -306,10 +311,10 @@ def test_the_errors_of_libraries_that_keep_only_a_text_are_known_as_a_full_disk(
 
 
 def test_the_lock_names_its_owner_and_is_free_afterwards(tmp_path):
-    with locked(tmp_path):
+    with locked_folder(tmp_path):
         assert (tmp_path / "lock").read_text().startswith(f"pid {os.getpid()} on {socket.gethostname()}")
         assert is_held(tmp_path)
-        with pytest.raises(LuthierError, match=f"held by pid {os.getpid()}"), locked(tmp_path):
+        with pytest.raises(LuthierError, match=f"held by pid {os.getpid()}"), locked_folder(tmp_path):
             """Never here."""
     assert not is_held(tmp_path)
     assert (tmp_path / "lock").read_text() == ""
@@ -335,10 +340,10 @@ def test_the_lock_that_only_a_child_of_a_dead_process_holds_is_taken_over_aloud(
     path.write_text(f"pid {dead_pid()} on {socket.gethostname()} since 2026-01-01 00:00:00\n")
     with path.open() as orphan:
         fcntl.flock(orphan, fcntl.LOCK_EX)
-        with locked(tmp_path):
+        with locked_folder(tmp_path):
             assert is_held(tmp_path)
             assert f"pid {os.getpid()}" in path.read_text()
-            with pytest.raises(LuthierError, match="held by pid"), locked(tmp_path):
+            with pytest.raises(LuthierError, match="held by pid"), locked_folder(tmp_path):
                 """Never here."""
     assert "took over the lock" in capsys.readouterr().err
 
@@ -348,7 +353,7 @@ def test_a_lock_of_another_machine_is_never_taken_over(tmp_path):
     path.write_text(f"pid {dead_pid()} on elsewhere since 2026-01-01 00:00:00\n")
     with path.open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(LuthierError, match="on elsewhere") as caught, locked(tmp_path):
+        with pytest.raises(LuthierError, match="on elsewhere") as caught, locked_folder(tmp_path):
             """Never here."""
     assert "If that process has ended, remove" in caught.value.remedy
 
@@ -359,10 +364,14 @@ def without_locks(*_):
 
 def test_where_the_file_system_keeps_no_locks_the_owners_name_stands_for_one(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fcntl, "flock", without_locks)
-    with locked(tmp_path), pytest.raises(LuthierError, match=f"held by pid {os.getpid()}"), locked(tmp_path):
+    with (
+        locked_folder(tmp_path),
+        pytest.raises(LuthierError, match=f"held by pid {os.getpid()}"),
+        locked_folder(tmp_path),
+    ):
         """Never here."""
     (tmp_path / "lock").write_text(f"pid {dead_pid()} on {socket.gethostname()} since 2026-01-01 00:00:00\n")
-    with locked(tmp_path):
+    with locked_folder(tmp_path):
         assert "took over" in capsys.readouterr().err
 
 
@@ -374,7 +383,7 @@ def test_a_run_that_another_process_has_finished_meanwhile_is_left_as_it_is(trai
     train(data=data)
     record = (tmp_path / "run/run.json").read_text()
     with pytest.raises(LuthierError, match="in the meantime") as caught:
-        place.still(other)
+        place.check_unchanged(other)
     assert caught.value.exit_status == 75
     assert (tmp_path / "run/run.json").read_text() == record
 
@@ -401,7 +410,7 @@ def test_a_kill_at_each_step_of_the_way_to_a_whole_checkpoint_leaves_whole_ones(
             for name in calls:
                 setattr(os, name, deadly(getattr(os, name)))
             checkpoint.save(folder, 2, {"step": 2, "w": torch.full((9,), 2.0)})
-            checkpoint.prune(folder, 1, None)
+            checkpoint.prune_checkpoints(folder, 1, None)
 
         return in_child(act)
 
@@ -410,8 +419,8 @@ def test_a_kill_at_each_step_of_the_way_to_a_whole_checkpoint_leaves_whole_ones(
         for step in (1, 2):
             checkpoint.save(folder, step, {"step": step, "w": torch.full((9,), float(step))})
         status = dying(at)
-        checkpoint.tidy(folder)
-        path, tree, damaged = checkpoint.newest(folder)
+        checkpoint.tidy_checkpoints(folder)
+        path, tree, damaged = checkpoint.newest_checkpoint(folder)
         assert (path.name, float(tree["w"].sum()), damaged) == ("step-00000002", 18.0, [])
         assert all(p.name.startswith("step-") for p in path.parent.iterdir())
         if status == 0:

@@ -107,13 +107,13 @@ def test_the_callers_random_numbers_are_left_alone(train):
 
 
 def test_the_loss_is_transformers_mean_over_the_global_batchs_supervised_tokens(train, model_folder, rows):
-    from luthier.data.prepare import prepare
+    from luthier.data.prepare import prepare_data
     from luthier.recipe.schema import Data
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     run = train(max_steps=1, global_batch_size=24, max_tokens_per_device=64)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    examples = prepare(Data(train=[]), tokenizer, seed=0, given=rows).train
+    examples = prepare_data(Data(train=[]), tokenizer, seed=0, given=rows).train
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     total = count = 0
     for example in examples:

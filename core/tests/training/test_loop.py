@@ -115,7 +115,7 @@ def test_a_signal_saves_and_stops_and_only_stopped_fires(train, tmp_path):
     assert caught.value.exit_status == 130
     assert seen[-2:] == ["saved", "stopped"]
     assert "task_ended" not in seen
-    assert checkpoint.newest(tmp_path / "run")[0].name == "step-00000002"
+    assert checkpoint.newest_checkpoint(tmp_path / "run")[0].name == "step-00000002"
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -276,7 +276,10 @@ def test_the_best_checkpoint_outlives_the_limit_and_ends_the_run(train, tmp_path
     assert run.eval_loss == pytest.approx(losses[best], rel=1e-6)
     assert run.evaluate()["eval_loss"] == pytest.approx(losses[best], rel=1e-6)
     assert run.best_checkpoint.name == f"step-{best:08d}"
-    assert {p.name for p in checkpoint.steps(tmp_path / "run")} == {f"step-{best:08d}", f"step-{run.steps:08d}"}
+    assert {p.name for p in checkpoint.list_checkpoints(tmp_path / "run")} == {
+        f"step-{best:08d}",
+        f"step-{run.steps:08d}",
+    }
 
 
 def test_the_evaluation_before_the_first_step_is_no_checkpoints(train, rows):

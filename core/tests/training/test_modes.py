@@ -15,7 +15,7 @@ from luthier.errors import LuthierError
 from luthier.recipe import Recipe
 from luthier.runs.writing.active_run import Interrupted
 from luthier.runs.writing.record import read_record
-from luthier.step.schedule.learning_rates import Rates, endless, rates
+from luthier.step.schedule.learning_rates import Rates, endless_rates, schedule_rates
 from luthier.step.schedule.total_steps import total_steps
 from luthier.testing.worlds import save_tiny_model
 
@@ -120,10 +120,10 @@ def test_each_epoch_of_a_run_without_end_reads_every_row_in_another_order(train,
     from luthier.data.batches.example_feed import RowFeed
     from luthier.data.batches.row_order import Order
     from luthier.recipe.objects import Objects
-    from luthier.training.assemble import assemble
+    from luthier.training.assemble import assemble_run
 
     recipe = Recipe.from_dict({"model": "demo", "data": data, "global_batch_size": 8, **ENDLESS})
-    feed = assemble(recipe, Objects()).setup.feed.feed  # inside the one that lays out units
+    feed = assemble_run(recipe, Objects()).setup.feed.feed  # inside the one that lays out units
     assert isinstance(feed, RowFeed) and feed.order == Order(size=24, batch=8, seed=0)
     steps = [sorted(e.where for e in p.examples) for p in itertools.islice(feed.portions(0), 9)]
     epochs = [list(itertools.chain(*steps[i : i + 3])) for i in (0, 3, 6)]
@@ -258,15 +258,15 @@ def test_a_schedule_that_needs_a_length_is_refused_before_any_work(train, tmp_pa
 @pytest.mark.parametrize("name", ["constant", "constant_with_warmup", "inverse_sqrt"])
 @pytest.mark.parametrize("warmup", [0, 4])
 def test_rates_without_end_begin_as_those_of_a_long_run(name, warmup):
-    found = Rates([], endless(name, 2e-3, warmup, {}), peak=2e-3)
-    assert [found[i] for i in range(30)] == rates(name, 2e-3, 30, warmup, {})
+    found = Rates([], endless_rates(name, 2e-3, warmup, {}), peak=2e-3)
+    assert [found[i] for i in range(30)] == schedule_rates(name, 2e-3, 30, warmup, {})
     assert found.total is None
-    assert found[29] == rates(name, 2e-3, 30, warmup, {})[29]  # asked again
+    assert found[29] == schedule_rates(name, 2e-3, 30, warmup, {})[29]  # asked again
 
 
 def test_decays_of_their_own_length_need_no_other():
     for name, settings in [("linear", {"decay_steps": 7}), ("cosine", {"decay_steps": 7, "min_lr": 1e-4})]:
-        found = Rates([], endless(name, 1e-3, 2, settings), peak=1e-3)
-        assert [found[i] for i in range(12)] == pytest.approx(rates(name, 1e-3, 12, 2, settings))
-    found = Rates([], endless("StepLR", 1.0, 0, {"step_size": 2, "gamma": 0.5}), peak=1.0)
+        found = Rates([], endless_rates(name, 1e-3, 2, settings), peak=1e-3)
+        assert [found[i] for i in range(12)] == pytest.approx(schedule_rates(name, 1e-3, 12, 2, settings))
+    found = Rates([], endless_rates("StepLR", 1.0, 0, {"step_size": 2, "gamma": 0.5}), peak=1.0)
     assert [found[i] for i in (5, 0, 2, 3)] == [0.25, 1.0, 0.5, 0.5]

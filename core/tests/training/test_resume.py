@@ -77,7 +77,7 @@ def test_a_checkpoint_of_another_recipe_or_of_other_data_is_refused_before_a_fol
     train, tmp_path, data, rows
 ):
     train(data=data)
-    (taken,) = checkpoint.steps(tmp_path / "run")
+    (taken,) = checkpoint.list_checkpoints(tmp_path / "run")
     data.write_text(data.read_text().replace("0 and 0", "9 and 9"))
     for changes, code in (({"optimizer": "sgd"}, "checkpoint-other"), ({}, "data-changed")):
         with pytest.raises(LuthierError) as caught:
@@ -91,7 +91,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_aloud(train, tmp_path, data,
     straight = train(**shared, output_dir=tmp_path / "straight")
     with pytest.raises(Interrupted):
         train(**shared, callbacks=[_Stopper(5)])
-    newest = checkpoint.steps(tmp_path / "run")[-1] / "state.safetensors"
+    newest = checkpoint.list_checkpoints(tmp_path / "run")[-1] / "state.safetensors"
     newest.write_bytes(newest.read_bytes()[:-100])
     resumed = train(**shared)
     assert same(straight, resumed)
@@ -106,7 +106,7 @@ def test_a_run_that_goes_back_keeps_what_it_writes_from_there_and_sets_the_rest_
     back = {**shared, "resume": tmp_path / "run/checkpoints/step-00000002", "save_total_limit": 2}
     with pytest.raises(Interrupted):
         train(**back, callbacks=[_Stopper(3)])
-    assert [checkpoint.step_of(p) for p in checkpoint.steps(tmp_path / "run")] == [2, 3]
+    assert [checkpoint.step_of(p) for p in checkpoint.list_checkpoints(tmp_path / "run")] == [2, 3]
     assert sorted(p.name[-1] for p in (tmp_path / "run/set-aside").iterdir()) == ["3", "4", "5"]
     begun = []
     resumed = train(**back, callbacks=[luthier.on(resumed=lambda step: begun.append(step))])  # noqa: PLW0108
@@ -187,8 +187,8 @@ def kills_until_done(train, tmp_path, model, data, count):
     finished = train(**shared)
     assert same(straight, finished)
     assert finished.loss_history == straight.loss_history
-    for folder in checkpoint.steps(tmp_path / "run"):
-        checkpoint.load(folder)
+    for folder in checkpoint.list_checkpoints(tmp_path / "run"):
+        checkpoint.load_checkpoint(folder)
 
 
 def test_a_run_killed_at_random_moments_ends_with_the_weights_of_an_undisturbed_one(train, tmp_path, dropping, data):
@@ -201,9 +201,9 @@ def test_a_run_killed_twenty_times_ends_with_the_weights_of_an_undisturbed_one(t
 
 
 def test_two_processes_do_not_train_in_one_folder(train, tmp_path, data):
-    from luthier.runs.writing.lock import locked
+    from luthier.runs.writing.lock import locked_folder
 
-    with locked(tmp_path / "run"), pytest.raises(LuthierError) as caught:
+    with locked_folder(tmp_path / "run"), pytest.raises(LuthierError) as caught:
         train(data=data)
     assert caught.value.code == "run-folder-locked"
     assert str(os.getpid()) in str(caught.value)

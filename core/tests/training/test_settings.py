@@ -6,7 +6,7 @@ import pytest
 import torch
 from luthier.errors import LuthierError
 from luthier.runs.writing.record import read_record
-from luthier.step.schedule.learning_rates import rates
+from luthier.step.schedule.learning_rates import schedule_rates
 
 
 def learning_rates(folder):
@@ -23,7 +23,7 @@ def learning_rates(folder):
 )
 def test_the_schedules_settings_reach_every_step(train, tmp_path, given, warmup, kwargs):
     train(lr_scheduler_type="cosine", num_train_epochs=2, **given)
-    assert learning_rates(tmp_path / "run") == pytest.approx(rates("cosine", 1e-2, 6, warmup, kwargs))
+    assert learning_rates(tmp_path / "run") == pytest.approx(schedule_rates("cosine", 1e-2, 6, warmup, kwargs))
 
 
 def test_the_seed_changes_the_order_of_the_rows(train, tmp_path):

@@ -8,16 +8,16 @@ import pytest
 import torch
 import transformers
 from luthier import LossOutput, LuthierError
-from luthier.data.batches.batch import collate
+from luthier.data.batches.batch import collate_examples
 from luthier.data.examples import TokenExample
 from luthier.distributed.world import World
-from luthier.model.weights.shard_tensors import whole
-from luthier.randomness import kept
+from luthier.model.weights.shard_tensors import whole_tensor
+from luthier.randomness import keep_randomness
 from luthier.recipe import Recipe
 from luthier.recipe.objects import Objects
-from luthier.step.update import accumulate
+from luthier.step.update import accumulate_gradients
 from luthier.testing.ranks import in_ranks
-from luthier.training.assemble import assemble
+from luthier.training.assemble import assemble_run
 from torch.nn.functional import logsigmoid
 
 CUTS = [
@@ -170,14 +170,14 @@ def step_of(model_folder, loss, rows, shares=True, **cut):
     """The gradient and the objective of the first step, with prompts shared or not, and its tokens."""
     recipe = {"model": {"name_or_path": str(model_folder), "dtype": "float64"}, "data": "rows", "loss": loss}
     recipe = Recipe.from_dict({**recipe, "global_batch_size": 9, "memory_check": False, **cut})
-    with kept():
-        setup = assemble(recipe, Objects(data=rows), world=World.current()).setup
+    with keep_randomness():
+        setup = assemble_run(recipe, Objects(data=rows), world=World.current()).setup
     assert setup.layout.shares_prompts
     setup.feed.layout = attrs.evolve(setup.layout, shares_prompts=shares)
     portion = next(iter(setup.feed.portions(0)))
-    meter = accumulate(setup, 0, list(setup.micro_batches(portion)))
+    meter = accumulate_gradients(setup, 0, list(setup.micro_batches(portion)))
     gradient = torch.cat(
-        [whole(p.grad).flatten() for g in setup.adapter.groups() for p in g.parameters if p.grad is not None]
+        [whole_tensor(p.grad).flatten() for g in setup.adapter.groups() for p in g.parameters if p.grad is not None]
     )
     return {"gradient": gradient, "loss": meter.loss, "metrics": meter.pairs(), "tokens": portion.num_tokens}
 
@@ -250,13 +250,13 @@ def test_a_layers_state_does_not_run_from_one_side_of_a_pair_into_the_other(mode
     model = transformers.AutoModelForCausalLM.from_config(transformers.MambaConfig(**shape))
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
     recipe = Recipe.from_dict({"model": "given", "data": "rows", "loss": MarginLoss(), "memory_check": False})
-    with kept():
-        setup = assemble(recipe, Objects(model=model, tokenizer=tokenizer, data=pair_rows(4))).setup
+    with keep_randomness():
+        setup = assemble_run(recipe, Objects(model=model, tokenizer=tokenizer, data=pair_rows(4))).setup
     assert not setup.layout.shares_prompts and not setup.packing.on
     policy, pair = setup.step.policy, setup.train[0].by_name()
     with torch.no_grad():
         found = [
-            policy.token_logprobs(collate([TokenExample.joined(dict(sides))]))
+            policy.token_logprobs(collate_examples([TokenExample.joined(dict(sides))]))
             for sides in (pair.items(), reversed(pair.items()))
         ]
     length = len(pair["chosen"].input_ids)
@@ -268,8 +268,8 @@ def test_the_plan_says_what_an_epoch_computes_and_what_sharing_saves(model_folde
     settings = {"model": str(model_folder), "data": rows(), "loss": loss(), "callbacks": [], "global_batch_size": 20}
     schedule = luthier.plan(**settings).schedule
     recipe = Recipe.from_dict({**settings, "data": "rows"})
-    with kept():
-        setup = assemble(recipe, Objects(data=rows())).setup
+    with keep_randomness():
+        setup = assemble_run(recipe, Objects(data=rows())).setup
     computed = next(iter(setup.feed.portions(0))).num_tokens
     apart = attrs.evolve(setup.layout, shares_prompts=False).lay_out_groups(setup.train, 20)
     if loss is MarginLoss:  # derived documents are those of another order

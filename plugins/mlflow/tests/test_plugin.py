@@ -6,8 +6,8 @@ import sys
 
 import pytest
 from luthier import LuthierError
-from luthier.plugins.options import describe
-from luthier.plugins.structure import structure
+from luthier.plugins.options import describe_options
+from luthier.plugins.structure import structure_value
 from luthier_mlflow import Mlflow
 
 LIST = """
@@ -80,8 +80,8 @@ def test_a_user_who_wants_the_reports_is_heeded():
 
 
 def test_every_option_says_what_it_means():
-    assert [o.name for o in describe(Mlflow)] == ["tracking_uri", "experiment_name", "run_name", "tags"]
-    assert all(o.bounds.help.endswith(".") for o in describe(Mlflow))
+    assert [o.name for o in describe_options(Mlflow)] == ["tracking_uri", "experiment_name", "run_name", "tags"]
+    assert all(o.bounds.help.endswith(".") for o in describe_options(Mlflow))
 
 
 @pytest.mark.parametrize(
@@ -94,5 +94,5 @@ def test_every_option_says_what_it_means():
 )
 def test_a_wrong_option_is_refused_by_name(given, code, said):
     with pytest.raises(LuthierError, match=said) as caught:
-        structure(given, Mlflow, "callbacks[0]")
+        structure_value(given, Mlflow, "callbacks[0]")
     assert caught.value.code == code

@@ -173,7 +173,7 @@ def test_the_model_is_the_base_bit_for_bit_at_the_start_and_when_switched_off():
 
     for form in FORMS:
         world = Attached(Subject(), Osft(form=form))
-        base = contexts.logits(world.base, contexts.probe_batch())
+        base = contexts.batch_logits(world.base, contexts.probe_batch())
         assert torch.equal(world.outputs(), base)
         world.train(2)
         assert not torch.equal(world.outputs(), base)

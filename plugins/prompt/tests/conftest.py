@@ -3,7 +3,7 @@
 import pytest
 import torch
 from luthier import LuthierError
-from luthier.model.attention import install
+from luthier.model.attention import install_attention
 from luthier.model.policy import ModelPolicy
 from luthier.testing.contexts import context
 from luthier.testing.exactness import unrounded
@@ -21,7 +21,7 @@ def attached():
     def build(options, architecture="llama", dtype=torch.float32):
         torch.manual_seed(0)
         model = tiny_model(architecture).to(dtype).eval()
-        install(model)
+        install_attention(model)
         adapter = (PromptAdapter if isinstance(options, PromptTuning) else PrefixAdapter)(options)
         adapter.attach(model, context(model))
         return model, adapter

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 from luthier import LuthierError
-from luthier.plugins.options import describe
+from luthier.plugins.options import describe_options
 from luthier.plugins.registry import Plugins
-from luthier.plugins.structure import structure
+from luthier.plugins.structure import structure_value
 from luthier_tensorboard import TensorBoard
 
 LIST = """
@@ -48,13 +48,13 @@ def test_a_missing_client_is_an_error_with_the_pip_line_when_the_callback_is_bui
 
 
 def test_every_option_says_what_it_means():
-    assert [o.name for o in describe(TensorBoard)] == ["log_dir"]
-    assert all(o.bounds.help.endswith(".") for o in describe(TensorBoard))
+    assert [o.name for o in describe_options(TensorBoard)] == ["log_dir"]
+    assert all(o.bounds.help.endswith(".") for o in describe_options(TensorBoard))
 
 
 def test_an_unknown_option_is_refused_by_name():
     with pytest.raises(LuthierError, match="logdir") as caught:
-        structure({"logdir": "x"}, TensorBoard, "callbacks[0]")
+        structure_value({"logdir": "x"}, TensorBoard, "callbacks[0]")
     assert caught.value.code == "recipe-unknown-option"
 
 

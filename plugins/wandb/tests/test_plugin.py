@@ -6,8 +6,8 @@ import sys
 
 import pytest
 from luthier import LuthierError
-from luthier.plugins.options import describe
-from luthier.plugins.structure import structure
+from luthier.plugins.options import describe_options
+from luthier.plugins.structure import structure_value
 from luthier_wandb import Wandb
 
 LIST = """
@@ -63,12 +63,12 @@ def test_the_client_reports_nothing_home_unless_the_user_wants_it():
 
 def test_every_option_says_what_it_means():
     names = "project run_name entity tags group notes mode dir base_url finish_timeout"
-    assert [o.name for o in describe(Wandb)] == names.split()
-    assert all(o.bounds.help.endswith(".") for o in describe(Wandb))
+    assert [o.name for o in describe_options(Wandb)] == names.split()
+    assert all(o.bounds.help.endswith(".") for o in describe_options(Wandb))
 
 
 def test_no_option_takes_a_key():
-    assert not [o.name for o in describe(Wandb) if "key" in o.name or "token" in o.name or "password" in o.name]
+    assert not [o.name for o in describe_options(Wandb) if "key" in o.name or "token" in o.name or "password" in o.name]
 
 
 @pytest.mark.parametrize(
@@ -82,5 +82,5 @@ def test_no_option_takes_a_key():
 )
 def test_a_wrong_option_is_refused_by_name(given, code, said):
     with pytest.raises(LuthierError, match=said) as caught:
-        structure(given, Wandb, "callbacks[0]")
+        structure_value(given, Wandb, "callbacks[0]")
     assert caught.value.code == code

@@ -11,14 +11,14 @@ from typing import Any
 import attrs
 from transformers import AutoConfig
 
-from luthier.artifacts.save import merged_copy, portable
-from luthier.errors import LuthierError, unwritable
+from luthier.artifacts.save import merged_copy, portable_model
+from luthier.errors import LuthierError, unwritable_path
 from luthier.logs import get_logger
 from luthier.plugins.contracts.protocols import Exporter
-from luthier.plugins.registry import installed
-from luthier.recipe.checks.soundness import unmergeable
+from luthier.plugins.registry import installed_plugins
+from luthier.recipe.checks.soundness import unmergeable_part
 from luthier.recipe.parts import find_part
-from luthier.step.opened import find_artifact, open_artifact
+from luthier.step.opened import artifact_folder, open_artifact
 
 log = get_logger()
 
@@ -48,9 +48,9 @@ def export_model(
     format. Everything that can be refused is before the weights are read, and `dry_run` ends there. Nothing is left
     of what does not pass the exporter's own comparison.
     """
-    part = find_part(chosen, "exporter", "format", installed())
-    exporter: Exporter = installed().build(part.offer, part.options) if part.offer else part.local
-    artifact = find_artifact(path)
+    part = find_part(chosen, "exporter", "format", installed_plugins())
+    exporter: Exporter = installed_plugins().build(part.offer, part.options) if part.offer else part.local
+    artifact = artifact_folder(path)
     folder = folder or artifact.parent / part.name
     _check_free(folder)
     exporter.check(read_config(artifact, base))
@@ -67,14 +67,16 @@ def export_model(
 def read_config(artifact: Path, base: str | None) -> Any:
     """Return the transformers config of what lies at a path, or of the base that an adapter was trained on."""
     from luthier.model.model_config import config_of
-    from luthier.plugins.structure import structure
+    from luthier.plugins.structure import structure_value
     from luthier.recipe.schema import Model
-    from luthier.step.opened import read_note
+    from luthier.step.opened import read_opened_note
 
     if (artifact / "config.json").is_file():
         return AutoConfig.from_pretrained(artifact, local_files_only=True, trust_remote_code=False)
-    note = read_note(artifact)
-    spec = structure(note["model"], Model, str(artifact)) if "model" in note else Model(name_or_path=str(artifact))
+    note = read_opened_note(artifact)
+    spec = (
+        structure_value(note["model"], Model, str(artifact)) if "model" in note else Model(name_or_path=str(artifact))
+    )
     return config_of(spec if base is None else attrs.evolve(spec, name_or_path=base))
 
 
@@ -83,7 +85,7 @@ def plain_model(path: Path, base: str | None) -> tuple[Any, Any]:
     opened = open_artifact(path, base=base)
     for kind, part in (("adapter", opened.adapter), ("quantizer", opened.quantizer)):
         if not getattr(part, "mergeable", True):
-            raise unmergeable(kind, opened.note[kind].get("name", type(part).__name__))
+            raise unmergeable_part(kind, opened.note[kind].get("name", type(part).__name__))
     if opened.quantizer is None:
         return opened.model, opened.tokenizer
     return merged_copy(opened.model, opened.adapter, opened.quantizer), opened.tokenizer
@@ -101,9 +103,9 @@ def _write(exporter: Exporter, model: Any, tokenizer: Any, folder: Path) -> dict
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
-        raise unwritable(folder, error) from None
+        raise unwritable_path(folder, error) from None
     try:
-        with portable(model):
+        with portable_model(model):
             exporter.export(model, tokenizer, aside)
             if not any(aside.iterdir()):
                 raise LuthierError("artifact-mismatch", "the exporter wrote nothing", where=str(folder))
@@ -113,7 +115,7 @@ def _write(exporter: Exporter, model: Any, tokenizer: Any, folder: Path) -> dict
         aside.chmod(0o755)
         aside.rename(folder)
     except OSError as error:
-        raise unwritable(folder, error) from None
+        raise unwritable_path(folder, error) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return {name: float(value) for name, value in differences.items()}

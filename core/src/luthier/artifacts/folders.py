@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from luthier.disk import settle, write_json
-from luthier.errors import LuthierError, unwritable
+from luthier.disk import settle_folder, write_json
+from luthier.errors import LuthierError, unwritable_path
 from luthier.recipe.artifact_note import NOTE
 
 
-def written(folder: Path, write: Callable[[Path], object], note: dict[str, Any] | None = None) -> Path:
+def write_artifact(folder: Path, write: Callable[[Path], object], note: dict[str, Any] | None = None) -> Path:
     """`folder` as `write` fills it, replacing an artifact that stood there; refused where something else does."""
     if folder.exists() and any(folder.iterdir()) and not _is_artifact(folder):
         remedy = "Choose another folder."
@@ -23,12 +23,12 @@ def written(folder: Path, write: Callable[[Path], object], note: dict[str, Any] 
     try:
         aside.mkdir(parents=True)
     except OSError as error:
-        raise unwritable(folder, error) from None
+        raise unwritable_path(folder, error) from None
     try:
         write(aside)
         if note is not None:
             write_json(aside / NOTE, note)
-        settle(aside)
+        settle_folder(aside)
         old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         if folder.exists():
             os.replace(folder, old)

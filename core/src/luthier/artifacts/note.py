@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PLAIN: Final = {"prompt_completion", "text"}  # formats whose rows no chat template has touched
 
 
-def note(
+def make_note(
     settings: dict[str, Any], run_id: str, parts: list[dict[str, Any]], prepared: Prepared, files: Files
 ) -> dict[str, Any]:
     """`settings` is the resolved recipe as plain data; `prepared` the rows that the run is trained on; `files` says how

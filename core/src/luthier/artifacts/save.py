@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from luthier.artifacts.folders import written
+from luthier.artifacts.folders import write_artifact
 from luthier.artifacts.verify import check_adapter, check_model, check_trained
 from luthier.errors import LuthierError
-from luthier.model.attention import ordinary
+from luthier.model.attention import ordinary_attention
 from luthier.model.load import quiet
 from luthier.model.weights.dense_files import Files, save_model
 from luthier.model.weights.quantized import QUANTIZED
-from luthier.recipe.checks.soundness import unmergeable
+from luthier.recipe.checks.soundness import unmergeable_part
 from luthier.step.context import context_for
 
 
@@ -35,7 +35,7 @@ def save_adapter(
     is_trained = is_model and quantizer is not None and quantizer.trains
 
     def write(aside: Path) -> None:
-        with portable(model):
+        with portable_model(model):
             adapter.save(aside)
         tokenizer.save_pretrained(aside)
         if is_trained:
@@ -45,7 +45,7 @@ def save_adapter(
         else:
             check_adapter(model, adapter, aside, note)
 
-    return written(folder, write, {**note, "artifact": QUANTIZED if is_trained else artifact_name(adapter)})
+    return write_artifact(folder, write, {**note, "artifact": QUANTIZED if is_trained else artifact_name(adapter)})
 
 
 def save_merged(model: Any, tokenizer: Any, adapter: Any, quantizer: Any, folder: Path, note: dict[str, Any]) -> Path:
@@ -55,17 +55,17 @@ def save_merged(model: Any, tokenizer: Any, adapter: Any, quantizer: Any, folder
     """
     for kind, part in (("adapter", adapter), ("quantizer", quantizer)):
         if not getattr(part, "mergeable", True):
-            raise unmergeable(kind, note[kind].get("name", type(part).__name__))
+            raise unmergeable_part(kind, note[kind].get("name", type(part).__name__))
 
     def write(aside: Path) -> None:
         merged = merged_copy(model, adapter, quantizer)
         files = Files.of_note(note)
-        with portable(merged):
+        with portable_model(merged):
             save_model(merged, aside, files)
         tokenizer.save_pretrained(aside)
         check_model(model, aside, adapter)
 
-    return written(folder, write, {**note, "artifact": "model"})
+    return write_artifact(folder, write, {**note, "artifact": "model"})
 
 
 def merged_copy(model: Any, adapter: Any, quantizer: Any) -> Any:
@@ -87,10 +87,10 @@ def merged_copy(model: Any, adapter: Any, quantizer: Any) -> Any:
 
 
 @contextmanager
-def portable(model: Any) -> Iterator[None]:
+def portable_model(model: Any) -> Iterator[None]:
     """While a model is written: an attention that every machine has, and no bar."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(ordinary(model))
+    model.set_attn_implementation(ordinary_attention(model))
     try:
         with quiet():
             yield

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from luthier.errors import LuthierError
-from luthier.model.attention import generating
+from luthier.model.attention import generating_attention
 from luthier.model.generation.generation_inputs import compute_logits
 from luthier.model.load import read_model
 from luthier.plugins.contracts.protocols import Adapter, Quantizer
-from luthier.step.opened import is_named, open_adapter, read_trained
+from luthier.step.opened import names_everything, open_adapter, read_trained
 
 LENGTH = 16
 
@@ -26,7 +26,7 @@ def check_adapter(model: Any, adapter: Any, folder: Path, note: Mapping[str, Any
     Where the base or a part is an object from Python, which no note can bring back, the files go into a copy of the
     model whose trained weights are drawn anew. The live model stays as it is.
     """
-    if is_named(note):
+    if names_everything(note):
         opened = open_adapter(folder, note, model.device)
         fresh = opened.model, opened.adapter
     else:
@@ -76,7 +76,7 @@ def _logits(model: Any, adapter: Any = None) -> Tensor:
     """[LENGTH, V] on fixed random tokens, by the model's own forward, as in generation."""
     size = model.config.get_text_config().vocab_size
     tokens = torch.randint(0, size, (LENGTH,), generator=torch.Generator().manual_seed(0)).to(model.device)
-    with generating(model):
+    with generating_attention(model):
         return compute_logits(model, tokens, adapter)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from luthier.builtin import Jsonl
 from luthier.plugins.events import event
-from luthier.runs.metrics_file import FILE, _text, append, read
+from luthier.runs.metrics_file import FILE, _text, append_line, read_metrics
 
 
 class JsonLines:
@@ -19,15 +19,15 @@ class JsonLines:
     def resumed(self, run: Any, step: int) -> None:
         """Forget what a killed process wrote beyond its last checkpoint."""
         path = run.folder / FILE
-        kept = [line for line in read(path) if line["step"] <= step]
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
         aside = path.with_suffix(".aside")
         aside.write_text("".join(_text(line) for line in kept), "utf-8")
         os.replace(aside, path)
 
     @event
     def logged(self, run: Any, step: int, metrics: Mapping[str, float]) -> None:
-        append(run.folder / FILE, {"step": step, **metrics})
+        append_line(run.folder / FILE, {"step": step, **metrics})
 
     @event
     def evaluated(self, run: Any, step: int, metrics: Mapping[str, float]) -> None:
-        append(run.folder / FILE, {"step": step, **metrics})
+        append_line(run.folder / FILE, {"step": step, **metrics})

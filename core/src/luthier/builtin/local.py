@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from luthier.builtin import Local
-from luthier.builtin.local_worker import CANCEL, ERRORS, EXIT, OUTPUT, WORKER, is_worker_alive, read_note, write_note
+from luthier.builtin.local_worker import (
+    CANCEL,
+    ERRORS,
+    EXIT,
+    OUTPUT,
+    WORKER,
+    is_worker_alive,
+    read_worker_note,
+    write_note,
+)
 from luthier.errors import LuthierError
 from luthier.jobs.provider_error import ProviderError
 from luthier.plugins.providing.job_records import (
@@ -34,7 +43,7 @@ from luthier.plugins.providing.job_records import (
     Progress,
 )
 from luthier.plugins.providing.job_state import JobState
-from luthier.runs.run_folder import METRICS, RunFolder, number, read_folder
+from luthier.runs.run_folder import METRICS, RunFolder, finite_number, read_folder
 
 STARTING: Final = 30.0  # seconds that a worker may take to write its first note
 STOPPED: Final = (130, 143, -signal.SIGINT, -signal.SIGTERM)
@@ -55,9 +64,9 @@ class WorkerProcesses:
 
     async def check(self) -> dict[str, list[str]]:
         """Return the devices that a run could use here."""
-        from luthier.hardware.devices import available
+        from luthier.hardware.devices import list_devices
 
-        return {"devices": available()}
+        return {"devices": list_devices()}
 
     async def capabilities(self, model: str) -> Capabilities:
         return Capabilities(takes="recipe", weights=("adapter", "model"), poll=(0.2, 5.0))
@@ -78,7 +87,7 @@ class WorkerProcesses:
             start_new_session=True, env={k: v for k, v in os.environ.items() if k != "LUTHIER_JOBS"},
         )  # fmt: skip
         begun = time.monotonic()
-        while read_note(job.folder / WORKER) is None:
+        while read_worker_note(job.folder / WORKER) is None:
             if process.poll() is not None or time.monotonic() - begun > STARTING:
                 raise ProviderError("lost", f"the worker has not started (exit {process.poll()})", where=job.id)
             await asyncio.sleep(0.02)
@@ -93,19 +102,21 @@ class WorkerProcesses:
 
     async def find(self, job: JobSpec, uploads: Mapping[str, str]) -> Sequence[JobStatus]:
         begun = time.monotonic()
-        while is_worker_alive(job.folder) and read_note(job.folder / WORKER) is None:  # it is about to write its note
+        while (
+            is_worker_alive(job.folder) and read_worker_note(job.folder / WORKER) is None
+        ):  # it is about to write its note
             if time.monotonic() - begun > STARTING:
                 break
             await asyncio.sleep(0.02)
-        return [await self.status(str(job.folder))] if read_note(job.folder / WORKER) is not None else []
+        return [await self.status(str(job.folder))] if read_worker_note(job.folder / WORKER) is not None else []
 
     async def status(self, remote_id: str) -> JobStatus:
         folder = Path(remote_id)
-        worker = read_note(folder / WORKER)
+        worker = read_worker_note(folder / WORKER)
         if worker is None:
             raise ProviderError("not_found", "no worker was started in this folder", where=remote_id)
-        ended, alive = read_note(folder / EXIT), is_worker_alive(folder)
-        ended = ended or read_note(folder / EXIT)  # it may have ended between the two looks
+        ended, alive = read_worker_note(folder / EXIT), is_worker_alive(folder)
+        ended = ended or read_worker_note(folder / EXIT)  # it may have ended between the two looks
         run = read_folder(Path(worker["run"]))
         state, raw, reason = _state_of(folder, ended, run, alive=alive)
         return JobStatus(
@@ -124,7 +135,7 @@ class WorkerProcesses:
     async def cancel(self, remote_id: str) -> None:
         """Ask the worker to end after the step that it is in, with a checkpoint."""
         folder = Path(remote_id)
-        worker = read_note(folder / WORKER)
+        worker = read_worker_note(folder / WORKER)
         if worker is None or not is_worker_alive(folder):
             return
         (folder / CANCEL).touch()
@@ -132,7 +143,7 @@ class WorkerProcesses:
             os.kill(int(worker["pid"]), signal.SIGTERM)
 
     async def events(self, remote_id: str, cursor: str | None) -> EventPage:
-        worker = read_note(Path(remote_id) / WORKER)
+        worker = read_worker_note(Path(remote_id) / WORKER)
         if worker is None:
             return EventPage(events=[], cursor=cursor)
         offset = int(cursor or 0)
@@ -140,7 +151,7 @@ class WorkerProcesses:
         return EventPage(events=events, cursor=str(offset))
 
     async def artifacts(self, remote_id: str) -> Sequence[JobArtifact]:
-        worker = read_note(Path(remote_id) / WORKER)
+        worker = read_worker_note(Path(remote_id) / WORKER)
         run = Path(worker["run"]) if worker else Path(remote_id)
         return [
             JobArtifact(kind="model" if name == "merged" else name, name=name, format=form,
@@ -237,9 +248,9 @@ def _line_event(line: bytes, at: float) -> JobEvent | None:
         return None
     if not isinstance(values, dict):
         return None
-    numbers = {name: number(values, name) for name in NUMBERS if name in values}
+    numbers = {name: finite_number(values, name) for name in NUMBERS if name in values}
     if "total_tokens" in values:
-        numbers["tokens"] = number(values, "total_tokens")
+        numbers["tokens"] = finite_number(values, "total_tokens")
     return JobEvent(id=hashlib.sha256(line).hexdigest()[:16], at=at, kind="metrics", metrics=numbers)
 
 

@@ -26,7 +26,7 @@ OUTPUT: Final = "output.json"
 ERRORS: Final = "errors.log"
 
 
-def read_note(path: Path) -> dict[str, Any] | None:
+def read_worker_note(path: Path) -> dict[str, Any] | None:
     """Return a note's values; None where it is not there, or not whole."""
     try:
         values = json.loads(path.read_text("utf-8"))
@@ -72,7 +72,7 @@ def run_worker(folder: Path) -> int:
             return 0
         if (folder / WORKER).exists():
             return 0
-        launch = read_note(folder / LAUNCH) or {}
+        launch = read_worker_note(folder / LAUNCH) or {}
         process: list[subprocess.Popen[bytes]] = []
         _forward_signals(folder, process)
         note = {"pid": os.getpid(), "started": time.time(), "run": launch["run"]}

@@ -9,8 +9,8 @@ from typing import Any
 
 from luthier.builtin import Plot
 from luthier.plugins.events import event
-from luthier.runs.metrics_file import FILE, read
-from luthier.runs.picture import PICTURE, draw
+from luthier.runs.metrics_file import FILE, read_metrics
+from luthier.runs.picture import PICTURE, draw_picture
 
 
 class LossPlot:
@@ -20,7 +20,7 @@ class LossPlot:
 
     @event
     def resumed(self, run: Any, step: int) -> None:
-        for line in read(run.folder / FILE):
+        for line in read_metrics(run.folder / FILE):
             if line["step"] <= step:
                 self._take(line["step"], line)
 
@@ -48,4 +48,4 @@ class LossPlot:
     def _draw(self, path: Path, title: str) -> None:
         known = {name: self.points[name] for name in self.options.metrics if name in self.points}
         if known:
-            draw(known, path, title=title, smoothing=self.options.smoothing)
+            draw_picture(known, path, title=title, smoothing=self.options.smoothing)

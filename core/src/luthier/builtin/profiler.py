@@ -103,10 +103,10 @@ class PhaseProfiler:
         }
 
     def _open(self, run: Any) -> None:
-        from luthier.hardware.devices import choose
+        from luthier.hardware.devices import choose_device
         from luthier.runs.writing.phases import CudaClock, HostClock
 
-        self.folder, self.cuda = run.folder, choose(run.settings["device"]).type == "cuda"
+        self.folder, self.cuda = run.folder, choose_device(run.settings["device"]).type == "cuda"
         run.phases.listen(CudaClock() if self.cuda else HostClock())
 
     def _close_step(self, run: Any) -> None:

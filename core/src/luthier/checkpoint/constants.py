@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from luthier.checkpoint.folder import CONSTANTS as FOLDER
-from luthier.disk import sync
-from luthier.distributed.broadcast import shared
+from luthier.disk import sync_path
+from luthier.distributed.broadcast import broadcast_tree
 from luthier.distributed.world import World
 from luthier.errors import LuthierError
-from luthier.model.weights.shard_tensors import whole
+from luthier.model.weights.shard_tensors import whole_tensor
 from luthier.step.setup import ConstantOwner
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ def write_constants(run_folder: Path, owner: str, tensors: Mapping[str, Tensor])
         aside.unlink()
         return name
     aside.chmod(folder.stat().st_mode & 0o666)  # safetensors makes files that their owner alone may read
-    sync(aside)
+    sync_path(aside)
     os.replace(aside, folder / name)
-    sync(folder)
+    sync_path(folder)
     return name
 
 
@@ -68,7 +68,7 @@ def copy_constants(source: Path, target: Path, names: Iterable[str]) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         aside = place.with_name(f".{name}.{os.getpid()}")
         shutil.copyfile(found, aside)
-        sync(aside)
+        sync_path(aside)
         os.replace(aside, place)
 
 
@@ -85,7 +85,7 @@ def store_constants(run_folder: Path, owners: Mapping[str, ConstantOwner], world
     """Write the constants of every owner that has any, and return the files by owner. It is collective."""
     files = {}
     for name, owner in owners.items():
-        tensors = {key: whole(tensor) for key, tensor in owner.constants().items()}
+        tensors = {key: whole_tensor(tensor) for key, tensor in owner.constants().items()}
         if world.any(bool(tensors)):
             files[name] = world.decide(_writing(run_folder, name, tensors))
     return files
@@ -102,6 +102,6 @@ def restore_constants(
     if world.is_main and source != run_folder:
         copy_constants(source, run_folder, files.values())
     for name, file in files.items():
-        tensors = shared(world, lambda file=file: read_constants(run_folder, file))  # type: ignore[misc]
+        tensors = broadcast_tree(world, lambda file=file: read_constants(run_folder, file))  # type: ignore[misc]
         if name in owners:
             owners[name].load_constants(tensors)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from luthier.checkpoint.format import FORMAT
-from luthier.disk import digest, digest_text, is_full, is_intact, settle, sync
+from luthier.disk import digest_file, digest_text, is_full, is_intact, settle_folder, sync_path
 from luthier.errors import LuthierError
 from luthier.runs.writing import save_requests as requests
 
@@ -33,12 +33,12 @@ def save(run_folder: Path, step: int, tree: Mapping[str, Any], run: Mapping[str,
 
     `run` says what run it belongs to (see `changes`); None for none.
     """
-    from luthier.state_tree import snapshot
+    from luthier.state_tree import take_snapshot
 
-    return write(run_folder, step, snapshot(tree, copy=False).write, run)
+    return write_checkpoint(run_folder, step, take_snapshot(tree, copy=False).write, run)
 
 
-def write(
+def write_checkpoint(
     run_folder: Path,
     step: int,
     fill: Callable[[Path], object],
@@ -68,15 +68,15 @@ def commit_folder(aside: Path, run: Mapping[str, Any] | None = None, constants: 
     target = aside.with_name(aside.name.split(".")[1])
     step = int(NAME.fullmatch(target.name)[1])  # type: ignore[index]  # prepare_folder has named it
     files = sorted(p for p in aside.rglob("*") if p.is_file())
-    held = {file.relative_to(aside).as_posix(): digest(file) for file in files}
+    held = {file.relative_to(aside).as_posix(): digest_file(file) for file in files}
     manifest = {"format": FORMAT, "step": step, "run": dict(run or {}), "files": held, "constants": sorted(constants)}
     (aside / MANIFEST).write_text(json.dumps({**manifest, "digest": _own_digest(manifest)}, indent=1), "utf-8")
-    settle(aside)
+    settle_folder(aside)
     old = target.with_name(f".{target.name}.{REPLACED}")
     if target.exists():  # the same step of a run that was resumed before it: put back where a kill comes between
         os.replace(target, old)
     os.replace(aside, target)
-    sync(target.parent)
+    sync_path(target.parent)
     shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -97,7 +97,7 @@ def folder_of(run_folder: Path, step: int) -> Path:
     return run_folder / FOLDER / f"step-{step:08d}"
 
 
-def require(folder: Path) -> dict[str, Any]:
+def require_checkpoint(folder: Path) -> dict[str, Any]:
     """What run a checkpoint belongs to; `run-not-found` where a folder is none."""
     if not (folder / MANIFEST).is_file():
         remedy = f"Give one, such as run/{FOLDER}/step-00000100."
@@ -105,14 +105,14 @@ def require(folder: Path) -> dict[str, Any]:
     return read_manifest(folder)["run"]
 
 
-def load(folder: Path) -> dict[str, Any]:
+def load_checkpoint(folder: Path) -> dict[str, Any]:
     """The tree of one checkpoint, in today's layout; `checkpoint-corrupt` where a file is not as it was written."""
-    from luthier.checkpoint.migrations import migrate
+    from luthier.checkpoint.migrations import migrate_tree
     from luthier.state_tree import load_state
 
     manifest = verify(folder)
     try:
-        return migrate(load_state(folder), manifest["format"])
+        return migrate_tree(load_state(folder), manifest["format"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _corrupt(folder, f"unreadable: {error}") from error
 
@@ -158,7 +158,7 @@ def _corrupt(folder: Path, problem: str) -> LuthierError:
     return LuthierError("checkpoint-corrupt", problem, where=str(folder))
 
 
-def steps(run_folder: Path) -> list[Path]:
+def list_checkpoints(run_folder: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first."""
     found = (run_folder / FOLDER).glob("step-*") if (run_folder / FOLDER).is_dir() else ()
     return sorted((p for p in found if NAME.fullmatch(p.name)), key=step_of)
@@ -169,12 +169,12 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def newest(run_folder: Path) -> tuple[Path, dict[str, Any], list[LuthierError]] | None:
+def newest_checkpoint(run_folder: Path) -> tuple[Path, dict[str, Any], list[LuthierError]] | None:
     """The newest whole checkpoint with its tree, and the errors of damaged ones after it; None where there is none."""
     damaged: list[LuthierError] = []
-    for folder in reversed(steps(run_folder)):
+    for folder in reversed(list_checkpoints(run_folder)):
         try:
-            return folder, load(folder), damaged
+            return folder, load_checkpoint(folder), damaged
         except LuthierError as error:
             damaged.append(error)
     if damaged:
@@ -183,9 +183,9 @@ def newest(run_folder: Path) -> tuple[Path, dict[str, Any], list[LuthierError]] 
     return None
 
 
-def prune(run_folder: Path, limit: int | None, best: Path | None) -> None:
+def prune_checkpoints(run_folder: Path, limit: int | None, best: Path | None) -> None:
     """Keep the newest `limit` checkpoints, and the best."""
-    for folder in steps(run_folder)[: -limit if limit else 0]:
+    for folder in list_checkpoints(run_folder)[: -limit if limit else 0]:
         if folder != best:
             going = folder.with_name(f".{folder.name}.{GOING}")  # renamed first: what is found by name is whole
             os.replace(folder, going)
@@ -198,7 +198,7 @@ def set_aside(run_folder: Path, step: int) -> list[Path]:
     They would count as the newest, to be kept in the place of better ones.
     """
     moved = []
-    for folder in steps(run_folder):
+    for folder in list_checkpoints(run_folder):
         if step_of(folder) > step:
             place = run_folder / ASIDE / folder.name
             place.parent.mkdir(exist_ok=True)
@@ -208,13 +208,13 @@ def set_aside(run_folder: Path, step: int) -> list[Path]:
     return moved
 
 
-def tidy(run_folder: Path) -> None:
+def tidy_checkpoints(run_folder: Path) -> None:
     """Put back what gave way to a checkpoint that was not finished, and remove what a killed process left aside."""
     for old in (run_folder / FOLDER).glob(f".step-*.{REPLACED}"):
         target = old.with_name(old.name.split(".")[1])
         if not target.exists():
             os.replace(old, target)
-    requests.answer(run_folder)
+    requests.answer_request(run_folder)
     for leftover in (*run_folder.glob(".*.[0-9]*"), *(run_folder / FOLDER).glob(".step-*")):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)

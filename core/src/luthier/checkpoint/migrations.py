@@ -18,7 +18,7 @@ from luthier.checkpoint.format import FORMAT
 Tree = dict[str, Any]
 
 
-def migrate(tree: Tree, version: int) -> Tree:
+def migrate_tree(tree: Tree, version: int) -> Tree:
     """The tree of a checkpoint of format `version` as format `FORMAT` has it."""
     for number in range(version, FORMAT):
         tree = MIGRATIONS[number](tree)

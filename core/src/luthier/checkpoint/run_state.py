@@ -27,7 +27,7 @@ ELSEWHERE: Final = (
 )  # a feed's state is that after a step, which the loop knows
 
 
-def collected(setup: Setup, callbacks: Mapping[str, Any]) -> dict[str, Any]:
+def collect_state(setup: Setup, callbacks: Mapping[str, Any]) -> dict[str, Any]:
     """The state tree of everything but the loop."""
     return {
         "adapter": setup.adapter.state(),
@@ -37,10 +37,10 @@ def collected(setup: Setup, callbacks: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def restore(
+def restore_state(
     setup: Setup, callbacks: Mapping[str, Any], tree: Mapping[str, Any], fresh: frozenset[str] = frozenset()
 ) -> None:
-    """Put back what `collected` gave; the parts named in `fresh` begin anew, and so do those it knows nothing of."""
+    """Put back what `collect_state` gave; parts in `fresh`, and those it knows nothing of, begin anew."""
     restore_weights(setup, tree, fresh)
     _give(callbacks, tree["callbacks"], frozenset())
 

@@ -16,7 +16,7 @@ from luthier.checkpoint import folder as checkpoint
 from luthier.distributed.world import World
 from luthier.logs import get_logger
 from luthier.model.weights.shard_tensors import is_sharded
-from luthier.state_tree import Snapshot, snapshot
+from luthier.state_tree import Snapshot, take_snapshot
 
 if TYPE_CHECKING:
     from luthier.checkpoint.shards import ShardedSnapshot
@@ -140,7 +140,7 @@ class Saver:
 
     def _taken(self, tree: Mapping[str, Any]) -> Snapshot | ShardedSnapshot:
         if not is_sharded(tree):
-            return snapshot(tree, self._spare, copy=self.background)
+            return take_snapshot(tree, self._spare, copy=self.background)
         from luthier.checkpoint.shards import sharded_snapshot
 
         self._aside = self._aside or self.world.aside()
@@ -149,11 +149,13 @@ class Saver:
     def _write(self, writing: _Writing, held: Snapshot | ShardedSnapshot, best: Path | None) -> None:
         try:
             if isinstance(held, Snapshot):
-                writing.path = checkpoint.write(self.folder, writing.step, held.write, self.belongs, self.constants)
+                writing.path = checkpoint.write_checkpoint(
+                    self.folder, writing.step, held.write, self.belongs, self.constants
+                )
             else:
                 writing.path = held.write(self.folder, writing.step, self.belongs, self.constants)
             if self.world.is_main:
-                checkpoint.prune(self.folder, self.limit, best)
+                checkpoint.prune_checkpoints(self.folder, self.limit, best)
             writing.after()
         except BaseException as error:
             writing.error = error

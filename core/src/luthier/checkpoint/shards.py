@@ -21,8 +21,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from luthier.checkpoint import folder as checkpoint
 from luthier.distributed.world import World
 from luthier.errors import LuthierError
-from luthier.model.weights.shard_tensors import MARK, has_parts, whole
-from luthier.state_tree import Snapshot, snapshot
+from luthier.model.weights.shard_tensors import MARK, has_parts, whole_tensor
+from luthier.state_tree import Snapshot, take_snapshot
 
 if TYPE_CHECKING:
     from luthier.step.setup import Setup
@@ -49,7 +49,7 @@ class ShardedSnapshot:
             self._follow()
             return target
         try:
-            checkpoint.write(run_folder, step, self._lead, belongs, constants)
+            checkpoint.write_checkpoint(run_folder, step, self._lead, belongs, constants)
         except BaseException:
             self.world.broadcast(None)  # of the folder, or of its becoming a checkpoint
             raise
@@ -87,9 +87,9 @@ class ShardedSnapshot:
 def sharded_snapshot(
     tree: Mapping[str, Any], world: World, reuse: Mapping[str, Tensor] | None = None
 ) -> ShardedSnapshot:
-    """Copy a tree that holds shards; collective where one is not sharded by rows. `reuse`: see `state.snapshot`."""
+    """Copy a tree that holds shards; collective where one is not sharded by rows. `reuse`: see `take_snapshot`."""
     mesh, found = init_device_mesh("cpu", (world.size,)), {}
-    rest = snapshot(_split(tree, "", found))
+    rest = take_snapshot(_split(tree, "", found))
     known = reuse or {}
     tensors = {path: _copied(tensor.to_local(), known.get(path)) for path, tensor in found.items()}
     parts = {path: _as_shard(tensors[path], tensor.shape, mesh) for path, tensor in found.items()}
@@ -213,7 +213,7 @@ def as_held(setup: Setup, tree: Any, folder: Path) -> Any:
     return returned(setup, tree, folder)
 
 
-def gathered(setup: Setup) -> dict[str, Any] | None:
+def gather_states(setup: Setup) -> dict[str, Any] | None:
     """The states of adapter and quantizer, whole: on rank 0, in host memory; None where they are whole here.
 
     Collective. On other ranks of a sharded model the tree has nothing in it.
@@ -232,5 +232,5 @@ def _gathered(node: Any, keep: bool) -> Any:
         return [_gathered(value, keep) for value in node]
     if not isinstance(node, Tensor):
         return node
-    all_of_it = whole(node.detach())
+    all_of_it = whole_tensor(node.detach())
     return all_of_it.cpu() if keep else None

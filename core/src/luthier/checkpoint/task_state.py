@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from luthier.checkpoint.shards import as_held
-from luthier.disk import settle
-from luthier.distributed.broadcast import shared
+from luthier.disk import settle_folder
+from luthier.distributed.broadcast import broadcast_tree
 from luthier.errors import LuthierError
 from luthier.recipe.objects import TaskPlace
 from luthier.state_tree import load_state, save_state
@@ -28,7 +28,7 @@ def write_task_state(folder: Path, adapter_state: Mapping[str, Any], constants: 
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     save_state({"adapter": adapter_state, "constants": dict(constants)}, aside)
-    settle(aside)
+    settle_folder(aside)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(aside, target)
 
@@ -40,7 +40,7 @@ def take_task_state(setup: Setup, place: TaskPlace) -> None:
     """
     if place.carried is None:
         return
-    tree = shared(setup.world, lambda: _read_state(place.carried))
+    tree = broadcast_tree(setup.world, lambda: _read_state(place.carried))
     setup.adapter.load_constants(tree["constants"])
     held = as_held(setup, {"adapter": tree["adapter"], "optimizer": {"state": {}}}, place.carried)
     setup.adapter.load_state(held["adapter"])

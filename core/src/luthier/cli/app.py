@@ -39,7 +39,7 @@ class Verbs(TyperGroup):
         flags = given[: given.index("--")] if "--" in given else given
         as_json = "--json" in flags and "--help" not in flags
         extra |= {"standalone_mode": False, "obj": given}  # whoever starts processes passes the words on
-        sys.exit(answers.conclude(lambda: super(Verbs, self).main(given, prog_name, **extra), as_json=as_json))
+        sys.exit(answers.conclude_command(lambda: super(Verbs, self).main(given, prog_name, **extra), as_json=as_json))
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -44,15 +44,15 @@ def asked(folder: Path, timeout: float) -> Path:
 
     if not is_held(folder):
         raise _not_running(folder)
-    requests.ask(folder)
+    requests.ask_save(folder)
     until = time.monotonic() + timeout
-    while requests.pending(folder):
+    while requests.save_pending(folder):
         lives = is_held(folder)
         if not lives or time.monotonic() > until:
-            requests.withdraw(folder)
+            requests.withdraw_request(folder)
             raise _silent(folder, timeout) if lives else _not_running(folder)
         time.sleep(PAUSE)
-    return checkpoint.steps(folder)[-1]
+    return checkpoint.list_checkpoints(folder)[-1]
 
 
 def _not_running(folder: Path) -> LuthierError:

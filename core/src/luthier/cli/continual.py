@@ -9,8 +9,8 @@ import attrs
 import typer
 
 from luthier.cli.screen.answers import Answer
-from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, started
-from luthier.cli.screen.recipe_arguments import Help, Sets, show_help, split
+from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, start_api
+from luthier.cli.screen.recipe_arguments import Help, Sets, show_help, split_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,13 +47,13 @@ def continual(
 
     if help_:
         show_help(context, USAGE)
-    path, flags = split(context.args)
+    path, flags = split_words(context.args)
     flags = flags if merge_mode is None else ["--adapter", merge_mode, *flags]
     own = {"num_runs": num_runs, "steps_per_run": steps_per_run, "samples_per_run": samples_per_run}
     given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
     given |= {} if eval_base else {"eval_base": False}
     overrides = [*parse_flags(flags), *parse_sets(sets or ())]
-    started(log_level, log_format, log_file)
+    start_api(log_level, log_format, log_file)
     from luthier.training.continual.start import train_sequence
 
     report = train_sequence(path, overrides, given, output_dir)

@@ -12,7 +12,7 @@ import attrs
 import typer
 
 from luthier.cli.screen.answers import Answer
-from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, started
+from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, start_api
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +32,7 @@ def demo(
     log_file: LogFile = None,
 ) -> Any:
     """Fine-tune the embedded model, offline, in about a minute."""
-    started(log_level, log_format, log_file)
+    start_api(log_level, log_format, log_file)
     settings = {} if max_steps is None else {"max_steps": max_steps}
     result = run_demo(folder=folder, seed=seed, quiet=json, **settings)
     return Answer(document=result.to_dict(), view=lambda screen: draw_demo(screen, result))
@@ -81,16 +81,16 @@ def run_demo(*, folder: str | Path | None = None, seed: int = 0, quiet: bool = F
     """
     from luthier.api import generate, train
     from luthier.demo import RECIPE
-    from luthier.runs.metrics_file import FILE, read
-    from luthier.runs.run_folder import beside
+    from luthier.runs.metrics_file import FILE, read_metrics
+    from luthier.runs.run_folder import free_folder
 
     began = time.perf_counter()
     before = generate("demo", QUESTION, max_new_tokens=ANSWER, seed=seed)
     watchers = [*([] if quiet else ["progress"]), "jsonl", "plot"]
-    target = beside(Path(folder or "runs/demo"))
+    target = free_folder(Path(folder or "runs/demo"))
     with _one_thread():
         result = train(RECIPE, output_dir=target, callbacks=watchers, seed=seed, **settings)
-    found = [line["eval_loss"] for line in read(result.output_path / FILE) if "eval_loss" in line]
+    found = [line["eval_loss"] for line in read_metrics(result.output_path / FILE) if "eval_loss" in line]
     after = generate(result.merged or result.artifact, QUESTION, max_new_tokens=ANSWER, seed=seed)
     return DemoResult(
         **{"eval_loss_before": found[0], "eval_loss_after": found[-1], "steps": result.steps},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from luthier.cli.screen.answers import Answer
-from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, started
+from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, start_api
 from luthier.cli.screen.recipe_arguments import Help, Sets, read_recipe, show_help
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def inspect(
     if help_:
         show_help(context, USAGE)
     recipe = read_recipe(context.args, sets)
-    found = started(log_level, log_format, log_file).inspect(recipe, rows=rows)
+    found = start_api(log_level, log_format, log_file).inspect(recipe, rows=rows)
     return Answer(document=found.to_dict(), view=lambda screen: draw_inspection(screen, found))
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from luthier.cli.screen.answers import Answer
-from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, started
+from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, start_api
 from luthier.errors import LuthierError
 
 Base = Annotated[str | None, typer.Option(help="The base model, where it is not where the adapter says.")]
@@ -34,7 +34,7 @@ def generate(
 ) -> Any:
     """Answer a prompt with a model, an adapter or a run."""
     asked = _prompt(prompt)
-    api = started(log_level, log_format, log_file)
+    api = start_api(log_level, log_format, log_file)
     sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     text = api.generate(model, asked, base=base, system=system, device=device, **sampling)
     document = {"model": model, "base": base, "prompt": asked, "text": text}
@@ -58,7 +58,7 @@ def merge(
     log_file: LogFile = None,
 ) -> Any:
     """Fold an adapter into its base model, verified by reloading."""
-    api = started(log_level, log_format, log_file)
+    api = start_api(log_level, log_format, log_file)
     merged = api.merge(path, output_dir, base=base, save_dtype=save_dtype, max_shard_size=max_shard_size)
     return Answer(document={"merged": merged}, view=lambda screen: screen.out(f"merged: {merged}", highlight=False))
 
@@ -82,7 +82,7 @@ def export(
 ) -> Any:
     """Write a trained model in another tool's format, read back and compared."""
     chosen = {"name": format_, **_exporter_options(option or ())}
-    found = started(log_level, log_format, log_file).export(path, chosen, output_dir, base=base, dry_run=dry_run)
+    found = start_api(log_level, log_format, log_file).export(path, chosen, output_dir, base=base, dry_run=dry_run)
     document = {"folder": found.folder, "format": found.format, "distribution": found.distribution,
                 "files": found.files, "differences": found.differences, "dry_run": dry_run}  # fmt: skip
     said = f"{'would write' if dry_run else 'wrote'} {found.format}: {found.folder}"

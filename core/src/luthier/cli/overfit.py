@@ -22,7 +22,7 @@ OneBatch = Annotated[
 Steps = Annotated[int, typer.Option("--overfit-steps", help="Steps of that trial.", min=1)]
 
 
-def answered(recipe: Recipe, steps: int, api: Any) -> Answer:
+def answer_overfit(recipe: Recipe, steps: int, api: Any) -> Answer:
     """The verdict; status 1 where the batch is not learnt."""
     found: Overfit = api.train(recipe, overfit_one_batch=steps)
     return Answer(document=found.to_dict(), view=lambda screen: draw(screen, found), status=0 if found.passed else 1)
@@ -33,7 +33,7 @@ def draw(screen: Console, found: Overfit) -> None:
     from rich.text import Text
 
     from luthier.cli.screen.tables import draw_section, pairs_table
-    from luthier.runs.chart import chart
+    from luthier.runs.chart import draw_chart
 
     verdict = "learns" if found.passed else "does not learn"
     screen.print(Text(f"One batch: the model {verdict} it.", style="bold green" if found.passed else "bold red"))
@@ -42,7 +42,7 @@ def draw(screen: Console, found: Overfit) -> None:
         draw_section(screen, "To check", "\n".join(f"- {cause}" for cause in found.causes))
     points = [(step, loss) for step, loss in enumerate(found.losses, 1) if math.isfinite(loss)]
     if (screen.encoding or "").lower().startswith("utf") and len(points) > 1:
-        draw_section(screen, "Loss", "\n".join(chart(points, min(60, screen.width - 16))))
+        draw_section(screen, "Loss", "\n".join(draw_chart(points, min(60, screen.width - 16))))
     if found.flow:
         draw_section(screen, "Gradient flow", _flow(found))
 

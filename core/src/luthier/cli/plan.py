@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from luthier.cli.screen.answers import Answer
-from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, started
+from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, start_api
 from luthier.cli.screen.recipe_arguments import Help, Sets, read_recipe, show_help
 from luthier.errors import LuthierError
 
@@ -50,23 +50,23 @@ def plan(
     recipe = with_or_without_rows(
         lambda more: read_recipe(context.args, [*(sets or ()), *(f"{name}={value}" for name, value in more.items())])
     )
-    return planned(recipe, log_level, log_format, log_file, suggest=suggest)
+    return answer_plan(recipe, log_level, log_format, log_file, suggest=suggest)
 
 
-def planned(recipe: Recipe, level: Any, form: Any, file: Path | None, *, suggest: bool = False) -> Answer:
+def answer_plan(recipe: Recipe, level: Any, form: Any, file: Path | None, *, suggest: bool = False) -> Answer:
     """The plan of a recipe; where torch is not installed, its parts alone."""
-    from luthier.recipe import resolve
-    from luthier.recipe.checks.soundness import check_parts, explain
+    from luthier.recipe import resolve_parts
+    from luthier.recipe.checks.soundness import check_parts, explain_parts
 
-    resolved, device = resolve(recipe), recipe.device.partition(":")[0]
+    resolved, device = resolve_parts(recipe), recipe.device.partition(":")[0]
     check_parts(recipe, resolved, device)
     document: dict[str, Any] = {
         "recipe": recipe.to_dict(),
         "parts": [part.describe() for part in resolved],
-        "compatibility": explain(recipe, resolved, device),
+        "compatibility": explain_parts(recipe, resolved, device),
     }
     try:
-        document |= started(level, form, file).plan(recipe).to_dict()
+        document |= start_api(level, form, file).plan(recipe).to_dict()
     except LuthierError as error:
         if error.code != "dependency-missing":
             raise

@@ -35,9 +35,9 @@ def plugins(
     if context.invoked_subcommand is not None:
         return None
     from luthier.cli.screen import part_listing as listing
-    from luthier.plugins.registry import installed
+    from luthier.plugins.registry import installed_plugins
 
-    found = listing.checked_rows() if check else listing.rows(installed())
+    found = listing.checked_rows() if check else listing.list_parts(installed_plugins())
     failing = [row for row in found if row.fails]
     document = {"plugins": [row.to_dict() for row in found], "failures": [row.to_dict() for row in failing]}
     if check:
@@ -56,16 +56,16 @@ def show(
 ) -> Any:
     """Show one part: its options with type, default, bounds and meaning; what it needs, provides and refuses."""
     from luthier.cli.screen.options_table import to_dict
-    from luthier.errors import LuthierError, nearest
-    from luthier.plugins.options import describe
+    from luthier.errors import LuthierError, suggest_nearest
+    from luthier.plugins.options import describe_options
     from luthier.plugins.records import KINDS
-    from luthier.plugins.registry import installed
+    from luthier.plugins.registry import installed_plugins
 
     if kind not in KINDS:
-        raise LuthierError("part-unknown", f"there is no kind {kind!r} of part", remedy=nearest(kind, KINDS))
-    registry = installed()
+        raise LuthierError("part-unknown", f"there is no kind {kind!r} of part", remedy=suggest_nearest(kind, KINDS))
+    registry = installed_plugins()
     offer = registry.get(kind, name)
-    described = describe(registry.options(offer))
+    described = describe_options(registry.options(offer))
     document = _head(offer) | {"declares": declared_values(offer.record)}
     document |= {"options": [to_dict(option) for option in described]}
     return Answer(document=document, view=lambda screen: draw_part(screen, offer, described))

@@ -8,7 +8,7 @@ import typer
 
 from luthier.cli.screen.answers import Answer
 from luthier.cli.screen.flags import Json
-from luthier.errors import LuthierError, nearest
+from luthier.errors import LuthierError, suggest_nearest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,11 +28,11 @@ def presets(
 ) -> Any:
     """List model presets with the memory that training them is predicted to take."""
     from luthier.memory.model_presets import METHODS
-    from luthier.memory.model_presets import presets as known
+    from luthier.memory.model_presets import list_presets as known
 
     chosen = [p for p in known() if name is None or name.lower() in p.name.lower()]
     if not chosen:
-        hint = nearest(name or "", [p.name for p in known()])
+        hint = suggest_nearest(name or "", [p.name for p in known()])
         raise LuthierError("usage", "no preset has this in its name", where="NAME", found=name, remedy=hint)
     room = _room() if memory is None else {"device": "the device", "free": int(memory * GIB)}
     rows = [_row(preset, tokens, room) for preset in chosen]
@@ -53,10 +53,10 @@ def _room() -> dict[str, Any] | None:
 
     if find_spec("torch") is None:
         return None
-    from luthier.hardware.devices import choose
-    from luthier.hardware.free_memory import capacity
+    from luthier.hardware.devices import choose_device
+    from luthier.hardware.free_memory import measure_capacity
 
-    found = capacity(choose("auto"))
+    found = measure_capacity(choose_device("auto"))
     return {"device": found.device, "free": found.free}
 
 

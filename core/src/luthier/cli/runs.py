@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from luthier.cli.screen.answers import Answer
-from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, started
+from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, start_api
 from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ def runs(context: typer.Context, directory: Dir = None, json: Json = False) -> A
 def show(context: typer.Context, run: Name, *, directory: Dir = None, json: Json = False) -> Any:
     """Show one run: settings, parts, data, numbers, checkpoints, health, files, and the curve of its loss."""
     from luthier.cli.screen.runs_view import draw_run
-    from luthier.runs.details import details
+    from luthier.runs.details import run_details
 
     found = _found(context, run, directory)
-    document = details(found)
+    document = run_details(found)
     return Answer(document=document, view=lambda screen: draw_run(screen, document, found.series("loss")))
 
 
@@ -62,10 +62,10 @@ def diff(
 ) -> Any:
     """Show how two runs differ: options, parts, data, versions, and their numbers side by side."""
     from luthier.cli.screen.runs_view import draw_difference
-    from luthier.runs.compare import compare, draw_both
+    from luthier.runs.compare import compare_runs, draw_both
 
     one, other = _found(context, a, directory), _found(context, b, directory)
-    document = compare(one, other)
+    document = compare_runs(one, other)
     document["plot"] = None if output is None else str(draw_both(one, other, output))
     return Answer(document=document, view=lambda screen: draw_difference(screen, document))
 
@@ -85,16 +85,16 @@ def replay(
     log_file: LogFile = None,
 ) -> Any:
     """Train a run's recipe again in a fresh folder, with options changed or as it was."""
-    from luthier.cli.screen.answers import console
+    from luthier.cli.screen.answers import make_console
     from luthier.cli.screen.runs_view import draw_changes, draw_replayed
-    from luthier.runs.replay import replay as prepared
+    from luthier.runs.replay import replay_run as prepared
 
     found = _found(context, run, directory)
     plan = prepared(found, sets or (), output_dir)
     if dry_run:
         return Answer(document=plan.to_dict(), view=lambda screen: draw_changes(screen, plan.to_dict()))
-    draw_changes(console(stderr=True), plan.to_dict())
-    result = started(log_level, log_format, log_file).train(plan.recipe)
+    draw_changes(make_console(stderr=True), plan.to_dict())
+    result = start_api(log_level, log_format, log_file).train(plan.recipe)
     document = _replayed(found, plan, result)
     return Answer(document=document, view=lambda screen: draw_replayed(screen, document, result))
 

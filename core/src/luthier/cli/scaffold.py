@@ -24,9 +24,9 @@ def new_plugin(
     json: Json = False,
 ) -> Any:
     """Make a plugin that installs and passes its own tests."""
-    from luthier.scaffold import make
+    from luthier.scaffold import make_package
 
-    path = make(name, kind, folder, data)
+    path = make_package(name, kind, folder, data)
     steps = [
         f"pip install -e {shlex.quote(str(path))}",
         f"luthier plugins show {kind} {name}",

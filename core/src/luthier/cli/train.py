@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from luthier.cli import overfit
-from luthier.cli.plan import planned
+from luthier.cli.plan import answer_plan
 from luthier.cli.screen import launch_ranks as launch
-from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, started
+from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, start_api
 from luthier.cli.screen.recipe_arguments import Help, Sets, read_recipe, show_help
 
 if TYPE_CHECKING:
@@ -56,21 +56,21 @@ def train(
         show_help(context, USAGE)
     recipe = read_recipe(context.args, sets)
     if dry_run:
-        return planned(recipe, log_level, log_format, log_file)
+        return answer_plan(recipe, log_level, log_format, log_file)
     if overfit_one_batch:
-        return overfit.answered(recipe, overfit_steps, started(log_level, log_format, log_file))
+        return overfit.answer_overfit(recipe, overfit_steps, start_api(log_level, log_format, log_file))
     asked = Launch(
         **{"nproc_per_node": nproc_per_node, "nnodes": nnodes, "node_rank": node_rank, "max_restarts": max_restarts},
         **{"rdzv_endpoint": rdzv_endpoint, "rdzv_id": rdzv_id, "master_addr": master_addr, "master_port": master_port},
     )
     if asked.wanted(os.environ):
-        return launch.launched(asked, context, draw_run)
-    api = started(log_level, log_format, log_file)
+        return launch.run_launched(asked, context, draw_result)
+    api = start_api(log_level, log_format, log_file)
     given = {"resume": resume, "fresh": fresh, "re_decide": re_decide, "allow_changed": allow_changed}
-    return launch.answered(lambda: api.train(recipe, **given), draw_run)
+    return launch.answer_once(lambda: api.train(recipe, **given), draw_result)
 
 
-def draw_run(screen: Console, run: Run) -> None:
+def draw_result(screen: Console, run: Run) -> None:
     """What a run gave, and what one does with it next."""
     from luthier.cli.screen.tables import draw_commands, draw_section, pairs_table
 

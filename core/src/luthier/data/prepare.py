@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from luthier.data.cache import Entry, Sets
 from luthier.data.examples import TokenDataset
 from luthier.data.formats.forms import Form
-from luthier.data.formats.recognise_form import FORMATS, convert_row, recognise
-from luthier.data.formats.remarks import repeated
+from luthier.data.formats.recognise_form import FORMATS, convert_row, recognise_format
+from luthier.data.formats.remarks import remark_repeated
 from luthier.data.formats.wanted import TOKENS, Wanted
 from luthier.data.read.row import Row
 from luthier.data.report import Report, formats_of
-from luthier.data.sets import Progress, making
+from luthier.data.sets import Progress, making_rows
 from luthier.data.stream.row_stream import Stream, stream_of
-from luthier.data.stream.source_rows import Supply, supplies
+from luthier.data.stream.source_rows import Supply, make_supplies
 from luthier.data.tokenise.examples_of_rows import Maker
-from luthier.data.tokenise.vocabulary import check_vocabulary, stop_tokens
+from luthier.data.tokenise.vocabulary import check_token_ids, stop_tokens
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Data, Source
 
@@ -35,7 +35,7 @@ GIVE: Final = {
     "documents": "Give rows with the columns that the loss names",
 }
 
-__all__ = ["Prepared", "Report", "check_vocabulary", "prepare"]
+__all__ = ["Prepared", "Report", "check_token_ids", "prepare_data"]
 
 
 @attrs.frozen(kw_only=True)
@@ -50,7 +50,7 @@ class Prepared:
     stop_tokens: tuple[int, ...] = ()  # ids that supervised spans end with, for the generation config
 
 
-def prepare(
+def prepare_data(
     data: Data,
     tokenizer: Any,
     *,
@@ -68,7 +68,7 @@ def prepare(
     if data.streaming:  # its own tokenizer, for another thread may read it
         return _streamed(data, Maker.of(data, copy.deepcopy(tokenizer)), wanted, given, given_validation, progress)
     maker, telling = Maker.of(data, tokenizer), data.cache
-    train = supplies(data.train, given, "data", data.text_unit, telling=telling)
+    train = make_supplies(data.train, given, "data", data.text_unit, telling=telling)
     held = _validation(data, given_validation, telling=telling)
     share, place = _share(data), None
     if telling:
@@ -92,7 +92,7 @@ def _streamed(
     stream, validation = stream_of(data, maker, _form_of, wanted, given), None
     forms, name = read_forms(data, _validation(data, given_validation, telling=False), wanted)
     if forms:
-        with making(maker, len(forms), progress) as line:
+        with making_rows(maker, len(forms), progress) as line:
             validation, stream.report.validation = line.make(forms, name, np.arange(len(forms)))
     return _prepared(stream, validation, stream.report, maker)
 
@@ -115,11 +115,11 @@ def _made(
         numbers, held_numbers = _divided(len(forms), _share(data), seed)
         forms, others = [forms[i] for i in numbers.tolist()], [forms[i] for i in held_numbers.tolist()]
     validation = None
-    with making(maker, len(forms) + len(others), progress) as line:
+    with making_rows(maker, len(forms) + len(others), progress) as line:
         examples, report = line.make(forms, name, numbers)
         if others:
             validation, report.validation = line.make(others, other_name or name, held_numbers)
-            report.warnings += repeated(examples, validation)
+            report.warnings += remark_repeated(examples, validation)
     return examples, validation, report
 
 
@@ -154,7 +154,7 @@ def _form_of(data: Data, rows: Sequence[Row], source: Source, wanted: Wanted) ->
     """Return a source's format, the recipe's or what its rows look like; it must be one that the loss takes."""
     form: str = data.format
     if form == "auto" or wanted.kind == "documents":
-        form = recognise(rows, source.path, {*source.columns, *source.template}, wanted.kind)
+        form = recognise_format(rows, source.path, {*source.columns, *source.template}, wanted.kind)
     _check_kind(form, wanted.kind, source.path)
     if data.block_size is not None and form not in BLOCKED:
         problem = f"blocks are made of {' and '.join(BLOCKED)}, and these are {form} rows"
@@ -175,7 +175,7 @@ def _validation(data: Data, given: Any, *, telling: bool) -> list[Supply]:
     sources = data.validation if isinstance(data.validation, list) else []
     if given is None and not sources:
         return []
-    return supplies(sources, given, "eval_data", data.text_unit, telling=telling)
+    return make_supplies(sources, given, "eval_data", data.text_unit, telling=telling)
 
 
 def _share(data: Data) -> float:

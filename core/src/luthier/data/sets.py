@@ -15,7 +15,7 @@ from luthier.data.formats.remarks import warnings_of
 from luthier.data.report import Report
 from luthier.data.tokenise.examples_of_rows import Made, Maker
 from luthier.data.tokenise.token_blocks import Blocks
-from luthier.data.tokenise.workers import Workers, chunks, processes, working
+from luthier.data.tokenise.workers import Workers, count_processes, cut_chunks, working_processes
 from luthier.errors import LuthierError
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
@@ -60,7 +60,7 @@ class Making:
         return dataset
 
     def _made(self, forms: Sequence[Form]) -> Iterator[Made]:
-        parts = chunks(forms)
+        parts = cut_chunks(forms)
         return map(self.maker.make, parts) if self.workers is None else self.workers.made(parts)
 
     def _tell(self, rows: int) -> None:
@@ -70,11 +70,11 @@ class Making:
 
 
 @contextmanager
-def making(maker: Maker, rows: int, progress: Progress | None = None) -> Iterator[Making]:
+def making_rows(maker: Maker, rows: int, progress: Progress | None = None) -> Iterator[Making]:
     """A making of so many rows, with its processes."""
-    count = processes(rows, maker.data.num_proc)
+    count = count_processes(rows, maker.data.num_proc)
     if count == 1:
         yield Making(maker=maker, total=rows, progress=progress)
         return
-    with working(maker, count) as workers:
+    with working_processes(maker, count) as workers:
         yield Making(maker=maker, total=rows, progress=progress, workers=workers)

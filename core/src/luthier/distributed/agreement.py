@@ -28,7 +28,7 @@ class Agreed:
         return self.stop is not None or self.signal is not None
 
 
-def agree(run: ActiveRun, world: World) -> Agreed:
+def agree_requests(run: ActiveRun, world: World) -> Agreed:
     """Collective. The reason of the lowest rank that has one is everyone's; so are a checkpoint and an evaluation."""
     mine = [run.stop_reason, run.wants_save, run.wants_evaluation, run.signal]
     reasons, saves, evaluations, signals = zip(*world.gather(mine), strict=True)
@@ -41,6 +41,6 @@ def _first(values: tuple[Any, ...]) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def here(callbacks: Mapping[str, Any]) -> dict[str, Any]:
+def local_callbacks(callbacks: Mapping[str, Any]) -> dict[str, Any]:
     """Those callbacks that run on ranks other than the main one: they say so by `every_rank = True`."""
     return {name: callback for name, callback in callbacks.items() if getattr(callback, "every_rank", False)}

@@ -9,18 +9,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from luthier.distributed.world import World, lost_peers, wire
-from luthier.state_tree import rebuilt, snapshot
+from luthier.distributed.world import World, lost_peers, wire_device
+from luthier.state_tree import rebuild_tree, take_snapshot
 
 
-def shared(world: World, read: Callable[[], Any]) -> Any:
+def broadcast_tree(world: World, read: Callable[[], Any]) -> Any:
     """The tree of tensors and JSON values that `read` gives on rank 0, on every rank; its `LuthierError` as well."""
     if world.size == 1:
         return read()
     held: dict[str, Tensor] = {}
 
     def told() -> list[Any]:
-        taken = snapshot({"tree": read()})
+        taken = take_snapshot({"tree": read()})
         held.update(taken.tensors)
         return [taken.values, [[name, list(t.shape), str(t.dtype)[6:]] for name, t in taken.tensors.items()]]
 
@@ -28,14 +28,14 @@ def shared(world: World, read: Callable[[], Any]) -> Any:
     for name, shape, dtype in listed:
         place = held[name] if world.is_main else torch.empty(shape, dtype=getattr(torch, dtype))
         held[name] = _broadcast(place)
-    return rebuilt(values, held)["tree"]
+    return rebuild_tree(values, held)["tree"]
 
 
 def exchange_trees(world: World, tree: Any) -> list[Any]:
     """Return the tree of tensors and JSON values of each rank, in the order of ranks, on every rank. Collective."""
     if world.size == 1:
         return [tree]
-    own = snapshot({"tree": tree})
+    own = take_snapshot({"tree": tree})
     listed = [[name, list(t.shape), str(t.dtype)[6:]] for name, t in own.tensors.items()]
     trees = []
     for rank, (values, names) in enumerate(world.gather([own.values, listed])):
@@ -43,13 +43,13 @@ def exchange_trees(world: World, tree: Any) -> list[Any]:
         for name, shape, dtype in names:
             place = own.tensors[name] if rank == world.rank else torch.empty(shape, dtype=getattr(torch, dtype))
             held[name] = _broadcast(place, rank)
-        trees.append(rebuilt(values, held)["tree"])
+        trees.append(rebuild_tree(values, held)["tree"])
     return trees
 
 
 def _broadcast(tensor: Tensor, source: int = 0) -> Tensor:
     """One rank's bytes, whatever they mean."""
-    raw = tensor.contiguous().flatten().view(torch.uint8).to(wire())
+    raw = tensor.contiguous().flatten().view(torch.uint8).to(wire_device())
     with lost_peers():
         dist.broadcast(raw, src=source)
     return raw.cpu().view(tensor.dtype).reshape(tensor.shape)

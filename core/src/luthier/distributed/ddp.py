@@ -28,7 +28,7 @@ class Sought(nn.Module):
         return self.step(*arguments, **named)
 
 
-def copies(step: nn.Module, world: World) -> Spread:
+def wrap_ddp(step: nn.Module, world: World) -> Spread:
     """`Step` wrapped by DDP: weights and buffers begin as rank 0 has them.
 
     Which parameters a micro-batch reaches depends on its tokens (experts, say), so DDP looks: a parameter that no rank

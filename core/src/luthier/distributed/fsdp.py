@@ -14,7 +14,7 @@ from luthier.distributed.spread import Spread
 from luthier.distributed.world import World, lost_peers
 from luthier.errors import LuthierError
 from luthier.model.weights.layers import decoder_layers
-from luthier.model.weights.shard_tensors import own
+from luthier.model.weights.shard_tensors import own_shard
 from luthier.plugins.contracts.values import LossOutput
 
 # FSDP2 hangs the beginning of backward on the tensors that it finds in a module's output.
@@ -25,7 +25,7 @@ register_pytree_node(
 )
 
 
-def shards(step: nn.Module, model: nn.Module, world: World, device: torch.device) -> Spread:
+def shard_step(step: nn.Module, model: nn.Module, world: World, device: torch.device) -> Spread:
     """`Step` sharded in place: one group for each decoder layer, one for all else; the numbers are rank 0's.
 
     All else, with embeddings and head, stays whole from forward to backward: the policy calls the head outside of the
@@ -44,7 +44,7 @@ def shards(step: nn.Module, model: nn.Module, world: World, device: torch.device
     for module in step.modules():
         if isinstance(module, FSDPModule):
             _add_up(module)
-    if any(own(tensor).is_meta for _, tensor in _tensors(step)):
+    if any(own_shard(tensor).is_meta for _, tensor in _tensors(step)):
         step.to_empty(device=device)
     for name, tensor in _tensors(step):
         _hand_out(tensor, held.pop(name, None), world)

@@ -26,7 +26,7 @@ MIXED: Final = "cpu:gloo,cuda:nccl"  # numbers of the run travel beside the grad
 LAUNCH: Final = "Start the run with `luthier train --nproc-per-node N`, or with torchrun."
 
 
-def join(settings: Distributed, device: str = "auto") -> World:
+def join_world(settings: Distributed, device: str = "auto") -> World:
     """Join the process group that a launcher's environment announces; a process alone stays alone.
 
     `device` is the recipe's. A group that the caller's script has made already is used as it is. Raises
@@ -48,7 +48,7 @@ def join(settings: Distributed, device: str = "auto") -> World:
         store, rank, size = next(rendezvous("env://", timeout=timeout))
         store = dist.PrefixStore(f"start/{world.restarts}", store)  # the launcher keeps what an earlier start left
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-        notes.keep(store)
+        notes.keep_store(store)
     except (RuntimeError, ValueError) as error:
         code = "distributed-lost" if is_lost(error) else "distributed-setup"
         raise LuthierError(code, f"the processes did not find each other: {str(error).splitlines()[0]}") from error
@@ -58,7 +58,7 @@ def join(settings: Distributed, device: str = "auto") -> World:
     return world
 
 
-def launched(world: World) -> dict[str, Any]:
+def describe_launch(world: World) -> dict[str, Any]:
     """What a run's record says of its processes."""
     launch = os.environ.get("TORCHELASTIC_RUN_ID")
     return {"world_size": world.size, "backend": world.backend, "restarts": world.restarts, "launch": launch}

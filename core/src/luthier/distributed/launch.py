@@ -77,13 +77,13 @@ def arguments(asked: Launch, environ: Mapping[str, str]) -> list[str]:
     return [*words, f"--rdzv-backend={backend}"]
 
 
-def flags() -> tuple[str, ...]:
+def launch_flags() -> tuple[str, ...]:
     """How these are written on a command line."""
     names = [field.name for field in attrs.fields(Launch)]
     return tuple(f"--{name.replace('_', '-')}" for name in names)
 
 
-def launch(asked: Launch, command: Sequence[str]) -> Mapping[str, Any]:
+def launch_processes(asked: Launch, command: Sequence[str]) -> Mapping[str, Any]:
     """Run `python command...` in every process that was asked for, to the end, and give rank 0's answer.
 
     Raises the error that ended the run first: a process's own, or `distributed-lost` naming who was killed; and
@@ -103,10 +103,10 @@ def launch(asked: Launch, command: Sequence[str]) -> Mapping[str, Any]:
         try:
             elastic_launch(config=config, entrypoint=entry)(*entry_words)
         except ChildFailedError as error:
-            raise outcome.failure(Path(name), _ends(error.failures)) from None
+            raise outcome.find_failure(Path(name), _ends(error.failures)) from None
         except SignalException as error:
-            raise outcome.stopped(Path(name), int(error.sigval)) from None
-        return outcome.ended(Path(name))
+            raise outcome.read_stop(Path(name), int(error.sigval)) from None
+        return outcome.read_outcome(Path(name))
 
 
 def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
@@ -124,7 +124,7 @@ def _surroundings(folder: Path) -> Iterator[None]:
     """What the processes inherit: where they leave their outcome, and time to end; SIGUSR1 is handed on to them."""
     before = dict(os.environ)
     os.environ.update({outcome.FOLDER: str(folder), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": GRACE})
-    old = signal.signal(signal.SIGUSR1, lambda number, _: outcome.forward(folder, number))
+    old = signal.signal(signal.SIGUSR1, lambda number, _: outcome.forward_signal(folder, number))
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # we say ourselves how it ended
     try:

@@ -31,7 +31,7 @@ def follow_launcher() -> None:
 
 
 @contextlib.contextmanager
-def guarded() -> Iterator[None]:
+def guard_orphan() -> Iterator[None]:
     """Within it the launcher's end is this process's end, even where it hangs: SIGTERM first, and then no mercy."""
     if not is_launched():
         yield

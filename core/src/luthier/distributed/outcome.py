@@ -24,45 +24,45 @@ class Stopped(Exception):
         super().__init__(told)
 
 
-def here() -> Path | None:
+def outcome_folder() -> Path | None:
     """The folder that this process's outcome goes to; None for one that nobody of us has launched."""
     return Path(os.environ[FOLDER]) if os.environ.get(FOLDER) else None
 
 
-def arrive(folder: Path, rank: int) -> None:
+def announce_rank(folder: Path, rank: int) -> None:
     """Say who is to be told of a signal, and forget how the start before this one ended."""
     for kind in KINDS:
         (folder / f"{kind}-{rank}.json").unlink(missing_ok=True)
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
 
 
-def leave(folder: Path, rank: int, kind: str, document: Mapping[str, Any]) -> None:
+def leave_outcome(folder: Path, rank: int, kind: str, document: Mapping[str, Any]) -> None:
     """Leave an `answer`, an `error`, or that the run was `stopped`."""
     (folder / f"{kind}-{rank}.json").write_text(json.dumps(dict(document)), "utf-8")
 
 
-def forward(folder: Path, number: int) -> None:
+def forward_signal(folder: Path, number: int) -> None:
     """Send a signal to every process that has arrived."""
     for path in folder.glob("pid-*"):
         with contextlib.suppress(ProcessLookupError, ValueError):
             os.kill(int(path.read_text()), number)
 
 
-def ended(folder: Path) -> Mapping[str, Any]:
+def read_outcome(folder: Path) -> Mapping[str, Any]:
     """Rank 0's answer (of another machine's rank 0 there is none), where no process failed; `Stopped` where all did."""
     if _read(folder, "stopped"):
-        raise stopped(folder)
+        raise read_stop(folder)
     return _read(folder, "answer").get(0, {})
 
 
-def stopped(folder: Path, number: int = signal.SIGTERM) -> Stopped:
+def read_stop(folder: Path, number: int = signal.SIGTERM) -> Stopped:
     """How processes that a signal stopped have told it; before their first step they have told nothing."""
     for told in _read(folder, "stopped").values():
         return Stopped(told["told"], told["status"])
     return Stopped(f"stopped by {_name(number)} before the first step", 128 + number)
 
 
-def failure(folder: Path, ends: Mapping[int, int]) -> LuthierError:
+def find_failure(folder: Path, ends: Mapping[int, int]) -> LuthierError:
     """The error that ended a launch: of those that were told, one that is not only about another process."""
     told = _read(folder, "error")
     own = [told[rank] for rank in (*ends, *told) if rank in told and told[rank]["code"] != "distributed-lost"]

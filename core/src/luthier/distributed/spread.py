@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from luthier.data.batches.batch import Batch
-from luthier.distributed.world import World, lost_peers, wire
+from luthier.distributed.world import World, lost_peers, wire_device
 from luthier.errors import LuthierError
 
 Strategy = Literal["alone", "ddp", "fsdp"]
@@ -89,7 +89,7 @@ def gather_rows(mine: Tensor, world: World) -> tuple[int, Tensor]:
         problem = "ranks give scores of different sizes or dtypes"
         raise LuthierError("part-invalid", problem, where="loss", found=sorted(set(forms)))
     size, dtype = forms[0][0], getattr(torch, forms[0][1])
-    filled = torch.zeros((max(counts), *size), dtype=dtype, device=wire(world.group))
+    filled = torch.zeros((max(counts), *size), dtype=dtype, device=wire_device(world.group))
     filled[: counts[world.rank]] = mine if counts[world.rank] else filled[:0]
     raw = filled.flatten().view(torch.uint8)
     rows = [torch.empty_like(raw) for _ in range(world.size)]

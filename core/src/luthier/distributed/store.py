@@ -15,7 +15,7 @@ _stores: list[dist.Store] = []
 _turns = itertools.count()
 
 
-def keep(store: dist.Store) -> None:
+def keep_store(store: dist.Store) -> None:
     """Use this store from now on; it is of this start of the run alone.
 
     A group that the caller's script has made has no store that we know of: there its own timeout bounds every wait.
@@ -28,7 +28,7 @@ def pass_on(leads: bool) -> None:
     _hand_over(f"passed/{next(_turns)}", leads)
 
 
-def claimed(text: str) -> bool:
+def claim_first(text: str) -> bool:
     """Whether this process is the first to say so."""
     if not _stores:
         return True

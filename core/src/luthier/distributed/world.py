@@ -73,7 +73,7 @@ class World:
 
     def sum_numbers(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """Each number summed over the ranks that have it, in float64 and in the order of ranks: the same everywhere."""
-        return added(self.gather_numbers(numbers))
+        return add_numbers(self.gather_numbers(numbers))
 
     def any(self, flag: bool) -> bool:
         """Whether it is so on any rank."""
@@ -103,7 +103,7 @@ class World:
         try:
             return {"value": work()}
         except LuthierError as error:
-            return {"error": attributes(error)}
+            return {"error": error_attributes(error)}
         finally:
             _deciding.pop()
 
@@ -116,7 +116,7 @@ class World:
         self.gather(None)
 
 
-def added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+def add_numbers(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Numbers of the same name summed, one after the other."""
     total: dict[str, float] = {}
     for part in parts:
@@ -125,7 +125,7 @@ def added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return total
 
 
-def attributes(error: LuthierError) -> dict[str, Any]:
+def error_attributes(error: LuthierError) -> dict[str, Any]:
     """What makes the same error in another process."""
     found = error.to_dict()
     return {**{k: found[k] for k in ("code", "problem", "where", "found")}, "remedy": error.remedy}
@@ -137,13 +137,13 @@ def lost_peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        told = explained(error)
+        told = explain_error(error)
         if told is error:
             raise
         raise told from error
 
 
-def explained(error: BaseException) -> BaseException:
+def explain_error(error: BaseException) -> BaseException:
     """An error of torch's about several processes in our words; any other as it is."""
     if is_lost(error):
         return lost(error)
@@ -171,7 +171,7 @@ _deciding: list[World] = []  # rank 0 is at it, and the others wait for the answ
 
 def _gathered(text: bytes, world: World) -> list[bytes]:
     """Texts of all ranks: their lengths first, then the texts, filled up to the longest."""
-    device = wire(world.group)
+    device = wire_device(world.group)
     length = torch.tensor([len(text)], device=device)
     lengths = [torch.empty_like(length) for _ in range(world.size)]
     dist.all_gather(lengths, length, group=world.group)
@@ -183,7 +183,7 @@ def _gathered(text: bytes, world: World) -> list[bytes]:
     return [bytes(row[:count].cpu().numpy()) for row, count in zip(rows, counts, strict=True)]
 
 
-def wire(group: Any = None) -> torch.device:
+def wire_device(group: Any = None) -> torch.device:
     """Where small tensors travel from: the CPU, or the GPU where the group has nothing else."""
     on_cpu = "cpu" in dist.get_backend_config(group)
     return torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())

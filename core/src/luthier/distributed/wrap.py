@@ -11,7 +11,7 @@ from luthier.distributed.spread import Spread, Strategy
 from luthier.distributed.world import World
 
 
-def wrapped(
+def wrap_step(
     step: nn.Module, model: Any, strategy: Strategy, world: World, device: torch.device, *, exchanged: bool = False
 ) -> Spread:
     """`Step` spread over the world; before the optimizer is built, as FSDP2 puts shards in the parameters' place.
@@ -23,11 +23,11 @@ def wrapped(
 
         return plain_copies(step, world)
     if strategy == "ddp":
-        from luthier.distributed.ddp import copies
+        from luthier.distributed.ddp import wrap_ddp
 
-        return copies(step, world)
+        return wrap_ddp(step, world)
     if strategy == "fsdp":
-        from luthier.distributed.fsdp import shards
+        from luthier.distributed.fsdp import shard_step
 
-        return shards(step, model, world, device)
+        return shard_step(step, model, world, device)
     return Spread(module=step)

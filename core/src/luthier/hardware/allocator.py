@@ -15,7 +15,7 @@ KEPT: Final = (256 << 20, 1 << 30)  # bytes: tensors up to the first come from t
 USUAL: Final = (32 << 20, 64 << 20)  # where glibc's own thresholds come to rest in a program that allocates as much
 
 
-def choose(hidden: int) -> tuple[bool, str]:
+def choose_keeping(hidden: int) -> tuple[bool, str]:
     """Whether freed memory is kept, and why.
 
     Measured, Llama of hidden 512 and 8 layers, 1,000 tokens: LoRA and full steps take 2 to 5 % less, with a hundred
@@ -29,7 +29,7 @@ def choose(hidden: int) -> tuple[bool, str]:
 
 
 @contextmanager
-def keeping(keeps: bool) -> Iterator[None]:
+def keeping_memory(keeps: bool) -> Iterator[None]:
     """Inside it freed memory stays with this process; what is free at the end goes back to the system."""
     library = _library() if keeps else None
     if library is None:

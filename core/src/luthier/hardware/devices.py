@@ -24,22 +24,22 @@ GONE: Final = (  # in the messages of CUDA's runtime and driver, and of Apple's 
 )
 
 
-def choose(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     """The device for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; `device-unavailable` where it is not here."""
     if name == "auto":
-        return torch.device(available()[-1])
+        return torch.device(list_devices()[-1])
     try:
         device = torch.device(name)
     except RuntimeError:
         raise _refused(name, "no such device") from None
-    if device.type not in {d.split(":")[0] for d in available()}:
+    if device.type not in {d.split(":")[0] for d in list_devices()}:
         raise _refused(name, f"torch {torch.__version__} sees no {device.type} here")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise _refused(name, f"there are {torch.cuda.device_count()} CUDA devices")
     return device
 
 
-def available() -> list[str]:
+def list_devices() -> list[str]:
     """The devices that torch sees, the preferred one last."""
     found = ["cpu"]
     if torch.backends.mps.is_available():
@@ -54,7 +54,7 @@ def is_gone(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in GONE)
 
 
-def gone(error: BaseException, device: torch.device, step: int, checkpoint: Path | None) -> LuthierError:
+def device_lost(error: BaseException, device: torch.device, step: int, checkpoint: Path | None) -> LuthierError:
     """`device-lost`, with what the run has left."""
     reason = str(error).splitlines()[0].strip(" .")
     kept = f"The newest checkpoint is {checkpoint}" if checkpoint else "No checkpoint was written yet"
@@ -64,5 +64,5 @@ def gone(error: BaseException, device: torch.device, step: int, checkpoint: Path
 
 
 def _refused(name: str, problem: str) -> LuthierError:
-    remedy = f"Here are: auto, {', '.join(available())}."
+    remedy = f"Here are: auto, {', '.join(list_devices())}."
     return LuthierError("device-unavailable", problem, where="device", found=name, remedy=remedy)

@@ -26,7 +26,7 @@ class Capacity:
     bound: str
 
 
-def capacity(device: torch.device) -> Capacity:
+def measure_capacity(device: torch.device) -> Capacity:
     """What `device` has now; what torch's own cache holds unused counts as free."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)

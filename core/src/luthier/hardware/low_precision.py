@@ -12,7 +12,7 @@ import torch
 FEATURES: Final = ("amx_bf16", "avx512_bf16", "bf16")  # x86's names of bfloat16 instructions, and ARM's
 
 
-def feature(device: torch.device) -> str | None:
+def bf16_feature(device: torch.device) -> str | None:
     """What has arithmetic in bfloat16 on this device, by name; None for nothing."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device) if torch.cuda.is_bf16_supported(including_emulation=False) else None
@@ -22,10 +22,10 @@ def feature(device: torch.device) -> str | None:
     return next((name for name in FEATURES if name in flags), None)
 
 
-def imitates(device: torch.device, dtype: torch.dtype) -> bool:
+def imitates_dtype(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether products in this dtype are many times slower here than those of the same numbers in float32."""
     if dtype is torch.bfloat16:
-        return device.type in ("cpu", "cuda") and feature(device) is None
+        return device.type in ("cpu", "cuda") and bf16_feature(device) is None
     return dtype is torch.float16 and device.type == "cpu"
 
 

@@ -13,7 +13,7 @@ EXACT: Final = 2e-6  # relative error of a float32 product of 256 x 256 matrices
 DEFAULT: Final = "highest"
 
 
-def choose(hidden: int) -> tuple[str, str]:
+def choose_matmul(hidden: int) -> tuple[str, str]:
     """A setting of torch's `set_float32_matmul_precision`, and why.
 
     "medium" sends products to oneDNN, with AVX-512 where MKL has only AVX2 for the processor. On one with AMX it would

@@ -24,5 +24,9 @@ class Process:
     def applied(self) -> Iterator[None]:
         """Inside it the process is as the run wants it."""
         setting = self.float32_products or torch.get_float32_matmul_precision()
-        with threads.using(self.threads), products.computed_by(setting), allocator.keeping(self.keeps_memory):
+        with (
+            threads.using_threads(self.threads),
+            products.computed_by(setting),
+            allocator.keeping_memory(self.keeps_memory),
+        ):
             yield

@@ -29,7 +29,7 @@ class Cores:
     busy: float = 0.0
 
 
-def choose(cores: Cores, hidden: int, ranks: int = 1) -> tuple[int, str]:
+def choose_threads(cores: Cores, hidden: int, ranks: int = 1) -> tuple[int, str]:
     """How many threads, and why; `ranks` processes of the run share the machine.
 
     Two hyperthreads of a core share its arithmetic, and threads that wait for one that another process has pushed
@@ -60,25 +60,25 @@ class Glance:
     """The processors that this process may use, at one moment: seconds that they worked, for anyone and for us."""
 
     at: float = attrs.field(factory=time.monotonic)
-    worked: float = attrs.field(factory=lambda: _worked(allowed()))
+    worked: float = attrs.field(factory=lambda: _worked(allowed_processors()))
     ours: float = attrs.field(factory=lambda: sum(os.times()[:4]))
 
     def busy(self) -> float:
         """The share of the time since then that others took of them; 0 where that is not known."""
         now = Glance()
-        passed = (now.at - self.at) * len(allowed())
+        passed = (now.at - self.at) * len(allowed_processors())
         if now.at - self.at < WATCHED or not now.worked:
             return 0.0
         return min(max((now.worked - self.worked) - (now.ours - self.ours), 0.0) / passed, 1.0)
 
 
-def cores(since: Glance) -> Cores:
+def count_cores(since: Glance) -> Cores:
     """Those of this machine; what others took of them `since` then is not ours."""
-    places = {_place(number) for number in allowed()}
+    places = {_place(number) for number in allowed_processors()}
     return Cores(physical=len(places), quota=quota(), busy=since.busy())
 
 
-def allowed() -> list[int]:
+def allowed_processors() -> list[int]:
     """The numbers of the logical processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
@@ -92,7 +92,7 @@ def quota(proc: Path = PROC, system: Path = SYSTEM) -> float | None:
 
 
 @contextmanager
-def using(count: int | None) -> Iterator[None]:
+def using_threads(count: int | None) -> Iterator[None]:
     """Inside it torch computes with so many threads; None: with as many as before."""
     before = torch.get_num_threads()
     if count is not None:

@@ -19,7 +19,7 @@ NOTHING: Final = 1e-8  # norm of a gradient
 LEAP: Final = 0.5  # of the first loss: no noise rises so far
 
 
-def causes(setup: Setup, portion: Portion, losses: Sequence[float], remarks: Sequence[Remark],
+def list_causes(setup: Setup, portion: Portion, losses: Sequence[float], remarks: Sequence[Remark],
            flow: Sequence[Flow], norm: float) -> list[str]:  # fmt: skip
     """What to check, the likeliest first; never empty."""
     found = [

@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from luthier.model.weights.shard_tensors import whole
+from luthier.model.weights.shard_tensors import whole_tensor
 
 LAYER: Final = re.compile(
     r"(?:^|\.)((?:[A-Za-z_]\w*)\.\d+)(?:\.|$)"
@@ -66,7 +66,7 @@ def layer_of(name: str) -> str:
     return found.group(1) if found else name.rpartition(".")[0] or name
 
 
-def numbers(flows: list[Flow]) -> dict[str, float]:
+def flow_metrics(flows: list[Flow]) -> dict[str, float]:
     """As metrics: `gradient/layers.3`, `update_ratio/layers.3`."""
     gradients = {f"gradient/{flow.layer}": flow.gradient for flow in flows}
     return {**gradients, **{f"update_ratio/{flow.layer}": flow.ratio for flow in flows}}
@@ -74,4 +74,4 @@ def numbers(flows: list[Flow]) -> dict[str, float]:
 
 def _square(tensor: Tensor) -> float:
     """The sum of squares, over all ranks."""
-    return float(whole(tensor.float() if tensor.dtype != torch.float64 else tensor).square().sum())
+    return float(whole_tensor(tensor.float() if tensor.dtype != torch.float64 else tensor).square().sum())

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from luthier.data.examples import TokenExample
 from luthier.errors import LuthierError
-from luthier.health.flow import FlowMeter, numbers
+from luthier.health.flow import FlowMeter, flow_metrics
 from luthier.health.reach import Reach
-from luthier.health.trace import trace
+from luthier.health.trace import trace_step
 from luthier.health.watch import Remark, Watch
 from luthier.logs import get_logger
 from luthier.model.nonfinite import SHOWN, Finding
@@ -62,7 +62,7 @@ class Health:
             return
         self.in_a_row = 0
         if self.meter is not None:
-            self.flow = numbers(self.meter.measure(done.grad_norm, self.setup.recipe.max_grad_norm))
+            self.flow = flow_metrics(self.meter.measure(done.grad_norm, self.setup.recipe.max_grad_norm))
         rate = done.learning_rate
         self._tell(self.reach.see(step, rate))
         self._tell(self.watch.see(step, done.loss, done.grad_norm, rate, lambda: [e.where for e in examples]))
@@ -122,7 +122,7 @@ class Health:
     def _traced(self, step: int, done: Update) -> Finding:
         """A trace that fails must not hide what it was to explain."""
         try:
-            return trace(self.setup, step - 1, done.batches)
+            return trace_step(self.setup, step - 1, done.batches)
         except Exception as error:
             log.warning("the step could not be traced", error=f"{type(error).__name__}: {error}")
             return Finding(cause="none", place="", told="where it began could not be traced")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from luthier.distributed.world import World
 from luthier.health.watch import Remark
-from luthier.model.nonfinite import local
+from luthier.model.nonfinite import local_part
 
 WATCHED: Final = 5  # steps: after a warm-up's first rate of 0, the second matrix of LoRA moves from the third on
 MOVED: Final = 10  # steps after which a parameter that learns is another
@@ -39,7 +39,7 @@ class Reach:
         self.learning |= rate > 0
         remarks: list[Remark] = []
         if step <= WATCHED:
-            self.reached |= {name for name, p in self._named() if p.grad is not None and bool(local(p.grad).any())}
+            self.reached |= {name for name, p in self._named() if p.grad is not None and bool(local_part(p.grad).any())}
         if step == WATCHED:
             self.reached = set().union(*self.world.gather(sorted(self.reached)))
             idle = [name for name, _ in self._named() if name not in self.reached]
@@ -73,7 +73,7 @@ class Reach:
 
 def fingerprint(parameter: Tensor) -> int:
     """The sum of a parameter's bits, read as whole numbers: any change but a contrived one changes it."""
-    held = local(parameter.detach())
+    held = local_part(parameter.detach())
     return int(held.view(BITS[held.element_size()]).sum(dtype=torch.int64))
 
 

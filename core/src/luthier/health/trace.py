@@ -10,9 +10,19 @@ from torch import Tensor
 
 from luthier.data.batches.batch import Batch
 from luthier.distributed.world import World
-from luthier.model.nonfinite import Finding, Watch, _parameter, dtype_of, finite, kind, local, rows_of, tensors
+from luthier.model.nonfinite import (
+    Finding,
+    Watch,
+    _parameter,
+    describe_nonfinite,
+    dtype_of,
+    floating_tensors,
+    is_finite,
+    local_part,
+    rows_of,
+)
 from luthier.step.setup import Setup
-from luthier.step.update import accumulate
+from luthier.step.update import accumulate_gradients
 
 AGAIN: Final = Finding(
     cause="none",
@@ -22,7 +32,7 @@ AGAIN: Final = Finding(
 )
 
 
-def trace(setup: Setup, index: int, batches: Sequence[Batch]) -> Finding:
+def trace_step(setup: Setup, index: int, batches: Sequence[Batch]) -> Finding:
     """Look at weights and rows, then compute the gradient of step `index` again with an eye on every module.
 
     The weights are left as they are and the gradients dropped. Every micro-batch is run to its end, so that several
@@ -34,7 +44,7 @@ def trace(setup: Setup, index: int, batches: Sequence[Batch]) -> Finding:
     watch = Watch(batches)
     setup.optimizer.zero_grad(set_to_none=True)
     with watch.over(setup.model, setup.step), torch.compiler.set_stance("force_eager"):
-        accumulate(setup, index, list(batches))
+        accumulate_gradients(setup, index, list(batches))
     norm = _norm([p.grad for p in setup.model.parameters() if p.grad is not None])
     setup.optimizer.zero_grad(set_to_none=True)
     return _first(setup.world, watch.found) or _first(setup.world, norm) or AGAIN
@@ -55,8 +65,9 @@ def _data(batches: Sequence[Batch]) -> Finding | None:
     """Numbers that the rows bring: their weights, and what the loss's data adds."""
     for number, batch in enumerate(batches, 1):
         for name, value in {"weight": batch.token_weights, **batch.columns}.items():
-            if not all(finite(t) for t in tensors(value)):
-                told = f"the rows' {name} holds {kind(next(t for t in tensors(value) if not finite(t)))}"
+            nonfinite = next((tensor for tensor in floating_tensors(value) if not is_finite(tensor)), None)
+            if nonfinite is not None:
+                told = f"the rows' {name} holds {describe_nonfinite(nonfinite)}"
                 rows = rows_of(value, batch) if isinstance(value, Tensor) else batch.where
                 return Finding(cause="data", place=name, told=told, micro_batch=number, where=rows)
     return None
@@ -65,8 +76,8 @@ def _data(batches: Sequence[Batch]) -> Finding | None:
 def _norm(gradients: list[Tensor]) -> Finding | None:
     """Gradients that are finite, one by one, and too large together."""
     most = torch.finfo(torch.float64 if any(g.dtype == torch.float64 for g in gradients) else torch.float32).max
-    if sum(float(local(g).double().square().sum()) for g in gradients) <= most:  # squares are what is added
+    if sum(float(local_part(g).double().square().sum()) for g in gradients) <= most:  # squares are what is added
         return None
-    largest = max(float(local(g).abs().max()) for g in gradients if local(g).numel())
+    largest = max(float(local_part(g).abs().max()) for g in gradients if local_part(g).numel())
     told = f"every gradient is finite, the largest {largest:.3g}; their norm is beyond {dtype_of(gradients[0])}"
     return Finding(cause="norm", place="", told=told)

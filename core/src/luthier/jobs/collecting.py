@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from luthier.errors import LuthierError, unwritable
+from luthier.errors import LuthierError, unwritable_path
 from luthier.jobs.provider_error import ProviderError
 from luthier.jobs.transport.file_hash import hash_file
 from luthier.logs import get_logger
@@ -43,7 +43,7 @@ async def collect_artifact(
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise unwritable(target, error) from None
+        raise unwritable_path(target, error) from None
     files = await part.download(chosen, target, progress)
     made = TrainedArtifact(
         path=target,

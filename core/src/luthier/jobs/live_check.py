@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from luthier.errors import unwritable
+from luthier.errors import unwritable_path
 from luthier.jobs.manager import Manager
 from luthier.jobs.secret import redact_value
 from luthier.plugins.providing.job_records import to_plain_data
@@ -50,5 +50,5 @@ def _write_transcript(found: dict[str, Any], output: Path) -> dict[str, Any]:
     try:
         output.write_text(json.dumps(transcript, indent=2) + "\n", "utf-8")
     except OSError as error:
-        raise unwritable(output, error) from None
+        raise unwritable_path(output, error) from None
     return transcript

@@ -31,7 +31,7 @@ from luthier.plugins.providing.job_records import (
     TrainedArtifact,
 )
 from luthier.plugins.providing.job_state import Stage
-from luthier.recipe import Reading, read
+from luthier.recipe import Reading, load_recipe
 
 
 class Manager(SyncTwins):
@@ -216,7 +216,7 @@ class Manager(SyncTwins):
                     changes[where] = [path] if role == "validation" and isinstance(path, str) else path
             if isinstance(recipe, Reading) and not changes:
                 return recipe, room
-            return read({} if recipe is None else recipe, changes), room
+            return load_recipe({} if recipe is None else recipe, changes), room
         except BaseException:
             shutil.rmtree(room, ignore_errors=True)
             raise

@@ -11,7 +11,7 @@ from luthier.errors import LuthierError
 from luthier.jobs.secret import SOURCES, Secret, hold_secret, is_held_secret
 from luthier.plugins.providing.job_records import Job
 from luthier.plugins.providing.provider_protocol import Provider
-from luthier.plugins.registry import installed
+from luthier.plugins.registry import installed_plugins
 from luthier.recipe.parts import find_part, plain_options
 
 KEYS: Final = ("api_key", "token")  # options that name the source of a key
@@ -42,7 +42,7 @@ def make_provider(value: Any) -> ReadyProvider:
         return _MADE[id(value)]
     if isinstance(value, Mapping):
         value = {k: _hidden(k, v) for k, v in value.items()}
-    plugins = installed()
+    plugins = installed_plugins()
     part = find_part(value, "provider", "provider", plugins)
     if part.offer is None:
         return ReadyProvider(part=part.local, name=part.name, options=None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from luthier.model.weights.parameter_roles import role
+from luthier.model.weights.parameter_roles import parameter_role
 from luthier.plugins.contracts.values import Group
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def parameters_of(setup: Setup) -> dict[str, dict[str, int]]:
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            kind = role(name, owner, embedding, head)
+            kind = parameter_role(name, owner, embedding, head)
             kind = "adapter" if id(parameter) in adapted else _module_kind(path) if kind == "hidden" else kind
             counts[kind]["total"] += parameter.numel()
             counts[kind]["trainable"] += parameter.numel() if parameter.requires_grad else 0

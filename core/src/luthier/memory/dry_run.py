@@ -14,24 +14,24 @@ import attrs
 import numpy as np
 import torch
 
-from luthier.data.batches.batch import collate
+from luthier.data.batches.batch import collate_examples
 from luthier.data.batches.example_feed import Portion
 from luthier.data.examples import TokenDataset, TokenExample
 from luthier.data.prepare import Prepared, Report
 from luthier.errors import LuthierError
 from luthier.hardware.memory_meter import Ledger
-from luthier.logs import muted
+from luthier.logs import muted_logs
 from luthier.memory.isolation import isolated_parts
-from luthier.model.fake_tensors import Ghosts, storages
-from luthier.model.model_config import config_of, experts_of, model_of
+from luthier.model.fake_tensors import Ghosts, tensor_storages
+from luthier.model.model_config import build_model, config_of, experts_of
 from luthier.model.operations.kernel_choice import find_kernels
 from luthier.plugins.contracts.values import Purpose
-from luthier.randomness import kept
+from luthier.randomness import keep_randomness
 from luthier.runs.writing.decisions import Decisions
 from luthier.step.adapter_start import load_start
 from luthier.step.over_batches import run_over
 from luthier.step.schedule.total_steps import feed_of
-from luthier.step.update import update
+from luthier.step.update import update_weights
 
 if TYPE_CHECKING:
     from luthier.recipe import Recipe
@@ -88,8 +88,8 @@ class Rehearsal:
             self.built["kernels"] = find_kernels(recipe, resolved, device)
             self.built["company"] = Company.of(recipe, resolved)
         with self._rehearsing():
-            ghost = model_of(config, recipe.model, device) if model is None else self.ghosts.copy(model)
-            self.setup = assembled(recipe, ghost, self.built, prepared, device)
+            ghost = build_model(config, recipe.model, device) if model is None else self.ghosts.copy(model)
+            self.setup = assemble_weightless(recipe, ghost, self.built, prepared, device)
         self._blame()
         self._begun = False
 
@@ -119,7 +119,7 @@ class Rehearsal:
         self._step([[example]])
         states = self.setup.optimizer.state.values()
         held = [v for state in states for v in state.values() if isinstance(v, torch.Tensor)]
-        self.ghosts.ledger.blame(storages(held), "optimizer")
+        self.ghosts.ledger.blame(tensor_storages(held), "optimizer")
         self._begun = True
 
     def _begin_loss(self) -> None:
@@ -132,29 +132,31 @@ class Rehearsal:
     def _step(self, turns: Sequence[Sequence[TokenExample]]) -> None:
         setup = self.setup
         with self._rehearsing():
-            made = [collate(turn).to(setup.device) for turn in turns]
+            made = [collate_examples(turn).to(setup.device) for turn in turns]
             examples = [example for turn in turns for example in turn]
-            update(setup, 0, Portion(step=0, examples=examples, begun=0.0, ended=1.0, ready=(setup.packing, made)))
+            update_weights(
+                setup, 0, Portion(step=0, examples=examples, begun=0.0, ended=1.0, ready=(setup.packing, made))
+            )
             setup.optimizer.zero_grad(set_to_none=True)
 
     def _blame(self) -> None:
         """Say which bytes are the weights', and which will be their gradients'."""
         model, ledger = self.setup.model, self.ghosts.ledger
-        ledger.blame(storages([*model.parameters(), *model.buffers(), *self.setup.precision.kept]), "weights")
+        ledger.blame(tensor_storages([*model.parameters(), *model.buffers(), *self.setup.precision.kept]), "weights")
         setup = self.setup
         for role, tensors in setup.companions.held_by(setup.step.policy, setup.constant_owners).items():
-            ledger.blame(storages(tensors), role)
+            ledger.blame(tensor_storages(tensors), role)
         for group in self.setup.optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.register_post_accumulate_grad_hook(
-                    lambda p: ledger.blame(storages([p.grad]), "gradients") if p.grad is not None else None
+                    lambda p: ledger.blame(tensor_storages([p.grad]), "gradients") if p.grad is not None else None
                 )
 
     @contextmanager
     def _rehearsing(self) -> Iterator[None]:
         """Silent, without a trace in the random states or in what plugins keep, and defects as `_explained`."""
         isolated, eager = isolated_parts(self.built.values(), self.packages), torch.compiler.set_stance("force_eager")
-        with _explained(), kept(), muted(), _uncollected(), isolated, eager, self.ghosts:
+        with _explained(), keep_randomness(), muted_logs(), _uncollected(), isolated, eager, self.ghosts:
             yield
 
 
@@ -189,7 +191,7 @@ def built_parts(resolved: Resolved) -> dict[str, Any]:
     return {kind: _built(resolved, getattr(resolved, kind)) for kind in BUILT}
 
 
-def assembled(
+def assemble_weightless(
     recipe: Recipe,
     model: Any,
     built: dict[str, Any],
@@ -198,16 +200,16 @@ def assembled(
     purpose: Purpose = "plan",
 ) -> Setup:
     """Return a run's setup around a model without values."""
-    from luthier.step.attach import attach, quantize  # which asks for rehearsals itself
+    from luthier.step.attach import attach_parts, quantize_model  # which asks for rehearsals itself
 
     if built["quantizer"].load_arguments():
         raise Unknown("the quantizer works while weights are loaded")
     feed = feed_of(recipe, prepared.train)
     try:
-        model = quantize(recipe, feed, model, built["quantizer"], purpose)
+        model = quantize_model(recipe, feed, model, built["quantizer"], purpose)
     except LuthierError as error:  # of numbers that are none
         raise Unknown(f"the quantizer needs the weights: {error.line}") from error
-    return attach(recipe, model, None, built, prepared, device, Decisions(is_logged=False), purpose=purpose)
+    return attach_parts(recipe, model, None, built, prepared, device, Decisions(is_logged=False), purpose=purpose)
 
 
 def _built(resolved: Resolved, part: Part) -> Any:

@@ -21,7 +21,9 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     return 2 * side**3 / seconds, f"a {name} product of {side:,} x {side:,} matrices, measured on this {device.type}"
 
 
-def estimate(flops_per_token: float, tokens: float, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def estimate_duration(
+    flops_per_token: float, tokens: float, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
     """Seconds of `tokens` trained tokens, with everything that the number rests on."""
     rate, measured = product_rate(device, dtype)
     return {

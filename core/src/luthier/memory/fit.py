@@ -17,13 +17,13 @@ from luthier.data.batches.packing import Packing
 from luthier.data.examples import TokenDataset, TokenExample
 from luthier.distributed.world import World
 from luthier.errors import LuthierError
-from luthier.hardware.free_memory import Capacity, capacity
+from luthier.hardware.free_memory import Capacity, measure_capacity
 from luthier.logs import get_logger
 from luthier.memory.bound import surely_fits
 from luthier.memory.counts import parameters_of
 from luthier.memory.dry_run import Footprint, Rehearsal, Unknown
-from luthier.memory.sharded import divided
-from luthier.memory.suggestions import Hardware, Suggestion, Task, suggest
+from luthier.memory.sharded import divide_footprint
+from luthier.memory.suggestions import Hardware, Suggestion, Task, suggest_values
 from luthier.model import load
 from luthier.model.model_config import config_of
 from luthier.plugins.contracts.values import Purpose
@@ -81,7 +81,7 @@ class Case:
     def footprint(self, turns: Turns) -> Footprint:
         """That of one process."""
         found = self.rehearsal.footprint(turns)
-        return divided(found, self.rehearsal.setup, self.shares) if self.sharded else found
+        return divide_footprint(found, self.rehearsal.setup, self.shares) if self.sharded else found
 
     @cached_property
     def longest(self) -> int:
@@ -99,51 +99,51 @@ class Case:
     @cached_property
     def room(self) -> Capacity:
         """What the device has for it; a model that is loaded already has its place."""
-        found, model = capacity(self.device), self.objects.model
+        found, model = measure_capacity(self.device), self.objects.model
         found = attrs.evolve(found, free=found.free // (self.ranks_here if self.device.type == "cpu" else 1))
         held = [] if model is None else [p for p in model.parameters() if p.device == self.device]
         return attrs.evolve(found, free=found.free + sum(p.numel() * p.element_size() for p in held))
 
 
-def settle(case: Case, decisions: Decisions, world: World | None = None) -> Recipe:
+def settle_sizes(case: Case, decisions: Decisions, world: World | None = None) -> Recipe:
     """The recipe with a number in the place of each `auto`; refused (`memory-too-small`) where it cannot fit."""
     world = world or World()
     if case.objects.model is not None:
         load.check_causal(case.objects.model)
-    case = attrs.evolve(case, recipe=suggested(case, decisions, world.size))
+    case = attrs.evolve(case, recipe=suggest_recipe(case, decisions, world.size))
     recipe = case.recipe
     if recipe.max_tokens_per_device == "auto":
-        tokens = decisions.take(OPTION, lambda: choose(case))
+        tokens = decisions.take(OPTION, lambda: choose_tokens(case))
         return attrs.evolve(recipe, max_tokens_per_device=max(tokens, case.longest))
     if recipe.memory_check:
         world.decide(lambda: check(case))
     return recipe
 
 
-def suggested(case: Case, decisions: Decisions, ranks: int = 1) -> Recipe:
+def suggest_recipe(case: Case, decisions: Decisions, ranks: int = 1) -> Recipe:
     """The recipe with the batch and the rate that its hardware, model and rows suggest, where it leaves them open."""
     still = [name for name in SUGGESTED if getattr(case.recipe, name) == "auto"]
     found = {name: decisions.take(name, functools.partial(_suggestion, case, name, ranks)) for name in still}
     return attrs.evolve(case.recipe, **found)
 
 
-def suggestions(case: Case, setup: Setup, ranks: int = 1) -> list[Suggestion]:
+def list_suggestions(case: Case, setup: Setup, ranks: int = 1) -> list[Suggestion]:
     """What `suggest` says of this run."""
     counts = parameters_of(setup)["all"]
     examples = len(case.prepared.train) if isinstance(case.prepared.train, TokenDataset) else None
     task = Task(parameters=counts["total"], trainable=counts["trainable"], examples=examples)
-    return suggest(Hardware(kind=case.device.type, memory=case.room.total, ranks=ranks), task)
+    return suggest_values(Hardware(kind=case.device.type, memory=case.room.total, ranks=ranks), task)
 
 
 def _suggestion(case: Case, option: str, ranks: int) -> tuple[Any, str]:
     try:
-        found = suggestions(case, case.rehearsal.setup, ranks)
+        found = list_suggestions(case, case.rehearsal.setup, ranks)
     except Unknown as error:
         return default_of(option), f"the default, as the model cannot be counted before it is loaded ({error})"
     return next((s.value, s.reason) for s in found if s.option == option)
 
 
-def choose(case: Case) -> tuple[int, str]:
+def choose_tokens(case: Case) -> tuple[int, str]:
     """What `auto` stands for, and why. Raises `memory-too-small` where not even the longest example fits."""
     if not case.recipe.packing:
         return case.longest, "the longest example, as each is alone in its micro-batch"
@@ -180,7 +180,7 @@ def check(case: Case) -> None:
     if surely_fits(case.recipe, case.objects.model, case.longest, case.room.free):
         return
     try:
-        footprint = case.footprint(fullest(case.rehearsal.setup))
+        footprint = case.footprint(fullest_batches(case.rehearsal.setup))
     except Unknown as error:
         log.warning("memory not predicted", reason=str(error))
         return
@@ -219,7 +219,7 @@ def remedies(case: Case, footprint: Footprint) -> list[str]:
     return list(dict.fromkeys(text for cause in needed for text in known[cause]))
 
 
-def fullest(setup: Setup, steps: int = STEPS) -> Turns:
+def fullest_batches(setup: Setup, steps: int = STEPS) -> Turns:
     """The two largest micro-batches of the step, of the first ones, that has the largest; a stream's as they may be."""
     if not isinstance(setup.train, TokenDataset):
         return [filled(setup.feed.head(ROWS), setup.packing.max_tokens, setup.packing)] * 2

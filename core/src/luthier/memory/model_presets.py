@@ -42,7 +42,7 @@ class Preset:
         return round(fixed + each * tokens)
 
 
-def presets() -> list[Preset]:
+def list_presets() -> list[Preset]:
     """All of them, the smallest first."""
     known = json.loads(FILE.read_text("utf-8"))
     return sorted((Preset(name=name, **entry) for name, entry in known.items()), key=lambda p: p.parameters)
@@ -54,14 +54,14 @@ def measure(config: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[flo
     import transformers
 
     from luthier.memory.dry_run import Rehearsal, stand_in
-    from luthier.recipe import read, resolve
+    from luthier.recipe import load_recipe, resolve_parts
     from luthier.recipe.rowless import NO_ROWS
 
     given = {"model": "preset", "data": NO_ROWS, "device": "cpu", "callbacks": [], **settings}
-    recipe = read({}, given).recipe
+    recipe = load_recipe({}, given).recipe
     rows = stand_in(recipe, DOCUMENT)
     shape = transformers.AutoConfig.for_model(**config)
-    rehearsal = Rehearsal(recipe, resolve(recipe), torch.device("cpu"), prepared=rows, config=shape)
+    rehearsal = Rehearsal(recipe, resolve_parts(recipe), torch.device("cpu"), prepared=rows, config=shape)
     low, high = POINTS
     found = [rehearsal.footprint([[rows.train[0]] * (n // DOCUMENT)] * 2).peak for n in POINTS]
     each = (found[1] - found[0]) / (high - low)

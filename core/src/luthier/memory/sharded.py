@@ -15,7 +15,7 @@ SPREAD: Final = ("weights", "gradients", "optimizer")  # causes of which each ra
 AHEAD: Final = 2  # layers that are whole at a time: the one at work, and the next on its way
 
 
-def divided(found: Footprint, setup: Setup, ranks: int) -> Footprint:
+def divide_footprint(found: Footprint, setup: Setup, ranks: int) -> Footprint:
     """The causes that are spread, divided by the ranks; and whole: all outside of the layers, and two of these."""
     from luthier.model.weights.layers import decoder_layers
 

@@ -47,7 +47,7 @@ class Suggestion:
     reason: str
 
 
-def suggest(hardware: Hardware, task: Task) -> list[Suggestion]:
+def suggest_values(hardware: Hardware, task: Task) -> list[Suggestion]:
     """The batch and its accumulation, the learning rate and the rank; the same numbers give the same values."""
     batch, own = global_batch(hardware, task), per_device(hardware)
     turns = math.ceil(batch.value / (own.value * hardware.ranks))

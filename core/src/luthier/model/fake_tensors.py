@@ -188,7 +188,7 @@ def standing_for(tensor: Tensor, pieces: Sequence[Piece], size: Callable[[Piece]
     world.flops = before + (world.flops - before) * sum(map(size, pieces)) // size(largest)
 
 
-def storages(tensors: Iterable[Tensor]) -> list[Any]:
+def tensor_storages(tensors: Iterable[Tensor]) -> list[Any]:
     """What the ledger knows these tensors by."""
     return [(t.inner if isinstance(t, Ghost) else t).untyped_storage() for t in tensors]
 

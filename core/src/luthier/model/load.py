@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from luthier.data.read.hub import unreachable
+from luthier.data.read.hub import explain_unreachable
 from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def tokenizer_of(spec: Model) -> Any:
     """The tokenizer alone, so that data is checked before any weight is read."""
     name = spec.tokenizer or spec.name_or_path
-    return tokenizer_at(location(name, file="tokenizer_config.json"), revision_of(spec, name))
+    return tokenizer_at(model_location(name, file="tokenizer_config.json"), revision_of(spec, name))
 
 
 def tokenizer_at(name: str, revision: str = "main") -> Any:
@@ -32,11 +32,11 @@ def tokenizer_at(name: str, revision: str = "main") -> Any:
         raise LuthierError("model-not-found", f"no tokenizer: {first_line(error)}", where=name) from error
 
 
-def model_of(spec: Model, device: torch.device, arguments: dict[str, Any]) -> Any:
+def load_model(spec: Model, device: torch.device, arguments: dict[str, Any]) -> Any:
     """The causal LM on its device; `arguments` come from the quantizer."""
     import transformers
 
-    name = location(spec.name_or_path)
+    name = model_location(spec.name_or_path)
     dtype = "auto" if spec.dtype == "auto" else getattr(torch, spec.dtype)
     with quiet():
         try:
@@ -83,7 +83,7 @@ def empty_model(folder: Path, device: torch.device) -> Any:
     return model.to(device)
 
 
-def location(name: str, file: str = "config.json") -> str:
+def model_location(name: str, file: str = "config.json") -> str:
     """What transformers is asked for: a folder that exists, or a hub name; a path that is neither is refused here."""
     if name == "demo":
         from luthier.demo import MODEL
@@ -99,7 +99,7 @@ def location(name: str, file: str = "config.json") -> str:
         raise LuthierError("model-not-found", "the base model was an object in Python", where=name, remedy=remedy)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.is_file():
         raise LuthierError("model-not-found", "there is no such folder", where=name)
-    if not _is_cached(name) and (problem := unreachable()):
+    if not _is_cached(name) and (problem := explain_unreachable()):
         problem, remedy = f"there is no such folder, and {problem}", "Check the path, or the network."
         raise LuthierError("model-not-found", problem, where=name, remedy=remedy)
     return name
@@ -129,7 +129,7 @@ def original_weight(source: str | None, model: nn.Module, layer: nn.Module) -> T
 
 
 def _weight_files(source: str) -> list[Path]:
-    folder = Path(location(source))
+    folder = Path(model_location(source))
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 

@@ -17,7 +17,7 @@ def config_of(spec: Model) -> Any:
     """The config of a model that is named; nothing else of it is read. Raises `model-not-found`."""
     import transformers
 
-    name = load.location(spec.name_or_path)
+    name = load.model_location(spec.name_or_path)
     try:
         return transformers.AutoConfig.from_pretrained(
             name, revision=load.revision_of(spec, name), trust_remote_code=False
@@ -26,7 +26,7 @@ def config_of(spec: Model) -> Any:
         raise LuthierError("model-not-found", load.first_line(error), where=name) from error
 
 
-def model_of(config: Any, spec: Model, device: torch.device) -> Any:
+def build_model(config: Any, spec: Model, device: torch.device) -> Any:
     """The causal LM of a config, in the dtype that it would be loaded in; inside `Ghosts` it holds no data."""
     import transformers
 

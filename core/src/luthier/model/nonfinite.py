@@ -79,15 +79,15 @@ class Watch:
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self.names[module] == LOSS:
             self.calls += 1
-        inputs = list(tensors((args, kwargs)))
-        self.entered.append((all(finite(t) for t in inputs), max((_largest(t) for t in inputs), default=0.0)))
+        inputs = list(floating_tensors((args, kwargs)))
+        self.entered.append((all(is_finite(t) for t in inputs), max((_largest(t) for t in inputs), default=0.0)))
         for tensor in inputs:
             self._follow(tensor, self.names[module], "read")
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         clean, largest = self.entered.pop()
-        for tensor in tensors(output):
-            if clean and self.found is None and not finite(tensor):
+        for tensor in floating_tensors(output):
+            if clean and self.found is None and not is_finite(tensor):
                 self._blame_forward(module, tensor, largest)
             self._follow(tensor, self.names[module], "made")
 
@@ -96,7 +96,8 @@ class Watch:
         if name == LOSS:
             told = "every module's output is finite, and the loss made of them, or the head's logits, is not"
         else:
-            told = f"{name} ({type(module).__name__}) gave {kind(output)} from finite inputs up to {largest:.3g}"
+            given = f"{name} ({type(module).__name__}) gave {describe_nonfinite(output)}"
+            told = f"{given} from finite inputs up to {largest:.3g}"
         self.found = Finding(cause="forward", place=name, told=f"{told}, {self._of()}", micro_batch=self.number,
                              where=rows_of(output, batch))  # fmt: skip
 
@@ -112,20 +113,20 @@ class Watch:
 
     def _gradient_hook(self, met: Met, number: int) -> Any:
         def look(gradient: Tensor) -> None:
-            if self.found is None and not finite(gradient):
+            if self.found is None and not is_finite(gradient):
                 self._blame_backward(_culprit(met), gradient, number)
 
         return look
 
     def _weight_hook(self, name: str) -> Any:
         def look(gradient: Tensor) -> None:
-            if self.found is None and not finite(gradient):
+            if self.found is None and not is_finite(gradient):
                 self._blame_backward(f"the weight {name}", gradient, self.number)
 
         return look
 
     def _blame_backward(self, place: str, gradient: Tensor, number: int) -> None:
-        told = f"forward is finite, and the gradient at {place} became {kind(gradient)}, {self._of()}"
+        told = f"forward is finite, and the gradient at {place} became {describe_nonfinite(gradient)}, {self._of()}"
         where = rows_of(gradient, self.batches[number - 1])
         self.found = Finding(cause="backward", place=place.removeprefix("the weight "), told=told, micro_batch=number,
                              where=where)  # fmt: skip
@@ -145,34 +146,34 @@ def _culprit(met: Met) -> str:
     return maker.rpartition(".")[0] or LOSS
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
+def floating_tensors(value: Any) -> Iterator[Tensor]:
     """The tensors of floating-point numbers in what a module takes or gives."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value
     elif isinstance(value, LossOutput):
-        yield from tensors(value.sums)
+        yield from floating_tensors(value.sums)
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from tensors(item)
+            yield from floating_tensors(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from tensors(item)
+            yield from floating_tensors(item)
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """This process's share of a tensor that is spread over several."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def finite(tensor: Tensor) -> bool:
-    held = local(tensor.detach())
+def is_finite(tensor: Tensor) -> bool:
+    held = local_part(tensor.detach())
     return not held.is_floating_point() or bool(held.isfinite().all())
 
 
-def kind(tensor: Tensor) -> str:
+def describe_nonfinite(tensor: Tensor) -> str:
     """What is not finite in a tensor, in words: `3 NaN`, `inf, beyond the largest float16, 6.55e+04`."""
-    held = local(tensor.detach())
+    held = local_part(tensor.detach())
     nan, infinite = int(held.isnan().sum()), int(held.isinf().sum())
     beyond = f"{infinite:,} inf, beyond the largest {dtype_of(held)}, {torch.finfo(held.dtype).max:.3g}"
     told = [f"{nan:,} NaN"] if nan else []
@@ -180,7 +181,7 @@ def kind(tensor: Tensor) -> str:
 
 
 def _largest(tensor: Tensor) -> float:
-    held = local(tensor.detach())
+    held = local_part(tensor.detach())
     known = held[held.isfinite()]
     return float(known.abs().max()) if known.numel() else 0.0
 
@@ -191,7 +192,7 @@ def dtype_of(tensor: Tensor) -> str:
 
 def rows_of(value: Any, batch: Batch) -> tuple[str, ...]:
     """The rows whose tokens hold what is not finite; all of them where the tensor does not run over the tokens."""
-    held = local(value.detach())
+    held = local_part(value.detach())
     along = [i for i, size in enumerate(held.shape) if size == batch.num_tokens][:1]
     if not along or len(batch.where) != batch.num_documents:
         return batch.where
@@ -214,6 +215,6 @@ def trace_model(model: nn.Module, batch: Batch, work: Callable[[], object]) -> F
 def _parameter(model: nn.Module) -> Finding | None:
     buffers = [(name, held) for name, held in model.named_buffers() if held.isnan().any()]  # a mask may be infinite
     for name, held in (*model.named_parameters(), *buffers):
-        if not finite(held):
-            return Finding(cause="parameter", place=name, told=f"the parameter {name} holds {kind(held)}")
+        if not is_finite(held):
+            return Finding(cause="parameter", place=name, told=f"the parameter {name} holds {describe_nonfinite(held)}")
     return None

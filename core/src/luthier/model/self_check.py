@@ -12,10 +12,10 @@ import attrs
 import torch
 from torch import Tensor
 
-from luthier.data.batches.batch import Batch, chain_of, collate, continue_documents
+from luthier.data.batches.batch import Batch, chain_of, collate_examples, continue_documents
 from luthier.data.examples import TokenExample
 from luthier.errors import LuthierError
-from luthier.model.attention import NAME, ordinary
+from luthier.model.attention import NAME, ordinary_attention
 from luthier.model.generation.generation_inputs import compute_logits
 from luthier.model.policy import ModelPolicy
 
@@ -27,7 +27,7 @@ LINKS = (-1, -1, -1, 1, 1)  # the last two documents continue the second one
 Computing = Callable[[], AbstractContextManager[Any]]
 
 
-def disagreement(
+def find_disagreement(
     model: Any, *, packing: bool = True, computing: Computing = nullcontext, adapter: Any = None
 ) -> str | None:
     """Return why this model cannot be trained, packed or one document at a time, or None.
@@ -57,14 +57,14 @@ def disagreement(
     return None
 
 
-def check(model: Any, *, packing: bool, computing: Computing = nullcontext, adapter: Any = None) -> None:
+def check_architecture(model: Any, *, packing: bool, computing: Computing = nullcontext, adapter: Any = None) -> None:
     """Raise `model-architecture` naming the architecture where the probe fails."""
-    reason = disagreement(model, packing=packing, computing=computing, adapter=adapter)
+    reason = find_disagreement(model, packing=packing, computing=computing, adapter=adapter)
     if reason is None:
         return
     with computing():
         _refuse_nonfinite(model)
-    helps = packing and disagreement(model, packing=False, computing=computing, adapter=adapter) is None
+    helps = packing and find_disagreement(model, packing=False, computing=computing, adapter=adapter) is None
     remedy = "Set packing: false." if helps else "Choose another model, or report the architecture."
     raise LuthierError("model-architecture", reason, where=type(model).__name__, remedy=remedy)
 
@@ -82,7 +82,7 @@ def _refuse_nonfinite(model: Any) -> None:
 
 def _own(model: Any, batch: Batch, adapter: Any) -> Tensor:
     """Return [T] from the model's plain forward over each document, with its ordinary attention."""
-    model.set_attn_implementation(ordinary(model))
+    model.set_attn_implementation(ordinary_attention(model))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -103,7 +103,7 @@ def _documents(model: Any) -> Batch:
     random = torch.Generator().manual_seed(0)
     size = model.config.get_text_config().vocab_size
     rows = [torch.randint(0, size, (length,), generator=random).numpy() for length in LENGTHS]
-    batch = collate([TokenExample(input_ids=row, labels=row) for row in rows])
+    batch = collate_examples([TokenExample(input_ids=row, labels=row) for row in rows])
     return continue_documents(attrs.evolve(batch, labels=batch.input_ids), LINKS).to(model.device)
 
 
@@ -113,5 +113,5 @@ def _separate(batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
     found = []
     for document, length in enumerate(lengths):
         ids = torch.cat([pieces[d] for d in chain_of(LINKS, document)]).numpy()
-        found.append(compute(collate([TokenExample(input_ids=ids, labels=ids)]).to(batch.device))[-length:])
+        found.append(compute(collate_examples([TokenExample(input_ids=ids, labels=ids)]).to(batch.device))[-length:])
     return torch.cat(found)

@@ -8,13 +8,13 @@ from importlib import resources
 
 
 @functools.cache
-def catalogue() -> dict[str, dict[str, str]]:
+def read_catalogue() -> dict[str, dict[str, str]]:
     """kind -> name -> distribution; `peft.*` stands for a family of names. A test holds the file to the repository."""
     return json.loads(resources.files("luthier.plugins").joinpath("catalogue.json").read_text("utf-8"))
 
 
-def distribution(kind: str, name: str) -> str | None:
+def distribution_of(kind: str, name: str) -> str | None:
     """The distribution that brings a part, or None where no first-party one does."""
     family, dot, _ = name.partition(".")
-    parts = catalogue().get(kind, {})
+    parts = read_catalogue().get(kind, {})
     return parts.get(name) or (parts.get(f"{family}.*") if dot else None)

@@ -41,7 +41,7 @@ def refusals(chosen: Sequence[Chosen], given: Mapping[str, str]) -> list[str]:
     return sorted(reasons)
 
 
-def check(chosen: Sequence[Chosen], given: Mapping[str, str]) -> None:
+def check_compatibility(chosen: Sequence[Chosen], given: Mapping[str, str]) -> None:
     """Raise `part-incompatible` with every reason."""
     reasons = refusals(chosen, given)
     if reasons:

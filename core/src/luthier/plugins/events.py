@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from luthier.errors import LuthierError, nearest
+from luthier.errors import LuthierError, suggest_nearest
 
 if TYPE_CHECKING:
     from luthier.plugins.contracts.run_view import RunView
@@ -118,7 +118,9 @@ def check_callback(callback: object, where: str) -> None:
     """Raise `part-invalid` where an object's events are misspelt, unmarked, or ask for arguments that do not exist."""
     marked = {name for name in dir(callback) if hasattr(getattr(callback, name, None), "luthier-events_impl")}
     for name in sorted(marked - set(EVENTS)):
-        raise LuthierError("part-invalid", f"there is no event {name}", where=where, remedy=nearest(name, EVENTS))
+        raise LuthierError(
+            "part-invalid", f"there is no event {name}", where=where, remedy=suggest_nearest(name, EVENTS)
+        )
     for name in EVENTS:
         if name not in marked and callable(getattr(callback, name, None)):
             remedy = "Mark it with @luthier.event."

@@ -9,7 +9,7 @@ from typing import Any, Final
 import attrs
 import pluggy
 
-from luthier.errors import LuthierError, nearest
+from luthier.errors import LuthierError, suggest_nearest
 from luthier.plugins import hookspecs
 from luthier.plugins.hookspecs import HOOKS
 from luthier.plugins.records import RECORDS, Record
@@ -51,15 +51,15 @@ def find_entries() -> tuple[list[tuple[Source, metadata.EntryPoint]], list[Failu
         if GROUP not in (distribution.read_text("entry_points.txt") or ""):
             continue
         name, version = _identity(distribution)
-        if canonical(name) in seen:
+        if canonical_name(name) in seen:
             continue
         try:
             entries = list(distribution.entry_points.select(group=GROUP))
         except Exception as error:
             source = Source(plugin=name, module="entry_points.txt", distribution=name, version=version)
-            failures.append(Failure(source=source, cause=describe(error)))
+            failures.append(Failure(source=source, cause=describe_failure(error)))
             continue
-        seen |= {canonical(name)} if entries else set()
+        seen |= {canonical_name(name)} if entries else set()
         found += [(Source(plugin=e.name, module=e.value, distribution=name, version=version), e) for e in entries]
     return sorted(found, key=lambda f: (f[0].module != BUILTIN, f[0].plugin, f[0].distribution)), failures
 
@@ -79,12 +79,12 @@ def records_of(plugin: object, name: str) -> list[Record]:
     return found
 
 
-def canonical(name: str) -> str:
+def canonical_name(name: str) -> str:
     """A distribution's or plugin's name as it is compared: lower-case, with hyphens."""
     return name.strip().lower().replace("_", "-").replace(".", "-")
 
 
-def describe(error: BaseException) -> str:
+def describe_failure(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
@@ -102,7 +102,7 @@ def _refuse_misspelt(plugin: object) -> None:
     marked = {name for name in dir(plugin) if hasattr(getattr(plugin, name, None), f"{GROUP}_impl")}
     named = {name for name in dir(plugin) if name.startswith(f"{GROUP}_") and callable(getattr(plugin, name, None))}
     for name in sorted((marked | named) - hooks):
-        raise LuthierError("plugin-invalid", f"there is no hook {name}", remedy=nearest(name, hooks))
+        raise LuthierError("plugin-invalid", f"there is no hook {name}", remedy=suggest_nearest(name, hooks))
     for name in sorted(named - marked):
         raise LuthierError("plugin-invalid", f"{name} is not marked", remedy="Mark it with @luthier.hookimpl.")
     if not marked:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from luthier.errors import LuthierError, nearest
+from luthier.errors import LuthierError, suggest_nearest
 from luthier.plugins.events import EVENTS, Events, event
 
 
@@ -21,7 +21,7 @@ def on(**functions: Callable[..., Any]) -> Any:
         name = SHORT.get(given, given)
         if name not in EVENTS:
             raise LuthierError("recipe-unknown-option", "no such event", where=f"on({given}=)",
-                               remedy=nearest(given, EVENTS))  # fmt: skip
+                               remedy=suggest_nearest(given, EVENTS))  # fmt: skip
         members[name] = _marked(function, name)
     return type("FunctionCallback", (), members)()
 

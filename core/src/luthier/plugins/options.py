@@ -9,10 +9,20 @@ from typing import Any
 import attrs
 
 from luthier.errors import LuthierError
-from luthier.plugins.fields.hints import KEY, Bounds, check_bounds, hints, type_name
-from luthier.plugins.structure import structure
+from luthier.plugins.fields.hints import KEY, Bounds, check_bounds, field_hints, type_name
+from luthier.plugins.structure import structure_value
 
-__all__ = ["KEY", "Bounds", "Described", "check_bounds", "describe", "hints", "is_default", "option", "type_name"]
+__all__ = [
+    "KEY",
+    "Bounds",
+    "Described",
+    "check_bounds",
+    "describe_options",
+    "field_hints",
+    "is_default",
+    "option",
+    "type_name",
+]
 
 
 def option(
@@ -39,7 +49,7 @@ def option(
 def _settle(value: object, instance: object, field: attrs.Attribute[Any]) -> object:
     cls: type = type(instance)
     where = f"{cls.__name__}.{field.name}"
-    settled = structure(value, hints(cls)[field.name], where)
+    settled = structure_value(value, field_hints(cls)[field.name], where)
     check_bounds(settled, field.metadata[KEY], where)
     return settled
 
@@ -55,12 +65,12 @@ class Described:
     bounds: Bounds
 
 
-def describe(cls: type) -> list[Described]:
+def describe_options(cls: type) -> list[Described]:
     """Every option of an options class, in the order of its definition."""
     return [
         Described(
             name=field.name,
-            type=type_name(hints(cls)[field.name]),
+            type=type_name(field_hints(cls)[field.name]),
             default=_default(field),
             required=field.default is attrs.NOTHING,
             bounds=field.metadata.get(KEY) or Bounds(help=""),

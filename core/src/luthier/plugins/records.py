@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final
 
 import attrs
 
-from luthier.errors import LuthierError, nearest
+from luthier.errors import LuthierError, suggest_nearest
 from luthier.plugins.contracts.operation_names import OPERATIONS
 
 TAGS: Final = frozenset(
@@ -40,7 +40,7 @@ def as_tags(value: Any, where: str) -> frozenset[str]:
     tags = _tags(value)
     for tag in sorted(tags - TAGS):
         if not OWN_TAG.fullmatch(tag):
-            remedy = f"{nearest(tag, TAGS)} A plugin's own tag is written name:tag."
+            remedy = f"{suggest_nearest(tag, TAGS)} A plugin's own tag is written name:tag."
             raise LuthierError("plugin-invalid", f"unknown tag {tag!r}", where=where, remedy=remedy)
     return tags
 
@@ -187,7 +187,7 @@ class OperationRecord(Record):
         super().__attrs_post_init__()
         where = f"operation record {self.name!r}"
         if self.operation not in OPERATIONS:
-            remedy = nearest(self.operation, OPERATIONS)
+            remedy = suggest_nearest(self.operation, OPERATIONS)
             raise LuthierError("plugin-invalid", "there is no such operation", where=where, found=self.operation,
                                remedy=remedy)  # fmt: skip
         if not TARGET.fullmatch(self.predicate):

@@ -11,14 +11,14 @@ from typing import Any, Final
 
 import attrs
 
-from luthier.errors import LuthierError, nearest
+from luthier.errors import LuthierError, suggest_nearest
 from luthier.plugins import catalogue
 from luthier.plugins.completion import complete_part
 from luthier.plugins.events import check_callback
-from luthier.plugins.loading import GROUP, Failure, Source, canonical, describe, find_entries, records_of
+from luthier.plugins.loading import GROUP, Failure, Source, canonical_name, describe_failure, find_entries, records_of
 from luthier.plugins.records import RECORDS, Record, check_options
 
-__all__ = ["BLOCK", "GROUP", "Failure", "Offer", "Plugins", "Source", "checked", "installed"]
+__all__ = ["BLOCK", "GROUP", "Failure", "Offer", "Plugins", "Source", "check_part", "installed_plugins"]
 
 BLOCK: Final = "LUTHIER_DISABLE_PLUGINS"
 LOCAL: Final = ("datasets", "matplotlib", "numpy", "psutil", "safetensors", "torch", "transformers")  # luthier[local]
@@ -44,7 +44,7 @@ class Plugins:
 
     def __init__(self, *, autoload: bool = True, blocked: Iterable[str] | None = None) -> None:
         given = os.environ.get(BLOCK, "").split(",") if blocked is None else blocked
-        self.blocked = {canonical(name) for name in given if name.strip()}
+        self.blocked = {canonical_name(name) for name in given if name.strip()}
         self.failures: list[Failure] = []
         self.skipped: list[Source] = []
         self.packages: set[str] = set()  # that plugins were loaded from
@@ -59,7 +59,7 @@ class Plugins:
         try:
             found = records_of(plugin, source.plugin)
         except (Exception, SystemExit) as error:
-            self.failures.append(Failure(source=source, cause=describe(error)))
+            self.failures.append(Failure(source=source, cause=describe_failure(error)))
             return
         self.packages.add(source.module.partition(".")[0])
         for record in found:
@@ -116,7 +116,7 @@ class Plugins:
             part = make(options)
         except ImportError as error:
             raise _missing(offer, error) from error
-        return checked(part, offer.record.kind, f"{offer.record.kind} {offer.record.name!r}", offer.record)
+        return check_part(part, offer.record.kind, f"{offer.record.kind} {offer.record.name!r}", offer.record)
 
     def resolve(self, offer: Offer, target: str) -> Any:
         """Return what a `"module:attribute"` of an offer's record names, imported."""
@@ -124,19 +124,19 @@ class Plugins:
         return _working(offer, "cannot be imported", lambda: getattr(importlib.import_module(module), attribute))
 
     def _load(self, source: Source, entry: metadata.EntryPoint) -> None:
-        if {canonical(source.plugin), canonical(source.distribution)} & self.blocked:
+        if {canonical_name(source.plugin), canonical_name(source.distribution)} & self.blocked:
             self.skipped.append(source)
             return
         try:
             plugin = entry.load()
         except (Exception, SystemExit) as error:
-            self.failures.append(Failure(source=source, cause=describe(error)))
+            self.failures.append(Failure(source=source, cause=describe_failure(error)))
             return
         self.register(plugin, source)
 
     def _unknown(self, kind: str, name: str) -> LuthierError:
         problem = f"no installed plugin offers {kind} {name!r}"
-        brings = catalogue.distribution(kind, name)
+        brings = catalogue.distribution_of(kind, name)
         broken = [f for f in self.failures if _would_bring(f.source, name, brings)]
         if broken:
             remedy = "Repair or reinstall it; `luthier plugins` shows more."
@@ -144,7 +144,7 @@ class Plugins:
         blocked = [s for s in self.skipped if _would_bring(s, name, brings)]
         if blocked:
             return LuthierError("part-unknown", f"{problem}: {blocked[0]} is disabled", remedy=f"Change {BLOCK}.")
-        if brings and canonical(brings) not in {canonical(o.source.distribution) for o in self.offers()}:
+        if brings and canonical_name(brings) not in {canonical_name(o.source.distribution) for o in self.offers()}:
             return LuthierError("part-unknown", problem, remedy=f"Install it: pip install {brings}")
         known = _near(name, [o.record.name for o in self.offers(kind)])
         return LuthierError("part-unknown", problem, remedy=f"{known} {self._failed()}".strip() or None)
@@ -155,12 +155,12 @@ class Plugins:
 
 
 @functools.cache
-def installed() -> Plugins:
+def installed_plugins() -> Plugins:
     """The plugins of this process, loaded once."""
     return Plugins()
 
 
-def checked(part: Any, kind: str, where: str, record: Record | None = None) -> Any:
+def check_part(part: Any, kind: str, where: str, record: Record | None = None) -> Any:
     """Return the part with its protocol's defaults; `part-invalid` names the required members that it lacks."""
     part = complete_part(part, kind, where, record)
     if kind == "callback":
@@ -170,9 +170,9 @@ def checked(part: Any, kind: str, where: str, record: Record | None = None) -> A
 
 def _near(name: str, names: list[str]) -> str:
     """The nearest names, or all of them, a family such as `peft.lora`, `peft.oft` as `peft.*`."""
-    near = nearest(name, names)
+    near = suggest_nearest(name, names)
     families = {n if "." not in n else f"{n.partition('.')[0]}.*" for n in names}
-    return near if near.startswith("Did") else nearest(name, families)
+    return near if near.startswith("Did") else suggest_nearest(name, families)
 
 
 def _leading(claims: list[Offer]) -> Offer:
@@ -182,9 +182,9 @@ def _leading(claims: list[Offer]) -> Offer:
 def _would_bring(source: Source, name: str, brings: str | None) -> bool:
     """Whether a plugin that is not loaded is the one that offers `name`: by catalogue, or by its own name."""
     if brings is not None:
-        return canonical(brings) == canonical(source.distribution)
-    own = {canonical(source.plugin), canonical(source.distribution).removeprefix("luthier-")}
-    return canonical(name) in own or canonical(name.partition(".")[0]) in own
+        return canonical_name(brings) == canonical_name(source.distribution)
+    own = {canonical_name(source.plugin), canonical_name(source.distribution).removeprefix("luthier-")}
+    return canonical_name(name) in own or canonical_name(name.partition(".")[0]) in own
 
 
 def _causes(failures: list[Failure]) -> str:
@@ -200,14 +200,14 @@ def _working(offer: Offer, problem: str, act: Callable[[], Any]) -> Any:
     except ImportError as error:
         raise _missing(offer, error) from error
     except Exception as error:
-        raise LuthierError("part-broken", f"{problem}: {describe(error)}", where=str(offer)) from error
+        raise LuthierError("part-broken", f"{problem}: {describe_failure(error)}", where=str(offer)) from error
 
 
 def _missing(offer: Offer, error: ImportError) -> LuthierError:
     """A library that is not installed, with the line that installs it; else a plugin that is broken."""
     library, own = (error.name or "").partition(".")[0], offer.record.build.partition(".")[0].partition(":")[0]
     if not isinstance(error, ModuleNotFoundError) or library in ("", own, "luthier"):
-        return LuthierError("part-broken", f"cannot be imported: {describe(error)}", where=str(offer))
+        return LuthierError("part-broken", f"cannot be imported: {describe_failure(error)}", where=str(offer))
     wanted = '"luthier[local]"' if library in LOCAL else library
     return LuthierError("dependency-missing", f"needs {library}, which is not installed", where=str(offer),
                         remedy=f"Run: pip install {wanted}")  # fmt: skip

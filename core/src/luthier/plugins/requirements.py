@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from importlib import metadata
 
 
-def unmet(requires: Iterable[str], installed: str) -> str | None:
+def unmet_requirement(requires: Iterable[str], installed: str) -> str | None:
     """Why version `installed` of luthier does not meet what a distribution requires; None where it does."""
     from packaging.requirements import InvalidRequirement, Requirement
 

@@ -16,8 +16,8 @@ from typing import Any, Final
 import attrs
 from cattrs import Converter
 
-from luthier.errors import LuthierError, nearest
-from luthier.plugins.fields.hints import KEY, check_bounds, hints, type_name
+from luthier.errors import LuthierError, suggest_nearest
+from luthier.plugins.fields.hints import KEY, check_bounds, field_hints, type_name
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|inf")  # YAML 1.1 reads 2e-4 as text: a number is meant
 SEQUENCES: Final = {list: list, tuple: tuple, set: set, frozenset: frozenset, collections.abc.Sequence: list}
@@ -32,16 +32,16 @@ class Written:
     value: Any
 
 
-def bare(value: Any) -> Any:
+def bare_value(value: Any) -> Any:
     """A value with every `Written` in it read as YAML."""
     if isinstance(value, Written):
-        return bare(value.value)
+        return bare_value(value.value)
     if isinstance(value, dict):
-        return {bare(k): bare(v) for k, v in value.items()}
-    return [bare(v) for v in value] if isinstance(value, list) else value
+        return {bare_value(k): bare_value(v) for k, v in value.items()}
+    return [bare_value(v) for v in value] if isinstance(value, list) else value
 
 
-def structure(value: object, hint: Any, where: str) -> Any:
+def structure_value(value: object, hint: Any, where: str) -> Any:
     """`value` as a `hint`, or a `LuthierError` that names the option's dotted path, beginning with `where`.
 
     Only an int where a float is asked for, a number written as text (`2e-4`), and the word `none` where it can be
@@ -50,7 +50,7 @@ def structure(value: object, hint: Any, where: str) -> Any:
     try:
         return _read(converter(), value, hint)
     except LuthierError as error:
-        raise within(error, where) from None
+        raise place_error(error, where) from None
 
 
 def _read(made: Converter, value: object, hint: Any) -> Any:
@@ -64,7 +64,7 @@ def _read(made: Converter, value: object, hint: Any) -> Any:
         raise
 
 
-def within(error: LuthierError, place: str) -> LuthierError:
+def place_error(error: LuthierError, place: str) -> LuthierError:
     """The same error with `place` in front of its dotted path."""
     where = ".".join(step for step in (place, error.where) if step) or None
     return LuthierError(error.code, error.problem, where=where, found=error.found, remedy=error.remedy)
@@ -79,7 +79,7 @@ def converter() -> Converter:
         Path, lambda value, _: Path(_primitive(value, str)) if not isinstance(value, Path) else value
     )
     made.register_structure_hook(enum.StrEnum, _member)  # which would be taken for its base, str
-    made.register_structure_hook_func(_is_any, lambda value, _: bare(value))
+    made.register_structure_hook_func(_is_any, lambda value, _: bare_value(value))
     made.register_structure_hook_func(_is_enum, _member)
     made.register_structure_hook_func(attrs.has, lambda value, cls: _instance(made, value, cls))
     made.register_structure_hook_func(_is_union, lambda value, hint: _union(made, value, hint))
@@ -89,10 +89,10 @@ def converter() -> Converter:
     return made
 
 
-def wrong(value: object, expected: str) -> LuthierError:
-    if bare(value) is None:
+def wrong_value(value: object, expected: str) -> LuthierError:
+    if bare_value(value) is None:
         return LuthierError("recipe-wrong-type", f"expected {expected}, and nothing is given")
-    return LuthierError("recipe-wrong-type", f"expected {expected}", found=bare(value))
+    return LuthierError("recipe-wrong-type", f"expected {expected}", found=bare_value(value))
 
 
 def _primitive(value: Any, kind: type) -> Any:
@@ -104,7 +104,7 @@ def _primitive(value: Any, kind: type) -> Any:
                 return float(value)
     elif type(value) is kind:
         return value
-    raise wrong(value, "none" if kind is type(None) else kind.__name__)
+    raise wrong_value(value, "none" if kind is type(None) else kind.__name__)
 
 
 def _is_any(hint: Any) -> bool:
@@ -134,7 +134,7 @@ def _is_mapping(hint: Any) -> bool:
 def _member(value: object, hint: Any) -> object:
     chosen = [m for m in hint if value is m or (m.value == value and type(m.value) is type(value))]
     if not chosen:
-        raise wrong(value, " | ".join(repr(m.value) for m in hint))
+        raise wrong_value(value, " | ".join(repr(m.value) for m in hint))
     return chosen[0]
 
 
@@ -142,7 +142,7 @@ def _literal(value: object, hint: Any) -> object:
     choices = typing.get_args(hint)
     if any(value == c and type(value) is type(c) for c in choices):
         return value
-    raise wrong(value, " | ".join(repr(c) for c in choices))
+    raise wrong_value(value, " | ".join(repr(c) for c in choices))
 
 
 def _instance(made: Converter, value: Any, cls: Any) -> object:
@@ -150,16 +150,16 @@ def _instance(made: Converter, value: Any, cls: Any) -> object:
     if isinstance(value, cls):
         return value
     if not isinstance(value, collections.abc.Mapping):
-        raise wrong(value, f"a mapping of {cls.__name__}'s options")
+        raise wrong_value(value, f"a mapping of {cls.__name__}'s options")
     fields = {f.alias: f for f in attrs.fields(cls) if f.init}
     for key in value:
         if key not in fields:
-            remedy = nearest(str(key), fields) or "It has none."
+            remedy = suggest_nearest(str(key), fields) or "It has none."
             raise LuthierError("recipe-unknown-option", "there is no such option", where=str(key), remedy=remedy)
     given = {}
     for name, field in fields.items():
         if name in value:
-            given[name] = _inside(made, value[name], hints(cls)[field.name], name)
+            given[name] = _inside(made, value[name], field_hints(cls)[field.name], name)
             if KEY in field.metadata:
                 check_bounds(given[name], field.metadata[KEY], name)
         elif field.default is attrs.NOTHING:
@@ -191,7 +191,7 @@ def _union(made: Converter, value: object, hint: Any) -> object:
                 deepest = error
     if value == "none" and type(None) in members:
         return None
-    raise deepest or wrong(value, type_name(hint))
+    raise deepest or wrong_value(value, type_name(hint))
 
 
 def _sequence(made: Converter, value: object, hint: Any) -> object:
@@ -199,11 +199,11 @@ def _sequence(made: Converter, value: object, hint: Any) -> object:
     if isinstance(value, (set, frozenset)) and origin in (set, frozenset):
         value = sorted(value, key=repr)
     if not isinstance(value, (list, tuple)):
-        raise wrong(value, "a list")
+        raise wrong_value(value, "a list")
     arguments = [a for a in typing.get_args(hint) if a is not Ellipsis]
     if origin is tuple and arguments and Ellipsis not in typing.get_args(hint):
         if len(arguments) != len(value):
-            raise wrong(value, f"a list of {len(arguments)}")
+            raise wrong_value(value, f"a list of {len(arguments)}")
         each = arguments
     else:
         each = [arguments[0] if arguments else Any] * len(value)
@@ -213,7 +213,7 @@ def _sequence(made: Converter, value: object, hint: Any) -> object:
 
 def _mapping(made: Converter, value: object, hint: Any) -> object:
     if not isinstance(value, collections.abc.Mapping):
-        raise wrong(value, "a mapping")
+        raise wrong_value(value, "a mapping")
     key, item = typing.get_args(hint) or (Any, Any)
     return {_inside(made, k, key, str(k)): _inside(made, v, item, str(k)) for k, v in value.items()}
 
@@ -222,4 +222,4 @@ def _inside(made: Converter, value: object, hint: Any, place: str) -> Any:
     try:
         return _read(made, value, hint)
     except LuthierError as error:
-        raise within(error, place) from None
+        raise place_error(error, place) from None

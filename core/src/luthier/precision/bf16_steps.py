@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from luthier.precision.rounding import stochastic
+from luthier.precision.rounding import round_stochastically
 from luthier.randomness import number_of
 
 CHUNK: Final = 1 << 24  # weights in float32 at once, 64 MiB, where an optimizer can step some without the others
 
 
 class StochasticStep:
-    """The weights are bfloat16 alone: each step is computed in float32 and rounded by chance (`rounding.stochastic`).
+    """The weights are bfloat16 alone: each step is computed in float32 and rounded by chance (`round_stochastically`).
 
     `separable`: the optimizer may be stepped with the gradients of some parameters at a time, so that only those are
     in float32 at once.
@@ -37,7 +37,7 @@ class StochasticStep:
                     if device not in chances:
                         chances[device] = torch.Generator(device)
                         chances[device].manual_seed(number_of(self.seed, index, "rounding"))
-                    low.copy_(stochastic(parameter.detach(), chances[device]))
+                    low.copy_(round_stochastically(parameter.detach(), chances[device]))
 
     def state(self) -> dict[str, Any]:
         """Nothing is kept between steps."""
@@ -68,26 +68,26 @@ class MasterStep:
 
     def step(self, optimizer: torch.optim.Optimizer, index: int) -> None:
         chunk = _reached(optimizer)
-        with _widened(chunk, [newest(self.masters[p], p) for p in chunk]) as held:
+        with _widened(chunk, [newest_master(self.masters[p], p) for p in chunk]) as held:
             optimizer.step()
             for low, parameter in zip(held, chunk, strict=True):
                 low.copy_(parameter.detach())
 
     def state(self) -> dict[str, Any]:
-        return {"masters": [newest(master, p) for p, master in self.masters.items()]}
+        return {"masters": [newest_master(master, p) for p, master in self.masters.items()]}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         for master, held in zip(self.masters.values(), state["masters"], strict=True):
             master.copy_(held)
 
 
-def newest(master: Tensor, parameter: Tensor) -> Tensor:
+def newest_master(master: Tensor, parameter: Tensor) -> Tensor:
     """The float32 copy, brought up to date where something else than the optimizer has changed the parameter since."""
     low = parameter.detach()
     return master.copy_(torch.where(master.to(low.dtype) == low, master, low.float()))
 
 
-def put(parameter: nn.Parameter, tensor: Tensor) -> None:
+def put_tensor(parameter: nn.Parameter, tensor: Tensor) -> None:
     """Let a parameter hold another tensor, of another dtype too; whoever has the parameter has it still."""
     parameter.data = tensor
     if is_traceable_wrapper_subclass(tensor):  # its class keeps a tensor inside, which `data` does not reach
@@ -118,9 +118,9 @@ def _widened(parameters: Sequence[nn.Parameter], wide: Sequence[Tensor]) -> Iter
     """Inside it the parameters hold the tensors `wide`; gives what they held, and hold again after it."""
     held = [p.detach() for p in parameters]
     for parameter, weight in zip(parameters, wide, strict=True):
-        put(parameter, weight)
+        put_tensor(parameter, weight)
     try:
         yield held
     finally:
         for parameter, low in zip(parameters, held, strict=True):
-            put(parameter, low)
+            put_tensor(parameter, low)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from luthier.errors import LuthierError
-from luthier.hardware.low_precision import feature, imitates
+from luthier.hardware.low_precision import bf16_feature, imitates_dtype
 from luthier.logs import get_logger
 from luthier.precision import weight_dtypes as storage
-from luthier.precision.bf16_steps import MasterStep, StochasticStep, newest, put
+from luthier.precision.bf16_steps import MasterStep, StochasticStep, newest_master, put_tensor
 from luthier.precision.loss_scaler import LossScaler
 from luthier.recipe import Recipe
 from luthier.runs.writing.decisions import Decisions
@@ -57,7 +57,7 @@ def choose(facts: Facts) -> tuple[str, str]:
     return next((name, reason) for holds, name, reason in rules if holds)
 
 
-def refuse(asked: str, device: torch.device, *, sharded: bool = False) -> None:
+def refuse_precision(asked: str, device: torch.device, *, sharded: bool = False) -> None:
     """Raise `recipe-conflict` for a precision that this device, or a model in shards, does not train in."""
     if asked == "pure_bf16" and sharded:
         problem = "weights that are stepped in bfloat16 cannot be sharded"
@@ -77,7 +77,7 @@ def decide(
     kinds = {p.dtype for p in trained}
     facts = Facts(
         device=device.type,
-        feature=feature(device),
+        feature=bf16_feature(device),
         hidden=hidden_size(model),
         trains=kinds.pop() if len(kinds) == 1 else torch.float32,
         weights=model.dtype,
@@ -87,7 +87,7 @@ def decide(
         name = decisions.take("precision", lambda: choose(facts))
         _warn(name, device, "model.dtype: float32, where there is memory for it")
         return name
-    refuse(recipe.precision, device, sharded=sharded)
+    refuse_precision(recipe.precision, device, sharded=sharded)
     if facts.weights is torch.float64:
         remedy = "Leave precision out, or set model.dtype: float32."
         raise LuthierError("recipe-conflict", "the model is in float64", where="precision", found=recipe.precision,
@@ -98,13 +98,13 @@ def decide(
 
 def _warn(name: str, device: torch.device, remedy: str) -> None:
     """Of what would be imitated."""
-    if imitates(device, COMPUTED_IN.get(name, torch.float32)):
+    if imitates_dtype(device, COMPUTED_IN.get(name, torch.float32)):
         log.warning(
             "no bfloat16 arithmetic here: float32 would be many times faster", device=str(device), remedy=remedy
         )
 
 
-def settle(
+def settle_precision(
     recipe: Recipe, model: Any, built: Mapping[str, Any], device: torch.device, decisions: Decisions,
     undo: contextlib.ExitStack, *, sharded: bool = False,
 ) -> Precision:  # fmt: skip
@@ -172,7 +172,7 @@ class Precision:
             self._hold_frozen(model, low, undo)
             self._hold_trained(trained, undo)
             for module in _widening(model) if low is not torch.float32 else ():
-                undo.callback(module.register_forward_hook(narrow).remove)
+                undo.callback(module.register_forward_hook(narrow_output).remove)
             if self.sharded:
                 undo.pop_all()
             yield
@@ -211,8 +211,8 @@ class Precision:
 
     def _hold_frozen(self, model: Any, low: torch.dtype, undo: contextlib.ExitStack) -> None:
         exact = self.sharded or getattr(model, "published_in", None) is low
-        for parameter in storage.frozen(model, low):
-            held = storage.hold(parameter, low, exact=exact)
+        for parameter in storage.frozen_weights(model, low):
+            held = storage.hold_weight(parameter, low, exact=exact)
             undo.callback(held.restore)
             if held.rest is not None:
                 self.kept.append(held.rest)
@@ -226,7 +226,7 @@ class Precision:
                 continue
             came, wide = parameter.dtype, parameter.detach().float()
             undo.callback(_give_back, parameter, came, masters)
-            put(parameter, wide.to(torch.bfloat16) if pure else wide)
+            put_tensor(parameter, wide.to(torch.bfloat16) if pure else wide)
             if pure:
                 parameter.grad_dtype = torch.float32  # what the gradients of many micro-batches are added in
                 masters |= {parameter: wide} if self.keeps_masters else {}
@@ -238,8 +238,8 @@ class Precision:
 
 def _give_back(parameter: nn.Parameter, came: torch.dtype, masters: Mapping[nn.Parameter, Tensor]) -> None:
     parameter.grad = None
-    wide = newest(masters[parameter], parameter) if parameter in masters else parameter.detach()
-    put(parameter, wide.to(came))
+    wide = newest_master(masters[parameter], parameter) if parameter in masters else parameter.detach()
+    put_tensor(parameter, wide.to(came))
     parameter.grad_dtype = came
 
 
@@ -256,7 +256,7 @@ def _widening(model: Any) -> Iterator[nn.Module]:
             yield module
 
 
-def narrow(module: nn.Module, inputs: Any, output: Any) -> Any:
+def narrow_output(module: nn.Module, inputs: Any, output: Any) -> Any:
     """A forward hook: the dtype of products, where the run has one."""
     if not isinstance(output, Tensor) or not torch.is_autocast_enabled(output.device.type):
         return output

@@ -8,11 +8,11 @@ from torch import Tensor
 HALF = 0x8000  # of the lowest bit that bfloat16 keeps: bfloat16 is the upper half of float32
 
 
-def split(x: Tensor) -> tuple[Tensor, Tensor | None]:
+def split_halves(x: Tensor) -> tuple[Tensor, Tensor | None]:
     """A finite float32 tensor as its nearest bfloat16 and, in int16, what that cuts off; None where that is nothing.
 
-    The two take the room of the one, and `join` gives it back to the bit. Halves are rounded away from zero, so that
-    the rest is within int16.
+    The two take the room of the one, and `join_halves` gives it back to the bit. Halves are rounded away from zero, so
+    that the rest is within int16.
     """
     nearest = x.to(torch.bfloat16)
     if bool((nearest.float() == x).all()):  # as in a model that was published in bfloat16
@@ -23,15 +23,15 @@ def split(x: Tensor) -> tuple[Tensor, Tensor | None]:
     return high.to(torch.int16).view(torch.bfloat16), rest
 
 
-def join(top: Tensor, rest: Tensor | None) -> Tensor:
-    """The float32 tensor that `split` cut."""
+def join_halves(top: Tensor, rest: Tensor | None) -> Tensor:
+    """The float32 tensor that `split_halves` cut."""
     if rest is None:
         return top.float()
     high = top.view(torch.int16).to(torch.int32) << 16
     return high.add_(rest.to(top.device)).view(torch.float32)
 
 
-def stochastic(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def round_stochastically(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """A float32 tensor in bfloat16, each entry up or down with the chance that makes the mean exact.
 
     Gupta et al. 2015, arXiv 1502.02551: an update smaller than a step of bfloat16 is made now and then instead of

@@ -10,8 +10,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from luthier.precision.bf16_steps import put
-from luthier.precision.rounding import join, split
+from luthier.precision.bf16_steps import put_tensor
+from luthier.precision.rounding import join_halves, split_halves
 
 PLAIN: Final = ("torch.nn.modules.", "transformers.models.", "transformers.pytorch_utils")  # whose weights are weights
 FLOATS: Final = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,7 +35,7 @@ class Held:
             return now.to(self.came)
         if self.rest.is_floating_point():
             return self.rest.to(now.device)
-        return join(now, self.rest).to(self.came)
+        return join_halves(now, self.rest).to(self.came)
 
     def fill(self, weight: Tensor) -> None:
         """Take another weight in its place, with nothing lost of it."""
@@ -43,27 +43,27 @@ class Held:
         self.parameter.detach().copy_(low)
 
     def restore(self) -> None:
-        put(self.parameter, self.whole())
+        put_tensor(self.parameter, self.whole())
         del self.parameter.held  # type: ignore[attr-defined]
 
 
-def hold(parameter: nn.Parameter, dtype: torch.dtype, *, exact: bool = False) -> Held:
+def hold_weight(parameter: nn.Parameter, dtype: torch.dtype, *, exact: bool = False) -> Held:
     """Let a frozen weight be of `dtype` from now on; `exact`: nothing of it is lost, or nobody will ask for it."""
     held, weight = Held(parameter=parameter, came=parameter.dtype), parameter.detach()
     low, held.rest = (weight.to(dtype), None) if exact else _lowered(weight, dtype)
-    put(parameter, low)
-    parameter.held = held  # type: ignore[attr-defined]  # where `whole` and `fill` find it
+    put_tensor(parameter, low)
+    parameter.held = held  # type: ignore[attr-defined]  # where `whole_weight` and `fill_parameter` find it
     return held
 
 
-def whole(parameter: Tensor) -> Tensor:
+def whole_weight(parameter: Tensor) -> Tensor:
     """A weight as it came, wherever it is held."""
     held = getattr(parameter, "held", None)
     return parameter.detach() if held is None else held.whole()
 
 
 @torch.no_grad()
-def fill(parameter: Tensor, weight: Tensor) -> None:
+def fill_parameter(parameter: Tensor, weight: Tensor) -> None:
     """Copy a weight into a parameter, held or not."""
     held = getattr(parameter, "held", None)
     if held is None:
@@ -75,13 +75,13 @@ def fill(parameter: Tensor, weight: Tensor) -> None:
 def _lowered(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """The weight in `dtype`, and on the host what that has lost."""
     if dtype is torch.bfloat16:
-        low, rest = split(weight.float())
+        low, rest = split_halves(weight.float())
         return low, None if rest is None else rest.cpu()
     low = weight.to(dtype)
     return low, None if bool((low.to(weight.dtype) == weight).all()) else weight.cpu()
 
 
-def frozen(model: Any, dtype: torch.dtype) -> Iterator[nn.Parameter]:
+def frozen_weights(model: Any, dtype: torch.dtype) -> Iterator[nn.Parameter]:
     """The frozen weights of torch's and transformers' own layers that are not of `dtype`, each once.
 
     Left as they are: what a quantizer or an adapter brought, what the architecture says must stay in float32, and

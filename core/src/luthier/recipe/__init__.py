@@ -10,10 +10,10 @@ from luthier.recipe.schema import Data, Model, Source
 _HOME = {
     "Part": "luthier.recipe.parts",
     "Resolved": "luthier.recipe.parts",
-    "resolve": "luthier.recipe.parts",
+    "resolve_parts": "luthier.recipe.parts",
     "Reading": "luthier.recipe.reading.read_recipe",
     "Recipe": "luthier.recipe.recipe",
-    "read": "luthier.recipe.recipe",
+    "load_recipe": "luthier.recipe.recipe",
     "from_mapping": "luthier.recipe.recipe",
     "parse_flags": "luthier.recipe.reading.overrides",
     "parse_sets": "luthier.recipe.reading.overrides",
@@ -30,16 +30,16 @@ __all__ = [
     "from_mapping",
     "parse_flags",
     "parse_sets",
-    "read",
+    "load_recipe",
     "recipe_hash",
-    "resolve",
+    "resolve_parts",
 ]
 
 if TYPE_CHECKING:
-    from luthier.recipe.parts import Part, Resolved, resolve
+    from luthier.recipe.parts import Part, Resolved, resolve_parts
     from luthier.recipe.reading.overrides import parse_flags, parse_sets
     from luthier.recipe.reading.read_recipe import Reading
-    from luthier.recipe.recipe import Recipe, from_mapping, read
+    from luthier.recipe.recipe import Recipe, from_mapping, load_recipe
     from luthier.recipe.writing import recipe_hash
 
 

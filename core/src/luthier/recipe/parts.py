@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from luthier.errors import LuthierError, nearest
+from luthier.errors import LuthierError, suggest_nearest
 from luthier.plugins.compatibility import Chosen
 from luthier.plugins.fields.hints import KEY
-from luthier.plugins.options import describe, is_default
+from luthier.plugins.options import describe_options, is_default
 from luthier.plugins.records import as_tags
-from luthier.plugins.registry import Offer, Plugins, Source, checked, installed
-from luthier.plugins.structure import Written, bare, structure
+from luthier.plugins.registry import Offer, Plugins, Source, check_part, installed_plugins
+from luthier.plugins.structure import Written, bare_value, structure_value
 
 if TYPE_CHECKING:
     from luthier.plugins.records import Record
@@ -84,9 +84,9 @@ class Resolved:
         return self.plugins.build(part.offer, part.options) if part.offer else part.local
 
 
-def resolve(recipe: Settings, plugins: Plugins | None = None) -> Resolved:
+def resolve_parts(recipe: Settings, plugins: Plugins | None = None) -> Resolved:
     """The parts that a recipe names, or a `LuthierError` at the option that is wrong. Imports no implementation."""
-    known = plugins or installed()
+    known = plugins or installed_plugins()
     single = {kind: find_part(getattr(recipe, kind), kind, kind, known) for kind in FIELDS}
     watchers = tuple(find_part(c, "callback", f"callbacks.{i}", known) for i, c in enumerate(recipe.callbacks))
     metrics = tuple(find_part(m, "metric", f"metrics.{i}", known) for i, m in enumerate(recipe.metrics))
@@ -120,7 +120,7 @@ def plain_options(options: Any) -> dict[str, Any]:
 
 def default_options(cls: type) -> dict[str, Any]:
     """The defaults of an options class as plain data, without those that are required."""
-    return {d.name: plain_value(d.default) for d in describe(cls) if not d.required}
+    return {d.name: plain_value(d.default) for d in describe_options(cls) if not d.required}
 
 
 def plain_value(value: Any) -> Any:
@@ -141,7 +141,7 @@ def plain_value(value: Any) -> Any:
     return plain_options(value) if attrs.has(type(value)) else value
 
 
-def identity(value: Any, kind: str, plugins: Plugins) -> Any:
+def part_identity(value: Any, kind: str, plugins: Plugins) -> Any:
     """What two part fields have in common when they mean the same part: its options, or its name alone."""
     try:
         part = find_part(value, kind, kind, plugins)
@@ -163,9 +163,9 @@ def _named(value: Mapping[str, Any], kind: str, where: str, plugins: Plugins) ->
         raise LuthierError("part-unknown", problem, where=where, remedy=remedy)
     if "name" not in value:
         raise LuthierError(
-            "recipe-missing", f"which {kind} is not said", where=f"{where}.name", found=bare(dict(value))
+            "recipe-missing", f"which {kind} is not said", where=f"{where}.name", found=bare_value(dict(value))
         )
-    name = structure(value["name"], str, f"{where}.name")
+    name = structure_value(value["name"], str, f"{where}.name")
     try:
         offer = plugins.get(kind, name)
         cls = plugins.options(offer)
@@ -173,7 +173,7 @@ def _named(value: Mapping[str, Any], kind: str, where: str, plugins: Plugins) ->
         raise error.at(where) from error.__cause__
     rest = {k: v for k, v in value.items() if k != "name"}
     try:
-        return Part(kind=kind, name=name, offer=offer, options=structure(rest, cls, where))
+        return Part(kind=kind, name=name, offer=offer, options=structure_value(rest, cls, where))
     except LuthierError as error:
         if error.code != "recipe-unknown-option":
             raise
@@ -185,7 +185,7 @@ def _named(value: Mapping[str, Any], kind: str, where: str, plugins: Plugins) ->
 def _owners(option: str, offer: Offer, plugins: Plugins) -> str:
     """Where an option belongs that this part has not, nor one like it: the parts of its kind that have it."""
     own = [f.name for f in attrs.fields(plugins.options(offer))]
-    if nearest(option, own).startswith("Did"):
+    if suggest_nearest(option, own).startswith("Did"):
         return ""
     others = [o.record for o in plugins.offers(offer.record.kind) if not isinstance(o.record.options, str)]
     names = [r.name for r in others if attrs.has(r.options) and option in attrs.fields_dict(r.options)]
@@ -201,7 +201,7 @@ def _object(value: Any, kind: str, where: str, plugins: Plugins) -> Part:
     except LuthierError as error:
         if error.code != "part-unknown" or _is_options(value):
             raise error.at(where) from None
-        return Part(kind=kind, name=class_path(value), local=checked(value, kind, f"{where}: {class_path(value)}"))
+        return Part(kind=kind, name=class_path(value), local=check_part(value, kind, f"{where}: {class_path(value)}"))
     if offer.record.kind != kind:
         problem = f"{type(value).__name__} is for {offer.record.kind} {offer.record.name!r}, not for {_article(kind)}"
         raise LuthierError("part-invalid", problem, where=where, remedy=f"Pass it as {offer.record.kind}=.")

@@ -9,11 +9,11 @@ from typing import Any
 import attrs
 
 from luthier.plugins.registry import Plugins
-from luthier.recipe.checks.contradictions import check
+from luthier.recipe.checks.contradictions import check_contradictions
 from luthier.recipe.reading.overrides import Override
 from luthier.recipe.reading.read_recipe import Reading, read_mapping, read_settings
 from luthier.recipe.schema import Settings
-from luthier.recipe.writing import plain, same, write
+from luthier.recipe.writing import plain_recipe, same_run, write_recipe
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -25,10 +25,10 @@ class Recipe(Settings):
     """
 
     def __attrs_post_init__(self) -> None:
-        check(self)
+        check_contradictions(self)
 
     def __eq__(self, other: object) -> bool:
-        return same(self, other) if isinstance(other, Recipe) else NotImplemented
+        return same_run(self, other) if isinstance(other, Recipe) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -57,15 +57,15 @@ class Recipe(Settings):
         `overrides` maps dotted paths to values, or lists `a.b=c` and what `parse_flags` gives. `environ` None: the
         process's own.
         """
-        return read(path, overrides, environ=environ, plugins=plugins).recipe
+        return load_recipe(path, overrides, environ=environ, plugins=plugins).recipe
 
     def to_dict(self, plugins: Plugins | None = None) -> dict[str, Any]:
         """The resolved recipe as plain data, every default included; `from_dict` gives an equal recipe back."""
-        return plain(self, plugins)
+        return plain_recipe(self, plugins)
 
     def write(self, path: str | Path, plugins: Plugins | None = None) -> None:
         """Write the resolved recipe as YAML, its paths absolute, so that it means the same wherever it lies."""
-        write(self, path, plugins)
+        write_recipe(self, path, plugins)
 
 
 def from_mapping(
@@ -75,7 +75,7 @@ def from_mapping(
     return read_mapping(Recipe, mapping, base=base, plugins=plugins)
 
 
-def read(
+def load_recipe(
     source: str | Path | Mapping[str, Any] | Settings | None = None,
     overrides: Mapping[str, Any] | Iterable[Override | str] = (),
     *,

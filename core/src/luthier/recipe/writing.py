@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from luthier.plugins.registry import Plugins, installed
-from luthier.recipe.parts import FIELDS, identity, plain_value, to_plain
-from luthier.recipe.reading.paths import escape, located
+from luthier.plugins.registry import Plugins, installed_plugins
+from luthier.recipe.parts import FIELDS, part_identity, plain_value, to_plain
+from luthier.recipe.reading.paths import escape_variables, locate_paths
 
 if TYPE_CHECKING:
     from luthier.recipe.schema import Settings
@@ -25,9 +25,9 @@ WATCHING: Final = (
 WATCHING_DATA: Final = ("num_proc", "cache")  # how rows are prepared, and not what they become
 
 
-def plain(recipe: Settings, plugins: Plugins | None = None) -> dict[str, Any]:
+def plain_recipe(recipe: Settings, plugins: Plugins | None = None) -> dict[str, Any]:
     """The resolved recipe: every setting, and every part as `{name: ..., every option}`."""
-    known = plugins or installed()
+    known = plugins or installed_plugins()
     result: dict[str, Any] = {}
     for field in attrs.fields(type(recipe)):
         value = getattr(recipe, field.name)
@@ -37,26 +37,26 @@ def plain(recipe: Settings, plugins: Plugins | None = None) -> dict[str, Any]:
             result[field.name] = [to_plain(c, "callback", f"callbacks.{i}", known) for i, c in enumerate(value)]
         else:
             result[field.name] = plain_value(value)
-    return escape(result)
+    return escape_variables(result)
 
 
-def same(one: Settings, other: Settings, plugins: Plugins | None = None) -> bool:
+def same_run(one: Settings, other: Settings, plugins: Plugins | None = None) -> bool:
     """Whether two recipes mean the same run: equal settings, the same parts with the same options."""
-    known = plugins or installed()
+    known = plugins or installed_plugins()
     return all(_field(one, f.name, known) == _field(other, f.name, known) for f in attrs.fields(type(one)))
 
 
 def recipe_hash(recipe: Settings, plugins: Plugins | None = None) -> str:
     """16 hexadecimal digits over all that determines the run."""
-    return hashlib.sha256(json.dumps(determining(recipe, plugins), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(determining_settings(recipe, plugins), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def determining(recipe: Settings, plugins: Plugins | None = None) -> dict[str, Any]:
+def determining_settings(recipe: Settings, plugins: Plugins | None = None) -> dict[str, Any]:
     """The settings that determine a run, as plain data.
 
     Relative paths count as the absolute ones they mean, so that the written recipe has the same.
     """
-    return without_watching(plain(located(recipe), plugins))
+    return without_watching(plain_recipe(locate_paths(recipe), plugins))
 
 
 def without_watching(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,15 +65,15 @@ def without_watching(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "data": {k: v for k, v in settings["data"].items() if k not in WATCHING_DATA}}
 
 
-def write(recipe: Settings, path: str | Path, plugins: Plugins | None = None) -> None:
+def write_recipe(recipe: Settings, path: str | Path, plugins: Plugins | None = None) -> None:
     """Write the resolved recipe as YAML that `Recipe.load` reads back equal, its relative paths made absolute."""
-    from luthier.recipe.reading.yaml12 import dump
+    from luthier.recipe.reading.yaml12 import dump_yaml
 
-    Path(path).write_text(dump(plain(located(recipe), plugins)), "utf-8")
+    Path(path).write_text(dump_yaml(plain_recipe(locate_paths(recipe), plugins)), "utf-8")
 
 
 def _field(recipe: Settings, name: str, plugins: Plugins) -> Any:
     value = getattr(recipe, name)
     if name in FIELDS:
-        return identity(value, name, plugins)
-    return [identity(c, "callback", plugins) for c in value] if name == "callbacks" else value
+        return part_identity(value, name, plugins)
+    return [part_identity(c, "callback", plugins) for c in value] if name == "callbacks" else value

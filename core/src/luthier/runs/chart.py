@@ -8,7 +8,7 @@ BLOCKS: Final = " ▁▂▃▄▅▆▇█"
 HEIGHT: Final = 6
 
 
-def chart(points: list[tuple[int, float]], width: int, height: int = HEIGHT) -> list[str]:
+def draw_chart(points: list[tuple[int, float]], width: int, height: int = HEIGHT) -> list[str]:
     """Lines of text: the mean of each of `width` stretches of steps as a column, from the least to the greatest."""
     means = _means(points, width)
     known = [value for value in means if value is not None]

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from luthier.errors import LuthierError
-from luthier.runs.details import ENVIRONMENT, flat, metrics
+from luthier.runs.details import ENVIRONMENT, flatten_tree, metric_ranges
 from luthier.runs.run_folder import RunFolder
 
 DRAWN: Final = ("loss", "eval_loss")
 APART: Final = ("output_dir",)  # every run has its own
 
 
-def compare(a: RunFolder, b: RunFolder) -> dict[str, Any]:
+def compare_runs(a: RunFolder, b: RunFolder) -> dict[str, Any]:
     """All that `luthier runs diff` prints, as plain data. Each difference has what `a` and what `b` has."""
     return {
         "a": a.summary(),
@@ -35,7 +35,7 @@ def _options(a: RunFolder, b: RunFolder) -> list[dict[str, Any]]:
     if lacking:
         problem = "its recipe.yaml is missing or damaged"
         raise LuthierError("run-not-found", problem, where=str(lacking[0].path), remedy="Compare other runs.")
-    one, other = (flat(tree) for tree in trees)
+    one, other = (flatten_tree(tree) for tree in trees)
     return [found for found in _differences(one, other) if found["name"] not in APART]
 
 
@@ -56,7 +56,7 @@ def _mapping(run: RunFolder, name: str) -> Mapping[str, Any]:
 
 def _numbers(a: RunFolder, b: RunFolder) -> list[dict[str, Any]]:
     """The last value of each metric that either has; of a rate the median."""
-    one, other = ({n: s.get("median", s["last"]) for n, s in metrics(run).items()} for run in (a, b))
+    one, other = ({n: s.get("median", s["last"]) for n, s in metric_ranges(run).items()} for run in (a, b))
     for values, run in ((one, a), (other, b)):
         values["steps"] = run.step
     return [
@@ -84,8 +84,8 @@ def _names(*mappings: Iterable[str]) -> list[str]:
 
 def draw_both(a: RunFolder, b: RunFolder, path: Path) -> Path:
     """A PNG of the losses of both. Raises `path-unwritable`, and `run-not-found` where neither has any."""
-    from luthier.errors import unwritable
-    from luthier.runs.picture import draw
+    from luthier.errors import unwritable_path
+    from luthier.runs.picture import draw_picture
 
     names = [run.name if a.name != b.name else run.run_id or str(run.path) for run in (a, b)]
     points = {f"{who} {name}": run.series(name) for run, who in zip((a, b), names, strict=True) for name in DRAWN}
@@ -95,7 +95,7 @@ def draw_both(a: RunFolder, b: RunFolder, path: Path) -> Path:
         raise LuthierError("run-not-found", "neither run has metrics to draw", where=str(a.path), remedy=remedy)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draw(held, path, title=" and ".join(names))
+        draw_picture(held, path, title=" and ".join(names))
     except OSError as error:
-        raise unwritable(path, error) from None
+        raise unwritable_path(path, error) from None
     return path

@@ -9,14 +9,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from luthier.runs.run_folder import CHECKPOINTS, METRICS, RunFolder, metric_lines, number, reach
+from luthier.runs.run_folder import CHECKPOINTS, METRICS, RunFolder, finite_number, metric_lines, reach_value
 
 MANIFEST: Final = "manifest.json"  # a checkpoint without one was never finished
 RATES: Final = ("tokens_per_second",)  # of which the median says most; of the others the last value
 ENVIRONMENT: Final = ("platform", "processor", "device", "threads")
 
 
-def details(run: RunFolder) -> dict[str, Any]:
+def run_details(run: RunFolder) -> dict[str, Any]:
     """All that `luthier runs show` prints, as plain data."""
     record, settings = run.record, run.settings()
     return {
@@ -32,19 +32,19 @@ def details(run: RunFolder) -> dict[str, Any]:
         "versions": record.get("versions"),
         "environment": {name: record.get(name) for name in ENVIRONMENT},
         "decisions": record.get("decisions"),
-        "metrics": metrics(run),
+        "metrics": metric_ranges(run),
         "checkpoints": checkpoints(run.path),
         "health": record.get("health"),
         "files": files(run.path),
     }
 
 
-def metrics(run: RunFolder) -> dict[str, dict[str, float]]:
+def metric_ranges(run: RunFolder) -> dict[str, dict[str, float]]:
     """For each metric its first, last, least and greatest value, and where it is a rate the median."""
     held: dict[str, list[float]] = {}
     for line in metric_lines(run.path / METRICS):
         for name in line:
-            value = number(line, name)
+            value = finite_number(line, name)
             if value is not None and name != "step":
                 held.setdefault(name, []).append(value)
     return {name: _summary(values, rate=name in RATES) for name, values in held.items()}
@@ -88,13 +88,13 @@ def _inner(folder: Path) -> list[Path]:
         return []
 
 
-def flat(tree: Any, path: str = "") -> dict[str, Any]:
+def flatten_tree(tree: Any, path: str = "") -> dict[str, Any]:
     """The leaves of a tree by their dotted paths; an empty mapping or list is a leaf, and so is a list of scalars."""
     if isinstance(tree, Mapping) and tree:
         branches = {f"{path}.{name}" if path else str(name): inner for name, inner in tree.items()}
-        return {k: v for name, inner in branches.items() for k, v in flat(inner, name).items()}
+        return {k: v for name, inner in branches.items() for k, v in flatten_tree(inner, name).items()}
     if isinstance(tree, list) and any(isinstance(item, (Mapping, list)) for item in tree):
-        return {k: v for place, inner in enumerate(tree) for k, v in flat(inner, f"{path}.{place}").items()}
+        return {k: v for place, inner in enumerate(tree) for k, v in flatten_tree(inner, f"{path}.{place}").items()}
     return {path: tree}
 
 
@@ -105,7 +105,7 @@ def changed(settings: Mapping[str, Any]) -> dict[str, Any]:
     known = {**_defaults(Recipe, ""), **_defaults(Model, "model."), **_defaults(Data, "data."), **_of_parts(settings)}
     sources = _defaults(Source, "")
     found = {}
-    for path, value in flat(settings).items():
+    for path, value in flatten_tree(settings).items():
         source = path.startswith(("data.train.", "data.validation."))
         default = sources.get(path.split(".", 3)[-1]) if source else known.get(path)
         if json.dumps(value) != json.dumps(default):
@@ -116,7 +116,7 @@ def changed(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _defaults(cls: type, prefix: str) -> dict[str, Any]:
     from luthier.recipe.parts import default_options
 
-    return flat({prefix + name: value for name, value in default_options(cls).items()})
+    return flatten_tree({prefix + name: value for name, value in default_options(cls).items()})
 
 
 def _of_parts(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,10 +136,10 @@ def _of_parts(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _of_part(kind: str, value: Any, path: str) -> dict[str, Any]:
     """The default options of a part by their paths; nothing for one that is not installed here."""
     from luthier.errors import LuthierError
-    from luthier.plugins.registry import installed
+    from luthier.plugins.registry import installed_plugins
 
     try:
-        options = installed().options(installed().get(kind, str(reach(value, "name"))))
+        options = installed_plugins().options(installed_plugins().get(kind, str(reach_value(value, "name"))))
     except LuthierError:
         return {}
     return _defaults(options, f"{path}.")

@@ -10,7 +10,7 @@ from typing import Any
 FILE = "metrics.jsonl"
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics file, null read as NaN; a last line cut short by a kill is left out."""
     if not path.exists():
         return []
@@ -19,7 +19,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [{name: math.nan if value is None else value for name, value in line.items()} for line in found]
 
 
-def append(path: Path, line: dict[str, Any]) -> None:
+def append_line(path: Path, line: dict[str, Any]) -> None:
     """One line, written at once."""
     with path.open("ab") as file:
         file.write(_text(line).encode())

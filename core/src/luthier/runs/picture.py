@@ -8,7 +8,9 @@ from pathlib import Path
 PICTURE = "loss.png"
 
 
-def draw(points: Mapping[str, list[tuple[int, float]]], path: Path, *, title: str = "", smoothing: float = 0.9) -> None:
+def draw_picture(
+    points: Mapping[str, list[tuple[int, float]]], path: Path, *, title: str = "", smoothing: float = 0.9
+) -> None:
     """A PNG of each series of (step, value); long series get a smoothed line over the pale raw one."""
     from matplotlib.figure import Figure
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from luthier.errors import LuthierError
-from luthier.runs.details import flat
-from luthier.runs.run_folder import RECIPE, RunFolder, beside, number
+from luthier.runs.details import flatten_tree
+from luthier.runs.run_folder import RECIPE, RunFolder, finite_number, free_folder
 
 if TYPE_CHECKING:
     from luthier.recipe import Recipe
@@ -38,7 +38,7 @@ class Replay:
         }
 
 
-def replay(run: RunFolder, sets: Iterable[str] = (), output_dir: Path | None = None) -> Replay:
+def replay_run(run: RunFolder, sets: Iterable[str] = (), output_dir: Path | None = None) -> Replay:
     """What to train again. The environment has no say, so that the recipe is the run's.
 
     Raises `run-not-found` where the folder has no whole recipe, and `data-not-found` or `model-not-found` for what
@@ -50,13 +50,15 @@ def replay(run: RunFolder, sets: Iterable[str] = (), output_dir: Path | None = N
     if settings is None:
         problem = f"its {RECIPE} is missing or damaged"
         raise LuthierError("run-not-found", problem, where=str(run.path), remedy="Replay another run.")
-    folder = beside(output_dir or run.path)
+    folder = free_folder(output_dir or run.path)
     sets = list(sets)
     recipe = Recipe.load(run.path / RECIPE, [*sets, f"output_dir={folder}"], environ={})
     _refuse_objects(recipe)
-    changes = _changes(flat(settings), flat(recipe.to_dict()), [text.partition("=")[0] for text in sets])
+    changes = _changes(
+        flatten_tree(settings), flatten_tree(recipe.to_dict()), [text.partition("=")[0] for text in sets]
+    )
     was = str(run.record.get("recipe_hash"))
-    processes = int(number(run.record, "world_size") or 1)
+    processes = int(finite_number(run.record, "world_size") or 1)
     return Replay(recipe=recipe, folder=folder, changes=changes, was=was, now=recipe_hash(recipe), processes=processes)
 
 

@@ -58,7 +58,7 @@ class RunFolder:
     @property
     def model(self) -> str | None:
         """The base model's name, or the last part of its path."""
-        found = reach(self.record, "note", "model", "name_or_path")
+        found = reach_value(self.record, "note", "model", "name_or_path")
         return None if found is None else Path(str(found)).name or str(found)
 
     @property
@@ -79,12 +79,12 @@ class RunFolder:
     @property
     def step(self) -> int:
         """Optimizer steps done, as far as the folder knows."""
-        known = (number(line, "step") for line in (self.record, *self.recent))
+        known = (finite_number(line, "step") for line in (self.record, *self.recent))
         return max((int(step) for step in known if step is not None), default=0)
 
     @property
     def total_steps(self) -> int | None:
-        found = number(self.record, "total_steps")
+        found = finite_number(self.record, "total_steps")
         return None if found is None else int(found)
 
     @property
@@ -98,14 +98,14 @@ class RunFolder:
 
     def latest(self, name: str) -> float | None:
         """The newest value of a metric."""
-        found = [value for line in self.recent if (value := number(line, name)) is not None]
-        return found[-1] if found else number(self.result, "final_loss" if name == "loss" else name)
+        found = [value for line in self.recent if (value := finite_number(line, name)) is not None]
+        return found[-1] if found else finite_number(self.result, "final_loss" if name == "loss" else name)
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of a metric over the whole run; lines of a process that was killed and resumed count once."""
         held: dict[int, float] = {}
         for line in metric_lines(self.path / METRICS):
-            step, value = number(line, "step"), number(line, name)
+            step, value = finite_number(line, "step"), finite_number(line, name)
             if step is not None and value is not None:
                 held[int(step)] = value
         return sorted(held.items())
@@ -113,10 +113,10 @@ class RunFolder:
     def settings(self) -> dict[str, Any] | None:
         """The resolved recipe as plain data; None where recipe.yaml is missing or damaged."""
         from luthier.errors import LuthierError
-        from luthier.recipe.reading.yaml12 import load
+        from luthier.recipe.reading.yaml12 import load_yaml
 
         try:
-            tree, _ = load((self.path / RECIPE).read_text("utf-8"), RECIPE)
+            tree, _ = load_yaml((self.path / RECIPE).read_text("utf-8"), RECIPE)
         except (OSError, UnicodeDecodeError, LuthierError):
             return None
         return tree if isinstance(tree, dict) else None
@@ -183,7 +183,7 @@ def is_held(folder: Path) -> bool:
     A child of a dead process may hold it still, and a network file system may keep no locks: there the owner's name
     in the file says whether that lives.
     """
-    from luthier.runs.writing.lock import OWNER, WITHOUT_LOCKS, lives
+    from luthier.runs.writing.lock import OWNER, WITHOUT_LOCKS, process_lives
 
     owner = None
     try:
@@ -192,12 +192,12 @@ def is_held(folder: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
     except BlockingIOError:
-        return owner is None or owner[2] != socket.gethostname() or lives(int(owner[1]))
+        return owner is None or owner[2] != socket.gethostname() or process_lives(int(owner[1]))
     except OSError as error:
-        return error.errno in WITHOUT_LOCKS and owner is not None and lives(int(owner[1]))
+        return error.errno in WITHOUT_LOCKS and owner is not None and process_lives(int(owner[1]))
 
 
-def number(values: Mapping[str, Any], name: str) -> float | None:
+def finite_number(values: Mapping[str, Any], name: str) -> float | None:
     """A finite number of a record or a line of metrics; None where it is absent or anything else."""
     found = values.get(name)
     if not isinstance(found, NUMBER) or isinstance(found, bool):
@@ -208,14 +208,14 @@ def number(values: Mapping[str, Any], name: str) -> float | None:
         return None
 
 
-def reach(values: Any, *names: str) -> Any:
+def reach_value(values: Any, *names: str) -> Any:
     """What stands at a path of names; None where there is no such path."""
     for name in names:
         values = values.get(name) if isinstance(values, dict) else None
     return values
 
 
-def beside(folder: Path) -> Path:
+def free_folder(folder: Path) -> Path:
     """The folder, or the first free name beside it."""
     counter, candidate = 2, folder
     while candidate.exists():

@@ -9,11 +9,11 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
-from luthier.errors import LuthierError, nearest, unwritable
+from luthier.errors import LuthierError, suggest_nearest, unwritable_path
 from luthier.plugins import catalogue
 from luthier.plugins.hookspecs import HOOKS
 from luthier.plugins.records import KINDS, RECORDS
-from luthier.plugins.registry import installed
+from luthier.plugins.registry import installed_plugins
 
 PREFIX: Final = "luthier-"
 NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -58,7 +58,7 @@ COMMON: Final = {  # a file of the package -> its template; the others are of th
 }
 
 
-def make(name: str, kind: str, folder: Path, data: str = "tokens") -> Path:
+def make_package(name: str, kind: str, folder: Path, data: str = "tokens") -> Path:
     """Write the package `luthier-<name>` with a part `name` of a kind into `folder`, and give its path.
 
     `data` is the kind of rows that a loss takes: "tokens" or "preference".
@@ -77,7 +77,7 @@ def make(name: str, kind: str, folder: Path, data: str = "tokens") -> Path:
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_text(text, "utf-8")
     except OSError as error:
-        raise unwritable(root, error) from None
+        raise unwritable_path(root, error) from None
     return root
 
 
@@ -108,7 +108,7 @@ def render(name: str, kind: str, data: str = "tokens") -> dict[str, str]:
 
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
-        raise LuthierError("part-unknown", f"there is no kind {kind!r} of part", remedy=nearest(kind, KINDS))
+        raise LuthierError("part-unknown", f"there is no kind {kind!r} of part", remedy=suggest_nearest(kind, KINDS))
 
 
 def _check_data(kind: str, data: str) -> None:
@@ -138,8 +138,8 @@ def _check_name(name: str, kind: str) -> None:
 
 def _owner(name: str, kind: str) -> str | None:
     """Who has this part, or the distribution's name, of what is installed and of the catalogue."""
-    taken = [(o.record.kind, o.record.name, o.source.distribution) for o in installed().offers()]
-    taken += [(of, part, owner) for of, parts in catalogue.catalogue().items() for part, owner in parts.items()]
+    taken = [(o.record.kind, o.record.name, o.source.distribution) for o in installed_plugins().offers()]
+    taken += [(of, part, owner) for of, parts in catalogue.read_catalogue().items() for part, owner in parts.items()]
     owners = [owner for of, part, owner in taken if (of, part) == (kind, name) or owner == f"{PREFIX}{name}"]
     return owners[0] if owners else None
 

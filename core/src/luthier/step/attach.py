@@ -13,19 +13,19 @@ from torch import Tensor, nn
 
 from luthier.data.batches.batch import Batch
 from luthier.data.batches.example_feed import Feed
-from luthier.data.batches.micro_batches import batches
+from luthier.data.batches.micro_batches import rank_batches
 from luthier.data.batches.packing import Packing
 from luthier.data.prepare import Prepared
 from luthier.distributed.spread import Strategy
 from luthier.distributed.world import World
-from luthier.distributed.wrap import wrapped
+from luthier.distributed.wrap import wrap_step
 from luthier.errors import LuthierError
 from luthier.model import attention, load, recompute
 from luthier.model import self_check as probe
 from luthier.model.operations.kernel_choice import operate_as_chosen
 from luthier.model.recurrent import separation_reason
 from luthier.model.weights.dense_files import Files
-from luthier.model.weights.parameter_groups import scaled
+from luthier.model.weights.parameter_groups import scale_groups
 from luthier.model.weights.quantized import apply_quantizer
 from luthier.plugins.contracts.protocols import Quantizer
 from luthier.plugins.contracts.values import Context, Group, Purpose
@@ -45,7 +45,7 @@ HOST: Final = torch.device("cpu")
 BUILT = ("adapter", "loss", "optimizer", "quantizer")
 
 
-def quantize(
+def quantize_model(
     recipe: Recipe, feed: Feed, model: Any, quantizer: Quantizer, purpose: Purpose, *, blank: bool = False
 ) -> Any:
     """Return the model in its quantizer's form; `blank`: its weights are still to be read."""
@@ -58,12 +58,12 @@ def _head(recipe: Recipe, feed: Feed, device: torch.device) -> Callable[[int], I
     """Return a function that gives the first n examples in micro-batches, where the weights lie."""
     alone = Packing(max_tokens=recipe.max_tokens_per_device, on=recipe.packing)
     place = HOST if device.type == "meta" else device
-    return lambda count: batches(feed.head(count), alone, place)
+    return lambda count: rank_batches(feed.head(count), alone, place)
 
 
-def attach(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any], prepared: Prepared, device: torch.device,
-           decisions: Decisions, world: World | None = None, spread_as: Strategy = "alone", *,
-           purpose: Purpose = "train") -> Setup:  # fmt: skip
+def attach_parts(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any], prepared: Prepared,
+                 device: torch.device, decisions: Decisions, world: World | None = None,
+                 spread_as: Strategy = "alone", *, purpose: Purpose = "train") -> Setup:  # fmt: skip
     """The model with its adapter and all that a step needs; without weights (a rehearsal) no number is looked at."""
     with ExitStack() as undo:
         told = {"purpose": purpose, "undo": undo, "spread_as": spread_as}
@@ -79,21 +79,21 @@ def _attached(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any],
               spread_as: Strategy) -> Setup:  # fmt: skip
     feed = lay_out_feed(feed_of(recipe, prepared.train), recipe, built["loss"], prepared.train, model, decisions)
     alone = Packing(max_tokens=recipe.max_tokens_per_device, on=recipe.packing)
-    before, numbers, has_weights = attention.install(model), {}, purpose in WHOLE
+    before, numbers, has_weights = attention.install_attention(model), {}, purpose in WHOLE
     told = {"log": numbers.__setitem__, "total_steps": feed.total, "purpose": purpose, "decisions": decisions}
     told["save_dtype"] = getattr(built["adapter"], "save_dtype", None)
-    context = _context(recipe, model, built["quantizer"], lambda n: batches(feed.head(n), alone, device), **told)
+    context = _context(recipe, model, built["quantizer"], lambda n: rank_batches(feed.head(n), alone, device), **told)
     model = attach_begun(built, model, context)
     operations = undo.enter_context(operate_as_chosen(recipe, model, built, decisions, purpose, spread_as))
     if has_weights:
         _probe_model(recipe, model, built)
-    computed = precision.settle(recipe, model, built, device, decisions, undo, sharded=spread_as == "fsdp")
-    attention.decide(model, device, precision.COMPUTED_IN.get(computed.name) or model.dtype, decisions)
+    computed = precision.settle_precision(recipe, model, built, device, decisions, undo, sharded=spread_as == "fsdp")
+    attention.decide_attention(model, device, precision.COMPUTED_IN.get(computed.name) or model.dtype, decisions)
     if has_weights and computed.is_low:
         _probe_model(recipe, model, built, computed.computing)
-    undo.enter_context(recompute.install(model, recipe.gradient_checkpointing))  # around the forwards put there before
+    undo.enter_context(recompute.install_recompute(model, recipe.gradient_checkpointing))  # around those forwards
     step = _step(recipe, model, built, computed.computing)
-    spread = wrapped(step, model, spread_as, world, device, exchanged=computed.name == "pure_bf16")
+    spread = wrap_step(step, model, spread_as, world, device, exchanged=computed.name == "pure_bf16")
     optimizer = built["optimizer"].build(trained_groups(recipe, built["adapter"], model))
     return Setup(
         **{"recipe": recipe, "model": model, "tokenizer": tokenizer, "context": context, "device": device},
@@ -109,7 +109,7 @@ def _attached(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any],
 def _probe_model(recipe: Recipe, model: Any, built: dict[str, Any], computing: probe.Computing = nullcontext) -> None:
     """Compare the ways in which the run computes. Without packing, too, the documents of one unit share a pass."""
     together = separation_reason(model.config, model) is None and (recipe.packing or built["loss"].data != "tokens")
-    probe.check(model, packing=together, computing=computing, adapter=built["adapter"])
+    probe.check_architecture(model, packing=together, computing=computing, adapter=built["adapter"])
 
 
 def _step(recipe: Recipe, model: Any, built: dict[str, Any], computing: Any) -> Step:
@@ -161,7 +161,7 @@ def trained_groups(recipe: Recipe, adapter: Any, model: Any) -> list[Group]:
     groups = [g for g in adapter.groups() if g.parameters]
     if not groups:
         raise LuthierError("train-nothing", "the adapter leaves no parameter to train", where="adapter")
-    return scaled(groups, model, decay=recipe.layerwise_lr_decay, multipliers=recipe.lr_multipliers)
+    return scale_groups(groups, model, decay=recipe.layerwise_lr_decay, multipliers=recipe.lr_multipliers)
 
 
 def _router(recipe: Recipe, model: Any) -> float:

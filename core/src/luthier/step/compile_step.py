@@ -23,7 +23,7 @@ from luthier.data.stream.row_stream import Stream
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.model.operations import formulas, kernels
-from luthier.model.operations.functions import implementations
+from luthier.model.operations.functions import list_implementations
 from luthier.model.operations.kernels import Gate, Kernels, NormForm
 from luthier.runs.writing.decisions import Decisions
 
@@ -75,14 +75,14 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
 
 
-def refuse(asked: bool | str, device: torch.device) -> None:
+def refuse_compile(asked: bool | str, device: torch.device) -> None:
     """Raise `dependency-missing` where `torch_compile: true` has no compiler to call."""
     if asked is True and device.type == "cpu" and compiler() is None:
         remedy = "Install g++ (or name a compiler in CXX), or set torch_compile: auto."
         raise LuthierError("dependency-missing", "no C++ compiler is here", where=NAME, found=asked, remedy=remedy)
 
 
-def settle(setup: Setup) -> bool:
+def settle_compile(setup: Setup) -> bool:
     """Decide it for the run, and let its operations prefer compiled kernels where that is so.
 
     Called once the process has its threads, whose number the compiler builds into what it makes.
@@ -100,7 +100,7 @@ def settle(setup: Setup) -> bool:
         wanted = decisions.explicit(NAME, asked)
     if wanted:
         passes = Passes(strict=asked is True, decisions=decisions)
-        installed.operations.prefer(implementations("compiled", passes.kernels(), _supports))
+        installed.operations.prefer(list_implementations("compiled", passes.kernels(), _supports))
         setup.undo.callback(passes.leave, mark)
     installed.operations.say_again()  # the run's log begins after the probe
     return wanted
@@ -162,7 +162,7 @@ class Passes:
         total = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
         dtype = form.dtype or (torch.promote_types(total, weight.dtype) if form.rounded else total)
         given = (x, residual, weight, form.eps, form.offset, form.rounded, dtype)
-        return self._run(formulas.norm, given, lambda: kernels.norm(x, residual, weight, form))
+        return self._run(formulas.compute_norm, given, lambda: kernels.norm_kernel(x, residual, weight, form))
 
     def _norm_backward(
         self,
@@ -176,19 +176,19 @@ class Passes:
     ) -> tuple[Tensor, Tensor | None]:
         told = grad, grad_total, total, rms, weight, form
         given = (grad, grad_total, total, rms, weight, form.offset)
-        found = self._run(formulas.norm_backward, given, lambda: kernels.norm_backward(*told, False)[0])
+        found = self._run(formulas.compute_norm_gradient, given, lambda: kernels.norm_gradient_kernel(*told, False)[0])
         if not wants_weight:
             return found, None
         given = (grad, total, rms, form.rounded)
-        grad_weight = self._run(formulas.weight_backward, given, lambda: kernels.norm_backward(*told, True)[1])
+        grad_weight = self._run(formulas.weight_backward, given, lambda: kernels.norm_gradient_kernel(*told, True)[1])
         return found, grad_weight.to(weight.dtype)
 
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
-        return self._run(formulas.turn, (x, cos, sin, dtype), lambda: kernels.turn(x, cos, sin, dtype))
+        return self._run(formulas.turn_positions, (x, cos, sin, dtype), lambda: kernels.turn_kernel(x, cos, sin, dtype))
 
     def _gated(self, gate: Tensor, up: Tensor, kind: Gate) -> Tensor:
-        formula = formulas.silu if kind == "silu" else formulas.gelu
-        return self._run(formula, (gate, up), lambda: kernels.gated(gate, up, kind))
+        formula = formulas.silu_product if kind == "silu" else formulas.gelu_product
+        return self._run(formula, (gate, up), lambda: kernels.gated_product(gate, up, kind))
 
     def _gated_backward(self, grad: Tensor, gate: Tensor, up: Tensor, kind: Gate) -> tuple[Tensor, Tensor]:
         formula = formulas.silu_backward if kind == "silu" else formulas.gelu_backward

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.model.load import read_model
-from luthier.model.self_check import disagreement
+from luthier.model.self_check import find_disagreement
 from luthier.model.weights.dense_files import Files, save_model
 from luthier.model.weights.quantized import write_trained
 from luthier.plugins.contracts.protocols import Adapter, Quantizer
@@ -62,7 +62,7 @@ def _with_preparation(context: Context, decisions: Decisions) -> Context:
     context = attrs.evolve(context, decide=decide_with(decisions, context.purpose))
     if not context.has_values:
         return context
-    return attrs.evolve(context, progress=show_progress, cache=cache_tensors, probe=disagreement)
+    return attrs.evolve(context, progress=show_progress, cache=cache_tensors, probe=find_disagreement)
 
 
 def attach_adapter(adapter: Adapter, model: Any, context: Context) -> Any:
@@ -87,7 +87,7 @@ def dense_weight(layer: nn.Module, quantizer: Any) -> Tensor:
     held = quantizer.dequantize(layer)
     if held is not None:
         return held
-    weight = storage.whole(layer.weight)
+    weight = storage.whole_weight(layer.weight)
     return (weight.T if _transposed(layer) else weight).to(torch.promote_types(torch.float32, weight.dtype))
 
 
@@ -95,7 +95,7 @@ def _put(layer: Any, weight: Tensor, quantizer: Any) -> None:
     if quantizer.dequantize(layer) is not None:
         quantizer.requantize(layer, weight)
         return
-    storage.fill(layer.weight, weight.T if _transposed(layer) else weight)
+    storage.fill_parameter(layer.weight, weight.T if _transposed(layer) else weight)
 
 
 def _transposed(layer: nn.Module) -> bool:

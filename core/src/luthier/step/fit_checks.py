@@ -9,7 +9,7 @@ import torch
 from luthier.data.batches.layout import UnitLayout
 from luthier.data.batches.packing import Packing
 from luthier.data.examples import TokenDataset
-from luthier.data.prepare import Prepared, check_vocabulary
+from luthier.data.prepare import Prepared, check_token_ids
 from luthier.data.stream.row_stream import Stream
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
@@ -19,7 +19,7 @@ from luthier.recipe import Recipe
 log = get_logger()
 
 
-def meet(model: Any, tokenizer: Any, prepared: Prepared) -> None:
+def prepare_model(model: Any, tokenizer: Any, prepared: Prepared) -> None:
     """The model learns where answers stop, and must know every token and position of the rows."""
     teach_stops(model, tokenizer, prepared.stop_tokens)
     for dataset in (prepared.train, prepared.validation):
@@ -72,7 +72,7 @@ def check_fit(dataset: TokenDataset | Stream, tokenizer: Any, model: Any) -> Non
     """
     tokens = model.get_input_embeddings()
     size = tokens.weight.shape[0]
-    dataset.check(lambda part: check_vocabulary(part, tokenizer, size))
+    dataset.check(lambda part: check_token_ids(part, tokenizer, size))
     _check_positions(dataset, model)
 
 

@@ -16,8 +16,8 @@ from luthier.model import attention, load
 from luthier.model.weights.quantized import QUANTIZED, apply_quantizer, find_trained
 from luthier.plugins.contracts.protocols import Quantizer
 from luthier.plugins.contracts.values import Context, Progress
-from luthier.plugins.registry import installed
-from luthier.plugins.structure import structure
+from luthier.plugins.registry import installed_plugins
+from luthier.plugins.structure import structure_value
 from luthier.recipe.artifact_note import NOTE
 from luthier.recipe.schema import Model
 from luthier.runs.writing.decisions import Decisions
@@ -45,8 +45,8 @@ class Opened:
 
 def open_artifact(path: str | Path, device: torch.device | str = "cpu", base: str | None = None) -> Opened:
     """The model at `path`. `base` stands in for the base model that an adapter's folder names."""
-    folder = find_artifact(Path(path))
-    note = read_note(folder)
+    folder = artifact_folder(Path(path))
+    note = read_opened_note(folder)
     if note.get("artifact") == "adapter":
         return _adapted(folder, note, torch.device(device), base)
     if note.get("artifact") == QUANTIZED:
@@ -55,16 +55,16 @@ def open_artifact(path: str | Path, device: torch.device | str = "cpu", base: st
         remedy = "Give the run's folder, or load it with peft."
         raise LuthierError("artifact-not-found", f"an adapter without {NOTE}", where=str(folder), remedy=remedy)
     spec = Model(name_or_path=str(folder) if folder.is_dir() else str(path))
-    model = load.model_of(spec, torch.device(device), {})
+    model = load.load_model(spec, torch.device(device), {})
     return Opened(model=model.eval(), tokenizer=load.tokenizer_of(spec), note=note)
 
 
-def find_artifact(path: Path) -> Path:
+def artifact_folder(path: Path) -> Path:
     """Return the folder of a run's artifact; any other path as it is."""
     return path if read_record(path) is None else _of_run(path)
 
 
-def read_note(folder: Path) -> dict[str, Any]:
+def read_opened_note(folder: Path) -> dict[str, Any]:
     """Return what lies beside an artifact; nothing for a folder that Luthier has not written."""
     return _note(folder / NOTE) if (folder / NOTE).is_file() else {}
 
@@ -77,19 +77,19 @@ def _of_run(folder: Path) -> Path:
     raise LuthierError("artifact-not-found", "the run has no artifact yet", where=str(folder), remedy=remedy)
 
 
-def is_named(note: Mapping[str, Any]) -> bool:
+def names_everything(note: Mapping[str, Any]) -> bool:
     """Return True if a note names everything that opening needs, so that nothing comes from an object in Python."""
     parts = all("name" in note[kind] for kind in ("quantizer", "adapter"))
     return parts and not note["model"]["name_or_path"].startswith("python:")
 
 
 def open_adapter(folder: Path, note: Mapping[str, Any], device: torch.device) -> Opened:
-    """Return a fresh base with a fresh adapter that has read its files; see `is_named`."""
+    """Return a fresh base with a fresh adapter that has read its files; see `names_everything`."""
     return _adapted(folder, {**OPTIONAL, **note}, device, None)
 
 
 def _adapted(folder: Path, note: dict[str, Any], device: torch.device, base: str | None) -> Opened:
-    spec = structure(note["model"], Model, str(folder / NOTE))
+    spec = structure_value(note["model"], Model, str(folder / NOTE))
     if base is not None:
         spec = attrs.evolve(spec, name_or_path=base)
     return _on_base(folder, note, spec, device)
@@ -106,9 +106,9 @@ def _on_base(folder: Path, note: dict[str, Any], spec: Model, device: torch.devi
     if trained is not None:
         model = read_trained(trained, note, device, quantizer)[0]
     else:
-        model = load.model_of(spec, device, quantizer.load_arguments())
+        model = load.load_model(spec, device, quantizer.load_arguments())
         model = apply_quantizer(quantizer, model, _context(model, quantizer, spec, note), progress_of(note))
-    attention.install(model)
+    attention.install_attention(model)
     model = attach_adapter(adapter, model, _context(model, quantizer, spec, note))
     adapter.load(folder)
     _tell(quantizer, note)
@@ -175,7 +175,7 @@ def _note(path: Path) -> dict[str, Any]:
 
 
 def _part(kind: str, spec: dict[str, Any]) -> Any:
-    plugins = installed()
+    plugins = installed_plugins()
     offer = plugins.get(kind, spec["name"])
-    options = structure({k: v for k, v in spec.items() if k != "name"}, plugins.options(offer), kind)
+    options = structure_value({k: v for k, v in spec.items() if k != "name"}, plugins.options(offer), kind)
     return plugins.build(offer, options)

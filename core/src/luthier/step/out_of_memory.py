@@ -10,7 +10,7 @@ import attrs
 import torch
 
 from luthier.errors import LuthierError
-from luthier.hardware.free_memory import capacity
+from luthier.hardware.free_memory import measure_capacity
 from luthier.logs import get_logger
 from luthier.sizes import size_text
 from luthier.step.setup import Attempt
@@ -40,7 +40,7 @@ def is_exhausted(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(saying in str(error) for saying in SAYINGS)
 
 
-def agree(setup: Setup, *, last: bool) -> None:
+def agree_memory(setup: Setup, *, last: bool) -> None:
     """Collective: raise `Elsewhere` where any rank has run out of memory; before what all ranks must do together."""
     if setup.world.size > 1:
         if setup.world.any(False):
@@ -48,7 +48,7 @@ def agree(setup: Setup, *, last: bool) -> None:
         setup.attempt.closed = last
 
 
-def fitted(setup: Setup, lengths: Sequence[int], work: Callable[[], Result], *, agrees: bool = True) -> Result:
+def fit_memory(setup: Setup, lengths: Sequence[int], work: Callable[[], Result], *, agrees: bool = True) -> Result:
     """What `work` gives; where memory runs out in it, it is called again, after the token limit was halved.
 
     `lengths` are those of the examples that `work` packs. Once every micro-batch is as small as the longest of them,
@@ -72,13 +72,13 @@ def fitted(setup: Setup, lengths: Sequence[int], work: Callable[[], Result], *, 
                     global_batch="unchanged", cause=problem)  # fmt: skip
 
 
-def lowered(setup: Setup) -> int | None:
+def lowered_limit(setup: Setup) -> int | None:
     """The token limit that was learnt, if one was; what a checkpoint keeps of it."""
     limit = setup.packing.max_tokens
     return limit if limit < int(setup.recipe.max_tokens_per_device) else None
 
 
-def hold(setup: Setup, limit: int | None) -> None:
+def hold_limit(setup: Setup, limit: int | None) -> None:
     """Go on with the limit that a checkpoint kept."""
     if limit is not None and limit < setup.packing.max_tokens:
         setup.packing = attrs.evolve(setup.packing, max_tokens=limit)
@@ -87,7 +87,7 @@ def hold(setup: Setup, limit: int | None) -> None:
 
 def exhausted(setup: Setup, tokens: int, tries: int, problem: str) -> LuthierError:
     """The error with its numbers."""
-    room = capacity(setup.device)
+    room = measure_capacity(setup.device)
     tried = f", {tries - 1} times again" if tries > 1 else ""
     numbers = f"{size_text(room.free)} of {size_text(room.total)} on {room.device} are free now"
     return LuthierError(

@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from luthier.data.batches.batch import Batch, idle
+from luthier.data.batches.batch import Batch, make_idle_batch
 from luthier.distributed.broadcast import exchange_trees
 from luthier.errors import LuthierError
 from luthier.randomness import seed_all
@@ -48,7 +48,7 @@ def _run_turn(setup: Setup, own: Sequence[Batch], first: int, function: Callable
     """One batch on each rank; the results of those that had one."""
     place, count = first + setup.world.rank, min(setup.world.size, len(own) - first)
     works = place < len(own)
-    batch = own[place] if works else idle(setup.feed.head(1)[0]).to(setup.device)
+    batch = own[place] if works else make_idle_batch(setup.feed.head(1)[0]).to(setup.device)
     seed_all(setup.recipe.seed, 0, place)
     result = setup.step(batch, function)
     results = exchange_trees(setup.world, result if works else None)[:count]

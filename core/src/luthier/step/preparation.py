@@ -21,7 +21,7 @@ from luthier.data.cache import cache_folder
 from luthier.logs import get_logger
 from luthier.model.policy import ModelPolicy
 from luthier.plugins.contracts.values import Purpose
-from luthier.randomness import kept
+from luthier.randomness import keep_randomness
 from luthier.runs.writing.decisions import Decisions
 
 log = get_logger()
@@ -98,7 +98,7 @@ def run_body(model: Any, batch: Any) -> Tensor:
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), kept():
+        with torch.no_grad(), keep_randomness():
             return ModelPolicy(model).states(batch.to(model.device))
     finally:
         model.train(training)

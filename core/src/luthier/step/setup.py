@@ -12,9 +12,9 @@ import torch
 from luthier.data.batches.batch import Batch
 from luthier.data.batches.example_feed import Portion
 from luthier.data.batches.layout import LaidOutFeed, UnitLayout
-from luthier.data.batches.micro_batches import batches
-from luthier.data.batches.packing import Packing, imbalance
-from luthier.data.batches.prefetch import ahead, pays
+from luthier.data.batches.micro_batches import rank_batches
+from luthier.data.batches.packing import Packing, measure_imbalance
+from luthier.data.batches.prefetch import prefetch_pays, prefetch_portions
 from luthier.data.examples import TokenDataset
 from luthier.distributed.spread import Spread
 from luthier.distributed.world import World
@@ -114,19 +114,21 @@ class Setup:
         """The portions of step `first` (from 0) and of those after it, made ahead where that pays."""
         portions = self.feed.portions(first)
         streaming = not isinstance(self.train, TokenDataset)
-        if not self.decisions.take("prefetch", lambda: pays(self.device, streaming=streaming)):
+        if not self.decisions.take("prefetch", lambda: prefetch_pays(self.device, streaming=streaming)):
             return portions
-        return ahead(portions, lambda portion: (self.packing, list(self.micro_batches(portion))), self.device)
+        return prefetch_portions(
+            portions, lambda portion: (self.packing, list(self.micro_batches(portion))), self.device
+        )
 
     def micro_batches(self, portion: Portion) -> Iterator[Batch]:
         """This rank's micro-batches of one optimizer step."""
         if portion.ready is not None and portion.ready[0] == self.packing:
             return iter(portion.ready[1])
-        return batches(portion.examples, self.packing, self.device)
+        return rank_batches(portion.examples, self.packing, self.device)
 
     def balance(self, portion: Portion | None) -> dict[str, float]:
         """Among several ranks, how much longer the slowest of each micro-batch takes than all would at equal loads."""
         if portion is None or self.packing.ranks == 1:
             return {}
         lengths = self.packing.sizes(portion.examples)
-        return {"rank_imbalance": imbalance(lengths, self.packing.spread(lengths))}
+        return {"rank_imbalance": measure_imbalance(lengths, self.packing.spread(lengths))}

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from luthier.data.batches.batch import Batch
 from luthier.data.batches.example_feed import Portion
-from luthier.distributed.world import added
-from luthier.model.weights.shard_tensors import whole
+from luthier.distributed.world import add_numbers
+from luthier.model.weights.shard_tensors import whole_tensor
 from luthier.plugins.contracts.metric_names import check_metric_names
 from luthier.plugins.contracts.values import Multipliers, Progress
 from luthier.randomness import seed_all
-from luthier.step.evaluation.evaluate import couples
+from luthier.step.evaluation.evaluate import is_coupled
 from luthier.step.losses.coupled import accumulate_coupled, list_terms
 from luthier.step.losses.loss_output import weigh_output
-from luthier.step.losses.meter import Meter, divided
-from luthier.step.out_of_memory import agree, fitted
+from luthier.step.losses.meter import Meter, divide_sums
+from luthier.step.out_of_memory import agree_memory, fit_memory
 from luthier.step.setup import Setup
 
 DERIVED_CUT: Final = "derived_cut"  # the share of the documents that the loss derived whose answer lost its end
@@ -54,14 +54,14 @@ class Update:
 def pooled_loss(updates: Sequence[Update]) -> float:
     """Return the objective over several steps: each term's sum over its weight, and the mean penalty."""
     penalty = sum(u.metrics.get(PENALTY, (0.0, 1.0))[0] for u in updates) / len(updates)
-    return sum(divided([u.terms for u in updates]).values()) + penalty
+    return sum(divide_sums([u.terms for u in updates]).values()) + penalty
 
 
-def update(setup: Setup, index: int, portion: Portion) -> Update:
+def update_weights(setup: Setup, index: int, portion: Portion) -> Update:
     """Take step `index` (from 0) on the examples of `portion`; where loss or gradient is not finite, nothing moves."""
     began, lengths = time.perf_counter(), setup.packing.sizes(portion.examples)
     multipliers = setup.tell_progress(setup.progress_after(index, portion.begun))
-    batches, meter = fitted(setup, lengths, lambda: _differentiated(setup, index, portion))
+    batches, meter = fit_memory(setup, lengths, lambda: _differentiated(setup, index, portion))
     seed_all(setup.recipe.seed, index)  # what parts draw from here on is the same on every rank, and for every cut
     penalty = _penalty(setup)
     loss = meter.loss + (penalty or 0.0)
@@ -94,12 +94,12 @@ def _differentiated(setup: Setup, index: int, portion: Portion) -> tuple[list[Ba
     setup.optimizer.zero_grad(set_to_none=True)
     with setup.phases("data"):
         batches = list(setup.micro_batches(portion))
-    return batches, accumulate(setup, index, batches)
+    return batches, accumulate_gradients(setup, index, batches)
 
 
-def accumulate(setup: Setup, index: int, batches: list[Batch]) -> Meter:
+def accumulate_gradients(setup: Setup, index: int, batches: list[Batch]) -> Meter:
     """The gradient of the global batch's objective, and its sums; the same again each time it is called."""
-    if couples(setup.loss):
+    if is_coupled(setup.loss):
         return accumulate_coupled(setup, index, batches)
     return _accumulate(setup, index, batches)
 
@@ -107,7 +107,7 @@ def accumulate(setup: Setup, index: int, batches: list[Batch]) -> Meter:
 def _accumulate(setup: Setup, index: int, batches: list[Batch]) -> Meter:
     """Backward over each micro-batch, every term divided by its weight in the whole global batch."""
     terms = list_terms(setup, batches)
-    weights = setup.world.sum_numbers(added(terms))
+    weights = setup.world.sum_numbers(add_numbers(terms))
     meter = Meter()
     for number, (batch, own) in enumerate(zip(batches, terms, strict=True)):
         seed_all(setup.recipe.seed, index, setup.spread.number(number))
@@ -116,7 +116,7 @@ def _accumulate(setup: Setup, index: int, batches: list[Batch]) -> Meter:
                 output = setup.spread.module(batch)
                 objective = weigh_output(output, weights)
             if number + 1 == len(batches):
-                agree(setup, last=True)
+                agree_memory(setup, last=True)
             with setup.phases("backward"):
                 setup.spread.backward(setup.precision.scaled(objective), batch)
         if not batch.idle:
@@ -139,13 +139,13 @@ def _penalty(setup: Setup) -> float | None:
     if penalty is None:
         return None
     setup.precision.scaled(penalty).backward()
-    return float(whole(penalty.detach()))
+    return float(whole_tensor(penalty.detach()))
 
 
 def _clip(setup: Setup) -> float:
     """The gradient norm over all parameters, before it is clipped."""
     gradients = _gradients(setup)
-    norm = whole(torch.nn.utils.get_total_norm(gradients))
+    norm = whole_tensor(torch.nn.utils.get_total_norm(gradients))
     limit = setup.recipe.max_grad_norm
     if limit is not None and math.isfinite(float(norm)):
         scale = limit / (norm + 1e-6)  # as torch's clip_grad_norm_

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from luthier.errors import LuthierError, nearest
+from luthier.errors import LuthierError, suggest_nearest
 from luthier.plugins.records import Record
 from luthier.testing.laws import CHECKS, KINDS, Law, Subject
 
@@ -38,11 +38,11 @@ class Check:
         return " ".join((self.law.function.__doc__ or "").split())
 
     def __call__(self) -> None:
-        from luthier.testing.running import run
+        from luthier.testing.running import run_law
 
         __tracebackhide__ = True
         try:
-            run(self.law, self.subject)
+            run_law(self.law, self.subject)
         except Exception as error:
             error.add_note(f"{self.name}: {self.meaning}")
             raise
@@ -115,7 +115,7 @@ def _refuse_unknown(reasons: Mapping[str, str], checks: Sequence[Check]) -> None
     for name, reason in reasons.items():
         if name not in known:
             raise LuthierError("plugin-invalid", f"no check is called {name!r}", where="expected_failures",
-                               remedy=nearest(name, known))  # fmt: skip
+                               remedy=suggest_nearest(name, known))  # fmt: skip
         if not reason.strip():
             where = f"expected_failures.{name}"
             raise LuthierError("plugin-invalid", "an expected failure needs its reason", where=where)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from luthier.builtin import NoQuantizer, Sft
 from luthier.builtin.none import Unquantized
 from luthier.builtin.sft import SupervisedLoss
-from luthier.data.batches.batch import Batch, collate
+from luthier.data.batches.batch import Batch, collate_examples
 from luthier.data.examples import TokenExample
 from luthier.errors import LuthierError
 from luthier.model import attention
@@ -120,7 +120,7 @@ class Attached:
 
     def outputs(self, batch: Batch | None = None) -> Tensor:
         """Return [S, V] logits of every label, without dropout, the adapter on."""
-        return logits(self.model, probe_batch() if batch is None else batch, self.part)
+        return batch_logits(self.model, probe_batch() if batch is None else batch, self.part)
 
 
 def attach_on_meta(part: Any, seed: int) -> Any:
@@ -128,7 +128,7 @@ def attach_on_meta(part: Any, seed: int) -> Any:
     whole = tiny_model()
     with torch.device("meta"):
         model = type(whole)(whole.config)
-    attention.install(model)
+    attention.install_attention(model)
     around = context_for(
         model, Unquantized(NoQuantizer()), purpose="hollow", seed=seed, total_steps=STEPS,
         original=_original(model, None), batches=_batches,
@@ -140,7 +140,7 @@ def attach_on_meta(part: Any, seed: int) -> Any:
 def base_model(seed: int = 0, quantizer: Any = None) -> Any:
     """A tiny Llama with packed attention, quantized if a quantizer is given."""
     model = tiny_model(seed=seed)
-    attention.install(model)
+    attention.install_attention(model)
     return model if quantizer is None else apply_quantizer(quantizer, model, context(model, quantizer=quantizer))
 
 
@@ -149,13 +149,13 @@ def probe_batch() -> Batch:
     return random_batch(LENGTHS, seed=99, supervised=1.0)
 
 
-def separate(batch: Batch) -> list[Batch]:
+def separate_documents(batch: Batch) -> list[Batch]:
     """Each document of a batch whose labels all count, alone."""
     rows = [ids.numpy() for ids in batch.input_ids.split(batch.lengths.tolist())]
-    return [collate([TokenExample(input_ids=row, labels=row)]) for row in rows]
+    return [collate_examples([TokenExample(input_ids=row, labels=row)]) for row in rows]
 
 
-def logits(model: Any, batch: Batch, adapter: Any = None) -> Tensor:
+def batch_logits(model: Any, batch: Batch, adapter: Any = None) -> Tensor:
     """[S, V] without dropout or gradient; the model's mode is left as it was."""
     training = model.training
     model.eval()
@@ -167,7 +167,7 @@ def logits(model: Any, batch: Batch, adapter: Any = None) -> Tensor:
     return found[batch.supervised].float()
 
 
-def distance(found: Tensor, expected: Tensor) -> float:
+def relative_distance(found: Tensor, expected: Tensor) -> float:
     """The relative (Frobenius) difference; NaN counts as infinite."""
     difference = float((found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-12))
     return math.inf if math.isnan(difference) else difference

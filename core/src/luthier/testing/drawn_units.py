@@ -9,7 +9,7 @@ import attrs
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from luthier.testing.strategies import Document, documents
+from luthier.testing.strategies import Document, drawn_documents
 
 if TYPE_CHECKING:
     from luthier.data.batches.batch import Batch
@@ -33,7 +33,7 @@ class DrawnUnit:
     weight: float = 1.0
 
 
-def units_of(weights: Sequence[float] = (1.0,)) -> Callable[[Subject], SearchStrategy[DrawnUnit]]:
+def drawn_units_of(weights: Sequence[float] = (1.0,)) -> Callable[[Subject], SearchStrategy[DrawnUnit]]:
     """Return how to draw one unit for the loss under test."""
 
     def strategy(subject: Subject) -> SearchStrategy[DrawnUnit]:
@@ -42,7 +42,7 @@ def units_of(weights: Sequence[float] = (1.0,)) -> Callable[[Subject], SearchStr
         columns = {"label": "bool", **record.columns} if record.data == "unpaired" else dict(record.columns)
         return st.builds(
             DrawnUnit,
-            documents=st.fixed_dictionaries({name: documents() for name in names}),
+            documents=st.fixed_dictionaries({name: drawn_documents() for name in names}),
             columns=st.fixed_dictionaries({name: VALUES[kind] for name, kind in columns.items()}),
             weight=st.sampled_from(tuple(weights)),
         )
@@ -52,7 +52,7 @@ def units_of(weights: Sequence[float] = (1.0,)) -> Callable[[Subject], SearchStr
 
 def unit_packs(weights: Sequence[float] = (1.0, 0.5, 2.0)) -> Callable[[Subject], SearchStrategy[list[DrawnUnit]]]:
     """Return how to draw one to three units that are packed into one batch."""
-    return lambda subject: st.lists(units_of(weights)(subject), min_size=1, max_size=3)
+    return lambda subject: st.lists(drawn_units_of(weights)(subject), min_size=1, max_size=3)
 
 
 def even_units(subject: Subject) -> SearchStrategy[list[DrawnUnit]]:
@@ -67,7 +67,7 @@ def even_units(subject: Subject) -> SearchStrategy[list[DrawnUnit]]:
         }
         return attrs.evolve(unit, documents=resized)
 
-    return st.lists(units_of()(subject).map(like), min_size=1, max_size=3)
+    return st.lists(drawn_units_of()(subject).map(like), min_size=1, max_size=3)
 
 
 def lay_out_units(loss: Any, drawn: Sequence[DrawnUnit]) -> list[TokenExample]:
@@ -84,16 +84,16 @@ def lay_out_units(loss: Any, drawn: Sequence[DrawnUnit]) -> list[TokenExample]:
 
 def pack_examples(examples: Sequence[TokenExample]) -> Batch:
     """Return the batch of these units."""
-    from luthier.data.batches.batch import collate
+    from luthier.data.batches.batch import collate_examples
 
-    return collate(examples)
+    return collate_examples(examples)
 
 
 def idle_batch(drawn: Sequence[DrawnUnit]) -> Batch:
     """Return what a rank without work computes in a run with such units."""
-    from luthier.data.batches.batch import idle
+    from luthier.data.batches.batch import make_idle_batch
 
-    return idle(_example(drawn[0], 0))
+    return make_idle_batch(_example(drawn[0], 0))
 
 
 def _example(unit: DrawnUnit, index: int) -> TokenExample:

@@ -11,25 +11,25 @@ from typing import Any, Final
 import pluggy
 
 from luthier.plugins.events import EVENTS, Events
-from luthier.plugins.registry import checked
+from luthier.plugins.registry import check_part
 
 TOTAL: Final = 4  # steps of a run
 EPOCH: Final = 2  # steps of an epoch
 ERROR: Final = RuntimeError("a failure that the kit made up")
 
 
-def connected(parts: list[Any]) -> Any:
+def connect_parts(parts: list[Any]) -> Any:
     """The hooks of one run, with these callbacks; raises where an event or an argument is unknown."""
     manager = pluggy.PluginManager("luthier-events")
     manager.add_hookspecs(Events)
     for part in parts:
-        checked(part, "callback", type(part).__name__)
+        check_part(part, "callback", type(part).__name__)
         manager.register(part)
         manager.check_pending()
     return manager.hook
 
 
-def heard(part: Any) -> list[str]:
+def heard_events(part: Any) -> list[str]:
     """The events that a callback implements. Raises `AssertionError` for one that would never be called."""
     named = [name for name in EVENTS if callable(getattr(part, name, None))]
     unmarked = [name for name in named if not hasattr(getattr(part, name), "luthier-events_impl")]
@@ -44,7 +44,7 @@ class Stage:
     def __init__(self, part: Any, folder: Path, step: int = 0) -> None:
         from luthier.runs.writing.active_run import ActiveRun
 
-        self.part, self.hooks = part, connected([part])
+        self.part, self.hooks = part, connect_parts([part])
         self.seen: list[str] = []
         self.run = ActiveRun(
             run_id="20260102-030405-abcd",
@@ -166,7 +166,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     return Recipe.from_dict({"model": "demo", "data": data, "output_dir": str(folder)}).to_dict()
 
 
-def play(part: Any, folder: Path, steps: int = TOTAL, kind: type[Stage] = Stage) -> Stage:
+def play_run(part: Any, folder: Path, steps: int = TOTAL, kind: type[Stage] = Stage) -> Stage:
     """A run from its start, to its end if `steps` are all of them."""
     stage = kind(part, folder)
     stage.begin(evaluate=True)
@@ -179,13 +179,13 @@ def play(part: Any, folder: Path, steps: int = TOTAL, kind: type[Stage] = Stage)
     return stage
 
 
-def played(part: Any, steps: int = TOTAL) -> Stage:
-    """`play` in a folder of its own, which is gone afterwards."""
+def played_run(part: Any, steps: int = TOTAL) -> Stage:
+    """`play_run` in a folder of its own, which is gone afterwards."""
     with tempfile.TemporaryDirectory() as folder:
-        return play(part, Path(folder), steps)
+        return play_run(part, Path(folder), steps)
 
 
-def snapshot(part: Any) -> dict[str, Any]:
+def copy_values(part: Any) -> dict[str, Any]:
     """Copies of the part's plain values: its own attributes, and those of its class that can change."""
     plain = (bool, int, float, str, type(None), list, dict, set, tuple)
     names = [n for n in dir(part) if not n.startswith("__")]
@@ -200,5 +200,5 @@ def _copies(value: Any) -> bool:
     return True
 
 
-def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def differing_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     return sorted(n for n in before.keys() | after.keys() if before.get(n) != after.get(n))

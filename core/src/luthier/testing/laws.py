@@ -14,7 +14,7 @@ from luthier.plugins.registry import Offer, Plugins, Source
 KINDS: Final = ("loss", "adapter", "optimizer", "quantizer", "callback", "operation", "exporter", "metric")
 
 
-def registered(record: Record) -> tuple[Plugins, Offer]:
+def register_record(record: Record) -> tuple[Plugins, Offer]:
     """A registry that holds this record alone, whether it is installed or not."""
     source = Source(plugin=record.name, module=record.build.partition(":")[0], distribution="under test", version="0")
     return Plugins(autoload=False), Offer(record=record, source=source)
@@ -49,7 +49,7 @@ class Subject:
 
     @property
     def options_class(self) -> type:
-        plugins, offer = registered(self.record)
+        plugins, offer = register_record(self.record)
         return plugins.options(offer)
 
     @property
@@ -60,7 +60,7 @@ class Subject:
 
     def build(self, options: object) -> Any:
         """The part, held to the protocol of its kind."""
-        plugins, offer = registered(self.record)
+        plugins, offer = register_record(self.record)
         return plugins.build(offer, options)
 
 

@@ -103,5 +103,5 @@ def _join(rank: int, size: int, folder: Path) -> None:
     from luthier.distributed import store as notes
 
     store = dist.FileStore(str(folder / "store"), size)
-    notes.keep(store)
+    notes.keep_store(store)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=TIMEOUT))

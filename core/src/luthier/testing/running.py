@@ -25,7 +25,7 @@ DEFECTS: Final = frozenset(  # codes that are a part's own fault, never a refusa
 )
 
 
-def run(law: Law, subject: Subject) -> None:
+def run_law(law: Law, subject: Subject) -> None:
     """Raise where the subject breaks the law."""
     __tracebackhide__ = True
     with torch_settings(subject) if law.needs_torch else nullcontext():
@@ -33,7 +33,7 @@ def run(law: Law, subject: Subject) -> None:
             _run_once(law, subject)
             return
         drawn = {n: s if isinstance(s, SearchStrategy) else s(subject) for n, s in law.drawn.items()}
-        sample(subject, law.function, law.examples, drawn, default_only=law.default_only)
+        sample_options(subject, law.function, law.examples, drawn, default_only=law.default_only)
 
 
 def _run_once(law: Law, subject: Subject) -> None:
@@ -44,7 +44,7 @@ def _run_once(law: Law, subject: Subject) -> None:
         raise unittest.SkipTest(f"{subject}: {reason}") from None
 
 
-def sample(
+def sample_options(
     subject: Subject,
     function: Callable[..., None],
     examples: int,
@@ -105,10 +105,10 @@ def _attempt(
 
 def _search(function: Callable[..., None], examples: int, **strategies: SearchStrategy[Any]) -> None:
     __tracebackhide__ = True
-    profile(examples)(given(**strategies)(function))()
+    example_settings(examples)(given(**strategies)(function))()
 
 
-def profile(examples: int, **more: Any) -> settings:
+def example_settings(examples: int, **more: Any) -> settings:
     """So many examples, the same on every machine, nothing kept on the disk.
 
     Shrinking a check that builds models takes minutes and says little: what failed is printed as it was drawn.

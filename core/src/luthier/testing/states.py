@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-def carried(tree: Mapping[str, Any]) -> dict[str, Any]:
+def carry_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The tree after a checkpoint: fresh tensors and JSON values. Raises `checkpoint-state` for anything else."""
     from luthier.state_tree import load_state, save_state
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from luthier.errors import LuthierError
-from luthier.plugins.options import KEY, Bounds, hints
+from luthier.plugins.options import KEY, Bounds, field_hints
 
 NEAR: Final = 8  # how far an integer without bounds is drawn from its default
 
@@ -36,11 +36,11 @@ def bases_of(cls: type, examples: Sequence[object] = ()) -> list[Any]:
     unknown = []
     for field in attrs.fields(cls):
         if field.default is attrs.NOTHING and field.init:
-            values = _values(hints(cls)[field.name], _bounds(field), None)
+            values = _values(field_hints(cls)[field.name], _bounds(field), None)
             if values is None:
                 unknown.append(field.name)
             else:
-                given[field.name] = _first(hints(cls)[field.name], _bounds(field))
+                given[field.name] = _first(field_hints(cls)[field.name], _bounds(field))
     if not unknown:
         return [cls(**given), *examples]
     if examples:
@@ -73,7 +73,9 @@ def _varied(draw: st.DrawFn, base: Any) -> Any:
     cls: Any = type(base)
     changes = {}
     for field in attrs.fields(cls):
-        values = _values(hints(cls)[field.name], _bounds(field), getattr(base, field.name)) if field.init else None
+        values = (
+            _values(field_hints(cls)[field.name], _bounds(field), getattr(base, field.name)) if field.init else None
+        )
         if values is not None:
             changes[field.name] = draw(st.just(getattr(base, field.name)) | values)
     try:
@@ -159,7 +161,9 @@ class Document:
     weight: float = 1.0
 
 
-def documents(vocabulary: int = 7, longest: int = 6, weights: Sequence[float] = (1.0,)) -> SearchStrategy[Document]:
+def drawn_documents(
+    vocabulary: int = 7, longest: int = 6, weights: Sequence[float] = (1.0,)
+) -> SearchStrategy[Document]:
     """Documents of 2 to `longest` tokens, of which at least one can be predicted and is supervised."""
 
     def of_length(length: int) -> SearchStrategy[Document]:
@@ -172,10 +176,10 @@ def documents(vocabulary: int = 7, longest: int = 6, weights: Sequence[float] = 
 
 def packs(weights: Sequence[float] = (1.0, 0.5, 2.0)) -> SearchStrategy[list[Document]]:
     """One to three documents that are packed into one batch."""
-    return st.lists(documents(weights=weights), min_size=1, max_size=3)
+    return st.lists(drawn_documents(weights=weights), min_size=1, max_size=3)
 
 
-def seeds() -> SearchStrategy[int]:
+def drawn_seeds() -> SearchStrategy[int]:
     return st.integers(0, 2**16)
 
 
@@ -183,7 +187,7 @@ def pack(drawn: Sequence[Document]) -> Any:
     """The batch of these documents."""
     import numpy as np
 
-    from luthier.data.batches.batch import collate
+    from luthier.data.batches.batch import collate_examples
     from luthier.data.examples import IGNORED, TokenExample
 
     examples = []
@@ -191,4 +195,4 @@ def pack(drawn: Sequence[Document]) -> Any:
         ids = np.array(document.ids, np.int32)
         labels = np.where(np.array(document.supervised), ids, IGNORED).astype(np.int32)
         examples.append(TokenExample(input_ids=ids, labels=labels, weight=document.weight))
-    return collate(examples)
+    return collate_examples(examples)

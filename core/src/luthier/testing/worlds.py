@@ -121,7 +121,7 @@ def random_batch(lengths: Sequence[int] = (5, 9, 3), seed: int = 0, supervised: 
     """A packed batch of random tokens, about `supervised` of its labels counted."""
     import numpy as np
 
-    from luthier.data.batches.batch import collate
+    from luthier.data.batches.batch import collate_examples
     from luthier.data.examples import IGNORED, TokenExample
 
     random = np.random.default_rng(seed)
@@ -131,4 +131,4 @@ def random_batch(lengths: Sequence[int] = (5, 9, 3), seed: int = 0, supervised: 
         labels = np.where(random.random(length) < supervised, ids, IGNORED).astype(np.int32)
         labels[-1] = ids[-1]
         examples.append(TokenExample(input_ids=ids, labels=labels))
-    return collate(examples)
+    return collate_examples(examples)

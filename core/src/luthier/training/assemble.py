@@ -14,7 +14,7 @@ from luthier.distributed.join import device_name
 from luthier.distributed.world import World
 from luthier.hardware import devices, threads
 from luthier.logs import get_logger
-from luthier.memory.fit import Case, settle
+from luthier.memory.fit import Case, settle_sizes
 from luthier.model import load, recompute
 from luthier.model.generation.generate import teach_stops
 from luthier.model.model_config import config_of
@@ -28,19 +28,19 @@ from luthier.precision import dtypes as precision
 from luthier.recipe import Recipe
 from luthier.recipe.checks.soundness import check_parts
 from luthier.recipe.objects import Objects
-from luthier.recipe.parts import Part, Resolved, resolve
+from luthier.recipe.parts import Part, Resolved, resolve_parts
 from luthier.runs.writing.decisions import Decisions
 from luthier.step import compile_step as compiling
-from luthier.step.attach import BUILT, HOST, attach, quantize
+from luthier.step.attach import BUILT, HOST, attach_parts, quantize_model
 from luthier.step.evaluation.metric_parts import settle_evaluation
-from luthier.step.fit_checks import check_prompts, check_rooms, meet
+from luthier.step.fit_checks import check_prompts, check_rooms, prepare_model
 from luthier.step.reference.company import Company
 from luthier.step.schedule.total_steps import check_length, feed_of
 from luthier.step.setup import Setup
 from luthier.training import strategy
-from luthier.training.process_choice import settle as settle_process
+from luthier.training.process_choice import settle_process
 from luthier.training.rows import made_rows
-from luthier.training.weightless import hollow_model, loaded
+from luthier.training.weightless import hollow_model, load_quantized
 
 log = get_logger()
 
@@ -54,12 +54,12 @@ class Assembled:
     case: Case
 
 
-def assemble(recipe: Recipe, objects: Objects, plugins: Plugins | None = None, decisions: Decisions | None = None,
+def assemble_run(recipe: Recipe, objects: Objects, plugins: Plugins | None = None, decisions: Decisions | None = None,
              world: World | None = None, purpose: Purpose = "train", *, begins: bool = True) -> Assembled:  # fmt: skip
     """Everything loaded and attached, nothing trained. `decisions` None: all anew; `world` None: this process alone;
     `begins`: the run starts afresh, and so from the adapter that the recipe may name."""
     decisions, world = decisions or Decisions(), world or World()
-    began, resolved = threads.Glance(), resolve(recipe, plugins)
+    began, resolved = threads.Glance(), resolve_parts(recipe, plugins)
     device = usable_device(recipe, resolved, world)
     built = {kind: resolved.build(getattr(resolved, kind)) for kind in BUILT}
     built["kernels"] = find_kernels(recipe, resolved, device)
@@ -72,12 +72,12 @@ def assemble(recipe: Recipe, objects: Objects, plugins: Plugins | None = None, d
     about = {"shares": world.size, "ranks_here": world.local_size, "purpose": purpose}
     case = Case(recipe=recipe, resolved=resolved, device=device, prepared=prepared, objects=objects, **about)
     check_rooms(prepared, recipe, case.layout)
-    case.sharded = (how := strategy.choose(case, decisions, world)) == "fsdp"
-    recipe = case.recipe = settle(case, decisions, world)
-    model, purpose = loaded(case, how, world, functools.partial(_quantized, case, built["quantizer"]))
+    case.sharded = (how := strategy.choose_strategy(case, decisions, world)) == "fsdp"
+    recipe = case.recipe = settle_sizes(case, decisions, world)
+    model, purpose = load_quantized(case, how, world, functools.partial(_quantized, case, built["quantizer"]))
     recipe = case.recipe = without_packing(recipe, model.config, model, decisions)
-    meet(model, tokenizer, prepared)
-    setup = attach(recipe, model, tokenizer, built, prepared, device, decisions, world, how, purpose=purpose)
+    prepare_model(model, tokenizer, prepared)
+    setup = attach_parts(recipe, model, tokenizer, built, prepared, device, decisions, world, how, purpose=purpose)
     check_prompts(prepared, recipe, setup.packing, model)
     _settle_setup(setup, resolved, began)
     return Assembled(setup=setup, resolved=resolved, prepared=prepared, callbacks=callbacks, case=case)
@@ -87,18 +87,18 @@ def _settle_setup(setup: Setup, resolved: Resolved, began: threads.Glance) -> No
     """Set what depends on the loss's record, the process and the compiler."""
     setup.process = settle_process(setup, began)
     setup.undo.enter_context(setup.process.applied())
-    compiling.settle(setup)
+    compiling.settle_compile(setup)
     settle_evaluation(setup, resolved)
 
 
 def usable_device(recipe: Recipe, resolved: Resolved, world: World) -> torch.device:
     """The run's device; what the parts, the device or the length cannot do is refused."""
-    device = devices.choose(device_name(recipe.device, world))
+    device = devices.choose_device(device_name(recipe.device, world))
     check_parts(recipe, resolved, device.type)
     check_quantizer(recipe.model.name_or_path, recipe.to_dict()["quantizer"])
-    precision.refuse(recipe.precision, device)
-    recompute.refuse(recipe.gradient_checkpointing, device)
-    compiling.refuse(recipe.torch_compile, device)
+    precision.refuse_precision(recipe.precision, device)
+    recompute.refuse_recompute(recipe.gradient_checkpointing, device)
+    compiling.refuse_compile(recipe.torch_compile, device)
     check_length(recipe)
     return device
 
@@ -110,7 +110,9 @@ def whole_again(assembled: Assembled) -> Setup:
     built["kernels"] = find_kernels(case.recipe, resolved, HOST)
     model = _quantized(case, built["quantizer"], HOST, "open")
     teach_stops(model, held.tokenizer, assembled.prepared.stop_tokens)
-    setup = attach(case.recipe, model, held.tokenizer, built, assembled.prepared, HOST, held.decisions, purpose="open")
+    setup = attach_parts(
+        case.recipe, model, held.tokenizer, built, assembled.prepared, HOST, held.decisions, purpose="open"
+    )
     setup.progress = held.progress
     return setup
 
@@ -131,10 +133,10 @@ def _quantized(case: Case, quantizer: Quantizer, device: torch.device, purpose: 
     trained = None if case.objects.model is not None else find_trained(case.recipe.model.name_or_path)
     feed, purpose = feed_of(case.recipe, case.prepared.train), purpose or case.purpose
     if device.type == "meta":
-        return quantize(case.recipe, feed, hollow_model(case), quantizer, "hollow")
+        return quantize_model(case.recipe, feed, hollow_model(case), quantizer, "hollow")
     if trained is None:
-        return quantize(case.recipe, feed, _model(case, device), quantizer, purpose)
-    model = quantize(case.recipe, feed, load.empty_model(trained, device), quantizer, purpose, blank=True)
+        return quantize_model(case.recipe, feed, _model(case, device), quantizer, purpose)
+    model = quantize_model(case.recipe, feed, load.empty_model(trained, device), quantizer, purpose, blank=True)
     return quantizer.load(trained, model)
 
 
@@ -142,6 +144,6 @@ def _model(case: Case, device: torch.device) -> Any:
     given = case.objects.model
     if given is None:
         quantizer = case.resolved.build(case.resolved.quantizer)
-        return load.model_of(case.recipe.model, device, quantizer.load_arguments())
+        return load.load_model(case.recipe.model, device, quantizer.load_arguments())
     load.check_causal(given)
     return given.to(device)

@@ -8,8 +8,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from luthier.data.examples import TokenDataset
-from luthier.errors import LuthierError, nearest
-from luthier.step.evaluation.evaluate import evaluate
+from luthier.errors import LuthierError, suggest_nearest
+from luthier.step.evaluation.evaluate import evaluate_loss
 
 if TYPE_CHECKING:
     from luthier.recipe import Recipe
@@ -33,20 +33,20 @@ def check_metrics(setup: Setup, callbacks: Mapping[str, Any]) -> None:
                            remedy="Set data.validation, or leave this out.")  # fmt: skip
     if set(needed.values()) <= {ALWAYS, *(("eval_perplexity",) if setup.has_perplexity else ())}:
         return
-    found = evaluate(setup, TokenDataset.of(list(islice(setup.validation or (), FIRST))))
+    found = evaluate_loss(setup, TokenDataset.of(list(islice(setup.validation or (), FIRST))))
     if not set(needed.values()) <= found.keys():
-        found = evaluate(setup)
+        found = evaluate_loss(setup)
     for where, name in needed.items():
         require_metric(name, found, where)
 
 
 def require_metric(name: str, found: Iterable[str], where: str = "metric_for_best_model") -> None:
     if name not in found:
-        problem, remedy = f"an evaluation gives no {name!r}", nearest(name, found)
+        problem, remedy = f"an evaluation gives no {name!r}", suggest_nearest(name, found)
         raise LuthierError("recipe-conflict", problem, where=where, remedy=remedy)
 
 
-def improves(recipe: Recipe, found: Mapping[str, float], best: float | None) -> bool:
+def improves_metric(recipe: Recipe, found: Mapping[str, float], best: float | None) -> bool:
     """Whether an evaluation is better than the best so far; NaN never is."""
     name, more = recipe.metric_for_best_model, recipe.greater_is_better
     require_metric(name, found)

@@ -16,8 +16,8 @@ from luthier.checkpoint.saver import Cadence, Saver
 from luthier.checkpoint.shards import as_held
 from luthier.checkpoint.task_state import take_task_state
 from luthier.data.batches.example_feed import Portion
-from luthier.distributed.agreement import Agreed, agree, here
-from luthier.distributed.broadcast import shared
+from luthier.distributed.agreement import Agreed, agree_requests, local_callbacks
+from luthier.distributed.broadcast import broadcast_tree
 from luthier.hardware.peak_memory import peak_memory
 from luthier.health.monitor import Health
 from luthier.logs import get_logger
@@ -28,13 +28,13 @@ from luthier.recipe.objects import TaskPlace
 from luthier.runs.writing import save_requests as requests
 from luthier.runs.writing.active_run import ActiveRun, Interrupted
 from luthier.step import out_of_memory as recovery
-from luthier.step.evaluation.evaluate import Abandoned, evaluate
-from luthier.step.losses.meter import divided
+from luthier.step.evaluation.evaluate import Abandoned, evaluate_loss
+from luthier.step.losses.meter import divide_sums
 from luthier.step.over_batches import begin_loss
 from luthier.step.reference.reference_check import begin_companions
 from luthier.step.setup import Setup
-from luthier.step.update import Update, pooled_loss, update
-from luthier.training.best_metric import improves
+from luthier.step.update import Update, pooled_loss, update_weights
+from luthier.training.best_metric import improves_metric
 
 log = get_logger()
 
@@ -70,7 +70,7 @@ class Loop:
         self.agreed = Agreed()
         self.constants: dict[str, str] = {}  # files of frozen tensors by their owner
         self.health = Health(setup)
-        self.hooks = connect_callbacks(callbacks if run.is_main else here(callbacks))
+        self.hooks = connect_callbacks(callbacks if run.is_main else local_callbacks(callbacks))
         self.cadence = Cadence.of(setup.recipe)
         how = {"background": setup.recipe.async_save, "limit": setup.recipe.save_total_limit}
         self.saver = Saver(run.folder, run.belongs, **how, world=setup.world)
@@ -83,7 +83,7 @@ class Loop:
                 run.total_steps = run.step if portion.last else run.total_steps
                 self.hooks.step_started(run=run, step=run.step)
                 self.health.look(run.step)
-                done = update(setup, portion.step, portion)
+                done = update_weights(setup, portion.step, portion)
                 self.health.see(run.step, done, portion.examples)
                 self._count(done)
                 self.hooks.step_ended(run=run, step=run.step, metrics=self._numbers(self.recent[-1:]))
@@ -137,17 +137,17 @@ class Loop:
 
     def _agree(self) -> None:
         """What was asked until now counts for this step, on every rank."""
-        if self.run.is_main and requests.take(self.run.folder):
+        if self.run.is_main and requests.take_request(self.run.folder):
             self.run.request_save()
-        self.agreed = agree(self.run, self.setup.world)
+        self.agreed = agree_requests(self.run, self.setup.world)
 
     def save(self) -> None:
         """Begin a checkpoint of this step; `saved` fires once it is complete."""
         run, step = self.run, self.run.step
         run.wants_save, self.tally.stop_reason = False, run.stop_reason
-        asked = run.is_main and requests.taken(run.folder)
+        asked = run.is_main and requests.request_taken(run.folder)
         then = {"then": lambda path: self.hooks.saved(run=run, step=step, path=path)}
-        then |= {"after": lambda: requests.answer(run.folder)} if asked else {}
+        then |= {"after": lambda: requests.answer_request(run.folder)} if asked else {}
         with self.setup.phases("saving"):
             state = self._state()
             if run.is_main or is_sharded(state):
@@ -161,14 +161,14 @@ class Loop:
         self.constants = tree.get("constants", {})
         self.saver.constants = tuple(self.constants.values())
         restore_constants(self.run.folder, self.constants, setup.constant_owners, setup.world, source)
-        contents.restore(setup, self.callbacks, tree, fresh)
+        contents.restore_state(setup, self.callbacks, tree, fresh)
         if "feed" not in fresh:
             setup.feed.load_state(tree.get("feed", {}))
         self.health.load_state(tree.get("health", {}))
         self.recent = [Update(**numbers) for numbers in tree.get("recent", [])]
         held = dict(tree["tally"])
         self.tally = Tally(**{**held, "losses": held["losses"].tolist()})
-        recovery.hold(setup, self.tally.token_limit)
+        recovery.hold_limit(setup, self.tally.token_limit)
         self.run.step, self.run.stop_reason = self.tally.step, self.tally.stop_reason
         setup.tell_progress(setup.progress_after(self.tally.step, self.tally.epoch))
         if "loss" in fresh:  # another loss than the checkpoint's
@@ -190,7 +190,7 @@ class Loop:
             adapter.end_task(self.task.index, self.task.total)
             changed = True
         if changed and self.setup.validation is not None:
-            self.tally.evaluation = evaluate(self.setup)
+            self.tally.evaluation = evaluate_loss(self.setup)
 
     def _load_best(self) -> bool:
         """Go back to the best checkpoint's weights; False where these are the last ones."""
@@ -200,14 +200,14 @@ class Loop:
             log.warning("no best checkpoint to end with: these are the last weights", best_step=self.tally.best_step)
         if best is None or self.tally.best_step == self.run.step:
             return False
-        tree = shared(world, lambda: checkpoint.load(Path(best)))
+        tree = broadcast_tree(world, lambda: checkpoint.load_checkpoint(Path(best)))
         contents.restore_weights(self.setup, as_held(self.setup, tree, Path(best)))
         return True
 
     def _state(self) -> dict[str, Any]:
         tally = attrs.asdict(self.tally)
         return {
-            **contents.collected(self.setup, self.callbacks),
+            **contents.collect_state(self.setup, self.callbacks),
             "feed": self.setup.feed.state(self.portion),
             "health": self.health.state(),
             "constants": dict(self.constants),
@@ -224,7 +224,7 @@ class Loop:
         tally.samples += done.documents
         tally.seconds += done.seconds
         tally.skipped_steps += not (done.finite or done.overflowed)
-        tally.token_limit = recovery.lowered(self.setup)
+        tally.token_limit = recovery.lowered_limit(self.setup)
         tally.losses.append(done.loss)
         self.recent.append(done)
 
@@ -253,7 +253,7 @@ class Loop:
             "skipped_steps": self.tally.skipped_steps,
         }
         also = {**self.setup.balance(self.portion), **self.health.flow}
-        return {**numbers, **divided([u.metrics for u in updates]), **also}
+        return {**numbers, **divide_sums([u.metrics for u in updates]), **also}
 
     def _evaluation_due(self) -> bool:
         if self.setup.validation is None:
@@ -265,7 +265,7 @@ class Loop:
         """Now; where a signal comes before its end, the run ends with it owed, and does it first when it goes on."""
         self.run.wants_evaluation, self.tally.owes_evaluation = False, True
         with self.setup.phases("evaluation"), suppress(Abandoned):
-            found = evaluate(self.setup, leave=lambda: self.run.signal is not None)
+            found = evaluate_loss(self.setup, leave=lambda: self.run.signal is not None)
             self.tally.owes_evaluation = False
         if self.tally.owes_evaluation:
             return
@@ -276,7 +276,7 @@ class Loop:
     def _judge(self, found: dict[str, float]) -> None:
         """Remember the best; its checkpoint is written where the run must end with it."""
         recipe = self.setup.recipe
-        if improves(recipe, found, self.tally.best_metric) and self.run.step:  # before the first step there is none
+        if improves_metric(recipe, found, self.tally.best_metric) and self.run.step:  # 0: no step yet
             self.tally.best_metric, self.tally.best_step = found[recipe.metric_for_best_model], self.run.step
             self.run.wants_save |= recipe.load_best_model_at_end
 

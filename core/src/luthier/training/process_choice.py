@@ -22,7 +22,7 @@ OPTION: Final = "num_threads"
 VARIABLE: Final = "OMP_NUM_THREADS"
 
 
-def settle(setup: Setup, since: threads.Glance) -> Process:
+def settle_process(setup: Setup, since: threads.Glance) -> Process:
     """Decide all of it; on other devices than a CPU there is nothing to decide but what the recipe asks for.
 
     What other programs did `since` then decides how many cores are free.
@@ -33,11 +33,11 @@ def settle(setup: Setup, since: threads.Glance) -> Process:
         return Process(threads=count)
     hidden, setting = hidden_size(setup.model), None
     if setup.precision.name == "float32":
-        setting = decisions.take("float32_products", lambda: products.choose(hidden))
+        setting = decisions.take("float32_products", lambda: products.choose_matmul(hidden))
     return Process(
         threads=_threads(setup, hidden, since),
         float32_products=setting,
-        keeps_memory=decisions.take("keeps_memory", lambda: allocator.choose(hidden)),
+        keeps_memory=decisions.take("keeps_memory", lambda: allocator.choose_keeping(hidden)),
     )
 
 
@@ -49,7 +49,7 @@ def _threads(setup: Setup, hidden: int, since: threads.Glance) -> int:
         return decisions.explicit(OPTION, torch.get_num_threads(), f"{VARIABLE} is set")
 
     def chosen() -> tuple[int, str]:
-        return threads.choose(threads.cores(since), hidden, setup.world.local_size)
+        return threads.choose_threads(threads.count_cores(since), hidden, setup.world.local_size)
 
-    most = len(threads.allowed())
+    most = len(threads.allowed_processors())
     return decisions.take(OPTION, chosen, usable=lambda count: count <= most)

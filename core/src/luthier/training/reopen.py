@@ -15,20 +15,20 @@ from luthier.checkpoint import folder as checkpoint
 from luthier.data.examples import TokenDataset
 from luthier.data.formats.wanted import Wanted
 from luthier.errors import LuthierError
-from luthier.model.attention import packed
-from luthier.model.operations.install_operations import operating
+from luthier.model.attention import packed_attention
+from luthier.model.operations.install_operations import installed_operations
 from luthier.plugins.contracts.protocols import Loss
-from luthier.plugins.structure import structure
-from luthier.recipe import Recipe, resolve
+from luthier.plugins.structure import structure_value
+from luthier.recipe import Recipe, resolve_parts
 from luthier.recipe.objects import Objects
 from luthier.recipe.schema import Data, Source
 from luthier.runs.writing.decisions import Decisions
 from luthier.runs.writing.record import RECIPE, read_record
-from luthier.step.evaluation.evaluate import evaluate
+from luthier.step.evaluation.evaluate import evaluate_loss
 from luthier.step.fit_checks import check_fit, check_room
 from luthier.step.opened import progress_of
 from luthier.step.setup import Setup
-from luthier.training.assemble import assemble
+from luthier.training.assemble import assemble_run
 
 PATHS = ("output_path", "artifact", "merged", "best_checkpoint")
 
@@ -36,11 +36,11 @@ PATHS = ("output_path", "artifact", "merged", "best_checkpoint")
 Given = tuple[Recipe, Objects]
 
 
-def reopened(folder: Path, given: Given | None) -> Setup:
+def reopen_run(folder: Path, given: Given | None) -> Setup:
     """Model, adapter and data as they were at the run's end."""
     recipe, objects = given or (Recipe.load(folder / RECIPE, environ={}), Objects())
     decisions = Decisions((read_record(folder) or {}).get("decisions"))
-    setup = assemble(recipe, objects, decisions=decisions, purpose="open").setup
+    setup = assemble_run(recipe, objects, decisions=decisions, purpose="open").setup
     setup.undo.close()
     result = recorded_result(folder)
     setup.adapter.load(result["artifact"])
@@ -66,7 +66,7 @@ def _restore_loss(setup: Setup, folder: Path, best: Path | None) -> None:
     """Give a loss that keeps a state the one that it had at the end of its run, or in the best checkpoint."""
     if getattr(setup.loss.load_state, "__func__", None) is Loss.load_state:
         return
-    found = checkpoint.newest(folder) if best is None else (best, checkpoint.load(best), [])
+    found = checkpoint.newest_checkpoint(folder) if best is None else (best, checkpoint.load_checkpoint(best), [])
     if found is not None and "loss" in found[1]["parts"]:
         setup.loss.load_state(found[1]["parts"]["loss"])
 
@@ -78,13 +78,13 @@ def evaluate_again(setup: Setup, data: Any = None) -> dict[str, float]:
             raise LuthierError("data-empty", "the run has no validation rows", where="data.validation",
                                remedy="Give evaluate(data) some.")  # fmt: skip
         return evaluate_rows(setup, setup.validation)
-    from luthier.data.prepare import prepare
+    from luthier.data.prepare import prepare_data
 
     held_out = attrs.evolve(setup.recipe.data, validation=0.0, streaming=False)
     source = _source(data, held_out)
     held_out = held_out if source is None else attrs.evolve(held_out, train=[source])
-    wanted, given = Wanted.of_part(resolve(setup.recipe).loss), data if source is None else None
-    rows = prepare(held_out, setup.tokenizer, seed=setup.recipe.seed, wanted=wanted, given=given).train
+    wanted, given = Wanted.of_part(resolve_parts(setup.recipe).loss), data if source is None else None
+    rows = prepare_data(held_out, setup.tokenizer, seed=setup.recipe.seed, wanted=wanted, given=given).train
     assert isinstance(rows, TokenDataset)  # not a stream
     check_fit(rows, setup.tokenizer, setup.model)
     check_room(rows, setup.recipe, setup.layout)
@@ -94,23 +94,23 @@ def evaluate_again(setup: Setup, data: Any = None) -> dict[str, float]:
 def evaluate_rows(setup: Setup, rows: Any) -> dict[str, float]:
     """Return the held-out numbers over examples that are made already, computed as in the run."""
     with _as_trained(setup):
-        return evaluate(setup, rows)
+        return evaluate_loss(setup, rows)
 
 
 @contextmanager
 def _as_trained(setup: Setup) -> Iterator[None]:
     """Inside it the model computes as it did in the run."""
     trained = [p for group in setup.adapter.groups() for p in group.parameters]
-    operations = operating(setup.model, setup.operations.operations)
+    operations = installed_operations(setup.model, setup.operations.operations)
     precision, process = setup.precision.held(setup.model, trained), setup.process.applied()
-    with packed(setup.model), operations, precision, process:
+    with packed_attention(setup.model), operations, precision, process:
         yield
 
 
 def _source(data: Any, like: Data) -> Source | None:
     """Where named rows come from, their columns mapped as the run's one source has it; None for rows themselves."""
     if isinstance(data, Mapping) and "path" in data:
-        return structure(data, Source, "data")
+        return structure_value(data, Source, "data")
     if isinstance(data, (str, Path)):
         (first, *others) = like.train
         mapped = {} if others else {"columns": first.columns, "template": first.template}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from luthier.data.formats.wanted import Wanted
-from luthier.data.prepare import Prepared, prepare
+from luthier.data.prepare import Prepared, prepare_data
 from luthier.data.sets import Progress
 from luthier.distributed.turns import first_here
 from luthier.distributed.world import World
@@ -36,7 +36,7 @@ def prepared_data(recipe: Recipe, objects: Objects, tokenizer: Any, wanted: Want
     """The rows as token examples."""
     given = {"given": objects.data, "given_validation": objects.eval_data}
     with progress() as seen:
-        return prepare(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, progress=seen, **given)
+        return prepare_data(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, progress=seen, **given)
 
 
 @contextmanager

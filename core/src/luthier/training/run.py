@@ -56,11 +56,13 @@ class Run:
     ) -> str:
         """The model's answer to a text or to messages, prompted as it was trained; greedy at temperature 0."""
         from luthier.artifacts.note import of_run
-        from luthier.model.generation.generate import answer
+        from luthier.model.generation.generate import generate_text
 
         settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
         chat, live = of_run(self.output_path)["prompts"] == "chat", self._live()
-        return answer(live.model, live.tokenizer, prompt, adapter=live.adapter, system=system, chat=chat, **settings)
+        return generate_text(
+            live.model, live.tokenizer, prompt, adapter=live.adapter, system=system, chat=chat, **settings
+        )
 
     def evaluate(self, data: Any = None) -> dict[str, float]:
         """`eval_loss` and the loss's other numbers, over the run's validation rows or over `data`."""
@@ -101,7 +103,7 @@ class Run:
 
     def _trained(self) -> Setup:
         if self._setup is None:
-            from luthier.training.reopen import reopened
+            from luthier.training.reopen import reopen_run
 
-            self._setup = reopened(self.output_path, self._given)
+            self._setup = reopen_run(self.output_path, self._given)
         return self._setup

@@ -16,7 +16,7 @@ SAVING: Final = signal.SIGUSR1  # what schedulers send some time before they tak
 
 
 @contextlib.contextmanager
-def signals(run: ActiveRun) -> Iterator[None]:
+def handle_signals(run: ActiveRun) -> Iterator[None]:
     """SIGINT, SIGTERM or SIGHUP asks for a stop with a checkpoint, SIGUSR1 for a checkpoint; a second SIGINT ends now.
 
     Each waits for the end of the step. A SIGHUP that is ignored stays so (`nohup`). Outside the main thread, where

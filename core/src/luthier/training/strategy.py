@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 OPTION: Final = "distributed.strategy"
 
 
-def choose(case: Case, decisions: Decisions, world: World) -> Strategy:
+def choose_strategy(case: Case, decisions: Decisions, world: World) -> Strategy:
     """What the recipe asks for; `auto` compares a copy's predicted memory with what the device has.
 
     Raises `recipe-conflict` where a model that the caller has loaded would have to be taken apart, `part-unsupported`
@@ -47,21 +47,23 @@ def _check_documents(case: Case) -> None:
     has_several = len(getattr(rows, "sample", rows).names) > 1 or case.layout.arrange is not None
     reason = separation_reason(config_of(case.recipe.model)) if has_several else None
     if reason is not None:
-        problem = f"{reason}, so that each document is run alone, and sharded ranks with unlike units would wait for ever"
+        problem = (
+            f"{reason}, so that each document is run alone, and sharded ranks with unlike units would wait for ever"
+        )
         remedy = "Set distributed.strategy: ddp."
         raise LuthierError("part-unsupported", problem, where=OPTION, found="fsdp", remedy=remedy)
 
 
 def _by_memory(case: Case) -> tuple[Strategy, str]:
     from luthier.memory.dry_run import Unknown
-    from luthier.memory.fit import fullest, surely_fits
+    from luthier.memory.fit import fullest_batches, surely_fits
 
     if case.objects.model is not None:
         return "ddp", "every process has the model already"
     if surely_fits(case.recipe, None, case.longest, case.room.free):
         return "ddp", "a copy in each process fits by far"
     try:
-        peak = case.footprint(fullest(case.rehearsal.setup)).peak
+        peak = case.footprint(fullest_batches(case.rehearsal.setup)).peak
     except Unknown as error:
         return "ddp", f"memory cannot be predicted before the model is loaded ({error})"
     told = f"a copy takes {size_text(peak)}, and {size_text(case.room.free)} are free for each process"

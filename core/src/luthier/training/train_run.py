@@ -10,41 +10,41 @@ from typing import Any
 
 import attrs
 
-from luthier.artifacts.note import note
+from luthier.artifacts.note import make_note
 from luthier.artifacts.save import artifact_name, save_adapter, save_merged
 from luthier.checkpoint import folder as checkpoint
-from luthier.checkpoint.shards import as_held, gathered
+from luthier.checkpoint.shards import as_held, gather_states
 from luthier.checkpoint.task_state import write_task_state
 from luthier.data.formats.wanted import Wanted
 from luthier.disk import Reserve, is_full
-from luthier.distributed.broadcast import shared
-from luthier.distributed.join import join, launched
-from luthier.distributed.orphans import guarded
-from luthier.distributed.world import World, explained, lost_peers
+from luthier.distributed.broadcast import broadcast_tree
+from luthier.distributed.join import describe_launch, join_world
+from luthier.distributed.orphans import guard_orphan
+from luthier.distributed.world import World, explain_error, lost_peers
 from luthier.errors import LuthierError
 from luthier.hardware import devices
 from luthier.logs import get_logger, run_log
 from luthier.model.load import tokenizer_of
 from luthier.model.weights import fingerprint
 from luthier.model.weights.dense_files import Files
-from luthier.randomness import kept
-from luthier.recipe import Recipe, recipe_hash, resolve
+from luthier.randomness import keep_randomness
+from luthier.recipe import Recipe, recipe_hash, resolve_parts
 from luthier.recipe.objects import Objects
 from luthier.runs.writing import differences as changes
 from luthier.runs.writing.active_run import ActiveRun, Interrupted
 from luthier.runs.writing.decisions import Decisions
-from luthier.runs.writing.lock import locked
-from luthier.runs.writing.record import RECIPE, environment, new_id, read_record, write_record
-from luthier.runs.writing.target import Place, find_place, still
+from luthier.runs.writing.lock import locked_folder
+from luthier.runs.writing.record import RECIPE, new_id, read_record, record_environment, write_record
+from luthier.runs.writing.target import Place, check_unchanged, find_place
 from luthier.step.preparation import keep_decisions
 from luthier.step.setup import Setup
-from luthier.training.assemble import Assembled, assemble, whole_again
+from luthier.training.assemble import Assembled, assemble_run, whole_again
 from luthier.training.best_metric import check_metrics
-from luthier.training.finished import finished
+from luthier.training.finished import finished_run
 from luthier.training.loop import Loop, Tally
 from luthier.training.rows import prepared_data
 from luthier.training.run import Run
-from luthier.training.signals import signals
+from luthier.training.signals import handle_signals
 
 log = get_logger()
 
@@ -59,17 +59,17 @@ def train(
     allowed: frozenset[str] = frozenset(),
 ) -> Run:
     """Train to the end, or go on with what the folder holds; see `luthier.train`."""
-    world = join(recipe.distributed, recipe.device)
+    world = join_world(recipe.distributed, recipe.device)
     if resume is not None:
-        world.decide(lambda: checkpoint.require(resume))
+        world.decide(lambda: checkpoint.require_checkpoint(resume))
     place = Place.of(world.decide(lambda: find_place(recipe, objects, fresh=fresh, allowed=allowed).to_dict()))
     if place.done:
         return _done(place, recipe, objects)
-    with kept():
+    with keep_randomness():
         held = world.decide(lambda: None if re_decide else _decided(place, resume))
         # whatever can be refused is, before a folder appears
         begins = world.decide(lambda: _begins(place, resume))
-        assembled = assemble(recipe, objects, decisions=Decisions(held, world.decide), world=world, begins=begins)
+        assembled = assemble_run(recipe, objects, decisions=Decisions(held, world.decide), world=world, begins=begins)
         try:
             check_metrics(assembled.setup, assembled.callbacks)
             record = world.decide(lambda: _record(recipe, assembled, place, allowed, resume))
@@ -88,18 +88,19 @@ def _decided(place: Place, resume: Path | None) -> dict[str, Any] | None:
 
 def _begins(place: Place, resume: Path | None) -> bool:
     """Return whether the run starts afresh: there is no checkpoint that it could go on from."""
-    return resume is None and not checkpoint.steps(place.folder) and "resumed_from" not in (place.record or {})
+    goes_on = checkpoint.list_checkpoints(place.folder) or "resumed_from" in (place.record or {})
+    return resume is None and not goes_on
 
 
 def _done(place: Place, recipe: Recipe, objects: Objects) -> Run:
     """The finished run; refused where rows from Python, which the recipe cannot tell apart, are others now."""
     if objects.data is not None:
         tokenizer = objects.tokenizer or tokenizer_of(recipe.model)
-        wanted = Wanted.of_part(resolve(recipe).loss)
+        wanted = Wanted.of_part(resolve_parts(recipe).loss)
         now = {"data": prepared_data(recipe, objects, tokenizer, wanted).train.fingerprint}
-        changes.refuse(changes.compare(place.record or {}, now), frozenset(), str(place.folder))
+        changes.refuse_changes(changes.find_changes(place.record or {}, now), frozenset(), str(place.folder))
     log.warning("run already finished", folder=str(place.folder), remedy="--fresh trains again")
-    return finished(place.folder, (recipe, objects), place.record)
+    return finished_run(place.folder, (recipe, objects), place.record)
 
 
 @contextlib.contextmanager
@@ -108,8 +109,8 @@ def _owned(place: Place, record: dict[str, Any], world: World) -> Iterator[None]
     if not world.is_main:
         yield
         return
-    with locked(place.folder):
-        still(place)
+    with locked_folder(place.folder):
+        check_unchanged(place)
         with run_log(record["run_id"], place.folder / "log.jsonl"):
             yield
 
@@ -129,17 +130,17 @@ def _record(
         "data": assembled.prepared.train.fingerprint,
         "base": fingerprint.of_model(recipe.model.name_or_path),
         "parts": parts,
-        "note": note(recipe.to_dict(), run_id, parts, assembled.prepared, files),
-        **environment(str(assembled.setup.device)),
+        "note": make_note(recipe.to_dict(), run_id, parts, assembled.prepared, files),
+        **record_environment(str(assembled.setup.device)),
     }
     began = {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seed": recipe.seed}
     held, changed = place.record, place.changed
-    record = {**began, **now} if held is None else changes.continued(held, now, allowed, place.folder, changed)
+    record = {**began, **now} if held is None else changes.continue_record(held, now, allowed, place.folder, changed)
     if resume is not None:
-        found = changes.compare(checkpoint.require(resume), changes.belongings(recipe, record))
-        changes.refuse(found, allowed, str(resume))
-        record = changes.noted(record, found)
-    return {**record, **launched(assembled.setup.world)}
+        found = changes.find_changes(checkpoint.require_checkpoint(resume), changes.list_belongings(recipe, record))
+        changes.refuse_changes(found, allowed, str(resume))
+        record = changes.note_changes(record, found)
+    return {**record, **describe_launch(assembled.setup.world)}
 
 
 def _run(recipe: Recipe, assembled: Assembled, place: Place, record: dict[str, Any], resume: Path | None) -> Run:
@@ -150,7 +151,7 @@ def _run(recipe: Recipe, assembled: Assembled, place: Place, record: dict[str, A
         name=recipe.run_name or folder.name,
         settings=recipe.to_dict(),
         total_steps=setup.feed.total,
-        belongs=changes.belongings(recipe, record),
+        belongs=changes.list_belongings(recipe, record),
         phases=setup.phases,
         is_main=setup.world.is_main,
     )
@@ -159,8 +160,8 @@ def _run(recipe: Recipe, assembled: Assembled, place: Place, record: dict[str, A
         if run.is_main:
             _begin(recipe, loop, place, record)
         _warn(assembled)
-        heard.enter_context(signals(run))  # held until a failure is in the record: the launcher then ends all
-        heard.enter_context(guarded())
+        heard.enter_context(handle_signals(run))  # held until a failure is in the record: the launcher then ends all
+        heard.enter_context(guard_orphan())
         _start(loop, record, resume)
         tally = loop.train()
         heard.close()
@@ -169,7 +170,7 @@ def _run(recipe: Recipe, assembled: Assembled, place: Place, record: dict[str, A
 
 def _begin(recipe: Recipe, loop: Loop, place: Place, record: dict[str, Any]) -> None:
     """Say in the folder that a run is under way."""
-    checkpoint.tidy(place.folder)
+    checkpoint.tidy_checkpoints(place.folder)
     if place.record is None or place.changed:
         recipe.write(place.folder / RECIPE)
     decided = loop.setup.decisions.to_dict()
@@ -191,7 +192,7 @@ def _start(loop: Loop, record: dict[str, Any], resume: Path | None) -> None:
     """
     run, began = loop.run, record.get("resumed_from")
     asked = began if resume is None else str(resume.absolute())
-    found = shared(loop.setup.world, lambda: _newest(run, asked, own=asked == began))
+    found = broadcast_tree(loop.setup.world, lambda: _newest(run, asked, own=asked == began))
     if found is None:
         log.info("run started", folder=str(run.folder), steps=run.total_steps)
         loop.hooks.run_started(run=run)
@@ -208,20 +209,20 @@ def _start(loop: Loop, record: dict[str, Any], resume: Path | None) -> None:
 
 def _newest(run: ActiveRun, asked: str | None, *, own: bool) -> tuple[str, dict[str, Any], list[str]] | None:
     """The newest checkpoint of the run's own, or the one that is asked for: its path, its tree, what begins anew."""
-    found = checkpoint.newest(run.folder) if own else None
+    found = checkpoint.newest_checkpoint(run.folder) if own else None
     if found is None and asked is None:
         return None
-    path, tree, damaged = found or (Path(str(asked)), checkpoint.load(Path(str(asked))), [])
+    path, tree, damaged = found or (Path(str(asked)), checkpoint.load_checkpoint(Path(str(asked))), [])
     for error in damaged:
         log.warning("checkpoint damaged, using the one before", error=str(error))
-    return str(path), tree, sorted(changes.begun_anew(checkpoint.require(path), run.belongs))
+    return str(path), tree, sorted(changes.begun_anew(checkpoint.require_checkpoint(path), run.belongs))
 
 
 def _finish(loop: Loop, tally: Tally, record: dict[str, Any], assembled: Assembled) -> Run:
     """The artifact and the result."""
     setup, run = loop.setup, loop.run
     setup.undo.close()  # what is written is made of the weights as they came
-    state = gathered(setup)
+    state = gather_states(setup)
     also = {"progress": attrs.asdict(setup.progress), "decisions": keep_decisions(setup.decisions)}
     record["note"] = {**record["note"], **also}
     if loop.task.total > 1 and run.is_main:
@@ -282,10 +283,10 @@ def _recorded(loop: Loop, record: dict[str, Any]) -> Iterator[None]:
         raise
     except BaseException as error:
         reserve.release()
-        error = explained(error)
+        error = explain_error(error)
         if devices.is_gone(error):
-            newest = next(reversed(checkpoint.steps(run.folder)), None)
-            error = devices.gone(error, loop.setup.device, run.step, newest)
+            newest = next(reversed(checkpoint.list_checkpoints(run.folder)), None)
+            error = devices.device_lost(error, loop.setup.device, run.step, newest)
         if is_full(error):
             error = LuthierError("disk-full", f"stopped at step {run.step}", where=str(run.folder))
         with contextlib.suppress(OSError):

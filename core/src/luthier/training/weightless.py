@@ -14,7 +14,7 @@ from luthier.distributed.spread import Strategy
 from luthier.distributed.world import World
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
-from luthier.model.model_config import config_of, model_of
+from luthier.model.model_config import build_model, config_of
 from luthier.plugins.contracts.values import Purpose
 from luthier.step.attach import HOST
 
@@ -25,7 +25,7 @@ log = get_logger()
 META: Final = torch.device("meta")
 
 
-def loaded(
+def load_quantized(
     case: Case, strategy: Strategy, world: World, quantized: Callable[[torch.device], Any]
 ) -> tuple[Any, Purpose]:
     """The model with its quantizer applied, as `quantized(device)` makes it; and its purpose."""
@@ -42,12 +42,12 @@ def loaded(
 
 def hollow_model(case: Case) -> Any:
     """Return the recipe's model without weights."""
-    return model_of(config_of(case.recipe.model), case.recipe.model, META)
+    return build_model(config_of(case.recipe.model), case.recipe.model, META)
 
 
 def _why_not(case: Case) -> str | None:
     """Why copies of the parts cannot be attached to a model without weights, or None."""
-    from luthier.memory.dry_run import Unknown, assembled, built_parts
+    from luthier.memory.dry_run import Unknown, assemble_weightless, built_parts
     from luthier.memory.isolation import isolated_parts
     from luthier.model.operations.kernel_choice import find_kernels
 
@@ -55,7 +55,7 @@ def _why_not(case: Case) -> str | None:
         built = built_parts(case.resolved)
         built["kernels"] = find_kernels(case.recipe, case.resolved, case.device)
         with isolated_parts(built.values(), case.resolved.plugins.packages):
-            assembled(case.recipe, hollow_model(case), built, case.prepared, META, "hollow")
+            assemble_weightless(case.recipe, hollow_model(case), built, case.prepared, META, "hollow")
     except (LuthierError, Unknown, RuntimeError, TypeError, ValueError) as error:
         return str(error).splitlines()[0]
     return None

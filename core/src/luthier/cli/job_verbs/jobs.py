@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luthier.cli.screen.answers import Answer, console
+from luthier.cli.screen.answers import Answer, make_console
 from luthier.cli.screen.flags import Json
-from luthier.errors import LuthierError, nearest
+from luthier.errors import LuthierError, suggest_nearest
 
 if TYPE_CHECKING:
     from luthier.jobs.manager import Manager
@@ -34,7 +34,10 @@ def jobs(
 
     if status is not None and status not in list(JobState):
         raise LuthierError(
-            "usage", f"there is no state {status!r}", where="--status", remedy=nearest(status, map(str, JobState))
+            "usage",
+            f"there is no state {status!r}",
+            where="--status",
+            remedy=suggest_nearest(status, map(str, JobState)),
         )
     if refresh:
         with _managing() as manager:
@@ -78,7 +81,7 @@ def logs(
         events = manager.events_sync(job)
         found = manager.store.find_job(job)
         if follow and not found.is_final:
-            screen = console(stderr=json)
+            screen = make_console(stderr=json)
             draw_events(screen, events)
             with leaving_alone([found.id]):
                 manager.wait_sync(found.id, told=lambda event: screen.print(event_line(event), soft_wrap=True))
@@ -112,7 +115,7 @@ def download(
     from luthier.cli.screen.jobs_view import draw_artifact, transfer_bar
     from luthier.plugins.providing.job_records import to_plain_data
 
-    with _managing() as manager, transfer_bar(console(stderr=True), "download") as progress:
+    with _managing() as manager, transfer_bar(make_console(stderr=True), "download") as progress:
         artifact = manager.download_sync(job, output_dir, kind=kind, progress=progress)
     return Answer(document={"artifact": to_plain_data(artifact)}, view=lambda screen: draw_artifact(screen, artifact))
 

@@ -25,12 +25,12 @@ def providers(context: typer.Context, json: Json = False) -> Any:
     """List the installed providers."""
     if context.invoked_subcommand is not None:
         return None
-    from luthier.plugins.registry import installed
+    from luthier.plugins.registry import installed_plugins
 
     found = [
         {"name": offer.record.name, "summary": offer.record.summary, "distribution": offer.source.distribution,
          "version": offer.source.version}
-        for offer in installed().offers("provider")
+        for offer in installed_plugins().offers("provider")
     ]  # fmt: skip
     return Answer(document={"providers": found}, view=lambda screen: _draw_list(screen, found))
 

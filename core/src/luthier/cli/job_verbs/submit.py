@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from luthier.cli.screen.answers import Answer, console
+from luthier.cli.screen.answers import Answer, make_console
 from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel
-from luthier.cli.screen.recipe_arguments import Help, Sets, show_help, split
+from luthier.cli.screen.recipe_arguments import Help, Sets, show_help, split_words
 
 if TYPE_CHECKING:
     from luthier.jobs.making.preparing import PreparedJob
@@ -46,7 +46,7 @@ def submit(
     if help_:
         show_help(context, SUBMIT)
     logs.set_up(log_level, log_format, log_file)
-    reading, manager, screen = read_words(context.args, sets), Manager(), console(stderr=True)
+    reading, manager, screen = read_words(context.args, sets), Manager(), make_console(stderr=True)
     named: list[str] = []
 
     def told(prepared: PreparedJob) -> None:
@@ -85,18 +85,18 @@ def estimate(
 
 def read_words(words: Sequence[str], sets: Sequence[str] | None) -> Reading:
     """Return the recipe that a command line means, and tell its notes."""
-    from luthier.recipe import parse_flags, parse_sets, read
+    from luthier.recipe import load_recipe, parse_flags, parse_sets
 
-    path, flags = split(words)
-    reading = read(path, [*parse_flags(flags), *parse_sets(sets or ())])
+    path, flags = split_words(words)
+    reading = load_recipe(path, [*parse_flags(flags), *parse_sets(sets or ())])
     for note in reading.notes:
-        console(stderr=True).print(f"note: {note}", style="yellow", soft_wrap=True)
+        make_console(stderr=True).print(f"note: {note}", style="yellow", soft_wrap=True)
     return reading
 
 
 def draw_findings(prepared: PreparedJob) -> None:
     """Tell, on standard error, what the user should know before the job is sent."""
-    screen = console(stderr=True)
+    screen = make_console(stderr=True)
     for finding in prepared.findings:
         place = f"{finding.where}: " if finding.where else ""
         screen.print(f"{finding.level}: {place}{finding.message}", style="yellow", soft_wrap=True)

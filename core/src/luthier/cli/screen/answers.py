@@ -32,7 +32,7 @@ class Answer:
     status: int = 0
 
 
-def conclude(work: Callable[[], object], *, as_json: bool) -> int:
+def conclude_command(work: Callable[[], object], *, as_json: bool) -> int:
     """Do the work, print its answer or error, and give the exit status.
 
     With `as_json` whatever else the work prints goes to standard error.
@@ -43,7 +43,7 @@ def conclude(work: Callable[[], object], *, as_json: bool) -> int:
             answer = work()
         if not isinstance(answer, Answer):
             return answer if isinstance(answer, int) else 0
-        print_json(answer.document, stdout) if as_json else answer.view(console())
+        print_json(answer.document, stdout) if as_json else answer.view(make_console())
         stdout.flush()
         return answer.status
     except BrokenPipeError:
@@ -58,7 +58,7 @@ def conclude(work: Callable[[], object], *, as_json: bool) -> int:
 
 def report(error: BaseException, stdout: Any, *, as_json: bool) -> int:
     """Print an error where it belongs and give its exit status; a traceback only for what nobody foresaw."""
-    told = translated(error)
+    told = translate_error(error)
     status = getattr(error, "exit_status", None)
     if told.code == "internal":
         traceback.print_exception(error, file=sys.stderr)
@@ -69,7 +69,7 @@ def report(error: BaseException, stdout: Any, *, as_json: bool) -> int:
     return status if isinstance(status, int) else told.exit_status
 
 
-def translated(error: BaseException) -> LuthierError:
+def translate_error(error: BaseException) -> LuthierError:
     """Any exception as an error with a code."""
     if isinstance(error, LuthierError):
         return error
@@ -110,14 +110,14 @@ def print_error(error: LuthierError) -> None:
     """One red line and the remedy, on standard error."""
     from rich.text import Text
 
-    screen = console(stderr=True)
+    screen = make_console(stderr=True)
     line = error.line.replace("\n", " ")
     screen.print(Text(f"error: {line} [{error.code}]", style="red"), soft_wrap=True)
     if error.remedy:
         screen.print(Text(error.remedy), soft_wrap=True)
 
 
-def console(*, stderr: bool = False) -> Console:
+def make_console(*, stderr: bool = False) -> Console:
     """A console as wide as the terminal; 120 columns where the output is not one, such as a pipe."""
     from rich.console import Console
 

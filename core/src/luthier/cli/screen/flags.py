@@ -19,7 +19,7 @@ LogFormat = Annotated[Literal["console", "json"], typer.Option("--log-format", h
 LogFile = Annotated[Path | None, typer.Option("--log-file", help="Append the log to this file as well.")]
 
 
-def started(level: Any, form: Any, file: Path | None) -> ModuleType:
+def start_api(level: Any, form: Any, file: Path | None) -> ModuleType:
     """The Python API, once the log is set up."""
     from luthier import api, logs
 
@@ -27,6 +27,6 @@ def started(level: Any, form: Any, file: Path | None) -> ModuleType:
     return api
 
 
-def speaks() -> bool:
+def is_first_speaker() -> bool:
     """Whether this process tells the user what it reads: not where another one has started it, and told it already."""
     return os.environ.get("RANK", "0") == "0" and FOLDER not in os.environ

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from luthier.cli.screen.answers import Answer, console
+from luthier.cli.screen.answers import Answer, make_console
 from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def follow_job(manager: Manager, id: str, timeout: float | None = None) -> Answe
     """Follow a job to its end, telling its events, and return it; a job that failed or was cancelled is an error."""
     from luthier.cli.screen.jobs_view import draw_job, event_line
 
-    screen = console(stderr=True)
+    screen = make_console(stderr=True)
 
     def told(event: JobEvent) -> None:
         screen.print(event_line(event), soft_wrap=True)

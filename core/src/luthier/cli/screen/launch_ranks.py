@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luthier.cli.screen.answers import Answer, translated
+from luthier.cli.screen.answers import Answer, translate_error
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,11 +33,11 @@ MaxRestarts = Annotated[
 ]
 
 
-def launched(asked: Launch, context: typer.Context, view: Callable[[Console, Any], None]) -> Answer | int:
+def run_launched(asked: Launch, context: typer.Context, view: Callable[[Console, Any], None]) -> Answer | int:
     """The same command in every process that was asked for; the answer is rank 0's, told on its machine alone."""
-    from luthier.distributed.launch import flags, launch
+    from luthier.distributed.launch import launch_flags, launch_processes
 
-    document = launch(asked, ["-m", "luthier", *without(context.find_root().obj, flags())])
+    document = launch_processes(asked, ["-m", "luthier", *without(context.find_root().obj, launch_flags())])
     if not document:
         return 0
     return Answer(document=document, view=lambda screen: view(screen, SimpleNamespace(**document)))
@@ -57,7 +57,7 @@ def without(words: Sequence[str], flags: Sequence[str]) -> list[str]:
     return kept
 
 
-def answered(work: Callable[[], Any], view: Callable[[Console, Any], None]) -> Answer | int:
+def answer_once(work: Callable[[], Any], view: Callable[[Console, Any], None]) -> Answer | int:
     """The answer of `work`, told once: by rank 0, or by whoever launched us.
 
     An error is told by the launcher, or by the first process to meet it where there is none of ours.
@@ -65,16 +65,16 @@ def answered(work: Callable[[], Any], view: Callable[[Console, Any], None]) -> A
     from luthier.distributed import orphans, outcome
     from luthier.distributed.world import World
 
-    folder, rank = outcome.here(), World.current().rank
+    folder, rank = outcome.outcome_folder(), World.current().rank
     orphans.follow_launcher()
     if folder is not None:
-        outcome.arrive(folder, rank)
+        outcome.announce_rank(folder, rank)
     try:
         run = work()
     except BaseException as error:
         return _failed(error, rank)
     if folder is not None and rank == 0:
-        outcome.leave(folder, rank, "answer", run.to_dict())
+        outcome.leave_outcome(folder, rank, "answer", run.to_dict())
     if folder is not None or rank:
         return 0
     return Answer(document=run.to_dict(), view=lambda screen: view(screen, run))
@@ -83,17 +83,17 @@ def answered(work: Callable[[], Any], view: Callable[[Console, Any], None]) -> A
 def _failed(error: BaseException, rank: int) -> int:
     from luthier.distributed import outcome
     from luthier.distributed import store as notes
-    from luthier.distributed.world import attributes
+    from luthier.distributed.world import error_attributes
 
-    folder, status, told = outcome.here(), getattr(error, "exit_status", None), translated(error)
+    folder, status, told = outcome.outcome_folder(), getattr(error, "exit_status", None), translate_error(error)
     if folder is None:
-        if not notes.claimed(str(told)):
+        if not notes.claim_first(str(told)):
             return status or told.exit_status
         raise error
     if hasattr(error, "folder") and isinstance(status, int):  # stopped and saved, as all ranks have agreed
-        outcome.leave(folder, rank, "stopped", {"status": status, "told": str(error)})
+        outcome.leave_outcome(folder, rank, "stopped", {"status": status, "told": str(error)})
         return 0
     if told.code == "internal":
         traceback.print_exception(error, file=sys.stderr)
-    outcome.leave(folder, rank, "error", attributes(told))
+    outcome.leave_outcome(folder, rank, "error", error_attributes(told))
     return status or told.exit_status

@@ -36,7 +36,7 @@ class Row:
         return f"{self.kind or 'plugin'} {self.name} of {self.distribution} {self.version}"
 
 
-def rows(plugins: Plugins) -> list[Row]:
+def list_parts(plugins: Plugins) -> list[Row]:
     """Parts by kind and name, then plugins that failed or are blocked."""
     sourceless = [
         *((failure.source, "broken", failure.cause) for failure in plugins.failures),
@@ -61,7 +61,7 @@ def checked_rows() -> list[Row]:
     implementation cannot be found as broken."""
     unfit = {}
     for entry in metadata.entry_points(group=registry.GROUP):
-        reason = requirements.unmet(entry.dist.requires or (), luthier.__version__) if entry.dist else None
+        reason = requirements.unmet_requirement(entry.dist.requires or (), luthier.__version__) if entry.dist else None
         if entry.dist and reason:
             unfit[entry.dist.name] = reason
     plugins = Plugins(blocked=Plugins(autoload=False).blocked | unfit.keys())
@@ -69,7 +69,7 @@ def checked_rows() -> list[Row]:
         attrs.evolve(row, state="broken", reason=unfit[row.distribution])
         if row.distribution in unfit
         else _found(row, plugins)
-        for row in rows(plugins)
+        for row in list_parts(plugins)
     ]
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from luthier.cli.screen.answers import console
-from luthier.cli.screen.flags import speaks
+from luthier.cli.screen.answers import make_console
+from luthier.cli.screen.flags import is_first_speaker
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,17 +46,17 @@ PARTS: Final = {kind: kind for kind in ("adapter", "loss", "optimizer", "quantiz
 
 def read_recipe(words: Sequence[str], sets: Sequence[str] | None) -> Recipe:
     """The recipe that a command line means; what its reader should be told goes to standard error, once."""
-    from luthier.recipe import parse_flags, parse_sets, read
+    from luthier.recipe import load_recipe, parse_flags, parse_sets
 
-    path, flags = split(words)
-    reading = read(path, [*parse_flags(flags), *parse_sets(sets or ())])
-    screen = console(stderr=True)
-    for note in reading.notes if speaks() else ():
+    path, flags = split_words(words)
+    reading = load_recipe(path, [*parse_flags(flags), *parse_sets(sets or ())])
+    screen = make_console(stderr=True)
+    for note in reading.notes if is_first_speaker() else ():
         screen.print(f"note: {note}", style="yellow", soft_wrap=True)
     return reading.recipe
 
 
-def split(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
     """The recipe's path, and the flags: the path comes first, or last where its name is that of a recipe."""
     from luthier.recipe.reading.recipe_files import READERS
 
@@ -69,8 +69,8 @@ def split(words: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 def show_help(context: typer.Context, usage: str) -> None:
     """The options of the parts that the flags name; without any, the command's and the run's settings in groups."""
-    screen = console()
-    named = list(_named_parts(split(context.args)[1]))
+    screen = make_console()
+    named = list(_named_parts(split_words(context.args)[1]))
     if not named:
         _draw_settings(screen, context, usage)
     for kind, name, prefix in named:
@@ -84,12 +84,12 @@ def _awaits_value(word: str) -> bool:
 
 def _named_parts(flags: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """Kind, name and prefix of the options of each part that the flags name, such as `--adapter lora`."""
-    from luthier.plugins.structure import bare
+    from luthier.plugins.structure import bare_value
     from luthier.recipe import parse_flags
     from luthier.recipe.parts import FIELDS
 
     for override in parse_flags(flags):
-        value = bare(override.value)
+        value = bare_value(override.value)
         if override.steps == ("callbacks",):
             entries = value if isinstance(value, list) else [value]
             yield from (("callback", _name(entry), f"callbacks.{i}.") for i, entry in enumerate(entries))
@@ -104,21 +104,21 @@ def _name(value: Any) -> str:
 
 def _draw_named(screen: Console, kind: str, name: str, prefix: str) -> None:
     from luthier.cli.plugins import draw_part
-    from luthier.plugins.options import describe
-    from luthier.plugins.registry import installed
+    from luthier.plugins.options import describe_options
+    from luthier.plugins.registry import installed_plugins
     from luthier.recipe.reading.aliases import QUANTIZED
 
-    registry = installed()
+    registry = installed_plugins()
     offer = registry.get(kind, QUANTIZED.get(name, name) if kind == "adapter" else name)
     if offer.record.name != name:
         screen.print(f"{kind} {name} means {offer.record.name} with quantizer nf4.")
-    draw_part(screen, offer, describe(registry.options(offer)), flags=prefix)
+    draw_part(screen, offer, describe_options(registry.options(offer)), flags=prefix)
 
 
 def _draw_settings(screen: Console, context: typer.Context, usage: str) -> None:
     from luthier.cli.screen.options_table import options_table
     from luthier.cli.screen.tables import draw_section, plain_table
-    from luthier.plugins.options import describe
+    from luthier.plugins.options import describe_options
     from luthier.recipe import Data, Model, Recipe, Source
 
     screen.print(usage, end="\n\n")
@@ -128,11 +128,13 @@ def _draw_settings(screen: Console, context: typer.Context, usage: str) -> None:
         if record:
             table.add_row(*record)
     draw_section(screen, "This command", table)
-    draw_section(screen, "Model: --model NAME, and", options_table(describe(Model)[1:], "model.", flags=True))
-    draw_section(screen, "Data: --data PATH, and", options_table(describe(Data)[1:], "data.", flags=True))
-    draw_section(screen, "Each source, where data.train is a list of {path: ..., ...}", options_table(describe(Source)))
+    draw_section(screen, "Model: --model NAME, and", options_table(describe_options(Model)[1:], "model.", flags=True))
+    draw_section(screen, "Data: --data PATH, and", options_table(describe_options(Data)[1:], "data.", flags=True))
+    draw_section(
+        screen, "Each source, where data.train is a list of {path: ..., ...}", options_table(describe_options(Source))
+    )
     draw_section(screen, "Parts: their options are shown by --help behind a name, and set as --adapter.r 8", _parts())
-    for title, options in grouped(describe(Recipe)).items():
+    for title, options in grouped(describe_options(Recipe)).items():
         draw_section(screen, title, options_table(options, flags=True))
 
 
@@ -150,11 +152,11 @@ def _parts() -> Any:
     from rich.text import Text
 
     from luthier.cli.screen.tables import plain_table
-    from luthier.plugins.registry import installed
+    from luthier.plugins.registry import installed_plugins
 
     table = plain_table("", "", show_header=False)
     for field, kind in PARTS.items():
-        names = [offer.record.name for offer in installed().offers(kind)]
+        names = [offer.record.name for offer in installed_plugins().offers(kind)]
         families = Counter(name.partition(".")[0] for name in names if "." in name)
         single = [name for name in names if "." not in name]
         shown = [*single, *(f"{family}.* ({count})" for family, count in families.items())]

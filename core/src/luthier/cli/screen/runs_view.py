@@ -94,7 +94,7 @@ def draw_changes(screen: Console, plan: Mapping[str, Any]) -> None:
 
 def draw_replayed(screen: Console, found: Mapping[str, Any], result: Run) -> None:
     """What came of a replay, and how to look closer."""
-    from luthier.cli.train import draw_run as draw_result
+    from luthier.cli.train import draw_result
 
     draw_result(screen, result)
     rows = {
@@ -147,10 +147,10 @@ def _numbers(metrics: Mapping[str, Mapping[str, float]]) -> Table:
 
 def _draw_curve(screen: Console, run: Mapping[str, Any], curve: list[tuple[int, float]]) -> None:
     """The loss in characters where the screen has them, and where its picture lies."""
-    from luthier.runs.chart import chart
+    from luthier.runs.chart import draw_chart
 
     if (screen.encoding or "").lower().startswith("utf"):
-        draw_section(screen, "Loss", "\n".join(chart(curve, min(WIDEST, screen.width - 16))))
+        draw_section(screen, "Loss", "\n".join(draw_chart(curve, min(WIDEST, screen.width - 16))))
     picture = Path(run["path"]) / "loss.png"
     if picture.is_file():
         screen.print(f"drawn in {picture}\n", soft_wrap=True)

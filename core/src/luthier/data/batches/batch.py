@@ -137,18 +137,18 @@ class Batch:
         return attrs.evolve(self, **moved, columns=columns)
 
 
-def idle(example: TokenExample) -> Batch:
+def make_idle_batch(example: TokenExample) -> Batch:
     """What a rank without work computes while the others do: two tokens that the model knows."""
     short = example.input_ids[:2]
     alone = attrs.evolve(example, input_ids=short, labels=short, documents=None, names=(), continues=())
-    batch = collate([alone])
+    batch = collate_examples([alone])
     nothing = batch.index[:0]
     unit_of = batch.unit_of.new_full((batch.num_documents,), -1)
     columns = {name: values[:0] for name, values in batch.columns.items()}
     return attrs.evolve(batch, where=(), idle=True, unit_of=unit_of, index=nothing, named={}, columns=columns)
 
 
-def collate(examples: Sequence[TokenExample]) -> Batch:
+def collate_examples(examples: Sequence[TokenExample]) -> Batch:
     """Pack token examples, each one unit, in order into one row.
 
     The first label of a document that continues none is never supervised.

@@ -7,18 +7,18 @@ from collections.abc import Iterator, Sequence
 import attrs
 import torch
 
-from luthier.data.batches.batch import Batch, collate, idle
+from luthier.data.batches.batch import Batch, collate_examples, make_idle_batch
 from luthier.data.batches.packing import Packing
 from luthier.data.examples import TokenExample
 
 
-def batches(examples: Sequence[TokenExample], packing: Packing, device: torch.device) -> Iterator[Batch]:
+def rank_batches(examples: Sequence[TokenExample], packing: Packing, device: torch.device) -> Iterator[Batch]:
     """This rank's micro-batches of the examples, on the device: as many as every other rank has, idle ones included."""
     for bins in packing.spread(packing.sizes(examples)):
         yield _batch(examples, bins[packing.rank], device)
 
 
-def dealt(
+def deal_batches(
     examples: Sequence[TokenExample], packing: Packing, device: torch.device, limit: int | None = None
 ) -> Iterator[Batch]:
     """This rank's share of the micro-batches that a process alone would have, the first `limit` of them."""
@@ -30,5 +30,5 @@ def dealt(
 
 
 def _batch(examples: Sequence[TokenExample], members: Sequence[int], device: torch.device) -> Batch:
-    batch = collate([examples[i] for i in members]) if members else idle(examples[0])
+    batch = collate_examples([examples[i] for i in members]) if members else make_idle_batch(examples[0])
     return batch.to(device)

@@ -80,7 +80,7 @@ def pack(lengths: Sequence[int], max_tokens: int) -> Bins:
     return [bins[0] for bins in pack_ranks(lengths, max_tokens, 1)]
 
 
-def imbalance(lengths: Sequence[int], micro_batches: Sequence[Bins]) -> float:
+def measure_imbalance(lengths: Sequence[int], micro_batches: Sequence[Bins]) -> float:
     """The time that the slowest rank of each micro-batch takes, over what it would be at equal loads; 1 is perfect.
 
     Loads are tokens; ranks wait for each other in every micro-batch.

@@ -20,7 +20,7 @@ DEPTH: Final = 2  # steps made before they are asked for
 Ready = tuple[Packing, Sequence[Batch]]
 
 
-def pays(device: torch.device, *, streaming: bool) -> tuple[bool, str]:
+def prefetch_pays(device: torch.device, *, streaming: bool) -> tuple[bool, str]:
     """Whether a background thread makes the next steps, and why: where that does not take the place of computing.
 
     Measured on two cores with one computing thread: packing rows in memory is less than a thousandth of a LoRA step of
@@ -38,7 +38,7 @@ def pays(device: torch.device, *, streaming: bool) -> tuple[bool, str]:
     return False, "every core computes"
 
 
-def ahead(
+def prefetch_portions(
     portions: Iterator[Portion], make: Callable[[Portion], Ready], device: torch.device, depth: int = DEPTH
 ) -> Iterator[Portion]:
     """The same portions with their micro-batches for `device`, made up to `depth` steps ahead by one thread.

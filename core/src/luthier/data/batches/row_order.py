@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def permutation(size: int, seed: int, epoch: int) -> NDArray[np.int64]:
+def order_rows(size: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order of `size` examples in one epoch."""
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(size)
 
@@ -33,5 +33,5 @@ class Order:
         for step in itertools.count(first) if total is None else range(first, total):
             epoch, place = divmod(step, self.steps_per_epoch)
             if step == first or place == 0:
-                order = permutation(self.size, self.seed, epoch)
+                order = order_rows(self.size, self.seed, epoch)
             yield step, order[place * self.batch : (place + 1) * self.batch]

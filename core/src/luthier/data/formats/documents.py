@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import attrs
 
-from luthier.data.formats.conversations import conversation, read_messages
+from luthier.data.formats.conversations import make_conversation, read_messages
 from luthier.data.formats.forms import Completion, Conversation, Document, Instruction, Tokens
-from luthier.data.read.row import broken
+from luthier.data.read.row import broken_row
 from luthier.errors import LuthierError
 
 IGNORED: Final = -100
@@ -30,7 +30,7 @@ def text_of(values: dict[str, Any], *names: str) -> str:
     value = values.get(name)
     if isinstance(value, str):
         return value
-    raise broken(f"{name} is missing" if value is None else f"{name} must be text", value)
+    raise broken_row(f"{name} is missing" if value is None else f"{name} must be text", value)
 
 
 def from_text(values: dict[str, Any]) -> Document:
@@ -43,7 +43,7 @@ def from_prompt_completion(values: dict[str, Any]) -> Completion | Conversation:
     if not isinstance(prompt, list) and not isinstance(completion, list):
         return Completion(prompt=text_of(values, "prompt"), completion=text_of(values, "completion"))
     before = as_messages(prompt, "prompt", "user")
-    return conversation(
+    return make_conversation(
         [*before, *as_messages(completion, "completion", "assistant")], values.get("tools"), context=len(before)
     )
 
@@ -67,7 +67,7 @@ def alpaca_conversation(row: Instruction) -> Conversation:
     """The instruction, a blank line, its input; answered by the output."""
     asked = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
     turns = [("system", row.system)] * bool(row.system) + [("user", asked), ("assistant", row.output)]
-    made = conversation([{"role": role, "content": content} for role, content in turns])
+    made = make_conversation([{"role": role, "content": content} for role, content in turns])
     return attrs.evolve(made, where=row.where)
 
 
@@ -88,7 +88,7 @@ def from_tokens(values: dict[str, Any]) -> Tokens:
     mask = None if values.get("attention_mask") is None else _integers(values["attention_mask"], "attention_mask")
     for name, other in (("labels", labels), ("attention_mask", mask or ids)):
         if len(other) != len(ids):
-            raise broken(f"{name} and input_ids differ in length", [len(other), len(ids)], name)
+            raise broken_row(f"{name} and input_ids differ in length", [len(other), len(ids)], name)
     _check_length(values.get("len"), ids)
     _check_labels(ids, labels)
     kept = [i for i, on in enumerate(mask) if on] if mask else range(len(ids))
@@ -98,24 +98,24 @@ def from_tokens(values: dict[str, Any]) -> Tokens:
 def _integers(value: Any, name: str) -> list[int]:
     numbers = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(numbers, (list, tuple)) or not numbers:
-        raise broken(f"{name} must be a list of ids, at least one", value, name)
+        raise broken_row(f"{name} must be a list of ids, at least one", value, name)
     for i, number in enumerate(numbers):
         if type(number) is not int:
-            raise broken("not a whole number", number, f"{name}[{i}]")
+            raise broken_row("not a whole number", number, f"{name}[{i}]")
     return list(numbers)
 
 
 def _check_length(length: object, ids: list[int]) -> None:
     if length is not None and length != len(ids):
-        raise broken(f"len is not the number of ids, {len(ids)}", length, "len")
+        raise broken_row(f"len is not the number of ids, {len(ids)}", length, "len")
 
 
 def _check_labels(ids: list[int], labels: list[int]) -> None:
     """Labels must stand at their own token: a row shifted for another trainer would be shifted twice."""
     wrong = next((label for label in labels if label != IGNORED and not 0 <= label <= LARGEST), None)
     if wrong is not None:
-        raise broken("a label must be an id, or -100 where it is not supervised", wrong, "labels")
+        raise broken_row("a label must be an id, or -100 where it is not supervised", wrong, "labels")
     own = [(i, label) for i, label in enumerate(labels) if label != IGNORED]
     shifted = all(i + 1 < len(ids) and ids[i + 1] == label for i, label in own)
     if len(own) > 1 and shifted and any(ids[i] != label for i, label in own):
-        raise broken("the labels are shifted by one; they must stand at their own tokens", labels, "labels")
+        raise broken_row("the labels are shifted by one; they must stand at their own tokens", labels, "labels")

@@ -8,7 +8,7 @@ from typing import Any, Final
 from luthier.data.formats.conversations import read_messages, read_tools
 from luthier.data.formats.documents import as_messages
 from luthier.data.formats.forms import Judged, Pair
-from luthier.data.read.row import broken
+from luthier.data.read.row import broken_row
 
 Messages = list[dict[str, Any]]
 SPOKEN: Final = re.compile(r"\n\n(Human|Assistant):")
@@ -57,7 +57,7 @@ def _side(value: object, place: str) -> Messages | str:
     if isinstance(value, list):
         return read_messages(value, place)
     if not isinstance(value, str):
-        raise broken(f"{place} is missing" if value is None else f"{place} must be text or messages", value, place)
+        raise broken_row(f"{place} is missing" if value is None else f"{place} must be text or messages", value, place)
     return _transcript(value) if SPOKEN.match(value) else value
 
 
@@ -90,9 +90,9 @@ def _before(prompt: Messages | str) -> Messages:
 
 def _check_answer(answer: Messages, place: str) -> None:
     if not answer or answer[-1]["role"] != "assistant":
-        raise broken("the last message must be the assistant's", answer[-1:], place)
+        raise broken_row("the last message must be the assistant's", answer[-1:], place)
     if answer[0]["role"] != "assistant":
-        raise broken("the answers do not follow one prompt", answer[0], place)
+        raise broken_row("the answers do not follow one prompt", answer[0], place)
 
 
 def _after(answer: Messages, prompt: Messages, place: str) -> Messages:
@@ -100,7 +100,7 @@ def _after(answer: Messages, prompt: Messages, place: str) -> Messages:
     if answer[: len(prompt)] == prompt:
         return answer[len(prompt) :]
     if answer[0]["role"] != "assistant":
-        raise broken(f"{place} begins with other messages than the prompt's", answer[0], place)
+        raise broken_row(f"{place} begins with other messages than the prompt's", answer[0], place)
     return answer
 
 

@@ -73,7 +73,7 @@ def convert_row(row: Row, form: str, wanted: Wanted = TOKENS) -> Form:
     return attrs.evolve(made, where=row.where, columns=wanted.read_columns(row), texts=wanted.read_texts(row))
 
 
-def recognise(rows: Sequence[Row], name: str, mapped: Collection[str] = (), kind: str = "any") -> str:
+def recognise_format(rows: Sequence[Row], name: str, mapped: Collection[str] = (), kind: str = "any") -> str:
     """Return the one format that at least 95 % of the first 100 rows fit; `data-format` with all counts otherwise.
 
     Where columns were mapped, a format that uses none of them is no candidate while another one does. `kind` is that of

@@ -32,7 +32,7 @@ def warnings_of(report: Report, forms: Iterable[Any], template: ChatTemplate | N
     return found
 
 
-def repeated(train: TokenDataset, validation: TokenDataset) -> list[str]:
+def remark_repeated(train: TokenDataset, validation: TokenDataset) -> list[str]:
     """What should be told of validation examples that are training examples too: their loss says little."""
     known = {hash(example.input_ids.tobytes()) for example in train}
     again = sum(hash(example.input_ids.tobytes()) in known for example in validation)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from luthier.data.read.row import Row
-from luthier.errors import LuthierError, nearest
+from luthier.errors import LuthierError, suggest_nearest
 
 if TYPE_CHECKING:
     from luthier.recipe.parts import Part
@@ -70,7 +70,7 @@ def _value_of(row: Row, name: str) -> Any:
     if name in row.values:
         problem, remedy = f"column {name!r} is empty, and the loss reads it", "Give the row a value."
         raise LuthierError("data-column", problem, where=row.where, remedy=remedy)
-    hint = nearest(name, sorted(row.values))
+    hint = suggest_nearest(name, sorted(row.values))
     remedy = f"{hint} Map another one with data.columns: {{{name}: ...}}."
     raise LuthierError(
         "data-column", f"there is no column {name!r}, which the loss reads", where=row.where, remedy=remedy

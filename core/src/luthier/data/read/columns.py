@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from luthier.data.read.row import Row
-from luthier.errors import LuthierError, nearest
+from luthier.errors import LuthierError, suggest_nearest
 from luthier.recipe.schema import Source
 
 
@@ -39,7 +39,7 @@ def _column(row: Row, name: str) -> Any:
 
 def _absent(name: str, row: Row) -> LuthierError:
     present = sorted(row.values)
-    hint = nearest(name, present)
+    hint = suggest_nearest(name, present)
     listed = "" if hint.startswith("Known") else f" Present: {', '.join(present)}."
     return LuthierError("data-column", f"there is no column {name!r}", where=row.where, remedy=hint + listed)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from luthier.data.read.row import Row, row_of, unreadable
+from luthier.data.read.row import Row, row_of, unreadable_row
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Source
 
@@ -26,7 +26,7 @@ def read_hub(source: Source, *, streaming: bool = False) -> Iterator[Row]:
     except ImportError:
         problem, remedy = "a hub dataset needs the library datasets", "Run: pip install datasets"
         raise LuthierError("dependency-missing", problem, where=source.path, remedy=remedy) from None
-    if not _held(source.path, datasets.config.HF_DATASETS_CACHE) and (problem := unreachable()):
+    if not _held(source.path, datasets.config.HF_DATASETS_CACHE) and (problem := explain_unreachable()):
         problem = f"there is no such file, and {problem}"
         raise LuthierError("data-not-found", problem, where=source.path, remedy="Check the path, or the network.")
     try:
@@ -50,7 +50,7 @@ def _held(name: str, cache: str | Path) -> bool:
 
 
 @functools.cache
-def unreachable() -> str:
+def explain_unreachable() -> str:
     """Why the hub cannot be reached, empty where it can; tried once, for its client would try for a minute."""
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     place = urlsplit(endpoint)
@@ -66,7 +66,7 @@ def unreachable() -> str:
 def read_object(rows: Iterable[Any], name: str) -> Iterator[Row]:
     """Rows in Python: a list of dicts, a Dataset or an IterableDataset; the place is `name[i]`."""
     if isinstance(rows, (str, bytes, dict)) or not isinstance(rows, Iterable):
-        raise unreadable(
+        raise unreadable_row(
             name,
             "rows must be a list of dicts, or one split of a dataset",
             type(rows).__name__,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from luthier.data.read.row import Row, broken, row_of, unreadable
+from luthier.data.read.row import Row, broken_row, row_of, unreadable_row
 from luthier.data.read.textfiles import read_lines, read_whole
 
 ROW_COLUMNS = {"messages", "conversations", "text", "prompt", "instruction", "input_ids", "chosen"}
@@ -56,9 +56,9 @@ def parse_row(text: str, where: str) -> Row:
     try:
         value, end = parse_json(text)
     except ValueError as error:
-        raise broken(f"not JSON: {reason(error)}", text, where) from None
+        raise broken_row(f"not JSON: {reason(error)}", text, where) from None
     if text[end:].strip():
-        raise broken("not JSON: more text after the object", text[end:].strip(), where)
+        raise broken_row("not JSON: more text after the object", text[end:].strip(), where)
     return row_of(value, where)
 
 
@@ -71,7 +71,9 @@ def read_json(path: Path) -> Iterator[Row]:
     elif text.startswith("{", start):
         yield from _objects(text, start, path)
     elif text.strip():
-        raise unreadable(f"{path}:1", "a JSON file must hold an array or an object of rows", text[start : start + 40])
+        raise unreadable_row(
+            f"{path}:1", "a JSON file must hold an array or an object of rows", text[start : start + 40]
+        )
 
 
 class _Places:
@@ -90,7 +92,7 @@ class _Places:
             return parse_json(self.text, start)
         except ValueError as error:
             position = error.pos if isinstance(error, json.JSONDecodeError) else start
-            raise unreadable(self.at(position), f"not JSON: {reason(error)}") from None
+            raise unreadable_row(self.at(position), f"not JSON: {reason(error)}") from None
 
     def skip(self, start: int) -> int:
         return SPACE.match(self.text, start).end()  # type: ignore[union-attr]
@@ -107,11 +109,11 @@ def _array(text: str, start: int, path: Path) -> Iterator[Row]:
         if text.startswith(",", start):
             start = places.skip(start + 1)
             if text.startswith("]", start):
-                raise unreadable(places.at(start), "not JSON: a comma after the last row")
+                raise unreadable_row(places.at(start), "not JSON: a comma after the last row")
         elif not text.startswith("]", start):
-            raise unreadable(places.at(start), "not JSON: the array is cut short, or a comma is missing")
+            raise unreadable_row(places.at(start), "not JSON: the array is cut short, or a comma is missing")
     if text[start + 1 :].strip():
-        raise unreadable(places.at(start), "not JSON: more text after the array")
+        raise unreadable_row(places.at(start), "not JSON: more text after the array")
 
 
 def _objects(text: str, start: int, path: Path) -> Iterator[Row]:
@@ -137,5 +139,5 @@ def _rows_of(value: dict[str, Any], path: Path) -> Iterator[Row]:
         return
     lists = [name for name, v in value.items() if isinstance(v, list) and v and isinstance(v[0], dict)]
     if len(lists) != 1:
-        raise unreadable(f"{path}:1", "the object is no row and holds no one list of rows", list(value))
+        raise unreadable_row(f"{path}:1", "the object is no row and holds no one list of rows", list(value))
     yield from (row_of(row, f"{path}:{lists[0]}[{i}]") for i, row in enumerate(value[lists[0]]))

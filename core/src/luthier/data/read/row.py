@@ -17,16 +17,16 @@ class Row:
     where: str  # file:line, or the place in what was given
 
 
-def unreadable(where: str, problem: str, found: object = None, remedy: str | None = None) -> LuthierError:
+def unreadable_row(where: str, problem: str, found: object = None, remedy: str | None = None) -> LuthierError:
     return LuthierError("data-unreadable", problem, where=where, found=found, remedy=remedy)
 
 
-def broken(problem: str, found: object = None, where: str | None = None) -> LuthierError:
+def broken_row(problem: str, found: object = None, where: str | None = None) -> LuthierError:
     return LuthierError("data-row", problem, where=where, found=found)
 
 
 def row_of(value: object, where: str) -> Row:
     """A row, if the value is an object with named columns."""
     if not isinstance(value, dict):
-        raise broken("a row must be an object with named columns", value, where)
+        raise broken_row("a row must be an object with named columns", value, where)
     return Row(value, where)

@@ -12,10 +12,10 @@ from typing import Any, Final
 from luthier.data.read.columns import column_mapper
 from luthier.data.read.hub import HUB_NAME, read_hub, read_object
 from luthier.data.read.jsonfiles import read_json, read_jsonl
-from luthier.data.read.row import Row, unreadable
+from luthier.data.read.row import Row, unreadable_row
 from luthier.data.read.table_files import read_csv, read_parquet, read_tsv
 from luthier.data.read.textfiles import read_text
-from luthier.errors import LuthierError, nearest
+from luthier.errors import LuthierError, suggest_nearest
 from luthier.recipe.schema import Source
 
 READERS: Final[dict[str, Callable[[Path], Iterator[Row]]]] = {
@@ -48,16 +48,18 @@ def _rows(source: Source, text_unit: str) -> Iterator[Row]:
     if not files:
         yield from read_hub(source)
     for path in files:
-        yield from read_file(path, text_unit)
+        yield from read_rows(path, text_unit)
 
 
-def read_file(path: Path, text_unit: str = "paragraph") -> Iterator[Row]:
+def read_rows(path: Path, text_unit: str = "paragraph") -> Iterator[Row]:
     """The rows of one file; `data-empty` when it holds none."""
     suffix = file_kind(path)
     if path.is_dir() or suffix not in (*READERS, *TEXT):
         known = ", ".join((*READERS, *TEXT))
         problem = "this is a folder" if path.is_dir() else f"no reader for files named *{suffix or path.name}"
-        raise unreadable(str(path), problem, remedy=f"Name files, or a glob such as folder/*.jsonl, of: {known} [.gz].")
+        raise unreadable_row(
+            str(path), problem, remedy=f"Name files, or a glob such as folder/*.jsonl, of: {known} [.gz]."
+        )
     rows = READERS[suffix](path) if suffix in READERS else read_text(path, text_unit)
     first = next(rows, None)
     if first is None:
@@ -95,6 +97,6 @@ def _not_found(pattern: str, path: Path) -> LuthierError:
     elif glob.has_magic(str(path)):
         remedy = None
     else:
-        near = nearest(path.name, (p.name for p in path.parent.glob("*"))) if path.parent.is_dir() else ""
+        near = suggest_nearest(path.name, (p.name for p in path.parent.glob("*"))) if path.parent.is_dir() else ""
         remedy = near if near.startswith("Did") else None
     return LuthierError("data-not-found", "no such file", where=pattern, remedy=remedy)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from luthier.data.read.row import Row, broken, unreadable
+from luthier.data.read.row import Row, broken_row, unreadable_row
 from luthier.data.read.textfiles import read_bytes, read_lines
 from luthier.errors import LuthierError
 
@@ -22,12 +22,12 @@ def read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
         return
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
-        raise unreadable(f"{path}:1", "two columns have one name", repeated)
+        raise unreadable_row(f"{path}:1", "two columns have one name", repeated)
     first = reader.line_num + 1
     while (fields := _next_fields(reader, path)) is not None:
         if fields and len(fields) != len(header):
             problem = f"the row has {len(fields)} fields, the header {len(header)}"
-            raise broken(problem, fields, f"{path}:{first}")
+            raise broken_row(problem, fields, f"{path}:{first}")
         if fields:
             yield Row(dict(zip(header, fields, strict=True)), f"{path}:{first}")
         first = reader.line_num + 1
@@ -43,7 +43,7 @@ def _next_fields(reader: Any, path: Path) -> list[str] | None:
     try:
         return next(reader, None)
     except csv.Error as error:
-        raise broken(f"not CSV: {error}", where=f"{path}:{reader.line_num}") from None
+        raise broken_row(f"not CSV: {error}", where=f"{path}:{reader.line_num}") from None
     finally:
         csv.field_size_limit(before)
 
@@ -67,4 +67,4 @@ def read_parquet(path: Path) -> Iterator[Row]:
                     number += 1
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         problem = f"not a whole Parquet file: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        raise unreadable(f"{path}:{number}", problem) from None
+        raise unreadable_row(f"{path}:{number}", problem) from None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from luthier.data.read.row import Row, unreadable
+from luthier.data.read.row import Row, unreadable_row
 
 BOM = b"\xef\xbb\xbf"
 GZIP = b"\x1f\x8b"
@@ -21,7 +21,7 @@ def open_bytes(path: Path) -> BinaryIO:
     try:
         return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
     except OSError as error:
-        raise unreadable(str(path), f"the file cannot be opened: {error.strerror or error}") from None
+        raise unreadable_row(str(path), f"the file cannot be opened: {error.strerror or error}") from None
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -43,14 +43,14 @@ def read_bytes(path: Path) -> bytes:
         try:
             return stream.read()
         except (OSError, EOFError, zlib.error) as error:
-            raise unreadable(str(path), f"the file is damaged or cut short: {error}") from None
+            raise unreadable_row(str(path), f"the file is damaged or cut short: {error}") from None
 
 
 def _next_line(stream: BinaryIO, path: Path, number: int) -> bytes:
     try:
         return stream.readline()
     except (OSError, EOFError, zlib.error) as error:
-        raise unreadable(f"{path}:{number}", f"the file is damaged or cut short: {error}") from None
+        raise unreadable_row(f"{path}:{number}", f"the file is damaged or cut short: {error}") from None
 
 
 def _decoded(raw: bytes, path: Path, number: int) -> str:
@@ -58,16 +58,16 @@ def _decoded(raw: bytes, path: Path, number: int) -> str:
     if number == 1:
         raw = raw.removeprefix(BOM)
         if raw.startswith(UTF16):
-            raise unreadable(where, "the file is UTF-16", remedy="Save it as UTF-8.")
+            raise unreadable_row(where, "the file is UTF-16", remedy="Save it as UTF-8.")
         if raw.startswith(GZIP):
-            raise unreadable(where, "the file is gzipped, but its name does not end in .gz", remedy="Rename it.")
+            raise unreadable_row(where, "the file is gzipped, but its name does not end in .gz", remedy="Rename it.")
     if b"\0" in raw:
-        raise unreadable(where, "the file is binary: it holds a NUL byte")
+        raise unreadable_row(where, "the file is binary: it holds a NUL byte")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         found = raw[error.start : error.start + 8]
-        raise unreadable(where, "the line is not UTF-8", found, "Save the file as UTF-8.") from None
+        raise unreadable_row(where, "the line is not UTF-8", found, "Save the file as UTF-8.") from None
 
 
 def read_text(path: Path, unit: str) -> Iterator[Row]:

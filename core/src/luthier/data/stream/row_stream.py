@@ -10,7 +10,7 @@ from typing import Any, Final
 import attrs
 import numpy as np
 
-from luthier.data.batches.row_order import permutation
+from luthier.data.batches.row_order import order_rows
 from luthier.data.cache import WITHOUT
 from luthier.data.examples import TokenDataset, TokenExample
 from luthier.data.formats.forms import Form
@@ -20,10 +20,10 @@ from luthier.data.formats.wanted import TOKENS, Wanted
 from luthier.data.read.content_hash import tokenizer_hash
 from luthier.data.read.row import Row
 from luthier.data.report import Report, formats_of
-from luthier.data.stream.stream_units import Unit, fingerprint, units_of
+from luthier.data.stream.stream_units import Unit, fingerprint_units, source_units
 from luthier.data.tokenise.examples_of_rows import Made, Maker
 from luthier.data.tokenise.token_blocks import Blocks
-from luthier.data.tokenise.workers import working
+from luthier.data.tokenise.workers import working_processes
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Data, Source
 
@@ -74,7 +74,7 @@ class Stream:
         if count == 1:
             yield from (self._checked(self.maker.make(part), *read.popleft()) for part in forms)
             return
-        with working(self.maker, count) as workers:
+        with working_processes(self.maker, count) as workers:
             every = map(self.maker.make, forms) if workers is None else workers.made(forms)
             yield from (self._checked(made, *read.popleft()) for made in every)
 
@@ -93,7 +93,7 @@ class Stream:
 
     def _forms(self, seed: int, epoch: int, place: Place, read: deque[tuple[Place, int]]) -> Iterator[list[Form]]:
         """Yield the forms of the next rows; where they end, and the index of the first, are put into `read`."""
-        order = permutation(len(self.units), seed, epoch).tolist()
+        order = order_rows(len(self.units), seed, epoch).tolist()
         for number in range(place.unit, len(order)):
             unit, form = self.units[order[number]]
             count = place.row if number == place.unit else 0
@@ -117,7 +117,7 @@ def stream_of(data: Data, maker: Maker, form_of: FormOf, wanted: Wanted, given: 
     units: list[Formatted] = []
     samples, forms, names = [], [], []
     for source in sources:
-        own = units_of(source, given, data.text_unit)
+        own = source_units(source, given, data.text_unit)
         rows = list(islice(own[0].rows(), SAMPLE))
         if not rows:
             raise LuthierError("data-empty", "there are no rows", where=source.path)
@@ -131,7 +131,7 @@ def stream_of(data: Data, maker: Maker, form_of: FormOf, wanted: Wanted, given: 
         data=data,
         maker=maker,
         units=units,
-        fingerprint=fingerprint([unit for unit, _ in units], samples, **_ingredients(data, maker, wanted)),
+        fingerprint=fingerprint_units([unit for unit, _ in units], samples, **_ingredients(data, maker, wanted)),
         sample=made.examples,
         report=_report(made, forms, formats_of(names), maker),
         wanted=wanted,

@@ -43,7 +43,7 @@ class Supply:
         self.held = None
 
 
-def supplies(sources: Sequence[Source], given: Any, name: str, text_unit: str, *, telling: bool) -> list[Supply]:
+def make_supplies(sources: Sequence[Source], given: Any, name: str, text_unit: str, *, telling: bool) -> list[Supply]:
     """The sources, or the rows that are given in their place; `telling` also finds out what their content is."""
     if given is not None:
         source = attrs.evolve(sources[0] if len(sources) == 1 else Source(path=name), path=name)

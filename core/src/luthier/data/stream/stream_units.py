@@ -15,7 +15,7 @@ from luthier.data.read.columns import column_mapper
 from luthier.data.read.content_hash import SIZE
 from luthier.data.read.hub import read_hub, read_object
 from luthier.data.read.row import Row
-from luthier.data.read.sources import find_files, read_file
+from luthier.data.read.sources import find_files, read_rows
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Source
 
@@ -35,7 +35,7 @@ class Unit:
         return map(column_mapper(self.source), islice(self.raw(), skip, self.source.max_rows))
 
 
-def units_of(source: Source, given: Any, text_unit: str) -> list[Unit]:
+def source_units(source: Source, given: Any, text_unit: str) -> list[Unit]:
     """The units of one source; one for each file, unless `max_rows` counts over all of them.
 
     Raises `data-format` for an iterator, which gives its rows only once.
@@ -54,7 +54,7 @@ def units_of(source: Source, given: Any, text_unit: str) -> list[Unit]:
     return [Unit(source=source, raw=_reader([path], text_unit), mark=_mark(path)) for path in files]
 
 
-def fingerprint(units: Sequence[Unit], first: Sequence[Sequence[Row]], **others: Any) -> str:
+def fingerprint_units(units: Sequence[Unit], first: Sequence[Sequence[Row]], **others: Any) -> str:
     """A hash of what tells these units and the options of their making from others; no file is read to its end."""
     rows = [[row.values for row in sample] for sample in first]
     text = json.dumps([[unit.mark for unit in units], rows, others], sort_keys=True, default=str)
@@ -62,7 +62,7 @@ def fingerprint(units: Sequence[Unit], first: Sequence[Sequence[Row]], **others:
 
 
 def _reader(files: Sequence[Path], text_unit: str) -> Callable[[], Iterator[Row]]:
-    return lambda: chain.from_iterable(read_file(path, text_unit) for path in files)
+    return lambda: chain.from_iterable(read_rows(path, text_unit) for path in files)
 
 
 def _mark(path: Path) -> list[Any]:

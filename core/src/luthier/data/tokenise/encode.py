@@ -10,7 +10,7 @@ import numpy as np
 
 from luthier.data.examples import IGNORED, TokenExample
 from luthier.data.formats.forms import Completion, Document
-from luthier.data.read.row import broken
+from luthier.data.read.row import broken_row
 from luthier.data.tokenise.supervised_spans import Rendered, Span
 from luthier.errors import LuthierError
 
@@ -172,7 +172,7 @@ def _check_text(text: Rendered) -> None:
         text.text.encode()
     except UnicodeEncodeError as error:
         problem = "the text holds half of a surrogate pair"
-        raise broken(problem, text.text[error.start - 10 : error.end + 10], text.where) from None
+        raise broken_row(problem, text.text[error.start - 10 : error.end + 10], text.where) from None
 
 
 def _token_spans(encoded: Any, row: int, spans: Sequence[Span]) -> list[Span] | None:

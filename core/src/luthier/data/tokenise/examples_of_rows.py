@@ -13,7 +13,7 @@ from luthier.data.examples import TokenDataset, TokenExample, are_equal
 from luthier.data.formats.forms import Completion, Conversation, Document, Form, Instruction, Pair, Tokens
 from luthier.data.tokenise.chat_template import ChatTemplate, load_template
 from luthier.data.tokenise.encode import Encoder
-from luthier.data.tokenise.overlong import fit, fit_unit, overlong_policy
+from luthier.data.tokenise.overlong import fit_length, fit_unit, overlong_policy
 from luthier.data.tokenise.supervised_spans import Rendered
 from luthier.data.tokenise.unit_texts import UnitTexts
 from luthier.errors import LuthierError
@@ -120,7 +120,7 @@ class Maker:
 
     def _parts(self, example: TokenExample, form: Form, policy: Overlong) -> Iterable[tuple[TokenExample | None, str]]:
         if not example.names:
-            return fit(example, self.data.max_length, policy)
+            return fit_length(example, self.data.max_length, policy)
         part, event = fit_unit(example, self.data.max_length, policy, OVERLONG.get(type(form), "overlong"))
         if part is not None and isinstance(form, Pair) and are_equal(part, "chosen", "rejected"):
             return [(None, "equal_pair")]

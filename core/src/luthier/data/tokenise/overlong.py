@@ -24,7 +24,7 @@ def overlong_policy(asked: str, form: Form, where: str) -> Overlong:
     return asked  # type: ignore[return-value]
 
 
-def fit(example: TokenExample, max_length: int, policy: Overlong) -> Iterator[tuple[TokenExample | None, str]]:
+def fit_length(example: TokenExample, max_length: int, policy: Overlong) -> Iterator[tuple[TokenExample | None, str]]:
     """The examples to keep, each with what happened to it; None and the reason for what is dropped.
 
     A truncated example keeps the part of its span that fits; nothing without a supervised token is kept.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from luthier.data.formats.conversations import conversation
+from luthier.data.formats.conversations import make_conversation
 from luthier.data.formats.documents import alpaca_completion, alpaca_conversation, as_messages
 from luthier.data.formats.forms import Completion, Conversation, Document, Form, Instruction, Judged, Pair, Side, Texts
 from luthier.data.tokenise.chat_template import ChatTemplate
@@ -58,7 +58,7 @@ class UnitTexts:
         before = as_messages(form.prompt, "prompt", "user") if form.prompt else []
         messages = [*before, *as_messages(answer, "answer", "assistant")]
         talk = attrs.evolve(
-            conversation(messages, form.tools, context=len(before)), where=form.where, may_be_empty=True
+            make_conversation(messages, form.tools, context=len(before)), where=form.where, may_be_empty=True
         )
         texts = render_conversation(talk, self._template(form), self.everything)
         if len(texts) > 1:

@@ -10,7 +10,7 @@ from luthier.data.examples import IGNORED, TokenDataset
 from luthier.errors import LuthierError
 
 
-def check_vocabulary(dataset: TokenDataset, tokenizer: Any, vocab_size: int) -> None:
+def check_token_ids(dataset: TokenDataset, tokenizer: Any, vocab_size: int) -> None:
     """Raise `model-vocabulary` with the row's place where an id or label is negative or not below `vocab_size`."""
     for ids in (dataset.input_ids, np.where(dataset.labels == IGNORED, 0, dataset.labels)):
         wrong = np.flatnonzero((ids < 0) | (ids >= vocab_size))

@@ -20,7 +20,7 @@ import attrs
 from luthier.data.formats.forms import Form
 from luthier.data.read.content_hash import tokenizer_hash
 from luthier.data.tokenise.examples_of_rows import CHUNK, Made, Maker
-from luthier.errors import LuthierError, shown
+from luthier.errors import LuthierError, show_value
 from luthier.logs import get_logger
 from luthier.recipe.schema import Data
 
@@ -32,7 +32,7 @@ AHEAD: Final = 3  # chunks in hand or waiting for their turn, for each process
 FRESH: Final = "import sys; from luthier.data.tokenise.workers import join; join(int(sys.argv[1]))"
 
 
-def processes(rows: int, asked: int | None) -> int:
+def count_processes(rows: int, asked: int | None) -> int:
     """How many processes tokenise so many rows: what was asked for, else as rows and cores suggest."""
     if asked is not None:
         return max(1, min(asked, -(-rows // CHUNK)))
@@ -47,7 +47,7 @@ def can_fork() -> bool:
     return sys.platform == "linux" and threading.active_count() == 1 and not (torch and torch.cuda.is_initialized())
 
 
-def chunks(forms: Sequence[Form]) -> Iterator[Sequence[Form]]:
+def cut_chunks(forms: Sequence[Form]) -> Iterator[Sequence[Form]]:
     return (forms[start : start + CHUNK] for start in range(0, len(forms), CHUNK))
 
 
@@ -196,7 +196,7 @@ def started(folder: str, data: Data, others: Sequence[Connection]) -> Hand:
 
 
 @contextmanager
-def working(maker: Maker, count: int) -> Iterator[Workers | None]:
+def working_processes(maker: Maker, count: int) -> Iterator[Workers | None]:
     """`count` workers; None, aloud, where they could not have the same tokenizer as this process."""
     if can_fork():
         with Workers(maker, count, lambda others: forked(maker, others)) as workers:
@@ -267,7 +267,7 @@ def _answer(maker: Maker, forms: Sequence[Form]) -> Any:
     try:
         return maker.make(forms)
     except LuthierError as error:
-        found = None if error.found is None else shown(error.found)
+        found = None if error.found is None else show_value(error.found)
         return (error.code, error.problem, error.where, found, error.remedy)
     except Exception:
         return traceback.format_exc()

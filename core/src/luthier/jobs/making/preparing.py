@@ -10,13 +10,13 @@ from typing import Any, Final
 
 import attrs
 
-from luthier.errors import LuthierError, nearest
+from luthier.errors import LuthierError, suggest_nearest
 from luthier.jobs.making.price_estimate import check_cost, estimate_cost, read_own_prices
 from luthier.jobs.making.sent_settings import check_method, select_settings
 from luthier.jobs.restoring import ReadyProvider
 from luthier.jobs.rows.row_files import write_row_files
 from luthier.plugins.providing.job_records import Capabilities, CostEstimate, Finding, JobSpec
-from luthier.plugins.registry import installed
+from luthier.plugins.registry import installed_plugins
 from luthier.recipe import Recipe
 from luthier.recipe.parts import Part, find_part
 from luthier.recipe.reading.read_recipe import Reading
@@ -55,7 +55,7 @@ async def prepare_job(
     Raises the first of all errors, with the others in its text.
     """
     recipe, part = reading.recipe, ready.part
-    loss = find_part(recipe.loss, "loss", "loss", installed())
+    loss = find_part(recipe.loss, "loss", "loss", installed_plugins())
     capabilities = await part.capabilities(recipe.model.name_or_path)
     output_dir = Path(recipe.output_dir or f"runs/{room.name}").absolute()
     spec = JobSpec(
@@ -126,7 +126,8 @@ def _model_notes(spec: JobSpec, capabilities: Capabilities) -> list[Finding]:
     notes = [Finding(level="warning", rule="notice", message=text) for text in capabilities.notices]
     known = capabilities.known_models
     if known and spec.model not in known:
-        message = f"{spec.model} is not among the models that are known here; it is tried. {nearest(spec.model, known)}"
+        message = f"{spec.model} is not among the models that are known here; it is tried."
+        message += f" {suggest_nearest(spec.model, known)}"
         notes.append(Finding(level="note", rule="model", message=message, where="model"))
     return notes
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from luthier.errors import LuthierError
 from luthier.plugins.providing.job_records import Capabilities, CostEstimate, JobSpec, TokenPrice
-from luthier.plugins.structure import structure
+from luthier.plugins.structure import structure_value
 
 OVERRIDES: Final = "prices.json"  # in the store's folder: {provider: [{model, amount, date, ...}]}
 
@@ -44,7 +44,7 @@ def read_own_prices(folder: Path, provider: str) -> list[TokenPrice]:
         table = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise LuthierError("recipe-syntax", f"cannot be read: {error}", where=str(path)) from None
-    return structure(table.get(provider, []) if isinstance(table, dict) else table, list[TokenPrice], str(path))
+    return structure_value(table.get(provider, []) if isinstance(table, dict) else table, list[TokenPrice], str(path))
 
 
 def check_cost(estimate: CostEstimate, max_cost: float | None) -> None:

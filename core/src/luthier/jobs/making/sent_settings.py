@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from luthier.errors import nearest
+from luthier.errors import suggest_nearest
 from luthier.plugins.providing.job_records import Capabilities, Finding, SettingRule
 
 HERE: Final = (  # read on this machine, whatever the provider
@@ -68,7 +68,7 @@ def _check_value(name: str, value: Any, rule: SettingRule, method: str) -> Itera
 
 def _refused(name: str, capabilities: Capabilities, method: str) -> Finding:
     offered = [n for n, rule in capabilities.settings.items() if rule.methods is None or method in rule.methods]
-    hint = capabilities.instead.get(name) or nearest(name, offered) or "It takes none."
+    hint = capabilities.instead.get(name) or suggest_nearest(name, offered) or "It takes none."
     return _told("error", name, f"the service has no such setting, and would not do it. {hint}")
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import attrs
 
-from luthier.errors import LuthierError, shown
+from luthier.errors import LuthierError, show_value
 from luthier.jobs.rows.row_checks import check_counts, check_row, estimate_tokens, hash_row
 from luthier.jobs.rows.service_rows import completion_conversation, training_rows, validation_rows
 from luthier.plugins.providing.job_records import DataFile, DataRules, Finding, ServiceRow
@@ -98,7 +98,7 @@ def _readable_rows(rows: Iterator[ServiceRow], report: RowReport) -> Iterator[Se
     except LuthierError as error:
         if error.code not in ("data-row", "data-column"):
             raise
-        found = "" if error.found is None else f" (found {shown(error.found)})"
+        found = "" if error.found is None else f" (found {show_value(error.found)})"
         report.add(Finding(level="error", rule=error.code, message=f"{error.problem}{found}", where=error.where))
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from luthier.errors import LuthierError, unwritable
+from luthier.errors import LuthierError, unwritable_path
 
 VARIABLE: Final = "LUTHIER_JOBS"
 VERSION: Final = 1
@@ -49,7 +49,7 @@ class Database:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
-            raise unwritable(folder, error) from None
+            raise unwritable_path(folder, error) from None
         self.path = folder / "jobs.sqlite"
         self._connection = self._connect()
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import attrs
 
-from luthier.errors import shown
+from luthier.errors import show_value
 from luthier.jobs.provider_error import ProviderError
 from luthier.jobs.secret import redact_text
 
@@ -73,7 +73,7 @@ def read_message(body: Any) -> tuple[str | None, str]:
     if isinstance(body, list) and body:
         body = body[0]
     if not isinstance(body, dict):
-        return None, shown(body, 300) if body else ""
+        return None, show_value(body, 300) if body else ""
     error = body.get("error")
     inner: dict[str, Any] = error if isinstance(error, dict) else body
     code = next((inner[k] for k in ("code", "status", "type", "__type") if inner.get(k) not in (None, "")), None)
@@ -81,14 +81,14 @@ def read_message(body: Any) -> tuple[str | None, str]:
         code = inner.get("status") or inner.get("type") or code
     message = next((inner[k] for k in ("message", "Message", "detail", "error") if isinstance(inner.get(k), str)), "")
     param = f" (field {inner['param']})" if isinstance(inner.get("param"), str) else ""
-    return (None if code is None else str(code)), (message or shown(inner, 300)) + param
+    return (None if code is None else str(code)), (message or show_value(inner, 300)) + param
 
 
 def unreadable_answer(answer: Answer, where: str) -> ProviderError:
     """Return the error of a body that is not what the service promises."""
     return ProviderError(
         "protocol",
-        f"the answer cannot be read: {redact_text(shown(answer.body, 200))}",
+        f"the answer cannot be read: {redact_text(show_value(answer.body, 200))}",
         where=where,
         http_status=answer.status,
         request_id=answer.request_id,

@@ -58,7 +58,7 @@ class Bucket:
 
 
 def document_arguments(batch: Batch) -> dict[str, Any]:
-    """Return what tells a transformers model, and through it `attend`, where the documents are."""
+    """Return what tells a transformers model, and through it `attend_documents`, where the documents are."""
     import torch
 
     starts = batch.document_starts.to(torch.int32)
@@ -77,13 +77,13 @@ def documents_told(told: dict[str, Any]) -> Iterator[None]:
         _TOLD.reset(token)
 
 
-def aside() -> dict[str, Any]:
+def aside_documents() -> dict[str, Any]:
     """What `documents_told` tells."""
     return _TOLD.get() or {}
 
 
 @functools.lru_cache(maxsize=64)
-def documents(starts: tuple[int, ...], continues: tuple[int, ...] | None, prefix: int = 0) -> tuple[Document, ...]:
+def cut_documents(starts: tuple[int, ...], continues: tuple[int, ...] | None, prefix: int = 0) -> tuple[Document, ...]:
     """Return the documents between starts [D+1]; `prefix` keys stand before each one that continues none."""
     own = [(start + prefix, stop + prefix) for start, stop in zip(starts[:-1], starts[1:], strict=True)]
     found = []
@@ -99,7 +99,7 @@ def documents(starts: tuple[int, ...], continues: tuple[int, ...] | None, prefix
 
 
 @functools.lru_cache(maxsize=64)
-def buckets(found: tuple[Document, ...]) -> tuple[Bucket, ...]:
+def make_buckets(found: tuple[Document, ...]) -> tuple[Bucket, ...]:
     """Return the documents that are computed together: no more than TOGETHER keys, or one document."""
     alike: dict[tuple[int, int], list[Document]] = defaultdict(list)
     for document in found:

@@ -11,15 +11,15 @@ import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from luthier.model.attention.ways import attend
+from luthier.model.attention.ways import attend_documents
 
 NAME: Final = "luthier"
 
-AttentionInterface.register(NAME, attend)
+AttentionInterface.register(NAME, attend_documents)
 AttentionMaskInterface.register(NAME, lambda *_, **__: None)
 
 
-def install(model: Any) -> str:
+def install_attention(model: Any) -> str:
     """Give the model packed attention, on its own copy of the config; returns the implementation it had before."""
     before = model.config._attn_implementation
     _own_config(model)
@@ -41,13 +41,13 @@ def _own_config(model: Any) -> None:
             module.config = own
 
 
-def ordinary(model: Any) -> str:
+def ordinary_attention(model: Any) -> str:
     """The implementation with which the model generates: sdpa, or eager where it has no sdpa."""
     return "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
 
 
 @contextmanager
-def packed(model: Any) -> Iterator[None]:
+def packed_attention(model: Any) -> Iterator[None]:
     """Inside it the model is called with packed batches."""
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
@@ -58,11 +58,11 @@ def packed(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def generating(model: Any) -> Iterator[None]:
+def generating_attention(model: Any) -> Iterator[None]:
     """Inside it the model generates: ordinary attention, evaluation mode, cache on."""
     before, training = model.config._attn_implementation, model.training
     if before == NAME:
-        model.set_attn_implementation(ordinary(model))
+        model.set_attn_implementation(ordinary_attention(model))
     model.eval()
     try:
         with torch.no_grad():

@@ -66,7 +66,7 @@ def flash_kernel() -> Kernel | None:
     return Kernel.of(flash_attn_varlen_func)
 
 
-def obstacle(query: Tensor, value: Tensor) -> str | None:
+def flash_obstacle(query: Tensor, value: Tensor) -> str | None:
     """Why no flash kernel takes these tensors."""
     if query.device.type != "cuda":
         return f"there is none for {query.device.type}"

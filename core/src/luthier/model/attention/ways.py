@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.model.attention import varlen
-from luthier.model.attention.document_masks import Document, aside, buckets, documents
+from luthier.model.attention.document_masks import Document, aside_documents, cut_documents, make_buckets
 from luthier.model.attention.plain import attend_singly
 from luthier.model.attention.products import Products
 from luthier.model.attention.score_blocks import Rule
@@ -38,7 +38,7 @@ _OWN: Final[WeakKeyDictionary[nn.Module, Choice]] = WeakKeyDictionary()  # by ev
 _ANY: Final = Choice()
 
 
-def attend(
+def attend_documents(
     module: nn.Module,
     query: Tensor,  # [1, heads, T, head]
     key: Tensor,  # [1, key-value heads, T, head]
@@ -55,12 +55,12 @@ def attend(
     A document sees the documents that it continues, too, and a prefix. Raises where it is not told the documents.
     """
     if "cu_seq_lens_k" not in told:
-        told = {**told, **aside()}
+        told = {**told, **aside_documents()}
     starts = _known_starts(query, key, attention_mask, told)
     key, value = _prefixed(module, key, value, told.get("prefixes"))
     continues = told.get("continues")
     links = None if continues is None else tuple(continues.tolist())
-    found = documents(starts, links, key.shape[2] - query.shape[2])
+    found = cut_documents(starts, links, key.shape[2] - query.shape[2])
     query, key, value = _cast(query, key, value)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     rule = Rule(scale=scale, window=_useful_window(sliding_window, found), cap=softcap)
@@ -111,7 +111,7 @@ def available(way: str, device: torch.device) -> bool:
     return way == SDPA or device.type == "cpu"
 
 
-def decide(model: nn.Module, device: torch.device, dtype: torch.dtype, decisions: Any) -> str:
+def decide_attention(model: nn.Module, device: torch.device, dtype: torch.dtype, decisions: Any) -> str:
     """The way that a run's model attends: what its decisions hold, or the preferred one."""
     way = decisions.take("attention", lambda: preferred(device, dtype), usable=lambda way: available(way, device))
     choice = Choice(way)
@@ -125,7 +125,7 @@ def _by(choice: Choice, inputs: tuple[Tensor, Tensor, Tensor], found: tuple[Docu
     way = choice.way or preferred(inputs[0].device, inputs[0].dtype)[0]
     if way == PRODUCTS and not dropout:
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-        return Products.apply(*inputs, buckets(found), rule, keep)
+        return Products.apply(*inputs, make_buckets(found), rule, keep)
     if way == PRODUCTS:
         _say(choice, "it has dropout")
     if way in (TORCH, FLASH):
@@ -138,7 +138,7 @@ def _by(choice: Choice, inputs: tuple[Tensor, Tensor, Tensor], found: tuple[Docu
 def _at_once(choice: Choice, inputs: tuple[Tensor, Tensor, Tensor], found: tuple[Document, ...], rule: Rule,
              dropout: float) -> Tensor | None:  # fmt: skip
     """By the first kernel that is here and can do it; None, said aloud, where none can."""
-    reason = varlen.obstacle(inputs[0], inputs[2])
+    reason = varlen.flash_obstacle(inputs[0], inputs[2])
     if reason is None:
         grouped = inputs[0].shape[1] != inputs[1].shape[1]
         for kernel in filter(None, (varlen.torch_kernel(), varlen.flash_kernel())):

@@ -9,12 +9,12 @@ import torch
 
 from luthier.data.tokenise.encode import Encoder
 from luthier.errors import LuthierError
-from luthier.model.attention import generating
+from luthier.model.attention import generating_attention
 from luthier.model.generation.generation_inputs import prepare_generation
-from luthier.randomness import kept
+from luthier.randomness import keep_randomness
 
 
-def answer(
+def generate_text(
     model: Any,
     tokenizer: Any,
     prompt: str | Sequence[Mapping[str, Any]],
@@ -37,7 +37,7 @@ def answer(
         raise LuthierError("recipe-missing", "there is no prompt to answer", where="prompt", remedy="Give a text.")
     ids = prompt_ids(tokenizer, prompt, system, chat)
     settings["pad_token_id"] = tokenizer.pad_token_id or 0
-    with generating(model), kept():
+    with generating_attention(model), keep_randomness():
         torch.manual_seed(seed)
         stops = stop_token_ids(model, tokenizer) or None
         inputs = prepare_generation(model, adapter, torch.tensor([ids], device=model.device))

@@ -10,9 +10,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from luthier.errors import LuthierError
-from luthier.model.head.logit_blocks import Sums, again, collect, differentiate, score
+from luthier.model.head.logit_blocks import (
+    Sums,
+    collect_gradients,
+    differentiate_block,
+    recompute_gradient,
+    score_block,
+)
 from luthier.model.head.online import Online
-from luthier.model.head.tiles import ROWS, Linear, Tiles, blocks
+from luthier.model.head.tiles import ROWS, Linear, Tiles, cut_blocks
 
 Want = tuple[str, ...]
 Scores = tuple[Tensor, "Tensor | None", "Tensor | None"]  # [S] log-probabilities, entropies, top-1 hits
@@ -22,7 +28,7 @@ SMALL: Final = 2**25  # bytes of probabilities that may be kept for the weight's
 def sweep(head: Linear, count: int, want: Want, *, most: int | None = None, keep: bool = False) -> Iterator[
     tuple[slice, Tiles, Online]]:  # fmt: skip
     """Blocks of `count` rows, each with memory for its tiles and what is to hold its statistics."""
-    spans = blocks(count, most or ROWS)
+    spans = cut_blocks(count, most or ROWS)
     tiles = Tiles(head, max(s.stop - s.start for s in spans), keep=keep)
     for span in spans:
         yield span, tiles, Online(head.sums(span.stop - span.start), want)
@@ -37,11 +43,11 @@ def joined(parts: list[Online]) -> Scores:
 
 
 @torch.no_grad()
-def scores(head: Linear, hidden: Tensor, labels: Tensor, want: Want) -> Scores:
+def score_labels(head: Linear, hidden: Tensor, labels: Tensor, want: Want) -> Scores:
     """Without gradient."""
     rows, parts = hidden.to(head.dtype), []
     for span, tiles, online in sweep(head, len(labels), want):
-        parts.append(score(tiles, rows[span], labels[span], online))
+        parts.append(score_block(tiles, rows[span], labels[span], online))
     return joined(parts)
 
 
@@ -58,7 +64,7 @@ class OnePass(torch.autograd.Function):
         rows, parts = hidden.to(head.dtype), []
         gradient = torch.empty_like(rows)
         for span, tiles, online in sweep(head, len(labels), want):
-            gradient[span] = differentiate(tiles, rows[span], labels[span], online)[0]
+            gradient[span] = differentiate_block(tiles, rows[span], labels[span], online)[0]
             parts.append(online)
         found = joined(parts)
         ctx.head, ctx.kind = head, hidden.dtype
@@ -86,7 +92,7 @@ class Recompute(torch.autograd.Function):
                 want: Want) -> Scores:  # fmt: skip
         ctx.set_materialize_grads(False)
         rows = hidden.to(head.dtype)
-        parts = [score(tiles, rows[s], labels[s], online) for s, tiles, online in sweep(head, len(labels), want)]
+        parts = [score_block(tiles, rows[s], labels[s], online) for s, tiles, online in sweep(head, len(labels), want)]
         found = joined(parts)
         ctx.head, ctx.kind = head, hidden.dtype
         ctx.save_for_backward(rows, labels, norms_of(parts), found[1])
@@ -114,9 +120,9 @@ class InForward(torch.autograd.Function):
         gradient = torch.empty_like(hidden)
         sums = Sums(head, weight=ctx.needs_input_grad[1], bias=ctx.needs_input_grad[2])
         for span, tiles, online in sweep(head, len(labels), want, most=affordable(head), keep=True):
-            own, rest, kept = differentiate(tiles, rows[span], labels[span], online)
+            own, rest, kept = differentiate_block(tiles, rows[span], labels[span], online)
             gradient[span] = own.mul_(coefficients[span, None])
-            collect(sums, head.curve.scale, rows[span], labels[span], online, rest, kept, coefficients[span])
+            collect_gradients(sums, head.curve.scale, rows[span], labels[span], online, rest, kept, coefficients[span])
             parts.append(online)
         ctx.save_for_backward(coefficients)
         ctx.found = (gradient, sums)
@@ -171,5 +177,5 @@ def _repeated(head: Linear, saved: Sequence[Any], factors: Tensor | None, spread
     factors = torch.zeros_like(norms) if factors is None else factors
     for span, tiles, _ in sweep(head, len(labels), ()):
         entropy = None if spread is None or entropies is None else (entropies[span], spread[span])
-        found[span] = again(tiles, rows[span], labels[span], norms[span], factors[span], entropy, sums)
+        found[span] = recompute_gradient(tiles, rows[span], labels[span], norms[span], factors[span], entropy, sums)
     return found

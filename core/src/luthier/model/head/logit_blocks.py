@@ -80,14 +80,16 @@ def _gradient_dtype(parameter: Tensor) -> torch.dtype:
     return own or parameter.dtype
 
 
-def score(tiles: Tiles, rows: Tensor, labels: Tensor, online: Online) -> Online:
+def score_block(tiles: Tiles, rows: Tensor, labels: Tensor, online: Online) -> Online:
     """The statistics of one block into `online`, without gradient."""
     for tile in tiles.each(rows, labels):
         online.fold(tile, tiles)
     return online
 
 
-def differentiate(tiles: Tiles, rows: Tensor, labels: Tensor, online: Online) -> tuple[Tensor, Tensor, list[Kept]]:
+def differentiate_block(
+    tiles: Tiles, rows: Tensor, labels: Tensor, online: Online
+) -> tuple[Tensor, Tensor, list[Kept]]:
     """The statistics of one block into `online`. Returns [C, H] the gradient of its log-probabilities, [C] the part
     of it that stands before the label's own weight, and all tiles where these are kept.
 
@@ -113,9 +115,9 @@ def differentiate(tiles: Tiles, rows: Tensor, labels: Tensor, online: Online) ->
     return labelled.mul_(rest[:, None]).sub_(total).mul_(head.curve.scale), rest, kept
 
 
-def collect(sums: Sums, scale: float, rows: Tensor, labels: Tensor, online: Online, rest: Tensor, kept: list[Kept],
-            factors: Tensor) -> None:  # fmt: skip
-    """Add the parameters' gradients of sum over C of factor * log-probability, from what `differentiate` kept."""
+def collect_gradients(sums: Sums, scale: float, rows: Tensor, labels: Tensor, online: Online, rest: Tensor,
+                      kept: list[Kept], factors: Tensor) -> None:  # fmt: skip
+    """Add the parameters' gradients of sum over C of factor * log-probability, from what `differentiate_block` kept."""
     factors = factors * scale
     for tile in kept:
         sums.add_kept(tile, rows, -factors * (tile.norm - online.total).exp())
@@ -123,8 +125,8 @@ def collect(sums: Sums, scale: float, rows: Tensor, labels: Tensor, online: Onli
     sums.end_block()
 
 
-def again(tiles: Tiles, rows: Tensor, labels: Tensor, norms: Tensor, factors: Tensor, spread: Spread | None,
-          sums: Sums) -> Tensor:  # fmt: skip
+def recompute_gradient(tiles: Tiles, rows: Tensor, labels: Tensor, norms: Tensor, factors: Tensor,
+                       spread: Spread | None, sums: Sums) -> Tensor:  # fmt: skip
     """[C, H] the gradient of rows from logits computed again, and the parameters' into `sums`.
 
     `norms` are log-sum-exps [C], `factors` [C] the gradient that came for the log-probabilities.

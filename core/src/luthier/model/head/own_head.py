@@ -26,13 +26,13 @@ def statistics(logits: Tensor, labels: Tensor, want: tuple[str, ...]) -> Tensor:
     return torch.stack(columns, -1)
 
 
-def trains(head: Head, rows: Tensor) -> bool:
+def head_trains(head: Head, rows: Tensor) -> bool:
     """Whether a parameter that the head reaches requires a gradient."""
     with torch.enable_grad():
         return head(rows[:1].detach()).requires_grad
 
 
-def chunked(head: Head, rows: Tensor, labels: Tensor, want: tuple[str, ...], spans: list[slice]) -> Tensor:
+def score_chunks(head: Head, rows: Tensor, labels: Tensor, want: tuple[str, ...], spans: list[slice]) -> Tensor:
     """[S, 1 + want]; chunks are computed again in backward, but for one that is alone."""
 
     def compute(rows: Tensor, labels: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from luthier.hardware.low_precision import imitates
+from luthier.hardware.low_precision import imitates_dtype
 from luthier.model.head.tiles import Curve, Linear
 from luthier.model.weights.layers import HOOKS
 
@@ -16,7 +16,7 @@ WORDS: Final = ("logit", "scal", "multiplier", "cap")  # what names a config's s
 LARGEST: Final = 60.0  # logits of this size tell a soft cap from none
 
 
-def obstacle(model: Any, body: nn.Module) -> str | None:
+def head_obstacle(model: Any, body: nn.Module) -> str | None:
     """Why the head cannot be a plain linear layer, as far as that is seen without computing."""
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
@@ -30,7 +30,7 @@ def obstacle(model: Any, body: nn.Module) -> str | None:
     return f"parameters stand beside its head, in {beside[0] or 'the model'}" if beside else None
 
 
-def fitted(model: Any, own: Callable[[Tensor], Tensor]) -> Curve | None:
+def fit_curve(model: Any, own: Callable[[Tensor], Tensor]) -> Curve | None:
     """The curve with which a linear head gives what `own` ([C, H] to [C, V]) gives, or None where no one does."""
     head = model.get_output_embeddings()
     device = head.weight.device
@@ -47,12 +47,12 @@ def fitted(model: Any, own: Callable[[Tensor], Tensor]) -> Curve | None:
     return None
 
 
-def linear(head: nn.Linear, curve: Curve) -> Linear:
+def linear_head(head: nn.Linear, curve: Curve) -> Linear:
     """The head as it is now, in autocast's dtype or its own; in float32, tile by tile, where that is imitated."""
     kind, dtype = head.weight.device.type, head.weight.dtype
     if torch.is_autocast_enabled(kind) and dtype != torch.float64:  # as autocast itself leaves float64
         dtype = torch.get_autocast_dtype(kind)
-    dtype = torch.float32 if imitates(head.weight.device, dtype) else dtype
+    dtype = torch.float32 if imitates_dtype(head.weight.device, dtype) else dtype
     return Linear(weight=head.weight, bias=head.bias, curve=curve, dtype=dtype)
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from luthier.logs import get_logger
-from luthier.model.head.direct import InForward, OnePass, Recompute, Scores, scores
-from luthier.model.head.own_head import Head, OwnPass, chunked, trains
-from luthier.model.head.recognise_head import fitted, linear, obstacle
-from luthier.model.head.tiles import Curve, Linear, blocks
+from luthier.model.head.direct import InForward, OnePass, Recompute, Scores, score_labels
+from luthier.model.head.own_head import Head, OwnPass, head_trains, score_chunks
+from luthier.model.head.recognise_head import fit_curve, head_obstacle, linear_head
+from luthier.model.head.tiles import Curve, Linear, cut_blocks
 from luthier.model.operations.signatures import active_operations
 
 log = get_logger()
@@ -42,7 +42,7 @@ class Scorer:
         weight, bias = head.weight, head.bias
         train = weight.requires_grad or (bias is not None and bias.requires_grad)
         if not (torch.is_grad_enabled() and (train or rows.requires_grad)):
-            return scores(head, rows, labels, want)
+            return score_labels(head, rows, labels, want)
         if not train:
             self._say("one-pass", "the head is frozen")
             return OnePass.apply(rows, head, labels, want)
@@ -64,13 +64,13 @@ class Scorer:
 
     def _by_own(self, rows: Tensor, labels: Tensor, want: tuple[str, ...]) -> Scores:
         """Through the model's own call of its head."""
-        spans = blocks(len(labels), max(1, CHUNK // self.model.config.get_text_config().vocab_size))
+        spans = cut_blocks(len(labels), max(1, CHUNK // self.model.config.get_text_config().vocab_size))
         reason = f"the model calls it itself: {self._refused}"
         if not torch.is_grad_enabled():
-            columns = chunked(self.own, rows, labels, want, spans)
-        elif "entropy" in want or trains(self.own, rows):
+            columns = score_chunks(self.own, rows, labels, want, spans)
+        elif "entropy" in want or head_trains(self.own, rows):
             self._say("recompute", f"it trains or an entropy is asked for; {reason}")
-            columns = chunked(self.own, rows, labels, want, spans)
+            columns = score_chunks(self.own, rows, labels, want, spans)
         else:
             self._say("one-pass", f"it is frozen; {reason}")
             columns = OwnPass.apply(rows, self.own, labels, want, spans)
@@ -79,16 +79,16 @@ class Scorer:
 
     def _linear(self) -> Linear | None:
         """The head as a linear layer, or None where it is not one. Compared with the model's own call once."""
-        self._refused = obstacle(self.model, self.body)
+        self._refused = head_obstacle(self.model, self.body)
         if self._refused is not None:
             return None
         head = self.model.get_output_embeddings()
         if head is not self._seen:
-            self._seen, self._curve = head, fitted(self.model, self.own)
+            self._seen, self._curve = head, fit_curve(self.model, self.own)
         if self._curve is None:
             self._refused = "its logits are not those of a linear layer"
             return None
-        return linear(head, self._curve)
+        return linear_head(head, self._curve)
 
     def _say(self, form: str, reason: str) -> None:
         if (form, reason) not in self._said:

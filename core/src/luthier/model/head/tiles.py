@@ -111,7 +111,7 @@ class Tiles:
         return self.room["products"][first : first + shape[0] * shape[1]].view(shape)
 
 
-def blocks(count: int, most: int) -> list[slice]:
+def cut_blocks(count: int, most: int) -> list[slice]:
     """0 to `count` in slices of about equal size, none longer than `most`; of 0 one that is empty."""
     pieces = max(math.ceil(count / most), 1)
     return [slice(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]
@@ -119,7 +119,7 @@ def blocks(count: int, most: int) -> list[slice]:
 
 def columns(vocabulary: int, rows: int, kind: str) -> list[slice]:
     """The vocabulary in parts whose tile of `rows` tokens keeps to TILE."""
-    return blocks(vocabulary, max(TILE.get(kind, TILE["cuda"]) // max(rows, 1), NARROWEST))
+    return cut_blocks(vocabulary, max(TILE.get(kind, TILE["cuda"]) // max(rows, 1), NARROWEST))
 
 
 def places(labels: Tensor, part: slice) -> tuple[Tensor, Tensor]:

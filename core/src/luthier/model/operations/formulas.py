@@ -10,7 +10,7 @@ SQRT_2_OVER_PI = 0.7978845608028654
 CUBIC = 0.044715  # of gelu's tanh approximation
 
 
-def norm(
+def compute_norm(
     x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, offset: float, rounded: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     total = x if residual is None else x + residual
@@ -22,7 +22,7 @@ def norm(
     return total, (row * (weight.to(row.dtype) + offset)).to(dtype), rms
 
 
-def norm_backward(
+def compute_norm_gradient(
     grad: Tensor,
     grad_total: Tensor | None,
     total: Tensor,
@@ -46,7 +46,7 @@ def weight_backward(grad: Tensor, total: Tensor, rms: Tensor, rounded: bool) -> 
     return (grad.to(rms.dtype) * row).sum(0)
 
 
-def turn(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
+def turn_positions(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
     half = x.shape[-1] // 2
     low, high = x[..., :half].float(), x[..., half:].float()
     turned_low = low * cos[..., :half].float() - high * sin[..., :half].float()
@@ -54,7 +54,7 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.cat((turned_low, turned_high), -1).to(dtype)
 
 
-def silu(gate: Tensor, up: Tensor) -> Tensor:
+def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     wide = gate.float()
     return (wide * _sigmoid(wide) * up.float()).to(gate.dtype)
 
@@ -67,7 +67,7 @@ def silu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tenso
     return (grad_wide * up.float() * slope).to(gate.dtype), (grad_wide * act).to(up.dtype)
 
 
-def gelu(gate: Tensor, up: Tensor) -> Tensor:
+def gelu_product(gate: Tensor, up: Tensor) -> Tensor:
     wide = gate.float()
     return (wide * _sigmoid(_gelu_inner(wide)) * up.float()).to(gate.dtype)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from luthier.model.operations.recognise_layers import Attention, Block, heads
+from luthier.model.operations.recognise_layers import Attention, Block, attention_heads
 from luthier.model.operations.recognise_operations import Mlp, Norm, mlp_hidden
 from luthier.model.operations.signatures import Operations
 from luthier.precision import dtypes as precision
@@ -79,7 +79,7 @@ def attention_forward(operations: Operations, form: Attention, own: Forward) -> 
         x = lowered(hidden_states, [module.q_proj, module.k_proj, module.v_proj])
         dtype = autocast_dtype(x)
         turn = functools.partial(operations.rope, dtype=dtype)
-        query, key, value = heads(module, form, x, turn, tables)
+        query, key, value = attention_heads(module, form, x, turn, tables)
         attend = ALL_ATTENTION_FUNCTIONS[module.config._attn_implementation]
         settings = {**form.settings, "dropout": form.dropout if module.training else 0.0}
         mixed, weights = attend(module, query, key, value, None, **settings, **told)
@@ -134,13 +134,13 @@ def is_packed(told: dict[str, Any]) -> bool:
 def is_hooked(module: nn.Module) -> bool:
     """Whether somebody wants to see this module called; that its result is rounded can be done without."""
     before = module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    after = any(hook is not precision.narrow for hook in module._forward_hooks.values())
+    after = any(hook is not precision.narrow_output for hook in module._forward_hooks.values())
     return bool(before) or after or torch.nn.modules.module._has_any_global_hook()
 
 
 def is_narrowed(module: nn.Module) -> bool:
     """Whether the precision rounds what this module returns to the dtype of products."""
-    return any(hook is precision.narrow for hook in module._forward_hooks.values())
+    return any(hook is precision.narrow_output for hook in module._forward_hooks.values())
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

@@ -15,7 +15,7 @@ from luthier.model.operations.kernels import Gate, Kernels, NormForm
 from luthier.model.operations.signatures import Implementation, Predicate
 
 
-def implementations(name: str, kernels: Kernels, supports: Predicate) -> Iterator[Implementation]:
+def list_implementations(name: str, kernels: Kernels, supports: Predicate) -> Iterator[Implementation]:
     """Every operation over one set of kernels."""
     for operation in (rms_norm, add_rms_norm, rope, swiglu, geglu):
         function = functools.partial(operation, kernels)

@@ -25,7 +25,7 @@ from luthier.model.operations.forwards import (
     mlp_forward,
     norm_forward,
 )
-from luthier.model.operations.functions import implementations
+from luthier.model.operations.functions import list_implementations
 from luthier.model.operations.kernels import EAGER
 from luthier.model.operations.recognise_layers import Block, find_attention, find_block
 from luthier.model.operations.recognise_operations import Norm, find_mlp, find_norm
@@ -81,13 +81,13 @@ class Installed:
                 del module.forward  # the class's own is found again
 
 
-def ordinary() -> Operations:
+def ordinary_operations() -> Operations:
     """What runs everywhere: autograd functions over torch's own kernels, with little kept for backward."""
-    return Operations(implementations("eager", EAGER, lambda device, dtype, shape: True))
+    return Operations(list_implementations("eager", EAGER, lambda device, dtype, shape: True))
 
 
 @contextmanager
-def operating(model: nn.Module, operations: Operations, *, verified: bool = True) -> Iterator[Installed]:
+def installed_operations(model: nn.Module, operations: Operations, *, verified: bool = True) -> Iterator[Installed]:
     """Inside it the model computes by `operations`."""
     installed = install(model, operations, verified=verified)
     try:

@@ -11,7 +11,7 @@ import torch
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.model.operations.guard import GuardedOperation
-from luthier.model.operations.install_operations import Installed, operating, ordinary
+from luthier.model.operations.install_operations import Installed, installed_operations, ordinary_operations
 from luthier.model.operations.signatures import REFERENCES, Implementation, Operations
 from luthier.recipe.checks.soundness import given_tags
 
@@ -54,7 +54,7 @@ def operate_as_chosen(
     """Let the model compute by the run's operations inside the context; `built["kernels"]` is what was found."""
     has_values = purpose in ("train", "open") or spread_as == "fsdp"  # a hollow rank is sent its weights
     operations = choose_kernels(built["kernels"], recipe, decisions, has_values=has_values)
-    return operating(model, operations, verified=has_values)
+    return installed_operations(model, operations, verified=has_values)
 
 
 def choose_kernels(
@@ -64,7 +64,7 @@ def choose_kernels(
 
     Without values, as in a plan, it is only noted where those would be used.
     """
-    operations = Operations() if recipe.kernels == "reference" else ordinary()
+    operations = Operations() if recipe.kernels == "reference" else ordinary_operations()
     operations.stands_in = not has_values
     names = [str(one) for one in found]
     reason = f"kernels: {recipe.kernels}" if found or recipe.kernels == "reference" else "none is installed"

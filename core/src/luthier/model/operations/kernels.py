@@ -45,7 +45,7 @@ def wide_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(torch.float32, x.dtype)
 
 
-def norm(x: Tensor, residual: Tensor | None, weight: Tensor, form: NormForm) -> tuple[Tensor, Tensor, Tensor]:
+def norm_kernel(x: Tensor, residual: Tensor | None, weight: Tensor, form: NormForm) -> tuple[Tensor, Tensor, Tensor]:
     total = x if residual is None else x + residual
     wide = total.to(wide_dtype(total))
     rms = _dots(wide, wide).div_(wide.shape[-1]).add_(form.eps).rsqrt_()[:, None]  # [R, 1]
@@ -59,7 +59,7 @@ def norm(x: Tensor, residual: Tensor | None, weight: Tensor, form: NormForm) -> 
     return total, result if form.dtype is None else result.to(form.dtype), rms
 
 
-def norm_backward(
+def norm_gradient_kernel(
     grad: Tensor,
     grad_total: Tensor | None,
     total: Tensor,
@@ -91,14 +91,14 @@ def _dots(left: Tensor, right: Tensor) -> Tensor:
         return torch.linalg.vecdot(left, right)
 
 
-def turn(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
+def turn_kernel(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
     half = x.shape[-1] // 2
     signed = torch.cat((-sin[..., :half], sin[..., half:]), -1)  # so that the halves need only change places
     wide = x.to(torch.promote_types(x.dtype, cos.dtype))
     return torch.roll(wide, half, -1).mul_(signed).addcmul_(wide, cos).to(dtype)
 
 
-def gated(gate: Tensor, up: Tensor, kind: Gate) -> Tensor:
+def gated_product(gate: Tensor, up: Tensor, kind: Gate) -> Tensor:
     return _activated(gate, kind).mul_(up)
 
 
@@ -115,4 +115,10 @@ def _activated(gate: Tensor, kind: Gate) -> Tensor:
     return F.silu(gate) if kind == "silu" else F.gelu(gate, approximate="tanh")
 
 
-EAGER: Final = Kernels(norm=norm, norm_backward=norm_backward, turn=turn, gated=gated, gated_backward=gated_backward)
+EAGER: Final = Kernels(
+    norm=norm_kernel,
+    norm_backward=norm_gradient_kernel,
+    turn=turn_kernel,
+    gated=gated_product,
+    gated_backward=gated_backward,
+)

@@ -15,13 +15,13 @@ from transformers import AttentionInterface
 from luthier.model.operations import reference
 from luthier.model.operations.findings import Findings, Signature
 from luthier.model.operations.recognise_operations import (
-    agree,
-    answered,
-    fault,
+    answered_forward,
     find_norm,
+    forwards_agree,
     layer_sizes,
-    training,
-    unhurt,
+    measure_fault,
+    training_mode,
+    unhurt_randomness,
 )
 
 PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -66,7 +66,7 @@ def find_attention(module: nn.Module, verified: bool = True, findings: Findings 
     if list(module.parameters(recurse=False)) or any(layer_sizes(getattr(module, n)) is None for n in PROJECTIONS):
         return None
     signature = Signature.of_forward(module)
-    with unhurt(module) as random, ExitStack() as stack:
+    with unhurt_randomness(module) as random, ExitStack() as stack:
         x = _answer_projections(module, random, stack)
         arguments = signature.select(_trial_arguments(random, head_dim), findings)
         call = None if arguments is None else _recorded(module, x, arguments, findings)
@@ -99,7 +99,9 @@ def _read_call(
     return Attention(head_dim=head_dim, normed=normed, dropout=dropout, settings=settings, consumed=consumed)
 
 
-def heads(module: Any, form: Attention, x: Tensor, turn: Callable[..., Any], tables: Any) -> tuple[Tensor, ...]:
+def attention_heads(
+    module: Any, form: Attention, x: Tensor, turn: Callable[..., Any], tables: Any
+) -> tuple[Tensor, ...]:
     """Query, key [1, heads, T, D], turned by `turn(query, key, cos, sin)`, and value."""
     shape = (*x.shape[:-1], -1, form.head_dim)
     query, key, value = (getattr(module, name)(x).view(shape) for name in PROJECTIONS[:3])
@@ -114,12 +116,12 @@ def _answer_projections(module: Any, random: torch.Generator, stack: ExitStack) 
     for name in PROJECTIONS[:3]:
         size = layer_sizes(getattr(module, name))[1]
         made = torch.randn(1, sum(LENGTHS), size, generator=random, dtype=torch.float64)
-        stack.enter_context(answered(getattr(module, name), lambda given, made=made: made * given.sum()))
-    stack.enter_context(answered(module.o_proj, lambda given: given))
+        stack.enter_context(answered_forward(getattr(module, name), lambda given, made=made: made * given.sum()))
+    stack.enter_context(answered_forward(module.o_proj, lambda given: given))
     if hasattr(module, "q_norm"):  # by whole rows, so that it shows over what is normalised
-        stack.enter_context(answered(module.q_norm, lambda given: given / given.norm(dim=-1, keepdim=True)))
-        stack.enter_context(answered(module.k_norm, lambda given: given - given.amax(dim=-1, keepdim=True)))
-    stack.enter_context(training(module))
+        stack.enter_context(answered_forward(module.q_norm, lambda given: given / given.norm(dim=-1, keepdim=True)))
+        stack.enter_context(answered_forward(module.k_norm, lambda given: given - given.amax(dim=-1, keepdim=True)))
+    stack.enter_context(training_mode(module))
     return torch.randn(1, sum(LENGTHS), layer_sizes(module.q_proj)[0], generator=random, dtype=torch.float64)
 
 
@@ -174,13 +176,13 @@ def _is_attention(
     given: tuple[Tensor, ...],
     findings: Findings,
 ) -> bool:
-    ours = heads(module, form, x, reference.rope, arguments["position_embeddings"])
-    if any(fault(theirs, own) == float("inf") for theirs, own in zip(given, ours, strict=True)):
+    ours = attention_heads(module, form, x, reference.rope, arguments["position_embeddings"])
+    if any(measure_fault(theirs, own) == float("inf") for theirs, own in zip(given, ours, strict=True)):
         findings.add_difference("its query, key or value")
         return False
     output = _mixed(ours[0], ours[2]).reshape(1, x.shape[1], -1)
     with _recording(module):
-        return agree(lambda: module(x, **arguments)[0], lambda: output, findings)
+        return forwards_agree(lambda: module(x, **arguments)[0], lambda: output, findings)
 
 
 def _record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **told: Any) -> Any:
@@ -225,19 +227,19 @@ def _is_block(module: Any, form: Block, findings: Findings) -> bool:
         calls.append(told)
         return hidden_states.tanh() * 1.3, None
 
-    with unhurt(module) as random, ExitStack() as stack:
+    with unhurt_randomness(module) as random, ExitStack() as stack:
         arguments = Signature.of_forward(module).select(_trial_arguments(random, 4), findings)
         if arguments is None:
             return False
         answers = {form.first_norm: lambda x: x * 0.7 + 0.1, form.attention: attend}
         answers |= {form.second_norm: torch.sin, form.mlp: torch.cos}
         for name, answer in answers.items():
-            stack.enter_context(answered(module.get_submodule(name), answer))
-        stack.enter_context(training(module))
+            stack.enter_context(answered_forward(module.get_submodule(name), answer))
+        stack.enter_context(training_mode(module))
         x = torch.randn(1, sum(LENGTHS), 8, generator=random, dtype=torch.float64)
         middle = x + ((x * 0.7 + 0.1).tanh() * 1.3) * form.multiplier
         expected = middle + middle.sin().cos() * form.multiplier
-        same = agree(lambda: module(x, **arguments), lambda: expected, findings)
+        same = forwards_agree(lambda: module(x, **arguments), lambda: expected, findings)
         return same and _is_passed_on(calls, arguments, findings)
 
 

@@ -61,7 +61,7 @@ def find_norm(module: nn.Module, verified: bool = True, findings: Findings | Non
     forms = [NormForm(eps=e, offset=o, rounded=r) for e in sizes for o in (0.0, 1.0) for r in (True, False)]
     if not verified:
         return Norm(form=forms[0], exact=False) if forms else None
-    with unhurt(module) as random:
+    with unhurt_randomness(module) as random:
         faults = {
             form: sum(_norm_fault(module, form, dtypes, random, findings) for dtypes in NORM_DTYPES) for form in forms
         }
@@ -94,7 +94,7 @@ def _norm_fault(
         return float("inf")
     arguments = (x, weight, form.eps, form.offset, form.rounded)
     found = _norm_results(lambda: reference.rms_norm(*arguments), x, weight, grad)
-    result = sum(fault(one, other) for one, other in zip(own, found, strict=True))
+    result = sum(measure_fault(one, other) for one, other in zip(own, found, strict=True))
     if result == float("inf"):
         findings.add_difference()
     return result
@@ -138,15 +138,15 @@ def _forms(layers: dict[str, nn.Module], kind: Gate) -> Iterator[Mlp]:
 def _is_mlp(module: nn.Module, form: Mlp, findings: Findings) -> bool:
     """Whether its own forward, with random numbers from gate and up, hands down what the form says."""
     hidden = layer_sizes(module.get_submodule(form.down))[1]  # type: ignore[index]
-    with unhurt(module) as random, ExitStack() as stack:
+    with unhurt_randomness(module) as random, ExitStack() as stack:
         x = torch.randn(1, ROWS, hidden, generator=random, dtype=torch.float64)
         for name in form.inputs:
             layer = module.get_submodule(name)
             made = torch.randn(1, ROWS, layer_sizes(layer)[1], generator=random, dtype=torch.float64)  # type: ignore[index]
-            stack.enter_context(answered(layer, lambda given, made=made: made * given.sum()))
-        stack.enter_context(answered(module.get_submodule(form.down), lambda given: given))
-        stack.enter_context(training(module))
-        return agree(lambda: module(x), lambda: mlp_hidden(module, form, x, _act(form.kind)), findings)
+            stack.enter_context(answered_forward(layer, lambda given, made=made: made * given.sum()))
+        stack.enter_context(answered_forward(module.get_submodule(form.down), lambda given: given))
+        stack.enter_context(training_mode(module))
+        return forwards_agree(lambda: module(x), lambda: mlp_hidden(module, form, x, _act(form.kind)), findings)
 
 
 def mlp_hidden(module: Any, form: Mlp, x: Tensor, act: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -162,18 +162,18 @@ def _act(kind: Gate) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _activation(act: nn.Module, findings: Findings) -> Gate | None:
-    with unhurt(act) as random:
+    with unhurt_randomness(act) as random:
         x = torch.randn(64, generator=random, dtype=torch.float64) * 3
-        if agree(lambda: act(x), lambda: F.silu(x), findings):
+        if forwards_agree(lambda: act(x), lambda: F.silu(x), findings):
             return "silu"
-        return "gelu" if agree(lambda: act(x), lambda: F.gelu(x, approximate="tanh"), findings) else None
+        return "gelu" if forwards_agree(lambda: act(x), lambda: F.gelu(x, approximate="tanh"), findings) else None
 
 
 # what recognition is made of
 
 
 @contextmanager
-def unhurt(module: nn.Module) -> Iterator[torch.Generator]:
+def unhurt_randomness(module: nn.Module) -> Iterator[torch.Generator]:
     """A source of random numbers of our own, plain arithmetic, and the process's random state left as it was.
 
     Nobody who has hooked onto the module, or one inside it, hears of what is tried.
@@ -196,7 +196,7 @@ def unheard(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def answered(module: nn.Module, answer: Callable[..., Any]) -> Iterator[None]:
+def answered_forward(module: nn.Module, answer: Callable[..., Any]) -> Iterator[None]:
     """Inside it this one module gives `answer` in the place of its forward."""
     before = vars(module).get("forward")
     module.forward = answer  # type: ignore[method-assign]
@@ -209,7 +209,7 @@ def answered(module: nn.Module, answer: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextmanager
-def training(module: nn.Module) -> Iterator[None]:
+def training_mode(module: nn.Module) -> Iterator[None]:
     """Inside it this one module is in training, so that a dropout of its own shows."""
     before, module.training = module.training, True
     try:
@@ -218,18 +218,18 @@ def training(module: nn.Module) -> Iterator[None]:
         module.training = before
 
 
-def agree(own: Callable[[], Any], ours: Callable[[], Any], findings: Findings) -> bool:
+def forwards_agree(own: Callable[[], Any], ours: Callable[[], Any], findings: Findings) -> bool:
     """Return True if a module's own forward gives what ours gives; why not goes to `findings`."""
     theirs = findings.attempt(own)
     if theirs is None:
         return False
-    if fault(theirs, ours()) < float("inf"):
+    if measure_fault(theirs, ours()) < float("inf"):
         return True
     findings.add_difference()
     return False
 
 
-def fault(own: Any, found: Tensor) -> float:
+def measure_fault(own: Any, found: Tensor) -> float:
     """The largest difference over the largest number, inf beyond the bound of the dtype or for another shape."""
     if not isinstance(own, Tensor) or own.shape != found.shape or own.dtype is not found.dtype:
         return float("inf")

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from luthier.errors import LuthierError
-from luthier.model.attention.document_masks import aside, documents_told
+from luthier.model.attention.document_masks import aside_documents, documents_told
 from luthier.model.recompute.offload import CudaWay, HostMemory
 from luthier.model.recompute.selective import selective_contexts
 from luthier.model.weights.layers import decoder_layers
@@ -24,7 +24,7 @@ Mode = bool | Literal["selective", "offload"]
 OPTION = "gradient_checkpointing"
 
 
-def refuse(mode: Mode, device: torch.device) -> None:
+def refuse_recompute(mode: Mode, device: torch.device) -> None:
     """Raise `recipe-conflict` where a mode would do nothing on this device."""
     if mode == "offload" and device.type != "cuda":
         problem = f"layer inputs are offloaded from a CUDA device to the host, and on {device.type} they lie there"
@@ -33,7 +33,7 @@ def refuse(mode: Mode, device: torch.device) -> None:
 
 
 @contextmanager
-def install(model: Any, mode: Mode) -> Iterator[None]:
+def install_recompute(model: Any, mode: Mode) -> Iterator[None]:
     """Inside it the model's decoder layers are recomputed in backward; `part-unsupported` where it has none."""
     if mode is False:
         yield
@@ -70,7 +70,7 @@ def _recomputed(layer: nn.Module, mode: Mode, host: HostMemory | None, number: i
 
 def _told_again(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Return the forward as it runs now, in backward too: an architecture may pass on nothing of the documents."""
-    told = aside()
+    told = aside_documents()
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with documents_told(told):

@@ -12,7 +12,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from luthier.errors import LuthierError, nearest
+from luthier.errors import LuthierError, suggest_nearest
 from luthier.logs import get_logger
 from luthier.model.load import quiet
 from luthier.model.model_config import config_of
@@ -63,7 +63,7 @@ def file_options(save_dtype: str | None, max_shard_size: str | None) -> dict[str
     if save_dtype is not None:
         if save_dtype not in DTYPES:
             raise LuthierError("recipe-out-of-range", "no dtype of files", where="save_dtype", found=save_dtype,
-                               remedy=nearest(save_dtype, DTYPES))  # fmt: skip
+                               remedy=suggest_nearest(save_dtype, DTYPES))  # fmt: skip
         changes |= {"dtype": save_dtype, "asked": True}
     if max_shard_size is not None:
         shard_bytes(max_shard_size)

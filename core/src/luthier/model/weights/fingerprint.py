@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Final
 
-from luthier.model.load import location
+from luthier.model.load import model_location
 
 ENDS: Final = 1 << 16  # bytes read at both ends of each file of weights
 
@@ -18,7 +18,7 @@ def of_model(name: str) -> str | None:
     """
     if name.startswith("python:"):
         return None
-    folder = Path(location(name))
+    folder = Path(model_location(name))
     if not folder.is_dir():
         return None
     state = hashlib.sha256()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.model.weights.shard_tensors import is_shard, own, whole
+from luthier.model.weights.shard_tensors import is_shard, own_shard, whole_tensor
 
 Place = tuple[str, nn.Module, str]  # the full name, and module and attribute, where shards may take turns
 
@@ -38,8 +38,8 @@ class InitialWeights:
     def load_constants(self, constants: Mapping[str, Tensor]) -> None:
         """Take what `constants` returned when the run began."""
         for name, kept in self.kept.items():
-            given = constants[name].to(own(kept).device)
-            own(kept).copy_(_rows_like(given, kept))
+            given = constants[name].to(own_shard(kept).device)
+            own_shard(kept).copy_(_rows_like(given, kept))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -77,10 +77,10 @@ def _exchanged(tensor: Tensor, kept: Tensor) -> Callable[[], None]:
     if not _has_data(tensor):
         return lambda: None
     if is_shard(tensor):  # whose memory FSDP2 knows: the two change places
-        _swap_values(own(tensor), own(kept))
-        return lambda: _swap_values(own(tensor), own(kept))
+        _swap_values(own_shard(tensor), own_shard(kept))
+        return lambda: _swap_values(own_shard(tensor), own_shard(kept))
     before = tensor.data
-    tensor.data = whole(kept).to(before.dtype)
+    tensor.data = whole_tensor(kept).to(before.dtype)
 
     def restore() -> None:
         tensor.data = before
@@ -102,12 +102,12 @@ def _rows_like(given: Tensor, kept: Tensor) -> Tensor:
     mesh: Any = kept.device_mesh  # type: ignore[attr-defined]
     rows = -(-kept.shape[0] // mesh.size())
     first = mesh.get_local_rank() * rows
-    return given[first : first + own(kept).shape[0]]
+    return given[first : first + own_shard(kept).shape[0]]
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
     if isinstance(tree, Tensor):
-        yield own(tree)
+        yield own_shard(tree)
     elif isinstance(tree, Mapping):
         for value in tree.values():
             yield from _tensors(value)

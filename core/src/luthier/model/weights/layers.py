@@ -16,7 +16,7 @@ def decoder_layers(model: Any) -> Iterator[nn.Module]:
     yield from found
 
 
-def depths(model: Any) -> dict[str, int]:
+def layer_depths(model: Any) -> dict[str, int]:
     """The number from 0 of each decoder layer, by its path."""
     numbers = {id(layer): number for number, layer in enumerate(decoder_layers(model))}
     return {path: numbers[id(module)] for path, module in model.named_modules() if id(module) in numbers}

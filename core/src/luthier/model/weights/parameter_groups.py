@@ -12,11 +12,11 @@ import attrs
 from torch import nn
 
 from luthier.errors import LuthierError
-from luthier.model.weights.layers import depths
+from luthier.model.weights.layers import layer_depths
 from luthier.plugins.contracts.values import Group
 
 
-def scaled(groups: Sequence[Group], model: Any, *, decay: float, multipliers: Mapping[str, float]) -> list[Group]:
+def scale_groups(groups: Sequence[Group], model: Any, *, decay: float, multipliers: Mapping[str, float]) -> list[Group]:
     """The adapter's groups, each split where its parameters' rates differ, in their order.
 
     A parameter of decoder layer i of L has decay^(L - 1 - i) times its group's rate, an embedding decay^L, as there
@@ -41,7 +41,7 @@ def scaled(groups: Sequence[Group], model: Any, *, decay: float, multipliers: Ma
     return found
 
 
-def described(groups: Iterable[Group]) -> list[dict[str, Any]]:
+def describe_groups(groups: Iterable[Group]) -> list[dict[str, Any]]:
     """Plain data of each: its role, size and factor of the learning rate, its own decay, and its first names."""
     return [
         {
@@ -58,7 +58,7 @@ def described(groups: Iterable[Group]) -> list[dict[str, Any]]:
 
 def _distances(model: Any) -> dict[int, int]:
     """How many decoder layers lie between each parameter and the head, by identity; the head's own are not in it."""
-    numbers = depths(model)
+    numbers = layer_depths(model)
     found: dict[int, int] = {}
     for path, module in model.named_modules():
         if isinstance(module, nn.Embedding):

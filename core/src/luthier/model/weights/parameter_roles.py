@@ -9,7 +9,7 @@ from torch import nn
 from luthier.plugins.contracts.values import Group, Role
 
 
-def role(name: str, owner: nn.Module, embedding: nn.Module | None, head: nn.Module | None) -> Role:
+def parameter_role(name: str, owner: nn.Module, embedding: nn.Module | None, head: nn.Module | None) -> Role:
     """The role of the parameter `name` of the module `owner`, in a model with these embeddings and this head."""
     if owner is embedding or isinstance(owner, nn.Embedding):
         return "embedding"
@@ -32,7 +32,7 @@ def by_role(model: Any) -> list[Group]:
             if id(parameter) in seen or not parameter.requires_grad:
                 continue
             seen.add(id(parameter))
-            kind = role(name, owner, embedding, head)
+            kind = parameter_role(name, owner, embedding, head)
             group = groups.setdefault(kind, Group(parameters=[], names=[], role=kind))
             group.parameters.append(parameter)
             group.names.append(f"{path}.{name}" if path else name)

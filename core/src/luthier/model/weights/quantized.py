@@ -10,7 +10,7 @@ from typing import Any, Final
 from luthier.errors import LuthierError
 from luthier.plugins.contracts.protocols import Quantizer
 from luthier.plugins.contracts.values import Context, Progress
-from luthier.randomness import kept, seed_all
+from luthier.randomness import keep_randomness, seed_all
 
 APPLYING: Final = -2  # where the key of a step has its number, so that no step draws the same
 QUANTIZED: Final = "quantized"  # what an artifact's note calls a folder that `Quantizer.save` has filled
@@ -21,7 +21,7 @@ def apply_quantizer(quantizer: Quantizer, model: Any, context: Context, progress
 
     What the quantizer draws follows from the run's seed, in every world alike.
     """
-    with kept():
+    with keep_randomness():
         seed_all(context.seed, APPLYING)
         model = quantizer.apply(model, context)
     quantizer.progressed(progress or Progress(step=0, total_steps=context.total_steps, epoch=0.0))

@@ -14,12 +14,12 @@ def is_shard(value: Any) -> bool:
     return isinstance(value, Tensor) and hasattr(value, "full_tensor")
 
 
-def whole(tensor: Tensor) -> Tensor:
+def whole_tensor(tensor: Tensor) -> Tensor:
     """The whole tensor on every rank; collective where it is a shard."""
     return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[operator]
 
 
-def own(tensor: Tensor) -> Tensor:
+def own_shard(tensor: Tensor) -> Tensor:
     """This rank's part."""
     return tensor.to_local() if is_shard(tensor) else tensor  # type: ignore[operator]
 

@@ -50,7 +50,7 @@ def _check_span(number: object, bounds: Bounds, where: str) -> None:
 
 
 @functools.cache
-def hints(cls: type) -> dict[str, Any]:
+def field_hints(cls: type) -> dict[str, Any]:
     """The resolved type of each field of an options class."""
     return typing.get_type_hints(cls)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import attrs
 
 from luthier.plugins.providing.job_state import JobState, Stage
-from luthier.plugins.structure import structure
+from luthier.plugins.structure import structure_value
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 Takes = Literal["rows", "recipe"]
@@ -292,4 +292,4 @@ def to_plain_data(value: Any) -> Any:
 
 def from_plain_data(value: Any, record: Any, where: str) -> Any:
     """Return the record that `to_plain_data` was given; `where` is named in errors."""
-    return structure(value, record, where)
+    return structure_value(value, record, where)

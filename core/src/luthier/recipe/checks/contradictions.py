@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
-def check(recipe: Settings) -> None:
+def check_contradictions(recipe: Settings) -> None:
     """Raise `LuthierError` at the option to change, for the first contradiction."""
     for rule in RULES:
         rule(recipe)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.errors import LuthierError
-from luthier.plugins.structure import bare
+from luthier.plugins.structure import bare_value
 from luthier.recipe.artifact_note import RECORD, _artifact_of, read_note
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def open_run_model(draft: Draft) -> None:
     The adapter and the quantizer are then the run's, unless the recipe names others.
     """
     model = draft.tree.get("model")
-    name = bare(model.get("name_or_path")) if isinstance(model, dict) else None
+    name = bare_value(model.get("name_or_path")) if isinstance(model, dict) else None
     if not isinstance(name, str) or name == "demo":
         return
     folder = (draft.base(("model", "name_or_path")) or Path()) / Path(name).expanduser()

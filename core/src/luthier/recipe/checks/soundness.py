@@ -31,7 +31,7 @@ def check_parts(recipe: Settings, resolved: Resolved, device: str) -> None:
     Raises `artifact-unmergeable` where a merged model is asked for and a part's record says that there is none.
     """
     chosen = resolved.chosen()
-    compatibility.check(chosen, given_tags(recipe, device, chosen))
+    compatibility.check_compatibility(chosen, given_tags(recipe, device, chosen))
     provider = resolved.provider
     if provider.record is not None and "luthier:in-process" not in provider.record.provides:
         problem = f"provider {provider.name!r} does not train in this process"
@@ -43,16 +43,16 @@ def check_parts(recipe: Settings, resolved: Resolved, device: str) -> None:
         raise LuthierError("part-unsupported", problem, where="provider", remedy=remedy)
     for part in (resolved.adapter, resolved.quantizer) if recipe.merge else ():
         if not getattr(part.record or part.local, "mergeable", True):
-            raise unmergeable(part.kind, part.name, where="merge")
+            raise unmergeable_part(part.kind, part.name, where="merge")
 
 
-def unmergeable(kind: str, name: str, where: str | None = None) -> LuthierError:
+def unmergeable_part(kind: str, name: str, where: str | None = None) -> LuthierError:
     """Return the error of a part whose record says that nothing can be merged with it."""
     remedy = "Leave merge out: generate and evaluate open the run's own artifact."
     return LuthierError("artifact-unmergeable", f"{kind} {name!r} cannot be merged", where=where, remedy=remedy)
 
 
-def explain(recipe: Settings, resolved: Resolved, device: str) -> list[dict[str, Any]]:
+def explain_parts(recipe: Settings, resolved: Resolved, device: str) -> list[dict[str, Any]]:
     """For each part what it needs and who gives it, what it provides, and what it does not work with."""
     chosen = resolved.chosen()
     given = given_tags(recipe, device, chosen)

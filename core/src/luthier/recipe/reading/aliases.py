@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from luthier.errors import LuthierError
-from luthier.plugins.structure import bare
+from luthier.plugins.structure import bare_value
 from luthier.recipe.reading.computing_aliases import COMPUTING, QUANTIZED
 from luthier.recipe.reading.draft import Draft, Entry
 
@@ -86,18 +86,18 @@ OPTIMIZERS: Final = {name: "adamw" for name in ("adamw_torch", "adamw_torch_fuse
 BETAS: Final = {"beta1": "beta1", "beta2": "beta2", "adam_beta1": "beta1", "adam_beta2": "beta2"}
 
 
-def rename(entry: Entry, notes: list[str]) -> list[Entry]:
+def rename_alias(entry: Entry, notes: list[str]) -> list[Entry]:
     """The entries that an alias stands for, with a note; the entry itself where it is no alias."""
     written = ".".join(entry.steps)
     if written in ("batch_size", "train_batch_size"):
         remedy = "Write the one that is meant."
-        raise LuthierError("recipe-conflict", BATCH_SIZE, where=".".join(entry.origin), found=bare(entry.value),
+        raise LuthierError("recipe-conflict", BATCH_SIZE, where=".".join(entry.origin), found=bare_value(entry.value),
                            remedy=remedy)  # fmt: skip
     if written in READINGS:
-        meant = READINGS[written](bare(entry.value))
+        meant = READINGS[written](bare_value(entry.value))
         means = " and ".join(f"{name}: {_shown(value)}" for name, value in meant.items())
         told = f"means {means}" if meant else "changes nothing"
-        notes.append(_told(entry, f"{written}: {_shown(bare(entry.value))} {told}"))
+        notes.append(_told(entry, f"{written}: {_shown(bare_value(entry.value))} {told}"))
         return [_under(entry, name, value, written) for name, value in meant.items()]
     return _values(_renamed(entry, notes), notes)
 
@@ -115,7 +115,7 @@ def _renamed(entry: Entry, notes: list[str]) -> Entry:
 def _values(entry: Entry, notes: list[str]) -> list[Entry]:
     """Values that other tools spell differently."""
     known: Mapping[str, str] = {("optimizer",): OPTIMIZERS, ("model", "dtype"): DTYPES}.get(entry.steps, {})
-    value = bare(entry.value)
+    value = bare_value(entry.value)
     if not isinstance(value, str) or value not in known:
         return [entry]
     notes.append(_told(entry, f"{'.'.join(entry.steps)}: {value} is called {known[value]} here"))
@@ -215,7 +215,7 @@ def quantized_names(draft: Draft, plugins: Plugins) -> None:
     if other != "nf4":
         problem = f"adapter {name} means {QUANTIZED[name]} with quantizer nf4"
         remedy = f"Write adapter {QUANTIZED[name]} to use it with another quantizer."
-        raise LuthierError("recipe-conflict", problem, where="quantizer", found=bare(other), remedy=remedy)
+        raise LuthierError("recipe-conflict", problem, where="quantizer", found=bare_value(other), remedy=remedy)
     draft.tree["adapter"] = adapter | {"name": QUANTIZED[name]} if isinstance(adapter, dict) else QUANTIZED[name]
     if "quantizer" not in draft.tree:
         draft.tree["quantizer"] = "nf4"

@@ -8,8 +8,8 @@ from typing import Any
 
 import attrs
 
-from luthier.errors import LuthierError, shown
-from luthier.plugins.structure import Written, bare
+from luthier.errors import LuthierError, show_value
+from luthier.plugins.structure import Written, bare_value
 from luthier.recipe.parts import FIELDS
 from luthier.recipe.reading.computing_aliases import QUANTIZED
 from luthier.recipe.schema import Settings
@@ -88,7 +88,7 @@ class Draft:
         steps = tuple(path.split("."))
         if steps[0] not in attrs.fields_dict(Settings) and steps[:1] not in self.origins:
             return error  # it names a flag or a file itself
-        return labelled(error, self.label(steps), path)
+        return label_error(error, self.label(steps), path)
 
     def _put(self, entry: Entry) -> None:
         *above, last = entry.steps
@@ -136,7 +136,7 @@ class Draft:
 
     def _forget_model(self, entry: Entry, known: Any) -> None:
         """Another model than the file's has not its revision or tokenizer."""
-        if entry.steps != ("model", "name_or_path") or known is None or bare(known) == bare(entry.value):
+        if entry.steps != ("model", "name_or_path") or known is None or bare_value(known) == bare_value(entry.value):
             return
         for name in ("revision", "tokenizer"):
             found = self.origin(("model", name))
@@ -145,7 +145,7 @@ class Draft:
                 self.notes.append(f"{entry.label}: another model, so model.{name} is dropped")
 
 
-def labelled(error: LuthierError, label: str, path: str) -> LuthierError:
+def label_error(error: LuthierError, label: str, path: str) -> LuthierError:
     """The error with a label in front; a flag that spells the option's path takes its place."""
     if label.lstrip("-").replace("-", "_") == path:
         return LuthierError(error.code, error.problem, where=label, found=error.found, remedy=error.remedy)
@@ -177,12 +177,11 @@ def _index(node: list[Any], step: str, entry: Entry) -> int:
 
 
 def _refuse_second(entry: Entry, known: Any, label: str) -> None:
-    if bare(known) == bare(entry.value) or (isinstance(known, dict) and known.get("name") == entry.value):
+    if bare_value(known) == bare_value(entry.value) or (isinstance(known, dict) and known.get("name") == entry.value):
         return
     path, first = ".".join(entry.steps), label or ".".join(entry.steps)
-    problem = (
-        f"{path} is given twice, as {shown(bare(known))} by {first} and {shown(bare(entry.value))} by {entry.label}"
-    )
+    one, other = show_value(bare_value(known)), show_value(bare_value(entry.value))
+    problem = f"{path} is given twice, as {one} by {first} and {other} by {entry.label}"
     raise LuthierError("recipe-conflict", problem, where=path)
 
 

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import attrs
 
-from luthier.errors import LuthierError, nearest
-from luthier.plugins.fields.hints import hints
+from luthier.errors import LuthierError, suggest_nearest
+from luthier.plugins.fields.hints import field_hints
 from luthier.plugins.structure import Written
 from luthier.recipe.parts import FIELDS
 from luthier.recipe.reading import yaml12
@@ -66,7 +66,7 @@ def from_python(overrides: Mapping[str, Any]) -> list[Override]:
 def parse_value(text: str) -> Any:
     """Text as a YAML 1.2 scalar or flow collection; what is not text keeps its spelling, for options that are text."""
     try:
-        value, _ = yaml12.load(text, "")
+        value, _ = yaml12.load_yaml(text, "")
     except LuthierError:
         return text
     plain = text.strip()
@@ -115,7 +115,7 @@ def _is_switch(flag: str, text: str) -> bool:
     steps = _steps(flag[2:])
     if _negated(steps):
         return True
-    return len(steps) == 1 and hints(Settings).get(steps[0]) is bool and text.lower() not in ("true", "false")
+    return len(steps) == 1 and field_hints(Settings).get(steps[0]) is bool and text.lower() not in ("true", "false")
 
 
 def _flag(flag: str, text: str | None) -> Override:
@@ -134,7 +134,7 @@ def _flag(flag: str, text: str | None) -> Override:
 def _may_be_true(steps: tuple[str, ...]) -> bool:
     """Whether a flag can stand alone; an alias or a part's option may, and is judged by its type later."""
     if len(steps) == 1:
-        return hints(Settings).get(steps[0], bool) is bool
+        return field_hints(Settings).get(steps[0], bool) is bool
     return steps[0] not in SECTIONS
 
 
@@ -155,7 +155,7 @@ def _variable(name: str, text: str) -> Override:
     steps = tuple(name.removeprefix(PREFIX).lower().split("__"))
     if not _is_known(steps):
         known = [PREFIX + "__".join(path).upper() for path in _known()]
-        remedy = nearest(name, [*known, *RESERVED])
+        remedy = suggest_nearest(name, [*known, *RESERVED])
         raise LuthierError("recipe-unknown-option", "no option has this variable", where=name,
                            remedy=remedy if remedy.startswith("Did") else "Unset it.")  # fmt: skip
     return Override(steps=steps, value=parse_value(text), label=name)
@@ -173,7 +173,7 @@ def _steps(name: str) -> tuple[str, ...]:
 
 def _refuse_unknown(steps: tuple[str, ...], label: str) -> None:
     if not _is_known(steps):
-        remedy = nearest(".".join(steps), [".".join(path) for path in _known()])
+        remedy = suggest_nearest(".".join(steps), [".".join(path) for path in _known()])
         near = remedy if remedy.startswith("Did") else "List them with --help."
         raise LuthierError("recipe-unknown-option", "there is no such option", where=label, remedy=near)
 
@@ -184,13 +184,13 @@ def _is_known(steps: tuple[str, ...]) -> bool:
     if dotted in ALIASES or dotted in READINGS or steps[0] in ("batch_size", "train_batch_size"):
         return True
     if steps[0] in SECTIONS and len(steps) > 1:
-        return steps[1] in hints(SECTIONS[steps[0]])
-    return steps[0] in hints(Settings) or steps[0] in ALIASES
+        return steps[1] in field_hints(SECTIONS[steps[0]])
+    return steps[0] in field_hints(Settings) or steps[0] in ALIASES
 
 
 def _known() -> list[tuple[str, ...]]:
-    inner = [(name, option) for name, cls in SECTIONS.items() for option in hints(cls)]
-    return [*((name,) for name in (*hints(Settings), *ALIASES, *READINGS)), *inner]
+    inner = [(name, option) for name, cls in SECTIONS.items() for option in field_hints(cls)]
+    return [*((name,) for name in (*field_hints(Settings), *ALIASES, *READINGS)), *inner]
 
 
 SECTIONS: Final[dict[str, type]] = {"model": Model, "data": Data}

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from luthier.errors import LuthierError, nearest
-from luthier.plugins.fields.hints import hints
-from luthier.plugins.structure import Written, within
+from luthier.errors import LuthierError, suggest_nearest
+from luthier.plugins.fields.hints import field_hints
+from luthier.plugins.structure import Written, place_error
 
 if TYPE_CHECKING:
     from luthier.recipe.schema import Data, Model, Settings, Source
@@ -26,22 +26,22 @@ FILES: Final = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt"
 BaseOf = Callable[[tuple[str, ...]], Path | None]
 
 
-def expand(value: Any, environ: Mapping[str, str]) -> Any:
+def expand_variables(value: Any, environ: Mapping[str, str]) -> Any:
     """Plain data with `${NAME}` replaced from the environment in every text; `$${NAME}` stands for `${NAME}`."""
     if isinstance(value, str):
         return VARIABLE.sub(lambda found: _expansion(found, environ), value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Written):
-        return Written(expand(value.text, environ), expand(value.value, environ))
-    return _through(value, lambda child: expand(child, environ))
+        return Written(expand_variables(value.text, environ), expand_variables(value.value, environ))
+    return _through(value, lambda child: expand_variables(child, environ))
 
 
-def escape(value: Any) -> Any:
-    """Plain data in which `expand` finds nothing to replace, and gives this back."""
+def escape_variables(value: Any) -> Any:
+    """Plain data in which `expand_variables` finds nothing to replace, and gives this back."""
     if isinstance(value, str):
         return VARIABLE.sub(lambda found: f"${found[0]}", value)
-    return _through(value, escape)
+    return _through(value, escape_variables)
 
 
 def _expansion(found: re.Match[str], environ: Mapping[str, str]) -> str:
@@ -49,7 +49,7 @@ def _expansion(found: re.Match[str], environ: Mapping[str, str]) -> str:
     if len(dollars) > 1:
         return found[0][1:]
     if name not in environ:
-        close = nearest(name, environ)
+        close = suggest_nearest(name, environ)
         remedy = f"Set it. {close}" if close.startswith("Did") else "Set it, or write the value itself."
         raise LuthierError("recipe-missing", f"the environment variable {name} is not set", remedy=remedy)
     return environ[name]
@@ -68,10 +68,10 @@ def _inside(value: Any, change: Callable[[Any], Any], place: str) -> Any:
     try:
         return change(value)
     except LuthierError as error:
-        raise within(error, place) from None
+        raise place_error(error, place) from None
 
 
-def located(recipe: Settings, base_of: BaseOf = lambda _: Path.cwd()) -> Settings:
+def locate_paths(recipe: Settings, base_of: BaseOf = lambda _: Path.cwd()) -> Settings:
     """The recipe with its relative paths joined to `base_of` the option's path; None leaves a path as it is."""
     changes: dict[str, Any] = {"model": _model(recipe.model, ("model",), base_of), "data": _data(recipe.data, base_of)}
     base = base_of(("output_dir",))
@@ -136,7 +136,7 @@ def _options(options: Any, steps: tuple[str, ...], base_of: BaseOf) -> Any:
     if not attrs.has(type(options)):
         return options
     cls: type = type(options)
-    known = hints(cls)
+    known = field_hints(cls)
     changes = {
         f.alias: Path(_joined(base, str(value)))
         for f in attrs.fields(type(options))

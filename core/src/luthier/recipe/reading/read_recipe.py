@@ -10,17 +10,17 @@ from typing import Any, Generic, TypeVar
 import attrs
 
 from luthier.errors import LuthierError
-from luthier.plugins.registry import Plugins, installed
-from luthier.plugins.structure import bare, structure, within, wrong
+from luthier.plugins.registry import Plugins, installed_plugins
+from luthier.plugins.structure import bare_value, place_error, structure_value, wrong_value
 from luthier.recipe.checks.contradictions import batch_product
 from luthier.recipe.checks.other_models import open_run_model
 from luthier.recipe.parts import FIELDS, Part, default_options, find_part, plain_options, plain_value
-from luthier.recipe.reading.aliases import joined_betas, quantized_names, rename
-from luthier.recipe.reading.draft import Draft, Entry, Layer, default_of, labelled
+from luthier.recipe.reading.aliases import joined_betas, quantized_names, rename_alias
+from luthier.recipe.reading.draft import Draft, Entry, Layer, default_of, label_error
 from luthier.recipe.reading.overrides import Override, from_environment, from_python, parse_sets
-from luthier.recipe.reading.paths import escape, expand, located
-from luthier.recipe.reading.recipe_files import find_file, read_file
-from luthier.recipe.reading.shorthand import expand as expand_short
+from luthier.recipe.reading.paths import escape_variables, expand_variables, locate_paths
+from luthier.recipe.reading.recipe_files import find_file, read_recipe_file
+from luthier.recipe.reading.shorthand import expand_shorthand as expand_short
 from luthier.recipe.schema import Settings
 
 Made = TypeVar("Made", bound=Settings)
@@ -57,13 +57,13 @@ def read_settings(
     environ: Mapping[str, str] | None = None,
     plugins: Plugins | None = None,
 ) -> Reading[Made]:
-    """Return settings of type `made` from a source and what stands over it, as `luthier.recipe.read` says."""
+    """Return settings of type `made` from a source and what stands over it, as `luthier.recipe.load_recipe` says."""
     variables = os.environ if environ is None else environ
     draft, groups = Draft(), [_overrides(overrides)]
     if source is None or isinstance(source, (str, Path)):
         groups.insert(0, from_environment(variables))
     if source is not None:
-        _lay(draft, *_begun(source, plugins or installed()), variables)
+        _lay(draft, *_begun(source, plugins or installed_plugins()), variables)
     for group in groups:
         layer = Layer(labels={o.steps: o.label for o in group}, base=Path.cwd())
         _lay(draft, layer, [(o.steps, o.value) for o in group], variables)
@@ -80,7 +80,7 @@ def _begun(source: object, plugins: Plugins) -> tuple[Layer, Mapping[str, Any]]:
         problem, remedy = "a recipe is a file, a mapping or a Recipe", "Pass rows as data, a model as model."
         raise LuthierError("recipe-wrong-type", problem, found=source, remedy=remedy)
     file = find_file(Path(source))
-    tree, labels = read_file(file)
+    tree, labels = read_recipe_file(file)
     return Layer(labels=labels, base=file.absolute().parent), tree
 
 
@@ -90,7 +90,7 @@ def _given_settings(recipe: Settings, plugins: Plugins) -> dict[str, Any]:
     kept["callbacks"] = [_brief(c, "callback", f"callbacks.{i}", plugins) for i, c in enumerate(recipe.callbacks)]
     others = [f.name for f in attrs.fields(Settings) if f.name not in kept]
     given = {name: getattr(recipe, name) for name in others}
-    return {k: escape(plain_value(v)) for k, v in given.items() if k == "data" or v != default_of(k)} | kept
+    return {k: escape_variables(plain_value(v)) for k, v in given.items() if k == "data" or v != default_of(k)} | kept
 
 
 def _brief(value: Any, kind: str, where: str, plugins: Plugins) -> Any:
@@ -99,7 +99,7 @@ def _brief(value: Any, kind: str, where: str, plugins: Plugins) -> Any:
     if part.local is not None:
         return part.local
     changed = {n: v for n, v in plain_options(part.options).items() if v != default_options(type(part.options)).get(n)}
-    return escape({"name": part.name, **changed})
+    return escape_variables({"name": part.name, **changed})
 
 
 def _overrides(given: Mapping[str, Any] | Iterable[Override | str]) -> list[Override]:
@@ -125,20 +125,20 @@ def _lay(draft: Draft, layer: Layer, items: Any, environ: Mapping[str, str]) -> 
 
 def _expanded(value: Any, steps: tuple[str, ...], layer: Layer, environ: Mapping[str, str]) -> Any:
     try:
-        return expand(value, environ)
+        return expand_variables(value, environ)
     except LuthierError as error:
-        raise _placed(within(error, ".".join(steps)), layer) from None
+        raise _placed(place_error(error, ".".join(steps)), layer) from None
 
 
 def _placed(error: LuthierError, layer: Layer) -> LuthierError:
     """The error of a path as it was written in a layer, with its line, flag or variable in front."""
     path = error.where or ""
-    return labelled(error, layer.label(tuple(path.split("."))), path)
+    return label_error(error, layer.label(tuple(path.split("."))), path)
 
 
 def _canonical(entry: Entry, notes: list[str]) -> Iterator[Entry]:
     """The entries that one stands for, under this project's names and without short forms."""
-    for renamed in rename(entry, notes):
+    for renamed in rename_alias(entry, notes):
         short = expand_short(renamed)
         if short is None:
             yield renamed
@@ -148,35 +148,35 @@ def _canonical(entry: Entry, notes: list[str]) -> Iterator[Entry]:
 
 
 def _finish(made: type[Made], draft: Draft, plugins: Plugins | None) -> Reading[Made]:
-    known = plugins or installed()
+    known = plugins or installed_plugins()
     try:
         open_run_model(draft)
         quantized_names(draft, known)
         joined_betas(draft.tree, known)
         _size_batch(draft.tree)
         settings = {name: value for name, value in draft.tree.items() if name not in (*FIELDS, "callbacks")}
-        recipe = structure(settings, made, "")  # first what no plugin is needed for
+        recipe = structure_value(settings, made, "")  # first what no plugin is needed for
         recipe = attrs.evolve(recipe, **_found_parts(draft.tree, known))
     except LuthierError as error:
         raise draft.placed(error) from error.__cause__
     given = dict(_written_leaves(draft.tree))
-    return Reading(recipe=located(recipe, draft.base), notes=tuple(dict.fromkeys(draft.notes)), given=given)
+    return Reading(recipe=locate_paths(recipe, draft.base), notes=tuple(dict.fromkeys(draft.notes)), given=given)
 
 
 def _written_leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Dotted name and value of all that was written; a part that is a name alone as `adapter.name`."""
     for name, value in tree.items():
         if name in FIELDS and not isinstance(value, Mapping):
-            yield f"{name}.name", bare(value)
+            yield f"{name}.name", bare_value(value)
         elif name in (*FIELDS, "model", "data") and isinstance(value, Mapping):
-            yield from ((f"{name}.{key}", bare(inner)) for key, inner in value.items())
+            yield from ((f"{name}.{key}", bare_value(inner)) for key, inner in value.items())
         else:
-            yield name, bare(value)
+            yield name, bare_value(value)
 
 
 def _size_batch(tree: dict[str, Any]) -> None:
     names = ("per_device_train_batch_size", "gradient_accumulation_steps")
-    size, steps = (structure(tree.get(name), int | None, name) for name in names)
+    size, steps = (structure_value(tree.get(name), int | None, name) for name in names)
     product = batch_product(size, steps)
     if product is not None:
         tree.setdefault("global_batch_size", product)
@@ -187,7 +187,7 @@ def _found_parts(tree: dict[str, Any], plugins: Plugins) -> dict[str, Any]:
     given = {name: tree.get(name, default_of(name)) for name in (*FIELDS, "callbacks")}
     found: dict[str, Any] = {kind: _held(find_part(given[kind], kind, kind, plugins)) for kind in FIELDS}
     if not isinstance(given["callbacks"], list):
-        raise within(wrong(given["callbacks"], "a list"), "callbacks")
+        raise place_error(wrong_value(given["callbacks"], "a list"), "callbacks")
     parts = [find_part(c, "callback", f"callbacks.{i}", plugins) for i, c in enumerate(given["callbacks"])]
     return found | {"callbacks": [_held(part) for part in parts]}
 

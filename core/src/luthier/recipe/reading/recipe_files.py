@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from luthier.errors import LuthierError, nearest
+from luthier.errors import LuthierError, suggest_nearest
 from luthier.recipe.reading import yaml12
 
 Lines = dict[tuple[str, ...], int]
@@ -23,7 +23,7 @@ def find_file(path: Path) -> Path:
     return path / "recipe.yaml" if (path / "recipe.yaml").is_file() else path
 
 
-def read_file(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
+def read_recipe_file(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     """A file's mapping, and `file:line` for each path in it.
 
     Raises `recipe-not-found`, or `recipe-syntax` where the file is no text, no YAML, TOML or JSON, or no mapping.
@@ -53,12 +53,12 @@ def _text(path: Path) -> str:
 
 def _not_found(path: Path) -> LuthierError:
     names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = nearest(path.name, names)
+    near = suggest_nearest(path.name, names)
     return LuthierError("recipe-not-found", "no such file", where=str(path), remedy=near if near[:3] == "Did" else None)
 
 
 def _read_yaml(text: str, name: str) -> tuple[Any, Lines]:
-    return yaml12.load(text, name)
+    return yaml12.load_yaml(text, name)
 
 
 def _read_json(text: str, name: str) -> tuple[Any, Lines]:
@@ -86,7 +86,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _json_lines(text: str, name: str, *, strict: bool) -> Lines:
     """JSON is all but YAML, whose reader knows the lines; where it does not follow (tabs), there are none."""
     try:
-        return yaml12.load(text, name)[1]
+        return yaml12.load_yaml(text, name)[1]
     except LuthierError:
         if strict and "\t" not in text:
             raise

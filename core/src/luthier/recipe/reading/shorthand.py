@@ -16,7 +16,7 @@ SOURCES: Final = (("data", "train"), ("data", "validation"))
 OF_A_SOURCE: Final = ("path", "columns", "template", "split", "name", "revision", "max_rows")
 
 
-def expand(entry: Entry) -> list[Entry] | None:
+def expand_shorthand(entry: Entry) -> list[Entry] | None:
     """The entries that a short form stands for; None where nothing is short."""
     value = opened(entry.value)
     if entry.steps == ():

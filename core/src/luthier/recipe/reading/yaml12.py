@@ -49,7 +49,7 @@ for _name, _pattern, _first in PLAIN:
         )
 
 
-def load(text: str, name: str) -> tuple[Any, dict[tuple[str, ...], int]]:
+def load_yaml(text: str, name: str) -> tuple[Any, dict[tuple[str, ...], int]]:
     """The document as plain data, and the line of each path in it. Raises `recipe-syntax` at `name:line`."""
     reader = _Reader(name)
     try:
@@ -66,8 +66,8 @@ def load(text: str, name: str) -> tuple[Any, dict[tuple[str, ...], int]]:
         raise _syntax(name, "nested too deeply", 1) from None
 
 
-def dump(value: Any) -> str:
-    """Plain data as YAML that `load` reads back equal, in the order of its keys."""
+def dump_yaml(value: Any) -> str:
+    """Plain data as YAML that `load_yaml` reads back equal, in the order of its keys."""
     text: str = yaml.dump(value, Dumper=Dumper, sort_keys=False, default_flow_style=False, width=120)
     return text
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from luthier.errors import LuthierError, nearest, shown
+from luthier.errors import LuthierError, show_value, suggest_nearest
 from luthier.logs import get_logger
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Change:
     now: Any
 
     def __str__(self) -> str:
-        return f"{self.name} was {shown(self.was, 40)}, is {shown(self.now, 40)}"
+        return f"{self.name} was {show_value(self.was, 40)}, is {show_value(self.now, 40)}"
 
 
 def read_allowed(given: str | Iterable[str]) -> frozenset[str]:
@@ -41,20 +41,20 @@ def read_allowed(given: str | Iterable[str]) -> frozenset[str]:
     allowed = frozenset(word.strip() for word in words if word.strip())
     for word in sorted(allowed - set(ALLOWABLE)):
         raise LuthierError("recipe-out-of-range", "nothing has this name that may change", where="allow_changed",
-                           found=word, remedy=nearest(word, ALLOWABLE))  # fmt: skip
+                           found=word, remedy=suggest_nearest(word, ALLOWABLE))  # fmt: skip
     return allowed
 
 
-def belongings(recipe: Recipe, record: Mapping[str, Any]) -> dict[str, Any]:
+def list_belongings(recipe: Recipe, record: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint keeps of the run that it belongs to; `record` is that of run.json."""
-    from luthier.recipe.writing import determining
+    from luthier.recipe.writing import determining_settings
 
-    kept = {"recipe": record["recipe_hash"], "settings": determining(recipe), "run_id": record["run_id"]}
+    kept = {"recipe": record["recipe_hash"], "settings": determining_settings(recipe), "run_id": record["run_id"]}
     return {**kept, **{name: record[name] for name in ("data", "base", "parts") if name in record}}
 
 
-def compare(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """What differs between two `belongings`, or parts of them: recipes, data, base model, distributions of parts."""
+def find_changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """List what differs between two belongings, or parts of them: recipes, data, base model, distributions."""
     found = _settings(was["settings"], now["settings"]) if "settings" in was and "settings" in now else []
     if not found and "settings" not in was and was.get("recipe", now.get("recipe")) != now.get("recipe"):
         found.append(Change(section="settings", name="recipe", was=was["recipe"], now=now["recipe"]))
@@ -64,7 +64,9 @@ def compare(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     return [*found, *_distributions(was.get("parts", ()), now.get("parts", ()))]
 
 
-def refuse(changes: Sequence[Change], allowed: frozenset[str], where: str, code: str = "checkpoint-other") -> None:
+def refuse_changes(
+    changes: Sequence[Change], allowed: frozenset[str], where: str, code: str = "checkpoint-other"
+) -> None:
     """Raise for what differs and may not: `data-changed` where it is the rows alone, else `code`; say what may."""
     refused = [change for change in changes if change.section not in allowed]
     if refused:
@@ -99,20 +101,20 @@ def begun_anew(was: Mapping[str, Any], now: Mapping[str, Any]) -> frozenset[str]
     return frozenset(names)
 
 
-def continued(
+def continue_record(
     record: dict[str, Any], now: Mapping[str, Any], allowed: frozenset[str], folder: Path, recipe_changed: bool
 ) -> dict[str, Any]:
     """The record of a run that goes on with what is there `now`; what has changed, as allowed, stays in it."""
-    found = compare(record, {**now, "recipe": now["recipe_hash"]})
-    refuse(found, allowed, str(folder))
+    found = find_changes(record, {**now, "recipe": now["recipe_hash"]})
+    refuse_changes(found, allowed, str(folder))
     tell_versions(record, now)
     if not found and not recipe_changed:
         return record
     kept = {name: now[name] for name in ("recipe_hash", "data", "base", "parts", "note")}
-    return noted({**record, **kept}, [*map(str, found), *(["the recipe"] if recipe_changed else [])])
+    return note_changes({**record, **kept}, [*map(str, found), *(["the recipe"] if recipe_changed else [])])
 
 
-def noted(record: dict[str, Any], what: Sequence[object]) -> dict[str, Any]:
+def note_changes(record: dict[str, Any], what: Sequence[object]) -> dict[str, Any]:
     """The record with what has changed, as allowed, and after which step."""
     entry = {"step": record.get("step"), "what": [str(change) for change in what]}
     return {**record, "changes": [*record.get("changes", []), entry]} if what else record
@@ -143,11 +145,11 @@ def _settings(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
 def _today(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Settings that an earlier luthier wrote, with the defaults of options that have come since."""
     from luthier.recipe import Recipe
-    from luthier.recipe.writing import determining, without_watching
+    from luthier.recipe.writing import determining_settings, without_watching
 
     kept = without_watching(settings)
     try:
-        return determining(Recipe.from_dict(kept))
+        return determining_settings(Recipe.from_dict(kept))
     except LuthierError:  # an object of Python's, or a part that is not installed
         return kept
 

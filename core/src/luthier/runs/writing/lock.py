@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, TextIO
 
 from luthier.disk import is_full
-from luthier.errors import LuthierError, unwritable
+from luthier.errors import LuthierError, unwritable_path
 from luthier.logs import get_logger
 
 log = get_logger()
@@ -25,7 +25,7 @@ WITHOUT_LOCKS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of network
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked_folder(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; `run-folder-locked` where another process holds it.
 
     What a dead process of this machine left behind is taken over: a child of it may still hold the lock itself, and
@@ -50,7 +50,7 @@ def _opened(folder: Path) -> TextIO:
         folder.mkdir(parents=True, exist_ok=True)
         return (folder / LOCK).open("a+")
     except OSError as error:
-        raise unwritable(folder, error) from None
+        raise unwritable_path(folder, error) from None
 
 
 def _take(file: TextIO) -> bool:
@@ -74,7 +74,7 @@ def _taken_over(file: TextIO, folder: Path) -> TextIO:
     owner = _owner(file)
     found = OWNER.search(owner)
     here = found is not None and found[2] == socket.gethostname()
-    if found is None or not here or lives(int(found[1])):
+    if found is None or not here or process_lives(int(found[1])):
         away = found is not None and not here
         remedy = f"If that process has ended, remove {folder / LOCK}." if away else None
         problem = f"held by {owner or 'another process'}"
@@ -106,7 +106,7 @@ def _owner(file: TextIO) -> str:
     return file.read().strip()
 
 
-def lives(pid: int) -> bool:
+def process_lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -42,19 +42,19 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 def write_record(folder: Path, record: dict[str, Any], **changes: Any) -> None:
     """Bring run.json up to date, on the disk and in memory."""
     record.update(changes, updated=datetime.now(UTC).isoformat(timespec="seconds"))
-    write_json(folder / RECORD, strict(record))
+    write_json(folder / RECORD, strict_json(record))
 
 
-def strict(value: Any) -> Any:
+def strict_json(value: Any) -> Any:
     """JSON has no NaN: a loss that is none is null."""
     if isinstance(value, dict):
-        return {name: strict(inner) for name, inner in value.items()}
+        return {name: strict_json(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [strict(inner) for inner in value]
+        return [strict_json(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def environment(device: str) -> dict[str, Any]:
+def record_environment(device: str) -> dict[str, Any]:
     """What else decides the numbers of a run: versions, processor, threads, and our own variables."""
     import torch
 

@@ -11,12 +11,12 @@ ASKED: Final = "save-now"
 TAKEN: Final = ".save-now.taken"  # seen by the loop, whose checkpoint is on its way
 
 
-def ask(folder: Path) -> None:
+def ask_save(folder: Path) -> None:
     """Ask the run in `folder` for a checkpoint after the step that it is in."""
     (folder / ASKED).touch()
 
 
-def take(folder: Path) -> bool:
+def take_request(folder: Path) -> bool:
     """Whether a checkpoint has been asked for since the last time; the request is then marked as seen."""
     if not (folder / ASKED).exists():
         return False
@@ -25,20 +25,20 @@ def take(folder: Path) -> bool:
     return True
 
 
-def taken(folder: Path) -> bool:
+def request_taken(folder: Path) -> bool:
     """Whether a request has been seen and not answered."""
     return (folder / TAKEN).exists()
 
 
-def answer(folder: Path) -> None:
+def answer_request(folder: Path) -> None:
     """The checkpoint that was asked for is complete."""
     (folder / TAKEN).unlink(missing_ok=True)
 
 
-def pending(folder: Path) -> bool:
-    return (folder / ASKED).exists() or taken(folder)
+def save_pending(folder: Path) -> bool:
+    return (folder / ASKED).exists() or request_taken(folder)
 
 
-def withdraw(folder: Path) -> None:
+def withdraw_request(folder: Path) -> None:
     """Ask no longer."""
     (folder / ASKED).unlink(missing_ok=True)

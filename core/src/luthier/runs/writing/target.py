@@ -11,8 +11,8 @@ import attrs
 
 from luthier.errors import LuthierError
 from luthier.recipe import recipe_hash
-from luthier.recipe.writing import determining
-from luthier.runs.run_folder import beside, read_folder
+from luthier.recipe.writing import determining_settings
+from luthier.runs.run_folder import free_folder, read_folder
 from luthier.runs.writing import differences as changes
 from luthier.runs.writing.record import RECIPE, RECORD, read_record
 from luthier.runs.writing.save_requests import ASKED
@@ -49,7 +49,7 @@ def find_place(recipe: Recipe, objects: Objects, *, fresh: bool, allowed: frozen
     again = begun(folder)
     record = read_record(again or folder)
     if again is None and (fresh or (given and record is not None and recipe.output_dir is None)):
-        return Place(folder=beside(folder))
+        return Place(folder=free_folder(folder))
     folder = again or folder
     if record is None:
         _refuse_strangers(folder)
@@ -70,7 +70,7 @@ def begun(folder: Path) -> Path | None:
     return None
 
 
-def still(place: Place) -> None:
+def check_unchanged(place: Place) -> None:
     """Raise `run-folder-locked` where another process has begun or ended a run there since; asked under the lock."""
     held, known = read_record(place.folder) or {}, place.record or {}
     if held.get("run_id") != known.get("run_id") or (held.get("state") == "completed" and not place.changed):
@@ -83,19 +83,19 @@ def _differs(recipe: Recipe, folder: Path, record: dict[str, Any], allowed: froz
     was, settings = {"recipe": record["recipe_hash"]}, read_folder(folder).settings()
     if settings is not None:
         was["settings"] = settings
-    found = changes.compare(was, {"recipe": recipe_hash(recipe), "settings": determining(recipe)})
+    found = changes.find_changes(was, {"recipe": recipe_hash(recipe), "settings": determining_settings(recipe)})
     where = f"{folder}: run {record['run_id']} of another recipe"
-    changes.refuse(found, allowed, where, code="run-folder-other")
+    changes.refuse_changes(found, allowed, where, code="run-folder-other")
     return bool(found)
 
 
 def default_folder(recipe: Recipe) -> Path:
     """runs/<model>-<adapter>-<hash>: the same recipe finds its own folder again."""
-    from luthier.plugins.registry import installed
+    from luthier.plugins.registry import installed_plugins
     from luthier.recipe.parts import find_part
 
     model = Path(recipe.model.name_or_path).name or "model"
-    adapter = find_part(recipe.adapter, "adapter", "adapter", installed()).name.rpartition(".")[2]
+    adapter = find_part(recipe.adapter, "adapter", "adapter", installed_plugins()).name.rpartition(".")[2]
     named = re.sub(r"[^\w.-]+", "-", recipe.run_name or "").strip("-.")  # a name for people may be no file's name
     return Path("runs") / (named or f"{model}-{adapter}-{recipe_hash(recipe)[:8]}")
 

@@ -9,10 +9,10 @@ import torch
 
 from luthier.data.examples import IGNORED, TokenDataset
 from luthier.errors import LuthierError
-from luthier.model.attention import generating
+from luthier.model.attention import generating_attention
 from luthier.model.generation.generate import stop_token_ids
 from luthier.model.generation.generation_inputs import prepare_generation
-from luthier.randomness import kept
+from luthier.randomness import keep_randomness
 
 if TYPE_CHECKING:
     from luthier.step.setup import Setup
@@ -62,7 +62,7 @@ def _questions(dataset: TokenDataset, most: int) -> Iterator[tuple[list[int], li
 
 def _answer(setup: Setup, prompt: list[int], most: int) -> str:
     model = setup.model
-    with generating(model), kept():
+    with generating_attention(model), keep_randomness():
         inputs = prepare_generation(model, setup.adapter, torch.tensor([prompt], device=model.device))
         stops = stop_token_ids(model, setup.tokenizer) or None
         told: dict[str, Any] = {"max_new_tokens": most, "do_sample": False, "eos_token_id": stops}

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from luthier.data.batches.batch import Batch
-from luthier.data.batches.micro_batches import dealt
+from luthier.data.batches.micro_batches import deal_batches
 from luthier.data.examples import TokenDataset, TokenExample
 from luthier.plugins.contracts.values import LossOutput
 from luthier.step.evaluation.answer_metrics import measure_answers
 from luthier.step.evaluation.metric_parts import measuring_tokens, score_tokens
 from luthier.step.losses.loss_output import ROUTER
 from luthier.step.losses.meter import Meter
-from luthier.step.out_of_memory import fitted
+from luthier.step.out_of_memory import fit_memory
 from luthier.step.setup import Setup
 
 
@@ -24,7 +24,7 @@ class Abandoned(Exception):
     """An evaluation was left before its end."""
 
 
-def evaluate(
+def evaluate_loss(
     setup: Setup, dataset: TokenDataset | None = None, leave: Callable[[], bool] | None = None
 ) -> dict[str, float]:
     """`eval_loss` and what else the loss measures, with the optimizer's evaluation weights.
@@ -41,7 +41,7 @@ def evaluate(
         with setup.optimizer_part.evaluating(), torch.no_grad():
             examples = setup.layout.lay_out_groups(dataset, int(setup.recipe.global_batch_size))
             lengths = setup.packing.sizes(examples)
-            meter = fitted(setup, lengths, lambda: _measured(setup, examples, leave), agrees=False)
+            meter = fit_memory(setup, lengths, lambda: _measured(setup, examples, leave), agrees=False)
             meter.metrics.update(measure_answers(setup, dataset))
     finally:
         setup.model.train(training)
@@ -54,10 +54,10 @@ def evaluate(
 
 def _measured(setup: Setup, examples: Sequence[TokenExample], leave: Callable[[], bool] | None) -> Meter:
     """Each rank takes its share of the micro-batches; their sums are everyone's."""
-    if couples(setup.loss):
+    if is_coupled(setup.loss):
         return _measured_in_groups(setup, examples, leave)
     meter, compute = Meter(), measuring_tokens(setup)
-    for batch in dealt(examples, setup.packing, setup.device, setup.recipe.max_eval_batches):
+    for batch in deal_batches(examples, setup.packing, setup.device, setup.recipe.max_eval_batches):
         if leave is not None and setup.world.any(leave()):
             raise Abandoned
         output = setup.step(batch, compute)
@@ -75,7 +75,7 @@ def _measured_in_groups(setup: Setup, examples: Sequence[TokenExample], leave: C
         if most is not None and seen >= most:
             break
         group = [examples[i] for i in range(first, min(first + size, len(examples)))]
-        batches = list(dealt(group, setup.packing, setup.device))
+        batches = list(deal_batches(group, setup.packing, setup.device))
         if leave is not None and setup.world.any(leave()):
             raise Abandoned
         meter.include(measure_group(setup, batches))
@@ -96,6 +96,6 @@ def _measure_tokens(setup: Setup, batches: list[Batch]) -> Meter:
     return meter.over(setup.world)
 
 
-def couples(loss: Any) -> bool:
+def is_coupled(loss: Any) -> bool:
     """Whether a loss is a function of the whole global batch at once."""
     return getattr(loss, "couples", "nothing") == "batch"

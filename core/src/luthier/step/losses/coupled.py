@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from luthier.data.batches.batch import Batch
-from luthier.distributed.world import added
+from luthier.distributed.world import add_numbers
 from luthier.errors import LuthierError
 from luthier.plugins.contracts.values import LossOutput
 from luthier.randomness import seed_all
 from luthier.step.losses.loss_output import check_output, weigh_output
 from luthier.step.losses.meter import Meter
-from luthier.step.out_of_memory import agree
+from luthier.step.out_of_memory import agree_memory
 from luthier.step.setup import Setup
 
 Scored = tuple[Tensor, dict[str, Tensor], LossOutput]  # scores, fixed tensors, the balance of experts
@@ -23,10 +23,10 @@ Scored = tuple[Tensor, dict[str, Tensor], LossOutput]  # scores, fixed tensors, 
 
 def accumulate_coupled(setup: Setup, index: int, batches: list[Batch]) -> Meter:
     """Add the gradient of step `index` (from 0) to the parameters, and return the sums of the global batch."""
-    weights = setup.world.sum_numbers(added(list_terms(setup, batches)))
+    weights = setup.world.sum_numbers(add_numbers(list_terms(setup, batches)))
     with torch.no_grad():
         scored = [_score(setup, index, number, batch) for number, batch in enumerate(batches)]
-    agree(setup, last=False)
+    agree_memory(setup, last=False)
     places, scores, fixed = join_scores(setup, batches, scored)
     seed_all(setup.recipe.seed, index)  # what `combine` may draw is the same on every rank
     output = check_output(setup.loss.combine(scores.requires_grad_(), fixed), "combine")
@@ -36,7 +36,7 @@ def accumulate_coupled(setup: Setup, index: int, batches: list[Batch]) -> Meter:
         with setup.spread.turn(last=number + 1 == len(batches)):
             again, _, router = _score(setup, index, number, batch)
             if number + 1 == len(batches):
-                agree(setup, last=True)
+                agree_memory(setup, last=True)
             with setup.phases("backward"):
                 share = (again * (0.0 if batch.idle else gradient[place])).sum()
                 balance = weigh_output(router, weights)

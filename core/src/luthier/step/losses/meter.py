@@ -61,14 +61,14 @@ class Meter:
         return {name: (total, count) for name, (total, count) in self.metrics.items()}
 
     def read(self) -> dict[str, float]:
-        return divided([self.pairs()])
+        return divide_sums([self.pairs()])
 
 
 def _number(value: Any) -> float:
     return float(value.detach()) if isinstance(value, torch.Tensor) else float(value)
 
 
-def divided(parts: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
+def divide_sums(parts: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
     """Terms or metrics over several steps or batches: sums added, counts added, then divided."""
     names = dict.fromkeys(name for part in parts for name in part)
     sums = {n: [sum(part[n][i] for part in parts if n in part) for i in (0, 1)] for n in names}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from luthier.data.batches.batch import IGNORED
-from luthier.data.batches.micro_batches import dealt
+from luthier.data.batches.micro_batches import deal_batches
 from luthier.errors import LuthierError
 from luthier.step.over_batches import run_over
 
@@ -92,7 +92,7 @@ class CachedReference:
         """Ask the live reference about every row of the run, in packed passes shared by the ranks."""
         alone = attrs.evolve(setup.packing, ranks=1, rank=0)
         for dataset in (setup.train, setup.validation):
-            batches = iter(()) if dataset is None else dealt(dataset, alone, setup.device)
+            batches = iter(()) if dataset is None else deal_batches(dataset, alone, setup.device)
             while turn := list(islice(batches, AT_ONCE)):
                 for keys, counts, values in run_over(setup, turn, _ask_live):
                     parts = values.cpu().split(counts)

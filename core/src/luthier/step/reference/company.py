@@ -14,7 +14,7 @@ from luthier.step.adapter_start import find_start, load_start
 from luthier.step.context import WHOLE, attach_adapter
 from luthier.step.reference.cached_reference import CachedReference
 from luthier.step.reference.companions import Companions
-from luthier.step.reference.frozen_models import FrozenModel, check_vocabulary, find_frozen, read_frozen
+from luthier.step.reference.frozen_models import FrozenModel, check_same_tokens, find_frozen, read_frozen
 from luthier.step.reference.reference_identity import identify_reference
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Company:
     def checked(self, loss: Any, tokenizer: Any, config: Any) -> Company:
         """Return it; raise where a companion has another vocabulary than the model, and the loss does not align."""
         for role, found in self.models.items():
-            check_vocabulary(found, role, tokenizer, config, aligns=bool(getattr(loss, "aligns", False)))
+            check_same_tokens(found, role, tokenizer, config, aligns=bool(getattr(loss, "aligns", False)))
         return self
 
     def load_start(self, adapter: Any, purpose: Purpose) -> None:

@@ -11,9 +11,9 @@ import torch
 from luthier.errors import LuthierError
 from luthier.model import attention, load
 from luthier.model import self_check as probe
-from luthier.model.model_config import config_of, model_of
+from luthier.model.model_config import build_model, config_of
 from luthier.model.weights.quantized import QUANTIZED, apply_quantizer
-from luthier.plugins.structure import structure
+from luthier.plugins.structure import structure_value
 from luthier.recipe.artifact_note import find_artifact, read_note
 from luthier.recipe.parts import find_part, to_plain
 from luthier.recipe.schema import Model, OtherModel
@@ -55,7 +55,7 @@ def find_frozen(spec: OtherModel, role: str, plugins: Plugins) -> FrozenModel:
     note = read_note(folder)
     given = note.get("quantizer", asked) if spec.quantizer == "none" else asked
     if note.get("artifact") == "adapter":
-        base = structure({**note["model"], "dtype": spec.model.dtype}, Model, f"{role}.model")
+        base = structure_value({**note["model"], "dtype": spec.model.dtype}, Model, f"{role}.model")
         return FrozenModel(model=base, quantizer=given, adapter=folder, note=note)
     model = attrs.evolve(spec.model, name_or_path=str(folder))
     trained = note.get("artifact") == QUANTIZED
@@ -72,16 +72,16 @@ def read_frozen(found: FrozenModel, recipe: Recipe, device: torch.device, purpos
         model = read_trained(Path(found.model.name_or_path), found.note, device)[0]
     else:
         quantizer = _built("quantizer", found.quantizer, plugins)
-        model = load.model_of(found.model, device, quantizer.load_arguments())
+        model = load.load_model(found.model, device, quantizer.load_arguments())
         model = apply_quantizer(quantizer, model, _context(model, quantizer, "open"))
-    attention.install(model)
+    attention.install_attention(model)
     model.requires_grad_(False).eval()
     if purpose != "plan":
-        probe.check(model, packing=recipe.packing)
+        probe.check_architecture(model, packing=recipe.packing)
     return model
 
 
-def check_vocabulary(found: FrozenModel, role: str, tokenizer: Any, model_config: Any, *, aligns: bool) -> None:
+def check_same_tokens(found: FrozenModel, role: str, tokenizer: Any, model_config: Any, *, aligns: bool) -> None:
     """Raise `recipe-conflict` for a model with other tokens than the one that trains, unless the loss `aligns`."""
     if aligns:
         return
@@ -101,7 +101,7 @@ def check_vocabulary(found: FrozenModel, role: str, tokenizer: Any, model_config
 def _shapes(found: FrozenModel, device: torch.device, plugins: Plugins) -> Any:
     """Return the model without its weights."""
     quantizer = _built("quantizer", found.quantizer, plugins)
-    model = model_of(config_of(found.model), found.model, device)
+    model = build_model(config_of(found.model), found.model, device)
     model = apply_quantizer(quantizer, model, _context(model, quantizer, "plan"))
     if found.adapter is None:
         return model

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from luthier.errors import LuthierError, nearest
+from luthier.errors import LuthierError, suggest_nearest
 
 Shape = Callable[..., float]
 
@@ -28,7 +28,7 @@ class Rates:
         return self._known[step]
 
 
-def rates(name: str, peak: float, total: int, warmup: int, settings: dict[str, Any]) -> list[float]:
+def schedule_rates(name: str, peak: float, total: int, warmup: int, settings: dict[str, Any]) -> list[float]:
     """The learning rate of each of `total` steps.
 
     Our own shapes are constant, linear, cosine and one_cycle; any other name is transformers' (`get_scheduler`) or
@@ -43,7 +43,7 @@ def rates(name: str, peak: float, total: int, warmup: int, settings: dict[str, A
     return ramp + [peak * shape(step, length, **settings) for step in range(total - len(ramp))]
 
 
-def endless(name: str, peak: float, warmup: int, settings: dict[str, Any]) -> Iterator[float]:
+def endless_rates(name: str, peak: float, warmup: int, settings: dict[str, Any]) -> Iterator[float]:
     """The learning rates of a run without a known end; `recipe-conflict` for a schedule that needs its length.
 
     Without it do: constant, linear and cosine with `decay_steps`, transformers' constant_with_warmup and inverse_sqrt,
@@ -74,7 +74,7 @@ def _own(name: str, peak: float, warmup: int, settings: dict[str, Any]) -> tuple
         if setting not in known:
             where = f"lr_scheduler_kwargs.{setting}"
             raise LuthierError("recipe-unknown-option", f"{name} has no such setting", where=where,
-                               remedy=nearest(setting, known))  # fmt: skip
+                               remedy=suggest_nearest(setting, known))  # fmt: skip
     if name == "one_cycle" and warmup:
         raise LuthierError("recipe-conflict", "one_cycle has its own warm-up", where="warmup_steps",
                            remedy="Use lr_scheduler_kwargs.pct_start.")  # fmt: skip
@@ -158,5 +158,5 @@ def _build(name: str, optimizer: Any, total: int | None, warmup: int, settings: 
         if total is None and "num_training_steps" in str(error):
             raise _needs_length(name) from None
         raise LuthierError("recipe-unknown-option", f"{name}: {error}", where="lr_scheduler_kwargs") from None
-    remedy = nearest(name, [*OWN, *theirs, *torchs])
+    remedy = suggest_nearest(name, [*OWN, *theirs, *torchs])
     raise LuthierError("recipe-out-of-range", "no such schedule", where="lr_scheduler_type", found=name, remedy=remedy)

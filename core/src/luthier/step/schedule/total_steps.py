@@ -13,7 +13,7 @@ from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.recipe import Recipe
 from luthier.recipe.checks.modes import mode_of
-from luthier.step.schedule.learning_rates import Rates, endless, rates
+from luthier.step.schedule.learning_rates import Rates, endless_rates, schedule_rates
 
 log = get_logger()
 
@@ -80,11 +80,11 @@ def rates_of(recipe: Recipe, total: int | None) -> Rates:
         if recipe.warmup_ratio:
             problem, remedy = "a share of a run of unknown length", "Set warmup_steps, or max_steps."
             raise LuthierError("recipe-conflict", problem, where="warmup_ratio", remedy=remedy)
-        return Rates([], endless(name, peak, recipe.warmup_steps, settings), peak=peak)
+        return Rates([], endless_rates(name, peak, recipe.warmup_steps, settings), peak=peak)
     warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * total)
     if warmup > total:
         log.warning("the warm-up is longer than the run", warmup_steps=warmup, steps=total)
-    return Rates(rates(name, peak, total, warmup, settings))
+    return Rates(schedule_rates(name, peak, total, warmup, settings))
 
 
 def _peak(recipe: Recipe) -> float:

@@ -5,23 +5,23 @@ from __future__ import annotations
 from typing import Any, Final
 
 from luthier.testing.laws import Subject, law
-from luthier.testing.strategies import seeds
+from luthier.testing.strategies import drawn_seeds
 
 FEW: Final = 4  # examples of a check that builds models
 ROUNDING: Final = 1e-4  # relative; float32 through another attention, by two layers
 
 
-@law(FEW, seed=seeds())
+@law(FEW, seed=drawn_seeds())
 def attach_follows_the_seed(subject: Subject, options: Any, seed: int) -> None:
     """What an adapter draws at the start follows from the run's seed alone: two attaches of one seed hold the same."""
     from luthier.testing.contexts import Attached
-    from luthier.testing.states import carried
+    from luthier.testing.states import carry_tree
 
-    first, second = (carried(Attached(subject, options, seed=seed).part.state()) for _ in range(2))
+    first, second = (carry_tree(Attached(subject, options, seed=seed).part.state()) for _ in range(2))
     _same_state(first, second, "two attaches of one seed")
 
 
-@law(FEW, seed=seeds())
+@law(FEW, seed=drawn_seeds())
 def attaches_where_the_weights_are(subject: Subject, options: Any, seed: int) -> None:
     """On a model whose weights lie on meta, as on a rank that waits for them, what trains lies on meta too.
 
@@ -42,28 +42,28 @@ def attaches_where_the_weights_are(subject: Subject, options: Any, seed: int) ->
             assert place == torch.device("meta"), f"{name} is on {place}, not on context.device, which is meta"
 
 
-@law(FEW, seed=seeds())
+@law(FEW, seed=drawn_seeds())
 def training_changes_a_plain_forward(subject: Subject, options: Any, seed: int) -> None:
     """Two steps change what the model's own forward gives for a prompt, as generation calls it."""
     import torch
 
-    from luthier.model.attention import generating
+    from luthier.model.attention import generating_attention
     from luthier.model.generation.generation_inputs import compute_logits
     from luthier.testing.contexts import Attached
 
     world = Attached(subject, options, seed=seed)
     world.model.eval()
     tokens = torch.arange(1, 9)
-    with generating(world.model), torch.no_grad():
+    with generating_attention(world.model), torch.no_grad():
         before = compute_logits(world.model, tokens, world.part)
     world.train(2)
     world.model.eval()
-    with generating(world.model), torch.no_grad():
+    with generating_attention(world.model), torch.no_grad():
         after = compute_logits(world.model, tokens, world.part)
     assert not after.equal(before), "two steps changed nothing of a plain forward, as generation calls it"
 
 
-@law(FEW, seed=seeds())
+@law(FEW, seed=drawn_seeds())
 def generates_as_it_trains(subject: Subject, options: Any, seed: int) -> None:
     """A trained adapter's logits over a prompt are the same in the run's pass and as generation calls the model.
 
@@ -71,18 +71,18 @@ def generates_as_it_trains(subject: Subject, options: Any, seed: int) -> None:
     """
     import torch
 
-    from luthier.model.attention import generating
+    from luthier.model.attention import generating_attention
     from luthier.model.generation.generation_inputs import compute_logits
-    from luthier.testing.contexts import Attached, distance
+    from luthier.testing.contexts import Attached, relative_distance
     from luthier.testing.worlds import random_batch
 
     world = Attached(subject, options, seed=seed)
     world.train(2)
     batch = random_batch((12,), seed=seed, supervised=1.0)
     trained = world.outputs(batch)
-    with generating(world.model), torch.no_grad():
+    with generating_attention(world.model), torch.no_grad():
         generated = compute_logits(world.model, batch.input_ids, world.part)[:-1].float()
-    off = distance(generated, trained)
+    off = relative_distance(generated, trained)
     assert off <= ROUNDING, f"logits as generation calls the model against those of the run's pass: {off:.3g} apart"
 
 

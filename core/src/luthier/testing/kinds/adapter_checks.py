@@ -22,7 +22,7 @@ from luthier.testing.kinds.adapter_attaching import (  # noqa: F401 - checks of 
 )
 from luthier.testing.kinds.adapter_sharding import trains_alike_on_two_sharded_ranks  # noqa: F401
 from luthier.testing.laws import Subject, law
-from luthier.testing.strategies import seeds
+from luthier.testing.strategies import drawn_seeds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,28 +50,30 @@ def _attached(subject: Subject, options: Any, seed: int = 0, **more: Any) -> Any
 
 def _near(found: Tensor, expected: Tensor, bound: float, what: str) -> None:
     """Within `bound` of each other, relative to the expected output; bit for bit where it is 0."""
-    from luthier.testing.contexts import distance
+    from luthier.testing.contexts import relative_distance
 
     __tracebackhide__ = True
-    off = distance(found, expected)
+    off = relative_distance(found, expected)
     exact = "bit for bit" if bound == 0 else f"within {bound:g}"
     assert found.equal(expected) if bound == 0 else off <= bound, f"{what}: {off:.3g} apart, not {exact}"
 
 
-@law(FEW, default_only=True, seed=seeds())
+@law(FEW, default_only=True, seed=drawn_seeds())
 def starts_as_identity(subject: Subject, options: Any, seed: int) -> None:
     """Attaching moves no output by more than the record's `tolerance`, with the default options and the examples.
 
     Other options may ask for another start.
     """
-    from luthier.testing.contexts import logits, probe_batch
+    from luthier.testing.contexts import batch_logits, probe_batch
 
     world = _attached(subject, options, seed)
     bound = subject.record.tolerance  # type: ignore[attr-defined]
-    _near(world.outputs(), logits(world.base, probe_batch()), bound, "outputs after attaching against those before")
+    _near(
+        world.outputs(), batch_logits(world.base, probe_batch()), bound, "outputs after attaching against those before"
+    )
 
 
-@law(FEW, seed=seeds())
+@law(FEW, seed=drawn_seeds())
 def keeps_class_and_module_paths(subject: Subject, options: Any, seed: int) -> None:
     """The model is of the class it was, and each of its modules is found under the path it had."""
     world = _attached(subject, options, seed)
@@ -81,7 +83,7 @@ def keeps_class_and_module_paths(subject: Subject, options: Any, seed: int) -> N
     assert not lost, f"modules that are no longer where they were: {', '.join(lost[:4])}"
 
 
-@law(FEW, seed=seeds())
+@law(FEW, seed=drawn_seeds())
 def groups_cover_every_trainable_parameter_once(subject: Subject, options: Any, seed: int) -> None:
     """`groups()` holds exactly the parameters that ask for a gradient, each once, each with a name and a role."""
     world = _attached(subject, options, seed)
@@ -100,7 +102,7 @@ def groups_cover_every_trainable_parameter_once(subject: Subject, options: Any, 
     assert len(set(names)) == len(names), "two parameters of the groups share a name"
 
 
-@law(FEW, seed=seeds())
+@law(FEW, seed=drawn_seeds())
 def trains_only_its_own_weights(subject: Subject, options: Any, seed: int) -> None:
     """Two steps change no weight of the model that is not in a group, and no buffer that the base had."""
     world = _attached(subject, options, seed)
@@ -115,7 +117,7 @@ def trains_only_its_own_weights(subject: Subject, options: Any, seed: int) -> No
     assert not reached, f"got a gradient, but in no group: {', '.join(reached[:4])}"
 
 
-@law(FEW, seed=seeds())
+@law(FEW, seed=drawn_seeds())
 def every_parameter_gets_a_gradient(subject: Subject, options: Any, seed: int) -> None:
     """After one step, so that a part that begins at zero has left it, every parameter has a gradient that is not 0."""
     import torch
@@ -133,36 +135,36 @@ def every_parameter_gets_a_gradient(subject: Subject, options: Any, seed: int) -
             assert parameter.grad.any(), f"the gradient of {name} is 0 everywhere"
 
 
-@law(FEW, seed=seeds())
+@law(FEW, seed=drawn_seeds())
 def state_moves_to_a_fresh_model(subject: Subject, options: Any, seed: int) -> None:
     """`state()`, written and read as a checkpoint is, makes a fresh model give the same outputs, bit for bit."""
     import torch
 
-    from luthier.testing.states import carried
+    from luthier.testing.states import carry_tree
 
     world, fresh = _attached(subject, options, seed), _attached(subject, options, seed, resumed=True)
     world.train(2)
     torch.manual_seed(seed + 1)
-    fresh.part.load_state(carried(world.part.state()))
+    fresh.part.load_state(carry_tree(world.part.state()))
     _near(fresh.outputs(), world.outputs(), 0.0, "outputs of the fresh model against those of the trained one")
 
 
-@law(FEW, seed=seeds())
+@law(FEW, seed=drawn_seeds())
 def resumes_exactly(subject: Subject, options: Any, seed: int) -> None:
     """Four steps are two, a checkpoint of `state()`, and two more on a fresh model, bit for bit, dropout included."""
-    from luthier.testing.states import carried
+    from luthier.testing.states import carry_tree
 
     straight, halted = _attached(subject, options, seed), _attached(subject, options, seed)
     resumed = _attached(subject, options, seed, resumed=True)
     straight.train(4)
     halted.train(2)
-    resumed.part.load_state(carried(halted.part.state()))
+    resumed.part.load_state(carry_tree(halted.part.state()))
     resumed.steps_done = 2
     resumed.train(2)
     _near(resumed.outputs(), straight.outputs(), 0.0, "outputs of a resumed run against those of a straight one")
 
 
-@law(FEW, seed=seeds())
+@law(FEW, seed=drawn_seeds())
 def saved_files_move_to_a_fresh_model(subject: Subject, options: Any, seed: int) -> None:
     """What `save` wrote, `load` puts into a fresh adapter of another seed; no file is a pickle."""
     import torch
@@ -180,19 +182,19 @@ def saved_files_move_to_a_fresh_model(subject: Subject, options: Any, seed: int)
     _near(fresh.outputs(), world.outputs(), ROUNDING, "outputs after loading against those of the trained model")
 
 
-@law(FEW, when=_mergeable, seed=seeds())
+@law(FEW, when=_mergeable, seed=drawn_seeds())
 def merge_keeps_outputs(subject: Subject, options: Any, seed: int) -> None:
     """The merged model gives the outputs that the adapted one gave."""
-    from luthier.testing.contexts import logits, probe_batch
+    from luthier.testing.contexts import batch_logits, probe_batch
 
     world = _attached(subject, options, seed)
     world.train(3)
     before = world.outputs()
     merged = world.part.merge(world.context)
-    _near(logits(merged, probe_batch()), before, ROUNDING, "outputs after merging against those before")
+    _near(batch_logits(merged, probe_batch()), before, ROUNDING, "outputs after merging against those before")
 
 
-@law(FEW, when=_mergeable, seed=seeds())
+@law(FEW, when=_mergeable, seed=drawn_seeds())
 def merge_leaves_plain_modules(subject: Subject, options: Any, seed: int) -> None:
     """The merged model has the modules, classes, and tensors' names and shapes that the base has, and no others."""
     world = _attached(subject, options, seed)
@@ -207,49 +209,49 @@ def merge_leaves_plain_modules(subject: Subject, options: Any, seed: int) -> Non
     assert not odd, f"tensors that differ from the base's in name or shape: {', '.join(odd[:4])}"
 
 
-@law(FEW, when=lambda record: "reference" in record.provides, seed=seeds())
+@law(FEW, when=lambda record: "reference" in record.provides, seed=drawn_seeds())
 def disabled_gives_the_base(subject: Subject, options: Any, seed: int) -> None:
     """Within `disabled()` a trained model gives the base's outputs, and its own again afterwards."""
-    from luthier.testing.contexts import logits, probe_batch
+    from luthier.testing.contexts import batch_logits, probe_batch
 
     world = _attached(subject, options, seed)
     world.train(2)
     before = world.outputs()
     with world.part.disabled():
-        within = logits(world.model, probe_batch())
+        within = batch_logits(world.model, probe_batch())
     bound = subject.record.tolerance  # type: ignore[attr-defined]
-    _near(within, logits(world.base, probe_batch()), bound, "outputs within disabled() against the base's")
+    _near(within, batch_logits(world.base, probe_batch()), bound, "outputs within disabled() against the base's")
     _near(world.outputs(), before, 0.0, "outputs after disabled() against those before it")
     assert not within.equal(before), "training moved no output: disabled() cannot be told from enabled"
 
 
-@law(FEW, seed=seeds(), lengths=st.lists(st.integers(2, 9), min_size=2, max_size=3))
+@law(FEW, seed=drawn_seeds(), lengths=st.lists(st.integers(2, 9), min_size=2, max_size=3))
 def keeps_documents_apart(subject: Subject, options: Any, seed: int, lengths: list[int]) -> None:
     """Documents packed into one batch give the outputs that each gives alone, trained adapter and all."""
     import torch
 
-    from luthier.testing.contexts import separate
+    from luthier.testing.contexts import separate_documents
     from luthier.testing.worlds import random_batch
 
     world = _attached(subject, options, seed)
     world.train(2)
     batch = random_batch(lengths, seed=seed, supervised=1.0)
-    alone = torch.cat([world.outputs(part) for part in separate(batch)])
+    alone = torch.cat([world.outputs(part) for part in separate_documents(batch)])
     _near(world.outputs(batch), alone, 10 * ROUNDING, "outputs of packed documents against separate ones")
 
 
-@law(FEW, when=_on_codes, seed=seeds())
+@law(FEW, when=_on_codes, seed=drawn_seeds())
 def works_on_a_quantized_base(subject: Subject, options: Any, seed: int) -> None:
     """On a base in int8 codes it trains, changes the outputs and no code, and its state moves."""
     import torch
 
-    from luthier.testing.contexts import logits, probe_batch
+    from luthier.testing.contexts import batch_logits, probe_batch
     from luthier.testing.quantizers.kit_quantizer import CodedQuantizer
-    from luthier.testing.states import carried
+    from luthier.testing.states import carry_tree
 
     world = _attached(subject, options, seed, quantizer=CodedQuantizer())
     fresh = _attached(subject, options, seed, quantizer=CodedQuantizer(), resumed=True)
-    base = logits(world.base, probe_batch())
+    base = batch_logits(world.base, probe_batch())
     codes = {name: b.clone() for name, b in world.model.named_buffers() if name.endswith((".codes", ".scales"))}
     world.train(2)
     held = dict(world.model.named_buffers())
@@ -257,31 +259,31 @@ def works_on_a_quantized_base(subject: Subject, options: Any, seed: int) -> None
     trained = world.outputs()
     assert torch.isfinite(trained).all(), "outputs on a quantized base are not finite"
     assert not trained.equal(base), "two steps on a quantized base changed no output"
-    fresh.part.load_state(carried(world.part.state()))
+    fresh.part.load_state(carry_tree(world.part.state()))
     _near(fresh.outputs(), trained, 0.0, "outputs of a fresh quantized model against those of the trained one")
 
 
-@law(FEW, when=lambda record: _on_codes(record) and _mergeable(record), seed=seeds())
+@law(FEW, when=lambda record: _on_codes(record) and _mergeable(record), seed=drawn_seeds())
 def merges_on_a_quantized_base(subject: Subject, options: Any, seed: int) -> None:
     """Merged over int8 codes, dense or quantized again, the model's outputs stay near."""
-    from luthier.testing.contexts import logits, probe_batch
+    from luthier.testing.contexts import batch_logits, probe_batch
     from luthier.testing.quantizers.kit_quantizer import CodedQuantizer
 
     world = _attached(subject, options, seed, quantizer=CodedQuantizer())
     world.train(2)
     before = world.outputs()
     merged = world.part.merge(world.context)
-    _near(logits(merged, probe_batch()), before, CODED, "outputs after merging over int8 codes")
+    _near(batch_logits(merged, probe_batch()), before, CODED, "outputs after merging over int8 codes")
 
 
 def live(subject: Subject, options: Any) -> None:
     """Do all that a run of two tasks asks of an adapter."""
-    from luthier.testing.states import carried
+    from luthier.testing.states import carry_tree
 
     world = _attached(subject, options)
     world.train(2)
     world.outputs()
-    world.part.load_state(carried(world.part.state()))
+    world.part.load_state(carry_tree(world.part.state()))
     with tempfile.TemporaryDirectory() as folder:
         world.part.save(Path(folder))
         world.part.load(Path(folder))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from luthier.errors import LuthierError
-from luthier.testing.event_orders import TOTAL, Stage, differing, heard, play, played, snapshot
+from luthier.testing.event_orders import TOTAL, Stage, copy_values, differing_values, heard_events, play_run, played_run
 from luthier.testing.laws import Subject, law
 from luthier.testing.strategies import bases_of, options_of
 
@@ -24,11 +24,11 @@ ROWS: Final = [{"prompt": f"{i} plus {j} is", "completion": str(i + j)} for i in
 @law(0)
 def tolerates_every_event_order_the_loop_can_produce(subject: Subject) -> None:
     """No order of events that the loop can produce makes it raise: started or resumed, stopped, killed, failed."""
-    from luthier.testing.running import profile
+    from luthier.testing.running import example_settings
 
     for options in bases_of(subject.options_class, subject.own_examples):
         live(subject, options)
-    run_state_machine_as_test(_machine(subject), settings=profile(10, stateful_step_count=15))
+    run_state_machine_as_test(_machine(subject), settings=example_settings(10, stateful_step_count=15))
 
 
 class Processes(RuleBasedStateMachine):
@@ -53,7 +53,7 @@ class Processes(RuleBasedStateMachine):
             if self.options in self.bases:
                 raise
             hypothesis.reject()
-        heard(part)
+        heard_events(part)
         step = self.kept[0] if self.kept else 0
         self.stage, self.phase = Stage(part, Path(self.holder.name), step), "ready"
 
@@ -132,9 +132,9 @@ def _machine(subject: Subject) -> type[Processes]:
 
 
 def _state(part: Any) -> dict[str, Any] | None:
-    from luthier.testing.states import carried
+    from luthier.testing.states import carry_tree
 
-    return carried(part.state()) if hasattr(part, "state") else None
+    return carry_tree(part.state()) if hasattr(part, "state") else None
 
 
 @law(FEW)
@@ -151,7 +151,7 @@ def changes_nothing_it_is_shown(subject: Subject, options: Any) -> None:
             assert after == before, f"{name} changed what it was shown: {before} became {after}"
 
     with tempfile.TemporaryDirectory() as folder:
-        play(part, Path(folder), kind=Watched)
+        play_run(part, Path(folder), kind=Watched)
 
 
 @law(1, default_only=True)
@@ -191,12 +191,12 @@ def _trained(callbacks: list[Any]) -> Any:
 def two_runs_do_not_share_state(subject: Subject, options: Any) -> None:
     """What one run does to its callback leaves that of another run as it was."""
     one, two = subject.build(options), subject.build(options)
-    before, kept = snapshot(two), _state(two)
-    played(one)
-    changed = differing(before, snapshot(two))
+    before, kept = copy_values(two), _state(two)
+    played_run(one)
+    changed = differing_values(before, copy_values(two))
     assert not changed, f"a run changed {', '.join(changed)} of another run's callback"
     if kept is not None:
-        changed = differing(kept, _state(two) or {})
+        changed = differing_values(kept, _state(two) or {})
         assert not changed, f"a run changed {', '.join(changed)} in the state of another run's callback"
 
 
@@ -208,10 +208,10 @@ def state_is_tensors_and_json(subject: Subject, options: Any) -> None:
     assert both[0] == both[1], "state and load_state come together, or not at all"
     if not both[0]:
         return
-    played(part, steps=3)
+    played_run(part, steps=3)
     held, fresh = _state(part), subject.build(options)
     fresh.load_state(copy.deepcopy(held))
-    changed = differing(_comparable(held or {}), _comparable(_state(fresh) or {}))
+    changed = differing_values(_comparable(held or {}), _comparable(_state(fresh) or {}))
     assert not changed, f"{', '.join(changed)} came back from load_state with another value"
 
 
@@ -228,7 +228,7 @@ def live(subject: Subject, options: Any) -> None:
     """All that a run tells a callback, in a run, a resumed one, and one that fails."""
     part, resumed = subject.build(options), subject.build(options)
     with tempfile.TemporaryDirectory() as folder:
-        play(part, Path(folder))
+        play_run(part, Path(folder))
         state = _state(part)
         if state is not None:
             resumed.load_state(state)

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from luthier.plugins.completion import has_default
 from luthier.plugins.records import Record
-from luthier.testing.drawn_units import DrawnUnit, lay_out_units, pack_examples, unit_packs, units_of
+from luthier.testing.drawn_units import DrawnUnit, drawn_units_of, lay_out_units, pack_examples, unit_packs
 from luthier.testing.kinds import loss_units
 from luthier.testing.kinds.loss_outcome import assert_same, built_loss, couples_batch, outcome_of, policy_over, table_of
 from luthier.testing.laws import Subject, law, not_run
-from luthier.testing.strategies import seeds
+from luthier.testing.strategies import drawn_seeds
 
 if TYPE_CHECKING:
     Drawn = list[DrawnUnit]
@@ -40,7 +40,7 @@ def _on_tokens(record: Record) -> bool:
     return getattr(record, "data", "tokens") == "tokens"
 
 
-@law(first=unit_packs(), second=unit_packs(), seed=seeds())
+@law(first=unit_packs(), second=unit_packs(), seed=drawn_seeds())
 def adds_up_over_micro_batches(subject: Subject, options: Any, first: Drawn, second: Drawn, seed: int) -> None:
     """Sums, denominators, metrics and gradients of two micro-batches are those of both packed into one."""
     loss = built_loss(subject, options, first)
@@ -55,7 +55,7 @@ def adds_up_over_micro_batches(subject: Subject, options: Any, first: Drawn, sec
     assert_same(apart.gradient, together.gradient, "gradients of two micro-batches against those of one")
 
 
-@law(drawn=unit_packs(), seed=seeds())
+@law(drawn=unit_packs(), seed=drawn_seeds())
 def gives_sums_not_means(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
     """The same units twice in a batch give twice every sum and denominator; each sum is a scalar."""
     import torch
@@ -71,7 +71,9 @@ def gives_sums_not_means(subject: Subject, options: Any, drawn: Drawn, seed: int
     assert_same(twice.terms, {n: 2 * t for n, t in once.terms.items()}, "denominators of doubled units")
 
 
-@law(when=lambda r: getattr(r, "data", "") != "documents", drawn=unit_packs(), extra=units_of(), seed=seeds())
+@law(
+    when=lambda r: getattr(r, "data", "") != "documents", drawn=unit_packs(), extra=drawn_units_of(), seed=drawn_seeds()
+)
 def ignores_unlabelled_tokens(subject: Subject, options: Any, drawn: Drawn, extra: DrawnUnit, seed: int) -> None:
     """Where no label is predicted there is no gradient; a document without labels adds 0 over 0."""
     loss = built_loss(subject, options, drawn)
@@ -98,7 +100,7 @@ def ignores_unlabelled_tokens(subject: Subject, options: Any, drawn: Drawn, extr
         assert_same(alone.terms, {n: 0.0 for n in alone.terms}, "denominators of a batch without labels against 0")
 
 
-@law(when=_on_tokens, drawn=unit_packs(weights=(1.0,)), seed=seeds())
+@law(when=_on_tokens, drawn=unit_packs(weights=(1.0,)), seed=drawn_seeds())
 def counts_an_example_by_its_weight(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
     """A document of weight 2 counts as the document twice (`batch.token_weights`)."""
     import torch
@@ -116,7 +118,7 @@ def counts_an_example_by_its_weight(subject: Subject, options: Any, drawn: Drawn
     assert_same(weighted.terms, repeated.terms, "denominators with a document of weight 2 against those with it twice")
 
 
-@law(drawn=unit_packs(), seed=seeds(), regime=st.sampled_from(tuple(REGIMES)))
+@law(drawn=unit_packs(), seed=drawn_seeds(), regime=st.sampled_from(tuple(REGIMES)))
 def gradient_is_finite(subject: Subject, options: Any, drawn: Drawn, seed: int, regime: str) -> None:
     """Sums and gradients in float32 are finite, also where a label is certain or next to impossible."""
     import torch
@@ -133,7 +135,7 @@ def gradient_is_finite(subject: Subject, options: Any, drawn: Drawn, seed: int, 
     assert torch.isfinite(found.gradient).all(), f"the gradient is not finite where labels are {regime}"
 
 
-@law(drawn=unit_packs(), other=units_of(), seed=seeds())
+@law(drawn=unit_packs(), other=drawn_units_of(), seed=drawn_seeds())
 def does_not_leak_between_packed_examples(
     subject: Subject, options: Any, drawn: Drawn, other: DrawnUnit, seed: int
 ) -> None:
@@ -154,7 +156,7 @@ def does_not_leak_between_packed_examples(
     assert_same(*gradients, "gradient of the other documents before and after one unit changed")
 
 
-@law(drawn=unit_packs(), seed=seeds())
+@law(drawn=unit_packs(), seed=drawn_seeds())
 def invariant_to_order_of_documents(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
     """Packing the units in reverse gives the same sums, and each unit the same gradient."""
     import torch
@@ -171,7 +173,7 @@ def invariant_to_order_of_documents(subject: Subject, options: Any, drawn: Drawn
     assert_same(returned, forward.gradient, "gradient of the units in reverse against that in order")
 
 
-@law(drawn=unit_packs(), seed=seeds())
+@law(drawn=unit_packs(), seed=drawn_seeds())
 def coefficients_agree_with_the_gradient(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
     """Where `coefficients(batch)` gives [T], it is d (sum of all sums) / d log-probability of each label."""
     loss = built_loss(subject, options, drawn)
@@ -185,7 +187,7 @@ def coefficients_agree_with_the_gradient(subject: Subject, options: Any, drawn: 
     assert_same(told[batch.supervised], found, "coefficients against the gradient by the log-probabilities")
 
 
-@law(when=lambda r: getattr(r, "reference", None) is not None, drawn=unit_packs(), seed=seeds())
+@law(when=lambda r: getattr(r, "reference", None) is not None, drawn=unit_packs(), seed=drawn_seeds())
 def matches_its_reference(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
     """Sums and gradient are those of `record.reference`: `reference(options, policy, batch)` gives a sum by term."""
     module, _, attribute = subject.record.reference.partition(":")  # type: ignore[attr-defined]

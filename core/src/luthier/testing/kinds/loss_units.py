@@ -28,7 +28,7 @@ from luthier.testing.kinds.loss_outcome import (
     table_of,
 )
 from luthier.testing.laws import Subject, law, not_run
-from luthier.testing.strategies import Document, seeds
+from luthier.testing.strategies import Document, drawn_seeds
 
 if TYPE_CHECKING:
     from luthier.data.examples import TokenExample
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     Drawn = list[DrawnUnit]
 
 
-@law(drawn=unit_packs(), seed=seeds())
+@law(drawn=unit_packs(), seed=drawn_seeds())
 def takes_idle_batches(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
     """A batch without units gives finite sums (or no scores) that depend on the policy, as other ranks wait for it."""
     import torch
@@ -54,7 +54,7 @@ def takes_idle_batches(subject: Subject, options: Any, drawn: Drawn, seed: int) 
     assert any(v.requires_grad for v in found), "nothing of an idle batch depends on the policy; add 0 * its numbers"
 
 
-@law(drawn=unit_packs(), seed=seeds())
+@law(drawn=unit_packs(), seed=drawn_seeds())
 def terms_name_every_sum(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
     """The names of `terms(batch)` are those of the sums, and each weight is a number that is not negative."""
     loss = built_loss(subject, options, drawn)
@@ -65,7 +65,7 @@ def terms_name_every_sum(subject: Subject, options: Any, drawn: Drawn, seed: int
     assert not wrong, f"denominators that are no weights: {wrong}"
 
 
-@law(drawn=unit_packs(), seed=seeds())
+@law(drawn=unit_packs(), seed=drawn_seeds())
 def metrics_have_names_of_their_own(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
     """No metric has the name of one of the run's own (loss, grad_norm, samples, ...)."""
     loss = built_loss(subject, options, drawn)
@@ -86,7 +86,7 @@ def arrange_is_a_pure_function(subject: Subject, options: Any, drawn: Drawn) -> 
         assert same, f"the same units were arranged differently the second time: {one.names} and {two.names}"
 
 
-@law(5, drawn=unit_packs(), seed=seeds())
+@law(5, drawn=unit_packs(), seed=drawn_seeds())
 def declares_reference_and_teacher(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
     """`policy.reference()` and `policy.teacher()` are asked for only where the record's `needs` names them."""
     loss = built_loss(subject, options, drawn)
@@ -94,7 +94,7 @@ def declares_reference_and_teacher(subject: Subject, options: Any, drawn: Drawn,
     outcome_of(subject, loss, table_of(batch, seed), [batch])
 
 
-@law(5, drawn=unit_packs(), seed=seeds())
+@law(5, drawn=unit_packs(), seed=drawn_seeds())
 def state_survives_a_checkpoint(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
     """A loss that has begun, and another that only loads its state from a checkpoint, give the same sums."""
     from luthier.state_tree import load_state, save_state
@@ -156,7 +156,7 @@ def _exact(model: Any) -> Any:
     from luthier.model import attention
 
     model = model if hasattr(model.config.get_text_config(), "num_experts_per_tok") else model.double()
-    attention.install(model)
+    attention.install_attention(model)
     return model.eval()
 
 

@@ -62,9 +62,9 @@ def predicate_reads_device_dtype_and_shape_alone(subject: Subject) -> None:
     """The predicate answers True or False for any device, dtype and shape, without touching a tensor."""
     import torch
 
-    from luthier.testing.laws import registered
+    from luthier.testing.laws import register_record
 
-    plugins, offer = registered(subject.record)
+    plugins, offer = register_record(subject.record)
     supports = plugins.resolve(offer, subject.record.predicate)  # type: ignore[attr-defined]
     for device in ("cpu", "cuda", "mps", "meta"):
         for dtype in (getattr(torch, name) for name in (*DTYPES, "int64")):
@@ -103,10 +103,10 @@ def _calls(subject: Subject) -> Iterator[tuple[tuple[Any, ...], bool]]:
     """Arguments, and whether the predicate takes them."""
     import torch
 
-    from luthier.testing.laws import registered
+    from luthier.testing.laws import register_record
 
     record: Any = subject.record
-    plugins, offer = registered(record)
+    plugins, offer = register_record(record)
     supports = plugins.resolve(offer, record.predicate)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     random = torch.Generator().manual_seed(0)

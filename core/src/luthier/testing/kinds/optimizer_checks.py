@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from luthier.plugins.contracts.values import Group
 from luthier.testing.laws import Subject, law
-from luthier.testing.strategies import seeds
+from luthier.testing.strategies import drawn_seeds
 
 if TYPE_CHECKING:
     import torch
@@ -93,16 +93,16 @@ def _equal(found: list[Tensor], expected: list[Tensor], what: str) -> None:
         assert torch.equal(one, two), f"{what}: parameter {i} differs by up to {float((one - two).abs().max()):.3g}"
 
 
-@law(10, seed=seeds(), dtype=st.sampled_from(DTYPES))
+@law(10, seed=drawn_seeds(), dtype=st.sampled_from(DTYPES))
 def resumes_exactly(subject: Subject, options: Any, seed: int, dtype: str) -> None:
     """Four steps are two, a checkpoint written and read as the engine does it, and two more, bit for bit."""
     from luthier.state_tree import optimizer_state, restore_optimizer
-    from luthier.testing.states import carried
+    from luthier.testing.states import carry_tree
 
     straight, halted = bowl(seed, dtype), bowl(seed, dtype)
     _ran(subject, options, straight, 4)
     _, first = _ran(subject, options, halted, 2)
-    held = carried({"optimizer": optimizer_state(first), "weights": halted.values()})
+    held = carry_tree({"optimizer": optimizer_state(first), "weights": halted.values()})
     resumed = bowl(seed, dtype)
     for parameter, weight in zip(resumed.parameters, held["weights"], strict=True):
         parameter.data.copy_(weight)
@@ -114,7 +114,7 @@ def resumes_exactly(subject: Subject, options: Any, seed: int, dtype: str) -> No
     _equal(resumed.values(), straight.values(), "a resumed run against a straight one")
 
 
-@law(10, seed=seeds())
+@law(10, seed=drawn_seeds())
 def is_deterministic(subject: Subject, options: Any, seed: int) -> None:
     """The same parameters and gradients give the same steps, bit for bit."""
     import torch
@@ -126,7 +126,7 @@ def is_deterministic(subject: Subject, options: Any, seed: int) -> None:
     _equal(two.values(), one.values(), "a second run against the first")
 
 
-@law(10, seed=seeds(), decay=st.sampled_from((None, 0.1)))
+@law(10, seed=drawn_seeds(), decay=st.sampled_from((None, 0.1)))
 def leaves_parameters_without_gradient(subject: Subject, options: Any, seed: int, decay: float | None) -> None:
     """A parameter whose gradient is None keeps its value, whatever its decay."""
     import torch
@@ -142,7 +142,7 @@ def leaves_parameters_without_gradient(subject: Subject, options: Any, seed: int
     assert torch.equal(silent.detach(), before), "a parameter without gradient was changed"
 
 
-@law(3, default_only=True, seed=seeds())
+@law(3, default_only=True, seed=drawn_seeds())
 def lowers_a_quadratic(subject: Subject, options: Any, seed: int) -> None:
     """With its default options and some learning rate from 0.001 to 1, sixty steps go down a quadratic by half."""
     reached = []
@@ -157,7 +157,7 @@ def lowers_a_quadratic(subject: Subject, options: Any, seed: int) -> None:
     raise AssertionError(f"after 60 steps the quadratic still has, as a share of its start: {shown}")
 
 
-@law(10, seed=seeds(), dtype=st.sampled_from(DTYPES))
+@law(10, seed=drawn_seeds(), dtype=st.sampled_from(DTYPES))
 def keeps_dtype_and_device(subject: Subject, options: Any, seed: int, dtype: str) -> None:
     """Parameters stay the objects they were, with their dtype, shape and device, and finite."""
     import torch
@@ -173,7 +173,7 @@ def keeps_dtype_and_device(subject: Subject, options: Any, seed: int, dtype: str
         assert torch.isfinite(parameter).all(), f"a {dtype} parameter is no longer finite"
 
 
-@law(10, seed=seeds())
+@law(10, seed=drawn_seeds())
 def respects_lr_scale_and_group_decay(subject: Subject, options: Any, seed: int) -> None:
     """Each group steps at the rate that the loop gives it, and decays as `Group.settings` says."""
     still = bowl(seed, lr_scale=0.0)
@@ -190,7 +190,7 @@ def respects_lr_scale_and_group_decay(subject: Subject, options: Any, seed: int)
     _equal(own.values()[-1:], plain.values()[-1:], "a norm without a decay of its own must not decay")
 
 
-@law(10, seed=seeds())
+@law(10, seed=drawn_seeds())
 def learning_rate_zero_changes_nothing(subject: Subject, options: Any, seed: int) -> None:
     """At a rate of 0 every parameter stays as it is, decay or not."""
     world = bowl(seed, weight_decay=0.1)
@@ -199,7 +199,7 @@ def learning_rate_zero_changes_nothing(subject: Subject, options: Any, seed: int
     _equal(world.values(), before, "steps with a learning rate of 0")
 
 
-@law(10, seed=seeds())
+@law(10, seed=drawn_seeds())
 def evaluating_restores_the_weights(subject: Subject, options: Any, seed: int) -> None:
     """After `evaluating()` weights are as before it, and the run goes on as if it had not been."""
     straight, evaluated = bowl(seed), bowl(seed)

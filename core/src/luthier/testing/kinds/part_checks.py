@@ -17,8 +17,8 @@ from luthier.plugins.completion import list_members
 from luthier.plugins.contracts.protocols import PROTOCOLS
 from luthier.plugins.options import KEY
 from luthier.plugins.records import NoOptions, Record
-from luthier.plugins.registry import installed
-from luthier.plugins.structure import structure
+from luthier.plugins.registry import installed_plugins
+from luthier.plugins.structure import structure_value
 from luthier.testing import event_orders as events
 from luthier.testing.laws import CHECKS, KINDS, Subject, law
 
@@ -33,7 +33,7 @@ def name_is_unique(subject: Subject) -> None:
     record = subject.record
     same = [r for r in subject.together if (r.kind, r.name) == (record.kind, record.name)]
     assert len(same) == 1, f"{len(same)} records of this plugin are {record.kind} {record.name!r}"
-    claims = [o for o in installed().offers(record.kind) if o.record.name == record.name]
+    claims = [o for o in installed_plugins().offers(record.kind) if o.record.name == record.name]
     others = [s for o in claims for s in (o.source, *o.rivals) if o.rivals or o.record != record]
     assert not others, f"{record.kind} {record.name!r} is also claimed by {', '.join(map(str, others))}"
 
@@ -44,7 +44,7 @@ def options_class_is_its_own(subject: Subject) -> None:
     record = subject.record
     if isinstance(record.options, str):
         return
-    everyone = [*subject.together, *(o.record for o in installed().offers())]
+    everyone = [*subject.together, *(o.record for o in installed_plugins().offers())]
     sharing = {f"{r.kind} {r.name!r}" for r in everyone if r.options is record.options and r != record}
     assert not sharing, f"{record.options.__name__} is also the options class of {', '.join(sorted(sharing))}"
 
@@ -78,7 +78,7 @@ def options_are_frozen_and_described(subject: Subject, options: Any) -> None:
 def options_survive_a_round_trip(subject: Subject, options: Any) -> None:
     """Written into a recipe and read again, options are equal to themselves."""
     written = json.loads(json.dumps(attrs.asdict(options, value_serializer=_plain)))
-    read = structure(written, type(options), type(options).__name__)
+    read = structure_value(written, type(options), type(options).__name__)
     assert read == options, f"{options!r} came back as {read!r}"
 
 
@@ -100,7 +100,7 @@ def import_needs_no_torch(subject: Subject) -> None:
 
 def entry_modules(record: Record) -> set[str]:
     """The modules that are imported to list the part: its entry point's, and that of its options."""
-    offered = {o.source.module for o in installed().offers(record.kind) if o.record == record}
+    offered = {o.source.module for o in installed_plugins().offers(record.kind) if o.record == record}
     if isinstance(record.options, str):
         return offered or {record.build.partition(":")[0].partition(".")[0]}
     return offered | {record.options.__module__} - {"__main__"}
@@ -112,8 +112,8 @@ def build_keeps_the_protocol(subject: Subject, options: Any) -> None:
     part = subject.build(options)
     kind = subject.record.kind
     if kind == "callback":
-        events.connected([part])
-        events.heard(part)
+        events.connect_parts([part])
+        events.heard_events(part)
     if kind == "loss":
         _check_loss(part, subject.record)
     protocol = PROTOCOLS.get(kind)
@@ -149,7 +149,7 @@ def every_option_is_read(subject: Subject) -> None:
 
     An option that nothing reads has no effect. The reverse is not shown: one that is read may still do nothing.
     """
-    from luthier.testing.running import sample
+    from luthier.testing.running import sample_options
 
     live = importlib.import_module(CHECKS[subject.record.kind]).live
     unread = {field.name for field in attrs.fields(subject.options_class)}
@@ -160,7 +160,7 @@ def every_option_is_read(subject: Subject) -> None:
         unread.difference_update(seen)
 
     if unread:
-        sample(subject, life, 5)
+        sample_options(subject, life, 5)
     assert not unread, f"nothing reads {', '.join(sorted(unread))} of {subject.options_class.__name__}"
 
 

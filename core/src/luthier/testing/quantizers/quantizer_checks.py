@@ -21,7 +21,7 @@ from luthier.testing.quantizers.quantizer_worlds import (  # noqa: F401 - checks
     applies_without_values,
     apply_follows_the_seed,
 )
-from luthier.testing.strategies import seeds
+from luthier.testing.strategies import drawn_seeds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,12 +51,12 @@ def _freezes(record: Record) -> bool:
 
 
 def _far(found: Tensor, expected: Tensor) -> float:
-    from luthier.testing.contexts import distance
+    from luthier.testing.contexts import relative_distance
 
-    return distance(found, expected)
+    return relative_distance(found, expected)
 
 
-@law(FEW, seed=seeds())
+@law(FEW, seed=drawn_seeds())
 def keeps_weights_near(subject: Subject, options: Any, seed: int) -> None:
     """No quantized weight is further from the original, relatively (Frobenius), than the record's `tolerance`."""
     world = Quantized(subject, options, seed)
@@ -71,7 +71,7 @@ def keeps_weights_near(subject: Subject, options: Any, seed: int) -> None:
             assert off <= record.tolerance, f"{path} is {off:.3g} off; the record's tolerance is {record.tolerance:g}"
 
 
-@law(FEW, seed=seeds())
+@law(FEW, seed=drawn_seeds())
 def keeps_outputs_near(subject: Subject, options: Any, seed: int) -> None:
     """Each quantized layer, run on random inputs, gives what the original layer gives, within 1.5 of the tolerance."""
     import torch
@@ -91,7 +91,7 @@ def keeps_outputs_near(subject: Subject, options: Any, seed: int) -> None:
     assert torch.isfinite(logits).all(), "outputs of the quantized model are not finite"
 
 
-@law(FEW, when=_freezes, seed=seeds())
+@law(FEW, when=_freezes, seed=drawn_seeds())
 def freezes_base_weights(subject: Subject, options: Any, seed: int) -> None:
     """No weight of a quantized layer asks for a gradient."""
     world = Quantized(subject, options, seed)
@@ -100,7 +100,7 @@ def freezes_base_weights(subject: Subject, options: Any, seed: int) -> None:
     assert not left, f"still asks for a gradient: {', '.join(left[:4])}"
 
 
-@law(FEW, seed=seeds())
+@law(FEW, seed=drawn_seeds())
 def passes_gradients_to_its_inputs(subject: Subject, options: Any, seed: int) -> None:
     """Through a quantized layer the gradient of its input is that of the weight it stands for, within the tolerance."""
     import torch
@@ -116,7 +116,7 @@ def passes_gradients_to_its_inputs(subject: Subject, options: Any, seed: int) ->
         assert off <= bound, f"the gradient through {path} is {off:.3g} off, which is more than {bound:.3g}"
 
 
-@law(FEW, seed=seeds())
+@law(FEW, seed=drawn_seeds())
 def is_idempotent(subject: Subject, options: Any, seed: int) -> None:
     """Applied a second time, it changes nothing."""
     world = Quantized(subject, options, seed)
@@ -128,7 +128,7 @@ def is_idempotent(subject: Subject, options: Any, seed: int) -> None:
         assert world.part.dequantize(after[path]).equal(weight), f"a second apply changed {path}"
 
 
-@law(FEW, seed=seeds())
+@law(FEW, seed=drawn_seeds())
 def requantize_takes_back_what_dequantize_gave(subject: Subject, options: Any, seed: int) -> None:
     """A dequantized weight goes back in within a tenth of the tolerance, and another weight within all of it.
 
@@ -149,7 +149,7 @@ def requantize_takes_back_what_dequantize_gave(subject: Subject, options: Any, s
         assert off <= tolerance, f"{path}: another weight, put in, is {off:.3g} off; tolerance {tolerance:g}"
 
 
-@law(FEW, seed=seeds())
+@law(FEW, seed=drawn_seeds())
 def state_dict_round_trips(subject: Subject, options: Any, seed: int) -> None:
     """The model's `state_dict`, through safetensors, makes another quantized model hold the same weights."""
     from safetensors.torch import load_file, save_file
@@ -167,7 +167,7 @@ def state_dict_round_trips(subject: Subject, options: Any, seed: int) -> None:
         assert same, f"{path_of} holds another weight after a round trip of state_dict"
 
 
-@law(FEW, when=_is_stored_small, default_only=True, seed=seeds())
+@law(FEW, when=_is_stored_small, default_only=True, seed=drawn_seeds())
 def is_smaller(subject: Subject, options: Any, seed: int) -> None:
     """A quantized layer takes the record's `bits` for each weight, and at most one bit and 8 bytes a row for scales.
 
@@ -183,7 +183,7 @@ def is_smaller(subject: Subject, options: Any, seed: int) -> None:
         assert held <= allowed, f"{path} takes {held} bytes; {bits:g} bits a weight and scales are {allowed}"
 
 
-@law(FEW, seed=seeds())
+@law(FEW, seed=drawn_seeds())
 def keeps_in_and_out_features(subject: Subject, options: Any, seed: int) -> None:
     """Quantized layers keep `in_features` and `out_features`; `dequantize` gives float32 [out, in], None for others."""
     import torch
@@ -198,7 +198,7 @@ def keeps_in_and_out_features(subject: Subject, options: Any, seed: int) -> None
     assert world.part.dequantize(torch.nn.Linear(2, 2)) is None, "dequantize takes a layer that is not the quantizer's"
 
 
-@law(FEW, seed=seeds())
+@law(FEW, seed=drawn_seeds())
 def leaves_head_and_embeddings(subject: Subject, options: Any, seed: int) -> None:
     """Embeddings, output head and norms keep their class and every bit."""
     world = Quantized(subject, options, seed)

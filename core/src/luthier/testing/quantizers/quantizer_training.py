@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from luthier.plugins.records import Record
 from luthier.testing.laws import Subject, law
 from luthier.testing.quantizers.quantized_world import TOTAL, Quantized
-from luthier.testing.strategies import seeds
+from luthier.testing.strategies import drawn_seeds
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,10 +57,10 @@ class Trained(Quantized):
 
     def saved(self) -> dict[str, Any]:
         """Return what a checkpoint of this moment holds, as it comes back from the disk."""
-        from luthier.testing.states import carried
+        from luthier.testing.states import carry_tree
 
         weights = {name: p.detach() for name, p in self.parameters.items()}
-        return carried({"weights": weights, "quantizer": self.part.state(), "done": self.done})
+        return carry_tree({"weights": weights, "quantizer": self.part.state(), "done": self.done})
 
     def restore(self, held: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
@@ -74,7 +74,7 @@ class Trained(Quantized):
         self.tell(self.done)
 
 
-@law(FEW, seed=seeds())
+@law(FEW, seed=drawn_seeds())
 def follows_progress_alone(subject: Subject, options: Any, seed: int) -> None:
     """What the layers compute follows from the last `progressed` alone: told again, or of fewer steps, they agree."""
     world = Quantized(subject, options, seed)
@@ -91,7 +91,7 @@ def _told_outputs(world: Quantized, step: int) -> Tensor:
     return world.outputs()
 
 
-@law(FEW, seed=seeds())
+@law(FEW, seed=drawn_seeds())
 def resumes_exactly(subject: Subject, options: Any, seed: int) -> None:
     """A run that was interrupted, and evaluated on the way, equals an undisturbed one bit for bit."""
     straight, halted = Trained(subject, options, seed), Trained(subject, options, seed)
@@ -108,7 +108,7 @@ def resumes_exactly(subject: Subject, options: Any, seed: int) -> None:
         assert resumed.parameters[name].equal(parameter), f"{name} differs from that of an undisturbed run"
 
 
-@law(FEW, when=_trains, seed=seeds())
+@law(FEW, when=_trains, seed=drawn_seeds())
 def trains_its_weights(subject: Subject, options: Any, seed: int) -> None:
     """Each quantized layer passes its loss's gradient on to its latent weight, also at the end of a schedule."""
     world = Trained(subject, options, seed)
@@ -122,11 +122,11 @@ def trains_its_weights(subject: Subject, options: Any, seed: int) -> None:
             assert reached, f"after {done} steps no gradient reaches a weight of {path}"
 
 
-@law(FEW, when=_trains, seed=seeds())
+@law(FEW, when=_trains, seed=drawn_seeds())
 def saves_what_it_trained(subject: Subject, options: Any, seed: int) -> None:
     """A fresh model that `load` fills from the files of `save`, none of them a pickle, has the trained outputs."""
     from luthier.model.weights.quantized import write_trained
-    from luthier.testing.contexts import distance
+    from luthier.testing.contexts import relative_distance
     from luthier.testing.kinds.adapter_checks import PICKLES
 
     world = Trained(subject, options, seed)
@@ -139,5 +139,5 @@ def saves_what_it_trained(subject: Subject, options: Any, seed: int) -> None:
         assert not pickles, f"written as pickles: {', '.join(pickles)}"
         fresh.model = fresh.part.load(Path(folder), fresh.model)
     for done in (STEPS, TOTAL):
-        off = distance(_told_outputs(fresh, done), _told_outputs(world, done))
+        off = relative_distance(_told_outputs(fresh, done), _told_outputs(world, done))
         assert off <= ROUNDING, f"read from its files, the model's outputs are {off:.3g} off after {done} steps"

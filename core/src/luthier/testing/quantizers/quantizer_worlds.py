@@ -8,7 +8,7 @@ from luthier.errors import LuthierError
 from luthier.plugins.records import Record
 from luthier.testing.laws import Subject, law, not_run
 from luthier.testing.quantizers.quantized_world import TOTAL, Quantized
-from luthier.testing.strategies import seeds
+from luthier.testing.strategies import drawn_seeds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ def _quantizes(record: Record) -> bool:
     return getattr(record, "bits", None) is not None
 
 
-@law(FEW, when=_quantizes, seed=seeds())
+@law(FEW, when=_quantizes, seed=drawn_seeds())
 def applies_without_values(subject: Subject, options: Any, seed: int) -> None:
     """On a model on meta, as on a rank that waits for its weights, the layers are the same, also once they are filled.
 
@@ -50,7 +50,7 @@ def applies_without_values(subject: Subject, options: Any, seed: int) -> None:
         assert agreed, "made without values and filled afterwards, the model has other outputs"
 
 
-@law(FEW, when=_quantizes, seed=seeds())
+@law(FEW, when=_quantizes, seed=drawn_seeds())
 def apply_follows_the_seed(subject: Subject, options: Any, seed: int) -> None:
     """What a quantizer draws follows from the run's seed alone: two models of one seed have the same outputs."""
     import torch

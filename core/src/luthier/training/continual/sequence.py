@@ -15,10 +15,10 @@ from luthier.disk import write_json
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.model.load import tokenizer_of
-from luthier.recipe import resolve
+from luthier.recipe import resolve_parts
 from luthier.recipe.objects import Objects, TaskPlace
 from luthier.step.setup import Setup
-from luthier.training.assemble import assemble
+from luthier.training.assemble import assemble_run
 from luthier.training.continual.forgetting_report import TaskReport, write_report
 from luthier.training.continual.tasks import Task
 from luthier.training.reopen import evaluate_rows
@@ -54,7 +54,7 @@ def train_tasks(tasks: Sequence[Task], folder: Path, objects: Objects, *, eval_b
 def _validation_rows(task: Task, objects: Objects) -> Any:
     """Return the held-out rows of a task; `data-empty` where it has none, before any task is trained."""
     tokenizer = objects.tokenizer or tokenizer_of(task.recipe.model)
-    rows = prepared_data(task.recipe, Objects(), tokenizer, Wanted.of_part(resolve(task.recipe).loss)).validation
+    rows = prepared_data(task.recipe, Objects(), tokenizer, Wanted.of_part(resolve_parts(task.recipe).loss)).validation
     if rows is None:
         remedy = "Set data.validation, a share or a file, so that it is known what each task forgets."
         raise LuthierError("data-empty", f"task {task.name!r} has no validation rows", where="data.validation",
@@ -65,7 +65,7 @@ def _validation_rows(task: Task, objects: Objects) -> Any:
 def _scores_before(tasks: Sequence[Task], folder: Path, objects: Objects, validation: Sequence[Any]) -> list[Any]:
     path = folder / BASE
     if not path.is_file():
-        setup = assemble(tasks[0].recipe, objects).setup
+        setup = assemble_run(tasks[0].recipe, objects).setup
         setup.undo.close()
         write_json(path, [evaluate_rows(setup, rows) for rows in validation])
         setup.model.set_attn_implementation(setup.attention)
@@ -82,7 +82,7 @@ def _scores_after(run: Run, validation: Sequence[Any]) -> None:
 def _reported(tasks: Sequence[Task], folder: Path, runs: Sequence[Run], before: list[Any] | None) -> TaskReport:
     after = [json.loads((run.output_path / SCORES).read_text("utf-8")) for run in runs]
     names = [name for name in after[0][0] if all(name in scores for row in after for scores in row)]
-    adapter = resolve(tasks[0].recipe).adapter.name
+    adapter = resolve_parts(tasks[0].recipe).adapter.name
     return TaskReport(
         output_path=folder,
         tasks=[task.name for task in tasks],

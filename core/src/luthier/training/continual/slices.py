@@ -11,8 +11,8 @@ from typing import Any
 import attrs
 import numpy as np
 
-from luthier.data.stream.source_rows import supplies
-from luthier.disk import sync
+from luthier.data.stream.source_rows import make_supplies
+from luthier.disk import sync_path
 from luthier.errors import LuthierError
 from luthier.recipe import Recipe
 
@@ -36,7 +36,7 @@ def cut_rows(recipe: Recipe, num_runs: int, samples_per_run: int | None, folder:
 
 
 def _sources(recipe: Recipe) -> Sequence[Any]:
-    return supplies(recipe.data.train, None, "data", recipe.data.text_unit, telling=False)
+    return make_supplies(recipe.data.train, None, "data", recipe.data.text_unit, telling=False)
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
@@ -45,7 +45,7 @@ def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
         return path
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(text, "utf-8")
-    sync(aside)
+    sync_path(aside)
     os.replace(aside, path)
     return path
 

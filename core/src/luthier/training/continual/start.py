@@ -9,7 +9,7 @@ from typing import Any, Final
 import attrs
 
 from luthier.errors import LuthierError
-from luthier.recipe import Recipe, read
+from luthier.recipe import Recipe, load_recipe
 from luthier.recipe.objects import Objects
 from luthier.training.continual.forgetting_report import TaskReport
 from luthier.training.continual.sequence import train_tasks
@@ -39,7 +39,7 @@ def train_sequence(
         tasks = make_tasks(tree, base, sequence.tasks, rest, folder)
     else:
         recipe = Recipe.from_dict({name: v for name, v in tree.items() if name != "output_dir"}, base=base)
-        tasks = _sliced(read(recipe, rest).recipe if rest else recipe, sequence, folder)
+        tasks = _sliced(load_recipe(recipe, rest).recipe if rest else recipe, sequence, folder)
     return train_tasks(tasks, folder, Objects(), eval_base=sequence.eval_base)
 
 

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import attrs
 
-from luthier.errors import LuthierError, nearest
+from luthier.errors import LuthierError, suggest_nearest
 from luthier.plugins.options import option
-from luthier.plugins.structure import structure
-from luthier.recipe import Recipe, read
-from luthier.recipe.reading.recipe_files import find_file, read_file
+from luthier.plugins.structure import structure_value
+from luthier.recipe import Recipe, load_recipe
+from luthier.recipe.reading.recipe_files import find_file, read_recipe_file
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
@@ -56,14 +56,14 @@ def read_sequence(
     tree: dict[str, Any] = {}
     if isinstance(source, (str, Path)):
         file = find_file(Path(source))
-        tree, base = dict(read_file(file)[0]), file.absolute().parent
+        tree, base = dict(read_recipe_file(file)[0]), file.absolute().parent
     elif source is not None:
         tree = dict(source)
     own = {name: tree.pop(name) for name in FIELDS if name in tree}
     if isinstance(overrides, Mapping):
         own |= {name: value for name, value in overrides.items() if name in FIELDS}
         overrides = {name: value for name, value in overrides.items() if name not in FIELDS}
-    sequence = structure({**own, **given}, TaskSequence, "continual")
+    sequence = structure_value({**own, **given}, TaskSequence, "continual")
     _check_sequence(sequence)
     return tree, base, sequence, overrides
 
@@ -85,7 +85,7 @@ def _check_sequence(sequence: TaskSequence) -> None:
         if name in seen:
             raise LuthierError("recipe-conflict", "two tasks have this name", where=f"{where}.name", found=name)
         if "data" not in task:
-            remedy = nearest("data", list(task))
+            remedy = suggest_nearest("data", list(task))
             raise LuthierError("recipe-missing", "a task has data", where=f"{where}.data", remedy=remedy)
         if "output_dir" in task:
             problem = "each task has a folder in that of the whole run"
@@ -103,7 +103,7 @@ def make_tasks(
         shared = {name: value for name, value in tree.items() if name != "output_dir"}
         mapping = {**_without_rows(shared), **_merged_data(shared, own)}
         recipe = Recipe.from_dict(mapping, base=base)
-        recipe = read(recipe, overrides).recipe if overrides else recipe
+        recipe = load_recipe(recipe, overrides).recipe if overrides else recipe
         place = str(folder / folder_name(number, task["name"]))
         made.append(Task(name=task["name"], recipe=attrs.evolve(recipe, output_dir=place)))
     return made

@@ -13,26 +13,26 @@ from torch import nn
 
 from luthier.data.batches.example_feed import Portion
 from luthier.disk import write_json
-from luthier.health.causes import causes
+from luthier.health.causes import list_causes
 from luthier.health.flow import Flow, FlowMeter
 from luthier.health.reach import Reach
-from luthier.health.trace import trace
+from luthier.health.trace import trace_step
 from luthier.health.watch import Remark
 from luthier.logs import get_logger, run_log
-from luthier.randomness import kept
+from luthier.randomness import keep_randomness
 from luthier.recipe import Recipe, recipe_hash
 from luthier.recipe.objects import Objects
 from luthier.runs.metrics_file import FILE as METRICS
-from luthier.runs.metrics_file import append
-from luthier.runs.picture import PICTURE, draw
-from luthier.runs.run_folder import beside
-from luthier.runs.writing.lock import locked
-from luthier.runs.writing.record import RECIPE, environment, new_id, strict, write_record
+from luthier.runs.metrics_file import append_line
+from luthier.runs.picture import PICTURE, draw_picture
+from luthier.runs.run_folder import free_folder
+from luthier.runs.writing.lock import locked_folder
+from luthier.runs.writing.record import RECIPE, new_id, record_environment, strict_json, write_record
 from luthier.runs.writing.target import default_folder
 from luthier.step.over_batches import begin_loss
 from luthier.step.setup import Setup
-from luthier.step.update import update
-from luthier.training.assemble import Assembled, assemble
+from luthier.step.update import update_weights
+from luthier.training.assemble import Assembled, assemble_run
 
 log = get_logger()
 STEPS: Final = 100
@@ -79,23 +79,23 @@ class Seen:
     broken: str | None = None  # how a step came to be not finite
 
 
-def overfit(recipe: Recipe, objects: Objects, steps: int = STEPS) -> Overfit:
+def overfit_first_batch(recipe: Recipe, objects: Objects, steps: int = STEPS) -> Overfit:
     """Train `steps` steps on the first global batch alone, and judge.
 
     The learning rate is the recipe's peak, without schedule; there is no dropout and no weight decay, no evaluation, no
     callback and no checkpoint. The folder is one of its own, and a model that was handed over is copied.
     """
-    folder = beside(_folder(recipe))
+    folder = free_folder(_folder(recipe))
     if objects.model is not None:
         objects = attrs.evolve(objects, model=copy.deepcopy(objects.model), eval_data=None)
-    with kept():
-        assembled = assemble(plain(recipe, steps, folder), objects)
+    with keep_randomness():
+        assembled = assemble_run(plain(recipe, steps, folder), objects)
         setup = assembled.setup
         try:
             silence(setup.model)
             setup.decays = [0.0] * len(setup.decays)
             record = _record(recipe, assembled)
-            with locked(folder), run_log(record["run_id"], folder / "log.jsonl"):
+            with locked_folder(folder), run_log(record["run_id"], folder / "log.jsonl"):
                 return _recorded(setup, folder, record, steps)
         finally:
             setup.undo.close()
@@ -139,7 +139,7 @@ def _record(recipe: Recipe, assembled: Assembled) -> dict[str, Any]:
         "data": assembled.prepared.train.fingerprint,
         "parts": [part.describe() for part in assembled.resolved],
         "note": {"model": recipe.to_dict()["model"]},
-        **environment(str(assembled.setup.device)),
+        **record_environment(str(assembled.setup.device)),
     }
 
 
@@ -161,9 +161,9 @@ def _recorded(setup: Setup, folder: Path, record: dict[str, Any], steps: int) ->
     error = None if found.passed else found.causes[0]
     result = {"final_loss": found.last_loss}
     write_record(folder, record, state=state, step=found.steps, result=result, error=error, **told)
-    write_json(folder / REPORT, strict(found.to_dict()))
+    write_json(folder / REPORT, strict_json(found.to_dict()))
     if len(seen.losses) > 1:
-        draw({"loss": list(enumerate(seen.losses, 1))}, folder / PICTURE, title="one batch", smoothing=0.0)
+        draw_picture({"loss": list(enumerate(seen.losses, 1))}, folder / PICTURE, title="one batch", smoothing=0.0)
     return found
 
 
@@ -175,14 +175,14 @@ def _train(setup: Setup, portion: Portion, steps: int, folder: Path) -> Seen:
     reach.begin()
     for index in range(steps):
         meter = FlowMeter(setup.adapter) if index + 1 == min(FLOW, steps) else None
-        done = update(setup, index, portion)
+        done = update_weights(setup, index, portion)
         seen.losses.append(done.loss)
         seen.norm = done.grad_norm
-        append(folder / METRICS, {"step": index + 1, "loss": done.loss, "grad_norm": done.grad_norm})
+        append_line(folder / METRICS, {"step": index + 1, "loss": done.loss, "grad_norm": done.grad_norm})
         if done.overflowed:  # float16's scale is found in the first steps
             continue
         if not done.finite:
-            seen.broken = trace(setup, index, done.batches).told
+            seen.broken = trace_step(setup, index, done.batches).told
             break
         seen.remarks += reach.see(index + 1, done.learning_rate)
         seen.flow = meter.measure(done.grad_norm, setup.recipe.max_grad_norm) if meter else seen.flow
@@ -220,4 +220,4 @@ def _judged(setup: Setup, portion: Portion, seen: Seen, folder: Path, seconds: f
 def _causes(setup: Setup, portion: Portion, seen: Seen) -> list[str]:
     if seen.broken is not None:
         return [f"step {len(seen.losses)} is not finite: {seen.broken}"]
-    return causes(setup, portion, seen.losses, seen.remarks, seen.flow, seen.norm)
+    return list_causes(setup, portion, seen.losses, seen.remarks, seen.flow, seen.norm)

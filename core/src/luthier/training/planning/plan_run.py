@@ -13,15 +13,15 @@ from luthier.errors import LuthierError
 from luthier.hardware import threads
 from luthier.memory.counts import held_memory, parameters_of
 from luthier.memory.dry_run import Footprint, Unknown, stand_in
-from luthier.memory.duration import estimate
-from luthier.memory.fit import OPTION, Case, choose, fullest, suggested, suggestions
+from luthier.memory.duration import estimate_duration
+from luthier.memory.fit import OPTION, Case, choose_tokens, fullest_batches, list_suggestions, suggest_recipe
 from luthier.model import load
 from luthier.model.model_config import config_of
-from luthier.model.weights.parameter_groups import described
-from luthier.randomness import kept
+from luthier.model.weights.parameter_groups import describe_groups
+from luthier.randomness import keep_randomness
 from luthier.recipe import Recipe
 from luthier.recipe.objects import Objects
-from luthier.recipe.parts import Resolved, resolve
+from luthier.recipe.parts import Resolved, resolve_parts
 from luthier.recipe.rowless import NO_ROWS
 from luthier.runs.writing.decisions import Decisions
 from luthier.step import compile_step as compiling
@@ -29,9 +29,9 @@ from luthier.step.attach import trained_groups
 from luthier.step.fit_checks import check_fit, check_rooms
 from luthier.step.reference.company import Company
 from luthier.step.setup import Setup
-from luthier.training.assemble import assemble, usable_device
+from luthier.training.assemble import assemble_run, usable_device
 from luthier.training.planning.plan_numbers import packing_of, schedule_of
-from luthier.training.process_choice import settle as settle_process
+from luthier.training.process_choice import settle_process
 from luthier.training.rows import prepared_data
 
 STEPS: Final = 1000  # in which the fullest micro-batch is looked for
@@ -64,8 +64,8 @@ def plan(recipe: Recipe, objects: Objects) -> Plan:
     """Check everything, and rehearse the run without its weights; they are read only for a part that needs them."""
     notes: list[str] = []
     decisions, began = Decisions(), threads.Glance()
-    with kept():
-        resolved = resolve(recipe)
+    with keep_randomness():
+        resolved = resolve_parts(recipe)
         device = usable_device(recipe, resolved, World())
         for part in resolved.callbacks:
             resolved.build(part)  # what it lacks is said here too
@@ -74,14 +74,14 @@ def plan(recipe: Recipe, objects: Objects) -> Plan:
         rows = prepared or stand_in(recipe)
         case = Case(recipe=recipe, resolved=resolved, device=device, prepared=rows, objects=objects)
         check_rooms(rows, recipe, case.layout)
-        case = attrs.evolve(case, recipe=suggested(case, decisions))
+        case = attrs.evolve(case, recipe=suggest_recipe(case, decisions))
         if recipe.max_tokens_per_device == "auto":
             case.recipe = attrs.evolve(case.recipe, max_tokens_per_device=_chosen(case, decisions, notes))
         setup, footprint = _tried(case, decisions, notes, company)
         notes.extend(setup.companions.notes())
         _check_fit(prepared, tokenizer, setup)
         settle_process(setup, began)
-        compiling.settle(setup)
+        compiling.settle_compile(setup)
     found = _found(case, setup, footprint, prepared is not None, notes)
     found.decisions.update({**setup.decisions.to_dict(), **decisions.to_dict()})
     if footprint is None:  # the weights were loaded, and may be the caller's
@@ -101,8 +101,8 @@ def _found(case: Case, setup: Setup, footprint: Any, has_rows: bool, notes: list
         device={**attrs.asdict(case.room), "fits": fits},
         time=_time(setup, footprint) if has_rows and footprint else {},
         operations=setup.operations.operations.ran(),
-        groups=described(trained_groups(case.recipe, setup.adapter, setup.model)),
-        suggestions=[attrs.asdict(found) for found in suggestions(case, setup)],
+        groups=describe_groups(trained_groups(case.recipe, setup.adapter, setup.model)),
+        suggestions=[attrs.asdict(found) for found in list_suggestions(case, setup)],
         **{"decisions": {}, "notes": notes},
     )
 
@@ -133,7 +133,7 @@ def _check_fit(prepared: Prepared | None, tokenizer: Any, setup: Setup) -> None:
 def _chosen(case: Case, decisions: Decisions, notes: list[str]) -> int:
     """The number that `auto` stands for; where nothing fits, the least that there can be."""
     try:
-        return decisions.take(OPTION, lambda: choose(case))
+        return decisions.take(OPTION, lambda: choose_tokens(case))
     except LuthierError as error:
         if error.code != "memory-too-small":
             raise
@@ -157,11 +157,11 @@ def _tried(case: Case, decisions: Decisions, notes: list[str], company: Company)
         setup = rehearsal.setup
         rehearsal.start_from(company.start)
         setup.packing = attrs.evolve(setup.packing, max_tokens=case.recipe.max_tokens_per_device)
-        return setup, case.footprint(fullest(setup, STEPS))
+        return setup, case.footprint(fullest_batches(setup, STEPS))
     except Unknown as error:
         notes.append(f"the weights were loaded, and what a step needs is not predicted: {error}")
         recipe = attrs.evolve(case.recipe, memory_check=False)
-        return assemble(recipe, case.objects, decisions=decisions).setup, None
+        return assemble_run(recipe, case.objects, decisions=decisions).setup, None
 
 
 def _memory(setup: Setup, footprint: Footprint | None) -> dict[str, int]:
@@ -181,4 +181,4 @@ def _time(setup: Setup, footprint: Footprint) -> dict[str, Any]:
     if schedule["epochs"] is None:
         return {}
     tokens = schedule["tokens_per_epoch"] * schedule["epochs"]
-    return estimate(footprint.flops_per_token, tokens, setup.device, setup.model.dtype)
+    return estimate_duration(footprint.flops_per_token, tokens, setup.device, setup.model.dtype)
