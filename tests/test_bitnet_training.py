@@ -131,6 +131,40 @@ def test_a_trained_bitnet_is_packed_and_transformers_gives_its_logits(world, tmp
     torch.testing.assert_close(logits(run.model), theirs, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("weight_scale", ["divide", "multiply"])
+def test_an_export_of_a_run_is_packed_in_either_convention_and_compared(world, tmp_path, weight_scale):
+    train(world, tmp_path / "run", quantizer="bitnet", max_steps=2)
+    found = luthier.export(tmp_path / "run", {"name": "bitnet_packed", "weight_scale": weight_scale})
+    assert found.differences["logits, relative"] < 5e-3
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= found.files.keys()
+    kept = json.loads((found.folder / "config.json").read_text())["quantization_config"]["linear_class"]
+    assert kept == {"divide": "bitlinear", "multiply": "autobitlinear"}[weight_scale]
+
+
+def test_what_is_not_packed_bitnet_is_refused_and_leaves_nothing(world, tmp_path):
+    train(world, tmp_path / "lora", adapter="lora", quantizer="bitnet", max_steps=1)
+    for path, message in (
+        (tmp_path / "lora", "an adapter is around the layer"),
+        (world / "llama", "no layer is ternary"),
+    ):
+        with pytest.raises(LuthierError, match=message) as caught:
+            luthier.export(path, "bitnet_packed", tmp_path / "out")
+        assert caught.value.code == "part-unsupported" and not (tmp_path / "out").exists()
+
+
+def test_a_ternary_model_becomes_a_gguf_file_of_the_same_weights(world, tmp_path):
+    wide = save_tiny_model(tmp_path / "wide", hidden_size=256, intermediate_size=256)
+    luthier.train(
+        model=str(wide), data=str(world / "train.jsonl"), adapter="full", quantizer="ternary", max_steps=2,
+        callbacks=["jsonl"], output_dir=tmp_path / "run",
+    )  # fmt: skip
+    found = luthier.export(tmp_path / "run", {"name": "gguf", "type": "tq2_0"})
+    assert found.differences["logits, relative"] < 5e-3
+    assert (
+        found.files["model.gguf"] < 0.5 * luthier.export(tmp_path / "run", "gguf", tmp_path / "f16").files["model.gguf"]
+    )
+
+
 def test_weights_are_those_of_the_schedules_end_even_where_training_stops_before_it(world, tmp_path):
     options = Ternary(schedule=Schedule(end_step=100))
     run = train(world, tmp_path / "run", quantizer=options)

@@ -1,7 +1,10 @@
-"""What Luthier asks of every quantizer."""
+"""What Luthier asks of every quantizer, and of every exporter."""
 
 from luthier.testing import conformance
-from luthier_bitnet import Bitnet, Schedule, Ternary, luthier_quantizers
+from luthier.testing.contexts import context
+from luthier.testing.worlds import tiny_model
+from luthier_bitnet import Bitnet, Packed, Schedule, Ternary, luthier_exporters, luthier_quantizers
+from luthier_bitnet.quantizer import TernaryQuantizer
 
 EXAMPLES = [
     Ternary(granularity="group", group_size=32, schedule=Schedule(start_step=2, end_step=8, schedule_type="cosine")),
@@ -13,4 +16,15 @@ EXAMPLES = [
 
 @conformance(luthier_quantizers(), examples=EXAMPLES)
 def test_conforms(check):
+    check()
+
+
+def trained_model():
+    """A tiny model as quantizer `bitnet` has it."""
+    model = tiny_model("qwen3")
+    return TernaryQuantizer(Bitnet()).apply(model, context(model))
+
+
+@conformance(luthier_exporters(), examples=[Packed(weight_scale="multiply")], model=trained_model)
+def test_exporters_conform(check):
     check()

@@ -42,11 +42,12 @@ def export_model(
     base: str | None = None,
     dry_run: bool = False,
 ) -> Export:
-    """Write the model of a run, an adapter's folder or a model in a format, whole and with plain weights.
+    """Write the model of a run, an adapter's folder or a model in a format, whole.
 
-    `chosen` is the exporter's name, or `{name: ..., options}`. `folder` None: one beside the artifact, named as the
-    format. Everything that can be refused is before the weights are read, and `dry_run` ends there. Nothing is left
-    of what does not pass the exporter's own comparison.
+    Its weights are plain, unless the format is one of quantized layers (`ExporterRecord.quantized`). `chosen` is the
+    exporter's name, or `{name: ..., options}`. `folder` None: one beside the artifact, named as the format. Everything
+    that can be refused is before the weights are read, and `dry_run` ends there. Nothing is left of what does not pass
+    the exporter's own comparison.
     """
     part = find_part(chosen, "exporter", "format", installed_plugins())
     exporter: Exporter = installed_plugins().build(part.offer, part.options) if part.offer else part.local
@@ -57,7 +58,8 @@ def export_model(
     found = Export(folder=folder, format=part.name, distribution=part.source.distribution if part.source else None)
     if dry_run:
         return found
-    model, tokenizer = plain_model(path, base)
+    as_trained = getattr(exporter, "quantized", False)
+    model, tokenizer = trained_model(path, base) if as_trained else plain_model(path, base)
     differences = _write(exporter, model, tokenizer, folder)
     files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
     log.info("exported", folder=str(folder), format=part.name, differences=differences)
@@ -89,6 +91,12 @@ def plain_model(path: Path, base: str | None) -> tuple[Any, Any]:
     if opened.quantizer is None:
         return opened.model, opened.tokenizer
     return merged_copy(opened.model, opened.adapter, opened.quantizer), opened.tokenizer
+
+
+def trained_model(path: Path, base: str | None) -> tuple[Any, Any]:
+    """Return the model as its artifact opens, with the layers of quantizer and adapter, and its tokenizer."""
+    opened = open_artifact(path, base=base)
+    return opened.model, opened.tokenizer
 
 
 def _check_free(folder: Path) -> None:

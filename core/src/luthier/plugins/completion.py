@@ -27,7 +27,7 @@ REQUIRED: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType(
     }
 )
 # what a record says, and the engine asks the part
-DECLARED: Final = ("aligns", "artifact", "mergeable", "save_dtype", "trains")
+DECLARED: Final = ("aligns", "artifact", "mergeable", "quantized", "save_dtype", "trains")
 WITHOUT_DEFAULT: Final = frozenset(("scores", "combine"))  # members of coupled losses alone
 
 

@@ -198,10 +198,14 @@ class OperationRecord(Record):
 
 @attrs.frozen(kw_only=True)
 class ExporterRecord(Record):
-    """An exporter: a format of another tool, written by `luthier export RUN --format NAME`."""
+    """An exporter: a format of another tool, written by `luthier export RUN --format NAME`.
+
+    `quantized` says that it is given the layers of the run's quantizer as they were trained, not a plain model.
+    """
 
     kind: ClassVar[str] = "exporter"
     options: type | str = NoOptions
+    quantized: bool = False
 
 
 @attrs.frozen(kw_only=True)

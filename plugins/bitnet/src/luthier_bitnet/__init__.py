@@ -1,4 +1,4 @@
-"""What luthier-bitnet offers: the quantizers `ternary` and `bitnet`, described without importing torch."""
+"""What luthier-bitnet offers, described without importing torch: quantizers `ternary` and `bitnet`, an exporter."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from luthier import QuantizerRecord, hookimpl
+from luthier import ExporterRecord, QuantizerRecord, hookimpl
 
-from luthier_bitnet.options import Bitnet, Schedule, Ternary
+from luthier_bitnet.options import Bitnet, Packed, Schedule, Ternary
 
 __version__ = "0.1.0"
-__all__ = ["Bitnet", "Schedule", "Ternary", "luthier_quantizers", "measure_layers", "save_packed"]
+__all__ = [
+    "Bitnet",
+    "Packed",
+    "Schedule",
+    "Ternary",
+    "luthier_exporters",
+    "luthier_quantizers",
+    "measure_layers",
+    "save_packed",
+]
 
 
 @hookimpl
@@ -40,6 +49,19 @@ def luthier_quantizers() -> Iterable[QuantizerRecord]:
             mergeable=False,
             provides=tags,
         ),
+    ]
+
+
+@hookimpl
+def luthier_exporters() -> Iterable[ExporterRecord]:
+    return [
+        ExporterRecord(
+            name="bitnet_packed",
+            summary="transformers' packed BitNet checkpoint, two bits a weight, of what quantizer bitnet trained.",
+            options=Packed,
+            build="luthier_bitnet.exporter:PackedExporter",
+            quantized=True,
+        )
     ]
 
 

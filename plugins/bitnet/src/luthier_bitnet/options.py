@@ -94,3 +94,14 @@ class Bitnet(Ternary):
         "absmean",
         help="Threshold and level: `absmean` rounds w / mean |w|, as BitNet b1.58 does; `twn` has less error.",
     )
+
+
+@attrs.frozen(kw_only=True)
+class Packed:
+    """Options of the exporter `bitnet_packed`."""
+
+    weight_scale: Literal["divide", "multiply"] = option(
+        "divide",
+        help="What readers do with a layer's scale: `divide` is transformers' BitLinear, `multiply` its AutoBitLinear, "
+        "as BitNet 2B4T has it.",
+    )

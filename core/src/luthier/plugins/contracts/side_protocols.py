@@ -29,10 +29,14 @@ class Operation(Protocol):
 
 @runtime_checkable
 class Exporter(Protocol):
-    """A writer of a trained model in the format of another tool."""
+    """A writer of a trained model in the format of another tool.
+
+    It gets a plain model, merged where there was an adapter or a quantizer; where the record says `quantized`, what
+    the run's artifact opens as. An object that is passed in Python says `quantized` itself.
+    """
 
     def export(self, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Write the whole model, whose weights are plain, and its tokenizer into the empty folder."""
+        """Write the whole model and its tokenizer into the empty folder."""
         ...
 
     def verify(self, model: Any, tokenizer: Any, folder: Path) -> dict[str, float]:

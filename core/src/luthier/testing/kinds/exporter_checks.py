@@ -6,19 +6,16 @@ import copy
 import math
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from luthier.errors import LuthierError
 from luthier.testing.laws import Subject, law
-
-if TYPE_CHECKING:
-    pass
 
 
 @law(0)
 def reads_back_what_it_writes(subject: Subject) -> None:
     """The folder is filled, and `verify` gives finite differences of what it reads from there."""
-    model, tokenizer = _world()
+    model, tokenizer = _world(subject)
     for options in _options(subject):
         with tempfile.TemporaryDirectory() as folder:
             exporter = subject.build(options)
@@ -36,7 +33,7 @@ def refuses_a_folder_of_another_model(subject: Subject) -> None:
     """`verify` raises where the files hold other weights than the model's: it looks at them."""
     import torch
 
-    model, tokenizer = _world()
+    model, tokenizer = _world(subject)
     exporter = subject.build(subject.options_class())
     with tempfile.TemporaryDirectory() as folder:
         exporter.export(model, tokenizer, Path(folder))
@@ -54,7 +51,7 @@ def refuses_a_folder_of_another_model(subject: Subject) -> None:
 @law(0)
 def refuses_files_that_are_gone(subject: Subject) -> None:
     """`verify` raises where the folder is empty: it reads from it."""
-    model, tokenizer = _world()
+    model, tokenizer = _world(subject)
     exporter = subject.build(subject.options_class())
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as empty:
         exporter.export(model, tokenizer, Path(folder))
@@ -70,7 +67,7 @@ def leaves_the_model_alone(subject: Subject) -> None:
     """Neither `export` nor `verify` changes a weight or the config."""
     import torch
 
-    model, tokenizer = _world()
+    model, tokenizer = _world(subject)
     before, config = copy.deepcopy(model.state_dict()), model.config.to_dict()
     with tempfile.TemporaryDirectory() as folder:
         live_in(subject, subject.options_class(), model, tokenizer, Path(folder))
@@ -82,7 +79,7 @@ def leaves_the_model_alone(subject: Subject) -> None:
 def live(subject: Subject, options: Any) -> None:
     """A life of the part: checked, written and compared."""
     with tempfile.TemporaryDirectory() as folder:
-        live_in(subject, options, *_world(), Path(folder))
+        live_in(subject, options, *_world(subject), Path(folder))
 
 
 def live_in(subject: Subject, options: Any, model: Any, tokenizer: Any, folder: Path) -> None:
@@ -97,12 +94,17 @@ def _options(subject: Subject) -> tuple[object, ...]:
     return (subject.options_class(), *subject.own_examples)
 
 
-def _world() -> tuple[Any, Any]:
-    """A tiny model with its tokenizer, as a run's artifact gives them."""
+def _world(subject: Subject) -> tuple[Any, Any]:
+    """A tiny model with its tokenizer, as a run's artifact gives them.
+
+    For an exporter of quantized layers it is the author's own: `conformance(..., model=...)`.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from luthier.testing.worlds import save_tiny_model
+    from luthier.testing.worlds import save_tiny_model, tiny_model, tiny_tokenizer
 
+    if subject.record.quantized:
+        return tiny_model().eval(), tiny_tokenizer()
     with tempfile.TemporaryDirectory() as holder:
         folder = save_tiny_model(Path(holder) / "llama")
         model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
