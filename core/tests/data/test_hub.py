@@ -58,7 +58,7 @@ CODE = """
 import json, sys
 from luthier import LuthierError
 from luthier.data.read.sources import read_source
-from luthier.data.stream.stream_units import units_of
+from luthier.data.stream.stream_units import source_units
 from luthier.recipe.schema import Source
 
 def answer(options):
@@ -69,7 +69,7 @@ def answer(options):
 
 def streamed(options):
     try:
-        (unit,) = units_of(Source(**options), None, "paragraph")
+        (unit,) = source_units(Source(**options), None, "paragraph")
         return [[row.values, row.where] for skip in (0, 1) for row in unit.rows(skip)]
     except LuthierError as error:
         return error.to_dict()
@@ -126,11 +126,11 @@ OFFLINE = """
 import json, time
 from luthier import LuthierError
 from luthier.data.read.sources import read_source
-from luthier.model.load import location
+from luthier.model.load import model_location
 from luthier.recipe.schema import Source
 
 found = []
-for ask in (lambda: location("org/nothing"), lambda: list(read_source(Source(path="org/nothing")))):
+for ask in (lambda: model_location("org/nothing"), lambda: list(read_source(Source(path="org/nothing")))):
     try:
         ask()
     except LuthierError as error:

@@ -269,8 +269,8 @@ def test_reading_imports_nothing_heavy(tmp_path):
     path = written(tmp_path, "a.jsonl", as_lines([{"text": "a"}]))
     code = (
         "import sys; from luthier.data.read.sources import read_source; from luthier.recipe.schema import Source;"
-        "from luthier.data.formats.recognise_form import convert_row, recognise;"
-        f"rows = list(read_source(Source(path={str(path)!r}))); convert_row(rows[0], recognise(rows, 'a'));"
+        "from luthier.data.formats.recognise_form import convert_row, recognise_format;"
+        f"rows = list(read_source(Source(path={str(path)!r}))); convert_row(rows[0], recognise_format(rows, 'a'));"
         "print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,6 +10,7 @@ import luthier.builtin
 import pytest
 from luthier import LuthierError, OptimizerRecord, event, hookimpl, option
 from luthier.plugins import catalogue
+from luthier.plugins.records import KINDS
 from luthier.plugins.registry import Plugins, Source, check_part
 
 HERE = Source(plugin="here", module="here", distribution="luthier-here", version="1")
@@ -47,8 +48,7 @@ def test_the_cores_own_parts_are_an_ordinary_plugin():
 
 def test_offers_are_sorted_by_kind_and_name():
     keys = [(o.record.kind, o.record.name) for o in Plugins().offers()]
-    kinds = ["adapter", "loss", "optimizer", "quantizer", "provider", "callback"]
-    assert keys == sorted(keys, key=lambda k: (kinds.index(k[0]), k[1]))
+    assert keys == sorted(keys, key=lambda k: (KINDS.index(k[0]), k[1]))
     assert [o.record.kind for o in Plugins().offers("loss")] == ["loss"] * len(Plugins().offers("loss"))
 
 
@@ -179,7 +179,7 @@ def test_a_plugin_is_blocked_by_its_name_or_its_distribution(distribution, refus
 
 def test_blocking_holds_in_a_process_of_its_own(distribution):
     made = distribution("luthier-blocked", parts="blocked")
-    code = "from luthier.plugins.registry import installed; print([o.record.name for o in installed().offers('optimizer')])"
+    code = "from luthier.plugins.registry import installed_plugins; print([o.record.name for o in installed_plugins().offers('optimizer')])"
     environment = {**os.environ, "PYTHONPATH": str(made.site), "LUTHIER_DISABLE_PLUGINS": ""}
 
     def listed(**more):
@@ -332,7 +332,7 @@ def test_a_users_own_error_in_a_part_is_not_blamed_on_the_plugin(tmp_path, monke
 
 def test_listing_every_installed_part_imports_nothing_heavy():
     code = (
-        "import sys; from luthier.plugins.registry import installed; assert installed().offers()\n"
+        "import sys; from luthier.plugins.registry import installed_plugins; assert installed_plugins().offers()\n"
         "print([m for m in ('torch', 'transformers', 'peft', 'wandb', 'mlflow', 'tensorboard') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

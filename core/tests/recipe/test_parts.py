@@ -176,9 +176,9 @@ def test_a_part_is_built_only_when_asked(make, plugins):
 
 def test_reading_a_recipe_imports_no_torch():
     code = (
-        "import sys; from luthier.recipe import Recipe, resolve, parse_flags, read, recipe_hash\n"
-        "recipe = read(None, parse_flags(['--model', 'demo', '--data', 'd.jsonl'])).recipe\n"
-        "resolve(recipe); recipe.to_dict(); recipe_hash(recipe)\n"
+        "import sys; from luthier.recipe import Recipe, load_recipe, parse_flags, recipe_hash, resolve_parts\n"
+        "recipe = load_recipe(None, parse_flags(['--model', 'demo', '--data', 'd.jsonl'])).recipe\n"
+        "resolve_parts(recipe); recipe.to_dict(); recipe_hash(recipe)\n"
         "print([m for m in ('torch', 'transformers', 'peft', 'datasets', 'numpy') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
