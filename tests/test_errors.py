@@ -348,6 +348,11 @@ def a_row_without_an_answer(world):
     world.train()
 
 
+@provokes("data-avoided", "bad.jsonl:1: label", "one to avoid", "columns: {label: ignore}")
+def an_answer_to_be_avoided(world):
+    world.train(data=str(world.file("bad.jsonl", [{"prompt": "1?", "completion": "3", "label": False}])))
+
+
 @provokes("data-overlong", "rows.jsonl:1", "has 8 tokens, max_length is 4", "Raise max_length")
 def a_row_that_is_too_long(world):
     world.train(data={"train": str(world.rows), "max_length": 4, "overlong": "error"})

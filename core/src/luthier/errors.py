@@ -51,6 +51,7 @@ CODES: Final[dict[str, Code]] = {
     "data-column": Code("A mapped column is not in the data.", "Use one of the columns that are listed."),
     "data-empty": Code("No rows are left to train on.", "Check the file, the filters and the drop counts."),
     "data-unsupervised": Code("A row has no supervised token.", "Check the roles, the template, and truncation."),
+    "data-avoided": Code("A row says that its answer is one to avoid.", "Drop such rows, or choose a loss for them."),
     "data-overlong": Code("A row is longer than max_length and overlong is error.", "Raise max_length or drop rows."),
     "data-worker": Code("A process that tokenises rows died, twice.", "Free memory, or set data.num_proc: 1.", 1),
     "data-changed": Code("The data differs from what this run was started on.", "Restore it, or start with --fresh."),

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from luthier.data.cache import Entry, Sets
 from luthier.data.examples import TokenDataset
-from luthier.data.formats.forms import Form
-from luthier.data.formats.recognise_form import FORMATS, convert_row, recognise_format
-from luthier.data.formats.remarks import remark_repeated
+from luthier.data.formats.read_rows import ReadRows
+from luthier.data.formats.recognise_form import FORMATS, recognise
+from luthier.data.formats.remarks import repeated
 from luthier.data.formats.wanted import TOKENS, Wanted
+from luthier.data.read.columns import mapped_columns
 from luthier.data.read.row import Row
-from luthier.data.report import Report, formats_of
-from luthier.data.sets import Progress, making_rows
+from luthier.data.report import Report
+from luthier.data.sets import Progress, making
 from luthier.data.stream.row_stream import Stream, stream_of
 from luthier.data.stream.source_rows import Supply, make_supplies
 from luthier.data.tokenise.examples_of_rows import Maker
@@ -90,10 +91,10 @@ def _streamed(
         problem, remedy = "a stream has no share to hold back", "Give validation its own file."
         raise LuthierError("recipe-conflict", problem, where="data.validation", remedy=remedy)
     stream, validation = stream_of(data, maker, _form_of, wanted, given), None
-    forms, name = read_forms(data, _validation(data, given_validation, telling=False), wanted)
-    if forms:
-        with making_rows(maker, len(forms), progress) as line:
-            validation, stream.report.validation = line.make(forms, name, np.arange(len(forms)))
+    read = read_forms(data, _validation(data, given_validation, telling=False), wanted)
+    if read.forms:
+        with making(maker, len(read.forms), progress) as line:
+            validation, stream.report.validation = line.make(read, np.arange(len(read.forms)))
     return _prepared(stream, validation, stream.report, maker)
 
 
@@ -108,18 +109,18 @@ def _made(
     progress: Progress | None,
 ) -> Sets:
     """The training set, the validation set or None, and the report of both."""
-    forms, name = read_forms(data, train, wanted)
-    others, other_name = read_forms(data, held, wanted) if held else ([], "")
-    numbers, held_numbers = np.arange(len(forms)), np.arange(len(others))
+    read = read_forms(data, train, wanted)
+    others = read_forms(data, held, wanted)
+    numbers, held_numbers = np.arange(len(read.forms)), np.arange(len(others.forms))
     if not held and _share(data):
-        numbers, held_numbers = _divided(len(forms), _share(data), seed)
-        forms, others = [forms[i] for i in numbers.tolist()], [forms[i] for i in held_numbers.tolist()]
+        numbers, held_numbers = _divided(len(read.forms), _share(data), seed)
+        read, others = read.chosen(numbers), read.chosen(held_numbers)
     validation = None
-    with making_rows(maker, len(forms) + len(others), progress) as line:
-        examples, report = line.make(forms, name, numbers)
-        if others:
-            validation, report.validation = line.make(others, other_name or name, held_numbers)
-            report.warnings += remark_repeated(examples, validation)
+    with making(maker, len(read.forms) + len(others.forms), progress) as line:
+        examples, report = line.make(read, numbers)
+        if others.forms:
+            validation, report.validation = line.make(others, held_numbers)
+            report.warnings += repeated(examples, validation)
     return examples, validation, report
 
 
@@ -136,29 +137,33 @@ def _prepared(train: Any, validation: Any, report: Report, maker: Maker) -> Prep
     )
 
 
-def read_forms(data: Data, given: Sequence[Supply], wanted: Wanted) -> tuple[list[Form], str]:
-    """Every row of the supplies as its format's form, and the formats' names."""
-    forms: list[Form] = []
-    names: list[str] = []
+def read_forms(data: Data, given: Sequence[Supply], wanted: Wanted) -> ReadRows:
+    """Every row of the supplies as its format's form."""
+    read = ReadRows()
     for supply in given:
         form = _form_of(data, supply.rows, supply.source, wanted)
         if wanted.kind == "any":
             wanted = attrs.evolve(wanted, kind=FORMATS[form].kind)
-        forms += [convert_row(row, form, wanted) for row in supply.rows]
-        names.append(form)
+        read.add(supply.rows, form, wanted)
         supply.forget()
-    return forms, formats_of(names)
+    return read
 
 
 def _form_of(data: Data, rows: Sequence[Row], source: Source, wanted: Wanted) -> str:
     """Return a source's format, the recipe's or what its rows look like; it must be one that the loss takes."""
     form: str = data.format
     if form == "auto" or wanted.kind == "documents":
-        form = recognise_format(rows, source.path, {*source.columns, *source.template}, wanted.kind)
+        form = recognise(rows, source.path, mapped_columns(source), wanted.kind)
     _check_kind(form, wanted.kind, source.path)
     if data.block_size is not None and form not in BLOCKED:
         problem = f"blocks are made of {' and '.join(BLOCKED)}, and these are {form} rows"
         remedy = "Leave block_size out, or give documents."
+        raise LuthierError("recipe-conflict", problem, where="data.block_size", remedy=remedy)
+    if data.block_size is not None and "weight" in mapped_columns(source):
+        problem, remedy = (
+            "a block joins rows, so that no row has a weight of its own",
+            "Leave weight or block_size out.",
+        )
         raise LuthierError("recipe-conflict", problem, where="data.block_size", remedy=remedy)
     return form
 

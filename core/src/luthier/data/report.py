@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import attrs
@@ -80,8 +80,3 @@ def _histogram(lengths: NDArray[np.int64]) -> list[tuple[int, int, int]]:
     width = max(1, -(-(high - low + 1) // BINS))
     counts = np.bincount((lengths - low) // width)
     return [(low + i * width, low + (i + 1) * width - 1, int(count)) for i, count in enumerate(counts)]
-
-
-def formats_of(names: Sequence[str]) -> str:
-    """The formats of several sources, each once, in order."""
-    return ", ".join(dict.fromkeys(names))

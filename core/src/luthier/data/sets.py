@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from luthier.data.examples import TokenDataset
 from luthier.data.formats.forms import Form
+from luthier.data.formats.read_rows import ReadRows
 from luthier.data.formats.remarks import warnings_of
 from luthier.data.report import Report
 from luthier.data.tokenise.examples_of_rows import Made, Maker
@@ -31,14 +32,14 @@ class Making:
     workers: Workers | None = None  # None: this process makes them
     done: int = 0
 
-    def make(self, forms: Sequence[Form], name: str, numbers: NDArray[np.int64]) -> tuple[TokenDataset, Report]:
-        """The examples of the forms, and the report of what became of them; `data-empty` when none is left.
+    def make(self, read: ReadRows, numbers: NDArray[np.int64]) -> tuple[TokenDataset, Report]:
+        """The examples of the rows, and the report of what became of them; `data-empty` when none is left.
 
         `numbers` [forms] says which row of the data each form is.
         """
-        report = Report(format=name, rows=len(forms))
-        examples = self._tokens(forms, report, numbers)
-        report.warnings = warnings_of(report, forms, self.maker.template)
+        report = Report(format=read.name, rows=len(read.forms))
+        examples = self._tokens(read.forms, report, numbers)
+        report.warnings = warnings_of(report, read, self.maker.template)
         if len(examples) == 0:
             dropped = ", ".join(f"{reason}: {count}" for reason, count in report.drops.items())
             raise LuthierError("data-empty", f"no row is left to train on; dropped: {dropped}", where="data")

@@ -73,7 +73,12 @@ class Data:
     chat_template: str | None = option(
         None, help="A Jinja chat template, or the path of one, in the tokenizer's place."
     )
-    train_on: Literal["assistant", "all"] = option("assistant", help="Supervise the assistant's tokens, or all.")
+    chat_template_kwargs: dict[str, Any] = option(
+        factory=dict, help="Variables for the chat template, such as {enable_thinking: false}; a row's own win."
+    )
+    train_on: Literal["assistant", "last", "all"] = option(
+        "assistant", help="Supervise the assistant's tokens, those of the last answer alone, or all."
+    )
     unsupervised: Literal["error", "drop"] = option("error", help="What to do with a row without supervised token.")
     block_size: int | None = option(
         None, help="Pretraining: join documents with EOS and cut them into blocks of so many tokens.", low=2

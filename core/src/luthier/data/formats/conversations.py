@@ -6,6 +6,8 @@ import json
 import re
 from typing import Any, Final
 
+from luthier.data.formats.beside import Beside, is_filled
+from luthier.data.formats.flags import Flags, read_flags
 from luthier.data.formats.forms import Conversation
 from luthier.data.read.row import broken_row
 from luthier.errors import LuthierError, suggest_nearest
@@ -21,6 +23,7 @@ SPEAKERS: Final = {
     "assistant": "assistant",
     "model": "assistant",
     "system": "system",
+    "developer": "developer",
     "function_call": "function_call",
     "tool_call": "function_call",
     "observation": "tool",
@@ -31,21 +34,32 @@ KEPT: Final = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinki
 CHATML: Final = re.compile(r"\s*<\|im_start\|>([^\n]*)\n(.*?)<\|im_end\|>", re.DOTALL)
 
 
-def make_conversation(
-    messages: list[dict[str, Any]], tools: object = None, context: int = 0, weights: list[object] | None = None
+MEDIA: Final = ("image", "images", "audio", "audios", "video", "videos")
+
+
+def conversation(
+    messages: list[dict[str, Any]], beside: Beside | None = None, context: int = 0, flags: Flags = ()
 ) -> Conversation:
-    """A conversation of read messages; the first `context` of them and those of weight 0 are not supervised."""
-    weights = weights or [None] * len(messages)
-    pairs = enumerate(zip(messages, weights, strict=True))
-    trained = tuple(m["role"] == "assistant" and i >= context and weight != 0 for i, (m, weight) in pairs)
-    return Conversation(messages=tuple(messages), trained=trained, tools=read_tools(tools))
+    """A conversation of read messages; the first `context` of them are supervised only where their flag says so."""
+    flags = flags or (None,) * len(messages)
+    pairs = enumerate(zip(messages, flags, strict=True))
+    trained = [m["role"] == "assistant" and (i >= context if flag is None else flag > 0) for i, (m, flag) in pairs]
+    beside = beside or Beside()
+    said = beside.before(messages)
+    added = len(said) - len(messages)
+    told = any(flag is not None for flag in flags)
+    return Conversation(
+        messages=tuple(said),
+        trained=(*([False] * added), *trained),
+        flags=(*([None] * added), *flags) if told else (),
+        tools=beside.tools,
+    )
 
 
 def from_messages(values: dict[str, Any]) -> Conversation:
     raw = values.get("messages")
     messages = read_messages(raw, "messages")
-    weights = [_weight(m, i) for i, m in enumerate(raw or ())]
-    return make_conversation(messages, values.get("tools") or values.get("functions"), weights=weights)
+    return conversation(messages, Beside.of(values), flags=read_flags(raw, "messages"))  # type: ignore[arg-type]
 
 
 def read_messages(raw: object, place: str) -> list[dict[str, Any]]:
@@ -55,7 +69,8 @@ def read_messages(raw: object, place: str) -> list[dict[str, Any]]:
     return [read_message(message, f"{place}[{i}]") for i, message in enumerate(raw)]
 
 
-def read_message(raw: object, place: str) -> dict[str, Any]:
+def read_message(raw: object, place: str, said: str = "content") -> dict[str, Any]:
+    """One message, checked. `said` is what its content is called where it stands."""
     if not isinstance(raw, dict):
         raise broken_row("a message must be an object with role and content", raw, place)
     role = "tool" if raw.get("role") == "function" else raw.get("role")
@@ -63,11 +78,18 @@ def read_message(raw: object, place: str) -> dict[str, Any]:
         hint = suggest_nearest(role, ROLES) if isinstance(role, str) else f"Known: {', '.join(ROLES)}."
         raise LuthierError("data-row", "no such role", where=f"{place}.role", found=role, remedy=hint)
     calls = _calls(raw, place)
-    content = _content(raw.get("content"), f"{place}.content", optional=bool(calls))
+    _check_media(raw, place)
+    content = _content(raw.get("content"), f"{place}.{said}", optional=bool(calls))
     if calls and role != "assistant":
         raise broken_row("only the assistant calls tools", role, place)
     kept = {key: raw[key] for key in KEPT if isinstance(raw.get(key), str)}
     return {"role": role, "content": content, **kept, **({"tool_calls": calls} if calls else {})}
+
+
+def _check_media(raw: dict[str, Any], place: str) -> None:
+    for name in MEDIA:
+        if is_filled(raw.get(name)):
+            raise broken("only text is trained, and the message has more", raw[name], f"{place}.{name}")
 
 
 def _content(raw: object, place: str, optional: bool) -> str:
@@ -78,7 +100,7 @@ def _content(raw: object, place: str, optional: bool) -> str:
         return ""
     if isinstance(raw, list) and raw:
         return "".join(_part(part, f"{place}[{i}]") for i, part in enumerate(raw))
-    raise broken_row("content must be text", raw, place)
+    raise broken(f"{place.rpartition('.')[2]} must be text", raw, place)
 
 
 def _part(part: object, place: str) -> str:
@@ -115,58 +137,47 @@ def _arguments(function: dict[str, Any]) -> Any:
     return {} if arguments is None else arguments
 
 
-def _weight(message: dict[str, Any], index: int) -> object:
-    weight = message.get("weight")
-    if weight in (None, 0, 1):
-        return weight
-    raise broken_row("a message's weight must be 0 or 1", weight, f"messages[{index}].weight")
-
-
-def read_tools(raw: object) -> list[dict[str, Any]] | None:
-    """Tool schemas, also as JSON text; a bare function is wrapped as OpenAI does."""
-    if isinstance(raw, str):
-        try:
-            raw = json.loads(raw) if raw.strip() else None
-        except (ValueError, RecursionError):
-            raise broken_row("tools is not JSON", raw, "tools") from None
-    if not raw:
-        return None
-    if not isinstance(raw, list) or not all(isinstance(tool, dict) for tool in raw):
-        raise broken_row("tools must be a list of objects", raw, "tools")
-    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in raw]
-
-
 def from_sharegpt(values: dict[str, Any]) -> Conversation:
     raw = values.get("conversations")
     if not isinstance(raw, list) or not raw:
         raise broken_row("expected a list of turns, at least one", raw, "conversations")
     messages = [_turn(turn, f"conversations[{i}]") for i, turn in enumerate(raw)]
-    if isinstance(values.get("system"), str) and values["system"] and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": values["system"]})
-    return make_conversation(messages, values.get("tools"))
+    return conversation(messages, Beside.of(values), flags=read_flags(raw, "conversations"))
 
 
 def _turn(turn: object, place: str) -> dict[str, Any]:
+    """A turn as a message: `from` and `value` are role and content, and all else is read as in messages."""
     if not isinstance(turn, dict):
-        raise broken_row("a turn must be an object with from and value", turn, place)
-    speaker, value = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-    role = SPEAKERS.get(speaker) if isinstance(speaker, str) else None
+        raise broken("a turn must be an object with from and value", turn, place)
+    speaker, said = _either(turn, "from", "role", place), _either(turn, "value", "content", place)
+    role = SPEAKERS.get(turn[speaker]) if isinstance(turn.get(speaker), str) else None
     if role is None:
-        hint = suggest_nearest(speaker, SPEAKERS) if isinstance(speaker, str) else f"Known: {', '.join(SPEAKERS)}."
-        raise LuthierError("data-row", "no such speaker", where=f"{place}.from", found=speaker, remedy=hint)
+        found = turn.get(speaker)
+        hint = nearest(found, SPEAKERS) if isinstance(found, str) else f"Known: {', '.join(SPEAKERS)}."
+        raise LuthierError("data-row", "no such speaker", where=f"{place}.{speaker}", found=found, remedy=hint)
+    held: dict[str, Any] = {**turn, "role": role, "content": turn.get(said)}
+    if role == "function_call":
+        held |= {"role": "assistant", "content": None, "tool_calls": _function_calls(turn.get(said), f"{place}.{said}")}
+    return read_message(held, place, said)
+
+
+def _either(turn: dict[str, Any], ours: str, other: str, place: str) -> str:
+    """The name of the two that has a value; `data-row` where both have one, and they differ."""
+    first, second = turn.get(ours), turn.get(other)
+    if first is not None and second is not None and first != second:
+        raise broken(f"{ours} and {other} say different things", [first, second], place)
+    return other if first is None and second is not None else ours
+
+
+def _function_calls(value: object, place: str) -> list[Any]:
     if not isinstance(value, str):
-        raise broken_row("value must be text", value, f"{place}.value")
-    return _function_call(value, place) if role == "function_call" else {"role": role, "content": value}
-
-
-def _function_call(value: str, place: str) -> dict[str, Any]:
+        raise broken("value must be text", value, place)
     try:
         parsed = json.loads(value)
     except (ValueError, RecursionError):
-        raise broken_row("a function call must be JSON", value, f"{place}.value") from None
+        raise broken("a function call must be JSON", value, place) from None
     calls = parsed if isinstance(parsed, list) else [parsed]
-    made = [_call(call, f"{place}.value") for call in calls]
-    return {"role": "assistant", "content": "", "tool_calls": made}
+    return [_call(call, place) for call in calls]
 
 
 def from_chatml(values: dict[str, Any]) -> Conversation:
@@ -179,5 +190,5 @@ def from_chatml(values: dict[str, Any]) -> Conversation:
         messages.append(read_message({"role": match[1].strip(), "content": match[2]}, f"turn {len(messages) + 1}"))
         end = match.end()
     if text[end:].strip() or not messages:
-        raise broken_row("the text does not go on as <|im_start|>role … <|im_end|>", text[end : end + 60], "text")
-    return make_conversation(messages)
+        raise broken("the text does not go on as <|im_start|>role … <|im_end|>", text[end : end + 60], "text")
+    return conversation(messages, Beside.of(values))

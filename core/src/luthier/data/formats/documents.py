@@ -6,12 +6,15 @@ from typing import Any, Final
 
 import attrs
 
-from luthier.data.formats.conversations import make_conversation, read_messages
+from luthier.data.formats.beside import Beside, is_filled, read_history
+from luthier.data.formats.conversations import conversation, read_messages
+from luthier.data.formats.flags import Flags, read_flags
 from luthier.data.formats.forms import Completion, Conversation, Document, Instruction, Tokens
 from luthier.data.read.row import broken_row
 from luthier.errors import LuthierError
 
 IGNORED: Final = -100
+MASKS: Final = ("loss_mask", "completion_mask", "assistant_masks")  # whether each token is supervised
 LARGEST: Final = 2**31 - 1  # ids are kept as int32
 ALPACA: Final = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -38,14 +41,22 @@ def from_text(values: dict[str, Any]) -> Document:
 
 
 def from_prompt_completion(values: dict[str, Any]) -> Completion | Conversation:
-    """Plain text joined as it is; where either is a list of messages, a conversation that trains the completion's."""
-    prompt, completion = values.get("prompt"), values.get("completion")
-    if not isinstance(prompt, list) and not isinstance(completion, list):
+    """Plain text joined as it is; a conversation that trains the completion's messages where there is more to it.
+
+    There is where either is a list of messages, or where a system prompt or tools stand beside them.
+    """
+    prompt, completion, beside = values.get("prompt"), values.get("completion"), Beside.of(values)
+    if not isinstance(prompt, list) and not isinstance(completion, list) and not beside:
         return Completion(prompt=text_of(values, "prompt"), completion=text_of(values, "completion"))
     before = as_messages(prompt, "prompt", "user")
-    return make_conversation(
-        [*before, *as_messages(completion, "completion", "assistant")], values.get("tools"), context=len(before)
-    )
+    messages = [*before, *as_messages(completion, "completion", "assistant")]
+    flags = (*_flags_of(prompt, "prompt"), *_flags_of(completion, "completion"))
+    return conversation(messages, beside, context=len(before), flags=flags)
+
+
+def _flags_of(value: object, place: str) -> Flags:
+    """The flag of each message; a text is one without."""
+    return (read_flags(value, place) or (None,) * len(value)) if isinstance(value, list) else (None,)
 
 
 def as_messages(value: object, place: str, role: str) -> list[dict[str, Any]]:
@@ -54,21 +65,25 @@ def as_messages(value: object, place: str, role: str) -> list[dict[str, Any]]:
 
 
 def from_alpaca(values: dict[str, Any]) -> Instruction:
-    optional = {name: text_of(values, name) for name in ("input", "system") if values.get(name) is not None}
+    beside = Beside.of(values)
     return Instruction(
         instruction=text_of(values, "instruction"),
-        input=optional.get("input", ""),
+        input=text_of(values, "input") if values.get("input") is not None else "",
         output=text_of(values, "output", "response"),
-        system=optional.get("system", ""),
+        system=beside.system,
+        tools=beside.tools,
+        history=tuple(read_history(values.get("history"))),
     )
 
 
 def alpaca_conversation(row: Instruction) -> Conversation:
-    """The instruction, a blank line, its input; answered by the output."""
+    """The instruction, a blank line, its input; answered by the output. Earlier answers are supervised as well."""
     asked = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
-    turns = [("system", row.system)] * bool(row.system) + [("user", asked), ("assistant", row.output)]
-    made = make_conversation([{"role": role, "content": content} for role, content in turns])
-    return attrs.evolve(made, where=row.where)
+    turns = [*row.history, (asked, row.output)]
+    roles = ("user", "assistant")
+    messages = [{"role": role, "content": said} for turn in turns for role, said in zip(roles, turn, strict=True)]
+    made = conversation(messages, Beside(system=row.system, tools=row.tools))
+    return attrs.evolve(made, where=row.where, settings=row.settings, weight=row.weight)
 
 
 def alpaca_completion(row: Instruction) -> Completion:
@@ -85,12 +100,13 @@ def from_tokens(values: dict[str, Any]) -> Tokens:
     if impossible is not None:
         raise LuthierError("model-vocabulary", "an id is negative or too large", where="input_ids", found=impossible)
     labels = ids if values.get("labels") is None else _integers(values["labels"], "labels")
-    mask = None if values.get("attention_mask") is None else _integers(values["attention_mask"], "attention_mask")
+    mask = None if values.get("attention_mask") is None else _mask(values["attention_mask"], "attention_mask")
     for name, other in (("labels", labels), ("attention_mask", mask or ids)):
         if len(other) != len(ids):
             raise broken_row(f"{name} and input_ids differ in length", [len(other), len(ids)], name)
     _check_length(values.get("len"), ids)
     _check_labels(ids, labels)
+    labels = _unmasked(values, labels)
     kept = [i for i, on in enumerate(mask) if on] if mask else range(len(ids))
     return Tokens(input_ids=[ids[i] for i in kept], labels=[labels[i] for i in kept])
 
@@ -103,6 +119,28 @@ def _integers(value: Any, name: str) -> list[int]:
         if type(number) is not int:
             raise broken_row("not a whole number", number, f"{name}[{i}]")
     return list(numbers)
+
+
+def _mask(value: Any, name: str) -> list[int]:
+    """Ones and zeros, which may be written as true and false."""
+    held = value.tolist() if hasattr(value, "tolist") else value
+    numbers = [int(v) if isinstance(v, bool) else v for v in held] if isinstance(held, (list, tuple)) else held
+    return _integers(numbers, name)
+
+
+def _unmasked(values: dict[str, Any], labels: list[int]) -> list[int]:
+    """The labels where every mask says that they are supervised; labels of the row's own must stand there alone."""
+    masks = {name: _mask(values[name], name) for name in MASKS if is_filled(values.get(name))}
+    for name, mask in masks.items():
+        if len(mask) != len(labels):
+            raise broken(f"{name} and input_ids differ in length", [len(mask), len(labels)], name)
+    if not masks:
+        return labels
+    on = [all(flags) for flags in zip(*masks.values(), strict=True)]
+    given = values.get("labels") is not None
+    if given and any((label != IGNORED) != flag for label, flag in zip(labels, on, strict=True)):
+        raise broken("labels and the mask do not supervise the same tokens", labels, next(iter(masks)))
+    return [label if flag else IGNORED for label, flag in zip(labels, on, strict=True)]
 
 
 def _check_length(length: object, ids: list[int]) -> None:

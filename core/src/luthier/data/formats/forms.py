@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import attrs
@@ -17,6 +17,8 @@ class Form:
     where: str = ""
     columns: Mapping[str, bool | int | float] = attrs.field(factory=dict)
     texts: Mapping[str, str] = attrs.field(factory=dict)  # further documents of its unit, by name
+    settings: Mapping[str, Any] = attrs.field(factory=dict)  # variables that the row sets for the chat template
+    weight: float = 1.0  # of the row in the loss
 
     @property
     def answers(self) -> bool:
@@ -28,6 +30,7 @@ class Form:
 class Conversation(Form):
     """Messages for the chat template; `trained` says of each message whether its text is supervised.
 
+    `flags` are the weights that the row itself gives its messages, None where it gives one none; empty for none at all.
     With `may_be_empty` an answer that says nothing counts: its stop token is supervised.
     """
 
@@ -35,12 +38,37 @@ class Conversation(Form):
     trained: tuple[bool, ...]
     tools: list[dict[str, Any]] | None = None
     may_be_empty: bool = False
+    flags: tuple[float | None, ...] = ()
 
     @property
     def answers(self) -> bool:
         """Whether a supervised message says or calls something."""
-        pairs = zip(self.messages, self.trained, strict=True)
-        return any(on and (m.get("content") or m.get("tool_calls")) for m, on in pairs)
+        return bool(self._answers)
+
+    @property
+    def _answers(self) -> list[int]:
+        pairs = enumerate(zip(self.messages, self.trained, strict=True))
+        return [i for i, (m, on) in pairs if on and (m.get("content") or m.get("tool_calls") or self.may_be_empty)]
+
+    def with_answers(self, kept: Collection[int]) -> Conversation:
+        """Return the conversation with no other message supervised than these, which are already."""
+        return attrs.evolve(self, trained=tuple(on and i in kept for i, on in enumerate(self.trained)))
+
+    def last_alone(self) -> Conversation:
+        """Return the conversation with its last answer supervised alone."""
+        return self.with_answers(self._answers[-1:])
+
+    def by_weight(self) -> list[tuple[float, Conversation]]:
+        """Return it once for each weight that its answers have, with those of that weight supervised."""
+        weights = {i: self._weight(i) for i in self._answers}
+        own = {weight: [i for i, w in weights.items() if w == weight] for weight in weights.values()}
+        if len(own) < 2:
+            return [(weight, self) for weight in own] or [(1.0, self)]
+        return [(weight, self.with_answers(kept)) for weight, kept in own.items()]
+
+    def _weight(self, index: int) -> float:
+        flag = self.flags[index] if self.flags else None
+        return 1.0 if flag is None else flag
 
 
 @attrs.frozen(kw_only=True)
@@ -63,6 +91,8 @@ class Instruction(Form):
     input: str
     output: str
     system: str = ""
+    tools: list[dict[str, Any]] | None = None
+    history: tuple[tuple[str, str], ...] = ()  # earlier questions with their answers
 
     @property
     def answers(self) -> bool:
@@ -90,6 +120,13 @@ class Tokens(Form):
     @property
     def answers(self) -> bool:
         return any(label != -100 for label in self.labels[1:])
+
+    def last_alone(self) -> Tokens:
+        """Return the row with the last unbroken run of its labels alone."""
+        end = next((i for i in range(len(self.labels), 0, -1) if self.labels[i - 1] != -100), 0)
+        start = next((i for i in range(end, 0, -1) if self.labels[i - 1] == -100), 0)
+        ignored = [-100] * len(self.labels)
+        return attrs.evolve(self, labels=ignored[:start] + self.labels[start:end] + ignored[end:])
 
 
 @attrs.frozen(kw_only=True)

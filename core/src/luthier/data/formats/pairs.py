@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from luthier.data.formats.conversations import read_messages, read_tools
+from luthier.data.formats.beside import Beside
+from luthier.data.formats.conversations import read_messages
 from luthier.data.formats.documents import as_messages
+from luthier.data.formats.flags import flags_of_comparison
 from luthier.data.formats.forms import Judged, Pair
 from luthier.data.read.row import broken_row
 
@@ -22,13 +24,17 @@ def from_preference(values: dict[str, Any]) -> Pair:
     """
     prompt = _side(values["prompt"], "prompt") if values.get("prompt") is not None else None
     chosen, rejected = _side(values.get("chosen"), "chosen"), _side(values.get("rejected"), "rejected")
-    has_prompt = bool(prompt)
-    if isinstance(chosen, list) or isinstance(rejected, list) or isinstance(prompt, list):
-        prompt, chosen, rejected = _as_messages(prompt, chosen, rejected)
+    has_prompt, beside = bool(prompt), Beside.of(values)
+    if isinstance(chosen, list) or isinstance(rejected, list) or isinstance(prompt, list) or (beside and has_prompt):
+        before, chosen, rejected = _as_messages(prompt, chosen, rejected)
+        for name, answer in (("prompt", []), ("chosen", chosen), ("rejected", rejected)):
+            flags_of_comparison(_listed(values.get(name)), len(answer), name)
+        prompt = beside.before(before)
+    elif beside:
+        raise broken("a system prompt or tools stand beside answers that have no prompt", values.get("system"))
     elif prompt is None:
         prompt, chosen, rejected = _common_text(chosen, rejected)
-    tools = read_tools(values.get("tools"))
-    return Pair(prompt=prompt, chosen=chosen, rejected=rejected, tools=tools, has_prompt=has_prompt)
+    return Pair(prompt=prompt, chosen=chosen, rejected=rejected, tools=beside.tools, has_prompt=has_prompt)
 
 
 def from_unpaired(values: dict[str, Any]) -> Judged:
@@ -36,7 +42,8 @@ def from_unpaired(values: dict[str, Any]) -> Judged:
     named = values.get("completion") is None and values.get("messages") is not None
     completion = _side(values.get("messages" if named else "completion"), "messages" if named else "completion")
     prompt = _side(values["prompt"], "prompt") if values.get("prompt") is not None else None
-    if isinstance(prompt, list) or isinstance(completion, list):
+    beside = Beside.of(values)
+    if isinstance(prompt, list) or isinstance(completion, list) or (beside and prompt):
         answer = as_messages(completion, "completion", "assistant")
         if prompt is None:
             prompt, answer = answer[:-1], answer[-1:]
@@ -44,8 +51,18 @@ def from_unpaired(values: dict[str, Any]) -> Judged:
             prompt = _before(prompt)
             answer = _after(answer, prompt, "completion")
         _check_answer(answer, "completion")
-        return Judged(prompt=prompt, completion=answer, tools=read_tools(values.get("tools")))
-    return Judged(prompt=prompt or "", completion=completion, tools=read_tools(values.get("tools")))
+        flags_of_comparison(_listed(values.get("prompt")), 0, "prompt")
+        flags_of_comparison(_listed(values.get("messages" if named else "completion")), len(answer), "completion")
+        return Judged(prompt=beside.before(prompt), completion=answer, tools=beside.tools)
+    if beside:
+        raise broken("a system prompt or tools stand beside an answer that has no prompt", values.get("system"))
+    return Judged(prompt=prompt or "", completion=completion)
+
+
+def _listed(value: object) -> object:
+    """The list of messages that a side holds, as it was written."""
+    held = value.get("messages", [value]) if isinstance(value, dict) else value
+    return held if isinstance(held, list) else []
 
 
 def _side(value: object, place: str) -> Messages | str:

@@ -7,9 +7,11 @@ from typing import Any, Final
 
 import attrs
 
+from luthier.data.formats.beside import read_settings
 from luthier.data.formats.conversations import from_chatml, from_messages, from_sharegpt
-from luthier.data.formats.documents import from_alpaca, from_prompt_completion, from_text, from_tokens
+from luthier.data.formats.documents import MASKS, from_alpaca, from_prompt_completion, from_text, from_tokens
 from luthier.data.formats.forms import Form, Texts
+from luthier.data.formats.known_columns import ROW_FLAGS, check_columns, own_values, row_weight
 from luthier.data.formats.pairs import from_preference, from_unpaired
 from luthier.data.formats.wanted import TOKENS, Wanted
 from luthier.data.read.row import Row
@@ -29,8 +31,15 @@ class Format:
     name: str
     needs: tuple[tuple[str, ...], ...]
     convert: Callable[[dict[str, Any]], Form]
+    others: tuple[str, ...] = ()  # columns that it reads where they are there
     kind: str = "tokens"  # of losses that take it
     chatml: bool | None = None  # whether its text must, or must not, begin as ChatML
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Every column that it reads."""
+        looked_at = ROW_FLAGS if self.needs else ()
+        return frozenset({name for group in self.needs for name in group} | {*self.others, *looked_at})
 
     def fits(self, values: dict[str, Any]) -> bool:
         """Whether the row has this format's columns; its values are checked when it is converted."""
@@ -42,21 +51,44 @@ def _is_chatml(text: object) -> bool:
     return isinstance(text, str) and text.lstrip().startswith("<|im_start|>")
 
 
+TALK: Final = ("system", "tools", "functions", "chat_template_kwargs")
 FORMATS: Final = {
     form.name: form
     for form in (
-        Format(name="messages", needs=(("messages",),), convert=from_messages),
-        Format(name="sharegpt", needs=(("conversations",),), convert=from_sharegpt),
-        Format(name="alpaca", needs=(("instruction",), ("output", "response")), convert=from_alpaca),
-        Format(name="prompt_completion", needs=(("prompt",), ("completion",)), convert=from_prompt_completion),
-        Format(name="chatml", needs=(("text",),), convert=from_chatml, chatml=True),
+        Format(name="messages", needs=(("messages",),), convert=from_messages, others=(*TALK, "label")),
+        Format(name="sharegpt", needs=(("conversations",),), convert=from_sharegpt, others=(*TALK, "label")),
+        Format(
+            name="alpaca",
+            needs=(("instruction",), ("output", "response")),
+            convert=from_alpaca,
+            others=(*TALK, "input", "history"),
+        ),
+        Format(
+            name="prompt_completion",
+            needs=(("prompt",), ("completion",)),
+            convert=from_prompt_completion,
+            others=(*TALK, "label"),
+        ),
+        Format(name="chatml", needs=(("text",),), convert=from_chatml, chatml=True, others=TALK),
         Format(name="text", needs=(("text",),), convert=from_text, chatml=False),
-        Format(name="tokens", needs=(("input_ids",),), convert=from_tokens),
-        Format(name="preference", needs=(("chosen",), ("rejected",)), convert=from_preference, kind="preference"),
+        Format(
+            name="tokens",
+            needs=(("input_ids",),),
+            convert=from_tokens,
+            others=("labels", "attention_mask", "len", *MASKS),
+        ),
+        Format(
+            name="preference",
+            needs=(("chosen",), ("rejected",)),
+            convert=from_preference,
+            others=("prompt", *TALK),
+            kind="preference",
+        ),
         Format(
             name="unpaired",
             needs=(("completion", "messages"), ("label",)),
             convert=from_unpaired,
+            others=("prompt", *TALK),
             kind="unpaired",
         ),
         Format(name="documents", needs=(), convert=lambda values: Texts(), kind="documents"),
@@ -66,11 +98,22 @@ FORMATS: Final = {
 
 def convert_row(row: Row, form: str, wanted: Wanted = TOKENS) -> Form:
     """Return the row as its format's form, with what the loss reads; `data-row` with the reason where it is none."""
+    values = own_values(row)
     try:
-        made = FORMATS[form].convert(row.values)
+        if form != "documents":
+            check_columns(values, form, wanted, row)
+        made = FORMATS[form].convert(values)
+        settings = read_settings(values.get("chat_template_kwargs")) if "chat_template_kwargs" in values else {}
     except LuthierError as error:
         raise error.at(row.where) from None
-    return attrs.evolve(made, where=row.where, columns=wanted.read_columns(row), texts=wanted.read_texts(row))
+    return attrs.evolve(
+        made,
+        where=row.where,
+        columns=wanted.read_columns(row),
+        texts=wanted.read_texts(row),
+        settings=settings,
+        weight=row_weight(row, wanted),
+    )
 
 
 def recognise_format(rows: Sequence[Row], name: str, mapped: Collection[str] = (), kind: str = "any") -> str:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from luthier.data.examples import TokenDataset
 from luthier.data.formats.forms import Conversation, Instruction
+from luthier.data.formats.read_rows import ReadRows
 from luthier.data.report import Report
 from luthier.data.tokenise.chat_template import ChatTemplate
 
@@ -14,13 +15,14 @@ CHANGES: Final = {
     "truncated": "were cut to max_length",
     "split": "were longer than max_length and were split",
     "parted": "became one example an answer, because the chat template rewrites what went before",
+    "weighted": "became one example for each weight that their answers have",
     "last_answer": "are supervised in their last answer only, because the chat template rewrites the earlier ones",
     "think_removed": "lost their <think> block in the chat template",
     "special_tokens": "hold special tokens in their messages' text, which are read as such",
 }
 
 
-def warnings_of(report: Report, forms: Iterable[Any], template: ChatTemplate | None) -> list[str]:
+def warnings_of(report: Report, read: ReadRows, template: ChatTemplate | None) -> list[str]:
     """Sentences with counts and percentages, most important first."""
     found = []
     if report.dropped:
@@ -28,7 +30,9 @@ def warnings_of(report: Report, forms: Iterable[Any], template: ChatTemplate | N
         found.append(f"{_share(report.dropped, report.rows)} were dropped: {reasons}")
     found += [f"{_share(n, report.rows)} {CHANGES[what]}" for what, n in report.changes.items()]
     if template is not None:
-        found += _of_template(forms, template)
+        found += _of_template(read.forms, template)
+    if read.unread:
+        found.append(f"nothing reads these columns: {', '.join(read.unread)}")
     return found
 
 
@@ -48,6 +52,9 @@ def _of_template(forms: Iterable[Any], template: ChatTemplate) -> list[str]:
     if not chats:
         return []
     found = []
+    given = {name for form in chats for name in form.settings} | template.settings.keys()
+    if unknown := sorted(name for name in given if name not in template.text):
+        found.append(f"the chat template does not read these of chat_template_kwargs: {', '.join(unknown)}")
     if not template.closes:
         found.append(f"the chat template ends answers with no special token: {template.stop} is put after each")
     if "strftime_now" in template.text:

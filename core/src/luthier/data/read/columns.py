@@ -5,30 +5,59 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
+
+import attrs
 
 from luthier.data.read.row import Row
 from luthier.errors import LuthierError, suggest_nearest
 from luthier.recipe.schema import Source
+
+IGNORE: Final = "ignore"  # in the place of a column's name: it is not read, and nothing is said of it
+Templates = dict[str, list[tuple[str, str | None]]]  # our column: each text with the field after it
+
+
+@attrs.frozen(kw_only=True)
+class Mapping:
+    """What a source says of its columns."""
+
+    columns: dict[str, str]  # ours: the data's
+    templates: Templates
+    mapped: frozenset[str]
+    used: frozenset[str]
+
+    @classmethod
+    def of(cls, source: Source) -> Mapping:
+        templates = {ours: _parts(text, f"template.{ours}") for ours, text in source.template.items()}
+        fields = {field for parts in templates.values() for _, field in parts if field is not None}
+        used = {*source.columns.values(), *fields}
+        return cls(columns=source.columns, templates=templates, mapped=mapped_columns(source), used=frozenset(used))
+
+    def row(self, row: Row) -> Row:
+        """Return the row with our columns."""
+        taken = set(self.columns.values())
+        values = {name: value for name, value in row.values.items() if name not in taken}
+        for ours, theirs in self.columns.items():
+            if theirs == IGNORE and IGNORE not in row.values:
+                values.pop(ours, None)
+            else:
+                values[ours] = _column(row, theirs)
+        both = {**row.values, **values}
+        for ours, parts in self.templates.items():
+            values[ours] = "".join(text + ("" if field is None else _shown(both, field, row)) for text, field in parts)
+        return Row(values, row.where, self.mapped, self.used)
+
+
+def mapped_columns(source: Source) -> frozenset[str]:
+    """Our columns that a source names, those apart that it ignores."""
+    return frozenset({ours for ours, theirs in source.columns.items() if theirs != IGNORE} | source.template.keys())
 
 
 def column_mapper(source: Source) -> Callable[[Row], Row]:
     """A function that gives a row our columns; `data-column` where the data lacks one that is named."""
     if not source.columns and not source.template:
         return lambda row: row
-    templates = {ours: _parts(text, f"template.{ours}") for ours, text in source.template.items()}
-    return lambda row: _mapped(row, source.columns, templates)
-
-
-def _mapped(row: Row, columns: dict[str, str], templates: dict[str, list[tuple[str, str | None]]]) -> Row:
-    used = set(columns.values())
-    values = {name: value for name, value in row.values.items() if name not in used}
-    for ours, theirs in columns.items():
-        values[ours] = _column(row, theirs)
-    both = {**row.values, **values}
-    for ours, parts in templates.items():
-        values[ours] = "".join(text + ("" if field is None else _shown(both, field, row)) for text, field in parts)
-    return Row(values, row.where)
+    return Mapping.of(source).row
 
 
 def _column(row: Row, name: str) -> Any:

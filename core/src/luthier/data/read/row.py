@@ -15,6 +15,8 @@ class Row:
 
     values: dict[str, Any]
     where: str  # file:line, or the place in what was given
+    mapped: frozenset[str] = frozenset()  # our columns that the recipe names for it,
+    used: frozenset[str] = frozenset()  # and the data's that these were made of
 
 
 def unreadable_row(where: str, problem: str, found: object = None, remedy: str | None = None) -> LuthierError:

@@ -14,13 +14,14 @@ from luthier.data.batches.row_order import order_rows
 from luthier.data.cache import WITHOUT
 from luthier.data.examples import TokenDataset, TokenExample
 from luthier.data.formats.forms import Form
+from luthier.data.formats.read_rows import ReadRows
 from luthier.data.formats.recognise_form import SAMPLE, convert_row
 from luthier.data.formats.remarks import warnings_of
 from luthier.data.formats.wanted import TOKENS, Wanted
 from luthier.data.read.content_hash import tokenizer_hash
 from luthier.data.read.row import Row
-from luthier.data.report import Report, formats_of
-from luthier.data.stream.stream_units import Unit, fingerprint_units, source_units
+from luthier.data.report import Report
+from luthier.data.stream.stream_units import Unit, fingerprint, units_of
 from luthier.data.tokenise.examples_of_rows import Made, Maker
 from luthier.data.tokenise.token_blocks import Blocks
 from luthier.data.tokenise.workers import working_processes
@@ -115,7 +116,7 @@ def stream_of(data: Data, maker: Maker, form_of: FormOf, wanted: Wanted, given: 
     if given is not None:
         sources = [attrs.evolve(data.train[0] if len(data.train) == 1 else Source(path="data"), path="data")]
     units: list[Formatted] = []
-    samples, forms, names = [], [], []
+    samples, read = [], ReadRows()
     for source in sources:
         own = source_units(source, given, data.text_unit)
         rows = list(islice(own[0].rows(), SAMPLE))
@@ -123,17 +124,16 @@ def stream_of(data: Data, maker: Maker, form_of: FormOf, wanted: Wanted, given: 
             raise LuthierError("data-empty", "there are no rows", where=source.path)
         form = form_of(data, rows, source, wanted)
         units += [(unit, form) for unit in own]
-        names.append(form)
         samples.append(rows)
-        forms += [convert_row(row, form, wanted) for row in rows]
-    made = maker.make(forms)
+        read.add(rows, form, wanted)
+    made = maker.make(read.forms)
     return Stream(
         data=data,
         maker=maker,
         units=units,
         fingerprint=fingerprint_units([unit for unit, _ in units], samples, **_ingredients(data, maker, wanted)),
         sample=made.examples,
-        report=_report(made, forms, formats_of(names), maker),
+        report=_report(made, read, maker),
         wanted=wanted,
     )
 
@@ -146,11 +146,11 @@ def _ingredients(data: Data, maker: Maker, wanted: Wanted) -> dict[str, Any]:
     return found if wanted == TOKENS else {**found, "wanted": attrs.asdict(wanted)}
 
 
-def _report(made: Made, forms: Sequence[Form], name: str, maker: Maker) -> Report:
-    report = Report(format=name, rows=len(forms), drops=made.drops, changes=made.changes)
+def _report(made: Made, read: ReadRows, maker: Maker) -> Report:
+    report = Report(format=read.name, rows=len(read.forms), drops=made.drops, changes=made.changes)
     report.measure(made.examples)
-    told = f"rows are read as the run goes: this is of the first {len(forms)}"
-    report.warnings = [told, *warnings_of(report, forms, maker.template)]
+    told = f"rows are read as the run goes: this is of the first {len(read.forms)}"
+    report.warnings = [told, *warnings_of(report, read, maker.template)]
     return report
 
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,8 @@ from luthier.errors import LuthierError
 TAGS: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")
 PROBE: Final = "qwj7"  # an answer that no template contains
 Messages = Sequence[dict[str, Any]]
+Settings = Mapping[str, Any]
+NONE: Final[Settings] = {}
 
 
 @attrs.frozen(kw_only=True)
@@ -31,6 +33,19 @@ class ChatTemplate:
     stop: str  # the special token that ends an answer
     prompts: bool  # whether it knows add_generation_prompt
     specials: tuple[str, ...]  # the texts of the tokenizer's special tokens, longest first
+    settings: Mapping[str, Any] = attrs.field(factory=dict)  # variables of the recipe, or of a row
+    others: dict[str, ChatTemplate] = attrs.field(factory=dict, eq=False, repr=False)  # by the settings they have
+
+    def with_settings(self, settings: Mapping[str, Any]) -> ChatTemplate:
+        """The template as it writes with these variables over its own, tried like any other."""
+        if not settings:
+            return self
+        key = json.dumps(settings, sort_keys=True, default=str)
+        if key not in self.others:
+            made = load_template(self.tokenizer, self.given, {**self.settings, **settings})
+            assert made is not None
+            self.others[key] = made
+        return self.others[key]
 
     @property
     def source(self) -> str | dict[str, str]:
@@ -57,7 +72,7 @@ class ChatTemplate:
 
     def render(self, messages: Messages, tools: list[dict[str, Any]] | None = None, prompt: bool = False) -> str:
         """The conversation as text; with `prompt`, up to where the assistant's next answer begins."""
-        return _render(self.tokenizer, self.given, messages, tools, prompt)
+        return _render(self.tokenizer, self.given, messages, tools, prompt, self.settings)
 
     def tagged_spans(
         self, messages: Messages, tools: list[dict[str, Any]] | None = None
@@ -72,7 +87,7 @@ class ChatTemplate:
                 tools=tools,
                 chat_template=text,
                 return_assistant_tokens_mask=True,
-                **self.tokenizer.special_tokens_map,
+                **{**self.tokenizer.special_tokens_map, **self.settings},
             )
         )
         return rendered[0], [(start, end) for start, end in spans[0] if end > start]
@@ -133,12 +148,15 @@ class ChatTemplate:
         return without[len(before) : len(before) + added]
 
 
-def load_template(tokenizer: Any, chat_template: str | None = None) -> ChatTemplate | None:
-    """The template to use, None where there is none. `chat_template` is Jinja text or the path of a file of it."""
+def load_template(tokenizer: Any, chat_template: str | None = None, settings: Settings = NONE) -> ChatTemplate | None:
+    """The template to use, None where there is none. `chat_template` is Jinja text or the path of a file of it.
+
+    `settings` are variables that it is given.
+    """
     given = None if chat_template is None else template_text(chat_template)
     if given is None and not tokenizer.chat_template:
         return None
-    tail, closing, prompts = _probe(tokenizer, given)
+    tail, closing, prompts = _probe(tokenizer, given, settings)
     stop = max((t for t in _added(tokenizer) if closing.endswith(t)), key=len, default=tokenizer.eos_token)
     if stop is None:
         raise LuthierError(
@@ -153,6 +171,7 @@ def load_template(tokenizer: Any, chat_template: str | None = None) -> ChatTempl
         closing=closing,
         stop=stop,
         prompts=prompts,
+        settings=settings,
         specials=tuple(sorted({*tokenizer.all_special_tokens, *_added(tokenizer, True)}, key=len, reverse=True)),
     )
 
@@ -176,7 +195,7 @@ def _added(tokenizer: Any, special: bool = False) -> list[str]:
     return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special or not special]
 
 
-def _probe(tokenizer: Any, given: str | None) -> tuple[str, str, bool]:
+def _probe(tokenizer: Any, given: str | None, settings: Settings = NONE) -> tuple[str, str, bool]:
     """What the template writes after an answer, how much of that closes it, and whether it knows add_generation_prompt.
 
     Found by trying: what closes an answer is written after the last one and after one that is followed by a question.
@@ -184,9 +203,9 @@ def _probe(tokenizer: Any, given: str | None) -> tuple[str, str, bool]:
     answer, asked = {"role": "assistant", "content": PROBE}, {"role": "user", "content": "hi"}
     for before in ([asked], [{"role": "system", "content": "hi"}, asked], []):
         try:
-            tail = _tail(tokenizer, given, [*before, answer])
-            middle = _tail(tokenizer, given, [*before, answer, asked])
-            prompts = before and [_render(tokenizer, given, before, None, prompt) for prompt in (False, True)]
+            tail = _tail(tokenizer, given, [*before, answer], settings)
+            middle = _tail(tokenizer, given, [*before, answer, asked], settings)
+            prompts = before and [_render(tokenizer, given, before, None, prompt, settings) for prompt in (False, True)]
         except LuthierError as error:
             if error.code == "template-unprovable":
                 raise
@@ -197,8 +216,8 @@ def _probe(tokenizer: Any, given: str | None) -> tuple[str, str, bool]:
     return "", "", False
 
 
-def _tail(tokenizer: Any, given: str | None, messages: Messages) -> str:
-    text = _render(tokenizer, given, messages, None, False)
+def _tail(tokenizer: Any, given: str | None, messages: Messages, settings: Settings) -> str:
+    text = _render(tokenizer, given, messages, None, False, settings)
     return text.rpartition(PROBE)[2] if PROBE in text else ""
 
 
@@ -210,12 +229,9 @@ def _closing(tail: str, added: list[str]) -> str:
     return tail[:end] if end > begin else ""
 
 
-def _render(tokenizer: Any, given: str | None, messages: Messages, tools: Any, prompt: bool) -> str:
-    return _guarded(
-        lambda: tokenizer.apply_chat_template(
-            list(messages), tools=tools, chat_template=given, add_generation_prompt=prompt, tokenize=False
-        )
-    )
+def _render(tokenizer: Any, given: str | None, messages: Messages, tools: Any, prompt: bool, settings: Settings) -> str:
+    own = {"tools": tools, "chat_template": given, "add_generation_prompt": prompt, "tokenize": False}
+    return _guarded(lambda: tokenizer.apply_chat_template(list(messages), **{**settings, **own}))
 
 
 def _guarded(render: Any) -> Any:

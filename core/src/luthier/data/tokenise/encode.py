@@ -150,7 +150,8 @@ class Encoder:
         for a, b in spans:
             labels[a : b + ended] = ids[a : b + ended]
         labels = self._one_bos(ids, labels, IGNORED)
-        return TokenExample(input_ids=self._one_bos(ids, ids, self.bos), labels=labels, where=text.where)
+        ids = self._one_bos(ids, ids, self.bos)
+        return TokenExample(input_ids=ids, labels=labels, weight=text.weight, where=text.where)
 
     def _one_bos(self, ids: Any, values: Any, new: int | None) -> Any:
         """The `values` of tokens `ids` with exactly one BOS in front, if text or tokenizer puts any there.

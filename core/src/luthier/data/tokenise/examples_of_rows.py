@@ -10,6 +10,7 @@ import attrs
 import numpy as np
 
 from luthier.data.examples import TokenDataset, TokenExample, are_equal
+from luthier.data.formats.beside import read_settings
 from luthier.data.formats.forms import Completion, Conversation, Document, Form, Instruction, Pair, Tokens
 from luthier.data.tokenise.chat_template import ChatTemplate, load_template
 from luthier.data.tokenise.encode import Encoder
@@ -41,6 +42,14 @@ class Made:
     changes: Counter[str] = attrs.field(factory=Counter)
 
 
+def _settings_of(data: Data) -> dict[str, Any]:
+    where, remedy = "data.chat_template_kwargs", "Leave them out."
+    try:
+        return read_settings(data.chat_template_kwargs, where)
+    except LuthierError as error:
+        raise LuthierError("recipe-conflict", error.problem, where=where, found=error.found, remedy=remedy) from None
+
+
 @attrs.define(kw_only=True)
 class Maker:
     """Turns forms into examples with one tokenizer and template."""
@@ -51,7 +60,8 @@ class Maker:
 
     @classmethod
     def of(cls, data: Data, tokenizer: Any) -> Maker:
-        return cls(data=data, encoder=Encoder.of(tokenizer), template=load_template(tokenizer, data.chat_template))
+        template = load_template(tokenizer, data.chat_template, _settings_of(data))
+        return cls(data=data, encoder=Encoder.of(tokenizer), template=template)
 
     def make(self, forms: Sequence[Form]) -> Made:
         """The examples of the forms, which depend on each form alone; an error names the row's place.
@@ -68,15 +78,17 @@ class Maker:
             for draft in own:
                 documents = {**draft.tokens, **{name: next(encoded) for name in draft.texts}}
                 whole = TokenExample.joined(documents)
-                example = attrs.evolve(whole, where=form.where, columns=form.columns, index=number)
+                weight = whole.weight * form.weight
+                example = attrs.evolve(whole, where=form.where, columns=form.columns, index=number, weight=weight)
                 kept += self._fitted(example, form, made)
         made.examples = TokenDataset.of(kept)
         return made
 
     def _note(self, drafts: list[Draft], made: Made) -> None:
         """Count the row once for whatever happened to it."""
-        made.changes.update({remark for draft in drafts for text in draft.texts.values() for remark in text.remarks})
-        made.changes.update(["parted"] * (len(drafts) > 1))
+        remarks = {remark for draft in drafts for text in draft.texts.values() for remark in text.remarks}
+        made.changes.update(remarks)
+        made.changes.update(["parted"] * (len(drafts) > 1 and "weighted" not in remarks))
 
     def _drafts(self, form: Form, made: Made) -> list[Draft]:
         """Return the documents of each unit that the form becomes; none of a row that has nothing to supervise."""
@@ -84,6 +96,11 @@ class Maker:
         further = {
             name: self.encoder.document(Document(text=text, where=form.where)) for name, text in form.texts.items()
         }
+        if form.weight == 0:
+            self._unsupervised(form.where, made)
+            return []
+        if isinstance(form, Tokens) and self.data.train_on == "last":
+            form = form.last_alone()
         if isinstance(form, Tokens) and (form.answers or everything):
             ids, labels = (np.asarray(values, np.int32) for values in (form.input_ids, form.labels))
             tokens = TokenExample(input_ids=ids, labels=ids.copy() if everything else labels, where=form.where)
@@ -94,7 +111,7 @@ class Maker:
         if not form.answers and not (everything and isinstance(form, (Conversation, Completion, Instruction))):
             self._unsupervised(form.where, made)
             return []
-        render = UnitTexts(encoder=self.encoder, template=self.template, everything=everything)
+        render = UnitTexts(encoder=self.encoder, template=self.template, train_on=self.data.train_on)
         return [Draft(texts={**own, **further}) for own in render.texts_of(form)]
 
     def _unsupervised(self, where: str, made: Made) -> None:

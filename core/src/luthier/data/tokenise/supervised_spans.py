@@ -25,6 +25,7 @@ class Rendered:
     eos: bool = False  # whether the EOS token follows the text, supervised
     where: str = ""
     remarks: tuple[str, ...] = ()  # what the template did with it, to be counted
+    weight: float = 1.0  # of its supervised tokens in the loss
 
 
 @attrs.frozen(kw_only=True)

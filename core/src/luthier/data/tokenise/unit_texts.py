@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import attrs
 
-from luthier.data.formats.conversations import make_conversation
+from luthier.data.formats.beside import Beside
+from luthier.data.formats.conversations import conversation
 from luthier.data.formats.documents import alpaca_completion, alpaca_conversation, as_messages
 from luthier.data.formats.forms import Completion, Conversation, Document, Form, Instruction, Judged, Pair, Side, Texts
+from luthier.data.read.row import broken
 from luthier.data.tokenise.chat_template import ChatTemplate
 from luthier.data.tokenise.encode import Encoder
 from luthier.data.tokenise.supervised_spans import Rendered, render_conversation
@@ -17,11 +19,16 @@ NamedTexts = dict[str, Rendered]
 
 @attrs.frozen(kw_only=True)
 class UnitTexts:
-    """Renders forms with one template; `everything` supervises all of their text."""
+    """Renders forms with one template; `train_on` is the recipe's."""
 
     encoder: Encoder
     template: ChatTemplate | None
-    everything: bool = False
+    train_on: str = "assistant"
+
+    @property
+    def everything(self) -> bool:
+        """Whether all of a text is supervised."""
+        return self.train_on == "all"
 
     def texts_of(self, form: Form) -> list[NamedTexts]:
         """Return the documents of each unit that a form becomes: one, or one an answer of a conversation."""
@@ -38,11 +45,26 @@ class UnitTexts:
         if isinstance(form, Document):
             return [self.encoder.document(form)]
         if isinstance(form, Instruction):
-            form = alpaca_conversation(form) if self.template else alpaca_completion(form)
+            plain = self.template is None and not (form.tools or form.history)
+            form = alpaca_completion(form) if plain else alpaca_conversation(form)
         if isinstance(form, Completion):
             return [self.encoder.completion(form, self.everything)]
         assert isinstance(form, Conversation)
-        return render_conversation(form, self._template(form), self.everything)
+        return self._conversation(form)
+
+    def _conversation(self, form: Conversation) -> list[Rendered]:
+        """Return the texts of a conversation, apart for each weight that its answers have."""
+        template = self._template(form)
+        _check_flags(form, self.everything)
+        if self.train_on == "last":
+            form = form.last_alone()
+        parts = form.by_weight()
+        remarks = ("weighted",) * (len(parts) > 1)
+        return [
+            attrs.evolve(text, weight=weight, remarks=text.remarks + remarks)
+            for weight, one in parts
+            for text in render_conversation(one, template, self.everything)
+        ]
 
     def _side(self, form: Pair | Judged, answer: Side) -> Rendered:
         """Return the prompt and one answer to it as one text, of which the answer is supervised.
@@ -58,8 +80,9 @@ class UnitTexts:
         before = as_messages(form.prompt, "prompt", "user") if form.prompt else []
         messages = [*before, *as_messages(answer, "answer", "assistant")]
         talk = attrs.evolve(
-            make_conversation(messages, form.tools, context=len(before)), where=form.where, may_be_empty=True
+            conversation(messages, Beside(tools=form.tools), context=len(before)), where=form.where, may_be_empty=True
         )
+        talk = talk.last_alone() if self.train_on == "last" else talk
         texts = render_conversation(talk, self._template(form), self.everything)
         if len(texts) > 1:
             return attrs.evolve(texts[-1], remarks=(*texts[-1].remarks, "last_answer"))
@@ -71,6 +94,17 @@ class UnitTexts:
 
     def _template(self, form: Form) -> ChatTemplate:
         if self.template is not None:
-            return self.template
+            return self.template.with_settings(form.settings)
         problem = "the rows are conversations, but the tokenizer has no chat template"
         raise LuthierError("template-missing", problem, where=form.where)
+
+
+def _check_flags(form: Conversation, everything: bool) -> None:
+    """Raise `data-row` where a message says of itself what the recipe's `train_on` cannot do."""
+    for i, (message, flag) in enumerate(zip(form.messages, form.flags, strict=False)):
+        where = f"{form.where}: message {i + 1}"
+        if everything and flag not in (None, 1.0):
+            raise broken("train_on: all supervises every token, and the message's flag says otherwise", flag, where)
+        if not everything and flag and message["role"] != "assistant":
+            problem = f"a message of the {message['role']} is flagged to be supervised, and only the assistant's are"
+            raise broken(problem, flag, where)

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from luthier.data.formats.documents import alpaca_conversation
 from luthier.data.formats.forms import Completion, Conversation, Document, Instruction, Pair
-from luthier.data.formats.recognise_form import SAMPLE, convert_row, recognise_format
+from luthier.data.formats.recognise_form import SAMPLE, convert_row, recognise
+from luthier.data.read.columns import mapped_columns
 from luthier.data.read.sources import read_source
 from luthier.errors import LuthierError
 from luthier.plugins.providing.job_records import ServiceRow
@@ -57,7 +58,7 @@ def _read_rows(data: Data, sources: list[Source], method_pairs: bool) -> Iterato
         form = data.format
         if form == "auto":
             kind = PAIRED if method_pairs else "tokens"
-            form = recognise_format(first, source.path, {*source.columns, *source.template}, kind)  # type: ignore[assignment]
+            form = recognise(first, source.path, mapped_columns(source), kind)  # type: ignore[assignment]
         _check_form(form, method_pairs, source.path)
         for row in chain(first, rows):
             yield _form_row(convert_row(row, form), row.where)
@@ -88,6 +89,7 @@ def _pair_row(pair: Pair, where: str) -> ServiceRow:
 
 
 def _form_row(form: Any, where: str) -> ServiceRow:
+    _check_carried(form, where)
     if isinstance(form, Instruction):
         form = alpaca_conversation(form)
     if isinstance(form, Pair):
@@ -100,6 +102,18 @@ def _form_row(form: Any, where: str) -> ServiceRow:
         return ServiceRow(form="completion", where=where, prompt=form.prompt, text=form.completion)
     assert isinstance(form, Document)
     return ServiceRow(form="text", where=where, text=form.text)
+
+
+def _check_carried(form: Any, where: str) -> None:
+    """Raise `data-row` where a row says what no service's file can."""
+    flags = form.flags if isinstance(form, Conversation) else ()
+    wrong = next((flag for flag in flags if flag not in (None, 0.0, 1.0)), None)
+    if wrong is not None or form.weight != 1.0:
+        found = form.weight if wrong is None else wrong
+        raise LuthierError("data-row", "a service takes no weights but 0 and 1", where=where, found=found)
+    if form.settings:
+        problem = "a service's chat template takes no chat_template_kwargs"
+        raise LuthierError("data-row", problem, where=where, found=dict(form.settings))
 
 
 def completion_conversation(row: ServiceRow) -> ServiceRow:

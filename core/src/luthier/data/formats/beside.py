@@ -1,0 +1,129 @@
+"""What stands beside a row's own columns: a system prompt, tools, and settings for the chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import attrs
+
+from luthier.data.read.row import broken
+
+NAMES: Final = ("system", "tools", "functions", "chat_template_kwargs")
+TAKEN: Final = ("messages", "conversation", "conversations", "tools", "documents", "chat_template",
+                "add_generation_prompt", "continue_final_message", "tokenize")  # fmt: skip
+Messages = list[dict[str, Any]]
+
+
+def is_filled(value: object) -> bool:
+    """Return False for what counts as absent: null, an empty text, an empty list or object."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return False
+    return bool(len(value)) if isinstance(value, (list, tuple, dict)) else True
+
+
+@attrs.frozen(kw_only=True)
+class Beside:
+    """The columns beside a conversation, whatever it is written as."""
+
+    system: str = ""
+    tools: Messages | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Beside:
+        tools = [values[name] for name in ("tools", "functions") if is_filled(values.get(name))]
+        return cls(system=read_system(values.get("system")), tools=next(filter(None, map(read_tools, tools)), None))
+
+    def __bool__(self) -> bool:
+        return bool(self.system or self.tools)
+
+    def before(self, messages: Messages) -> Messages:
+        """Return the messages with the system prompt in front; `data-row` where they begin with another."""
+        if not self.system:
+            return messages
+        first = messages[0] if messages else {}
+        if first.get("role") not in ("system", "developer"):
+            return [{"role": "system", "content": self.system}, *messages]
+        if first["content"].strip() == self.system.strip():
+            return messages
+        raise broken("the row has two system prompts: its column system, and its first message", self.system, "system")
+
+
+def read_system(raw: object) -> str:
+    if not is_filled(raw):
+        return ""
+    if not isinstance(raw, str):
+        raise broken("system must be text", raw, "system")
+    return raw
+
+
+def is_tools(raw: object) -> bool:
+    """Return whether a column holds tool schemas, also as JSON text: a list of objects that each name a function."""
+    held = _parsed(raw)
+    return isinstance(held, list) and any(_is_schema(tool) for tool in held)
+
+
+def read_tools(raw: object) -> Messages | None:
+    """Return tool schemas, also of JSON text; None where the entries are none. A bare function is wrapped."""
+    held = _parsed(raw)
+    if not isinstance(held, list) or not any(_is_schema(tool) for tool in held):
+        return None
+    wrong = next((i for i, tool in enumerate(held) if not _is_schema(tool)), None)
+    if wrong is not None:
+        raise broken("some of the tools are schemas, and this one is none", held[wrong], f"tools[{wrong}]")
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in held]
+
+
+def _parsed(raw: object) -> object:
+    """Return the value of a JSON list that is written as text, anything else as it is."""
+    if not isinstance(raw, str) or not raw.lstrip().startswith(("[", "{")):
+        return raw
+    try:
+        held = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise broken("tools is not JSON", raw, "tools") from None
+    return [held] if _is_schema(held) else held
+
+
+def _is_schema(tool: object) -> bool:
+    function = tool.get("function", tool) if isinstance(tool, dict) else None
+    return isinstance(function, dict) and isinstance(function.get("name"), str) and bool(function["name"])
+
+
+def read_settings(raw: object, place: str = "chat_template_kwargs") -> dict[str, Any]:
+    """Return the variables that a row or recipe sets for the chat template, also of JSON text."""
+    if isinstance(raw, str) and raw.strip():
+        try:
+            raw = json.loads(raw)
+        except (ValueError, RecursionError):
+            raise broken("must be an object of the template's variables", raw, place) from None
+    if not is_filled(raw):
+        return {}
+    if not isinstance(raw, dict):
+        raise broken("must be an object of the template's variables", raw, place)
+    taken = sorted(set(TAKEN) & set(raw))
+    if taken:
+        raise broken("these variables of the template are the conversation's own", taken, place)
+    return {name: value for name, value in raw.items() if value is not None}
+
+
+def read_history(raw: object) -> list[tuple[str, str]]:
+    """Return Alpaca's earlier questions with their answers, also of JSON text."""
+    if isinstance(raw, str) and raw.strip():
+        try:
+            raw = json.loads(raw)
+        except (ValueError, RecursionError):
+            raise broken("history must be a list of [question, answer]", raw, "history") from None
+    if not is_filled(raw):
+        return []
+    if not isinstance(raw, (list, tuple)):
+        raise broken("history must be a list of [question, answer]", raw, "history")
+    return [_turn(turn, f"history[{i}]") for i, turn in enumerate(raw)]
+
+
+def _turn(turn: object, place: str) -> tuple[str, str]:
+    texts: Sequence[Any] = turn if isinstance(turn, (list, tuple)) else ()
+    if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
+        raise broken("must be a question and its answer, both texts", turn, place)
+    return texts[0], texts[1]

@@ -1,0 +1,65 @@
+"""Flags: what a message says of its own part in the loss, under any of the names that trainers know it by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from luthier.data.read.row import broken
+
+NUMBERS: Final = ("weight", "loss_weight")
+SWITCHES: Final = ("train", "trainable", "training", "unmask", "loss_mask", "loss")
+OPPOSITES: Final = ("masked",)
+FLAGS: Final = (*NUMBERS, *SWITCHES, *OPPOSITES)
+Flags = tuple[float | None, ...]  # of each message its weight in the loss, None where it says nothing
+
+
+def read_flags(raw: Sequence[Any], place: str) -> Flags:
+    """Return what each message says; empty where none says anything."""
+    found = tuple(read_flag(message, f"{place}[{i}]") for i, message in enumerate(raw))
+    return found if any(flag is not None for flag in found) else ()
+
+
+def read_flag(message: object, place: str) -> float | None:
+    """Return a message's weight in the loss, 0 for not at all, None where it says nothing.
+
+    Null is nothing. `data-row` where two flags contradict each other.
+    """
+    if not isinstance(message, Mapping):
+        return None
+    given = {name: message[name] for name in FLAGS if message.get(name) is not None}
+    numbers = {name: _number(value, f"{place}.{name}") for name, value in given.items() if name in NUMBERS}
+    states = {name: _state(value, f"{place}.{name}") for name, value in given.items() if name not in NUMBERS}
+    trained = {on != (name in OPPOSITES) for name, on in states.items()} | {bool(w) for w in numbers.values()}
+    if len(trained) > 1 or len(set(numbers.values())) > 1:
+        raise broken("the flags of one message contradict each other", given, place)
+    if numbers:
+        return next(iter(numbers.values()))
+    return float(trained.pop()) if trained else None
+
+
+def _number(value: object, place: str) -> float:
+    if isinstance(value, (int, float)) and math.isfinite(value) and value >= 0:
+        return float(value)
+    raise broken("a weight must be a finite number of at least 0", value, place)
+
+
+def _state(value: object, place: str) -> bool:
+    if isinstance(value, (bool, int, float)) and value in (0, 1):
+        return bool(value)
+    raise broken("must be true or false, or 1 or 0", value, place)
+
+
+def flags_of_comparison(raw: object, answer: int, place: str) -> None:
+    """Check that the last `answer` of these messages say nothing but to be supervised, and the others to be not.
+
+    What is compared is supervised whole, and what comes before it never is.
+    """
+    for i, message in enumerate(raw if isinstance(raw, list) else ()):
+        flag = read_flag(message, f"{place}[{i}]")
+        spoken = isinstance(message, dict) and (message.get("role") == "assistant" or message.get("from") == "gpt")
+        wanted = float(spoken and i >= len(raw) - answer)  # type: ignore[arg-type]
+        if flag is not None and flag != wanted:
+            said = "is supervised whole" if wanted else "cannot be supervised: it is what is answered"
+            raise broken(f"a message of a comparison {said}, and its flag says otherwise", flag, f"{place}[{i}]")

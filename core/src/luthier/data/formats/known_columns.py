@@ -1,0 +1,122 @@
+"""Columns whose names say that they change what a row means: read, or refused until the recipe says what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Final
+
+from luthier.data.formats.beside import is_filled, is_tools
+from luthier.data.formats.conversations import KEPT, MEDIA
+from luthier.data.formats.documents import MASKS
+from luthier.data.formats.flags import FLAGS, NUMBERS, OPPOSITES
+from luthier.data.formats.wanted import Wanted
+from luthier.data.read.row import Row
+from luthier.errors import LuthierError
+
+OPTIONAL: Final = ("system", "tools", "functions", "history", "chat_template_kwargs", "label", "input", "weight")
+SPOKEN: Final = ("messages", "sharegpt", "prompt_completion")  # formats beside which a label says what to avoid
+VERDICTS: Final = ("label", "kto_tag")
+ROW_FLAGS: Final = (*NUMBERS, "train", "trainable", "unmask", "loss_mask")
+MESSAGE_KEYS: Final = frozenset(
+    ("role", "content", "from", "value", "tool_calls", "function_call", *KEPT, *MEDIA, *FLAGS)
+)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (bool, int, float, list, tuple))
+
+
+def _is_verdict(value: object) -> bool:
+    return isinstance(value, bool) or (isinstance(value, str) and value.lower() in ("true", "false"))
+
+
+READ_WHERE: Final[Mapping[str, Callable[[object], bool]]] = {  # else they are columns like any that nothing reads
+    "tools": is_tools, "functions": is_tools, "label": _is_verdict, **dict.fromkeys(ROW_FLAGS, _is_number)
+}  # fmt: skip
+
+
+def own_values(row: Row) -> dict[str, Any]:
+    """The row's values without those of optional columns that a template has used and the recipe does not name."""
+    used = row.used - row.mapped
+    return {name: value for name, value in row.values.items() if name not in used or name not in OPTIONAL}
+
+
+def check_columns(values: Mapping[str, Any], form: str, wanted: Wanted, row: Row) -> None:
+    """Raise `data-column` for a column that would change what the row means, and that nothing reads.
+
+    One that `columns` or a template uses, or the loss reads, or that is empty is none.
+    """
+    told = {*row.mapped, *row.used, *wanted.columns, *wanted.documents.values()}
+    for name in MEDIA:
+        if name not in told and is_filled(values.get(name)):
+            raise _unread(name, values[name], "holds what is no text, and only text is trained")
+    for name in ROW_FLAGS:
+        if name not in told and name in values and not (form == "tokens" and name in MASKS):
+            _check_flag(name, values[name])
+    _check_verdict(values, form, wanted, told - {"label"} if "label" in row.mapped else told)
+
+
+def _check_flag(name: str, value: object) -> None:
+    """A flag of the whole row may say what is so anyway."""
+    usual = 0 if name in (*OPPOSITES, "unmask") else 1
+    if isinstance(value, (list, tuple)) and value:
+        raise _unread(
+            name, value, "says what of the row is supervised, which messages say themselves"
+        )
+    if isinstance(value, (bool, int, float)) and value != usual:
+        raise _unread(name, value, "says how much the row counts", weigh=name in NUMBERS)
+
+
+def _check_verdict(values: Mapping[str, Any], form: str, wanted: Wanted, told: Collection[str]) -> None:
+    """An answer that is to be avoided is none to be trained on."""
+    if wanted.kind not in ("tokens", "any") or form not in SPOKEN or "label" in wanted.columns:
+        return
+    for name in VERDICTS:
+        value = values.get(name)
+        if name not in told and (value is False or (isinstance(value, str) and value.lower() == "false")):
+            problem = "the row says that its answer is one to avoid, and the loss would train it"
+            remedy = f"Choose a loss for such rows, drop them with bad_rows: drop, or set columns: {{{name}: ignore}}."
+            raise LuthierError("data-avoided", problem, where=name, found=value, remedy=remedy)
+
+
+def _unread(name: str, value: object, said: str, *, weigh: bool = False) -> LuthierError:
+    read = f"Set columns: {{weight: {name}}} to multiply the row's loss by it, or" if weigh else "Set"
+    remedy = f"{read} columns: {{{name}: ignore}} to train without it."
+    return LuthierError("data-column", f"column {name!r} {said}", where=name, found=value, remedy=remedy)
+
+
+def row_weight(row: Row, wanted: Wanted) -> float:
+    """The weight of a row whose column the recipe names, 1 for any other."""
+    if "weight" not in row.mapped or "weight" in wanted.columns or row.values.get("weight") is None:
+        return 1.0
+    if wanted.kind not in ("tokens", "any"):
+        problem = f"a loss of {wanted.kind} rows does not weigh its rows"
+        raise LuthierError("recipe-conflict", problem, where="data.train.columns", remedy="Leave weight out.")
+    return Wanted(columns={"weight": "float"}).read_columns(row)["weight"]
+
+
+def unread_columns(rows: Iterable[Row], reads: Collection[str], wanted: Wanted) -> list[str]:
+    """The columns, and the keys of messages, that have a value in any of the rows and that nothing reads."""
+    known = {*reads, *wanted.columns, *wanted.documents.values()}
+    found: dict[str, None] = {}
+    for row in rows:
+        told = row.used | row.mapped
+        for name in row.values.keys() - known - told:
+            if name not in found and is_filled(row.values[name]):
+                found[name] = None
+        for name, is_read in READ_WHERE.items():
+            held = row.values.get(name)
+            if name in reads and name not in found and name not in told and is_filled(held) and not is_read(held):
+                found[name] = None
+        for key in _message_keys(row):
+            found.setdefault(key)
+    return sorted(found)
+
+
+def _message_keys(row: Row) -> Iterable[str]:
+    for column in ("messages", "conversations"):
+        held = row.values.get(column)
+        for message in held if isinstance(held, list) else ():
+            if isinstance(message, dict) and not message.keys() <= MESSAGE_KEYS:
+                extra = message.keys() - MESSAGE_KEYS
+                yield from (f"{column}[].{key}" for key in extra if is_filled(message[key]))
