@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError
 from luthier.data.formats.wanted import Wanted
-from luthier.data.prepare import prepare
+from luthier.data.prepare import prepare_data
 from luthier.recipe.schema import Data, Source
 
 QUIET = settings(max_examples=30, deadline=None)
@@ -41,7 +41,7 @@ def wanted_of(name):
 
 def run(row, tokenizer, name="", source=None, **options):
     data = Data(train=[Source(path="rows", **(source or {}))], **options)
-    return prepare(data, tokenizer, seed=0, wanted=wanted_of(name), given=[row] if isinstance(row, dict) else row)
+    return prepare_data(data, tokenizer, seed=0, wanted=wanted_of(name), given=[row] if isinstance(row, dict) else row)
 
 
 def text_of(prepared, tokenizer):
@@ -219,7 +219,7 @@ def test_a_label_elsewhere_or_of_another_kind_is_a_column_that_nothing_reads(nam
 def test_a_label_that_the_loss_reads_is_its_own(chat):
     row = {**ROWS["prompt_completion"], "label": False}
     wanted = Wanted(columns={"label": "bool"})
-    prepared = prepare(Data(train=[Source(path="rows")]), chat("qwen"), seed=0, wanted=wanted, given=[row])
+    prepared = prepare_data(Data(train=[Source(path="rows")]), chat("qwen"), seed=0, wanted=wanted, given=[row])
     assert prepared.train.columns["label"].tolist() == [False]
 
 

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from luthier.data.cache import Entry, Sets
 from luthier.data.examples import TokenDataset
 from luthier.data.formats.read_rows import ReadRows
-from luthier.data.formats.recognise_form import FORMATS, recognise
-from luthier.data.formats.remarks import repeated
+from luthier.data.formats.recognise_form import FORMATS, recognise_format
+from luthier.data.formats.remarks import remark_repeated
 from luthier.data.formats.wanted import TOKENS, Wanted
 from luthier.data.read.columns import mapped_columns
 from luthier.data.read.row import Row
 from luthier.data.report import Report
-from luthier.data.sets import Progress, making
+from luthier.data.sets import Progress, making_rows
 from luthier.data.stream.row_stream import Stream, stream_of
 from luthier.data.stream.source_rows import Supply, make_supplies
 from luthier.data.tokenise.examples_of_rows import Maker
@@ -93,7 +93,7 @@ def _streamed(
     stream, validation = stream_of(data, maker, _form_of, wanted, given), None
     read = read_forms(data, _validation(data, given_validation, telling=False), wanted)
     if read.forms:
-        with making(maker, len(read.forms), progress) as line:
+        with making_rows(maker, len(read.forms), progress) as line:
             validation, stream.report.validation = line.make(read, np.arange(len(read.forms)))
     return _prepared(stream, validation, stream.report, maker)
 
@@ -116,11 +116,11 @@ def _made(
         numbers, held_numbers = _divided(len(read.forms), _share(data), seed)
         read, others = read.chosen(numbers), read.chosen(held_numbers)
     validation = None
-    with making(maker, len(read.forms) + len(others.forms), progress) as line:
+    with making_rows(maker, len(read.forms) + len(others.forms), progress) as line:
         examples, report = line.make(read, numbers)
         if others.forms:
             validation, report.validation = line.make(others, held_numbers)
-            report.warnings += repeated(examples, validation)
+            report.warnings += remark_repeated(examples, validation)
     return examples, validation, report
 
 
@@ -153,7 +153,7 @@ def _form_of(data: Data, rows: Sequence[Row], source: Source, wanted: Wanted) ->
     """Return a source's format, the recipe's or what its rows look like; it must be one that the loss takes."""
     form: str = data.format
     if form == "auto" or wanted.kind == "documents":
-        form = recognise(rows, source.path, mapped_columns(source), wanted.kind)
+        form = recognise_format(rows, source.path, mapped_columns(source), wanted.kind)
     _check_kind(form, wanted.kind, source.path)
     if data.block_size is not None and form not in BLOCKED:
         problem = f"blocks are made of {' and '.join(BLOCKED)}, and these are {form} rows"

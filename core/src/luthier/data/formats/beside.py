@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import attrs
 
-from luthier.data.read.row import broken
+from luthier.data.read.row import broken_row
 
 NAMES: Final = ("system", "tools", "functions", "chat_template_kwargs")
 TAKEN: Final = ("messages", "conversation", "conversations", "tools", "documents", "chat_template",
@@ -47,14 +47,16 @@ class Beside:
             return [{"role": "system", "content": self.system}, *messages]
         if first["content"].strip() == self.system.strip():
             return messages
-        raise broken("the row has two system prompts: its column system, and its first message", self.system, "system")
+        raise broken_row(
+            "the row has two system prompts: its column system, and its first message", self.system, "system"
+        )
 
 
 def read_system(raw: object) -> str:
     if not is_filled(raw):
         return ""
     if not isinstance(raw, str):
-        raise broken("system must be text", raw, "system")
+        raise broken_row("system must be text", raw, "system")
     return raw
 
 
@@ -71,7 +73,7 @@ def read_tools(raw: object) -> Messages | None:
         return None
     wrong = next((i for i, tool in enumerate(held) if not _is_schema(tool)), None)
     if wrong is not None:
-        raise broken("some of the tools are schemas, and this one is none", held[wrong], f"tools[{wrong}]")
+        raise broken_row("some of the tools are schemas, and this one is none", held[wrong], f"tools[{wrong}]")
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in held]
 
 
@@ -82,7 +84,7 @@ def _parsed(raw: object) -> object:
     try:
         held = json.loads(raw)
     except (ValueError, RecursionError):
-        raise broken("tools is not JSON", raw, "tools") from None
+        raise broken_row("tools is not JSON", raw, "tools") from None
     return [held] if _is_schema(held) else held
 
 
@@ -91,20 +93,20 @@ def _is_schema(tool: object) -> bool:
     return isinstance(function, dict) and isinstance(function.get("name"), str) and bool(function["name"])
 
 
-def read_settings(raw: object, place: str = "chat_template_kwargs") -> dict[str, Any]:
+def template_variables(raw: object, place: str = "chat_template_kwargs") -> dict[str, Any]:
     """Return the variables that a row or recipe sets for the chat template, also of JSON text."""
     if isinstance(raw, str) and raw.strip():
         try:
             raw = json.loads(raw)
         except (ValueError, RecursionError):
-            raise broken("must be an object of the template's variables", raw, place) from None
+            raise broken_row("must be an object of the template's variables", raw, place) from None
     if not is_filled(raw):
         return {}
     if not isinstance(raw, dict):
-        raise broken("must be an object of the template's variables", raw, place)
+        raise broken_row("must be an object of the template's variables", raw, place)
     taken = sorted(set(TAKEN) & set(raw))
     if taken:
-        raise broken("these variables of the template are the conversation's own", taken, place)
+        raise broken_row("these variables of the template are the conversation's own", taken, place)
     return {name: value for name, value in raw.items() if value is not None}
 
 
@@ -114,16 +116,16 @@ def read_history(raw: object) -> list[tuple[str, str]]:
         try:
             raw = json.loads(raw)
         except (ValueError, RecursionError):
-            raise broken("history must be a list of [question, answer]", raw, "history") from None
+            raise broken_row("history must be a list of [question, answer]", raw, "history") from None
     if not is_filled(raw):
         return []
     if not isinstance(raw, (list, tuple)):
-        raise broken("history must be a list of [question, answer]", raw, "history")
+        raise broken_row("history must be a list of [question, answer]", raw, "history")
     return [_turn(turn, f"history[{i}]") for i, turn in enumerate(raw)]
 
 
 def _turn(turn: object, place: str) -> tuple[str, str]:
     texts: Sequence[Any] = turn if isinstance(turn, (list, tuple)) else ()
     if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
-        raise broken("must be a question and its answer, both texts", turn, place)
+        raise broken_row("must be a question and its answer, both texts", turn, place)
     return texts[0], texts[1]

@@ -37,7 +37,7 @@ CHATML: Final = re.compile(r"\s*<\|im_start\|>([^\n]*)\n(.*?)<\|im_end\|>", re.D
 MEDIA: Final = ("image", "images", "audio", "audios", "video", "videos")
 
 
-def conversation(
+def make_conversation(
     messages: list[dict[str, Any]], beside: Beside | None = None, context: int = 0, flags: Flags = ()
 ) -> Conversation:
     """A conversation of read messages; the first `context` of them are supervised only where their flag says so."""
@@ -59,7 +59,7 @@ def conversation(
 def from_messages(values: dict[str, Any]) -> Conversation:
     raw = values.get("messages")
     messages = read_messages(raw, "messages")
-    return conversation(messages, Beside.of(values), flags=read_flags(raw, "messages"))  # type: ignore[arg-type]
+    return make_conversation(messages, Beside.of(values), flags=read_flags(raw, "messages"))  # type: ignore[arg-type]
 
 
 def read_messages(raw: object, place: str) -> list[dict[str, Any]]:
@@ -89,7 +89,7 @@ def read_message(raw: object, place: str, said: str = "content") -> dict[str, An
 def _check_media(raw: dict[str, Any], place: str) -> None:
     for name in MEDIA:
         if is_filled(raw.get(name)):
-            raise broken("only text is trained, and the message has more", raw[name], f"{place}.{name}")
+            raise broken_row("only text is trained, and the message has more", raw[name], f"{place}.{name}")
 
 
 def _content(raw: object, place: str, optional: bool) -> str:
@@ -100,7 +100,7 @@ def _content(raw: object, place: str, optional: bool) -> str:
         return ""
     if isinstance(raw, list) and raw:
         return "".join(_part(part, f"{place}[{i}]") for i, part in enumerate(raw))
-    raise broken(f"{place.rpartition('.')[2]} must be text", raw, place)
+    raise broken_row(f"{place.rpartition('.')[2]} must be text", raw, place)
 
 
 def _part(part: object, place: str) -> str:
@@ -142,18 +142,18 @@ def from_sharegpt(values: dict[str, Any]) -> Conversation:
     if not isinstance(raw, list) or not raw:
         raise broken_row("expected a list of turns, at least one", raw, "conversations")
     messages = [_turn(turn, f"conversations[{i}]") for i, turn in enumerate(raw)]
-    return conversation(messages, Beside.of(values), flags=read_flags(raw, "conversations"))
+    return make_conversation(messages, Beside.of(values), flags=read_flags(raw, "conversations"))
 
 
 def _turn(turn: object, place: str) -> dict[str, Any]:
     """A turn as a message: `from` and `value` are role and content, and all else is read as in messages."""
     if not isinstance(turn, dict):
-        raise broken("a turn must be an object with from and value", turn, place)
+        raise broken_row("a turn must be an object with from and value", turn, place)
     speaker, said = _either(turn, "from", "role", place), _either(turn, "value", "content", place)
     role = SPEAKERS.get(turn[speaker]) if isinstance(turn.get(speaker), str) else None
     if role is None:
         found = turn.get(speaker)
-        hint = nearest(found, SPEAKERS) if isinstance(found, str) else f"Known: {', '.join(SPEAKERS)}."
+        hint = suggest_nearest(found, SPEAKERS) if isinstance(found, str) else f"Known: {', '.join(SPEAKERS)}."
         raise LuthierError("data-row", "no such speaker", where=f"{place}.{speaker}", found=found, remedy=hint)
     held: dict[str, Any] = {**turn, "role": role, "content": turn.get(said)}
     if role == "function_call":
@@ -165,17 +165,17 @@ def _either(turn: dict[str, Any], ours: str, other: str, place: str) -> str:
     """The name of the two that has a value; `data-row` where both have one, and they differ."""
     first, second = turn.get(ours), turn.get(other)
     if first is not None and second is not None and first != second:
-        raise broken(f"{ours} and {other} say different things", [first, second], place)
+        raise broken_row(f"{ours} and {other} say different things", [first, second], place)
     return other if first is None and second is not None else ours
 
 
 def _function_calls(value: object, place: str) -> list[Any]:
     if not isinstance(value, str):
-        raise broken("value must be text", value, place)
+        raise broken_row("value must be text", value, place)
     try:
         parsed = json.loads(value)
     except (ValueError, RecursionError):
-        raise broken("a function call must be JSON", value, place) from None
+        raise broken_row("a function call must be JSON", value, place) from None
     calls = parsed if isinstance(parsed, list) else [parsed]
     return [_call(call, place) for call in calls]
 
@@ -190,5 +190,5 @@ def from_chatml(values: dict[str, Any]) -> Conversation:
         messages.append(read_message({"role": match[1].strip(), "content": match[2]}, f"turn {len(messages) + 1}"))
         end = match.end()
     if text[end:].strip() or not messages:
-        raise broken("the text does not go on as <|im_start|>role … <|im_end|>", text[end : end + 60], "text")
-    return conversation(messages, Beside.of(values))
+        raise broken_row("the text does not go on as <|im_start|>role … <|im_end|>", text[end : end + 60], "text")
+    return make_conversation(messages, Beside.of(values))

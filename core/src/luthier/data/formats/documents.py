@@ -7,7 +7,7 @@ from typing import Any, Final
 import attrs
 
 from luthier.data.formats.beside import Beside, is_filled, read_history
-from luthier.data.formats.conversations import conversation, read_messages
+from luthier.data.formats.conversations import make_conversation, read_messages
 from luthier.data.formats.flags import Flags, read_flags
 from luthier.data.formats.forms import Completion, Conversation, Document, Instruction, Tokens
 from luthier.data.read.row import broken_row
@@ -51,7 +51,7 @@ def from_prompt_completion(values: dict[str, Any]) -> Completion | Conversation:
     before = as_messages(prompt, "prompt", "user")
     messages = [*before, *as_messages(completion, "completion", "assistant")]
     flags = (*_flags_of(prompt, "prompt"), *_flags_of(completion, "completion"))
-    return conversation(messages, beside, context=len(before), flags=flags)
+    return make_conversation(messages, beside, context=len(before), flags=flags)
 
 
 def _flags_of(value: object, place: str) -> Flags:
@@ -82,7 +82,7 @@ def alpaca_conversation(row: Instruction) -> Conversation:
     turns = [*row.history, (asked, row.output)]
     roles = ("user", "assistant")
     messages = [{"role": role, "content": said} for turn in turns for role, said in zip(roles, turn, strict=True)]
-    made = conversation(messages, Beside(system=row.system, tools=row.tools))
+    made = make_conversation(messages, Beside(system=row.system, tools=row.tools))
     return attrs.evolve(made, where=row.where, settings=row.settings, weight=row.weight)
 
 
@@ -133,13 +133,13 @@ def _unmasked(values: dict[str, Any], labels: list[int]) -> list[int]:
     masks = {name: _mask(values[name], name) for name in MASKS if is_filled(values.get(name))}
     for name, mask in masks.items():
         if len(mask) != len(labels):
-            raise broken(f"{name} and input_ids differ in length", [len(mask), len(labels)], name)
+            raise broken_row(f"{name} and input_ids differ in length", [len(mask), len(labels)], name)
     if not masks:
         return labels
     on = [all(flags) for flags in zip(*masks.values(), strict=True)]
     given = values.get("labels") is not None
     if given and any((label != IGNORED) != flag for label, flag in zip(labels, on, strict=True)):
-        raise broken("labels and the mask do not supervise the same tokens", labels, next(iter(masks)))
+        raise broken_row("labels and the mask do not supervise the same tokens", labels, next(iter(masks)))
     return [label if flag else IGNORED for label, flag in zip(labels, on, strict=True)]
 
 

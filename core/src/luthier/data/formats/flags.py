@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from luthier.data.read.row import broken
+from luthier.data.read.row import broken_row
 
 NUMBERS: Final = ("weight", "loss_weight")
 SWITCHES: Final = ("train", "trainable", "training", "unmask", "loss_mask", "loss")
@@ -33,7 +33,7 @@ def read_flag(message: object, place: str) -> float | None:
     states = {name: _state(value, f"{place}.{name}") for name, value in given.items() if name not in NUMBERS}
     trained = {on != (name in OPPOSITES) for name, on in states.items()} | {bool(w) for w in numbers.values()}
     if len(trained) > 1 or len(set(numbers.values())) > 1:
-        raise broken("the flags of one message contradict each other", given, place)
+        raise broken_row("the flags of one message contradict each other", given, place)
     if numbers:
         return next(iter(numbers.values()))
     return float(trained.pop()) if trained else None
@@ -42,13 +42,13 @@ def read_flag(message: object, place: str) -> float | None:
 def _number(value: object, place: str) -> float:
     if isinstance(value, (int, float)) and math.isfinite(value) and value >= 0:
         return float(value)
-    raise broken("a weight must be a finite number of at least 0", value, place)
+    raise broken_row("a weight must be a finite number of at least 0", value, place)
 
 
 def _state(value: object, place: str) -> bool:
     if isinstance(value, (bool, int, float)) and value in (0, 1):
         return bool(value)
-    raise broken("must be true or false, or 1 or 0", value, place)
+    raise broken_row("must be true or false, or 1 or 0", value, place)
 
 
 def flags_of_comparison(raw: object, answer: int, place: str) -> None:
@@ -62,4 +62,4 @@ def flags_of_comparison(raw: object, answer: int, place: str) -> None:
         wanted = float(spoken and i >= len(raw) - answer)  # type: ignore[arg-type]
         if flag is not None and flag != wanted:
             said = "is supervised whole" if wanted else "cannot be supervised: it is what is answered"
-            raise broken(f"a message of a comparison {said}, and its flag says otherwise", flag, f"{place}[{i}]")
+            raise broken_row(f"a message of a comparison {said}, and its flag says otherwise", flag, f"{place}[{i}]")

@@ -60,9 +60,7 @@ def _check_flag(name: str, value: object) -> None:
     """A flag of the whole row may say what is so anyway."""
     usual = 0 if name in (*OPPOSITES, "unmask") else 1
     if isinstance(value, (list, tuple)) and value:
-        raise _unread(
-            name, value, "says what of the row is supervised, which messages say themselves"
-        )
+        raise _unread(name, value, "says what of the row is supervised, which messages say themselves")
     if isinstance(value, (bool, int, float)) and value != usual:
         raise _unread(name, value, "says how much the row counts", weigh=name in NUMBERS)
 

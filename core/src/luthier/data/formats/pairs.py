@@ -31,7 +31,7 @@ def from_preference(values: dict[str, Any]) -> Pair:
             flags_of_comparison(_listed(values.get(name)), len(answer), name)
         prompt = beside.before(before)
     elif beside:
-        raise broken("a system prompt or tools stand beside answers that have no prompt", values.get("system"))
+        raise broken_row("a system prompt or tools stand beside answers that have no prompt", values.get("system"))
     elif prompt is None:
         prompt, chosen, rejected = _common_text(chosen, rejected)
     return Pair(prompt=prompt, chosen=chosen, rejected=rejected, tools=beside.tools, has_prompt=has_prompt)
@@ -55,7 +55,7 @@ def from_unpaired(values: dict[str, Any]) -> Judged:
         flags_of_comparison(_listed(values.get("messages" if named else "completion")), len(answer), "completion")
         return Judged(prompt=beside.before(prompt), completion=answer, tools=beside.tools)
     if beside:
-        raise broken("a system prompt or tools stand beside an answer that has no prompt", values.get("system"))
+        raise broken_row("a system prompt or tools stand beside an answer that has no prompt", values.get("system"))
     return Judged(prompt=prompt or "", completion=completion)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import attrs
 
-from luthier.data.formats.beside import read_settings
+from luthier.data.formats.beside import template_variables
 from luthier.data.formats.conversations import from_chatml, from_messages, from_sharegpt
 from luthier.data.formats.documents import MASKS, from_alpaca, from_prompt_completion, from_text, from_tokens
 from luthier.data.formats.forms import Form, Texts
@@ -103,7 +103,7 @@ def convert_row(row: Row, form: str, wanted: Wanted = TOKENS) -> Form:
         if form != "documents":
             check_columns(values, form, wanted, row)
         made = FORMATS[form].convert(values)
-        settings = read_settings(values.get("chat_template_kwargs")) if "chat_template_kwargs" in values else {}
+        settings = template_variables(values.get("chat_template_kwargs")) if "chat_template_kwargs" in values else {}
     except LuthierError as error:
         raise error.at(row.where) from None
     return attrs.evolve(

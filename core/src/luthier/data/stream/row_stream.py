@@ -21,7 +21,7 @@ from luthier.data.formats.wanted import TOKENS, Wanted
 from luthier.data.read.content_hash import tokenizer_hash
 from luthier.data.read.row import Row
 from luthier.data.report import Report
-from luthier.data.stream.stream_units import Unit, fingerprint, units_of
+from luthier.data.stream.stream_units import Unit, fingerprint_units, source_units
 from luthier.data.tokenise.examples_of_rows import Made, Maker
 from luthier.data.tokenise.token_blocks import Blocks
 from luthier.data.tokenise.workers import working_processes

@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 
 from luthier.data.examples import TokenDataset, TokenExample, are_equal
-from luthier.data.formats.beside import read_settings
+from luthier.data.formats.beside import template_variables
 from luthier.data.formats.forms import Completion, Conversation, Document, Form, Instruction, Pair, Tokens
 from luthier.data.tokenise.chat_template import ChatTemplate, load_template
 from luthier.data.tokenise.encode import Encoder
@@ -45,7 +45,7 @@ class Made:
 def _settings_of(data: Data) -> dict[str, Any]:
     where, remedy = "data.chat_template_kwargs", "Leave them out."
     try:
-        return read_settings(data.chat_template_kwargs, where)
+        return template_variables(data.chat_template_kwargs, where)
     except LuthierError as error:
         raise LuthierError("recipe-conflict", error.problem, where=where, found=error.found, remedy=remedy) from None
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import attrs
 
 from luthier.data.formats.beside import Beside
-from luthier.data.formats.conversations import conversation
+from luthier.data.formats.conversations import make_conversation
 from luthier.data.formats.documents import alpaca_completion, alpaca_conversation, as_messages
 from luthier.data.formats.forms import Completion, Conversation, Document, Form, Instruction, Judged, Pair, Side, Texts
-from luthier.data.read.row import broken
+from luthier.data.read.row import broken_row
 from luthier.data.tokenise.chat_template import ChatTemplate
 from luthier.data.tokenise.encode import Encoder
 from luthier.data.tokenise.supervised_spans import Rendered, render_conversation
@@ -80,7 +80,9 @@ class UnitTexts:
         before = as_messages(form.prompt, "prompt", "user") if form.prompt else []
         messages = [*before, *as_messages(answer, "answer", "assistant")]
         talk = attrs.evolve(
-            conversation(messages, Beside(tools=form.tools), context=len(before)), where=form.where, may_be_empty=True
+            make_conversation(messages, Beside(tools=form.tools), context=len(before)),
+            where=form.where,
+            may_be_empty=True,
         )
         talk = talk.last_alone() if self.train_on == "last" else talk
         texts = render_conversation(talk, self._template(form), self.everything)
@@ -104,7 +106,7 @@ def _check_flags(form: Conversation, everything: bool) -> None:
     for i, (message, flag) in enumerate(zip(form.messages, form.flags, strict=False)):
         where = f"{form.where}: message {i + 1}"
         if everything and flag not in (None, 1.0):
-            raise broken("train_on: all supervises every token, and the message's flag says otherwise", flag, where)
+            raise broken_row("train_on: all supervises every token, and the message's flag says otherwise", flag, where)
         if not everything and flag and message["role"] != "assistant":
             problem = f"a message of the {message['role']} is flagged to be supervised, and only the assistant's are"
-            raise broken(problem, flag, where)
+            raise broken_row(problem, flag, where)

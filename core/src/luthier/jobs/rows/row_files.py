@@ -96,7 +96,7 @@ def _readable_rows(rows: Iterator[ServiceRow], report: RowReport) -> Iterator[Se
     try:
         yield from rows
     except LuthierError as error:
-        if error.code not in ("data-row", "data-column"):
+        if error.code not in ("data-row", "data-column", "data-avoided"):
             raise
         found = "" if error.found is None else f" (found {show_value(error.found)})"
         report.add(Finding(level="error", rule=error.code, message=f"{error.problem}{found}", where=error.where))

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from luthier.data.formats.documents import alpaca_conversation
 from luthier.data.formats.forms import Completion, Conversation, Document, Instruction, Pair
-from luthier.data.formats.recognise_form import SAMPLE, convert_row, recognise
+from luthier.data.formats.recognise_form import SAMPLE, convert_row, recognise_format
 from luthier.data.read.columns import mapped_columns
 from luthier.data.read.sources import read_source
 from luthier.errors import LuthierError
@@ -58,7 +58,7 @@ def _read_rows(data: Data, sources: list[Source], method_pairs: bool) -> Iterato
         form = data.format
         if form == "auto":
             kind = PAIRED if method_pairs else "tokens"
-            form = recognise(first, source.path, mapped_columns(source), kind)  # type: ignore[assignment]
+            form = recognise_format(first, source.path, mapped_columns(source), kind)  # type: ignore[assignment]
         _check_form(form, method_pairs, source.path)
         for row in chain(first, rows):
             yield _form_row(convert_row(row, form), row.where)
