@@ -19,6 +19,7 @@ from luthier import (
     read_pages,
     read_time,
 )
+from luthier.jobs.transport.answer_errors import Answer, read_refusal
 from luthier.testing.loopback import LoopbackServer, Reply
 
 MOMENTS = st.datetimes(datetime(1971, 1, 1), datetime(2090, 1, 1), timezones=st.just(UTC))
@@ -103,3 +104,31 @@ def test_a_list_that_does_not_end_is_cut_off(clock, token):
     with pytest.raises(ProviderError) as caught:
         read_list(clock, answer)
     assert caught.value.kind == "protocol" and len(seen) <= 200
+
+
+KINDS = [
+    (400, {"x-amzn-errortype": "ConflictException:http://internal/"}, {"message": "m"}, "exists", "ConflictException"),
+    (
+        400,
+        {"x-amzn-errortype": "ServiceQuotaExceededException"},
+        {"message": "m"},
+        "quota",
+        "ServiceQuotaExceededException",
+    ),
+    (400, {"x-amzn-errortype": "ValidationException"}, {"message": "m"}, "invalid", "ValidationException"),
+    (429, {"x-amzn-errortype": "ThrottlingException"}, {"message": "m"}, "limited", "ThrottlingException"),
+    (409, {}, {"code": 6, "status": "ALREADY_EXISTS", "message": "m"}, "exists", "ALREADY_EXISTS"),
+    (
+        403,
+        {},
+        {"error": {"code": 403, "status": "PERMISSION_DENIED", "message": "m"}},
+        "permission",
+        "PERMISSION_DENIED",
+    ),
+]
+
+
+@pytest.mark.parametrize(("status", "headers", "body", "kind", "code"), KINDS, ids=str)
+def test_a_refusal_is_told_by_its_kind_and_the_services_own_code(status, headers, body, kind, code):
+    error = read_refusal(Answer(status=status, headers=headers, body=body), "service", retry_after=None, attempts=1)
+    assert (error.kind, error.provider_code) == (kind, code) and "m (HTTP" in str(error)

@@ -32,6 +32,9 @@ def check_row(row: ServiceRow, rules: DataRules) -> Iterator[Finding]:
         yield _error("tools", "tools are not taken", row)
     if CONTROL.search(_all_text(row)):
         yield _error("control", "a control character stands in the text", row)
+    reserved = next((text for text in rules.reserved if text in _all_text(row)), None)
+    if reserved is not None:
+        yield _error("reserved", f"{reserved!r} stands in the text, which the service reads as a mark of its own", row)
     tokens = estimate_tokens(row)
     if rules.max_row_tokens is not None and tokens > rules.max_row_tokens:
         yield _error("overlong", f"about {tokens} tokens; at most {rules.max_row_tokens} are taken", row)

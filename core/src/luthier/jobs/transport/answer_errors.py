@@ -26,6 +26,7 @@ KINDS: Final = {
     429: "limited",
 }
 QUOTA: Final = ("quota", "billing", "credit", "payment", "balance", "spend")  # in a code or type: no wait helps
+EXISTS: Final = ("conflict", "alreadyexists", "already_exists", "resourceinuse")  # in a code, whatever the status
 REQUEST_IDS: Final = ("x-request-id", "x-amzn-requestid", "request-id", "cf-ray")
 HINTS: Final = {
     "auth": "Check the key, and that it belongs to this service and project.",
@@ -50,11 +51,15 @@ class Answer:
 def read_refusal(answer: Answer, where: str, *, retry_after: float | None, attempts: int) -> ProviderError:
     """Return the error that an answer of status 300 or above means."""
     code, message = read_message(answer.body)
+    code = code or answer.headers.get("x-amzn-errortype", "").partition(":")[0] or None
     kind = KINDS.get(answer.status, "server" if answer.status >= 500 else "invalid")
     if 300 <= answer.status < 400:
         kind, message = "protocol", f"redirects to {redact_text(answer.headers.get('location', 'nowhere'))}"
-    if kind in ("limited", "permission") and any(word in (code or "").lower() for word in QUOTA):
+    lowered = (code or "").lower()
+    if kind in ("limited", "permission", "invalid") and any(word in lowered for word in QUOTA):
         kind = "quota"
+    if kind == "invalid" and any(word in lowered for word in EXISTS):
+        kind = "exists"
     return ProviderError(
         kind,
         message or f"the service answered {answer.status}",

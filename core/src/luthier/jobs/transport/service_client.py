@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 import attrs
@@ -61,10 +61,18 @@ class Opened:
     blocks: Callable[[], AsyncIterator[bytes]]
 
 
+class Signer(Protocol):
+    """Signs requests with a key that is not sent itself."""
+
+    def __call__(self, method: str, link: str, headers: Mapping[str, str], body: bytes) -> Mapping[str, str]:
+        """Return the headers that the request must have besides; `link` and `headers` are as they will be sent."""
+
+
 class ServiceClient:
     """HTTP to one service, polite and careful.
 
-    `headers` gives what identifies the user, asked before every request, with a `Secret` where a key stands.
+    `headers` gives what identifies the user, asked before every request, with a `Secret` where a key stands; `signer`
+    signs what is sent, where a service asks for that.
     Requests are spaced to `rate` a second. An address without TLS is refused unless it is this machine's own.
     """
 
@@ -74,6 +82,7 @@ class ServiceClient:
         *,
         service: str,
         headers: Callable[[], Mapping[str, str | Secret]] = dict,
+        signer: Signer | None = None,
         clock: Clock | None = None,
         rate: float = 10.0,
         together: int = 8,
@@ -85,7 +94,9 @@ class ServiceClient:
         self._policy, self._random = policy or RetryPolicy(), random.Random()
         self._pace = Pace(self.clock, rate, together)
         trusted = _trusted_authorities(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
-        self._client = httpx.AsyncClient(timeout=TIMES, verify=trusted, follow_redirects=False)
+        self._client = httpx.AsyncClient(
+            timeout=TIMES, verify=trusted, follow_redirects=False, auth=None if signer is None else _Signing(signer)
+        )
         self._bare = httpx.AsyncClient(timeout=FILE_TIMES, verify=trusted, follow_redirects=False)
 
     async def read_json(self, path: str, params: Any = None) -> Any:
@@ -135,13 +146,15 @@ class ServiceClient:
             await self._wait_or_raise(call, answer, attempt, last=attempt == self._policy.attempts)
         raise AssertionError("the last attempt returns or raises")
 
-    async def put_file(self, link: str, file: Path, *, progress: Progress | None = None) -> Mapping[str, str]:
+    async def put_file(
+        self, link: str, file: Path, *, progress: Progress | None = None, headers: Mapping[str, str] | None = None
+    ) -> Mapping[str, str]:
         """PUT a file to a signed link without any key, and return the answer's headers."""
         check_address(link, "upload link")
         size = file.stat().st_size
-        headers = {"content-length": str(size), "content-type": "application/octet-stream"}
+        given = {"content-length": str(size), "content-type": "application/octet-stream", **(headers or {})}
         with file.open("rb") as stream, _Translated(redact_link(link)):
-            answer = await self._bare.put(link, content=send_blocks(stream, size, progress), headers=headers)
+            answer = await self._bare.put(link, content=send_blocks(stream, size, progress), headers=given)
         if answer.status_code >= 300:
             raise read_refusal(await _read_answer(answer), redact_link(link), retry_after=None, attempts=1)
         return {k.lower(): v for k, v in answer.headers.items()}
@@ -211,6 +224,17 @@ class ServiceClient:
 
     def _where(self, method: str, path: str) -> str:
         return f"{self.service}: {method} {urlsplit(path).path}"
+
+
+class _Signing(httpx.Auth):
+    requires_request_body = True
+
+    def __init__(self, signer: Signer) -> None:
+        self._signer = signer
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        request.headers.update(self._signer(request.method, str(request.url), request.headers, request.content))
+        yield request
 
 
 class _Translated:

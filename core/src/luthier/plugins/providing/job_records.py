@@ -192,6 +192,7 @@ class DataRules:
     tools: bool = True
     weights: bool = False  # True: a message may say weight 0
     system_first: bool = True
+    reserved: tuple[str, ...] = ()  # texts that no message may hold, as the service reads them as its own marks
     max_validation_rows: int | None = None
 
 

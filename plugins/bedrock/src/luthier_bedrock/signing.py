@@ -1,0 +1,97 @@
+"""Keys of AWS and the signatures made with them, both by botocore: its chain of places, and its signer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+from botocore.auth import S3SigV4QueryAuth, SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials, ReadOnlyCredentials
+from botocore.exceptions import BotoCoreError
+from botocore.session import Session
+from luthier import LuthierError, ProviderError, Secret, read_secret
+
+from luthier_bedrock import Bedrock
+
+LASTING: Final = 3600  # seconds that a signed link is good for
+SIGNED: Final = ("host", "content-type")
+if logging.getLogger("botocore").level == logging.NOTSET:
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # at DEBUG it writes session tokens, and answers with keys
+
+
+class Keys:
+    """The keys that requests are signed with. They are looked for when they are first needed."""
+
+    def __init__(self, options: Bedrock) -> None:
+        self.options = options
+        self._session: Session | None = None
+        self._source: Credentials | None = None
+        self._held: ReadOnlyCredentials | None = None
+
+    @property
+    def region(self) -> str:
+        """The region, of the options, the environment or the profile."""
+        region = self.options.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        region = region or self._configured("region")
+        if not region:
+            remedy = "Set provider.region, or run: export AWS_REGION=..."
+            raise LuthierError("credential-missing", "no region is named", where="bedrock.region", remedy=remedy)
+        return str(region)
+
+    async def refresh(self) -> None:
+        """Read the keys, or renew them where they are about to expire. This may ask AWS for them, in a thread."""
+        self._held = held = await asyncio.to_thread(self._read)
+        for value in (held.secret_key, held.token):
+            if value:
+                Secret(value)  # from now on it is masked in every text
+
+    def sign(self, method: str, link: str, headers: Mapping[str, str], body: bytes) -> Mapping[str, str]:
+        """Return the headers that sign a request to Bedrock."""
+        named = {name: headers[name] for name in SIGNED if name in headers}
+        request = AWSRequest(method=method, url=link, data=body, headers=named)
+        SigV4Auth(self._held, "bedrock", self.region).add_auth(request)
+        return {name: value for name, value in request.headers.items() if name.lower() not in SIGNED}
+
+    def sign_link(self, method: str, link: str, headers: Mapping[str, str]) -> str:
+        """Return a link to an object of S3 that needs no key for an hour; `headers` must be sent with it."""
+        request = AWSRequest(method=method, url=link, headers=dict(headers))
+        S3SigV4QueryAuth(self._held, "s3", self.region, LASTING).add_auth(request)
+        return str(request.url)
+
+    def _read(self) -> ReadOnlyCredentials:
+        assert self.region  # what is missing of the options is told first
+        if self._source is None:
+            self._source = self._find()
+        try:
+            return self._source.get_frozen_credentials()
+        except BotoCoreError as error:
+            raise ProviderError("auth", str(error), where="bedrock: the keys of AWS") from None
+
+    def _find(self) -> Credentials:
+        options = self.options
+        if options.access_key_id is not None:
+            token = options.session_token
+            return Credentials(
+                options.access_key_id,
+                read_secret(options.secret_access_key, "bedrock.secret_access_key").reveal(),
+                None if token is None else read_secret(token, "bedrock.session_token").reveal(),
+            )
+        found = self._configured("credentials")
+        if found is None:
+            remedy = "Run: aws configure, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+            raise LuthierError("credential-missing", "AWS has no keys here", where="bedrock", remedy=remedy)
+        return found  # type: ignore[no-any-return]
+
+    def _configured(self, what: str) -> Any:
+        """What AWS's own places say: the `region`, or the `credentials`; None where they say nothing."""
+        try:
+            if self._session is None:
+                self._session = Session(profile=self.options.profile)
+            session = self._session
+            return session.get_credentials() if what == "credentials" else session.get_config_variable(what)
+        except BotoCoreError as error:
+            raise LuthierError("credential-missing", str(error), where="bedrock.profile") from None
