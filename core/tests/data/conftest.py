@@ -43,6 +43,16 @@ def made() -> Callable[..., Prepared]:
 
 
 @pytest.fixture(scope="session")
+def from_file() -> Callable[..., Prepared]:
+    """A file of rows prepared with a tokenizer; the rest are options of `data`."""
+
+    def run(path: str, tokenizer: Any, **options: Any) -> Prepared:
+        return prepare(Data(train=[Source(path=path)], **options), tokenizer, seed=0)
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def answers() -> Callable[[TokenExample, Any], list[str]]:
     """The text of each unbroken run of supervised tokens."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from luthier.data.read.added_nulls import make_cleaner
 from luthier.data.read.row import Row, row_of, unreadable_row
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Source
@@ -72,4 +73,5 @@ def read_object(rows: Iterable[Any], name: str) -> Iterator[Row]:
             type(rows).__name__,
             remedy="Give a list of dicts, a Dataset or an IterableDataset; of a DatasetDict choose a split.",
         )
-    yield from (row_of(row, f"{name}[{i}]") for i, row in enumerate(rows))
+    clean = make_cleaner(rows)
+    yield from (row_of(clean(row), f"{name}[{i}]") for i, row in enumerate(rows))

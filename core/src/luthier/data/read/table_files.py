@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from luthier.data.read.added_nulls import clean_row
 from luthier.data.read.row import Row, broken_row, unreadable_row
 from luthier.data.read.textfiles import read_bytes, read_lines
 from luthier.errors import LuthierError
@@ -63,7 +64,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
         with pyarrow.parquet.ParquetFile(source, page_checksum_verification=True) as file:
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
-                    yield Row(row, f"{path}:{number}")
+                    yield Row(clean_row(row), f"{path}:{number}")
                     number += 1
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         problem = f"not a whole Parquet file: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
