@@ -47,7 +47,7 @@ def from_file() -> Callable[..., Prepared]:
     """A file of rows prepared with a tokenizer; the rest are options of `data`."""
 
     def run(path: str, tokenizer: Any, **options: Any) -> Prepared:
-        return prepare(Data(train=[Source(path=path)], **options), tokenizer, seed=0)
+        return prepare_data(Data(train=[Source(path=path)], **options), tokenizer, seed=0)
 
     return run
 
