@@ -59,8 +59,8 @@ def train(
     recipe, objects = gather(recipe, model, tokenizer, data, eval_data, given)
     if overfit_one_batch:
         return overfit_first_batch(recipe, objects, STEPS if overfit_one_batch is True else overfit_one_batch)
-    going_on = {"resume": None if resume is None else Path(resume), "allowed": read_allowed(allow_changed)}
-    return train_run(recipe, objects, fresh=fresh, re_decide=re_decide, **going_on)
+    checkpoint, allowed = None if resume is None else Path(resume), read_allowed(allow_changed)
+    return train_run(recipe, objects, resume=checkpoint, fresh=fresh, re_decide=re_decide, allowed=allowed)
 
 
 def continual(
@@ -138,8 +138,8 @@ def inspect(
     tokenizer = objects.tokenizer or tokenizer_of(recipe.model)
     wanted = Wanted.of_part(resolve_parts(recipe).loss)
     wanted = Wanted(kind="any") if wanted == TOKENS else wanted  # the loss was not named, perhaps
-    given = {"given": objects.data, "given_validation": objects.eval_data}
-    prepared = prepare_data(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, **given)
+    prepared = prepare_data(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, given=objects.data,
+                            given_validation=objects.eval_data)  # fmt: skip
     if wanted.kind == "any" and len(prepared.train.names) > 1:
         problem = "these rows are pairs, which the loss of this recipe does not take"
         get_logger().warning(problem, remedy="name a loss that takes pairs, such as --loss dpo")
@@ -161,14 +161,14 @@ def generate(
     """The answer to `prompt` of the model at `model`: a run, an adapter's folder, a model folder, or a hub name."""
     _require_local()
     from luthier.hardware.devices import choose_device
-    from luthier.model.generation.generate import generate_text
+    from luthier.model.generation.generate import Sampling, generate_text
     from luthier.step.opened import open_artifact
 
     opened = open_artifact(model, choose_device(device), base)
-    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     chat = opened.note.get("prompts", "chat") == "chat"
     return generate_text(
-        opened.model, opened.tokenizer, prompt, adapter=opened.adapter, system=system, chat=chat, **settings
+        opened.model, opened.tokenizer, prompt, adapter=opened.adapter, system=system, chat=chat, sampling=sampling
     )
 
 

@@ -12,7 +12,7 @@ from luthier.errors import LuthierError
 from luthier.model import attention
 from luthier.model import self_check as probe
 from luthier.model.attention import varlen, ways
-from luthier.model.generation.generate import generate_text
+from luthier.model.generation.generate import Sampling, generate_text
 from luthier.model.generation.generation_inputs import compute_logits, prepare_generation
 from luthier.model.policy import ModelPolicy
 from luthier.testing.exactness import unrounded
@@ -234,6 +234,6 @@ def test_an_answer_is_given_with_the_prompt_on(kind):
     model, tokenizer = tiny_model().eval(), tiny_tokenizer()
     attention.install_attention(model)
     adapter = kind(model)
-    without = generate_text(model, tokenizer, "1 and 2?", max_new_tokens=8)
-    found = generate_text(model, tokenizer, "1 and 2?", adapter=adapter, max_new_tokens=8)
+    without = generate_text(model, tokenizer, "1 and 2?", sampling=Sampling(max_new_tokens=8))
+    found = generate_text(model, tokenizer, "1 and 2?", adapter=adapter, sampling=Sampling(max_new_tokens=8))
     assert found != without

@@ -19,7 +19,7 @@ from luthier.model.load import quiet
 from luthier.model.weights.dense_files import Files, save_model
 from luthier.model.weights.quantized import QUANTIZED
 from luthier.recipe.checks.soundness import unmergeable_part
-from luthier.step.context import context_for
+from luthier.step.context import ContextSources, context_for
 
 
 def artifact_name(adapter: Any) -> str:
@@ -76,7 +76,7 @@ def merged_copy(model: Any, adapter: Any, quantizer: Any) -> Any:
         weight = quantizer.dequantize(layer)
         if weight is not None:
             _replace(model, path, _linear(weight, getattr(layer, "bias", None), model.dtype))
-    context = context_for(model, quantizer, purpose="open", seed=0, original=_no_original)
+    context = context_for(model, quantizer, ContextSources(purpose="open", seed=0, original=_no_original))
     merged = model if adapter is None else adapter.merge(context)
     for path, layer in plain.named_modules():
         if type(layer).__name__ == "Conv1D" and isinstance(merged.get_submodule(path), nn.Linear):

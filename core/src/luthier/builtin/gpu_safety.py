@@ -57,8 +57,8 @@ class NvidiaSmi:
 
     def ask(self) -> None:
         if self.process is None:
-            quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "stdin": subprocess.DEVNULL}
-            self.process = subprocess.Popen(self.command, text=True, **quiet)  # type: ignore[call-overload]
+            self.process = subprocess.Popen(self.command, text=True, stdout=subprocess.PIPE,
+                                            stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)  # fmt: skip
 
     def answer(self, *, wait: bool = False) -> list[Reading] | None:
         process = self.process

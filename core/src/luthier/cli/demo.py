@@ -90,18 +90,18 @@ def run_demo(*, folder: str | Path | None = None, seed: int = 0, quiet: bool = F
     target = free_folder(Path(folder or "runs/demo"))
     with _one_thread():
         result = train(RECIPE, output_dir=target, callbacks=watchers, seed=seed, **settings)
-    found = [line["eval_loss"] for line in read_metrics(result.output_path / FILE) if "eval_loss" in line]
+    losses = [line["eval_loss"] for line in read_metrics(result.output_path / FILE) if "eval_loss" in line]
     after = generate(result.merged or result.artifact, QUESTION, max_new_tokens=ANSWER, seed=seed)
     return DemoResult(
-        **{"eval_loss_before": found[0], "eval_loss_after": found[-1], "steps": result.steps},
-        **{"question": QUESTION, "sample_before": before, "sample_after": after},
-        **{"run": str(result.output_path), "adapter": str(result.artifact), "merged": str(result.merged)},
+        eval_loss_before=losses[0], eval_loss_after=losses[-1], steps=result.steps,
+        question=QUESTION, sample_before=before, sample_after=after,
+        run=str(result.output_path), adapter=str(result.artifact), merged=str(result.merged),
         seconds=time.perf_counter() - began,
         next=[
             f'luthier generate {result.output_path} "{QUESTION}"',
             "luthier train --model demo --data YOUR.jsonl --adapter lora --learning-rate 1e-3",
         ],
-    )
+    )  # fmt: skip
 
 
 @contextmanager

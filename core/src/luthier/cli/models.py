@@ -35,8 +35,8 @@ def generate(
     """Answer a prompt with a model, an adapter or a run."""
     asked = _prompt(prompt)
     api = start_api(log_level, log_format, log_file)
-    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    text = api.generate(model, asked, base=base, system=system, device=device, **sampling)
+    text = api.generate(model, asked, base=base, system=system, device=device, max_new_tokens=max_new_tokens,
+                        temperature=temperature, top_p=top_p, seed=seed)  # fmt: skip
     document = {"model": model, "base": base, "prompt": asked, "text": text}
     return Answer(document=document, view=lambda screen: screen.out(text, highlight=False))
 

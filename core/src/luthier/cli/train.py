@@ -60,14 +60,16 @@ def train(
     if overfit_one_batch:
         return overfit.answer_overfit(recipe, overfit_steps, start_api(log_level, log_format, log_file))
     asked = Launch(
-        **{"nproc_per_node": nproc_per_node, "nnodes": nnodes, "node_rank": node_rank, "max_restarts": max_restarts},
-        **{"rdzv_endpoint": rdzv_endpoint, "rdzv_id": rdzv_id, "master_addr": master_addr, "master_port": master_port},
-    )
+        nproc_per_node=nproc_per_node, nnodes=nnodes, node_rank=node_rank, max_restarts=max_restarts,
+        rdzv_endpoint=rdzv_endpoint, rdzv_id=rdzv_id, master_addr=master_addr, master_port=master_port,
+    )  # fmt: skip
     if asked.wanted(os.environ):
         return launch.run_launched(asked, context, draw_result)
     api = start_api(log_level, log_format, log_file)
-    given = {"resume": resume, "fresh": fresh, "re_decide": re_decide, "allow_changed": allow_changed}
-    return launch.answer_once(lambda: api.train(recipe, **given), draw_result)
+    return launch.answer_once(
+        lambda: api.train(recipe, resume=resume, fresh=fresh, re_decide=re_decide, allow_changed=allow_changed),
+        draw_result,
+    )
 
 
 def draw_result(screen: Console, run: Run) -> None:

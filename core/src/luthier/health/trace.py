@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -57,8 +58,8 @@ def _first(world: World, found: Finding | None) -> Finding | None:
     if first is None:
         return None
     rank, values = first
-    told = values["told"] + (f" of rank {rank}" if world.size > 1 and values["micro_batch"] else "")
-    return Finding(**{**values, "told": told, "where": tuple(values["where"])})
+    suffix = f" of rank {rank}" if world.size > 1 and values["micro_batch"] else ""
+    return attrs.evolve(Finding(**values), told=values["told"] + suffix, where=tuple(values["where"]))
 
 
 def _data(batches: Sequence[Batch]) -> Finding | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,10 @@ from luthier.plugins.contracts.values import Purpose
 from luthier.randomness import keep_randomness
 from luthier.runs.writing.decisions import Decisions
 from luthier.step.adapter_start import load_start
+from luthier.step.attach import attach_parts, quantize_model
+from luthier.step.attachment import Attachment, BuiltParts
 from luthier.step.over_batches import run_over
+from luthier.step.reference.company import Company
 from luthier.step.schedule.total_steps import feed_of
 from luthier.step.update import update_weights
 
@@ -77,16 +81,14 @@ class Rehearsal:
         model: Any = None,
         config: Any = None,
     ) -> None:
-        from luthier.step.reference.company import Company  # which asks for rehearsals itself
-
         config = config or (config_of(recipe.model) if model is None else model.config)
         ledger = Ledger(CUDA_GRAIN if device.type == "cuda" else 1)
-        sizes = {"experts": experts_of(config), "vocabulary": config.get_text_config().vocab_size}
-        self.ghosts = Ghosts(ledger, device, **sizes)
+        vocabulary = config.get_text_config().vocab_size
+        self.ghosts = Ghosts(ledger, device, experts=experts_of(config), vocabulary=vocabulary)
         with _explained():
-            self.built, self.packages = built_parts(resolved), resolved.plugins.packages
-            self.built["kernels"] = find_kernels(recipe, resolved, device)
-            self.built["company"] = Company.of(recipe, resolved)
+            built, self.packages = rehearsed_parts(resolved), resolved.plugins.packages
+            kernels, company = find_kernels(recipe, resolved, device), Company.of(recipe, resolved)
+            self.built = attrs.evolve(built, kernels=kernels, company=company)
         with self._rehearsing():
             ghost = build_model(config, recipe.model, device) if model is None else self.ghosts.copy(model)
             self.setup = assemble_weightless(recipe, ghost, self.built, prepared, device)
@@ -155,7 +157,7 @@ class Rehearsal:
     @contextmanager
     def _rehearsing(self) -> Iterator[None]:
         """Silent, without a trace in the random states or in what plugins keep, and defects as `_explained`."""
-        isolated, eager = isolated_parts(self.built.values(), self.packages), torch.compiler.set_stance("force_eager")
+        isolated, eager = isolated_parts(self.built.objects(), self.packages), torch.compiler.set_stance("force_eager")
         with _explained(), keep_randomness(), muted_logs(), _uncollected(), isolated, eager, self.ghosts:
             yield
 
@@ -184,32 +186,39 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def built_parts(resolved: Resolved) -> dict[str, Any]:
+def rehearsed_parts(resolved: Resolved) -> BuiltParts:
     """Return the parts of a run, built for a rehearsal: what they import is imported with real tensors."""
-    from luthier.step.attach import BUILT  # which asks for rehearsals itself
-
-    return {kind: _built(resolved, getattr(resolved, kind)) for kind in BUILT}
+    return BuiltParts.of_recipe(resolved, functools.partial(_built, resolved))
 
 
 def assemble_weightless(
     recipe: Recipe,
     model: Any,
-    built: dict[str, Any],
+    parts: BuiltParts,
     prepared: Prepared,
     device: torch.device,
     purpose: Purpose = "plan",
 ) -> Setup:
     """Return a run's setup around a model without values."""
-    from luthier.step.attach import attach_parts, quantize_model  # which asks for rehearsals itself
-
-    if built["quantizer"].load_arguments():
+    if parts.quantizer.load_arguments():
         raise Unknown("the quantizer works while weights are loaded")
     feed = feed_of(recipe, prepared.train)
     try:
-        model = quantize_model(recipe, feed, model, built["quantizer"], purpose)
+        model = quantize_model(recipe, feed, model, parts.quantizer, purpose)
     except LuthierError as error:  # of numbers that are none
         raise Unknown(f"the quantizer needs the weights: {error.line}") from error
-    return attach_parts(recipe, model, None, built, prepared, device, Decisions(is_logged=False), purpose=purpose)
+    return attach_parts(
+        Attachment(
+            recipe=recipe,
+            model=model,
+            tokenizer=None,
+            parts=parts,
+            prepared=prepared,
+            device=device,
+            decisions=Decisions(is_logged=False),
+            purpose=purpose,
+        )
+    )
 
 
 def _built(resolved: Resolved, part: Part) -> Any:

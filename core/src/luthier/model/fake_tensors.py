@@ -35,8 +35,8 @@ class Ghost(Tensor):
 
     @staticmethod
     def __new__(cls: type[Ghost], inner: Tensor, device: torch.device, world: Ghosts) -> Ghost:
-        layout = {"strides": inner.stride(), "storage_offset": inner.storage_offset()}
-        made = Tensor._make_wrapper_subclass(cls, inner.size(), **layout, dtype=inner.dtype, device=device)  # type: ignore[attr-defined]
+        made = Tensor._make_wrapper_subclass(cls, inner.size(), strides=inner.stride(), dtype=inner.dtype,  # type: ignore[attr-defined]
+                                             storage_offset=inner.storage_offset(), device=device)  # fmt: skip
         made.inner, made.world = inner, world
         return made
 
@@ -86,7 +86,7 @@ class Ghosts(TorchDispatchMode):
         if Ghost in types:
             return self.call(func, args, kwargs)
         if _makes_tensor(func):
-            inner = func(*args, **{**kwargs, "device": META})
+            inner = func(*args, **(kwargs | {"device": META}))
             if (inner.dtype.is_floating_point and func not in TABLES) or inner.numel() > REAL:
                 return self._wrapped(inner, torch.device(kwargs.get("device") or "cpu"))
         out = func(*args, **kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import attrs
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from luthier.errors import LuthierError
 from luthier.hardware.low_precision import bf16_feature, imitates_dtype
 from luthier.logs import get_logger
+from luthier.plugins.contracts.protocols import Adapter, Optimizer
 from luthier.precision import weight_dtypes as storage
 from luthier.precision.bf16_steps import MasterStep, StochasticStep, newest_master, put_tensor
 from luthier.precision.loss_scaler import LossScaler
@@ -104,14 +105,24 @@ def _warn(name: str, device: torch.device, remedy: str) -> None:
         )
 
 
+class SteppingParts(Protocol):
+    """Parts of which one says what trains, and the other steps it."""
+
+    @property
+    def adapter(self) -> Adapter: ...
+
+    @property
+    def optimizer(self) -> Optimizer: ...
+
+
 def settle_precision(
-    recipe: Recipe, model: Any, built: Mapping[str, Any], device: torch.device, decisions: Decisions,
+    recipe: Recipe, model: Any, parts: SteppingParts, device: torch.device, decisions: Decisions,
     undo: contextlib.ExitStack, *, sharded: bool = False,
 ) -> Precision:  # fmt: skip
     """Decide it and put the model's weights into it, until `undo` is closed; what is sharded stays in it."""
-    trained = [p for group in built["adapter"].groups() for p in group.parameters]
+    trained = [p for group in parts.adapter.groups() for p in group.parameters]
     name = decide(recipe, model, trained, device, decisions, sharded=sharded)
-    found = Precision.of(recipe, name, device, built["optimizer"])
+    found = Precision.of(recipe, name, device, parts.optimizer)
     found.sharded = sharded
     undo.enter_context(found.held(model, trained))
     return found

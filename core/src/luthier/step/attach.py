@@ -13,11 +13,9 @@ from torch import Tensor, nn
 
 from luthier.data.batches.batch import Batch
 from luthier.data.batches.example_feed import Feed
+from luthier.data.batches.layout import LaidOutFeed
 from luthier.data.batches.micro_batches import rank_batches
 from luthier.data.batches.packing import Packing
-from luthier.data.prepare import Prepared
-from luthier.distributed.spread import Strategy
-from luthier.distributed.world import World
 from luthier.distributed.wrap import wrap_step
 from luthier.errors import LuthierError
 from luthier.model import attention, load, recompute
@@ -31,119 +29,127 @@ from luthier.plugins.contracts.protocols import Quantizer
 from luthier.plugins.contracts.values import Context, Group, Purpose
 from luthier.precision import dtypes as precision
 from luthier.recipe import Recipe
-from luthier.runs.writing.decisions import Decisions
-from luthier.step.context import WHOLE, context_for, dense_weight
+from luthier.step.attachment import Attachment, BuiltParts
+from luthier.step.context import WHOLE, ContextSources, context_for, dense_weight
 from luthier.step.losses.unit_layout import lay_out_feed
 from luthier.step.module import Step
-from luthier.step.reference.company import attach_begun, company_of
 from luthier.step.schedule.total_steps import feed_of, rates_of
 from luthier.step.setup import Setup
 
 HOST: Final = torch.device("cpu")
 
 
-BUILT = ("adapter", "loss", "optimizer", "quantizer")
-
-
 def quantize_model(
     recipe: Recipe, feed: Feed, model: Any, quantizer: Quantizer, purpose: Purpose, *, blank: bool = False
 ) -> Any:
     """Return the model in its quantizer's form; `blank`: its weights are still to be read."""
-    told = {"log": lambda *_: None, "total_steps": feed.total, "purpose": purpose}
-    context = _context(recipe, model, quantizer, _head(recipe, feed, model.device), **told)
+    head = _head(recipe, feed, HOST if model.device.type == "meta" else model.device)
+    sources = attrs.evolve(_sources(recipe, model, quantizer, head, purpose), total_steps=feed.total)
+    context = _context(recipe, model, quantizer, sources)
     return apply_quantizer(quantizer, model, attrs.evolve(context, has_values=context.has_values and not blank))
 
 
-def _head(recipe: Recipe, feed: Feed, device: torch.device) -> Callable[[int], Iterable[Batch]]:
-    """Return a function that gives the first n examples in micro-batches, where the weights lie."""
+def _head(recipe: Recipe, feed: Feed | LaidOutFeed, place: torch.device) -> Callable[[int], Iterable[Batch]]:
+    """Return a function that gives the first n examples in micro-batches on a device."""
     alone = Packing(max_tokens=recipe.max_tokens_per_device, on=recipe.packing)
-    place = HOST if device.type == "meta" else device
     return lambda count: rank_batches(feed.head(count), alone, place)
 
 
-def attach_parts(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any], prepared: Prepared,
-                 device: torch.device, decisions: Decisions, world: World | None = None,
-                 spread_as: Strategy = "alone", *, purpose: Purpose = "train") -> Setup:  # fmt: skip
+def attach_parts(attachment: Attachment) -> Setup:
     """The model with its adapter and all that a step needs; without weights (a rehearsal) no number is looked at."""
     with ExitStack() as undo:
-        told = {"purpose": purpose, "undo": undo, "spread_as": spread_as}
-        setup = _attached(recipe, model, tokenizer, built, prepared, device, decisions, world or World(), **told)
+        setup = _attached(attachment, undo)
         undo.push(setup.undo)  # should a companion not be had
-        company_of(built).join(setup, purpose)
+        attachment.parts.company.join(setup, attachment.purpose)
         undo.pop_all()
     return setup
 
 
-def _attached(recipe: Recipe, model: Any, tokenizer: Any, built: dict[str, Any], prepared: Prepared,
-              device: torch.device, decisions: Decisions, world: World, *, purpose: Purpose, undo: ExitStack,
-              spread_as: Strategy) -> Setup:  # fmt: skip
-    feed = lay_out_feed(feed_of(recipe, prepared.train), recipe, built["loss"], prepared.train, model, decisions)
-    alone = Packing(max_tokens=recipe.max_tokens_per_device, on=recipe.packing)
-    before, numbers, has_weights = attention.install_attention(model), {}, purpose in WHOLE
-    told = {"log": numbers.__setitem__, "total_steps": feed.total, "purpose": purpose, "decisions": decisions}
-    told["save_dtype"] = getattr(built["adapter"], "save_dtype", None)
-    context = _context(recipe, model, built["quantizer"], lambda n: rank_batches(feed.head(n), alone, device), **told)
-    model = attach_begun(built, model, context)
-    operations = undo.enter_context(operate_as_chosen(recipe, model, built, decisions, purpose, spread_as))
-    if has_weights:
-        _probe_model(recipe, model, built)
-    computed = precision.settle_precision(recipe, model, built, device, decisions, undo, sharded=spread_as == "fsdp")
-    attention.decide_attention(model, device, precision.COMPUTED_IN.get(computed.name) or model.dtype, decisions)
-    if has_weights and computed.is_low:
-        _probe_model(recipe, model, built, computed.computing)
+def _attached(attachment: Attachment, undo: ExitStack) -> Setup:
+    recipe, parts, prepared, world = attachment.recipe, attachment.parts, attachment.prepared, attachment.world
+    feed = lay_out_feed(feed_of(recipe, prepared.train), recipe, parts.loss, prepared.train, attachment.model,
+                        attachment.decisions)  # fmt: skip
+    before, numbers = attention.install_attention(attachment.model), dict[str, float]()
+    context = _adapters_context(attachment, feed, numbers)
+    model = parts.company.attach(parts.adapter, attachment.model, context)
+    operations = undo.enter_context(operate_as_chosen(recipe, model, parts.kernels, attachment.decisions,
+                                                      attachment.purpose, attachment.spread_as))  # fmt: skip
+    computed = _settle_computing(attachment, model, undo)
     undo.enter_context(recompute.install_recompute(model, recipe.gradient_checkpointing))  # around those forwards
-    step = _step(recipe, model, built, computed.computing)
-    spread = wrap_step(step, model, spread_as, world, device, exchanged=computed.name == "pure_bf16")
-    optimizer = built["optimizer"].build(trained_groups(recipe, built["adapter"], model))
+    step = _step(recipe, model, parts, computed.computing)
+    spread = wrap_step(step, model, attachment.spread_as, world, attachment.device,
+                       exchanged=computed.name == "pure_bf16")  # fmt: skip
+    optimizer = parts.optimizer.build(trained_groups(recipe, parts.adapter, model))
+    alone = Packing(max_tokens=recipe.max_tokens_per_device, on=recipe.packing)
     return Setup(
-        **{"recipe": recipe, "model": model, "tokenizer": tokenizer, "context": context, "device": device},
-        **{"adapter": built["adapter"], "loss": built["loss"], "quantizer": built["quantizer"]},
-        **{"optimizer_part": built["optimizer"], "optimizer": optimizer, "rates": rates_of(recipe, feed.total)},
+        recipe=recipe, model=model, tokenizer=attachment.tokenizer, context=context, device=attachment.device,
+        adapter=parts.adapter, loss=parts.loss, quantizer=parts.quantizer, optimizer_part=parts.optimizer,
+        optimizer=optimizer, rates=rates_of(recipe, feed.total), feed=feed,
         packing=alone.for_rank(world.rank, world.size, step.policy.body.virtual_tokens),
-        **{"train": prepared.train, "validation": prepared.validation, "report": prepared.report, "feed": feed},
-        **{"attention": before, "operations": operations, "numbers": numbers, "decisions": decisions},
-        **{"step": step, "spread": spread, "world": world, "precision": computed, "undo": undo.pop_all()},
-    )
+        train=prepared.train, validation=prepared.validation, report=prepared.report,
+        attention=before, operations=operations, numbers=numbers, decisions=attachment.decisions,
+        step=step, spread=spread, world=world, precision=computed, undo=undo.pop_all(),
+    )  # fmt: skip
 
 
-def _probe_model(recipe: Recipe, model: Any, built: dict[str, Any], computing: probe.Computing = nullcontext) -> None:
+def _settle_computing(attachment: Attachment, model: Any, undo: ExitStack) -> precision.Precision:
+    """Decide precision and attention; a model with weights is probed before and, where numbers are coarser, after."""
+    recipe, parts, decisions = attachment.recipe, attachment.parts, attachment.decisions
+    has_weights = attachment.purpose in WHOLE
+    if has_weights:
+        _probe_model(recipe, model, parts)
+    computed = precision.settle_precision(recipe, model, parts, attachment.device, decisions, undo,
+                                          sharded=attachment.spread_as == "fsdp")  # fmt: skip
+    dtype = precision.COMPUTED_IN.get(computed.name) or model.dtype
+    attention.decide_attention(model, attachment.device, dtype, decisions)
+    if has_weights and computed.is_low:
+        _probe_model(recipe, model, parts, computed.computing)
+    return computed
+
+
+def _probe_model(recipe: Recipe, model: Any, parts: BuiltParts, computing: probe.Computing = nullcontext) -> None:
     """Compare the ways in which the run computes. Without packing, too, the documents of one unit share a pass."""
-    together = separation_reason(model.config, model) is None and (recipe.packing or built["loss"].data != "tokens")
-    probe.check_architecture(model, packing=together, computing=computing, adapter=built["adapter"])
+    together = separation_reason(model.config, model) is None and (recipe.packing or parts.loss.data != "tokens")
+    probe.check_architecture(model, packing=together, computing=computing, adapter=parts.adapter)
 
 
-def _step(recipe: Recipe, model: Any, built: dict[str, Any], computing: Any) -> Step:
+def _step(recipe: Recipe, model: Any, parts: BuiltParts, computing: probe.Computing) -> Step:
     router = _router(recipe, model)
-    return Step(model, built["adapter"], built["loss"], router_coefficient=router, computing=computing)
+    return Step(model, parts.adapter, parts.loss, router_coefficient=router, computing=computing)
 
 
-def _context(
-    recipe: Recipe,
-    model: Any,
-    quantizer: Any,
-    head: Callable[[int], Iterable[Any]],
-    *,
-    purpose: Purpose,
-    save_dtype: str | None = None,
-    **told: Any,
-) -> Context:
-    """What parts may know; `head(n)` gives the first n examples in micro-batches."""
+def _adapters_context(attachment: Attachment, feed: LaidOutFeed, numbers: dict[str, float]) -> Context:
+    """Return what the adapter may know; the numbers that parts log go to `numbers`."""
+    recipe, model, adapter = attachment.recipe, attachment.model, attachment.parts.adapter
+    head = _head(recipe, feed, attachment.device)
+    sources = _sources(recipe, model, attachment.parts.quantizer, head, attachment.purpose)
+    files = functools.partial(Files.of_recipe, recipe, model.dtype, getattr(adapter, "save_dtype", None))
+    sources = attrs.evolve(sources, total_steps=feed.total, log=numbers.__setitem__, files=files,
+                           decisions=attachment.decisions)  # fmt: skip
+    return _context(recipe, model, attachment.parts.quantizer, sources)
+
+
+def _sources(
+    recipe: Recipe, model: Any, quantizer: Quantizer, head: Callable[[int], Iterable[Batch]], purpose: Purpose
+) -> ContextSources:
+    """Return what a context asks; `head(n)` gives the first n examples in micro-batches."""
 
     def original(layer: nn.Module) -> Tensor:
         if purpose not in WHOLE:
             return dense_weight(layer, quantizer)
         return load.original_weight(recipe.model.name_or_path, model, layer)
 
-    context = context_for(
-        model,
-        quantizer,
-        purpose=purpose,
+    return ContextSources(
         seed=recipe.seed,
-        files=functools.partial(Files.of_recipe, recipe, model.dtype, save_dtype),
+        purpose=purpose,
+        files=functools.partial(Files.of_recipe, recipe, model.dtype, None),
         original=original,
         batches=lambda n: _first_batches(n, recipe.global_batch_size, head),
-        **told,
     )
+
+
+def _context(recipe: Recipe, model: Any, quantizer: Quantizer, sources: ContextSources) -> Context:
+    context = context_for(model, quantizer, sources)
     return attrs.evolve(context, probe=functools.partial(context.probe, packing=recipe.packing))
 
 

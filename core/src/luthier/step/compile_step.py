@@ -90,8 +90,8 @@ def settle_compile(setup: Setup) -> bool:
     asked, decisions, installed = setup.recipe.torch_compile, setup.decisions, setup.operations
     saved = sum(SAVED[kind] * width for kind, width in installed.widths.items())
     mark = _mark((setup.device.type, setup.precision.name, sorted(installed.sizes)))
-    told = {"device": setup.device.type, "compiler": compiler(), "threads": torch.get_num_threads()}
-    facts = Facts(tokens=run_tokens(setup), saved=saved, warm=mark.exists(), **told)
+    facts = Facts(tokens=run_tokens(setup), saved=saved, warm=mark.exists(), device=setup.device.type,
+                  compiler=compiler(), threads=torch.get_num_threads())  # fmt: skip
     if setup.recipe.kernels == "reference":
         wanted = decisions.explicit(NAME, False, "kernels: reference")
     elif asked == "auto":
@@ -213,8 +213,9 @@ class Passes:
     def _made(self, formula: Callable[..., Any]) -> Callable[..., Any]:
         name = formula.__name__
         if name not in self._compiled:
-            own = {"recompile_limit": VARIANTS, "isolate_recompiles": True}
-            self._compiled[name] = torch.compile(formula, fullgraph=True, **own)
+            compile_formula: Callable[..., Any] = torch.compile  # whose stubs know no limit for one function
+            self._compiled[name] = compile_formula(formula, fullgraph=True, recompile_limit=VARIANTS,
+                                                   isolate_recompiles=True)  # fmt: skip
         return self._compiled[name]
 
     def _give_up(self, error: Exception) -> None:

@@ -26,36 +26,40 @@ WHOLE: Final = ("train", "open")  # purposes of a model whose weights have value
 ATTACHING: Final = -1  # where the key of a step has its number, so that no step draws the same
 
 
-def context_for(
-    model: Any,
-    quantizer: Any,
-    *,
-    seed: int,
-    purpose: Purpose = "train",
-    total_steps: int | None = 0,
-    original: Callable[[nn.Module], Tensor],
-    batches: Callable[[int], Iterable[Any]] = lambda _: (),
-    log: Callable[[str, float], None] = lambda *_: None,
-    files: Callable[[], Files] = Files,
-    decisions: Decisions | None = None,
-) -> Context:
+@attrs.frozen(kw_only=True)
+class ContextSources:
+    """What a context is made of besides model and quantizer; `original` reads a layer's unquantized weight."""
+
+    seed: int
+    purpose: Purpose = "train"
+    total_steps: int | None = 0
+    original: Callable[[nn.Module], Tensor]
+    batches: Callable[[int], Iterable[Any]] = lambda _: ()
+    log: Callable[[str, float], None] = lambda *_: None
+    files: Callable[[], Files] = Files
+    decisions: Decisions = attrs.field(factory=Decisions)
+
+
+def context_for(model: Any, quantizer: Quantizer, sources: ContextSources) -> Context:
+    """Return what parts may know of a run with this model."""
+    purpose = sources.purpose
     context = Context(
         config=model.config,
         device=model.device,
         purpose=purpose,
         has_values=purpose in WHOLE,
         dtype=model.dtype,
-        seed=seed,
-        total_steps=total_steps,
-        log=log,
+        seed=sources.seed,
+        total_steps=sources.total_steps,
+        log=sources.log,
         dequantize=lambda layer: dense_weight(layer, quantizer),
         requantize=lambda layer, weight: _put(layer, weight, quantizer),
-        original=original,
-        batches=batches,
+        original=sources.original,
+        batches=sources.batches,
         forward=run_body,
     )
-    save, load = functools.partial(_save, quantizer, files), functools.partial(_load, quantizer)
-    return _with_preparation(attrs.evolve(context, save_model=save, load_model=load), decisions or Decisions())
+    save, load = functools.partial(_save, quantizer, sources.files), functools.partial(_load, quantizer)
+    return _with_preparation(attrs.evolve(context, save_model=save, load_model=load), sources.decisions)
 
 
 def _with_preparation(context: Context, decisions: Decisions) -> Context:

@@ -22,7 +22,7 @@ from luthier.recipe.artifact_note import NOTE
 from luthier.recipe.schema import Model
 from luthier.runs.writing.decisions import Decisions
 from luthier.runs.writing.record import read_record
-from luthier.step.context import attach_adapter, context_for
+from luthier.step.context import ContextSources, attach_adapter, context_for
 
 OPTIONAL: Final[dict[str, Any]] = {
     "files": {},
@@ -131,7 +131,8 @@ def read_trained(
     """
     quantizer = live if "name" not in note["quantizer"] and live is not None else _part("quantizer", note["quantizer"])
     model = load.empty_model(folder, device)
-    context = context_for(model, quantizer, purpose="open", seed=note.get("seed", 0), original=_absent)
+    sources = ContextSources(purpose="open", seed=note.get("seed", 0), original=_absent)
+    context = context_for(model, quantizer, sources)
     empty = attrs.evolve(context, has_values=False)
     model = quantizer.load(folder, apply_quantizer(quantizer, model, empty, progress_of(note)))
     _tell(quantizer, note)
@@ -153,10 +154,12 @@ def _context(model: Any, quantizer: Quantizer, spec: Model, note: dict[str, Any]
     return context_for(
         model,
         quantizer,
-        purpose="open",
-        seed=note.get("seed", 0),
-        decisions=Decisions(note.get("decisions")),
-        original=lambda layer: load.original_weight(spec.name_or_path, model, layer),
+        ContextSources(
+            purpose="open",
+            seed=note.get("seed", 0),
+            decisions=Decisions(note.get("decisions")),
+            original=lambda layer: load.original_weight(spec.name_or_path, model, layer),
+        ),
     )
 
 

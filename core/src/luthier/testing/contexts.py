@@ -20,7 +20,7 @@ from luthier.model.policy import ModelPolicy
 from luthier.model.weights.quantized import apply_quantizer
 from luthier.plugins.completion import complete_part
 from luthier.plugins.contracts.values import Context, Progress
-from luthier.step.context import attach_adapter, context_for
+from luthier.step.context import ContextSources, attach_adapter, context_for
 from luthier.step.module import Step
 from luthier.testing.laws import Subject
 from luthier.testing.worlds import random_batch, tiny_model
@@ -45,10 +45,7 @@ def context(
     return context_for(
         model,
         complete_part(quantizer, "quantizer", type(quantizer).__name__),
-        seed=seed,
-        total_steps=total_steps,
-        original=_original(model, originals),
-        batches=_batches,
+        ContextSources(seed=seed, total_steps=total_steps, original=_original(model, originals), batches=_batches),
     )
 
 
@@ -130,8 +127,9 @@ def attach_on_meta(part: Any, seed: int) -> Any:
         model = type(whole)(whole.config)
     attention.install_attention(model)
     around = context_for(
-        model, Unquantized(NoQuantizer()), purpose="hollow", seed=seed, total_steps=STEPS,
-        original=_original(model, None), batches=_batches,
+        model, Unquantized(NoQuantizer()),
+        ContextSources(purpose="hollow", seed=seed, total_steps=STEPS, original=_original(model, None),
+                       batches=_batches),
     )  # fmt: skip
     attach_adapter(part, model, around)
     return part

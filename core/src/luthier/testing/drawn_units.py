@@ -105,6 +105,6 @@ def _example(unit: DrawnUnit, index: int) -> TokenExample:
     for name, document in unit.documents.items():
         ids = np.array(document.ids, np.int32)
         labels = np.where(np.array(document.supervised), ids, IGNORED).astype(np.int32)
-        about = {"weight": unit.weight, "columns": dict(unit.columns), "index": index}
-        parts[name] = TokenExample(input_ids=ids, labels=labels, **about)
+        columns = dict(unit.columns)
+        parts[name] = TokenExample(input_ids=ids, labels=labels, weight=unit.weight, columns=columns, index=index)
     return TokenExample.joined(parts)

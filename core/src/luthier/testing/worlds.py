@@ -78,7 +78,7 @@ def tiny_model(architecture: str = "llama", seed: int = 0, **changes: Any) -> Pr
         if _made_by and architecture == "llama":
             model = _made_by[-1]()
         else:
-            config = getattr(transformers, name)(**{**arguments, **changes})
+            config = getattr(transformers, name)(**(arguments | changes))
             model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         for parameter in model.parameters():  # the usual 0.02 makes every output alike
             if parameter.dim() > 1:

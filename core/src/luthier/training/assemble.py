@@ -31,7 +31,8 @@ from luthier.recipe.objects import Objects
 from luthier.recipe.parts import Part, Resolved, resolve_parts
 from luthier.runs.writing.decisions import Decisions
 from luthier.step import compile_step as compiling
-from luthier.step.attach import BUILT, HOST, attach_parts, quantize_model
+from luthier.step.attach import HOST, attach_parts, quantize_model
+from luthier.step.attachment import Attachment, BuiltParts
 from luthier.step.evaluation.metric_parts import settle_evaluation
 from luthier.step.fit_checks import check_prompts, check_rooms, prepare_model
 from luthier.step.reference.company import Company
@@ -61,23 +62,26 @@ def assemble_run(recipe: Recipe, objects: Objects, plugins: Plugins | None = Non
     decisions, world = decisions or Decisions(), world or World()
     began, resolved = threads.Glance(), resolve_parts(recipe, plugins)
     device = usable_device(recipe, resolved, world)
-    built = {kind: resolved.build(getattr(resolved, kind)) for kind in BUILT}
-    built["kernels"] = find_kernels(recipe, resolved, device)
+    parts = BuiltParts.of_recipe(resolved)
+    kernels = find_kernels(recipe, resolved, device)
     callbacks = {name: resolved.build(part) for name, part in named(resolved.callbacks).items()}
     tokenizer = objects.tokenizer or load.tokenizer_of(recipe.model)
     prepared = made_rows(recipe, objects, tokenizer, Wanted.of_part(resolved.loss), world)
     config = config_of(recipe.model) if objects.model is None else getattr(objects.model, "config", None)
-    built["company"] = Company.of(recipe, resolved, begins=begins).checked(built["loss"], tokenizer, config)
+    company = Company.of(recipe, resolved, begins=begins).checked(parts.loss, tokenizer, config)
+    parts = attrs.evolve(parts, kernels=kernels, company=company)
     recipe = without_packing(recipe, config, objects.model, decisions)
-    about = {"shares": world.size, "ranks_here": world.local_size, "purpose": purpose}
-    case = Case(recipe=recipe, resolved=resolved, device=device, prepared=prepared, objects=objects, **about)
+    case = Case(recipe=recipe, resolved=resolved, device=device, prepared=prepared, objects=objects,
+                shares=world.size, ranks_here=world.local_size, purpose=purpose)  # fmt: skip
     check_rooms(prepared, recipe, case.layout)
     case.sharded = (how := strategy.choose_strategy(case, decisions, world)) == "fsdp"
     recipe = case.recipe = settle_sizes(case, decisions, world)
-    model, purpose = load_quantized(case, how, world, functools.partial(_quantized, case, built["quantizer"]))
+    model, purpose = load_quantized(case, how, world, functools.partial(_quantized, case, parts.quantizer))
     recipe = case.recipe = without_packing(recipe, model.config, model, decisions)
     prepare_model(model, tokenizer, prepared)
-    setup = attach_parts(recipe, model, tokenizer, built, prepared, device, decisions, world, how, purpose=purpose)
+    setup = attach_parts(Attachment(recipe=recipe, model=model, tokenizer=tokenizer, parts=parts, prepared=prepared,
+                                    device=device, decisions=decisions, world=world, spread_as=how,
+                                    purpose=purpose))  # fmt: skip
     check_prompts(prepared, recipe, setup.packing, model)
     _settle_setup(setup, resolved, began)
     return Assembled(setup=setup, resolved=resolved, prepared=prepared, callbacks=callbacks, case=case)
@@ -106,13 +110,12 @@ def usable_device(recipe: Recipe, resolved: Resolved, world: World) -> torch.dev
 def whole_again(assembled: Assembled) -> Setup:
     """The same parts anew, on the model as its files have it, whole and in this process alone."""
     resolved, held, case = assembled.resolved, assembled.setup, assembled.case
-    built = {kind: resolved.build(getattr(resolved, kind)) for kind in BUILT}
-    built["kernels"] = find_kernels(case.recipe, resolved, HOST)
-    model = _quantized(case, built["quantizer"], HOST, "open")
+    parts = attrs.evolve(BuiltParts.of_recipe(resolved), kernels=find_kernels(case.recipe, resolved, HOST))
+    model = _quantized(case, parts.quantizer, HOST, "open")
     teach_stops(model, held.tokenizer, assembled.prepared.stop_tokens)
-    setup = attach_parts(
-        case.recipe, model, held.tokenizer, built, assembled.prepared, HOST, held.decisions, purpose="open"
-    )
+    setup = attach_parts(Attachment(recipe=case.recipe, model=model, tokenizer=held.tokenizer, parts=parts,
+                                    prepared=assembled.prepared, device=HOST, decisions=held.decisions,
+                                    purpose="open"))  # fmt: skip
     setup.progress = held.progress
     return setup
 

@@ -72,8 +72,8 @@ class Loop:
         self.health = Health(setup)
         self.hooks = connect_callbacks(callbacks if run.is_main else local_callbacks(callbacks))
         self.cadence = Cadence.of(setup.recipe)
-        how = {"background": setup.recipe.async_save, "limit": setup.recipe.save_total_limit}
-        self.saver = Saver(run.folder, run.belongs, **how, world=setup.world)
+        background, limit = setup.recipe.async_save, setup.recipe.save_total_limit
+        self.saver = Saver(run.folder, run.belongs, background=background, limit=limit, world=setup.world)
 
     def train(self) -> Tally:
         setup, run = self.setup, self.run
@@ -146,14 +146,13 @@ class Loop:
         run, step = self.run, self.run.step
         run.wants_save, self.tally.stop_reason = False, run.stop_reason
         asked = run.is_main and requests.request_taken(run.folder)
-        then = {"then": lambda path: self.hooks.saved(run=run, step=step, path=path)}
-        then |= {"after": lambda: requests.answer_request(run.folder)} if asked else {}
         with self.setup.phases("saving"):
             state = self._state()
             if run.is_main or is_sharded(state):
                 best = self.tally.best_step
                 kept = None if best is None else checkpoint.folder_of(run.folder, best)  # it may be on its way still
-                self.saver.save(step, state, kept, **then)
+                self.saver.save(step, state, kept, then=lambda path: self.hooks.saved(run=run, step=step, path=path),
+                                after=lambda: requests.answer_request(run.folder) if asked else None)  # fmt: skip
 
     def resume(self, tree: dict[str, Any], source: Path, fresh: frozenset[str] = frozenset()) -> None:
         """Put everything back as the checkpoint has it, but what is named in `fresh`; `source` is its run's folder."""
@@ -166,8 +165,8 @@ class Loop:
             setup.feed.load_state(tree.get("feed", {}))
         self.health.load_state(tree.get("health", {}))
         self.recent = [Update(**numbers) for numbers in tree.get("recent", [])]
-        held = dict(tree["tally"])
-        self.tally = Tally(**{**held, "losses": held["losses"].tolist()})
+        self.tally = Tally(**tree["tally"])
+        self.tally.losses = tree["tally"]["losses"].tolist()
         recovery.hold_limit(setup, self.tally.token_limit)
         self.run.step, self.run.stop_reason = self.tally.step, self.tally.stop_reason
         setup.tell_progress(setup.progress_after(self.tally.step, self.tally.epoch))
@@ -282,8 +281,8 @@ class Loop:
 
     def _save_due(self, portion: Portion, done: Update) -> bool:
         run, last = self.run, portion.last or self.agreed.stop is not None
-        numbers = {"step": run.step, "samples": self.tally.samples, "seen": done.documents}
-        return run.wants_save or self.cadence.due(**numbers, epoch_ended=portion.ends_epoch, last=last)
+        return run.wants_save or self.cadence.due(step=run.step, samples=self.tally.samples, seen=done.documents,
+                                                  epoch_ended=portion.ends_epoch, last=last)  # fmt: skip
 
     def _finish(self) -> None:
         run = self.run

@@ -34,9 +34,9 @@ def made_rows(recipe: Recipe, objects: Objects, tokenizer: Any, wanted: Wanted, 
 
 def prepared_data(recipe: Recipe, objects: Objects, tokenizer: Any, wanted: Wanted) -> Prepared:
     """The rows as token examples."""
-    given = {"given": objects.data, "given_validation": objects.eval_data}
     with progress() as seen:
-        return prepare_data(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, progress=seen, **given)
+        return prepare_data(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, progress=seen,
+                            given=objects.data, given_validation=objects.eval_data)  # fmt: skip
 
 
 @contextmanager

@@ -56,12 +56,12 @@ class Run:
     ) -> str:
         """The model's answer to a text or to messages, prompted as it was trained; greedy at temperature 0."""
         from luthier.artifacts.note import of_run
-        from luthier.model.generation.generate import generate_text
+        from luthier.model.generation.generate import Sampling, generate_text
 
-        settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
         chat, live = of_run(self.output_path)["prompts"] == "chat", self._live()
         return generate_text(
-            live.model, live.tokenizer, prompt, adapter=live.adapter, system=system, chat=chat, **settings
+            live.model, live.tokenizer, prompt, adapter=live.adapter, system=system, chat=chat, sampling=sampling
         )
 
     def evaluate(self, data: Any = None) -> dict[str, float]:

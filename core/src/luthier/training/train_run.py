@@ -231,18 +231,18 @@ def _finish(loop: Loop, tally: Tally, record: dict[str, Any], assembled: Assembl
             write_task_state(run.folder, own, setup.adapter.constants())
     artifact, merged, best = setup.world.decide(lambda: _written(loop, record["note"], assembled, state))
     result = Run(
-        **{"run_id": run.run_id, "output_path": run.folder, "artifact": Path(artifact)},
-        **{"merged": merged and Path(merged), "best_checkpoint": best and Path(best)},
-        **{"steps": tally.step, "samples_seen": tally.samples, "tokens_seen": tally.tokens},
-        **{"final_loss": tally.losses[-1], "loss_history": tally.losses, "duration_seconds": tally.seconds},
-        **{"eval_loss": tally.evaluation.get("eval_loss"), "eval_metrics": tally.evaluation},
-        **{"stop_reason": run.stop_reason, "parts": record["parts"]},
-        setup=setup if state is None else None,
-    )
+        run_id=run.run_id, output_path=run.folder, artifact=Path(artifact),
+        merged=None if merged is None else Path(merged), best_checkpoint=None if best is None else Path(best),
+        steps=tally.step, samples_seen=tally.samples, tokens_seen=tally.tokens,
+        final_loss=tally.losses[-1], loss_history=tally.losses, duration_seconds=tally.seconds,
+        eval_loss=tally.evaluation.get("eval_loss"), eval_metrics=tally.evaluation,
+        stop_reason=run.stop_reason, parts=record["parts"], setup=setup if state is None else None,
+    )  # fmt: skip
     if not run.is_main:
         return result
-    told = {"decisions": setup.decisions.to_dict(), "health": loop.health.report()}  # both grow as the run goes
-    write_record(run.folder, record, state="completed", step=tally.step, result=result.to_dict(), **told)
+    decisions, health = setup.decisions.to_dict(), loop.health.report()  # both have grown as the run went
+    write_record(run.folder, record, state="completed", step=tally.step, result=result.to_dict(), decisions=decisions,
+                 health=health)  # fmt: skip
     loop.hooks.completed(run=run, result=result)
     return result
 

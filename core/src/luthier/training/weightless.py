@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
 import torch
 
 from luthier.distributed.spread import Strategy
@@ -47,15 +48,15 @@ def hollow_model(case: Case) -> Any:
 
 def _why_not(case: Case) -> str | None:
     """Why copies of the parts cannot be attached to a model without weights, or None."""
-    from luthier.memory.dry_run import Unknown, assemble_weightless, built_parts
+    from luthier.memory.dry_run import Unknown, assemble_weightless, rehearsed_parts
     from luthier.memory.isolation import isolated_parts
     from luthier.model.operations.kernel_choice import find_kernels
 
     try:
-        built = built_parts(case.resolved)
-        built["kernels"] = find_kernels(case.recipe, case.resolved, case.device)
-        with isolated_parts(built.values(), case.resolved.plugins.packages):
-            assemble_weightless(case.recipe, hollow_model(case), built, case.prepared, META, "hollow")
+        kernels = find_kernels(case.recipe, case.resolved, case.device)
+        parts = attrs.evolve(rehearsed_parts(case.resolved), kernels=kernels)
+        with isolated_parts(parts.objects(), case.resolved.plugins.packages):
+            assemble_weightless(case.recipe, hollow_model(case), parts, case.prepared, META, "hollow")
     except (LuthierError, Unknown, RuntimeError, TypeError, ValueError) as error:
         return str(error).splitlines()[0]
     return None

@@ -59,8 +59,10 @@ class AdamW(torch.optim.Optimizer):
 
     def _empty(self, p: Tensor) -> dict[str, Tensor]:
         """Moments of zero."""
-        made = {"dtype": torch.float32, "memory_format": torch.contiguous_format}
-        return {name: torch.zeros_like(p, **made) for name in ("exp_avg", "exp_avg_sq")}
+        return {
+            name: torch.zeros_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
+            for name in ("exp_avg", "exp_avg_sq")
+        }
 
     def _advance(self, p: Tensor, g: Tensor, state: dict[str, Tensor], rates: Rates, key: int | None) -> None:
         step_floats(p, g, (state["exp_avg"], state["exp_avg_sq"]), rates, key)

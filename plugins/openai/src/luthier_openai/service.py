@@ -158,7 +158,7 @@ class OpenAIService:
     async def find(self, job: JobSpec, uploads: Mapping[str, str]) -> Sequence[JobStatus]:
         """Ask for jobs with this one's metadata; a service that ignores the filter is read through."""
         found = []
-        async for item in self._pages(JOBS, **{f"metadata[{TAG}]": job.id}):
+        async for item in self._pages(JOBS, {f"metadata[{TAG}]": job.id}):
             if (item.get("metadata") or {}).get(TAG) == job.id:
                 found.append(read_job(item))
         return found
@@ -187,12 +187,12 @@ class OpenAIService:
             found.append(event)
         return EventPage(events=found[::-1], cursor=found[0].id if found else cursor)
 
-    async def _pages(self, path: str, **given: Any) -> AsyncIterator[Mapping[str, Any]]:
+    async def _pages(self, path: str, given: Mapping[str, Any] | None = None) -> AsyncIterator[Mapping[str, Any]]:
         """Give the items of a list, page by page; a service that repeats itself is a `protocol` error."""
         after: str | None = None
         seen: set[str] = set()
         for _ in range(PAGES):
-            page = await self.client.read_json(path, self._params(limit=PAGE, after=after, **given))
+            page = await self.client.read_json(path, self._params(limit=PAGE, after=after, **(given or {})))
             items = page.get("data") or []
             ids = {str(item.get("id")) for item in items}
             if items and ids <= seen:

@@ -72,7 +72,7 @@ def to_config(options: Any, **fixed: Any) -> Any:
         given["modules_to_save"] = [given["modules_to_save"]]
     where = f"adapter {PREFIX}{options.method}"
     try:
-        return config_class(options.method)(**{**given, "task_type": "CAUSAL_LM", **fixed})
+        return config_class(options.method)(**(given | {"task_type": "CAUSAL_LM"} | fixed))
     except ImportError as error:
         raise LuthierError("dependency-missing", str(error), where=where, remedy="Install what PEFT names.") from error
     except (ValueError, TypeError, NotImplementedError, AssertionError) as error:

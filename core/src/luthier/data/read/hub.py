@@ -31,8 +31,8 @@ def read_hub(source: Source, *, streaming: bool = False) -> Iterator[Row]:
         problem = f"there is no such file, and {problem}"
         raise LuthierError("data-not-found", problem, where=source.path, remedy="Check the path, or the network.")
     try:
-        own = {"name": source.name, "split": source.split, "revision": source.revision}
-        made = datasets.load_dataset(source.path, **own, streaming=streaming)
+        made = datasets.load_dataset(source.path, name=source.name, split=source.split, revision=source.revision,
+                                     streaming=streaming)  # fmt: skip
     except Exception as error:  # the hub client's errors have no common class: network, name, split, access
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise LuthierError(

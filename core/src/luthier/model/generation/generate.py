@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
+import attrs
 import torch
 
 from luthier.data.tokenise.encode import Encoder
@@ -12,6 +13,27 @@ from luthier.errors import LuthierError
 from luthier.model.attention import generating_attention
 from luthier.model.generation.generation_inputs import prepare_generation
 from luthier.randomness import keep_randomness
+
+
+@attrs.frozen(kw_only=True)
+class Sampling:
+    """How the tokens of an answer are chosen: greedily at temperature 0, else sampled from `seed`."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """The settings of transformers' generation; `recipe-out-of-range` where one is outside its bounds."""
+        _check_range("max_new_tokens", self.max_new_tokens, 1, None)
+        _check_range("temperature", self.temperature, 0, None)
+        _check_range("top_p", self.top_p, 0, 1)
+        drawn = {"temperature": self.temperature, "top_p": self.top_p} if self.temperature > 0 else {}
+        return {"max_new_tokens": self.max_new_tokens, "do_sample": self.temperature > 0, **drawn}
+
+
+DEFAULT: Final = Sampling()
 
 
 def generate_text(
@@ -22,23 +44,20 @@ def generate_text(
     adapter: Any = None,
     system: str | None = None,
     chat: bool = True,
-    max_new_tokens: int = 128,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
+    sampling: Sampling = DEFAULT,
 ) -> str:
-    """Return the text that follows `prompt`, a text or messages; greedy at temperature 0, else sampled from `seed`.
+    """Return the text that follows `prompt`, a text or messages.
 
     `adapter` is what is attached to the model: its virtual tokens and prefixes come before the prompt.
     Without `chat`, for a model trained on plain prompts, a text is continued as it stands.
     """
-    settings = _settings(max_new_tokens, temperature, top_p)
+    settings = sampling.arguments()
     if not prompt:
         raise LuthierError("recipe-missing", "there is no prompt to answer", where="prompt", remedy="Give a text.")
     ids = prompt_ids(tokenizer, prompt, system, chat)
     settings["pad_token_id"] = tokenizer.pad_token_id or 0
     with generating_attention(model), keep_randomness():
-        torch.manual_seed(seed)
+        torch.manual_seed(sampling.seed)
         stops = stop_token_ids(model, tokenizer) or None
         inputs = prepare_generation(model, adapter, torch.tensor([ids], device=model.device))
         whole = model.generate(**inputs, eos_token_id=stops, **settings)
@@ -87,15 +106,6 @@ def _checked(prompt: Any) -> list[dict[str, Any]]:
                 "recipe-wrong-type", "no message", where=f"prompt[{number}]", found=message, remedy=remedy
             )
     return [dict(message) for message in messages]
-
-
-def _settings(max_new_tokens: int, temperature: float, top_p: float) -> dict[str, Any]:
-    """The settings of transformers' generation; `recipe-out-of-range` where one is outside its bounds."""
-    _check_range("max_new_tokens", max_new_tokens, 1, None)
-    _check_range("temperature", temperature, 0, None)
-    _check_range("top_p", top_p, 0, 1)
-    sampling = {"temperature": temperature, "top_p": top_p} if temperature > 0 else {}
-    return {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0, **sampling}
 
 
 def _check_range(name: str, value: float, low: float, high: float | None) -> None:

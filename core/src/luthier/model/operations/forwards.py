@@ -81,7 +81,7 @@ def attention_forward(operations: Operations, form: Attention, own: Forward) -> 
         turn = functools.partial(operations.rope, dtype=dtype)
         query, key, value = attention_heads(module, form, x, turn, tables)
         attend = ALL_ATTENTION_FUNCTIONS[module.config._attn_implementation]
-        settings = {**form.settings, "dropout": form.dropout if module.training else 0.0}
+        settings = form.settings | {"dropout": form.dropout if module.training else 0.0}
         mixed, weights = attend(module, query, key, value, None, **settings, **told)
         return module.o_proj(mixed.reshape(*x.shape[:-1], -1)), weights
 

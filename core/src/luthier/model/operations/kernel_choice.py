@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,11 +49,16 @@ def find_kernels(recipe: Recipe, resolved: Resolved, device: torch.device) -> li
 
 
 def operate_as_chosen(
-    recipe: Recipe, model: Any, built: Mapping[str, Any], decisions: Decisions, purpose: Purpose, spread_as: str
+    recipe: Recipe,
+    model: Any,
+    kernels: Sequence[Implementation],
+    decisions: Decisions,
+    purpose: Purpose,
+    spread_as: str,
 ) -> AbstractContextManager[Installed]:
-    """Let the model compute by the run's operations inside the context; `built["kernels"]` is what was found."""
+    """Let the model compute by the run's operations inside the context; `kernels` are those that were found."""
     has_values = purpose in ("train", "open") or spread_as == "fsdp"  # a hollow rank is sent its weights
-    operations = choose_kernels(built["kernels"], recipe, decisions, has_values=has_values)
+    operations = choose_kernels(kernels, recipe, decisions, has_values=has_values)
     return installed_operations(model, operations, verified=has_values)
 
 

@@ -134,9 +134,10 @@ class Operations:
         if said not in self._said:
             self._said.add(said)
             self._ran.add(f"{one.operation}: {one.name}")
-            told = {"device": first.device.type, "dtype": str(first.dtype).removeprefix("torch.")}
-            owner = {"owner": one.guard.owner} if one.guard else {}
-            log.info("operation", name=one.operation, implementation=one.name, **told, **owner)
+            fields: dict[str, str] = {"device": first.device.type, "dtype": str(first.dtype).removeprefix("torch.")}
+            if one.guard:
+                fields["owner"] = one.guard.owner
+            log.info("operation", name=one.operation, implementation=one.name, **fields)
 
 
 _ACTIVE: Final[WeakKeyDictionary[nn.Module, Operations]] = WeakKeyDictionary()  # by every module of a model

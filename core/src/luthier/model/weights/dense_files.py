@@ -49,8 +49,10 @@ class Files:
     @classmethod
     def of_note(cls, note: Mapping[str, Any]) -> Files:
         """What the note beside an artifact says of them."""
-        known = note.get("files", {})
-        return cls(**{**known, "dtype": getattr(torch, known["dtype"])}) if known.get("dtype") else cls(**known)
+        known = dict(note.get("files", {}))
+        if known.get("dtype"):
+            known["dtype"] = getattr(torch, known["dtype"])
+        return cls(**known)
 
     def plain(self) -> dict[str, Any]:
         """For the note: plain data."""

@@ -38,7 +38,7 @@ class Place:
 
     @classmethod
     def of(cls, told: dict[str, Any]) -> Place:
-        return cls(**{**told, "folder": Path(told["folder"])})
+        return cls(folder=Path(told["folder"]), record=told["record"], done=told["done"], changed=told["changed"])
 
 
 def find_place(recipe: Recipe, objects: Objects, *, fresh: bool, allowed: frozenset[str] = frozenset()) -> Place:

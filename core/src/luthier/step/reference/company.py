@@ -18,6 +18,7 @@ from luthier.step.reference.frozen_models import FrozenModel, check_same_tokens,
 from luthier.step.reference.reference_identity import identify_reference
 
 if TYPE_CHECKING:
+    from luthier.plugins.contracts.protocols import Adapter
     from luthier.plugins.contracts.values import Context, Purpose
     from luthier.recipe import Recipe
     from luthier.recipe.parts import Resolved
@@ -53,6 +54,12 @@ class Company:
         if self.start is not None and purpose in WHOLE:
             load_start(adapter, self.start)
 
+    def attach(self, adapter: Adapter, model: Any, context: Context) -> Any:
+        """Return the model with its adapter, which has the weights of the one that the run begins from."""
+        model = attach_adapter(adapter, model, context).train()
+        self.load_start(adapter, context.purpose)
+        return model
+
     def join(self, setup: Setup, purpose: Purpose) -> None:
         """Give the policy of a setup its companions; what of them is kept once is kept with the adapter's constants."""
         read = {
@@ -81,18 +88,6 @@ class Company:
 
     def _fills(self, purpose: Purpose) -> bool:
         return self.begins and purpose != "plan"
-
-
-def company_of(built: Mapping[str, Any]) -> Company:
-    """Return the company among the built parts of a run; nobody, where a model is only opened."""
-    return built.get("company") or Company()
-
-
-def attach_begun(built: Mapping[str, Any], model: Any, context: Context) -> Any:
-    """Return the model with its adapter, which has the weights of the one that the run begins from."""
-    model = attach_adapter(built["adapter"], model, context).train()
-    company_of(built).load_start(built["adapter"], context.purpose)
-    return model
 
 
 def _read_as(purpose: Purpose) -> Purpose:

@@ -17,7 +17,7 @@ from luthier.plugins.structure import structure_value
 from luthier.recipe.artifact_note import find_artifact, read_note
 from luthier.recipe.parts import find_part, to_plain
 from luthier.recipe.schema import Model, OtherModel
-from luthier.step.context import WHOLE, attach_adapter, context_for
+from luthier.step.context import WHOLE, ContextSources, attach_adapter, context_for
 from luthier.step.opened import open_on_base, read_trained
 
 if TYPE_CHECKING:
@@ -119,4 +119,4 @@ def _context(model: Any, quantizer: Any, purpose: Purpose) -> Any:
         raise LuthierError("model-not-found", "a frozen model keeps no original weights", where="original")
 
     assert purpose in (*WHOLE, "plan")
-    return context_for(model, quantizer, seed=0, purpose=purpose, original=original)
+    return context_for(model, quantizer, ContextSources(seed=0, purpose=purpose, original=original))

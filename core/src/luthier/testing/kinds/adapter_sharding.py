@@ -63,9 +63,9 @@ def _train(subject: Subject, options: Any, settings: Mapping[str, Any]) -> dict[
     for flag in FLAGS:  # a part that is passed as an object says itself what its record says of it
         if not hasattr(part, flag):
             setattr(part, flag, getattr(subject.record, flag))
-    fixed = {"callbacks": [], "memory_check": False, "global_batch_size": 4, "optimizer": "sgd", "learning_rate": 0.1}
     try:
-        run = luthier.train(**fixed, **settings, adapter=part, precision="float32", num_threads=1)
+        run = luthier.train(**settings, adapter=part, precision="float32", num_threads=1, callbacks=[],
+                            memory_check=False, global_batch_size=4, optimizer="sgd", learning_rate=0.1)  # fmt: skip
     except luthier.LuthierError as error:
         if error.code in DEFECTS:
             raise

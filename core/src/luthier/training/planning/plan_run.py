@@ -92,7 +92,8 @@ def plan(recipe: Recipe, objects: Objects) -> Plan:
 def _found(case: Case, setup: Setup, footprint: Any, has_rows: bool, notes: list[str]) -> Plan:
     fits = footprint.peak <= case.room.free if footprint else None
     return Plan(
-        **{"parts": [part.describe() for part in case.resolved], "parameters": parameters_of(setup)},
+        parts=[part.describe() for part in case.resolved],
+        parameters=parameters_of(setup),
         memory=_memory(setup, footprint),
         schedule=schedule_of(setup) if has_rows else _unknown(setup),
         packing=packing_of(setup) if has_rows else {},
@@ -103,7 +104,7 @@ def _found(case: Case, setup: Setup, footprint: Any, has_rows: bool, notes: list
         operations=setup.operations.operations.ran(),
         groups=describe_groups(trained_groups(case.recipe, setup.adapter, setup.model)),
         suggestions=[attrs.asdict(found) for found in list_suggestions(case, setup)],
-        **{"decisions": {}, "notes": notes},
+        notes=notes,
     )
 
 

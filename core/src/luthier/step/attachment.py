@@ -1,0 +1,66 @@
+"""What is attached: the built parts of a run, and all that attaching them to a model needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from luthier.distributed.world import World
+from luthier.step.reference.company import Company
+
+if TYPE_CHECKING:
+    import torch
+
+    from luthier.data.prepare import Prepared
+    from luthier.distributed.spread import Strategy
+    from luthier.model.operations.signatures import Implementation
+    from luthier.plugins.contracts.protocols import Adapter, Loss, Optimizer, Quantizer
+    from luthier.plugins.contracts.values import Purpose
+    from luthier.recipe import Recipe
+    from luthier.recipe.parts import Part, Resolved
+    from luthier.runs.writing.decisions import Decisions
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class BuiltParts:
+    """The parts of one run, built. `kernels` are the operations that it may use, `company` is beside its policy."""
+
+    adapter: Adapter
+    loss: Loss
+    optimizer: Optimizer
+    quantizer: Quantizer
+    kernels: list[Implementation] = attrs.field(factory=list)
+    company: Company = attrs.field(factory=Company)
+
+    @classmethod
+    def of_recipe(cls, resolved: Resolved, build: Callable[[Part], Any] | None = None) -> BuiltParts:
+        """Build the four parts that every run has; `build` None: as the run itself does."""
+        build = build or resolved.build
+        return cls(
+            adapter=build(resolved.adapter),
+            loss=build(resolved.loss),
+            optimizer=build(resolved.optimizer),
+            quantizer=build(resolved.quantizer),
+        )
+
+    def objects(self) -> list[Any]:
+        """Return the objects that plugins have built."""
+        return [self.adapter, self.loss, self.optimizer, self.quantizer]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Attachment:
+    """A model, what is attached to it, and for which purpose. `tokenizer` is None where nothing is generated."""
+
+    recipe: Recipe
+    model: Any
+    tokenizer: Any
+    parts: BuiltParts
+    prepared: Prepared
+    device: torch.device
+    decisions: Decisions
+    world: World = attrs.field(factory=World)
+    spread_as: Strategy = "alone"
+    purpose: Purpose = "train"
