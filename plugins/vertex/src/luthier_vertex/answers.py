@@ -1,0 +1,71 @@
+"""Vertex AI's answers as the values that every provider gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from luthier import JobEvent, JobMetrics, JobState, JobStatus, elapsed_seconds, read_number, read_time
+
+from luthier_vertex.offer import SPECS, STATES
+
+PREFIX: Final = "JOB_STATE_"
+PHASE: Final = "TUNING_JOB_STATE_"
+COUNTS: Final = ("supervisedTuningDataStats", "preferenceOptimizationDataStats")
+
+
+def read_job(found: Mapping[str, Any]) -> JobStatus:
+    """Return a job's status; fields that are missing or null are None."""
+    raw_state = str(found.get("state"))
+    state, phase = STATES.get(raw_state.removeprefix(PREFIX), (JobState.UNKNOWN, None))
+    created, ended = read_time(found.get("createTime")), read_time(found.get("endTime"))
+    return JobStatus(
+        remote_id=str(found["name"]),
+        state=state,
+        raw_state=raw_state,
+        phase=phase or _phase(found),
+        reason=_reason(found.get("error")) if state == JobState.FAILED else None,
+        metrics=JobMetrics(tokens=_tokens(found.get("tuningDataStats")), duration=elapsed_seconds(created, ended)),
+        result_model=_model(found.get("tunedModel") or {}) if state == JobState.COMPLETED else None,
+        settings=dict(_spec(found).get("hyperParameters") or {}),
+        created=created,
+        finished=ended if state.is_final else None,
+        raw=dict(found),
+    )
+
+
+def job_events(found: Mapping[str, Any]) -> Iterator[JobEvent]:
+    """Give the state and the checkpoints as events, as the service reports no events of its own."""
+    at = read_time(found.get("updateTime")) or read_time(found.get("createTime")) or 0.0
+    state, phase = str(found.get("state")).removeprefix(PREFIX), _phase(found)
+    yield JobEvent(id=f"{state}:{phase}", at=at, kind="state", message=f"{state}: {phase}" if phase else state)
+    for item in (found.get("tunedModel") or {}).get("checkpoints") or []:
+        step, epoch = read_number(item.get("step")), read_number(item.get("epoch"))
+        name, numbers = f"checkpoint {item.get('checkpointId')}", {"step": step, "epoch": epoch}
+        yield JobEvent(id=name, at=at, kind="checkpoint", message=name, metrics=numbers)
+
+
+def _phase(found: Mapping[str, Any]) -> str | None:
+    raw = str(found.get("tuningJobState") or "").removeprefix(PHASE)
+    return None if raw in ("", "UNSPECIFIED") else raw.replace("_", " ").lower()
+
+
+def _model(tuned: Mapping[str, Any]) -> str | None:
+    """The model's name at the service, or the endpoint that serves it."""
+    return tuned.get("model") or tuned.get("endpoint")
+
+
+def _spec(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((found[name] for name in SPECS.values() if found.get(name)), {})
+
+
+def _tokens(stats: Any) -> int | None:
+    counts = (stats or {}) if isinstance(stats, dict) else {}
+    told = next((counts[name].get("totalBillableTokenCount") for name in COUNTS if counts.get(name)), None)
+    number = read_number(told)
+    return None if number is None else int(number)
+
+
+def _reason(error: Any) -> str:
+    known = error if isinstance(error, dict) else {}
+    return str(known.get("message") or known.get("code") or "the service gives no reason")

@@ -1,0 +1,201 @@
+"""Jobs at Vertex AI: what each act of a provider asks of the service."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from luthier import (
+    Capabilities,
+    DataFile,
+    EventPage,
+    Finding,
+    JobArtifact,
+    JobSpec,
+    JobState,
+    JobStatus,
+    LuthierError,
+    ProviderError,
+    ServiceClient,
+    ServiceRow,
+    drop_missing,
+    place_inside,
+    read_pages,
+)
+
+from luthier_vertex import Vertex
+from luthier_vertex.access import AccessToken
+from luthier_vertex.answers import job_events, read_job
+from luthier_vertex.offer import MODES, SPECS, describe_offer, gemini_row, hyper_parameters, is_open
+from luthier_vertex.storage import fetch_object, has_object, list_objects, send_object, split_uri
+
+READING: Final = "v1beta1"  # tells more of a job than v1: its phase
+LABEL: Final = "luthier_job"  # by which a job is found whose answer was lost
+PAGE: Final = 100
+NAMES: Final = {"project": "GOOGLE_CLOUD_PROJECT", "location": "GOOGLE_CLOUD_LOCATION"}
+
+
+class VertexService:
+    """The provider. No connection is opened, and no token asked for, before the first request."""
+
+    def __init__(self, options: Vertex) -> None:
+        self.options, self.token = options, AccessToken(options.access_token)
+        self._clients: dict[str, ServiceClient] = {}
+
+    def scope(self) -> str:
+        return f"{self._address}#{self._parent}"
+
+    @property
+    def _address(self) -> str:
+        return (self.options.base_url or f"https://{self._named('location')}-aiplatform.googleapis.com").rstrip("/")
+
+    @property
+    def _parent(self) -> str:
+        return f"projects/{self._named('project')}/locations/{self._named('location')}"
+
+    def _named(self, name: str) -> str:
+        """The project or the location, of the options or of the environment."""
+        value = getattr(self.options, name) or os.environ.get(NAMES[name], "")
+        if not value:
+            remedy = f"Set provider.{name}, or run: export {NAMES[name]}=..."
+            raise LuthierError("credential-missing", f"no {name} is named", where=f"vertex.{name}", remedy=remedy)
+        return str(value)
+
+    async def _ready(self, address: str | None = None) -> ServiceClient:
+        """A client of the service, or of another address, with a token that is good now."""
+        await self.token.refresh()
+        address = address or self._address
+        if address not in self._clients:
+            self._clients[address] = ServiceClient(address, service="vertex", headers=self.token.headers)
+        return self._clients[address]
+
+    async def _storage(self) -> ServiceClient:
+        return await self._ready(self.options.storage_url.rstrip("/"))
+
+    async def check(self) -> Mapping[str, Any]:
+        found = await (await self._ready()).read_json(f"/{READING}/{self._parent}/tuningJobs", {"pageSize": 1})
+        return {"parent": self._parent, "jobs": bool(found.get("tuningJobs"))}
+
+    async def capabilities(self, model: str) -> Capabilities:
+        return describe_offer(model)
+
+    async def validate(self, job: JobSpec) -> Sequence[Finding]:
+        found = []
+        if self.options.gcs_folder is None:
+            found.append(_refusal("provider.gcs_folder", "the folder for rows and results must be named"))
+        if is_open(job.model) and self.options.learning_rate_multiplier is not None:
+            found.append(_refusal("provider.learning_rate_multiplier", "an open model takes learning_rate instead"))
+        return found
+
+    def encode(self, row: ServiceRow) -> Mapping[str, Any]:
+        return gemini_row(row)
+
+    async def upload(self, job: JobSpec, file: DataFile, known: str | None, progress: Any) -> str:
+        """Put the rows into the user's bucket, under a name that comes from their bytes."""
+        storage, uri = await self._storage(), f"{self._folder}/rows/{file.sha256}.jsonl"
+        if known != uri or not await has_object(storage, uri):
+            await send_object(storage, uri, file, progress)
+        return uri
+
+    @property
+    def _folder(self) -> str:
+        return str(self.options.gcs_folder).rstrip("/")
+
+    async def submit(self, job: JobSpec, uploads: Mapping[str, str]) -> JobStatus:
+        version = "v1beta1" if is_open(job.model) else "v1"
+        path = f"/{version}/{self._parent}/tuningJobs"
+        return read_job(await (await self._ready()).post_json(path, self.request_body(job, uploads)))
+
+    def request_body(self, job: JobSpec, uploads: Mapping[str, str]) -> dict[str, Any]:
+        """Return the request that makes the job; only what was set stands in it."""
+        opened, adapter = is_open(job.model), job.settings.get("adapter.name")
+        hyper = hyper_parameters(job.settings, self.options.learning_rate_multiplier)
+        spec = drop_missing(
+            trainingDatasetUri=uploads["training"],
+            validationDatasetUri=uploads.get("validation"),
+            hyperParameters=hyper or None,
+            exportLastCheckpointOnly=self.options.last_checkpoint_only,
+            tuningMode=MODES[adapter] if opened and adapter is not None else None,
+        )
+        return {
+            "baseModel": job.model,
+            SPECS[job.method]: spec,
+            "tunedModelDisplayName": f"{self.options.suffix or 'luthier'}-{job.token}",
+            "labels": {LABEL: job.token},
+            **({"outputUri": f"{self._folder}/jobs/{job.id}"} if opened else {}),
+        }
+
+    async def find(self, job: JobSpec, uploads: Mapping[str, str]) -> Sequence[JobStatus]:
+        """Ask for jobs with this one's label; a service that ignores the filter is read through."""
+        params = {"filter": f'labels.{LABEL}="{job.token}"', "pageSize": PAGE}
+        pages = read_pages(await self._ready(), f"/{READING}/{self._parent}/tuningJobs", "tuningJobs", params=params)
+        return [read_job(item) async for item in pages if (item.get("labels") or {}).get(LABEL) == job.token]
+
+    async def status(self, remote_id: str) -> JobStatus:
+        return read_job(await self._job(remote_id))
+
+    async def _job(self, remote_id: str) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = await (await self._ready()).read_json(f"/{READING}/{remote_id}")
+        return found
+
+    async def cancel(self, remote_id: str) -> None:
+        await (await self._ready()).post_json(f"/{READING}/{remote_id}:cancel", {}, repeatable=True)
+
+    async def list(self, limit: int) -> Sequence[JobStatus]:
+        """Read the jobs to their end, as the service promises no order of theirs."""
+        pages = read_pages(
+            await self._ready(), f"/{READING}/{self._parent}/tuningJobs", "tuningJobs", params={"pageSize": PAGE}
+        )
+        found = [read_job(item) async for item in pages]
+        return sorted(found, key=lambda job: job.created or 0.0, reverse=True)[:limit]
+
+    async def events(self, remote_id: str, cursor: str | None) -> EventPage:
+        return EventPage(events=[*job_events(await self._job(remote_id))], cursor=cursor)
+
+    async def artifacts(self, remote_id: str) -> Sequence[JobArtifact]:
+        job = await self._job(remote_id)
+        status, base = read_job(job), job.get("baseModel")
+        if status.state != JobState.COMPLETED:
+            return []
+        found = []
+        for kind, uri in ((_weights_kind(job), job.get("outputUri")), ("metrics", job.get("gcsMetricsUri"))):
+            if uri:
+                found.append(JobArtifact(kind=kind, name=kind, base_model=base, locator={"uri": uri}))
+        if status.result_model is not None:
+            found.append(JobArtifact(kind="hosted", name=status.result_model, base_model=base, downloadable=False))
+        for item in (job.get("tunedModel") or {}).get("checkpoints") or []:
+            name = str(item.get("endpoint") or item.get("checkpointId"))
+            step = int(item["step"]) if item.get("step") is not None else None
+            found.append(JobArtifact(kind="checkpoint", name=name, base_model=base, step=step, downloadable=False))
+        return found
+
+    async def download(self, artifact: JobArtifact, folder: Path, progress: Any) -> Sequence[Path]:
+        """Fetch every object below the artifact's place."""
+        storage, uri = await self._storage(), str(artifact.locator["uri"])
+        bucket, prefix = split_uri(uri.rstrip("/") + "/")
+        files = []
+        async for item in list_objects(storage, uri):
+            if not str(item["name"]).endswith("/"):
+                target = place_inside(folder, str(item["name"]).removeprefix(prefix))
+                await fetch_object(storage, f"gs://{bucket}/{item['name']}", target, progress)
+                files.append(target)
+        if not files:
+            raise ProviderError("not_found", f"nothing lies in {uri}", where=f"vertex: {artifact.name}")
+        return files
+
+    async def close(self) -> None:
+        clients, self._clients = self._clients, {}
+        for client in clients.values():
+            await client.close()
+
+
+def _weights_kind(job: Mapping[str, Any]) -> str:
+    """What an open model's job writes: an adapter, unless it trained the whole model."""
+    mode = (job.get(SPECS["sft"]) or {}).get("tuningMode")
+    return "model" if mode == MODES["full"] else "adapter"
+
+
+def _refusal(where: str, message: str) -> Finding:
+    return Finding(level="error", rule="setting", where=where, message=message)
