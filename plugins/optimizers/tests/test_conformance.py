@@ -1,10 +1,26 @@
 """What Luthier asks of every optimizer."""
 
 from luthier.testing import conformance
-from luthier_optimizers import AdamW8bit, luthier_optimizers
+from luthier_optimizers import (
+    Adafactor,
+    AdamW8bit,
+    AdEMAMix,
+    Apollo,
+    Muon,
+    PagedAdamW,
+    ScheduleFree,
+    luthier_optimizers,
+)
 
 EXAMPLES = [
     AdamW8bit(betas=(0.8, 0.95), weight_decay=0.3),
+    Muon(adjust_lr="original", nesterov=False, weight_decay=0.3),
+    Adafactor(weight_decay=0.3),
+    ScheduleFree(r=1.0, weight_decay=0.3),
+    AdEMAMix(warmup_steps=3, weight_decay=0.3),
+    Apollo(rank=2, refresh_steps=2, weight_decay=0.3),
+    Apollo(rank=1, scale_by="tensor", max_growth=0.0),
+    PagedAdamW(chunk=5, weight_decay=0.3),
 ]
 
 

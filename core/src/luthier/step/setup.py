@@ -80,6 +80,7 @@ class Setup:
     precision: Precision = attrs.field(factory=Precision)
     process: Process = attrs.field(factory=Process)
     undo: ExitStack = attrs.field(factory=ExitStack)  # what gives model and process back as they came, once closed
+    shown: ExitStack = attrs.field(factory=ExitStack)  # once the run has ended: the weights are those to evaluate
     numbers: dict[str, float] = attrs.field(factory=dict)  # what parts logged since the last step
     companions: Companions = attrs.field(factory=Companions)  # the frozen policies beside the one that trains
     decays: list[float] = attrs.field(  # each optimizer group's own weight decay

@@ -1,4 +1,4 @@
-"""The exporter `bitnet_packed`: transformers' packed BitNet checkpoint of what quantizer `bitnet` trained, read back."""
+"""The exporter `bitnet_packed`: what quantizer `bitnet` trained as transformers' packed checkpoint, read back."""
 
 from __future__ import annotations
 

@@ -1,32 +1,52 @@
-"""What luthier-optimizers offers: `adamw_8bit`, described without importing torch."""
+"""What luthier-optimizers offers, described without importing torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
-import attrs
-from luthier import OptimizerRecord, hookimpl, option
+from luthier import OptimizerRecord, hookimpl
+
+from luthier_optimizers.options import Adafactor, AdamW8bit, AdEMAMix, Apollo, Muon, PagedAdamW, ScheduleFree
 
 __version__ = "0.1.0"
-__all__ = ["AdamW8bit", "luthier_optimizers"]
-
-
-@attrs.frozen(kw_only=True)
-class AdamW8bit:
-    """Options of the optimizer `adamw_8bit`."""
-
-    betas: tuple[float, float] = option((0.9, 0.999), help="Decay of the two moments.", low=0.0, high=0.9999)
-    eps: float = option(1e-8, help="Added to the denominator.", low=0.0)
-    weight_decay: float = option(0.0, help="Decoupled weight decay.", low=0.0)
+__all__ = [
+    "AdEMAMix",
+    "Adafactor",
+    "AdamW8bit",
+    "Apollo",
+    "Muon",
+    "PagedAdamW",
+    "ScheduleFree",
+    "luthier_optimizers",
+    "state_bytes",
+]
 
 
 @hookimpl
 def luthier_optimizers() -> Iterable[OptimizerRecord]:
-    return [
-        OptimizerRecord(
-            name="adamw_8bit",
-            summary="AdamW with both moments in 8 bits: 2.03 bytes a weight in place of 8.",
-            options=AdamW8bit,
-            build="luthier_optimizers.parts:EightBitAdamW",
+    listed = (
+        ("adamw_8bit", AdamW8bit, "EightBitAdamW", "AdamW with both moments in 8 bits: 2.03 bytes a weight, not 8."),
+        ("muon", Muon, "MuonPart", "Orthogonalized momentum for matrices, AdamW for the rest: 4 bytes a weight."),
+        ("adafactor", Adafactor, "AdafactorPart", "Second moments as a row and a column: hardly any bytes a weight."),
+        ("schedule_free", ScheduleFree, "ScheduleFreePart", "AdamW whose average is evaluated and saved: 8 bytes."),
+        ("ademamix", AdEMAMix, "AdEMAMixPart", "AdamW with a second, slow momentum: 12 bytes a weight."),
+        (
+            "apollo",
+            Apollo,
+            "ApolloPart",
+            "AdamW's step sizes from a random projection: 8 bytes a weight times rank / width.",
         ),
+        ("paged_adamw", PagedAdamW, "PagedAdamWPart", "AdamW whose moments lie in a file that memory is mapped to."),
+    )
+    return [
+        OptimizerRecord(name=name, summary=summary, options=options, build=f"luthier_optimizers.parts:{part}")
+        for name, options, part, summary in listed
     ]
+
+
+def state_bytes(optimizer: Any) -> float:
+    """Return how many bytes an optimizer that has stepped keeps for each parameter."""
+    from luthier_optimizers.stepper import state_bytes as measured
+
+    return measured(optimizer)

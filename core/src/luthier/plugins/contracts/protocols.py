@@ -208,7 +208,10 @@ class Optimizer(Protocol):
         ...
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Surround evaluation and saving, for optimizers whose best weights are not those they step."""
+        """Surround evaluation and saving, for optimizers whose best weights are not those they step.
+
+        A second one within it changes nothing. At the end of a run it is entered and not left.
+        """
         return nullcontext()
 
 

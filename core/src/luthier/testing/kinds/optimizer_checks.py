@@ -201,13 +201,16 @@ def learning_rate_zero_changes_nothing(subject: Subject, options: Any, seed: int
 
 @law(10, seed=drawn_seeds())
 def evaluating_restores_the_weights(subject: Subject, options: Any, seed: int) -> None:
-    """After `evaluating()` weights are as before it, and the run goes on as if it had not been."""
+    """After `evaluating()` weights are as before it, and the run goes on as if it had not been; it may be nested."""
     straight, evaluated = bowl(seed), bowl(seed)
     _ran(subject, options, straight, 4)
     part, optimizer = _ran(subject, options, evaluated, 2)
     before = evaluated.values()
     with part.evaluating():
-        pass
+        shown = evaluated.values()
+        with part.evaluating():
+            _equal(evaluated.values(), shown, "weights within a second evaluating")
+        _equal(evaluated.values(), shown, "weights after a second evaluating")
     _equal(evaluated.values(), before, "weights after evaluating against those before")
     for _ in range(2):
         evaluated.set_gradients()
