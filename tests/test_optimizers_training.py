@@ -11,11 +11,11 @@ from luthier.testing.worlds import save_tiny_model
 TRAINED_ON = Path(luthier.__file__).parent / "demo" / "train.jsonl.gz"
 RATES = [
     ("adamw_8bit", 1e-3),
-    ("muon", 1e-3),
-    ("adafactor", 3e-2),
+    ("muon", 5e-3),
+    ("adafactor", 3e-1),
     ("schedule_free", 3e-3),
     ("ademamix", 1e-3),
-    ({"name": "apollo", "rank": 4}, 1e-3),
+    ({"name": "apollo", "rank": 4}, 3e-3),
     ("paged_adamw", 1e-3),
 ]
 WIDE = {"name": "lora", "target_modules": "all-linear", "lora_dropout": 0.0, "r": 32}
