@@ -390,6 +390,15 @@ def a_model_whose_weights_were_cut(world):
     world.train(model=str(world.folder / "cut"))
 
 
+@provokes("model-weights", "short", "lacks model.layers.2", "Check the sizes in the model's config.json")
+def a_checkpoint_of_fewer_layers_than_its_config_has(world):
+    folder = shutil.copytree(world.model, world.folder / "short")
+    config = json.loads((folder / "config.json").read_text())
+    config.update(num_hidden_layers=config["num_hidden_layers"] + 2, layer_types=None)
+    (folder / "config.json").write_text(json.dumps(config))
+    world.train(model=str(folder))
+
+
 @provokes("model-vocabulary", "rows.jsonl:1", "not among the model's 20 embeddings", "own tokenizer")
 def a_tokenizer_of_a_larger_model(world):
     world.train(model=tiny_model(vocab_size=20), tokenizer=tiny_tokenizer())
@@ -443,6 +452,7 @@ def a_model_larger_than_the_machine(world):
     folder = shutil.copytree(world.model, world.folder / "huge")
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**settings, "intermediate_size": 2**37}))
+    (folder / "model.safetensors").unlink()  # whose shapes would be told of first
     world.train(model=str(folder))
 
 

@@ -63,6 +63,10 @@ CODES: Final[dict[str, Code]] = {
     ),
     # models and devices
     "model-not-found": Code("The model cannot be found or read.", "Check the folder or hub name."),
+    "model-weights": Code(
+        "A checkpoint's weights are not those that its config asks for, or are no numbers.",
+        "Check the sizes in the model's config.json, or copy its files again.",
+    ),
     "model-vocabulary": Code("The tokenizer makes ids that the model has not.", "Use the model's own tokenizer."),
     "model-architecture": Code(
         "The engine's result differs from the model's own forward.",

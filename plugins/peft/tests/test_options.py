@@ -8,12 +8,13 @@ import warnings
 from typing import Literal
 
 import attrs
+import luthier
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError
 from luthier.testing import options_of
-from luthier.testing.worlds import tiny_model
+from luthier.testing.worlds import tiny_model, tiny_tokenizer
 from luthier_peft import LoraConfig, omitted
 from luthier_peft.adapter import build
 from luthier_peft.methods import METHODS
@@ -178,3 +179,15 @@ def test_a_refusal_of_pefts_comes_before_any_model_and_names_the_part():
     with pytest.raises(LuthierError, match="adapter peft.lora: PEFT says: `layers_to_transform`") as caught:
         build(LoraConfig(target_modules="q_proj", layers_to_transform=[1]))
     assert caught.value.code == "recipe-out-of-range"
+
+
+def test_a_warning_of_peft_about_its_own_patterns_is_no_error_and_one_about_given_patterns_is():
+    arguments = {
+        "model": tiny_model("mixtral"),
+        "tokenizer": tiny_tokenizer(),
+        "data": [{"prompt": "a", "completion": "b"}],
+    }
+    adapter = {"name": "peft.lora", "r": 2, "target_modules": "all-linear"}
+    assert luthier.plan(**arguments, adapter=adapter).parameters
+    with pytest.raises(LuthierError, match="no_such_layer"):
+        luthier.plan(**arguments, adapter={**adapter, "rank_pattern": {"no_such_layer": 4}})

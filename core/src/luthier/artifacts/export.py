@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from transformers import AutoConfig
 
 from luthier.artifacts.save import merged_copy, portable_model
 from luthier.errors import LuthierError, unwritable_path
@@ -68,13 +67,14 @@ def export_model(
 
 def read_config(artifact: Path, base: str | None) -> Any:
     """Return the transformers config of what lies at a path, or of the base that an adapter was trained on."""
+    from luthier.model.load import load_config
     from luthier.model.model_config import config_of
     from luthier.plugins.structure import structure_value
     from luthier.recipe.schema import Model
     from luthier.step.opened import read_opened_note
 
     if (artifact / "config.json").is_file():
-        return AutoConfig.from_pretrained(artifact, local_files_only=True, trust_remote_code=False)
+        return load_config(str(artifact), code="artifact-not-found")
     note = read_opened_note(artifact)
     spec = (
         structure_value(note["model"], Model, str(artifact)) if "model" in note else Model(name_or_path=str(artifact))

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from luthier.data.read.hub import explain_unreachable
 from luthier.errors import LuthierError
+from luthier.model.config_limits import check_config
+from luthier.model.foreign import check_files, explain_reading, locate_file
+from luthier.model.weights.loaded_weights import check_finite, check_keys
 
 if TYPE_CHECKING:
     from luthier.recipe.schema import Model
@@ -26,26 +28,68 @@ def tokenizer_of(spec: Model) -> Any:
 def tokenizer_at(name: str, revision: str = "main") -> Any:
     import transformers
 
-    try:
+    with explain_reading(name, file="tokenizer.json", said="no tokenizer"):
         return transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise LuthierError("model-not-found", f"no tokenizer: {first_line(error)}", where=name) from error
+
+
+def load_config(name: str, revision: str = "main", code: str = "model-not-found") -> Any:
+    """The config of a folder or hub model; refused where it asks for what no model has, or for foreign code."""
+    import transformers
+
+    with explain_reading(name, code, file="config.json"):
+        config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        check_config(config, locate_file(name, "config.json"))
+    return config
 
 
 def load_model(spec: Model, device: torch.device, arguments: dict[str, Any]) -> Any:
-    """The causal LM on its device; `arguments` come from the quantizer."""
-    import transformers
-
+    """The causal LM on its device, with all its weights and no other; `arguments` come from the quantizer."""
     name = model_location(spec.name_or_path)
     dtype = "auto" if spec.dtype == "auto" else getattr(torch, spec.dtype)
-    with quiet():
-        try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                name, revision=revision_of(spec, name), dtype=dtype, trust_remote_code=False, **arguments
-            )
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise LuthierError("model-not-found", first_line(error), where=name) from error
-    return model.to(device)
+    model = _whole_model(name, "model-not-found", revision=revision_of(spec, name), dtype=dtype, **arguments)
+    model = model.to(device)
+    check_finite(model, name)
+    return model
+
+
+def _whole_model(name: str, code: str, revision: str = "main", **arguments: Any) -> Any:
+    """The causal LM of a checkpoint; `model-weights` where its weights are not those that its config asks for."""
+    load_config(name, revision, code)
+    with quiet(), explain_reading(name, code):
+        model, info = _model_and_info(name, revision=revision, **arguments)
+    check_keys(info, name)
+    return model
+
+
+def _model_and_info(name: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+    """The causal LM, and which weights were missing, unexpected or of another shape."""
+    import transformers
+
+    reader: Any = transformers.AutoModelForCausalLM  # its annotations know of no second value
+    return reader.from_pretrained(name, trust_remote_code=False, use_safetensors=True, output_loading_info=True,
+                                  ignore_mismatched_sizes=True, **arguments)  # fmt: skip
+
+
+def _check_headers(folder: str) -> None:
+    """Raise `model-weights` where names or shapes in a folder's files are not those of its config; no number is read.
+
+    transformers loads to `meta` where accelerate is installed; elsewhere, the load itself tells.
+    """
+    from transformers.utils import is_accelerate_available
+
+    if is_accelerate_available():
+        with quiet(), explain_reading(folder):
+            info = _model_and_info(folder, device_map="meta")[1]
+        check_keys(info, folder)
+
+
+def check_named_model(spec: Model) -> None:
+    """Raise `model-not-found` for what of a named model can be seen to be broken without its weights being read."""
+    name = model_location(spec.name_or_path)
+    check_files(name)
+    config = load_config(name, revision_of(spec, name))
+    if getattr(config, "quantization_config", None) is None and any(Path(name).glob("*.safetensors")):
+        _check_headers(name)
 
 
 def check_causal(model: Any) -> None:
@@ -60,26 +104,17 @@ def check_causal(model: Any) -> None:
 
 def read_model(folder: Path, dtype: torch.dtype) -> Any:
     """The causal LM of a folder, on the CPU; the folder's own errors are `artifact-not-found`."""
-    import transformers
-
-    with quiet():
-        try:
-            return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise LuthierError("artifact-not-found", first_line(error), where=str(folder)) from error
+    return _whole_model(str(folder), "artifact-not-found", dtype=dtype)
 
 
 def empty_model(folder: Path, device: torch.device) -> Any:
     """Return the causal LM of a folder's config, with weights that are still to be filled."""
     import transformers
 
-    with quiet():
-        try:
-            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            model = transformers.AutoModelForCausalLM.from_config(config, dtype=config.dtype, trust_remote_code=False)
-            model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise LuthierError("artifact-not-found", first_line(error), where=str(folder)) from error
+    config = load_config(str(folder), code="artifact-not-found")
+    with quiet(), explain_reading(folder, "artifact-not-found"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=config.dtype, trust_remote_code=False)
+        model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model.to(device)
 
 
@@ -121,7 +156,7 @@ def original_weight(source: str | None, model: nn.Module, layer: nn.Module) -> T
         raise LuthierError("model-not-found", "there is no checkpoint to read the original weight from", where=name)
     plain = name.replace(".base_layer.", ".")
     for file in _weight_files(source):
-        with safe_open(file, framework="pt") as held:
+        with explain_reading(file), safe_open(file, framework="pt") as held:
             for candidate in (plain, plain.removeprefix("model.")):
                 if candidate in held.keys():  # noqa: SIM118 - safe_open is no mapping
                     return held.get_tensor(candidate).float()
@@ -141,21 +176,19 @@ def revision_of(spec: Model, name: str) -> str:
     return spec.revision if spec.revision and not os.path.isdir(name) else "main"
 
 
-def first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 class quiet:  # noqa: N801
-    """transformers draws a bar for every load; ours is the only bar."""
+    """transformers draws a bar for every load, and a table of what did not fit; ours is the only bar, and an error."""
 
     def __enter__(self) -> None:
         from transformers.utils import logging
 
-        self.was = logging.is_progress_bar_enabled()
+        self.was, self.level = logging.is_progress_bar_enabled(), logging.get_verbosity()
         logging.disable_progress_bar()
+        logging.set_verbosity(max(self.level, logging.ERROR))
 
     def __exit__(self, *_: object) -> None:
         from transformers.utils import logging
 
+        logging.set_verbosity(self.level)
         if self.was:
             logging.enable_progress_bar()

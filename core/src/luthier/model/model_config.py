@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from luthier.errors import LuthierError
 from luthier.model import load
 
 if TYPE_CHECKING:
@@ -15,15 +14,8 @@ if TYPE_CHECKING:
 
 def config_of(spec: Model) -> Any:
     """The config of a model that is named; nothing else of it is read. Raises `model-not-found`."""
-    import transformers
-
     name = load.model_location(spec.name_or_path)
-    try:
-        return transformers.AutoConfig.from_pretrained(
-            name, revision=load.revision_of(spec, name), trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise LuthierError("model-not-found", load.first_line(error), where=name) from error
+    return load.load_config(name, load.revision_of(spec, name))
 
 
 def build_model(config: Any, spec: Model, device: torch.device) -> Any:

@@ -26,3 +26,4 @@ class Objects:
     data: Any = None
     eval_data: Any = None
     task: TaskPlace | None = None  # which of several tasks the run is
+    prepared: Any = None  # rows that are made already, as a plan has them

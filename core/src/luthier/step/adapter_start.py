@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
+from luthier.model.foreign import explain_reading
 from luthier.model.weights import fingerprint
+from luthier.model.weights.loaded_weights import check_tensors
 from luthier.recipe.artifact_note import find_artifact, read_note
 
 if TYPE_CHECKING:
@@ -39,10 +41,18 @@ def find_start(recipe: Recipe) -> Path | None:
     return folder
 
 
+def read_adapter(adapter: Any, folder: Path) -> None:
+    """Let an attached adapter read its files; whatever is wrong with them is said with their place."""
+    with explain_reading(folder, "artifact-not-found"):
+        adapter.load(folder)
+    named = (pair for group in adapter.groups() for pair in zip(group.names, group.parameters, strict=False))
+    check_tensors(named, str(folder))
+
+
 def load_start(adapter: Any, folder: Path) -> None:
     """Read the adapter's weights into the attached one; what does not fit is said with the option's name."""
     try:
-        adapter.load(folder)
+        read_adapter(adapter, folder)
     except LuthierError as error:
         raise error.at(OPTION) from error
     log.info("adapter begins from", folder=str(folder))

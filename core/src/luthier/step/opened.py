@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from luthier.errors import LuthierError
 from luthier.model import attention, load
-from luthier.model.weights.quantized import QUANTIZED, apply_quantizer, find_trained
+from luthier.model.weights.quantized import QUANTIZED, apply_quantizer, find_trained, read_quantized
 from luthier.plugins.contracts.protocols import Quantizer
 from luthier.plugins.contracts.values import Context, Progress
 from luthier.plugins.registry import installed_plugins
@@ -22,6 +22,7 @@ from luthier.recipe.artifact_note import NOTE
 from luthier.recipe.schema import Model
 from luthier.runs.writing.decisions import Decisions
 from luthier.runs.writing.record import read_record
+from luthier.step.adapter_start import read_adapter
 from luthier.step.context import ContextSources, attach_adapter, context_for
 
 OPTIONAL: Final[dict[str, Any]] = {
@@ -110,7 +111,7 @@ def _on_base(folder: Path, note: dict[str, Any], spec: Model, device: torch.devi
         model = apply_quantizer(quantizer, model, _context(model, quantizer, spec, note), progress_of(note))
     attention.install_attention(model)
     model = attach_adapter(adapter, model, _context(model, quantizer, spec, note))
-    adapter.load(folder)
+    read_adapter(adapter, folder)
     _tell(quantizer, note)
     tokenizer = load.tokenizer_at(str(folder))
     return Opened(model=model.eval(), tokenizer=tokenizer, adapter=adapter, quantizer=quantizer, note=note)
@@ -134,7 +135,7 @@ def read_trained(
     sources = ContextSources(purpose="open", seed=note.get("seed", 0), original=_absent)
     context = context_for(model, quantizer, sources)
     empty = attrs.evolve(context, has_values=False)
-    model = quantizer.load(folder, apply_quantizer(quantizer, model, empty, progress_of(note)))
+    model = read_quantized(quantizer, folder, apply_quantizer(quantizer, model, empty, progress_of(note)))
     _tell(quantizer, note)
     return model, quantizer
 

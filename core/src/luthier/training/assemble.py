@@ -20,7 +20,8 @@ from luthier.model.generation.generate import teach_stops
 from luthier.model.model_config import config_of
 from luthier.model.operations.kernel_choice import find_kernels
 from luthier.model.recurrent import without_packing
-from luthier.model.weights.quantized import check_quantizer, find_trained
+from luthier.model.weights.loaded_weights import check_finite
+from luthier.model.weights.quantized import check_quantizer, find_trained, read_quantized
 from luthier.plugins.contracts.protocols import Quantizer
 from luthier.plugins.contracts.values import Purpose
 from luthier.plugins.registry import Plugins
@@ -65,6 +66,8 @@ def assemble_run(recipe: Recipe, objects: Objects, plugins: Plugins | None = Non
     parts = BuiltParts.of_recipe(resolved)
     kernels = find_kernels(recipe, resolved, device)
     callbacks = {name: resolved.build(part) for name, part in named(resolved.callbacks).items()}
+    if objects.model is None and find_trained(recipe.model.name_or_path) is None:
+        load.check_named_model(recipe.model)
     tokenizer = objects.tokenizer or load.tokenizer_of(recipe.model)
     prepared = made_rows(recipe, objects, tokenizer, Wanted.of_part(resolved.loss), world)
     config = config_of(recipe.model) if objects.model is None else getattr(objects.model, "config", None)
@@ -140,7 +143,7 @@ def _quantized(case: Case, quantizer: Quantizer, device: torch.device, purpose: 
     if trained is None:
         return quantize_model(case.recipe, feed, _model(case, device), quantizer, purpose)
     model = quantize_model(case.recipe, feed, load.empty_model(trained, device), quantizer, purpose, blank=True)
-    return quantizer.load(trained, model)
+    return read_quantized(quantizer, trained, model)
 
 
 def _model(case: Case, device: torch.device) -> Any:
@@ -149,4 +152,6 @@ def _model(case: Case, device: torch.device) -> Any:
         quantizer = case.resolved.build(case.resolved.quantizer)
         return load.load_model(case.recipe.model, device, quantizer.load_arguments())
     load.check_causal(given)
-    return given.to(device)
+    given = given.to(device)
+    check_finite(given, "model")
+    return given

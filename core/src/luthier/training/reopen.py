@@ -24,6 +24,7 @@ from luthier.recipe.objects import Objects
 from luthier.recipe.schema import Data, Source
 from luthier.runs.writing.decisions import Decisions
 from luthier.runs.writing.record import RECIPE, read_record
+from luthier.step.adapter_start import read_adapter
 from luthier.step.evaluation.evaluate import evaluate_loss
 from luthier.step.fit_checks import check_fit, check_room
 from luthier.step.opened import progress_of
@@ -43,7 +44,7 @@ def reopen_run(folder: Path, given: Given | None) -> Setup:
     setup = assemble_run(recipe, objects, decisions=decisions, purpose="open").setup
     setup.undo.close()
     result = recorded_result(folder)
-    setup.adapter.load(result["artifact"])
+    read_adapter(setup.adapter, result["artifact"])
     _restore_loss(setup, folder, result["best_checkpoint"] if recipe.load_best_model_at_end else None)
     setup.progress = progress_of(of_run(folder)) or setup.progress
     setup.tell_progress()

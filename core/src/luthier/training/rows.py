@@ -25,6 +25,8 @@ EVERY: Final = 30.0  # seconds between log lines where there is no terminal
 
 def made_rows(recipe: Recipe, objects: Objects, tokenizer: Any, wanted: Wanted, world: World) -> Prepared:
     """The examples, made by one process of a machine before the others; the tokenizer takes over their template."""
+    if objects.prepared is not None:
+        return objects.prepared
     with first_here(world):
         prepared = prepared_data(recipe, objects, tokenizer, wanted)
     if prepared.chat_template is not None:

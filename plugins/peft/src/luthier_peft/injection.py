@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -40,7 +41,7 @@ def inject(model: nn.Module, config: Any, context: Context, where: str) -> PeftM
         raise LuthierError("part-unsupported", problem, where=where, remedy=remedy)
     check_targets(model, config, where)
     try:
-        with _seeded(context), warnings_heeded():
+        with _seeded(context), warnings_heeded(_patterns(config)):
             handle = PeftModel(model, config)
     except REFUSALS as error:
         raise _refusal(error, model, where) from error
@@ -58,13 +59,26 @@ def _seeded(context: Context) -> Iterator[None]:
 
 
 @contextmanager
-def warnings_heeded() -> Iterator[None]:
-    """Errors of the warnings that say that an option does nothing, and silence for those that do not hold here."""
+def warnings_heeded(given: Iterable[str] = ()) -> Iterator[None]:
+    """Errors of the warnings that say that an option does nothing, and silence for those that do not hold here.
+
+    PEFT adds patterns of its own to an option, and warns of these too: only those that are `given` count.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=IGNORED)
+        unmatched = r"(?s)The following \w+_pattern keys did not match"
+        warnings.filterwarnings("ignore", message=unmatched)  # the later filter stands before the earlier
+        own = "|".join(re.escape(repr(pattern)) for pattern in given)
+        if own:
+            warnings.filterwarnings("error", message=rf"{unmatched}.*({own})")
         for noise in NOISE:
             warnings.filterwarnings("ignore", message=noise)
         yield
+
+
+def _patterns(config: Any) -> list[str]:
+    """Return the patterns for the names of layers that the options give."""
+    return [key for name in ("rank_pattern", "alpha_pattern") for key in getattr(config, name, None) or ()]
 
 
 def _refusal(error: Exception, model: nn.Module, where: str) -> LuthierError:

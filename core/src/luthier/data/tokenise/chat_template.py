@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import attrs
 
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, show_value
 
 TAGS: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")
 PROBE: Final = "qwj7"  # an answer that no template contains
@@ -176,6 +176,11 @@ def load_template(tokenizer: Any, chat_template: str | None = None, settings: Se
     )
 
 
+def render_prompt(tokenizer: Any, messages: Messages) -> str:
+    """Return a conversation as the tokenizer's own template writes it, up to where the next answer begins."""
+    return _render(tokenizer, None, messages, None, True)
+
+
 def template_text(chat_template: str) -> str:
     """The Jinja text itself, or that of the file that it names."""
     if "{{" in chat_template or "{%" in chat_template:
@@ -243,6 +248,11 @@ def _guarded(render: Any) -> Any:
     except jinja2.TemplateSyntaxError as error:
         problem = f"the chat template is not valid Jinja: {error}"
         raise LuthierError("template-unprovable", problem, remedy="Correct the template.") from None
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        problem = f"the chat template refuses this conversation: {error}"
+    except Exception as error:  # a template may compute anything, and so raise anything
+        told = str(error) if isinstance(error, jinja2.TemplateError) and str(error) else _typed(error)
+        problem = f"the chat template refuses this conversation: {told}"
         raise LuthierError("data-row", problem, remedy="Change the row's roles, or the template.") from None
+
+
+def _typed(error: Exception) -> str:
+    return f"{type(error).__name__}: {show_value(str(error), 200)[1:-1]}".removesuffix(": ")

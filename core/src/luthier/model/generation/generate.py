@@ -8,6 +8,7 @@ from typing import Any, Final
 import attrs
 import torch
 
+from luthier.data.tokenise.chat_template import render_prompt
 from luthier.data.tokenise.encode import Encoder
 from luthier.errors import LuthierError
 from luthier.model.attention import generating_attention
@@ -92,8 +93,7 @@ def prompt_ids(
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _checked(prompt)
     if system is not None:
         messages = [{"role": "system", "content": system}, *messages]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return Encoder.of(tokenizer).prompt(text)
+    return Encoder.of(tokenizer).prompt(render_prompt(tokenizer, messages))
 
 
 def _checked(prompt: Any) -> list[dict[str, Any]]:

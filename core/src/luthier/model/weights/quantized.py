@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from luthier.errors import LuthierError
+from luthier.model.foreign import explain_reading
+from luthier.model.weights.loaded_weights import check_finite
 from luthier.plugins.contracts.protocols import Quantizer
 from luthier.plugins.contracts.values import Context, Progress
 from luthier.randomness import keep_randomness, seed_all
@@ -38,6 +40,14 @@ def write_trained(model: Any, folder: Path, quantizer: Quantizer) -> None:
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)
     quantizer.save(model, folder)
+
+
+def read_quantized(quantizer: Quantizer, folder: Path, model: Any) -> Any:
+    """Return a model of empty quantized layers once its quantizer has read their files; what is broken is said."""
+    with explain_reading(folder, "artifact-not-found"):
+        model = quantizer.load(folder, model)
+    check_finite(model, str(folder))
+    return model
 
 
 def find_trained(name: str) -> Path | None:

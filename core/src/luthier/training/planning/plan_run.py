@@ -18,6 +18,7 @@ from luthier.memory.fit import OPTION, Case, choose_tokens, fullest_batches, lis
 from luthier.model import load
 from luthier.model.model_config import config_of
 from luthier.model.weights.parameter_groups import describe_groups
+from luthier.model.weights.quantized import find_trained
 from luthier.randomness import keep_randomness
 from luthier.recipe import Recipe
 from luthier.recipe.objects import Objects
@@ -69,6 +70,8 @@ def plan(recipe: Recipe, objects: Objects) -> Plan:
         device = usable_device(recipe, resolved, World())
         for part in resolved.callbacks:
             resolved.build(part)  # what it lacks is said here too
+        if objects.model is None and find_trained(recipe.model.name_or_path) is None:
+            load.check_named_model(recipe.model)
         prepared, tokenizer = _rows(recipe, objects, resolved, notes)
         company = _checked_company(recipe, objects, resolved, tokenizer)
         rows = prepared or stand_in(recipe)
@@ -162,7 +165,8 @@ def _tried(case: Case, decisions: Decisions, notes: list[str], company: Company)
     except Unknown as error:
         notes.append(f"the weights were loaded, and what a step needs is not predicted: {error}")
         recipe = attrs.evolve(case.recipe, memory_check=False)
-        return assemble_run(recipe, case.objects, decisions=decisions).setup, None
+        objects = attrs.evolve(case.objects, prepared=case.prepared)
+        return assemble_run(recipe, objects, decisions=decisions).setup, None
 
 
 def _memory(setup: Setup, footprint: Footprint | None) -> dict[str, int]:
