@@ -131,6 +131,7 @@ def inspect(
     from luthier.data.formats.wanted import TOKENS, Wanted
     from luthier.data.inspect_examples import inspect as look
     from luthier.data.prepare import prepare_data
+    from luthier.data.stream.row_stream import sampled_rows
     from luthier.model.load import tokenizer_of
     from luthier.recipe import resolve_parts
 
@@ -140,7 +141,7 @@ def inspect(
     wanted = Wanted(kind="any") if wanted == TOKENS else wanted  # the loss was not named, perhaps
     prepared = prepare_data(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, given=objects.data,
                             given_validation=objects.eval_data)  # fmt: skip
-    if wanted.kind == "any" and len(prepared.train.names) > 1:
+    if wanted.kind == "any" and len(sampled_rows(prepared.train).names) > 1:
         problem = "these rows are pairs, which the loss of this recipe does not take"
         get_logger().warning(problem, remedy="name a loss that takes pairs, such as --loss dpo")
     return look(prepared, tokenizer, rows=rows)

@@ -95,7 +95,7 @@ def _deprecations_logged() -> Iterator[None]:
         else:
             printed(message, category, filename, lineno, *rest)
 
-    warnings.showwarning = show
+    warnings.showwarning = show  # type: ignore[assignment]  # `rest` are the last two, by whatever name
     try:
         yield
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from luthier import Context, LuthierError, get_logger
@@ -39,7 +39,7 @@ class Int8Quantizer:
         made: dict[int, Int8Linear] = {}  # a layer used in two places stays one layer
         for name, layer in chosen.items():
             if id(layer) not in made:
-                made[id(layer)] = Int8Linear.of(layer, self.options.group_size)
+                made[id(layer)] = Int8Linear.of(cast("nn.Linear | Conv1D", layer), self.options.group_size)
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, made[id(layer)])
         exact = sum(parameter.numel() for parameter in model.parameters())

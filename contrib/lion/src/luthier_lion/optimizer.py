@@ -79,7 +79,7 @@ def _alike(weights: Iterable[Tensor]) -> Iterable[list[Tensor]]:
 
 def _move(weights: list[Tensor], momenta: list[Tensor], group: dict[str, Any]) -> None:
     lr, (beta1, beta2) = group["lr"], group["betas"]
-    gradients = [weight.grad for weight in weights]
+    gradients = [weight.grad for weight in weights if weight.grad is not None]  # as each of them has
     if group["weight_decay"] != 0:
         torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
     steps = torch._foreach_lerp(momenta, gradients, 1 - beta1)

@@ -79,8 +79,9 @@ def merged_copy(model: Any, adapter: Any, quantizer: Any) -> Any:
     context = context_for(model, quantizer, ContextSources(purpose="open", seed=0, original=_no_original))
     merged = model if adapter is None else adapter.merge(context)
     for path, layer in plain.named_modules():
-        if type(layer).__name__ == "Conv1D" and isinstance(merged.get_submodule(path), nn.Linear):
-            _replace(merged, path, _transposed(merged.get_submodule(path), layer))
+        linear = merged.get_submodule(path) if type(layer).__name__ == "Conv1D" else None
+        if isinstance(linear, nn.Linear):
+            _replace(merged, path, _transposed(linear, layer))
     if any(p.is_floating_point() and not torch.isfinite(p).all() for p in merged.parameters()):
         raise LuthierError("artifact-unmergeable", "the merged weights hold NaN or infinity")
     return merged
@@ -112,9 +113,10 @@ def _linear(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype)
     return layer.requires_grad_(False)
 
 
-def _transposed(layer: nn.Module, pattern: nn.Module) -> nn.Module:
+def _transposed(layer: nn.Linear, pattern: nn.Module) -> nn.Module:
     """A Linear as the Conv1D that the architecture has in its place."""
-    made = type(pattern)(layer.weight.shape[0], layer.weight.shape[1])
+    make: Any = type(pattern)
+    made = make(layer.weight.shape[0], layer.weight.shape[1])
     with torch.no_grad():
         made.weight = nn.Parameter(layer.weight.T.contiguous())
         if layer.bias is not None:

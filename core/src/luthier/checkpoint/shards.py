@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import attrs
 import torch
@@ -88,11 +88,11 @@ def sharded_snapshot(
     tree: Mapping[str, Any], world: World, reuse: Mapping[str, Tensor] | None = None
 ) -> ShardedSnapshot:
     """Copy a tree that holds shards; collective where one is not sharded by rows. `reuse`: see `take_snapshot`."""
-    mesh, found = init_device_mesh("cpu", (world.size,)), {}
-    rest = take_snapshot(_split(tree, "", found))
+    mesh, shards = init_device_mesh("cpu", (world.size,)), dict[str, DTensor]()
+    rest = take_snapshot(_split(tree, "", shards))
     known = reuse or {}
-    tensors = {path: _copied(tensor.to_local(), known.get(path)) for path, tensor in found.items()}
-    parts = {path: _as_shard(tensors[path], tensor.shape, mesh) for path, tensor in found.items()}
+    tensors = {path: _copied(tensor.to_local(), known.get(path)) for path, tensor in shards.items()}
+    parts: dict[str, Tensor] = {path: _as_shard(tensors[path], shard.shape, mesh) for path, shard in shards.items()}
     return ShardedSnapshot(world=world, tensors=tensors, parts=parts, rest=rest)
 
 
@@ -148,7 +148,7 @@ def _marked(tensor: DTensor, path: str, found: dict[str, DTensor]) -> Any:
         return {MARK: "replicated", "tensor": tensor.to_local()}
     if tensor.placements != (Shard(0),):
         tensor = tensor.redistribute(placements=(Shard(0),))
-    found[path] = tensor.detach()
+    found[path] = cast(DTensor, tensor.detach())
     return {MARK: path, "shape": list(tensor.shape), "dtype": str(tensor.dtype)[6:]}
 
 

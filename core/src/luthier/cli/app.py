@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -72,6 +73,7 @@ def root(version: Version = False) -> None:
 
 
 app.command()(demo.demo)
+verb: Callable[..., Any]
 for verb in (train.train, continual.continual, plan.plan, inspect.inspect):
     app.command(context_settings=FREE, add_help_option=False)(verb)
 app.command()(models.generate)

@@ -98,7 +98,8 @@ class TokenDataset(Sequence[TokenExample]):
     documents: NDArray[np.int64] | None = None  # the first token of every document; None: each example is one
     names: tuple[str, ...] = ()  # of the documents of every example, in order; empty as there
     columns: Mapping[str, NDArray[Any]] = attrs.field(factory=dict)  # [N] each
-    index: NDArray[np.int64] | None = None  # [N] the row that each example was; None: its number here
+    # [N] the row that each example was; None: its number here. It stands in the place of Sequence's search.
+    index: NDArray[np.int64] | None = None  # type: ignore[assignment]
 
     @classmethod
     def of(cls, examples: Sequence[TokenExample]) -> TokenDataset:
@@ -143,7 +144,7 @@ class TokenDataset(Sequence[TokenExample]):
     def __len__(self) -> int:
         return len(self.weights)
 
-    def __getitem__(self, index: Any) -> TokenExample:
+    def __getitem__(self, index: Any) -> TokenExample:  # type: ignore[override]  # a slice is never asked for
         span = slice(self.starts[index], self.starts[index + 1])
         where, documents = self.where[index] if self.where else "", None
         if self.documents is not None:

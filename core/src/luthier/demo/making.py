@@ -30,7 +30,7 @@ Tools: {{ tools | tojson }}<|im_end|>
 {% endfor %}
 {%- if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
-SHAPE: Final = {
+SHAPE: Final[dict[str, Any]] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 144,
     "intermediate_size": 384,
@@ -85,7 +85,7 @@ def conversations(data: Path) -> Iterator[Row]:
         yield chat(row["question"], row["rationale"])
     for name in ("roleplay_alpaca.json.gz", "codegen_response_key.jsonl.gz"):
         for row in rows(data / "gpteacher" / name):
-            yield chat(row["instruction"], row.get("output", row.get("response")), row.get("input", ""))
+            yield chat(row["instruction"], row["output"] if "output" in row else row["response"], row.get("input", ""))
     for row in rows(data / "pandalm" / "testset_v1.jsonl.gz"):  # some answers there are not text
         yield chat(row["instruction"], str(row["response1"]), row.get("input", ""))
     for row in rows(data / "sharegpt" / "glaive_toolcall_en.json"):

@@ -21,7 +21,7 @@ from luthier.plugins.contracts.values import LossOutput
 register_pytree_node(
     LossOutput,
     lambda output: ([output.sums, output.metrics], None),
-    lambda values, _: LossOutput(sums=values[0], metrics=values[1]),
+    lambda values, _: LossOutput(**dict(zip(("sums", "metrics"), values, strict=True))),
 )
 
 

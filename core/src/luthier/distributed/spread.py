@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 import torch
@@ -80,7 +80,8 @@ class Spread:
 
 def gather_rows(mine: Tensor, world: World) -> tuple[int, Tensor]:
     """Return where this rank's rows begin among those of all ranks, and all of them on this rank's device."""
-    told = world.gather([list(mine.shape), str(mine.dtype)[6:]])
+    form: list[Any] = [list(mine.shape), str(mine.dtype)[6:]]
+    told = world.gather(form)
     counts = [shape[0] for shape, _ in told]
     forms = [(tuple(shape[1:]), dtype) for shape, dtype in told if shape[0]]
     if not forms:

@@ -116,7 +116,8 @@ class Allocations:
 
     def __exit__(self, *error: Any) -> None:
         self._profiler.__exit__(*error)
-        events = self._profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+        profiler: Any = self._profiler.profiler  # torch's stubs know less of it
+        events = profiler.kineto_results.events()
         found = [e for e in events if e.name() == "[memory]" and e.device_type() == DeviceType.CPU]
         live = 0
         for event in sorted(found, key=lambda e: e.start_ns()):

@@ -136,8 +136,8 @@ def _share(folder: Path) -> float | None:
         if text := _text(folder / "cpu.max"):
             given, period = text.split()
             return None if given == "max" else float(given) / float(period)
-        given = float(_text(folder / "cpu.cfs_quota_us"))
-        return None if given < 0 else given / float(_text(folder / "cpu.cfs_period_us"))
+        quota = float(_text(folder / "cpu.cfs_quota_us"))
+        return None if quota < 0 else quota / float(_text(folder / "cpu.cfs_period_us"))
     return None
 
 

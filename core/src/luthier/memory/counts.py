@@ -27,8 +27,8 @@ def parameters_of(setup: Setup) -> dict[str, dict[str, int]]:
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            kind = parameter_role(name, owner, embedding, head)
-            kind = "adapter" if id(parameter) in adapted else _module_kind(path) if kind == "hidden" else kind
+            role = parameter_role(name, owner, embedding, head)
+            kind = "adapter" if id(parameter) in adapted else _module_kind(path) if role == "hidden" else role
             counts[kind]["total"] += parameter.numel()
             counts[kind]["trainable"] += parameter.numel() if parameter.requires_grad else 0
     whole = {key: sum(c[key] for c in counts.values()) for key in ("total", "trainable")}

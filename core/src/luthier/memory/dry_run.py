@@ -28,6 +28,7 @@ from luthier.model.model_config import build_model, config_of, experts_of
 from luthier.model.operations.kernel_choice import find_kernels
 from luthier.plugins.contracts.values import Purpose
 from luthier.randomness import keep_randomness
+from luthier.recipe.reading.draft import default_of
 from luthier.runs.writing.decisions import Decisions
 from luthier.step.adapter_start import load_start
 from luthier.step.attach import attach_parts, quantize_model
@@ -230,4 +231,6 @@ def stand_in(recipe: Recipe, length: int | None = None) -> Prepared:
     """Rows where there are none: `length` tokens each (None: data.max_length), every one of them supervised."""
     tokens = np.zeros(length or recipe.data.max_length, np.int32)
     row = TokenExample(input_ids=tokens, labels=tokens)
-    return Prepared(train=TokenDataset.of([row] * recipe.global_batch_size), validation=None, report=Report())
+    asked = recipe.global_batch_size
+    count: int = default_of("global_batch_size") if asked == "auto" else asked
+    return Prepared(train=TokenDataset.of([row] * count), validation=None, report=Report())

@@ -28,6 +28,7 @@ from luthier.model import load
 from luthier.model.model_config import config_of
 from luthier.plugins.contracts.values import Purpose
 from luthier.recipe.reading.draft import default_of
+from luthier.recipe.schema import settled_number
 from luthier.runs.writing.decisions import Decisions
 from luthier.sizes import size_text
 from luthier.step.fit_checks import check_prompts
@@ -282,7 +283,7 @@ def largest(peak: Callable[[int], int], low: int, high: int, budget: int) -> int
 
 def _most(setup: Setup) -> int:
     """Tokens of the longest step that there could be, as its ranks share them."""
-    count, lengths = setup.recipe.global_batch_size, setup.layout.unit_tokens(known_rows(setup))
+    count, lengths = settled_number(setup.recipe.global_batch_size), setup.layout.unit_tokens(known_rows(setup))
     lengths = lengths + _prompted(setup)
     longest = int(np.sort(lengths)[-count:].sum()) if isinstance(setup.train, TokenDataset) else lengths.max() * count
     return -(-int(longest) // setup.packing.ranks)

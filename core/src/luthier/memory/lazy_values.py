@@ -131,7 +131,7 @@ def _noted(value: Any, watched: set[str]) -> tuple[list[Kept], list[Any]]:
     if not _is_watched(owner, watched) or attributes is None:
         return [], []
     cells, defaults = (value.__closure__, value.__defaults__) if isinstance(value, FunctionType) else ((), ())
-    kept = [KeptNames(value, watched), *(KeptCell(cell, watched) for cell in cells or ())]
+    kept: list[Kept] = [KeptNames(value, watched), *(KeptCell(cell, watched) for cell in cells or ())]
     return kept, [*attributes.values(), *map(_content, cells or ()), *(defaults or ())]
 
 

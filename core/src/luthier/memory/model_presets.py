@@ -53,6 +53,7 @@ def measure(config: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[flo
     import torch
     import transformers
 
+    from luthier.data.stream.row_stream import sampled_rows
     from luthier.memory.dry_run import Rehearsal, stand_in
     from luthier.recipe import load_recipe, resolve_parts
     from luthier.recipe.rowless import NO_ROWS
@@ -63,7 +64,7 @@ def measure(config: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[flo
     shape = transformers.AutoConfig.for_model(**config)
     rehearsal = Rehearsal(recipe, resolve_parts(recipe), torch.device("cpu"), prepared=rows, config=shape)
     low, high = POINTS
-    found = [rehearsal.footprint([[rows.train[0]] * (n // DOCUMENT)] * 2).peak for n in POINTS]
+    found = [rehearsal.footprint([[sampled_rows(rows.train)[0]] * (n // DOCUMENT)] * 2).peak for n in POINTS]
     each = (found[1] - found[0]) / (high - low)
     return found[0] - each * low, each
 

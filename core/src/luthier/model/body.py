@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import torch
@@ -77,7 +77,7 @@ class Body:
         if batch.num_documents == 1 and self.is_stateful:
             del told["cu_seq_lens_q"]  # recurrent layers refuse to be told of a single document
         if self.prefix_rows:
-            told["prefixes"] = self.adapter.prefixes
+            told["prefixes"] = cast(Any, self.adapter).prefixes  # rows of prefixes come from an adapter alone
         if layers:
             told["output_hidden_states"] = True
         if routers:

@@ -29,7 +29,7 @@ class Ghost(Tensor):
     `has_no_data` is for whoever tells tensors apart by their type: a ghost stands for a plain tensor.
     """
 
-    inner: Tensor
+    inner: Tensor  # type: ignore[assignment]  # torch's `inner` product is not asked of a ghost
     world: Ghosts
     has_no_data = True
 
@@ -40,10 +40,10 @@ class Ghost(Tensor):
         made.inner, made.world = inner, world
         return made
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch's own subclasses
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return next(_ghosts(args)).world.call(func, args, kwargs or {})
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
@@ -61,7 +61,7 @@ class Ghost(Tensor):
         number: Any = self.new_empty(()).item()
         return functools.reduce(lambda made, size: [copy.copy(made) for _ in range(size)], self.shape[::-1], number)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # torch has it untyped
         return f"Ghost({list(self.shape)}, {self.dtype}, {self.device})"
 
 

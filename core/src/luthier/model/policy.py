@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,11 +85,12 @@ class ModelPolicy:
         last = self.states(batch)
         if all(layer == -1 for layer in layers):
             return [last for _ in layers]
-        if not self._output.layers:
+        if self._output is None or not self._output.layers:
             self._keeps_layers = True
             with _drawing_again(self._generators, self.model.device):  # the same dropout as the pass before
                 self._keep(batch, layers=True)
-        return [self._output.layers[layer] for layer in layers]
+        states = cast(BodyOutput, self._output).layers  # as it was kept
+        return [states[layer] for layer in layers]
 
     def score(self, batch: Batch) -> Tensor:
         head = getattr(self.model, "score", None)

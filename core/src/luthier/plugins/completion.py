@@ -59,7 +59,8 @@ def add_defaults(part: Any, kind: str, record: Record | None = None) -> Any:
             bound = types.MethodType(value, part) if isinstance(value, types.FunctionType) else value
             object.__setattr__(part, name, bound)
     elif absent:  # a class with slots has room for methods in its class only
-        object.__setattr__(part, "__class__", _completed_class(type(part), tuple(absent.items())))
+        owner: Any = type(part)
+        object.__setattr__(part, "__class__", _completed_class(owner, tuple(absent.items())))
     return part
 
 

@@ -187,8 +187,12 @@ def _owners(option: str, offer: Offer, plugins: Plugins) -> str:
     own = [f.name for f in attrs.fields(plugins.options(offer))]
     if suggest_nearest(option, own).startswith("Did"):
         return ""
-    others = [o.record for o in plugins.offers(offer.record.kind) if not isinstance(o.record.options, str)]
-    names = [r.name for r in others if attrs.has(r.options) and option in attrs.fields_dict(r.options)]
+    others = [(o.record.name, o.record.options) for o in plugins.offers(offer.record.kind)]
+    names = [
+        name
+        for name, options in others
+        if not isinstance(options, str) and attrs.has(options) and option in attrs.fields_dict(options)
+    ]
     return f"Name the {offer.record.kind} that is meant: {' or '.join(names)}." if names else ""
 
 
@@ -210,7 +214,8 @@ def _object(value: Any, kind: str, where: str, plugins: Plugins) -> Part:
 
 def _is_options(value: object) -> bool:
     """Whether an object's class is made of `option()` fields, so that it cannot be a part itself."""
-    return attrs.has(type(value)) and any(KEY in f.metadata for f in attrs.fields(type(value)))
+    cls = type(value)
+    return attrs.has(cls) and any(KEY in field.metadata for field in attrs.fields(cls))
 
 
 def _article(kind: str) -> str:

@@ -29,6 +29,7 @@ from luthier.plugins.contracts.protocols import Quantizer
 from luthier.plugins.contracts.values import Context, Group, Purpose
 from luthier.precision import dtypes as precision
 from luthier.recipe import Recipe
+from luthier.recipe.schema import settled_number
 from luthier.step.attachment import Attachment, BuiltParts
 from luthier.step.context import WHOLE, ContextSources, context_for, dense_weight
 from luthier.step.losses.unit_layout import lay_out_feed
@@ -51,7 +52,7 @@ def quantize_model(
 
 def _head(recipe: Recipe, feed: Feed | LaidOutFeed, place: torch.device) -> Callable[[int], Iterable[Batch]]:
     """Return a function that gives the first n examples in micro-batches on a device."""
-    alone = Packing(max_tokens=recipe.max_tokens_per_device, on=recipe.packing)
+    alone = Packing(max_tokens=settled_number(recipe.max_tokens_per_device), on=recipe.packing)
     return lambda count: rank_batches(feed.head(count), alone, place)
 
 
@@ -80,7 +81,7 @@ def _attached(attachment: Attachment, undo: ExitStack) -> Setup:
     spread = wrap_step(step, model, attachment.spread_as, world, attachment.device,
                        exchanged=computed.name == "pure_bf16")  # fmt: skip
     optimizer = parts.optimizer.build(trained_groups(recipe, parts.adapter, model))
-    alone = Packing(max_tokens=recipe.max_tokens_per_device, on=recipe.packing)
+    alone = Packing(max_tokens=settled_number(recipe.max_tokens_per_device), on=recipe.packing)
     return Setup(
         recipe=recipe, model=model, tokenizer=attachment.tokenizer, context=context, device=attachment.device,
         adapter=parts.adapter, loss=parts.loss, quantizer=parts.quantizer, optimizer_part=parts.optimizer,
@@ -144,7 +145,7 @@ def _sources(
         purpose=purpose,
         files=functools.partial(Files.of_recipe, recipe, model.dtype, None),
         original=original,
-        batches=lambda n: _first_batches(n, recipe.global_batch_size, head),
+        batches=lambda n: _first_batches(n, settled_number(recipe.global_batch_size), head),
     )
 
 

@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from luthier.data.stream.row_stream import Stream
+from luthier.data.stream.row_stream import sampled_rows
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.model.operations import formulas, kernels
 from luthier.model.operations.functions import list_implementations
 from luthier.model.operations.kernels import Gate, Kernels, NormForm
+from luthier.recipe.schema import settled_number
 from luthier.runs.writing.decisions import Decisions
 
 if TYPE_CHECKING:
@@ -108,10 +109,10 @@ def settle_compile(setup: Setup) -> bool:
 
 def run_tokens(setup: Setup) -> float | None:
     """Tokens of this process's share of the run, by the mean length of the rows known; None without an end."""
-    rows = setup.train.sample if isinstance(setup.train, Stream) else setup.train
+    rows = sampled_rows(setup.train)
     if setup.feed.total is None:
         return None
-    share = setup.recipe.global_batch_size / setup.world.size
+    share = settled_number(setup.recipe.global_batch_size) / setup.world.size
     return setup.feed.total * share * float(rows.lengths.mean())
 
 
@@ -179,8 +180,8 @@ class Passes:
         found = self._run(formulas.compute_norm_gradient, given, lambda: kernels.norm_gradient_kernel(*told, False)[0])
         if not wants_weight:
             return found, None
-        given = (grad, total, rms, form.rounded)
-        grad_weight = self._run(formulas.weight_backward, given, lambda: kernels.norm_gradient_kernel(*told, True)[1])
+        rest = (grad, total, rms, form.rounded)
+        grad_weight = self._run(formulas.weight_backward, rest, lambda: kernels.norm_gradient_kernel(*told, True)[1])
         return found, grad_weight.to(weight.dtype)
 
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import attrs
 import torch
@@ -91,7 +91,7 @@ def dense_weight(layer: nn.Module, quantizer: Any) -> Tensor:
     held = quantizer.dequantize(layer)
     if held is not None:
         return held
-    weight = storage.whole_weight(layer.weight)
+    weight = storage.whole_weight(cast(Tensor, layer.weight))
     return (weight.T if _transposed(layer) else weight).to(torch.promote_types(torch.float32, weight.dtype))
 
 

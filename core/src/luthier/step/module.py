@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -53,8 +54,7 @@ class Step(nn.Module):
         """Return the loss of this micro-batch, with the balance of experts where the run asks for it."""
         output, router = check_output(self.loss(policy, batch), "the loss"), self._balance_experts(batch)
         output.sums.update(router.sums)
-        output.metrics.update(router.metrics)
-        return output
+        return dataclasses.replace(output, metrics={**output.metrics, **router.metrics})
 
     def compute_scores(self, policy: ModelPolicy, batch: Batch) -> tuple[Tensor, dict[str, Tensor], LossOutput]:
         """Return scores and fixed tensors of a loss that couples the batch, and the balance of experts."""
@@ -64,7 +64,7 @@ class Step(nn.Module):
     def _balance_experts(self, batch: Batch) -> LossOutput:
         if not self.router_coefficient:
             return LossOutput(sums={})
-        config = self.model.config
+        config: Any = self.model.config
         top_k = config.num_experts_per_tok
         balance = router_balance(self.policy.router_logits(batch), top_k, batch)
         summed = (balance * batch.lengths.to(balance.device)).sum()
@@ -72,7 +72,7 @@ class Step(nn.Module):
         return LossOutput(sums={ROUTER: self.router_coefficient * summed}, metrics=metrics)
 
 
-def router_balance(routers: tuple[Tensor, ...], top_k: int, batch: Batch) -> Tensor:
+def router_balance(routers: Sequence[Tensor], top_k: int, batch: Batch) -> Tensor:
     """[D]: the load-balancing loss of each document (Switch Transformer, eq. 4 to 6, as transformers has it).
 
     Per document, so that it does not depend on what a document was packed with: a documented difference.

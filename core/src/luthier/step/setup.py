@@ -16,6 +16,7 @@ from luthier.data.batches.micro_batches import rank_batches
 from luthier.data.batches.packing import Packing, measure_imbalance
 from luthier.data.batches.prefetch import prefetch_pays, prefetch_portions
 from luthier.data.examples import TokenDataset
+from luthier.data.stream.row_stream import Stream
 from luthier.distributed.spread import Spread
 from luthier.distributed.world import World
 from luthier.hardware.process_settings import Process
@@ -68,7 +69,7 @@ class Setup:
     rates: Rates
     feed: LaidOutFeed  # where the units of each step come from, laid out
     packing: Packing  # how they become micro-batches
-    train: TokenDataset
+    train: TokenDataset | Stream
     validation: TokenDataset | None
     report: Report
     device: torch.device

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import attrs
 import torch
@@ -138,7 +138,7 @@ def _penalty(setup: Setup) -> float | None:
     penalty = setup.adapter.penalty()
     if penalty is None:
         return None
-    setup.precision.scaled(penalty).backward()
+    cast(Tensor, setup.precision.scaled(penalty)).backward()  # None comes of None alone
     return float(whole_tensor(penalty.detach()))
 
 

@@ -57,7 +57,9 @@ def recorded_result(folder: Path, record: dict[str, Any] | None = None) -> dict[
     record = record or read_record(folder)
     if record is None or "result" not in record:
         raise LuthierError("run-not-found", "no finished run here", where=str(folder))
-    held = {name: Path(v) if name in PATHS and v else v for name, v in record["result"].items()}
+    held: dict[str, Any] = {
+        name: Path(value) if name in PATHS and value else value for name, value in record["result"].items()
+    }
     numbers = (held["final_loss"], *held["loss_history"])  # null is the loss of a step that was skipped
     held["final_loss"], *held["loss_history"] = (math.nan if loss is None else loss for loss in numbers)
     return held
@@ -114,6 +116,7 @@ def _source(data: Any, like: Data) -> Source | None:
         return structure_value(data, Source, "data")
     if isinstance(data, (str, Path)):
         (first, *others) = like.train
-        mapped = {} if others else {"columns": first.columns, "template": first.template}
-        return Source(path=str(data), **mapped)
+        if others:
+            return Source(path=str(data))
+        return Source(path=str(data), columns=first.columns, template=first.template)
     return data if isinstance(data, Source) else None

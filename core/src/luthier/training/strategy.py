@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from luthier.data.stream.row_stream import sampled_rows
 from luthier.distributed.spread import Strategy
 from luthier.distributed.world import World
 from luthier.errors import LuthierError
@@ -30,10 +31,9 @@ def choose_strategy(case: Case, decisions: Decisions, world: World) -> Strategy:
         remedy = "Pass the model's name or folder, or leave it to ddp."
         raise LuthierError("recipe-conflict", "a loaded model cannot be sharded", where=OPTION, found=asked,
                            remedy=remedy)  # fmt: skip
-    if asked != "auto":
-        chosen = decisions.explicit(OPTION, asked)
-    else:
-        chosen = decisions.take(OPTION, lambda: _by_memory(case))
+    chosen: Strategy = (
+        decisions.explicit(OPTION, asked) if asked != "auto" else decisions.take(OPTION, lambda: _by_memory(case))
+    )
     if chosen == "fsdp":
         _check_documents(case)
     return chosen
@@ -44,7 +44,7 @@ def _check_documents(case: Case) -> None:
     from luthier.model.model_config import config_of
 
     rows = case.prepared.train
-    has_several = len(getattr(rows, "sample", rows).names) > 1 or case.layout.arrange is not None
+    has_several = len(sampled_rows(rows).names) > 1 or case.layout.arrange is not None
     reason = separation_reason(config_of(case.recipe.model)) if has_several else None
     if reason is not None:
         problem = (

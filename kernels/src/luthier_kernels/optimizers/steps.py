@@ -64,7 +64,8 @@ def reference_eight(p: Tensor, g: Tensor, codes: Pair, scales: Pair, rates: Rate
 
 def reference_floats(p: Tensor, g: Tensor, moments: Pair, rates: Rates, key: int | None) -> None:
     """The semantics of record; float64 where the parameter is."""
-    moved, *made = update_values(_wide(p), _wide(g), *(moment.view(-1) for moment in moments), rates)
+    first, second = (moment.view(-1) for moment in moments)
+    moved, *made = update_values(_wide(p), _wide(g), first, second, rates)
     for held, moment in zip(moments, made, strict=True):
         held.view(-1).copy_(moment)
     p.copy_(round_values(moved, p.dtype, key).view_as(p))

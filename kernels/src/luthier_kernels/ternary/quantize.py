@@ -146,7 +146,7 @@ def _quantize_triton(weight: Tensor, group: int, method: str) -> tuple[Tensor, T
 
 def _quantize(weight: Tensor, group: int, method: str) -> tuple[Tensor, Tensor]:
     if weight.numel() == 0:
-        scales = torch.full(scales_shape(*weight.shape, group), SMALLEST, device=weight.device)
+        scales = torch.full(scales_shape(weight.shape[0], weight.shape[1], group), SMALLEST, device=weight.device)
         return torch.empty(weight.shape, dtype=torch.int8, device=weight.device), scales
     single = weight.dtype is not torch.float64
     native = single and weight.device.type == "cpu" and has_native("ternary")
@@ -160,7 +160,7 @@ def _quantize(weight: Tensor, group: int, method: str) -> tuple[Tensor, Tensor]:
 
 
 def _fake(weight: Tensor, group: int, method: str) -> tuple[Tensor, Tensor]:
-    scales = weight.new_empty(scales_shape(*weight.shape, group), dtype=torch.float32)
+    scales = weight.new_empty(scales_shape(weight.shape[0], weight.shape[1], group), dtype=torch.float32)
     return torch.empty_like(weight, dtype=torch.int8, memory_format=torch.contiguous_format), scales
 
 

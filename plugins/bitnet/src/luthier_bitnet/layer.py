@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import torch
@@ -38,7 +38,8 @@ class TernaryLinear(nn.Module):
         super().__init__()
         self.transposed = isinstance(layer, Conv1D)
         self.form, self.stage = form, stage
-        self.weight: nn.Parameter = layer.weight
+        self.weight: nn.Parameter = cast(nn.Parameter, layer.weight)  # as Conv1D's is, too
+        self.bias: nn.Parameter | None
         self.register_parameter("bias", layer.bias)
         shape = layer.weight.shape[::-1] if self.transposed else layer.weight.shape
         self.out_features, self.in_features = shape

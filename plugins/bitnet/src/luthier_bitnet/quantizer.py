@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from luthier import Context, LuthierError, Multipliers, Progress, get_logger
@@ -51,7 +51,7 @@ class TernaryQuantizer:
         made: dict[int, TernaryLinear] = {}  # a layer used in two places stays one layer
         for path, layer in chosen.items():
             if id(layer) not in made:
-                made[id(layer)] = TernaryLinear(layer, self.form, self.stage)
+                made[id(layer)] = TernaryLinear(cast("nn.Linear | Conv1D", layer), self.form, self.stage)
             model.set_submodule(path, made[id(layer)])
         count = sum(layer.weight.numel() for layer in made.values())
         exact = sum(parameter.numel() for parameter in model.parameters()) - count

@@ -82,7 +82,7 @@ class LoraAdapter:
     def stepped(self, progress: Progress) -> None:
         """Nothing follows a step."""
 
-    def penalty(self) -> None:
+    def penalty(self) -> Tensor | None:
         return None
 
     def state(self) -> dict[str, Tensor]:

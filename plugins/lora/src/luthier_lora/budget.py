@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from luthier import Context, LuthierError
@@ -112,7 +112,8 @@ def clear_rows(parameter: nn.Parameter, kept: list[bool]) -> None:
     """Set the rows that are not kept to zero, on whichever ranks they lie."""
     mask = torch.tensor(kept, dtype=parameter.dtype, device=parameter.device)[:, None]
     if hasattr(parameter, "full_tensor"):
-        from torch.distributed.tensor import distribute_tensor
+        from torch.distributed.tensor import DTensor, distribute_tensor
 
-        mask = distribute_tensor(mask, parameter.device_mesh, parameter.placements)
+        shard = cast(DTensor, parameter)  # its data is one
+        mask = distribute_tensor(mask, shard.device_mesh, shard.placements)
     parameter.mul_(mask)

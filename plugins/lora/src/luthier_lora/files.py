@@ -111,9 +111,9 @@ def load(folder: Path, options: Lora | Dora, targets: Targets, state: Mapping[st
     for field, pattern in PATTERNS.items():
         for layer in targets.modules:
             theirs = choose_by_pattern(config[pattern] or {}, layer, config[field])
-            value = choose_by_pattern(getattr(options, pattern), layer, getattr(options, field))
-            if theirs != value:
-                raise misfit(folder / CONFIG, f"the adapter has {field} {theirs!r} at {layer}, the options {value!r}")
+            ours = choose_by_pattern(getattr(options, pattern), layer, getattr(options, field))
+            if theirs != ours:
+                raise misfit(folder / CONFIG, f"the adapter has {field} {theirs!r} at {layer}, the options {ours!r}")
     if (config["init_lora_weights"] == "pissa") != (options.init_lora_weights == "pissa"):
         began = config["init_lora_weights"]
         raise misfit(folder / CONFIG, f"the adapter has init_lora_weights {began!r}, the options another")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import attrs
 import torch
@@ -63,9 +64,10 @@ def is_dense(layer: nn.Module) -> bool:
     a weight that a plan imagines without its data says so."""
     if type(layer) not in (nn.Linear, Conv1D):
         return False
-    if type(layer.weight) is not nn.Parameter and not getattr(layer.weight, "has_no_data", False):
+    weight = cast(Tensor, layer.weight)
+    if type(weight) is not nn.Parameter and not getattr(weight, "has_no_data", False):
         return False
-    return layer.weight.is_floating_point() and layer.weight.element_size() > 1  # not float8, which is a code
+    return weight.is_floating_point() and weight.element_size() > 1  # not float8, which is a code
 
 
 def dense_weight(layer: nn.Module) -> Tensor:

@@ -96,7 +96,7 @@ class LowRank:
 class Lora(LowRank):
     """`adapter: {name: lora, r: 8, ...}`"""
 
-    init_lora_weights: bool | Literal["pissa"] = option(
+    init_lora_weights: bool | Literal["pissa"] = option(  # type: ignore[assignment]  # wider here than its kin's
         True,
         help=f"{BEGINNING} pissa: A and B begin as the first r singular vectors of each weight, which is left with the "
         "rest (PiSSA); the model computes what it did.",

@@ -89,7 +89,7 @@ def count_energy(values: Sequence[float], share: float | None) -> int:
 def hash_tensor(tensor: Tensor) -> str:
     """Return a digest of a tensor's values."""
     plain = tensor.detach().to("cpu").contiguous().view(torch.uint8).numpy()
-    return hashlib.blake2b(plain, digest_size=16).hexdigest()
+    return hashlib.blake2b(plain.data, digest_size=16).hexdigest()
 
 
 def _energies(layer: nn.Module, context: Context, told: Callable[..., None]) -> list[float]:

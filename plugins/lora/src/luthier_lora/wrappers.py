@@ -168,6 +168,7 @@ class DoraLayer(LoraLayer):
     def __init__(self, base_layer: nn.Module, form: Form, switch: Switch, dequantize: Dequantize) -> None:
         super().__init__(base_layer, form, switch, dequantize)
         square = self.base_weight().square().sum(1).to(form.dtype)
+        self.base_square: Tensor
         self.register_buffer("base_square", square, persistent=False)  # [out] |W|^2 of each row
         self.lora_magnitude_vector = nn.Parameter(form.zeros(self.out_features))
 

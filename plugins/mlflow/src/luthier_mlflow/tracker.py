@@ -110,11 +110,16 @@ class Tracker:
     def _send(self, during: str, step: int, metrics: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)  # milliseconds
         self._try(during, lambda client: client.log_batch(
-            self.mlflow_id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()]))  # fmt: skip
+            self._id(), metrics=[Metric(name, value, now, step) for name, value in metrics.items()]))  # fmt: skip
 
     def _end(self, during: str, status: str, words: str) -> None:
-        self._try(during, lambda client: client.set_tag(self.mlflow_id, "luthier.status", words))
-        self._try(during, lambda client: client.set_terminated(self.mlflow_id, status=status))
+        self._try(during, lambda client: client.set_tag(self._id(), "luthier.status", words))
+        self._try(during, lambda client: client.set_terminated(self._id(), status=status))
+
+    def _id(self) -> str:
+        """Return the id of the run that is open, as it is wherever there is a client."""
+        assert self.mlflow_id is not None
+        return self.mlflow_id
 
     def _try(self, during: str, act: Callable[[MlflowClient], Any]) -> None:
         """Let `act` work with the client, if there is one; a failure is logged and is the tracker's last."""

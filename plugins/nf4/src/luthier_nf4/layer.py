@@ -42,6 +42,7 @@ class FourBitLinear(nn.Module):
         shape = layer.weight.shape[::-1] if self.transposed else layer.weight.shape
         self.out_features, self.in_features = shape
         self.form, self.stored = form, layer.weight.dtype
+        self.bias: nn.Parameter | None
         self.register_parameter("bias", layer.bias)
         device, total = layer.weight.device, self.out_features * self.in_features
         blocks = -(-total // form.block_size)

@@ -18,6 +18,10 @@ class Complement(nn.Module):
       Van Loan (1989), whose product I - Y T Y^T has Q as its last n - k columns.
     """
 
+    basis: Tensor
+    vectors: Tensor
+    factor: Tensor
+
     def __init__(self, size: int, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.size = size

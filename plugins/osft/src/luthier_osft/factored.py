@@ -23,6 +23,13 @@ class FactoredLayer(OsftLayer):
     are put back by `project`.
     """
 
+    left: Tensor
+    values: Tensor
+    right: Tensor
+    first_left: Tensor
+    first_values: Tensor
+    first_right: Tensor
+
     def _make_trained(self, made: Mapping[str, Any]) -> None:
         count = min(self.out_features, self.in_features) - self.rank
         shapes = (self.out_features, count), (count,), (count, self.in_features)

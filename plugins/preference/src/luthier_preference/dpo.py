@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from luthier import Batch, LossOutput, Policy
@@ -45,7 +46,8 @@ class DpoLoss:
         sides = Sides(ratios=scores[:, :2], logps=scores[:, 2:4], **fixed)
         mixture = dict(self.options.mixture)
         likelihood = mixture.pop("sft", 0.0)
-        sums = {"dpo": sum(w * FORMULAS[t](sides, self.options).sum() for t, w in mixture.items())} if mixture else {}
+        parts = [weight * FORMULAS[kind](sides, self.options).sum() for kind, weight in mixture.items()]
+        sums = {"dpo": cast(Tensor, sum(parts))} if parts else {}
         if likelihood:
             sums["nll_loss"] = -likelihood * scores[:, 4].sum()
         return LossOutput(sums=sums, metrics=describe_pairs(self.options.beta * sides.ratios, sides.logps))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import attrs
 from luthier import LuthierError, option
@@ -57,7 +57,7 @@ class Dpo:
         diverges = self.f_divergence_type != "reverse_kl"
         _check_used(diverges, DIVERGING, types, "Dpo.f_divergence_type", self.f_divergence_type)
         _check_used(self.discopop_tau != TAU, ("discopop",), types, "Dpo.discopop_tau", self.discopop_tau)
-        measured = tuple(name for name in LossType.__args__ if name != "sft")
+        measured = tuple(name for name in get_args(LossType) if name != "sft")
         _check_used(self.ld_alpha is not None, measured, types, "Dpo.ld_alpha", self.ld_alpha)
         if self.f_alpha_divergence_coef != ALPHA and self.f_divergence_type != "alpha_divergence":
             problem, remedy = "it is of alpha_divergence alone", "Leave it out, or choose that f_divergence_type."

@@ -152,6 +152,7 @@ class PromptAdapter(_Prompt):
         """Return the batch with the prompt's embeddings before each document that continues none."""
         prepared = batch.insert_virtual(self.rows)
         known = self.model.get_input_embeddings()(prepared.input_ids)  # [T', H]
+        assert prepared.origin is not None  # as the rows were inserted
         places = (prepared.origin < 0).nonzero().squeeze(1)
         prompts = self.table.whole().to(known.dtype).repeat(len(places) // self.rows, 1)
         return attrs.evolve(prepared, embeddings=known.index_copy(0, places, prompts))

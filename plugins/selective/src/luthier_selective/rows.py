@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from luthier import LuthierError
@@ -31,7 +31,8 @@ class TokenRows(nn.Module):
     def plain(self) -> nn.Module:
         """Return the module with the rows in its weight."""
         with torch.no_grad():
-            self.base_layer.weight.index_copy_(0, self.ids, self.rows.to(self.base_layer.weight.dtype))  # type: ignore[operator,union-attr]
+            weight = cast(Tensor, self.base_layer.weight)
+            weight.index_copy_(0, self.ids, self.rows.to(weight.dtype))
         return self.base_layer
 
 

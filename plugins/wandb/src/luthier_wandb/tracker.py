@@ -103,7 +103,7 @@ class Tracker:
         self._try(during, lambda active: active.summary.update({"status": status}))
         self._try(during, lambda active: active.finish(exit_code=exit_code))
         self.active = None
-        OPEN.pop(self.wandb_id, None)
+        OPEN.pop(self.wandb_id or "", None)
 
     def _try(self, during: str, act: Callable[[Any], None]) -> None:
         """Let `act` work on the open run, if there is one; a failure is logged and is the tracker's last."""

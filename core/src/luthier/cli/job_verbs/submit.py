@@ -77,7 +77,8 @@ def estimate(
         show_help(context, ESTIMATE)
     reading, manager = read_words(context.args, sets), Manager()
     try:
-        found = [run_plainly(_estimated(manager, reading, name, max_cost)) for name in at or [None]]
+        names: list[str | None] = [*at] if at else [None]
+        found = [run_plainly(_estimated(manager, reading, name, max_cost)) for name in names]
     finally:
         manager.close()
     return Answer(document={"estimates": found}, view=lambda screen: draw_estimates(screen, found))

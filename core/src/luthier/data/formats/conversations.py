@@ -185,7 +185,7 @@ def from_chatml(values: dict[str, Any]) -> Conversation:
     text, end = values.get("text"), 0
     if not isinstance(text, str):
         raise broken_row("text must be ChatML text", text, "text")
-    messages = []
+    messages: list[dict[str, Any]] = []
     while match := CHATML.match(text, end):
         messages.append(read_message({"role": match[1].strip(), "content": match[2]}, f"turn {len(messages) + 1}"))
         end = match.end()

@@ -166,3 +166,8 @@ def _parted(rows: Iterable[Row]) -> Iterator[list[Row]]:
             part, size = [], 0
     if part:
         yield part
+
+
+def sampled_rows(rows: TokenDataset | Stream) -> TokenDataset:
+    """Return rows that are known: all of a data set, the first ones of a stream."""
+    return rows.sample if isinstance(rows, Stream) else rows

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import attrs
 
@@ -84,10 +84,10 @@ class ChatTemplate:
         rendered, spans = _guarded(
             lambda: render_jinja_template(
                 conversations=[list(messages)],
-                tools=tools,
+                tools=cast(Any, tools),  # whose stubs have a list of dicts or functions, which is invariant
                 chat_template=text,
                 return_assistant_tokens_mask=True,
-                **{**self.tokenizer.special_tokens_map, **self.settings},
+                **(self.tokenizer.special_tokens_map | self.settings),
             )
         )
         return rendered[0], [(start, end) for start, end in spans[0] if end > start]
@@ -210,7 +210,8 @@ def _probe(tokenizer: Any, given: str | None, settings: Settings = NONE) -> tupl
         try:
             tail = _tail(tokenizer, given, [*before, answer], settings)
             middle = _tail(tokenizer, given, [*before, answer, asked], settings)
-            prompts = before and [_render(tokenizer, given, before, None, prompt, settings) for prompt in (False, True)]
+            asks = (False, True) if before else ()
+            prompts = [_render(tokenizer, given, before, None, prompt, settings) for prompt in asks]
         except LuthierError as error:
             if error.code == "template-unprovable":
                 raise

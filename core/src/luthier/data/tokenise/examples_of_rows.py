@@ -21,7 +21,7 @@ from luthier.errors import LuthierError
 from luthier.recipe.schema import Data, Overlong
 
 CHUNK: Final = 256  # rows tokenised together
-OVERLONG: Final = {Pair: "overlong_pair"}  # what a dropped row is counted as, if not as "overlong"
+OVERLONG: Final[dict[type, str]] = {Pair: "overlong_pair"}  # what a dropped row is counted as, if not as "overlong"
 
 
 @attrs.frozen(kw_only=True)

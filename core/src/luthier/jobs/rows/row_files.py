@@ -55,7 +55,7 @@ def write_row_files(
 
     A row that is no row at all is the last error: reading ends there.
     """
-    report, seen = RowReport(), {}
+    report, seen = RowReport(), dict[Any, Any]()
     training = training_rows(data, pairs, seed)
     files = {"training": _write_file(folder / "training.jsonl", "training", training, rules, encode, report, seen)}
     has_validation = data.validation if isinstance(data.validation, list) else data.validation > 0

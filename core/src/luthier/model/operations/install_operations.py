@@ -184,6 +184,7 @@ def _forward(module: Any, kind: str, form: Any, operations: Operations, found: _
 
 def _layer(module: Any, block: Block, found: _Found) -> Layer:
     first, second = found.norms(module, block)
+    assert first is not None and second is not None, "a block has two norms"
     attention, mlp = getattr(module, block.attention), getattr(module, block.mlp)
     heads, gates = found.form(attention), found.form(mlp)
     lowers = (

@@ -69,7 +69,9 @@ def find_attention(module: nn.Module, verified: bool = True, findings: Findings 
     with unhurt_randomness(module) as random, ExitStack() as stack:
         x = _answer_projections(module, random, stack)
         arguments = signature.select(_trial_arguments(random, head_dim), findings)
-        call = None if arguments is None else _recorded(module, x, arguments, findings)
+        if arguments is None:
+            return None
+        call = _recorded(module, x, arguments, findings)
         if call is None:
             return None
         form = _read_call(call[1], arguments, signature, findings, head_dim=head_dim, normed=normed)
@@ -114,7 +116,7 @@ def attention_heads(
 def _answer_projections(module: Any, random: torch.Generator, stack: ExitStack) -> Tensor:
     """x [1, T, H] in float64; the layers that it goes through answered by numbers that depend on it."""
     for name in PROJECTIONS[:3]:
-        size = layer_sizes(getattr(module, name))[1]
+        size = _known_sizes(getattr(module, name))[1]
         made = torch.randn(1, sum(LENGTHS), size, generator=random, dtype=torch.float64)
         stack.enter_context(answered_forward(getattr(module, name), lambda given, made=made: made * given.sum()))
     stack.enter_context(answered_forward(module.o_proj, lambda given: given))
@@ -122,7 +124,13 @@ def _answer_projections(module: Any, random: torch.Generator, stack: ExitStack) 
         stack.enter_context(answered_forward(module.q_norm, lambda given: given / given.norm(dim=-1, keepdim=True)))
         stack.enter_context(answered_forward(module.k_norm, lambda given: given - given.amax(dim=-1, keepdim=True)))
     stack.enter_context(training_mode(module))
-    return torch.randn(1, sum(LENGTHS), layer_sizes(module.q_proj)[0], generator=random, dtype=torch.float64)
+    return torch.randn(1, sum(LENGTHS), _known_sizes(module.q_proj)[0], generator=random, dtype=torch.float64)
+
+
+def _known_sizes(layer: Any) -> tuple[int, int]:
+    sizes = layer_sizes(layer)
+    assert sizes is not None, "a projection is a product"
+    return sizes
 
 
 def _trial_arguments(random: torch.Generator, size: int) -> dict[str, Any]:
@@ -231,7 +239,7 @@ def _is_block(module: Any, form: Block, findings: Findings) -> bool:
         arguments = Signature.of_forward(module).select(_trial_arguments(random, 4), findings)
         if arguments is None:
             return False
-        answers = {form.first_norm: lambda x: x * 0.7 + 0.1, form.attention: attend}
+        answers: dict[str, Callable[..., Any]] = {form.first_norm: lambda x: x * 0.7 + 0.1, form.attention: attend}
         answers |= {form.second_norm: torch.sin, form.mlp: torch.cos}
         for name, answer in answers.items():
             stack.enter_context(answered_forward(module.get_submodule(name), answer))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import attrs
 import torch
@@ -55,7 +55,9 @@ def find_norm(module: nn.Module, verified: bool = True, findings: Findings | Non
     findings = findings or Findings()
     parameters = dict(module.named_parameters(recurse=False))
     weight = parameters.get("weight")
-    if len(parameters) != 1 or weight is None or weight.dim() != 1 or list(module.children()) or list(module.buffers()):
+    if len(parameters) != 1 or weight is None or weight.dim() != 1:
+        return None
+    if any(True for _ in module.children()) or any(True for _ in module.buffers()):
         return None
     sizes = [v for v in vars(module).values() if type(v) is float and 0.0 < v < 0.1]
     forms = [NormForm(eps=e, offset=o, rounded=r) for e in sizes for o in (0.0, 1.0) for r in (True, False)]
@@ -81,7 +83,8 @@ def _norm_fault(
 ) -> float:
     """Return how far the form is from the module's own forward and gradients, inf beyond the bound of the dtype."""
     dtype, weight_dtype = dtypes
-    size, device = module.weight.shape[0], module.weight.device  # type: ignore[union-attr,index]
+    own_weight = cast(Tensor, module.weight)
+    size, device = own_weight.shape[0], own_weight.device
     device = torch.device("cpu") if device.type == "meta" else device  # its weights are not asked for
     scales = torch.logspace(-4, 2, ROWS)[:, None]  # rows small enough that eps is seen
     x = (torch.randn(ROWS, size, generator=random) * scales).to(device, dtype).requires_grad_()

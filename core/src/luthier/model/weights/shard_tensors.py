@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from torch import Tensor
 
@@ -16,12 +16,12 @@ def is_shard(value: Any) -> bool:
 
 def whole_tensor(tensor: Tensor) -> Tensor:
     """The whole tensor on every rank; collective where it is a shard."""
-    return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[operator]
+    return cast(Any, tensor).full_tensor() if is_shard(tensor) else tensor
 
 
 def own_shard(tensor: Tensor) -> Tensor:
     """This rank's part."""
-    return tensor.to_local() if is_shard(tensor) else tensor  # type: ignore[operator]
+    return cast(Any, tensor).to_local() if is_shard(tensor) else tensor
 
 
 def is_sharded(tree: Any) -> bool:

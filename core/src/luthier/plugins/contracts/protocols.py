@@ -283,6 +283,7 @@ class Quantizer(Protocol):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take what `state` returned."""
+        del state  # the default has returned nothing
 
 
 PROTOCOLS: Final[Mapping[str, type]] = types.MappingProxyType(

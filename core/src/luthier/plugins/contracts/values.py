@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -130,7 +130,7 @@ class LossOutput:
     """Sums, never means: `sums` are scalars with gradient; `metrics` are (sum, count) without."""
 
     sums: dict[str, Tensor]
-    metrics: dict[str, tuple[float | Tensor, float | Tensor]] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, tuple[float | Tensor, float | Tensor]] = dataclasses.field(default_factory=dict)
 
 
 @attrs.frozen(kw_only=True, eq=False)

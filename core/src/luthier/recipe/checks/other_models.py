@@ -22,7 +22,9 @@ def open_run_model(draft: Draft) -> None:
     The adapter and the quantizer are then the run's, unless the recipe names others.
     """
     model = draft.tree.get("model")
-    name = bare_value(model.get("name_or_path")) if isinstance(model, dict) else None
+    if not isinstance(model, dict):
+        return
+    name = bare_value(model.get("name_or_path"))
     if not isinstance(name, str) or name == "demo":
         return
     folder = (draft.base(("model", "name_or_path")) or Path()) / Path(name).expanduser()

@@ -241,6 +241,6 @@ def joined_betas(tree: dict[str, Any], plugins: Plugins) -> None:
         return  # an unknown optimizer is said where parts are found
     if apart <= set(fields) or "betas" not in fields:
         return
-    default = fields["betas"].default
+    default: Any = fields["betas"].default
     pair = [optimizer.pop(key, default[i]) for i, key in enumerate(("beta1", "beta2"))]
     optimizer["betas"] = pair

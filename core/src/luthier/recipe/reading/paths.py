@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 
@@ -18,6 +18,7 @@ from luthier.plugins.structure import Written, place_error
 if TYPE_CHECKING:
     from luthier.recipe.schema import Data, Model, Settings, Source
 
+Made = TypeVar("Made", bound="Settings")  # settings, or a recipe
 VARIABLE: Final = re.compile(r"(\$+)\{([A-Za-z_][A-Za-z0-9_]*)\}")
 HUB: Final = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
 SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")  # two letters or more: one is a drive
@@ -71,7 +72,7 @@ def _inside(value: Any, change: Callable[[Any], Any], place: str) -> Any:
         raise place_error(error, place) from None
 
 
-def locate_paths(recipe: Settings, base_of: BaseOf = lambda _: Path.cwd()) -> Settings:
+def locate_paths(recipe: Made, base_of: BaseOf = lambda _: Path.cwd()) -> Made:
     """The recipe with its relative paths joined to `base_of` the option's path; None leaves a path as it is."""
     changes: dict[str, Any] = {"model": _model(recipe.model, ("model",), base_of), "data": _data(recipe.data, base_of)}
     base = base_of(("output_dir",))
@@ -92,7 +93,8 @@ def _other_model(other: Any, name: str, base_of: BaseOf) -> Any:
     """A teacher or reference with its paths joined; a word in its place as it is."""
     if other is None or isinstance(other, str):
         return other
-    base, changes = base_of((name, "adapter")), {"model": _model(other.model, (name, "model"), base_of)}
+    base = base_of((name, "adapter"))
+    changes: dict[str, Any] = {"model": _model(other.model, (name, "model"), base_of)}
     if base and other.adapter is not None:
         changes["adapter"] = _joined(base, other.adapter)
     return attrs.evolve(other, **changes)

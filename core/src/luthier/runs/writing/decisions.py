@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -53,7 +54,7 @@ class Decisions:
         """
         if name not in self._taken:
             held = self._held.get(name)
-            if held is not None and not self._agree(lambda: usable(held["value"])):
+            if held is not None and not self._agree(functools.partial(usable, held["value"])):
                 log.warning("decided anew", name=name, was=held["value"], because="it cannot be had here")
                 held = None
             if held is None:

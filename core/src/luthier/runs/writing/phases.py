@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, Protocol, TypeVar
 
@@ -59,7 +59,7 @@ class Phases:
     def __call__(self, name: str) -> AbstractContextManager[Any]:
         return NOTHING if self._clock is None else _Span(self, name)
 
-    def over(self, name: str, items: Iterable[T]) -> Iterator[T]:
+    def over(self, name: str, items: Iterable[T]) -> Generator[T, None, None]:
         """The items, with the wait for each counted as `name`."""
         waiting = iter(items)
         while True:

@@ -12,6 +12,7 @@ from luthier.data.batches.batch import Batch
 from luthier.data.batches.micro_batches import deal_batches
 from luthier.data.examples import TokenDataset, TokenExample
 from luthier.plugins.contracts.values import LossOutput
+from luthier.recipe.schema import settled_number
 from luthier.step.evaluation.answer_metrics import measure_answers
 from luthier.step.evaluation.metric_parts import measuring_tokens, score_tokens
 from luthier.step.losses.loss_output import ROUTER
@@ -70,7 +71,7 @@ def _measured_in_groups(setup: Setup, examples: Sequence[TokenExample], leave: C
     """Score as many rows together as training does in one global batch; `max_eval_batches` ends after a whole group."""
     from luthier.step.losses.coupled import measure_group  # which counts with a meter, too
 
-    meter, size, seen, most = Meter(), setup.recipe.global_batch_size, 0, setup.recipe.max_eval_batches
+    meter, size, seen, most = Meter(), settled_number(setup.recipe.global_batch_size), 0, setup.recipe.max_eval_batches
     for first in range(0, len(examples), size):
         if most is not None and seen >= most:
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +55,7 @@ def measuring_tokens(setup: Setup) -> Callable[[Any, Batch], LossOutput] | None:
             remedy = "Leave it out of metrics: the loss reports it."
             raise LuthierError("recipe-conflict", "the loss has a metric of this name", where="metrics",
                                found=taken[0], remedy=remedy)  # fmt: skip
-        output.metrics.update(found)
-        return output
+        return dataclasses.replace(output, metrics={**output.metrics, **found})
 
     return compute
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ class Meter:
         if world.size == 1:
             return self
         total = Meter()
-        for sums, weights, metrics in world.gather([self.sums, self.weights, self.metrics]):
+        counted: list[Any] = [self.sums, self.weights, self.metrics]
+        for sums, weights, metrics in world.gather(counted):
             total._count(sums, weights, metrics)
         return total
 
@@ -35,7 +37,7 @@ class Meter:
         """Count what another meter has counted."""
         self._count(other.sums, other.weights, other.metrics)
 
-    def _count(self, sums: dict[str, Any], weights: dict[str, Any], metrics: dict[str, Any]) -> None:
+    def _count(self, sums: dict[str, Any], weights: dict[str, Any], metrics: Mapping[str, Any]) -> None:
         for held, given in ((self.sums, sums), (self.weights, weights)):
             for name, value in given.items():
                 held[name] += _number(value)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from luthier.data.batches.batch import IGNORED
 from luthier.data.batches.micro_batches import deal_batches
+from luthier.data.stream.row_stream import Stream
 from luthier.errors import LuthierError
 from luthier.step.over_batches import run_over
 
@@ -92,6 +93,7 @@ class CachedReference:
         """Ask the live reference about every row of the run, in packed passes shared by the ranks."""
         alone = attrs.evolve(setup.packing, ranks=1, rank=0)
         for dataset in (setup.train, setup.validation):
+            assert not isinstance(dataset, Stream), "the recipe's checks refuse a cache of a stream"
             batches = iter(()) if dataset is None else deal_batches(dataset, alone, setup.device)
             while turn := list(islice(batches, AT_ONCE)):
                 for keys, counts, values in run_over(setup, turn, _ask_live):

@@ -43,6 +43,6 @@ def check_reference(setup: Setup) -> None:
 
 def _distance(policy: ModelPolicy, batch: Batch) -> Any:
     reference: Any = policy.reference()
-    live = reference.live if isinstance(reference, CachedReference) else reference
+    live: Any = reference.live if isinstance(reference, CachedReference) else reference
     own, other = policy.token_logprobs(batch), live.token_logprobs(batch)
     return (own - other).abs().max()

@@ -51,7 +51,7 @@ def _train_alone(subject: Subject, settings: Mapping[str, Any]) -> tuple[Any, di
         if "refused" not in answer:
             return options, answer
         refused = answer["refused"]
-    not_run(f"its options were refused: {refused}")
+    return not_run(f"its options were refused: {refused}")
 
 
 def _train(subject: Subject, options: Any, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def _world(subject: Subject) -> tuple[Any, Any]:
 
     from luthier.testing.worlds import save_tiny_model, tiny_model, tiny_tokenizer
 
-    if subject.record.quantized:
+    if getattr(subject.record, "quantized", False):
         return tiny_model().eval(), tiny_tokenizer()
     with tempfile.TemporaryDirectory() as holder:
         folder = save_tiny_model(Path(holder) / "llama")

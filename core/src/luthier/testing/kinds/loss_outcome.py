@@ -126,7 +126,7 @@ def assert_same(found: Any, expected: Any, what: str, close: Mapping[str, float]
     one, two = torch.as_tensor(found, dtype=torch.float64), torch.as_tensor(expected, dtype=torch.float64)
     furthest = float((one - two).abs().max()) if one.numel() else 0.0
     shown = f"{float(one):.6g} and {float(two):.6g}" if one.numel() == 1 else f"up to {furthest:.3g} apart"
-    assert torch.allclose(one, two, **close), f"{what}: {shown}"
+    assert torch.allclose(one, two, rtol=close["rtol"], atol=close["atol"]), f"{what}: {shown}"
 
 
 def _added(mappings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from luthier.plugins.completion import has_default
 from luthier.testing.drawn_units import (
@@ -31,6 +31,8 @@ from luthier.testing.laws import Subject, law, not_run
 from luthier.testing.strategies import Document, drawn_seeds
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from luthier.data.examples import TokenExample
 
     Drawn = list[DrawnUnit]
@@ -173,8 +175,8 @@ def _on_model(
         policy.others |= {name: _other() for name in subject.record.needs & {"reference", "teacher"}}
     outputs = outputs_of(loss, policies, batches)
     names = outputs[0].sums
-    sums = {name: sum(o.sums[name] for o in outputs) for name in names}
-    sum(sums.values()).backward()  # type: ignore[union-attr]
+    sums = {name: cast("Tensor", sum(o.sums[name] for o in outputs)) for name in names}
+    cast("Tensor", sum(sums.values())).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {name: value.detach() for name, value in sums.items()}, gradients
 

@@ -118,7 +118,8 @@ def events_come_once_each(subject: Subject) -> None:
         bench.manager.use_provider(job.id, bench.build())
         again = bench.manager.events_sync(job.id)
         assert [e.id for e in first] == [e.id for e in again], "another manager reads other events"
-        steps = [e.metrics["step"] for e in again if e.kind == "metrics" and e.metrics.get("step") is not None]
+        counts = [event.metrics.get("step") for event in again if event.kind == "metrics"]
+        steps = [step for step in counts if step is not None]
         assert steps == sorted(steps), f"the steps come as {steps}"
         if steps:
             assert bench.manager.progress_sync(job.id).step == int(max(steps))

@@ -72,9 +72,10 @@ def _check_sequence(sequence: TaskSequence) -> None:
     if bool(sequence.tasks) == (sequence.num_runs is not None):
         remedy = "Give tasks: [{name:, data:}, ...], or num_runs to cut the recipe's own data."
         raise LuthierError("recipe-missing", "tasks or num_runs, one of them", where="tasks", remedy=remedy)
-    for name in ("steps_per_run", "samples_per_run"):
-        if getattr(sequence, name) is not None and sequence.num_runs is None:
-            raise LuthierError("recipe-conflict", "it cuts one data set into runs", where=name, remedy="Give num_runs.")
+    for length in ("steps_per_run", "samples_per_run"):
+        if getattr(sequence, length) is not None and sequence.num_runs is None:
+            problem, remedy = "it cuts one data set into runs", "Give num_runs."
+            raise LuthierError("recipe-conflict", problem, where=length, remedy=remedy)
     seen: list[str] = []
     for number, task in enumerate(sequence.tasks):
         where = f"tasks.{number}"

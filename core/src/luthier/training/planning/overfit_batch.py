@@ -157,9 +157,9 @@ def _recorded(setup: Setup, folder: Path, record: dict[str, Any], steps: int) ->
         raise
     state = "completed" if found.passed else "failed"
     health = {"remarks": [remark.to_dict() for remark in seen.remarks]}
-    error = None if found.passed else found.causes[0]
+    cause = None if found.passed else found.causes[0]
     result = {"final_loss": found.last_loss}
-    write_record(folder, record, state=state, step=found.steps, result=result, error=error,
+    write_record(folder, record, state=state, step=found.steps, result=result, error=cause,
                  decisions=setup.decisions.to_dict(), health=health)  # fmt: skip
     write_json(folder / REPORT, strict_json(found.to_dict()))
     if len(seen.losses) > 1:

@@ -19,15 +19,15 @@ def schedule_of(setup: Setup) -> dict[str, Any]:
     """Steps, epochs and tokens; None for what is not known before the rows were read, or has no end."""
     feed, train, total = setup.feed, setup.train, setup.feed.total
     tokens, saved = _tokens_of_epoch(setup)
-    known, steps = isinstance(train, TokenDataset), setup.feed.steps_per_epoch
+    known = train if isinstance(train, TokenDataset) else None
     return {
-        "examples": len(train) if known else None,
-        "steps_per_epoch": steps,
+        "examples": None if known is None else len(known),
+        "steps_per_epoch": feed.steps_per_epoch,
         "total_steps": total,
         "epochs": total / feed.steps_per_epoch if total and feed.steps_per_epoch else None,
         "tokens_per_epoch": tokens,
         "tokens_saved_per_epoch": saved,
-        "supervised_tokens_per_epoch": int(train.num_supervised.sum()) if known else None,
+        "supervised_tokens_per_epoch": None if known is None else int(known.num_supervised.sum()),
         "validation_examples": len(setup.validation) if setup.validation is not None else 0,
         "peak_learning_rate": setup.rates.peak,
     }
@@ -49,7 +49,7 @@ def _tokens_of_epoch(setup: Setup) -> tuple[int | None, int | None]:
 def _prompted(setup: Setup, train: TokenDataset) -> int:
     """Return the tokens that the adapter puts before the documents of one epoch."""
     alone = train.documents is None or setup.layout.shares_prompts
-    return setup.packing.virtual_tokens * (len(train) if alone else len(train.documents))
+    return setup.packing.virtual_tokens * (len(train) if alone or train.documents is None else len(train.documents))
 
 
 def packing_of(setup: Setup) -> dict[str, float]:

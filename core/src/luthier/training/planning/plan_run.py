@@ -24,6 +24,7 @@ from luthier.recipe import Recipe
 from luthier.recipe.objects import Objects
 from luthier.recipe.parts import Resolved, resolve_parts
 from luthier.recipe.rowless import NO_ROWS
+from luthier.recipe.schema import settled_number
 from luthier.runs.writing.decisions import Decisions
 from luthier.step import compile_step as compiling
 from luthier.step.attach import trained_groups
@@ -160,7 +161,8 @@ def _tried(case: Case, decisions: Decisions, notes: list[str], company: Company)
         rehearsal = case.rehearsal
         setup = rehearsal.setup
         rehearsal.start_from(company.start)
-        setup.packing = attrs.evolve(setup.packing, max_tokens=case.recipe.max_tokens_per_device)
+        most = settled_number(case.recipe.max_tokens_per_device)
+        setup.packing = attrs.evolve(setup.packing, max_tokens=most)
         return setup, case.footprint(fullest_batches(setup, STEPS))
     except Unknown as error:
         notes.append(f"the weights were loaded, and what a step needs is not predicted: {error}")
