@@ -231,9 +231,8 @@ def _finish(loop: Loop, tally: Tally, record: dict[str, Any], assembled: Assembl
             write_task_state(run.folder, own, setup.adapter.constants())
     artifact, merged, best = setup.world.decide(lambda: _written(loop, record["note"], assembled, state))
     setup.shown.enter_context(setup.optimizer_part.evaluating())  # the run's model is that of its artifact
-    assert artifact is not None  # the other two may be left out
     result = Run(
-        run_id=run.run_id, output_path=run.folder, artifact=Path(artifact),
+        run_id=run.run_id, output_path=run.folder, artifact=Path(str(artifact)),
         merged=None if merged is None else Path(merged), best_checkpoint=None if best is None else Path(best),
         steps=tally.step, samples_seen=tally.samples, tokens_seen=tally.tokens,
         final_loss=tally.losses[-1], loss_history=tally.losses, duration_seconds=tally.seconds,

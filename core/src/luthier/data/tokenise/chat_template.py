@@ -178,7 +178,7 @@ def load_template(tokenizer: Any, chat_template: str | None = None, settings: Se
 
 def render_prompt(tokenizer: Any, messages: Messages) -> str:
     """Return a conversation as the tokenizer's own template writes it, up to where the next answer begins."""
-    return _render(tokenizer, None, messages, None, True)
+    return _render(tokenizer, None, messages, None, True, NONE)
 
 
 def template_text(chat_template: str) -> str:
@@ -237,7 +237,7 @@ def _closing(tail: str, added: list[str]) -> str:
 
 def _render(tokenizer: Any, given: str | None, messages: Messages, tools: Any, prompt: bool, settings: Settings) -> str:
     own = {"tools": tools, "chat_template": given, "add_generation_prompt": prompt, "tokenize": False}
-    return _guarded(lambda: tokenizer.apply_chat_template(list(messages), **{**settings, **own}))
+    return _guarded(lambda: tokenizer.apply_chat_template(list(messages), **(dict(settings) | own)))
 
 
 def _guarded(render: Any) -> Any:

@@ -3,8 +3,7 @@
 Torch appears only in annotations. Shapes in brackets: T tokens of the packed batch, D documents in it, U units,
 P pairs, V vocabulary, H hidden.
 
-A part may inherit from its protocol, or be any object with the required members; `complete_part` gives it the defaults
-of the others.
+A part may inherit from its protocol, or be any object with the required members; `complete_part` adds the defaults.
 """
 
 from __future__ import annotations
