@@ -46,6 +46,7 @@ _HOMES = {
     "luthier.jobs.transport.file_download": ("Wanted", "download_file", "place_inside"),
     "luthier.jobs.transport.page_reading": ("read_pages",),
     "luthier.jobs.transport.service_client": ("Call", "ServiceClient", "Signer"),
+    "luthier.jobs.wire.wire_service": ("WireService", "WireTerms"),
     "luthier.plugins.contracts.side_protocols": ("Exporter", "Metric", "Operation"),
     "luthier.plugins.contracts.policy_protocol": ("Policy",),
     "luthier.plugins.contracts.run_view": ("RunView",),
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from luthier.jobs.transport.file_download import Wanted, download_file, place_inside
     from luthier.jobs.transport.page_reading import read_pages
     from luthier.jobs.transport.service_client import Call, ServiceClient, Signer
+    from luthier.jobs.wire.wire_service import WireService, WireTerms
     from luthier.logs import get_logger
     from luthier.plugins.contracts.policy_protocol import Policy
     from luthier.plugins.contracts.protocols import Adapter, Callback, Loss, Optimizer, Provider, Quantizer

@@ -135,7 +135,7 @@ def test_azure_gets_its_own_key_header_and_training_type(manager, fake, server, 
     ("http://localhost:8000/v1", "compatible"),
 ])  # fmt: skip
 def test_the_dialect_follows_from_the_address(address, dialect):
-    assert luthier.provider("openai", api_key="k", base_url=address).dialect.name == dialect
+    assert luthier.provider("openai", api_key="k", base_url=address).terms.dialect == dialect
 
 
 def test_a_rate_is_refused_with_what_to_write_instead(manager, fake, server, rows):

@@ -21,6 +21,7 @@ _HOMES = {
     "luthier.testing.contexts": ("context",),
     "luthier.testing.policies": ("TablePolicy",),
     "luthier.testing.loopback": ("Fault", "LoopbackServer", "Reply", "Request"),
+    "luthier.testing.providers.fake_wire": ("FakeWire",),
     "luthier.testing.providers.provider_bench": ("FakeService",),
     "luthier.testing.providers.virtual_clock": ("VirtualClock",),
 }
@@ -28,6 +29,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "Check",
     "FakeService",
+    "FakeWire",
     "Fault",
     "LoopbackServer",
     "Reply",
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from luthier.testing.contexts import context
     from luthier.testing.loopback import Fault, LoopbackServer, Reply, Request
     from luthier.testing.policies import TablePolicy
+    from luthier.testing.providers.fake_wire import FakeWire
     from luthier.testing.providers.provider_bench import FakeService
     from luthier.testing.providers.virtual_clock import VirtualClock
     from luthier.testing.strategies import options_of

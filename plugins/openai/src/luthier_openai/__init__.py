@@ -39,6 +39,6 @@ def luthier_providers() -> list[ProviderRecord]:
             name="openai",
             summary="Fine-tuning jobs at OpenAI, Azure and services of the same wire format: SFT and DPO.",
             options=OpenAI,
-            build="luthier_openai.service:OpenAIService",
+            build="luthier_openai.service:build_service",
         )
     ]

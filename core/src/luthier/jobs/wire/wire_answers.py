@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from luthier import JobEvent, JobMetrics, JobProgress, JobState, JobStatus, elapsed_seconds, read_number
+from luthier.jobs.answer_values import elapsed_seconds, read_number
+from luthier.plugins.providing.job_records import JobEvent, JobMetrics, JobProgress, JobStatus
+from luthier.plugins.providing.job_state import JobState
 
 STATES: Final = {  # the service's word: ours, and what it is doing
     "validating_files": (JobState.PENDING, "validating"),
@@ -22,7 +24,7 @@ NAMES: Final = {"train_loss": "loss", "valid_loss": "eval_loss", "full_valid_los
 LEVELS: Final = {"warn": "warning", "warning": "warning", "error": "error"}
 
 
-def read_job(found: Mapping[str, Any]) -> JobStatus:
+def read_wire_job(found: Mapping[str, Any]) -> JobStatus:
     """Return a job's status; fields that are missing or null are None."""
     raw_state = str(found.get("status"))
     state, phase = STATES.get(raw_state, (JobState.UNKNOWN, None))
@@ -46,7 +48,7 @@ def read_job(found: Mapping[str, Any]) -> JobStatus:
     )
 
 
-def read_event(found: Mapping[str, Any]) -> JobEvent:
+def read_wire_event(found: Mapping[str, Any]) -> JobEvent:
     """Return an event; its numbers may be texts, missing, or null altogether."""
     data: Mapping[str, Any] = found["data"] if isinstance(found.get("data"), dict) else {}
     numbers = {NAMES.get(name, name): read_number(value) for name, value in data.items() if name in NAMES}
