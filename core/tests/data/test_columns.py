@@ -11,7 +11,7 @@ ROWS = [{"question": "2 + 3?", "answer": "5", "id": 7, "text": "x"}]
 
 
 def mapped(rows=ROWS, **options):
-    return [row.values for row in read_given(rows, "data", Source(path="rows", **options))]
+    return [row.whole.values for row in read_given(rows, "data", Source(path="rows", **options))]
 
 
 def test_a_mapped_column_takes_our_name_and_the_others_stay():

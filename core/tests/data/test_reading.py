@@ -218,7 +218,7 @@ def test_a_broken_file_is_an_error_with_its_line(name, tmp_path):
     file, content, line, code = BROKEN[name]
     path = written(tmp_path, file, content)
     with pytest.raises(LuthierError) as caught:
-        read(path)
+        [row.whole for row in read(path)]
     assert (caught.value.code, caught.value.where) == (code, f"{path}:{line}")
 
 
@@ -261,7 +261,7 @@ def test_rows_in_python_and_datasets_objects_give_the_same_rows():
 @pytest.mark.parametrize("rows", [{"a": 1}, "text", 5, [1, 2], [["a"]]])
 def test_python_values_that_are_no_rows_are_errors(rows):
     with pytest.raises(LuthierError) as caught:
-        list(read_given(rows, "data"))
+        [row.whole for row in read_given(rows, "data")]
     assert caught.value.code in ("data-unreadable", "data-row") and caught.value.where.startswith("data")
 
 

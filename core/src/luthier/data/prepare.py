@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from luthier.data.cache import Entry, Sets
 from luthier.data.examples import TokenDataset
+from luthier.data.formats.bad_rows import Fault, check_policy, faults_error
 from luthier.data.formats.read_rows import ReadRows
 from luthier.data.formats.recognise_form import FORMATS, recognise_format
 from luthier.data.formats.remarks import remark_repeated
@@ -66,6 +67,7 @@ def prepare_data(
     `given` and `given_validation` are rows in Python or `datasets` objects in the place of the recipe's sources.
     `wanted` is what the loss asks of them.
     """
+    check_policy(data)
     if data.streaming:  # its own tokenizer, for another thread may read it
         return _streamed(data, Maker.of(data, copy.deepcopy(tokenizer)), wanted, given, given_validation, progress)
     maker, telling = Maker.of(data, tokenizer), data.cache
@@ -94,7 +96,7 @@ def _streamed(
     read = read_forms(data, _validation(data, given_validation, telling=False), wanted)
     if read.forms:
         with making_rows(maker, len(read.forms), progress) as line:
-            validation, stream.report.validation = line.make(read, np.arange(len(read.forms)))
+            validation, stream.report.validation = line.make(read)
     return _prepared(stream, validation, stream.report, maker)
 
 
@@ -111,15 +113,14 @@ def _made(
     """The training set, the validation set or None, and the report of both."""
     read = read_forms(data, train, wanted)
     others = read_forms(data, held, wanted)
-    numbers, held_numbers = np.arange(len(read.forms)), np.arange(len(others.forms))
     if not held and _share(data):
-        numbers, held_numbers = _divided(len(read.forms), _share(data), seed)
-        read, others = read.chosen(numbers), read.chosen(held_numbers)
+        kept, drawn = _divided(len(read.forms), _share(data), seed)
+        read, others = read.chosen(kept, faults=True), read.chosen(drawn, faults=False)
     validation = None
     with making_rows(maker, len(read.forms) + len(others.forms), progress) as line:
-        examples, report = line.make(read, numbers)
+        examples, report = line.make(read)
         if others.forms:
-            validation, report.validation = line.make(others, held_numbers)
+            validation, report.validation = line.make(others)
             report.warnings += remark_repeated(examples, validation)
     return examples, validation, report
 
@@ -152,6 +153,10 @@ def read_forms(data: Data, given: Sequence[Supply], wanted: Wanted) -> ReadRows:
 def _form_of(data: Data, rows: Sequence[Row], source: Source, wanted: Wanted) -> str:
     """Return a source's format, the recipe's or what its rows look like; it must be one that the loss takes."""
     form: str = data.format
+    faults = [Fault.of(row.fault) for row in rows if row.fault is not None]
+    if len(faults) == len(rows):
+        raise faults_error(faults, len(rows))
+    rows = [row for row in rows if row.fault is None] if faults else rows
     if form == "auto" or wanted.kind == "documents":
         form = recognise_format(rows, source.path, mapped_columns(source), wanted.kind)
     _check_kind(form, wanted.kind, source.path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from luthier.data.batches.shared_prompts import saved_by_unit
 from luthier.data.examples import TokenDataset
+from luthier.data.formats.bad_rows import TOLD, Fault, count_faults
 
 PERCENTILES: Final = (0, 25, 50, 75, 90, 95, 99, 100)
 BINS: Final = 12
@@ -33,6 +34,7 @@ class Report:
     shared_tokens: int = 0  # that are computed once where documents of a unit share their prompt, not several times
     histogram: list[tuple[int, int, int]] = attrs.field(factory=list)  # shortest, longest, examples
     warnings: list[str] = attrs.field(factory=list)
+    bad_rows: list[str] = attrs.field(factory=list)  # the first that were dropped, each with its place
     validation: Report | None = None
 
     @property
@@ -42,6 +44,11 @@ class Report:
     @property
     def supervised_share(self) -> float:
         return self.supervised_tokens / self.tokens if self.tokens else 0.0
+
+    def add_faults(self, faults: Sequence[Fault]) -> None:
+        """Count bad rows that were dropped, and keep the first."""
+        self.drops.update(count_faults(faults))
+        self.bad_rows += [fault.line for fault in faults[: TOLD - len(self.bad_rows)]]
 
     def measure(self, dataset: TokenDataset) -> None:
         """Fill in tokens, percentiles and the histogram from the kept examples."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.data.examples import TokenDataset
+from luthier.data.formats.bad_rows import Fault, settle_faults
 from luthier.data.formats.forms import Form
 from luthier.data.formats.read_rows import ReadRows
 from luthier.data.formats.remarks import warnings_of
@@ -32,28 +33,34 @@ class Making:
     workers: Workers | None = None  # None: this process makes them
     done: int = 0
 
-    def make(self, read: ReadRows, numbers: NDArray[np.int64]) -> tuple[TokenDataset, Report]:
-        """The examples of the rows, and the report of what became of them; `data-empty` when none is left.
+    def make(self, read: ReadRows) -> tuple[TokenDataset, Report]:
+        """The examples of the rows, and the report of what became of them.
 
-        `numbers` [forms] says which row of the data each form is.
+        Raises one error of all bad rows, as `bad_rows` says, and `data-empty` when none is left.
         """
-        report = Report(format=read.name, rows=len(read.forms))
-        examples = self._tokens(read.forms, report, numbers)
+        report, faults = Report(format=read.name, rows=read.count), list(read.faults)
+        examples = self._tokens(read.forms, report, np.array(read.numbers, np.int64), faults)
+        faults.sort(key=lambda fault: fault.number)
+        settle_faults(faults, read.count, self.maker.data)
+        report.add_faults(faults)
         report.warnings = warnings_of(report, read, self.maker.template)
         if len(examples) == 0:
             dropped = ", ".join(f"{reason}: {count}" for reason, count in report.drops.items())
             raise LuthierError("data-empty", f"no row is left to train on; dropped: {dropped}", where="data")
         return examples, report
 
-    def _tokens(self, forms: Sequence[Form], report: Report, numbers: NDArray[np.int64]) -> TokenDataset:
+    def _tokens(
+        self, forms: Sequence[Form], report: Report, numbers: NDArray[np.int64], faults: list[Fault]
+    ) -> TokenDataset:
         parts, before = [], 0
         for made in self._made(forms):
             parts.append(made.examples.renumbered(numbers[before : before + made.rows]))
-            before += made.rows
             report.drops.update(made.drops)
             report.changes.update(made.changes)
+            faults += [attrs.evolve(f, number=int(numbers[before + f.number])) for f in made.faults]
+            before += made.rows
             self._tell(made.rows)
-        dataset = TokenDataset.joined(parts)
+        dataset = TokenDataset.joined(parts or [TokenDataset.of(())])
         if self.maker.data.block_size is not None:
             blocks = Blocks(size=self.maker.data.block_size)
             dataset = TokenDataset.joined([blocks.add(dataset), blocks.end()])

@@ -79,7 +79,15 @@ class Data:
     train_on: Literal["assistant", "last", "all"] = option(
         "assistant", help="Supervise the assistant's tokens, those of the last answer alone, or all."
     )
-    unsupervised: Literal["error", "drop"] = option("error", help="What to do with a row without supervised token.")
+    bad_rows: Literal["error", "drop"] = option(
+        "error", help="Rows that are broken, empty, unsupervised or unprovable: an error that lists them, or drop them."
+    )
+    max_bad_rows: int | float | None = option(
+        None, help="With bad_rows: drop, end with an error above so many, or above such a share (0.01).", low=0
+    )
+    unsupervised: Literal["error", "drop"] | None = option(
+        None, help="What to do with a row without supervised token; none: as bad_rows says."
+    )
     block_size: int | None = option(
         None, help="Pretraining: join documents with EOS and cut them into blocks of so many tokens.", low=2
     )

@@ -8,11 +8,13 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from luthier.data.formats.bad_rows import EMPTY, Fault
 from luthier.data.formats.forms import Form
 from luthier.data.formats.known_columns import unread_columns
-from luthier.data.formats.recognise_form import FORMATS, convert_row
+from luthier.data.formats.recognise_form import FORMATS, convert_row, is_empty
 from luthier.data.formats.wanted import Wanted
 from luthier.data.read.row import Row
+from luthier.errors import LuthierError
 
 
 @attrs.define(kw_only=True)
@@ -20,19 +22,31 @@ class ReadRows:
     """The forms of a set, the names of their formats, and the columns that nothing reads."""
 
     forms: list[Form] = attrs.field(factory=list)
+    numbers: list[int] = attrs.field(factory=list)  # of each form, the row that it was
+    count: int = 0  # rows in all
+    faults: list[Fault] = attrs.field(factory=list)  # of those that are no forms
     formats: list[str] = attrs.field(factory=list)
     unread: list[str] = attrs.field(factory=list)
 
     def add(self, rows: Sequence[Row], form: str, wanted: Wanted) -> None:
         """Take the rows of one source, which are of one format."""
-        self.forms += [convert_row(row, form, wanted) for row in rows]
+        for row in rows:
+            try:
+                self.forms.append(convert_row(row, form, wanted))
+                self.numbers.append(self.count)
+            except LuthierError as error:
+                kind = EMPTY if row.fault is None and is_empty(row) else ""
+                self.faults.append(Fault.of(error, kind, self.count))
+            self.count += 1
         self.formats.append(form)
         unread = unread_columns(rows, FORMATS[form].reads, wanted)
         self.unread += [name for name in unread if name not in self.unread]
 
-    def chosen(self, numbers: NDArray[np.int64]) -> ReadRows:
-        """Return the rows of these numbers alone."""
-        return attrs.evolve(self, forms=[self.forms[i] for i in numbers.tolist()])
+    def chosen(self, places: NDArray[np.int64], *, faults: bool) -> ReadRows:
+        """Return the forms at these places alone, with the bad rows or without."""
+        forms, numbers = ([held[i] for i in places.tolist()] for held in (self.forms, self.numbers))
+        kept = self.faults if faults else []
+        return attrs.evolve(self, forms=forms, numbers=numbers, faults=kept, count=len(forms) + len(kept))
 
     @property
     def name(self) -> str:

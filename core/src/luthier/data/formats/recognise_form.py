@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import attrs
 
-from luthier.data.formats.beside import template_variables
+from luthier.data.formats.beside import is_filled, template_variables
 from luthier.data.formats.conversations import from_chatml, from_messages, from_sharegpt
 from luthier.data.formats.documents import MASKS, from_alpaca, from_prompt_completion, from_text, from_tokens
 from luthier.data.formats.forms import Form, Texts
@@ -96,9 +97,12 @@ FORMATS: Final = {
 }
 
 
+NEEDED: Final = frozenset(name for form in FORMATS.values() for group in form.needs for name in group)
+
+
 def convert_row(row: Row, form: str, wanted: Wanted = TOKENS) -> Form:
     """Return the row as its format's form, with what the loss reads; `data-row` with the reason where it is none."""
-    values = own_values(row)
+    values = own_values(row.whole)
     try:
         if form != "documents":
             check_columns(values, form, wanted, row)
@@ -124,7 +128,7 @@ def recognise_format(rows: Sequence[Row], name: str, mapped: Collection[str] = (
     """
     if kind == "documents":
         return "documents"
-    sample = rows[:SAMPLE]
+    sample = list(islice((row for row in rows if not is_empty(row)), SAMPLE)) or rows[:SAMPLE]
     forms = [form for form in FORMATS.values() if form.kind in ("tokens", "preference", kind) and form.needs]
     counts = {form.name: sum(form.fits(row.values) for row in sample) for form in forms}
     fitting = [form for form, count in counts.items() if count >= SHARE * len(sample)]
@@ -135,6 +139,12 @@ def recognise_format(rows: Sequence[Row], name: str, mapped: Collection[str] = (
     if len(fitting) == 1:
         return fitting[0]
     raise _several(fitting, counts, sample, name) if fitting else _none(counts, sample, name)
+
+
+def is_empty(row: Row) -> bool:
+    """Return whether a row holds nothing: none of the columns that a format needs has a value, and one is there."""
+    known = [value for name, value in row.values.items() if name in NEEDED]
+    return row.fault is not None or not row.values or (bool(known) and not any(map(is_filled, known)))
 
 
 def _resembles(form: Format, row: Row) -> bool:

@@ -28,6 +28,8 @@ def warnings_of(report: Report, read: ReadRows, template: ChatTemplate | None) -
     if report.dropped:
         reasons = ", ".join(f"{reason} {count}" for reason, count in report.drops.most_common())
         found.append(f"{_share(report.dropped, report.rows)} were dropped: {reasons}")
+    if report.bad_rows:
+        found.append(f"the first bad rows: {'; '.join(report.bad_rows)}")
     found += [f"{_share(n, report.rows)} {CHANGES[what]}" for what, n in report.changes.items()]
     if template is not None:
         found += _of_template(read.forms, template)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import attrs
 
-from luthier.data.read.row import Row
+from luthier.data.read.row import Row, faulty_row
 from luthier.errors import LuthierError, suggest_nearest
 from luthier.recipe.schema import Source
 
@@ -34,7 +34,13 @@ class Mapping:
         return cls(columns=source.columns, templates=templates, mapped=mapped_columns(source), used=frozenset(used))
 
     def row(self, row: Row) -> Row:
-        """Return the row with our columns."""
+        """Return the row with our columns, or a faulty one where it lacks one that is named."""
+        try:
+            return self._mapped(row) if row.fault is None else row
+        except LuthierError as error:
+            return faulty_row(error)
+
+    def _mapped(self, row: Row) -> Row:
         taken = set(self.columns.values())
         values = {name: value for name, value in row.values.items() if name not in taken}
         for ours, theirs in self.columns.items():
@@ -54,7 +60,7 @@ def mapped_columns(source: Source) -> frozenset[str]:
 
 
 def column_mapper(source: Source) -> Callable[[Row], Row]:
-    """A function that gives a row our columns; `data-column` where the data lacks one that is named."""
+    """A function that gives a row our columns; one that lacks a column that is named becomes faulty, `data-column`."""
     if not source.columns and not source.template:
         return lambda row: row
     return Mapping.of(source).row

@@ -46,7 +46,7 @@ def rows_hash(rows: Iterable[Row]) -> tuple[str, int]:
     """Of rows' values and places, in order, and their size in bytes; TypeError for values that are no plain data."""
     state, size = hashlib.blake2b(), 0
     for row in rows:
-        text = json.dumps([row.where, row.values], default=_plain).encode()
+        text = json.dumps([row.where, row.values, *([str(row.fault)] if row.fault else ())], default=_plain).encode()
         state.update(text)
         size += len(text)
     return state.hexdigest()[:SIZE], size

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from luthier.data.read.row import Row, broken_row, row_of, unreadable_row
+from luthier.data.read.row import Row, broken_row, faulty_row, row_of, unreadable_row
 from luthier.data.read.textfiles import read_lines, read_whole
 
 ROW_COLUMNS = {"messages", "conversations", "text", "prompt", "instruction", "input_ids", "chosen"}
@@ -56,9 +56,9 @@ def parse_row(text: str, where: str) -> Row:
     try:
         value, end = parse_json(text)
     except ValueError as error:
-        raise broken_row(f"not JSON: {reason(error)}", text, where) from None
+        return faulty_row(broken_row(f"not JSON: {reason(error)}", text, where))
     if text[end:].strip():
-        raise broken_row("not JSON: more text after the object", text[end:].strip(), where)
+        return faulty_row(broken_row("not JSON: more text after the object", text[end:].strip(), where))
     return row_of(value, where)
 
 

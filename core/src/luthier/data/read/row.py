@@ -17,6 +17,14 @@ class Row:
     where: str  # file:line, or the place in what was given
     mapped: frozenset[str] = frozenset()  # our columns that the recipe names for it,
     used: frozenset[str] = frozenset()  # and the data's that these were made of
+    fault: LuthierError | None = None  # why it could not be read
+
+    @property
+    def whole(self) -> Row:
+        """The row; what is wrong with it is raised."""
+        if self.fault is not None:
+            raise self.fault
+        return self
 
 
 def unreadable_row(where: str, problem: str, found: object = None, remedy: str | None = None) -> LuthierError:
@@ -27,8 +35,13 @@ def broken_row(problem: str, found: object = None, where: str | None = None) -> 
     return LuthierError("data-row", problem, where=where, found=found)
 
 
+def faulty_row(error: LuthierError) -> Row:
+    """A row that could not be read: reading goes on behind it."""
+    return Row({}, error.where or "", fault=error)
+
+
 def row_of(value: object, where: str) -> Row:
-    """A row, if the value is an object with named columns."""
+    """A row, which is faulty unless the value is an object with named columns."""
     if not isinstance(value, dict):
-        raise broken_row("a row must be an object with named columns", value, where)
+        return faulty_row(broken_row("a row must be an object with named columns", value, where))
     return Row(value, where)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.data.read.added_nulls import clean_row
-from luthier.data.read.row import Row, broken_row, unreadable_row
+from luthier.data.read.row import Row, broken_row, faulty_row, unreadable_row
 from luthier.data.read.textfiles import read_bytes, read_lines
 from luthier.errors import LuthierError
 
@@ -28,8 +28,8 @@ def read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
     while (fields := _next_fields(reader, path)) is not None:
         if fields and len(fields) != len(header):
             problem = f"the row has {len(fields)} fields, the header {len(header)}"
-            raise broken_row(problem, fields, f"{path}:{first}")
-        if fields:
+            yield faulty_row(broken_row(problem, fields, f"{path}:{first}"))
+        elif fields:
             yield Row(dict(zip(header, fields, strict=True)), f"{path}:{first}")
         first = reader.line_num + 1
 

@@ -13,9 +13,10 @@ import numpy as np
 from luthier.data.batches.row_order import order_rows
 from luthier.data.cache import WITHOUT
 from luthier.data.examples import TokenDataset, TokenExample
+from luthier.data.formats.bad_rows import count_faults, settle_faults
 from luthier.data.formats.forms import Form
 from luthier.data.formats.read_rows import ReadRows
-from luthier.data.formats.recognise_form import SAMPLE, convert_row
+from luthier.data.formats.recognise_form import SAMPLE
 from luthier.data.formats.remarks import warnings_of
 from luthier.data.formats.wanted import TOKENS, Wanted
 from luthier.data.read.content_hash import tokenizer_hash
@@ -44,6 +45,15 @@ class Place:
     row: int = 0
 
 
+@attrs.frozen(kw_only=True)
+class Part:
+    """Rows that are made together: where they end, the index of the first, and what was read."""
+
+    end: Place
+    first: int
+    read: ReadRows
+
+
 @attrs.define(kw_only=True, eq=False)
 class Stream:
     """The rows of all sources; several files come in another order in each epoch."""
@@ -69,15 +79,15 @@ class Stream:
 
     def parts(self, seed: int, epoch: int, place: Place) -> Iterator[tuple[Made, Place]]:
         """What was made of the next rows after `place`, and where that ends, until the epoch's end."""
-        read: deque[tuple[Place, int]] = deque()
+        read: deque[Part] = deque()
         forms = self._forms(seed, epoch, place, read)
         count = self.data.num_proc or 1
         if count == 1:
-            yield from (self._checked(self.maker.make(part), *read.popleft()) for part in forms)
+            yield from (self._checked(self.maker.make(part), read.popleft()) for part in forms)
             return
         with working_processes(self.maker, count) as workers:
             every = map(self.maker.make, forms) if workers is None else workers.made(forms)
-            yield from (self._checked(made, *read.popleft()) for made in every)
+            yield from (self._checked(made, read.popleft()) for made in every)
 
     def head(self, count: int) -> list[TokenExample]:
         """The first examples as they are read."""
@@ -92,22 +102,30 @@ class Stream:
         """What cuts an epoch's documents, where they are to be cut."""
         return Blocks(size=self.data.block_size) if self.data.block_size is not None else None
 
-    def _forms(self, seed: int, epoch: int, place: Place, read: deque[tuple[Place, int]]) -> Iterator[list[Form]]:
-        """Yield the forms of the next rows; where they end, and the index of the first, are put into `read`."""
+    def _forms(self, seed: int, epoch: int, place: Place, read: deque[Part]) -> Iterator[list[Form]]:
+        """Yield the forms of the next rows; all else about them is put into `read`."""
         order = order_rows(len(self.units), seed, epoch).tolist()
         for number in range(place.unit, len(order)):
             unit, form = self.units[order[number]]
             count = place.row if number == place.unit else 0
             for rows in _parted(unit.rows(count)):
-                read.append((Place(number, count + len(rows)), order[number] * FILE_ROWS + count))
-                count += len(rows)
-                yield [convert_row(row, form, self.wanted) for row in rows]
+                held = ReadRows()
+                held.add(rows, form, self.wanted)
+                first, count = order[number] * FILE_ROWS + count, count + len(rows)
+                read.append(Part(end=Place(number, count), first=first, read=held))
+                yield held.forms
 
-    def _checked(self, made: Made, place: Place, first: int) -> tuple[Made, Place]:
-        made.examples = made.examples.renumbered(first + np.arange(made.rows))
+    def _checked(self, made: Made, part: Part) -> tuple[Made, Place]:
+        """What was made of a part, checked; its bad rows are an error, unless the recipe drops them."""
+        numbers = np.array(part.read.numbers, np.int64)
+        made.examples = made.examples.renumbered(part.first + numbers)
+        own = [attrs.evolve(fault, number=int(numbers[fault.number])) for fault in made.faults]
+        made.rows, made.faults = part.read.count, sorted([*part.read.faults, *own], key=lambda fault: fault.number)
+        settle_faults(made.faults, made.rows, _unlimited(self.data))
+        made.drops.update(count_faults(made.faults))
         for check in self.checks:
             check(made.examples)
-        return made, place
+        return made, part.end
 
 
 def stream_of(data: Data, maker: Maker, form_of: FormOf, wanted: Wanted, given: Any = None) -> Stream:
@@ -127,6 +145,8 @@ def stream_of(data: Data, maker: Maker, form_of: FormOf, wanted: Wanted, given: 
         samples.append(rows)
         read.add(rows, form, wanted)
     made = maker.make(read.forms)
+    made.faults = [*read.faults, *made.faults]
+    settle_faults(made.faults, read.count, data if all(len(rows) < SAMPLE for rows in samples) else _unlimited(data))
     return Stream(
         data=data,
         maker=maker,
@@ -138,6 +158,11 @@ def stream_of(data: Data, maker: Maker, form_of: FormOf, wanted: Wanted, given: 
     )
 
 
+def _unlimited(data: Data) -> Data:
+    """The options without the limit of bad rows, which the feed keeps over all that it reads."""
+    return attrs.evolve(data, max_bad_rows=None)
+
+
 def _ingredients(data: Data, maker: Maker, wanted: Wanted) -> dict[str, Any]:
     """Return what decides the examples besides the rows."""
     options = attrs.asdict(data, filter=lambda field, _: field.name not in WITHOUT)
@@ -147,9 +172,10 @@ def _ingredients(data: Data, maker: Maker, wanted: Wanted) -> dict[str, Any]:
 
 
 def _report(made: Made, read: ReadRows, maker: Maker) -> Report:
-    report = Report(format=read.name, rows=len(read.forms), drops=made.drops, changes=made.changes)
+    report = Report(format=read.name, rows=read.count, drops=made.drops, changes=made.changes)
+    report.add_faults(made.faults)
     report.measure(made.examples)
-    told = f"rows are read as the run goes: this is of the first {len(read.forms)}"
+    told = f"rows are read as the run goes: this is of the first {read.count}"
     report.warnings = [told, *warnings_of(report, read, maker.template)]
     return report
 

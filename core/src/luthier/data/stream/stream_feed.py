@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -12,6 +12,7 @@ import numpy as np
 
 from luthier.data.batches.example_feed import Portion
 from luthier.data.examples import TokenDataset, TokenExample
+from luthier.data.formats.bad_rows import SURE, TOLD, Fault, exceeds_limit
 from luthier.data.stream.row_stream import Place, Stream
 from luthier.data.tokenise.examples_of_rows import Made
 from luthier.data.tokenise.token_blocks import NOTHING
@@ -20,7 +21,7 @@ from luthier.logs import get_logger
 
 log = get_logger()
 ARRAYS = ("input_ids", "labels", "starts", "weights", "documents", "index")
-COUNTS = ("epoch", "read", "taken", "per_epoch", "supervised", "rows")
+COUNTS = ("epoch", "read", "taken", "per_epoch", "supervised", "rows", "bad")
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -38,6 +39,7 @@ class Position:
     supervised: int = 0  # tokens trained on in all
     rows: int = 0  # of this epoch
     drops: Counter[str] = attrs.field(factory=Counter)  # of them
+    bad: int = 0  # of them
 
     @property
     def passes(self) -> float:
@@ -108,7 +110,7 @@ class StreamFeed:
             return
         sets = {name: _dataset(state[name]) for name in ("buffer", "queue", "left")}
         self.begin = Position(
-            **{name: state[name] for name in COUNTS},
+            **{name: state.get(name, 0) for name in COUNTS},  # checkpoints of before bad rows were counted lack theirs
             place=Place(*state["place"]),
             drops=Counter(state["drops"]),
             buffer=list(sets["buffer"]),
@@ -151,7 +153,7 @@ class _Reader:
         dropped = ", ".join(f"{reason} {count}" for reason, count in at.drops.most_common())
         log.info("epoch read", epoch=at.epoch, rows=at.rows, **({"dropped": dropped} if dropped else {}))
         at.epoch, at.place, at.read, at.left = at.epoch + 1, Place(), False, NOTHING
-        at.per_epoch, at.taken, at.rows, at.drops = at.taken, 0, 0, Counter()
+        at.per_epoch, at.taken, at.rows, at.bad, at.drops = at.taken, 0, 0, 0, Counter()
         self._open()
         return True
 
@@ -176,14 +178,25 @@ class _Reader:
         at, found = self.at, next(self.parts, None)
         if found is None:
             at.read = True
+            self._limit((), at.rows > 0)
             at.queue.extend(self.blocks.end() if self.blocks else ())
         else:
             made, at.place = found
             at.queue.extend(self._cut(made))
             at.rows += made.rows
             at.drops.update(made.drops)
+            at.bad += len(made.faults)
+            self._limit(made.faults, at.rows >= SURE)
         if self.blocks is not None:
             at.left = self.blocks.left
+
+    def _limit(self, faults: Sequence[Fault], sure: bool) -> None:
+        """Raise where the bad rows of the epoch are too many; a share of them is known once many rows were read."""
+        at, data = self.at, self.feed.stream.data
+        if (sure or not isinstance(data.max_bad_rows, float)) and exceeds_limit(at.bad, at.rows, data):
+            problem = f"{at.bad} of the {at.rows} rows read so far are bad, more than max_bad_rows: {data.max_bad_rows}"
+            listed = "".join(f"\n  {fault.line}" for fault in faults[:TOLD])
+            raise LuthierError("data-row", f"{problem}{listed}", where="data.train")
 
     def _cut(self, made: Made) -> TokenDataset:
         return made.examples if self.blocks is None else self.blocks.add(made.examples)

@@ -70,7 +70,7 @@ class Encoder:
         have other tokens by itself, the text is tokenised piece by piece instead, which makes both true.
         """
         for text in texts:
-            _check_text(text)
+            check_text(text)
         if not texts:
             return []
         found = self._whole(texts)
@@ -167,7 +167,7 @@ class Encoder:
         return values[max(leading - 1, 0) :]
 
 
-def _check_text(text: Rendered) -> None:
+def check_text(text: Rendered) -> None:
     """Python strings may hold halves of surrogate pairs, which no tokenizer takes."""
     try:
         text.text.encode()

@@ -10,10 +10,11 @@ import attrs
 import numpy as np
 
 from luthier.data.examples import TokenDataset, TokenExample, are_equal
+from luthier.data.formats.bad_rows import Fault
 from luthier.data.formats.beside import template_variables
 from luthier.data.formats.forms import Completion, Conversation, Document, Form, Instruction, Pair, Tokens
 from luthier.data.tokenise.chat_template import ChatTemplate, load_template
-from luthier.data.tokenise.encode import Encoder
+from luthier.data.tokenise.encode import Encoder, check_text
 from luthier.data.tokenise.overlong import fit_length, fit_unit, overlong_policy
 from luthier.data.tokenise.supervised_spans import Rendered
 from luthier.data.tokenise.unit_texts import UnitTexts
@@ -40,6 +41,7 @@ class Made:
     rows: int
     drops: Counter[str] = attrs.field(factory=Counter)
     changes: Counter[str] = attrs.field(factory=Counter)
+    faults: list[Fault] = attrs.field(factory=list)  # of rows of which nothing could be made
 
 
 def _settings_of(data: Data) -> dict[str, Any]:
@@ -69,7 +71,7 @@ class Maker:
         An example's index is the number of its form among these.
         """
         made = Made(examples=TokenDataset.of(()), rows=len(forms))
-        drafts = [self._drafts(form, made) for form in forms]
+        drafts = [self._checked(form, number, made) for number, form in enumerate(forms)]
         texts = [text for own in drafts for draft in own for text in draft.texts.values()]
         encoded = iter(self.encoder.encode(texts))
         kept: list[TokenExample] = []
@@ -80,9 +82,21 @@ class Maker:
                 whole = TokenExample.joined(documents)
                 weight = whole.weight * form.weight
                 example = attrs.evolve(whole, where=form.where, columns=form.columns, index=number, weight=weight)
-                kept += self._fitted(example, form, made)
+                kept += self._fitted(example, form, number, made)
         made.examples = TokenDataset.of(kept)
         return made
+
+    def _checked(self, form: Form, number: int, made: Made) -> list[Draft]:
+        """Return the documents of each unit that the form becomes; none of a bad row, which is noted."""
+        try:
+            drafts = self._drafts(form, made)
+            for draft in drafts:
+                for text in draft.texts.values():
+                    check_text(text)
+        except LuthierError as error:
+            self._refuse(error, number, made)
+            return []
+        return drafts
 
     def _note(self, drafts: list[Draft], made: Made) -> None:
         """Count the row once for whatever happened to it."""
@@ -97,8 +111,7 @@ class Maker:
             name: self.encoder.document(Document(text=text, where=form.where)) for name, text in form.texts.items()
         }
         if form.weight == 0:
-            self._unsupervised(form.where, made)
-            return []
+            raise _unsupervised(form)
         if isinstance(form, Tokens) and self.data.train_on == "last":
             form = form.last_alone()
         if isinstance(form, Tokens) and (form.answers or everything):
@@ -109,25 +122,25 @@ class Maker:
             made.drops["equal_pair"] += 1
             return []
         if not form.answers and not (everything and isinstance(form, (Conversation, Completion, Instruction))):
-            self._unsupervised(form.where, made)
-            return []
+            raise _unsupervised(form)
         render = UnitTexts(encoder=self.encoder, template=self.template, train_on=self.data.train_on)
         return [Draft(texts={**own, **further}) for own in render.texts_of(form)]
 
-    def _unsupervised(self, where: str, made: Made) -> None:
-        if self.data.unsupervised == "error":
-            raise LuthierError("data-unsupervised", "the row has no supervised token", where=where,
-                               remedy="Correct the row, or set data.unsupervised: drop.")  # fmt: skip
-        made.drops["unsupervised"] += 1
+    def _refuse(self, error: LuthierError, number: int, made: Made) -> None:
+        """Note a bad row once, or count it where the recipe says what becomes of its kind."""
+        if error.code == "data-unsupervised" and self.data.unsupervised == "drop":
+            made.drops["unsupervised"] += 1
+        elif not made.faults or made.faults[-1].number != number:
+            made.faults.append(Fault.of(error, number=number))
 
-    def _fitted(self, example: TokenExample, form: Form, made: Made) -> list[TokenExample]:
+    def _fitted(self, example: TokenExample, form: Form, number: int, made: Made) -> list[TokenExample]:
         """Return what is kept of an example, and count what is not."""
         if self.data.block_size is not None:
             return [example]
         policy, kept = overlong_policy(self.data.overlong, form, form.where), []
         for part, event in self._parts(example, form, policy):
             if part is None and event == "unsupervised":
-                self._unsupervised(form.where, made)
+                self._refuse(_unsupervised(form), number, made)
             elif part is None:
                 made.drops[event] += 1
             else:
@@ -142,3 +155,8 @@ class Maker:
         if part is not None and isinstance(form, Pair) and are_equal(part, "chosen", "rejected"):
             return [(None, "equal_pair")]
         return [(part, event)]
+
+
+def _unsupervised(form: Form) -> LuthierError:
+    remedy = "Correct the row, or set data.unsupervised: drop."
+    return LuthierError("data-unsupervised", "the row has no supervised token", where=form.where, remedy=remedy)

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import attrs
 
+from luthier.data.formats.bad_rows import Found
 from luthier.data.formats.forms import Form
 from luthier.data.read.content_hash import tokenizer_hash
 from luthier.data.tokenise.examples_of_rows import CHUNK, Made, Maker
@@ -281,14 +282,4 @@ def _opened(answer: Any) -> Made:
     if isinstance(answer, str):
         raise RuntimeError(f"in a process that tokenises:\n{answer}")
     code, problem, where, found, remedy = answer
-    raise LuthierError(code, problem, where=where, found=None if found is None else _Told(found), remedy=remedy)
-
-
-@attrs.frozen(repr=False)
-class _Told:
-    """What was found, as its process showed it."""
-
-    text: str
-
-    def __repr__(self) -> str:
-        return self.text
+    raise LuthierError(code, problem, where=where, found=None if found is None else Found(found), remedy=remedy)

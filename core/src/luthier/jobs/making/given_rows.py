@@ -28,7 +28,7 @@ def write_given(rows: Any, room: Path, role: str) -> Path:
     """Write rows as JSON lines into a job's folder, under a name that holds their hash, and return the file."""
     digest, partial = hashlib.sha256(), room / f".{role}.partial"
     with partial.open("wb") as file:
-        for row in read_given(rows, role):
+        for row in (row.whole for row in read_given(rows, role)):
             try:
                 line = json.dumps(row.values, ensure_ascii=False, default=_as_plain).encode() + b"\n"
             except (TypeError, ValueError) as error:

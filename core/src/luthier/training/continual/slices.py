@@ -23,7 +23,7 @@ def cut_rows(recipe: Recipe, num_runs: int, samples_per_run: int | None, folder:
     Columns are mapped already in what is written. Files that are there stay: the same seed cuts the same rows. Raises
     `data-empty` where the rows do not suffice.
     """
-    rows = [row.values for supply in _sources(recipe) for row in supply.rows]
+    rows = [row.whole.values for supply in _sources(recipe) for row in supply.rows]
     size = samples_per_run or len(rows) // num_runs
     if size == 0 or size * num_runs > len(rows):
         problem = f"{num_runs} runs of {samples_per_run or 1} rows each want more than there are"

@@ -1,0 +1,120 @@
+"""Bad rows: each found is kept as text with its place, so that all are told at once, or dropped and counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+import attrs
+
+from luthier.errors import LuthierError, show_value
+from luthier.recipe.schema import Data
+
+TOLD: Final = 10  # bad rows that an error lists
+SURE: Final = 1000  # rows of a stream after which a share of them says something
+KINDS: Final = {  # codes of what can be wrong with one row alone, and what such rows are counted as
+    "data-row": "broken",
+    "model-vocabulary": "broken",
+    "data-column": "column",
+    "data-avoided": "avoided",
+    "data-unsupervised": "unsupervised",
+    "template-unprovable": "unprovable",
+}
+EMPTY: Final = "empty"  # the kind of a row that holds nothing at all
+
+
+@attrs.frozen(kw_only=True)
+class Fault:
+    """What is wrong with one row: an error as plain text, which goes from one process to another."""
+
+    code: str
+    kind: str
+    where: str | None
+    line: str  # with place, problem and what was found
+    remedy: str
+    problem: str = ""
+    found: str | None = None
+    number: int = 0  # of the row among those it was read or made with
+
+    @classmethod
+    def of(cls, error: LuthierError, kind: str = "", number: int = 0) -> Fault:
+        """Return the fault that an error tells of; the error itself is raised where it is none of a row."""
+        if error.code not in KINDS:
+            raise error
+        found = None if error.found is None else show_value(error.found)
+        return cls(
+            code=error.code,
+            kind=kind or KINDS[error.code],
+            where=error.where,
+            line=error.line,
+            remedy=error.remedy,
+            problem=error.problem,
+            found=found,
+            number=number,
+        )
+
+
+@attrs.frozen(repr=False)
+class Found:
+    """What was found, as it was shown where it was found."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def count_faults(faults: Sequence[Fault]) -> Counter[str]:
+    return Counter(fault.kind for fault in faults)
+
+
+def faults_error(faults: Sequence[Fault], rows: int, told: str = "") -> LuthierError:
+    """Return one error of all bad rows: the first of them with their places, and how many there are of each kind.
+
+    `told` is a sentence of why they are an error now. One row alone is told as if it were read by itself.
+    """
+    first = faults[0]
+    if len(faults) == 1 and not told:
+        found = None if first.found is None else Found(first.found)
+        return LuthierError(first.code, first.problem, where=first.where, found=found, remedy=first.remedy)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in count_faults(faults).most_common())
+    listed = "".join(f"\n  {fault.line}" for fault in faults[:TOLD])
+    more = f"\n  and {len(faults) - TOLD} more" if len(faults) > TOLD else ""
+    problem = f"{told}{len(faults)} of {rows} rows are bad: {kinds}{listed}{more}\n"
+    drop = "" if told else " Or set data.bad_rows: drop, which drops and counts them."
+    return LuthierError(first.code, problem, where=first.where, remedy=f"{first.remedy}{drop}")
+
+
+def check_policy(data: Data) -> None:
+    """Raise for a limit that nothing reads, or that is none."""
+    limit = data.max_bad_rows
+    if limit is not None and data.bad_rows == "error":
+        problem, remedy = "a limit of bad rows is for bad_rows: drop", "Set bad_rows: drop, or leave max_bad_rows out."
+        raise LuthierError("recipe-conflict", problem, where="data.max_bad_rows", found=limit, remedy=remedy)
+    if isinstance(limit, float) and limit > 1:
+        problem = "a whole number is a count of rows, and a share is from 0.0 to 1.0"
+        raise LuthierError("recipe-out-of-range", problem, where="data.max_bad_rows", found=limit)
+
+
+def settle_faults(faults: Sequence[Fault], rows: int, data: Data) -> None:
+    """Raise one error of all bad rows, unless the recipe drops them and they are not too many."""
+    fatal = [fault for fault in faults if _is_fatal(fault, data)]
+    if fatal:
+        raise faults_error(fatal, rows)
+    if faults and exceeds_limit(len(faults), rows, data):
+        told = f"more than max_bad_rows: {data.max_bad_rows}: "
+        raise faults_error(faults, rows, told)
+
+
+def _is_fatal(fault: Fault, data: Data) -> bool:
+    own = data.unsupervised if fault.kind == "unsupervised" else None
+    return (own or data.bad_rows) == "error"
+
+
+def exceeds_limit(count: int, rows: int, data: Data) -> bool:
+    """Return whether so many bad ones of `rows` are more than the recipe allows."""
+    limit = data.max_bad_rows
+    if limit is None:
+        return False
+    return count > (limit * rows if isinstance(limit, float) else limit)
