@@ -626,6 +626,13 @@ def _in_child(act, largest_file):
         return json.loads(told.read())
 
 
+@provokes("format-newer", "step-00000001", "written by luthier 12.0, in format 99", "Use luthier 12.0 or newer")
+def a_checkpoint_of_a_newer_luthier(world):
+    manifest = _stopped(world) / "checkpoints/step-00000001/manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99, "luthier": "12.0"}))
+    world.train()
+
+
 @provokes("checkpoint-corrupt", "step-00000001", "state.safetensors is damaged, and no other is whole", "--fresh")
 def a_damaged_checkpoint(world):
     state = _stopped(world) / "checkpoints/step-00000001/state.safetensors"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import attrs
 
@@ -101,6 +101,10 @@ CODES: Final[dict[str, Code]] = {
     "run-silent": Code("The run has not answered in time.", "Wait longer with --timeout: it saves after a step.", 75),
     "disk-full": Code("The disk is full; the last checkpoint is whole.", "Free space, then run the same command.", 1),
     "checkpoint-corrupt": Code("A checkpoint is damaged or of another run.", "Resume from the one before.", 1),
+    "format-newer": Code(
+        "A checkpoint or an artifact was written by a newer luthier; nothing of it was touched.",
+        "Use that version, or a newer one.",
+    ),
     "checkpoint-other": Code(
         "A checkpoint is of another run: other settings, parts or base model.",
         "Resume with what it was trained with, or name what may differ with --allow-changed.",
@@ -237,6 +241,16 @@ def unwritable_path(path: object, error: OSError) -> LuthierError:
     blocked = isinstance(error, (FileExistsError, NotADirectoryError))
     problem = "a file stands where a folder must be" if blocked else error.strerror or str(error)
     return LuthierError("path-unwritable", problem, where=str(path))
+
+
+def refuse_newer(held: Mapping[str, Any], known: int, where: object) -> None:
+    """Raise `format-newer` where plain data that was read says that it has a later format than the `known` one."""
+    form, version = held.get("format"), held.get("luthier")
+    if isinstance(form, int) and form > known:
+        writer = f"luthier {version}" if isinstance(version, str) else "a newer luthier"
+        problem = f"written by {writer}, in format {form}; this one reads up to {known}"
+        remedy = f"Use {writer if isinstance(version, str) else 'the luthier that wrote it,'} or newer."
+        raise LuthierError("format-newer", problem, where=str(where), remedy=remedy)
 
 
 def show_value(value: object, limit: int = 80) -> str:

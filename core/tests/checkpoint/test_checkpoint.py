@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+from importlib import metadata
 from pathlib import Path
 
 import luthier
@@ -78,8 +79,23 @@ def test_a_checkpoint_of_a_newer_format_says_so(tmp_path):
     path = checkpoint.save(tmp_path, 1, tree(1)) / "manifest.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(LuthierError, match="newer luthier.*format 99"):
-        checkpoint.load_checkpoint(path.parent)
+    told = f"written by luthier {metadata.version('luthier')}, in format 99.*Use luthier .* or newer"
+    for read in (checkpoint.load_checkpoint, checkpoint.require_checkpoint):
+        with pytest.raises(LuthierError, match=told) as caught:
+            read(path.parent)
+        assert caught.value.code == "format-newer"
+
+
+def test_a_checkpoint_of_a_newer_format_is_neither_set_aside_nor_trained_past(tmp_path):
+    for step in (1, 2, 3):
+        path = checkpoint.save(tmp_path, step, tree(step)) / "manifest.json"
+        if step > 1:
+            path.write_text(json.dumps({"format": 99, "luthier": "9.9", "of": "another layout"}))
+    held = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    for read in (checkpoint.newest_checkpoint, checkpoint.known_checkpoints):
+        with pytest.raises(LuthierError, match="luthier 9.9, in format 99.*Use luthier 9.9 or newer"):
+            read(tmp_path)
+    assert held == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 
 
 def test_every_format_up_to_todays_has_its_migration():

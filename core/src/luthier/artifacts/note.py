@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from luthier.errors import LuthierError
 from luthier.model.weights.fingerprint import of_model
+from luthier.recipe.artifact_note import NOTE_FORMAT
 from luthier.runs.writing.record import read_record
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ def make_note(
     plain = set(prepared.report.format.split(", ")) <= PLAIN
     needed = {kind: settings[kind] for kind in ("model", "adapter", "quantizer")}
     return {
-        "format": 1,
+        "format": NOTE_FORMAT,
+        "luthier": metadata.version("luthier"),
         **needed,
         "base": of_model(settings["model"]["name_or_path"]),
         "run_id": run_id,

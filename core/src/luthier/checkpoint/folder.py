@@ -6,18 +6,20 @@ Importing this loads no torch.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 from luthier.checkpoint.format import FORMAT
 from luthier.disk import digest_file, digest_text, is_full, is_intact, settle_folder, sync_path
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, refuse_newer
 from luthier.runs.writing import save_requests as requests
 
 MANIFEST: Final = "manifest.json"
@@ -70,6 +72,7 @@ def commit_folder(aside: Path, run: Mapping[str, Any] | None = None, constants: 
     files = sorted(p for p in aside.rglob("*") if p.is_file())
     held = {file.relative_to(aside).as_posix(): digest_file(file) for file in files}
     manifest = {"format": FORMAT, "step": step, "run": dict(run or {}), "files": held, "constants": sorted(constants)}
+    manifest["luthier"] = metadata.version("luthier")
     (aside / MANIFEST).write_text(json.dumps({**manifest, "digest": _own_digest(manifest)}, indent=1), "utf-8")
     settle_folder(aside)
     old = target.with_name(f".{target.name}.{REPLACED}")
@@ -137,14 +140,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """What a checkpoint says of itself, without a look at its files."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        refuse_newer(manifest, FORMAT, folder)
         form, run, files = manifest["format"], manifest["run"], manifest["files"]
         own = manifest.pop("digest", None)
         whole = isinstance(form, int) and isinstance(run, dict) and isinstance(files, dict)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _corrupt(folder, f"unreadable: {type(error).__name__}: {error}") from error
-    if whole and form > FORMAT:
-        problem, remedy = f"written by a newer luthier (format {form}, this one reads {FORMAT})", "Use a newer luthier."
-        raise LuthierError("checkpoint-corrupt", problem, where=str(folder), remedy=remedy)
     if not whole or (form > 1 and own != _own_digest(manifest)):
         raise _corrupt(folder, f"{MANIFEST} is damaged")
     return manifest
@@ -176,11 +177,26 @@ def newest_checkpoint(run_folder: Path) -> tuple[Path, dict[str, Any], list[Luth
         try:
             return folder, load_checkpoint(folder), damaged
         except LuthierError as error:
+            if error.code == "format-newer":  # whole, and further than what lies before it
+                raise
             damaged.append(error)
     if damaged:
         problem, remedy = f"{damaged[0].problem}, and no other is whole", "Start anew with --fresh."
         raise LuthierError("checkpoint-corrupt", problem, where=damaged[0].where, remedy=remedy)
     return None
+
+
+def known_checkpoints(run_folder: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first; `format-newer` where one is for a newer luthier alone.
+
+    An older one is not trained on from then, and nothing in the folder is touched.
+    """
+    folders = list_checkpoints(run_folder)
+    for folder in folders:
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+            refuse_newer(manifest if isinstance(manifest, dict) else {}, FORMAT, folder)
+    return folders
 
 
 def prune_checkpoints(run_folder: Path, limit: int | None, best: Path | None) -> None:

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from luthier.errors import LuthierError, suggest_nearest
+from luthier.logs import get_logger
 
 if TYPE_CHECKING:
     from luthier.plugins.contracts.run_view import RunView
@@ -101,6 +102,7 @@ class Events:
         """The run raised `error`."""
 
 
+log = get_logger()
 EVENTS = tuple(name for name in vars(Events) if not name.startswith("_"))
 
 
@@ -112,6 +114,18 @@ def connect_callbacks(callbacks: Mapping[str, object]) -> Any:
         manager.register(callback, name)
         manager.check_pending()
     return manager.hook
+
+
+def announce_failure(hooks: Any, run: RunView, error: BaseException) -> None:
+    """Tell each callback that the run raised `error`; what one raises is logged, and hides neither that nor others."""
+    told = {"run": run, "error": error}
+    for listener in reversed(hooks.failed.get_hookimpls()):
+        try:
+            listener.function(*(told[name] for name in listener.argnames))
+        except BaseException as second:  # the run's own is the one to raise
+            name, cause = listener.plugin_name, f"{type(second).__name__}: {second}"
+            log.warning("a callback raised as it was told of the failure", callback=name, error=cause)
+            error.add_note(f"callback {name} raised as it was told: {cause}")
 
 
 def check_callback(callback: object, where: str) -> None:

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, refuse_newer
 
 RECORD: Final = "run.json"
 
 
 NOTE: Final = "luthier.json"  # beside an artifact: which base and parts it needs
+
+
+NOTE_FORMAT: Final = 1  # of the note, as this luthier writes it
 
 
 ARTIFACTS: Final = ("adapter", "model", "merged")  # folders of a run, the first that is there counts
@@ -21,9 +24,12 @@ def read_note(folder: Path) -> dict[str, Any]:
     """Return what stands beside an artifact; nothing where there is none."""
     try:
         found = json.loads((folder / NOTE).read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) and isinstance(found.get("model"), dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    refuse_newer(found, NOTE_FORMAT, folder / NOTE)
+    return found if isinstance(found.get("model"), dict) else {}
 
 
 def find_artifact(name: str) -> Path | None:

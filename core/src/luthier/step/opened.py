@@ -11,14 +11,14 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, refuse_newer
 from luthier.model import attention, load
 from luthier.model.weights.quantized import QUANTIZED, apply_quantizer, find_trained, read_quantized
 from luthier.plugins.contracts.protocols import Quantizer
 from luthier.plugins.contracts.values import Context, Progress
 from luthier.plugins.registry import installed_plugins
 from luthier.plugins.structure import structure_value
-from luthier.recipe.artifact_note import NOTE
+from luthier.recipe.artifact_note import NOTE, NOTE_FORMAT
 from luthier.recipe.schema import Model
 from luthier.runs.writing.decisions import Decisions
 from luthier.runs.writing.record import read_record
@@ -171,9 +171,10 @@ def _absent(layer: nn.Module) -> Tensor:
 def _note(path: Path) -> dict[str, Any]:
     try:
         note = json.loads(path.read_text("utf-8"))
+        refuse_newer(note, NOTE_FORMAT, path)
         needed = ("model", "adapter", "quantizer", "artifact", "prompts", "run_id", "parts")
         return {**OPTIONAL, **{key: note[key] for key in (*needed, *(OPTIONAL.keys() & note.keys()))}}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problem = f"damaged: {type(error).__name__}: {error}"
         raise LuthierError("artifact-mismatch", problem, where=str(path), remedy="Copy the file again.") from None
 

@@ -27,6 +27,7 @@ from luthier.logs import get_logger, run_log
 from luthier.model.load import tokenizer_of
 from luthier.model.weights import fingerprint
 from luthier.model.weights.dense_files import Files
+from luthier.plugins.events import announce_failure
 from luthier.randomness import keep_randomness
 from luthier.recipe import Recipe, recipe_hash, resolve_parts
 from luthier.recipe.objects import Objects
@@ -65,9 +66,8 @@ def train(
     place = Place.of(world.decide(lambda: find_place(recipe, objects, fresh=fresh, allowed=allowed).to_dict()))
     if place.done:
         return _done(place, recipe, objects)
-    with keep_randomness():
+    with keep_randomness():  # whatever can be refused is, before a folder appears
         held = world.decide(lambda: None if re_decide else _decided(place, resume))
-        # whatever can be refused is, before a folder appears
         begins = world.decide(lambda: _begins(place, resume))
         assembled = assemble_run(recipe, objects, decisions=Decisions(held, world.decide), world=world, begins=begins)
         try:
@@ -88,8 +88,8 @@ def _decided(place: Place, resume: Path | None) -> dict[str, Any] | None:
 
 def _begins(place: Place, resume: Path | None) -> bool:
     """Return whether the run starts afresh: there is no checkpoint that it could go on from."""
-    goes_on = checkpoint.list_checkpoints(place.folder) or "resumed_from" in (place.record or {})
-    return resume is None and not goes_on
+    goes_on = resume is not None or checkpoint.known_checkpoints(place.folder)
+    return not goes_on and "resumed_from" not in (place.record or {})
 
 
 def _done(place: Place, recipe: Recipe, objects: Objects) -> Run:
@@ -294,7 +294,7 @@ def _recorded(loop: Loop, record: dict[str, Any]) -> Iterator[None]:
             ended = {"step": run.step, "error": str(error), "health": loop.health.report()}
             ended["state"] = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"  # a second Ctrl-C
             write_record(run.folder, record, **ended)
-        loop.hooks.failed(run=run, error=error)
+        announce_failure(loop.hooks, run, error)
         raise error
     finally:
         reserve.release()
