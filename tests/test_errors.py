@@ -704,9 +704,9 @@ def a_model_without_an_adapter(world):
     return world.command("merge", world.model)
 
 
-@provokes("artifact-not-found", "no artifact yet", "Finish it")
+@provokes("artifact-not-found", "no artifact and no checkpoint yet", "finish it")
 def a_run_that_is_not_finished(world):
-    _stopped(world)
+    shutil.rmtree(_stopped(world) / "checkpoints")
     luthier.generate(world.folder / "run", "1?")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "luthier.api": ("train", "continual", "multi_run", "plan", "inspect", "generate", "merge", "export"),
+    "luthier.api": ("train", "continual", "multi_run", "plan", "inspect", "generate", "merge", "export", "evaluate"),
     "luthier.training.run": ("Run",),
     "luthier.data.batches.batch": ("Batch",),
     "luthier.data.batches.unit": ("Passage", "Unit"),
@@ -63,7 +63,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME)]
 
 if TYPE_CHECKING:
-    from luthier.api import continual, export, generate, inspect, merge, multi_run, plan, train
+    from luthier.api import continual, evaluate, export, generate, inspect, merge, multi_run, plan, train
     from luthier.data.batches.batch import Batch
     from luthier.data.batches.unit import Passage, Unit
     from luthier.errors import LuthierError

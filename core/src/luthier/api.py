@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.recipe import Recipe
+from luthier.recipe.gather_arguments import gather_arguments
 
 if TYPE_CHECKING:
     from luthier.artifacts.export import Export
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from luthier.training.planning.overfit_batch import Overfit
     from luthier.training.planning.plan_run import Plan
     from luthier.training.run import Run
+    from luthier.training.trained.evaluate_weights import Evaluation
 
 Given = Recipe | str | Path | Mapping[str, Any] | None
 PARTS = ("adapter", "loss", "optimizer", "quantizer", "callbacks", "output_dir")
@@ -56,7 +58,7 @@ def train(
     from luthier.training.train_run import train as train_run
 
     given = _given(adapter, loss, optimizer, quantizer, callbacks, output_dir, settings)
-    recipe, objects = gather(recipe, model, tokenizer, data, eval_data, given)
+    recipe, objects = gather_arguments(recipe, model, tokenizer, data, eval_data, given)
     if overfit_one_batch:
         return overfit_first_batch(recipe, objects, STEPS if overfit_one_batch is True else overfit_one_batch)
     checkpoint, allowed = None if resume is None else Path(resume), read_allowed(allow_changed)
@@ -111,9 +113,11 @@ def plan(
     from luthier.training.planning.plan_run import plan as plan_run
 
     given = _given(adapter, loss, optimizer, quantizer, callbacks, output_dir, settings)
-    return plan_run(
-        *with_or_without_rows(lambda more: gather(recipe, model, tokenizer, data, eval_data, {**given, **more}))
-    )
+
+    def gathered(more: Mapping[str, Any]) -> tuple[Recipe, Objects]:
+        return gather_arguments(recipe, model, tokenizer, data, eval_data, {**given, **more})
+
+    return plan_run(*with_or_without_rows(gathered))
 
 
 def inspect(
@@ -135,7 +139,7 @@ def inspect(
     from luthier.model.load import tokenizer_of
     from luthier.recipe import resolve_parts
 
-    recipe, objects = gather(recipe, model, tokenizer, data, eval_data, settings)
+    recipe, objects = gather_arguments(recipe, model, tokenizer, data, eval_data, settings)
     tokenizer = objects.tokenizer or tokenizer_of(recipe.model)
     wanted = Wanted.of_part(resolve_parts(recipe).loss)
     wanted = Wanted(kind="any") if wanted == TOKENS else wanted  # the loss was not named, perhaps
@@ -158,14 +162,20 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     device: str = "auto",
+    step: int | None = None,
+    best: bool = False,
 ) -> str:
-    """The answer to `prompt` of the model at `model`: a run, an adapter's folder, a model folder, or a hub name."""
+    """The answer to `prompt` of the model at `model`: a run, an adapter's folder, a model folder, or a hub name.
+
+    Of a run that is not done its newest checkpoint answers; `step` and `best` choose one, as its folder does.
+    """
     _require_local()
     from luthier.hardware.devices import choose_device
     from luthier.model.generation.generate import Sampling, generate_text
-    from luthier.step.opened import open_artifact
+    from luthier.training.trained.open_weights import open_weights
+    from luthier.training.trained.weights_place import find_weights
 
-    opened = open_artifact(model, choose_device(device), base)
+    opened = open_weights(find_weights(model, step=step, best=best), choose_device(device), base)
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     chat = opened.note.get("prompts", "chat") == "chat"
     return generate_text(
@@ -180,22 +190,26 @@ def merge(
     base: str | None = None,
     save_dtype: str | None = None,
     max_shard_size: str | None = None,
+    step: int | None = None,
+    best: bool = False,
 ) -> Path:
     """Fold the adapter of a run or an adapter's folder into its base: a folder that plain transformers loads.
 
-    Its files have the dtype and the size that the run's recipe gives them, where those are not given here.
+    Its files have the dtype and the size that the run's recipe gives them, where those are not given here. Of a run
+    that is not done its newest checkpoint is taken; `step` and `best` choose one, as a checkpoint's folder does.
     """
     _require_local()
     from luthier.artifacts.save import save_merged
     from luthier.model.weights.dense_files import file_options
-    from luthier.step.opened import open_artifact
+    from luthier.training.trained.open_weights import open_weights
+    from luthier.training.trained.weights_place import find_weights
 
-    files = file_options(save_dtype, max_shard_size)
-    opened = open_artifact(path, base=base)
+    files, place = file_options(save_dtype, max_shard_size), find_weights(path, step=step, best=best)
+    opened = open_weights(place, base=base)
     if opened.adapter is None and opened.quantizer is None:
         remedy = "Give a run's folder, or an adapter's."
         raise LuthierError("artifact-unmergeable", "there is no adapter to merge", where=str(path), remedy=remedy)
-    folder = Path(output_dir) if output_dir else Path(path).resolve() / "merged"
+    folder = Path(output_dir) if output_dir else place.beside("merged")
     note = {**opened.note, "files": {**opened.note.get("files", {}), **files}}
     return save_merged(opened.model, opened.tokenizer, opened.adapter, opened.quantizer, folder, note)
 
@@ -207,83 +221,59 @@ def export(
     *,
     base: str | None = None,
     dry_run: bool = False,
+    step: int | None = None,
+    best: bool = False,
 ) -> Export:
     """Write the model of a run, of an adapter's folder or of a model in the format of an installed exporter.
 
     `format` is its name, or `{name: ..., options}`. Returns the folder, its files, and the differences that the
-    exporter found when it read them back. With `dry_run` everything is checked that needs no weights.
+    exporter found when it read them back. With `dry_run` everything is checked that needs no weights. Of a run that
+    is not done its newest checkpoint is taken; `step` and `best` choose one, as a checkpoint's folder does.
     """
     _require_local()
-    from luthier.artifacts.export import export_model
+    from luthier.training.trained.export_weights import export_weights
+    from luthier.training.trained.weights_place import find_weights
 
-    folder = None if output_dir is None else Path(output_dir)
-    return export_model(Path(path), format, folder, base=base, dry_run=dry_run)
-
-
-def gather(
-    recipe: Any, model: Any, tokenizer: Any, data: Any, eval_data: Any, settings: Mapping[str, Any]
-) -> tuple[Recipe, Objects]:
-    """The recipe that these arguments mean, and the objects that it cannot hold."""
-    from luthier.recipe.objects import Objects
-
-    if isinstance(model, tuple):
-        model, tokenizer = model
-    changes = dict(settings)
-    held: dict[str, Any] = {"tokenizer": tokenizer}
-    for name, value, where in (
-        ("model", model, "model"),
-        ("data", data, "data"),
-        ("eval_data", eval_data, "data.validation"),
-    ):
-        if value is None:
-            continue
-        if _is_named(value):
-            changes[where] = str(value) if isinstance(value, Path) else value
-        else:
-            held[name] = value
-            changes[where] = [_name_of(value)] if name == "eval_data" else _name_of(value)
-    if held.get("model") is not None and tokenizer is None:
-        remedy = "Pass tokenizer=, or model=(model, tokenizer)."
-        raise LuthierError("recipe-missing", "a loaded model comes with its tokenizer", where="model", remedy=remedy)
-    return _recipe(recipe, changes), Objects(**held)
+    folder, place = None if output_dir is None else Path(output_dir), find_weights(path, step=step, best=best)
+    return export_weights(place, format, folder, base=base, dry_run=dry_run)
 
 
-def _recipe(recipe: Any, changes: dict[str, Any]) -> Recipe:
-    """The recipe with the changes over it; the objects in it stay objects, and aliases are told in the log."""
-    from luthier.logs import get_logger
-    from luthier.recipe import load_recipe
+def evaluate(
+    path: str | Path,
+    data: str | Path | None = None,
+    *,
+    metrics: Sequence[str | Mapping[str, Any]] = (),
+    step: int | None = None,
+    best: bool = False,
+    against: str | Path | None = None,
+    max_regression: float | None = None,
+    gate: str = "eval_loss",
+    resamples: int = 1000,
+    max_answers: int | None = None,
+    max_new_tokens: int | None = None,
+    device: str | None = None,
+) -> Evaluation:
+    """Measure a run, a checkpoint, an adapter or a model over `data`, or over the run's own validation rows.
 
-    reading = load_recipe({} if recipe is None else recipe, changes)
-    for note in reading.notes:
-        get_logger().info("recipe", note=note)
-    return reading.recipe
+    Each number has its bootstrap interval of so many `resamples` (0: none; rows then share passes). `metrics` are
+    added to the recipe's. `against` is measured on the same rows by the same loss; with `max_regression` the result
+    says whether `gate` is worse by no more than that. Of a run that is not done its newest checkpoint is measured.
+    """
+    _require_local()
+    from luthier.training.trained.evaluate_weights import Measuring, evaluate_weights
+    from luthier.training.trained.weights_place import find_weights
+
+    how = Measuring(data=None if data is None else str(data), metrics=tuple(metrics), resamples=resamples,
+                    max_answers=max_answers, max_new_tokens=max_new_tokens, device=device, gate=gate,
+                    max_regression=max_regression)  # fmt: skip
+    other = None if against is None else find_weights(against)
+    return evaluate_weights(find_weights(path, step=step, best=best), how, other)
 
 
 def _given(adapter: Any, loss: Any, optimizer: Any, quantizer: Any, callbacks: Any, output_dir: Any,
            settings: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
     values = (adapter, loss, optimizer, quantizer, callbacks, None if output_dir is None else str(output_dir))
     return {**settings, **{name: v for name, v in zip(PARTS, values, strict=True) if v is not None}}
-
-
-def _is_named(value: Any) -> bool:
-    """Whether a recipe can hold it: a name, a path, a mapping of settings, or sources."""
-    if isinstance(value, (str, Path, float)):
-        return True
-    if isinstance(value, Mapping):
-        return not hasattr(value, "column_names")  # as a DatasetDict has
-    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(v, str) or _is_source(v) for v in value)
-
-
-def _is_source(value: Any) -> bool:
-    return isinstance(value, Mapping) and "path" in value and set(value) <= {
-        "path", "split", "name", "revision", "columns", "template", "max_rows",
-    }  # fmt: skip
-
-
-def _name_of(value: Any) -> str:
-    """How the recipe of a run names an object of the caller's."""
-    own = getattr(getattr(value, "config", None), "_name_or_path", "")
-    return own or f"python:{type(value).__name__}"
 
 
 def _require_local() -> None:

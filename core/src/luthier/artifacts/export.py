@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from luthier.plugins.contracts.protocols import Exporter
 from luthier.plugins.registry import installed_plugins
 from luthier.recipe.checks.soundness import unmergeable_part
 from luthier.recipe.parts import find_part
-from luthier.step.opened import artifact_folder, open_artifact
+from luthier.step.opened import Opened
 
 log = get_logger()
 
@@ -33,32 +33,40 @@ class Export:
     differences: dict[str, float] = attrs.field(factory=dict)
 
 
+@attrs.frozen(kw_only=True)
+class Exportable:
+    """A trained model as an export asks for it: a folder beside it by name, its config, and then the model itself."""
+
+    beside: Callable[[str], Path]
+    read_config: Callable[[], Any]
+    open_model: Callable[[], Opened]
+
+
 def export_model(
-    path: Path,
     chosen: str | Mapping[str, Any],
+    source: Exportable,
     folder: Path | None = None,
     *,
-    base: str | None = None,
     dry_run: bool = False,
 ) -> Export:
-    """Write the model of a run, an adapter's folder or a model in a format, whole.
+    """Write a model in a format, whole.
 
     Its weights are plain, unless the format is one of quantized layers (`ExporterRecord.quantized`). `chosen` is the
-    exporter's name, or `{name: ..., options}`. `folder` None: one beside the artifact, named as the format. Everything
+    exporter's name, or `{name: ..., options}`. `folder` None: one beside the model, named as the format. Everything
     that can be refused is before the weights are read, and `dry_run` ends there. Nothing is left of what does not pass
     the exporter's own comparison.
     """
     part = find_part(chosen, "exporter", "format", installed_plugins())
     exporter: Exporter = installed_plugins().build(part.offer, part.options) if part.offer else part.local
-    artifact = artifact_folder(path)
-    folder = folder or artifact.parent / part.name
+    folder = folder or source.beside(part.name)
     _check_free(folder)
-    exporter.check(read_config(artifact, base))
+    exporter.check(source.read_config())
     found = Export(folder=folder, format=part.name, distribution=part.source.distribution if part.source else None)
     if dry_run:
         return found
+    opened = source.open_model()
     as_trained = getattr(exporter, "quantized", False)
-    model, tokenizer = trained_model(path, base) if as_trained else plain_model(path, base)
+    model, tokenizer = (opened.model, opened.tokenizer) if as_trained else plain_model(opened)
     differences = _write(exporter, model, tokenizer, folder)
     files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
     log.info("exported", folder=str(folder), format=part.name, differences=differences)
@@ -82,21 +90,14 @@ def read_config(artifact: Path, base: str | None) -> Any:
     return config_of(spec if base is None else attrs.evolve(spec, name_or_path=base))
 
 
-def plain_model(path: Path, base: str | None) -> tuple[Any, Any]:
+def plain_model(opened: Opened) -> tuple[Any, Any]:
     """Return the model with the adapter folded in and plain weights, and its tokenizer."""
-    opened = open_artifact(path, base=base)
     for kind, part in (("adapter", opened.adapter), ("quantizer", opened.quantizer)):
         if not getattr(part, "mergeable", True):
             raise unmergeable_part(kind, opened.note[kind].get("name", type(part).__name__))
     if opened.quantizer is None:
         return opened.model, opened.tokenizer
     return merged_copy(opened.model, opened.adapter, opened.quantizer), opened.tokenizer
-
-
-def trained_model(path: Path, base: str | None) -> tuple[Any, Any]:
-    """Return the model as its artifact opens, with the layers of quantizer and adapter, and its tokenizer."""
-    opened = open_artifact(path, base=base)
-    return opened.model, opened.tokenizer
 
 
 def _check_free(folder: Path) -> None:

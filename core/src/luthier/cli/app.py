@@ -25,6 +25,7 @@ from luthier.cli import (
     train,
 )
 from luthier.cli.job_verbs import jobs, providers, submit
+from luthier.cli.model_verbs import evaluation
 from luthier.cli.screen import answers
 from luthier.cli.screen.recipe_arguments import FREE
 from luthier.errors import LuthierError
@@ -77,6 +78,7 @@ verb: Callable[..., Any]
 for verb in (train.train, continual.continual, plan.plan, inspect.inspect):
     app.command(context_settings=FREE, add_help_option=False)(verb)
 app.command()(models.generate)
+app.command()(evaluation.evaluate)
 app.command()(models.merge)
 app.command()(models.export)
 app.add_typer(runs.app, name="runs")

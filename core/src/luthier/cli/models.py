@@ -10,14 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from luthier.cli.screen.answers import Answer
-from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, start_api
+from luthier.cli.screen.flags import Best, Json, LogFile, LogFormat, LogLevel, Step, start_api
 from luthier.errors import LuthierError
 
 Base = Annotated[str | None, typer.Option(help="The base model, where it is not where the adapter says.")]
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="A run's folder, an adapter's, a model's, or a hub name.")],
+    model: Annotated[
+        str, typer.Argument(help="A run's folder, a checkpoint's, an adapter's, a model's, or a hub name.")
+    ],
     prompt: Annotated[str | None, typer.Argument(help="The question; without it, standard input.")] = None,
     *,
     base: Base = None,
@@ -27,6 +29,8 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Sample from this share of the probability.", min=0.0, max=1.0)] = 1.0,
     seed: Annotated[int, typer.Option(help="The seed of sampling.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    step: Step = None,
+    best: Best = False,
     json: Json = False,
     log_level: LogLevel = "warning",
     log_format: LogFormat = "console",
@@ -36,13 +40,13 @@ def generate(
     asked = _prompt(prompt)
     api = start_api(log_level, log_format, log_file)
     text = api.generate(model, asked, base=base, system=system, device=device, max_new_tokens=max_new_tokens,
-                        temperature=temperature, top_p=top_p, seed=seed)  # fmt: skip
+                        temperature=temperature, top_p=top_p, seed=seed, step=step, best=best)  # fmt: skip
     document = {"model": model, "base": base, "prompt": asked, "text": text}
     return Answer(document=document, view=lambda screen: screen.out(text, highlight=False))
 
 
 def merge(
-    path: Annotated[Path, typer.Argument(help="A run's folder, or an adapter's.")],
+    path: Annotated[Path, typer.Argument(help="A run's folder, a checkpoint's, or an adapter's.")],
     output_dir: Annotated[
         Path | None, typer.Option(help="The merged model's folder; without it, `merged` in PATH.")
     ] = None,
@@ -52,6 +56,8 @@ def merge(
         str | None, typer.Option(help="float32, bfloat16 or float16; without it, as the run's recipe says.")
     ] = None,
     max_shard_size: Annotated[str | None, typer.Option(help="The largest file, such as 5GB.")] = None,
+    step: Step = None,
+    best: Best = False,
     json: Json = False,
     log_level: LogLevel = "info",
     log_format: LogFormat = "console",
@@ -59,12 +65,13 @@ def merge(
 ) -> Any:
     """Fold an adapter into its base model, verified by reloading."""
     api = start_api(log_level, log_format, log_file)
-    merged = api.merge(path, output_dir, base=base, save_dtype=save_dtype, max_shard_size=max_shard_size)
+    merged = api.merge(path, output_dir, base=base, save_dtype=save_dtype, max_shard_size=max_shard_size, step=step,
+                       best=best)  # fmt: skip
     return Answer(document={"merged": merged}, view=lambda screen: screen.out(f"merged: {merged}", highlight=False))
 
 
 def export(
-    path: Annotated[Path, typer.Argument(help="A run's folder, an adapter's, or a model's.")],
+    path: Annotated[Path, typer.Argument(help="A run's folder, a checkpoint's, an adapter's, or a model's.")],
     *,
     format_: Annotated[str, typer.Option("--format", help="The exporter's name; `luthier plugins` lists them.")],
     output_dir: Annotated[
@@ -75,6 +82,8 @@ def export(
     ] = None,
     base: Base = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check what can be checked, and write nothing.")] = False,
+    step: Step = None,
+    best: Best = False,
     json: Json = False,
     log_level: LogLevel = "info",
     log_format: LogFormat = "console",
@@ -82,7 +91,8 @@ def export(
 ) -> Any:
     """Write a trained model in another tool's format, read back and compared."""
     chosen = {"name": format_, **_exporter_options(option or ())}
-    found = start_api(log_level, log_format, log_file).export(path, chosen, output_dir, base=base, dry_run=dry_run)
+    api = start_api(log_level, log_format, log_file)
+    found = api.export(path, chosen, output_dir, base=base, dry_run=dry_run, step=step, best=best)
     document = {"folder": found.folder, "format": found.format, "distribution": found.distribution,
                 "files": found.files, "differences": found.differences, "dry_run": dry_run}  # fmt: skip
     said = f"{'would write' if dry_run else 'wrote'} {found.format}: {found.folder}"

@@ -101,7 +101,23 @@ def open_on_base(folder: Path, spec: Model, quantizer: dict[str, Any], device: t
     return _on_base(folder, {**_note(folder / NOTE), "quantizer": quantizer}, spec, device)
 
 
+def open_fresh(note: dict[str, Any], device: torch.device, base: str | None, where: str) -> Opened:
+    """Return the base that a note names with its quantizer and a fresh adapter, for weights that are still to come."""
+    spec = structure_value(note["model"], Model, where)
+    spec = spec if base is None else attrs.evolve(spec, name_or_path=base)
+    opened = _attached(note, spec, device)
+    return attrs.evolve(opened, tokenizer=load.tokenizer_of(spec))
+
+
 def _on_base(folder: Path, note: dict[str, Any], spec: Model, device: torch.device) -> Opened:
+    opened = _attached(note, spec, device)
+    read_adapter(opened.adapter, folder)
+    _tell(opened.quantizer, note)
+    return attrs.evolve(opened, tokenizer=load.tokenizer_at(str(folder)))
+
+
+def _attached(note: dict[str, Any], spec: Model, device: torch.device) -> Opened:
+    """The base with a fresh adapter; its tokenizer is still to be read."""
     quantizer, adapter = (_part(kind, note[kind]) for kind in ("quantizer", "adapter"))
     trained = find_trained(spec.name_or_path)
     if trained is not None:
@@ -111,10 +127,7 @@ def _on_base(folder: Path, note: dict[str, Any], spec: Model, device: torch.devi
         model = apply_quantizer(quantizer, model, _context(model, quantizer, spec, note), progress_of(note))
     attention.install_attention(model)
     model = attach_adapter(adapter, model, _context(model, quantizer, spec, note))
-    read_adapter(adapter, folder)
-    _tell(quantizer, note)
-    tokenizer = load.tokenizer_at(str(folder))
-    return Opened(model=model.eval(), tokenizer=tokenizer, adapter=adapter, quantizer=quantizer, note=note)
+    return Opened(model=model.eval(), tokenizer=None, adapter=adapter, quantizer=quantizer, note=note)
 
 
 def _quantized(folder: Path, note: dict[str, Any], device: torch.device) -> Opened:

@@ -48,10 +48,16 @@ def require_metric(name: str, found: Iterable[str], where: str = "metric_for_bes
 
 def improves_metric(recipe: Recipe, found: Mapping[str, float], best: float | None) -> bool:
     """Whether an evaluation is better than the best so far; NaN never is."""
-    name, more = recipe.metric_for_best_model, recipe.greater_is_better
+    name = recipe.metric_for_best_model
     require_metric(name, found)
-    if more is None:
-        more = "loss" not in name and "perplexity" not in name
+    more = more_is_better(recipe, name)
     if math.isnan(found[name]):
         return False
     return best is None or (found[name] > best if more else found[name] < best)
+
+
+def more_is_better(recipe: Recipe, name: str) -> bool:
+    """Return True where more of a number is better: as the recipe says of its own, else of all but losses."""
+    if name == recipe.metric_for_best_model and recipe.greater_is_better is not None:
+        return recipe.greater_is_better
+    return "loss" not in name and "perplexity" not in name

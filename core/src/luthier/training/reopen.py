@@ -96,12 +96,12 @@ def evaluate_again(setup: Setup, data: Any = None) -> dict[str, float]:
 
 def evaluate_rows(setup: Setup, rows: Any) -> dict[str, float]:
     """Return the held-out numbers over examples that are made already, computed as in the run."""
-    with _as_trained(setup):
+    with as_trained(setup):
         return evaluate_loss(setup, rows)
 
 
 @contextmanager
-def _as_trained(setup: Setup) -> Iterator[None]:
+def as_trained(setup: Setup) -> Iterator[None]:
     """Inside it the model computes as it did in the run."""
     trained = [p for group in setup.adapter.groups() for p in group.parameters]
     operations = installed_operations(setup.model, setup.operations.operations)

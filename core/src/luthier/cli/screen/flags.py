@@ -18,6 +18,9 @@ LogLevel = Annotated[
 LogFormat = Annotated[Literal["console", "json"], typer.Option("--log-format", help="Lines for people, or JSON lines.")]
 LogFile = Annotated[Path | None, typer.Option("--log-file", help="Append the log to this file as well.")]
 
+Step = Annotated[int | None, typer.Option(help="The run's checkpoint after this step.", min=1)]
+Best = Annotated[bool, typer.Option("--best", help="The run's checkpoint of its best evaluation.")]
+
 
 def start_api(level: Any, form: Any, file: Path | None) -> ModuleType:
     """The Python API, once the log is set up."""

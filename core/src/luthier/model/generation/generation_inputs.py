@@ -24,12 +24,12 @@ def prepare_generation(model: Any, adapter: Any, input_ids: Tensor) -> dict[str,
     """
     plain = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
     if adapter is None:
-        return _complete_inputs(model, plain)
+        return complete_inputs(model, plain)
     add_defaults(adapter, "adapter")
     inputs = adapter.generating(dict(plain))
     if inputs.keys() == plain.keys() and all(inputs[name] is plain[name] for name in plain):
         inputs = _derive_inputs(model, adapter, plain)
-    return _complete_inputs(model, inputs)
+    return complete_inputs(model, inputs)
 
 
 def compute_logits(model: Any, input_ids: Tensor, adapter: Any = None) -> Tensor:
@@ -67,7 +67,7 @@ def _fill_cache(model: Any, adapter: Any) -> Any:
     return cache
 
 
-def _complete_inputs(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+def complete_inputs(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """Return the inputs with the cache under the name that this model has for it, and a mask over all that it sees."""
     name = next((name for name in CACHES if name in inspect.signature(model.forward).parameters), CACHES[-1])
     caches = [inputs[known] for known in CACHES if inputs.get(known) is not None]

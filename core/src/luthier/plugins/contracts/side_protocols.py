@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -54,12 +55,24 @@ class Exporter(Protocol):
 class Metric(Protocol):
     """A number about answers or tokens, as a sum and a count: what is reported is all sums over all counts.
 
-    Its record says which of the two it is about, and that method it must have.
+    Its record says which of the two it is about, and that method it must have. A metric over answers may ask for
+    `num_answers` of each prompt, drawn at a `temperature` (0: the likeliest tokens, one answer).
     """
+
+    num_answers: int = 1
+    temperature: float = 0.0
 
     def score_answer(self, prediction: str, reference: str) -> tuple[float, float]:
         """Return the (sum, count) that one generated answer adds."""
         raise LuthierError("part-invalid", "a metric over answers needs score_answer", where="metric")
+
+    def score_answers(self, predictions: Sequence[str], reference: str) -> Sequence[float]:
+        """Return what all answers to one prompt add: a sum and a count, or the statistics that `conclude` reads."""
+        return self.score_answer(predictions[0], reference)
+
+    def conclude(self, totals: Sequence[float]) -> float:
+        """Return the number from the statistics, each added over all prompts; NaN where nothing is counted."""
+        return totals[0] / totals[1] if totals[1] else float("nan")
 
     def score_tokens(self, statistics: TokenStatistics) -> tuple[float, float]:
         """Return the (sum, count) that the supervised tokens of one micro-batch add."""

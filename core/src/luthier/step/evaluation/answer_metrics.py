@@ -1,50 +1,97 @@
-"""Metrics over answers: held-out prompts are answered greedily, and each answer is scored beside its reference."""
+"""Metrics over answers: held-out prompts are answered in batches, and each answer is scored beside its reference."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
+import attrs
+import numpy as np
 
 from luthier.data.examples import IGNORED, TokenDataset
 from luthier.errors import LuthierError
-from luthier.model.attention import generating_attention
-from luthier.model.generation.generate import stop_token_ids
-from luthier.model.generation.generation_inputs import prepare_generation
-from luthier.randomness import keep_randomness
+from luthier.model.generation.answer_batches import Question, answer_questions
+from luthier.randomness import number_of
+from luthier.step.evaluation.scores import Scores
 
 if TYPE_CHECKING:
+    from luthier.step.evaluation.built_metric import BuiltMetric
     from luthier.step.setup import Setup
 
-ROOM: Final = 32  # tokens by which an answer may be longer than its reference
+ROOM: Final = 32  # tokens by which an answer may be longer than its reference, where no length is asked for
 
 
-def measure_answers(setup: Setup, dataset: TokenDataset) -> dict[str, list[float]]:
-    """Return the [sum, count] of each metric over answers, of the first `max_eval_answers` rows that are one document.
+@attrs.frozen(kw_only=True)
+class Task:
+    """A held-out row: its number, its prompt, and the answer that it has."""
 
-    The ranks share the rows. An answer ends at a stop token, or once it is much longer than its reference.
+    number: int
+    prompt: list[int]
+    reference: list[int]
+
+
+def measure_answers(setup: Setup, dataset: TokenDataset, most: int | None = None) -> dict[str, Scores]:
+    """Return the scores of each metric over answers, of the first `max_eval_answers` rows that are one document.
+
+    The ranks share the rows. An answer ends at a stop token, or after `most` tokens (None: once it is much longer
+    than its reference).
     """
     metrics = {name: metric for name, metric in setup.metrics.items() if metric.record.over == "answers"}
     if not metrics:
         return {}
-    sums = {name: [0.0, 0.0] for name in metrics}
-    for i, (prompt, reference) in enumerate(_questions(dataset, setup.recipe.max_eval_answers)):
-        if i % setup.world.size != setup.world.rank:
-            continue
-        answer, wanted = _answer(setup, prompt, len(reference) + ROOM), _decode(setup.tokenizer, reference)
-        for name, metric in metrics.items():
-            total, count = metric.score("score_answer", answer, wanted)
-            sums[name] = [sums[name][0] + total, sums[name][1] + count]
-    gathered = setup.world.gather(sums) if setup.world.size > 1 else [sums]
-    found = {name: [sum(of_rank[name][j] for of_rank in gathered) for j in (0, 1)] for name in metrics}
-    if not any(count for _, count in found.values()):
+    tasks = list(_tasks(dataset, setup.recipe.max_eval_answers))
+    if not tasks:
         raise LuthierError("data-empty", "no held-out row has a prompt and an answer to compare with",
                            where="data.validation", remedy="Leave metrics over answers out.")  # fmt: skip
+    own = tasks[setup.world.rank :: setup.world.size]
+    found = {name: dict(zip([t.number for t in own], rows, strict=True))
+             for name, rows in _score_tasks(setup, metrics, own, most).items()}  # fmt: skip
+    gathered = setup.world.gather(found) if setup.world.size > 1 else [found]
+    return {name: _scores(name, metric, [of_rank[name] for of_rank in gathered]) for name, metric in metrics.items()}
+
+
+def _score_tasks(
+    setup: Setup, metrics: Mapping[str, BuiltMetric], tasks: list[Task], most: int | None
+) -> dict[str, list[tuple[float, ...]]]:
+    """What each task adds to each metric; those that want the same answers share them."""
+    answers: dict[tuple[int, float], list[list[str]]] = {}
+    references = [_decode(setup.tokenizer, task.reference) for task in tasks]
+    found = {}
+    for name, metric in metrics.items():
+        asked = (metric.part.num_answers, metric.part.temperature)
+        if asked not in answers:
+            answers[asked] = _answer(setup, tasks, *asked, most)
+        pairs = zip(answers[asked], references, strict=True)
+        found[name] = [metric.score_answers(predictions, reference) for predictions, reference in pairs]
     return found
 
 
-def _questions(dataset: TokenDataset, most: int) -> Iterator[tuple[list[int], list[int]]]:
+def _answer(setup: Setup, tasks: list[Task], count: int, temperature: float, most: int | None) -> list[list[str]]:
+    """`count` answers to each task; a drawn one follows from the run's seed, the row and its number alone."""
+    questions = [
+        Question(
+            prompt=task.prompt,
+            most=most or len(task.reference) + ROOM,
+            seed=number_of("answer", setup.recipe.seed, task.number, draw) % 2**63,
+        )
+        for task in tasks
+        for draw in range(count)
+    ]
+    given = {"max_tokens": setup.packing.max_tokens, "temperature": temperature}
+    flat = answer_questions(setup.model, setup.tokenizer, setup.adapter, questions, **given)
+    return [flat[i * count : (i + 1) * count] for i in range(len(tasks))]
+
+
+def _scores(name: str, metric: BuiltMetric, of_ranks: list[dict[int, tuple[float, ...]]]) -> Scores:
+    by_number = {number: row for rows in of_ranks for number, row in rows.items()}
+    if len({len(row) for row in by_number.values()}) > 1:
+        problem = "score_answers returns as many statistics for every answer"
+        raise LuthierError("part-invalid", problem, where=f"metric {name}", found=sorted(map(len, by_number.values())))
+    rows = np.array([by_number[number] for number in sorted(by_number)], np.float64)
+    return Scores(rows=rows, conclude=metric.part.conclude)
+
+
+def _tasks(dataset: TokenDataset, most: int) -> Iterator[Task]:
     """The tokens before the first supervised one, and the supervised ones up to the next that is not."""
     given = 0
     for i in range(len(dataset)):
@@ -54,21 +101,11 @@ def _questions(dataset: TokenDataset, most: int) -> Iterator[tuple[list[int], li
             continue
         first = supervised.index(True)
         last = supervised.index(False, first) if False in supervised[first:] else len(supervised)
-        yield example.input_ids[:first].tolist(), example.input_ids[first:last].tolist()
+        ids = example.input_ids
+        yield Task(number=i, prompt=ids[:first].tolist(), reference=ids[first:last].tolist())
         given += 1
         if given == most:
             return
-
-
-def _answer(setup: Setup, prompt: list[int], most: int) -> str:
-    model = setup.model
-    with generating_attention(model), keep_randomness():
-        inputs = prepare_generation(model, setup.adapter, torch.tensor([prompt], device=model.device))
-        stops = stop_token_ids(model, setup.tokenizer) or None
-        told: dict[str, Any] = {"max_new_tokens": most, "do_sample": False, "eos_token_id": stops}
-        whole = model.generate(**inputs, **told, pad_token_id=setup.tokenizer.pad_token_id or 0)
-    known = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
-    return _decode(setup.tokenizer, whole[0, known:].tolist())
 
 
 def _decode(tokenizer: Any, ids: list[int]) -> str:

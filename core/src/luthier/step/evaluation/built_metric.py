@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from luthier.errors import LuthierError
+from luthier.plugins.completion import has_default
 from luthier.plugins.records import MetricRecord
 
 if TYPE_CHECKING:
@@ -21,14 +23,34 @@ class BuiltMetric:
     record: MetricRecord
     part: Metric
 
-    def score(self, method: str, *given: Any) -> tuple[float, float]:
+    def score_tokens(self, statistics: Any) -> tuple[float, float]:
         """Return the (sum, count) that the part gives; `part-invalid` where it is none."""
-        found = getattr(self.part, method)(*given)
-        try:
-            total, count = (float(number) for number in found)
-        except (TypeError, ValueError):
-            total = count = math.nan
-        if not (math.isfinite(total) and math.isfinite(count) and count >= 0):
+        total, count = self._pair("score_tokens", self.part.score_tokens(statistics))
+        return total, count
+
+    def score_answers(self, predictions: Sequence[str], reference: str) -> tuple[float, ...]:
+        """Return what the answers to one prompt add: (sum, count), or statistics that the part itself concludes."""
+        found = self.part.score_answers(predictions, reference)
+        if has_default(self.part, "metric", "conclude"):
+            asked = "score_answer" if has_default(self.part, "metric", "score_answers") else "score_answers"
+            return self._pair(asked, found)
+        numbers = _numbers(found)
+        if not numbers or not all(map(math.isfinite, numbers)):
+            raise LuthierError("part-invalid", "score_answers returns finite statistics",
+                               where=f"metric {self.record.name}", found=found)  # fmt: skip
+        return numbers
+
+    def _pair(self, method: str, found: Any) -> tuple[float, ...]:
+        numbers = _numbers(found)
+        if len(numbers) != 2 or not all(map(math.isfinite, numbers)) or numbers[1] < 0:
             raise LuthierError("part-invalid", f"{method} returns a finite sum and a count of 0 or more",
                                where=f"metric {self.record.name}", found=found)  # fmt: skip
-        return total, count
+        return numbers
+
+
+def _numbers(found: Any) -> tuple[float, ...]:
+    """Return what a part gave as numbers; nothing where it is no sequence of such."""
+    try:
+        return tuple(float(number) for number in found)
+    except (TypeError, ValueError):
+        return ()

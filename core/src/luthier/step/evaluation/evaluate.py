@@ -43,10 +43,12 @@ def evaluate_loss(
             examples = setup.layout.lay_out_groups(dataset, int(setup.recipe.global_batch_size))
             lengths = setup.packing.sizes(examples)
             meter = fit_memory(setup, lengths, lambda: _measured(setup, examples, leave), agrees=False)
-            meter.metrics.update(measure_answers(setup, dataset))
+            answers = measure_answers(setup, dataset)
     finally:
         setup.model.train(training)
     found = {"eval_loss": meter.loss, **{f"eval_{name}": value for name, value in meter.read().items()}}
+    concluded = {f"eval_{name}": scores.value for name, scores in answers.items()}
+    found |= {name: value for name, value in concluded.items() if not math.isnan(value)}
     main = next((value for name, value in meter.terms().items() if name != ROUTER), None)
     if setup.has_perplexity and main is not None:
         found["eval_perplexity"] = math.exp(min(main, 700.0))

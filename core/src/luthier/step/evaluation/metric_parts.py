@@ -77,4 +77,4 @@ def score_tokens(setup: Setup, policy: Policy, batch: Batch) -> dict[str, tuple[
         entropy=given.get("entropy"),
         top1=given.get("top1"),
     )
-    return {name: metric.score("score_tokens", statistics) for name, metric in metrics.items()}
+    return {name: metric.score_tokens(statistics) for name, metric in metrics.items()}

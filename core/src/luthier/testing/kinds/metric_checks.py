@@ -6,8 +6,11 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
+
+from luthier.plugins.completion import has_default
 from luthier.plugins.contracts.values import TokenStatistics
-from luthier.testing.laws import Subject, law
+from luthier.testing.laws import Subject, law, not_run
 
 if TYPE_CHECKING:
     pass
@@ -26,37 +29,44 @@ TOKENS: Final = 12
 
 @law(0)
 def gives_a_sum_and_a_count(subject: Subject) -> None:
-    """What it returns is a finite sum and a count of 0 or more; over all of the kit's cases something is counted."""
-    counted = 0.0
-    for total, count in _scores(subject):
-        assert math.isfinite(float(total)) and math.isfinite(float(count)), f"not finite: {(total, count)}"
-        assert float(count) >= 0, f"a count of {count}"
-        counted += float(count)
-    assert counted > 0, "nothing is ever counted"
+    """What it returns is a finite sum and a count of 0 or more; over all of the kit's cases something is counted.
+
+    A metric with a `conclude` of its own may return other statistics, equally many each time, that give a number.
+    """
+    for metric in _metrics(subject):
+        found = [_score(subject, metric, case) for case in _cases(subject)]
+        assert all(math.isfinite(number) for numbers in found for number in numbers), f"not finite: {found}"
+        assert len({len(numbers) for numbers in found}) == 1, f"not equally many numbers: {found}"
+        totals = [sum(column) for column in zip(*found, strict=True)]
+        if has_default(metric, "metric", "conclude"):
+            assert len(totals) == 2, f"no sum and count: {found[0]}"
+            assert all(numbers[1] >= 0 for numbers in found), f"a count below 0: {found}"
+            assert totals[1] > 0, "nothing is ever counted"
+        assert math.isfinite(metric.conclude(totals)), f"no number from {totals}"
 
 
 @law(0)
 def keeps_nothing_between_calls(subject: Subject) -> None:
     """The same case gives the same numbers whatever was scored before: ranks and batches divide the cases anyhow."""
-    first = list(_scores(subject))
-    metric = _build(subject)
-    again = [_score(subject, metric, case) for case in reversed(list(_cases(subject)))][::-1]
-    twice = [_score(subject, metric, case) for case in _cases(subject)]
-    assert first == again == twice, "the numbers of a case depend on what was scored before"
+    for metric, other in zip(_metrics(subject), _metrics(subject), strict=True):
+        first = [_score(subject, metric, case) for case in _cases(subject)]
+        again = [_score(subject, other, case) for case in reversed(list(_cases(subject)))][::-1]
+        twice = [_score(subject, other, case) for case in _cases(subject)]
+        assert first == again == twice, "the numbers of a case depend on what was scored before"
 
 
 @law(0, when=lambda record: getattr(record, "over", "") == "tokens")
 def adds_up_over_tokens(subject: Subject) -> None:
     """The sum and count of some tokens are those of their parts together: a mean is not a sum."""
-    metric = _build(subject)
-    for case in _cases(subject):
-        total, count = _score(subject, metric, case)
-        parts = [_score(subject, metric, _cut(case, slice(a, a + 1))) for a in range(len(case.labels))]
-        sums = [sum(float(part[i]) for part in parts) for i in (0, 1)]
-        close = all(
-            math.isclose(a, float(b), rel_tol=1e-4, abs_tol=1e-4) for a, b in zip(sums, (total, count), strict=True)
-        )
-        assert close, f"{(total, count)} for all tokens, {tuple(sums)} for one after the other"
+    for metric in _metrics(subject):
+        for case in _cases(subject):
+            total, count = _score(subject, metric, case)
+            parts = [_score(subject, metric, _cut(case, slice(a, a + 1))) for a in range(len(case.labels))]
+            sums = [sum(part[i] for part in parts) for i in (0, 1)]
+            close = all(
+                math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-4) for a, b in zip(sums, (total, count), strict=True)
+            )
+            assert close, f"{(total, count)} for all tokens, {tuple(sums)} for one after the other"
 
 
 def live(subject: Subject, options: Any) -> None:
@@ -66,20 +76,20 @@ def live(subject: Subject, options: Any) -> None:
         _score(subject, metric, case)
 
 
-def _build(subject: Subject) -> Any:
-    return subject.build(subject.options_class())
+def _metrics(subject: Subject) -> list[Any]:
+    """The part with its defaults, where every option has one, and with each of the author's examples."""
+    cls = subject.options_class
+    required = any(field.init and field.default is attrs.NOTHING for field in attrs.fields(cls))
+    if required and not subject.own_examples:
+        not_run("an option has no default: give examples")
+    return [subject.build(options) for options in (*(() if required else (cls(),)), *subject.own_examples)]
 
 
-def _scores(subject: Subject) -> Iterator[tuple[float, float]]:
-    metric = _build(subject)
-    yield from (_score(subject, metric, case) for case in _cases(subject))
-
-
-def _score(subject: Subject, metric: Any, case: Any) -> tuple[float, float]:
+def _score(subject: Subject, metric: Any, case: Any) -> tuple[float, ...]:
     if subject.record.over == "answers":  # type: ignore[attr-defined]
-        total, count = metric.score_answer(*case)
-    else:
-        total, count = metric.score_tokens(case)
+        prediction, reference = case
+        return tuple(map(float, metric.score_answers([prediction] * metric.num_answers, reference)))
+    total, count = metric.score_tokens(case)
     return float(total), float(count)
 
 

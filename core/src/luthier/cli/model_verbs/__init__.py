@@ -1,0 +1,1 @@
+"""Verbs that use what was trained."""

@@ -1,0 +1,82 @@
+"""`luthier evaluate`: the numbers of trained weights over held-out rows, beside others', and a gate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from luthier.cli.screen.answers import Answer
+from luthier.cli.screen.flags import Best, Json, LogFile, LogFormat, LogLevel, Step, start_api
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from luthier.training.trained.evaluate_weights import Evaluation, Number
+
+
+Run = Annotated[str, typer.Argument(help="A run's folder, a checkpoint's, an adapter's, a model's, or a hub name.")]
+Rows = Annotated[str | None, typer.Option(help="The rows; without it, the run's validation rows.")]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option("--metric", help="A metric besides the recipe's: NAME, or {name: NAME, ...}; repeatable."),
+]
+Against = Annotated[str | None, typer.Option(help="Weights to compare with, on the same rows.")]
+Regression = Annotated[
+    float | None, typer.Option(help="End with status 1 where the gate's number is worse by more than this.")
+]
+Gate = Annotated[str, typer.Option(help="The number that --max-regression is about.")]
+Resamples = Annotated[
+    int, typer.Option(help="Bootstrap resamples of each interval; 0: none, and rows share passes.", min=0)
+]
+Answers = Annotated[int | None, typer.Option(help="Rows that are answered for metrics over answers.", min=1)]
+NewTokens = Annotated[
+    int | None, typer.Option(help="Tokens of an answer; without it, the reference's and 32 more.", min=1)
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps; without it, the run's.")]
+
+
+def evaluate(
+    path: Run, *, data: Rows = None, metrics: Metrics = None, step: Step = None, best: Best = False,
+    against: Against = None, max_regression: Regression = None, gate: Gate = "eval_loss", resamples: Resamples = 1000,
+    max_answers: Answers = None, max_new_tokens: NewTokens = None, device: Device = None, json: Json = False,
+    log_level: LogLevel = "warning", log_format: LogFormat = "console", log_file: LogFile = None,
+) -> Any:  # fmt: skip
+    """Measure a run, a checkpoint or a model over held-out rows."""
+    from luthier.recipe.reading.overrides import parse_value
+
+    api = start_api(log_level, log_format, log_file)
+    found = api.evaluate(
+        path, data, metrics=[parse_value(text) for text in metrics or ()], step=step, best=best, against=against,
+        max_regression=max_regression, gate=gate, resamples=resamples, max_answers=max_answers,
+        max_new_tokens=max_new_tokens, device=device,
+    )  # fmt: skip
+    return Answer(document=found.to_dict(), view=lambda screen: draw(screen, found), status=0 if found.passed else 1)
+
+
+def draw(screen: Console, found: Evaluation) -> None:
+    """Draw a line for each number, the other weights' and the difference in columns, and the gate's verdict."""
+    from rich.text import Text
+
+    from luthier.cli.screen.tables import draw_section, plain_table
+
+    columns = ("", ">value", *((f">{found.against_path}", ">difference") if found.against_path else ()))
+    table = plain_table(*columns)
+    for name, number in found.metrics.items():
+        others = (found.against.get(name), found.differences.get(name)) if found.against_path else ()
+        table.add_row(name, _shown(number), *(_shown(other) for other in others))
+    at = "" if found.step is None else f" after step {found.step}"
+    draw_section(screen, f"{found.path}{at}, {found.rows:,} rows", table)
+    if found.gate is not None:
+        verdict, style = ("passes", "bold green") if found.gate.passed else ("fails", "bold red")
+        allowed = f"allowed is {found.gate.max_regression:g}"
+        line = f"{verdict}: {found.gate.metric} is worse by {found.gate.regression:.4g}, {allowed}"
+        screen.print(Text(line, style=style))
+
+
+def _shown(number: Number | None) -> str:
+    if number is None:
+        return ""
+    if number.low is None or number.high is None:
+        return f"{number.value:.4f}"
+    return f"{number.value:.4f} ({number.low:.4f} to {number.high:.4f})"

@@ -1,0 +1,130 @@
+"""Answers in batches: prompts of about one length are answered together, each as it would be alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import attrs
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from luthier.model.attention import generating_attention
+from luthier.model.generation.generate import stop_token_ids
+from luthier.model.generation.generation_inputs import complete_inputs, prepare_generation
+from luthier.model.recurrent import separation_reason
+from luthier.randomness import keep_randomness
+
+PLAIN: Final = frozenset(("input_ids", "attention_mask", "output_router_logits"))
+
+
+@attrs.frozen(kw_only=True)
+class Question:
+    """A prompt's tokens, how many tokens its answer has at most, and the seed that a drawn answer follows from."""
+
+    prompt: list[int]
+    most: int
+    seed: int = 0
+
+
+def answer_questions(
+    model: Any,
+    tokenizer: Any,
+    adapter: Any,
+    questions: Sequence[Question],
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+) -> list[str]:
+    """Return the answers in the order of the questions: the likeliest tokens, or drawn at a temperature.
+
+    A batch has at most `max_tokens` tokens, answers included. An answer depends on its own question alone, but for
+    the rounding of a padded batch. Where a prompt takes more than its tokens (prompt methods), or where layers carry
+    state over padding, each is answered alone.
+    """
+    if not questions:
+        return []
+    answers: dict[int, str] = {}
+    with generating_attention(model), keep_randomness():
+        together = _can_share(model, adapter, questions[0])
+        for members in _batches(questions, max_tokens if together else 0):
+            asked = [questions[i] for i in members]
+            for i, ids in zip(members, _generate(model, tokenizer, adapter, asked, temperature), strict=True):
+                answers[i] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return [answers[i] for i in range(len(questions))]
+
+
+def _can_share(model: Any, adapter: Any, question: Question) -> bool:
+    if separation_reason(model.config, model) is not None:
+        return False
+    prompt = torch.tensor([question.prompt], device=model.device)
+    inputs = prepare_generation(model, adapter, prompt)
+    return inputs.keys() <= PLAIN and torch.equal(inputs["input_ids"], prompt)
+
+
+def _batches(questions: Sequence[Question], max_tokens: int) -> Iterator[list[int]]:
+    """Questions of about one size, the largest first, so that little is padding."""
+    order = sorted(range(len(questions)), key=lambda i: (-len(questions[i].prompt), -questions[i].most, i))
+    held: list[int] = []
+    for i in order:
+        grown = [questions[j] for j in (*held, i)]
+        size = len(grown) * (max(len(q.prompt) for q in grown) + max(q.most for q in grown))
+        if held and size > max_tokens:
+            yield held
+            held = []
+        held.append(i)
+    yield held
+
+
+def _generate(
+    model: Any, tokenizer: Any, adapter: Any, asked: Sequence[Question], temperature: float
+) -> list[list[int]]:
+    inputs = _inputs(model, tokenizer, adapter, [q.prompt for q in asked])
+    stops = stop_token_ids(model, tokenizer)
+    draws = [SeededDraws(temperature, [q.seed for q in asked])] if temperature > 0 else []
+    whole = model.generate(
+        **inputs,
+        max_new_tokens=max(q.most for q in asked),
+        do_sample=False,
+        eos_token_id=stops or None,
+        pad_token_id=tokenizer.pad_token_id or 0,
+        logits_processor=LogitsProcessorList(draws),
+    )
+    known = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+    return [_ended(row[: q.most], stops) for row, q in zip(whole[:, known:].tolist(), asked, strict=True)]
+
+
+def _inputs(model: Any, tokenizer: Any, adapter: Any, prompts: Sequence[list[int]]) -> dict[str, Any]:
+    """Return one prompt's own inputs, or those of several, padded on the left."""
+    if len(prompts) == 1:
+        return prepare_generation(model, adapter, torch.tensor(prompts, device=model.device))
+    longest = max(map(len, prompts))
+    padding, spaces = tokenizer.pad_token_id or 0, [longest - len(prompt) for prompt in prompts]
+    ids = [[padding] * space + prompt for space, prompt in zip(spaces, prompts, strict=True)]
+    mask = [[0] * space + [1] * len(prompt) for space, prompt in zip(spaces, prompts, strict=True)]
+    given = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+    return complete_inputs(model, {name: tensor.to(model.device) for name, tensor in given.items()})
+
+
+def _ended(ids: list[int], stops: Sequence[int]) -> list[int]:
+    """Return an answer up to its first stop token, as it is where none has come."""
+    first = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+    return ids[:first]
+
+
+class SeededDraws(LogitsProcessor):
+    """Adds Gumbel noise, so that the likeliest token is a draw from the softmax at a temperature.
+
+    Each row draws by a seed of its own, whatever else is in the batch (Maddison et al. 2014, arXiv 1411.0030).
+    """
+
+    def __init__(self, temperature: float, seeds: Sequence[int]) -> None:
+        self.temperature = temperature
+        self.randoms = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # [B, L] int64, [B, V] -> [B, V]
+        size = scores.shape[-1]
+        waits = torch.stack([torch.empty(size).exponential_(generator=random) for random in self.randoms])
+        noise = -waits.clamp_min(torch.finfo(waits.dtype).tiny).log()
+        return scores.float() / self.temperature + noise.to(scores.device)

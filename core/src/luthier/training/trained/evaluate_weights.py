@@ -1,0 +1,187 @@
+"""Evaluation of trained weights: numbers with intervals over held-out rows, beside others', and a gate."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+
+from luthier.errors import LuthierError
+from luthier.logs import get_logger
+from luthier.recipe import Recipe
+from luthier.step.evaluation.answer_metrics import measure_answers
+from luthier.step.evaluation.evaluate import evaluate_loss
+from luthier.step.evaluation.scores import Scores
+from luthier.step.evaluation.unit_scores import score_units
+from luthier.training.best_metric import more_is_better, require_metric
+from luthier.training.reopen import as_trained
+from luthier.training.trained.weights_place import WeightsPlace
+from luthier.training.trained.weights_setup import WEIGHTS, Weights, measured_recipe, set_up
+
+log = get_logger()
+PREFIX = "eval_"
+
+
+@attrs.frozen(kw_only=True)
+class Measuring:
+    """How weights are measured: over the rows at `data` (None: the run's validation rows), with `metrics` added.
+
+    `resamples` are drawn for an interval; 0: none. `gate` is the number that may be worse by `max_regression`.
+    """
+
+    data: str | None = None
+    metrics: tuple[str | Mapping[str, Any], ...] = ()
+    resamples: int = attrs.field(default=1000, validator=attrs.validators.ge(0))
+    max_answers: int | None = None
+    max_new_tokens: int | None = None
+    device: str | None = None
+    gate: str = "eval_loss"
+    max_regression: float | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Number:
+    """A number of an evaluation with its 95 % interval; None where it has none."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Gate:
+    """How much worse a number is than that of other weights (below 0: better), and the most that is allowed."""
+
+    metric: str
+    regression: float
+    max_regression: float
+
+    @property
+    def passed(self) -> bool:
+        return self.regression <= self.max_regression
+
+
+@attrs.frozen(kw_only=True)
+class Evaluation:
+    """The numbers of trained weights over `rows` units; `against`: the others', and `differences`: ours less theirs."""
+
+    path: str
+    step: int | None
+    rows: int
+    metrics: dict[str, Number]
+    against_path: str | None = None
+    against: dict[str, Number] = attrs.field(factory=dict)
+    differences: dict[str, Number] = attrs.field(factory=dict)
+    gate: Gate | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.gate is None or self.gate.passed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as `--json` prints it."""
+        plain = attrs.asdict(self)
+        if self.gate is not None:
+            plain["gate"]["passed"] = self.gate.passed
+        return {**plain, "passed": self.passed}
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Measured:
+    """What one model has come to: scores by number, those of the loss alone where it couples the batch."""
+
+    units: int
+    scores: dict[str, Scores]
+    others: dict[str, float]
+    directions: dict[str, bool | None]  # of metric parts: whether more is better
+
+
+def evaluate_weights(place: WeightsPlace, how: Measuring, other: WeightsPlace | None = None) -> Evaluation:
+    """Measure the weights of a place and, on the same rows by the same loss, those of another."""
+    if how.max_regression is not None and other is None:
+        raise LuthierError("recipe-missing", "a regression is one against other weights", where="--against",
+                           remedy="Give a run or a model with --against.")  # fmt: skip
+    weights = Weights.of_place(place, how.data)
+    recipe = measured_recipe(weights, _changes(weights.recipe, how), how.data)
+    own = _measure(weights, recipe, how)
+    found = Evaluation(path=_shown(place), step=place.step, rows=own.units, metrics=_numbers(own, recipe.seed, how))
+    if other is None:
+        return found
+    others = Weights.of_place(other, recipe.data.train[0].path)
+    theirs = _measure(others, attrs.evolve(recipe, **{name: getattr(others.recipe, name) for name in WEIGHTS}), how)
+    found = attrs.evolve(found, against_path=_shown(other), against=_numbers(theirs, recipe.seed, how),
+                         differences=_differences(own, theirs, recipe.seed, how))  # fmt: skip
+    if how.max_regression is None:
+        return found
+    return attrs.evolve(found, gate=_gate(found, recipe, own.directions, how))
+
+
+def _changes(recipe: Recipe, how: Measuring) -> dict[str, Any]:
+    changes: dict[str, Any] = {"metrics": [*recipe.metrics, *how.metrics]}
+    changes |= {} if how.max_answers is None else {"max_eval_answers": how.max_answers}
+    return changes | ({} if how.device is None else {"device": how.device})
+
+
+def _measure(weights: Weights, recipe: Recipe, how: Measuring) -> Measured:
+    setup, rows = set_up(weights, recipe, separate=how.data is not None)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(as_trained(setup))
+        scores = score_units(setup, rows) if how.resamples else {}
+        others: dict[str, float] = {}
+        if not scores:
+            over_tokens = {name: m for name, m in setup.metrics.items() if m.record.over == "tokens"}
+            answers, setup.metrics = setup.metrics, over_tokens
+            others = {name.removeprefix(PREFIX): value for name, value in evaluate_loss(setup, rows).items()}
+            setup.metrics = answers
+        with setup.optimizer_part.evaluating():
+            scores |= measure_answers(setup, rows, how.max_new_tokens)
+    directions = {name: metric.record.greater_is_better for name, metric in setup.metrics.items()}
+    return Measured(units=len(rows), scores=scores, others=others, directions=directions)
+
+
+def _numbers(measured: Measured, seed: int, how: Measuring) -> dict[str, Number]:
+    found = {PREFIX + name: Number(value=value) for name, value in measured.others.items()}
+    for name, scores in measured.scores.items():
+        low, high = scores.interval(seed, how.resamples) if how.resamples else (None, None)
+        found[PREFIX + name] = Number(value=scores.value, low=low, high=high)
+    return {name: number for name, number in found.items() if not math.isnan(number.value)}
+
+
+def _differences(own: Measured, theirs: Measured, seed: int, how: Measuring) -> dict[str, Number]:
+    """Ours less theirs, of every number that both have; the interval draws the same rows for both."""
+    found = {
+        PREFIX + name: Number(value=own.others[name] - theirs.others[name])
+        for name in own.others.keys() & theirs.others
+    }
+    for name, other in _shared(own, theirs):
+        mine = own.scores[name]
+        low = high = None
+        if how.resamples and len(mine.rows) == len(other.rows):
+            low, high = mine.difference_interval(other, seed, how.resamples)
+        elif how.resamples:
+            log.warning("no interval of a difference: other rows were dropped", metric=name)
+        found[PREFIX + name] = Number(value=mine.value - other.value, low=low, high=high)
+    return found
+
+
+def _shared(own: Measured, theirs: Measured) -> Iterator[tuple[str, Scores]]:
+    return ((name, theirs.scores[name]) for name in own.scores if name in theirs.scores)
+
+
+def _gate(found: Evaluation, recipe: Recipe, directions: Mapping[str, bool | None], how: Measuring) -> Gate:
+    require_metric(how.gate, found.differences, "--gate")
+    name = how.gate.removeprefix(PREFIX)
+    more = directions[name] if name in directions else more_is_better(recipe, how.gate)
+    if more is None:
+        raise LuthierError("recipe-conflict", "neither more nor less of this metric is better", where="--gate",
+                           found=how.gate, remedy="Name another.")  # fmt: skip
+    difference = found.differences[how.gate].value
+    assert how.max_regression is not None
+    return Gate(metric=how.gate, regression=-difference if more else difference, max_regression=how.max_regression)
+
+
+def _shown(place: WeightsPlace) -> str:
+    return str(place.checkpoint or place.run or place.artifact)

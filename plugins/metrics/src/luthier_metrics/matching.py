@@ -1,0 +1,108 @@
+"""Metrics that find an answer right or wrong, and those of the user's own functions."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+import string
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from luthier import LuthierError
+
+from luthier_metrics import Custom, ExactMatch, PassAtK
+
+NUMBER: Final = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+TARGET: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+PUNCTUATION: Final = str.maketrans("", "", string.punctuation)
+
+
+class ExactMatchMetric:
+    """1 for an answer that is its reference, spaces aside."""
+
+    def __init__(self, options: ExactMatch) -> None:
+        self.options = options
+
+    def score_answer(self, prediction: str, reference: str) -> tuple[float, float]:
+        """Return (1 or 0, 1)."""
+        return float(self._plain(prediction) == self._plain(reference)), 1.0
+
+    def _plain(self, text: str) -> str:
+        text = text.lower() if self.options.ignore_case else text
+        text = text.translate(PUNCTUATION) if self.options.ignore_punctuation else text
+        return " ".join(text.split())
+
+
+class PassAtKMetric:
+    """1 - C(n - c, k) / C(n, k) for c right answers of n: unbiased (Chen et al. 2021, arXiv 2107.03374)."""
+
+    def __init__(self, options: PassAtK) -> None:
+        self.k, self.num_answers, self.temperature = options.k, options.num_answers, options.temperature
+        self.judge: Callable[[str, str], Any] = JUDGES.get(options.judge) or find_function(options.judge, "judge")
+
+    def score_answers(self, predictions: Sequence[str], reference: str) -> tuple[float, float]:
+        """Return (the probability, 1)."""
+        right = sum(bool(self.judge(prediction, reference)) for prediction in predictions)
+        count = len(predictions)
+        return 1 - math.comb(count - right, self.k) / math.comb(count, self.k), 1.0
+
+
+class CustomMetric:
+    """Whatever number a function gives an answer."""
+
+    def __init__(self, options: Custom) -> None:
+        self.name, self.function = options.function, find_function(options.function, "function")
+
+    def score_answer(self, prediction: str, reference: str) -> tuple[float, float]:
+        """Return (the function's number, 1)."""
+        found = self.function(prediction, reference)
+        if not isinstance(found, (bool, int, float)) or not math.isfinite(found):
+            raise LuthierError("part-invalid", "the function returns a finite number", where=self.name, found=found)
+        return float(found), 1.0
+
+
+def same_text(prediction: str, reference: str) -> bool:
+    """Return True if both are one text, spaces aside."""
+    return prediction.split() == reference.split()
+
+
+def contains_text(prediction: str, reference: str) -> bool:
+    """Return True if the reference stands in the answer, whatever the case."""
+    return reference.strip().lower() in prediction.lower()
+
+
+def same_number(prediction: str, reference: str) -> bool:
+    """Return True if the last numbers of both are equal; where the reference has none, never."""
+    given, wanted = (_last_number(text) for text in (prediction, reference))
+    return given is not None and given == wanted
+
+
+def _last_number(text: str) -> float | None:
+    found = NUMBER.findall(text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+JUDGES: Final[dict[str, Callable[[str, str], bool]]] = {
+    "exact": same_text,
+    "contains": contains_text,
+    "number": same_number,
+}
+
+
+def find_function(target: str, where: str) -> Callable[..., Any]:
+    """Return the function that `module:function` names; `part-unknown` where there is none."""
+    if not TARGET.fullmatch(target):
+        remedy = f"Write module:function, or one of: {', '.join(JUDGES)}." if where == "judge" else "module:function"
+        raise LuthierError("recipe-out-of-range", "names no function", where=where, found=target, remedy=remedy)
+    module, _, path = target.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for name in path.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError) as error:
+        remedy = "Install its package, or put its folder on PYTHONPATH."
+        raise LuthierError("part-unknown", str(error), where=where, found=target, remedy=remedy) from error
+    if not callable(found):
+        raise LuthierError("part-invalid", "is no function", where=where, found=target)
+    return found
