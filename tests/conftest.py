@@ -61,7 +61,7 @@ def train(model_folder, data_file, tmp_path):
         "data": str(data_file),
         "adapter": {"name": "lora", "target_modules": "all-linear", "lora_dropout": 0.0},
         "output_dir": tmp_path / "run",
-        "callbacks": ["jsonl"],
+        "exact_callbacks": ["jsonl"],
         "global_batch_size": 8,
         "learning_rate": 1e-2,
     }

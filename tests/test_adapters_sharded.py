@@ -34,7 +34,7 @@ def test_two_ranks_give_the_losses_of_one_and_a_folder_that_opens(tmp_path, data
         "model": str(biased_folder[name == "tied rows"]),
         "data": str(data_file),
         "adapter": ADAPTERS[name],
-        "callbacks": ["jsonl"],
+        "exact_callbacks": ["jsonl"],
         "global_batch_size": 4,
         "learning_rate": 0.05,
         "max_steps": 4,

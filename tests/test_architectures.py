@@ -21,7 +21,7 @@ def run(base, data_file, tmp_path_factory):
         data=str(data_file),
         adapter={"name": "lora", "target_modules": "all-linear"},
         output_dir=tmp_path_factory.mktemp("runs") / "run",
-        callbacks=["jsonl"],
+        exact_callbacks=["jsonl"],
         max_steps=6,
         global_batch_size=8,
         learning_rate=1e-2,

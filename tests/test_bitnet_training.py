@@ -29,7 +29,7 @@ def world(tmp_path_factory):
     return folder
 
 
-def train(world, output, *, adapter="full", quantizer="ternary", callbacks=("jsonl",), **settings):
+def train(world, output, *, adapter="full", quantizer="ternary", exact_callbacks=("jsonl",), **settings):
     if adapter != "full":
         adapter = {"name": adapter, "target_modules": "all-linear", "lora_dropout": 0.1}
     given = {"max_steps": STEPS, "learning_rate": 1e-2, "save_steps": 1, **settings}
@@ -38,7 +38,7 @@ def train(world, output, *, adapter="full", quantizer="ternary", callbacks=("jso
         data=str(world / "train.jsonl"),
         adapter=adapter,
         quantizer=quantizer,
-        callbacks=list(callbacks),
+        exact_callbacks=list(exact_callbacks),
         output_dir=output,
         **given,
     )
@@ -78,14 +78,14 @@ def test_a_run_that_broke_off_in_any_phase_resumes_bit_for_bit(world, tmp_path, 
     straight = train(world, tmp_path / "straight", adapter=adapter, quantizer=slowly)
     with pytest.raises(RuntimeError, match="power cut"):
         cut = ["jsonl", luthier.on(step_ended=break_off)]
-        train(world, tmp_path / "broken", adapter=adapter, quantizer=slowly, callbacks=cut)
+        train(world, tmp_path / "broken", adapter=adapter, quantizer=slowly, exact_callbacks=cut)
     began = []
 
     def note(step):
         began.append(step)
 
     noted = ["jsonl", luthier.on(resumed=note)]
-    resumed = train(world, tmp_path / "broken", adapter=adapter, quantizer=slowly, callbacks=noted)
+    resumed = train(world, tmp_path / "broken", adapter=adapter, quantizer=slowly, exact_callbacks=noted)
     assert began == [broken] or began == [broken + 1]
     assert resumed.loss_history == straight.loss_history and resumed.steps == STEPS
     ours, theirs = (dict(run.model.named_parameters()) for run in (resumed, straight))
@@ -156,7 +156,7 @@ def test_a_ternary_model_becomes_a_gguf_file_of_the_same_weights(world, tmp_path
     wide = save_tiny_model(tmp_path / "wide", hidden_size=256, intermediate_size=256)
     luthier.train(
         model=str(wide), data=str(world / "train.jsonl"), adapter="full", quantizer="ternary", max_steps=2,
-        callbacks=["jsonl"], output_dir=tmp_path / "run",
+        exact_callbacks=["jsonl"], output_dir=tmp_path / "run",
     )  # fmt: skip
     found = luthier.export(tmp_path / "run", {"name": "gguf", "type": "tq2_0"})
     assert found.differences["logits, relative"] < 5e-3
@@ -176,7 +176,7 @@ def test_weights_are_those_of_the_schedules_end_even_where_training_stops_before
 def test_a_trained_ternary_model_is_a_base_for_lora_with_the_same_quantizer_only(world, tmp_path):
     first = train(world, tmp_path / "first", quantizer="bitnet")
     shared = {
-        "data": str(world / "train.jsonl"), "adapter": "lora", "max_steps": 2, "learning_rate": 1e-3, "callbacks": ["jsonl"],
+        "data": str(world / "train.jsonl"), "adapter": "lora", "max_steps": 2, "learning_rate": 1e-3, "exact_callbacks": ["jsonl"],
     }  # fmt: skip
     run = luthier.train(model=str(first.artifact), quantizer="bitnet", output_dir=tmp_path / "second", **shared)
     assert len(find_layers(run.model)) == 14 and run.steps == 2

@@ -73,7 +73,7 @@ def train(model_folder, rows, tmp_path):
         "model": str(model_folder),
         "data": str(data),
         "output_dir": str(tmp_path / "run"),
-        "callbacks": ["jsonl"],
+        "exact_callbacks": ["jsonl"],
         "global_batch_size": 8,
         "max_tokens_per_device": 64,
         "num_train_epochs": 3,
@@ -143,7 +143,7 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_reference(train, adapter_f
     given["adapter"] = "full" if start == "full" else DROPPING
     straight = train(**given, output_dir=str(tmp_path / "straight"))
     with pytest.raises(Interrupted):
-        train(**given, callbacks=["jsonl", stop_after(3)])
+        train(**given, exact_callbacks=["jsonl", stop_after(3)])
     (taken,) = checkpoint.list_checkpoints(tmp_path / "run")
     for file in Path(adapter_folder).glob("*.safetensors"):
         file.unlink()  # what the run began from may be gone
@@ -294,7 +294,7 @@ def test_a_run_with_a_cached_reference_goes_on_with_it(train, adapter_folder, tm
     given = {"loss": Nearby(), "reference_cache": True, **begins(start, adapter_folder)}
     straight = train(**given, output_dir=str(tmp_path / "straight"))
     with pytest.raises(Interrupted):
-        train(**given, callbacks=["jsonl", stop_after(3)])
+        train(**given, exact_callbacks=["jsonl", stop_after(3)])
     (taken,) = checkpoint.list_checkpoints(tmp_path / "run")
     assert train(**given).loss_history == straight.loss_history
     elsewhere = train(**given, output_dir=str(tmp_path / "elsewhere"), resume=taken)
@@ -304,7 +304,7 @@ def test_a_run_with_a_cached_reference_goes_on_with_it(train, adapter_folder, tm
 def test_a_cache_of_other_rows_is_refused(train, tmp_path):
     given = {"loss": Nearby(), "reference_cache": True}
     with pytest.raises(Interrupted):
-        train(**given, callbacks=["jsonl", stop_after(3)])
+        train(**given, exact_callbacks=["jsonl", stop_after(3)])
     data = Path(train.settings["data"])
     data.write_text(data.read_text().replace("0 and 0", "9 and 9"))
     with pytest.raises(LuthierError, match="other data") as caught:
@@ -318,7 +318,7 @@ def test_a_cache_of_another_template_or_of_other_weights_is_refused(train, tmp_p
     save_tiny_model(own)
     given = {"loss": Nearby(), "reference_cache": True, "model": str(own)}
     with pytest.raises(Interrupted):
-        train(**given, callbacks=["jsonl", stop_after(3)])
+        train(**given, exact_callbacks=["jsonl", stop_after(3)])
     if changed == "weights":
         save_tiny_model(own, seed=9)
     else:

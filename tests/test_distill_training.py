@@ -50,7 +50,7 @@ def test_a_cut_run_goes_on_to_the_bit(train, teacher, tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        train(**settings, callbacks=["jsonl", luthier.on(step_ended=terminate)])
+        train(**settings, exact_callbacks=["jsonl", luthier.on(step_ended=terminate)])
     resumed = train(**settings)
     assert resumed.loss_history == straight.loss_history
     ours, theirs = (dict(run.model.named_parameters()) for run in (resumed, straight))

@@ -61,7 +61,7 @@ class World:
     def __init__(self, folder, model, path):
         self.folder, self.model, self._path = folder, model, path
         self.rows = self.file("rows.jsonl", [_row(i) for i in range(16)])
-        self.settings = {"model": str(model), "data": str(self.rows), "adapter": "lora", "callbacks": ["jsonl"],
+        self.settings = {"model": str(model), "data": str(self.rows), "adapter": "lora", "exact_callbacks": ["jsonl"],
                          "global_batch_size": 8, "output_dir": folder / "run"}  # fmt: skip
 
     def train(self, **changes):
@@ -142,13 +142,13 @@ def generate_without_words(world):
 @provokes("interrupted", "SIGTERM", "after step 1", "the same command goes on")
 def terminated(world):
     world.watcher("terminating")
-    return world.command("train", world.recipe(callbacks=["jsonl", "made-up"]))
+    return world.command("train", world.recipe(exact_callbacks=["jsonl", "made-up"]))
 
 
 @provokes("internal", "RuntimeError: a defect", "report")
 def a_defect_of_a_callback(world):
     world.watcher("failing")
-    return world.command("train", world.recipe(callbacks=["made-up"]))
+    return world.command("train", world.recipe(exact_callbacks=["made-up"]))
 
 
 @provokes("path-unwritable", "rows.jsonl/run", "a file stands where a folder must be", "Choose another path")
@@ -218,7 +218,7 @@ def the_batch_size_alone(world):
 
 @provokes("recipe-conflict", "early_stopping.metric", "no validation rows", "Set data.validation")
 def early_stopping_without_evaluations(world):
-    world.train(callbacks=["early_stopping"])
+    world.train(exact_callbacks=["early_stopping"])
 
 
 # parts and plugins
@@ -232,14 +232,14 @@ def a_misspelt_adapter(world):
 @provokes("part-broken", "'made-up'", "luthier-made-up 1.0", "ZeroDivisionError", "Repair or reinstall")
 def a_plugin_that_does_not_load(world):
     world.distribution("luthier-made-up", "1 / 0")
-    Recipe.from_dict({**world.settings, "callbacks": ["made-up"]}, plugins=Plugins())
+    Recipe.from_dict({**world.settings, "exact_callbacks": ["made-up"]}, plugins=Plugins())
 
 
 @provokes("part-ambiguous", "callback 'made-up'", "luthier-made-up 1.0", "luthier-other 1.0", "LUTHIER_DISABLE_PLUGINS")
 def a_name_that_two_distributions_claim(world):
     for name in ("luthier-made-up", "luthier-other"):
         world.distribution(name, OFFER.format(name="made-up", module="watchers", attribute="failing"))
-    Recipe.from_dict({**world.settings, "callbacks": ["made-up"]}, plugins=Plugins())
+    Recipe.from_dict({**world.settings, "exact_callbacks": ["made-up"]}, plugins=Plugins())
 
 
 @provokes("part-incompatible", "adapter 'full' needs dense-weights", "quantizer 'int8'", "Replace one")
@@ -294,7 +294,7 @@ def a_tracker_without_its_client(world):
     world._path.setitem(sys.modules, "wandb", None)
     for name in [name for name in sys.modules if name.startswith(("luthier_wandb.", "wandb."))]:
         world._path.delitem(sys.modules, name)
-    world.train(callbacks=["wandb"])
+    world.train(exact_callbacks=["wandb"])
 
 
 # data
@@ -444,7 +444,7 @@ def a_device_that_vanishes(world):
     def gone(step):
         raise torch.AcceleratorError("CUDA error: no CUDA-capable device is detected")
 
-    world.train(callbacks=[luthier.on(step_ended=gone)])
+    world.train(exact_callbacks=[luthier.on(step_ended=gone)])
 
 
 @provokes("memory-too-small", "device", "weights", "are free on cpu", "memory_check: false")
@@ -538,7 +538,7 @@ def an_operation_that_is_required_and_raises(world):
 def _stopped(world, **changes):
     """A run with a checkpoint of its first step, in the output folder."""
     with pytest.raises(Exception, match="SIGTERM"):
-        world.train(callbacks=["jsonl", luthier.on(step_ended=lambda: os.kill(os.getpid(), signal.SIGTERM))], **changes)
+        world.train(exact_callbacks=["jsonl", luthier.on(step_ended=lambda: os.kill(os.getpid(), signal.SIGTERM))], **changes)
     return world.folder / "run"
 
 
@@ -551,7 +551,7 @@ def a_gpu_that_is_too_hot(world):
         def answer(self, *, wait=False):
             return [Reading(uuid="GPU-a", temperature=99.0, power=300.0)]
 
-    world.train(callbacks=[Guardian(GpuSafety(), sensor=Sensor(), sleep=lambda seconds: None)])
+    world.train(exact_callbacks=[Guardian(GpuSafety(), sensor=Sensor(), sleep=lambda seconds: None)])
 
 
 @provokes("run-folder-other", "run", "of another recipe", "learning_rate was 0.0002, is 0.001", "--fresh")
@@ -659,7 +659,7 @@ def a_part_whose_state_cannot_be_stored(world):
         def load_state(self, state):
             """Nothing comes back."""
 
-    world.train(callbacks=[Keeper()])
+    world.train(exact_callbacks=[Keeper()])
 
 
 @provokes("train-nonfinite", "loss nan", "at step 2", "Lower the learning rate")

@@ -29,7 +29,7 @@ def world(tmp_path_factory):
     return folder
 
 
-def train(world, output, *, architecture="llama", adapter="lora", callbacks=("jsonl",), **settings):
+def train(world, output, *, architecture="llama", adapter="lora", exact_callbacks=("jsonl",), **settings):
     """Some steps with dropout on, every linear layer taken."""
     options = {"name": adapter, "target_modules": "all-linear", "lora_dropout": 0.1}
     return luthier.train(
@@ -37,7 +37,7 @@ def train(world, output, *, architecture="llama", adapter="lora", callbacks=("js
         data=str(world / "train.jsonl"),
         adapter=options,
         quantizer=settings.pop("quantizer", "int8"),
-        callbacks=list(callbacks),
+        exact_callbacks=list(exact_callbacks),
         output_dir=output,
         max_steps=STEPS,
         learning_rate=1e-2,
@@ -75,13 +75,13 @@ def test_a_run_that_broke_off_resumes_bit_for_bit(world, tmp_path):
 
     straight = train(world, tmp_path / "straight")
     with pytest.raises(RuntimeError, match="power cut"):
-        train(world, tmp_path / "broken", callbacks=["jsonl", luthier.on(step_ended=break_off)])
+        train(world, tmp_path / "broken", exact_callbacks=["jsonl", luthier.on(step_ended=break_off)])
     began = []
 
     def note(step):
         began.append(step)
 
-    resumed = train(world, tmp_path / "broken", callbacks=["jsonl", luthier.on(resumed=note)])
+    resumed = train(world, tmp_path / "broken", exact_callbacks=["jsonl", luthier.on(resumed=note)])
     assert began == [3]
     assert resumed.loss_history == straight.loss_history and resumed.steps == STEPS
     ours, theirs = (dict(run.model.named_parameters()) for run in (resumed, straight))

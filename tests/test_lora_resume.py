@@ -57,7 +57,7 @@ def test_a_run_that_was_terminated_resumes_bit_for_bit(train, tmp_path, adapter,
     shared = {"adapter": adapter, "num_train_epochs": 2, "lr_scheduler_type": "cosine", "warmup_steps": 2}
     straight = train(**shared, output_dir=tmp_path / "straight")
     with pytest.raises(Interrupted) as caught:
-        train(**shared, callbacks=["jsonl", terminated_after(cut)])
+        train(**shared, exact_callbacks=["jsonl", terminated_after(cut)])
     assert (caught.value.exit_status, caught.value.step) == (143, cut)
     assert read_record(tmp_path / "run")["state"] == "stopped"
     resumed = train(**shared)
@@ -78,7 +78,7 @@ def test_dropout_is_drawn_anew_at_every_step_and_is_not_the_undropped_run(train,
 
 def test_another_rank_does_not_resume_the_run_of_the_first(train, tmp_path):
     with pytest.raises(Interrupted):
-        train(adapter={"name": "lora", "r": 4}, callbacks=[terminated_after(1)])
+        train(adapter={"name": "lora", "r": 4}, exact_callbacks=[terminated_after(1)])
     with pytest.raises(LuthierError) as caught:
         train(adapter={"name": "lora", "r": 8})
     assert caught.value.code == "run-folder-other"
@@ -116,7 +116,7 @@ class Killed:
             os.write(write, b"e")
 
         try:
-            luthier.train(**{**self.settings, "callbacks": [luthier.on(**{self.begin: begun, self.end: ended})]})
+            luthier.train(**{**self.settings, "exact_callbacks": [luthier.on(**{self.begin: begun, self.end: ended})]})
         finally:
             os._exit(1)
 
@@ -129,7 +129,7 @@ def kills_during_saves(train, tmp_path, count):
         step_ended=lambda: clock.append(time.perf_counter()),
         saved=lambda: spans.append(time.perf_counter() - clock[-1]),
     )
-    straight = train(**shared, callbacks=[watch], output_dir=tmp_path / "straight")
+    straight = train(**shared, exact_callbacks=[watch], output_dir=tmp_path / "straight")
     killed = Killed({**train.args[0], **shared})
     delays, fell = random.Random(0), 0
     for _ in range(straight.steps):
@@ -159,7 +159,7 @@ def test_a_run_killed_while_it_saves_its_artifacts_writes_them_whole_and_leaves_
     shared = {"adapter": ADAPTERS["lora"], "merge": True}
     clock = []
     watch = luthier.on(**dict.fromkeys(("task_ended", "completed"), lambda: clock.append(time.perf_counter())))
-    straight = train(**shared, callbacks=[watch], output_dir=tmp_path / "straight")
+    straight = train(**shared, exact_callbacks=[watch], output_dir=tmp_path / "straight")
     killed = Killed({**train.args[0], **shared}, "task_ended", "completed")
     delays = random.Random(0)
     while not killed(delays.uniform(0.1, 0.9) * (clock[1] - clock[0])):
@@ -181,7 +181,7 @@ def test_a_run_killed_after_its_last_step_only_writes_what_is_missing(train, tmp
     child = os.fork()
     if child == 0:
         try:
-            train(callbacks=[luthier.on(task_ended=die)])
+            train(exact_callbacks=[luthier.on(task_ended=die)])
         finally:
             os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
@@ -191,7 +191,7 @@ def test_a_run_killed_after_its_last_step_only_writes_what_is_missing(train, tmp
     def note(step):
         steps.append(step)
 
-    finished = train(callbacks=[luthier.on(resumed=note, step_started=note)])
+    finished = train(exact_callbacks=[luthier.on(resumed=note, step_started=note)])
     assert steps == [straight.steps]
     assert finished.artifact.is_dir()
     assert same(finished, straight)

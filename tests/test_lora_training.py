@@ -112,7 +112,7 @@ def test_functions_watch_a_run(train, tmp_path, data_file):
         saved=lambda path: saves.append(path.name),
         completed=lambda result: steps.append(result.run_id),
     )
-    run = train(callbacks=[watch], save_steps=2, eval_data=str(data_file))
+    run = train(exact_callbacks=[watch], save_steps=2, eval_data=str(data_file))
     assert steps == [1, 2, 3, run.run_id]
     assert losses == run.loss_history
     assert saves == ["step-00000002", "step-00000003"]
@@ -120,6 +120,6 @@ def test_functions_watch_a_run(train, tmp_path, data_file):
 
 def test_a_callback_stops_a_run_which_is_then_complete(train):
     watch = luthier.on(step_end=lambda run, step: run.request_stop("enough") if step == 2 else None)
-    run = train(callbacks=[watch], num_train_epochs=4)
+    run = train(exact_callbacks=[watch], num_train_epochs=4)
     assert (run.steps, run.stop_reason) == (2, "enough")
     assert run.artifact.is_dir()

@@ -28,7 +28,7 @@ model, data, out = sys.argv[1:]
 shared = {"model": model, "data": data, "adapter": "lora", "max_steps": 2}
 luthier.plan(**shared)
 luthier.inspect(model=model, data=data)
-run = luthier.train(**shared, output_dir=out, merge=True, callbacks=["jsonl", "plot", "progress", "tensorboard"])
+run = luthier.train(**shared, output_dir=out, merge=True, exact_callbacks=["jsonl", "plot", "progress", "tensorboard"])
 run.generate("1?", max_new_tokens=2)
 luthier.generate(out, "1?", max_new_tokens=2)
 luthier.merge(out, out + "/again")

@@ -60,7 +60,7 @@ def test_a_run_that_broke_off_resumes_bit_for_bit(train, wide_model, tmp_path, o
 
     straight = train(**shared, output_dir=tmp_path / "straight")
     with pytest.raises(RuntimeError, match="power cut"):
-        train(**shared, callbacks=["jsonl", luthier.on(step_ended=break_off)])
+        train(**shared, exact_callbacks=["jsonl", luthier.on(step_ended=break_off)])
     resumed = train(**shared)
     assert resumed.loss_history == straight.loss_history
     pairs = zip(resumed.model.parameters(), straight.model.parameters(), strict=True)

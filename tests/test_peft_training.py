@@ -37,7 +37,7 @@ def test_a_method_trains_resumes_reopens_and_merges(train, tmp_path, method, log
     assert (live - base).abs().max() > 1e-3
 
     with pytest.raises(Interrupted):
-        train(**shared, callbacks=["jsonl", cut_after(3)])
+        train(**shared, exact_callbacks=["jsonl", cut_after(3)])
     resumed = train(**shared)
     assert resumed.loss_history == straight.loss_history
     assert torch.equal(logits(resumed.model), live)

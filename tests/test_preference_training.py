@@ -80,7 +80,7 @@ def test_a_cut_run_goes_on_to_the_bit(prefer, tmp_path, name):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted) as caught:
-        prefer(name, adapter=dropping, callbacks=["jsonl", luthier.on(step_ended=terminate)])
+        prefer(name, adapter=dropping, exact_callbacks=["jsonl", luthier.on(step_ended=terminate)])
     assert caught.value.step == 3
     resumed = prefer(name, adapter=dropping)
     assert resumed.loss_history == straight.loss_history

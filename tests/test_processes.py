@@ -42,7 +42,7 @@ def settings(model, tmp_path):
         "model": str(model),
         "data": str(data),
         "adapter": LORA,
-        "callbacks": ["jsonl"],
+        "exact_callbacks": ["jsonl"],
         "global_batch_size": 8,
         "learning_rate": 1e-2,
         "max_steps": 6,
@@ -106,7 +106,7 @@ def losses(settings):
 
 def test_a_killed_process_begins_again_with_the_others_and_ends_at_the_same_weights(settings, tmp_path):
     straight = in_ranks(2, losses, {**settings, "output_dir": str(tmp_path / "straight")})
-    dying = {**settings, "callbacks": ["jsonl", Dying(5)]}
+    dying = {**settings, "exact_callbacks": ["jsonl", Dying(5)]}
     assert status_of(launched(Launch(nproc_per_node="2", max_restarts=1), lambda: losses(dying))) == 0
     record = read_record(tmp_path / "run")
     assert (record["state"], record["restarts"], record["world_size"]) == ("completed", 1, 2)
@@ -119,7 +119,7 @@ def test_a_killed_process_begins_again_with_the_others_and_ends_at_the_same_weig
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_run_with_its_last_checkpoint_and_the_same_call_goes_on(settings, tmp_path):
-    dying = {**settings, "callbacks": ["jsonl", Dying(5)]}
+    dying = {**settings, "exact_callbacks": ["jsonl", Dying(5)]}
     assert status_of(launched(Launch(nproc_per_node="2"), lambda: losses(dying))) == 1
     record = read_record(tmp_path / "run")
     assert record["state"] == "failed"
@@ -149,7 +149,7 @@ def test_two_machines_meet_by_the_usual_flags(settings, tmp_path, by_hand):
 
 def words(settings, **changes):
     """The settings as flags."""
-    flat = {"adapter": "lora", "adapter.r": 4, "adapter.target_modules": "all-linear", "callbacks": "[jsonl]"}
+    flat = {"adapter": "lora", "adapter.r": 4, "adapter.target_modules": "all-linear", "exact_callbacks": "[jsonl]"}
     named = {**settings, **flat, **changes}
     return [word for name, value in named.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
@@ -254,7 +254,7 @@ def test_a_save_is_asked_of_the_launcher_as_of_the_run(settings, tmp_path):
 @pytest.mark.slow
 def test_a_fresh_run_that_begins_again_goes_on_in_its_own_folder(settings, tmp_path):
     in_ranks(2, losses, settings)
-    dying = {**settings, "fresh": True, "callbacks": ["jsonl", Dying(5)]}
+    dying = {**settings, "fresh": True, "exact_callbacks": ["jsonl", Dying(5)]}
     assert status_of(launched(Launch(nproc_per_node="2", max_restarts=1), lambda: losses(dying))) == 0
     assert read_record(tmp_path / "run-2")["restarts"] == 1
     assert read_record(tmp_path / "run-2")["state"] == "completed"

@@ -29,7 +29,7 @@ def run(model_folder, rows, place):
         optimizer={"name": "adamw", "weight_decay": 0.0},
         quantizer="none",
         loss="sft",
-        callbacks=["jsonl"],
+        exact_callbacks=["jsonl"],
         output_dir=place,
         global_batch_size=8,
         num_train_epochs=2,
@@ -164,7 +164,7 @@ def test_a_recipe_file_trains_with_overrides_as_keywords(train, tmp_path, model_
         "model": str(model_folder),
         "data": str(data_file),
         "adapter": {"name": "lora", "r": 2},
-        "callbacks": ["jsonl"],
+        "exact_callbacks": ["jsonl"],
         "global_batch_size": 8,
         "output_dir": "from-file",
     }
@@ -190,7 +190,7 @@ def test_a_finished_run_on_objects_is_whole_again_with_the_same_objects(model_fo
             "data": data,
             "eval_data": rows[:4],
         }
-        return luthier.train(**given, adapter=Lora(r=4), output_dir=tmp_path / "run", callbacks=["jsonl"], max_steps=2)
+        return luthier.train(**given, adapter=Lora(r=4), output_dir=tmp_path / "run", exact_callbacks=["jsonl"], max_steps=2)
 
     first, again = trained(rows), trained(rows)
     assert again.run_id == first.run_id

@@ -43,7 +43,7 @@ def settings(tmp_path_factory):
     return {
         "model": str(save_tiny_model(folder / "model")),
         "data": {"train": [{"path": str(folder / "train.jsonl")}], "validation": [{"path": str(folder / "held_out.jsonl")}]},
-        "callbacks": ["jsonl"],
+        "exact_callbacks": ["jsonl"],
         "global_batch_size": 4,
         "max_tokens_per_device": 64,
         "max_steps": 4,
@@ -68,7 +68,7 @@ def test_pairs_are_not_sharded_where_each_document_is_run_alone(settings, tmp_pa
     )  # fmt: skip
     transformers.FalconForCausalLM(config).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    given = {**settings, "model": str(tmp_path / "model"), "loss": "dpo", "adapter": "full", "callbacks": []}
+    given = {**settings, "model": str(tmp_path / "model"), "loss": "dpo", "adapter": "full", "exact_callbacks": []}
     spread = {**given, "distributed": {"strategy": "fsdp"}, "output_dir": str(tmp_path / "run")}
     code, where, remedy = in_ranks(2, refused, spread)[1]
     assert (code, where) == ("part-unsupported", "distributed.strategy") and "ddp" in remedy

@@ -17,7 +17,7 @@ WHOLE = {  # everything that a run does: dropout, evaluation, the best of it, ch
     "adapter": {"name": "lora", "r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"},
     **{"lr_scheduler_type": "cosine", "warmup_steps": 2, "merge": True},
     **{"save_steps": 1, "save_total_limit": 2, "eval_steps": 5, "load_best_model_at_end": True, "logging_steps": 3},
-    "callbacks": ["jsonl", {"name": "early_stopping", "patience": 100}],
+    "exact_callbacks": ["jsonl", {"name": "early_stopping", "patience": 100}],
 }
 
 
@@ -55,7 +55,7 @@ def killed(settings, delay, from_the_start):
         try:
             if from_the_start:
                 death.arm()
-            luthier.train(**{**settings, "callbacks": [*settings["callbacks"], death]})
+            luthier.train(**{**settings, "exact_callbacks": [*settings["exact_callbacks"], death]})
             status = 0
         finally:
             os._exit(status)
@@ -80,7 +80,7 @@ def undisturbed(train, settings, tmp_path):
     """The run as it should be, and the CPU seconds from its first step to its end."""
     began = []
     watch = luthier.on(step_started=lambda: began.append(time.process_time()))
-    luthier.train(**{**settings, "callbacks": [*settings["callbacks"], watch], "output_dir": tmp_path / "straight"})
+    luthier.train(**{**settings, "exact_callbacks": [*settings["exact_callbacks"], watch], "output_dir": tmp_path / "straight"})
     return time.process_time() - began[0]
 
 

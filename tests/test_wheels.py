@@ -198,7 +198,7 @@ def test_each_plugins_wheel_works_with_the_cores_alone(tmp_path, libraries, whee
     name = project(member)["name"]
     parts = [row for row in listed if row["distribution"] == name]
     assert parts and {row["state"] for row in listed} <= {"ok", "unsupported"}
-    used = USED.get(member.name, ["--callbacks", json.dumps(["jsonl", member.name])])
+    used = USED.get(member.name, ["--exact-callbacks", json.dumps(["jsonl", member.name])])
     words = ["--model", model_folder, "--data", data_file, "--max-steps", "2", *used]
     trained = document(run("train", *words, "--output-dir", tmp_path / "run", "--json"))
     assert name in {part["distribution"] for part in trained["parts"]}
@@ -218,6 +218,6 @@ USED = {
     "nf4": ["--adapter", "qlora"],
     "optimizers": ["--optimizer", "adamw_8bit"],
     "bitnet": ["--adapter", "full", "--quantizer", "bitnet"],
-    "wandb": ["--callbacks", '["jsonl", {"name": "wandb", "mode": "offline"}]'],
-    "mlflow": ["--callbacks", '["jsonl", {"name": "mlflow"}]'],
+    "wandb": ["--exact-callbacks", '["jsonl", {"name": "wandb", "mode": "offline"}]'],
+    "mlflow": ["--exact-callbacks", '["jsonl", {"name": "mlflow"}]'],
 }

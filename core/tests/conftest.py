@@ -67,7 +67,7 @@ def train(model_folder: Path, rows: list[dict[str, Any]], tmp_path: Path) -> Any
         "model": str(model_folder),
         "data": rows,
         "output_dir": tmp_path / "run",
-        "callbacks": ["jsonl"],
+        "exact_callbacks": ["jsonl"],
         "global_batch_size": 8,
         "learning_rate": 1e-2,
     }

@@ -77,7 +77,7 @@ def settings_of(real_rows, tmp_path):
     fixed = {
         "model": "demo",
         "adapter": {"name": "lora", "r": 4, "lora_dropout": 0.0},
-        "callbacks": ["jsonl"],
+        "exact_callbacks": ["jsonl"],
         "global_batch_size": 4,
         "learning_rate": 0.05,
         "optimizer": {"name": "sgd", "momentum": 0.9},  # AdamW's first steps follow rounding

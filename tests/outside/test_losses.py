@@ -65,7 +65,7 @@ def settings_of(real_rows, tmp_path):
             "data": {"train": [real_rows[name]], "max_length": 400},
             "adapter": {"name": "lora", "r": 4},
             "loss": f"outside.{name}",
-            "callbacks": ["jsonl"],
+            "exact_callbacks": ["jsonl"],
             "global_batch_size": 4,
             "learning_rate": 2e-3,
             "max_steps": 4,
@@ -155,7 +155,7 @@ class Dying:
 def test_two_ranks_resume_bit_for_bit_after_a_kill(settings_of, tmp_path, name):
     settings = settings_of(name, distributed={"strategy": "ddp"})
     expected = losses({**settings, "output_dir": str(tmp_path / "straight")}, 2)
-    dying = {**settings, "callbacks": ["jsonl", Dying()]}
+    dying = {**settings, "exact_callbacks": ["jsonl", Dying()]}
     with pytest.raises(AssertionError, match="ranks ended with"):
         in_ranks(2, lambda: luthier.train(**dying).loss_history)
     assert losses(settings, 2) == expected

@@ -43,7 +43,7 @@ def settings(install_outside, model_folder, gsm8k, tmp_path):
         "model": str(model_folder),
         "data": {"train": [rows], "max_length": 500, "overlong": "truncate"},
         "adapter": {"name": "outside.prompt", "num_virtual_tokens": 4},
-        "callbacks": ["jsonl"],
+        "exact_callbacks": ["jsonl"],
         "global_batch_size": 8,
         "learning_rate": 0.2,
         "max_steps": 6,
@@ -131,7 +131,7 @@ class Dying:
 def test_two_ranks_resume_bit_for_bit_after_a_kill(settings, tmp_path, name):
     settings = {**settings, "adapter": {"name": name, "num_virtual_tokens": 4}, "distributed": {"strategy": "ddp"}}
     expected = losses({**settings, "output_dir": str(tmp_path / "straight")}, 2)
-    dying = {**settings, "callbacks": ["jsonl", Dying()]}
+    dying = {**settings, "exact_callbacks": ["jsonl", Dying()]}
     with pytest.raises(AssertionError, match="ranks ended with"):
         in_ranks(2, lambda: luthier.train(**dying).loss_history)
     assert losses(settings, 2) == expected

@@ -94,7 +94,7 @@ def terminated(train):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        train(**LONG, callbacks=["jsonl", luthier.on(step_ended=end)])
+        train(**LONG, exact_callbacks=["jsonl", luthier.on(step_ended=end)])
 
 
 def test_a_run_that_began_without_it_goes_on_without_it(train, tmp_path, install_outside):

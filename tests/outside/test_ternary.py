@@ -41,7 +41,7 @@ def recipe(tmp_path):
             "data": {"train": [source], "validation": 0.25, "max_length": 224},
             "adapter": ADAPTERS[adapter],
             "quantizer": {"name": "outside.ternary", "ramp": 0.5},
-            "callbacks": ["jsonl"],
+            "exact_callbacks": ["jsonl"],
             "global_batch_size": 4,
             "max_tokens_per_device": 256,
             "max_steps": STEPS,

@@ -90,7 +90,7 @@ def train(gate: Gate, method: dict[str, Any]) -> None:
         run = luthier.train(
             model=(model, tokenizer()),
             data=list(rows[:-HELD_OUT]),
-            callbacks=[Turns()],
+            exact_callbacks=[Turns()],
             output_dir=f"{folder}/run",
             lr_scheduler_type="constant",
             **method,

@@ -73,7 +73,7 @@ def _run(
     recipe = {
         **{"model": str(folder / "model"), "data": {"train": str(folder / "rows.jsonl"), "format": "tokens"}},
         **{"global_batch_size": 32, "max_tokens_per_device": arguments.max_tokens, "max_steps": STEPS, "seed": 0},
-        **{"num_threads": arguments.threads, "precision": "float32", "callbacks": ["jsonl"], "save_final": False},
+        **{"num_threads": arguments.threads, "precision": "float32", "exact_callbacks": ["jsonl"], "save_final": False},
         **{"output_dir": str(folder / name), "learning_rate": 1e-3, **settings},
     }
     (folder / "recipe.json").write_text(json.dumps(recipe))

@@ -138,7 +138,7 @@ def ours(gate: Gate, work: dict[str, Any]) -> None:
             model=(model, tokens),
             data=list(rows),
             adapter=adapter if work["method"] == "lora" else "full",
-            callbacks=[Turns()],
+            exact_callbacks=[Turns()],
             device=work["device"],
             output_dir=f"{folder}/run",
             **{"global_batch_size": work["batch"], "optimizer": {"name": "adamw", "weight_decay": 0.0}, **settings},
@@ -226,7 +226,7 @@ def trl(gate: Gate, work: dict[str, Any]) -> None:
         gate.baseline()
         trainer = Sequential(
             model, config, train_dataset=Dataset.from_list(ordered), processing_class=tokens, peft_config=lora,
-            callbacks=[Turns()],
+            exact_callbacks=[Turns()],
         )  # fmt: skip
         if lora:
             same_updates(trainer.model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -193,13 +193,15 @@ class LuthierError(Exception):
     """What a user did or met, with `code`, `where`, `found` and `remedy` as attributes.
 
     `problem` is one sentence. `remedy` defaults to the code's. A plugin may use its own code, written `name:code`.
+    `also` holds the other errors of the same input, each with its own place and remedy; they are told together.
     """
 
     def __init__(
-        self, code: str, problem: str, *, where: str | None = None, found: object = None, remedy: str | None = None
-    ) -> None:
+        self, code: str, problem: str, *, where: str | None = None, found: object = None, remedy: str | None = None,
+        also: Sequence[LuthierError] = (),
+    ) -> None:  # fmt: skip
         assert code in CODES or ":" in code, f"unlisted error code {code}"
-        self.code, self.problem, self.where, self.found = code, problem, where, found
+        self.code, self.problem, self.where, self.found, self.also = code, problem, where, found, tuple(also)
         self.remedy = remedy or (CODES[code].remedy if code in CODES else "")
         super().__init__(self.__str__())
 
@@ -217,12 +219,17 @@ class LuthierError(Exception):
     def __str__(self) -> str:
         stop = "" if self.line.endswith((".", "?", "!")) else "."
         remedy = f"{stop} {self.remedy}" if self.remedy else ""
-        return f"{self.line}{remedy} [{self.code}]"
+        return "\n".join([f"{self.line}{remedy} [{self.code}]", *map(str, self.also)])
 
     def at(self, where: str) -> LuthierError:
         """The same error with `where` in front of its place."""
-        inner = f"{where}: {self.where}" if self.where else where
-        return LuthierError(self.code, self.problem, where=inner, found=self.found, remedy=self.remedy)
+        return self.relocated(lambda place: f"{where}: {place}" if place else where)
+
+    def relocated(self, move: Callable[[str | None], str | None]) -> LuthierError:
+        """The same error, and those told with it, each at the place that `move` gives for its own."""
+        also = [error.relocated(move) for error in self.also]
+        return LuthierError(self.code, self.problem, where=move(self.where), found=self.found, remedy=self.remedy,
+                            also=also)  # fmt: skip
 
     def to_dict(self) -> dict[str, object]:
         found = None if self.found is None else show_value(self.found)
@@ -233,7 +240,20 @@ class LuthierError(Exception):
             "where": self.where,
             "found": found,
             "remedy": self.remedy,
+            **({"also": [error.to_dict() for error in self.also]} if self.also else {}),
         }
+
+
+def join_errors(errors: Sequence[LuthierError]) -> LuthierError:
+    """One error that tells all of these, in their order; there is at least one."""
+    flat = [single for error in errors for single in (error, *error.also)]
+    first = flat[0]
+    return LuthierError(first.code, first.problem, where=first.where, found=first.found, remedy=first.remedy,
+                        also=[_alone(error) for error in flat[1:]])  # fmt: skip
+
+
+def _alone(error: LuthierError) -> LuthierError:
+    return LuthierError(error.code, error.problem, where=error.where, found=error.found, remedy=error.remedy)
 
 
 def unwritable_path(path: object, error: OSError) -> LuthierError:

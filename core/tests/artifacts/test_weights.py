@@ -30,7 +30,7 @@ def train(bases, tmp_path):
         "model": bases["float32"],
         "data": ROWS,
         "max_steps": 1,
-        "callbacks": [],
+        "exact_callbacks": [],
         "output_dir": tmp_path / "run",
     }
     return functools.partial(_train, settings)
@@ -111,7 +111,7 @@ def test_a_weight_that_a_dtype_cannot_hold_is_refused_and_the_trained_run_goes_o
     assert (caught.value.code, caught.value.where) == ("artifact-dtype", "save_dtype")
     steps = []
     watch = luthier.on(step_started=lambda step: steps.append(step))  # noqa: PLW0108
-    run = train(**settings, save_dtype="bfloat16", allow_changed="settings", callbacks=[watch])
+    run = train(**settings, save_dtype="bfloat16", allow_changed="settings", exact_callbacks=[watch])
     assert (steps, dtypes(run.artifact)) == ([], {"bfloat16"})
 
 

@@ -249,7 +249,7 @@ def test_a_machine_without_nvidia_smi_is_told_so(monkeypatch, tmp_path):
 
 
 def test_a_run_on_a_device_without_gpu_is_refused_before_it_begins():
-    recipe = Recipe.from_dict({"model": "demo", "data": "x.jsonl", "callbacks": ["gpu_safety"]})
+    recipe = Recipe.from_dict({"model": "demo", "data": "x.jsonl", "exact_callbacks": ["gpu_safety"]})
     with pytest.raises(LuthierError, match="callback 'gpu_safety' needs cuda, which the device does not provide"):
         check_parts(recipe, resolve_parts(recipe), "cpu")
     check_parts(recipe, resolve_parts(recipe), "cuda")

@@ -22,7 +22,7 @@ def train(folder, options=None, **changes):
         "global_batch_size": 4,
         "num_train_epochs": 2,
         "output_dir": folder,
-        "callbacks": [{"name": "profiler", **(options or {})}],
+        "exact_callbacks": [{"name": "profiler", **(options or {})}],
         "device": "cpu",
     }
     luthier.train(**{**settings, **changes})
@@ -131,7 +131,7 @@ def test_a_run_that_fails_leaves_its_profile(profiled, tmp_path):
                 raise RuntimeError("boom")
 
     with pytest.raises(RuntimeError, match="boom"):
-        profiled(callbacks=[{"name": "profiler", "active": 9}, Failing()])
+        profiled(exact_callbacks=[{"name": "profiler", "active": 9}, Failing()])
     assert json.loads((tmp_path / "run" / FILE).read_text())["steps"] == 3
 
 
@@ -142,7 +142,7 @@ def test_what_cannot_be_written_is_said_and_costs_no_run(profiled, tmp_path, cap
             (run.folder / FOLDER).write_text("a file where the traces' folder would be")
 
     with pytest.raises(FileNotFoundError):
-        profiled(callbacks=[{"name": "profiler", "wait": 0, "active": 1}, Blocking(), Remover()], max_steps=3)
+        profiled(exact_callbacks=[{"name": "profiler", "wait": 0, "active": 1}, Blocking(), Remover()], max_steps=3)
     assert "the trace cannot be written" in capsys.readouterr().err
     assert (tmp_path / "run" / "run.json").exists()
 
@@ -167,7 +167,7 @@ def test_a_resumed_run_counts_its_own_steps(profiled, tmp_path):
     settings = {"model": str(save_tiny_model(tmp_path / "model")), "data": rows}
     kill = luthier.on(step_ended=lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None)
     with pytest.raises(BaseException, match="SIGTERM"):
-        profiled(**settings, callbacks=[{"name": "profiler"}, kill])
+        profiled(**settings, exact_callbacks=[{"name": "profiler"}, kill])
     assert json.loads((tmp_path / "run" / FILE).read_text())["steps"] == 3
     folder, found = profiled(**settings)
     assert [step["step"] for step in found["recent"]] == [4, 5, 6, 7, 8]

@@ -44,7 +44,7 @@ STRATEGIES = [  # 24 rows in steps of 8, two epochs: 6 steps
 def test_each_strategy_writes_its_checkpoints_and_none_twice(train, tmp_path, changes, steps):
     told = []
     watch = luthier.on(saved=lambda step: told.append(step))  # noqa: PLW0108
-    run = train(**{"num_train_epochs": 2, **changes}, callbacks=[watch])
+    run = train(**{"num_train_epochs": 2, **changes}, exact_callbacks=[watch])
     assert kept(tmp_path / "run") == told == steps
     assert (run.artifact / "config.json").is_file()
     said = "writes no checkpoint by itself" in (tmp_path / "run/log.jsonl").read_text()
@@ -53,15 +53,15 @@ def test_each_strategy_writes_its_checkpoints_and_none_twice(train, tmp_path, ch
 
 def test_a_run_that_keeps_no_checkpoint_still_saves_when_it_is_asked_to(train, tmp_path):
     ask = luthier.on(step_ended=lambda run, step: run.request_save() if step == 2 else None)
-    train(save_strategy="no", save_final=False, callbacks=[ask])
+    train(save_strategy="no", save_final=False, exact_callbacks=[ask])
     assert kept(tmp_path / "run") == [2]
 
 
 def test_a_run_that_is_stopped_early_ends_as_a_run_does(train, tmp_path):
     stop = luthier.on(step_ended=lambda run, step: run.request_stop("enough") if step == 2 else None)
-    train(callbacks=[stop], save_final=False)
+    train(exact_callbacks=[stop], save_final=False)
     assert kept(tmp_path / "run") == []
-    train(callbacks=[stop], output_dir=tmp_path / "other")
+    train(exact_callbacks=[stop], output_dir=tmp_path / "other")
     assert kept(tmp_path / "other") == [2]
 
 
@@ -138,7 +138,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_saved_is_told_once_i
             disk.go.set()
 
     watch = luthier.on(step_ended=ended, saved=lambda step, path: seen.append(("saved", step, path.is_dir())))
-    train(num_train_epochs=2, save_strategy="no", callbacks=[watch, asking(1)])
+    train(num_train_epochs=2, save_strategy="no", exact_callbacks=[watch, asking(1)])
     before = seen.index(("saved", 1, True))
     assert [step for step, held in seen[: seen.index((4, []))] if held] == []  # nothing to be seen of it
     assert before > seen.index((4, []))
@@ -171,7 +171,7 @@ def test_what_the_background_meets_ends_the_run_after_a_later_step(train, tmp_pa
     disk.go.set()
     entered = luthier.on(step_ended=lambda step: step == 1 or disk.entered.wait(60))
     with pytest.raises(LuthierError) as caught:
-        train(num_train_epochs=2, callbacks=[asking(1), entered])
+        train(num_train_epochs=2, exact_callbacks=[asking(1), entered])
     assert (caught.value.code, caught.value.where[-13:]) == ("disk-full", "step-00000001")
     assert read_record(tmp_path / "run")["state"] == "failed"
     assert read_record(tmp_path / "run")["step"] >= 2
@@ -195,7 +195,7 @@ def test_an_error_of_the_training_waits_for_the_checkpoint_on_its_way(train, tmp
             raise RuntimeError("boom")
 
     with pytest.raises(RuntimeError, match="boom"):
-        train(callbacks=[asking(1), luthier.on(step_ended=explode, saved=lambda step: told.append(step))])  # noqa: PLW0108
+        train(exact_callbacks=[asking(1), luthier.on(step_ended=explode, saved=lambda step: told.append(step))])  # noqa: PLW0108
     assert kept(tmp_path / "run") == told == [1]
 
 
@@ -208,7 +208,7 @@ def test_a_lost_checkpoint_does_not_hide_the_error_of_the_training(train, monkey
             raise RuntimeError("boom")
 
     with pytest.raises(RuntimeError, match="boom"):
-        train(callbacks=[asking(1), luthier.on(step_ended=explode)])
+        train(exact_callbacks=[asking(1), luthier.on(step_ended=explode)])
     assert "being written is lost" in capsys.readouterr().err
 
 
@@ -221,7 +221,7 @@ def test_a_signal_waits_until_its_checkpoint_is_whole(train, tmp_path, monkeypat
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted) as caught:
-        train(callbacks=[luthier.on(step_ended=end)])
+        train(exact_callbacks=[luthier.on(step_ended=end)])
     assert (caught.value.exit_status, kept(tmp_path / "run")) == (143, [2])
 
 
@@ -240,7 +240,7 @@ def test_the_best_checkpoint_is_kept_although_it_is_on_its_way_when_the_next_is_
     disk = SlowDisk(monkeypatch)
     release = luthier.on(step_ended=lambda step: threading.Timer(0.01, disk.go.set).start() if step == 2 else None)
     first = {"metric_for_best_model": "eval_perplexity", "greater_is_better": True}  # it falls from the first step on
-    run = train(**first, eval_data=rows[:6], eval_steps=1, save_steps=1, save_total_limit=1, callbacks=[release])
+    run = train(**first, eval_data=rows[:6], eval_steps=1, save_steps=1, save_total_limit=1, exact_callbacks=[release])
     assert kept(tmp_path / "run") == [1, 3]
     assert run.best_checkpoint.name == "step-00000001"
 
@@ -252,7 +252,7 @@ def test_a_run_whose_best_checkpoint_is_gone_says_that_it_ends_with_the_last(tra
 
     first = {"metric_for_best_model": "eval_perplexity", "greater_is_better": True, "load_best_model_at_end": True}
     shared = {"eval_data": rows[:6], "eval_steps": 1, "async_save": False}
-    run = train(**first, **shared, callbacks=[luthier.on(saved=lose)])
+    run = train(**first, **shared, exact_callbacks=[luthier.on(saved=lose)])
     assert run.best_checkpoint is None
     assert "no best checkpoint to end with" in capsys.readouterr().err
 

@@ -131,7 +131,7 @@ RECIPE = """
 model: llama
 adapter: {name: lora, r: 4}
 data: {train: rows.jsonl, validation: 0.1, max_length: 128}
-callbacks: [jsonl]
+exact_callbacks: [jsonl]
 global_batch_size: 4
 max_steps: 3
 output_dir: run

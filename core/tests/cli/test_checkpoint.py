@@ -44,7 +44,7 @@ class Elsewhere:
                 "torch_compile": False,
             }
             try:
-                api.train(**{**shared, "max_steps": 10**6, "callbacks": [api.on(step_ended=wait)], **settings})
+                api.train(**{**shared, "max_steps": 10**6, "exact_callbacks": [api.on(step_ended=wait)], **settings})
             finally:
                 os._exit(0)
         os.close(tell)
@@ -109,7 +109,7 @@ def test_a_run_that_is_killed_before_it_answers_is_said_to_be(luthier, elsewhere
 
 def test_a_run_that_is_over_or_none_at_all_is_told_apart(luthier, model, tmp_path):
     rows = [{"prompt": "a", "completion": "b"}]
-    api.train(model=str(model), data=rows, output_dir=tmp_path / "done", callbacks=[])
+    api.train(model=str(model), data=rows, output_dir=tmp_path / "done", exact_callbacks=[])
     done = luthier("checkpoint", tmp_path / "done", "--json")
     assert done.document["error"]["code"] == "run-not-running"
     assert "It is done" in done.document["error"]["remedy"]

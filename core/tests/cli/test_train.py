@@ -12,7 +12,7 @@ import pytest
 @pytest.fixture(scope="module")
 def words(tiny):
     """Flags that train for two steps, all but the output folder."""
-    line = f"--model {tiny}/llama --data {tiny}/rows.jsonl --max-steps 2 --callbacks jsonl --device cpu"
+    line = f"--model {tiny}/llama --data {tiny}/rows.jsonl --max-steps 2 --exact-callbacks jsonl --device cpu"
     return [*line.split(), "--global-batch-size", "4", "--data.max-length", "128"]
 
 

@@ -27,7 +27,7 @@ def given(model_folder, rows, tmp_path):
     fixed = {
         "model": {"name_or_path": str(model_folder), "dtype": "float64"},
         "data": str(data),
-        "callbacks": ["jsonl"],
+        "exact_callbacks": ["jsonl"],
         "global_batch_size": 5,
         "max_tokens_per_device": 50,
         "learning_rate": 1e-2,
@@ -92,7 +92,7 @@ def test_rank_0_alone_watches_writes_and_logs(given, tmp_path):
         with (tmp_path / "fired").open("a") as file:
             file.write(f"{World.current().rank} ")
 
-    in_ranks(2, seen, given(max_steps=3, callbacks=["jsonl", luthier.on(step_ended=note)]))
+    in_ranks(2, seen, given(max_steps=3, exact_callbacks=["jsonl", luthier.on(step_ended=note)]))
     assert (tmp_path / "fired").read_text().split() == ["0"] * 3
     assert len(lines(tmp_path / "run")) == 3
     told = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
@@ -119,7 +119,7 @@ def test_what_one_rank_asks_for_all_do(given, rows, tmp_path):
         Asking(3, lambda run: run.request_evaluation()),
         Asking(4, lambda run: run.request_stop("rank 1 has seen enough")),
     ]
-    ranks = in_ranks(2, seen, given(callbacks=["jsonl", *asking], eval_data=rows[:3]))
+    ranks = in_ranks(2, seen, given(exact_callbacks=["jsonl", *asking], eval_data=rows[:3]))
     assert [(rank["steps"], rank["stop"]) for rank in ranks] == [(4, "rank 1 has seen enough")] * 2
     assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
     assert [line["step"] for line in lines(tmp_path / "run") if "eval_loss" in line] == [3]
@@ -143,7 +143,7 @@ def test_a_signal_to_one_rank_saves_and_stops_all_and_they_go_on_bit_for_bit(giv
     )  # fmt: skip
     straight = in_ranks(2, seen, {**settings, "output_dir": str(tmp_path / "straight")})
     signalled = Asking(3, lambda run: os.kill(os.getpid(), signal.SIGTERM))
-    endings = in_ranks(2, interrupted, {**settings, "callbacks": ["jsonl", signalled]})
+    endings = in_ranks(2, interrupted, {**settings, "exact_callbacks": ["jsonl", signalled]})
     assert endings == [[143, 3], [143, 3]]
     assert read_record(tmp_path / "run")["state"] == "stopped"
     assert [line["step"] for line in lines(tmp_path / "run") if "eval_loss" in line] == []  # left, on all ranks
@@ -172,7 +172,7 @@ MOVES = [
 def test_a_checkpoint_goes_on_with_another_number_of_ranks(given, tmp_path, before, after, adapter, strategy):
     settings = given(adapter=adapter, distributed=strategy, optimizer="adamw", max_steps=6)
     alone = seen({**settings, "output_dir": str(tmp_path / "alone")})
-    in_ranks(before, interrupted, {**settings, "callbacks": ["jsonl", stopping(3)]})
+    in_ranks(before, interrupted, {**settings, "exact_callbacks": ["jsonl", stopping(3)]})
     assert_same_run(in_ranks(after, seen, settings), alone)
     assert (tmp_path / "run/checkpoints/step-00000003/shards").exists() == (strategy == "fsdp" and before > 1)
 
@@ -183,7 +183,7 @@ def test_the_two_strategies_read_each_others_checkpoints(given, tmp_path):
     alone = seen({**settings, "output_dir": str(tmp_path / "alone")})
     for first, second in (("ddp", "fsdp"), ("fsdp", "ddp")):
         here_ = {**settings, "output_dir": str(tmp_path / first)}
-        in_ranks(2, interrupted, {**here_, "distributed": first, "callbacks": ["jsonl", stopping(3)]})
+        in_ranks(2, interrupted, {**here_, "distributed": first, "exact_callbacks": ["jsonl", stopping(3)]})
         assert_same_run(in_ranks(2, seen, {**here_, "distributed": second}), alone)
 
 

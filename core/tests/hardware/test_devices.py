@@ -41,7 +41,7 @@ class _Unplugged:
 @pytest.mark.parametrize(("step", "says"), [(1, "No checkpoint was written yet"), (3, "step-00000002")])
 def test_a_device_that_vanishes_is_told_with_the_newest_checkpoint(train, tmp_path, step, says):
     with pytest.raises(LuthierError) as caught:
-        train(callbacks=[_Unplugged(step)], save_steps=2, num_train_epochs=2)
+        train(exact_callbacks=[_Unplugged(step)], save_steps=2, num_train_epochs=2)
     assert caught.value.code == "device-lost"
     assert caught.value.where == "cpu"
     assert f"at step {step}: CUDA error: no CUDA-capable device is detected" in str(caught.value)

@@ -125,7 +125,7 @@ def test_the_recipe_wins_over_the_variable_and_that_over_the_rule(
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
     expected = torch.get_num_threads() if expected == "torch" else expected
     watcher = _Watcher()
-    train(num_threads=asked, callbacks=[watcher], max_steps=1)
+    train(num_threads=asked, exact_callbacks=[watcher], max_steps=1)
     assert watcher.seen == {(expected, torch.get_float32_matmul_precision())}
     assert read_record(tmp_path / "run")["decisions"]["num_threads"]["value"] == expected
 

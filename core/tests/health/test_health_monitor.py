@@ -120,7 +120,7 @@ def test_what_was_seen_before_a_kill_counts_after_it(train, tmp_path):
     train(**settings, output_dir=tmp_path / "straight")
     kill = luthier.on(step_ended=lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 4 else None)
     with pytest.raises(Interrupted):
-        train(**settings, callbacks=["jsonl", kill])
+        train(**settings, exact_callbacks=["jsonl", kill])
     assert read_record(tmp_path / "run")["health"]["remarks"] == []
     train(**settings)
     assert read_record(tmp_path / "run")["health"] == read_record(tmp_path / "straight")["health"]

@@ -61,7 +61,7 @@ def data(tmp_path, rows):
 
 def test_stop_is_the_default_and_leaves_the_weights_of_the_step_before(train, world, data):
     watcher = Weights(world[0])
-    settings = {"model": world, "data": data, "global_batch_size": 4, "callbacks": [watcher]}
+    settings = {"model": world, "data": data, "global_batch_size": 4, "exact_callbacks": [watcher]}
     with pytest.raises(LuthierError) as caught:
         train(**settings, loss=Failing(f"{data}:7"))
     assert caught.value.code == "train-nonfinite"
@@ -73,7 +73,7 @@ def test_stop_is_the_default_and_leaves_the_weights_of_the_step_before(train, wo
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_skip_leaves_weights_and_optimizer_untouched_counts_the_step_and_says_so(train, world, data, tmp_path, value):
     watcher = Weights(world[0])
-    settings = {"model": world, "data": data, "global_batch_size": 4, "callbacks": ["jsonl", "plot", watcher]}
+    settings = {"model": world, "data": data, "global_batch_size": 4, "exact_callbacks": ["jsonl", "plot", watcher]}
     settings |= {"packing": False}
     run = train(**settings, loss=Failing(f"{data}:7", value=value), on_nonfinite="skip", lr_scheduler_type="constant")
     [bad] = [i for i, loss in enumerate(run.loss_history) if not math.isfinite(loss)]
@@ -93,7 +93,7 @@ def test_skip_leaves_weights_and_optimizer_untouched_counts_the_step_and_says_so
 def test_a_skipped_step_moves_no_weight_by_decay_or_momentum(train, world, data):
     """The other steps are those of a run whose optimizer never saw the step: SGD by hand."""
     watcher = Weights(world[0])
-    settings = {"model": world, "data": data, "global_batch_size": 24, "num_train_epochs": 3, "callbacks": [watcher]}
+    settings = {"model": world, "data": data, "global_batch_size": 24, "num_train_epochs": 3, "exact_callbacks": [watcher]}
     optimizer = {"name": "sgd", "momentum": 0.9, "weight_decay": 0.1}
     before = torch.cat([p.detach().flatten() for p in world[0].parameters()]).clone()
     with pytest.raises(LuthierError, match="at step 1"):
@@ -144,7 +144,7 @@ def test_the_count_goes_on_after_a_resume(train, world, data, tmp_path, model_fo
     [bad] = [i for i, loss in enumerate(straight.loss_history) if not math.isfinite(loss)]
     kill = luthier.on(step_ended=lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == bad + 1 else None)
     with pytest.raises(Interrupted):
-        train(**settings, loss=Failing(f"{data}:7"), callbacks=["jsonl", kill])
+        train(**settings, loss=Failing(f"{data}:7"), exact_callbacks=["jsonl", kill])
     resumed = train(**settings, loss=Failing(f"{data}:7"))
     assert str(resumed.loss_history) == str(straight.loss_history)
     one, two = (read_record(tmp_path / name)["health"] for name in ("straight", "run"))

@@ -39,7 +39,7 @@ def settings(tmp_path, rows, model_folder):
         "optimizer": "sgd",
         "global_batch_size": 6,
         "packing": False,
-        "callbacks": ["jsonl"],
+        "exact_callbacks": ["jsonl"],
         "device": "cpu",
     }
 

@@ -141,7 +141,7 @@ def test_a_weight_that_training_broke_is_named(refused, world):
         if step == 1:
             world[0].model.norm.weight.data[3] = math.inf
 
-    error = refused(callbacks=[luthier.on(step_ended=damage)])
+    error = refused(exact_callbacks=[luthier.on(step_ended=damage)])
     assert "at step 2: the parameter model.norm.weight holds 1 inf" in error.problem
     assert "damaged before this step" in error.remedy
 
@@ -254,7 +254,7 @@ def test_what_a_callback_sees_before_the_failure_is_a_whole_run(train, world, tm
     overflow(world[0])
     failures = Failures()
     with pytest.raises(LuthierError):
-        train(model=world, callbacks=[failures])
+        train(model=world, exact_callbacks=[failures])
     assert failures.seen[0].code == "train-nonfinite"
     [remark] = read_record(tmp_path / "run")["health"]["remarks"]
     assert remark["kind"] == "nonfinite"

@@ -198,12 +198,12 @@ def test_auto_stays_what_it_was_when_the_run_goes_on_with_other_memory(train, tm
     settings = {"max_tokens_per_device": "auto", "save_steps": 1, "async_save": False}
     machine(1_200_000)
     with pytest.raises(ValueError, match="the power went"):
-        train(**settings, callbacks=[luthier.on(step_ended=breaks)])
+        train(**settings, exact_callbacks=[luthier.on(step_ended=breaks)])
     before = decided(tmp_path / "run")
     machine(1 << 30)
-    train(**settings, callbacks=[])
+    train(**settings, exact_callbacks=[])
     assert decided(tmp_path / "run") == before
-    train(**settings, callbacks=[], fresh=True)
+    train(**settings, exact_callbacks=[], fresh=True)
     assert decided(tmp_path / "run-2")["value"] > before["value"]
 
 

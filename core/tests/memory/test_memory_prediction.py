@@ -50,7 +50,7 @@ def assembled(folder):
 
     def make(architecture="wide", data=None, **settings):
         model = {"name_or_path": str(folder(architecture)), **settings.pop("model", {})}
-        settings = {"model": model, "device": "cpu", "callbacks": [], "global_batch_size": 8, **settings}
+        settings = {"model": model, "device": "cpu", "exact_callbacks": [], "global_batch_size": 8, **settings}
         recipe, objects = gather(None, None, None, data or rows(), None, settings)
         made.append(assemble_run(recipe, objects))
         return made[-1]

@@ -68,7 +68,7 @@ def test_the_processors_flags_are_read_from_the_system(tmp_path):
 def test_what_was_chosen_is_recorded_with_its_reason_and_holds_on_resume(train, tmp_path, monkeypatch):
     monkeypatch.setattr(arithmetic, "processor_flags", lambda: frozenset({"avx512_bf16"}))
     with pytest.raises(Interrupted):
-        train(callbacks=[luthier.on(step_ended=_signal)])
+        train(exact_callbacks=[luthier.on(step_ended=_signal)])
     record = read_record(tmp_path / "run")
     held = record["decisions"]["precision"]
     assert held["value"] == "float32"
@@ -80,7 +80,7 @@ def test_what_was_chosen_is_recorded_with_its_reason_and_holds_on_resume(train, 
 
 def test_re_decide_asks_again(train, tmp_path):
     with pytest.raises(Interrupted):
-        train(callbacks=[luthier.on(step_ended=_signal)])
+        train(exact_callbacks=[luthier.on(step_ended=_signal)])
     record = read_record(tmp_path / "run")
     record["decisions"]["precision"]["value"] = "bf16"
     write_record(tmp_path / "run", record)
@@ -265,7 +265,7 @@ def test_the_callers_model_comes_back_however_the_run_ends(train, stop):
     model = tiny_model()
     before, threads = copies(model), torch.get_num_threads()
     with pytest.raises((ValueError, Interrupted)):
-        train(model=(model, tiny_tokenizer()), adapter=LORA, precision="bf16", callbacks=[Broken()], num_threads=2)
+        train(model=(model, tiny_tokenizer()), adapter=LORA, precision="bf16", exact_callbacks=[Broken()], num_threads=2)
     found = {n.replace(".base_layer", ""): p for n, p in model.named_parameters() if "lora" not in n}
     assert all(torch.equal(found[n], value) and found[n].dtype is came for n, (_, came, value) in before.items())
     assert torch.get_num_threads() == threads
@@ -277,7 +277,7 @@ def test_a_resumed_run_equals_a_straight_run_bit_for_bit(train, tmp_path, adapte
     shared = {"adapter": adapter, "num_train_epochs": 2, **settings}
     straight = train(**shared, output_dir=tmp_path / "straight")
     with pytest.raises(Interrupted):
-        train(**shared, callbacks=["jsonl", luthier.on(step_ended=_signal)])
+        train(**shared, exact_callbacks=["jsonl", luthier.on(step_ended=_signal)])
     resumed = train(**shared)
     assert resumed.loss_history == straight.loss_history
     pairs = zip(resumed.model.parameters(), straight.model.parameters(), strict=True)

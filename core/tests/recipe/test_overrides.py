@@ -99,7 +99,7 @@ def test_the_highest_layer_that_speaks_is_heard(plugins, tmp_path_factory, layer
 
 
 def test_an_option_of_a_part_that_was_a_name_makes_it_a_mapping(file, read):
-    path = file("r.yaml", "model: demo\ndata: d.jsonl\nadapter: lora\ncallbacks: [jsonl, watch]\n")
+    path = file("r.yaml", "model: demo\ndata: d.jsonl\nadapter: lora\nexact_callbacks: [jsonl, watch]\n")
     recipe = read(path, "--adapter.r 5 --optimizer.weight-decay 0.5 --callbacks.1.every 3").recipe
     assert (recipe.adapter.r, recipe.optimizer.weight_decay, recipe.callbacks[1].every) == (5, 0.5, 3)
 
@@ -219,7 +219,7 @@ def test_set_needs_a_name_and_a_value():
 
 
 def test_objects_and_mappings_override_in_python(path, plugins, options):
-    given = {"adapter": options.Dora(r=3), "data": {"max_length": 32}, "callbacks": ["jsonl"]}
+    given = {"adapter": options.Dora(r=3), "data": {"max_length": 32}, "exact_callbacks": ["jsonl"]}
     recipe = Recipe.load(path, given, environ={}, plugins=plugins)
     assert recipe.adapter == options.Dora(r=3)
     assert (recipe.data.max_length, len(recipe.data.train), len(recipe.callbacks)) == (32, 1, 1)

@@ -37,7 +37,7 @@ def cut(train, data, tmp_path):
 
     stop = luthier.on(step_ended=lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 2 else None)
     with pytest.raises(Interrupted):
-        Cut().again(callbacks=[stop])
+        Cut().again(exact_callbacks=[stop])
     return Cut()
 
 
@@ -110,7 +110,7 @@ def test_another_base_under_the_same_name_is_refused(cut, train, data, tmp_path)
     model = save_tiny_model(tmp_path / "mine")
     stop = luthier.on(step_ended=lambda step: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted):
-        train(model=str(model), data=data, callbacks=[stop], output_dir=tmp_path / "own")
+        train(model=str(model), data=data, exact_callbacks=[stop], output_dir=tmp_path / "own")
     save_tiny_model(tmp_path / "mine", seed=1)
     told = refused(lambda: train(model=str(model), data=data, output_dir=tmp_path / "own"), "checkpoint-other")
     assert "the base model was" in told and "--allow-changed model" in told
@@ -149,10 +149,10 @@ def test_a_run_that_began_from_anothers_checkpoint_goes_on_with_its_own(cut, tra
     settings = {"data": data, **RATE, "resume": cut.taken, "output_dir": tmp_path / "b", "save_steps": 1}
     longer = {**settings, "num_train_epochs": 2, "allow_changed": "settings"}
     with pytest.raises(RuntimeError, match="cut"):
-        train(**longer, callbacks=[luthier.on(step_ended=die)])
+        train(**longer, exact_callbacks=[luthier.on(step_ended=die)])
     assert [checkpoint.step_of(path) for path in checkpoint.list_checkpoints(tmp_path / "b")] == [3]
     first = []
-    train(**longer, callbacks=[luthier.on(resumed=lambda step: first.append(step))])  # noqa: PLW0108
+    train(**longer, exact_callbacks=[luthier.on(resumed=lambda step: first.append(step))])  # noqa: PLW0108
     assert first == [3]
 
 

@@ -188,7 +188,7 @@ def test_details_hold_settings_parts_numbers_checkpoints_and_files(make):
     found = run_details(read_folder(folder))
     assert found["changed"]["learning_rate"] == 5e-4
     assert found["changed"]["model.name_or_path"] == "demo"
-    assert not {"seed", "adapter.name", "optimizer.betas", "callbacks.0.name"} & found["changed"].keys()
+    assert not {"seed", "adapter.name", "optimizer.betas", "exact_callbacks.0.name"} & found["changed"].keys()
     assert found["settings"]["seed"] == 0
     assert found["metrics"]["loss"] == {"first": 3.0, "last": 1.0, "least": 1.0, "greatest": 3.0}
     assert found["metrics"]["tokens_per_second"]["median"] == 200.0
@@ -201,9 +201,9 @@ def test_details_hold_settings_parts_numbers_checkpoints_and_files(make):
 
 
 def test_options_of_a_part_show_where_they_are_not_its_defaults(make):
-    found = run_details(read_folder(make(optimizer={"name": "adamw", "eps": 1e-6}, callbacks=["jsonl"])))
+    found = run_details(read_folder(make(optimizer={"name": "adamw", "eps": 1e-6}, exact_callbacks=["jsonl"])))
     assert found["changed"]["optimizer.eps"] == 1e-6
-    assert found["changed"]["callbacks.0.name"] == "jsonl"
+    assert found["changed"]["exact_callbacks.0.name"] == "jsonl"
     assert not [name for name in found["changed"] if name.startswith("optimizer.") and name != "optimizer.eps"]
 
 

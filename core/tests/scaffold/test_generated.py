@@ -115,13 +115,13 @@ def tried(kind, folder):
     if kind == "quantizer":
         settings["adapter"] = "sample-adapter"
     watchers = ["sample-callback"] if settings.pop("callback", None) else []
-    straight = luthier.train(**settings, callbacks=watchers, output_dir=f"{folder}/straight")
+    straight = luthier.train(**settings, exact_callbacks=watchers, output_dir=f"{folder}/straight")
     halting = True
     try:
-        luthier.train(**settings, callbacks=[*watchers, Halt()], output_dir=f"{folder}/halted")
+        luthier.train(**settings, exact_callbacks=[*watchers, Halt()], output_dir=f"{folder}/halted")
     except KeyboardInterrupt:
         halting = False
-    resumed = luthier.train(**settings, callbacks=[*watchers, Halt()], output_dir=f"{folder}/halted")
+    resumed = luthier.train(**settings, exact_callbacks=[*watchers, Halt()], output_dir=f"{folder}/halted")
     if kind == "operation":
         decisions = json.loads((resumed.output_path / "run.json").read_text())["decisions"]
         assert "swiglu: sample-operation" in decisions["kernels"]["value"][0]

@@ -141,7 +141,7 @@ def test_an_adapter_by_the_book_trains_on_two_sharded_ranks(model_folder, rows, 
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {"model": str(model_folder), "data": str(data), "global_batch_size": 8, "max_steps": 3}
-    settings |= {"callbacks": ["jsonl"], "learning_rate": 1e-2, "memory_check": False}
+    settings |= {"exact_callbacks": ["jsonl"], "learning_rate": 1e-2, "memory_check": False}
     alone = luthier.train(**settings, adapter=ShiftAdapter(), output_dir=str(tmp_path / "alone"))
     ranks = in_ranks(2, sharded_losses, {**settings, "output_dir": str(tmp_path / "both")})
     for losses in ranks:
@@ -186,7 +186,7 @@ class Halt:
 
 def interrupted(train, at, **settings):
     with pytest.raises(KeyboardInterrupt):
-        train(callbacks=["jsonl", Halt(at)], **settings)
+        train(exact_callbacks=["jsonl", Halt(at)], **settings)
 
 
 def test_constants_are_written_once_named_by_their_content_and_listed_in_each_manifest(train, tmp_path):
@@ -323,7 +323,7 @@ def test_every_sharded_rank_is_told_what_rank_0_decided(model_folder, rows, tmp_
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {"model": str(model_folder), "data": str(data), "global_batch_size": 8, "max_steps": 1}
-    settings |= {"callbacks": [], "memory_check": False, "output_dir": str(tmp_path / "both")}
+    settings |= {"exact_callbacks": [], "memory_check": False, "output_dir": str(tmp_path / "both")}
     first, second = in_ranks(2, sharded_decisions, settings)
     assert first == second
 

@@ -49,7 +49,7 @@ def test_it_begins_once_and_a_resumed_run_has_its_state(train, tmp_path):
             raise RuntimeError("cut off")
 
     with pytest.raises(RuntimeError, match="cut off"):
-        train(loss=Centred(), save_steps=1, callbacks=[luthier.on(step_started=die)])
+        train(loss=Centred(), save_steps=1, exact_callbacks=[luthier.on(step_started=die)])
     again = Centred()
     run = train(loss=again, save_steps=1)
     assert again.begun == 0
@@ -63,7 +63,7 @@ def test_a_run_without_a_checkpoint_begins_again(train):
 
     first, second = Centred(), Centred()
     with pytest.raises(RuntimeError, match="cut off"):
-        train(loss=first, callbacks=[luthier.on(step_ended=die)])
+        train(loss=first, exact_callbacks=[luthier.on(step_ended=die)])
     train(loss=second)
     assert (first.begun, second.begun) == (1, 1)
     assert torch.equal(first.centre, second.centre)

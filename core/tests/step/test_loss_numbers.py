@@ -73,7 +73,7 @@ def test_a_window_that_a_checkpoint_divides_is_logged_as_if_nothing_had_happened
     shared = {"loss": PerRow(), "logging_steps": 3, "save_steps": 1}
     train(**shared, output_dir=tmp_path / "whole")
     with pytest.raises(RuntimeError, match="cut off"):
-        train(**shared, callbacks=["jsonl", luthier.on(step_started=die)])
+        train(**shared, exact_callbacks=["jsonl", luthier.on(step_started=die)])
     train(**shared)
     assert logged(tmp_path / "run") == logged(tmp_path / "whole")
 

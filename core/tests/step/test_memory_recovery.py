@@ -201,10 +201,10 @@ def test_a_resumed_run_keeps_the_limit_that_was_learnt(exhausted, tmp_path):
 
     settings = {"output_dir": tmp_path / "run", "save_steps": 1, "async_save": False}
     with pytest.raises(ValueError, match="the power went"):
-        exhausted(Exhausting(above=60), **settings, callbacks=[luthier.on(step_ended=breaks)])
+        exhausted(Exhausting(above=60), **settings, exact_callbacks=[luthier.on(step_ended=breaks)])
     _, tree, _ = checkpoint.newest_checkpoint(tmp_path / "run")
     assert 0 < tree["tally"]["token_limit"] <= 60
     again = Exhausting(times=0)
-    run = exhausted(again, **settings, callbacks=[])
+    run = exhausted(again, **settings, exact_callbacks=[])
     assert run.steps == 3
     assert max(again.seen) <= 60

@@ -35,7 +35,7 @@ def trained(folder, callback, **settings):
         model=(tiny_model(), tiny_tokenizer()),
         data=ROWS,
         eval_data=ROWS[:2],
-        callbacks=[callback],
+        exact_callbacks=[callback],
         global_batch_size=4,
         num_train_epochs=2,
         eval_on_start=True,

@@ -27,7 +27,7 @@ def recipe_file(tmp_path, task_files):
         "model: demo\n"
         "data: {validation: 0.25, max_length: 64}\n"
         "adapter: {name: full}\n"
-        "callbacks: [jsonl]\n"
+        "exact_callbacks: [jsonl]\n"
         "learning_rate: 1e-3\n"
         "global_batch_size: 4\n"
         "max_steps: 3\n"

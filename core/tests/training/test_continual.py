@@ -50,7 +50,7 @@ def test_a_sequence_that_was_cut_off_ends_with_the_same_report(recipe_file, tmp_
 
     straight = luthier.continual(recipe_file, output_dir=tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
-        luthier.continual(recipe_file, output_dir=tmp_path / "cut", callbacks=["jsonl", Halt()])
+        luthier.continual(recipe_file, output_dir=tmp_path / "cut", exact_callbacks=["jsonl", Halt()])
     resumed = luthier.continual(recipe_file, output_dir=tmp_path / "cut")
     assert resumed.metrics == straight.metrics and resumed.base == straight.base
 
@@ -58,7 +58,7 @@ def test_a_sequence_that_was_cut_off_ends_with_the_same_report(recipe_file, tmp_
 def test_one_data_set_is_cut_into_runs_without_overlap(task_files, tmp_path):
     report = luthier.multi_run(
         {"model": "demo", "data": {"train": [str(task_files["first"])], "validation": 0.25}, "memory_check": False},
-        num_runs=2, steps_per_run=1, samples_per_run=5, output_dir=tmp_path / "out", callbacks=[], global_batch_size=2,
+        num_runs=2, steps_per_run=1, samples_per_run=5, output_dir=tmp_path / "out", exact_callbacks=[], global_batch_size=2,
     )  # fmt: skip
     assert report.tasks == ["run-00", "run-01"]
     files = sorted((tmp_path / "out/data").iterdir())

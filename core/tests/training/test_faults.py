@@ -72,21 +72,21 @@ def heard():
 def test_a_signal_in_the_middle_of_a_step_ends_it_saves_and_says_which_it_was(train, tmp_path, number, heard):
     middle = luthier.on(step_started=lambda step: os.kill(os.getpid(), number) if step == 2 else None)
     with pytest.raises(Interrupted) as caught:
-        train(callbacks=[middle])
+        train(exact_callbacks=[middle])
     assert (caught.value.exit_status, caught.value.step) == (128 + number, 2)
     assert [p.name for p in checkpoint.list_checkpoints(tmp_path / "run")] == ["step-00000002"]
     assert read_record(tmp_path / "run")["state"] == "stopped"
 
 
 def test_sigusr1_saves_and_the_run_goes_on(train, tmp_path):
-    run = train(callbacks=[signalled(signal.SIGUSR1, 2)])
+    run = train(exact_callbacks=[signalled(signal.SIGUSR1, 2)])
     assert run.steps == 3
     assert [checkpoint.step_of(p) for p in checkpoint.list_checkpoints(tmp_path / "run")] == [2, 3]
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
 def test_a_signal_after_the_last_step_leaves_a_finished_run(train):
-    assert train(callbacks=[signalled(signal.SIGTERM, 3)]).steps == 3
+    assert train(exact_callbacks=[signalled(signal.SIGTERM, 3)]).steps == 3
 
 
 class CutEvaluation(SupervisedLoss):
@@ -116,7 +116,7 @@ def test_a_signal_leaves_an_evaluation_and_the_run_goes_on_with_it(train, rows, 
     """Three micro-batches an evaluation: at the beginning and after every other of six steps, or four where it stops."""
     settings = {"eval_data": rows[:3], "packing": False, "eval_steps": 2, "eval_on_start": True, "num_train_epochs": 2}
     stopper = {"name": "early_stopping", "patience": patience, "min_delta": 100.0}
-    settings |= {"callbacks": ["jsonl", stopper], "logging_steps": 5, "load_best_model_at_end": True}
+    settings |= {"exact_callbacks": ["jsonl", stopper], "logging_steps": 5, "load_best_model_at_end": True}
     straight = train(**settings, loss=CutEvaluation(0), output_dir=tmp_path / "straight")
     cut = CutEvaluation(at)
     with pytest.raises(Interrupted) as caught:
@@ -146,7 +146,7 @@ def test_an_evaluation_is_owed_no_longer_where_its_rows_are_given_up(train, rows
 def test_a_run_under_nohup_does_not_hear_that_its_terminal_is_gone(train):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        assert train(callbacks=[signalled(signal.SIGHUP, 2)]).steps == 3
+        assert train(exact_callbacks=[signalled(signal.SIGHUP, 2)]).steps == 3
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -158,7 +158,7 @@ def test_a_second_ctrl_c_ends_at_once(train, tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train(callbacks=[luthier.on(step_ended=press)])
+        train(exact_callbacks=[luthier.on(step_ended=press)])
     assert read_record(tmp_path / "run")["state"] == "stopped"
 
 
@@ -189,7 +189,7 @@ def test_a_file_by_hand_asks_for_a_checkpoint_and_is_gone_when_it_is_whole(train
 
     saved = luthier.on(saved=lambda step: seen.append((step, requests.save_pending(folder))))
     seen = []
-    train(callbacks=[luthier.on(step_ended=ask), saved])
+    train(exact_callbacks=[luthier.on(step_ended=ask), saved])
     assert seen == [(1, False), (3, False)]
     assert not list(folder.glob("*save-now*"))
 
@@ -250,7 +250,7 @@ def test_a_disk_that_is_full_to_the_last_byte_ends_the_run_and_its_record_says_s
         brim = luthier.on(step_ended=lambda step: fill(folder) if step == 2 else None)
         settings = {"data": data, "output_dir": folder / "run", "save_steps": 1}
         try:
-            train(**settings, callbacks=[brim])
+            train(**settings, exact_callbacks=[brim])
         except LuthierError as error:
             if error.code != "disk-full":
                 return 1
@@ -273,7 +273,7 @@ def test_a_disk_without_room_at_all_refuses_the_run_before_its_first_step(train,
         fill(folder)
         steps = []
         try:
-            train(data=data, output_dir=folder / "run", callbacks=[luthier.on(step_started=lambda: steps.append(1))])
+            train(data=data, output_dir=folder / "run", exact_callbacks=[luthier.on(step_started=lambda: steps.append(1))])
         except LuthierError as error:
             return 0 if error.code == "disk-full" and not steps else 1
         return 2
@@ -431,7 +431,7 @@ def test_a_kill_at_each_step_of_the_way_to_a_whole_checkpoint_leaves_whole_ones(
 
 def test_a_killed_run_is_shown_as_such_and_goes_on(train, data, tmp_path):
     def act():
-        train(data=data, save_steps=1, callbacks=[signalled(signal.SIGKILL, 3)])
+        train(data=data, save_steps=1, exact_callbacks=[signalled(signal.SIGKILL, 3)])
 
     assert in_child(act) == -signal.SIGKILL
     assert read_folder(tmp_path / "run").state == "killed"
@@ -457,7 +457,7 @@ def test_a_clock_that_jumps_changes_nothing(train, data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
     with pytest.raises(Interrupted):
-        train(data=data, save_steps=1, callbacks=["jsonl", luthier.on(step_ended=stop)])
+        train(data=data, save_steps=1, exact_callbacks=["jsonl", luthier.on(step_ended=stop)])
     run = train(data=data, save_steps=1)
     assert run.loss_history == straight.loss_history
     assert 0 < run.duration_seconds < 60

@@ -45,8 +45,8 @@ def test_accumulation_by_another_name_is_the_same_global_batch(train, tmp_path):
         {"eval_steps": 1, "eval_on_start": True},
         {"save_steps": 1},
         {"logging_steps": 3},
-        {"callbacks": [luthier.on(step_ended=lambda: torch.rand(3))]},
-        {"callbacks": ["jsonl", "plot", "progress"]},
+        {"exact_callbacks": [luthier.on(step_ended=lambda: torch.rand(3))]},
+        {"exact_callbacks": ["jsonl", "plot", "progress"]},
     ],
 )
 def test_whoever_looks_changes_nothing(train, tmp_path, rows, watching):

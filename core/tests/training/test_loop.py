@@ -30,7 +30,7 @@ def metrics(folder):
 
 def test_every_event_fires_where_the_picture_draws_it(train, rows):
     seen, watcher = recorder()
-    train(callbacks=[watcher], eval_data=rows[:2], eval_steps=2, save_steps=3, num_train_epochs=2, async_save=False)
+    train(exact_callbacks=[watcher], eval_data=rows[:2], eval_steps=2, save_steps=3, num_train_epochs=2, async_save=False)
     step = ["step_started", "step_ended", "logged"]
     assert seen == [
         "run_started", "task_started",
@@ -64,7 +64,7 @@ def test_a_run_that_raises_fails_aloud_and_its_record_says_so(train, tmp_path):
             raise RuntimeError("boom")
 
     with pytest.raises(RuntimeError, match="boom"):
-        train(callbacks=[watcher, luthier.on(step_ended=explode)])
+        train(exact_callbacks=[watcher, luthier.on(step_ended=explode)])
     assert seen[-1] == "failed"
     assert "completed" not in seen
     assert read_record(tmp_path / "run")["state"] == "failed"
@@ -85,7 +85,7 @@ def test_a_parameter_that_no_gradient_reaches_is_named_and_only_that(train, tmp_
 def test_a_callback_may_stop_the_run_after_a_step(train):
     seen, watcher = recorder()
     stop = luthier.on(step_ended=lambda run, step: run.request_stop("enough") if step == 2 else None)
-    run = train(callbacks=[watcher, stop])
+    run = train(exact_callbacks=[watcher, stop])
     assert (run.steps, run.stop_reason) == (2, "enough")
     assert seen[-4:] == ["saved", "task_ended", "stopped", "completed"]
 
@@ -98,7 +98,7 @@ def test_a_callback_may_ask_for_a_checkpoint_and_an_evaluation(train, rows):
             run.request_save()
             run.request_evaluation()
 
-    train(callbacks=[watcher, luthier.on(step_ended=ask)], eval_data=rows[:2], async_save=False)
+    train(exact_callbacks=[watcher, luthier.on(step_ended=ask)], eval_data=rows[:2], async_save=False)
     assert seen.index("saved") < seen.index("step_started", seen.index("step_started") + 1)
     assert seen.count("evaluated") == 2
 
@@ -111,7 +111,7 @@ def test_a_signal_saves_and_stops_and_only_stopped_fires(train, tmp_path):
     before = signal.getsignal(signal.SIGINT)
     kill = luthier.on(step_ended=lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 2 else None)
     with pytest.raises(Interrupted) as caught:
-        train(callbacks=[watcher, kill])
+        train(exact_callbacks=[watcher, kill])
     assert caught.value.exit_status == 130
     assert seen[-2:] == ["saved", "stopped"]
     assert "task_ended" not in seen
@@ -213,7 +213,7 @@ def test_max_eval_batches_bounds_an_evaluation(train, rows, tmp_path):
 
 def test_the_model_trains_again_after_an_evaluation(train, rows):
     modes = []
-    train(eval_data=rows[:2], eval_steps=1, callbacks=[luthier.on(evaluated=lambda run: modes.append(1))])
+    train(eval_data=rows[:2], eval_steps=1, exact_callbacks=[luthier.on(evaluated=lambda run: modes.append(1))])
     run = train(eval_data=rows[:2], eval_steps=1, fresh=True, max_steps=2)
     assert modes
     assert run.model.training
@@ -221,14 +221,14 @@ def test_the_model_trains_again_after_an_evaluation(train, rows):
 
 def test_early_stopping_waits_exactly_its_patience(train, rows, tmp_path):
     stopper = {"name": "early_stopping", "patience": 2, "min_delta": 100.0}
-    run = train(callbacks=["jsonl", stopper], eval_data=rows[:4], eval_steps=1, num_train_epochs=5)
+    run = train(exact_callbacks=["jsonl", stopper], eval_data=rows[:4], eval_steps=1, num_train_epochs=5)
     assert run.steps == 3
     assert "eval_loss has not improved" in run.stop_reason
 
 
 def test_a_step_that_an_evaluation_makes_the_last_is_logged(train, rows, tmp_path):
     stopper = {"name": "early_stopping", "patience": 1, "min_delta": 100.0}
-    run = train(callbacks=["jsonl", stopper], eval_data=rows[:4], eval_steps=1, num_train_epochs=5, logging_steps=10)
+    run = train(exact_callbacks=["jsonl", stopper], eval_data=rows[:4], eval_steps=1, num_train_epochs=5, logging_steps=10)
     assert run.steps == 2
     assert [line["step"] for line in metrics(tmp_path / "run") if "loss" in line] == [2]
 
@@ -239,8 +239,8 @@ def test_a_run_that_dies_after_its_early_stop_does_not_train_on(train, tmp_path)
 
     stop = luthier.on(step_ended=lambda run, step: run.request_stop("enough") if step == 1 else None)
     with pytest.raises(RuntimeError, match="cut off"):
-        train(callbacks=[stop, luthier.on(task_ended=die)])
-    run = train(callbacks=["jsonl"])
+        train(exact_callbacks=[stop, luthier.on(task_ended=die)])
+    run = train(exact_callbacks=["jsonl"])
     assert (run.steps, run.stop_reason) == (1, "enough")
     assert (tmp_path / "run/model/config.json").is_file()
 
@@ -251,14 +251,14 @@ def test_early_stopping_on_what_no_evaluation_gives_is_refused_before_anything_i
 ):
     callback, held_out = {"name": "early_stopping", "metric": "eval_acuracy"}, {"eval_data": rows[:2], "eval_steps": 1}
     with pytest.raises(LuthierError, match="eval_accuracy" if validation else "no validation rows") as refused:
-        train(callbacks=[callback], **(held_out if validation else {}))
+        train(exact_callbacks=[callback], **(held_out if validation else {}))
     assert refused.value.where == "early_stopping.metric"
     assert not (tmp_path / "run").exists()
 
 
 def test_a_metric_that_only_the_loss_has_may_stop_a_run(train, rows):
     stopper = {"name": "early_stopping", "metric": "eval_accuracy", "mode": "max", "patience": 1, "min_delta": 1.0}
-    assert train(callbacks=[stopper], eval_data=rows[:2], eval_steps=1).steps == 2
+    assert train(exact_callbacks=[stopper], eval_data=rows[:2], eval_steps=1).steps == 2
 
 
 def test_the_best_checkpoint_outlives_the_limit_and_ends_the_run(train, tmp_path, rows):
@@ -292,7 +292,7 @@ def test_the_evaluation_before_the_first_step_is_no_checkpoints(train, rows):
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(train, tmp_path):
     seen, watcher = recorder()
     with pytest.raises(LuthierError) as caught:
-        train(learning_rate=1e30, lr_scheduler_type="constant", max_grad_norm=None, callbacks=[watcher], save_steps=1)
+        train(learning_rate=1e30, lr_scheduler_type="constant", max_grad_norm=None, exact_callbacks=[watcher], save_steps=1)
     assert caught.value.code == "train-nonfinite"
     assert "step" in caught.value.problem
     assert seen[-1] == "failed"
@@ -306,13 +306,13 @@ def test_callbacks_with_state_go_on_from_it(train, tmp_path, rows):
     stopper = {"name": "early_stopping", "patience": 3, "min_delta": 100.0}
     kill = luthier.on(step_ended=lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 2 else None)
     with pytest.raises(Interrupted):
-        train(**settings, callbacks=[stopper, kill])
-    run = train(**settings, callbacks=[stopper])
+        train(**settings, exact_callbacks=[stopper, kill])
+    run = train(**settings, exact_callbacks=[stopper])
     assert run.steps == 4
 
 
 def test_the_run_folder_holds_what_is_needed_to_train_again(train, tmp_path):
-    train(callbacks=["jsonl", "plot"], save_steps=2)
+    train(exact_callbacks=["jsonl", "plot"], save_steps=2)
     record = read_record(tmp_path / "run")
     assert record["state"] == "completed"
     assert {"seed", "versions", "device", "threads", "processor", "recipe_hash", "parts", "data"} <= record.keys()

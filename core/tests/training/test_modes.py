@@ -91,10 +91,10 @@ def test_a_run_without_end_goes_on_until_a_signal_and_then_from_there(train, tmp
     source = {"train": data, "streaming": streaming, "shuffle_buffer": 6, "max_length": 100}
     shared = {**ENDLESS, "model": dropping, "data": source}
     with pytest.raises(Interrupted):
-        train(**shared, callbacks=["jsonl", Stopper(4)])
+        train(**shared, exact_callbacks=["jsonl", Stopper(4)])
     assert read_record(tmp_path / "run")["state"] == "stopped"
     ends = [
-        train(**shared, output_dir=tmp_path / name, callbacks=["jsonl", Stopper(8, "enough")])
+        train(**shared, output_dir=tmp_path / name, exact_callbacks=["jsonl", Stopper(8, "enough")])
         for name in ("run", "straight")
     ]
     assert same(*ends)
@@ -110,7 +110,7 @@ def test_num_train_epochs_inf_is_a_run_without_end(train, tmp_path, data):
     recipe.write_text("num_train_epochs: .inf\nlr_scheduler_type: inverse_sqrt\n")
     loaded = Recipe.load(recipe, {"model": "demo", "data": data}, environ={})
     run = train(num_train_epochs=loaded.num_train_epochs, lr_scheduler_type="inverse_sqrt", torch_compile=False,
-                callbacks=["jsonl", "progress", "plot", watch, Stopper(5, "enough")])  # fmt: skip
+                exact_callbacks=["jsonl", "progress", "plot", watch, Stopper(5, "enough")])  # fmt: skip
     assert seen == [None]
     assert run.steps == 5
     assert (run.output_path / "loss.png").is_file()
@@ -147,7 +147,7 @@ def test_a_streamed_run_that_was_stopped_ends_as_one_that_was_not(train, tmp_pat
     }
     straight = train(**shared, output_dir=tmp_path / "straight", eval_data=[{"text": "some words"}])
     with pytest.raises(Interrupted):
-        train(**shared, callbacks=["jsonl", Stopper(cut)], eval_data=[{"text": "some words"}])
+        train(**shared, exact_callbacks=["jsonl", Stopper(cut)], eval_data=[{"text": "some words"}])
     resumed = train(**shared, eval_data=[{"text": "some words"}])
     assert resumed.steps == straight.steps == 9
     assert same(straight, resumed)
@@ -180,7 +180,7 @@ def test_a_stream_that_ends_by_its_rows_evaluates_saves_and_logs_its_last_step(t
 def test_changed_files_of_a_stream_are_refused_on_resume(train, tmp_path, data):
     shared = {"data": {"train": data, "streaming": True}, "max_steps": 6}
     with pytest.raises(Interrupted):
-        train(**shared, callbacks=[Stopper(2)])
+        train(**shared, exact_callbacks=[Stopper(2)])
     path = tmp_path / "b.jsonl"
     path.write_text(path.read_text().replace("20 and 6", "21 and 6"))
     with pytest.raises(LuthierError) as caught:
@@ -225,7 +225,7 @@ def test_the_first_line_after_a_kill_counts_the_steps_before_it_too(train, tmp_p
     if child == 0:
         kill = luthier.on(saved=lambda step: step == 6 and os.kill(os.getpid(), signal.SIGKILL))
         try:
-            train(**shared, callbacks=["jsonl", kill])
+            train(**shared, exact_callbacks=["jsonl", kill])
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

@@ -107,7 +107,7 @@ class Watch:
 
 def test_it_is_told_the_steps_done_before_each_step_and_evaluation_and_the_artifact(ternary, rows):
     quantizer = Ternary()
-    ternary(quantizer=quantizer, eval_data=rows[:4], eval_steps=2, callbacks=[Watch(quantizer)])
+    ternary(quantizer=quantizer, eval_data=rows[:4], eval_steps=2, exact_callbacks=[Watch(quantizer)])
     done, seen, runs = None, [], []
     for told in quantizer.told:
         if told == "run":
@@ -158,7 +158,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_an_undisturbed_one(ternary, r
     shared = {"eval_data": rows[:4], "eval_steps": 1, "packing": packing}
     straight = ternary(**shared, output_dir=tmp_path / "straight")
     with pytest.raises(Interrupted):
-        ternary(**shared, callbacks=["jsonl", Stop()])
+        ternary(**shared, exact_callbacks=["jsonl", Stop()])
     resumed = ternary(**shared)
     assert resumed.loss_history == straight.loss_history and resumed.eval_metrics == straight.eval_metrics
     assert evaluations(tmp_path / "run") == evaluations(tmp_path / "straight")  # of step 2 too
@@ -228,7 +228,7 @@ def worlds(settings):
 
 def test_sharded_ranks_apply_it_without_weights_and_train_as_one_does(ternary, model_folder, rows, tmp_path):
     settings = {"model": str(model_folder), "data": rows, "output_dir": tmp_path / "sharded", "adapter": "full",
-                "callbacks": [], "global_batch_size": 8, "learning_rate": 1e-3, "max_steps": 3,
+                "exact_callbacks": [], "global_batch_size": 8, "learning_rate": 1e-3, "max_steps": 3,
                 "distributed": {"strategy": "fsdp"}, "memory_check": False}  # fmt: skip
     alone = ternary(max_steps=3).loss_history
     first, second = in_ranks(2, worlds, settings, joined=False)

@@ -54,7 +54,7 @@ def test_a_resumed_run_equals_a_straight_run_bit_for_bit_with_dropout(train, tmp
     shared = {"model": str(dropping), "data": data, "num_train_epochs": 2, "optimizer": optimizer}
     straight = train(**shared, output_dir=tmp_path / "straight")
     with pytest.raises(Interrupted) as caught:
-        train(**shared, callbacks=["jsonl", _Stopper(cut)])
+        train(**shared, exact_callbacks=["jsonl", _Stopper(cut)])
     assert caught.value.exit_status == 143
     assert read_record(tmp_path / "run")["state"] == "stopped"
     resumed = train(**shared)
@@ -90,7 +90,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_aloud(train, tmp_path, data,
     shared = {"data": data, "num_train_epochs": 2, "save_steps": 2}
     straight = train(**shared, output_dir=tmp_path / "straight")
     with pytest.raises(Interrupted):
-        train(**shared, callbacks=[_Stopper(5)])
+        train(**shared, exact_callbacks=[_Stopper(5)])
     newest = checkpoint.list_checkpoints(tmp_path / "run")[-1] / "state.safetensors"
     newest.write_bytes(newest.read_bytes()[:-100])
     resumed = train(**shared)
@@ -102,21 +102,21 @@ def test_a_run_that_goes_back_keeps_what_it_writes_from_there_and_sets_the_rest_
     shared = {"data": data, "num_train_epochs": 2, "save_steps": 1}
     straight = train(**shared, output_dir=tmp_path / "straight")
     with pytest.raises(Interrupted):
-        train(**shared, callbacks=[_Stopper(5)])
+        train(**shared, exact_callbacks=[_Stopper(5)])
     back = {**shared, "resume": tmp_path / "run/checkpoints/step-00000002", "save_total_limit": 2}
     with pytest.raises(Interrupted):
-        train(**back, callbacks=[_Stopper(3)])
+        train(**back, exact_callbacks=[_Stopper(3)])
     assert [checkpoint.step_of(p) for p in checkpoint.list_checkpoints(tmp_path / "run")] == [2, 3]
     assert sorted(p.name[-1] for p in (tmp_path / "run/set-aside").iterdir()) == ["3", "4", "5"]
     begun = []
-    resumed = train(**back, callbacks=[luthier.on(resumed=lambda step: begun.append(step))])  # noqa: PLW0108
+    resumed = train(**back, exact_callbacks=[luthier.on(resumed=lambda step: begun.append(step))])  # noqa: PLW0108
     assert begun == [3]
     assert same(straight, resumed)
 
 
 def test_changed_data_is_refused_on_resume(train, data):
     with pytest.raises(Interrupted):
-        train(data=data, callbacks=[_Stopper(1)])
+        train(data=data, exact_callbacks=[_Stopper(1)])
     data.write_text(data.read_text().replace("0 and 0", "9 and 9"))
     with pytest.raises(LuthierError) as caught:
         train(data=data)
@@ -169,7 +169,7 @@ def killed_run(settings, delay):
 
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         try:
-            luthier.train(**settings, callbacks=["jsonl", luthier.on(step_started=arm)])
+            luthier.train(**settings, exact_callbacks=["jsonl", luthier.on(step_started=arm)])
         finally:
             os._exit(0)
     os.waitpid(child, 0)

@@ -17,7 +17,7 @@ from luthier.runs.writing.active_run import ActiveRun
 
 torch.set_num_threads(1)
 
-SETTINGS = {"adapter": {"name": "lora", "r": 16}, "learning_rate": 2e-4, "callbacks": ["jsonl"], "merge": None}
+SETTINGS = {"adapter": {"name": "lora", "r": 16}, "learning_rate": 2e-4, "exact_callbacks": ["jsonl"], "merge": None}
 
 
 @pytest.fixture(autouse=True)

@@ -66,7 +66,7 @@ def test_the_recipe_is_the_parameters_and_the_run_has_its_name_and_id(build, hoo
     fire.completed(run=run, result=None)
     found = recorded(callback)
     assert found.params == {"adapter.name": "lora", "adapter.r": "16", "learning_rate": "0.0002",
-                            "callbacks": '["jsonl"]', "merge": "none"}  # fmt: skip
+                            "exact_callbacks": '["jsonl"]', "merge": "none"}  # fmt: skip
     assert (found.name, found.tags["luthier.run_id"], found.experiment) == ("first", "r-1", "Default")
 
 

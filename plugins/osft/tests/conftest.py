@@ -28,7 +28,7 @@ def rows_of(tmp_path_factory):
 def train(model_folder, rows_of, tmp_path):
     """`luthier.train` on the tiny Llama in `tmp_path/run`, and whatever is changed; `.settings` are the others."""
     settings = {
-        "model": str(model_folder), "data": rows_of("one"), "callbacks": [], "global_batch_size": 4, "max_steps": 4,
+        "model": str(model_folder), "data": rows_of("one"), "exact_callbacks": [], "global_batch_size": 4, "max_steps": 4,
         "learning_rate": 1e-2, "memory_check": False, "output_dir": str(tmp_path / "run"),
     }  # fmt: skip
     run = functools.partial(_train, settings)

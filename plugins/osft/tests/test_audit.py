@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 @pytest.fixture(scope="module")
 def run(model_folder, rows_of, tmp_path_factory):
     return luthier.train(
-        model=str(model_folder), data=rows_of("one"), adapter=Osft(), merge=True, callbacks=[], max_steps=4,
+        model=str(model_folder), data=rows_of("one"), adapter=Osft(), merge=True, exact_callbacks=[], max_steps=4,
         learning_rate=1e-2, memory_check=False, output_dir=tmp_path_factory.mktemp("audit"), global_batch_size=4,
     )  # fmt: skip
 

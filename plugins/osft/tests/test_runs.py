@@ -55,7 +55,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(train, tmp_path, form):
 
     straight = train(**shared, output_dir=str(tmp_path / "straight"))
     with pytest.raises(RuntimeError, match="power cut"):
-        train(**shared, callbacks=[luthier.on(step_ended=break_off)])
+        train(**shared, exact_callbacks=[luthier.on(step_ended=break_off)])
     resumed = train(**shared)
     assert resumed.loss_history == straight.loss_history
     one, other = weights_of(resumed), weights_of(straight)

@@ -68,7 +68,7 @@ def test_an_interrupted_sequence_equals_an_undisturbed_one(sequence, tmp_path, f
     straight = luthier.continual(settings, adapter=Osft(form=form), output_dir=tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
         halt = [Halt(1, 4)]
-        luthier.continual(settings, adapter=Osft(form=form), output_dir=tmp_path / "cut", callbacks=halt)
+        luthier.continual(settings, adapter=Osft(form=form), output_dir=tmp_path / "cut", exact_callbacks=halt)
     resumed = luthier.continual(settings, adapter=Osft(form=form), output_dir=tmp_path / "cut")
     for one, other in zip(straight.runs, resumed.runs, strict=True):
         assert equal(trained(one), trained(other)) and equal(merged(one), merged(other))

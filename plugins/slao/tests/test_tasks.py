@@ -22,7 +22,7 @@ def settings(tmp_path_factory):
         rows = [{"prompt": f"{i} and {i % 4}?", "completion": answers[i % 3]} for i in range(16)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
-        "model": str(model), "callbacks": [], "global_batch_size": 4, "max_steps": 4, "learning_rate": 1e-2,
+        "model": str(model), "exact_callbacks": [], "global_batch_size": 4, "max_steps": 4, "learning_rate": 1e-2,
         "memory_check": False, "data": {"validation": 0.25},
         "tasks": [{"name": n, "data": str(folder / f"{n}.jsonl")} for n in ("one", "two")],
     }  # fmt: skip
@@ -75,7 +75,7 @@ def test_an_interrupted_sequence_equals_an_undisturbed_one(settings, tmp_path):
     settings = {**settings, "save_steps": 2, "async_save": False}
     straight = luthier.continual(settings, adapter=OPTIONS, output_dir=tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
-        luthier.continual(settings, adapter=OPTIONS, output_dir=tmp_path / "cut", callbacks=[Halt(1, 4)])
+        luthier.continual(settings, adapter=OPTIONS, output_dir=tmp_path / "cut", exact_callbacks=[Halt(1, 4)])
     resumed = luthier.continual(settings, adapter=OPTIONS, output_dir=tmp_path / "cut")
     for one, other in zip(straight.runs, resumed.runs, strict=True):
         for before, after in zip(pair(one), pair(other), strict=True):
@@ -106,7 +106,7 @@ def test_its_folder_is_read_by_plain_peft(settings, tmp_path):
     from transformers import AutoModelForCausalLM
 
     run = luthier.train(
-        model=settings["model"], data=settings["tasks"][0]["data"], adapter=OPTIONS, max_steps=3, callbacks=[],
+        model=settings["model"], data=settings["tasks"][0]["data"], adapter=OPTIONS, max_steps=3, exact_callbacks=[],
         learning_rate=1e-2, output_dir=tmp_path, memory_check=False,
     )  # fmt: skip
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(settings["model"]), str(run.artifact))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import typer
@@ -37,7 +37,7 @@ class Verbs(TyperGroup):
     def main(  # type: ignore[override]  # what else typer passes is passed on
         self, args: Any = None, prog_name: str | None = None, **extra: Any
     ) -> Any:
-        given = list(sys.argv[1:] if args is None else args) or ["--help"]
+        given = _with_dashes(sys.argv[1:] if args is None else args) or ["--help"]
         flags = given[: given.index("--")] if "--" in given else given
         as_json = "--json" in flags and "--help" not in flags
         extra |= {"standalone_mode": False, "obj": given}  # whoever starts processes passes the words on
@@ -57,6 +57,16 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _with_dashes(words: Iterable[str]) -> list[str]:
+    """The words with `--log_level` as `--log-level`; behind a dot, and behind `--`, names keep their spelling."""
+    given, spelled = list(words), []
+    end = given.index("--") if "--" in given else len(given)
+    for word in given[:end]:
+        name, equals, value = word.partition("=")
+        spelled.append(name.replace("_", "-") + equals + value if name[:2] == "--" and "." not in name else word)
+    return spelled + given[end:]
 
 
 def _print_version(asked: bool) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from luthier.cli.screen.answers import Answer
 from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, start_api
-from luthier.cli.screen.recipe_arguments import Help, Sets, show_help, split_words
+from luthier.cli.screen.recipe_arguments import Help, Sets, own_flags, show_help, split_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +52,7 @@ def continual(
     own = {"num_runs": num_runs, "steps_per_run": steps_per_run, "samples_per_run": samples_per_run}
     given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
     given |= {} if eval_base else {"eval_base": False}
-    overrides = [*parse_flags(flags), *parse_sets(sets or ())]
+    overrides = [*parse_flags(flags, own_flags()), *parse_sets(sets or ())]
     start_api(log_level, log_format, log_file)
     from luthier.training.continual.start import train_sequence
 

@@ -89,7 +89,7 @@ def run_demo(*, folder: str | Path | None = None, seed: int = 0, quiet: bool = F
     watchers = [*([] if quiet else ["progress"]), "jsonl", "plot"]
     target = free_folder(Path(folder or "runs/demo"))
     with _one_thread():
-        result = train(RECIPE, output_dir=target, callbacks=watchers, seed=seed, **settings)
+        result = train(RECIPE, output_dir=target, exact_callbacks=watchers, seed=seed, **settings)
     losses = [line["eval_loss"] for line in read_metrics(result.output_path / FILE) if "eval_loss" in line]
     after = generate(result.merged or result.artifact, QUESTION, max_new_tokens=ANSWER, seed=seed)
     return DemoResult(

@@ -10,17 +10,20 @@ import math
 import re
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
 from cattrs import Converter
 
-from luthier.errors import LuthierError, suggest_nearest
+from luthier.errors import LuthierError, join_errors, suggest_nearest
 from luthier.plugins.fields.hints import KEY, check_bounds, field_hints, type_name
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|inf")  # YAML 1.1 reads 2e-4 as text: a number is meant
 SEQUENCES: Final = {list: list, tuple: tuple, set: set, frozenset: frozenset, collections.abc.Sequence: list}
+FEW: Final = 20  # options that a hint lists
+MANY: Final = 100  # unknown options of one mapping that are told one by one
 MAPPINGS: Final = (dict, collections.abc.Mapping)
 
 
@@ -66,8 +69,7 @@ def _read(made: Converter, value: object, hint: Any) -> Any:
 
 def place_error(error: LuthierError, place: str) -> LuthierError:
     """The same error with `place` in front of its dotted path."""
-    where = ".".join(step for step in (place, error.where) if step) or None
-    return LuthierError(error.code, error.problem, where=where, found=error.found, remedy=error.remedy)
+    return error.relocated(lambda where: ".".join(step for step in (place, where) if step) or None)
 
 
 @functools.cache
@@ -152,19 +154,41 @@ def _instance(made: Converter, value: Any, cls: Any) -> object:
     if not isinstance(value, collections.abc.Mapping):
         raise wrong_value(value, f"a mapping of {cls.__name__}'s options")
     fields = {f.alias: f for f in attrs.fields(cls) if f.init}
-    for key in value:
-        if key not in fields:
-            remedy = suggest_nearest(str(key), fields) or "It has none."
-            raise LuthierError("recipe-unknown-option", "there is no such option", where=str(key), remedy=remedy)
+    errors = _unknown_keys(value, fields)
     given = {}
     for name, field in fields.items():
-        if name in value:
-            given[name] = _inside(made, value[name], field_hints(cls)[field.name], name)
-            if KEY in field.metadata:
-                check_bounds(given[name], field.metadata[KEY], name)
-        elif field.default is attrs.NOTHING:
-            raise LuthierError("recipe-missing", "is required", where=name)
+        try:
+            if name in value:
+                given[name] = _inside(made, value[name], field_hints(cls)[field.name], name)
+                if KEY in field.metadata:
+                    check_bounds(given[name], field.metadata[KEY], name)
+            elif field.default is attrs.NOTHING:
+                raise LuthierError("recipe-missing", "is required", where=name)
+        except LuthierError as error:
+            errors.append(error)
+    if errors:
+        raise join_errors(errors)
     return _made(cls, given)
+
+
+def _unknown_keys(value: Mapping[Any, Any], fields: Mapping[str, Any]) -> list[LuthierError]:
+    """An error for each key that is no option; the first hundred only, and how many there are besides."""
+    unknown = [str(key) for key in value if key not in fields]
+    errors = [
+        LuthierError("recipe-unknown-option", "there is no such option", where=key, remedy=_hint(key[:MANY], fields))
+        for key in unknown[:MANY]
+    ]
+    if len(unknown) > MANY:
+        errors.append(LuthierError("recipe-unknown-option", f"{len(unknown) - MANY} more options are not known"))
+    return errors
+
+
+def _hint(key: str, fields: Mapping[str, Any]) -> str:
+    """The nearest option, or all of them where they are few."""
+    near = suggest_nearest(key, fields)
+    if not near.startswith("Known") or len(fields) <= FEW:
+        return near or "It has none."
+    return "`luthier train --help` and docs/options.md list them."
 
 
 def _made(cls: Any, given: dict[str, Any]) -> object:
@@ -172,8 +196,7 @@ def _made(cls: Any, given: dict[str, Any]) -> object:
     try:
         return cls(**given)
     except LuthierError as error:
-        where = (error.where or "").removeprefix(f"{cls.__name__}.") or None
-        raise LuthierError(error.code, error.problem, where=where, found=error.found, remedy=error.remedy) from None
+        raise error.relocated(lambda where: (where or "").removeprefix(f"{cls.__name__}.") or None) from None
     except (TypeError, ValueError) as error:
         raise LuthierError("recipe-out-of-range", f"refused by {cls.__name__}: {error}") from error
 

@@ -128,7 +128,10 @@ class Settings:
     loss: Any = option("sft", help="What is minimised.")
     optimizer: Any = option("adamw", help="How a gradient becomes a step.")
     quantizer: Any = option("none", help="How the base model's weights are stored.")
-    callbacks: list[Any] = option(factory=lambda: ["progress", "jsonl", "plot"], help="Who watches the run.")
+    callbacks: list[Any] = option(
+        factory=lambda: ["progress", "jsonl", "plot"],
+        help="Who watches the run besides progress, jsonl and plot; '-plot' takes one of these away, [] takes all.",
+    )
     provider: Any = option("local", help="Where it trains.")
 
     adapter_from: str | None = option(None, help="A trained adapter, or its run: the run begins with its weights.")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from luthier.recipe.schema import Settings
 
 WATCHING: Final = (
-    *("output_dir", "run_name", "callbacks", "logging_steps", "gradient_flow_steps"),
+    *("output_dir", "run_name", "callbacks", "exact_callbacks", "logging_steps", "gradient_flow_steps"),
     *("distributed", "oom_recovery", "memory_check"),
     *("save_strategy", "save_steps", "save_samples", "save_total_limit", "save_final", "async_save"),
 )
@@ -34,7 +34,7 @@ def plain_recipe(recipe: Settings, plugins: Plugins | None = None) -> dict[str, 
         if field.name in FIELDS:
             result[field.name] = to_plain(value, field.name, field.name, known)
         elif field.name == "callbacks":
-            result[field.name] = [to_plain(c, "callback", f"callbacks.{i}", known) for i, c in enumerate(value)]
+            result["exact_callbacks"] = [to_plain(c, "callback", f"callbacks.{i}", known) for i, c in enumerate(value)]
         else:
             result[field.name] = plain_value(value)
     return escape_variables(result)

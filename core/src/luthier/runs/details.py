@@ -127,9 +127,9 @@ def _of_parts(settings: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind in FIELDS:
         found |= {f"{kind}.name": default_of(kind), **_of_part(kind, settings.get(kind), kind)}
-    found |= {f"callbacks.{place}.name": name for place, name in enumerate(default_of("callbacks"))}
-    for place, value in enumerate(settings.get("callbacks") or ()):
-        found |= _of_part("callback", value, f"callbacks.{place}")
+    found |= {f"exact_callbacks.{place}.name": name for place, name in enumerate(default_of("callbacks"))}
+    for place, value in enumerate(settings.get("exact_callbacks") or ()):
+        found |= _of_part("callback", value, f"exact_callbacks.{place}")
     return found
 
 

@@ -119,6 +119,8 @@ class RunFolder:
             tree, _ = load_yaml((self.path / RECIPE).read_text("utf-8"), RECIPE)
         except (OSError, UnicodeDecodeError, LuthierError):
             return None
+        if isinstance(tree, dict) and "callbacks" in tree:  # as an older Luthier wrote the exact list
+            tree["exact_callbacks"] = tree.pop("callbacks")
         return tree if isinstance(tree, dict) else None
 
     def summary(self) -> dict[str, Any]:

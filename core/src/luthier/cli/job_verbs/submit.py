@@ -9,7 +9,7 @@ import typer
 
 from luthier.cli.screen.answers import Answer, make_console
 from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel
-from luthier.cli.screen.recipe_arguments import Help, Sets, show_help, split_words
+from luthier.cli.screen.recipe_arguments import Help, Sets, own_flags, show_help, split_words
 
 if TYPE_CHECKING:
     from luthier.jobs.making.preparing import PreparedJob
@@ -89,7 +89,7 @@ def read_words(words: Sequence[str], sets: Sequence[str] | None) -> Reading:
     from luthier.recipe import load_recipe, parse_flags, parse_sets
 
     path, flags = split_words(words)
-    reading = load_recipe(path, [*parse_flags(flags), *parse_sets(sets or ())])
+    reading = load_recipe(path, [*parse_flags(flags, own_flags()), *parse_sets(sets or ())])
     for note in reading.notes:
         make_console(stderr=True).print(f"note: {note}", style="yellow", soft_wrap=True)
     return reading

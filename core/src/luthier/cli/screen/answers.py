@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import math
 import os
@@ -107,14 +108,16 @@ def print_json(document: Mapping[str, Any], stdout: Any) -> None:
 
 
 def print_error(error: LuthierError) -> None:
-    """One red line and the remedy, on standard error."""
+    """A red line and its remedy, on standard error, for the error and for each that is told with it."""
     from rich.text import Text
 
     screen = make_console(stderr=True)
-    line = error.line.replace("\n", " ")
-    screen.print(Text(f"error: {line} [{error.code}]", style="red"), soft_wrap=True)
-    if error.remedy:
-        screen.print(Text(error.remedy), soft_wrap=True)
+    errors = (error, *error.also)
+    for single, following in itertools.zip_longest(errors, errors[1:]):
+        line = single.line.replace("\n", " ")
+        screen.print(Text(f"error: {line} [{single.code}]", style="red"), soft_wrap=True)
+        if single.remedy and (following is None or following.remedy != single.remedy):
+            screen.print(Text(single.remedy), soft_wrap=True)
 
 
 def make_console(*, stderr: bool = False) -> Console:

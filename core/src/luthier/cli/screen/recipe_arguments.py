@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import click
 import typer
 
 from luthier.cli.screen.answers import make_console
@@ -49,11 +50,18 @@ def read_recipe(words: Sequence[str], sets: Sequence[str] | None) -> Recipe:
     from luthier.recipe import load_recipe, parse_flags, parse_sets
 
     path, flags = split_words(words)
-    reading = load_recipe(path, [*parse_flags(flags), *parse_sets(sets or ())])
+    reading = load_recipe(path, [*parse_flags(flags, own_flags()), *parse_sets(sets or ())])
     screen = make_console(stderr=True)
     for note in reading.notes if is_first_speaker() else ():
         screen.print(f"note: {note}", style="yellow", soft_wrap=True)
     return reading.recipe
+
+
+def own_flags() -> list[str]:
+    """The flags of the command that runs, such as `--json`."""
+    context = click.get_current_context(silent=True)
+    parameters = context.command.params if context else []
+    return [flag for parameter in parameters for flag in parameter.opts if flag.startswith("--")]
 
 
 def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:

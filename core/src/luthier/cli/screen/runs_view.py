@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.cli.screen.tables import draw_commands, draw_section, pairs_table, plain_table
+from luthier.cli.screen.tables import draw_commands, draw_fitted, draw_section, pairs_table, plain_table
 from luthier.sizes import size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from luthier.training.run import Run
 
@@ -27,6 +28,7 @@ STYLES = {
 }
 SECTIONS = {"Options": "options", "Parts": "parts", "Versions": "versions", "Machine": "environment"}  # of a comparison
 WIDEST = 60  # columns of a curve
+FIRST_TO_GO = ("adapter", "loss", "model", "age", "id")  # columns of the list that a narrow screen lacks
 AGES = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
@@ -37,12 +39,14 @@ def draw_list(screen: Console, runs: Sequence[Mapping[str, Any]], directory: Pat
     if not runs:
         screen.print(f"There are no runs in {directory}.")
         return
-    table = plain_table("id", "name", "state", "model", "adapter", ">steps", ">loss", ">eval loss", ">age")
+    rows: list[list[str | Text]] = [
+        ["id", "name", "state", "model", "adapter", ">steps", ">loss", ">eval loss", ">age"]
+    ]
     for run in runs:
         state = Text(run["state"], style=STYLES.get(run["state"], ""))
-        row = (run["name"], state, run["model"] or "-", run["adapter"] or "-", _steps(run))
-        table.add_row(run["id"] or "-", *row, _loss(run["loss"]), _loss(run["eval_loss"]), _age(run["age"]))
-    screen.print(table)
+        row = [run["id"] or "-", run["name"], state, run["model"] or "-", run["adapter"] or "-", _steps(run)]
+        rows.append([*row, _loss(run["loss"]), _loss(run["eval_loss"]), _age(run["age"])])
+    draw_fitted(screen, rows, FIRST_TO_GO)
     for run in runs:
         if run["damage"]:
             screen.print(Text(f"damaged: {run['path']}: {run['damage']}", style=STYLES["damaged"]), soft_wrap=True)

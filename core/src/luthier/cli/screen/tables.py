@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+GAP: Final = 2  # spaces between columns
 
 
 def plain_table(*columns: str, **settings: Any) -> Table:
@@ -30,6 +34,38 @@ def pairs_table(pairs: Mapping[str, Any]) -> Table:
         if value is not None:
             table.add_row(name, str(value))
     return table
+
+
+def draw_fitted(screen: Console, rows: Sequence[Sequence[str | Text]], first_to_go: Sequence[str]) -> None:
+    """A table whose rows are one line each, its heads the first row; a head that begins with `>` aligns to the right.
+
+    On a terminal that is too narrow whole columns are left out, in the order of `first_to_go`; then the widest one is
+    cut. A pipe gets every column whole, unless COLUMNS says how wide it is.
+    """
+    from rich.text import Text
+
+    columns = [[Text.assemble(cell) for cell in column] for column in zip(*rows, strict=True)]
+    heads = [column[0].plain for column in columns]
+    right = [head.startswith(">") for head in heads]
+    for column, head in zip(columns, heads, strict=True):
+        column[0] = Text(head.removeprefix(">"), style="bold")
+    widths = [max(cell.cell_len for cell in column) for column in columns]
+    shown = list(range(len(columns)))
+    if screen.is_terminal or "COLUMNS" in os.environ:
+        for name in first_to_go:
+            if sum(widths[i] + GAP for i in shown) - GAP > screen.width:
+                shown = [i for i in shown if heads[i].removeprefix(">") != name]
+        excess = sum(widths[i] + GAP for i in shown) - GAP - screen.width
+        widest = max(shown, key=lambda i: widths[i])
+        widths[widest] -= max(0, min(excess, widths[widest] - 4))
+    for cells in zip(*columns, strict=True):
+        line = Text()
+        for i in shown:
+            cells[i].truncate(widths[i], overflow="ellipsis")
+            cells[i].align("right" if right[i] else "left", widths[i])
+            line += cells[i] + Text(" " * GAP)
+        line.rstrip()
+        screen.print(line, soft_wrap=True)
 
 
 def draw_section(screen: Console, title: str, content: Any) -> None:

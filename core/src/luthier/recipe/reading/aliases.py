@@ -94,7 +94,7 @@ def rename_alias(entry: Entry, notes: list[str]) -> list[Entry]:
         raise LuthierError("recipe-conflict", BATCH_SIZE, where=".".join(entry.origin), found=bare_value(entry.value),
                            remedy=remedy)  # fmt: skip
     if written in READINGS:
-        meant = READINGS[written](bare_value(entry.value))
+        meant = {} if bare_value(entry.value) is None else READINGS[written](bare_value(entry.value))
         means = " and ".join(f"{name}: {_shown(value)}" for name, value in meant.items())
         told = f"means {means}" if meant else "changes nothing"
         notes.append(_told(entry, f"{written}: {_shown(bare_value(entry.value))} {told}"))

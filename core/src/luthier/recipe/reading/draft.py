@@ -57,11 +57,15 @@ class Draft:
     origins: dict[Steps, Entry] = attrs.field(factory=dict)
     notes: list[str] = attrs.field(factory=list)
     home: Layer | None = None  # the first layer: where what is missing should be written
+    errors: list[LuthierError] = attrs.field(factory=list)  # each with its place; told together at the end
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Merge the canonical entries of one layer over what is there; those of shorter paths come first."""
         for entry in sorted(entries, key=lambda e: len(e.steps)):
-            self._put(entry)
+            try:
+                self._put(self._settle_callbacks(entry))
+            except LuthierError as error:
+                self.errors.append(self.placed(error))
 
     def origin(self, steps: Steps) -> tuple[Layer, Steps] | None:
         """The layer that wrote the value at `steps`, and its path there; None for a default."""
@@ -83,12 +87,30 @@ class Draft:
         return self.home.label(steps) if self.home else ""
 
     def placed(self, error: LuthierError) -> LuthierError:
-        """The error with the file and line, the flag or the variable that wrote its option in front."""
-        path = (error.where or "").split(":")[0]
+        """The error, and each told with it, with the file and line, flag or variable that wrote its option in front."""
+        return error.relocated(self._place_of)
+
+    def _place_of(self, where: str | None) -> str | None:
+        path = (where or "").split(":")[0]
         steps = tuple(path.split("."))
         if steps[0] not in attrs.fields_dict(Settings) and steps[:1] not in self.origins:
-            return error  # it names a flag or a file itself
-        return label_error(error, self.label(steps), path)
+            return where  # it names a flag or a file itself
+        return label_error(where, self.label(steps), path)
+
+    def _settle_callbacks(self, entry: Entry) -> Entry:
+        """Keep one of `callbacks` and `exact_callbacks`: the later layer's; an option set by number is the list's."""
+        other = {"callbacks": "exact_callbacks", "exact_callbacks": "callbacks"}.get(entry.steps[0])
+        if other is None or other not in self.tree:
+            return entry
+        if len(entry.steps) > 1:
+            return attrs.evolve(entry, steps=(other, *entry.steps[1:]))
+        if self.origins[(other,)].layer is entry.layer:
+            problem = f"{entry.steps[0]} and {other} are both given, and each says who watches the run"
+            raise LuthierError("recipe-conflict", problem, where=entry.label)
+        del self.tree[other]
+        for steps in [steps for steps in self.origins if steps[0] == other]:
+            del self.origins[steps]
+        return entry
 
     def _put(self, entry: Entry) -> None:
         *above, last = entry.steps
@@ -145,11 +167,13 @@ class Draft:
                 self.notes.append(f"{entry.label}: another model, so model.{name} is dropped")
 
 
-def label_error(error: LuthierError, label: str, path: str) -> LuthierError:
-    """The error with a label in front; a flag that spells the option's path takes its place."""
+def label_error(where: str | None, label: str, path: str) -> str | None:
+    """A place with a label in front; a flag that spells the option's path takes its place."""
+    if not label:
+        return where
     if label.lstrip("-").replace("-", "_") == path:
-        return LuthierError(error.code, error.problem, where=label, found=error.found, remedy=error.remedy)
-    return error.at(label) if label else error
+        return label
+    return f"{label}: {where}" if where else label
 
 
 def _opened(known: Any, here: Steps, entry: Entry) -> Any:
@@ -160,7 +184,7 @@ def _opened(known: Any, here: Steps, entry: Entry) -> Any:
     part = here[0] in FIELDS and len(here) == 1
     if known is None and part:
         return {"name": entry.implies or default_of(here[0])}
-    if isinstance(known, str) and (part or (here[0] == "callbacks" and len(here) == 2)):
+    if isinstance(known, str) and (part or (here[0] in ("callbacks", "exact_callbacks") and len(here) == 2)):
         return {"name": known}
     if known is None:
         return default_of("callbacks") if here == ("callbacks",) else {}

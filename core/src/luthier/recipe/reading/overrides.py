@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
 
-from luthier.errors import LuthierError, suggest_nearest
+from luthier.errors import LuthierError, join_errors, suggest_nearest
 from luthier.plugins.fields.hints import field_hints
 from luthier.plugins.structure import Written
 from luthier.recipe.parts import FIELDS
 from luthier.recipe.reading import yaml12
 from luthier.recipe.reading.aliases import ALIASES, READINGS
+from luthier.recipe.reading.callback_list import EXACT
+from luthier.recipe.reading.foreign_keys import find_remedy
 from luthier.recipe.schema import Data, Model, Settings
 
 PREFIX: Final = "LUTHIER_"
+FREE_PREFIX: Final = "LUTHIER_X_"  # for other programs; nothing of Luthier's will ever begin so
 RESERVED: Final = frozenset(
     {"LUTHIER_DISABLE_PLUGINS", "LUTHIER_DATA", "LUTHIER_EXAMPLES", "LUTHIER_CACHE", "LUTHIER_JOBS"}
 )
@@ -31,19 +35,26 @@ class Override:
     label: str = ""
 
 
-def parse_flags(arguments: Sequence[str]) -> list[Override]:
+def parse_flags(arguments: Sequence[str], own: Sequence[str] = ()) -> list[Override]:
     """`--adapter lora --adapter.r 16 --learning-rate=1e-4 --no-packing` as overrides, kebab-case or snake_case.
 
-    A switch without a value is true, `--no-x` is false. Raises `recipe-missing`, `recipe-unknown-option` or, for a
-    flag given twice, `recipe-conflict`.
+    A switch without a value is true, `--no-x` is false. `own` holds the command's own flags, for hints. Raises
+    `recipe-missing`, `recipe-unknown-option` or, for a flag given twice, `recipe-conflict`; all flags' errors at once.
     """
     found: dict[tuple[str, ...], Override] = {}
+    errors: list[LuthierError] = []
     for flag, text in _pairs(list(arguments)):
-        override = _flag(flag, text)
-        if override.steps in found:
-            remedy = f"Give it once; a list is written {flag} '[a, b]'."
-            raise LuthierError("recipe-conflict", "is given twice", where=flag, found=text, remedy=remedy)
-        found[override.steps] = override
+        try:
+            override = _flag(flag, text, own)
+            if override.steps in found:
+                remedy = f"Give it once; a list is written {flag} '[a, b]'."
+                raise LuthierError("recipe-conflict", "is given twice", where=flag, found=text, remedy=remedy)
+        except LuthierError as error:
+            errors.append(error)
+        else:
+            found[override.steps] = override
+    if errors:
+        raise join_errors(errors)
     return list(found.values())
 
 
@@ -54,8 +65,13 @@ def parse_sets(settings: Sequence[str]) -> list[Override]:
 
 def from_environment(environ: Mapping[str, str]) -> list[Override]:
     """Every `LUTHIER_A__B=c` as an override of `a.b`; an unknown one is an error with the nearest."""
-    names = sorted(name for name in environ if name.startswith(PREFIX) and name not in RESERVED)
+    names = sorted(name for name in environ if name.startswith(PREFIX) and not _is_reserved(name))
     return [_variable(name, environ[name]) for name in names]
+
+
+def _is_reserved(name: str) -> bool:
+    """Whether a variable is no option's: one of ours that says where things lie, or any of `LUTHIER_X_*`."""
+    return name in RESERVED or name.startswith(FREE_PREFIX)
 
 
 def from_python(overrides: Mapping[str, Any]) -> list[Override]:
@@ -118,14 +134,14 @@ def _is_switch(flag: str, text: str) -> bool:
     return len(steps) == 1 and field_hints(Settings).get(steps[0]) is bool and text.lower() not in ("true", "false")
 
 
-def _flag(flag: str, text: str | None) -> Override:
+def _flag(flag: str, text: str | None, own: Sequence[str]) -> Override:
     steps = _steps(flag[2:])
     if _negated(steps):
         if text is not None:
             remedy = f"Write {flag} alone, or --{flag[5:]} {text}."
             raise LuthierError("recipe-conflict", "takes no value", where=flag, found=text, remedy=remedy)
         return Override(steps=(steps[0].removeprefix("no_"), *steps[1:]), value=False, label=flag)
-    _refuse_unknown(steps, flag)
+    _refuse_unknown(steps, flag, own)
     if text is None and not _may_be_true(steps):
         raise LuthierError("recipe-missing", "needs a value", where=flag, remedy=f"Write {flag} VALUE.")
     return Override(steps=steps, value=True if text is None else parse_value(text), label=flag)
@@ -171,17 +187,24 @@ def _steps(name: str) -> tuple[str, ...]:
     return tuple(steps)
 
 
-def _refuse_unknown(steps: tuple[str, ...], label: str) -> None:
-    if not _is_known(steps):
-        remedy = suggest_nearest(".".join(steps), [".".join(path) for path in _known()])
-        near = remedy if remedy.startswith("Did") else "List them with --help."
-        raise LuthierError("recipe-unknown-option", "there is no such option", where=label, remedy=near)
+def _refuse_unknown(steps: tuple[str, ...], label: str, own: Sequence[str] = ()) -> None:
+    """Refuse what is no option, with the nearest of ours: other tools' spellings are read, but never proposed."""
+    if _is_known(steps):
+        return
+    foreign = find_remedy(".".join(steps))
+    if foreign:
+        raise LuthierError("recipe-unknown-option", foreign[0], where=label, remedy=foreign[1])
+    known = {".".join(path): ".".join(path) for path in _known()}
+    known |= {flag.removeprefix("--").replace("-", "_"): flag for flag in own}
+    near = difflib.get_close_matches(".".join(steps), known, n=2, cutoff=0.6)
+    remedy = f"Did you mean {' or '.join(repr(known[name]) for name in near)}?" if near else "List them with --help."
+    raise LuthierError("recipe-unknown-option", "there is no such option", where=label, remedy=remedy)
 
 
 def _is_known(steps: tuple[str, ...]) -> bool:
     """Whether the first step, and the second below model and data, are options or aliases; parts judge their own."""
     dotted = ".".join(steps)
-    if dotted in ALIASES or dotted in READINGS or steps[0] in ("batch_size", "train_batch_size"):
+    if dotted in ALIASES or dotted in READINGS or steps[0] in ("batch_size", "train_batch_size", EXACT):
         return True
     if steps[0] in SECTIONS and len(steps) > 1:
         return steps[1] in field_hints(SECTIONS[steps[0]])
@@ -190,7 +213,7 @@ def _is_known(steps: tuple[str, ...]) -> bool:
 
 def _known() -> list[tuple[str, ...]]:
     inner = [(name, option) for name, cls in SECTIONS.items() for option in field_hints(cls)]
-    return [*((name,) for name in (*field_hints(Settings), *ALIASES, *READINGS)), *inner]
+    return [*((name,) for name in field_hints(Settings)), *inner]
 
 
 SECTIONS: Final[dict[str, type]] = {"model": Model, "data": Data}

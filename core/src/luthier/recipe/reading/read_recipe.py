@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import attrs
 
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, join_errors
 from luthier.plugins.registry import Plugins, installed_plugins
-from luthier.plugins.structure import bare_value, place_error, structure_value, wrong_value
+from luthier.plugins.structure import bare_value, place_error, structure_value
+from luthier.recipe.artifact_note import RECORD
 from luthier.recipe.checks.contradictions import batch_product
 from luthier.recipe.checks.other_models import open_run_model
 from luthier.recipe.parts import FIELDS, Part, default_options, find_part, plain_options, plain_value
 from luthier.recipe.reading.aliases import joined_betas, quantized_names, rename_alias
+from luthier.recipe.reading.callback_list import ADDED, EXACT, read_callbacks
 from luthier.recipe.reading.draft import Draft, Entry, Layer, default_of, label_error
+from luthier.recipe.reading.foreign_keys import explain_foreign
 from luthier.recipe.reading.overrides import Override, from_environment, from_python, parse_sets
 from luthier.recipe.reading.paths import escape_variables, expand_variables, locate_paths
 from luthier.recipe.reading.recipe_files import find_file, read_recipe_file
@@ -81,14 +84,17 @@ def _begun(source: object, plugins: Plugins) -> tuple[Layer, Mapping[str, Any]]:
         raise LuthierError("recipe-wrong-type", problem, found=source, remedy=remedy)
     file = find_file(Path(source))
     tree, labels = read_recipe_file(file)
+    if ADDED in tree and (file.parent / RECORD).is_file():  # a run folder made by an older Luthier holds the exact list
+        tree[EXACT] = tree.pop(ADDED)
+        labels |= {(EXACT, *steps[1:]): label for steps, label in labels.items() if steps[:1] == (ADDED,)}
     return Layer(labels=labels, base=file.absolute().parent), tree
 
 
 def _given_settings(recipe: Settings, plugins: Plugins) -> dict[str, Any]:
     """What a recipe says beside the defaults, as plain data; objects of the caller's stay objects."""
     kept = {kind: _brief(getattr(recipe, kind), kind, kind, plugins) for kind in FIELDS}
-    kept["callbacks"] = [_brief(c, "callback", f"callbacks.{i}", plugins) for i, c in enumerate(recipe.callbacks)]
-    others = [f.name for f in attrs.fields(Settings) if f.name not in kept]
+    kept[EXACT] = [_brief(c, "callback", f"{ADDED}.{i}", plugins) for i, c in enumerate(recipe.callbacks)]
+    others = [f.name for f in attrs.fields(Settings) if f.name not in (*kept, ADDED)]
     given = {name: getattr(recipe, name) for name in others}
     return {k: escape_variables(plain_value(v)) for k, v in given.items() if k == "data" or v != default_of(k)} | kept
 
@@ -113,14 +119,9 @@ def _lay(draft: Draft, layer: Layer, items: Any, environ: Mapping[str, str]) -> 
     draft.home = draft.home or layer
     pairs = [((), items)] if isinstance(items, Mapping) else items
     given = [Entry(steps=s, origin=s, layer=layer, value=_expanded(v, s, layer, environ)) for s, v in pairs]
-    try:
-        entries = [found for entry in given for found in _canonical(entry, draft.notes)]
-    except LuthierError as error:
-        raise _placed(error, layer) from None
-    try:
-        draft.add(entries)
-    except LuthierError as error:
-        raise draft.placed(error) from None
+    errors: list[LuthierError] = []
+    draft.add([entry for one in given for entry in _canonical(one, draft.notes, errors)])
+    draft.errors += [_placed(error, layer) for error in errors]
 
 
 def _expanded(value: Any, steps: tuple[str, ...], layer: Layer, environ: Mapping[str, str]) -> Any:
@@ -132,35 +133,55 @@ def _expanded(value: Any, steps: tuple[str, ...], layer: Layer, environ: Mapping
 
 def _placed(error: LuthierError, layer: Layer) -> LuthierError:
     """The error of a path as it was written in a layer, with its line, flag or variable in front."""
-    path = error.where or ""
-    return label_error(error, layer.label(tuple(path.split("."))), path)
+    return error.relocated(lambda where: label_error(where, layer.label(tuple((where or "").split("."))), where or ""))
 
 
-def _canonical(entry: Entry, notes: list[str]) -> Iterator[Entry]:
+def _canonical(entry: Entry, notes: list[str], errors: list[LuthierError]) -> Iterator[Entry]:
     """The entries that one stands for, under this project's names and without short forms."""
-    for renamed in rename_alias(entry, notes):
-        short = expand_short(renamed)
+    try:
+        pairs = [(renamed, expand_short(renamed)) for renamed in rename_alias(entry, notes)]
+    except LuthierError as error:
+        errors.append(error)
+        return
+    for renamed, short in pairs:
         if short is None:
             yield renamed
-        else:
-            for child in short:
-                yield from _canonical(child, notes)
+        for child in short or ():
+            yield from _canonical(child, notes, errors)
 
 
 def _finish(made: type[Made], draft: Draft, plugins: Plugins | None) -> Reading[Made]:
+    """The recipe that a draft means. Every error of the draft is told at once, in the order of the file's parts."""
     known = plugins or installed_plugins()
-    try:
-        open_run_model(draft)
-        quantized_names(draft, known)
-        joined_betas(draft.tree, known)
-        _size_batch(draft.tree)
-        settings = {name: value for name, value in draft.tree.items() if name not in (*FIELDS, "callbacks")}
-        recipe = structure_value(settings, made, "")  # first what no plugin is needed for
-        recipe = attrs.evolve(recipe, **_found_parts(draft.tree, known))
-    except LuthierError as error:
-        raise draft.placed(error) from error.__cause__
+    errors, causes = list(draft.errors), []
+
+    def attempt(work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except LuthierError as error:
+            errors.append(draft.placed(error))
+            causes.append(error.__cause__)
+
+    attempt(lambda: open_run_model(draft))
+    attempt(lambda: quantized_names(draft, known))
+    attempt(lambda: joined_betas(draft.tree, known))
+    attempt(lambda: _size_batch(draft.tree))
+    settings = {name: value for name, value in draft.tree.items() if name not in (*FIELDS, ADDED, EXACT)}
+    recipe = attempt(lambda: structure_value(settings, made, ""))  # first what no plugin is needed for
+    parts = {kind: attempt(lambda kind=kind: _found_part(draft.tree, kind, known)) for kind in FIELDS}
+    watchers = attempt(lambda: read_callbacks(draft.tree, known))
+    if errors:
+        raise join_errors(explain_foreign(errors, lost=bool(draft.errors))) from next(iter(causes), None)
+    recipe = attrs.evolve(recipe, callbacks=[_held(part) for _, part in watchers], **parts)
+    places = [steps for steps, _ in watchers]
+    located_recipe = locate_paths(recipe, lambda steps: draft.base(_written_at(steps, places)))
     given = dict(_written_leaves(draft.tree))
-    return Reading(recipe=locate_paths(recipe, draft.base), notes=tuple(dict.fromkeys(draft.notes)), given=given)
+    return Reading(recipe=located_recipe, notes=tuple(dict.fromkeys(draft.notes)), given=given)
+
+
+def _written_at(steps: tuple[str, ...], places: list[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the path at which an option was written: callbacks stand elsewhere in a recipe than in what it means."""
+    return (*places[int(steps[1])], *steps[2:]) if steps[0] == ADDED else steps
 
 
 def _written_leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -182,14 +203,9 @@ def _size_batch(tree: dict[str, Any]) -> None:
         tree.setdefault("global_batch_size", product)
 
 
-def _found_parts(tree: dict[str, Any], plugins: Plugins) -> dict[str, Any]:
-    """For each part field, defaults included, its options object or the caller's own object."""
-    given = {name: tree.get(name, default_of(name)) for name in (*FIELDS, "callbacks")}
-    found: dict[str, Any] = {kind: _held(find_part(given[kind], kind, kind, plugins)) for kind in FIELDS}
-    if not isinstance(given["callbacks"], list):
-        raise place_error(wrong_value(given["callbacks"], "a list"), "callbacks")
-    parts = [find_part(c, "callback", f"callbacks.{i}", plugins) for i, c in enumerate(given["callbacks"])]
-    return found | {"callbacks": [_held(part) for part in parts]}
+def _found_part(tree: dict[str, Any], kind: str, plugins: Plugins) -> Any:
+    """A part field's options object, its default's included, or the caller's own object."""
+    return _held(find_part(tree.get(kind, default_of(kind)), kind, kind, plugins))
 
 
 def _held(part: Part) -> Any:

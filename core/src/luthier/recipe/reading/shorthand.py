@@ -74,7 +74,7 @@ def _part(entry: Entry, value: Any) -> list[Entry] | None:
 
 
 def _callbacks(entry: Entry, value: Any) -> list[Entry] | None:
-    return _changed(entry, [value] if isinstance(value, (str, Mapping)) else value)
+    return _changed(entry, [value] if isinstance(value, (str, Mapping, Written)) else value)
 
 
 RULES: Final[dict[Steps, Callable[[Entry, Any], list[Entry] | None]]] = {
@@ -86,6 +86,7 @@ RULES: Final[dict[Steps, Callable[[Entry, Any], list[Entry] | None]]] = {
     ("data",): _data,
     ("distributed",): _distributed,
     ("callbacks",): _callbacks,
+    ("exact_callbacks",): _callbacks,
     **{(kind,): _part for kind in FIELDS},
 }
 

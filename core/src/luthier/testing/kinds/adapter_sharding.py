@@ -64,7 +64,7 @@ def _train(subject: Subject, options: Any, settings: Mapping[str, Any]) -> dict[
         if not hasattr(part, flag):
             setattr(part, flag, getattr(subject.record, flag))
     try:
-        run = luthier.train(**settings, adapter=part, precision="float32", num_threads=1, callbacks=[],
+        run = luthier.train(**settings, adapter=part, precision="float32", num_threads=1, exact_callbacks=[],
                             memory_check=False, global_batch_size=4, optimizer="sgd", learning_rate=0.1)  # fmt: skip
     except luthier.LuthierError as error:
         if error.code in DEFECTS:

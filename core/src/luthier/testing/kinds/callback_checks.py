@@ -176,7 +176,7 @@ def _trained(callbacks: list[Any]) -> Any:
             model=(tiny_model(), tiny_tokenizer()),
             data=ROWS,
             eval_data=ROWS[:2],
-            callbacks=callbacks,
+            exact_callbacks=callbacks,
             max_steps=3,
             eval_steps=1,
             global_batch_size=4,
