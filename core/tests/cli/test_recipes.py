@@ -51,7 +51,8 @@ def test_help_of_train_shows_its_own_flags_and_every_setting(luthier):
 
 def test_help_of_train_names_the_installed_parts(luthier):
     text = luthier("train", "--help").stdout
-    for record in (offer.record for offer in installed_plugins().offers() if "." not in offer.record.name):
+    records = [offer.record for offer in installed_plugins().offers() if "." not in offer.record.name]
+    for record in (record for record in records if record.kind in (*FIELDS, "callback")):
         assert record.name in text
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError
-from luthier.data.formats.flags import FLAGS, NUMBERS, OPPOSITES, SWITCHES
+from luthier.data.formats.message_flags import FLAGS, NUMBERS, OPPOSITES, SWITCHES
 from luthier.data.formats.wanted import Wanted
 
 QUIET = settings(max_examples=30, deadline=None)

@@ -52,7 +52,7 @@ def continual(
     own = {"num_runs": num_runs, "steps_per_run": steps_per_run, "samples_per_run": samples_per_run}
     given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
     given |= {} if eval_base else {"eval_base": False}
-    overrides = [*parse_flags(flags, own_flags()), *parse_sets(sets or ())]
+    overrides = [*parse_flags(flags, own_flags(context)), *parse_sets(sets or ())]
     start_api(log_level, log_format, log_file)
     from luthier.training.continual.start import train_sequence
 

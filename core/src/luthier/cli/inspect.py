@@ -42,7 +42,7 @@ def inspect(
     """Show examples as the loss sees them, drops and lengths."""
     if help_:
         show_help(context, USAGE)
-    recipe = read_recipe(context.args, sets)
+    recipe = read_recipe(context, sets)
     found = start_api(log_level, log_format, log_file).inspect(recipe, rows=rows)
     return Answer(document=found.to_dict(), view=lambda screen: draw_inspection(screen, found))
 

@@ -48,7 +48,7 @@ def plan(
     from luthier.recipe.rowless import with_or_without_rows
 
     recipe = with_or_without_rows(
-        lambda more: read_recipe(context.args, [*(sets or ()), *(f"{name}={value}" for name, value in more.items())])
+        lambda more: read_recipe(context, [*(sets or ()), *(f"{name}={value}" for name, value in more.items())])
     )
     return answer_plan(recipe, log_level, log_format, log_file, suggest=suggest)
 

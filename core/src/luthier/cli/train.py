@@ -54,7 +54,7 @@ def train(
 
     if help_:
         show_help(context, USAGE)
-    recipe = read_recipe(context.args, sets)
+    recipe = read_recipe(context, sets)
     if dry_run:
         return answer_plan(recipe, log_level, log_format, log_file)
     if overfit_one_batch:

@@ -46,7 +46,7 @@ def submit(
     if help_:
         show_help(context, SUBMIT)
     logs.set_up(log_level, log_format, log_file)
-    reading, manager, screen = read_words(context.args, sets), Manager(), make_console(stderr=True)
+    reading, manager, screen = read_words(context, sets), Manager(), make_console(stderr=True)
     named: list[str] = []
 
     def told(prepared: PreparedJob) -> None:
@@ -75,7 +75,7 @@ def estimate(
 
     if help_:
         show_help(context, ESTIMATE)
-    reading, manager = read_words(context.args, sets), Manager()
+    reading, manager = read_words(context, sets), Manager()
     try:
         names: list[str | None] = [*at] if at else [None]
         found = [run_plainly(_estimated(manager, reading, name, max_cost)) for name in names]
@@ -84,12 +84,12 @@ def estimate(
     return Answer(document={"estimates": found}, view=lambda screen: draw_estimates(screen, found))
 
 
-def read_words(words: Sequence[str], sets: Sequence[str] | None) -> Reading:
+def read_words(context: typer.Context, sets: Sequence[str] | None) -> Reading:
     """Return the recipe that a command line means, and tell its notes."""
     from luthier.recipe import load_recipe, parse_flags, parse_sets
 
-    path, flags = split_words(words)
-    reading = load_recipe(path, [*parse_flags(flags, own_flags()), *parse_sets(sets or ())])
+    path, flags = split_words(context.args)
+    reading = load_recipe(path, [*parse_flags(flags, own_flags(context)), *parse_sets(sets or ())])
     for note in reading.notes:
         make_console(stderr=True).print(f"note: {note}", style="yellow", soft_wrap=True)
     return reading

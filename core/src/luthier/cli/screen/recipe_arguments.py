@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-import click
 import typer
 
 from luthier.cli.screen.answers import make_console
@@ -45,23 +44,21 @@ PARTS: Final = {kind: kind for kind in ("adapter", "loss", "optimizer", "quantiz
 }
 
 
-def read_recipe(words: Sequence[str], sets: Sequence[str] | None) -> Recipe:
+def read_recipe(context: typer.Context, sets: Sequence[str] | None) -> Recipe:
     """The recipe that a command line means; what its reader should be told goes to standard error, once."""
     from luthier.recipe import load_recipe, parse_flags, parse_sets
 
-    path, flags = split_words(words)
-    reading = load_recipe(path, [*parse_flags(flags, own_flags()), *parse_sets(sets or ())])
+    path, flags = split_words(context.args)
+    reading = load_recipe(path, [*parse_flags(flags, own_flags(context)), *parse_sets(sets or ())])
     screen = make_console(stderr=True)
     for note in reading.notes if is_first_speaker() else ():
         screen.print(f"note: {note}", style="yellow", soft_wrap=True)
     return reading.recipe
 
 
-def own_flags() -> list[str]:
+def own_flags(context: typer.Context) -> list[str]:
     """The flags of the command that runs, such as `--json`."""
-    context = click.get_current_context(silent=True)
-    parameters = context.command.params if context else []
-    return [flag for parameter in parameters for flag in parameter.opts if flag.startswith("--")]
+    return [flag for parameter in context.command.params for flag in parameter.opts if flag.startswith("--")]
 
 
 def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:

@@ -7,8 +7,8 @@ import re
 from typing import Any, Final
 
 from luthier.data.formats.beside import Beside, is_filled
-from luthier.data.formats.flags import Flags, read_flags
 from luthier.data.formats.forms import Conversation
+from luthier.data.formats.message_flags import Flags, read_flags
 from luthier.data.read.row import broken_row
 from luthier.errors import LuthierError, suggest_nearest
 

@@ -8,8 +8,8 @@ import attrs
 
 from luthier.data.formats.beside import Beside, is_filled, read_history
 from luthier.data.formats.conversations import make_conversation, read_messages
-from luthier.data.formats.flags import Flags, read_flags
 from luthier.data.formats.forms import Completion, Conversation, Document, Instruction, Tokens
+from luthier.data.formats.message_flags import Flags, read_flags
 from luthier.data.read.row import broken_row
 from luthier.errors import LuthierError
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from luthier.data.formats.beside import is_filled, is_tools
 from luthier.data.formats.conversations import KEPT, MEDIA
 from luthier.data.formats.documents import MASKS
-from luthier.data.formats.flags import FLAGS, NUMBERS, OPPOSITES
+from luthier.data.formats.message_flags import FLAGS, NUMBERS, OPPOSITES
 from luthier.data.formats.wanted import Wanted
 from luthier.data.read.row import Row
 from luthier.errors import LuthierError

@@ -8,8 +8,8 @@ from typing import Any, Final
 from luthier.data.formats.beside import Beside
 from luthier.data.formats.conversations import read_messages
 from luthier.data.formats.documents import as_messages
-from luthier.data.formats.flags import flags_of_comparison
 from luthier.data.formats.forms import Judged, Pair
+from luthier.data.formats.message_flags import flags_of_comparison
 from luthier.data.read.row import broken_row
 
 Messages = list[dict[str, Any]]
