@@ -19,7 +19,7 @@ from luthier.step.opened import open_artifact
 from luthier.training.trained.open_weights import open_weights
 from luthier.training.trained.weights_place import find_weights
 
-SETTINGS = {"max_steps": 4, "save_steps": 2, "eval_steps": 2, "data.validation": 0.25, "callbacks": ["jsonl"]}
+SETTINGS = {"max_steps": 4, "save_steps": 2, "eval_steps": 2, "data.validation": 0.25, "exact_callbacks": ["jsonl"]}
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ class Interrupting:
 
 def test_a_stopped_run_is_measured_answered_and_merged_from_its_newest_checkpoint(trained, tmp_path):
     with pytest.raises(Interrupted):
-        trained(callbacks=["jsonl", Interrupting()], adapter="lora")
+        trained(exact_callbacks=["jsonl", Interrupting()], adapter="lora")
     folder = tmp_path / "run"
     assert luthier.evaluate(folder, resamples=0).step == 3
     assert luthier.generate(folder, "1 and 1?", max_new_tokens=3) == luthier.generate(

@@ -16,12 +16,12 @@ def contents(folder):
 
 def test_a_run_with_a_checkpoint_of_a_newer_luthier_is_refused_and_nothing_of_it_is_touched(train, tmp_path):
     with pytest.raises(ZeroDivisionError):
-        train(save_steps=1, max_steps=4, callbacks=[luthier.on(step_ended=lambda step: 1 / (step - 3))])
+        train(save_steps=1, max_steps=4, exact_callbacks=[luthier.on(step_ended=lambda step: 1 / (step - 3))])
     manifest = tmp_path / "run/checkpoints/step-00000002/manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99, "luthier": "12.0"}))
     before = contents(tmp_path / "run")
     with pytest.raises(LuthierError, match="Use luthier 12.0 or newer") as caught:
-        train(save_steps=1, max_steps=4, callbacks=[])
+        train(save_steps=1, max_steps=4, exact_callbacks=[])
     assert caught.value.code == "format-newer" and str(manifest.parent) == caught.value.where
     assert contents(tmp_path / "run") == before
 
@@ -41,7 +41,7 @@ def test_an_exception_in_failed_hides_neither_the_runs_own_nor_another_callback(
             raise kind("of the hook")
 
     with pytest.raises(ZeroDivisionError, match="the run's own") as caught:
-        train(callbacks=[Failing(), Failing()], max_steps=1)
+        train(exact_callbacks=[Failing(), Failing()], max_steps=1)
     assert heard == [caught.value] * 2 and "of the hook" in " ".join(caught.value.__notes__)
     assert "the run's own" in read_record(tmp_path / "run")["error"]
 
