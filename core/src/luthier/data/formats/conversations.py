@@ -120,21 +120,24 @@ def _call(call: object, place: str) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise broken_row("a tool call must name a function", call, place)
-    made = {"type": "function", "function": {"name": function["name"], "arguments": _arguments(function)}}
+    made = {"type": "function", "function": {"name": function["name"], "arguments": _arguments(function, place)}}
     has_id = isinstance(call, dict) and isinstance(call.get("id"), str)
     return {"id": call["id"], **made} if has_id else made  # type: ignore[index]
 
 
-def _arguments(function: dict[str, Any]) -> Any:
-    """The arguments as an object, which templates expect; OpenAI's files hold them as JSON text."""
+def _arguments(function: dict[str, Any], place: str) -> dict[str, Any]:
+    """The arguments as an object, which templates expect; OpenAI's files hold them as JSON text, empty for none."""
     arguments = function.get("arguments")
-    if isinstance(arguments, str):
+    if isinstance(arguments, str) and arguments.strip():
         try:
-            parsed = json.loads(arguments)
+            arguments = json.loads(arguments)
         except (ValueError, RecursionError):
-            return arguments  # what a model wrote, though it is no JSON
-        return parsed if isinstance(parsed, dict) else arguments
-    return {} if arguments is None else arguments
+            raise broken_row("the arguments of a tool call are not JSON", arguments, f"{place}.arguments") from None
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        return {}
+    if not isinstance(arguments, dict):
+        raise broken_row("the arguments of a tool call must be an object", arguments, f"{place}.arguments")
+    return arguments
 
 
 def from_sharegpt(values: dict[str, Any]) -> Conversation:

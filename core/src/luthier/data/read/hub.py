@@ -7,13 +7,12 @@ import os
 import re
 import socket
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-from luthier.data.read.added_nulls import make_cleaner
-from luthier.data.read.row import Row, row_of, unreadable_row
+from luthier.data.read.python_rows import read_object
+from luthier.data.read.row import Row
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Source
 
@@ -62,16 +61,3 @@ def explain_unreachable() -> str:
     except OSError as error:
         return f"the hub at {endpoint} cannot be reached: {error.strerror or error}"
     return ""
-
-
-def read_object(rows: Iterable[Any], name: str) -> Iterator[Row]:
-    """Rows in Python: a list of dicts, a Dataset or an IterableDataset; the place is `name[i]`."""
-    if isinstance(rows, (str, bytes, dict)) or not isinstance(rows, Iterable):
-        raise unreadable_row(
-            name,
-            "rows must be a list of dicts, or one split of a dataset",
-            type(rows).__name__,
-            remedy="Give a list of dicts, a Dataset or an IterableDataset; of a DatasetDict choose a split.",
-        )
-    clean = make_cleaner(rows)
-    yield from (row_of(clean(row), f"{name}[{i}]") for i, row in enumerate(rows))

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from luthier.data.read.columns import column_mapper
-from luthier.data.read.hub import HUB_NAME, read_hub, read_object
+from luthier.data.read.hub import HUB_NAME, read_hub
 from luthier.data.read.jsonfiles import read_json, read_jsonl
+from luthier.data.read.python_rows import read_object
 from luthier.data.read.row import Row, unreadable_row
+from luthier.data.read.row_limit import limit_row
 from luthier.data.read.table_files import read_csv, read_parquet, read_tsv
 from luthier.data.read.textfiles import read_text
 from luthier.errors import LuthierError, suggest_nearest
@@ -40,7 +42,7 @@ def read_given(rows: Any, name: str = "rows", source: Source | None = None) -> I
 
 
 def _limited(rows: Iterable[Row], source: Source) -> Iterator[Row]:
-    return map(column_mapper(source), islice(rows, source.max_rows))
+    return map(column_mapper(source), map(limit_row, islice(rows, source.max_rows)))
 
 
 def _rows(source: Source, text_unit: str) -> Iterator[Row]:

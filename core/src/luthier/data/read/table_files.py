@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from luthier.data.read import row_limit
 from luthier.data.read.added_nulls import clean_row
 from luthier.data.read.row import Row, broken_row, faulty_row, unreadable_row
 from luthier.data.read.textfiles import read_bytes, read_lines
@@ -40,7 +40,7 @@ def read_tsv(path: Path) -> Iterator[Row]:
 
 def _next_fields(reader: Any, path: Path) -> list[str] | None:
     """The next record, None at the end. The limit on a field's size belongs to the process: it is put back."""
-    before = csv.field_size_limit(sys.maxsize)
+    before = csv.field_size_limit(row_limit.LIMIT)
     try:
         return next(reader, None)
     except csv.Error as error:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from luthier.data.read import row_limit
 from luthier.data.read.row import Row, unreadable_row
 
 BOM = b"\xef\xbb\xbf"
@@ -24,17 +25,22 @@ def open_bytes(path: Path) -> BinaryIO:
         raise unreadable_row(str(path), f"the file cannot be opened: {error.strerror or error}") from None
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Each line with its end and its number from 1; `data-unreadable` with the line where it is no UTF-8 text."""
+def read_lines(path: Path, *, limited: bool = True) -> Iterator[tuple[int, str]]:
+    """Each line with its end and its number from 1; `data-unreadable` with the line where it is no UTF-8 text.
+
+    Raises `data-row` for one that is larger than a row may be, unless the lines are not `limited`.
+    """
     with open_bytes(path) as stream:
-        number = 1
-        while raw := _next_line(stream, path, number):
+        number, most = 1, 4 * row_limit.LIMIT + 2 if limited else -1
+        while raw := _next_line(stream, path, number, most):
+            if len(raw) == most:
+                raise row_limit.oversized_row(len(raw), f"{path}:{number}")
             yield number, _decoded(raw, path, number)
             number += 1
 
 
 def read_whole(path: Path) -> str:
-    return "".join(line for _, line in read_lines(path))
+    return "".join(line for _, line in read_lines(path, limited=False))
 
 
 def read_bytes(path: Path) -> bytes:
@@ -46,9 +52,9 @@ def read_bytes(path: Path) -> bytes:
             raise unreadable_row(str(path), f"the file is damaged or cut short: {error}") from None
 
 
-def _next_line(stream: BinaryIO, path: Path, number: int) -> bytes:
+def _next_line(stream: BinaryIO, path: Path, number: int, most: int) -> bytes:
     try:
-        return stream.readline()
+        return stream.readline(most)
     except (OSError, EOFError, zlib.error) as error:
         raise unreadable_row(f"{path}:{number}", f"the file is damaged or cut short: {error}") from None
 

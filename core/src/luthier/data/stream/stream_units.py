@@ -13,8 +13,10 @@ import attrs
 
 from luthier.data.read.columns import column_mapper
 from luthier.data.read.content_hash import SIZE
-from luthier.data.read.hub import read_hub, read_object
+from luthier.data.read.hub import read_hub
+from luthier.data.read.python_rows import gives_once, read_object
 from luthier.data.read.row import Row
+from luthier.data.read.row_limit import limit_row
 from luthier.data.read.sources import find_files, read_rows
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Source
@@ -32,7 +34,7 @@ class Unit:
 
     def rows(self, skip: int = 0) -> Iterator[Row]:
         """Its rows from the `skip`-th on, their columns mapped."""
-        return map(column_mapper(self.source), islice(self.raw(), skip, self.source.max_rows))
+        return map(column_mapper(self.source), map(limit_row, islice(self.raw(), skip, self.source.max_rows)))
 
 
 def source_units(source: Source, given: Any, text_unit: str) -> list[Unit]:
@@ -41,7 +43,7 @@ def source_units(source: Source, given: Any, text_unit: str) -> list[Unit]:
     Raises `data-format` for an iterator, which gives its rows only once.
     """
     if given is not None:
-        if iter(given) is given:
+        if gives_once(given):
             problem, remedy = "an iterator gives its rows once only", "Give a list, a dataset, or an IterableDataset."
             raise LuthierError("data-format", problem, where=source.path, found=type(given).__name__, remedy=remedy)
         return [Unit(source=source, raw=lambda: read_object(given, source.path), mark=type(given).__name__)]
