@@ -46,6 +46,8 @@ _HOMES = {
     "luthier.jobs.transport.file_download": ("Wanted", "download_file", "place_inside"),
     "luthier.jobs.transport.page_reading": ("read_pages",),
     "luthier.jobs.transport.service_client": ("Call", "ServiceClient", "Signer"),
+    "luthier.jobs.desk.desk_service": ("DeskPlace", "DeskService"),
+    "luthier.jobs.desk.desk_words": ("desk_words", "read_desk"),
     "luthier.jobs.wire.wire_service": ("WireService", "WireTerms"),
     "luthier.plugins.contracts.side_protocols": ("Exporter", "Metric", "Operation"),
     "luthier.plugins.contracts.policy_protocol": ("Policy",),
@@ -68,6 +70,8 @@ if TYPE_CHECKING:
     from luthier.data.batches.unit import Passage, Unit
     from luthier.errors import LuthierError
     from luthier.jobs.answer_values import drop_missing, elapsed_seconds, read_number, read_time
+    from luthier.jobs.desk.desk_service import DeskPlace, DeskService
+    from luthier.jobs.desk.desk_words import desk_words, read_desk
     from luthier.jobs.manager import Manager
     from luthier.jobs.provider_error import ProviderError
     from luthier.jobs.restoring import provider

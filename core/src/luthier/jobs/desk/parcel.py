@@ -1,0 +1,54 @@
+"""What travels to the machine that will train: the recipe with its paths there, its rows, and how it is launched."""
+
+from __future__ import annotations
+
+import glob
+import json
+from pathlib import Path
+
+import attrs
+
+from luthier.plugins.providing.job_records import JobSpec
+from luthier.recipe import Recipe
+from luthier.recipe.schema import Source
+
+LAUNCH = "launch.json"
+RECIPE = "recipe.yaml"
+
+
+def pack_job(job: JobSpec, place: str, processes: str | None = None) -> dict[str, Path]:
+    """Write a job's parcel, and return its files by their names below `place`, the absolute folder over there.
+
+    Rows that are files here go with it; names of hub data sets and of models stay as they are. `processes` is
+    torchrun's `--nproc-per-node`.
+    """
+    parcel, files = job.folder / "parcel", dict[str, Path]()
+    parcel.mkdir(exist_ok=True)
+    recipe = Recipe.load(job.folder / RECIPE, environ={})
+    data = recipe.data
+    validation = data.validation
+    moved = attrs.evolve(
+        data,
+        train=[there for source in data.train for there in _move_source(source, place, files)],
+        validation=[there for source in validation for there in _move_source(source, place, files)]
+        if isinstance(validation, list)
+        else validation,
+    )
+    attrs.evolve(recipe, data=moved, output_dir=f"{place}/run").write(parcel / RECIPE)
+    words = ["-m", "luthier", "train", f"{place}/{RECIPE}", "--json"]
+    words += [] if processes is None else ["--nproc-per-node", processes]
+    (parcel / LAUNCH).write_text(json.dumps({"arguments": words, "run": f"{place}/run"}), "utf-8")
+    return {RECIPE: parcel / RECIPE, LAUNCH: parcel / LAUNCH, **files}
+
+
+def _move_source(source: Source, place: str, files: dict[str, Path]) -> list[Source]:
+    """The source as it is over there, a pattern as the files that it means; its files are added to `files`."""
+    found = [Path(name) for name in sorted(glob.glob(source.path, recursive=True)) if Path(name).is_file()]
+    if not found:
+        return [source]
+    moved = []
+    for path in found:
+        name = f"data/{len(files)}-{path.name}"
+        files[name] = path
+        moved.append(attrs.evolve(source, path=f"{place}/{name}"))
+    return moved
