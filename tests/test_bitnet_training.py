@@ -67,9 +67,24 @@ BREAKS = [
 ]
 
 
+LEARNED = {"name": "qat", "bits": 2, "learn_scale": True, "noise_factor": 0.1, "schedule": SLOWLY}
+STAGED = {"name": "qat", "bits": 4, "bits_stages": [8, 4], "schedule": SLOWLY, "estimator": "soft"}
+CALIBRATED = {
+    "name": "qat_activations", "activation_granularity": "tensor", "online_calibration": True, "schedule": SLOWLY,
+    "calibration_frequency": 2, "calibration_samples": 8,
+}  # fmt: skip
+BREAKS += [
+    ("full", CALIBRATED, 4),
+    *(pytest.param("full", q, n, marks=pytest.mark.slow) for q in (LEARNED, STAGED, CALIBRATED) for n in (1, 5, 7)),
+    *(pytest.param(a, LEARNED, 4, marks=pytest.mark.slow) for a in ("lora", "dora")),
+]
+
+
 @pytest.mark.parametrize(("adapter", "quantizer", "broken"), BREAKS)  # before the schedule, on its way, after it
 def test_a_run_that_broke_off_in_any_phase_resumes_bit_for_bit(world, tmp_path, adapter, quantizer, broken):
-    slowly = {"name": quantizer, "schedule": SLOWLY, "second_stage_start": 0.7}
+    slowly = quantizer
+    if isinstance(quantizer, str):
+        slowly = {"name": quantizer, "schedule": SLOWLY, "second_stage_start": 0.7}
 
     def break_off(step):
         if step == broken + 1:
@@ -102,6 +117,17 @@ def test_what_was_saved_reopens_with_the_same_logits(world, tmp_path, adapter, o
     opened = open_artifact(tmp_path / "run")
     assert len(find_layers(opened.model)) == 14
     assert torch.equal(logits(opened.model), logits(run.model))
+
+
+def test_what_was_trained_to_few_bits_reopens_and_merges_with_the_same_logits(world, tmp_path):
+    options = {"name": "qat", "bits": 2, "learn_scale": True}
+    run = train(world, tmp_path / "run", quantizer=options, merge=True, max_steps=4)
+    assert torch.equal(logits(open_artifact(tmp_path / "run").model), logits(run.model))
+    plain = AutoModelForCausalLM.from_pretrained(run.merged)
+    torch.testing.assert_close(logits(plain), logits(run.model), rtol=1e-4, atol=1e-4)
+    assert len(plain.model.layers[0].mlp.up_proj.weight[0].unique()) <= 4
+    scales = [p for name, p in run.model.named_parameters() if name.endswith("scale")]
+    assert len(scales) == 14 and all(p.requires_grad for p in scales)
 
 
 @pytest.mark.parametrize("adapter", ["full", "lora", "dora"])

@@ -1,4 +1,4 @@
-"""What luthier-bitnet offers, described without importing torch: quantizers `ternary` and `bitnet`, an exporter."""
+"""What luthier-bitnet offers, described without importing torch: four quantizers and an exporter."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any, Literal
 from luthier import ExporterRecord, QuantizerRecord, hookimpl
 
 from luthier_bitnet.options import Bitnet, Packed, Schedule, Ternary
+from luthier_bitnet.uniform.options import Qat, QatActivations
 
 __version__ = "0.1.0"
 __all__ = [
     "Bitnet",
     "Packed",
+    "Qat",
+    "QatActivations",
     "Schedule",
     "Ternary",
     "luthier_exporters",
@@ -49,6 +52,27 @@ def luthier_quantizers() -> Iterable[QuantizerRecord]:
             mergeable=False,
             provides=tags,
         ),
+        QuantizerRecord(
+            name="qat",
+            summary="Linear weights trained to 8, 4, 2, 1.58 or 1 bits, by the scale, gradient and schedule of choice.",
+            options=Qat,
+            build="luthier_bitnet.uniform.quantizer:UniformQuantizer",
+            bits=4,
+            tolerance=0.99,
+            trains=True,
+            provides=tags,
+        ),
+        QuantizerRecord(
+            name="qat_activations",
+            summary="The same with activations in 8, 4 or 2 bits, their ranges each batch's own or kept.",
+            options=QatActivations,
+            build="luthier_bitnet.uniform.quantizer:UniformQuantizer",
+            bits=4,
+            tolerance=0.99,
+            trains=True,
+            mergeable=False,
+            provides=tags,
+        ),
     ]
 
 
@@ -73,8 +97,7 @@ def save_packed(model: Any, folder: str | Path, convention: Literal["divide", "m
 
 
 def measure_layers(model: Any) -> dict[str, dict[str, float]]:
-    """Return for each ternary layer how far its weights are from the latent ones, and how many of them are zero."""
-    from luthier_bitnet.measures import measure_layer
-    from luthier_bitnet.quantizer import find_layers
+    """Return for each trained quantized layer how far its weights are from the latent ones, and how many are zero."""
+    from luthier_bitnet.measures import measure_layers as measured
 
-    return {path: measure_layer(layer) for path, layer in find_layers(model).items()}
+    return measured(model)

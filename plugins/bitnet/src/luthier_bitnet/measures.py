@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from luthier_bitnet.layer import TernaryLinear
+from luthier_bitnet.quantizer import find_layers
+from luthier_bitnet.uniform.quantizer import find_uniform
+
+
+def measure_layers(model: Any) -> dict[str, dict[str, float]]:
+    """Return the measures of every layer of our quantizers, by its path."""
+    layers = {**find_layers(model), **find_uniform(model)}
+    return {path: measure_weights(layer.dense(), layer.latent().detach().float()) for path, layer in layers.items()}
 
 
 @torch.no_grad()
-def measure_layer(layer: TernaryLinear) -> dict[str, float]:
-    """Return `mse`, `sqnr` (decibels), `cosine`, `zeros` (share of codes) and `clipped` (share above 1.5 scales)."""
-    latent, codes = layer.latent().float(), layer.rounded()[0]
-    dense = layer.dense()
+def measure_weights(dense: Tensor, latent: Tensor) -> dict[str, float]:
+    """Return `mse`, `sqnr` (decibels), `cosine`, `zeros` (share), `clipped` (share above 1.5 of the largest level)."""
     error = (dense - latent).square().mean().item()
     power = latent.square().mean().item()
-    cosine = torch.nn.functional.cosine_similarity(dense.flatten(), latent.flatten(), dim=0).item()
-    scales = dense.abs().amax()
     return {
         "mse": error,
         "sqnr": 10 * math.log10(power / error) if error and power else math.inf,
-        "cosine": cosine,
-        "zeros": (codes == 0).float().mean().item(),
-        "clipped": (latent.abs() > 1.5 * scales).float().mean().item(),
+        "cosine": torch.nn.functional.cosine_similarity(dense.flatten(), latent.flatten(), dim=0).item(),
+        "zeros": (dense == 0).float().mean().item(),
+        "clipped": (latent.abs() > 1.5 * dense.abs().amax()).float().mean().item(),
     }
+
+
+@torch.no_grad()
+def flip_rate(before: Tensor, after: Tensor) -> float:
+    """Return the share of weights whose level has changed between two dense forms of a layer, each on its own scale."""
+    scales = [weight.abs().amax().clamp(min=1e-12) for weight in (before, after)]
+    return float(((before / scales[0] - after / scales[1]).abs() > 1e-6).float().mean())

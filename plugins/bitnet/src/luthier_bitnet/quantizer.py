@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import difflib
 from collections import Counter
 from typing import Any, cast
 
 import torch
+=======
+>>>>>>> 560dc3c (luthier-bitnet: training to 8, 4, 2, 1.58 and 1 bits with scales, estimators, noise, stages and calibration of choice; the kit evaluates as an evaluation does)
 from luthier import Context, LuthierError, Multipliers, Progress, get_logger
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from luthier_bitnet.layer import Form, Stage, TernaryLinear
 from luthier_bitnet.options import Bitnet, Ternary
+from luthier_bitnet.targets import check_finite, check_unquantized, choose_layers
 
-DENSE = (nn.Linear, Conv1D)  # exact types: a subclass may compute something else
-ROUTERS = ("gate", "router")  # of experts, by the last part of their path: small, and a wrong expert costs much
 log = get_logger()
 
 
@@ -38,14 +39,14 @@ class TernaryQuantizer:
         Raises `model-target` where an entry of `skip_modules` names no module, `part-unsupported` where no layer is
         taken or the model is quantized already, `NAME:nonfinite-weight` where a weight holds NaN or infinity.
         """
-        self._check_unquantized(model)
-        held, chosen = find_layers(model), self._chosen(model)
+        check_unquantized(model, self.name)
+        held, chosen = find_layers(model), choose_layers(model, self.options.skip_modules, self.name)
         if not chosen and not held:
             problem = f"quantizer '{self.name}' finds no linear layer"
             raise LuthierError("part-unsupported", problem, where=type(model).__name__)
         if context.has_values:
             for path, layer in chosen.items():
-                self._check_finite(path, layer)
+                check_finite(path, layer, self.name)
         for layer in held.values():
             self.stage = layer.stage
         made: dict[int, TernaryLinear] = {}  # a layer used in two places stays one layer
@@ -75,48 +76,6 @@ class TernaryQuantizer:
         if start is None or not progress.total_steps or progress.step < start * progress.total_steps:
             return Multipliers()
         return Multipliers(lr=rate, weight_decay=0.0)
-
-    def _chosen(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Path -> layer, for every dense layer that is neither skipped nor shares its weight with another module."""
-        places = list(model.named_modules(remove_duplicate=False))
-        skipped = self._skipped(model, [path for path, _ in places])
-        owners = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
-        return {
-            path: module
-            for path, module in places
-            if type(module) in DENSE and path not in skipped and owners[id(module.weight)] == 1
-        }
-
-    def _skipped(self, model: nn.Module, paths: list[str]) -> set[str]:
-        head = getattr(model, "get_output_embeddings", lambda: None)()
-        heads = {path for path in paths if head is not None and model.get_submodule(path) is head}
-        routers = {path for path in paths if path.rpartition(".")[2] in ROUTERS}
-        return (heads | routers).union(*(self._within(entry, paths) for entry in self.options.skip_modules))
-
-    def _within(self, entry: str, paths: list[str]) -> set[str]:
-        """The modules that an entry of `skip_modules` names, by whole parts of their path, and all inside them."""
-        found = {path for path in paths if path and f".{entry}." in f".{path}."}
-        if not found:
-            near = difflib.get_close_matches(entry, {p for path in paths for p in (path, *path.split("."))} - {""})
-            remedy = f"Near misses: {', '.join(near)}." if near else "Print the model to see the names of its modules."
-            where = f"{self.name}.skip_modules"
-            raise LuthierError("model-target", f"{entry!r} names no module", where=where, remedy=remedy)
-        return found
-
-    def _check_finite(self, path: str, layer: Any) -> None:
-        if not torch.isfinite(layer.weight).all():
-            remedy = "Check the checkpoint, or leave the layer exact with skip_modules."
-            raise LuthierError(
-                f"{self.name}:nonfinite-weight", "a weight is NaN or infinite", where=path, remedy=remedy
-            )
-
-    def _check_unquantized(self, model: nn.Module) -> None:
-        found = getattr(getattr(model, "config", None), "quantization_config", None)
-        if found is not None:
-            method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", found)
-            problem = f"quantizer '{self.name}' needs dense weights, and the checkpoint is quantized already"
-            remedy = "Begin from the checkpoint that it was made of."
-            raise LuthierError("part-unsupported", problem, found=str(getattr(method, "value", method)), remedy=remedy)
 
 
 def find_layers(model: nn.Module) -> dict[str, TernaryLinear]:

@@ -63,11 +63,16 @@ class Quantized:
         return dense_weight(self.originals[path], plain_quantizer()).detach()
 
     def outputs(self) -> Tensor:
-        """Return the logits [12, V] of a fixed row, without gradient."""
+        """Return the logits [12, V] of a fixed row, as an evaluation computes them."""
         import torch
 
-        with torch.no_grad():
-            return self.model(input_ids=torch.arange(12)[None], use_cache=False).logits[0]
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                return self.model(input_ids=torch.arange(12)[None], use_cache=False).logits[0]
+        finally:
+            self.model.train(training)
 
 
 def make_model(seed: int) -> Any:

@@ -1,0 +1,222 @@
+"""The layer that keeps a latent weight and multiplies by its quantized form."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from typing import Any
+
+import attrs
+import torch
+from luthier import LuthierError
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from luthier_bitnet.uniform.grid import Estimator, Levels, quantize_values
+from luthier_bitnet.uniform.observers import Range, observe
+
+
+@attrs.define
+class Phase:
+    """Where the run stands, for the layers that share it: how far from latent (0) to quantized (1), and its bits."""
+
+    bits: float
+    share: float = 1.0
+    step: int = 0
+    seed: int = 0
+    calibrating: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Weights:
+    """How weights are quantized: `group` is a number of neighbours, 0 for a whole row, -1 for the whole tensor."""
+
+    group: int
+    symmetric: bool
+    observer: str
+    percentile: float
+    learned: bool
+    estimator: Estimator
+    noise: float
+
+
+@attrs.frozen(kw_only=True)
+class Activations:
+    """How activations are quantized; `samples` above 0: by a range that is kept, measured from so many tokens."""
+
+    levels: Levels
+    by_token: bool
+    observer: str
+    percentile: float
+    samples: int
+    decay: float
+
+
+class UniformLinear(nn.Module):
+    """A linear layer over a latent `weight` [out, in], or [in, out] where it stands for transformers' Conv1D."""
+
+    def __init__(self, layer: nn.Linear | Conv1D, path: str, weights: Weights, activations: Activations | None) -> None:
+        super().__init__()
+        self.transposed = isinstance(layer, Conv1D)
+        self.path, self.weights, self.activations = path, weights, activations
+        self.weight: nn.Parameter = layer.weight
+        self.register_parameter("bias", layer.bias)
+        shape = layer.weight.shape[::-1] if self.transposed else layer.weight.shape
+        self.out_features, self.in_features = shape
+        self.register_parameter("scale", None)
+        self.register_buffer("range", None)
+        self._fitted: tuple[Any, tuple[Tensor, Tensor]] | None = None  # (the weight's state, scale and zero)
+        self.train(layer.training)
+
+    def prepare(self, phase: Phase, has_values: bool) -> None:
+        """Take what the run shares, and make what is trained or kept beside the weight."""
+        self.phase = phase
+        latent = self.latent().detach()
+        if self.weights.learned:
+            first = latent.new_ones(self._rows(latent).shape[0]) if not has_values else self._fit(latent)[0].flatten()
+            self.scale = nn.Parameter(first.float().clone(), requires_grad=self.weight.requires_grad)
+        if self.activations is not None and self.activations.samples:
+            self.range = torch.full((2,), float("nan"), device=self.weight.device)  # not measured yet
+
+    @property
+    def levels(self) -> Levels:
+        return Levels.of(self.phase.bits, self.weights.symmetric)
+
+    def latent(self) -> Tensor:
+        """Return the latent weight [out, in], with its gradient."""
+        return self.weight.T if self.transposed else self.weight
+
+    def quantized(self) -> Tensor:
+        """Return the quantized weight [out, in], with the gradient of its estimator."""
+        latent = self.latent()
+        rows = self._rows(latent)
+        if self.scale is None:
+            scale, zero = self._fit(latent.detach())
+        else:
+            scale, zero = self._learned_scale(rows), torch.zeros_like(self.scale)[:, None]
+        values = quantize_values(rows, scale.to(rows.dtype), zero.to(rows.dtype), self.levels, self.weights.estimator)
+        return self._unrows(values, latent)
+
+    @torch.no_grad()
+    def dense(self) -> Tensor:
+        """Return the weight [out, in] that the layer multiplies by in evaluation, in float32."""
+        latent, found = self.latent().float(), self.quantized().float()
+        return found if self.phase.share == 1 else latent + self.phase.share * (found - latent)
+
+    @torch.no_grad()
+    def put(self, weight: Tensor) -> None:
+        """Take a latent weight [out, in]; a scale that is learned begins anew."""
+        self.latent().copy_(weight)
+        self._fitted = None
+        if self.scale is not None:
+            self.scale.copy_(self._fit(self.latent())[0].flatten())
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[..., in] to [..., out], in the dtype of the states or of autocast."""
+        share = self.phase.share
+        if share == 0:
+            return F.linear(states, self.latent(), self.bias)
+        weight, latent = self.quantized(), self.latent()
+        if self.training and self.weights.noise:
+            weight = weight + self._noise(latent)
+        weight = weight if share == 1 else latent + share * (weight - latent)
+        if self.activations is not None:
+            rounded = self._quantize_states(states, self.activations)
+            states = rounded if share == 1 else states + share * (rounded - states)
+        return F.linear(states, weight, self.bias)
+
+    def _quantize_states(self, states: Tensor, how: Activations) -> Tensor:
+        held = states.detach().float()
+        flat = held.reshape(-1, self.in_features)
+        if how.samples and self.training and self.phase.calibrating:
+            self._measure(flat, how)
+        if how.by_token:
+            around = observe(held, how.levels, how.observer, how.percentile)
+        elif self.range is not None and not bool(self.range.isnan().any()):
+            around = Range(low=self.range[:1], high=self.range[1:])
+        else:
+            around = observe(flat.reshape(1, -1), how.levels, how.observer, how.percentile)
+            around = Range(low=around.low[0], high=around.high[0])
+        scale, zero = how.levels.lay(around)
+        inside = Estimator(kind="straight_through" if self.range is None else "clipped")
+        return quantize_values(states, scale.to(states.dtype), zero.to(states.dtype), how.levels, inside)
+
+    @torch.no_grad()
+    def _measure(self, flat: Tensor, how: Activations) -> None:
+        """Take a range from the step's first micro-batch, once."""
+        if getattr(self, "measured", None) == self.phase.step:
+            return
+        if len(flat) < how.samples:
+            problem = f"a micro-batch has {len(flat)} tokens, and calibration asks for {how.samples}"
+            raise LuthierError("part-unsupported", problem, where=self.path,
+                               remedy="Lower calibration_samples, or raise max_tokens_per_device.")  # fmt: skip
+        places = torch.arange(how.samples, device=flat.device) * len(flat) // how.samples
+        found = observe(flat[places].reshape(1, -1), how.levels, how.observer, how.percentile)
+        new = torch.cat([found.low[0], found.high[0]])
+        self.range = new if bool(self.range.isnan().any()) else how.decay * self.range + (1 - how.decay) * new
+        self.measured = self.phase.step
+
+    def _fit(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero of each row of values, [rows, 1]; kept for as long as weight and bits are the same."""
+        state = (self.weight.data_ptr(), self.weight._version, self.phase.step, self.phase.bits, self.weight.dtype)
+        if self._fitted is not None and self._fitted[0] == state:
+            return self._fitted[1]
+        around = observe(self._rows(latent).float(), self.levels, self.weights.observer, self.weights.percentile)
+        found = self.levels.lay(around)
+        plain = type(found[0]) is Tensor and type(self.weight) is nn.Parameter and not torch.compiler.is_compiling()
+        self._fitted = (state, found) if plain and not found[0].is_meta else None
+        return found
+
+    def _learned_scale(self, rows: Tensor) -> Tensor:
+        """The scale, whose gradient is made smaller by the root of the number of values times levels, as LSQ has it."""
+        factor = 1 / (rows.shape[1] * self.levels.high) ** 0.5
+        scale = self.scale.abs().clamp(min=1e-8)[:, None]
+        return (scale - factor * scale).detach() + factor * scale
+
+    def _noise(self, latent: Tensor) -> Tensor:
+        """Noise of so many steps between levels; the seed, the step and the layer give it again."""
+        key = (self.phase.seed * 1_000_003 + self.phase.step * 8191 + zlib.crc32(self.path.encode())) % 2**31
+        random = torch.Generator().manual_seed(key)
+        drawn = torch.randn(latent.shape, generator=random).to(latent.device, latent.dtype)
+        steps = self._fit(latent.detach())[0] if self.scale is None else self.scale.detach().abs()[:, None]
+        return self._unrows(self._rows(drawn) * steps.to(latent.dtype), latent) * self.weights.noise
+
+    def _rows(self, weight: Tensor) -> Tensor:
+        """The weight as rows of values that share a scale; a shorter last group is filled with its last value."""
+        if self.weights.group < 0:
+            return weight.reshape(1, -1)
+        if not self.weights.group:
+            return weight
+        short = -weight.shape[1] % self.weights.group
+        if short:
+            weight = torch.cat([weight, weight[:, -1:].expand(-1, short)], 1)
+        return weight.reshape(-1, self.weights.group)
+
+    def _unrows(self, rows: Tensor, like: Tensor) -> Tensor:
+        return rows.reshape(like.shape[0], -1)[:, : like.shape[1]]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> UniformLinear:
+        """What was fitted is made again by the copy."""
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        held = {name: value for name, value in self.__dict__.items() if name != "_fitted"}
+        made.__dict__.update(copy.deepcopy(held, memo))
+        made._fitted = None
+        return made
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bits={self.phase.bits:g}"
+
+
+class Ranges:
+    """The ranges that layers keep, as a resumed run needs them."""
+
+    @staticmethod
+    def collect(layers: dict[str, UniformLinear]) -> dict[str, Any]:
+        return {path: layer.range for path, layer in layers.items() if layer.range is not None}
+
+    @staticmethod
+    def give(layers: dict[str, UniformLinear], held: dict[str, Any]) -> None:
+        for path, values in held.items():
+            layers[path].range = values.to(layers[path].weight.device)
