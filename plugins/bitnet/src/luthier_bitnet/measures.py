@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier_bitnet.layer import TernaryLinear
 from luthier_bitnet.quantizer import find_layers
+from luthier_bitnet.uniform.layer import UniformLinear
 from luthier_bitnet.uniform.quantizer import find_uniform
 
 
 def measure_layers(model: Any) -> dict[str, dict[str, float]]:
     """Return the measures of every layer of our quantizers, by its path."""
-    layers = {**find_layers(model), **find_uniform(model)}
+    layers: dict[str, TernaryLinear | UniformLinear] = {**find_layers(model), **find_uniform(model)}
     return {path: measure_weights(layer.dense(), layer.latent().detach().float()) for path, layer in layers.items()}
 
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-import difflib
-from collections import Counter
-from typing import Any, cast
+from typing import cast
 
-import torch
-=======
->>>>>>> 560dc3c (luthier-bitnet: training to 8, 4, 2, 1.58 and 1 bits with scales, estimators, noise, stages and calibration of choice; the kit evaluates as an evaluation does)
 from luthier import Context, LuthierError, Multipliers, Progress, get_logger
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from luthier_bitnet.layer import Form, Stage, TernaryLinear
 from luthier_bitnet.options import Bitnet, Ternary

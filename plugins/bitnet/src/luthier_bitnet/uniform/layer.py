@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import torch
@@ -60,7 +60,10 @@ class UniformLinear(nn.Module):
         super().__init__()
         self.transposed = isinstance(layer, Conv1D)
         self.path, self.weights, self.activations = path, weights, activations
-        self.weight: nn.Parameter = layer.weight
+        self.weight: nn.Parameter = cast(nn.Parameter, layer.weight)  # as Conv1D's is, too
+        self.bias: nn.Parameter | None
+        self.scale: nn.Parameter | None
+        self.range: Tensor | None
         self.register_parameter("bias", layer.bias)
         shape = layer.weight.shape[::-1] if self.transposed else layer.weight.shape
         self.out_features, self.in_features = shape
