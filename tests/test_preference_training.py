@@ -91,9 +91,7 @@ def test_a_cut_run_goes_on_to_the_bit(prefer, tmp_path, name):
 
 def test_a_reward_is_a_logit_of_the_saved_model_and_tells_the_pairs_apart(train, rows_of):
     file = rows_of("reward")
-    run = train(
-        data=file, loss={"name": "reward", "token": 5}, adapter="full", max_steps=30, learning_rate=3e-3, merge=True
-    )
+    run = train(data=file, loss={"name": "reward", "token": 5}, adapter="full", max_steps=30, learning_rate=3e-3)
     rows = [json.loads(line) for line in Path(file).read_text().splitlines()]
     model = transformers.AutoModelForCausalLM.from_pretrained(run.artifact)
     tokenizer = transformers.AutoTokenizer.from_pretrained(run.artifact)

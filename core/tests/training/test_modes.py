@@ -88,7 +88,7 @@ def test_a_mode_ends_by_its_own_limit_as_auto_does_with_it_alone(mode, limits, s
 
 @pytest.mark.parametrize("streaming", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_run_without_end_goes_on_until_a_signal_and_then_from_there(train, tmp_path, dropping, data, streaming):
-    source = {"train": data, "streaming": streaming, "shuffle_buffer": 6, "max_length": 100}
+    source = {"train": data, "streaming": streaming, "max_length": 100} | ({"shuffle_buffer": 6} if streaming else {})
     shared = {**ENDLESS, "model": dropping, "data": source}
     with pytest.raises(Interrupted):
         train(**shared, exact_callbacks=["jsonl", Stopper(4)])

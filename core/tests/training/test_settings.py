@@ -61,6 +61,6 @@ def test_a_device_that_is_not_here_is_refused_before_a_folder_appears(train, tmp
 
 
 def test_merge_writes_the_merged_model_beside_the_artifact(train, tmp_path):
-    run = train(merge=True, max_steps=1)
+    run = train(merge=True, max_steps=1, adapter="lora")
     assert run.merged == tmp_path / "run" / "merged"
     assert (run.merged / "config.json").is_file()

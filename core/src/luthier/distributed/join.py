@@ -7,6 +7,7 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
@@ -36,6 +37,8 @@ def join_world(settings: Distributed, device: str = "auto") -> World:
     follow_launcher()
     world = World.current()
     if world.size == 1 or dist.is_initialized():
+        if world.size == 1:
+            _refuse_alone(settings, device)
         return world
     if device_type(device) == "cuda":
         torch.cuda.set_device(world.local_rank)
@@ -77,6 +80,18 @@ def backend_for(name: str, device: str) -> str:
     if not {"gloo": dist.is_gloo_available, "mpi": dist.is_mpi_available}[name]():
         raise _refused(name, f"torch {torch.__version__} is built without it")
     return name
+
+
+def _refuse_alone(settings: Distributed, device: str) -> None:
+    """Raise `distributed-setup` for what only several processes read; the strategy is recorded all the same."""
+    if settings.backend != "auto":
+        backend_for(settings.backend, device_type(device))  # what cannot be is said first
+    fields = {field.name: field.default for field in attrs.fields(type(settings)) if field.name != "strategy"}
+    for name, default in fields.items():
+        if getattr(settings, name) != default:
+            problem, remedy = "nothing reads it: one process trains alone", f"Leave it out. {LAUNCH}"
+            raise LuthierError("distributed-setup", problem, where=f"distributed.{name}", found=getattr(settings, name),
+                               remedy=remedy)  # fmt: skip
 
 
 def device_type(name: str) -> str:

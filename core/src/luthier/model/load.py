@@ -86,6 +86,9 @@ def _check_headers(folder: str) -> None:
 def check_named_model(spec: Model) -> None:
     """Raise `model-not-found` for what of a named model can be seen to be broken without its weights being read."""
     name = model_location(spec.name_or_path)
+    if spec.revision is not None and Path(name).is_dir():
+        problem, remedy = "nothing reads it: a folder has no revisions", "Leave it out."
+        raise LuthierError("recipe-conflict", problem, where="model.revision", found=spec.revision, remedy=remedy)
     check_files(name)
     config = load_config(name, revision_of(spec, name))
     if getattr(config, "quantization_config", None) is None and any(Path(name).glob("*.safetensors")):

@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.recipe.objects import Objects
+from luthier.recipe.reading.read_recipe import Reading
 from luthier.recipe.recipe import Recipe, load_recipe
+from luthier.recipe.schema import Model
 
 
 def gather_arguments(
@@ -19,7 +23,7 @@ def gather_arguments(
     if isinstance(model, tuple):
         model, tokenizer = model
     changes = dict(settings)
-    held: dict[str, Any] = {"tokenizer": tokenizer}
+    held: dict[str, Any] = {"tokenizer": _tokenizer(tokenizer, changes)}
     for name, value, where in (
         ("model", model, "model"),
         ("data", data, "data"),
@@ -27,23 +31,64 @@ def gather_arguments(
     ):
         if value is None:
             continue
+        if where in changes:
+            raise _second(where, name, changes[where])
         if _is_named(value):
             changes[where] = str(value) if isinstance(value, Path) else value
         else:
             held[name] = value
             changes[where] = [_name_of(value)] if name == "eval_data" else _name_of(value)
-    if held.get("model") is not None and tokenizer is None:
+    if held.get("model") is not None and tokenizer is None and "model.tokenizer" not in changes:
         remedy = "Pass tokenizer=, or model=(model, tokenizer)."
         raise LuthierError("recipe-missing", "a loaded model comes with its tokenizer", where="model", remedy=remedy)
-    return _recipe(recipe, changes), Objects(**held)
+    objects = Objects(**held)
+    return _recipe(recipe, changes, objects), objects
 
 
-def _recipe(recipe: Any, changes: dict[str, Any]) -> Recipe:
+def _tokenizer(given: Any, changes: dict[str, Any]) -> Any:
+    """The tokenizer where it is an object; a name or folder goes to the settings, as `model.tokenizer`."""
+    if isinstance(given, (str, Path)):
+        if "model.tokenizer" in changes:
+            raise _second("model.tokenizer", "tokenizer", changes["model.tokenizer"])
+        changes["model.tokenizer"] = str(given)
+        return None
+    if given is not None and not (callable(given) and hasattr(given, "decode")):
+        problem, remedy = "no tokenizer of transformers", "Pass one, or the name or folder of one."
+        raise LuthierError("recipe-wrong-type", problem, where="tokenizer", found=given, remedy=remedy)
+    return given
+
+
+def _second(where: str, name: str, found: Any) -> LuthierError:
+    return LuthierError("recipe-conflict", f"{name} is given too", where=where, found=found,
+                        remedy="Keep one of the two.")  # fmt: skip
+
+
+def _recipe(recipe: Any, changes: dict[str, Any], objects: Objects) -> Recipe:
     """The recipe with the changes over it; the objects in it stay objects, and aliases are told in the log."""
     reading = load_recipe({} if recipe is None else recipe, changes)
     for note in reading.notes:
         get_logger().info("recipe", note=note)
-    return reading.recipe
+    return _without_unread(reading, objects)
+
+
+def _without_unread(reading: Reading[Recipe], objects: Objects) -> Recipe:
+    """The recipe without what objects of the caller's stand in the place of.
+
+    Raises `recipe-conflict` where the same call gives both; over a recipe the object wins, and that is told.
+    """
+    unread = {"model.dtype": "model", "model.revision": "model"} if objects.model is not None else {}
+    unread |= {"model.tokenizer": "tokenizer"} if objects.tokenizer is not None else {}
+    recipe = reading.recipe
+    for name, keyword in unread.items():
+        field = name.partition(".")[2]
+        value, default = getattr(recipe.model, field), getattr(attrs.fields(Model), field).default
+        if name not in reading.given:
+            continue
+        if name in reading.over:
+            raise _second(name, f"nothing reads it: a loaded {keyword}", value)
+        get_logger().info("recipe", note=f"{name} is dropped: a loaded {keyword} is given")
+        recipe = attrs.evolve(recipe, model=attrs.evolve(recipe.model, **{field: default}))
+    return recipe
 
 
 def _is_named(value: Any) -> bool:

@@ -26,6 +26,8 @@ def choose_strategy(case: Case, decisions: Decisions, world: World) -> Strategy:
     """
     asked = case.recipe.distributed.strategy
     if world.size == 1:
+        if asked != "auto":
+            decisions.explicit(OPTION, "alone", f"one process trains, where the recipe asks for {asked}")
         return "alone"
     if asked == "fsdp" and case.objects.model is not None:
         remedy = "Pass the model's name or folder, or leave it to ddp."

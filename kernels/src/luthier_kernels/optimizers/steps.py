@@ -161,7 +161,8 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _is_native(p: Tensor, g: Tensor) -> bool:
-    return p.device.type == "cpu" and p.dtype in NATIVE and g.dtype in NATIVE and has_native("adamw")
+    real = not getattr(p, "has_no_data", False)  # a rehearsal has no memory to write to
+    return real and p.device.type == "cpu" and p.dtype in NATIVE and g.dtype in NATIVE and has_native("adamw")
 
 
 def _check(p: Tensor, g: Tensor) -> None:

@@ -10,6 +10,7 @@ from luthier.errors import LuthierError
 from luthier.recipe.checks.modes import check_blocks, check_mode, check_streaming
 from luthier.recipe.checks.other_models import check_other_models
 from luthier.recipe.checks.saving_checks import check_saving
+from luthier.recipe.checks.unread_options import check_unread
 
 if TYPE_CHECKING:
     from luthier.recipe.schema import Settings
@@ -47,11 +48,6 @@ def _validation(recipe: Settings) -> None:
         remedy = "Give a share of the rows from 0 to 0.5, or a list of sources."
         raise LuthierError("recipe-out-of-range", "outside its bounds", where="data.validation", found=share,
                            remedy=remedy)  # fmt: skip
-    if share != 0.0:
-        return
-    for name in ("eval_steps", "eval_on_start", "max_eval_batches", "load_best_model_at_end"):
-        if getattr(recipe, name):
-            raise _conflict(name, "there are no validation rows", "Set data.validation, or leave this out.")
 
 
 def _warmup(recipe: Settings) -> None:
@@ -115,4 +111,5 @@ RULES: Final[tuple[Callable[[Settings], None], ...]] = (
     _device,
     check_saving,
     check_other_models,
+    check_unread,
 )

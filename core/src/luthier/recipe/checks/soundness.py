@@ -8,6 +8,7 @@ from luthier.errors import LuthierError
 from luthier.plugins import compatibility
 from luthier.plugins.options import is_default
 from luthier.recipe.checks.other_models import other_model_tags
+from luthier.recipe.checks.unread_options import check_unread_by_parts
 
 if TYPE_CHECKING:
     from luthier.plugins.compatibility import Chosen
@@ -41,6 +42,7 @@ def check_parts(recipe: Settings, resolved: Resolved, device: str) -> None:
         problem = "a provider's options are read where a recipe is submitted, not where it trains in this process"
         remedy = "Submit it with `luthier submit RECIPE`, or leave them out."
         raise LuthierError("part-unsupported", problem, where="provider", remedy=remedy)
+    check_unread_by_parts(recipe, resolved)
     for part in (resolved.adapter, resolved.quantizer) if recipe.merge else ():
         if not getattr(part.record or part.local, "mergeable", True):
             raise unmergeable_part(part.kind, part.name, where="merge")

@@ -82,7 +82,21 @@ BATCH_SIZE: Final = (
     "and per_device_train_batch_size, those of one micro-batch on one device"
 )
 DTYPES: Final = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
-OPTIMIZERS: Final = {name: "adamw" for name in ("adamw_torch", "adamw_torch_fused", "adamw_hf")}
+OPTIMIZERS: Final = {
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf"), "adamw"),
+    **dict.fromkeys(("adamw_bnb_8bit", "paged_adamw_8bit"), "adamw_8bit"),
+    "paged_adamw_32bit": "paged_adamw",
+}
+WHEN: Final = "Held-out rows (data.validation) are evaluated at the end, and every eval_steps: N steps; without, never."
+ANSWERS: Final = {  # names of other tools that no single option stands for: what to write
+    "report_to": "Name trackers among the callbacks, such as callbacks: [wandb]; nothing is reported unasked.",
+    **dict.fromkeys(("eval_strategy", "evaluation_strategy"), WHEN),
+    **{
+        f"early_stopping_{name}": f"Write callbacks: [{{name: early_stopping, {option}: ...}}]."
+        for name, option in (("patience", "patience"), ("threshold", "min_delta"))
+    },
+    "template": "The tokenizer's own chat template is used; data.chat_template is another one: a file of Jinja, or its text.",
+}
 BETAS: Final = {"beta1": "beta1", "beta2": "beta2", "adam_beta1": "beta1", "adam_beta2": "beta2"}
 
 
@@ -93,6 +107,9 @@ def rename_alias(entry: Entry, notes: list[str]) -> list[Entry]:
         remedy = "Write the one that is meant."
         raise LuthierError("recipe-conflict", BATCH_SIZE, where=".".join(entry.origin), found=bare_value(entry.value),
                            remedy=remedy)  # fmt: skip
+    if written in ANSWERS:
+        raise LuthierError("recipe-unknown-option", "it is said otherwise here", where=".".join(entry.origin),
+                           found=bare_value(entry.value), remedy=ANSWERS[written])  # fmt: skip
     if written in READINGS:
         meant = {} if bare_value(entry.value) is None else READINGS[written](bare_value(entry.value))
         means = " and ".join(f"{name}: {_shown(value)}" for name, value in meant.items())

@@ -58,6 +58,7 @@ class Draft:
     notes: list[str] = attrs.field(factory=list)
     home: Layer | None = None  # the first layer: where what is missing should be written
     errors: list[LuthierError] = attrs.field(factory=list)  # each with its place; told together at the end
+    top: Layer | None = None  # the last one, which wins
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Merge the canonical entries of one layer over what is there; those of shorter paths come first."""
@@ -74,6 +75,11 @@ class Draft:
             if entry:
                 return entry.layer, entry.origin + steps[n:]
         return None
+
+    def is_topmost(self, steps: Steps) -> bool:
+        """Whether the last layer wrote the value at `steps`."""
+        found = self.origin(steps)
+        return found is not None and found[0] is self.top
 
     def base(self, steps: Steps) -> Path | None:
         found = self.origin(steps)
@@ -126,6 +132,8 @@ class Draft:
             return
         self._note_loss(entry, known)
         self._forget_model(entry, known)
+        if entry.steps == ("data", "validation") and known is not None:
+            self.notes.append(f"{entry.label}: replaces the data.validation that is given before it")
         node[key] = entry.value
         for steps in [s for s in self.origins if s[: len(entry.steps)] == entry.steps]:
             del self.origins[steps]

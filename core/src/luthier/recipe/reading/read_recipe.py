@@ -33,12 +33,13 @@ Made = TypeVar("Made", bound=Settings)
 class Reading(Generic[Made]):
     """A recipe, and what its reader should be told: the canonical name of each alias, what was dropped.
 
-    `given` holds what was written, by dotted name, and no default.
+    `given` holds what was written, by dotted name, and no default; `over` names what of it the last layer wrote.
     """
 
     recipe: Made
     notes: tuple[str, ...] = ()
     given: Mapping[str, Any] = attrs.field(factory=dict)
+    over: frozenset[str] = frozenset()
 
 
 def read_mapping(
@@ -116,7 +117,7 @@ def _overrides(given: Mapping[str, Any] | Iterable[Override | str]) -> list[Over
 
 def _lay(draft: Draft, layer: Layer, items: Any, environ: Mapping[str, str]) -> None:
     """Merge one layer: a mapping, or pairs of steps and value."""
-    draft.home = draft.home or layer
+    draft.home, draft.top = draft.home or layer, layer
     pairs = [((), items)] if isinstance(items, Mapping) else items
     given = [Entry(steps=s, origin=s, layer=layer, value=_expanded(v, s, layer, environ)) for s, v in pairs]
     errors: list[LuthierError] = []
@@ -176,7 +177,8 @@ def _finish(made: type[Made], draft: Draft, plugins: Plugins | None) -> Reading[
     places = [steps for steps, _ in watchers]
     located_recipe = locate_paths(recipe, lambda steps: draft.base(_written_at(steps, places)))
     given = dict(_written_leaves(draft.tree))
-    return Reading(recipe=located_recipe, notes=tuple(dict.fromkeys(draft.notes)), given=given)
+    over = frozenset(name for name in given if draft.is_topmost(tuple(name.split("."))))
+    return Reading(recipe=located_recipe, notes=tuple(dict.fromkeys(draft.notes)), given=given, over=over)
 
 
 def _written_at(steps: tuple[str, ...], places: list[tuple[str, ...]]) -> tuple[str, ...]:

@@ -121,7 +121,7 @@ def _rows(recipe: Recipe, objects: Objects, resolved: Resolved, notes: list[str]
     try:
         tokenizer = objects.tokenizer or load.tokenizer_of(recipe.model)
     except LuthierError as error:
-        if error.code != "model-not-found":
+        if error.code != "model-not-found" or recipe.model.tokenizer is not None:
             raise
         config_of(recipe.model)  # where there is no model either, that is said
         notes.append(f"the rows are not counted ({error.problem}): {assumed}")
