@@ -7,6 +7,7 @@ import signal
 import luthier
 import pytest
 import torch
+from luthier import LuthierError
 from luthier.runs.writing.active_run import Interrupted
 from luthier.testing.worlds import save_tiny_model
 
@@ -22,8 +23,13 @@ def logged(run):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"divergence": "reverse_kl", "top_k": 8}, {"divergence": "jsd", "temperature": 2.0, "ce_weight": 0.1}],
-    ids=["forward", "reverse", "jsd"],
+    [
+        {},
+        {"divergence": "reverse_kl", "top_k": 8},
+        {"divergence": "jsd", "temperature": 2.0, "ce_weight": 0.1},
+        {"hidden_weight": 1.0, "hidden_layers": [1, -1], "hidden_distance": "mse"},
+    ],
+    ids=["forward", "reverse", "jsd", "hidden"],
 )
 def test_a_model_comes_closer_to_its_teacher(train, teacher, options):
     run = train(loss={"name": "distill", **options}, adapter="full", teacher=teacher, learning_rate=3e-3,
@@ -55,3 +61,16 @@ def test_a_cut_run_goes_on_to_the_bit(train, teacher, tmp_path):
     assert resumed.loss_history == straight.loss_history
     ours, theirs = (dict(run.model.named_parameters()) for run in (resumed, straight))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_layer_that_a_model_has_not_is_refused_before_the_first_step(train, teacher, tmp_path):
+    with pytest.raises(LuthierError) as caught:
+        train(loss={"name": "distill", "hidden_weight": 1.0, "hidden_layers": [99]}, teacher=teacher)
+    assert (caught.value.code, caught.value.where) == ("recipe-out-of-range", "Distill.hidden_layers")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_teacher_of_another_width_is_refused_before_the_first_step(train, tmp_path):
+    wide = str(save_tiny_model(tmp_path / "wide", hidden_size=64, seed=5))
+    with pytest.raises(LuthierError, match="wide"):
+        train(loss={"name": "distill", "hidden_weight": 1.0}, teacher=wide)

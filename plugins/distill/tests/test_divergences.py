@@ -176,3 +176,36 @@ def test_a_recipe_without_a_teacher_is_refused_before_any_work():
 
     with pytest.raises(LuthierError, match="needs teacher"):
         luthier.plan(recipe)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "mse"])
+@few
+@given(seed=seeds, scale=scales)
+def test_hidden_states_like_the_teachers_cost_nothing_and_pull_towards_it(distance, seed, scale):
+    batch, (student, teacher) = drawn(seed, scale)
+    options = Distill(hidden_weight=2.0, hidden_distance=distance)
+
+    def cost(table):
+        return mean_of(options, batch, table, teacher) - mean_of(Distill(), batch, table, teacher)
+
+    same = mean_of(options, batch, teacher, teacher)
+    assert float(same) == pytest.approx(0.0, abs=1e-9)
+    student.requires_grad_(True)
+    added = cost(student)
+    (pull,) = torch.autograd.grad(added, student)
+    nearer = cost(student.detach() - 1e-6 * pull)
+    assert 0 < float(nearer) <= float(added.detach())
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"hidden_layers": [1]}, "hidden_weight"),
+        ({"hidden_weight": 1.0, "hidden_layers": [1, 2], "teacher_layers": [1]}, "2 layers"),
+        ({"hidden_weight": 1.0, "hidden_layers": []}, "one or more"),
+    ],
+)
+def test_hidden_options_that_say_nothing_or_do_not_match_are_refused(given, says):
+    with pytest.raises(LuthierError) as caught:
+        Distill(**given)
+    assert says in f"{caught.value} {caught.value.remedy}"

@@ -1,7 +1,7 @@
 """The conformance kit on each loss, with every loss type among the examples."""
 
 from luthier.testing import conformance
-from luthier_preference import Cpo, Dpo, Kto, Orpo, Reward, RewardMargin, Simpo, luthier_losses
+from luthier_preference import ApoZeroUnpaired, Cpo, Dpo, Kto, Orpo, Reward, RewardMargin, Simpo, luthier_losses
 from luthier_preference.formulas import FORMULAS
 from luthier_preference.options import SMOOTHED, SORTING
 
@@ -60,4 +60,9 @@ def test_cpo_conforms(check):
 
 @conformance([RECORDS["kto"]], examples=[Kto(desirable_weight=2.0, undesirable_weight=0.5)])
 def test_kto_conforms(check):
+    check()
+
+
+@conformance([RECORDS["apo_zero_unpaired"]], examples=[ApoZeroUnpaired(desirable_weight=2.0, beta=10.0)])
+def test_apo_zero_unpaired_conforms(check):
     check()

@@ -11,11 +11,11 @@ from luthier.plugins.completion import add_defaults
 from luthier.testing.drawn_units import DrawnUnit, lay_out_units, pack_examples
 from luthier.testing.policies import TablePolicy
 from luthier.testing.strategies import Document
-from luthier_preference import Cpo, Dpo, Kto, Orpo, Reward, Simpo
+from luthier_preference import ApoZeroUnpaired, Cpo, Dpo, Kto, Orpo, Reward, Simpo
 from luthier_preference.cpo import CpoLoss, SimpoLoss
 from luthier_preference.dpo import DpoLoss
 from luthier_preference.formulas import FORMULAS, Sides, diverge
-from luthier_preference.kto import KtoLoss
+from luthier_preference.kto import ApoZeroUnpairedLoss, KtoLoss
 from luthier_preference.options import DIVERGING
 from luthier_preference.orpo import OrpoLoss
 from luthier_preference.reward import RewardLoss
@@ -355,28 +355,39 @@ def test_orpo_over_the_answer_differs_by_the_likelihood_alone(drawn, seed, beta)
 judged = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5), st.booleans()), min_size=2, max_size=5)
 
 
+@pytest.mark.parametrize("loss_type", ["kto", "apo_zero_unpaired"])
 @few
 @given(drawn=judged, seed=seeds, scale=scales, beta=betas, weights=st.sampled_from(((1.0, 1.0), (1.5, 0.5))))
-def test_kto_is_trls(drawn, seed, scale, beta, weights):
+def test_losses_of_judged_answers_are_trls(loss_type, drawn, seed, scale, beta, weights):
     from trl import KTOTrainer
 
     chance = torch.Generator().manual_seed(seed + 1)
     units = [DrawnUnit(documents={"text": document(p, a, chance)}, columns={"label": good}) for p, a, good in drawn]
-    options = Kto(beta=beta, desirable_weight=weights[0], undesirable_weight=weights[1])
-    found = Drawn(KtoLoss(options), units, seed, scale)
-    text, mismatched = found.padded("text"), found.padded("mismatched")
+    cls, loss = (Kto, KtoLoss) if loss_type == "kto" else (ApoZeroUnpaired, ApoZeroUnpairedLoss)
+    options = cls(beta=beta, desirable_weight=weights[0], undesirable_weight=weights[1])
+    found = Drawn(loss(options), units, seed, scale)
+    text = found.padded("text")
+    sides = [found.padded("mismatched"), text] if loss_type == "kto" else [text]
     table = found.logits.clone().requires_grad_(True)
-    model, recorded = InTurn(table, [mismatched, text]), {mode: defaultdict(list) for mode in ("train", "eval")}
+    model, recorded = InTurn(table, sides), {mode: defaultdict(list) for mode in ("train", "eval")}
     trainer = made(
-        KTOTrainer, model=model, ref_model=InTurn(found.logits.roll(1, -1), [mismatched, text]), calculate_KL=True,
-        precompute_ref_logps=False, loss_type="kto", beta=beta, desirable_weight=weights[0],
+        KTOTrainer, model=model, ref_model=InTurn(found.logits.roll(1, -1), sides), calculate_KL=loss_type == "kto",
+        precompute_ref_logps=False, loss_type=loss_type, beta=beta, desirable_weight=weights[0],
         undesirable_weight=weights[1], args=SimpleNamespace(gradient_checkpointing_kwargs=None, device="cpu"),
-        _total_train_tokens=0, _tp_size=1, _metrics=recorded,
+        _total_train_tokens=0, _tp_size=1, _metrics=recorded, accelerator=SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x),
     )  # fmt: skip
     given = {
         "input_ids": text.ids, "attention_mask": text.mask, "completion_mask": text.answers,
-        "KL_input_ids": mismatched.ids, "KL_attention_mask": mismatched.mask, "KL_completion_mask": mismatched.answers,
         "label": torch.tensor([good for _, _, good in drawn]),
     }  # fmt: skip
+    for name, side in (("KL", sides[0]),) if loss_type == "kto" else ():
+        given |= {
+            f"{name}_input_ids": side.ids,
+            f"{name}_attention_mask": side.mask,
+            f"{name}_completion_mask": side.answers,
+        }
     total = trainer._compute_loss(model, given, return_outputs=False)
-    assert_equal(found.ours(), total, table, {name: values[-1] for name, values in recorded["train"].items()})
+    theirs = {name: values[-1] for name, values in recorded["train"].items()}
+    if loss_type != "kto":
+        theirs = {name: value for name, value in theirs.items() if name not in ("kl", "rewards/margins")}
+    assert_equal(found.ours(), total, table, theirs)

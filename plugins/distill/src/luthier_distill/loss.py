@@ -8,10 +8,12 @@ from torch import Tensor
 
 from luthier_distill import Distill
 from luthier_distill.divergences import DIVERGENCES, likeliest
+from luthier_distill.hidden_states import sum_distances, widen
 
 
 class DistillLoss:
-    """Per supervised token: temperature^2 * divergence of teacher and policy; and -ce_weight * log p(label).
+    """Per supervised token: temperature^2 * divergence of teacher and policy; -ce_weight * log p(label); and
+    hidden_weight times the distance of the hidden states that predict it.
 
     Both models' logits exist for a chunk of positions at a time, and are computed again in the backward pass.
     """
@@ -23,7 +25,8 @@ class DistillLoss:
 
     def terms(self, batch: Batch) -> dict[str, float]:
         weight = float(batch.token_weights[batch.supervised].sum(dtype=torch.float64))
-        return {"divergence": weight, **({"cross_entropy": weight} if self.options.ce_weight else {})}
+        added = {"cross_entropy": self.options.ce_weight, "hidden": self.options.hidden_weight}
+        return {"divergence": weight, **{name: weight for name, factor in added.items() if factor}}
 
     def __call__(self, policy: Policy, batch: Batch) -> LossOutput:
         found = policy.map_logits(batch, self._compare, other=policy.teacher())  # [T, 3]
@@ -33,6 +36,10 @@ class DistillLoss:
             sums["cross_entropy"] = -self.options.ce_weight * likelihood
         weight = self.terms(batch)["divergence"]
         metrics = {"nll": (-likelihood.detach(), weight), "teacher_agreement": (agreement.detach(), weight)}
+        if self.options.hidden_weight:
+            distance = sum_distances(self.options, policy, batch)
+            sums["hidden"] = self.options.hidden_weight * distance
+            metrics["hidden_distance"] = (distance.detach(), weight)
         return LossOutput(sums=sums, metrics=metrics)
 
     def _compare(self, own: Tensor, labels: Tensor, theirs: Tensor) -> Tensor:
@@ -47,8 +54,3 @@ class DistillLoss:
         likelihood = straight.gather(-1, labels[:, None]).squeeze(-1)
         agreement = (own.argmax(-1) == theirs.argmax(-1)).to(divergence)
         return torch.stack([divergence, likelihood, agreement], dim=-1)
-
-
-def widen(logits: Tensor) -> Tensor:
-    """Return the logits in float32 or better."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -24,7 +24,22 @@ def plain_sums(options: Distill, policy: Policy, batch: Batch) -> dict[str, Tens
         if options.ce_weight:
             likelihood = own[row].softmax(-1)[batch.labels[position]].log()
             sums["cross_entropy"] = sums["cross_entropy"] - options.ce_weight * weight * likelihood
+    if options.hidden_weight:
+        sums["hidden"] = options.hidden_weight * _hidden(options, policy, batch)
     return sums
+
+
+def _hidden(options: Distill, policy: Policy, batch: Batch) -> Tensor:
+    """Return the weighted distance of hidden states, state by state."""
+    own, theirs = options.compared_layers
+    pairs = list(zip(policy.hidden(batch, own), policy.teacher().hidden(batch, theirs), strict=True))
+    total = pairs[0][0].double().sum() * 0
+    for position in batch.supervised.tolist():
+        for mine, other in pairs:
+            a, b = (side[batch.previous[position]].double() for side in (mine, other))
+            apart = ((a - b) ** 2).mean() if options.hidden_distance == "mse" else 1 - a @ b / (a.norm() * b.norm())
+            total = total + batch.token_weights[position] * apart / len(pairs)
+    return total
 
 
 def divergence_of(options: Distill, student: Tensor, logits: Tensor) -> Tensor:

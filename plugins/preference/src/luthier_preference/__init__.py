@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from luthier import LossRecord, hookimpl
 
-from luthier_preference.options import Cpo, Dpo, Kto, Orpo, Reward, RewardMargin, Simpo
+from luthier_preference.options import ApoZeroUnpaired, Cpo, Dpo, Kto, Orpo, Reward, RewardMargin, Simpo
 
-__all__ = ["Cpo", "Dpo", "Kto", "Orpo", "Reward", "RewardMargin", "Simpo", "luthier_losses"]
+__all__ = ["ApoZeroUnpaired", "Cpo", "Dpo", "Kto", "Orpo", "Reward", "RewardMargin", "Simpo", "luthier_losses"]
 
 
 @hookimpl
 def luthier_losses() -> list[LossRecord]:
-    return [_dpo(), *_without_reference(), _kto(), *_rewards()]
+    return [_dpo(), *_without_reference(), *_judged(), *_rewards()]
 
 
 def _dpo() -> LossRecord:
@@ -51,15 +51,25 @@ def _without_reference() -> list[LossRecord]:
     ]
 
 
-def _kto() -> LossRecord:
-    return LossRecord(
-        name="kto",
-        summary="KTO: judged answers against the reference and the batch's mismatched pairs.",
-        options=Kto,
-        build="luthier_preference.kto:KtoLoss",
-        data="unpaired",
-        needs="reference",
-    )
+def _judged() -> list[LossRecord]:
+    return [
+        LossRecord(
+            name="kto",
+            summary="KTO: judged answers against the reference and the batch's mismatched pairs.",
+            options=Kto,
+            build="luthier_preference.kto:KtoLoss",
+            data="unpaired",
+            needs="reference",
+        ),
+        LossRecord(
+            name="apo_zero_unpaired",
+            summary="APO-zero on judged answers: good ones likelier than under the reference, bad ones less likely.",
+            options=ApoZeroUnpaired,
+            build="luthier_preference.kto:ApoZeroUnpairedLoss",
+            data="unpaired",
+            needs="reference",
+        ),
+    ]
 
 
 def _rewards() -> list[LossRecord]:

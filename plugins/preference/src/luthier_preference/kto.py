@@ -8,7 +8,7 @@ import torch
 from luthier import Batch, LossOutput, Policy, Unit
 from torch import Tensor
 
-from luthier_preference.options import Kto
+from luthier_preference.options import ApoZeroUnpaired, Kto
 
 
 class KtoLoss:
@@ -51,6 +51,33 @@ class KtoLoss:
 
     def __call__(self, policy: Policy, batch: Batch) -> LossOutput:
         return self.combine(*self.scores(policy, batch))
+
+
+class ApoZeroUnpairedLoss:
+    """An answer judged good costs 1 - sigmoid(r), a bad one sigmoid(r), r being beta times its log ratio.
+
+    The unpaired form of APO-zero (D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 7): KTO with z = 0, so that no
+    answer depends on another.
+    """
+
+    data = "unpaired"
+
+    def __init__(self, options: ApoZeroUnpaired) -> None:
+        self.options = options
+
+    def terms(self, batch: Batch) -> dict[str, float]:
+        return {"apo": float(batch.num_units)}
+
+    def __call__(self, policy: Policy, batch: Batch) -> LossOutput:
+        logprobs, label = policy.token_logprobs(batch), batch.columns["label"]
+        ratios = batch.sum_by_document(logprobs - policy.reference().token_logprobs(batch))
+        texts = batch.documents("text").to(ratios.device)
+        rewards = self.options.beta * ratios[texts]
+        weights = torch.where(label, self.options.desirable_weight, self.options.undesirable_weight)
+        costs = torch.sigmoid(torch.where(label, -rewards, rewards))  # 1 - sigmoid(r) is sigmoid(-r)
+        metrics = describe_answers(rewards, batch.sum_by_document(logprobs.detach())[texts], label)
+        metrics.pop("rewards/margins")  # which is a number of a whole global batch
+        return LossOutput(sums={"apo": (weights * costs).sum()}, metrics=metrics)
 
 
 def describe_answers(rewards: Tensor, logps: Tensor, label: Tensor) -> dict[str, tuple[Tensor | float, Tensor | float]]:

@@ -140,6 +140,15 @@ class Kto:
     undesirable_weight: float = option(1.0, help="Weight of answers judged bad.", low=0.01, high=100.0)
 
 
+@attrs.frozen(kw_only=True)
+class ApoZeroUnpaired:
+    """Options of `apo_zero_unpaired`."""
+
+    beta: float = option(0.1, help="How steeply an answer's cost changes with its log ratio.", low=1e-3, high=100.0)
+    desirable_weight: float = option(1.0, help="Weight of answers judged good.", low=0.01, high=100.0)
+    undesirable_weight: float = option(1.0, help="Weight of answers judged bad.", low=0.01, high=100.0)
+
+
 def _check_mixture(options: Dpo) -> None:
     """Raise `recipe-conflict` where types and weights do not fit together."""
     types, weights = options.loss_type, options.loss_weights

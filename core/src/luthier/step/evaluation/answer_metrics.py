@@ -77,8 +77,8 @@ def _answer(setup: Setup, tasks: list[Task], count: int, temperature: float, mos
         for task in tasks
         for draw in range(count)
     ]
-    given = {"max_tokens": setup.packing.max_tokens, "temperature": temperature}
-    flat = answer_questions(setup.model, setup.tokenizer, setup.adapter, questions, **given)
+    flat = answer_questions(setup.model, setup.tokenizer, setup.adapter, questions,
+                            max_tokens=setup.packing.max_tokens, temperature=temperature)  # fmt: skip
     return [flat[i * count : (i + 1) * count] for i in range(len(tasks))]
 
 

@@ -71,8 +71,8 @@ def measured_recipe(weights: Weights, changes: dict[str, Any], data: str | None)
     """Return the recipe of an evaluation: `data` in the place of its rows, and nothing that belongs to training."""
     recipe = attrs.evolve(weights.recipe, memory_check=False, reference_cache=False, callbacks=[], **changes)
     if data is not None:
-        training = {"eval_steps": None, "eval_on_start": False, "load_best_model_at_end": False}
-        return attrs.evolve(recipe, data=held_out_data(recipe.data, data), max_eval_batches=None, **training)
+        return attrs.evolve(recipe, data=held_out_data(recipe.data, data), max_eval_batches=None, eval_steps=None,
+                            eval_on_start=False, load_best_model_at_end=False)  # fmt: skip
     if not recipe.data.validation:
         raise LuthierError("data-empty", "the run has no validation rows", where="data.validation",
                            remedy="Give a file with --data.")  # fmt: skip
@@ -81,9 +81,10 @@ def measured_recipe(weights: Weights, changes: dict[str, Any], data: str | None)
 
 def held_out_data(data: Data, path: str) -> Data:
     """Return the settings of rows at a path, their columns mapped as the run's one source has it."""
-    first = data.train[0] if len(data.train) == 1 else None
-    mapped = {} if first is None else {"columns": first.columns, "template": first.template}
-    return attrs.evolve(data, train=[Source(path=path, **mapped)], validation=0.0, streaming=False)
+    source, like = Source(path=path), data.train[0] if len(data.train) == 1 else None
+    if like is not None:
+        source = attrs.evolve(source, columns=like.columns, template=like.template)
+    return attrs.evolve(data, train=[source], validation=0.0, streaming=False)
 
 
 def set_up(weights: Weights, recipe: Recipe, *, separate: bool) -> tuple[Setup, TokenDataset]:

@@ -1,0 +1,49 @@
+"""Distances of two models' hidden states (Sanh et al. 2019, arXiv 1910.01108; Jiao et al. 2020, arXiv 1909.10351)."""
+
+from __future__ import annotations
+
+import torch
+from luthier import Batch, LuthierError, Policy
+from torch import Tensor
+
+from luthier_distill import Distill
+
+
+def sum_distances(options: Distill, policy: Policy, batch: Batch) -> Tensor:
+    """Return the sum over supervised tokens, each by its weight, of the mean distance over the compared layers.
+
+    The states are those that predict each token; the teacher's have no gradient.
+    """
+    own_layers, their_layers = options.compared_layers
+    own = _states(policy, batch, own_layers, "hidden_layers")
+    theirs = _states(policy.teacher(), batch, their_layers, "teacher_layers")
+    weights = batch.token_weights[batch.supervised]
+    distances = [_distances(mine, other.detach(), options) for mine, other in zip(own, theirs, strict=True)]
+    return (torch.stack(distances).mean(0) * weights.to(distances[0])).sum()
+
+
+def _states(policy: Policy, batch: Batch, layers: list[int], option: str) -> list[Tensor]:
+    """[S, H] of each layer: the states that predict the supervised tokens."""
+    try:
+        found = policy.hidden(batch, layers)
+    except IndexError:
+        remedy = "Name layers from 0, the embeddings, to the number of layers, or from the end as -1."
+        raise LuthierError("recipe-out-of-range", "there is no such layer", where=f"Distill.{option}", found=layers,
+                           remedy=remedy) from None  # fmt: skip
+    return [widen(states[batch.previous[batch.supervised]]) for states in found]
+
+
+def _distances(own: Tensor, theirs: Tensor, options: Distill) -> Tensor:
+    """Return [S] of states [S, H] and [S, H]."""
+    if own.shape[-1] != theirs.shape[-1]:
+        problem = f"the model's states are {own.shape[-1]} wide, and the teacher's {theirs.shape[-1]}"
+        raise LuthierError("part-unsupported", problem, where="Distill.hidden_weight",
+                           remedy="Take a teacher of the same width, or leave it out.")  # fmt: skip
+    if options.hidden_distance == "mse":
+        return (own - theirs).square().mean(-1)
+    return 1 - torch.nn.functional.cosine_similarity(own, theirs, dim=-1)
+
+
+def widen(values: Tensor) -> Tensor:
+    """Return the values in float32 or better."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
