@@ -12,10 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-import luthier
 from luthier.builtin import Local
 from luthier.builtin.local import STARTING, WorkerProcesses
 from luthier.builtin.local_worker import CANCEL, LAUNCH, WORKER, read_worker_note, run_worker
@@ -29,7 +29,7 @@ DESK_OF: Final = WorkerProcesses(Local())
 
 def check_machine(root: Path) -> dict[str, Any]:
     """Return the version of Luthier here, and the devices that a run could use."""
-    return {"version": luthier.__version__, **asyncio.run(DESK_OF.check())}
+    return {"version": version("luthier"), **asyncio.run(DESK_OF.check())}
 
 
 def start_worker(folder: Path) -> bool:

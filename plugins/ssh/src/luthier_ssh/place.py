@@ -62,8 +62,8 @@ class SshPlace:
     async def find_waiting(self, folder: str) -> JobStatus | None:
         return None
 
-    async def end_waiting(self, folder: str) -> None:
-        """A run over there begins at once."""
+    async def end_run(self, folder: str) -> bool:
+        return False
 
     async def send_files(self, files: Mapping[str, Path], folder: str) -> None:
         where = shlex.quote(folder)

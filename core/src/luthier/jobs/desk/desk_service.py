@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import attrs
+
 from luthier.jobs.desk.desk_words import desk_words, read_desk
 from luthier.jobs.desk.parcel import pack_job
 from luthier.jobs.provider_error import ProviderError
@@ -39,10 +41,10 @@ class DeskPlace(Protocol):
         """See to it that `desk_words("run", folder)` runs over there, now or when its turn comes."""
 
     async def find_waiting(self, folder: str) -> JobStatus | None:
-        """Return the status of a run that has been taken on and has not begun; None where there is no such run."""
+        """Return the status of a run whose worker is not seen, as a queue has it; None where there is no such run."""
 
-    async def end_waiting(self, folder: str) -> None:
-        """Take back a run that has not begun."""
+    async def end_run(self, folder: str) -> bool:
+        """Ask for the end of a run by the place's own means; False: the desk over there is to ask for it."""
 
     async def send_files(self, files: Mapping[str, Path], folder: str) -> None:
         """Put files below a folder over there, under these names."""
@@ -92,17 +94,22 @@ class DeskService:
             raise
 
     async def status(self, remote_id: str) -> JobStatus:
+        """Ask the desk; where it sees no worker, or sees that it is gone, the place may know better."""
         try:
-            return _status(await self._ask("status", remote_id), remote_id)
+            found = _status(await self._ask("status", remote_id), remote_id)
         except ProviderError as error:
             waiting = await self.place.find_waiting(remote_id) if error.kind == "not_found" else None
             if waiting is None:
                 raise
             return waiting
+        waiting = await self.place.find_waiting(remote_id) if found.raw_state == "lost" else None
+        if waiting is None or waiting.state.is_final:
+            return found
+        return attrs.evolve(found, state=waiting.state, raw_state=waiting.raw_state, reason=None, finished=None)
 
     async def cancel(self, remote_id: str) -> None:
-        await self.place.end_waiting(remote_id)
-        await self._ask("cancel", remote_id)
+        if not await self.place.end_run(remote_id):
+            await self._ask("cancel", remote_id)
 
     async def list(self, limit: int) -> Sequence[JobStatus]:
         root = await self.place.find_root()

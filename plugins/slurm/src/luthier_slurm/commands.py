@@ -1,0 +1,61 @@
+"""Slurm's commands: what they are asked, what they say of a job, and what their errors mean."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from luthier import JobState, LuthierError, ProviderError
+
+WORDS: Final = (  # ours: Slurm's
+    (JobState.PENDING, "PENDING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD SUSPENDED SPECIAL_EXIT"),
+    (JobState.RUNNING, "RUNNING COMPLETING SIGNALING STAGE_OUT STOPPED RESIZING"),
+    (JobState.CANCELED, "CANCELLED"),
+    (JobState.FAILED, "FAILED TIMEOUT NODE_FAIL OUT_OF_MEMORY BOOT_FAIL DEADLINE PREEMPTED REVOKED"),
+    (JobState.FAILED, "COMPLETED"),  # asked for only where no worker has begun
+)
+STATES: Final = {word: state for state, words in WORDS for word in words.split()}
+TOLD: Final = (  # what sbatch writes: the kind of error
+    ("socket timed out", "lost"),  # it may have submitted the job all the same
+    ("zero bytes were transmitted", "lost"),
+    ("unable to contact slurm controller", "network"),
+    ("limit", "quota"),
+    ("not permitted", "permission"),
+    ("access denied", "permission"),
+)
+
+
+async def run_command(words: list[str], text: str = "") -> str:
+    """Return what a command of Slurm wrote, or raise what it complained of."""
+    where = f"slurm: {words[0]}"
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+    except FileNotFoundError:
+        remedy = "Submit on a machine of the cluster that has Slurm's commands."
+        raise LuthierError("dependency-missing", f"{words[0]} is not here", where=where, remedy=remedy) from None
+    told, said = await process.communicate(text.encode())
+    if process.returncode == 0:
+        return told.decode("utf-8", "replace")
+    complaint = said.decode("utf-8", "replace").strip() or f"it ended with status {process.returncode}"
+    kind = next((kind for part, kind in TOLD if part in complaint.lower()), "invalid")
+    if process.returncode is not None and process.returncode < 0:
+        kind = "lost"
+    raise ProviderError(kind, complaint.splitlines()[-1], where=where)
+
+
+async def find_queued(name: str) -> tuple[str, str, str] | None:
+    """Return the number, state and reason of the newest job of a name, from the queue or the accounts."""
+    lines = (await run_command(["squeue", "--noheader", f"--name={name}", "--format=%i|%T|%r"])).split()
+    if not lines:
+        try:
+            told = await run_command(["sacct", "--noheader", "--allocations", "--parsable2", f"--name={name}",
+                                      "--format=JobID,State,Reason"])  # fmt: skip
+        except (LuthierError, ProviderError):  # many clusters keep no accounts
+            return None
+        lines = [line.replace(" ", "_") for line in told.splitlines() if line.strip()]
+    if not lines:
+        return None
+    number, state, reason = [*lines[-1].split("|"), "", ""][:3]
+    return number, state.split("_by_")[0], reason.replace("_", " ")
