@@ -92,6 +92,7 @@ def _draw_report(screen: Console, title: str, report: Report) -> None:
     rows = {
         "format": report.format,
         "rows": f"{report.rows:,}, which make {report.examples:,} examples",
+        "sources": _sources(report) or None,
         "dropped": _counted(report.drops) or "none",
         "changed": _counted(report.changes) or None,
         "tokens": f"{report.tokens:,}, {report.supervised_share:.1%} of them supervised",
@@ -102,6 +103,12 @@ def _draw_report(screen: Console, title: str, report: Report) -> None:
     draw_section(screen, title, pairs_table(rows))
     for warning in report.warnings:
         screen.print(f"warning: {warning}", style="yellow", soft_wrap=True)
+
+
+def _sources(report: Report) -> str:
+    """Each of several sources with the rows of it that come in an epoch."""
+    told = (f"{s['path']} {s['epoch_rows']:,} of {s['rows']:,} ({s['share']:.1%} of an epoch)" for s in report.sources)
+    return ", ".join(told)
 
 
 def _histogram(bars: list[tuple[int, int, int]]) -> Table:

@@ -21,6 +21,7 @@ from luthier.data.read.columns import mapped_columns
 from luthier.data.read.row import Row
 from luthier.data.report import Report
 from luthier.data.sets import Progress, making_rows
+from luthier.data.source_shares import check_shares, is_mixed
 from luthier.data.stream.row_stream import Stream, stream_of
 from luthier.data.stream.source_rows import Supply, make_supplies
 from luthier.data.tokenise.examples_of_rows import Maker
@@ -68,6 +69,10 @@ def prepare_data(
     `wanted` is what the loss asks of them.
     """
     check_policy(data)
+    check_shares(data.train, streaming=data.streaming)
+    if isinstance(data.validation, list) and is_mixed(data.validation):
+        problem, remedy = "share and repeat are for training rows", "Leave them out."
+        raise LuthierError("recipe-conflict", problem, where="data.validation", remedy=remedy)
     if data.streaming:  # its own tokenizer, for another thread may read it
         return _streamed(data, Maker.of(data, copy.deepcopy(tokenizer)), wanted, given, given_validation, progress)
     maker, telling = Maker.of(data, tokenizer), data.cache
@@ -75,7 +80,11 @@ def prepare_data(
     held = _validation(data, given_validation, telling=telling)
     share, place = _share(data), None
     if telling:
-        others = {"drawn": [share, seed] if share and not held else None, "wanted": attrs.asdict(wanted)}
+        others = {
+            "drawn": [share, seed] if share and not held else None,
+            "mixed": seed if is_mixed(data.train) else None,
+            "wanted": attrs.asdict(wanted),
+        }
         place = Entry.of(data, {"train": train, "validation": held}, tokenizer, maker.template, others)
     sets = None if place is None else place.read()
     if sets is None:
@@ -118,7 +127,7 @@ def _made(
         read, others = read.chosen(kept, faults=True), read.chosen(drawn, faults=False)
     validation = None
     with making_rows(maker, len(read.forms) + len(others.forms), progress) as line:
-        examples, report = line.make(read)
+        examples, report = line.make(read, seed)
         if others.forms:
             validation, report.validation = line.make(others)
             report.warnings += remark_repeated(examples, validation)
@@ -145,7 +154,7 @@ def read_forms(data: Data, given: Sequence[Supply], wanted: Wanted) -> ReadRows:
         form = _form_of(data, supply.rows, supply.source, wanted)
         if wanted.kind == "any":
             wanted = attrs.evolve(wanted, kind=FORMATS[form].kind)
-        read.add(supply.rows, form, wanted)
+        read.add(supply.rows, form, wanted, supply.source)
         supply.forget()
     return read
 

@@ -35,6 +35,7 @@ class Report:
     histogram: list[tuple[int, int, int]] = attrs.field(factory=list)  # shortest, longest, examples
     warnings: list[str] = attrs.field(factory=list)
     bad_rows: list[str] = attrs.field(factory=list)  # the first that were dropped, each with its place
+    sources: list[dict[str, Any]] = attrs.field(factory=list)  # of several: rows, and how many come in an epoch
     validation: Report | None = None
 
     @property

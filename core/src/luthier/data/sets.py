@@ -15,6 +15,7 @@ from luthier.data.formats.forms import Form
 from luthier.data.formats.read_rows import ReadRows
 from luthier.data.formats.remarks import warnings_of
 from luthier.data.report import Report
+from luthier.data.source_mix import mix_sources
 from luthier.data.tokenise.examples_of_rows import Made, Maker
 from luthier.data.tokenise.token_blocks import Blocks
 from luthier.data.tokenise.workers import Workers, count_processes, cut_chunks, working_processes
@@ -33,13 +34,18 @@ class Making:
     workers: Workers | None = None  # None: this process makes them
     done: int = 0
 
-    def make(self, read: ReadRows) -> tuple[TokenDataset, Report]:
+    def make(self, read: ReadRows, seed: int | None = None) -> tuple[TokenDataset, Report]:
         """The examples of the rows, and the report of what became of them.
 
+        With a `seed` the sources are mixed as the recipe says; it decides what is drawn.
         Raises one error of all bad rows, as `bad_rows` says, and `data-empty` when none is left.
         """
         report, faults = Report(format=read.name, rows=read.count), list(read.faults)
-        examples = self._tokens(read.forms, report, np.array(read.numbers, np.int64), faults)
+        documents = self._documents(read.forms, report, np.array(read.numbers, np.int64), faults)
+        if seed is not None and (len(read.parts) > 1 or any(part.source.repeat > 1 for part in read.parts)):
+            documents, report.sources = mix_sources(documents, read.parts, seed)
+        examples = self._blocks(documents)
+        report.measure(examples)
         faults.sort(key=lambda fault: fault.number)
         settle_faults(faults, read.count, self.maker.data)
         report.add_faults(faults)
@@ -49,7 +55,7 @@ class Making:
             raise LuthierError("data-empty", f"no row is left to train on; dropped: {dropped}", where="data")
         return examples, report
 
-    def _tokens(
+    def _documents(
         self, forms: Sequence[Form], report: Report, numbers: NDArray[np.int64], faults: list[Fault]
     ) -> TokenDataset:
         parts, before = [], 0
@@ -60,12 +66,14 @@ class Making:
             faults += [attrs.evolve(f, number=int(numbers[before + f.number])) for f in made.faults]
             before += made.rows
             self._tell(made.rows)
-        dataset = TokenDataset.joined(parts or [TokenDataset.of(())])
-        if self.maker.data.block_size is not None:
-            blocks = Blocks(size=self.maker.data.block_size)
-            dataset = TokenDataset.joined([blocks.add(dataset), blocks.end()])
-        report.measure(dataset)
-        return dataset
+        return TokenDataset.joined(parts or [TokenDataset.of(())])
+
+    def _blocks(self, documents: TokenDataset) -> TokenDataset:
+        """The documents, cut into blocks where the recipe asks for them."""
+        if self.maker.data.block_size is None:
+            return documents
+        blocks = Blocks(size=self.maker.data.block_size)
+        return TokenDataset.joined([blocks.add(documents), blocks.end()])
 
     def _made(self, forms: Sequence[Form]) -> Iterator[Made]:
         parts = cut_chunks(forms)

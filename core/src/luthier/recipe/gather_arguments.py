@@ -12,6 +12,7 @@ from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.recipe.objects import Objects
 from luthier.recipe.reading.read_recipe import Reading
+from luthier.recipe.reading.shorthand import OF_A_SOURCE
 from luthier.recipe.recipe import Recipe, load_recipe
 from luthier.recipe.schema import Model
 
@@ -101,9 +102,7 @@ def _is_named(value: Any) -> bool:
 
 
 def _is_source(value: Any) -> bool:
-    return isinstance(value, Mapping) and "path" in value and set(value) <= {
-        "path", "split", "name", "revision", "columns", "template", "max_rows",
-    }  # fmt: skip
+    return isinstance(value, Mapping) and "path" in value and set(value) <= {*OF_A_SOURCE}
 
 
 def _name_of(value: Any) -> str:

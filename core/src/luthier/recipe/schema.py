@@ -38,13 +38,18 @@ class Source:
 
     path: str = option(help="A file, a glob of files, or a hub dataset's name.")
     split: str = option("train", help="The split, for a hub dataset.")
-    name: str | None = option(None, help="The configuration's name, for a hub dataset.")
+    name: str | None = option(None, help="The configuration's name (or subset), for a hub dataset.")
     revision: str | None = option(None, help="Branch, tag or commit of a hub dataset.")
     columns: dict[str, str] = option(factory=dict, help="Our column: the data's column, such as {prompt: question}.")
     template: dict[str, str] = option(
         factory=dict, help="Our column: a text with {fields} of the row, such as {prompt: 'Q: {question}'}."
     )
     max_rows: int | None = option(None, help="Read at most this many rows.", low=1)
+    share: float | None = option(
+        None, help="The part of an epoch that its rows are, such as 0.3; those without share fill the rest.",
+        low=1e-6, high=1.0,
+    )  # fmt: skip
+    repeat: int = option(1, help="How often its rows come in an epoch.", low=1)
 
 
 @attrs.frozen(kw_only=True)

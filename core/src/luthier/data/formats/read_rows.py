@@ -14,7 +14,9 @@ from luthier.data.formats.known_columns import unread_columns
 from luthier.data.formats.recognise_form import FORMATS, convert_row, is_empty
 from luthier.data.formats.wanted import Wanted
 from luthier.data.read.row import Row
+from luthier.data.source_shares import SourceRows
 from luthier.errors import LuthierError
+from luthier.recipe.schema import Source
 
 
 @attrs.define(kw_only=True)
@@ -27,9 +29,12 @@ class ReadRows:
     faults: list[Fault] = attrs.field(factory=list)  # of those that are no forms
     formats: list[str] = attrs.field(factory=list)
     unread: list[str] = attrs.field(factory=list)
+    parts: list[SourceRows] = attrs.field(factory=list)  # the numbers of each source's rows
 
-    def add(self, rows: Sequence[Row], form: str, wanted: Wanted) -> None:
+    def add(self, rows: Sequence[Row], form: str, wanted: Wanted, source: Source | None = None) -> None:
         """Take the rows of one source, which are of one format."""
+        if source is not None:
+            self.parts.append(SourceRows(source=source, first=self.count, end=self.count + len(rows)))
         for row in rows:
             try:
                 self.forms.append(convert_row(row, form, wanted))

@@ -28,6 +28,12 @@ def warnings_of(report: Report, read: ReadRows, template: ChatTemplate | None) -
     if report.dropped:
         reasons = ", ".join(f"{reason} {count}" for reason, count in report.drops.most_common())
         found.append(f"{_share(report.dropped, report.rows)} were dropped: {reasons}")
+    for source in report.sources:
+        if source["epoch_rows"] > source["rows"] * source["repeat"]:
+            often = f"{source['epoch_rows'] / max(source['rows'], 1):.1f}"
+            found.append(
+                f"the {source['rows']} rows of {source['path']} come {often} times in an epoch, for their share"
+            )
     if report.bad_rows:
         found.append(f"the first bad rows: {'; '.join(report.bad_rows)}")
     found += [f"{_share(n, report.rows)} {CHANGES[what]}" for what, n in report.changes.items()]

@@ -141,7 +141,7 @@ def stream_of(data: Data, maker: Maker, form_of: FormOf, wanted: Wanted, given: 
         if not rows:
             raise LuthierError("data-empty", "there are no rows", where=source.path)
         form = form_of(data, rows, source, wanted)
-        units += [(unit, form) for unit in own]
+        units += [(unit, form) for unit in own] * source.repeat
         samples.append(rows)
         read.add(rows, form, wanted)
     made = maker.make(read.forms)

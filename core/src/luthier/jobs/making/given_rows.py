@@ -7,12 +7,11 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from luthier.data.read.sources import read_given
 from luthier.errors import LuthierError
-
-SOURCE_KEYS: Final = {"path", "split", "name", "revision", "columns", "template", "max_rows"}
+from luthier.recipe.reading.shorthand import OF_A_SOURCE
 
 
 def is_named(data: Any) -> bool:
@@ -41,7 +40,7 @@ def write_given(rows: Any, room: Path, role: str) -> Path:
 
 
 def _is_source(value: Any) -> bool:
-    return isinstance(value, Mapping) and "path" in value and set(value) <= SOURCE_KEYS
+    return isinstance(value, Mapping) and "path" in value and set(value) <= {*OF_A_SOURCE}
 
 
 def _as_plain(value: Any) -> Any:

@@ -13,7 +13,18 @@ from luthier.recipe.reading.draft import Entry, Steps
 
 SOURCES: Final = (("data", "train"), ("data", "validation"))
 
-OF_A_SOURCE: Final = ("path", "columns", "template", "split", "name", "revision", "max_rows")
+OF_A_SOURCE: Final = (
+    "path",
+    "columns",
+    "template",
+    "split",
+    "name",
+    "revision",
+    "max_rows",
+    "share",
+    "repeat",
+    "subset",
+)
 
 
 def expand_shorthand(entry: Entry) -> list[Entry] | None:
@@ -95,7 +106,14 @@ def _sources(value: Any, *, shared: bool) -> Any:
     """Sources as a list of mappings; a number in place of validation sources is a share."""
     if isinstance(value, Mapping) or (_is_text(value) and not (shared and _is_number(value))):
         value = [value]
-    return [{"path": v} if _is_text(v) else v for v in value] if isinstance(value, (list, tuple)) else value
+    return [{"path": v} if _is_text(v) else _named(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _named(source: Any) -> Any:
+    """A source whose configuration of a hub dataset is called `subset`, with the name that it has here."""
+    if not isinstance(source, Mapping) or "subset" not in source or "name" in source:
+        return source
+    return {"name" if key == "subset" else key: value for key, value in source.items()}
 
 
 def _children(entry: Entry, value: Mapping[str, Any]) -> list[Entry]:

@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import numpy as np
 
+from luthier.data.source_shares import is_mixed
 from luthier.data.stream.source_rows import make_supplies
 from luthier.disk import sync_path
 from luthier.errors import LuthierError
@@ -23,6 +24,9 @@ def cut_rows(recipe: Recipe, num_runs: int, samples_per_run: int | None, folder:
     Columns are mapped already in what is written. Files that are there stay: the same seed cuts the same rows. Raises
     `data-empty` where the rows do not suffice.
     """
+    if is_mixed(recipe.data.train):
+        problem, remedy = "the rows of several runs are cut without overlap: no share and no repeat", "Leave them out."
+        raise LuthierError("recipe-conflict", problem, where="data.train", remedy=remedy)
     rows = [row.whole.values for supply in _sources(recipe) for row in supply.rows]
     size = samples_per_run or len(rows) // num_runs
     if size == 0 or size * num_runs > len(rows):

@@ -1,0 +1,47 @@
+"""Mixing: the examples of an epoch, each source's rows as often as its share or its repeats ask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luthier.data.examples import TokenDataset
+from luthier.data.source_shares import SourceRows, count_rows, is_mixed
+
+
+def mix_sources(
+    dataset: TokenDataset, parts: Sequence[SourceRows], seed: int
+) -> tuple[TokenDataset, list[dict[str, Any]]]:
+    """Return the examples of an epoch, and of each source how many rows it has, and how many of them come.
+
+    A row that makes several examples comes with all of them. Which rows of a source come, or come once more than
+    others, is drawn by `seed`; their order stays.
+    """
+    index = np.arange(len(dataset)) if dataset.index is None else dataset.index
+    rows = [np.unique(index[(index >= part.first) & (index < part.end)]) for part in parts]
+    sources = [part.source for part in parts]
+    wanted = count_rows(sources, [len(own) for own in rows])
+    counted = [
+        {"path": s.path, "rows": len(own), "repeat": s.repeat, "epoch_rows": n, "share": n / max(sum(wanted), 1)}
+        for s, own, n in zip(sources, rows, wanted, strict=True)
+    ]
+    if not is_mixed(sources):
+        return dataset, counted
+    times = np.zeros(max((part.end for part in parts), default=0) + 1, np.int64)
+    for number, (own, count) in enumerate(zip(rows, wanted, strict=True)):
+        times[own] = _times(len(own), count, np.random.default_rng([seed, number]))
+    chosen = np.repeat(np.arange(len(dataset)), times[index])
+    return TokenDataset.of([dataset[i] for i in chosen.tolist()]), counted
+
+
+def _times(rows: int, count: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """How often each of so many rows comes, so that `count` come: each as often as the others, or once more."""
+    if not rows:
+        return np.zeros(0, np.int64)
+    whole, more = divmod(count, rows)
+    times = np.full(rows, whole, np.int64)
+    times[random.permutation(rows)[:more]] += 1
+    return times

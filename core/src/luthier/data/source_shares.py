@@ -1,0 +1,76 @@
+"""Shares: how many rows of each source come in an epoch, where the recipe gives them shares or repeats them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import attrs
+
+from luthier.errors import LuthierError
+from luthier.recipe.schema import Source
+
+WHOLE: Final = 1e-6  # how near to 1 shares must be that leave no room
+
+
+@attrs.frozen(kw_only=True)
+class SourceRows:
+    """The rows of one source among those of a set: numbers `first` to before `end`."""
+
+    source: Source
+    first: int
+    end: int
+
+
+def is_mixed(sources: Sequence[Source]) -> bool:
+    """Whether any source comes in another number than it has rows."""
+    return any(source.share is not None or source.repeat != 1 for source in sources)
+
+
+def check_shares(sources: Sequence[Source], *, streaming: bool) -> None:
+    """Raise before any row is read for shares that leave no room or fill none."""
+    shares = [source.share for source in sources if source.share is not None]
+    if not shares:
+        return
+    if streaming:
+        problem, remedy = "how long a stream is, is not known, so that no source can be a share of it", "Use repeat."
+        raise LuthierError("recipe-conflict", problem, where="data.train", remedy=remedy)
+    total = sum(shares)
+    if len(shares) == len(sources) and abs(total - 1) > WHOLE:
+        problem, remedy = (
+            "every source has a share, and together they are not 1",
+            "Leave one out, which fills the rest.",
+        )
+        raise LuthierError("recipe-out-of-range", problem, where="data.train", found=total, remedy=remedy)
+    if len(shares) < len(sources) and total > 1 - WHOLE:
+        problem, remedy = "the shares leave no room for the sources that have none", "Lower them."
+        raise LuthierError("recipe-out-of-range", problem, where="data.train", found=total, remedy=remedy)
+
+
+def count_rows(sources: Sequence[Source], rows: Sequence[int]) -> list[int]:
+    """Return how many rows of each source come in an epoch.
+
+    A source without a share comes whole, `repeat` times, and the others beside it. Where all have one, the epoch is the
+    longest in which none comes more often than `repeat` times.
+    """
+    most = [count * source.repeat for count, source in zip(rows, sources, strict=True)]
+    shares = [source.share for source in sources]
+    if all(share is None for share in shares):
+        return most
+    rest = [count for count, share in zip(most, shares, strict=True) if share is None]
+    given = [share or 0.0 for share in shares]
+    if rest:
+        total = sum(rest) / (1 - sum(given))
+    else:
+        total = min(count / share for count, share in zip(most, given, strict=True))
+    found = [count if share is None else round(share * total) for count, share in zip(most, shares, strict=True)]
+    return [
+        _at_least_one(count, source) if held else 0 for count, source, held in zip(found, sources, rows, strict=True)
+    ]
+
+
+def _at_least_one(count: int, source: Source) -> int:
+    if count:
+        return count
+    problem = "the share of this source is less than one row of an epoch"
+    raise LuthierError("recipe-out-of-range", problem, where=source.path, found=source.share, remedy="Raise it.")

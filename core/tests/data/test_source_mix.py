@@ -1,0 +1,184 @@
+"""Mixing: each source is the part of an epoch that it is asked to be, to the row, in the same way every time."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from luthier import LuthierError, Recipe
+from luthier.data.prepare import prepare_data
+from luthier.data.source_shares import count_rows
+from luthier.data.stream.stream_feed import StreamFeed
+from luthier.recipe.schema import Data, Source
+
+QUIET = settings(max_examples=40, deadline=None)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Three files of 40, 10 and 6 rows."""
+    for name, count in (("a", 40), ("b", 10), ("c", 6)):
+        lines = [json.dumps({"text": f"{name}{i:02}"}) + "\n" for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    return tmp_path
+
+
+def data_of(files, options, **others):
+    sources = [Source(path=str(files / f"{name}.jsonl"), **own) for name, own in options.items()]
+    return Data(train=sources, cache=False, **others)
+
+
+def run(files, tokenizer, options, *, seed=0, **others):
+    return prepare_data(data_of(files, options, **others), tokenizer, seed=seed)
+
+
+def counts(prepared):
+    """The rows of each file that an epoch has."""
+    return Counter(example.where.rpartition("/")[2][0] for example in prepared.train)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"a": {}, "b": {"repeat": 3}}, {"a": 40, "b": 30}),
+        ({"a": {}, "b": {"share": 0.2}}, {"a": 40, "b": 10}),
+        ({"a": {}, "b": {"share": 0.1}}, {"a": 40, "b": 4}),
+        ({"a": {}, "b": {"share": 0.5}}, {"a": 40, "b": 40}),
+        ({"a": {"share": 0.5}, "b": {"share": 0.5}}, {"a": 10, "b": 10}),
+        ({"a": {"share": 0.5}, "b": {"share": 0.5, "repeat": 3}}, {"a": 30, "b": 30}),
+        ({"a": {"share": 0.8}, "b": {"share": 0.2}}, {"a": 40, "b": 10}),
+        ({"a": {"share": 0.5, "max_rows": 4}, "b": {}, "c": {"share": 0.25}}, {"a": 20, "b": 10, "c": 10}),
+        ({"a": {"repeat": 2}}, {"a": 80}),
+    ],
+)
+def test_an_epoch_has_so_many_rows_of_each_source(options, expected, files, chat):
+    prepared = run(files, chat(None), options)
+    assert counts(prepared) == expected
+    if len(options) > 1:
+        assert {s["path"][-7]: s["epoch_rows"] for s in prepared.report.sources} == expected
+        assert sum(s["share"] for s in prepared.report.sources) == pytest.approx(1)
+    assert prepared.report.examples == sum(expected.values())
+    times = Counter(example.where for example in prepared.train)
+    for name in options:
+        own = [count for where, count in times.items() if where.rpartition("/")[2][0] == name]
+        rows = next((s["rows"] for s in prepared.report.sources if s["path"][-7] == name), 40)
+        own += [0] * (rows - len(own))
+        assert max(own) - min(own) <= 1
+
+
+SOURCES = st.lists(
+    st.tuples(st.integers(1, 500), st.integers(1, 3), st.sampled_from([None, 0.05, 0.1, 0.25])), min_size=2, max_size=3
+)
+
+
+@QUIET
+@given(drawn=SOURCES)
+def test_shares_hold_to_a_row_and_what_has_none_comes_whole(drawn):
+    if all(share is not None for *_, share in drawn):
+        drawn = [(rows, repeat, None if i == 0 else share) for i, (rows, repeat, share) in enumerate(drawn)]
+    sources = [Source(path=str(i), repeat=repeat, share=share) for i, (_, repeat, share) in enumerate(drawn)]
+    rows = [count for count, *_ in drawn]
+    try:
+        found = count_rows(sources, rows)
+    except LuthierError as error:
+        assert error.code == "recipe-out-of-range" and "less than one row" in error.problem
+        return
+    for count, source, own in zip(found, sources, rows, strict=True):
+        if source.share is None:
+            assert count == own * source.repeat
+        else:
+            assert abs(count - source.share * sum(found)) <= len(found)
+
+
+def test_what_is_drawn_is_a_function_of_the_seed(files, chat):
+    options = {"a": {"share": 0.5}, "b": {}}
+    one, again, other = (run(files, chat(None), options, seed=seed).train for seed in (0, 0, 1))
+    assert one.fingerprint == again.fingerprint != other.fingerprint
+    assert {*one.where} != {*other.where} and len(one) == len(other) == 20
+
+
+def test_shares_count_the_rows_that_are_left_and_keep_their_numbers(files, chat):
+    path = files / "b.jsonl"
+    path.write_text(path.read_text() + json.dumps({"text": ""}) + "\n" + "{\n")
+    prepared = run(files, chat(None), {"b": {"share": 0.5}, "c": {}}, bad_rows="drop")
+    assert counts(prepared) == {"b": 6, "c": 6} and prepared.report.drops == {"unsupervised": 1, "broken": 1}
+    assert all(
+        e.index == int(e.where.rpartition(":")[2]) - 1 + (12 if "c.jsonl" in e.where else 0) for e in prepared.train
+    )
+
+
+def test_the_share_of_the_rows_for_validation_comes_first(files, chat):
+    prepared = run(files, chat(None), {"a": {}, "b": {"repeat": 2}}, validation=0.2)
+    held = {example.where for example in prepared.validation}
+    assert len(held) == 10 and not held & {*prepared.train.where}
+    assert len(prepared.train) == 40 - sum("a.jsonl" in w for w in held) + 2 * (10 - sum("b.jsonl" in w for w in held))
+
+
+def test_blocks_are_cut_from_mixed_documents(files, chat):
+    whole = run(files, chat(None), {"a": {}, "b": {"repeat": 2}}, block_size=7).train
+    assert len(whole.input_ids) == 60 * 5
+
+
+def test_several_sources_are_counted_though_none_has_a_share(files, chat):
+    prepared = run(files, chat(None), {"a": {}, "b": {}})
+    assert [(s["rows"], s["epoch_rows"]) for s in prepared.report.sources] == [(40, 40), (10, 10)]
+    assert run(files, chat(None), {"a": {}}).report.sources == []
+
+
+def test_a_source_that_comes_again_for_its_share_is_told(files, chat):
+    told = run(files, chat(None), {"a": {}, "b": {"share": 0.5}}).report.warnings
+    assert any("come 4.0 times in an epoch" in warning for warning in told)
+
+
+@pytest.mark.parametrize(
+    ("options", "others", "code"),
+    [
+        ({"a": {"share": 0.5}, "b": {"share": 0.6}}, {}, "recipe-out-of-range"),
+        ({"a": {"share": 0.5}}, {}, "recipe-out-of-range"),
+        ({"a": {"share": 0.5}, "b": {"share": 0.5}, "c": {}}, {}, "recipe-out-of-range"),
+        ({"a": {}, "b": {"share": 0.001}}, {}, "recipe-out-of-range"),
+        ({"a": {}, "b": {"share": 0.5}}, {"streaming": True}, "recipe-conflict"),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(options, others, code, files, chat):
+    with pytest.raises(LuthierError) as caught:
+        run(files, chat(None), options, **others)
+    assert caught.value.code == code
+
+
+def test_validation_rows_are_not_mixed(files, chat):
+    held = [Source(path=str(files / "b.jsonl"), repeat=2)]
+    with pytest.raises(LuthierError, match="for training rows"):
+        run(files, chat(None), {"a": {}}, validation=held)
+
+
+def test_a_stream_repeats_a_source_in_every_epoch_and_goes_on_where_it_was(files, chat):
+    stream = run(files, chat(None), {"b": {"repeat": 3}, "c": {}}, streaming=True).train
+
+    def feed():
+        return StreamFeed(stream=stream, batch=4, seed=0, buffer=8, epochs=2)
+
+    whole = list(feed().portions(0))
+    first = Counter(e.where.rpartition("/")[2][0] for p in whole[:9] for e in p.examples)
+    assert first == {"b": 30, "c": 6} and whole[8].ends_epoch
+    again = feed()
+    again.load_state(feed().state(whole[4]))
+    assert [[e.where for e in p.examples] for p in again.portions(5)] == [
+        [e.where for e in p.examples] for p in whole[5:]
+    ]
+
+
+def test_a_subset_is_the_name_of_a_hub_datasets_configuration():
+    for written in (
+        {"path": "org/set", "subset": "main", "split": "test"},
+        {"path": "org/set", "name": "main", "split": "test"},
+    ):
+        for data in ({"train": [written]}, written):
+            (source,) = Recipe.load({"model": "demo", "data": data}).data.train
+            assert (source.name, source.split) == ("main", "test")
+    with pytest.raises(LuthierError) as caught:
+        Recipe.load({"model": "demo", "data": {"train": [{"path": "org/set", "subset": "a", "name": "b"}]}})
+    assert caught.value.code == "recipe-unknown-option"
