@@ -348,6 +348,14 @@ def a_row_without_an_answer(world):
     world.train()
 
 
+@provokes("data-unrendered", "rows.jsonl:1", "does not write the system message (messages[0])", "data.unrendered: warn")
+def a_system_prompt_that_the_template_passes_over(world):
+    messages = [{"role": "system", "content": "Be brief."}, *_row(1)["messages"]]
+    template = "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+    rows = world.file("rows.jsonl", [{"messages": messages}])
+    world.train(data={"train": str(rows), "chat_template": template})
+
+
 @provokes("data-avoided", "bad.jsonl:1: label", "one to avoid", "columns: {label: ignore}")
 def an_answer_to_be_avoided(world):
     world.train(data=str(world.file("bad.jsonl", [{"prompt": "1?", "completion": "3", "label": False}])))

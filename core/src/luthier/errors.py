@@ -54,6 +54,10 @@ CODES: Final[dict[str, Code]] = {
     "data-empty": Code("No rows are left to train on.", "Check the file, the filters and the drop counts."),
     "data-unsupervised": Code("A row has no supervised token.", "Check the roles, the template, and truncation."),
     "data-avoided": Code("A row says that its answer is one to avoid.", "Drop such rows, or choose a loss for them."),
+    "data-unrendered": Code(
+        "The chat template does not write a message, tools or a thought of a row.",
+        "Use a template that writes it, take it out of the rows, or set data.unrendered: warn.",
+    ),
     "data-overlong": Code("A row is longer than max_length and overlong is error.", "Raise max_length or drop rows."),
     "data-worker": Code("A process that tokenises rows died, twice.", "Free memory, or set data.num_proc: 1.", 1),
     "data-changed": Code("The data differs from what this run was started on.", "Restore it, or start with --fresh."),

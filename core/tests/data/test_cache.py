@@ -292,7 +292,7 @@ def test_every_option_of_the_data_is_part_of_the_key_or_known_not_to_matter():
     names = {field.name for field in attrs.fields(Data)}
     assert {*cache.WITHOUT} < names
     assert names - {*cache.WITHOUT} == {
-        "format", "text_unit", "max_length", "overlong", "train_on", "unsupervised", "block_size",
+        "format", "text_unit", "max_length", "overlong", "train_on", "unrendered", "unsupervised", "block_size",
         "chat_template_kwargs", "bad_rows", "max_bad_rows",
     }  # fmt: skip
 

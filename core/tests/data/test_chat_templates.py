@@ -119,7 +119,7 @@ def test_a_rewriting_template_leaves_a_dialogue_without_thoughts_whole(chat, mad
 TURN = "{{ '<|' + m.role + '|>\\n' + m.content + (%s if m.role == 'assistant' else '') }}"
 ODD = {  # how a template closes answers -> what is supervised of two of them, and in how many examples
     "by two tokens": ("'</s><|im_end|>\\n'", "", ["A1</s><|im_end|>", "A2</s><|im_end|>"], 1),
-    "and ends the text with EOS": ("'<|im_end|>\\n'", "{{ eos_token }}", ["A1<|im_end|>", "A2<|im_end|>"], 1),
+    "and ends the text with EOS": ("'<|im_end|>\\n'", "{{ eos_token }}", ["A1<|im_end|>", "A2<|im_end|>"], 2),
     "but not the last": ("'' if loop.last else eos_token", "", ["A1</s>", "A2</s>"], 1),
     "with another token at the end": (
         "'<|eom_id|>' if loop.last else '<|eot_id|>'",
@@ -149,7 +149,7 @@ def test_a_thought_stands_where_the_prompt_puts_an_empty_one(chat, made, answers
     template = template.replace("{%- set content = message['content'] -%}", EMPTY_THOUGHT)
     for answer, wanted in (("<think>\nhm\n</think>\n\n1", "<think>\nhm\n</think>\n\n1"), ("1", "1")):
         row = {"messages": dialogue([("a", answer)])}
-        example = made([row], chat("chatml"), chat_template=template).train[0]
+        example = made([row], chat("chatml"), chat_template=template, unrendered="warn").train[0]
         assert answers(example, chat("chatml")) == [wanted + "<|im_end|>"]
 
 
@@ -180,11 +180,11 @@ def test_tool_calls_are_supervised_and_tool_responses_are_not(chat, made, answer
 
 def test_a_tool_call_may_end_with_a_stop_token_of_its_own(chat, made, answers):
     tokenizer = chat("llama3")
-    prepared = made([TOOL_ROW], tokenizer)
+    prepared = made([TOOL_ROW], tokenizer, unrendered="warn")
     call = '{"name": "add", "parameters": {"a": 2, "b": 3}}<|eom_id|>'
     assert answers(prepared.train[0], tokenizer) == [call, "It is 5.<|eot_id|>"]
     assert tokenizer.convert_ids_to_tokens(list(prepared.stop_tokens)) == ["<|eot_id|>", "<|eom_id|>"]
-    assert any("tools that the chat template does not write" in warning for warning in prepared.report.warnings)
+    assert prepared.report.unrendered == {"tools": 1}
 
 
 def test_a_template_that_joins_arguments_as_text_gets_them_as_json(chat, made, answers):

@@ -16,6 +16,7 @@ from luthier.data.formats.bad_rows import TOLD, Fault, count_faults
 
 PERCENTILES: Final = (0, 25, 50, 75, 90, 95, 99, 100)
 BINS: Final = 12
+COUNTED: Final = ("drops", "changes", "unrendered")
 
 
 @attrs.define(kw_only=True)
@@ -27,6 +28,7 @@ class Report:
     examples: int = 0
     drops: Counter[str] = attrs.field(factory=Counter)
     changes: Counter[str] = attrs.field(factory=Counter)  # rows truncated, split, or parted into one example an answer
+    unrendered: Counter[str] = attrs.field(factory=Counter)  # messages, tools and thoughts that no text has, by role
     tokens: int = 0
     supervised_tokens: int = 0
     lengths: dict[str, int] = attrs.field(factory=dict)  # tokens of an example, by percentile
@@ -63,7 +65,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         plain = {field.name: getattr(self, field.name) for field in attrs.fields(Report)}
-        plain |= {"drops": dict(self.drops), "changes": dict(self.changes), "dropped": self.dropped}
+        plain |= {name: dict(getattr(self, name)) for name in COUNTED} | {"dropped": self.dropped}
         plain |= {"supervised_share": self.supervised_share, "histogram": [list(bar) for bar in self.histogram]}
         return plain | {"validation": self.validation and self.validation.to_dict()}
 
@@ -71,7 +73,7 @@ class Report:
     def from_dict(cls, plain: Mapping[str, Any]) -> Report:
         """The report that `to_dict` gave."""
         held = {field.name: plain[field.name] for field in attrs.fields(cls)}
-        held |= {name: Counter(held[name]) for name in ("drops", "changes")}
+        held |= {name: Counter(held[name]) for name in COUNTED}
         held["histogram"] = [(low, high, count) for low, high, count in held["histogram"]]
         held["validation"] = held["validation"] and cls.from_dict(held["validation"])
         return cls(**held)

@@ -63,6 +63,7 @@ class Making:
             parts.append(made.examples.renumbered(numbers[before : before + made.rows]))
             report.drops.update(made.drops)
             report.changes.update(made.changes)
+            report.unrendered.update(made.unrendered)
             faults += [attrs.evolve(f, number=int(numbers[before + f.number])) for f in made.faults]
             before += made.rows
             self._tell(made.rows)

@@ -90,6 +90,9 @@ class Data:
     max_bad_rows: int | float | None = option(
         None, help="With bad_rows: drop, end with an error above so many, or above such a share (0.01).", low=0
     )
+    unrendered: Literal["error", "warn"] = option(
+        "error", help="What to do with a message, tools or a thought that the chat template does not write."
+    )
     unsupervised: Literal["error", "drop"] | None = option(
         None, help="What to do with a row without supervised token; none: as bad_rows says."
     )

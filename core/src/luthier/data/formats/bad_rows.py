@@ -19,6 +19,7 @@ KINDS: Final = {  # codes of what can be wrong with one row alone, and what such
     "data-column": "column",
     "data-avoided": "avoided",
     "data-unsupervised": "unsupervised",
+    "data-unrendered": "unrendered",
     "template-unprovable": "unprovable",
 }
 EMPTY: Final = "empty"  # the kind of a row that holds nothing at all

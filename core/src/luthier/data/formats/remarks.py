@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -17,7 +18,9 @@ CHANGES: Final = {
     "parted": "became one example an answer, because the chat template rewrites what went before",
     "weighted": "became one example for each weight that their answers have",
     "last_answer": "are supervised in their last answer only, because the chat template rewrites the earlier ones",
-    "think_removed": "lost their <think> block in the chat template",
+    "unrendered": "hold what the chat template does not write",
+    "trailing": "end with messages after the last supervised answer, which no example has",
+    "undecodable": "hold supervised text that its tokens do not give back, such as a character that has no token",
     "special_tokens": "hold special tokens in their messages' text, which are read as such",
 }
 
@@ -26,8 +29,7 @@ def warnings_of(report: Report, read: ReadRows, template: ChatTemplate | None) -
     """Sentences with counts and percentages, most important first."""
     found = []
     if report.dropped:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in report.drops.most_common())
-        found.append(f"{_share(report.dropped, report.rows)} were dropped: {reasons}")
+        found.append(f"{_share(report.dropped, report.rows)} were dropped: {_listed(report.drops)}")
     for source in report.sources:
         if source["epoch_rows"] > source["rows"] * source["repeat"]:
             often = f"{source['epoch_rows'] / max(source['rows'], 1):.1f}"
@@ -36,7 +38,7 @@ def warnings_of(report: Report, read: ReadRows, template: ChatTemplate | None) -
             )
     if report.bad_rows:
         found.append(f"the first bad rows: {'; '.join(report.bad_rows)}")
-    found += [f"{_share(n, report.rows)} {CHANGES[what]}" for what, n in report.changes.items()]
+    found += [f"{_share(n, report.rows)} {CHANGES[what]}{_roles(what, report)}" for what, n in report.changes.items()]
     if template is not None:
         found += _of_template(read.forms, template)
     if read.unread:
@@ -49,6 +51,14 @@ def remark_repeated(train: TokenDataset, validation: TokenDataset) -> list[str]:
     known = {hash(example.input_ids.tobytes()) for example in train}
     again = sum(hash(example.input_ids.tobytes()) in known for example in validation)
     return [f"{again} of {len(validation)} validation examples are training examples too"] if again else []
+
+
+def _roles(what: str, report: Report) -> str:
+    return f": {_listed(report.unrendered)}" if what == "unrendered" else ""
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.most_common())
 
 
 def _share(count: int, rows: int) -> str:
@@ -67,9 +77,6 @@ def _of_template(forms: Iterable[Any], template: ChatTemplate) -> list[str]:
         found.append(f"the chat template ends answers with no special token: {template.stop} is put after each")
     if "strftime_now" in template.text:
         found.append("the chat template writes today's date: on another day the same rows give other tokens")
-    tools = sum(bool(isinstance(form, Conversation) and form.tools) for form in chats)
-    if tools and not template.writes_tools():
-        found.append(f"{_share(tools, len(chats))} have tools that the chat template does not write")
     bare = sum(not _has_system(form) for form in chats)
     if bare and (system := template.own_system()):
         found.append(f"the chat template puts its own system prompt {system!r} before {_share(bare, len(chats))}")

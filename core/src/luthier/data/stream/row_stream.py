@@ -173,6 +173,7 @@ def _ingredients(data: Data, maker: Maker, wanted: Wanted) -> dict[str, Any]:
 
 def _report(made: Made, read: ReadRows, maker: Maker) -> Report:
     report = Report(format=read.name, rows=read.count, drops=made.drops, changes=made.changes)
+    report.unrendered = made.unrendered
     report.add_faults(made.faults)
     report.measure(made.examples)
     told = f"rows are read as the run goes: this is of the first {read.count}"

@@ -13,6 +13,8 @@ from typing import Any, Final, cast
 
 import attrs
 
+from luthier.data.tokenise.rendered_parts import PartFinder
+from luthier.data.tokenise.thoughts import BLOCK, KEYS, join_thought
 from luthier.errors import LuthierError, show_value
 
 TAGS: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -35,6 +37,7 @@ class ChatTemplate:
     specials: tuple[str, ...]  # the texts of the tokenizer's special tokens, longest first
     settings: Mapping[str, Any] = attrs.field(factory=dict)  # variables of the recipe, or of a row
     others: dict[str, ChatTemplate] = attrs.field(factory=dict, eq=False, repr=False)  # by the settings they have
+    parts: PartFinder = attrs.field(factory=PartFinder, eq=False, repr=False)  # what it writes of a row
 
     def with_settings(self, settings: Mapping[str, Any]) -> ChatTemplate:
         """The template as it writes with these variables over its own, tried like any other."""
@@ -118,20 +121,26 @@ class ChatTemplate:
 
     def _calls(self, arguments: Any) -> bool:
         call = {"type": "function", "function": {"name": PROBE, "arguments": arguments}}
-        calling = {"role": "assistant", "content": "", "tool_calls": [call]}
-        try:
-            return PROBE in self.render([{"role": "user", "content": "hi"}, calling])
-        except LuthierError:
-            return False
+        return self._writes({"role": "assistant", "content": "", "tool_calls": [call]})
 
-    def writes_tools(self) -> bool:
-        """Whether the template shows the model the tools that it may call."""
-        user = {"role": "user", "content": PROBE}
-        function = {"name": "probe", "description": PROBE, "parameters": {"type": "object", "properties": {}}}
-        try:
-            return self.render([user]) != self.render([user], [{"type": "function", "function": function}])
-        except LuthierError:
-            return True
+    @functools.cached_property
+    def thought_way(self) -> str:
+        """The key under which it reads an answer's thought, BLOCK where it writes one in the content, else nothing."""
+        for way in (*KEYS, BLOCK):
+            answer = join_thought(PROBE, {"role": "assistant", "content": "yes"}, way)
+            if self._writes(answer):
+                return way
+        return ""
+
+    def _writes(self, answer: dict[str, Any]) -> bool:
+        """Whether it writes a probe in an answer, wherever it takes that answer."""
+        asked = {"role": "user", "content": "hi"}
+        for before in ([asked], [{"role": "system", "content": "hi"}, asked], []):
+            try:
+                return PROBE in self.render([*before, answer])
+            except LuthierError:
+                continue
+        return False
 
     def own_system(self) -> str:
         """The system prompt that the template adds by itself, empty for none."""

@@ -63,8 +63,8 @@ class Encoder:
             text = text.rstrip().removesuffix(eos)
         return text
 
-    def encode(self, texts: Sequence[Rendered]) -> list[TokenExample]:
-        """A token example of each text, in order.
+    def encode(self, texts: Sequence[Rendered]) -> tuple[list[TokenExample], set[str]]:
+        """A token example of each text, in order; and the places of rows whose supervised text the tokens lose.
 
         Texts are tokenised at once. Where a span's tokens do not decode to the span, or the prompt before it would
         have other tokens by itself, the text is tokenised piece by piece instead, which makes both true.
@@ -72,11 +72,21 @@ class Encoder:
         for text in texts:
             check_text(text)
         if not texts:
-            return []
+            return [], set()
         found = self._whole(texts)
-        for i in self._unproven(texts, found):
+        wrong, lossy = self._unproven(texts, found)
+        for i in wrong:
             found[i] = self._piecewise(texts[i])
-        return [self._labelled(text, ids, spans or []) for text, (ids, spans) in zip(texts, found, strict=True)]
+        lossy |= self._unproven([texts[i] for i in wrong], [found[i] for i in wrong], wrong)[1]
+        made = [self._labelled(text, ids, spans or []) for text, (ids, spans) in zip(texts, found, strict=True)]
+        lacking = (i for i, example in enumerate(made) if i in lossy or self._lacks(texts[i], example))
+        return made, {texts[i].where for i in lacking}
+
+    def _lacks(self, text: Rendered, example: TokenExample) -> bool:
+        """Whether a supervised character has no token."""
+        unknown = self.tokenizer.unk_token_id
+        found = unknown is not None and bool((example.labels == unknown).any())
+        return found and self.tokenizer.unk_token not in text.text
 
     def _ids(self, texts: Sequence[str]) -> Any:
         return self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
@@ -120,28 +130,26 @@ class Encoder:
         spans = [(ends[2 * i], ends[2 * i + 1]) for i in range(len(text.spans))]
         return [token for piece in counted for token in piece], spans
 
-    def _unproven(self, texts: Sequence[Rendered], found: Sequence[Tokenised]) -> list[int]:
-        """The texts of which a span's tokens do not decode to the span."""
-        expected = [
-            (i, text.text[a:b]) for i, text in enumerate(texts) for a, b in text.spans if found[i][1] is not None
-        ]
-        tokens = [ids[a:b] for ids, spans in found for a, b in spans or []]
-        wrong = {i for i, (_, spans) in enumerate(found) if spans is None}
-        for (i, text), decoded in zip(expected, self._decode(tokens), strict=True):
-            if decoded != text and not self._equal(decoded, text):
-                wrong.add(i)
-        return sorted(wrong)
+    def _unproven(
+        self, texts: Sequence[Rendered], found: Sequence[Tokenised], numbers: Sequence[int] | None = None
+    ) -> tuple[list[int], set[int]]:
+        """The texts of which a span's tokens do not decode to the span; and those where no tokens of it would."""
+        numbers = range(len(texts)) if numbers is None else numbers
+        spans = [(i, a, b) for i, (_, own) in enumerate(found) for a, b in texts[i].spans if own is not None]
+        decoded = self._decode([ids[a:b] for ids, own in found for a, b in own or []])
+        wrong = {numbers[i] for i, (_, own) in enumerate(found) if own is None}
+        lossy: set[int] = set()
+        for (i, a, b), given in zip(spans, decoded, strict=True):
+            text = texts[i].text[a:b].strip(" ")  # some tokenizers drop a leading space
+            if given.strip(" ") != text:
+                alone = self._decode(self._ids([texts[i].text[a:b]])["input_ids"])[0]
+                (lossy if given.strip(" ") == alone.strip(" ") else wrong).add(numbers[i])
+        return sorted(wrong), lossy
 
     def _decode(self, tokens: list[list[int]]) -> list[str]:
         if not tokens:
             return []
         return self.tokenizer.batch_decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    def _equal(self, decoded: str, text: str) -> bool:
-        """Equal but for a leading space, which some tokenizers drop, or for what tokenising itself loses."""
-        if decoded.strip(" ") == text.strip(" "):
-            return True
-        return decoded.strip(" ") == self._decode(self._ids([text])["input_ids"])[0].strip(" ")
 
     def _labelled(self, text: Rendered, tokens: list[int], spans: list[Span]) -> TokenExample:
         ended = text.eos and self.tokenizer.eos_token_id is not None

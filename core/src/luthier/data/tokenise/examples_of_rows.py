@@ -15,6 +15,7 @@ from luthier.data.formats.beside import template_variables
 from luthier.data.formats.forms import Completion, Conversation, Document, Form, Instruction, Pair, Tokens
 from luthier.data.tokenise.chat_template import ChatTemplate, load_template
 from luthier.data.tokenise.encode import Encoder, check_text
+from luthier.data.tokenise.lost_parts import lost_error, lost_kind, lost_parts
 from luthier.data.tokenise.overlong import fit_length, fit_unit, overlong_policy
 from luthier.data.tokenise.supervised_spans import Rendered
 from luthier.data.tokenise.unit_texts import UnitTexts
@@ -41,6 +42,7 @@ class Made:
     rows: int
     drops: Counter[str] = attrs.field(factory=Counter)
     changes: Counter[str] = attrs.field(factory=Counter)
+    unrendered: Counter[str] = attrs.field(factory=Counter)  # parts that the chat template does not write, by role
     faults: list[Fault] = attrs.field(factory=list)  # of rows of which nothing could be made
 
 
@@ -73,12 +75,14 @@ class Maker:
         made = Made(examples=TokenDataset.of(()), rows=len(forms))
         drafts = [self._checked(form, number, made) for number, form in enumerate(forms)]
         texts = [text for own in drafts for draft in own for text in draft.texts.values()]
-        encoded = iter(self.encoder.encode(texts))
+        encoded, undecodable = self.encoder.encode(texts)
+        made.changes.update(["undecodable"] * len(undecodable))
+        examples = iter(encoded)
         kept: list[TokenExample] = []
         for number, (form, own) in enumerate(zip(forms, drafts, strict=True)):
             self._note(own, made)
             for draft in own:
-                documents = {**draft.tokens, **{name: next(encoded) for name in draft.texts}}
+                documents = {**draft.tokens, **{name: next(examples) for name in draft.texts}}
                 whole = TokenExample.joined(documents)
                 weight = whole.weight * form.weight
                 example = attrs.evolve(whole, where=form.where, columns=form.columns, index=number, weight=weight)
@@ -100,7 +104,10 @@ class Maker:
 
     def _note(self, drafts: list[Draft], made: Made) -> None:
         """Count the row once for whatever happened to it."""
-        remarks = {remark for draft in drafts for text in draft.texts.values() for remark in text.remarks}
+        remarks = {remark for text in _texts(drafts) for remark in text.remarks}
+        lost = lost_parts(_texts(drafts))
+        made.unrendered.update(part.role for part in lost)
+        made.changes.update(["unrendered"] * bool(lost))
         made.changes.update(remarks)
         made.changes.update(["parted"] * (len(drafts) > 1 and "weighted" not in remarks))
 
@@ -124,14 +131,17 @@ class Maker:
         if not form.answers and not (everything and isinstance(form, (Conversation, Completion, Instruction))):
             raise _unsupervised(form)
         render = UnitTexts(encoder=self.encoder, template=self.template, train_on=self.data.train_on)
-        return [Draft(texts={**own, **further}) for own in render.texts_of(form)]
+        drafts = [Draft(texts={**own, **further}) for own in render.texts_of(form)]
+        if self.data.unrendered == "error" and (lost := lost_parts(_texts(drafts))):
+            raise lost_error(lost, form.where)
+        return drafts
 
     def _refuse(self, error: LuthierError, number: int, made: Made) -> None:
         """Note a bad row once, or count it where the recipe says what becomes of its kind."""
         if error.code == "data-unsupervised" and self.data.unsupervised == "drop":
             made.drops["unsupervised"] += 1
         elif not made.faults or made.faults[-1].number != number:
-            made.faults.append(Fault.of(error, number=number))
+            made.faults.append(Fault.of(error, kind=lost_kind(error), number=number))
 
     def _fitted(self, example: TokenExample, form: Form, number: int, made: Made) -> list[TokenExample]:
         """Return what is kept of an example, and count what is not."""
@@ -160,3 +170,7 @@ class Maker:
 def _unsupervised(form: Form) -> LuthierError:
     remedy = "Correct the row, or set data.unsupervised: drop."
     return LuthierError("data-unsupervised", "the row has no supervised token", where=form.where, remedy=remedy)
+
+
+def _texts(drafts: Iterable[Draft]) -> list[Rendered]:
+    return [text for draft in drafts for text in draft.texts.values()]

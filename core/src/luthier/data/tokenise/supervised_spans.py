@@ -9,7 +9,10 @@ from typing import Any
 import attrs
 
 from luthier.data.formats.forms import Conversation
+from luthier.data.tokenise.answer_prompts import find_answer
 from luthier.data.tokenise.chat_template import PROBE, ChatTemplate
+from luthier.data.tokenise.rendered_parts import Part, last_answer
+from luthier.data.tokenise.thoughts import CLOSE, OPEN, give_thought, split_thought
 from luthier.errors import LuthierError
 
 Span = tuple[int, int]  # characters [start, end)
@@ -25,6 +28,7 @@ class Rendered:
     eos: bool = False  # whether the EOS token follows the text, supervised
     where: str = ""
     remarks: tuple[str, ...] = ()  # what the template did with it, to be counted
+    lost: tuple[Part, ...] = ()  # what none of the row's texts has
     weight: float = 1.0  # of its supervised tokens in the loss
 
 
@@ -35,7 +39,7 @@ class Turn:
     text: str
     spans: tuple[Span, ...]
     insert: int | None
-    thoughtless: bool = False  # the template left out its <think> block
+    foreign: bool = False  # what stands before it is not the prompt that generation is given
 
 
 def render_conversation(form: Conversation, template: ChatTemplate, everything: bool = False) -> list[Rendered]:
@@ -44,16 +48,31 @@ def render_conversation(form: Conversation, template: ChatTemplate, everything: 
     Each supervised span ends with the template's stop token; where it writes none, the eos token is put in.
     """
     try:
-        return _rendered(form, template, everything)
+        given = attrs.evolve(form, messages=tuple(_bare(message, template) for message in form.messages))
+        made, foreign = _rendered(given, template, everything)
+        lost = _find_lost(given, template, [text.text for text in made], everything)
     except LuthierError as error:
         raise error.at(form.where) from None
+    last = last_answer(form)
+    kept = (*foreign, *(part for part in lost if part.index <= last))
+    behind = ("trailing",) * (len(kept) < len(foreign) + len(lost))
+    return [attrs.evolve(made[0], lost=kept, remarks=made[0].remarks + behind), *made[1:]]
 
 
-def _rendered(form: Conversation, template: ChatTemplate, everything: bool) -> list[Rendered]:
-    messages = [_bare(message, template) for message in form.messages]
+def _find_lost(form: Conversation, template: ChatTemplate, texts: list[str], everything: bool) -> list[Part]:
+    def render(other: Conversation) -> list[str]:
+        given = attrs.evolve(other, messages=tuple(_bare(message, template) for message in other.messages))
+        return [text.text for text in _rendered(given, template, everything)[0]]
+
+    return template.parts.find_lost(form, texts, render, everything)
+
+
+def _rendered(form: Conversation, template: ChatTemplate, everything: bool) -> tuple[list[Rendered], list[Part]]:
+    """The texts, and the answers that do not stand behind the prompt that generation is given."""
+    messages = list(form.messages)
     whole = template.render(messages, form.tools)
     if everything and template.closes:
-        return [Rendered(text=whole, spans=(), everything=True, where=form.where)]
+        return [Rendered(text=whole, spans=(), everything=True, where=form.where)], []
     trained = [i for i, on in enumerate(form.trained) if on and (form.may_be_empty or _says(messages[i]))]
     turns = [find_turn(messages, i, form.tools, template, whole) for i in trained]
     kept = [turn for turn in turns if whole.startswith(turn.text[: turn.spans[-1][1]])]
@@ -62,7 +81,8 @@ def _rendered(form: Conversation, template: ChatTemplate, everything: bool) -> l
     made = [
         Rendered(text=text, spans=(), everything=everything, where=form.where, remarks=inside) for text, _ in groups
     ]
-    return [_with_spans(one, group, template) for one, (_, group) in zip(made, groups, strict=True)]
+    foreign = [Part("prompt", i, "") for i, turn in zip(trained, turns, strict=True) if turn.foreign]
+    return [_with_spans(one, group, template) for one, (_, group) in zip(made, groups, strict=True)], foreign
 
 
 def _says(message: dict[str, Any]) -> bool:
@@ -73,7 +93,7 @@ def _bare(message: dict[str, Any], template: ChatTemplate) -> dict[str, Any]:
     """An assistant's message without stop tokens, its calls' arguments as the template takes them."""
     if message["role"] != "assistant":
         return message
-    bare = {**message, "content": template.bare(message["content"])}
+    bare = give_thought({**message, "content": template.bare(message["content"])}, template.thought_way)
     if "tool_calls" in message and template.text_arguments:
         bare["tool_calls"] = [_with_text(call) for call in message["tool_calls"]]
     return bare
@@ -93,21 +113,38 @@ def find_turn(
     Offsets come from generation tags, or from where the prompt ends (`add_generation_prompt`), else from a probe.
     """
     message, last = messages[index], index + 1 == len(messages)
+    prompt = template.render(messages[:index], tools, prompt=True) if index else ""
     if index and template.prompts and not _says(message):
-        return _silent_turn(template.render(messages[:index], tools, prompt=True), template)
+        return _silent_turn(prompt, template)
     text = whole if last and whole is not None else template.render(messages[: index + 1], tools)
     spans = _tagged(messages, index, tools, template) if template.tagged else []
-    start = spans[0][0] if spans else _start(messages, index, tools, template, text)
+    start = spans[0][0] if spans else _start(messages, index, tools, template, text, prompt)
     if not _contains(text[start:], message):
         raise _unprovable(f"it does not write the text of messages[{index}] as it is", text[start : start + 200])
     limit = len(text)
     if spans and not text[spans[-1][1] :].lstrip().startswith(template.closing.lstrip() or template.stop):
         limit = spans[-1][1]  # the tags end the answer, stop token included
     end, insert = _end(text, start, limit, template)
-    thought = message["content"].rpartition("</think>")[0].rpartition("<think>")[2].strip()
     tagged = [span for span in spans if span[0] < end] or [(start, end)]  # nothing after the stop token
     kept = (*tagged[:-1], (tagged[-1][0], end))
-    return Turn(text=text, spans=kept, insert=insert, thoughtless=thought not in text[start:])
+    turn = Turn(text=text, spans=kept, insert=insert)
+    if text.startswith(prompt):
+        return turn
+    return _moved(turn, prompt, find_answer(messages, index, tools, template, len(text) - kept[0][0]))
+
+
+def _moved(turn: Turn, prompt: str, answer: str | None) -> Turn:
+    """The answer behind the prompt that generation is given; `foreign` where it is not known how it follows that."""
+    (start, _), end = turn.spans[0], turn.spans[-1][1]
+    text = prompt + (answer or "")
+    by = len(text) - len(turn.text)
+    said = turn.text[start:end].rpartition(CLOSE)[2].strip()
+    if answer is None or not said or not text[: end + by].rstrip().endswith(said):
+        return attrs.evolve(turn, foreign=True)
+    spans = [(max(a + by, len(prompt)), b + by) for a, b in turn.spans]
+    if not text[len(prompt) : spans[0][0]].strip() or prompt.rstrip().endswith(OPEN):
+        spans[0] = (len(prompt), spans[0][1])  # what follows an opened thought is the model's to write
+    return Turn(text=text, spans=tuple(spans), insert=None if turn.insert is None else turn.insert + by)
 
 
 def _silent_turn(prompt: str, template: ChatTemplate) -> Turn:
@@ -126,26 +163,37 @@ def _tagged(messages: list[dict[str, Any]], index: int, tools: Any, template: Ch
     return template.tagged_spans(messages[: index + 1], tools)[1][before:]
 
 
-def _start(messages: list[dict[str, Any]], index: int, tools: Any, template: ChatTemplate, text: str) -> int:
+def _start(
+    messages: list[dict[str, Any]], index: int, tools: Any, template: ChatTemplate, text: str, prompt: str
+) -> int:
     """Where the answer begins: after the prompt that generation is given, else where a probe in its place does."""
-    prompt = template.render(messages[:index], tools, prompt=True) if index else ""
     if index and template.prompts and text.startswith(prompt):
         return len(prompt)
     probe = {"role": "assistant", "content": PROBE}
     header, found, _ = template.render([*messages[:index], probe], tools).rpartition(PROBE)
-    if not found or not text.startswith(header):
-        said = messages[index]["content"].strip()
-        shared = len(os.path.commonprefix([text, header]))
-        if "</think>" in said and 0 <= (begin := text.find(said)) <= shared:
-            return begin  # its thought stands where the template puts an empty one
-        raise _unprovable(f"the beginning of the answer messages[{index}] cannot be found", text[-200:])
     blank = index and header.startswith(prompt) and not header[len(prompt) :].strip()
-    return len(prompt) if blank else len(header)  # a space after [/INST] is the model's to write
+    if blank and text.startswith(prompt):
+        return len(prompt)  # a space after [/INST] is the model's to write
+    if not found or not text.startswith(header):
+        shared = len(os.path.commonprefix([text, header]))
+        begin = _thought_start(text, messages[index], shared)
+        if begin is None:
+            raise _unprovable(f"the beginning of the answer messages[{index}] cannot be found", text[-200:])
+        return begin
+    return len(header)
+
+
+def _thought_start(text: str, message: dict[str, Any], limit: int) -> int | None:
+    """Where the message's thought begins, if that is where the template puts an empty one, at `limit` or before."""
+    thought = split_thought(message)[0]
+    begin = text.rfind(OPEN, 0, limit + len(OPEN))
+    found = bool(thought) and begin >= 0 and text[begin + len(OPEN) :].lstrip().startswith(thought)
+    return begin if found else None
 
 
 def _pieces(message: dict[str, Any]) -> list[str]:
     """Texts that the answer must be written with, in order: its content after any <think> block, its calls' names."""
-    said = message["content"].rpartition("</think>")[2].strip()
+    said = message["content"].rpartition(CLOSE)[2].strip()
     calls = [call["function"]["name"] for call in message.get("tool_calls", ())]
     return [piece for piece in (said, *calls) if piece]
 
@@ -183,8 +231,7 @@ def _with_spans(made: Rendered, turns: list[Turn], template: ChatTemplate) -> Re
                 shift += len(stop)
             moved[-1] = (moved[-1][0], moved[-1][1] + len(stop))
         spans += moved
-    removed = ("think_removed",) * any(turn.thoughtless for turn in turns)
-    return attrs.evolve(made, text=text, spans=tuple(spans), remarks=made.remarks + removed)
+    return attrs.evolve(made, text=text, spans=tuple(spans))
 
 
 def _unprovable(problem: str, found: str) -> LuthierError:

@@ -1,0 +1,42 @@
+"""Lost parts: what is told of a row of which the chat template writes less than it holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from luthier.data.tokenise.rendered_parts import TOOLS, Part
+from luthier.data.tokenise.supervised_spans import Rendered
+from luthier.errors import LuthierError
+
+PROMPT: Final = "another text stands before messages[{}] than the prompt that generation is given"
+NAMES: Final = {"thought": "the thought", "tool_calls": "the arguments of a call"}
+
+
+def lost_parts(texts: Iterable[Rendered]) -> list[Part]:
+    """The parts of a row that its texts lack, each once, whichever of its documents lack it."""
+    found = {(part.index, part.role, part.call): part for text in texts for part in text.lost}
+    return list(found.values())
+
+
+def lost_error(lost: Sequence[Part], where: str) -> LuthierError:
+    """The error of one row that lacks something; its parts are counted by role."""
+    missing = [part for part in lost if part.role != "prompt"]
+    told = [PROMPT.format(part.index) for part in lost if part.role == "prompt"]
+    if missing:
+        told.insert(0, f"the chat template does not write {', '.join(map(_name, missing))}")
+    counts = Counter(part.role for part in lost)
+    return LuthierError("data-unrendered", "; ".join(told), where=where, found=dict(counts))
+
+
+def lost_kind(error: LuthierError) -> str:
+    """What rows that lack something are counted as: by what they lack. Empty for other errors."""
+    roles = error.found if isinstance(error.found, dict) else {}
+    return f"unrendered ({', '.join(roles)})" if error.code == "data-unrendered" else ""
+
+
+def _name(part: Part) -> str:
+    if part.index == TOOLS:
+        return "the tools"
+    return f"{NAMES.get(part.role, f'the {part.role} message')} (messages[{part.index}])"
