@@ -1,5 +1,6 @@
 """Fireworks' own SDK drives the fake through a whole job, and sends what the provider sends."""
 
+import asyncio
 import json
 
 import fireworks
@@ -189,8 +190,6 @@ def test_why_a_job_failed_is_told(manager, fake, server, rows):
 
 
 def test_both_kinds_of_jobs_are_listed(manager, fake, server, rows, pairs):
-    import asyncio
-
     import luthier
 
     ids = {submitted(manager, fake, server, rows).remote_id for _ in range(3)}
@@ -243,5 +242,6 @@ def test_the_account_is_part_of_the_scope_and_asked_for(monkeypatch):
     monkeypatch.setenv("FIREWORKS_ACCOUNT_ID", "mine")
     assert part.scope() == "https://api.fireworks.ai#mine"
     monkeypatch.delenv("FIREWORKS_ACCOUNT_ID")
+    assert part.scope() == "https://api.fireworks.ai#no account"  # what is offered is told without one
     with pytest.raises(LuthierError, match="FIREWORKS_ACCOUNT_ID"):
-        part.scope()
+        asyncio.run(part.check())

@@ -192,8 +192,9 @@ def test_project_and_location_come_from_the_environment(monkeypatch):
     part = luthier.provider("vertex")
     assert part.scope() == "https://europe-west4-aiplatform.googleapis.com#projects/p2/locations/europe-west4"
     monkeypatch.delenv("GOOGLE_CLOUD_PROJECT")
+    assert part.scope().endswith("#projects/no project/locations/europe-west4")  # what is offered is told without one
     with pytest.raises(LuthierError, match="GOOGLE_CLOUD_PROJECT"):
-        part.scope()
+        asked(part, part.check)
 
 
 def test_a_service_accounts_token_is_asked_for_once_and_used(tmp_path, monkeypatch, fake, server):

@@ -46,7 +46,9 @@ class BedrockService:
 
     def scope(self) -> str:
         owner = self.options.profile or self.options.access_key_id
-        return f"{self._address}#{owner}" if owner else self._address
+        region = self.keys.given_region or "no region"
+        address = (self.options.base_url or f"https://bedrock.{region}.amazonaws.com").rstrip("/")
+        return f"{address}#{owner}" if owner else address
 
     @property
     def _address(self) -> str:

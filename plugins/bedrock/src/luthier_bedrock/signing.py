@@ -33,14 +33,19 @@ class Keys:
         self._held: ReadOnlyCredentials | None = None
 
     @property
-    def region(self) -> str:
-        """The region, of the options, the environment or the profile."""
+    def given_region(self) -> str | None:
+        """The region, of the options, the environment or the profile; None where none of them names one."""
         region = self.options.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        region = region or self._configured("region")
-        if not region:
+        return region or self._configured("region") or None
+
+    @property
+    def region(self) -> str:
+        """The region, without which nothing can be asked of the service."""
+        region = self.given_region
+        if region is None:
             remedy = "Set provider.region, or run: export AWS_REGION=..."
             raise LuthierError("credential-missing", "no region is named", where="bedrock.region", remedy=remedy)
-        return str(region)
+        return region
 
     async def refresh(self) -> None:
         """Read the keys, or renew them where they are about to expire. This may ask AWS for them, in a thread."""

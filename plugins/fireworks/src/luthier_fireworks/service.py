@@ -53,16 +53,20 @@ class FireworksService:
         self._key: Secret | None = None
 
     def scope(self) -> str:
-        return f"{self._address}#{self.account}"
+        return f"{self._address}#{self._named_account or 'no account'}"
+
+    @property
+    def _named_account(self) -> str:
+        """The account's id, of the options or of the environment; empty where neither names one."""
+        return self.options.account or os.environ.get(ACCOUNT, "")
 
     @property
     def account(self) -> str:
-        """The account's id, of the options or of the environment."""
-        account = self.options.account or os.environ.get(ACCOUNT, "")
-        if not account:
+        """The account's id, without which nothing can be asked of the service."""
+        if not self._named_account:
             remedy = f"Set provider.account, or run: export {ACCOUNT}=..."
             raise LuthierError("credential-missing", "no account is named", where="fireworks.account", remedy=remedy)
-        return account
+        return self._named_account
 
     @property
     def client(self) -> ServiceClient:

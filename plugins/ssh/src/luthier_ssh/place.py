@@ -42,7 +42,8 @@ class SshPlace:
 
     def __init__(self, options: Ssh) -> None:
         self.options, self.processes = options, options.nproc_per_node
-        self.scope = f"{options.host}:{options.port or ''}/{options.folder}"
+        port = f":{options.port}" if options.port else ""
+        self.scope = f"ssh://{options.host or 'no machine'}{port}/{options.folder}"
         self._root: str | None = None
 
     async def find_root(self) -> str:

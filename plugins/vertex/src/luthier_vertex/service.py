@@ -45,7 +45,10 @@ class VertexService:
         self._clients: dict[str, ServiceClient] = {}
 
     def scope(self) -> str:
-        return f"{self._address}#{self._parent}"
+        """The project's address; where none is named, that is said when something is asked of it."""
+        project, location = (self._given(name) or f"no {name}" for name in NAMES)
+        address = self.options.base_url or f"https://{location}-aiplatform.googleapis.com"
+        return f"{address.rstrip('/')}#projects/{project}/locations/{location}"
 
     @property
     def _address(self) -> str:
@@ -55,16 +58,20 @@ class VertexService:
     def _parent(self) -> str:
         return f"projects/{self._named('project')}/locations/{self._named('location')}"
 
+    def _given(self, name: str) -> str:
+        """The project or the location, of the options or of the environment; empty where neither names one."""
+        return str(getattr(self.options, name) or os.environ.get(NAMES[name], ""))
+
     def _named(self, name: str) -> str:
-        """The project or the location, of the options or of the environment."""
-        value = getattr(self.options, name) or os.environ.get(NAMES[name], "")
+        value = self._given(name)
         if not value:
             remedy = f"Set provider.{name}, or run: export {NAMES[name]}=..."
             raise LuthierError("credential-missing", f"no {name} is named", where=f"vertex.{name}", remedy=remedy)
-        return str(value)
+        return value
 
     async def _ready(self, address: str | None = None) -> ServiceClient:
         """A client of the service, or of another address, with a token that is good now."""
+        assert self._parent  # what is missing of the options is told before a token is asked for
         await self.token.refresh()
         address = address or self._address
         if address not in self._clients:

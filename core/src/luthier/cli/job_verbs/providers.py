@@ -102,7 +102,7 @@ def _draw_offer(screen: Any, name: str, scope: str, found: Capabilities) -> None
 
     rows = {
         "address": scope or None,
-        "methods": ", ".join(found.methods),
+        "methods": "every loss" if found.takes == "recipe" else ", ".join(found.methods),
         "trains from": "the recipe itself" if found.takes == "recipe" else f"rows: {', '.join(found.rules.forms)}",
         "weights": ", ".join(found.weights) or "hosted only: they cannot be downloaded",
         "models": ", ".join(found.known_models) or None,
