@@ -1,5 +1,6 @@
 """What Luthier asks of every optimizer."""
 
+import pytest
 from luthier.testing import conformance
 from luthier_optimizers import (
     Adafactor,
@@ -24,6 +25,15 @@ EXAMPLES = [
 ]
 
 
-@conformance(luthier_optimizers(), examples=EXAMPLES)
+QUICK = ("adamw_8bit", "muon", "schedule_free")  # the others have the same bones, and are tested in the slow suite
+
+
+@conformance([r for r in luthier_optimizers() if r.name in QUICK], examples=EXAMPLES)
 def test_conforms(check):
+    check()
+
+
+@pytest.mark.slow
+@conformance([r for r in luthier_optimizers() if r.name not in QUICK], examples=EXAMPLES)
+def test_the_others_conform(check):
     check()

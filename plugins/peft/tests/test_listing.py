@@ -49,7 +49,7 @@ def test_another_peft_lists_its_own_methods_without_running(tmp_path):
 
 def test_a_method_that_the_table_does_not_know_promises_nothing(tmp_path):
     script = "import luthier_peft; r = luthier_peft.luthier_adapters()[0]; print(r.mergeable, r.tolerance, r.conflicts)"
-    assert run(script, fake_peft(tmp_path, REGISTRATION)) == ["False", "1.0", "frozenset()"]
+    assert run(script, fake_peft(tmp_path, REGISTRATION)) == ["False", "1.0", "frozenset({'quantized-base'})"]
 
 
 def test_a_method_without_layers_is_not_listed(tmp_path):

@@ -117,7 +117,7 @@ def test_a_known_failure_is_kept_away_by_its_record_and_works_unpacked():
     world = World(fitting("lily"))  # its context has no probe; the next one would complain
     part = world.part.__class__(fitting("lily"))
     part.attach(world.base, context_of(world.base, probe=mixing))
-    assert part.conflicts == {"packing"} and part.groups()
+    assert part.conflicts == {"packing", "quantized-base"} and part.groups()
 
 
 def test_adamss_is_refused_because_it_needs_scikit_learn():

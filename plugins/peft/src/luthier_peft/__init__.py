@@ -20,7 +20,7 @@ def luthier_adapters() -> list[AdapterRecord]:
             build="luthier_peft.adapter:build",
             needs="dense-weights",
             provides=("reference", "trainable-weights"),
-            conflicts=("packing",) if method.packing else (),
+            conflicts=("quantized-base", "packing") if method.packing else ("quantized-base",),
             mergeable=method.mergeable,
             tolerance=method.tolerance,
         )

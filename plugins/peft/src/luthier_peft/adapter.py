@@ -26,7 +26,8 @@ class PeftAdapter:
     def __init__(self, options: Any) -> None:
         self.options = options
         self.method = METHODS.get(options.method, UNTRIED)
-        self.conflicts = frozenset({"packing"} if self.method.packing else ())
+        # of layers that keep a latent weight PEFT knows as little as of quantized ones
+        self.conflicts = frozenset({"quantized-base", "packing"} if self.method.packing else {"quantized-base"})
         self.where = f"adapter {PREFIX}{options.method}"
         self.model: Any = None
         self._handle: Any = None
