@@ -14,6 +14,7 @@ from luthier_kernels import (
 from luthier_kernels.native import has_native
 from luthier_kernels.ternary import activations, linear, quantize
 from luthier_kernels.ternary.groups import check_granularity, spread_scales
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 IMPLEMENTATIONS = [
     "torch",
@@ -218,3 +219,9 @@ def test_a_granularity_that_does_not_exist_is_refused(granularity):
 def test_a_method_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="absmean"):
         quantize_ternary(torch.randn(4, 4), method="median")
+
+
+def test_codes_are_expanded_on_tensors_without_memory_too():
+    with FakeTensorMode():
+        codes, scales = quantize_ternary(torch.randn(48, 64), "row", "twn")
+        assert expand_codes(codes, scales, "row").shape == (48, 64)  # written to its address, it would end the process

@@ -13,6 +13,7 @@ from luthier_optimizers import (
     luthier_optimizers,
 )
 
+RECORDS = luthier_optimizers()
 EXAMPLES = [
     AdamW8bit(betas=(0.8, 0.95), weight_decay=0.3),
     Muon(adjust_lr="original", nesterov=False, weight_decay=0.3),
@@ -25,15 +26,15 @@ EXAMPLES = [
 ]
 
 
-QUICK = ("adamw_8bit", "muon", "schedule_free")  # the others have the same bones, and are tested in the slow suite
+QUICK = (AdamW8bit, Muon, ScheduleFree)  # the others have the same bones, and are tested in the slow suite
 
 
-@conformance([r for r in luthier_optimizers() if r.name in QUICK], examples=EXAMPLES)
+@conformance([r for r in RECORDS if r.options in QUICK], examples=[e for e in EXAMPLES if type(e) in QUICK])
 def test_conforms(check):
     check()
 
 
 @pytest.mark.slow
-@conformance([r for r in luthier_optimizers() if r.name not in QUICK], examples=EXAMPLES)
+@conformance([r for r in RECORDS if r.options not in QUICK], examples=[e for e in EXAMPLES if type(e) not in QUICK])
 def test_the_others_conform(check):
     check()

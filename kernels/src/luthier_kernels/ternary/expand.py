@@ -36,8 +36,9 @@ def fill_expanded(codes: Tensor, scales: Tensor, group: int, out: Tensor) -> Ten
     if out.numel() == 0:
         return out
     codes = codes.contiguous()
-    native = out.dtype in NATIVE and out.device.type == "cpu" and has_native("ternary")
-    triton = out.dtype is not torch.float64 and runs_triton(codes, out)
+    held = type(codes) is type(scales) is type(out) is Tensor  # a tensor of a rehearsal has no memory to write into
+    native = held and out.dtype in NATIVE and out.device.type == "cpu" and has_native("ternary")
+    triton = held and out.dtype is not torch.float64 and runs_triton(codes, out)
     run_first(
         "expand_codes",
         ("triton", triton, lambda: _expand_triton(codes, scales, group, out)),
