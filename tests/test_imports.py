@@ -189,19 +189,48 @@ def test_a_planted_arrow_up_and_a_planted_circle_are_found():
     assert circles(graph) == circles({"luthier.errors": {"luthier.sizes"}, "luthier.sizes": {"luthier.errors"}})
 
 
-def test_a_folder_of_the_core_holds_at_most_15_files_and_a_room_at_most_16_percent_of_it():
-    files = sources(CORE)
-    folders = Counter(str(path.parent.relative_to(CORE)) for path in files)
-    assert {folder: count for folder, count in folders.items() if count > 15} == {}
+def file_lengths():
+    """The lines of each file of the core."""
+    return {path: path.read_text("utf-8").count("\n") for path in sources(CORE)}
+
+
+def crowded_folders(lengths):
+    """Folders of more than 15 files."""
+    counts = Counter(str(path.parent.relative_to(CORE)) for path in lengths)
+    return {folder: count for folder, count in counts.items() if count > 15}
+
+
+def large_rooms(lengths):
+    """Rooms of more than 16 % of all lines, their subfolders counted."""
     lines = Counter()
-    for path in files:
-        lines[room_of(module_name(path))] += path.read_text("utf-8").count("\n")
-    assert {room: count for room, count in lines.items() if count > 0.16 * lines.total()} == {}
+    for path, length in lengths.items():
+        lines[room_of(module_name(path))] += length
+    return {room: count for room, count in lines.items() if count > 0.16 * lines.total()}
+
+
+def repeated_stems(lengths):
+    counts = Counter(path.stem for path in lengths if path.stem != "__init__")
+    return [stem for stem, count in counts.items() if count > 1]
+
+
+def test_a_folder_of_the_core_holds_at_most_15_files():
+    assert crowded_folders(file_lengths()) == {}
+
+
+def test_a_room_of_the_core_holds_at_most_16_percent_of_it():
+    assert large_rooms(file_lengths()) == {}
 
 
 def test_no_name_of_a_file_stands_twice_in_the_core():
-    names = Counter(path.stem for path in sources(CORE) if path.stem != "__init__")
-    assert [name for name, count in names.items() if count > 1] == []
+    assert repeated_stems(file_lengths()) == []
+
+
+def test_a_planted_crowd_a_planted_hall_and_a_planted_second_name_are_found():
+    lengths, room = file_lengths(), CORE / "src/luthier/health"
+    crowd = {room / f"planted_{number}.py": 1 for number in range(16)}
+    assert list(crowded_folders(lengths | crowd)) == ["src/luthier/health"]
+    assert list(large_rooms(lengths | {room / "deep/planted.py": sum(lengths.values())})) == ["health"]
+    assert repeated_stems(lengths | {room / "disk.py": 1}) == ["disk"]
 
 
 def entry_modules():

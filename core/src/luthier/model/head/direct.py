@@ -122,7 +122,8 @@ class InForward(torch.autograd.Function):
         for span, tiles, online in sweep(head, len(labels), want, most=affordable(head), keep=True):
             own, rest, kept = differentiate_block(tiles, rows[span], labels[span], online)
             gradient[span] = own.mul_(coefficients[span, None])
-            collect_gradients(sums, head.curve.scale, rows[span], labels[span], online, rest, kept, coefficients[span])
+            factors = coefficients[span] * head.curve.scale
+            collect_gradients(sums, rows[span], labels[span], online, rest, kept, factors)
             parts.append(online)
         ctx.save_for_backward(coefficients)
         ctx.found = (gradient, sums)

@@ -115,10 +115,9 @@ def differentiate_block(
     return labelled.mul_(rest[:, None]).sub_(total).mul_(head.curve.scale), rest, kept
 
 
-def collect_gradients(sums: Sums, scale: float, rows: Tensor, labels: Tensor, online: Online, rest: Tensor,
-                      kept: list[Kept], factors: Tensor) -> None:  # fmt: skip
+def collect_gradients(sums: Sums, rows: Tensor, labels: Tensor, online: Online, rest: Tensor, kept: list[Kept],
+                      factors: Tensor) -> None:  # fmt: skip
     """Add the parameters' gradients of sum over C of factor * log-probability, from what `differentiate_block` kept."""
-    factors = factors * scale
     for tile in kept:
         sums.add_kept(tile, rows, -factors * (tile.norm - online.total).exp())
     sums.add_labels(labels, rows, factors * rest)
