@@ -546,7 +546,9 @@ def an_operation_that_is_required_and_raises(world):
 def _stopped(world, **changes):
     """A run with a checkpoint of its first step, in the output folder."""
     with pytest.raises(Exception, match="SIGTERM"):
-        world.train(exact_callbacks=["jsonl", luthier.on(step_ended=lambda: os.kill(os.getpid(), signal.SIGTERM))], **changes)
+        world.train(
+            exact_callbacks=["jsonl", luthier.on(step_ended=lambda: os.kill(os.getpid(), signal.SIGTERM))], **changes
+        )
     return world.folder / "run"
 
 

@@ -123,7 +123,9 @@ class Plugin:
 @pytest.fixture
 def halving():
     installed_plugins.cache_clear()
-    installed_plugins().register(Plugin(), Source(plugin="own", module=__name__, distribution="luthier-own", version="1.0"))
+    installed_plugins().register(
+        Plugin(), Source(plugin="own", module=__name__, distribution="luthier-own", version="1.0")
+    )
     yield
     installed_plugins.cache_clear()
 

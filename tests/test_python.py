@@ -190,7 +190,9 @@ def test_a_finished_run_on_objects_is_whole_again_with_the_same_objects(model_fo
             "data": data,
             "eval_data": rows[:4],
         }
-        return luthier.train(**given, adapter=Lora(r=4), output_dir=tmp_path / "run", exact_callbacks=["jsonl"], max_steps=2)
+        return luthier.train(
+            **given, adapter=Lora(r=4), output_dir=tmp_path / "run", exact_callbacks=["jsonl"], max_steps=2
+        )
 
     first, again = trained(rows), trained(rows)
     assert again.run_id == first.run_id

@@ -80,7 +80,9 @@ def undisturbed(train, settings, tmp_path):
     """The run as it should be, and the CPU seconds from its first step to its end."""
     began = []
     watch = luthier.on(step_started=lambda: began.append(time.process_time()))
-    luthier.train(**{**settings, "exact_callbacks": [*settings["exact_callbacks"], watch], "output_dir": tmp_path / "straight"})
+    luthier.train(
+        **{**settings, "exact_callbacks": [*settings["exact_callbacks"], watch], "output_dir": tmp_path / "straight"}
+    )
     return time.process_time() - began[0]
 
 

@@ -115,7 +115,11 @@ def test_a_run_goes_on_from_a_checkpoint_of_format_1_as_if_it_had_never_stopped(
     model = save_tiny_model(tmp_path / "model", **small, num_key_value_heads=1, tie_word_embeddings=True)
     shared = {
         **{"model": str(model), "data": rows, "eval_data": rows[:4], "eval_steps": 2, "global_batch_size": 8},
-        **{"learning_rate": 1e-2, "num_train_epochs": 2, "exact_callbacks": [{"name": "early_stopping", "patience": 50}]},
+        **{
+            "learning_rate": 1e-2,
+            "num_train_epochs": 2,
+            "exact_callbacks": [{"name": "early_stopping", "patience": 50}],
+        },
     }
     straight = luthier.train(**shared, output_dir=tmp_path / "straight")
     with pytest.raises(LuthierError, match="--allow-changed settings"):  # of another machine's folders

@@ -93,7 +93,13 @@ def test_skip_leaves_weights_and_optimizer_untouched_counts_the_step_and_says_so
 def test_a_skipped_step_moves_no_weight_by_decay_or_momentum(train, world, data):
     """The other steps are those of a run whose optimizer never saw the step: SGD by hand."""
     watcher = Weights(world[0])
-    settings = {"model": world, "data": data, "global_batch_size": 24, "num_train_epochs": 3, "exact_callbacks": [watcher]}
+    settings = {
+        "model": world,
+        "data": data,
+        "global_batch_size": 24,
+        "num_train_epochs": 3,
+        "exact_callbacks": [watcher],
+    }
     optimizer = {"name": "sgd", "momentum": 0.9, "weight_decay": 0.1}
     before = torch.cat([p.detach().flatten() for p in world[0].parameters()]).clone()
     with pytest.raises(LuthierError, match="at step 1"):

@@ -38,7 +38,10 @@ def test_the_likeliest_answer_is_that_of_generate(world):
     model, tokenizer = world
     asked = [Question(prompt=tokenizer(text)["input_ids"], most=5) for text in PROMPTS]
     found = answer_questions(model, tokenizer, None, asked, max_tokens=10_000)
-    assert found == [generate_text(model, tokenizer, text, chat=False, sampling=Sampling(max_new_tokens=5)).strip() for text in PROMPTS]
+    assert found == [
+        generate_text(model, tokenizer, text, chat=False, sampling=Sampling(max_new_tokens=5)).strip()
+        for text in PROMPTS
+    ]
 
 
 def test_other_seeds_draw_other_answers(world):

@@ -265,7 +265,9 @@ def test_the_callers_model_comes_back_however_the_run_ends(train, stop):
     model = tiny_model()
     before, threads = copies(model), torch.get_num_threads()
     with pytest.raises((ValueError, Interrupted)):
-        train(model=(model, tiny_tokenizer()), adapter=LORA, precision="bf16", exact_callbacks=[Broken()], num_threads=2)
+        train(
+            model=(model, tiny_tokenizer()), adapter=LORA, precision="bf16", exact_callbacks=[Broken()], num_threads=2
+        )
     found = {n.replace(".base_layer", ""): p for n, p in model.named_parameters() if "lora" not in n}
     assert all(torch.equal(found[n], value) and found[n].dtype is came for n, (_, came, value) in before.items())
     assert torch.get_num_threads() == threads

@@ -273,7 +273,9 @@ def test_a_disk_without_room_at_all_refuses_the_run_before_its_first_step(train,
         fill(folder)
         steps = []
         try:
-            train(data=data, output_dir=folder / "run", exact_callbacks=[luthier.on(step_started=lambda: steps.append(1))])
+            train(
+                data=data, output_dir=folder / "run", exact_callbacks=[luthier.on(step_started=lambda: steps.append(1))]
+            )
         except LuthierError as error:
             return 0 if error.code == "disk-full" and not steps else 1
         return 2

@@ -30,7 +30,9 @@ def metrics(folder):
 
 def test_every_event_fires_where_the_picture_draws_it(train, rows):
     seen, watcher = recorder()
-    train(exact_callbacks=[watcher], eval_data=rows[:2], eval_steps=2, save_steps=3, num_train_epochs=2, async_save=False)
+    train(
+        exact_callbacks=[watcher], eval_data=rows[:2], eval_steps=2, save_steps=3, num_train_epochs=2, async_save=False
+    )
     step = ["step_started", "step_ended", "logged"]
     assert seen == [
         "run_started", "task_started",
@@ -228,7 +230,9 @@ def test_early_stopping_waits_exactly_its_patience(train, rows, tmp_path):
 
 def test_a_step_that_an_evaluation_makes_the_last_is_logged(train, rows, tmp_path):
     stopper = {"name": "early_stopping", "patience": 1, "min_delta": 100.0}
-    run = train(exact_callbacks=["jsonl", stopper], eval_data=rows[:4], eval_steps=1, num_train_epochs=5, logging_steps=10)
+    run = train(
+        exact_callbacks=["jsonl", stopper], eval_data=rows[:4], eval_steps=1, num_train_epochs=5, logging_steps=10
+    )
     assert run.steps == 2
     assert [line["step"] for line in metrics(tmp_path / "run") if "loss" in line] == [2]
 
@@ -292,7 +296,13 @@ def test_the_evaluation_before_the_first_step_is_no_checkpoints(train, rows):
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(train, tmp_path):
     seen, watcher = recorder()
     with pytest.raises(LuthierError) as caught:
-        train(learning_rate=1e30, lr_scheduler_type="constant", max_grad_norm=None, exact_callbacks=[watcher], save_steps=1)
+        train(
+            learning_rate=1e30,
+            lr_scheduler_type="constant",
+            max_grad_norm=None,
+            exact_callbacks=[watcher],
+            save_steps=1,
+        )
     assert caught.value.code == "train-nonfinite"
     assert "step" in caught.value.problem
     assert seen[-1] == "failed"

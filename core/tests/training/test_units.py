@@ -265,7 +265,13 @@ def test_a_layers_state_does_not_run_from_one_side_of_a_pair_into_the_other(mode
 
 @pytest.mark.parametrize(("loss", "rows"), LOSSES)
 def test_the_plan_says_what_an_epoch_computes_and_what_sharing_saves(model_folder, loss, rows):
-    settings = {"model": str(model_folder), "data": rows(), "loss": loss(), "exact_callbacks": [], "global_batch_size": 20}
+    settings = {
+        "model": str(model_folder),
+        "data": rows(),
+        "loss": loss(),
+        "exact_callbacks": [],
+        "global_batch_size": 20,
+    }
     schedule = luthier.plan(**settings).schedule
     recipe = Recipe.from_dict({**settings, "data": "rows"})
     with keep_randomness():

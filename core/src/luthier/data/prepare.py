@@ -54,15 +54,9 @@ class Prepared:
 
 
 def prepare_data(
-    data: Data,
-    tokenizer: Any,
-    *,
-    seed: int,
-    wanted: Wanted = TOKENS,
-    given: Any = None,
-    given_validation: Any = None,
-    progress: Progress | None = None,
-) -> Prepared:
+    data: Data, tokenizer: Any, *, seed: int, wanted: Wanted = TOKENS, given: Any = None,
+    given_validation: Any = None, progress: Progress | None = None,
+) -> Prepared:  # fmt: skip
     """The training and validation examples of `data`, deterministic in `seed`, or an error with file and line.
 
     `given` and `given_validation` are rows in Python or `datasets` objects in the place of the recipe's sources.

@@ -35,7 +35,7 @@ class Ghost(Tensor):
 
     @staticmethod
     def __new__(cls: type[Ghost], inner: Tensor, device: torch.device, world: Ghosts) -> Ghost:
-        made = Tensor._make_wrapper_subclass(cls, inner.size(), strides=inner.stride(), dtype=inner.dtype,  # type: ignore[attr-defined]
+        made = Tensor._make_wrapper_subclass(cls, inner.size(), strides=inner.stride(), dtype=inner.dtype,
                                              storage_offset=inner.storage_offset(), device=device)  # fmt: skip
         made.inner, made.world = inner, world
         return made

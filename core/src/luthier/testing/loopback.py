@@ -37,7 +37,7 @@ class Request:
 
     def first(self, name: str) -> str | None:
         """Return the first value of a field of the query."""
-        return self.query.get(name, [None])[0]  # type: ignore[list-item]
+        return self.query.get(name, [None])[0]
 
     def form(self) -> dict[str, bytes]:
         """Return the fields of a form, multipart or plain; a file's name stands under `FIELD.filename`."""

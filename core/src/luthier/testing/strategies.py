@@ -121,10 +121,10 @@ def _sequences(hint: Any, bounds: Bounds, value: Any) -> SearchStrategy[Any] | N
     items = list(value) if isinstance(value, (list, tuple)) else []
     if kind is tuple and Ellipsis not in typing.get_args(hint):
         parts = [_values(a, bounds, v) for a, v in zip(arguments, items or [None] * len(arguments), strict=False)]
-        return None if None in parts or len(parts) != len(arguments) else st.tuples(*parts)  # type: ignore[arg-type]
+        return None if None in parts or len(parts) != len(arguments) else st.tuples(*parts)
     if items:
         parts = [_values(arguments[0], bounds, item) for item in items]
-        return None if None in parts else st.tuples(*parts).map(kind)  # type: ignore[arg-type]
+        return None if None in parts else st.tuples(*parts).map(kind)
     each = _values(arguments[0], bounds, None) if arguments else None
     return None if each is None else st.lists(each, max_size=3).map(kind)
 

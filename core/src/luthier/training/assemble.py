@@ -63,11 +63,9 @@ def assemble_run(recipe: Recipe, objects: Objects, plugins: Plugins | None = Non
     decisions, world = decisions or Decisions(), world or World()
     began, resolved = threads.Glance(), resolve_parts(recipe, plugins)
     device = usable_device(recipe, resolved, world)
-    parts = BuiltParts.of_recipe(resolved)
-    kernels = find_kernels(recipe, resolved, device)
+    parts, kernels = BuiltParts.of_recipe(resolved), find_kernels(recipe, resolved, device)
     callbacks = {name: resolved.build(part) for name, part in named(resolved.callbacks).items()}
-    if objects.model is None and find_trained(recipe.model.name_or_path) is None:
-        load.check_named_model(recipe.model)
+    _check_named(recipe, objects)
     tokenizer = objects.tokenizer or load.tokenizer_of(recipe.model)
     prepared = made_rows(recipe, objects, tokenizer, Wanted.of_part(resolved.loss), world)
     config = config_of(recipe.model) if objects.model is None else getattr(objects.model, "config", None)
@@ -88,6 +86,12 @@ def assemble_run(recipe: Recipe, objects: Objects, plugins: Plugins | None = Non
     check_prompts(prepared, recipe, setup.packing, model)
     _settle_setup(setup, resolved, began)
     return Assembled(setup=setup, resolved=resolved, prepared=prepared, callbacks=callbacks, case=case)
+
+
+def _check_named(recipe: Recipe, objects: Objects) -> None:
+    """Look at the files of a model that is named, unless its quantizer reads them."""
+    if objects.model is None and find_trained(recipe.model.name_or_path) is None:
+        load.check_named_model(recipe.model)
 
 
 def _settle_setup(setup: Setup, resolved: Resolved, began: threads.Glance) -> None:

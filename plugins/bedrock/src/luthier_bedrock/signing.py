@@ -89,7 +89,7 @@ class Keys:
         if found is None:
             remedy = "Run: aws configure, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
             raise LuthierError("credential-missing", "AWS has no keys here", where="bedrock", remedy=remedy)
-        return found  # type: ignore[no-any-return]
+        return found
 
     def _configured(self, what: str) -> Any:
         """What AWS's own places say: the `region`, or the `credentials`; None where they say nothing."""

@@ -104,7 +104,7 @@ def orthogonality(layers: Mapping[str, AdaLoraLayer]) -> Tensor:
 
 def gather(tensor: Tensor) -> Tensor:
     """Return a tensor, gathered from all ranks where it is sharded; its gradient goes back to the shards."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 @torch.no_grad()

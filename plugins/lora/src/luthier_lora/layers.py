@@ -72,7 +72,7 @@ def is_dense(layer: nn.Module) -> bool:
 
 def dense_weight(layer: nn.Module) -> Tensor:
     """[out, in] of a dense layer, a view in its own dtype."""
-    return layer.weight.T if isinstance(layer, Conv1D) else layer.weight  # type: ignore[return-value,operator]
+    return layer.weight.T if isinstance(layer, Conv1D) else layer.weight  # type: ignore[return-value]
 
 
 def compute_dtype(x: Tensor, parameter: Tensor) -> torch.dtype:

@@ -137,7 +137,7 @@ def count_features(layer: nn.Module) -> tuple[int, int] | None:
 
 def is_dense(layer: nn.Module) -> bool:
     """Return True if the layer's weight is the weight itself, and not a code of it."""
-    return type(layer) in (nn.Linear, Conv1D) and layer.weight.element_size() > 1  # type: ignore[operator,union-attr]
+    return type(layer) in (nn.Linear, Conv1D) and layer.weight.element_size() > 1  # type: ignore[operator]
 
 
 def read_whole(tensor: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def _matching(pattern: str, usable: list[str], heads: list[str], options: Osft) 
             raise LuthierError("recipe-wrong-type", problem, where="target_patterns", found=pattern) from None
         wanted = expression.search
     else:
-        wanted = lambda name: pattern in name  # type: ignore[assignment,return-value]  # noqa: E731
+        wanted = lambda name: pattern in name  # type: ignore[assignment]  # noqa: E731
     found = [name for name in usable if wanted(name)]
     if found:
         return found

@@ -105,7 +105,7 @@ class _Prompt(Adapter):
             found = files.load_table(Path(folder), self.kinds, shape)
             if isinstance(self.table, EncodedTable):
                 self._fold(found)
-            self.table.weight.copy_(found)  # type: ignore[operator,union-attr]
+            self.table.weight.copy_(found)  # type: ignore[operator]
 
     def _fold(self, whole: Tensor) -> None:
         """Put a plain table in the place of the encoder, which cannot be had back from what it made."""

@@ -53,7 +53,7 @@ class HeadRows(TokenRows):
 
     def forward(self, states: Tensor) -> Tensor:  # [..., H] to [..., V]
         logits = self.base_layer(states)
-        change = self.rows - self.base_layer.weight.detach()[self.ids]  # type: ignore[operator,union-attr]
+        change = self.rows - self.base_layer.weight.detach()[self.ids]  # type: ignore[operator]
         return logits.index_add(-1, self.ids, functional.linear(states, change.to(states.dtype)).to(logits.dtype))
 
 

@@ -91,7 +91,7 @@ def find_layers(model: Any, wanted: str | list[str] | None) -> list[str]:
 
 def read_whole(tensor: Tensor) -> Tensor:
     """Return a copy of a tensor, gathered from all ranks where it is sharded."""
-    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
+    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full.detach().clone()
 
 

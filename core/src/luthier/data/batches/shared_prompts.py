@@ -70,7 +70,7 @@ def share_prompts(example: TokenExample) -> TokenExample:
     groups = find_groups(example)
     if not groups:
         return example
-    spans, pieces = example.spans, []  # type: ignore[var-annotated]  # (tokens, name, the piece that it continues)
+    spans, pieces = example.spans, []  # (tokens, name, the piece that it continues)
     of = {member: group for group in groups for member in group.members}
     placed: dict[int, int] = {}
     for number, span in enumerate(spans):

@@ -110,7 +110,7 @@ def install(model: nn.Module, operations: Operations, *, verified: bool = True) 
     installed = Installed(operations, replaced=found.counts(forms, named), left=found.left)
     for name, (kind, form) in forms.items():
         forward = types.MethodType(_forward(named[name], kind, form, operations, found), named[name])
-        named[name].forward = forward  # type: ignore[method-assign]
+        named[name].forward = forward
         installed.count(named[name], kind, form)
         installed._forwards.append((named[name], forward))
     set_active(model, operations)

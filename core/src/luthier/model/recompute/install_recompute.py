@@ -45,7 +45,7 @@ def install_recompute(model: Any, mode: Mode) -> Iterator[None]:
     host = HostMemory(kept=len(layers) - 1, way=CudaWay()) if mode == "offload" else None
     before = [(layer, vars(layer).get("forward")) for layer in layers]
     for number, layer in enumerate(layers):
-        layer.forward = _recomputed(layer, mode, host, number)  # type: ignore[method-assign]
+        layer.forward = _recomputed(layer, mode, host, number)
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -169,7 +170,7 @@ def _finish(made: type[Made], draft: Draft, plugins: Plugins | None) -> Reading[
     attempt(lambda: _size_batch(draft.tree))
     settings = {name: value for name, value in draft.tree.items() if name not in (*FIELDS, ADDED, EXACT)}
     recipe = attempt(lambda: structure_value(settings, made, ""))  # first what no plugin is needed for
-    parts = {kind: attempt(lambda kind=kind: _found_part(draft.tree, kind, known)) for kind in FIELDS}
+    parts = {kind: attempt(functools.partial(_found_part, draft.tree, kind, known)) for kind in FIELDS}
     watchers = attempt(lambda: read_callbacks(draft.tree, known))
     if errors:
         raise join_errors(explain_foreign(errors, lost=bool(draft.errors))) from next(iter(causes), None)

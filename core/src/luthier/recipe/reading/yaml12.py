@@ -44,7 +44,7 @@ class Dumper(yaml.SafeDumper):
 Dumper.add_representer(list, Dumper.represent_items)
 for _name, _pattern, _first in PLAIN:
     for _kind in (Composer, Dumper):
-        _kind.add_implicit_resolver(  # type: ignore[no-untyped-call]
+        _kind.add_implicit_resolver(
             TAG + _name, re.compile(f"(?:{_pattern})\\Z"), [c if c != "\0" else "" for c in _first]
         )
 

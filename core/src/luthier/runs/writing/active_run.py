@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class ActiveRun:
     run_id: str
     folder: Path
     name: str
-    settings: dict[str, Any]
+    settings: Mapping[str, Any]
     total_steps: int | None  # None: not known yet, or without end
     belongs: dict[str, Any] = attrs.field(factory=dict)  # its recipe, data, base and parts, kept in each checkpoint
     is_main: bool = True

@@ -182,7 +182,7 @@ def coefficients_agree_with_the_gradient(subject: Subject, options: Any, drawn: 
     if told is None:
         not_run("the loss declares no coefficients")
     policy = policy_over(subject, table_of(batch, seed).requires_grad_(True))
-    sum(loss(policy, batch).sums.values()).backward()  # type: ignore[union-attr]
+    sum(loss(policy, batch).sums.values()).backward()
     found = sum(a.grad[batch.supervised] for a in policy.asked if a.grad is not None)
     assert_same(told[batch.supervised], found, "coefficients against the gradient by the log-probabilities")
 
@@ -197,7 +197,7 @@ def matches_its_reference(subject: Subject, options: Any, drawn: Drawn, seed: in
     found = outcome_of(subject, loss, table_of(batch, seed), [batch])
     table = table_of(batch, seed).requires_grad_(True)
     expected = reference(options, policy_over(subject, table), batch)
-    sum((i + 1) * expected[name] for i, name in enumerate(found.sums)).backward()  # type: ignore[union-attr]
+    sum((i + 1) * expected[name] for i, name in enumerate(found.sums)).backward()
     assert_same(found.sums, {n: s.detach() for n, s in expected.items()}, "sums against those of the reference")
     assert_same(found.gradient, table.grad, "gradient against that of the reference")
 

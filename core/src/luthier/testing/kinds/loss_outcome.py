@@ -70,7 +70,7 @@ def outcome_of(subject: Subject, loss: Any, logits: Tensor, batches: Sequence[An
     sums = _added([o.sums for o in outputs])
     total = sum((i + 1) * value for i, value in enumerate(sums.values()))
     if getattr(total, "requires_grad", False):
-        total.backward()  # type: ignore[union-attr]
+        total.backward()
     gradient = table.grad if table.grad is not None else table.detach() * 0
     return Outcome(
         sums={n: s.detach() for n, s in sums.items()},

@@ -19,7 +19,7 @@ from luthier.step.evaluation.unit_scores import score_units
 from luthier.training.best_metric import more_is_better, require_metric
 from luthier.training.reopen import as_trained
 from luthier.training.trained.weights_place import WeightsPlace
-from luthier.training.trained.weights_setup import WEIGHTS, Weights, measured_recipe, set_up
+from luthier.training.trained.weights_setup import WEIGHTS, Weights, measured_recipe, set_up_weights
 
 log = get_logger()
 PREFIX = "eval_"
@@ -126,7 +126,7 @@ def _changes(recipe: Recipe, how: Measuring) -> dict[str, Any]:
 
 
 def _measure(weights: Weights, recipe: Recipe, how: Measuring) -> Measured:
-    setup, rows = set_up(weights, recipe, separate=how.data is not None)
+    setup, rows = set_up_weights(weights, recipe, separate=how.data is not None)
     with contextlib.ExitStack() as stack:
         stack.enter_context(as_trained(setup))
         scores = score_units(setup, rows) if how.resamples else {}
