@@ -21,11 +21,11 @@ FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def digest_file(path: Path) -> str:
     """A file's size and CRC-32: against damage, not against malice, at four times the speed of a cryptographic hash."""
-    found, size = 0, 0
+    checksum, size = 0, 0
     with path.open("rb") as file:
         while piece := file.read(PIECE):
-            found, size = zlib.crc32(piece, found), size + len(piece)
-    return f"crc32 {found:08x} {size}"
+            checksum, size = zlib.crc32(piece, checksum), size + len(piece)
+    return f"crc32 {checksum:08x} {size}"
 
 
 def is_intact(path: Path, known: str) -> bool:
@@ -78,8 +78,8 @@ def write_json(path: Path, value: Any) -> None:
 def is_full(error: BaseException) -> bool:
     """Whether a write failed for want of room: a full disk, a quota, or a limit on file size."""
     full = isinstance(error, OSError) and error.errno in FULL
-    told = str(error)  # of a library that keeps only the text, such as safetensors
-    return full or "No space left" in told or any(f"os error {number}" in told for number in FULL)
+    text = str(error)  # of a library that keeps only the text, such as safetensors
+    return full or "No space left" in text or any(f"os error {number}" in text for number in FULL)
 
 
 class Reserve:

@@ -217,8 +217,8 @@ class LuthierError(Exception):
     def line(self) -> str:
         """The place, the problem and what was found, without code and remedy."""
         place = f"{self.where}: " if self.where else ""
-        found = "" if self.found is None else f" (found {show_value(self.found)})"
-        return f"{place}{self.problem}{found}"
+        value = "" if self.found is None else f" (found {show_value(self.found)})"
+        return f"{place}{self.problem}{value}"
 
     def __str__(self) -> str:
         stop = "" if self.line.endswith((".", "?", "!")) else "."
@@ -236,13 +236,13 @@ class LuthierError(Exception):
                             also=also)  # fmt: skip
 
     def to_dict(self) -> dict[str, object]:
-        found = None if self.found is None else show_value(self.found)
+        value = None if self.found is None else show_value(self.found)
         return {
             "code": self.code,
             "message": str(self),
             "problem": self.problem,
             "where": self.where,
-            "found": found,
+            "found": value,
             "remedy": self.remedy,
             **({"also": [error.to_dict() for error in self.also]} if self.also else {}),
         }

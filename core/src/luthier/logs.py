@@ -106,11 +106,11 @@ def _deprecations_logged() -> Iterator[None]:
 @contextlib.contextmanager
 def muted_logs() -> Iterator[None]:
     """Within it nothing is logged: what is tried without its weights says nothing that the run will say itself."""
-    held, _SINKS[:] = list(_SINKS), [Sink(level="error", render=str, write=len)]
+    sinks, _SINKS[:] = list(_SINKS), [Sink(level="error", render=str, write=len)]
     try:
         yield
     finally:
-        _SINKS[:] = held
+        _SINKS[:] = sinks
 
 
 _FILES: list[FileIO] = []

@@ -100,14 +100,14 @@ class _Copier:
 
     def _keep(self, tensor: Tensor, path: str) -> str:
         _check(tensor, path)
-        kept = tensor.detach()
-        key = (kept.device, kept.data_ptr(), kept.dtype, tuple(kept.shape), kept.stride())
-        if kept.numel() and key in self.seen:
+        detached = tensor.detach()
+        key = (detached.device, detached.data_ptr(), detached.dtype, tuple(detached.shape), detached.stride())
+        if detached.numel() and key in self.seen:
             return self.seen[key][0]
         while path in self.tensors:  # {"a/b": ...} beside {"a": {"b": ...}}
             path += "'"
-        self.seen[key] = path, kept
-        self.tensors[path] = self._copied(kept, self.reuse.get(path))
+        self.seen[key] = path, detached
+        self.tensors[path] = self._copied(detached, self.reuse.get(path))
         return path
 
     def _copied(self, tensor: Tensor, place: Tensor | None) -> Tensor:
@@ -152,9 +152,9 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     `host` lists, for each parameter elsewhere, the tensors that the optimizer keeps on the CPU.
     """
     numbers = {id(p): i for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}
-    held = {str(numbers[id(p)]): dict(state) for p, state in optimizer.state.items()}
+    states = {str(numbers[id(p)]): dict(state) for p, state in optimizer.state.items()}
     return {
-        "state": held,
+        "state": states,
         "host": {
             str(numbers[id(p)]): _on_host(state) for p, state in optimizer.state.items() if p.device.type != "cpu"
         },

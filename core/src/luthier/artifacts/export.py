@@ -61,16 +61,16 @@ def export_model(
     folder = folder or source.beside(part.name)
     _check_free(folder)
     exporter.check(source.read_config())
-    found = Export(folder=folder, format=part.name, distribution=part.source.distribution if part.source else None)
+    export = Export(folder=folder, format=part.name, distribution=part.source.distribution if part.source else None)
     if dry_run:
-        return found
+        return export
     opened = source.open_model()
     as_trained = getattr(exporter, "quantized", False)
     model, tokenizer = (opened.model, opened.tokenizer) if as_trained else plain_model(opened)
     differences = _write(exporter, model, tokenizer, folder)
     files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
     log.info("exported", folder=str(folder), format=part.name, differences=differences)
-    return attrs.evolve(found, files=files, differences=differences)
+    return attrs.evolve(export, files=files, differences=differences)
 
 
 def read_config(artifact: Path, base: str | None) -> Any:

@@ -27,8 +27,8 @@ class Stopper:
             return
         self.waited += 1
         if self.waited >= self.options.patience:
-            found = "" if self.best is None else f" on {self.best:.4g}"
-            run.request_stop(f"{name} has not improved{found} in {self.waited} evaluations")
+            compared = "" if self.best is None else f" on {self.best:.4g}"
+            run.request_stop(f"{name} has not improved{compared} in {self.waited} evaluations")
 
     def _improves(self, value: float) -> bool:
         if math.isnan(value):

@@ -242,8 +242,8 @@ def watched(run: Any) -> set[str]:
         return set()
     count = _number_of("LOCAL_WORLD_SIZE")
     indices = range(min(count, torch.cuda.device_count())) if count > 1 else [_index(run.settings["device"])]
-    found = [getattr(torch.cuda.get_device_properties(index), "uuid", None) for index in indices]
-    return {f"GPU-{uuid}" for uuid in found} if all(found) else set()
+    uuids = [getattr(torch.cuda.get_device_properties(index), "uuid", None) for index in indices]
+    return {f"GPU-{uuid}" for uuid in uuids} if all(uuids) else set()
 
 
 def _number_of(variable: str) -> int:

@@ -19,9 +19,9 @@ class JsonLines:
     def resumed(self, run: Any, step: int) -> None:
         """Forget what a killed process wrote beyond its last checkpoint."""
         path = run.folder / FILE
-        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        lines = [line for line in read_metrics(path) if line["step"] <= step]
         aside = path.with_suffix(".aside")
-        aside.write_text("".join(_text(line) for line in kept), "utf-8")
+        aside.write_text("".join(_text(line) for line in lines), "utf-8")
         os.replace(aside, path)
 
     @event

@@ -155,13 +155,13 @@ class PhaseProfiler:
         self._close_step(run)
         if self.count == 0:
             return
-        found = self.report()
+        report = self.report()
         try:
-            (self.folder / FILE).write_text(json.dumps(found, indent=1), "utf-8")
-            (self.folder / TABLE).write_text(table(found), "utf-8")
+            (self.folder / FILE).write_text(json.dumps(report, indent=1), "utf-8")
+            (self.folder / TABLE).write_text(table(report), "utf-8")
         except OSError as error:
             log.warning("the profile cannot be written", folder=str(self.folder), error=str(error))
-        _tell(found)
+        _tell(report)
 
 
 def operations(averages: Any, top: int, *, cuda: bool) -> list[dict[str, Any]]:

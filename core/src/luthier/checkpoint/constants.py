@@ -62,12 +62,12 @@ def read_constants(run_folder: Path, name: str) -> dict[str, Tensor]:
 def copy_constants(source: Path, target: Path, names: Iterable[str]) -> None:
     """Copy files of constants from one run's folder to another's, where they are not there yet."""
     for name in names:
-        found, place = source / FOLDER / name, target / FOLDER / name
-        if place.exists() or not found.is_file():
+        source_file, place = source / FOLDER / name, target / FOLDER / name
+        if place.exists() or not source_file.is_file():
             continue
         place.parent.mkdir(parents=True, exist_ok=True)
         aside = place.with_name(f".{name}.{os.getpid()}")
-        shutil.copyfile(found, aside)
+        shutil.copyfile(source_file, aside)
         sync_path(aside)
         os.replace(aside, place)
 

@@ -70,8 +70,14 @@ def commit_folder(aside: Path, run: Mapping[str, Any] | None = None, constants: 
     target = aside.with_name(aside.name.split(".")[1])
     step = int(NAME.fullmatch(target.name)[1])  # type: ignore[index]  # prepare_folder has named it
     files = sorted(p for p in aside.rglob("*") if p.is_file())
-    held = {file.relative_to(aside).as_posix(): digest_file(file) for file in files}
-    manifest = {"format": FORMAT, "step": step, "run": dict(run or {}), "files": held, "constants": sorted(constants)}
+    digests = {file.relative_to(aside).as_posix(): digest_file(file) for file in files}
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "run": dict(run or {}),
+        "files": digests,
+        "constants": sorted(constants),
+    }
     manifest["luthier"] = metadata.version("luthier")
     (aside / MANIFEST).write_text(json.dumps({**manifest, "digest": _own_digest(manifest)}, indent=1), "utf-8")
     settle_folder(aside)
@@ -161,8 +167,8 @@ def _corrupt(folder: Path, problem: str) -> LuthierError:
 
 def list_checkpoints(run_folder: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first."""
-    found = (run_folder / FOLDER).glob("step-*") if (run_folder / FOLDER).is_dir() else ()
-    return sorted((p for p in found if NAME.fullmatch(p.name)), key=step_of)
+    folders = (run_folder / FOLDER).glob("step-*") if (run_folder / FOLDER).is_dir() else ()
+    return sorted((p for p in folders if NAME.fullmatch(p.name)), key=step_of)
 
 
 def step_of(folder: Path) -> int:

@@ -29,10 +29,10 @@ def _apart(tree: Tree) -> Tree:
     """1 to 2."""
     parts = tree["parts"]
     callbacks = {name: state for name, state in parts.items() if name not in ("loss", "quantizer")}
-    kept = {name: state for name, state in parts.items() if name in ("loss", "quantizer")}
+    states = {name: state for name, state in parts.items() if name in ("loss", "quantizer")}
     state = tree["optimizer"]["state"]
     counters = {i: [n for n, v in held.items() if isinstance(v, Tensor) and not v.dim()] for i, held in state.items()}
-    return {**tree, "parts": kept, "callbacks": callbacks, "optimizer": {**tree["optimizer"], "host": counters}}
+    return {**tree, "parts": states, "callbacks": callbacks, "optimizer": {**tree["optimizer"], "host": counters}}
 
 
 def _with_terms(tree: Tree) -> Tree:

@@ -65,5 +65,5 @@ def _give(known: Mapping[str, Any], held: Mapping[str, Any], fresh: frozenset[st
 def stateful(setup: Setup) -> dict[str, Any]:
     """The objects of a `Setup` that have a state of their own, by name."""
     names = [field.name for field in attrs.fields(type(setup)) if field.name not in ELSEWHERE]
-    held = {name: getattr(setup, name) for name in names}
-    return {name: part for name, part in held.items() if callable(getattr(part, "state", None))}
+    parts = {name: getattr(setup, name) for name in names}
+    return {name: part for name, part in parts.items() if callable(getattr(part, "state", None))}

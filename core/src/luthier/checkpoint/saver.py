@@ -97,14 +97,14 @@ class Saver:
     ) -> None:
         """Write `tree` as the checkpoint after `step`, and keep the newest ones and `best` of those before."""
         self._wait_aloud(step)
-        held = self._taken(tree)
-        self._spare = held.tensors if self.background else {}
+        snapshot = self._taken(tree)
+        self._spare = snapshot.tensors if self.background else {}
         self._writing = _Writing(step=step, then=then, after=after)
         if not self.background:
-            self._write(self._writing, held, best)
+            self._write(self._writing, snapshot, best)
             self.collect()
             return
-        arguments = (self._writing, held, best)
+        arguments = (self._writing, snapshot, best)
         self._thread = threading.Thread(target=self._write, args=arguments, name="luthier-checkpoint", daemon=True)
         self._thread.start()
 

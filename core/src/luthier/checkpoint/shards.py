@@ -103,8 +103,8 @@ def returned(setup: Setup, tree: dict[str, Any], folder: Path) -> dict[str, Any]
     tree = load_parts(tree, folder, mesh)
     if mesh is None:
         return tree
-    adapter, held = setup.adapter.state(), tree["optimizer"]["state"]
-    states = {i: {k: _like(v, live[int(i)]) for k, v in entries.items()} for i, entries in held.items()}
+    adapter, optimizer_states = setup.adapter.state(), tree["optimizer"]["state"]
+    states = {i: {k: _like(v, live[int(i)]) for k, v in entries.items()} for i, entries in optimizer_states.items()}
     given = {name: _like(value, adapter.get(name)) for name, value in tree["adapter"].items()}
     return {**tree, "adapter": given, "optimizer": {**tree["optimizer"], "state": states}}
 
@@ -169,9 +169,9 @@ def _joined(node: Any, parts: Mapping[str, Tensor], mesh: DeviceMesh | None) -> 
         return {key: _joined(value, parts, mesh) for key, value in node.items()}
     if "shape" in node:
         return parts[node[MARK]]
-    held = node["tensor"]
+    part = node["tensor"]
     return (
-        held if mesh is None else DTensor.from_local(held.to(mesh.device_type), mesh, (Replicate(),), run_check=False)
+        part if mesh is None else DTensor.from_local(part.to(mesh.device_type), mesh, (Replicate(),), run_check=False)
     )
 
 

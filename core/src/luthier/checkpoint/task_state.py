@@ -42,8 +42,8 @@ def take_task_state(setup: Setup, place: TaskPlace) -> None:
         return
     tree = broadcast_tree(setup.world, lambda: _read_state(place.carried))
     setup.adapter.load_constants(tree["constants"])
-    held = as_held(setup, {"adapter": tree["adapter"], "optimizer": {"state": {}}}, place.carried)
-    setup.adapter.load_state(held["adapter"])
+    task_tree = as_held(setup, {"adapter": tree["adapter"], "optimizer": {"state": {}}}, place.carried)
+    setup.adapter.load_state(task_tree["adapter"])
 
 
 def _read_state(folder: Path | None) -> dict[str, Any]:

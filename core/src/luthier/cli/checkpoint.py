@@ -25,11 +25,11 @@ def checkpoint(
     from luthier.cli.runs import USUAL
     from luthier.runs.find import find_run
 
-    found = find_run(run, USUAL)
-    if found.damage is not None:
-        raise LuthierError("run-not-found", found.damage, where=str(found.path))
-    path = asked(found.path, timeout)
-    document = {"run": found.path, "step": int(path.name.removeprefix("step-")), "checkpoint": path}
+    folder = find_run(run, USUAL)
+    if folder.damage is not None:
+        raise LuthierError("run-not-found", folder.damage, where=str(folder.path))
+    path = asked(folder.path, timeout)
+    document = {"run": folder.path, "step": int(path.name.removeprefix("step-")), "checkpoint": path}
     return Answer(document=document, view=lambda screen: screen.out(f"checkpoint: {path}", highlight=False))
 
 

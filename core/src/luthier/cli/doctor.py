@@ -60,8 +60,8 @@ def examine() -> dict[str, Any]:
 
 
 def _versions(local: list[str]) -> dict[str, str]:
-    found = {name: _version(name) for name in ("luthier", *local, *BESIDE)}
-    return {name: version for name, version in found.items() if version}
+    versions = {name: _version(name) for name in ("luthier", *local, *BESIDE)}
+    return {name: version for name, version in versions.items() if version}
 
 
 def _version(name: str) -> str | None:
@@ -83,14 +83,16 @@ def _torch() -> tuple[Any, list[str]]:
 
 
 def _accelerators(torch: Any) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    devices: list[dict[str, Any]] = []
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         device = torch.cuda.get_device_properties(index)
         capability, memory = f"{device.major}.{device.minor}", device.total_memory
-        found.append({"device": f"cuda:{index}", "name": device.name, "memory_bytes": memory, "capability": capability})
+        devices.append(
+            {"device": f"cuda:{index}", "name": device.name, "memory_bytes": memory, "capability": capability}
+        )
     if torch.backends.mps.is_available():
-        found.append({"device": "mps", "name": "Apple GPU"})
-    return found
+        devices.append({"device": "mps", "name": "Apple GPU"})
+    return devices
 
 
 def _processor() -> str:

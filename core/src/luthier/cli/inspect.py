@@ -43,8 +43,8 @@ def inspect(
     if help_:
         show_help(context, USAGE)
     recipe = read_recipe(context, sets)
-    found = start_api(log_level, log_format, log_file).inspect(recipe, rows=rows)
-    return Answer(document=found.to_dict(), view=lambda screen: draw_inspection(screen, found))
+    inspection = start_api(log_level, log_format, log_file).inspect(recipe, rows=rows)
+    return Answer(document=inspection.to_dict(), view=lambda screen: draw_inspection(screen, inspection))
 
 
 def draw_inspection(screen: Console, found: Inspection) -> None:

@@ -92,11 +92,11 @@ def export(
     """Write a trained model in another tool's format, read back and compared."""
     chosen = {"name": format_, **_exporter_options(option or ())}
     api = start_api(log_level, log_format, log_file)
-    found = api.export(path, chosen, output_dir, base=base, dry_run=dry_run, step=step, best=best)
-    document = {"folder": found.folder, "format": found.format, "distribution": found.distribution,
-                "files": found.files, "differences": found.differences, "dry_run": dry_run}  # fmt: skip
-    said = f"{'would write' if dry_run else 'wrote'} {found.format}: {found.folder}"
-    differing = "".join(f"\n{name}: {value:.3g}" for name, value in found.differences.items())
+    exported = api.export(path, chosen, output_dir, base=base, dry_run=dry_run, step=step, best=best)
+    document = {"folder": exported.folder, "format": exported.format, "distribution": exported.distribution,
+                "files": exported.files, "differences": exported.differences, "dry_run": dry_run}  # fmt: skip
+    said = f"{'would write' if dry_run else 'wrote'} {exported.format}: {exported.folder}"
+    differing = "".join(f"\n{name}: {value:.3g}" for name, value in exported.differences.items())
     return Answer(document=document, view=lambda screen: screen.out(said + differing, highlight=False))
 
 

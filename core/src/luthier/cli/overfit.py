@@ -24,8 +24,10 @@ Steps = Annotated[int, typer.Option("--overfit-steps", help="Steps of that trial
 
 def answer_overfit(recipe: Recipe, steps: int, api: Any) -> Answer:
     """The verdict; status 1 where the batch is not learnt."""
-    found: Overfit = api.train(recipe, overfit_one_batch=steps)
-    return Answer(document=found.to_dict(), view=lambda screen: draw(screen, found), status=0 if found.passed else 1)
+    verdict: Overfit = api.train(recipe, overfit_one_batch=steps)
+    return Answer(
+        document=verdict.to_dict(), view=lambda screen: draw(screen, verdict), status=0 if verdict.passed else 1
+    )
 
 
 def draw(screen: Console, found: Overfit) -> None:

@@ -37,12 +37,12 @@ def plugins(
     from luthier.cli.screen import part_listing as listing
     from luthier.plugins.registry import installed_plugins
 
-    found = listing.checked_rows() if check else listing.list_parts(installed_plugins())
-    failing = [row for row in found if row.fails]
-    document = {"plugins": [row.to_dict() for row in found], "failures": [row.to_dict() for row in failing]}
+    rows = listing.checked_rows() if check else listing.list_parts(installed_plugins())
+    failing = [row for row in rows if row.fails]
+    document = {"plugins": [row.to_dict() for row in rows], "failures": [row.to_dict() for row in failing]}
     if check:
-        return Answer(document=document, view=lambda screen: _draw_check(screen, found), status=1 if failing else 0)
-    return Answer(document=document, view=lambda screen: _draw_rows(screen, found))
+        return Answer(document=document, view=lambda screen: _draw_check(screen, rows), status=1 if failing else 0)
+    return Answer(document=document, view=lambda screen: _draw_rows(screen, rows))
 
 
 @app.command()

@@ -43,8 +43,8 @@ def presets(
 def _row(preset: Any, tokens: int, room: Mapping[str, Any] | None) -> dict[str, Any]:
     needs = {method: preset.needs(method, tokens) for method in preset.memory}
     fits = None if room is None else {method: size <= room["free"] for method, size in needs.items()}
-    told = {"name": preset.name, "license": preset.license, "parameters": preset.parameters}
-    return {**told, "config": preset.config, "memory": needs, "fits": fits}
+    row = {"name": preset.name, "license": preset.license, "parameters": preset.parameters}
+    return {**row, "config": preset.config, "memory": needs, "fits": fits}
 
 
 def _room() -> dict[str, Any] | None:
@@ -56,8 +56,8 @@ def _room() -> dict[str, Any] | None:
     from luthier.hardware.devices import choose_device
     from luthier.hardware.free_memory import measure_capacity
 
-    found = measure_capacity(choose_device("auto"))
-    return {"device": found.device, "free": found.free}
+    capacity = measure_capacity(choose_device("auto"))
+    return {"device": capacity.device, "free": capacity.free}
 
 
 def _draw(screen: Console, found: Mapping[str, Any]) -> None:

@@ -35,8 +35,8 @@ def runs(context: typer.Context, directory: Dir = None, json: Json = False) -> A
 
     if directory is not None and not directory.is_dir():
         raise LuthierError("run-not-found", "there is no such directory", where=str(directory))
-    found = [run.summary() for run in all_runs(directory or USUAL)]
-    return Answer(document={"runs": found}, view=lambda screen: draw_list(screen, found, directory or USUAL))
+    summaries = [run.summary() for run in all_runs(directory or USUAL)]
+    return Answer(document={"runs": summaries}, view=lambda screen: draw_list(screen, summaries, directory or USUAL))
 
 
 @app.command()
@@ -45,9 +45,9 @@ def show(context: typer.Context, run: Name, *, directory: Dir = None, json: Json
     from luthier.cli.screen.runs_view import draw_run
     from luthier.runs.details import run_details
 
-    found = _found(context, run, directory)
-    document = run_details(found)
-    return Answer(document=document, view=lambda screen: draw_run(screen, document, found.series("loss")))
+    folder = _found(context, run, directory)
+    document = run_details(folder)
+    return Answer(document=document, view=lambda screen: draw_run(screen, document, folder.series("loss")))
 
 
 @app.command()
@@ -89,13 +89,13 @@ def replay(
     from luthier.cli.screen.runs_view import draw_changes, draw_replayed
     from luthier.runs.replay import replay_run as prepared
 
-    found = _found(context, run, directory)
-    plan = prepared(found, sets or (), output_dir)
+    folder = _found(context, run, directory)
+    plan = prepared(folder, sets or (), output_dir)
     if dry_run:
         return Answer(document=plan.to_dict(), view=lambda screen: draw_changes(screen, plan.to_dict()))
     draw_changes(make_console(stderr=True), plan.to_dict())
     result = start_api(log_level, log_format, log_file).train(plan.recipe)
-    document = _replayed(found, plan, result)
+    document = _replayed(folder, plan, result)
     return Answer(document=document, view=lambda screen: draw_replayed(screen, document, result))
 
 

@@ -122,8 +122,8 @@ class Entry:
         for name, expected in entry["files"].items():
             if file_hash(self.folder / name) != expected:
                 raise ValueError(f"{name} is not what was written")
-        found = {name: _load(self.folder, name) for name in entry["sets"]}
-        return found["train"], found.get("validation"), Report.from_dict(entry["report"])
+        sets = {name: _load(self.folder, name) for name in entry["sets"]}
+        return sets["train"], sets.get("validation"), Report.from_dict(entry["report"])
 
 
 def prune(folder: Path, limit: int, but: Path) -> None:

@@ -96,14 +96,14 @@ def conversations(data: Path) -> Iterator[Row]:
 
 def demo_rows(data: Path) -> tuple[list[Row], list[Row]]:
     """Instruction rows of GPTeacher's Toolformer (MIT), none of them in the corpus: to answer with a tool's call."""
-    found = []
+    demo = []
     for row in rows(data / "gpteacher_toolformer_neardup" / "toolformer.jsonl.gz"):
         head, _, task = row["instruction"].rpartition("\n")
         if 0.8 in row["kept_at"] and len(row["tools"]) == 1 and head:
             request = f"{task} {row['input']}".strip()
-            found.append(chat(f"Use the tool {row['tools'][0]}. {request}", row["output"]))
-    random.Random(1).shuffle(found)
-    return found[160:1760], found[:160]
+            demo.append(chat(f"Use the tool {row['tools'][0]}. {request}", row["output"]))
+    random.Random(1).shuffle(demo)
+    return demo[160:1760], demo[:160]
 
 
 def chat(question: str, answer: str, extra: str = "") -> Row:

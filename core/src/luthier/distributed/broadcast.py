@@ -17,18 +17,18 @@ def broadcast_tree(world: World, read: Callable[[], Any]) -> Any:
     """The tree of tensors and JSON values that `read` gives on rank 0, on every rank; its `LuthierError` as well."""
     if world.size == 1:
         return read()
-    held: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
 
     def told() -> list[Any]:
         taken = take_snapshot({"tree": read()})
-        held.update(taken.tensors)
+        tensors.update(taken.tensors)
         return [taken.values, [[name, list(t.shape), str(t.dtype)[6:]] for name, t in taken.tensors.items()]]
 
     values, listed = world.decide(told)
     for name, shape, dtype in listed:
-        place = held[name] if world.is_main else torch.empty(shape, dtype=getattr(torch, dtype))
-        held[name] = _broadcast(place)
-    return rebuild_tree(values, held)["tree"]
+        place = tensors[name] if world.is_main else torch.empty(shape, dtype=getattr(torch, dtype))
+        tensors[name] = _broadcast(place)
+    return rebuild_tree(values, tensors)["tree"]
 
 
 def exchange_trees(world: World, tree: Any) -> list[Any]:
@@ -39,11 +39,11 @@ def exchange_trees(world: World, tree: Any) -> list[Any]:
     listed = [[name, list(t.shape), str(t.dtype)[6:]] for name, t in own.tensors.items()]
     trees = []
     for rank, (values, names) in enumerate(world.gather([own.values, listed])):
-        held = {}
+        tensors = {}
         for name, shape, dtype in names:
             place = own.tensors[name] if rank == world.rank else torch.empty(shape, dtype=getattr(torch, dtype))
-            held[name] = _broadcast(place, rank)
-        trees.append(rebuild_tree(values, held)["tree"])
+            tensors[name] = _broadcast(place, rank)
+        trees.append(rebuild_tree(values, tensors)["tree"])
     return trees
 
 

@@ -35,7 +35,7 @@ def shard_step(step: nn.Module, model: nn.Module, world: World, device: torch.de
     _check_alike(step, world)
     layers = list(decoder_layers(model))
     _check_apart(step, layers)
-    held = {name: tensor.detach() for name, tensor in _tensors(step)} if world.is_main else {}
+    whole_tensors = {name: tensor.detach() for name, tensor in _tensors(step)} if world.is_main else {}
     mesh = init_device_mesh(device.type, (world.size,))
     policy = MixedPrecisionPolicy(reduce_dtype=_reduced_in(step), cast_forward_inputs=False)
     for layer in layers:
@@ -47,7 +47,7 @@ def shard_step(step: nn.Module, model: nn.Module, world: World, device: torch.de
     if any(own_shard(tensor).is_meta for _, tensor in _tensors(step)):
         step.to_empty(device=device)
     for name, tensor in _tensors(step):
-        _hand_out(tensor, held.pop(name, None), world)
+        _hand_out(tensor, whole_tensors.pop(name, None), world)
     _check_kept(step)
     return Spread(module=step, world=world, strategy="fsdp")
 

@@ -57,15 +57,15 @@ def read_outcome(folder: Path) -> Mapping[str, Any]:
 
 def read_stop(folder: Path, number: int = signal.SIGTERM) -> Stopped:
     """How processes that a signal stopped have told it; before their first step they have told nothing."""
-    for told in _read(folder, "stopped").values():
-        return Stopped(told["told"], told["status"])
+    for stop in _read(folder, "stopped").values():
+        return Stopped(stop["told"], stop["status"])
     return Stopped(f"stopped by {_name(number)} before the first step", 128 + number)
 
 
 def find_failure(folder: Path, ends: Mapping[int, int]) -> LuthierError:
     """The error that ended a launch: of those that were told, one that is not only about another process."""
-    told = _read(folder, "error")
-    own = [told[rank] for rank in (*ends, *told) if rank in told and told[rank]["code"] != "distributed-lost"]
+    errors = _read(folder, "error")
+    own = [errors[rank] for rank in (*ends, *errors) if rank in errors and errors[rank]["code"] != "distributed-lost"]
     if own:
         return LuthierError(**own[0])
     killed = {rank: -code for rank, code in ends.items() if code < 0 and -code != signal.SIGTERM}

@@ -81,9 +81,9 @@ class Spread:
 def gather_rows(mine: Tensor, world: World) -> tuple[int, Tensor]:
     """Return where this rank's rows begin among those of all ranks, and all of them on this rank's device."""
     form: list[Any] = [list(mine.shape), str(mine.dtype)[6:]]
-    told = world.gather(form)
-    counts = [shape[0] for shape, _ in told]
-    forms = [(tuple(shape[1:]), dtype) for shape, dtype in told if shape[0]]
+    gathered = world.gather(form)
+    counts = [shape[0] for shape, _ in gathered]
+    forms = [(tuple(shape[1:]), dtype) for shape, dtype in gathered if shape[0]]
     if not forms:
         return 0, mine
     if len(set(forms)) > 1:

@@ -127,8 +127,8 @@ def add_numbers(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 def error_attributes(error: LuthierError) -> dict[str, Any]:
     """What makes the same error in another process."""
-    found = error.to_dict()
-    return {**{k: found[k] for k in ("code", "problem", "where", "found")}, "remedy": error.remedy}
+    attributes = error.to_dict()
+    return {**{k: attributes[k] for k in ("code", "problem", "where", "found")}, "remedy": error.remedy}
 
 
 @contextmanager
@@ -137,10 +137,10 @@ def lost_peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        told = explain_error(error)
-        if told is error:
+        explained = explain_error(error)
+        if explained is error:
             raise
-        raise told from error
+        raise explained from error
 
 
 def explain_error(error: BaseException) -> BaseException:
@@ -156,8 +156,8 @@ def explain_error(error: BaseException) -> BaseException:
 
 def lost(error: BaseException) -> LuthierError:
     """What torch says of a peer that is gone, without its file, its line and its jokes."""
-    told = NOISE.sub("", str(error).splitlines()[0]).strip(" .")
-    return LuthierError("distributed-lost", f"another process of the run is gone: {told}")
+    reason = NOISE.sub("", str(error).splitlines()[0]).strip(" .")
+    return LuthierError("distributed-lost", f"another process of the run is gone: {reason}")
 
 
 def is_lost(error: BaseException) -> bool:

@@ -41,12 +41,12 @@ def choose_device(name: str) -> torch.device:
 
 def list_devices() -> list[str]:
     """The devices that torch sees, the preferred one last."""
-    found = ["cpu"]
+    devices = ["cpu"]
     if torch.backends.mps.is_available():
-        found.append("mps")
+        devices.append("mps")
     if torch.cuda.is_available():
-        found += [f"cuda:{i}" for i in reversed(range(torch.cuda.device_count()))]
-    return found
+        devices += [f"cuda:{i}" for i in reversed(range(torch.cuda.device_count()))]
+    return devices
 
 
 def is_gone(error: BaseException) -> bool:
@@ -57,8 +57,8 @@ def is_gone(error: BaseException) -> bool:
 def device_lost(error: BaseException, device: torch.device, step: int, checkpoint: Path | None) -> LuthierError:
     """`device-lost`, with what the run has left."""
     reason = str(error).splitlines()[0].strip(" .")
-    kept = f"The newest checkpoint is {checkpoint}" if checkpoint else "No checkpoint was written yet"
-    remedy = f"{kept}. Once the device is back (nvidia-smi tells for CUDA), run the same command again."
+    remedy_start = f"The newest checkpoint is {checkpoint}" if checkpoint else "No checkpoint was written yet"
+    remedy = f"{remedy_start}. Once the device is back (nvidia-smi tells for CUDA), run the same command again."
     return LuthierError("device-lost", f"it stopped answering at step {step}: {reason}", where=str(device),
                         remedy=remedy)  # fmt: skip
 

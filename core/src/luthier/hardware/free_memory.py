@@ -49,13 +49,13 @@ def _machine() -> tuple[int, int]:
 
 
 def _meminfo(name: str) -> int | None:
-    found = re.search(rf"^{name}:\s+(\d+) kB", _text(PROC / "meminfo"), re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
+    match = re.search(rf"^{name}:\s+(\d+) kB", _text(PROC / "meminfo"), re.MULTILINE)
+    return int(match[1]) * 1024 if match else None
 
 
 def _groups() -> list[tuple[int, int, str]]:
     """(free, limit, name) of every control group with a limit that this process is in, its parents' too."""
-    found = []
+    groups = []
     for line in _text(PROC / "self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
@@ -69,8 +69,8 @@ def _groups() -> list[tuple[int, int, str]]:
         for place in (folder, *folder.parents):
             if not place.is_relative_to(root):
                 break
-            found += _group(place, limit, used)
-    return found
+            groups += _group(place, limit, used)
+    return groups
 
 
 def _group(place: Path, limit: str, used: str) -> list[tuple[int, int, str]]:

@@ -23,10 +23,10 @@ def choose_matmul(hidden: int) -> tuple[str, str]:
         return DEFAULT, f"a hidden size of {hidden}, less than {WIDE_ENOUGH}, gains nothing from another library"
     if not torch.backends.mkldnn.is_available() or "AVX512" not in torch.backends.cpu.get_cpu_capability():
         return DEFAULT, "no AVX-512 that another library could make use of"
-    found = error_of("medium")
-    if found > EXACT:
-        return DEFAULT, f"oneDNN's products would have a relative error of {found:.1g} here"
-    return "medium", f"oneDNN with AVX-512, relative error {found:.1g}: float32's own"
+    error = error_of("medium")
+    if error > EXACT:
+        return DEFAULT, f"oneDNN's products would have a relative error of {error:.1g} here"
+    return "medium", f"oneDNN with AVX-512, relative error {error:.1g}: float32's own"
 
 
 def error_of(setting: str) -> float:

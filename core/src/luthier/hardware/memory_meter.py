@@ -33,21 +33,21 @@ class Ledger:
 
     def count(self, storage: UntypedStorage, cause: str = ACTIVATIONS) -> _Held:
         """Hold it, unless it is held already."""
-        held = self._held.get(storage._cdata)
-        if held is not None and held.reference() is storage:
-            return held
-        held = self._hold(storage, cause)
+        entry = self._held.get(storage._cdata)
+        if entry is not None and entry.reference() is storage:
+            return entry
+        entry = self._hold(storage, cause)
         if self.live > self.peak:
             self.reset()
-        return held
+        return entry
 
     def blame(self, storages: Iterable[UntypedStorage], cause: str) -> None:
         """Count these under `cause`, whether they are held already or not."""
         for storage in storages:
-            held = self.count(storage)
-            self._causes[held.cause] -= held.size
-            self._causes[cause] += held.size
-            held.cause = cause
+            entry = self.count(storage)
+            self._causes[entry.cause] -= entry.size
+            self._causes[cause] += entry.size
+            entry.cause = cause
 
     def reset(self) -> None:
         """Begin the peak anew from what is alive."""
@@ -55,19 +55,19 @@ class Ledger:
 
     def _hold(self, storage: UntypedStorage, cause: str) -> _Held:
         address, size = storage._cdata, -(-storage.nbytes() // self._grain) * self._grain
-        held = _Held(size, cause)
+        entry = _Held(size, cause)
 
         def gone(_: object) -> None:
-            self.live -= held.size
-            self._causes[held.cause] -= held.size
-            if self._held.get(address) is held:  # not another storage at the same address
+            self.live -= entry.size
+            self._causes[entry.cause] -= entry.size
+            if self._held.get(address) is entry:  # not another storage at the same address
                 del self._held[address]
 
-        held.reference = weakref.ref(storage, gone)
-        self._held[address] = held
+        entry.reference = weakref.ref(storage, gone)
+        self._held[address] = entry
         self.live += size
         self._causes[cause] += size
-        return held
+        return entry
 
 
 class _Held:
@@ -118,8 +118,8 @@ class Allocations:
         self._profiler.__exit__(*error)
         profiler: Any = self._profiler.profiler  # torch's stubs know less of it
         events = profiler.kineto_results.events()
-        found = [e for e in events if e.name() == "[memory]" and e.device_type() == DeviceType.CPU]
+        allocations = [e for e in events if e.name() == "[memory]" and e.device_type() == DeviceType.CPU]
         live = 0
-        for event in sorted(found, key=lambda e: e.start_ns()):
+        for event in sorted(allocations, key=lambda e: e.start_ns()):
             live += event.nbytes()
             self.peak = max(self.peak, live)

@@ -87,8 +87,8 @@ def allowed_processors() -> list[int]:
 
 def quota(proc: Path = PROC, system: Path = SYSTEM) -> float | None:
     """The cores' worth of time that the control groups of this process allow, the least of its parents'; None: all."""
-    found = [_share(folder) for folder in _group_folders(proc, system)]
-    return min((share for share in found if share is not None), default=None)
+    shares = [_share(folder) for folder in _group_folders(proc, system)]
+    return min((share for share in shares if share is not None), default=None)
 
 
 @contextmanager

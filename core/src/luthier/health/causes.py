@@ -22,14 +22,14 @@ LEAP: Final = 0.5  # of the first loss: no noise rises so far
 def list_causes(setup: Setup, portion: Portion, losses: Sequence[float], remarks: Sequence[Remark],
            flow: Sequence[Flow], norm: float) -> list[str]:  # fmt: skip
     """What to check, the likeliest first; never empty."""
-    found = [
+    causes = [
         *_rate(setup),
         *_labels(portion),
         *(_leap(losses, setup.rates.peak) or _gradient(norm)),
         *_movement(flow),
         *(_remark(remark) for remark in remarks),
     ]
-    return found or [_course(losses, setup.rates.peak)]
+    return causes or [_course(losses, setup.rates.peak)]
 
 
 def _rate(setup: Setup) -> list[str]:

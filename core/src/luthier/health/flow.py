@@ -62,8 +62,8 @@ class FlowMeter:
 
 def layer_of(name: str) -> str:
     """The layer that a parameter belongs to: `layers.3`, or its module where it is in none of a row of layers."""
-    found = LAYER.search(name)
-    return found.group(1) if found else name.rpartition(".")[0] or name
+    match = LAYER.search(name)
+    return match.group(1) if match else name.rpartition(".")[0] or name
 
 
 def flow_metrics(flows: list[Flow]) -> dict[str, float]:

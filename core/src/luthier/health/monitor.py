@@ -76,8 +76,8 @@ class Health:
         return {"skipped_steps": self.skipped, "loss_spikes": self.watch.spikes, "remarks": self.remarks}
 
     def state(self) -> dict[str, Any]:
-        held = {"remarks": self.remarks, "skipped": self.skipped, "in_a_row": self.in_a_row}
-        return {**held, "watch": self.watch.state(), "reach": self.reach.state()}
+        state = {"remarks": self.remarks, "skipped": self.skipped, "in_a_row": self.in_a_row}
+        return {**state, "watch": self.watch.state(), "reach": self.reach.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         if not state:  # of a checkpoint that was written before there was any
@@ -100,23 +100,28 @@ class Health:
         """The policy `on_nonfinite`: all processes come to the same, as loss and norm are the whole batch's."""
         self.in_a_row += 1
         stops = self.setup.recipe.on_nonfinite == "stop" or self.in_a_row >= IN_A_ROW
-        found = self._traced(step, done) if stops or self.in_a_row == 1 else None
-        told = found.told if found else "as the step before"
+        finding = self._traced(step, done) if stops or self.in_a_row == 1 else None
+        cause = finding.told if finding else "as the step before"
         sizes = {"loss": _json(done.loss), "grad_norm": _json(done.grad_norm)}
-        rows = list(found.where[:KEPT]) if found else []
-        place = {"cause": found.cause, "place": found.place, "micro_batch": found.micro_batch} if found else {}
-        self._keep({"kind": "nonfinite", "step": step, "told": told, **sizes, **place, "rows": rows})
+        rows = list(finding.where[:KEPT]) if finding else []
+        place = {"cause": finding.cause, "place": finding.place, "micro_batch": finding.micro_batch} if finding else {}
+        self._keep({"kind": "nonfinite", "step": step, "told": cause, **sizes, **place, "rows": rows})
         if stops:
-            assert found is not None
-            raise self._error(step, done, found)
+            assert finding is not None
+            raise self._error(step, done, finding)
         self.skipped += 1
         log.warning(
-            "step skipped: not finite", step=step, **sizes, told=told, rows=rows[:SHOWN], in_a_row=self.in_a_row
+            "step skipped: not finite", step=step, **sizes, told=cause, rows=rows[:SHOWN], in_a_row=self.in_a_row
         )
 
     def _explain_overflow(self, step: int, done: Update) -> None:
-        found = self._traced(step, done)
-        facts = {"cause": found.cause, "place": found.place, "rows": list(found.where[:SHOWN]), "why": found.told}
+        finding = self._traced(step, done)
+        facts = {
+            "cause": finding.cause,
+            "place": finding.place,
+            "rows": list(finding.where[:SHOWN]),
+            "why": finding.told,
+        }
         self._tell([Remark("overflow", step, "the gradient overflows float16 at one scale after the other", facts)])
 
     def _traced(self, step: int, done: Update) -> Finding:

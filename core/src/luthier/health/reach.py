@@ -73,8 +73,8 @@ class Reach:
 
 def fingerprint(parameter: Tensor) -> int:
     """The sum of a parameter's bits, read as whole numbers: any change but a contrived one changes it."""
-    held = local_part(parameter.detach())
-    return int(held.view(BITS[held.element_size()]).sum(dtype=torch.int64))
+    values = local_part(parameter.detach())
+    return int(values.view(BITS[values.element_size()]).sum(dtype=torch.int64))
 
 
 def _told(kind: str, step: int, told: str, names: list[str]) -> list[Remark]:

@@ -39,9 +39,9 @@ def trace_step(setup: Setup, index: int, batches: Sequence[Batch]) -> Finding:
     The weights are left as they are and the gradients dropped. Every micro-batch is run to its end, so that several
     processes stay in step; all of them get the finding of the first that has one. Compiled code is run as written.
     """
-    found = _first(setup.world, _parameter(setup.model) or _data(batches))
-    if found is not None:
-        return found
+    finding = _first(setup.world, _parameter(setup.model) or _data(batches))
+    if finding is not None:
+        return finding
     watch = Watch(batches)
     setup.optimizer.zero_grad(set_to_none=True)
     with watch.over(setup.model, setup.step), torch.compiler.set_stance("force_eager"):
@@ -68,9 +68,9 @@ def _data(batches: Sequence[Batch]) -> Finding | None:
         for name, value in {"weight": batch.token_weights, **batch.columns}.items():
             nonfinite = next((tensor for tensor in floating_tensors(value) if not is_finite(tensor)), None)
             if nonfinite is not None:
-                told = f"the rows' {name} holds {describe_nonfinite(nonfinite)}"
+                sentence = f"the rows' {name} holds {describe_nonfinite(nonfinite)}"
                 rows = rows_of(value, batch) if isinstance(value, Tensor) else batch.where
-                return Finding(cause="data", place=name, told=told, micro_batch=number, where=rows)
+                return Finding(cause="data", place=name, told=sentence, micro_batch=number, where=rows)
     return None
 
 
@@ -80,5 +80,5 @@ def _norm(gradients: list[Tensor]) -> Finding | None:
     if sum(float(local_part(g).double().square().sum()) for g in gradients) <= most:  # squares are what is added
         return None
     largest = max(float(local_part(g).abs().max()) for g in gradients if local_part(g).numel())
-    told = f"every gradient is finite, the largest {largest:.3g}; their norm is beyond {dtype_of(gradients[0])}"
-    return Finding(cause="norm", place="", told=told)
+    sentence = f"every gradient is finite, the largest {largest:.3g}; their norm is beyond {dtype_of(gradients[0])}"
+    return Finding(cause="norm", place="", told=sentence)

@@ -108,8 +108,8 @@ class Watch:
         if self.above != LONG:
             return []
         facts = {"first": self.began_at, "median_now": median(list(self.losses)[-LONG:]), "steps": LONG}
-        told = "the loss stays above where it began: the learning rate may be too high"
-        return [Remark("diverged", step, told, facts)]
+        sentence = "the loss stays above where it began: the learning rate may be too high"
+        return [Remark("diverged", step, sentence, facts)]
 
     def _flatness(self, step: int, early: list[float], late: list[float]) -> list[Remark]:
         self.judged = True
@@ -122,8 +122,8 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """Plain numbers, all that a resumed run needs to tell the same."""
-        held = attrs.asdict(self, recurse=False)
-        return {name: list(v) if isinstance(v, deque) else v for name, v in held.items()}
+        state = attrs.asdict(self, recurse=False)
+        return {name: list(v) if isinstance(v, deque) else v for name, v in state.items()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         for name, value in state.items():

@@ -83,12 +83,12 @@ def _check_room(artifact: JobArtifact, target: Path) -> None:
 
 
 def _adapter_config(folder: Path) -> dict[str, Any] | None:
-    found = next(iter(sorted(folder.rglob("adapter_config.json"))), None)
-    if found is None:
+    path = next(iter(sorted(folder.rglob("adapter_config.json"))), None)
+    if path is None:
         return None
     try:
-        config = json.loads(found.read_text("utf-8"))
+        config = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
-        log.warning("the adapter's configuration cannot be read", path=str(found))
+        log.warning("the adapter's configuration cannot be read", path=str(path))
         return None
     return config if isinstance(config, dict) else None

@@ -98,11 +98,11 @@ class Follower:
         for _ in range(PAGES):
             cursor = read_cursor(self.store, job.id)
             page = await self.provider.events(job.remote_id, cursor)
-            kept = keep_events(self.store, job.id, page)
-            for event in kept:
+            events = keep_events(self.store, job.id, page)
+            for event in events:
                 self._told(event)
-            fresh += kept
-            if not page.events or page.cursor == cursor or not kept:
+            fresh += events
+            if not page.events or page.cursor == cursor or not events:
                 return fresh
         raise ProviderError("protocol", f"the events did not end after {PAGES} pages", where=job.id)
 

@@ -46,13 +46,13 @@ def job_metrics(job: Job, events: Sequence[JobEvent]) -> JobMetrics:
 
 def _latest(events: Sequence[JobEvent], names: Iterable[str]) -> float | None:
     """The newest number of these names; events may have come out of their order."""
-    found = [
+    numbers = [
         (e.metrics.get("step") or 0.0, e.at, e.metrics[n])
         for e in events
         for n in names
         if e.metrics.get(n) is not None
     ]
-    return max(found, key=lambda item: item[:2])[2] if found else None
+    return max(numbers, key=lambda item: item[:2])[2] if numbers else None
 
 
 def _duration(job: Job) -> float | None:

@@ -32,7 +32,7 @@ async def verify_provider(name: str, model: str, max_cost: float, output: Path) 
             events = await manager.events(job.id, refresh=False)
         finally:
             manager.close()
-    found = {
+    answers = {
         "provider": name,
         "model": model,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -42,7 +42,7 @@ async def verify_provider(name: str, model: str, max_cost: float, output: Path) 
         "journal": steps,
         "events": [to_plain_data(event) for event in events],
     }
-    return _write_transcript(found, output)
+    return _write_transcript(answers, output)
 
 
 def _write_transcript(found: dict[str, Any], output: Path) -> dict[str, Any]:

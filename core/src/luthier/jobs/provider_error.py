@@ -51,8 +51,8 @@ class ProviderError(LuthierError):
         self.request_id, self.retry_after, self.attempts = request_id, retry_after, attempts
         facts = [f"HTTP {http_status}" if http_status else "", f"code {provider_code}" if provider_code else ""]
         facts += [f"request {request_id}" if request_id else "", f"{attempts} attempts" if attempts > 1 else ""]
-        told = ", ".join(fact for fact in facts if fact)
-        text = redact_text(f"{problem.strip().rstrip('.')} ({told})" if told else problem)
+        details = ", ".join(fact for fact in facts if fact)
+        text = redact_text(f"{problem.strip().rstrip('.')} ({details})" if details else problem)
         super().__init__(CODES[kind], text, where=where, found=found, remedy=remedy)
 
     @property

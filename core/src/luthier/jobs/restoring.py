@@ -53,12 +53,12 @@ def make_provider(value: Any) -> ReadyProvider:
 def restore_provider(job: Job) -> ReadyProvider:
     """Return the provider of a stored job; `job-elsewhere` where it now speaks to another account or address."""
     spec = job.spec
-    kept = {
+    options = {
         k: v
         for k, v in spec.options.items()
         if not (k in KEYS and str(v).startswith("held:") and not is_held_secret(str(v)))
     }
-    ready = make_provider({"name": spec.provider, **kept})
+    ready = make_provider({"name": spec.provider, **options})
     scope = ready.part.scope()
     if scope != spec.scope:
         raise LuthierError("job-elsewhere", f"it was submitted to {spec.scope}, and {spec.provider} is now {scope}",

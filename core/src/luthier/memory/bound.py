@@ -37,7 +37,7 @@ def bound(config: Any, tokens: int, longest: int) -> int:
     across = max(wide, heads * (getattr(config, "head_dim", None) or wide // heads))
     weights = layers * (4 * wide * across + 3 * wide * inner * experts_of(config)) + 2 * config.vocab_size * wide
     chosen = getattr(config, "num_experts_per_tok", None) or 1
-    kept = layers * (20 * across + 8 * inner * chosen) + 4 * wide
+    saved = layers * (20 * across + 8 * inner * chosen) + 4 * wide
     scores = 3 * heads * longest * min(longest, tokens) * layers
     head = 4 * config.vocab_size * min(tokens, 4096)
-    return WIDTH * (5 * weights + tokens * kept + scores + head)
+    return WIDTH * (5 * weights + tokens * saved + scores + head)

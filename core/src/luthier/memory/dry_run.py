@@ -121,8 +121,8 @@ class Rehearsal:
         self._begin_loss()
         self._step([[example]])
         states = self.setup.optimizer.state.values()
-        held = [v for state in states for v in state.values() if isinstance(v, torch.Tensor)]
-        self.ghosts.ledger.blame(tensor_storages(held), "optimizer")
+        tensors = [v for state in states for v in state.values() if isinstance(v, torch.Tensor)]
+        self.ghosts.ledger.blame(tensor_storages(tensors), "optimizer")
         self._begun = True
 
     def _begin_loss(self) -> None:

@@ -81,8 +81,8 @@ class Case:
 
     def footprint(self, turns: Turns) -> Footprint:
         """That of one process."""
-        found = self.rehearsal.footprint(turns)
-        return divide_footprint(found, self.rehearsal.setup, self.shares) if self.sharded else found
+        footprint = self.rehearsal.footprint(turns)
+        return divide_footprint(footprint, self.rehearsal.setup, self.shares) if self.sharded else footprint
 
     @cached_property
     def longest(self) -> int:
@@ -100,10 +100,10 @@ class Case:
     @cached_property
     def room(self) -> Capacity:
         """What the device has for it; a model that is loaded already has its place."""
-        found, model = measure_capacity(self.device), self.objects.model
-        found = attrs.evolve(found, free=found.free // (self.ranks_here if self.device.type == "cpu" else 1))
-        held = [] if model is None else [p for p in model.parameters() if p.device == self.device]
-        return attrs.evolve(found, free=found.free + sum(p.numel() * p.element_size() for p in held))
+        capacity, model = measure_capacity(self.device), self.objects.model
+        capacity = attrs.evolve(capacity, free=capacity.free // (self.ranks_here if self.device.type == "cpu" else 1))
+        loaded = [] if model is None else [p for p in model.parameters() if p.device == self.device]
+        return attrs.evolve(capacity, free=capacity.free + sum(p.numel() * p.element_size() for p in loaded))
 
 
 def settle_sizes(case: Case, decisions: Decisions, world: World | None = None) -> Recipe:
@@ -124,8 +124,8 @@ def settle_sizes(case: Case, decisions: Decisions, world: World | None = None) -
 def suggest_recipe(case: Case, decisions: Decisions, ranks: int = 1) -> Recipe:
     """The recipe with the batch and the rate that its hardware, model and rows suggest, where it leaves them open."""
     still = [name for name in SUGGESTED if getattr(case.recipe, name) == "auto"]
-    found = {name: decisions.take(name, functools.partial(_suggestion, case, name, ranks)) for name in still}
-    return attrs.evolve(case.recipe, **found)
+    values = {name: decisions.take(name, functools.partial(_suggestion, case, name, ranks)) for name in still}
+    return attrs.evolve(case.recipe, **values)
 
 
 def list_suggestions(case: Case, setup: Setup, ranks: int = 1) -> list[Suggestion]:
@@ -138,10 +138,10 @@ def list_suggestions(case: Case, setup: Setup, ranks: int = 1) -> list[Suggestio
 
 def _suggestion(case: Case, option: str, ranks: int) -> tuple[Any, str]:
     try:
-        found = list_suggestions(case, case.rehearsal.setup, ranks)
+        suggestions = list_suggestions(case, case.rehearsal.setup, ranks)
     except Unknown as error:
         return default_of(option), f"the default, as the model cannot be counted before it is loaded ({error})"
-    return next((s.value, s.reason) for s in found if s.option == option)
+    return next((s.value, s.reason) for s in suggestions if s.option == option)
 
 
 def choose_tokens(case: Case) -> tuple[int, str]:
@@ -166,14 +166,14 @@ def _fitting(case: Case) -> tuple[int, str]:
         return case.footprint([filled(rows, tokens, setup.packing)] * (1 if tokens >= most else 2))
 
     share = SHARE.get(case.device.type, OTHERWISE)
-    found = largest(lambda tokens: tried(tokens).peak, longest, high, int(share * free))
-    if found is None:
+    tokens_found = largest(lambda tokens: tried(tokens).peak, longest, high, int(share * free))
+    if tokens_found is None:
         raise too_small(case, tried(longest))
-    told = f"{size_text(tried(found).peak)} of {size_text(free)} free"
-    if found < high:
-        return found, f"the most that fits: {told}"
+    reason = f"{size_text(tried(tokens_found).peak)} of {size_text(free)} free"
+    if tokens_found < high:
+        return tokens_found, f"the most that fits: {reason}"
     why = "the longest step has no more" if high == most else f"more would be no faster on {case.device.type}"
-    return found, f"{why if high > longest else 'the longest example'}; it takes {told}"
+    return tokens_found, f"{why if high > longest else 'the longest example'}; it takes {reason}"
 
 
 def check(case: Case) -> None:
@@ -245,11 +245,11 @@ def filled(rows: Sequence[TokenExample], tokens: int, packing: Packing) -> list[
     """Return the longest row, and then the rows as they come, again and again, up to `tokens` tokens."""
     sizes = packing.sizes(rows)
     first = max(range(len(rows)), key=sizes.__getitem__)
-    found, left = [rows[first]], tokens - sizes[first]
+    filling, left = [rows[first]], tokens - sizes[first]
     for row, size in cycle(zip(rows, sizes, strict=True)):
         if size > left:
-            return found
-        found.append(row)
+            return filling
+        filling.append(row)
         left -= size
     raise AssertionError("rows have tokens")
 
@@ -271,12 +271,12 @@ def largest(peak: Callable[[int], int], low: int, high: int, budget: int) -> int
         step = (high - low) * (budget - least) // (most - least) if straight else (high - low) // 2
         round_ = (low + step) // GRAIN * GRAIN
         tokens = min(max(round_ if round_ > low else low + step, low + 1), high - 1)
-        found = peak(tokens)
-        if found > budget:
-            high, most = tokens, found
+        bytes_needed = peak(tokens)
+        if bytes_needed > budget:
+            high, most = tokens, bytes_needed
             continue
-        low, least = tokens, found
-        if budget - found < budget // 50:
+        low, least = tokens, bytes_needed
+        if budget - bytes_needed < budget // 50:
             break
     return low
 

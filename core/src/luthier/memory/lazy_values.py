@@ -113,8 +113,8 @@ def list_kept(value: Any, watched: set[str], seen: set[int]) -> Iterator[Kept]:
         if type(value) in CONTAINERS and len(value) > MOST:
             continue
         seen.add(id(value))
-        kept, inside = _noted(value, watched)
-        yield from kept
+        own, inside = _noted(value, watched)
+        yield from own
         waiting += inside
 
 
@@ -131,8 +131,8 @@ def _noted(value: Any, watched: set[str]) -> tuple[list[Kept], list[Any]]:
     if not _is_watched(owner, watched) or attributes is None:
         return [], []
     cells, defaults = (value.__closure__, value.__defaults__) if isinstance(value, FunctionType) else ((), ())
-    kept: list[Kept] = [KeptNames(value, watched), *(KeptCell(cell, watched) for cell in cells or ())]
-    return kept, [*attributes.values(), *map(_content, cells or ()), *(defaults or ())]
+    noted: list[Kept] = [KeptNames(value, watched), *(KeptCell(cell, watched) for cell in cells or ())]
+    return noted, [*attributes.values(), *map(_content, cells or ()), *(defaults or ())]
 
 
 def _noted_container(value: Any, watched: set[str]) -> tuple[list[Kept], list[Any]]:
@@ -186,8 +186,8 @@ def _attributes(value: Any) -> Any:
 
 def _module_of(value: Any) -> str | None:
     """Return the module of a class or a function, or of an object's class."""
-    found = value.__module__ if isinstance(value, (type, FunctionType)) else type(value).__module__
-    return found if isinstance(found, str) else None
+    module = value.__module__ if isinstance(value, (type, FunctionType)) else type(value).__module__
+    return module if isinstance(module, str) else None
 
 
 def _is_watched(module: str | None, watched: set[str]) -> bool:

@@ -64,9 +64,9 @@ def measure(config: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[flo
     shape = transformers.AutoConfig.for_model(**config)
     rehearsal = Rehearsal(recipe, resolve_parts(recipe), torch.device("cpu"), prepared=rows, config=shape)
     low, high = POINTS
-    found = [rehearsal.footprint([[sampled_rows(rows.train)[0]] * (n // DOCUMENT)] * 2).peak for n in POINTS]
-    each = (found[1] - found[0]) / (high - low)
-    return found[0] - each * low, each
+    peaks = [rehearsal.footprint([[sampled_rows(rows.train)[0]] * (n // DOCUMENT)] * 2).peak for n in POINTS]
+    each = (peaks[1] - peaks[0]) / (high - low)
+    return peaks[0] - each * low, each
 
 
 def count(config: Mapping[str, Any]) -> int:

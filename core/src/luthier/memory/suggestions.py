@@ -85,10 +85,10 @@ def rate(task: Task) -> Suggestion:
     """The peak learning rate: it falls with the size of the model, and is ten times as high where little trains."""
     size, known = ANCHOR
     value, share = known * (size / max(task.parameters, SMALLEST)) ** EXPONENT, task.trainable / task.parameters
-    told = f"{task.parameters / 1e6:,.0f}M parameters, of which {share:.2%} train"
+    reason = f"{task.parameters / 1e6:,.0f}M parameters, of which {share:.2%} train"
     if share < FEW:
-        value, told = 10 * value, f"{told}: ten times the rate of full training"
-    return Suggestion(option="learning_rate", value=float(f"{value:.0e}"), reason=told)
+        value, reason = 10 * value, f"{reason}: ten times the rate of full training"
+    return Suggestion(option="learning_rate", value=float(f"{value:.0e}"), reason=reason)
 
 
 def rank(task: Task) -> Suggestion:

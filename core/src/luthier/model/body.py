@@ -73,20 +73,20 @@ class Body:
         return rows
 
     def _call(self, batch: Batch, layers: bool, routers: bool) -> Any:
-        told = document_arguments(batch)
+        arguments = document_arguments(batch)
         if batch.num_documents == 1 and self.is_stateful:
-            del told["cu_seq_lens_q"]  # recurrent layers refuse to be told of a single document
+            del arguments["cu_seq_lens_q"]  # recurrent layers refuse to be told of a single document
         if self.prefix_rows:
-            told["prefixes"] = cast(Any, self.adapter).prefixes  # rows of prefixes come from an adapter alone
+            arguments["prefixes"] = cast(Any, self.adapter).prefixes  # rows of prefixes come from an adapter alone
         if layers:
-            told["output_hidden_states"] = True
+            arguments["output_hidden_states"] = True
         if routers:
-            told["output_router_logits"] = True
+            arguments["output_router_logits"] = True
         inputs = {"input_ids": batch.input_ids[None]}
         if batch.embeddings is not None:
             inputs = {"inputs_embeds": batch.embeddings[None].to(self.model.dtype)}
-        with documents_told(told):
-            return self.module(**inputs, position_ids=batch.position_ids[None], use_cache=False, **told)
+        with documents_told(arguments):
+            return self.module(**inputs, position_ids=batch.position_ids[None], use_cache=False, **arguments)
 
 
 def prepare_batch(adapter: Any, batch: Batch) -> Batch:

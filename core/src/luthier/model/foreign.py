@@ -41,9 +41,9 @@ def explain_reading(
     except (LuthierError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        told = f"{said}: {describe_error(error)}" if said else describe_error(error)
+        problem = f"{said}: {describe_error(error)}" if said else describe_error(error)
         broken = find_broken_file(Path(source), code)
-        raise broken or LuthierError(code, told, where=locate_file(source, file), remedy=remedy) from error
+        raise broken or LuthierError(code, problem, where=locate_file(source, file), remedy=remedy) from error
 
 
 def locate_file(source: str | Path, file: str) -> str:
@@ -54,9 +54,9 @@ def locate_file(source: str | Path, file: str) -> str:
 def describe_error(error: BaseException) -> str:
     """Return an error of another library as a sentence: its first line, or all of it where that announces the next."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    told = " ".join(lines) if lines[0].endswith(":") else lines[0]
-    told = told if len(told) <= SHOWN else told[: SHOWN - 1] + "…"
-    return told if told and isinstance(error, PLAIN) else f"{type(error).__name__}: {told}".removesuffix(": ")
+    text = " ".join(lines) if lines[0].endswith(":") else lines[0]
+    text = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+    return text if text and isinstance(error, PLAIN) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def find_broken_file(folder: Path, code: str) -> LuthierError | None:

@@ -94,11 +94,11 @@ class Watch:
     def _blame_forward(self, module: nn.Module, output: Tensor, largest: float) -> None:
         name, batch = self.names[module], self.batches[self.number - 1]
         if name == LOSS:
-            told = "every module's output is finite, and the loss made of them, or the head's logits, is not"
+            text = "every module's output is finite, and the loss made of them, or the head's logits, is not"
         else:
             given = f"{name} ({type(module).__name__}) gave {describe_nonfinite(output)}"
-            told = f"{given} from finite inputs up to {largest:.3g}"
-        self.found = Finding(cause="forward", place=name, told=f"{told}, {self._of()}", micro_batch=self.number,
+            text = f"{given} from finite inputs up to {largest:.3g}"
+        self.found = Finding(cause="forward", place=name, told=f"{text}, {self._of()}", micro_batch=self.number,
                              where=rows_of(output, batch))  # fmt: skip
 
     def _follow(self, tensor: Tensor, name: str, role: str) -> None:
@@ -126,9 +126,9 @@ class Watch:
         return look
 
     def _blame_backward(self, place: str, gradient: Tensor, number: int) -> None:
-        told = f"forward is finite, and the gradient at {place} became {describe_nonfinite(gradient)}, {self._of()}"
+        text = f"forward is finite, and the gradient at {place} became {describe_nonfinite(gradient)}, {self._of()}"
         where = rows_of(gradient, self.batches[number - 1])
-        self.found = Finding(cause="backward", place=place.removeprefix("the weight "), told=told, micro_batch=number,
+        self.found = Finding(cause="backward", place=place.removeprefix("the weight "), told=text, micro_batch=number,
                              where=where)  # fmt: skip
 
     def _of(self) -> str:
@@ -176,8 +176,8 @@ def describe_nonfinite(tensor: Tensor) -> str:
     held = local_part(tensor.detach())
     nan, infinite = int(held.isnan().sum()), int(held.isinf().sum())
     beyond = f"{infinite:,} inf, beyond the largest {dtype_of(held)}, {torch.finfo(held.dtype).max:.3g}"
-    told = [f"{nan:,} NaN"] if nan else []
-    return " and ".join([*told, beyond] if infinite else told)
+    parts = [f"{nan:,} NaN"] if nan else []
+    return " and ".join([*parts, beyond] if infinite else parts)
 
 
 def _largest(tensor: Tensor) -> float:

@@ -49,9 +49,9 @@ class ModelPolicy:
         known = (lambda: self._coefficients(batch, positions)) if labels is None else lambda: None
         with self._mode():
             logprobs, entropy, top1 = self.scorer.scores(rows, asked[positions], tuple(want), known)
-        found = _spread(logprobs, positions, batch)
+        values = _spread(logprobs, positions, batch)
         also = {"entropy": entropy, "top1": top1}
-        return (found, {name: _spread(also[name], positions, batch) for name in want}) if want else found  # type: ignore[arg-type]
+        return (values, {name: _spread(also[name], positions, batch) for name in want}) if want else values  # type: ignore[arg-type]
 
     def map_logits(
         self, batch: Batch, function: Callable[..., Tensor], *per_token: Tensor, other: Policy | None = None

@@ -74,10 +74,10 @@ def _refuse_nonfinite(model: Any) -> None:
     from luthier.model.nonfinite import trace_model
 
     batch = _documents(model)
-    found = trace_model(model, batch, lambda: ModelPolicy(model).token_logprobs(batch))
-    if found is not None:
+    finding = trace_model(model, batch, lambda: ModelPolicy(model).token_logprobs(batch))
+    if finding is not None:
         remedy = "Check the base model's files, and that model.dtype and precision can hold its numbers."
-        raise LuthierError("train-nonfinite", f"before the first step: {found.told}", where="model", remedy=remedy)
+        raise LuthierError("train-nonfinite", f"before the first step: {finding.told}", where="model", remedy=remedy)
 
 
 def _own(model: Any, batch: Batch, adapter: Any) -> Tensor:
@@ -94,8 +94,8 @@ def _own(model: Any, batch: Batch, adapter: Any) -> Tensor:
 def _plain(model: Any, batch: Batch, adapter: Any) -> Tensor:
     logits = compute_logits(model, batch.input_ids, adapter)
     logits = logits.to(torch.promote_types(torch.float32, logits.dtype))
-    found = logits[:-1].log_softmax(-1).gather(-1, batch.input_ids[1:, None]).squeeze(-1)
-    return torch.cat([found.new_zeros(1), found])
+    values = logits[:-1].log_softmax(-1).gather(-1, batch.input_ids[1:, None]).squeeze(-1)
+    return torch.cat([values.new_zeros(1), values])
 
 
 def _documents(model: Any) -> Batch:
@@ -110,8 +110,8 @@ def _documents(model: Any) -> Batch:
 def _separate(batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
     """Return [T] of `compute` over each document alone, what it continues before it."""
     pieces, lengths = batch.input_ids.cpu().split(batch.lengths.tolist()), batch.lengths.tolist()
-    found = []
+    values = []
     for document, length in enumerate(lengths):
         ids = torch.cat([pieces[d] for d in chain_of(LINKS, document)]).numpy()
-        found.append(compute(collate_examples([TokenExample(input_ids=ids, labels=ids)]).to(batch.device))[-length:])
-    return torch.cat(found)
+        values.append(compute(collate_examples([TokenExample(input_ids=ids, labels=ids)]).to(batch.device))[-length:])
+    return torch.cat(values)

@@ -118,10 +118,10 @@ def connect_callbacks(callbacks: Mapping[str, object]) -> Any:
 
 def announce_failure(hooks: Any, run: RunView, error: BaseException) -> None:
     """Tell each callback that the run raised `error`; what one raises is logged, and hides neither that nor others."""
-    told = {"run": run, "error": error}
+    arguments = {"run": run, "error": error}
     for listener in reversed(hooks.failed.get_hookimpls()):
         try:
-            listener.function(*(told[name] for name in listener.argnames))
+            listener.function(*(arguments[name] for name in listener.argnames))
         except BaseException as second:  # the run's own is the one to raise
             name, cause = listener.plugin_name, f"{type(second).__name__}: {second}"
             log.warning("a callback raised as it was told of the failure", callback=name, error=cause)

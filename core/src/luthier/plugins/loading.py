@@ -71,12 +71,12 @@ def records_of(plugin: object, name: str) -> list[Record]:
     manager.add_hookspecs(hookspecs)
     manager.register(plugin, name)
     manager.check_pending()
-    found = [record for kind in HOOKS for record in _answers(manager, kind)]
-    keys = [(record.kind, record.name) for record in found]
+    records = [record for kind in HOOKS for record in _answers(manager, kind)]
+    keys = [(record.kind, record.name) for record in records]
     for kind, part in keys:
         if keys.count((kind, part)) > 1:
             raise LuthierError("plugin-invalid", f"offers {kind} {part!r} twice")
-    return found
+    return records
 
 
 def canonical_name(name: str) -> str:

@@ -57,12 +57,12 @@ class Plugins:
     def register(self, plugin: object, source: Source) -> None:
         """Add one plugin object; all of its records, or none and a failure."""
         try:
-            found = records_of(plugin, source.plugin)
+            records = records_of(plugin, source.plugin)
         except (Exception, SystemExit) as error:
             self.failures.append(Failure(source=source, cause=describe_failure(error)))
             return
         self.packages.add(source.module.partition(".")[0])
-        for record in found:
+        for record in records:
             self._claims.setdefault((record.kind, record.name), []).append(Offer(record=record, source=source))
 
     def offers(self, kind: str | None = None) -> list[Offer]:

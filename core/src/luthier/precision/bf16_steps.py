@@ -102,8 +102,8 @@ def _reached(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 @contextmanager
 def _alone(optimizer: torch.optim.Optimizer, chunk: Sequence[nn.Parameter]) -> Iterator[None]:
     """Inside it the other parameters have no gradient, so that the optimizer passes them by."""
-    kept = set(chunk)
-    others = [(p, p.grad) for p in _reached(optimizer) if p not in kept]
+    members = set(chunk)
+    others = [(p, p.grad) for p in _reached(optimizer) if p not in members]
     for parameter, _ in others:
         parameter.grad = None
     try:
@@ -116,11 +116,11 @@ def _alone(optimizer: torch.optim.Optimizer, chunk: Sequence[nn.Parameter]) -> I
 @contextmanager
 def _widened(parameters: Sequence[nn.Parameter], wide: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Inside it the parameters hold the tensors `wide`; gives what they held, and hold again after it."""
-    held = [p.detach() for p in parameters]
+    narrow = [p.detach() for p in parameters]
     for parameter, weight in zip(parameters, wide, strict=True):
         put_tensor(parameter, weight)
     try:
-        yield held
+        yield narrow
     finally:
-        for parameter, low in zip(parameters, held, strict=True):
+        for parameter, low in zip(parameters, narrow, strict=True):
             put_tensor(parameter, low)

@@ -122,10 +122,10 @@ def settle_precision(
     """Decide it and put the model's weights into it, until `undo` is closed; what is sharded stays in it."""
     trained = [p for group in parts.adapter.groups() for p in group.parameters]
     name = decide(recipe, model, trained, device, decisions, sharded=sharded)
-    found = Precision.of(recipe, name, device, parts.optimizer)
-    found.sharded = sharded
-    undo.enter_context(found.held(model, trained))
-    return found
+    precision = Precision.of(recipe, name, device, parts.optimizer)
+    precision.sharded = sharded
+    undo.enter_context(precision.held(model, trained))
+    return precision
 
 
 def hidden_size(model: Any) -> int:
@@ -212,8 +212,8 @@ class Precision:
             self.stepping.step(optimizer, index)
 
     def state(self) -> dict[str, Any]:
-        held = {"scaler": self.scaler, "stepping": self.stepping}
-        return {name: part.state() for name, part in held.items() if part is not None}
+        state = {"scaler": self.scaler, "stepping": self.stepping}
+        return {name: part.state() for name, part in state.items() if part is not None}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         for name, part in (("scaler", self.scaler), ("stepping", self.stepping)):
@@ -223,10 +223,10 @@ class Precision:
     def _hold_frozen(self, model: Any, low: torch.dtype, undo: contextlib.ExitStack) -> None:
         exact = self.sharded or getattr(model, "published_in", None) is low
         for parameter in storage.frozen_weights(model, low):
-            held = storage.hold_weight(parameter, low, exact=exact)
-            undo.callback(held.restore)
-            if held.rest is not None:
-                self.kept.append(held.rest)
+            weight = storage.hold_weight(parameter, low, exact=exact)
+            undo.callback(weight.restore)
+            if weight.rest is not None:
+                self.kept.append(weight.rest)
         undo.callback(self.kept.clear)
 
     def _hold_trained(self, trained: Sequence[nn.Parameter], undo: contextlib.ExitStack) -> None:

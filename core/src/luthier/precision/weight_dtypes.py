@@ -49,27 +49,27 @@ class Held:
 
 def hold_weight(parameter: nn.Parameter, dtype: torch.dtype, *, exact: bool = False) -> Held:
     """Let a frozen weight be of `dtype` from now on; `exact`: nothing of it is lost, or nobody will ask for it."""
-    held, weight = Held(parameter=parameter, came=parameter.dtype), parameter.detach()
-    low, held.rest = (weight.to(dtype), None) if exact else _lowered(weight, dtype)
+    holder, weight = Held(parameter=parameter, came=parameter.dtype), parameter.detach()
+    low, holder.rest = (weight.to(dtype), None) if exact else _lowered(weight, dtype)
     put_tensor(parameter, low)
-    parameter.held = held  # type: ignore[attr-defined]  # where `whole_weight` and `fill_parameter` find it
-    return held
+    parameter.held = holder  # type: ignore[attr-defined]  # where `whole_weight` and `fill_parameter` find it
+    return holder
 
 
 def whole_weight(parameter: Tensor) -> Tensor:
     """A weight as it came, wherever it is held."""
-    held = getattr(parameter, "held", None)
-    return parameter.detach() if held is None else held.whole()
+    holder = getattr(parameter, "held", None)
+    return parameter.detach() if holder is None else holder.whole()
 
 
 @torch.no_grad()
 def fill_parameter(parameter: Tensor, weight: Tensor) -> None:
     """Copy a weight into a parameter, held or not."""
-    held = getattr(parameter, "held", None)
-    if held is None:
+    holder = getattr(parameter, "held", None)
+    if holder is None:
         parameter.copy_(weight)
     else:
-        held.fill(weight)
+        holder.fill(weight)
 
 
 def _lowered(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

@@ -23,13 +23,13 @@ ARTIFACTS: Final = ("adapter", "model", "merged")  # folders of a run, the first
 def read_note(folder: Path) -> dict[str, Any]:
     """Return what stands beside an artifact; nothing where there is none."""
     try:
-        found = json.loads((folder / NOTE).read_text("utf-8"))
+        note = json.loads((folder / NOTE).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(note, dict):
         return {}
-    refuse_newer(found, NOTE_FORMAT, folder / NOTE)
-    return found if isinstance(found.get("model"), dict) else {}
+    refuse_newer(note, NOTE_FORMAT, folder / NOTE)
+    return note if isinstance(note.get("model"), dict) else {}
 
 
 def find_artifact(name: str) -> Path | None:

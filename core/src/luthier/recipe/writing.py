@@ -61,8 +61,8 @@ def determining_settings(recipe: Settings, plugins: Plugins | None = None) -> di
 
 def without_watching(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's plain data without what only watches the run or names it."""
-    kept = {k: v for k, v in settings.items() if k not in WATCHING}
-    return {**kept, "data": {k: v for k, v in settings["data"].items() if k not in WATCHING_DATA}}
+    determining = {k: v for k, v in settings.items() if k not in WATCHING}
+    return {**determining, "data": {k: v for k, v in settings["data"].items() if k not in WATCHING_DATA}}
 
 
 def write_recipe(recipe: Settings, path: str | Path, plugins: Plugins | None = None) -> None:

@@ -29,10 +29,10 @@ def _means(points: list[tuple[int, float]], width: int) -> list[float | None]:
         return []
     first, last = points[0][0], points[-1][0]
     width = min(width, last - first + 1)
-    held: list[list[float]] = [[] for _ in range(width)]
+    columns: list[list[float]] = [[] for _ in range(width)]
     for step, value in points:
-        held[(step - first) * width // (last - first + 1)].append(value)
-    return [sum(values) / len(values) if values else None for values in held]
+        columns[(step - first) * width // (last - first + 1)].append(value)
+    return [sum(values) / len(values) if values else None for values in columns]
 
 
 def _row(means: list[float | None], low: float, high: float, row: int, height: int) -> str:

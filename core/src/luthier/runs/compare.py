@@ -41,17 +41,17 @@ def _options(a: RunFolder, b: RunFolder) -> list[dict[str, Any]]:
 
 def _parts(run: RunFolder) -> dict[str, str]:
     """Kind, or kind and name for callbacks: the part as text with its version."""
-    found = {}
+    differences = {}
     for part in run.parts:
         kind, name = str(part.get("kind")), str(part.get("name"))
         key = f"{kind} {name}" if kind == "callback" else kind
-        found[key] = f"{name} {part.get('version') or 'of a program'}"
-    return found
+        differences[key] = f"{name} {part.get('version') or 'of a program'}"
+    return differences
 
 
 def _mapping(run: RunFolder, name: str) -> Mapping[str, Any]:
-    held = run.record.get(name)
-    return held if isinstance(held, dict) else {}
+    value = run.record.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def _numbers(a: RunFolder, b: RunFolder) -> list[dict[str, Any]]:
@@ -89,13 +89,13 @@ def draw_both(a: RunFolder, b: RunFolder, path: Path) -> Path:
 
     names = [run.name if a.name != b.name else run.run_id or str(run.path) for run in (a, b)]
     points = {f"{who} {name}": run.series(name) for run, who in zip((a, b), names, strict=True) for name in DRAWN}
-    held = {name: series for name, series in points.items() if series}
-    if not held:
+    curves = {name: series for name, series in points.items() if series}
+    if not curves:
         remedy = "Run with callbacks: [jsonl], which is the default."
         raise LuthierError("run-not-found", "neither run has metrics to draw", where=str(a.path), remedy=remedy)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draw_picture(held, path, title=" and ".join(names))
+        draw_picture(curves, path, title=" and ".join(names))
     except OSError as error:
         raise unwritable_path(path, error) from None
     return path

@@ -41,25 +41,25 @@ def run_details(run: RunFolder) -> dict[str, Any]:
 
 def metric_ranges(run: RunFolder) -> dict[str, dict[str, float]]:
     """For each metric its first, last, least and greatest value, and where it is a rate the median."""
-    held: dict[str, list[float]] = {}
+    values_by_name: dict[str, list[float]] = {}
     for line in metric_lines(run.path / METRICS):
         for name in line:
             value = finite_number(line, name)
             if value is not None and name != "step":
-                held.setdefault(name, []).append(value)
-    return {name: _summary(values, rate=name in RATES) for name, values in held.items()}
+                values_by_name.setdefault(name, []).append(value)
+    return {name: _summary(values, rate=name in RATES) for name, values in values_by_name.items()}
 
 
 def _summary(values: list[float], *, rate: bool) -> dict[str, float]:
-    found = {"first": values[0], "last": values[-1], "least": min(values), "greatest": max(values)}
-    return {**found, "median": median(values)} if rate else found
+    summary = {"first": values[0], "last": values[-1], "least": min(values), "greatest": max(values)}
+    return {**summary, "median": median(values)} if rate else summary
 
 
 def checkpoints(folder: Path) -> list[dict[str, Any]]:
     """The checkpoints, oldest first: name, bytes, and whether each was finished."""
     root = folder / CHECKPOINTS
-    found = sorted(path for path in root.glob("step-*") if path.is_dir()) if root.is_dir() else []
-    return [{"name": path.name, "bytes": size(path), "finished": (path / MANIFEST).is_file()} for path in found]
+    folders = sorted(path for path in root.glob("step-*") if path.is_dir()) if root.is_dir() else []
+    return [{"name": path.name, "bytes": size(path), "finished": (path / MANIFEST).is_file()} for path in folders]
 
 
 def files(folder: Path) -> list[dict[str, Any]]:
@@ -104,13 +104,13 @@ def changed(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     known = {**_defaults(Recipe, ""), **_defaults(Model, "model."), **_defaults(Data, "data."), **_of_parts(settings)}
     sources = _defaults(Source, "")
-    found = {}
+    changes = {}
     for path, value in flatten_tree(settings).items():
         source = path.startswith(("data.train.", "data.validation."))
         default = sources.get(path.split(".", 3)[-1]) if source else known.get(path)
         if json.dumps(value) != json.dumps(default):
-            found[path] = value
-    return found
+            changes[path] = value
+    return changes
 
 
 def _defaults(cls: type, prefix: str) -> dict[str, Any]:
@@ -124,13 +124,13 @@ def _of_parts(settings: Mapping[str, Any]) -> dict[str, Any]:
     from luthier.recipe.parts import FIELDS
     from luthier.recipe.reading.draft import default_of
 
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for kind in FIELDS:
-        found |= {f"{kind}.name": default_of(kind), **_of_part(kind, settings.get(kind), kind)}
-    found |= {f"exact_callbacks.{place}.name": name for place, name in enumerate(default_of("callbacks"))}
+        options |= {f"{kind}.name": default_of(kind), **_of_part(kind, settings.get(kind), kind)}
+    options |= {f"exact_callbacks.{place}.name": name for place, name in enumerate(default_of("callbacks"))}
     for place, value in enumerate(settings.get("exact_callbacks") or ()):
-        found |= _of_part("callback", value, f"exact_callbacks.{place}")
-    return found
+        options |= _of_part("callback", value, f"exact_callbacks.{place}")
+    return options
 
 
 def _of_part(kind: str, value: Any, path: str) -> dict[str, Any]:

@@ -15,9 +15,9 @@ LISTED: Final = 5  # runs that an error names
 
 def all_runs(directory: Path) -> list[RunFolder]:
     """The runs in and below a directory, the newest first; damaged ones last."""
-    found = [read_folder(path) for path in _folders(directory, DEEP)]
-    found.sort(key=lambda run: run.name)
-    return sorted(found, key=lambda run: run.run_id, reverse=True)  # an id begins with its time
+    folders = [read_folder(path) for path in _folders(directory, DEEP)]
+    folders.sort(key=lambda run: run.name)
+    return sorted(folders, key=lambda run: run.run_id, reverse=True)  # an id begins with its time
 
 
 def find_run(name: str, directory: Path) -> RunFolder:

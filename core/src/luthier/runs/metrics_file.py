@@ -15,8 +15,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_text("utf-8").split("\n")
-    found = (json.loads(line) for line in lines[:-1] if line)
-    return [{name: math.nan if value is None else value for name, value in line.items()} for line in found]
+    parsed = (json.loads(line) for line in lines[:-1] if line)
+    return [{name: math.nan if value is None else value for name, value in line.items()} for line in parsed]
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:

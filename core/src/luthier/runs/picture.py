@@ -32,8 +32,8 @@ def draw_picture(
 
 def averaged(values: tuple[float, ...], smoothing: float) -> list[float]:
     """The exponential moving average, corrected for its start."""
-    total, weight, found = 0.0, 0.0, []
+    total, weight, means = 0.0, 0.0, []
     for value in values:
         total, weight = smoothing * total + value, smoothing * weight + 1.0
-        found.append(total / weight)
-    return found
+        means.append(total / weight)
+    return means

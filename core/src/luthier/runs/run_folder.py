@@ -52,14 +52,14 @@ class RunFolder:
     @property
     def parts(self) -> list[dict[str, Any]]:
         """Kind, name, distribution and version of each part."""
-        held = self.record.get("parts", [])
-        return [part for part in held if isinstance(part, dict)] if isinstance(held, list) else []
+        parts = self.record.get("parts", [])
+        return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
 
     @property
     def model(self) -> str | None:
         """The base model's name, or the last part of its path."""
-        found = reach_value(self.record, "note", "model", "name_or_path")
-        return None if found is None else Path(str(found)).name or str(found)
+        name = reach_value(self.record, "note", "model", "name_or_path")
+        return None if name is None else Path(str(name)).name or str(name)
 
     @property
     def adapter(self) -> str | None:
@@ -68,8 +68,8 @@ class RunFolder:
     @property
     def result(self) -> dict[str, Any]:
         """What a completed run recorded."""
-        found = self.record.get("result")
-        return found if isinstance(found, dict) else {}
+        result = self.record.get("result")
+        return result if isinstance(result, dict) else {}
 
     @cached_property
     def recent(self) -> list[dict[str, Any]]:
@@ -84,8 +84,8 @@ class RunFolder:
 
     @property
     def total_steps(self) -> int | None:
-        found = finite_number(self.record, "total_steps")
-        return None if found is None else int(found)
+        number = finite_number(self.record, "total_steps")
+        return None if number is None else int(number)
 
     @property
     def age(self) -> float | None:
@@ -98,17 +98,17 @@ class RunFolder:
 
     def latest(self, name: str) -> float | None:
         """The newest value of a metric."""
-        found = [value for line in self.recent if (value := finite_number(line, name)) is not None]
-        return found[-1] if found else finite_number(self.result, "final_loss" if name == "loss" else name)
+        values = [value for line in self.recent if (value := finite_number(line, name)) is not None]
+        return values[-1] if values else finite_number(self.result, "final_loss" if name == "loss" else name)
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of a metric over the whole run; lines of a process that was killed and resumed count once."""
-        held: dict[int, float] = {}
+        points: dict[int, float] = {}
         for line in metric_lines(self.path / METRICS):
             step, value = finite_number(line, "step"), finite_number(line, name)
             if step is not None and value is not None:
-                held[int(step)] = value
-        return sorted(held.items())
+                points[int(step)] = value
+        return sorted(points.items())
 
     def settings(self) -> dict[str, Any] | None:
         """The resolved recipe as plain data; None where recipe.yaml is missing or damaged."""
@@ -172,11 +172,11 @@ def metric_lines(path: Path, last: int | None = None) -> Iterator[dict[str, Any]
 
 def _object(line: bytes) -> Iterator[dict[str, Any]]:
     try:
-        found = json.loads(line)
+        value = json.loads(line)
     except (ValueError, RecursionError):
         return
-    if isinstance(found, dict):
-        yield found
+    if isinstance(value, dict):
+        yield value
 
 
 def is_held(folder: Path) -> bool:
@@ -201,11 +201,11 @@ def is_held(folder: Path) -> bool:
 
 def finite_number(values: Mapping[str, Any], name: str) -> float | None:
     """A finite number of a record or a line of metrics; None where it is absent or anything else."""
-    found = values.get(name)
-    if not isinstance(found, NUMBER) or isinstance(found, bool):
+    value = values.get(name)
+    if not isinstance(value, NUMBER) or isinstance(value, bool):
         return None
     try:
-        return found if math.isfinite(found) else None
+        return value if math.isfinite(value) else None
     except OverflowError:  # of whole numbers that no float holds
         return None
 

@@ -67,8 +67,8 @@ def choose(facts: Facts) -> tuple[bool, str]:
     if facts.tokens is None:
         return True, "the run has no end to pay back by"
     gain = facts.tokens * facts.saved * 1e-9 / facts.threads
-    told = f"about {gain:.0f} s saved over {facts.tokens:.2g} tokens, for {cost:.0f} s of compiling"
-    return gain > cost, told
+    reason = f"about {gain:.0f} s saved over {facts.tokens:.2g} tokens, for {cost:.0f} s of compiling"
+    return gain > cost, reason
 
 
 def compiler() -> str | None:
@@ -175,14 +175,18 @@ class Passes:
         form: NormForm,
         wants_weight: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        told = grad, grad_total, total, rms, weight, form
+        arguments = grad, grad_total, total, rms, weight, form
         given = (grad, grad_total, total, rms, weight, form.offset)
-        found = self._run(formulas.compute_norm_gradient, given, lambda: kernels.norm_gradient_kernel(*told, False)[0])
+        gradient = self._run(
+            formulas.compute_norm_gradient, given, lambda: kernels.norm_gradient_kernel(*arguments, False)[0]
+        )
         if not wants_weight:
-            return found, None
+            return gradient, None
         rest = (grad, total, rms, form.rounded)
-        grad_weight = self._run(formulas.weight_backward, rest, lambda: kernels.norm_gradient_kernel(*told, True)[1])
-        return found, grad_weight.to(weight.dtype)
+        grad_weight = self._run(
+            formulas.weight_backward, rest, lambda: kernels.norm_gradient_kernel(*arguments, True)[1]
+        )
+        return gradient, grad_weight.to(weight.dtype)
 
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
         return self._run(formulas.turn_positions, (x, cos, sin, dtype), lambda: kernels.turn_kernel(x, cos, sin, dtype))

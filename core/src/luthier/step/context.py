@@ -88,9 +88,9 @@ def _load(quantizer: Quantizer, folder: Path, model: Any) -> Any:
 
 def dense_weight(layer: nn.Module, quantizer: Any) -> Tensor:
     """[out, in] float32, whatever the layer stores."""
-    held = quantizer.dequantize(layer)
-    if held is not None:
-        return held
+    weight_held = quantizer.dequantize(layer)
+    if weight_held is not None:
+        return weight_held
     weight = storage.whole_weight(cast(Tensor, layer.weight))
     return (weight.T if _transposed(layer) else weight).to(torch.promote_types(torch.float32, weight.dtype))
 

@@ -132,7 +132,7 @@ def _fullest(setup: Setup, lengths: Sequence[int]) -> int:
 
 def _remedies(setup: Setup) -> list[str]:
     recipe = setup.recipe
-    found = [] if recipe.gradient_checkpointing else ["gradient_checkpointing: true"]
+    remedies = [] if recipe.gradient_checkpointing else ["gradient_checkpointing: true"]
     if next(setup.model.parameters()).dtype in (torch.float32, torch.float64):
-        found.append("model.dtype: bfloat16")
-    return [*found, "an adapter that trains fewer weights"]
+        remedies.append("model.dtype: bfloat16")
+    return [*remedies, "an adapter that trains fewer weights"]

@@ -61,18 +61,18 @@ def cache_tensors(key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[st
 
     folder = cache_folder() / FOLDER
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-    found = _read_tensors(path)
-    if found is not None:
-        return found
+    tensors = _read_tensors(path)
+    if tensors is not None:
+        return tensors
     folder.mkdir(parents=True, exist_ok=True)
     with _held_alone(path.with_suffix(".lock")):
-        found = _read_tensors(path)
-        if found is None:
-            found = {name: tensor.detach() for name, tensor in compute().items()}
+        tensors = _read_tensors(path)
+        if tensors is None:
+            tensors = {name: tensor.detach() for name, tensor in compute().items()}
             aside = path.with_name(f".{path.name}.{os.getpid()}")
-            save_file({name: tensor.cpu().contiguous() for name, tensor in found.items()}, aside)
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, aside)
             os.replace(aside, path)
-    return found
+    return tensors
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor] | None:

@@ -159,10 +159,10 @@ def batch_logits(model: Any, batch: Batch, adapter: Any = None) -> Tensor:
     model.eval()
     try:
         with torch.no_grad():
-            found = ModelPolicy(model, adapter).map_logits(batch, lambda values, labels: values)
+            logits = ModelPolicy(model, adapter).map_logits(batch, lambda values, labels: values)
     finally:
         model.train(training)
-    return found[batch.supervised].float()
+    return logits[batch.supervised].float()
 
 
 def relative_distance(found: Tensor, expected: Tensor) -> float:

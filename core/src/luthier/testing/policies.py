@@ -39,15 +39,15 @@ class TablePolicy:
             self.sources.update(batch.previous[positions].tolist())
         rows, labels = self.logits[batch.previous[positions]], asked[positions]
         values = rows.log_softmax(-1)
-        found = _scattered(values.gather(-1, labels[:, None]).squeeze(-1), positions, batch)
-        if found.requires_grad:
-            found.retain_grad()
-        self.asked.append(found)
+        logprobs = _scattered(values.gather(-1, labels[:, None]).squeeze(-1), positions, batch)
+        if logprobs.requires_grad:
+            logprobs.retain_grad()
+        self.asked.append(logprobs)
         also = {
             "entropy": _scattered(-(values.exp() * values).sum(-1), positions, batch),
             "top1": _scattered((rows.argmax(-1) == labels).to(rows.dtype), positions, batch),
         }
-        return (found, {name: also[name] for name in want}) if want else found
+        return (logprobs, {name: also[name] for name in want}) if want else logprobs
 
     def map_logits(
         self, batch: Batch, function: Callable[..., Tensor], *per_token: Tensor, other: Any = None

@@ -39,17 +39,17 @@ def in_ranks(size: int, work: Callable[..., Any], *arguments: Any, joined: bool 
 def _statuses(children: list[int]) -> list[int]:
     """How each has ended. Where one fails, the others are killed, as a launcher does: they may wait for it."""
     ends = {os.pidfd_open(child): child for child in children}
-    found: dict[int, int] = {}
-    while len(found) < len(ends):
-        ready, _, _ = select.select([end for end, child in ends.items() if child not in found], [], [])
+    statuses: dict[int, int] = {}
+    while len(statuses) < len(ends):
+        ready, _, _ = select.select([end for end, child in ends.items() if child not in statuses], [], [])
         for child in (ends[end] for end in ready):
-            found[child] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            if found[child]:
-                for other in set(children) - found.keys():
+            statuses[child] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            if statuses[child]:
+                for other in set(children) - statuses.keys():
                     os.kill(other, signal.SIGKILL)
     for end in ends:
         os.close(end)
-    return [found[child] for child in children]
+    return [statuses[child] for child in children]
 
 
 def _free_port() -> int:
@@ -81,8 +81,8 @@ def _answer(rank: int, size: int, folder: Path, work: Callable[[], Any], port: i
 
     torch.set_num_threads(1)  # makes the thread pool anew: threads that load a model would race to make it
 
-    told = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
-    os.environ.update({name: str(number) for name, number in told.items()})
+    environment = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+    os.environ.update({name: str(number) for name, number in environment.items()})
     set_up("warning")
     if port is None:
         _join(rank, size, folder)

@@ -95,8 +95,8 @@ def _is_union(hint: Any) -> bool:
 def _values(hint: Any, bounds: Bounds, value: Any) -> SearchStrategy[Any] | None:
     """Values of a type inside its bounds, of a size like `value`; None where only the author knows any."""
     if _is_union(hint):
-        found = [m for m in (_values(member, bounds, value) for member in typing.get_args(hint)) if m is not None]
-        return st.one_of(found) if found else None
+        members = [m for m in (_values(member, bounds, value) for member in typing.get_args(hint)) if m is not None]
+        return st.one_of(members) if members else None
     if typing.get_origin(hint) in (list, tuple):
         return _sequences(hint, bounds, value)
     return _scalars(hint, bounds, value)

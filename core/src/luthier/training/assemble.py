@@ -116,26 +116,26 @@ def usable_device(recipe: Recipe, resolved: Resolved, world: World) -> torch.dev
 
 def whole_again(assembled: Assembled) -> Setup:
     """The same parts anew, on the model as its files have it, whole and in this process alone."""
-    resolved, held, case = assembled.resolved, assembled.setup, assembled.case
+    resolved, setup_before, case = assembled.resolved, assembled.setup, assembled.case
     parts = attrs.evolve(BuiltParts.of_recipe(resolved), kernels=find_kernels(case.recipe, resolved, HOST))
     model = _quantized(case, parts.quantizer, HOST, "open")
-    teach_stops(model, held.tokenizer, assembled.prepared.stop_tokens)
-    setup = attach_parts(Attachment(recipe=case.recipe, model=model, tokenizer=held.tokenizer, parts=parts,
-                                    prepared=assembled.prepared, device=HOST, decisions=held.decisions,
+    teach_stops(model, setup_before.tokenizer, assembled.prepared.stop_tokens)
+    setup = attach_parts(Attachment(recipe=case.recipe, model=model, tokenizer=setup_before.tokenizer, parts=parts,
+                                    prepared=assembled.prepared, device=HOST, decisions=setup_before.decisions,
                                     purpose="open"))  # fmt: skip
-    setup.progress = held.progress
+    setup.progress = setup_before.progress
     return setup
 
 
 def named(parts: tuple[Part, ...]) -> dict[str, Part]:
     """Callbacks under names that state can be stored by."""
-    found: dict[str, Part] = {}
+    parts_by_name: dict[str, Part] = {}
     for part in parts:
         name, number = part.name, 2
-        while name in found:
+        while name in parts_by_name:
             name, number = f"{part.name}-{number}", number + 1
-        found[name] = part
-    return found
+        parts_by_name[name] = part
+    return parts_by_name
 
 
 def _quantized(case: Case, quantizer: Quantizer, device: torch.device, purpose: Purpose | None = None) -> Any:

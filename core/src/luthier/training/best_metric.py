@@ -33,11 +33,11 @@ def check_metrics(setup: Setup, callbacks: Mapping[str, Any]) -> None:
                            remedy="Set data.validation, or leave this out.")  # fmt: skip
     if set(needed.values()) <= {ALWAYS, *(("eval_perplexity",) if setup.has_perplexity else ())}:
         return
-    found = evaluate_loss(setup, TokenDataset.of(list(islice(setup.validation or (), FIRST))))
-    if not set(needed.values()) <= found.keys():
-        found = evaluate_loss(setup)
+    metrics = evaluate_loss(setup, TokenDataset.of(list(islice(setup.validation or (), FIRST))))
+    if not set(needed.values()) <= metrics.keys():
+        metrics = evaluate_loss(setup)
     for where, name in needed.items():
-        require_metric(name, found, where)
+        require_metric(name, metrics, where)
 
 
 def require_metric(name: str, found: Iterable[str], where: str = "metric_for_best_model") -> None:

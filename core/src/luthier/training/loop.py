@@ -150,8 +150,8 @@ class Loop:
             state = self._state()
             if run.is_main or is_sharded(state):
                 best = self.tally.best_step
-                kept = None if best is None else checkpoint.folder_of(run.folder, best)  # it may be on its way still
-                self.saver.save(step, state, kept, then=lambda path: self.hooks.saved(run=run, step=step, path=path),
+                place = None if best is None else checkpoint.folder_of(run.folder, best)  # it may be on its way still
+                self.saver.save(step, state, place, then=lambda path: self.hooks.saved(run=run, step=step, path=path),
                                 after=lambda: requests.answer_request(run.folder) if asked else None)  # fmt: skip
 
     def resume(self, tree: dict[str, Any], source: Path, fresh: frozenset[str] = frozenset()) -> None:
@@ -264,13 +264,13 @@ class Loop:
         """Now; where a signal comes before its end, the run ends with it owed, and does it first when it goes on."""
         self.run.wants_evaluation, self.tally.owes_evaluation = False, True
         with self.setup.phases("evaluation"), suppress(Abandoned):
-            found = evaluate_loss(self.setup, leave=lambda: self.run.signal is not None)
+            metrics = evaluate_loss(self.setup, leave=lambda: self.run.signal is not None)
             self.tally.owes_evaluation = False
         if self.tally.owes_evaluation:
             return
-        self.tally.evaluation = found
-        self._judge(found)
-        self.hooks.evaluated(run=self.run, step=self.run.step, metrics=found)
+        self.tally.evaluation = metrics
+        self._judge(metrics)
+        self.hooks.evaluated(run=self.run, step=self.run.step, metrics=metrics)
 
     def _judge(self, found: dict[str, float]) -> None:
         """Remember the best; its checkpoint is written where the run must end with it."""

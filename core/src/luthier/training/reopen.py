@@ -57,21 +57,21 @@ def recorded_result(folder: Path, record: dict[str, Any] | None = None) -> dict[
     record = record or read_record(folder)
     if record is None or "result" not in record:
         raise LuthierError("run-not-found", "no finished run here", where=str(folder))
-    held: dict[str, Any] = {
+    fields: dict[str, Any] = {
         name: Path(value) if name in PATHS and value else value for name, value in record["result"].items()
     }
-    numbers = (held["final_loss"], *held["loss_history"])  # null is the loss of a step that was skipped
-    held["final_loss"], *held["loss_history"] = (math.nan if loss is None else loss for loss in numbers)
-    return held
+    numbers = (fields["final_loss"], *fields["loss_history"])  # null is the loss of a step that was skipped
+    fields["final_loss"], *fields["loss_history"] = (math.nan if loss is None else loss for loss in numbers)
+    return fields
 
 
 def _restore_loss(setup: Setup, folder: Path, best: Path | None) -> None:
     """Give a loss that keeps a state the one that it had at the end of its run, or in the best checkpoint."""
     if getattr(setup.loss.load_state, "__func__", None) is Loss.load_state:
         return
-    found = checkpoint.newest_checkpoint(folder) if best is None else (best, checkpoint.load_checkpoint(best), [])
-    if found is not None and "loss" in found[1]["parts"]:
-        setup.loss.load_state(found[1]["parts"]["loss"])
+    newest = checkpoint.newest_checkpoint(folder) if best is None else (best, checkpoint.load_checkpoint(best), [])
+    if newest is not None and "loss" in newest[1]["parts"]:
+        setup.loss.load_state(newest[1]["parts"]["loss"])
 
 
 def evaluate_again(setup: Setup, data: Any = None) -> dict[str, float]:

@@ -68,5 +68,5 @@ def _by_memory(case: Case) -> tuple[Strategy, str]:
         peak = case.footprint(fullest_batches(case.rehearsal.setup)).peak
     except Unknown as error:
         return "ddp", f"memory cannot be predicted before the model is loaded ({error})"
-    told = f"a copy takes {size_text(peak)}, and {size_text(case.room.free)} are free for each process"
-    return ("fsdp", told) if peak > case.room.free else ("ddp", told)
+    reason = f"a copy takes {size_text(peak)}, and {size_text(case.room.free)} are free for each process"
+    return ("fsdp", reason) if peak > case.room.free else ("ddp", reason)

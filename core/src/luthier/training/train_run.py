@@ -67,9 +67,9 @@ def train(
     if place.done:
         return _done(place, recipe, objects)
     with keep_randomness():  # whatever can be refused is, before a folder appears
-        held = world.decide(lambda: None if re_decide else _decided(place, resume))
+        past = world.decide(lambda: None if re_decide else _decided(place, resume))
         begins = world.decide(lambda: _begins(place, resume))
-        assembled = assemble_run(recipe, objects, decisions=Decisions(held, world.decide), world=world, begins=begins)
+        assembled = assemble_run(recipe, objects, decisions=Decisions(past, world.decide), world=world, begins=begins)
         try:
             check_metrics(assembled.setup, assembled.callbacks)
             record = world.decide(lambda: _record(recipe, assembled, place, allowed, resume))
@@ -134,8 +134,8 @@ def _record(
         **record_environment(str(assembled.setup.device)),
     }
     began = {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seed": recipe.seed}
-    held, changed = place.record, place.changed
-    record = {**began, **now} if held is None else changes.continue_record(held, now, allowed, place.folder, changed)
+    old, changed = place.record, place.changed
+    record = {**began, **now} if old is None else changes.continue_record(old, now, allowed, place.folder, changed)
     if resume is not None:
         found = changes.find_changes(checkpoint.require_checkpoint(resume), changes.list_belongings(recipe, record))
         changes.refuse_changes(found, allowed, str(resume))
@@ -192,12 +192,12 @@ def _start(loop: Loop, record: dict[str, Any], resume: Path | None) -> None:
     """
     run, began = loop.run, record.get("resumed_from")
     asked = began if resume is None else str(resume.absolute())
-    found = broadcast_tree(loop.setup.world, lambda: _newest(run, asked, own=asked == began))
-    if found is None:
+    resumed = broadcast_tree(loop.setup.world, lambda: _newest(run, asked, own=asked == began))
+    if resumed is None:
         log.info("run started", folder=str(run.folder), steps=run.total_steps)
         loop.hooks.run_started(run=run)
         return
-    path, tree, fresh = found
+    path, tree, fresh = resumed
     loop.resume(as_held(loop.setup, tree, Path(path)), Path(path).absolute().parents[1], frozenset(fresh))
     if run.is_main:
         for left in checkpoint.set_aside(run.folder, run.step):
@@ -209,10 +209,10 @@ def _start(loop: Loop, record: dict[str, Any], resume: Path | None) -> None:
 
 def _newest(run: ActiveRun, asked: str | None, *, own: bool) -> tuple[str, dict[str, Any], list[str]] | None:
     """The newest checkpoint of the run's own, or the one that is asked for: its path, its tree, what begins anew."""
-    found = checkpoint.newest_checkpoint(run.folder) if own else None
-    if found is None and asked is None:
+    newest = checkpoint.newest_checkpoint(run.folder) if own else None
+    if newest is None and asked is None:
         return None
-    path, tree, damaged = found or (Path(str(asked)), checkpoint.load_checkpoint(Path(str(asked))), [])
+    path, tree, damaged = newest or (Path(str(asked)), checkpoint.load_checkpoint(Path(str(asked))), [])
     for error in damaged:
         log.warning("checkpoint damaged, using the one before", error=str(error))
     return str(path), tree, sorted(changes.begun_anew(checkpoint.require_checkpoint(path), run.belongs))

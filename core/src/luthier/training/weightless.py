@@ -33,7 +33,7 @@ def load_quantized(
     if strategy != "fsdp":
         return quantized(case.device), case.purpose
     reason = None if world.is_main else _why_not(case)
-    reasons = [told for told in world.gather(reason) if told]
+    reasons = [text for text in world.gather(reason) if text]
     if reasons:
         log.warning("every rank reads all the weights, as the parts cannot do without", reason=reasons[0])
     if world.is_main or reason:

@@ -43,10 +43,10 @@ def jobs(
         with _managing() as manager:
             manager.list_sync(status=status, provider=provider, limit=limit, refresh=True)
     store = JobStore()  # the manager, which this does without, takes longer to import than the list to read
-    found, total = store.list_jobs(status, provider, limit), store.count_jobs(status, provider)
+    listed, total = store.list_jobs(status, provider, limit), store.count_jobs(status, provider)
     store.close()
-    document = {"jobs": [job.to_dict() for job in found], "total": total}
-    return Answer(document=document, view=lambda screen: draw_jobs(screen, found, total))
+    document = {"jobs": [job.to_dict() for job in listed], "total": total}
+    return Answer(document=document, view=lambda screen: draw_jobs(screen, listed, total))
 
 
 def status(job: Name, *, json: Json = False) -> Any:
@@ -58,12 +58,12 @@ def status(job: Name, *, json: Json = False) -> Any:
 
     with _managing() as manager:
         manager.events_sync(job)
-        found = manager.store.find_job(job)
-        events, journal = read_events(manager.store, found.id)[0], manager.store.journal(found.id)
-    progress, metrics = job_progress(found, events), job_metrics(found, events)
-    document = {"job": found.to_dict(), "progress": to_plain_data(progress), "metrics": to_plain_data(metrics),
+        record = manager.store.find_job(job)
+        events, journal = read_events(manager.store, record.id)[0], manager.store.journal(record.id)
+    progress, metrics = job_progress(record, events), job_metrics(record, events)
+    document = {"job": record.to_dict(), "progress": to_plain_data(progress), "metrics": to_plain_data(metrics),
                 "journal": journal}  # fmt: skip
-    return Answer(document=document, view=lambda screen: draw_job(screen, found, progress, metrics))
+    return Answer(document=document, view=lambda screen: draw_job(screen, record, progress, metrics))
 
 
 def logs(
@@ -79,16 +79,16 @@ def logs(
 
     with _managing() as manager:
         events = manager.events_sync(job)
-        found = manager.store.find_job(job)
-        if follow and not found.is_final:
+        record = manager.store.find_job(job)
+        if follow and not record.is_final:
             screen = make_console(stderr=json)
             draw_events(screen, events)
-            with leaving_alone([found.id]):
-                manager.wait_sync(found.id, told=lambda event: screen.print(event_line(event), soft_wrap=True))
-            shown, events = events, manager.events_sync(found.id, refresh=False)
+            with leaving_alone([record.id]):
+                manager.wait_sync(record.id, told=lambda event: screen.print(event_line(event), soft_wrap=True))
+            shown, events = events, manager.events_sync(record.id, refresh=False)
         else:
             shown = []
-    rest = [] if shown or (follow and not found.is_final) else events
+    rest = [] if shown or (follow and not record.is_final) else events
     return Answer(document={"events": [to_plain_data(event) for event in events]},
                   view=lambda screen: draw_events(screen, rest))  # fmt: skip
 
@@ -98,8 +98,8 @@ def cancel(job: Name, *, json: Json = False) -> Any:
     from luthier.cli.screen.jobs_view import draw_job
 
     with _managing() as manager:
-        found = manager.cancel_sync(job)
-    return Answer(document={"job": found.to_dict()}, view=lambda screen: draw_job(screen, found))
+        record = manager.cancel_sync(job)
+    return Answer(document={"job": record.to_dict()}, view=lambda screen: draw_job(screen, record))
 
 
 def download(
@@ -135,10 +135,10 @@ def attach(
 
     with _managing() as manager:
         with leaving_alone([job]):
-            found = manager.attach_sync(job, provider=provider)
+            record = manager.attach_sync(job, provider=provider)
         if not no_wait:
-            return follow_job(manager, found.id)
-    return Answer(document={"job": found.to_dict()}, view=lambda screen: draw_job(screen, found))
+            return follow_job(manager, record.id)
+    return Answer(document={"job": record.to_dict()}, view=lambda screen: draw_job(screen, record))
 
 
 @contextmanager

@@ -27,12 +27,12 @@ def providers(context: typer.Context, json: Json = False) -> Any:
         return None
     from luthier.plugins.registry import installed_plugins
 
-    found = [
+    rows = [
         {"name": offer.record.name, "summary": offer.record.summary, "distribution": offer.source.distribution,
          "version": offer.source.version}
         for offer in installed_plugins().offers("provider")
     ]  # fmt: skip
-    return Answer(document={"providers": found}, view=lambda screen: _draw_list(screen, found))
+    return Answer(document={"providers": rows}, view=lambda screen: _draw_list(screen, rows))
 
 
 @app.command()
@@ -43,9 +43,16 @@ def show(name: Name, *, model: ModelName = "", json: Json = False) -> Any:
     from luthier.plugins.providing.job_records import to_plain_data
 
     ready = make_provider(name)
-    found = run_plainly(ready.part.capabilities(model))
-    document = {"name": ready.name, "scope": ready.part.scope(), "options": ready.options, **to_plain_data(found)}
-    return Answer(document=document, view=lambda screen: _draw_offer(screen, ready.name, ready.part.scope(), found))
+    capabilities = run_plainly(ready.part.capabilities(model))
+    document = {
+        "name": ready.name,
+        "scope": ready.part.scope(),
+        "options": ready.options,
+        **to_plain_data(capabilities),
+    }
+    return Answer(
+        document=document, view=lambda screen: _draw_offer(screen, ready.name, ready.part.scope(), capabilities)
+    )
 
 
 @app.command()
@@ -61,9 +68,9 @@ def check(name: Name, *, json: Json = False) -> Any:
             stack.push_async_callback(part.close)
             return dict(await part.check())
 
-    found = run_plainly(ask())
-    return Answer(document={"provider": name, "reached": True, **found}, view=lambda screen: screen.print(pairs_table(
-        {"provider": name, "reached": "yes", **found})))  # fmt: skip
+    answers = run_plainly(ask())
+    return Answer(document={"provider": name, "reached": True, **answers}, view=lambda screen: screen.print(pairs_table(
+        {"provider": name, "reached": "yes", **answers})))  # fmt: skip
 
 
 @app.command()
@@ -83,9 +90,9 @@ def verify(
     from luthier.jobs.live_check import verify_provider
     from luthier.jobs.sync_twins import run_plainly
 
-    found = run_plainly(verify_provider(name, model, max_cost, output))
-    rows = {"provider": name, "verified": found["date"], "transcript": str(output), "state": found["state"]}
-    return Answer(document=found, view=lambda screen: screen.print(pairs_table(rows)))
+    answers = run_plainly(verify_provider(name, model, max_cost, output))
+    rows = {"provider": name, "verified": answers["date"], "transcript": str(output), "state": answers["state"]}
+    return Answer(document=answers, view=lambda screen: screen.print(pairs_table(rows)))
 
 
 def _draw_list(screen: Any, found: list[dict[str, Any]]) -> None:

@@ -78,10 +78,10 @@ def estimate(
     reading, manager = read_words(context, sets), Manager()
     try:
         names: list[str | None] = [*at] if at else [None]
-        found = [run_plainly(_estimated(manager, reading, name, max_cost)) for name in names]
+        estimates = [run_plainly(_estimated(manager, reading, name, max_cost)) for name in names]
     finally:
         manager.close()
-    return Answer(document={"estimates": found}, view=lambda screen: draw_estimates(screen, found))
+    return Answer(document={"estimates": estimates}, view=lambda screen: draw_estimates(screen, estimates))
 
 
 def read_words(context: typer.Context, sets: Sequence[str] | None) -> Reading:

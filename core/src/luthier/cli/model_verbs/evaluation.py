@@ -46,12 +46,16 @@ def evaluate(
     from luthier.recipe.reading.overrides import parse_value
 
     api = start_api(log_level, log_format, log_file)
-    found = api.evaluate(
+    evaluation = api.evaluate(
         path, data, metrics=[parse_value(text) for text in metrics or ()], step=step, best=best, against=against,
         max_regression=max_regression, gate=gate, resamples=resamples, max_answers=max_answers,
         max_new_tokens=max_new_tokens, device=device,
     )  # fmt: skip
-    return Answer(document=found.to_dict(), view=lambda screen: draw(screen, found), status=0 if found.passed else 1)
+    return Answer(
+        document=evaluation.to_dict(),
+        view=lambda screen: draw(screen, evaluation),
+        status=0 if evaluation.passed else 1,
+    )
 
 
 def draw(screen: Console, found: Evaluation) -> None:

@@ -59,15 +59,15 @@ def conclude_command(work: Callable[[], object], *, as_json: bool) -> int:
 
 def report(error: BaseException, stdout: Any, *, as_json: bool) -> int:
     """Print an error where it belongs and give its exit status; a traceback only for what nobody foresaw."""
-    told = translate_error(error)
+    translated = translate_error(error)
     status = getattr(error, "exit_status", None)
-    if told.code == "internal":
+    if translated.code == "internal":
         traceback.print_exception(error, file=sys.stderr)
     if as_json:
-        print_json({"error": told.to_dict()}, stdout)
+        print_json({"error": translated.to_dict()}, stdout)
     else:
-        print_error(told)
-    return status if isinstance(status, int) else told.exit_status
+        print_error(translated)
+    return status if isinstance(status, int) else translated.exit_status
 
 
 def translate_error(error: BaseException) -> LuthierError:

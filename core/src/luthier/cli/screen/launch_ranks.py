@@ -45,7 +45,7 @@ def run_launched(asked: Launch, context: typer.Context, view: Callable[[Console,
 
 def without(words: Sequence[str], flags: Sequence[str]) -> list[str]:
     """The words of a command line but for some flags and their values."""
-    kept, skip = [], False
+    others, skip = [], False
     for word in words:
         name, _, value = word.partition("=")
         if skip:
@@ -53,8 +53,8 @@ def without(words: Sequence[str], flags: Sequence[str]) -> list[str]:
         elif name in flags:
             skip = name == word and not value
         else:
-            kept.append(word)
-    return kept
+            others.append(word)
+    return others
 
 
 def answer_once(work: Callable[[], Any], view: Callable[[Console, Any], None]) -> Answer | int:
@@ -85,15 +85,15 @@ def _failed(error: BaseException, rank: int) -> int:
     from luthier.distributed import store as notes
     from luthier.distributed.world import error_attributes
 
-    folder, status, told = outcome.outcome_folder(), getattr(error, "exit_status", None), translate_error(error)
+    folder, status, translated = outcome.outcome_folder(), getattr(error, "exit_status", None), translate_error(error)
     if folder is None:
-        if not notes.claim_first(str(told)):
-            return status or told.exit_status
+        if not notes.claim_first(str(translated)):
+            return status or translated.exit_status
         raise error
     if hasattr(error, "folder") and isinstance(status, int):  # stopped and saved, as all ranks have agreed
         outcome.leave_outcome(folder, rank, "stopped", {"status": status, "told": str(error)})
         return 0
-    if told.code == "internal":
+    if translated.code == "internal":
         traceback.print_exception(error, file=sys.stderr)
-    outcome.leave_outcome(folder, rank, "error", error_attributes(told))
-    return status or told.exit_status
+    outcome.leave_outcome(folder, rank, "error", error_attributes(translated))
+    return status or translated.exit_status

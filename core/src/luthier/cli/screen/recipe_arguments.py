@@ -146,10 +146,10 @@ def _draw_settings(screen: Console, context: typer.Context, usage: str) -> None:
 def grouped(described: Sequence[Described]) -> dict[str, list[Described]]:
     """The run's flat settings under the titles of their groups; what no group names comes last, as `Further`."""
     settings = {option.name: option for option in described}
-    found = {title: [settings[name] for name in names.split()] for title, names in GROUPS.items()}
+    groups = {title: [settings[name] for name in names.split()] for title, names in GROUPS.items()}
     apart = {"model", "data", *PARTS, *(name for names in GROUPS.values() for name in names.split())}
     further = [option for name, option in settings.items() if name not in apart]
-    return found | ({"Further": further} if further else {})
+    return groups | ({"Further": further} if further else {})
 
 
 def _parts() -> Any:

@@ -131,8 +131,8 @@ class Batch:
         names = ("input_ids", "labels", "position_ids", "token_weights", "previous")
         pinned = str(device).startswith("cuda")  # a copy from pinned memory goes on beside the computing
         own = {name: getattr(self, name) for name in names}
-        own = {name: held.pin_memory() if pinned and held.is_cpu else held for name, held in own.items()}
-        moved = {name: held.to(device, non_blocking=True) for name, held in own.items()}
+        own = {name: value.pin_memory() if pinned and value.is_cpu else value for name, value in own.items()}
+        moved = {name: value.to(device, non_blocking=True) for name, value in own.items()}
         columns = {name: values.to(device) for name, values in self.columns.items()}
         return attrs.evolve(self, **moved, columns=columns)
 
@@ -191,10 +191,10 @@ def _links(examples: Sequence[TokenExample]) -> list[int]:
 
 def chain_of(links: Sequence[int], document: int) -> list[int]:
     """Return the documents that a document follows, the first one first, and itself; links[d] is -1 for none."""
-    found = [document]
-    while links[found[0]] >= 0:
-        found.insert(0, links[found[0]])
-    return found
+    chain = [document]
+    while links[chain[0]] >= 0:
+        chain.insert(0, links[chain[0]])
+    return chain
 
 
 def continue_documents(batch: Batch, links: Sequence[int]) -> Batch:

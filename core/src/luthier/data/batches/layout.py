@@ -44,10 +44,10 @@ class UnitLayout:
 
     def lay_out(self, examples: Sequence[TokenExample]) -> LaidOut:
         """Return the units of one global batch as they are packed."""
-        found = LaidOut(examples=examples) if self.arrange is None else self._arranged(examples)
+        laid = LaidOut(examples=examples) if self.arrange is None else self._arranged(examples)
         if not self.shares_prompts:
-            return found
-        return attrs.evolve(found, examples=[share_prompts(example) for example in found.examples])
+            return laid
+        return attrs.evolve(laid, examples=[share_prompts(example) for example in laid.examples])
 
     def lay_out_groups(self, examples: Sequence[TokenExample], size: int) -> Sequence[TokenExample]:
         """Return units for evaluation, arranged in groups of one global batch, as training does."""
@@ -74,8 +74,8 @@ class UnitLayout:
         if self.arrange is None:
             return 0
         tried = dataset.head(TRIED)
-        found = self._arranged(tried).examples
-        return max((len(e.names) - max(len(t.named), 1) for e, t in zip(found, tried, strict=True)), default=0)
+        derived = self._arranged(tried).examples
+        return max((len(e.names) - max(len(t.named), 1) for e, t in zip(derived, tried, strict=True)), default=0)
 
     def _arranged(self, examples: Sequence[TokenExample]) -> LaidOut:
         assert self.arrange is not None
@@ -108,8 +108,8 @@ def _derived_documents(unit: Unit, before: Unit) -> dict[str, Passage]:
     further = {name: passage for name, passage in unit.documents.items() if name not in before.documents}
     for name, passage in further.items():
         if not len(passage) or len(passage.input_ids) != len(passage.labels):
-            found = f"{len(passage.input_ids)} tokens, {len(passage.labels)} labels"
-            raise LuthierError("part-invalid", f"document {name!r} of arrange is not one", where="loss", found=found)
+            sizes = f"{len(passage.input_ids)} tokens, {len(passage.labels)} labels"
+            raise LuthierError("part-invalid", f"document {name!r} of arrange is not one", where="loss", found=sizes)
     return further
 
 

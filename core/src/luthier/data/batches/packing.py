@@ -96,10 +96,10 @@ def longest_first(lengths: Sequence[int]) -> list[int]:
 
 def _members(groups: Sequence[int]) -> Bins:
     """The indices of each group, groups in the order of their first member."""
-    found: dict[int, list[int]] = {}
+    members: dict[int, list[int]] = {}
     for index, group in enumerate(groups):
-        found.setdefault(group, []).append(index)
-    return list(found.values())
+        members.setdefault(group, []).append(index)
+    return list(members.values())
 
 
 def _dealt(bins: Bins, lengths: Sequence[int], ranks: int) -> list[Bins]:

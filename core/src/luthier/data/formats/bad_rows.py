@@ -43,7 +43,7 @@ class Fault:
         """Return the fault that an error tells of; the error itself is raised where it is none of a row."""
         if error.code not in KINDS:
             raise error
-        found = None if error.found is None else show_value(error.found)
+        value = None if error.found is None else show_value(error.found)
         return cls(
             code=error.code,
             kind=kind or KINDS[error.code],
@@ -51,7 +51,7 @@ class Fault:
             line=error.line,
             remedy=error.remedy,
             problem=error.problem,
-            found=found,
+            found=value,
             number=number,
         )
 
@@ -77,8 +77,8 @@ def faults_error(faults: Sequence[Fault], rows: int, told: str = "") -> LuthierE
     """
     first = faults[0]
     if len(faults) == 1 and not told:
-        found = None if first.found is None else Found(first.found)
-        return LuthierError(first.code, first.problem, where=first.where, found=found, remedy=first.remedy)
+        value = None if first.found is None else Found(first.found)
+        return LuthierError(first.code, first.problem, where=first.where, found=value, remedy=first.remedy)
     kinds = ", ".join(f"{count} {kind}" for kind, count in count_faults(faults).most_common())
     listed = "".join(f"\n  {fault.line}" for fault in faults[:TOLD])
     more = f"\n  and {len(faults) - TOLD} more" if len(faults) > TOLD else ""
@@ -104,8 +104,8 @@ def settle_faults(faults: Sequence[Fault], rows: int, data: Data) -> None:
     if fatal:
         raise faults_error(fatal, rows)
     if faults and exceeds_limit(len(faults), rows, data):
-        told = f"more than max_bad_rows: {data.max_bad_rows}: "
-        raise faults_error(faults, rows, told)
+        reason = f"more than max_bad_rows: {data.max_bad_rows}: "
+        raise faults_error(faults, rows, reason)
 
 
 def _is_fatal(fault: Fault, data: Data) -> bool:

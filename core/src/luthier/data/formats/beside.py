@@ -62,19 +62,19 @@ def read_system(raw: object) -> str:
 
 def is_tools(raw: object) -> bool:
     """Return whether a column holds tool schemas, also as JSON text: a list of objects that each name a function."""
-    held = _parsed(raw)
-    return isinstance(held, list) and any(_is_schema(tool) for tool in held)
+    parsed = _parsed(raw)
+    return isinstance(parsed, list) and any(_is_schema(tool) for tool in parsed)
 
 
 def read_tools(raw: object) -> Messages | None:
     """Return tool schemas, also of JSON text; None where the entries are none. A bare function is wrapped."""
-    held = _parsed(raw)
-    if not isinstance(held, list) or not any(_is_schema(tool) for tool in held):
+    parsed = _parsed(raw)
+    if not isinstance(parsed, list) or not any(_is_schema(tool) for tool in parsed):
         return None
-    wrong = next((i for i, tool in enumerate(held) if not _is_schema(tool)), None)
+    wrong = next((i for i, tool in enumerate(parsed) if not _is_schema(tool)), None)
     if wrong is not None:
-        raise broken_row("some of the tools are schemas, and this one is none", held[wrong], f"tools[{wrong}]")
-    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in held]
+        raise broken_row("some of the tools are schemas, and this one is none", parsed[wrong], f"tools[{wrong}]")
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in parsed]
 
 
 def _parsed(raw: object) -> object:
@@ -82,10 +82,10 @@ def _parsed(raw: object) -> object:
     if not isinstance(raw, str) or not raw.lstrip().startswith(("[", "{")):
         return raw
     try:
-        held = json.loads(raw)
+        parsed = json.loads(raw)
     except (ValueError, RecursionError):
         raise broken_row("tools is not JSON", raw, "tools") from None
-    return [held] if _is_schema(held) else held
+    return [parsed] if _is_schema(parsed) else parsed
 
 
 def _is_schema(tool: object) -> bool:

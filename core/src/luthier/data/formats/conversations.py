@@ -47,11 +47,11 @@ def make_conversation(
     beside = beside or Beside()
     said = beside.before(messages)
     added = len(said) - len(messages)
-    told = any(flag is not None for flag in flags)
+    has_flags = any(flag is not None for flag in flags)
     return Conversation(
         messages=tuple(said),
         trained=(*([False] * added), *trained),
-        flags=(*([None] * added), *flags) if told else (),
+        flags=(*([None] * added), *flags) if has_flags else (),
         tools=beside.tools,
     )
 
@@ -82,8 +82,8 @@ def read_message(raw: object, place: str, said: str = "content") -> dict[str, An
     content = _content(raw.get("content"), f"{place}.{said}", optional=bool(calls))
     if calls and role != "assistant":
         raise broken_row("only the assistant calls tools", role, place)
-    kept = {key: raw[key] for key in KEPT if isinstance(raw.get(key), str)}
-    return {"role": role, "content": content, **kept, **({"tool_calls": calls} if calls else {})}
+    message = {key: raw[key] for key in KEPT if isinstance(raw.get(key), str)}
+    return {"role": role, "content": content, **message, **({"tool_calls": calls} if calls else {})}
 
 
 def _check_media(raw: dict[str, Any], place: str) -> None:
@@ -155,13 +155,21 @@ def _turn(turn: object, place: str) -> dict[str, Any]:
     speaker, said = _either(turn, "from", "role", place), _either(turn, "value", "content", place)
     role = SPEAKERS.get(turn[speaker]) if isinstance(turn.get(speaker), str) else None
     if role is None:
-        found = turn.get(speaker)
-        hint = suggest_nearest(found, SPEAKERS) if isinstance(found, str) else f"Known: {', '.join(SPEAKERS)}."
-        raise LuthierError("data-row", "no such speaker", where=f"{place}.{speaker}", found=found, remedy=hint)
-    held: dict[str, Any] = {**turn, "role": role, "content": turn.get(said)}
+        speaker_name = turn.get(speaker)
+        hint = (
+            suggest_nearest(speaker_name, SPEAKERS)
+            if isinstance(speaker_name, str)
+            else f"Known: {', '.join(SPEAKERS)}."
+        )
+        raise LuthierError("data-row", "no such speaker", where=f"{place}.{speaker}", found=speaker_name, remedy=hint)
+    message: dict[str, Any] = {**turn, "role": role, "content": turn.get(said)}
     if role == "function_call":
-        held |= {"role": "assistant", "content": None, "tool_calls": _function_calls(turn.get(said), f"{place}.{said}")}
-    return read_message(held, place, said)
+        message |= {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": _function_calls(turn.get(said), f"{place}.{said}"),
+        }
+    return read_message(message, place, said)
 
 
 def _either(turn: dict[str, Any], ours: str, other: str, place: str) -> str:

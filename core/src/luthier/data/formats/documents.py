@@ -107,8 +107,8 @@ def from_tokens(values: dict[str, Any]) -> Tokens:
     _check_length(values.get("len"), ids)
     _check_labels(ids, labels)
     labels = _unmasked(values, labels)
-    kept = [i for i, on in enumerate(mask) if on] if mask else range(len(ids))
-    return Tokens(input_ids=[ids[i] for i in kept], labels=[labels[i] for i in kept])
+    supervised = [i for i, on in enumerate(mask) if on] if mask else range(len(ids))
+    return Tokens(input_ids=[ids[i] for i in supervised], labels=[labels[i] for i in supervised])
 
 
 def _integers(value: Any, name: str) -> list[int]:
@@ -123,8 +123,8 @@ def _integers(value: Any, name: str) -> list[int]:
 
 def _mask(value: Any, name: str) -> list[int]:
     """Ones and zeros, which may be written as true and false."""
-    held = value.tolist() if hasattr(value, "tolist") else value
-    numbers = [int(v) if isinstance(v, bool) else v for v in held] if isinstance(held, (list, tuple)) else held
+    values = value.tolist() if hasattr(value, "tolist") else value
+    numbers = [int(v) if isinstance(v, bool) else v for v in values] if isinstance(values, (list, tuple)) else values
     return _integers(numbers, name)
 
 

@@ -46,14 +46,14 @@ def check_columns(values: Mapping[str, Any], form: str, wanted: Wanted, row: Row
 
     One that `columns` or a template uses, or the loss reads, or that is empty is none.
     """
-    told = {*row.mapped, *row.used, *wanted.columns, *wanted.documents.values()}
+    read_columns = {*row.mapped, *row.used, *wanted.columns, *wanted.documents.values()}
     for name in MEDIA:
-        if name not in told and is_filled(values.get(name)):
+        if name not in read_columns and is_filled(values.get(name)):
             raise _unread(name, values[name], "holds what is no text, and only text is trained")
     for name in ROW_FLAGS:
-        if name not in told and name in values and not (form == "tokens" and name in MASKS):
+        if name not in read_columns and name in values and not (form == "tokens" and name in MASKS):
             _check_flag(name, values[name])
-    _check_verdict(values, form, wanted, told - {"label"} if "label" in row.mapped else told)
+    _check_verdict(values, form, wanted, read_columns - {"label"} if "label" in row.mapped else read_columns)
 
 
 def _check_flag(name: str, value: object) -> None:
@@ -96,25 +96,31 @@ def row_weight(row: Row, wanted: Wanted) -> float:
 def unread_columns(rows: Iterable[Row], reads: Collection[str], wanted: Wanted) -> list[str]:
     """The columns, and the keys of messages, that have a value in any of the rows and that nothing reads."""
     known = {*reads, *wanted.columns, *wanted.documents.values()}
-    found: dict[str, None] = {}
+    unread: dict[str, None] = {}
     for row in rows:
-        told = row.used | row.mapped
-        for name in row.values.keys() - known - told:
-            if name not in found and is_filled(row.values[name]):
-                found[name] = None
+        read_columns = row.used | row.mapped
+        for name in row.values.keys() - known - read_columns:
+            if name not in unread and is_filled(row.values[name]):
+                unread[name] = None
         for name, is_read in READ_WHERE.items():
-            held = row.values.get(name)
-            if name in reads and name not in found and name not in told and is_filled(held) and not is_read(held):
-                found[name] = None
+            value = row.values.get(name)
+            if (
+                name in reads
+                and name not in unread
+                and name not in read_columns
+                and is_filled(value)
+                and not is_read(value)
+            ):
+                unread[name] = None
         for key in _message_keys(row):
-            found.setdefault(key)
-    return sorted(found)
+            unread.setdefault(key)
+    return sorted(unread)
 
 
 def _message_keys(row: Row) -> Iterable[str]:
     for column in ("messages", "conversations"):
-        held = row.values.get(column)
-        for message in held if isinstance(held, list) else ():
+        value = row.values.get(column)
+        for message in value if isinstance(value, list) else ():
             if isinstance(message, dict) and not message.keys() <= MESSAGE_KEYS:
                 extra = message.keys() - MESSAGE_KEYS
                 yield from (f"{column}[].{key}" for key in extra if is_filled(message[key]))

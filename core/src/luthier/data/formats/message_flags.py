@@ -17,8 +17,8 @@ Flags = tuple[float | None, ...]  # of each message its weight in the loss, None
 
 def read_flags(raw: Sequence[Any], place: str) -> Flags:
     """Return what each message says; empty where none says anything."""
-    found = tuple(read_flag(message, f"{place}[{i}]") for i, message in enumerate(raw))
-    return found if any(flag is not None for flag in found) else ()
+    flags = tuple(read_flag(message, f"{place}[{i}]") for i, message in enumerate(raw))
+    return flags if any(flag is not None for flag in flags) else ()
 
 
 def read_flag(message: object, place: str) -> float | None:

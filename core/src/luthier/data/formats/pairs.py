@@ -61,8 +61,8 @@ def from_unpaired(values: dict[str, Any]) -> Judged:
 
 def _listed(value: object) -> object:
     """The list of messages that a side holds, as it was written."""
-    held = value.get("messages", [value]) if isinstance(value, dict) else value
-    return held if isinstance(held, list) else []
+    messages = value.get("messages", [value]) if isinstance(value, dict) else value
+    return messages if isinstance(messages, list) else []
 
 
 def _side(value: object, place: str) -> Messages | str:

@@ -50,8 +50,10 @@ class ReadRows:
     def chosen(self, places: NDArray[np.int64], *, faults: bool) -> ReadRows:
         """Return the forms at these places alone, with the bad rows or without."""
         forms, numbers = ([held[i] for i in places.tolist()] for held in (self.forms, self.numbers))
-        kept = self.faults if faults else []
-        return attrs.evolve(self, forms=forms, numbers=numbers, faults=kept, count=len(forms) + len(kept))
+        chosen_faults = self.faults if faults else []
+        return attrs.evolve(
+            self, forms=forms, numbers=numbers, faults=chosen_faults, count=len(forms) + len(chosen_faults)
+        )
 
     @property
     def name(self) -> str:

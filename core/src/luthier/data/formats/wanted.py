@@ -56,12 +56,12 @@ class Wanted:
 
     def read_texts(self, row: Row) -> dict[str, str]:
         """Return the texts of the row that become documents of its unit, by name."""
-        found = {name: _value_of(row, column) for name, column in self.documents.items()}
-        for name, value in found.items():
+        texts = {name: _value_of(row, column) for name, column in self.documents.items()}
+        for name, value in texts.items():
             if not isinstance(value, str):
                 where = f"{row.where}: {self.documents[name]}"
                 raise LuthierError("data-row", "must be text", where=where, found=value)
-        return found
+        return texts
 
 
 def _value_of(row: Row, name: str) -> Any:

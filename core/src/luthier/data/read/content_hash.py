@@ -32,8 +32,8 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 def _settings(path: Path) -> bytes:
     """A tokenizer's settings but for where it was loaded from."""
-    held = json.loads(path.read_text("utf-8"))
-    return json.dumps({k: v for k, v in held.items() if k not in WHENCE}, sort_keys=True).encode()
+    settings = json.loads(path.read_text("utf-8"))
+    return json.dumps({k: v for k, v in settings.items() if k not in WHENCE}, sort_keys=True).encode()
 
 
 def file_hash(path: Path) -> str:

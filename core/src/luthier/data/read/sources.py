@@ -84,9 +84,9 @@ def find_files(pattern: str) -> list[Path]:
     path = Path(expanded)
     if os.path.exists(path):
         return [path]
-    found = sorted(Path(name) for name in glob.glob(expanded, recursive=True))
-    if found:
-        return found
+    paths = sorted(Path(name) for name in glob.glob(expanded, recursive=True))
+    if paths:
+        return paths
     named = path.suffix == ".gz" or file_kind(path) in (*READERS, *TEXT)
     if named or glob.has_magic(expanded) or not HUB_NAME.fullmatch(expanded):
         raise _not_found(pattern, path)

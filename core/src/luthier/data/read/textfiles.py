@@ -72,8 +72,8 @@ def _decoded(raw: bytes, path: Path, number: int) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        found = raw[error.start : error.start + 8]
-        raise unreadable_row(where, "the line is not UTF-8", found, "Save the file as UTF-8.") from None
+        octets = raw[error.start : error.start + 8]
+        raise unreadable_row(where, "the line is not UTF-8", octets, "Save the file as UTF-8.") from None
 
 
 def read_text(path: Path, unit: str) -> Iterator[Row]:

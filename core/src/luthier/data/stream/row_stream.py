@@ -91,12 +91,12 @@ class Stream:
 
     def head(self, count: int) -> list[TokenExample]:
         """The first examples as they are read."""
-        blocks, found = self.blocks(), []  # type: ignore[var-annotated]
+        blocks, examples = self.blocks(), []  # type: ignore[var-annotated]
         for made, _ in self.parts(0, 0, Place()):
-            found += blocks.add(made.examples) if blocks else made.examples
-            if len(found) >= count:
+            examples += blocks.add(made.examples) if blocks else made.examples
+            if len(examples) >= count:
                 break
-        return (found or list(blocks.end() if blocks else ()))[:count]
+        return (examples or list(blocks.end() if blocks else ()))[:count]
 
     def blocks(self) -> Blocks | None:
         """What cuts an epoch's documents, where they are to be cut."""
@@ -167,8 +167,8 @@ def _ingredients(data: Data, maker: Maker, wanted: Wanted) -> dict[str, Any]:
     """Return what decides the examples besides the rows."""
     options = attrs.asdict(data, filter=lambda field, _: field.name not in WITHOUT)
     template = None if maker.template is None else maker.template.text
-    found = {"options": options, "tokenizer": tokenizer_hash(maker.encoder.tokenizer), "template": template}
-    return found if wanted == TOKENS else {**found, "wanted": attrs.asdict(wanted)}
+    ingredients = {"options": options, "tokenizer": tokenizer_hash(maker.encoder.tokenizer), "template": template}
+    return ingredients if wanted == TOKENS else {**ingredients, "wanted": attrs.asdict(wanted)}
 
 
 def _report(made: Made, read: ReadRows, maker: Maker) -> Report:
@@ -176,8 +176,8 @@ def _report(made: Made, read: ReadRows, maker: Maker) -> Report:
     report.unrendered = made.unrendered
     report.add_faults(made.faults)
     report.measure(made.examples)
-    told = f"rows are read as the run goes: this is of the first {read.count}"
-    report.warnings = [told, *warnings_of(report, read, maker.template)]
+    scope = f"rows are read as the run goes: this is of the first {read.count}"
+    report.warnings = [scope, *warnings_of(report, read, maker.template)]
     return report
 
 

@@ -51,18 +51,18 @@ def make_supplies(sources: Sequence[Source], given: Any, name: str, text_unit: s
         return [_of_rows(source, rows, text_unit, telling=telling)]
     if not sources:
         raise LuthierError("data-empty", "no source of rows is given", where="data.train")
-    found = []
+    supplies = []
     for source in sources:
         files = find_files(source.path)
         if not telling:
-            found.append(Supply(source=source, text_unit=text_unit))
+            supplies.append(Supply(source=source, text_unit=text_unit))
         elif files and all(path.is_file() for path in files):
             content = [[str(path), file_hash(path)] for path in files]
             size = sum(path.stat().st_size for path in files)
-            found.append(Supply(source=source, text_unit=text_unit, content=content, size=size))
+            supplies.append(Supply(source=source, text_unit=text_unit, content=content, size=size))
         else:
-            found.append(_of_rows(source, list(read_source(source, text_unit)), text_unit, telling=True))
-    return found
+            supplies.append(_of_rows(source, list(read_source(source, text_unit)), text_unit, telling=True))
+    return supplies
 
 
 def _of_rows(source: Source, rows: list[Row], text_unit: str, *, telling: bool) -> Supply:

@@ -49,8 +49,8 @@ class Position:
 
     def copy(self) -> Position:
         """Another that shares the examples, which nobody changes."""
-        held, queue, drops = list(self.buffer), deque(self.queue), Counter(self.drops)
-        return attrs.evolve(self, buffer=held, queue=queue, drops=drops)
+        buffer, queue, drops = list(self.buffer), deque(self.queue), Counter(self.drops)
+        return attrs.evolve(self, buffer=buffer, queue=queue, drops=drops)
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -102,8 +102,8 @@ class StreamFeed:
     def state(self, portion: Portion | None) -> dict[str, Any]:
         at = self.begin if portion is None else portion.position
         sets = {"buffer": TokenDataset.of(at.buffer), "queue": TokenDataset.of(at.queue), "left": at.left}
-        held = {name: getattr(at, name) for name in COUNTS} | {"place": [at.place.unit, at.place.row]}
-        return {**held, "drops": dict(at.drops), **{name: _tensors(dataset) for name, dataset in sets.items()}}
+        state = {name: getattr(at, name) for name in COUNTS} | {"place": [at.place.unit, at.place.row]}
+        return {**state, "drops": dict(at.drops), **{name: _tensors(dataset) for name, dataset in sets.items()}}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         if not state:
@@ -133,16 +133,16 @@ class _Reader:
     def draw(self, step: int) -> list[TokenExample]:
         """The examples of a step: fewer than the others where the epoch ends, none where it has none."""
         random = np.random.Generator(np.random.PCG64([self.feed.seed, step, 1]))
-        found: list[TokenExample] = []
-        held = self.at.buffer
-        while len(found) < self.feed.batch:
+        examples: list[TokenExample] = []
+        buffer = self.at.buffer
+        while len(examples) < self.feed.batch:
             self._fill()
-            if not held:
+            if not buffer:
                 break
-            chosen = int(random.integers(len(held)))
-            held[chosen], held[-1] = held[-1], held[chosen]
-            found.append(held.pop())
-        return found
+            chosen = int(random.integers(len(buffer)))
+            buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
+            examples.append(buffer.pop())
+        return examples
 
     def ended(self) -> bool:
         """Whether the epoch is over; then the next one is begun."""
@@ -175,13 +175,13 @@ class _Reader:
                 self._read()
 
     def _read(self) -> None:
-        at, found = self.at, next(self.parts, None)
-        if found is None:
+        at, part = self.at, next(self.parts, None)
+        if part is None:
             at.read = True
             self._limit((), at.rows > 0)
             at.queue.extend(self.blocks.end() if self.blocks else ())
         else:
-            made, at.place = found
+            made, at.place = part
             at.queue.extend(self._cut(made))
             at.rows += made.rows
             at.drops.update(made.drops)

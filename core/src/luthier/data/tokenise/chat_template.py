@@ -150,9 +150,9 @@ class ChatTemplate:
             explicit = self.render([{"role": "system", "content": "sys" + PROBE}, user])
         except LuthierError:
             return ""
-        before, found, after = explicit.partition("sys" + PROBE)
+        before, probe, after = explicit.partition("sys" + PROBE)
         added = len(without) - len(before) - len(after)
-        if not found or added <= 0 or not without.startswith(before) or not without.endswith(after):
+        if not probe or added <= 0 or not without.startswith(before) or not without.endswith(after):
             return ""
         return without[len(before) : len(before) + added]
 
@@ -259,8 +259,8 @@ def _guarded(render: Any) -> Any:
         problem = f"the chat template is not valid Jinja: {error}"
         raise LuthierError("template-unprovable", problem, remedy="Correct the template.") from None
     except Exception as error:  # a template may compute anything, and so raise anything
-        told = str(error) if isinstance(error, jinja2.TemplateError) and str(error) else _typed(error)
-        problem = f"the chat template refuses this conversation: {told}"
+        reason = str(error) if isinstance(error, jinja2.TemplateError) and str(error) else _typed(error)
+        problem = f"the chat template refuses this conversation: {reason}"
         raise LuthierError("data-row", problem, remedy="Change the row's roles, or the template.") from None
 
 

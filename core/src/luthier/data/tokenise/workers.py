@@ -268,8 +268,8 @@ def _answer(maker: Maker, forms: Sequence[Form]) -> Any:
     try:
         return maker.make(forms)
     except LuthierError as error:
-        found = None if error.found is None else show_value(error.found)
-        return (error.code, error.problem, error.where, found, error.remedy)
+        value = None if error.found is None else show_value(error.found)
+        return (error.code, error.problem, error.where, value, error.remedy)
     except Exception:
         return traceback.format_exc()
 
@@ -281,5 +281,5 @@ def _opened(answer: Any) -> Made:
         raise answer
     if isinstance(answer, str):
         raise RuntimeError(f"in a process that tokenises:\n{answer}")
-    code, problem, where, found, remedy = answer
-    raise LuthierError(code, problem, where=where, found=None if found is None else Found(found), remedy=remedy)
+    code, problem, where, value, remedy = answer
+    raise LuthierError(code, problem, where=where, found=None if value is None else Found(value), remedy=remedy)

@@ -42,9 +42,9 @@ class Submission:
             if job.stage in (Stage.CREATED, Stage.REFUSED) or job.is_final:
                 return job
             if job.stage == Stage.CREATING:
-                found = await self._find_existing(job)
-                if found is not None:
-                    return self._adopt(job, found)
+                existing = await self._find_existing(job)
+                if existing is not None:
+                    return self._adopt(job, existing)
             else:
                 job = await self._upload_files(job)
             return await self._create(job)
@@ -54,9 +54,9 @@ class Submission:
         async with hold_lease(self.store, job.id, self.clock):
             job = self.store.get_job(job.id)
             if job.stage == Stage.CREATING:
-                found = await self._find_existing(job)
-                if found is not None:
-                    return self._adopt(job, found)
+                existing = await self._find_existing(job)
+                if existing is not None:
+                    return self._adopt(job, existing)
             if job.stage == Stage.CREATED or job.is_final:
                 return job
             return self.store.note_canceled(job.id, "canceled before it was created", self.clock.now())
@@ -90,9 +90,9 @@ class Submission:
             else:
                 return self.store.note_created(job.id, status, self.clock.now(), found=False)
             if self.store.get_job(job.id).stage == Stage.CREATING:
-                found = await self._find_existing(job)
-                if found is not None:
-                    return self._adopt(job, found)
+                existing = await self._find_existing(job)
+                if existing is not None:
+                    return self._adopt(job, existing)
         problem = f"{CREATES} requests were sent, and the service has no job that they made"
         self.store.note_refused(job.id, problem, self.clock.now())
         raise LuthierError("job-unclear", problem, where=job.id)
@@ -119,13 +119,13 @@ class Submission:
         begun = self.clock.now()
         for wait in (0.0, *SETTLING):
             await self.clock.sleep(wait)
-            found = await self.provider.find(job.spec, job.uploads)
-            if found is None:
+            statuses = await self.provider.find(job.spec, job.uploads)
+            if statuses is None:
                 raise LuthierError("job-unclear", "the service cannot be asked whether it made the job", where=job.id)
-            if len(found) > 1:
-                raise LuthierError("job-unclear", f"several jobs may be this one: {_ids(found)}", where=job.id)
-            if found:
-                return found[0]
+            if len(statuses) > 1:
+                raise LuthierError("job-unclear", f"several jobs may be this one: {_ids(statuses)}", where=job.id)
+            if statuses:
+                return statuses[0]
         self.store.note_step(job.id, "not there", self.clock.now(), looked=self.clock.now() - begun)
         return None
 

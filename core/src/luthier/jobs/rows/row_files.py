@@ -98,8 +98,8 @@ def _readable_rows(rows: Iterator[ServiceRow], report: RowReport) -> Iterator[Se
     except LuthierError as error:
         if error.code not in ("data-row", "data-column", "data-avoided"):
             raise
-        found = "" if error.found is None else f" (found {show_value(error.found)})"
-        report.add(Finding(level="error", rule=error.code, message=f"{error.problem}{found}", where=error.where))
+        value = "" if error.found is None else f" (found {show_value(error.found)})"
+        report.add(Finding(level="error", rule=error.code, message=f"{error.problem}{value}", where=error.where))
 
 
 def _fitting(row: ServiceRow, rules: DataRules) -> ServiceRow:

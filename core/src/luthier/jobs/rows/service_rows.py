@@ -23,9 +23,9 @@ PAIRED: Final = "preference"
 
 def training_rows(data: Data, method_pairs: bool, seed: int) -> Iterator[ServiceRow]:
     """Give the rows to train on, without those that a share for validation holds back."""
-    held = _held_rows(data, seed)
+    held_out = _held_rows(data, seed)
     for index, row in enumerate(_read_rows(data, data.train, method_pairs)):
-        if index not in held:
+        if index not in held_out:
             yield row
 
 
@@ -34,9 +34,9 @@ def validation_rows(data: Data, method_pairs: bool, seed: int) -> Iterator[Servi
     if isinstance(data.validation, list):
         yield from _read_rows(data, data.validation, method_pairs)
         return
-    held = _held_rows(data, seed)
-    for index, row in enumerate(_read_rows(data, data.train, method_pairs)) if held else ():
-        if index in held:
+    held_out = _held_rows(data, seed)
+    for index, row in enumerate(_read_rows(data, data.train, method_pairs)) if held_out else ():
+        if index in held_out:
             yield row
 
 
@@ -48,8 +48,8 @@ def _held_rows(data: Data, seed: int) -> frozenset[int]:
     count = sum(1 for source in data.train for _ in read_source(source, data.text_unit))
     if count < 2:
         raise LuthierError("data-empty", "one row cannot be divided", where="data.validation")
-    held = min(max(1, round(share * count)), count - 1)
-    return frozenset(random.Random(seed).sample(range(count), held))
+    number = min(max(1, round(share * count)), count - 1)
+    return frozenset(random.Random(seed).sample(range(count), number))
 
 
 def _read_rows(data: Data, sources: list[Source], method_pairs: bool) -> Iterator[ServiceRow]:
@@ -113,8 +113,8 @@ def _check_carried(form: Any, where: str) -> None:
     flags = form.flags if isinstance(form, Conversation) else ()
     wrong = next((flag for flag in flags if flag not in (None, 0.0, 1.0)), None)
     if wrong is not None or form.weight != 1.0:
-        found = form.weight if wrong is None else wrong
-        raise LuthierError("data-row", "a service takes no weights but 0 and 1", where=where, found=found)
+        weight = form.weight if wrong is None else wrong
+        raise LuthierError("data-row", "a service takes no weights but 0 and 1", where=where, found=weight)
     if form.settings:
         problem = "a service's chat template takes no chat_template_kwargs"
         raise LuthierError("data-row", problem, where=where, found=dict(form.settings))
@@ -155,9 +155,9 @@ def _wire_messages(messages: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]
 
 def _wire_message(message: dict[str, Any]) -> dict[str, Any]:
     calls = [_wire_call(call, number) for number, call in enumerate(message.get("tool_calls") or ())]
-    kept = {k: v for k, v in message.items() if k not in ("tool_calls", "content")}
+    fields = {k: v for k, v in message.items() if k not in ("tool_calls", "content")}
     content = {} if calls and not message.get("content") else {"content": message["content"]}
-    return {**kept, **content, **({"tool_calls": calls} if calls else {})}
+    return {**fields, **content, **({"tool_calls": calls} if calls else {})}
 
 
 def _wire_call(call: dict[str, Any], number: int) -> dict[str, Any]:

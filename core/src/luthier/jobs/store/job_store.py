@@ -104,9 +104,9 @@ class JobStore:
 
     def note_refused(self, id: str, reason: str, now: float) -> Job:
         """Journal that the service refused the job: it failed without ever existing."""
-        told = redact_text(reason)
-        return self._change(id, now, Stage.REFUSED, {"reason": told},
-                            {"stage": Stage.REFUSED, "state": JobState.FAILED, "reason": told})  # fmt: skip
+        redacted = redact_text(reason)
+        return self._change(id, now, Stage.REFUSED, {"reason": redacted},
+                            {"stage": Stage.REFUSED, "state": JobState.FAILED, "reason": redacted})  # fmt: skip
 
     def note_step(self, id: str, step: str, now: float, **detail: Any) -> Job:
         """Journal anything else."""
@@ -125,10 +125,10 @@ class JobStore:
         """Keep what a provider reports, and return True beside it where that is legal. A final state is never left."""
         with self.database.write() as connection:
             row = connection.execute("SELECT * FROM jobs WHERE id = ?", (id,)).fetchone()
-            held = _job(row)
-            state, legal = advance_state(held.state, status.state)
+            job = _job(row)
+            state, legal = advance_state(job.state, status.state)
             if legal:
-                changed = (state, status.raw_state) != (held.state, held.raw_state)
+                changed = (state, status.raw_state) != (job.state, job.raw_state)
                 values = (state, status.raw_state, status.phase, redact_text(status.reason) if status.reason else None,
                           _text(redact_value(to_plain_data(status))), now)  # fmt: skip
                 connection.execute(

@@ -99,9 +99,9 @@ async def _fetch_rest(
 
 def _place(opened: Opened, have: int) -> tuple[int, int | None]:
     """Where the body begins in the file, and how long the file is; None where the service does not say."""
-    found = RANGE.fullmatch(opened.headers.get("content-range", ""))
-    if opened.status == 206 and found and int(found[1]) == have:
-        return have, None if found[2] == "*" else int(found[2])
+    match = RANGE.fullmatch(opened.headers.get("content-range", ""))
+    if opened.status == 206 and match and int(match[1]) == have:
+        return have, None if match[2] == "*" else int(match[2])
     length = opened.headers.get("content-length")
     return 0, int(length) if length and length.isdigit() else None
 

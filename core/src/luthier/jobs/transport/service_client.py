@@ -253,8 +253,8 @@ class _Translated:
             raise ProviderError("protocol", "the answer is packed wrongly", where=self._where) from None
         if isinstance(error, httpx.HTTPError):
             sent = "network" if isinstance(error, UNSENT) else "lost"
-            told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            raise ProviderError(sent, told, where=self._where) from None
+            description = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            raise ProviderError(sent, description, where=self._where) from None
 
 
 @cache

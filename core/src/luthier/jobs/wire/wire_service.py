@@ -83,8 +83,8 @@ class WireService:
         return f"{path}?{words}" if words else path
 
     async def check(self) -> Mapping[str, Any]:
-        found = await self.client.read_json("/models", self._params())
-        return {"models": len(found.get("data") or []), "dialect": self.terms.dialect}
+        models = await self.client.read_json("/models", self._params())
+        return {"models": len(models.get("data") or []), "dialect": self.terms.dialect}
 
     async def capabilities(self, model: str) -> Capabilities:
         return self.terms.capabilities
@@ -100,19 +100,19 @@ class WireService:
             return known
         fields = {"purpose": "fine-tune"}
         name = f"{job.id}-{file.path.name}"
-        found = await self.client.send_file(
+        uploaded = await self.client.send_file(
             self._path("/files"), file.path, fields=fields, name=name, progress=progress
         )
-        return str(found["id"])
+        return str(uploaded["id"])
 
     async def _has_file(self, id: str) -> bool:
         try:
-            found = await self.client.read_json(f"/files/{id}", self._params())
+            uploaded = await self.client.read_json(f"/files/{id}", self._params())
         except ProviderError as error:
             if error.kind == "not_found":
                 return False
             raise
-        return found.get("status") != "error"
+        return uploaded.get("status") != "error"
 
     async def submit(self, job: JobSpec, uploads: Mapping[str, str]) -> JobStatus:
         return read_wire_job(await self.client.post_json(self._path(JOBS), self.request_body(job, uploads)))
@@ -141,11 +141,11 @@ class WireService:
 
     async def find(self, job: JobSpec, uploads: Mapping[str, str]) -> Sequence[JobStatus]:
         """Ask for jobs with this one's metadata; a service that ignores the filter is read through."""
-        found = []
+        statuses = []
         async for item in self._pages(JOBS, {f"metadata[{TAG}]": job.id}):
             if (item.get("metadata") or {}).get(TAG) == job.id:
-                found.append(read_wire_job(item))
-        return found
+                statuses.append(read_wire_job(item))
+        return statuses
 
     async def status(self, remote_id: str) -> JobStatus:
         return read_wire_job(await self.client.read_json(f"{JOBS}/{remote_id}", self._params()))
@@ -154,22 +154,22 @@ class WireService:
         await self.client.post_json(self._path(f"{JOBS}/{remote_id}/cancel"), repeatable=True)
 
     async def list(self, limit: int) -> Sequence[JobStatus]:
-        found: list[JobStatus] = []
+        statuses: list[JobStatus] = []
         async for item in self._pages(JOBS):
-            found.append(read_wire_job(item))
-            if len(found) >= limit:
+            statuses.append(read_wire_job(item))
+            if len(statuses) >= limit:
                 break
-        return found
+        return statuses
 
     async def events(self, remote_id: str, cursor: str | None) -> EventPage:
         """Read from the newest event back to the one that was read last."""
-        found: list[JobEvent] = []
+        events: list[JobEvent] = []
         async for item in self._pages(f"{JOBS}/{remote_id}/events"):
             event = read_wire_event(item)
             if event.id == cursor:
                 break
-            found.append(event)
-        return EventPage(events=found[::-1], cursor=found[0].id if found else cursor)
+            events.append(event)
+        return EventPage(events=events[::-1], cursor=events[0].id if events else cursor)
 
     async def _pages(self, path: str, given: Mapping[str, Any] | None = None) -> AsyncIterator[Mapping[str, Any]]:
         """Give the items of a list, page by page; a service that repeats itself is a `protocol` error."""
@@ -193,15 +193,19 @@ class WireService:
 
     async def artifacts(self, remote_id: str) -> Sequence[JobArtifact]:
         job = await self.client.read_json(f"{JOBS}/{remote_id}", self._params())
-        base, found = job.get("model"), []
+        base, artifacts = job.get("model"), []
         if job.get("fine_tuned_model"):
-            found.append(JobArtifact(kind="hosted", name=job["fine_tuned_model"], base_model=base, downloadable=False))
+            artifacts.append(
+                JobArtifact(kind="hosted", name=job["fine_tuned_model"], base_model=base, downloadable=False)
+            )
         for number, id in enumerate(job.get("result_files") or []):
-            found.append(JobArtifact(kind="metrics", name=f"metrics-{number}.csv", format="csv", locator={"file": id}))
+            artifacts.append(
+                JobArtifact(kind="metrics", name=f"metrics-{number}.csv", format="csv", locator={"file": id})
+            )
         async for item in self._pages(f"{JOBS}/{remote_id}/checkpoints"):
             name, step = item["fine_tuned_model_checkpoint"], item.get("step_number")
-            found.append(JobArtifact(kind="checkpoint", name=name, base_model=base, step=step, downloadable=False))
-        return found
+            artifacts.append(JobArtifact(kind="checkpoint", name=name, base_model=base, step=step, downloadable=False))
+        return artifacts
 
     async def download(self, artifact: JobArtifact, folder: Path, progress: Progress | None) -> Sequence[Path]:
         target = folder / artifact.name

@@ -63,8 +63,8 @@ def document_arguments(batch: Batch) -> dict[str, Any]:
 
     starts = batch.document_starts.to(torch.int32)
     longest = int(batch.lengths.max()) if batch.num_documents else 0
-    told = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
-    return told if int(batch.continues.max()) < 0 else {**told, "continues": batch.continues}
+    arguments = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
+    return arguments if int(batch.continues.max()) < 0 else {**arguments, "continues": batch.continues}
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def aside_documents() -> dict[str, Any]:
 def cut_documents(starts: tuple[int, ...], continues: tuple[int, ...] | None, prefix: int = 0) -> tuple[Document, ...]:
     """Return the documents between starts [D+1]; `prefix` keys stand before each one that continues none."""
     own = [(start + prefix, stop + prefix) for start, stop in zip(starts[:-1], starts[1:], strict=True)]
-    found = []
+    documents = []
     for d, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
         before: list[Span] = []
         parent = -1 if continues is None else continues[d]
@@ -94,8 +94,8 @@ def cut_documents(starts: tuple[int, ...], continues: tuple[int, ...] | None, pr
             before.insert(0, own[parent])
             parent = continues[parent]  # type: ignore[index]
         spans = ((0, prefix), *before, own[d])
-        found.append(Document(start, stop, tuple(span for span in spans if span[0] < span[1])))
-    return tuple(d for d in found if d.length)
+        documents.append(Document(start, stop, tuple(span for span in spans if span[0] < span[1])))
+    return tuple(d for d in documents if d.length)
 
 
 @functools.lru_cache(maxsize=64)

@@ -40,12 +40,12 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, rule: Rule, dropout: float) -> Tens
     length, total = q.shape[2], k.shape[2]
     grouped = q.shape[1] != k.shape[1]
     windowed = rule.window is not None and rule.window < total
-    told: dict[str, Any] = {"dropout_p": dropout, "scale": rule.scale, "enable_gqa": grouped}
+    arguments: dict[str, Any] = {"dropout_p": dropout, "scale": rule.scale, "enable_gqa": grouped}
     if rule.cap is None and not windowed and length == total:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, **told)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, **arguments)
     allowed = _allowed(length, total, rule.window if windowed else None, q.device)
     if rule.cap is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, **told)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, **arguments)
     if grouped:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
     exact = torch.promote_types(torch.float32, q.dtype)

@@ -86,8 +86,10 @@ def _offered(
     operations = active_operations(module)
     if not operations.has_offers("document_attention"):
         return NotImplemented
-    told = torch.tensor(starts, device=inputs[0].device)
-    return operations.compute_offered("document_attention", *inputs, told, continues, rule.scale, rule.window, rule.cap)
+    starts_tensor = torch.tensor(starts, device=inputs[0].device)
+    return operations.compute_offered(
+        "document_attention", *inputs, starts_tensor, continues, rule.scale, rule.window, rule.cap
+    )
 
 
 def preferred(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:

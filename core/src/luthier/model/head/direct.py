@@ -120,10 +120,10 @@ class InForward(torch.autograd.Function):
         gradient = torch.empty_like(hidden)
         sums = Sums(head, weight=ctx.needs_input_grad[1], bias=ctx.needs_input_grad[2])
         for span, tiles, online in sweep(head, len(labels), want, most=affordable(head), keep=True):
-            own, rest, kept = differentiate_block(tiles, rows[span], labels[span], online)
+            own, rest, tiles_kept = differentiate_block(tiles, rows[span], labels[span], online)
             gradient[span] = own.mul_(coefficients[span, None])
             factors = coefficients[span] * head.curve.scale
-            collect_gradients(sums, rows[span], labels[span], online, rest, kept, factors)
+            collect_gradients(sums, rows[span], labels[span], online, rest, tiles_kept, factors)
             parts.append(online)
         ctx.save_for_backward(coefficients)
         ctx.found = (gradient, sums)

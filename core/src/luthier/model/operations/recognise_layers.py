@@ -256,9 +256,9 @@ def _is_passed_on(calls: list[dict[str, Any]], arguments: dict[str, Any], findin
     if len(calls) != 1:
         findings.add_difference(f"its attention is called {len(calls)} times")
         return False
-    told = calls[0]
-    strange = [name for name, value in told.items() if value is not arguments.get(name)]
-    strange += [name for name in DOCUMENTS if name not in told]
+    call = calls[0]
+    strange = [name for name, value in call.items() if value is not arguments.get(name)]
+    strange += [name for name in DOCUMENTS if name not in call]
     if strange:
         findings.add_unknown(", ".join(dict.fromkeys(strange)))
     return not strange

@@ -70,10 +70,10 @@ def _recomputed(layer: nn.Module, mode: Mode, host: HostMemory | None, number: i
 
 def _told_again(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Return the forward as it runs now, in backward too: an architecture may pass on nothing of the documents."""
-    told = aside_documents()
+    documents = aside_documents()
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with documents_told(told):
+        with documents_told(documents):
             return forward(*args, **kwargs)
 
     return run

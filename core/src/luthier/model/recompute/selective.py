@@ -77,36 +77,36 @@ class _Keeping(_Mode):
         kwargs = kwargs or {}
         known = self.ledger.by_storage
         for tensor, is_written in _touched(func, args, kwargs):
-            kept = known.get(_storage(tensor))
-            if kept is not None:
-                kept.spoiled |= is_written and kept.read
-                kept.read |= not is_written and not _is_view(func)
+            product = known.get(_storage(tensor))
+            if product is not None:
+                product.spoiled |= is_written and product.read
+                product.read |= not is_written and not _is_view(func)
         out = func(*args, **kwargs)
         if _is_product(func, args, kwargs):
-            kept = Kept(tree_map_only(Tensor, _counting, out))
-            self.ledger.products.append(kept)
-            known.update({_storage(tensor): kept for tensor in kept.tensors()})
+            product = Kept(tree_map_only(Tensor, _counting, out))
+            self.ledger.products.append(product)
+            known.update({_storage(tensor): product for tensor in product.tensors()})
         return out
 
     def __exit__(self, *error: Any) -> Any:
-        for kept in self.ledger.products:
-            kept.version = kept.changes()
+        for product in self.ledger.products:
+            product.version = product.changes()
         return super().__exit__(*error)
 
 
 class _Giving(_Mode):
     def __enter__(self) -> Any:
         self.ledger.made_again = 0
-        for kept in self.ledger.products:
-            kept.spoiled |= kept.changes() != kept.version
+        for product in self.ledger.products:
+            product.spoiled |= product.changes() != product.version
         return super().__enter__()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if _is_product(func, args, kwargs):
-            kept = self.ledger.products[self.ledger.made_again]
+            product = self.ledger.products[self.ledger.made_again]
             self.ledger.made_again += 1
-            return func(*args, **kwargs) if kept.spoiled else kept.again()
+            return func(*args, **kwargs) if product.spoiled else product.again()
         written = [t for t, is_written in _touched(func, args, kwargs) if is_written]
         if len(written) == 1 and self._is_final(written[0]):
             return written[0]
@@ -114,8 +114,8 @@ class _Giving(_Mode):
 
     def _is_final(self, tensor: Tensor) -> bool:
         """Whether a tensor that is about to be changed has its last value already."""
-        kept = self.ledger.by_storage.get(_storage(tensor))
-        return kept is not None and not kept.spoiled
+        product = self.ledger.by_storage.get(_storage(tensor))
+        return product is not None and not product.spoiled
 
 
 def _is_product(func: Any, args: Any, kwargs: Any) -> bool:

@@ -77,8 +77,8 @@ def base_dtype(spec: Model, came: torch.dtype) -> torch.dtype:
     """The dtype of the base checkpoint's files; a model that was an object in Python has its own."""
     if spec.name_or_path.startswith("python:"):
         return came
-    found = config_of(spec).dtype
-    return found if isinstance(found, torch.dtype) else came
+    dtype = config_of(spec).dtype
+    return dtype if isinstance(dtype, torch.dtype) else came
 
 
 def save_model(model: Any, folder: Path, files: Files) -> None:
@@ -97,12 +97,12 @@ def save_model(model: Any, folder: Path, files: Files) -> None:
 
 def _cast(model: Any, dtype: torch.dtype, *, asked: bool) -> dict[str, Tensor]:
     """The model's state in `dtype`, shared tensors shared, what the architecture keeps in float32 in that."""
-    kept = _kept_precise(model, dtype)
+    precise = _kept_precise(model, dtype)
     done: dict[tuple[int, torch.dtype], Tensor] = {}
     rounded: set[str] = set()
     state = model.state_dict()
     for name, tensor in state.items():
-        wanted = torch.float32 if kept is not None and kept.search(name) else dtype
+        wanted = torch.float32 if precise is not None and precise.search(name) else dtype
         if not tensor.is_floating_point() or tensor.dtype == wanted:
             continue
         key = (tensor.data_ptr(), wanted)

@@ -37,9 +37,9 @@ class InitialWeights:
     @torch.no_grad()
     def load_constants(self, constants: Mapping[str, Tensor]) -> None:
         """Take what `constants` returned when the run began."""
-        for name, kept in self.kept.items():
-            given = constants[name].to(own_shard(kept).device)
-            own_shard(kept).copy_(_rows_like(given, kept))
+        for name, parameter in self.kept.items():
+            given = constants[name].to(own_shard(parameter).device)
+            own_shard(parameter).copy_(_rows_like(given, parameter))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -90,9 +90,9 @@ def _exchanged(tensor: Tensor, kept: Tensor) -> Callable[[], None]:
 
 def _swap_values(one: Tensor, other: Tensor) -> None:
     """Exchange the values of two tensors, unseen by autograd."""
-    held = one.data.clone()
+    values = one.data.clone()
     one.data.copy_(other.data)
-    other.data.copy_(held)
+    other.data.copy_(values)
 
 
 def _rows_like(given: Tensor, kept: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_bac
 
 def decoder_layers(model: Any) -> Iterator[nn.Module]:
     """The blocks in order, none inside another: as transformers marks them, or else the outermost lists of modules."""
-    found = list(_marked(model)) or list(_listed(model))
-    yield from found
+    layers = list(_marked(model)) or list(_listed(model))
+    yield from layers
 
 
 def layer_depths(model: Any) -> dict[str, int]:

@@ -42,8 +42,8 @@ def check_finite(model: nn.Module, source: str) -> None:
 @torch.no_grad()
 def check_tensors(tensors: Iterable[tuple[str, Tensor]], source: str) -> None:
     """Raise `model-weights` where one of these named tensors holds NaN or infinity."""
-    held = [(name, tensor) for name, tensor in tensors if _has_numbers(tensor)]
-    wrong = [name for (name, _), finite in zip(held, _finite(held), strict=True) if not finite]
+    numbered = [(name, tensor) for name, tensor in tensors if _has_numbers(tensor)]
+    wrong = [name for (name, _), finite in zip(numbered, _finite(numbered), strict=True) if not finite]
     if wrong:
         problem, remedy = f"NaN or infinity stands in {_listed(wrong)}", "Copy the files again; they are damaged."
         raise LuthierError("model-weights", problem, where=source, remedy=remedy)

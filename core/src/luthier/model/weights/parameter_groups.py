@@ -27,7 +27,7 @@ def scale_groups(groups: Sequence[Group], model: Any, *, decay: float, multiplie
         return list(groups)
     _check(multipliers, [name for group in groups for name in group.names])
     distances = _distances(model) if decay != 1.0 else {}
-    found: list[Group] = []
+    scaled: list[Group] = []
     for group in groups:
         parts: dict[float, Group] = {}
         for name, parameter in zip(group.names, group.parameters, strict=True):
@@ -37,8 +37,8 @@ def scale_groups(groups: Sequence[Group], model: Any, *, decay: float, multiplie
             part = parts.setdefault(factor, fresh)
             part.parameters.append(parameter)
             part.names.append(name)
-        found += parts.values()
-    return found
+        scaled += parts.values()
+    return scaled
 
 
 def describe_groups(groups: Iterable[Group]) -> list[dict[str, Any]]:
@@ -59,13 +59,13 @@ def describe_groups(groups: Iterable[Group]) -> list[dict[str, Any]]:
 def _distances(model: Any) -> dict[int, int]:
     """How many decoder layers lie between each parameter and the head, by identity; the head's own are not in it."""
     numbers = layer_depths(model)
-    found: dict[int, int] = {}
+    distances: dict[int, int] = {}
     for path, module in model.named_modules():
         if isinstance(module, nn.Embedding):
-            found |= {id(p): len(numbers) for p in module.parameters()}
+            distances |= {id(p): len(numbers) for p in module.parameters()}
         elif path in numbers:
-            found |= {id(p): len(numbers) - 1 - numbers[path] for p in module.parameters()}
-    return found
+            distances |= {id(p): len(numbers) - 1 - numbers[path] for p in module.parameters()}
+    return distances
 
 
 def _check(multipliers: Mapping[str, float], names: Sequence[str]) -> None:

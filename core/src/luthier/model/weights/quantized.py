@@ -71,7 +71,7 @@ def _note(folder: Path) -> dict[str, Any]:
     from luthier.recipe.artifact_note import NOTE
 
     try:
-        found = json.loads((folder / NOTE).read_text("utf-8"))
+        note = json.loads((folder / NOTE).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return note if isinstance(note, dict) else {}

@@ -39,8 +39,8 @@ def open_run_model(draft: Draft) -> None:
     draft.tree.update(taken)
     draft.tree.setdefault("adapter_from", str(folder))
     label = draft.label(("model",))
-    told = f"the model {name} is a run's adapter: {' and '.join(['its base', *taken])} are taken from it"
-    draft.notes.append(f"{label}: {told}" if label else told)
+    note_text = f"the model {name} is a run's adapter: {' and '.join(['its base', *taken])} are taken from it"
+    draft.notes.append(f"{label}: {note_text}" if label else note_text)
 
 
 def check_other_models(recipe: Settings) -> None:

@@ -38,8 +38,8 @@ def check_saving(recipe: Settings) -> None:
 
 def shard_bytes(text: str) -> int:
     """Bytes of a size such as `5GB` (decimal, as on the hub). Raises `recipe-out-of-range` for what is none."""
-    found = SIZE.fullmatch(text)
-    size = int(float(found[1]) * UNITS[found[2].upper()]) if found else 0
+    match = SIZE.fullmatch(text)
+    size = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
     if size < 1:
         remedy = "Write a number with KB, MB, GB or TB, such as 5GB."
         raise LuthierError(

@@ -113,8 +113,8 @@ def rename_alias(entry: Entry, notes: list[str]) -> list[Entry]:
     if written in READINGS:
         meant = {} if bare_value(entry.value) is None else READINGS[written](bare_value(entry.value))
         means = " and ".join(f"{name}: {_shown(value)}" for name, value in meant.items())
-        told = f"means {means}" if meant else "changes nothing"
-        notes.append(_told(entry, f"{written}: {_shown(bare_value(entry.value))} {told}"))
+        meaning = f"means {means}" if meant else "changes nothing"
+        notes.append(_told(entry, f"{written}: {_shown(bare_value(entry.value))} {meaning}"))
         return [_under(entry, name, value, written) for name, value in meant.items()]
     return _values(_renamed(entry, notes), notes)
 
@@ -237,14 +237,14 @@ def quantized_names(draft: Draft, plugins: Plugins) -> None:
     if "quantizer" not in draft.tree:
         draft.tree["quantizer"] = "nf4"
         draft.origins[("quantizer",)] = draft.origins[("adapter",)]
-    told = f"{name} means adapter {QUANTIZED[name]} with quantizer nf4"
+    meaning = f"{name} means adapter {QUANTIZED[name]} with quantizer nf4"
     label = draft.label(("adapter",))
-    draft.notes.append(f"{label}: {told}" if label else told)
+    draft.notes.append(f"{label}: {meaning}" if label else meaning)
     try:
         plugins.get("quantizer", "nf4")
     except LuthierError as error:
         remedy = f"{error.remedy} Or write adapter {QUANTIZED[name]}, with or without another quantizer."
-        raise LuthierError(error.code, f"{told}, but {error.problem}", where="adapter", remedy=remedy) from None
+        raise LuthierError(error.code, f"{meaning}, but {error.problem}", where="adapter", remedy=remedy) from None
 
 
 def joined_betas(tree: dict[str, Any], plugins: Plugins) -> None:

@@ -19,8 +19,8 @@ def _choice(alias: str, choices: Mapping[Any, dict[str, Any]]) -> Reading:
         for known, meant in choices.items():
             if value == known and type(value) is type(known):
                 return meant
-        told = ", ".join(str(known).lower() for known in choices)
-        raise LuthierError("recipe-wrong-type", f"expected one of: {told}", where=alias, found=value)
+        words = ", ".join(str(known).lower() for known in choices)
+        raise LuthierError("recipe-wrong-type", f"expected one of: {words}", where=alias, found=value)
 
     return read
 

@@ -82,14 +82,14 @@ class Draft:
         return found is not None and found[0] is self.top
 
     def base(self, steps: Steps) -> Path | None:
-        found = self.origin(steps)
-        return found[0].base if found else None
+        origin = self.origin(steps)
+        return origin[0].base if origin else None
 
     def label(self, steps: Steps) -> str:
         """Where the value at `steps` was written; for what nobody wrote, the place of the first layer to write it."""
-        found = self.origin(steps)
-        if found:
-            return found[0].label(found[1])
+        origin = self.origin(steps)
+        if origin:
+            return origin[0].label(origin[1])
         return self.home.label(steps) if self.home else ""
 
     def placed(self, error: LuthierError) -> LuthierError:
@@ -123,9 +123,9 @@ class Draft:
         node = self._descend(entry, above)
         key: Any = _index(node, last, entry) if isinstance(node, list) else last
         known = node[key] if isinstance(node, list) else node.get(key)
-        found = self.origin(entry.steps)
-        if known is not None and found and found[0] is entry.layer:
-            _refuse_second(entry, known, found[0].label(found[1]))
+        origin = self.origin(entry.steps)
+        if known is not None and origin and origin[0] is entry.layer:
+            _refuse_second(entry, known, origin[0].label(origin[1]))
         if self._is_renaming(entry, known):
             known["name"] = entry.value
             self.origins[(*entry.steps, "name")] = entry
@@ -161,16 +161,16 @@ class Draft:
             return
         options = [f"{entry.steps[0]}.{name}" for name in known if name != "name"]
         if options and isinstance(entry.value, str):
-            told = f"{entry.value} replaces {known.get('name')}, and with it {', '.join(options)}"
-            self.notes.append(f"{entry.label}: {told}")
+            note = f"{entry.value} replaces {known.get('name')}, and with it {', '.join(options)}"
+            self.notes.append(f"{entry.label}: {note}")
 
     def _forget_model(self, entry: Entry, known: Any) -> None:
         """Another model than the file's has not its revision or tokenizer."""
         if entry.steps != ("model", "name_or_path") or known is None or bare_value(known) == bare_value(entry.value):
             return
         for name in ("revision", "tokenizer"):
-            found = self.origin(("model", name))
-            if name in self.tree["model"] and found and found[0] is not entry.layer:
+            origin = self.origin(("model", name))
+            if name in self.tree["model"] and origin and origin[0] is not entry.layer:
                 del self.tree["model"][name]
                 self.notes.append(f"{entry.label}: another model, so model.{name} is dropped")
 

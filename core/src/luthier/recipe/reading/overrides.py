@@ -41,21 +41,21 @@ def parse_flags(arguments: Sequence[str], own: Sequence[str] = ()) -> list[Overr
     A switch without a value is true, `--no-x` is false. `own` holds the command's own flags, for hints. Raises
     `recipe-missing`, `recipe-unknown-option` or, for a flag given twice, `recipe-conflict`; all flags' errors at once.
     """
-    found: dict[tuple[str, ...], Override] = {}
+    overrides: dict[tuple[str, ...], Override] = {}
     errors: list[LuthierError] = []
     for flag, text in _pairs(list(arguments)):
         try:
             override = _flag(flag, text, own)
-            if override.steps in found:
+            if override.steps in overrides:
                 remedy = f"Give it once; a list is written {flag} '[a, b]'."
                 raise LuthierError("recipe-conflict", "is given twice", where=flag, found=text, remedy=remedy)
         except LuthierError as error:
             errors.append(error)
         else:
-            found[override.steps] = override
+            overrides[override.steps] = override
     if errors:
         raise join_errors(errors)
-    return list(found.values())
+    return list(overrides.values())
 
 
 def parse_sets(settings: Sequence[str]) -> list[Override]:

@@ -94,11 +94,13 @@ def _begun(source: object, plugins: Plugins) -> tuple[Layer, Mapping[str, Any]]:
 
 def _given_settings(recipe: Settings, plugins: Plugins) -> dict[str, Any]:
     """What a recipe says beside the defaults, as plain data; objects of the caller's stay objects."""
-    kept = {kind: _brief(getattr(recipe, kind), kind, kind, plugins) for kind in FIELDS}
-    kept[EXACT] = [_brief(c, "callback", f"{ADDED}.{i}", plugins) for i, c in enumerate(recipe.callbacks)]
-    others = [f.name for f in attrs.fields(Settings) if f.name not in (*kept, ADDED)]
+    settings = {kind: _brief(getattr(recipe, kind), kind, kind, plugins) for kind in FIELDS}
+    settings[EXACT] = [_brief(c, "callback", f"{ADDED}.{i}", plugins) for i, c in enumerate(recipe.callbacks)]
+    others = [f.name for f in attrs.fields(Settings) if f.name not in (*settings, ADDED)]
     given = {name: getattr(recipe, name) for name in others}
-    return {k: escape_variables(plain_value(v)) for k, v in given.items() if k == "data" or v != default_of(k)} | kept
+    return {
+        k: escape_variables(plain_value(v)) for k, v in given.items() if k == "data" or v != default_of(k)
+    } | settings
 
 
 def _brief(value: Any, kind: str, where: str, plugins: Plugins) -> Any:

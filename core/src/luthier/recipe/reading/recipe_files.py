@@ -75,12 +75,12 @@ def _read_json(text: str, name: str) -> tuple[Any, Lines]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    mapping: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in mapping:
             raise ValueError(f"the key {key!r} is given twice")
-        found[key] = value
-    return found
+        mapping[key] = value
+    return mapping
 
 
 def _json_lines(text: str, name: str, *, strict: bool) -> Lines:

@@ -114,17 +114,17 @@ class _Reader:
         raise self._wrong(node, f"the tag {node.tag!r} is not plain data")
 
     def _mapping(self, node: yaml.MappingNode, steps: tuple[str, ...]) -> dict[Any, Any]:
-        found: dict[Any, Any] = {}
+        mapping: dict[Any, Any] = {}
         for key_node, child in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise self._wrong(key_node, "a key is a list or mapping")
             key = self.read(key_node, (*steps, key_node.value))
-            if key in found:
+            if key in mapping:
                 line = self.lines[(*steps, str(key))]
                 raise self._wrong(key_node, f"the key {key!r} is given twice, first in line {line}")
             self.lines[(*steps, str(key))] = key_node.start_mark.line + 1
-            found[key] = self.read(child, (*steps, str(key)))
-        return found
+            mapping[key] = self.read(child, (*steps, str(key)))
+        return mapping
 
     def _scalar(self, node: yaml.ScalarNode, kind: str) -> Any:
         text = node.value

@@ -53,22 +53,22 @@ class Decisions:
         `usable` says whether a held value can still be had here; where it cannot, `decide` is asked again, aloud.
         """
         if name not in self._taken:
-            held = self._held.get(name)
-            if held is not None and not self._agree(functools.partial(usable, held["value"])):
-                log.warning("decided anew", name=name, was=held["value"], because="it cannot be had here")
-                held = None
-            if held is None:
+            before = self._held.get(name)
+            if before is not None and not self._agree(functools.partial(usable, before["value"])):
+                log.warning("decided anew", name=name, was=before["value"], because="it cannot be had here")
+                before = None
+            if before is None:
                 value, reason = self._agree(decide)
                 self._keep(name, Decision(value=value, reason=reason))
             else:
-                self._keep(name, Decision(value=held["value"], reason=held["reason"], kept=True))
+                self._keep(name, Decision(value=before["value"], reason=before["reason"], kept=True))
         return self._taken[name].value
 
     def explicit(self, name: str, value: Value, reason: str = "set in the recipe") -> Value:
         """A value that nobody had to choose: recorded with the others, and never replaced by a held one."""
-        held = self._held.get(name)
-        if held is not None and held["value"] != value:
-            log.warning("not as when the run began", name=name, was=held["value"], now=value, because=reason)
+        before = self._held.get(name)
+        if before is not None and before["value"] != value:
+            log.warning("not as when the run began", name=name, was=before["value"], now=value, because=reason)
         self._keep(name, Decision(value=value, reason=reason))
         return value
 
@@ -82,5 +82,5 @@ class Decisions:
         known = self._taken.get(name)
         self._taken[name] = decision
         if self._is_logged and (known is None or known.value != decision.value):
-            kept = {"as": "when the run began"} if decision.kept else {}
-            log.info("decided", name=name, value=decision.value, reason=decision.reason, **kept)
+            fields = {"as": "when the run began"} if decision.kept else {}
+            log.info("decided", name=name, value=decision.value, reason=decision.reason, **fields)

@@ -49,19 +49,19 @@ def list_belongings(recipe: Recipe, record: Mapping[str, Any]) -> dict[str, Any]
     """What a checkpoint keeps of the run that it belongs to; `record` is that of run.json."""
     from luthier.recipe.writing import determining_settings
 
-    kept = {"recipe": record["recipe_hash"], "settings": determining_settings(recipe), "run_id": record["run_id"]}
-    return {**kept, **{name: record[name] for name in ("data", "base", "parts") if name in record}}
+    belongings = {"recipe": record["recipe_hash"], "settings": determining_settings(recipe), "run_id": record["run_id"]}
+    return {**belongings, **{name: record[name] for name in ("data", "base", "parts") if name in record}}
 
 
 def find_changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     """List what differs between two belongings, or parts of them: recipes, data, base model, distributions."""
-    found = _settings(was["settings"], now["settings"]) if "settings" in was and "settings" in now else []
-    if not found and "settings" not in was and was.get("recipe", now.get("recipe")) != now.get("recipe"):
-        found.append(Change(section="settings", name="recipe", was=was["recipe"], now=now["recipe"]))
+    changes = _settings(was["settings"], now["settings"]) if "settings" in was and "settings" in now else []
+    if not changes and "settings" not in was and was.get("recipe", now.get("recipe")) != now.get("recipe"):
+        changes.append(Change(section="settings", name="recipe", was=was["recipe"], now=now["recipe"]))
     for name, section, label in (("data", "data", ROWS), ("base", "model", "the base model")):
         if name in was and name in now and was[name] != now[name]:
-            found.append(Change(section=section, name=label, was=was[name], now=now[name]))
-    return [*found, *_distributions(was.get("parts", ()), now.get("parts", ()))]
+            changes.append(Change(section=section, name=label, was=was[name], now=now[name]))
+    return [*changes, *_distributions(was.get("parts", ()), now.get("parts", ()))]
 
 
 def refuse_changes(
@@ -70,14 +70,14 @@ def refuse_changes(
     """Raise for what differs and may not: `data-changed` where it is the rows alone, else `code`; say what may."""
     refused = [change for change in changes if change.section not in allowed]
     if refused:
-        told = "; ".join(map(str, refused[:MENTIONED])) + ("; ..." if len(refused) > MENTIONED else "")
+        reasons = "; ".join(map(str, refused[:MENTIONED])) + ("; ..." if len(refused) > MENTIONED else "")
         words = ",".join(sorted({change.section for change in refused}))
         first = "Choose another output_dir" if code == "run-folder-other" else "Restore it"
         remedy = f"{first}, start with --fresh, or go on all the same with --allow-changed {words}."
         if [change.name for change in refused] == [ROWS]:
             problem = "other rows than it began with"
             raise LuthierError("data-changed", problem, where=f"{where}: data.train", remedy=remedy)
-        raise LuthierError(code, told, where=where, remedy=remedy)
+        raise LuthierError(code, reasons, where=where, remedy=remedy)
     for change in changes:
         log.warning("changed, as allowed", what=str(change), allowed=change.section)
 
@@ -105,13 +105,13 @@ def continue_record(
     record: dict[str, Any], now: Mapping[str, Any], allowed: frozenset[str], folder: Path, recipe_changed: bool
 ) -> dict[str, Any]:
     """The record of a run that goes on with what is there `now`; what has changed, as allowed, stays in it."""
-    found = find_changes(record, {**now, "recipe": now["recipe_hash"]})
-    refuse_changes(found, allowed, str(folder))
+    changes = find_changes(record, {**now, "recipe": now["recipe_hash"]})
+    refuse_changes(changes, allowed, str(folder))
     tell_versions(record, now)
-    if not found and not recipe_changed:
+    if not changes and not recipe_changed:
         return record
-    kept = {name: now[name] for name in ("recipe_hash", "data", "base", "parts", "note")}
-    return note_changes({**record, **kept}, [*map(str, found), *(["the recipe"] if recipe_changed else [])])
+    renewed = {name: now[name] for name in ("recipe_hash", "data", "base", "parts", "note")}
+    return note_changes({**record, **renewed}, [*map(str, changes), *(["the recipe"] if recipe_changed else [])])
 
 
 def note_changes(record: dict[str, Any], what: Sequence[object]) -> dict[str, Any]:
@@ -136,10 +136,10 @@ def _versions(record: Mapping[str, Any]) -> dict[str, str]:
 def _settings(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     was = _today(was)
     others = [k for k in PARTS if _name(was.get(k)) != _name(now.get(k))]  # whose options say nothing
-    found = [Change(section="parts", name=k, was=_name(was.get(k)), now=_name(now.get(k))) for k in others]
+    changes = [Change(section="parts", name=k, was=_name(was.get(k)), now=_name(now.get(k))) for k in others]
     one, other = (_flat({k: v for k, v in tree.items() if k not in others}) for tree in (was, now))
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
-    return found + [Change(section=_section(n), name=n, was=one.get(n), now=other.get(n)) for n in names]
+    return changes + [Change(section=_section(n), name=n, was=one.get(n), now=other.get(n)) for n in names]
 
 
 def _today(settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -147,11 +147,11 @@ def _today(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     from luthier.recipe import Recipe
     from luthier.recipe.writing import determining_settings, without_watching
 
-    kept = without_watching(settings)
+    known = without_watching(settings)
     try:
-        return determining_settings(Recipe.from_dict(kept))
+        return determining_settings(Recipe.from_dict(known))
     except LuthierError:  # an object of Python's, or a part that is not installed
-        return kept
+        return known
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -72,10 +72,10 @@ def _take(file: TextIO) -> bool:
 def _taken_over(file: TextIO, folder: Path) -> TextIO:
     """The lock of a process that has ended, in a new file; `run-folder-locked` where it has not, or cannot be known."""
     owner = _owner(file)
-    found = OWNER.search(owner)
-    here = found is not None and found[2] == socket.gethostname()
-    if found is None or not here or process_lives(int(found[1])):
-        away = found is not None and not here
+    match = OWNER.search(owner)
+    here = match is not None and match[2] == socket.gethostname()
+    if match is None or not here or process_lives(int(match[1])):
+        away = match is not None and not here
         remedy = f"If that process has ended, remove {folder / LOCK}." if away else None
         problem = f"held by {owner or 'another process'}"
         raise LuthierError("run-folder-locked", problem, where=str(folder), remedy=remedy)

@@ -75,12 +75,12 @@ class Phases:
 
     def take(self) -> dict[str, float]:
         """Seconds by phase since the last `take`. On a GPU it waits for what has been started."""
-        found: dict[str, float] = {}
+        seconds: dict[str, float] = {}
         clock, marks, self._marks = self._clock, self._marks, []
         for name, earlier, later in marks:
             assert clock is not None
-            found[name] = found.get(name, 0.0) + clock.elapsed(earlier, later)
-        return found
+            seconds[name] = seconds.get(name, 0.0) + clock.elapsed(earlier, later)
+        return seconds
 
     def enter(self, name: str) -> None:
         self._turn()

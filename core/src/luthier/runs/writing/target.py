@@ -72,8 +72,8 @@ def begun(folder: Path) -> Path | None:
 
 def check_unchanged(place: Place) -> None:
     """Raise `run-folder-locked` where another process has begun or ended a run there since; asked under the lock."""
-    held, known = read_record(place.folder) or {}, place.record or {}
-    if held.get("run_id") != known.get("run_id") or (held.get("state") == "completed" and not place.changed):
+    now_there, known = read_record(place.folder) or {}, place.record or {}
+    if now_there.get("run_id") != known.get("run_id") or (now_there.get("state") == "completed" and not place.changed):
         problem = "another process trained here in the meantime"
         raise LuthierError("run-folder-locked", problem, where=str(place.folder), remedy="Run the same command again.")
 
@@ -83,10 +83,10 @@ def _differs(recipe: Recipe, folder: Path, record: dict[str, Any], allowed: froz
     was, settings = {"recipe": record["recipe_hash"]}, read_folder(folder).settings()
     if settings is not None:
         was["settings"] = settings
-    found = changes.find_changes(was, {"recipe": recipe_hash(recipe), "settings": determining_settings(recipe)})
+    differences = changes.find_changes(was, {"recipe": recipe_hash(recipe), "settings": determining_settings(recipe)})
     where = f"{folder}: run {record['run_id']} of another recipe"
-    changes.refuse_changes(found, allowed, where, code="run-folder-other")
-    return bool(found)
+    changes.refuse_changes(differences, allowed, where, code="run-folder-other")
+    return bool(differences)
 
 
 def default_folder(recipe: Recipe) -> Path:

@@ -44,9 +44,9 @@ def measure_answers(setup: Setup, dataset: TokenDataset, most: int | None = None
         raise LuthierError("data-empty", "no held-out row has a prompt and an answer to compare with",
                            where="data.validation", remedy="Leave metrics over answers out.")  # fmt: skip
     own = tasks[setup.world.rank :: setup.world.size]
-    found = {name: dict(zip([t.number for t in own], rows, strict=True))
+    answers = {name: dict(zip([t.number for t in own], rows, strict=True))
              for name, rows in _score_tasks(setup, metrics, own, most).items()}  # fmt: skip
-    gathered = setup.world.gather(found) if setup.world.size > 1 else [found]
+    gathered = setup.world.gather(answers) if setup.world.size > 1 else [answers]
     return {name: _scores(name, metric, [of_rank[name] for of_rank in gathered]) for name, metric in metrics.items()}
 
 
@@ -56,14 +56,14 @@ def _score_tasks(
     """What each task adds to each metric; those that want the same answers share them."""
     answers: dict[tuple[int, float], list[list[str]]] = {}
     references = [_decode(setup.tokenizer, task.reference) for task in tasks]
-    found = {}
+    scores = {}
     for name, metric in metrics.items():
         asked = (metric.part.num_answers, metric.part.temperature)
         if asked not in answers:
             answers[asked] = _answer(setup, tasks, *asked, most)
         pairs = zip(answers[asked], references, strict=True)
-        found[name] = [metric.score_answers(predictions, reference) for predictions, reference in pairs]
-    return found
+        scores[name] = [metric.score_answers(predictions, reference) for predictions, reference in pairs]
+    return scores
 
 
 def _answer(setup: Setup, tasks: list[Task], count: int, temperature: float, most: int | None) -> list[list[str]]:

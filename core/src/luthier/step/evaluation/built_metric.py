@@ -30,14 +30,14 @@ class BuiltMetric:
 
     def score_answers(self, predictions: Sequence[str], reference: str) -> tuple[float, ...]:
         """Return what the answers to one prompt add: (sum, count), or statistics that the part itself concludes."""
-        found = self.part.score_answers(predictions, reference)
+        scores = self.part.score_answers(predictions, reference)
         if has_default(self.part, "metric", "conclude"):
             asked = "score_answer" if has_default(self.part, "metric", "score_answers") else "score_answers"
-            return self._pair(asked, found)
-        numbers = _numbers(found)
+            return self._pair(asked, scores)
+        numbers = _numbers(scores)
         if not numbers or not all(map(math.isfinite, numbers)):
             raise LuthierError("part-invalid", "score_answers returns finite statistics",
-                               where=f"metric {self.record.name}", found=found)  # fmt: skip
+                               where=f"metric {self.record.name}", found=scores)  # fmt: skip
         return numbers
 
     def _pair(self, method: str, found: Any) -> tuple[float, ...]:

@@ -46,13 +46,13 @@ def evaluate_loss(
             answers = measure_answers(setup, dataset)
     finally:
         setup.model.train(training)
-    found = {"eval_loss": meter.loss, **{f"eval_{name}": value for name, value in meter.read().items()}}
+    metrics = {"eval_loss": meter.loss, **{f"eval_{name}": value for name, value in meter.read().items()}}
     concluded = {f"eval_{name}": scores.value for name, scores in answers.items()}
-    found |= {name: value for name, value in concluded.items() if not math.isnan(value)}
+    metrics |= {name: value for name, value in concluded.items() if not math.isnan(value)}
     main = next((value for name, value in meter.terms().items() if name != ROUTER), None)
     if setup.has_perplexity and main is not None:
-        found["eval_perplexity"] = math.exp(min(main, 700.0))
-    return found
+        metrics["eval_perplexity"] = math.exp(min(main, 700.0))
+    return metrics
 
 
 def _measured(setup: Setup, examples: Sequence[TokenExample], leave: Callable[[], bool] | None) -> Meter:

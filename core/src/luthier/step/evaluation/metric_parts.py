@@ -29,18 +29,18 @@ def build_metrics(resolved: Resolved, setup: Setup) -> dict[str, BuiltMetric]:
 
     Raises where two have one name, or one is the run's own; and for answers where the weights lie in shards.
     """
-    found: dict[str, BuiltMetric] = {}
+    built: dict[str, BuiltMetric] = {}
     for i, part in enumerate(resolved.metrics):
         where = f"metrics.{i}"
         record: Any = part.record
         check_metric_names([part.name], where)
-        if part.name in found:
+        if part.name in built:
             raise LuthierError("recipe-conflict", "this metric is named twice", where=where, found=part.name)
         if record.over == "answers" and setup.spread.strategy == "fsdp":
             problem = "a metric over answers generates, which sharded weights cannot"
             raise LuthierError("part-unsupported", problem, where=where, remedy="Set distributed.strategy: ddp.")
-        found[part.name] = BuiltMetric(record=record, part=resolved.build(part))
-    return found
+        built[part.name] = BuiltMetric(record=record, part=resolved.build(part))
+    return built
 
 
 def measuring_tokens(setup: Setup) -> Callable[[Any, Batch], LossOutput] | None:
@@ -49,13 +49,13 @@ def measuring_tokens(setup: Setup) -> Callable[[Any, Batch], LossOutput] | None:
         return None
 
     def compute(policy: Any, batch: Batch) -> LossOutput:
-        output, found = setup.step.compute_loss(policy, batch), score_tokens(setup, policy, batch)
-        taken = sorted(found.keys() & output.metrics.keys())
+        output, token_metrics = setup.step.compute_loss(policy, batch), score_tokens(setup, policy, batch)
+        taken = sorted(token_metrics.keys() & output.metrics.keys())
         if taken:
             remedy = "Leave it out of metrics: the loss reports it."
             raise LuthierError("recipe-conflict", "the loss has a metric of this name", where="metrics",
                                found=taken[0], remedy=remedy)  # fmt: skip
-        return dataclasses.replace(output, metrics={**output.metrics, **found})
+        return dataclasses.replace(output, metrics={**output.metrics, **token_metrics})
 
     return compute
 
@@ -64,8 +64,8 @@ def score_tokens(setup: Setup, policy: Policy, batch: Batch) -> dict[str, tuple[
     """Return each metric's (sum, count) over the supervised tokens of a micro-batch."""
     metrics = {name: metric for name, metric in setup.metrics.items() if metric.record.over == "tokens"}
     want = sorted({name for metric in metrics.values() for name in metric.record.wants})
-    found = policy.token_logprobs(batch, want)  # on every rank and of every batch, idle ones too
-    logprobs, also = found if want else (found, {})
+    scores = policy.token_logprobs(batch, want)  # on every rank and of every batch, idle ones too
+    logprobs, also = scores if want else (scores, {})
     if not len(batch.supervised):
         return {}
     places = batch.supervised

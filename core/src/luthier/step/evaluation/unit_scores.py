@@ -52,12 +52,12 @@ def score_units(setup: Setup, dataset: TokenDataset) -> dict[str, Scores]:
 def _scores(terms: Sequence[Pairs], metrics: Sequence[Pairs], *, has_perplexity: bool) -> dict[str, Scores]:
     names = list(dict.fromkeys(name for own in terms for name in own))
     rows = np.concatenate([_rows(terms, name) for name in names], 1)
-    found = {"loss": Scores(rows=rows, conclude=add_terms)}
+    scores = {"loss": Scores(rows=rows, conclude=add_terms)}
     main = next((name for name in names if name != ROUTER), None)
     if has_perplexity and main is not None:
-        found["perplexity"] = Scores(rows=_rows(terms, main), conclude=exponentiate_mean)
+        scores["perplexity"] = Scores(rows=_rows(terms, main), conclude=exponentiate_mean)
     measured = dict.fromkeys(name for own in metrics for name in own)
-    return found | {name: Scores(rows=_rows(metrics, name)) for name in measured}
+    return scores | {name: Scores(rows=_rows(metrics, name)) for name in measured}
 
 
 def _rows(units: Sequence[Pairs], name: str) -> np.ndarray:

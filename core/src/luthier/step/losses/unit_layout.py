@@ -30,8 +30,8 @@ def choose_layout(
     shares = len(known.names) > 1 or arrange is not None
     if shares and config is not None:
         reason = separation_reason(config, model)
-        told = "a prompt that several documents begin with is computed once" if reason is None else reason
-        shares = decisions.take(NAME, lambda: (reason is None, told))
+        because = "a prompt that several documents begin with is computed once" if reason is None else reason
+        shares = decisions.take(NAME, lambda: (reason is None, because))
     return UnitLayout(max_length=recipe.data.max_length, arrange=arrange, shares_prompts=shares and config is not None)
 
 

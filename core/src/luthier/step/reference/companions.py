@@ -69,25 +69,25 @@ class Companions:
 
     def held_by(self, policy: ModelPolicy, owners: Mapping[str, Any]) -> dict[str, list[Tensor]]:
         """Return the tensors that each companion holds besides the policy's own; `owners` is what `join` gave."""
-        held: dict[str, list[Tensor]] = {}
+        tensors: dict[str, list[Tensor]] = {}
         for role in self.models:
             model = getattr(policy.others.get(role), "model", None)
-            held[role] = [] if model is None else [*model.parameters(), *model.buffers()]
+            tensors[role] = [] if model is None else [*model.parameters(), *model.buffers()]
         if self.reference == "kept" and "reference" in owners:
-            held["reference"] = list(owners["reference"].constants().values())
-        return held
+            tensors["reference"] = list(owners["reference"].constants().values())
+        return tensors
 
     def notes(self) -> list[str]:
         """Return what each of them costs, for the plan."""
         if self.cached:
-            told = [
+            notes = [
                 "the reference's log-probabilities are computed once, in one pass over the rows before the first step"
             ]
         else:
-            told = [f"{NOTES[self.reference]} in each step"] if self.reference in NOTES else []
+            notes = [f"{NOTES[self.reference]} in each step"] if self.reference in NOTES else []
         if "teacher" in self.models:
-            told.append("the teacher is another model: its weights, and one more forward pass of it in each step")
-        return told
+            notes.append("the teacher is another model: its weights, and one more forward pass of it in each step")
+        return notes
 
     def without_live(self) -> Companions:
         """Return them without a reference that could be asked, as what it said of the rows is kept."""

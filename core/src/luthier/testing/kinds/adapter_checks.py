@@ -254,8 +254,8 @@ def works_on_a_quantized_base(subject: Subject, options: Any, seed: int) -> None
     base = batch_logits(world.base, probe_batch())
     codes = {name: b.clone() for name, b in world.model.named_buffers() if name.endswith((".codes", ".scales"))}
     world.train(2)
-    held = dict(world.model.named_buffers())
-    assert all(held[name].equal(before) for name, before in codes.items()), "training changed the quantized base"
+    buffers = dict(world.model.named_buffers())
+    assert all(buffers[name].equal(before) for name, before in codes.items()), "training changed the quantized base"
     trained = world.outputs()
     assert torch.isfinite(trained).all(), "outputs on a quantized base are not finite"
     assert not trained.equal(base), "two steps on a quantized base changed no output"

@@ -191,12 +191,12 @@ def _trained(callbacks: list[Any]) -> Any:
 def two_runs_do_not_share_state(subject: Subject, options: Any) -> None:
     """What one run does to its callback leaves that of another run as it was."""
     one, two = subject.build(options), subject.build(options)
-    before, kept = copy_values(two), _state(two)
+    before, state = copy_values(two), _state(two)
     played_run(one)
     changed = differing_values(before, copy_values(two))
     assert not changed, f"a run changed {', '.join(changed)} of another run's callback"
-    if kept is not None:
-        changed = differing_values(kept, _state(two) or {})
+    if state is not None:
+        changed = differing_values(state, _state(two) or {})
         assert not changed, f"a run changed {', '.join(changed)} in the state of another run's callback"
 
 
@@ -209,9 +209,9 @@ def state_is_tensors_and_json(subject: Subject, options: Any) -> None:
     if not both[0]:
         return
     played_run(part, steps=3)
-    held, fresh = _state(part), subject.build(options)
-    fresh.load_state(copy.deepcopy(held))
-    changed = differing_values(_comparable(held or {}), _comparable(_state(fresh) or {}))
+    state, fresh = _state(part), subject.build(options)
+    fresh.load_state(copy.deepcopy(state))
+    changed = differing_values(_comparable(state or {}), _comparable(_state(fresh) or {}))
     assert not changed, f"{', '.join(changed)} came back from load_state with another value"
 
 

@@ -22,9 +22,9 @@ def reads_back_what_it_writes(subject: Subject) -> None:
             exporter.check(model.config)
             exporter.export(model, tokenizer, Path(folder))
             assert any(Path(folder).iterdir()), "nothing was written"
-            found = exporter.verify(model, tokenizer, Path(folder))
-            assert found, "verify names no difference: give the largest one, 0.0 included"
-            bad = {name: value for name, value in found.items() if not math.isfinite(float(value))}
+            differences = exporter.verify(model, tokenizer, Path(folder))
+            assert differences, "verify names no difference: give the largest one, 0.0 included"
+            bad = {name: value for name, value in differences.items() if not math.isfinite(float(value))}
             assert not bad, f"differences are finite numbers, not {bad}"
 
 

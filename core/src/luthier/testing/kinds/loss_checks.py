@@ -78,10 +78,12 @@ def ignores_unlabelled_tokens(subject: Subject, options: Any, drawn: Drawn, extr
     """Where no label is predicted there is no gradient; a document without labels adds 0 over 0."""
     loss = built_loss(subject, options, drawn)
     batch = pack_examples(lay_out_units(loss, drawn))
-    found = outcome_of(subject, loss, table_of(batch, seed), [batch])
-    used = found.sources.union(batch.previous[batch.supervised].tolist())
+    outcome = outcome_of(subject, loss, table_of(batch, seed), [batch])
+    used = outcome.sources.union(batch.previous[batch.supervised].tolist())
     unused = [t for t in range(batch.num_tokens) if t not in used]
-    assert_same(found.gradient[unused], found.gradient[unused] * 0, "gradient where no label is predicted against 0")
+    assert_same(
+        outcome.gradient[unused], outcome.gradient[unused] * 0, "gradient where no label is predicted against 0"
+    )
     if not _on_tokens(subject.record):
         return
     (name, document), *_ = extra.documents.items()
@@ -129,10 +131,10 @@ def gradient_is_finite(subject: Subject, options: Any, drawn: Drawn, seed: int, 
     if regime != "usual":  # log-probabilities of -2e-7, 0 and -1e4
         logits = logits * 0
         logits[batch.previous[batch.supervised], batch.labels[batch.supervised]] = REGIMES[regime]
-    found = outcome_of(subject, loss, logits, [batch])
-    for name, value in found.sums.items():
+    outcome = outcome_of(subject, loss, logits, [batch])
+    for name, value in outcome.sums.items():
         assert torch.isfinite(value), f"sum {name!r} is {float(value)} where labels are {regime}"
-    assert torch.isfinite(found.gradient).all(), f"the gradient is not finite where labels are {regime}"
+    assert torch.isfinite(outcome.gradient).all(), f"the gradient is not finite where labels are {regime}"
 
 
 @law(drawn=unit_packs(), other=drawn_units_of(), seed=drawn_seeds())
@@ -178,13 +180,13 @@ def coefficients_agree_with_the_gradient(subject: Subject, options: Any, drawn: 
     """Where `coefficients(batch)` gives [T], it is d (sum of all sums) / d log-probability of each label."""
     loss = built_loss(subject, options, drawn)
     batch = pack_examples(lay_out_units(loss, drawn))
-    told = loss.coefficients(batch)
-    if told is None:
+    coefficients = loss.coefficients(batch)
+    if coefficients is None:
         not_run("the loss declares no coefficients")
     policy = policy_over(subject, table_of(batch, seed).requires_grad_(True))
     sum(loss(policy, batch).sums.values()).backward()
-    found = sum(a.grad[batch.supervised] for a in policy.asked if a.grad is not None)
-    assert_same(told[batch.supervised], found, "coefficients against the gradient by the log-probabilities")
+    gradient = sum(a.grad[batch.supervised] for a in policy.asked if a.grad is not None)
+    assert_same(coefficients[batch.supervised], gradient, "coefficients against the gradient by the log-probabilities")
 
 
 @law(when=lambda r: getattr(r, "reference", None) is not None, drawn=unit_packs(), seed=drawn_seeds())
@@ -194,12 +196,12 @@ def matches_its_reference(subject: Subject, options: Any, drawn: Drawn, seed: in
     reference = getattr(importlib.import_module(module), attribute)
     loss = built_loss(subject, options, drawn)
     batch = pack_examples(lay_out_units(loss, drawn))
-    found = outcome_of(subject, loss, table_of(batch, seed), [batch])
+    outcome = outcome_of(subject, loss, table_of(batch, seed), [batch])
     table = table_of(batch, seed).requires_grad_(True)
     expected = reference(options, policy_over(subject, table), batch)
-    sum((i + 1) * expected[name] for i, name in enumerate(found.sums)).backward()
-    assert_same(found.sums, {n: s.detach() for n, s in expected.items()}, "sums against those of the reference")
-    assert_same(found.gradient, table.grad, "gradient against that of the reference")
+    sum((i + 1) * expected[name] for i, name in enumerate(outcome.sums)).backward()
+    assert_same(outcome.sums, {n: s.detach() for n, s in expected.items()}, "sums against those of the reference")
+    assert_same(outcome.gradient, table.grad, "gradient against that of the reference")
 
 
 def live(subject: Subject, options: Any) -> None:

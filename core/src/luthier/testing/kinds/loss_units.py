@@ -49,11 +49,11 @@ def takes_idle_batches(subject: Subject, options: Any, drawn: Drawn, seed: int) 
         scores, fixed = loss.scores(policy, batch)
         rows = {"scores": len(scores), **{name: len(value) for name, value in fixed.items()}}
         assert not any(rows.values()), f"an idle batch has no units, but rows of {rows}"
-        found = [scores.sum()]
+        sums = [scores.sum()]
     else:
-        found = list(loss(policy, batch).sums.values())
-    assert all(torch.isfinite(value) for value in found), "a sum of an idle batch is not finite"
-    assert any(v.requires_grad for v in found), "nothing of an idle batch depends on the policy; add 0 * its numbers"
+        sums = list(loss(policy, batch).sums.values())
+    assert all(torch.isfinite(value) for value in sums), "a sum of an idle batch is not finite"
+    assert any(v.requires_grad for v in sums), "nothing of an idle batch depends on the policy; add 0 * its numbers"
 
 
 @law(drawn=unit_packs(), seed=drawn_seeds())
@@ -61,9 +61,11 @@ def terms_name_every_sum(subject: Subject, options: Any, drawn: Drawn, seed: int
     """The names of `terms(batch)` are those of the sums, and each weight is a number that is not negative."""
     loss = built_loss(subject, options, drawn)
     batch = pack_examples(lay_out_units(loss, drawn))
-    found = outcome_of(subject, loss, table_of(batch, seed), [batch])
-    assert found.sums.keys() == found.terms.keys(), f"sums {sorted(found.sums)}, but denominators {sorted(found.terms)}"
-    wrong = {name: weight for name, weight in found.terms.items() if not float(weight) >= 0}
+    outcome = outcome_of(subject, loss, table_of(batch, seed), [batch])
+    assert outcome.sums.keys() == outcome.terms.keys(), (
+        f"sums {sorted(outcome.sums)}, but denominators {sorted(outcome.terms)}"
+    )
+    wrong = {name: weight for name, weight in outcome.terms.items() if not float(weight) >= 0}
     assert not wrong, f"denominators that are no weights: {wrong}"
 
 
@@ -124,8 +126,8 @@ def prefers_what_the_row_prefers(subject: Subject, options: Any, drawn: Drawn) -
 
     loss = built_loss(subject, options, drawn)
     batch = pack_examples(lay_out_units(loss, drawn))
-    found = outcome_of(subject, loss, torch.zeros_like(table_of(batch, 0)), [batch])
-    towards = torch.zeros_like(found.gradient)
+    outcome = outcome_of(subject, loss, torch.zeros_like(table_of(batch, 0)), [batch])
+    towards = torch.zeros_like(outcome.gradient)
     document = batch.document_ids()[batch.supervised]
     signs = torch.zeros(batch.num_documents, dtype=towards.dtype)
     for name, sign in (("chosen", 1.0), ("rejected", -1.0)):
@@ -133,7 +135,7 @@ def prefers_what_the_row_prefers(subject: Subject, options: Any, drawn: Drawn) -
     if "label" in batch.columns:
         signs[batch.documents("text")] = torch.where(batch.columns["label"], 1.0, -1.0).to(signs)
     towards[batch.previous[batch.supervised], batch.labels[batch.supervised]] = signs[document]
-    slope = float((found.gradient * towards).sum())
+    slope = float((outcome.gradient * towards).sum())
     assert slope < 0, f"the objective changes by {slope:.3g} as preferred answers become likelier: it must fall"
 
 

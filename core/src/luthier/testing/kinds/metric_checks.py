@@ -34,13 +34,13 @@ def gives_a_sum_and_a_count(subject: Subject) -> None:
     A metric with a `conclude` of its own may return other statistics, equally many each time, that give a number.
     """
     for metric in _metrics(subject):
-        found = [_score(subject, metric, case) for case in _cases(subject)]
-        assert all(math.isfinite(number) for numbers in found for number in numbers), f"not finite: {found}"
-        assert len({len(numbers) for numbers in found}) == 1, f"not equally many numbers: {found}"
-        totals = [sum(column) for column in zip(*found, strict=True)]
+        scores = [_score(subject, metric, case) for case in _cases(subject)]
+        assert all(math.isfinite(number) for numbers in scores for number in numbers), f"not finite: {scores}"
+        assert len({len(numbers) for numbers in scores}) == 1, f"not equally many numbers: {scores}"
+        totals = [sum(column) for column in zip(*scores, strict=True)]
         if has_default(metric, "metric", "conclude"):
-            assert len(totals) == 2, f"no sum and count: {found[0]}"
-            assert all(numbers[1] >= 0 for numbers in found), f"a count below 0: {found}"
+            assert len(totals) == 2, f"no sum and count: {scores[0]}"
+            assert all(numbers[1] >= 0 for numbers in scores), f"a count below 0: {scores}"
             assert totals[1] > 0, "nothing is ever counted"
         assert math.isfinite(metric.conclude(totals)), f"no number from {totals}"
 

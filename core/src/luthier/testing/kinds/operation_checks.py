@@ -69,8 +69,8 @@ def predicate_reads_device_dtype_and_shape_alone(subject: Subject) -> None:
     for device in ("cpu", "cuda", "mps", "meta"):
         for dtype in (getattr(torch, name) for name in (*DTYPES, "int64")):
             for shape in ((0, 8), (1, 1), (1, 4, 7, 8), (3, 5, 2)):
-                found = supports(torch.device(device), dtype, torch.Size(shape))
-                assert isinstance(found, bool), f"the predicate gives {found!r} for {device}, {dtype}, {shape}"
+                answer = supports(torch.device(device), dtype, torch.Size(shape))
+                assert isinstance(answer, bool), f"the predicate gives {answer!r} for {device}, {dtype}, {shape}"
 
 
 def live(subject: Subject, options: Any) -> None:

@@ -102,12 +102,12 @@ def resumes_exactly(subject: Subject, options: Any, seed: int, dtype: str) -> No
     straight, halted = bowl(seed, dtype), bowl(seed, dtype)
     _ran(subject, options, straight, 4)
     _, first = _ran(subject, options, halted, 2)
-    held = carry_tree({"optimizer": optimizer_state(first), "weights": halted.values()})
+    carried = carry_tree({"optimizer": optimizer_state(first), "weights": halted.values()})
     resumed = bowl(seed, dtype)
-    for parameter, weight in zip(resumed.parameters, held["weights"], strict=True):
+    for parameter, weight in zip(resumed.parameters, carried["weights"], strict=True):
         parameter.data.copy_(weight)
     second = subject.build(options).build(resumed.groups)
-    restore_optimizer(second, held["optimizer"])
+    restore_optimizer(second, carried["optimizer"])
     for _ in range(2):
         resumed.set_gradients()
         take_step(subject, second, resumed)
@@ -165,11 +165,13 @@ def keeps_dtype_and_device(subject: Subject, options: Any, seed: int, dtype: str
     world = bowl(seed, dtype)
     before = [(id(p), p.dtype, p.shape, p.device) for p in world.parameters]
     _, optimizer = _ran(subject, options, world, 2)
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    assert sorted(map(id, held)) == sorted(entry[0] for entry in before), "each parameter belongs to exactly one group"
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(map(id, parameters)) == sorted(entry[0] for entry in before), (
+        "each parameter belongs to exactly one group"
+    )
     for parameter, (_, kind, shape, device) in zip(world.parameters, before, strict=True):
-        found = (parameter.dtype, parameter.shape, parameter.device)
-        assert found == (kind, shape, device), f"{(kind, shape, device)} became {found}"
+        form = (parameter.dtype, parameter.shape, parameter.device)
+        assert form == (kind, shape, device), f"{(kind, shape, device)} became {form}"
         assert torch.isfinite(parameter).all(), f"a {dtype} parameter is no longer finite"
 
 

@@ -60,9 +60,9 @@ class FakeWire:
         if not request.headers.get(self.key_header):
             return _refused(401, "Missing API key")
         for (method, pattern), act in ROUTES.items():
-            found = re.fullmatch(pattern, request.path)
-            if method == request.method and found:
-                return act(self, request, *found.groups())
+            match = re.fullmatch(pattern, request.path)
+            if method == request.method and match:
+                return act(self, request, *match.groups())
         return _refused(404, f"no {request.method} {request.path}")
 
     def _take_file(self, request: Request) -> Reply:

@@ -284,8 +284,8 @@ def _assert_silent(bench: Bench) -> None:
 
 
 def _assert_hidden(texts: list[str], where: str) -> None:
-    found = [text for text in texts if CANARY in text]
-    assert not found, f"the key stands in {where}: {found[0][:200]!r}"
+    leaks = [text for text in texts if CANARY in text]
+    assert not leaks, f"the key stands in {where}: {leaks[0][:200]!r}"
 
 
 def _assert_kept_home(bench: Bench) -> None:

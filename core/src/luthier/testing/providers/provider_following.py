@@ -21,9 +21,9 @@ def every_documented_state_is_known(subject: Subject) -> None:
         job = bench.submit()
         for raw, state in bench.fake.states.items():
             bench.fake.set_state(str(job.remote_id), raw)
-            found = _asked(bench, lambda part: part.status(str(job.remote_id)))
-            assert (found.state, found.raw_state) == (state, raw), (
-                f"{raw!r} is reported as {found.state}, {found.raw_state!r}"
+            status = _asked(bench, lambda part: part.status(str(job.remote_id)))
+            assert (status.state, status.raw_state) == (state, raw), (
+                f"{raw!r} is reported as {status.state}, {status.raw_state!r}"
             )
 
 
@@ -33,8 +33,8 @@ def an_unknown_state_is_unknown(subject: Subject) -> None:
     with open_bench(subject) as bench:
         job = bench.submit()
         bench.fake.set_state(str(job.remote_id), "PREHEATING_9")
-        found = bench.manager.status_sync(job.id)
-        assert (found.state, found.raw_state) == (JobState.UNKNOWN, "PREHEATING_9"), f"it is {found.state}"
+        status = bench.manager.status_sync(job.id)
+        assert (status.state, status.raw_state) == (JobState.UNKNOWN, "PREHEATING_9"), f"it is {status.state}"
         bench.finish(job)
         assert bench.manager.wait_sync(job.id).state == JobState.COMPLETED
 
@@ -72,10 +72,10 @@ def an_unreadable_answer_is_told(subject: Subject) -> None:
             job = bench.submit()
             bench.fault("answer", ("GET", ".*"), Reply(body=body), times=99)
             try:
-                found = bench.manager.status_sync(job.id)
+                status = bench.manager.status_sync(job.id)
             except ProviderError:
                 continue
-            raise AssertionError(f"{body!r} was taken for the state {found.state}")
+            raise AssertionError(f"{body!r} was taken for the state {status.state}")
 
 
 @law(0, needs_torch=False)

@@ -45,8 +45,8 @@ class CodedQuantizer(Quantizer):
 
     def apply(self, model: Any, context: Context) -> Any:
         head = model.get_output_embeddings()
-        found = [(n, m) for n, m in model.named_modules() if type(m) is nn.Linear and m is not head]
-        for path, layer in found:
+        linears = [(n, m) for n, m in model.named_modules() if type(m) is nn.Linear and m is not head]
+        for path, layer in linears:
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, CodedLinear(layer))
         return model

@@ -38,8 +38,8 @@ class Quantized:
         model = _loaded(self.part, seed)
         if device is not None:
             model.to(device).tie_weights()  # to `meta` it unties them
-        told = context(model, seed, TOTAL, self.part)
-        self.context = attrs.evolve(told, purpose=purpose, has_values=has_values)
+        around = context(model, seed, TOTAL, self.part)
+        self.context = attrs.evolve(around, purpose=purpose, has_values=has_values)
         self.model = apply_quantizer(self.part, model, self.context)
         self.originals = dict(self.dense.named_modules())
 

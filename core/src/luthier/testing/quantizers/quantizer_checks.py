@@ -161,9 +161,9 @@ def state_dict_round_trips(subject: Subject, options: Any, seed: int) -> None:
         path = Path(folder) / "state.safetensors"
         save_file({name: t.detach().clone().contiguous() for name, t in world.model.state_dict().items()}, path)
         other.model.load_state_dict(load_file(path))
-    held = other.layers()
+    layers = other.layers()
     for path_of, layer in world.own_layers().items():
-        same = other.part.dequantize(held[path_of]).equal(world.part.dequantize(layer))
+        same = other.part.dequantize(layers[path_of]).equal(world.part.dequantize(layer))
         assert same, f"{path_of} holds another weight after a round trip of state_dict"
 
 
@@ -178,9 +178,9 @@ def is_smaller(subject: Subject, options: Any, seed: int) -> None:
     for path, layer in world.own_layers().items():
         rows, columns = world.original(path).shape
         tensors = [t for n, t in [*layer.named_parameters(), *layer.named_buffers()] if not n.endswith("bias")]
-        held = sum(t.numel() * t.element_size() for t in tensors)
+        size = sum(t.numel() * t.element_size() for t in tensors)
         allowed = math.ceil(rows * columns * (bits + OVERHEAD) / 8) + 8 * rows
-        assert held <= allowed, f"{path} takes {held} bytes; {bits:g} bits a weight and scales are {allowed}"
+        assert size <= allowed, f"{path} takes {size} bytes; {bits:g} bits a weight and scales are {allowed}"
 
 
 @law(FEW, seed=drawn_seeds())
@@ -191,8 +191,8 @@ def keeps_in_and_out_features(subject: Subject, options: Any, seed: int) -> None
     world = Quantized(subject, options, seed)
     for path, layer in world.own_layers().items():
         shape = tuple(world.original(path).shape)
-        found = (getattr(layer, "out_features", None), getattr(layer, "in_features", None))
-        assert found == shape, f"{path} has (out_features, in_features) = {found}, not {shape}"
+        sizes = (getattr(layer, "out_features", None), getattr(layer, "in_features", None))
+        assert sizes == shape, f"{path} has (out_features, in_features) = {sizes}, not {shape}"
         weight = world.part.dequantize(layer)
         assert (tuple(weight.shape), weight.dtype) == (shape, torch.float32), f"{path} dequantizes to {weight.dtype}"
     assert world.part.dequantize(torch.nn.Linear(2, 2)) is None, "dequantize takes a layer that is not the quantizer's"
@@ -217,9 +217,9 @@ def multipliers_are_finite(subject: Subject, options: Any) -> None:
     """`progressed` gives, for every step, factors of rate and decay that are finite and not negative."""
     world = Quantized(subject, options)
     for step in range(TOTAL + 1):
-        found = world.part.progressed(Progress(step=step, total_steps=TOTAL, epoch=step / TOTAL))
-        assert isinstance(found, Multipliers), f"progressed gave {found!r}, not luthier.Multipliers"
-        for name, value in (("lr", found.lr), ("weight_decay", found.weight_decay)):
+        multipliers = world.part.progressed(Progress(step=step, total_steps=TOTAL, epoch=step / TOTAL))
+        assert isinstance(multipliers, Multipliers), f"progressed gave {multipliers!r}, not luthier.Multipliers"
+        for name, value in (("lr", multipliers.lr), ("weight_decay", multipliers.weight_decay)):
             assert math.isfinite(value) and value >= 0, f"at step {step} the multiplier of {name} is {value}"
 
 

@@ -96,14 +96,14 @@ def resumes_exactly(subject: Subject, options: Any, seed: int) -> None:
     """A run that was interrupted, and evaluated on the way, equals an undisturbed one bit for bit."""
     straight, halted = Trained(subject, options, seed), Trained(subject, options, seed)
     expected = [straight.step() for _ in range(STEPS)]
-    found = []
+    losses = []
     for _ in range(STEPS // 2):
-        found.append(halted.step())
+        losses.append(halted.step())
         _told_outputs(halted, halted.done)
     resumed = Trained(subject, options, seed)
     resumed.restore(halted.saved())
-    found += [resumed.step() for _ in range(STEPS - STEPS // 2)]
-    assert found == expected, f"the losses are {found}, and {expected} in an undisturbed run"
+    losses += [resumed.step() for _ in range(STEPS - STEPS // 2)]
+    assert losses == expected, f"the losses are {losses}, and {expected} in an undisturbed run"
     for name, parameter in straight.parameters.items():
         assert resumed.parameters[name].equal(parameter), f"{name} differs from that of an undisturbed run"
 

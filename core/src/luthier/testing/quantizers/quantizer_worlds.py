@@ -35,8 +35,8 @@ def applies_without_values(subject: Subject, options: Any, seed: int) -> None:
         hollow = Quantized(subject, options, seed, purpose="hollow", has_values=False, device="meta")
     except (LuthierError, RuntimeError, TypeError, ValueError) as error:
         not_run(f"it needs the weights: {next(iter(str(error).splitlines()), '')}")
-    expected, found = _tensors(real.model), _tensors(hollow.model)
-    kinds = [{name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} for tensors in (expected, found)]
+    expected, hollow_tensors = _tensors(real.model), _tensors(hollow.model)
+    kinds = [{name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} for tensors in (expected, hollow_tensors)]
     differ = sorted(name for name, _ in kinds[0].items() ^ kinds[1].items())
     assert not differ, f"without values the model has other tensors: {', '.join(differ[:4])}"
     hollow.model.to_empty(device="cpu").tie_weights()

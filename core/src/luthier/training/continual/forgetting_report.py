@@ -70,8 +70,8 @@ def format_table(report: TaskReport) -> str:
         base = (report.base or {}).get(metric)
         lines += [_row(["(before)", *_numbers(base)])] if base else []
         lines += [_row([name, *_numbers(row)]) for name, row in zip(report.tasks, rows, strict=True)]
-        found = attrs.asdict(report.transfer(metric))
-        lines += ["", ", ".join(f"{name} {value:.4f}" for name, value in found.items() if value is not None), ""]
+        transfer = attrs.asdict(report.transfer(metric))
+        lines += ["", ", ".join(f"{name} {value:.4f}" for name, value in transfer.items() if value is not None), ""]
     return "\n".join(lines)
 
 

@@ -64,8 +64,8 @@ class Overfit:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `--json` prints it."""
-        found = attrs.asdict(self, recurse=False)
-        return {**found, "flow": [flow.to_dict() for flow in self.flow], "output_path": str(self.output_path)}
+        values = attrs.asdict(self, recurse=False)
+        return {**values, "flow": [flow.to_dict() for flow in self.flow], "output_path": str(self.output_path)}
 
 
 @attrs.define
@@ -151,20 +151,20 @@ def _recorded(setup: Setup, folder: Path, record: dict[str, Any], steps: int) ->
     began = time.perf_counter()
     try:
         seen = _train(setup, portion, steps, folder)
-        found = _judged(setup, portion, seen, folder, time.perf_counter() - began)
+        verdict = _judged(setup, portion, seen, folder, time.perf_counter() - began)
     except BaseException as error:
         write_record(folder, record, state="failed", error=str(error))
         raise
-    state = "completed" if found.passed else "failed"
+    state = "completed" if verdict.passed else "failed"
     health = {"remarks": [remark.to_dict() for remark in seen.remarks]}
-    cause = None if found.passed else found.causes[0]
-    result = {"final_loss": found.last_loss}
-    write_record(folder, record, state=state, step=found.steps, result=result, error=cause,
+    cause = None if verdict.passed else verdict.causes[0]
+    result = {"final_loss": verdict.last_loss}
+    write_record(folder, record, state=state, step=verdict.steps, result=result, error=cause,
                  decisions=setup.decisions.to_dict(), health=health)  # fmt: skip
-    write_json(folder / REPORT, strict_json(found.to_dict()))
+    write_json(folder / REPORT, strict_json(verdict.to_dict()))
     if len(seen.losses) > 1:
         draw_picture({"loss": list(enumerate(seen.losses, 1))}, folder / PICTURE, title="one batch", smoothing=0.0)
-    return found
+    return verdict
 
 
 def _train(setup: Setup, portion: Portion, steps: int, folder: Path) -> Seen:

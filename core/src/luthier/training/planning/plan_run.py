@@ -86,11 +86,11 @@ def plan(recipe: Recipe, objects: Objects) -> Plan:
         _check_fit(prepared, tokenizer, setup)
         settle_process(setup, began)
         compiling.settle_compile(setup)
-    found = _found(case, setup, footprint, prepared is not None, notes)
-    found.decisions.update({**setup.decisions.to_dict(), **decisions.to_dict()})
+    plan_made = _found(case, setup, footprint, prepared is not None, notes)
+    plan_made.decisions.update({**setup.decisions.to_dict(), **decisions.to_dict()})
     if footprint is None:  # the weights were loaded, and may be the caller's
         setup.undo.close()
-    return found
+    return plan_made
 
 
 def _found(case: Case, setup: Setup, footprint: Any, has_rows: bool, notes: list[str]) -> Plan:

@@ -107,16 +107,18 @@ def evaluate_weights(place: WeightsPlace, how: Measuring, other: WeightsPlace | 
     weights = Weights.of_place(place, how.data)
     recipe = measured_recipe(weights, _changes(weights.recipe, how), how.data)
     own = _measure(weights, recipe, how)
-    found = Evaluation(path=_shown(place), step=place.step, rows=own.units, metrics=_numbers(own, recipe.seed, how))
+    evaluation = Evaluation(
+        path=_shown(place), step=place.step, rows=own.units, metrics=_numbers(own, recipe.seed, how)
+    )
     if other is None:
-        return found
+        return evaluation
     others = Weights.of_place(other, recipe.data.train[0].path)
     theirs = _measure(others, attrs.evolve(recipe, **{name: getattr(others.recipe, name) for name in WEIGHTS}), how)
-    found = attrs.evolve(found, against_path=_shown(other), against=_numbers(theirs, recipe.seed, how),
+    evaluation = attrs.evolve(evaluation, against_path=_shown(other), against=_numbers(theirs, recipe.seed, how),
                          differences=_differences(own, theirs, recipe.seed, how))  # fmt: skip
     if how.max_regression is None:
-        return found
-    return attrs.evolve(found, gate=_gate(found, recipe, own.directions, how))
+        return evaluation
+    return attrs.evolve(evaluation, gate=_gate(evaluation, recipe, own.directions, how))
 
 
 def _changes(recipe: Recipe, how: Measuring) -> dict[str, Any]:
@@ -143,16 +145,16 @@ def _measure(weights: Weights, recipe: Recipe, how: Measuring) -> Measured:
 
 
 def _numbers(measured: Measured, seed: int, how: Measuring) -> dict[str, Number]:
-    found = {PREFIX + name: Number(value=value) for name, value in measured.others.items()}
+    numbers = {PREFIX + name: Number(value=value) for name, value in measured.others.items()}
     for name, scores in measured.scores.items():
         low, high = scores.interval(seed, how.resamples) if how.resamples else (None, None)
-        found[PREFIX + name] = Number(value=scores.value, low=low, high=high)
-    return {name: number for name, number in found.items() if not math.isnan(number.value)}
+        numbers[PREFIX + name] = Number(value=scores.value, low=low, high=high)
+    return {name: number for name, number in numbers.items() if not math.isnan(number.value)}
 
 
 def _differences(own: Measured, theirs: Measured, seed: int, how: Measuring) -> dict[str, Number]:
     """Ours less theirs, of every number that both have; the interval draws the same rows for both."""
-    found = {
+    differences = {
         PREFIX + name: Number(value=own.others[name] - theirs.others[name])
         for name in own.others.keys() & theirs.others
     }
@@ -163,8 +165,8 @@ def _differences(own: Measured, theirs: Measured, seed: int, how: Measuring) -> 
             low, high = mine.difference_interval(other, seed, how.resamples)
         elif how.resamples:
             log.warning("no interval of a difference: other rows were dropped", metric=name)
-        found[PREFIX + name] = Number(value=mine.value - other.value, low=low, high=high)
-    return found
+        differences[PREFIX + name] = Number(value=mine.value - other.value, low=low, high=high)
+    return differences
 
 
 def _shared(own: Measured, theirs: Measured) -> Iterator[tuple[str, Scores]]:

@@ -71,16 +71,16 @@ def _checked(path: str | Path, step: int | None, best: bool, place: WeightsPlace
 
 
 def _of_step(run: Path, step: int) -> Path:
-    found = checkpoint.folder_of(run, step)
-    if (found / checkpoint.MANIFEST).is_file():
-        return found
+    folder = checkpoint.folder_of(run, step)
+    if (folder / checkpoint.MANIFEST).is_file():
+        return folder
     raise _absent(run, f"there is no checkpoint of step {step}")
 
 
 def _newest(run: Path) -> Path:
-    found = checkpoint.list_checkpoints(run)
-    if found:
-        return found[-1]
+    folders = checkpoint.list_checkpoints(run)
+    if folders:
+        return folders[-1]
     remedy = "Wait for its first checkpoint, or finish it with the command that began it."
     raise LuthierError("artifact-not-found", "the run has no artifact and no checkpoint yet", where=str(run),
                        remedy=remedy)  # fmt: skip
@@ -93,8 +93,8 @@ def _best(place: WeightsPlace, run: Path) -> Path:
         return _of_step(run, checkpoint.step_of(Path(recorded)))
     if place.record.get("state") == "completed":
         raise _absent(run, "no evaluation's checkpoint was kept as the best")
-    found = checkpoint.newest_checkpoint(run)
-    step = None if found is None else found[1]["tally"]["best_step"]
+    newest = checkpoint.newest_checkpoint(run)
+    step = None if newest is None else newest[1]["tally"]["best_step"]
     if step is None:
         raise _absent(run, "no evaluation has been the best yet")
     return _of_step(run, step)
