@@ -26,10 +26,16 @@ __all__ = [
 ]
 
 
+TAGS = ("dense-weights", "quantized-base")  # what each of them provides
+
+
 @hookimpl
 def luthier_quantizers() -> Iterable[QuantizerRecord]:
+    return [*_ternary_records(), *_uniform_records()]
+
+
+def _ternary_records() -> list[QuantizerRecord]:
     build = "luthier_bitnet.quantizer:TernaryQuantizer"
-    tags = ("dense-weights", "quantized-base")
     return [
         QuantizerRecord(
             name="ternary",
@@ -39,7 +45,7 @@ def luthier_quantizers() -> Iterable[QuantizerRecord]:
             bits=1.58,
             tolerance=0.6,
             trains=True,
-            provides=tags,
+            provides=TAGS,
         ),
         QuantizerRecord(
             name="bitnet",
@@ -50,8 +56,13 @@ def luthier_quantizers() -> Iterable[QuantizerRecord]:
             tolerance=0.6,
             trains=True,
             mergeable=False,
-            provides=tags,
+            provides=TAGS,
         ),
+    ]
+
+
+def _uniform_records() -> list[QuantizerRecord]:
+    return [
         QuantizerRecord(
             name="qat",
             summary="Linear weights trained to 8, 4, 2, 1.58 or 1 bits, by the scale, gradient and schedule of choice.",
@@ -60,7 +71,7 @@ def luthier_quantizers() -> Iterable[QuantizerRecord]:
             bits=4,
             tolerance=0.99,
             trains=True,
-            provides=tags,
+            provides=TAGS,
         ),
         QuantizerRecord(
             name="qat_activations",
@@ -71,7 +82,7 @@ def luthier_quantizers() -> Iterable[QuantizerRecord]:
             tolerance=0.99,
             trains=True,
             mergeable=False,
-            provides=tags,
+            provides=TAGS,
         ),
     ]
 

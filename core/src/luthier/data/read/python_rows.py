@@ -11,7 +11,10 @@ from luthier.data.read.row import Row, broken_row, faulty_row, row_of, unreadabl
 
 PLAIN: Final = frozenset((str, int, float, bool, type(None)))
 PART: Final = 1024  # rows of a table that are made Python's at a time
-REMEDY: Final = "Give a list of dicts, a Dataset or an IterableDataset, a DataFrame or an Arrow table; of a DatasetDict choose a split."
+REMEDY: Final = (
+    "Give a list of dicts, a Dataset or an IterableDataset, a DataFrame or an Arrow table; "
+    "of a DatasetDict choose a split."
+)
 
 
 def read_object(rows: Any, name: str) -> Iterator[Row]:

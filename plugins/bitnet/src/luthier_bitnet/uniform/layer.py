@@ -156,8 +156,8 @@ class UniformLinear(nn.Module):
                                remedy="Lower calibration_samples, or raise max_tokens_per_device.")  # fmt: skip
         places = torch.arange(how.samples, device=flat.device) * len(flat) // how.samples
         found = observe(flat[places].reshape(1, -1), how.levels, how.observer, how.percentile)
-        new = torch.cat([found.low[0], found.high[0]])
-        self.range = new if bool(self.range.isnan().any()) else how.decay * self.range + (1 - how.decay) * new
+        new, before = torch.cat([found.low[0], found.high[0]]), cast(Tensor, self.range)  # as states are rounded
+        self.range = new if bool(before.isnan().any()) else how.decay * before + (1 - how.decay) * new
         self.measured = self.phase.step
 
     def _fit(self, latent: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,7 +174,7 @@ class UniformLinear(nn.Module):
     def _learned_scale(self, rows: Tensor) -> Tensor:
         """The scale, whose gradient is made smaller by the root of the number of values times levels, as LSQ has it."""
         factor = 1 / (rows.shape[1] * self.levels.high) ** 0.5
-        scale = self.scale.abs().clamp(min=1e-8)[:, None]
+        scale = cast(nn.Parameter, self.scale).abs().clamp(min=1e-8)[:, None]  # it is there where it is learned
         return (scale - factor * scale).detach() + factor * scale
 
     def _noise(self, latent: Tensor) -> Tensor:
