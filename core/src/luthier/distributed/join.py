@@ -42,10 +42,7 @@ def join_world(settings: Distributed, device: str = "auto") -> World:
         return world
     if device_type(device) == "cuda":
         torch.cuda.set_device(world.local_rank)
-    missing = [name for name in NEEDED if not os.environ.get(name)]
-    if missing:
-        problem = f"WORLD_SIZE is {world.size}, and {', '.join(missing)} not set"
-        raise LuthierError("distributed-setup", problem, where="environment", remedy=LAUNCH)
+    _check_environment(world)
     backend, timeout = backend_for(settings.backend, device_type(device)), timedelta(seconds=settings.timeout)
     try:
         store, rank, size = next(rendezvous("env://", timeout=timeout))
@@ -59,6 +56,14 @@ def join_world(settings: Distributed, device: str = "auto") -> World:
     world = World.current()
     log.debug("joined", rank=world.rank, world_size=world.size, backend=world.backend)
     return world
+
+
+def _check_environment(world: World) -> None:
+    """Raise `distributed-setup` where a launcher has left out what processes need to find each other."""
+    missing = [name for name in NEEDED if not os.environ.get(name)]
+    if missing:
+        problem = f"WORLD_SIZE is {world.size}, and {', '.join(missing)} not set"
+        raise LuthierError("distributed-setup", problem, where="environment", remedy=LAUNCH)
 
 
 def describe_launch(world: World) -> dict[str, Any]:

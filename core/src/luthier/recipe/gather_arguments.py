@@ -88,7 +88,8 @@ def _without_unread(reading: Reading[Recipe], objects: Objects) -> Recipe:
         if name in reading.over:
             raise _second(name, f"nothing reads it: a loaded {keyword}", value)
         get_logger().info("recipe", note=f"{name} is dropped: a loaded {keyword} is given")
-        recipe = attrs.evolve(recipe, model=attrs.evolve(recipe.model, **{field: default}))
+        changes = dict([(field, default)])
+        recipe = attrs.evolve(recipe, model=attrs.evolve(recipe.model, **changes))
     return recipe
 
 

@@ -87,7 +87,7 @@ def held_out_data(data: Data, path: str) -> Data:
     return attrs.evolve(data, train=[source], validation=0.0, streaming=False)
 
 
-def set_up(weights: Weights, recipe: Recipe, *, separate: bool) -> tuple[Setup, TokenDataset]:
+def set_up_weights(weights: Weights, recipe: Recipe, *, separate: bool) -> tuple[Setup, TokenDataset]:
     """Return the model with its weights and the rows to measure: the recipe's own where they are `separate` from those
     that the run was trained on, else its validation rows."""
     decisions = Decisions(weights.place.record.get("decisions"), is_logged=False)
