@@ -95,7 +95,7 @@ ANSWERS: Final = {  # names of other tools that no single option stands for: wha
         f"early_stopping_{name}": f"Write callbacks: [{{name: early_stopping, {option}: ...}}]."
         for name, option in (("patience", "patience"), ("threshold", "min_delta"))
     },
-    "template": "The tokenizer's own chat template is used; data.chat_template is another: a file of Jinja, or its text.",
+    "template": "The tokenizer's own chat template is used; data.chat_template is another: Jinja, or a file of it.",
 }
 BETAS: Final = {"beta1": "beta1", "beta2": "beta2", "adam_beta1": "beta1", "adam_beta2": "beta2"}
 
