@@ -62,6 +62,14 @@ def light(tmp_path_factory):
     return _links(tmp_path_factory.mktemp("light"), names)
 
 
+@named(MEMBERS)
+def test_a_wheel_says_that_it_is_typed(member, wheels):
+    names = zipfile.ZipFile(wheels[member]).namelist()
+    packages = {name.partition("/")[0] for name in names if name.endswith("/__init__.py")}
+    assert packages
+    assert all(f"{package}/py.typed" in names for package in packages)  # PEP 561
+
+
 def _links(folder, names):
     """A folder of links to these entries of this environment's packages."""
     for name in names:

@@ -62,11 +62,7 @@ def prepare_data(
     `given` and `given_validation` are rows in Python or `datasets` objects in the place of the recipe's sources.
     `wanted` is what the loss asks of them.
     """
-    check_policy(data)
-    check_shares(data.train, streaming=data.streaming)
-    if isinstance(data.validation, list) and is_mixed(data.validation):
-        problem, remedy = "share and repeat are for training rows", "Leave them out."
-        raise LuthierError("recipe-conflict", problem, where="data.validation", remedy=remedy)
+    _check_settings(data)
     if data.streaming:  # its own tokenizer, for another thread may read it
         return _streamed(data, Maker.of(data, copy.deepcopy(tokenizer)), wanted, given, given_validation, progress)
     maker, telling = Maker.of(data, tokenizer), data.cache
@@ -86,6 +82,15 @@ def prepare_data(
         if place is not None:
             place.write(sets)
     return _prepared(*sets, maker)
+
+
+def _check_settings(data: Data) -> None:
+    """Raise for settings of bad rows, or of shares of sources, that contradict each other."""
+    check_policy(data)
+    check_shares(data.train, streaming=data.streaming)
+    if isinstance(data.validation, list) and is_mixed(data.validation):
+        problem, remedy = "share and repeat are for training rows", "Leave them out."
+        raise LuthierError("recipe-conflict", problem, where="data.validation", remedy=remedy)
 
 
 def _streamed(
