@@ -193,6 +193,11 @@ CODES: Final[dict[str, Code]] = {
 }
 
 
+TOLD: Final = 20  # errors of one input that are told at once
+NAME: Final = 100  # characters of the longest name that is looked for among others: the search is quadratic
+PLACE: Final = 1000  # characters of a place that are shown
+
+
 class LuthierError(Exception):
     """What a user did or met, with `code`, `where`, `found` and `remedy` as attributes.
 
@@ -216,7 +221,7 @@ class LuthierError(Exception):
     @property
     def line(self) -> str:
         """The place, the problem and what was found, without code and remedy."""
-        place = f"{self.where}: " if self.where else ""
+        place = f"{self.where if len(self.where) <= PLACE else self.where[:PLACE] + '…'}: " if self.where else ""
         value = "" if self.found is None else f" (found {show_value(self.found)})"
         return f"{place}{self.problem}{value}"
 
@@ -251,9 +256,11 @@ class LuthierError(Exception):
 def join_errors(errors: Sequence[LuthierError]) -> LuthierError:
     """One error that tells all of these, in their order; there is at least one."""
     flat = [single for error in errors for single in (error, *error.also)]
-    first = flat[0]
+    first, also = flat[0], [_alone(error) for error in flat[1:TOLD]]
+    if len(flat) > TOLD:
+        also.append(LuthierError(first.code, f"and {len(flat) - TOLD:,} more", remedy="Correct these first."))
     return LuthierError(first.code, first.problem, where=first.where, found=first.found, remedy=first.remedy,
-                        also=[_alone(error) for error in flat[1:]])  # fmt: skip
+                        also=also)  # fmt: skip
 
 
 def _alone(error: LuthierError) -> LuthierError:
@@ -286,7 +293,7 @@ def show_value(value: object, limit: int = 80) -> str:
 def suggest_nearest(name: str, known: Iterable[str]) -> str:
     """A hint such as ` Did you mean 'r'?`, or the known names when none is near; empty when there are none."""
     names = sorted(set(known))
-    near = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
+    near = difflib.get_close_matches(name, names, n=2, cutoff=0.6) if len(name) <= NAME else []
     if near:
         return "Did you mean " + " or ".join(repr(n) for n in near) + "?"
     return f"Known: {', '.join(names)}." if names else ""

@@ -15,13 +15,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from luthier.checkpoint.format import FORMAT
 from luthier.disk import digest_file, digest_text, is_full, is_intact, settle_folder, sync_path
 from luthier.errors import LuthierError, refuse_newer
+from luthier.logs import get_logger
 from luthier.runs.writing import save_requests as requests
 
+if TYPE_CHECKING:
+    from luthier.runs.writing.target import Place
+
+log = get_logger()
 MANIFEST: Final = "manifest.json"
 FOLDER: Final = "checkpoints"
 ASIDE: Final = "set-aside"
@@ -189,6 +194,16 @@ def newest_checkpoint(run_folder: Path) -> tuple[Path, dict[str, Any], list[Luth
     if damaged:
         problem, remedy = f"{damaged[0].problem}, and no other is whole", "Start anew with --fresh."
         raise LuthierError("checkpoint-corrupt", problem, where=damaged[0].where, remedy=remedy)
+    return None
+
+
+def find_orphan(place: Place) -> Path | None:
+    """The newest checkpoint of a run whose run.json is lost, by which the run goes on; None for any other run."""
+    for folder in reversed(known_checkpoints(place.folder)) if place.record is None else ():
+        with contextlib.suppress(LuthierError):
+            read_manifest(folder)
+            log.warning("run.json is missing: the run goes on from its checkpoint", checkpoint=str(folder))
+            return folder
     return None
 
 

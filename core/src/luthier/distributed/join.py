@@ -36,6 +36,10 @@ def join_world(settings: Distributed, device: str = "auto") -> World:
     """
     follow_launcher()
     world = World.current()
+    if world.rank >= world.size:
+        problem = f"RANK is {world.rank}, and WORLD_SIZE is {os.environ.get('WORLD_SIZE') or 'not set'}"
+        remedy = f"Unset RANK. {LAUNCH}"
+        raise LuthierError("distributed-setup", problem, where="environment", remedy=remedy)
     if world.size == 1 or dist.is_initialized():
         if world.size == 1:
             _refuse_alone(settings, device)

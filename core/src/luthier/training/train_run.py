@@ -134,7 +134,7 @@ def _record(
         **record_environment(str(assembled.setup.device)),
     }
     began = {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seed": recipe.seed}
-    old, changed = place.record, place.changed
+    old, changed, resume = place.record, place.changed, resume or checkpoint.find_orphan(place)
     record = {**began, **now} if old is None else changes.continue_record(old, now, allowed, place.folder, changed)
     if resume is not None:
         found = changes.find_changes(checkpoint.require_checkpoint(resume), changes.list_belongings(recipe, record))

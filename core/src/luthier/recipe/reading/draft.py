@@ -135,8 +135,9 @@ class Draft:
         if entry.steps == ("data", "validation") and known is not None:
             self.notes.append(f"{entry.label}: replaces the data.validation that is given before it")
         node[key] = entry.value
-        for steps in [s for s in self.origins if s[: len(entry.steps)] == entry.steps]:
-            del self.origins[steps]
+        if known is not None:
+            for steps in [s for s in self.origins if s[: len(entry.steps)] == entry.steps]:
+                del self.origins[steps]
         self.origins[entry.steps] = entry
 
     def _descend(self, entry: Entry, above: list[str]) -> Any:

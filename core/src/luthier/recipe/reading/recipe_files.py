@@ -18,6 +18,13 @@ TOML_TABLE: Final = re.compile(r"""\s*(\[\[?)\s*([\w.\-"' ]+?)\s*\]\]?\s*(#.*)?"
 TOML_PLACE: Final = re.compile(r"\(at (?:line (\d+), column \d+|end of document)\)")
 
 
+LARGEST: Final = 2**20  # bytes of a recipe
+DEEPEST: Final = 32  # mappings and lists inside each other
+LONGEST: Final = 256  # characters of a key
+TOO_DEEP: Final = f"nested more than {DEEPEST} deep, which no recipe is"
+TOML_DEEP: Final = re.compile(rf"(?m)^[ \t\[]*(?:[\w\-\"']+[ \t]*\.[ \t]*){{{DEEPEST},}}")
+
+
 def find_file(path: Path) -> Path:
     """The recipe file that a path means: itself, or the resolved recipe in a run's folder."""
     return path / "recipe.yaml" if (path / "recipe.yaml").is_file() else path
@@ -37,13 +44,34 @@ def read_recipe_file(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], 
     tree, lines = reader(_text(path), str(path))
     if not isinstance(tree, dict):
         raise LuthierError("recipe-syntax", "a recipe is a mapping of options", where=str(path), found=tree)
+    _check_extent(tree, str(path))
     _refuse_surrogates(tree, str(path))
     return tree, {steps: f"{path}:{line}" for steps, line in lines.items()} | {(): str(path)}
 
 
+def _check_extent(tree: Any, name: str) -> None:
+    """Raise `recipe-syntax` for a tree that is deeper, or a key that is longer, than any recipe's."""
+    waiting = [(tree, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise LuthierError("recipe-syntax", TOO_DEEP, where=name)
+        for key in value if isinstance(value, dict) else ():
+            if isinstance(key, str) and len(key) > LONGEST:
+                problem = f"a key of {len(key):,} characters, and {LONGEST} are the most"
+                raise LuthierError("recipe-syntax", problem, where=name, found=key)
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        waiting += [(child, depth + 1) for child in inner if isinstance(child, (dict, list))]
+
+
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            held = file.read(LARGEST + 1)
+        if len(held) > LARGEST:
+            problem, remedy = f"larger than {LARGEST:,} bytes, which no recipe is", "Name the recipe, not its data."
+            raise LuthierError("recipe-syntax", problem, where=str(path), remedy=remedy)
+        return held.decode("utf-8-sig")
     except OSError as error:
         raise LuthierError("recipe-not-found", f"cannot be read: {error.strerror}", where=str(path)) from None
     except UnicodeDecodeError as error:
@@ -94,6 +122,9 @@ def _json_lines(text: str, name: str, *, strict: bool) -> Lines:
 
 
 def _read_toml(text: str, name: str) -> tuple[Any, Lines]:
+    deep = TOML_DEEP.search(text)
+    if deep:
+        raise LuthierError("recipe-syntax", TOO_DEEP, where=f"{name}:{text.count(chr(10), 0, deep.start()) + 1}")
     try:
         return tomllib.loads(text), _toml_lines(text)
     except tomllib.TOMLDecodeError as error:

@@ -123,7 +123,8 @@ def _children(entry: Entry, value: Mapping[str, Any]) -> list[Entry]:
 
 def _changed(entry: Entry, value: Any) -> list[Entry] | None:
     """The entry with another value; None where it is the same, so that expansion ends."""
-    return None if type(value) is type(entry.value) and value == entry.value else [attrs.evolve(entry, value=value)]
+    same = value is entry.value or (type(value) is type(entry.value) and value == entry.value)  # NaN equals nothing
+    return None if same else [attrs.evolve(entry, value=value)]
 
 
 def _is_text(value: Any) -> bool:

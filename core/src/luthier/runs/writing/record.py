@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -31,12 +32,24 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        remedy = "Restore the file, or choose another folder."
-        raise LuthierError(
-            "run-not-found", f"{RECORD} is damaged: {error}", where=str(folder), remedy=remedy
-        ) from error
+        found = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(folder, str(error)) from error
+    if not isinstance(found, dict):
+        raise _damaged(folder, f"an object is expected, and this is a {type(found).__name__}")
+    return found
+
+
+def _damaged(folder: Path, problem: str) -> LuthierError:
+    remedy = "Restore the file, or remove it where the run's checkpoints are whole: the run then goes on from these."
+    return LuthierError("run-not-found", f"{RECORD} is damaged: {problem}", where=str(folder), remedy=remedy)
+
+
+def require_entries(folder: Path, record: dict[str, Any], names: Iterable[str]) -> None:
+    """Raise `run-not-found` where a run's record lacks what its writer always writes."""
+    missing = [name for name in names if not isinstance(record.get(name), str)]
+    if missing:
+        raise _damaged(folder, f"it has no {' and no '.join(missing)}")
 
 
 def write_record(folder: Path, record: dict[str, Any], **changes: Any) -> None:

@@ -12,9 +12,9 @@ import attrs
 from luthier.errors import LuthierError
 from luthier.recipe import recipe_hash
 from luthier.recipe.writing import determining_settings
-from luthier.runs.run_folder import free_folder, read_folder
+from luthier.runs.run_folder import CHECKPOINTS, free_folder, read_folder
 from luthier.runs.writing import differences as changes
-from luthier.runs.writing.record import RECIPE, RECORD, read_record
+from luthier.runs.writing.record import RECIPE, RECORD, read_record, require_entries
 from luthier.runs.writing.save_requests import ASKED
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from luthier.recipe.objects import Objects
 
 OURS = {"lock", "log.jsonl", RECIPE, "metrics.jsonl", ASKED}  # what may lie there before run.json does
+KEPT = {CHECKPOINTS, "constants", "set-aside"}  # what a run can go on with, without its run.json
 
 
 @attrs.frozen(kw_only=True)
@@ -54,6 +55,7 @@ def find_place(recipe: Recipe, objects: Objects, *, fresh: bool, allowed: frozen
     if record is None:
         _refuse_strangers(folder)
         return Place(folder=folder)
+    require_entries(folder, record, ("recipe_hash", "run_id", "state"))
     changed = record["recipe_hash"] != recipe_hash(recipe) and _differs(recipe, folder, record, allowed)
     return Place(folder=folder, record=record, done=record["state"] == "completed" and not changed, changed=changed)
 
@@ -105,7 +107,9 @@ def _refuse_strangers(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise LuthierError("run-folder-other", "there is a file of this name", where=str(folder))
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    strangers = [name for name in names if name not in OURS and not name.startswith(f".{RECORD}.")]
+    whole = any((folder / CHECKPOINTS).glob("step-*/manifest.json"))  # of a run that has lost its run.json
+    ours = OURS | (KEPT if whole else set())
+    strangers = [name for name in names if name not in ours and not name.startswith(f".{RECORD}.")]
     if strangers:
         problem = f"the folder holds other files: {', '.join(sorted(strangers)[:3])}"
         raise LuthierError("run-folder-other", problem, where=str(folder))

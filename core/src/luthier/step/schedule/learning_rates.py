@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import typing
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from luthier.errors import LuthierError, suggest_nearest
+from luthier.plugins.structure import structure_value
 
 Shape = Callable[..., float]
 
@@ -35,12 +38,25 @@ def schedule_rates(name: str, peak: float, total: int, warmup: int, settings: di
     torch's (`torch.optim.lr_scheduler`), run once on a dummy parameter. As in transformers the first warm-up step has
     rate 0. Raises `recipe-out-of-range` for an unknown name and `recipe-unknown-option` for an unknown setting.
     """
-    if name not in OWN:
-        return list(itertools.islice(_foreign(name, peak, total, warmup, settings), total))
-    shape, settings = _own(name, peak, warmup, settings)
-    length = max(total - warmup, 1)
-    ramp = [peak * step / max(warmup, 1) for step in range(min(warmup, total))]
-    return ramp + [peak * shape(step, length, **settings) for step in range(total - len(ramp))]
+    with _computed(name):
+        if name not in OWN:
+            return list(itertools.islice(_foreign(name, peak, total, warmup, settings), total))
+        shape, settings = _own(name, peak, warmup, settings)
+        length = max(total - warmup, 1)
+        ramp = [peak * step / max(warmup, 1) for step in range(min(warmup, total))]
+        return ramp + [peak * shape(step, length, **settings) for step in range(total - len(ramp))]
+
+
+@contextmanager
+def _computed(name: str) -> Iterator[None]:
+    """Raise `recipe-out-of-range` for whatever a schedule's settings make its arithmetic, or its library's, raise."""
+    try:
+        yield
+    except LuthierError:
+        raise
+    except Exception as error:
+        problem = f"{name} cannot be computed with these: {type(error).__name__}: {error}"
+        raise LuthierError("recipe-out-of-range", problem, where="lr_scheduler_kwargs") from error
 
 
 def endless_rates(name: str, peak: float, warmup: int, settings: dict[str, Any]) -> Iterator[float]:
@@ -78,6 +94,8 @@ def _own(name: str, peak: float, warmup: int, settings: dict[str, Any]) -> tuple
     if name == "one_cycle" and warmup:
         raise LuthierError("recipe-conflict", "one_cycle has its own warm-up", where="warmup_steps",
                            remedy="Use lr_scheduler_kwargs.pct_start.")  # fmt: skip
+    hints = typing.get_type_hints(shape)
+    settings = {n: structure_value(v, hints[n], f"lr_scheduler_kwargs.{n}") for n, v in settings.items()}
     if "min_lr" in settings:
         settings = {**settings, "min_lr": settings["min_lr"] / peak if peak else 0.0}
     return shape, settings
