@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from luthier.data.read.columns import column_mapper
 from luthier.data.read.hub import HUB_NAME, read_hub
 from luthier.data.read.jsonfiles import read_json, read_jsonl
 from luthier.data.read.python_rows import read_object
+from luthier.data.read.remote_files import find_remote, is_address
 from luthier.data.read.row import Row, unreadable_row
 from luthier.data.read.row_limit import limit_row
 from luthier.data.read.table_files import read_csv, read_parquet, read_tsv
@@ -76,11 +77,13 @@ def file_kind(path: Path) -> str:
 
 
 def find_files(pattern: str) -> list[Path]:
-    """The files of a path or glob, sorted; none where the text can only be a hub dataset's name.
+    """The files of a path, glob or address, sorted; none where the text can only be a hub dataset's name.
 
     `$NAME` and `~` are expanded. Raises `data-not-found` without touching the network where it cannot be a hub name.
     """
-    expanded = os.path.expanduser(os.path.expandvars(pattern))
+    if is_address(pattern):
+        return cast(list[Path], find_remote(pattern))  # which readers open, name and print as they do paths
+    expanded = os.path.expanduser(os.path.expandvars(pattern.removeprefix("file://")))
     path = Path(expanded)
     if os.path.exists(path):
         return [path]

@@ -9,6 +9,7 @@ from typing import Any
 
 from luthier.data.read import row_limit
 from luthier.data.read.added_nulls import clean_row
+from luthier.data.read.remote_files import RemoteFile
 from luthier.data.read.row import Row, broken_row, faulty_row, unreadable_row
 from luthier.data.read.textfiles import read_bytes, read_lines
 from luthier.errors import LuthierError
@@ -49,6 +50,10 @@ def _next_fields(reader: Any, path: Path) -> list[str] | None:
         csv.field_size_limit(before)
 
 
+def _parquet_source(path: Path) -> Any:
+    return path.open("rb") if isinstance(path, RemoteFile) else str(path)
+
+
 def read_parquet(path: Path) -> Iterator[Row]:
     """Rows by number from 1, a batch in memory at a time."""
     try:
@@ -58,7 +63,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
         raise LuthierError(
             "dependency-missing", "Parquet needs pyarrow", where=str(path), remedy="Run: pip install pyarrow"
         ) from None
-    source = pyarrow.BufferReader(read_bytes(path)) if path.suffix == ".gz" else str(path)
+    source = pyarrow.BufferReader(read_bytes(path)) if path.suffix == ".gz" else _parquet_source(path)
     number = 1
     try:
         with pyarrow.parquet.ParquetFile(source, page_checksum_verification=True) as file:

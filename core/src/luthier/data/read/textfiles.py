@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from luthier.data.read import row_limit
+from luthier.data.read.remote_files import RemoteFile
 from luthier.data.read.row import Row, unreadable_row
 
 BOM = b"\xef\xbb\xbf"
@@ -20,6 +21,8 @@ CHATML_START, CHATML_END = "<|im_start|>", "<|im_end|>"
 def open_bytes(path: Path) -> BinaryIO:
     """The file's bytes, unpacked where its name ends in .gz."""
     try:
+        if isinstance(path, RemoteFile) and path.suffix == ".gz":
+            return cast(BinaryIO, gzip.GzipFile(fileobj=path.open()))
         return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
     except OSError as error:
         raise unreadable_row(str(path), f"the file cannot be opened: {error.strerror or error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -56,7 +57,7 @@ def make_supplies(sources: Sequence[Source], given: Any, name: str, text_unit: s
         files = find_files(source.path)
         if not telling:
             supplies.append(Supply(source=source, text_unit=text_unit))
-        elif files and all(path.is_file() for path in files):
+        elif files and all(isinstance(path, Path) and path.is_file() for path in files):
             content = [[str(path), file_hash(path)] for path in files]
             size = sum(path.stat().st_size for path in files)
             supplies.append(Supply(source=source, text_unit=text_unit, content=content, size=size))

@@ -15,6 +15,7 @@ from luthier.data.read.columns import column_mapper
 from luthier.data.read.content_hash import SIZE
 from luthier.data.read.hub import read_hub
 from luthier.data.read.python_rows import gives_once, read_object
+from luthier.data.read.remote_files import RemoteFile
 from luthier.data.read.row import Row
 from luthier.data.read.row_limit import limit_row
 from luthier.data.read.sources import find_files, read_rows
@@ -69,6 +70,8 @@ def _reader(files: Sequence[Path], text_unit: str) -> Callable[[], Iterator[Row]
 
 def _mark(path: Path) -> list[Any]:
     """A file's name and size, and a hash of both its ends."""
+    if isinstance(path, RemoteFile):
+        return list(path.mark)
     size = path.stat().st_size
     with path.open("rb") as file:
         ends = file.read(ENDS)
