@@ -106,6 +106,9 @@ def _content(raw: object, place: str, optional: bool) -> str:
 def _part(part: object, place: str) -> str:
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return part["text"]
+    if isinstance(part, dict) and part.get("type") == "text":
+        held = ", ".join(repr(key) for key in part if key != "type") or "nothing"
+        raise broken_row(f"the text of a part stands under 'text', and this one has {held}", part, place)
     raise broken_row("only text parts can be trained on", part, place)
 
 

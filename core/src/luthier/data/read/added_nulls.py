@@ -17,7 +17,7 @@ def make_cleaner(rows: Iterable[Any]) -> Clean:
     module = type(rows).__module__.partition(".")[0]
     if module == "datasets":
         return _of_features(getattr(rows, "features", None))
-    return {"pyarrow": clean_row, "pandas": _clean_frame_row}.get(module, _as_it_is)
+    return {"pyarrow": clean_row, "polars": clean_row, "pandas": _clean_frame_row}.get(module, _as_it_is)
 
 
 def clean_row(row: dict[str, Any]) -> dict[str, Any]:

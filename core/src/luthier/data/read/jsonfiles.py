@@ -47,9 +47,36 @@ def reason(error: ValueError) -> str:
 
 def read_jsonl(path: Path) -> Iterator[Row]:
     """One object a line; blank lines are skipped."""
+    first = ""
     for number, line in read_lines(path):
         if text := line.strip():
+            if not first and text[0] in "[{":
+                _check_lines(text, f"{path}:{number}")
+            first = first or text
             yield parse_row(text, f"{path}:{number}")
+
+
+def _check_lines(first: str, where: str) -> None:
+    """Raise `data-unreadable` where the first line shows a JSON file under the name of JSON lines."""
+    try:
+        value = parse_json(first)[0]
+    except ValueError:
+        value = None
+    begun = first.rstrip() in ("[", "{") or (first[0] == "[" and value is None)
+    rows = isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
+    if not begun and not (rows and not _is_message(value[0])):
+        return
+    what = "an array" if first[0] == "[" else "an object over several lines"
+    name = where.rpartition(":")[0]
+    suffix = next(s for s in (".jsonl", ".ndjson", "") if s in name)
+    problem = f"the file is {what} in JSON, and its name says one object a line"
+    renamed = name.replace(suffix, ".json") if suffix else f"{name}.json"
+    raise unreadable_row(where, problem, first[:40], f"Rename it to {renamed}.")
+
+
+def _is_message(value: dict[str, Any]) -> bool:
+    """Whether an object is a message: a line of these alone is a row that lacks its column."""
+    return "role" in value or "from" in value
 
 
 def parse_row(text: str, where: str) -> Row:

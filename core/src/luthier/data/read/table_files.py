@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from luthier.data.read import row_limit
 from luthier.data.read.added_nulls import clean_row
@@ -13,6 +14,9 @@ from luthier.data.read.remote_files import RemoteFile
 from luthier.data.read.row import Row, broken_row, faulty_row, unreadable_row
 from luthier.data.read.textfiles import read_bytes, read_lines
 from luthier.errors import LuthierError
+
+MARKS: Final = (";", "\t", "|", ",")  # that part columns
+NAME: Final = re.compile(r"[^\W\d][\w .-]{0,40}")  # of a column
 
 
 def read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
@@ -22,6 +26,7 @@ def read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
     header = _next_fields(reader, path)
     if header is None:
         return
+    _check_delimiter(header, delimiter, path)
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
         raise unreadable_row(f"{path}:1", "two columns have one name", repeated)
@@ -33,6 +38,17 @@ def read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
         elif fields:
             yield Row(dict(zip(header, fields, strict=True)), f"{path}:{first}")
         first = reader.line_num + 1
+
+
+def _check_delimiter(header: list[str], delimiter: str, path: Path) -> None:
+    """Raise `data-unreadable` where the header is one column only because another character parts its names."""
+    likely = max((mark for mark in MARKS if mark != delimiter), key="".join(header).count)
+    parts = header[0].split(likely) if len(header) == 1 else []
+    if len(parts) < 2 or not all(NAME.fullmatch(part.strip().strip('"')) for part in parts):
+        return
+    problem = f"the header is one column; its names are parted by {likely!r}, and {path.suffix} by {delimiter!r}"
+    remedy = "Name the file .tsv." if likely == "\t" else f"Write it again with {delimiter!r} between its columns."
+    raise unreadable_row(f"{path}:1", problem, header[0], remedy)
 
 
 def read_tsv(path: Path) -> Iterator[Row]:

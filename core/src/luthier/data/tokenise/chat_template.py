@@ -119,8 +119,13 @@ class ChatTemplate:
         """Whether the template takes a call's arguments as JSON text only, as DeepSeek's do."""
         return not self._calls({"a": 1}) and self._calls('{"a": 1}')
 
+    @functools.cached_property
+    def writes_calls(self) -> bool:
+        """Whether it writes the calls of an answer in one way or the other."""
+        return self._calls({"a": 1}) or self._calls('{"a": 1}')
+
     def _calls(self, arguments: Any) -> bool:
-        call = {"type": "function", "function": {"name": PROBE, "arguments": arguments}}
+        call = {"type": "function", "function": {"name": PROBE, "arguments": arguments}, "id": "abcdefgh1"}
         return self._writes({"role": "assistant", "content": "", "tool_calls": [call]})
 
     @functools.cached_property
@@ -162,7 +167,7 @@ def load_template(tokenizer: Any, chat_template: str | None = None, settings: Se
 
     `settings` are variables that it is given.
     """
-    given = None if chat_template is None else template_text(chat_template)
+    given = _chosen_text(tokenizer, chat_template)
     if given is None and not tokenizer.chat_template:
         return None
     tail, closing, prompts = _probe(tokenizer, given, settings)
@@ -183,6 +188,21 @@ def load_template(tokenizer: Any, chat_template: str | None = None, settings: Se
         settings=settings,
         specials=tuple(sorted({*tokenizer.all_special_tokens, *_added(tokenizer, True)}, key=len, reverse=True)),
     )
+
+
+def _chosen_text(tokenizer: Any, chat_template: str | None) -> str | None:
+    """The Jinja text that is asked for, by name where the tokenizer has several; None for the tokenizer's own."""
+    held = tokenizer.chat_template
+    if isinstance(held, list):  # as files of tokenizers hold them
+        held = tokenizer.chat_template = {entry["name"]: entry["template"] for entry in held}
+    named = held if isinstance(held, dict) else {}
+    if chat_template is not None:
+        return named[chat_template] if chat_template in named else template_text(chat_template)
+    if named and "default" not in named:
+        problem = f"the tokenizer has chat templates named {', '.join(named)}, and none named default"
+        remedy = f"Name the one to use: data.chat_template: {next(iter(named))}."
+        raise LuthierError("template-missing", problem, where="data.chat_template", remedy=remedy)
+    return None
 
 
 def render_prompt(tokenizer: Any, messages: Messages) -> str:
@@ -261,7 +281,7 @@ def _guarded(render: Any) -> Any:
     except Exception as error:  # a template may compute anything, and so raise anything
         reason = str(error) if isinstance(error, jinja2.TemplateError) and str(error) else _typed(error)
         problem = f"the chat template refuses this conversation: {reason}"
-        raise LuthierError("data-row", problem, remedy="Change the row's roles, or the template.") from None
+        raise LuthierError("data-row", problem, remedy="Change the row, or use a template that takes it.") from None
 
 
 def _typed(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import Any
 
 import attrs
@@ -52,7 +53,7 @@ def render_conversation(form: Conversation, template: ChatTemplate, everything: 
         made, foreign = _rendered(given, template, everything)
         lost = _find_lost(given, template, [text.text for text in made], everything)
     except LuthierError as error:
-        raise error.at(form.where) from None
+        raise _at_message(error, form, template).at(form.where) from None
     last = last_answer(form)
     kept = (*foreign, *(part for part in lost if part.index <= last))
     behind = ("trailing",) * (len(kept) < len(foreign) + len(lost))
@@ -120,7 +121,10 @@ def find_turn(
     spans = _tagged(messages, index, tools, template) if template.tagged else []
     start = spans[0][0] if spans else _start(messages, index, tools, template, text, prompt)
     if not _contains(text[start:], message):
-        raise _unprovable(f"it does not write the text of messages[{index}] as it is", text[start : start + 200])
+        problem = f"it does not write the text of messages[{index}] as it is"
+        if message.get("tool_calls") and not template.writes_calls:
+            problem = f"it writes no tool calls, and messages[{index}] has some"
+        raise _unprovable(problem, text[start : start + 200])
     limit = len(text)
     if spans and not text[spans[-1][1] :].lstrip().startswith(template.closing.lstrip() or template.stop):
         limit = spans[-1][1]  # the tags end the answer, stop token included
@@ -236,3 +240,25 @@ def _with_spans(made: Rendered, turns: list[Turn], template: ChatTemplate) -> Re
 
 def _unprovable(problem: str, found: str) -> LuthierError:
     return LuthierError("template-unprovable", f"the chat template cannot be trained on: {problem}", found=found)
+
+
+def _at_message(error: LuthierError, form: Conversation, template: ChatTemplate) -> LuthierError:
+    """A refusal of the template with the first message that it is said of, and the id of a call that it may mean."""
+    if error.code != "data-row":
+        return error
+    for end in range(1, len(form.messages) + 1):
+        try:
+            template.render([_bare(message, template) for message in form.messages[:end]], form.tools)
+        except LuthierError as early:
+            if early.problem == error.problem:
+                break
+    else:
+        return error
+    ids = _call_ids(form.messages[end - 1]) if re.search(r"\bids?\b", error.problem, re.IGNORECASE) else ""
+    problem = f"{error.problem} (from messages[{end - 1}] on, role {form.messages[end - 1]['role']}{ids})"
+    return LuthierError(error.code, problem, found=error.found, remedy=error.remedy)
+
+
+def _call_ids(message: dict[str, Any]) -> str:
+    ids = [call.get("id") for call in message.get("tool_calls", ())] or [message.get("tool_call_id")]
+    return f", id {', '.join('none' if one is None else repr(one) for one in ids)}"
