@@ -36,8 +36,8 @@ def options(there, **more):
 
 
 def submitted(manager, there, rows, given=None, **more):
-    recipe = {"model": "demo", "data": str(rows), "adapter": "lora", "provider": options(there, **(given or {}))}
-    return manager.submit_sync(recipe, **more)
+    recipe = {"data": str(rows), "adapter": "lora", "provider": options(there, **(given or {}))}
+    return manager.submit_sync(recipe, **{"model": "demo", **more})
 
 
 def asked(there, act, **more):
@@ -45,6 +45,16 @@ def asked(there, act, **more):
     return asyncio.run(act(part))
 
 
+def test_a_start_whose_answer_is_lost_makes_one_run_and_why_it_failed_is_told(manager, there, rows, tmp_path):
+    there.cut = 1
+    job = submitted(manager, there, rows, model=str(tmp_path / "no-model"))
+    ended = manager.wait_sync(job.id, timeout=300)
+    assert ended.state == JobState.FAILED and "no-model" in ended.reason
+    assert [path.name for path in (there.home / "luthier-jobs").iterdir()] == [job.id]
+    assert sum("worker_desk start" in line for line in there.lines) == 1
+
+
+@pytest.mark.slow
 def test_a_run_over_there_is_made_once_followed_and_its_adapter_loads_here(manager, there, rows, tmp_path):
     there.cut = 1  # the answer to the start is lost
     job = submitted(manager, there, rows, max_steps=2)
