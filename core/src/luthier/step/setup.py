@@ -21,6 +21,7 @@ from luthier.distributed.spread import Spread
 from luthier.distributed.world import World
 from luthier.hardware.process_settings import Process
 from luthier.model.operations.install_operations import Installed
+from luthier.plugins.contracts.protocols import Adapter, Loss, Optimizer, Quantizer
 from luthier.plugins.contracts.values import Context, Multipliers, Progress
 from luthier.precision.dtypes import Precision
 from luthier.runs.writing.decisions import Decisions
@@ -59,10 +60,10 @@ class Setup:
     recipe: Recipe
     model: Any
     tokenizer: Any
-    adapter: Any
-    loss: Any
-    optimizer_part: Any
-    quantizer: Any
+    adapter: Adapter
+    loss: Loss
+    optimizer_part: Optimizer
+    quantizer: Quantizer
     step: Step
     context: Context
     optimizer: torch.optim.Optimizer
