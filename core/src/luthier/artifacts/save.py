@@ -18,17 +18,18 @@ from luthier.model.attention import ordinary_attention
 from luthier.model.load import quiet
 from luthier.model.weights.dense_files import Files, save_model
 from luthier.model.weights.quantized import QUANTIZED
+from luthier.plugins.contracts.protocols import Adapter, Quantizer
 from luthier.recipe.checks.soundness import unmergeable_part
 from luthier.step.context import ContextSources, context_for
 
 
-def artifact_name(adapter: Any) -> str:
+def artifact_name(adapter: Adapter) -> str:
     """The folder that an adapter's `save` fills: `adapter`, or `model` for one that is a whole model."""
     return getattr(adapter, "artifact", "adapter")
 
 
 def save_adapter(
-    model: Any, tokenizer: Any, adapter: Any, folder: Path, note: dict[str, Any], quantizer: Any = None
+    model: Any, tokenizer: Any, adapter: Adapter, folder: Path, note: dict[str, Any], quantizer: Any = None
 ) -> Path:
     """What `adapter.save` writes, with the tokenizer, checked by reading it back."""
     is_model = artifact_name(adapter) == "model"
@@ -48,7 +49,9 @@ def save_adapter(
     return write_artifact(folder, write, {**note, "artifact": QUANTIZED if is_trained else artifact_name(adapter)})
 
 
-def save_merged(model: Any, tokenizer: Any, adapter: Any, quantizer: Any, folder: Path, note: dict[str, Any]) -> Path:
+def save_merged(
+    model: Any, tokenizer: Any, adapter: Adapter, quantizer: Quantizer, folder: Path, note: dict[str, Any]
+) -> Path:
     """A dense model in plain transformers' layout, checked by loading it there. The live model stays as it is.
 
     `adapter` None: the model has none. Raises `artifact-unmergeable` where a part cannot be merged.
@@ -68,7 +71,7 @@ def save_merged(model: Any, tokenizer: Any, adapter: Any, quantizer: Any, folder
     return write_artifact(folder, write, {**note, "artifact": "model"})
 
 
-def merged_copy(model: Any, adapter: Any, quantizer: Any) -> Any:
+def merged_copy(model: Any, adapter: Adapter, quantizer: Quantizer) -> Any:
     """A copy of the model in plain dense layers, the adapter folded in."""
     model, adapter = copy.deepcopy((model, adapter))
     plain = _skeleton(model)

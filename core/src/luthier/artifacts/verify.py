@@ -20,7 +20,7 @@ from luthier.step.opened import names_everything, open_adapter, read_trained
 LENGTH = 16
 
 
-def check_adapter(model: Any, adapter: Any, folder: Path, note: Mapping[str, Any]) -> None:
+def check_adapter(model: Any, adapter: Adapter, folder: Path, note: Mapping[str, Any]) -> None:
     """Raise `artifact-mismatch` where a fresh adapter with these files, on a fresh base, has other outputs.
 
     Where the base or a part is an object from Python, which no note can bring back, the files go into a copy of the

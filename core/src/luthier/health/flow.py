@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from luthier.model.weights.shard_tensors import whole_tensor
+from luthier.plugins.contracts.protocols import Adapter
 
 LAYER: Final = re.compile(
     r"(?:^|\.)((?:[A-Za-z_]\w*)\.\d+)(?:\.|$)"
@@ -39,7 +40,7 @@ class Flow:
 class FlowMeter:
     """The weights as they stood before a step, copied to the host: `measure` compares."""
 
-    def __init__(self, adapter: Any) -> None:
+    def __init__(self, adapter: Adapter) -> None:
         self.named = [pair for group in adapter.groups() for pair in zip(group.names, group.parameters, strict=True)]
         self.before = [parameter.detach().to("cpu", copy=True) for _, parameter in self.named]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from luthier.distributed.world import World
 from luthier.health.watch import Remark
 from luthier.model.nonfinite import local_part
+from luthier.plugins.contracts.protocols import Adapter
 
 WATCHED: Final = 5  # steps: after a warm-up's first rate of 0, the second matrix of LoRA moves from the third on
 MOVED: Final = 10  # steps after which a parameter that learns is another
@@ -24,7 +25,7 @@ class Reach:
     Each rank looks at what it holds of them: a shard may well stay as it is while others move.
     """
 
-    def __init__(self, adapter: Any, world: World | None = None) -> None:
+    def __init__(self, adapter: Adapter, world: World | None = None) -> None:
         self.adapter, self.world = adapter, world or World()
         self.reached: set[str] = set()
         self.prints: dict[str, int] = {}

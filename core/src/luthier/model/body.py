@@ -14,6 +14,7 @@ from luthier.errors import LuthierError
 from luthier.model.attention import document_arguments, documents_told
 from luthier.model.recurrent import separation_reason, state_of, takes_attention
 from luthier.plugins.completion import add_defaults
+from luthier.plugins.contracts.protocols import Adapter
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -65,7 +66,7 @@ class Body:
             routers=tuple(gather(layer) for layer in zip(*routed, strict=True)),
         )
 
-    def _count_prefix(self, adapter: Any) -> int:
+    def _count_prefix(self, adapter: Adapter) -> int:
         rows = count_prefix_rows(adapter, self.model.config.get_text_config().num_hidden_layers)
         if rows and not takes_attention(type(self.model)):
             problem = f"{type(self.model).__name__} computes attention by itself, and takes no prefixes"
@@ -89,7 +90,7 @@ class Body:
             return self.module(**inputs, position_ids=batch.position_ids[None], use_cache=False, **arguments)
 
 
-def prepare_batch(adapter: Any, batch: Batch) -> Batch:
+def prepare_batch(adapter: Adapter, batch: Batch) -> Batch:
     """Return the batch that the adapter makes of this one; `part-invalid` where it does not keep what it declares."""
     prepared = adapter.prepare(batch)
     if prepared is batch:
@@ -107,7 +108,7 @@ def prepare_batch(adapter: Any, batch: Batch) -> Batch:
     return prepared
 
 
-def count_prefix_rows(adapter: Any, layers: int) -> int:
+def count_prefix_rows(adapter: Adapter, layers: int) -> int:
     """Return how many keys `prefixes` gives, 0 for none; `part-invalid` where layers differ."""
     with torch.no_grad():
         pairs = [adapter.prefixes(layer) for layer in range(layers)]

@@ -18,6 +18,7 @@ from luthier.errors import LuthierError
 from luthier.model.attention import NAME, ordinary_attention
 from luthier.model.generation.generation_inputs import compute_logits
 from luthier.model.policy import ModelPolicy
+from luthier.plugins.contracts.protocols import Adapter
 
 OPERATION_ERRORS = ("operation-differs", "operation-failed")
 LENGTHS = (7, 12, 4, 3, 5)
@@ -80,7 +81,7 @@ def _refuse_nonfinite(model: Any) -> None:
         raise LuthierError("train-nonfinite", f"before the first step: {finding.told}", where="model", remedy=remedy)
 
 
-def _own(model: Any, batch: Batch, adapter: Any) -> Tensor:
+def _own(model: Any, batch: Batch, adapter: Adapter) -> Tensor:
     """Return [T] from the model's plain forward over each document, with its ordinary attention."""
     model.set_attn_implementation(ordinary_attention(model))
     try:
@@ -91,7 +92,7 @@ def _own(model: Any, batch: Batch, adapter: Any) -> Tensor:
         model.set_attn_implementation(NAME)
 
 
-def _plain(model: Any, batch: Batch, adapter: Any) -> Tensor:
+def _plain(model: Any, batch: Batch, adapter: Adapter) -> Tensor:
     logits = compute_logits(model, batch.input_ids, adapter)
     logits = logits.to(torch.promote_types(torch.float32, logits.dtype))
     values = logits[:-1].log_softmax(-1).gather(-1, batch.input_ids[1:, None]).squeeze(-1)

@@ -14,6 +14,7 @@ from luthier.model.weights.loaded_weights import check_tensors
 from luthier.recipe.artifact_note import find_artifact, read_note
 
 if TYPE_CHECKING:
+    from luthier.plugins.contracts.protocols import Adapter
     from luthier.recipe import Recipe
     from luthier.recipe.schema import Model
 
@@ -41,7 +42,7 @@ def find_start(recipe: Recipe) -> Path | None:
     return folder
 
 
-def read_adapter(adapter: Any, folder: Path) -> None:
+def read_adapter(adapter: Adapter, folder: Path) -> None:
     """Let an attached adapter read its files; whatever is wrong with them is said with their place."""
     with explain_reading(folder, "artifact-not-found"):
         adapter.load(folder)
@@ -49,7 +50,7 @@ def read_adapter(adapter: Any, folder: Path) -> None:
     check_tensors(named, str(folder))
 
 
-def load_start(adapter: Any, folder: Path) -> None:
+def load_start(adapter: Adapter, folder: Path) -> None:
     """Read the adapter's weights into the attached one; what does not fit is said with the option's name."""
     try:
         read_adapter(adapter, folder)

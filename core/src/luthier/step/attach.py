@@ -25,7 +25,7 @@ from luthier.model.recurrent import separation_reason
 from luthier.model.weights.dense_files import Files
 from luthier.model.weights.parameter_groups import scale_groups
 from luthier.model.weights.quantized import apply_quantizer
-from luthier.plugins.contracts.protocols import Quantizer
+from luthier.plugins.contracts.protocols import Adapter, Quantizer
 from luthier.plugins.contracts.values import Context, Group, Purpose
 from luthier.precision import dtypes as precision
 from luthier.recipe import Recipe
@@ -163,7 +163,7 @@ def _first_batches(count: int, step: int, head: Callable[[int], Iterable[Batch]]
     return made[:count]
 
 
-def trained_groups(recipe: Recipe, adapter: Any, model: Any) -> list[Group]:
+def trained_groups(recipe: Recipe, adapter: Adapter, model: Any) -> list[Group]:
     """The adapter's groups, of which at least one must hold something, with the rates that the recipe gives them."""
     groups = [g for g in adapter.groups() if g.parameters]
     if not groups:

@@ -86,7 +86,7 @@ def _load(quantizer: Quantizer, folder: Path, model: Any) -> Any:
     return quantizer.load(folder, model) if quantizer.trains else read_model(folder, model.dtype)
 
 
-def dense_weight(layer: nn.Module, quantizer: Any) -> Tensor:
+def dense_weight(layer: nn.Module, quantizer: Quantizer) -> Tensor:
     """[out, in] float32, whatever the layer stores."""
     weight_held = quantizer.dequantize(layer)
     if weight_held is not None:
@@ -95,7 +95,7 @@ def dense_weight(layer: nn.Module, quantizer: Any) -> Tensor:
     return (weight.T if _transposed(layer) else weight).to(torch.promote_types(torch.float32, weight.dtype))
 
 
-def _put(layer: Any, weight: Tensor, quantizer: Any) -> None:
+def _put(layer: Any, weight: Tensor, quantizer: Quantizer) -> None:
     if quantizer.dequantize(layer) is not None:
         quantizer.requantize(layer, weight)
         return

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from luthier.data.batches.batch import Batch
 from luthier.model.policy import ModelPolicy
+from luthier.plugins.contracts.protocols import Adapter, Loss
 from luthier.plugins.contracts.values import LossOutput
 from luthier.step.losses.loss_output import ROUTER, check_output, check_scores, check_terms
 
@@ -22,8 +23,8 @@ class Step(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        adapter: Any,
-        loss: Any,
+        adapter: Adapter,
+        loss: Loss,
         *,
         router_coefficient: float = 0.0,
         computing: Callable[[], AbstractContextManager[Any]] = nullcontext,

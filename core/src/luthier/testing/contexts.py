@@ -84,7 +84,8 @@ class Attached:
         self.context = context(self.model, seed=seed, quantizer=quantizer)
         self.part = subject.build(options)
         self.model = attach_adapter(self.part, self.model, self.context).train()
-        self.step = Step(self.model, self.part, SupervisedLoss(Sft()))
+        loss: Any = SupervisedLoss(Sft())  # without the protocol's defaults, which no step here asks for
+        self.step = Step(self.model, self.part, loss)
         if not resumed:
             self.part.begin_task(0, 1)
         self.steps_done = 0

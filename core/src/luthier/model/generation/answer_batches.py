@@ -14,6 +14,7 @@ from luthier.model.attention import generating_attention
 from luthier.model.generation.generate import stop_token_ids
 from luthier.model.generation.generation_inputs import complete_inputs, prepare_generation
 from luthier.model.recurrent import separation_reason
+from luthier.plugins.contracts.protocols import Adapter
 from luthier.randomness import keep_randomness
 
 PLAIN: Final = frozenset(("input_ids", "attention_mask", "output_router_logits"))
@@ -31,7 +32,7 @@ class Question:
 def answer_questions(
     model: Any,
     tokenizer: Any,
-    adapter: Any,
+    adapter: Adapter,
     questions: Sequence[Question],
     *,
     max_tokens: int,
@@ -55,7 +56,7 @@ def answer_questions(
     return [answers[i] for i in range(len(questions))]
 
 
-def _can_share(model: Any, adapter: Any, question: Question) -> bool:
+def _can_share(model: Any, adapter: Adapter, question: Question) -> bool:
     if separation_reason(model.config, model) is not None:
         return False
     prompt = torch.tensor([question.prompt], device=model.device)
@@ -78,7 +79,7 @@ def _batches(questions: Sequence[Question], max_tokens: int) -> Iterator[list[in
 
 
 def _generate(
-    model: Any, tokenizer: Any, adapter: Any, asked: Sequence[Question], temperature: float
+    model: Any, tokenizer: Any, adapter: Adapter, asked: Sequence[Question], temperature: float
 ) -> list[list[int]]:
     inputs = _inputs(model, tokenizer, adapter, [q.prompt for q in asked])
     stops = stop_token_ids(model, tokenizer)
@@ -95,7 +96,7 @@ def _generate(
     return [_ended(row[: q.most], stops) for row, q in zip(whole[:, known:].tolist(), asked, strict=True)]
 
 
-def _inputs(model: Any, tokenizer: Any, adapter: Any, prompts: Sequence[list[int]]) -> dict[str, Any]:
+def _inputs(model: Any, tokenizer: Any, adapter: Adapter, prompts: Sequence[list[int]]) -> dict[str, Any]:
     """Return one prompt's own inputs, or those of several, padded on the left."""
     if len(prompts) == 1:
         return prepare_generation(model, adapter, torch.tensor(prompts, device=model.device))

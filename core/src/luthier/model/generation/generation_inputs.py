@@ -12,11 +12,12 @@ from luthier.data.batches.batch import Batch
 from luthier.errors import LuthierError
 from luthier.model.body import count_prefix_rows, prepare_batch
 from luthier.plugins.completion import add_defaults
+from luthier.plugins.contracts.protocols import Adapter
 
 CACHES: Final = ("cache", "past_key_values")  # names that transformers has had for it, the newest first
 
 
-def prepare_generation(model: Any, adapter: Any, input_ids: Tensor) -> dict[str, Any]:
+def prepare_generation(model: Any, adapter: Adapter, input_ids: Tensor) -> dict[str, Any]:
     """Return the inputs of `generate` or of the model's forward for one prompt [1, L], the adapter on.
 
     They are those of `adapter.generating`; where it leaves them as they are, they follow from the adapter's `prepare`
@@ -39,7 +40,7 @@ def compute_logits(model: Any, input_ids: Tensor, adapter: Any = None) -> Tensor
     return model(**inputs).logits[0, -len(input_ids) :]
 
 
-def _derive_inputs(model: Any, adapter: Any, plain: dict[str, Any]) -> dict[str, Any]:
+def _derive_inputs(model: Any, adapter: Adapter, plain: dict[str, Any]) -> dict[str, Any]:
     ids = plain["input_ids"][0]
     batch = _batch_of(ids)
     prepared = prepare_batch(adapter, batch)
@@ -56,13 +57,15 @@ def _derive_inputs(model: Any, adapter: Any, plain: dict[str, Any]) -> dict[str,
     return {"inputs_embeds": prepared.embeddings[None].to(model.dtype), "attention_mask": plain["attention_mask"]}
 
 
-def _fill_cache(model: Any, adapter: Any) -> Any:
+def _fill_cache(model: Any, adapter: Adapter) -> Any:
     from transformers import DynamicCache
 
     config = model.config.get_text_config()
     cache = DynamicCache(config=config)
     for layer in range(config.num_hidden_layers):
-        key, value = (t.to(model.dtype).transpose(0, 1)[None] for t in adapter.prefixes(layer))
+        rows = adapter.prefixes(layer)
+        assert rows is not None, "an adapter with rows of prefixes gives them for each layer"
+        key, value = (t.to(model.dtype).transpose(0, 1)[None] for t in rows)
         cache.update(key, value, layer)
     return cache
 

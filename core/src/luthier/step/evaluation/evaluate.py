@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
 from luthier.data.batches.batch import Batch
 from luthier.data.batches.micro_batches import deal_batches
 from luthier.data.examples import TokenDataset, TokenExample
+from luthier.plugins.contracts.protocols import Loss
 from luthier.plugins.contracts.values import LossOutput
 from luthier.recipe.schema import settled_number
 from luthier.step.evaluation.answer_metrics import measure_answers
@@ -99,6 +99,6 @@ def _measure_tokens(setup: Setup, batches: list[Batch]) -> Meter:
     return meter.over(setup.world)
 
 
-def is_coupled(loss: Any) -> bool:
+def is_coupled(loss: Loss) -> bool:
     """Whether a loss is a function of the whole global batch at once."""
     return getattr(loss, "couples", "nothing") == "batch"

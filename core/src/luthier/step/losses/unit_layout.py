@@ -17,7 +17,7 @@ NAME = "shared_prompts"
 
 
 def choose_layout(
-    recipe: Recipe, loss: Any, rows: TokenDataset | Stream, config: Any, model: Any, decisions: Decisions
+    recipe: Recipe, loss: Loss, rows: TokenDataset | Stream, config: Any, model: Any, decisions: Decisions
 ) -> UnitLayout:
     """Return how the units of a run are laid out. `config` is the model's; `model` is None before it is loaded.
 
@@ -36,7 +36,7 @@ def choose_layout(
 
 
 def lay_out_feed(
-    feed: Feed, recipe: Recipe, loss: Any, rows: TokenDataset | Stream, model: Any, decisions: Decisions
+    feed: Feed, recipe: Recipe, loss: Loss, rows: TokenDataset | Stream, model: Any, decisions: Decisions
 ) -> LaidOutFeed:
     """Return the feed with its portions laid out for a loaded model."""
     return LaidOutFeed(feed=feed, layout=choose_layout(recipe, loss, rows, model.config, model, decisions))

@@ -18,7 +18,7 @@ from luthier.step.reference.frozen_models import FrozenModel, check_same_tokens,
 from luthier.step.reference.reference_identity import identify_reference
 
 if TYPE_CHECKING:
-    from luthier.plugins.contracts.protocols import Adapter
+    from luthier.plugins.contracts.protocols import Adapter, Loss
     from luthier.plugins.contracts.values import Context, Purpose
     from luthier.recipe import Recipe
     from luthier.recipe.parts import Resolved
@@ -43,13 +43,13 @@ class Company:
         start = find_start(recipe) if begins else None
         return cls(companions=companions, models=models, start=start, begins=begins, plugins=resolved.plugins)
 
-    def checked(self, loss: Any, tokenizer: Any, config: Any) -> Company:
+    def checked(self, loss: Loss, tokenizer: Any, config: Any) -> Company:
         """Return it; raise where a companion has another vocabulary than the model, and the loss does not align."""
         for role, found in self.models.items():
             check_same_tokens(found, role, tokenizer, config, aligns=bool(getattr(loss, "aligns", False)))
         return self
 
-    def load_start(self, adapter: Any, purpose: Purpose) -> None:
+    def load_start(self, adapter: Adapter, purpose: Purpose) -> None:
         """Let an attached adapter begin from the start's weights; a hollow one has rank 0's afterwards."""
         if self.start is not None and purpose in WHOLE:
             load_start(adapter, self.start)

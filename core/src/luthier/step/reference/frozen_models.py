@@ -21,6 +21,7 @@ from luthier.step.context import WHOLE, ContextSources, attach_adapter, context_
 from luthier.step.opened import open_on_base, read_trained
 
 if TYPE_CHECKING:
+    from luthier.plugins.contracts.protocols import Quantizer
     from luthier.plugins.contracts.values import Purpose
     from luthier.plugins.registry import Plugins
     from luthier.recipe import Recipe
@@ -115,7 +116,7 @@ def _built(kind: str, plain: dict[str, Any], plugins: Plugins) -> Any:
     return plugins.build(part.offer, part.options) if part.offer else part.local
 
 
-def _context(model: Any, quantizer: Any, purpose: Purpose) -> Any:
+def _context(model: Any, quantizer: Quantizer, purpose: Purpose) -> Any:
     def original(layer: Any) -> Any:
         raise LuthierError("model-not-found", "a frozen model keeps no original weights", where="original")
 
