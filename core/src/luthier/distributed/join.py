@@ -36,10 +36,7 @@ def join_world(settings: Distributed, device: str = "auto") -> World:
     """
     follow_launcher()
     world = World.current()
-    if world.rank >= world.size:
-        problem = f"RANK is {world.rank}, and WORLD_SIZE is {os.environ.get('WORLD_SIZE') or 'not set'}"
-        remedy = f"Unset RANK. {LAUNCH}"
-        raise LuthierError("distributed-setup", problem, where="environment", remedy=remedy)
+    _check_rank(world)
     if world.size == 1 or dist.is_initialized():
         if world.size == 1:
             _refuse_alone(settings, device)
@@ -60,6 +57,14 @@ def join_world(settings: Distributed, device: str = "auto") -> World:
     world = World.current()
     log.debug("joined", rank=world.rank, world_size=world.size, backend=world.backend)
     return world
+
+
+def _check_rank(world: World) -> None:
+    """Raise `distributed-setup` where the environment has a rank beyond its world."""
+    if world.rank >= world.size:
+        problem = f"RANK is {world.rank}, and WORLD_SIZE is {os.environ.get('WORLD_SIZE') or 'not set'}"
+        remedy = f"Unset RANK. {LAUNCH}"
+        raise LuthierError("distributed-setup", problem, where="environment", remedy=remedy)
 
 
 def _check_environment(world: World) -> None:
