@@ -8,7 +8,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; a run takes it for what was asked for
 
 # the same examples in every run, so that what passes here passes elsewhere; HYPOTHESIS_PROFILE=default draws others
-hypothesis.settings.register_profile("same", derandomize=True)
+SLOW = (hypothesis.HealthCheck.too_slow,)  # which a busy machine makes of any test
+hypothesis.settings.register_profile("same", derandomize=True, suppress_health_check=SLOW)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 LONG = ("test_tutorial.py", "test_generated.py")  # begun first, so that no worker is alone with one at the end

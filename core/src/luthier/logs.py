@@ -70,14 +70,17 @@ def set_up(level: Level = "info", form: Format = "console", file: str | Path | N
 
 @contextlib.contextmanager
 def run_log(run_id: str, path: Path) -> Iterator[None]:
-    """Within it every line carries the run's id, and those of `info` and above are appended to `path` as JSON."""
+    """Within it every line carries the run's id, and all are appended to `path` as JSON, those of `debug` too.
+
+    What other libraries warn of is logged as well.
+    """
     if not _SINKS:
         set_up("warning")
     with _opened(path) as stream, structlog.contextvars.bound_contextvars(run=run_id):
-        sink = Sink(level="info", render=_json, write=_appender(stream))
+        sink = Sink(level="debug", render=_json, write=_appender(stream))
         _SINKS.append(sink)
         try:
-            with _deprecations_logged():
+            with _warnings_logged():
                 yield
         finally:
             if sink in _SINKS:
@@ -85,17 +88,17 @@ def run_log(run_id: str, path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _deprecations_logged() -> Iterator[None]:
-    """Log the warnings about future versions of other libraries instead of printing them; others are printed."""
+def _warnings_logged() -> Iterator[None]:
+    """Log the warnings of other libraries instead of printing them; what a future version will do at `info`."""
     printed = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
-        if issubclass(category, FutureWarning):
-            get_logger().info("deprecation", message=str(message), where=f"{filename}:{lineno}")
-        else:
-            printed(message, category, filename, lineno, *rest)
+        deprecated = issubclass(category, (FutureWarning, DeprecationWarning, PendingDeprecationWarning))
+        say = get_logger().info if deprecated else get_logger().warning
+        kind = "deprecation" if deprecated else category.__name__
+        say(kind, message=str(message), where=f"{filename}:{lineno}")
 
-    warnings.showwarning = show  # type: ignore[assignment]  # `rest` are the last two, by whatever name
+    warnings.showwarning = show
     try:
         yield
     finally:

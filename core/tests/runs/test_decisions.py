@@ -45,7 +45,7 @@ def test_what_is_held_and_not_asked_for_stays_recorded():
 
 
 def test_each_decision_is_said_once_with_its_reason(capsys):
-    set_up("info")
+    set_up("debug")
     decisions = Decisions({"compile": {"value": True, "reason": "it pays"}})
     for _ in range(2):
         decisions.take("precision", lambda: ("float32", "a tiny model"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -41,7 +42,12 @@ class Verbs(TyperGroup):
         flags = given[: given.index("--")] if "--" in given else given
         as_json = "--json" in flags and "--help" not in flags
         extra |= {"standalone_mode": False, "obj": given}  # whoever starts processes passes the words on
-        sys.exit(answers.conclude_command(lambda: super(Verbs, self).main(given, prog_name, **extra), as_json=as_json))
+        in_lines = "--log-format=json" in flags or ("--log-format", "json") in pairwise(flags)
+        sys.exit(
+            answers.conclude_command(
+                lambda: super(Verbs, self).main(given, prog_name, **extra), as_json=as_json, in_lines=in_lines
+            )
+        )
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from luthier.cli.screen.answers import Answer
+from luthier.cli.screen.early_checks import check_model_name
 from luthier.cli.screen.flags import Best, Json, LogFile, LogFormat, LogLevel, Step, start_api
 from luthier.errors import LuthierError
 
@@ -37,6 +38,7 @@ def generate(
     log_file: LogFile = None,
 ) -> Any:
     """Answer a prompt with a model, an adapter or a run."""
+    check_model_name(model)
     asked = _prompt(prompt)
     api = start_api(log_level, log_format, log_file)
     text = api.generate(model, asked, base=base, system=system, device=device, max_new_tokens=max_new_tokens,
@@ -64,6 +66,7 @@ def merge(
     log_file: LogFile = None,
 ) -> Any:
     """Fold an adapter into its base model, verified by reloading."""
+    check_model_name(str(path))
     api = start_api(log_level, log_format, log_file)
     merged = api.merge(path, output_dir, base=base, save_dtype=save_dtype, max_shard_size=max_shard_size, step=step,
                        best=best)  # fmt: skip
@@ -90,6 +93,7 @@ def export(
     log_file: LogFile = None,
 ) -> Any:
     """Write a trained model in another tool's format, read back and compared."""
+    check_model_name(str(path))
     chosen = {"name": format_, **_exporter_options(option or ())}
     api = start_api(log_level, log_format, log_file)
     exported = api.export(path, chosen, output_dir, base=base, dry_run=dry_run, step=step, best=best)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from luthier.cli.screen.answers import Answer
+from luthier.cli.screen.early_checks import check_model_name
 from luthier.cli.screen.flags import Best, Json, LogFile, LogFormat, LogLevel, Step, start_api
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def evaluate(
     """Measure a run, a checkpoint or a model over held-out rows."""
     from luthier.recipe.reading.overrides import parse_value
 
+    check_model_name(str(path))
     api = start_api(log_level, log_format, log_file)
     evaluation = api.evaluate(
         path, data, metrics=[parse_value(text) for text in metrics or ()], step=step, best=best, against=against,

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +34,11 @@ class Answer:
     status: int = 0
 
 
-def conclude_command(work: Callable[[], object], *, as_json: bool) -> int:
+def conclude_command(work: Callable[[], object], *, as_json: bool, in_lines: bool = False) -> int:
     """Do the work, print its answer or error, and give the exit status.
 
-    With `as_json` whatever else the work prints goes to standard error.
+    With `as_json` whatever else the work prints goes to standard error; with `in_lines` an error is a line of JSON, as
+    the log's lines are.
     """
     stdout = sys.stdout
     try:
@@ -54,10 +56,10 @@ def conclude_command(work: Callable[[], object], *, as_json: bool) -> int:
     except BaseException as error:
         if isinstance(error, SystemExit) and not hasattr(error, "exit_status"):
             raise
-        return report(error, stdout, as_json=as_json)
+        return report(error, stdout, as_json=as_json, in_lines=in_lines)
 
 
-def report(error: BaseException, stdout: Any, *, as_json: bool) -> int:
+def report(error: BaseException, stdout: Any, *, as_json: bool, in_lines: bool = False) -> int:
     """Print an error where it belongs and give its exit status; a traceback only for what nobody foresaw."""
     translated = translate_error(error)
     status = getattr(error, "exit_status", None)
@@ -65,6 +67,8 @@ def report(error: BaseException, stdout: Any, *, as_json: bool) -> int:
         traceback.print_exception(error, file=sys.stderr)
     if as_json:
         print_json({"error": translated.to_dict()}, stdout)
+    elif in_lines:
+        print_line("error", "error", **translated.to_dict())
     else:
         print_error(translated)
     return status if isinstance(status, int) else translated.exit_status
@@ -105,6 +109,13 @@ def _of_system(error: BaseException) -> LuthierError | None:
 def print_json(document: Mapping[str, Any], stdout: Any) -> None:
     """One JSON document; numbers that JSON has not become null."""
     print(json.dumps(_plain(document), indent=2, allow_nan=False), file=stdout)
+
+
+def print_line(level: str, event: str, **fields: Any) -> None:
+    """One line of JSON on standard error, as the log writes them with `--log-format json`."""
+    now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    document = _plain({"timestamp": now, "level": level, "event": event, **fields})
+    print(json.dumps(document, allow_nan=False), file=sys.stderr, flush=True)
 
 
 def print_error(error: LuthierError) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from luthier.cli.screen.answers import make_console
+from luthier.cli.screen.answers import make_console, print_line
 from luthier.cli.screen.flags import is_first_speaker
 
 if TYPE_CHECKING:
@@ -50,9 +50,11 @@ def read_recipe(context: typer.Context, sets: Sequence[str] | None) -> Recipe:
 
     path, flags = split_words(context.args)
     reading = load_recipe(path, [*parse_flags(flags, own_flags(context)), *parse_sets(sets or ())])
-    screen = make_console(stderr=True)
     for note in reading.notes if is_first_speaker() else ():
-        screen.print(f"note: {note}", style="yellow", soft_wrap=True)
+        if context.params.get("log_format") == "json":
+            print_line("info", "recipe", note=note)
+        else:
+            make_console(stderr=True).print(f"note: {note}", style="yellow", soft_wrap=True)
     return reading.recipe
 
 

@@ -93,4 +93,4 @@ class Scorer:
     def _say(self, form: str, reason: str) -> None:
         if (form, reason) not in self._said:
             self._said.add((form, reason))
-            log.info("head", form=form, reason=reason)
+            log.debug("head", form=form, reason=reason)

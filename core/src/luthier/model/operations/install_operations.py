@@ -115,10 +115,10 @@ def install(model: nn.Module, operations: Operations, *, verified: bool = True) 
         installed._forwards.append((named[name], forward))
     set_active(model, operations)
     installed._undo.append(functools.partial(set_active, model, None))
-    log.info("operations installed", **{kind: sum(n.values()) for kind, n in installed.replaced.items()})
+    log.debug("operations installed", **{kind: sum(n.values()) for kind, n in installed.replaced.items()})
     for kind, classes in installed.left.items():
         for name, finding in classes.items():
-            log.info("own forward kept", kind=kind, module=name, reason=finding.reason, detail=finding.detail)
+            log.debug("own forward kept", kind=kind, module=name, reason=finding.reason, detail=finding.detail)
     return installed
 
 

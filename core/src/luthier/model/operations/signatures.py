@@ -137,7 +137,7 @@ class Operations:
             fields: dict[str, str] = {"device": first.device.type, "dtype": str(first.dtype).removeprefix("torch.")}
             if one.guard:
                 fields["owner"] = one.guard.owner
-            log.info("operation", name=one.operation, implementation=one.name, **fields)
+            log.debug("operation", name=one.operation, implementation=one.name, **fields)
 
 
 _ACTIVE: Final[WeakKeyDictionary[nn.Module, Operations]] = WeakKeyDictionary()  # by every module of a model

@@ -83,4 +83,4 @@ class Decisions:
         self._taken[name] = decision
         if self._is_logged and (known is None or known.value != decision.value):
             fields = {"as": "when the run began"} if decision.kept else {}
-            log.info("decided", name=name, value=decision.value, reason=decision.reason, **fields)
+            log.debug("decided", name=name, value=decision.value, reason=decision.reason, **fields)
