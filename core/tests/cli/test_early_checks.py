@@ -24,7 +24,10 @@ except SystemExit as end:
     ("words", "code"),
     [
         (["train", "--model", "demo", "--data", "missing.jsonl", "--json"], "data-not-found"),
-        (["train", "--model", "demo", "--data", "rows.jsonl", "--output-dir", "rows.jsonl/x", "--json"], "path-unwritable"),
+        (
+            ["train", "--model", "demo", "--data", "rows.jsonl", "--output-dir", "rows.jsonl/x", "--json"],
+            "path-unwritable",
+        ),
         (["generate", "runs/demoo", "hi", "--json"], "model-not-found"),
         (["merge", "runs/demoo", "--json"], "model-not-found"),
     ],
@@ -65,7 +68,16 @@ def test_nothing_is_left_where_writing_was_tried(tmp_path):
 
 def test_every_line_is_json_where_the_log_is(luthier, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
-    words = ("--model", "demo", "--data", tmp_path / "rows.jsonl", "--lora-r", "4", "--output-dir", tmp_path / "rows.jsonl" / "x")
+    words = (
+        "--model",
+        "demo",
+        "--data",
+        tmp_path / "rows.jsonl",
+        "--lora-r",
+        "4",
+        "--output-dir",
+        tmp_path / "rows.jsonl" / "x",
+    )
     result = luthier("train", *words, "--log_format", "json")
     lines = [json.loads(line) for line in result.stderr.splitlines()]
     assert [line["level"] for line in lines] == ["info", "error"]
