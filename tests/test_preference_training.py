@@ -12,6 +12,8 @@ import torch
 import transformers
 from luthier.runs.writing.active_run import Interrupted
 
+from tests.preference_proof import distinct_pairs, divide
+
 LOSSES = {
     "dpo": {"name": "dpo"},
     "orpo": {"name": "orpo", "beta": 1.0},
@@ -108,3 +110,24 @@ def test_a_row_without_its_margin_is_refused_by_name(train, tmp_path):
     file.write_text(json.dumps({"prompt": "1?", "chosen": "1.", "rejected": "no"}) + "\n")
     with pytest.raises(luthier.LuthierError, match="margin"):
         train(data=str(file), loss="reward_margin", max_steps=1)
+
+
+@pytest.mark.parametrize("apart", ["pair", "prompt"])
+def test_the_proof_holds_out_what_it_does_not_train_on(tmp_path, apart):
+    rows = [{"prompt": f"{i % 5}?", "chosen": f"{i % 9}", "rejected": f"{i % 2}"} for i in range(60)]
+    turned = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows[:7]]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *turned]))
+    found = distinct_pairs(path)
+    kept, held = divide(found, apart, 0.4, 0)
+    assert (
+        len({(r["prompt"], *sorted((r["chosen"], r["rejected"]))) for r in found})
+        == len(found)
+        == len(kept) + len(held)
+    )
+    shown = [
+        {(r["prompt"], *(() if apart == "prompt" else (r["chosen"], r["rejected"]))) for r in side}
+        for side in (kept, held)
+    ]
+    assert shown[0].isdisjoint(shown[1])
+    assert all(shown)

@@ -14,6 +14,7 @@ import numpy as np
 
 SYNTHETIC = 2000  # rows
 SIZES: dict[str, dict[str, Any]] = {
+    "3m": {"hidden": 256, "inner": 640, "layers": 4},
     "24m": {},
     "1b": {"hidden": 2048, "inner": 8192, "layers": 16, "kv_heads": 8, "dtype": "bfloat16"},  # as Llama 3.2
     "8b": {"hidden": 4096, "inner": 14336, "layers": 32, "kv_heads": 8, "head": 128, "dtype": "bfloat16"},  # as 3.1
@@ -73,6 +74,29 @@ def _synthetic(count: int) -> tuple[dict[str, list[int]], ...]:
         ids = random.integers(3, 3072, prompt + answer).tolist()
         made.append({"input_ids": [*ids, 2], "labels": [*[-100] * prompt, *ids[prompt:], 2]})
     return tuple(made)
+
+
+def pair_rows(count: int) -> tuple[dict[str, str], ...]:
+    """{prompt, chosen, rejected}: PandaLM's pairs that people judged alike, or random words in lengths like theirs."""
+    file = Path(os.environ.get("LUTHIER_DATA", "")) / "pandalm" / "derived_pairs.jsonl"
+    if not (os.environ.get("LUTHIER_DATA") and file.is_file()):
+        return _synthetic_pairs(count)
+    made = []
+    for line in file.read_text("utf-8").splitlines():
+        row = json.loads(line)
+        told = {name: str(row[name]).strip() for name in ("prompt", "chosen", "rejected")}
+        if told["chosen"] != told["rejected"] and all(told.values()):
+            made.append({**told, "prompt": told["prompt"] + "\n"})
+    return tuple(made[:count])
+
+
+def _synthetic_pairs(count: int) -> tuple[dict[str, str], ...]:
+    random = np.random.default_rng(0)
+
+    def words(mean: float) -> str:
+        return " ".join(random.choice(("a", "cat", "sat", "on", "the", "mat"), int(random.lognormal(mean, 0.5)) + 1))
+
+    return tuple({"prompt": words(4.0) + "\n", "chosen": words(3.5), "rejected": words(3.5)} for _ in range(count))
 
 
 def blocks(count: int, length: int) -> tuple[dict[str, list[int]], ...]:

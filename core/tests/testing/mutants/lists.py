@@ -223,6 +223,8 @@ METRICS = [
     broken(EXACT, "CountsNothing", "gives_a_sum_and_a_count", "nothing is ever counted"),
     broken(EXACT, "GivesNaN", "gives_a_sum_and_a_count", "not finite"),
     broken(EXACT, "Remembers", "keeps_nothing_between_calls", "depend on what was scored before"),
+    broken(EXACT, "UnevenStatistics", "gives_a_sum_and_a_count", "not equally many"),
+    broken(EXACT, "ConcludesNothing", "gives_a_sum_and_a_count", "no number from"),
     broken(SURPRISE, "MeanOfTokens", "adds_up_over_tokens", "one after the other"),
 ]
 

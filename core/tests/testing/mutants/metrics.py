@@ -31,6 +31,22 @@ class Remembers(Exact):
         return float(self.seen), 1.0
 
 
+class UnevenStatistics(Exact):
+    def score_answers(self, predictions, reference):
+        return [1.0] * (1 + len(predictions[0]))
+
+    def conclude(self, totals):
+        return sum(totals)
+
+
+class ConcludesNothing(UnevenStatistics):
+    def score_answers(self, predictions, reference):
+        return [float(predictions[0] == reference), 1.0, 0.0]
+
+    def conclude(self, totals):
+        return float("inf")
+
+
 class Surprise:
     def __init__(self, options: Any) -> None:
         pass
