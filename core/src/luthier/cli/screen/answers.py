@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -125,7 +126,7 @@ def print_error(error: LuthierError) -> None:
     screen = make_console(stderr=True)
     errors = (error, *error.also)
     for single, following in itertools.zip_longest(errors, errors[1:]):
-        line = single.line.replace("\n", " ")
+        line = re.sub(r"\n(?!  )", " ", single.line)  # what is listed keeps its lines
         screen.print(Text(f"error: {line} [{single.code}]", style="red"), soft_wrap=True)
         if single.remedy and (following is None or following.remedy != single.remedy):
             screen.print(Text(single.remedy), soft_wrap=True)

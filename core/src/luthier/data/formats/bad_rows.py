@@ -82,8 +82,8 @@ def faults_error(faults: Sequence[Fault], rows: int, told: str = "") -> LuthierE
     kinds = ", ".join(f"{count} {kind}" for kind, count in count_faults(faults).most_common())
     listed = "".join(f"\n  {fault.line}" for fault in faults[:TOLD])
     more = f"\n  and {len(faults) - TOLD} more" if len(faults) > TOLD else ""
-    problem = f"{told}{len(faults)} of {rows} rows are bad: {kinds}{listed}{more}\n"
-    drop = "" if told else " Or set data.bad_rows: drop, which drops and counts them."
+    problem = f"{told}{len(faults)} of {rows} rows are bad: {kinds}{listed}{more}"
+    drop = "" if told or "bad_rows" in first.remedy else " Or set data.bad_rows: drop, which drops and counts them."
     return LuthierError(first.code, problem, where=first.where, remedy=f"{first.remedy}{drop}")
 
 
