@@ -54,11 +54,13 @@ def train(
     """
     _require_local()
     from luthier.runs.writing.differences import read_allowed
+    from luthier.training.handed_model import name_base
     from luthier.training.planning.overfit_batch import STEPS, overfit_first_batch
     from luthier.training.train_run import train as train_run
 
     given = _given(adapter, loss, optimizer, quantizer, callbacks, output_dir, settings)
     recipe, objects = gather_arguments(recipe, model, tokenizer, data, eval_data, given)
+    recipe = name_base(recipe, objects)
     if overfit_one_batch:
         return overfit_first_batch(recipe, objects, STEPS if overfit_one_batch is True else overfit_one_batch)
     checkpoint, allowed = None if resume is None else Path(resume), read_allowed(allow_changed)
@@ -110,12 +112,14 @@ def plan(
     """
     _require_local()
     from luthier.recipe.rowless import with_or_without_rows
+    from luthier.training.handed_model import name_base
     from luthier.training.planning.plan_run import plan as plan_run
 
     given = _given(adapter, loss, optimizer, quantizer, callbacks, output_dir, settings)
 
     def gathered(more: Mapping[str, Any]) -> tuple[Recipe, Objects]:
-        return gather_arguments(recipe, model, tokenizer, data, eval_data, {**given, **more})
+        read, objects = gather_arguments(recipe, model, tokenizer, data, eval_data, {**given, **more})
+        return name_base(read, objects), objects
 
     return plan_run(*with_or_without_rows(gathered))
 

@@ -1,0 +1,60 @@
+"""The base of an artifact is the base that was trained on: a model handed over is compared with what its config names."""
+
+import json
+
+import luthier
+import pytest
+import torch
+import transformers
+from luthier import LuthierError
+from luthier.recipe.artifact_note import NOTE
+from luthier.testing.worlds import tiny_tokenizer
+
+
+@pytest.fixture
+def model(model_folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(model_folder)
+
+
+def base_of(run):
+    return json.loads((run.artifact / NOTE).read_text())["model"]["name_or_path"]
+
+
+def changed(model):
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[3, 5] += 1e-3
+    return model
+
+
+def resized(model):
+    model.resize_token_embeddings(model.config.vocab_size + 1, mean_resizing=False)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_as_its_files_have_it_is_named_by_them(dtype, model, model_folder, train):
+    run = train(model=model.to(dtype), tokenizer=tiny_tokenizer(), adapter="lora", max_steps=1)
+    assert base_of(run) == str(model_folder)
+
+
+def test_a_model_with_other_numbers_is_an_object_of_python_for_its_artifact(model, train):
+    run = train(model=changed(model), tokenizer=tiny_tokenizer(), adapter="lora", max_steps=1)
+    assert base_of(run) == "python:LlamaForCausalLM"
+    assert run.generate("1?", max_new_tokens=2) is not None
+    with pytest.raises(LuthierError, match="an object in Python"):
+        luthier.generate(run.artifact, "1?")
+
+
+@pytest.mark.parametrize("verb", ["train", "plan"])
+def test_an_adapter_on_a_resized_model_is_refused_before_training(verb, model, train, tmp_path):
+    act = train if verb == "train" else luthier.plan
+    rows = {} if verb == "train" else {"data": [{"prompt": "a", "completion": "b"}]}
+    with pytest.raises(LuthierError, match=r"\[321, 32\], there \[320, 32\]") as caught:
+        act(model=resized(model), tokenizer=tiny_tokenizer(), adapter="lora", max_steps=1, **rows)
+    assert caught.value.where == "model" and not (tmp_path / "run").exists()
+
+
+def test_a_whole_model_may_have_been_resized(model, train):
+    run = train(model=resized(model), tokenizer=tiny_tokenizer(), adapter="full", max_steps=1)
+    assert base_of(run).startswith("python:")
+    assert len(transformers.AutoModelForCausalLM.from_pretrained(run.artifact).get_input_embeddings().weight) == 321
