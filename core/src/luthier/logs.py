@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import attrs
 import structlog
@@ -92,7 +92,10 @@ def _warnings_logged() -> Iterator[None]:
     """Log the warnings of other libraries instead of printing them; what a future version will do at `info`."""
     printed = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        file: TextIO | None = None, line: str | None = None,
+    ) -> None:  # fmt: skip
         deprecated = issubclass(category, (FutureWarning, DeprecationWarning, PendingDeprecationWarning))
         say = get_logger().info if deprecated else get_logger().warning
         kind = "deprecation" if deprecated else category.__name__
