@@ -286,15 +286,17 @@ def test_the_kind_of_number_is_told_with_the_range_of_its_dtype(values, dtype, t
 
 
 def test_a_gradient_that_overflows_float16_at_every_scale_is_explained_once(world, rows, tmp_path, capsys):
-    from luthier.api import gather
     from luthier.health.monitor import IN_A_ROW, Health
     from luthier.precision.loss_scaler import LossScaler
+    from luthier.recipe.gather_arguments import gather_arguments
     from luthier.step.update import update_weights
     from luthier.training.assemble import assemble_run
 
     layer = world[0].model.layers[0]
     layer.post_attention_layernorm = Steep(layer.post_attention_layernorm)
-    setup = assemble_run(*gather({}, world, None, rows, None, {"num_train_epochs": 9.0, "global_batch_size": 8})).setup
+    setup = assemble_run(
+        *gather_arguments({}, world, None, rows, None, {"num_train_epochs": 9.0, "global_batch_size": 8})
+    ).setup
     setup.precision.scaler = LossScaler()
     health = Health(setup)
     for step, portion in enumerate(setup.feed.portions(0), 1):

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from luthier.api import gather
 from luthier.hardware.memory_meter import Allocations
 from luthier.memory.dry_run import Rehearsal
 from luthier.memory.fit import fullest_batches
 from luthier.model.fake_tensors import tensor_storages
 from luthier.recipe import resolve_parts
+from luthier.recipe.gather_arguments import gather_arguments
 from luthier.step.update import update_weights
 from luthier.testing.worlds import ARCHITECTURES, save_tiny_model
 from luthier.training.assemble import assemble_run
@@ -51,7 +51,7 @@ def assembled(folder):
     def make(architecture="wide", data=None, **settings):
         model = {"name_or_path": str(folder(architecture)), **settings.pop("model", {})}
         settings = {"model": model, "device": "cpu", "exact_callbacks": [], "global_batch_size": 8, **settings}
-        recipe, objects = gather(None, None, None, data or rows(), None, settings)
+        recipe, objects = gather_arguments(None, None, None, data or rows(), None, settings)
         made.append(assemble_run(recipe, objects))
         return made[-1]
 
