@@ -70,6 +70,17 @@ def test_a_wheel_says_that_it_is_typed(member, wheels):
     assert all(f"{package}/py.typed" in names for package in packages)  # PEP 561
 
 
+@named(MEMBERS)
+def test_a_wheel_carries_its_licence_and_says_for_whom_it_is(member, wheels):
+    archive = zipfile.ZipFile(wheels[member])
+    (licence,) = [name for name in archive.namelist() if name.endswith("/licenses/LICENSE")]
+    assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
+    (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+    lines = archive.read(metadata).decode().splitlines()
+    assert "License-Expression: Apache-2.0" in lines
+    assert {"Classifier: Typing :: Typed", "Classifier: Operating System :: POSIX :: Linux"} <= set(lines)
+
+
 def _links(folder, names):
     """A folder of links to these entries of this environment's packages."""
     for name in names:
