@@ -68,10 +68,8 @@ def train(
     if asked.wanted(os.environ):
         return launch.run_launched(asked, context, draw_result)
     api = start_api(log_level, log_format, log_file)
-    return launch.answer_once(
-        lambda: api.train(recipe, resume=resume, fresh=fresh, re_decide=re_decide, allow_changed=allow_changed),
-        draw_result,
-    )
+    return launch.answer_once(lambda: api.train(recipe, resume=resume, fresh=fresh, re_decide=re_decide,
+                                                allow_changed=allow_changed), draw_result)  # fmt: skip
 
 
 def draw_result(screen: Console, run: Run) -> None:
