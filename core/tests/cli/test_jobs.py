@@ -122,3 +122,10 @@ def test_an_estimate_names_each_provider_asked_for(luthier, folder):
     assert [(e["provider"], e["basis"]) for e in found] == [("local", "on this machine")]
     assert luthier("estimate", "r.yaml").status == 0
     assert luthier("jobs", "--json").document["jobs"] == []
+
+
+def test_a_provider_is_asked_with_options_of_its_own(luthier):
+    shown = luthier("providers", "show", "local", "--option", "nproc_per_node=2", "--json").document
+    assert shown["options"]["nproc_per_node"] == "2"
+    refused = luthier("providers", "check", "local", "--option", "nproc_per_node", "--json")
+    assert (refused.status, refused.document["error"]["code"]) == (2, "recipe-syntax")

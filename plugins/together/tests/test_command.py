@@ -68,6 +68,16 @@ def test_an_estimate_names_the_price_and_sends_nothing(command, server, rows):
     assert server.requests == []
 
 
+def test_a_provider_is_verified_with_options_of_its_own_and_any_price(command, fake, server, tmp_path):
+    words = ("providers", "verify", "together", "--model", "some/model", "--option", f"base_url={server.url}")
+    status, document = command(*words)
+    assert (status, document["error"]["code"], fake.jobs()) == (2, "cost-above", [])
+    status, document = command(*words, "--any-cost", "--option", "suffix=checked", "-o", "told.json")
+    assert (status, document["state"], document["provider"]) == (0, "canceled", "together")
+    (made,) = fake.tunes.values()
+    assert made["suffix"].startswith("checked-") and (tmp_path / "told.json").is_file()
+
+
 def test_installing_it_brings_neither_torch_nor_a_vendors_sdk():
     found, wanted = set(), [Requirement("luthier-together"), Requirement("luthier[hosted]")]
     while wanted:

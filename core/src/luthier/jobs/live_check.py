@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,13 +18,15 @@ ROWS: Final = 12  # what the strictest service asks for is ten
 PATIENCE: Final = 900.0  # seconds until a cancelled job must have ended
 
 
-async def verify_provider(name: str, model: str, max_cost: float, output: Path) -> dict[str, Any]:
+async def verify_provider(
+    provider: Mapping[str, str], model: str, max_cost: float | None, output: Path
+) -> dict[str, Any]:
     """Submit a tiny job, look at it, cancel it, and write what happened; return the transcript."""
     rows = [{"prompt": f"What is {i} plus {i}?", "completion": str(2 * i)} for i in range(ROWS)]
     with tempfile.TemporaryDirectory(prefix="luthier-verify-") as folder:
         manager = Manager(folder)
         try:
-            recipe = {"model": model, "num_train_epochs": 1.0, "provider": name, "adapter": "lora"}
+            recipe = {"model": model, "num_train_epochs": 1.0, "provider": dict(provider), "adapter": "lora"}
             job = await manager.submit(recipe, data=rows, max_cost=max_cost)
             looked = await manager.status(job.id)
             await manager.cancel(job.id)
@@ -33,7 +36,7 @@ async def verify_provider(name: str, model: str, max_cost: float, output: Path) 
         finally:
             manager.close()
     answers = {
-        "provider": name,
+        "provider": provider["name"],
         "model": model,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "scope": job.spec.scope,

@@ -10,11 +10,16 @@ import typer
 
 from luthier.cli.screen.answers import Answer
 from luthier.cli.screen.flags import Json
+from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
     from luthier.plugins.providing.job_records import Capabilities
 
 Name = Annotated[str, typer.Argument(metavar="PROVIDER", help="The provider's name.")]
+Given = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="NAME=VALUE", help="An option of the provider; give it again for others."),
+]
 ModelName = Annotated[str, typer.Option(help="The base model that is asked about.")]
 
 app = typer.Typer(help="List the providers; show what one offers; check that it can be reached; verify it for real.")
@@ -36,13 +41,13 @@ def providers(context: typer.Context, json: Json = False) -> Any:
 
 
 @app.command()
-def show(name: Name, *, model: ModelName = "", json: Json = False) -> Any:
+def show(name: Name, *, model: ModelName = "", option: Given = None, json: Json = False) -> Any:
     """Show what a provider offers: methods, settings and their bounds, data, models, weights, prices and notices."""
     from luthier.jobs.restoring import make_provider
     from luthier.jobs.sync_twins import run_plainly
     from luthier.plugins.providing.job_records import to_plain_data
 
-    ready = make_provider(name)
+    ready = make_provider(_named_provider(name, option))
     capabilities = run_plainly(ready.part.capabilities(model))
     document = {
         "name": ready.name,
@@ -56,7 +61,7 @@ def show(name: Name, *, model: ModelName = "", json: Json = False) -> Any:
 
 
 @app.command()
-def check(name: Name, *, json: Json = False) -> Any:
+def check(name: Name, *, option: Given = None, json: Json = False) -> Any:
     """Ask a provider, without cost, whether it can be reached and knows the key."""
     from luthier.cli.screen.tables import pairs_table
     from luthier.jobs.restoring import make_provider
@@ -64,7 +69,7 @@ def check(name: Name, *, json: Json = False) -> Any:
 
     async def ask() -> dict[str, Any]:
         async with AsyncExitStack() as stack:
-            part = make_provider(name).part
+            part = make_provider(_named_provider(name, option)).part
             stack.push_async_callback(part.close)
             return dict(await part.check())
 
@@ -79,7 +84,9 @@ def verify(
     *,
     model: Annotated[str, typer.Option(help="A base model that the account may tune.")],
     max_cost: Annotated[float, typer.Option(help="At most so much; a job whose price is unknown is refused.")] = 1.0,
+    any_cost: Annotated[bool, typer.Option("--any-cost", help="Go on, though the price may be unknown.")] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="The transcript.")] = Path("verified.json"),
+    option: Given = None,
     json: Json = False,
 ) -> Any:
     """Verify a provider for real: submit a tiny job, look at it, cancel it, and write a transcript without keys.
@@ -90,9 +97,17 @@ def verify(
     from luthier.jobs.live_check import verify_provider
     from luthier.jobs.sync_twins import run_plainly
 
-    answers = run_plainly(verify_provider(name, model, max_cost, output))
+    answers = run_plainly(verify_provider(_named_provider(name, option), model, None if any_cost else max_cost, output))
     rows = {"provider": name, "verified": answers["date"], "transcript": str(output), "state": answers["state"]}
     return Answer(document=answers, view=lambda screen: screen.print(pairs_table(rows)))
+
+
+def _named_provider(name: str, given: list[str] | None) -> dict[str, str]:
+    """The provider and its options as a recipe has them."""
+    wrong = next((word for word in given or () if "=" not in word), None)
+    if wrong is not None:
+        raise LuthierError("recipe-syntax", "an option is written NAME=VALUE", where="--option", found=wrong)
+    return {"name": name, **dict(word.split("=", 1) for word in given or ())}
 
 
 def _draw_list(screen: Any, found: list[dict[str, Any]]) -> None:
