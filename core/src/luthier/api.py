@@ -54,13 +54,11 @@ def train(
     """
     _require_local()
     from luthier.runs.writing.differences import read_allowed
-    from luthier.training.handed_model import name_base
     from luthier.training.planning.overfit_batch import STEPS, overfit_first_batch
     from luthier.training.train_run import train as train_run
 
     given = _given(adapter, loss, optimizer, quantizer, callbacks, output_dir, settings)
-    recipe, objects = gather_arguments(recipe, model, tokenizer, data, eval_data, given)
-    recipe = name_base(recipe, objects)
+    recipe, objects = _gather_named(recipe, model, tokenizer, data, eval_data, given)
     if overfit_one_batch:
         return overfit_first_batch(recipe, objects, STEPS if overfit_one_batch is True else overfit_one_batch)
     checkpoint, allowed = None if resume is None else Path(resume), read_allowed(allow_changed)
@@ -112,16 +110,21 @@ def plan(
     """
     _require_local()
     from luthier.recipe.rowless import with_or_without_rows
-    from luthier.training.handed_model import name_base
     from luthier.training.planning.plan_run import plan as plan_run
 
     given = _given(adapter, loss, optimizer, quantizer, callbacks, output_dir, settings)
+    return plan_run(
+        *with_or_without_rows(lambda more: _gather_named(recipe, model, tokenizer, data, eval_data, {**given, **more}))
+    )
 
-    def gathered(more: Mapping[str, Any]) -> tuple[Recipe, Objects]:
-        read, objects = gather_arguments(recipe, model, tokenizer, data, eval_data, {**given, **more})
-        return name_base(read, objects), objects
 
-    return plan_run(*with_or_without_rows(gathered))
+def _gather_named(recipe: Any, model: Any, tokenizer: Any, data: Any, eval_data: Any,
+                  given: dict[str, Any]) -> tuple[Recipe, Objects]:  # fmt: skip
+    """Return the recipe and the objects of a call; a model that is handed over is named by its checkpoint."""
+    from luthier.training.handed_model import name_base
+
+    read, objects = gather_arguments(recipe, model, tokenizer, data, eval_data, given)
+    return name_base(read, objects), objects
 
 
 def inspect(

@@ -101,7 +101,7 @@ def _warnings_logged() -> Iterator[None]:
         kind = "deprecation" if deprecated else category.__name__
         say(kind, message=str(message), where=f"{filename}:{lineno}")
 
-    warnings.showwarning = show  # type: ignore[assignment]  # `rest` are the last two, by whatever name
+    warnings.showwarning = show
     try:
         yield
     finally:
