@@ -51,6 +51,7 @@ def check_compatibility(chosen: Sequence[Chosen], given: Mapping[str, str]) -> N
 GIVERS: Final = {
     "dense-weights": "quantizer",
     "quantized-base": "quantizer",
+    "rounded-activations": "quantizer",
     "trainable-weights": "adapter",
     "reference": "adapter",
     "paired-data": "the data",

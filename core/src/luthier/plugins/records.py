@@ -15,6 +15,7 @@ TAGS: Final = frozenset(
     (
         "dense-weights",
         "quantized-base",
+        "rounded-activations",
         "trainable-weights",
         "reference",
         "paired-data",

@@ -27,6 +27,7 @@ __all__ = [
 
 
 TAGS = ("dense-weights", "quantized-base")  # what each of them provides
+ROUNDED = (*TAGS, "rounded-activations")
 
 
 @hookimpl
@@ -56,7 +57,7 @@ def _ternary_records() -> list[QuantizerRecord]:
             tolerance=0.6,
             trains=True,
             mergeable=False,
-            provides=TAGS,
+            provides=ROUNDED,
         ),
     ]
 
@@ -82,7 +83,7 @@ def _uniform_records() -> list[QuantizerRecord]:
             tolerance=0.99,
             trains=True,
             mergeable=False,
-            provides=TAGS,
+            provides=ROUNDED,
         ),
     ]
 

@@ -80,6 +80,7 @@ def _record(name: str, summary: str, options: type, part: str) -> AdapterRecord:
         options=options,
         build=f"luthier_prompt.adapters:{part}",
         provides="reference",
+        conflicts="rounded-activations",  # packed and alone, codes at the edge of rounding differ
         mergeable=False,
         tolerance=float("inf"),
     )
