@@ -193,7 +193,6 @@ CODES: Final[dict[str, Code]] = {
 }
 
 
-TOLD: Final = 20  # errors of one input that are told at once
 NAME: Final = 100  # characters of the longest name that is looked for among others: the search is quadratic
 PLACE: Final = 1000  # characters of a place that are shown
 
@@ -212,6 +211,7 @@ class LuthierError(Exception):
         assert code in CODES or ":" in code, f"unlisted error code {code}"
         self.code, self.problem, self.where, self.found, self.also = code, problem, where, found, tuple(also)
         self.remedy = remedy or (CODES[code].remedy if code in CODES else "")
+        self.stands_for = 1  # errors: the last of many is a count of those that are not told
         super().__init__(self.__str__())
 
     @property
@@ -236,6 +236,8 @@ class LuthierError(Exception):
 
     def relocated(self, move: Callable[[str | None], str | None]) -> LuthierError:
         """The same error, and those told with it, each at the place that `move` gives for its own."""
+        if self.stands_for > 1:
+            return self
         also = [error.relocated(move) for error in self.also]
         return LuthierError(self.code, self.problem, where=move(self.where), found=self.found, remedy=self.remedy,
                             also=also)  # fmt: skip
@@ -251,20 +253,6 @@ class LuthierError(Exception):
             "remedy": self.remedy,
             **({"also": [error.to_dict() for error in self.also]} if self.also else {}),
         }
-
-
-def join_errors(errors: Sequence[LuthierError]) -> LuthierError:
-    """One error that tells all of these, in their order; there is at least one."""
-    flat = [single for error in errors for single in (error, *error.also)]
-    first, also = flat[0], [_alone(error) for error in flat[1:TOLD]]
-    if len(flat) > TOLD:
-        also.append(LuthierError(first.code, f"and {len(flat) - TOLD:,} more", remedy="Correct these first."))
-    return LuthierError(first.code, first.problem, where=first.where, found=first.found, remedy=first.remedy,
-                        also=also)  # fmt: skip
-
-
-def _alone(error: LuthierError) -> LuthierError:
-    return LuthierError(error.code, error.problem, where=error.where, found=error.found, remedy=error.remedy)
 
 
 def unwritable_path(path: object, error: OSError) -> LuthierError:

@@ -131,9 +131,12 @@ def test_a_base_model_that_gives_no_numbers_is_refused_before_the_first_step(ref
     assert not (tmp_path / "run").exists()
 
 
-def test_a_weight_of_the_base_that_is_none_is_named(refused, world):
+def test_a_weight_of_the_base_that_is_none_is_named_before_training(train, world):
     world[0].model.layers[0].self_attn.q_proj.weight.data[3, :2] = math.nan
-    assert "the parameter model.layers.0.self_attn.q_proj.weight holds 2 NaN" in refused().problem
+    with pytest.raises(LuthierError) as caught:
+        train(model=world)
+    assert caught.value.code == "model-weights"
+    assert "model.layers.0.self_attn.q_proj.weight" in str(caught.value)
 
 
 def test_a_weight_that_training_broke_is_named(refused, world):

@@ -71,7 +71,7 @@ def said(capsys):
 def aloud():
     from luthier import logs
 
-    logs.set_up("info")
+    logs.set_up("debug")
     yield
     logs.set_up("warning")
 

@@ -178,7 +178,7 @@ def test_the_reference_computes_where_nothing_else_does():
 def test_what_computed_an_operation_is_said_once(capsys):
     from luthier import logs
 
-    logs.set_up("info")
+    logs.set_up("debug")
     try:
         operations = ordinary_operations()
         for _ in range(3):

@@ -79,10 +79,11 @@ def test_a_signal_in_the_middle_of_a_step_ends_it_saves_and_says_which_it_was(tr
 
 
 def test_sigusr1_saves_and_the_run_goes_on(train, tmp_path):
+    before = signal.getsignal(signal.SIGUSR1)
     run = train(exact_callbacks=[signalled(signal.SIGUSR1, 2)])
     assert run.steps == 3
     assert [checkpoint.step_of(p) for p in checkpoint.list_checkpoints(tmp_path / "run")] == [2, 3]
-    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGUSR1) == before
 
 
 def test_a_signal_after_the_last_step_leaves_a_finished_run(train):

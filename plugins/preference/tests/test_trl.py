@@ -135,7 +135,7 @@ class PlainHead(torch.nn.Module):
 
 def made(trainer, **state):
     found = object.__new__(trainer)
-    found.__dict__.update(accelerator=ACCELERATOR, aux_loss_enabled=False, **state)
+    found.__dict__.update({"accelerator": ACCELERATOR, "aux_loss_enabled": False} | state)
     return found
 
 

@@ -6,6 +6,7 @@ import collections.abc
 import contextlib
 import enum
 import functools
+import itertools
 import math
 import re
 import types
@@ -17,13 +18,13 @@ from typing import Any, Final
 import attrs
 from cattrs import Converter
 
-from luthier.errors import LuthierError, join_errors, suggest_nearest
+from luthier.error_lists import TOLD, join_errors
+from luthier.errors import LuthierError, suggest_nearest
 from luthier.plugins.fields.hints import KEY, check_bounds, field_hints, type_name
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|inf")  # YAML 1.1 reads 2e-4 as text: a number is meant
 SEQUENCES: Final = {list: list, tuple: tuple, set: set, frozenset: frozenset, collections.abc.Sequence: list}
 FEW: Final = 20  # options that a hint lists
-MANY: Final = 100  # unknown options of one mapping that are told one by one
 MAPPINGS: Final = (dict, collections.abc.Mapping)
 
 
@@ -172,15 +173,13 @@ def _instance(made: Converter, value: Any, cls: Any) -> object:
 
 
 def _unknown_keys(value: Mapping[Any, Any], fields: Mapping[str, Any]) -> list[LuthierError]:
-    """An error for each key that is no option; the first hundred only, and how many there are besides."""
+    """An error for each key that is no option, the first of them with the nearest option."""
     unknown = [str(key) for key in value if key not in fields]
-    errors = [
-        LuthierError("recipe-unknown-option", "there is no such option", where=key, remedy=_hint(key[:MANY], fields))
-        for key in unknown[:MANY]
+    hints = [_hint(key, fields) for key in unknown[:TOLD]]
+    return [
+        LuthierError("recipe-unknown-option", "there is no such option", where=key, remedy=hint)
+        for key, hint in itertools.zip_longest(unknown, hints)
     ]
-    if len(unknown) > MANY:
-        errors.append(LuthierError("recipe-unknown-option", f"{len(unknown) - MANY} more options are not known"))
-    return errors
 
 
 def _hint(key: str, fields: Mapping[str, Any]) -> str:

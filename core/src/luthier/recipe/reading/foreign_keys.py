@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from luthier.error_lists import flatten_errors
 from luthier.errors import LuthierError
 
 REASONS: Final[dict[str, str]] = {
@@ -64,7 +65,7 @@ def explain_foreign(errors: Sequence[LuthierError], *, lost: bool = False) -> li
 
     `lost` says that some entries could not be read, so that what seems to be missing may have been given.
     """
-    flat = [single for error in errors for single in (error, *error.also)]
+    flat = flatten_errors(errors)
     kept = [error for error in flat if not (lost and error.code == "recipe-missing")]
     return [_explained(error) for error in kept or flat]
 
@@ -79,5 +80,6 @@ def find_remedy(path: str) -> tuple[str, str] | None:
 
 def _explained(error: LuthierError) -> LuthierError:
     answer = find_remedy((error.where or "").rpartition(": ")[2]) if error.code == "recipe-unknown-option" else None
-    problem, remedy = answer or (error.problem, error.remedy)
-    return LuthierError(error.code, problem, where=error.where, found=error.found, remedy=remedy)
+    if answer is None:
+        return error
+    return LuthierError(error.code, answer[0], where=error.where, found=error.found, remedy=answer[1])

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import attrs
 
-from luthier.errors import LuthierError, join_errors, suggest_nearest
+from luthier.error_lists import join_errors
+from luthier.errors import LuthierError, suggest_nearest
 from luthier.plugins.fields.hints import field_hints
 from luthier.plugins.structure import Written
 from luthier.recipe.parts import FIELDS

@@ -10,7 +10,8 @@ from typing import Any, Generic, TypeVar
 
 import attrs
 
-from luthier.errors import LuthierError, join_errors
+from luthier.error_lists import join_errors
+from luthier.errors import LuthierError
 from luthier.plugins.registry import Plugins, installed_plugins
 from luthier.plugins.structure import bare_value, place_error, structure_value
 from luthier.recipe.artifact_note import RECORD
