@@ -12,8 +12,32 @@ SLOW = (hypothesis.HealthCheck.too_slow,)  # which a busy machine makes of any t
 hypothesis.settings.register_profile("same", derandomize=True, suppress_health_check=SLOW)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
+# forms of a test that cost many seconds and are like another that runs by default: of the slow suite
+SLOW_FORMS = (
+    "test_packing_and_ranks_change_no_loss[distill]",
+    "test_packing_and_ranks_change_no_loss[dpo]",
+    "test_packing_and_ranks_change_no_loss[infonce]",
+    "test_packing_and_ranks_change_no_loss[orpo]",
+    "test_packing_and_ranks_change_no_loss[outside.prefix]",
+    "test_the_command_trains_it_and_resumes_bit_for_bit_after_a_kill[distill-True]",
+    "test_the_command_trains_it_and_resumes_bit_for_bit_after_a_kill[infonce-True]",
+    "test_the_command_trains_it_and_resumes_bit_for_bit_after_a_kill[orpo-True]",
+    "test_two_ranks_train_it_alike_and_are_resumed_to_the_bit[full-fsdp]",
+    "test_it_trains_is_killed_and_resumed_to_the_bit[lora-True]",
+    "test_it_passes_the_kit[outside.prefix]",
+    "test_prompts_count_in_packing_memory_and_token_figures[outside.prefix]",
+    "test_two_ranks_resume_bit_for_bit_after_a_kill[outside.prefix]",
+    "test_two_ranks_have_the_reference_of_one[trained lora-fsdp]",
+    "test_a_teacher_may_carry_an_adapter_or_be_a_run",
+    "test_rows_that_are_given_as_objects_are_written_with_their_hash_before_the_job",
+    "test_ctrl_c_detaches_and_says_how_to_come_back",
+)
 LONG = ("test_tutorial.py", "test_generated.py")  # begun first, so that no worker is alone with one at the end
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.name in SLOW_FORMS:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.path.name not in LONG)

@@ -194,7 +194,7 @@ def test_the_python_of_the_training_page_runs(conversations, tmp_path):
 def test_the_settings_of_the_data_page_are_settings(text):
     settings = yaml.safe_load(text)
     recipe = Recipe.from_dict({"model": "demo", "data": settings.get("data", settings)})
-    plain = ("chats.jsonl", "books/*.txt.gz")
+    plain = ("chats.jsonl", "books/*.txt.gz", "new.jsonl", "old.jsonl")
     assert all(source.columns or source.template or source.path in plain for source in recipe.data.train)
 
 
