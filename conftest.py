@@ -31,6 +31,15 @@ SLOW_FORMS = (
     "test_a_teacher_may_carry_an_adapter_or_be_a_run",
     "test_rows_that_are_given_as_objects_are_written_with_their_hash_before_the_job",
     "test_ctrl_c_detaches_and_says_how_to_come_back",
+    "test_another_manager_adopts_a_run_and_cancel_ends_it_within_a_step",
+    "test_a_run_with_a_cached_reference_goes_on_with_it[full]",
+    "test_a_cached_reference_gives_the_values_of_a_live_one[lora]",
+    "test_two_machines_meet_by_the_usual_flags[False]",
+    "test_a_recipe_takes_its_first_steps[distill]",
+    "test_a_trained_model_is_planned_with_and_trained_on",
+    "test_two_ranks_have_the_reference_of_one[full-fsdp]",
+    "test_a_signal_to_one_rank_saves_and_stops_all_and_they_go_on_bit_for_bit[fsdp]",
+    "test_time_zone_and_locale_change_nothing",
 )
 LONG = ("test_tutorial.py", "test_generated.py")  # begun first, so that no worker is alone with one at the end
 

@@ -200,8 +200,9 @@ def test_the_core_alone_checks_a_recipe(alone, tmp_path):
     assert (wrong.returncode, lora.returncode) == (2, 2)
 
 
-def test_the_core_alone_says_what_training_needs(alone):
-    done = alone("train", "--model", "demo", "--data", "rows.jsonl", "--json")
+def test_the_core_alone_says_what_training_needs(alone, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    done = alone("train", "--model", "demo", "--data", tmp_path / "rows.jsonl", "--json")
     error = json.loads(done.stdout)["error"]
     assert (done.returncode, error["code"]) == (2, "dependency-missing")
     assert 'pip install "luthier[local]"' in error["remedy"]
