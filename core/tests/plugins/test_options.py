@@ -168,4 +168,4 @@ def test_every_kind_has_a_record_a_hook_and_a_protocol():
     records += (OperationRecord, ExporterRecord, MetricRecord)
     assert set(RECORDS.values()) == set(records)
     assert set(KINDS) == set(HOOKS) == set(REQUIRED)
-    assert len(TAGS) == 12
+    assert len(TAGS) == 13
