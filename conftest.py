@@ -40,6 +40,16 @@ SLOW_FORMS = (
     "test_two_ranks_have_the_reference_of_one[full-fsdp]",
     "test_a_signal_to_one_rank_saves_and_stops_all_and_they_go_on_bit_for_bit[fsdp]",
     "test_time_zone_and_locale_change_nothing",
+    "test_ten_steps_over_two_ranks_are_those_of_one[lora-fsdp]",
+    "test_a_checkpoint_goes_on_with_another_number_of_ranks[2-1-full-fsdp]",
+    "test_with_one_example_in_each_micro_batch_there_are_three_more_tries",
+    "test_a_job_is_cancelled",
+    "test_a_worker_that_a_dead_manager_started_is_found",
+    "test_a_killed_process_begins_again_with_the_others_and_ends_at_the_same_weights",
+    "test_a_sequence_takes_its_first_steps[continual]",
+    "test_it_keeps_the_laws_of_losses[orpo]",
+    "test_it_keeps_the_laws_of_losses[dpo]",
+    "test_the_command_trains_it_and_resumes_bit_for_bit_after_a_kill[dpo-True]",
 )
 LONG = ("test_tutorial.py", "test_generated.py")  # begun first, so that no worker is alone with one at the end
 
