@@ -130,7 +130,7 @@ def model_location(name: str, file: str = "config.json") -> str:
         from luthier.demo import MODEL
 
         return str(MODEL)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         if not (path / file).is_file():
             raise LuthierError("model-not-found", f"the folder has no {file}", where=name)

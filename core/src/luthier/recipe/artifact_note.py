@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ def read_note(folder: Path) -> dict[str, Any]:
 
 def find_artifact(name: str) -> Path | None:
     """Return the folder of an artifact, where a name is that or a run's folder; None for anything else."""
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if (folder / RECORD).is_file():
         return _artifact_of(folder)
     return folder if (folder / NOTE).is_file() else None

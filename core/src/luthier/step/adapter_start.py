@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ def find_start(recipe: Recipe) -> Path | None:
     """
     if recipe.adapter_from is None:
         return None
-    folder = find_artifact(recipe.adapter_from) or Path(recipe.adapter_from).expanduser()
+    folder = find_artifact(recipe.adapter_from) or Path(os.path.expanduser(recipe.adapter_from))
     if not folder.is_dir():
         raise LuthierError("artifact-not-found", "there is no such folder", where=OPTION, found=recipe.adapter_from)
     note = read_note(folder)
@@ -80,7 +81,7 @@ def _print_of(name: str) -> str | None:
 
 
 def _local(name: str) -> str | None:
-    return name if name == "demo" or Path(name).expanduser().is_dir() else None
+    return name if name == "demo" or Path(os.path.expanduser(name)).is_dir() else None
 
 
 def _peft_base(folder: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def name_base(recipe: Recipe, objects: Objects) -> Recipe:
     Raises `recipe-conflict` for an adapter on a model of other sizes: it would be opened on that checkpoint.
     """
     model, name = objects.model, recipe.model.name_or_path
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if model is None or not hasattr(model, "state_dict") or not any(folder.glob("*.safetensors")):
         return recipe
     resized = next(_resized(model, folder), None)

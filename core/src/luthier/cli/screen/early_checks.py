@@ -54,7 +54,7 @@ def check_model_name(name: str) -> None:
 
     Raises `model-not-found`.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if name == "demo" or path.exists():
         return
     is_path = path.is_absolute() or name.startswith((".", "~", f"{RUNS}{os.sep}")) or len(path.parts) > 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -52,7 +53,7 @@ def read_quantized(quantizer: Quantizer, folder: Path, model: Any) -> Any:
 
 def find_trained(name: str) -> Path | None:
     """Return the folder of a model whose quantized layers were trained, where a base model's name is one."""
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     return folder if _note(folder).get("artifact") == QUANTIZED else None
 
 

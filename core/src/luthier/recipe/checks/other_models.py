@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ def open_run_model(draft: Draft) -> None:
     name = bare_value(model.get("name_or_path"))
     if not isinstance(name, str) or name == "demo":
         return
-    folder = (draft.base(("model", "name_or_path")) or Path()) / Path(name).expanduser()
+    folder = (draft.base(("model", "name_or_path")) or Path()) / Path(os.path.expanduser(name))
     if (folder / RECORD).is_file():
         folder = _artifact_of(folder)
         model["name_or_path"] = str(folder)
