@@ -13,7 +13,7 @@ from luthier.cli import overfit
 from luthier.cli.plan import answer_plan
 from luthier.cli.screen import launch_ranks as launch
 from luthier.cli.screen.early_checks import check_places
-from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, start_api
+from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, is_first_speaker, start_api
 from luthier.cli.screen.recipe_arguments import Help, Sets, read_recipe, show_help
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def train(
     if help_:
         show_help(context, USAGE)
     recipe = read_recipe(context, sets)
-    check_places(recipe)
+    if is_first_speaker():  # once, and not in each rank
+        check_places(recipe)
     if dry_run:
         return answer_plan(recipe, log_level, log_format, log_file)
     if overfit_one_batch:

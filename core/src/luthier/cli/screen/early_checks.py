@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import tempfile
@@ -38,8 +39,10 @@ def check_writable(folder: Path) -> None:
     try:
         missing = [path for path in (folder.absolute(), *folder.absolute().parents) if not os.path.lexists(path)]
         if missing:
-            missing[-1].mkdir()
-            missing[-1].rmdir()
+            with contextlib.suppress(FileExistsError):  # another process has just made it
+                missing[-1].mkdir()
+                with contextlib.suppress(OSError):  # another process has begun to use it
+                    missing[-1].rmdir()
         else:
             with tempfile.TemporaryFile(dir=folder):
                 pass
