@@ -131,3 +131,15 @@ def test_the_proof_holds_out_what_it_does_not_train_on(tmp_path, apart):
     ]
     assert shown[0].isdisjoint(shown[1])
     assert all(shown)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dpo", "kto", "aot"])
+def test_every_unit_is_trained_on_as_often_as_there_are_epochs_when_the_batch_changes(train, rows_of, tmp_path, name):
+    """Pairs, verdicts, and a loss that couples the batch."""
+    stops = luthier.on(step_ended=lambda run: run.step == 3 and os.kill(os.getpid(), signal.SIGTERM))
+    shared = {"data": rows_of(name), "loss": LOSSES[name], "num_train_epochs": 3, "output_dir": tmp_path / "run"}
+    with pytest.raises(Interrupted):
+        train(**shared, global_batch_size=3, exact_callbacks=["jsonl", stops])
+    run = train(**shared, global_batch_size=5, exact_callbacks=["jsonl"], allow_changed="settings")
+    assert run.samples_seen == 3 * (16 if name == "kto" else 8)

@@ -24,7 +24,7 @@ def dataset(count=40, seed=0):
 
 
 def feed(total=20, **changes):
-    return RowFeed(dataset=dataset(**changes), order=Order(size=40, batch=8, seed=3), total=total)
+    return RowFeed(dataset=dataset(**changes), order=Order(size=40, batch=8, seed=3), max_steps=total)
 
 
 def make(portion):

@@ -166,3 +166,16 @@ def test_skipping_is_the_same_however_the_batch_is_cut(train, world, data, tmp_p
         for i, cut in enumerate([{}, {"packing": False}])
     ]
     assert runs[0].loss_history == pytest.approx(runs[1].loss_history, rel=1e-10, nan_ok=True)
+
+
+def test_the_learning_rate_waits_for_a_step_that_was_skipped_and_its_rows_are_done(train, world, data, tmp_path):
+    settings = {"model": world, "data": data, "global_batch_size": 4, "packing": False, "lr_scheduler_type": "linear"}
+    run = train(**settings, loss=Failing(f"{data}:7"), on_nonfinite="skip", learning_rate=1e-2)
+    [bad] = [i for i, loss in enumerate(run.loss_history) if not math.isfinite(loss)]
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    places = [*range(bad + 1), *range(bad, run.steps - 1)]
+    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-2 * (1 - p / run.steps) for p in places])
+    assert run.samples_seen == 24
+    told = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    [waits] = [line for line in told if "schedule waits" in line["event"]]
+    assert (waits["step"], waits["schedule_step"]) == (bad + 1, bad)

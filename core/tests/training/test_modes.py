@@ -9,14 +9,13 @@ import luthier
 import numpy as np
 import pytest
 import torch
-from luthier.data.batches.row_order import Order
 from luthier.data.examples import TokenDataset, TokenExample
 from luthier.errors import LuthierError
 from luthier.recipe import Recipe
 from luthier.runs.writing.active_run import Interrupted
 from luthier.runs.writing.record import read_record
 from luthier.step.schedule.learning_rates import Rates, endless_rates, schedule_rates
-from luthier.step.schedule.total_steps import total_steps
+from luthier.step.schedule.total_steps import feed_of
 from luthier.testing.worlds import save_tiny_model
 
 
@@ -79,11 +78,10 @@ ENDLESS = {"training_mode": "infinite", "lr_scheduler_type": "constant", "warmup
 def test_a_mode_ends_by_its_own_limit_as_auto_does_with_it_alone(mode, limits, steps):
     lengths = [11] * 24  # ten supervised tokens each: 80 a step, 240 an epoch
     dataset = TokenDataset.of([TokenExample(input_ids=np.arange(n), labels=np.arange(n)) for n in lengths])
-    order = Order(size=24, batch=8, seed=0)
-    least = {"model": "demo", "data": "rows.jsonl", **limits}
-    assert total_steps(Recipe.from_dict({**least, "training_mode": mode}), order, dataset) == steps
+    least = {"model": "demo", "data": "rows.jsonl", "global_batch_size": 8, **limits}
+    assert feed_of(Recipe.from_dict({**least, "training_mode": mode}), dataset).total == steps
     if mode != "infinite":
-        assert total_steps(Recipe.from_dict(least), order, dataset) == steps
+        assert feed_of(Recipe.from_dict(least), dataset).total == steps
 
 
 @pytest.mark.parametrize("streaming", [True, pytest.param(False, marks=pytest.mark.slow)])

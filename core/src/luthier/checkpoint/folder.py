@@ -126,7 +126,8 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
 
     manifest = verify(folder)
     try:
-        return migrate_tree(load_state(folder), manifest["format"])
+        batch = manifest["run"].get("settings", {}).get("global_batch_size")
+        return migrate_tree(load_state(folder), manifest["format"], batch)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _corrupt(folder, f"unreadable: {error}") from error
 

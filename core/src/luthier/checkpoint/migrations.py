@@ -4,6 +4,8 @@ Format 1 (luthier 0.1): {adapter, optimizer, parts: {loss, quantizer, each callb
 Format 2: the callbacks stand apart, so that one may have any name; the optimizer says what it keeps on the CPU; the
 manifest has a digest of its own, and CRC-32 of the files where it had BLAKE2b.
 Format 3: each step that is not logged yet has its terms as (sum, weight).
+Format 4: the tally says how many samples a step took as the run began, which earlier ones took throughout, and of how
+many steps the schedule took no notice.
 """
 
 from __future__ import annotations
@@ -16,12 +18,15 @@ from torch import Tensor
 from luthier.checkpoint.format import FORMAT
 
 Tree = dict[str, Any]
+SAMPLES: Final = 4  # the first format whose tally knows its batch
 
 
-def migrate_tree(tree: Tree, version: int) -> Tree:
-    """The tree of a checkpoint of format `version` as format `FORMAT` has it."""
+def migrate_tree(tree: Tree, version: int, batch: Any = None) -> Tree:
+    """The tree of a checkpoint of format `version` as format `FORMAT` has it; `batch` is that of its run, if known."""
     for number in range(version, FORMAT):
         tree = MIGRATIONS[number](tree)
+    if version < SAMPLES and "tally" in tree and isinstance(batch, int):
+        tree = {**tree, "tally": {**tree["tally"], "batch": batch}}
     return tree
 
 
@@ -47,4 +52,9 @@ def _weighted(step: Tree) -> Tree:
     return {**step, "terms": {"loss": [step["loss"] * tokens, tokens]}}
 
 
-MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {1: _apart, 2: _with_terms}
+def _as_it_is(tree: Tree) -> Tree:
+    """3 to 4: what the tally lacks has defaults."""
+    return tree
+
+
+MIGRATIONS: Final[dict[int, Callable[[Tree], Tree]]] = {1: _apart, 2: _with_terms, 3: _as_it_is}

@@ -9,7 +9,7 @@ import attrs
 import typer
 
 from luthier.cli.screen.answers import Answer
-from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, start_api
+from luthier.cli.screen.flags import AllowChanged, Json, LogFile, LogFormat, LogLevel, start_api
 from luthier.cli.screen.recipe_arguments import Help, Sets, own_flags, show_help, split_words
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ OutputDir = Annotated[Path | None, typer.Option(help="The folder of the whole ru
 def continual(
     context: typer.Context, *, sets: Sets = None, num_runs: NumRuns = None, steps_per_run: StepsPerRun = None,
     samples_per_run: SamplesPerRun = None, merge_mode: MergeMode = None, eval_base: EvalBase = True,
-    output_dir: OutputDir = None, help_: Help = False, json: Json = False, log_level: LogLevel = "info",
-    log_format: LogFormat = "console", log_file: LogFile = None,
+    output_dir: OutputDir = None, allow_changed: AllowChanged = "", help_: Help = False, json: Json = False,
+    log_level: LogLevel = "info", log_format: LogFormat = "console", log_file: LogFile = None,
 ) -> Any:  # fmt: skip
     """Train tasks one after the other, and report what was forgotten."""
     from luthier.recipe import parse_flags, parse_sets
@@ -54,9 +54,10 @@ def continual(
     given |= {} if eval_base else {"eval_base": False}
     overrides = [*parse_flags(flags, own_flags(context)), *parse_sets(sets or ())]
     start_api(log_level, log_format, log_file)
+    from luthier.runs.writing.differences import read_allowed
     from luthier.training.continual.start import train_sequence
 
-    report = train_sequence(path, overrides, given, output_dir)
+    report = train_sequence(path, overrides, given, output_dir, read_allowed(allow_changed))
     return Answer(document=report.to_dict(), view=lambda screen: draw_report(screen, report))
 
 

@@ -13,7 +13,7 @@ from luthier.cli import overfit
 from luthier.cli.plan import answer_plan
 from luthier.cli.screen import launch_ranks as launch
 from luthier.cli.screen.early_checks import check_places
-from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, is_first_speaker, start_api
+from luthier.cli.screen.flags import AllowChanged, Json, LogFile, LogFormat, LogLevel, is_first_speaker, start_api
 from luthier.cli.screen.recipe_arguments import Help, Sets, read_recipe, show_help
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ Resume = Annotated[Path | None, typer.Option(help="Go on from this checkpoint.")
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew, in a new folder beside one that exists.")]
 ReDecide = Annotated[
     bool, typer.Option("--re-decide", help="Choose precision, threads and the like anew where a run goes on.")
-]
-AllowChanged = Annotated[
-    str, typer.Option(help="What may differ where a run goes on: data, parts, model, settings; commas between.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only plan, as `luthier plan` does.")]
 

@@ -10,7 +10,7 @@ import attrs
 import torch
 
 from luthier.data.batches.batch import Batch
-from luthier.data.batches.example_feed import Portion
+from luthier.data.batches.example_feed import Portion, Reached
 from luthier.data.batches.layout import LaidOutFeed, UnitLayout
 from luthier.data.batches.micro_batches import rank_batches
 from luthier.data.batches.packing import Packing, measure_imbalance
@@ -30,6 +30,7 @@ from luthier.step.evaluation.built_metric import BuiltMetric
 from luthier.step.module import Step
 from luthier.step.reference.companions import Companions
 from luthier.step.schedule.learning_rates import Rates
+from luthier.step.schedule.pace import Pace, resume_pace
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,6 +91,7 @@ class Setup:
             lambda own: [group.get("weight_decay", 0.0) for group in own.optimizer.param_groups], takes_self=True
         )
     )
+    pace: Pace = attrs.field(factory=Pace)  # where the run stands in its schedule
     phases: Phases = attrs.field(factory=Phases)  # where the time goes, for those who ask
     world: World = attrs.field(factory=World)  # the processes that train together
     attempt: Attempt = attrs.field(factory=Attempt)  # at the step that is under way
@@ -107,6 +109,15 @@ class Setup:
     def progress_after(self, step: int, epoch: float) -> Progress:
         """Return where the run stands once `step` steps are done."""
         return Progress(step=step, total_steps=self.feed.total, epoch=epoch)
+
+    def rate_of(self, portion: Portion) -> float:
+        """Return the schedule's learning rate of a step."""
+        return self.rates.between(self.pace.place(portion.step, portion.samples))
+
+    def resume_at(self, reached: Reached, held: float) -> None:
+        """Go on in the schedule where it was; see `resume_pace`."""
+        self.pace, rates = resume_pace(self.recipe, self.train, reached, held)
+        self.rates = rates or self.rates
 
     def tell_progress(self, progress: Progress | None = None) -> Multipliers:
         """Tell the quantizer what is done (None: as before), as before every run of the model; returns its factors."""

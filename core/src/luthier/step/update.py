@@ -71,7 +71,7 @@ def update_weights(setup: Setup, index: int, portion: Portion) -> Update:
         norm = _clip(setup)
         finite = math.isfinite(loss) and math.isfinite(norm)
         overflowed = math.isfinite(loss) and setup.precision.overflowed(math.isfinite(norm), index)
-        rate = _apply(setup, index, portion, multipliers) if finite else _drop(setup, index)
+        rate = _apply(setup, index, portion, multipliers) if finite else _drop(setup, portion)
     setup.progress = setup.progress_after(index + 1, portion.ended)
     return Update(
         loss=loss,
@@ -158,15 +158,15 @@ def _gradients(setup: Setup) -> list[Tensor]:
     return [p.grad for g in setup.optimizer.param_groups for p in g["params"] if p.grad is not None]
 
 
-def _drop(setup: Setup, index: int) -> float:
+def _drop(setup: Setup, portion: Portion) -> float:
     """Forget the gradients of a step whose numbers cannot be used; returns the learning rate that it had."""
     setup.optimizer.zero_grad(set_to_none=True)
-    return setup.rates[index]
+    return setup.rate_of(portion)
 
 
 def _apply(setup: Setup, index: int, portion: Portion, multipliers: Multipliers) -> float:
     """Set this step's rates, step, and tell the adapter; returns the learning rate."""
-    rate = setup.rates[index] * multipliers.lr
+    rate = setup.rate_of(portion) * multipliers.lr
     for group, decay in zip(setup.optimizer.param_groups, setup.decays, strict=True):
         group["lr"] = rate * group.get("lr_scale", 1.0)
         group["weight_decay"] = decay * multipliers.weight_decay

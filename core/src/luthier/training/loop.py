@@ -15,7 +15,7 @@ from luthier.checkpoint.constants import restore_constants, store_constants
 from luthier.checkpoint.saver import Cadence, Saver
 from luthier.checkpoint.shards import as_held
 from luthier.checkpoint.task_state import take_task_state
-from luthier.data.batches.example_feed import Portion
+from luthier.data.batches.example_feed import Portion, Reached
 from luthier.distributed.agreement import Agreed, agree_requests, local_callbacks
 from luthier.distributed.broadcast import broadcast_tree
 from luthier.hardware.peak_memory import peak_memory
@@ -35,28 +35,9 @@ from luthier.step.reference.reference_check import begin_companions
 from luthier.step.setup import Setup
 from luthier.step.update import Update, pooled_loss, update_weights
 from luthier.training.best_metric import improves_metric
+from luthier.training.tally import Tally
 
 log = get_logger()
-
-
-@attrs.define(kw_only=True)
-class Tally:
-    """What a run has done so far; part of every checkpoint."""
-
-    step: int = 0
-    epoch: float = 0.0  # how many, with the part of the last one
-    tokens: int = 0
-    supervised_tokens: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    best_step: int | None = None
-    best_metric: float | None = None
-    evaluation: dict[str, float] = attrs.field(factory=dict)
-    owes_evaluation: bool = False  # a signal came before the end of the one after this step
-    losses: list[float] = attrs.field(factory=list)
-    stop_reason: str | None = None  # so that a run killed after its early stop does not train on
-    skipped_steps: int = 0  # whose loss or gradient was not finite
-    token_limit: int | None = None  # of a micro-batch, where memory ran out and it was lowered
 
 
 class Loop:
@@ -64,7 +45,7 @@ class Loop:
 
     def __init__(self, setup: Setup, run: ActiveRun, callbacks: dict[str, Any], task: TaskPlace | None = None) -> None:
         self.setup, self.run, self.callbacks = setup, run, callbacks
-        self.tally, self.task = Tally(), task or TaskPlace()
+        self.tally, self.task = Tally(batch=int(setup.recipe.global_batch_size)), task or TaskPlace()
         self.recent: list[Update] = []
         self.portion: Portion | None = None  # of the last step
         self.agreed = Agreed()
@@ -161,18 +142,24 @@ class Loop:
         self.saver.constants = tuple(self.constants.values())
         restore_constants(self.run.folder, self.constants, setup.constant_owners, setup.world, source)
         contents.restore_state(setup, self.callbacks, tree, fresh)
-        if "feed" not in fresh:
-            setup.feed.load_state(tree.get("feed", {}))
         self.health.load_state(tree.get("health", {}))
         self.recent = [Update(**numbers) for numbers in tree.get("recent", [])]
         self.tally = Tally(**tree["tally"])
         self.tally.losses = tree["tally"]["losses"].tolist()
         recovery.hold_limit(setup, self.tally.token_limit)
-        self.run.step, self.run.stop_reason = self.tally.step, self.tally.stop_reason
+        self._go_on({} if "feed" in fresh else tree.get("feed", {}))
         setup.tell_progress(setup.progress_after(self.tally.step, self.tally.epoch))
         if "loss" in fresh:  # another loss than the checkpoint's
             begin_loss(setup)
         self.hooks.resumed(run=self.run, step=self.tally.step)
+
+    def _go_on(self, position: dict[str, Any]) -> None:
+        """Stand where the tally does, in the rows and in the schedule; how many steps are left follows from it."""
+        tally, run = self.tally, self.run
+        reached = Reached(step=tally.step, samples=tally.samples, batch=tally.batch)
+        self.setup.feed.load_state(position, reached)
+        self.setup.resume_at(reached, tally.held)
+        run.step, run.stop_reason, run.total_steps = tally.step, tally.stop_reason, self.setup.feed.total
 
     def best_checkpoint(self) -> Path | None:
         """The folder of the best evaluated checkpoint, if it was kept."""
@@ -221,11 +208,20 @@ class Loop:
         tally.tokens += done.tokens
         tally.supervised_tokens += done.supervised_tokens
         tally.samples += done.documents
+        if not done.finite and self.portion:
+            self._hold(self.portion)
         tally.seconds += done.seconds
         tally.skipped_steps += not (done.finite or done.overflowed)
         tally.token_limit = recovery.lowered_limit(self.setup)
         tally.losses.append(done.loss)
         self.recent.append(done)
+
+    def _hold(self, portion: Portion) -> None:
+        """The schedule waits for a step that moved no weight."""
+        pace, tally = self.setup.pace, self.tally
+        place = pace.place(portion.step, portion.samples)
+        pace.held = tally.held = pace.held + pace.place(tally.step, tally.samples) - place
+        log.info("the learning rate's schedule waits, as the step was skipped", step=tally.step, schedule_step=place)
 
     def _log(self) -> None:
         """The numbers since the last logging; the last step is always logged."""

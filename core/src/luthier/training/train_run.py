@@ -42,10 +42,11 @@ from luthier.step.setup import Setup
 from luthier.training.assemble import Assembled, assemble_run, whole_again
 from luthier.training.best_metric import check_metrics
 from luthier.training.finished import finished_run
-from luthier.training.loop import Loop, Tally
+from luthier.training.loop import Loop
 from luthier.training.rows import prepared_data
 from luthier.training.run import Run
 from luthier.training.signals import handle_signals
+from luthier.training.tally import Tally
 
 log = get_logger()
 
@@ -202,8 +203,8 @@ def _start(loop: Loop, record: dict[str, Any], resume: Path | None) -> None:
     if run.is_main:
         for left in checkpoint.set_aside(run.folder, run.step):
             log.warning("checkpoint set aside, as the run goes on before it", checkpoint=str(left))
-        if asked != began:
-            write_record(run.folder, record, resumed_from=asked)
+        also = {} if asked == began else {"resumed_from": asked}
+        write_record(run.folder, record, total_steps=run.total_steps, **also)
     log.warning("resumed", step=run.step, checkpoint=path)
 
 

@@ -20,6 +20,9 @@ LogFile = Annotated[Path | None, typer.Option("--log-file", help="Append the log
 
 Step = Annotated[int | None, typer.Option(help="The run's checkpoint after this step.", min=1)]
 Best = Annotated[bool, typer.Option("--best", help="The run's checkpoint of its best evaluation.")]
+AllowChanged = Annotated[
+    str, typer.Option(help="What may differ where a run goes on: data, parts, model, settings; commas between.")
+]
 
 
 def start_api(level: Any, form: Any, file: Path | None) -> ModuleType:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import attrs
 
@@ -16,6 +17,7 @@ class Portion:
     """What one optimizer step trains on, over all ranks."""
 
     step: int  # from 0
+    samples: int = 0  # that the steps before it took
     examples: Sequence[TokenExample]
     begun: float  # passes over the rows before it, and
     ended: float  # after it; a stream knows whole passes only
@@ -39,6 +41,18 @@ class Portion:
         return sum(example.num_supervised for example in self.examples)
 
 
+@attrs.frozen(kw_only=True)
+class Reached:
+    """How far a run has come: the steps it has done, the samples that they took, and how many one took at first."""
+
+    step: int = 0
+    samples: int = 0
+    batch: int | None = None
+
+
+START: Final = Reached()
+
+
 class Feed(Protocol):
     """Where the loop gets its examples from, the same on every rank."""
 
@@ -59,17 +73,29 @@ class Feed(Protocol):
     def state(self, portion: Portion | None) -> dict[str, Any]:
         """What goes on after `portion` (None: where the feed began) needs, as tensors and JSON values."""
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken."""
+    def load_state(self, state: Mapping[str, Any], reached: Reached = START) -> None:
+        """Go on where `state` was taken, after what is `reached`; empty for rows that were others until then."""
 
 
 @attrs.define(kw_only=True, eq=False)
 class RowFeed:
-    """Rows in memory: the order is a function of (seed, epoch), so that a step's number says where it stands."""
+    """Rows in memory: the order is a function of (seed, epoch), so that the samples taken say where it stands.
+
+    The run ends after `max_steps` steps or `goal` samples, whichever is given and comes first.
+    """
 
     dataset: TokenDataset
     order: Order
-    total: int | None = None
+    max_steps: int | None = None
+    goal: int | None = None
+    begin: Reached = START
+
+    @property
+    def total(self) -> int | None:
+        ends = [] if self.max_steps is None else [self.max_steps]
+        if self.goal is not None:
+            ends.append(self.begin.step + self.order.steps_between(self.begin.samples, self.goal))
+        return min(ends, default=None)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -79,18 +105,22 @@ class RowFeed:
         return self.dataset.head(count)
 
     def portions(self, first: int) -> Iterator[Portion]:
-        for step, rows in self.order.steps(self.total, first=first):
+        size, total = self.order.size, self.total
+        slices = self.order.slices(self.order.samples_after(first - self.begin.step, self.begin.samples))
+        for step in itertools.count(first) if total is None else range(first, total):
+            samples, rows = next(slices)
             yield Portion(
                 step=step,
+                samples=samples,
                 examples=[self.dataset[i] for i in rows.tolist()],
-                begun=step / self.steps_per_epoch,
-                ended=(step + 1) / self.steps_per_epoch,
-                ends_epoch=(step + 1) % self.steps_per_epoch == 0,
-                last=step + 1 == self.total,
+                begun=samples / size,
+                ended=(samples + len(rows)) / size,
+                ends_epoch=(samples + len(rows)) % size == 0,
+                last=step + 1 == total,
             )
 
     def state(self, portion: Portion | None) -> dict[str, Any]:
         return {}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing: the step says it all."""
+    def load_state(self, state: Mapping[str, Any], reached: Reached = START) -> None:
+        self.begin = reached

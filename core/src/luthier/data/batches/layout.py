@@ -9,7 +9,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.data.batches.example_feed import Feed, Portion
+from luthier.data.batches.example_feed import START, Feed, Portion, Reached
 from luthier.data.batches.shared_prompts import saved_by_unit, share_prompts
 from luthier.data.batches.unit import Passage, Unit
 from luthier.data.examples import TokenDataset, TokenExample
@@ -140,5 +140,5 @@ class LaidOutFeed:
     def state(self, portion: Portion | None) -> dict[str, Any]:
         return self.feed.state(portion)
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        self.feed.load_state(state)
+    def load_state(self, state: Mapping[str, Any], reached: Reached = START) -> None:
+        self.feed.load_state(state, reached)

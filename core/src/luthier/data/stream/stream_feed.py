@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from luthier.data.batches.example_feed import Portion
+from luthier.data.batches.example_feed import START, Portion, Reached
 from luthier.data.examples import TokenDataset, TokenExample
 from luthier.data.formats.bad_rows import SURE, TOLD, Fault, exceeds_limit
 from luthier.data.stream.row_stream import Place, Stream
@@ -21,7 +21,7 @@ from luthier.logs import get_logger
 
 log = get_logger()
 ARRAYS = ("input_ids", "labels", "starts", "weights", "documents", "index")
-COUNTS = ("epoch", "read", "taken", "per_epoch", "supervised", "rows", "bad")
+COUNTS = ("epoch", "read", "samples", "epoch_samples", "supervised", "rows", "bad")
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -34,8 +34,8 @@ class Position:
     buffer: list[TokenExample] = attrs.field(factory=list)  # shuffled from
     queue: deque[TokenExample] = attrs.field(factory=deque)  # made, and waiting for room there
     left: TokenDataset = NOTHING  # of documents that are cut into blocks
-    taken: int = 0  # steps of this epoch
-    per_epoch: int | None = None  # steps of the one before
+    samples: int = 0  # taken of this epoch
+    epoch_samples: int | None = None  # of the one before
     supervised: int = 0  # tokens trained on in all
     rows: int = 0  # of this epoch
     drops: Counter[str] = attrs.field(factory=Counter)  # of them
@@ -44,7 +44,7 @@ class Position:
     @property
     def passes(self) -> float:
         """Passes over the rows so far; parts of one are known once one was whole."""
-        part = self.taken / self.per_epoch if self.per_epoch else 0.0
+        part = self.samples / self.epoch_samples if self.epoch_samples else 0.0
         return self.epoch + min(part, math.nextafter(1.0, 0.0))
 
     def copy(self) -> Position:
@@ -70,26 +70,29 @@ class StreamFeed:
     epochs: float = math.inf
     max_tokens: int | None = None
     begin: Position = attrs.field(factory=Position)
+    reached: Reached = START
 
     @property
     def steps_per_epoch(self) -> int | None:
-        return self.begin.per_epoch
+        samples = self.begin.epoch_samples
+        return None if samples is None else math.ceil(samples / self.batch)
 
     def head(self, count: int) -> list[TokenExample]:
         return self.stream.head(count)
 
     def portions(self, first: int) -> Iterator[Portion]:
-        at, step = self.begin.copy(), first
+        at, step, samples = self.begin.copy(), first, self.reached.samples
         reader = _Reader(self, at)
         while not self._over(step, at):
             begun, examples = at.passes, reader.draw(step)
             if not examples:
                 raise LuthierError("data-empty", f"no row is left to train on; dropped: {dict(at.drops)}", where="data")
             at.supervised += sum(example.num_supervised for example in examples)
-            at.taken += 1
+            at.samples += len(examples)
             ends = reader.ended()
             yield Portion(
                 step=step,
+                samples=samples,
                 examples=examples,
                 begun=begun,
                 ended=at.passes,
@@ -97,7 +100,7 @@ class StreamFeed:
                 last=self._over(step + 1, at),
                 position=at.copy(),
             )
-            step += 1
+            step, samples = step + 1, samples + len(examples)
 
     def state(self, portion: Portion | None) -> dict[str, Any]:
         at = self.begin if portion is None else portion.position
@@ -105,9 +108,14 @@ class StreamFeed:
         state = {name: getattr(at, name) for name in COUNTS} | {"place": [at.place.unit, at.place.row]}
         return {**state, "drops": dict(at.drops), **{name: _tensors(dataset) for name, dataset in sets.items()}}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any], reached: Reached = START) -> None:
+        self.reached = reached
         if not state:
             return
+        if "taken" in state:  # of a checkpoint that counted steps
+            batch = reached.batch or self.batch
+            steps = {"samples": state["taken"], "epoch_samples": state["per_epoch"]}
+            state = {**state, **{name: None if n is None else n * batch for name, n in steps.items()}}
         sets = {name: _dataset(state[name]) for name in ("buffer", "queue", "left")}
         self.begin = Position(
             **{name: state.get(name, 0) for name in COUNTS},  # checkpoints of before bad rows were counted lack theirs
@@ -153,7 +161,7 @@ class _Reader:
         dropped = ", ".join(f"{reason} {count}" for reason, count in at.drops.most_common())
         log.info("epoch read", epoch=at.epoch, rows=at.rows, **({"dropped": dropped} if dropped else {}))
         at.epoch, at.place, at.read, at.left = at.epoch + 1, Place(), False, NOTHING
-        at.per_epoch, at.taken, at.rows, at.bad, at.drops = at.taken, 0, 0, 0, Counter()
+        at.epoch_samples, at.samples, at.rows, at.bad, at.drops = at.samples, 0, 0, 0, Counter()
         self._open()
         return True
 

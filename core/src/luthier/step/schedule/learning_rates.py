@@ -18,10 +18,14 @@ Shape = Callable[..., float]
 
 
 class Rates:
-    """The learning rate of each step: `rates[step]`, from 0. `total` is None where there is no last step."""
+    """The learning rate of each step: `rates[step]`, from 0. `total` is None where there is no last step.
 
-    def __init__(self, known: list[float], later: Iterator[float] | None = None, *, peak: float | None = None) -> None:
-        self._known, self._later = array("d", known), later
+    `end` is what the schedule comes to after the last step; None: the rate of that step.
+    """
+
+    def __init__(self, known: list[float], later: Iterator[float] | None = None, *, peak: float | None = None,
+                 end: float | None = None) -> None:  # fmt: skip
+        self._known, self._later, self._end = array("d", known), later, end
         self.total = len(known) if later is None else None
         self.peak = max(known) if peak is None else peak
 
@@ -29,6 +33,15 @@ class Rates:
         if self._later is not None and step >= len(self._known):
             self._known.extend(itertools.islice(self._later, step + 1 - len(self._known)))
         return self._known[step]
+
+    def between(self, place: float) -> float:
+        """Return the rate at a place between two steps, on the straight line from the one's to the other's."""
+        step, part = int(place), place % 1.0
+        if not part:
+            return self[step]
+        end = self[step] if self._end is None else self._end
+        following = end if step + 1 == self.total else self[step + 1]
+        return self[step] + part * (following - self[step])
 
 
 def schedule_rates(name: str, peak: float, total: int, warmup: int, settings: dict[str, Any]) -> list[float]:
@@ -45,6 +58,15 @@ def schedule_rates(name: str, peak: float, total: int, warmup: int, settings: di
         length = max(total - warmup, 1)
         ramp = [peak * step / max(warmup, 1) for step in range(min(warmup, total))]
         return ramp + [peak * shape(step, length, **settings) for step in range(total - len(ramp))]
+
+
+def final_rate(name: str, peak: float, total: int, warmup: int, settings: dict[str, Any]) -> float | None:
+    """The rate that one of our own schedules comes to after its last step; None for another's, and in the warm-up."""
+    if name not in OWN or warmup >= total:
+        return None
+    with _computed(name):
+        shape, settings = _own(name, peak, warmup, settings)
+        return peak * shape(total - warmup, total - warmup, **settings)
 
 
 @contextmanager

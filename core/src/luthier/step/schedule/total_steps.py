@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 
+import attrs
+import numpy as np
+
 from luthier.data.batches.example_feed import Feed, RowFeed
-from luthier.data.batches.row_order import Order
+from luthier.data.batches.row_order import Order, order_rows
 from luthier.data.examples import TokenDataset
 from luthier.data.stream.row_stream import Stream
 from luthier.data.stream.stream_feed import StreamFeed
@@ -13,7 +16,7 @@ from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.recipe import Recipe
 from luthier.recipe.checks.modes import mode_of
-from luthier.step.schedule.learning_rates import Rates, endless_rates, schedule_rates
+from luthier.step.schedule.learning_rates import Rates, endless_rates, final_rate, schedule_rates
 
 log = get_logger()
 
@@ -40,37 +43,30 @@ def feed_of(recipe: Recipe, train: TokenDataset | Stream) -> Feed:
             max_tokens=recipe.max_tokens,
         )
     order = Order(size=len(train), batch=int(recipe.global_batch_size), seed=recipe.seed)
-    return RowFeed(dataset=train, order=order, total=total_steps(recipe, order, train))
+    return _limited(RowFeed(dataset=train, order=order), recipe)
 
 
-def total_steps(recipe: Recipe, order: Order, train: TokenDataset) -> int | None:
-    """Optimizer steps until the first of the limits that the training mode counts; None for a run without end."""
-    mode = mode_of(recipe)
+def _limited(feed: RowFeed, recipe: Recipe) -> RowFeed:
+    """Return the feed with the limits that the training mode counts: steps, samples, or none."""
+    mode, order = mode_of(recipe), feed.order
     if mode == "infinite":
-        return None
+        return feed
     if mode == "epoch":
-        total = math.ceil(order.steps_per_epoch * recipe.num_train_epochs)
-    else:
-        steps = [recipe.max_steps] if recipe.max_steps else []
-        tokens = [_steps_for_tokens(recipe.max_tokens, order, train)] if recipe.max_tokens else []
-        total = min(steps + tokens)
-    if total < 1:
-        raise LuthierError("recipe-out-of-range", "the run has no step", where="num_train_epochs",
-                           found=recipe.num_train_epochs)  # fmt: skip
-    return total
+        steps = math.ceil(order.steps_per_epoch * recipe.num_train_epochs)
+        if steps < 1:
+            raise LuthierError("recipe-out-of-range", "the run has no step", where="num_train_epochs",
+                               found=recipe.num_train_epochs)  # fmt: skip
+        return attrs.evolve(feed, goal=order.samples_after(steps))
+    goal = _samples_for_tokens(recipe.max_tokens, order, feed.dataset) if recipe.max_tokens else None
+    return attrs.evolve(feed, max_steps=recipe.max_steps or None, goal=goal)
 
 
-def _steps_for_tokens(limit: int, order: Order, train: TokenDataset) -> int:
-    """The step after which `limit` supervised tokens are reached: the order is known, so this is exact."""
+def _samples_for_tokens(limit: int, order: Order, train: TokenDataset) -> int:
+    """The samples with which `limit` supervised tokens are reached: the order is known, so this is exact."""
     counts = train.num_supervised
-    per_epoch = int(counts.sum())
-    whole = max((limit - 1) // per_epoch, 0)
-    seen, first = whole * per_epoch, whole * order.steps_per_epoch
-    for step, rows in order.steps(first + order.steps_per_epoch, first=first):
-        seen += int(counts[rows].sum())
-        if seen >= limit:
-            return step + 1
-    raise AssertionError("an epoch holds its own tokens")
+    whole, rest = divmod(max(limit - 1, 0), int(counts.sum()))
+    reached = np.cumsum(counts[order_rows(order.size, order.seed, whole)])
+    return whole * order.size + int(np.searchsorted(reached, rest, side="right")) + 1
 
 
 def rates_of(recipe: Recipe, total: int | None) -> Rates:
@@ -84,7 +80,8 @@ def rates_of(recipe: Recipe, total: int | None) -> Rates:
     warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * total)
     if warmup > total:
         log.warning("the warm-up is longer than the run", warmup_steps=warmup, steps=total)
-    return Rates(schedule_rates(name, peak, total, warmup, settings))
+    rates = schedule_rates(name, peak, total, warmup, settings)
+    return Rates(rates, end=final_rate(name, peak, total, warmup, settings))
 
 
 def _peak(recipe: Recipe) -> float:

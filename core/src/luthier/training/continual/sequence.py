@@ -31,7 +31,8 @@ SCORES: Final = "scores.json"  # every task's metrics after a task, in that task
 BASE: Final = "scores-before.json"  # the same before the first, in the folder of the whole run
 
 
-def train_tasks(tasks: Sequence[Task], folder: Path, objects: Objects, *, eval_base: bool = True) -> TaskReport:
+def train_tasks(tasks: Sequence[Task], folder: Path, objects: Objects, *, eval_base: bool = True,
+                allowed: frozenset[str] = frozenset()) -> TaskReport:  # fmt: skip
     """Train the tasks in order, resuming what is unfinished, and return the report, which is also written.
 
     Each task is a run in a folder of its own; the same command goes on where it was cut off, between tasks and within.
@@ -44,7 +45,7 @@ def train_tasks(tasks: Sequence[Task], folder: Path, objects: Objects, *, eval_b
         carried = Path(tasks[number - 1].recipe.output_dir or "") / STATE if number else None
         place = TaskPlace(index=number, total=len(tasks), carried=carried)
         log.info("task", name=task.name, number=number + 1, of=len(tasks))
-        runs.append(train(task.recipe, attrs.evolve(objects, task=place)))
+        runs.append(train(task.recipe, attrs.evolve(objects, task=place), allowed=allowed))
         _scores_after(runs[-1], validation)
     report = _reported(tasks, folder, runs, before)
     write_report(report)

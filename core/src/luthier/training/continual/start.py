@@ -25,9 +25,11 @@ def train_sequence(
     overrides: Any,
     own: Mapping[str, Any],
     output_dir: str | Path | None,
+    allowed: frozenset[str] = frozenset(),
 ) -> TaskReport:
     """Read the tasks of a recipe and train them; `own` are settings of the sequence that win over the recipe's.
 
+    `allowed` names what may differ from what a task began with.
     Raises `recipe-wrong-type` where the model is an object: each task begins from the named base.
     """
     tree, base, sequence, rest = read_sequence(source, overrides, own)
@@ -40,7 +42,7 @@ def train_sequence(
     else:
         recipe = Recipe.from_dict({name: v for name, v in tree.items() if name != "output_dir"}, base=base)
         tasks = _sliced(load_recipe(recipe, rest).recipe if rest else recipe, sequence, folder)
-    return train_tasks(tasks, folder, Objects(), eval_base=sequence.eval_base)
+    return train_tasks(tasks, folder, Objects(), eval_base=sequence.eval_base, allowed=allowed)
 
 
 def _folder_of(tree: Mapping[str, Any], base: Path | None, output_dir: str | Path | None) -> Path:
