@@ -18,7 +18,7 @@ from luthier.recipe import Recipe
 from luthier.recipe.schema import Data, Source
 from luthier.runs.writing.active_run import Interrupted
 from luthier.runs.writing.record import read_record
-from luthier.step.schedule.pace import resume_pace
+from luthier.step.schedule.schedule_pace import resume_pace
 from luthier.step.schedule.total_steps import feed_of
 from luthier.testing.worlds import tiny_tokenizer
 

@@ -30,7 +30,7 @@ from luthier.step.evaluation.built_metric import BuiltMetric
 from luthier.step.module import Step
 from luthier.step.reference.companions import Companions
 from luthier.step.schedule.learning_rates import Rates
-from luthier.step.schedule.pace import Pace, resume_pace
+from luthier.step.schedule.schedule_pace import Pace, resume_pace
 
 if TYPE_CHECKING:
     from torch import Tensor

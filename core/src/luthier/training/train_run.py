@@ -187,10 +187,7 @@ def _warn(assembled: Assembled) -> None:
 
 
 def _start(loop: Loop, record: dict[str, Any], resume: Path | None) -> None:
-    """From a checkpoint, if there is one, else from the beginning.
-
-    A run that began from another's checkpoint goes on with its own, once it has one.
-    """
+    """From a checkpoint, if there is one, else from the beginning; from another run's only until it has its own."""
     run, began = loop.run, record.get("resumed_from")
     asked = began if resume is None else str(resume.absolute())
     resumed = broadcast_tree(loop.setup.world, lambda: _newest(run, asked, own=asked == began))
