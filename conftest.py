@@ -51,7 +51,7 @@ SLOW_FORMS = (
     "test_it_keeps_the_laws_of_losses[dpo]",
     "test_the_command_trains_it_and_resumes_bit_for_bit_after_a_kill[dpo-True]",
 )
-LONG = ("test_tutorial.py", "test_generated.py")  # begun first, so that no worker is alone with one at the end
+LONG = ("test_types.py", "test_generated.py")  # begun first, so that no worker is alone with one at the end
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the marks

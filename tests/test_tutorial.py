@@ -92,10 +92,12 @@ def _number(path):
     return int(path.name.removeprefix("out-"))
 
 
+@pytest.mark.slow
 def test_every_command_edit_and_excerpt_of_the_tutorial_holds(carried_out):
     assert {p.name for p in (carried_out / "runs").iterdir()} == {"warm", "cool", "plain"}
 
 
+@pytest.mark.slow
 def test_every_output_that_the_tutorial_shows_is_printed(carried_out):
     last = None
     for number, block in enumerate(blocks()):

@@ -1,11 +1,9 @@
-"""The fake service on a server of this machine, for the provider and for the vendor's SDK alike."""
+"""The fake service, which `server` of the plugins' shared fixtures puts on a port of this machine."""
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
-from luthier.testing.loopback import LoopbackServer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_vertex import FakeVertex
@@ -14,30 +12,3 @@ from fake_vertex import FakeVertex
 @pytest.fixture
 def fake():
     return FakeVertex()
-
-
-@pytest.fixture
-def server(fake):
-    made = LoopbackServer(fake.answer)
-    fake.url = made.url
-    with made.running():
-        yield made
-
-
-@pytest.fixture
-def rows(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    lines = [
-        {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{2 * i}"}]}
-        for i in range(12)
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-@pytest.fixture
-def pairs(tmp_path):
-    path = tmp_path / "pairs.jsonl"
-    lines = [{"prompt": f"{i}?", "chosen": f"{2 * i}", "rejected": f"{2 * i + 1}"} for i in range(12)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path

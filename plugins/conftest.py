@@ -1,0 +1,35 @@
+"""The fixtures that the tests of every hosted provider share: a server of this machine, and small files of rows."""
+
+import json
+
+import pytest
+from luthier.testing.loopback import LoopbackServer
+
+
+@pytest.fixture
+def server(fake):
+    """The service that the plugin's own `fake` imitates, for the provider and for the vendor's SDK alike."""
+    made = LoopbackServer(fake.answer)
+    fake.url = made.url
+    with made.running():
+        yield made
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """The path of a file of twelve conversations."""
+    turns = [(("user", f"{i}?"), ("assistant", f"{2 * i}")) for i in range(12)]
+    lines = [{"messages": [{"role": role, "content": text} for role, text in pair]} for pair in turns]
+    return write_lines(tmp_path / "rows.jsonl", lines)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """The path of a file of twelve preference pairs."""
+    lines = [{"prompt": f"{i}?", "chosen": f"{2 * i}", "rejected": f"{2 * i + 1}"} for i in range(12)]
+    return write_lines(tmp_path / "pairs.jsonl", lines)
+
+
+def write_lines(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
