@@ -1,13 +1,16 @@
 """The fixtures that the tests of every hosted provider share: a server of this machine, and small files of rows."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from luthier.testing.loopback import LoopbackServer
 
 
 @pytest.fixture
-def server(fake):
+def server(fake: Any) -> Iterator[LoopbackServer]:
     """The service that the plugin's own `fake` imitates, for the provider and for the vendor's SDK alike."""
     made = LoopbackServer(fake.answer)
     fake.url = made.url
@@ -16,7 +19,7 @@ def server(fake):
 
 
 @pytest.fixture
-def rows(tmp_path):
+def rows(tmp_path: Path) -> Path:
     """The path of a file of twelve conversations."""
     turns = [(("user", f"{i}?"), ("assistant", f"{2 * i}")) for i in range(12)]
     lines = [{"messages": [{"role": role, "content": text} for role, text in pair]} for pair in turns]
@@ -24,12 +27,13 @@ def rows(tmp_path):
 
 
 @pytest.fixture
-def pairs(tmp_path):
+def pairs(tmp_path: Path) -> Path:
     """The path of a file of twelve preference pairs."""
     lines = [{"prompt": f"{i}?", "chosen": f"{2 * i}", "rejected": f"{2 * i + 1}"} for i in range(12)]
     return write_lines(tmp_path / "pairs.jsonl", lines)
 
 
-def write_lines(path, lines):
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> Path:
+    """Write one JSON object per line, and return the path."""
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
