@@ -200,6 +200,7 @@ def merge(
     base: str | None = None,
     save_dtype: str | None = None,
     max_shard_size: str | None = None,
+    onto: Literal["dequantized", "original"] = "dequantized",
     step: int | None = None,
     best: bool = False,
 ) -> Path:
@@ -207,21 +208,17 @@ def merge(
 
     Its files have the dtype and the size that the run's recipe gives them, where those are not given here. Of a run
     that is not done its newest checkpoint is taken; `step` and `best` choose one, as a checkpoint's folder does.
+    `onto` chooses the weights that the update of a quantized layer is added to: what the layer computes, or the
+    checkpoint's. How far the outputs of either are from those that were trained stands in the folder's `luthier.json`,
+    under `merge`. A merge whose update the files' dtype would round away is refused.
     """
     _require_local()
-    from luthier.artifacts.save import save_merged
-    from luthier.model.weights.dense_files import file_options
-    from luthier.training.trained.open_weights import open_weights
+    from luthier.training.trained.merge_weights import merge_weights
     from luthier.training.trained.weights_place import find_weights
 
-    files, place = file_options(save_dtype, max_shard_size), find_weights(path, step=step, best=best)
-    opened = open_weights(place, base=base)
-    if opened.adapter is None and opened.quantizer is None:
-        remedy = "Give a run's folder, or an adapter's."
-        raise LuthierError("artifact-unmergeable", "there is no adapter to merge", where=str(path), remedy=remedy)
-    folder = Path(output_dir) if output_dir else place.beside("merged")
-    note = {**opened.note, "files": {**opened.note.get("files", {}), **files}}
-    return save_merged(opened.model, opened.tokenizer, opened.adapter, opened.quantizer, folder, note)
+    place = find_weights(path, step=step, best=best)
+    return merge_weights(place, None if output_dir is None else Path(output_dir), base=base, onto=onto,
+                         save_dtype=save_dtype, max_shard_size=max_shard_size)  # fmt: skip
 
 
 def export(

@@ -10,12 +10,12 @@ from typing import Any
 
 import attrs
 
-from luthier.artifacts.save import merged_copy, portable_model
+from luthier.artifacts.dense_copy import merged_copy
+from luthier.artifacts.save import check_mergeable, portable_model
 from luthier.errors import LuthierError, unwritable_path
 from luthier.logs import get_logger
 from luthier.plugins.contracts.protocols import Exporter
 from luthier.plugins.registry import installed_plugins
-from luthier.recipe.checks.soundness import unmergeable_part
 from luthier.recipe.parts import find_part
 from luthier.step.opened import Opened
 
@@ -92,9 +92,7 @@ def read_config(artifact: Path, base: str | None) -> Any:
 
 def plain_model(opened: Opened) -> tuple[Any, Any]:
     """Return the model with the adapter folded in and plain weights, and its tokenizer."""
-    for kind, part in (("adapter", opened.adapter), ("quantizer", opened.quantizer)):
-        if not getattr(part, "mergeable", True):
-            raise unmergeable_part(kind, opened.note[kind].get("name", type(part).__name__))
+    check_mergeable(opened.adapter, opened.quantizer, opened.note)
     if opened.quantizer is None:
         return opened.model, opened.tokenizer
     return merged_copy(opened.model, opened.adapter, opened.quantizer), opened.tokenizer

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from torch import nn
+import attrs
 
+from luthier.artifacts.dense_copy import Weigh, check_kept, make_dense
 from luthier.artifacts.folders import write_artifact
-from luthier.artifacts.verify import check_adapter, check_model, check_trained
-from luthier.errors import LuthierError
+from luthier.artifacts.verify import check_adapter, check_model, check_trained, measure_error
+from luthier.logs import get_logger
 from luthier.model.attention import ordinary_attention
 from luthier.model.load import quiet
 from luthier.model.weights.dense_files import Files, save_model
 from luthier.model.weights.quantized import QUANTIZED
 from luthier.plugins.contracts.protocols import Adapter, Quantizer
 from luthier.recipe.checks.soundness import unmergeable_part
-from luthier.step.context import ContextSources, context_for
+
+log = get_logger()
 
 
 def artifact_name(adapter: Adapter) -> str:
@@ -49,45 +50,66 @@ def save_adapter(
     return write_artifact(folder, write, {**note, "artifact": QUANTIZED if is_trained else artifact_name(adapter)})
 
 
+@attrs.frozen(kw_only=True)
+class MergeBase:
+    """The weights of quantized layers that an update is put upon.
+
+    `onto`: what the layers compute (dequantized), or what the checkpoint holds (original), which `original` reads.
+    Where that is given, the error of both is measured.
+    """
+
+    onto: Literal["dequantized", "original"] = "dequantized"
+    original: Weigh | None = None
+
+    @property
+    def reader(self) -> Weigh | None:
+        """What reads the weights that the update is put upon; None: the quantizer."""
+        return self.original if self.onto == "original" else None
+
+    def others(self) -> dict[str, Weigh | None]:
+        """Return the reader of the other choice by its name, where both are measured."""
+        if self.original is None:
+            return {}
+        return {"dequantized": None} if self.onto == "original" else {"original": self.original}
+
+
 def save_merged(
-    model: Any, tokenizer: Any, adapter: Adapter, quantizer: Quantizer, folder: Path, note: dict[str, Any]
-) -> Path:
+    model: Any, tokenizer: Any, adapter: Adapter, quantizer: Quantizer, folder: Path, note: dict[str, Any],
+    base: MergeBase | None = None,
+) -> Path:  # fmt: skip
     """A dense model in plain transformers' layout, checked by loading it there. The live model stays as it is.
 
-    `adapter` None: the model has none. Raises `artifact-unmergeable` where a part cannot be merged.
+    `adapter` None: the model has none. What was measured of the merge stands in the folder's note, under `merge`.
+    Raises `artifact-unmergeable` where a part cannot be merged, or where rounding would erase the update.
     """
+    base = base or MergeBase()
+    check_mergeable(adapter, quantizer, note)
+    dtype = Files.of_note(note).dtype or model.dtype
+    told: dict[str, Any] = {"onto": base.onto, "dtype": str(dtype).removeprefix("torch."), "errors": {}}
+    dense_of = functools.partial(make_dense, model, adapter, quantizer)
+
+    def write(aside: Path) -> None:
+        for onto, read in base.others().items():
+            told["errors"][onto] = measure_error(model, dense_of(read).model.to(dtype).to(model.dtype), adapter)
+        dense = dense_of(base.reader)
+        told["kept"] = check_kept(dense, dtype)
+        dense.round_weights(dtype)
+        with portable_model(dense.model):
+            save_model(dense.model, aside, Files.of_note(note))
+        tokenizer.save_pretrained(aside)
+        live, part = (model, adapter) if base.reader is None else (dense.model.to(model.dtype), None)
+        error = check_model(live, aside, part)
+        told["errors"][base.onto] = error if base.reader is None else measure_error(model, live, adapter)
+        log.info("merged", **told)
+
+    return write_artifact(folder, write, {**note, "artifact": "model", "merge": told})
+
+
+def check_mergeable(adapter: Any, quantizer: Any, note: dict[str, Any]) -> None:
+    """Raise `artifact-unmergeable` where the record of a part says that it cannot be merged."""
     for kind, part in (("adapter", adapter), ("quantizer", quantizer)):
         if not getattr(part, "mergeable", True):
             raise unmergeable_part(kind, note[kind].get("name", type(part).__name__))
-
-    def write(aside: Path) -> None:
-        merged = merged_copy(model, adapter, quantizer)
-        files = Files.of_note(note)
-        with portable_model(merged):
-            save_model(merged, aside, files)
-        tokenizer.save_pretrained(aside)
-        check_model(model, aside, adapter)
-
-    return write_artifact(folder, write, {**note, "artifact": "model"})
-
-
-def merged_copy(model: Any, adapter: Adapter, quantizer: Quantizer) -> Any:
-    """A copy of the model in plain dense layers, the adapter folded in."""
-    model, adapter = copy.deepcopy((model, adapter))
-    plain = _skeleton(model)
-    for path, layer in list(model.named_modules()):
-        weight = quantizer.dequantize(layer)
-        if weight is not None:
-            _replace(model, path, _linear(weight, getattr(layer, "bias", None), model.dtype))
-    context = context_for(model, quantizer, ContextSources(purpose="open", seed=0, original=_no_original))
-    merged = model if adapter is None else adapter.merge(context)
-    for path, layer in plain.named_modules():
-        linear = merged.get_submodule(path) if type(layer).__name__ == "Conv1D" else None
-        if isinstance(linear, nn.Linear):
-            _replace(merged, path, _transposed(linear, layer))
-    if any(p.is_floating_point() and not torch.isfinite(p).all() for p in merged.parameters()):
-        raise LuthierError("artifact-unmergeable", "the merged weights hold NaN or infinity")
-    return merged
 
 
 @contextmanager
@@ -100,37 +122,3 @@ def portable_model(model: Any) -> Iterator[None]:
             yield
     finally:
         model.set_attn_implementation(before)
-
-
-def _skeleton(model: Any) -> nn.Module:
-    with torch.device("meta"):
-        return type(model)(model.config)
-
-
-def _linear(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device, dtype=dtype)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        if bias is not None:
-            layer.bias.copy_(bias)
-    return layer.requires_grad_(False)
-
-
-def _transposed(layer: nn.Linear, pattern: nn.Module) -> nn.Module:
-    """A Linear as the Conv1D that the architecture has in its place."""
-    make: Any = type(pattern)
-    made = make(layer.weight.shape[0], layer.weight.shape[1])
-    with torch.no_grad():
-        made.weight = nn.Parameter(layer.weight.T.contiguous())
-        if layer.bias is not None:
-            made.bias = nn.Parameter(layer.bias)
-    return made
-
-
-def _replace(model: nn.Module, path: str, layer: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, layer)
-
-
-def _no_original(layer: nn.Module) -> torch.Tensor:
-    raise LuthierError("artifact-unmergeable", "this adapter wants the original weights, which are not at hand here")

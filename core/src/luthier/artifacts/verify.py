@@ -46,12 +46,19 @@ def _redraw(adapter: Adapter) -> None:
             parameter.copy_(drawn.to(parameter.device, parameter.dtype))
 
 
-def check_model(model: Any, folder: Path, adapter: Any = None) -> None:
+def check_model(model: Any, folder: Path, adapter: Any = None) -> float:
     """Raise `artifact-mismatch` where a fresh model of plain transformers, read from the folder, has other logits.
 
-    The rounding of the dtype that the files are in is allowed for.
+    The rounding of the dtype that the files are in is allowed for. Returns the error, as a share of the logits' size.
     """
-    _compare(_logits(model, adapter), _logits(read_model(folder, model.dtype).to(model.device)), folder, _low(folder))
+    return _compare(
+        _logits(model, adapter), _logits(read_model(folder, model.dtype).to(model.device)), folder, _low(folder)
+    )
+
+
+def measure_error(model: Any, other: Any, adapter: Any = None) -> float:
+    """Return how far another model's logits are from those of the model with its adapter, as a share of their size."""
+    return _error(_logits(model, adapter), _logits(other))
 
 
 def _low(folder: Path) -> torch.dtype | None:
@@ -80,10 +87,15 @@ def _logits(model: Any, adapter: Any = None) -> Tensor:
         return compute_logits(model, tokens, adapter)
 
 
-def _compare(before: Tensor, after: Tensor, folder: Path, dtype: torch.dtype | None = None) -> None:
+def _compare(before: Tensor, after: Tensor, folder: Path, dtype: torch.dtype | None = None) -> float:
     exact = (torch.float32, torch.float64)
     bound = 1e-4 if before.dtype in exact and (dtype is None or dtype in exact) else 5e-2
-    error = float((before - after).abs().max() / before.abs().max().clamp_min(1e-6))
+    error = _error(before, after)
     if not error <= bound:
         problem = f"its outputs differ from the model in memory by {error:.2g} of their size, more than {bound}"
         raise LuthierError("artifact-mismatch", problem, where=str(folder))
+    return error
+
+
+def _error(before: Tensor, after: Tensor) -> float:
+    return float((before - after).abs().max() / before.abs().max().clamp_min(1e-6))

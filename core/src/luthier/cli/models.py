@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,8 +13,20 @@ from luthier.cli.screen.answers import Answer
 from luthier.cli.screen.early_checks import check_model_name
 from luthier.cli.screen.flags import Best, Json, LogFile, LogFormat, LogLevel, Step, start_api
 from luthier.errors import LuthierError
+from luthier.recipe.artifact_note import read_note
 
 Base = Annotated[str | None, typer.Option(help="The base model, where it is not where the adapter says.")]
+
+Adapted = Annotated[Path, typer.Argument(help="A run's folder, a checkpoint's, or an adapter's.")]
+MergedDir = Annotated[Path | None, typer.Option(help="The merged model's folder; without it, `merged` in PATH.")]
+SaveDtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16; without it, as the run's recipe says.")
+]
+ShardSize = Annotated[str | None, typer.Option(help="The largest file, such as 5GB.")]
+Onto = Annotated[
+    Literal["dequantized", "original"],
+    typer.Option(help="What the update of a quantized layer is added to: its own weight, or the checkpoint's."),
+]
 
 
 def generate(
@@ -48,29 +60,25 @@ def generate(
 
 
 def merge(
-    path: Annotated[Path, typer.Argument(help="A run's folder, a checkpoint's, or an adapter's.")],
-    output_dir: Annotated[
-        Path | None, typer.Option(help="The merged model's folder; without it, `merged` in PATH.")
-    ] = None,
-    *,
-    base: Base = None,
-    save_dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; without it, as the run's recipe says.")
-    ] = None,
-    max_shard_size: Annotated[str | None, typer.Option(help="The largest file, such as 5GB.")] = None,
-    step: Step = None,
-    best: Best = False,
-    json: Json = False,
-    log_level: LogLevel = "info",
-    log_format: LogFormat = "console",
-    log_file: LogFile = None,
-) -> Any:
+    path: Adapted, output_dir: MergedDir = None, *, base: Base = None, save_dtype: SaveDtype = None,
+    max_shard_size: ShardSize = None, onto: Onto = "dequantized", step: Step = None, best: Best = False,
+    json: Json = False, log_level: LogLevel = "info", log_format: LogFormat = "console", log_file: LogFile = None,
+) -> Any:  # fmt: skip
     """Fold an adapter into its base model, verified by reloading."""
     check_model_name(str(path))
     api = start_api(log_level, log_format, log_file)
-    merged = api.merge(path, output_dir, base=base, save_dtype=save_dtype, max_shard_size=max_shard_size, step=step,
-                       best=best)  # fmt: skip
-    return Answer(document={"merged": merged}, view=lambda screen: screen.out(f"merged: {merged}", highlight=False))
+    merged = api.merge(path, output_dir, base=base, save_dtype=save_dtype, max_shard_size=max_shard_size, onto=onto,
+                       step=step, best=best)  # fmt: skip
+    found = read_note(merged)["merge"]
+    said = "\n".join([f"merged: {merged}", *_describe_merge(found)])
+    return Answer(document={"merged": merged, **found}, view=lambda screen: screen.out(said, highlight=False))
+
+
+def _describe_merge(found: Mapping[str, Any]) -> list[str]:
+    """What was measured of a merge, in lines."""
+    lines = [f"error onto {name} weights: {error:.2g} of the outputs" for name, error in found["errors"].items()]
+    kept = found["kept"]
+    return lines if kept is None else [*lines, f"left of the update in {found['dtype']}: {min(kept, 1.0):.1%}"]
 
 
 def export(

@@ -1,0 +1,52 @@
+"""Merging trained weights: an adapter of a run, a checkpoint or a folder, folded into its base."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from luthier.artifacts.save import MergeBase, save_merged
+from luthier.errors import LuthierError, suggest_nearest
+from luthier.model.load import original_weight
+from luthier.model.weights.dense_files import file_options
+from luthier.plugins.structure import structure_value
+from luthier.recipe.schema import Model
+from luthier.step.opened import Opened
+from luthier.training.trained.open_weights import open_weights
+from luthier.training.trained.weights_place import WeightsPlace
+
+Onto = Literal["dequantized", "original"]
+NO_BASE: Final = "python:"  # how a model that was an object is named
+
+
+def merge_weights(
+    place: WeightsPlace, folder: Path | None, *, base: str | None = None, onto: Onto = "dequantized",
+    save_dtype: str | None = None, max_shard_size: str | None = None,
+) -> Path:  # fmt: skip
+    """Write the merged model of a place, whole and verified; see `luthier.merge`."""
+    if onto not in get_args(Onto):
+        remedy = suggest_nearest(str(onto), get_args(Onto))
+        raise LuthierError("recipe-out-of-range", "no base to merge onto", where="onto", found=onto, remedy=remedy)
+    files = file_options(save_dtype, max_shard_size)
+    opened = open_weights(place, base=base)
+    if opened.adapter is None and opened.quantizer is None:
+        remedy = "Give a run's folder, or an adapter's."
+        raise LuthierError("artifact-unmergeable", "there is no adapter to merge", where=place.artifact, remedy=remedy)
+    folder = folder or place.beside("merged")
+    note = {**opened.note, "files": {**opened.note.get("files", {}), **files}}
+    return save_merged(opened.model, opened.tokenizer, opened.adapter, opened.quantizer, folder, note,
+                       _merge_base(opened, base, onto))  # fmt: skip
+
+
+def _merge_base(opened: Opened, base: str | None, onto: Onto) -> MergeBase:
+    """Return what the update is put upon, with a reader of the checkpoint where layers are quantized and frozen."""
+    quantized = any(opened.quantizer.dequantize(layer) is not None for layer in opened.model.modules())
+    trained = getattr(opened.quantizer, "trains", False)
+    if onto == "original" and trained:
+        problem = "the quantized layers were trained, so that the checkpoint is not their base"
+        raise LuthierError("artifact-unmergeable", problem, where="onto", remedy="Leave it out.")
+    source = base or structure_value(opened.note["model"], Model, "model").name_or_path
+    if not quantized or trained or source.startswith(NO_BASE):
+        return MergeBase()
+    return MergeBase(onto=onto, original=functools.partial(original_weight, source, opened.model))
