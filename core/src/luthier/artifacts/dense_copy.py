@@ -155,7 +155,8 @@ def _widen(model: nn.Module, plain: nn.Module) -> dict[str, torch.dtype]:
 
 def _weight_of(layer: nn.Module) -> Tensor:
     """[out, in] float32 or better of a dense layer."""
-    weight: Any = layer.weight.detach()
+    held: Any = layer
+    weight = held.weight.detach()
     weight = weight.T if _is_turned(layer) else weight
     return weight.to(torch.promote_types(torch.float32, weight.dtype))
 
