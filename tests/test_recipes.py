@@ -5,11 +5,14 @@ import math
 import os
 from pathlib import Path
 
+import jsonschema
 import luthier
 import pytest
 from luthier import Recipe
 from luthier.demo import MODEL
+from luthier.recipe.editor_schema.whole_recipe import make_schema
 from luthier.recipe.reading.recipe_files import read_recipe_file
+from luthier.training.continual.tasks import TaskSequence
 from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,6 +95,16 @@ def test_a_recipe_trains_as_given_and_the_loss_on_held_out_rows_falls(path, need
 def test_the_data_page_says_where_the_files_of_a_recipe_come_from(path):
     page = (ROOT / "docs/data.md").read_text("utf-8")
     assert all(f"`{text.removeprefix('${LUTHIER_DATA}/')}`" in page for text in sources(path))
+
+
+def test_every_recipe_names_the_schema_for_editors_and_is_valid_under_it():
+    validator = jsonschema.Draft202012Validator(make_schema(sequence=TaskSequence))
+    for path in (*EVERY, *MAKING, ROOT / "core/src/luthier/demo/recipe.yaml"):
+        tree = read_recipe_file(path)[0]
+        assert [error.message for error in validator.iter_errors(tree)] == [], path
+        assert not validator.is_valid(tree | {"learning_rat": 1}), path
+    lines = {path.read_text("utf-8").splitlines()[0] for path in EVERY}
+    assert lines == {"# yaml-language-server: $schema=luthier.schema.json"}
 
 
 def test_the_recipes_show_the_parts_of_the_repository():

@@ -1,12 +1,14 @@
 """Other tools' spellings: each means one option of ours, says so once, and contradicts nothing silently."""
 
 import attrs
+import jsonschema
 import luthier.builtin
 import pytest
 from luthier import LuthierError, Recipe
 from luthier.plugins.fields.hints import field_hints
 from luthier.plugins.registry import Plugins, Source
 from luthier.recipe import Data, Model, from_mapping
+from luthier.recipe.editor_schema.whole_recipe import make_schema
 from luthier.recipe.reading.aliases import ALIASES, READINGS, SPELLINGS
 
 
@@ -71,6 +73,13 @@ def test_each_alias_is_told_once_and_canonical_names_never(understand, theirs, o
         assert sum(note.startswith((f"{name} is called", f"{name}: ", f"{name} changes")) for note in notes) == 1, notes
     assert len(notes) == len(set(notes))
     assert understand(ours).notes == ()
+
+
+def test_the_schema_for_editors_accepts_every_spelling(plugins, least):
+    validator = jsonschema.Draft202012Validator(make_schema(plugins))
+    for theirs, ours in EXAMPLES:
+        assert [error.message for error in validator.iter_errors(least | theirs)] == [], theirs
+        assert validator.is_valid(least | ours)
 
 
 def test_models_and_data_have_many_names(plugins):

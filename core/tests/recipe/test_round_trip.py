@@ -1,6 +1,7 @@
 """A recipe and its plain data are the same thing: for every option of every installed part, in memory and in files."""
 
 import enum
+import functools
 import json
 import types
 import typing
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import attrs
+import jsonschema
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from luthier.plugins.options import KEY, field_hints
 from luthier.plugins.registry import installed_plugins
 from luthier.recipe import Data, Model, Source, recipe_hash
 from luthier.recipe.checks.unread_options import READERS
+from luthier.recipe.editor_schema.whole_recipe import make_schema
 from luthier.recipe.schema import OtherModel
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -73,8 +76,14 @@ def instances(draw, cls):
         assume(False)
 
 
+@functools.cache
+def validator(plugins):
+    return jsonschema.Draft202012Validator(make_schema(plugins))
+
+
 def check(recipe, plugins, folder):
     plain = json.loads(json.dumps(recipe.to_dict(plugins)))
+    validator(plugins).validate(plain)
     assert Recipe.from_dict(plain, plugins=plugins) == recipe
     path = folder / "recipe.yaml"
     located = Recipe.from_dict(plain, base=Path.cwd(), plugins=plugins)

@@ -23,6 +23,7 @@ from luthier.cli import (
     presets,
     runs,
     scaffold,
+    schema,
     train,
 )
 from luthier.cli.job_verbs import jobs, providers, submit
@@ -107,4 +108,5 @@ for verb in (jobs.jobs, jobs.status, jobs.logs, jobs.cancel, jobs.download, jobs
 app.add_typer(providers.app, name="providers")
 app.add_typer(plugins.app, name="plugins")
 app.command()(doctor.doctor)
+app.command()(schema.schema)
 app.command()(scaffold.new_plugin)

@@ -87,6 +87,7 @@ OPTIMIZERS: Final = {
     **dict.fromkeys(("adamw_bnb_8bit", "paged_adamw_8bit"), "adamw_8bit"),
     "paged_adamw_32bit": "paged_adamw",
 }
+VALUES: Final[dict[tuple[str, ...], dict[str, str]]] = {("optimizer",): OPTIMIZERS, ("model", "dtype"): DTYPES}
 WHEN: Final = "Held-out rows (data.validation) are evaluated at the end, and every eval_steps: N steps; without, never."
 ANSWERS: Final = {  # names of other tools that no single option stands for: what to write
     "report_to": "Name trackers among the callbacks, such as callbacks: [wandb]; nothing is reported unasked.",
@@ -97,6 +98,7 @@ ANSWERS: Final = {  # names of other tools that no single option stands for: wha
     },
     "template": "The tokenizer's own chat template is used; data.chat_template is another: Jinja, or a file of it.",
 }
+APART: Final = {"beta1", "beta2"}  # what an optimizer with `betas` takes as well
 BETAS: Final = {"beta1": "beta1", "beta2": "beta2", "adam_beta1": "beta1", "adam_beta2": "beta2"}
 
 
@@ -131,7 +133,7 @@ def _renamed(entry: Entry, notes: list[str]) -> Entry:
 
 def _values(entry: Entry, notes: list[str]) -> list[Entry]:
     """Values that other tools spell differently."""
-    known: Mapping[str, str] = {("optimizer",): OPTIMIZERS, ("model", "dtype"): DTYPES}.get(entry.steps, {})
+    known: Mapping[str, str] = VALUES.get(entry.steps, {})
     value = bare_value(entry.value)
     if not isinstance(value, str) or value not in known:
         return [entry]
@@ -250,7 +252,7 @@ def quantized_names(draft: Draft, plugins: Plugins) -> None:
 def joined_betas(tree: dict[str, Any], plugins: Plugins) -> None:
     """`beta1` and `beta2` apart become `betas`, unless the optimizer has options of their names."""
     optimizer = tree.get("optimizer")
-    if not isinstance(optimizer, dict) or not (apart := {"beta1", "beta2"} & set(optimizer)):
+    if not isinstance(optimizer, dict) or not (apart := APART & set(optimizer)):
         return
     try:
         fields = attrs.fields_dict(plugins.options(plugins.get("optimizer", str(optimizer.get("name")))))
@@ -259,5 +261,5 @@ def joined_betas(tree: dict[str, Any], plugins: Plugins) -> None:
     if apart <= set(fields) or "betas" not in fields:
         return
     default: Any = fields["betas"].default
-    pair = [optimizer.pop(key, default[i]) for i, key in enumerate(("beta1", "beta2"))]
+    pair = [optimizer.pop(key, default[i]) for i, key in enumerate(sorted(APART))]
     optimizer["betas"] = pair

@@ -12,6 +12,14 @@ from luthier.recipe.parts import FIELDS
 from luthier.recipe.reading.draft import Entry, Steps
 
 SOURCES: Final = (("data", "train"), ("data", "validation"))
+STANDS_FOR: Final[dict[Steps, str]] = {  # the option that a value stands for where a mapping of options could be
+    ("model",): "name_or_path",
+    ("teacher",): "model",
+    ("teacher", "model"): "name_or_path",
+    ("reference", "model"): "name_or_path",
+    ("data",): "train",
+    ("distributed",): "strategy",
+}
 
 OF_A_SOURCE: Final = (
     "path",
@@ -45,10 +53,10 @@ def opened(value: Any) -> Any:
     return value.value if isinstance(value, Written) and isinstance(value.value, (list, dict)) else value
 
 
-def _model(entry: Entry, value: Any) -> list[Entry] | None:
+def _section(entry: Entry, value: Any) -> list[Entry] | None:
     if isinstance(value, Mapping):
         return _children(entry, value)
-    return [attrs.evolve(entry, steps=(*entry.steps, "name_or_path"))] if _is_text(value) else None
+    return [_longer(entry)] if _is_text(value) else None
 
 
 def _other_model(entry: Entry, value: Any) -> list[Entry] | None:
@@ -57,7 +65,7 @@ def _other_model(entry: Entry, value: Any) -> list[Entry] | None:
         return _children(entry, value)
     if not isinstance(value, str) or value == "none" or entry.steps == ("reference",):
         return None
-    return [attrs.evolve(entry, steps=(*entry.steps, "model"))]
+    return [_longer(entry)]
 
 
 def _data(entry: Entry, value: Any) -> list[Entry] | None:
@@ -67,13 +75,7 @@ def _data(entry: Entry, value: Any) -> list[Entry] | None:
             rest = {k: v for k, v in value.items() if k not in own}
             return [attrs.evolve(entry, steps=SOURCES[0], value=[own]), *_children(entry, rest)]
         return _children(entry, value)
-    return [attrs.evolve(entry, steps=SOURCES[0])] if _is_text(value) or isinstance(value, list) else None
-
-
-def _distributed(entry: Entry, value: Any) -> list[Entry] | None:
-    if isinstance(value, Mapping):
-        return _children(entry, value)
-    return [attrs.evolve(entry, steps=("distributed", "strategy"))] if _is_text(value) else None
+    return [_longer(entry)] if _is_text(value) or isinstance(value, list) else None
 
 
 def _part(entry: Entry, value: Any) -> list[Entry] | None:
@@ -89,13 +91,13 @@ def _callbacks(entry: Entry, value: Any) -> list[Entry] | None:
 
 
 RULES: Final[dict[Steps, Callable[[Entry, Any], list[Entry] | None]]] = {
-    ("model",): _model,
+    ("model",): _section,
     ("teacher",): _other_model,
-    ("teacher", "model"): _model,
+    ("teacher", "model"): _section,
     ("reference",): _other_model,
-    ("reference", "model"): _model,
+    ("reference", "model"): _section,
     ("data",): _data,
-    ("distributed",): _distributed,
+    ("distributed",): _section,
     ("callbacks",): _callbacks,
     ("exact_callbacks",): _callbacks,
     **{(kind,): _part for kind in FIELDS},
@@ -114,6 +116,11 @@ def _named(source: Any) -> Any:
     if not isinstance(source, Mapping) or "subset" not in source or "name" in source:
         return source
     return {"name" if key == "subset" else key: value for key, value in source.items()}
+
+
+def _longer(entry: Entry) -> Entry:
+    """The entry at the path of the option that it stands for."""
+    return attrs.evolve(entry, steps=(*entry.steps, STANDS_FOR[entry.steps]))
 
 
 def _children(entry: Entry, value: Mapping[str, Any]) -> list[Entry]:
