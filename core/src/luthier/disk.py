@@ -19,6 +19,13 @@ RESERVED: Final = 1 << 17  # bytes kept back: run.json many times over
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def cache_folder() -> Path:
+    """Return the folder for what can be made again: LUTHIER_CACHE, or `luthier` in XDG_CACHE_HOME or ~/.cache."""
+    named = os.environ.get("LUTHIER_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named).expanduser() if named else Path(home) / "luthier"
+
+
 def digest_file(path: Path) -> str:
     """A file's size and CRC-32: against damage, not against malice, at four times the speed of a cryptographic hash."""
     checksum, size = 0, 0

@@ -13,6 +13,7 @@ from luthier.data import cache
 from luthier.data.formats.wanted import Wanted
 from luthier.data.prepare import prepare_data
 from luthier.data.read import content_hash as identity
+from luthier.disk import cache_folder
 from luthier.recipe.schema import Data, Source
 from luthier.testing.worlds import TEMPLATE, tiny_tokenizer
 
@@ -282,10 +283,10 @@ def newly(rows, folder, max_length):
 
 def test_the_folder_is_named_by_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "own"))
-    assert cache.cache_folder() == tmp_path / "own"
+    assert cache_folder() == tmp_path / "own"
     monkeypatch.delenv("LUTHIER_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache.cache_folder() == tmp_path / "luthier"
+    assert cache_folder() == tmp_path / "luthier"
 
 
 def test_every_option_of_the_data_is_part_of_the_key_or_known_not_to_matter():

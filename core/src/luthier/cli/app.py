@@ -23,11 +23,12 @@ from luthier.cli import (
     presets,
     runs,
     scaffold,
-    schema,
     train,
 )
+from luthier.cli.completion.commands import RecipeCommand
 from luthier.cli.job_verbs import jobs, providers, submit
 from luthier.cli.model_verbs import evaluation
+from luthier.cli.recipe_verbs import json_schema
 from luthier.cli.screen import answers
 from luthier.cli.screen.recipe_arguments import FREE
 from luthier.errors import LuthierError
@@ -50,6 +51,14 @@ class Verbs(TyperGroup):
             )
         )
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The group's own flags; none while a word behind a verb is completed, as reading them loads a library."""
+        return [] if ctx.resilient_parsing and ctx.args else super().get_params(ctx)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.args = list(args)  # which the group's parser fills again
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -60,7 +69,6 @@ class Verbs(TyperGroup):
 app = typer.Typer(
     cls=Verbs,
     name="luthier",
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -93,7 +101,7 @@ def root(version: Version = False) -> None:
 app.command()(demo.demo)
 verb: Callable[..., Any]
 for verb in (train.train, continual.continual, plan.plan, inspect.inspect):
-    app.command(context_settings=FREE, add_help_option=False)(verb)
+    app.command(cls=RecipeCommand, context_settings=FREE, add_help_option=False)(verb)
 app.command()(models.generate)
 app.command()(evaluation.evaluate)
 app.command()(models.merge)
@@ -102,11 +110,11 @@ app.add_typer(runs.app, name="runs")
 app.command()(checkpoint.checkpoint)
 app.command()(presets.presets)
 for verb in (submit.submit, submit.estimate):
-    app.command(context_settings=FREE, add_help_option=False)(verb)
+    app.command(cls=RecipeCommand, context_settings=FREE, add_help_option=False)(verb)
 for verb in (jobs.jobs, jobs.status, jobs.logs, jobs.cancel, jobs.download, jobs.attach):
     app.command()(verb)
 app.add_typer(providers.app, name="providers")
 app.add_typer(plugins.app, name="plugins")
 app.command()(doctor.doctor)
-app.command()(schema.schema)
+app.command()(json_schema.schema)
 app.command()(scaffold.new_plugin)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from luthier.cli.completion.commands import complete_run
 from luthier.cli.screen.answers import Answer
 from luthier.cli.screen.flags import Json
 from luthier.errors import LuthierError
@@ -16,7 +17,9 @@ PAUSE: Final = 0.05  # seconds between two looks
 
 
 def checkpoint(
-    run: Annotated[str, typer.Argument(help="A run that trains now: its id, its name, or its folder.")],
+    run: Annotated[
+        str, typer.Argument(help="A run that trains now: its id, its name, or its folder.", autocompletion=complete_run)
+    ],
     *,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the end of its step.", min=0.0)] = 600.0,
     json: Json = False,

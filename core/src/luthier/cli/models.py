@@ -9,15 +9,34 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from luthier.cli.completion.commands import complete_exporter, complete_model
 from luthier.cli.screen.answers import Answer
 from luthier.cli.screen.early_checks import check_model_name
 from luthier.cli.screen.flags import Best, Json, LogFile, LogFormat, LogLevel, Step, start_api
 from luthier.errors import LuthierError
 from luthier.recipe.artifact_note import read_note
 
+AnyModel = Annotated[
+    str,
+    typer.Argument(
+        help="A run's folder, a checkpoint's, an adapter's, a model's, or a hub name.", autocompletion=complete_model
+    ),
+]
+Exported = Annotated[
+    Path,
+    typer.Argument(help="A run's folder, a checkpoint's, an adapter's, or a model's.", autocompletion=complete_model),
+]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format", help="The exporter's name; `luthier plugins` lists them.", autocompletion=complete_exporter
+    ),
+]
 Base = Annotated[str | None, typer.Option(help="The base model, where it is not where the adapter says.")]
 
-Adapted = Annotated[Path, typer.Argument(help="A run's folder, a checkpoint's, or an adapter's.")]
+Adapted = Annotated[
+    Path, typer.Argument(help="A run's folder, a checkpoint's, or an adapter's.", autocompletion=complete_model)
+]
 MergedDir = Annotated[Path | None, typer.Option(help="The merged model's folder; without it, `merged` in PATH.")]
 SaveDtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16; without it, as the run's recipe says.")
@@ -30,9 +49,7 @@ Onto = Annotated[
 
 
 def generate(
-    model: Annotated[
-        str, typer.Argument(help="A run's folder, a checkpoint's, an adapter's, a model's, or a hub name.")
-    ],
+    model: AnyModel,
     prompt: Annotated[str | None, typer.Argument(help="The question; without it, standard input.")] = None,
     *,
     base: Base = None,
@@ -82,9 +99,9 @@ def _describe_merge(found: Mapping[str, Any]) -> list[str]:
 
 
 def export(
-    path: Annotated[Path, typer.Argument(help="A run's folder, a checkpoint's, an adapter's, or a model's.")],
+    path: Exported,
     *,
-    format_: Annotated[str, typer.Option("--format", help="The exporter's name; `luthier plugins` lists them.")],
+    format_: Format,
     output_dir: Annotated[
         Path | None, typer.Option(help="The new folder; without it, one named as the format beside the artifact.")
     ] = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from luthier.cli.completion.commands import complete_kind, complete_part_name
 from luthier.cli.screen.answers import Answer
 from luthier.cli.screen.flags import Json
 
@@ -49,9 +50,11 @@ def plugins(
 def show(
     kind: Annotated[
         str,
-        typer.Argument(help="The kind of part: adapter, loss, ..., as the list shows it."),
+        typer.Argument(
+            help="The kind of part: adapter, loss, ..., as the list shows it.", autocompletion=complete_kind
+        ),
     ],
-    name: Annotated[str, typer.Argument(help="The part's name.")],
+    name: Annotated[str, typer.Argument(help="The part's name.", autocompletion=complete_part_name)],
     json: Json = False,
 ) -> Any:
     """Show one part: its options with type, default, bounds and meaning; what it needs, provides and refuses."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from luthier.cli.completion.commands import complete_run
 from luthier.cli.screen.answers import Answer
 from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, start_api
 from luthier.errors import LuthierError
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 USUAL = Path("runs")  # where runs go that name no output_dir
 
-Name = Annotated[str, typer.Argument(help="A run's id, which may be abbreviated, its name, or its folder.")]
+Name = Annotated[
+    str,
+    typer.Argument(help="A run's id, which may be abbreviated, its name, or its folder.", autocompletion=complete_run),
+]
 Dir = Annotated[Path | None, typer.Option("--dir", help="The directory that holds the runs; without it, runs.")]
 
 app = typer.Typer(help="List the runs; show one; compare two; train one again.")

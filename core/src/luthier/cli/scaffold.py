@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from luthier.cli.completion.commands import complete_kind
 from luthier.cli.screen.answers import Answer
 from luthier.cli.screen.flags import Json
 
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 def new_plugin(
     name: Annotated[str, typer.Argument(help="The part's name; the distribution is luthier-NAME.")],
     *,
-    kind: Annotated[str, typer.Option(help="The kind of part: adapter, loss, optimizer, quantizer, callback, ...")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="The kind of part: adapter, loss, optimizer, quantizer, callback, ...", autocompletion=complete_kind
+        ),
+    ],
     data: Annotated[str, typer.Option(help="The rows of a loss: tokens or preference.")] = "tokens",
     folder: Annotated[Path, typer.Option(help="Where the package's folder is made.")] = Path(),
     json: Json = False,

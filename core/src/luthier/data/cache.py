@@ -20,6 +20,7 @@ from luthier.data.read.content_hash import SIZE, code_hash, file_hash, tokenizer
 from luthier.data.report import Report
 from luthier.data.stream.source_rows import Supply
 from luthier.data.tokenise.chat_template import ChatTemplate
+from luthier.disk import cache_folder
 from luthier.logs import get_logger
 from luthier.recipe.schema import Data
 
@@ -31,13 +32,6 @@ ARRAYS: Final = ("input_ids", "labels", "starts", "weights", "documents", "index
 WITHOUT: Final = ("train", "validation", "num_proc", "cache", "streaming", "shuffle_buffer", "chat_template")
 
 Sets = tuple[TokenDataset, TokenDataset | None, Report]
-
-
-def cache_folder() -> Path:
-    """LUTHIER_CACHE, or `luthier` in XDG_CACHE_HOME or ~/.cache."""
-    named = os.environ.get("LUTHIER_CACHE")
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named).expanduser() if named else Path(home) / "luthier"
 
 
 @attrs.frozen

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import Tensor
 
-from luthier.data.cache import cache_folder
+from luthier.disk import cache_folder
 from luthier.logs import get_logger
 from luthier.model.policy import ModelPolicy
 from luthier.plugins.contracts.values import Purpose

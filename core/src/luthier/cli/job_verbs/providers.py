@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from luthier.cli.completion.commands import complete_provider
 from luthier.cli.screen.answers import Answer
 from luthier.cli.screen.flags import Json
 from luthier.errors import LuthierError
@@ -15,7 +16,7 @@ from luthier.errors import LuthierError
 if TYPE_CHECKING:
     from luthier.plugins.providing.job_records import Capabilities
 
-Name = Annotated[str, typer.Argument(metavar="PROVIDER", help="The provider's name.")]
+Name = Annotated[str, typer.Argument(metavar="PROVIDER", help="The provider's name.", autocompletion=complete_provider)]
 Given = Annotated[
     list[str] | None,
     typer.Option("--option", metavar="NAME=VALUE", help="An option of the provider; give it again for others."),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from luthier.cli.completion.commands import complete_model
 from luthier.cli.screen.answers import Answer
 from luthier.cli.screen.early_checks import check_model_name
 from luthier.cli.screen.flags import Best, Json, LogFile, LogFormat, LogLevel, Step, start_api
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
     from luthier.training.trained.evaluate_weights import Evaluation, Number
 
 
-Run = Annotated[str, typer.Argument(help="A run's folder, a checkpoint's, an adapter's, a model's, or a hub name.")]
+Run = Annotated[
+    str,
+    typer.Argument(
+        help="A run's folder, a checkpoint's, an adapter's, a model's, or a hub name.", autocompletion=complete_model
+    ),
+]
 Rows = Annotated[str | None, typer.Option(help="The rows; without it, the run's validation rows.")]
 Metrics = Annotated[
     list[str] | None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from luthier.cli.completion.commands import complete_setting
 from luthier.cli.screen.answers import make_console, print_line
 from luthier.cli.screen.flags import is_first_speaker
 
@@ -23,7 +24,10 @@ FREE: Final = {"ignore_unknown_options": True, "allow_extra_args": True}
 Help = Annotated[
     bool, typer.Option("--help", help="Show this; behind `--adapter NAME` or the like, that part's options.")
 ]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Set one option; may be repeated.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="a.b=c", help="Set one option; may be repeated.", autocompletion=complete_setting),
+]
 
 GROUPS: Final[dict[str, str]] = {
     "Learning rate and length": "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio "

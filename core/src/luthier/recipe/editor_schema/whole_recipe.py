@@ -9,8 +9,7 @@ import attrs
 
 from luthier.plugins.fields.hints import field_hints
 from luthier.plugins.registry import Plugins, installed_plugins
-from luthier.recipe.editor_schema.parts import find_option, part_definitions, part_reference
-from luthier.recipe.editor_schema.values import (
+from luthier.recipe.editor_schema.option_schemas import (
     SHARED,
     Schema,
     bounds_of,
@@ -20,6 +19,7 @@ from luthier.recipe.editor_schema.values import (
     options_schema,
     value_schema,
 )
+from luthier.recipe.editor_schema.part_schemas import find_option, part_definitions, part_reference
 from luthier.recipe.parts import FIELDS
 from luthier.recipe.reading.aliases import ALIASES, READINGS, VALUES
 from luthier.recipe.reading.callback_list import ADDED, EXACT

@@ -9,7 +9,7 @@ import attrs
 
 from luthier.plugins.fields.hints import field_hints
 from luthier.plugins.registry import Offer, Plugins
-from luthier.recipe.editor_schema.values import WORDS, Schema, bounds_of, options_schema, value_schema
+from luthier.recipe.editor_schema.option_schemas import WORDS, Schema, bounds_of, options_schema, value_schema
 from luthier.recipe.parts import FIELDS
 from luthier.recipe.reading.aliases import ALIASES, APART, VALUES
 from luthier.recipe.reading.computing_aliases import QUANTIZED

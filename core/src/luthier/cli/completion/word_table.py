@@ -1,0 +1,98 @@
+"""The words that completion offers, kept in one small file: a press of the tab key loads no plugin."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import luthier
+from luthier.disk import cache_folder
+
+FILE: Final = "completion.json"
+DISABLED: Final = "LUTHIER_DISABLE_PLUGINS"
+
+Options = dict[str, dict[str, Any]]  # each with its help and the values that it may have
+
+
+def read_words() -> dict[str, Any]:
+    """Return the table of words: the settings, the sections' options, and the parts of each kind with theirs.
+
+    It is made again where a package was installed or taken away, or a module changed that offers parts.
+    """
+    path = cache_folder() / FILE
+    with contextlib.suppress(OSError, ValueError):
+        kept = json.loads(path.read_text("utf-8"))
+        if isinstance(kept, dict) and kept.get("state") == _state(kept.get("modules", ())):
+            return kept
+    words = _make_words()
+    with contextlib.suppress(OSError):  # a disk that cannot be written makes completion slow, and not wrong
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(words), "utf-8")
+    return words
+
+
+def _state(modules: Iterable[str]) -> list[Any]:
+    """What the table depends on: the folders that packages lie in, the modules it was read from, what is disabled."""
+    places = [*(place for place in sys.path[1:] if os.path.isdir(place)), *modules]  # the first is the script's own
+    times = [[place, os.stat(place).st_mtime_ns if os.path.exists(place) else 0] for place in places]
+    return [luthier.__version__, os.environ.get(DISABLED, ""), times]
+
+
+def _make_words() -> dict[str, Any]:
+    from luthier.plugins.registry import installed_plugins
+    from luthier.recipe import schema
+    from luthier.recipe.parts import FIELDS
+    from luthier.recipe.reading.overrides import SECTIONS
+
+    offers = installed_plugins().offers()
+    modules = {offer.source.module.partition(":")[0] for offer in offers}
+    files = [sys.modules[name].__file__ for name in sorted(modules) if name in sys.modules]
+    files = sorted(str(file) for file in (*files, schema.__file__) if file)
+    parts: dict[str, dict[str, Any]] = {}
+    for offer in offers:
+        options = {} if isinstance(offer.record.options, str) else _describe(offer.record.options)
+        parts.setdefault(offer.record.kind, {})[offer.record.name] = {"help": offer.record.summary, "options": options}
+    return {
+        "modules": files,
+        "state": _state(files),
+        "settings": _describe(schema.Settings),
+        "sections": {name: _describe(cls) for name, cls in SECTIONS.items()},
+        "fields": [*FIELDS, "callbacks"],
+        "parts": parts,
+    }
+
+
+def _describe(cls: type) -> Options:
+    """The options of a class: help, default of a part's field, and values where these are few."""
+    import attrs
+
+    from luthier.plugins.fields.hints import KEY, field_hints
+
+    hints = field_hints(cls)
+    return {field.alias: {"help": field.metadata[KEY].help if KEY in field.metadata else "",
+                          "values": _values(hints[field.name], field.metadata.get(KEY)),
+                          "default": field.default if isinstance(field.default, str) else None}
+            for field in attrs.fields(cls) if field.init}  # fmt: skip
+
+
+def _values(hint: Any, bounds: Any) -> list[str]:
+    """The few values of a type: its choices, or true and false; none where there are many."""
+    import typing
+
+    if bounds is not None and bounds.choices:
+        return [str(choice) for choice in bounds.choices]
+    if hint is bool:
+        return ["true", "false"]
+    if typing.get_origin(hint) is typing.Literal:
+        return [str(choice) for choice in typing.get_args(hint)]
+    return [value for member in typing.get_args(hint) if typing.get_origin(hint) not in (list, dict, tuple)
+            for value in _values(member, None)]  # fmt: skip
+
+
+def part_names(words: Mapping[str, Any], kind: str) -> list[tuple[str, str]]:
+    """Return the installed parts of a kind, each with its summary."""
+    return [(name, part["help"]) for name, part in words["parts"].get(kind, {}).items()]
