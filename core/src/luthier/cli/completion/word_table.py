@@ -50,8 +50,8 @@ def _make_words() -> dict[str, Any]:
 
     offers = installed_plugins().offers()
     modules = {offer.source.module.partition(":")[0] for offer in offers}
-    files = [sys.modules[name].__file__ for name in sorted(modules) if name in sys.modules]
-    files = sorted(str(file) for file in (*files, schema.__file__) if file)
+    loaded = [getattr(sys.modules.get(name), "__file__", None) for name in modules]
+    files = sorted(str(file) for file in (*loaded, schema.__file__) if file)
     parts: dict[str, dict[str, Any]] = {}
     for offer in offers:
         options = {} if isinstance(offer.record.options, str) else _describe(offer.record.options)
