@@ -16,15 +16,18 @@ INNER: Final = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")  #
 WIDEST: Final = 8  # times the hidden size, where a config has none of them
 
 
-def surely_fits(recipe: Recipe, model: Any, longest: int, free: int) -> bool:
-    """Whether even a generous bound is far below `free` bytes; False where the config does not say enough."""
+def surely_fits(recipe: Recipe, model: Any, tokens: int, longest: int, free: int) -> bool:
+    """Return True if a generous bound is far below `free` bytes; False where the config does not say enough.
+
+    A micro-batch has `tokens` tokens at most, or `longest` where that is more.
+    """
     if recipe.teacher is not None or not isinstance(recipe.reference, str):
         return False  # another model is held beside it
     if recipe.reference_cache:
         return False  # what the loss asks it is found out by a rehearsal
     try:
         config = (config_of(recipe.model) if model is None else model.config).get_text_config()
-        return SAFETY * bound(config, max(longest, int(recipe.max_tokens_per_device)), longest) < free
+        return SAFETY * bound(config, max(longest, tokens), longest) < free
     except (AttributeError, TypeError, LuthierError):
         return False
 

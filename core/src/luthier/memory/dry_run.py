@@ -41,6 +41,7 @@ from luthier.step.update import update_weights
 if TYPE_CHECKING:
     from luthier.recipe import Recipe
     from luthier.recipe.parts import Part, Resolved
+    from luthier.recipe.settled import SettledRecipe
     from luthier.step.setup import Setup
 
 CUDA_GRAIN: Final = 512  # bytes that torch's CUDA allocator rounds up to
@@ -74,7 +75,7 @@ class Rehearsal:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: SettledRecipe,
         resolved: Resolved,
         device: torch.device,
         *,
@@ -193,7 +194,7 @@ def rehearsed_parts(resolved: Resolved) -> BuiltParts:
 
 
 def assemble_weightless(
-    recipe: Recipe,
+    recipe: SettledRecipe,
     model: Any,
     parts: BuiltParts,
     prepared: Prepared,

@@ -4,46 +4,32 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import numpy as np
-import torch
 
-from luthier.data.batches.layout import UnitLayout
 from luthier.data.batches.packing import Packing
 from luthier.data.examples import TokenDataset, TokenExample
 from luthier.distributed.world import World
 from luthier.errors import LuthierError
-from luthier.hardware.free_memory import Capacity, measure_capacity
 from luthier.logs import get_logger
 from luthier.memory.bound import surely_fits
+from luthier.memory.case import OPTION, SUGGESTED, Case, Turns
 from luthier.memory.counts import parameters_of
-from luthier.memory.dry_run import Footprint, Rehearsal, Unknown
-from luthier.memory.sharded import divide_footprint
+from luthier.memory.dry_run import Footprint, Unknown
 from luthier.memory.suggestions import Hardware, Suggestion, Task, suggest_values
 from luthier.model import load
-from luthier.model.model_config import config_of
-from luthier.plugins.contracts.values import Purpose
 from luthier.recipe.reading.draft import default_of
-from luthier.recipe.schema import settled_number
+from luthier.recipe.settled import SettledRecipe
 from luthier.runs.writing.decisions import Decisions
 from luthier.sizes import size_text
-from luthier.step.fit_checks import check_prompts
-from luthier.step.losses.unit_layout import choose_layout
 
 if TYPE_CHECKING:
-    from luthier.data.prepare import Prepared
-    from luthier.recipe import Recipe
-    from luthier.recipe.objects import Objects
-    from luthier.recipe.parts import Resolved
     from luthier.step.setup import Setup
 
 log = get_logger()
-OPTION: Final = "max_tokens_per_device"
-SUGGESTED: Final = ("global_batch_size", "learning_rate")  # that may be `auto` too
 SHARE: Final = {"cuda": 0.9}  # of the free memory that `auto` may plan for; the rest is for fragments of freed blocks
 OTHERWISE: Final = 0.7  # on a CPU, where other programs want memory too
 USEFUL: Final = {"cpu": 2048, "cuda": 32768}  # tokens of a micro-batch beyond which a device is no faster
@@ -51,85 +37,31 @@ GRAIN: Final = 64  # `auto` gives a multiple of it
 STEPS: Final = 64  # in which the fullest micro-batch is looked for
 ROWS: Final = 256  # that stand for all where a micro-batch is filled
 FALLBACK: Final = 4096
-Turns = list[list[TokenExample]]  # the examples of each micro-batch, the largest first
 
 
-@attrs.define(kw_only=True, eq=False, slots=False)
-class Case:
-    """A run about to be loaded."""
-
-    recipe: Recipe
-    resolved: Resolved
-    device: torch.device
-    prepared: Prepared
-    objects: Objects
-    shares: int = 1  # processes that train together, and
-    purpose: Purpose = "train"
-    ranks_here: int = 1  # those of them that have this machine's memory to share
-    sharded: bool = False  # whether each holds its part of every weight alone
-
-    @cached_property
-    def rehearsal(self) -> Rehearsal:
-        """The run on ghosts; raises `Unknown` where it cannot be."""
-        tried = {OPTION: self.longest, **{name: default_of(name) for name in SUGGESTED}}
-        still = {name: value for name, value in tried.items() if getattr(self.recipe, name) == "auto"}
-        recipe = attrs.evolve(self.recipe, **still)
-        made = Rehearsal(recipe, self.resolved, self.device, prepared=self.prepared, model=self.objects.model)
-        if OPTION not in still:
-            check_prompts(self.prepared, recipe, made.setup.packing, made.setup.model)
-        return made
-
-    def footprint(self, turns: Turns) -> Footprint:
-        """That of one process."""
-        footprint = self.rehearsal.footprint(turns)
-        return divide_footprint(footprint, self.rehearsal.setup, self.shares) if self.sharded else footprint
-
-    @cached_property
-    def longest(self) -> int:
-        """Tokens of the longest example; of a stream, as long as one may be."""
-        sets = (self.prepared.train, self.prepared.validation)
-        return max(self.layout.longest_unit(s) for s in sets if s is not None)
-
-    @cached_property
-    def layout(self) -> UnitLayout:
-        """How the units of its rows are laid out."""
-        model, loss = self.objects.model, self.resolved.build(self.resolved.loss)
-        config = config_of(self.recipe.model) if model is None else getattr(model, "config", None)
-        return choose_layout(self.recipe, loss, self.prepared.train, config, model, Decisions(is_logged=False))
-
-    @cached_property
-    def room(self) -> Capacity:
-        """What the device has for it; a model that is loaded already has its place."""
-        capacity, model = measure_capacity(self.device), self.objects.model
-        capacity = attrs.evolve(capacity, free=capacity.free // (self.ranks_here if self.device.type == "cpu" else 1))
-        loaded = [] if model is None else [p for p in model.parameters() if p.device == self.device]
-        return attrs.evolve(capacity, free=capacity.free + sum(p.numel() * p.element_size() for p in loaded))
-
-
-def settle_sizes(case: Case, decisions: Decisions, world: World | None = None) -> Recipe:
-    """The recipe with a number in the place of each `auto`; refused (`memory-too-small`) where it cannot fit."""
+def settle_sizes(case: Case, decisions: Decisions, world: World | None = None) -> SettledRecipe:
+    """Return the recipe with a number in the place of each `auto`. Raises `memory-too-small` where it cannot fit."""
     world = world or World()
     if case.objects.model is not None:
         load.check_causal(case.objects.model)
-    case = attrs.evolve(case, recipe=suggest_recipe(case, decisions, world.size))
-    recipe = case.recipe
-    if recipe.max_tokens_per_device == "auto":
+    case = suggest_numbers(case, decisions, world.size)
+    if case.tokens is None:
         tokens = decisions.take(OPTION, lambda: choose_tokens(case))
-        return attrs.evolve(recipe, max_tokens_per_device=max(tokens, case.longest))
-    if recipe.memory_check:
+        case.numbers[OPTION] = max(tokens, case.longest)
+    elif case.recipe.memory_check:
         world.decide(lambda: check(case))
-    return recipe
+    return case.settle()
 
 
-def suggest_recipe(case: Case, decisions: Decisions, ranks: int = 1) -> Recipe:
-    """The recipe with the batch and the rate that its hardware, model and rows suggest, where it leaves them open."""
+def suggest_numbers(case: Case, decisions: Decisions, ranks: int = 1) -> Case:
+    """Return the case with the batch and the rate that hardware, model and rows suggest, where these are `auto`."""
     still = [name for name in SUGGESTED if getattr(case.recipe, name) == "auto"]
     values = {name: decisions.take(name, functools.partial(_suggestion, case, name, ranks)) for name in still}
-    return attrs.evolve(case.recipe, **values)
+    return attrs.evolve(case, numbers={**case.numbers, **values}) if values else case
 
 
 def list_suggestions(case: Case, setup: Setup, ranks: int = 1) -> list[Suggestion]:
-    """What `suggest` says of this run."""
+    """Return what `suggest_values` says of this run."""
     counts = parameters_of(setup)["all"]
     examples = len(case.prepared.train) if isinstance(case.prepared.train, TokenDataset) else None
     task = Task(parameters=counts["total"], trainable=counts["trainable"], examples=examples)
@@ -146,7 +78,7 @@ def _suggestion(case: Case, option: str, ranks: int) -> tuple[Any, str]:
 
 def choose_tokens(case: Case) -> tuple[int, str]:
     """What `auto` stands for, and why. Raises `memory-too-small` where not even the longest example fits."""
-    if not case.recipe.packing:
+    if not case.packing:
         return case.longest, "the longest example, as each is alone in its micro-batch"
     try:
         return _fitting(case)
@@ -178,7 +110,7 @@ def _fitting(case: Case) -> tuple[int, str]:
 
 def check(case: Case) -> None:
     """Raise `memory-too-small` where the run's fullest micro-batch is predicted not to fit."""
-    if surely_fits(case.recipe, case.objects.model, case.longest, case.room.free):
+    if surely_fits(case.recipe, case.objects.model, case.tokens or 0, case.longest, case.room.free):
         return
     try:
         footprint = case.footprint(fullest_batches(case.rehearsal.setup))
@@ -204,7 +136,7 @@ def too_small(case: Case, footprint: Footprint) -> LuthierError:
 def remedies(case: Case, footprint: Footprint) -> list[str]:
     """Settings that make the largest causes smaller, the largest first."""
     recipe, longest = case.recipe, case.longest
-    fewer = recipe.packing and footprint.tokens > longest
+    fewer = case.packing and footprint.tokens > longest
     per_token = [f"{OPTION}: {longest}"] if fewer else [f"a data.max_length below {longest}"]
     checkpointed = [] if recipe.gradient_checkpointing else ["gradient_checkpointing: true"]
     trained = ["an adapter that trains fewer weights, such as lora"]
@@ -283,7 +215,7 @@ def largest(peak: Callable[[int], int], low: int, high: int, budget: int) -> int
 
 def _most(setup: Setup) -> int:
     """Tokens of the longest step that there could be, as its ranks share them."""
-    count, lengths = settled_number(setup.recipe.global_batch_size), setup.layout.unit_tokens(known_rows(setup))
+    count, lengths = setup.recipe.global_batch_size, setup.layout.unit_tokens(known_rows(setup))
     lengths = lengths + _prompted(setup)
     longest = int(np.sort(lengths)[-count:].sum()) if isinstance(setup.train, TokenDataset) else lengths.max() * count
     return -(-int(longest) // setup.packing.ranks)

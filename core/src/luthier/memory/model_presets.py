@@ -57,12 +57,14 @@ def measure(config: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[flo
     from luthier.memory.dry_run import Rehearsal, stand_in
     from luthier.recipe import load_recipe, resolve_parts
     from luthier.recipe.rowless import NO_ROWS
+    from luthier.recipe.settled import settle_recipe
 
     given = {"model": "preset", "data": NO_ROWS, "device": "cpu", "callbacks": [], **settings}
     recipe = load_recipe({}, given).recipe
     rows = stand_in(recipe, DOCUMENT)
     shape = transformers.AutoConfig.for_model(**config)
-    rehearsal = Rehearsal(recipe, resolve_parts(recipe), torch.device("cpu"), prepared=rows, config=shape)
+    settled = settle_recipe(recipe, {}, packing=recipe.packing)
+    rehearsal = Rehearsal(settled, resolve_parts(recipe), torch.device("cpu"), prepared=rows, config=shape)
     low, high = POINTS
     peaks = [rehearsal.footprint([[sampled_rows(rows.train)[0]] * (n // DOCUMENT)] * 2).peak for n in POINTS]
     each = (peaks[1] - peaks[0]) / (high - low)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-import attrs
 from torch import nn
 
 from luthier.logs import get_logger
-from luthier.recipe import Recipe
 from luthier.runs.writing.decisions import Decisions
 
 log = get_logger()
@@ -57,16 +55,14 @@ def takes_attention(kind: type[nn.Module] | None) -> bool:
     return getattr(kind, "_supports_attention_backend", True)
 
 
-def without_packing(recipe: Recipe, config: Any, model: nn.Module | None, decisions: Decisions) -> Recipe:
-    """Return the recipe, with packing off where the model's documents cannot share a pass: logged, held on resume."""
-    found = separation_reason(config, model) if recipe.packing and config is not None else None
-    if found is None:
-        return recipe
-    reason = f"{found}, so that packed documents would run into each other"
-    on = decisions.take("packing", lambda: (False, reason))
+def decide_packing(reason: str | None, decisions: Decisions) -> bool:
+    """Return whether documents share a pass: not where there is a `separation_reason`. It is held on resume."""
+    if reason is None:
+        return True
+    on = decisions.take("packing", lambda: (False, f"{reason}, so that packed documents would run into each other"))
     if not on:
-        log.warning("packing is off: one document in each micro-batch", because=found)
-    return attrs.evolve(recipe, packing=on)
+        log.warning("packing is off: one document in each micro-batch", because=reason)
+    return on
 
 
 def _class_of(config: Any) -> Any:

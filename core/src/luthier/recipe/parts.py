@@ -47,6 +47,12 @@ class Part:
         tags = {verb: as_tags(getattr(giver, verb, ()), str(self.name)) for verb in ("needs", "provides", "conflicts")}
         return Chosen(kind=self.kind, name=self.name, **tags)
 
+    def to_plain(self) -> dict[str, Any]:
+        """Return the part as plain data: `{name: ..., every option}`, or `{local: 'module.Class'}`."""
+        if self.local is not None:
+            return {"local": self.name}
+        return {"name": self.name, **plain_options(self.options)}
+
     def describe(self) -> dict[str, Any]:
         """Kind, name, distribution and version, as a run records them; both None for a local object."""
         source = self.source
@@ -107,11 +113,8 @@ def find_part(value: Any, kind: str, where: str, plugins: Plugins) -> Part:
 
 
 def to_plain(value: Any, kind: str, where: str, plugins: Plugins) -> dict[str, Any]:
-    """What a part field holds as `{name: ..., every option}`, or `{local: 'module.Class'}`."""
-    part = find_part(value, kind, where, plugins)
-    if part.local is not None:
-        return {"local": part.name}
-    return {"name": part.name, **plain_options(part.options)}
+    """Return what a part field holds as plain data; see `Part.to_plain`."""
+    return find_part(value, kind, where, plugins).to_plain()
 
 
 def plain_options(options: Any) -> dict[str, Any]:

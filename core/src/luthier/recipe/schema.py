@@ -120,12 +120,6 @@ class Distributed:
     timeout: float = option(1800.0, help="Seconds until a silent process counts as lost.", low=1.0)
 
 
-def settled_number(value: int | Literal["auto"]) -> int:
-    """Return the number of a setting whose `auto` has been decided."""
-    assert value != "auto", "a number is settled before it is used"
-    return value
-
-
 @attrs.frozen(kw_only=True, eq=False)
 class Settings:
     """Every setting of one run. `Recipe` says what a part field may hold."""

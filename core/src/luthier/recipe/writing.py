@@ -6,16 +6,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import attrs
 
 from luthier.plugins.registry import Plugins, installed_plugins
 from luthier.recipe.parts import FIELDS, part_identity, plain_value, to_plain
 from luthier.recipe.reading.paths import escape_variables, locate_paths
-
-if TYPE_CHECKING:
-    from luthier.recipe.schema import Settings
+from luthier.recipe.schema import Settings
 
 WATCHING: Final = (
     *("output_dir", "run_name", "callbacks", "exact_callbacks", "logging_steps", "gradient_flow_steps"),
@@ -29,7 +27,7 @@ def plain_recipe(recipe: Settings, plugins: Plugins | None = None) -> dict[str, 
     """The resolved recipe: every setting, and every part as `{name: ..., every option}`."""
     known = plugins or installed_plugins()
     result: dict[str, Any] = {}
-    for field in attrs.fields(type(recipe)):
+    for field in attrs.fields(Settings):
         value = getattr(recipe, field.name)
         if field.name in FIELDS:
             result[field.name] = to_plain(value, field.name, field.name, known)
@@ -43,7 +41,7 @@ def plain_recipe(recipe: Settings, plugins: Plugins | None = None) -> dict[str, 
 def same_run(one: Settings, other: Settings, plugins: Plugins | None = None) -> bool:
     """Whether two recipes mean the same run: equal settings, the same parts with the same options."""
     known = plugins or installed_plugins()
-    return all(_field(one, f.name, known) == _field(other, f.name, known) for f in attrs.fields(type(one)))
+    return all(_field(one, f.name, known) == _field(other, f.name, known) for f in attrs.fields(Settings))
 
 
 def recipe_hash(recipe: Settings, plugins: Plugins | None = None) -> str:

@@ -29,7 +29,7 @@ from luthier.plugins.contracts.protocols import Adapter, Quantizer
 from luthier.plugins.contracts.values import Context, Group, Purpose
 from luthier.precision import dtypes as precision
 from luthier.recipe import Recipe
-from luthier.recipe.schema import settled_number
+from luthier.recipe.settled import SettledRecipe
 from luthier.step.attachment import Attachment, BuiltParts
 from luthier.step.context import WHOLE, ContextSources, context_for, dense_weight
 from luthier.step.losses.unit_layout import lay_out_feed
@@ -41,7 +41,7 @@ HOST: Final = torch.device("cpu")
 
 
 def quantize_model(
-    recipe: Recipe, feed: Feed, model: Any, quantizer: Quantizer, purpose: Purpose, *, blank: bool = False
+    recipe: SettledRecipe, feed: Feed, model: Any, quantizer: Quantizer, purpose: Purpose, *, blank: bool = False
 ) -> Any:
     """Return the model in its quantizer's form; `blank`: its weights are still to be read."""
     head = _head(recipe, feed, HOST if model.device.type == "meta" else model.device)
@@ -50,9 +50,9 @@ def quantize_model(
     return apply_quantizer(quantizer, model, attrs.evolve(context, has_values=context.has_values and not blank))
 
 
-def _head(recipe: Recipe, feed: Feed | LaidOutFeed, place: torch.device) -> Callable[[int], Iterable[Batch]]:
+def _head(recipe: SettledRecipe, feed: Feed | LaidOutFeed, place: torch.device) -> Callable[[int], Iterable[Batch]]:
     """Return a function that gives the first n examples in micro-batches on a device."""
-    alone = Packing(max_tokens=settled_number(recipe.max_tokens_per_device), on=recipe.packing)
+    alone = Packing(max_tokens=recipe.max_tokens_per_device, on=recipe.packing)
     return lambda count: rank_batches(feed.head(count), alone, place)
 
 
@@ -81,7 +81,7 @@ def _attached(attachment: Attachment, undo: ExitStack) -> Setup:
     spread = wrap_step(step, model, attachment.spread_as, world, attachment.device,
                        exchanged=computed.name == "pure_bf16")  # fmt: skip
     optimizer = parts.optimizer.build(trained_groups(recipe, parts.adapter, model))
-    alone = Packing(max_tokens=settled_number(recipe.max_tokens_per_device), on=recipe.packing)
+    alone = Packing(max_tokens=recipe.max_tokens_per_device, on=recipe.packing)
     return Setup(
         recipe=recipe, model=model, tokenizer=attachment.tokenizer, context=context, device=attachment.device,
         adapter=parts.adapter, loss=parts.loss, quantizer=parts.quantizer, optimizer_part=parts.optimizer,
@@ -108,13 +108,15 @@ def _settle_computing(attachment: Attachment, model: Any, undo: ExitStack) -> pr
     return computed
 
 
-def _probe_model(recipe: Recipe, model: Any, parts: BuiltParts, computing: probe.Computing = nullcontext) -> None:
+def _probe_model(
+    recipe: SettledRecipe, model: Any, parts: BuiltParts, computing: probe.Computing = nullcontext
+) -> None:
     """Compare the ways in which the run computes. Without packing, too, the documents of one unit share a pass."""
     together = separation_reason(model.config, model) is None and (recipe.packing or parts.loss.data != "tokens")
     probe.check_architecture(model, packing=together, computing=computing, adapter=parts.adapter)
 
 
-def _step(recipe: Recipe, model: Any, parts: BuiltParts, computing: probe.Computing) -> Step:
+def _step(recipe: SettledRecipe, model: Any, parts: BuiltParts, computing: probe.Computing) -> Step:
     router = _router(recipe, model)
     return Step(model, parts.adapter, parts.loss, router_coefficient=router, computing=computing)
 
@@ -131,7 +133,7 @@ def _adapters_context(attachment: Attachment, feed: LaidOutFeed, numbers: dict[s
 
 
 def _sources(
-    recipe: Recipe, model: Any, quantizer: Quantizer, head: Callable[[int], Iterable[Batch]], purpose: Purpose
+    recipe: SettledRecipe, model: Any, quantizer: Quantizer, head: Callable[[int], Iterable[Batch]], purpose: Purpose
 ) -> ContextSources:
     """Return what a context asks; `head(n)` gives the first n examples in micro-batches."""
 
@@ -145,11 +147,11 @@ def _sources(
         purpose=purpose,
         files=functools.partial(Files.of_recipe, recipe, model.dtype, None),
         original=original,
-        batches=lambda n: _first_batches(n, settled_number(recipe.global_batch_size), head),
+        batches=lambda n: _first_batches(n, recipe.global_batch_size, head),
     )
 
 
-def _context(recipe: Recipe, model: Any, quantizer: Quantizer, sources: ContextSources) -> Context:
+def _context(recipe: SettledRecipe, model: Any, quantizer: Quantizer, sources: ContextSources) -> Context:
     context = context_for(model, quantizer, sources)
     return attrs.evolve(context, probe=functools.partial(context.probe, packing=recipe.packing))
 
@@ -171,7 +173,7 @@ def trained_groups(recipe: Recipe, adapter: Adapter, model: Any) -> list[Group]:
     return scale_groups(groups, model, decay=recipe.layerwise_lr_decay, multipliers=recipe.lr_multipliers)
 
 
-def _router(recipe: Recipe, model: Any) -> float:
+def _router(recipe: SettledRecipe, model: Any) -> float:
     """The weight of the load-balancing loss: the recipe's, or the model's own where its config asks for one."""
     config = model.config
     if recipe.router_aux_loss_coef is not None:

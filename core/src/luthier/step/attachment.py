@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from luthier.model.operations.signatures import Implementation
     from luthier.plugins.contracts.protocols import Adapter, Loss, Optimizer, Quantizer
     from luthier.plugins.contracts.values import Purpose
-    from luthier.recipe import Recipe
     from luthier.recipe.parts import Part, Resolved
+    from luthier.recipe.settled import SettledRecipe
     from luthier.runs.writing.decisions import Decisions
 
 
@@ -54,7 +54,7 @@ class BuiltParts:
 class Attachment:
     """A model, what is attached to it, and for which purpose. `tokenizer` is None where nothing is generated."""
 
-    recipe: Recipe
+    recipe: SettledRecipe
     model: Any
     tokenizer: Any
     parts: BuiltParts

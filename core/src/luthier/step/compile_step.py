@@ -25,7 +25,6 @@ from luthier.logs import get_logger
 from luthier.model.operations import formulas, kernels
 from luthier.model.operations.functions import list_implementations
 from luthier.model.operations.kernels import Gate, Kernels, NormForm
-from luthier.recipe.schema import settled_number
 from luthier.runs.writing.decisions import Decisions
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def run_tokens(setup: Setup) -> float | None:
     rows = sampled_rows(setup.train)
     if setup.feed.total is None:
         return None
-    share = settled_number(setup.recipe.global_batch_size) / setup.world.size
+    share = setup.recipe.global_batch_size / setup.world.size
     return setup.feed.total * share * float(rows.lengths.mean())
 
 

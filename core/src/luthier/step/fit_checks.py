@@ -14,7 +14,8 @@ from luthier.data.stream.row_stream import Stream
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.model.generation.generate import teach_stops
-from luthier.recipe import Recipe
+from luthier.recipe.schema import Data
+from luthier.recipe.settled import SettledRecipe
 
 log = get_logger()
 
@@ -27,25 +28,27 @@ def prepare_model(model: Any, tokenizer: Any, prepared: Prepared) -> None:
             check_fit(dataset, tokenizer, model)
 
 
-def check_rooms(prepared: Prepared, recipe: Recipe, layout: UnitLayout) -> None:
-    """Raise `recipe-conflict` where a unit of either set is longer than a micro-batch."""
+def check_rooms(prepared: Prepared, data: Data, most: int | None, layout: UnitLayout) -> None:
+    """Raise `recipe-conflict` where a unit of either set is longer than a micro-batch of `most` tokens.
+
+    None: that number is still to be chosen, and will be at least the longest unit.
+    """
     for dataset in (prepared.train, prepared.validation):
-        if dataset is not None:
-            check_room(dataset, recipe, layout)
+        if dataset is not None and most is not None:
+            check_room(dataset, data, most, layout)
 
 
-def check_room(dataset: TokenDataset | Stream, recipe: Recipe, layout: UnitLayout) -> None:
-    """Raise `recipe-conflict` where a unit is longer than a micro-batch."""
-    most = recipe.max_tokens_per_device
-    longest = 0 if most == "auto" else layout.longest_unit(dataset)
-    if most != "auto" and longest > most:
-        option = "data.max_length" if recipe.data.block_size is None else "data.block_size"
+def check_room(dataset: TokenDataset | Stream, data: Data, most: int, layout: UnitLayout) -> None:
+    """Raise `recipe-conflict` where a unit is longer than a micro-batch of `most` tokens."""
+    longest = layout.longest_unit(dataset)
+    if longest > most:
+        option = "data.max_length" if data.block_size is None else "data.block_size"
         problem = f"the longest example {_has(dataset)} {longest} tokens and a micro-batch at most {most}"
         remedy = f"Raise it to {longest}, or lower {option}."
         raise LuthierError("recipe-conflict", problem, where="max_tokens_per_device", remedy=remedy)
 
 
-def check_prompts(prepared: Prepared, recipe: Recipe, packing: Packing, model: Any) -> None:
+def check_prompts(prepared: Prepared, recipe: SettledRecipe, packing: Packing, model: Any) -> None:
     """Raise `recipe-conflict` where an example with what the adapter puts before it is longer than may be."""
     added = packing.virtual_tokens
     for dataset in (prepared.train, prepared.validation) if added else ():
@@ -53,7 +56,7 @@ def check_prompts(prepared: Prepared, recipe: Recipe, packing: Packing, model: A
             continue
         _check_positions(dataset, model, added)
         longest = dataset.longest + added
-        if packing.on and longest > int(recipe.max_tokens_per_device):
+        if packing.on and longest > recipe.max_tokens_per_device:
             told = f"the longest example {_has(dataset)} {longest} tokens, {added} of them the adapter's"
             problem = f"{told}, and a micro-batch at most {recipe.max_tokens_per_device}"
             raise LuthierError("recipe-conflict", problem, where="max_tokens_per_device",

@@ -75,7 +75,7 @@ def fit_memory(setup: Setup, lengths: Sequence[int], work: Callable[[], Result],
 def lowered_limit(setup: Setup) -> int | None:
     """The token limit that was learnt, if one was; what a checkpoint keeps of it."""
     limit = setup.packing.max_tokens
-    return limit if limit < int(setup.recipe.max_tokens_per_device) else None
+    return limit if limit < setup.recipe.max_tokens_per_device else None
 
 
 def hold_limit(setup: Setup, limit: int | None) -> None:

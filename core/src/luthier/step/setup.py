@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from luthier.data.prepare import Report
-    from luthier.recipe import Recipe
+    from luthier.recipe.settled import SettledRecipe
 
 
 @attrs.define(kw_only=True)
@@ -58,7 +58,7 @@ class ConstantOwner(Protocol):
 class Setup:
     """Everything the loop needs, and nothing that it has to look up."""
 
-    recipe: Recipe
+    recipe: SettledRecipe
     model: Any
     tokenizer: Any
     adapter: Adapter

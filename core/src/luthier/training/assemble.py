@@ -14,12 +14,13 @@ from luthier.distributed.join import device_name
 from luthier.distributed.world import World
 from luthier.hardware import devices, threads
 from luthier.logs import get_logger
-from luthier.memory.fit import Case, settle_sizes
+from luthier.memory.case import Case
+from luthier.memory.fit import settle_sizes
 from luthier.model import load, recompute
 from luthier.model.generation.generate import teach_stops
 from luthier.model.model_config import config_of
 from luthier.model.operations.kernel_choice import find_kernels
-from luthier.model.recurrent import without_packing
+from luthier.model.recurrent import decide_packing, separation_reason
 from luthier.model.weights.loaded_weights import check_finite
 from luthier.model.weights.quantized import check_quantizer, find_trained, read_quantized
 from luthier.plugins.contracts.protocols import Quantizer
@@ -30,6 +31,7 @@ from luthier.recipe import Recipe
 from luthier.recipe.checks.soundness import check_parts
 from luthier.recipe.objects import Objects
 from luthier.recipe.parts import Part, Resolved, resolve_parts
+from luthier.recipe.settled import SettledRecipe
 from luthier.runs.writing.decisions import Decisions
 from luthier.step import compile_step as compiling
 from luthier.step.attach import HOST, attach_parts, quantize_model
@@ -49,6 +51,8 @@ log = get_logger()
 
 @attrs.define(kw_only=True, eq=False)
 class Assembled:
+    """A run that is ready to train. `case` is what was known of it before its model was loaded."""
+
     setup: Setup
     resolved: Resolved
     prepared: Prepared
@@ -71,21 +75,32 @@ def assemble_run(recipe: Recipe, objects: Objects, plugins: Plugins | None = Non
     config = config_of(recipe.model) if objects.model is None else getattr(objects.model, "config", None)
     company = Company.of(recipe, resolved, begins=begins).checked(parts.loss, tokenizer, config)
     parts = attrs.evolve(parts, kernels=kernels, company=company)
-    recipe = without_packing(recipe, config, objects.model, decisions)
-    case = Case(recipe=recipe, resolved=resolved, device=device, prepared=prepared, objects=objects,
-                shares=world.size, ranks_here=world.local_size, purpose=purpose)  # fmt: skip
-    check_rooms(prepared, recipe, case.layout)
+    case = Case(recipe=recipe, resolved=resolved, loss=parts.loss, device=device, prepared=prepared, objects=objects,
+                packing=_packs(recipe, objects, config, decisions), shares=world.size, ranks_here=world.local_size,
+                purpose=purpose)  # fmt: skip
+    check_rooms(prepared, recipe.data, case.tokens, case.layout)
     case.sharded = (how := strategy.choose_strategy(case, decisions, world)) == "fsdp"
-    recipe = case.recipe = settle_sizes(case, decisions, world)
-    model, purpose = load_quantized(case, how, world, functools.partial(_quantized, case, parts.quantizer))
-    recipe = case.recipe = without_packing(recipe, model.config, model, decisions)
+    settled = settle_sizes(case, decisions, world)
+    loading = functools.partial(_quantized, case, settled, parts.quantizer)
+    model, purpose = load_quantized(case, settled, how, world, loading)
     prepare_model(model, tokenizer, prepared)
-    setup = attach_parts(Attachment(recipe=recipe, model=model, tokenizer=tokenizer, parts=parts, prepared=prepared,
+    setup = attach_parts(Attachment(recipe=settled, model=model, tokenizer=tokenizer, parts=parts, prepared=prepared,
                                     device=device, decisions=decisions, world=world, spread_as=how,
                                     purpose=purpose))  # fmt: skip
-    check_prompts(prepared, recipe, setup.packing, model)
+    check_prompts(prepared, settled, setup.packing, model)
     _settle_setup(setup, resolved, began)
     return Assembled(setup=setup, resolved=resolved, prepared=prepared, callbacks=callbacks, case=case)
+
+
+def _packs(recipe: Recipe, objects: Objects, config: Any, decisions: Decisions) -> bool:
+    """Return whether documents share a pass; a model that is only named is looked at without its weights."""
+    if not recipe.packing or config is None:
+        return recipe.packing
+    model = objects.model
+    reason = separation_reason(config, model)
+    if reason is None and model is None:
+        reason = separation_reason(config, hollow_model(recipe))
+    return decide_packing(reason, decisions)
 
 
 def _check_named(recipe: Recipe, objects: Objects) -> None:
@@ -106,7 +121,7 @@ def usable_device(recipe: Recipe, resolved: Resolved, world: World) -> torch.dev
     """The run's device; what the parts, the device or the length cannot do is refused."""
     device = devices.choose_device(device_name(recipe.device, world))
     check_parts(recipe, resolved, device.type)
-    check_quantizer(recipe.model.name_or_path, recipe.to_dict()["quantizer"])
+    check_quantizer(recipe.model.name_or_path, resolved.quantizer.to_plain())
     precision.refuse_precision(recipe.precision, device)
     recompute.refuse_recompute(recipe.gradient_checkpointing, device)
     compiling.refuse_compile(recipe.torch_compile, device)
@@ -117,10 +132,11 @@ def usable_device(recipe: Recipe, resolved: Resolved, world: World) -> torch.dev
 def whole_again(assembled: Assembled) -> Setup:
     """The same parts anew, on the model as its files have it, whole and in this process alone."""
     resolved, setup_before, case = assembled.resolved, assembled.setup, assembled.case
-    parts = attrs.evolve(BuiltParts.of_recipe(resolved), kernels=find_kernels(case.recipe, resolved, HOST))
-    model = _quantized(case, parts.quantizer, HOST, "open")
+    recipe = setup_before.recipe
+    parts = attrs.evolve(BuiltParts.of_recipe(resolved), kernels=find_kernels(recipe, resolved, HOST))
+    model = _quantized(case, recipe, parts.quantizer, HOST, "open")
     teach_stops(model, setup_before.tokenizer, assembled.prepared.stop_tokens)
-    setup = attach_parts(Attachment(recipe=case.recipe, model=model, tokenizer=setup_before.tokenizer, parts=parts,
+    setup = attach_parts(Attachment(recipe=recipe, model=model, tokenizer=setup_before.tokenizer, parts=parts,
                                     prepared=assembled.prepared, device=HOST, decisions=setup_before.decisions,
                                     purpose="open"))  # fmt: skip
     setup.progress = setup_before.progress
@@ -138,22 +154,24 @@ def named(parts: tuple[Part, ...]) -> dict[str, Part]:
     return parts_by_name
 
 
-def _quantized(case: Case, quantizer: Quantizer, device: torch.device, purpose: Purpose | None = None) -> Any:
-    """The base model in its quantizer's form; without weights on `meta`, where a model that was trained so is empty."""
-    trained = None if case.objects.model is not None else find_trained(case.recipe.model.name_or_path)
-    feed, purpose = feed_of(case.recipe, case.prepared.train), purpose or case.purpose
+def _quantized(
+    case: Case, recipe: SettledRecipe, quantizer: Quantizer, device: torch.device, purpose: Purpose | None = None
+) -> Any:
+    """Return the base model in its quantizer's form; on `meta` it has no weights. `purpose` None: the case's."""
+    trained = None if case.objects.model is not None else find_trained(recipe.model.name_or_path)
+    feed, purpose = feed_of(recipe, case.prepared.train), purpose or case.purpose
     if device.type == "meta":
-        return quantize_model(case.recipe, feed, hollow_model(case), quantizer, "hollow")
+        return quantize_model(recipe, feed, hollow_model(recipe), quantizer, "hollow")
     if trained is None:
-        return quantize_model(case.recipe, feed, _model(case, device), quantizer, purpose)
-    model = quantize_model(case.recipe, feed, load.empty_model(trained, device), quantizer, purpose, blank=True)
+        return quantize_model(recipe, feed, _model(case, quantizer, device), quantizer, purpose)
+    model = quantize_model(recipe, feed, load.empty_model(trained, device), quantizer, purpose, blank=True)
     return read_quantized(quantizer, trained, model)
 
 
-def _model(case: Case, device: torch.device) -> Any:
+def _model(case: Case, quantizer: Quantizer, device: torch.device) -> Any:
+    """Return the model that was handed over, moved to the device, or the one that is named, read from its files."""
     given = case.objects.model
     if given is None:
-        quantizer = case.resolved.build(case.resolved.quantizer)
         return load.load_model(case.recipe.model, device, quantizer.load_arguments())
     load.check_causal(given)
     given = given.to(device)

@@ -90,7 +90,7 @@ def evaluate_again(setup: Setup, data: Any = None) -> dict[str, float]:
     rows = prepare_data(held_out, setup.tokenizer, seed=setup.recipe.seed, wanted=wanted, given=given).train
     assert isinstance(rows, TokenDataset)  # not a stream
     check_fit(rows, setup.tokenizer, setup.model)
-    check_room(rows, setup.recipe, setup.layout)
+    check_room(rows, setup.recipe.data, setup.recipe.max_tokens_per_device, setup.layout)
     return evaluate_rows(setup, rows)
 
 

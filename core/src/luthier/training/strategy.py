@@ -12,7 +12,7 @@ from luthier.model.recurrent import separation_reason
 from luthier.sizes import size_text
 
 if TYPE_CHECKING:
-    from luthier.memory.fit import Case
+    from luthier.memory.case import Case
     from luthier.runs.writing.decisions import Decisions
 
 OPTION: Final = "distributed.strategy"
@@ -62,7 +62,7 @@ def _by_memory(case: Case) -> tuple[Strategy, str]:
 
     if case.objects.model is not None:
         return "ddp", "every process has the model already"
-    if surely_fits(case.recipe, None, case.longest, case.room.free):
+    if surely_fits(case.recipe, None, case.tokens or 0, case.longest, case.room.free):
         return "ddp", "a copy in each process fits by far"
     try:
         peak = case.footprint(fullest_batches(case.rehearsal.setup)).peak

@@ -12,7 +12,6 @@ from luthier.data.batches.micro_batches import deal_batches
 from luthier.data.examples import TokenDataset, TokenExample
 from luthier.plugins.contracts.protocols import Loss
 from luthier.plugins.contracts.values import LossOutput
-from luthier.recipe.schema import settled_number
 from luthier.step.evaluation.answer_metrics import measure_answers
 from luthier.step.evaluation.metric_parts import measuring_tokens, score_tokens
 from luthier.step.losses.loss_output import ROUTER
@@ -40,7 +39,7 @@ def evaluate_loss(
     setup.model.eval()
     try:
         with setup.optimizer_part.evaluating(), torch.no_grad():
-            examples = setup.layout.lay_out_groups(dataset, int(setup.recipe.global_batch_size))
+            examples = setup.layout.lay_out_groups(dataset, setup.recipe.global_batch_size)
             lengths = setup.packing.sizes(examples)
             meter = fit_memory(setup, lengths, lambda: _measured(setup, examples, leave), agrees=False)
             answers = measure_answers(setup, dataset)
@@ -73,7 +72,7 @@ def _measured_in_groups(setup: Setup, examples: Sequence[TokenExample], leave: C
     """Score as many rows together as training does in one global batch; `max_eval_batches` ends after a whole group."""
     from luthier.step.losses.coupled import measure_group  # which counts with a meter, too
 
-    meter, size, seen, most = Meter(), settled_number(setup.recipe.global_batch_size), 0, setup.recipe.max_eval_batches
+    meter, size, seen, most = Meter(), setup.recipe.global_batch_size, 0, setup.recipe.max_eval_batches
     for first in range(0, len(examples), size):
         if most is not None and seen >= most:
             break

@@ -38,7 +38,7 @@ def score_units(setup: Setup, dataset: TokenDataset) -> dict[str, Scores]:
     setup.model.eval()
     try:
         with setup.optimizer_part.evaluating(), torch.no_grad():
-            for unit in setup.layout.lay_out_groups(dataset, int(setup.recipe.global_batch_size)):
+            for unit in setup.layout.lay_out_groups(dataset, setup.recipe.global_batch_size):
                 meter = Meter()
                 for batch in rank_batches([unit], setup.packing, setup.device):
                     meter.add(setup.step(batch, compute), setup.step.terms(batch))

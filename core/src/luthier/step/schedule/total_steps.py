@@ -16,6 +16,7 @@ from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.recipe import Recipe
 from luthier.recipe.checks.modes import mode_of
+from luthier.recipe.settled import SettledRecipe
 from luthier.step.schedule.learning_rates import Rates, endless_rates, final_rate, schedule_rates
 
 log = get_logger()
@@ -27,22 +28,23 @@ def check_length(recipe: Recipe) -> None:
     if unending and not (recipe.save_steps or recipe.save_samples or recipe.save_strategy in ("epoch", "no")):
         log.warning("a run without end writes its first checkpoint when it is stopped", remedy="save_steps")
     if unending or (recipe.data.streaming and not recipe.max_steps):
-        rates_of(recipe, None)
+        peak = 1.0 if recipe.learning_rate == "auto" else recipe.learning_rate  # any says if the schedule is sound
+        _rates(recipe, peak, None)
 
 
-def feed_of(recipe: Recipe, train: TokenDataset | Stream) -> Feed:
+def feed_of(recipe: SettledRecipe, train: TokenDataset | Stream) -> Feed:
     """Where the loop gets the examples of each step from, and how many steps there are."""
     if isinstance(train, Stream):
         return StreamFeed(
             stream=train,
-            batch=int(recipe.global_batch_size),
+            batch=recipe.global_batch_size,
             seed=recipe.seed,
             buffer=recipe.data.shuffle_buffer,
             total=recipe.max_steps,
             epochs=recipe.num_train_epochs if mode_of(recipe) == "epoch" else math.inf,
             max_tokens=recipe.max_tokens,
         )
-    order = Order(size=len(train), batch=int(recipe.global_batch_size), seed=recipe.seed)
+    order = Order(size=len(train), batch=recipe.global_batch_size, seed=recipe.seed)
     return _limited(RowFeed(dataset=train, order=order), recipe)
 
 
@@ -69,9 +71,13 @@ def _samples_for_tokens(limit: int, order: Order, train: TokenDataset) -> int:
     return whole * order.size + int(np.searchsorted(reached, rest, side="right")) + 1
 
 
-def rates_of(recipe: Recipe, total: int | None) -> Rates:
-    """The learning rate of each step; `recipe-conflict` where the schedule needs a length that the run has not."""
-    name, peak, settings = recipe.lr_scheduler_type, _peak(recipe), recipe.lr_scheduler_kwargs
+def rates_of(recipe: SettledRecipe, total: int | None) -> Rates:
+    """Return the learning rate of each step. Raises `recipe-conflict` for a schedule that needs an unknown length."""
+    return _rates(recipe, recipe.learning_rate, total)
+
+
+def _rates(recipe: Recipe, peak: float, total: int | None) -> Rates:
+    name, settings = recipe.lr_scheduler_type, recipe.lr_scheduler_kwargs
     if total is None:
         if recipe.warmup_ratio:
             problem, remedy = "a share of a run of unknown length", "Set warmup_steps, or max_steps."
@@ -82,8 +88,3 @@ def rates_of(recipe: Recipe, total: int | None) -> Rates:
         log.warning("the warm-up is longer than the run", warmup_steps=warmup, steps=total)
     rates = schedule_rates(name, peak, total, warmup, settings)
     return Rates(rates, end=final_rate(name, peak, total, warmup, settings))
-
-
-def _peak(recipe: Recipe) -> float:
-    """The learning rate; where it is still to be chosen, any that is not zero tells whether the schedule is sound."""
-    return recipe.learning_rate if recipe.learning_rate != "auto" else 1.0

@@ -35,7 +35,7 @@ def schedule_of(setup: Setup) -> dict[str, Any]:
 
 def _tokens_of_epoch(setup: Setup) -> tuple[int | None, int | None]:
     """Return the tokens that one epoch computes, and those that shared prompts save of it; None of a stream."""
-    train, layout, size = setup.train, setup.layout, int(setup.recipe.global_batch_size)
+    train, layout, size = setup.train, setup.layout, setup.recipe.global_batch_size
     if not isinstance(train, TokenDataset):
         return None, None
     if layout.arrange is None:

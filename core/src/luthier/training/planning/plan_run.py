@@ -11,20 +11,21 @@ from luthier.data.prepare import Prepared
 from luthier.distributed.world import World
 from luthier.errors import LuthierError
 from luthier.hardware import threads
+from luthier.memory.case import OPTION, Case
 from luthier.memory.counts import held_memory, parameters_of
 from luthier.memory.dry_run import Footprint, Unknown, stand_in
 from luthier.memory.duration import estimate_duration
-from luthier.memory.fit import OPTION, Case, choose_tokens, fullest_batches, list_suggestions, suggest_recipe
+from luthier.memory.fit import choose_tokens, fullest_batches, list_suggestions, suggest_numbers
 from luthier.model import load
 from luthier.model.model_config import config_of
 from luthier.model.weights.parameter_groups import describe_groups
 from luthier.model.weights.quantized import find_trained
+from luthier.plugins.contracts.protocols import Loss
 from luthier.randomness import keep_randomness
 from luthier.recipe import Recipe
 from luthier.recipe.objects import Objects
 from luthier.recipe.parts import Resolved, resolve_parts
 from luthier.recipe.rowless import NO_ROWS
-from luthier.recipe.schema import settled_number
 from luthier.runs.writing.decisions import Decisions
 from luthier.step import compile_step as compiling
 from luthier.step.attach import trained_groups
@@ -74,13 +75,14 @@ def plan(recipe: Recipe, objects: Objects) -> Plan:
         if objects.model is None and find_trained(recipe.model.name_or_path) is None:
             load.check_named_model(recipe.model)
         prepared, tokenizer = _rows(recipe, objects, resolved, notes)
-        company = _checked_company(recipe, objects, resolved, tokenizer)
-        rows = prepared or stand_in(recipe)
-        case = Case(recipe=recipe, resolved=resolved, device=device, prepared=rows, objects=objects)
-        check_rooms(rows, recipe, case.layout)
-        case = attrs.evolve(case, recipe=suggest_recipe(case, decisions))
-        if recipe.max_tokens_per_device == "auto":
-            case.recipe = attrs.evolve(case.recipe, max_tokens_per_device=_chosen(case, decisions, notes))
+        loss = resolved.build(resolved.loss)
+        company = _checked_company(recipe, objects, resolved, loss, tokenizer)
+        case = Case(recipe=recipe, resolved=resolved, loss=loss, device=device, packing=recipe.packing,
+                    prepared=prepared or stand_in(recipe), objects=objects)  # fmt: skip
+        check_rooms(case.prepared, recipe.data, case.tokens, case.layout)
+        case = suggest_numbers(case, decisions)
+        if case.tokens is None:
+            case.numbers[OPTION] = _chosen(case, decisions, notes)
         setup, footprint = _tried(case, decisions, notes, company)
         notes.extend(setup.companions.notes())
         _check_fit(prepared, tokenizer, setup)
@@ -146,13 +148,13 @@ def _chosen(case: Case, decisions: Decisions, notes: list[str]) -> int:
         return decisions.explicit(OPTION, case.longest, "the longest example, though not even that fits")
 
 
-def _checked_company(recipe: Recipe, objects: Objects, resolved: Resolved, tokenizer: Any) -> Company:
+def _checked_company(recipe: Recipe, objects: Objects, resolved: Resolved, loss: Loss, tokenizer: Any) -> Company:
     """Return what stands beside the policy; its vocabularies are checked where the model's is known."""
     company = Company.of(recipe, resolved, begins=True)
     if tokenizer is None:
         return company
     config = config_of(recipe.model) if objects.model is None else objects.model.config
-    return company.checked(resolved.build(resolved.loss), tokenizer, config)
+    return company.checked(loss, tokenizer, config)
 
 
 def _tried(case: Case, decisions: Decisions, notes: list[str], company: Company) -> tuple[Setup, Footprint | None]:
@@ -161,12 +163,11 @@ def _tried(case: Case, decisions: Decisions, notes: list[str], company: Company)
         rehearsal = case.rehearsal
         setup = rehearsal.setup
         rehearsal.start_from(company.start)
-        most = settled_number(case.recipe.max_tokens_per_device)
-        setup.packing = attrs.evolve(setup.packing, max_tokens=most)
+        setup.packing = attrs.evolve(setup.packing, max_tokens=case.settle().max_tokens_per_device)
         return setup, case.footprint(fullest_batches(setup, STEPS))
     except Unknown as error:
         notes.append(f"the weights were loaded, and what a step needs is not predicted: {error}")
-        recipe = attrs.evolve(case.recipe, memory_check=False)
+        recipe = attrs.evolve(case.settle(), memory_check=False)
         objects = attrs.evolve(case.objects, prepared=case.prepared)
         return assemble_run(recipe, objects, decisions=decisions).setup, None
 

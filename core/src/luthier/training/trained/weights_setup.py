@@ -101,7 +101,7 @@ def set_up_weights(weights: Weights, recipe: Recipe, *, separate: bool) -> tuple
     rows = setup.train if separate else setup.validation
     assert isinstance(rows, TokenDataset)
     check_fit(rows, setup.tokenizer, setup.model)
-    check_room(rows, setup.recipe, setup.layout)
+    check_room(rows, setup.recipe.data, setup.recipe.max_tokens_per_device, setup.layout)
     return setup, rows
 
 
