@@ -5,7 +5,6 @@ import os
 import signal
 from contextlib import contextmanager
 
-import attrs
 import luthier
 import pytest
 import torch
@@ -108,16 +107,11 @@ class Halving:
                 p.mul_(2.0)
 
 
-@attrs.frozen(kw_only=True)
-class NoOptions:
-    pass
-
-
 class Plugin:
     @hookimpl
     def luthier_optimizers(self):
         build = f"{__name__}:Halving"
-        return [OptimizerRecord(name="halving", summary="An optimizer.", options=NoOptions, build=build)]
+        return [OptimizerRecord(name="halving", summary="An optimizer.", build=build)]
 
 
 @pytest.fixture

@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from luthier.builtin import AdamW, EarlyStopping, Full, Sgd
+from luthier.builtin import AdamW, EarlyStopping, Sgd
 from luthier.builtin.early_stopping import Stopper
 from luthier.builtin.full import FullTuning
 from luthier.builtin.optimizers import FusedAdamW, MomentumSgd
 from luthier.errors import LuthierError
+from luthier.plugins.records import NoOptions
 from luthier.runs.metrics_file import read_metrics
 from luthier.runs.picture import averaged, draw_picture
 from luthier.testing.contexts import context
@@ -16,7 +17,7 @@ from luthier.testing.worlds import ARCHITECTURES, tiny_model
 
 
 def full(model):
-    adapter = FullTuning(Full())
+    adapter = FullTuning(NoOptions())
     adapter.attach(model, context(model))
     return adapter
 

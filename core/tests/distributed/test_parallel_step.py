@@ -4,12 +4,12 @@ import functools
 
 import pytest
 import torch
-from luthier.builtin import Full
 from luthier.builtin.full import FullTuning
 from luthier.distributed.world import World
 from luthier.errors import LuthierError
 from luthier.model.weights.shard_tensors import whole_tensor
 from luthier.plugins.contracts.values import LossOutput
+from luthier.plugins.records import NoOptions
 from luthier.randomness import keep_randomness
 from luthier.recipe import Recipe
 from luthier.recipe.objects import Objects
@@ -145,7 +145,7 @@ def stepped(setting):
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_penalty_counts_once_and_the_norm_is_everyones(setting, strategy):
-    changes = {"adapter": Decaying(Full()), "optimizer": "sgd", "max_grad_norm": 0.5, "learning_rate": 0.1}
+    changes = {"adapter": Decaying(NoOptions()), "optimizer": "sgd", "max_grad_norm": 0.5, "learning_rate": 0.1}
     alone = stepped(setting(**changes))
     for rank in in_ranks(2, stepped, setting(**changes, distributed=strategy)):
         assert rank["loss"] == pytest.approx(alone["loss"], rel=1e-12)

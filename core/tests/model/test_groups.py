@@ -8,18 +8,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from luthier.builtin import Full
 from luthier.builtin.full import FullTuning
 from luthier.errors import LuthierError
 from luthier.model.weights.layers import decoder_layers, layer_depths
 from luthier.model.weights.parameter_groups import describe_groups, scale_groups
+from luthier.plugins.records import NoOptions
 from luthier.testing.contexts import context
 from luthier.testing.worlds import ARCHITECTURES, tiny_model
 from torch import nn
 
 
 def groups_of(model):
-    adapter = FullTuning(Full())
+    adapter = FullTuning(NoOptions())
     adapter.attach(model, context(model))
     return adapter.groups()
 

@@ -7,7 +7,6 @@ import inspect
 import pytest
 import torch
 import transformers
-from luthier.builtin import Sft
 from luthier.builtin.sft import SupervisedLoss
 from luthier.errors import LuthierError
 from luthier.hardware import low_precision as arithmetic
@@ -17,6 +16,7 @@ from luthier.model.head.recognise_head import linear_head
 from luthier.model.head.tiles import Curve
 from luthier.model.policy import ModelPolicy
 from luthier.plugins.contracts.values import LossOutput
+from luthier.plugins.records import NoOptions
 from luthier.step.module import Step
 from luthier.testing.worlds import SHAPE, random_batch, tiny_model
 
@@ -95,7 +95,7 @@ class Dpo:
 
 class WeightedSft(SupervisedLoss):
     def __init__(self):
-        super().__init__(Sft())
+        super().__init__(NoOptions())
 
     def plain(self, logprobs, batch):
         return -(logprobs * batch.token_weights).sum()

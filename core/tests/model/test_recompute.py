@@ -6,7 +6,6 @@ from collections import Counter
 import luthier
 import pytest
 import torch
-from luthier.builtin import Full, Sft
 from luthier.builtin.full import FullTuning
 from luthier.builtin.sft import SupervisedLoss
 from luthier.errors import LuthierError
@@ -14,6 +13,7 @@ from luthier.model import attention, recompute
 from luthier.model.recompute.offload import HostMemory
 from luthier.model.recompute.selective import selective_contexts
 from luthier.model.weights.layers import decoder_layers
+from luthier.plugins.records import NoOptions
 from luthier.step.module import Step
 from luthier.testing.contexts import context
 from luthier.testing.worlds import random_batch, tiny_model
@@ -35,7 +35,7 @@ def adapted(architecture, method, **changes):
     model = tiny_model(architecture, **changes)
     attention.install_attention(model)
     if method == "full":
-        adapter = FullTuning(Full())
+        adapter = FullTuning(NoOptions())
     else:
         from luthier_lora import Lora
         from luthier_lora.adapter import LoraAdapter
@@ -52,7 +52,7 @@ def differentiated(architecture, method, mode, *, low=False, **changes):
     def computing():
         return torch.autocast("cpu", torch.bfloat16) if low else contextlib.nullcontext()
 
-    step, held = Step(model, adapter, SupervisedLoss(Sft()), computing=computing), {}
+    step, held = Step(model, adapter, SupervisedLoss(NoOptions()), computing=computing), {}
 
     def pack(tensor):
         if not isinstance(tensor, nn.Parameter):
@@ -284,7 +284,7 @@ def test_small_tensors_stay_where_they_are():
 def test_layer_inputs_go_to_the_host_and_come_back():
     def gradients(mode):
         model, adapter = adapted("llama", "full", **WIDE)
-        step = Step(model.cuda(), adapter, SupervisedLoss(Sft()))
+        step = Step(model.cuda(), adapter, SupervisedLoss(NoOptions()))
         with recompute.install_recompute(model, mode):
             sum(step(random_batch((900, 500)).to(torch.device("cuda"))).sums.values()).backward()
         return [p.grad for p in model.parameters()]

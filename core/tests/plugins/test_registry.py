@@ -10,6 +10,7 @@ import luthier.builtin
 import pytest
 from luthier import LuthierError, OptimizerRecord, event, hookimpl, option
 from luthier.plugins import catalogue
+from luthier.plugins.completion import REQUIRED
 from luthier.plugins.records import KINDS
 from luthier.plugins.registry import Plugins, Source, check_part
 
@@ -305,6 +306,7 @@ def test_lazy_options_that_fail_are_refused_by_the_parts_name(distribution, tmp_
         ("{}:Thing", "from os import no_such_name\n", "part-broken", "cannot import name"),
         ("{}:late", "def late(options):\n    import no_such_library\n", "dependency-missing", "no_such_library"),
         ("{}:Half", "class Half:\n    def __init__(self, options): ...\n    def evaluating(self): ...\n", "part-invalid", "does not keep the optimizer protocol: no build"),
+        ("{}:Heir", "import luthier\nclass Heir(luthier.Optimizer):\n    def __init__(self, options): ...\n", "part-invalid", "does not keep the optimizer protocol: no build"),
     ],
     ids=range(9),
 )  # fmt: skip
@@ -358,6 +360,18 @@ def test_every_registered_plugin_of_the_core_has_a_part_for_its_protocol():
         plugins.build(offer, plugins.options(offer)())
     watcher = Watcher()
     assert check_part(watcher, "callback", "here") is watcher
+
+
+def test_a_record_without_options_is_built_with_none_to_give():
+    offer = Plugins().get("callback", "jsonl")
+    assert attrs.fields(Plugins().options(offer)) == ()
+    assert Plugins().build(offer, Plugins().options(offer)()) is not None
+
+
+def test_what_a_part_must_have_is_what_its_protocol_leaves_abstract():
+    assert REQUIRED["loss"] == ("data", "terms", "__call__")
+    assert REQUIRED["optimizer"] == ("build",)
+    assert REQUIRED["callback"] == REQUIRED["metric"] == ()
 
 
 def test_a_family_of_names_is_listed_once(refused):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import attrs
 import pytest
 from luthier import LuthierError, OptimizerRecord, Recipe, event, hookimpl, option
-from luthier.builtin import AdamW, Jsonl
+from luthier.builtin import AdamW
 from luthier.plugins.compatibility import Chosen
 from luthier.plugins.completion import REQUIRED
 from luthier.plugins.registry import Plugins, Source
@@ -82,7 +82,7 @@ def test_callbacks_of_every_form_stand_side_by_side(make, plugins, options):
     recipe = make(exact_callbacks=["jsonl", {"name": "watch", "every": 3}, options.Watcher(every=4), own])
     parts = resolve_parts(recipe, plugins).callbacks
     assert [p.name for p in parts[:3]] == ["jsonl", "watch", "watch"]
-    assert recipe.callbacks == [Jsonl(), options.Watcher(every=3), options.Watcher(every=4), own]
+    assert recipe.callbacks == ["jsonl", options.Watcher(every=3), options.Watcher(every=4), own]
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ import luthier
 import pytest
 import torch
 from luthier import disk
-from luthier.builtin import Sft
 from luthier.builtin.sft import SupervisedLoss
 from luthier.checkpoint import folder as checkpoint
 from luthier.disk import Reserve, is_full, write_json
 from luthier.errors import LuthierError
+from luthier.plugins.records import NoOptions
 from luthier.runs.metrics_file import read_metrics as metrics
 from luthier.runs.run_folder import is_held, read_folder
 from luthier.runs.writing import save_requests as requests
@@ -94,7 +94,7 @@ class CutEvaluation(SupervisedLoss):
     """The usual loss; a signal comes while it scores micro-batch `at` of the run's evaluations."""
 
     def __init__(self, at):
-        super().__init__(Sft())
+        super().__init__(NoOptions())
         self.left = at
 
     def __call__(self, policy, batch):

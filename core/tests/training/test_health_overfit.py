@@ -210,12 +210,12 @@ def test_a_parameter_belongs_to_its_layer(name, layer):
 
 
 def test_measuring_changes_nothing():
-    from luthier.builtin import Full
     from luthier.builtin.full import FullTuning
+    from luthier.plugins.records import NoOptions
     from luthier.testing.contexts import context
 
     model = tiny_model()
-    adapter = FullTuning(Full())
+    adapter = FullTuning(NoOptions())
     adapter.attach(model, context(model))
     before = [p.detach().clone() for p in model.parameters()]
     flows = FlowMeter(adapter).measure(1.0, None)

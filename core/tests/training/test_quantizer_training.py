@@ -192,9 +192,10 @@ def test_a_merged_model_computes_what_the_trained_layers_compute(ternary):
 
 @pytest.mark.parametrize("kind", ["adapter", "quantizer"])
 def test_a_merge_that_a_part_does_not_know_is_refused_before_anything_is_done(ternary, kind, tmp_path):
-    from luthier.builtin.full import Full, FullTuning
+    from luthier.builtin.full import FullTuning
+    from luthier.plugins.records import NoOptions
 
-    adapter = FullTuning(Full())
+    adapter = FullTuning(NoOptions())
     parts = {"adapter": adapter, "quantizer": Ternary()}
     parts[kind].mergeable = False
     adapter.provides = ("trainable-weights",)

@@ -20,16 +20,6 @@ from luthier.plugins.records import (
 
 
 @attrs.frozen(kw_only=True)
-class Full:
-    """Full fine-tuning has no options."""
-
-
-@attrs.frozen(kw_only=True)
-class Sft:
-    """Supervised fine-tuning has no options yet."""
-
-
-@attrs.frozen(kw_only=True)
 class AdamW:
     betas: tuple[float, float] = option((0.9, 0.999), help="Decay of the two running averages.", low=0.0, high=0.999999)
     eps: float = option(1e-8, help="Added to the denominator.", low=0.0)
@@ -51,25 +41,10 @@ class Sgd:
 
 
 @attrs.frozen(kw_only=True)
-class NoQuantizer:
-    """The base model's weights stay as they are."""
-
-
-@attrs.frozen(kw_only=True)
 class Local:
     nproc_per_node: str | None = option(
         None, help="Processes of a submitted job, through torchrun: a number, gpu or cpu; none: one."
     )
-
-
-@attrs.frozen(kw_only=True)
-class Jsonl:
-    """metrics.jsonl has no options."""
-
-
-@attrs.frozen(kw_only=True)
-class ProgressBar:
-    """The progress bar has no options."""
 
 
 @attrs.frozen(kw_only=True)
@@ -123,7 +98,6 @@ def luthier_adapters() -> list[AdapterRecord]:
         AdapterRecord(
             name="full",
             summary="Full fine-tuning: every weight trains.",
-            options=Full,
             build="luthier.builtin.full:FullTuning",
             artifact="model",
             needs={"dense-weights"},
@@ -138,7 +112,6 @@ def luthier_losses() -> list[LossRecord]:
         LossRecord(
             name="sft",
             summary="Next-token cross-entropy over the supervised tokens.",
-            options=Sft,
             build="luthier.builtin.sft:SupervisedLoss",
             perplexity=True,
             reference="luthier.builtin.sft:reference",
@@ -167,7 +140,6 @@ def luthier_quantizers() -> list[QuantizerRecord]:
         QuantizerRecord(
             name="none",
             summary="The weights as they were loaded.",
-            options=NoQuantizer,
             build="luthier.builtin.none:Unquantized",
             provides={"dense-weights"},
         )
@@ -187,22 +159,40 @@ def luthier_providers() -> list[ProviderRecord]:
     ]
 
 
-CALLBACKS = {
-    "jsonl": ("Metrics as JSON lines in metrics.jsonl.", Jsonl, "jsonl:JsonLines"),
-    "progress": ("A progress bar with loss, speed and time left.", ProgressBar, "progress:ProgressView"),
-    "plot": ("The loss over the steps, drawn to loss.png at the end.", Plot, "plot:LossPlot"),
-    "early_stopping": ("Stops a run whose metric no longer improves.", EarlyStopping, "early_stopping:Stopper"),
-    "profiler": ("Time by phase, peak memory, and a Chrome trace of a few steps.", Profiler, "profiler:PhaseProfiler"),
-    "gpu_safety": ("Pauses or ends a run whose GPU is too hot or draws too much.", GpuSafety, "gpu_safety:Guardian"),
-}
-
-
 @hookimpl
 def luthier_callbacks() -> list[CallbackRecord]:
-    needs = {"gpu_safety": {"cuda"}}
     return [
         CallbackRecord(
-            name=name, summary=summary, options=options, build=f"luthier.builtin.{build}", needs=needs.get(name, ())
-        )
-        for name, (summary, options, build) in CALLBACKS.items()
+            name="jsonl", summary="Metrics as JSON lines in metrics.jsonl.", build="luthier.builtin.jsonl:JsonLines"
+        ),
+        CallbackRecord(
+            name="progress",
+            summary="A progress bar with loss, speed and time left.",
+            build="luthier.builtin.progress:ProgressView",
+        ),
+        CallbackRecord(
+            name="plot",
+            summary="The loss over the steps, drawn to loss.png at the end.",
+            options=Plot,
+            build="luthier.builtin.plot:LossPlot",
+        ),
+        CallbackRecord(
+            name="early_stopping",
+            summary="Stops a run whose metric no longer improves.",
+            options=EarlyStopping,
+            build="luthier.builtin.early_stopping:Stopper",
+        ),
+        CallbackRecord(
+            name="profiler",
+            summary="Time by phase, peak memory, and a Chrome trace of a few steps.",
+            options=Profiler,
+            build="luthier.builtin.profiler:PhaseProfiler",
+        ),
+        CallbackRecord(
+            name="gpu_safety",
+            summary="Pauses or ends a run whose GPU is too hot or draws too much.",
+            options=GpuSafety,
+            build="luthier.builtin.gpu_safety:Guardian",
+            needs="cuda",
+        ),
     ]

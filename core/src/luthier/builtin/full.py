@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.builtin import Full
 from luthier.errors import LuthierError
 from luthier.model.weights.parameter_roles import by_role
 from luthier.plugins.contracts.values import Context, Group, Progress
+from luthier.plugins.records import NoOptions
 
 
 class FullTuning:
@@ -21,7 +21,7 @@ class FullTuning:
 
     artifact = "model"  # what `save` writes is a whole model
 
-    def __init__(self, options: Full) -> None:
+    def __init__(self, options: NoOptions) -> None:
         self.options = options
         self.model: Any = None
 

@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.builtin import Jsonl
 from luthier.plugins.events import event
+from luthier.plugins.records import NoOptions
 from luthier.runs.metrics_file import FILE, _text, append_line, read_metrics
 
 
 class JsonLines:
-    def __init__(self, options: Jsonl) -> None:
+    def __init__(self, options: NoOptions) -> None:
         self.options = options
 
     @event

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from luthier.builtin import NoQuantizer
 from luthier.plugins.contracts.protocols import Quantizer
 from luthier.plugins.contracts.values import Context
+from luthier.plugins.records import NoOptions
 
 
 class Unquantized(Quantizer):
     """Keeps the `Quantizer` protocol; no layer is its own."""
 
-    def __init__(self, options: NoQuantizer) -> None:
+    def __init__(self, options: NoOptions) -> None:
         self.options = options
 
     def apply(self, model: Any, context: Context) -> Any:

@@ -6,16 +6,16 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from luthier.builtin import ProgressBar
 from luthier.logs import get_logger
 from luthier.plugins.events import event
+from luthier.plugins.records import NoOptions
 
 EVERY: Final = 30.0  # seconds between log lines
 log = get_logger()
 
 
 class ProgressView:
-    def __init__(self, options: ProgressBar) -> None:
+    def __init__(self, options: NoOptions) -> None:
         self.options = options
         self._bar: Any = None
         self._task: Any = None

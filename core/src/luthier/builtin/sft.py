@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.builtin import Sft
 from luthier.data.batches.batch import Batch
 from luthier.plugins.contracts.values import LossOutput
+from luthier.plugins.records import NoOptions
 
 
 class SupervisedLoss:
@@ -17,7 +17,7 @@ class SupervisedLoss:
 
     data = "tokens"
 
-    def __init__(self, options: Sft) -> None:
+    def __init__(self, options: NoOptions) -> None:
         self.options = options
 
     def terms(self, batch: Batch) -> dict[str, float]:
@@ -37,7 +37,7 @@ class SupervisedLoss:
         return counted
 
 
-def reference(options: Sft, policy: Any, batch: Batch) -> dict[str, Tensor]:
+def reference(options: NoOptions, policy: Any, batch: Batch) -> dict[str, Tensor]:
     """The same sums, token by token, for the conformance kit."""
     logprobs = policy.token_logprobs(batch)
     total = logprobs.new_zeros(())

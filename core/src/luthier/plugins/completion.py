@@ -13,47 +13,54 @@ from luthier.plugins.contracts.protocols import PROTOCOLS
 if TYPE_CHECKING:
     from luthier.plugins.records import Record
 
-REQUIRED: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType(
-    {
-        "adapter": ("attach", "groups", "disabled", "state", "load_state", "save", "load"),
-        "loss": ("data", "terms", "__call__"),
-        "optimizer": ("build",),
-        "quantizer": ("apply", "dequantize", "requantize"),
-        "provider": ("check", "capabilities", "submit", "status", "cancel"),
-        "callback": (),
-        "operation": ("__call__",),
-        "exporter": ("export", "verify"),
-        "metric": (),
-    }
-)
-# what a record says, and the engine asks the part
-DECLARED: Final = ("aligns", "artifact", "mergeable", "quantized", "save_dtype", "trains")
 WITHOUT_DEFAULT: Final = frozenset(("scores", "combine"))  # members of coupled losses alone
+
+
+def _required_members(protocol: type) -> tuple[str, ...]:
+    """Return the members that a part must have itself: attributes without a value, and abstract methods."""
+    members = vars(protocol)
+    attributes = [name for name in members.get("__annotations__", {}) if name not in members]
+    methods = [name for name, value in members.items() if getattr(value, "__isabstractmethod__", False)]
+    return (*attributes, *methods)
+
+
+REQUIRED: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType(
+    {kind: _required_members(protocol) for kind, protocol in PROTOCOLS.items()}
+)
 
 
 def list_members(kind: str) -> tuple[str, ...]:
     """Return every member of a kind's protocol, the required ones first."""
-    required = REQUIRED[kind]
-    return (*required, *(name for name in _defaults(kind) if name not in required))
+    return (*REQUIRED[kind], *_defaults(kind))
 
 
 def complete_part(part: Any, kind: str, where: str, record: Record | None = None) -> Any:
     """Return the part with the defaults of its protocol for the optional members that it lacks.
 
-    What its record declares it has too. Raises `part-invalid` where a required member is missing.
+    An attribute that its record has too, such as `mergeable`, takes the record's value. Raises `part-invalid` where a
+    required member is missing.
     """
-    missing = [name for name in REQUIRED[kind] if not hasattr(part, name)]
-    if missing:
-        raise LuthierError("part-invalid", f"does not keep the {kind} protocol: no {', '.join(missing)}", where=where)
+    _refuse_missing([name for name in REQUIRED[kind] if not hasattr(part, name)], kind, where)
     if kind == "loss" and getattr(part, "couples", "nothing") != "nothing":
         _check_coupled(part, where)
     return add_defaults(part, kind, record)
 
 
+def check_whole(make: Any, kind: str, where: str) -> None:
+    """Raise `part-invalid` where a class inherits from its protocol and leaves required methods out."""
+    absent: frozenset[str] = getattr(make, "__abstractmethods__", frozenset())
+    _refuse_missing([name for name in REQUIRED[kind] if name in absent], kind, where)
+
+
+def _refuse_missing(names: list[str], kind: str, where: str) -> None:
+    if names:
+        raise LuthierError("part-invalid", f"does not keep the {kind} protocol: no {', '.join(names)}", where=where)
+
+
 def add_defaults(part: Any, kind: str, record: Record | None = None) -> Any:
     """Return the part with the defaults of its protocol for the optional members that it lacks, unchecked."""
     absent = {name: value for name, value in _defaults(kind).items() if not hasattr(part, name)}
-    absent |= {name: getattr(record, name) for name in DECLARED if hasattr(record, name)}
+    absent |= {name: getattr(record, name) for name in _attributes(kind) if hasattr(record, name)}
     if hasattr(part, "__dict__"):
         for name, value in absent.items():
             bound = types.MethodType(value, part) if isinstance(value, types.FunctionType) else value
@@ -85,10 +92,15 @@ def _check_coupled(part: Any, where: str) -> None:
 @functools.cache
 def _defaults(kind: str) -> dict[str, Any]:
     """Return the optional members of a kind's protocol, with their defaults."""
-    protocol = PROTOCOLS.get(kind)
-    members = {} if protocol is None else vars(protocol)
+    members = vars(PROTOCOLS[kind])
     own = {name: value for name, value in members.items() if not name.startswith("_") or name == "__call__"}
     return {name: value for name, value in own.items() if name not in WITHOUT_DEFAULT.union(REQUIRED[kind])}
+
+
+@functools.cache
+def _attributes(kind: str) -> tuple[str, ...]:
+    """Return the optional members of a kind's protocol that are values and no methods."""
+    return tuple(name for name, value in _defaults(kind).items() if not callable(value))
 
 
 @functools.cache

@@ -51,19 +51,24 @@ def _tags(value: Any) -> frozenset[str]:
 
 
 @attrs.frozen(kw_only=True)
+class NoOptions:
+    """Options of a part that has none."""
+
+
+@attrs.frozen(kw_only=True)
 class Record:
     """One part. `build` is `"module:attribute"`, called once as `attribute(options) -> part`.
 
-    `options` is a frozen attrs class of `option()` fields, or a lazy `"module:attribute"` that gives one. `needs` must
-    be provided by another chosen part, the data, the model or the device; nothing in `conflicts` may be.
-    A tag of a plugin's own is written `name:tag`.
+    `options` is a frozen attrs class of `option()` fields, or a lazy `"module:attribute"` that gives one. A part
+    without options leaves it out. `needs` must be provided by another chosen part, the data, the model or the device;
+    nothing in `conflicts` may be. A tag of a plugin's own is written `name:tag`.
     """
 
     kind: ClassVar[str] = ""
 
     name: str
     summary: str
-    options: type | str
+    options: type | str = NoOptions
     build: str
     needs: frozenset[str] = attrs.field(default=frozenset(), converter=_tags)
     provides: frozenset[str] = attrs.field(default=frozenset(), converter=_tags)
@@ -162,11 +167,6 @@ class CallbackRecord(Record):
 
 
 @attrs.frozen(kw_only=True)
-class NoOptions:
-    """Options of a part that has none."""
-
-
-@attrs.frozen(kw_only=True)
 class OperationRecord(Record):
     """A faster form of an operation of the engine. Alone among parts, an installed one is active (`kernels: auto`).
 
@@ -178,7 +178,6 @@ class OperationRecord(Record):
     """
 
     kind: ClassVar[str] = "operation"
-    options: type | str = NoOptions
     operation: str
     predicate: str
     priority: int = 1
@@ -205,7 +204,6 @@ class ExporterRecord(Record):
     """
 
     kind: ClassVar[str] = "exporter"
-    options: type | str = NoOptions
     quantized: bool = False
 
 
@@ -218,7 +216,6 @@ class MetricRecord(Record):
     """
 
     kind: ClassVar[str] = "metric"
-    options: type | str = NoOptions
     over: str = "answers"
     wants: tuple[str, ...] = ()
     greater_is_better: bool | None = True

@@ -13,7 +13,7 @@ import attrs
 
 from luthier.errors import LuthierError, suggest_nearest
 from luthier.plugins import catalogue
-from luthier.plugins.completion import complete_part
+from luthier.plugins.completion import check_whole, complete_part
 from luthier.plugins.events import check_callback
 from luthier.plugins.loading import GROUP, Failure, Source, canonical_name, describe_failure, find_entries, records_of
 from luthier.plugins.records import RECORDS, Record, check_options
@@ -111,12 +111,14 @@ class Plugins:
 
     def build(self, offer: Offer, options: object) -> Any:
         """The part itself: `attribute(options)`, checked against the protocol of its kind."""
+        kind, where = offer.record.kind, f"{offer.record.kind} {offer.record.name!r}"
         make = self.resolve(offer, offer.record.build)
+        check_whole(make, kind, where)
         try:
             part = make(options)
         except ImportError as error:
             raise _missing(offer, error) from error
-        return check_part(part, offer.record.kind, f"{offer.record.kind} {offer.record.name!r}", offer.record)
+        return check_part(part, kind, where, offer.record)
 
     def resolve(self, offer: Offer, target: str) -> Any:
         """Return what a `"module:attribute"` of an offer's record names, imported."""

@@ -9,7 +9,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from luthier.builtin import NoQuantizer, Sft
 from luthier.builtin.none import Unquantized
 from luthier.builtin.sft import SupervisedLoss
 from luthier.data.batches.batch import Batch, collate_examples
@@ -20,6 +19,7 @@ from luthier.model.policy import ModelPolicy
 from luthier.model.weights.quantized import apply_quantizer
 from luthier.plugins.completion import complete_part
 from luthier.plugins.contracts.values import Context, Progress
+from luthier.plugins.records import NoOptions
 from luthier.step.context import ContextSources, attach_adapter, context_for
 from luthier.step.module import Step
 from luthier.testing.laws import Subject
@@ -51,7 +51,7 @@ def context(
 
 def plain_quantizer() -> Unquantized:
     """Return the quantizer of a model whose weights are as they were loaded."""
-    return Unquantized(NoQuantizer())
+    return Unquantized(NoOptions())
 
 
 def _original(model: nn.Module, originals: Mapping[str, Tensor] | None) -> Callable[[nn.Module], Tensor]:
@@ -84,7 +84,7 @@ class Attached:
         self.context = context(self.model, seed=seed, quantizer=quantizer)
         self.part = subject.build(options)
         self.model = attach_adapter(self.part, self.model, self.context).train()
-        loss: Any = SupervisedLoss(Sft())  # without the protocol's defaults, which no step here asks for
+        loss: Any = SupervisedLoss(NoOptions())  # without the protocol's defaults, which no step here asks for
         self.step = Step(self.model, self.part, loss)
         if not resumed:
             self.part.begin_task(0, 1)
@@ -128,7 +128,7 @@ def attach_on_meta(part: Any, seed: int) -> Any:
         model = type(whole)(whole.config)
     attention.install_attention(model)
     around = context_for(
-        model, Unquantized(NoQuantizer()),
+        model, Unquantized(NoOptions()),
         ContextSources(purpose="hollow", seed=seed, total_steps=STEPS, original=_original(model, None),
                        batches=_batches),
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Literal
 
 import attrs
 from luthier import LuthierError, MetricRecord, hookimpl, option
@@ -63,15 +63,34 @@ class Custom:
 def luthier_metrics() -> list[MetricRecord]:
     """Return the records of all metrics."""
     return [
-        MetricRecord(name=name, summary=summary, options=options, build=f"luthier_metrics.{build}")
-        for name, (summary, options, build) in METRICS.items()
+        MetricRecord(
+            name="exact_match",
+            summary="Share of answers that are their reference.",
+            options=ExactMatch,
+            build="luthier_metrics.matching:ExactMatchMetric",
+        ),
+        MetricRecord(
+            name="bleu",
+            summary="Corpus BLEU of all answers, 0 to 100, as sacrebleu computes it.",
+            options=Bleu,
+            build="luthier_metrics.overlap:BleuMetric",
+        ),
+        MetricRecord(
+            name="rouge",
+            summary="Mean F-measure of the overlap, as rouge-score computes it.",
+            options=Rouge,
+            build="luthier_metrics.overlap:RougeMetric",
+        ),
+        MetricRecord(
+            name="pass_at_k",
+            summary="Probability that one of k drawn answers is right.",
+            options=PassAtK,
+            build="luthier_metrics.matching:PassAtKMetric",
+        ),
+        MetricRecord(
+            name="custom",
+            summary="Mean of a function of yours over answers and references.",
+            options=Custom,
+            build="luthier_metrics.matching:CustomMetric",
+        ),
     ]
-
-
-METRICS: Final = {
-    "exact_match": ("Share of answers that are their reference.", ExactMatch, "matching:ExactMatchMetric"),
-    "bleu": ("Corpus BLEU of all answers, 0 to 100, as sacrebleu computes it.", Bleu, "overlap:BleuMetric"),
-    "rouge": ("Mean F-measure of the overlap, as rouge-score computes it.", Rouge, "overlap:RougeMetric"),
-    "pass_at_k": ("Probability that one of k drawn answers is right.", PassAtK, "matching:PassAtKMetric"),
-    "custom": ("Mean of a function of yours over answers and references.", Custom, "matching:CustomMetric"),
-}

@@ -25,23 +25,49 @@ __all__ = [
 
 @hookimpl
 def luthier_optimizers() -> Iterable[OptimizerRecord]:
-    listed = (
-        ("adamw_8bit", AdamW8bit, "EightBitAdamW", "AdamW with both moments in 8 bits: 2.03 bytes a weight, not 8."),
-        ("muon", Muon, "MuonPart", "Orthogonalized momentum for matrices, AdamW for the rest: 4 bytes a weight."),
-        ("adafactor", Adafactor, "AdafactorPart", "Second moments as a row and a column: hardly any bytes a weight."),
-        ("schedule_free", ScheduleFree, "ScheduleFreePart", "AdamW whose average is evaluated and saved: 8 bytes."),
-        ("ademamix", AdEMAMix, "AdEMAMixPart", "AdamW with a second, slow momentum: 12 bytes a weight."),
-        (
-            "apollo",
-            Apollo,
-            "ApolloPart",
-            "AdamW's step sizes from a random projection: 8 bytes a weight times rank / width.",
-        ),
-        ("paged_adamw", PagedAdamW, "PagedAdamWPart", "AdamW whose moments lie in a file that memory is mapped to."),
-    )
     return [
-        OptimizerRecord(name=name, summary=summary, options=options, build=f"luthier_optimizers.parts:{part}")
-        for name, options, part, summary in listed
+        OptimizerRecord(
+            name="adamw_8bit",
+            summary="AdamW with both moments in 8 bits: 2.03 bytes a weight, not 8.",
+            options=AdamW8bit,
+            build="luthier_optimizers.parts:EightBitAdamW",
+        ),
+        OptimizerRecord(
+            name="muon",
+            summary="Orthogonalized momentum for matrices, AdamW for the rest: 4 bytes a weight.",
+            options=Muon,
+            build="luthier_optimizers.parts:MuonPart",
+        ),
+        OptimizerRecord(
+            name="adafactor",
+            summary="Second moments as a row and a column: hardly any bytes a weight.",
+            options=Adafactor,
+            build="luthier_optimizers.parts:AdafactorPart",
+        ),
+        OptimizerRecord(
+            name="schedule_free",
+            summary="AdamW whose average is evaluated and saved: 8 bytes.",
+            options=ScheduleFree,
+            build="luthier_optimizers.parts:ScheduleFreePart",
+        ),
+        OptimizerRecord(
+            name="ademamix",
+            summary="AdamW with a second, slow momentum: 12 bytes a weight.",
+            options=AdEMAMix,
+            build="luthier_optimizers.parts:AdEMAMixPart",
+        ),
+        OptimizerRecord(
+            name="apollo",
+            summary="AdamW's step sizes from a random projection: 8 bytes a weight times rank / width.",
+            options=Apollo,
+            build="luthier_optimizers.parts:ApolloPart",
+        ),
+        OptimizerRecord(
+            name="paged_adamw",
+            summary="AdamW whose moments lie in a file that memory is mapped to.",
+            options=PagedAdamW,
+            build="luthier_optimizers.parts:PagedAdamWPart",
+        ),
     ]
 
 

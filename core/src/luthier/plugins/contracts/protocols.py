@@ -3,12 +3,14 @@
 Torch appears only in annotations. Shapes in brackets: T tokens of the packed batch, D documents in it, U units,
 P pairs, V vocabulary, H hidden.
 
-A part may inherit from its protocol, or be any object with the required members; `complete_part` adds the defaults.
+A part may inherit from its protocol, or be any object with the required members, which are abstract here;
+`complete_part` adds the defaults of the others.
 """
 
 from __future__ import annotations
 
 import types
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from luthier.errors import LuthierError
 from luthier.plugins.contracts.policy_protocol import Policy
+from luthier.plugins.contracts.quantizer_protocol import Quantizer
 from luthier.plugins.contracts.side_protocols import Callback, Exporter, Metric, Operation
-from luthier.plugins.contracts.values import Context, Group, LossOutput, Multipliers, Progress
+from luthier.plugins.contracts.values import Context, Group, LossOutput, Progress
 from luthier.plugins.providing.provider_protocol import Provider
 
 if TYPE_CHECKING:
@@ -26,8 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Adapter", "Callback", "Exporter", "Loss", "Metric", "Operation", "Optimizer", "Policy", "Provider",
            "Quantizer"]  # fmt: skip
-
-QUANTIZED_FILE: Final = "quantized.safetensors"  # transformers would take `model.safetensors` for plain weights
 
 
 @runtime_checkable
@@ -41,6 +42,7 @@ class Adapter(Protocol):
     mergeable: bool = True
     save_dtype: str | None = None
 
+    @abstractmethod
     def attach(self, model: Any, context: Context) -> Any:
         """Wrap layers in place, quantized or not, freeze the rest, and return the model.
 
@@ -48,21 +50,27 @@ class Adapter(Protocol):
         initial values each time.
         """
 
+    @abstractmethod
     def groups(self) -> list[Group]:
         """Return every trainable parameter, in exactly one group."""
 
+    @abstractmethod
     def disabled(self) -> AbstractContextManager[None]:
         """Return a context within which the model computes what it did before `attach`."""
 
+    @abstractmethod
     def state(self) -> dict[str, Any]:
         """Return all that a resume needs, as tensors and JSON values; what `constants` returns stays out."""
 
+    @abstractmethod
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take what `state` returned into the parameters that exist."""
 
+    @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the adapter alone, in PEFT's layout where there is one."""
 
+    @abstractmethod
     def load(self, folder: Path) -> None:
         """Read what `save` wrote into the attached adapter."""
 
@@ -133,12 +141,15 @@ class Loss(Protocol):
     """The objective of a run.
 
     `data` is the kind of rows it takes: "tokens", "preference", "unpaired" or "documents". A loss with
-    `couples = "batch"` is a function of the whole global batch and has `scores` and `combine` in use.
+    `couples = "batch"` is a function of the whole global batch and has `scores` and `combine` in use. `aligns` comes
+    from the record; an object that is passed in Python says it itself.
     """
 
     data: str
     couples: str = "nothing"
+    aligns: bool = False
 
+    @abstractmethod
     def terms(self, batch: Any) -> dict[str, float]:
         """Return this micro-batch's share of each term's denominator, before the forward pass.
 
@@ -146,6 +157,7 @@ class Loss(Protocol):
         over the global batch. An idle batch is not asked.
         """
 
+    @abstractmethod
     def __call__(self, policy: Policy, batch: Any) -> LossOutput:
         """Return the sum of each term over this micro-batch.
 
@@ -202,6 +214,7 @@ class Optimizer(Protocol):
 
     separable: bool = False
 
+    @abstractmethod
     def build(self, groups: list[Group]) -> torch.optim.Optimizer:
         """Return an optimizer over the groups (see `Group.settings`); the loop sets each `lr` before every step."""
         ...
@@ -212,77 +225,6 @@ class Optimizer(Protocol):
         A second one within it changes nothing. At the end of a run it is entered and not left.
         """
         return nullcontext()
-
-
-@runtime_checkable
-class Quantizer(Protocol):
-    """The form in which the base model's weights are stored.
-
-    A quantized layer keeps `in_features` and `out_features`; it is this quantizer's if `dequantize` gives its weight.
-    A merge puts a dense layer with that weight in the place of each, and then has the adapter merged: its base is what
-    the quantized layers compute, not the checkpoint. `trains` and `mergeable` come from the record; an object that is
-    passed in Python says them itself.
-
-    Where `trains` is True the layers keep a latent weight as a parameter, `provides` has "dense-weights", and `full`
-    trains it. The run's artifact is then what `save` writes, and is opened by making a model of its config, `apply`
-    (with `has_values` False) and `load`. What a layer needs beyond its state dict follows from `progressed`.
-    """
-
-    trains: bool = False
-    mergeable: bool = True
-
-    def apply(self, model: Any, context: Context) -> Any:
-        """Replace the model's weights by quantized ones, in place, and return the model.
-
-        It is called in every world that `Context.purpose` names; torch is seeded before. Where `has_values` is False
-        the same layers are made, and no weight is read. A second call changes nothing.
-        """
-        ...
-
-    def dequantize(self, layer: Any) -> Tensor | None:
-        """Return the layer's weight [out, in] in float32, or None for a layer that is not this quantizer's."""
-        ...
-
-    def requantize(self, layer: Any, weight: Tensor) -> None:
-        """Put a float32 weight [out, in] into a quantized layer."""
-        ...
-
-    def load_arguments(self) -> dict[str, Any]:
-        """Return keyword arguments for `from_pretrained`."""
-        return {}
-
-    def progressed(self, progress: Progress) -> Multipliers:
-        """Take note of the steps done. It is called after `apply` and before every run of the model.
-
-        That is: each step, each evaluation, the best weights once they are loaded, the artifact and its check, and
-        what opens a finished run. What the layers compute follows from the last call alone: one with the same steps
-        changes nothing, and one with fewer goes back. The multipliers apply to the step that follows.
-        """
-        return Multipliers()
-
-    def save(self, model: Any, folder: Path) -> None:
-        """Write the weights of a model whose quantized layers were trained; its config is in the folder already.
-
-        It is called only where the record says `trains`. The default writes the state dict as safetensors.
-        """
-        from safetensors.torch import save_model
-
-        save_model(model, str(folder / QUANTIZED_FILE))
-
-    def load(self, folder: Path, model: Any) -> Any:
-        """Return the model that `save` wrote, given one of its config after `apply`, which may be filled in place."""
-        from safetensors.torch import load_model
-
-        load_model(model, folder / QUANTIZED_FILE, device=str(model.device))
-        return model
-
-    def state(self) -> dict[str, Any]:
-        """Return all that a resume needs beyond the steps done, as tensors and JSON values."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take what `state` returned."""
-        del state  # the default has returned nothing
 
 
 PROTOCOLS: Final[Mapping[str, type]] = types.MappingProxyType(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,6 +20,7 @@ class Callback(Protocol):
 class Operation(Protocol):
     """A faster form of one of the engine's operations; its arguments and result are those of the reference."""
 
+    @abstractmethod
     def __call__(self, *arguments: Any) -> Any:
         """Compute the operation; gradients flow through the result as through the reference's.
 
@@ -36,10 +38,14 @@ class Exporter(Protocol):
     the run's artifact opens as. An object that is passed in Python says `quantized` itself.
     """
 
+    quantized: bool = False
+
+    @abstractmethod
     def export(self, model: Any, tokenizer: Any, folder: Path) -> None:
         """Write the whole model and its tokenizer into the empty folder."""
         ...
 
+    @abstractmethod
     def verify(self, model: Any, tokenizer: Any, folder: Path) -> dict[str, float]:
         """Read the folder back, compare it with the model, and return the differences that were found, by name.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -29,14 +30,17 @@ class Provider(Protocol):
     `remote_id`. Every method may be cancelled at any await. What goes wrong is a `ProviderError`, by kind.
     """
 
+    @abstractmethod
     async def check(self) -> Mapping[str, Any]:
         """Ask, without cost, whether the service can be reached and knows the key; return what it says of it."""
         ...
 
+    @abstractmethod
     async def capabilities(self, model: str) -> Capabilities:
         """Return what can be done with a model. No request is made; an unlisted model is tried."""
         ...
 
+    @abstractmethod
     async def submit(self, job: JobSpec, uploads: Mapping[str, str]) -> JobStatus:
         """Create the job once, and never send the request twice: whether a lost one arrived is asked by `find`.
 
@@ -44,10 +48,12 @@ class Provider(Protocol):
         """
         ...
 
+    @abstractmethod
     async def status(self, remote_id: str) -> JobStatus:
         """Return where the job stands, by reading alone. A state that is not known is `JobState.UNKNOWN`."""
         ...
 
+    @abstractmethod
     async def cancel(self, remote_id: str) -> None:
         """Ask for the end of the job. Asking again, or for a job that has ended, is no error."""
         ...

@@ -12,6 +12,7 @@ import attrs
 
 from luthier.error_lists import join_errors
 from luthier.errors import LuthierError
+from luthier.plugins.records import NoOptions
 from luthier.plugins.registry import Plugins, installed_plugins
 from luthier.plugins.structure import bare_value, place_error, structure_value
 from luthier.recipe.artifact_note import RECORD
@@ -215,4 +216,7 @@ def _found_part(tree: dict[str, Any], kind: str, plugins: Plugins) -> Any:
 
 
 def _held(part: Part) -> Any:
-    return part.options if part.local is None else part.local
+    """Return what a part field holds: the object of the caller's, the options, or the name of a part that has none."""
+    if part.local is not None:
+        return part.local
+    return part.name if isinstance(part.options, NoOptions) else part.options
