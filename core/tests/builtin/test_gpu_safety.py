@@ -218,7 +218,7 @@ def test_a_signal_is_heard_in_a_pause(smi):
 
     def interrupt(seconds):
         clock.now += seconds
-        run.signal = 15 if clock.now > 40 else None
+        run.control.signal = 15 if clock.now > 40 else None
 
     guardian.sleep = interrupt
     steps(guardian, clock, run, 3)

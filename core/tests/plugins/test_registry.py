@@ -308,7 +308,7 @@ def test_lazy_options_that_fail_are_refused_by_the_parts_name(distribution, tmp_
         ("{}:Half", "class Half:\n    def __init__(self, options): ...\n    def evaluating(self): ...\n", "part-invalid", "does not keep the optimizer protocol: no build"),
         ("{}:Heir", "import luthier\nclass Heir(luthier.Optimizer):\n    def __init__(self, options): ...\n", "part-invalid", "does not keep the optimizer protocol: no build"),
     ],
-    ids=range(9),
+    ids=range(10),
 )  # fmt: skip
 def test_a_part_that_cannot_be_built_is_refused_by_name(tmp_path, monkeypatch, build, body, code, says):
     module = f"to_build_{abs(hash((build, body)))}"

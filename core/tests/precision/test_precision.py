@@ -260,7 +260,7 @@ def test_the_callers_model_comes_back_however_the_run_ends(train, stop):
         def step_ended(self, run, step):
             if stop == "failure":
                 raise ValueError("broken")
-            run.signal = 15
+            run.control.signal = 15
 
     model = tiny_model()
     before, threads = copies(model), torch.get_num_threads()
@@ -287,7 +287,7 @@ def test_a_resumed_run_equals_a_straight_run_bit_for_bit(train, tmp_path, adapte
 
 
 def _signal(run, step):
-    run.signal = 15 if step == 2 else None
+    run.control.signal = 15 if step == 2 else None
 
 
 @pytest.mark.parametrize("settings", BF16, ids=IDS)

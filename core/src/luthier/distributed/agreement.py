@@ -5,36 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
 from luthier.distributed.world import World
 
 if TYPE_CHECKING:
-    from luthier.runs.writing.active_run import ActiveRun
+    from luthier.runs.writing.run_control import RunControl
 
 
-@attrs.frozen(kw_only=True)
-class Agreed:
-    """What every rank does next; a request or signal that comes later waits for the end of the next step."""
+def agree_requests(control: RunControl, world: World) -> None:
+    """Make what any rank was asked the same on all of them: the first reason and signal in their order count.
 
-    stop: str | None = None
-    save: bool = False
-    evaluation: bool = False
-    signal: int | None = None
-
-    @property
-    def ends(self) -> bool:
-        """Whether this was the run's last step, for now or for good."""
-        return self.stop is not None or self.signal is not None
-
-
-def agree_requests(run: ActiveRun, world: World) -> Agreed:
-    """Collective. The reason of the lowest rank that has one is everyone's; so are a checkpoint and an evaluation."""
-    mine = [run.stop_reason, run.wants_save, run.wants_evaluation, run.signal]
+    This is a collective.
+    """
+    mine = [control.stop_reason, control.wants_save, control.wants_evaluation, control.signal]
     reasons, saves, evaluations, signals = zip(*world.gather(mine), strict=True)
-    agreed = Agreed(stop=_first(reasons), save=any(saves), evaluation=any(evaluations), signal=_first(signals))
-    run.stop_reason, run.wants_save, run.wants_evaluation = agreed.stop, agreed.save, agreed.evaluation
-    return agreed
+    control.agree(_first(reasons), saves=any(saves), evaluates=any(evaluations), signal=_first(signals))
 
 
 def _first(values: tuple[Any, ...]) -> Any:
@@ -42,5 +26,5 @@ def _first(values: tuple[Any, ...]) -> Any:
 
 
 def local_callbacks(callbacks: Mapping[str, Any]) -> dict[str, Any]:
-    """Those callbacks that run on ranks other than the main one: they say so by `every_rank = True`."""
+    """Return the callbacks that run on ranks other than the main one: they have `every_rank = True`."""
     return {name: callback for name, callback in callbacks.items() if getattr(callback, "every_rank", False)}

@@ -84,10 +84,10 @@ class Stage:
             self.fire("logged", step=run.step, metrics=self.numbers())
         if run.step % EPOCH == 0:
             self.fire("epoch_ended", epoch=run.step // EPOCH - 1)
-        if evaluate or last or run.wants_evaluation:
-            run.wants_evaluation = False
+        if evaluate or last or run.control.wants_evaluation:
+            run.control.wants_evaluation = False
             self.evaluated()
-        return save or last or run.wants_save or run.stop_reason is not None
+        return save or last or run.control.wants_save or run.stop_reason is not None
 
     def evaluated(self) -> None:
         loss = 3.0 / (self.run.step + 1)
@@ -96,7 +96,7 @@ class Stage:
 
     def saved(self, step: int | None = None) -> None:
         """The checkpoint after `step` is complete: after this one, or an earlier one that was written meanwhile."""
-        self.run.wants_save = False
+        self.run.control.begin_save()
         step = self.run.step if step is None else step
         path = self.run.folder / "checkpoints" / f"step-{step:08d}"
         path.mkdir(parents=True, exist_ok=True)

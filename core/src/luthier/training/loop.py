@@ -16,7 +16,7 @@ from luthier.checkpoint.saver import Cadence, Saver
 from luthier.checkpoint.shards import as_held
 from luthier.checkpoint.task_state import take_task_state
 from luthier.data.batches.example_feed import Portion, Reached
-from luthier.distributed.agreement import Agreed, agree_requests, local_callbacks
+from luthier.distributed.agreement import agree_requests, local_callbacks
 from luthier.distributed.broadcast import broadcast_tree
 from luthier.hardware.peak_memory import peak_memory
 from luthier.health.monitor import Health
@@ -27,13 +27,13 @@ from luthier.plugins.events import connect_callbacks
 from luthier.recipe.objects import TaskPlace
 from luthier.runs.writing import save_requests as requests
 from luthier.runs.writing.active_run import ActiveRun, Interrupted
+from luthier.runs.writing.run_control import Course
 from luthier.step import out_of_memory as recovery
 from luthier.step.evaluation.evaluate import Abandoned, evaluate_loss
-from luthier.step.losses.meter import divide_sums
 from luthier.step.over_batches import begin_loss
 from luthier.step.reference.reference_check import begin_companions
 from luthier.step.setup import Setup
-from luthier.step.update import Update, pooled_loss, update_weights
+from luthier.step.update import Update, update_weights
 from luthier.training.best_metric import improves_metric
 from luthier.training.tally import Tally
 
@@ -44,11 +44,10 @@ class Loop:
     """Trains a `Setup` to its last step, from wherever its newest checkpoint stands."""
 
     def __init__(self, setup: Setup, run: ActiveRun, callbacks: dict[str, Any], task: TaskPlace | None = None) -> None:
-        self.setup, self.run, self.callbacks = setup, run, callbacks
-        self.tally, self.task = Tally(batch=int(setup.recipe.global_batch_size)), task or TaskPlace()
+        self.setup, self.run, self.callbacks, self.control = setup, run, callbacks, run.control
+        self.tally, self.task = Tally(batch=setup.recipe.global_batch_size), task or TaskPlace()
         self.recent: list[Update] = []
         self.portion: Portion | None = None  # of the last step
-        self.agreed = Agreed()
         self.constants: dict[str, str] = {}  # files of frozen tensors by their owner
         self.health = Health(setup)
         self.hooks = connect_callbacks(callbacks if run.is_main else local_callbacks(callbacks))
@@ -66,7 +65,10 @@ class Loop:
                 self.health.look(run.step)
                 done = update_weights(setup, portion.step, portion)
                 self.health.see(run.step, done, portion.examples)
-                self._count(done)
+                self.recent.append(done)
+                self.tally.count(done, portion.ended, recovery.lowered_limit(setup))
+                if not done.finite:
+                    self._hold(portion)
                 self.hooks.step_ended(run=run, step=run.step, metrics=self._numbers(self.recent[-1:]))
                 self._log()
                 if portion.ends_epoch:
@@ -74,30 +76,27 @@ class Loop:
                 self._agree()
                 if self._evaluation_due():
                     self._evaluate()
-                    self._agree()
-                if run.stop_reason and self.recent:  # an evaluation has made this the last step
-                    self._log()
+                self._log_last()
                 self.saver.collect()
-                if self.agreed.signal is not None or self._save_due(portion, done):
+                if self._save_due(portion, done):
                     self.save()
-                if self.agreed.ends:
+                if self.control.course is not Course.ON:
                     break
         self._finish()
         return self.tally
 
     def _set_out(self) -> bool:
-        """What comes before the next step; whether there is to be one."""
-        owed, self.tally.owes_evaluation = self.tally.owes_evaluation, False
+        """Do what comes before the next step, and return whether there is to be one."""
+        control = self.control
+        owed, control.owes_evaluation = control.owes_evaluation, False
         if self.tally.step == 0:
             self._begin()
         elif owed and self.setup.validation is not None:
             self._evaluate()
-            self._agree()
-            if self.run.stop_reason and self.recent:
-                self._log()
-            if not self.tally.owes_evaluation:
+            self._log_last()
+            if not control.owes_evaluation:
                 self.save()  # in the place of the checkpoint that owes it
-        return not (self.run.stop_reason or self.tally.owes_evaluation)
+        return control.stop_reason is None and not control.owes_evaluation
 
     def _begin(self) -> None:
         take_task_state(self.setup, self.task)
@@ -109,7 +108,6 @@ class Loop:
         self.hooks.task_started(run=self.run, task=self.task.index)
         if self.setup.recipe.eval_on_start:
             self._evaluate()
-            self._agree()
 
     def _keep_constants(self) -> None:
         """Write the frozen tensors of parts, which every checkpoint from here on names and none holds."""
@@ -117,15 +115,15 @@ class Loop:
         self.saver.constants = tuple(self.constants.values())
 
     def _agree(self) -> None:
-        """What was asked until now counts for this step, on every rank."""
+        """Let what was asked until now count for this step, on every rank."""
         if self.run.is_main and requests.take_request(self.run.folder):
             self.run.request_save()
-        self.agreed = agree_requests(self.run, self.setup.world)
+        agree_requests(self.control, self.setup.world)
 
     def save(self) -> None:
         """Begin a checkpoint of this step; `saved` fires once it is complete."""
         run, step = self.run, self.run.step
-        run.wants_save, self.tally.stop_reason = False, run.stop_reason
+        self.control.begin_save()
         asked = run.is_main and requests.request_taken(run.folder)
         with self.setup.phases("saving"):
             state = self._state()
@@ -144,8 +142,11 @@ class Loop:
         contents.restore_state(setup, self.callbacks, tree, fresh)
         self.health.load_state(tree.get("health", {}))
         self.recent = [Update(**numbers) for numbers in tree.get("recent", [])]
-        self.tally = Tally(**tree["tally"])
-        self.tally.losses = tree["tally"]["losses"].tolist()
+        tally, control = dict(tree["tally"]), self.control
+        control.owes_evaluation = tally.pop("owes_evaluation", False)
+        control.stop_reason = tally.pop("stop_reason", None)
+        tally["losses"] = tally["losses"].tolist()
+        self.tally = Tally(**tally)
         recovery.hold_limit(setup, self.tally.token_limit)
         self._go_on({} if "feed" in fresh else tree.get("feed", {}))
         setup.tell_progress(setup.progress_after(self.tally.step, self.tally.epoch))
@@ -159,7 +160,7 @@ class Loop:
         reached = Reached(step=tally.step, samples=tally.samples, batch=tally.batch)
         self.setup.feed.load_state(position, reached)
         self.setup.resume_at(reached, tally.held)
-        run.step, run.stop_reason, run.total_steps = tally.step, tally.stop_reason, self.setup.feed.total
+        run.step, run.total_steps = tally.step, self.setup.feed.total
 
     def best_checkpoint(self) -> Path | None:
         """The folder of the best evaluated checkpoint, if it was kept."""
@@ -191,30 +192,16 @@ class Loop:
         return True
 
     def _state(self) -> dict[str, Any]:
-        tally = attrs.asdict(self.tally)
+        tally, control = attrs.asdict(self.tally), self.control
+        ending = {"owes_evaluation": control.owes_evaluation, "stop_reason": control.stop_reason}
         return {
             **contents.collect_state(self.setup, self.callbacks),
             "feed": self.setup.feed.state(self.portion),
             "health": self.health.state(),
             "constants": dict(self.constants),
             "recent": [update.numbers() for update in self.recent],
-            "tally": {**tally, "losses": torch.tensor(tally["losses"], dtype=torch.float64)},
+            "tally": {**tally, **ending, "losses": torch.tensor(tally["losses"], dtype=torch.float64)},
         }
-
-    def _count(self, done: Update) -> None:
-        tally = self.tally
-        tally.step = self.run.step
-        tally.epoch = self.portion.ended if self.portion else 0.0
-        tally.tokens += done.tokens
-        tally.supervised_tokens += done.supervised_tokens
-        tally.samples += done.documents
-        if not done.finite and self.portion:
-            self._hold(self.portion)
-        tally.seconds += done.seconds
-        tally.skipped_steps += not (done.finite or done.overflowed)
-        tally.token_limit = recovery.lowered_limit(self.setup)
-        tally.losses.append(done.loss)
-        self.recent.append(done)
 
     def _hold(self, portion: Portion) -> None:
         """The schedule waits for a step that moved no weight."""
@@ -224,71 +211,64 @@ class Loop:
         log.info("the learning rate's schedule waits, as the step was skipped", step=tally.step, schedule_step=place)
 
     def _log(self) -> None:
-        """The numbers since the last logging; the last step is always logged."""
+        """Log the numbers since the last logging, where that is due; the last step is always logged."""
         step, last = self.run.step, self.run.step == self.run.total_steps
-        if step % self.setup.recipe.logging_steps == 0 or last or self.run.stop_reason or self.run.signal:
+        if step % self.setup.recipe.logging_steps == 0 or last or self.control.is_ending:
             self.hooks.logged(run=self.run, step=step, metrics=self._numbers(self.recent))
             self.recent, self.health.flow = [], {}
 
+    def _log_last(self) -> None:
+        """Log the step that what was agreed on has made the last one, where it is not logged yet."""
+        if self.control.stop_reason is not None and self.recent:
+            self._log()
+
     def _numbers(self, updates: list[Update]) -> dict[str, float]:
-        seconds = sum(u.seconds for u in updates)
-        taken = [u for u in updates if u.finite] or updates[-1:]
-        numbers = {
-            "loss": pooled_loss(taken),
-            "grad_norm": taken[-1].grad_norm,
-            "learning_rate": updates[-1].learning_rate,
-            "epoch": self.tally.epoch,
-            "tokens": sum(u.tokens for u in updates),
-            "supervised_tokens": sum(u.supervised_tokens for u in updates),
-            "total_tokens": self.tally.tokens,
-            "samples": self.tally.samples,
-            "tokens_per_second": sum(u.tokens for u in updates) / max(seconds, 1e-9),
-            "peak_memory": peak_memory(self.setup.device),
-            "elapsed": self.tally.seconds,
-            "skipped_steps": self.tally.skipped_steps,
-        }
-        also = {**self.setup.balance(self.portion), **self.health.flow}
-        return {**numbers, **divide_sums([u.metrics for u in updates]), **also}
+        numbers = self.tally.numbers(updates, peak_memory(self.setup.device))
+        return {**numbers, **self.setup.balance(self.portion), **self.health.flow}
 
     def _evaluation_due(self) -> bool:
         if self.setup.validation is None:
             return False
         every, last = self.setup.recipe.eval_steps, self.run.step == self.run.total_steps
-        return self.run.wants_evaluation or last or bool(every and self.run.step % every == 0)
+        return self.control.wants_evaluation or last or bool(every and self.run.step % every == 0)
 
     def _evaluate(self) -> None:
-        """Now; where a signal comes before its end, the run ends with it owed, and does it first when it goes on."""
-        self.run.wants_evaluation, self.tally.owes_evaluation = False, True
+        """Evaluate, and let what that asks for count. A signal may cut it off: it is then owed, and done on resume."""
+        control = self.control
+        control.begin_evaluation()
         with self.setup.phases("evaluation"), suppress(Abandoned):
-            metrics = evaluate_loss(self.setup, leave=lambda: self.run.signal is not None)
-            self.tally.owes_evaluation = False
-        if self.tally.owes_evaluation:
-            return
-        self.tally.evaluation = metrics
-        self._judge(metrics)
-        self.hooks.evaluated(run=self.run, step=self.run.step, metrics=metrics)
+            metrics = evaluate_loss(self.setup, leave=lambda: control.signal is not None)
+            control.complete_evaluation()
+        if not control.owes_evaluation:
+            self.tally.evaluation = metrics
+            self._judge(metrics)
+            self.hooks.evaluated(run=self.run, step=self.run.step, metrics=metrics)
+        self._agree()
 
     def _judge(self, found: dict[str, float]) -> None:
         """Remember the best; its checkpoint is written where the run must end with it."""
         recipe = self.setup.recipe
         if improves_metric(recipe, found, self.tally.best_metric) and self.run.step:  # 0: no step yet
             self.tally.best_metric, self.tally.best_step = found[recipe.metric_for_best_model], self.run.step
-            self.run.wants_save |= recipe.load_best_model_at_end
+            self.control.wants_save |= recipe.load_best_model_at_end
 
     def _save_due(self, portion: Portion, done: Update) -> bool:
-        run, last = self.run, portion.last or self.agreed.stop is not None
-        return run.wants_save or self.cadence.due(step=run.step, samples=self.tally.samples, seen=done.documents,
-                                                  epoch_ended=portion.ends_epoch, last=last)  # fmt: skip
+        course = self.control.course
+        if course is Course.INTERRUPTED or self.control.wants_save:
+            return True
+        return self.cadence.due(step=self.run.step, samples=self.tally.samples, seen=done.documents,
+                                epoch_ended=portion.ends_epoch,
+                                last=portion.last or course is Course.STOPPED)  # fmt: skip
 
     def _finish(self) -> None:
         run = self.run
-        signal = self.agreed.signal
-        unfinished = self.tally.owes_evaluation or run.step != run.total_steps
+        signal = self.control.agreed_signal
+        unfinished = self.control.owes_evaluation or run.step != run.total_steps
         if signal is not None and unfinished:  # the task goes on when the run is resumed
             self.hooks.stopped(run=run, step=run.step, reason=f"signal {signal}")
             raise Interrupted(signal, run.step, run.folder)
         self.health.end(run.step)
         self._end_task()
         self.hooks.task_ended(run=run, task=self.task.index)
-        if run.stop_reason and run.step != run.total_steps:
+        if run.stop_reason is not None and run.step != run.total_steps:
             self.hooks.stopped(run=run, step=run.step, reason=run.stop_reason)

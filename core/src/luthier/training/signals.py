@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from luthier.runs.writing.active_run import ActiveRun
+    from luthier.runs.writing.run_control import RunControl
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAVING: Final = signal.SIGUSR1  # what schedulers send some time before they take the machine away
 
 
 @contextlib.contextmanager
-def handle_signals(run: ActiveRun) -> Iterator[None]:
+def handle_signals(control: RunControl) -> Iterator[None]:
     """SIGINT, SIGTERM or SIGHUP asks for a stop with a checkpoint, SIGUSR1 for a checkpoint; a second SIGINT ends now.
 
     Each waits for the end of the step. A SIGHUP that is ignored stays so (`nohup`). Outside the main thread, where
@@ -27,12 +27,12 @@ def handle_signals(run: ActiveRun) -> Iterator[None]:
         return
 
     def end(number: int, frame: Any) -> None:
-        if run.signal is not None and number == signal.SIGINT:
+        if control.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        run.signal = number
+        control.signal = number
 
     def save(number: int, frame: Any) -> None:
-        run.request_save()
+        control.wants_save = True
 
     wanted = {**dict.fromkeys(ENDING, end), SAVING: save}
     before = {number: signal.getsignal(number) for number in wanted}

@@ -1,8 +1,13 @@
-"""The tally: what a run has done so far, as every checkpoint keeps it."""
+"""The tally of a run: what it has done so far, and the numbers of its last steps."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
+
+from luthier.step.losses.meter import divide_sums
+from luthier.step.update import Update, pooled_loss
 
 
 @attrs.define(kw_only=True)
@@ -18,10 +23,39 @@ class Tally:
     best_step: int | None = None
     best_metric: float | None = None
     evaluation: dict[str, float] = attrs.field(factory=dict)
-    owes_evaluation: bool = False  # a signal came before the end of the one after this step
     losses: list[float] = attrs.field(factory=list)
-    stop_reason: str | None = None  # so that a run killed after its early stop does not train on
     skipped_steps: int = 0  # whose loss or gradient was not finite
     token_limit: int | None = None  # of a micro-batch, where memory ran out and it was lowered
     batch: int | None = None  # samples of a step as the run began, by which its schedule counts
     held: float = 0.0  # steps of the schedule that moved no weight
+
+    def count(self, done: Update, epoch: float, token_limit: int | None) -> None:
+        """Add one step, after which `epoch` epochs are done."""
+        self.step += 1
+        self.epoch, self.token_limit = epoch, token_limit
+        self.tokens += done.tokens
+        self.supervised_tokens += done.supervised_tokens
+        self.samples += done.documents
+        self.seconds += done.seconds
+        self.skipped_steps += not (done.finite or done.overflowed)
+        self.losses.append(done.loss)
+
+    def numbers(self, updates: Sequence[Update], peak_memory: float) -> dict[str, float]:
+        """Return the numbers of the steps since the last logging, by name; `peak_memory` in bytes."""
+        seconds = sum(u.seconds for u in updates)
+        taken = [u for u in updates if u.finite] or updates[-1:]
+        numbers = {
+            "loss": pooled_loss(list(taken)),
+            "grad_norm": taken[-1].grad_norm,
+            "learning_rate": updates[-1].learning_rate,
+            "epoch": self.epoch,
+            "tokens": sum(u.tokens for u in updates),
+            "supervised_tokens": sum(u.supervised_tokens for u in updates),
+            "total_tokens": self.tokens,
+            "samples": self.samples,
+            "tokens_per_second": sum(u.tokens for u in updates) / max(seconds, 1e-9),
+            "peak_memory": peak_memory,
+            "elapsed": self.seconds,
+            "skipped_steps": self.skipped_steps,
+        }
+        return {**numbers, **divide_sums([u.metrics for u in updates])}

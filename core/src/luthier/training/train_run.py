@@ -46,7 +46,6 @@ from luthier.training.loop import Loop
 from luthier.training.rows import prepared_data
 from luthier.training.run import Run
 from luthier.training.signals import handle_signals
-from luthier.training.tally import Tally
 
 log = get_logger()
 
@@ -161,12 +160,12 @@ def _run(recipe: Recipe, assembled: Assembled, place: Place, record: dict[str, A
         if run.is_main:
             _begin(recipe, loop, place, record)
         _warn(assembled)
-        heard.enter_context(handle_signals(run))  # held until a failure is in the record: the launcher then ends all
+        heard.enter_context(handle_signals(run.control))  # until a failure is recorded: the launcher then ends all
         heard.enter_context(guard_orphan())
         _start(loop, record, resume)
-        tally = loop.train()
+        loop.train()
         heard.close()
-        return _finish(loop, tally, record, assembled)
+        return _finish(loop, record, assembled)
 
 
 def _begin(recipe: Recipe, loop: Loop, place: Place, record: dict[str, Any]) -> None:
@@ -216,9 +215,9 @@ def _newest(run: ActiveRun, asked: str | None, *, own: bool) -> tuple[str, dict[
     return str(path), tree, sorted(changes.begun_anew(checkpoint.require_checkpoint(path), run.belongs))
 
 
-def _finish(loop: Loop, tally: Tally, record: dict[str, Any], assembled: Assembled) -> Run:
+def _finish(loop: Loop, record: dict[str, Any], assembled: Assembled) -> Run:
     """The artifact and the result."""
-    setup, run = loop.setup, loop.run
+    setup, run, tally = loop.setup, loop.run, loop.tally
     setup.undo.close()  # what is written is made of the weights as they came
     state = gather_states(setup)
     also = {"progress": attrs.asdict(setup.progress), "decisions": keep_decisions(setup.decisions)}

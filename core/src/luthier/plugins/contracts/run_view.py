@@ -14,7 +14,8 @@ class RunView(Protocol):
     `run_id` names the run for good, `folder` is where it writes, `name` what people call it. `settings` is the
     resolved recipe as plain data. `step` counts the optimizer steps that have begun, `total_steps` is None where the
     end is not known. `is_main` is True on the rank that writes the folder. `stop_reason` is why the run will end after
-    this step, or None. `phases` times the parts of a step (`with run.phases("data")`), see the profiler.
+    this step, or None. `signal` is the number of the signal by which the process was asked to end, or None. `phases`
+    times the parts of a step (`with run.phases("data")`), see the profiler.
     """
 
     run_id: str
@@ -24,8 +25,13 @@ class RunView(Protocol):
     step: int
     total_steps: int | None
     is_main: bool
-    stop_reason: str | None
     phases: Any
+
+    @property
+    def stop_reason(self) -> str | None: ...
+
+    @property
+    def signal(self) -> int | None: ...
 
     def request_stop(self, reason: str = "requested") -> None:
         """End the run after this step, with a checkpoint; `reason` is recorded as `stop_reason`."""

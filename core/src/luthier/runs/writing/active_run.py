@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from luthier.runs.writing.phases import Phases
+from luthier.runs.writing.run_control import RunControl
 
 
 class Interrupted(Exception):
@@ -34,20 +35,27 @@ class ActiveRun:
     belongs: dict[str, Any] = attrs.field(factory=dict)  # its recipe, data, base and parts, kept in each checkpoint
     is_main: bool = True
     step: int = 0
-    stop_reason: str | None = None
-    wants_save: bool = False
-    wants_evaluation: bool = False
-    signal: int | None = None
+    control: RunControl = attrs.field(factory=RunControl)
     phases: Phases = attrs.field(factory=Phases)  # a callback may listen to where the time goes
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the run ends after this step; None: it goes on."""
+        return self.control.stop_reason
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that this process was sent."""
+        return self.control.signal
 
     def request_stop(self, reason: str = "requested") -> None:
         """End the run after this step, with a checkpoint."""
-        self.stop_reason = reason
+        self.control.stop_reason = reason
 
     def request_save(self) -> None:
         """Write a checkpoint after this step."""
-        self.wants_save = True
+        self.control.wants_save = True
 
     def request_evaluation(self) -> None:
         """Evaluate after this step."""
-        self.wants_evaluation = True
+        self.control.wants_evaluation = True

@@ -8,7 +8,7 @@ from luthier.data.batches.example_feed import Reached, RowFeed
 from luthier.data.batches.row_order import Order
 from luthier.data.examples import TokenDataset
 from luthier.data.stream.row_stream import Stream
-from luthier.recipe import Recipe
+from luthier.recipe.settled import SettledRecipe
 from luthier.step.schedule.learning_rates import Rates
 from luthier.step.schedule.total_steps import feed_of, rates_of
 
@@ -30,7 +30,7 @@ class Pace:
 
 
 def resume_pace(
-    recipe: Recipe, train: TokenDataset | Stream, reached: Reached, held: float
+    recipe: SettledRecipe, train: TokenDataset | Stream, reached: Reached, held: float
 ) -> tuple[Pace, Rates | None]:
     """Return the pace of a run that goes on, and its rates where they are those of the batch that it began with.
 
