@@ -161,6 +161,11 @@ def luthier_providers() -> list[ProviderRecord]:
 
 @hookimpl
 def luthier_callbacks() -> list[CallbackRecord]:
+    return [*_showing_callbacks(), *_watching_callbacks()]
+
+
+def _showing_callbacks() -> list[CallbackRecord]:
+    """Return the callbacks that show the run's numbers; a recipe has them unless it says otherwise."""
     return [
         CallbackRecord(
             name="jsonl", summary="Metrics as JSON lines in metrics.jsonl.", build="luthier.builtin.jsonl:JsonLines"
@@ -176,6 +181,12 @@ def luthier_callbacks() -> list[CallbackRecord]:
             options=Plot,
             build="luthier.builtin.plot:LossPlot",
         ),
+    ]
+
+
+def _watching_callbacks() -> list[CallbackRecord]:
+    """Return the callbacks that end, measure or pause a run."""
+    return [
         CallbackRecord(
             name="early_stopping",
             summary="Stops a run whose metric no longer improves.",

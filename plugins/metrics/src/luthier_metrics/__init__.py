@@ -62,24 +62,17 @@ class Custom:
 @hookimpl
 def luthier_metrics() -> list[MetricRecord]:
     """Return the records of all metrics."""
+    return [*_matching_metrics(), *_overlap_metrics()]
+
+
+def _matching_metrics() -> list[MetricRecord]:
+    """Return the metrics that say of an answer whether it is right."""
     return [
         MetricRecord(
             name="exact_match",
             summary="Share of answers that are their reference.",
             options=ExactMatch,
             build="luthier_metrics.matching:ExactMatchMetric",
-        ),
-        MetricRecord(
-            name="bleu",
-            summary="Corpus BLEU of all answers, 0 to 100, as sacrebleu computes it.",
-            options=Bleu,
-            build="luthier_metrics.overlap:BleuMetric",
-        ),
-        MetricRecord(
-            name="rouge",
-            summary="Mean F-measure of the overlap, as rouge-score computes it.",
-            options=Rouge,
-            build="luthier_metrics.overlap:RougeMetric",
         ),
         MetricRecord(
             name="pass_at_k",
@@ -92,5 +85,23 @@ def luthier_metrics() -> list[MetricRecord]:
             summary="Mean of a function of yours over answers and references.",
             options=Custom,
             build="luthier_metrics.matching:CustomMetric",
+        ),
+    ]
+
+
+def _overlap_metrics() -> list[MetricRecord]:
+    """Return the metrics that count what an answer has in common with its reference."""
+    return [
+        MetricRecord(
+            name="bleu",
+            summary="Corpus BLEU of all answers, 0 to 100, as sacrebleu computes it.",
+            options=Bleu,
+            build="luthier_metrics.overlap:BleuMetric",
+        ),
+        MetricRecord(
+            name="rouge",
+            summary="Mean F-measure of the overlap, as rouge-score computes it.",
+            options=Rouge,
+            build="luthier_metrics.overlap:RougeMetric",
         ),
     ]

@@ -25,6 +25,11 @@ __all__ = [
 
 @hookimpl
 def luthier_optimizers() -> Iterable[OptimizerRecord]:
+    return [*_frugal_optimizers(), *_other_optimizers()]
+
+
+def _frugal_optimizers() -> list[OptimizerRecord]:
+    """Return the optimizers whose state is small, or lies elsewhere."""
     return [
         OptimizerRecord(
             name="adamw_8bit",
@@ -33,28 +38,10 @@ def luthier_optimizers() -> Iterable[OptimizerRecord]:
             build="luthier_optimizers.parts:EightBitAdamW",
         ),
         OptimizerRecord(
-            name="muon",
-            summary="Orthogonalized momentum for matrices, AdamW for the rest: 4 bytes a weight.",
-            options=Muon,
-            build="luthier_optimizers.parts:MuonPart",
-        ),
-        OptimizerRecord(
             name="adafactor",
             summary="Second moments as a row and a column: hardly any bytes a weight.",
             options=Adafactor,
             build="luthier_optimizers.parts:AdafactorPart",
-        ),
-        OptimizerRecord(
-            name="schedule_free",
-            summary="AdamW whose average is evaluated and saved: 8 bytes.",
-            options=ScheduleFree,
-            build="luthier_optimizers.parts:ScheduleFreePart",
-        ),
-        OptimizerRecord(
-            name="ademamix",
-            summary="AdamW with a second, slow momentum: 12 bytes a weight.",
-            options=AdEMAMix,
-            build="luthier_optimizers.parts:AdEMAMixPart",
         ),
         OptimizerRecord(
             name="apollo",
@@ -67,6 +54,30 @@ def luthier_optimizers() -> Iterable[OptimizerRecord]:
             summary="AdamW whose moments lie in a file that memory is mapped to.",
             options=PagedAdamW,
             build="luthier_optimizers.parts:PagedAdamWPart",
+        ),
+    ]
+
+
+def _other_optimizers() -> list[OptimizerRecord]:
+    """Return the optimizers with another rule than AdamW's."""
+    return [
+        OptimizerRecord(
+            name="muon",
+            summary="Orthogonalized momentum for matrices, AdamW for the rest: 4 bytes a weight.",
+            options=Muon,
+            build="luthier_optimizers.parts:MuonPart",
+        ),
+        OptimizerRecord(
+            name="schedule_free",
+            summary="AdamW whose average is evaluated and saved: 8 bytes.",
+            options=ScheduleFree,
+            build="luthier_optimizers.parts:ScheduleFreePart",
+        ),
+        OptimizerRecord(
+            name="ademamix",
+            summary="AdamW with a second, slow momentum: 12 bytes a weight.",
+            options=AdEMAMix,
+            build="luthier_optimizers.parts:AdEMAMixPart",
         ),
     ]
 
