@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from luthier.runs.compare import compare_runs
 from luthier.runs.details import flatten_tree, run_details, size
-from luthier.runs.run_folder import free_folder, metric_lines, read_folder
+from luthier.runs.metrics_file import last_lines
+from luthier.runs.run_folder import free_folder, read_folder
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -91,7 +92,7 @@ def test_a_last_line_that_a_kill_cut_short_is_left_out(make):
     text = (folder / "metrics.jsonl").read_text()
     (folder / "metrics.jsonl").write_text(text[:-15] + '\n[1, 2]\n\xff\n{"step": 9, "loss"')
     run = read_folder(folder)
-    assert run.series("loss") == [(1, 3.0), (2, 2.5)]
+    assert run.survey.series("loss") == [(1, 3.0), (2, 2.5)]
     assert run.latest("loss") == 2.5
 
 
@@ -99,7 +100,7 @@ def test_steps_that_a_resumed_process_took_again_count_once(make):
     folder = make(losses=[3.0, 2.5, 2.0])
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "loss": 2.4}\n{"step": 3, "loss": 1.9}\n')
-    assert read_folder(folder).series("loss") == [(1, 3.0), (2, 2.4), (3, 1.9)]
+    assert read_folder(folder).survey.series("loss") == [(1, 3.0), (2, 2.4), (3, 1.9)]
 
 
 def test_a_loss_that_is_none_is_no_number(make):
@@ -107,7 +108,7 @@ def test_a_loss_that_is_none_is_no_number(make):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "loss": null}\n{"step": 4, "loss": NaN}\n{"step": 5, "loss": "low"}\n')
     run = read_folder(folder)
-    assert run.series("loss") == [(1, 3.0), (2, 2.5)]
+    assert run.survey.series("loss") == [(1, 3.0), (2, 2.5)]
     assert run.latest("loss") == 2.5
     assert run.step == 5
 
@@ -119,8 +120,8 @@ def test_only_the_tail_of_a_long_file_is_read_for_the_list(make):
     run = read_folder(folder)
     assert run.step == 4000
     assert len(run.recent) < 600
-    assert all(line["more"] == "x" * 90 for line in run.recent)
-    assert len(run.series("loss")) == 4000
+    assert all(json.loads(line)["more"] == "x" * 90 for line in run.recent)
+    assert len(run.survey.series("loss")) == 4000
 
 
 def test_a_run_without_metrics_tells_what_its_record_holds(make):
@@ -235,8 +236,8 @@ def test_the_first_free_name_beside_a_folder(tmp_path):
 
 
 def test_a_metrics_file_that_is_no_file_has_no_lines(tmp_path):
-    assert list(metric_lines(tmp_path)) == []
-    assert list(metric_lines(tmp_path / "absent")) == []
+    assert last_lines(tmp_path) == []
+    assert last_lines(tmp_path / "absent") == []
 
 
 def test_numbers_that_no_float_holds_are_none(make):

@@ -43,7 +43,8 @@ from luthier.plugins.providing.job_records import (
     Progress,
 )
 from luthier.plugins.providing.job_state import JobState
-from luthier.runs.run_folder import METRICS, RunFolder, finite_number, read_folder
+from luthier.runs.metrics_file import finite_number
+from luthier.runs.run_folder import METRICS, RunFolder, read_folder
 
 STARTING: Final = 30.0  # seconds that a worker may take to write its first note
 STOPPED: Final = (130, 143, -signal.SIGINT, -signal.SIGTERM)

@@ -51,7 +51,7 @@ def show(context: typer.Context, run: Name, *, directory: Dir = None, json: Json
 
     folder = _found(context, run, directory)
     document = run_details(folder)
-    return Answer(document=document, view=lambda screen: draw_run(screen, document, folder.series("loss")))
+    return Answer(document=document, view=lambda screen: draw_run(screen, document, folder.survey.series("loss")))
 
 
 @app.command()

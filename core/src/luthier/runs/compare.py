@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from luthier.errors import LuthierError
 from luthier.runs.details import ENVIRONMENT, flatten_tree, metric_ranges
+from luthier.runs.metric_survey import DRAWN
 from luthier.runs.run_folder import RunFolder
 
-DRAWN: Final = ("loss", "eval_loss")
 APART: Final = ("output_dir",)  # every run has its own
 
 
@@ -88,7 +88,9 @@ def draw_both(a: RunFolder, b: RunFolder, path: Path) -> Path:
     from luthier.runs.picture import draw_picture
 
     names = [run.name if a.name != b.name else run.run_id or str(run.path) for run in (a, b)]
-    points = {f"{who} {name}": run.series(name) for run, who in zip((a, b), names, strict=True) for name in DRAWN}
+    points = {
+        f"{who} {name}": run.survey.series(name) for run, who in zip((a, b), names, strict=True) for name in DRAWN
+    }
     curves = {name: series for name, series in points.items() if series}
     if not curves:
         remedy = "Run with callbacks: [jsonl], which is the default."

@@ -6,13 +6,11 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any, Final
 
-from luthier.runs.run_folder import CHECKPOINTS, METRICS, RunFolder, finite_number, metric_lines, reach_value
+from luthier.runs.run_folder import CHECKPOINTS, RunFolder, reach_value
 
 MANIFEST: Final = "manifest.json"  # a checkpoint without one was never finished
-RATES: Final = ("tokens_per_second",)  # of which the median says most; of the others the last value
 ENVIRONMENT: Final = ("platform", "processor", "device", "threads")
 
 
@@ -41,18 +39,7 @@ def run_details(run: RunFolder) -> dict[str, Any]:
 
 def metric_ranges(run: RunFolder) -> dict[str, dict[str, float]]:
     """For each metric its first, last, least and greatest value, and where it is a rate the median."""
-    values_by_name: dict[str, list[float]] = {}
-    for line in metric_lines(run.path / METRICS):
-        for name in line:
-            value = finite_number(line, name)
-            if value is not None and name != "step":
-                values_by_name.setdefault(name, []).append(value)
-    return {name: _summary(values, rate=name in RATES) for name, values in values_by_name.items()}
-
-
-def _summary(values: list[float], *, rate: bool) -> dict[str, float]:
-    summary = {"first": values[0], "last": values[-1], "least": min(values), "greatest": max(values)}
-    return {**summary, "median": median(values)} if rate else summary
+    return {name: found.to_dict() for name, found in run.survey.ranges.items()}
 
 
 def checkpoints(folder: Path) -> list[dict[str, Any]]:

@@ -4,25 +4,71 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from luthier.logs import get_logger
+
+log = get_logger()
 FILE = "metrics.jsonl"
+TAIL: Final = 2**16  # bytes: more than a hundred lines of metrics
+NUMBER: Final = (int, float)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file, null read as NaN; a last line cut short by a kill is left out."""
+    """The whole lines of a metrics file, null read as NaN; one that a kill cut short is left out."""
     if not path.exists():
         return []
-    lines = path.read_text("utf-8").split("\n")
-    parsed = (json.loads(line) for line in lines[:-1] if line)
+    lines = [line for line in path.read_bytes().splitlines() if line.strip()]
+    parsed = list(parse_lines(lines))
+    if len(parsed) < len(lines):
+        log.warning("lines of the metrics that a kill cut short are left out", file=str(path),
+                    lines=len(lines) - len(parsed))  # fmt: skip
     return [{name: math.nan if value is None else value for name, value in line.items()} for line in parsed]
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
-    """One line, written at once."""
-    with path.open("ab") as file:
-        file.write(_text(line).encode())
+    """One line, written at once, and on a line of its own where the last one was cut short by a kill."""
+    with path.open("a+b") as file:
+        cut = file.seek(0, os.SEEK_END) > 0 and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+        if cut:
+            log.warning("the last line of the metrics was cut short by a kill, and is left as it is", file=str(path))
+        file.write(b"\n" * cut + _text(line).encode())
+
+
+def last_lines(path: Path, size: int = TAIL) -> list[bytes]:
+    """The lines in the last `size` bytes of a file, oldest first; none of one that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            begin = max(file.seek(0, os.SEEK_END) - size, 0)
+            file.seek(begin)
+            return file.read(size).splitlines()[begin > 0 :]
+    except OSError:
+        return []
+
+
+def parse_lines(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The objects that lines hold; what a kill cut short is left out."""
+    for line in lines:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            yield value
+
+
+def finite_number(values: Mapping[str, Any], name: str) -> float | None:
+    """A finite number of a record or a line of metrics; None where it is absent or anything else."""
+    value = values.get(name)
+    if not isinstance(value, NUMBER) or isinstance(value, bool):
+        return None
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:  # of whole numbers that no float holds
+        return None
 
 
 def _text(line: dict[str, Any]) -> str:

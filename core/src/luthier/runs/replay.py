@@ -10,7 +10,8 @@ import attrs
 
 from luthier.errors import LuthierError
 from luthier.runs.details import flatten_tree
-from luthier.runs.run_folder import RECIPE, RunFolder, finite_number, free_folder
+from luthier.runs.metrics_file import finite_number
+from luthier.runs.run_folder import RECIPE, RunFolder, free_folder
 
 if TYPE_CHECKING:
     from luthier.recipe import Recipe

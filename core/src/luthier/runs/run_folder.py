@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
-import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +13,15 @@ from typing import Any, Final
 
 import attrs
 
+from luthier.runs.metric_survey import Survey, survey_metrics
+from luthier.runs.metrics_file import finite_number, last_lines, parse_lines
+
 RECORD: Final = "run.json"
 RECIPE: Final = "recipe.yaml"
 METRICS: Final = "metrics.jsonl"
 LOCK: Final = "lock"
 CHECKPOINTS: Final = "checkpoints"
-TAIL: Final = 2**16  # bytes: more than a hundred lines of metrics
-NUMBER: Final = (int, float)
+LOCK_SIZE: Final = 2**16  # bytes, at most
 
 
 @attrs.frozen(kw_only=True, eq=False, slots=False)
@@ -72,14 +71,14 @@ class RunFolder:
         return result if isinstance(result, dict) else {}
 
     @cached_property
-    def recent(self) -> list[dict[str, Any]]:
-        """The last lines of the metrics, oldest first."""
-        return list(metric_lines(self.path / METRICS, TAIL))
+    def recent(self) -> list[bytes]:
+        """The last lines of the metrics as they were written, newest first."""
+        return list(reversed(last_lines(self.path / METRICS)))
 
     @property
     def step(self) -> int:
         """Optimizer steps done, as far as the folder knows."""
-        known = (finite_number(line, "step") for line in (self.record, *self.recent))
+        known = (finite_number(self.record, "step"), self._newest("step"))
         return max((int(step) for step in known if step is not None), default=0)
 
     @property
@@ -98,17 +97,19 @@ class RunFolder:
 
     def latest(self, name: str) -> float | None:
         """The newest value of a metric."""
-        values = [value for line in self.recent if (value := finite_number(line, name)) is not None]
-        return values[-1] if values else finite_number(self.result, "final_loss" if name == "loss" else name)
+        value = self._newest(name)
+        return finite_number(self.result, "final_loss" if name == "loss" else name) if value is None else value
 
-    def series(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) of a metric over the whole run; lines of a process that was killed and resumed count once."""
-        points: dict[int, float] = {}
-        for line in metric_lines(self.path / METRICS):
-            step, value = finite_number(line, "step"), finite_number(line, name)
-            if step is not None and value is not None:
-                points[int(step)] = value
-        return sorted(points.items())
+    def _newest(self, name: str) -> float | None:
+        """The newest value of a metric in the last lines, of which few are parsed."""
+        quoted = json.dumps(name).encode()
+        values = (finite_number(line, name) for line in parse_lines(line for line in self.recent if quoted in line))
+        return next((value for value in values if value is not None), None)
+
+    @cached_property
+    def survey(self) -> Survey:
+        """The ranges of all metrics over the whole run, and the curves of its losses."""
+        return survey_metrics(self.path / METRICS)
 
     def settings(self) -> dict[str, Any] | None:
         """The resolved recipe as plain data; None where recipe.yaml is missing or damaged."""
@@ -155,30 +156,6 @@ def read_folder(path: Path) -> RunFolder:
     return RunFolder(path=path, record=record)
 
 
-def metric_lines(path: Path, last: int | None = None) -> Iterator[dict[str, Any]]:
-    """The whole lines of a metrics file, those of its last `last` bytes only; what a kill cut short is left out."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            begin = 0 if last is None else max(size - last, 0)
-            file.seek(begin)
-            if begin:
-                file.readline()
-            for line in file:
-                yield from _object(line)
-    except OSError:
-        return
-
-
-def _object(line: bytes) -> Iterator[dict[str, Any]]:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return
-    if isinstance(value, dict):
-        yield value
-
-
 def is_held(folder: Path) -> bool:
     """Whether a process trains in the folder: it holds the lock until it ends, however it ends.
 
@@ -190,24 +167,13 @@ def is_held(folder: Path) -> bool:
     owner = None
     try:
         with (folder / LOCK).open("rb") as file:
-            owner = OWNER.search(file.read(TAIL).decode("utf-8", "replace"))
+            owner = OWNER.search(file.read(LOCK_SIZE).decode("utf-8", "replace"))
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
     except BlockingIOError:
         return owner is None or owner[2] != socket.gethostname() or process_lives(int(owner[1]))
     except OSError as error:
         return error.errno in WITHOUT_LOCKS and owner is not None and process_lives(int(owner[1]))
-
-
-def finite_number(values: Mapping[str, Any], name: str) -> float | None:
-    """A finite number of a record or a line of metrics; None where it is absent or anything else."""
-    value = values.get(name)
-    if not isinstance(value, NUMBER) or isinstance(value, bool):
-        return None
-    try:
-        return value if math.isfinite(value) else None
-    except OverflowError:  # of whole numbers that no float holds
-        return None
 
 
 def reach_value(values: Any, *names: str) -> Any:

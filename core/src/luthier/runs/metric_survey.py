@@ -1,0 +1,181 @@
+"""A survey of a run's metrics: the range of each number and the curves of the losses, read once, in bounded memory."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import attrs
+
+from luthier.runs.metrics_file import finite_number, parse_lines
+
+RATES: Final = ("tokens_per_second",)  # of which the median says most; of the others the last value
+DRAWN: Final = ("loss", "eval_loss")
+BLOCK: Final = 1 << 22  # bytes read at once
+KEPT: Final = 1 << 16  # points of a curve, and values that a median is of
+
+
+@attrs.define
+class Range:
+    """The first, last, least and greatest of the values so far, and where they are a rate an even sample of them."""
+
+    first: float
+    last: float
+    least: float
+    greatest: float
+    sample: list[float] | None = None
+    seen: int = 0
+    every: int = 1  # one of so many values is in the sample
+
+    def add(self, values: Any, least: float, greatest: float) -> None:
+        """Take further values, a list or an array, with the least and the greatest of them."""
+        self.last, self.least, self.greatest = float(values[-1]), min(self.least, least), max(self.greatest, greatest)
+        if self.sample is None:
+            return
+        self.sample += [float(value) for value in values[-self.seen % self.every :: self.every]]
+        self.seen += len(values)
+        while len(self.sample) > KEPT:
+            self.sample, self.every = self.sample[::2], 2 * self.every
+
+    def to_dict(self) -> dict[str, float]:
+        summary = {"first": self.first, "last": self.last, "least": self.least, "greatest": self.greatest}
+        return summary if self.sample is None else {**summary, "median": median(self.sample)}
+
+
+@attrs.define
+class Curve:
+    """The points of a metric; where they are more than `KEPT`, each is the mean of as many that follow each other."""
+
+    points: dict[int, float] = attrs.field(factory=dict)  # by step, the last line of each counts
+    each: int = 1
+    begun: list[tuple[int, float]] = attrs.field(factory=list)  # of a point that is not complete
+
+    def add(self, points: Iterable[tuple[int, float]]) -> None:
+        """Take further points in their order."""
+        if self.each == 1:
+            self.points.update(points)
+        else:
+            self.begun += points
+            end = len(self.begun) - len(self.begun) % self.each
+            self.points.update(_mean(self.begun[i : i + self.each]) for i in range(0, end, self.each))
+            del self.begun[:end]
+        while len(self.points) > KEPT:
+            self._thin()
+
+    def _thin(self) -> None:
+        listed = sorted(self.points.items())
+        rest = listed[len(listed) - len(listed) % 2 :]  # half of a point that will be
+        pairs = zip(listed[::2], listed[1::2], strict=False)
+        self.points, self.each = dict(map(_mean, pairs)), 2 * self.each
+        self.begun = rest * (self.each // 2) + self.begun
+
+    def series(self) -> list[tuple[int, float]]:
+        return sorted([*self.points.items(), *([_mean(self.begun)] if self.begun else [])])
+
+
+def _mean(points: Sequence[tuple[int, float]]) -> tuple[int, float]:
+    """The step of the first of some points, and the mean of their values."""
+    return points[0][0], sum(value for _, value in points) / len(points)
+
+
+@attrs.define
+class Survey:
+    """What the lines of a metrics file hold."""
+
+    ranges: dict[str, Range] = attrs.field(factory=dict)
+    curves: dict[str, Curve] = attrs.field(factory=dict)
+
+    def add(self, name: str, values: Any, least: float, greatest: float) -> None:
+        """Take values of a metric in their order."""
+        if name not in self.ranges:
+            first = float(values[0])
+            self.ranges[name] = Range(first, first, first, first, [] if name in RATES else None)
+        self.ranges[name].add(values, least, greatest)
+
+    def draw(self, name: str, points: Iterable[tuple[int, float]]) -> None:
+        """Take points of a metric that is drawn."""
+        self.curves.setdefault(name, Curve()).add(points)
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of a metric that is drawn, by step."""
+        return self.curves[name].series() if name in self.curves else []
+
+
+def survey_metrics(path: Path, block: int = BLOCK) -> Survey:
+    """Read a metrics file once. What a kill cut short, and what is no line of metrics, is left out."""
+    survey = Survey()
+    large = path.is_file() and path.stat().st_size > block
+    for lines in _blocks(path, block):
+        if not (large and _add_columns(survey, lines)):
+            _add_lines(survey, lines)
+    return survey
+
+
+def _blocks(path: Path, size: int) -> Iterator[bytes]:
+    """The file in parts that end with a line."""
+    rest = b""
+    try:
+        with path.open("rb") as file:
+            while block := file.read(size):
+                whole, newline, rest = (rest + block).rpartition(b"\n")
+                if newline:
+                    yield whole + newline
+    except OSError:
+        return
+    if rest:
+        yield rest
+
+
+def _add_lines(survey: Survey, block: bytes) -> None:
+    for line in parse_lines(block.splitlines()):
+        step = finite_number(line, "step")
+        for name in line:
+            value = finite_number(line, name)
+            if value is None or name == "step":
+                continue
+            survey.add(name, (value,), value, value)
+            if name in DRAWN and step is not None:
+                survey.draw(name, [(int(step), value)])
+
+
+def _add_columns(survey: Survey, block: bytes) -> bool:
+    """Take many lines at once, read by pyarrow; False where it is absent, or a line is none for it."""
+    try:
+        import pyarrow as pa
+        from pyarrow import json
+    except ImportError:
+        return False
+    try:
+        table = json.read_json(io.BytesIO(block), read_options=json.ReadOptions(block_size=len(block) + 1))
+    except pa.ArrowInvalid:
+        return False
+    names = table.column_names
+    if len(set(names)) != len(names):
+        return False
+    numbers = {name: found for name in names if (found := _floats(table[name])) is not None}
+    for name in numbers.keys() - {"step"}:
+        _add_column(survey, name, numbers[name], numbers.get("step"))
+    return True
+
+
+def _add_column(survey: Survey, name: str, values: Any, steps: Any) -> None:
+    import numpy as np
+
+    kept = np.isfinite(values)
+    found = values[kept]
+    if len(found):
+        survey.add(name, found, float(found.min()), float(found.max()))
+    if name in DRAWN and steps is not None:
+        kept &= np.isfinite(steps)
+        survey.draw(name, zip(steps[kept].astype(np.int64).tolist(), values[kept].tolist(), strict=True))
+
+
+def _floats(column: Any) -> Any:
+    """[N] float64, NaN for what is no number; None where the column has none."""
+    from pyarrow import types
+
+    kind = column.type
+    return column.cast("float64").to_numpy() if types.is_integer(kind) or types.is_floating(kind) else None
