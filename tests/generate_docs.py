@@ -37,7 +37,7 @@ def options_page() -> str:
     for cls in (Model, OtherModel, Data, Source):
         where = SECTIONS.get(cls, cls.__name__.lower())
         lines += [f"\n### `{where}`\n", table(cls)]
-    plugins, own = Plugins(blocked=["peft"]), first_party()
+    plugins, own = Plugins(blocked=["peft", "trl"]), first_party()
     for kind in RECORDS:
         if not any(offer.source.distribution in own for offer in plugins.offers(kind)):
             continue
@@ -52,6 +52,8 @@ def options_page() -> str:
         "\nThe methods of the installed PEFT are adapters named `peft.<method>`; their options are PEFT's own:"
     )
     lines.append("`luthier plugins show adapter peft.adalora`.\n")
+    lines.append("The options of TRL's trainers, `trl.grpo` and its like, are TRL's own:")
+    lines.append("`luthier plugins show trainer trl.grpo`.\n")
     return "\n".join(line for line in lines if line is not None)
 
 

@@ -121,11 +121,14 @@ def missing(options, text):
 
 
 OURS = GENERATE["first_party"]()
-OFFERS = [o for o in Plugins(blocked=["peft"]).offers() if o.source.distribution in OURS]
+OFFERS = [o for o in Plugins(blocked=["peft", "trl"]).offers() if o.source.distribution in OURS]
 
 
 def test_every_member_of_the_repository_offers_parts_here():
-    offering = {offer.source.distribution for offer in OFFERS} | {"luthier-peft"}  # whose options are PEFT's own
+    offering = {offer.source.distribution for offer in OFFERS} | {
+        "luthier-peft",
+        "luthier-trl",
+    }  # whose options are PEFT's own and TRL's own
     assert offering == OURS, "the pages are generated from what is installed: pip install -r tests/requirements.txt"
 
 

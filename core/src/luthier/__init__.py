@@ -29,6 +29,7 @@ _HOMES = {
         "OperationRecord",
         "ExporterRecord",
         "MetricRecord",
+        "TrainerRecord",
     ),
     "luthier.plugins.contracts.protocols": ("Adapter", "Callback", "Loss", "Optimizer", "Provider", "Quantizer"),
     "luthier.plugins.providing.job_records": (
@@ -49,7 +50,8 @@ _HOMES = {
     "luthier.jobs.desk.desk_service": ("DeskPlace", "DeskService"),
     "luthier.jobs.desk.desk_words": ("desk_words", "read_desk"),
     "luthier.jobs.wire.wire_service": ("WireService", "WireTerms"),
-    "luthier.plugins.contracts.side_protocols": ("Exporter", "Metric", "Operation"),
+    "luthier.plugins.contracts.side_protocols": ("Exporter", "Metric", "Operation", "Trainer"),
+    "luthier.training.trainers.trainer_session": ("TrainerSession",),
     "luthier.plugins.contracts.policy_protocol": ("Policy",),
     "luthier.plugins.contracts.run_view": ("RunView",),
     "luthier.plugins.contracts.values": (
@@ -86,7 +88,7 @@ if TYPE_CHECKING:
     from luthier.plugins.contracts.policy_protocol import Policy
     from luthier.plugins.contracts.protocols import Adapter, Callback, Loss, Optimizer, Provider, Quantizer
     from luthier.plugins.contracts.run_view import RunView
-    from luthier.plugins.contracts.side_protocols import Exporter, Metric, Operation
+    from luthier.plugins.contracts.side_protocols import Exporter, Metric, Operation, Trainer
     from luthier.plugins.contracts.values import Context, Group, LossOutput, Multipliers, Progress, TokenStatistics
     from luthier.plugins.events import event
     from luthier.plugins.hookspecs import hookimpl
@@ -121,9 +123,11 @@ if TYPE_CHECKING:
         OptimizerRecord,
         ProviderRecord,
         QuantizerRecord,
+        TrainerRecord,
     )
     from luthier.recipe import Recipe
     from luthier.training.run import Run
+    from luthier.training.trainers.trainer_session import TrainerSession
 
 
 def __getattr__(name: str) -> Any:

@@ -53,16 +53,14 @@ def train(
     many as it says) learn the first batch by heart, and returns an `Overfit`.
     """
     _require_local()
-    from luthier.runs.writing.differences import read_allowed
     from luthier.training.planning.overfit_batch import STEPS, overfit_first_batch
-    from luthier.training.train_run import train as train_run
+    from luthier.training.trainers.start_training import start_training
 
     given = _given(adapter, loss, optimizer, quantizer, callbacks, output_dir, settings)
     recipe, objects = _gather_named(recipe, model, tokenizer, data, eval_data, given)
     if overfit_one_batch:
         return overfit_first_batch(recipe, objects, STEPS if overfit_one_batch is True else overfit_one_batch)
-    checkpoint, allowed = None if resume is None else Path(resume), read_allowed(allow_changed)
-    return train_run(recipe, objects, resume=checkpoint, fresh=fresh, re_decide=re_decide, allowed=allowed)
+    return start_training(recipe, objects, resume, allow_changed, fresh=fresh, re_decide=re_decide)
 
 
 def continual(

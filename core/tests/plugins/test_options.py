@@ -15,6 +15,7 @@ from luthier import (
     OptimizerRecord,
     ProviderRecord,
     QuantizerRecord,
+    TrainerRecord,
     option,
 )
 from luthier.plugins.completion import REQUIRED
@@ -165,7 +166,7 @@ def test_a_sound_record_keeps_its_tags():
 
 def test_every_kind_has_a_record_a_hook_and_a_protocol():
     records = (AdapterRecord, LossRecord, OptimizerRecord, QuantizerRecord, ProviderRecord, CallbackRecord)
-    records += (OperationRecord, ExporterRecord, MetricRecord)
+    records += (OperationRecord, ExporterRecord, MetricRecord, TrainerRecord)
     assert set(RECORDS.values()) == set(records)
     assert set(KINDS) == set(HOOKS) == set(REQUIRED)
     assert len(TAGS) == 13

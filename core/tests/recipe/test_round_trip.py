@@ -124,7 +124,7 @@ def test_options_of_every_type_survive_plain_data_and_a_file(plugins, options, t
 @st.composite
 def run_settings(draw):
     """The recipe's own settings as plain data, without the contradictions that `test_checks` is about."""
-    apart = (*PART_FIELDS, "callbacks", "model", "data", "device", "gradient_accumulation_steps")
+    apart = (*PART_FIELDS, "trainer", "callbacks", "model", "data", "device", "gradient_accumulation_steps")
     fields = [f for f in attrs.fields(Recipe) if f.name not in apart]
     chosen = {f.name: draw(values(field_hints(Recipe)[f.name], f.metadata[KEY])) for f in fields if draw(st.booleans())}
     chosen.pop(draw(st.sampled_from(["warmup_steps", "warmup_ratio"])), None)

@@ -48,6 +48,13 @@ def imported(tree):
             yield from ((alias.name, None) for alias in node.names)
 
 
+def test_a_kind_that_has_no_beginning_is_refused_with_where_it_is_described(tmp_path):
+    with pytest.raises(LuthierError, match="no beginning of a trainer") as caught:
+        make_package("mine", "trainer", tmp_path)
+    assert "docs/hooks.md" in str(caught.value)
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_writes_exactly_these_files(tmp_path, kind):
     root = make_package("warm-up", kind, tmp_path)

@@ -6,6 +6,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
+
 from luthier.errors import LuthierError
 from luthier.model.weights.fingerprint import of_model
 from luthier.recipe.artifact_note import NOTE_FORMAT
@@ -19,12 +21,24 @@ if TYPE_CHECKING:
 PLAIN: Final = {"prompt_completion", "text"}  # formats whose rows no chat template has touched
 
 
+@attrs.frozen(kw_only=True)
+class Prompting:
+    """How a run's prompts were made: plain texts, or by a chat template with this hash."""
+
+    plain: bool
+    template_hash: str | None = None
+
+    @classmethod
+    def of_rows(cls, prepared: Prepared) -> Prompting:
+        """Return how the rows of a run became prompts."""
+        return cls(plain=set(prepared.report.format.split(", ")) <= PLAIN, template_hash=prepared.chat_template_hash)
+
+
 def make_note(
-    settings: dict[str, Any], run_id: str, parts: list[dict[str, Any]], prepared: Prepared, files: Files
+    settings: dict[str, Any], run_id: str, parts: list[dict[str, Any]], prompting: Prompting, files: Files
 ) -> dict[str, Any]:
-    """`settings` is the resolved recipe as plain data; `prepared` the rows that the run is trained on; `files` says how
+    """`settings` is the resolved recipe as plain data; `prompting` how the run's prompts were made; `files` says how
     a dense model made of it is written."""
-    plain = set(prepared.report.format.split(", ")) <= PLAIN
     needed = {kind: settings[kind] for kind in ("model", "adapter", "quantizer")}
     return {
         "format": NOTE_FORMAT,
@@ -34,8 +48,8 @@ def make_note(
         "run_id": run_id,
         "seed": settings["seed"],  # what the adapter drew when it was attached
         "parts": parts,
-        "prompts": "plain" if plain else "chat",
-        "chat_template_hash": prepared.chat_template_hash,
+        "prompts": "plain" if prompting.plain else "chat",
+        "chat_template_hash": prompting.template_hash,
         "files": files.plain(),
     }
 

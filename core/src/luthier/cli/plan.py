@@ -65,6 +65,9 @@ def answer_plan(recipe: Recipe, level: Any, form: Any, file: Path | None, *, sug
         "parts": [part.describe() for part in resolved],
         "compatibility": explain_parts(recipe, resolved, device),
     }
+    if resolved.trainer is not None:
+        document["not_planned"] = _checked_trainer(recipe, start_api(level, form, file))
+        return Answer(document=document, view=lambda screen: draw_plan(screen, document, suggest=suggest))
     try:
         document |= start_api(level, form, file).plan(recipe).to_dict()
     except LuthierError as error:
@@ -72,6 +75,15 @@ def answer_plan(recipe: Recipe, level: Any, form: Any, file: Path | None, *, sug
             raise
         document["not_planned"] = {"problem": error.problem, "remedy": error.remedy}
     return Answer(document=document, view=lambda screen: draw_plan(screen, document, suggest=suggest))
+
+
+def _checked_trainer(recipe: Recipe, api: Any) -> dict[str, str]:
+    """Return why there are no numbers, once the trainer has found nothing in the recipe that it cannot run."""
+    from luthier.training.trainers.trainer_checks import check_trainer
+
+    trainer = check_trainer(recipe).trainer
+    assert trainer is not None
+    return {"problem": f"trainer {trainer.name!r} takes steps of its own", "remedy": "It finds no fault in the recipe."}
 
 
 def draw_plan(screen: Console, found: Mapping[str, Any], *, suggest: bool = False) -> None:

@@ -67,8 +67,8 @@ def prepare_data(
         return _streamed(data, Maker.of(data, copy.deepcopy(tokenizer)), wanted, given, given_validation, progress)
     maker, telling = Maker.of(data, tokenizer), data.cache
     train = make_supplies(data.train, given, "data", data.text_unit, telling=telling)
-    held = _validation(data, given_validation, telling=telling)
-    share, place = _share(data), None
+    held = validation_supplies(data, given_validation, telling=telling)
+    share, place = held_share(data), None
     if telling:
         others = {
             "drawn": [share, seed] if share and not held else None,
@@ -97,11 +97,11 @@ def _streamed(
     data: Data, maker: Maker, wanted: Wanted, given: Any, given_validation: Any, progress: Progress | None
 ) -> Prepared:
     """A stream of training rows, and the validation rows in memory."""
-    if _share(data):
+    if held_share(data):
         problem, remedy = "a stream has no share to hold back", "Give validation its own file."
         raise LuthierError("recipe-conflict", problem, where="data.validation", remedy=remedy)
-    stream, validation = stream_of(data, maker, _form_of, wanted, given), None
-    read = read_forms(data, _validation(data, given_validation, telling=False), wanted)
+    stream, validation = stream_of(data, maker, form_of, wanted, given), None
+    read = read_forms(data, validation_supplies(data, given_validation, telling=False), wanted)
     if read.forms:
         with making_rows(maker, len(read.forms), progress) as line:
             validation, stream.report.validation = line.make(read)
@@ -121,8 +121,8 @@ def _made(
     """The training set, the validation set or None, and the report of both."""
     read = read_forms(data, train, wanted)
     others = read_forms(data, held, wanted)
-    if not held and _share(data):
-        kept, drawn = _divided(len(read.forms), _share(data), seed)
+    if not held and held_share(data):
+        kept, drawn = divide_rows(len(read.forms), held_share(data), seed)
         read, others = read.chosen(kept, faults=True), read.chosen(drawn, faults=False)
     validation = None
     with making_rows(maker, len(read.forms) + len(others.forms), progress) as line:
@@ -150,7 +150,7 @@ def read_forms(data: Data, given: Sequence[Supply], wanted: Wanted) -> ReadRows:
     """Every row of the supplies as its format's form."""
     read = ReadRows()
     for supply in given:
-        form = _form_of(data, supply.rows, supply.source, wanted)
+        form = form_of(data, supply.rows, supply.source, wanted)
         if wanted.kind == "any":
             wanted = attrs.evolve(wanted, kind=FORMATS[form].kind)
         read.add(supply.rows, form, wanted, supply.source)
@@ -158,7 +158,7 @@ def read_forms(data: Data, given: Sequence[Supply], wanted: Wanted) -> ReadRows:
     return read
 
 
-def _form_of(data: Data, rows: Sequence[Row], source: Source, wanted: Wanted) -> str:
+def form_of(data: Data, rows: Sequence[Row], source: Source, wanted: Wanted) -> str:
     """Return a source's format, the recipe's or what its rows look like; it must be one that the loss takes."""
     form: str = data.format
     faults = [Fault.of(row.fault) for row in rows if row.fault is not None]
@@ -189,21 +189,22 @@ def _check_kind(form: str, kind: str, where: str) -> None:
     raise LuthierError("data-format", found, where=where, remedy=f"{GIVE[kind]}, or choose another loss.")
 
 
-def _validation(data: Data, given: Any, *, telling: bool) -> list[Supply]:
+def validation_supplies(data: Data, given: Any, *, telling: bool) -> list[Supply]:
     sources = data.validation if isinstance(data.validation, list) else []
     if given is None and not sources:
         return []
     return make_supplies(sources, given, "eval_data", data.text_unit, telling=telling)
 
 
-def _share(data: Data) -> float:
+def held_share(data: Data) -> float:
+    """Return the share of the rows that is held back for validation; 0 where validation has its own sources."""
     share = data.validation
     if isinstance(share, list) or 0 <= share <= 0.5:
         return 0.0 if isinstance(share, list) else share
     raise LuthierError("recipe-out-of-range", "a share is from 0 to 0.5", where="data.validation", found=share)
 
 
-def _divided(count: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def divide_rows(count: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the numbers of the rows for training and for validation, at least one of each, both in their order."""
     if count < 2:
         problem = "one row cannot be divided into training and validation"

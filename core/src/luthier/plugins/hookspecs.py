@@ -16,6 +16,7 @@ from luthier.plugins.records import (
     OptimizerRecord,
     ProviderRecord,
     QuantizerRecord,
+    TrainerRecord,
 )
 
 hookspec = pluggy.HookspecMarker("luthier")
@@ -76,6 +77,12 @@ def luthier_metrics() -> Iterable[MetricRecord]:
     return ()
 
 
+@hookspec
+def luthier_trainers() -> Iterable[TrainerRecord]:
+    """Trainers: loops of other libraries, which take the steps of a run in the place of Luthier's own."""
+    return ()
+
+
 HOOKS = {
     "adapter": "luthier_adapters",
     "loss": "luthier_losses",
@@ -86,4 +93,5 @@ HOOKS = {
     "operation": "luthier_operations",
     "exporter": "luthier_exporters",
     "metric": "luthier_metrics",
+    "trainer": "luthier_trainers",
 }

@@ -231,6 +231,18 @@ class MetricRecord(Record):
             raise LuthierError("plugin-invalid", problem, where=where, found=list(self.wants))
 
 
+@attrs.frozen(kw_only=True)
+class TrainerRecord(Record):
+    """A trainer: the loop of another library, which takes every step of a run in the place of Luthier's own.
+
+    `settings` names the settings of the run that it reads, such as "max_steps" or "data.max_length". The core reads
+    model, data, parts and places for it; a recipe that gives any other setting is refused by that setting's name.
+    """
+
+    kind: ClassVar[str] = "trainer"
+    settings: tuple[str, ...] = ()
+
+
 RECORDS: Final[dict[str, type[Record]]] = {
     cls.kind: cls
     for cls in (
@@ -243,6 +255,7 @@ RECORDS: Final[dict[str, type[Record]]] = {
         OperationRecord,
         ExporterRecord,
         MetricRecord,
+        TrainerRecord,
     )
 }
 KINDS: Final = tuple(RECORDS)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from luthier.plugins.records import Record
     from luthier.recipe.schema import Settings
 
-FIELDS: Final = ("adapter", "loss", "optimizer", "quantizer", "provider")  # one part each; callbacks: a list of them
+# one part each, callbacks and metrics being lists of them; an optional one may be none
+FIELDS: Final = ("adapter", "loss", "optimizer", "quantizer", "provider", "trainer")
+OPTIONAL: Final = frozenset(("trainer",))
 
 
 @attrs.frozen(kw_only=True)
@@ -75,11 +77,12 @@ class Resolved:
     provider: Part
     callbacks: tuple[Part, ...]
     metrics: tuple[Part, ...] = ()
+    trainer: Part | None = None  # None: Luthier's own loop
     plugins: Plugins = attrs.field(repr=False)
 
     def __iter__(self) -> Iterator[Part]:
         """Every part, the callbacks and metrics last."""
-        yield from (getattr(self, kind) for kind in FIELDS)
+        yield from (part for kind in FIELDS if (part := getattr(self, kind)) is not None)
         yield from (*self.callbacks, *self.metrics)
 
     def chosen(self) -> list[Chosen]:
@@ -93,10 +96,20 @@ class Resolved:
 def resolve_parts(recipe: Settings, plugins: Plugins | None = None) -> Resolved:
     """The parts that a recipe names, or a `LuthierError` at the option that is wrong. Imports no implementation."""
     known = plugins or installed_plugins()
-    single = {kind: find_part(getattr(recipe, kind), kind, kind, known) for kind in FIELDS}
+    single = {
+        kind: find_part(value, kind, kind, known)
+        for kind in FIELDS
+        if not is_absent(kind, value := getattr(recipe, kind))
+    }
     watchers = tuple(find_part(c, "callback", f"callbacks.{i}", known) for i, c in enumerate(recipe.callbacks))
     metrics = tuple(find_part(m, "metric", f"metrics.{i}", known) for i, m in enumerate(recipe.metrics))
     return Resolved(**single, callbacks=watchers, metrics=metrics, plugins=known)
+
+
+def is_absent(kind: str, value: Any) -> bool:
+    """Return True if a recipe's field holds no part, and may hold none."""
+    named = value.get("name", value) if isinstance(value, Mapping) else value
+    return kind in OPTIONAL and bare_value(named) is None
 
 
 def find_part(value: Any, kind: str, where: str, plugins: Plugins) -> Part:

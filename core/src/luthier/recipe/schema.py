@@ -135,6 +135,7 @@ class Settings:
         help="Who watches the run besides progress, jsonl and plot; '-plot' takes one of these away, [] takes all.",
     )
     provider: Any = option("local", help="Where it trains.")
+    trainer: Any = option(None, help="The loop of another library that takes the steps; none: Luthier's own.")
 
     adapter_from: str | None = option(None, help="A trained adapter, or its run: the run begins with its weights.")
     reference: Literal["auto", "initial", "base"] | OtherModel = option(

@@ -11,7 +11,7 @@ from typing import Any, Final
 import attrs
 
 from luthier.plugins.registry import Plugins, installed_plugins
-from luthier.recipe.parts import FIELDS, part_identity, plain_value, to_plain
+from luthier.recipe.parts import FIELDS, is_absent, part_identity, plain_value, to_plain
 from luthier.recipe.reading.paths import escape_variables, locate_paths
 from luthier.recipe.schema import Settings
 
@@ -29,7 +29,7 @@ def plain_recipe(recipe: Settings, plugins: Plugins | None = None) -> dict[str, 
     result: dict[str, Any] = {}
     for field in attrs.fields(Settings):
         value = getattr(recipe, field.name)
-        if field.name in FIELDS:
+        if field.name in FIELDS and not is_absent(field.name, value):
             result[field.name] = to_plain(value, field.name, field.name, known)
         elif field.name == "callbacks":
             result["exact_callbacks"] = [to_plain(c, "callback", f"callbacks.{i}", known) for i, c in enumerate(value)]

@@ -83,6 +83,9 @@ def make_package(name: str, kind: str, folder: Path, data: str = "tokens") -> Pa
 
 def render(name: str, kind: str, data: str = "tokens") -> dict[str, str]:
     """Path -> text of every file of the package, without writing any."""
+    if not _has_template(f"{kind}/part.py.txt"):
+        remedy = "See docs/hooks.md for its record and protocol."
+        raise LuthierError("part-unsupported", f"there is no beginning of a {kind}", where="kind", remedy=remedy)
     templates = kind if data == "tokens" else f"{kind}-{data}"
     identifier = name.replace("-", "_")
     words = {

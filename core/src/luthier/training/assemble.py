@@ -12,6 +12,7 @@ from luthier.data.formats.wanted import Wanted
 from luthier.data.prepare import Prepared
 from luthier.distributed.join import device_name
 from luthier.distributed.world import World
+from luthier.errors import LuthierError
 from luthier.hardware import devices, threads
 from luthier.logs import get_logger
 from luthier.memory.case import Case
@@ -117,8 +118,17 @@ def _settle_setup(setup: Setup, resolved: Resolved, began: threads.Glance) -> No
     settle_evaluation(setup, resolved)
 
 
+def _refuse_trainer(resolved: Resolved) -> None:
+    """Raise `part-unsupported` where a recipe names a trainer: what is asked for is done by Luthier's own loop."""
+    if resolved.trainer is not None:
+        problem = f"trainer {resolved.trainer.name!r} takes the steps of this recipe, and this is of Luthier's own loop"
+        remedy = "Leave trainer out, or use `luthier train`, `generate`, `merge` and `export`."
+        raise LuthierError("part-unsupported", problem, where="trainer", remedy=remedy)
+
+
 def usable_device(recipe: Recipe, resolved: Resolved, world: World) -> torch.device:
     """The run's device; what the parts, the device or the length cannot do is refused."""
+    _refuse_trainer(resolved)
     device = devices.choose_device(device_name(recipe.device, world))
     check_parts(recipe, resolved, device.type)
     check_quantizer(recipe.model.name_or_path, resolved.quantizer.to_plain())

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from luthier.artifacts.note import make_note
+from luthier.artifacts.note import Prompting, make_note
 from luthier.artifacts.save import artifact_name, save_adapter, save_merged
 from luthier.checkpoint import folder as checkpoint
 from luthier.checkpoint.shards import as_held, gather_states
@@ -130,7 +130,7 @@ def _record(
         "data": assembled.prepared.train.fingerprint,
         "base": fingerprint.of_model(recipe.model.name_or_path),
         "parts": parts,
-        "note": make_note(recipe.to_dict(), run_id, parts, assembled.prepared, files),
+        "note": make_note(recipe.to_dict(), run_id, parts, Prompting.of_rows(assembled.prepared), files),
         **record_environment(str(assembled.setup.device)),
     }
     began = {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seed": recipe.seed}

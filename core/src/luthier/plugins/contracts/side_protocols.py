@@ -1,4 +1,4 @@
-"""The contracts of the kinds that stand beside training: callbacks, operations, exporters and metrics."""
+"""The contracts of the kinds that stand beside training: callbacks, operations, exporters, metrics, and trainers."""
 
 from __future__ import annotations
 
@@ -83,3 +83,23 @@ class Metric(Protocol):
     def score_tokens(self, statistics: TokenStatistics) -> tuple[float, float]:
         """Return the (sum, count) that the supervised tokens of one micro-batch add."""
         raise LuthierError("part-invalid", "a metric over tokens needs score_tokens", where="metric")
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """The loop of another library, which takes every step of a run in the place of Luthier's own.
+
+    The core has the run's folder, lock, record, callbacks and artifact; it loads the model, its quantizer and its
+    adapter, reads the rows as prompts, and builds the optimizer.
+    """
+
+    @abstractmethod
+    def train(self, session: Any) -> None:
+        """Take every step of the run, and tell the `TrainerSession` of each as it is done.
+
+        `session.run.stop_reason` is not None once the run is to end after the step that it is in.
+        """
+        ...
+
+    def check(self, recipe: Any) -> None:
+        """Raise `LuthierError` for a recipe that the library cannot run as it is meant; nothing is loaded yet."""

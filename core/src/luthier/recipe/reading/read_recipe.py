@@ -18,7 +18,7 @@ from luthier.plugins.structure import bare_value, place_error, structure_value
 from luthier.recipe.artifact_note import RECORD
 from luthier.recipe.checks.contradictions import batch_product
 from luthier.recipe.checks.other_models import open_run_model
-from luthier.recipe.parts import FIELDS, Part, default_options, find_part, plain_options, plain_value
+from luthier.recipe.parts import FIELDS, Part, default_options, find_part, is_absent, plain_options, plain_value
 from luthier.recipe.reading.aliases import joined_betas, quantized_names, rename_alias
 from luthier.recipe.reading.callback_list import ADDED, EXACT, read_callbacks
 from luthier.recipe.reading.draft import Draft, Entry, Layer, default_of, label_error
@@ -96,7 +96,8 @@ def _begun(source: object, plugins: Plugins) -> tuple[Layer, Mapping[str, Any]]:
 
 def _given_settings(recipe: Settings, plugins: Plugins) -> dict[str, Any]:
     """What a recipe says beside the defaults, as plain data; objects of the caller's stay objects."""
-    settings = {kind: _brief(getattr(recipe, kind), kind, kind, plugins) for kind in FIELDS}
+    held = {kind: getattr(recipe, kind) for kind in FIELDS}
+    settings = {kind: _brief(part, kind, kind, plugins) for kind, part in held.items() if not is_absent(kind, part)}
     settings[EXACT] = [_brief(c, "callback", f"{ADDED}.{i}", plugins) for i, c in enumerate(recipe.callbacks)]
     others = [f.name for f in attrs.fields(Settings) if f.name not in (*settings, ADDED)]
     given = {name: getattr(recipe, name) for name in others}
@@ -212,7 +213,8 @@ def _size_batch(tree: dict[str, Any]) -> None:
 
 def _found_part(tree: dict[str, Any], kind: str, plugins: Plugins) -> Any:
     """A part field's options object, its default's included, or the caller's own object."""
-    return _held(find_part(tree.get(kind, default_of(kind)), kind, kind, plugins))
+    value = tree.get(kind, default_of(kind))
+    return None if is_absent(kind, value) else _held(find_part(value, kind, kind, plugins))
 
 
 def _held(part: Part) -> Any:

@@ -107,5 +107,5 @@ def _absent(run: Path, problem: str) -> LuthierError:
 
 
 def run_recipe(run: Path) -> Recipe:
-    """Return a run's recipe without its callbacks, which watch training alone and may have been objects in Python."""
-    return Recipe.load(run / RECIPE, {"callbacks": []}, environ={})
+    """Return a run's recipe without callbacks and trainer: they are for training, and may be objects in Python."""
+    return Recipe.load(run / RECIPE, {"callbacks": [], "trainer": None}, environ={})

@@ -1,0 +1,245 @@
+"""Trainers: another loop takes the steps, and folder, callbacks, checkpoints and artifact are those of any run."""
+
+import json
+
+import luthier
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from luthier import LuthierError, Recipe
+from luthier.data.prompt_rows import read_prompts
+from luthier.demo import MODEL
+from luthier.recipe.schema import Data, Source
+from luthier.training.trainers.trainer_checks import check_trainer
+from luthier.training.trainers.trainer_session import WithoutAdapter
+from transformers import AutoTokenizer
+
+ROWS = [{"prompt": f"The {word}", "answer": word} for word in ("cat", "dog", "sun", "sea")]
+
+
+class Likelihood:
+    """A trainer as small as can be: it makes the words of each prompt likelier, a row a step."""
+
+    settings = ("max_steps", "learning_rate")
+    provides = frozenset(("trainable-weights",))
+
+    def __init__(self, stop_after=None):
+        self.stop_after, self.before = stop_after, None
+
+    def train(self, session):
+        self.before = session.reference()
+        session.begin(session.recipe.max_steps)
+        for step in range(1, session.recipe.max_steps + 1):
+            session.step_started(step)
+            loss = self.loss_of(session.model, session)
+            loss.backward()
+            session.gradients_ready()
+            session.optimizer.step()
+            session.optimizer.zero_grad()
+            if step == self.stop_after:
+                session.run.request_stop("enough")
+            session.step_ended(float(loss.detach()), float(step), samples=1)
+            session.logged({"loss": float(loss.detach()), "reward": 1.0 / step})
+            if session.run.stop_reason is not None:
+                break
+        session.evaluated({"eval_reward": 0.5})
+        self.apart = float(self.loss_of(self.before, session)), float(self.loss_of(session.model, session).detach())
+
+    @staticmethod
+    def loss_of(model, session):
+        ids = torch.tensor([session.tokenizer(session.rows[0].prompt)["input_ids"]])
+        return model(input_ids=ids, labels=ids, attention_mask=torch.ones_like(ids)).loss
+
+
+class Watcher:
+    """What happens, in order."""
+
+    def __init__(self):
+        self.seen = []
+
+    @luthier.event
+    def run_started(self, run):
+        self.seen.append(("run_started", run.total_steps))
+
+    @luthier.event
+    def step_ended(self, run, step, metrics):
+        self.seen.append(("step_ended", step))
+
+    @luthier.event
+    def logged(self, run, step, metrics):
+        self.seen.append(("logged", step, metrics["reward"]))
+
+    @luthier.event
+    def saved(self, run, step, path):
+        self.seen.append(("saved", step))
+
+    @luthier.event
+    def evaluated(self, run, metrics):
+        self.seen.append(("evaluated", metrics["eval_reward"]))
+
+    @luthier.event
+    def stopped(self, run, step, reason):
+        self.seen.append(("stopped", step, reason))
+
+    @luthier.event
+    def completed(self, run, result):
+        self.seen.append(("completed", result.steps))
+
+    @luthier.event
+    def failed(self, run, error):
+        self.seen.append(("failed", str(error)))
+
+
+def train(folder, trainer=None, **settings):
+    settings = {"max_steps": 2, "learning_rate": 1e-2, "callbacks": ["jsonl"], "data": ROWS, **settings}
+    return luthier.train(model="demo", trainer=trainer or Likelihood(), output_dir=folder, **settings)
+
+
+def test_a_trainer_takes_the_steps_and_the_core_has_the_rest(tmp_path):
+    watcher, trainer = Watcher(), Likelihood()
+    run = train(tmp_path / "run", trainer, callbacks=["jsonl", watcher], save_steps=1)
+    assert watcher.seen == [
+        *(("run_started", 2), ("step_ended", 1), ("saved", 1), ("logged", 1, 1.0)),
+        *(("step_ended", 2), ("saved", 2), ("logged", 2, 0.5), ("evaluated", 0.5), ("completed", 2)),
+    ]
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line.get("reward") for line in lines] == [1.0, 0.5, None]
+    assert lines[-1]["eval_reward"] == 0.5
+    before, after = trainer.apart
+    assert before == run.loss_history[0] > run.loss_history[1] > after  # the reference stays where the policy began
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["state"] == "completed" and record["total_steps"] == 2
+    said = luthier.generate(tmp_path / "run", "The", max_new_tokens=4)
+    assert (
+        said
+        == luthier.generate(tmp_path / "run", "The", max_new_tokens=4, step=2)
+        == run.generate("The", max_new_tokens=4)
+    )
+
+
+def test_a_trainer_stops_where_it_is_asked_and_a_finished_run_is_given_back(tmp_path):
+    watcher = Watcher()
+    run = train(tmp_path / "run", Likelihood(stop_after=1), callbacks=[watcher], save_final=False)
+    assert (run.steps, run.stop_reason) == (1, "enough")
+    assert ("stopped", 1, "enough") in watcher.seen
+    assert train(tmp_path / "run", callbacks=[watcher], save_final=False).run_id == run.run_id
+
+
+def test_what_ends_a_trainer_is_in_the_record_and_the_run_cannot_go_on(tmp_path):
+    class Broken(Likelihood):
+        def train(self, session):
+            session.begin(1)
+            raise ValueError("no such luck")
+
+    watcher = Watcher()
+    with pytest.raises(ValueError, match="luck"):
+        train(tmp_path / "run", Broken(), callbacks=[watcher])
+    assert watcher.seen[-1] == ("failed", "no such luck")
+    assert json.loads((tmp_path / "run/run.json").read_text())["state"] == "failed"
+    with pytest.raises(LuthierError, match="cannot go on with a run that was cut off"):
+        train(tmp_path / "run", Broken(), callbacks=[watcher])
+
+
+UNREAD = {"num_threads": 1, "layerwise_lr_decay": 0.5, "num_train_epochs": 2.0, "data.train_on": "all"}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_a_setting_that_the_trainer_does_not_read_is_refused_by_its_name(name):
+    data, settings = {"path": "rows.jsonl"}, {}
+    (data if name.startswith("data.") else settings)[name.removeprefix("data.")] = UNREAD[name]
+    recipe = Recipe.from_dict({"model": "demo", "data": data, "max_steps": 1, "trainer": Likelihood(), **settings})
+    with pytest.raises(LuthierError, match="nothing reads it") as caught:
+        check_trainer(recipe)
+    assert caught.value.where == name
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"tokenizer": AutoTokenizer.from_pretrained(MODEL)}, "tokenizer"),
+        ({"resume": "run/checkpoints/step-00000001"}, "resume"),
+    ],
+)
+def test_what_only_the_own_loop_can_do_is_refused(settings, where, tmp_path):
+    settings = {"model": "demo", **settings}
+    with pytest.raises(LuthierError) as caught:
+        luthier.train(trainer=Likelihood(), output_dir=tmp_path, data=ROWS, max_steps=1, **settings)
+    assert caught.value.where == where
+
+
+def test_a_plan_and_an_evaluation_say_whose_the_steps_are():
+    with pytest.raises(LuthierError, match="takes the steps of this recipe"):
+        luthier.plan(model="demo", data=ROWS, trainer=Likelihood(), max_steps=1)
+
+
+def test_no_trainer_is_written_as_none_and_read_back(tmp_path):
+    recipe = Recipe.from_dict({"model": "demo", "data": "rows.jsonl"})
+    assert recipe.to_dict()["trainer"] is None
+    recipe.write(tmp_path / "recipe.yaml")
+    assert Recipe.load(tmp_path / "recipe.yaml").trainer is None
+
+
+def test_a_reference_without_its_adapter_leaves_the_policy_in_its_mode():
+    class Switch:
+        def disabled(self):
+            return torch.no_grad()
+
+    model = torch.nn.Linear(2, 2).train()
+    reference = WithoutAdapter(model, Switch())
+    reference.eval()
+    assert model.training and not list(reference.parameters())
+    assert not reference(torch.ones(1, 2)).requires_grad
+
+
+texts = st.text(st.characters(codec="ascii", categories=["L"]), min_size=1, max_size=8)
+
+
+@given(rows=st.lists(st.tuples(texts, texts), min_size=2, max_size=9), share=st.sampled_from((0.0, 0.3, 0.5)))
+def test_every_row_is_a_prompt_once_with_its_columns(rows, share):
+    data = Data(train=[Source(path="rows")], validation=share)
+    given_rows = [{"prompt": prompt, "answer": answer} for prompt, answer in rows]
+    train_rows, held = read_prompts(data, given_rows, None, seed=0)
+    assert sorted((row.prompt, row.columns["answer"]) for row in (*train_rows, *held)) == sorted(rows)
+    assert bool(held) == (share > 0)
+
+
+@given(talk=st.lists(texts, min_size=1, max_size=4))
+def test_the_prompt_of_a_conversation_is_what_stands_before_its_last_answer(talk):
+    messages = [
+        {"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate([*talk, "end"])
+    ]
+    if len(messages) % 2:
+        messages.append({"role": "assistant", "content": "end"})
+    data = Data(train=[Source(path="rows")])
+    ((row,), _) = read_prompts(data, [{"messages": messages, "level": 3}], None, seed=0)
+    assert row.prompt == messages[:-1]
+    assert row.columns == {"level": 3}
+
+
+@pytest.mark.parametrize(
+    ("rows", "code"),
+    [
+        ([{"prompt": ""}], "data-row"),
+        ([{"prompt": ["a"]}], "data-row"),
+        ([{"text": "a story"}], "data-format"),
+        ([{"prompt": "a"}, {"prompt": [{"role": "user", "content": "b"}]}], "data-format"),
+        ([{"messages": [{"role": "assistant", "content": "an answer alone"}]}], "data-row"),
+    ],
+)
+def test_rows_of_which_no_prompt_can_be_told_are_refused(rows, code):
+    with pytest.raises(LuthierError) as caught:
+        read_prompts(Data(train=[Source(path="rows")]), rows, None, seed=0)
+    assert caught.value.code == code
+
+
+def test_prompts_longer_than_max_length_are_dropped_or_an_error(tmp_path):
+    rows = [*ROWS, {"prompt": "The sea " * 30, "answer": "long"}]
+    trainer = Likelihood()
+    trainer.settings = (*trainer.settings, "data.max_length", "data.overlong")
+    seen = []
+    trainer.train = lambda session: seen.append(len(session.rows)) or Likelihood.train(trainer, session)
+    train(tmp_path / "run", trainer, data=rows, max_steps=1, **{"data.max_length": 16})
+    assert seen == [len(ROWS)]
+    with pytest.raises(LuthierError, match="more than 16"):
+        train(tmp_path / "other", trainer, data=rows, **{"data.max_length": 16, "data.overlong": "error"})

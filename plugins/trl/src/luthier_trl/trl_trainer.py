@@ -1,0 +1,193 @@
+"""The trainer: a recipe's settings as TRL's configuration, and TRL's loop over a session of Luthier's."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import datasets
+import transformers
+from luthier import LuthierError, Recipe, TrainerSession
+from torch import nn
+from trl.trainer.utils import add_fused_lm_head
+
+from luthier_trl.bridge import SessionCallback, connected_trainer
+from luthier_trl.options import given_options, trl_classes
+from luthier_trl.rewards import RESERVED, ROW, CheckedReward, find_reward
+
+SCHEDULES: Final = tuple(kind.value for kind in transformers.SchedulerType)
+CHOICES: Final = {
+    "precision": ("auto", "float32", "bf16"),
+    "gradient_checkpointing": (False, True),
+    "lr_scheduler_type": SCHEDULES,
+    "data.overlong": ("auto", "drop", "error"),
+}
+NUMBERS: Final = ("learning_rate", "global_batch_size", "max_tokens_per_device")  # which may be `auto` elsewhere
+
+
+class TrlTrainer:
+    """One of TRL's trainers, as `options.method` says."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+        self.config_class, self.trainer_class = trl_classes(options.method)
+        self.where = f"trainer trl.{options.method}"
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise for what TRL cannot be told, for options that it refuses, and for rewards that are not there."""
+        for name, known in CHOICES.items():
+            value = getattr(recipe.data, name[5:]) if name.startswith("data.") else getattr(recipe, name)
+            if value not in known:
+                raise LuthierError("recipe-out-of-range", f"{self.where} has no such choice", where=name, found=value,
+                                   remedy=f"Choose one of: {', '.join(map(str, known))}.")  # fmt: skip
+        for name in NUMBERS:
+            if getattr(recipe, name) == "auto":
+                raise LuthierError("recipe-out-of-range", f"{self.where} needs a number", where=name, found="auto",
+                                   remedy="Write one.")  # fmt: skip
+        if self.options.method == "online_dpo" and recipe.data.validation:
+            raise LuthierError("recipe-conflict", f"nothing reads it: {self.where} does not evaluate",
+                               where="data.validation", remedy="Leave it out.")  # fmt: skip
+        for name in self.reward_names:
+            find_reward(name, "trainer.reward")
+        self.configuration(recipe, "unused", use_cpu=True)
+
+    @property
+    def reward_names(self) -> list[str]:
+        """The rewards' names, in the order of `reward_weights`."""
+        reward = self.options.reward
+        return reward if isinstance(reward, list) else [reward]
+
+    def train(self, session: TrainerSession) -> None:
+        """Let TRL take every step of the session."""
+        columns = sorted({name for row in (*session.rows, *session.validation) for name in row.columns} - {*RESERVED})
+        rewards = [
+            CheckedReward.of_function(name, find_reward(name, "trainer.reward"), columns) for name in self.reward_names
+        ]
+        head = session.model.get_output_embeddings()
+        if type(head) is not nn.Linear:
+            raise LuthierError("part-unsupported", "TRL reads the weight of the head, which has an adapter or another "
+                               "form", where="adapter.target_modules", found=type(head).__name__)  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder, _unpatched(session.model):
+            use_cpu = session.model.device.type == "cpu"
+            trainer = self._made(session, self.configuration(session.recipe, folder, use_cpu=use_cpu), rewards, columns)
+            with explained(self.where):
+                trainer.train()
+
+    def _made(self, session: TrainerSession, arguments: Any, rewards: list[CheckedReward], columns: list[str]) -> Any:
+        """Return TRL's trainer over the session's model, with its reference where the objective has one."""
+        reference = session.reference() if self._needs_reference(arguments) else None
+        beta = arguments.beta
+        rows, held = (_dataset(each, columns) for each in (session.rows, session.validation))
+        also = {"ref_model": reference} if self.options.method == "online_dpo" else {}
+        if not also:
+            arguments.beta = 0.0  # else TRL reads the model a second time, by its name
+        told = SessionCallback(session)
+        with explained(self.where):
+            trainer = connected_trainer(self.trainer_class, session)(
+                model=session.model, reward_funcs=rewards, args=arguments, train_dataset=rows,
+                eval_dataset=held if session.validation else None, processing_class=copy.deepcopy(session.tokenizer),
+                optimizers=(session.optimizer, None), callbacks=[told], **also,
+            )  # fmt: skip
+        told.trainer = trainer
+        trainer.remove_callback(transformers.PrinterCallback)
+        if not also:
+            arguments.beta = trainer.beta = beta
+            trainer.ref_model = reference
+        if isinstance(reference, transformers.PreTrainedModel) and not also:
+            add_fused_lm_head(reference, temperature=arguments.temperature)  # as TRL does with its own
+        return trainer
+
+    def _needs_reference(self, arguments: Any) -> bool:
+        return self.options.method == "online_dpo" or arguments.beta != 0.0
+
+    def configuration(self, recipe: Recipe, folder: str, *, use_cpu: bool) -> Any:
+        """Return TRL's configuration of a recipe; `recipe-out-of-range` with TRL's words where it refuses it."""
+        size, accumulation = self._batch(recipe)
+        arguments = {
+            **given_options(self.options),
+            **run_settings(recipe),
+            "output_dir": folder,
+            "per_device_train_batch_size": size,
+            "per_device_eval_batch_size": self._group,
+            "gradient_accumulation_steps": accumulation,
+            "dataloader_pin_memory": not use_cpu,
+            "use_cpu": use_cpu,
+        }
+        if self.options.method == "online_dpo":
+            arguments["max_length"] = recipe.data.max_length + self.options.max_new_tokens
+        with explained(self.where), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of names that TRL itself sets
+            return self.config_class(**arguments)
+
+    @property
+    def _group(self) -> int:
+        """How many answers TRL counts for each prompt; online DPO counts prompts."""
+        return 1 if self.options.method == "online_dpo" else self.options.num_generations
+
+    def _batch(self, recipe: Recipe) -> tuple[int, int]:
+        """The size of one pass, the largest that divides the step's and stays within `max_tokens_per_device`."""
+        is_online = self.options.method == "online_dpo"
+        answer = self.options.max_new_tokens if is_online else self.options.max_completion_length
+        longest = (recipe.data.max_length + (answer or 0)) * (2 if is_online else 1)
+        total = int(recipe.global_batch_size) * self._group
+        most = max(int(recipe.max_tokens_per_device) // longest, 1)
+        size = max(number for number in range(1, min(most, total) + 1) if total % number == 0)
+        return size, total // size
+
+
+def run_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return what transformers' arguments say of a run, as the recipe has it; nothing is reported, saved or sent."""
+    return {
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": recipe.lr_scheduler_type,
+        "warmup_steps": recipe.warmup_steps or recipe.warmup_ratio,
+        "num_train_epochs": recipe.num_train_epochs,
+        "max_steps": -1 if recipe.max_steps is None else recipe.max_steps,
+        "max_grad_norm": recipe.max_grad_norm or 0.0,
+        "bf16": recipe.precision == "bf16",
+        "gradient_checkpointing": recipe.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "logging_steps": recipe.logging_steps,
+        "eval_strategy": "no" if recipe.eval_steps is None else "steps",
+        "eval_steps": recipe.eval_steps,
+        "eval_on_start": recipe.eval_on_start,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": recipe.seed,
+    }
+
+
+@contextmanager
+def explained(where: str) -> Iterator[None]:
+    """Raise `recipe-out-of-range` with TRL's words where it refuses what it is given."""
+    try:
+        yield
+    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+        problem, remedy = f"TRL says: {error}", "Change the option that it names."
+        raise LuthierError("recipe-out-of-range", problem, where=where, remedy=remedy) from error
+
+
+def _dataset(rows: Any, columns: list[str]) -> datasets.Dataset:
+    """Return the prompts as TRL takes them: with every column, and each row's place."""
+    return datasets.Dataset.from_list(
+        [{**{name: row.columns.get(name) for name in columns}, "prompt": row.prompt, ROW: row.where} for row in rows]
+    )
+
+
+@contextmanager
+def _unpatched(model: Any) -> Iterator[None]:
+    """Give the model back as it came: TRL puts a forward of its own on it, and a padding token into its configs."""
+    configs = (model.config.get_text_config(), model.generation_config)
+    before, had_forward = [config.pad_token_id for config in configs], "forward" in vars(model)
+    try:
+        yield
+    finally:
+        if not had_forward:
+            vars(model).pop("forward", None)
+        for config, token in zip(configs, before, strict=True):
+            config.pad_token_id = token

@@ -1,0 +1,154 @@
+"""TRL's trainers from a recipe: their steps, our data, adapters, numbers, checkpoints and artifact."""
+
+import json
+from pathlib import Path
+
+import luthier
+import luthier_trl
+import pytest
+from luthier import LuthierError, Recipe
+from luthier.cli.app import app
+from luthier.plugins.registry import installed_plugins
+from luthier.testing import checks_for
+from luthier_trl import CONFIGS, luthier_trainers
+from typer.testing import CliRunner
+
+pytestmark = pytest.mark.slow  # TRL takes ten seconds to import
+PROMPTS = ["Once upon a time", "The cat", "A dog went", "She said", "In the morning", "He wanted", "They lived", "I am"]
+ROWS = [{"prompt": text, "answer": str(number)} for number, text in enumerate(PROMPTS)]
+LORA = {"name": "lora", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
+LENGTHS = {"grpo": "max_completion_length", "rloo": "max_completion_length", "gmpo": "max_completion_length",
+           "online_dpo": "max_new_tokens"}  # fmt: skip
+
+
+def few_vowels(completions):
+    """The share of letters that are no vowel."""
+    return [sum(c.isalpha() and c not in "aeiouAEIOU" for c in text) / max(len(text), 1) for text in completions]
+
+
+def settings_of(method="grpo", **trainer):
+    own = {"name": f"trl.{method}", "reward": few_vowels, LENGTHS[method]: 12, **trainer}
+    return {"model": "demo", "data": {"path": "python:list", "max_length": 16}, "adapter": LORA, "trainer": own,
+            "learning_rate": 3e-3, "global_batch_size": 4, "max_steps": 2, "callbacks": ["jsonl"]}  # fmt: skip
+
+
+def train(folder, method="grpo", trainer=(), rows=ROWS, **settings):
+    merged = {**settings_of(method, **dict(trainer)), "data": rows, "output_dir": folder, **settings}
+    merged.setdefault("data.max_length", 16)
+    return luthier.train(**merged)
+
+
+def command(*words):
+    """What a command prints, which ends well."""
+    result = CliRunner().invoke(app, list(words))
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def numbers_of(run):
+    return [json.loads(line) for line in (run.output_path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_grpo_raises_the_mean_reward_and_its_checkpoint_opens_as_ours(tmp_path):
+    recipe = tmp_path / "grpo.yaml"
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    recipe.write_text(json.dumps({
+        **settings_of(num_generations=8, reward="distinct_words", max_completion_length=24),
+        "data": {"path": "rows.jsonl", "max_length": 16}, "max_steps": 16, "save_steps": 8, "output_dir": "run",
+    }))  # fmt: skip
+    command("train", str(recipe))
+    lines = numbers_of(luthier.train(recipe))
+    rewards = [line["reward"] for line in lines]
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.01
+    assert {"loss", "learning_rate", "grad_norm", "rewards/distinct_words/mean", "completions/mean_length"} <= set(
+        lines[0]
+    )
+    command("generate", str(tmp_path / "run"), "The", "--step", "8")
+    command("merge", str(tmp_path / "run"), "--output-dir", str(tmp_path / "merged"))
+    again = {luthier.generate(place, "The cat", max_new_tokens=6) for place in (tmp_path / "run", tmp_path / "merged")}
+    assert len(again) == 1
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_each_trainer_trains_each_kind_of_adapter_towards_a_reference(method, adapter, tmp_path):
+    trainer = {"beta": [0.1] if method == "online_dpo" else 0.1} | (
+        {} if method == "online_dpo" else {"num_generations": 2}
+    )
+    run = train(tmp_path / "run", method, trainer, adapter=adapter, learning_rate=1e-3)
+    first = numbers_of(run)[0]
+    assert run.steps == 2
+    assert first.get("kl", first.get("objective/kl")) == pytest.approx(0.0, abs=1e-4)  # the policy is where it began
+    assert luthier.generate(run.output_path, "The", max_new_tokens=3) == run.generate("The", max_new_tokens=3)
+
+
+def test_options_and_settings_have_an_effect_that_shows(tmp_path):
+    plain = train(tmp_path / "plain", trainer={"num_generations": 2})
+    other = train(tmp_path / "seed", trainer={"num_generations": 2}, seed=3)
+    cut = train(tmp_path / "cut", trainer={"num_generations": 2, "max_completion_length": 4})
+    clipped = train(tmp_path / "clip", trainer={"num_generations": 2}, max_grad_norm=1e-9)
+    assert numbers_of(plain)[0]["reward"] != numbers_of(other)[0]["reward"]
+    assert numbers_of(cut)[0]["completions/max_length"] == 4
+    assert numbers_of(clipped)[0]["reward"] == numbers_of(plain)[0]["reward"]
+    split = train(tmp_path / "split", trainer={"num_generations": 2}, max_tokens_per_device=56)
+    assert split.loss_history[0] == pytest.approx(plain.loss_history[0], abs=1e-5)
+    scored = train(tmp_path / "eval", trainer={"num_generations": 2}, eval_data=ROWS[:2])
+    assert 0 < scored.eval_metrics["eval_reward"] < 1
+
+
+BROKEN = {"raises": lambda completions: 1 / 0, "nan": lambda completions: [float("nan")] * len(completions)}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_reward_that_fails_ends_the_run_with_its_name_and_row(name, tmp_path):
+    with pytest.raises(LuthierError, match=r"reward 'python:.*row data\[\d\]") as caught:
+        train(tmp_path / "run", trainer={"reward": BROKEN[name], "num_generations": 2})
+    assert caught.value.code == "part-broken"
+    assert json.loads((tmp_path / "run/run.json").read_text())["state"] == "failed"
+
+
+REFUSED = [
+    ({"trainer": {"use_vllm": True}}, "trainer.use_vllm"),
+    ({"trainer": {"learning_rate": 1.0}}, "trainer.learning_rate"),
+    ({"trainer": {"num_generations": 1}}, "trainer trl.grpo"),
+    ({"trainer": {"reward": "nothing"}}, "trainer.reward"),
+    ({"lr_scheduler_type": "one_cycle"}, "lr_scheduler_type"),
+    ({"precision": "fp16"}, "precision"),
+    ({"loss": "shaped_sft"}, "loss"),
+    ({"reference": "base"}, "reference"),
+    ({"adapter": "prompt"}, "adapter"),
+    ({"quantizer": "bitnet"}, "quantizer"),
+]
+
+
+@pytest.mark.parametrize(("changed", "where"), REFUSED, ids=[where for _, where in REFUSED])
+def test_what_does_not_map_is_refused_by_name_before_a_folder_appears(changed, where, tmp_path):
+    changed = dict(changed)
+    with pytest.raises(LuthierError) as caught:
+        train(tmp_path / "run", trainer=changed.pop("trainer", {}), **changed)
+    assert where in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_checks_the_trainer_and_says_that_it_has_no_numbers(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[0]))
+    recipe = Recipe.from_dict({**settings_of(), "data": {"path": str(tmp_path / "rows.jsonl")}})
+    recipe.write(Path(tmp_path / "recipe.yaml"))
+    said = command("plan", str(tmp_path / "recipe.yaml"))
+    assert "trl.grpo" in said
+    assert "takes steps of its own" in said
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_a_record_conforms(method):
+    record = next(record for record in luthier_trainers() if record.name == f"trl.{method}")
+    example = getattr(luthier_trl, CONFIGS[method])(reward="exact_match")
+    for check in checks_for(record, together=luthier_trainers(), examples=[example], vary=False):
+        check()
+
+
+def test_the_options_are_trls_own_and_named_as_there():
+    for name, config in CONFIGS.items():
+        options = installed_plugins().options(installed_plugins().get("trainer", f"trl.{name}"))
+        assert options.__name__ == config
+        assert getattr(luthier_trainers, "__module__", "") == "luthier_trl"
