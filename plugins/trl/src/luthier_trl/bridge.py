@@ -80,7 +80,7 @@ class SessionCallback(transformers.TrainerCallback):
         ends = session.run.stop_reason is not None or state.global_step >= state.max_steps
         control.should_training_stop |= ends
         control.should_log |= ends
-        control.should_evaluate |= bool(session.validation) and (ends or session.run.wants_evaluation)
+        control.should_evaluate |= bool(session.validation) and (ends or session.wants_evaluation)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         known = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, numbers.Real)}

@@ -189,7 +189,7 @@ def _run(session: TrainerSession, record: dict[str, Any], resolved: Resolved) ->
     assert resolved.trainer is not None
     trainer = resolved.build(resolved.trainer)
     with _recorded(session, record), session.parts.saver:
-        with handle_signals(run):
+        with handle_signals(run.control):
             trainer.train(session)
         if run.signal is not None:
             session.parts.hooks.stopped(run=run, step=run.step, reason=f"signal {run.signal}")

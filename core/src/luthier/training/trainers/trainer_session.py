@@ -39,7 +39,7 @@ class TrainerSession:
     `optimizer` is the recipe's, its groups at the recipe's learning rate. `rows` and `validation` are prompts.
     A trainer calls `begin`, then for each step `step_started`, `gradients_ready` and `step_ended`, and
     as they come `logged`, `evaluated` and `epoch_ended`. After `step_ended` it looks at `run.stop_reason` and
-    `run.wants_evaluation`.
+    `wants_evaluation`.
     """
 
     recipe: Recipe
@@ -66,6 +66,11 @@ class TrainerSession:
         self.run.step = step
         self.parts.hooks.step_started(run=self.run, step=step)
 
+    @property
+    def wants_evaluation(self) -> bool:
+        """True where an evaluation is asked for after this step."""
+        return self.run.control.wants_evaluation
+
     def gradients_ready(self) -> None:
         """Say that the gradients of the step are summed, and not yet clipped: the adapter may add to them."""
         penalty = self.parts.adapter.penalty()
@@ -91,7 +96,7 @@ class TrainerSession:
         due = Cadence.of(self.recipe).due(
             step=run.step, samples=self.samples, seen=samples, epoch_ended=False, last=last
         )
-        if run.wants_save or due:
+        if run.control.wants_save or due:
             self._save(epoch)
 
     def logged(self, metrics: Mapping[str, float]) -> None:
@@ -100,7 +105,7 @@ class TrainerSession:
 
     def evaluated(self, metrics: Mapping[str, float]) -> None:
         """Hand on the numbers over the validation rows; names begin with `eval_`."""
-        self.run.wants_evaluation = False
+        self.run.control.wants_evaluation = False
         self.evaluation = dict(metrics)
         self.parts.hooks.evaluated(run=self.run, step=self.run.step, metrics=self.evaluation)
 
@@ -122,7 +127,7 @@ class TrainerSession:
     def _save(self, epoch: float) -> None:
         """Write a checkpoint that `generate` and `merge` open as one of Luthier's own loop."""
         run, parts = self.run, self.parts
-        run.wants_save = False
+        run.control.begin_save()
         tally = {"step": run.step, "epoch": epoch, "tokens": self.tokens, "samples": self.samples, "best_step": None}
         tree = {
             "adapter": parts.adapter.state(),
