@@ -300,21 +300,29 @@ def held(train):
     return setup
 
 
+def collected(setup, callbacks):
+    return contents.collect_state(setup.adapter, setup.optimizer, setup.stateful_parts, callbacks)
+
+
+def restore(setup, callbacks, tree, fresh=frozenset()):
+    contents.restore_state(setup.adapter, setup.optimizer, setup.stateful_parts, callbacks, tree, fresh)
+
+
 def test_every_object_of_the_setup_that_has_a_state_is_in_the_checkpoint_and_goes_back(held, tmp_path):
     callbacks = {"loss": Counting(), "quiet": object()}  # whatever name a callback has
     held.context.count += 3
     callbacks["loss"].count += 5
-    tree = checkpoint.load_checkpoint(checkpoint.save(tmp_path, 1, contents.collect_state(held, callbacks)))
+    tree = checkpoint.load_checkpoint(checkpoint.save(tmp_path, 1, collected(held, callbacks)))
     held.context, callbacks["loss"] = Counting(), Counting()
-    contents.restore_state(held, callbacks, tree)
+    restore(held, callbacks, tree)
     assert (float(held.context.count), float(callbacks["loss"].count)) == (3, 5)
 
 
 def test_what_begins_anew_keeps_its_state_and_what_nobody_takes_is_told(held, tmp_path, capsys):
-    tree = contents.collect_state(held, {"gone": Counting()})
+    tree = collected(held, {"gone": Counting()})
     held.context.count += 3
     logs.set_up("info")
-    contents.restore_state(held, {}, tree, frozenset({"context", "optimizer"}))
+    restore(held, {}, tree, frozenset({"context", "optimizer"}))
     logs.set_up("warning")
     assert float(held.context.count) == 3
     assert "nothing here takes" in capsys.readouterr().err

@@ -294,6 +294,7 @@ def test_a_gradient_that_overflows_float16_at_every_scale_is_explained_once(worl
     from luthier.recipe.gather_arguments import gather_arguments
     from luthier.step.update import update_weights
     from luthier.training.assemble import assemble_run
+    from luthier.training.loop import trace_target
 
     layer = world[0].model.layers[0]
     layer.post_attention_layernorm = Steep(layer.post_attention_layernorm)
@@ -301,7 +302,7 @@ def test_a_gradient_that_overflows_float16_at_every_scale_is_explained_once(worl
         *gather_arguments({}, world, None, rows, None, {"num_train_epochs": 9.0, "global_batch_size": 8})
     ).setup
     setup.precision.scaler = LossScaler()
-    health = Health(setup)
+    health = Health(setup.recipe, setup.adapter, setup.rates.peak, trace_target(setup))
     for step, portion in enumerate(setup.feed.portions(0), 1):
         health.see(step, update_weights(setup, step - 1, portion), portion.examples)
         told = capsys.readouterr().err

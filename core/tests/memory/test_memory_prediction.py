@@ -83,7 +83,8 @@ def measured(setup):
 def predicted(run):
     setup = run.setup
     rehearsal = Rehearsal(setup.recipe, resolve_parts(setup.recipe), setup.device, prepared=run.prepared)
-    return rehearsal.footprint(fullest_batches(rehearsal.setup, 1))
+    made = rehearsal.setup
+    return rehearsal.footprint(fullest_batches(made.feed, made.packing, made.train, 1))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from luthier.recipe.objects import Objects
 from luthier.step.update import update_weights
 from luthier.testing.worlds import tiny_model, tiny_tokenizer
 from luthier.training.assemble import assemble_run
+from luthier.training.loop import trace_target
 
 
 def test_an_overflow_halves_the_scale_and_ends_the_row_of_good_steps():
@@ -99,7 +100,7 @@ def test_a_step_whose_gradient_overflows_is_left_out_counted_and_tried_with_half
 
 def test_an_overflow_is_no_fault_of_the_run(setup):
     setup.precision.scaler.scale = 2.0**140
-    health = Health(setup)
+    health = Health(setup.recipe, setup.adapter, setup.rates.peak, trace_target(setup))
     (done,), _ = steps(setup, 1)
     health.see(1, done, [])
     assert health.report()["skipped_steps"] == 0

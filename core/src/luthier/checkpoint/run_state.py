@@ -1,56 +1,56 @@
 """Contents: what a checkpoint holds of a run, and how it goes back.
 
-`adapter` and `optimizer` are the weights that train and what steps them; `parts` has each other object of the `Setup`
-with `state()` and `load_state(state)`, by its name there: the loss, the quantizer, a loss scaler; `callbacks` have
-theirs under their names; the loop adds its own. The schedule's position and every random state follow from the step.
+`adapter` and `optimizer` are the weights that train and what steps them; `parts` has each other object of the run with
+`state()` and `load_state(state)`, by its name: the loss, the quantizer, a loss scaler; `callbacks` have theirs under
+their names; the loop adds its own. The schedule's position and every random state follow from the step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
-
-import attrs
+from typing import TYPE_CHECKING, Any
 
 from luthier.logs import get_logger
 from luthier.state_tree import optimizer_state, restore_optimizer
 
 if TYPE_CHECKING:
-    from luthier.step.setup import Setup
+    import torch
+
+    from luthier.plugins.contracts.protocols import Adapter
 
 log = get_logger()
-ELSEWHERE: Final = (
-    "adapter",
-    "optimizer",
-    "feed",
-    "constant_owners",
-)  # a feed's state is that after a step, which the loop knows
 
 
-def collect_state(setup: Setup, callbacks: Mapping[str, Any]) -> dict[str, Any]:
-    """The state tree of everything but the loop."""
+def collect_state(
+    adapter: Adapter, optimizer: torch.optim.Optimizer, parts: Mapping[str, Any], callbacks: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the state tree of everything but the loop; `parts` are `Setup.stateful_parts`."""
     return {
-        "adapter": setup.adapter.state(),
-        "optimizer": optimizer_state(setup.optimizer),
-        "parts": {name: part.state() for name, part in stateful(setup).items()},
+        "adapter": adapter.state(),
+        "optimizer": optimizer_state(optimizer),
+        "parts": {name: part.state() for name, part in parts.items()},
         "callbacks": {name: callback.state() for name, callback in callbacks.items() if hasattr(callback, "state")},
     }
 
 
 def restore_state(
-    setup: Setup, callbacks: Mapping[str, Any], tree: Mapping[str, Any], fresh: frozenset[str] = frozenset()
-) -> None:
-    """Put back what `collect_state` gave; parts in `fresh`, and those it knows nothing of, begin anew."""
-    restore_weights(setup, tree, fresh)
+    adapter: Adapter, optimizer: torch.optim.Optimizer, parts: Mapping[str, Any], callbacks: Mapping[str, Any],
+    tree: Mapping[str, Any], fresh: frozenset[str] = frozenset(),
+) -> None:  # fmt: skip
+    """Put back what `collect_state` gave; parts in `fresh`, and those that it does not know, begin from the start."""
+    restore_weights(adapter, optimizer, parts, tree, fresh)
     _give(callbacks, tree["callbacks"], frozenset())
 
 
-def restore_weights(setup: Setup, tree: Mapping[str, Any], fresh: frozenset[str] = frozenset()) -> None:
-    """All that decides what the model computes: an optimizer may hold the weights that are evaluated."""
-    setup.adapter.load_state(tree["adapter"])
+def restore_weights(
+    adapter: Adapter, optimizer: torch.optim.Optimizer, parts: Mapping[str, Any], tree: Mapping[str, Any],
+    fresh: frozenset[str] = frozenset(),
+) -> None:  # fmt: skip
+    """Put back all that decides what the model computes: an optimizer may hold the weights that are evaluated."""
+    adapter.load_state(tree["adapter"])
     if "optimizer" not in fresh:
-        restore_optimizer(setup.optimizer, tree["optimizer"], settings="optimizer_settings" not in fresh)
-    _give(stateful(setup), tree["parts"], fresh)
+        restore_optimizer(optimizer, tree["optimizer"], settings="optimizer_settings" not in fresh)
+    _give(parts, tree["parts"], fresh)
 
 
 def _give(known: Mapping[str, Any], held: Mapping[str, Any], fresh: frozenset[str]) -> None:
@@ -60,10 +60,3 @@ def _give(known: Mapping[str, Any], held: Mapping[str, Any], fresh: frozenset[st
     unused = sorted(held.keys() - known.keys())
     if unused:
         log.info("state of the checkpoint that nothing here takes", names=unused)
-
-
-def stateful(setup: Setup) -> dict[str, Any]:
-    """The objects of a `Setup` that have a state of their own, by name."""
-    names = [field.name for field in attrs.fields(type(setup)) if field.name not in ELSEWHERE]
-    parts = {name: getattr(setup, name) for name in names}
-    return {name: part for name, part in parts.items() if callable(getattr(part, "state", None))}

@@ -25,7 +25,7 @@ from luthier.model.weights.shard_tensors import MARK, has_parts, whole_tensor
 from luthier.state_tree import Snapshot, take_snapshot
 
 if TYPE_CHECKING:
-    from luthier.step.setup import Setup
+    from luthier.plugins.contracts.protocols import Adapter, Optimizer, Quantizer
 
 FOLDER: Final = "shards"
 
@@ -96,16 +96,16 @@ def sharded_snapshot(
     return ShardedSnapshot(world=world, tensors=tensors, parts=parts, rest=rest)
 
 
-def returned(setup: Setup, tree: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A checkpoint's tree as this world holds it: parts read from `folder`, and what is sharded here as shards."""
-    live = [p for g in setup.optimizer.param_groups for p in g["params"]]
+def returned(tree: dict[str, Any], folder: Path, adapter: Adapter, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return a checkpoint's tree as this world holds it: its parts are read, and become shards where the model is."""
+    live = [p for g in optimizer.param_groups for p in g["params"]]
     mesh = next((p.device_mesh for p in live if isinstance(p, DTensor)), None)
     tree = load_parts(tree, folder, mesh)
     if mesh is None:
         return tree
-    adapter, optimizer_states = setup.adapter.state(), tree["optimizer"]["state"]
+    own, optimizer_states = adapter.state(), tree["optimizer"]["state"]
     states = {i: {k: _like(v, live[int(i)]) for k, v in entries.items()} for i, entries in optimizer_states.items()}
-    given = {name: _like(value, adapter.get(name)) for name, value in tree["adapter"].items()}
+    given = {name: _like(value, own.get(name)) for name, value in tree["adapter"].items()}
     return {**tree, "adapter": given, "optimizer": {**tree["optimizer"], "state": states}}
 
 
@@ -205,24 +205,18 @@ def _copied(tensor: Tensor, place: Tensor | None) -> Tensor:
     return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-def as_held(setup: Setup, tree: Any, folder: Path) -> Any:
-    """A checkpoint's tree with its parts, where it was written in such; as shards, where the model is sharded."""
-    if not has_parts(tree) and setup.spread.strategy != "fsdp":
-        return tree
-
-    return returned(setup, tree, folder)
+def as_held(tree: Any, folder: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, *, sharded: bool) -> Any:
+    """Return a checkpoint's tree with the parts that it was written in; as shards, where the model is sharded."""
+    return returned(tree, folder, adapter, optimizer) if sharded or has_parts(tree) else tree
 
 
-def gather_states(setup: Setup) -> dict[str, Any] | None:
-    """The states of adapter and quantizer, whole: on rank 0, in host memory; None where they are whole here.
+def gather_states(adapter: Adapter, quantizer: Quantizer, part: Optimizer, *, keep: bool) -> dict[str, Any]:
+    """Return the whole states of a sharded model's adapter and quantizer, in host memory, as the optimizer evaluates.
 
-    Collective. On other ranks of a sharded model the tree has nothing in it.
+    This is a collective. Where `keep` is False, as on all ranks but one, the tree has nothing in it.
     """
-    if setup.spread.strategy != "fsdp":
-        return None
-    with setup.optimizer_part.evaluating():
-        states = {"adapter": setup.adapter.state(), "quantizer": setup.quantizer.state()}
-        return _gathered(states, setup.world.is_main)
+    with part.evaluating():
+        return _gathered({"adapter": adapter.state(), "quantizer": quantizer.state()}, keep)
 
 
 def _gathered(node: Any, keep: bool) -> Any:

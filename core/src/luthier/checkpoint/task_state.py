@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from luthier.checkpoint.shards import as_held
 from luthier.disk import settle_folder
 from luthier.distributed.broadcast import broadcast_tree
 from luthier.errors import LuthierError
-from luthier.recipe.objects import TaskPlace
 from luthier.state_tree import load_state, save_state
 
 if TYPE_CHECKING:
-    from luthier.step.setup import Setup
+    from luthier.distributed.world import World
+    from luthier.plugins.contracts.protocols import Adapter
 
 STATE: Final = "task-state"  # the folder in a task's run
 
@@ -33,22 +32,22 @@ def write_task_state(folder: Path, adapter_state: Mapping[str, Any], constants: 
     os.replace(aside, target)
 
 
-def take_task_state(setup: Setup, place: TaskPlace) -> None:
-    """Put what the task before has left into the adapter. It is collective.
+def take_task_state(
+    adapter: Adapter, folder: Path, world: World, hold: Callable[[dict[str, Any], Path], dict[str, Any]]
+) -> None:
+    """Put what the task before has left in `folder` into the adapter. This is a collective.
 
-    Raises `checkpoint-corrupt` where it is not there, or of another adapter.
+    `hold(tree, folder)` gives a tree as this world holds it. Raises `checkpoint-corrupt` where the state is missing, or
+    that of another adapter.
     """
-    if place.carried is None:
-        return
-    tree = broadcast_tree(setup.world, lambda: _read_state(place.carried))
-    setup.adapter.load_constants(tree["constants"])
-    task_tree = as_held(setup, {"adapter": tree["adapter"], "optimizer": {"state": {}}}, place.carried)
-    setup.adapter.load_state(task_tree["adapter"])
+    tree = broadcast_tree(world, lambda: _read_state(folder))
+    adapter.load_constants(tree["constants"])
+    adapter.load_state(hold({"adapter": tree["adapter"], "optimizer": {"state": {}}}, folder)["adapter"])
 
 
-def _read_state(folder: Path | None) -> dict[str, Any]:
+def _read_state(folder: Path) -> dict[str, Any]:
     try:
-        return load_state(Path(str(folder)))
+        return load_state(folder)
     except (OSError, ValueError, KeyError) as error:
         remedy = "Run the same command again: it trains the task before first."
         raise LuthierError("checkpoint-corrupt", f"unreadable: {error}", where=str(folder), remedy=remedy) from error

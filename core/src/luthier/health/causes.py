@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 
 from luthier.data.batches.example_feed import Portion
 from luthier.health.watch import Remark
-from luthier.step.setup import Setup
 
 if TYPE_CHECKING:
     from luthier.health.flow import Flow
@@ -19,21 +18,21 @@ NOTHING: Final = 1e-8  # norm of a gradient
 LEAP: Final = 0.5  # of the first loss: no noise rises so far
 
 
-def list_causes(setup: Setup, portion: Portion, losses: Sequence[float], remarks: Sequence[Remark],
+def list_causes(rate: float, portion: Portion, losses: Sequence[float], remarks: Sequence[Remark],
            flow: Sequence[Flow], norm: float) -> list[str]:  # fmt: skip
-    """What to check, the likeliest first; never empty."""
+    """Return what to check, the likeliest first; never empty. `rate` is the peak learning rate."""
     causes = [
-        *_rate(setup),
+        *_rate(rate),
         *_labels(portion),
-        *(_leap(losses, setup.rates.peak) or _gradient(norm)),
+        *(_leap(losses, rate) or _gradient(norm)),
         *_movement(flow),
         *(_remark(remark) for remark in remarks),
     ]
-    return causes or [_course(losses, setup.rates.peak)]
+    return causes or [_course(losses, rate)]
 
 
-def _rate(setup: Setup) -> list[str]:
-    return ["the learning rate is 0: set learning_rate"] if setup.rates.peak == 0 else []
+def _rate(rate: float) -> list[str]:
+    return ["the learning rate is 0: set learning_rate"] if rate == 0 else []
 
 
 def _labels(portion: Portion) -> list[str]:

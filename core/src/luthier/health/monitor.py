@@ -10,11 +10,12 @@ from luthier.data.examples import TokenExample
 from luthier.errors import LuthierError
 from luthier.health.flow import FlowMeter, flow_metrics
 from luthier.health.reach import Reach
-from luthier.health.trace import trace_step
+from luthier.health.trace import Traceable, trace_step
 from luthier.health.watch import Remark, Watch
 from luthier.logs import get_logger
 from luthier.model.nonfinite import SHOWN, Finding
-from luthier.step.setup import Setup
+from luthier.plugins.contracts.protocols import Adapter
+from luthier.recipe import Recipe
 from luthier.step.update import Update
 
 log = get_logger()
@@ -27,11 +28,11 @@ REMEDIES: Final = {
 
 
 class Health:
-    """One run's: fed by the loop with each update; its state is part of the checkpoint."""
+    """The health of one run, fed by the loop with each update; its state is part of the checkpoint."""
 
-    def __init__(self, setup: Setup) -> None:
-        self.setup = setup
-        self.watch, self.reach = Watch(), Reach(setup.adapter, setup.world)
+    def __init__(self, recipe: Recipe, adapter: Adapter, peak_rate: float, traced: Traceable) -> None:
+        self.recipe, self.adapter, self.peak_rate, self.traced = recipe, adapter, peak_rate, traced
+        self.watch, self.reach = Watch(), Reach(adapter, traced.world)
         self.remarks: list[dict[str, Any]] = []
         self.skipped = 0
         self.in_a_row = 0
@@ -42,13 +43,13 @@ class Health:
     def begin(self) -> None:
         """Before the first step of a new run."""
         self.reach.begin()
-        if self.setup.rates.peak == 0:
+        if self.peak_rate == 0:
             self._tell([Remark("rate", 0, "the learning rate is 0 for the whole run", {})])
 
     def look(self, step: int) -> None:
         """Before step `step`: keep its weights where the flow of its gradient is due."""
-        every = self.setup.recipe.gradient_flow_steps
-        self.meter = FlowMeter(self.setup.adapter) if every and step % every == 0 else None
+        every = self.recipe.gradient_flow_steps
+        self.meter = FlowMeter(self.adapter) if every and step % every == 0 else None
 
     def see(self, step: int, done: Update, examples: Sequence[TokenExample]) -> None:
         """Judge step `step`, trained on `examples`. Raises `train-nonfinite` where it is to stop the run."""
@@ -62,7 +63,7 @@ class Health:
             return
         self.in_a_row = 0
         if self.meter is not None:
-            self.flow = flow_metrics(self.meter.measure(done.grad_norm, self.setup.recipe.max_grad_norm))
+            self.flow = flow_metrics(self.meter.measure(done.grad_norm, self.recipe.max_grad_norm))
         rate = done.learning_rate
         self._tell(self.reach.see(step, rate))
         self._tell(self.watch.see(step, done.loss, done.grad_norm, rate, lambda: [e.where for e in examples]))
@@ -99,7 +100,7 @@ class Health:
     def _skip_or_stop(self, step: int, done: Update) -> None:
         """The policy `on_nonfinite`: all processes come to the same, as loss and norm are the whole batch's."""
         self.in_a_row += 1
-        stops = self.setup.recipe.on_nonfinite == "stop" or self.in_a_row >= IN_A_ROW
+        stops = self.recipe.on_nonfinite == "stop" or self.in_a_row >= IN_A_ROW
         finding = self._traced(step, done) if stops or self.in_a_row == 1 else None
         cause = finding.told if finding else "as the step before"
         sizes = {"loss": _json(done.loss), "grad_norm": _json(done.grad_norm)}
@@ -127,7 +128,7 @@ class Health:
     def _traced(self, step: int, done: Update) -> Finding:
         """A trace that fails must not hide what it was to explain."""
         try:
-            return trace_step(self.setup, step - 1, done.batches)
+            return trace_step(self.traced, step - 1, done.batches)
         except Exception as error:
             log.warning("the step could not be traced", error=f"{type(error).__name__}: {error}")
             return Finding(cause="none", place="", told="where it began could not be traced")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from luthier.data.batches.batch import Batch
 from luthier.distributed.world import World
@@ -22,8 +22,6 @@ from luthier.model.nonfinite import (
     local_part,
     rows_of,
 )
-from luthier.step.setup import Setup
-from luthier.step.update import accumulate_gradients
 
 AGAIN: Final = Finding(
     cause="none",
@@ -33,22 +31,33 @@ AGAIN: Final = Finding(
 )
 
 
-def trace_step(setup: Setup, index: int, batches: Sequence[Batch]) -> Finding:
+@attrs.frozen(kw_only=True, eq=False)
+class Traceable:
+    """What a trace looks at. `accumulate(index, batches)` computes the gradient of a step again."""
+
+    model: nn.Module
+    step: nn.Module
+    optimizer: torch.optim.Optimizer
+    world: World
+    accumulate: Callable[[int, list[Batch]], object]
+
+
+def trace_step(traced: Traceable, index: int, batches: Sequence[Batch]) -> Finding:
     """Look at weights and rows, then compute the gradient of step `index` again with an eye on every module.
 
     The weights are left as they are and the gradients dropped. Every micro-batch is run to its end, so that several
     processes stay in step; all of them get the finding of the first that has one. Compiled code is run as written.
     """
-    finding = _first(setup.world, _parameter(setup.model) or _data(batches))
+    finding = _first(traced.world, _parameter(traced.model) or _data(batches))
     if finding is not None:
         return finding
     watch = Watch(batches)
-    setup.optimizer.zero_grad(set_to_none=True)
-    with watch.over(setup.model, setup.step), torch.compiler.set_stance("force_eager"):
-        accumulate_gradients(setup, index, list(batches))
-    norm = _norm([p.grad for p in setup.model.parameters() if p.grad is not None])
-    setup.optimizer.zero_grad(set_to_none=True)
-    return _first(setup.world, watch.found) or _first(setup.world, norm) or AGAIN
+    traced.optimizer.zero_grad(set_to_none=True)
+    with watch.over(traced.model, traced.step), torch.compiler.set_stance("force_eager"):
+        traced.accumulate(index, list(batches))
+    norm = _norm([p.grad for p in traced.model.parameters() if p.grad is not None])
+    traced.optimizer.zero_grad(set_to_none=True)
+    return _first(traced.world, watch.found) or _first(traced.world, norm) or AGAIN
 
 
 def _first(world: World, found: Finding | None) -> Finding | None:

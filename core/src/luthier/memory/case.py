@@ -77,7 +77,11 @@ class Case:
     def footprint(self, turns: Turns) -> Footprint:
         """Return the predicted peak memory of one rank; under FSDP its shards are divided by the number of ranks."""
         footprint = self.rehearsal.footprint(turns)
-        return divide_footprint(footprint, self.rehearsal.setup, self.shares) if self.sharded else footprint
+        if not self.sharded:
+            return footprint
+        setup = self.rehearsal.setup
+        return divide_footprint(footprint, setup.model, self.shares,
+                                shards_reference=setup.companions.reference == "kept")  # fmt: skip
 
     @cached_property
     def longest(self) -> int:

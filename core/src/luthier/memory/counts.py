@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,13 +12,16 @@ from luthier.model.weights.parameter_roles import parameter_role
 from luthier.plugins.contracts.values import Group
 
 if TYPE_CHECKING:
-    from luthier.step.setup import Setup
+    from collections.abc import Iterable, Mapping
+
+    from torch import Tensor
+
+    from luthier.plugins.contracts.protocols import Adapter, Optimizer
 
 
-def parameters_of(setup: Setup) -> dict[str, dict[str, int]]:
-    """Total and trainable parameters by kind of module, shared ones once, the adapter's apart."""
-    model = setup.model
-    adapted = {id(p) for g in setup.adapter.groups() if g.role == "adapter" for p in g.parameters}
+def parameters_of(model: Any, adapter: Adapter) -> dict[str, dict[str, int]]:
+    """Return total and trainable parameters by kind of module, shared ones once, the adapter's apart."""
+    adapted = {id(p) for g in adapter.groups() if g.role == "adapter" for p in g.parameters}
     counts: dict[str, dict[str, int]] = defaultdict(lambda: {"total": 0, "trainable": 0})
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     seen: set[int] = set()
@@ -35,15 +38,19 @@ def parameters_of(setup: Setup) -> dict[str, dict[str, int]]:
     return {**counts, "all": whole}
 
 
-def held_memory(setup: Setup) -> dict[str, int]:
-    """Bytes of weights, gradients and optimizer of a model that is loaded, without what a step needs."""
-    stored = {id(t): t for t in (*setup.model.parameters(), *setup.model.buffers(), *setup.precision.kept)}
-    trainable = [p for g in setup.optimizer.param_groups for p in g["params"]]
-    companions = setup.companions.held_by(setup.step.policy, setup.constant_owners)
+def held_memory(
+    weights: Iterable[Tensor], trainable: list[torch.nn.Parameter], optimizer: Optimizer,
+    companions: Mapping[str, Iterable[Tensor]],
+) -> dict[str, int]:  # fmt: skip
+    """Return the bytes of weights, gradients, optimizer and companions of a loaded model, without those of a step.
+
+    `weights` are parameters and buffers; one that comes twice is counted once.
+    """
+    stored = {id(t): t for t in weights}
     return {
         "weights": sum(t.numel() * t.element_size() for t in stored.values()),
         "gradients": sum(p.numel() * _stepped_in(p).itemsize for p in trainable),
-        "optimizer": _optimizer_bytes(setup, trainable),
+        "optimizer": _optimizer_bytes(optimizer, trainable),
         **{role: sum(t.numel() * t.element_size() for t in tensors) for role, tensors in companions.items()},
     }
 
@@ -60,11 +67,11 @@ def _module_kind(path: str) -> str:
     return "attention" if "att" in names else "mlp"
 
 
-def _optimizer_bytes(setup: Setup, trainable: list[torch.nn.Parameter]) -> int:
-    """Measured, not assumed: one step of a fresh optimizer of this kind over one tiny parameter."""
+def _optimizer_bytes(part: Optimizer, trainable: list[torch.nn.Parameter]) -> int:
+    """Return the bytes of the optimizer's state, measured by one step of a fresh one over a tiny parameter."""
     sample = torch.nn.Parameter(torch.zeros(32, 32, dtype=_stepped_in(trainable[0])))
     sample.grad = torch.zeros_like(sample)
-    optimizer = setup.optimizer_part.build([Group(parameters=[sample], names=["sample"])])
+    optimizer = part.build([Group(parameters=[sample], names=["sample"])])
     optimizer.step()
     held = sum(t.numel() * t.element_size() for t in optimizer.state[sample].values() if isinstance(t, torch.Tensor))
     return math.ceil(held / sample.numel() * sum(p.numel() for p in trainable))

@@ -12,6 +12,7 @@ import numpy as np
 
 from luthier.data.batches.packing import Packing
 from luthier.data.examples import TokenDataset, TokenExample
+from luthier.data.stream.row_stream import sampled_rows
 from luthier.distributed.world import World
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
@@ -21,13 +22,15 @@ from luthier.memory.counts import parameters_of
 from luthier.memory.dry_run import Footprint, Unknown
 from luthier.memory.suggestions import Hardware, Suggestion, Task, suggest_values
 from luthier.model import load
+from luthier.plugins.contracts.protocols import Adapter
 from luthier.recipe.reading.draft import default_of
 from luthier.recipe.settled import SettledRecipe
 from luthier.runs.writing.decisions import Decisions
 from luthier.sizes import size_text
 
 if TYPE_CHECKING:
-    from luthier.step.setup import Setup
+    from luthier.data.batches.layout import LaidOutFeed
+    from luthier.data.stream.row_stream import Stream
 
 log = get_logger()
 SHARE: Final = {"cuda": 0.9}  # of the free memory that `auto` may plan for; the rest is for fragments of freed blocks
@@ -60,9 +63,9 @@ def suggest_numbers(case: Case, decisions: Decisions, ranks: int = 1) -> Case:
     return attrs.evolve(case, numbers={**case.numbers, **values}) if values else case
 
 
-def list_suggestions(case: Case, setup: Setup, ranks: int = 1) -> list[Suggestion]:
+def list_suggestions(case: Case, model: Any, adapter: Adapter, ranks: int = 1) -> list[Suggestion]:
     """Return what `suggest_values` says of this run."""
-    counts = parameters_of(setup)["all"]
+    counts = parameters_of(model, adapter)["all"]
     examples = len(case.prepared.train) if isinstance(case.prepared.train, TokenDataset) else None
     task = Task(parameters=counts["total"], trainable=counts["trainable"], examples=examples)
     return suggest_values(Hardware(kind=case.device.type, memory=case.room.total, ranks=ranks), task)
@@ -70,7 +73,8 @@ def list_suggestions(case: Case, setup: Setup, ranks: int = 1) -> list[Suggestio
 
 def _suggestion(case: Case, option: str, ranks: int) -> tuple[Any, str]:
     try:
-        suggestions = list_suggestions(case, case.rehearsal.setup, ranks)
+        setup = case.rehearsal.setup
+        suggestions = list_suggestions(case, setup.model, setup.adapter, ranks)
     except Unknown as error:
         return default_of(option), f"the default, as the model cannot be counted before it is loaded ({error})"
     return next((s.value, s.reason) for s in suggestions if s.option == option)
@@ -88,8 +92,11 @@ def choose_tokens(case: Case) -> tuple[int, str]:
 
 def _fitting(case: Case) -> tuple[int, str]:
     setup = case.rehearsal.setup
-    longest = case.longest + _prompted(setup)
-    rows, most = setup.feed.head(ROWS), _most(setup)
+    longest = case.longest + _prompted(setup.packing, setup.train)
+    lengths = setup.layout.unit_tokens(sampled_rows(setup.train)) + _prompted(setup.packing, setup.train)
+    whole = isinstance(setup.train, TokenDataset)
+    most = _most(lengths, setup.recipe.global_batch_size, setup.packing.ranks, whole=whole)
+    rows = setup.feed.head(ROWS)
     useful = USEFUL.get(case.device.type, FALLBACK)
     high, free = max(longest, min(useful, most)), case.room.free
 
@@ -113,7 +120,8 @@ def check(case: Case) -> None:
     if surely_fits(case.recipe, case.objects.model, case.tokens or 0, case.longest, case.room.free):
         return
     try:
-        footprint = case.footprint(fullest_batches(case.rehearsal.setup))
+        setup = case.rehearsal.setup
+        footprint = case.footprint(fullest_batches(setup.feed, setup.packing, setup.train))
     except Unknown as error:
         log.warning("memory not predicted", reason=str(error))
         return
@@ -152,25 +160,23 @@ def remedies(case: Case, footprint: Footprint) -> list[str]:
     return list(dict.fromkeys(text for cause in needed for text in known[cause]))
 
 
-def fullest_batches(setup: Setup, steps: int = STEPS) -> Turns:
-    """The two largest micro-batches of the step, of the first ones, that has the largest; a stream's as they may be."""
-    if not isinstance(setup.train, TokenDataset):
-        return [filled(setup.feed.head(ROWS), setup.packing.max_tokens, setup.packing)] * 2
+def fullest_batches(feed: LaidOutFeed, packing: Packing, train: TokenDataset | Stream, steps: int = STEPS) -> Turns:
+    """Return the two largest micro-batches of the step, of the first `steps`, that has the largest.
+
+    Of a stream they are filled, as its steps may come to be.
+    """
+    if not isinstance(train, TokenDataset):
+        return [filled(feed.head(ROWS), packing.max_tokens, packing)] * 2
     best: Turns = []
     size: list[tuple[int, int]] = []
-    for portion in islice(setup.feed.portions(0), steps):
-        lengths = setup.packing.sizes(portion.examples)
-        turns = [own for bins in setup.packing.spread(lengths) for own in bins[:1]]
+    for portion in islice(feed.portions(0), steps):
+        lengths = packing.sizes(portion.examples)
+        turns = [own for bins in packing.spread(lengths) for own in bins[:1]]
         sizes = [(sum(lengths[i] for i in own), sum(lengths[i] ** 2 for i in own)) for own in turns]
         first = sorted(range(len(turns)), key=lambda t: sizes[t], reverse=True)[:2]
         if [sizes[t] for t in first] > size:
             best, size = [[portion.examples[i] for i in turns[t]] for t in first], [sizes[t] for t in first]
     return best
-
-
-def known_rows(setup: Setup) -> TokenDataset:
-    """The training rows, or a stream's first ones."""
-    return setup.train if isinstance(setup.train, TokenDataset) else setup.train.sample
 
 
 def filled(rows: Sequence[TokenExample], tokens: int, packing: Packing) -> list[TokenExample]:
@@ -213,14 +219,15 @@ def largest(peak: Callable[[int], int], low: int, high: int, budget: int) -> int
     return low
 
 
-def _most(setup: Setup) -> int:
-    """Tokens of the longest step that there could be, as its ranks share them."""
-    count, lengths = setup.recipe.global_batch_size, setup.layout.unit_tokens(known_rows(setup))
-    lengths = lengths + _prompted(setup)
-    longest = int(np.sort(lengths)[-count:].sum()) if isinstance(setup.train, TokenDataset) else lengths.max() * count
-    return -(-int(longest) // setup.packing.ranks)
+def _most(lengths: Any, count: int, ranks: int, *, whole: bool) -> int:
+    """Return the tokens of the longest step of `count` units that there could be, as its ranks share them.
+
+    `whole` says that these are the lengths of all rows, and not of a stream's first ones.
+    """
+    longest = int(np.sort(lengths)[-count:].sum()) if whole else lengths.max() * count
+    return -(-int(longest) // ranks)
 
 
-def _prompted(setup: Setup) -> int:
+def _prompted(packing: Packing, train: TokenDataset | Stream) -> int:
     """Return the tokens that the adapter puts before the documents of one unit, at most."""
-    return setup.packing.virtual_tokens * max(len(known_rows(setup).names), 1)
+    return packing.virtual_tokens * max(len(sampled_rows(train).names), 1)

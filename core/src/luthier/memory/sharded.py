@@ -8,21 +8,25 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from luthier.memory.dry_run import Footprint
-    from luthier.step.setup import Setup
 
 SPREAD: Final = ("weights", "gradients", "optimizer")  # causes of which each rank holds its part
 AHEAD: Final = 2  # layers that are whole at a time: the one at work, and the next on its way
 
 
-def divide_footprint(found: Footprint, setup: Setup, ranks: int) -> Footprint:
-    """The causes that are spread, divided by the ranks; and whole: all outside of the layers, and two of these."""
+def divide_footprint(found: Footprint, model: nn.Module, ranks: int, *, shards_reference: bool) -> Footprint:
+    """Return what one rank holds: its share of what is spread, and whole what lies outside the layers and two of these.
+
+    `shards_reference`: the reference's weights are constants of the adapter, which are spread too.
+    """
     from luthier.model.weights.layers import decoder_layers
 
-    layers = list(decoder_layers(setup.model))
+    layers = list(decoder_layers(model))
     inside = {id(p) for layer in layers for p in layer.parameters()}
-    outside = [p for p in setup.model.parameters() if id(p) not in inside]
-    spread = (*SPREAD, *(["reference"] if setup.companions.reference == "kept" else []))
+    outside = [p for p in model.parameters() if id(p) not in inside]
+    spread = (*SPREAD, *(["reference"] if shards_reference else []))
     causes = {cause: size // ranks if cause in spread else size for cause, size in found.causes.items()}
     for cause, trained in (("weights", False), ("gradients", True)):
         largest = max((_bytes(layer.parameters(), trained) for layer in layers), default=0)

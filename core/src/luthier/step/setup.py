@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 import torch
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
     from luthier.data.prepare import Report
     from luthier.recipe.settled import SettledRecipe
+
+
+KEPT_APART: Final = ("adapter", "optimizer", "feed", "constant_owners")  # a feed's state is that after a step
 
 
 @attrs.define(kw_only=True)
@@ -100,6 +103,18 @@ class Setup:
         default=attrs.Factory(lambda own: {"adapter": own.adapter}, takes_self=True)
     )
     spread: Spread = attrs.field(default=attrs.Factory(lambda own: Spread(module=own.step), takes_self=True))
+
+    @property
+    def stateful_parts(self) -> dict[str, Any]:
+        """The objects that have a state of their own, by name, besides those that a checkpoint keeps apart."""
+        parts = {field.name: getattr(self, field.name) for field in attrs.fields(type(self))}
+        kept = {name: part for name, part in parts.items() if name not in KEPT_APART}
+        return {name: part for name, part in kept.items() if callable(getattr(part, "state", None))}
+
+    @property
+    def is_sharded(self) -> bool:
+        """True where each rank holds only its part of every weight."""
+        return self.spread.strategy == "fsdp"
 
     @property
     def layout(self) -> UnitLayout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from luthier.distributed.agreement import agree_requests, local_callbacks
 from luthier.distributed.broadcast import broadcast_tree
 from luthier.hardware.peak_memory import peak_memory
 from luthier.health.monitor import Health
+from luthier.health.trace import Traceable
 from luthier.logs import get_logger
 from luthier.model.weights.shard_tensors import is_sharded
 from luthier.plugins.completion import has_default
@@ -33,7 +35,7 @@ from luthier.step.evaluation.evaluate import Abandoned, evaluate_loss
 from luthier.step.over_batches import begin_loss
 from luthier.step.reference.reference_check import begin_companions
 from luthier.step.setup import Setup
-from luthier.step.update import Update, update_weights
+from luthier.step.update import Update, accumulate_gradients, update_weights
 from luthier.training.best_metric import improves_metric
 from luthier.training.tally import Tally
 
@@ -49,7 +51,7 @@ class Loop:
         self.recent: list[Update] = []
         self.portion: Portion | None = None  # of the last step
         self.constants: dict[str, str] = {}  # files of frozen tensors by their owner
-        self.health = Health(setup)
+        self.health = Health(setup.recipe, setup.adapter, setup.rates.peak, trace_target(setup))
         self.hooks = connect_callbacks(callbacks if run.is_main else local_callbacks(callbacks))
         self.cadence = Cadence.of(setup.recipe)
         background, limit = setup.recipe.async_save, setup.recipe.save_total_limit
@@ -99,7 +101,8 @@ class Loop:
         return control.stop_reason is None and not control.owes_evaluation
 
     def _begin(self) -> None:
-        take_task_state(self.setup, self.task)
+        if self.task.carried is not None:
+            take_task_state(self.setup.adapter, self.task.carried, self.setup.world, self.hold)
         self.setup.adapter.begin_task(self.task.index, self.task.total)
         begin_companions(self.setup)
         self._keep_constants()
@@ -139,7 +142,7 @@ class Loop:
         self.constants = tree.get("constants", {})
         self.saver.constants = tuple(self.constants.values())
         restore_constants(self.run.folder, self.constants, setup.constant_owners, setup.world, source)
-        contents.restore_state(setup, self.callbacks, tree, fresh)
+        contents.restore_state(setup.adapter, setup.optimizer, setup.stateful_parts, self.callbacks, tree, fresh)
         self.health.load_state(tree.get("health", {}))
         self.recent = [Update(**numbers) for numbers in tree.get("recent", [])]
         tally, control = dict(tree["tally"]), self.control
@@ -161,6 +164,11 @@ class Loop:
         self.setup.feed.load_state(position, reached)
         self.setup.resume_at(reached, tally.held)
         run.step, run.total_steps = tally.step, self.setup.feed.total
+
+    def hold(self, tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Return the tree of the checkpoint in `folder` as this world holds it."""
+        setup = self.setup
+        return as_held(tree, folder, setup.adapter, setup.optimizer, sharded=setup.is_sharded)
 
     def best_checkpoint(self) -> Path | None:
         """The folder of the best evaluated checkpoint, if it was kept."""
@@ -188,14 +196,15 @@ class Loop:
         if best is None or self.tally.best_step == self.run.step:
             return False
         tree = broadcast_tree(world, lambda: checkpoint.load_checkpoint(Path(best)))
-        contents.restore_weights(self.setup, as_held(self.setup, tree, Path(best)))
+        setup, tree = self.setup, self.hold(tree, Path(best))
+        contents.restore_weights(setup.adapter, setup.optimizer, setup.stateful_parts, tree)
         return True
 
     def _state(self) -> dict[str, Any]:
-        tally, control = attrs.asdict(self.tally), self.control
+        setup, tally, control = self.setup, attrs.asdict(self.tally), self.control
         ending = {"owes_evaluation": control.owes_evaluation, "stop_reason": control.stop_reason}
         return {
-            **contents.collect_state(self.setup, self.callbacks),
+            **contents.collect_state(setup.adapter, setup.optimizer, setup.stateful_parts, self.callbacks),
             "feed": self.setup.feed.state(self.portion),
             "health": self.health.state(),
             "constants": dict(self.constants),
@@ -272,3 +281,9 @@ class Loop:
         self.hooks.task_ended(run=run, task=self.task.index)
         if run.stop_reason is not None and run.step != run.total_steps:
             self.hooks.stopped(run=run, step=run.step, reason=run.stop_reason)
+
+
+def trace_target(setup: Setup) -> Traceable:
+    """Return what a trace of one of its steps looks at."""
+    return Traceable(model=setup.model, step=setup.step, optimizer=setup.optimizer, world=setup.world,
+                     accumulate=functools.partial(accumulate_gradients, setup))  # fmt: skip

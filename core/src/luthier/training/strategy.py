@@ -65,7 +65,8 @@ def _by_memory(case: Case) -> tuple[Strategy, str]:
     if surely_fits(case.recipe, None, case.tokens or 0, case.longest, case.room.free):
         return "ddp", "a copy in each process fits by far"
     try:
-        peak = case.footprint(fullest_batches(case.rehearsal.setup)).peak
+        setup = case.rehearsal.setup
+        peak = case.footprint(fullest_batches(setup.feed, setup.packing, setup.train)).peak
     except Unknown as error:
         return "ddp", f"memory cannot be predicted before the model is loaded ({error})"
     reason = f"a copy takes {size_text(peak)}, and {size_text(case.room.free)} are free for each process"

@@ -13,7 +13,7 @@ import attrs
 from luthier.artifacts.note import Prompting, make_note
 from luthier.artifacts.save import artifact_name, save_adapter, save_merged
 from luthier.checkpoint import folder as checkpoint
-from luthier.checkpoint.shards import as_held, gather_states
+from luthier.checkpoint.shards import gather_states
 from luthier.checkpoint.task_state import write_task_state
 from luthier.data.formats.wanted import Wanted
 from luthier.disk import Reserve, is_full
@@ -195,7 +195,7 @@ def _start(loop: Loop, record: dict[str, Any], resume: Path | None) -> None:
         loop.hooks.run_started(run=run)
         return
     path, tree, fresh = resumed
-    loop.resume(as_held(loop.setup, tree, Path(path)), Path(path).absolute().parents[1], frozenset(fresh))
+    loop.resume(loop.hold(tree, Path(path)), Path(path).absolute().parents[1], frozenset(fresh))
     if run.is_main:
         for left in checkpoint.set_aside(run.folder, run.step):
             log.warning("checkpoint set aside, as the run goes on before it", checkpoint=str(left))
@@ -219,7 +219,8 @@ def _finish(loop: Loop, record: dict[str, Any], assembled: Assembled) -> Run:
     """The artifact and the result."""
     setup, run, tally = loop.setup, loop.run, loop.tally
     setup.undo.close()  # what is written is made of the weights as they came
-    state = gather_states(setup)
+    part = setup.optimizer_part
+    state = None if not setup.is_sharded else gather_states(setup.adapter, setup.quantizer, part, keep=run.is_main)
     also = {"progress": attrs.asdict(setup.progress), "decisions": keep_decisions(setup.decisions)}
     record["note"] = {**record["note"], **also}
     if loop.task.total > 1 and run.is_main:

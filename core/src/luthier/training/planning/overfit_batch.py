@@ -33,6 +33,7 @@ from luthier.step.over_batches import begin_loss
 from luthier.step.setup import Setup
 from luthier.step.update import update_weights
 from luthier.training.assemble import Assembled, assemble_run
+from luthier.training.loop import trace_target
 
 log = get_logger()
 STEPS: Final = 100
@@ -182,7 +183,7 @@ def _train(setup: Setup, portion: Portion, steps: int, folder: Path) -> Seen:
         if done.overflowed:  # float16's scale is found in the first steps
             continue
         if not done.finite:
-            seen.broken = trace_step(setup, index, done.batches).told
+            seen.broken = trace_step(trace_target(setup), index, done.batches).told
             break
         seen.remarks += reach.see(index + 1, done.learning_rate)
         seen.flow = meter.measure(done.grad_norm, setup.recipe.max_grad_norm) if meter else seen.flow
@@ -220,4 +221,4 @@ def _judged(setup: Setup, portion: Portion, seen: Seen, folder: Path, seconds: f
 def _causes(setup: Setup, portion: Portion, seen: Seen) -> list[str]:
     if seen.broken is not None:
         return [f"step {len(seen.losses)} is not finite: {seen.broken}"]
-    return list_causes(setup, portion, seen.losses, seen.remarks, seen.flow, seen.norm)
+    return list_causes(setup.rates.peak, portion, seen.losses, seen.remarks, seen.flow, seen.norm)

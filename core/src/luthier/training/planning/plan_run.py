@@ -99,7 +99,7 @@ def _found(case: Case, setup: Setup, footprint: Any, has_rows: bool, notes: list
     fits = footprint.peak <= case.room.free if footprint else None
     return Plan(
         parts=[part.describe() for part in case.resolved],
-        parameters=parameters_of(setup),
+        parameters=parameters_of(setup.model, setup.adapter),
         memory=_memory(setup, footprint),
         schedule=schedule_of(setup) if has_rows else _unknown(setup),
         packing=packing_of(setup) if has_rows else {},
@@ -109,7 +109,7 @@ def _found(case: Case, setup: Setup, footprint: Any, has_rows: bool, notes: list
         time=_time(setup, footprint) if has_rows and footprint else {},
         operations=setup.operations.operations.ran(),
         groups=describe_groups(trained_groups(case.recipe, setup.adapter, setup.model)),
-        suggestions=[attrs.asdict(found) for found in list_suggestions(case, setup)],
+        suggestions=[attrs.asdict(found) for found in list_suggestions(case, setup.model, setup.adapter)],
         notes=notes,
     )
 
@@ -164,7 +164,7 @@ def _tried(case: Case, decisions: Decisions, notes: list[str], company: Company)
         setup = rehearsal.setup
         rehearsal.start_from(company.start)
         setup.packing = attrs.evolve(setup.packing, max_tokens=case.settle().max_tokens_per_device)
-        return setup, case.footprint(fullest_batches(setup, STEPS))
+        return setup, case.footprint(fullest_batches(setup.feed, setup.packing, setup.train, STEPS))
     except Unknown as error:
         notes.append(f"the weights were loaded, and what a step needs is not predicted: {error}")
         recipe = attrs.evolve(case.settle(), memory_check=False)
@@ -173,8 +173,16 @@ def _tried(case: Case, decisions: Decisions, notes: list[str], company: Company)
 
 
 def _memory(setup: Setup, footprint: Footprint | None) -> dict[str, int]:
-    causes = held_memory(setup) if footprint is None else footprint.causes
+    causes = _held(setup) if footprint is None else footprint.causes
     return {**causes, "total": sum(causes.values())}
+
+
+def _held(setup: Setup) -> dict[str, int]:
+    """Return the bytes by cause that the loaded run holds whatever its step does."""
+    weights = (*setup.model.parameters(), *setup.model.buffers(), *setup.precision.kept)
+    trainable = [p for group in setup.optimizer.param_groups for p in group["params"]]
+    companions = setup.companions.held_by(setup.step.policy, setup.constant_owners)
+    return held_memory(weights, trainable, setup.optimizer_part, companions)
 
 
 def _unknown(setup: Setup) -> dict[str, Any]:

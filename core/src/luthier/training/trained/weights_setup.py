@@ -115,4 +115,4 @@ def _read_weights(setup: Setup, weights: Weights) -> None:
             setup.constant_owners[name].load_constants(read_constants(place.run or Path(), file))
     same = setup.recipe.loss == weights.recipe.loss
     left = frozenset() if same or getattr(setup.loss.load_state, "__func__", None) is Loss.load_state else {"loss"}
-    run_state.restore_weights(setup, tree, frozenset(left))
+    run_state.restore_weights(setup.adapter, setup.optimizer, setup.stateful_parts, tree, frozenset(left))
