@@ -6,7 +6,6 @@ lives, and `exit.json` how it ended.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -16,6 +15,10 @@ import time
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
+
+from filelock import lock_descriptor
+
+from luthier.runs.writing.lock import is_free
 
 WORKER: Final = "worker.json"
 EXIT: Final = "exit.json"
@@ -49,25 +52,20 @@ def is_worker_alive(folder: Path) -> bool:
     """Return True where a worker holds the folder's lock; it cannot be mistaken for a later process of its number."""
     try:
         with (folder / LOCK).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            return not is_free(file)
     except OSError:
         return False
-    return False
 
 
 def run_worker(folder: Path) -> int:
     """Train in this folder, unless another worker does or has; return the exit status."""
     with (folder / LOCK).open("a") as lock:
         for _ in range(50):  # who only looks holds the lock for microseconds
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock_descriptor(lock.fileno(), blocking=False):
                 break
-            except BlockingIOError:
-                if (folder / WORKER).exists():
-                    return 0
-                time.sleep(0.01)
+            if (folder / WORKER).exists():
+                return 0
+            time.sleep(0.01)
         else:
             return 0
         if (folder / WORKER).exists():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import socket
 import time
@@ -21,7 +20,6 @@ RECIPE: Final = "recipe.yaml"
 METRICS: Final = "metrics.jsonl"
 LOCK: Final = "lock"
 CHECKPOINTS: Final = "checkpoints"
-LOCK_SIZE: Final = 2**16  # bytes, at most
 
 
 @attrs.frozen(kw_only=True, eq=False, slots=False)
@@ -157,20 +155,19 @@ def read_folder(path: Path) -> RunFolder:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process trains in the folder: it holds the lock until it ends, however it ends.
+    """Return True if a process trains in the folder: it holds the lock until it ends, however it ends.
 
     A child of a dead process may hold it still, and a network file system may keep no locks: there the owner's name
     in the file says whether that lives.
     """
-    from luthier.runs.writing.lock import OWNER, WITHOUT_LOCKS, process_lives
+    from luthier.runs.writing.lock import OWNER, WITHOUT_LOCKS, is_free, process_lives, read_owner
 
     owner = None
     try:
-        with (folder / LOCK).open("rb") as file:
-            owner = OWNER.search(file.read(LOCK_SIZE).decode("utf-8", "replace"))
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except BlockingIOError:
+        with (folder / LOCK).open(encoding="utf-8", errors="replace") as file:
+            owner = OWNER.search(read_owner(file))
+            if is_free(file):
+                return False
         return owner is None or owner[2] != socket.gethostname() or process_lives(int(owner[1]))
     except OSError as error:
         return error.errno in WITHOUT_LOCKS and owner is not None and process_lives(int(owner[1]))

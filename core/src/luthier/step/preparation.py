@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import torch
+from filelock import lock_descriptor
 from torch import Tensor
 
 from luthier.disk import cache_folder
@@ -89,7 +89,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor] | None:
 @contextlib.contextmanager
 def _held_alone(path: Path) -> Iterator[None]:
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock_descriptor(file.fileno())
         yield
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, TextIO
+from typing import IO, Final, TextIO
 
 from luthier.disk import is_full
 from luthier.errors import LuthierError, unwritable_path
@@ -22,6 +21,8 @@ LOCK: Final = "lock"
 OWNER: Final = re.compile(r"pid (\d+) on (\S+)")
 PAUSES: Final = (0.005, 0.01, 0.02)  # `luthier runs` holds it for microseconds where it looks for owners
 WITHOUT_LOCKS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of network file systems
+LONGEST: Final = 1024  # characters of the owner's text
+ON_WINDOWS: Final = os.name == "nt"  # where nobody else can read the first byte of a file while it is locked
 
 
 @contextlib.contextmanager
@@ -54,24 +55,36 @@ def _opened(folder: Path) -> TextIO:
 
 
 def _take(file: TextIO) -> bool:
-    """Whether the lock is this process's now; False where another holds it, or may hold it."""
-    for pause in (*PAUSES, None):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """Return True if the lock is this process's now; False where another holds it, or may hold it."""
+    try:
+        return is_free(file)
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        return not read_owner(file)
+
+
+def is_free(file: IO[str] | IO[bytes]) -> bool:
+    """Lock an open file, until it is closed, and return True; False where another process holds it.
+
+    Whoever only looks holds it for microseconds, so that it is tried several times. Raises `OSError`, with an `errno`
+    in `WITHOUT_LOCKS` where the file system keeps no locks.
+    """
+    from filelock import lock_descriptor  # a tenth of a second, as it brings asyncio
+
+    for pause in PAUSES:
+        if lock_descriptor(file.fileno(), blocking=False):
             return True
-        except BlockingIOError:
-            if pause is not None:
-                time.sleep(pause)
-        except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:
-                raise
-            return not _owner(file)
-    return False
+        time.sleep(pause)
+    return lock_descriptor(file.fileno(), blocking=False)
 
 
 def _taken_over(file: TextIO, folder: Path) -> TextIO:
-    """The lock of a process that has ended, in a new file; `run-folder-locked` where it has not, or cannot be known."""
-    owner = _owner(file)
+    """Return the lock of a process that has ended, in a new file.
+
+    Raises `run-folder-locked` where that process lives, or may live.
+    """
+    owner = read_owner(file)
     match = OWNER.search(owner)
     here = match is not None and match[2] == socket.gethostname()
     if match is None or not here or process_lives(int(match[1])):
@@ -83,7 +96,7 @@ def _taken_over(file: TextIO, folder: Path) -> TextIO:
     aside = folder / f".{LOCK}.{os.getpid()}"
     fresh = aside.open("a+")
     with contextlib.suppress(OSError):
-        fcntl.flock(fresh, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_free(fresh)
     os.replace(aside, folder / LOCK)
     file.close()
     return fresh
@@ -101,12 +114,17 @@ def _sign(file: TextIO, folder: Path) -> None:
         raise
 
 
-def _owner(file: TextIO) -> str:
-    file.seek(0)
-    return file.read().strip()
+def read_owner(file: TextIO) -> str:
+    """Return the text that names the owner; empty where nobody has the lock."""
+    file.seek(1 if ON_WINDOWS else 0)
+    text = file.read(LONGEST).strip()
+    return f"p{text}" if ON_WINDOWS and text else text
 
 
 def process_lives(pid: int) -> bool:
+    """Return True if a process of this machine lives; on Windows always, where its lock would have ended with it."""
+    if ON_WINDOWS:
+        return True
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
