@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier.builtin import GpuSafety
-from luthier.builtin.gpu_safety import Guard, Guardian, NvidiaSmi, Reading, parse
+from luthier.builtin.gpu_safety import Guard, Guardian
+from luthier.builtin.gpu_sensors import NvidiaSmi, Nvml, Reading, find_sensor, parse
 from luthier.errors import LuthierError
 from luthier.recipe import Recipe, resolve_parts
 from luthier.recipe.checks.soundness import check_parts
@@ -218,7 +219,7 @@ def test_a_signal_is_heard_in_a_pause(smi):
 
     def interrupt(seconds):
         clock.now += seconds
-        run.control.signal = 15 if clock.now > 40 else None
+        run.signal = 15 if clock.now > 40 else None
 
     guardian.sleep = interrupt
     steps(guardian, clock, run, 3)
@@ -268,3 +269,46 @@ def test_a_world_of_several_machines_is_told_that_only_the_first_is_watched(smi,
     monkeypatch.setitem(os.environ, "LOCAL_WORLD_SIZE", "8")
     guarded()
     assert "the first machine only" in capsys.readouterr().err
+
+
+class Library:
+    """NVML's bindings over two GPUs of our making, at the far side of which a driver would be."""
+
+    NVML_TEMPERATURE_GPU = 0
+
+    class NVMLError(Exception):
+        pass
+
+    def nvmlDeviceGetCount(self):
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        return index
+
+    def nvmlDeviceGetUUID(self, handle):
+        return f"GPU-{'ab'[handle]}"
+
+    def nvmlDeviceGetTemperature(self, handle, kind):
+        return (61, 72)[handle]
+
+    def nvmlDeviceGetPowerUsage(self, handle):
+        if handle == 1:
+            raise self.NVMLError
+        return 120_500
+
+
+def test_nvml_reads_degrees_and_watts_and_none_for_what_a_gpu_does_not_tell():
+    known = [Reading(uuid="GPU-a", temperature=61.0, power=120.5), Reading(uuid="GPU-b", temperature=72.0, power=None)]
+    assert Nvml(Library()).answer() == known
+    assert Nvml(Library(), {"GPU-b"}).answer() == known[1:]
+
+
+def test_nvml_names_are_those_of_its_bindings():
+    bindings = pytest.importorskip("pynvml")
+    names = [name for name in vars(Library) if not name.startswith("__")]
+    assert [name for name in names if not hasattr(bindings, name)] == []
+
+
+def test_where_nvml_has_no_driver_nvidia_smi_is_asked(smi):
+    smi(50)
+    assert isinstance(find_sensor(), NvidiaSmi)

@@ -4,88 +4,23 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
-import subprocess
 import time
-from collections.abc import Callable, Collection
-from typing import Any, Final, Literal, Protocol
+from collections.abc import Callable
+from typing import Any, Final, Literal
 
 import attrs
 
 from luthier.builtin import GpuSafety
+from luthier.builtin.gpu_sensors import COMMAND, Reading, Sensor, find_sensor
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.plugins.events import event
 
 log = get_logger()
-COMMAND: Final = "nvidia-smi"
-QUERY: Final = ("--query-gpu=uuid,temperature.gpu,power.draw", "--format=csv,noheader,nounits")
-PATIENCE: Final = 20.0  # seconds that one query may take
 SLICE: Final = 0.5  # seconds between looks at what was asked of a run that is paused
 BLIND: Final = 3  # queries without an answer before it is said
 
 State = Literal["watching", "paused", "aborted"]
-
-
-@attrs.frozen(kw_only=True)
-class Reading:
-    """One GPU at one moment: degrees Celsius and watts; None for what it does not tell."""
-
-    uuid: str
-    temperature: float | None
-    power: float | None
-
-
-class Sensor(Protocol):
-    """The GPUs' instruments. `ask` begins a query, `answer` gives what it brought, or None while it is under way."""
-
-    def ask(self) -> None: ...
-
-    def answer(self, *, wait: bool = False) -> list[Reading] | None: ...
-
-
-class NvidiaSmi:
-    """`nvidia-smi` as the sensor: a query runs beside the training, which never waits for it unless it is paused."""
-
-    def __init__(self, uuids: Collection[str] = ()) -> None:
-        path = shutil.which(COMMAND)
-        if path is None:
-            remedy = "Install the NVIDIA driver's tools, or leave gpu_safety out."
-            raise LuthierError("dependency-missing", f"{COMMAND} is not here", where="gpu_safety", remedy=remedy)
-        self.command, self.uuids = [path, *QUERY], set(uuids)
-        self.process: subprocess.Popen[str] | None = None
-
-    def ask(self) -> None:
-        if self.process is None:
-            self.process = subprocess.Popen(self.command, text=True, stdout=subprocess.PIPE,
-                                            stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)  # fmt: skip
-
-    def answer(self, *, wait: bool = False) -> list[Reading] | None:
-        process = self.process
-        if process is None or (process.poll() is None and not wait):
-            return None
-        self.process = None
-        try:
-            text, _ = process.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            return []
-        return [r for r in parse(text) if not self.uuids or r.uuid in self.uuids]
-
-
-def parse(text: str) -> list[Reading]:
-    """The lines of nvidia-smi: `GPU-..., 54, 120.31`, with `[N/A]` for what a GPU does not tell."""
-    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
-    return [Reading(uuid=row[0], temperature=_number(row[1]), power=_number(row[2])) for row in rows if len(row) == 3]
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 @attrs.define
@@ -196,7 +131,7 @@ class Guardian:
 
     def _begin(self, run: Any) -> None:
         if self.sensor is None:
-            self.sensor = NvidiaSmi(watched(run))
+            self.sensor = find_sensor(watched(run))
         if _number_of("WORLD_SIZE") > _number_of("LOCAL_WORLD_SIZE"):
             log.warning("gpu safety watches the GPUs of the first machine only")
 
