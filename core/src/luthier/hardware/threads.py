@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,12 +11,14 @@ from pathlib import Path
 from typing import Final
 
 import attrs
+import psutil
 import torch
 
 WIDE_ENOUGH: Final = 256  # the hidden size from which a second thread gains more than it costs to meet the first
 WATCHED: Final = 0.2  # seconds: a shorter glance at the processors says nothing
 SYSTEM: Final = Path("/sys")
 PROC: Final = Path("/proc")
+WORKING: Final = ("user", "nice", "system", "irq", "softirq", "steal")  # guests are counted among the users
 
 
 @attrs.frozen(kw_only=True)
@@ -73,9 +74,16 @@ class Glance:
 
 
 def count_cores(since: Glance) -> Cores:
-    """Those of this machine; what others took of them `since` then is not ours."""
-    places = {_place(number) for number in allowed_processors()}
-    return Cores(physical=len(places), quota=quota(), busy=since.busy())
+    """Return the cores of this machine; `busy` is the share that other processes have taken since `since`."""
+    return Cores(physical=physical_cores(allowed_processors()), quota=quota(), busy=since.busy())
+
+
+def physical_cores(numbers: list[int]) -> int:
+    """Return how many physical cores these logical processors are; what the system does not say, psutil counts."""
+    siblings = {_text(SYSTEM / f"devices/system/cpu/cpu{n}/topology/thread_siblings_list").strip() for n in numbers}
+    if all(siblings):
+        return len(siblings)
+    return min(len(numbers), psutil.cpu_count(logical=False) or len(numbers))
 
 
 def allowed_processors() -> list[int]:
@@ -103,21 +111,11 @@ def using_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _place(number: int) -> tuple[str, ...]:
-    """Which physical core a logical processor is part of; where the system does not say, each is its own."""
-    topology = SYSTEM / f"devices/system/cpu/cpu{number}/topology"
-    siblings = _text(topology / "thread_siblings_list").strip()
-    return (siblings,) if siblings else ("processor", str(number))
-
-
 def _worked(numbers: list[int]) -> float:
-    """Seconds that these processors were not idle since the machine began; 0.0 where the system does not say."""
-    total = 0.0
-    for number, times in re.findall(r"^cpu(\d+) (.+)$", _text(PROC / "stat"), re.MULTILINE):
-        if int(number) in numbers:
-            user, nice, system, _idle, _waiting, *rest = (int(t) for t in times.split())
-            total += user + nice + system + sum(rest[:3])  # guests are counted among the users
-    return total / os.sysconf("SC_CLK_TCK") if total else 0.0
+    """Return the seconds that these processors were not idle since the machine began."""
+    each = psutil.cpu_times(percpu=True)
+    busy = [sum(getattr(each[n], name, 0.0) for name in WORKING) for n in numbers if n < len(each)]
+    return float(sum(busy))
 
 
 def _group_folders(proc: Path, system: Path) -> Iterator[Path]:
