@@ -1,4 +1,9 @@
-"""Ghosts: tensors with shape, dtype and device and no data, so that a step can be tried without its memory."""
+"""Ghosts: tensors with shape, dtype and device and no data, so that a step can be tried without its memory.
+
+Torch's own `FakeTensorMode` (2.13) does not carry this: in it integers have no values either, and a step depends on
+them. The first question which tokens are supervised (`nonzero`) ends it with `DynamicOutputShapeException`, or, with a
+`ShapeEnv` that allows such shapes, with `GuardOnDataDependentSymNode`. Here integers stay real.
+"""
 
 from __future__ import annotations
 
