@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 from pathlib import Path
 
 import luthier
@@ -13,6 +14,7 @@ import torch
 from luthier.model.attention import generating_attention
 from luthier.testing.worlds import save_tiny_model
 
+sys.path.insert(0, str(Path(__file__).parent))  # the files of errors share `provoking`
 BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 if "LUTHIER_DATA" not in os.environ and BESIDE.is_dir():
     os.environ["LUTHIER_DATA"] = str(BESIDE)
@@ -82,3 +84,12 @@ def logits():
             return model(tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0].detach()
 
     return of
+
+
+@pytest.fixture
+def world(tmp_path, model_folder, monkeypatch):
+    """A folder, a model and a command line in which errors are provoked."""
+    from provoking import made_world
+
+    with made_world(tmp_path, model_folder, monkeypatch) as made:
+        yield made

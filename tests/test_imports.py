@@ -275,6 +275,13 @@ def test_no_file_is_longer_than_300_lines_and_no_function_than_30(member):
     assert {name: lines for name, lines in lengths.items() if lines > 30} == {}
 
 
+def test_no_file_of_tests_is_longer_than_400_lines():
+    folders = (ROOT / "tests", *(path for path in ROOT.glob("*/tests")), *ROOT.glob("*/*/tests"))
+    lengths = {path: path.read_text("utf-8").count("\n") for folder in folders for path in folder.rglob("*.py")}
+    assert len(lengths) > 300
+    assert {str(path.relative_to(ROOT)): lines for path, lines in lengths.items() if lines > 400} == {}
+
+
 @members()
 def test_every_function_is_annotated(member):
     bare = []

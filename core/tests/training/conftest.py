@@ -1,8 +1,12 @@
 """Two small tasks on the embedded model, as files."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests share `child_process`
 
 
 @pytest.fixture
@@ -37,4 +41,11 @@ def recipe_file(tmp_path, task_files):
         "  - {name: first, data: first.jsonl}\n"
         "  - {name: second, data: {train: [second.jsonl]}, max_steps: 2}\n"
     )
+    return path
+
+
+@pytest.fixture
+def data(tmp_path, rows):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -1,55 +1,26 @@
-"""Faults: kills, full disks, locks of the dead, clocks that jump; on real processes and files."""
+"""Faults: signals, kills and clocks that jump; on real processes and files."""
 
-import ctypes
-import errno
-import fcntl
 import itertools
 import json
 import os
 import signal
-import socket
 import time
 from datetime import datetime
 
 import luthier
 import pytest
 import torch
+from child_process import in_child
 from luthier import disk
 from luthier.builtin.sft import SupervisedLoss
 from luthier.checkpoint import folder as checkpoint
-from luthier.disk import Reserve, is_full, write_json
-from luthier.errors import LuthierError
 from luthier.plugins.records import NoOptions
 from luthier.runs.metrics_file import read_metrics as metrics
-from luthier.runs.run_folder import is_held, read_folder
+from luthier.runs.run_folder import read_folder
 from luthier.runs.writing import save_requests as requests
 from luthier.runs.writing.active_run import Interrupted
-from luthier.runs.writing.lock import locked_folder
 from luthier.runs.writing.record import read_record
 from luthier.training.signals import handle_signals
-
-
-@pytest.fixture
-def data(tmp_path, rows):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def in_child(act):
-    """The exit status of `act` in a forked process; its exceptions are 99."""
-    child = os.fork()
-    if child == 0:
-        status = 99
-        try:
-            status = act() or 0
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def signalled(number, step):
@@ -211,184 +182,6 @@ def test_a_request_that_a_dead_process_has_seen_is_forgotten(tmp_path):
     requests.take_request(tmp_path)
     checkpoint.tidy_checkpoints(tmp_path)
     assert not requests.save_pending(tmp_path)
-
-
-# disks
-
-
-def on_full_disk(tmp_path, act):
-    """`act(folder)` in a child whose `folder` is a disk of 2 MB; skips where none may be mounted."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def child():
-        libc = ctypes.CDLL(None, use_errno=True)
-        private = libc.unshare(0x00020000) == 0  # CLONE_NEWNS
-        libc.mount(b"none", b"/", None, 0x44000, None)  # MS_REC | MS_PRIVATE: nobody else sees the disk
-        if not private or libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, b"size=2m") != 0:
-            return 77
-        return act(folder)
-
-    status = in_child(child)
-    if status == 77:
-        pytest.skip("this user may mount no disk of its own")
-    return status
-
-
-def fill(folder):
-    """Every last byte of a disk."""
-    with (folder / "ballast").open("wb", buffering=0) as file:
-        for size in (65536, 1):
-            while True:
-                try:
-                    file.write(bytes(size))
-                except OSError:
-                    break
-
-
-def test_a_disk_that_is_full_to_the_last_byte_ends_the_run_and_its_record_says_so(train, data, tmp_path):
-    def act(folder):
-        brim = luthier.on(step_ended=lambda step: fill(folder) if step == 2 else None)
-        settings = {"data": data, "output_dir": folder / "run", "save_steps": 1}
-        try:
-            train(**settings, exact_callbacks=[brim])
-        except LuthierError as error:
-            if error.code != "disk-full":
-                return 1
-        record = read_record(folder / "run")
-        if (record["state"], [p.name for p in checkpoint.list_checkpoints(folder / "run")]) != (
-            "failed",
-            ["step-00000001"],
-        ):
-            return 2
-        (folder / "ballast").unlink()
-        return 0 if train(**{**settings, "save_steps": None}, save_total_limit=1).steps == 3 else 3
-
-    assert on_full_disk(tmp_path, act) == 0
-
-
-def test_a_disk_without_room_at_all_refuses_the_run_before_its_first_step(train, data, tmp_path):
-    def act(folder):
-        (folder / "run").mkdir()
-        (folder / "run/lock").touch()
-        fill(folder)
-        steps = []
-        try:
-            train(
-                data=data, output_dir=folder / "run", exact_callbacks=[luthier.on(step_started=lambda: steps.append(1))]
-            )
-        except LuthierError as error:
-            return 0 if error.code == "disk-full" and not steps else 1
-        return 2
-
-    assert on_full_disk(tmp_path, act) == 0
-
-
-def test_what_is_reserved_has_no_name_and_is_room_once_it_is_released(tmp_path):
-    def act(folder):
-        reserve = Reserve(folder)
-        if list(folder.iterdir()):
-            return 1
-        fill(folder)
-        try:
-            write_json(folder / "run.json", {"state": "failed"})
-            return 2
-        except OSError as error:
-            if not is_full(error):
-                return 3
-        reserve.release()
-        write_json(folder / "run.json", {"state": "failed"})
-        return 0
-
-    assert on_full_disk(tmp_path, act) == 0
-
-
-def test_the_errors_of_libraries_that_keep_only_a_text_are_known_as_a_full_disk():
-    assert is_full(OSError(errno.ENOSPC, "")) and is_full(OSError(errno.EDQUOT, ""))
-    assert is_full(RuntimeError("I/O error: No space left on device (os error 28)"))
-    assert is_full(RuntimeError("File too large (os error 27)")) and is_full(RuntimeError("(os error 122)"))
-    assert not is_full(OSError(errno.EIO, "Input/output error"))
-
-
-# locks
-
-
-def test_the_lock_names_its_owner_and_is_free_afterwards(tmp_path):
-    with locked_folder(tmp_path):
-        assert (tmp_path / "lock").read_text().startswith(f"pid {os.getpid()} on {socket.gethostname()}")
-        assert is_held(tmp_path)
-        with pytest.raises(LuthierError, match=f"held by pid {os.getpid()}"), locked_folder(tmp_path):
-            """Never here."""
-    assert not is_held(tmp_path)
-    assert (tmp_path / "lock").read_text() == ""
-
-
-def dead_pid():
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitpid(child, 0)
-    return child
-
-
-def test_what_a_dead_process_left_in_the_lock_hinders_nobody(train, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/lock").write_text(f"pid {dead_pid()} on {socket.gethostname()} since 2026-01-01 00:00:00\n")
-    assert train().steps == 3
-
-
-def test_the_lock_that_only_a_child_of_a_dead_process_holds_is_taken_over_aloud(tmp_path, capsys):
-    """A worker that outlives a killed trainer has its open files."""
-    path = tmp_path / "lock"
-    path.write_text(f"pid {dead_pid()} on {socket.gethostname()} since 2026-01-01 00:00:00\n")
-    with path.open() as orphan:
-        fcntl.flock(orphan, fcntl.LOCK_EX)
-        with locked_folder(tmp_path):
-            assert is_held(tmp_path)
-            assert f"pid {os.getpid()}" in path.read_text()
-            with pytest.raises(LuthierError, match="held by pid"), locked_folder(tmp_path):
-                """Never here."""
-    assert "took over the lock" in capsys.readouterr().err
-
-
-def test_a_lock_of_another_machine_is_never_taken_over(tmp_path):
-    path = tmp_path / "lock"
-    path.write_text(f"pid {dead_pid()} on elsewhere since 2026-01-01 00:00:00\n")
-    with path.open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(LuthierError, match="on elsewhere") as caught, locked_folder(tmp_path):
-            """Never here."""
-    assert "If that process has ended, remove" in caught.value.remedy
-
-
-def without_locks(*_):
-    raise OSError(errno.ENOLCK, "No locks available")
-
-
-def test_where_the_file_system_keeps_no_locks_the_owners_name_stands_for_one(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(fcntl, "flock", without_locks)
-    with (
-        locked_folder(tmp_path),
-        pytest.raises(LuthierError, match=f"held by pid {os.getpid()}"),
-        locked_folder(tmp_path),
-    ):
-        """Never here."""
-    (tmp_path / "lock").write_text(f"pid {dead_pid()} on {socket.gethostname()} since 2026-01-01 00:00:00\n")
-    with locked_folder(tmp_path):
-        assert "took over" in capsys.readouterr().err
-
-
-def test_a_run_that_another_process_has_finished_meanwhile_is_left_as_it_is(train, data, tmp_path):
-    """Both have found the folder empty; the second gets its lock when the first is done."""
-    from luthier.runs.writing import target as place
-
-    other = place.Place(folder=tmp_path / "run")
-    train(data=data)
-    record = (tmp_path / "run/run.json").read_text()
-    with pytest.raises(LuthierError, match="in the meantime") as caught:
-        place.check_unchanged(other)
-    assert caught.value.exit_status == 75
-    assert (tmp_path / "run/run.json").read_text() == record
 
 
 # kills

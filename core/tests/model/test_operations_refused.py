@@ -1,0 +1,1 @@
+"""Why a module keeps its own forward: found, told apart and logged."""
