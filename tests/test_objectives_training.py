@@ -44,3 +44,21 @@ def test_a_pull_to_the_reference_keeps_the_model_near_it(train, data_file):
 def test_a_row_that_does_not_say_whether_to_forget_is_refused(train, data_file):
     with pytest.raises(luthier.LuthierError, match="forget"):
         train(data=str(data_file), loss="npo", max_steps=1)
+
+
+def test_penalties_are_added_to_any_loss_and_shrink_the_weights(train, data_file):
+    runs = [
+        train(data=str(data_file), loss="shaped_sft", max_steps=4, penalties=penalties, output_dir=None)
+        for penalties in ([], ["l1", {"name": "l2", "weight": 1.0}])
+    ]
+    free, held = (sum(p.abs().sum() for g in run._setup.adapter.groups() for p in g.parameters) for run in runs)
+    assert held < free
+    assert "penalty" not in logged(runs[0])[0]
+    assert logged(runs[1])[0]["penalty"] > 0
+    nll, total = (logged(runs[1])[0][name] for name in ("nll", "loss"))
+    assert total == pytest.approx(nll + logged(runs[1])[0]["penalty"], rel=1e-4)
+
+
+def test_a_penalty_that_no_plugin_offers_is_refused_with_the_nearest(train, data_file):
+    with pytest.raises(luthier.LuthierError, match=r"penalties\.0.*'l3'"):
+        train(data=str(data_file), max_steps=1, penalties=["l3"])

@@ -29,6 +29,7 @@ _HOMES = {
         "OperationRecord",
         "ExporterRecord",
         "MetricRecord",
+        "PenaltyRecord",
         "TrainerRecord",
     ),
     "luthier.plugins.contracts.protocols": ("Adapter", "Callback", "Loss", "Optimizer", "Provider", "Quantizer"),
@@ -50,7 +51,7 @@ _HOMES = {
     "luthier.jobs.desk.desk_service": ("DeskPlace", "DeskService"),
     "luthier.jobs.desk.desk_words": ("desk_words", "read_desk"),
     "luthier.jobs.wire.wire_service": ("WireService", "WireTerms"),
-    "luthier.plugins.contracts.side_protocols": ("Exporter", "Metric", "Operation", "Trainer"),
+    "luthier.plugins.contracts.side_protocols": ("Exporter", "Metric", "Operation", "Penalty", "Trainer"),
     "luthier.training.trainers.trainer_session": ("TrainerSession",),
     "luthier.plugins.contracts.policy_protocol": ("Policy",),
     "luthier.plugins.contracts.run_view": ("RunView",),
@@ -88,7 +89,7 @@ if TYPE_CHECKING:
     from luthier.plugins.contracts.policy_protocol import Policy
     from luthier.plugins.contracts.protocols import Adapter, Callback, Loss, Optimizer, Provider, Quantizer
     from luthier.plugins.contracts.run_view import RunView
-    from luthier.plugins.contracts.side_protocols import Exporter, Metric, Operation, Trainer
+    from luthier.plugins.contracts.side_protocols import Exporter, Metric, Operation, Penalty, Trainer
     from luthier.plugins.contracts.values import Context, Group, LossOutput, Multipliers, Progress, TokenStatistics
     from luthier.plugins.events import event
     from luthier.plugins.hookspecs import hookimpl
@@ -121,6 +122,7 @@ if TYPE_CHECKING:
         MetricRecord,
         OperationRecord,
         OptimizerRecord,
+        PenaltyRecord,
         ProviderRecord,
         QuantizerRecord,
         TrainerRecord,

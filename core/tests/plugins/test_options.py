@@ -13,6 +13,7 @@ from luthier import (
     MetricRecord,
     OperationRecord,
     OptimizerRecord,
+    PenaltyRecord,
     ProviderRecord,
     QuantizerRecord,
     TrainerRecord,
@@ -166,7 +167,7 @@ def test_a_sound_record_keeps_its_tags():
 
 def test_every_kind_has_a_record_a_hook_and_a_protocol():
     records = (AdapterRecord, LossRecord, OptimizerRecord, QuantizerRecord, ProviderRecord, CallbackRecord)
-    records += (OperationRecord, ExporterRecord, MetricRecord, TrainerRecord)
+    records += (OperationRecord, ExporterRecord, MetricRecord, PenaltyRecord, TrainerRecord)
     assert set(RECORDS.values()) == set(records)
     assert set(KINDS) == set(HOOKS) == set(REQUIRED)
     assert len(TAGS) == 13

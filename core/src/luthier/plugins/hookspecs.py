@@ -14,6 +14,7 @@ from luthier.plugins.records import (
     MetricRecord,
     OperationRecord,
     OptimizerRecord,
+    PenaltyRecord,
     ProviderRecord,
     QuantizerRecord,
     TrainerRecord,
@@ -78,6 +79,12 @@ def luthier_metrics() -> Iterable[MetricRecord]:
 
 
 @hookspec
+def luthier_penalties() -> Iterable[PenaltyRecord]:
+    """Penalties: what is added to the objective of each step for the weights that train."""
+    return ()
+
+
+@hookspec
 def luthier_trainers() -> Iterable[TrainerRecord]:
     """Trainers: loops of other libraries, which take the steps of a run in the place of Luthier's own."""
     return ()
@@ -93,5 +100,6 @@ HOOKS = {
     "operation": "luthier_operations",
     "exporter": "luthier_exporters",
     "metric": "luthier_metrics",
+    "penalty": "luthier_penalties",
     "trainer": "luthier_trainers",
 }

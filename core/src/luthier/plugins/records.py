@@ -232,6 +232,13 @@ class MetricRecord(Record):
 
 
 @attrs.frozen(kw_only=True)
+class PenaltyRecord(Record):
+    """A penalty: what is added to the objective of each step for the weights that train, whatever the loss is."""
+
+    kind: ClassVar[str] = "penalty"
+
+
+@attrs.frozen(kw_only=True)
 class TrainerRecord(Record):
     """A trainer: the loop of another library, which takes every step of a run in the place of Luthier's own.
 
@@ -255,6 +262,7 @@ RECORDS: Final[dict[str, type[Record]]] = {
         OperationRecord,
         ExporterRecord,
         MetricRecord,
+        PenaltyRecord,
         TrainerRecord,
     )
 }

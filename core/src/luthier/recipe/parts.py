@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from luthier.plugins.records import Record
     from luthier.recipe.schema import Settings
 
-# one part each, callbacks and metrics being lists of them; an optional one may be none
+# one part each, callbacks, metrics and penalties being lists of them; an optional one may be none
 FIELDS: Final = ("adapter", "loss", "optimizer", "quantizer", "provider", "trainer")
 OPTIONAL: Final = frozenset(("trainer",))
 
@@ -77,13 +77,14 @@ class Resolved:
     provider: Part
     callbacks: tuple[Part, ...]
     metrics: tuple[Part, ...] = ()
+    penalties: tuple[Part, ...] = ()
     trainer: Part | None = None  # None: Luthier's own loop
     plugins: Plugins = attrs.field(repr=False)
 
     def __iter__(self) -> Iterator[Part]:
-        """Every part, the callbacks and metrics last."""
+        """Every part, the callbacks, metrics and penalties last."""
         yield from (part for kind in FIELDS if (part := getattr(self, kind)) is not None)
-        yield from (*self.callbacks, *self.metrics)
+        yield from (*self.callbacks, *self.metrics, *self.penalties)
 
     def chosen(self) -> list[Chosen]:
         return [part.chosen() for part in self]
@@ -103,7 +104,8 @@ def resolve_parts(recipe: Settings, plugins: Plugins | None = None) -> Resolved:
     }
     watchers = tuple(find_part(c, "callback", f"callbacks.{i}", known) for i, c in enumerate(recipe.callbacks))
     metrics = tuple(find_part(m, "metric", f"metrics.{i}", known) for i, m in enumerate(recipe.metrics))
-    return Resolved(**single, callbacks=watchers, metrics=metrics, plugins=known)
+    penalties = tuple(find_part(p, "penalty", f"penalties.{i}", known) for i, p in enumerate(recipe.penalties))
+    return Resolved(**single, callbacks=watchers, metrics=metrics, penalties=penalties, plugins=known)
 
 
 def is_absent(kind: str, value: Any) -> bool:

@@ -135,6 +135,10 @@ class Settings:
         help="Who watches the run besides progress, jsonl and plot; '-plot' takes one of these away, [] takes all.",
     )
     provider: Any = option("local", help="Where it trains.")
+    penalties: list[str | dict[str, Any]] = option(
+        factory=list, help="What each step adds to the objective for the weights that train: names, or {name: ..., "
+        "options}.",
+    )  # fmt: skip
     trainer: Any = option(None, help="The loop of another library that takes the steps; none: Luthier's own.")
 
     adapter_from: str | None = option(None, help="A trained adapter, or its run: the run begins with its weights.")

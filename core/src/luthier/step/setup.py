@@ -22,6 +22,7 @@ from luthier.distributed.world import World
 from luthier.hardware.process_settings import Process
 from luthier.model.operations.install_operations import Installed
 from luthier.plugins.contracts.protocols import Adapter, Loss, Optimizer, Quantizer
+from luthier.plugins.contracts.side_protocols import Penalty
 from luthier.plugins.contracts.values import Context, Multipliers, Progress
 from luthier.precision.dtypes import Precision
 from luthier.runs.writing.decisions import Decisions
@@ -80,6 +81,7 @@ class Setup:
     device: torch.device
     attention: str  # the implementation that the model had before the run
     operations: Installed  # what of the model computes by operations of ours
+    penalties: tuple[Penalty, ...] = ()  # of the weights that train, beside the adapter's own
     metrics: dict[str, BuiltMetric] = attrs.field(factory=dict)  # what an evaluation reports besides the loss's own
     has_perplexity: bool = False  # the loss's main term is nats per token
     decisions: Decisions = attrs.field(factory=Decisions)

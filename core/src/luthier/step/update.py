@@ -26,7 +26,7 @@ from luthier.step.out_of_memory import agree_memory, fit_memory
 from luthier.step.setup import Setup
 
 DERIVED_CUT: Final = "derived_cut"  # the share of the documents that the loss derived whose answer lost its end
-PENALTY: Final = "penalty"  # the metric that shows what an adapter adds to the objective
+PENALTY: Final = "penalty"  # the metric that shows what an adapter and the recipe's penalties add to the objective
 
 
 @attrs.frozen(kw_only=True)
@@ -135,11 +135,17 @@ def _own_numbers(setup: Setup, portion: Portion, penalty: float | None) -> dict[
 
 
 def _penalty(setup: Setup) -> float | None:
-    penalty = setup.adapter.penalty()
-    if penalty is None:
+    """Backward over the adapter's penalty and the recipe's; None where there is none."""
+    groups = setup.adapter.groups() if setup.penalties else []
+    found = [setup.adapter.penalty(), *(penalty.measure(groups) for penalty in setup.penalties)]
+    total: Tensor | None = None
+    for value in found:
+        if value is not None:
+            total = value if total is None else total + value
+    if total is None:
         return None
-    cast(Tensor, setup.precision.scaled(penalty)).backward()  # None comes of None alone
-    return float(whole_tensor(penalty.detach()))
+    cast(Tensor, setup.precision.scaled(total)).backward()  # None comes of None alone
+    return float(whole_tensor(total.detach()))
 
 
 def _clip(setup: Setup) -> float:

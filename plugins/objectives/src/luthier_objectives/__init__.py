@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import attrs
-from luthier import LossRecord, LuthierError, hookimpl, option
+from luthier import LossRecord, LuthierError, PenaltyRecord, hookimpl, option
 
-__all__ = ["AnchoredSft", "Negated", "Npo", "ShapedSft", "luthier_losses"]
+__all__ = [
+    "AnchoredSft",
+    "L1",
+    "L2",
+    "Negated",
+    "Npo",
+    "ShapedSft",
+    "TernaryDistance",
+    "luthier_losses",
+    "luthier_penalties",
+]
 
 
 @attrs.frozen(kw_only=True)
@@ -50,6 +60,38 @@ class Negated:
 
     forget_weight: float = option(1.0, help="Weight of the negated likelihood of rows to forget.", low=1e-6, high=1e3)
     retain_weight: float = option(1.0, help="Weight of the likelihood of rows to be kept.", low=0.0, high=1e3)
+
+
+@attrs.frozen(kw_only=True)
+class L2:
+    """Options of `l2`."""
+
+    weight: float = option(1e-4, help="Weight of the sum over all counted weights.", low=0.0, high=1e6)
+    all_roles: bool = option(False, help="Norms and biases count too.")
+
+
+@attrs.frozen(kw_only=True)
+class L1(L2):
+    """Options of `l1`."""
+
+
+@attrs.frozen(kw_only=True)
+class TernaryDistance(L2):
+    """Options of `ternary_distance`."""
+
+
+@hookimpl
+def luthier_penalties() -> list[PenaltyRecord]:
+    summaries = {
+        "l1": ("The sum of absolute weights.", L1, "L1Penalty"),
+        "l2": ("The sum of squared weights.", L2, "L2Penalty"),
+        "ternary_distance": ("The squared distance of weights to -s, 0 and s.", TernaryDistance, "TernaryPenalty"),
+    }
+    return [
+        PenaltyRecord(name=name, summary=summary, options=options, build=f"luthier_objectives.penalties:{build}",
+                      needs="trainable-weights")
+        for name, (summary, options, build) in summaries.items()
+    ]  # fmt: skip
 
 
 @hookimpl

@@ -1,14 +1,17 @@
-"""The contracts of the kinds that stand beside training: callbacks, operations, exporters, metrics, and trainers."""
+"""The contracts of the kinds beside training: callbacks, operations, exporters, metrics, penalties and trainers."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from luthier.errors import LuthierError
-from luthier.plugins.contracts.values import TokenStatistics
+from luthier.plugins.contracts.values import Group, TokenStatistics
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @runtime_checkable
@@ -83,6 +86,16 @@ class Metric(Protocol):
     def score_tokens(self, statistics: TokenStatistics) -> tuple[float, float]:
         """Return the (sum, count) that the supervised tokens of one micro-batch add."""
         raise LuthierError("part-invalid", "a metric over tokens needs score_tokens", where="metric")
+
+
+@runtime_checkable
+class Penalty(Protocol):
+    """What is added to the objective of each step for the weights that train, whatever the loss is."""
+
+    @abstractmethod
+    def measure(self, groups: Sequence[Group]) -> Tensor | None:
+        """Return a scalar of the adapter's groups, with gradient, once a step; None for nothing."""
+        ...
 
 
 @runtime_checkable
