@@ -28,7 +28,7 @@ from luthier.cli import (
 from luthier.cli.completion.commands import RecipeCommand
 from luthier.cli.job_verbs import jobs, providers, submit
 from luthier.cli.model_verbs import evaluation
-from luthier.cli.recipe_verbs import json_schema
+from luthier.cli.recipe_verbs import init, json_schema
 from luthier.cli.screen import answers
 from luthier.cli.screen.recipe_arguments import FREE
 from luthier.errors import LuthierError
@@ -99,6 +99,7 @@ def root(version: Version = False) -> None:
 
 
 app.command()(demo.demo)
+app.command()(init.init)
 verb: Callable[..., Any]
 for verb in (train.train, continual.continual, plan.plan, inspect.inspect):
     app.command(cls=RecipeCommand, context_settings=FREE, add_help_option=False)(verb)

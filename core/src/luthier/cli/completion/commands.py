@@ -84,3 +84,10 @@ def complete_exporter(incomplete: str) -> list[tuple[str, str]]:
     from luthier.cli.completion.offers import offer_parts
 
     return offer_parts("exporter", incomplete)
+
+
+def complete_method(incomplete: str) -> list[tuple[str, str]]:
+    """An installed adapter or loss."""
+    from luthier.cli.completion.offers import offer_parts
+
+    return [*offer_parts("adapter", incomplete), *offer_parts("loss", incomplete)]

@@ -1,0 +1,219 @@
+"""A first recipe: what the rows of a file suggest, and the text of a recipe that trains on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from luthier.errors import LuthierError, suggest_nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from luthier.plugins.registry import Plugins
+
+SCHEMA: Final = "luthier.schema.json"
+SAMPLE: Final = 200  # rows that are looked at
+FEW: Final = 20  # rows below which none is held out
+SUGGESTED: Final = {"preference": "dpo", "unpaired": "kto"}  # where the installed parts give no better reason
+STARTING: Final = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}  # options of low-rank adapters
+COLUMN: Final = 32  # where comments begin
+PLAIN: Final = re.compile(r"[\w./\-]+")
+GIB: Final = 2**30
+
+
+@attrs.frozen(kw_only=True)
+class Look:
+    """What the first rows of a source show. `columns` maps the names that a format needs to the data's own."""
+
+    format: str
+    kind: str  # of the losses that take such rows
+    rows: int  # of at most SAMPLE
+    columns: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Answers:
+    """The four answers: model, data, what is done, and where."""
+
+    model: str
+    data: str
+    method: str
+    where: str
+
+
+def look_at_rows(path: str) -> Look | None:
+    """Return what a source's first rows show; None for a hub dataset, which is not fetched for this.
+
+    Raises `data-not-found`, or `data-format` where no format fits and no columns look like question and answer.
+    """
+    from luthier.data.formats.recognise_form import ANSWERS, FORMATS, QUESTIONS, recognise_format
+    from luthier.data.read.sources import find_files, read_source
+    from luthier.recipe.schema import Source
+
+    if not find_files(path):
+        return None
+    rows = list(islice(read_source(Source(path=path)), SAMPLE))
+    columns: dict[str, str] = {}
+    try:
+        form = recognise_format(rows, path, kind="any")
+    except LuthierError:
+        names = {name for row in rows for name in row.values}
+        ask, tell = (next((name for name in known if name in names), None) for known in (QUESTIONS, ANSWERS))
+        if not (ask and tell):
+            raise
+        form, columns = "prompt_completion", {"prompt": ask, "completion": tell}
+    return Look(format=form, kind=FORMATS[form].kind, rows=len(rows), columns=columns)
+
+
+def find_rows() -> str:
+    """Return the only file of rows in the working folder, or those of the embedded model."""
+    from luthier.data.read.sources import READERS, file_kind
+    from luthier.demo import MODEL
+
+    files = [path for path in Path().iterdir() if path.is_file() and path.name != SCHEMA]
+    own = [path.name for path in files if file_kind(path) in READERS]
+    return own[0] if len(own) == 1 else str(MODEL.parent / "train.jsonl.gz")
+
+
+def list_methods(kind: str, plugins: Plugins) -> list[str]:
+    """Return the adapters, and the losses that take rows of this kind; the one to propose comes first."""
+    from luthier.recipe.reading.aliases import QUANTIZED
+
+    adapters = [offer.record.name for offer in plugins.offers("adapter") if "." not in offer.record.name]
+    adapters += [name for name, meant in QUANTIZED.items() if meant in adapters]
+    losses = [offer.record.name for offer in plugins.offers("loss") if getattr(offer.record, "data", "") == kind]
+    usual = [SUGGESTED[kind]] if kind in SUGGESTED else [name for name in ("lora", "full") if name in adapters]
+    return list(dict.fromkeys([*usual, *losses, *(adapters if kind == "tokens" else [])]))
+
+
+def settle_method(method: str, look: Look | None, plugins: Plugins) -> dict[str, Any]:
+    """Return the settings `adapter` and `loss` that a method means: an adapter's name, or a loss's.
+
+    Raises `part-unknown` for a name of neither, and `data-format` for a loss that takes other rows.
+    """
+    from luthier.recipe.reading.aliases import QUANTIZED
+
+    kind = look.kind if look else "tokens"
+    names = {k: {offer.record.name for offer in plugins.offers(k)} for k in ("adapter", "loss")}
+    if method in names["adapter"] or QUANTIZED.get(method) in names["adapter"]:
+        adapter, loss = method, SUGGESTED.get(kind, "sft")
+    elif method in {*names["loss"], *SUGGESTED.values()}:
+        adapter, loss = ("lora" if "lora" in names["adapter"] else "full"), method
+    else:
+        known = [*QUANTIZED, *names["adapter"], *names["loss"]]
+        raise LuthierError("part-unknown", f"no installed adapter or loss is called {method!r}", where="--method",
+                           remedy=suggest_nearest(method, known))  # fmt: skip
+    wanted = getattr(plugins.get("loss", loss).record, "data", "tokens")
+    if look and wanted not in (kind, "documents") and not (wanted == "unpaired" and kind == "tokens"):
+        problem = f"the loss {loss} takes {wanted} rows, and these are {look.format}"
+        remedy = f"Choose one of: {', '.join(list_methods(kind, plugins))}."
+        raise LuthierError("data-format", problem, where="--method", found=method, remedy=remedy)
+    return {"adapter": _with_options(adapter, plugins), "loss": loss}
+
+
+def _with_options(adapter: str, plugins: Plugins) -> Any:
+    """An adapter with those of the usual options to begin with that it has."""
+    from luthier.recipe.reading.aliases import QUANTIZED
+
+    cls = plugins.get("adapter", QUANTIZED.get(adapter, adapter)).record.options
+    own = {} if isinstance(cls, str) else {f.alias for f in attrs.fields(cls)}
+    options = {name: value for name, value in STARTING.items() if name in own}
+    return {"name": adapter, **options} if options else adapter
+
+
+def settle_place(where: str, answers_model: str, adapter: Any, plugins: Plugins) -> dict[str, Any]:
+    """Return the settings for a place: `here`, a provider, or a device with so many GiB of memory."""
+    if where in ("here", "local"):
+        return {}
+    if re.fullmatch(r"\d+(\.\d+)?", where):
+        return _fit_memory(float(where) * GIB, answers_model, adapter)
+    try:
+        return {"provider": plugins.get("provider", where).record.name}
+    except LuthierError as error:
+        raise error.at("--where") from None
+
+
+def _fit_memory(memory: float, model: str, adapter: Any) -> dict[str, Any]:
+    """The first of the known ways to train a well-known model that fits; what saves most where none does."""
+    from luthier.memory.model_presets import METHODS, list_presets
+
+    preset = next((preset for preset in list_presets() if preset.name == model), None)
+    if preset is None:
+        return {}
+    family = "full" if adapter == "full" else "lora"
+    ways = [name for name in METHODS if name.partition(",")[0] == family]
+    fitting = next((name for name in ways if preset.needs(name, 4096) <= memory), ways[-1])
+    return {name: value for name, value in METHODS[fitting].items() if name != "adapter"}
+
+
+def recipe_text(path: Path, answers: Answers, look: Look | None, settings: Mapping[str, Any]) -> str:
+    """Return the recipe as YAML with comments, checked as the reader would read it at this path."""
+    from luthier.recipe import from_mapping
+    from luthier.recipe.reading.yaml12 import load_yaml
+
+    lines = [*_lines(path, answers, look, settings)]
+    head = (
+        f"# yaml-language-server: $schema={SCHEMA}\n# `luthier train --help` has every setting, docs/options.md too.\n"
+    )
+    body = "".join(f"{line.ljust(COLUMN)}  # {comment}\n" if comment else f"{line}\n" for line, comment in lines)
+    from_mapping(load_yaml(body, str(path))[0], base=path.absolute().parent)
+    return head + body
+
+
+def _lines(path: Path, answers: Answers, look: Look | None, settings: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+    source = f"path: {_scalar(_near(answers.data, path))}"
+    if look and look.columns:
+        source += f", columns: {_flow(look.columns)}"
+    found = f"{look.rows}{' or more' if look.rows == SAMPLE else ''} rows, recognised as {look.format}" if look else ""
+    known = settings.get("model.dtype")
+    model = _flow({"name_or_path": answers.model, "dtype": known}) if known else _scalar(answers.model)
+    few = look is not None and look.rows < SAMPLE
+    held = look is None or look.rows >= FEW
+    rest = [(name, value) for name, value in settings.items() if name not in ("adapter", "loss", "model.dtype")]
+    return [
+        (f"model: {model}", "a hub name, a folder, or demo, the embedded model"),
+        ("data:", ""),
+        (f"  train: [{{{source}}}]", found),
+        *([("  validation: 0.05", "this share of the rows is held out and evaluated")] if held else []),
+        ("  max_length: 1024", "tokens of the longest example"),
+        (f"adapter: {_flow(settings['adapter'])}", "what trains: full is every weight"),
+        (f"loss: {_scalar(settings['loss'])}", "what is minimised"),
+        ("learning_rate: auto", "by the size of the model and the share that trains"),
+        ("lr_scheduler_type: cosine", ""),
+        ("warmup_ratio: 0.05", ""),
+        (f"num_train_epochs: {3 if few else 1}", "passes over the rows"),
+        ("global_batch_size: auto", "examples of one step, by the number of rows"),
+        *((f"{name}: {_scalar(value)}", "") for name, value in rest),
+        (f"output_dir: {_scalar(f'runs/{path.stem}')}", "the run's folder, beside this file"),
+    ]  # fmt: skip
+
+
+def _near(data: str, path: Path) -> str:
+    """A path as the recipe writes it: relative where it lies in the recipe's folder or below; a hub name as it is."""
+    if not Path(data).exists():
+        return data
+    folder = path.absolute().parent
+    absolute = Path(os.path.abspath(data))
+    return str(absolute.relative_to(folder)) if absolute.is_relative_to(folder) else str(absolute)
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_flow(inner)}" for name, inner in value.items()) + "}"
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    """A value that YAML reads back as it is."""
+    from luthier.recipe.reading.yaml12 import load_yaml
+
+    if isinstance(value, str) and PLAIN.fullmatch(value) and load_yaml(value, "")[0] == value:
+        return value
+    return json.dumps(value, ensure_ascii=False)
