@@ -160,7 +160,7 @@ def recipe_text(path: Path, answers: Answers, look: Look | None, settings: Mappi
 
     lines = [*_lines(path, answers, look, settings)]
     head = (
-        f"# yaml-language-server: $schema={SCHEMA}\n# `luthier train --help` has every setting, docs/options.md too.\n"
+        f"# yaml-language-server: $schema={SCHEMA}\n# `luthier train --help` has every setting, options.md too.\n"
     )
     body = "".join(f"{line.ljust(COLUMN)}  # {comment}\n" if comment else f"{line}\n" for line, comment in lines)
     from_mapping(load_yaml(body, str(path))[0], base=path.absolute().parent)
