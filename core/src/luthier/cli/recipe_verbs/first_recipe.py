@@ -159,9 +159,7 @@ def recipe_text(path: Path, answers: Answers, look: Look | None, settings: Mappi
     from luthier.recipe.reading.yaml12 import load_yaml
 
     lines = [*_lines(path, answers, look, settings)]
-    head = (
-        f"# yaml-language-server: $schema={SCHEMA}\n# `luthier train --help` has every setting, options.md too.\n"
-    )
+    head = f"# yaml-language-server: $schema={SCHEMA}\n# `luthier train --help` has every setting, options.md too.\n"
     body = "".join(f"{line.ljust(COLUMN)}  # {comment}\n" if comment else f"{line}\n" for line, comment in lines)
     from_mapping(load_yaml(body, str(path))[0], base=path.absolute().parent)
     return head + body
