@@ -138,17 +138,18 @@ def inspect(
     eval_data: Any = None,
     **settings: Any,
 ) -> Inspection:
-    """Examples as the loss would see them, what was dropped and why, and how long the rows are."""
-    _require_local()
+    """Examples as the loss would see them, what was dropped and why, and how long the rows are.
+
+    Neither torch nor transformers is imported where the tokenizer's files say all that it does.
+    """
     from luthier.data.formats.wanted import TOKENS, Wanted
     from luthier.data.inspect_examples import inspect as look
     from luthier.data.prepare import prepare_data
     from luthier.data.stream.row_stream import sampled_rows
-    from luthier.model.load import tokenizer_of
     from luthier.recipe import resolve_parts
 
     recipe, objects = gather_arguments(recipe, model, tokenizer, data, eval_data, settings)
-    tokenizer = objects.tokenizer or tokenizer_of(recipe.model)
+    tokenizer = objects.tokenizer or _light_tokenizer(recipe.model)
     wanted = Wanted.of_part(resolve_parts(recipe).loss)
     wanted = Wanted(kind="any") if wanted == TOKENS else wanted  # the loss was not named, perhaps
     prepared = prepare_data(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, given=objects.data,
@@ -281,11 +282,26 @@ def _given(adapter: Any, loss: Any, optimizer: Any, quantizer: Any, callbacks: A
     return {**settings, **{name: v for name, v in zip(PARTS, values, strict=True) if v is not None}}
 
 
-def _require_local() -> None:
-    """Training needs torch; the core alone does not."""
+def _light_tokenizer(model: Any) -> Any:
+    """The model's tokenizer from its own files, by transformers where these do not say all."""
+    _require_local("numpy", "tokenizers", "jinja2")
+    from luthier.data.tokenise.file_tokenizer import read_tokenizer
+
+    light = read_tokenizer(model)
+    if light is not None:
+        return light
+    _require_local()
+    from luthier.model.load import tokenizer_of
+
+    return tokenizer_of(model)
+
+
+def _require_local(*needed: str) -> None:
+    """Training needs torch; the core alone does not. `needed` names the libraries; without any, those of training."""
     from importlib.util import find_spec
 
-    missing = [name for name in ("torch", "transformers", "safetensors", "numpy") if find_spec(name) is None]
+    libraries = needed or ("torch", "transformers", "safetensors", "numpy")
+    missing = [name for name in libraries if find_spec(name) is None]
     if missing:
         raise LuthierError("dependency-missing", f"{', '.join(missing)} not installed",
                            remedy='pip install "luthier[local]"')  # fmt: skip

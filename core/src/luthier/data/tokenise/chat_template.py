@@ -81,16 +81,20 @@ class ChatTemplate:
         self, messages: Messages, tools: list[dict[str, Any]] | None = None
     ) -> tuple[str, list[tuple[int, int]]]:
         """The conversation as text, and the character spans between generation tags."""
+        text = self.tokenizer.get_chat_template(self.given, tools)
+        variables = self.tokenizer.special_tokens_map | self.settings
+        if hasattr(self.tokenizer, "render_tagged"):  # one that was read without transformers
+            whole, found = _guarded(lambda: self.tokenizer.render_tagged(text, messages, tools, variables))
+            return whole, [(start, end) for start, end in found if end > start]
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        text = self.tokenizer.get_chat_template(self.given, tools)
         rendered, spans = _guarded(
             lambda: render_jinja_template(
                 conversations=[list(messages)],
                 tools=cast(Any, tools),  # whose stubs have a list of dicts or functions, which is invariant
                 chat_template=text,
                 return_assistant_tokens_mask=True,
-                **(self.tokenizer.special_tokens_map | self.settings),
+                **variables,
             )
         )
         return rendered[0], [(start, end) for start, end in spans[0] if end > start]

@@ -1,0 +1,119 @@
+"""Chat templates rendered by jinja2 alone, in its sandbox, as transformers renders them."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.sandbox
+import jinja2.utils
+
+THOUGHTS: Final = ("reasoning_content", "thinking", "reasoning")  # names of a message's thought, the first one standard
+
+Spans = list[tuple[int, int]]
+
+
+def render_chat(
+    template: str, messages: Sequence[Mapping[str, Any]], *, tagged: bool = False, **variables: Any
+) -> tuple[str, Spans]:
+    """Return a conversation as text; with `tagged`, also the character spans between its generation tags.
+
+    A thought is there under each of its names. Raises what jinja2 and the template raise.
+    """
+    chat = [_with_thoughts(dict(message)) for message in messages]
+    compiled = _compile(template)
+    if not tagged:
+        return compiled.render(messages=chat, **variables), []
+    tracker = Tracked()
+    variables = {**variables, TRACKER: tracker}
+    for piece in compiled.generate(messages=chat, **variables):
+        tracker.pieces.append(piece)
+    return "".join(tracker.pieces), tracker.spans
+
+
+class Tracked:
+    """What was written so far, and where generation tags begin and end in it."""
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+        self.spans: Spans = []
+
+
+TRACKER: Final = "luthier_tracker"  # the variable by which a rendering's own tags find it
+
+
+class GenerationTag(jinja2.ext.Extension):
+    """The tag `{% generation %}`, which marks what the assistant says."""
+
+    tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
+
+    def parse(self, parser: Any) -> Any:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        place = jinja2.nodes.ContextReference()
+        call = self.call_method("_mark", [place])
+        return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def _mark(self, context: Any, caller: Any) -> str:
+        said: str = caller()
+        tracker = context.get(TRACKER)
+        if tracker is not None:
+            start = sum(map(len, tracker.pieces))
+            tracker.spans.append((start, start + len(said)))
+        return said
+
+
+class GuardedNamespace(jinja2.utils.Namespace):
+    """A namespace that no template can use to reach what begins with an underscore."""
+
+    def __init__(*args: Any, **values: Any) -> None:  # so that `self` can be a value's name
+        _refuse_hidden(dict(*args[1:], **values))
+        jinja2.utils.Namespace.__init__(*args, **values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_hidden([name])
+        super().__setitem__(name, value)
+
+
+def _refuse_hidden(names: Any) -> None:
+    for name in names:
+        if isinstance(name, str) and name.startswith("_"):
+            raise jinja2.exceptions.SecurityError(f"a namespace cannot hold the name {name!r}")
+
+
+def _with_thoughts(message: dict[str, Any]) -> dict[str, Any]:
+    thought = next((message[name] for name in THOUGHTS if message.get(name) is not None), None)
+    if thought is None:
+        return message
+    return {THOUGHTS[1]: thought, **message, THOUGHTS[0]: thought}
+
+
+@functools.lru_cache(maxsize=64)
+def _compile(template: str) -> jinja2.Template:
+    sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols]
+    )
+    sandbox.filters["tojson"] = _to_json
+    sandbox.globals |= {"raise_exception": _refuse, "strftime_now": _format_now, "namespace": GuardedNamespace}
+    return sandbox.from_string(template)
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """JSON without the escapes for HTML that jinja2's own filter makes."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _format_now(form: str) -> str:
+    return datetime.now().strftime(form)
