@@ -50,6 +50,9 @@ _HOMES = {
     "luthier.jobs.transport.service_client": ("Call", "ServiceClient", "Signer"),
     "luthier.jobs.desk.desk_service": ("DeskPlace", "DeskService"),
     "luthier.jobs.desk.desk_words": ("desk_words", "read_desk"),
+    "luthier.jobs.desk.sent_run": (
+        *("Parcel", "ToldRun", "join_parcel", "pack_parcel", "parcel_variables", "read_told", "sent_words"),
+    ),
     "luthier.jobs.wire.wire_service": ("WireService", "WireTerms"),
     "luthier.plugins.contracts.side_protocols": ("Exporter", "Metric", "Operation", "Penalty", "Trainer"),
     "luthier.training.trainers.trainer_session": ("TrainerSession",),
@@ -75,6 +78,15 @@ if TYPE_CHECKING:
     from luthier.jobs.answer_values import drop_missing, elapsed_seconds, read_number, read_time
     from luthier.jobs.desk.desk_service import DeskPlace, DeskService
     from luthier.jobs.desk.desk_words import desk_words, read_desk
+    from luthier.jobs.desk.sent_run import (
+        Parcel,
+        ToldRun,
+        join_parcel,
+        pack_parcel,
+        parcel_variables,
+        read_told,
+        sent_words,
+    )
     from luthier.jobs.manager import Manager
     from luthier.jobs.provider_error import ProviderError
     from luthier.jobs.restoring import provider

@@ -182,10 +182,10 @@ def _state_of(
         return JobState.COMPLETED, "exit 0", None
     if code in STOPPED:
         return JobState.CANCELED, f"exit {code}", "stopped by a signal; its last checkpoint is kept"
-    return JobState.FAILED, f"exit {code}", _read_reason(folder) or f"the worker ended with status {code}"
+    return JobState.FAILED, f"exit {code}", read_reason(folder) or f"the worker ended with status {code}"
 
 
-def _read_reason(folder: Path) -> str | None:
+def read_reason(folder: Path) -> str | None:
     """The error that the run ended with: its JSON document, or the end of what it wrote to standard error."""
     try:
         document = json.loads((folder / OUTPUT).read_text("utf-8"))
@@ -235,13 +235,13 @@ def _read_metrics(path: Path, offset: int) -> tuple[list[JobEvent], int]:
         return [], offset
     events = []
     for line in block[: block.rfind(b"\n") + 1].splitlines(keepends=True):
-        event = _line_event(line, at)
+        event = read_line_event(line, at)
         offset += len(line)
         events += [event] if event else []
     return events, offset
 
 
-def _line_event(line: bytes, at: float) -> JobEvent | None:
+def read_line_event(line: bytes, at: float) -> JobEvent | None:
     """A line as an event; its id is the same wherever in the file it stands, as a resumed run rewrites the file."""
     try:
         values = json.loads(line)

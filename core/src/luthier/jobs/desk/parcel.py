@@ -16,15 +16,15 @@ LAUNCH = "launch.json"
 RECIPE = "recipe.yaml"
 
 
-def pack_job(job: JobSpec, place: str, processes: str | None = None) -> dict[str, Path]:
+def pack_job(job: JobSpec, place: str, processes: str | None = None, recipe: Recipe | None = None) -> dict[str, Path]:
     """Write a job's parcel, and return its files by their names below `place`, the absolute folder over there.
 
     Rows that are files here go with it; names of hub data sets and of models stay as they are. `processes` is
-    torchrun's `--nproc-per-node`.
+    torchrun's `--nproc-per-node`, `recipe` the job's where it has been read already.
     """
     parcel, files = job.folder / "parcel", dict[str, Path]()
     parcel.mkdir(exist_ok=True)
-    recipe = Recipe.load(job.folder / RECIPE, environ={})
+    recipe = recipe or Recipe.load(job.folder / RECIPE, environ={})
     data = recipe.data
     validation = data.validation
     moved = attrs.evolve(

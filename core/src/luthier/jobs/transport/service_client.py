@@ -72,7 +72,8 @@ class ServiceClient:
     """HTTP to one service, polite and careful.
 
     `headers` gives what identifies the user, asked before every request, with a `Secret` where a key stands; `signer`
-    signs what is sent, where a service asks for that.
+    signs what is sent, where a service asks for that. `tls` says whom to trust, and holds the user's
+    certificate, where a service has an authority of its own.
     Requests are spaced to `rate` a second. An address without TLS is refused unless it is this machine's own.
     """
 
@@ -83,6 +84,7 @@ class ServiceClient:
         service: str,
         headers: Callable[[], Mapping[str, str | Secret]] = dict,
         signer: Signer | None = None,
+        tls: ssl.SSLContext | None = None,
         clock: Clock | None = None,
         rate: float = 10.0,
         together: int = 8,
@@ -93,7 +95,7 @@ class ServiceClient:
         self.clock: Clock = clock or current_clock()
         self._policy, self._random = policy or RetryPolicy(), random.Random()
         self._pace = Pace(self.clock, rate, together)
-        trusted = _trusted_authorities(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+        trusted = tls or _trusted_authorities(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
         self._client = httpx.AsyncClient(
             timeout=TIMES, verify=trusted, follow_redirects=False, auth=None if signer is None else _Signing(signer)
         )

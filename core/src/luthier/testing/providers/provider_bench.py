@@ -28,15 +28,15 @@ ROWS: Final = 20
 class FakeService(Protocol):
     """A fake of a hosted service, held in memory, that the kit serves on this machine.
 
-    `create`, `upload` and `download` are the method and a pattern of the path of these requests; `download` is None
-    where the service gives no files. `signed` is a pattern of the paths behind signed links, which get no key, None
-    where there are none. `states` maps each state that the service documents to ours. `settings` are recipe settings
-    that it takes.
+    `create`, `upload` and `download` are the method and a pattern of the path of these requests; `upload` is None where
+    a job takes the recipe with it, `download` where the service gives no files. `signed` is a pattern of the paths
+    behind signed links, which get no key, None where there are none. `states` maps each state that the service
+    documents to ours. `settings` are recipe settings that it takes.
     """
 
     model: str
     create: tuple[str, str]
-    upload: tuple[str, str]
+    upload: tuple[str, str] | None
     download: tuple[str, str] | None
     signed: str | None
     states: Mapping[str, JobState]

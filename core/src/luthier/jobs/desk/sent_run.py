@@ -1,0 +1,143 @@
+"""Runs that are sent whole to a place without a desk: a parcel goes there, and lines of output come back."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from luthier.errors import LuthierError
+from luthier.jobs.desk.parcel import RECIPE, pack_job
+from luthier.plugins.providing.job_records import JobEvent, JobSpec
+
+WORKER: Final = "luthier.builtin.sent_worker"
+MARK: Final = "luthier-told:"  # begins a line of a run's output that is told to who sent it
+VARIABLE: Final = "LUTHIER_PARCEL_"
+PIECE: Final = 100_000  # characters of one variable: Linux takes 131,072
+
+
+@attrs.frozen(kw_only=True)
+class ToldRun:
+    """What a run's output says. `code` and `reason` are None until it has ended; `results` maps kinds to paths."""
+
+    events: list[JobEvent]
+    code: int | None = None
+    reason: str | None = None
+    results: Mapping[str, str] = attrs.field(factory=dict)
+
+
+def sent_words(act: str, folder: str) -> list[str]:
+    """Return the arguments of the Python over there: `run` unpacks the parcel in a folder and trains, `give` writes one
+    of its folders out as lines."""
+    return ["-m", WORKER, act, folder]
+
+
+@attrs.frozen(kw_only=True)
+class Parcel:
+    """A job's recipe, rows and launch as a packed tar, and what must be installed where they are unpacked."""
+
+    content: bytes = attrs.field(repr=False)
+    packages: list[str]
+
+
+def pack_parcel(job: JobSpec, folder: str, processes: str | None = None) -> Parcel:
+    """Return the parcel of a job for `folder` over there; the same job gives the same bytes.
+
+    Raises `data-row` where a line of its rows is no JSON.
+    """
+    from luthier.recipe import Recipe
+
+    recipe = Recipe.load(job.folder / RECIPE, environ={})
+    files = pack_job(job, folder, processes, recipe)
+    for name, path in files.items():
+        if name.endswith(".jsonl"):
+            _check_lines(path)
+    return Parcel(content=_pack_files(files), packages=_list_packages(recipe))
+
+
+def _pack_files(files: Mapping[str, Path]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, path in sorted(files.items()):
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = path.stat().st_size, 0o600
+            with path.open("rb") as file:
+                tar.addfile(member, file)
+    return gzip.compress(packed.getvalue(), mtime=0)
+
+
+def _list_packages(recipe: Any) -> list[str]:
+    """The distributions of Luthier and of the recipe's parts, each by its version."""
+    from luthier.recipe.parts import resolve_parts
+
+    found = {(part.source.distribution, part.source.version) for part in resolve_parts(recipe) if part.source}
+    others = sorted(f"{name}=={at}" for name, at in found if name != "luthier")
+    return [f"luthier[local]=={version('luthier')}", *others]
+
+
+def parcel_variables(content: bytes, largest: int) -> dict[str, str]:
+    """Return a parcel's content as variables of the environment, at most `largest` characters of them."""
+    text = base64.b64encode(content).decode()
+    if len(text) > largest:
+        remedy = "Name a data set of the hub, or a path over there that holds the rows."
+        problem = f"the recipe and its rows are {len(text)} characters when packed, of which {largest} can be sent"
+        raise LuthierError("provider-unsupported", problem, where="data.train", remedy=remedy)
+    return {f"{VARIABLE}{i // PIECE:03}": text[i : i + PIECE] for i in range(0, len(text), PIECE)}
+
+
+def join_parcel(variables: Mapping[str, str]) -> bytes:
+    """Return the content that `parcel_variables` was given, of an environment that holds its variables."""
+    pieces = sorted(name for name in variables if name.startswith(VARIABLE))
+    return base64.b64decode("".join(variables[name] for name in pieces))
+
+
+def read_told(lines: Iterable[str]) -> ToldRun:
+    """Return what the lines of a run's output say; lines without the mark, or cut in their middle, say nothing."""
+    told = ToldRun(events=[])
+    for line in lines:
+        _, mark, text = line.partition(MARK)
+        try:
+            values = json.loads(text) if mark else None
+        except ValueError:
+            continue
+        if isinstance(values, dict):
+            told = _add_line(told, values)
+    return told
+
+
+def write_told(**values: Any) -> str:
+    """Return the line that tells these values."""
+    return f"{MARK} {json.dumps(values)}"
+
+
+def _add_line(told: ToldRun, values: Mapping[str, Any]) -> ToldRun:
+    from luthier.builtin.local import read_line_event
+
+    if "code" in values:
+        return attrs.evolve(told, code=int(values["code"]), reason=values.get("reason"), results=values["results"])
+    at = float(values.get("at", 0.0))
+    if "total_steps" in values:
+        numbers: dict[str, float | None] = {"total_steps": float(values["total_steps"])}
+        event: JobEvent | None = JobEvent(id="total-steps", at=at, metrics=numbers, message="begun")
+    else:
+        event = read_line_event(str(values.get("line", "")).encode(), at)
+    return told if event is None else attrs.evolve(told, events=[*told.events, event])
+
+
+def _check_lines(path: Path) -> None:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                if line.strip():
+                    json.loads(line)
+            except ValueError as error:
+                remedy = "Nothing was sent. Correct the rows named."
+                raise LuthierError("data-row", f"no JSON: {error}", where=f"{path}:{number}", remedy=remedy) from None

@@ -1,0 +1,239 @@
+"""Jobs in a Kubernetes cluster: each is one TrainJob, named by the job's id and made by one request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+from luthier import (
+    Call,
+    Capabilities,
+    EventPage,
+    Finding,
+    JobArtifact,
+    JobSpec,
+    JobState,
+    JobStatus,
+    ProviderError,
+    ServiceClient,
+    ToldRun,
+    pack_parcel,
+    parcel_variables,
+    read_told,
+)
+
+from luthier_kubernetes import Kubernetes
+from luthier_kubernetes.access import Access, find_access
+from luthier_kubernetes.train_job import (
+    CANCELED,
+    LABEL,
+    STEP,
+    VERSION,
+    describe_job,
+    name_job,
+    read_job,
+    result_folder,
+)
+
+LARGEST: Final = 700_000  # characters of a parcel: an object of the cluster has at most 1.5 MB
+PAGE: Final = 100
+GROUP: Final = f"/apis/{VERSION}"
+OVER: Final = ("exceeded quota", "quota exceeded")  # in the message of a 403
+
+
+def build_service(options: Kubernetes) -> KubernetesService:
+    """Return the provider. No key is read, and no request made, before the first one that is needed."""
+    return KubernetesService(options)
+
+
+class KubernetesService:
+    """TrainJobs of one namespace. A job's id here is its TrainJob's name."""
+
+    def __init__(self, options: Kubernetes) -> None:
+        self.options = options
+        self._access: Access | None = None
+        self._client: ServiceClient | None = None
+        self._packed: tuple[str, dict[str, Any]] | None = None
+
+    @property
+    def access(self) -> Access:
+        """The cluster and who asks it, found when first needed."""
+        if self._access is None:
+            self._access = find_access(self.options)
+        return self._access
+
+    @property
+    def client(self) -> ServiceClient:
+        """The client, made when first needed."""
+        if self._client is None:
+            access = self.access
+            self._client = ServiceClient(access.server, service="kubernetes", headers=access.headers, tls=access.tls())
+        return self._client
+
+    def scope(self) -> str:
+        return f"{self.access.server}#{self.access.namespace}"
+
+    @property
+    def _jobs(self) -> str:
+        return f"{GROUP}/namespaces/{self.access.namespace}/trainjobs"
+
+    @property
+    def _pods(self) -> str:
+        return f"/api/v1/namespaces/{self.access.namespace}/pods"
+
+    async def check(self) -> Mapping[str, Any]:
+        """Ask whether the trainer is installed, and the runtime there."""
+        options = self.options
+        offered = await self.client.read_json(GROUP)
+        if "trainjobs" not in {item.get("name") for item in offered.get("resources") or []}:
+            raise ProviderError("not_found", f"the cluster has no TrainJobs of {VERSION}", where="kubernetes")
+        own = options.runtime_kind == "TrainingRuntime"
+        place = f"{GROUP}/namespaces/{self.access.namespace}" if own else GROUP
+        await self.client.read_json(f"{place}/{options.runtime_kind.lower()}s/{options.runtime}")
+        return {"namespace": self.access.namespace, "runtime": options.runtime}
+
+    async def capabilities(self, model: str) -> Capabilities:
+        return Capabilities(takes="recipe", poll=(5.0, 60.0))
+
+    async def validate(self, job: JobSpec) -> Sequence[Finding]:
+        """Pack the parcel, so that what cannot be sent is told before anything is sent."""
+        self._body(job)
+        if self.options.claim is not None:
+            return ()
+        message = f"no claim is named: the runtime must mount a volume at {self.options.folder}, or results are lost"
+        return [Finding(level="warning", rule="volume", where="provider.claim", message=message)]
+
+    def _body(self, job: JobSpec) -> dict[str, Any]:
+        """What is asked for, packed once in this process and the same wherever it is packed again."""
+        if self._packed is not None and self._packed[0] == job.id:
+            return self._packed[1]
+        folder = result_folder(self.options, name_job(job.id))
+        parcel = pack_parcel(job, folder)
+        variables = parcel_variables(parcel.content, LARGEST)
+        self._packed = job.id, describe_job(job, self.options, variables, parcel.packages)
+        return self._packed[1]
+
+    async def submit(self, job: JobSpec, uploads: Mapping[str, str]) -> JobStatus:
+        """Create the TrainJob; fields that this cluster's trainer does not know are an error there, never dropped."""
+        call = Call(method="POST", path=self._jobs, params={"fieldValidation": "Strict"}, json=self._body(job),
+                    repeatable=False)  # fmt: skip
+        try:
+            answer = await self.client.send_call(call)
+        except ProviderError as error:
+            if error.kind == "permission" and any(word in error.problem.lower() for word in OVER):
+                raise ProviderError("quota", error.problem, where=error.where) from None
+            if error.kind == "not_found":
+                remedy = "Install Kubeflow's trainer, or name another namespace."
+                raise ProviderError("not_found", error.problem, where=error.where, remedy=remedy) from None
+            raise
+        return self._status(answer.body)
+
+    async def find(self, job: JobSpec, uploads: Mapping[str, str]) -> Sequence[JobStatus]:
+        try:
+            item = await self.client.read_json(f"{self._jobs}/{name_job(job.id)}")
+        except ProviderError as error:
+            if error.kind == "not_found":
+                return []
+            raise
+        return [self._status(item)]
+
+    async def status(self, remote_id: str) -> JobStatus:
+        """Read the conditions; why a job failed is told by its own output, where that is still there."""
+        found = self._status(await self.client.read_json(f"{self._jobs}/{remote_id}"))
+        if found.state != JobState.FAILED:
+            return found
+        told, _ = await self._read_logs(remote_id, None)
+        return found if told.reason is None else attrs.evolve(found, reason=told.reason)
+
+    def _status(self, item: Any) -> JobStatus:
+        if not isinstance(item, dict) or "metadata" not in item:
+            raise ProviderError("protocol", "the answer is no TrainJob", where="kubernetes")
+        return read_job(item, self.options)
+
+    async def cancel(self, remote_id: str) -> None:
+        """Suspend the TrainJob and mark it as cancelled: its pods end, and it stays to be asked for."""
+        if (await self.status(remote_id)).state.is_final:
+            return
+        change = {"metadata": {"annotations": {CANCELED: "true"}}, "spec": {"suspend": True}}
+        kind = {"content-type": "application/merge-patch+json"}
+        await self.client.send_call(Call(method="PATCH", path=f"{self._jobs}/{remote_id}", json=change, headers=kind))
+
+    async def list(self, limit: int) -> Sequence[JobStatus]:
+        """Return the newest; the cluster gives them in the order of their names."""
+        wanted = {"labelSelector": LABEL, "limit": PAGE}
+        found = [self._status(item) async for item in self._items(self._jobs, wanted)]
+        return sorted(found, key=lambda status: status.created or 0.0, reverse=True)[:limit]
+
+    async def _items(self, path: str, wanted: Mapping[str, Any]) -> Any:
+        """The items of a list, whose token stands in its metadata."""
+        given, seen = dict(wanted), set[str]()
+        while True:
+            page = await self.client.read_json(path, given)
+            for item in page.get("items") or []:
+                yield item
+            token = (page.get("metadata") or {}).get("continue")
+            if not token:
+                return
+            if token in seen:
+                raise ProviderError("protocol", "the list repeats itself", where=f"kubernetes: GET {path}")
+            seen.add(token)
+            given["continue"] = token
+
+    async def events(self, remote_id: str, cursor: str | None) -> EventPage:
+        """Read the output of the first machine's pod from the second on that was read last."""
+        told, newest = await self._read_logs(remote_id, cursor)
+        return EventPage(events=told.events, cursor=newest or cursor)
+
+    async def _read_logs(self, remote_id: str, since: str | None) -> tuple[ToldRun, str | None]:
+        """What the output tells since a moment, and the moment of its last whole line."""
+        wanted = {
+            "labelSelector": f"jobset.sigs.k8s.io/jobset-name={remote_id},jobset.sigs.k8s.io/replicatedjob-name={STEP}"
+        }
+        pods = [pod async for pod in self._items(self._pods, wanted)]
+        first = [pod for pod in pods if _completion_index(pod) == "0" and _has_begun(pod)]
+        lines, newest = [], None
+        for pod in sorted(first, key=lambda pod: str(pod["metadata"].get("creationTimestamp"))):
+            async for moment, line in self._read_lines(str(pod["metadata"]["name"]), since):
+                lines.append(line)
+                newest = moment
+        return read_told(lines), newest
+
+    async def _read_lines(self, pod: str, since: str | None) -> Any:
+        given = {"container": STEP, "timestamps": "true", **({"sinceTime": since} if since else {})}
+        rest = b""
+        async with self.client.open_stream(
+            f"{self._pods}/{pod}/log", params=given, headers={"accept-encoding": "identity"}
+        ) as opened:
+            async for block in opened.blocks():
+                *whole, rest = (rest + block).split(b"\n")
+                for line in whole:
+                    moment, _, text = line.decode("utf-8", "replace").partition(" ")
+                    yield moment, text
+
+    async def artifacts(self, remote_id: str) -> Sequence[JobArtifact]:
+        """Name the place of the results on the volume, which the cluster's API gives no way into."""
+        found = await self.status(remote_id)
+        if found.result_model is None:
+            return ()
+        return [JobArtifact(kind="hosted", name=found.result_model, downloadable=False)]
+
+    async def download(self, artifact: JobArtifact, folder: Path, progress: Any) -> Sequence[Path]:
+        raise ProviderError(
+            "unsupported", f"the results stay on the cluster's volume, at {artifact.name}", where="kubernetes"
+        )
+
+    async def close(self) -> None:
+        if self._client is not None:
+            client, self._client = self._client, None
+            await client.close()
+
+
+def _completion_index(pod: Mapping[str, Any]) -> str:
+    labels = pod["metadata"].get("labels") or {}
+    return str(labels.get("batch.kubernetes.io/job-completion-index", "0"))
+
+
+def _has_begun(pod: Mapping[str, Any]) -> bool:
+    return (pod.get("status") or {}).get("phase") in ("Running", "Succeeded", "Failed")
