@@ -225,7 +225,7 @@ def test_a_pod_of_the_cluster_uses_its_own_account(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("given", [
-    {"namespace": "a/b"}, {"runtime": "../x"}, {"claim": "A b"}, {"cpus": "many"}, {"memory": "1 GB"}, {"folder": "here"},
+    {"namespace": "a/b"}, {"runtime": "../x"}, {"claim": "A b"}, {"cpus": "many"}, {"memory": "1 GB"}, {"folder": "here"}, {"work_folder": "./here"},
     {"folder": "/a/../b"}, {"runtime_kind": "Pod"}, {"server": "https://x", "kubeconfig": "y"}, {"token": "env:T"},
     {"server": "https://x", "token": "literal"},
 ], ids=str)  # fmt: skip

@@ -17,7 +17,7 @@ from luthier.testing import LoopbackServer
 PROGRAM = """
 import json, pathlib, signal, sys
 run = pathlib.Path(sys.argv[1]); (run / "adapter").mkdir(parents=True)
-(run / "run.json").write_text(json.dumps({"total_steps": 2}))
+(run / "run.json").write_text(json.dumps({"run_id": "r", "state": "running", "total_steps": 2}))
 lines = [json.dumps({"step": s, "loss": 1 / s}) + chr(10) for s in (1, 2)]
 (run / "metrics.jsonl").write_text("".join(lines) + '{"step": 3')
 print(json.dumps({"error": {"message": "the third step was cut"}}))
@@ -46,6 +46,7 @@ def test_a_pod_tells_its_metrics_and_how_it_ended(tmp_path, code):
     launch = {"arguments": ["-S", "-c", PROGRAM, str(tmp_path / "run"), str(code)], "run": str(tmp_path / "run")}
     variables = parcel_variables(packed(launch_json=json.dumps(launch)), 100_000)
     done = in_pod(tmp_path / "work", variables | {"PET_NODE_RANK": "0"})
+    assert done.stderr == ""
     told = read_told(["installing", *done.stdout.splitlines(), "luthier-told: {cut"])
     assert (done.returncode, told.code) == (code, code)
     assert told.reason == (None if code == 0 else "the third step was cut")
@@ -69,8 +70,10 @@ def test_a_made_job_trains_in_its_pod_and_its_adapter_loads(fake, tmp_path, rows
     server = LoopbackServer(fake.answer)
     there = {"name": "kubernetes", "server": server.url, "token": "env:CLUSTER_TOKEN", "namespace": "team"}
     with server.running():
-        recipe = {"model": "demo", "data": str(rows), "adapter": "lora", "max_steps": 2, "max_length": 64}
-        job = manager.submit_sync({**recipe, "provider": {**there, "folder": str(tmp_path / "volume")}})
+        recipe = {"model": "demo", "adapter": "lora", "max_steps": 2, "data": {"train": str(rows), "max_length": 64}}
+        job = manager.submit_sync(
+            {**recipe, "provider": {**there, "folder": str(tmp_path / "volume"), "work_folder": str(tmp_path / "work")}}
+        )
         trainer = fake.objects[job.remote_id]["spec"]["trainer"]
         done = in_pod(tmp_path / "work", {item["name"]: item["value"] for item in trainer["env"]}, timeout=600)
         fake.output = list(enumerate(done.stdout.splitlines()))
@@ -91,8 +94,10 @@ def test_a_pod_that_is_ended_keeps_a_checkpoint(fake, tmp_path, rows, monkeypatc
     server = LoopbackServer(fake.answer)
     there = {"name": "kubernetes", "server": server.url, "token": "env:CLUSTER_TOKEN", "namespace": "team"}
     with server.running():
-        recipe = {"model": "demo", "data": str(rows), "adapter": "lora", "max_steps": 9_000, "save_steps": 9_000}
-        job = manager.submit_sync({**recipe, "provider": {**there, "folder": str(tmp_path / "volume")}})
+        recipe = {"model": "demo", "adapter": "lora", "data": str(rows), "max_steps": 9_000, "save_steps": 9_000}
+        job = manager.submit_sync(
+            {**recipe, "provider": {**there, "folder": str(tmp_path / "volume"), "work_folder": str(tmp_path / "work")}}
+        )
     manager.close()
     environ = {item["name"]: item["value"] for item in fake.objects[job.remote_id]["spec"]["trainer"]["env"]}
     words = [sys.executable, "-u", "-m", "luthier.builtin.sent_worker", "run", str(tmp_path / "work")]

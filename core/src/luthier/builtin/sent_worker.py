@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from luthier.builtin.local import KINDS, read_reason
 from luthier.builtin.local_worker import ERRORS, LAUNCH, OUTPUT, read_worker_note
-from luthier.jobs.desk.sent_run import join_parcel, write_told
+from luthier.jobs.desk.sent_run import VARIABLE, join_parcel, write_told
 from luthier.jobs.transport.archive import unpack_archive
 from luthier.runs.run_folder import METRICS, read_folder
 
@@ -62,7 +62,9 @@ def run_sent(folder: Path, parcel: Path | None) -> int:
     metrics = ToldMetrics(run) if _is_first_node() else None
     with (folder / OUTPUT).open("wb") as output, (folder / ERRORS).open("wb") as errors:
         words = [sys.executable, *launch["arguments"]]
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
+        process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=_own_environment()
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda given, _: process.send_signal(given))
         code = _watch(process, metrics)
@@ -91,6 +93,11 @@ def _watch(process: subprocess.Popen[bytes], metrics: ToldMetrics | None) -> int
             metrics.tell_fresh()
         if code is not None:
             return code
+
+
+def _own_environment() -> dict[str, str]:
+    """The environment without the parcel, of which the training knows nothing."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(VARIABLE)}
 
 
 def _is_first_node() -> bool:

@@ -32,6 +32,7 @@ class Kubernetes:
         None, help="A PersistentVolumeClaim to mount at folder; none: the runtime mounts a volume."
     )
     folder: str = option("/luthier", help="Where the volume is mounted, on which results are kept.")
+    work_folder: str = option("/tmp/luthier", help="Where a pod unpacks the recipe and its rows.")
     nodes: int | None = option(None, help="Machines; none: as the runtime says.", low=1)
     nproc_per_node: int | None = option(None, help="Processes on each machine; none: as the runtime says.", low=1)
     gpus: int | None = option(None, help="GPUs of each machine; none: as the runtime says.", low=1)
@@ -50,8 +51,10 @@ class Kubernetes:
             value = getattr(self, name)
             if value is not None and not pattern.fullmatch(value):
                 raise _refused("this is no such name or quantity of Kubernetes", name, value)
-        if not self.folder.startswith("/") or ":" in self.folder or ".." in self.folder:
-            raise _refused("this is no absolute path", "folder", self.folder)
+        for name in ("folder", "work_folder"):
+            path = getattr(self, name)
+            if not path.startswith("/") or ":" in path or ".." in path:
+                raise _refused("this is no absolute path", name, path)
         if self.runtime_kind not in ("ClusterTrainingRuntime", "TrainingRuntime"):
             raise _refused("known: ClusterTrainingRuntime, TrainingRuntime", "runtime_kind", self.runtime_kind)
         if self.server is not None and self.kubeconfig is not None:

@@ -110,7 +110,7 @@ class KubernetesService:
         if self._packed is not None and self._packed[0] == job.id:
             return self._packed[1]
         folder = result_folder(self.options, name_job(job.id))
-        parcel = pack_parcel(job, folder)
+        parcel = pack_parcel(job, self.options.work_folder, run=f"{folder}/run")
         variables = parcel_variables(parcel.content, LARGEST)
         self._packed = job.id, describe_job(job, self.options, variables, parcel.packages)
         return self._packed[1]

@@ -14,7 +14,6 @@ VERSION: Final = "trainer.kubeflow.org/v1alpha1"
 LABEL: Final = "luthier-job"  # of a TrainJob: the job's id
 CANCELED: Final = "luthier-canceled"  # the annotation of a TrainJob that was suspended for good
 STEP: Final = "node"  # the trainer's replicated job, and its container, in every runtime
-WORK: Final = "/tmp/luthier"  # in a pod: the parcel, unpacked
 GRACE: Final = 600  # seconds in which a pod that is ended may write its last checkpoint
 ENDED: Final = {"Complete": JobState.COMPLETED, "Failed": JobState.FAILED}
 PASSED: Final = ("Created", "Suspended")  # conditions besides the ends; others are not known
@@ -38,7 +37,7 @@ def describe_job(
         "runtimeRef": {"apiGroup": VERSION.partition("/")[0], "kind": options.runtime_kind, "name": options.runtime},
         "trainer": drop_missing(
             image=options.image,
-            command=_command(packages if options.install else ()),
+            command=_command(packages if options.install else (), options.work_folder),
             env=[{"name": name, "value": value} for name, value in variables.items()],
             numNodes=options.nodes,
             numProcPerNode=options.nproc_per_node,
@@ -50,8 +49,8 @@ def describe_job(
     return {"apiVersion": VERSION, "kind": "TrainJob", "metadata": metadata, "spec": spec}
 
 
-def _command(packages: Sequence[str]) -> list[str]:
-    train = f"exec python -u {shlex.join(sent_words('run', WORK))}"
+def _command(packages: Sequence[str], folder: str) -> list[str]:
+    train = f"exec python -u {shlex.join(sent_words('run', folder))}"
     if not packages:
         return ["sh", "-c", train]
     return ["sh", "-c", f"python -m pip install --quiet --no-input {shlex.join(packages)} && {train}"]

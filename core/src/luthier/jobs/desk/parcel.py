@@ -16,12 +16,16 @@ LAUNCH = "launch.json"
 RECIPE = "recipe.yaml"
 
 
-def pack_job(job: JobSpec, place: str, processes: str | None = None, recipe: Recipe | None = None) -> dict[str, Path]:
+def pack_job(
+    job: JobSpec, place: str, processes: str | None = None, *, recipe: Recipe | None = None, run: str | None = None
+) -> dict[str, Path]:
     """Write a job's parcel, and return its files by their names below `place`, the absolute folder over there.
 
     Rows that are files here go with it; names of hub data sets and of models stay as they are. `processes` is
-    torchrun's `--nproc-per-node`, `recipe` the job's where it has been read already.
+    torchrun's `--nproc-per-node`, `recipe` the job's where it has been read already, `run` the run's folder where that
+    is elsewhere.
     """
+    run = run or f"{place}/run"
     parcel, files = job.folder / "parcel", dict[str, Path]()
     parcel.mkdir(exist_ok=True)
     recipe = recipe or Recipe.load(job.folder / RECIPE, environ={})
@@ -34,10 +38,10 @@ def pack_job(job: JobSpec, place: str, processes: str | None = None, recipe: Rec
         if isinstance(validation, list)
         else validation,
     )
-    attrs.evolve(recipe, data=moved, output_dir=f"{place}/run").write(parcel / RECIPE)
+    attrs.evolve(recipe, data=moved, output_dir=run).write(parcel / RECIPE)
     words = ["-m", "luthier", "train", f"{place}/{RECIPE}", "--json"]
     words += [] if processes is None else ["--nproc-per-node", processes]
-    (parcel / LAUNCH).write_text(json.dumps({"arguments": words, "run": f"{place}/run"}), "utf-8")
+    (parcel / LAUNCH).write_text(json.dumps({"arguments": words, "run": run}), "utf-8")
     return {RECIPE: parcel / RECIPE, LAUNCH: parcel / LAUNCH, **files}
 
 

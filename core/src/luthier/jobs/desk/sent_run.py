@@ -20,7 +20,7 @@ from luthier.plugins.providing.job_records import JobEvent, JobSpec
 
 WORKER: Final = "luthier.builtin.sent_worker"
 MARK: Final = "luthier-told:"  # begins a line of a run's output that is told to who sent it
-VARIABLE: Final = "LUTHIER_PARCEL_"
+VARIABLE: Final = "PARCEL_OF_LUTHIER_"  # LUTHIER_... would be options of a recipe
 PIECE: Final = 100_000  # characters of one variable: Linux takes 131,072
 
 
@@ -48,15 +48,17 @@ class Parcel:
     packages: list[str]
 
 
-def pack_parcel(job: JobSpec, folder: str, processes: str | None = None) -> Parcel:
-    """Return the parcel of a job for `folder` over there; the same job gives the same bytes.
+def pack_parcel(job: JobSpec, folder: str, processes: str | None = None, *, run: str | None = None) -> Parcel:
+    """Return the parcel of a job, to be unpacked in `folder` over there; a job always gives the same bytes.
+
+    `run` is the folder of its run, where that is elsewhere.
 
     Raises `data-row` where a line of its rows is no JSON.
     """
     from luthier.recipe import Recipe
 
     recipe = Recipe.load(job.folder / RECIPE, environ={})
-    files = pack_job(job, folder, processes, recipe)
+    files = pack_job(job, folder, processes, recipe=recipe, run=run)
     for name, path in files.items():
         if name.endswith(".jsonl"):
             _check_lines(path)
