@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -29,6 +28,7 @@ from luthier.builtin.local_worker import (
     write_note,
 )
 from luthier.errors import LuthierError
+from luthier.jobs.desk.metric_lines import read_line_event
 from luthier.jobs.provider_error import ProviderError
 from luthier.plugins.providing.job_records import (
     Capabilities,
@@ -43,7 +43,6 @@ from luthier.plugins.providing.job_records import (
     Progress,
 )
 from luthier.plugins.providing.job_state import JobState
-from luthier.runs.metrics_file import finite_number
 from luthier.runs.run_folder import METRICS, RunFolder, read_folder
 
 STARTING: Final = 30.0  # seconds that a worker may take to write its first note
@@ -51,7 +50,6 @@ STOPPED: Final = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 KINDS: Final = {"adapter": "peft", "model": "safetensors", "merged": "safetensors"}
 PAGE: Final = 2**18  # bytes of events at one reading
 TAIL: Final = 4000  # characters of an error's end
-NUMBERS: Final = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
 
 
 class WorkerProcesses:
@@ -239,20 +237,6 @@ def _read_metrics(path: Path, offset: int) -> tuple[list[JobEvent], int]:
         offset += len(line)
         events += [event] if event else []
     return events, offset
-
-
-def read_line_event(line: bytes, at: float) -> JobEvent | None:
-    """A line as an event; its id is the same wherever in the file it stands, as a resumed run rewrites the file."""
-    try:
-        values = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(values, dict):
-        return None
-    numbers = {name: finite_number(values, name) for name in NUMBERS if name in values}
-    if "total_tokens" in values:
-        numbers["tokens"] = finite_number(values, "total_tokens")
-    return JobEvent(id=hashlib.sha256(line).hexdigest()[:16], at=at, kind="metrics", metrics=numbers)
 
 
 def _seconds_left(run: RunFolder, started: float) -> float | None:

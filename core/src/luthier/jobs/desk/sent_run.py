@@ -15,8 +15,11 @@ from typing import Any, Final
 import attrs
 
 from luthier.errors import LuthierError
+from luthier.jobs.desk.metric_lines import read_line_event
 from luthier.jobs.desk.parcel import RECIPE, pack_job
 from luthier.plugins.providing.job_records import JobEvent, JobSpec
+from luthier.recipe import Recipe
+from luthier.recipe.parts import resolve_parts
 
 WORKER: Final = "luthier.builtin.sent_worker"
 MARK: Final = "luthier-told:"  # begins a line of a run's output that is told to who sent it
@@ -55,8 +58,6 @@ def pack_parcel(job: JobSpec, folder: str, processes: str | None = None, *, run:
 
     Raises `data-row` where a line of its rows is no JSON.
     """
-    from luthier.recipe import Recipe
-
     recipe = Recipe.load(job.folder / RECIPE, environ={})
     files = pack_job(job, folder, processes, recipe=recipe, run=run)
     for name, path in files.items():
@@ -76,10 +77,8 @@ def _pack_files(files: Mapping[str, Path]) -> bytes:
     return gzip.compress(packed.getvalue(), mtime=0)
 
 
-def _list_packages(recipe: Any) -> list[str]:
+def _list_packages(recipe: Recipe) -> list[str]:
     """The distributions of Luthier and of the recipe's parts, each by its version."""
-    from luthier.recipe.parts import resolve_parts
-
     found = {(part.source.distribution, part.source.version) for part in resolve_parts(recipe) if part.source}
     others = sorted(f"{name}=={at}" for name, at in found if name != "luthier")
     return [f"luthier[local]=={version('luthier')}", *others]
@@ -121,8 +120,6 @@ def write_told(**values: Any) -> str:
 
 
 def _add_line(told: ToldRun, values: Mapping[str, Any]) -> ToldRun:
-    from luthier.builtin.local import read_line_event
-
     if "code" in values:
         return attrs.evolve(told, code=int(values["code"]), reason=values.get("reason"), results=values["results"])
     at = float(values.get("at", 0.0))
