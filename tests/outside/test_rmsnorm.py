@@ -16,6 +16,15 @@ SHORT = {"max_steps": 3, "num_threads": 1}
 LONG = {"max_steps": 5, "num_threads": 1}
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """No other operation is installed."""
+    monkeypatch.setenv("LUTHIER_DISABLE_PLUGINS", "kernels")
+    installed_plugins.cache_clear()
+    yield
+    installed_plugins.cache_clear()
+
+
 @pytest.fixture
 def norm(install_outside):
     """The installed package's module, with nothing counted yet."""
@@ -119,7 +128,7 @@ def test_a_run_that_began_with_it_goes_on_with_it_bit_for_bit(norm, train, tmp_p
 
 def test_a_run_that_began_with_it_says_aloud_that_it_is_gone(norm, train, tmp_path, monkeypatch, capsys):
     terminated(train)
-    monkeypatch.setenv("LUTHIER_DISABLE_PLUGINS", "outside_rmsnorm")
+    monkeypatch.setenv("LUTHIER_DISABLE_PLUGINS", "outside_rmsnorm,kernels")
     installed_plugins.cache_clear()
     norm.CALLS.clear()
     train(**LONG)

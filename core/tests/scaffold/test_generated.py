@@ -124,7 +124,7 @@ def tried(kind, folder):
     resumed = luthier.train(**settings, exact_callbacks=[*watchers, Halt()], output_dir=f"{folder}/halted")
     if kind == "operation":
         decisions = json.loads((resumed.output_path / "run.json").read_text())["decisions"]
-        assert "swiglu: sample-operation" in decisions["kernels"]["value"][0]
+        assert any("swiglu: sample-operation" in one for one in decisions["kernels"]["value"])
     if kind == "exporter":
         assert luthier.export(resumed.output_path, "sample-exporter").files["weights.npz"]
     if kind == "metric":

@@ -42,3 +42,13 @@ def test_gates(kind, dtype):
     gate, up, gradient = (torch.randn(3, 700).to(dtype) for _ in range(3))
     both("gate_states", lambda: (gates.FORWARD(gate, up, kind),), dtype)
     both("gate_states_back", lambda: gates.BACKWARD(gradient, gate, up, kind), dtype)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (66, 17)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("summed", "trains"), [(False, True), (True, False), (True, True)])
+def test_gradients_of_norms(shape, dtype, summed, trains):
+    gradient, x, other = (torch.randn(shape).to(dtype) for _ in range(3))
+    factors = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-5)
+    given = (gradient, other if summed else None, x, torch.randn(shape[-1]), factors, 1.0, trains)
+    both("normalize_rms_back", lambda: norm.BACKWARD(*given), dtype)

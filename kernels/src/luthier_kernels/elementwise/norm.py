@@ -138,42 +138,85 @@ def _normalize_triton(x: Tensor, residual: Tensor | None, scale: Tensor, eps: fl
 
 
 def _normalize_back(
-    gradient: Tensor, to_total: Tensor | None, x: Tensor, weight: Tensor, factors: Tensor, offset: float
+    gradient: Tensor, to_total: Tensor | None, x: Tensor, weight: Tensor, factors: Tensor, offset: float, trains: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients to the (summed) states and to the weight."""
+    """Gradients to the (summed) states and to the weight (empty unless it `trains`)."""
     scale = weight.to(torch.promote_types(weight.dtype, torch.float32)) + offset
     gradient, to_total = gradient.contiguous(), None if to_total is None else to_total.contiguous()
+    given = (gradient, to_total, x, scale, factors, trains)
+    native = _is_native(x) and gradient.dtype is x.dtype and has_native("elementwise")
+    triton = x.numel() > 0 and x.dtype is not torch.float64 and x.shape[-1] <= WIDEST and runs_triton(x)
     to_x, to_scale = run_first(
         "normalize_rms_back",
-        ("native", _is_native(x) and gradient.dtype is x.dtype and has_native("elementwise"),
-         lambda: _back_native(gradient, to_total, x, scale, factors)),
-        ("torch", True, lambda: _back_torch(gradient, to_total, x, scale, factors)),
-    )  # fmt: skip
+        ("triton", triton, lambda: _back_triton(*given)),
+        ("native", native, lambda: _back_native(*given)),
+        ("torch", True, lambda: _back_torch(*given)),
+    )
     return to_x, to_scale.to(weight.dtype)
 
 
 def _back_torch(
-    gradient: Tensor, to_total: Tensor | None, x: Tensor, scale: Tensor, factors: Tensor
+    gradient: Tensor, to_total: Tensor | None, x: Tensor, scale: Tensor, factors: Tensor, trains: bool
 ) -> tuple[Tensor, Tensor]:
     wide, g = x.to(factors.dtype), gradient.to(factors.dtype)
     m = g * scale
     to_x = factors * (m - wide * factors.square() * (m * wide).mean(-1, keepdim=True))
     to_x = to_x if to_total is None else to_x + to_total.to(to_x.dtype)
-    return to_x.to(x.dtype), (g * wide * factors).reshape(-1, x.shape[-1]).sum(0)
+    to_scale = (g * wide * factors).reshape(-1, x.shape[-1]).sum(0) if trains else scale.new_empty(0)
+    return to_x.to(x.dtype), to_scale
 
 
 def _back_native(
-    gradient: Tensor, to_total: Tensor | None, x: Tensor, scale: Tensor, factors: Tensor
+    gradient: Tensor, to_total: Tensor | None, x: Tensor, scale: Tensor, factors: Tensor, trains: bool
 ) -> tuple[Tensor, Tensor]:
     rows, columns = factors.numel(), x.shape[-1]
-    to_x, partial = torch.empty_like(x), torch.empty(-(-rows // CHUNK_ROWS), columns)
+    chunks = -(-rows // CHUNK_ROWS)
+    to_x, partial = torch.empty_like(x), torch.empty(chunks, columns) if trains else None
     call, wide = native_function("elementwise", "normalize_rows_back"), x.dtype is torch.float32
 
     def back_part(start: int, end: int) -> None:
         call(gradient, x, wide, scale, factors, to_total, start, end, rows, columns, to_x, partial)
 
-    run_parts(partial.shape[0], 1, back_part)
-    return to_x, partial.sum(0)
+    run_parts(chunks, 1, back_part)
+    return to_x, scale.new_empty(0) if partial is None else partial.sum(0)
+
+
+@jit
+def normalize_back_kernel(
+    gradient: Any, to_total: Any, x: Any, scale: Any, factors: Any, to_x: Any, partial: Any, rows: Any, columns: Any,
+    summed: tl.constexpr, trains: tl.constexpr, chunk: tl.constexpr, size: tl.constexpr,
+) -> None:  # fmt: skip
+    """One program: `chunk` rows, and their part of the weight's gradient."""
+    program = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, size)
+    inside = place < columns
+    weight = tl.load(scale + place, mask=inside, other=0.0)
+    part = tl.zeros((size,), tl.float32)
+    for row in range(program * chunk, tl.minimum(program * chunk + chunk, rows)):
+        base = row * columns
+        g = tl.load(gradient + base + place, mask=inside, other=0.0).to(tl.float32)
+        value = tl.load(x + base + place, mask=inside, other=0.0).to(tl.float32)
+        factor = tl.load(factors + row)
+        m = g * weight
+        part += g * value * factor
+        made = factor * (m - value * (tl.sum(m * value, 0) / columns * factor * factor))
+        if summed:
+            made += tl.load(to_total + base + place, mask=inside, other=0.0).to(tl.float32)
+        tl.store(to_x + base + place, made.to(to_x.dtype.element_ty), mask=inside)
+    if trains:
+        tl.store(partial + program * columns + place, part, mask=inside)
+
+
+def _back_triton(
+    gradient: Tensor, to_total: Tensor | None, x: Tensor, scale: Tensor, factors: Tensor, trains: bool
+) -> tuple[Tensor, Tensor]:
+    rows, columns = factors.numel(), x.shape[-1]
+    programs = -(-rows // CHUNK_ROWS)
+    to_x, partial = torch.empty_like(x), torch.empty(programs if trains else 0, columns, device=x.device)
+    given = (gradient, x if to_total is None else to_total, x, scale, factors, to_x, partial, rows, columns)
+    fixed = (to_total is not None, trains, CHUNK_ROWS, triton.next_power_of_2(columns))
+    normalize_back_kernel[(programs,)](*given, *fixed)
+    return to_x, partial.sum(0) if trains else scale.new_empty(0)
 
 
 def _is_native(x: Tensor) -> bool:
@@ -197,15 +240,19 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _backward(ctx: Any, gradient: Tensor, to_total: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     x, weight, factors = ctx.saved_tensors
-    to_x, to_weight = BACKWARD(gradient, to_total if ctx.summed else None, x, weight, factors, ctx.offset)
-    return to_x, to_x if ctx.summed else None, to_weight if ctx.needs_input_grad[2] else None, None, None
+    trains = ctx.needs_input_grad[2]
+    to_x, to_weight = BACKWARD(gradient, to_total if ctx.summed else None, x, weight, factors, ctx.offset, trains)
+    return to_x, to_x if ctx.summed else None, to_weight if trains else None, None, None
 
 
 BACKWARD = register_operation(
-    "normalize_rms_back(Tensor gradient, Tensor? to_total, Tensor x, Tensor weight, Tensor factors, float offset) "
-    "-> (Tensor, Tensor)",
+    "normalize_rms_back(Tensor gradient, Tensor? to_total, Tensor x, Tensor weight, Tensor factors, float offset, "
+    "bool trains) -> (Tensor, Tensor)",
     _normalize_back,
-    lambda gradient, to_total, x, weight, factors, offset: (torch.empty_like(x), torch.empty_like(weight)),
+    lambda gradient, to_total, x, weight, factors, offset, trains: (
+        torch.empty_like(x),
+        torch.empty_like(weight) if trains else weight.new_empty(0),
+    ),
 )
 FORWARD = register_operation(
     "normalize_rms(Tensor x, Tensor? residual, Tensor weight, float eps, float offset) -> (Tensor, Tensor, Tensor)",

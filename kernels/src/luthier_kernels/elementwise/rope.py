@@ -1,8 +1,8 @@
 """Rotary positions of packed tokens: heads [T, heads, D] in float32, bfloat16, float16 or float64, tables of cosines
 and sines [P, D] and positions [T] to rotated heads, in float32 (float64), rounded once.
 
-Halves (a, b) of a head become (a cos - b sin, b cos + a sin), as transformers has it. Both halves of a table's row are
-alike, so that the gradient is the rotation back.
+Halves (a, b) of a head become (a cos - b sin, b cos + a sin), as transformers has it. The gradient is the rotation
+back, by the sines of the other half.
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    return OPERATION(gradient, *ctx.saved_tensors, -ctx.sign), None, None, None, None
+    cosines, sines, positions = ctx.saved_tensors
+    other = sines.roll(sines.shape[-1] // 2, -1)
+    return OPERATION(gradient, cosines, other, positions, -ctx.sign), None, None, None, None
 
 
 OPERATION = register_operation(

@@ -49,7 +49,7 @@ def native_function(source: str, name: str) -> Callable[..., None]:
 @functools.cache
 def load_source(source: str) -> ctypes.CDLL | None:
     """Compile `SOURCE.c` or find it in the cache, and load it. None, said once in the log, where that fails."""
-    code = resources.files(__package__).joinpath(f"{source}.c").read_text("utf-8")
+    code = _read_source(source)
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))), None)
     if compiler is None:
         log.warning("no C compiler (cc, gcc, clang): %s runs in plain torch, more slowly", source)
@@ -63,6 +63,13 @@ def load_source(source: str) -> ctypes.CDLL | None:
         said = getattr(error, "stderr", None) or error
         log.warning("%s.c cannot be compiled, so it runs in plain torch, more slowly: %s", source, said)
         return None
+
+
+def _read_source(source: str) -> str:
+    """Return the text of `SOURCE.c` with rows.h in its place, so that all of it is compiled and fingerprinted."""
+    folder = resources.files(__package__)
+    text = folder.joinpath(f"{source}.c").read_text("utf-8")
+    return text.replace('#include "rows.h"', folder.joinpath("rows.h").read_text("utf-8"))
 
 
 def cache_folder() -> Path:

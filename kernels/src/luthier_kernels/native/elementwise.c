@@ -1,52 +1,8 @@
 // Norms of rows and rotations by position, in float32; tensors are float32 or bfloat16 and are rounded once.
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "rows.h"
 
-enum { LANES = 16, WIDTH_LIMIT = 65536, CHUNK_ROWS = 64 };
-
-static inline float from_bf16(uint16_t bits) {
-    uint32_t wide = (uint32_t)bits << 16;
-    float value;
-    memcpy(&value, &wide, 4);
-    return value;
-}
-
-static inline uint16_t to_bf16(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    uint32_t rounded = bits + 0x7fff + ((bits >> 16) & 1);
-    return (uint16_t)((value != value ? 0x7fc00000u : rounded) >> 16);
-}
-
-static void read_row(const void *from, int64_t wide, int64_t first, int64_t count, float *restrict into) {
-    if (wide) {
-        memcpy(into, (const float *)from + first, count * sizeof(float));
-        return;
-    }
-    const uint16_t *restrict half = (const uint16_t *)from + first;
-    for (int64_t i = 0; i < count; i++) into[i] = from_bf16(half[i]);
-}
-
-static void write_row(void *to, int64_t wide, int64_t first, int64_t count, const float *restrict from) {
-    if (wide) {
-        memcpy((float *)to + first, from, count * sizeof(float));
-        return;
-    }
-    uint16_t *restrict half = (uint16_t *)to + first;
-    for (int64_t i = 0; i < count; i++) half[i] = to_bf16(from[i]);
-}
-
-static float sum_products(const float *restrict a, const float *restrict b, int64_t count) {
-    float lanes[LANES] = {0}, sum = 0;
-    int64_t i = 0;
-    for (; i + LANES <= count; i += LANES)
-        for (int k = 0; k < LANES; k++) lanes[k] += a[i + k] * b[i + k];
-    for (int k = 0; i < count; i++, k++) lanes[k] += a[i] * b[i];
-    for (int k = 0; k < LANES; k++) sum += lanes[k];
-    return sum;
-}
+enum { WIDTH_LIMIT = 65536, CHUNK_ROWS = 64 };
 
 // y = (x + residual) * r * weight, where r = 1 / sqrt(mean of squares + eps). `sums` takes x + residual, `factors` r.
 void normalize_rows(const void *x, const void *residual, int64_t wide, const float *weight, double eps, int64_t start,
@@ -67,23 +23,22 @@ void normalize_rows(const void *x, const void *residual, int64_t wide, const flo
     }
 }
 
-// Gradients: to x; and to the weight as partial sums [chunks, columns] over 64 rows each, so that threads change nothing.
+// Gradients: to x; and unless `partial` is null to the weight, as partial sums [chunks, columns] over 64 rows each, so that threads change nothing.
 void normalize_rows_back(const void *gradient, const void *x, int64_t wide, const float *weight, const float *factors,
                          const void *to_sums, int64_t start, int64_t end, int64_t rows, int64_t columns, void *to_x,
                          float *partial) {
     float g[WIDTH_LIMIT], row[WIDTH_LIMIT], m[WIDTH_LIMIT];
     for (int64_t chunk = start; chunk < end; chunk++) {
-        float *restrict part = partial + chunk * columns;
-        memset(part, 0, columns * sizeof(float));
+        float *restrict part = partial ? partial + chunk * columns : 0;
+        if (part) memset(part, 0, columns * sizeof(float));
         int64_t last = (chunk + 1) * CHUNK_ROWS < rows ? (chunk + 1) * CHUNK_ROWS : rows;
         for (int64_t n = chunk * CHUNK_ROWS; n < last; n++) {
             read_row(gradient, wide, n * columns, columns, g);
             read_row(x, wide, n * columns, columns, row);
             float r = factors[n];
-            for (int64_t i = 0; i < columns; i++) {
-                part[i] += g[i] * (row[i] * r);
-                m[i] = g[i] * weight[i];
-            }
+            if (part)
+                for (int64_t i = 0; i < columns; i++) part[i] += g[i] * (row[i] * r);
+            for (int64_t i = 0; i < columns; i++) m[i] = g[i] * weight[i];
             float shared = sum_products(m, row, columns) / (float)columns * r * r;
             for (int64_t i = 0; i < columns; i++) m[i] = r * (m[i] - row[i] * shared);
             if (to_sums) {
@@ -139,24 +94,6 @@ void rotate_heads(const void *x, int64_t wide, const float *cosines, const float
             write_row(out, wide, first, size, made);
         }
     }
-}
-
-// e^x within two units in the last place: 2^n times a polynomial of what is left; the compiler makes vectors of it.
-static inline float power_of_e(float x) {
-    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    float n = rintf(x * 1.44269504f);
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    int32_t bits = ((int32_t)n + 127) << 23;
-    float scale;
-    memcpy(&scale, &bits, 4);
-    return p * scale;
 }
 
 enum { SILU = 0, GELU = 1, RELU2 = 2, PART = 1024 };

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
+from luthier.model.operations.sample_calls import sample_call
 from luthier.plugins.records import OperationRecord
 
 log = get_logger()
@@ -60,7 +61,8 @@ class GuardedOperation:
             return NotImplemented
 
     def _compare(self, given: Sequence[Any]) -> None:
-        """Raise `operation-differs` where values or gradients are not the reference's."""
+        """Raise `operation-differs` where values or gradients are not the reference's, on a part of the call."""
+        given = sample_call(self.record.operation, given)
         places = [i for i in DIFFERENTIATED[self.record.operation] if isinstance(given[i], Tensor)]
         with _undisturbed():
             own = _differentiate(self.function, given, places, exact=False)

@@ -1,0 +1,132 @@
+"""The engine's operations by this package's implementations: which calls each takes, and how it is called.
+
+A call that is none of ours gets NotImplemented, and the engine computes it: other dtypes than the ones that results are
+written in, or a head that trains, for which the engine knows a form with one product fewer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier_kernels.elementwise import add_and_normalize, gate_states, normalize_rms, rotate_heads
+from luthier_kernels.elementwise.norm import WIDEST
+from luthier_kernels.gpu import triton
+from luthier_kernels.head import score_labels
+from luthier_kernels.native import has_native
+
+SMALLEST = 2**15  # elements: below them a call of torch's own costs less than a registered one
+HALVES = (torch.bfloat16, torch.float16)
+NATIVE = (torch.float32, torch.bfloat16)
+
+
+def takes_rows(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> bool:
+    """Norms and rotations: on a processor in C, on a GPU in Triton."""
+    if not 0 < shape[-1] <= WIDEST or math.prod(shape) < SMALLEST:
+        return False
+    if device.type == "cpu":
+        return dtype in NATIVE and has_native("elementwise")
+    return _takes_triton(device, dtype)
+
+
+def takes_gates(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> bool:
+    """Gated activations: on a GPU. On a processor the engine's compiled form is the faster."""
+    return math.prod(shape) >= SMALLEST and _takes_triton(device, dtype)
+
+
+def takes_head(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> bool:
+    """The head: on a processor in bfloat16, as in float32 the products are all of the time; on a GPU."""
+    if not math.prod(shape):
+        return False
+    if device.type == "cpu":
+        return dtype is torch.bfloat16 and has_native("head")
+    return _takes_triton(device, dtype)
+
+
+def build_norm(options: object) -> Callable[..., Any]:
+    return _normalize
+
+
+def build_sum_norm(options: object) -> Callable[..., Any]:
+    return _add_and_normalize
+
+
+def build_rotation(options: object) -> Callable[..., Any]:
+    return _rotate
+
+
+def build_swiglu(options: object) -> Callable[..., Any]:
+    return lambda gate, up: _gate(gate, up, "silu")
+
+
+def build_geglu(options: object) -> Callable[..., Any]:
+    return lambda gate, up: _gate(gate, up, "gelu")
+
+
+def build_head(options: object) -> Callable[..., Any]:
+    return _score
+
+
+def _takes_triton(device: torch.device, dtype: torch.dtype) -> bool:
+    return device.type == "cuda" and triton is not None and dtype in (torch.float32, *HALVES)
+
+
+def _normalize(x: Tensor, weight: Tensor, eps: float, offset: float, rounded: bool, dtype: torch.dtype | None) -> Any:
+    if not _keeps_dtype(x, weight, rounded, dtype):
+        return NotImplemented
+    return normalize_rms(x, weight, eps, offset)
+
+
+def _add_and_normalize(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    offset: float,
+    rounded: bool,
+    dtype: torch.dtype | None,
+) -> Any:
+    if not _keeps_dtype(x, weight, rounded, dtype):
+        return NotImplemented
+    if residual is None:
+        return x, normalize_rms(x, weight, eps, offset)
+    if residual.dtype is not x.dtype or residual.shape != x.shape:
+        return NotImplemented
+    normed, total = add_and_normalize(x, residual, weight, eps, offset)
+    return total, normed
+
+
+def _keeps_dtype(x: Tensor, weight: Tensor, rounded: bool, dtype: torch.dtype | None) -> bool:
+    usual = torch.promote_types(x.dtype, weight.dtype) if rounded else x.dtype
+    return (dtype or usual) is x.dtype
+
+
+def _rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype | None) -> Any:
+    made = {dtype or torch.promote_types(heads.dtype, cos.dtype) for heads in (query, key)}
+    if made != {query.dtype} or key.dtype is not query.dtype or cos.requires_grad or sin.requires_grad:
+        return NotImplemented
+    batch, _, tokens, size = query.shape
+    places = torch.arange(batch * tokens, device=query.device)
+    tables = [table.expand(batch, tokens, size).reshape(-1, size) for table in (cos, sin)]
+    turned = []
+    for heads in (query, key):
+        flat = heads.transpose(1, 2).reshape(batch * tokens, -1, size)
+        turned.append(rotate_heads(flat, *tables, places).view(batch, tokens, -1, size).transpose(1, 2))
+    return tuple(turned)
+
+
+def _gate(gate: Tensor, up: Tensor, kind: str) -> Any:
+    if gate.dtype is not up.dtype or gate.shape != up.shape:
+        return NotImplemented
+    return gate_states(gate, up, kind)
+
+
+def _score(states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, scale: float, cap: float | None) -> Any:
+    trains = weight.requires_grad or (bias is not None and bias.requires_grad)
+    if torch.is_grad_enabled() and trains:
+        return NotImplemented
+    return score_labels(states, weight, bias, labels, scale, cap)
