@@ -111,11 +111,11 @@ def _rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, dtype: torch.d
         return NotImplemented
     batch, _, tokens, size = query.shape
     places = torch.arange(batch * tokens, device=query.device)
-    tables = [table.expand(batch, tokens, size).reshape(-1, size) for table in (cos, sin)]
+    cosines, sines = (table.expand(batch, tokens, size).reshape(-1, size) for table in (cos, sin))
     turned = []
     for heads in (query, key):
         flat = heads.transpose(1, 2).reshape(batch * tokens, -1, size)
-        turned.append(rotate_heads(flat, *tables, places).view(batch, tokens, -1, size).transpose(1, 2))
+        turned.append(rotate_heads(flat, cosines, sines, places).view(batch, tokens, -1, size).transpose(1, 2))
     return tuple(turned)
 
 
