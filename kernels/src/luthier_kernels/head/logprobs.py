@@ -7,7 +7,7 @@ scales its rows: two matrix products. For a head that trains backward computes t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -81,10 +81,19 @@ def _score_block(
 
 
 def _score_back(
-    factors: Tensor, states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, norms: Tensor,
-    scale: float, cap: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients to states, weight and bias (empty without one), from logits that are computed again."""
+    factors: Tensor,
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    norms: Tensor,
+    curve: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to states, weight and bias (empty without one), from logits that are computed again.
+
+    `curve` is the scale and the soft cap.
+    """
+    scale, cap = curve
     to_states = torch.zeros(states.shape, dtype=norms.dtype, device=states.device)
     to_weight = torch.zeros(weight.shape, dtype=norms.dtype, device=states.device)
     to_bias = norms.new_zeros(0 if bias is None else len(weight))
@@ -149,7 +158,7 @@ def _backward(ctx: Any, factors: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return (gradient * factors[:, None]).to(gradient.dtype), None, None, None, None, None, None
     states, weight, bias, labels, norms = ctx.saved_tensors
-    found = BACKWARD(factors, states, weight, bias, labels, norms, ctx.scale, ctx.cap)
+    found = BACKWARD(factors, states, weight, bias, labels, norms, [ctx.scale, ctx.cap])
     to_states, to_weight, to_bias = (
         t if needed else None for t, needed in zip(found, ctx.needs_input_grad, strict=False)
     )
@@ -158,7 +167,7 @@ def _backward(ctx: Any, factors: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 
 BACKWARD = register_operation(
     "score_labels_back(Tensor factors, Tensor states, Tensor weight, Tensor? bias, Tensor labels, Tensor norms, "
-    "float scale, float cap) -> (Tensor, Tensor, Tensor)",
+    "float[] curve) -> (Tensor, Tensor, Tensor)",
     _score_back,
     _fake_back,
 )
