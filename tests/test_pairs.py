@@ -1,7 +1,8 @@
 """Every pair of an adapter, a quantizer, a loss and an optimizer trains, goes on after a cut and merges, or has its reason.
 
 A covering array: as few whole recipes as hold every pair of parts that go together. All of them run in the slow suite, a
-sample in the default one. The methods of PEFT stand for each other here; `test_peft_training.py` trains each.
+sample in the default one. The methods of PEFT stand for each other here, as do the parts of bitsandbytes;
+`test_peft_training.py` and that plugin's own tests train each.
 """
 
 import itertools
@@ -27,6 +28,7 @@ OPTIONS = {
     "infonce": {"temperature": 0.1},
 }
 ROWS = {"preference": "pairs", "unpaired": "judged", "documents": "texts"}
+STAND = ("peft.lora", "bnb.nf4", "bnb.adamw_8bit")  # for the others of their families
 SAMPLE = 6  # of the default suite, whose time is short
 
 
@@ -34,8 +36,7 @@ def offered():
     """Kind -> record by name, of what is installed."""
     plugins = Plugins(blocked=[])
     found = {kind: {o.record.name: o.record for o in plugins.offers(kind)} for kind in KINDS}
-    found["adapter"] = {n: r for n, r in found["adapter"].items() if not n.startswith("peft.") or n == "peft.lora"}
-    return found
+    return {kind: {n: r for n, r in parts.items() if n in STAND or "." not in n} for kind, parts in found.items()}
 
 
 OFFERED = offered()

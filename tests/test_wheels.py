@@ -225,6 +225,7 @@ def test_each_plugins_wheel_works_with_the_cores_alone(tmp_path, libraries, whee
 BESIDE = {
     "int8": ["plugins/lora"],
     "bitnet": ["kernels"],
+    "bitsandbytes": ["plugins/lora"],
     "optimizers": ["kernels"],
     "nf4": ["plugins/lora", "kernels"],
 }  # something must train on a frozen base
@@ -234,6 +235,7 @@ USED = {
     "lion": ["--optimizer", "lion"],
     "int8": ["--adapter", "lora", "--quantizer", "int8"],
     "nf4": ["--adapter", "qlora"],
+    "bitsandbytes": ["--adapter", "lora", "--quantizer", "bnb.nf4"],
     "optimizers": ["--optimizer", "adamw_8bit"],
     "bitnet": ["--adapter", "full", "--quantizer", "bitnet"],
     "wandb": ["--exact-callbacks", '["jsonl", {"name": "wandb", "mode": "offline"}]'],
