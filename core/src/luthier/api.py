@@ -1,4 +1,4 @@
-"""What one calls in Python: train, plan, inspect, generate, merge. Torch is imported when they are called."""
+"""The functions of `import luthier`: train, plan, inspect and others. Torch is imported when they are called."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def plan(
     output_dir: str | Path | None = None,
     **settings: Any,
 ) -> Plan:
-    """What a run would be: parts, parameters, memory, steps, packing, time; nothing is trained or written.
+    """Return what a run would be: parts, parameters, memory, steps, packing, time; nothing is trained or written.
 
     Of a model that is named the config alone is read, so that any size is planned in seconds. `data` may be left out:
     steps are then unknown, and memory is that of rows of `data.max_length` tokens.

@@ -36,7 +36,7 @@ def digest_file(path: Path) -> str:
 
 
 def is_intact(path: Path, known: str) -> bool:
-    """Whether a file has the digest that was taken of it; those of format 1 are 32 digits of BLAKE2b."""
+    """Return True if a file has the digest that was taken of it; those of format 1 are 32 digits of BLAKE2b."""
     if known.startswith("crc32 "):
         return digest_file(path) == known
     with path.open("rb") as file:
@@ -83,7 +83,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a write failed for want of room: a full disk, a quota, or a limit on file size."""
+    """Return True if a write failed for want of room: a full disk, a quota, or a limit on file size."""
     full = isinstance(error, OSError) and error.errno in FULL
     text = str(error)  # of a library that keeps only the text, such as safetensors
     return full or "No space left" in text or any(f"os error {number}" in text for number in FULL)

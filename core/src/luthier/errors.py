@@ -256,7 +256,7 @@ class LuthierError(Exception):
 
 
 def unwritable_path(path: object, error: OSError) -> LuthierError:
-    """What the disk refused, in words of ours where the system's mislead."""
+    """Return what the disk refused, in words of ours where the system's mislead."""
     blocked = isinstance(error, (FileExistsError, NotADirectoryError))
     problem = "a file stands where a folder must be" if blocked else error.strerror or str(error)
     return LuthierError("path-unwritable", problem, where=str(path))

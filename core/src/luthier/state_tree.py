@@ -147,7 +147,7 @@ def rebuild_tree(node: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What an optimizer holds: for each parameter by number, and the settings of each group.
+    """Return what an optimizer holds: for each parameter by number, and the settings of each group.
 
     `host` lists, for each parameter elsewhere, the tensors that the optimizer keeps on the CPU.
     """

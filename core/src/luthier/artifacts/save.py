@@ -32,7 +32,7 @@ def artifact_name(adapter: Adapter) -> str:
 def save_adapter(
     model: Any, tokenizer: Any, adapter: Adapter, folder: Path, note: dict[str, Any], quantizer: Any = None
 ) -> Path:
-    """What `adapter.save` writes, with the tokenizer, checked by reading it back."""
+    """Return what `adapter.save` writes, with the tokenizer, checked by reading it back."""
     is_model = artifact_name(adapter) == "model"
     is_trained = is_model and quantizer is not None and quantizer.trains
 
@@ -63,7 +63,7 @@ class MergeBase:
 
     @property
     def reader(self) -> Weigh | None:
-        """What reads the weights that the update is put upon; None: the quantizer."""
+        """The reader of the weights that the update is added to; None: the quantizer."""
         return self.original if self.onto == "original" else None
 
     def others(self) -> dict[str, Weigh | None]:

@@ -60,7 +60,7 @@ class Guard:
         self.state, self.reason, self.since, self.pauses = "paused", over, now, self.pauses + 1
 
     def _excess(self, readings: list[Reading]) -> str:
-        """What is over its limit, in words; empty where nothing is."""
+        """Return what is over its limit, in words; empty where nothing is."""
         options, heat, power = self.options, hottest(readings), hungriest(readings)
         if heat > options.max_temperature:
             return f"a GPU is at {heat:.0f} °C; the limit is {options.max_temperature:g}"
@@ -136,7 +136,7 @@ class Guardian:
             log.warning("gpu safety watches the GPUs of the first machine only")
 
     def _look(self) -> list[Reading] | None:
-        """What the last query brought, if that is new; a further one is begun where it is time."""
+        """Return what the last query brought, if that is new; a further one is begun where it is time."""
         assert self.sensor is not None
         readings = self.sensor.answer()
         if self.clock() - self.asked >= self.options.poll_seconds:
@@ -182,7 +182,7 @@ def watched(run: Any) -> set[str]:
 
 
 def _number_of(variable: str) -> int:
-    """What torchrun says, or 1 where it has not started this process."""
+    """Return what torchrun says, or 1 where it has not started this process."""
     return int(os.environ.get(variable, "1"))
 
 

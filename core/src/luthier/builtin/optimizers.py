@@ -51,6 +51,6 @@ def _sharded(groups: list[Group]) -> bool:
 
 
 def _fusible(groups: list[Group]) -> bool:
-    """Whether torch has a fused kernel there; elsewhere its own choice is multi-tensor (foreach) where it can."""
+    """Return True if torch has a fused kernel there; elsewhere it chooses its multi-tensor form where it can."""
     devices = {p.device.type for g in groups for p in g.parameters}
     return devices <= {"cpu", "cuda", "mps"}

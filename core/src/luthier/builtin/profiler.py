@@ -82,7 +82,7 @@ class PhaseProfiler:
         self._end(run)
 
     def report(self) -> dict[str, Any]:
-        """What profile.json holds. Seconds; `share` is of the time of all steps."""
+        """Return what profile.json holds. Seconds; `share` is of the time of all steps."""
         whole = sum(self.totals.values())
         phases = {
             name: {

@@ -107,12 +107,12 @@ def _room(run_folder: Path, step: int) -> Iterator[None]:
 
 
 def folder_of(run_folder: Path, step: int) -> Path:
-    """Where the checkpoint after `step` lies, or would."""
+    """Return where the checkpoint after `step` lies, or would."""
     return run_folder / FOLDER / f"step-{step:08d}"
 
 
 def require_checkpoint(folder: Path) -> dict[str, Any]:
-    """What run a checkpoint belongs to; `run-not-found` where a folder is none."""
+    """Return what run a checkpoint belongs to; `run-not-found` where a folder is none."""
     if not (folder / MANIFEST).is_file():
         remedy = f"Give one, such as run/{FOLDER}/step-00000100."
         raise LuthierError("run-not-found", "there is no checkpoint here", where=str(folder), remedy=remedy)
@@ -149,7 +149,7 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself, without a look at its files."""
+    """Return what a checkpoint says of itself, without a look at its files."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         refuse_newer(manifest, FORMAT, folder)

@@ -37,7 +37,7 @@ class Cadence:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Cadence:
-        """What a recipe asks for; its checks have seen to it that nothing is given which has no effect."""
+        """Return what a recipe asks for; its checks have seen to it that nothing is given which has no effect."""
         epochs = recipe.save_strategy == "epoch"
         cadence = cls(steps=recipe.save_steps, samples=recipe.save_samples, epochs=epochs, final=recipe.save_final)
         if not (cadence.steps or cadence.samples or cadence.epochs or cadence.final):

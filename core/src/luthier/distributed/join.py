@@ -76,7 +76,7 @@ def _check_environment(world: World) -> None:
 
 
 def describe_launch(world: World) -> dict[str, Any]:
-    """What a run's record says of its processes."""
+    """Return what a run's record says of its processes."""
     launch = os.environ.get("TORCHELASTIC_RUN_ID")
     return {"world_size": world.size, "backend": world.backend, "restarts": world.restarts, "launch": launch}
 

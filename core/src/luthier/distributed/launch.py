@@ -41,7 +41,7 @@ class Launch:
     max_restarts: int | None = None
 
     def wanted(self, environ: Mapping[str, str]) -> bool:
-        """Whether processes are to be started here. Raises `distributed-setup` for flags where they have been."""
+        """Return True if processes are to be started here. Raises `distributed-setup` for flags once they are."""
         given = [f.name for f in attrs.fields(Launch) if getattr(self, f.name) is not None]
         if environ.get("TORCHELASTIC_RUN_ID") or environ.get("WORLD_SIZE", "1") != "1":
             if given:
@@ -78,7 +78,7 @@ def arguments(asked: Launch, environ: Mapping[str, str]) -> list[str]:
 
 
 def launch_flags() -> tuple[str, ...]:
-    """How these are written on a command line."""
+    """Return how these are written on a command line."""
     names = [field.name for field in attrs.fields(Launch)]
     return tuple(f"--{name.replace('_', '-')}" for name in names)
 

@@ -20,7 +20,7 @@ GRACE: Final = 300.0  # seconds for the step and its checkpoint, once the parent
 
 
 def is_launched() -> bool:
-    """Whether torchrun's agent, ours or the user's, has started this process."""
+    """Return True if torchrun's agent, ours or the user's, has started this process."""
     return bool(os.environ.get("TORCHELASTIC_RUN_ID"))
 
 

@@ -56,7 +56,7 @@ def read_outcome(folder: Path) -> Mapping[str, Any]:
 
 
 def read_stop(folder: Path, number: int = signal.SIGTERM) -> Stopped:
-    """How processes that a signal stopped have told it; before their first step they have told nothing."""
+    """Return how processes that a signal stopped have told it; before their first step they have told nothing."""
     for stop in _read(folder, "stopped").values():
         return Stopped(stop["told"], stop["status"])
     return Stopped(f"stopped by {_name(number)} before the first step", 128 + number)

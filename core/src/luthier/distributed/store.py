@@ -29,7 +29,7 @@ def pass_on(leads: bool) -> None:
 
 
 def claim_first(text: str) -> bool:
-    """Whether this process is the first to say so."""
+    """Return True if this process is the first to say so."""
     if not _stores:
         return True
     try:

@@ -57,7 +57,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the run's folder, prints, and decides."""
+        """True if this process writes the run's folder, prints, and decides."""
         return self.rank == 0
 
     def gather(self, value: Value) -> list[Value]:
@@ -76,7 +76,7 @@ class World:
         return add_numbers(self.gather_numbers(numbers))
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so on any rank."""
+        """Return True if it is so on any rank."""
         return any(self.gather(bool(flag)))
 
     def broadcast(self, value: Value) -> Value:
@@ -126,7 +126,7 @@ def add_numbers(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def error_attributes(error: LuthierError) -> dict[str, Any]:
-    """What makes the same error in another process."""
+    """Return what makes the same error in another process."""
     attributes = error.to_dict()
     return {**{k: attributes[k] for k in ("code", "problem", "where", "found")}, "remedy": error.remedy}
 
@@ -155,13 +155,13 @@ def explain_error(error: BaseException) -> BaseException:
 
 
 def lost(error: BaseException) -> LuthierError:
-    """What torch says of a peer that is gone, without its file, its line and its jokes."""
+    """Return what torch says of a peer that is gone, without its file, its line and its jokes."""
     reason = NOISE.sub("", str(error).splitlines()[0]).strip(" .")
     return LuthierError("distributed-lost", f"another process of the run is gone: {reason}")
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error says that another process of the world is gone or silent."""
+    """Return True if an error says that another process of the world is gone or silent."""
     kinds = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError) if dist.is_available() else ()
     return isinstance(error, kinds) or (isinstance(error, RuntimeError) and any(n in str(error) for n in NETWORK))
 
@@ -184,7 +184,7 @@ def _gathered(text: bytes, world: World) -> list[bytes]:
 
 
 def wire_device(group: Any = None) -> torch.device:
-    """Where small tensors travel from: the CPU, or the GPU where the group has nothing else."""
+    """Return where small tensors travel from: the CPU, or the GPU where the group has nothing else."""
     on_cpu = "cpu" in dist.get_backend_config(group)
     return torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
 

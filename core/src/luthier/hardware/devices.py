@@ -50,7 +50,7 @@ def list_devices() -> list[str]:
 
 
 def is_gone(error: BaseException) -> bool:
-    """Whether an error of torch's says that the device itself is gone, and not that a kernel on it was wrong."""
+    """Return True if an error of torch's says that the device itself is gone, and not that a kernel on it was wrong."""
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in GONE)
 
 

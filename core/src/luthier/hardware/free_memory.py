@@ -27,7 +27,7 @@ class Capacity:
 
 
 def measure_capacity(device: torch.device) -> Capacity:
-    """What `device` has now; what torch's own cache holds unused counts as free."""
+    """Return what `device` has now; what torch's own cache holds unused counts as free."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -13,7 +13,7 @@ FEATURES: Final = ("amx_bf16", "avx512_bf16", "bf16")  # x86's names of bfloat16
 
 
 def bf16_feature(device: torch.device) -> str | None:
-    """What has arithmetic in bfloat16 on this device, by name; None for nothing."""
+    """Return what has arithmetic in bfloat16 on this device, by name; None for nothing."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device) if torch.cuda.is_bf16_supported(including_emulation=False) else None
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
@@ -23,7 +23,7 @@ def bf16_feature(device: torch.device) -> str | None:
 
 
 def imitates_dtype(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether products in this dtype are many times slower here than those of the same numbers in float32."""
+    """Return True if products in this dtype are many times slower here than those of the same numbers in float32."""
     if dtype is torch.bfloat16:
         return device.type in ("cpu", "cuda") and bf16_feature(device) is None
     return dtype is torch.float16 and device.type == "cpu"
@@ -31,7 +31,7 @@ def imitates_dtype(device: torch.device, dtype: torch.dtype) -> bool:
 
 @functools.cache
 def processor_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """What the processor says it can do, on Linux; empty elsewhere."""
+    """Return what the processor says it can do, on Linux; empty elsewhere."""
     with contextlib.suppress(OSError):
         for line in path.read_text("utf-8", "replace").splitlines():
             name, _, value = line.partition(":")

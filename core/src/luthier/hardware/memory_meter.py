@@ -50,7 +50,7 @@ class Ledger:
             entry.cause = cause
 
     def reset(self) -> None:
-        """Begin the peak anew from what is alive."""
+        """Restart the peak from the memory that is in use now."""
         self.peak, self.at_peak = self.live, dict(self._causes)
 
     def _hold(self, storage: UntypedStorage, cause: str) -> _Held:

@@ -14,7 +14,7 @@ from luthier.hardware import matmul as products
 
 @attrs.frozen(kw_only=True)
 class Process:
-    """What of the process is set for a run; the default is to leave everything as it is."""
+    """The process-wide settings of a run: threads, float32 products, allocator. None leaves one as it is."""
 
     threads: int | None = None
     float32_products: str | None = None

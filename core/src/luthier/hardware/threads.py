@@ -31,7 +31,7 @@ class Cores:
 
 
 def choose_threads(cores: Cores, hidden: int, ranks: int = 1) -> tuple[int, str]:
-    """How many threads, and why; `ranks` processes of the run share the machine.
+    """Return how many threads, and why; `ranks` processes of the run share the machine.
 
     Two hyperthreads of a core share its arithmetic, and threads that wait for one that another process has pushed
     aside cost many times what it was to bring: measured on two shared cores, 2 threads took up to 7 times as long as 1.

@@ -1,4 +1,4 @@
-"""Why one batch is not learnt by heart: the likeliest causes, from what its steps showed."""
+"""The likeliest causes why one batch is not learnt by heart, from what its steps showed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _rate(rate: float) -> list[str]:
 
 
 def _labels(portion: Portion) -> list[str]:
-    """Whether the loss looks at anything."""
+    """Return what to check where hardly any token is supervised."""
     supervised, tokens = portion.num_supervised, portion.num_tokens
     if supervised > FEW * tokens:
         return []
@@ -45,7 +45,7 @@ def _labels(portion: Portion) -> list[str]:
 
 
 def _leap(losses: Sequence[float], rate: float) -> list[str]:
-    """Whether the loss was thrown far up, perhaps to where nothing moves any more."""
+    """Return what to check where the loss rose far, perhaps to where nothing moves any more."""
     most = max(loss for loss in losses if math.isfinite(loss))
     if most < losses[0] + LEAP * abs(losses[0]):
         return []
@@ -68,7 +68,7 @@ def _remark(remark: Remark) -> str:
 
 
 def _movement(flow: Sequence[Flow]) -> list[str]:
-    """Whether the steps are too small to be seen."""
+    """Return what to check where the steps are too small to change the weights."""
     still = [layer for layer in flow if layer.ratio < STILL]
     most = max((layer.ratio for layer in flow), default=0.0)
     if len(still) < len(flow) or most == 0:  # nothing at all is no matter of the rate
@@ -77,7 +77,7 @@ def _movement(flow: Sequence[Flow]) -> list[str]:
 
 
 def _course(losses: Sequence[float], rate: float) -> str:
-    """What the curve itself says, where nothing else is wrong."""
+    """Return what the curve itself says, where nothing else is wrong."""
     first, last, least = losses[0], losses[-1], min(loss for loss in losses if math.isfinite(loss))
     if last > first:
         return f"the loss rises: a learning rate of {rate:g} may be too high, or the loss has the wrong sign"

@@ -68,7 +68,7 @@ def layer_of(name: str) -> str:
 
 
 def flow_metrics(flows: list[Flow]) -> dict[str, float]:
-    """As metrics: `gradient/layers.3`, `update_ratio/layers.3`."""
+    """Return the flow as metrics: `gradient/layers.3`, `update_ratio/layers.3`."""
     gradients = {f"gradient/{flow.layer}": flow.gradient for flow in flows}
     return {**gradients, **{f"update_ratio/{flow.layer}": flow.ratio for flow in flows}}
 

@@ -73,7 +73,7 @@ class Health:
         self._tell([*self.reach.end(step), *self.watch.end(step)])
 
     def report(self) -> dict[str, Any]:
-        """What run.json keeps."""
+        """Return what run.json keeps."""
         return {"skipped_steps": self.skipped, "loss_spikes": self.watch.spikes, "remarks": self.remarks}
 
     def state(self) -> dict[str, Any]:

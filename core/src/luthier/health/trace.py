@@ -33,7 +33,7 @@ AGAIN: Final = Finding(
 
 @attrs.frozen(kw_only=True, eq=False)
 class Traceable:
-    """What a trace looks at. `accumulate(index, batches)` computes the gradient of a step again."""
+    """The objects that a trace looks at. `accumulate(index, batches)` computes the gradient of a step again."""
 
     model: nn.Module
     step: nn.Module

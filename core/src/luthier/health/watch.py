@@ -57,7 +57,7 @@ class Watch:
     judged: bool = False
 
     def see(self, step: int, loss: float, norm: float, rate: float, rows: Rows = list) -> list[Remark]:
-        """What step `step` gives to tell; `rows` gives where its rows came from, if that is asked for."""
+        """Return what step `step` gives to tell; `rows` gives where its rows came from, if that is asked for."""
         remarks = [*self._spike(step, loss, rows), *self._explosion(step, norm), *self._divergence(step, loss)]
         self.losses.append(loss)
         self.norms.append(norm)
@@ -70,7 +70,7 @@ class Watch:
         return remarks
 
     def end(self, step: int) -> list[Remark]:
-        """What only the end of a run shows, where it was too short to be judged before."""
+        """Return what only the end of a run shows, where it was too short to be judged before."""
         seen = [*self.first, *self.last]
         half = len(seen) // 2
         return [] if self.judged or half < FEWEST else self._flatness(step, seen[:half], seen[half:])
@@ -132,7 +132,7 @@ class Watch:
 
 
 def fall(early: list[float], late: list[float]) -> float:
-    """How surely the late losses are below the early ones: the normal score of Mann and Whitney's U (1947).
+    """Return how surely the late losses are below the early ones: the normal score of Mann and Whitney's U (1947).
 
     0 is what chance gives to a run that learns nothing; 2 it gives to one of forty.
     """

@@ -91,14 +91,14 @@ class Case:
 
     @cached_property
     def layout(self) -> UnitLayout:
-        """How the units of its rows are laid out."""
+        """The layout of the units of its rows."""
         model = self.objects.model
         config = config_of(self.recipe.model) if model is None else getattr(model, "config", None)
         return choose_layout(self.recipe, self.loss, self.prepared.train, config, model, Decisions(is_logged=False))
 
     @cached_property
     def room(self) -> Capacity:
-        """What the device has for the run; the memory of a model that is loaded already counts as free."""
+        """The memory that the device has for the run; that of a model that is loaded already counts as free."""
         capacity, model = measure_capacity(self.device), self.objects.model
         capacity = attrs.evolve(capacity, free=capacity.free // (self.ranks_here if self.device.type == "cpu" else 1))
         loaded = [] if model is None else [p for p in model.parameters() if p.device == self.device]

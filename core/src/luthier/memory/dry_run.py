@@ -55,7 +55,7 @@ class Unknown(Exception):
 
 @attrs.frozen(kw_only=True)
 class Footprint:
-    """What a step whose largest micro-batch has `tokens` tokens holds at its peak, in bytes by cause."""
+    """The peak memory of a step whose largest micro-batch has `tokens` tokens, in bytes by cause."""
 
     tokens: int
     causes: dict[str, int]
@@ -104,7 +104,7 @@ class Rehearsal:
                 load_start(self.setup.adapter, folder)
 
     def footprint(self, turns: Sequence[Sequence[TokenExample]]) -> Footprint:
-        """That of a step with these micro-batches, of which the first is the largest."""
+        """Return the footprint of a step with these micro-batches, of which the first is the largest."""
         ledger = self.ghosts.ledger
         self._begin(min(turns[0], key=lambda e: len(e.input_ids)))
         ledger.reset()

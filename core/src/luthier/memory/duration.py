@@ -1,4 +1,4 @@
-"""How long a run takes: the operations that a rehearsal counted, at a rate that was measured on the device."""
+"""The duration of a run: the operations that a rehearsal counted, at a rate that was measured on the device."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def _suggestion(case: Case, option: str, ranks: int) -> tuple[Any, str]:
 
 
 def choose_tokens(case: Case) -> tuple[int, str]:
-    """What `auto` stands for, and why. Raises `memory-too-small` where not even the longest example fits."""
+    """Return what `auto` stands for, and why. Raises `memory-too-small` where not even the longest example fits."""
     if not case.packing:
         return case.longest, "the longest example, as each is alone in its micro-batch"
     try:

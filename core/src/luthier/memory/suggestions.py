@@ -31,7 +31,7 @@ class Hardware:
 
 @attrs.frozen(kw_only=True)
 class Task:
-    """What is trained: the model's parameters, those that train, and the number of examples, where that is known."""
+    """The task of a run: the model's parameters, those that train, and the number of examples, where that is known."""
 
     parameters: int
     trainable: int

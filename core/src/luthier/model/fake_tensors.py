@@ -119,7 +119,7 @@ class Ghosts(TorchDispatchMode):
         return out
 
     def _answer(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """What the operation returns; what one without views returned for inputs like these is remembered."""
+        """Return what the operation returns; what one without views returned for inputs like these is remembered."""
         written = _written(func)
         if written is None and not _is_pure(func):
             return self._run(func, args, kwargs)
@@ -194,7 +194,7 @@ def standing_for(tensor: Tensor, pieces: Sequence[Piece], size: Callable[[Piece]
 
 
 def tensor_storages(tensors: Iterable[Tensor]) -> list[Any]:
-    """What the ledger knows these tensors by."""
+    """Return what the ledger knows these tensors by."""
     return [(t.inner if isinstance(t, Ghost) else t).untyped_storage() for t in tensors]
 
 
@@ -218,7 +218,7 @@ def _plain(value: Any, given: dict[int, Any]) -> Any:
 
 
 def _signature(value: Any) -> Any:
-    """What an operation's result depends on."""
+    """Return what an operation's result depends on."""
     if isinstance(value, Tensor):
         return (value.size(), value.stride(), value.dtype, value.device)
     if isinstance(value, (list, tuple)):
@@ -228,7 +228,7 @@ def _signature(value: Any) -> Any:
 
 @functools.cache
 def _makes_tensor(func: Any) -> bool:
-    """Whether an operation makes one tensor from none."""
+    """Return True if an operation makes one tensor from none."""
     schema = func._schema
     takes = any("Tensor" in str(argument.type) for argument in schema.arguments)
     return not takes and [str(r.type) for r in schema.returns] == ["Tensor"]
@@ -236,7 +236,7 @@ def _makes_tensor(func: Any) -> bool:
 
 @functools.cache
 def _is_pure(func: Any) -> bool:
-    """Whether an operation gives one new tensor and changes none."""
+    """Return True if an operation gives one new tensor and changes none."""
     schema = getattr(func, "_schema", None)
     if schema is None or [str(r.type) for r in schema.returns] != ["Tensor"]:
         return False

@@ -125,7 +125,7 @@ def empty_model(folder: Path, device: torch.device) -> Any:
 
 
 def model_location(name: str, file: str = "config.json") -> str:
-    """What transformers is asked for: a folder that exists, or a hub name; a path that is neither is refused here."""
+    """Return the name that transformers loads: a folder that exists, or a hub name; other paths are refused here."""
     if name == "demo":
         from luthier.demo import MODEL
 
@@ -147,7 +147,7 @@ def model_location(name: str, file: str = "config.json") -> str:
 
 
 def _is_cached(name: str) -> bool:
-    """Whether the hub's client has kept anything of this model."""
+    """Return True if the hub's client has kept anything of this model."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return (Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir()

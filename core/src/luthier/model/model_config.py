@@ -1,4 +1,4 @@
-"""What a model's config alone says: its shapes as ghosts, and how many experts it has."""
+"""Facts that a model's config alone gives: its shapes as a model without data, and its number of experts."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def describe_nonfinite(tensor: Tensor) -> str:
-    """What is not finite in a tensor, in words: `3 NaN`, `inf, beyond the largest float16, 6.55e+04`."""
+    """Return what is not finite in a tensor, in words: `3 NaN`, `inf, beyond the largest float16, 6.55e+04`."""
     held = local_part(tensor.detach())
     nan, infinite = int(held.isnan().sum()), int(held.isinf().sum())
     beyond = f"{infinite:,} inf, beyond the largest {dtype_of(held)}, {torch.finfo(held.dtype).max:.3g}"

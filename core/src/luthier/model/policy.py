@@ -180,7 +180,7 @@ class ModelPolicy:
 
 
 def _plain_answer() -> Any:
-    """What a body answers with where it has not run yet."""
+    """Return what a body answers with where it has not run yet."""
     from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
     return BaseModelOutputWithPastAndCrossAttentions  # GPT-2's forward reads the latter

@@ -26,7 +26,7 @@ MODULES: Final = re.compile(r"Mamba|SSM|RWKV|Rwkv|xLSTM|mLSTM|sLSTM|DeltaNet|Lin
 
 
 def state_of(config: Any, model: nn.Module | None = None) -> str | None:
-    """What in a model carries state across positions, in words; None where only attention looks back.
+    """Return what in a model carries state across positions, in words; None where only attention looks back.
 
     Found by the names of layers in its config, by what transformers says of its class, and, of a model in memory, by
     its modules: recurrent ones, causal convolutions, and those named after such a mechanism.

@@ -71,7 +71,7 @@ def check_architecture(model: Any, *, packing: bool, computing: Computing = null
 
 
 def _refuse_nonfinite(model: Any) -> None:
-    """What differs because it is no number is the weights' fault, or of their dtype, and not the architecture's."""
+    """Raise for a NaN or infinity: the weights or their dtype are at fault, and not the architecture."""
     from luthier.model.nonfinite import trace_model
 
     batch = _documents(model)

@@ -1,4 +1,4 @@
-"""Which parts go together: derived from tags, never from a matrix of names."""
+"""The compatibility of parts, derived from their tags and never from a matrix of names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Chosen:
 
 
 def refusals(chosen: Sequence[Chosen], given: Mapping[str, str]) -> list[str]:
-    """Why these parts do not go together, one sentence for each reason; empty when they do.
+    """Return why these parts do not go together, one sentence for each reason; empty when they do.
 
     `given` maps tags that no part provides to who does: the data, the model, the device or the run.
     """

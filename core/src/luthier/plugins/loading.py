@@ -20,7 +20,7 @@ BUILTIN: Final = "luthier.builtin"
 
 @attrs.frozen(kw_only=True)
 class Source:
-    """Where a plugin comes from: its entry point's name and module, and its distribution."""
+    """The origin of a plugin: its entry point's name and module, and its distribution."""
 
     plugin: str
     module: str
@@ -65,7 +65,7 @@ def find_entries() -> tuple[list[tuple[Source, metadata.EntryPoint]], list[Failu
 
 
 def records_of(plugin: object, name: str) -> list[Record]:
-    """What a plugin's hooks return: all of it, or an error that names the hook at fault."""
+    """Return what a plugin's hooks return: all of it, or an error that names the hook at fault."""
     _refuse_misspelt(plugin)
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)

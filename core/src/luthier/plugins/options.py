@@ -80,7 +80,7 @@ def describe_options(cls: type) -> list[Described]:
 
 
 def is_default(options: Any) -> bool:
-    """Whether an options object holds nothing but its class's defaults."""
+    """Return True if an options object holds nothing but its class's defaults."""
     cls = type(options)
     if any(f.default is attrs.NOTHING for f in attrs.fields(cls)):
         return False

@@ -182,7 +182,7 @@ def _leading(claims: list[Offer]) -> Offer:
 
 
 def _would_bring(source: Source, name: str, brings: str | None) -> bool:
-    """Whether a plugin that is not loaded is the one that offers `name`: by catalogue, or by its own name."""
+    """Return True if a plugin that is not loaded is the one that offers `name`: by catalogue, or by its own name."""
     if brings is not None:
         return canonical_name(brings) == canonical_name(source.distribution)
     own = {canonical_name(source.plugin), canonical_name(source.distribution).removeprefix("luthier-")}
@@ -194,7 +194,7 @@ def _causes(failures: list[Failure]) -> str:
 
 
 def _working(offer: Offer, problem: str, act: Callable[[], Any]) -> Any:
-    """What a plugin's code gives, or an error that names the plugin."""
+    """Return what a plugin's code gives, or an error that names the plugin."""
     try:
         return act()
     except LuthierError:
@@ -216,5 +216,5 @@ def _missing(offer: Offer, error: ImportError) -> LuthierError:
 
 
 def _might_hold(lazy: str, options: object) -> bool:
-    """Whether a lazy target's package could have defined this object, so that others stay unimported."""
+    """Return True if a lazy target's package could have defined this object, so that others stay unimported."""
     return lazy.partition(":")[0].partition(".")[0] == type(options).__module__.partition(".")[0]

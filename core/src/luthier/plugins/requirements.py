@@ -1,4 +1,4 @@
-"""What distributions declare that they need, read from their metadata before anything of them is imported."""
+"""The declared requirements of distributions, read from their metadata before any of their modules is imported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib import metadata
 
 
 def unmet_requirement(requires: Iterable[str], installed: str) -> str | None:
-    """Why version `installed` of luthier does not meet what a distribution requires; None where it does."""
+    """Return why version `installed` of luthier does not meet what a distribution requires; None where it does."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     for text in requires:

@@ -27,7 +27,7 @@ class StochasticStep:
         self.seed, self.separable = seed, separable
 
     def step(self, optimizer: torch.optim.Optimizer, index: int) -> None:
-        """Step `index` from 0, which with the seed decides every chance."""
+        """Run optimizer step `index` (0-based). Seed and index fix the stochastic rounding."""
         chances: dict[torch.device, torch.Generator] = {}
         for chunk in self._chunks(optimizer):
             with _alone(optimizer, chunk), _widened(chunk, [p.detach().float() for p in chunk]) as held:

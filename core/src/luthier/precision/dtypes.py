@@ -39,7 +39,7 @@ class Facts:
 
 
 def choose(facts: Facts) -> tuple[str, str]:
-    """What `auto` stands for, and why."""
+    """Return what `auto` stands for, and why."""
     here = "this GPU" if facts.device == "cuda" else "this processor"
     narrow = f"products of hidden size {facts.hidden}, less than {WIDE_ENOUGH}, gain little from bfloat16"
     rules = (
@@ -98,7 +98,7 @@ def decide(
 
 
 def _warn(name: str, device: torch.device, remedy: str) -> None:
-    """Of what would be imitated."""
+    """Warn if this dtype is emulated, and so slow, on this device."""
     if imitates_dtype(device, COMPUTED_IN.get(name, torch.float32)):
         log.warning(
             "no bfloat16 arithmetic here: float32 would be many times faster", device=str(device), remedy=remedy
@@ -160,7 +160,7 @@ class Precision:
 
     @property
     def is_low(self) -> bool:
-        """Whether products are computed in less than float32."""
+        """True if products are computed in less than float32."""
         return self.name in COMPUTED_IN
 
     def computing(self) -> AbstractContextManager[Any]:
@@ -189,7 +189,7 @@ class Precision:
             yield
 
     def scaled(self, objective: Tensor | None) -> Tensor | None:
-        """What backward begins from."""
+        """Return what backward begins from."""
         return objective if self.scaler is None or objective is None else self.scaler.scaled(objective)
 
     def unscale(self, gradients: Sequence[Tensor]) -> None:
@@ -198,7 +198,7 @@ class Precision:
             self.scaler.unscale(gradients)
 
     def overflowed(self, norm_is_finite: bool, index: int) -> bool:
-        """Whether step `index` is to be left out because the scaled gradient left float16's range."""
+        """Return True if step `index` is to be left out because the scaled gradient left float16's range."""
         if self.scaler is None:
             return False
         self.scaler.judge(norm_is_finite, index + 1)

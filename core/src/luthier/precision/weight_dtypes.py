@@ -101,7 +101,7 @@ def frozen_weights(model: Any, dtype: torch.dtype) -> Iterator[nn.Parameter]:
 
 
 def _is_finite(weight: Tensor) -> bool:
-    """Whether each number is; a tensor without data has no other."""
+    """Return True if each number is; a tensor without data has no other."""
     return weight.is_meta or not bool((~weight.isfinite()).any())
 
 

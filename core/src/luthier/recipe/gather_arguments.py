@@ -94,7 +94,7 @@ def _without_unread(reading: Reading[Recipe], objects: Objects) -> Recipe:
 
 
 def _is_named(value: Any) -> bool:
-    """Whether a recipe can hold it: a name, a path, a mapping of settings, or sources."""
+    """Return True if a recipe can hold it: a name, a path, a mapping of settings, or sources."""
     if isinstance(value, (str, Path, float)):
         return True
     if isinstance(value, Mapping):
@@ -107,6 +107,6 @@ def _is_source(value: Any) -> bool:
 
 
 def _name_of(value: Any) -> str:
-    """How the recipe of a run names an object of the caller's."""
+    """Return how the recipe of a run names an object of the caller's."""
     own = getattr(getattr(value, "config", None), "_name_or_path", "")
     return own or f"python:{type(value).__name__}"

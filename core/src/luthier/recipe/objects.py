@@ -19,7 +19,7 @@ class TaskPlace:
 
 @attrs.frozen(kw_only=True)
 class Objects:
-    """What a caller in Python hands over in the place of names."""
+    """The objects that a caller in Python hands over in the place of names."""
 
     model: Any = None
     tokenizer: Any = None

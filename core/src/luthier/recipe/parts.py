@@ -160,7 +160,7 @@ def plain_value(value: Any) -> Any:
 
 
 def part_identity(value: Any, kind: str, plugins: Plugins) -> Any:
-    """What two part fields have in common when they mean the same part: its options, or its name alone."""
+    """Return what two part fields have in common when they mean the same part: its options, or its name alone."""
     try:
         part = find_part(value, kind, kind, plugins)
     except LuthierError:
@@ -201,7 +201,7 @@ def _named(value: Mapping[str, Any], kind: str, where: str, plugins: Plugins) ->
 
 
 def _owners(option: str, offer: Offer, plugins: Plugins) -> str:
-    """Where an option belongs that this part has not, nor one like it: the parts of its kind that have it."""
+    """Return where an option belongs that this part has not, nor one like it: the parts of its kind that have it."""
     own = [f.name for f in attrs.fields(plugins.options(offer))]
     if suggest_nearest(option, own).startswith("Did"):
         return ""
@@ -231,7 +231,7 @@ def _object(value: Any, kind: str, where: str, plugins: Plugins) -> Part:
 
 
 def _is_options(value: object) -> bool:
-    """Whether an object's class is made of `option()` fields, so that it cannot be a part itself."""
+    """Return True if an object's class is made of `option()` fields, so that it cannot be a part itself."""
     cls = type(value)
     return attrs.has(cls) and any(KEY in field.metadata for field in attrs.fields(cls))
 

@@ -12,7 +12,7 @@ Found = TypeVar("Found")
 
 
 def with_or_without_rows(read: Callable[[dict[str, str]], Found]) -> Found:
-    """What `load_recipe` gives for no further settings, or for `NO_ROWS` as data where that alone was missing."""
+    """Return what `read` gives, called again with `NO_ROWS` as data where only data was missing."""
     try:
         return read({})
     except LuthierError as error:

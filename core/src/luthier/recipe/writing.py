@@ -39,7 +39,7 @@ def plain_recipe(recipe: Settings, plugins: Plugins | None = None) -> dict[str, 
 
 
 def same_run(one: Settings, other: Settings, plugins: Plugins | None = None) -> bool:
-    """Whether two recipes mean the same run: equal settings, the same parts with the same options."""
+    """Return True if two recipes mean the same run: equal settings, the same parts with the same options."""
     known = plugins or installed_plugins()
     return all(_field(one, f.name, known) == _field(other, f.name, known) for f in attrs.fields(Settings))
 

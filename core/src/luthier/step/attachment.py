@@ -1,4 +1,4 @@
-"""What is attached: the built parts of a run, and all that attaching them to a model needs."""
+"""The parts of a run, built, and all that attaching them to a model needs."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Facts:
 
 
 def choose(facts: Facts) -> tuple[bool, str]:
-    """Whether it pays back within the run, and why."""
+    """Return whether compiling pays back within the run, and why."""
     if facts.device != "cpu":
         return False, f"it was measured on processors, not on {facts.device}"
     if facts.compiler is None:
@@ -135,7 +135,7 @@ def _user() -> str:
 
 
 class Passes:
-    """Compiled kernels of one run. Where compiling fails eager ones do the work, aloud; if `strict`, it is an error."""
+    """Compiled kernels of one run. Where compiling fails, eager ones are used and it is logged, or `strict` raises."""
 
     def __init__(self, *, strict: bool, decisions: Decisions) -> None:
         self.strict, self.decisions = strict, decisions
@@ -232,12 +232,12 @@ class Passes:
 
 
 def is_watched() -> bool:
-    """Whether a mode is on that wants to see each of torch's operations, the compiled ones' inner ones too."""
+    """Return True if a mode is on that wants to see each of torch's operations, the compiled ones' inner ones too."""
     return any(not mode.ignore_compile_internals() for mode in _get_current_dispatch_mode_stack())
 
 
 def _troubles() -> tuple[type[Exception], ...]:
-    """What torch's compiler raises; a kernel that finds no memory raises something else."""
+    """Return what torch's compiler raises; a kernel that finds no memory raises something else."""
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 

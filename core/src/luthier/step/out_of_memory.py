@@ -34,7 +34,7 @@ class Elsewhere(Exception):
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Whether an error says that the device's or the machine's memory ran out."""
+    """Return True if an error says that the device's or the machine's memory ran out."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(saying in str(error) for saying in SAYINGS)
@@ -49,7 +49,7 @@ def agree_memory(setup: Setup, *, last: bool) -> None:
 
 
 def fit_memory(setup: Setup, lengths: Sequence[int], work: Callable[[], Result], *, agrees: bool = True) -> Result:
-    """What `work` gives; where memory runs out in it, it is called again, after the token limit was halved.
+    """Return what `work` gives; where memory runs out in it, it is called again, after the token limit was halved.
 
     `lengths` are those of the examples that `work` packs. Once every micro-batch is as small as the longest of them,
     there are three more tries, and then `memory-exhausted`; at once where the recipe says `oom_recovery: false`. The
@@ -98,7 +98,7 @@ def exhausted(setup: Setup, tokens: int, tries: int, problem: str) -> LuthierErr
 
 
 def _attempted(setup: Setup, work: Callable[[], Result]) -> tuple[Result | None, str | None]:
-    """What `work` gives, or else why memory ran out, with nothing left of it; on every rank alike."""
+    """Return what `work` gives, or else why memory ran out, with nothing left of it; on every rank alike."""
     try:
         return work(), None
     except Elsewhere:
@@ -121,7 +121,7 @@ def _may_retry(setup: Setup) -> bool:
 
 
 def _alone(setup: Setup) -> bool:
-    """Whether the other ranks are inside a collective that waits for this one."""
+    """Return True if the other ranks are inside a collective that waits for this one."""
     return setup.attempt.closed or setup.spread.strategy == "fsdp"
 
 

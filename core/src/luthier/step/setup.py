@@ -1,4 +1,4 @@
-"""What a run consists of once everything is loaded, checked and attached."""
+"""The setup of a run: all that the loop needs, loaded, checked and attached."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ PENALTY: Final = "penalty"  # the metric that shows what an adapter and the reci
 
 @attrs.frozen(kw_only=True)
 class Update:
-    """What one optimizer step did."""
+    """The outcome of one optimizer step."""
 
     loss: float  # the objective of the global batch, with the penalty
     terms: dict[str, tuple[float, float]]  # (sum, weight) of each over the global batch

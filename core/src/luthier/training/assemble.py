@@ -63,7 +63,7 @@ class Assembled:
 
 def assemble_run(recipe: Recipe, objects: Objects, plugins: Plugins | None = None, decisions: Decisions | None = None,
              world: World | None = None, purpose: Purpose = "train", *, begins: bool = True) -> Assembled:  # fmt: skip
-    """Everything loaded and attached, nothing trained. `decisions` None: all anew; `world` None: this process alone;
+    """Return everything loaded and attached, nothing trained. `decisions` None: all new; `world` None: one process;
     `begins`: the run starts afresh, and so from the adapter that the recipe may name."""
     decisions, world = decisions or Decisions(), world or World()
     began, resolved = threads.Glance(), resolve_parts(recipe, plugins)
@@ -141,7 +141,7 @@ def usable_device(recipe: Recipe, resolved: Resolved, world: World) -> torch.dev
 
 
 def whole_again(assembled: Assembled) -> Setup:
-    """The same parts anew, on the model as its files have it, whole and in this process alone."""
+    """Return a setup of newly built parts on the model as its files have it, whole and in this process alone."""
     resolved, setup_before, case = assembled.resolved, assembled.setup, assembled.case
     recipe = setup_before.recipe
     parts = attrs.evolve(BuiltParts.of_recipe(resolved), kernels=find_kernels(recipe, resolved, HOST))

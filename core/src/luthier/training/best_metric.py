@@ -1,4 +1,4 @@
-"""What goes by an evaluation, the best checkpoint and some callbacks: whether that number is given, before any work."""
+"""Checks, before training, that evaluation reports the metrics that `metric_for_best_model` and the callbacks need."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIRST: Final = 8  # held-out rows that usually show what an evaluation measures
 
 
 def check_metrics(setup: Setup, callbacks: Mapping[str, Any]) -> None:
-    """Raise `recipe-conflict` where no evaluation will give `metric_for_best_model`, or what a callback goes by.
+    """Raise `recipe-conflict` where evaluation reports no `metric_for_best_model`, or not what a callback reads.
 
     Only the loss itself knows what it measures: for a name that every loss does not have, a few rows are evaluated,
     and all of them where those do not show it.
@@ -47,7 +47,7 @@ def require_metric(name: str, found: Iterable[str], where: str = "metric_for_bes
 
 
 def improves_metric(recipe: Recipe, found: Mapping[str, float], best: float | None) -> bool:
-    """Whether an evaluation is better than the best so far; NaN never is."""
+    """Return True if an evaluation is better than the best so far; NaN never is."""
     name = recipe.metric_for_best_model
     require_metric(name, found)
     more = more_is_better(recipe, name)

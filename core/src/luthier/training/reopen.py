@@ -111,7 +111,7 @@ def as_trained(setup: Setup) -> Iterator[None]:
 
 
 def _source(data: Any, like: Data) -> Source | None:
-    """Where named rows come from, their columns mapped as the run's one source has it; None for rows themselves."""
+    """Return the source of named rows, with the columns of the run's one source; None for rows themselves."""
     if isinstance(data, Mapping) and "path" in data:
         return structure_value(data, Source, "data")
     if isinstance(data, (str, Path)):

@@ -19,7 +19,7 @@ OPTION: Final = "distributed.strategy"
 
 
 def choose_strategy(case: Case, decisions: Decisions, world: World) -> Strategy:
-    """What the recipe asks for; `auto` compares a copy's predicted memory with what the device has.
+    """Return what the recipe asks for; `auto` compares a copy's predicted memory with what the device has.
 
     Raises `recipe-conflict` where a model that the caller has loaded would have to be taken apart, `part-unsupported`
     where units of several documents would be run one by one on sharded ranks.

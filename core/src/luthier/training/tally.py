@@ -12,7 +12,7 @@ from luthier.step.update import Update, pooled_loss
 
 @attrs.define(kw_only=True)
 class Tally:
-    """What a run has done so far; part of every checkpoint."""
+    """The counts and numbers of a run so far; part of every checkpoint."""
 
     step: int = 0
     epoch: float = 0.0  # how many, with the part of the last one

@@ -81,7 +81,7 @@ def train(
 
 
 def _decided(place: Place, resume: Path | None) -> dict[str, Any] | None:
-    """What the run that goes on decided when it began; a checkpoint's run is the one whose folder it lies in."""
+    """Return what the run that goes on decided when it began; a checkpoint's run is the one whose folder it lies in."""
     record = place.record if resume is None else read_record(resume.absolute().parents[1])
     return (record or place.record or {}).get("decisions")
 
@@ -179,7 +179,7 @@ def _begin(recipe: Recipe, loop: Loop, place: Place, record: dict[str, Any]) -> 
 
 
 def _warn(assembled: Assembled) -> None:
-    """What the preparation of the rows had to say, such as the share that was dropped."""
+    """Return what the preparation of the rows had to say, such as the share that was dropped."""
     report = assembled.prepared.report
     for warning in (*report.warnings, *(report.validation.warnings if report.validation else ())):
         log.warning("data", warning=warning)
@@ -205,7 +205,7 @@ def _start(loop: Loop, record: dict[str, Any], resume: Path | None) -> None:
 
 
 def _newest(run: ActiveRun, asked: str | None, *, own: bool) -> tuple[str, dict[str, Any], list[str]] | None:
-    """The newest checkpoint of the run's own, or the one that is asked for: its path, its tree, what begins anew."""
+    """Return the run's newest checkpoint, or the one asked for: its path, its tree, and what restarts."""
     newest = checkpoint.newest_checkpoint(run.folder) if own else None
     if newest is None and asked is None:
         return None
@@ -247,7 +247,7 @@ def _finish(loop: Loop, record: dict[str, Any], assembled: Assembled) -> Run:
 
 
 def _written(loop: Loop, note_: dict[str, Any], assembled: Assembled, state: dict[str, Any] | None) -> list[str | None]:
-    """Where the artifact, the merged model and the best checkpoint lie; `state` is that of a sharded model."""
+    """Return where the artifact, the merged model and the best checkpoint lie; `state` is that of a sharded model."""
     setup = loop.setup
     if state is not None:
         setup = whole_again(assembled)

@@ -49,7 +49,7 @@ def hollow_model(recipe: Recipe) -> Any:
 
 
 def _why_not(case: Case, recipe: SettledRecipe) -> str | None:
-    """Why copies of the parts cannot be attached to a model without weights, or None."""
+    """Return why copies of the parts cannot be attached to a model without weights, or None."""
     from luthier.memory.dry_run import Unknown, assemble_weightless, rehearsed_parts
     from luthier.memory.isolation import isolated_parts
     from luthier.model.operations.kernel_choice import find_kernels

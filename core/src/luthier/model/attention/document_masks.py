@@ -78,7 +78,7 @@ def documents_told(told: dict[str, Any]) -> Iterator[None]:
 
 
 def aside_documents() -> dict[str, Any]:
-    """What `documents_told` tells."""
+    """Return what `documents_told` tells."""
     return _TOLD.get() or {}
 
 

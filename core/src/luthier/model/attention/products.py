@@ -84,7 +84,7 @@ class Gradients:
 
 
 def _keeps(work: Work) -> bool:
-    """Whether the probabilities of a bucket are kept: those of short documents are less than the layer keeps anyway."""
+    """Return True if a bucket's probabilities are kept: short documents have fewer than the layer keeps anyway."""
     return work.rule.cap is None and work.k.shape[1] <= SHORT * work.q.shape[-1]
 
 

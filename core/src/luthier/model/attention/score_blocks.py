@@ -74,7 +74,7 @@ class Work:
         return standing_for(self.q, list(self.blocks()), self.scores)
 
     def scores(self, block: Block) -> int:
-        """How many a block has."""
+        """Return the number of scores in a block."""
         return (block.b - block.a) * self.groups * (block.last - block.first) * (block.high - block.low)
 
     def blocks(self) -> Iterator[Block]:

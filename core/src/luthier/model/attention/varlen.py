@@ -27,7 +27,7 @@ class Kernel:
         return cls(function=function, parameters=frozenset(inspect.signature(function).parameters))
 
     def arguments(self, rule: Rule, dropout: float, *, grouped: bool) -> dict[str, Any] | None:
-        """How this function is asked for causal attention under a rule, or None where it has no way to say that."""
+        """Return the arguments for causal attention under a rule; None where this function has none for it."""
         own = self.parameters
         asked: dict[str, Any] = {}
         if "causal" in own:
@@ -58,7 +58,7 @@ def torch_kernel() -> Kernel | None:
 
 @functools.cache
 def flash_kernel() -> Kernel | None:
-    """The one of the package flash-attn."""
+    """Return the one of the package flash-attn."""
     try:
         from flash_attn import flash_attn_varlen_func
     except ImportError:
@@ -67,7 +67,7 @@ def flash_kernel() -> Kernel | None:
 
 
 def flash_obstacle(query: Tensor, value: Tensor) -> str | None:
-    """Why no flash kernel takes these tensors."""
+    """Return why no flash kernel takes these tensors."""
     if query.device.type != "cuda":
         return f"there is none for {query.device.type}"
     if query.dtype not in (torch.float16, torch.bfloat16):

@@ -106,7 +106,7 @@ def preferred(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
 
 
 def available(way: str, device: torch.device) -> bool:
-    """Whether a way that was decided before can be had here."""
+    """Return True if a way that was decided before can be had here."""
     if way in (TORCH, FLASH):
         kernel = varlen.torch_kernel() if way == TORCH else varlen.flash_kernel()
         return device.type == "cuda" and kernel is not None
@@ -139,7 +139,7 @@ def _by(choice: Choice, inputs: tuple[Tensor, Tensor, Tensor], found: tuple[Docu
 
 def _at_once(choice: Choice, inputs: tuple[Tensor, Tensor, Tensor], found: tuple[Document, ...], rule: Rule,
              dropout: float) -> Tensor | None:  # fmt: skip
-    """By the first kernel that is here and can do it; None, said aloud, where none can."""
+    """Return the first available kernel that can do it; None, which is logged, where none can."""
     reason = varlen.flash_obstacle(inputs[0], inputs[2])
     if reason is None:
         grouped = inputs[0].shape[1] != inputs[1].shape[1]

@@ -75,7 +75,7 @@ class Sums:
 
 
 def _gradient_dtype(parameter: Tensor) -> torch.dtype:
-    """That of a parameter's gradient, which pure_bf16 keeps in float32."""
+    """Return that of a parameter's gradient, which pure_bf16 keeps in float32."""
     own = getattr(parameter, "grad_dtype", None) if parameter.is_leaf else None
     return own or parameter.dtype
 

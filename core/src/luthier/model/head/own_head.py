@@ -27,7 +27,7 @@ def statistics(logits: Tensor, labels: Tensor, want: tuple[str, ...]) -> Tensor:
 
 
 def head_trains(head: Head, rows: Tensor) -> bool:
-    """Whether a parameter that the head reaches requires a gradient."""
+    """Return True if a parameter that the head reaches requires a gradient."""
     with torch.enable_grad():
         return head(rows[:1].detach()).requires_grad
 

@@ -1,4 +1,4 @@
-"""Whether a model's head is a plain linear layer, perhaps with scale and soft cap: seen by numbers, not by name."""
+"""The recognition of heads that are a plain linear layer, perhaps scaled and capped: by numbers, not by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LARGEST: Final = 60.0  # logits of this size tell a soft cap from none
 
 
 def head_obstacle(model: Any, body: nn.Module) -> str | None:
-    """Why the head cannot be a plain linear layer, as far as that is seen without computing."""
+    """Return why the head cannot be a plain linear layer, as far as that is seen without computing."""
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
         return f"its head is a {type(head).__name__}"

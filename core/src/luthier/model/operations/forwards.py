@@ -122,7 +122,7 @@ def _normed(
 
 
 def is_packed(told: dict[str, Any]) -> bool:
-    """Whether a call is one of ours: it says where the documents are, and gives nothing that was not tried.
+    """Return True if a call is one of ours: it says where the documents are, and gives nothing that was not tried.
 
     A mask, a cache by any name, or an object of a plugin: then the module's own forward computes.
     """
@@ -132,19 +132,19 @@ def is_packed(told: dict[str, Any]) -> bool:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether somebody wants to see this module called; that its result is rounded can be done without."""
+    """Return True if somebody wants to see this module called; that its result is rounded can be done without."""
     before = module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     after = any(hook is not precision.narrow_output for hook in module._forward_hooks.values())
     return bool(before) or after or torch.nn.modules.module._has_any_global_hook()
 
 
 def is_narrowed(module: nn.Module) -> bool:
-    """Whether the precision rounds what this module returns to the dtype of products."""
+    """Return True if the precision rounds what this module returns to the dtype of products."""
     return any(hook is precision.narrow_output for hook in module._forward_hooks.values())
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast would cast x to before a product; None where it would leave it."""
+    """Return what autocast would cast x to before a product; None where it would leave it."""
     kind = x.device.type
     if not torch.is_autocast_enabled(kind) or not x.is_floating_point() or x.dtype is torch.float64:
         return None
@@ -158,5 +158,5 @@ def lowered(x: Tensor, layers: list[nn.Module]) -> Tensor:
 
 
 def are_products(layers: list[nn.Module]) -> bool:
-    """Whether all are plain linear layers, perhaps wrapped by an adapter: autocast casts what they are given."""
+    """Return True if all are plain linear layers, perhaps wrapped by an adapter: autocast casts what they are given."""
     return all(type(getattr(layer, "base_layer", layer)) is nn.Linear for layer in layers)

@@ -82,7 +82,7 @@ class Installed:
 
 
 def ordinary_operations() -> Operations:
-    """What runs everywhere: autograd functions over torch's own kernels, with little kept for backward."""
+    """Return what runs everywhere: autograd functions over torch's own kernels, with little kept for backward."""
     return Operations(list_implementations("eager", EAGER, lambda device, dtype, shape: True))
 
 

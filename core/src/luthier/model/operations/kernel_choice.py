@@ -80,7 +80,7 @@ def choose_kernels(
 
 
 def _undropped(found: Sequence[Implementation], decisions: Decisions) -> list[Implementation]:
-    """Those that have not raised in this run; what raises from now on is noted."""
+    """Return those that have not raised in this run; what raises from now on is noted."""
     dropped = set(decisions.take(DROPPED, lambda: ([], "none has raised")))
 
     def fall(name: str, why: str) -> None:

@@ -41,7 +41,7 @@ class Kernels:
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    """What a norm is computed in."""
+    """Return what a norm is computed in."""
     return torch.promote_types(torch.float32, x.dtype)
 
 

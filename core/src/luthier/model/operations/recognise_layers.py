@@ -134,7 +134,7 @@ def _known_sizes(layer: Any) -> tuple[int, int]:
 
 
 def _trial_arguments(random: torch.Generator, size: int) -> dict[str, Any]:
-    """What a model tells its layers: positions, their tables, documents. Everything else keeps its default."""
+    """Return what a model tells its layers: positions, their tables, documents. Everything else keeps its default."""
     tokens = sum(LENGTHS)
     starts = torch.tensor([0, *itertools.accumulate(LENGTHS)], dtype=torch.int32)
     tables = tuple(torch.randn(1, tokens, size, generator=random, dtype=torch.float64) for _ in range(2))
@@ -228,7 +228,7 @@ def find_block(module: nn.Module, verified: bool = True, findings: Findings | No
 
 
 def _is_block(module: Any, form: Block, findings: Findings) -> bool:
-    """Whether its own forward, its modules answered, adds up as the form says and passes on what it is told."""
+    """Return True if its own forward, its modules answered, adds up as the form says and passes on what it is told."""
     calls: list[dict[str, Any]] = []
 
     def attend(hidden_states: Tensor, **told: Any) -> tuple[Tensor, None]:
@@ -252,7 +252,7 @@ def _is_block(module: Any, form: Block, findings: Findings) -> bool:
 
 
 def _is_passed_on(calls: list[dict[str, Any]], arguments: dict[str, Any], findings: Findings) -> bool:
-    """Whether the attention was called once and told what the layer was told, or what it need not know: None."""
+    """Return True if the attention was called once and told what the layer was told, or what it need not know: None."""
     if len(calls) != 1:
         findings.add_difference(f"its attention is called {len(calls)} times")
         return False

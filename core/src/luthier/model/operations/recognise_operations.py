@@ -139,7 +139,7 @@ def _forms(layers: dict[str, nn.Module], kind: Gate) -> Iterator[Mlp]:
 
 
 def _is_mlp(module: nn.Module, form: Mlp, findings: Findings) -> bool:
-    """Whether its own forward, with random numbers from gate and up, hands down what the form says."""
+    """Return True if its own forward, with random numbers from gate and up, hands down what the form says."""
     hidden = layer_sizes(module.get_submodule(form.down))[1]  # type: ignore[index]
     with unhurt_randomness(module) as random, ExitStack() as stack:
         x = torch.randn(1, ROWS, hidden, generator=random, dtype=torch.float64)
@@ -153,7 +153,7 @@ def _is_mlp(module: nn.Module, form: Mlp, findings: Findings) -> bool:
 
 
 def mlp_hidden(module: Any, form: Mlp, x: Tensor, act: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """What `down` is given; `act(gate, up)` is the gated activation."""
+    """Return what `down` is given; `act(gate, up)` is the gated activation."""
     gate = getattr(module, form.gate)(x)
     if form.up is None:
         return act(*gate.chunk(2, dim=-1))

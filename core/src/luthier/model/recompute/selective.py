@@ -113,7 +113,7 @@ class _Giving(_Mode):
         return func(*args, **kwargs)
 
     def _is_final(self, tensor: Tensor) -> bool:
-        """Whether a tensor that is about to be changed has its last value already."""
+        """Return True if a tensor that is about to be changed has its last value already."""
         product = self.ledger.by_storage.get(_storage(tensor))
         return product is not None and not product.spoiled
 
@@ -131,7 +131,7 @@ def _is_product(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _draws(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether attention drops some of its weights by chance."""
+    """Return True if attention drops some of its weights by chance."""
     named = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | kwargs
     return any(named[name] for name in named if name.startswith("dropout"))
 
@@ -149,7 +149,7 @@ def _touched(func: Any, args: Any, kwargs: Any) -> Iterator[tuple[Tensor, bool]]
 
 
 def _is_view(func: Any) -> bool:
-    """Whether it only looks at the same memory in another shape; what is done with that is seen by itself."""
+    """Return True if it only looks at the same memory in another shape; what is done with that is seen by itself."""
     returns = func._schema.returns
     return bool(returns) and returns[0].alias_info is not None and not func._schema.is_mutable
 

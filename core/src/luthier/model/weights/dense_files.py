@@ -48,7 +48,7 @@ class Files:
 
     @classmethod
     def of_note(cls, note: Mapping[str, Any]) -> Files:
-        """What the note beside an artifact says of them."""
+        """Return what the note beside an artifact says of them."""
         known = dict(note.get("files", {}))
         if known.get("dtype"):
             known["dtype"] = getattr(torch, known["dtype"])

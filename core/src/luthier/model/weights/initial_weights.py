@@ -117,5 +117,5 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def _has_data(tensor: Tensor) -> bool:
-    """Whether a tensor has numbers: those of a rehearsal, and on meta, have none."""
+    """Return True if a tensor has numbers: those of a rehearsal, and on meta, have none."""
     return not (tensor.is_meta or getattr(tensor, "has_no_data", False))

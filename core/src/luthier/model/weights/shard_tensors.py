@@ -25,7 +25,7 @@ def own_shard(tensor: Tensor) -> Tensor:
 
 
 def is_sharded(tree: Any) -> bool:
-    """Whether a tree of mappings and lists holds a shard."""
+    """Return True if a tree of mappings and lists holds a shard."""
     if isinstance(tree, Mapping):
         return any(is_sharded(value) for value in tree.values())
     if isinstance(tree, (list, tuple)):
@@ -34,7 +34,7 @@ def is_sharded(tree: Any) -> bool:
 
 
 def has_parts(tree: Any) -> bool:
-    """Whether a checkpoint's tree lacks tensors that lie beside it in parts."""
+    """Return True if a checkpoint's tree lacks tensors that lie beside it in parts."""
     if isinstance(tree, Mapping):
         return MARK in tree or any(has_parts(value) for value in tree.values())
     return any(has_parts(value) for value in tree) if isinstance(tree, list) else False

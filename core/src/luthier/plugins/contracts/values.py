@@ -37,7 +37,7 @@ class Group:
 
 @attrs.frozen(kw_only=True)
 class Progress:
-    """Where a run stands: `step` of `total_steps` optimizer steps are done, in epoch `epoch` (fractional).
+    """The position of a run: `step` of `total_steps` optimizer steps are done, in epoch `epoch` (fractional).
 
     `total_steps` is None for a run whose end is not known, such as one that only a signal stops.
     """
@@ -49,7 +49,7 @@ class Progress:
 
 @attrs.frozen(kw_only=True)
 class Multipliers:
-    """What a quantizer's schedule does to the rates of this step."""
+    """The factors by which a quantizer's schedule changes this step's learning rate and weight decay."""
 
     lr: float = 1.0
     weight_decay: float = 1.0

@@ -1,4 +1,4 @@
-"""What is known of a field beside its value: its resolved type, its bounds, and how both are written for people."""
+"""Facts about an options field: its resolved type, its bounds, and how both are written for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What no single option can know: settings of a recipe that contradict each other."""
+"""Checks of a recipe's settings against each other, which no single option can make."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ LIMITS: Final = {"epoch": "num_train_epochs", "step": "max_steps", "token": "max
 
 
 def mode_of(recipe: Settings) -> Mode:
-    """What ends the run: passes over the rows, steps, tokens, the first of both limits, or only whoever stops it."""
+    """Return what ends the run: passes over the rows, steps, tokens, the first of both limits, or a request alone."""
     if recipe.training_mode != "auto":
         return recipe.training_mode
     if recipe.max_steps and recipe.max_tokens:

@@ -1,4 +1,4 @@
-"""Whether the parts of a recipe go together, by their tags and what the run itself gives. Imports no torch."""
+"""The check that a recipe's parts go together, by their tags and by what the run itself gives. Imports no torch."""
 
 from __future__ import annotations
 

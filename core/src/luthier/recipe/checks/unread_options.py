@@ -108,7 +108,7 @@ def _check_sources(recipe: Settings) -> None:
 
 
 def _may_be_text(source: Source) -> bool:
-    """Whether a source can hold plain text: a text file, or something that its name does not tell."""
+    """Return True if a source can hold plain text: a text file, or something that its name does not tell."""
     return _kind(source) not in TABLES and not source.path.startswith("python:")
 
 

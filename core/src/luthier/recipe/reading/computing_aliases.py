@@ -39,7 +39,7 @@ def _plus(value: Any) -> dict[str, Any]:
 
 
 def _reentrant(value: Any) -> dict[str, Any]:
-    """The one setting of transformers' that is in use, which changes no gradient."""
+    """Return the one setting of transformers' that is in use, which changes no gradient."""
     if not isinstance(value, Mapping) or set(value) - {"use_reentrant"}:
         where = f"{CHECKPOINTING}_kwargs"
         raise LuthierError("recipe-unknown-option", "only use_reentrant is known", where=where, found=value,

@@ -77,7 +77,7 @@ class Draft:
         return None
 
     def is_topmost(self, steps: Steps) -> bool:
-        """Whether the last layer wrote the value at `steps`."""
+        """Return True if the last layer wrote the value at `steps`."""
         found = self.origin(steps)
         return found is not None and found[0] is self.top
 
@@ -86,7 +86,7 @@ class Draft:
         return origin[0].base if origin else None
 
     def label(self, steps: Steps) -> str:
-        """Where the value at `steps` was written; for what nobody wrote, the place of the first layer to write it."""
+        """Return where the value at `steps` was written; for an unwritten one, where the first layer would write it."""
         origin = self.origin(steps)
         if origin:
             return origin[0].label(origin[1])
@@ -152,7 +152,7 @@ class Draft:
         return node
 
     def _is_renaming(self, entry: Entry, known: Any) -> bool:
-        """Whether the entry names the part that is there: its options stay."""
+        """Return True if the entry names the part that is there: its options stay."""
         part = entry.steps[0] in FIELDS and len(entry.steps) == 1
         return part and isinstance(known, dict) and _family(known.get("name")) == _family(entry.value)
 

@@ -71,7 +71,7 @@ def from_environment(environ: Mapping[str, str]) -> list[Override]:
 
 
 def _is_reserved(name: str) -> bool:
-    """Whether a variable is no option's: one of ours that says where things lie, or any of `LUTHIER_X_*`."""
+    """Return True if a variable is no option's: one of ours that says where things lie, or any of `LUTHIER_X_*`."""
     return name in RESERVED or name.startswith(FREE_PREFIX)
 
 
@@ -128,7 +128,7 @@ def _pairs(arguments: list[str]) -> Iterator[tuple[str, str | None]]:
 
 
 def _is_switch(flag: str, text: str) -> bool:
-    """Whether a flag stands for itself: `--no-packing`, or a true-or-false option before another kind of word."""
+    """Return True if a flag needs no value: `--no-packing`, or a true-or-false option before another kind of word."""
     steps = _steps(flag[2:])
     if _negated(steps):
         return True
@@ -149,7 +149,7 @@ def _flag(flag: str, text: str | None, own: Sequence[str]) -> Override:
 
 
 def _may_be_true(steps: tuple[str, ...]) -> bool:
-    """Whether a flag can stand alone; an alias or a part's option may, and is judged by its type later."""
+    """Return True if a flag can stand alone; an alias or a part's option may, and is judged by its type later."""
     if len(steps) == 1:
         return field_hints(Settings).get(steps[0], bool) is bool
     return steps[0] not in SECTIONS
@@ -203,7 +203,7 @@ def _refuse_unknown(steps: tuple[str, ...], label: str, own: Sequence[str] = ())
 
 
 def _is_known(steps: tuple[str, ...]) -> bool:
-    """Whether the first step, and the second below model and data, are options or aliases; parts judge their own."""
+    """Return True if the first step, and the second below model and data, are options or aliases."""
     dotted = ".".join(steps)
     if dotted in ALIASES or dotted in READINGS or steps[0] in ("batch_size", "train_batch_size", EXACT):
         return True

@@ -111,7 +111,7 @@ def _model(model: Model, steps: tuple[str, ...], base_of: BaseOf) -> Model:
 
 
 def _is_folder(base: Path, text: str) -> bool:
-    """Whether a model is a folder and no hub name; `demo` is always the embedded model."""
+    """Return True if a model is a folder and no hub name; `demo` is always the embedded model."""
     return _is_marked(text) or (text != "demo" and (base / text).is_dir())
 
 
@@ -149,7 +149,7 @@ def _options(options: Any, steps: tuple[str, ...], base_of: BaseOf) -> Any:
 
 
 def _is_file(base: Path, text: str) -> bool:
-    """Whether a source is a file or glob and no hub dataset: by its mark, its suffix, or because it is there."""
+    """Return True if a source is a file or glob and no hub dataset: by its mark, its suffix, or because it is there."""
     if SCHEME.match(text):  # hf://..., or python:list for an object of the caller's
         return False
     suffixed = text.lower().endswith(FILES) or glob.has_magic(text)

@@ -95,7 +95,7 @@ def _begun(source: object, plugins: Plugins) -> tuple[Layer, Mapping[str, Any]]:
 
 
 def _given_settings(recipe: Settings, plugins: Plugins) -> dict[str, Any]:
-    """What a recipe says beside the defaults, as plain data; objects of the caller's stay objects."""
+    """Return what a recipe says beside the defaults, as plain data; objects of the caller's stay objects."""
     held = {kind: getattr(recipe, kind) for kind in FIELDS}
     settings = {kind: _brief(part, kind, kind, plugins) for kind, part in held.items() if not is_absent(kind, part)}
     settings[EXACT] = [_brief(c, "callback", f"{ADDED}.{i}", plugins) for i, c in enumerate(recipe.callbacks)]

@@ -139,5 +139,5 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value on the command line looks like a number: a name, where one is asked for."""
+    """Return True if a value on the command line looks like a number: a name, where one is asked for."""
     return isinstance(value, Written) and type(value.value) in (int, float)

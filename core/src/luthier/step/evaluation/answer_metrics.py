@@ -53,7 +53,7 @@ def measure_answers(setup: Setup, dataset: TokenDataset, most: int | None = None
 def _score_tasks(
     setup: Setup, metrics: Mapping[str, BuiltMetric], tasks: list[Task], most: int | None
 ) -> dict[str, list[tuple[float, ...]]]:
-    """What each task adds to each metric; those that want the same answers share them."""
+    """Return what each task adds to each metric; those that want the same answers share them."""
     answers: dict[tuple[int, float], list[list[str]]] = {}
     references = [_decode(setup.tokenizer, task.reference) for task in tasks]
     scores = {}

@@ -99,5 +99,5 @@ def _measure_tokens(setup: Setup, batches: list[Batch]) -> Meter:
 
 
 def is_coupled(loss: Loss) -> bool:
-    """Whether a loss is a function of the whole global batch at once."""
+    """Return True if a loss is a function of the whole global batch at once."""
     return getattr(loss, "couples", "nothing") == "batch"

@@ -1,1 +1,1 @@
-"""What a step does around its loss: layout of units, checks of outputs, coupled losses."""
+"""The work of a step around its loss: layout of units, checks of outputs, coupled losses."""

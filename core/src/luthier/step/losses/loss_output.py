@@ -1,4 +1,4 @@
-"""What a loss returns, checked: sums with their weights, metrics with names of their own, scores of its units."""
+"""Checks of what a loss returns: sums with their weights, metrics with names of their own, scores of its units."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ NOTES: Mapping[str, str] = {
 
 @attrs.frozen(kw_only=True)
 class Companions:
-    """What the recipe and the parts' needs come to.
+    """The frozen policies that a run needs, from the recipe and from what its parts need.
 
     `reference`: none; the model with its adapter switched off; its initial weights, kept; or another model.
     """

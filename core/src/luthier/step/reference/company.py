@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Company:
-    """What is beside the policy that trains. `start` is the folder of the adapter that a fresh run begins from."""
+    """The models beside the policy that trains. `start` is the folder of the adapter that a fresh run begins from."""
 
     companions: Companions = attrs.field(factory=Companions)
     models: Mapping[str, FrozenModel] = attrs.field(factory=dict)  # by role

@@ -166,7 +166,7 @@ OWN: Final[dict[str, Shape]] = {"constant": _constant, "linear": _linear, "cosin
 
 
 def _foreign(name: str, peak: float, total: int | None, warmup: int, settings: dict[str, Any]) -> Iterator[float]:
-    """What a scheduler of transformers or torch gives, step by step."""
+    """Return what a scheduler of transformers or torch gives, step by step."""
     import torch
 
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)

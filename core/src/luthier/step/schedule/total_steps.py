@@ -1,4 +1,4 @@
-"""How long a run is, where its rows say so, and the learning rates that go with that."""
+"""The length of a run, as far as its rows decide it, and the learning rates over that length."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_length(recipe: Recipe) -> None:
 
 
 def feed_of(recipe: SettledRecipe, train: TokenDataset | Stream) -> Feed:
-    """Where the loop gets the examples of each step from, and how many steps there are."""
+    """Return where the loop gets the examples of each step from, and how many steps there are."""
     if isinstance(train, Stream):
         return StreamFeed(
             stream=train,

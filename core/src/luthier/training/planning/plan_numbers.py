@@ -53,7 +53,7 @@ def _prompted(setup: Setup, train: TokenDataset) -> int:
 
 
 def packing_of(setup: Setup) -> dict[str, float]:
-    """How full the micro-batches of one epoch would be, or of its first steps."""
+    """Return how full the micro-batches of one epoch would be, or of its first steps."""
     packing, loads, examples, steps = setup.packing, [], 0, 0
     for portion in islice(setup.feed.portions(0), STEPS if isinstance(setup.train, TokenDataset) else STREAMED):
         lengths = packing.sizes(portion.examples)
