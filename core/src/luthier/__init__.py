@@ -10,6 +10,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "luthier.api": ("train", "continual", "multi_run", "plan", "inspect", "generate", "merge", "export", "evaluate"),
     "luthier.training.run": ("Run",),
+    "luthier.training.trained.open_chat": ("open_chat",),
+    "luthier.model.generation.conversation": ("Conversation", "Reply"),
+    "luthier.model.generation.generate": ("Sampling",),
     "luthier.data.batches.batch": ("Batch",),
     "luthier.data.batches.unit": ("Passage", "Unit"),
     "luthier.plugins.on": ("on",),
@@ -98,6 +101,8 @@ if TYPE_CHECKING:
     from luthier.jobs.transport.service_client import Call, ServiceClient, Signer
     from luthier.jobs.wire.wire_service import WireService, WireTerms
     from luthier.logs import get_logger
+    from luthier.model.generation.conversation import Conversation, Reply
+    from luthier.model.generation.generate import Sampling
     from luthier.plugins.contracts.policy_protocol import Policy
     from luthier.plugins.contracts.protocols import Adapter, Callback, Loss, Optimizer, Provider, Quantizer
     from luthier.plugins.contracts.run_view import RunView
@@ -141,6 +146,7 @@ if TYPE_CHECKING:
     )
     from luthier.recipe import Recipe
     from luthier.training.run import Run
+    from luthier.training.trained.open_chat import open_chat
     from luthier.training.trainers.trainer_session import TrainerSession
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -161,34 +161,27 @@ def inspect(
 
 
 def generate(
-    model: str | Path,
-    prompt: str | Sequence[Mapping[str, Any]],
-    *,
-    base: str | None = None,
-    system: str | None = None,
-    max_new_tokens: int = 128,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    device: str = "auto",
-    step: int | None = None,
-    best: bool = False,
-) -> str:
+    model: str | Path, prompt: str | Sequence[Mapping[str, Any]], *,
+    base: str | None = None, system: str | None = None, max_new_tokens: int = 128, temperature: float = 0.0,
+    top_p: float = 1.0, seed: int = 0, device: str = "auto", step: int | None = None, best: bool = False,
+    on_text: Callable[[str], None] | None = None,
+) -> str:  # fmt: skip
     """The answer to `prompt` of the model at `model`: a run, an adapter's folder, a model folder, or a hub name.
 
-    Of a run that is not done its newest checkpoint answers; `step` and `best` choose one, as its folder does.
+    Of a run that is not done its newest checkpoint answers; `step` and `best` choose one, as its folder does. `on_text`
+    is called with each piece of the answer as it comes.
     """
     _require_local()
     from luthier.hardware.devices import choose_device
-    from luthier.model.generation.generate import Sampling, generate_text
+    from luthier.model.generation.generate import PromptForm, Sampling, generate_text, prompt_messages
     from luthier.training.trained.open_weights import open_weights
     from luthier.training.trained.weights_place import find_weights
 
     opened = open_weights(find_weights(model, step=step, best=best), choose_device(device), base)
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    chat = opened.note.get("prompts", "chat") == "chat"
+    asked, form = prompt_messages(prompt, system), PromptForm.of_note(opened.note)
     return generate_text(
-        opened.model, opened.tokenizer, prompt, adapter=opened.adapter, system=system, chat=chat, sampling=sampling
+        opened.model, opened.tokenizer, asked, adapter=opened.adapter, form=form, sampling=sampling, on_text=on_text
     )
 
 

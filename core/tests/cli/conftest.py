@@ -26,7 +26,10 @@ def luthier(monkeypatch):
 
     def run(*args, stdin=None):
         result = CliRunner().invoke(app, [str(a) for a in args], input=stdin)
-        document = json.loads(result.stdout) if "--json" in args else None
+        document = None
+        if "--json" in args:  # of a chat, each line is one
+            lines = result.stdout.splitlines() if args[0] == "chat" else None
+            document = json.loads(result.stdout) if lines is None else [json.loads(line) for line in lines]
         return SimpleNamespace(status=result.exit_code, stdout=result.stdout, stderr=result.stderr, document=document)
 
     yield run

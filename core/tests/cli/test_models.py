@@ -56,8 +56,15 @@ def test_a_setting_outside_its_bounds_is_refused(luthier, tiny, words):
 def test_the_verb_has_the_options_and_defaults_of_the_python_function(verb):
     ours = inspect.signature(getattr(models, verb)).parameters
     apart = {"json", "log_level", "log_format", "log_file"}
-    theirs = inspect.signature(getattr(api, verb)).parameters
+    theirs = dict(inspect.signature(getattr(api, verb)).parameters)
+    theirs.pop("on_text", None)  # the terminal's, or a program's
     assert set(ours) - apart == set(theirs)
     for name, parameter in theirs.items():
         if parameter.default is not inspect.Parameter.empty:
             assert ours[name].default == parameter.default
+
+
+def test_a_function_is_told_the_answer_piece_by_piece(tiny):
+    pieces = []
+    text = api.generate(tiny / "llama", "hello", max_new_tokens=4, on_text=pieces.append)
+    assert "".join(pieces) == text and len(pieces) > 1

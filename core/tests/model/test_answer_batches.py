@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from luthier.model.generation.answer_batches import Question, SeededDraws, answer_questions
-from luthier.model.generation.generate import Sampling, generate_text
+from luthier.model.generation.generate import PromptForm, Sampling, generate_text
 from luthier.model.load import load_model, tokenizer_of
 from luthier.recipe.schema import Model
 
@@ -39,7 +39,7 @@ def test_the_likeliest_answer_is_that_of_generate(world):
     asked = [Question(prompt=tokenizer(text)["input_ids"], most=5) for text in PROMPTS]
     found = answer_questions(model, tokenizer, None, asked, max_tokens=10_000)
     assert found == [
-        generate_text(model, tokenizer, text, chat=False, sampling=Sampling(max_new_tokens=5)).strip()
+        generate_text(model, tokenizer, text, form=PromptForm(chat=False), sampling=Sampling(max_new_tokens=5)).strip()
         for text in PROMPTS
     ]
 

@@ -23,15 +23,17 @@ PLAIN: Final = {"prompt_completion", "text"}  # formats whose rows no chat templ
 
 @attrs.frozen(kw_only=True)
 class Prompting:
-    """How a run's prompts were made: plain texts, or by a chat template with this hash."""
+    """How a run's prompts were made: plain texts, or by a chat template with this hash; and what ends answers."""
 
     plain: bool
     template_hash: str | None = None
+    stop_tokens: tuple[int, ...] = ()
 
     @classmethod
     def of_rows(cls, prepared: Prepared) -> Prompting:
         """Return how the rows of a run became prompts."""
-        return cls(plain=set(prepared.report.format.split(", ")) <= PLAIN, template_hash=prepared.chat_template_hash)
+        plain = set(prepared.report.format.split(", ")) <= PLAIN
+        return cls(plain=plain, template_hash=prepared.chat_template_hash, stop_tokens=prepared.stop_tokens)
 
 
 def make_note(
@@ -50,6 +52,8 @@ def make_note(
         "parts": parts,
         "prompts": "plain" if prompting.plain else "chat",
         "chat_template_hash": prompting.template_hash,
+        "chat_template_kwargs": settings["data"]["chat_template_kwargs"],
+        "stop_tokens": list(prompting.stop_tokens),
         "files": files.plain(),
     }
 

@@ -27,7 +27,7 @@ from luthier.cli import (
 )
 from luthier.cli.completion.commands import RecipeCommand
 from luthier.cli.job_verbs import jobs, providers, submit
-from luthier.cli.model_verbs import evaluation
+from luthier.cli.model_verbs import chat, evaluation
 from luthier.cli.recipe_verbs import init, json_schema
 from luthier.cli.screen import answers
 from luthier.cli.screen.recipe_arguments import FREE
@@ -104,6 +104,7 @@ verb: Callable[..., Any]
 for verb in (train.train, continual.continual, plan.plan, inspect.inspect):
     app.command(cls=RecipeCommand, context_settings=FREE, add_help_option=False)(verb)
 app.command()(models.generate)
+app.command()(chat.chat)
 app.command()(evaluation.evaluate)
 app.command()(models.merge)
 app.command()(models.export)

@@ -11,6 +11,7 @@ import typer
 
 from luthier.cli.completion.commands import complete_exporter, complete_model
 from luthier.cli.screen.answers import Answer
+from luthier.cli.screen.chat.answer_views import write_piece
 from luthier.cli.screen.early_checks import check_model_name
 from luthier.cli.screen.flags import Best, Json, LogFile, LogFormat, LogLevel, Step, start_api
 from luthier.errors import LuthierError
@@ -70,10 +71,12 @@ def generate(
     check_model_name(model)
     asked = _prompt(prompt)
     api = start_api(log_level, log_format, log_file)
+    streams = sys.stdout.isatty() and not json
     text = api.generate(model, asked, base=base, system=system, device=device, max_new_tokens=max_new_tokens,
-                        temperature=temperature, top_p=top_p, seed=seed, step=step, best=best)  # fmt: skip
+                        temperature=temperature, top_p=top_p, seed=seed, step=step, best=best,
+                        on_text=write_piece if streams else None)  # fmt: skip
     document = {"model": model, "base": base, "prompt": asked, "text": text}
-    return Answer(document=document, view=lambda screen: screen.out(text, highlight=False))
+    return Answer(document=document, view=lambda screen: screen.out("" if streams else text, highlight=False))
 
 
 def merge(

@@ -30,6 +30,8 @@ OPTIONAL: Final[dict[str, Any]] = {
     "seed": 0,
     "progress": None,
     "decisions": {},
+    "chat_template_kwargs": {},
+    "stop_tokens": [],
 }  # that older notes have not
 
 

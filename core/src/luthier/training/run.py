@@ -56,13 +56,12 @@ class Run:
     ) -> str:
         """The model's answer to a text or to messages, prompted as it was trained; greedy at temperature 0."""
         from luthier.artifacts.note import of_run
-        from luthier.model.generation.generate import Sampling, generate_text
+        from luthier.model.generation.generate import PromptForm, Sampling, generate_text, prompt_messages
 
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-        chat, live = of_run(self.output_path)["prompts"] == "chat", self._live()
-        return generate_text(
-            live.model, live.tokenizer, prompt, adapter=live.adapter, system=system, chat=chat, sampling=sampling
-        )
+        form, live = PromptForm.of_note(of_run(self.output_path)), self._live()
+        asked = prompt_messages(prompt, system)
+        return generate_text(live.model, live.tokenizer, asked, adapter=live.adapter, form=form, sampling=sampling)
 
     def evaluate(self, data: Any = None) -> dict[str, float]:
         """`eval_loss` and the loss's other numbers, over the run's validation rows or over `data`."""

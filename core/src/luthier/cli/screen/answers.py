@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
 import json
 import math
@@ -35,6 +36,14 @@ class Answer:
     status: int = 0
 
 
+@attrs.frozen(kw_only=True)
+class Turns:
+    """What a command gives bit by bit: `work` is handed what prints a document as one line of JSON, or None where
+    people read, and returns the exit status."""
+
+    work: Callable[[Callable[[Mapping[str, Any]], None] | None], int]
+
+
 def conclude_command(work: Callable[[], object], *, as_json: bool, in_lines: bool = False) -> int:
     """Do the work, print its answer or error, and give the exit status.
 
@@ -45,6 +54,8 @@ def conclude_command(work: Callable[[], object], *, as_json: bool, in_lines: boo
     try:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             answer = work()
+            if isinstance(answer, Turns):
+                return answer.work(functools.partial(print_json_line, stdout=stdout) if as_json else None)
         if not isinstance(answer, Answer):
             return answer if isinstance(answer, int) else 0
         print_json(answer.document, stdout) if as_json else answer.view(make_console())
@@ -110,6 +121,11 @@ def _of_system(error: BaseException) -> LuthierError | None:
 def print_json(document: Mapping[str, Any], stdout: Any) -> None:
     """One JSON document; numbers that JSON has not become null."""
     print(json.dumps(_plain(document), indent=2, allow_nan=False), file=stdout)
+
+
+def print_json_line(document: Mapping[str, Any], stdout: Any) -> None:
+    """One JSON document on one line, at once."""
+    print(json.dumps(_plain(document), allow_nan=False), file=stdout, flush=True)
 
 
 def print_line(level: str, event: str, **fields: Any) -> None:

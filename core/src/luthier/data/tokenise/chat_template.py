@@ -209,9 +209,12 @@ def _chosen_text(tokenizer: Any, chat_template: str | None) -> str | None:
     return None
 
 
-def render_prompt(tokenizer: Any, messages: Messages) -> str:
-    """Return a conversation as the tokenizer's own template writes it, up to where the next answer begins."""
-    return _render(tokenizer, None, messages, None, True, NONE)
+def render_prompt(tokenizer: Any, messages: Messages, settings: Settings = NONE) -> str:
+    """Return a conversation as the tokenizer's own template writes it, up to where the next answer begins.
+
+    `settings` are variables that the template is given.
+    """
+    return _render(tokenizer, None, messages, None, True, settings)
 
 
 def template_text(chat_template: str) -> str:

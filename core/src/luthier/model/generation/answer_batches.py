@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any
 
 import attrs
 import torch
@@ -12,12 +12,10 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from luthier.model.attention import generating_attention
 from luthier.model.generation.generate import stop_token_ids
-from luthier.model.generation.generation_inputs import complete_inputs, prepare_generation
+from luthier.model.generation.generation_inputs import complete_inputs, plain_inputs, prepare_generation
 from luthier.model.recurrent import separation_reason
 from luthier.plugins.contracts.protocols import Adapter
 from luthier.randomness import keep_randomness
-
-PLAIN: Final = frozenset(("input_ids", "attention_mask", "output_router_logits"))
 
 
 @attrs.frozen(kw_only=True)
@@ -60,8 +58,7 @@ def _can_share(model: Any, adapter: Adapter, question: Question) -> bool:
     if separation_reason(model.config, model) is not None:
         return False
     prompt = torch.tensor([question.prompt], device=model.device)
-    inputs = prepare_generation(model, adapter, prompt)
-    return inputs.keys() <= PLAIN and torch.equal(inputs["input_ids"], prompt)
+    return plain_inputs(prepare_generation(model, adapter, prompt), prompt)
 
 
 def _batches(questions: Sequence[Question], max_tokens: int) -> Iterator[list[int]]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
 import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from luthier.data.tokenise.chat_template import render_prompt
 from luthier.data.tokenise.encode import Encoder
 from luthier.errors import LuthierError
 from luthier.model.attention import generating_attention
 from luthier.model.generation.generation_inputs import prepare_generation
+from luthier.model.generation.text_stream import TextStream
 from luthier.randomness import keep_randomness
 
 
@@ -37,33 +39,88 @@ class Sampling:
 DEFAULT: Final = Sampling()
 
 
+@attrs.frozen(kw_only=True)
+class PromptForm:
+    """How a prompt is put to a model: as messages in its chat template, or, without `chat`, as the text stands.
+
+    `variables` are the template's own; `stops` the ids that training has ended answers with.
+    """
+
+    chat: bool = True
+    variables: Mapping[str, Any] = attrs.field(factory=dict)
+    stops: tuple[int, ...] = ()
+
+    @classmethod
+    def of_note(cls, note: Mapping[str, Any]) -> PromptForm:
+        """Return the form that an artifact was trained with, by its note; a model's without one is a chat."""
+        return cls(
+            chat=note.get("prompts", "chat") == "chat",
+            variables=note.get("chat_template_kwargs") or {},
+            stops=tuple(note.get("stop_tokens") or ()),
+        )
+
+
+MESSAGES: Final = PromptForm()
+
+
 def generate_text(
     model: Any,
     tokenizer: Any,
     prompt: str | Sequence[Mapping[str, Any]],
     *,
     adapter: Any = None,
-    system: str | None = None,
-    chat: bool = True,
+    form: PromptForm = MESSAGES,
     sampling: Sampling = DEFAULT,
+    on_text: Callable[[str], None] | None = None,
 ) -> str:
     """Return the text that follows `prompt`, a text or messages.
 
-    `adapter` is what is attached to the model: its virtual tokens and prefixes come before the prompt.
-    Without `chat`, for a model trained on plain prompts, a text is continued as it stands.
+    `adapter` is what is attached to the model: its virtual tokens and prefixes come before the prompt. `on_text` is
+    called with each piece of the text once its tokens are known.
     """
-    settings = sampling.arguments()
+    sampling.arguments()  # what is out of range is refused before anything else
     if not prompt:
         raise LuthierError("recipe-missing", "there is no prompt to answer", where="prompt", remedy="Give a text.")
-    ids = prompt_ids(tokenizer, prompt, system, chat)
-    settings["pad_token_id"] = tokenizer.pad_token_id or 0
-    with generating_attention(model), keep_randomness():
-        torch.manual_seed(sampling.seed)
-        stops = stop_token_ids(model, tokenizer) or None
+    ids, stream = prompt_ids(tokenizer, prompt, form), TextStream(tokenizer, on_text)
+    with generating_attention(model):
         inputs = prepare_generation(model, adapter, torch.tensor([ids], device=model.device))
-        whole = model.generate(**inputs, eos_token_id=stops, **settings)
+        continue_inputs(model, tokenizer, inputs, sampling, stops=form.stops, stream=stream)
+    return stream.finish_text()
+
+
+def continue_inputs(
+    model: Any,
+    tokenizer: Any,
+    inputs: dict[str, Any],
+    sampling: Sampling,
+    *,
+    stops: Sequence[int] = (),
+    stream: TextStream,
+    leave: Callable[[], bool] | None = None,
+) -> list[int]:
+    """Return the tokens that follow prepared inputs, which `stream` is told one by one.
+
+    `leave` is asked after each token; where it says True the answer ends there.
+    """
+    settings = {**sampling.arguments(), "pad_token_id": tokenizer.pad_token_id or 0, "streamer": stream}
+    if leave is not None:
+        settings["stopping_criteria"] = StoppingCriteriaList([Leaving(leave)])
+    with keep_randomness():
+        torch.manual_seed(sampling.seed)
+        ends = sorted({*stop_token_ids(model, tokenizer), *stops})
+        whole = model.generate(**inputs, eos_token_id=ends or None, **settings)
     known = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0  # what follows embeddings comes by itself
-    return tokenizer.decode(whole[0, known:], skip_special_tokens=True)
+    return whole[0, known:].tolist()
+
+
+class Leaving(StoppingCriteria):
+    """Ends an answer as soon as a function says so."""
+
+    def __init__(self, leave: Callable[[], bool]) -> None:
+        self.leave = leave
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:  # [B, L] int64 -> [B] bool
+        return torch.full((input_ids.shape[0],), self.leave(), dtype=torch.bool, device=input_ids.device)
 
 
 def stop_token_ids(model: Any, tokenizer: Any) -> list[int]:
@@ -80,20 +137,25 @@ def teach_stops(model: Any, tokenizer: Any, learned: Sequence[int]) -> None:
         model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
 
 
-def prompt_ids(
-    tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], system: str | None, chat: bool = True
-) -> list[int]:
-    """The tokens the model continues. Without a chat template, or without `chat`, the prompt is plain text."""
-    if not chat and system is None and isinstance(prompt, str):
+def prompt_ids(tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], form: PromptForm = MESSAGES) -> list[int]:
+    """Return the tokens that the model continues; a text is plain without a chat template, or where no chat is meant.
+
+    Raises `template-missing` for messages where there is no template.
+    """
+    if isinstance(prompt, str) and (tokenizer.chat_template is None or not form.chat):
         return Encoder.of(tokenizer).prompt(prompt)
     if tokenizer.chat_template is None:
-        if system is not None or not isinstance(prompt, str):
-            raise LuthierError("template-missing", "messages need a chat template", remedy="Give one plain text.")
-        return Encoder.of(tokenizer).prompt(prompt)
+        raise LuthierError("template-missing", "messages need a chat template", remedy="Give one plain text.")
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _checked(prompt)
-    if system is not None:
-        messages = [{"role": "system", "content": system}, *messages]
-    return Encoder.of(tokenizer).prompt(render_prompt(tokenizer, messages))
+    return Encoder.of(tokenizer).prompt(render_prompt(tokenizer, messages, form.variables))
+
+
+def prompt_messages(prompt: str | Sequence[Mapping[str, Any]], system: str | None) -> Any:
+    """Return the prompt as it is, or with a system message before it."""
+    if system is None:
+        return prompt
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _checked(prompt)
+    return [{"role": "system", "content": system}, *messages]
 
 
 def _checked(prompt: Any) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from luthier.model.body import count_prefix_rows, prepare_batch
 from luthier.plugins.completion import add_defaults
 from luthier.plugins.contracts.protocols import Adapter
 
+PLAIN: Final = frozenset(("input_ids", "attention_mask", "output_router_logits"))
 CACHES: Final = ("cache", "past_key_values")  # names that transformers has had for it, the newest first
 
 
@@ -72,7 +73,7 @@ def _fill_cache(model: Any, adapter: Adapter) -> Any:
 
 def complete_inputs(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """Return the inputs with the cache under the name that this model has for it, and a mask over all that it sees."""
-    name = next((name for name in CACHES if name in inspect.signature(model.forward).parameters), CACHES[-1])
+    name = cache_name(model)
     caches = [inputs[known] for known in CACHES if inputs.get(known) is not None]
     given = {key: value for key, value in inputs.items() if key not in CACHES and value is not None}
     length = given["inputs_embeds" if "inputs_embeds" in given else "input_ids"].shape[1]
@@ -83,6 +84,16 @@ def complete_inputs(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     if getattr(model.config.get_text_config(), "output_router_logits", False):
         given["output_router_logits"] = False  # their balance has no meaning here, and takes no mask of a cache
     return {**given, **({name: caches[0]} if caches else {})}
+
+
+def cache_name(model: Any) -> str:
+    """Return the name under which a model's forward takes its cache."""
+    return next((name for name in CACHES if name in inspect.signature(model.forward).parameters), CACHES[-1])
+
+
+def plain_inputs(inputs: dict[str, Any], prompt: Tensor) -> bool:
+    """Return True where generation is given the prompt's own tokens [1, L] and nothing before them."""
+    return inputs.keys() <= PLAIN and torch.equal(inputs["input_ids"], prompt)
 
 
 def _batch_of(ids: Tensor) -> Batch:

@@ -1,0 +1,82 @@
+"""How the answers of a chat are shown: streamed, in two columns beside the base model's, or as plain text."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from luthier.model.generation.conversation import Reply
+
+Tell = Callable[[str], None]
+
+
+@contextmanager
+def show_stream(screen: Console) -> Iterator[Tell | None]:
+    """Inside it the text of one answer is written as it comes; in a pipe nothing is, until it is whole."""
+    if not screen.is_terminal:
+        yield None
+        return
+    yield write_piece
+    sys.stdout.write("\n")
+
+
+def write_piece(text: str) -> None:
+    """Write a piece of an answer to the terminal, at once."""
+    sys.stdout.write(printable(text))
+    sys.stdout.flush()
+
+
+def printable(text: str) -> str:
+    """Return the text without what would command a terminal."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+
+
+class Columns:
+    """Two answers beside each other, drawn again as each goes on."""
+
+    def __init__(self, screen: Console) -> None:
+        self.screen = screen
+        self.texts = {"base": "", "tuned": ""}
+        self.live: Any = None
+
+    @contextmanager
+    def shown(self) -> Iterator[Columns]:
+        """Inside it the columns follow what is told; afterwards they stand as they are."""
+        from rich.live import Live
+
+        with Live(console=self.screen, transient=True, refresh_per_second=8) as self.live:
+            yield self
+        self.screen.print(self._table())
+
+    @contextmanager
+    def column(self, name: str) -> Iterator[Tell]:
+        """Inside it the text of one column grows."""
+
+        def tell(text: str) -> None:
+            self.texts[name] += printable(text)
+            self.live.update(self._table())
+
+        yield tell
+
+    def _table(self) -> Table:
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True, header_style="bold")
+        for name in self.texts:
+            table.add_column(name, ratio=1, overflow="fold")
+        table.add_row(*self.texts.values())
+        return table
+
+
+def ending_note(reply: Reply) -> str | None:
+    """Return what is said of an answer that did not come to its end."""
+    if reply.ended == "length":
+        return f"(cut after {reply.tokens} tokens; --max-new-tokens allows more)"
+    return "(stopped)" if reply.ended == "left" else None

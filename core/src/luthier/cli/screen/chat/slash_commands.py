@@ -1,0 +1,75 @@
+"""The commands of a chat: lines that begin with a slash."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from luthier.errors import LuthierError, unwritable_path
+
+if TYPE_CHECKING:
+    from luthier.model.generation.conversation import Conversation
+
+HELP: Final = """/reset         begin a new conversation; the system message stays
+/system TEXT   put this system message before the conversation; without TEXT, none
+/save FILE     add the conversation to a file of rows (JSON lines), as training reads them
+/help          this list
+/quit          leave, as Ctrl-D does
+A message that begins with a slash is written with two. Ctrl-C stops an answer."""
+
+
+class Leave(Exception):
+    """The chat is over."""
+
+
+def run_command(line: str, talks: Sequence[Conversation], say: Callable[[str], None]) -> None:
+    """Do what a line asks for, for each of the conversations; raise `usage` for a command that there is not.
+
+    Of two conversations the last one is saved.
+    """
+    name, _, text = line[1:].partition(" ")
+    commands: dict[str, Callable[[str], None]] = {
+        "reset": lambda _: _reset(talks, say),
+        "system": lambda text: _set_system(talks, text, say),
+        "save": lambda text: _save_talk(talks[-1], text, say),
+        "help": lambda _: say(HELP),
+        "quit": _leave,
+    }
+    if name not in commands:
+        near = difflib.get_close_matches(name, commands, n=1)
+        remedy = f"Did you mean /{near[0]}?" if near else "/help lists them; a message may begin with two slashes."
+        raise LuthierError("usage", "there is no such command", where=f"/{name}", remedy=remedy)
+    commands[name](text.strip())
+
+
+def _reset(talks: Sequence[Conversation], say: Callable[[str], None]) -> None:
+    for talk in talks:
+        talk.reset()
+    say("a new conversation")
+
+
+def _set_system(talks: Sequence[Conversation], text: str, say: Callable[[str], None]) -> None:
+    for talk in talks:
+        talk.set_system(text or None)
+    say(f"system: {text}" if text else "no system message")
+
+
+def _save_talk(talk: Conversation, name: str, say: Callable[[str], None]) -> None:
+    if not name:
+        raise LuthierError("usage", "no file is named", where="/save", remedy="Write /save FILE.")
+    if not talk.messages:
+        raise LuthierError("usage", "nothing was said yet", where="/save", remedy="Ask something first.")
+    path = Path(name).expanduser()
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"messages": talk.rows()}, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise unwritable_path(path, error) from None
+    say(f"saved: {path}, {len(talk.rows())} messages")
+
+
+def _leave(_: str) -> None:
+    raise Leave
