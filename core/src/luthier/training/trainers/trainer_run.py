@@ -20,7 +20,7 @@ from luthier.hardware import devices
 from luthier.logs import get_logger, run_log
 from luthier.model import load
 from luthier.model.attention import ordinary_attention
-from luthier.model.generation.generate import prompt_ids
+from luthier.model.generation.generate import PromptForm, prompt_ids
 from luthier.model.weights import fingerprint
 from luthier.model.weights.dense_files import Files
 from luthier.model.weights.quantized import apply_quantizer, find_trained
@@ -136,7 +136,7 @@ def _fitting(rows: list[PromptRow], recipe: Recipe, tokenizer: Any) -> list[Prom
     """Return the rows whose prompt is no longer than `data.max_length` tokens; the others as `data.overlong` says."""
     limit, kept = recipe.data.max_length, []
     for row in rows:
-        length = len(prompt_ids(tokenizer, row.prompt, None, chat=not isinstance(row.prompt, str)))
+        length = len(prompt_ids(tokenizer, row.prompt, PromptForm(chat=not isinstance(row.prompt, str))))
         if length <= limit:
             kept.append(row)
         elif recipe.data.overlong == "error":
