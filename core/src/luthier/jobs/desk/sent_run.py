@@ -29,12 +29,14 @@ PIECE: Final = 100_000  # characters of one variable: Linux takes 131,072
 
 @attrs.frozen(kw_only=True)
 class ToldRun:
-    """What a run's output says. `code` and `reason` are None until it has ended; `results` maps kinds to paths."""
+    """What a run's output says. `code` and `reason` are None until it has ended; `results` maps kinds to paths,
+    `archive` is a folder that it gave: a packed tar in base64."""
 
     events: list[JobEvent]
     code: int | None = None
     reason: str | None = None
     results: Mapping[str, str] = attrs.field(factory=dict)
+    archive: str | None = attrs.field(default=None, repr=False)
 
 
 def sent_words(act: str, folder: str) -> list[str]:
@@ -122,6 +124,8 @@ def write_told(**values: Any) -> str:
 def _add_line(told: ToldRun, values: Mapping[str, Any]) -> ToldRun:
     if "code" in values:
         return attrs.evolve(told, code=int(values["code"]), reason=values.get("reason"), results=values["results"])
+    if "archive" in values:
+        return attrs.evolve(told, archive=str(values["archive"]))
     at = float(values.get("at", 0.0))
     if "total_steps" in values:
         numbers: dict[str, float | None] = {"total_steps": float(values["total_steps"])}

@@ -46,6 +46,7 @@ class Call:
     path: str
     params: Any = None
     json: Any = None
+    content: bytes | None = None  # a body as it stands
     form: Mapping[str, str] | None = None
     repeatable: bool = True
     accepted: Sequence[int] = (200, 201, 202, 204)
@@ -194,8 +195,8 @@ class ServiceClient:
         async with self._pace.take_turn():
             with _Translated(self._where(call.method, call.path)):
                 answer = await self._client.request(
-                    call.method, link, params=call.params, json=call.json, data=call.form, files=files,
-                    headers=headers, timeout=times,
+                    call.method, link, params=call.params, json=call.json, content=call.content, data=call.form,
+                    files=files, headers=headers, timeout=times,
                 )  # fmt: skip
         return await _read_answer(answer)
 

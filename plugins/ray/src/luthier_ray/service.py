@@ -1,0 +1,247 @@
+"""Jobs of a Ray cluster: each is one submission, named by the job's id. Ray itself is not imported."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import secrets
+import shlex
+import zipfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+from luthier import (
+    Call,
+    Capabilities,
+    EventPage,
+    Finding,
+    JobArtifact,
+    JobSpec,
+    JobState,
+    JobStatus,
+    Parcel,
+    ProviderError,
+    Secret,
+    ServiceClient,
+    ToldRun,
+    drop_missing,
+    pack_parcel,
+    read_secret,
+    read_told,
+    sent_words,
+    unpack_archive,
+)
+
+from luthier_ray import Ray
+
+JOBS: Final = "/api/jobs/"
+TAG: Final = "luthier_job"  # the metadata that tells our jobs from others
+PARCEL: Final = "parcel.tar.gz"
+LARGEST: Final = 500_000_000  # bytes: the cluster's own store takes 512 MB
+STATES: Final = {
+    "PENDING": JobState.PENDING, "RUNNING": JobState.RUNNING, "SUCCEEDED": JobState.COMPLETED,
+    "FAILED": JobState.FAILED, "STOPPED": JobState.CANCELED,
+}  # fmt: skip
+GRACE: Final = "600"  # seconds that a stopped job may take for its last checkpoint; Ray's own are 3
+LOOK: Final = 1.0  # seconds between looks at a job that gives its result
+
+
+def build_service(options: Ray) -> RayService:
+    """Return the provider. No connection is opened before the first request."""
+    return RayService(options)
+
+
+class RayService:
+    """One cluster. A job's id here is its submission's."""
+
+    def __init__(self, options: Ray) -> None:
+        self.options = options
+        self._client: ServiceClient | None = None
+        self._packed: tuple[str, Parcel] | None = None
+
+    @property
+    def client(self) -> ServiceClient:
+        """The client, made when first needed."""
+        if self._client is None:
+            self._client = ServiceClient(self.options.address, service="ray", headers=_headers_of(self.options))
+        return self._client
+
+    def scope(self) -> str:
+        return self.options.address.rstrip("/")
+
+    async def check(self) -> Mapping[str, Any]:
+        told = await self.client.read_json("/api/version")
+        return {"ray": told.get("ray_version"), "api": told.get("version")}
+
+    async def capabilities(self, model: str) -> Capabilities:
+        return Capabilities(takes="recipe", weights=("adapter", "model"), poll=(2.0, 60.0))
+
+    async def validate(self, job: JobSpec) -> Sequence[Finding]:
+        """Pack the parcel, so that what cannot be sent is told before anything is sent."""
+        size = len(self._parcel(job).content)
+        if size <= LARGEST:
+            return ()
+        message = f"the recipe and its rows have {size} bytes when packed, of which {LARGEST} can be sent"
+        return [Finding(level="error", rule="size", where="data.train", message=message)]
+
+    def _parcel(self, job: JobSpec) -> Parcel:
+        if self._packed is None or self._packed[0] != job.id:
+            self._packed = job.id, pack_parcel(job, self._folder(_name_job(job.id)), self.options.nproc_per_node)
+        return self._packed[1]
+
+    def _folder(self, name: str) -> str:
+        return f"{self.options.folder.rstrip('/')}/{name}"
+
+    async def submit(self, job: JobSpec, uploads: Mapping[str, str]) -> JobStatus:
+        """Bring the parcel to the cluster's store, under the hash of its bytes, and submit."""
+        parcel, name = self._parcel(job), _name_job(job.id)
+        package = f"_ray_pkg_{hashlib.sha256(parcel.content).hexdigest()[:32]}.zip"
+        await self.client.send_call(
+            Call(method="PUT", path=f"/api/packages/gcs/{package}", content=_zip_parcel(parcel.content))
+        )
+        surroundings = {"working_dir": f"gcs://{package}", "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": GRACE}}
+        words = ["python", "-u", *sent_words("run", self._folder(name)), PARCEL]
+        await self.client.post_json(JOBS, self._request(name, words, parcel.packages, surroundings, job.id))
+        return await self.status(name)
+
+    def _request(
+        self, name: str, words: Sequence[str], packages: Sequence[str], surroundings: Mapping[str, Any], tag: str
+    ) -> dict[str, Any]:
+        options = self.options
+        installed = {"pip": list(packages)} if options.install else {}
+        return {
+            "submission_id": name,
+            "entrypoint": shlex.join(words),
+            "runtime_env": {**surroundings, **installed},
+            "metadata": {TAG: tag},
+            **drop_missing(entrypoint_num_gpus=options.gpus, entrypoint_num_cpus=options.cpus),
+        }
+
+    async def find(self, job: JobSpec, uploads: Mapping[str, str]) -> Sequence[JobStatus]:
+        try:
+            return [await self.status(_name_job(job.id))]
+        except ProviderError as error:
+            if error.kind == "not_found":
+                return []
+            raise
+
+    async def status(self, remote_id: str) -> JobStatus:
+        """Read the submission; why it failed is told by its own output, where that is still there."""
+        found = self._status(await self.client.read_json(f"{JOBS}{remote_id}"))
+        if found.state != JobState.FAILED:
+            return found
+        told = await self._read_output(remote_id)
+        return found if told.reason is None else attrs.evolve(found, reason=told.reason)
+
+    def _status(self, item: Any) -> JobStatus:
+        if not isinstance(item, dict) or "status" not in item or not item.get("submission_id"):
+            raise ProviderError("protocol", "the answer is no job of Ray", where="ray")
+        name, raw = str(item["submission_id"]), str(item["status"])
+        state = STATES.get(raw, JobState.UNKNOWN)
+        begun, ended = item.get("start_time"), item.get("end_time")
+        return JobStatus(
+            remote_id=name,
+            state=state,
+            raw_state=raw,
+            phase=item.get("message") if state == JobState.PENDING else None,
+            reason=item.get("message") if state == JobState.FAILED else None,
+            result_model=self._folder(name) if state == JobState.COMPLETED else None,
+            created=begun / 1000 if begun else None,
+            finished=ended / 1000 if ended else None,
+        )
+
+    async def cancel(self, remote_id: str) -> None:
+        """Stop the submission: its processes get the signal after which a run ends within a step."""
+        if not (await self.status(remote_id)).state.is_final:
+            await self.client.post_json(f"{JOBS}{remote_id}/stop", repeatable=True)
+
+    async def list(self, limit: int) -> Sequence[JobStatus]:
+        items = await self.client.read_json(JOBS)
+        ours = [item for item in items if (item.get("metadata") or {}).get(TAG) and item.get("submission_id")]
+        newest = sorted(ours, key=lambda item: item.get("start_time") or 0, reverse=True)
+        return [self._status(item) for item in newest[:limit]]
+
+    async def events(self, remote_id: str, cursor: str | None) -> EventPage:
+        told = await self._read_output(remote_id)
+        return EventPage(events=told.events[int(cursor or 0) :], cursor=str(len(told.events)))
+
+    async def _read_output(self, name: str) -> ToldRun:
+        document = await self.client.read_json(f"{JOBS}{name}/logs")
+        return read_told(str(document.get("logs") or "").splitlines())
+
+    async def artifacts(self, remote_id: str) -> Sequence[JobArtifact]:
+        results = (await self._read_output(remote_id)).results
+        return [
+            JobArtifact(kind="model" if name == "merged" else name, name=name, locator={"path": path})
+            for name, path in results.items()
+        ]
+
+    async def download(self, artifact: JobArtifact, folder: Path, progress: Any) -> Sequence[Path]:
+        """Let a job of the cluster write the folder to its output, read that, and take the job away again."""
+        name = f"luthier-give-{secrets.token_hex(8)}"
+        words = ["python", "-u", *sent_words("give", str(artifact.locator["path"]))]
+        packages = [f"luthier[local]=={_own_version()}"]
+        request = self._request(name, words, packages, {}, "")
+        try:
+            await self.client.post_json(JOBS, request)
+        except ProviderError as error:
+            if not error.may_have_created:
+                raise
+        while not (found := self._status(await self.client.read_json(f"{JOBS}{name}"))).state.is_final:
+            await self.client.clock.sleep(LOOK)
+        told = await self._read_output(name)
+        await self.client.send_call(Call(method="DELETE", path=f"{JOBS}{name}", accepted=(200, 404)))
+        if told.archive is None:
+            raise ProviderError("invalid", found.reason or "the cluster gave no result", where=f"ray: {name}")
+        return _unpack_text(told.archive, folder)
+
+    async def close(self) -> None:
+        if self._client is not None:
+            client, self._client = self._client, None
+            await client.close()
+
+
+def _name_job(id: str) -> str:
+    return f"luthier-{id}"
+
+
+def _own_version() -> str:
+    from importlib.metadata import version
+
+    return version("luthier")
+
+
+def _zip_parcel(content: bytes) -> bytes:
+    """The parcel as the one file of a working folder, packed already."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr(zipfile.ZipInfo(PARCEL), content)
+    return packed.getvalue()
+
+
+def _unpack_text(text: str, folder: Path) -> list[Path]:
+    archive = folder / ".result.tar.partial"
+    try:
+        archive.write_bytes(base64.b64decode(text, validate=True))
+    except binascii.Error:
+        raise ProviderError("protocol", "the result is damaged", where="ray") from None
+    files = unpack_archive(archive, folder)
+    archive.unlink()
+    return files
+
+
+def _headers_of(options: Ray) -> Any:
+    reference = options.token
+
+    @cache
+    def bearer() -> dict[str, Secret]:
+        return (
+            {} if reference is None else {"authorization": read_secret(reference, "ray.token").with_prefix("Bearer ")}
+        )
+
+    return bearer

@@ -1,0 +1,14 @@
+"""The fake cluster, which `server` of the plugins' shared fixtures puts on a port of this machine."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fake_ray import FakeRay
+
+
+@pytest.fixture
+def fake():
+    return FakeRay()

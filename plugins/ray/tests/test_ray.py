@@ -1,0 +1,114 @@
+"""Submissions: what is asked for, how answers are read, and a real head of Ray on this machine."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import luthier
+import pytest
+from luthier import JobState, LuthierError, Manager, ProviderError
+from luthier.testing import Fault, Reply, VirtualClock
+from luthier_ray import Ray
+
+
+@pytest.fixture
+def manager(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TOKEN", "t0ken-of-the-cluster")
+    made = Manager(tmp_path / "store", clock=VirtualClock())
+    yield made
+    made.close()
+
+
+def submitted(manager, url, rows, given=None, **more):
+    there = {"name": "ray", "address": url, "token": "env:RAY_TOKEN", **(given or {})}
+    return manager.submit_sync({"model": "demo", "data": str(rows), "provider": there, **more})
+
+
+def test_a_submission_asks_for_what_was_set_and_names_its_plugins_by_version(manager, fake, server, rows):
+    given = {"gpus": 2, "cpus": 8, "nproc_per_node": "2", "folder": "/shared"}
+    job = submitted(manager, server.url, rows, given, adapter="slao")
+    made = fake.submissions[job.remote_id]
+    assert (made["submission_id"], made["metadata"]) == (f"luthier-{job.id}", {"luthier_job": job.id})
+    assert (made["entrypoint_num_gpus"], made["entrypoint_num_cpus"]) == (2, 8)
+    packages = [f"luthier[local]=={luthier.__version__}", f"luthier-slao=={luthier.__version__}"]
+    assert made["runtime_env"]["pip"] == packages
+    assert made["entrypoint"].endswith(f"sent_worker run /shared/{job.remote_id} parcel.tar.gz")
+    launch = json.loads((job.spec.folder / "parcel" / "launch.json").read_text())
+    assert launch["arguments"][-2:] == ["--nproc-per-node", "2"]
+    plain = fake.submissions[submitted(manager, server.url, rows, {"install": False}).remote_id]
+    assert "pip" not in plain["runtime_env"] and "entrypoint_num_gpus" not in plain
+
+
+def test_a_reading_goes_on_where_one_ended(manager, fake, server, rows):
+    job = submitted(manager, server.url, rows)
+    assert [e.metrics["step"] for e in manager.events_sync(job.id)] == [1, 2, 3, 4]
+    fake.output[job.remote_id] += "a line of the program's own\n" + fake.told_step(5)
+    assert [e.metrics["step"] for e in manager.events_sync(job.id)] == [1, 2, 3, 4, 5]
+
+
+def test_why_a_job_failed_is_told_by_its_own_output(manager, fake, server, rows):
+    job = submitted(manager, server.url, rows)
+    fake.output[job.remote_id] += 'luthier-told: {"at": 1, "code": 3, "reason": "the disk is full", "results": {}}\n'
+    fake.set_state(job.remote_id, "FAILED")
+    assert manager.status_sync(job.id).reason == "the disk is full"
+
+
+def test_a_result_comes_by_a_job_of_its_own_that_is_taken_away(manager, fake, server, rows, tmp_path):
+    job = submitted(manager, server.url, rows)
+    fake.set_state(job.remote_id, "SUCCEEDED")
+    manager.wait_sync(job.id)
+    got = manager.download_sync(job.id, tmp_path / "got")
+    assert (got.kind, list(got.files)) == ("adapter", ["adapter_model.safetensors"])
+    assert list(fake.submissions) == [job.remote_id]
+    server.faults = [Fault(kind="answer", method="GET", path="give.*/logs$", reply=Reply(body={"logs": ""}))]
+    with pytest.raises(ProviderError, match="gave no result"):
+        manager.download_sync(job.id, tmp_path / "none")
+
+
+def test_the_check_tells_the_version(server, manager):
+    part = luthier.provider("ray", address=server.url, token="env:RAY_TOKEN")
+    assert asyncio.run(part.check()) == {"ray": "2.60.0", "api": "4"}
+
+
+@pytest.mark.parametrize("given", [{"folder": "here"}, {"folder": "/a/../b"}, {"token": "literal"}], ids=str)
+def test_options_that_the_cluster_would_misread_are_refused(given):
+    with pytest.raises(LuthierError):
+        Ray(**given)
+
+
+@pytest.fixture
+def head(tmp_path):
+    """A real head of Ray, with a dashboard on a port of this machine."""
+    if find_spec("ray") is None or shutil.which("ray", path=str(Path(sys.executable).parent)) is None:
+        pytest.skip("ray[default] is not installed")
+    folder = tmp_path / "head"
+    words = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--num-cpus=2", "--dashboard-port=8299",
+             "--port=6399", f"--temp-dir={folder}", "--block", "--disable-usage-stats"]  # fmt: skip
+    environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ) as process:
+        for line in process.stdout:
+            if re.search("Ray runtime started", line):
+                break
+        yield "http://127.0.0.1:8299"
+        process.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_real_head_runs_two_workers_and_the_adapter_comes_back(head, tmp_path, rows):
+    manager = Manager(tmp_path / "store")
+    there = {"name": "ray", "address": head, "folder": str(tmp_path / "jobs"), "install": False, "nproc_per_node": "2"}
+    recipe = {"model": "demo", "data": str(rows), "adapter": "lora", "max_steps": 2, "device": "cpu"}
+    job = manager.submit_sync({**recipe, "provider": there})
+    ended = manager.wait_sync(job.id, timeout=900)
+    assert (ended.state, ended.reason) == (JobState.COMPLETED, None)
+    assert manager.progress_sync(job.id).step == 2
+    manager.download_sync(job.id, tmp_path / "got")
+    assert isinstance(luthier.generate(tmp_path / "got", "1?", base="demo", max_new_tokens=2), str)
+    manager.close()
