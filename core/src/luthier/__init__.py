@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "luthier.api": ("train", "continual", "multi_run", "plan", "inspect", "generate", "merge", "export", "evaluate"),
+    "luthier.artifact_api": ("load", "combine", "unmerge", "push"),
     "luthier.training.run": ("Run",),
     "luthier.training.trained.open_chat": ("open_chat",),
     "luthier.model.generation.conversation": ("Conversation", "Reply"),
@@ -75,6 +76,7 @@ __all__ = ["__version__", *sorted(_HOME)]
 
 if TYPE_CHECKING:
     from luthier.api import continual, evaluate, export, generate, inspect, merge, multi_run, plan, train
+    from luthier.artifact_api import combine, load, push, unmerge
     from luthier.data.batches.batch import Batch
     from luthier.data.batches.unit import Passage, Unit
     from luthier.errors import LuthierError

@@ -52,7 +52,7 @@ def train(
     `parts`, `model`, `settings`. `overfit_one_batch` only tries, in a folder apart, whether a hundred steps (or as
     many as it says) learn the first batch by heart, and returns an `Overfit`.
     """
-    _require_local()
+    require_local()
     from luthier.training.planning.overfit_batch import STEPS, overfit_first_batch
     from luthier.training.trainers.start_training import start_training
 
@@ -74,7 +74,7 @@ def continual(
     in a folder inside `output_dir`; the same call goes on where it was cut off, and another where `allow_changed` names
     what differs, as in `train`.
     """
-    _require_local()
+    require_local()
     from luthier.runs.writing.differences import read_allowed
     from luthier.training.continual.start import train_sequence
 
@@ -109,7 +109,7 @@ def plan(
     Of a model that is named the config alone is read, so that any size is planned in seconds. `data` may be left out:
     steps are then unknown, and memory is that of rows of `data.max_length` tokens.
     """
-    _require_local()
+    require_local()
     from luthier.recipe.rowless import with_or_without_rows
     from luthier.training.planning.plan_run import plan as plan_run
 
@@ -171,7 +171,7 @@ def generate(
     Of a run that is not done its newest checkpoint answers; `step` and `best` choose one, as its folder does. `on_text`
     is called with each piece of the answer as it comes.
     """
-    _require_local()
+    require_local()
     from luthier.hardware.devices import choose_device
     from luthier.model.generation.generate import PromptForm, Sampling, generate_text, prompt_messages
     from luthier.training.trained.open_weights import open_weights
@@ -204,7 +204,7 @@ def merge(
     checkpoint's. How far the outputs of either are from those that were trained stands in the folder's `luthier.json`,
     under `merge`. A merge whose update the files' dtype would round away is refused.
     """
-    _require_local()
+    require_local()
     from luthier.training.trained.merge_weights import merge_weights
     from luthier.training.trained.weights_place import find_weights
 
@@ -229,7 +229,7 @@ def export(
     exporter found when it read them back. With `dry_run` everything is checked that needs no weights. Of a run that
     is not done its newest checkpoint is taken; `step` and `best` choose one, as a checkpoint's folder does.
     """
-    _require_local()
+    require_local()
     from luthier.training.trained.export_weights import export_weights
     from luthier.training.trained.weights_place import find_weights
 
@@ -258,7 +258,7 @@ def evaluate(
     added to the recipe's. `against` is measured on the same rows by the same loss; with `max_regression` the result
     says whether `gate` is worse by no more than that. Of a run that is not done its newest checkpoint is measured.
     """
-    _require_local()
+    require_local()
     from luthier.training.trained.evaluate_weights import Measuring, evaluate_weights
     from luthier.training.trained.weights_place import find_weights
 
@@ -277,19 +277,19 @@ def _given(adapter: Any, loss: Any, optimizer: Any, quantizer: Any, callbacks: A
 
 def _light_tokenizer(model: Any) -> Any:
     """The model's tokenizer from its own files, by transformers where these do not say all."""
-    _require_local("numpy", "tokenizers", "jinja2")
+    require_local("numpy", "tokenizers", "jinja2")
     from luthier.data.tokenise.file_tokenizer import read_tokenizer
 
     light = read_tokenizer(model)
     if light is not None:
         return light
-    _require_local()
+    require_local()
     from luthier.model.load import tokenizer_of
 
     return tokenizer_of(model)
 
 
-def _require_local(*needed: str) -> None:
+def require_local(*needed: str) -> None:
     """Training needs torch; the core alone does not. `needed` names the libraries; without any, those of training."""
     from importlib.util import find_spec
 

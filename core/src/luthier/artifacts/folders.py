@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,14 @@ def write_artifact(folder: Path, write: Callable[[Path], object], note: dict[str
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder
+
+
+def same_base(note: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return True unless two notes name different base models: by their fingerprints, or else by name."""
+    prints = note.get("base"), other.get("base")
+    if None not in prints:
+        return prints[0] == prints[1]
+    return note.get("model") == other.get("model")
 
 
 def _is_artifact(folder: Path) -> bool:

@@ -27,7 +27,7 @@ from luthier.cli import (
 )
 from luthier.cli.completion.commands import RecipeCommand
 from luthier.cli.job_verbs import jobs, providers, submit
-from luthier.cli.model_verbs import chat, evaluation
+from luthier.cli.model_verbs import adapters, chat, evaluation
 from luthier.cli.recipe_verbs import init, json_schema
 from luthier.cli.screen import answers
 from luthier.cli.screen.recipe_arguments import FREE
@@ -108,6 +108,8 @@ app.command()(chat.chat)
 app.command()(evaluation.evaluate)
 app.command()(models.merge)
 app.command()(models.export)
+for verb in (adapters.combine, adapters.unmerge, adapters.push):
+    app.command()(verb)
 app.add_typer(runs.app, name="runs")
 app.command()(checkpoint.checkpoint)
 app.command()(presets.presets)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -120,7 +120,13 @@ def _on_base(folder: Path, note: dict[str, Any], spec: Model, device: torch.devi
 
 def _attached(note: dict[str, Any], spec: Model, device: torch.device) -> Opened:
     """The base with a fresh adapter; its tokenizer is still to be read."""
-    quantizer, adapter = (_part(kind, note[kind]) for kind in ("quantizer", "adapter"))
+    model, quantizer = open_base(note, spec, device)
+    return attach_fresh(model, quantizer, note, spec)
+
+
+def open_base(note: dict[str, Any], spec: Model, device: torch.device) -> tuple[Any, Quantizer]:
+    """Return the base model that a note's adapter is to be attached to, in its quantizer's form, and the quantizer."""
+    quantizer = _part("quantizer", note["quantizer"])
     trained = find_trained(spec.name_or_path)
     if trained is not None:
         model = read_trained(trained, note, device, quantizer)[0]
@@ -128,8 +134,30 @@ def _attached(note: dict[str, Any], spec: Model, device: torch.device) -> Opened
         model = load.load_model(spec, device, quantizer.load_arguments())
         model = apply_quantizer(quantizer, model, _context(model, quantizer, spec, note), progress_of(note))
     attention.install_attention(model)
+    return model, quantizer
+
+
+def attach_fresh(model: Any, quantizer: Quantizer, note: dict[str, Any], spec: Model) -> Opened:
+    """Return a base with the adapter that a note names, whose weights are still to be read."""
+    adapter = _part("adapter", note["adapter"])
     model = attach_adapter(adapter, model, _context(model, quantizer, spec, note))
     return Opened(model=model.eval(), tokenizer=None, adapter=adapter, quantizer=quantizer, note=note)
+
+
+def attach_folder(
+    model: Any, quantizer: Quantizer, folder: Path, spec: Model, prepare: Callable[[Any], None] = lambda adapter: None
+) -> Opened:
+    """Return a base with the adapter of a folder attached and read; `spec` is what the base was loaded from.
+
+    `prepare` is called with the adapter before its files are read.
+    """
+    note = read_opened_note(folder)
+    if note.get("artifact") != "adapter":
+        raise LuthierError("artifact-not-found", "there is no adapter with its note here", where=str(folder))
+    opened = attach_fresh(model, quantizer, note, spec)
+    prepare(opened.adapter)
+    read_adapter(opened.adapter, folder)
+    return opened
 
 
 def _quantized(folder: Path, note: dict[str, Any], device: torch.device) -> Opened:

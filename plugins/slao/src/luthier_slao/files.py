@@ -20,6 +20,7 @@ CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 ACCUMULATOR: Final = "slao.safetensors"
 NUMBERS: Final = "slao.json"
+LORA_B: Final = ".lora_B.weight"
 FITS: Final = "Use the base model and the options that it was trained with."
 
 
@@ -53,6 +54,7 @@ def save_accumulator(folder: Path, others: Mapping[str, Tensor], num_merged: int
 def load_adapter(folder: Path, options: Slao) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
     """Return the tensors in use by their names in the model, the others by layer, and the number of merged tasks.
 
+    A folder of plain LoRA, without the other B of each layer, is the end of a first task, whose B is the merged one.
     Raises `artifact-not-found` or `artifact-mismatch`.
     """
     config = _read_json(folder / CONFIG)
@@ -61,6 +63,8 @@ def load_adapter(folder: Path, options: Slao) -> tuple[dict[str, Tensor], dict[s
             problem = f"the adapter has {name} {config.get(name)!r}, the options {getattr(options, name)!r}"
             raise LuthierError("artifact-mismatch", problem, where=str(folder / CONFIG), remedy=FITS)
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in _read_tensors(folder / WEIGHTS).items()}
+    if not (folder / ACCUMULATOR).is_file() and not (folder / NUMBERS).is_file():
+        return tensors, {n.removesuffix(LORA_B): t for n, t in tensors.items() if n.endswith(LORA_B)}, 1
     return tensors, _read_tensors(folder / ACCUMULATOR), int(_read_json(folder / NUMBERS)["num_merged"])
 
 

@@ -1,0 +1,79 @@
+"""What one calls in Python with what was trained: load, combine, unmerge, push. Torch is imported by the calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from luthier.api import require_local
+
+if TYPE_CHECKING:
+    from luthier.artifacts.push import Push
+    from luthier.training.trained.loaded import Loaded
+
+
+def load(path: str | Path, *, device: str = "auto") -> Loaded:
+    """Return the model of a run or an artifact's folder, ready to answer.
+
+    `loaded.with_adapter(other)` puts another adapter over the same weights in memory; both then answer.
+    """
+    require_local()
+    from luthier.hardware.devices import choose_device
+    from luthier.training.trained.loaded import load_artifact
+
+    return load_artifact(path, choose_device(device))
+
+
+def combine(
+    paths: Sequence[str | Path], output_dir: str | Path, *,
+    method: Literal["linear", "ties", "dare_linear", "dare_ties", "cat", "slao"] = "linear",
+    weights: Sequence[float] | None = None, density: float | None = None, seed: int | None = None,
+) -> Path:  # fmt: skip
+    """Make one low-rank adapter of several runs' or folders' of one base, and return its folder.
+
+    `linear`, `ties` and the two of DARE work on each factor, as PEFT's `add_weighted_adapter`; `cat` adds up the
+    updates themselves, and the ranks; `slao` merges them in their order. `weights`: one of each, None for equal ones.
+    `density` is the share of numbers that TIES and DARE keep, `seed` decides which DARE does.
+    """
+    require_local()
+    from luthier.artifacts.combine import Combination, combine_folders
+    from luthier.step.opened import artifact_folder
+
+    asked = Combination(method=method, weights=None if weights is None else tuple(weights), density=density, seed=seed)
+    return combine_folders([artifact_folder(Path(path)) for path in paths], asked, Path(output_dir))
+
+
+def unmerge(merged: str | Path, adapter: str | Path, output_dir: str | Path, *, save_dtype: str | None = None) -> Path:
+    """Take an adapter's update out of the model that it was merged into, and return the folder of the base.
+
+    Where the base that the adapter names still lies here, its weights come back bit for bit; else to the rounding of
+    the merged files. An adapter that does more than add to weights (DoRA, whole modules) is refused.
+    """
+    require_local()
+    import torch
+
+    from luthier.artifacts.unmerge import unmerge_folder
+    from luthier.model.weights.dense_files import file_options
+    from luthier.step.opened import artifact_folder
+
+    dtype = file_options(save_dtype, None).get("dtype")
+    return unmerge_folder(Path(merged), artifact_folder(Path(adapter)), Path(output_dir),
+                          None if dtype is None else getattr(torch, dtype))  # fmt: skip
+
+
+def push(
+    path: str | Path, repository: str, *, private: bool = True, revision: str = "main", message: str | None = None,
+    dry_run: bool = False,
+) -> Push:  # fmt: skip
+    """Send the artifact of a run, or an artifact's folder, to a repository of the Hugging Face hub.
+
+    With `dry_run` nothing is asked of the hub; the files that would be sent are returned. The key is the one that
+    `hf auth login` or HF_TOKEN has left; it stands in no output.
+    """
+    require_local()
+    from luthier.artifacts.push import push_folder
+    from luthier.step.opened import artifact_folder
+
+    return push_folder(artifact_folder(Path(path)), repository, private=private, revision=revision, message=message,
+                       dry_run=dry_run)  # fmt: skip

@@ -1,0 +1,130 @@
+"""Combining: several low-rank adapters of one base made into one adapter, whose files every LoRA reader reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import attrs
+import torch
+
+from luthier.artifacts.factor_arithmetic import DRAWN, PRUNED, Method, Pair, Blend, combine_pairs
+from luthier.artifacts.folders import same_base, write_artifact
+from luthier.artifacts.low_rank_files import LowRankFolder, read_low_rank, unit_scales, write_low_rank
+from luthier.errors import LuthierError, suggest_nearest
+from luthier.logs import get_logger
+from luthier.model.load import tokenizer_at
+from luthier.plugins.registry import installed_plugins
+from luthier.step.opened import names_everything, open_adapter
+
+log = get_logger()
+CHOSEN: Final = ("preset", "rank_energy", "rank_budget", "rank_gradient")  # options that would choose other ranks
+
+
+@attrs.frozen(kw_only=True)
+class Combination:
+    """What is asked for; None: each adapter alike, and no pruning or seed, which only some methods know."""
+
+    method: str = "linear"
+    weights: tuple[float, ...] | None = None
+    density: float | None = None
+    seed: int | None = None
+
+
+def combine_folders(folders: Sequence[Path], asked: Combination, folder: Path) -> Path:
+    """Write the adapter that the others make together, in `folder`, opened again where a note names its base.
+
+    Everything is refused before a tensor is read that the settings alone decide; `artifact-mismatch` where adapters
+    have other layers, shapes or bases, or hold a tensor that no arithmetic consumes.
+    """
+    recipe = _recipe(asked, len(folders))
+    adapters = [read_low_rank(path) for path in folders]
+    _check_alike(adapters, recipe.method)
+    generator = torch.Generator().manual_seed(asked.seed or 0)
+    factors = {
+        layer: combine_pairs([adapter.pairs[layer] for adapter in adapters], recipe, generator)
+        for layer in adapters[0].pairs
+    }
+    changes, first = unit_scales(factors), adapters[0]
+    note = _note(first.note, changes, adapters, recipe)
+
+    def write(aside: Path) -> None:
+        write_low_rank(aside, factors, {**first.config, **changes, "init_lora_weights": True, "lora_dropout": 0.0})
+        if (first.path / "tokenizer_config.json").is_file():
+            tokenizer_at(str(first.path)).save_pretrained(aside)
+        if note is not None and names_everything(note):
+            open_adapter(aside, note, torch.device("cpu"))
+
+    made = write_artifact(folder, write, note)
+    log.info("combined", folder=str(made), method=recipe.method, weights=recipe.weights, layers=len(factors))
+    return made
+
+
+def _recipe(asked: Combination, count: int) -> Blend:
+    methods = get_args(Method)
+    if asked.method not in methods:
+        raise _refused("no way to combine", "method", asked.method, suggest_nearest(asked.method, methods))
+    if count < 2:
+        raise _refused("one adapter alone has nothing to be combined with", "paths", count, "Give two or more.")
+    if asked.weights is not None and len(asked.weights) != count:
+        raise _refused("one weight for each adapter is asked for", "weights", asked.weights, f"Give {count}.")
+    if asked.weights is not None and asked.method == "slao":
+        raise _refused("slao takes the adapters in their order, without weights", "weights", asked.weights, "")
+    pruned = asked.method in PRUNED
+    if pruned != (asked.density is not None):
+        remedy = f"Only {', '.join(PRUNED)} take a density, and each needs one, such as 0.5."
+        raise _refused(f"{asked.method} {'keeps a share' if pruned else 'prunes nothing'}", "density", asked.density,
+                       remedy)  # fmt: skip
+    if asked.density is not None and not 0 < asked.density <= 1:
+        raise _refused("outside its bounds", "density", asked.density, "Give a number above 0, and at most 1.")
+    if asked.seed is not None and asked.method not in DRAWN:
+        raise _refused("nothing is drawn", "seed", asked.seed, f"Only {' and '.join(DRAWN)} draw.")
+    method: Any = asked.method
+    return Blend(method=method, weights=asked.weights or (1 / count,) * count, density=asked.density or 1.0)
+
+
+def _refused(problem: str, where: str, found: object, remedy: str) -> LuthierError:
+    return LuthierError("recipe-out-of-range", problem, where=where, found=found, remedy=remedy)
+
+
+def _check_alike(adapters: Sequence[LowRankFolder], method: str) -> None:
+    first = adapters[0]
+    for other in adapters[1:]:
+        if first.note and other.note and not same_base(first.note, other.note):
+            problem = f"it was trained on another base than {first.path}"
+            raise _unlike(other, problem, other.note["model"]["name_or_path"])
+        missing = sorted(first.pairs.keys() ^ other.pairs.keys())
+        if missing:
+            raise _unlike(other, f"its layers are not those of {first.path}", missing[0])
+        for layer, pair in first.pairs.items():
+            if _shape(pair, method) != _shape(other.pairs[layer], method):
+                ranks = f"{other.pairs[layer].a.shape[0]} beside {pair.a.shape[0]}"
+                raise _unlike(other, "a layer has another shape or rank (only cat takes several ranks)",
+                              f"{layer}: {ranks}")  # fmt: skip
+
+
+def _shape(pair: Pair, method: str) -> tuple[int, ...]:
+    rank = 0 if method == "cat" else pair.a.shape[0]
+    return (rank, pair.a.shape[1], pair.b.shape[0])
+
+
+def _unlike(adapter: LowRankFolder, problem: str, found: object) -> LuthierError:
+    return LuthierError("artifact-mismatch", problem, where=str(adapter.path), found=found,
+                        remedy="Combine adapters of one base, with the same targets.")  # fmt: skip
+
+
+def _note(
+    note: dict[str, Any], changes: dict[str, Any], adapters: Sequence[LowRankFolder], recipe: Blend
+) -> dict[str, Any] | None:
+    """The first adapter's note with the options of the combined one; None where no note stood beside it."""
+    if not note:
+        return None
+    own, plugins = note["adapter"], installed_plugins()
+    if "name" in own:
+        known = {field.name for field in attrs.fields(plugins.options(plugins.get("adapter", own["name"])))}
+        kept = {name: value for name, value in own.items() if name not in CHOSEN}
+        own = {**kept, **{name: value for name, value in changes.items() if name in known}}
+    made = {"method": recipe.method, "weights": list(recipe.weights), "density": recipe.density,
+            "of": [str(adapter.path) for adapter in adapters]}  # fmt: skip
+    return {**note, "adapter": own, "decisions": {}, "artifact": "adapter", "combined": made}

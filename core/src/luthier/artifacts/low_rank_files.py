@@ -1,0 +1,112 @@
+"""Low-rank files: an adapter's folder in PEFT's LoRA layout, read so that every tensor is accounted for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from luthier.artifacts.factor_arithmetic import Pair
+from luthier.errors import LuthierError
+from luthier.model.foreign import explain_reading
+from luthier.recipe.artifact_note import read_note
+
+CONFIG: Final = "adapter_config.json"
+WEIGHTS: Final = "adapter_model.safetensors"
+NAME: Final = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
+BEGINNINGS: Final = (True, False, "gaussian", "eva", "orthogonal")  # that leave the base as it was
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class LowRankFolder:
+    """An adapter as its files have it: the pair of each layer, PEFT's configuration, and the note beside it."""
+
+    path: Path
+    pairs: dict[str, Pair]
+    config: dict[str, Any]
+    note: dict[str, Any]
+
+
+def read_low_rank(folder: Path) -> LowRankFolder:
+    """Return the adapter of a folder.
+
+    Raises `artifact-not-found` where there is none, and `artifact-mismatch` for another method's, for a tensor that is
+    no factor, for a factor without its other, and for NaN.
+    """
+    if not (folder / WEIGHTS).is_file():
+        raise LuthierError("artifact-not-found", f"no {WEIGHTS} in this folder", where=str(folder))
+    with explain_reading(folder / CONFIG, "artifact-not-found"):
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+    with explain_reading(folder / WEIGHTS, "artifact-mismatch"):
+        tensors = load_file(folder / WEIGHTS)
+    _check_config(config, folder)
+    sides = _sides(tensors, folder)
+    pairs = {
+        layer: Pair(a=found["A"].float(), b=found["B"].float(), scale=_scale(config, layer, found["A"].shape[0]))
+        for layer, found in sides.items()
+    }
+    return LowRankFolder(path=folder, pairs=pairs, config=config, note=read_note(folder))
+
+
+def _check_config(config: Mapping[str, Any], folder: Path) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA" or config.get("use_dora"):
+        found = "DoRA" if kind == "LORA" else kind
+        raise _misfit(folder / CONFIG, "only the factors of LoRA can be combined", found)
+    if config.get("init_lora_weights", True) not in BEGINNINGS:
+        problem = "its update is the difference from where it began, which its files do not hold"
+        raise _misfit(folder / CONFIG, problem, f"init_lora_weights: {config['init_lora_weights']}")
+
+
+def _sides(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, dict[str, Tensor]]:
+    """The factors A and B of each layer by its name; every tensor is one of them, and none is missing."""
+    sides: dict[str, dict[str, Tensor]] = {}
+    for name in sorted(tensors):
+        parts = NAME.fullmatch(name)
+        if parts is None:
+            raise _misfit(folder / WEIGHTS, "a tensor is left over: it is no factor of a layer", name)
+        if not tensors[name].isfinite().all():
+            raise _misfit(folder / WEIGHTS, "it holds NaN or infinity", name)
+        sides.setdefault(parts["layer"], {})[parts["side"]] = tensors[name]
+    for layer, found in sides.items():
+        if len(found) == 1:
+            raise _misfit(folder / WEIGHTS, "the other factor of this layer is missing", layer)
+        if found["A"].shape[0] != found["B"].shape[1]:
+            raise _misfit(folder / WEIGHTS, "the factors of this layer have two ranks", layer)
+    return sides
+
+
+def _scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
+    name = layer.removeprefix("base_model.model.")
+    patterns = (config.get("alpha_pattern") or {}).items()
+    alphas = [alpha for key, alpha in patterns if re.match(rf"(.*\.)?({key})$", name)]
+    alpha = float([*alphas, config.get("lora_alpha", 8)][0])
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def write_low_rank(folder: Path, factors: Mapping[str, tuple[Tensor, Tensor]], config: Mapping[str, Any]) -> None:
+    """Write both files; `factors` are A and B of each layer, and the scale of each is 1."""
+    tensors = {f"{layer}.lora_{side}.weight": tensor.to(torch.float32).contiguous()
+               for layer, pair in factors.items() for side, tensor in zip("AB", pair, strict=True)}  # fmt: skip
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def unit_scales(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """Return the options of PEFT's configuration that give each layer the rank of its factors, and the scale 1."""
+    ranks = {layer.removeprefix("base_model.model."): int(a.shape[0]) for layer, (a, _) in factors.items()}
+    common = max(ranks.values())
+    own = {re.escape(layer): rank for layer, rank in ranks.items() if rank != common}
+    return {"r": common, "lora_alpha": common, "rank_pattern": own, "alpha_pattern": dict(own), "use_rslora": False}
+
+
+def _misfit(path: Path, problem: str, found: object) -> LuthierError:
+    remedy = "Combine adapters of LoRA that train nothing besides."
+    return LuthierError("artifact-mismatch", problem, where=str(path), found=found, remedy=remedy)

@@ -1,0 +1,117 @@
+"""Unmerging: an adapter's update taken out of a merged model again, where the update does not depend on the base."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from luthier.artifacts.dense_copy import DenseCopy, make_dense
+from luthier.artifacts.folders import write_artifact
+from luthier.artifacts.save import portable_model
+from luthier.artifacts.verify import check_model
+from luthier.errors import LuthierError
+from luthier.logs import get_logger
+from luthier.model.load import load_model, tokenizer_at
+from luthier.model.weights import fingerprint
+from luthier.model.weights.dense_files import Files, save_model
+from luthier.plugins.contracts.protocols import Quantizer
+from luthier.plugins.structure import structure_value
+from luthier.recipe.artifact_note import read_note
+from luthier.recipe.schema import Model
+from luthier.step.opened import attach_folder, open_on_base
+
+log = get_logger()
+DENSE: Final = {"name": "none"}  # the quantizer of a merged model
+NOISE: Final = 0.1  # of a weight's size, added to find out whether the update depends on it
+ADDS: Final = 1e-4  # the error of a float32 sum, as a share of the weights
+
+
+def unmerge_folder(merged: Path, adapter: Path, folder: Path, save_dtype: torch.dtype | None = None) -> Path:
+    """Write the base of a merged model, without the update of the adapter that was merged into it.
+
+    It is exact to the rounding of the merged files. Where the base that the adapter names lies here, its own weights
+    are written, bit for bit, once they are found to agree. Raises `artifact-unmergeable` where the adapter does more
+    than add to weights, so that what it replaced is lost, and `artifact-mismatch` where another was merged.
+    """
+    opened = open_on_base(adapter, Model(name_or_path=str(merged)), DENSE, torch.device("cpu"))
+    own = opened.model.dtype
+    dense = make_dense(opened.model, opened.adapter, opened.quantizer)
+    updates, note = _subtract(dense), read_note(adapter)
+    if not updates:
+        raise LuthierError("artifact-unmergeable", "this adapter adds to no weight", where=str(adapter))
+    _check_adding(dense, updates, opened.quantizer, adapter)
+    exact = _take_base(dense, updates, note, own)
+    dense.round_weights(save_dtype or own)
+    told = {"adapter": str(adapter), "bit_exact": exact}
+
+    def write(aside: Path) -> None:
+        with portable_model(dense.model):
+            save_model(dense.model, aside, Files(dtype=save_dtype or own))
+        tokenizer_at(str(merged)).save_pretrained(aside)
+        check_model(dense.model.to(own), aside)
+
+    made = write_artifact(folder, write, {**note, "artifact": "model", "unmerge": told})
+    log.info("unmerged", folder=str(made), **told)
+    return made
+
+
+@torch.no_grad()
+def _subtract(dense: DenseCopy) -> dict[str, Tensor]:
+    """Turn the weights of a copy, which have the update twice, into those without it; return the updates."""
+    updates = {}
+    for path, live in dense.changed.items():
+        held = _parameter(dense.model, path)
+        weight = dense.weigh(path, live)  # the merged one
+        weight = weight.T if held.shape != weight.shape else weight
+        updates[path] = held.data - weight
+        held.data = weight - updates[path]
+    return updates
+
+
+@torch.no_grad()
+def _check_adding(dense: DenseCopy, updates: dict[str, Tensor], quantizer: Quantizer, adapter: Path) -> None:
+    """Raise `artifact-unmergeable` unless the adapter adds the same to any base: noise on it must come out again."""
+    base = copy.deepcopy(dense.model).float()
+    noise = torch.Generator().manual_seed(0)
+    for parameter in base.parameters():
+        drawn = torch.randn(parameter.shape, generator=noise).to(parameter.device)
+        parameter.add_(NOISE * parameter.square().mean().sqrt() * drawn)
+    expected = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}
+    for path, update in updates.items():
+        expected[f"{path}.weight"] += update
+    noisy = attach_folder(base, quantizer, adapter, Model(name_or_path=str(adapter)))
+    found = make_dense(noisy.model, noisy.adapter, quantizer).model
+    for name, parameter in found.named_parameters():
+        error = (parameter - expected[name]).norm() if name in expected else torch.inf
+        if not error <= ADDS * parameter.norm():
+            problem = "the adapter does more than add to this weight, so that what it replaced is lost"
+            raise LuthierError("artifact-unmergeable", problem, where=name, remedy="Use the base model itself.")
+
+
+@torch.no_grad()
+def _take_base(dense: DenseCopy, updates: dict[str, Tensor], note: dict[str, Any], rounded: torch.dtype) -> bool:
+    """Put the base's own weights in place, where the base that the adapter names lies here as it was; say whether.
+
+    `rounded` is the dtype of the merged files, whose rounding is allowed for.
+    """
+    name = note.get("model", {}).get("name_or_path", "python:")
+    if note.get("quantizer") != DENSE or note.get("base") is None or fingerprint.of_model(name) != note["base"]:
+        return False
+    base = load_model(structure_value(note["model"], Model, "model"), torch.device("cpu"), {})
+    for path, update in updates.items():
+        ours, theirs = _parameter(dense.model, path), _parameter(base, path)
+        allowed = torch.finfo(rounded).eps * theirs.float().norm() + ADDS * (theirs.float().norm() + update.norm())
+        if not (ours - theirs).norm() <= allowed:
+            problem = "without this adapter the weight is not the base's: another was merged, or it was trained since"
+            raise LuthierError("artifact-mismatch", problem, where=path, remedy="Give the adapter that was merged.")
+        ours.data = theirs.data
+    return True
+
+
+def _parameter(model: nn.Module, path: str) -> nn.Parameter:
+    layer: Any = model.get_submodule(path)
+    return layer.weight
