@@ -9,7 +9,7 @@ from typing import Any, Final, get_args
 import attrs
 import torch
 
-from luthier.artifacts.factor_arithmetic import DRAWN, PRUNED, Method, Pair, Blend, combine_pairs
+from luthier.artifacts.factor_arithmetic import DRAWN, PRUNED, Blend, Method, Pair, combine_pairs
 from luthier.artifacts.folders import same_base, write_artifact
 from luthier.artifacts.low_rank_files import LowRankFolder, read_low_rank, unit_scales, write_low_rank
 from luthier.errors import LuthierError, suggest_nearest
