@@ -13,6 +13,7 @@ from tests.speed.worker import Gate
 
 WARM, ROUNDS = 3, 8
 ROWS, HELD_OUT = 2048, 64
+BLOCKS = 128  # rows of one length
 METHODS: dict[str, dict[str, Any]] = {  # each beside `full`, with the learning rate that suits it
     "full": {"adapter": "full", "learning_rate": 3e-4},
     "full, checkpointed": {"adapter": "full", "learning_rate": 3e-4, "gradient_checkpointing": True},
@@ -62,9 +63,11 @@ def train(gate: Gate, method: dict[str, Any]) -> None:
     import luthier
     import luthier.training.train_run  # noqa: F401 - loaded before memory counts
 
-    from tests.speed.work import held_out_loss, llama, token_rows, tokenizer
+    from tests.speed.work import blocks, held_out_loss, llama, token_rows, tokenizer
 
-    model, rows = llama(method.pop("vocabulary")), token_rows(ROWS + HELD_OUT)
+    model = llama(method.pop("vocabulary"), dtype=method.pop("dtype", "float32"))
+    length = method.pop("sequence", 0)  # of rows of random tokens, in the place of gsm8k's
+    rows = blocks(BLOCKS + HELD_OUT, length) if length else token_rows(ROWS + HELD_OUT)
     steps: list[dict[str, float]] = []
 
     class Turns:
