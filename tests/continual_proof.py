@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import attrs
-
 import luthier
 
 RECIPE: Final = Path(__file__).resolve().parents[1] / "docs" / "recipes" / "five_tasks.yaml"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from luthier.artifacts.folders import same_base
 from luthier.errors import LuthierError
-from luthier.model.generation.generate import Sampling, generate_text
+from luthier.model.generation.generate import PromptForm, Sampling, generate_text, prompt_messages
 from luthier.model.load import tokenizer_at
 from luthier.plugins.contracts.protocols import Quantizer
 from luthier.plugins.structure import structure_value
@@ -54,11 +54,12 @@ class Loaded:
         temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
     ) -> str:  # fmt: skip
         """The answer to a text or to messages, prompted as the adapter was trained; greedy at temperature 0."""
-        opened = self._opened
+        opened, form = self._opened, PromptForm.of_note(self._opened.note)
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-        chat = opened.note.get("prompts", "chat") == "chat"
-        return generate_text(opened.model, opened.tokenizer, prompt, adapter=opened.adapter, system=system, chat=chat,
-                             sampling=sampling)  # fmt: skip
+        asked = prompt_messages(prompt, system)
+        return generate_text(
+            opened.model, opened.tokenizer, asked, adapter=opened.adapter, form=form, sampling=sampling
+        )
 
     def with_adapter(self, path: str | Path) -> Loaded:
         """Return the same base under another adapter, of a run or a folder; this one stays as it is.
