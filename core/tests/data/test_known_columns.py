@@ -262,3 +262,16 @@ def test_keys_of_messages_that_nothing_reads_are_named_and_pictures_in_them_refu
     assert "nothing reads these columns: messages[].id" in told
     error = refused({"messages": [{**ASKED, "images": ["1.jpg"]}, SAID]}, chat("qwen"))
     assert error.where == "data[0]: messages[0].images" and "only text is trained" in error.problem
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_misspelt_column_that_is_ignored_is_told_with_the_nearest(chat, streaming):
+    rows = [{**ROWS["messages"], "origin": "a"}, {**ROWS["messages"], "source_id": 3}]
+    ignores = {"columns": {"orgin": "ignore", "source_id": "ignore"}}
+    told = run(rows, chat("qwen"), source=ignores, streaming=streaming).report.warnings
+    [absent] = [warning for warning in told if "no row has" in warning]
+    assert "'orgin' (Did you mean 'origin'" in absent
+    assert "source_id" not in absent
+    assert not any(
+        "no row has" in w for w in run(rows, chat("qwen"), source={"columns": {"origin": "ignore"}}).report.warnings
+    )

@@ -206,3 +206,12 @@ def test_one_limit_of_size_holds_for_rows_of_every_container(tmp_path, chat, mon
     endless.write_text('{"text": "' + "x" * 10_000)
     with pytest.raises(LuthierError, match="larger than 1,000 characters"):
         prepare_data(Data(train=[Source(path=str(endless))]), chat(None), seed=0)
+
+
+def test_whole_numbers_beside_a_missing_one_stay_whole_in_a_frame():
+    rows = [{"a": 1, "b": 1.5, "c": 2.0}, {"a": None, "b": None, "c": 3.0}, {"a": 2**40, "b": 2.0, "c": 4.0}]
+    found = [row.values for row in read_given(pandas.DataFrame(rows), "data")]
+    assert found == rows
+    assert [type(row["a"]) for row in found] == [int, type(None), int]
+    assert [type(row["b"]) for row in found] == [float, type(None), float]
+    assert {type(row["c"]) for row in found} == {float}

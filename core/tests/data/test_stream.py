@@ -351,3 +351,31 @@ def test_streamed_pairs_are_those_of_rows_in_memory_and_go_on_from_any_state(tmp
         assert [(e.index, e.names, dict(e.columns)) for e in one.examples] == [
             (e.index, e.names, dict(e.columns)) for e in other.examples
         ]
+
+
+def test_an_epoch_counts_what_the_template_leaves_out_also_after_a_resume(capsys, tmp_path):
+    from luthier.logs import set_up
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    said = [{"role": "system", "content": "S"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [{"messages": said[i % 2 :]} for i in range(10)]
+    data = Data(train=[Source(path="rows")], streaming=True, unrendered="warn")
+    stream = prepare_data(data, tokenizer, seed=0, given=rows).train
+
+    def feed():
+        return StreamFeed(stream=stream, batch=3, seed=0, buffer=2, epochs=1)
+
+    set_up("info")
+    whole = feed()
+    first = next(whole.portions(0))
+    (tmp_path / "state").mkdir()
+    save_state({"feed": whole.state(first)}, tmp_path / "state")
+    again = feed()
+    again.load_state(load_state(tmp_path / "state")["feed"])
+    list(again.portions(1))
+    set_up("warning")
+    assert "system 5" in capsys.readouterr().err

@@ -58,3 +58,28 @@ def test_a_whole_model_may_have_been_resized(model, train):
     run = train(model=resized(model), tokenizer=tiny_tokenizer(), adapter="full", max_steps=1)
     assert base_of(run).startswith("python:")
     assert len(transformers.AutoModelForCausalLM.from_pretrained(run.artifact).get_input_embeddings().weight) == 321
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_a_model_comes_back_with_its_modes_and_what_took_a_gradient_and_without_any(adapter, model, train):
+    model.train()
+    model.model.layers[0].eval()
+    frozen = model.model.embed_tokens.weight.requires_grad_(False)
+    modes = {name: module.training for name, module in model.named_modules()}
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    run = train(model=model, tokenizer=tiny_tokenizer(), adapter=adapter, max_steps=2)
+    assert run.model is model
+    assert {name: module.training for name, module in model.named_modules() if name in modes} == modes
+    assert all(parameter.requires_grad == given for parameter, given in wanted)
+    assert not frozen.requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_model_comes_back_as_it_was_from_a_run_that_fails(model, train):
+    def explode(step):
+        raise ValueError("no")
+
+    model.eval().requires_grad_(False)
+    with pytest.raises(ValueError, match="no"):
+        train(model=model, tokenizer=tiny_tokenizer(), adapter="full", exact_callbacks=[luthier.on(step_ended=explode)])
+    assert not model.training and not any(p.requires_grad or p.grad is not None for p in model.parameters())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
@@ -18,6 +19,29 @@ from luthier.recipe import Recipe, resolve_parts
 from luthier.recipe.objects import Objects
 
 log = get_logger()
+
+
+@contextmanager
+def left_as_given(model: Any) -> Iterator[None]:
+    """Give a handed model back as it came, whatever is attached to it now: its modes, which of its parameters take a
+    gradient, and none left."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    modes = {name: module.training for name, module in model.named_modules()}
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for name, module in model.named_modules():
+            known = name
+            while known not in modes:  # of what was attached: as what holds it
+                known = known.rpartition(".")[0]
+            module.training = modes[known]
+        for parameter, requires in wanted:
+            parameter.requires_grad_(requires)
+        for parameter in model.parameters():
+            parameter.grad = None
 
 
 def name_base(recipe: Recipe, objects: Objects) -> Recipe:

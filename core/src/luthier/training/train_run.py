@@ -42,6 +42,7 @@ from luthier.step.setup import Setup
 from luthier.training.assemble import Assembled, assemble_run, whole_again
 from luthier.training.best_metric import check_metrics
 from luthier.training.finished import finished_run
+from luthier.training.handed_model import left_as_given
 from luthier.training.loop import Loop
 from luthier.training.rows import prepared_data
 from luthier.training.run import Run
@@ -66,7 +67,7 @@ def train(
     place = Place.of(world.decide(lambda: find_place(recipe, objects, fresh=fresh, allowed=allowed).to_dict()))
     if place.done:
         return _done(place, recipe, objects)
-    with keep_randomness():  # whatever can be refused is, before a folder appears
+    with keep_randomness(), left_as_given(objects.model):  # what can be refused is, before a folder appears
         past = world.decide(lambda: None if re_decide else _decided(place, resume))
         begins = world.decide(lambda: _begins(place, resume))
         assembled = assemble_run(recipe, objects, decisions=Decisions(past, world.decide), world=world, begins=begins)

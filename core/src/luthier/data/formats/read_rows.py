@@ -13,9 +13,10 @@ from luthier.data.formats.forms import Form
 from luthier.data.formats.known_columns import unread_columns
 from luthier.data.formats.recognise_form import FORMATS, convert_row, is_empty
 from luthier.data.formats.wanted import Wanted
+from luthier.data.read.columns import ignored_columns
 from luthier.data.read.row import Row
 from luthier.data.source_shares import SourceRows
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, suggest_nearest
 from luthier.recipe.schema import Source
 
 
@@ -29,6 +30,7 @@ class ReadRows:
     faults: list[Fault] = attrs.field(factory=list)  # of those that are no forms
     formats: list[str] = attrs.field(factory=list)
     unread: list[str] = attrs.field(factory=list)
+    absent: list[str] = attrs.field(factory=list)  # columns that are ignored and that no row has, with the nearest
     parts: list[SourceRows] = attrs.field(factory=list)  # the numbers of each source's rows
 
     def add(self, rows: Sequence[Row], form: str, wanted: Wanted, source: Source | None = None) -> None:
@@ -44,6 +46,7 @@ class ReadRows:
                 self.faults.append(Fault.of(error, kind, self.count))
             self.count += 1
         self.formats.append(form)
+        self.absent += [] if source is None else _absent_columns(source, rows)
         unread = unread_columns(rows, FORMATS[form].reads, wanted)
         self.unread += [name for name in unread if name not in self.unread]
 
@@ -59,3 +62,12 @@ class ReadRows:
     def name(self) -> str:
         """Its formats, each once, in order."""
         return ", ".join(dict.fromkeys(self.formats))
+
+
+def _absent_columns(source: Source, rows: Sequence[Row]) -> list[str]:
+    """Return the columns that a source ignores and that none of its rows has, each with the nearest that one has."""
+    absent = ignored_columns(source).difference(*(row.ignored for row in rows))
+    if not absent:
+        return []
+    present = sorted({name for row in rows for name in row.values})
+    return [f"{name!r} ({suggest_nearest(name, present)})" for name in sorted(absent)]

@@ -41,6 +41,8 @@ def warnings_of(report: Report, read: ReadRows, template: ChatTemplate | None) -
     found += [f"{_share(n, report.rows)} {CHANGES[what]}{_roles(what, report)}" for what, n in report.changes.items()]
     if template is not None:
         found += _of_template(read.forms, template)
+    if read.absent:
+        found.append(f"columns that are ignored and that no row has: {', '.join(read.absent)}")
     if read.unread:
         found.append(f"nothing reads these columns: {', '.join(read.unread)}")
     return found

@@ -41,22 +41,28 @@ class Mapping:
             return faulty_row(error)
 
     def _mapped(self, row: Row) -> Row:
-        taken = set(self.columns.values())
+        taken, ignored = set(self.columns.values()), set()
         values = {name: value for name, value in row.values.items() if name not in taken}
         for ours, theirs in self.columns.items():
             if theirs == IGNORE and IGNORE not in row.values:
+                ignored |= {ours} & values.keys()
                 values.pop(ours, None)
             else:
                 values[ours] = _column(row, theirs)
         both = {**row.values, **values}
         for ours, parts in self.templates.items():
             values[ours] = "".join(text + ("" if field is None else _shown(both, field, row)) for text, field in parts)
-        return Row(values, row.where, self.mapped, self.used)
+        return Row(values, row.where, self.mapped, self.used, frozenset(ignored))
 
 
 def mapped_columns(source: Source) -> frozenset[str]:
     """Our columns that a source names, those apart that it ignores."""
     return frozenset({ours for ours, theirs in source.columns.items() if theirs != IGNORE} | source.template.keys())
+
+
+def ignored_columns(source: Source) -> frozenset[str]:
+    """The columns that a source says are not read."""
+    return frozenset(ours for ours, theirs in source.columns.items() if theirs == IGNORE)
 
 
 def column_mapper(source: Source) -> Callable[[Row], Row]:

@@ -10,6 +10,7 @@ from luthier.data.read.added_nulls import make_cleaner
 from luthier.data.read.row import Row, broken_row, faulty_row, row_of, unreadable_row
 
 PLAIN: Final = frozenset((str, int, float, bool, type(None)))
+EXACT: Final = 2**53  # whole numbers below it are exact in float64
 PART: Final = 1024  # rows of a table that are made Python's at a time
 REMEDY: Final = (
     "Give a list of dicts, a Dataset or an IterableDataset, a DataFrame or an Arrow table; "
@@ -70,9 +71,19 @@ def _frame_records(frame: Any, name: str) -> Iterator[dict[str, Any]]:
     names = list(frame.columns)
     if not all(isinstance(column, str) for column in names) or len(set(names)) != len(names):
         raise unreadable_row(name, "each column of a data frame must have a name of its own", names)
+    whole = [column for column in names if _is_whole(frame[column])]
     for start in range(0, len(frame), PART):
         for record in frame.iloc[start : start + PART].to_dict("records"):
-            yield {key: None if _is_missing(pandas, value) else value for key, value in record.items()}
+            row = {key: None if _is_missing(pandas, value) else value for key, value in record.items()}
+            yield {**row, **{key: int(row[key]) for key in whole if row[key] is not None}}
+
+
+def _is_whole(column: Any) -> bool:
+    """Whether a column is of whole numbers that pandas made floats, as it does where one is missing."""
+    if getattr(column.dtype, "kind", "") != "f" or not column.isna().any():
+        return False
+    known = column.dropna()
+    return len(known) > 0 and bool((known.abs() < EXACT).all()) and bool((known % 1 == 0).all())
 
 
 def _is_missing(pandas: Any, value: Any) -> bool:

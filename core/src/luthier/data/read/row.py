@@ -17,6 +17,7 @@ class Row:
     where: str  # file:line, or the place in what was given
     mapped: frozenset[str] = frozenset()  # our columns that the recipe names for it,
     used: frozenset[str] = frozenset()  # and the data's that these were made of
+    ignored: frozenset[str] = frozenset()  # columns that the recipe ignores, and that it had
     fault: LuthierError | None = None  # why it could not be read
 
     @property

@@ -143,7 +143,7 @@ def stream_of(data: Data, maker: Maker, form_of: FormOf, wanted: Wanted, given: 
         form = form_of(data, rows, source, wanted)
         units += [(unit, form) for unit in own] * source.repeat
         samples.append(rows)
-        read.add(rows, form, wanted)
+        read.add(rows, form, wanted, source)
     made = maker.make(read.forms)
     made.faults = [*read.faults, *made.faults]
     settle_faults(made.faults, read.count, data if all(len(rows) < SAMPLE for rows in samples) else _unlimited(data))

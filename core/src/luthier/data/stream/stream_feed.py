@@ -40,6 +40,7 @@ class Position:
     rows: int = 0  # of this epoch
     drops: Counter[str] = attrs.field(factory=Counter)  # of them
     bad: int = 0  # of them
+    unrendered: Counter[str] = attrs.field(factory=Counter)  # parts of them that the template does not write, by role
 
     @property
     def passes(self) -> float:
@@ -50,7 +51,7 @@ class Position:
     def copy(self) -> Position:
         """Another that shares the examples, which nobody changes."""
         buffer, queue, drops = list(self.buffer), deque(self.queue), Counter(self.drops)
-        return attrs.evolve(self, buffer=buffer, queue=queue, drops=drops)
+        return attrs.evolve(self, buffer=buffer, queue=queue, drops=drops, unrendered=Counter(self.unrendered))
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -106,7 +107,8 @@ class StreamFeed:
         at = self.begin if portion is None else portion.position
         sets = {"buffer": TokenDataset.of(at.buffer), "queue": TokenDataset.of(at.queue), "left": at.left}
         state = {name: getattr(at, name) for name in COUNTS} | {"place": [at.place.unit, at.place.row]}
-        return {**state, "drops": dict(at.drops), **{name: _tensors(dataset) for name, dataset in sets.items()}}
+        counts = {"drops": dict(at.drops), "unrendered": dict(at.unrendered)}
+        return {**state, **counts, **{name: _tensors(dataset) for name, dataset in sets.items()}}
 
     def load_state(self, state: Mapping[str, Any], reached: Reached = START) -> None:
         self.reached = reached
@@ -121,6 +123,7 @@ class StreamFeed:
             **{name: state.get(name, 0) for name in COUNTS},  # checkpoints of before bad rows were counted lack theirs
             place=Place(*state["place"]),
             drops=Counter(state["drops"]),
+            unrendered=Counter(state.get("unrendered", {})),
             buffer=list(sets["buffer"]),
             queue=deque(sets["queue"]),
             left=sets["left"],
@@ -158,10 +161,14 @@ class _Reader:
         at = self.at
         if at.buffer:
             return False
-        dropped = ", ".join(f"{reason} {count}" for reason, count in at.drops.most_common())
-        log.info("epoch read", epoch=at.epoch, rows=at.rows, **({"dropped": dropped} if dropped else {}))
+        counts = {"dropped": at.drops, "not_rendered": at.unrendered}
+        told = {
+            name: ", ".join(f"{what} {n}" for what, n in held.most_common()) for name, held in counts.items() if held
+        }
+        log.info("epoch read", epoch=at.epoch, rows=at.rows, **told)
         at.epoch, at.place, at.read, at.left = at.epoch + 1, Place(), False, NOTHING
-        at.epoch_samples, at.samples, at.rows, at.bad, at.drops = at.samples, 0, 0, 0, Counter()
+        at.epoch_samples, at.samples, at.rows, at.bad = at.samples, 0, 0, 0
+        at.drops, at.unrendered = Counter(), Counter()
         self._open()
         return True
 
@@ -193,6 +200,7 @@ class _Reader:
             at.queue.extend(self._cut(made))
             at.rows += made.rows
             at.drops.update(made.drops)
+            at.unrendered.update(made.unrendered)
             at.bad += len(made.faults)
             self._limit(made.faults, at.rows >= SURE)
         if self.blocks is not None:
