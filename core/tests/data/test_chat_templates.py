@@ -308,3 +308,25 @@ def test_what_a_template_does_is_found_by_trying(chat):
     assert {name: template.stop for name, template in found.items()} == STOPS
     assert {name for name, template in found.items() if not template.closes} == {"bare"}
     assert {name for name, template in found.items() if not template.prompts} == {"mute", "tagged_loose", "mistral"}
+
+
+@pytest.mark.parametrize("prompt", [False, True])
+def test_messages_are_rendered_as_transformers_itself_does(chat, prompt):
+    from luthier.data.tokenise.template_calls import render_messages
+
+    tokenizer = chat("qwen")
+    call = {"type": "function", "id": "c1", "function": {"name": "weather", "arguments": {"city": "Oslo", "at": None}}}
+    said = [
+        {"role": "system", "content": "S", "name": None},
+        {"role": "user", "content": "<b>q</b> é"},
+        {"role": "assistant", "content": "", "tool_calls": [call], "reasoning_content": "hm"},
+        {"role": "tool", "content": "5", "tool_call_id": "c1"},
+    ]
+    tools = [
+        {"type": "function", "function": {"name": "weather", "description": None, "parameters": {"type": "object"}}}
+    ]
+    for messages, offered in ((said, tools), (said[:2], None), (said[1:2], None)):
+        expected = tokenizer.apply_chat_template(
+            messages, tools=offered, add_generation_prompt=prompt, tokenize=False, enable_thinking=False
+        )
+        assert render_messages(tokenizer, None, messages, offered, prompt, {"enable_thinking": False}) == expected

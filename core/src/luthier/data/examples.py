@@ -71,6 +71,13 @@ class TokenExample:
             for name, i in self.named.items()
         }
 
+    def of_row(self, where: str, columns: Mapping[str, bool | int | float], index: int, weight: float) -> TokenExample:
+        """Return it as the unit of a row, whose weight multiplies its own."""
+        return TokenExample(
+            input_ids=self.input_ids, labels=self.labels, weight=self.weight * weight, where=where,
+            documents=self.documents, names=self.names, continues=self.continues, columns=columns, index=index,
+        )  # fmt: skip
+
     @classmethod
     def joined(cls, documents: Mapping[str, TokenExample]) -> TokenExample:
         """Return the unit whose documents these are; weight, place, columns and index are those of the first."""

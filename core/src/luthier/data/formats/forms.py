@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -39,6 +39,14 @@ class Conversation(Form):
     tools: list[dict[str, Any]] | None = None
     may_be_empty: bool = False
     flags: tuple[float | None, ...] = ()
+
+    def with_messages(self, messages: Iterable[dict[str, Any]]) -> Conversation:
+        """Return the conversation with others in the places of its messages; this is called for every row."""
+        return Conversation(
+            messages=tuple(messages), trained=self.trained, tools=self.tools, may_be_empty=self.may_be_empty,
+            flags=self.flags, where=self.where, columns=self.columns, texts=self.texts, settings=self.settings,
+            weight=self.weight,
+        )  # fmt: skip
 
     @property
     def answers(self) -> bool:

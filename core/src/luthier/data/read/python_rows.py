@@ -74,7 +74,7 @@ def _frame_records(frame: Any, name: str) -> Iterator[dict[str, Any]]:
     whole = [column for column in names if _is_whole(frame[column])]
     for start in range(0, len(frame), PART):
         for record in frame.iloc[start : start + PART].to_dict("records"):
-            row = {key: None if _is_missing(pandas, value) else value for key, value in record.items()}
+            row: dict[str, Any] = {key: None if _is_missing(pandas, value) else value for key, value in record.items()}
             yield {**row, **{key: int(row[key]) for key in whole if row[key] is not None}}
 
 

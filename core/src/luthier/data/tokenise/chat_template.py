@@ -7,21 +7,19 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
 import attrs
 
 from luthier.data.tokenise.rendered_parts import PartFinder
+from luthier.data.tokenise.template_calls import NONE, Messages, Settings, guard_rendering, render_messages
 from luthier.data.tokenise.thoughts import BLOCK, KEYS, join_thought
-from luthier.errors import LuthierError, show_value
+from luthier.errors import LuthierError
 
 TAGS: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")
 PROBE: Final = "qwj7"  # an answer that no template contains
-Messages = Sequence[dict[str, Any]]
-Settings = Mapping[str, Any]
-NONE: Final[Settings] = {}
 
 
 @attrs.frozen(kw_only=True)
@@ -75,7 +73,7 @@ class ChatTemplate:
 
     def render(self, messages: Messages, tools: list[dict[str, Any]] | None = None, prompt: bool = False) -> str:
         """The conversation as text; with `prompt`, up to where the assistant's next answer begins."""
-        return _render(self.tokenizer, self.given, messages, tools, prompt, self.settings)
+        return render_messages(self.tokenizer, self.given, messages, tools, prompt, self.settings)
 
     def tagged_spans(
         self, messages: Messages, tools: list[dict[str, Any]] | None = None
@@ -84,11 +82,11 @@ class ChatTemplate:
         text = self.tokenizer.get_chat_template(self.given, tools)
         variables = self.tokenizer.special_tokens_map | self.settings
         if hasattr(self.tokenizer, "render_tagged"):  # one that was read without transformers
-            whole, found = _guarded(lambda: self.tokenizer.render_tagged(text, messages, tools, variables))
+            whole, found = guard_rendering(lambda: self.tokenizer.render_tagged(text, messages, tools, variables))
             return whole, [(start, end) for start, end in found if end > start]
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        rendered, spans = _guarded(
+        rendered, spans = guard_rendering(
             lambda: render_jinja_template(
                 conversations=[list(messages)],
                 tools=cast(Any, tools),  # whose stubs have a list of dicts or functions, which is invariant
@@ -214,7 +212,7 @@ def render_prompt(tokenizer: Any, messages: Messages, settings: Settings = NONE)
 
     `settings` are variables that the template is given.
     """
-    return _render(tokenizer, None, messages, None, True, settings)
+    return render_messages(tokenizer, None, messages, None, True, settings)
 
 
 def template_text(chat_template: str) -> str:
@@ -247,7 +245,7 @@ def _probe(tokenizer: Any, given: str | None, settings: Settings = NONE) -> tupl
             tail = _tail(tokenizer, given, [*before, answer], settings)
             middle = _tail(tokenizer, given, [*before, answer, asked], settings)
             asks = (False, True) if before else ()
-            prompts = [_render(tokenizer, given, before, None, prompt, settings) for prompt in asks]
+            prompts = [render_messages(tokenizer, given, before, None, prompt, settings) for prompt in asks]
         except LuthierError as error:
             if error.code == "template-unprovable":
                 raise
@@ -259,7 +257,7 @@ def _probe(tokenizer: Any, given: str | None, settings: Settings = NONE) -> tupl
 
 
 def _tail(tokenizer: Any, given: str | None, messages: Messages, settings: Settings) -> str:
-    text = _render(tokenizer, given, messages, None, False, settings)
+    text = render_messages(tokenizer, given, messages, None, False, settings)
     return text.rpartition(PROBE)[2] if PROBE in text else ""
 
 
@@ -269,27 +267,3 @@ def _closing(tail: str, added: list[str]) -> str:
     while token := max((t for t in added if tail.startswith(t, end)), key=len, default=""):
         end += len(token)
     return tail[:end] if end > begin else ""
-
-
-def _render(tokenizer: Any, given: str | None, messages: Messages, tools: Any, prompt: bool, settings: Settings) -> str:
-    own = {"tools": tools, "chat_template": given, "add_generation_prompt": prompt, "tokenize": False}
-    return _guarded(lambda: tokenizer.apply_chat_template(list(messages), **(dict(settings) | own)))
-
-
-def _guarded(render: Any) -> Any:
-    """What the template gives; its refusal as `data-row`, an invalid template as `template-unprovable`."""
-    import jinja2
-
-    try:
-        return render()
-    except jinja2.TemplateSyntaxError as error:
-        problem = f"the chat template is not valid Jinja: {error}"
-        raise LuthierError("template-unprovable", problem, remedy="Correct the template.") from None
-    except Exception as error:  # a template may compute anything, and so raise anything
-        reason = str(error) if isinstance(error, jinja2.TemplateError) and str(error) else _typed(error)
-        problem = f"the chat template refuses this conversation: {reason}"
-        raise LuthierError("data-row", problem, remedy="Change the row, or use a template that takes it.") from None
-
-
-def _typed(error: Exception) -> str:
-    return f"{type(error).__name__}: {show_value(str(error), 200)[1:-1]}".removesuffix(": ")

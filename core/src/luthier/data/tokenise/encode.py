@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ class Encoder:
     bos: int | None = None  # the id of the BOS, None for none
     adds_bos: bool = False  # whether the tokenizer puts it in front of plain text
     specials: frozenset[int] = frozenset()
+    decodes: bool = False  # whether its decoding is that of the library tokenizers, nothing added
     known: dict[str, list[int]] = attrs.field(factory=dict)
 
     @classmethod
@@ -33,7 +35,7 @@ class Encoder:
         bos = tokenizer.bos_token_id
         plain = tokenizer("a")["input_ids"]
         adds = bos is not None and len(plain) > 1 and plain[0] == bos
-        return cls(tokenizer, bos, adds, frozenset(tokenizer.added_tokens_decoder))
+        return cls(tokenizer, bos, adds, frozenset(tokenizer.added_tokens_decoder), _decodes_plainly(tokenizer))
 
     def prompt(self, text: str) -> list[int]:
         """The tokens of a prompt as training puts them before an answer: one BOS, nothing after it."""
@@ -149,6 +151,8 @@ class Encoder:
     def _decode(self, tokens: list[list[int]]) -> list[str]:
         if not tokens:
             return []
+        if self.decodes:  # in one call, without a search for arrays among the tokens
+            return self.tokenizer.backend_tokenizer.decode_batch(tokens, skip_special_tokens=False)
         return self.tokenizer.batch_decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _labelled(self, text: Rendered, tokens: list[int], spans: list[Span]) -> TokenExample:
@@ -173,6 +177,19 @@ class Encoder:
         if leading == 0 and self.adds_bos:
             return np.concatenate([[new], values]).astype(np.int32)
         return values[max(leading - 1, 0) :]
+
+
+def _decodes_plainly(tokenizer: Any) -> bool:
+    """Whether tokens are decoded as the class of fast tokenizers does, and a text as well as by its own way."""
+    transformers = sys.modules.get("transformers")  # loaded already, if the tokenizer is one of its own
+    if transformers is None:
+        return False
+    names, fast = ("decode", "batch_decode", "_decode"), transformers.PreTrainedTokenizerFast
+    if not isinstance(tokenizer, fast) or any(getattr(type(tokenizer), n) is not getattr(fast, n) for n in names):
+        return False
+    tokens = [tokenizer(" a\u00e9b , c's\n")["input_ids"], sorted(tokenizer.added_tokens_decoder)]
+    own = tokenizer.batch_decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return bool(own == tokenizer.backend_tokenizer.decode_batch(tokens, skip_special_tokens=False))
 
 
 def check_text(text: Rendered) -> None:

@@ -84,8 +84,7 @@ class Maker:
             for draft in own:
                 documents = {**draft.tokens, **{name: next(examples) for name in draft.texts}}
                 whole = TokenExample.joined(documents)
-                weight = whole.weight * form.weight
-                example = attrs.evolve(whole, where=form.where, columns=form.columns, index=number, weight=weight)
+                example = whole.of_row(form.where, form.columns, number, form.weight)
                 kept += self._fitted(example, form, number, made)
         made.examples = TokenDataset.of(kept)
         return made

@@ -49,11 +49,13 @@ def render_conversation(form: Conversation, template: ChatTemplate, everything: 
     Each supervised span ends with the template's stop token; where it writes none, the eos token is put in.
     """
     try:
-        given = attrs.evolve(form, messages=tuple(_bare(message, template) for message in form.messages))
+        given = form.with_messages(_bare(message, template) for message in form.messages)
         made, foreign = _rendered(given, template, everything)
         lost = _find_lost(given, template, [text.text for text in made], everything)
     except LuthierError as error:
         raise _at_message(error, form, template).at(form.where) from None
+    if not lost and not foreign:
+        return made
     last = last_answer(form)
     kept = (*foreign, *(part for part in lost if part.index <= last))
     behind = ("trailing",) * (len(kept) < len(foreign) + len(lost))
@@ -62,7 +64,7 @@ def render_conversation(form: Conversation, template: ChatTemplate, everything: 
 
 def _find_lost(form: Conversation, template: ChatTemplate, texts: list[str], everything: bool) -> list[Part]:
     def render(other: Conversation) -> list[str]:
-        given = attrs.evolve(other, messages=tuple(_bare(message, template) for message in other.messages))
+        given = other.with_messages(_bare(message, template) for message in other.messages)
         return [text.text for text in _rendered(given, template, everything)[0]]
 
     return template.parts.find_lost(form, texts, render, everything)
@@ -79,11 +81,12 @@ def _rendered(form: Conversation, template: ChatTemplate, everything: bool) -> t
     kept = [turn for turn in turns if whole.startswith(turn.text[: turn.spans[-1][1]])]
     groups = [(whole, kept)] if everything or len(kept) == len(turns) else [(turn.text, [turn]) for turn in turns]
     inside = ("special_tokens",) * any(template.has_special(message["content"]) for message in messages)
-    made = [
-        Rendered(text=text, spans=(), everything=everything, where=form.where, remarks=inside) for text, _ in groups
-    ]
     foreign = [Part("prompt", i, "") for i, turn in zip(trained, turns, strict=True) if turn.foreign]
-    return [_with_spans(one, group, template) for one, (_, group) in zip(made, groups, strict=True)], foreign
+    made = []
+    for written, group in groups:
+        text, spans = _with_spans(written, group, template)
+        made.append(Rendered(text=text, spans=spans, everything=everything, where=form.where, remarks=inside))
+    return made, foreign
 
 
 def _says(message: dict[str, Any]) -> bool:
@@ -222,10 +225,11 @@ def _end(text: str, start: int, limit: int, template: ChatTemplate) -> tuple[int
     return end, None if template.closes and template.ending(segment) else end
 
 
-def _with_spans(made: Rendered, turns: list[Turn], template: ChatTemplate) -> Rendered:
-    """The text with the turns' spans, stop tokens put in where the template writes none."""
+def _with_spans(text: str, turns: list[Turn], template: ChatTemplate) -> tuple[str, tuple[Span, ...]]:
+    """The text with stop tokens put in where the template writes none, and the spans of the turns there."""
     stop = template.stop
-    text, spans, shift = made.text, [], 0
+    spans: list[Span] = []
+    shift = 0
     for turn in turns:
         moved = [(start + shift, end + shift) for start, end in turn.spans]
         if turn.insert is not None:
@@ -235,7 +239,7 @@ def _with_spans(made: Rendered, turns: list[Turn], template: ChatTemplate) -> Re
                 shift += len(stop)
             moved[-1] = (moved[-1][0], moved[-1][1] + len(stop))
         spans += moved
-    return attrs.evolve(made, text=text, spans=tuple(spans))
+    return text, tuple(spans)
 
 
 def _unprovable(problem: str, found: str) -> LuthierError:

@@ -1,0 +1,71 @@
+"""Calls of a chat template: what it writes of messages, and whatever it raises as an error of the row's."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from luthier.errors import LuthierError, show_value
+
+Messages = Sequence[dict[str, Any]]
+Settings = Mapping[str, Any]
+NONE: Final[Settings] = {}
+OWN: Final = frozenset((
+    "conversation", "conversations", "tools", "documents", "chat_template", "add_generation_prompt",
+    "continue_final_message", "tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length",
+    "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+))  # fmt: skip  # that are transformers' own, and no template's
+
+
+def render_messages(
+    tokenizer: Any, given: str | None, messages: Messages, tools: Any, prompt: bool, settings: Settings
+) -> str:
+    """Return the messages as a template writes them; `given` is another template than the tokenizer's own."""
+    if messages and _is_plain(tokenizer) and not settings.keys() & OWN:
+        return guard_rendering(lambda: _render_plain(tokenizer, given, messages, tools, prompt, settings))
+    own = {"tools": tools, "chat_template": given, "add_generation_prompt": prompt, "tokenize": False}
+    return guard_rendering(lambda: tokenizer.apply_chat_template(list(messages), **(dict(settings) | own)))
+
+
+def _is_plain(tokenizer: Any) -> bool:
+    """Whether a tokenizer renders as transformers itself does."""
+    transformers = sys.modules.get("transformers")  # loaded already, if the tokenizer is one of its own
+    if transformers is None or not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
+        return False
+    own = getattr(type(tokenizer), "apply_chat_template", None)
+    return own is transformers.PreTrainedTokenizerBase.apply_chat_template
+
+
+def _render_plain(
+    tokenizer: Any, given: str | None, messages: Messages, tools: Any, prompt: bool, settings: Settings
+) -> str:
+    """What `apply_chat_template` does with messages that are dicts, without the search for other objects in them."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    chat = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    text = tokenizer.get_chat_template(given, tools)
+    variables = {**tokenizer.special_tokens_map, **settings}
+    rendered: Any = render_jinja_template(
+        conversations=[chat], tools=tools, chat_template=text, add_generation_prompt=prompt, **variables
+    )
+    return str(rendered[0][0])  # beside the places of generation tags
+
+
+def guard_rendering(render: Any) -> Any:
+    """What the template gives; its refusal as `data-row`, an invalid template as `template-unprovable`."""
+    import jinja2
+
+    try:
+        return render()
+    except jinja2.TemplateSyntaxError as error:
+        problem = f"the chat template is not valid Jinja: {error}"
+        raise LuthierError("template-unprovable", problem, remedy="Correct the template.") from None
+    except Exception as error:  # a template may compute anything, and so raise anything
+        reason = str(error) if isinstance(error, jinja2.TemplateError) and str(error) else _typed(error)
+        problem = f"the chat template refuses this conversation: {reason}"
+        raise LuthierError("data-row", problem, remedy="Change the row, or use a template that takes it.") from None
+
+
+def _typed(error: Exception) -> str:
+    return f"{type(error).__name__}: {show_value(str(error), 200)[1:-1]}".removesuffix(": ")

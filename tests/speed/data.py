@@ -1,0 +1,107 @@
+"""Preparing chat rows: rows of a JSONL file into token examples, beside `datasets.map` as TRL uses it; tokens compared."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from tests.speed.table import Row
+
+WORDS: Final = (
+    "the", "a", "of", "model", "gradient", "token", "batch", "learning", "rate", "loss",
+    "data", "file", "run", "step", "weight", "answer", "question", "is", "not",
+)  # fmt: skip
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rows", type=int, default=20_000, help="chat rows of about 300 bytes")
+    parser.add_argument("--processes", type=int, default=2, help="that tokenise")
+
+
+def cases(arguments: argparse.Namespace) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        write_rows(path, arguments.rows)
+        found = {side: _apart(side, path, arguments.processes) for side in ("ours", "trl")}
+    same = found["ours"]["tokens"] == found["trl"]["tokens"]
+    clock = arguments.clock
+    rates = [arguments.rows / found[side][clock] for side in ("ours", "trl")]
+    more = {f"{name}_{side}": found[side][name] for side in found for name in ("wall", "cpu", "peak_mb")}
+    yield Row.rate(
+        f"data, {arguments.rows:,} chat rows", *rates, f"rows/s ({clock})", more={**more, "same_tokens": same}
+    )
+
+
+def write_rows(path: Path, count: int) -> None:
+    """Write conversations of one question and one answer; no two are alike."""
+    draw = random.Random(0)
+    with path.open("w") as file:
+        for number in range(count):
+            said = [" ".join(draw.choices(WORDS, k=k)) + f" {number}" for k in (16, 24)]
+            roles = zip(("user", "assistant"), said, strict=True)
+            row = {"messages": [{"role": role, "content": content} for role, content in roles]}
+            file.write(json.dumps(row) + "\n")
+
+
+def _apart(side: str, path: Path, processes: int) -> dict[str, Any]:
+    """What a side takes in a process of its own, those that it starts counted."""
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    process = context.Process(target=_measured, args=(side, str(path), processes, answers))
+    process.start()
+    found: dict[str, Any] = answers.get()
+    process.join()
+    return found
+
+
+def _measured(side: str, path: str, processes: int, answers: Any) -> None:
+    from luthier.model.load import tokenizer_of
+    from luthier.recipe.schema import Model
+
+    tokenizer = tokenizer_of(Model(name_or_path="demo"))
+    wall, cpu = time.perf_counter(), _cpu()
+    prepared = (_ours if side == "ours" else _trl)(path, tokenizer, processes)
+    wall, cpu = time.perf_counter() - wall, _cpu() - cpu
+    digest = hashlib.sha256()
+    for ids in prepared:
+        digest.update(json.dumps(list(map(int, ids))).encode())
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
+    answers.put({"wall": wall, "cpu": cpu, "peak_mb": peak, "tokens": digest.hexdigest()})
+
+
+def _cpu() -> float:
+    """Seconds of processor time of this process and of those that it has waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def _ours(path: str, tokenizer: Any, processes: int) -> Any:
+    from luthier.data.prepare import prepare_data
+    from luthier.recipe.schema import Data, Source
+
+    data = Data(train=[Source(path=path)], num_proc=processes, cache=False)
+    return (example.input_ids for example in prepare_data(data, tokenizer, seed=0).train)
+
+
+def _trl(path: str, tokenizer: Any, processes: int) -> Any:
+    """One call of the template a row, text and assistant's mask apart, as TRL's SFTTrainer maps its data set."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory() as cache:
+        rows = datasets.Dataset.from_json(path, cache_dir=cache)
+
+        def tokenise(row: dict[str, Any]) -> dict[str, Any]:
+            return {"input_ids": tokenizer.apply_chat_template(row["messages"], return_dict=True)["input_ids"]}
+
+        made = rows.map(tokenise, num_proc=processes, remove_columns=rows.column_names)
+        return list(made["input_ids"])
