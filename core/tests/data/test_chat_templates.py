@@ -312,7 +312,7 @@ def test_what_a_template_does_is_found_by_trying(chat):
 
 @pytest.mark.parametrize("prompt", [False, True])
 def test_messages_are_rendered_as_transformers_itself_does(chat, prompt):
-    from luthier.data.tokenise.template_calls import render_messages
+    from luthier.data.template_calls import render_messages
 
     tokenizer = chat("qwen")
     call = {"type": "function", "id": "c1", "function": {"name": "weather", "arguments": {"city": "Oslo", "at": None}}}

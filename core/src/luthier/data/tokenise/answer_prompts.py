@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from luthier.data.template_calls import Messages
 from luthier.data.tokenise.chat_template import ChatTemplate
-from luthier.data.tokenise.template_calls import Messages
 from luthier.data.tokenise.thoughts import CLOSE, OPEN, split_thought
 from luthier.errors import LuthierError
 

@@ -13,8 +13,8 @@ from typing import Any, Final, cast
 
 import attrs
 
+from luthier.data.template_calls import NONE, Messages, Settings, guard_rendering, render_messages
 from luthier.data.tokenise.rendered_parts import PartFinder
-from luthier.data.tokenise.template_calls import NONE, Messages, Settings, guard_rendering, render_messages
 from luthier.data.tokenise.thoughts import BLOCK, KEYS, join_thought
 from luthier.errors import LuthierError
 
