@@ -36,6 +36,7 @@ FORMS = [  # everything that a recipe may write in more than one way
     {"callbacks": ["watch", "-plot", {"name": "early_stopping", "patience": 2}]},
     {"callbacks": {"name": "watch", "every": 2}},
     {"exact_callbacks": ["progress", {"name": "watch"}]},
+    {"trainer": None},
     {"teacher": "demo"},
     {"teacher": {"model": "demo", "quantizer": "nf4"}},
     {"teacher": {"model": {"name_or_path": "demo"}}},
@@ -52,6 +53,8 @@ WRONG = [
     {"adapter": {"name": "lora", "r": 0}},
     {"adapter": {"name": "lora", "r": "four"}},
     {"quantizer": None},
+    {"trainer": {"r": 1}},
+    {"trainer": 3},
     {"optimizer": {"name": "adamw", "lr": 1e-3}},
     {"optimizer": {"name": "sgd", "beta1": 0.9}},
     {"callbacks": ["-watch"]},
@@ -152,7 +155,17 @@ def test_tasks_of_a_sequence_are_recipes_with_a_name_and_data(plugins):
 def test_every_installed_part_is_in_the_schema_and_unknown_options_of_libraries_stay_open():
     definitions = make_schema()["$defs"]
     for offer in installed_plugins().offers():
-        if offer.record.kind in ("adapter", "loss", "optimizer", "quantizer", "provider", "callback", "metric"):
+        if offer.record.kind in (
+            "adapter",
+            "loss",
+            "optimizer",
+            "quantizer",
+            "provider",
+            "callback",
+            "metric",
+            "penalty",
+            "trainer",
+        ):
             own = definitions[f"{offer.record.kind}-{offer.record.name}"]
             assert own["description"] == offer.record.summary
             assert own.get("additionalProperties", True) is isinstance(offer.record.options, str)

@@ -84,7 +84,9 @@ def validator(plugins):
 
 def check(recipe, plugins, folder):
     plain = json.loads(json.dumps(recipe.to_dict(plugins)))
-    validator(plugins).validate(plain | {"metrics": []})  # whose names are looked up later, and drawn at random here
+    validator(plugins).validate(
+        plain | {"metrics": [], "penalties": []}
+    )  # whose names are looked up later, and drawn at random here
     assert Recipe.from_dict(plain, plugins=plugins) == recipe
     path = folder / "recipe.yaml"
     located = Recipe.from_dict(plain, base=Path.cwd(), plugins=plugins)

@@ -1,4 +1,4 @@
-"""loss.png: the metrics of a run over its steps, drawn at its end from metrics.jsonl or what was logged."""
+"""loss.png: the metrics of a run over its steps, drawn at its end, and shown where the run is in a notebook."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.builtin import Plot
+from luthier.builtin.notebook import runs_in_notebook, show_picture
 from luthier.plugins.events import event
 from luthier.runs.metrics_file import FILE, read_metrics
 from luthier.runs.picture import PICTURE, draw_picture
@@ -49,3 +50,5 @@ class LossPlot:
         known = {name: self.points[name] for name in self.options.metrics if name in self.points}
         if known:
             draw_picture(known, path, title=title, smoothing=self.options.smoothing)
+            if runs_in_notebook():
+                show_picture(path)

@@ -1,4 +1,4 @@
-"""The progress bar: steps, loss, speed and time left on a terminal; a log line now and then where there is none."""
+"""The progress bar: steps, loss, speed and time left on a terminal or in a notebook; elsewhere log lines."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+from luthier.builtin.notebook import NotebookBar, runs_in_notebook
 from luthier.logs import get_logger
 from luthier.plugins.events import event
 from luthier.plugins.records import NoOptions
@@ -19,6 +20,7 @@ class ProgressView:
         self.options = options
         self._bar: Any = None
         self._task: Any = None
+        self._notebook: NotebookBar | None = None
         self._said = time.monotonic()
 
     @event
@@ -32,9 +34,9 @@ class ProgressView:
     @event
     def step_ended(self, run: Any, step: int, metrics: Mapping[str, float]) -> None:
         if self._bar is not None:
-            speed = metrics.get("tokens_per_second", 0.0)
-            text = f"loss {metrics['loss']:.4f} · {speed:,.0f} tok/s" if "loss" in metrics else f"{speed:,.0f} tok/s"
-            self._bar.update(self._task, completed=step, numbers=text)
+            self._bar.update(self._task, completed=step, numbers=_numbers(metrics))
+        elif self._notebook is not None:
+            self._notebook.update(step, _numbers(metrics))
         elif run.is_main and time.monotonic() - self._said >= EVERY:
             self._said = time.monotonic()
             log.info("training", step=step, of=run.total_steps, loss=round(metrics["loss"], 4))
@@ -59,6 +61,9 @@ class ProgressView:
         self._close()
 
     def _open(self, run: Any, step: int) -> None:
+        if run.is_main and runs_in_notebook():
+            self._notebook = NotebookBar(run.total_steps, step)
+            return
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -86,3 +91,11 @@ class ProgressView:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+        if self._notebook is not None:
+            self._notebook.close()
+            self._notebook = None
+
+
+def _numbers(metrics: Mapping[str, float]) -> str:
+    speed = metrics.get("tokens_per_second", 0.0)
+    return f"loss {metrics['loss']:.4f} · {speed:,.0f} tok/s" if "loss" in metrics else f"{speed:,.0f} tok/s"

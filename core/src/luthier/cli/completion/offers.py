@@ -124,7 +124,7 @@ def _part_options(words: Mapping[str, Any], given: Sequence[str], field: str) ->
     if field not in words["fields"] or field == "callbacks":
         return {}
     name = _chosen(given, field) or _in_recipe(given, field) or words["settings"][field]["default"]
-    part: Mapping[str, Any] = words["parts"][field].get(name, {})
+    part: Mapping[str, Any] = words["parts"].get(field, {}).get(name, {})
     return part.get("options", {})
 
 
@@ -157,8 +157,8 @@ def _values(words: Mapping[str, Any], given: Sequence[str], flag: str) -> Offere
     field, _, option = name.partition(".")
     if name == "callbacks":
         return [*part_names(words, "callback"), *((f"-{n}", "Take it away.") for n in ("progress", "jsonl", "plot"))]
-    if name == "metrics":
-        return part_names(words, "metric")
+    if name in words["lists"]:
+        return part_names(words, words["lists"][name])
     if name in words["fields"]:
         return part_names(words, name)
     options = (words["sections"].get(field) or _part_options(words, given, field)) if option else words["settings"]

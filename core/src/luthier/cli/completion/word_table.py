@@ -45,6 +45,7 @@ def _state(modules: Iterable[str]) -> list[Any]:
 def _make_words() -> dict[str, Any]:
     from luthier.plugins.registry import installed_plugins
     from luthier.recipe import schema
+    from luthier.recipe.editor_schema.part_schemas import LISTS
     from luthier.recipe.parts import FIELDS
     from luthier.recipe.reading.overrides import SECTIONS
 
@@ -62,6 +63,7 @@ def _make_words() -> dict[str, Any]:
         "settings": _describe(schema.Settings),
         "sections": {name: _describe(cls) for name, cls in SECTIONS.items()},
         "fields": [*FIELDS, "callbacks"],
+        "lists": LISTS,
         "parts": parts,
     }
 

@@ -10,12 +10,13 @@ import attrs
 from luthier.plugins.fields.hints import field_hints
 from luthier.plugins.registry import Offer, Plugins
 from luthier.recipe.editor_schema.option_schemas import WORDS, Schema, bounds_of, options_schema, value_schema
-from luthier.recipe.parts import FIELDS
+from luthier.recipe.parts import FIELDS, OPTIONAL
 from luthier.recipe.reading.aliases import ALIASES, APART, VALUES
 from luthier.recipe.reading.computing_aliases import QUANTIZED
 from luthier.recipe.reading.draft import default_of
 
-LISTED: Final = ("callback", "metric")  # kinds of which a recipe has a list
+LISTS: Final = {"metrics": "metric", "penalties": "penalty"}  # settings that are lists of parts
+LISTED: Final = ("callback", *LISTS.values())
 OPEN: Final[Schema] = {"type": "object"}  # options that only a library knows
 
 
@@ -35,7 +36,7 @@ def part_definitions(plugins: Plugins, *, complete: bool) -> dict[str, Schema]:
         definitions[kind] = _kind_schema(kind, offers)
         for offer in offers:
             definitions[f"{kind}-{offer.record.name}"] = _part_schema(offer, plugins, complete=complete)
-        if kind in FIELDS:
+        if not _needs_name(kind):
             definitions[f"{kind}-unnamed"] = _unnamed_schema(kind, definitions[f"{kind}-{default_of(kind)}"])
     return definitions
 
@@ -60,16 +61,22 @@ def _kind_schema(kind: str, offers: Iterable[Offer]) -> Schema:
     names = _names_schema(offers, meanings)
     short = {alias for alias, meant in VALUES.get((kind,), {}).items() if meant in known}
     cases = [_case(kind, name, meant) for name, meant in meanings.items()]
-    if kind in LISTED:
+    if _needs_name(kind):
         unnamed: Schema = {"required": ["name"]}
     else:
         unnamed = _if({"not": {"required": ["name"]}}, _options_of(kind, "unnamed"))
+    absent: list[Schema] = [{"type": "null"}] if kind in OPTIONAL else []
     mapping = {"properties": {"name": names}, "allOf": [unnamed, *cases]}
     return {
         "if": {"type": "object"},
         "then": mapping,
-        "else": {"anyOf": [names, *([{"enum": sorted(short)}] if short else [])]},
+        "else": {"anyOf": [names, *([{"enum": sorted(short)}] if short else []), *absent]},
     }
+
+
+def _needs_name(kind: str) -> bool:
+    """Return whether a mapping of options says nothing without the part's name: the kind has no default part."""
+    return kind in LISTED or kind in OPTIONAL
 
 
 def _names_schema(offers: Iterable[Offer], meanings: Mapping[str, str]) -> Schema:

@@ -19,7 +19,7 @@ from luthier.recipe.editor_schema.option_schemas import (
     options_schema,
     value_schema,
 )
-from luthier.recipe.editor_schema.part_schemas import find_option, part_definitions, part_reference
+from luthier.recipe.editor_schema.part_schemas import LISTS, find_option, part_definitions, part_reference
 from luthier.recipe.parts import FIELDS
 from luthier.recipe.reading.aliases import ALIASES, READINGS, VALUES
 from luthier.recipe.reading.callback_list import ADDED, EXACT
@@ -65,8 +65,8 @@ def _setting(steps: Steps, field: attrs.Attribute[Any], cls: type) -> Schema:
         return option_schema(field, {"anyOf": [*number, *_sources()]})
     if steps == (ADDED,):
         return option_schema(field, _callbacks(exact=False))
-    if steps == ("metrics",):
-        return option_schema(field, {"type": "array", "items": part_reference("metric")})
+    if len(steps) == 1 and field.name in LISTS:
+        return option_schema(field, {"type": "array", "items": part_reference(LISTS[field.name])})
     hint = field_hints(cls)[field.name]
     if field.name in FIELDS and hint is Any:
         return option_schema(field, part_reference(field.name))
