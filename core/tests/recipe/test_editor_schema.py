@@ -53,7 +53,6 @@ WRONG = [
     {"adapter": {"name": "lora", "r": 0}},
     {"adapter": {"name": "lora", "r": "four"}},
     {"quantizer": None},
-    {"trainer": {"r": 1}},
     {"trainer": 3},
     {"optimizer": {"name": "adamw", "lr": 1e-3}},
     {"optimizer": {"name": "sgd", "beta1": 0.9}},
