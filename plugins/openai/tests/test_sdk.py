@@ -2,6 +2,7 @@
 
 import json
 
+import attrs
 import luthier
 import openai
 import pytest
@@ -77,6 +78,67 @@ def test_the_file_that_arrives_is_the_one_that_the_sdk_would_send(manager, sdk, 
     theirs = [r for r in server.requests if r.path == "/v1/files"][-1].form()
     assert (ours["file"], ours["purpose"]) == (theirs["file"], theirs["purpose"])
     assert fake.rows(job.remote_id) == [json.loads(line) for line in rows.read_text().splitlines()]
+
+
+def in_parts(server, size):
+    part = luthier.provider("openai", api_key="k", base_url=f"{server.url}/v1", dialect="openai")
+    part.terms = attrs.evolve(part.terms, whole_bytes=size, part_bytes=size)
+    return part
+
+
+def upload_requests(server):
+    """The requests of an upload in parts: bodies, and the parts' own bytes."""
+    asked = [r for r in server.requests if r.path.startswith("/v1/uploads")]
+    return [r.form()["data"] if r.path.endswith("/parts") else r.json for r in asked]
+
+
+def test_a_large_file_goes_in_the_parts_that_the_sdk_would_send(manager, sdk, fake, server, rows):
+    job = manager.submit_sync({"model": fake.model, "data": str(rows)}, provider=in_parts(server, 500))
+    sent = job.spec.files["training"]
+    ours = upload_requests(server)
+    server.requests.clear()
+    sdk.uploads.upload_file_chunked(
+        file=sent.path,
+        filename=f"{job.id}-{sent.path.name}",
+        mime_type="text/jsonl",
+        purpose="fine-tune",
+        part_size=500,
+    )
+    theirs = upload_requests(server)
+    assert ours[:-1] == theirs[:-1] and len(ours) == 2 + -(-sent.size // 500) > 3
+    assert set(ours[-1]) == {"part_ids"} <= set(theirs[-1]) and ours[-1]["part_ids"] == theirs[-1]["part_ids"]
+    assert fake.rows(job.remote_id) == [json.loads(line) for line in rows.read_text().splitlines()]
+    assert list(job.spec.folder.glob("parts-*")) == []
+
+
+def test_an_upload_that_was_cut_goes_on_with_the_part_that_is_missing(manager, fake, server, rows):
+    from luthier.testing import Fault, Reply
+
+    recipe = {"model": fake.model, "data": str(rows)}
+    broken = Fault(kind="answer", method="POST", path="/complete$", reply=Reply(status=500, body={}), times=1)
+    server.faults = [broken]
+    with pytest.raises(ProviderError):
+        manager.submit_sync(recipe, provider=in_parts(server, 500))
+    (waiting,) = manager.list_sync()
+    sent = server.count("POST", "/parts$")
+    manager.use_provider(waiting.id, in_parts(server, 500))
+    job = manager.attach_sync(waiting.id)
+    assert (server.count("POST", "/uploads$"), server.count("POST", "/parts$")) == (1, sent)
+    assert len(fake.rows(job.remote_id)) == 12
+
+
+def test_an_upload_that_the_service_has_no_more_begins_anew(manager, fake, server, rows):
+    from luthier.testing import Fault, Reply
+
+    server.faults = [Fault(kind="answer", method="POST", path="/complete$", reply=Reply(status=500, body={}), times=1)]
+    with pytest.raises(ProviderError):
+        manager.submit_sync({"model": fake.model, "data": str(rows)}, provider=in_parts(server, 500))
+    gone = Reply(status=400, body={"error": {"message": "Upload has expired", "code": "invalid_upload"}})
+    server.faults = [Fault(kind="answer", method="POST", path="/complete$", reply=gone, times=1)]
+    (waiting,) = manager.list_sync()
+    manager.use_provider(waiting.id, in_parts(server, 500))
+    job = manager.attach_sync(waiting.id)
+    assert server.count("POST", "/uploads$") == 2 and len(fake.rows(job.remote_id)) == 12
 
 
 def test_a_hosted_model_is_named_and_its_metrics_are_downloaded(manager, fake, server, rows, tmp_path):

@@ -28,7 +28,8 @@ class Dialect:
     key_header: str = "authorization"
     key_prefix: str = "Bearer "
     extra: Mapping[str, Any] = attrs.field(factory=dict)  # of every job's request
-    rules: DataRules = attrs.field(factory=lambda: DataRules(min_rows=10, max_bytes=512_000_000, weights=True))
+    rules: DataRules = attrs.field(factory=lambda: DataRules(min_rows=10, max_bytes=8_000_000_000, weights=True))
+    whole_bytes: int | None = None  # of a file that goes in one request; larger ones go in parts
     prices: tuple[TokenPrice, ...] = ()
     models: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
@@ -44,6 +45,7 @@ DIALECTS: Final = {
         Dialect(
             name="openai",
             hosts=("api.openai.com",),
+            whole_bytes=512_000_000,
             prices=(
                 _price("gpt-4.1-mini*", 5.0), _price("gpt-4.1-nano*", 1.5), _price("gpt-4.1*", 25.0),
                 _price("gpt-4o-mini*", 3.0), _price("gpt-4o*", 25.0), _price("gpt-3.5-turbo*", 8.0),

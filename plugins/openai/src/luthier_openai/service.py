@@ -42,6 +42,7 @@ def build_service(options: OpenAI) -> WireService:
             extra=dialect.extra,
             hyperparameters={"learning_rate_multiplier": options.learning_rate_multiplier},
             suffix=options.suffix,
+            whole_bytes=dialect.whole_bytes,
         )
     )
 

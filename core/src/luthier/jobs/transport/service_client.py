@@ -48,6 +48,7 @@ class Call:
     json: Any = None
     content: bytes | None = None  # a body as it stands
     form: Mapping[str, str] | None = None
+    parts: Any = None  # files of a form: a field, and the name, content and kind of its file
     repeatable: bool = True
     accepted: Sequence[int] = (200, 201, 202, 204)
     headers: Mapping[str, str] = attrs.field(factory=dict)
@@ -191,6 +192,7 @@ class ServiceClient:
     async def _send_once(self, call: Call, files: Any = None) -> Answer:
         link = f"{self.base_url}{call.path}"
         headers = {**self._revealed(), **call.headers}
+        files = files or call.parts
         times = FILE_TIMES if files else TIMES
         async with self._pace.take_turn():
             with _Translated(self._where(call.method, call.path)):

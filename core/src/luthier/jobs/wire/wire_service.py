@@ -14,6 +14,7 @@ from luthier.jobs.rows.service_rows import wire_row
 from luthier.jobs.secret import Secret
 from luthier.jobs.transport.file_download import Wanted, download_file
 from luthier.jobs.transport.service_client import ServiceClient
+from luthier.jobs.wire.part_upload import send_in_parts
 from luthier.jobs.wire.wire_answers import read_wire_event, read_wire_job
 from luthier.plugins.providing.job_records import (
     Capabilities,
@@ -53,6 +54,8 @@ class WireTerms:
     extra: Mapping[str, Any] = attrs.field(factory=dict)
     hyperparameters: Mapping[str, Any] = attrs.field(factory=dict)
     suffix: str | None = None
+    whole_bytes: int | None = None  # larger files are sent in parts; None: the service takes no parts
+    part_bytes: int = 64_000_000
     findings: Sequence[Finding] = ()  # what is wrong with the options, told before anything is sent
 
 
@@ -98,8 +101,13 @@ class WireService:
     async def upload(self, job: JobSpec, file: DataFile, known: str | None, progress: Progress | None) -> str:
         if known is not None and await self._has_file(known):
             return known
-        fields = {"purpose": "fine-tune"}
         name = f"{job.id}-{file.path.name}"
+        if self.terms.whole_bytes is not None and file.size > self.terms.whole_bytes:
+            note, size = job.folder / f"parts-{file.role}.json", self.terms.part_bytes
+            return await send_in_parts(
+                self.client, self._path, file, note=note, name=name, size=size, progress=progress
+            )
+        fields = {"purpose": "fine-tune"}
         uploaded = await self.client.send_file(
             self._path("/files"), file.path, fields=fields, name=name, progress=progress
         )

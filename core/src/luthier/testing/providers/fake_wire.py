@@ -35,6 +35,7 @@ class FakeWire:
     def __init__(self) -> None:
         self.files: dict[str, dict[str, Any]] = {}
         self.tunes: dict[str, dict[str, Any]] = {}
+        self.uploads: dict[str, dict[str, Any]] = {}
         self.key_header, self.heeds_filter = "authorization", True
 
     def jobs(self) -> list[str]:
@@ -72,6 +73,34 @@ class FakeWire:
         id = f"file-{len(self.files) + 1}"
         self.files[id] = {"content": form["file"], "filename": form["file.filename"].decode()}
         return self._show_file(request, id)
+
+    def _begin_upload(self, request: Request) -> Reply:
+        body = request.json
+        if set(body) != {"purpose", "filename", "bytes", "mime_type"}:
+            return _refused(400, f"another body was awaited than {sorted(body)}")
+        id = f"upload_{len(self.uploads) + 1}"
+        self.uploads[id] = {**body, "id": id, "object": "upload", "created_at": int(time.time()), "status": "pending",
+                            "expires_at": int(time.time()) + 3600, "parts": {}}  # fmt: skip
+        return Reply(body=self.uploads[id])
+
+    def _take_part(self, request: Request, id: str) -> Reply:
+        if id not in self.uploads:
+            return _refused(404, "no such upload")
+        parts = self.uploads[id]["parts"]
+        part = f"part_{len(parts) + 1}"
+        parts[part] = request.form()["data"].decode("latin-1")
+        created = int(time.time())
+        return Reply(body={"id": part, "object": "upload.part", "created_at": created, "upload_id": id})
+
+    def _end_upload(self, request: Request, id: str) -> Reply:
+        upload = self.uploads[id]
+        content = "".join(upload["parts"][part] for part in request.json["part_ids"]).encode("latin-1")
+        if len(content) != upload["bytes"]:
+            return _refused(400, f"{upload['bytes']} bytes were promised, {len(content)} came")
+        file = f"file-{len(self.files) + 1}"
+        self.files[file] = {"content": content, "filename": upload["filename"]}
+        shown = {**upload, "status": "completed", "file": self._show_file(request, file).body}
+        return Reply(body={name: value for name, value in shown.items() if name != "parts"})
 
     def _show_file(self, request: Request, id: str) -> Reply:
         if id not in self.files:
@@ -142,6 +171,9 @@ ROUTES: Final[dict[tuple[str, str], Any]] = {
     ("GET", "/v1/models"): FakeWire._list_models,
     ("POST", "/v1/files"): FakeWire._take_file,
     ("GET", "/v1/files/([^/]+)"): FakeWire._show_file,
+    ("POST", "/v1/uploads"): FakeWire._begin_upload,
+    ("POST", "/v1/uploads/([^/]+)/parts"): FakeWire._take_part,
+    ("POST", "/v1/uploads/([^/]+)/complete"): FakeWire._end_upload,
     ("GET", "/v1/files/([^/]+)/content"): FakeWire._send_file,
     ("POST", "/v1/fine_tuning/jobs"): FakeWire._make_tune,
     ("GET", "/v1/fine_tuning/jobs"): FakeWire._list_tunes,
