@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -93,11 +94,24 @@ def head(tmp_path):
              "--port=6399", f"--temp-dir={folder}", "--block", "--disable-usage-stats"]  # fmt: skip
     environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ) as process:
+        lines = []
         for line in process.stdout:
+            lines.append(line)
             if re.search("Ray runtime started", line):
                 break
+        assert process.poll() is None, "".join(lines)
+        wait_for_dashboard("http://127.0.0.1:8299", time.monotonic() + 120)
         yield "http://127.0.0.1:8299"
         process.send_signal(signal.SIGTERM)
+
+
+def wait_for_dashboard(address, until):
+    """Ask until it answers: it starts after the runtime."""
+    while True:
+        try:
+            return asyncio.run(luthier.provider("ray", address=address).check())
+        except ProviderError as error:
+            assert error.kind in ("network", "lost", "server") and time.monotonic() < until, error
 
 
 @pytest.mark.slow
