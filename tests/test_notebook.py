@@ -22,7 +22,9 @@ def test_a_bar_tells_steps_numbers_and_the_time_left():
 
 @pytest.mark.slow  # starts a kernel, which trains
 def test_the_bar_and_the_plot_show_in_a_kernel(tmp_path):
-    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    import nbclient
+    import nbformat
+
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"{i} and", "completion": f" {i + 1}"}) + "\n" for i in range(40)))
     source = CELL.replace("DATA", repr(str(rows))).replace("FOLDER", repr(str(tmp_path / "run")))

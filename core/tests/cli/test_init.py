@@ -48,7 +48,8 @@ def test_the_rows_propose_format_and_loss_and_the_recipe_is_whole(luthier, place
     made = luthier("init", "--json")
     assert made.status == 0, made.stdout
     assert made.document["format"] == form
-    assert made.document["next"][0] == "luthier plan recipe.yaml"
+    assert made.document["next"] == [
+        "luthier plan recipe.yaml", "luthier train recipe.yaml", "luthier chat runs/recipe"]  # fmt: skip
     recipe = Recipe.load("recipe.yaml")
     assert recipe.data.train[0].path == str(Path("rows.jsonl").absolute())
     assert recipe.data.train[0].columns == (

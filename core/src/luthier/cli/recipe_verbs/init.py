@@ -139,7 +139,7 @@ def _next(recipe: Path, settings: dict[str, Any]) -> list[str]:
     name, run = shlex.quote(str(recipe)), shlex.quote(str(recipe.parent / "runs" / recipe.stem))
     if "provider" in settings:
         return [f"luthier estimate {name}", f"luthier submit {name}", "luthier jobs"]
-    return [f"luthier plan {name}", f"luthier train {name}", f'luthier generate {run} "..."']
+    return [f"luthier plan {name}", f"luthier train {name}", f"luthier chat {run}"]
 
 
 def _draw(screen: Console, text: str, made: dict[str, Any]) -> None:
