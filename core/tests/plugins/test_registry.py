@@ -200,15 +200,14 @@ def test_an_unknown_name_is_told_its_nearest_or_all_that_are_known(refused):
     assert refused(plugins, "zzz", "adapter").remedy == "Install the distribution named, or fix it."
 
 
-def test_an_unknown_name_is_told_the_distribution_that_would_bring_it(refused, monkeypatch):
-    monkeypatch.setattr(catalogue, "distribution_of", lambda kind, name: "luthier-osft" if name == "osft" else None)
-    assert refused(registry(), "osft", "adapter").remedy == "Install it: pip install luthier-osft"
+def test_an_unknown_name_is_told_the_distribution_that_would_bring_it(refused):
+    plugins = Plugins(autoload=False, bringing=lambda kind, name: "luthier-osft" if name == "osft" else None)
+    assert refused(plugins, "osft", "adapter").remedy == "Install it: pip install luthier-osft"
 
 
-def test_a_part_of_a_broken_plugin_is_found_by_the_catalogue(distribution, refused, monkeypatch):
+def test_a_part_of_a_broken_plugin_is_found_by_the_catalogue(distribution, refused):
     distribution("luthier-family", "import no_such_library\n")
-    monkeypatch.setattr(catalogue, "distribution_of", lambda kind, name: "luthier-family" if name == "child" else None)
-    plugins = Plugins()
+    plugins = Plugins(bringing=lambda kind, name: "luthier-family" if name == "child" else None)
     assert refused(plugins, "child").code == "part-broken"
     assert refused(plugins, "family.other").code == "part-broken"
     assert refused(plugins, "fam").code == "part-unknown"

@@ -39,12 +39,20 @@ class Offer:
 class Plugins:
     """All parts that are installed, looked up by kind and name. Loading imports only light entry modules.
 
-    `blocked` names plugins or distributions that are not loaded; None: those in LUTHIER_DISABLE_PLUGINS.
+    `blocked` names plugins or distributions that are not loaded; None: those in LUTHIER_DISABLE_PLUGINS. `bringing`
+    gives the distribution that would bring a part, by kind and name; None where it knows none.
     """
 
-    def __init__(self, *, autoload: bool = True, blocked: Iterable[str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        autoload: bool = True,
+        blocked: Iterable[str] | None = None,
+        bringing: Callable[[str, str], str | None] = catalogue.distribution_of,
+    ) -> None:
         given = os.environ.get(BLOCK, "").split(",") if blocked is None else blocked
         self.blocked = {canonical_name(name) for name in given if name.strip()}
+        self._bringing = bringing
         self.failures: list[Failure] = []
         self.skipped: list[Source] = []
         self.packages: set[str] = set()  # that plugins were loaded from
@@ -138,7 +146,7 @@ class Plugins:
 
     def _unknown(self, kind: str, name: str) -> LuthierError:
         problem = f"no installed plugin offers {kind} {name!r}"
-        brings = catalogue.distribution_of(kind, name)
+        brings = self._bringing(kind, name)
         broken = [f for f in self.failures if _would_bring(f.source, name, brings)]
         if broken:
             remedy = "Repair or reinstall it; `luthier plugins` shows more."
