@@ -22,6 +22,7 @@ RECIPES = [path for path in EVERY if path not in SEQUENCES]
 MAKING = sorted(MODEL.parent.glob("pretrain-*.yaml"))
 named = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 LATER = (
+    "five_tasks",
     "gpteacher",
     "grpo",
     "infonce",
