@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 
 from luthier.artifacts.dense_copy import merged_copy
+from luthier.artifacts.model_card import put_card
 from luthier.artifacts.save import check_mergeable, portable_model
 from luthier.errors import LuthierError, unwritable_path
 from luthier.logs import get_logger
@@ -67,7 +68,7 @@ def export_model(
     opened = source.open_model()
     as_trained = getattr(exporter, "quantized", False)
     model, tokenizer = (opened.model, opened.tokenizer) if as_trained else plain_model(opened)
-    differences = _write(exporter, model, tokenizer, folder)
+    differences = _write(exporter, model, tokenizer, folder, opened.note)
     files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
     log.info("exported", folder=str(folder), format=part.name, differences=differences)
     return attrs.evolve(export, files=files, differences=differences)
@@ -104,7 +105,7 @@ def _check_free(folder: Path) -> None:
                            remedy="Choose another --output-dir, or remove it.")  # fmt: skip
 
 
-def _write(exporter: Exporter, model: Any, tokenizer: Any, folder: Path) -> dict[str, float]:
+def _write(exporter: Exporter, model: Any, tokenizer: Any, folder: Path, note: Mapping[str, Any]) -> dict[str, float]:
     """Write aside, compare, and rename."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +118,8 @@ def _write(exporter: Exporter, model: Any, tokenizer: Any, folder: Path) -> dict
             if not any(aside.iterdir()):
                 raise LuthierError("artifact-mismatch", "the exporter wrote nothing", where=str(folder))
             differences = dict(exporter.verify(model, tokenizer, aside))
+        if note:
+            put_card(aside, folder, note)
         if folder.exists():
             folder.rmdir()
         aside.chmod(0o755)

@@ -8,13 +8,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from luthier.artifacts.model_card import put_card
 from luthier.disk import settle_folder, write_json
 from luthier.errors import LuthierError, unwritable_path
 from luthier.recipe.artifact_note import NOTE
 
 
 def write_artifact(folder: Path, write: Callable[[Path], object], note: dict[str, Any] | None = None) -> Path:
-    """`folder` as `write` fills it, replacing an artifact that stood there; refused where something else does."""
+    """`folder` as `write` fills it, replacing an artifact that stood there; refused where something else does.
+
+    With a `note` a model card is beside it; one that a user wrote stays.
+    """
     if folder.exists() and any(folder.iterdir()) and not _is_artifact(folder):
         remedy = "Choose another folder."
         raise LuthierError("run-folder-other", "the folder holds something else", where=str(folder), remedy=remedy)
@@ -28,6 +32,7 @@ def write_artifact(folder: Path, write: Callable[[Path], object], note: dict[str
         write(aside)
         if note is not None:
             write_json(aside / NOTE, note)
+            put_card(aside, folder, note)
         settle_folder(aside)
         old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         if folder.exists():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from luthier.artifacts.model_card import card_facts
 from luthier.errors import LuthierError
 from luthier.model.weights.fingerprint import of_model
 from luthier.recipe.artifact_note import NOTE_FORMAT
@@ -28,12 +29,15 @@ class Prompting:
     plain: bool
     template_hash: str | None = None
     stop_tokens: tuple[int, ...] = ()
+    rows: dict[str, Any] = attrs.field(factory=dict)  # what a card says of the rows
 
     @classmethod
     def of_rows(cls, prepared: Prepared) -> Prompting:
         """Return how the rows of a run became prompts."""
         plain = set(prepared.report.format.split(", ")) <= PLAIN
-        return cls(plain=plain, template_hash=prepared.chat_template_hash, stop_tokens=prepared.stop_tokens)
+        report = prepared.report
+        rows = {"fingerprint": prepared.train.fingerprint, "examples": report.examples, "tokens": report.tokens}
+        return cls(plain=plain, template_hash=prepared.chat_template_hash, stop_tokens=prepared.stop_tokens, rows=rows)
 
 
 def make_note(
@@ -55,6 +59,7 @@ def make_note(
         "chat_template_kwargs": settings["data"]["chat_template_kwargs"],
         "stop_tokens": list(prompting.stop_tokens),
         "files": files.plain(),
+        "card": card_facts(settings, prompting.rows),
     }
 
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from luthier.artifacts.serving import Serving, find_serving
 from luthier.cli.completion.commands import complete_exporter, complete_model
 from luthier.cli.screen.answers import Answer
 from luthier.cli.screen.chat.answer_views import write_piece
 from luthier.cli.screen.early_checks import check_model_name
 from luthier.cli.screen.flags import Best, Json, LogFile, LogFormat, LogLevel, Step, start_api
+from luthier.cli.screen.tables import draw_serving
 from luthier.errors import LuthierError
 from luthier.recipe.artifact_note import read_note
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 AnyModel = Annotated[
     str,
@@ -90,8 +95,16 @@ def merge(
     merged = api.merge(path, output_dir, base=base, save_dtype=save_dtype, max_shard_size=max_shard_size, onto=onto,
                        step=step, best=best)  # fmt: skip
     found = read_note(merged)["merge"]
-    said = "\n".join([f"merged: {merged}", *_describe_merge(found)])
-    return Answer(document={"merged": merged, **found}, view=lambda screen: screen.out(said, highlight=False))
+    said, serving = "\n".join([f"merged: {merged}", *_describe_merge(found)]), find_serving(merged)
+    document = {"merged": merged, **found, "serve": serving.to_dict()}
+    return Answer(document=document, view=lambda screen: _draw_made(screen, said, serving))
+
+
+def _draw_made(screen: Console, said: str, serving: Serving | None) -> None:
+    """Say what was made, and how it is served."""
+    screen.out(said, highlight=False)
+    if serving is not None:
+        draw_serving(screen, serving)
 
 
 def _describe_merge(found: Mapping[str, Any]) -> list[str]:
@@ -129,7 +142,9 @@ def export(
                 "files": exported.files, "differences": exported.differences, "dry_run": dry_run}  # fmt: skip
     said = f"{'would write' if dry_run else 'wrote'} {exported.format}: {exported.folder}"
     differing = "".join(f"\n{name}: {value:.3g}" for name, value in exported.differences.items())
-    return Answer(document=document, view=lambda screen: screen.out(said + differing, highlight=False))
+    serving = None if dry_run else find_serving(exported.folder)
+    document |= {"serve": None if serving is None else serving.to_dict()}
+    return Answer(document=document, view=lambda screen: _draw_made(screen, said + differing, serving))
 
 
 def _exporter_options(given: Iterable[str]) -> dict[str, Any]:

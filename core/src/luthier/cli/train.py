@@ -72,7 +72,8 @@ def train(
 
 def draw_result(screen: Console, run: Run) -> None:
     """What a run gave, and what one does with it next."""
-    from luthier.cli.screen.tables import draw_commands, draw_section, pairs_table
+    from luthier.artifacts.serving import find_serving
+    from luthier.cli.screen.tables import draw_commands, draw_section, draw_serving, pairs_table
 
     losses = run.loss_history
     seen = f"{run.steps} steps, {run.samples_seen:,} examples, {run.tokens_seen:,} tokens, {run.duration_seconds:.1f} s"
@@ -86,4 +87,6 @@ def draw_result(screen: Console, run: Run) -> None:
         "merged": run.merged,
     }
     draw_section(screen, "Trained", pairs_table(rows))
-    draw_commands(screen, "Next", [f'luthier generate {shlex.quote(str(run.output_path))} "..."'])
+    folder = shlex.quote(str(run.output_path))
+    draw_commands(screen, "Next", [f"luthier chat {folder} --compare", f'luthier generate {folder} "..."'])
+    draw_serving(screen, find_serving(run.merged or run.artifact))

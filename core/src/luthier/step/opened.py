@@ -32,6 +32,7 @@ OPTIONAL: Final[dict[str, Any]] = {
     "decisions": {},
     "chat_template_kwargs": {},
     "stop_tokens": [],
+    "card": {},
 }  # that older notes have not
 
 

@@ -35,7 +35,7 @@ from luthier.runs.writing import differences as changes
 from luthier.runs.writing.active_run import ActiveRun, Interrupted
 from luthier.runs.writing.decisions import Decisions
 from luthier.runs.writing.lock import locked_folder
-from luthier.runs.writing.record import RECIPE, new_id, read_record, record_environment, write_record
+from luthier.runs.writing.record import RECIPE, new_id, read_record, record_environment, strict_json, write_record
 from luthier.runs.writing.target import Place, check_unchanged, find_place
 from luthier.step.preparation import keep_decisions
 from luthier.step.setup import Setup
@@ -223,7 +223,9 @@ def _finish(loop: Loop, record: dict[str, Any], assembled: Assembled) -> Run:
     part = setup.optimizer_part
     state = None if not setup.is_sharded else gather_states(setup.adapter, setup.quantizer, part, keep=run.is_main)
     also = {"progress": attrs.asdict(setup.progress), "decisions": keep_decisions(setup.decisions)}
-    record["note"] = {**record["note"], **also}
+    results = strict_json({"loss": tally.losses[-1], **tally.evaluation})
+    card = {**record["note"].get("card", {}), "results": results}
+    record["note"] = {**record["note"], **also, "card": card}
     if loop.task.total > 1 and run.is_main:
         with setup.optimizer_part.evaluating():
             own = setup.adapter.state() if state is None else state

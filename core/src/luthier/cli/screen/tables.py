@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from luthier.artifacts.serving import Serving
+
 GAP: Final = 2  # spaces between columns
 
 
@@ -84,3 +86,15 @@ def draw_commands(screen: Console, title: str, commands: Sequence[str]) -> None:
     screen.print(Text(title, style="bold underline"))
     for command in commands:
         screen.print(Text(f"  {command}"), soft_wrap=True)
+
+
+def draw_serving(screen: Console, serving: Serving) -> None:
+    """Draw how other programs serve what was made: a line for each, which can be copied."""
+    from rich.text import Text
+
+    if not serving.commands and serving.because is None:
+        return
+    reason = f" ({serving.because})" if serving.because else ""
+    screen.print(Text.assemble(("Serve it", "bold underline"), reason), soft_wrap=True)
+    for program, command in serving.commands.items():
+        screen.print(Text(f"  {program + ':':<13} {command}"), soft_wrap=True)

@@ -71,15 +71,20 @@ def record_environment(device: str) -> dict[str, Any]:
     """What else decides the numbers of a run: versions, processor, threads, and our own variables."""
     import torch
 
-    known = {d: _version(d) for d in LIBRARIES}
     return {
-        "versions": {"python": platform.python_version(), **{d: v for d, v in known.items() if v}},
+        "versions": library_versions(),
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "device": device,
         "threads": torch.get_num_threads(),
         "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("LUTHIER_", "OMP_", "MKL_"))},
     }
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that decide a run's numbers."""
+    known = {d: _version(d) for d in LIBRARIES}
+    return {"python": platform.python_version(), **{d: v for d, v in known.items() if v}}
 
 
 def _version(distribution: str) -> str | None:

@@ -1,0 +1,166 @@
+"""The model card of an artifact, README.md: what it was made of, with what, and how good it was, out of its note."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from luthier.errors import LuthierError
+from luthier.plugins.registry import installed_plugins
+from luthier.runs.writing.record import library_versions
+
+CARD: Final = "README.md"
+MARK: Final = re.compile(r"<!-- luthier card ([0-9a-f]{12}): [^\n]*-->\n")
+SAID: Final = "written again with the artifact, unless something here is changed"
+
+
+SETTINGS: Final = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "global_batch_size",
+    "num_train_epochs",
+    "max_steps",
+    "max_tokens",
+    "seed",
+)
+HUB: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def card_facts(settings: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a note keeps for cards: of a resolved recipe as plain data, and of the rows that were made of it."""
+    base = str(settings["model"]["name_or_path"])
+    sources = [str(source["path"]) for source in settings["data"]["train"]]
+    return {
+        "hub_model": base if _is_of_hub(base) else None,
+        "data": [{"path": shown_place(path), "hub": _is_of_hub(path)} for path in sources],
+        **rows,
+        "loss": settings["loss"],
+        "optimizer": settings["optimizer"],
+        "settings": {name: settings[name] for name in SETTINGS if settings[name] is not None},
+        "versions": library_versions(),
+    }
+
+
+def _is_of_hub(name: str) -> bool:
+    """Return True for a name that is nothing here, so that it is one of the hub's."""
+    return HUB.fullmatch(name) is not None and name != "demo" and not Path(name).exists()
+
+
+def put_card(aside: Path, folder: Path, note: Mapping[str, Any]) -> None:
+    """Write the card of an artifact that is to replace what stands in `folder`, whose card stays if a user wrote it."""
+    before = folder / CARD
+    if before.is_file() and not is_generated(before.read_text("utf-8", errors="replace")):
+        shutil.copyfile(before, aside / CARD)
+    else:
+        (aside / CARD).write_text(make_card(note, is_peft=(aside / "adapter_config.json").is_file()), "utf-8")
+
+
+def is_generated(text: str) -> bool:
+    """Return True where a card stands as it was written."""
+    found = MARK.search(text)
+    return found is not None and found[1] == _digest(MARK.sub("", text))
+
+
+def make_card(note: Mapping[str, Any], *, is_peft: bool) -> str:
+    """Return the card of what a note tells of, with the metadata of the Hugging Face hub in front."""
+    facts = note.get("card") or {}
+    adapter = str(note.get("adapter", {}).get("name", "a local object"))
+    head = _metadata(note, facts, adapter, is_peft=is_peft)
+    base = shown_place(str(note["model"]["name_or_path"])) if "model" in note else "a model"
+    title = f"# {base}, trained with {adapter}\n"
+    body = "\n".join(
+        [title, *_made_of(note, facts, base), *_parts(note, facts), *_numbers(facts), *_again(note, facts)]
+    )
+    text = f"{head}\n{body}"
+    return text.replace(title, f"<!-- luthier card {_digest(text)}: {SAID} -->\n{title}", 1)
+
+
+def shown_place(path: str) -> str:
+    """Return a path as a card shows it: what leads to a place on one machine alone is left out."""
+    return Path(path).name if Path(path).is_absolute() or path.startswith("~") else path
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _metadata(note: Mapping[str, Any], facts: Mapping[str, Any], adapter: str, *, is_peft: bool) -> str:
+    """YAML whose values are JSON; no license, which nothing here knows."""
+    loss = facts.get("loss", {}).get("name")
+    found: dict[str, Any] = {
+        "base_model": facts.get("hub_model"),
+        "base_model_relation": None if not facts.get("hub_model") else "adapter" if is_peft else "finetune",
+        "library_name": "peft" if is_peft else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["luthier", *(name for name in (adapter, loss) if name and " " not in name)],
+        "datasets": [source["path"] for source in facts.get("data", ()) if source["hub"]],
+    }
+    lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in found.items() if value]
+    return "\n".join(["---", *lines, "---", ""])
+
+
+def _made_of(note: Mapping[str, Any], facts: Mapping[str, Any], base: str) -> Iterable[str]:
+    digest = f" (`{note['base']}` over its files)" if note.get("base") else ""
+    yield f"Made by Luthier {note.get('luthier', '')} in run `{note.get('run_id')}`.\n"
+    yield f"- base model: `{base}`{digest}"
+    for source in facts.get("data", ()):
+        yield f"- data: `{shown_place(source['path'])}`"
+    if facts.get("fingerprint"):
+        yield f"- rows: {facts['examples']:,} examples, {facts['tokens']:,} tokens, hash `{facts['fingerprint']}`"
+    progress = note.get("progress") or {}
+    if progress:
+        yield f"- trained: {progress['step']} steps, {progress['epoch']:.4g} epochs"
+    yield ""
+
+
+def _parts(note: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterable[str]:
+    """A row for each part that made it, with the options that are not its defaults."""
+    versions = {part["kind"]: part for part in note.get("parts", ())}
+    yield "## Parts\n\n| kind | name | options | from |\n|---|---|---|---|"
+    for kind in ("adapter", "quantizer", "loss", "optimizer"):
+        spec = facts.get(kind) or note.get(kind)
+        if spec:
+            part = versions.get(kind, {})
+            source = f"{part['distribution']} {part['version']}" if part.get("distribution") else "a local object"
+            yield f"| {kind} | `{spec.get('name', 'local')}` | {_changed(kind, spec)} | {source} |"
+    yield ""
+
+
+def _changed(kind: str, spec: Mapping[str, Any]) -> str:
+    """Options that are not their defaults."""
+    given = {name: value for name, value in spec.items() if name != "name"}
+    try:
+        plugins = installed_plugins()
+        usual = plugins.options(plugins.get(kind, spec["name"]))()
+        given = {name: value for name, value in given.items() if _plain(getattr(usual, name, None)) != _plain(value)}
+    except (LuthierError, KeyError, TypeError):  # a part in Python, or options that are required
+        pass
+    return ", ".join(f"`{name}: {json.dumps(_plain(value))}`" for name, value in given.items()).replace("|", "\\|")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (tuple, list)) else str(value) if isinstance(value, Path) else value
+
+
+def _numbers(facts: Mapping[str, Any]) -> Iterable[str]:
+    results = facts.get("results") or {}
+    if results:
+        yield "## Numbers at the end\n\n| metric | value |\n|---|---|"
+        yield from (f"| {name} | {value:.6g} |" for name, value in results.items() if value is not None)
+        yield ""
+
+
+def _again(facts: Mapping[str, Any]) -> Iterable[str]:
+    settings = facts.get("settings") or {}
+    if settings:
+        words = " ".join(f"--{name.replace('_', '-')} {json.dumps(value)}" for name, value in settings.items())
+        yield f"## Again\n\n    luthier train recipe.yaml {words}\n"
+        yield "where `recipe.yaml` is that of the run's folder. Talk with it: `luthier chat FOLDER`.\n"
+    versions = facts.get("versions") or {}
+    if versions:
+        yield "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".\n"
