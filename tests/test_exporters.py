@@ -83,7 +83,7 @@ def test_a_run_is_written_whole_with_its_adapter_folded_in(arrays, run, tmp_path
     found = luthier.export(run.output_path, "arrays")
     assert found.folder == run.output_path / "arrays"
     assert found.differences == {"largest difference": 0.0}
-    assert list(found.files) == [FILE]
+    assert sorted(found.files) == sorted([FILE, "README.md"])
     merged = AutoModelForCausalLM.from_pretrained(luthier.merge(run.output_path, tmp_path / "merged"))
     held = np.load(found.folder / FILE)
     for name, value in merged.state_dict().items():

@@ -73,9 +73,7 @@ def make_card(note: Mapping[str, Any], *, is_peft: bool) -> str:
     head = _metadata(note, facts, adapter, is_peft=is_peft)
     base = shown_place(str(note["model"]["name_or_path"])) if "model" in note else "a model"
     title = f"# {base}, trained with {adapter}\n"
-    body = "\n".join(
-        [title, *_made_of(note, facts, base), *_parts(note, facts), *_numbers(facts), *_again(note, facts)]
-    )
+    body = "\n".join([title, *_made_of(note, facts, base), *_parts(note, facts), *_numbers(facts), *_again(facts)])
     text = f"{head}\n{body}"
     return text.replace(title, f"<!-- luthier card {_digest(text)}: {SAID} -->\n{title}", 1)
 
