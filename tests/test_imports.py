@@ -79,7 +79,7 @@ def _is_public(module, name):
     return module == "luthier.testing" or module.startswith("luthier.testing.")
 
 
-NEVER_REQUIRED = {"flash_attn", "pandas"}  # used where they are, and their absence is no error
+NEVER_REQUIRED = {"flash_attn", "IPython", "pandas"}  # used where they are, and their absence is no error
 
 
 @members()

@@ -278,7 +278,7 @@ def _given(adapter: Any, loss: Any, optimizer: Any, quantizer: Any, callbacks: A
 def _light_tokenizer(model: Any) -> Any:
     """The model's tokenizer from its own files, by transformers where these do not say all."""
     require_local("numpy", "tokenizers", "jinja2")
-    from luthier.data.tokenise.file_tokenizer import read_tokenizer
+    from luthier.data.tokenise.plain.file_tokenizer import read_tokenizer
 
     light = read_tokenizer(model)
     if light is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import luthier
 import pytest
 from luthier import JobState, Manager
-from luthier.builtin.local_worker import WORKER, is_worker_alive, read_worker_note, run_worker, write_note
+from luthier.builtin.workers.local_worker import WORKER, is_worker_alive, read_worker_note, run_worker, write_note
 
 
 @pytest.fixture

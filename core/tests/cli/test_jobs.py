@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from luthier.builtin.local_worker import is_worker_alive
+from luthier.builtin.workers.local_worker import is_worker_alive
 from luthier.jobs.store.job_store import JobStore
 
 STEPS = 3

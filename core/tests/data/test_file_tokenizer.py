@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from luthier.data.formats.wanted import TOKENS
 from luthier.data.prepare import prepare_data
 from luthier.data.tokenise.chat_template import load_template
-from luthier.data.tokenise.file_tokenizer import read_tokenizer
+from luthier.data.tokenise.plain.file_tokenizer import read_tokenizer
 from luthier.demo import MODEL
 from luthier.recipe.schema import Data, Model, Source
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -151,7 +151,7 @@ def test_prepared_rows_are_the_same(rows):
 
 def test_a_template_cannot_leave_the_sandbox(chat, tmp_path):
     from jinja2.exceptions import SecurityError
-    from luthier.data.tokenise.plain_jinja import render_chat
+    from luthier.data.tokenise.plain.plain_jinja import render_chat
 
     for template in (
         "{{ messages.__class__.__mro__ }}",
@@ -160,7 +160,7 @@ def test_a_template_cannot_leave_the_sandbox(chat, tmp_path):
         "{{ messages.append(1) }}",
     ):
         with pytest.raises(SecurityError):
-            render_chat(template, [{"role": "user", "content": "hi"}])
+            render_chat(template, [{"role": "user", "content": "hi"}], {})
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from luthier import Manager, ProviderError, Recipe, desk_words, read_desk
-from luthier.builtin.worker_desk import answer
+from luthier.builtin.workers.worker_desk import answer
 from luthier.jobs.desk.desk_words import MARK
 from luthier.jobs.desk.parcel import pack_job
 
@@ -72,4 +72,4 @@ def test_a_kind_that_is_not_known_is_the_machines_failure():
     with pytest.raises(ProviderError) as caught:
         read_desk(MARK + json.dumps({"error": {"kind": "odd", "message": "m"}}), "x")
     assert caught.value.kind == "server"
-    assert desk_words("status", "/f") == ["-m", "luthier.builtin.worker_desk", "status", "/f"]
+    assert desk_words("status", "/f") == ["-m", "luthier.builtin.workers.worker_desk", "status", "/f"]

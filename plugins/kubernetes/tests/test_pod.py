@@ -36,7 +36,7 @@ def packed(**files):
 
 
 def in_pod(folder, variables, **more):
-    words = [sys.executable, "-m", "luthier.builtin.sent_worker", "run", str(folder)]
+    words = [sys.executable, "-m", "luthier.builtin.workers.sent_worker", "run", str(folder)]
     environ = {k: v for k, v in os.environ.items() if not k.startswith("PET_")} | variables
     return subprocess.run(words, env=environ, capture_output=True, text=True, check=False, **more)
 
@@ -100,7 +100,7 @@ def test_a_pod_that_is_ended_keeps_a_checkpoint(fake, tmp_path, rows, monkeypatc
         )
     manager.close()
     environ = {item["name"]: item["value"] for item in fake.objects[job.remote_id]["spec"]["trainer"]["env"]}
-    words = [sys.executable, "-u", "-m", "luthier.builtin.sent_worker", "run", str(tmp_path / "work")]
+    words = [sys.executable, "-u", "-m", "luthier.builtin.workers.sent_worker", "run", str(tmp_path / "work")]
     with subprocess.Popen(words, env={**os.environ, **environ}, stdout=subprocess.PIPE, text=True) as pod:
         lines = []
         for line in pod.stdout:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from luthier.builtin import Local
-from luthier.builtin.local_worker import (
+from luthier.builtin.workers.local_worker import (
     CANCEL,
     ERRORS,
     EXIT,
@@ -80,7 +80,7 @@ class WorkerProcesses:
     async def submit(self, job: JobSpec, uploads: Mapping[str, str]) -> JobStatus:
         """Start the worker; a second one on the same folder ends at once, so that there is never more than one."""
         write_note(job.folder / "launch.json", {"arguments": self._arguments(job), "run": str(job.output_dir)})
-        words = [sys.executable, "-m", "luthier.builtin.local_worker", str(job.folder)]
+        words = [sys.executable, "-m", "luthier.builtin.workers.local_worker", str(job.folder)]
         process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True, env={k: v for k, v in os.environ.items() if k != "LUTHIER_JOBS"},

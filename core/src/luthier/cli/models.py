@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from luthier.artifacts.serving import Serving, find_serving
 from luthier.cli.completion.commands import complete_exporter, complete_model
 from luthier.cli.screen.answers import Answer
 from luthier.cli.screen.chat.answer_views import write_piece
@@ -22,6 +21,8 @@ from luthier.recipe.artifact_note import read_note
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from luthier.artifacts.serving import Serving
+
 AnyModel = Annotated[
     str,
     typer.Argument(
@@ -31,6 +32,12 @@ AnyModel = Annotated[
 Exported = Annotated[
     Path,
     typer.Argument(help="A run's folder, a checkpoint's, an adapter's, or a model's.", autocompletion=complete_model),
+]
+ExportFolder = Annotated[
+    Path | None, typer.Option(help="The new folder; without it, one named as the format beside the artifact.")
+]
+ExporterOption = Annotated[
+    list[str] | None, typer.Option("--option", help="NAME=VALUE, an option of the exporter; may be repeated.")
 ]
 Format = Annotated[
     str,
@@ -95,9 +102,15 @@ def merge(
     merged = api.merge(path, output_dir, base=base, save_dtype=save_dtype, max_shard_size=max_shard_size, onto=onto,
                        step=step, best=best)  # fmt: skip
     found = read_note(merged)["merge"]
-    said, serving = "\n".join([f"merged: {merged}", *_describe_merge(found)]), find_serving(merged)
+    said, serving = "\n".join([f"merged: {merged}", *_describe_merge(found)]), _find_serving(merged)
     document = {"merged": merged, **found, "serve": serving.to_dict()}
     return Answer(document=document, view=lambda screen: _draw_made(screen, said, serving))
+
+
+def _find_serving(folder: Path) -> Serving:
+    from luthier.artifacts.serving import find_serving
+
+    return find_serving(folder)
 
 
 def _draw_made(screen: Console, said: str, serving: Serving | None) -> None:
@@ -118,12 +131,8 @@ def export(
     path: Exported,
     *,
     format_: Format,
-    output_dir: Annotated[
-        Path | None, typer.Option(help="The new folder; without it, one named as the format beside the artifact.")
-    ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option("--option", help="NAME=VALUE, an option of the exporter; may be repeated.")
-    ] = None,
+    output_dir: ExportFolder = None,
+    option: ExporterOption = None,
     base: Base = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check what can be checked, and write nothing.")] = False,
     step: Step = None,
@@ -142,8 +151,8 @@ def export(
                 "files": exported.files, "differences": exported.differences, "dry_run": dry_run}  # fmt: skip
     said = f"{'would write' if dry_run else 'wrote'} {exported.format}: {exported.folder}"
     differing = "".join(f"\n{name}: {value:.3g}" for name, value in exported.differences.items())
-    serving = None if dry_run else find_serving(exported.folder)
-    document |= {"serve": None if serving is None else serving.to_dict()}
+    serving = None if dry_run else _find_serving(exported.folder)
+    document["serve"] = serving.to_dict() if serving else None
     return Answer(document=document, view=lambda screen: _draw_made(screen, said + differing, serving))
 
 

@@ -45,7 +45,7 @@ def _render_plain(
 
     chat = [{key: value for key, value in message.items() if value is not None} for message in messages]
     text = tokenizer.get_chat_template(given, tools)
-    variables = {**tokenizer.special_tokens_map, **settings}
+    variables = tokenizer.special_tokens_map | dict(settings)
     rendered: Any = render_jinja_template(
         conversations=[chat], tools=tools, chat_template=text, add_generation_prompt=prompt, **variables
     )

@@ -1,8 +1,7 @@
 """Ghosts: tensors with shape, dtype and device and no data, so that a step can be tried without its memory.
 
-Torch's own `FakeTensorMode` (2.13) does not carry this: in it integers have no values either, and a step depends on
-them. The first question which tokens are supervised (`nonzero`) ends it with `DynamicOutputShapeException`, or, with a
-`ShapeEnv` that allows such shapes, with `GuardOnDataDependentSymNode`. Here integers stay real.
+Torch's own `FakeTensorMode` (2.13) does not carry this: integers have no values in it, so that the first `nonzero`
+over the supervised tokens ends a step, with a `ShapeEnv` too. Here integers stay real.
 """
 
 from __future__ import annotations
@@ -291,12 +290,8 @@ def _grouped(world: Ghosts, a: Tensor, b: Tensor, offs: Tensor | None = None, *_
 
 
 aten = torch.ops.aten
-TABLES: Final = frozenset(
-    getattr(packet, name)
-    for packet in (aten.arange, aten.eye, aten.linspace, aten.logspace)
-    for name in packet.overloads()
-    if "out" not in name
-)
+PACKETS = (aten.arange, aten.eye, aten.linspace, aten.logspace)
+TABLES: Final = frozenset(getattr(p, name) for p in PACKETS for name in p.overloads() if "out" not in name)
 SPECIAL: Final[dict[Any, Callable[..., Any]]] = {
     aten._local_scalar_dense.default: _number,
     aten.nonzero.default: _places,

@@ -52,14 +52,9 @@ log = get_logger()
 
 
 def train(
-    recipe: Recipe,
-    objects: Objects,
-    *,
-    resume: Path | None = None,
-    fresh: bool = False,
-    re_decide: bool = False,
+    recipe: Recipe, objects: Objects, *, resume: Path | None = None, fresh: bool = False, re_decide: bool = False,
     allowed: frozenset[str] = frozenset(),
-) -> Run:
+) -> Run:  # fmt: skip
     """Train to the end, or go on with what the folder holds; see `luthier.train`."""
     world = join_world(recipe.distributed, recipe.device)
     if resume is not None:
@@ -224,8 +219,7 @@ def _finish(loop: Loop, record: dict[str, Any], assembled: Assembled) -> Run:
     state = None if not setup.is_sharded else gather_states(setup.adapter, setup.quantizer, part, keep=run.is_main)
     also = {"progress": attrs.asdict(setup.progress), "decisions": keep_decisions(setup.decisions)}
     results = strict_json({"loss": tally.losses[-1], **tally.evaluation})
-    card = {**record["note"].get("card", {}), "results": results}
-    record["note"] = {**record["note"], **also, "card": card}
+    record["note"] = record["note"] | also | {"card": {**record["note"].get("card", {}), "results": results}}
     if loop.task.total > 1 and run.is_main:
         with setup.optimizer_part.evaluating():
             own = setup.adapter.state() if state is None else state

@@ -43,8 +43,9 @@ GROUPS: Final[dict[str, str]] = {
     "The run": "output_dir run_name merge save_dtype max_shard_size seed device",
 }
 
-PARTS: Final = {kind: kind for kind in ("adapter", "loss", "optimizer", "quantizer", "provider")} | {
-    "callbacks": "callback"
+PARTS: Final = {kind: kind for kind in ("adapter", "loss", "optimizer", "quantizer", "provider", "trainer")} | {
+    "callbacks": "callback",
+    "penalties": "penalty",
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from luthier.jobs.provider_error import CODES, ProviderError
 
-DESK: Final = "luthier.builtin.worker_desk"
+DESK: Final = "luthier.builtin.workers.worker_desk"
 MARK: Final = "luthier-desk:"  # begins the line of the answer, as a shell may write others before it
 
 

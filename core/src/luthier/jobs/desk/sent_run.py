@@ -21,7 +21,7 @@ from luthier.plugins.providing.job_records import JobEvent, JobSpec
 from luthier.recipe import Recipe
 from luthier.recipe.parts import resolve_parts
 
-WORKER: Final = "luthier.builtin.sent_worker"
+WORKER: Final = "luthier.builtin.workers.sent_worker"
 MARK: Final = "luthier-told:"  # begins a line of a run's output that is told to who sent it
 VARIABLE: Final = "PARCEL_OF_LUTHIER_"  # LUTHIER_... would be options of a recipe
 PIECE: Final = 100_000  # characters of one variable: Linux takes 131,072

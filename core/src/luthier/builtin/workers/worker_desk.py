@@ -1,6 +1,6 @@
-"""The desk of a machine that trains for another: `python -m luthier.builtin.worker_desk ACT FOLDER`, answered in JSON.
+"""The desk of a machine that trains for another: `python -m luthier.builtin.workers.worker_desk ACT FOLDER`.
 
-It is asked through ssh, a batch system or the like, and keeps nothing but the folders of jobs.
+It answers in JSON, is asked through ssh, a batch system or the like, and keeps nothing but the folders of jobs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from luthier.builtin import Local
 from luthier.builtin.local import STARTING, WorkerProcesses
-from luthier.builtin.local_worker import CANCEL, LAUNCH, WORKER, read_worker_note, run_worker
+from luthier.builtin.workers.local_worker import CANCEL, LAUNCH, WORKER, read_worker_note, run_worker
 from luthier.errors import LuthierError
 from luthier.jobs.desk.desk_words import DESK, MARK
 from luthier.jobs.provider_error import ProviderError

@@ -1,4 +1,4 @@
-"""The worker of a run that was sent whole: `python -m luthier.builtin.sent_worker run FOLDER [PARCEL]`.
+"""The worker of a run that was sent whole: `python -m luthier.builtin.workers.sent_worker run FOLDER [PARCEL]`.
 
 It unpacks the parcel, of a file or of the environment, trains, and tells on standard output what it has measured and
 how it ended. `give FOLDER` writes a folder out as one packed line.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from luthier.builtin.local import KINDS, read_reason
-from luthier.builtin.local_worker import ERRORS, LAUNCH, OUTPUT, read_worker_note
+from luthier.builtin.workers.local_worker import ERRORS, LAUNCH, OUTPUT, read_worker_note
 from luthier.jobs.desk.sent_run import VARIABLE, join_parcel, write_told
 from luthier.jobs.transport.archive import unpack_archive
 from luthier.runs.run_folder import METRICS, read_folder

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from luthier.data.tokenise.plain_jinja import Spans, render_chat
+from luthier.data.tokenise.plain.plain_jinja import Spans, render_chat
 
 if TYPE_CHECKING:
     from luthier.recipe.schema import Model
@@ -184,14 +184,14 @@ class FileTokenizer:
         assert not tokenize, "texts are tokenised apart"
         given = {"tools": tools, "documents": None, **self.special_tokens_map, **variables}
         chat = [{name: value for name, value in message.items() if value is not None} for message in messages]
-        return render_chat(self.get_chat_template(chat_template), chat, **given)[0]
+        return render_chat(self.get_chat_template(chat_template), chat, given)[0]
 
     def render_tagged(
         self, template: str, messages: Any, tools: Any, variables: Mapping[str, Any]
     ) -> tuple[str, Spans]:
         """The conversation as text, and the spans between generation tags."""
         given = {"tools": tools, "documents": None, "add_generation_prompt": False, **variables}
-        return render_chat(template, messages, tagged=True, **given)
+        return render_chat(template, messages, given, tagged=True)
 
     def save_pretrained(self, folder: str) -> None:
         """Copy the files that say what it does."""

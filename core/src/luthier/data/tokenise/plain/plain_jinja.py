@@ -20,19 +20,19 @@ Spans = list[tuple[int, int]]
 
 
 def render_chat(
-    template: str, messages: Sequence[Mapping[str, Any]], *, tagged: bool = False, **variables: Any
+    template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], *, tagged: bool = False
 ) -> tuple[str, Spans]:
     """Return a conversation as text; with `tagged`, also the character spans between its generation tags.
 
-    A thought is there under each of its names. Raises what jinja2 and the template raise.
+    The template sees `variables` beside the messages; a thought is there under each of its names. Raises what jinja2
+    and the template raise.
     """
     chat = [_with_thoughts(dict(message)) for message in messages]
     compiled = _compile(template)
     if not tagged:
-        return compiled.render(messages=chat, **variables), []
+        return compiled.render(variables, messages=chat), []
     tracker = Tracked()
-    variables = {**variables, TRACKER: tracker}
-    for piece in compiled.generate(messages=chat, **variables):
+    for piece in compiled.generate(variables, messages=chat, luthier_tracker=tracker):
         tracker.pieces.append(piece)
     return "".join(tracker.pieces), tracker.spans
 
