@@ -17,6 +17,7 @@ from luthier.model.generation.generation_inputs import compute_logits, prepare_g
 from luthier.model.policy import ModelPolicy
 from luthier.testing.exactness import unrounded
 from luthier.testing.worlds import random_batch, tiny_model, tiny_tokenizer
+from safetensors.torch import load_file, save_file
 
 LENGTHS, LINKS = (7, 4, 6, 3, 9, 5), (-1, 0, 0, 1, -1, 0)
 MANY = ["llama", "qwen2_sliding", "qwen3", "mistral", "gemma2", "gemma3", "gpt2", "gpt_neox", "phi3", "opt", "mixtral",
@@ -35,6 +36,25 @@ class Table(luthier.Adapter):
         shape = self.shape(size, text.hidden_size)
         random = torch.Generator().manual_seed(5)
         self.weight = torch.nn.Parameter(torch.randn(shape, generator=random).to(model.dtype))
+
+    def attach(self, model, context):
+        return model
+
+    def groups(self):
+        return [luthier.Group(parameters=[self.weight], names=["weight"])]
+
+    def state(self):
+        return {"weight": self.weight.detach()}
+
+    def load_state(self, state):
+        with torch.no_grad():
+            self.weight.copy_(state["weight"])
+
+    def save(self, folder):
+        save_file(self.state(), folder / "table.safetensors")
+
+    def load(self, folder):
+        self.load_state(load_file(folder / "table.safetensors"))
 
     def disabled(self):
         return contextlib.nullcontext()

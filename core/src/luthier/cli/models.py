@@ -16,7 +16,6 @@ from luthier.cli.screen.early_checks import check_model_name
 from luthier.cli.screen.flags import Best, Json, LogFile, LogFormat, LogLevel, Step, start_api
 from luthier.cli.screen.tables import draw_serving
 from luthier.errors import LuthierError
-from luthier.recipe.artifact_note import read_note
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,6 +96,8 @@ def merge(
     json: Json = False, log_level: LogLevel = "info", log_format: LogFormat = "console", log_file: LogFile = None,
 ) -> Any:  # fmt: skip
     """Fold an adapter into its base model, verified by reloading."""
+    from luthier.recipe.artifact_note import read_note
+
     check_model_name(str(path))
     api = start_api(log_level, log_format, log_file)
     merged = api.merge(path, output_dir, base=base, save_dtype=save_dtype, max_shard_size=max_shard_size, onto=onto,
