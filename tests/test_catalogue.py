@@ -1,5 +1,6 @@
 """The catalogue of first-party parts is what the plugins of this repository offer. `python tests/test_catalogue.py` writes it."""
 
+import importlib.metadata
 import json
 import tomllib
 from pathlib import Path
@@ -22,6 +23,7 @@ def first_party():
 def written():
     """The text of the catalogue: kind -> name -> distribution, a family such as `peft.oft` as `peft.*`."""
     ours, plugins = first_party(), Plugins(blocked=[])
+    assert ours <= {distribution.name for distribution in importlib.metadata.distributions()}, "install every member"
     found = {kind: {} for kind in RECORDS}
     for offer in plugins.offers():
         if offer.source.distribution in ours:
