@@ -183,6 +183,25 @@ def test_unmerging_gives_the_base_back_bit_for_bit_or_to_rounding(pair, model_fo
         luthier.unmerge(merged, pair[1].artifact, tmp_path / "wrong")
 
 
+def test_a_merge_that_was_rounded_gives_the_base_back_bit_for_bit(pair, model_folder, tmp_path):
+    merged = luthier.merge(pair[0].output_path, tmp_path / "merged", save_dtype="bfloat16")
+    back = load_file(luthier.unmerge(merged, pair[0].output_path, tmp_path / "base") / "model.safetensors")
+    assert all(
+        torch.equal(back[name], tensor) for name, tensor in load_file(model_folder / "model.safetensors").items()
+    )
+
+
+def test_a_merged_model_within_an_adapters_folder_is_neither_replaced_nor_pushed_with_it(pair, tmp_path):
+    folders = [run.artifact for run in pair]
+    made = luthier.combine(folders, tmp_path / "made")
+    merged = luthier.merge(made, made / "merged")
+    with pytest.raises(LuthierError) as caught:
+        luthier.combine(folders, made, method="cat")
+    assert caught.value.code == "run-folder-other" and (merged / "model.safetensors").is_file()
+    files = luthier.push(made, "me/made", dry_run=True).files
+    assert "adapter_model.safetensors" in files and not any(name.startswith("merged") for name in files)
+
+
 @pytest.mark.parametrize(
     "adapter", [pytest.param({"name": "dora"}, marks=pytest.mark.slow), {"modules_to_save": ["lm_head"]}]
 )

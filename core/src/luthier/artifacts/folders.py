@@ -15,13 +15,17 @@ from luthier.recipe.artifact_note import NOTE
 
 
 def write_artifact(folder: Path, write: Callable[[Path], object], note: dict[str, Any] | None = None) -> Path:
-    """`folder` as `write` fills it, replacing an artifact that stood there; refused where something else does.
+    """`folder` as `write` fills it, replacing an artifact that stood there; refused where something else does as well.
 
     With a `note` a model card is beside it; one that a user wrote stays.
     """
-    if folder.exists() and any(folder.iterdir()) and not _is_artifact(folder):
+    inside = sorted(folder.iterdir()) if folder.exists() else []
+    if inside and not is_artifact(folder):
         remedy = "Choose another folder."
         raise LuthierError("run-folder-other", "the folder holds something else", where=str(folder), remedy=remedy)
+    for further in filter(is_artifact, inside):  # such as a merged model beside the adapter's files
+        problem, remedy = "this model lies in the folder that would be replaced", "Move it, or choose another folder."
+        raise LuthierError("run-folder-other", problem, where=str(further), remedy=remedy)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -52,6 +56,7 @@ def same_base(note: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return note.get("model") == other.get("model")
 
 
-def _is_artifact(folder: Path) -> bool:
+def is_artifact(folder: Path) -> bool:
+    """Return whether a folder holds an adapter's files or a model's."""
     names = {NOTE, "config.json", "adapter_config.json"}
     return any((folder / name).is_file() for name in names)

@@ -10,6 +10,7 @@ from typing import Final
 
 import attrs
 
+from luthier.artifacts.folders import is_artifact
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
 
@@ -65,14 +66,15 @@ def push_folder(
 
 
 def list_files(folder: Path) -> dict[str, int]:
-    """Return the files of an artifact that are sent, with their bytes; hidden ones stay.
+    """Return the files of an artifact that are sent, with their bytes; hidden ones stay, and artifacts within it.
 
     Raises `artifact-not-found` where there is no artifact, and `artifact-mismatch` for a pickle or a key.
     """
-    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json", "luthier.json")):
+    if not is_artifact(folder):
         remedy = "Give the folder of an adapter or a model."
         raise LuthierError("artifact-not-found", "there is no artifact here", where=str(folder), remedy=remedy)
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    others = [path for path in folder.iterdir() if is_artifact(path)]  # a merged model, say: it is pushed by itself
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not {*path.parents}.intersection(others)]
     names = {str(path.relative_to(folder)): path for path in paths}
     sent = {name: path for name, path in names.items() if not any(part.startswith(".") for part in Path(name).parts)}
     for path in sent.values():

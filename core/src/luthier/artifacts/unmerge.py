@@ -17,7 +17,7 @@ from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.model.load import load_model, tokenizer_at
 from luthier.model.weights import fingerprint
-from luthier.model.weights.dense_files import Files, save_model
+from luthier.model.weights.dense_files import Files, base_dtype, save_model
 from luthier.plugins.contracts.protocols import Quantizer
 from luthier.plugins.structure import structure_value
 from luthier.recipe.artifact_note import read_note
@@ -37,22 +37,24 @@ def unmerge_folder(merged: Path, adapter: Path, folder: Path, save_dtype: torch.
     are written, bit for bit, once they are found to agree. Raises `artifact-unmergeable` where the adapter does more
     than add to weights, so that what it replaced is lost, and `artifact-mismatch` where another was merged.
     """
-    opened = open_on_base(adapter, Model(name_or_path=str(merged)), DENSE, torch.device("cpu"))
-    own = opened.model.dtype
+    spec = Model(name_or_path=str(merged))
+    opened = open_on_base(adapter, spec, DENSE, torch.device("cpu"))
+    own = base_dtype(spec, opened.model.dtype)  # of the files, whatever they were widened to
     dense = make_dense(opened.model, opened.adapter, opened.quantizer)
     updates, note = _subtract(dense), read_note(adapter)
     if not updates:
         raise LuthierError("artifact-unmergeable", "this adapter adds to no weight", where=str(adapter))
     _check_adding(dense, updates, opened.quantizer, adapter)
-    exact = _take_base(dense, updates, note, own)
-    dense.round_weights(save_dtype or own)
-    told = {"adapter": str(adapter), "bit_exact": exact}
+    came = _take_base(dense, updates, note, own)
+    dtype = save_dtype or came or own
+    dense.round_weights(dtype)
+    told = {"adapter": str(adapter), "bit_exact": came == dtype}
 
     def write(aside: Path) -> None:
         with portable_model(dense.model):
-            save_model(dense.model, aside, Files(dtype=save_dtype or own))
+            save_model(dense.model, aside, Files(dtype=dtype))
         tokenizer_at(str(merged)).save_pretrained(aside)
-        check_model(dense.model.to(own), aside)
+        check_model(dense.model.to(dtype), aside)
 
     made = write_artifact(folder, write, {**note, "artifact": "model", "unmerge": told})
     log.info("unmerged", folder=str(made), **told)
@@ -93,23 +95,29 @@ def _check_adding(dense: DenseCopy, updates: dict[str, Tensor], quantizer: Quant
 
 
 @torch.no_grad()
-def _take_base(dense: DenseCopy, updates: dict[str, Tensor], note: dict[str, Any], rounded: torch.dtype) -> bool:
-    """Put the base's own weights in place, where the base that the adapter names lies here as it was; say whether.
+def _take_base(
+    dense: DenseCopy, updates: dict[str, Tensor], note: dict[str, Any], rounded: torch.dtype
+) -> torch.dtype | None:
+    """Put the base's own weights in place, where the base that the adapter names lies here as it was.
 
-    `rounded` is the dtype of the merged files, whose rounding is allowed for.
+    `rounded` is the dtype of the merged files, whose rounding is allowed for. Returns the dtype of the base's files,
+    None where it is not here.
     """
     name = note.get("model", {}).get("name_or_path", "python:")
     if note.get("quantizer") != DENSE or note.get("base") is None or fingerprint.of_model(name) != note["base"]:
-        return False
-    base = load_model(structure_value(note["model"], Model, "model"), torch.device("cpu"), {})
-    for path, update in updates.items():
-        ours, theirs = _parameter(dense.model, path), _parameter(base, path)
-        allowed = torch.finfo(rounded).eps * theirs.float().norm() + ADDS * (theirs.float().norm() + update.norm())
+        return None
+    spec = structure_value(note["model"], Model, "model")
+    base = load_model(spec, torch.device("cpu"), {})
+    changes = {f"{path}.weight": update for path, update in updates.items()}
+    for name, ours in dense.model.named_parameters():
+        theirs = base.get_parameter(name)
+        changed = theirs.float().norm() + (changes[name].norm() if name in changes else 0.0)
+        allowed = torch.finfo(rounded).eps / 2 * theirs.float().norm() + ADDS * changed
         if not (ours - theirs).norm() <= allowed:
             problem = "without this adapter the weight is not the base's: another was merged, or it was trained since"
-            raise LuthierError("artifact-mismatch", problem, where=path, remedy="Give the adapter that was merged.")
+            raise LuthierError("artifact-mismatch", problem, where=name, remedy="Give the adapter that was merged.")
         ours.data = theirs.data
-    return True
+    return base_dtype(spec, base.dtype)
 
 
 def _parameter(model: nn.Module, path: str) -> nn.Parameter:

@@ -82,7 +82,8 @@ def draw(screen: Console, found: Evaluation) -> None:
     if found.gate is not None:
         verdict, style = ("passes", "bold green") if found.gate.passed else ("fails", "bold red")
         allowed = f"allowed is {found.gate.max_regression:g}"
-        line = f"{verdict}: {found.gate.metric} is worse by {found.gate.regression:.4g}, {allowed}"
+        changed = f"{'worse' if found.gate.regression > 0 else 'better'} by {abs(found.gate.regression):.4g}"
+        line = f"{verdict}: {found.gate.metric} is {changed}, {allowed} worse"
         screen.print(Text(line, style=style))
 
 

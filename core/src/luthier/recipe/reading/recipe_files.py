@@ -39,7 +39,8 @@ def read_recipe_file(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], 
         raise _not_found(path)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        remedy = f"Name it {' or '.join('*' + s for s in READERS)}."
+        names = " or ".join(f"*{suffix}" for suffix in READERS)
+        remedy = f"Name it {names}; a file of rows goes behind --data."
         raise LuthierError("recipe-syntax", "no recipe has such a name", where=str(path), remedy=remedy)
     tree, lines = reader(_text(path), str(path))
     if not isinstance(tree, dict):
