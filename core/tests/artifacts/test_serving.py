@@ -85,6 +85,15 @@ def test_a_dense_model_is_served_as_it_is(made):
     assert not ollama or ollama.endswith(shlex.quote(str(folder.parent / "gguf" / "Modelfile")))
 
 
+def test_what_is_not_the_runs_own_model_is_exported_beside_itself(made):
+    pytest.importorskip("luthier_gguf")
+    folder = made(model={"model_type": "llama"}).rename(Path(made(lora={}).parent, "merged-step-00000007"))
+    words = shlex.split(find_serving(folder).commands["Ollama"])
+    beside = f"{folder}-gguf"
+    assert words[:7] == ["luthier", "export", str(folder), "--format", "gguf", "--output-dir", beside]
+    assert words[-2:] == ["-f", f"{beside}/Modelfile"]
+
+
 def test_layers_in_a_quantizers_form_are_merged_first(made):
     assert "first" in find_serving(made(model={}, note={"artifact": "quantized"})).commands
 

@@ -90,10 +90,12 @@ def _of_dense(folder: Path, run: Path | None) -> dict[str, str]:
         "SGLang": _line("python", "-m", "sglang.launch_server", "--model-path", folder),
     }
     if any(offer.record.name == "gguf" for offer in installed_plugins().offers("exporter")):
-        source = run or folder
-        made = (run or folder.absolute().parent) / "gguf" / "Modelfile"
-        export = _line("luthier", "export", source, "--format", "gguf")
-        return {**commands, "Ollama": f"{export} && {_line('ollama', 'create', source.name, '-f', made)}"}
+        newest = run is not None and folder.name in ("merged", "model")  # what the export of the run itself is made of
+        source, made = (run, run / "gguf") if run and newest else (folder, folder.with_name(f"{folder.name}-gguf"))
+        words = () if newest else ("--output-dir", made)
+        export = _line("luthier", "export", source, "--format", "gguf", *words)
+        create = _line("ollama", "create", source.name, "-f", made / "Modelfile")
+        return {**commands, "Ollama": f"{export} && {create}"}
     return {**commands, "transformers": _loads(folder)}
 
 
