@@ -7,12 +7,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from luthier.cli.completion.commands import complete_model
 from luthier.cli.screen.answers import Answer
 from luthier.cli.screen.early_checks import check_model_name
 from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, start_api
 from luthier.sizes import size_text
 
-Adapters = Annotated[list[Path], typer.Argument(help="Runs' folders, or adapters', two or more of one base.")]
+Adapters = Annotated[
+    list[Path],
+    typer.Argument(help="Runs' folders, or adapters', two or more of one base.", autocompletion=complete_model),
+]
 Method = Annotated[
     Literal["linear", "ties", "dare_linear", "dare_ties", "cat", "slao"],
     typer.Option(help="How they are combined; cat adds up the updates themselves, slao takes them in their order."),
@@ -69,7 +73,7 @@ def unmerge(
 
 
 def push(
-    path: Annotated[Path, typer.Argument(help="A run's folder, or an artifact's.")],
+    path: Annotated[Path, typer.Argument(help="A run's folder, or an artifact's.", autocompletion=complete_model)],
     repository: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face hub.")],
     *,
     public: Annotated[bool, typer.Option("--public", help="A new repository is public; else it is private.")] = False,

@@ -7,12 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
+from luthier.cli.completion.commands import complete_model
 from luthier.cli.models import Base
 from luthier.cli.screen.answers import Turns
 from luthier.cli.screen.early_checks import check_model_name
 from luthier.cli.screen.flags import Best, LogFile, LogFormat, LogLevel, Step, start_api
 
-Model = Annotated[str, typer.Argument(help="A run's folder, a checkpoint's, an adapter's, a model's, or a hub name.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A run's folder, a checkpoint's, an adapter's, a model's, or a hub name.", autocompletion=complete_model
+    ),
+]
 System = Annotated[str | None, typer.Option(help="A system message before the conversation.")]
 Compare = Annotated[bool, typer.Option("--compare", help="Let the base model answer too, side by side.")]
 NewTokens = Annotated[int, typer.Option(help="Tokens of an answer, at most.", min=1)]
