@@ -19,13 +19,7 @@ def write_artifact(folder: Path, write: Callable[[Path], object], note: dict[str
 
     With a `note` a model card is beside it; one that a user wrote stays.
     """
-    inside = sorted(folder.iterdir()) if folder.exists() else []
-    if inside and not is_artifact(folder):
-        remedy = "Choose another folder."
-        raise LuthierError("run-folder-other", "the folder holds something else", where=str(folder), remedy=remedy)
-    for further in filter(is_artifact, inside):  # such as a merged model beside the adapter's files
-        problem, remedy = "this model lies in the folder that would be replaced", "Move it, or choose another folder."
-        raise LuthierError("run-folder-other", problem, where=str(further), remedy=remedy)
+    _check_replaceable(folder)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -46,6 +40,17 @@ def write_artifact(folder: Path, write: Callable[[Path], object], note: dict[str
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raise `run-folder-other` where a folder holds more than one artifact, or none of ours."""
+    inside = sorted(folder.iterdir()) if folder.exists() else []
+    if inside and not is_artifact(folder):
+        remedy = "Choose another folder."
+        raise LuthierError("run-folder-other", "the folder holds something else", where=str(folder), remedy=remedy)
+    for further in filter(is_artifact, inside):  # such as a merged model beside the adapter's files
+        problem, remedy = "this model lies in the folder that would be replaced", "Move it, or choose another folder."
+        raise LuthierError("run-folder-other", problem, where=str(further), remedy=remedy)
 
 
 def same_base(note: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
