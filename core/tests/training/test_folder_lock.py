@@ -4,8 +4,10 @@ import errno
 import fcntl
 import os
 import socket
+from pathlib import Path
 
 import pytest
+from luthier.builtin.workers.local_worker import is_worker_alive
 from luthier.errors import LuthierError
 from luthier.runs.run_folder import is_held
 from luthier.runs.writing.lock import locked_folder
@@ -87,3 +89,50 @@ def test_a_run_that_another_process_has_finished_meanwhile_is_left_as_it_is(trai
         place.check_unchanged(other)
     assert caught.value.exit_status == 75
     assert (tmp_path / "run/run.json").read_text() == record
+
+
+def as_nfs_locks(fd, operation):
+    """Linux' NFS client locks a range of bytes, exclusively only where the file is open for writing (man 2 flock)."""
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+    LOCK(fd, operation)
+
+
+LOCK = fcntl.flock
+
+
+def test_over_nfs_a_living_worker_lives_and_a_running_run_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", as_nfs_locks)
+    with locked_folder(tmp_path):
+        assert is_held(tmp_path)
+    assert not is_held(tmp_path)
+    with (tmp_path / "worker.lock").open("a") as lock:
+        assert not is_worker_alive(tmp_path)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert is_worker_alive(tmp_path)
+
+
+@pytest.mark.parametrize(("host", "held"), [(socket.gethostname(), False), ("elsewhere", True)])
+def test_of_a_run_that_may_only_be_read_over_nfs_the_owners_text_decides(tmp_path, monkeypatch, host, held):
+    monkeypatch.setattr(fcntl, "flock", as_nfs_locks)
+    monkeypatch.setattr(Path, "open", refuse_writing)
+    with (tmp_path / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for pid, lives in ((os.getpid(), True), (dead_pid(), held)):
+            (tmp_path / "lock").write_text(f"pid {pid} on {host} since 2026-01-01 00:00:00\n")
+            assert is_held(tmp_path) == lives
+
+
+def test_of_a_run_that_may_only_be_read_here_the_lock_itself_decides(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "open", refuse_writing)
+    with (tmp_path / "lock").open("a") as lock:
+        assert not is_held(tmp_path)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert is_held(tmp_path)
+
+
+def refuse_writing(path, mode="r", *arguments, open_file=Path.open, **named):
+    """As a file of another user is opened; root may write every file."""
+    if "+" in mode:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    return open_file(path, mode, *arguments, **named)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from datetime import datetime
 from functools import cached_property
@@ -155,22 +154,10 @@ def read_folder(path: Path) -> RunFolder:
 
 
 def is_held(folder: Path) -> bool:
-    """Return True if a process trains in the folder: it holds the lock until it ends, however it ends.
+    """Return True if a process trains in the folder: it holds the lock until it ends, however it ends."""
+    from luthier.runs.writing.lock import is_lock_held
 
-    A child of a dead process may hold it still, and a network file system may keep no locks: there the owner's name
-    in the file says whether that lives.
-    """
-    from luthier.runs.writing.lock import OWNER, WITHOUT_LOCKS, is_free, process_lives, read_owner
-
-    owner = None
-    try:
-        with (folder / LOCK).open(encoding="utf-8", errors="replace") as file:
-            owner = OWNER.search(read_owner(file))
-            if is_free(file):
-                return False
-        return owner is None or owner[2] != socket.gethostname() or process_lives(int(owner[1]))
-    except OSError as error:
-        return error.errno in WITHOUT_LOCKS and owner is not None and process_lives(int(owner[1]))
+    return is_lock_held(folder / LOCK)
 
 
 def reach_value(values: Any, *names: str) -> Any:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from filelock import lock_descriptor
 
-from luthier.runs.writing.lock import is_free
+from luthier.runs.writing.lock import is_lock_held, sign_lock
 
 WORKER: Final = "worker.json"
 EXIT: Final = "exit.json"
@@ -50,11 +50,7 @@ def write_note(path: Path, values: dict[str, Any]) -> None:
 
 def is_worker_alive(folder: Path) -> bool:
     """Return True where a worker holds the folder's lock; it cannot be mistaken for a later process of its number."""
-    try:
-        with (folder / LOCK).open("rb") as file:
-            return not is_free(file)
-    except OSError:
-        return False
+    return is_lock_held(folder / LOCK)
 
 
 def run_worker(folder: Path) -> int:
@@ -70,6 +66,7 @@ def run_worker(folder: Path) -> int:
             return 0
         if (folder / WORKER).exists():
             return 0
+        sign_lock(lock, folder)
         launch = read_worker_note(folder / LAUNCH) or {}
         process: list[subprocess.Popen[bytes]] = []
         _forward_signals(folder, process)

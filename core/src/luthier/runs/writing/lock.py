@@ -21,6 +21,7 @@ LOCK: Final = "lock"
 OWNER: Final = re.compile(r"pid (\d+) on (\S+)")
 PAUSES: Final = (0.005, 0.01, 0.02)  # `luthier runs` holds it for microseconds where it looks for owners
 WITHOUT_LOCKS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of network file systems
+UNANSWERED: Final = (*WITHOUT_LOCKS, errno.EBADF)  # to who may only read the file, and NFS is asked for its lock
 LONGEST: Final = 1024  # characters of the owner's text
 ON_WINDOWS: Final = os.name == "nt"  # where nobody else can read the first byte of a file while it is locked
 
@@ -36,7 +37,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     try:
         if not _take(file):
             file = _taken_over(file, folder)
-        _sign(file, folder)
+        sign_lock(file, folder)
         try:
             yield
         finally:
@@ -57,14 +58,14 @@ def _opened(folder: Path) -> TextIO:
 def _take(file: TextIO) -> bool:
     """Return True if the lock is this process's now; False where another holds it, or may hold it."""
     try:
-        return is_free(file)
+        return take_lock(file)
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:
             raise
         return not read_owner(file)
 
 
-def is_free(file: IO[str] | IO[bytes]) -> bool:
+def take_lock(file: IO[str] | IO[bytes]) -> bool:
     """Lock an open file, until it is closed, and return True; False where another process holds it.
 
     Whoever only looks holds it for microseconds, so that it is tried several times. Raises `OSError`, with an `errno`
@@ -86,9 +87,8 @@ def _taken_over(file: TextIO, folder: Path) -> TextIO:
     """
     owner = read_owner(file)
     match = OWNER.search(owner)
-    here = match is not None and match[2] == socket.gethostname()
-    if match is None or not here or process_lives(int(match[1])):
-        away = match is not None and not here
+    if match is None or _may_live(match):
+        away = match is not None and match[2] != socket.gethostname()
         remedy = f"If that process has ended, remove {folder / LOCK}." if away else None
         problem = f"held by {owner or 'another process'}"
         raise LuthierError("run-folder-locked", problem, where=str(folder), remedy=remedy)
@@ -96,13 +96,14 @@ def _taken_over(file: TextIO, folder: Path) -> TextIO:
     aside = folder / f".{LOCK}.{os.getpid()}"
     fresh = aside.open("a+")
     with contextlib.suppress(OSError):
-        is_free(fresh)
+        take_lock(fresh)
     os.replace(aside, folder / LOCK)
     file.close()
     return fresh
 
 
-def _sign(file: TextIO, folder: Path) -> None:
+def sign_lock(file: TextIO, folder: Path) -> None:
+    """Write this process into its lock, as the owner."""
     file.seek(0)
     file.truncate(0)
     try:
@@ -119,6 +120,38 @@ def read_owner(file: TextIO) -> str:
     file.seek(1 if ON_WINDOWS else 0)
     text = file.read(LONGEST).strip()
     return f"p{text}" if ON_WINDOWS and text else text
+
+
+def is_lock_held(path: Path) -> bool:
+    """Return True if a process that lives holds the lock of this file.
+
+    A child of a dead process may hold it still; and where the file system keeps no locks, or none of a file that is
+    only read, as NFS does, of another user's run: there the owner's text says whether that lives.
+    """
+    owner = None
+    try:
+        with open_lock(path) as file:
+            owner = OWNER.search(read_owner(file))
+            if take_lock(file):
+                return False
+    except OSError as error:
+        return error.errno in UNANSWERED and owner is not None and _may_live(owner)
+    return owner is None or _may_live(owner)
+
+
+def open_lock(path: Path) -> TextIO:
+    """Open a lock to look at it: for writing, as NFS locks nothing else exclusively, or else for reading."""
+    try:
+        return path.open("r+", encoding="utf-8", errors="replace")
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return path.open(encoding="utf-8", errors="replace")
+
+
+def _may_live(owner: re.Match[str]) -> bool:
+    """Return False where the owner was a process of this machine, and has ended."""
+    return owner[2] != socket.gethostname() or process_lives(int(owner[1]))
 
 
 def process_lives(pid: int) -> bool:
