@@ -299,8 +299,38 @@ class Library:
 
 def test_nvml_reads_degrees_and_watts_and_none_for_what_a_gpu_does_not_tell():
     known = [Reading(uuid="GPU-a", temperature=61.0, power=120.5), Reading(uuid="GPU-b", temperature=72.0, power=None)]
-    assert Nvml(Library()).answer() == known
-    assert Nvml(Library(), {"GPU-b"}).answer() == known[1:]
+    for sensor, told in ((Nvml(Library()), known), (Nvml(Library(), {"GPU-b"}), known[1:])):
+        sensor.ask()
+        assert sensor.answer() == told
+
+
+def test_nvml_too_is_asked_every_poll_seconds_and_each_reading_counts_once(monkeypatch):
+    library, clock, run = Library(), Clock(), FakeRun()
+    read, asked = library.nvmlDeviceGetPowerUsage, []
+    library.nvmlDeviceGetPowerUsage = lambda handle: (asked.append(clock.now), read(handle))[1]
+    guardian = Guardian(GpuSafety(poll_seconds=10), sensor=Nvml(library), clock=clock, sleep=clock.sleep)
+    seen, see = [], guardian.guard.see
+    monkeypatch.setattr(Guard, "see", lambda guard, now, readings: (seen.append(now), see(now, readings))[1])
+    for _ in range(100):
+        guardian.step_ended(run)
+        clock.now += 0.5
+    assert asked[::2] == asked[1::2] == [0.0, 10.0, 20.0, 30.0, 40.0]  # two GPUs
+    assert seen == [0.5, 10.5, 20.5, 30.5, 40.5]
+
+
+def test_where_nvml_has_lost_a_gpu_nvidia_smi_is_asked(smi, monkeypatch):
+    class Lost(Library):
+        NVMLError = Library.NVMLError
+
+        def nvmlInit(self):
+            pass
+
+        def nvmlDeviceGetHandleByIndex(self, index):
+            raise self.NVMLError("GPU is lost")
+
+    smi(50)
+    monkeypatch.setitem(sys.modules, "pynvml", Lost())
+    assert isinstance(find_sensor(), NvidiaSmi)
 
 
 def test_nvml_names_are_those_of_its_bindings():

@@ -30,26 +30,28 @@ def find_sensor(uuids: Collection[str] = ()) -> Sensor:
         return NvidiaSmi(uuids)
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError as error:  # such as bindings without a driver
+        return Nvml(pynvml, uuids)
+    except pynvml.NVMLError as error:  # such as bindings without a driver, or a GPU that is lost
         log.debug("NVML is not used", reason=str(error))
         return NvidiaSmi(uuids)
-    return Nvml(pynvml, uuids)
 
 
 class Nvml:
-    """NVML as the sensor: it answers at once, in this process."""
+    """NVML as the sensor: it is read in this process, in the moment in which it is asked."""
 
     def __init__(self, library: Any, uuids: Collection[str] = ()) -> None:
         self.library = library
         handles = [library.nvmlDeviceGetHandleByIndex(i) for i in range(library.nvmlDeviceGetCount())]
         by_uuid = {str(library.nvmlDeviceGetUUID(handle)): handle for handle in handles}
         self.handles = {uuid: handle for uuid, handle in by_uuid.items() if not uuids or uuid in uuids}
+        self.readings: list[Reading] | None = None  # until they are handed over
 
     def ask(self) -> None:
-        """Do nothing: `answer` needs no time."""
+        self.readings = [self._reading(uuid, handle) for uuid, handle in self.handles.items()]
 
-    def answer(self, *, wait: bool = False) -> list[Reading]:
-        return [self._reading(uuid, handle) for uuid, handle in self.handles.items()]
+    def answer(self, *, wait: bool = False) -> list[Reading] | None:
+        readings, self.readings = self.readings, None
+        return readings
 
     def _reading(self, uuid: str, handle: Any) -> Reading:
         nvml = self.library
