@@ -28,14 +28,13 @@ from luthier.builtin.workers.local_worker import (
     write_note,
 )
 from luthier.errors import LuthierError
-from luthier.jobs.desk.metric_lines import read_line_event
+from luthier.jobs.desk.metric_lines import read_fresh_lines, read_line_event
 from luthier.jobs.provider_error import ProviderError
 from luthier.plugins.providing.job_records import (
     Capabilities,
     EventPage,
     Finding,
     JobArtifact,
-    JobEvent,
     JobMetrics,
     JobProgress,
     JobSpec,
@@ -145,9 +144,9 @@ class WorkerProcesses:
         worker = read_worker_note(Path(remote_id) / WORKER)
         if worker is None:
             return EventPage(events=[], cursor=cursor)
-        offset = int(cursor or 0)
-        events, offset = _read_metrics(Path(worker["run"]) / METRICS, offset)
-        return EventPage(events=events, cursor=str(offset))
+        fresh = read_fresh_lines(Path(worker["run"]) / METRICS, int(cursor or 0), PAGE)
+        events = [event for line in fresh.lines if (event := read_line_event(line, fresh.at)) is not None]
+        return EventPage(events=events, cursor=str(fresh.offset))
 
     async def artifacts(self, remote_id: str) -> Sequence[JobArtifact]:
         worker = read_worker_note(Path(remote_id) / WORKER)
@@ -219,24 +218,6 @@ def _metrics_of(run: RunFolder, worker: Mapping[str, Any], ended: Mapping[str, A
         tokens=None if tokens is None else int(tokens),
         cost=0.0,
     )
-
-
-def _read_metrics(path: Path, offset: int) -> tuple[list[JobEvent], int]:
-    """The whole lines after an offset as events, and the offset behind them."""
-    try:
-        with path.open("rb") as file:
-            details = os.fstat(file.fileno())
-            at, offset = details.st_mtime, offset if offset <= details.st_size else 0
-            file.seek(offset)
-            block = file.read(PAGE)
-    except OSError:
-        return [], offset
-    events = []
-    for line in block[: block.rfind(b"\n") + 1].splitlines(keepends=True):
-        event = read_line_event(line, at)
-        offset += len(line)
-        events += [event] if event else []
-    return events, offset
 
 
 def _seconds_left(run: RunFolder, started: float) -> float | None:

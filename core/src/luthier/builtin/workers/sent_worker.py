@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from luthier.builtin.local import KINDS, read_reason
 from luthier.builtin.workers.local_worker import ERRORS, LAUNCH, OUTPUT, read_worker_note
+from luthier.jobs.desk.metric_lines import read_fresh_lines
 from luthier.jobs.desk.sent_run import VARIABLE, join_parcel, write_told
 from luthier.jobs.transport.archive import unpack_archive
 from luthier.runs.run_folder import METRICS, read_folder
@@ -40,14 +41,9 @@ class ToldMetrics:
         if total is not None:
             self.total = total
             _tell(total_steps=total)
-        try:
-            with (self.run / METRICS).open("rb") as file:
-                file.seek(self.offset)
-                block = file.read()
-        except OSError:
-            return
-        for line in block[: block.rfind(b"\n") + 1].splitlines(keepends=True):
-            self.offset += len(line)
+        fresh = read_fresh_lines(self.run / METRICS, self.offset)
+        self.offset = fresh.offset
+        for line in fresh.lines:
             _tell(line=line.decode("utf-8", "replace"))
 
 
