@@ -149,7 +149,7 @@ def inspect(
     from luthier.recipe import resolve_parts
 
     recipe, objects = gather_arguments(recipe, model, tokenizer, data, eval_data, settings)
-    tokenizer = objects.tokenizer or _light_tokenizer(recipe.model)
+    tokenizer = objects.tokenizer or _light_tokenizer(recipe.model, recipe.data.chat_template_kwargs or {})
     wanted = Wanted.of_part(resolve_parts(recipe).loss)
     wanted = Wanted(kind="any") if wanted == TOKENS else wanted  # the loss was not named, perhaps
     prepared = prepare_data(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, given=objects.data,
@@ -275,13 +275,13 @@ def _given(adapter: Any, loss: Any, optimizer: Any, quantizer: Any, callbacks: A
     return {**settings, **{name: v for name, v in zip(PARTS, values, strict=True) if v is not None}}
 
 
-def _light_tokenizer(model: Any) -> Any:
-    """The model's tokenizer from its own files, by transformers where these do not say all."""
+def _light_tokenizer(model: Any, template_settings: Mapping[str, Any]) -> Any:
+    """The model's tokenizer from its own files, by transformers where these or the template's settings ask for it."""
     require_local("numpy", "tokenizers", "jinja2")
+    from luthier.data.template_calls import OWN
     from luthier.data.tokenise.plain.file_tokenizer import read_tokenizer
 
-    light = read_tokenizer(model)
-    if light is not None:
+    if not template_settings.keys() & OWN and (light := read_tokenizer(model)) is not None:
         return light
     require_local()
     from luthier.model.load import tokenizer_of

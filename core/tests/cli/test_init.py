@@ -73,11 +73,13 @@ def test_the_recipe_is_valid_under_the_schema_that_is_written_beside_it(luthier,
 def test_each_flag_answers_its_question(luthier, place):
     folder = place("messages")
     model = ("--model", "Qwen/Qwen3-8B")
-    assert luthier("init", "a.yaml", "--yes", *model, "--method", "full", "--where", "24").status == 0
+    said = luthier("init", "a.yaml", "--yes", *model, "--method", "full", "--where", "24")
+    assert said.status == 0 and "needs about 139 GiB" in said.stdout
     recipe = Recipe.load("a.yaml")
     assert (recipe.model.name_or_path, recipe.model.dtype) == ("Qwen/Qwen3-8B", "float32")
     assert recipe.gradient_checkpointing is True
-    luthier("init", "b.yaml", "--yes", *model, "--method", "lora", "--where", "80")
+    assert "needs" not in luthier("init", "b.yaml", "--yes", *model, "--method", "lora", "--where", "80").stdout
+    assert "not known" in luthier("init", "e.yaml", "--json", "--where", "8").document["memory"]
     assert Recipe.load("b.yaml").gradient_checkpointing is False
     assert Recipe.load("b.yaml").model.dtype == "bfloat16"
     made = luthier("init", "c.yaml", "--json", "--where", "together", "--data", folder / "rows.jsonl")
@@ -86,6 +88,24 @@ def test_each_flag_answers_its_question(luthier, place):
     luthier("init", "d.yaml", "--yes", "--method", "qlora", "--data", "user/rows")
     assert Recipe.load("d.yaml").to_dict()["quantizer"]["name"] == "nf4"
     assert Recipe.load("d.yaml").data.train[0].path == "user/rows"
+
+
+def test_paths_are_written_as_the_recipe_will_read_them_in_a_folder_of_its_own(luthier, place):
+    place("messages")
+    Path("sub").mkdir()
+    Path("mine").mkdir()
+    luthier("init", "sub/a.yaml", "--yes", "--data", "*.jsonl", "--model", "mine")
+    recipe = Recipe.load("sub/a.yaml")
+    assert Path(recipe.data.train[0].path) == Path("*.jsonl").absolute()
+    assert Path(recipe.model.name_or_path) == Path("mine").absolute()
+
+
+def test_a_file_that_holds_no_rows_is_not_taken_for_them(luthier, place, tmp_path, monkeypatch):
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    Path("package.json").write_text('{"name": "site", "version": "1"}')
+    assert luthier("init", "--yes").status == 0
+    assert "package.json" not in Path("recipe.yaml").read_text()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from luthier.data.formats.wanted import TOKENS
 from luthier.data.prepare import prepare_data
 from luthier.data.tokenise.chat_template import load_template
-from luthier.data.tokenise.plain.file_tokenizer import read_tokenizer
+from luthier.data.tokenise.plain.file_tokenizer import CLASSES, read_tokenizer
 from luthier.demo import MODEL
 from luthier.recipe.schema import Data, Model, Source
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -165,7 +165,13 @@ def test_a_template_cannot_leave_the_sandbox(chat, tmp_path):
 
 @pytest.mark.parametrize(
     "settings_of_it",
-    [{"tokenizer_class": "LlamaTokenizer"}, {"add_bos_token": True}, {"eos_token": "<new>"}, {"auto_map": {"A": "b"}}],
+    [
+        {"tokenizer_class": "LlamaTokenizer"},
+        {"add_bos_token": True},
+        {"eos_token": "<new>"},
+        {"auto_map": {"A": "b"}},
+        {"image_token": "<new>"},
+    ],
     ids=str,
 )
 def test_what_only_transformers_knows_is_left_to_it(chat, tmp_path, settings_of_it):
@@ -175,6 +181,49 @@ def test_what_only_transformers_knows_is_left_to_it(chat, tmp_path, settings_of_
     path.write_text(json.dumps(json.loads(path.read_text()) | settings_of_it))
     assert read_tokenizer(Model(name_or_path=str(tmp_path))) is None
     assert read_tokenizer(Model(name_or_path="some/hub-model")) is None
+
+
+def test_a_template_makes_dicts_and_does_not_get_at_the_class():
+    from luthier.data.tokenise.plain.plain_jinja import render_chat
+
+    text = "{{ dict(a=1) }} {{ dict.fromkeys(['b'], 2) }} {{ dict is callable }} {{ dict }}"
+    made, shown = render_chat(text, [], {})[0].split(" True ")
+    assert made == "{'a': 1} {'b': 2}" and "<class" not in shown
+
+
+def test_a_setting_of_transformers_own_is_not_passed_over(chat, tmp_path):
+    chat("chatml").save_pretrained(tmp_path)
+    light = read_tokenizer(Model(name_or_path=str(tmp_path)))
+    with pytest.raises(ValueError, match="continue_final_message"):
+        light.apply_chat_template([{"role": "user", "content": "a"}], continue_final_message=True)
+
+
+@pytest.mark.parametrize("file", [{"config.json": {"model_type": "qwen2"}}, {"added_tokens.json": {"<new>": 3072}}])
+def test_a_file_by_which_transformers_tokenises_otherwise_leaves_it_to_that(chat, tmp_path, file):
+    chat("chatml").save_pretrained(tmp_path)
+    for name, content in file.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert read_tokenizer(Model(name_or_path=str(tmp_path))) is None
+
+
+@pytest.mark.slow
+def test_no_type_of_model_that_is_read_from_its_files_has_a_tokenizer_class_of_its_own(chat, tmp_path):
+    from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+    chat("chatml").save_pretrained(tmp_path)
+    others = set()
+    for name in TOKENIZER_MAPPING_NAMES:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": name}))
+        if read_tokenizer(Model(name_or_path=str(tmp_path))) is None:
+            continue
+        try:
+            read = AutoTokenizer.from_pretrained(tmp_path)
+        except Exception:  # noqa: BLE001, S112 - a type that cannot be read with such a config is read by nobody
+            continue
+        if type(read).__name__ not in CLASSES:
+            others.add(name)
+    assert others == set()
 
 
 def test_inspect_imports_neither_torch_nor_transformers(tmp_path):

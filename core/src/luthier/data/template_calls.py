@@ -29,7 +29,7 @@ def render_messages(
 
 
 def _is_plain(tokenizer: Any) -> bool:
-    """Whether a tokenizer renders as transformers itself does."""
+    """Return whether a tokenizer renders as transformers itself does."""
     transformers = sys.modules.get("transformers")  # loaded already, if the tokenizer is one of its own
     if transformers is None or not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
         return False
@@ -40,7 +40,7 @@ def _is_plain(tokenizer: Any) -> bool:
 def _render_plain(
     tokenizer: Any, given: str | None, messages: Messages, tools: Any, prompt: bool, settings: Settings
 ) -> str:
-    """What `apply_chat_template` does with messages that are dicts, without the search for other objects in them."""
+    """Do what `apply_chat_template` does with messages that are dicts, without searching them for other objects."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     chat = [{key: value for key, value in message.items() if value is not None} for message in messages]

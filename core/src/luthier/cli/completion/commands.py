@@ -1,7 +1,8 @@
-"""What typer calls to complete a word: a class of commands that take recipes, and functions for single parameters."""
+"""Completion as typer calls it: a class of commands that take recipes, and functions for single parameters."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import attrs
@@ -33,8 +34,14 @@ class RecipeCommand(TyperCommand):
         from luthier.cli.completion.offers import offer_recipe_words
 
         own = super().shell_complete(ctx, incomplete) if incomplete.startswith("-") else []
-        offered = offer_recipe_words(ctx.args, incomplete)
+        offered = offer_recipe_words(ctx.args, _whole_word() or incomplete)
         return [*own, *(Word(value=word, help=told) for word, told in offered)]
+
+
+def _whole_word() -> str | None:
+    """The word `--flag=value` as zsh and fish have it: click gives only the value, and drops the flag."""
+    word = os.environ.get("_TYPER_COMPLETE_ARGS", "").rpartition(" ")[2]
+    return word if word.startswith("--") and "=" in word else None
 
 
 def complete_setting(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
@@ -88,6 +95,6 @@ def complete_exporter(incomplete: str) -> list[tuple[str, str]]:
 
 def complete_method(incomplete: str) -> list[tuple[str, str]]:
     """An installed adapter or loss."""
-    from luthier.cli.completion.offers import offer_parts
+    from luthier.cli.completion.offers import offer_methods
 
-    return [*offer_parts("adapter", incomplete), *offer_parts("loss", incomplete)]
+    return offer_methods(incomplete)

@@ -1,4 +1,4 @@
-"""What completion offers for the word that is being written: flags of a recipe, their values, recipes, runs, parts."""
+"""Completion offers flags of a recipe, their values, recipes, runs and parts for the word that is being written."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ def offer_recipe_words(before: Sequence[str], incomplete: str) -> Offered:
     """
     words = read_words()
     given = [word for word in before if word != "="]  # which bash makes a word of its own
+    flag, equals, value = incomplete.partition("=")  # which zsh and fish leave in the word
+    if flag.startswith("--") and equals:
+        return [(f"{flag}={word}", told) for word, told in _fitting(_values(words, given, flag), value)]
+    behind = "=" in (*before[-1:], incomplete)
+    if behind and given[-2:-1] == ["--set"]:  # bash, behind the equals sign of a setting
+        return _fitting(_values(words, given, f"--{given[-1]}"), "" if incomplete == "=" else incomplete)
     if incomplete.startswith("-"):
         return _flags(words, given, incomplete)
     if given and given[-1].startswith("--") and "=" not in given[-1]:
@@ -69,6 +75,12 @@ def offer_runs(incomplete: str, *, as_paths: bool) -> list[str]:
 def offer_parts(kind: str, incomplete: str) -> Offered:
     """Return the installed parts of a kind that begin so, each with its summary."""
     return _fitting(part_names(read_words(), kind), incomplete)
+
+
+def offer_methods(incomplete: str) -> Offered:
+    """Return the adapters and the losses that begin so, those on quantized weights by their own names."""
+    words = read_words()
+    return _fitting([*_adapters(words), *part_names(words, "loss")], incomplete)
 
 
 def offer_kinds(incomplete: str) -> list[str]:
@@ -159,7 +171,13 @@ def _values(words: Mapping[str, Any], given: Sequence[str], flag: str) -> Offere
         return [*part_names(words, "callback"), *((f"-{n}", "Take it away.") for n in ("progress", "jsonl", "plot"))]
     if name in words["lists"]:
         return part_names(words, words["lists"][name])
+    if name == "adapter":
+        return _adapters(words)
     if name in words["fields"]:
         return part_names(words, name)
     options = (words["sections"].get(field) or _part_options(words, given, field)) if option else words["settings"]
     return [(value, "") for value in options.get(option or name, {}).get("values", ())]
+
+
+def _adapters(words: Mapping[str, Any]) -> Offered:
+    return [*part_names(words, "adapter"), *words["quantized"].items()]

@@ -36,7 +36,7 @@ def read_words() -> dict[str, Any]:
 
 
 def _state(modules: Iterable[str]) -> list[Any]:
-    """What the table depends on: the folders that packages lie in, the modules it was read from, what is disabled."""
+    """Return what the table depends on: the folders of packages, the modules it was read from, what is disabled."""
     places = [*(place for place in sys.path[1:] if os.path.isdir(place)), *modules]  # the first is the script's own
     times = [[place, os.stat(place).st_mtime_ns if os.path.exists(place) else 0] for place in places]
     return [luthier.__version__, os.environ.get(DISABLED, ""), times]
@@ -47,10 +47,11 @@ def _make_words() -> dict[str, Any]:
     from luthier.recipe import schema
     from luthier.recipe.editor_schema.part_schemas import LISTS
     from luthier.recipe.parts import FIELDS
-    from luthier.recipe.reading.overrides import SECTIONS
+    from luthier.recipe.reading.aliases import QUANTIZED
 
     offers = installed_plugins().offers()
     modules = {offer.source.module.partition(":")[0] for offer in offers}
+    modules |= {offer.record.options.__module__ for offer in offers if isinstance(offer.record.options, type)}
     loaded = [getattr(sys.modules.get(name), "__file__", None) for name in modules]
     files = sorted(str(file) for file in (*loaded, schema.__file__) if file)
     parts: dict[str, dict[str, Any]] = {}
@@ -61,11 +62,27 @@ def _make_words() -> dict[str, Any]:
         "modules": files,
         "state": _state(files),
         "settings": _describe(schema.Settings),
-        "sections": {name: _describe(cls) for name, cls in SECTIONS.items()},
+        "sections": {name: _describe(cls) for name, cls in _find_sections(schema.Settings).items()},
         "fields": [*FIELDS, "callbacks"],
         "lists": LISTS,
+        "quantized": {
+            name: f"{part} on weights in four bits." for name, part in QUANTIZED.items() if part in parts["adapter"]
+        },
         "parts": parts,
     }
+
+
+def _find_sections(settings: type) -> dict[str, type]:
+    """The settings that have options of their own, each with the class of these."""
+    import typing
+
+    import attrs
+
+    from luthier.plugins.fields.hints import field_hints
+
+    inner = {name: [cls for cls in (hint, *typing.get_args(hint)) if isinstance(cls, type) and attrs.has(cls)]
+             for name, hint in field_hints(settings).items()}  # fmt: skip
+    return {name: classes[0] for name, classes in inner.items() if classes}
 
 
 def _describe(cls: type) -> Options:

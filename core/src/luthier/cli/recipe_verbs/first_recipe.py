@@ -26,11 +26,16 @@ STARTING: Final = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}  #
 COLUMN: Final = 32  # where comments begin
 PLAIN: Final = re.compile(r"[\w./\-]+")
 GIB: Final = 2**30
+GIBIBYTES: Final = r"\d+(\.\d+)?"
+TOKENS: Final = 4096  # of a micro-batch, for which memory is told
 
 
 @attrs.frozen(kw_only=True)
 class Look:
-    """What the first rows of a source show. `columns` maps the names that a format needs to the data's own."""
+    """The format, the kind and the number of a source's first rows.
+
+    `columns` maps the names that a format needs to the data's own.
+    """
 
     format: str
     kind: str  # of the losses that take such rows
@@ -78,8 +83,16 @@ def find_rows() -> str:
     from luthier.demo import MODEL
 
     files = [path for path in Path().iterdir() if path.is_file() and path.name != SCHEMA]
-    own = [path.name for path in files if file_kind(path) in READERS]
+    own = [path.name for path in files if file_kind(path) in READERS and _holds_rows(path.name)]
     return own[0] if len(own) == 1 else str(MODEL.parent / "train.jsonl.gz")
+
+
+def _holds_rows(path: str) -> bool:
+    """Return whether a file has rows of a known form; a `package.json` has none."""
+    try:
+        return look_at_rows(path) is not None
+    except LuthierError:
+        return False
 
 
 def list_methods(kind: str, plugins: Plugins) -> list[str]:
@@ -132,7 +145,7 @@ def settle_place(where: str, answers_model: str, adapter: Any, plugins: Plugins)
     """Return the settings for a place: `here`, a provider, or a device with so many GiB of memory."""
     if where in ("here", "local"):
         return {}
-    if re.fullmatch(r"\d+(\.\d+)?", where):
+    if re.fullmatch(GIBIBYTES, where):
         return _fit_memory(float(where) * GIB, answers_model, adapter)
     try:
         return {"provider": plugins.get("provider", where).record.name}
@@ -141,16 +154,37 @@ def settle_place(where: str, answers_model: str, adapter: Any, plugins: Plugins)
 
 
 def _fit_memory(memory: float, model: str, adapter: Any) -> dict[str, Any]:
-    """The first of the known ways to train a well-known model that fits; what saves most where none does."""
+    """The settings of the first known way to train a well-known model that fits; of the least one where none does."""
+    from luthier.memory.model_presets import METHODS
+
+    needs = _list_needs(model, adapter)
+    if not needs:
+        return {}
+    way = next((way for way, need in needs.items() if need <= memory), [*needs][-1])
+    return {name: value for name, value in METHODS[way].items() if name != "adapter"}
+
+
+def _list_needs(model: str, adapter: Any) -> dict[str, int]:
+    """The known ways to train a well-known model with an adapter, each with its bytes; none for other models."""
     from luthier.memory.model_presets import METHODS, list_presets
 
-    preset = next((preset for preset in list_presets() if preset.name == model), None)
-    if preset is None:
-        return {}
     family = "full" if adapter == "full" else "lora"
     ways = [name for name in METHODS if name.partition(",")[0] == family]
-    fitting = next((name for name in ways if preset.needs(name, 4096) <= memory), ways[-1])
-    return {name: value for name, value in METHODS[fitting].items() if name != "adapter"}
+    presets = [preset for preset in list_presets() if preset.name == model]
+    return {way: preset.needs(way, TOKENS) for preset in presets for way in ways}
+
+
+def describe_memory(answers: Answers, adapter: Any) -> str | None:
+    """Return what is to be said of a device whose memory was given: that nothing known fits, or that it is unknown."""
+    if not re.fullmatch(GIBIBYTES, answers.where):
+        return None
+    needs = _list_needs(answers.model, adapter)
+    if not needs:
+        return f"Whether {answers.model} fits in {answers.where} GiB is not known here; `luthier plan` predicts it."
+    least = min(needs.values())
+    if least <= float(answers.where) * GIB:
+        return None
+    return f"{answers.model} needs about {least / GIB:.0f} GiB this way, and the device has {answers.where}."
 
 
 def recipe_text(path: Path, answers: Answers, look: Look | None, settings: Mapping[str, Any]) -> str:
@@ -166,12 +200,13 @@ def recipe_text(path: Path, answers: Answers, look: Look | None, settings: Mappi
 
 
 def _lines(path: Path, answers: Answers, look: Look | None, settings: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
-    source = f"path: {_scalar(_near(answers.data, path))}"
+    source = f"path: {_scalar(_near(answers.data, path, exists=_is_here(answers.data)))}"
     if look and look.columns:
         source += f", columns: {_flow(look.columns)}"
     found = f"{look.rows}{' or more' if look.rows == SAMPLE else ''} rows, recognised as {look.format}" if look else ""
     known = settings.get("model.dtype")
-    model = _flow({"name_or_path": answers.model, "dtype": known}) if known else _scalar(answers.model)
+    name = _model_near(answers.model, path)
+    model = _flow({"name_or_path": name, "dtype": known}) if known else _scalar(name)
     few = look is not None and look.rows < SAMPLE
     held = look is None or look.rows >= FEW
     rest = [(name, value) for name, value in settings.items() if name not in ("adapter", "loss", "model.dtype")]
@@ -193,13 +228,27 @@ def _lines(path: Path, answers: Answers, look: Look | None, settings: Mapping[st
     ]  # fmt: skip
 
 
-def _near(data: str, path: Path) -> str:
-    """A path as the recipe writes it: relative where it lies in the recipe's folder or below; a hub name as it is."""
-    if not Path(data).exists():
-        return data
+def _near(place: str, path: Path, *, exists: bool) -> str:
+    """Return a path as the recipe writes it: relative where it lies below the recipe's folder; a hub name as it is."""
+    if not exists:
+        return place
     folder = path.absolute().parent
-    absolute = Path(os.path.abspath(data))
+    absolute = Path(os.path.abspath(Path(place).expanduser()))
     return str(absolute.relative_to(folder)) if absolute.is_relative_to(folder) else str(absolute)
+
+
+def _is_here(data: str) -> bool:
+    """Return whether a source is files of this machine, which a variable in its path may name elsewhere."""
+    from luthier.data.read.sources import find_files, is_address
+
+    return "$" not in data and not is_address(data) and bool(find_files(data))
+
+
+def _model_near(model: str, path: Path) -> str:
+    """Return a model as the recipe writes it; `./` before a folder tells it from a hub name."""
+    is_folder = model != "demo" and Path(model).expanduser().is_dir()
+    near = _near(model, path, exists=is_folder)
+    return near if not is_folder or os.path.isabs(near) else f"./{near}"
 
 
 def _flow(value: Any) -> str:

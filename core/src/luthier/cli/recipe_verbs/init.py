@@ -49,7 +49,7 @@ def init(
     json: Json = False,
 ) -> Any:
     """Ask four questions and write a recipe that trains."""
-    from luthier.cli.recipe_verbs.first_recipe import SCHEMA, Answers, recipe_text
+    from luthier.cli.recipe_verbs.first_recipe import SCHEMA, Answers, describe_memory, recipe_text
     from luthier.plugins.registry import installed_plugins
 
     _check_file(recipe)
@@ -64,12 +64,12 @@ def init(
     if not schema.exists():
         _write_schema(schema)
     document = {"path": recipe, "schema": schema, "format": look.format if look else None, "settings": settings,
-                "next": _next(recipe, settings)}  # fmt: skip
+                "memory": describe_memory(answers, settings["adapter"]), "next": _next(recipe, settings)}  # fmt: skip
     return Answer(document=document, view=lambda screen: _draw(screen, text, document))
 
 
 class Desk:
-    """Who asks: each question once, with its default; again after an answer that cannot be."""
+    """Asks each question once, with its default; again after an answer that cannot be."""
 
     def __init__(self, *, silent: bool) -> None:
         self.silent = silent
@@ -135,7 +135,7 @@ def _write_schema(path: Path) -> None:
 
 
 def _next(recipe: Path, settings: dict[str, Any]) -> list[str]:
-    """What one does with a recipe."""
+    """Return the commands that come next."""
     name, run = shlex.quote(str(recipe)), shlex.quote(str(recipe.parent / "runs" / recipe.stem))
     if "provider" in settings:
         return [f"luthier estimate {name}", f"luthier submit {name}", "luthier jobs"]
@@ -147,4 +147,6 @@ def _draw(screen: Console, text: str, made: dict[str, Any]) -> None:
 
     screen.print(f"{made['path']} is written:", style="bold", soft_wrap=True)
     screen.print(text, soft_wrap=True)
+    if made["memory"]:
+        screen.print(made["memory"], style="yellow", soft_wrap=True)
     draw_commands(screen, "Next", made["next"])

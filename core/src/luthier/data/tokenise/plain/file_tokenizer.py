@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from luthier.data.template_calls import OWN
 from luthier.data.tokenise.plain.plain_jinja import Spans, render_chat
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ FILES: Final = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.j
 CLASSES: Final = ("TokenizersBackend", "PreTrainedTokenizerFast")  # which add nothing of their own to tokenizer.json
 EXTRA: Final = ("extra_special_tokens", "additional_special_tokens")
 NAMED: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+OWN_CLASS: Final = ("qwen2", "qwen3_5")  # model types whose class transformers takes, whatever the files name
 ALTERING: Final = (  # settings by which transformers tokenises otherwise than tokenizer.json says, or writes otherwise
     *("add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces", "split_special_tokens"),
     *("auto_map", "model_specific_special_tokens", "fix_mistral_regex", "added_tokens_decoder", "do_lower_case"),
@@ -65,7 +67,7 @@ class Encodings(dict[str, Any]):
 
 @attrs.frozen
 class CharacterSpan:
-    """Where a token's characters begin and end."""
+    """The characters of a token: the first, and the one behind the last."""
 
     start: int
     end: int
@@ -73,7 +75,7 @@ class CharacterSpan:
 
 @attrs.define(eq=False)
 class FileTokenizer:
-    """What data needs of a tokenizer, under the names that transformers gives it."""
+    """A tokenizer with what the data needs of one, under the names that transformers gives it."""
 
     folder: Path
     core: Any = attrs.field(repr=False)  # of the tokenizers library
@@ -87,6 +89,8 @@ class FileTokenizer:
         from tokenizers import Tokenizer
 
         settings = _read_object(folder / FILES[1])
+        if _read_object(folder / "config.json").get("model_type") in OWN_CLASS or _adds_tokens(folder, settings):
+            return None
         named = {**settings, **_read_object(folder / FILES[2])}
         tokens = {f"{name}_token": _text_of(named[f"{name}_token"]) for name in NAMED if named.get(f"{name}_token")}
         extra = [_text_of(token) for name in EXTRA for token in named.get(name) or ()]
@@ -182,6 +186,9 @@ class FileTokenizer:
     ) -> str:
         """The conversation as text."""
         assert not tokenize, "texts are tokenised apart"
+        own = (variables.keys() & OWN) - {"add_generation_prompt"}
+        if own:
+            raise ValueError(f"{', '.join(sorted(own))}: only transformers renders by these, where it is installed")
         given = {"tools": tools, "documents": None, **self.special_tokens_map, **variables}
         chat = [{name: value for name, value in message.items() if value is not None} for message in messages]
         return render_chat(self.get_chat_template(chat_template), chat, given)[0]
@@ -198,6 +205,14 @@ class FileTokenizer:
         for name in FILES:
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, Path(folder) / name)
+
+
+def _adds_tokens(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Return whether transformers adds tokens that tokenizer.json does not have: a file of them, or a named one."""
+    suffix = "_token"
+    named = (name for name in settings if name.endswith(suffix) and not name.startswith("add_") and settings[name])
+    further = any(name.removesuffix(suffix) not in NAMED for name in named)
+    return further or (folder / "added_tokens.json").exists()
 
 
 def _read_object(path: Path) -> dict[str, Any]:

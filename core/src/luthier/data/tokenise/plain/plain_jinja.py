@@ -38,7 +38,7 @@ def render_chat(
 
 
 class Tracked:
-    """What was written so far, and where generation tags begin and end in it."""
+    """The pieces that were written so far, and where generation tags begin and end in them."""
 
     def __init__(self) -> None:
         self.pieces: list[str] = []
@@ -67,6 +67,16 @@ class GenerationTag(jinja2.ext.Extension):
             start = sum(map(len, tracker.pieces))
             tracker.spans.append((start, start + len(said)))
         return said
+
+
+class DictMaker:
+    """What templates call `dict`: it makes dicts, and is not the class, which would lead further."""
+
+    def __call__(self, *pairs: Any, **values: Any) -> dict[Any, Any]:
+        return dict(*pairs, **values)
+
+    def fromkeys(self, names: Any, value: Any = None) -> dict[Any, Any]:
+        return dict.fromkeys(names, value)
 
 
 class GuardedNamespace(jinja2.utils.Namespace):
@@ -100,7 +110,8 @@ def _compile(template: str) -> jinja2.Template:
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols]
     )
     sandbox.filters["tojson"] = _to_json
-    sandbox.globals |= {"raise_exception": _refuse, "strftime_now": _format_now, "namespace": GuardedNamespace}
+    sandbox.globals |= {"raise_exception": _refuse, "strftime_now": _format_now}
+    sandbox.globals |= {"namespace": GuardedNamespace, "dict": DictMaker()}
     return sandbox.from_string(template)
 
 
