@@ -73,6 +73,35 @@ def test_a_service_that_stays_down_is_told_in_the_end(submitted, service, manage
         manager.wait_sync(job.id)
 
 
+@pytest.mark.parametrize(("kind", "looks"), [("permission", 3), ("server", 3), ("server", 30)])
+def test_events_that_cannot_be_read_end_no_waiting_and_are_told_once(submitted, service, manager, clock, kind, looks):
+    job, told = submitted(), []
+    script_of(service, *["running"] * looks, "completed")
+
+    async def events(remote_id, cursor):
+        raise ProviderError(kind, "its log is gone", retry_after=99.0)
+
+    service.events = events
+    assert manager.wait_sync(job.id, told=told.append).state == JobState.COMPLETED
+    assert len([e for e in told if "the events cannot be read" in e.message and "its log is gone" in e.message]) == 1
+    assert all(wait >= 99.0 for wait in clock.slept)
+
+
+def test_events_whose_reading_fails_in_passing_are_not_told_of(submitted, service, manager):
+    job, told, events = submitted(), [], service.events
+    faults = [ProviderError("lost", "cut"), ProviderError("limited", "slow")]
+    script_of(service, "running", "running", "running", "completed")
+
+    async def broken(remote_id, cursor):
+        if faults:
+            raise faults.pop()
+        return await events(remote_id, cursor)
+
+    service.events = broken
+    assert manager.wait_sync(job.id, told=told.append).state == JobState.COMPLETED
+    assert [e.id for e in told] == [str(i) for i in range(7)]
+
+
 def test_a_timeout_leaves_the_job_running(submitted, service, manager, clock):
     job = submitted()
     script_of(service, "running")

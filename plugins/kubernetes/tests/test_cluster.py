@@ -83,6 +83,19 @@ def test_why_a_run_failed_is_told_by_its_own_output(manager, fake, server, rows)
     assert manager.status_sync(other.id).reason == "the disk is full"
 
 
+@pytest.mark.parametrize(("status", "message"), [(404, "pods x not found"), (403, "pods/log is forbidden"),
+                                                 (500, "dial tcp: no route to host")])  # fmt: skip
+def test_a_job_whose_output_is_gone_has_failed_all_the_same(manager, fake, server, rows, status, message):
+    reply = Reply(status=status, body={"message": message, "code": status})
+    server.faults = [Fault(kind="answer", method="GET", path="/log$", reply=reply, times=99)]
+    for look in (manager.status_sync, manager.wait_sync):
+        job = submitted(manager, server, rows)
+        fake.set_state(job.remote_id, "Failed")
+        found = look(job.id)
+        assert found.state == JobState.FAILED
+        assert found.reason.startswith(f"JobsFailed: jobset ended; its output cannot be read: {message}")
+
+
 def test_a_reading_goes_on_where_one_ended(manager, fake, server, rows):
     job = submitted(manager, server, rows)
     assert [e.metrics["step"] for e in manager.events_sync(job.id) if "step" in e.metrics] == [1, 2, 3, 4]

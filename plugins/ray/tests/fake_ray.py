@@ -28,6 +28,7 @@ class FakeRay:
 
     def __init__(self):
         self.packages, self.submissions, self.output = {}, {}, {}
+        self.given, self.give_state = given_archive(), "SUCCEEDED"
 
     @staticmethod
     def told_step(step):
@@ -84,8 +85,8 @@ class FakeRay:
                                   "message": "Job has not started yet."}  # fmt: skip
         self.output[name] = "".join(map(self.told_step, range(1, 5)))
         if name.startswith("luthier-give-"):
-            self.submissions[name]["status"] = "SUCCEEDED"
-            self.output[name] = f"luthier-told: {json.dumps({'at': 1.0, 'archive': given_archive()})}\n"
+            self.submissions[name]["status"] = self.give_state
+            self.output[name] = f"luthier-told: {json.dumps({'at': 1.0, 'archive': self.given})}\n"
         return Reply(body={"job_id": name, "submission_id": name})
 
     def _show(self, request, name):
@@ -103,6 +104,8 @@ class FakeRay:
         return Reply(body={"stopped": running})
 
     def _delete(self, request, name):
+        if self.submissions.get(name, {}).get("status") in ("PENDING", "RUNNING"):
+            return plain(500, f"RuntimeError: Attempted to delete job '{name}', but it is in a non-terminal state")
         return Reply(body={"deleted": self.submissions.pop(name, None) is not None})
 
     def _show_logs(self, request, name):

@@ -61,16 +61,58 @@ def test_why_a_job_failed_is_told_by_its_own_output(manager, fake, server, rows)
     assert manager.status_sync(job.id).reason == "the disk is full"
 
 
+@pytest.mark.parametrize("status", [403, 404, 500])
+def test_a_job_whose_output_is_gone_has_failed_all_the_same(manager, fake, server, rows, status):
+    server.faults = [
+        Fault(kind="answer", method="GET", path="/logs$", reply=Reply(status=status, body=b"gone"), times=99)
+    ]
+    for look in (manager.status_sync, manager.wait_sync):
+        job = submitted(manager, server.url, rows)
+        fake.set_state(job.remote_id, "FAILED")
+        found = look(job.id)
+        assert found.state == JobState.FAILED
+        assert found.reason.startswith(
+            "Job entrypoint command failed with exit code 3; its output cannot be read: 'gone'"
+        )
+
+
 def test_a_result_comes_by_a_job_of_its_own_that_is_taken_away(manager, fake, server, rows, tmp_path):
-    job = submitted(manager, server.url, rows)
+    job = submitted(manager, server.url, rows, {"gpus": 8, "cpus": 32})
     fake.set_state(job.remote_id, "SUCCEEDED")
     manager.wait_sync(job.id)
     got = manager.download_sync(job.id, tmp_path / "got")
     assert (got.kind, list(got.files)) == ("adapter", ["adapter_model.safetensors"])
     assert list(fake.submissions) == [job.remote_id]
+    (gave,) = [r.json for r in server.requests if r.method == "POST" and "luthier-give" in r.body.decode()]
+    assert set(gave) == {"submission_id", "entrypoint", "runtime_env"}  # whatever the training was given
     server.faults = [Fault(kind="answer", method="GET", path="give.*/logs$", reply=Reply(body={"logs": ""}))]
     with pytest.raises(ProviderError, match="gave no result"):
         manager.download_sync(job.id, tmp_path / "none")
+
+
+@pytest.mark.parametrize("at", ["/logs$", "[0-9a-f]$"], ids=["its output", "its state"])
+def test_a_job_that_cannot_give_its_result_is_taken_away_too(manager, fake, server, rows, tmp_path, at):
+    job = submitted(manager, server.url, rows)
+    fake.set_state(job.remote_id, "SUCCEEDED")
+    manager.wait_sync(job.id)
+    gone = Reply(status=403, body=b"forbidden")
+    server.faults = [Fault(kind="answer", method="GET", path=f"luthier-give.*{at}", reply=gone, times=9)]
+    fake.give_state = "SUCCEEDED" if at == "/logs$" else "RUNNING"  # Ray deletes none that runs
+    with pytest.raises(ProviderError, match="forbidden"):
+        manager.download_sync(job.id, tmp_path / "none")
+    assert list(fake.submissions) == [job.remote_id]
+
+
+def test_a_damaged_result_leaves_nothing_behind(manager, fake, server, rows, tmp_path):
+    job = submitted(manager, server.url, rows)
+    fake.set_state(job.remote_id, "SUCCEEDED")
+    manager.wait_sync(job.id)
+    for given in ("AAAA", "no base64!"):
+        fake.given = given
+        with pytest.raises(LuthierError, match="damaged|unpacked"):
+            manager.download_sync(job.id, tmp_path / "damaged")
+        assert [path for path in tmp_path.rglob("*") if ".result.tar" in path.name] == []
+    assert list(fake.submissions) == [job.remote_id]
 
 
 def test_the_check_tells_the_version(server, manager):

@@ -75,6 +75,7 @@ class Follower:
     def __init__(self, store: JobStore, provider: Provider, clock: Clock, told: EventTold | None = None) -> None:
         self.store, self.provider, self.clock = store, provider, clock
         self._told = told or (lambda event: None)
+        self._unread = 0  # readings of events that failed, in a row
 
     async def refresh(self, job: Job) -> Job:
         """Ask the service where the job stands, and keep the answer."""
@@ -112,18 +113,16 @@ class Follower:
         while True:
             wait_least = 0.0
             try:
-                if events:
-                    await self.read_events(job)
                 job = await self.refresh(job)
                 failures = 0
+                if events:
+                    wait_least = await self._try_events(job)
             except ProviderError as error:
                 failures += 1
                 if not error.is_passing or failures >= FAILURES:
                     raise
                 wait_least = error.retry_after or 0.0
             if job.is_final:
-                if events:
-                    await self._read_last(job)
                 return job
             now = self.clock.monotonic()
             changed = watch.look(job, now)
@@ -134,12 +133,21 @@ class Follower:
                 raise LuthierError("job-timeout", f"it is {job.state} after {timeout:g} s", where=job.id)
             await self.clock.sleep(min(max(polling.next_wait(changed=changed), wait_least), left))
 
-    async def _read_last(self, job: Job) -> None:
-        """The last events, after the end; that they cannot be read changes nothing any more."""
+    async def _try_events(self, job: Job) -> float:
+        """Read the fresh events, and return the seconds for which the service asks to be left alone.
+
+        That they cannot be read ends no waiting: it is told once, where it does not pass or the job has ended.
+        """
         try:
             await self.read_events(job)
         except ProviderError as error:
-            self._keep(job, _warning("last events", self.clock.now(), f"the last events cannot be read: {error.line}"))
+            self._unread += 1
+            if job.is_final or not error.is_passing or self._unread >= FAILURES:
+                text = f"the events cannot be read: {error.line}"
+                self._keep(job, _warning(f"unread:{error.kind}", self.clock.now(), text))
+            return error.retry_after or 0.0
+        self._unread = 0
+        return 0.0
 
     def _keep(self, job: Job, event: JobEvent) -> None:
         for fresh in keep_events(self.store, job.id, EventPage(events=[event], cursor=None)):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import LuthierError
-from luthier.jobs.clock import Clock, current_clock
+from luthier.jobs.clock import Clock, current_clock, use_clock
 from luthier.jobs.collecting import collect_artifact
 from luthier.jobs.following import EventTold, Follower, Polling
 from luthier.jobs.job_numbers import job_metrics, job_progress
@@ -181,7 +181,7 @@ class Manager(SyncTwins):
 
     async def _take_in(self, remote_id: str, provider: Any) -> Job:
         ready = make_provider(provider)
-        async with _closing(ready) as part:
+        async with _closing(ready, self.clock) as part:
             status = await part.status(remote_id)
             known = [j for j in self.store.list_jobs(provider=ready.name) if j.remote_id == remote_id]
             if known:
@@ -226,7 +226,7 @@ class Manager(SyncTwins):
         self, reading: Reading, provider: Any, room: Path, max_cost: float | None
     ) -> AsyncIterator[Any]:
         ready = make_provider(reading.recipe.provider if provider is None else provider)
-        async with _closing(ready):
+        async with _closing(ready, self.clock):
             try:
                 prepared = await prepare_job(reading, ready, room, self.clock.now(), max_cost)
             except BaseException:
@@ -236,13 +236,14 @@ class Manager(SyncTwins):
 
     def _provider_of(self, job: Job) -> Any:
         if job.id in self._objects:
-            return _closing(self._objects[job.id])
-        return _closing(restore_provider(job))
+            return _closing(self._objects[job.id], self.clock)
+        return _closing(restore_provider(job), self.clock)
 
 
 @asynccontextmanager
-async def _closing(ready: ReadyProvider) -> AsyncIterator[Any]:
-    """The provider's part, its connections closed afterwards."""
+async def _closing(ready: ReadyProvider, clock: Clock) -> AsyncIterator[Any]:
+    """The provider's part, whose waits are measured by the manager's clock; its connections are closed afterwards."""
     async with AsyncExitStack() as stack:
+        stack.enter_context(use_clock(clock))
         stack.push_async_callback(ready.part.close)
         yield ready.part

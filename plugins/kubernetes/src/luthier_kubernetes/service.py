@@ -144,7 +144,10 @@ class KubernetesService:
         found = self._status(await self.client.read_json(f"{self._jobs}/{remote_id}"))
         if found.state != JobState.FAILED:
             return found
-        told, _ = await self._read_logs(remote_id, None)
+        try:
+            told, _ = await self._read_logs(remote_id, None)
+        except ProviderError as error:
+            return attrs.evolve(found, reason=f"{found.reason}; its output cannot be read: {error.problem}")
         return found if told.reason is None else attrs.evolve(found, reason=told.reason)
 
     def _status(self, item: Any) -> JobStatus:

@@ -30,6 +30,7 @@ from luthier import (
     ServiceClient,
     ToldRun,
     drop_missing,
+    get_logger,
     pack_parcel,
     read_secret,
     read_told,
@@ -39,6 +40,7 @@ from luthier import (
 
 from luthier_ray import Ray
 
+log = get_logger()
 JOBS: Final = "/api/jobs/"
 TAG: Final = "luthier_job"  # the metadata that tells our jobs from others
 PARCEL: Final = "parcel.tar.gz"
@@ -106,20 +108,20 @@ class RayService:
         )
         surroundings = {"working_dir": f"gcs://{package}", "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": GRACE}}
         words = ["python", "-u", *sent_words("run", self._folder(name)), PARCEL]
-        await self.client.post_json(JOBS, self._request(name, words, parcel.packages, surroundings, job.id))
+        request = self._request(name, words, parcel.packages, surroundings)
+        given = drop_missing(entrypoint_num_gpus=self.options.gpus, entrypoint_num_cpus=self.options.cpus)
+        await self.client.post_json(JOBS, {**request, "metadata": {TAG: job.id}, **given})
         return await self.status(name)
 
     def _request(
-        self, name: str, words: Sequence[str], packages: Sequence[str], surroundings: Mapping[str, Any], tag: str
+        self, name: str, words: Sequence[str], packages: Sequence[str], surroundings: Mapping[str, Any]
     ) -> dict[str, Any]:
-        options = self.options
-        installed = {"pip": list(packages)} if options.install else {}
+        """A submission that asks for no GPU and no core."""
+        installed = {"pip": list(packages)} if self.options.install else {}
         return {
             "submission_id": name,
             "entrypoint": shlex.join(words),
             "runtime_env": {**surroundings, **installed},
-            "metadata": {TAG: tag},
-            **drop_missing(entrypoint_num_gpus=options.gpus, entrypoint_num_cpus=options.cpus),
         }
 
     async def find(self, job: JobSpec, uploads: Mapping[str, str]) -> Sequence[JobStatus]:
@@ -135,7 +137,10 @@ class RayService:
         found = self._status(await self.client.read_json(f"{JOBS}{remote_id}"))
         if found.state != JobState.FAILED:
             return found
-        told = await self._read_output(remote_id)
+        try:
+            told = await self._read_output(remote_id)
+        except ProviderError as error:
+            return attrs.evolve(found, reason=f"{found.reason}; its output cannot be read: {error.problem}")
         return found if told.reason is None else attrs.evolve(found, reason=told.reason)
 
     def _status(self, item: Any) -> JobStatus:
@@ -186,19 +191,34 @@ class RayService:
         name = f"luthier-give-{secrets.token_hex(8)}"
         words = ["python", "-u", *sent_words("give", str(artifact.locator["path"]))]
         packages = [f"luthier[local]=={_own_version()}"]
-        request = self._request(name, words, packages, {}, "")
         try:
-            await self.client.post_json(JOBS, request)
+            await self.client.post_json(JOBS, self._request(name, words, packages, {}))
         except ProviderError as error:
             if not error.may_have_created:
                 raise
-        while not (found := self._status(await self.client.read_json(f"{JOBS}{name}"))).state.is_final:
-            await self.client.clock.sleep(LOOK)
-        told = await self._read_output(name)
-        await self.client.send_call(Call(method="DELETE", path=f"{JOBS}{name}", accepted=(200, 404)))
+        found: JobStatus | None = None
+        try:
+            found = await self._wait_final(name)
+            told = await self._read_output(name)
+        finally:
+            await self._take_away(name, ended=found is not None)
         if told.archive is None:
             raise ProviderError("invalid", found.reason or "the cluster gave no result", where=f"ray: {name}")
         return _unpack_text(told.archive, folder)
+
+    async def _wait_final(self, name: str) -> JobStatus:
+        while not (found := self._status(await self.client.read_json(f"{JOBS}{name}"))).state.is_final:
+            await self.client.clock.sleep(LOOK)
+        return found
+
+    async def _take_away(self, name: str, *, ended: bool) -> None:
+        """Delete a submission, once it has ended; that one is left there is told, and is no error."""
+        try:
+            if not ended:
+                await self.client.send_call(Call(method="POST", path=f"{JOBS}{name}/stop", accepted=(200, 404)))
+            await self.client.send_call(Call(method="DELETE", path=f"{JOBS}{name}", accepted=(200, 404)))
+        except ProviderError as error:
+            log.warning("a small job that gives a result is left at the cluster", job=name, reason=error.problem)
 
     async def close(self) -> None:
         if self._client is not None:
@@ -228,11 +248,11 @@ def _unpack_text(text: str, folder: Path) -> list[Path]:
     archive = folder / ".result.tar.partial"
     try:
         archive.write_bytes(base64.b64decode(text, validate=True))
+        return unpack_archive(archive, folder)
     except binascii.Error:
         raise ProviderError("protocol", "the result is damaged", where="ray") from None
-    files = unpack_archive(archive, folder)
-    archive.unlink()
-    return files
+    finally:
+        archive.unlink(missing_ok=True)
 
 
 def _headers_of(options: Ray) -> Any:
