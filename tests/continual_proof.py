@@ -1,7 +1,7 @@
 """`python -m tests.continual_proof`: five tasks one after the other by every method, and what each has forgotten.
 
 Each method trains `docs/recipes/five_tasks.yaml` with each seed in a process of its own, so that its memory is its own.
-A line for each run is JSON; the last lines are the table of `docs/continual-learning.md`. `--rates` tries other learning
+A line for each run is JSON; the last lines have the numbers of the table in `docs/continual-learning.md`. `--rates` tries other learning
 rates than each method's own. All of it takes about 25 minutes of one core.
 """
 

@@ -11,6 +11,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,28 +55,24 @@ def write_rows(path: Path, count: int) -> None:
 
 def _apart(side: str, path: Path, processes: int) -> dict[str, Any]:
     """What a side takes in a process of its own, those that it starts counted."""
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    process = context.Process(target=_measured, args=(side, str(path), processes, answers))
-    process.start()
-    found: dict[str, Any] = answers.get()
-    process.join()
-    return found
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_measured, side, str(path), processes).result()
 
 
-def _measured(side: str, path: str, processes: int, answers: Any) -> None:
+def _measured(side: str, path: str, processes: int) -> dict[str, Any]:
     from luthier.model.load import tokenizer_of
     from luthier.recipe.schema import Model
 
     tokenizer = tokenizer_of(Model(name_or_path="demo"))
     wall, cpu = time.perf_counter(), _cpu()
-    prepared = (_ours if side == "ours" else _trl)(path, tokenizer, processes)
-    wall, cpu = time.perf_counter() - wall, _cpu() - cpu
-    digest = hashlib.sha256()
-    for ids in prepared:
-        digest.update(json.dumps(list(map(int, ids))).encode())
+    with tempfile.TemporaryDirectory() as cache:
+        prepared = _ours(path, tokenizer, processes) if side == "ours" else _trl(path, tokenizer, processes, cache)
+        wall, cpu = time.perf_counter() - wall, _cpu() - cpu
+        digest = hashlib.sha256()
+        for ids in prepared:
+            digest.update(json.dumps(list(map(int, ids))).encode())
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
-    answers.put({"wall": wall, "cpu": cpu, "peak_mb": peak, "tokens": digest.hexdigest()})
+    return {"wall": wall, "cpu": cpu, "peak_mb": peak, "tokens": digest.hexdigest()}
 
 
 def _cpu() -> float:
@@ -92,16 +89,15 @@ def _ours(path: str, tokenizer: Any, processes: int) -> Any:
     return (example.input_ids for example in prepare_data(data, tokenizer, seed=0).train)
 
 
-def _trl(path: str, tokenizer: Any, processes: int) -> Any:
+def _trl(path: str, tokenizer: Any, processes: int, cache: str) -> Any:
     """One call of the template a row, text and assistant's mask apart, as TRL's SFTTrainer maps its data set."""
     import datasets
 
     datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory() as cache:
-        rows = datasets.Dataset.from_json(path, cache_dir=cache)
+    rows = datasets.Dataset.from_json(path, cache_dir=cache)
 
-        def tokenise(row: dict[str, Any]) -> dict[str, Any]:
-            return {"input_ids": tokenizer.apply_chat_template(row["messages"], return_dict=True)["input_ids"]}
+    def tokenise(row: dict[str, Any]) -> dict[str, Any]:
+        return {"input_ids": tokenizer.apply_chat_template(row["messages"], return_dict=True)["input_ids"]}
 
-        made = rows.map(tokenise, num_proc=processes, remove_columns=rows.column_names)
-        return list(made["input_ids"])
+    made = rows.map(tokenise, num_proc=processes, remove_columns=rows.column_names)
+    return (row["input_ids"] for row in made)

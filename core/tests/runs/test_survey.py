@@ -14,7 +14,7 @@ from luthier.runs.find import all_runs
 from luthier.runs.metric_survey import KEPT, Curve, survey_metrics
 from luthier.runs.metrics_file import append_line, read_metrics
 
-NUMBERS = st.one_of(st.none(), st.integers(-(2**53), 2**53), st.floats(allow_nan=False, allow_infinity=False))
+NUMBERS = st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False))
 LINE = st.fixed_dictionaries({"step": st.integers(0, 99)}, optional={
     "loss": NUMBERS, "eval_loss": NUMBERS, "tokens_per_second": NUMBERS, "other": st.one_of(NUMBERS, st.booleans(), st.text())
 })  # fmt: skip
@@ -33,6 +33,21 @@ def test_columns_and_lines_give_the_same_ranges_and_curves(tmp_path, lines, bloc
     assert {n: r.to_dict() for n, r in by_column.ranges.items()} == {n: r.to_dict() for n, r in by_line.ranges.items()}
     for name in metric_survey.DRAWN:
         assert by_column.series(name) == by_line.series(name)
+
+
+def test_numbers_stand_in_the_order_of_the_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 1.0, "grad_norm": 2.0, "a": 3.0, "z": 4.0, "b": 5.0}\n' * 3)
+    assert list(survey_metrics(path, 10).ranges) == ["loss", "grad_norm", "a", "z", "b"]
+
+
+@pytest.mark.parametrize("again", [1000, 1001])
+def test_steps_that_a_resumed_run_repeats_count_once_in_a_long_curve(again):
+    curve = Curve()
+    curve.add((step, 5.0) for step in range(1, 100_001))
+    curve.add((step, 1.0) for step in range(again, 100_000))
+    assert {value for step, value in curve.series() if step >= again} == {1.0}
+    assert {value for step, value in curve.series() if step < again - 2} == {5.0}
 
 
 @pytest.mark.parametrize("count", [KEPT, 3 * KEPT + 5])

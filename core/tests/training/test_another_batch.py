@@ -14,6 +14,7 @@ from luthier.data.batches.example_feed import Reached
 from luthier.data.examples import TokenDataset, TokenExample
 from luthier.data.prepare import prepare_data
 from luthier.data.stream.stream_feed import StreamFeed
+from luthier.errors import LuthierError
 from luthier.recipe import Recipe
 from luthier.recipe.schema import Data, Source
 from luthier.runs.writing.active_run import Interrupted
@@ -80,6 +81,18 @@ def test_the_schedule_keeps_its_fraction_of_the_samples(rows, epochs, before, af
         return
     for place in places:  # a line, between its steps too
         assert rates.between(place) == pytest.approx(rates.peak * (1 - place / first.total), rel=1e-9, abs=1e-12)
+
+
+@settings(deadline=None, max_examples=100, derandomize=True)
+@given(**{**COUNTS, "epochs": st.sampled_from([0.3, 0.5, 1.5, 2.25])})
+def test_a_part_of_an_epoch_ends_within_its_schedule(rows, epochs, before, after, cut):
+    dataset = rows_in_memory(rows)
+    recipes = [recipe_of(batch, num_train_epochs=epochs, lr_scheduler_type="linear") for batch in (before, after)]
+    first, second = (feed_of(recipe, dataset) for recipe in recipes)
+    _, rest = cut_and_go_on((first, second), cut)
+    pace, rates = resume_pace(recipes[1], dataset, second.begin, held=0.0)
+    places = [pace.place(portion.step, portion.samples) for portion in rest]
+    assert rates is None or all(0.0 <= rates.between(place) <= rates.peak for place in places)
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
@@ -224,3 +237,21 @@ def test_a_task_of_a_continual_run_goes_on_with_another_batch(task_files, tmp_pa
     luthier.continual(recipe, global_batch_size=4, exact_callbacks=["jsonl"], output_dir=tmp_path / "out",
                       allow_changed="settings")  # fmt: skip
     assert [read_record(folder)["result"]["samples_seen"] for folder in folders] == [27, 27]
+
+
+def test_fewer_rows_than_were_taken_are_refused_and_not_passed_over(train, tmp_path, data):
+    shared = {"model": "demo", "num_train_epochs": 4, "global_batch_size": 4}
+    with pytest.raises(Interrupted):
+        train(**shared, data=data, exact_callbacks=["jsonl", stops_after(7)])
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(f"{line}\n" for line in data.read_text().splitlines()[:5]))
+    with pytest.raises(LuthierError) as caught:
+        train(**shared, data=few, allow_changed=("data", "settings"))
+    assert (caught.value.code, caught.value.where) == ("recipe-out-of-range", "data")
+
+
+def test_half_an_epoch_goes_on_with_another_batch_to_its_end(train, tmp_path, data):
+    shared = {"model": "demo", "data": data, "num_train_epochs": 0.5}
+    with pytest.raises(Interrupted):
+        train(**shared, global_batch_size=1, exact_callbacks=["jsonl", stops_after(4)])
+    assert train(**shared, global_batch_size=7, allow_changed="settings").samples_seen >= 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -52,18 +53,36 @@ class Curve:
     points: dict[int, float] = attrs.field(factory=dict)  # by step, the last line of each counts
     each: int = 1
     begun: list[tuple[int, float]] = attrs.field(factory=list)  # of a point that is not complete
+    newest: int = -1  # the last step that was taken
 
     def add(self, points: Iterable[tuple[int, float]]) -> None:
-        """Take further points in their order."""
+        """Take further points in their order; where steps come again, the run went on from a checkpoint before them."""
+        listed = list(points)
+        steps = [self.newest, *(step for step, _ in listed)]
+        starts = [i for i in range(len(listed)) if steps[i + 1] <= steps[i]]
+        for start, end in itertools.pairwise(sorted({0, *starts, len(listed)})):
+            self._take(listed[start:end])
+        self.newest = steps[-1]
+
+    def _take(self, points: list[tuple[int, float]]) -> None:
+        """Take points of rising steps."""
         if self.each == 1:
             self.points.update(points)
         else:
+            if points[0][0] <= self.newest:
+                self._forget(points[0][0])
             self.begun += points
             end = len(self.begun) - len(self.begun) % self.each
             self.points.update(_mean(self.begun[i : i + self.each]) for i in range(0, end, self.each))
             del self.begun[:end]
+        self.newest = points[-1][0]
         while len(self.points) > KEPT:
             self._thin()
+
+    def _forget(self, step: int) -> None:
+        """Drop the points from a step on: what comes again lies between them otherwise."""
+        self.points = {first: value for first, value in self.points.items() if first < step}
+        self.begun = [point for point in self.begun if point[0] < step]
 
     def _thin(self) -> None:
         listed = sorted(self.points.items())
@@ -156,8 +175,9 @@ def _add_columns(survey: Survey, block: bytes) -> bool:
     if len(set(names)) != len(names):
         return False
     numbers = {name: found for name in names if (found := _floats(table[name])) is not None}
-    for name in numbers.keys() - {"step"}:
-        _add_column(survey, name, numbers[name], numbers.get("step"))
+    for name, column in numbers.items():  # in the file's order
+        if name != "step":
+            _add_column(survey, name, column, numbers.get("step"))
     return True
 
 
@@ -178,4 +198,5 @@ def _floats(column: Any) -> Any:
     from pyarrow import types
 
     kind = column.type
-    return column.cast("float64").to_numpy() if types.is_integer(kind) or types.is_floating(kind) else None
+    is_number = types.is_integer(kind) or types.is_floating(kind)
+    return column.cast("float64", safe=False).to_numpy() if is_number else None  # large integers are rounded

@@ -32,7 +32,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def append_line(path: Path, line: dict[str, Any]) -> None:
     """One line, written at once, and on a line of its own where the last one was cut short by a kill."""
     with path.open("a+b") as file:
-        cut = file.seek(0, os.SEEK_END) > 0 and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(end - 1, 0))
+        cut = end > 0 and file.read(1) != b"\n"  # what is written goes to the end, wherever one has read
         if cut:
             log.warning("the last line of the metrics was cut short by a kill, and is left as it is", file=str(path))
         file.write(b"\n" * cut + _text(line).encode())

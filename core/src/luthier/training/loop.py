@@ -19,6 +19,7 @@ from luthier.checkpoint.task_state import take_task_state
 from luthier.data.batches.example_feed import Portion, Reached
 from luthier.distributed.agreement import agree_requests, local_callbacks
 from luthier.distributed.broadcast import broadcast_tree
+from luthier.errors import LuthierError
 from luthier.hardware.peak_memory import peak_memory
 from luthier.health.monitor import Health
 from luthier.health.trace import Traceable
@@ -152,6 +153,8 @@ class Loop:
         self.tally = Tally(**tally)
         recovery.hold_limit(setup, self.tally.token_limit)
         self._go_on({} if "feed" in fresh else tree.get("feed", {}))
+        if "feed" in fresh:
+            self._check_rows_left()
         setup.tell_progress(setup.progress_after(self.tally.step, self.tally.epoch))
         if "loss" in fresh:  # another loss than the checkpoint's
             begin_loss(setup)
@@ -164,6 +167,14 @@ class Loop:
         self.setup.feed.load_state(position, reached)
         self.setup.resume_at(reached, tally.held)
         run.step, run.total_steps = tally.step, self.setup.feed.total
+
+    def _check_rows_left(self) -> None:
+        """Raise `recipe-out-of-range` where other rows, of which there are fewer, have nothing left to train on."""
+        taken, total = self.tally, self.run.total_steps
+        if total is not None and total <= taken.step:
+            problem = f"these rows end before the {taken.samples} samples that the run has taken"
+            remedy = "Raise num_train_epochs or max_steps, or begin with --fresh."
+            raise LuthierError("recipe-out-of-range", problem, where="data", remedy=remedy)
 
     def hold(self, tree: dict[str, Any], folder: Path) -> dict[str, Any]:
         """Return the tree of the checkpoint in `folder` as this world holds it."""

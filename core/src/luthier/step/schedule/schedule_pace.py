@@ -43,5 +43,5 @@ def resume_pace(
     if batch == feed.order.batch and feed.order.samples_after(reached.step) == reached.samples:
         return Pace(held=held), None
     begun = attrs.evolve(feed.order, batch=batch)
-    rates = rates_of(recipe, feed_of(attrs.evolve(recipe, global_batch_size=batch), train).total)
+    rates = rates_of(recipe, begun.steps_between(0, feed.goal))
     return Pace(order=begun, held=held), rates
