@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
+from luthier.model.operations import reference
 from torch import Tensor
 from torch.nn.functional import silu
 
@@ -67,3 +69,25 @@ def build_wandering(options: Any) -> Any:
         return silu(gate) * up * (1 + 1e-6 * len(CALLS))
 
     return swiglu
+
+
+def build_frozen_head(options: Any) -> Any:
+    """A head for frozen weights alone."""
+
+    def score(states: Tensor, weight: Tensor, *rest: Any) -> Any:
+        return NotImplemented if weight.requires_grad else reference.token_logprobs(states, weight, *rest)
+
+    return score
+
+
+def build_wrong_head(options: Any) -> Any:
+    def score(states: Tensor, weight: Tensor, *rest: Any) -> Any:
+        return NotImplemented if weight.requires_grad else reference.token_logprobs(states, weight, *rest) * 7 - 3
+
+    return score
+
+
+def build_shy(options: Any) -> Any:
+    """It takes the call, and none of the six that it would be compared by."""
+    asked = itertools.count()
+    return lambda gate, up: NotImplemented if next(asked) % 7 else silu(gate) * up

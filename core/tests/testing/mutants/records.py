@@ -152,6 +152,14 @@ OPERATION = OperationRecord(
     build="mutants.operations:build_swiglu",
     predicate="mutants.operations:fits",
 )
+FROZEN_HEAD = OperationRecord(
+    name="mutant-head",
+    summary="The head by its formula, for frozen weights alone.",
+    operation="token_logprobs",
+    build="mutants.operations:build_frozen_head",
+    predicate="mutants.operations:fits",
+    tolerance=2**-7,  # of products rounded to bfloat16
+)
 EXPORTER = ExporterRecord(
     name="mutant-arrays",
     summary="Every weight as an array of numpy.",
@@ -172,7 +180,7 @@ SURPRISE = MetricRecord(
     wants=("entropy",),
     greater_is_better=False,
 )
-SIDES = (OPERATION, EXPORTER, EXACT, SURPRISE)
+SIDES = (OPERATION, FROZEN_HEAD, EXPORTER, EXACT, SURPRISE)
 SOUND: tuple[Record, ...] = (
     LOSS,
     COUPLED,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -27,7 +28,7 @@ DIFFERENTIATED: Final = {  # the arguments, by their place, whose gradients are 
     "token_logprobs": (0, 1, 2),
     "document_attention": (0, 1, 2),
 }
-ROUNDINGS: Final = 4  # of the dtype, which a sound implementation may differ by besides its tolerance
+ROUNDINGS: Final = 4  # of the result's dtype, which a sound implementation may differ by besides its tolerance
 Fallen = Callable[[str, str], None]  # told the name and the reason
 
 
@@ -39,10 +40,16 @@ class GuardedOperation:
     owner: str  # distribution and version
     function: Callable[..., Any]
     reference: Callable[..., Any]
+    supports: Callable[[torch.device, torch.dtype, torch.Size], bool] = lambda device, dtype, shape: True
     required: bool = False  # `kernels: require`: raising is an error
     fallen: bool = False
     on_fall: Fallen = lambda name, reason: None
-    _compared: set[Any] = attrs.field(factory=set)
+    _compared: dict[Any, bool] = attrs.field(factory=dict)  # by kind of call
+
+    @property
+    def num_compared(self) -> int:
+        """The number of kinds of call that were compared with the reference."""
+        return sum(self._compared.values())
 
     def compute(self, *arguments: Any, **named: Any) -> Any:
         """Return the result for the reference's arguments; NotImplemented where another must compute it."""
@@ -50,29 +57,42 @@ class GuardedOperation:
             return NotImplemented
         given = bind_arguments(self.reference, arguments, named)
         try:
-            if (kind := _describe_call(given)) not in self._compared:
-                self._compared.add(kind)
-                self._compare(given)
-            return self.function(*given)
+            result = self.function(*given)
+            if result is not NotImplemented and (kind := _describe_call(given)) not in self._compared:
+                self._compared[kind] = self._compare(given)
         except (torch.OutOfMemoryError, LuthierError):
             raise  # memory has a recovery of its own
         except Exception as error:  # noqa: BLE001 - by the contract whatever an operation raises ends its use, aloud
             self._fall(error)
             return NotImplemented
+        return result
 
-    def _compare(self, given: Sequence[Any]) -> None:
-        """Raise `operation-differs` where values or gradients are not the reference's, on a part of the call."""
-        given = sample_call(self.record.operation, given)
-        places = [i for i in DIFFERENTIATED[self.record.operation] if isinstance(given[i], Tensor)]
-        with _undisturbed():
-            own = _differentiate(self.function, given, places, exact=False)
-            if own is NotImplemented:
-                return
-            expected = _differentiate(self.reference, given, places, exact=True)
-        names = list(inspect.signature(self.reference).parameters)
+    def _compare(self, given: Sequence[Any]) -> bool:
+        """Return True if the operation computed a part of the call, or all of it, for the comparison.
+
+        Raises `operation-differs` where values or gradients are not the reference's. Gradients of every place are
+        asked for first, then that of the first place alone (a head may take frozen weights only), then none.
+        """
+        sample = sample_call(self.record.operation, given)
+        calls = [sample, given] if self.supports(sample[0].device, sample[0].dtype, sample[0].shape) else [given]
+        every = [i for i in DIFFERENTIATED[self.record.operation] if isinstance(given[i], Tensor)]
+        for call, places in itertools.product(calls, (every, every[:1], [])):
+            with _undisturbed():
+                own = _differentiate(self.function, call, places, exact=False)
+                if own is NotImplemented:
+                    continue
+                expected = _differentiate(self.reference, call, places, exact=True)
+            self._check_results(own, expected, call, places)
+            return True
+        return False
+
+    def _check_results(
+        self, own: Sequence[Tensor], expected: Sequence[Tensor], call: Sequence[Any], places: Sequence[int]
+    ) -> None:
+        names = list(_signature(self.reference).parameters)
         count = len(expected) - len(places)
         labels = [*(f"result {i}" for i in range(count)), *(f"gradient of {names[i]}" for i in places)]
-        coarsest = max((torch.finfo(given[i].dtype).eps for i in places), default=0.0)
+        coarsest = max((torch.finfo(call[i].dtype).eps for i in places), default=0.0)
         for number, (label, found, wanted) in enumerate(zip(labels, own, expected, strict=True)):
             # an exact gradient in float32 may still be made of values that the call rounds, such as a sum in bfloat16
             self._check_close(label, found, wanted, coarsest if number >= count else 0.0)
@@ -88,7 +108,7 @@ class GuardedOperation:
             return
         largest = max(float(wanted.abs().max()), torch.finfo(torch.float32).tiny)
         share = float((found.to(wanted.dtype) - wanted).abs().max()) / largest
-        bound = self.record.tolerance + ROUNDINGS * max(torch.finfo(found.dtype).eps, rounding)
+        bound = self.record.tolerance + max(ROUNDINGS * torch.finfo(found.dtype).eps, rounding)
         if not share <= bound:
             problem = f"its {label} differs from {self.record.operation}'s reference by {share:.2g} of the largest"
             raise LuthierError("operation-differs", f"{problem}; {bound:.2g} is allowed", where=where, remedy=remedy)
@@ -147,7 +167,7 @@ def _differentiate(function: Callable[..., Any], given: Sequence[Any], places: S
     random = torch.Generator().manual_seed(0)  # the process's own is left as it is
     grads = [torch.randn(r.shape, generator=random).to(r.device, r.dtype) for r in results]
     inputs = [copies[i] for i in places]
-    found = torch.autograd.grad(results, inputs, grads, allow_unused=True)
+    found = torch.autograd.grad(results, inputs, grads, allow_unused=True) if inputs else ()
     return [*(r.detach() for r in results), *(torch.zeros_like(i) if g is None else g
                                               for i, g in zip(inputs, found, strict=True))]  # fmt: skip
 

@@ -115,7 +115,12 @@ def _implementation(resolved: Resolved, offer: Offer, required: bool) -> Impleme
         log.warning("operation fell back", name=record.operation, implementation=record.name, reason=error.line)
         return None
     guard = GuardedOperation(
-        record=record, owner=owner, function=function, reference=REFERENCES[record.operation], required=required
+        record=record,
+        owner=owner,
+        function=function,
+        reference=REFERENCES[record.operation],
+        supports=supports,
+        required=required,
     )
     return Implementation(
         operation=record.operation,

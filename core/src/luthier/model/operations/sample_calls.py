@@ -8,39 +8,58 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-ROWS: Final = 64  # tokens that are compared
-WIDEST: Final = 4096  # outputs of a layer, or tokens of a vocabulary
+ROWS: Final = 256  # tokens that are compared: several tiles of a kernel
+HEAD_ROWS: Final = 128  # of a head, whose every token has a row of logits
+OUTPUTS: Final = 4096  # of a layer
+WORDS: Final = 8192 + 512  # of a vocabulary: more than a tile of 8192
+STEP: Final = 128  # a cut size leaves the same remainder, so that kernels for multiples of 2 to 128 take the cut call
 
 
 def sample_call(operation: str, given: Sequence[Any]) -> tuple[Any, ...]:
     """Return the arguments for the first tokens, of which they are many; attention is left whole.
 
-    A head is cut to the labels' own rows of the vocabulary and to its first ones.
+    A head is cut to the labels' own rows of the vocabulary and to its first ones. Whichever size is cut, what remains
+    has the remainder by 128 that the whole has.
     """
     return _SAMPLED.get(operation, tuple)(given)
 
 
+def cut_size(size: int, limit: int) -> int:
+    """Return a size of at least `limit`, less than 128 above it, with the remainder of `size`; `size` if that is less.
+
+    A plain minimum would give shapes that no predicate was asked about.
+    """
+    return min(size, limit + (size - limit) % STEP)
+
+
 def _sample_rows(given: Sequence[Any]) -> tuple[Any, ...]:
-    """Every tensor but a weight [H] has its tokens in the dimension before the last."""
-    return tuple(_first_rows(a) if isinstance(a, Tensor) else a for a in given)
+    return tuple(_first_rows(a, ROWS) if isinstance(a, Tensor) else a for a in given)
 
 
 def _sample_linear(given: Sequence[Any]) -> tuple[Any, ...]:
     x, weight, bias = given
-    return _first_rows(x), weight[:WIDEST], None if bias is None else bias[:WIDEST]
+    outputs = cut_size(len(weight), OUTPUTS)
+    return _first_rows(x, ROWS), weight[:outputs], None if bias is None else bias[:outputs]
 
 
 def _sample_head(given: Sequence[Any]) -> tuple[Any, ...]:
     states, weight, bias, labels, *rest = given
-    labels = labels[:ROWS]
-    first = torch.arange(min(len(weight), WIDEST), device=labels.device)
-    kept = torch.unique(torch.cat([labels, first]))  # sorted
+    rows = cut_size(len(states), HEAD_ROWS)
+    labels = labels[:rows]
+    others = torch.ones(len(weight), dtype=torch.bool, device=labels.device)
+    others[labels] = False
+    own = torch.unique(labels)
+    count = cut_size(len(weight), WORDS)
+    kept = torch.cat([own, others.nonzero().squeeze(1)[: count - len(own)]]).sort().values
     cut = None if bias is None else bias[kept]
-    return (states[:ROWS], weight[kept], cut, torch.searchsorted(kept, labels), *rest)
+    return (states[:rows], weight[kept], cut, torch.searchsorted(kept, labels), *rest)
 
 
-def _first_rows(x: Tensor) -> Tensor:
-    return x[..., :ROWS, :] if x.dim() > 1 else x
+def _first_rows(x: Tensor, limit: int) -> Tensor:
+    """Cut every dimension but the last: tokens stand in the second of [B, T, heads, D], in the third elsewhere."""
+    for place in range(x.dim() - 1):
+        x = x.narrow(place, 0, cut_size(x.shape[place], limit))
+    return x
 
 
 _SAMPLED: Final[dict[str, Callable[[Sequence[Any]], tuple[Any, ...]]]] = {

@@ -28,7 +28,9 @@ class Operation(Protocol):
         """Compute the operation; gradients flow through the result as through the reference's.
 
         It is given the reference's arguments in their order. `NotImplemented` as the result says that this call is
-        not for it: the next implementation computes it. What it raises ends its use in the run.
+        not for it: the next implementation computes it. What it raises ends its use in the run. At the first call
+        of each kind a sample of the arguments is computed twice and compared: the first tokens, outputs and rows of
+        the vocabulary; the whole call where the predicate or a `NotImplemented` declines the sample.
         """
         ...
 

@@ -23,11 +23,13 @@ def gives_the_values_and_gradients_of_the_reference(subject: Subject) -> None:
 
     It is asked for every form of call that its predicate takes, of several sizes and dtypes.
     """
-    tried = 0
+    taken = compared = 0
     for arguments, supported in _calls(subject):
-        if supported and _guard(subject).compute(*arguments) is not NotImplemented:
-            tried += 1
-    assert tried, "its predicate, or a NotImplemented, declines every call that was tried"
+        guard = _guard(subject)
+        if supported and guard.compute(*arguments) is not NotImplemented:
+            taken, compared = taken + 1, compared + guard.num_compared
+    assert taken, "its predicate, or a NotImplemented, declines every call that was tried"
+    assert compared, "it declines each call for gradients, and each without, that it was compared by"
 
 
 @law(0)
@@ -62,10 +64,7 @@ def predicate_reads_device_dtype_and_shape_alone(subject: Subject) -> None:
     """The predicate answers True or False for any device, dtype and shape, without touching a tensor."""
     import torch
 
-    from luthier.testing.laws import register_record
-
-    plugins, offer = register_record(subject.record)
-    supports = plugins.resolve(offer, subject.record.predicate)  # type: ignore[attr-defined]
+    supports = _predicate(subject.record)
     for device in ("cpu", "cuda", "mps", "meta"):
         for dtype in (getattr(torch, name) for name in (*DTYPES, "int64")):
             for shape in ((0, 8), (1, 1), (1, 4, 7, 8), (3, 5, 2)):
@@ -95,19 +94,24 @@ def _guard(subject: Subject) -> GuardedOperation:
         owner="the kit",
         function=_build(subject),
         reference=REFERENCES[record.operation],
+        supports=_predicate(record),
         required=True,
     )
+
+
+def _predicate(record: Any) -> Any:
+    from luthier.testing.laws import register_record
+
+    plugins, offer = register_record(record)
+    return plugins.resolve(offer, record.predicate)
 
 
 def _calls(subject: Subject) -> Iterator[tuple[tuple[Any, ...], bool]]:
     """Arguments, and whether the predicate takes them."""
     import torch
 
-    from luthier.testing.laws import register_record
-
     record: Any = subject.record
-    plugins, offer = register_record(record)
-    supports = plugins.resolve(offer, record.predicate)
+    supports = _predicate(record)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     random = torch.Generator().manual_seed(0)
     for dtype in (getattr(torch, name) for name in DTYPES):
