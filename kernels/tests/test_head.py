@@ -66,6 +66,35 @@ def test_logits_of_any_size_stay_finite(size):
     assert max(differences(both(states, weight, None, labels, (1.0, None), False), expected)) < 1e-6
 
 
+@pytest.mark.parametrize("implementation", ["torch", "native"])
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("masked", [slice(0, 32), slice(16, 48), slice(20, 70)], ids=str)
+def test_a_tile_that_a_bias_masks_whole_adds_nothing(monkeypatch, implementation, trains, masked):
+    monkeypatch.setattr(logprobs, "NARROWEST", 16)
+    monkeypatch.setattr(logprobs, "ELEMENTS", {"cpu": 16, "cuda": 16})
+    states, weight, bias = torch.randn(5, 4), torch.randn(70, 4), torch.randn(70)
+    bias[masked] = -torch.inf
+    labels = bias.isfinite().nonzero().squeeze(1)[:5]
+    expected = both(states, weight, bias, labels, (1.0, None), trains, logprobs.reference_score, exact=True)
+    with only_implementation(implementation):
+        found = both(states, weight, bias, labels, (1.0, None), trains)
+    assert max(differences(found, expected)) < 2e-5
+
+
+@pytest.mark.parametrize("label", [-100, -1, 40, 500])
+def test_a_label_outside_the_vocabulary_is_told(label):
+    with pytest.raises(IndexError, match=f"label {label} at place 1 .* vocabulary of 40"):
+        score_labels(torch.randn(3, 2), torch.randn(40, 2), None, torch.tensor([3, label, 4]))
+
+
+@pytest.mark.parametrize("implementation", ["torch", "native"])
+def test_a_label_that_no_tile_has_gives_no_number(monkeypatch, implementation):
+    monkeypatch.setattr(logprobs, "_check_labels", lambda labels, vocabulary: None)  # as on a GPU
+    with only_implementation(implementation):
+        found = score_labels(torch.randn(3, 2), torch.randn(40, 2), None, torch.tensor([3, 40, 4]))
+    assert found.isnan().tolist() == [False, True, False]
+
+
 def test_a_logit_that_is_no_number_is_none_of_ours_to_hide():
     states = torch.tensor([[1.0, 2.0], [float("nan"), 1.0]])
     found = score_labels(states, torch.randn(40, 2), None, torch.tensor([3, 4]))

@@ -28,6 +28,18 @@ def test_norms(shape, dtype, has_residual):
     both("normalize_rms", lambda: norm.FORWARD(x, residual, weight, 1e-5, 1.0), dtype)
 
 
+@pytest.mark.parametrize("implementation", ["torch", "triton", "native"])
+def test_a_sum_is_normalized_as_it_is_returned(implementation):
+    x, residual, weight = torch.randn(4, 64).bfloat16(), torch.randn(4, 64).bfloat16(), torch.randn(64)
+    with only_implementation(implementation):
+        made, total, factors = norm.FORWARD(x, residual, weight, 1e-5, 1.0)
+        alone, _, same = norm.FORWARD(total, None, weight, 1e-5, 1.0)
+    assert torch.equal(made, alone)
+    assert torch.equal(factors, same)
+    # the interpreter rounds to bfloat16 towards zero, so that sums are not bit-equal
+    torch.testing.assert_close(total.float(), x.float() + residual.float(), rtol=2**-7, atol=0)
+
+
 @pytest.mark.parametrize("half", [1, 5, 32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rotations(half, dtype):

@@ -8,6 +8,17 @@ from luthier_kernels.head import tiles
 NEAR = {torch.float32: {"rtol": 1e-5, "atol": 1e-6}, torch.bfloat16: {"rtol": 2**-7, "atol": 1e-6}}
 
 
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_a_tile_of_which_nothing_may_be_chosen_has_a_finite_peak(implementation):
+    bend, label = tiles.Bend(torch.full((1500,), -torch.inf), 1.0, 0.0), torch.zeros(2)
+    with only_implementation(implementation):
+        made = torch.randn(2, 1500)
+        peaks, masses = tiles.fold_tile(made, bend, torch.tensor([0, 5000]), 0, label, True)
+    assert peaks.isfinite().all()
+    assert masses.tolist() == [0.0, 0.0]
+    assert not made.any()
+
+
 @pytest.mark.parametrize("columns", [1, 1500])
 @pytest.mark.parametrize("dtype", list(NEAR))
 @pytest.mark.parametrize(("has_bias", "cap"), [(False, 0.0), (True, 3.0)])

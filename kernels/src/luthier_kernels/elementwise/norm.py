@@ -1,8 +1,8 @@
 """RMSNorm: states [..., H] in float32, bfloat16, float16 or float64 and a weight [H] to [..., H] in the states' dtype:
 y = x / sqrt(mean(x^2) + eps) * (offset + weight), in float32 (float64), rounded once.
 
-With a residual [..., H] its sum with the states is normalized, and returned too. The gradient keeps the states and one
-factor a row. Gradients to the weight are summed over 64 rows at a time: threads change nothing.
+With a residual [..., H] its sum with the states, rounded, is normalized, and returned too. The gradient keeps the
+states and one factor a row. Gradients to the weight are summed over 64 rows at a time: threads change nothing.
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ def normalize_kernel(
         value += tl.load(residual + row * columns + place, mask=inside, other=0.0).to(tl.float32)
         rounded = value.to(total.dtype.element_ty)
         tl.store(total + row * columns + place, rounded, mask=inside)
+        value = rounded.to(tl.float32)
     factor = 1.0 / tl.sqrt(tl.sum(value * value, 0) / columns + eps)
     made = value * factor * tl.load(scale + place, mask=inside, other=0.0)
     tl.store(out + row * columns + place, made.to(out.dtype.element_ty), mask=inside)

@@ -23,7 +23,11 @@ ELEMENTS = {"cpu": 2**21, "cuda": 2**26}  # of one tile; 8 MiB in float32 on a p
 def score_labels(
     states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, scale: float = 1.0, cap: float | None = None
 ) -> Tensor:
-    """Return [S] log p(label), from logits = (states weight^T + bias) * scale, and then cap * tanh(logits / cap)."""
+    """Return [S] log p(label), from logits = (states weight^T + bias) * scale, and then cap * tanh(logits / cap).
+
+    Labels lie in [0, V). On a processor another raises IndexError; on a GPU, where a look at them would wait for it,
+    its number is NaN.
+    """
     trains = weight.requires_grad or (bias is not None and bias.requires_grad)
     ahead = torch.is_grad_enabled() and states.requires_grad and not trains
     return FORWARD(states, weight, bias, labels, float(scale), float(cap or 0.0), ahead)[0]
@@ -43,6 +47,8 @@ def _score(
     states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, scale: float, cap: float, ahead: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities, log-sum-exps, and where it is made `ahead` the gradient to the states (else empty)."""
+    if labels.device.type == "cpu":
+        _check_labels(labels, len(weight))
     exact = torch.promote_types(states.dtype, torch.float32)
     logprobs, norms = (torch.empty(len(states), dtype=exact, device=states.device) for _ in range(2))
     gradient = torch.empty_like(states) if ahead else states.new_empty(0)
@@ -56,11 +62,18 @@ def _score(
     return logprobs, norms, gradient
 
 
+def _check_labels(labels: Tensor, vocabulary: int) -> None:
+    outside = ((labels < 0) | (labels >= vocabulary)).nonzero()
+    if len(outside):
+        place = int(outside[0])
+        raise IndexError(f"label {int(labels[place])} at place {place} is outside the vocabulary of {vocabulary}")
+
+
 def _score_block(
     rows: Tensor, weight: Tensor, bend: Bend, labels: Tensor, room: Tensor, ahead: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     exact = torch.promote_types(rows.dtype, torch.float32)
-    label = rows.new_zeros(len(rows), dtype=exact)
+    label = torch.full((len(rows),), torch.nan, dtype=exact, device=rows.device)  # until a tile has it
     peak, mass = torch.full_like(label, -torch.inf), torch.zeros_like(label)
     total = rows.new_zeros(rows.shape if ahead else (0,), dtype=exact)
     for first, part, tile in _each_tile(rows, weight, room):

@@ -33,6 +33,7 @@ def fold_tile(
 ) -> tuple[Tensor, Tensor]:
     """Return each row's largest logit and the sum of exponentials below it, [C] each.
 
+    The largest is finite where all are -inf, as a bias masks them: two tiles' peaks are subtracted from each other.
     `label_logits` [C] takes the logit of each label that lies in the tile, whose first column is `first`. With `keep`
     the products become exponentials of logit minus peak, times the soft cap's derivative, and 0 at labels.
     """
@@ -88,7 +89,7 @@ def _fold_torch(
     z, slopes = bend_products(products, bend)
     rows, places = _places(labels, first, products.shape[1])
     label_logits[rows] = z[rows, places]
-    peaks = z.amax(1)
+    peaks = z.amax(1).clamp_min(torch.finfo(z.dtype).min)
     own = (z - peaks[:, None]).exp_()
     masses = own.sum(1)
     if keep:
@@ -153,7 +154,7 @@ def load_logits(
     if has_bias:
         z += tl.load(bias + place, mask=inside, other=0.0).to(tl.float32)
     z = z * scale
-    slope = z * 0.0 + 1.0
+    slope = tl.zeros_like(z) + 1.0  # and not z * 0: z may be infinite
     if has_cap:
         bent = 1.0 - 2.0 / (1.0 + tl.exp(2.0 * z / cap))
         slope = 1.0 - bent * bent
@@ -170,7 +171,7 @@ def fold_kernel(
     row = tl.program_id(0).to(tl.int64)
     base, own = row * columns, tl.load(labels + row) - first
     lanes = tl.arange(0, size)
-    peak = tl.full((), float("-inf"), tl.float32)
+    peak = tl.full((), -3.4028234663852886e38, tl.float32)  # the least finite one
     mass = tl.full((), 0.0, tl.float32)
     for start in range(0, columns, size):
         place = start + lanes

@@ -1,5 +1,7 @@
 // Tiles of a head's logits: their statistics and probabilities in one pass, and their gradient in another.
 
+#include <float.h>
+
 #include "rows.h"
 
 enum { WIDEST = 8192 };
@@ -24,6 +26,7 @@ static void read_logits(const void *products, int64_t wide, int64_t row, int64_t
     }
 }
 
+// Finite where all are -infinity: peaks are subtracted from each other.
 static float largest_of(const float *restrict z, int64_t count) {
     float lanes[LANES], most = z[0];
     for (int k = 0; k < LANES; k++) lanes[k] = z[0];
@@ -32,7 +35,7 @@ static float largest_of(const float *restrict z, int64_t count) {
         for (int k = 0; k < LANES; k++) lanes[k] = z[i + k] > lanes[k] ? z[i + k] : lanes[k];
     for (; i < count; i++) most = z[i] > most ? z[i] : most;
     for (int k = 0; k < LANES; k++) most = lanes[k] > most ? lanes[k] : most;
-    return most;
+    return most < -FLT_MAX ? -FLT_MAX : most;
 }
 
 // z to e^(z - peak), and their sum.
