@@ -149,7 +149,8 @@ def test_every_tensor_is_consumed_and_none_is_missing(pair, tmp_path, change, sa
 @pytest.mark.parametrize(("more", "where"), [
     ({"method": "tie"}, "method"), ({"weights": [1.0]}, "weights"), ({"method": "ties"}, "density"),
     ({"density": 0.5}, "density"), ({"method": "ties", "density": 0.0}, "density"), ({"seed": 1}, "seed"),
-    ({"method": "slao", "weights": [1.0, 1.0]}, "weights"),
+    ({"method": "slao", "weights": [1.0, 1.0]}, "weights"), ({"weights": [math.nan, 1.0]}, "weights"),
+    ({"weights": [1.0, math.inf]}, "weights"),
 ])  # fmt: skip
 def test_what_a_method_does_not_know_is_refused_before_a_file_is_read(tmp_path, more, where):
     with pytest.raises(LuthierError) as caught:
@@ -176,11 +177,91 @@ def test_unmerging_gives_the_base_back_bit_for_bit_or_to_rounding(pair, model_fo
     stray = tmp_path / "stray"  # an adapter whose base is nowhere to be found
     shutil.copytree(pair[0].artifact, stray)
     note = json.loads((stray / "luthier.json").read_text())
-    (stray / "luthier.json").write_text(json.dumps({**note, "base": "0" * 16}))
+    gone = {**note["model"], "name_or_path": str(tmp_path / "gone")}
+    (stray / "luthier.json").write_text(json.dumps({**note, "model": gone}))
     back = load_file(luthier.unmerge(merged, stray, tmp_path / "near") / "model.safetensors")
     assert all(torch.allclose(back[name], tensor, atol=1e-6) for name, tensor in base.items())
     with pytest.raises(LuthierError, match="another was merged"):
         luthier.unmerge(merged, pair[1].artifact, tmp_path / "wrong")
+
+
+def card_of(folder):
+    return (folder / "README.md").read_text()
+
+
+def test_the_cards_of_what_no_run_has_made_say_what_it_was_made_of_and_nothing_of_a_runs_numbers(pair, tmp_path):
+    first, second = pair
+    combined = luthier.combine([run.artifact for run in pair], tmp_path / "both", method="cat", weights=[0.7, -0.2])
+    merged = luthier.merge(combined, tmp_path / "merged")
+    base = luthier.unmerge(merged, combined, tmp_path / "base")
+    plain = luthier.unmerge(luthier.merge(first.output_path, tmp_path / "one"), first.artifact, tmp_path / "plain")
+    for folder in (combined, merged):
+        text = card_of(folder)
+        assert "# llama, with 2 adapters combined by cat\n" in text
+        assert f"- adapter: `adapter` of run `{first.run_id}`, weight 0.7\n" in text
+        assert f"- adapter: `adapter` of run `{second.run_id}`, weight -0.2\n" in text
+        assert "| adapter | `lora` |" in text
+    for folder in (base, plain):
+        assert "# llama, with an adapter taken out of it again\n" in card_of(folder)
+        assert "- weights: bit for bit those of the base model\n" in card_of(folder)
+        assert "## Parts" not in card_of(folder) and "lora" not in card_of(folder)
+        note = json.loads((folder / "luthier.json").read_text())
+        assert (note["adapter"], note["prompts"], note["stop_tokens"], note["progress"]) == (
+            {"name": "none"}, "chat", [], None)  # fmt: skip
+    assert f"- taken out: `adapter` of run `{first.run_id}`\n" in card_of(plain)
+    for folder in (combined, merged, base, plain):
+        text = card_of(folder)
+        assert not {
+            said for said in ("in run", "trained with", "2 steps", "| loss", "adamw", "## Again") if said in text
+        }
+        assert f"Made by Luthier {luthier.__version__}.\n" in text and "torch 2" in text
+        assert json.loads((folder / "luthier.json").read_text())["run_id"] is None
+    assert isinstance(luthier.generate(plain, "1 and", max_new_tokens=2), str)
+
+
+def test_the_card_and_the_note_of_a_merged_run_keep_its_version_base_and_template(pair, tmp_path):
+    run = pair[0]
+    merged = luthier.merge(run.output_path, tmp_path / "merged")
+    before, after = (json.loads((folder / "luthier.json").read_text()) for folder in (run.artifact, merged))
+    kept = ("luthier", "base", "format", "chat_template_hash", "run_id", "card")
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+    assert before["chat_template_hash"] and before["base"]
+    text = card_of(merged)
+    assert f"Made by Luthier {luthier.__version__} in run `{run.run_id}`." in text
+    assert f"(`{before['base']}` over its files)" in text and "2 steps" in text
+
+
+def test_a_merge_upon_another_folder_of_the_base_names_that_ones_hash(pair, model_folder, tmp_path):
+    other = shutil.copytree(model_folder, tmp_path / "other")
+    (other / "config.json").write_text((other / "config.json").read_text() + "\n")
+    merged = luthier.merge(pair[0].output_path, tmp_path / "merged", base=str(other))
+    prints = [json.loads((folder / "luthier.json").read_text())["base"] for folder in (pair[0].artifact, merged)]
+    assert prints[0] != prints[1] and f"(`{prints[1]}` over its files)" in card_of(merged)
+
+
+def test_an_adapter_without_a_note_is_not_unmerged(pair, model_folder, tmp_path):
+    bare = shutil.copytree(pair[0].artifact, tmp_path / "bare")
+    (bare / "luthier.json").unlink()
+    status, said = run_command("unmerge", model_folder, bare, "--output-dir", tmp_path / "base", "--json")
+    error = json.loads(said)["error"]
+    assert (status, error["code"], error["where"]) == (2, "artifact-not-found", str(bare))
+    assert "luthier.json" in error["problem"] and not (tmp_path / "base").exists()
+
+
+@pytest.mark.parametrize("verb", ["combine", "merge", "unmerge"])
+def test_what_stands_where_a_result_would_go_is_refused_before_any_work(pair, tmp_path, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    project = tmp_path / "proj"
+    (project / "src").mkdir(parents=True)
+    (project / "config.json").write_text("{}")
+    given = [run.artifact for run in pair][: 1 if verb == "merge" else 2]
+    places = {".": ("path-unwritable", "output_dir"), "proj": ("run-folder-other", "proj")}
+    for folder, (code, where) in places.items():
+        status, said = run_command(verb, *given, "--output-dir", folder, "--json")
+        error = json.loads(said)["error"]
+        assert (status, error["code"], error["where"]) == (2, code, where)
+        assert error["remedy"]
+    assert sorted(path.name for path in project.iterdir()) == ["config.json", "src"]
 
 
 def test_a_merge_that_was_rounded_gives_the_base_back_bit_for_bit(pair, model_folder, tmp_path):

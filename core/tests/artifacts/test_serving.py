@@ -33,8 +33,9 @@ def made(tmp_path):
     return make
 
 
-def test_a_lora_is_served_upon_its_base(made):
-    folder = made(lora={})
+@pytest.mark.parametrize("began", [True, False, "gaussian"])
+def test_a_lora_is_served_upon_its_base(made, began):
+    folder = made(lora={"init_lora_weights": began})
     found = find_serving(folder)
     assert shlex.split(found.commands["vLLM"]) == [
         "vllm", "serve", "org/base", "--enable-lora", "--lora-modules", f"my-run={folder}"]  # fmt: skip
@@ -55,6 +56,8 @@ def test_the_rank_is_the_least_that_vllm_takes(made, rank, pattern, told):
     ("lora", "note", "reason"),
     [
         ({"use_dora": True}, None, "no DoRA"),
+        ({"init_lora_weights": "pissa"}, None, "the difference from where it began"),
+        ({"init_lora_weights": "olora"}, None, "the difference from where it began"),
         ({"modules_to_save": ["embed_tokens"]}, None, "no modules_to_save"),
         ({"bias": "all"}, None, "biases"),
         ({"r": 513}, None, "up to 512"),

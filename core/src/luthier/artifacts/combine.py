@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -10,8 +11,9 @@ import attrs
 import torch
 
 from luthier.artifacts.factor_arithmetic import DRAWN, PRUNED, Blend, Method, Pair, combine_pairs
-from luthier.artifacts.folders import same_base, write_artifact
+from luthier.artifacts.folders import check_replaceable, same_base, write_artifact
 from luthier.artifacts.low_rank_files import LowRankFolder, read_low_rank, unit_scales, write_low_rank
+from luthier.artifacts.note import derive_note
 from luthier.errors import LuthierError, suggest_nearest
 from luthier.logs import get_logger
 from luthier.model.load import tokenizer_at
@@ -39,6 +41,7 @@ def combine_folders(folders: Sequence[Path], asked: Combination, folder: Path) -
     have other layers, shapes or bases, or hold a tensor that no arithmetic consumes.
     """
     recipe = _recipe(asked, len(folders))
+    check_replaceable(folder)
     adapters = [read_low_rank(path) for path in folders]
     _check_alike(adapters, recipe.method)
     generator = torch.Generator().manual_seed(asked.seed or 0)
@@ -47,7 +50,7 @@ def combine_folders(folders: Sequence[Path], asked: Combination, folder: Path) -
         for layer in adapters[0].pairs
     }
     changes, first = unit_scales(factors), adapters[0]
-    note = _note(first.note, changes, adapters, recipe)
+    note = _note(changes, adapters, recipe)
 
     def write(aside: Path) -> None:
         write_low_rank(aside, factors, {**first.config, **changes, "init_lora_weights": True, "lora_dropout": 0.0})
@@ -69,6 +72,8 @@ def _recipe(asked: Combination, count: int) -> Blend:
         raise _refused("one adapter alone has nothing to be combined with", "paths", count, "Give two or more.")
     if asked.weights is not None and len(asked.weights) != count:
         raise _refused("one weight for each adapter is asked for", "weights", asked.weights, f"Give {count}.")
+    if not all(map(math.isfinite, asked.weights or ())):
+        raise _refused("a weight is no finite number", "weights", asked.weights, "Give numbers.")
     if asked.weights is not None and asked.method == "slao":
         raise _refused("slao takes the adapters in their order, without weights", "weights", asked.weights, "")
     pruned = asked.method in PRUNED
@@ -91,9 +96,11 @@ def _refused(problem: str, where: str, found: object, remedy: str) -> LuthierErr
 def _check_alike(adapters: Sequence[LowRankFolder], method: str) -> None:
     first = adapters[0]
     for other in adapters[1:]:
-        if first.note and other.note and not same_base(first.note, other.note):
-            problem = f"it was trained on another base than {first.path}"
-            raise _unlike(other, problem, other.note["model"]["name_or_path"])
+        noted = bool(first.note and other.note)
+        same = same_base(first.note, other.note) if noted else _same_name(first.config, other.config)
+        if not same:
+            found = other.note["model"]["name_or_path"] if noted else other.config["base_model_name_or_path"]
+            raise _unlike(other, f"it was trained on another base than {first.path}", found)
         missing = sorted(first.pairs.keys() ^ other.pairs.keys())
         if missing:
             raise _unlike(other, f"its layers are not those of {first.path}", missing[0])
@@ -102,6 +109,13 @@ def _check_alike(adapters: Sequence[LowRankFolder], method: str) -> None:
                 ranks = f"{other.pairs[layer].a.shape[0]} beside {pair.a.shape[0]}"
                 raise _unlike(other, "a layer has another shape or rank (only cat takes several ranks)",
                               f"{layer}: {ranks}")  # fmt: skip
+
+
+def _same_name(config: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return True unless two of PEFT's configurations name different bases."""
+    names = [each.get("base_model_name_or_path") for each in (config, other)]
+    own, theirs = (Path(name).resolve() if name and Path(name).is_dir() else name for name in names)
+    return not own or not theirs or own == theirs
 
 
 def _shape(pair: Pair, method: str) -> tuple[int, ...]:
@@ -114,10 +128,9 @@ def _unlike(adapter: LowRankFolder, problem: str, found: object) -> LuthierError
                         remedy="Combine adapters of one base, with the same targets.")  # fmt: skip
 
 
-def _note(
-    note: dict[str, Any], changes: dict[str, Any], adapters: Sequence[LowRankFolder], recipe: Blend
-) -> dict[str, Any] | None:
-    """The first adapter's note with the options of the combined one; None where no note stood beside it."""
+def _note(changes: dict[str, Any], adapters: Sequence[LowRankFolder], recipe: Blend) -> dict[str, Any] | None:
+    """What holds of the first adapter's note, with the options of the combined one; None where it has no note."""
+    note = adapters[0].note
     if not note:
         return None
     own, plugins = note["adapter"], installed_plugins()
@@ -126,5 +139,6 @@ def _note(
         kept = {name: value for name, value in own.items() if name not in CHOSEN}
         own = {**kept, **{name: value for name, value in changes.items() if name in known}}
     made = {"method": recipe.method, "weights": list(recipe.weights), "density": recipe.density,
-            "of": [str(adapter.path) for adapter in adapters]}  # fmt: skip
-    return {**note, "adapter": own, "decisions": {}, "artifact": "adapter", "combined": made}
+            "of": [str(adapter.path) for adapter in adapters],
+            "runs": [adapter.note.get("run_id") for adapter in adapters]}  # fmt: skip
+    return {**derive_note(note), "adapter": own, "decisions": {}, "artifact": "adapter", "combined": made}

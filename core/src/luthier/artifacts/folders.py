@@ -6,21 +6,24 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from luthier.artifacts.model_card import put_card
 from luthier.disk import settle_folder, write_json
 from luthier.errors import LuthierError, unwritable_path
 from luthier.recipe.artifact_note import NOTE
 
+INNER: Final = ("additional_chat_templates",)  # the only folders that an artifact has: a tokenizer's further templates
+
 
 def write_artifact(folder: Path, write: Callable[[Path], object], note: dict[str, Any] | None = None) -> Path:
-    """`folder` as `write` fills it, replacing an artifact that stood there; refused where something else does as well.
+    """`folder` as `write` fills it, replacing an artifact that stood there; see `check_replaceable`.
 
     With a `note` a model card is beside it; one that a user wrote stays.
     """
-    _check_replaceable(folder)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    check_replaceable(folder)
+    place = folder.resolve()
+    aside = place.with_name(f".{place.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
@@ -30,27 +33,40 @@ def write_artifact(folder: Path, write: Callable[[Path], object], note: dict[str
         write(aside)
         if note is not None:
             write_json(aside / NOTE, note)
-            put_card(aside, folder, note)
+            put_card(aside, place, note)
         settle_folder(aside)
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(aside, folder)
+        old = place.with_name(f".{place.name}.{os.getpid()}.old")
+        if place.exists():
+            os.replace(place, old)
+        os.replace(aside, place)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 
-def _check_replaceable(folder: Path) -> None:
-    """Raise `run-folder-other` where a folder holds more than one artifact, or none of ours."""
-    inside = sorted(folder.iterdir()) if folder.exists() else []
-    if inside and not is_artifact(folder):
-        remedy = "Choose another folder."
-        raise LuthierError("run-folder-other", "the folder holds something else", where=str(folder), remedy=remedy)
-    for further in filter(is_artifact, inside):  # such as a merged model beside the adapter's files
-        problem, remedy = "this model lies in the folder that would be replaced", "Move it, or choose another folder."
-        raise LuthierError("run-folder-other", problem, where=str(further), remedy=remedy)
+def check_replaceable(folder: Path) -> None:
+    """Raise unless a folder is new, empty, or one artifact with Luthier's note, and nothing that somebody put below it.
+
+    `path-unwritable` for a file, and for a folder that the working folder lies in; `run-folder-other` for the rest.
+    """
+    try:
+        place = folder.resolve()
+        inside = sorted(place.iterdir()) if place.exists() else []
+        around = Path.cwd().is_relative_to(place)
+    except OSError as error:
+        raise unwritable_path(folder, error) from None
+    if around:
+        problem, remedy = "the command runs in this folder, which can then not be replaced", "Name a new folder."
+        raise LuthierError("path-unwritable", problem, where="output_dir", found=str(folder), remedy=remedy)
+    if inside and not (place / NOTE).is_file():
+        problem, remedy = f"the folder holds something else: there is no {NOTE} in it", "Choose another folder."
+        raise LuthierError("run-folder-other", problem, where=str(folder), remedy=remedy)
+    for further in inside:  # such as a merged model beside the adapter's files
+        if further.is_dir() and further.name not in INNER:
+            thing = "model" if is_artifact(further) else "folder"
+            problem, remedy = f"this {thing} lies in the folder that would be replaced", "Move it, or choose another."
+            raise LuthierError("run-folder-other", problem, where=str(further), remedy=remedy)
 
 
 def same_base(note: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

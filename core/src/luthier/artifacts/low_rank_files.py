@@ -22,6 +22,7 @@ CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 NAME: Final = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
 BEGINNINGS: Final = (True, False, "gaussian", "eva", "orthogonal")  # that leave the base as it was
+MOVED: Final = "its update is the difference from where it began"  # of the others, such as PiSSA
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -55,14 +56,22 @@ def read_low_rank(folder: Path) -> LowRankFolder:
     return LowRankFolder(path=folder, pairs=pairs, config=config, note=read_note(folder))
 
 
+def keeps_base(config: Mapping[str, Any]) -> bool:
+    """Return True where the update of PEFT's configuration is B A upon the base as it is; see `MOVED` for the rest."""
+    return config.get("init_lora_weights", True) in BEGINNINGS
+
+
 def _check_config(config: Mapping[str, Any], folder: Path) -> None:
     kind = config.get("peft_type")
     if kind != "LORA" or config.get("use_dora"):
         found = "DoRA" if kind == "LORA" else kind
         raise _misfit(folder / CONFIG, "only the factors of LoRA can be combined", found)
-    if config.get("init_lora_weights", True) not in BEGINNINGS:
-        problem = "its update is the difference from where it began, which its files do not hold"
+    if not keeps_base(config):
+        problem = f"{MOVED}, which its files do not hold"
         raise _misfit(folder / CONFIG, problem, f"init_lora_weights: {config['init_lora_weights']}")
+    if config.get("target_parameters"):  # of experts, whose factors A and B hold many ranks, and no scale is read
+        found = f"target_parameters: {config['target_parameters']}"
+        raise _misfit(folder / CONFIG, "the factors of parameters, such as experts, are not those of layers", found)
 
 
 def _sides(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, dict[str, Tensor]]:

@@ -69,10 +69,10 @@ def is_generated(text: str) -> bool:
 def make_card(note: Mapping[str, Any], *, is_peft: bool) -> str:
     """Return the card of what a note tells of, with the metadata of the Hugging Face hub in front."""
     facts = note.get("card") or {}
-    adapter = str(note.get("adapter", {}).get("name", "a local object"))
+    adapter = "" if "unmerge" in note else str(note.get("adapter", {}).get("name", "a local object"))
     head = _metadata(note, facts, adapter, is_peft=is_peft)
     base = shown_place(str(note["model"]["name_or_path"])) if "model" in note else "a model"
-    title = f"# {base}, trained with {adapter}\n"
+    title = f"# {base}, {_describe_making(note, adapter)}\n"
     body = "\n".join([title, *_made_of(note, facts, base), *_parts(note, facts), *_numbers(facts), *_again(facts)])
     text = f"{head}\n{body}"
     return text.replace(title, f"<!-- luthier card {_digest(text)}: {SAID} -->\n{title}", 1)
@@ -90,9 +90,10 @@ def _digest(text: str) -> str:
 def _metadata(note: Mapping[str, Any], facts: Mapping[str, Any], adapter: str, *, is_peft: bool) -> str:
     """YAML whose values are JSON; no license, which nothing here knows."""
     loss = facts.get("loss", {}).get("name")
+    base = None if "unmerge" in note else facts.get("hub_model")  # a base itself is made of no other
     found: dict[str, Any] = {
-        "base_model": facts.get("hub_model"),
-        "base_model_relation": None if not facts.get("hub_model") else "adapter" if is_peft else "finetune",
+        "base_model": base,
+        "base_model_relation": None if not base else "adapter" if is_peft else "finetune",
         "library_name": "peft" if is_peft else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["luthier", *(name for name in (adapter, loss) if name and " " not in name)],
@@ -102,22 +103,53 @@ def _metadata(note: Mapping[str, Any], facts: Mapping[str, Any], adapter: str, *
     return "\n".join(["---", *lines, "---", ""])
 
 
+def _describe_making(note: Mapping[str, Any], adapter: str) -> str:
+    """Say in a title how an artifact came from its base."""
+    if "unmerge" in note:
+        return "with an adapter taken out of it again"
+    if "combined" in note:
+        return f"with {len(note['combined']['of'])} adapters combined by {note['combined']['method']}"
+    return f"trained with {adapter}"
+
+
 def _made_of(note: Mapping[str, Any], facts: Mapping[str, Any], base: str) -> Iterable[str]:
     digest = f" (`{note['base']}` over its files)" if note.get("base") else ""
-    yield f"Made by Luthier {note.get('luthier', '')} in run `{note.get('run_id')}`.\n"
+    run = f" in run `{note['run_id']}`" if note.get("run_id") else ""
+    yield f"Made by Luthier {note.get('luthier', '')}{run}.\n"
     yield f"- base model: `{base}`{digest}"
+    yield from _others(note)
     for source in facts.get("data", ()):
         yield f"- data: `{shown_place(source['path'])}`"
     if facts.get("fingerprint"):
         yield f"- rows: {facts['examples']:,} examples, {facts['tokens']:,} tokens, hash `{facts['fingerprint']}`"
     progress = note.get("progress") or {}
-    if progress:
+    if progress and run:  # of what was combined, a quantizer alone is told
         yield f"- trained: {progress['step']} steps, {progress['epoch']:.4g} epochs"
     yield ""
 
 
+def _others(note: Mapping[str, Any]) -> Iterable[str]:
+    """The artifacts that this one was made of, where no run has made it."""
+    if "unmerge" in note:
+        taken = note["unmerge"]
+        exact = "bit for bit those of the base model" if taken["bit_exact"] else "to the rounding of the merged files"
+        yield f"- taken out: {_adapter_line(taken['adapter'], taken.get('run'))}"
+        yield f"- weights: {exact}"
+    combined = note.get("combined", {})
+    for number, path in enumerate(combined.get("of", ())):
+        run = combined["runs"][number] if "runs" in combined else None
+        weight = "" if combined["method"] == "slao" else f", weight {combined['weights'][number]:.4g}"
+        yield f"- adapter: {_adapter_line(path, run)}{weight}"
+
+
+def _adapter_line(path: str, run: str | None) -> str:
+    return f"`{shown_place(path)}`" + (f" of run `{run}`" if run else "")
+
+
 def _parts(note: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterable[str]:
     """A row for each part that made it, with the options that are not its defaults."""
+    if "unmerge" in note:
+        return
     versions = {part["kind"]: part for part in note.get("parts", ())}
     yield "## Parts\n\n| kind | name | options | from |\n|---|---|---|---|"
     for kind in ("adapter", "quantizer", "loss", "optimizer"):

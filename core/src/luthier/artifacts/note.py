@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,7 +13,7 @@ from luthier.artifacts.model_card import card_facts
 from luthier.errors import LuthierError
 from luthier.model.weights.fingerprint import of_model
 from luthier.recipe.artifact_note import NOTE_FORMAT
-from luthier.runs.writing.record import read_record
+from luthier.runs.writing.record import library_versions, read_record
 
 if TYPE_CHECKING:
     from luthier.data.prepare import Prepared
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 
 PLAIN: Final = {"prompt_completion", "text"}  # formats whose rows no chat template has touched
+MAKINGS: Final = ("combined", "merge", "unmerge")  # what a note says of how an artifact was made of others
 
 
 @attrs.frozen(kw_only=True)
@@ -60,6 +62,22 @@ def make_note(
         "stop_tokens": list(prompting.stop_tokens),
         "files": files.plain(),
         "card": card_facts(settings, prompting.rows),
+    }
+
+
+def derive_note(note: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a note says that stays true of an artifact made of its own: the base, and the parts that it needs.
+
+    What a run has done is left out: its id, its rows, its settings and its numbers.
+    """
+    kept = {name: value for name, value in note.items() if name not in MAKINGS}
+    return {
+        **kept,
+        "format": NOTE_FORMAT,
+        "luthier": metadata.version("luthier"),
+        "run_id": None,
+        "parts": [part for part in note.get("parts", ()) if part["kind"] in ("adapter", "quantizer")],
+        "card": {"hub_model": note.get("card", {}).get("hub_model"), "versions": library_versions()},
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import attrs
 
+from luthier.artifacts.low_rank_files import MOVED, keeps_base
 from luthier.errors import LuthierError
 from luthier.plugins.registry import installed_plugins
 from luthier.recipe.artifact_note import RECORD, read_note
@@ -107,6 +108,7 @@ def _no_plain_lora(config: dict[str, Any], note: dict[str, Any]) -> str | None:
     reasons = {
         f"vLLM and SGLang take LoRA, and this is {kind.lower().replace('_', ' ')}": kind != "LORA",
         "vLLM and SGLang take no DoRA": bool(config.get("use_dora")),
+        MOVED: kind == "LORA" and not keeps_base(config),
         f"it was trained on weights in {quantizer}, which a merge holds": quantizer != "none",
         f"vLLM and SGLang take no {' and no '.join(unread)}": bool(unread),
         "vLLM and SGLang take no trained biases": config.get("bias", "none") != "none",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from luthier.artifacts.dense_copy import DenseCopy, make_dense
-from luthier.artifacts.folders import write_artifact
+from luthier.artifacts.folders import check_replaceable, write_artifact
+from luthier.artifacts.note import derive_note
 from luthier.artifacts.save import portable_model
 from luthier.artifacts.verify import check_model
 from luthier.errors import LuthierError
@@ -25,7 +27,7 @@ from luthier.recipe.schema import Model
 from luthier.step.opened import attach_folder, open_on_base
 
 log = get_logger()
-DENSE: Final = {"name": "none"}  # the quantizer of a merged model
+DENSE: Final = {"name": "none"}  # the quantizer of a merged model, and the adapter of a base
 NOISE: Final = 0.1  # of a weight's size, added to find out whether the update depends on it
 ADDS: Final = 1e-4  # the error of a float32 sum, as a share of the weights
 
@@ -37,6 +39,7 @@ def unmerge_folder(merged: Path, adapter: Path, folder: Path, save_dtype: torch.
     are written, bit for bit, once they are found to agree. Raises `artifact-unmergeable` where the adapter does more
     than add to weights, so that what it replaced is lost, and `artifact-mismatch` where another was merged.
     """
+    check_replaceable(folder)
     spec = Model(name_or_path=str(merged))
     opened = open_on_base(adapter, spec, DENSE, torch.device("cpu"))
     own = base_dtype(spec, opened.model.dtype)  # of the files, whatever they were widened to
@@ -48,7 +51,7 @@ def unmerge_folder(merged: Path, adapter: Path, folder: Path, save_dtype: torch.
     came = _take_base(dense, updates, note, own)
     dtype = save_dtype or came or own
     dense.round_weights(dtype)
-    told = {"adapter": str(adapter), "bit_exact": came == dtype}
+    told = {"adapter": str(adapter), "run": note.get("run_id"), "bit_exact": came == dtype}
 
     def write(aside: Path) -> None:
         with portable_model(dense.model):
@@ -56,9 +59,23 @@ def unmerge_folder(merged: Path, adapter: Path, folder: Path, save_dtype: torch.
         tokenizer_at(str(merged)).save_pretrained(aside)
         check_model(dense.model.to(dtype), aside)
 
-    made = write_artifact(folder, write, {**note, "artifact": "model", "unmerge": told})
+    made = write_artifact(folder, write, _base_note(note, told))
     log.info("unmerged", folder=str(made), **told)
     return made
+
+
+def _base_note(note: Mapping[str, Any], told: dict[str, Any]) -> dict[str, Any]:
+    """The note of a base, out of that of an adapter: nothing was trained, so that it is prompted as any model is."""
+    untrained: dict[str, Any] = {"progress": None, "decisions": {}, "prompts": "chat", "chat_template_hash": None,
+                 "chat_template_kwargs": {}, "stop_tokens": [], "parts": []}  # fmt: skip
+    return {
+        **derive_note(note),
+        **untrained,
+        "adapter": DENSE,
+        "quantizer": DENSE,
+        "artifact": "model",
+        "unmerge": told,
+    }
 
 
 @torch.no_grad()
@@ -104,7 +121,8 @@ def _take_base(
     None where it is not here.
     """
     name = note.get("model", {}).get("name_or_path", "python:")
-    if note.get("quantizer") != DENSE or note.get("base") is None or fingerprint.of_model(name) != note["base"]:
+    is_here = name == "demo" or Path(name).expanduser().is_dir()
+    if not is_here or note.get("quantizer") != DENSE or fingerprint.of_model(name) != note.get("base"):
         return None
     spec = structure_value(note["model"], Model, "model")
     base = load_model(spec, torch.device("cpu"), {})

@@ -101,7 +101,7 @@ def _adapted(folder: Path, note: dict[str, Any], device: torch.device, base: str
 
 def open_on_base(folder: Path, spec: Model, quantizer: dict[str, Any], device: torch.device) -> Opened:
     """Return an adapter's folder opened on this base model in this quantizer's form, whatever its note names."""
-    return _on_base(folder, {**_note(folder / NOTE), "quantizer": quantizer}, spec, device)
+    return _on_base(folder, {**_adapter_note(folder), "quantizer": quantizer}, spec, device)
 
 
 def open_fresh(note: dict[str, Any], device: torch.device, base: str | None, where: str) -> Opened:
@@ -152,13 +152,18 @@ def attach_folder(
 
     `prepare` is called with the adapter before its files are read.
     """
-    note = read_opened_note(folder)
-    if note.get("artifact") != "adapter":
-        raise LuthierError("artifact-not-found", "there is no adapter with its note here", where=str(folder))
-    opened = attach_fresh(model, quantizer, note, spec)
+    opened = attach_fresh(model, quantizer, _adapter_note(folder), spec)
     prepare(opened.adapter)
     read_adapter(opened.adapter, folder)
     return opened
+
+
+def _adapter_note(folder: Path) -> dict[str, Any]:
+    note = read_opened_note(folder)
+    if note.get("artifact") != "adapter":
+        problem, remedy = f"there is no adapter with its note, {NOTE}, here", "Give a run's folder, or its adapter's."
+        raise LuthierError("artifact-not-found", problem, where=str(folder), remedy=remedy)
+    return note
 
 
 def _quantized(folder: Path, note: dict[str, Any], device: torch.device) -> Opened:
@@ -217,7 +222,7 @@ def _note(path: Path) -> dict[str, Any]:
         note = json.loads(path.read_text("utf-8"))
         refuse_newer(note, NOTE_FORMAT, path)
         needed = ("model", "adapter", "quantizer", "artifact", "prompts", "run_id", "parts")
-        return {**OPTIONAL, **{key: note[key] for key in (*needed, *(OPTIONAL.keys() & note.keys()))}}
+        return {**OPTIONAL, **note, **{key: note[key] for key in needed}}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problem = f"damaged: {type(error).__name__}: {error}"
         raise LuthierError("artifact-mismatch", problem, where=str(path), remedy="Copy the file again.") from None

@@ -6,10 +6,12 @@ import functools
 from pathlib import Path
 from typing import Final, Literal, get_args
 
+from luthier.artifacts.folders import check_replaceable
 from luthier.artifacts.save import MergeBase, save_merged
 from luthier.errors import LuthierError, suggest_nearest
 from luthier.model.load import original_weight
 from luthier.model.weights.dense_files import file_options
+from luthier.model.weights.fingerprint import of_model
 from luthier.plugins.structure import structure_value
 from luthier.recipe.schema import Model
 from luthier.step.opened import Opened
@@ -29,12 +31,14 @@ def merge_weights(
         remedy = suggest_nearest(str(onto), get_args(Onto))
         raise LuthierError("recipe-out-of-range", "no base to merge onto", where="onto", found=onto, remedy=remedy)
     files = file_options(save_dtype, max_shard_size)
+    folder = folder or place.beside("merged")
+    check_replaceable(folder)
     opened = open_weights(place, base=base)
     if opened.adapter is None and opened.quantizer is None:
         remedy = "Give a run's folder, or an adapter's."
         raise LuthierError("artifact-unmergeable", "there is no adapter to merge", where=place.artifact, remedy=remedy)
-    folder = folder or place.beside("merged")
     note = {**opened.note, "files": {**opened.note.get("files", {}), **files}}
+    note |= {} if base is None else {"base": of_model(base)}
     return save_merged(opened.model, opened.tokenizer, opened.adapter, opened.quantizer, folder, note,
                        _merge_base(opened, base, onto))  # fmt: skip
 
