@@ -1,11 +1,13 @@
-"""The fixtures that the tests of every hosted provider share: a server of this machine, and small files of rows."""
+"""The fixtures that the tests of every provider share: a server, a manager, and small files of rows."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from luthier import Manager
+from luthier.testing import VirtualClock
 from luthier.testing.loopback import LoopbackServer
 
 
@@ -16,6 +18,22 @@ def server(fake: Any) -> Iterator[LoopbackServer]:
     fake.url = made.url
     with made.running():
         yield made
+
+
+@pytest.fixture
+def keys() -> Mapping[str, str]:
+    """The keys that a provider reads, by their variables; each plugin gives its own."""
+    return {}
+
+
+@pytest.fixture
+def manager(tmp_path: Path, keys: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
+    """A manager with a store of its own, whose waits take no time, where the provider's keys are set."""
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    made = Manager(tmp_path / "store", clock=VirtualClock())
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -51,7 +51,8 @@ _HOMES = {
     "luthier.jobs.transport.archive": ("unpack_archive",),
     "luthier.jobs.transport.file_download": ("Wanted", "download_file", "place_inside"),
     "luthier.jobs.transport.page_reading": ("read_pages",),
-    "luthier.jobs.transport.service_client": ("Call", "ServiceClient", "Signer"),
+    "luthier.jobs.transport.request_auth": ("Signer",),
+    "luthier.jobs.transport.service_client": ("Call", "ServiceClient"),
     "luthier.jobs.desk.desk_service": ("DeskPlace", "DeskService"),
     "luthier.jobs.desk.desk_words": ("desk_words", "read_desk"),
     "luthier.jobs.desk.sent_run": (
@@ -100,7 +101,8 @@ if TYPE_CHECKING:
     from luthier.jobs.transport.archive import unpack_archive
     from luthier.jobs.transport.file_download import Wanted, download_file, place_inside
     from luthier.jobs.transport.page_reading import read_pages
-    from luthier.jobs.transport.service_client import Call, ServiceClient, Signer
+    from luthier.jobs.transport.request_auth import Signer
+    from luthier.jobs.transport.service_client import Call, ServiceClient
     from luthier.jobs.wire.wire_service import WireService, WireTerms
     from luthier.logs import get_logger
     from luthier.model.generation.conversation import Conversation, Reply

@@ -70,6 +70,23 @@ def test_a_read_that_fails_in_passing_is_sent_again(server, ask, fault):
     assert len(server.requests) == 2
 
 
+def test_reads_beside_each_other_renew_a_key_once(server, clock):
+    keys = ["first-key", "second-key"]
+    server.faults = [Fault(kind="answer", reply=Reply(status=401, body={}), times=3)]
+
+    async def inside():
+        client = ServiceClient(server.url, service="service", clock=clock, rate=1e6, renew=lambda: keys.pop(0),
+                               headers=lambda: {"authorization": Secret(keys[0]).with_prefix("Bearer ")})  # fmt: skip
+        try:
+            return await asyncio.gather(*(client.read_json(f"/{i}") for i in range(3)))
+        finally:
+            await client.close()
+
+    assert [answer["path"] for answer in asyncio.run(inside())] == ["/0", "/1", "/2"]
+    sent = [request.headers["authorization"] for request in server.requests]
+    assert sorted(sent) == ["Bearer first-key"] * 3 + ["Bearer second-key"] * 3 and keys == ["second-key"]
+
+
 @pytest.mark.parametrize("fault", [Fault(kind="lost"), Fault(kind="cut"), Fault(kind="answer", reply=Reply(status=502, body={}))],
                          ids=lambda f: f.kind)  # fmt: skip
 def test_a_create_is_sent_once(server, ask, fault):

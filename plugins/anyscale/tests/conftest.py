@@ -12,3 +12,8 @@ from fake_anyscale import FakeAnyscale
 @pytest.fixture
 def fake():
     return FakeAnyscale()
+
+
+@pytest.fixture
+def keys():
+    return {"ANYSCALE_API_KEY": "k"}

@@ -2,16 +2,8 @@
 
 import openai
 import pytest
-from luthier import JobState, LuthierError, Manager, ProviderError
+from luthier import JobState, LuthierError, ProviderError
 from luthier_anyscale import Anyscale
-
-
-@pytest.fixture
-def manager(tmp_path, monkeypatch):
-    monkeypatch.setenv("ANYSCALE_API_KEY", "k")
-    made = Manager(tmp_path / "store")
-    yield made
-    made.close()
 
 
 def submitted(manager, fake, server, rows, given=None, **more):

@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 from fake_bedrock import CSV, FOLDER, MODEL, ROLE
 from hypothesis import given
 from hypothesis import strategies as st
-from luthier import JobState, LuthierError, Manager, ProviderError
+from luthier import JobState, LuthierError, ProviderError
 from luthier_bedrock import Bedrock
 from luthier_bedrock.offer import conversation_row, hyper_parameters
 
@@ -19,15 +19,10 @@ SECRET, TOKEN = "secret-of-the-tests/+=", "token-of-a-session=="
 
 
 @pytest.fixture
-def manager(tmp_path, monkeypatch, fake):
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_SESSION_TOKEN", TOKEN)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
+def keys(fake):
     fake.secret, fake.token = SECRET, TOKEN
-    made = Manager(tmp_path / "store")
-    yield made
-    made.close()
+    return {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_SESSION_TOKEN": TOKEN,
+            "AWS_REGION": "us-east-1"}  # fmt: skip
 
 
 @pytest.fixture

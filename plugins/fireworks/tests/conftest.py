@@ -12,3 +12,8 @@ from fake_fireworks import FakeFireworks
 @pytest.fixture
 def fake():
     return FakeFireworks()
+
+
+@pytest.fixture
+def keys():
+    return {"FIREWORKS_API_KEY": "k"}

@@ -6,7 +6,7 @@ import json
 import fireworks
 import pytest
 from fireworks.types import dpo_job_create_params, supervised_fine_tuning_job_create_params
-from luthier import JobState, LuthierError, Manager
+from luthier import JobState, LuthierError
 
 GIVEN = {"num_train_epochs": 3.0, "learning_rate": 2e-5, "warmup_steps": 5, "global_batch_size": 8,
          "optimizer": {"name": "adamw", "weight_decay": 0.1}, "data.max_length": 512, "adapter": {"name": "lora", "r": 4}}  # fmt: skip
@@ -17,14 +17,6 @@ ASKED = {"epochs": 3, "learning_rate": 2e-5, "learning_rate_warmup_steps": 5, "b
 @pytest.fixture
 def sdk(server):
     return fireworks.Fireworks(base_url=server.url, api_key="k", account_id="me", max_retries=0)
-
-
-@pytest.fixture
-def manager(tmp_path, monkeypatch):
-    monkeypatch.setenv("FIREWORKS_API_KEY", "k")
-    made = Manager(tmp_path / "store")
-    yield made
-    made.close()
 
 
 def submitted(manager, fake, server, rows, options=None, **more):

@@ -12,3 +12,8 @@ from fake_cluster import FakeCluster
 @pytest.fixture
 def fake():
     return FakeCluster()
+
+
+@pytest.fixture
+def keys():
+    return {"CLUSTER_TOKEN": "t0ken-of-the-cluster"}

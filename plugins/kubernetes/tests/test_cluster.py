@@ -1,29 +1,16 @@
-"""TrainJobs: what is asked for, whom the cluster is asked as, and what its answers say."""
+"""TrainJobs: what is asked for, and what the cluster's answers say."""
 
 import asyncio
 import base64
 import json
 import random
-import re
-import subprocess
-import sys
 
 import luthier
 import pytest
 import yaml
-from luthier import JobState, LuthierError, Manager, ProviderError
-from luthier.testing import Fault, Reply, VirtualClock
-from luthier_kubernetes import Kubernetes
-from luthier_kubernetes.access import find_access
+from luthier import JobState, LuthierError, ProviderError
+from luthier.testing import Fault, Reply
 from train_job_schema import TRAIN_JOB, find_faults
-
-
-@pytest.fixture
-def manager(tmp_path, monkeypatch):
-    monkeypatch.setenv("CLUSTER_TOKEN", "t0ken-of-the-cluster")
-    made = Manager(tmp_path / "store", clock=VirtualClock())
-    yield made
-    made.close()
 
 
 def submitted(manager, server, rows, given=None, **more):
@@ -138,113 +125,6 @@ def test_the_check_asks_for_the_trainer_and_the_runtime(manager, server):
     other = luthier.provider("kubernetes", server=server.url, token="env:CLUSTER_TOKEN", runtime="none-such")
     with pytest.raises(ProviderError, match="none-such"):
         asyncio.run(other.check())
-
-
-def write_config(path, user, cluster=None, name="here"):
-    cluster = {"server": "https://cluster.example:6443", **(cluster or {})}
-    path.write_text(yaml.safe_dump({
-        "current-context": name,
-        "clusters": [{"name": "c", "cluster": cluster}], "users": [{"name": "u", "user": user}],
-        "contexts": [{"name": name, "context": {"cluster": "c", "user": "u", "namespace": "team"}}],
-    }))  # fmt: skip
-    return str(path)
-
-
-def test_a_token_is_read_of_the_file_or_of_another_that_it_names(tmp_path):
-    (tmp_path / "token").write_text("second\n")
-    for user, token in (({"token": "first-token"}, "first-token"), ({"tokenFile": "token"}, "second")):
-        access = find_access(Kubernetes(kubeconfig=write_config(tmp_path / "config", user)))
-        assert (access.server, access.namespace) == ("https://cluster.example:6443", "team")
-        header = access.headers()["authorization"]
-        assert header.reveal() == f"Bearer {token}" and token not in repr(access) + str(header)
-
-
-def test_a_certificate_of_the_user_and_the_authority_are_taken_and_left_nowhere(tmp_path, monkeypatch):
-    key, pair = tmp_path / "key.pem", tmp_path / "pair.pem"
-    words = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    subprocess.run([*words, "-subj", "/CN=me", "-keyout", key, "-out", pair], check=True, capture_output=True)
-    encoded = {path: base64.b64encode(path.read_bytes()).decode() for path in (key, pair)}
-    user = {"client-certificate-data": encoded[pair], "client-key-data": encoded[key]}
-    config = write_config(tmp_path / "config", user, {"certificate-authority": "pair.pem"})
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "room"))
-    (tmp_path / "room").mkdir()
-    context = find_access(Kubernetes(kubeconfig=config)).tls()
-    assert context.cert_store_stats()["x509_ca"] == 1 and context.check_hostname
-    assert list((tmp_path / "room").iterdir()) == []
-    damaged = write_config(tmp_path / "damaged", {**user, "client-key-data": encoded[pair]})
-    with pytest.raises(LuthierError, match="certificate cannot be read"):
-        find_access(Kubernetes(kubeconfig=damaged)).tls()
-
-
-def test_a_command_is_run_only_where_that_was_asked_for(tmp_path):
-    mark = tmp_path / "ran"
-    answer = {"status": {"token": "t-of-the-command"}}
-    code = f"import json, os; open({str(mark)!r}, 'a').write(os.environ['GIVEN']); print(json.dumps({answer!r}))"
-    command = {"command": sys.executable, "args": ["-S", "-c", code], "env": [{"name": "GIVEN", "value": "x"}]}
-    config = write_config(tmp_path / "config", {"exec": command})
-    with pytest.raises(LuthierError, match="run_exec"):
-        find_access(Kubernetes(kubeconfig=config))
-    assert not mark.exists()
-    access = find_access(Kubernetes(kubeconfig=config, run_exec=True))
-    assert not mark.exists()
-    assert {access.headers()["authorization"].reveal() for _ in range(2)} == {"Bearer t-of-the-command"}
-    assert mark.read_text() == "x"
-
-
-@pytest.mark.parametrize(("user", "cluster", "told"), [
-    ({"username": "me", "password": "p"}, {}, "username"), ({"auth-provider": {"name": "gcp"}}, {}, "auth-provider"),
-    ({}, {"insecure-skip-tls-verify": True}, "insecure-skip-tls-verify"), ({}, {"proxy-url": "http://p"}, "proxy-url"),
-    ({"as": "admin"}, {}, "as is not supported"),
-])  # fmt: skip
-def test_what_a_kubeconfig_asks_for_and_is_not_done_is_refused(tmp_path, user, cluster, told):
-    with pytest.raises(LuthierError, match=told):
-        find_access(Kubernetes(kubeconfig=write_config(tmp_path / "config", user, cluster)))
-
-
-def test_files_of_a_kubeconfig_are_read_as_one_and_a_wrong_name_is_told(tmp_path, monkeypatch):
-    first = write_config(tmp_path / "a", {"token": "of-a"}, name="a")
-    monkeypatch.setenv("KUBECONFIG", f"{first}:{write_config(tmp_path / 'b', {'token': 'of-b'}, name='b')}")
-    assert find_access(Kubernetes()).namespace == "team"
-    assert find_access(Kubernetes(context="b", namespace="other")).namespace == "other"
-    with pytest.raises(LuthierError, match=re.escape("no context 'c'; known: a, b")):
-        find_access(Kubernetes(context="c"))
-    monkeypatch.setenv("KUBECONFIG", "")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(LuthierError, match="no kubeconfig is here"):
-        find_access(Kubernetes())
-
-
-def test_a_pod_of_the_cluster_uses_its_own_account(tmp_path, monkeypatch):
-    for name, text in (("token", "pods-own"), ("namespace", "lab\n"), ("ca.crt", "")):
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr("luthier_kubernetes.access.ACCOUNT", tmp_path)
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("KUBECONFIG", raising=False)
-    access = find_access(Kubernetes())
-    assert (access.server, access.namespace) == ("https://10.0.0.1:443", "lab")
-    assert access.headers()["authorization"].reveal() == "Bearer pods-own"
-
-
-@pytest.mark.parametrize("given", [
-    {"namespace": "a/b"}, {"runtime": "../x"}, {"claim": "A b"}, {"cpus": "many"}, {"memory": "1 GB"}, {"folder": "here"}, {"work_folder": "./here"},
-    {"folder": "/a/../b"}, {"runtime_kind": "Pod"}, {"server": "https://x", "kubeconfig": "y"}, {"token": "env:T"},
-    {"server": "https://x", "token": "literal"},
-], ids=str)  # fmt: skip
-def test_options_that_the_cluster_would_misread_are_refused(given):
-    with pytest.raises(LuthierError):
-        Kubernetes(**given)
 
 
 def test_the_schema_that_holds_the_fake_refuses_strange_fields():

@@ -12,3 +12,8 @@ from fake_openai import FakeOpenAI
 @pytest.fixture
 def fake():
     return FakeOpenAI()
+
+
+@pytest.fixture
+def keys():
+    return {"OPENAI_API_KEY": "k"}

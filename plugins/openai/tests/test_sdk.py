@@ -6,7 +6,7 @@ import attrs
 import luthier
 import openai
 import pytest
-from luthier import JobState, LuthierError, Manager, ProviderError
+from luthier import JobState, LuthierError, ProviderError
 from openai.types.fine_tuning import job_create_params
 from pydantic import ConfigDict, TypeAdapter, with_config
 
@@ -14,14 +14,6 @@ from pydantic import ConfigDict, TypeAdapter, with_config
 @pytest.fixture
 def sdk(server):
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0)
-
-
-@pytest.fixture
-def manager(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "k")
-    made = Manager(tmp_path / "store")
-    yield made
-    made.close()
 
 
 def submitted(manager, fake, server, rows, options=None, **more):

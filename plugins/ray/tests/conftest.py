@@ -12,3 +12,8 @@ from fake_ray import FakeRay
 @pytest.fixture
 def fake():
     return FakeRay()
+
+
+@pytest.fixture
+def keys():
+    return {"RAY_TOKEN": "t0ken-of-the-cluster"}

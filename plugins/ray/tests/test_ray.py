@@ -15,16 +15,8 @@ from pathlib import Path
 import luthier
 import pytest
 from luthier import JobState, LuthierError, Manager, ProviderError
-from luthier.testing import Fault, Reply, VirtualClock
+from luthier.testing import Fault, Reply
 from luthier_ray import Ray
-
-
-@pytest.fixture
-def manager(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_TOKEN", "t0ken-of-the-cluster")
-    made = Manager(tmp_path / "store", clock=VirtualClock())
-    yield made
-    made.close()
 
 
 def submitted(manager, url, rows, given=None, **more):

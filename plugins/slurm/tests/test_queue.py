@@ -30,15 +30,6 @@ def cluster(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def manager(tmp_path):
-    from luthier.testing import VirtualClock
-
-    made = Manager(tmp_path / "store", clock=VirtualClock())
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def rows(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"{i} is", "completion": str(i)}) + "\n" for i in range(12)))

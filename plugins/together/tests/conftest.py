@@ -12,3 +12,8 @@ from fake_together import FakeTogether
 @pytest.fixture
 def fake():
     return FakeTogether()
+
+
+@pytest.fixture
+def keys():
+    return {"TOGETHER_API_KEY": "k"}

@@ -5,7 +5,7 @@ import os
 
 import pytest
 import together
-from luthier import JobState, Manager
+from luthier import JobState
 
 BY_THE_SDK = {  # what the SDK adds of its own, reviewed 2026-11-28: defaults of its signature, which nobody set
     "n_epochs", "n_evals", "n_checkpoints", "batch_size", "packing", "warmup_ratio", "max_grad_norm", "weight_decay",
@@ -16,14 +16,6 @@ BY_THE_SDK = {  # what the SDK adds of its own, reviewed 2026-11-28: defaults of
 @pytest.fixture
 def sdk(server):
     return together.Together(base_url=server.url, api_key="k", max_retries=0)
-
-
-@pytest.fixture
-def manager(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOGETHER_API_KEY", "k")
-    made = Manager(tmp_path / "store")
-    yield made
-    made.close()
 
 
 def test_the_sdk_completes_a_job_at_the_fake(sdk, fake, rows, tmp_path):

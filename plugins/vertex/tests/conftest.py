@@ -12,3 +12,8 @@ from fake_vertex import FakeVertex
 @pytest.fixture
 def fake():
     return FakeVertex()
+
+
+@pytest.fixture
+def keys():
+    return {"TOKEN": "ya29.tests"}

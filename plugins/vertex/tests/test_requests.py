@@ -9,20 +9,12 @@ import pytest
 from fake_vertex import ADAPTER, FACTS, FOLDER, PARENT, fact_path, wrong_fields
 from hypothesis import given
 from hypothesis import strategies as st
-from luthier import JobState, LuthierError, Manager, ProviderError
+from luthier import JobState, LuthierError, ProviderError
 from luthier.testing import LoopbackServer, Reply
 from luthier_vertex import Vertex
 from luthier_vertex.offer import gemini_row
 
 LLAMA = "meta/llama3_1@llama-3.1-8b-instruct"
-
-
-@pytest.fixture
-def manager(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOKEN", "ya29.tests")
-    made = Manager(tmp_path / "store")
-    yield made
-    made.close()
 
 
 def options(server, **more):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 import attrs
 from luthier import LuthierError, ProviderRecord, check_reference, hookimpl, option
 
+from luthier_kubernetes.quantity import read_quantity
+
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
-QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?([KMGTPE]i?|[mk])?")
+NAMED = "Write lower-case letters, digits, '-' and '.', as the cluster has it."
+SMALLEST = 2**20  # bytes of memory; less is a number whose unit was forgotten, and no process starts in it
 
 
 @attrs.frozen(kw_only=True)
@@ -36,37 +40,46 @@ class Kubernetes:
     nodes: int | None = option(None, help="Machines; none: as the runtime says.", low=1)
     nproc_per_node: int | None = option(None, help="Processes on each machine; none: as the runtime says.", low=1)
     gpus: int | None = option(None, help="GPUs of each machine; none: as the runtime says.", low=1)
-    cpus: str | None = option(None, help="Processor cores of each machine, such as 8 or 500m.")
-    memory: str | None = option(None, help="Memory of each machine, such as 32Gi.")
+    cpus: str | int | float | None = option(None, help="Processor cores of each machine, such as 8, 0.5 or 500m.")
+    memory: str | int | None = option(None, help="Memory of each machine, with its unit, such as 32Gi.")
     time_limit: int | None = option(None, help="Seconds after which the job is ended; none: no limit.", low=1)
 
     def __attrs_post_init__(self) -> None:
-        for name, pattern in (
-            ("namespace", LABEL),
-            ("runtime", LABEL),
-            ("claim", LABEL),
-            ("cpus", QUANTITY),
-            ("memory", QUANTITY),
-        ):
+        for name in ("namespace", "runtime", "claim"):
             value = getattr(self, name)
-            if value is not None and not pattern.fullmatch(value):
-                raise _refused("this is no such name or quantity of Kubernetes", name, value)
+            if value is not None and not LABEL.fullmatch(value):
+                raise _refused("this is no name that Kubernetes knows", name, value, NAMED)
+        _check_quantity("cpus", self.cpus, Fraction(1, 1000), "Write cores: 8, 0.5 or 500m (thousandths).")
+        _check_quantity("memory", self.memory, Fraction(SMALLEST), "Write bytes with their unit: 32Gi, 512Mi or 64G.")
         for name in ("folder", "work_folder"):
             path = getattr(self, name)
             if not path.startswith("/") or ":" in path or ".." in path:
-                raise _refused("this is no absolute path", name, path)
+                raise _refused("this is no absolute path", name, path, "Write a path from / without ':' and '..'.")
         if self.runtime_kind not in ("ClusterTrainingRuntime", "TrainingRuntime"):
             raise _refused("known: ClusterTrainingRuntime, TrainingRuntime", "runtime_kind", self.runtime_kind)
         if self.server is not None and self.kubeconfig is not None:
-            raise _refused("server stands in the place of a kubeconfig: give one of them", "server", self.server)
+            problem = "server stands in the place of a kubeconfig"
+            raise _refused(problem, "server", self.server, "Give server or kubeconfig, not both.")
         if self.token is not None:
             check_reference(self.token, "Kubernetes.token")
         if self.server is None and (self.token or self.certificate_authority):
-            raise _refused("token and certificate_authority belong to server", "server", None)
+            problem, remedy = "token and certificate_authority belong to a server", "Give provider.server too."
+            raise _refused(problem, "token" if self.token else "certificate_authority", None, remedy)
 
 
-def _refused(problem: str, name: str, found: object) -> LuthierError:
-    return LuthierError("recipe-out-of-range", problem, where=f"Kubernetes.{name}", found=found)
+def _check_quantity(name: str, value: object, smallest: Fraction, remedy: str) -> None:
+    """Refuse what is no quantity, and one that is too small to be meant."""
+    if value is None:
+        return
+    quantity = read_quantity(str(value))
+    if quantity is None:
+        raise _refused("this is no quantity of Kubernetes", name, value, remedy)
+    if quantity < smallest:
+        raise _refused("this is too little to be meant", name, value, remedy)
+
+
+def _refused(problem: str, name: str, found: object, remedy: str | None = None) -> LuthierError:
+    return LuthierError("recipe-out-of-range", problem, where=f"Kubernetes.{name}", found=found, remedy=remedy)
 
 
 @hookimpl

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import ssl
-import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +16,7 @@ import yaml
 from luthier import LuthierError, Secret, read_secret
 
 from luthier_kubernetes import Kubernetes
+from luthier_kubernetes.bearer_token import BearerToken, Headers, Token, run_exec
 
 ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 UNREAD: Final = {  # what a kubeconfig may hold and is not done: what to do instead
@@ -28,54 +27,78 @@ UNREAD: Final = {  # what a kubeconfig may hold and is not done: what to do inst
     "username": "Use a token, a certificate, or an exec command.",
     "as": "Use an account of its own.",
 }
-Headers = Mapping[str, str | Secret]
 
 
 @attrs.frozen(kw_only=True)
 class Access:
-    """A cluster, and who asks it. `tls` and `headers` read files and keys, when they are first needed."""
+    """A cluster, and who asks it. `tls` and the token read files and keys, when they are first needed."""
 
     server: str
     namespace: str
     tls: Callable[[], ssl.SSLContext | None]
-    headers: Callable[[], Headers]
+    token: BearerToken | None
+
+    def headers(self) -> Headers:
+        """Return what tells the cluster who asks; nothing where a certificate does."""
+        return {} if self.token is None else self.token.headers()
+
+    def renew(self) -> None:
+        """Let a token that the cluster has refused be read again."""
+        if self.token is not None:
+            self.token.forget()
 
 
-def find_access(options: Kubernetes) -> Access:
-    """Return the access that the options name; only the kubeconfig is read, and no key of it is kept in clear."""
+def find_access(options: Kubernetes, now: Callable[[], float] = time.time) -> Access:
+    """Return the access that the options name; only the kubeconfig is read, and no key of it is kept in clear.
+
+    `now` is the time, in seconds since 1970, that a token's end is compared with.
+    """
     if options.server is not None:
-        return _by_options(options)
+        return _by_options(options, now)
     paths = _config_paths(options)
     if not paths and (ACCOUNT / "token").exists() and "KUBERNETES_SERVICE_HOST" in os.environ:
-        return _by_account(options)
+        return _by_account(options, now)
     if not paths:
         remedy = "Set KUBECONFIG, provider.kubeconfig, or provider.server and provider.token."
         raise LuthierError("credential-missing", "no kubeconfig is here", where="kubernetes.kubeconfig", remedy=remedy)
-    return _by_config(options, paths)
+    return _by_config(options, paths, now)
 
 
-def _by_options(options: Kubernetes) -> Access:
+def _by_options(options: Kubernetes, now: Callable[[], float]) -> Access:
     reference, authority = options.token, options.certificate_authority
+    if authority is not None:
+        _read_authority(authority)  # before a job is packed for it
 
-    @cache
-    def bearer() -> Headers:
-        return {} if reference is None else _bearer(read_secret(reference, "kubernetes.token"))
+    def read() -> Token:
+        return Token(secret=read_secret(str(reference), "kubernetes.token"))
 
     return Access(
         server=str(options.server),
         namespace=options.namespace or "default",
-        tls=lambda: None if authority is None else _context(Path(authority).expanduser().read_text("utf-8")),
-        headers=bearer,
+        tls=lambda: None if authority is None else _read_authority(authority),
+        token=None if reference is None else BearerToken(read, now),
     )
 
 
-def _by_account(options: Kubernetes) -> Access:
+def _read_authority(path: str) -> ssl.SSLContext:
+    """Return whom to trust by the file that the option names."""
+    where, remedy = "kubernetes.certificate_authority", "Name a file that holds the authority's certificate, in PEM."
+    try:
+        return _context(Path(path).expanduser().read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"the file cannot be read: {getattr(error, 'strerror', None) or 'not text'}"
+        raise LuthierError("credential-missing", problem, where=where, found=path, remedy=remedy) from None
+    except LuthierError as error:
+        raise LuthierError(error.code, error.problem, where=where, found=path, remedy=remedy) from None
+
+
+def _by_account(options: Kubernetes, now: Callable[[], float]) -> Access:
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ.get("KUBERNETES_SERVICE_PORT", "443")
     return Access(
         server=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}",
         namespace=options.namespace or (ACCOUNT / "namespace").read_text("utf-8").strip(),
         tls=lambda: _context((ACCOUNT / "ca.crt").read_text("utf-8")),
-        headers=lambda: _bearer(read_secret(f"file:{ACCOUNT / 'token'}", "kubernetes")),  # it is renewed there
+        token=_file_token(ACCOUNT / "token", "kubernetes", now),
     )
 
 
@@ -86,7 +109,7 @@ def _config_paths(options: Kubernetes) -> list[Path]:
     return [path for path in named or [Path.home() / ".kube" / "config"] if path.exists()]
 
 
-def _by_config(options: Kubernetes, paths: Iterable[Path]) -> Access:
+def _by_config(options: Kubernetes, paths: Iterable[Path], now: Callable[[], float]) -> Access:
     config = Config(paths)
     context = config.find_entry("contexts", "context", options.context or config.current)
     cluster = config.find_entry("clusters", "cluster", context.get("cluster"))
@@ -100,7 +123,7 @@ def _by_config(options: Kubernetes, paths: Iterable[Path]) -> Access:
         server=str(cluster.get("server") or ""),
         namespace=options.namespace or context.get("namespace") or "default",
         tls=lambda: _context(cluster.read_material("certificate-authority"), user.read_certificate()),
-        headers=_headers_of(user),
+        token=_token_of(user, now),
     )
 
 
@@ -127,7 +150,11 @@ class Entry:
                 return base64.b64decode(str(data), validate=True).decode()
             return self.path_of(key).read_text("utf-8") if self.values.get(key) else None
         except (OSError, ValueError):
-            raise LuthierError("credential-missing", f"{key} cannot be read", where=self.where) from None
+            found = "base64 that is damaged" if data is not None else str(self.path_of(key))
+            remedy = f"Correct {key} of the kubeconfig, or have your cluster's tool write it again."
+            raise LuthierError(
+                "credential-missing", f"{key} cannot be read", where=self.where, found=found, remedy=remedy
+            ) from None
 
     def read_certificate(self) -> tuple[str, str] | None:
         """Return a user's certificate and its key, in PEM; None where the user has none."""
@@ -163,38 +190,27 @@ def _check_entry(entry: Entry) -> None:
             raise LuthierError("part-unsupported", f"{key} is not supported", where=entry.where, remedy=remedy)
 
 
-def _headers_of(user: Entry) -> Callable[[], Headers]:
+def _token_of(user: Entry, now: Callable[[], float]) -> BearerToken | None:
+    """Return how a user's token is read; None where the user has none."""
     if user.get("exec"):
-        return cache(lambda: _bearer(_run_exec(user.get("exec"), user.where)))
+        return BearerToken(lambda: run_exec(user.get("exec"), user.where), now)
     if user.get("token"):
-        held = _bearer(Secret(str(user.get("token"))))
-        return lambda: held
+        held = Token(secret=Secret(str(user.get("token"))))
+        return BearerToken(lambda: held, now)
     if user.get("tokenFile"):
-        path = user.path_of("tokenFile")
-        return lambda: _bearer(read_secret(f"file:{path}", user.where))
-    return dict
+        return _file_token(user.path_of("tokenFile"), user.where, now)
+    return None
 
 
-def _run_exec(command: Mapping[str, Any], where: str) -> Secret:
-    """The token that a command writes as an ExecCredential; it is asked once."""
-    words = [str(command.get("command")), *map(str, command.get("args") or [])]
-    given = {str(item["name"]): str(item["value"]) for item in command.get("env") or []}
-    version = str(command.get("apiVersion", "client.authentication.k8s.io/v1"))
-    asked = {"apiVersion": version, "kind": "ExecCredential", "spec": {"interactive": False}}
-    environ = {**os.environ, **given, "KUBERNETES_EXEC_INFO": json.dumps(asked)}
-    try:
-        done = subprocess.run(words, capture_output=True, check=True, timeout=60, env=environ)
-        return Secret(json.loads(done.stdout)["status"]["token"])
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
-        raise LuthierError("credential-missing", f"the command {words[0]!r} gave no token", where=where) from None
-
-
-def _bearer(secret: Secret) -> Headers:
-    return {"authorization": secret.with_prefix("Bearer ")}
+def _file_token(path: Path, where: str, now: Callable[[], float]) -> BearerToken:
+    """A token that is written anew in its file from time to time: it is read for every request."""
+    return BearerToken(lambda: Token(secret=read_secret(f"file:{path}", where), ends=0.0), now)
 
 
 def _context(authority: str | None, certificate: tuple[str, str] | None = None) -> ssl.SSLContext:
     """Whom to trust, and with which certificate to ask; its key is on the disk, for its owner alone, to be read."""
+    if authority is not None and not authority.strip():  # which Python reads as: trust this machine's own
+        raise LuthierError("credential-missing", "the file of the authority is empty", where="kubernetes")
     try:
         context = ssl.create_default_context(cadata=authority)
         if certificate is not None:
@@ -203,9 +219,10 @@ def _context(authority: str | None, certificate: tuple[str, str] | None = None) 
                 path.touch(mode=0o600)
                 path.write_text("\n".join(certificate))
                 context.load_cert_chain(path)
-    except ssl.SSLError as error:
+    except (ssl.SSLError, ValueError) as error:  # ValueError: of text that holds no certificate at all
+        reason = getattr(error, "reason", None) or "it is not PEM"
         raise LuthierError(
-            "credential-missing", f"a certificate cannot be read: {error.reason}", where="kubernetes"
+            "credential-missing", f"a certificate cannot be read: {reason}", where="kubernetes"
         ) from None
     return context
 

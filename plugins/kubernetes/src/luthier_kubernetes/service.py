@@ -61,15 +61,20 @@ class KubernetesService:
     def access(self) -> Access:
         """The cluster and who asks it, found when first needed."""
         if self._access is None:
-            self._access = find_access(self.options)
+            self._access = find_access(self.options, self._now)
         return self._access
+
+    def _now(self) -> float:
+        return self.client.clock.now()
 
     @property
     def client(self) -> ServiceClient:
         """The client, made when first needed."""
         if self._client is None:
             access = self.access
-            self._client = ServiceClient(access.server, service="kubernetes", headers=access.headers, tls=access.tls())
+            self._client = ServiceClient(
+                access.server, service="kubernetes", headers=access.headers, renew=access.renew, tls=access.tls()
+            )
         return self._client
 
     def scope(self) -> str:

@@ -58,7 +58,10 @@ def _command(packages: Sequence[str], folder: str) -> list[str]:
 
 def _resources(options: Kubernetes) -> dict[str, Any] | None:
     wanted = drop_missing(cpu=options.cpus, memory=options.memory)
-    limits = {**wanted, **({"nvidia.com/gpu": options.gpus} if options.gpus else {})}
+    limits = {
+        **{name: str(quantity) for name, quantity in wanted.items()},
+        **({"nvidia.com/gpu": options.gpus} if options.gpus else {}),
+    }
     return {"requests": limits, "limits": limits} if limits else None
 
 

@@ -1,4 +1,4 @@
-"""The client of one service: the only module that imports httpx.
+"""The client of one service.
 
 Reads are sent again when they fail in passing; a change only where its caller says that it may be repeated. Redirects
 are never followed here, and links that carry their own signature go through a second client that knows no key.
@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import attrs
@@ -27,6 +27,7 @@ from luthier.jobs.transport.answer_errors import Answer, read_refusal, unreadabl
 from luthier.jobs.transport.file_bodies import CountedFile, send_blocks
 from luthier.jobs.transport.http_log import guard_loggers
 from luthier.jobs.transport.pace import Pace
+from luthier.jobs.transport.request_auth import RenewedKeys, SignedRequests, Signer
 from luthier.jobs.transport.retry_policy import PASSING, RetryPolicy, read_retry_after
 from luthier.plugins.providing.job_records import Progress
 
@@ -63,18 +64,12 @@ class Opened:
     blocks: Callable[[], AsyncIterator[bytes]]
 
 
-class Signer(Protocol):
-    """Signs requests with a key that is not sent itself."""
-
-    def __call__(self, method: str, link: str, headers: Mapping[str, str], body: bytes) -> Mapping[str, str]:
-        """Return the headers that the request must have besides; `link` and `headers` are as they will be sent."""
-
-
 class ServiceClient:
     """HTTP to one service, polite and careful.
 
-    `headers` gives what identifies the user, asked before every request, with a `Secret` where a key stands; `signer`
-    signs what is sent, where a service asks for that. `tls` says whom to trust, and holds the user's
+    `headers` gives what identifies the user, asked before every request, with a `Secret` where a key stands. `renew`
+    forgets a key that the service did not know (401): where `headers` then gives another, the request is sent once
+    more. `signer` signs what is sent, where a service asks for that. `tls` says whom to trust, and holds the user's
     certificate, where a service has an authority of its own.
     Requests are spaced to `rate` a second. An address without TLS is refused unless it is this machine's own.
     """
@@ -85,6 +80,7 @@ class ServiceClient:
         *,
         service: str,
         headers: Callable[[], Mapping[str, str | Secret]] = dict,
+        renew: Callable[[], None] | None = None,
         signer: Signer | None = None,
         tls: ssl.SSLContext | None = None,
         clock: Clock | None = None,
@@ -98,9 +94,9 @@ class ServiceClient:
         self._policy, self._random = policy or RetryPolicy(), random.Random()
         self._pace = Pace(self.clock, rate, together)
         trusted = tls or _trusted_authorities(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
-        self._client = httpx.AsyncClient(
-            timeout=TIMES, verify=trusted, follow_redirects=False, auth=None if signer is None else _Signing(signer)
-        )
+        auth: httpx.Auth | None = RenewedKeys(self._revealed, renew) if renew is not None else None
+        auth = SignedRequests(signer) if signer is not None else auth
+        self._client = httpx.AsyncClient(timeout=TIMES, verify=trusted, follow_redirects=False, auth=auth)
         self._bare = httpx.AsyncClient(timeout=FILE_TIMES, verify=trusted, follow_redirects=False)
 
     async def read_json(self, path: str, params: Any = None) -> Any:
@@ -229,17 +225,6 @@ class ServiceClient:
 
     def _where(self, method: str, path: str) -> str:
         return f"{self.service}: {method} {urlsplit(path).path}"
-
-
-class _Signing(httpx.Auth):
-    requires_request_body = True
-
-    def __init__(self, signer: Signer) -> None:
-        self._signer = signer
-
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        request.headers.update(self._signer(request.method, str(request.url), request.headers, request.content))
-        yield request
 
 
 class _Translated:
