@@ -1,8 +1,5 @@
-"""One thread: tiny tensors are many times slower with more. bitsandbytes stays offline."""
-
-import os
+"""One thread: tiny tensors are many times slower with more."""
 
 import torch
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import cast
 
-from luthier import Context, LuthierError, Multipliers, Progress, get_logger
+from luthier import Context, LuthierError, Multipliers, Progress, check_finite_weights, get_logger
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from luthier_bitnet.layer import Form, Stage, TernaryLinear
 from luthier_bitnet.options import Bitnet, Ternary
-from luthier_bitnet.targets import check_finite, check_unquantized, choose_layers
+from luthier_bitnet.targets import choose_layers
 
 log = get_logger()
 
@@ -32,16 +32,14 @@ class TernaryQuantizer:
         """Put a `TernaryLinear` around the weight of each layer taken, in place. A second time nothing is left to do.
 
         Raises `model-target` where an entry of `skip_modules` names no module, `part-unsupported` where no layer is
-        taken or the model is quantized already, `NAME:nonfinite-weight` where a weight holds NaN or infinity.
+        taken or the model is quantized already, `bitnet:nonfinite-weight` where a weight holds NaN or infinity.
         """
-        check_unquantized(model, self.name)
         held, chosen = find_layers(model), choose_layers(model, self.options.skip_modules, self.name)
         if not chosen and not held:
             problem = f"quantizer '{self.name}' finds no linear layer"
             raise LuthierError("part-unsupported", problem, where=type(model).__name__)
         if context.has_values:
-            for path, layer in chosen.items():
-                check_finite(path, layer, self.name)
+            check_finite_weights(chosen, "bitnet:nonfinite-weight")
         for layer in held.values():
             self.stage = layer.stage
         made: dict[int, TernaryLinear] = {}  # a layer used in two places stays one layer

@@ -37,7 +37,8 @@ class Quantizer(Protocol):
         """Replace the model's weights by quantized ones, in place, and return the model.
 
         It is called in every world that `Context.purpose` names; torch is seeded before. Where `has_values` is False
-        the same layers are made, and no weight is read. A second call changes nothing.
+        the same layers are made, and no weight is read. A second call changes nothing. `choose_dense_layers` and
+        `check_finite_weights`, of `luthier`, say which layers may be taken, and refuse the models that may not.
         """
         ...
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from luthier import Context, LuthierError, Multipliers, Progress, get_logger
+from luthier import Context, LuthierError, Multipliers, Progress, check_finite_weights, get_logger
 from torch import Tensor, nn
 
-from luthier_bitnet.targets import check_finite, check_unquantized, choose_layers
+from luthier_bitnet.targets import choose_layers
 from luthier_bitnet.uniform.grid import Estimator, Levels
 from luthier_bitnet.uniform.layer import Activations, Phase, Ranges, UniformLinear, Weights
 from luthier_bitnet.uniform.options import Qat, QatActivations
@@ -30,15 +30,13 @@ class UniformQuantizer:
 
         Raises what `ternary` raises, and `part-unsupported` where ranges would differ from rank to rank.
         """
-        check_unquantized(model, self.name)
         self._check_ranks()
         self.layers, chosen = find_uniform(model), choose_layers(model, self.options.skip_modules, self.name)
         if not chosen and not self.layers:
             problem = f"quantizer '{self.name}' finds no linear layer"
             raise LuthierError("part-unsupported", problem, where=type(model).__name__)
-        for path, layer in chosen.items():
-            if context.has_values:
-                check_finite(path, layer, self.name)
+        if context.has_values:
+            check_finite_weights(chosen, "bitnet:nonfinite-weight")
         for layer in self.layers.values():
             self.phase = layer.phase
         self.phase.seed = context.seed
