@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
-
 from luthier import Context, LuthierError, check_finite_weights, choose_dense_layers, get_logger
 from torch import Tensor, nn
 
 from luthier_int8 import Int8
 from luthier_int8.layer import Int8Linear
-
-if TYPE_CHECKING:
-    from transformers.pytorch_utils import Conv1D
 
 log = get_logger()
 
@@ -36,7 +31,7 @@ class Int8Quantizer:
         made: dict[int, Int8Linear] = {}  # a layer used in two places stays one layer
         for name, layer in chosen.items():
             if id(layer) not in made:
-                made[id(layer)] = Int8Linear.of(cast("nn.Linear | Conv1D", layer), self.options.group_size)
+                made[id(layer)] = Int8Linear.of(layer, self.options.group_size)
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, made[id(layer)])
         exact = sum(parameter.numel() for parameter in model.parameters())

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from luthier import Context, LuthierError, Multipliers, Progress, check_finite_weights, get_logger
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from luthier_bitnet.layer import Form, Stage, TernaryLinear
 from luthier_bitnet.options import Bitnet, Ternary
@@ -40,12 +37,12 @@ class TernaryQuantizer:
             raise LuthierError("part-unsupported", problem, where=type(model).__name__)
         if context.has_values:
             check_finite_weights(chosen, "bitnet:nonfinite-weight")
-        for layer in held.values():
-            self.stage = layer.stage
+        for earlier in held.values():
+            self.stage = earlier.stage
         made: dict[int, TernaryLinear] = {}  # a layer used in two places stays one layer
         for path, layer in chosen.items():
             if id(layer) not in made:
-                made[id(layer)] = TernaryLinear(cast("nn.Linear | Conv1D", layer), self.form, self.stage)
+                made[id(layer)] = TernaryLinear(layer, self.form, self.stage)
             model.set_submodule(path, made[id(layer)])
         count = sum(layer.weight.numel() for layer in made.values())
         exact = sum(parameter.numel() for parameter in model.parameters()) - count

@@ -5,17 +5,20 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 from luthier.errors import LuthierError
 
+if TYPE_CHECKING:
+    from transformers.pytorch_utils import Conv1D
+
 
 def choose_dense_layers(
     model: nn.Module, name: str, skip_modules: Collection[str], exact: Collection[str] = ()
-) -> dict[str, nn.Module]:
+) -> dict[str, nn.Linear | Conv1D]:
     """Return path -> layer, for every dense layer that a quantizer called `name` may take.
 
     Those are all of exactly `torch.nn.Linear` or transformers' `Conv1D`, for a subclass may compute something else,
@@ -36,7 +39,7 @@ def choose_dense_layers(
     left.update(*(_find_within(entry, paths, f"{name}.skip_modules") for entry in skip_modules))
     owners = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
     return {
-        path: module
+        path: cast("nn.Linear | Conv1D", module)
         for path, module in places
         if type(module) in (nn.Linear, Conv1D) and path not in left and owners[id(module.weight)] == 1
     }

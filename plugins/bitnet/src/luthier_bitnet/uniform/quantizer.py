@@ -37,13 +37,13 @@ class UniformQuantizer:
             raise LuthierError("part-unsupported", problem, where=type(model).__name__)
         if context.has_values:
             check_finite_weights(chosen, "bitnet:nonfinite-weight")
-        for layer in self.layers.values():
-            self.phase = layer.phase
+        for earlier in self.layers.values():
+            self.phase = earlier.phase
         self.phase.seed = context.seed
         made: dict[int, UniformLinear] = {}  # a layer used in two places stays one layer
         for path, layer in chosen.items():
             if id(layer) not in made:
-                made[id(layer)] = UniformLinear(layer, path, self._weights(), self._activations())  # type: ignore[arg-type]
+                made[id(layer)] = UniformLinear(layer, path, self._weights(), self._activations())
                 made[id(layer)].prepare(self.phase, context.has_values)
             model.set_submodule(path, made[id(layer)])
         self.layers = find_uniform(model)
