@@ -155,6 +155,17 @@ def test_weights_are_no_worse_than_themselves_and_worse_than_better_ones(run):
     assert worse.passed == (worse.differences["eval_loss"].value <= 0)
 
 
+def test_one_row_has_no_interval_and_that_is_said(run, tmp_path, capsys):
+    (tmp_path / "one.jsonl").write_text('{"prompt": "1 and 2 is", "completion": " 3"}\n')
+    with pytest.raises(SystemExit) as ended:
+        app(
+            ["evaluate", str(run.output_path), "--data", str(tmp_path / "one.jsonl"), "--against", str(run.output_path)]
+        )
+    said = capsys.readouterr()
+    assert ended.value.code == 0 and ", 1 row\n" in said.out and " to " not in said.out
+    assert "no interval over one row" in said.err
+
+
 def test_a_model_that_nobody_trained_is_measured_over_a_file(run, model_folder, data_file):
     base = luthier.evaluate(model_folder, data_file, resamples=0)
     ours = luthier.evaluate(run.output_path, data_file, resamples=0, against=model_folder, max_regression=0.0)

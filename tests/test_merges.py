@@ -58,6 +58,13 @@ def test_an_update_is_put_upon_what_a_quantized_layer_computes_or_upon_the_check
     assert json.loads((tmp_path / "original/luthier.json").read_text())["merge"]["onto"] == "original"
 
 
+def test_of_a_base_that_was_never_quantized_nothing_is_dequantized(narrow, rows, tmp_path):
+    run = luthier.train(model=str(narrow), data=rows, adapter=LORA, max_steps=2, learning_rate=1e-2,
+                        output_dir=tmp_path / "run", exact_callbacks=[])  # fmt: skip
+    note = json.loads((luthier.merge(run.output_path) / "luthier.json").read_text())
+    assert note["merge"]["onto"] == "plain" and list(note["merge"]["errors"]) == ["plain"]
+
+
 def test_a_base_to_merge_onto_that_there_is_not_is_refused_before_a_weight_is_read(tmp_path):
     with pytest.raises(LuthierError, match=r"original.*|no base") as caught:
         luthier.merge(tmp_path, onto="orignal")

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import sys
 
@@ -17,7 +18,7 @@ from luthier.cli.app import app
 from luthier.cli.model_verbs import chat as verb
 from luthier.cli.screen.chat.answer_views import Columns, printable
 from luthier.cli.screen.chat.session import stopping_answers
-from luthier.cli.screen.chat.slash_commands import HELP, Leave, run_command
+from luthier.cli.screen.chat.slash_commands import HELP, Leave, put_row, run_command
 from luthier.training.trained.open_chat import open_chats
 from rich.console import Console
 
@@ -87,6 +88,22 @@ def test_a_saved_conversation_is_a_row_and_another_one_is_added(chat, tiny, tmp_
     assert package.inspect(model=str(tiny / "llama"), data=str(file)).report.rows == 2
 
 
+def test_a_conversation_that_is_saved_again_is_one_row_that_has_grown(chat, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"messages": []}\n')
+    save = f"/save {file}"
+    assert chat("hello", save, save, "and now?", save, "/reset", "hello", save).status == 0
+    assert [len(json.loads(line)["messages"]) for line in file.read_text().splitlines()] == [0, 4, 2]
+
+
+def test_what_another_has_added_since_a_save_stays(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    for before, row, kept in ((b"", b"one\n", b"one\n"), (b"one\n", b"one two\n", b"one two\n"),
+                              (b"lost\n", b"three\n", b"one two\nthree\n")):  # fmt: skip
+        put_row(file, row, before)
+        assert file.read_bytes() == kept
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -134,6 +151,18 @@ def test_a_run_is_compared_with_its_base(chat, trained, tiny):
     assert talks["base"].ask("hello", package.Sampling(max_new_tokens=4)).text == turn["base"]["text"]
     plain = chat("hello", model="run", flags=["--compare"]).stdout
     assert plain == f"base: {turn['base']['text']}\ntuned: {turn['text']}\n"
+
+
+def test_where_one_of_two_models_fails_neither_was_asked(chat, tiny, tmp_path):
+    short = shutil.copytree(tiny / "llama", tmp_path / "short")
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 100}))
+    flags = ["--compare", "--base", tiny / "llama", "--json"]
+    first, failed, again = chat("hello", "long " * 60, "hello", model=short, flags=flags).document
+    assert failed["error"]["code"] == "recipe-out-of-range"
+    assert again["prompt_tokens"] == again["base"]["prompt_tokens"] < 2 * first["prompt_tokens"] + 20
+    plain = chat("hello", "hello", flags=["--compare", "--base", tiny / "llama", "--json"]).document[1]
+    assert again["prompt_tokens"] == plain["prompt_tokens"]
 
 
 def test_a_model_alone_has_nothing_to_be_compared_with_unless_it_is_named(chat, luthier, tiny):

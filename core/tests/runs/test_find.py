@@ -2,7 +2,7 @@
 
 import pytest
 from luthier.errors import LuthierError
-from luthier.runs.find import all_runs, find_run
+from luthier.runs.find import all_runs, describe_folder, find_run
 
 
 @pytest.fixture
@@ -67,3 +67,22 @@ def test_an_unknown_name_lists_what_there_is(runs, tmp_path):
 
 def test_a_directory_that_is_not_there_holds_no_runs(tmp_path):
     assert all_runs(tmp_path / "nowhere") == []
+
+
+def test_a_folder_that_is_no_model_says_what_it_is_and_what_to_name(runs, tmp_path):
+    assert describe_folder(runs) == f"It holds runs: give one of them, such as {runs / 'beta'}."
+    run = runs / "beta"
+    assert describe_folder(run) == "It is a run's folder, without a model yet."
+    (run / "adapter").mkdir()
+    assert describe_folder(run) == f"It is a run's folder: give {run / 'adapter'}."
+    newest = run / "checkpoints" / "step-00000002"
+    newest.mkdir(parents=True)
+    assert str(newest) in describe_folder(newest.parent) and "luthier merge" in describe_folder(newest)
+    (run / "adapter" / "adapter_config.json").touch()
+    assert "PEFT" in describe_folder(run / "adapter")
+    (tmp_path / "models" / "small").mkdir(parents=True)
+    assert describe_folder(tmp_path / "models") is None
+    (tmp_path / "models" / "small" / "config.json").touch()
+    assert (
+        describe_folder(tmp_path / "models") == f"It holds models: give one of them, such as {tmp_path}/models/small."
+    )

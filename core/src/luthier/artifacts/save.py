@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import attrs
+from torch import nn
 
 from luthier.artifacts.dense_copy import Weigh, check_kept, make_dense
 from luthier.artifacts.folders import write_artifact
@@ -55,10 +56,10 @@ class MergeBase:
     """The weights of quantized layers that an update is put upon.
 
     `onto`: what the layers compute (dequantized), or what the checkpoint holds (original), which `original` reads.
-    Where that is given, the error of both is measured.
+    Where that is given, the error of both is measured. `plain`: no layer is quantized.
     """
 
-    onto: Literal["dequantized", "original"] = "dequantized"
+    onto: Literal["plain", "dequantized", "original"] = "plain"
     original: Weigh | None = None
 
     @property
@@ -82,7 +83,7 @@ def save_merged(
     `adapter` None: the model has none. What was measured of the merge stands in the folder's note, under `merge`.
     Raises `artifact-unmergeable` where a part cannot be merged, or where rounding would erase the update.
     """
-    base = base or MergeBase()
+    base = base or MergeBase(onto="dequantized" if is_quantized(model, quantizer) else "plain")
     check_mergeable(adapter, quantizer, note)
     dtype = Files.of_note(note).dtype or model.dtype
     told: dict[str, Any] = {"onto": base.onto, "dtype": str(dtype).removeprefix("torch."), "errors": {}}
@@ -103,6 +104,11 @@ def save_merged(
         log.info("merged", **told)
 
     return write_artifact(folder, write, {**note, "artifact": "model", "merge": told})
+
+
+def is_quantized(model: nn.Module, quantizer: Quantizer | None) -> bool:
+    """Return True where layers of a model hold weights in their quantizer's form."""
+    return quantizer is not None and any(quantizer.dequantize(layer) is not None for layer in model.modules())
 
 
 def check_mergeable(adapter: Any, quantizer: Any, note: dict[str, Any]) -> None:

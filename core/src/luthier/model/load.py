@@ -14,6 +14,7 @@ from luthier.errors import LuthierError
 from luthier.model.config_limits import check_config
 from luthier.model.foreign import check_files, explain_reading, locate_file
 from luthier.model.weights.loaded_weights import check_finite, check_keys
+from luthier.runs.find import describe_folder
 
 if TYPE_CHECKING:
     from luthier.recipe.schema import Model
@@ -133,7 +134,8 @@ def model_location(name: str, file: str = "config.json") -> str:
     path = Path(os.path.expanduser(name))
     if path.is_dir():
         if not (path / file).is_file():
-            raise LuthierError("model-not-found", f"the folder has no {file}", where=name)
+            remedy = describe_folder(path)
+            raise LuthierError("model-not-found", f"the folder has no {file}", where=name, remedy=remedy)
         return str(path)
     if name.startswith("python:"):
         remedy = "Give the name or folder of the same model as base."

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from luthier.errors import LuthierError
+from luthier.recipe.artifact_note import ARTIFACTS
 from luthier.runs.run_folder import CHECKPOINTS, LOCK, RECORD, RunFolder, read_folder
 
 DEEP: Final = 3  # folders between a directory and a run in it
@@ -42,6 +43,23 @@ def find_run(name: str, directory: Path) -> RunFolder:
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run, or what is left of one."""
     return (folder / RECORD).exists() or (folder / LOCK).is_file() or (folder / CHECKPOINTS).is_dir()
+
+
+def describe_folder(folder: Path) -> str | None:
+    """Say what a folder is that is no model's, and what to name instead; None for one that is nothing of ours."""
+    if folder.parent.name == CHECKPOINTS:
+        return f"It is a run's checkpoint, which is no model yet: `luthier merge {folder}` makes one of it."
+    if is_run(folder):
+        found = [folder / name for name in ARTIFACTS if (folder / name).is_dir()]
+        return f"It is a run's folder: give {found[-1]}." if found else "It is a run's folder, without a model yet."
+    if (folder / "adapter_config.json").is_file():
+        return "It holds an adapter in PEFT's layout: name the model that it was trained on."
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if folder.name == CHECKPOINTS and inner:
+        return f"It holds a run's checkpoints: give the run's folder, or {inner[-1]}."
+    kinds = {"runs": [*filter(is_run, inner)], "models": [path for path in inner if (path / "config.json").is_file()]}
+    return next((f"It holds {kind}: give one of them, such as {found[-1]}." for kind, found in kinds.items() if found),
+                None)  # fmt: skip
 
 
 def _folders(folder: Path, deep: int) -> Iterator[Path]:

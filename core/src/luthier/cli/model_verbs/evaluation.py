@@ -78,7 +78,7 @@ def draw(screen: Console, found: Evaluation) -> None:
         others = (found.against.get(name), found.differences.get(name)) if found.against_path else ()
         table.add_row(name, _shown(number), *(_shown(other) for other in others))
     at = "" if found.step is None else f" after step {found.step}"
-    draw_section(screen, f"{found.path}{at}, {found.rows:,} rows", table)
+    draw_section(screen, f"{found.path}{at}, {found.rows:,} {'row' if found.rows == 1 else 'rows'}", table)
     if found.gate is not None:
         verdict, style = ("passes", "bold green") if found.gate.passed else ("fails", "bold red")
         allowed = f"allowed is {found.gate.max_regression:g}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Literal
 
 import attrs
@@ -52,6 +53,7 @@ class Conversation:
     system: str | None = None
     messages: list[dict[str, Any]] = attrs.field(factory=list)
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    saved: dict[Path, bytes] = attrs.field(factory=dict, init=False, repr=False)  # the row in each file
     _cache: Any = attrs.field(default=None, init=False, repr=False)
     _cached: list[int] = attrs.field(factory=list, init=False, repr=False)  # the tokens that the cache is of
 
@@ -72,7 +74,7 @@ class Conversation:
 
     def reset(self) -> None:
         """Forget what was said; the system message stays."""
-        self.messages = []
+        self.messages, self.saved = [], {}
 
     def rows(self) -> list[dict[str, Any]]:
         """Return what was said as messages, the system's first."""

@@ -147,8 +147,11 @@ def _measure(weights: Weights, recipe: Recipe, how: Measuring) -> Measured:
 def _numbers(measured: Measured, seed: int, how: Measuring) -> dict[str, Number]:
     numbers = {PREFIX + name: Number(value=value) for name, value in measured.others.items()}
     for name, scores in measured.scores.items():
-        low, high = scores.interval(seed, how.resamples) if how.resamples else (None, None)
+        low, high = scores.interval(seed, how.resamples) if how.resamples and len(scores.rows) > 1 else (None, None)
         numbers[PREFIX + name] = Number(value=scores.value, low=low, high=high)
+    alone = [PREFIX + name for name, scores in measured.scores.items() if len(scores.rows) == 1]
+    if alone and how.resamples:
+        log.warning("no interval over one row, which says nothing of others: give more rows", metrics=alone)
     return {name: number for name, number in numbers.items() if not math.isnan(number.value)}
 
 
@@ -161,10 +164,10 @@ def _differences(own: Measured, theirs: Measured, seed: int, how: Measuring) -> 
     for name, other in _shared(own, theirs):
         mine = own.scores[name]
         low = high = None
-        if how.resamples and len(mine.rows) == len(other.rows):
-            low, high = mine.difference_interval(other, seed, how.resamples)
-        elif how.resamples:
+        if how.resamples and len(mine.rows) != len(other.rows):
             log.warning("no interval of a difference: other rows were dropped", metric=name)
+        elif how.resamples and len(mine.rows) > 1:
+            low, high = mine.difference_interval(other, seed, how.resamples)
         differences[PREFIX + name] = Number(value=mine.value - other.value, low=low, high=high)
     return differences
 

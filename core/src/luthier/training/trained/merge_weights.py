@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 
 from luthier.artifacts.folders import check_replaceable
-from luthier.artifacts.save import MergeBase, save_merged
+from luthier.artifacts.save import MergeBase, is_quantized, save_merged
 from luthier.errors import LuthierError, suggest_nearest
 from luthier.model.load import original_weight
 from luthier.model.weights.dense_files import file_options
@@ -43,14 +43,13 @@ def merge_weights(
                        _merge_base(opened, base, onto))  # fmt: skip
 
 
-def _merge_base(opened: Opened, base: str | None, onto: Onto) -> MergeBase:
-    """Return what the update is put upon, with a reader of the checkpoint where layers are quantized and frozen."""
-    quantized = any(opened.quantizer.dequantize(layer) is not None for layer in opened.model.modules())
+def _merge_base(opened: Opened, base: str | None, onto: Onto) -> MergeBase | None:
+    """Return what the update is put upon, with a reader of the checkpoint, where layers are quantized and frozen."""
     trained = getattr(opened.quantizer, "trains", False)
     if onto == "original" and trained:
         problem = "the quantized layers were trained, so that the checkpoint is not their base"
         raise LuthierError("artifact-unmergeable", problem, where="onto", remedy="Leave it out.")
     source = base or structure_value(opened.note["model"], Model, "model").name_or_path
-    if not quantized or trained or source.startswith(NO_BASE):
-        return MergeBase()
+    if trained or source.startswith(NO_BASE) or not is_quantized(opened.model, opened.quantizer):
+        return None
     return MergeBase(onto=onto, original=functools.partial(original_weight, source, opened.model))

@@ -85,7 +85,7 @@ class ChatSession:
         self.turn += 1
         sampling = attrs.evolve(self.sampling, seed=self.sampling.seed + self.turn - 1)
         began = time.perf_counter()
-        with stopping_answers() if self.typed else contextlib.nullcontext(None) as leave:
+        with self._whole_turn(), stopping_answers() if self.typed else contextlib.nullcontext(None) as leave:
             replies = self._ask_all(text, sampling, leave)
         if self.tell is not None:
             told = {name: attrs.asdict(reply) for name, reply in replies.items()}
@@ -93,6 +93,17 @@ class ChatSession:
             self.tell(
                 {"turn": self.turn, "prompt": text, **told["tuned"], "base": told.get("base"), "seconds": seconds}
             )
+
+    @contextlib.contextmanager
+    def _whole_turn(self) -> Iterator[None]:
+        """Where one model fails or is interrupted, none of them was asked: their conversations stay alike."""
+        before = {name: talk.messages for name, talk in self.talks.items()}
+        try:
+            yield
+        except BaseException:
+            for name, talk in self.talks.items():
+                talk.messages = before[name]
+            raise
 
     def _ask_all(self, text: str, sampling: Sampling, leave: Callable[[], bool] | None) -> dict[str, Reply]:
         if self.tell is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 HELP: Final = """/reset         begin a new conversation; the system message stays
 /system TEXT   put this system message before the conversation; without TEXT, none
-/save FILE     add the conversation to a file of rows (JSON lines), as training reads them
+/save FILE     add the conversation to a file of rows (JSON lines), as training reads them; saved again, its row grows
 /help          this list
 /quit          leave, as Ctrl-D does
 A message that begins with a slash is written with two. Ctrl-C stops an answer."""
@@ -63,12 +64,23 @@ def _save_talk(talk: Conversation, name: str, say: Callable[[str], None]) -> Non
     if not talk.messages:
         raise LuthierError("usage", "nothing was said yet", where="/save", remedy="Ask something first.")
     path = Path(name).expanduser()
+    row = (json.dumps({"messages": talk.rows()}, ensure_ascii=False) + "\n").encode()
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"messages": talk.rows()}, ensure_ascii=False) + "\n")
+        put_row(path, row, talk.saved.get(path.absolute(), b""))
     except OSError as error:
         raise unwritable_path(path, error) from None
+    talk.saved[path.absolute()] = row
     say(f"saved: {path}, {len(talk.rows())} messages")
+
+
+def put_row(path: Path, row: bytes, before: bytes) -> None:
+    """Add a row to a file, in the place of what the same conversation added before where that is still the last one."""
+    with path.open("a+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        start = file.seek(max(0, size - len(before)))
+        if before and file.read() == before:
+            file.truncate(start)
+        file.write(row)
 
 
 def _leave(_: str) -> None:
