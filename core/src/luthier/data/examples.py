@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 IGNORED = -100
+COUNTED: Final = 1 << 16  # examples whose supervised tokens are counted at a time
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -203,8 +204,12 @@ class TokenDataset(Sequence[TokenExample]):
         """[N]: the labels of each example that can be predicted."""
         counted = self.labels != IGNORED
         counted[self.firsts] = False
-        total = np.concatenate([[0], np.cumsum(counted)])
-        return total[self.starts[1:]] - total[self.starts[:-1]]
+        counts = np.zeros(len(self), np.int64)
+        for first in range(0, len(self), COUNTED):  # a few at a time, as the sums have eight bytes a token
+            starts = self.starts[first : first + COUNTED + 1]
+            total = np.cumsum(counted[starts[0] : starts[-1]], dtype=np.int64)
+            counts[first : first + COUNTED] = np.diff(np.append(0, total)[starts - starts[0]])
+        return counts
 
     @property
     def firsts(self) -> NDArray[np.int64]:

@@ -161,10 +161,8 @@ def read_forms(data: Data, given: Sequence[Supply], wanted: Wanted) -> ReadRows:
 def form_of(data: Data, rows: Sequence[Row], source: Source, wanted: Wanted) -> str:
     """Return a source's format, the recipe's or what its rows look like; it must be one that the loss takes."""
     form: str = data.format
-    faults = [Fault.of(row.fault) for row in rows if row.fault is not None]
-    if len(faults) == len(rows):
-        raise faults_error(faults, len(rows))
-    rows = [row for row in rows if row.fault is None] if faults else rows
+    if all(row.fault is not None for row in rows):
+        raise faults_error([Fault.of(row.fault) for row in rows if row.fault is not None], len(rows))
     if form == "auto" or wanted.kind == "documents":
         form = recognise_format(rows, source.path, mapped_columns(source), wanted.kind)
     _check_kind(form, wanted.kind, source.path)

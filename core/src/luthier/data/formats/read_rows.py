@@ -14,6 +14,7 @@ from luthier.data.formats.known_columns import unread_columns
 from luthier.data.formats.recognise_form import FORMATS, convert_row, is_empty
 from luthier.data.formats.wanted import Wanted
 from luthier.data.read.columns import ignored_columns
+from luthier.data.read.packed_rows import PackedRows
 from luthier.data.read.row import Row
 from luthier.data.source_shares import SourceRows
 from luthier.errors import LuthierError, suggest_nearest
@@ -24,7 +25,7 @@ from luthier.recipe.schema import Source
 class ReadRows:
     """The forms of a set, the names of their formats, and the columns that nothing reads."""
 
-    forms: list[Form] = attrs.field(factory=list)
+    forms: PackedRows[Form] = attrs.field(factory=PackedRows)
     numbers: list[int] = attrs.field(factory=list)  # of each form, the row that it was
     count: int = 0  # rows in all
     faults: list[Fault] = attrs.field(factory=list)  # of those that are no forms
@@ -52,7 +53,7 @@ class ReadRows:
 
     def chosen(self, places: NDArray[np.int64], *, faults: bool) -> ReadRows:
         """Return the forms at these places alone, with the bad rows or without."""
-        forms, numbers = ([held[i] for i in places.tolist()] for held in (self.forms, self.numbers))
+        forms, numbers = PackedRows(self.forms[i] for i in places.tolist()), [self.numbers[i] for i in places.tolist()]
         chosen_faults = self.faults if faults else []
         return attrs.evolve(
             self, forms=forms, numbers=numbers, faults=chosen_faults, count=len(forms) + len(chosen_faults)

@@ -68,20 +68,23 @@ def _share(count: int, rows: int) -> str:
 
 
 def _of_template(forms: Iterable[Any], template: ChatTemplate) -> list[str]:
-    chats = [form for form in forms if isinstance(form, (Conversation, Instruction))]
+    chats = bare = 0
+    given = set(template.settings)
+    for form in forms:
+        if isinstance(form, (Conversation, Instruction)):
+            chats, bare = chats + 1, bare + (not _has_system(form))
+            given.update(form.settings)
     if not chats:
         return []
     found = []
-    given = {name for form in chats for name in form.settings} | template.settings.keys()
     if unknown := sorted(name for name in given if name not in template.text):
         found.append(f"the chat template does not read these of chat_template_kwargs: {', '.join(unknown)}")
     if not template.closes:
         found.append(f"the chat template ends answers with no special token: {template.stop} is put after each")
     if "strftime_now" in template.text:
         found.append("the chat template writes today's date: on another day the same rows give other tokens")
-    bare = sum(not _has_system(form) for form in chats)
     if bare and (system := template.own_system()):
-        found.append(f"the chat template puts its own system prompt {system!r} before {_share(bare, len(chats))}")
+        found.append(f"the chat template puts its own system prompt {system!r} before {_share(bare, chats)}")
     return found
 
 

@@ -102,7 +102,7 @@ class Stream:
         """What cuts an epoch's documents, where they are to be cut."""
         return Blocks(size=self.data.block_size) if self.data.block_size is not None else None
 
-    def _forms(self, seed: int, epoch: int, place: Place, read: deque[Part]) -> Iterator[list[Form]]:
+    def _forms(self, seed: int, epoch: int, place: Place, read: deque[Part]) -> Iterator[Sequence[Form]]:
         """Yield the forms of the next rows; all else about them is put into `read`."""
         order = order_rows(len(self.units), seed, epoch).tolist()
         for number in range(place.unit, len(order)):

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 
 from luthier.data.read.content_hash import file_hash, rows_hash
+from luthier.data.read.packed_rows import PackedRows
 from luthier.data.read.row import Row
 from luthier.data.read.sources import find_files, read_given, read_source
 from luthier.errors import LuthierError
@@ -23,13 +24,13 @@ class Supply:
     text_unit: str
     size: int = 0
     content: Any = None
-    held: list[Row] | None = None
+    held: Sequence[Row] | None = None
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> Sequence[Row]:
         """Its rows, at least one; `data-empty` where there is none."""
         if self.held is None:
-            self.held = list(read_source(self.source, self.text_unit))
+            self.held = PackedRows(read_source(self.source, self.text_unit))
         if not self.held:
             raise LuthierError("data-empty", "there are no rows", where=self.source.path)
         return self.held
@@ -62,11 +63,11 @@ def make_supplies(sources: Sequence[Source], given: Any, name: str, text_unit: s
             size = sum(path.stat().st_size for path in files)
             supplies.append(Supply(source=source, text_unit=text_unit, content=content, size=size))
         else:
-            supplies.append(_of_rows(source, list(read_source(source, text_unit)), text_unit, telling=True))
+            supplies.append(_of_rows(source, PackedRows(read_source(source, text_unit)), text_unit, telling=True))
     return supplies
 
 
-def _of_rows(source: Source, rows: list[Row], text_unit: str, *, telling: bool) -> Supply:
+def _of_rows(source: Source, rows: Sequence[Row], text_unit: str, *, telling: bool) -> Supply:
     """A supply of rows that were read already: a hub dataset's, or those of Python."""
     supply = Supply(source=source, text_unit=text_unit, held=rows)
     if telling:
