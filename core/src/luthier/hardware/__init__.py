@@ -1,1 +1,1 @@
-"""Hardware: the machine that a run meets, measured and described."""
+"""Hardware: the machine that a run uses, measured and described."""

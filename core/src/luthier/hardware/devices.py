@@ -1,4 +1,4 @@
-"""Devices: what is here, and the one that a run asked for, honoured or refused."""
+"""Devices: those of this machine, and the choice or refusal of the one that a run asks for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from luthier.errors import LuthierError
 
-GONE: Final = (  # in the messages of CUDA's runtime and driver, and of Apple's Metal
+GONE: Final = (  # phrases in the messages of CUDA's runtime and driver, and of Apple's Metal
     "no CUDA-capable device is detected",
     "CUDA-capable device(s) is/are busy or unavailable",
     "invalid device ordinal",
@@ -25,7 +25,7 @@ GONE: Final = (  # in the messages of CUDA's runtime and driver, and of Apple's 
 
 
 def choose_device(name: str) -> torch.device:
-    """The device for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; `device-unavailable` where it is not here."""
+    """Return the device for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Raises `device-unavailable` if it is not here."""
     if name == "auto":
         return torch.device(list_devices()[-1])
     try:
@@ -40,7 +40,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def list_devices() -> list[str]:
-    """The devices that torch sees, the preferred one last."""
+    """Return the devices that torch sees, the preferred one last."""
     devices = ["cpu"]
     if torch.backends.mps.is_available():
         devices.append("mps")
@@ -50,19 +50,19 @@ def list_devices() -> list[str]:
 
 
 def is_gone(error: BaseException) -> bool:
-    """Return True if an error of torch's says that the device itself is gone, and not that a kernel on it was wrong."""
+    """Return True if an error of torch's means that the device itself is gone, and not that a kernel failed on it."""
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in GONE)
 
 
 def device_lost(error: BaseException, device: torch.device, step: int, checkpoint: Path | None) -> LuthierError:
-    """`device-lost`, with what the run has left."""
+    """Return the error `device-lost`, which says what the run has left on disk."""
     reason = str(error).splitlines()[0].strip(" .")
-    remedy_start = f"The newest checkpoint is {checkpoint}" if checkpoint else "No checkpoint was written yet"
-    remedy = f"{remedy_start}. Once the device is back (nvidia-smi tells for CUDA), run the same command again."
+    remedy_start = f"The newest checkpoint is {checkpoint}" if checkpoint else "No checkpoint has been written yet"
+    remedy = f"{remedy_start}. Once the device is back (nvidia-smi shows this for CUDA), run the same command again."
     return LuthierError("device-lost", f"it stopped answering at step {step}: {reason}", where=str(device),
                         remedy=remedy)  # fmt: skip
 
 
 def _refused(name: str, problem: str) -> LuthierError:
-    remedy = f"Here are: auto, {', '.join(list_devices())}."
+    remedy = f"This machine has: auto, {', '.join(list_devices())}."
     return LuthierError("device-unavailable", problem, where="device", found=name, remedy=remedy)

@@ -1,4 +1,4 @@
-"""What a device can still give: free GPU memory, or the least of what the machine and its control groups allow."""
+"""The memory that a device has left: free GPU memory, or the least that the machine and its control groups allow."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ import torch
 
 PROC: Final = Path("/proc")
 GROUPS: Final = Path("/sys/fs/cgroup")
-ENDLESS: Final = 1 << 60  # version 1 writes a number like this for no limit
+ENDLESS: Final = 1 << 60  # version 1 of control groups writes a number like this if there is no limit
 
 
 @attrs.frozen(kw_only=True)
 class Capacity:
-    """Bytes of one device: all of it, and what is free for a run; `bound` says what the free bytes are limited by."""
+    """The memory of one device in bytes: all of it, and what is free for a run.
+
+    `bound` says what limits the free bytes.
+    """
 
     device: str
     total: int
@@ -27,7 +30,7 @@ class Capacity:
 
 
 def measure_capacity(device: torch.device) -> Capacity:
-    """Return what `device` has now; what torch's own cache holds unused counts as free."""
+    """Return the memory that `device` has now. Unused memory in torch's own cache counts as free."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -39,12 +42,12 @@ def measure_capacity(device: torch.device) -> Capacity:
 
 
 def _machine() -> tuple[int, int]:
-    """(total, available) bytes of the machine."""
+    """Return (total, available) bytes of the machine."""
     page = os.sysconf("SC_PAGE_SIZE")
     total = page * os.sysconf("SC_PHYS_PAGES")
-    if sys.platform == "linux" and (held := _meminfo("MemAvailable")):
-        return total, held
-    # macOS has no such number: it gives back cached files and compresses, so what is there counts
+    if sys.platform == "linux" and (available := _meminfo("MemAvailable")):
+        return total, available
+    # macOS reports no available memory: it drops cached files and compresses pages, so free or all pages count
     return total, page * os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in os.sysconf_names else total
 
 
@@ -54,7 +57,7 @@ def _meminfo(name: str) -> int | None:
 
 
 def _groups() -> list[tuple[int, int, str]]:
-    """(free, limit, name) of every control group with a limit that this process is in, its parents' too."""
+    """Return (free, limit, name) of every control group with a limit that this process is in, and of their parents."""
     groups = []
     for line in _text(PROC / "self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -78,8 +81,8 @@ def _group(place: Path, limit: str, used: str) -> list[tuple[int, int, str]]:
     if not (most.isdigit() and now.isdigit()) or int(most) > ENDLESS:
         return []
     cached = re.search(r"^(?:total_)?inactive_file (\d+)$", _text(place / "memory.stat"), re.MULTILINE)
-    held = int(now) - (int(cached[1]) if cached else 0)  # file pages that the kernel gives back at once
-    return [(int(most) - held, int(most), "the memory limit of its control group")]
+    used_now = int(now) - (int(cached[1]) if cached else 0)  # the kernel gives inactive file pages back at once
+    return [(int(most) - used_now, int(most), "the memory limit of its control group")]
 
 
 def _text(path: Path) -> str:

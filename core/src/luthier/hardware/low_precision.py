@@ -1,4 +1,4 @@
-"""Arithmetic: which low dtypes a device computes in by itself, and which it only imitates, many times slower."""
+"""Low-precision arithmetic: the dtypes that a device computes in natively, and those it emulates, many times slower."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Final
 
 import torch
 
-FEATURES: Final = ("amx_bf16", "avx512_bf16", "bf16")  # x86's names of bfloat16 instructions, and ARM's
+FEATURES: Final = ("amx_bf16", "avx512_bf16", "bf16")  # the names of bfloat16 instructions, x86's and ARM's
 
 
 def bf16_feature(device: torch.device) -> str | None:
-    """Return what has arithmetic in bfloat16 on this device, by name; None for nothing."""
+    """Return the name of what computes in bfloat16 on this device, or None if nothing does."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device) if torch.cuda.is_bf16_supported(including_emulation=False) else None
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
@@ -23,7 +23,7 @@ def bf16_feature(device: torch.device) -> str | None:
 
 
 def imitates_dtype(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return True if products in this dtype are many times slower here than those of the same numbers in float32."""
+    """Return True if products in this dtype are emulated here, and so many times slower than in float32."""
     if dtype is torch.bfloat16:
         return device.type in ("cpu", "cuda") and bf16_feature(device) is None
     return dtype is torch.float16 and device.type == "cpu"
@@ -31,7 +31,7 @@ def imitates_dtype(device: torch.device, dtype: torch.dtype) -> bool:
 
 @functools.cache
 def processor_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Return what the processor says it can do, on Linux; empty elsewhere."""
+    """Return the feature flags of the processor on Linux; an empty set elsewhere."""
     with contextlib.suppress(OSError):
         for line in path.read_text("utf-8", "replace").splitlines():
             name, _, value = line.partition(":")

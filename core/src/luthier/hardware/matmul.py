@@ -1,4 +1,4 @@
-"""Float32 products on a CPU: by the faster of torch's two libraries, where it is as exact."""
+"""Float32 products on a CPU: the faster of torch's two libraries computes them if it is as exact."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Final
 
 import torch
 
-WIDE_ENOUGH: Final = 512  # the hidden size from which the whole step gains; below, attention's small products lose
-EXACT: Final = 2e-6  # relative error of a float32 product of 256 x 256 matrices, with room
+WIDE_ENOUGH: Final = 512  # the hidden size from which the whole step gains; below it, attention's small products lose
+EXACT: Final = 2e-6  # relative error of a float32 product of 256 x 256 matrices, with a margin
 DEFAULT: Final = "highest"
 
 
 def choose_matmul(hidden: int) -> tuple[str, str]:
-    """A setting of torch's `set_float32_matmul_precision`, and why.
+    """Return a setting of torch's `set_float32_matmul_precision`, and the reason.
 
-    "medium" sends products to oneDNN, with AVX-512 where MKL has only AVX2 for the processor. On one with AMX it would
-    compute them in bfloat16, so its error is measured first.
+    "medium" sends products to oneDNN, which uses AVX-512 on processors where MKL uses only AVX2. On a processor with
+    AMX
+    oneDNN would compute them in bfloat16, so its error is measured first.
     """
     if hidden < WIDE_ENOUGH:
         return DEFAULT, f"a hidden size of {hidden}, less than {WIDE_ENOUGH}, gains nothing from another library"
@@ -30,7 +31,7 @@ def choose_matmul(hidden: int) -> tuple[str, str]:
 
 
 def error_of(setting: str) -> float:
-    """The relative error of one float32 product under a setting."""
+    """Return the relative error of one float32 product under a setting."""
     random = torch.Generator().manual_seed(0)
     a, b = (torch.randn(256, 256, generator=random) for _ in range(2))
     exact = a.double() @ b.double()
@@ -40,7 +41,7 @@ def error_of(setting: str) -> float:
 
 @contextmanager
 def computed_by(setting: str) -> Iterator[None]:
-    """Inside it float32 products are computed under a setting; the caller's comes back."""
+    """Compute float32 products under a setting within this context, and restore the caller's setting after it."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(setting)
     try:

@@ -1,4 +1,4 @@
-"""Meters of live tensor bytes: of storages as operations return them, and of torch's own allocator."""
+"""Meters of live tensor bytes: one counts storages that operations return, one reads torch's own allocator."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.autograd import DeviceType
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-ACTIVATIONS: Final = "activations"  # the cause of whatever was not given another
+ACTIVATIONS: Final = "activations"  # the cause of a storage that was given no other
 
 
 class Ledger:
-    """Bytes of the storages that it was told of and that are alive (`live`), and the most so far (`peak`).
+    """A count of the bytes of living storages (`live`), and of the most at one time so far (`peak`).
 
-    A storage counts until its last tensor is gone, under the cause that it was first told with. `grain` is the size
+    A storage counts until its last tensor is gone, under the cause that it was first counted with. `grain` is the size
     that each allocation is rounded up to: 512 bytes in torch's CUDA allocator.
     """
 
@@ -32,7 +32,7 @@ class Ledger:
         self._held: dict[int, _Held] = {}  # by the storage's address
 
     def count(self, storage: UntypedStorage, cause: str = ACTIVATIONS) -> _Held:
-        """Hold it, unless it is held already."""
+        """Count a storage from now on, unless it counts already, and return its entry."""
         entry = self._held.get(storage._cdata)
         if entry is not None and entry.reference() is storage:
             return entry
@@ -42,7 +42,7 @@ class Ledger:
         return entry
 
     def blame(self, storages: Iterable[UntypedStorage], cause: str) -> None:
-        """Count these under `cause`, whether they are held already or not."""
+        """Count these storages under `cause`, even if they count under another already."""
         for storage in storages:
             entry = self.count(storage)
             self._causes[entry.cause] -= entry.size
@@ -60,7 +60,7 @@ class Ledger:
         def gone(_: object) -> None:
             self.live -= entry.size
             self._causes[entry.cause] -= entry.size
-            if self._held.get(address) is entry:  # not another storage at the same address
+            if self._held.get(address) is entry:  # otherwise another storage has the same address by now
                 del self._held[address]
 
         entry.reference = weakref.ref(storage, gone)
@@ -71,7 +71,7 @@ class Ledger:
 
 
 class _Held:
-    """One storage that counts."""
+    """The entry of one storage that counts."""
 
     __slots__ = ("cause", "reference", "size")
     reference: weakref.ref[UntypedStorage]
@@ -81,7 +81,7 @@ class _Held:
 
 
 class Meter(TorchDispatchMode):
-    """Inside it every storage that an operation returns is counted. What a kernel holds as it runs is not seen."""
+    """A torch dispatch mode that counts every storage that an operation returns. Memory inside a kernel is not seen."""
 
     def __init__(self, ledger: Ledger | None = None) -> None:
         super().__init__()
@@ -96,13 +96,15 @@ class Meter(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # saves torch's compiler from being imported for it
+        return False  # otherwise torch would import its compiler for this mode
 
 
 class Allocations:
-    """What torch's CPU allocator gave inside it: `peak` bytes above the beginning, kernels' scratch included.
+    """A context that measures what torch's CPU allocator gave: `peak` bytes above the beginning, kernels' scratch
+    included.
 
-    Read from the profiler's memory events, so that compiled code counts too; for measuring, as it slows the run.
+    It reads the profiler's memory events, so compiled code counts too. It is for measurements, because it slows the
+    run.
     """
 
     def __init__(self) -> None:
@@ -110,13 +112,13 @@ class Allocations:
         self._profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
 
     def __enter__(self) -> Allocations:
-        gc.collect()  # what goes now must not be taken for what this frees
+        gc.collect()  # otherwise garbage of earlier code would be counted as freed by this code
         self._profiler.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._profiler.__exit__(*error)
-        profiler: Any = self._profiler.profiler  # torch's stubs know less of it
+        profiler: Any = self._profiler.profiler  # torch's stubs do not declare `kineto_results`
         events = profiler.kineto_results.events()
         allocations = [e for e in events if e.name() == "[memory]" and e.device_type() == DeviceType.CPU]
         live = 0

@@ -1,4 +1,4 @@
-"""The most memory that this process has held so far."""
+"""The most memory that this process has used so far."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return bytes: those allocated on the GPU, or resident on a CPU, at the most so far."""
+    """Return the peak so far in bytes: of memory allocated on the GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     scale = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""The process while it trains: threads, float32 products and allocator, decided for the model and put back after it."""
+"""Process-wide settings while a run trains: threads, float32 products and allocator, restored after it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Process:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside it the process is as the run wants it."""
+        """Apply the settings within this context, and restore the process after it."""
         setting = self.float32_products or torch.get_float32_matmul_precision()
         with (
             threads.using_threads(self.threads),

@@ -1,4 +1,4 @@
-"""Threads: how many compute on a CPU: the physical cores that this process may use and that no other works on."""
+"""The number of compute threads on a CPU: the physical cores that this process may use and nobody else works on."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ import attrs
 import psutil
 import torch
 
-WIDE_ENOUGH: Final = 256  # the hidden size from which a second thread gains more than it costs to meet the first
-WATCHED: Final = 0.2  # seconds: a shorter glance at the processors says nothing
+WIDE_ENOUGH: Final = 256  # the hidden size from which a second thread gains more than the synchronization costs
+WATCHED: Final = 0.2  # seconds: over a shorter time the processors' counters say nothing
 SYSTEM: Final = Path("/sys")
 PROC: Final = Path("/proc")
-WORKING: Final = ("user", "nice", "system", "irq", "softirq", "steal")  # guests are counted among the users
+# the kernel counts guests' time in "user" and "nice" already
+WORKING: Final = ("user", "nice", "system", "irq", "softirq", "steal")
 
 
 @attrs.frozen(kw_only=True)
 class Cores:
-    """What there is to compute on. `busy`: the share of it, 0 to 1, that other processes take; `quota` in cores."""
+    """The cores of a machine.
+
+    `busy` is the share, 0 to 1, that other processes take; `quota` is in cores, None: no limit.
+    """
 
     physical: int
     quota: float | None = None
@@ -31,10 +35,10 @@ class Cores:
 
 
 def choose_threads(cores: Cores, hidden: int, ranks: int = 1) -> tuple[int, str]:
-    """Return how many threads, and why; `ranks` processes of the run share the machine.
+    """Return a number of threads and the reason for it. `ranks` processes of the run share the machine.
 
-    Two hyperthreads of a core share its arithmetic, and threads that wait for one that another process has pushed
-    aside cost many times what it was to bring: measured on two shared cores, 2 threads took up to 7 times as long as 1.
+    Two hyperthreads of a core share its arithmetic units. Threads that wait for one which another process has preempted
+    lose far more than they bring: measured on two shared cores, 2 threads took up to 7 times as long as 1.
     """
     if hidden < WIDE_ENOUGH:
         return 1, f"products of hidden size {hidden}, less than {WIDE_ENOUGH}, are too short to share"
@@ -58,14 +62,14 @@ def _taken(cores: Cores) -> str:
 
 @attrs.frozen(kw_only=True)
 class Glance:
-    """The processors that this process may use, at one moment: seconds that they worked, for anyone and for us."""
+    """The counters of this process's processors at one moment: seconds of work by all processes and by this one."""
 
     at: float = attrs.field(factory=time.monotonic)
     worked: float = attrs.field(factory=lambda: _worked(allowed_processors()))
     ours: float = attrs.field(factory=lambda: sum(os.times()[:4]))
 
     def busy(self) -> float:
-        """The share of the time since then that others took of them; 0 where that is not known."""
+        """Return the share of the time since this moment that other processes took; 0 if it is not known."""
         now = Glance()
         passed = (now.at - self.at) * len(allowed_processors())
         if now.at - self.at < WATCHED or not now.worked:
@@ -79,7 +83,7 @@ def count_cores(since: Glance) -> Cores:
 
 
 def physical_cores(numbers: list[int]) -> int:
-    """Return how many physical cores these logical processors are; what the system does not say, psutil counts."""
+    """Return how many physical cores these logical processors are. If the system does not say, psutil counts them."""
     siblings = {_text(SYSTEM / f"devices/system/cpu/cpu{n}/topology/thread_siblings_list").strip() for n in numbers}
     if all(siblings):
         return len(siblings)
@@ -87,21 +91,21 @@ def physical_cores(numbers: list[int]) -> int:
 
 
 def allowed_processors() -> list[int]:
-    """The numbers of the logical processors that this process may run on."""
+    """Return the numbers of the logical processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def quota(proc: Path = PROC, system: Path = SYSTEM) -> float | None:
-    """The cores' worth of time that the control groups of this process allow, the least of its parents'; None: all."""
+    """Return the cores' worth of time that this process's control groups allow, parents included; None: no limit."""
     shares = [_share(folder) for folder in _group_folders(proc, system)]
     return min((share for share in shares if share is not None), default=None)
 
 
 @contextmanager
 def using_threads(count: int | None) -> Iterator[None]:
-    """Inside it torch computes with so many threads; None: with as many as before."""
+    """Set torch's number of threads within this context; None leaves it unchanged."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)
@@ -112,7 +116,7 @@ def using_threads(count: int | None) -> Iterator[None]:
 
 
 def _worked(numbers: list[int]) -> float:
-    """Return the seconds that these processors were not idle since the machine began."""
+    """Return the seconds since boot that these processors were busy, added up."""
     each = psutil.cpu_times(percpu=True)
     busy = [sum(getattr(each[n], name, 0.0) for name in WORKING) for n in numbers if n < len(each)]
     return float(sum(busy))
@@ -129,7 +133,7 @@ def _group_folders(proc: Path, system: Path) -> Iterator[Path]:
 
 
 def _share(folder: Path) -> float | None:
-    """Cores' worth of time: of version 2 `cpu.max`, of version 1 quota over period."""
+    """Return the cores' worth of time that one control group allows: `cpu.max`, or quota / period in version 1."""
     with suppress(ValueError, ZeroDivisionError):
         if text := _text(folder / "cpu.max"):
             given, period = text.split()

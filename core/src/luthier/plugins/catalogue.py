@@ -1,4 +1,4 @@
-"""The catalogue of first-party parts: which distribution brings which name, installed or not."""
+"""The catalogue of first-party parts: the distribution that brings each part, installed or not."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from importlib import resources
 
 @functools.cache
 def read_catalogue() -> dict[str, dict[str, str]]:
-    """kind -> name -> distribution; `peft.*` stands for a family of names. A test holds the file to the repository."""
+    """Return kind -> name -> distribution; `peft.*` stands for a family of names.
+
+    A test compares the file with the repository.
+    """
     return json.loads(resources.files("luthier.plugins").joinpath("catalogue.json").read_text("utf-8"))
 
 
 def distribution_of(kind: str, name: str) -> str | None:
-    """The distribution that brings a part, or None where no first-party one does."""
+    """Return the distribution that brings a part, or None if no first-party one does."""
     family, dot, _ = name.partition(".")
     parts = read_catalogue().get(kind, {})
     return parts.get(name) or (parts.get(f"{family}.*") if dot else None)

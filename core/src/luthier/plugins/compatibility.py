@@ -1,4 +1,4 @@
-"""The compatibility of parts, derived from their tags and never from a matrix of names."""
+"""The compatibility of parts, derived from their tags and never from a table of pairs of names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from luthier.errors import LuthierError
 
 @attrs.frozen(kw_only=True)
 class Chosen:
-    """A part as compatibility sees it."""
+    """A part of the recipe, reduced to what the check of compatibility reads: its name and its tags."""
 
     kind: str
     name: str
@@ -25,9 +25,9 @@ class Chosen:
 
 
 def refusals(chosen: Sequence[Chosen], given: Mapping[str, str]) -> list[str]:
-    """Return why these parts do not go together, one sentence for each reason; empty when they do.
+    """Return why these parts do not go together, one sentence for each reason; an empty list if they do.
 
-    `given` maps tags that no part provides to who does: the data, the model, the device or the run.
+    `given` maps each tag that no part provides to its provider: the data, the model, the device or the run.
     """
     reasons = []
     for part in chosen:
@@ -42,7 +42,7 @@ def refusals(chosen: Sequence[Chosen], given: Mapping[str, str]) -> list[str]:
 
 
 def check_compatibility(chosen: Sequence[Chosen], given: Mapping[str, str]) -> None:
-    """Raise `part-incompatible` with every reason."""
+    """Raise `part-incompatible` with every reason if the parts do not go together."""
     reasons = refusals(chosen, given)
     if reasons:
         raise LuthierError("part-incompatible", "; ".join(reasons))
@@ -66,7 +66,7 @@ GIVERS: Final = {
 
 
 def _lacking(tag: str, part: Chosen, chosen: Sequence[Chosen]) -> str:
-    """Who would provide a tag, and does not: the part of the kind that can, or what is no part."""
+    """Return who should provide a tag and does not: a part of the kind that can, or "the data" and the like."""
     giver = GIVERS.get(tag, "")
     rivals = [str(other) for other in chosen if other is not part and other.kind == giver]
     if rivals:

@@ -1,4 +1,4 @@
-"""Completion of parts: what a part must have, and the defaults of its protocol for what it leaves out."""
+"""Completion of parts: the members that a part must have, and the protocol's defaults for the others."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from luthier.plugins.contracts.protocols import PROTOCOLS
 if TYPE_CHECKING:
     from luthier.plugins.records import Record
 
-WITHOUT_DEFAULT: Final = frozenset(("scores", "combine"))  # members of coupled losses alone
+WITHOUT_DEFAULT: Final = frozenset(("scores", "combine"))  # members that only coupled losses have
 
 
 def _required_members(protocol: type) -> tuple[str, ...]:
-    """Return the members that a part must have itself: attributes without a value, and abstract methods."""
+    """Return the members that a part itself must have: attributes without a value, and abstract methods."""
     members = vars(protocol)
     attributes = [name for name in members.get("__annotations__", {}) if name not in members]
     methods = [name for name, value in members.items() if getattr(value, "__isabstractmethod__", False)]
@@ -37,7 +37,7 @@ def list_members(kind: str) -> tuple[str, ...]:
 def complete_part(part: Any, kind: str, where: str, record: Record | None = None) -> Any:
     """Return the part with the defaults of its protocol for the optional members that it lacks.
 
-    An attribute that its record has too, such as `mergeable`, takes the record's value. Raises `part-invalid` where a
+    An attribute that its record has too, such as `mergeable`, takes the record's value. Raises `part-invalid` if a
     required member is missing.
     """
     _refuse_missing([name for name in REQUIRED[kind] if not hasattr(part, name)], kind, where)
@@ -47,7 +47,7 @@ def complete_part(part: Any, kind: str, where: str, record: Record | None = None
 
 
 def check_whole(make: Any, kind: str, where: str) -> None:
-    """Raise `part-invalid` where a class inherits from its protocol and leaves required methods out."""
+    """Raise `part-invalid` if a class inherits from its protocol and leaves required methods out."""
     absent: frozenset[str] = getattr(make, "__abstractmethods__", frozenset())
     _refuse_missing([name for name in REQUIRED[kind] if name in absent], kind, where)
 
@@ -58,14 +58,14 @@ def _refuse_missing(names: list[str], kind: str, where: str) -> None:
 
 
 def add_defaults(part: Any, kind: str, record: Record | None = None) -> Any:
-    """Return the part with the defaults of its protocol for the optional members that it lacks, unchecked."""
+    """Return the part with its protocol's defaults, without the check that required members exist."""
     absent = {name: value for name, value in _defaults(kind).items() if not hasattr(part, name)}
     absent |= {name: getattr(record, name) for name in _attributes(kind) if hasattr(record, name)}
     if hasattr(part, "__dict__"):
         for name, value in absent.items():
             bound = types.MethodType(value, part) if isinstance(value, types.FunctionType) else value
             object.__setattr__(part, name, bound)
-    elif absent:  # a class with slots has room for methods in its class only
+    elif absent:  # only the class of an object with slots has room for methods
         owner: Any = type(part)
         object.__setattr__(part, "__class__", _completed_class(owner, tuple(absent.items())))
     return part
@@ -78,7 +78,7 @@ def has_default(part: Any, kind: str, name: str) -> bool:
 
 
 def _check_coupled(part: Any, where: str) -> None:
-    """Raise `part-invalid` where a loss couples something unknown, or lacks what a coupled loss needs."""
+    """Raise `part-invalid` if a loss couples something unknown, or lacks what a coupled loss needs."""
     if part.couples != "batch":
         raise LuthierError("part-invalid", "couples is 'nothing' or 'batch'", where=where, found=part.couples)
     inherited = {name: getattr(PROTOCOLS["loss"], name) for name in ("scores", "combine")}
@@ -105,5 +105,5 @@ def _attributes(kind: str) -> tuple[str, ...]:
 
 @functools.cache
 def _completed_class(cls: type, members: tuple[tuple[str, Any], ...]) -> type:
-    """Return a subclass without room of its own, so that an object of `cls` can become one of it."""
+    """Return a subclass that adds no slots, so that an object of `cls` can be given it as its class."""
     return type(cls.__name__, (cls,), {"__slots__": (), "__module__": cls.__module__, **dict(members)})

@@ -16,16 +16,16 @@
         if a checkpoint is due, and once it is complete (with async_save after a later step, or the last):
             saved(run, step, path)                    `step` is the step that it was taken after
     task_ended(run, task)
-    stopped(run, step, reason)                        only where the run ended before its last step
+    stopped(run, step, reason)                        only if the run ended before its last step
     completed(run, result)                            the artifact is written; or
     failed(run, error)                                something raised
 
-A callback declares only the arguments it uses, watches, and may call `run.request_stop(reason)`,
-`run.request_save()` and `run.request_evaluation()`. It never changes training. After a signal only `stopped` fires:
-neither task nor run is complete, and the same command goes on with them. `state()` and `load_state(state)` keep what it
-knows in checkpoints. `every_rank = True` lets it run on all ranks. `needs_metrics = {option: metric}` lists the
-evaluation metrics that this callback reads, by the option that names each. If evaluation does not report one, the run
-is refused before it starts.
+A callback declares only the arguments it uses. It watches, and may call `run.request_stop(reason)`,
+`run.request_save()` and `run.request_evaluation()`; it never changes training. After a signal only `stopped` fires:
+neither task nor run is complete, and the same command goes on with them. `state()` returns what a checkpoint keeps
+for the callback, and `load_state(state)` restores it. `every_rank = True` lets it run on all ranks.
+`needs_metrics = {option: metric}` lists the evaluation metrics that this callback reads, by the option that names
+each. If evaluation does not report one, the run is refused before it starts.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ event = pluggy.HookimplMarker("luthier-events")
 
 
 class Events:
-    """The specifications; `metrics` maps names to floats."""
+    """The specifications of all events. `metrics` maps names to floats."""
 
     @eventspec
     def run_started(self, run: RunView) -> None:
@@ -71,7 +71,7 @@ class Events:
 
     @eventspec
     def logged(self, run: RunView, step: int, metrics: Mapping[str, float]) -> None:
-        """The numbers since the last logging, as they stand in metrics.jsonl."""
+        """The numbers since the last logging were written, as they stand in metrics.jsonl."""
 
     @eventspec
     def epoch_ended(self, run: RunView, epoch: int) -> None:
@@ -117,19 +117,22 @@ def connect_callbacks(callbacks: Mapping[str, object]) -> Any:
 
 
 def announce_failure(hooks: Any, run: RunView, error: BaseException) -> None:
-    """Tell each callback that the run raised `error`; what one raises is logged, and hides neither that nor others."""
+    """Tell each callback that the run raised `error`.
+
+    If a callback raises too, its error is logged and added to `error` as a note.
+    """
     arguments = {"run": run, "error": error}
     for listener in reversed(hooks.failed.get_hookimpls()):
         try:
             listener.function(*(arguments[name] for name in listener.argnames))
-        except BaseException as second:  # the run's own is the one to raise
+        except BaseException as second:  # raising it would hide the run's own error
             name, cause = listener.plugin_name, f"{type(second).__name__}: {second}"
             log.warning("a callback raised as it was told of the failure", callback=name, error=cause)
             error.add_note(f"callback {name} raised as it was told: {cause}")
 
 
 def check_callback(callback: object, where: str) -> None:
-    """Raise `part-invalid` where an object's events are misspelt, unmarked, or ask for arguments that do not exist."""
+    """Raise `part-invalid` if an object's events are misspelt, unmarked, or ask for arguments that do not exist."""
     marked = {name for name in dir(callback) if hasattr(getattr(callback, name, None), "luthier-events_impl")}
     for name in sorted(marked - set(EVENTS)):
         raise LuthierError(

@@ -26,67 +26,85 @@ hookimpl = pluggy.HookimplMarker("luthier")
 
 @hookspec
 def luthier_adapters() -> Iterable[AdapterRecord]:
-    """Adapters: what of the model trains, and how."""
+    """Return the adapters that this plugin offers. An adapter decides what of the model trains, and how."""
     return ()
 
 
 @hookspec
 def luthier_losses() -> Iterable[LossRecord]:
-    """Losses: what is minimised."""
+    """Return the losses that this plugin offers. A loss is what training minimises."""
     return ()
 
 
 @hookspec
 def luthier_optimizers() -> Iterable[OptimizerRecord]:
-    """Optimizers: how a gradient becomes a step."""
+    """Return the optimizers that this plugin offers. An optimizer turns gradients into a step."""
     return ()
 
 
 @hookspec
 def luthier_quantizers() -> Iterable[QuantizerRecord]:
-    """Quantizers: how the base model's weights are stored."""
+    """Return the quantizers that this plugin offers. A quantizer decides how the base model's weights are stored."""
     return ()
 
 
 @hookspec
 def luthier_providers() -> Iterable[ProviderRecord]:
-    """Providers: where a job trains."""
+    """Return the providers that this plugin offers.
+
+    A provider trains a job elsewhere: another process, a service, a cluster.
+    """
     return ()
 
 
 @hookspec
 def luthier_callbacks() -> Iterable[CallbackRecord]:
-    """Callbacks: who watches a run."""
+    """Return the callbacks that this plugin offers. A callback watches a run."""
     return ()
 
 
 @hookspec
 def luthier_operations() -> Iterable[OperationRecord]:
-    """Operations: what is computed faster, with the same numbers. An installed one is active without being named."""
+    """Return the operations that this plugin computes faster, with the same numbers.
+
+    An installed operation is active without being named in the recipe.
+    """
     return ()
 
 
 @hookspec
 def luthier_exporters() -> Iterable[ExporterRecord]:
-    """Exporters: formats of other tools that a trained model is written in."""
+    """Return the exporters that this plugin offers.
+
+    An exporter writes a trained model in the format of another tool.
+    """
     return ()
 
 
 @hookspec
 def luthier_metrics() -> Iterable[MetricRecord]:
-    """Metrics: numbers about answers or tokens that an evaluation reports."""
+    """Return the metrics that this plugin offers.
+
+    A metric is a number about answers or tokens that an evaluation reports.
+    """
     return ()
 
 
 @hookspec
 def luthier_penalties() -> Iterable[PenaltyRecord]:
-    """Penalties: what is added to the objective of each step for the weights that train."""
+    """Return the penalties that this plugin offers.
+
+    A penalty adds a function of the trained weights to the objective of each step.
+    """
     return ()
 
 
 @hookspec
 def luthier_trainers() -> Iterable[TrainerRecord]:
-    """Trainers: loops of other libraries, which take the steps of a run in the place of Luthier's own."""
+    """Return the trainers that this plugin offers.
+
+    A trainer is another library's loop, which takes the steps of a run instead of Luthier's own.
+    """
     return ()
 
 

@@ -1,4 +1,4 @@
-"""Loading: entry points of every distribution, and the records that a plugin's hooks return."""
+"""Loading of plugins: the entry points of all distributions, and the records that a plugin's hooks return."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class Source:
 
 @attrs.frozen(kw_only=True)
 class Failure:
-    """A plugin that did not load, and why."""
+    """A plugin that did not load, and the reason."""
 
     source: Source
     cause: str
 
 
 def find_entries() -> tuple[list[tuple[Source, metadata.EntryPoint]], list[Failure]]:
-    """Every entry point of the group, the core's own first, and the distributions whose list cannot be read.
+    """Return every entry point of the group, the core's own first, and the distributions whose list cannot be read.
 
-    A distribution that lies twice on the path counts once, the first, as Python would import it.
+    A distribution that is installed twice on the path counts once: the first one, which Python would import.
     """
     found: list[tuple[Source, metadata.EntryPoint]] = []
     failures: list[Failure] = []
@@ -65,7 +65,7 @@ def find_entries() -> tuple[list[tuple[Source, metadata.EntryPoint]], list[Failu
 
 
 def records_of(plugin: object, name: str) -> list[Record]:
-    """Return what a plugin's hooks return: all of it, or an error that names the hook at fault."""
+    """Return all records of a plugin's hooks. Raises `plugin-invalid` with the hook at fault."""
     _refuse_misspelt(plugin)
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
@@ -80,7 +80,7 @@ def records_of(plugin: object, name: str) -> list[Record]:
 
 
 def canonical_name(name: str) -> str:
-    """A distribution's or plugin's name as it is compared: lower-case, with hyphens."""
+    """Return a distribution's or plugin's name in the form in which names are compared: lower case, with hyphens."""
     return name.strip().lower().replace("_", "-").replace(".", "-")
 
 
@@ -89,7 +89,10 @@ def describe_failure(error: BaseException) -> str:
 
 
 def _identity(distribution: metadata.Distribution) -> tuple[str, str]:
-    """Name and version; damaged metadata must not hide the other distributions."""
+    """Return name and version.
+
+    Damaged metadata gives placeholders, so that it does not hide the other distributions.
+    """
     try:
         return distribution.metadata["Name"] or "unknown", distribution.metadata["Version"] or ""
     except Exception:
@@ -97,7 +100,7 @@ def _identity(distribution: metadata.Distribution) -> tuple[str, str]:
 
 
 def _refuse_misspelt(plugin: object) -> None:
-    """A hook that is misspelt, or not marked, would be ignored for ever."""
+    """Raise `plugin-invalid` for a hook that is misspelt or not marked, because pluggy would silently ignore it."""
     hooks = set(HOOKS.values())
     marked = {name for name in dir(plugin) if hasattr(getattr(plugin, name, None), f"{GROUP}_impl")}
     named = {name for name in dir(plugin) if name.startswith(f"{GROUP}_") and callable(getattr(plugin, name, None))}

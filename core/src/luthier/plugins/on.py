@@ -11,10 +11,11 @@ from luthier.plugins.events import EVENTS, Events, event
 
 
 def on(**functions: Callable[..., Any]) -> Any:
-    """A callback of functions by event: `luthier.on(step_ended=f, saved=g)`.
+    """Return a callback made of functions by event: `luthier.on(step_ended=f, saved=g)`.
 
     Each function declares only the arguments it uses, of those in `luthier.plugins.events`. The short names of other
-    tools work too: step_start, step_end, epoch_end, evaluate, save, log.
+    tools work too: step_start, step_end, epoch_end, evaluate, save, log. Raises `recipe-unknown-option` for an unknown
+    event, and `part-invalid` for something that is no function or has other arguments.
     """
     members: dict[str, Any] = {}
     for given, function in functions.items():
@@ -37,7 +38,7 @@ SHORT = {
 
 
 def _marked(function: Any, name: str) -> Any:
-    """The function itself, marked; pluggy reads its argument names from its code."""
+    """Return the function itself, marked as an event; pluggy reads its argument names from its code."""
     if not (inspect.isfunction(function) or inspect.ismethod(function)):
         raise LuthierError("part-invalid", "not a function or method", where=f"on({name}=)", found=function,
                            remedy="Write a function, or a lambda.")  # fmt: skip

@@ -34,9 +34,9 @@ def option(
     choices: tuple[Any, ...] | None = None,
     factory: Callable[[], Any] | None = None,
 ) -> Any:
-    """A field of an options class. `low` and `high` are inclusive; None means no bound.
+    """Return a field of an options class. `low` and `high` are inclusive; None means no bound.
 
-    Bounds hold for numbers and for each number of a list. Without `default` and `factory` the option is required.
+    Bounds apply to a number and to each number of a list. Without `default` and `factory` the option is required.
     Values are structured strictly when the object is made, so a float option holds a float and a list option a list.
     """
     bounds = Bounds(help=help, low=low, high=high, choices=tuple(choices) if choices is not None else None)
@@ -56,7 +56,7 @@ def _settle(value: object, instance: object, field: attrs.Attribute[Any]) -> obj
 
 @attrs.frozen(kw_only=True)
 class Described:
-    """One option as it is shown: in `plugins show`, `--help` and the generated pages."""
+    """One option in the form shown in `plugins show`, `--help` and the generated pages."""
 
     name: str
     type: str
@@ -66,7 +66,7 @@ class Described:
 
 
 def describe_options(cls: type) -> list[Described]:
-    """Every option of an options class, in the order of its definition."""
+    """Return every option of an options class, in the order of definition."""
     return [
         Described(
             name=field.name,
@@ -84,7 +84,7 @@ def is_default(options: Any) -> bool:
     cls = type(options)
     if any(f.default is attrs.NOTHING for f in attrs.fields(cls)):
         return False
-    with contextlib.suppress(LuthierError):  # defaults that are refused together are no one's options
+    with contextlib.suppress(LuthierError):  # a class whose defaults are refused together has no default object
         return bool(options == cls())
     return False
 

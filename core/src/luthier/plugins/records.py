@@ -1,4 +1,4 @@
-"""Records: frozen plain data by which a plugin says what it offers, without importing it."""
+"""Records: frozen plain data by which a plugin describes the parts that it offers, without importing them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ TARGET: Final = re.compile(r"[\w.]+:\w+")
 
 
 def as_tags(value: Any, where: str) -> frozenset[str]:
-    """A tag or several as a set; `plugin-invalid` for one that is neither the core's nor written `name:tag`."""
+    """Return one tag or several as a set.
+
+    Raises `plugin-invalid` for a tag that is neither the core's nor written `name:tag`.
+    """
     tags = _tags(value)
     for tag in sorted(tags - TAGS):
         if not OWN_TAG.fullmatch(tag):
@@ -52,16 +55,16 @@ def _tags(value: Any) -> frozenset[str]:
 
 @attrs.frozen(kw_only=True)
 class NoOptions:
-    """Options of a part that has none."""
+    """The options class of a part that has no options."""
 
 
 @attrs.frozen(kw_only=True)
 class Record:
-    """One part. `build` is `"module:attribute"`, called once as `attribute(options) -> part`.
+    """The description of one part. `build` is `"module:attribute"`, called once as `attribute(options) -> part`.
 
     `options` is a frozen attrs class of `option()` fields, or a lazy `"module:attribute"` that gives one. A part
-    without options leaves it out. `needs` must be provided by another chosen part, the data, the model or the device;
-    nothing in `conflicts` may be. A tag of a plugin's own is written `name:tag`.
+    without options leaves it out. `needs` lists tags that another chosen part, the data, the model or the device must
+    provide; `conflicts` lists tags that none of them may provide. A plugin's own tag is written `name:tag`.
     """
 
     kind: ClassVar[str] = ""
@@ -91,7 +94,7 @@ class Record:
 
 
 def check_options(cls: Any, where: str) -> None:
-    """Raise `plugin-invalid` where a class cannot hold a part's options."""
+    """Raise `plugin-invalid` if a class cannot hold a part's options."""
     if not isinstance(cls, type) or not attrs.has(cls):
         raise LuthierError("plugin-invalid", "options is an attrs class", where=where, found=cls)
     taken = [f.name for f in attrs.fields(cls) if f.name in RESERVED]
@@ -102,10 +105,11 @@ def check_options(cls: Any, where: str) -> None:
 
 @attrs.frozen(kw_only=True)
 class AdapterRecord(Record):
-    """An adapter. `tolerance` bounds how far, relative to the output, a fresh attach may move it (0: bit for bit).
+    """The description of an adapter. `tolerance` bounds how far a fresh attach may move the model's output, relative to
+    it (0: bit for bit).
 
     `artifact` names the folder that `save` fills: "adapter", or "model" for a dense model. `save_dtype` is the dtype
-    that its files want ("float32", ...), with the reason in the part's documentation; None leaves it to the run.
+    that its files need ("float32", ...), with the reason in the part's documentation; None leaves it to the run.
     """
 
     kind: ClassVar[str] = "adapter"
@@ -117,12 +121,15 @@ class AdapterRecord(Record):
 
 @attrs.frozen(kw_only=True)
 class LossRecord(Record):
-    """A loss. `data` is the kind of rows it takes: "tokens", "preference", "unpaired" or "documents".
+    """The description of a loss. `data` is the kind of rows it takes: "tokens", "preference", "unpaired" or
+    "documents".
 
-    `columns = {name: type}` lists the row's columns that it needs in the batch (types: "bool", "int", "float"), and
-    `documents = {name: column}` further texts of the row that become documents of its unit. `perplexity` says that
-    the main term is nats per token. `aligns` says that it takes a teacher or a reference with another vocabulary than
-    the model's. `reference` is a `"module:attribute"` that the kit compares it with:
+    `columns = {name: type}` lists the row's columns that it needs in the batch (types: "bool", "int", "float").
+    `documents = {name: column}` lists further texts of the row that become documents of its unit. `perplexity` says
+    that
+    the main term is in nats per token. `aligns` says that the loss takes a teacher or a reference whose vocabulary
+    differs
+    from the model's. `reference` is a `"module:attribute"` that the conformance kit compares the loss with:
     `attribute(options, policy, batch) -> {name: sum}`, as plain as can be.
     """
 
@@ -142,11 +149,11 @@ class OptimizerRecord(Record):
 
 @attrs.frozen(kw_only=True)
 class QuantizerRecord(Record):
-    """A quantizer. `bits` per weight, scales left out; None where nothing is quantized.
+    """The description of a quantizer. `bits` counts the bits of a weight without scales; None if nothing is quantized.
 
     `tolerance` bounds the relative (Frobenius) error of a weight after quantization. `trains` says that the layers
     keep a latent weight that is trained; the artifact is then written and read through the quantizer. `mergeable`
-    says that a dense model can be made of its layers, with an adapter or without: `merge: true` is refused otherwise.
+    says that a dense model can be made of its layers, with an adapter or without; if False, `merge: true` is refused.
     """
 
     kind: ClassVar[str] = "quantizer"
@@ -168,13 +175,14 @@ class CallbackRecord(Record):
 
 @attrs.frozen(kw_only=True)
 class OperationRecord(Record):
-    """A faster form of an operation of the engine. Alone among parts, an installed one is active (`kernels: auto`).
+    """The description of a faster form of one of the engine's operations. It alone among parts is active once installed
+    (`kernels: auto`).
 
     `operation` is what it computes ("rms_norm", ...). `predicate` is a `"module:attribute"`, asked before a call as
-    `attribute(device, dtype, shape) -> bool` about the first argument. Of several the highest `priority` is taken; the
-    core's own forms have 0. `tolerance` bounds the difference to the reference, in values and gradients, relative to
-    the largest number and beyond the rounding of the dtype. `needs` holds tags of the run, such as "cuda"; where one
-    is missing, the operation is left out.
+    `attribute(device, dtype, shape) -> bool` about the first argument. Of several forms the one with the highest
+    `priority` is taken; the core's own forms have 0. `tolerance` bounds the difference to the reference, in values and
+    gradients, relative to the largest number and beyond the rounding of the dtype. `needs` holds tags of the run, such
+    as "cuda"; if one is missing, the form is left out.
     """
 
     kind: ClassVar[str] = "operation"
@@ -198,9 +206,9 @@ class OperationRecord(Record):
 
 @attrs.frozen(kw_only=True)
 class ExporterRecord(Record):
-    """An exporter: a format of another tool, written by `luthier export RUN --format NAME`.
+    """The description of an exporter: a format of another tool, written by `luthier export RUN --format NAME`.
 
-    `quantized` says that it is given the layers of the run's quantizer as they were trained, not a plain model.
+    `quantized` says that it gets the layers of the run's quantizer as they were trained, instead of a plain model.
     """
 
     kind: ClassVar[str] = "exporter"
@@ -209,10 +217,11 @@ class ExporterRecord(Record):
 
 @attrs.frozen(kw_only=True)
 class MetricRecord(Record):
-    """A metric. `over` is "answers" (generated ones beside their references) or "tokens" (statistics of the pass).
+    """The description of a metric. `over` is "answers" (generated texts, compared with references) or "tokens"
+    (statistics of the evaluation's forward pass).
 
     `wants` names the statistics of tokens that it reads besides labels, log-probabilities and weights: "entropy",
-    "top1". `greater_is_better` says which way is up; None where neither is.
+    "top1". `greater_is_better` says which direction is better; None if neither is.
     """
 
     kind: ClassVar[str] = "metric"
@@ -233,17 +242,17 @@ class MetricRecord(Record):
 
 @attrs.frozen(kw_only=True)
 class PenaltyRecord(Record):
-    """A penalty: what is added to the objective of each step for the weights that train, whatever the loss is."""
+    """The description of a penalty: a function of the trained weights that is added to any loss's objective."""
 
     kind: ClassVar[str] = "penalty"
 
 
 @attrs.frozen(kw_only=True)
 class TrainerRecord(Record):
-    """A trainer: the loop of another library, which takes every step of a run in the place of Luthier's own.
+    """The description of a trainer: another library's loop, which takes every step of a run instead of Luthier's own.
 
     `settings` names the settings of the run that it reads, such as "max_steps" or "data.max_length". The core reads
-    model, data, parts and places for it; a recipe that gives any other setting is refused by that setting's name.
+    the model, the data, the parts and the folders for it; a recipe that sets any other setting is refused by its name.
     """
 
     kind: ClassVar[str] = "trainer"

@@ -1,4 +1,4 @@
-"""The registry: which parts are installed, by whom, and what failed to load."""
+"""The registry of installed parts: which distribution offers which part, and which plugins failed to load."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ LOCAL: Final = ("datasets", "matplotlib", "numpy", "psutil", "safetensors", "tor
 
 @attrs.frozen(kw_only=True)
 class Offer:
-    """A record with the distribution that offers it. `rivals` are others that claim the name."""
+    """A record together with the distribution that offers it.
+
+    `rivals` are other distributions' offers of the same name.
+    """
 
     record: Record
     source: Source
@@ -37,10 +40,11 @@ class Offer:
 
 
 class Plugins:
-    """All parts that are installed, looked up by kind and name. Loading imports only light entry modules.
+    """The installed parts, looked up by kind and name. Loading them imports only light entry modules.
 
-    `blocked` names plugins or distributions that are not loaded; None: those in LUTHIER_DISABLE_PLUGINS. `bringing`
-    gives the distribution that would bring a part, by kind and name; None where it knows none.
+    `blocked` names plugins or distributions that are not loaded; None means those in LUTHIER_DISABLE_PLUGINS.
+    `bringing`
+    returns the distribution that would bring a part, given its kind and name; None if it knows of none.
     """
 
     def __init__(
@@ -55,7 +59,7 @@ class Plugins:
         self._bringing = bringing
         self.failures: list[Failure] = []
         self.skipped: list[Source] = []
-        self.packages: set[str] = set()  # that plugins were loaded from
+        self.packages: set[str] = set()  # the packages that plugins were loaded from
         self._claims: dict[tuple[str, str], list[Offer]] = {}
         if autoload:
             entries, self.failures = find_entries()
@@ -63,7 +67,7 @@ class Plugins:
                 self._load(source, entry)
 
     def register(self, plugin: object, source: Source) -> None:
-        """Add one plugin object; all of its records, or none and a failure."""
+        """Add one plugin object: all of its records, or, if one is invalid, none of them and a failure."""
         try:
             records = records_of(plugin, source.plugin)
         except (Exception, SystemExit) as error:
@@ -74,13 +78,16 @@ class Plugins:
             self._claims.setdefault((record.kind, record.name), []).append(Offer(record=record, source=source))
 
     def offers(self, kind: str | None = None) -> list[Offer]:
-        """Every offer, or those of one kind, by kind and name; one for each name, with its rivals."""
+        """Return the offers of one kind (None: all kinds), by kind and name; one for each name, with its rivals."""
         order = list(RECORDS)
         chosen = [_leading(claims) for (k, _), claims in self._claims.items() if kind in (None, k)]
         return sorted(chosen, key=lambda o: (order.index(o.record.kind), o.record.name))
 
     def get(self, kind: str, name: str) -> Offer:
-        """The offer of this name, or an error that says which distribution would bring it."""
+        """Return the offer of this name.
+
+        Raises `part-unknown` with the distribution that would bring it, or `part-ambiguous`.
+        """
         claims = self._claims.get((kind, name))
         if claims is None:
             raise self._unknown(kind, name)
@@ -91,10 +98,13 @@ class Plugins:
         return claims[0]
 
     def of_options(self, options: object) -> Offer:
-        """The offer whose options class an object is an instance of."""
+        """Return the offer whose options class `options` is an instance of.
+
+        Raises `part-unknown` or `part-ambiguous`.
+        """
         every = [offer for claims in self._claims.values() for offer in claims]
         owners = [o for o in every if o.record.options is type(options)]
-        if not owners:  # lazy classes are resolved only once no plain one fits
+        if not owners:  # lazy classes are imported only if no plain class fits
             lazy = [o for o in every if isinstance(o.record.options, str) and _might_hold(o.record.options, options)]
             owners = [o for o in lazy if self.options(o) is type(options)]
         if len(owners) > 1 and len({o.record.name for o in owners}) > 1:
@@ -107,7 +117,7 @@ class Plugins:
                            remedy=self._failed() or "Install the plugin that defines them.")  # fmt: skip
 
     def options(self, offer: Offer) -> type:
-        """The options class of an offer, resolved if it is lazy."""
+        """Return the options class of an offer, imported if it is lazy."""
         given = offer.record.options
         if not isinstance(given, str):
             return given
@@ -118,7 +128,7 @@ class Plugins:
         return resolved
 
     def build(self, offer: Offer, options: object) -> Any:
-        """The part itself: `attribute(options)`, checked against the protocol of its kind."""
+        """Build the part by `attribute(options)`, and check it against the protocol of its kind."""
         kind, where = offer.record.kind, f"{offer.record.kind} {offer.record.name!r}"
         make = self.resolve(offer, offer.record.build)
         check_whole(make, kind, where)
@@ -129,7 +139,7 @@ class Plugins:
         return check_part(part, kind, where, offer.record)
 
     def resolve(self, offer: Offer, target: str) -> Any:
-        """Return what a `"module:attribute"` of an offer's record names, imported."""
+        """Import and return what a `"module:attribute"` of an offer's record names."""
         module, _, attribute = target.partition(":")
         return _working(offer, "cannot be imported", lambda: getattr(importlib.import_module(module), attribute))
 
@@ -160,18 +170,18 @@ class Plugins:
         return LuthierError("part-unknown", problem, remedy=f"{known} {self._failed()}".strip() or None)
 
     def _failed(self) -> str:
-        """Failures, for an error that one of them may have caused."""
+        """Return a sentence about plugins that failed to load, for an error that one of them may have caused."""
         return f"Plugins that failed to load: {_causes(self.failures)}." if self.failures else ""
 
 
 @functools.cache
 def installed_plugins() -> Plugins:
-    """The plugins of this process, loaded once."""
+    """Return the plugins of this process, loaded at the first call."""
     return Plugins()
 
 
 def check_part(part: Any, kind: str, where: str, record: Record | None = None) -> Any:
-    """Return the part with its protocol's defaults; `part-invalid` names the required members that it lacks."""
+    """Return the part with its protocol's defaults. Raises `part-invalid` with the required members that it lacks."""
     part = complete_part(part, kind, where, record)
     if kind == "callback":
         check_callback(part, where)
@@ -179,7 +189,7 @@ def check_part(part: Any, kind: str, where: str, record: Record | None = None) -
 
 
 def _near(name: str, names: list[str]) -> str:
-    """The nearest names, or all of them, a family such as `peft.lora`, `peft.oft` as `peft.*`."""
+    """Return the nearest names, or all names, with a family such as `peft.lora`, `peft.oft` shortened to `peft.*`."""
     near = suggest_nearest(name, names)
     families = {n if "." not in n else f"{n.partition('.')[0]}.*" for n in names}
     return near if near.startswith("Did") else suggest_nearest(name, families)
@@ -190,7 +200,7 @@ def _leading(claims: list[Offer]) -> Offer:
 
 
 def _would_bring(source: Source, name: str, brings: str | None) -> bool:
-    """Return True if a plugin that is not loaded is the one that offers `name`: by catalogue, or by its own name."""
+    """Return True if a plugin that is not loaded would offer `name`, judged by the catalogue or by its own name."""
     if brings is not None:
         return canonical_name(brings) == canonical_name(source.distribution)
     own = {canonical_name(source.plugin), canonical_name(source.distribution).removeprefix("luthier-")}
@@ -202,7 +212,7 @@ def _causes(failures: list[Failure]) -> str:
 
 
 def _working(offer: Offer, problem: str, act: Callable[[], Any]) -> Any:
-    """Return what a plugin's code gives, or an error that names the plugin."""
+    """Return the result of calling a plugin's code. Raises an error that names the plugin if that fails."""
     try:
         return act()
     except LuthierError:
@@ -214,7 +224,7 @@ def _working(offer: Offer, problem: str, act: Callable[[], Any]) -> Any:
 
 
 def _missing(offer: Offer, error: ImportError) -> LuthierError:
-    """A library that is not installed, with the line that installs it; else a plugin that is broken."""
+    """Return an error for a library that is not installed, with the line that installs it, or for a broken plugin."""
     library, own = (error.name or "").partition(".")[0], offer.record.build.partition(".")[0].partition(":")[0]
     if not isinstance(error, ModuleNotFoundError) or library in ("", own, "luthier"):
         return LuthierError("part-broken", f"cannot be imported: {describe_failure(error)}", where=str(offer))
@@ -224,5 +234,5 @@ def _missing(offer: Offer, error: ImportError) -> LuthierError:
 
 
 def _might_hold(lazy: str, options: object) -> bool:
-    """Return True if a lazy target's package could have defined this object, so that others stay unimported."""
+    """Return True if a lazy target's package could define this object's class; other packages stay unimported."""
     return lazy.partition(":")[0].partition(".")[0] == type(options).__module__.partition(".")[0]

@@ -23,7 +23,7 @@ def unmet_requirement(requires: Iterable[str], installed: str) -> str | None:
 
 
 def of_extra(distribution: str, extra: str) -> list[str]:
-    """The names of the distributions that an extra brings: `of_extra("luthier", "local")`."""
+    """Return the names of the distributions that an extra installs, as in `of_extra("luthier", "local")`."""
     from packaging.requirements import Requirement
 
     declared = [Requirement(text) for text in metadata.requires(distribution) or ()]

@@ -1,4 +1,4 @@
-"""Strict structuring: plain data into typed values through cattrs, refusing whatever would be converted."""
+"""Strict structuring of plain data into typed values through cattrs: another type is refused, not converted."""
 
 from __future__ import annotations
 
@@ -22,22 +22,26 @@ from luthier.error_lists import TOLD, join_errors
 from luthier.errors import LuthierError, suggest_nearest
 from luthier.plugins.fields.hints import KEY, check_bounds, field_hints, type_name
 
-NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|inf")  # YAML 1.1 reads 2e-4 as text: a number is meant
+# YAML 1.1 reads 2e-4 as text, although a number is meant
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|inf")
 SEQUENCES: Final = {list: list, tuple: tuple, set: set, frozenset: frozenset, collections.abc.Sequence: list}
-FEW: Final = 20  # options that a hint lists
+FEW: Final = 20  # the most options that a hint lists
 MAPPINGS: Final = (dict, collections.abc.Mapping)
 
 
 @attrs.frozen
 class Written:
-    """A value from the command line or environment: its text, and what YAML reads it as. The option's type decides."""
+    """A value from the command line or environment: its text, and what YAML reads it as.
+
+    The option's type decides between them.
+    """
 
     text: str
     value: Any
 
 
 def bare_value(value: Any) -> Any:
-    """A value with every `Written` in it read as YAML."""
+    """Return a value in which every `Written` is replaced by what YAML reads it as."""
     if isinstance(value, Written):
         return bare_value(value.value)
     if isinstance(value, dict):
@@ -46,10 +50,12 @@ def bare_value(value: Any) -> Any:
 
 
 def structure_value(value: object, hint: Any, where: str) -> Any:
-    """`value` as a `hint`, or a `LuthierError` that names the option's dotted path, beginning with `where`.
+    """Return `value` as the type `hint`, or raise a `LuthierError` with the option's dotted path, which begins with
+    `where`.
 
-    Only an int where a float is asked for, a number written as text (`2e-4`), and the word `none` where it can be
-    nothing else than None (TOML has no null), are read as meant.
+    Three things are read as they are meant: an int where a float is expected, a number written as text (`2e-4`), and
+    the
+    word `none` where None alone is possible (TOML has no null).
     """
     try:
         return _read(converter(), value, hint)
@@ -69,7 +75,7 @@ def _read(made: Converter, value: object, hint: Any) -> Any:
 
 
 def place_error(error: LuthierError, place: str) -> LuthierError:
-    """The same error with `place` in front of its dotted path."""
+    """Return the same error with `place` in front of its dotted path."""
     return error.relocated(lambda where: ".".join(step for step in (place, where) if step) or None)
 
 
@@ -81,7 +87,7 @@ def converter() -> Converter:
     made.register_structure_hook(
         Path, lambda value, _: Path(_primitive(value, str)) if not isinstance(value, Path) else value
     )
-    made.register_structure_hook(enum.StrEnum, _member)  # which would be taken for its base, str
+    made.register_structure_hook(enum.StrEnum, _member)  # cattrs would take such a class for its base, str
     made.register_structure_hook_func(_is_any, lambda value, _: bare_value(value))
     made.register_structure_hook_func(_is_enum, _member)
     made.register_structure_hook_func(attrs.has, lambda value, cls: _instance(made, value, cls))
@@ -102,7 +108,7 @@ def _primitive(value: Any, kind: type) -> Any:
     if kind is float:
         if isinstance(value, str) and NUMBER.fullmatch(value):
             value = float(value)
-        with contextlib.suppress(OverflowError):  # an int beyond every float
+        with contextlib.suppress(OverflowError):  # the int is larger than every float
             if isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value):
                 return float(value)
     elif type(value) is kind:
@@ -149,7 +155,7 @@ def _literal(value: object, hint: Any) -> object:
 
 
 def _instance(made: Converter, value: Any, cls: Any) -> object:
-    """An object of an attrs class from a mapping of its fields; an object of the class is taken as it is."""
+    """Return an object of an attrs class from a mapping of its fields. An object of that class is returned as it is."""
     if isinstance(value, cls):
         return value
     if not isinstance(value, collections.abc.Mapping):
@@ -173,7 +179,7 @@ def _instance(made: Converter, value: Any, cls: Any) -> object:
 
 
 def _unknown_keys(value: Mapping[Any, Any], fields: Mapping[str, Any]) -> list[LuthierError]:
-    """An error for each key that is no option, the first of them with the nearest option."""
+    """Return an error for each key that is no option; the first one suggests the nearest option."""
     unknown = [str(key) for key in value if key not in fields]
     hints = [_hint(key, fields) for key in unknown[:TOLD]]
     return [
@@ -183,7 +189,7 @@ def _unknown_keys(value: Mapping[Any, Any], fields: Mapping[str, Any]) -> list[L
 
 
 def _hint(key: str, fields: Mapping[str, Any]) -> str:
-    """The nearest option, or all of them where they are few."""
+    """Return a sentence with the nearest option, or with all options if they are few."""
     near = suggest_nearest(key, fields)
     if not near.startswith("Known") or len(fields) <= FEW:
         return near or "It has none."
@@ -191,7 +197,7 @@ def _hint(key: str, fields: Mapping[str, Any]) -> str:
 
 
 def _made(cls: Any, given: dict[str, Any]) -> object:
-    """The object; an error of its own checks names the option, not the class."""
+    """Make the object. An error of the class's own checks names the option, not the class."""
     try:
         return cls(**given)
     except LuthierError as error:
@@ -201,7 +207,7 @@ def _made(cls: Any, given: dict[str, Any]) -> object:
 
 
 def _union(made: Converter, value: object, hint: Any) -> object:
-    """The first member that takes the value as it is; else the first that reads it as meant."""
+    """Return the value as the first member type that takes it unchanged, else as the first that reads it as meant."""
     members = typing.get_args(hint)
     exact = [m for m in members if type(value) is m or (attrs.has(m) and isinstance(value, m))]
     deepest: LuthierError | None = None

@@ -32,7 +32,7 @@ PREFIXES: Final = ("eval_", "gradient/", "update_ratio/")
 
 
 def check_metric_names(names: Iterable[str], where: str) -> None:
-    """Raise `part-invalid` for a metric of a part whose name is one of the run's own."""
+    """Raise `part-invalid` if a part's metric has the name of one of the run's own metrics."""
     for name in names:
         if name in RUN_METRICS or name.startswith(PREFIXES):
             remedy = "Give it a name of its own."

@@ -1,6 +1,6 @@
-"""The names of the engine's operations, for which a plugin may offer a faster form. Imports no torch.
+"""The names of the engine's operations, for which a plugin may offer a faster form. This module imports no torch.
 
-Their signatures are those of the references in `luthier.model.operations`; docs/hooks.md shows them.
+The signatures are those of the references in `luthier.model.operations`; docs/hooks.md shows them.
 """
 
 from __future__ import annotations

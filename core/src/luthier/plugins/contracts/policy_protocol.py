@@ -1,4 +1,4 @@
-"""The contract of the policy: the model as a loss sees it, never all of its logits."""
+"""The contract of the policy: the model as a loss sees it, without all of its logits at once."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Policy(Protocol):
-    """The model as a loss sees it: log-probabilities and chunks of logits. T, D, V and H are those of the batch."""
+    """The model as a loss sees it: log-probabilities and chunks of logits. T, D, V and H are the sizes of the batch."""
 
     def token_logprobs(self, batch: Any, want: Sequence[str] = (), labels: Tensor | None = None) -> Any:
-        """Return [T] float32: entry t is log p(labels[t]), 0 where labels[t] is -100.
+        """Return [T] float32: entry t is log p(labels[t]), and 0 where labels[t] is -100.
 
-        With `want` (of "entropy", "top1"), a pair of that and a dict of [T] float32 from the same pass. `labels` [T]
-        int64 scores other labels than the batch's in the same pass of the body.
+        With `want` (of "entropy", "top1"), return a pair of that tensor and a dict of [T] float32 from the same pass.
+        `labels` [T] int64 scores other labels than the batch's, in the same pass of the body.
         """
         ...
 
@@ -26,13 +26,14 @@ class Policy(Protocol):
     ) -> Tensor:
         """Return [T, ...]: `function(logits [C, V], labels [C], *per_token [C, ...])` over chunks of positions.
 
-        The supervised positions are covered, and the rest is 0; chunks are recomputed in backward. With `other`, any
-        policy, its logits [C, V] come last.
+        The supervised positions are covered; all others are 0. Chunks are recomputed in the backward pass. With
+        `other`,
+        another policy, its logits [C, V] are passed as the last argument.
         """
         ...
 
     def states(self, batch: Any) -> Tensor:
-        """Return [T, H]: what the head reads, from the one pass of the body over this batch."""
+        """Return [T, H]: the states that the head reads, from one pass of the body over this batch."""
         ...
 
     def head(self, states: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ class Policy(Protocol):
         ...
 
     def hidden(self, batch: Any, layers: Sequence[int]) -> list[Tensor]:
-        """Return [T, H] for each layer asked for; -1 is what the head reads."""
+        """Return [T, H] for each layer asked for; layer -1 is what the head reads."""
         ...
 
     def score(self, batch: Any) -> Tensor:

@@ -12,21 +12,25 @@ from luthier.plugins.contracts.values import Context, Multipliers, Progress
 if TYPE_CHECKING:
     from torch import Tensor
 
-QUANTIZED_FILE: Final = "quantized.safetensors"  # transformers would take `model.safetensors` for plain weights
+# not `model.safetensors`, which transformers would load as plain weights
+QUANTIZED_FILE: Final = "quantized.safetensors"
 
 
 @runtime_checkable
 class Quantizer(Protocol):
     """The form in which the base model's weights are stored.
 
-    A quantized layer keeps `in_features` and `out_features`; it is this quantizer's if `dequantize` gives its weight.
-    A merge puts a dense layer with that weight in the place of each, and then has the adapter merged: its base is what
+    A quantized layer keeps `in_features` and `out_features`; it belongs to this quantizer if `dequantize` returns its
+    weight. A merge replaces each such layer by a dense one with that weight, and then merges the adapter: its base is
+    what
     the quantized layers compute, not the checkpoint. `trains` and `mergeable` come from the record; an object that is
-    passed in Python says them itself.
+    passed in Python has them as its own attributes.
 
-    Where `trains` is True the layers keep a latent weight as a parameter, `provides` has "dense-weights", and `full`
-    trains it. The run's artifact is then what `save` writes, and is opened by making a model of its config, `apply`
-    (with `has_values` False) and `load`. What a layer needs beyond its state dict follows from `progressed`.
+    If `trains` is True, the layers keep a latent weight as a parameter, `provides` has "dense-weights", and the adapter
+    `full` trains it. The run's artifact is then what `save` writes. It is opened by making a model of its config,
+    calling
+    `apply` (with `has_values` False) and then `load`. A layer's further state, beyond its state dict, follows from
+    `progressed`.
     """
 
     trains: bool = False
@@ -36,15 +40,15 @@ class Quantizer(Protocol):
     def apply(self, model: Any, context: Context) -> Any:
         """Replace the model's weights by quantized ones, in place, and return the model.
 
-        It is called in every world that `Context.purpose` names; torch is seeded before. Where `has_values` is False
-        the same layers are made, and no weight is read. A second call changes nothing. `choose_dense_layers` and
-        `check_finite_weights`, of `luthier`, say which layers may be taken, and refuse the models that may not.
+        It is called for every `Context.purpose`; torch is seeded before. If `has_values` is False, it makes the same
+        layers and reads no weight. A second call changes nothing. `choose_dense_layers` and `check_finite_weights`, of
+        `luthier`, say which layers may be taken, and refuse models that may not be quantized.
         """
         ...
 
     @abstractmethod
     def dequantize(self, layer: Any) -> Tensor | None:
-        """Return the layer's weight [out, in] in float32, or None for a layer that is not this quantizer's."""
+        """Return the layer's weight [out, in] in float32, or None if the layer does not belong to this quantizer."""
         ...
 
     @abstractmethod
@@ -57,34 +61,39 @@ class Quantizer(Protocol):
         return {}
 
     def progressed(self, progress: Progress) -> Multipliers:
-        """Take note of the steps done. It is called after `apply` and before every run of the model.
+        """Take note of the steps that are done. It is called after `apply` and before every use of the model.
 
-        That is: each step, each evaluation, the best weights once they are loaded, the artifact and its check, and
-        what opens a finished run. What the layers compute follows from the last call alone: one with the same steps
-        changes nothing, and one with fewer goes back. The multipliers apply to the step that follows.
+        Uses are: each step, each evaluation, loading the best weights, writing the artifact and checking it, and
+        opening a
+        finished run. What the layers compute depends on the last call alone: a call with the same steps changes
+        nothing,
+        and a call with fewer steps goes back. The returned multipliers apply to the step that follows.
         """
         return Multipliers()
 
     def save(self, model: Any, folder: Path) -> None:
-        """Write the weights of a model whose quantized layers were trained; its config is in the folder already.
+        """Write the weights of a model whose quantized layers were trained. Its config is in the folder already.
 
-        It is called only where the record says `trains`. The default writes the state dict as safetensors.
+        It is called only if the record says `trains`. The default writes the state dict as safetensors.
         """
         from safetensors.torch import save_model
 
         save_model(model, str(folder / QUANTIZED_FILE))
 
     def load(self, folder: Path, model: Any) -> Any:
-        """Return the model that `save` wrote, given one of its config after `apply`, which may be filled in place."""
+        """Return the model that `save` wrote.
+
+        `model`, made of its config and passed through `apply`, may be filled in place.
+        """
         from safetensors.torch import load_model
 
         load_model(model, folder / QUANTIZED_FILE, device=str(model.device))
         return model
 
     def state(self) -> dict[str, Any]:
-        """Return all that a resume needs beyond the steps done, as tensors and JSON values."""
+        """Return all that a resume needs beyond the number of steps, as tensors and JSON values."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take what `state` returned."""
-        del state  # the default has returned nothing
+        """Restore what `state` returned."""
+        del state  # the default `state` returns nothing

@@ -9,13 +9,14 @@ from typing import Any, Protocol, runtime_checkable
 
 @runtime_checkable
 class RunView(Protocol):
-    """A run in progress, as callbacks see it. Everything but the requests is to be read only.
+    """A run in progress, as callbacks see it. Callbacks read its attributes and call its requests; they set nothing.
 
-    `run_id` names the run for good, `folder` is where it writes, `name` what people call it. `settings` is the
-    resolved recipe as plain data. `step` counts the optimizer steps that have begun, `total_steps` is None where the
-    end is not known. `is_main` is True on the rank that writes the folder. `stop_reason` is why the run will end after
-    this step, or None. `signal` is the number of the signal by which the process was asked to end, or None. `phases`
-    times the parts of a step (`with run.phases("data")`), see the profiler.
+    `run_id` identifies the run for good, `folder` is the folder that it writes to, and `name` is its name for people.
+    `settings` is the resolved recipe as plain data. `step` counts the optimizer steps that have begun; `total_steps` is
+    None if the end is not known. `is_main` is True on the rank that writes the folder. `stop_reason` is the reason why
+    the
+    run will end after this step, or None. `signal` is the number of the signal that asked the process to end, or None.
+    `phases` measures the time of the parts of a step (`with run.phases("data")`); see the profiler.
     """
 
     run_id: str
@@ -34,10 +35,10 @@ class RunView(Protocol):
     def signal(self) -> int | None: ...
 
     def request_stop(self, reason: str = "requested") -> None:
-        """End the run after this step, with a checkpoint; `reason` is recorded as `stop_reason`."""
+        """Ask the run to end after this step, with a checkpoint. `reason` is recorded as `stop_reason`."""
 
     def request_save(self) -> None:
-        """Write a checkpoint after this step."""
+        """Ask for a checkpoint after this step."""
 
     def request_evaluation(self) -> None:
-        """Evaluate after this step."""
+        """Ask for an evaluation after this step."""

@@ -1,4 +1,4 @@
-"""The contracts of the kinds beside training: callbacks, operations, exporters, metrics, penalties and trainers."""
+"""Contracts of the other kinds: callbacks, operations, exporters, metrics, penalties, trainers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Callback(Protocol):
-    """Any object with methods marked `@luthier.event`; what else it may have stands with the events."""
+    """An object with methods marked `@luthier.event`. The events' page describes its further, optional members."""
 
 
 @runtime_checkable
@@ -27,10 +27,12 @@ class Operation(Protocol):
     def __call__(self, *arguments: Any) -> Any:
         """Compute the operation; gradients flow through the result as through the reference's.
 
-        It is given the reference's arguments in their order. `NotImplemented` as the result says that this call is
-        not for it: the next implementation computes it. What it raises ends its use in the run. At the first call
-        of each kind a sample of the arguments is computed twice and compared: the first tokens, outputs and rows of
-        the vocabulary; the whole call where the predicate or a `NotImplemented` declines the sample.
+        It gets the reference's arguments in their order. It returns `NotImplemented` to decline a call, which the next
+        implementation then computes. An error that it raises ends its use in the run. At the first call of each kind a
+        sample
+        of the arguments (the first tokens, outputs and rows of the vocabulary) is computed by this form and by the
+        reference,
+        and compared; if the predicate or a `NotImplemented` declines the sample, the whole call is compared.
         """
         ...
 
@@ -39,8 +41,9 @@ class Operation(Protocol):
 class Exporter(Protocol):
     """A writer of a trained model in the format of another tool.
 
-    It gets a plain model, merged where there was an adapter or a quantizer; where the record says `quantized`, what
-    the run's artifact opens as. An object that is passed in Python says `quantized` itself.
+    It gets a plain model, with any adapter merged and any quantized layer made dense. If the record says `quantized`,
+    it
+    gets the model as the run's artifact opens. An object that is passed in Python has `quantized` as its own attribute.
     """
 
     quantized: bool = False
@@ -52,22 +55,26 @@ class Exporter(Protocol):
 
     @abstractmethod
     def verify(self, model: Any, tokenizer: Any, folder: Path) -> dict[str, float]:
-        """Read the folder back, compare it with the model, and return the differences that were found, by name.
+        """Read the folder back, compare it with the model, and return the measured differences by name.
 
-        It raises `LuthierError` where one exceeds the format's bound.
+        Raises `LuthierError` if one exceeds the format's bound.
         """
         ...
 
     def check(self, config: Any) -> None:
-        """Raise `LuthierError` for a model that the format cannot hold; only its transformers config is read yet."""
+        """Raise `LuthierError` if the format cannot hold the model.
+
+        At this time only its transformers config is read.
+        """
 
 
 @runtime_checkable
 class Metric(Protocol):
-    """A number about answers or tokens, as a sum and a count: what is reported is all sums over all counts.
+    """A number about answers or tokens, as a sum and a count. The reported number is the total sum over the total
+    count.
 
-    Its record says which of the two it is about, and that method it must have. A metric over answers may ask for
-    `num_answers` of each prompt, drawn at a `temperature` (0: the likeliest tokens, one answer).
+    Its record says which of the two it is about, and so which method it must have. A metric over answers may ask for
+    `num_answers` of each prompt, drawn at a `temperature` (0: one answer, of the likeliest tokens).
     """
 
     num_answers: int = 1
@@ -82,7 +89,7 @@ class Metric(Protocol):
         return self.score_answer(predictions[0], reference)
 
     def conclude(self, totals: Sequence[float]) -> float:
-        """Return the number from the statistics, each added over all prompts; NaN where nothing is counted."""
+        """Return the metric from the statistics, each added over all prompts; NaN if nothing was counted."""
         return totals[0] / totals[1] if totals[1] else float("nan")
 
     def score_tokens(self, statistics: TokenStatistics) -> tuple[float, float]:
@@ -92,29 +99,29 @@ class Metric(Protocol):
 
 @runtime_checkable
 class Penalty(Protocol):
-    """What is added to the objective of each step for the weights that train, whatever the loss is."""
+    """A function of the trained weights that is added to the objective of each step, whatever the loss is."""
 
     @abstractmethod
     def measure(self, groups: Sequence[Group]) -> Tensor | None:
-        """Return a scalar of the adapter's groups, with gradient, once a step; None for nothing."""
+        """Return a scalar, with gradient, computed from the adapter's groups once a step; None adds nothing."""
         ...
 
 
 @runtime_checkable
 class Trainer(Protocol):
-    """The loop of another library, which takes every step of a run in the place of Luthier's own.
+    """The loop of another library, which takes every step of a run instead of Luthier's own loop.
 
-    The core has the run's folder, lock, record, callbacks and artifact; it loads the model, its quantizer and its
+    The core keeps the run's folder, lock, record, callbacks and artifact; it loads the model, its quantizer and its
     adapter, reads the rows as prompts, and builds the optimizer.
     """
 
     @abstractmethod
     def train(self, session: Any) -> None:
-        """Take every step of the run, and tell the `TrainerSession` of each as it is done.
+        """Take every step of the run, and report each to the `TrainerSession` when it is done.
 
-        `session.run.stop_reason` is not None once the run is to end after the step that it is in.
+        Once `session.run.stop_reason` is not None, the run must end after the step that is under way.
         """
         ...
 
     def check(self, recipe: Any) -> None:
-        """Raise `LuthierError` for a recipe that the library cannot run as it is meant; nothing is loaded yet."""
+        """Raise `LuthierError` for a recipe that the library cannot run faithfully. Nothing is loaded at this time."""

@@ -26,10 +26,10 @@ class Group:
     names: list[str]
     role: Role = "hidden"
     lr_scale: float = 1.0  # times the run's learning rate
-    weight_decay: float | None = None  # None: the optimizer's own, and 0 for norms and biases
+    weight_decay: float | None = None  # None: the optimizer's own value, but 0 for norms and biases
 
     def settings(self, weight_decay: float = 0.0) -> dict[str, Any]:
-        """This group as torch's optimizers take it; the loop sets `lr` to the schedule's rate times `lr_scale`."""
+        """Return this group as torch's optimizers take it; the loop sets `lr` (schedule's rate times `lr_scale`)."""
         own = 0.0 if self.role in ("norm", "bias") else weight_decay
         decay = own if self.weight_decay is None else self.weight_decay
         return {"params": self.parameters, "lr_scale": self.lr_scale, "weight_decay": decay}
@@ -37,9 +37,9 @@ class Group:
 
 @attrs.frozen(kw_only=True)
 class Progress:
-    """The position of a run: `step` of `total_steps` optimizer steps are done, in epoch `epoch` (fractional).
+    """The position of a run: `step` of `total_steps` optimizer steps are done, in epoch `epoch` (a fraction).
 
-    `total_steps` is None for a run whose end is not known, such as one that only a signal stops.
+    `total_steps` is None if the run's end is not known, for example if only a signal ends it.
     """
 
     step: int
@@ -59,48 +59,50 @@ Purpose = Literal["plan", "hollow", "train", "open"]
 
 
 def refuse_over(batches: Iterable[Any], function: Callable[[Any, Any], Any]) -> list[Any]:
-    """Raise `part-unsupported`; the default of `Context.over` before there is a step to run in."""
+    """Raise `part-unsupported`. It is the default of `Context.over` as long as there is no step to run batches in."""
     raise LuthierError("part-unsupported", "context.over may be used from Loss.begin on", where="context.over",
                        remedy="Call it in the loss's begin(context).")  # fmt: skip
 
 
 def compute_uncached(key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return `compute()`; the default of `Context.cache` where there is no folder to keep tensors in."""
+    """Return `compute()`. It is the default of `Context.cache` where there is no folder to keep tensors in."""
     return compute()
 
 
 @attrs.frozen(kw_only=True)
 class Context:
-    """A view of the run that a part joins. It is handed to `attach`, `apply`, `merge` and `begin`.
+    """A view of the run for a part. `attach`, `apply`, `merge` and `begin` get it.
 
     `purpose` says why the part is called: "plan" (fake tensors; nothing is trained), "hollow" (a rank whose weights
-    lie on meta until rank 0 sends them), "train", or "open" (a whole model, for saving, merging or generating).
-    `has_values` is False where the weights are fake or on meta: then no number may be read from them.
-    `config` is the model's own transformers config. `device` is where the model's weights lie. `dtype` is theirs.
+    are on the meta device until rank 0 sends them), "train", or "open" (a whole model, for saving, merging or
+    generating).
+    `has_values` is False if the weights are fake or on the meta device: then no number may be read from them.
+    `config` is the model's own transformers config. `device` and `dtype` are those of the model's weights.
     `seed` is the run's; torch's generators are seeded from it before `attach`. `total_steps` is None for a run
     without a known end.
 
-    - `log(name, value)` adds a number to the metrics of the current step alone.
+    - `log(name, value)` adds a number to the metrics of the current step.
     - `dequantize(layer)` returns the layer's weight in float32 [out, in], quantized or not.
     - `requantize(layer, weight)` puts such a weight back.
     - `original(layer)` reads the unquantized weight [out, in] float32 from the checkpoint again. It raises
-      `LuthierError` where there is no checkpoint.
-    - `batches(n)` returns the first n packed batches of the training data; fewer where the data has fewer.
+      `LuthierError` if there is no checkpoint.
+    - `batches(n)` returns the first n packed batches of the training data; fewer if the data has fewer.
     - `over(batches, function)` calls `function(policy, batch)` inside `Step`, without gradient or dropout, equally
       often on every rank, and returns the results (trees of tensors and JSON values) of all ranks, in the order of the
       batches. It may be used from `Loss.begin` on; a rehearsal calls the function with the first batch alone.
     - `forward(model, batch)` runs the model's body over a packed batch without gradient or dropout and returns the
       states [T, H] that the head reads. It may be used before the adapter is attached; hooks on layers are called.
-    - `decide(name, function, bound=None)` calls `function()` on rank 0 and returns its JSON value on every rank, also
-      after a resume and where the artifact is opened. Where weights have no values, every rank must still call it, in
-      the same order; in a plan it returns `bound`.
-    - `progress(total, text)` returns a function `advance(n=1)` that moves a progress bar of a long preparation.
-    - `cache(key, compute)` returns the tensors of `compute()`, kept on disk under a hash of `key`: name in the key
+    - `decide(name, function, bound=None)` calls `function()` on rank 0 and returns its JSON value on every rank. A
+    resume
+      and the opening of the artifact return the recorded value. Every rank must call it, in the same order, even if its
+      weights have no values; in a plan it returns `bound`.
+    - `progress(total, text)` returns a function `advance(n=1)` that moves the progress bar of a long preparation.
+    - `cache(key, compute)` returns the tensors of `compute()`, stored on disk under a hash of `key`. The key must name
       everything that the result depends on, such as the hash of a weight and the options.
-    - `probe(model)` compares packed with separate documents and says why they differ, or None.
+    - `probe(model)` compares packed with separate documents and returns a sentence on how they differ, or None.
     - `save_model(model, folder)` writes a model in transformers' layout, in the run's `save_dtype` and shards; a model
       whose quantized layers are trained is written by its quantizer.
-    - `load_model(folder, model)` returns the model that `save_model` wrote; `model`, one like it, may be filled.
+    - `load_model(folder, model)` returns the model that `save_model` wrote; it may fill `model`, one of the same shape.
     """
 
     config: Any
@@ -125,9 +127,9 @@ class Context:
     load_model: Callable[[Path, Any], Any] = lambda folder, model: type(model).from_pretrained(folder)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)  # DDP finds the tensors of a dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)  # DDP looks for tensors inside dataclasses, not inside other classes
 class LossOutput:
-    """Sums, never means: `sums` are scalars with gradient; `metrics` are (sum, count) without."""
+    """The result of a loss: sums, never means. `sums` are scalars with gradient; `metrics` are (sum, count) without."""
 
     sums: dict[str, Tensor]
     metrics: Mapping[str, tuple[float | Tensor, float | Tensor]] = dataclasses.field(default_factory=dict)
@@ -135,9 +137,9 @@ class LossOutput:
 
 @attrs.frozen(kw_only=True, eq=False)
 class TokenStatistics:
-    """The supervised tokens of one micro-batch, as a metric over tokens sees them. [S] each, without gradient.
+    """The supervised tokens of one micro-batch, as a metric over tokens sees them: tensors [S], without gradient.
 
-    `entropy` and `top1` (1 where the label is the most likely token) are None where the record does not want them.
+    `entropy` and `top1` (1 if the label is the most likely token) are None if the record does not want them.
     """
 
     labels: Tensor

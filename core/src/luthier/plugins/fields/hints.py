@@ -15,7 +15,7 @@ KEY: Final = "luthier.option"
 
 @attrs.frozen(kw_only=True)
 class Bounds:
-    """What an option's field carries beside its type and default."""
+    """The facts that an option's field carries besides its type and default."""
 
     help: str
     low: float | None = None
@@ -24,7 +24,7 @@ class Bounds:
 
 
 def check_bounds(value: object, bounds: Bounds, where: str) -> None:
-    """Raise `recipe-out-of-range` where a value, or an item of a list, leaves its bounds or choices."""
+    """Raise `recipe-out-of-range` if a value, or an item of a list, is outside its bounds or choices."""
     for item in value if isinstance(value, (list, tuple)) else (value,):
         _check_choice(item, bounds, where)
         _check_span(item, bounds, where)
@@ -51,12 +51,12 @@ def _check_span(number: object, bounds: Bounds, where: str) -> None:
 
 @functools.cache
 def field_hints(cls: type) -> dict[str, Any]:
-    """The resolved type of each field of an options class."""
+    """Return the resolved type of each field of an options class."""
     return typing.get_type_hints(cls)
 
 
 def type_name(hint: Any) -> str:
-    """A type as people write it: `int`, `float | none`, `list[str]`, `'a' | 'b'`, `{model: ...}`."""
+    """Return a type as people write it: `int`, `float | none`, `list[str]`, `'a' | 'b'`, `{model: ...}`."""
     if hint is type(None):
         return "none"
     if hint is Ellipsis:
@@ -67,7 +67,7 @@ def type_name(hint: Any) -> str:
         arguments = [type_name(a) for a in typing.get_args(hint)]
         name = getattr(typing.get_origin(hint), "__name__", "")
         return " | ".join(arguments) if name in ("UnionType", "Union") else f"{name}[{', '.join(arguments)}]"
-    if attrs.has(hint):  # written as a mapping, of which what must be there is shown
+    if attrs.has(hint):  # written as a mapping that shows its required fields
         needed = [f"{field.name}: ..." for field in attrs.fields(hint) if field.default is attrs.NOTHING]
         return "{" + ", ".join(needed) + "}" if needed else hint.__name__
     return getattr(hint, "__name__", str(hint))

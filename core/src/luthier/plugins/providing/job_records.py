@@ -17,10 +17,11 @@ Takes = Literal["rows", "recipe"]
 
 @attrs.frozen(kw_only=True)
 class ServiceRow:
-    """One row of a service's file. `form` is conversation, completion, text or preference; what it has not is empty.
+    """One row of a service's file. `form` is conversation, completion, text or preference; fields of other forms are
+    empty.
 
-    `trained` says of each message whether it is trained on. A preference row has `messages` as its prompt; a
-    completion has `prompt`, and `text` as its answer.
+    `trained` says of each message whether it is trained on. A preference row keeps its prompt in `messages`; a
+    completion keeps its prompt in `prompt` and its answer in `text`.
     """
 
     form: str
@@ -36,22 +37,22 @@ class ServiceRow:
 
 @attrs.frozen(kw_only=True)
 class DataFile:
-    """A file that a job trains or evaluates on, written before the job is journalled."""
+    """A file that a job trains or evaluates on. It is written before the job is entered in the journal."""
 
     path: Path
     role: str  # training or validation
     sha256: str
     size: int  # bytes
     rows: int
-    tokens: int | None = None  # of one pass
-    exact_tokens: bool = False  # False: an estimate
+    tokens: int | None = None  # tokens of one pass over the file
+    exact_tokens: bool = False  # False: `tokens` is an estimate
 
 
 @attrs.frozen(kw_only=True)
 class JobSpec:
-    """What is asked for. `settings` holds only what the user set, by its dotted name in the recipe.
+    """A job as the user asked for it. `settings` holds only what the user set, by its dotted name in the recipe.
 
-    `token` of the id is short enough to stand in names at a service. `scope` names the account or address that the job
+    `token`, a part of the id, is short enough for names at a service. `scope` names the account or address that the job
     belongs to, never a key.
     """
 
@@ -70,13 +71,13 @@ class JobSpec:
 
     @property
     def token(self) -> str:
-        """The random part of the id."""
+        """Return the random part of the id."""
         return self.id.rpartition("-")[2]
 
 
 @attrs.frozen(kw_only=True)
 class JobProgress:
-    """How far a job has come; None where its provider does not say."""
+    """The progress of a job. A field is None if its provider does not report it."""
 
     step: int | None = None
     total_steps: int | None = None
@@ -90,7 +91,7 @@ class JobProgress:
 
 @attrs.frozen(kw_only=True)
 class JobMetrics:
-    """What a job has given and taken so far; None where its provider does not say."""
+    """The losses, tokens, time and cost of a job so far. A field is None if its provider does not report it."""
 
     train_loss: float | None = None
     eval_loss: float | None = None
@@ -102,7 +103,7 @@ class JobMetrics:
 
 @attrs.frozen(kw_only=True)
 class JobStatus:
-    """What a provider reports of one job. `raw_state` is its own word, always kept; `raw` is kept redacted."""
+    """A provider's report on one job. `raw_state` is the service's own word; `raw` is its answer, redacted."""
 
     remote_id: str
     state: JobState
@@ -112,7 +113,7 @@ class JobStatus:
     progress: JobProgress = attrs.field(factory=JobProgress)
     metrics: JobMetrics = attrs.field(factory=JobMetrics)
     result_model: str | None = None
-    settings: dict[str, Any] = attrs.field(factory=dict)  # as the service resolved them
+    settings: dict[str, Any] = attrs.field(factory=dict)  # as the service resolved them, defaults included
     created: float | None = None
     finished: float | None = None
     raw: dict[str, Any] = attrs.field(factory=dict, repr=False)
@@ -132,7 +133,7 @@ class JobEvent:
 
 @attrs.frozen(kw_only=True)
 class EventPage:
-    """Events after a cursor, oldest first, and the cursor to go on from."""
+    """A page of events after a cursor, oldest first, with the cursor from which the next page is read."""
 
     events: list[JobEvent]
     cursor: str | None
@@ -140,7 +141,7 @@ class EventPage:
 
 @attrs.frozen(kw_only=True)
 class JobArtifact:
-    """A result of a job. `locator` is what its provider finds it by; a signed link never stands in it."""
+    """A result of a job. The provider finds it by `locator`, which never holds a signed link."""
 
     kind: str  # adapter, model, checkpoint, metrics, hosted
     name: str
@@ -155,7 +156,7 @@ class JobArtifact:
 
 @attrs.frozen(kw_only=True)
 class TrainedArtifact:
-    """A result on this machine: its folder, what it is, and the checksum of each file."""
+    """A result that lies on this machine: its folder, its kind, and the checksum of each file."""
 
     path: Path
     kind: str
@@ -170,19 +171,19 @@ class TrainedArtifact:
 
 @attrs.frozen(kw_only=True)
 class SettingRule:
-    """A setting of the recipe that a service knows: its bounds there, and a remark where it means something else."""
+    """The rule for a setting that a service knows: its bounds there, and a remark if it means something else."""
 
     low: float | None = None
     high: float | None = None
     choices: tuple[Any, ...] | None = None
     whole: bool = False  # True: a whole number only
     methods: tuple[str, ...] | None = None  # None: every method
-    remark: str | None = None  # told to the user, such as that the service rescales it
+    remark: str | None = None  # shown to the user, for example that the service rescales the value
 
 
 @attrs.frozen(kw_only=True)
 class DataRules:
-    """What a service demands of a file of rows."""
+    """The demands that a service makes on a file of rows."""
 
     forms: tuple[str, ...] = ("conversation",)  # conversation, completion, text
     min_rows: int = 1
@@ -192,13 +193,13 @@ class DataRules:
     tools: bool = True
     weights: bool = False  # True: a message may say weight 0
     system_first: bool = True
-    reserved: tuple[str, ...] = ()  # texts that no message may hold, as the service reads them as its own marks
+    reserved: tuple[str, ...] = ()  # texts that no message may contain, because the service reads them as control marks
     max_validation_rows: int | None = None
 
 
 @attrs.frozen(kw_only=True)
 class TokenPrice:
-    """The price of training on a million tokens. `model` is a pattern as of file names; None holds for every value."""
+    """The price of training on a million tokens. `model` is a glob pattern. A field of None matches every value."""
 
     model: str
     amount: float
@@ -206,15 +207,15 @@ class TokenPrice:
     method: str | None = None
     adapter: str | None = None  # lora or full
     currency: str = "USD"
-    minimum: float = 0.0  # of one job
+    minimum: float = 0.0  # the least that one job costs
 
 
 @attrs.frozen(kw_only=True)
 class Capabilities:
-    """What a provider can do with a model, known without a request.
+    """The abilities of a provider for one model, known without a request.
 
-    `takes` says what it trains from: `rows`, a file that the manager converts, or the `recipe` itself. `weights` is
-    what can be downloaded in the end. `poll` is the shortest and the longest interval of polling in seconds.
+    `takes` says what it trains from: `rows`, a file that the manager converts, or the `recipe` itself. `weights` lists
+    what can be downloaded in the end. `poll` is the shortest and the longest polling interval in seconds.
     """
 
     takes: Takes = "rows"
@@ -229,12 +230,12 @@ class Capabilities:
     default_epochs: float | None = None  # None: the service chooses
     known_models: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
-    instead: Mapping[str, str] = attrs.field(factory=dict)  # a setting that is not offered: what to write instead
+    instead: Mapping[str, str] = attrs.field(factory=dict)  # a setting that is not offered -> what to write instead
 
 
 @attrs.frozen(kw_only=True)
 class Finding:
-    """Something wrong or worth knowing about a job, before anything is sent. An error stops the submission."""
+    """A problem or a remark about a job, found before anything is sent. The level "error" stops the submission."""
 
     level: str  # error, warning, note
     rule: str
@@ -244,7 +245,7 @@ class Finding:
 
 @attrs.frozen(kw_only=True)
 class CostEstimate:
-    """What a job would cost; `amount` None: the price is unknown."""
+    """The estimated cost of a job. `amount` is None if the price is unknown."""
 
     amount: float | None
     currency: str = "USD"
@@ -278,19 +279,19 @@ class Job:
         return self.state.is_final
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data for `--json`."""
+        """Return the job as plain data for `--json`."""
         plain = to_plain_data(self)
         plain["status"] = None if plain["status"] is None else {k: v for k, v in plain["status"].items() if k != "raw"}
         return {"id": self.id, **plain}
 
 
 def to_plain_data(value: Any) -> Any:
-    """Return a record as JSON holds it."""
+    """Return a record as plain data that JSON can hold."""
     return attrs.asdict(
         value, value_serializer=lambda _, __, v: str(v) if isinstance(v, (Path, Stage, JobState)) else v
     )
 
 
 def from_plain_data(value: Any, record: Any, where: str) -> Any:
-    """Return the record that `to_plain_data` was given; `where` is named in errors."""
+    """Return the record that `to_plain_data` turned into `value`. `where` names the place in errors."""
     return structure_value(value, record, where)

@@ -1,4 +1,4 @@
-"""The states of a job, which may follow which, and the stages of its submission."""
+"""The states of a job, which state may follow which, and the stages of its submission."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 
 class JobState(StrEnum):
-    """Where a job stands. `unknown` is a state that its service reports and we do not know; it is never final."""
+    """The state of a job. `unknown` stands for a state of the service that we do not know; it is never final."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -18,28 +18,28 @@ class JobState(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """True where the job has ended, so that no later report can change its state."""
+        """Return True if the job has ended, so that no later report can change its state."""
         return self in FINAL
 
 
 class Stage(StrEnum):
-    """How far the submission of a job has come; each is written before the act that it announces."""
+    """The stage that a job's submission has reached. Each stage is written down before the act that it announces."""
 
-    INTENT = "intent"  # validated and written down; nothing has left this machine
+    INTENT = "intent"  # checked and written down; nothing has left this machine
     UPLOADING = "uploading"
     UPLOADED = "uploaded"
-    CREATING = "creating"  # the request may have been sent: whether the job exists must be looked up
+    CREATING = "creating"  # the request may have been sent: the service must be asked whether the job exists
     CREATED = "created"
-    REFUSED = "refused"  # the service said no: there is no job
+    REFUSED = "refused"  # the service refused: there is no job
 
 
 FINAL: Final = frozenset((JobState.COMPLETED, JobState.FAILED, JobState.CANCELED))
 FOLLOWING: Final[dict[JobState, frozenset[JobState]]] = {
     state: frozenset((state,)) if state in FINAL else frozenset(JobState) for state in JobState
-}  # running -> pending too: services put a job back into their queue
+}  # running -> pending is legal too, because services put a job back into their queue
 
 
 def advance_state(held: JobState, reported: JobState) -> tuple[JobState, bool]:
-    """Return the state that holds after a report, and True where the report was legal. A final state is never left."""
+    """Return the state after a report, and True if the report was legal. A final state is never left."""
     legal = reported in FOLLOWING[held]
     return (reported if legal else held), legal

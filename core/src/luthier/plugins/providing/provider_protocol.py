@@ -24,62 +24,68 @@ from luthier.plugins.providing.job_records import (
 
 @runtime_checkable
 class Provider(Protocol):
-    """The part that runs a job elsewhere: another process, a hosted service, a cluster.
+    """The part that trains a job elsewhere: in another process, at a hosted service, on a cluster.
 
-    It keeps no job in memory: everything that it needs is in the `JobSpec` and in the id that it gave the job itself,
-    `remote_id`. Every method may be cancelled at any await. What goes wrong is a `ProviderError`, by kind.
+    It keeps no job in memory: everything that it needs is in the `JobSpec` and in `remote_id`, the id that the service
+    gave the job. Every method may be cancelled at any await. It reports what goes wrong as a `ProviderError`, by kind.
     """
 
     @abstractmethod
     async def check(self) -> Mapping[str, Any]:
-        """Ask, without cost, whether the service can be reached and knows the key; return what it says of it."""
+        """Check without cost that the service can be reached and accepts the key; return what it says."""
         ...
 
     @abstractmethod
     async def capabilities(self, model: str) -> Capabilities:
-        """Return what can be done with a model. No request is made; an unlisted model is tried."""
+        """Return what the provider can do with a model.
+
+        It makes no request; a model that is not listed may be tried.
+        """
         ...
 
     @abstractmethod
     async def submit(self, job: JobSpec, uploads: Mapping[str, str]) -> JobStatus:
-        """Create the job once, and never send the request twice: whether a lost one arrived is asked by `find`.
+        """Create the job once. Never send the request twice: `find` tells later whether a lost request arrived.
 
-        `uploads` has the service's id of each file of the job, by its role.
+        `uploads` maps the role of each file of the job to the service's id of it.
         """
         ...
 
     @abstractmethod
     async def status(self, remote_id: str) -> JobStatus:
-        """Return where the job stands, by reading alone. A state that is not known is `JobState.UNKNOWN`."""
+        """Return the state of the job without changing anything. A state that is not known is `JobState.UNKNOWN`."""
         ...
 
     @abstractmethod
     async def cancel(self, remote_id: str) -> None:
-        """Ask for the end of the job. Asking again, or for a job that has ended, is no error."""
+        """Ask the service to end the job. It is no error to ask again, or for a job that has ended."""
         ...
 
     def scope(self) -> str:
-        """Return the address or account that jobs belong to, so that another one's are told apart."""
+        """Return the address or account that jobs belong to, so that jobs of another account are told apart."""
         return ""
 
     async def validate(self, job: JobSpec) -> Sequence[Finding]:
-        """Return what is wrong with a job beyond what `capabilities` says, without a request."""
+        """Return what is wrong with a job beyond what `capabilities` says. It makes no request."""
         return ()
 
     def encode(self, row: ServiceRow) -> Mapping[str, Any]:
-        """Return a row as a line of the service's own file, for a provider that takes rows."""
+        """Return a row as one line of the service's own file format. Only a provider that takes rows needs it."""
         raise LuthierError("part-unsupported", "this provider takes no rows", where="provider")
 
     async def estimate(self, job: JobSpec, uploads: Mapping[str, str]) -> CostEstimate | None:
-        """Return the cost by the service's own word, asked once the files are there; None: it gives none."""
+        """Return the cost that the service itself states, asked once the files are uploaded; None if it states none."""
         return None
 
     async def upload(self, job: JobSpec, file: DataFile, known: str | None, progress: Progress | None) -> str:
-        """Send a file and return the service's id of it. `known` is the id of the same bytes, sent before."""
+        """Send a file and return the service's id of it.
+
+        `known` is the id under which the same bytes were sent before, or None.
+        """
         raise LuthierError("part-unsupported", "this provider takes no files", where="provider")
 
     async def find(self, job: JobSpec, uploads: Mapping[str, str]) -> Sequence[JobStatus] | None:
-        """Return the jobs that a `submit` of this job may have made; None where the service cannot tell."""
+        """Return the jobs that a `submit` of this job may have created; None if the service cannot tell."""
         return None
 
     async def list(self, limit: int) -> Sequence[JobStatus]:
@@ -87,7 +93,7 @@ class Provider(Protocol):
         raise LuthierError("part-unsupported", "this provider lists no jobs", where="provider")
 
     async def events(self, remote_id: str, cursor: str | None) -> EventPage:
-        """Return the events after a cursor, None: from the first; the same event has the same id at every reading."""
+        """Return the events after a cursor (None: from the first). The same event has the same id in every reading."""
         return EventPage(events=[], cursor=cursor)
 
     async def artifacts(self, remote_id: str) -> Sequence[JobArtifact]:
@@ -95,7 +101,7 @@ class Provider(Protocol):
         return ()
 
     async def download(self, artifact: JobArtifact, folder: Path, progress: Progress | None) -> Sequence[Path]:
-        """Put an artifact's files into a folder and return them."""
+        """Write an artifact's files into a folder and return their paths."""
         raise LuthierError("part-unsupported", "this provider gives no files", where="provider")
 
     async def close(self) -> None:
