@@ -1,4 +1,4 @@
-"""Settings of glibc's allocator: memory that a step frees is kept for the next instead of given back and asked again."""
+"""Settings of glibc's allocator: memory that a step frees is kept for the next one, not given back and asked again."""
 
 from __future__ import annotations
 
