@@ -17,8 +17,7 @@ def choose_matmul(hidden: int) -> tuple[str, str]:
     """Return a setting of torch's `set_float32_matmul_precision`, and the reason.
 
     "medium" sends products to oneDNN, which uses AVX-512 on processors where MKL uses only AVX2. On a processor with
-    AMX
-    oneDNN would compute them in bfloat16, so its error is measured first.
+    AMX oneDNN would compute them in bfloat16, so its error is measured first.
     """
     if hidden < WIDE_ENOUGH:
         return DEFAULT, f"a hidden size of {hidden}, less than {WIDE_ENOUGH}, gains nothing from another library"

@@ -22,10 +22,10 @@
 
 A callback declares only the arguments it uses. It watches, and may call `run.request_stop(reason)`,
 `run.request_save()` and `run.request_evaluation()`; it never changes training. After a signal only `stopped` fires:
-neither task nor run is complete, and the same command goes on with them. `state()` returns what a checkpoint keeps
-for the callback, and `load_state(state)` restores it. `every_rank = True` lets it run on all ranks.
-`needs_metrics = {option: metric}` lists the evaluation metrics that this callback reads, by the option that names
-each. If evaluation does not report one, the run is refused before it starts.
+neither task nor run is complete, and the same command goes on with them. `state()` returns what a checkpoint keeps for
+the callback, and `load_state(state)` restores it. `every_rank = True` lets it run on all ranks. `needs_metrics =
+{option: metric}` lists the evaluation metrics that this callback reads, by the option that names each. If evaluation
+does not report one, the run is refused before it starts.
 """
 
 from __future__ import annotations

@@ -126,10 +126,8 @@ class LossRecord(Record):
 
     `columns = {name: type}` lists the row's columns that it needs in the batch (types: "bool", "int", "float").
     `documents = {name: column}` lists further texts of the row that become documents of its unit. `perplexity` says
-    that
-    the main term is in nats per token. `aligns` says that the loss takes a teacher or a reference whose vocabulary
-    differs
-    from the model's. `reference` is a `"module:attribute"` that the conformance kit compares the loss with:
+    that the main term is in nats per token. `aligns` says that the loss takes a teacher or a reference whose vocabulary
+    differs from the model's. `reference` is a `"module:attribute"` that the conformance kit compares the loss with:
     `attribute(options, policy, batch) -> {name: sum}`, as plain as can be.
     """
 

@@ -43,8 +43,7 @@ class Plugins:
     """The installed parts, looked up by kind and name. Loading them imports only light entry modules.
 
     `blocked` names plugins or distributions that are not loaded; None means those in LUTHIER_DISABLE_PLUGINS.
-    `bringing`
-    returns the distribution that would bring a part, given its kind and name; None if it knows of none.
+    `bringing` returns the distribution that would bring a part, given its kind and name; None if it knows of none.
     """
 
     def __init__(

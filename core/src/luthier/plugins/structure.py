@@ -54,8 +54,7 @@ def structure_value(value: object, hint: Any, where: str) -> Any:
     `where`.
 
     Three things are read as they are meant: an int where a float is expected, a number written as text (`2e-4`), and
-    the
-    word `none` where None alone is possible (TOML has no null).
+    the word `none` where None alone is possible (TOML has no null).
     """
     try:
         return _read(converter(), value, hint)

@@ -27,8 +27,7 @@ class Policy(Protocol):
         """Return [T, ...]: `function(logits [C, V], labels [C], *per_token [C, ...])` over chunks of positions.
 
         The supervised positions are covered; all others are 0. Chunks are recomputed in the backward pass. With
-        `other`,
-        another policy, its logits [C, V] are passed as the last argument.
+        `other`, another policy, its logits [C, V] are passed as the last argument.
         """
         ...
 

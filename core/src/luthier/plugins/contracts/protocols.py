@@ -1,7 +1,7 @@
 """The contracts of the parts that train: adapters, losses and optimizers, with defaults for their optional members.
 
-Torch appears only in annotations. Shapes in brackets: T tokens of the packed batch, D documents in it, U units,
-P pairs, V vocabulary, H hidden.
+Torch appears only in annotations. Shapes in brackets: T tokens of the packed batch, D documents in it, U units, P
+pairs, V vocabulary, H hidden.
 
 A part may inherit from its protocol, or be any object with the required members, which are abstract here;
 `complete_part` adds the defaults of the others.
@@ -36,8 +36,7 @@ class Adapter(Protocol):
     """The part that decides what of the model trains. It keeps the class of the model and the paths of its modules.
 
     `artifact`, `mergeable` and `save_dtype` come from the record; an object that is passed in Python has them as its
-    own
-    attributes.
+    own attributes.
     """
 
     artifact: str = "adapter"
@@ -87,10 +86,8 @@ class Adapter(Protocol):
         """Return the batch that the body runs on. A prompt method adds virtual tokens to each document.
 
         The policy calls it, only while the adapter is on; the loss keeps its own batch. `batch.insert_virtual(count)`
-        makes
-        such a batch. A prepared batch may carry `embeddings` [T', H] and must carry `origin` [T'] int64: the position
-        of each
-        token in the loss's batch, in order, and -1 for a virtual token.
+        makes such a batch. A prepared batch may carry `embeddings` [T', H] and must carry `origin` [T'] int64: the
+        position of each token in the loss's batch, in order, and -1 for a virtual token.
         """
         return batch
 
@@ -103,8 +100,7 @@ class Adapter(Protocol):
         another.
 
         They count as positions and are not rotated, and every layer has the same number N. It is called within the pass
-        for
-        each layer (from 0), and again if the layer is recomputed. None: this adapter adds none.
+        for each layer (from 0), and again if the layer is recomputed. None: this adapter adds none.
         """
         return None
 
@@ -146,9 +142,9 @@ class Adapter(Protocol):
 class Loss(Protocol):
     """The objective of a run.
 
-    `data` is the kind of rows it takes: "tokens", "preference", "unpaired" or "documents". A loss with
-    `couples = "batch"` is a function of the whole global batch and implements `scores` and `combine`. `aligns` comes
-    from the record; an object that is passed in Python has it as its own attribute.
+    `data` is the kind of rows it takes: "tokens", "preference", "unpaired" or "documents". A loss with `couples =
+    "batch"` is a function of the whole global batch and implements `scores` and `combine`. `aligns` comes from the
+    record; an object that is passed in Python has it as its own attribute.
     """
 
     data: str
@@ -160,8 +156,7 @@ class Loss(Protocol):
         """Return this micro-batch's share of each term's denominator, before the forward pass.
 
         The names are those of `LossOutput.sums`. The objective is the sum over terms of (sum / denominator), where both
-        are
-        added over the global batch. It is not called for an idle batch.
+        are added over the global batch. It is not called for an idle batch.
         """
 
     @abstractmethod
@@ -169,8 +164,7 @@ class Loss(Protocol):
         """Return the sum of each term over this micro-batch.
 
         It is called for an idle batch too (no units; its tokens carry labels). The sums of an idle batch must depend on
-        the
-        policy; their gradient counts as zero.
+        the policy; their gradient counts as zero.
         """
         ...
 
@@ -192,8 +186,7 @@ class Loss(Protocol):
         """Return scores [U, ...] with gradient, and further tensors [U, ...] that are stored and not differentiated.
 
         It is called twice for each micro-batch: first without gradient, then again when the gradient of the scores is
-        known.
-        The stored tensors are those of the first call.
+        known. The stored tensors are those of the first call.
         """
         raise LuthierError("part-invalid", "a loss with couples = 'batch' needs scores(policy, batch)", where="loss")
 
@@ -218,9 +211,8 @@ class Optimizer(Protocol):
     """The rule by which gradients become a step.
 
     `separable = True` says that the built optimizer may be stepped with the gradients of some parameters, then with
-    those
-    of others, with the same result as one step, because nothing in it goes beyond one parameter. Bfloat16 weights then
-    need less memory.
+    those of others, with the same result as one step, because nothing in it goes beyond one parameter. Bfloat16 weights
+    then need less memory.
     """
 
     separable: bool = False

@@ -22,15 +22,13 @@ class Quantizer(Protocol):
 
     A quantized layer keeps `in_features` and `out_features`; it belongs to this quantizer if `dequantize` returns its
     weight. A merge replaces each such layer by a dense one with that weight, and then merges the adapter: its base is
-    what
-    the quantized layers compute, not the checkpoint. `trains` and `mergeable` come from the record; an object that is
-    passed in Python has them as its own attributes.
+    what the quantized layers compute, not the checkpoint. `trains` and `mergeable` come from the record; an object that
+    is passed in Python has them as its own attributes.
 
     If `trains` is True, the layers keep a latent weight as a parameter, `provides` has "dense-weights", and the adapter
     `full` trains it. The run's artifact is then what `save` writes. It is opened by making a model of its config,
-    calling
-    `apply` (with `has_values` False) and then `load`. A layer's further state, beyond its state dict, follows from
-    `progressed`.
+    calling `apply` (with `has_values` False) and then `load`. A layer's further state, beyond its state dict, follows
+    from `progressed`.
     """
 
     trains: bool = False
@@ -64,10 +62,8 @@ class Quantizer(Protocol):
         """Take note of the steps that are done. It is called after `apply` and before every use of the model.
 
         Uses are: each step, each evaluation, loading the best weights, writing the artifact and checking it, and
-        opening a
-        finished run. What the layers compute depends on the last call alone: a call with the same steps changes
-        nothing,
-        and a call with fewer steps goes back. The returned multipliers apply to the step that follows.
+        opening a finished run. What the layers compute depends on the last call alone: a call with the same steps
+        changes nothing, and a call with fewer steps goes back. The returned multipliers apply to the step that follows.
         """
         return Multipliers()
 

@@ -14,9 +14,8 @@ class RunView(Protocol):
     `run_id` identifies the run for good, `folder` is the folder that it writes to, and `name` is its name for people.
     `settings` is the resolved recipe as plain data. `step` counts the optimizer steps that have begun; `total_steps` is
     None if the end is not known. `is_main` is True on the rank that writes the folder. `stop_reason` is the reason why
-    the
-    run will end after this step, or None. `signal` is the number of the signal that asked the process to end, or None.
-    `phases` measures the time of the parts of a step (`with run.phases("data")`); see the profiler.
+    the run will end after this step, or None. `signal` is the number of the signal that asked the process to end, or
+    None. `phases` measures the time of the parts of a step (`with run.phases("data")`); see the profiler.
     """
 
     run_id: str

@@ -29,10 +29,9 @@ class Operation(Protocol):
 
         It gets the reference's arguments in their order. It returns `NotImplemented` to decline a call, which the next
         implementation then computes. An error that it raises ends its use in the run. At the first call of each kind a
-        sample
-        of the arguments (the first tokens, outputs and rows of the vocabulary) is computed by this form and by the
-        reference,
-        and compared; if the predicate or a `NotImplemented` declines the sample, the whole call is compared.
+        sample of the arguments (the first tokens, outputs and rows of the vocabulary) is computed by this form and by
+        the reference, and compared; if the predicate or a `NotImplemented` declines the sample, the whole call is
+        compared.
         """
         ...
 
@@ -42,8 +41,8 @@ class Exporter(Protocol):
     """A writer of a trained model in the format of another tool.
 
     It gets a plain model, with any adapter merged and any quantized layer made dense. If the record says `quantized`,
-    it
-    gets the model as the run's artifact opens. An object that is passed in Python has `quantized` as its own attribute.
+    it gets the model as the run's artifact opens. An object that is passed in Python has `quantized` as its own
+    attribute.
     """
 
     quantized: bool = False

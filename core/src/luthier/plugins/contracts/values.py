@@ -73,13 +73,11 @@ def compute_uncached(key: str, compute: Callable[[], dict[str, Tensor]]) -> dict
 class Context:
     """A view of the run for a part. `attach`, `apply`, `merge` and `begin` get it.
 
-    `purpose` says why the part is called: "plan" (fake tensors; nothing is trained), "hollow" (a rank whose weights
-    are on the meta device until rank 0 sends them), "train", or "open" (a whole model, for saving, merging or
-    generating).
-    `has_values` is False if the weights are fake or on the meta device: then no number may be read from them.
-    `config` is the model's own transformers config. `device` and `dtype` are those of the model's weights.
-    `seed` is the run's; torch's generators are seeded from it before `attach`. `total_steps` is None for a run
-    without a known end.
+    `purpose` says why the part is called: "plan" (fake tensors; nothing is trained), "hollow" (a rank whose weights are
+    on the meta device until rank 0 sends them), "train", or "open" (a whole model, for saving, merging or generating).
+    `has_values` is False if the weights are fake or on the meta device: then no number may be read from them. `config`
+    is the model's own transformers config. `device` and `dtype` are those of the model's weights. `seed` is the run's;
+    torch's generators are seeded from it before `attach`. `total_steps` is None for a run without a known end.
 
     - `log(name, value)` adds a number to the metrics of the current step.
     - `dequantize(layer)` returns the layer's weight in float32 [out, in], quantized or not.
