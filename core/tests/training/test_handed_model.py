@@ -1,6 +1,7 @@
 """The base of an artifact is the base that was trained on: a model handed over is compared with what its config names."""
 
 import json
+import shutil
 
 import luthier
 import pytest
@@ -43,6 +44,28 @@ def test_a_model_with_other_numbers_is_an_object_of_python_for_its_artifact(mode
     assert run.generate("1?", max_new_tokens=2) is not None
     with pytest.raises(LuthierError, match="an object in Python"):
         luthier.generate(run.artifact, "1?")
+
+
+def test_rounded_rotary_frequencies_make_another_model(model, train):
+    frequencies = model.model.rotary_emb.original_inv_freq
+    frequencies.data = frequencies.data.to(torch.bfloat16).float()
+    assert base_of(train(model=model, tokenizer=tiny_tokenizer(), adapter="lora", max_steps=1)).startswith("python:")
+
+
+@pytest.mark.parametrize("change", [None, changed])
+def test_a_model_of_the_hub_is_compared_with_the_files_in_its_cache(
+    change, model, model_folder, train, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    kept = tmp_path / "hub/models--maker--tiny"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs/main").write_text("0" * 40)
+    (kept / "snapshots").mkdir()
+    shutil.copytree(model_folder, kept / "snapshots" / ("0" * 40))
+    model.config._name_or_path = model.name_or_path = "maker/tiny"
+    given = change(model) if change else model
+    run = train(model=given, tokenizer=tiny_tokenizer(), adapter="full", max_steps=1)
+    assert base_of(run) == ("python:LlamaForCausalLM" if change else "maker/tiny")
 
 
 @pytest.mark.parametrize("verb", ["train", "plan"])

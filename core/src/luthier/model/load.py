@@ -148,6 +148,23 @@ def model_location(name: str, file: str = "config.json") -> str:
     return name
 
 
+def cached_folder(name: str) -> Path:
+    """Return a model's folder: that of its name, or where the hub's client keeps it; nothing is fetched.
+
+    The path does not exist where there is neither.
+    """
+    path = Path(os.path.expanduser(name))
+    if path.is_dir() or not _is_cached(name):
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return path
+
+
 def _is_cached(name: str) -> bool:
     """Return True if the hub's client has kept anything of this model."""
     from huggingface_hub.constants import HF_HUB_CACHE

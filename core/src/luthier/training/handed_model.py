@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
 from luthier.model.foreign import explain_reading
+from luthier.model.load import cached_folder
 from luthier.recipe import Recipe, resolve_parts
 from luthier.recipe.objects import Objects
 
@@ -50,7 +51,7 @@ def name_base(recipe: Recipe, objects: Objects) -> Recipe:
     Raises `recipe-conflict` for an adapter on a model of other sizes: it would be opened on that checkpoint.
     """
     model, name = objects.model, recipe.model.name_or_path
-    folder = Path(os.path.expanduser(name))
+    folder = cached_folder(name)
     if model is None or not hasattr(model, "state_dict") or not any(folder.glob("*.safetensors")):
         return recipe
     resized = next(_resized(model, folder), None)
@@ -59,7 +60,7 @@ def name_base(recipe: Recipe, objects: Objects) -> Recipe:
         problem = f"it is not the checkpoint that its config names, {folder}, on which the adapter would be opened"
         remedy = "Save model and tokenizer to a folder with save_pretrained, and give that folder as model."
         raise LuthierError("recipe-conflict", problem, where="model", found=resized, remedy=remedy)
-    changed = resized or next(_changed(model, folder), None)
+    changed = resized or next(itertools.chain(_changed(model, folder), _recomputed(model)), None)
     if changed is None:
         return recipe
     base = f"python:{type(model).__name__}"
@@ -81,6 +82,29 @@ def _changed(model: Any, folder: Path) -> Iterator[str]:
     for name, own, held in _pairs(model, folder):
         if not torch.equal(own.cpu(), held[...].to(own.dtype)):
             yield name
+
+
+@torch.no_grad()
+def _recomputed(model: nn.Module) -> Iterator[str]:
+    """Yield each buffer that no file holds and that its module, made anew from its config, has with other numbers.
+
+    Rotary frequencies are such buffers: a model that was rounded as a whole and widened again has them rounded. A
+    module that its config alone does not make is not compared, nor are frequencies that the module changes itself.
+    """
+    for path, module in model.named_modules():
+        names = module._non_persistent_buffers_set & {name for name, _ in module.named_buffers(recurse=False)}
+        config = getattr(module, "config", None)
+        if not names or config is None or next(module.parameters(), None) is not None:
+            continue
+        try:
+            fresh = type(module)(config)
+        except (TypeError, ValueError, AttributeError):
+            continue
+        originals = {name for name in names if f"original_{name}" in names}
+        for name in sorted(names - originals):
+            own, made = getattr(module, name), getattr(fresh, name, None)
+            if own.is_floating_point() and made is not None and not torch.equal(own.cpu(), made.cpu().to(own.dtype)):
+                yield f"{path}.{name}"
 
 
 def _pairs(model: Any, folder: Path) -> Iterator[tuple[str, Tensor, Any]]:
