@@ -12,7 +12,7 @@ from pathlib import Path
 import luthier
 import pytest
 import yaml
-from luthier import Recipe
+from luthier import Recipe, TrainerSession
 from luthier.cli.app import app
 from luthier.cli.screen.recipe_arguments import split_words
 from luthier.demo import MODEL
@@ -76,7 +76,7 @@ CONTRACTS = {
     **{f"event {name}": getattr(events.Events, name) for name in events.EVENTS},
     **{
         f"{name}.{member}": function
-        for name, cls in {**protocols.PROTOCOLS, "policy": policy_protocol.Policy}.items()
+        for name, cls in {**protocols.PROTOCOLS, "policy": policy_protocol.Policy, "session": TrainerSession}.items()
         for member, function in vars(cls).items()
         if inspect.isfunction(function) and (member == "__call__" or not member.startswith("_"))
     },

@@ -62,6 +62,7 @@ _HOMES = {
     "luthier.jobs.wire.wire_service": ("WireService", "WireTerms"),
     "luthier.plugins.contracts.side_protocols": ("Exporter", "Metric", "Operation", "Penalty", "Trainer"),
     "luthier.training.trainers.trainer_session": ("TrainerSession",),
+    "luthier.data.prompt_rows": ("PromptRow",),
     "luthier.plugins.contracts.policy_protocol": ("Policy",),
     "luthier.plugins.contracts.run_view": ("RunView",),
     "luthier.plugins.contracts.values": (
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from luthier.artifact_api import combine, load, push, unmerge
     from luthier.data.batches.batch import Batch
     from luthier.data.batches.unit import Passage, Unit
+    from luthier.data.prompt_rows import PromptRow
     from luthier.errors import LuthierError
     from luthier.jobs.answer_values import drop_missing, elapsed_seconds, read_number, read_time
     from luthier.jobs.desk.desk_service import DeskPlace, DeskService

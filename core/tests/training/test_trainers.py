@@ -11,8 +11,8 @@ from luthier import LuthierError, Recipe
 from luthier.data.prompt_rows import read_prompts
 from luthier.demo import MODEL
 from luthier.recipe.schema import Data, Source
+from luthier.training.trainers.frozen_policy import WithoutAdapter
 from luthier.training.trainers.trainer_checks import check_trainer
-from luthier.training.trainers.trainer_session import WithoutAdapter
 from transformers import AutoTokenizer
 
 ROWS = [{"prompt": f"The {word}", "answer": word} for word in ("cat", "dog", "sun", "sea")]
@@ -139,6 +139,77 @@ def test_what_ends_a_trainer_is_in_the_record_and_the_run_cannot_go_on(tmp_path)
     assert json.loads((tmp_path / "run/run.json").read_text())["state"] == "failed"
     with pytest.raises(LuthierError, match="cannot go on with a run that was cut off"):
         train(tmp_path / "run", Broken(), callbacks=[watcher])
+
+
+LORA = {"name": "lora", "r": 4}
+MOVED = {**LORA, "init_lora_weights": False}
+STARTS = {
+    "nothing": (LORA, "auto", True, False),
+    "dora": ({"name": "dora", "r": 4}, "initial", True, False),
+    "something": (MOVED, "auto", True, True),
+    "something, called base": (MOVED, "base", True, True),
+    "something, called initial": (MOVED, "initial", False, False),
+    "no switch": ({"name": "modules", "norms": True}, "auto", False, False),
+    "full": ("full", "initial", False, False),
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_the_reference_is_the_untouched_base_or_the_policy_as_it_began(name, tmp_path):
+    adapter, reference, without_copy, is_moved = STARTS[name]
+    trainer = Likelihood()
+    trainer.settings, trainer.needs = (*trainer.settings, "reference"), {"reference"}
+    run = train(tmp_path / "run", trainer, adapter=adapter, reference=reference)
+    (before, after), start = trainer.apart, run.loss_history[0]
+    assert isinstance(trainer.before, WithoutAdapter) == without_copy
+    if is_moved:
+        plain = train(tmp_path / "plain", adapter=LORA).loss_history[0]
+        assert before == plain and abs(start - plain) > 1e-3  # as the base computes
+    else:
+        assert before == pytest.approx(start, abs=1e-4)
+    assert after < start - 1e-3
+
+
+def test_the_reference_of_an_adapter_that_was_trained_is_its_start_or_the_base(tmp_path):
+    first = train(tmp_path / "first", adapter=LORA)
+    found = {}
+    for reference in ("auto", "base"):
+        trainer = Likelihood()
+        trainer.settings, trainer.needs = (*trainer.settings, "reference"), {"reference"}
+        run = train(tmp_path / reference, trainer, adapter=LORA, adapter_from=str(first.artifact), reference=reference)
+        found[reference], start = trainer.apart[0], run.loss_history[0]
+    assert found["auto"] == pytest.approx(start, abs=1e-6) and start < first.loss_history[1]
+    assert found["base"] == first.loss_history[0]
+
+
+def test_a_trainer_that_takes_no_step_is_an_error_that_names_it(tmp_path):
+    trainer = Likelihood()
+    trainer.train = lambda session: session.begin(1)
+    with pytest.raises(LuthierError, match="without a step") as caught:
+        train(tmp_path / "run", trainer)
+    assert (caught.value.code, "Likelihood" in caught.value.where) == ("part-invalid", True)
+    assert json.loads((tmp_path / "run/run.json").read_text())["state"] == "failed"
+
+
+def test_a_trainer_sees_the_rows_before_the_model_is_loaded_and_a_folder_appears(tmp_path):
+    class Wary(Likelihood):
+        def check_rows(self, recipe, rows, validation):
+            raise LuthierError("data-empty", f"{len(rows)} and {len(validation)} for {recipe.max_steps} steps")
+
+    with pytest.raises(LuthierError, match="4 and 1 for 2 steps"):
+        train(tmp_path / "run", Wary(), eval_data=ROWS[:1])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_setting_that_no_recipe_has_may_not_be_listed():
+    trainer = Likelihood()
+    trainer.settings = ("max_steps", "data.max_lenght")
+    recipe = Recipe.from_dict({"model": "demo", "data": "rows.jsonl", "trainer": trainer})
+    with pytest.raises(
+        LuthierError, match=r"no recipe has this setting.*'data.max_lenght'.*data\.max_length"
+    ) as caught:
+        check_trainer(recipe)
+    assert caught.value.code == "plugin-invalid"
 
 
 UNREAD = {"num_threads": 1, "layerwise_lr_decay": 0.5, "num_train_epochs": 2.0, "data.train_on": "all"}

@@ -252,3 +252,8 @@ class Settings:
     merge: bool = option(False, help="Write the merged model at the end, beside the adapter.")
     seed: int = option(0, help="The seed of order, initialisation and dropout.", low=0)
     device: str = option("auto", help="auto, cpu, cuda, cuda:N or mps.")
+
+
+def setting_names() -> frozenset[str]:
+    """Return the name of every setting of a run as a trainer's record writes it: those of the rows after `data.`."""
+    return frozenset((*Settings.__annotations__, *(f"data.{name}" for name in Data.__annotations__)))

@@ -124,3 +124,6 @@ class Trainer(Protocol):
 
     def check(self, recipe: Any) -> None:
         """Raise `LuthierError` for a recipe that the library cannot run faithfully. Nothing is loaded at this time."""
+
+    def check_rows(self, recipe: Any, rows: Sequence[Any], validation: Sequence[Any]) -> None:
+        """Raise `LuthierError` for prompts that it cannot train on. The model is not loaded at this time."""

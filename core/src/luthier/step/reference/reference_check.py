@@ -35,10 +35,15 @@ def check_reference(setup: Setup) -> None:
         return
     apart = [float(found) for found in run_over(setup, setup.context.batches(1), _distance)]
     full = not setup.precision.is_low and setup.model.dtype.itemsize > 2
-    if max(apart, default=0.0) > (1e-4 if full else 0.15):
+    if max(apart, default=0.0) > rounding_bound(full=full):
         problem = f"before the first step it differs from the policy: log-probabilities by up to {max(apart):.2g}"
         remedy = "Let disabled() give the model without the adapter, or say in the record how far attaching moves it."
         raise LuthierError("part-invalid", problem, where="reference", remedy=remedy)
+
+
+def rounding_bound(*, full: bool) -> float:
+    """Return how far log-probabilities of the same weights may lie apart; `full` where all is float32 or better."""
+    return 1e-4 if full else 0.15
 
 
 def _distance(policy: ModelPolicy, batch: Batch) -> Any:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, suggest_nearest
 from luthier.hardware import devices
 from luthier.plugins.completion import has_default
 from luthier.recipe import Recipe, resolve_parts
 from luthier.recipe.checks.soundness import check_parts
 from luthier.recipe.checks.unread_options import default_value
 from luthier.recipe.parts import FIELDS, Part, Resolved, part_identity
-from luthier.recipe.schema import Data, Settings
+from luthier.recipe.schema import Data, Settings, setting_names
 
 # that the core reads for every trainer: the parts, the places, and what the files are made of
 READ: Final = frozenset(
@@ -44,7 +45,9 @@ def check_trainer(recipe: Recipe) -> Resolved:
 
 def _check_settings(recipe: Recipe, resolved: Resolved, part: Part) -> None:
     """Raise `recipe-conflict` for a setting that is given, beside its default, and that this trainer does not read."""
-    read = {*READ, *getattr(part.record or part.local, "settings", ())}
+    listed = getattr(part.record or part.local, "settings", ())
+    _refuse_unknown(listed, part.name)
+    read = {*READ, *listed}
     owners: tuple[tuple[str, type, Any, frozenset[str]], ...] = (
         ("", Settings, recipe, frozenset(name for name in read if "." not in name)),
         ("data.", Data, recipe.data, READ_DATA | {name[5:] for name in read if name.startswith("data.")}),
@@ -57,6 +60,15 @@ def _check_settings(recipe: Recipe, resolved: Resolved, part: Part) -> None:
             problem = f"nothing reads it: trainer {part.name!r} has no such setting"
             raise LuthierError("recipe-conflict", problem, where=f"{prefix}{name}", found=_shown(value),
                                remedy="Leave it out.")  # fmt: skip
+
+
+def _refuse_unknown(listed: Iterable[str], trainer: str) -> None:
+    """Raise `plugin-invalid` for a setting that no recipe has: it would be refused although the trainer reads it."""
+    known = setting_names()
+    for name in listed:
+        if name not in known:
+            raise LuthierError("plugin-invalid", "no recipe has this setting", where=f"trainer {trainer}: settings",
+                               found=name, remedy=suggest_nearest(name, known))  # fmt: skip
 
 
 def _is_default(cls: type, name: str, value: Any, resolved: Resolved) -> bool:

@@ -102,6 +102,8 @@ def _opened_session(
     train, held = read_prompts(recipe.data, objects.data, objects.eval_data, seed=recipe.seed)
     template = _settled_template(recipe, tokenizer, train)
     train, held = (_fitting(rows, recipe, tokenizer) for rows in (train, held))
+    assert resolved.trainer is not None, "the recipe names a trainer"
+    resolved.build(resolved.trainer).check_rows(recipe, train, held)
     parts, model = BuiltParts.of_recipe(resolved), _loaded(recipe, resolved)
     model = _attached(recipe, parts, model)
     if start is not None:
@@ -113,7 +115,8 @@ def _opened_session(
                     settings=recipe.to_dict(), total_steps=recipe.max_steps)  # fmt: skip
     saver = Saver(place.folder, run.belongs, background=False, limit=recipe.save_total_limit)
     stepped = SteppedParts(adapter=parts.adapter, quantizer=parts.quantizer, optimizer=parts.optimizer,
-                           hooks=connect_callbacks(callbacks), saver=saver)  # fmt: skip
+                           hooks=connect_callbacks(callbacks), saver=saver,
+                           switchable="reference" in resolved.adapter.chosen().provides)  # fmt: skip
     prompting = Prompting(plain=template is None, template_hash=template.hash if template else None)
     files = Files.of_recipe(recipe, model.dtype, getattr(parts.adapter, "save_dtype", None))
     note = make_note(run.settings, run.run_id, [p.describe() for p in resolved], prompting, files)  # type: ignore[arg-type]
@@ -191,6 +194,10 @@ def _run(session: TrainerSession, record: dict[str, Any], resolved: Resolved) ->
     with _recorded(session, record), session.parts.saver:
         with handle_signals(run.control):
             trainer.train(session)
+        if not session.losses and run.signal is None:
+            where, remedy = f"trainer {resolved.trainer.name}", "Give it rows and settings for one step at least."
+            raise LuthierError("part-invalid", "it came to an end without a step", where=where, found=run.stop_reason,
+                               remedy=remedy)  # fmt: skip
         if run.signal is not None:
             session.parts.hooks.stopped(run=run, step=run.step, reason=f"signal {run.signal}")
             raise LuthierError("interrupted", f"stopped by a signal after step {run.step}", where=str(run.folder),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -18,6 +17,7 @@ from luthier.plugins.contracts.values import Progress
 from luthier.recipe import Recipe
 from luthier.runs.writing.active_run import ActiveRun
 from luthier.state_tree import optimizer_state
+from luthier.training.trainers.frozen_policy import freeze_policy
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -29,6 +29,7 @@ class SteppedParts:
     optimizer: Optimizer
     hooks: Any
     saver: Saver
+    switchable: bool = False  # whether the adapter says that it can be switched off
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -36,10 +37,14 @@ class TrainerSession:
     """One run in the hands of a trainer.
 
     `model` has its quantizer and adapter, and is called as any model of transformers; what trains requires gradients.
-    `optimizer` is the recipe's, its groups at the recipe's learning rate. `rows` and `validation` are prompts.
-    A trainer calls `begin`, then for each step `step_started`, `gradients_ready` and `step_ended`, and
-    as they come `logged`, `evaluated` and `epoch_ended`. After `step_ended` it looks at `run.stop_reason` and
-    `wants_evaluation`.
+    `optimizer` is the recipe's, its groups at the recipe's learning rate. `rows` and `validation` hold a `PromptRow`
+    each. `recipe` has the settings, `tokenizer` the chat template of the run, and `run` what a `RunView` has.
+
+    A trainer calls `begin` once, before its first step. Each step is `step_started`, the backward passes,
+    `gradients_ready`, clipping, `optimizer.step()`, `optimizer.zero_grad()`, `step_ended`; at least one has to be
+    taken. After `step_ended` it ends where `run.stop_reason` is not None, and evaluates where `wants_evaluation` is
+    True. `logged`, `evaluated` and `epoch_ended` are called as they come; numbers that are not told reach no callback.
+    `reference` is called before the first step, and what computes evaluation numbers stands within `evaluating`.
     """
 
     recipe: Recipe
@@ -118,11 +123,12 @@ class TrainerSession:
         return self.parts.optimizer.evaluating()
 
     def reference(self) -> nn.Module:
-        """Return the policy as it is now, frozen; without a copy where a fresh adapter that changes nothing is off."""
-        is_adapter = getattr(self.parts.adapter, "artifact", "adapter") == "adapter"
-        if is_adapter and self.recipe.adapter_from is None:
-            return WithoutAdapter(self.model, self.parts.adapter)
-        return copy.deepcopy(self.model).requires_grad_(False).eval()
+        """Return the frozen model that the recipe's `reference` names, before the first step.
+
+        `auto` is the base without a fresh adapter, or the policy as it begins where `adapter_from` gives its weights.
+        """
+        fresh, named = self.recipe.adapter_from is None, str(self.recipe.reference)
+        return freeze_policy(self.model, self.parts.adapter, named, switchable=self.parts.switchable, fresh=fresh)
 
     def _save(self, epoch: float) -> None:
         """Write a checkpoint that `generate` and `merge` open as one of Luthier's own loop."""
@@ -138,23 +144,3 @@ class TrainerSession:
         }
         step = run.step
         parts.saver.save(step, tree, None, lambda path: parts.hooks.saved(run=run, step=step, path=path))
-
-
-class WithoutAdapter(nn.Module):
-    """A policy with its adapter off, which holds none of its weights a second time."""
-
-    def __init__(self, model: Any, adapter: Adapter) -> None:
-        super().__init__()
-        self._held = (model, adapter)  # a tuple, so that `eval` and `to` leave the policy as it is
-
-    @property
-    def config(self) -> Any:
-        """The policy's config."""
-        return self._held[0].config
-
-    @torch.no_grad()
-    def forward(self, *arguments: Any, **named: Any) -> Any:
-        """Compute what the policy computes without its adapter."""
-        model, adapter = self._held
-        with adapter.disabled():
-            return model(*arguments, **named)
