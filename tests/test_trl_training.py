@@ -10,7 +10,9 @@ from luthier import LuthierError, Recipe
 from luthier.cli.app import app
 from luthier.plugins.registry import installed_plugins
 from luthier.testing import checks_for
+from luthier.training.trainers.trainer_checks import check_trainer
 from luthier_trl import CONFIGS, luthier_trainers
+from luthier_trl.options import offered_fields
 from typer.testing import CliRunner
 
 pytestmark = pytest.mark.slow  # TRL takes ten seconds to import
@@ -107,15 +109,94 @@ def test_a_reward_that_fails_ends_the_run_with_its_name_and_row(name, tmp_path):
     assert json.loads((tmp_path / "run/run.json").read_text())["state"] == "failed"
 
 
+ODD = [  # Arrow has no type for such a column, or makes other values of it
+    {"prompt": [{"role": "user", "content": "Once"}], "completion": 1, "facts": {"a": 1}},
+    {"prompt": [{"role": "user", "content": "Say", "name": "Ann"}], "completion": True, "facts": {"b": [2, "c"]}},
+    {"prompt": [{"role": "user", "content": "Then"}], "completion": None, "facts": "none"},
+    {"prompt": [{"role": "system", "content": "Go"}, {"role": "user", "content": "on"}], "completion": "x"},
+]
+
+
+@pytest.mark.parametrize("method", ["grpo", "online_dpo"])
+def test_columns_of_any_kind_reach_the_reward_as_they_are_and_prompts_too(method, tmp_path):
+    seen = []
+
+    def reward(completions, prompts, completion, facts):
+        seen.extend(zip(prompts, map(repr, completion), facts, strict=True))
+        return [float(len(text)) for text in completions]
+
+    template = "{% for m in messages %}{{ m['name'] is defined }} {{ m['content'] }} {% endfor %}"
+    trainer = {"reward": reward} | ({} if method == "online_dpo" else {"num_generations": 2})
+    train(tmp_path / "run", method, trainer, rows=ODD, max_steps=1, **{"data.chat_template": template})
+    wanted = [(row["prompt"], repr(row["completion"]), row.get("facts")) for row in ODD]
+    assert sorted(map(repr, seen)) == sorted(map(repr, wanted * 2))
+
+
+def test_two_closures_of_one_factory_are_two_rewards(tmp_path):
+    def worth(value):
+        return lambda completions: [value] * len(completions)
+
+    run = train(tmp_path / "run", trainer={"reward": [worth(1.0), worth(5.0)], "num_generations": 2}, max_steps=1)
+    assert numbers_of(run)[0]["reward"] == 6.0
+
+
+def test_the_reference_is_the_base_or_where_the_adapter_begins(tmp_path):
+    trainer, first = {"beta": 0.1, "num_generations": 4}, {}
+    for reference in ("auto", "base", "initial"):
+        adapter = {**LORA, "init_lora_weights": False, "lora_dropout": 0.0}
+        run = train(tmp_path / reference, trainer=trainer, adapter=adapter, reference=reference, max_steps=3)
+        first[reference], *_, last = [line["kl"] for line in numbers_of(run)]
+        assert last > 1e-4
+    assert first["initial"] == pytest.approx(0.0, abs=1e-4)
+    assert first["auto"] == first["base"] > 1e-3
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_an_option_that_is_null_is_taken_or_refused_with_a_code(method):
+    plain = settings_of(method, reward="exact_match")
+    for name in [field.name for field in offered_fields(method)]:
+        recipe = {**plain, "trainer": {**plain["trainer"], name: None}}
+        try:
+            check_trainer(Recipe.from_dict(recipe))
+        except LuthierError as error:
+            assert error.code.startswith("recipe-"), (name, error)
+
+
+def test_a_step_at_the_end_of_the_rows_counts_the_samples_that_it_has(tmp_path):
+    run = train(tmp_path / "run", "online_dpo", rows=ROWS[:5], max_steps=None, num_train_epochs=2.0)
+    assert (run.steps, run.samples_seen) == (4, 10)
+    other = train(tmp_path / "other", trainer={"num_generations": 2, "num_iterations": 2}, max_tokens_per_device=56)
+    assert (other.steps, other.samples_seen) == (2, 8)
+
+
+def test_what_a_callback_raises_is_not_put_down_to_trl(tmp_path):
+    class Broken:
+        @luthier.event
+        def step_ended(self, run, step):
+            raise ValueError("no such luck")
+
+    with pytest.raises(ValueError, match="no such luck"):
+        train(tmp_path / "run", trainer={"num_generations": 2}, callbacks=[Broken()])
+
+
 REFUSED = [
     ({"trainer": {"use_vllm": True}}, "trainer.use_vllm"),
     ({"trainer": {"learning_rate": 1.0}}, "trainer.learning_rate"),
     ({"trainer": {"num_generations": 1}}, "trainer trl.grpo"),
+    ({"trainer": {"num_generations": None}}, "trainer.num_generations"),
+    ({"trainer": {"reward": ["exact_match", "exact_match"]}}, "trainer.reward"),
+    ({"trainer": {"reward": lambda completions, level: [0.0]}}, "'level'"),
+    ({"global_batch_size": len(ROWS) + 1}, "global_batch_size"),
+    ({"adapter": {**LORA, "target_modules": ["q_proj", "lm_head"]}}, "adapter.target_modules"),
+    ({"adapter": {**LORA, "target_modules": ".*(proj|head)"}}, "adapter.target_modules"),
+    ({"adapter": {**LORA, "modules_to_save": ["lm_head"]}}, "adapter.modules_to_save"),
     ({"trainer": {"reward": "nothing"}}, "trainer.reward"),
     ({"lr_scheduler_type": "one_cycle"}, "lr_scheduler_type"),
     ({"precision": "fp16"}, "precision"),
     ({"loss": "shaped_sft"}, "loss"),
     ({"reference": "base"}, "reference"),
+    ({"reference": {"model": {"name_or_path": "demo"}}, "trainer": {"beta": 0.1}}, "reference"),
+    ({"reference": "base", "adapter": "full", "trainer": {"beta": 0.1}}, "reference"),
     ({"adapter": "prompt"}, "adapter"),
     ({"quantizer": "bitnet"}, "quantizer"),
 ]

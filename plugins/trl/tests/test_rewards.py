@@ -1,24 +1,28 @@
 """Rewards: found by name, given what they name, and held to a number for each answer."""
 
+import copy
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from luthier import LuthierError
+from luthier import LuthierError, PromptRow
 from luthier_trl.plain_rewards import reward_distinct_words, reward_exact_match, reward_last_number
-from luthier_trl.rewards import ROW, CheckedReward, find_reward, name_function, text_of
+from luthier_trl.rewards import ROW, CheckedReward, check_names, find_reward, name_function, text_of
 
 WHERE = "trainer.reward"
 texts = st.lists(st.text(max_size=12), min_size=1, max_size=6)
 
 
-def checked(function, columns=("answer",), name="mine"):
-    return CheckedReward.of_function(name, function, columns)
+def rows_of(prompts, **columns):
+    """A row for each prompt, and the prompts of it."""
+    cells = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [PromptRow(prompt=prompt, columns=cells[place] if cells else {}, where=f"rows.jsonl:{place + 1}")
+            for place, prompt in enumerate(prompts)]  # fmt: skip
 
 
-def rows_of(count):
-    return [f"rows.jsonl:{number + 1}" for number in range(count)]
+def checked(function, rows=None, name="mine"):
+    return CheckedReward.of_function(name, function, rows or rows_of("abcd", answer="1234"))
 
 
 @given(answers=texts, pad=st.sampled_from(["", " ", "\n"]))
@@ -49,19 +53,50 @@ def test_a_reward_is_given_texts_and_the_columns_that_it_names(answers, repeats)
 
     talk = [[{"role": "assistant", "content": text}] for text in answers]
     count = len(answers)
-    values = checked(reward, ("answer", "level"))(
-        completions=talk * repeats, prompts=answers * repeats, completion_ids=[], level=list(range(count)), answer=answers,
-        **{ROW: rows_of(count)},
-    )  # fmt: skip
+    rows = rows_of(answers, level=range(count), answer=answers)
+    told = {"completion_ids": [], "prompts": ["as TRL has it"] * count, ROW: list(range(count))}
+    values = checked(reward, rows)(completions=talk * repeats, **told)
     assert seen == {"completions": answers * repeats, "prompts": answers * repeats, "missing": "own",
                     "level": list(range(count)) * repeats}  # fmt: skip
     assert values == [float(len(text)) for text in answers] * repeats
 
 
 def test_a_reward_that_takes_everything_is_given_every_column():
-    assert checked(lambda completions, **more: [len(more)], ("answer", "level"))(
-        completions=["a"], prompts=["b"], answer=["c"], level=[1], trainer_state=object(), **{ROW: rows_of(1)}
-    ) == [3.0]
+    rows = rows_of("b", answer="c", level=[1])
+    reward = checked(lambda completions, **more: [len(more)], rows)
+    assert reward(completions=["a"], trainer_state=object(), **{ROW: [0]}) == [3.0]
+
+
+cells = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(values=st.lists(cells, min_size=1, max_size=4), drawn=st.data())
+def test_a_column_reaches_the_reward_as_it_stands_in_the_row_and_is_its_own(values, drawn):
+    seen = []
+
+    def reward(completions, completion):
+        seen.append(copy.deepcopy(completion))
+        for value in completion:
+            if isinstance(value, (dict, list)):
+                value.clear()
+        return [0.0] * len(completions)
+
+    numbers = drawn.draw(st.lists(st.integers(0, len(values) - 1), min_size=1, max_size=6))
+    made = checked(reward, rows_of("a" * len(values), completion=values))
+    for _ in range(2):
+        made(completions=["x"] * len(numbers), **{ROW: numbers})
+    wanted = [values[number] for number in numbers]
+    assert [list(map(repr, column)) for column in seen] == [list(map(repr, wanted))] * 2  # 1, 1.0 and True are equal
+
+
+def test_a_row_that_lacks_a_column_of_others_has_none():
+    rows = [PromptRow(prompt="a", columns={"level": 1}, where="1"), PromptRow(prompt="b", columns={}, where="2")]
+    reward = checked(lambda completions, level: [-1 if each is None else each for each in level], rows)
+    assert reward(completions=["x", "y"], **{ROW: [1, 0]}) == [-1.0, 1.0]
 
 
 def raises(completions, answer):
@@ -83,12 +118,12 @@ def raises(completions, answer):
 )
 def test_a_reward_that_fails_names_itself_and_the_row(function, row, problem):
     with pytest.raises(LuthierError, match=problem) as caught:
-        checked(function)(completions=list("abcd"), prompts=list("abcd"), answer=list("1234"), **{ROW: rows_of(4)})
+        checked(function)(completions=list("abcd"), **{ROW: [0, 1, 2, 3]})
     assert caught.value.where == f"reward 'mine': row rows.jsonl:{row}"
 
 
 def test_none_is_no_opinion():
-    assert checked(lambda completions: [None, 2])(completions=["a", "b"], prompts=["", ""]) == [None, 2.0]
+    assert checked(lambda completions: [None, 2])(completions=["a", "b"], **{ROW: [0, 1]}) == [None, 2.0]
 
 
 def test_a_column_that_the_rows_lack_is_refused_by_name():
@@ -102,6 +137,45 @@ def test_a_reward_is_found_by_entry_point_by_path_and_as_a_function():
     assert find_reward("luthier_trl.plain_rewards:reward_last_number", WHERE) is reward_last_number
     assert find_reward(name_function(raises), WHERE) is raises
     assert checked(raises, name=name_function(raises)).__name__ == "raises"
+
+
+def test_functions_of_one_name_are_told_apart_and_a_function_keeps_its_name():
+    def factory(value):
+        def reward(completions):
+            return [value] * len(completions)
+
+        return reward
+
+    class Judge:
+        def judge(self, completions):
+            return [0.0] * len(completions)
+
+    one, other, judges = factory(1.0), factory(2.0), (Judge(), Judge())
+    functions = [one, other, lambda completions: [3.0], lambda completions: [4.0], *(each.judge for each in judges)]
+    names = [name_function(function) for function in functions]
+    assert [find_reward(name, WHERE) for name in names] == functions
+    assert len(set(names)) == len(names)
+    assert names[1] == f"{names[0]}#2"
+    assert [name_function(function) for function in (one, other, judges[1].judge)] == [names[0], names[1], names[5]]
+    check_names(names, WHERE)  # nor does TRL report two under one name
+
+
+HOME = "luthier_trl.plain_rewards"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["exact_match", "exact_match"],
+        ["exact_match", "last_number", "exact_match"],
+        [f"{HOME}:reward_exact_match", f"python:{HOME}.reward_exact_match"],
+    ],
+)
+def test_rewards_whose_numbers_would_come_under_one_name_are_refused(names):
+    name_function(reward_exact_match)
+    with pytest.raises(LuthierError, match="one name") as caught:
+        check_names(names, WHERE)
+    assert (caught.value.code, caught.value.where) == ("recipe-conflict", WHERE)
 
 
 @pytest.mark.parametrize(

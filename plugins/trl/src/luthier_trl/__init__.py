@@ -11,7 +11,7 @@ __all__ = ["luthier_trainers"]
 SETTINGS: Final = (
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio", "max_grad_norm"),
     *("num_train_epochs", "max_steps", "global_batch_size", "max_tokens_per_device"),
-    *("precision", "gradient_checkpointing", "logging_steps"),
+    *("precision", "gradient_checkpointing", "logging_steps", "reference"),
     *("data.max_length", "data.overlong", "data.chat_template"),
 )
 EVALUATING: Final = ("eval_steps", "eval_on_start")
@@ -33,7 +33,7 @@ def luthier_trainers() -> list[TrainerRecord]:
             summary=summary,
             options="luthier_trl.options:options_for",
             build="luthier_trl.trl_trainer:TrlTrainer",
-            needs="trainable-weights",
+            needs=("trainable-weights", "reference"),
             conflicts="closure",
             settings=SETTINGS if name == "online_dpo" else (*SETTINGS, *EVALUATING),
         )

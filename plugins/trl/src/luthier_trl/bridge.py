@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Mapping
 from typing import Any
 
 import transformers
 from luthier import TrainerSession
 
+from luthier_trl.rewards import ROW
+
 
 class Connection:
-    """What a subclass of one of TRL's trainers does besides: it sends no telemetry, and keeps the loss of each step.
+    """What a subclass of one of TRL's trainers does besides: no telemetry is sent, each step's loss and rows are kept.
 
     It stands before TRL's class, so that `super` is that.
     """
 
     session: TrainerSession
     step_loss = 0.0
+    step_rows: frozenset[int] = frozenset()  # numbers of the rows that the step was given
     readied = 0  # how often the adapter was told of its gradients
 
     def _send_telemetry(self) -> None:
         """Say nothing to anybody."""
 
-    def training_step(self, *arguments: Any, **named: Any) -> Any:
-        loss = self._above().training_step(*arguments, **named)
+    def training_step(self, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
+        loss = self._above().training_step(model, inputs, *arguments, **named)
         self.step_loss += float(loss.detach())
+        self.step_rows |= set(inputs[ROW] if isinstance(inputs, Mapping) else [row[ROW] for row in inputs])
         return loss
 
     def evaluate(self, *arguments: Any, **named: Any) -> Any:
@@ -47,10 +52,11 @@ class Connection:
     def _above(self) -> Any:
         return super()
 
-    def take_loss(self) -> float:
-        """Return the loss since the last call."""
-        loss, self.step_loss = self.step_loss, 0.0
-        return loss
+    def take_step(self) -> tuple[float, int]:
+        """Return the loss since the last call, and the number of rows."""
+        loss, samples = self.step_loss, len(self.step_rows)
+        self.step_loss, self.step_rows = 0.0, frozenset()
+        return loss, samples
 
 
 def connected_trainer(trainer_class: type, session: TrainerSession) -> Any:
@@ -74,8 +80,8 @@ class SessionCallback(transformers.TrainerCallback):
         session, seen = self.session, int(state.num_input_tokens_seen or 0)
         trainer: Any = self.trainer
         assert trainer.readied == state.global_step, "this version of transformers clips gradients in another way"
-        samples, tokens = int(session.recipe.global_batch_size), max(seen - self.tokens, 0)
-        session.step_ended(trainer.take_loss(), float(state.epoch or 0.0), samples=samples, tokens=tokens)
+        loss, samples = trainer.take_step()
+        session.step_ended(loss, float(state.epoch or 0.0), samples=samples, tokens=max(seen - self.tokens, 0))
         self.tokens = seen
         ends = session.run.stop_reason is not None or state.global_step >= state.max_steps
         control.should_training_stop |= ends

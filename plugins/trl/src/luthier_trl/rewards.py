@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any, Final
 
 import attrs
-from luthier import LuthierError
+from luthier import LuthierError, PromptRow
 
 GROUP: Final = "luthier_rewards"
-ROW: Final = "luthier_row"  # the column with a row's place
+ROW: Final = "luthier_row"  # the column with a row's number
 IN_PYTHON: Final = "python:"
-RESERVED: Final = ("prompts", "completions", ROW)
+RESERVED: Final = frozenset(("prompts", "completions"))  # names that are no column's
 HELD: dict[str, Callable[..., Any]] = {}  # functions of the caller's, by the name that a recipe has for them
 
 
 def name_function(function: Callable[..., Any]) -> str:
-    """Return the name by which a recipe means a function of this process."""
-    name = f"{IN_PYTHON}{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
-    HELD[name] = function
+    """Return the name by which a recipe means a function of this process; another of the same name is numbered."""
+    plain = f"{IN_PYTHON}{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+    name, number = plain, 1
+    while not _is_same(HELD.setdefault(name, function), function):
+        number += 1
+        name = f"{plain}#{number}"
     return name
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Methods are made anew each time that they are asked for."""
+    return one is other or (inspect.ismethod(one) and one == other)
+
+
+def reported_name(name: str) -> str:
+    """Return the name by which TRL reports a reward: `m` of `package.module:m`."""
+    return name.rpartition(":")[2].rpartition(".")[2]
+
+
+def check_names(names: Sequence[str], where: str) -> None:
+    """Raise where a reward is not there, or where the numbers of two would come under one name."""
+    reported: dict[str, str] = {}
+    for name in names:
+        find_reward(name, where)
+        if (other := reported.get(reported_name(name))) is not None:
+            problem = f"its numbers and those of {other!r} would have one name, {reported_name(name)!r}"
+            raise LuthierError("recipe-conflict", problem, where=where, found=name,
+                               remedy="Name each once, or call one of the functions otherwise.")  # fmt: skip
+        reported[reported_name(name)] = name
 
 
 def find_reward(name: str, where: str) -> Callable[..., Any]:
@@ -54,20 +80,22 @@ def _load(name: str, where: str) -> Any:
     raise LuthierError("part-unknown", "no reward has this name", where=where, found=name, remedy=remedy)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class CheckedReward:
     """A reward as TRL calls it: with texts and the columns that it names, each of its numbers finite or None."""
 
     name: str
     function: Callable[..., Any]
-    columns: tuple[str, ...]  # that it is given; with ** all of them
+    rows: Sequence[PromptRow] = attrs.field(repr=False)  # in the order of their numbers
+    columns: tuple[str, ...]  # that it is given besides `completions`; with ** all of them
 
     @classmethod
-    def of_function(cls, name: str, function: Callable[..., Any], columns: Sequence[str]) -> CheckedReward:
+    def of_function(cls, name: str, function: Callable[..., Any], rows: Sequence[PromptRow]) -> CheckedReward:
         """Return the checked form of a function; `data-column` where it names a column that the rows lack."""
+        columns = sorted({column for row in rows for column in row.columns} - RESERVED)
         parameters = inspect.signature(function).parameters.values()
         if any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return cls(name=name, function=function, columns=("prompts", *columns))
+            return cls(name=name, function=function, rows=rows, columns=("prompts", *columns))
         named = [
             p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "completions"
         ]
@@ -75,42 +103,46 @@ class CheckedReward:
         for parameter in named:
             if parameter.name not in known and parameter.default is parameter.empty:
                 problem = f"reward {name!r} reads a column {parameter.name!r}, and the rows have none"
-                remedy = f"They have: {', '.join(sorted(columns)) or 'none'}. Map one with data.columns."
+                remedy = f"They have: {', '.join(columns) or 'none'}. Map one with data.columns."
                 raise LuthierError("data-column", problem, where="trainer.reward", remedy=remedy)
-        return cls(name=name, function=function, columns=tuple(p.name for p in named if p.name in known))
+        return cls(name=name, function=function, rows=rows, columns=tuple(p.name for p in named if p.name in known))
 
     @property
     def __name__(self) -> str:
         """The name by which TRL reports it."""
-        return self.name.rpartition(":")[2].rpartition(".")[2]
+        return reported_name(self.name)
 
-    def __call__(self, *, completions: Sequence[Any], prompts: Sequence[Any], **columns: Any) -> list[float | None]:
-        """Return a number for each answer, or None; `part-broken` names the reward and the row where it fails."""
-        texts, rows = [text_of(answer) for answer in completions], columns.get(ROW, ())
-        given = {"prompts": list(prompts), **{n: v for n, v in columns.items() if n in self.columns}}
-        arguments = {name: _stretched(given[name], len(texts)) for name in self.columns}
-        places = _stretched(list(rows), len(texts)) if rows else [""] * len(texts)
-        numbers = self._call(texts, arguments, places)
-        if len(numbers) != len(texts):
-            raise self._broken(f"it gives {len(numbers)} numbers for {len(texts)} answers", places[0], None)
-        return [self._number(number, place) for number, place in zip(numbers, places, strict=True)]
+    def __call__(self, *, completions: Sequence[Any], **told: Any) -> list[float | None]:
+        """Return a number for each answer, or None; `part-broken` names the reward and the row where it fails.
 
-    def _call(self, texts: list[str], arguments: Mapping[str, Any], places: Sequence[str]) -> list[Any]:
+        Of what else TRL tells, the rows' numbers are read; where several answers are to each, they may come once.
+        """
+        texts, numbers = [text_of(answer) for answer in completions], told[ROW]
+        rows = [self.rows[int(numbers[place % len(numbers)])] for place in range(len(texts))]
+        values = self._call(texts, rows)
+        if len(values) != len(texts):
+            raise self._broken(f"it gives {len(values)} numbers for {len(texts)} answers", rows[0].where, None)
+        return [self._number(value, row.where) for value, row in zip(values, rows, strict=True)]
+
+    def _call(self, texts: list[str], rows: list[PromptRow]) -> list[Any]:
         try:
-            return list(self.function(completions=texts, **arguments))
+            return list(self.function(completions=texts, **self._arguments(rows)))
         except Exception as error:
-            place = self._failing(texts, arguments, places)
+            place = self._failing(texts, rows)
             raise self._broken(f"it raises {type(error).__name__}: {error}", place, None) from error
 
-    def _failing(self, texts: list[str], arguments: Mapping[str, Any], places: Sequence[str]) -> str:
+    def _arguments(self, rows: list[PromptRow]) -> dict[str, list[Any]]:
+        """The columns of these rows, copied, as a function may change what it is given; None where a row has none."""
+        return {name: [copy.deepcopy(_column(row, name)) for row in rows] for name in self.columns}
+
+    def _failing(self, texts: list[str], rows: list[PromptRow]) -> str:
         """The place of the first row that raises when it is asked about alone; of the first one where none does."""
-        for number, place in enumerate(places):
-            alone = {name: [values[number]] for name, values in arguments.items()}
+        for text, row in zip(texts, rows, strict=True):
             try:
-                list(self.function(completions=[texts[number]], **alone))
+                list(self.function(completions=[text], **self._arguments([row])))
             except Exception:
-                return place
-        return places[0]
+                return row.where
+        return rows[0].where
 
     def _number(self, number: Any, place: str) -> float | None:
         if number is None:
@@ -124,8 +156,7 @@ class CheckedReward:
         return value
 
     def _broken(self, problem: str, place: str, found: Any) -> LuthierError:
-        where = f"reward {self.name!r}: row {place}" if place else f"reward {self.name!r}"
-        return LuthierError("part-broken", problem, where=where, found=found,
+        return LuthierError("part-broken", problem, where=f"reward {self.name!r}: row {place}", found=found,
                             remedy="Mend the function; None says that it has no opinion.")  # fmt: skip
 
 
@@ -134,6 +165,5 @@ def text_of(answer: Any) -> str:
     return answer if isinstance(answer, str) else "".join(str(message.get("content") or "") for message in answer)
 
 
-def _stretched(values: Sequence[Any], count: int) -> list[Any]:
-    """Return a column for `count` answers: where several are to each prompt, the prompts may come once."""
-    return [values[number % len(values)] for number in range(count)]
+def _column(row: PromptRow, name: str) -> Any:
+    return row.prompt if name == "prompts" else row.columns.get(name)

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import copy
+import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 import datasets
 import transformers
-from luthier import LuthierError, Recipe, TrainerSession
+from luthier import LuthierError, PromptRow, Recipe, TrainerSession
 from torch import nn
 from trl.trainer.utils import add_fused_lm_head
 
 from luthier_trl.bridge import SessionCallback, connected_trainer
 from luthier_trl.options import given_options, trl_classes
-from luthier_trl.rewards import RESERVED, ROW, CheckedReward, find_reward
+from luthier_trl.rewards import ROW, CheckedReward, check_names, find_reward
 
 SCHEDULES: Final = tuple(kind.value for kind in transformers.SchedulerType)
 CHOICES: Final = {
     "precision": ("auto", "float32", "bf16"),
     "gradient_checkpointing": (False, True),
     "lr_scheduler_type": SCHEDULES,
+    "reference": ("auto", "initial", "base"),
     "data.overlong": ("auto", "drop", "error"),
 }
+HEAD: Final = "lm_head"  # as most models call it; what others call it is found once the model is there
+REWARD: Final = "trainer.reward"
 NUMBERS: Final = ("learning_rate", "global_batch_size", "max_tokens_per_device")  # which may be `auto` elsewhere
 
 
@@ -39,6 +43,20 @@ class TrlTrainer:
 
     def check(self, recipe: Recipe) -> None:
         """Raise for what TRL cannot be told, for options that it refuses, and for rewards that are not there."""
+        self._check_settings(recipe)
+        if self._group is None or self._group < 1:
+            problem = f"{self.where} compares several answers to a prompt"
+            raise LuthierError("recipe-out-of-range", problem, where="trainer.num_generations", found=self._group,
+                               remedy="Write how many.")  # fmt: skip
+        refuse_head(recipe.to_dict()["adapter"])
+        check_names(self.reward_names, REWARD)
+        arguments = self.configuration(recipe, "unused", use_cpu=True)
+        if recipe.reference != "auto" and not self._needs_reference(arguments):
+            raise LuthierError("recipe-conflict", f"nothing reads it: {self.where} has a beta of 0", where="reference",
+                               found=recipe.reference, remedy="Leave it out, or set trainer.beta.")  # fmt: skip
+
+    def _check_settings(self, recipe: Recipe) -> None:
+        """Raise for a setting of the run that TRL has, but not with this value."""
         for name, known in CHOICES.items():
             value = getattr(recipe.data, name[5:]) if name.startswith("data.") else getattr(recipe, name)
             if value not in known:
@@ -51,9 +69,15 @@ class TrlTrainer:
         if self.options.method == "online_dpo" and recipe.data.validation:
             raise LuthierError("recipe-conflict", f"nothing reads it: {self.where} does not evaluate",
                                where="data.validation", remedy="Leave it out.")  # fmt: skip
-        for name in self.reward_names:
-            find_reward(name, "trainer.reward")
-        self.configuration(recipe, "unused", use_cpu=True)
+
+    def check_rows(self, recipe: Recipe, rows: Sequence[PromptRow], validation: Sequence[PromptRow]) -> None:
+        """Raise where the rows lack a column that a reward reads, or do not fill one step of TRL's."""
+        self._rewards((*rows, *validation))
+        size = int(recipe.global_batch_size)
+        if self.options.method != "online_dpo" and len(rows) < size:  # which takes a smaller step
+            problem = f"a step asks for {size} prompts, and there are {len(rows)}"
+            raise LuthierError("recipe-out-of-range", problem, where="global_batch_size", found=size,
+                               remedy="Lower it, or give more rows.")  # fmt: skip
 
     @property
     def reward_names(self) -> list[str]:
@@ -63,25 +87,24 @@ class TrlTrainer:
 
     def train(self, session: TrainerSession) -> None:
         """Let TRL take every step of the session."""
-        columns = sorted({name for row in (*session.rows, *session.validation) for name in row.columns} - {*RESERVED})
-        rewards = [
-            CheckedReward.of_function(name, find_reward(name, "trainer.reward"), columns) for name in self.reward_names
-        ]
         head = session.model.get_output_embeddings()
         if type(head) is not nn.Linear:
             raise LuthierError("part-unsupported", "TRL reads the weight of the head, which has an adapter or another "
                                "form", where="adapter.target_modules", found=type(head).__name__)  # fmt: skip
         with tempfile.TemporaryDirectory() as folder, _unpatched(session.model):
             use_cpu = session.model.device.type == "cpu"
-            trainer = self._made(session, self.configuration(session.recipe, folder, use_cpu=use_cpu), rewards, columns)
-            with explained(self.where):
-                trainer.train()
+            trainer = self._made(session, self.configuration(session.recipe, folder, use_cpu=use_cpu))
+            trainer.train()
 
-    def _made(self, session: TrainerSession, arguments: Any, rewards: list[CheckedReward], columns: list[str]) -> Any:
+    def _rewards(self, rows: Sequence[PromptRow]) -> list[CheckedReward]:
+        return [CheckedReward.of_function(name, find_reward(name, REWARD), rows) for name in self.reward_names]
+
+    def _made(self, session: TrainerSession, arguments: Any) -> Any:
         """Return TRL's trainer over the session's model, with its reference where the objective has one."""
         reference = session.reference() if self._needs_reference(arguments) else None
         beta = arguments.beta
-        rows, held = (_dataset(each, columns) for each in (session.rows, session.validation))
+        rows, held = numbered_prompts(session.rows, 0), numbered_prompts(session.validation, len(session.rows))
+        rewards = self._rewards((*session.rows, *session.validation))
         also = {"ref_model": reference} if self.options.method == "online_dpo" else {}
         if not also:
             arguments.beta = 0.0  # else TRL reads the model a second time, by its name
@@ -124,7 +147,7 @@ class TrlTrainer:
             return self.config_class(**arguments)
 
     @property
-    def _group(self) -> int:
+    def _group(self) -> Any:
         """How many answers TRL counts for each prompt; online DPO counts prompts."""
         return 1 if self.options.method == "online_dpo" else self.options.num_generations
 
@@ -172,11 +195,33 @@ def explained(where: str) -> Iterator[None]:
         raise LuthierError("recipe-out-of-range", problem, where=where, remedy=remedy) from error
 
 
-def _dataset(rows: Any, columns: list[str]) -> datasets.Dataset:
-    """Return the prompts as TRL takes them: with every column, and each row's place."""
-    return datasets.Dataset.from_list(
-        [{**{name: row.columns.get(name) for name in columns}, "prompt": row.prompt, ROW: row.where} for row in rows]
-    )
+def numbered_prompts(rows: Sequence[PromptRow], start: int) -> datasets.Dataset:
+    """Return the prompts as TRL takes them, each with its row's number, which counts from `start`.
+
+    The table holds the numbers alone: a column of Arrow's has one type, and fills messages with keys of each other.
+    """
+    prompts = [row.prompt for row in rows]
+
+    def look_up(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        return {"prompt": [copy.deepcopy(prompts[number - start]) for number in batch[ROW]], ROW: batch[ROW]}
+
+    return datasets.Dataset.from_dict({ROW: list(range(start, start + len(rows)))}).with_transform(look_up)
+
+
+def refuse_head(adapter: Mapping[str, Any]) -> None:
+    """Raise `part-unsupported` where an adapter's options name the head, whose plain weight TRL reads."""
+    for option in ("target_modules", "modules_to_save"):
+        named = adapter.get(option) or ()
+        if _fits_head(named) if isinstance(named, str) else any(name.rpartition(".")[2] == HEAD for name in named):
+            raise LuthierError("part-unsupported", "TRL reads the weight of the head, which may have no adapter",
+                               where=f"adapter.{option}", found=HEAD, remedy="Leave the head out.")  # fmt: skip
+
+
+def _fits_head(pattern: str) -> bool:
+    try:
+        return re.fullmatch(pattern, HEAD) is not None
+    except re.error:  # the adapter says so in words of its own
+        return False
 
 
 @contextmanager
