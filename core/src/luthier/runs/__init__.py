@@ -1,1 +1,1 @@
-"""Run folders as one reads them afterwards: what trained here, how far it came, and how two of them differ."""
+"""Run folders as they are read afterwards: which run trained here, how far it came, and how two runs differ."""

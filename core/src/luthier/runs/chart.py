@@ -9,7 +9,10 @@ HEIGHT: Final = 6
 
 
 def draw_chart(points: list[tuple[int, float]], width: int, height: int = HEIGHT) -> list[str]:
-    """Lines of text: the mean of each of `width` stretches of steps as a column, from the least to the greatest."""
+    """Return a chart as lines of text, with one column for the mean of each of `width` stretches of steps.
+
+    The vertical axis goes from the least to the greatest mean.
+    """
     means = _means(points, width)
     known = [value for value in means if value is not None]
     if not known:
@@ -24,7 +27,7 @@ def draw_chart(points: list[tuple[int, float]], width: int, height: int = HEIGHT
 
 
 def _means(points: list[tuple[int, float]], width: int) -> list[float | None]:
-    """The mean of the values in each stretch; None where a stretch has none."""
+    """Return the mean of the values in each stretch; None for a stretch without values."""
     if not points:
         return []
     first, last = points[0][0], points[-1][0]
@@ -36,7 +39,7 @@ def _means(points: list[tuple[int, float]], width: int) -> list[float | None]:
 
 
 def _row(means: list[float | None], low: float, high: float, row: int, height: int) -> str:
-    """One line, `row` from below: how much of it each column fills, in eighths. The lowest column fills one."""
+    """Return one line, `row` from below. Each column fills it in eighths; the lowest column fills one eighth."""
     scale = (height * 8 - 1) / (high - low) if high > low else 0.0
     fills = [0 if mean is None else round((mean - low) * scale) + 1 for mean in means]
     return "".join(BLOCKS[min(max(fill - row * 8, 0), 8)] for fill in fills)

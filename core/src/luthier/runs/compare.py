@@ -1,4 +1,4 @@
-"""Two runs side by side: options, parts, data, versions, numbers, and a picture of both curves."""
+"""The comparison of two runs: options, parts, data, versions, numbers, and a picture of both curves."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from luthier.runs.details import ENVIRONMENT, flatten_tree, metric_ranges
 from luthier.runs.metric_survey import DRAWN
 from luthier.runs.run_folder import RunFolder
 
-APART: Final = ("output_dir",)  # every run has its own
+APART: Final = ("output_dir",)  # an option that differs between any two runs
 
 
 def compare_runs(a: RunFolder, b: RunFolder) -> dict[str, Any]:
-    """All that `luthier runs diff` prints, as plain data. Each difference has what `a` and what `b` has."""
+    """Return all that `luthier runs diff` prints, as plain data. Each difference has the values of `a` and of `b`."""
     return {
         "a": a.summary(),
         "b": b.summary(),
@@ -36,11 +36,11 @@ def _options(a: RunFolder, b: RunFolder) -> list[dict[str, Any]]:
         problem = "its recipe.yaml is missing or damaged"
         raise LuthierError("run-not-found", problem, where=str(lacking[0].path), remedy="Compare other runs.")
     one, other = (flatten_tree(tree) for tree in trees)
-    return [found for found in _differences(one, other) if found["name"] not in APART]
+    return [difference for difference in _differences(one, other) if difference["name"] not in APART]
 
 
 def _parts(run: RunFolder) -> dict[str, str]:
-    """Kind, or kind and name for callbacks: the part as text with its version."""
+    """Return each part as text with its version, by kind (callbacks: by kind and name)."""
     differences = {}
     for part in run.parts:
         kind, name = str(part.get("kind")), str(part.get("name"))
@@ -55,7 +55,7 @@ def _mapping(run: RunFolder, name: str) -> Mapping[str, Any]:
 
 
 def _numbers(a: RunFolder, b: RunFolder) -> list[dict[str, Any]]:
-    """The last value of each metric that either has; of a rate the median."""
+    """Return the last value of each metric that either run has; for a rate, the median."""
     one, other = ({n: s.get("median", s["last"]) for n, s in metric_ranges(run).items()} for run in (a, b))
     for values, run in ((one, a), (other, b)):
         values["steps"] = run.step
@@ -78,12 +78,12 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, A
 
 
 def _names(*mappings: Iterable[str]) -> list[str]:
-    """The names of all, in the order of the first that has each."""
+    """Return the names of all mappings without repetition, in order of first appearance."""
     return list(dict.fromkeys(name for mapping in mappings for name in mapping))
 
 
 def draw_both(a: RunFolder, b: RunFolder, path: Path) -> Path:
-    """A PNG of the losses of both. Raises `path-unwritable`, and `run-not-found` where neither has any."""
+    """Draw the losses of both runs as a PNG. Raises `path-unwritable`, and `run-not-found` if neither has any."""
     from luthier.errors import unwritable_path
     from luthier.runs.picture import draw_picture
 

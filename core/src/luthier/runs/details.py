@@ -10,12 +10,12 @@ from typing import Any, Final
 
 from luthier.runs.run_folder import CHECKPOINTS, RunFolder, reach_value
 
-MANIFEST: Final = "manifest.json"  # a checkpoint without one was never finished
+MANIFEST: Final = "manifest.json"  # a checkpoint without this file was never finished
 ENVIRONMENT: Final = ("platform", "processor", "device", "threads")
 
 
 def run_details(run: RunFolder) -> dict[str, Any]:
-    """All that `luthier runs show` prints, as plain data."""
+    """Return all that `luthier runs show` prints, as plain data."""
     record, settings = run.record, run.settings()
     return {
         **run.summary(),
@@ -38,19 +38,19 @@ def run_details(run: RunFolder) -> dict[str, Any]:
 
 
 def metric_ranges(run: RunFolder) -> dict[str, dict[str, float]]:
-    """For each metric its first, last, least and greatest value, and where it is a rate the median."""
-    return {name: found.to_dict() for name, found in run.survey.ranges.items()}
+    """Return the first, last, least and greatest value of each metric; of a rate also the median."""
+    return {name: value_range.to_dict() for name, value_range in run.survey.ranges.items()}
 
 
 def checkpoints(folder: Path) -> list[dict[str, Any]]:
-    """The checkpoints, oldest first: name, bytes, and whether each was finished."""
+    """Return the checkpoints, oldest first: name, bytes, and True if it was finished."""
     root = folder / CHECKPOINTS
     folders = sorted(path for path in root.glob("step-*") if path.is_dir()) if root.is_dir() else []
     return [{"name": path.name, "bytes": size(path), "finished": (path / MANIFEST).is_file()} for path in folders]
 
 
 def files(folder: Path) -> list[dict[str, Any]]:
-    """What lies in the folder, sorted by name: files with their bytes, folders with those of all in them."""
+    """Return the entries of the folder by name: files with their bytes, folders with the bytes of all files in them."""
     try:
         names = sorted(os.listdir(folder))
     except OSError:
@@ -59,7 +59,7 @@ def files(folder: Path) -> list[dict[str, Any]]:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; what vanishes meanwhile counts nothing."""
+    """Return the bytes of a file, or of all files in a folder. A file that vanishes meanwhile counts 0."""
     if path.is_dir() and not path.is_symlink():
         return sum(size(inner) for inner in _inner(path))
     try:
@@ -76,7 +76,10 @@ def _inner(folder: Path) -> list[Path]:
 
 
 def flatten_tree(tree: Any, path: str = "") -> dict[str, Any]:
-    """The leaves of a tree by their dotted paths; an empty mapping or list is a leaf, and so is a list of scalars."""
+    """Return the leaves of a tree by their dotted paths.
+
+    An empty mapping or list is a leaf, as is a list of scalars.
+    """
     if isinstance(tree, Mapping) and tree:
         branches = {f"{path}.{name}" if path else str(name): inner for name, inner in tree.items()}
         return {k: v for name, inner in branches.items() for k, v in flatten_tree(inner, name).items()}
@@ -86,7 +89,7 @@ def flatten_tree(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def changed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that are not their defaults, by their dotted paths."""
+    """Return the settings that differ from their defaults, by their dotted paths."""
     from luthier.recipe import Data, Model, Recipe, Source
 
     known = {**_defaults(Recipe, ""), **_defaults(Model, "model."), **_defaults(Data, "data."), **_of_parts(settings)}
@@ -107,7 +110,7 @@ def _defaults(cls: type, prefix: str) -> dict[str, Any]:
 
 
 def _of_parts(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The default part of each field, and the default options of the part that is there."""
+    """Return the default part of each field, and the default options of the part that the settings name."""
     from luthier.recipe.parts import FIELDS
     from luthier.recipe.reading.draft import default_of
 
@@ -121,7 +124,7 @@ def _of_parts(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_part(kind: str, value: Any, path: str) -> dict[str, Any]:
-    """The default options of a part by their paths; nothing for one that is not installed here."""
+    """Return the default options of a part by their paths; an empty dict if the part is not installed here."""
     from luthier.errors import LuthierError
     from luthier.plugins.registry import installed_plugins
 

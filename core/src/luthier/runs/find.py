@@ -1,4 +1,4 @@
-"""Finding runs: every run folder below a directory, and the one that an abbreviated id or a path means."""
+"""The search for runs: every run folder below a directory, or the one that an abbreviated id or a path means."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from luthier.errors import LuthierError
 from luthier.recipe.artifact_note import ARTIFACTS
 from luthier.runs.run_folder import CHECKPOINTS, LOCK, RECORD, RunFolder, read_folder
 
-DEEP: Final = 3  # folders between a directory and a run in it
-LISTED: Final = 5  # runs that an error names
+DEEP: Final = 3  # levels of folders between a directory and a run in it
+LISTED: Final = 5  # the most runs that an error names
 
 
 def all_runs(directory: Path) -> list[RunFolder]:
-    """The runs in and below a directory, the newest first; damaged ones last."""
+    """Return the runs in and below a directory, the newest first and damaged ones last."""
     folders = [read_folder(path) for path in _folders(directory, DEEP)]
     folders.sort(key=lambda run: run.name)
-    return sorted(folders, key=lambda run: run.run_id, reverse=True)  # an id begins with its time
+    # an id begins with the time at which the run began
+    return sorted(folders, key=lambda run: run.run_id, reverse=True)
 
 
 def find_run(name: str, directory: Path) -> RunFolder:
-    """The run at a path, or of an id or name that may be abbreviated.
+    """Return the run at a path, or the run with an id or name, which may be abbreviated.
 
-    Raises `run-not-found`, and `run-ambiguous` with those that match.
+    Raises `run-not-found`, and `run-ambiguous` with the runs that match.
     """
     if is_run(Path(name)):
         return read_folder(Path(name))
@@ -36,17 +37,17 @@ def find_run(name: str, directory: Path) -> RunFolder:
         if matching:
             raise _ambiguous(name, matching)
     known = ", ".join(run.run_id or run.name for run in runs[:LISTED])
-    remedy = f"There are: {known}." if known else "Give a run's folder, or its directory by --dir."
+    remedy = f"There are: {known}." if known else "Give a run's folder, or its directory with --dir."
     raise LuthierError("run-not-found", f"no run {name!r} in {directory}", remedy=remedy)
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run, or what is left of one."""
+    """Return True if a folder holds a run, or the remains of one."""
     return (folder / RECORD).exists() or (folder / LOCK).is_file() or (folder / CHECKPOINTS).is_dir()
 
 
 def describe_folder(folder: Path) -> str | None:
-    """Say what a folder is that is no model's, and what to name instead; None for one that is nothing of ours."""
+    """Return a sentence on what a folder without a model is, and what to name instead; None for an unknown folder."""
     if folder.parent.name == CHECKPOINTS:
         return f"It is a run's checkpoint, which is no model yet: `luthier merge {folder}` makes one of it."
     if is_run(folder):

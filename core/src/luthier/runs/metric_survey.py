@@ -1,4 +1,4 @@
-"""A survey of a run's metrics: the range of each number and the curves of the losses, read once, in bounded memory."""
+"""A survey of a run's metrics in bounded memory: the range of each number, and the curves of the losses."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import attrs
 
 from luthier.runs.metrics_file import finite_number, parse_lines
 
-RATES: Final = ("tokens_per_second",)  # of which the median says most; of the others the last value
+RATES: Final = ("tokens_per_second",)  # of a rate the median says most, of other metrics the last value
 DRAWN: Final = ("loss", "eval_loss")
-BLOCK: Final = 1 << 22  # bytes read at once
-KEPT: Final = 1 << 16  # points of a curve, and values that a median is of
+BLOCK: Final = 1 << 22  # bytes that are read at once
+KEPT: Final = 1 << 16  # the most points of a curve, and the most values that a median is taken of
 
 
 @attrs.define
 class Range:
-    """The first, last, least and greatest of the values so far, and where they are a rate an even sample of them."""
+    """The first, last, least and greatest value of a metric so far; of a rate also an even sample, for the median."""
 
     first: float
     last: float
@@ -29,10 +29,10 @@ class Range:
     greatest: float
     sample: list[float] | None = None
     seen: int = 0
-    every: int = 1  # one of so many values is in the sample
+    every: int = 1  # the sample has one of so many values
 
     def add(self, values: Any, least: float, greatest: float) -> None:
-        """Take further values, a list or an array, with the least and the greatest of them."""
+        """Add further values, a list or an array, together with the least and the greatest of them."""
         self.last, self.least, self.greatest = float(values[-1]), min(self.least, least), max(self.greatest, greatest)
         if self.sample is None:
             return
@@ -48,15 +48,19 @@ class Range:
 
 @attrs.define
 class Curve:
-    """The points of a metric; where they are more than `KEPT`, each is the mean of as many that follow each other."""
+    """The points of a metric. Beyond `KEPT` points, each is the mean of equally many successive values."""
 
-    points: dict[int, float] = attrs.field(factory=dict)  # by step, the last line of each counts
+    # step -> value; of several lines with one step the last counts
+    points: dict[int, float] = attrs.field(factory=dict)
     each: int = 1
-    begun: list[tuple[int, float]] = attrs.field(factory=list)  # of a point that is not complete
-    newest: int = -1  # the last step that was taken
+    begun: list[tuple[int, float]] = attrs.field(factory=list)  # values of a point that is not complete
+    newest: int = -1  # the last step that was added
 
     def add(self, points: Iterable[tuple[int, float]]) -> None:
-        """Take further points in their order; where steps come again, the run went on from a checkpoint before them."""
+        """Add further points in their order.
+
+        Steps that come again mean that the run went on from an earlier checkpoint.
+        """
         listed = list(points)
         steps = [self.newest, *(step for step, _ in listed)]
         starts = [i for i in range(len(listed)) if steps[i + 1] <= steps[i]]
@@ -65,7 +69,7 @@ class Curve:
         self.newest = steps[-1]
 
     def _take(self, points: list[tuple[int, float]]) -> None:
-        """Take points of rising steps."""
+        """Add points of rising steps."""
         if self.each == 1:
             self.points.update(points)
         else:
@@ -80,13 +84,13 @@ class Curve:
             self._thin()
 
     def _forget(self, step: int) -> None:
-        """Drop the points from a step on: what comes again lies between them otherwise."""
+        """Drop the points from a step on, because a resumed run gives these steps again."""
         self.points = {first: value for first, value in self.points.items() if first < step}
         self.begun = [point for point in self.begun if point[0] < step]
 
     def _thin(self) -> None:
         listed = sorted(self.points.items())
-        rest = listed[len(listed) - len(listed) % 2 :]  # half of a point that will be
+        rest = listed[len(listed) - len(listed) % 2 :]  # the last point if their number is odd: half of a future point
         pairs = zip(listed[::2], listed[1::2], strict=False)
         self.points, self.each = dict(map(_mean, pairs)), 2 * self.each
         self.begun = rest * (self.each // 2) + self.begun
@@ -96,35 +100,35 @@ class Curve:
 
 
 def _mean(points: Sequence[tuple[int, float]]) -> tuple[int, float]:
-    """The step of the first of some points, and the mean of their values."""
+    """Return the step of the first of some points, and the mean of their values."""
     return points[0][0], sum(value for _, value in points) / len(points)
 
 
 @attrs.define
 class Survey:
-    """What the lines of a metrics file hold."""
+    """The ranges and the curves of the metrics in a metrics file."""
 
     ranges: dict[str, Range] = attrs.field(factory=dict)
     curves: dict[str, Curve] = attrs.field(factory=dict)
 
     def add(self, name: str, values: Any, least: float, greatest: float) -> None:
-        """Take values of a metric in their order."""
+        """Add values of a metric in their order."""
         if name not in self.ranges:
             first = float(values[0])
             self.ranges[name] = Range(first, first, first, first, [] if name in RATES else None)
         self.ranges[name].add(values, least, greatest)
 
     def draw(self, name: str, points: Iterable[tuple[int, float]]) -> None:
-        """Take points of a metric that is drawn."""
+        """Add points to the curve of a metric that is drawn."""
         self.curves.setdefault(name, Curve()).add(points)
 
     def series(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) of a metric that is drawn, by step."""
+        """Return the (step, value) points of a drawn metric, sorted by step."""
         return self.curves[name].series() if name in self.curves else []
 
 
 def survey_metrics(path: Path, block: int = BLOCK) -> Survey:
-    """Read a metrics file once. What a kill cut short, and what is no line of metrics, is left out."""
+    """Read a metrics file once. Lines that a kill cut short, and lines that are no metrics, are left out."""
     survey = Survey()
     large = path.is_file() and path.stat().st_size > block
     for lines in _blocks(path, block):
@@ -134,7 +138,7 @@ def survey_metrics(path: Path, block: int = BLOCK) -> Survey:
 
 
 def _blocks(path: Path, size: int) -> Iterator[bytes]:
-    """The file in parts that end with a line."""
+    """Yield the file in blocks that end with a line."""
     rest = b""
     try:
         with path.open("rb") as file:
@@ -161,7 +165,7 @@ def _add_lines(survey: Survey, block: bytes) -> None:
 
 
 def _add_columns(survey: Survey, block: bytes) -> bool:
-    """Take many lines at once, read by pyarrow; False where it is absent, or a line is none for it."""
+    """Add many lines at once, read by pyarrow. Return False if pyarrow is absent or cannot read a line."""
     try:
         import pyarrow as pa
         from pyarrow import json
@@ -174,8 +178,8 @@ def _add_columns(survey: Survey, block: bytes) -> bool:
     names = table.column_names
     if len(set(names)) != len(names):
         return False
-    numbers = {name: found for name in names if (found := _floats(table[name])) is not None}
-    for name, column in numbers.items():  # in the file's order
+    numbers = {name: floats for name in names if (floats := _floats(table[name])) is not None}
+    for name, column in numbers.items():  # in the order of the file
         if name != "step":
             _add_column(survey, name, column, numbers.get("step"))
     return True
@@ -184,17 +188,17 @@ def _add_columns(survey: Survey, block: bytes) -> bool:
 def _add_column(survey: Survey, name: str, values: Any, steps: Any) -> None:
     import numpy as np
 
-    kept = np.isfinite(values)
-    found = values[kept]
-    if len(found):
-        survey.add(name, found, float(found.min()), float(found.max()))
+    is_finite = np.isfinite(values)
+    finite = values[is_finite]
+    if len(finite):
+        survey.add(name, finite, float(finite.min()), float(finite.max()))
     if name in DRAWN and steps is not None:
-        kept &= np.isfinite(steps)
-        survey.draw(name, zip(steps[kept].astype(np.int64).tolist(), values[kept].tolist(), strict=True))
+        is_finite &= np.isfinite(steps)
+        survey.draw(name, zip(steps[is_finite].astype(np.int64).tolist(), values[is_finite].tolist(), strict=True))
 
 
 def _floats(column: Any) -> Any:
-    """[N] float64, NaN for what is no number; None where the column has none."""
+    """Return [N] float64, with NaN for entries that are no numbers; None if the column has no numbers."""
     from pyarrow import types
 
     kind = column.type

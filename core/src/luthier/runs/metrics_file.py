@@ -1,4 +1,4 @@
-"""The file of a run's metrics, metrics.jsonl: one JSON object a line, where null stands for NaN."""
+"""The file of a run's metrics, metrics.jsonl: one JSON object a line, in which null stands for NaN."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from luthier.logs import get_logger
 
 log = get_logger()
 FILE = "metrics.jsonl"
-TAIL: Final = 2**16  # bytes: more than a hundred lines of metrics
+TAIL: Final = 2**16  # bytes, more than a hundred lines of metrics
 NUMBER: Final = (int, float)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file, null read as NaN; one that a kill cut short is left out."""
+    """Return the whole lines of a metrics file, with null read as NaN. A line that a kill cut short is left out."""
     if not path.exists():
         return []
     lines = [line for line in path.read_bytes().splitlines() if line.strip()]
@@ -30,18 +30,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
-    """One line, written at once, and on a line of its own where the last one was cut short by a kill."""
+    """Append one line in a single write. It starts a new line if a kill cut the last one short."""
     with path.open("a+b") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(end - 1, 0))
-        cut = end > 0 and file.read(1) != b"\n"  # what is written goes to the end, wherever one has read
+        # the file is open for appending, so reading here does not move where it writes
+        cut = end > 0 and file.read(1) != b"\n"
         if cut:
             log.warning("the last line of the metrics was cut short by a kill, and is left as it is", file=str(path))
         file.write(b"\n" * cut + _text(line).encode())
 
 
 def last_lines(path: Path, size: int = TAIL) -> list[bytes]:
-    """The lines in the last `size` bytes of a file, oldest first; none of one that cannot be read."""
+    """Return the lines in the last `size` bytes of a file, oldest first; an empty list if it cannot be read."""
     try:
         with path.open("rb") as file:
             begin = max(file.seek(0, os.SEEK_END) - size, 0)
@@ -52,7 +53,7 @@ def last_lines(path: Path, size: int = TAIL) -> list[bytes]:
 
 
 def parse_lines(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """The objects that lines hold; what a kill cut short is left out."""
+    """Yield the objects that lines hold, without lines that a kill cut short."""
     for line in lines:
         try:
             value = json.loads(line)
@@ -63,17 +64,17 @@ def parse_lines(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def finite_number(values: Mapping[str, Any], name: str) -> float | None:
-    """A finite number of a record or a line of metrics; None where it is absent or anything else."""
+    """Return a finite number of a record or a line of metrics; None if it is absent or anything else."""
     value = values.get(name)
     if not isinstance(value, NUMBER) or isinstance(value, bool):
         return None
     try:
         return value if math.isfinite(value) else None
-    except OverflowError:  # of whole numbers that no float holds
+    except OverflowError:  # of integers larger than every float
         return None
 
 
 def _text(line: dict[str, Any]) -> str:
-    """JSON has no NaN: what is not finite, such as the loss of a step that was skipped, is null."""
+    """Return a line as JSON, which has no NaN: a value that is not finite, as a skipped step's loss, becomes null."""
     known = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in line.items()}
     return json.dumps(known, allow_nan=False) + "\n"

@@ -11,7 +11,7 @@ PICTURE = "loss.png"
 def draw_picture(
     points: Mapping[str, list[tuple[int, float]]], path: Path, *, title: str = "", smoothing: float = 0.9
 ) -> None:
-    """A PNG of each series of (step, value); long series get a smoothed line over the pale raw one."""
+    """Write a PNG of each series of (step, value). A long series gets a smoothed line over its pale raw one."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
@@ -31,7 +31,7 @@ def draw_picture(
 
 
 def averaged(values: tuple[float, ...], smoothing: float) -> list[float]:
-    """The exponential moving average, corrected for its start."""
+    """Return the exponential moving average of the values, corrected for its start at zero."""
     total, weight, means = 0.0, 0.0, []
     for value in values:
         total, weight = smoothing * total + value, smoothing * weight + 1.0

@@ -1,4 +1,4 @@
-"""Replaying: the recipe of a run, with or without changes, for a fresh folder beside it."""
+"""Replaying: the recipe of an earlier run, with or without changes, for a fresh folder beside it."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from luthier.runs.run_folder import RECIPE, RunFolder, free_folder
 if TYPE_CHECKING:
     from luthier.recipe import Recipe
 
-GIVEN = "python:"  # how a recipe names what was handed over in Python
+GIVEN = "python:"  # the prefix by which a recipe names what was passed in Python
 
 
 @attrs.frozen(kw_only=True)
 class Replay:
-    """The recipe to train, and how it differs from the run's."""
+    """A recipe to train again, and how it differs from the run's recipe."""
 
     recipe: Recipe
     folder: Path
     changes: list[dict[str, Any]]
     was: str  # the hash of the run's recipe
     now: str
-    processes: int = 1  # that the run had; a replay has one
+    processes: int = 1  # the number of processes of the run; a replay has one
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -40,10 +40,11 @@ class Replay:
 
 
 def replay_run(run: RunFolder, sets: Iterable[str] = (), output_dir: Path | None = None) -> Replay:
-    """What to train again. The environment has no say, so that the recipe is the run's.
+    """Return the recipe of a run, for training again. Environment variables are ignored, so that the recipe is the
+    run's.
 
-    Raises `run-not-found` where the folder has no whole recipe, and `data-not-found` or `model-not-found` for what
-    was handed over in Python.
+    Raises `run-not-found` if the folder has no whole recipe, and `data-not-found` or `model-not-found` for what was
+    passed in Python and so is in no file.
     """
     from luthier.recipe import Recipe, recipe_hash
 
@@ -64,20 +65,20 @@ def replay_run(run: RunFolder, sets: Iterable[str] = (), output_dir: Path | None
 
 
 def _changes(was: dict[str, Any], now: dict[str, Any], given: list[str]) -> list[dict[str, Any]]:
-    """What differs. An option that is younger than the run is no change where nobody gave it."""
+    """Return the options that differ. An option that is younger than the run is no change if nobody set it."""
     younger = [name for name in now if name not in was and not any(f"{name}.".startswith(f"{g}.") for g in given)]
     names = [name for name in dict.fromkeys([*was, *now]) if name != "output_dir" and name not in younger]
     return [{"name": n, "was": was.get(n), "now": now.get(n)} for n in names if was.get(n) != now.get(n)]
 
 
 def _refuse_objects(recipe: Recipe) -> None:
-    """What was an object of the caller's is in no file."""
+    """Raise if the recipe names an object that the caller passed in Python, because no file holds it."""
     if recipe.model.name_or_path.startswith(GIVEN):
         remedy = "Give a model by --set model=NAME."
-        raise LuthierError("model-not-found", "it was handed over in Python", where="model", remedy=remedy)
+        raise LuthierError("model-not-found", "it was passed as a Python object", where="model", remedy=remedy)
     for where in ("train", "validation"):
         sources = getattr(recipe.data, where)
         if isinstance(sources, list) and any(source.path.startswith(GIVEN) for source in sources):
-            remedy = f"Give them by --set data.{where}=PATH."
-            problem = "the rows were handed over in Python, and no file holds them"
+            remedy = f"Give them with --set data.{where}=PATH."
+            problem = "the rows were passed as Python objects, and no file holds them"
             raise LuthierError("data-not-found", problem, where=f"data.{where}", remedy=remedy)

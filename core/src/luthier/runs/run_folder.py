@@ -1,4 +1,7 @@
-"""One run's folder, read as it stands: whole or cut short, of a run that lives, ended or was killed. No torch."""
+"""One run's folder as it is on disk: whole or cut short, of a run that is running, ended or was killed.
+
+Without torch.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ CHECKPOINTS: Final = "checkpoints"
 
 @attrs.frozen(kw_only=True, eq=False, slots=False)
 class RunFolder:
-    """What a folder says of its run. `damage` is why `record` is empty; None where run.json is whole."""
+    """The contents of a run's folder. `damage` says why `record` is empty; it is None if run.json is whole."""
 
     path: Path
     record: dict[str, Any]
@@ -31,7 +34,7 @@ class RunFolder:
 
     @cached_property
     def state(self) -> str:
-        """running, stopped, completed, failed; killed where nobody trains a running one any more; or damaged."""
+        """Return running, stopped, completed or failed; killed if a running run has no process any more; or damaged."""
         if self.damage is not None:
             return "damaged"
         state = str(self.record["state"])
@@ -47,13 +50,13 @@ class RunFolder:
 
     @property
     def parts(self) -> list[dict[str, Any]]:
-        """Kind, name, distribution and version of each part."""
+        """Return kind, name, distribution and version of each part."""
         parts = self.record.get("parts", [])
         return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
 
     @property
     def model(self) -> str | None:
-        """The base model's name, or the last part of its path."""
+        """Return the base model's name, or the last part of its path."""
         name = reach_value(self.record, "note", "model", "name_or_path")
         return None if name is None else Path(str(name)).name or str(name)
 
@@ -63,18 +66,18 @@ class RunFolder:
 
     @property
     def result(self) -> dict[str, Any]:
-        """What a completed run recorded."""
+        """Return what a completed run recorded as its result."""
         result = self.record.get("result")
         return result if isinstance(result, dict) else {}
 
     @cached_property
     def recent(self) -> list[bytes]:
-        """The last lines of the metrics as they were written, newest first."""
+        """Return the last lines of the metrics as they were written, newest first."""
         return list(reversed(last_lines(self.path / METRICS)))
 
     @property
     def step(self) -> int:
-        """Optimizer steps done, as far as the folder knows."""
+        """Return the number of optimizer steps that are done, as far as the folder says."""
         known = (finite_number(self.record, "step"), self._newest("step"))
         return max((int(step) for step in known if step is not None), default=0)
 
@@ -85,7 +88,7 @@ class RunFolder:
 
     @property
     def age(self) -> float | None:
-        """Seconds since the run began; None where it does not say."""
+        """Return the seconds since the run began; None if the folder does not say."""
         with_zone = str(self.record.get("created", ""))
         try:
             return max(time.time() - datetime.fromisoformat(with_zone).timestamp(), 0.0)
@@ -93,23 +96,23 @@ class RunFolder:
             return None
 
     def latest(self, name: str) -> float | None:
-        """The newest value of a metric."""
+        """Return the newest value of a metric, or None."""
         value = self._newest(name)
         return finite_number(self.result, "final_loss" if name == "loss" else name) if value is None else value
 
     def _newest(self, name: str) -> float | None:
-        """The newest value of a metric in the last lines, of which few are parsed."""
+        """Return the newest value of a metric in the last lines. It parses lines only until it meets one."""
         quoted = json.dumps(name).encode()
         values = (finite_number(line, name) for line in parse_lines(line for line in self.recent if quoted in line))
         return next((value for value in values if value is not None), None)
 
     @cached_property
     def survey(self) -> Survey:
-        """The ranges of all metrics over the whole run, and the curves of its losses."""
+        """Return the ranges of all metrics over the whole run, and the curves of its losses."""
         return survey_metrics(self.path / METRICS)
 
     def settings(self) -> dict[str, Any] | None:
-        """The resolved recipe as plain data; None where recipe.yaml is missing or damaged."""
+        """Return the resolved recipe as plain data; None if recipe.yaml is missing or damaged."""
         from luthier.errors import LuthierError
         from luthier.recipe.reading.yaml12 import load_yaml
 
@@ -117,12 +120,13 @@ class RunFolder:
             tree, _ = load_yaml((self.path / RECIPE).read_text("utf-8"), RECIPE)
         except (OSError, UnicodeDecodeError, LuthierError):
             return None
-        if isinstance(tree, dict) and "callbacks" in tree:  # as an older Luthier wrote the exact list
+        # an older luthier wrote the exact list of callbacks under this name
+        if isinstance(tree, dict) and "callbacks" in tree:
             tree["exact_callbacks"] = tree.pop("callbacks")
         return tree if isinstance(tree, dict) else None
 
     def summary(self) -> dict[str, Any]:
-        """A line of the list."""
+        """Return the run's line in the list of runs."""
         return {
             "id": self.run_id,
             "name": self.name,
@@ -141,7 +145,7 @@ class RunFolder:
 
 
 def read_folder(path: Path) -> RunFolder:
-    """The run of a folder, however damaged; it never raises."""
+    """Return the run of a folder, however damaged. It never raises."""
     try:
         record = json.loads((path / RECORD).read_text("utf-8"))
     except FileNotFoundError:
@@ -154,21 +158,21 @@ def read_folder(path: Path) -> RunFolder:
 
 
 def is_held(folder: Path) -> bool:
-    """Return True if a process trains in the folder: it holds the lock until it ends, however it ends."""
+    """Return True if a process trains in the folder. It holds the lock until it ends, however it ends."""
     from luthier.runs.writing.lock import is_lock_held
 
     return is_lock_held(folder / LOCK)
 
 
 def reach_value(values: Any, *names: str) -> Any:
-    """What stands at a path of names; None where there is no such path."""
+    """Return the value at a path of names; None if there is no such path."""
     for name in names:
         values = values.get(name) if isinstance(values, dict) else None
     return values
 
 
 def free_folder(folder: Path) -> Path:
-    """The folder, or the first free name beside it."""
+    """Return the folder, or the first free name beside it."""
     counter, candidate = 2, folder
     while candidate.exists():
         candidate, counter = folder.with_name(f"{folder.name}-{counter}"), counter + 1

@@ -1,4 +1,4 @@
-"""Decisions: what the run chose by itself, why, and the same again on resume."""
+"""Decisions: what a run chose by itself and why, and how a resumed run gets the same choices again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 
 @attrs.frozen(kw_only=True)
 class Decision:
-    """A JSON value, and why it is so. `kept`: it was taken when the run began."""
+    """A JSON value and the reason for it. `kept` is True if it was decided when the run began."""
 
     value: Any
     reason: str
@@ -25,10 +25,11 @@ class Decision:
 
 
 class Decisions:
-    """Everything that was decided for a run, by name; `run.json` keeps it under `decisions`.
+    """All decisions of a run, by name. `run.json` keeps them under `decisions`.
 
-    `held` is what `to_dict` gave when the run began; None for a new run, or to decide anew. `agree` gives every rank
-    what rank 0 decides (see `World.decide`). `is_logged`: False for those of a rehearsal, which the run takes itself.
+    `held` is what `to_dict` returned when the run began; None for a new run, or to decide again. `agree` gives every
+    rank what rank 0 decides (see `World.decide`). `is_logged` is False in a rehearsal, because the run logs its own
+    later.
     """
 
     def __init__(
@@ -48,9 +49,11 @@ class Decisions:
         *,
         usable: Callable[[Any], bool] = lambda value: True,
     ) -> Value:
-        """The value of `name`: taken before, held from the run's beginning, or else what `decide` gives, with why.
+        """Return the value of `name`: as it was taken before, as it was when the run began, or as `decide` gives it
+        now.
 
-        `usable` says whether a held value can still be had here; where it cannot, `decide` is asked again, aloud.
+        `decide` returns the value and the reason. `usable` says whether an earlier value can be used here; if it
+        cannot, `decide` is called again and a warning says so.
         """
         if name not in self._taken:
             before = self._held.get(name)
@@ -65,7 +68,7 @@ class Decisions:
         return self._taken[name].value
 
     def explicit(self, name: str, value: Value, reason: str = "set in the recipe") -> Value:
-        """A value that nobody had to choose: recorded with the others, and never replaced by a held one."""
+        """Record and return a value that the recipe sets. It is never replaced by the value of an earlier start."""
         before = self._held.get(name)
         if before is not None and before["value"] != value:
             log.warning("not as when the run began", name=name, was=before["value"], now=value, because=reason)
@@ -73,12 +76,13 @@ class Decisions:
         return value
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """`{name: {value, reason}}`; what was held and not asked for in this process stays."""
+        """Return `{name: {value, reason}}`. It includes earlier decisions that this process did not ask for."""
         taken = {name: {"value": d.value, "reason": d.reason} for name, d in self._taken.items()}
         return {**self._held, **taken}
 
     def _keep(self, name: str, decision: Decision) -> None:
-        json.dumps(decision.value)  # a value that run.json cannot hold is a defect of whoever decided it
+        # fails at once for a value that run.json cannot hold, which is a defect of the code that decided it
+        json.dumps(decision.value)
         known = self._taken.get(name)
         self._taken[name] = decision
         if self._is_logged and (known is None or known.value != decision.value):

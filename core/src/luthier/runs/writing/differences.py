@@ -1,4 +1,4 @@
-"""Changes: what differs between a run and the checkpoint or folder that it goes on from, and what of that may."""
+"""Differences between a run and the checkpoint or folder that it goes on from, and which of them are allowed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 log = get_logger()
 PARTS: Final = ("adapter", "loss", "optimizer", "quantizer", "provider")
 SECTIONS: Final = {"data": ("data",), "parts": PARTS, "model": ("model",)}
-ALLOWABLE: Final = (*SECTIONS, "settings")  # the words of --allow-changed; settings: every other one of the recipe
+# the words of --allow-changed; "settings" allows every other option of the recipe
+ALLOWABLE: Final = (*SECTIONS, "settings")
 MENTIONED: Final = 3
 ROWS: Final = "the rows of data.train"
 
 
 @attrs.frozen(kw_only=True)
 class Change:
-    """One thing that is not as it was; `section` is the word that allows it."""
+    """One thing that differs from before. `section` is the word of --allow-changed that allows it."""
 
     section: str
     name: str
@@ -36,17 +37,20 @@ class Change:
 
 
 def read_allowed(given: str | Iterable[str]) -> frozenset[str]:
-    """The sections that `--allow-changed data,parts` names. Raises `recipe-out-of-range` for an unknown one."""
+    """Return the sections that `--allow-changed data,parts` names. Raises `recipe-out-of-range` for an unknown one."""
     words = given.split(",") if isinstance(given, str) else [w for item in given for w in item.split(",")]
     allowed = frozenset(word.strip() for word in words if word.strip())
     for word in sorted(allowed - set(ALLOWABLE)):
-        raise LuthierError("recipe-out-of-range", "nothing has this name that may change", where="allow_changed",
+        raise LuthierError("recipe-out-of-range", "no section has this name", where="allow_changed",
                            found=word, remedy=suggest_nearest(word, ALLOWABLE))  # fmt: skip
     return allowed
 
 
 def list_belongings(recipe: Recipe, record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint keeps of the run that it belongs to; `record` is that of run.json."""
+    """Return what identifies the run that a checkpoint belongs to, kept in the checkpoint.
+
+    `record` is that of run.json.
+    """
     from luthier.recipe.writing import determining_settings
 
     belongings = {"recipe": record["recipe_hash"], "settings": determining_settings(recipe), "run_id": record["run_id"]}
@@ -54,7 +58,7 @@ def list_belongings(recipe: Recipe, record: Mapping[str, Any]) -> dict[str, Any]
 
 
 def find_changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """List what differs between two belongings, or parts of them: recipes, data, base model, distributions."""
+    """Return the differences between two results of `list_belongings`, or parts of them."""
     changes = _settings(was["settings"], now["settings"]) if "settings" in was and "settings" in now else []
     if not changes and "settings" not in was and was.get("recipe", now.get("recipe")) != now.get("recipe"):
         changes.append(Change(section="settings", name="recipe", was=was["recipe"], now=now["recipe"]))
@@ -67,7 +71,10 @@ def find_changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]
 def refuse_changes(
     changes: Sequence[Change], allowed: frozenset[str], where: str, code: str = "checkpoint-other"
 ) -> None:
-    """Raise for what differs and may not: `data-changed` where it is the rows alone, else `code`; say what may."""
+    """Raise for the differences that are not allowed, and log those that are.
+
+    The code is `data-changed` if only the rows differ, else `code`. The remedy names the words of --allow-changed.
+    """
     refused = [change for change in changes if change.section not in allowed]
     if refused:
         reasons = "; ".join(map(str, refused[:MENTIONED])) + ("; ..." if len(refused) > MENTIONED else "")
@@ -75,7 +82,7 @@ def refuse_changes(
         first = "Choose another output_dir" if code == "run-folder-other" else "Restore it"
         remedy = f"{first}, start with --fresh, or go on all the same with --allow-changed {words}."
         if [change.name for change in refused] == [ROWS]:
-            problem = "other rows than it began with"
+            problem = "the rows differ from those that the run began with"
             raise LuthierError("data-changed", problem, where=f"{where}: data.train", remedy=remedy)
         raise LuthierError(code, reasons, where=where, remedy=remedy)
     for change in changes:
@@ -83,9 +90,10 @@ def refuse_changes(
 
 
 def begun_anew(was: Mapping[str, Any], now: Mapping[str, Any]) -> frozenset[str]:
-    """Which states of a checkpoint are not for this run: those of parts that are others, and of rows that are.
+    """Return which states of a checkpoint this run does not take: those of other parts, and the feed's if the rows
+    differ.
 
-    `optimizer_settings`: the same optimizer with other options, which keeps its moments and takes those.
+    `optimizer_settings` stands for the same optimizer with other options: it keeps its moments and takes the options.
     """
     one, other = _today(was["settings"]) if "settings" in was else {}, now.get("settings", {})
     names = (
@@ -104,7 +112,7 @@ def begun_anew(was: Mapping[str, Any], now: Mapping[str, Any]) -> frozenset[str]
 def continue_record(
     record: dict[str, Any], now: Mapping[str, Any], allowed: frozenset[str], folder: Path, recipe_changed: bool
 ) -> dict[str, Any]:
-    """The record of a run that goes on with what is there `now`; what has changed, as allowed, stays in it."""
+    """Return the record of a run that goes on with what is there `now`, with a list of the allowed changes."""
     changes = find_changes(record, {**now, "recipe": now["recipe_hash"]})
     refuse_changes(changes, allowed, str(folder))
     tell_versions(record, now)
@@ -115,13 +123,13 @@ def continue_record(
 
 
 def note_changes(record: dict[str, Any], what: Sequence[object]) -> dict[str, Any]:
-    """The record with what has changed, as allowed, and after which step."""
+    """Return the record with the allowed changes added, and the step after which they came."""
     entry = {"step": record.get("step"), "what": [str(change) for change in what]}
     return {**record, "changes": [*record.get("changes", []), entry]} if what else record
 
 
 def tell_versions(was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Warn of other versions of parts and libraries: they may round otherwise than those that the run began with."""
+    """Warn of changed versions of parts and libraries, because their results may be rounded differently."""
     pairs = {name: (version, now["versions"].get(name)) for name, version in was.get("versions", {}).items()}
     pairs |= {key: (version, _versions(now).get(key)) for key, version in _versions(was).items()}
     moved = {name: f"{one} -> {other}" for name, (one, other) in pairs.items() if other is not None and one != other}
@@ -135,7 +143,7 @@ def _versions(record: Mapping[str, Any]) -> dict[str, str]:
 
 def _settings(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     was = _today(was)
-    others = [k for k in PARTS if _name(was.get(k)) != _name(now.get(k))]  # whose options say nothing
+    others = [k for k in PARTS if _name(was.get(k)) != _name(now.get(k))]  # the options of another part are no changes
     changes = [Change(section="parts", name=k, was=_name(was.get(k)), now=_name(now.get(k))) for k in others]
     one, other = (_flat({k: v for k, v in tree.items() if k not in others}) for tree in (was, now))
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
@@ -143,14 +151,14 @@ def _settings(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
 
 
 def _today(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings that an earlier luthier wrote, with the defaults of options that have come since."""
+    """Return settings that an earlier luthier wrote, with the defaults of options that were added since."""
     from luthier.recipe import Recipe
     from luthier.recipe.writing import determining_settings, without_watching
 
     known = without_watching(settings)
     try:
         return determining_settings(Recipe.from_dict(known))
-    except LuthierError:  # an object of Python's, or a part that is not installed
+    except LuthierError:  # an object from Python, or a part that is not installed
         return known
 
 
@@ -168,7 +176,7 @@ def _section(path: str) -> str:
 
 
 def _distributions(was: Iterable[Mapping[str, Any]], now: Iterable[Mapping[str, Any]]) -> list[Change]:
-    """Parts of the same kind and name that another distribution offers."""
+    """Return the changes of distribution: parts of the same kind and name that another distribution now offers."""
     known = {(part["kind"], part["name"]): part["distribution"] for part in was if part["kind"] in PARTS}
     moved = [(p, known[p["kind"], p["name"]]) for p in now if (p["kind"], p["name"]) in known]
     return [

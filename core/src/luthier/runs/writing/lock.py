@@ -1,4 +1,4 @@
-"""The lock of a run's folder: one process trains there; its file names the owner."""
+"""The lock of a run's folder, by which only one process trains there. Its file names the owner."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ from luthier.logs import get_logger
 log = get_logger()
 LOCK: Final = "lock"
 OWNER: Final = re.compile(r"pid (\d+) on (\S+)")
-PAUSES: Final = (0.005, 0.01, 0.02)  # `luthier runs` holds it for microseconds where it looks for owners
-WITHOUT_LOCKS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of network file systems
-UNANSWERED: Final = (*WITHOUT_LOCKS, errno.EBADF)  # to who may only read the file, and NFS is asked for its lock
+# seconds: `luthier runs` holds a lock for microseconds while it looks for the owner
+PAUSES: Final = (0.005, 0.01, 0.02)
+WITHOUT_LOCKS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # errors of network file systems that keep no locks
+# errors if the file may only be read: NFS then refuses to say who holds the lock
+UNANSWERED: Final = (*WITHOUT_LOCKS, errno.EBADF)
 LONGEST: Final = 1024  # characters of the owner's text
-ON_WINDOWS: Final = os.name == "nt"  # where nobody else can read the first byte of a file while it is locked
+ON_WINDOWS: Final = os.name == "nt"  # on Windows nobody else can read the first byte of a file while it is locked
 
 
 @contextlib.contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; `run-folder-locked` where another process holds it.
+    """Hold the folder's lock within this context. Raises `run-folder-locked` if another process holds it.
 
-    What a dead process of this machine left behind is taken over: a child of it may still hold the lock itself, and
-    where a file system keeps no locks its name alone says who trains.
+    The lock of a dead process of this machine is taken over: a child of that process may still hold the lock itself,
+    and on a file system without locks only the name in the file says who trains.
     """
     file = _opened(folder)
     try:
@@ -43,7 +45,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
         finally:
             file.truncate(0)  # the owner's name goes with the lock
     finally:
-        with contextlib.suppress(OSError):  # closing writes what a full disk has refused
+        with contextlib.suppress(OSError):  # closing writes again what a full disk has refused
             file.close()
 
 
@@ -56,7 +58,7 @@ def _opened(folder: Path) -> TextIO:
 
 
 def _take(file: TextIO) -> bool:
-    """Return True if the lock is this process's now; False where another holds it, or may hold it."""
+    """Return True if the lock is now this process's; False if another process holds it, or may hold it."""
     try:
         return take_lock(file)
     except OSError as error:
@@ -66,12 +68,12 @@ def _take(file: TextIO) -> bool:
 
 
 def take_lock(file: IO[str] | IO[bytes]) -> bool:
-    """Lock an open file, until it is closed, and return True; False where another process holds it.
+    """Lock an open file until it is closed and return True; return False if another process holds the lock.
 
-    Whoever only looks holds it for microseconds, so that it is tried several times. Raises `OSError`, with an `errno`
-    in `WITHOUT_LOCKS` where the file system keeps no locks.
+    A process that only looks holds the lock for microseconds, so this one tries several times. Raises `OSError`, with
+    an `errno` in `WITHOUT_LOCKS` if the file system keeps no locks.
     """
-    from filelock import lock_descriptor  # a tenth of a second, as it brings asyncio
+    from filelock import lock_descriptor  # the import takes a tenth of a second, because it loads asyncio
 
     for pause in PAUSES:
         if lock_descriptor(file.fileno(), blocking=False):
@@ -81,16 +83,16 @@ def take_lock(file: IO[str] | IO[bytes]) -> bool:
 
 
 def _taken_over(file: TextIO, folder: Path) -> TextIO:
-    """Return the lock of a process that has ended, in a new file.
+    """Take over the lock of a process that has ended, and return it in a new file.
 
-    Raises `run-folder-locked` where that process lives, or may live.
+    Raises `run-folder-locked` if that process lives, or may live.
     """
     owner = read_owner(file)
     match = OWNER.search(owner)
     if match is None or _may_live(match):
         away = match is not None and match[2] != socket.gethostname()
         remedy = f"If that process has ended, remove {folder / LOCK}." if away else None
-        problem = f"held by {owner or 'another process'}"
+        problem = f"another process trains here: {owner}" if owner else "another process trains here"
         raise LuthierError("run-folder-locked", problem, where=str(folder), remedy=remedy)
     log.warning("took over the lock of a process that has ended", owner=owner, folder=str(folder))
     aside = folder / f".{LOCK}.{os.getpid()}"
@@ -103,7 +105,7 @@ def _taken_over(file: TextIO, folder: Path) -> TextIO:
 
 
 def sign_lock(file: TextIO, folder: Path) -> None:
-    """Write this process into its lock, as the owner."""
+    """Write this process into its lock as the owner."""
     file.seek(0)
     file.truncate(0)
     try:
@@ -116,17 +118,18 @@ def sign_lock(file: TextIO, folder: Path) -> None:
 
 
 def read_owner(file: TextIO) -> str:
-    """Return the text that names the owner; empty where nobody has the lock."""
+    """Return the text that names the owner; empty if nobody has the lock."""
     file.seek(1 if ON_WINDOWS else 0)
     text = file.read(LONGEST).strip()
     return f"p{text}" if ON_WINDOWS and text else text
 
 
 def is_lock_held(path: Path) -> bool:
-    """Return True if a process that lives holds the lock of this file.
+    """Return True if a living process holds the lock of this file.
 
-    A child of a dead process may hold it still; and where the file system keeps no locks, or none of a file that is
-    only read, as NFS does, of another user's run: there the owner's text says whether that lives.
+    The lock alone does not always say so: a child of a dead process may still hold it, some file systems keep no locks,
+    and NFS shows none of a file that may only be read, as another user's run. Then the process in the owner's text
+    decides.
     """
     owner = None
     try:
@@ -140,7 +143,7 @@ def is_lock_held(path: Path) -> bool:
 
 
 def open_lock(path: Path) -> TextIO:
-    """Open a lock to look at it: for writing, as NFS locks nothing else exclusively, or else for reading."""
+    """Open a lock file to look at it: for writing, which NFS requires of an exclusive lock, or else for reading."""
     try:
         return path.open("r+", encoding="utf-8", errors="replace")
     except OSError as error:
@@ -150,12 +153,15 @@ def open_lock(path: Path) -> TextIO:
 
 
 def _may_live(owner: re.Match[str]) -> bool:
-    """Return False where the owner was a process of this machine, and has ended."""
+    """Return False if the owner was a process of this machine and has ended."""
     return owner[2] != socket.gethostname() or process_lives(int(owner[1]))
 
 
 def process_lives(pid: int) -> bool:
-    """Return True if a process of this machine lives; on Windows always, where its lock would have ended with it."""
+    """Return True if a process of this machine lives.
+
+    On Windows always True, because there a lock ends with its process.
+    """
     if ON_WINDOWS:
         return True
     try:

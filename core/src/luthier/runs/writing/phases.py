@@ -1,4 +1,7 @@
-"""Phases: where the time of a step goes, told by those who spend it and kept only once somebody listens."""
+"""Phases: how the time of a step is divided.
+
+Each part of the loop marks its own, and marks are kept once somebody listens.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,16 @@ T = TypeVar("T")
 
 
 class Clock(Protocol):
-    """Marks in time; `elapsed` waits until what lies before the later mark is done."""
+    """A source of time marks. `elapsed` waits until the work before the later mark is done."""
 
     def mark(self) -> Any: ...
 
     def elapsed(self, earlier: Any, later: Any) -> float:
-        """Seconds between two marks."""
+        """Return the seconds between two marks."""
 
 
 class HostClock:
-    """The time of the processor that runs the loop."""
+    """A clock of the processor that runs the loop."""
 
     def mark(self) -> float:
         return time.perf_counter()
@@ -33,7 +36,7 @@ class HostClock:
 
 
 class CudaClock:
-    """The time of the GPU's stream: kernels are counted where they run, and data where the GPU waits for it."""
+    """A clock of the GPU's stream: kernels count when they run, and data counts while the GPU waits for it."""
 
     def mark(self) -> Any:
         import torch
@@ -48,19 +51,22 @@ class CudaClock:
 
 
 class Phases:
-    """`with phases("forward"):` counts the time inside it, without that of phases within; nothing until `listen`."""
+    """A divider of a step's time. `with phases("forward"):` counts the time inside it, without that of phases within.
+
+    Nothing is counted until `listen` is called.
+    """
 
     def __init__(self) -> None:
         self._clock: Clock | None = None
         self._open: list[str] = []
-        self._marks: list[tuple[str, Any, Any]] = []  # phase, its beginning, its end
+        self._marks: list[tuple[str, Any, Any]] = []  # phase, mark of its beginning, mark of its end
         self._since: Any = None
 
     def __call__(self, name: str) -> AbstractContextManager[Any]:
         return NOTHING if self._clock is None else _Span(self, name)
 
     def over(self, name: str, items: Iterable[T]) -> Generator[T, None, None]:
-        """The items, with the wait for each counted as `name`."""
+        """Yield the items, and count the wait for each as phase `name`."""
         waiting = iter(items)
         while True:
             with self(name):
@@ -70,11 +76,14 @@ class Phases:
             yield item
 
     def listen(self, clock: Clock) -> None:
-        """Count from now on."""
+        """Count from now on, with this clock."""
         self._clock = clock
 
     def take(self) -> dict[str, float]:
-        """Seconds by phase since the last `take`. On a GPU it waits for what has been started."""
+        """Return the seconds of each phase since the last `take`.
+
+        On a GPU it waits for the work that has been started.
+        """
         seconds: dict[str, float] = {}
         clock, marks, self._marks = self._clock, self._marks, []
         for name, earlier, later in marks:
@@ -91,7 +100,7 @@ class Phases:
         self._open.pop()
 
     def _turn(self) -> None:
-        """What passed since the last turn belongs to the innermost phase."""
+        """Count the time since the last turn for the innermost phase."""
         assert self._clock is not None
         now = self._clock.mark()
         if self._open:
@@ -100,7 +109,7 @@ class Phases:
 
 
 class _Span:
-    """One `with` of a phase."""
+    """One `with` block of a phase."""
 
     def __init__(self, phases: Phases, name: str) -> None:
         self.phases, self.name = phases, name

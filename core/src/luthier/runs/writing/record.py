@@ -1,4 +1,4 @@
-"""The run as it happens: its folder, lock and record, and what callbacks may ask of it."""
+"""The record of a run, run.json: what it holds, and how it is read and written."""
 
 from __future__ import annotations
 
@@ -22,44 +22,44 @@ LIBRARIES: Final = ("luthier", "torch", "transformers", "tokenizers", "safetenso
 
 
 def new_id() -> str:
-    """A run's id: the time, and four characters of chance."""
+    """Return a new run id: the time, and four random characters."""
     return datetime.now(UTC).strftime("%Y%m%d-%H%M%S-") + os.urandom(2).hex()
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """run.json, or None where the folder holds no run."""
+    """Return the contents of run.json, or None if the folder holds no run. Raises if the file is damaged."""
     path = folder / RECORD
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text("utf-8"))
+        record = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise _damaged(folder, str(error)) from error
-    if not isinstance(found, dict):
-        raise _damaged(folder, f"an object is expected, and this is a {type(found).__name__}")
-    return found
+    if not isinstance(record, dict):
+        raise _damaged(folder, f"it holds a {type(record).__name__}, not an object")
+    return record
 
 
 def _damaged(folder: Path, problem: str) -> LuthierError:
-    remedy = "Restore the file, or remove it where the run's checkpoints are whole: the run then goes on from these."
+    remedy = "Restore the file, or remove it if the run's checkpoints are whole: the run then goes on from them."
     return LuthierError("run-not-found", f"{RECORD} is damaged: {problem}", where=str(folder), remedy=remedy)
 
 
 def require_entries(folder: Path, record: dict[str, Any], names: Iterable[str]) -> None:
-    """Raise `run-not-found` where a run's record lacks what its writer always writes."""
+    """Raise `run-not-found` if a run's record lacks entries that its writer always writes."""
     missing = [name for name in names if not isinstance(record.get(name), str)]
     if missing:
         raise _damaged(folder, f"it has no {' and no '.join(missing)}")
 
 
 def write_record(folder: Path, record: dict[str, Any], **changes: Any) -> None:
-    """Bring run.json up to date, on the disk and in memory."""
+    """Update run.json, on disk and in memory."""
     record.update(changes, updated=datetime.now(UTC).isoformat(timespec="seconds"))
     write_json(folder / RECORD, strict_json(record))
 
 
 def strict_json(value: Any) -> Any:
-    """JSON has no NaN: a loss that is none is null."""
+    """Return a value that JSON can hold: JSON has no NaN, so a loss that is NaN becomes null."""
     if isinstance(value, dict):
         return {name: strict_json(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -68,7 +68,7 @@ def strict_json(value: Any) -> Any:
 
 
 def record_environment(device: str) -> dict[str, Any]:
-    """What else decides the numbers of a run: versions, processor, threads, and our own variables."""
+    """Return what else decides the numbers of a run: versions, processor, threads, and luthier's own variables."""
     import torch
 
     return {

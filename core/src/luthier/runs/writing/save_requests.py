@@ -1,4 +1,7 @@
-"""Requests: a file in the run's folder asks for a checkpoint, and is gone once one has been written. No torch."""
+"""Requests for a checkpoint: a file in the run's folder, which is removed once the checkpoint is written.
+
+Without torch.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +11,30 @@ from pathlib import Path
 from typing import Final
 
 ASKED: Final = "save-now"
-TAKEN: Final = ".save-now.taken"  # seen by the loop, whose checkpoint is on its way
+TAKEN: Final = ".save-now.taken"  # the training loop has seen the request, and its checkpoint is on the way
 
 
 def ask_save(folder: Path) -> None:
-    """Ask the run in `folder` for a checkpoint after the step that it is in."""
+    """Ask the run in `folder` for a checkpoint after the step that is under way."""
     (folder / ASKED).touch()
 
 
 def take_request(folder: Path) -> bool:
-    """Whether a checkpoint has been asked for since the last time; the request is then marked as seen."""
+    """Return True if a checkpoint has been asked for since the last call, and mark the request as seen."""
     if not (folder / ASKED).exists():
         return False
-    with suppress(FileNotFoundError):  # whoever asked has thought better of it
+    with suppress(FileNotFoundError):  # the request was withdrawn meanwhile
         os.replace(folder / ASKED, folder / TAKEN)
     return True
 
 
 def request_taken(folder: Path) -> bool:
-    """Whether a request has been seen and not answered."""
+    """Return True if a request has been seen and not yet answered."""
     return (folder / TAKEN).exists()
 
 
 def answer_request(folder: Path) -> None:
-    """The checkpoint that was asked for is complete."""
+    """Remove the request, because its checkpoint is complete."""
     (folder / TAKEN).unlink(missing_ok=True)
 
 
@@ -40,5 +43,5 @@ def save_pending(folder: Path) -> bool:
 
 
 def withdraw_request(folder: Path) -> None:
-    """Ask no longer."""
+    """Withdraw the request for a checkpoint."""
     (folder / ASKED).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Place: the folder that a run trains in, and whether it goes on with what lies there."""
+"""The place of a run: the folder that it trains in, and whether it goes on with what lies there."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from luthier.recipe import Recipe
     from luthier.recipe.objects import Objects
 
-OURS = {"lock", "log.jsonl", RECIPE, "metrics.jsonl", ASKED}  # what may lie there before run.json does
-KEPT = {CHECKPOINTS, "constants", "set-aside"}  # what a run can go on with, without its run.json
+OURS = {"lock", "log.jsonl", RECIPE, "metrics.jsonl", ASKED}  # files that may exist before run.json does
+KEPT = {CHECKPOINTS, "constants", "set-aside"}  # folders from which a run can go on without its run.json
 
 
 @attrs.frozen(kw_only=True)
 class Place:
-    """Where a run goes, and whether it goes on from a checkpoint there; `changed`: with another recipe, as allowed."""
+    """The folder of a run. `done`: its run is complete; `changed`: it goes on with another recipe, as allowed."""
 
     folder: Path
     record: dict[str, Any] | None = None
@@ -43,8 +43,10 @@ class Place:
 
 
 def find_place(recipe: Recipe, objects: Objects, *, fresh: bool, allowed: frozenset[str] = frozenset()) -> Place:
-    """The run's folder. Another run's is refused, unless what differs is allowed; with `fresh`, and for objects, a new
-    one beside it is taken."""
+    """Return the run's folder. Raises `run-folder-other` for another run's, unless what differs is allowed.
+
+    With `fresh`, and if objects were passed in Python, a new folder beside it is taken.
+    """
     given = any(v is not None for v in attrs.astuple(objects, recurse=False))
     folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
     again = begun(folder)
@@ -61,7 +63,7 @@ def find_place(recipe: Recipe, objects: Objects, *, fresh: bool, allowed: frozen
 
 
 def begun(folder: Path) -> Path | None:
-    """The folder, or one beside it, that an earlier start of the same launch has begun."""
+    """Return the folder, or one beside it, that an earlier start of the same torchrun launch has begun; else None."""
     launch, number, candidate = os.environ.get("TORCHELASTIC_RUN_ID"), 2, folder
     if launch is None or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         return None
@@ -73,7 +75,7 @@ def begun(folder: Path) -> Path | None:
 
 
 def check_unchanged(place: Place) -> None:
-    """Raise `run-folder-locked` where another process has begun or ended a run there since; asked under the lock."""
+    """Raise `run-folder-locked` if another process has begun or ended a run there meanwhile. Called under the lock."""
     now_there, known = read_record(place.folder) or {}, place.record or {}
     if now_there.get("run_id") != known.get("run_id") or (now_there.get("state") == "completed" and not place.changed):
         problem = "another process trained here in the meantime"
@@ -81,7 +83,10 @@ def check_unchanged(place: Place) -> None:
 
 
 def _differs(recipe: Recipe, folder: Path, record: dict[str, Any], allowed: frozenset[str]) -> bool:
-    """Whether the recipe means another run than the folder's; one that an earlier luthier wrote may only look so."""
+    """Return True if the recipe differs from the folder's in an allowed way. Raises `run-folder-other` if it may not.
+
+    A run of an earlier luthier may look different only because options were added since.
+    """
     was, settings = {"recipe": record["recipe_hash"]}, read_folder(folder).settings()
     if settings is not None:
         was["settings"] = settings
@@ -92,22 +97,23 @@ def _differs(recipe: Recipe, folder: Path, record: dict[str, Any], allowed: froz
 
 
 def default_folder(recipe: Recipe) -> Path:
-    """runs/<model>-<adapter>-<hash>: the same recipe finds its own folder again."""
+    """Return runs/<model>-<adapter>-<hash>, so that the same recipe finds its own folder again."""
     from luthier.plugins.registry import installed_plugins
     from luthier.recipe.parts import find_part
 
     model = Path(recipe.model.name_or_path).name or "model"
     adapter = find_part(recipe.adapter, "adapter", "adapter", installed_plugins()).name.rpartition(".")[2]
-    named = re.sub(r"[^\w.-]+", "-", recipe.run_name or "").strip("-.")  # a name for people may be no file's name
+    # a run's name may have characters that file names must not have
+    named = re.sub(r"[^\w.-]+", "-", recipe.run_name or "").strip("-.")
     return Path("runs") / (named or f"{model}-{adapter}-{recipe_hash(recipe)[:8]}")
 
 
 def _refuse_strangers(folder: Path) -> None:
-    """A folder that holds files of no run is not ours to fill."""
+    """Raise `run-folder-other` if the folder holds files of no run, which luthier must not mix with its own."""
     if folder.exists() and not folder.is_dir():
-        raise LuthierError("run-folder-other", "there is a file of this name", where=str(folder))
+        raise LuthierError("run-folder-other", "a file has this name", where=str(folder))
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    whole = any((folder / CHECKPOINTS).glob("step-*/manifest.json"))  # of a run that has lost its run.json
+    whole = any((folder / CHECKPOINTS).glob("step-*/manifest.json"))  # checkpoints of a run that has lost its run.json
     ours = OURS | (KEPT if whole else set())
     strangers = [name for name in names if name not in ours and not name.startswith(f".{RECORD}.")]
     if strangers:
