@@ -19,7 +19,7 @@ class Interrupted(Exception):
     def __init__(self, number: int, step: int, folder: Path) -> None:
         self.exit_status, self.step, self.folder = 128 + number, step, folder
         super().__init__(
-            f"stopped by {signal.Signals(number).name} after step {step}; the same command resumes it: {folder}"
+            f"stopped by {signal.Signals(number).name} after step {step}; the same command goes on: {folder}"
         )
 
 

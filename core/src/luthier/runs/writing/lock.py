@@ -92,7 +92,7 @@ def _taken_over(file: TextIO, folder: Path) -> TextIO:
     if match is None or _may_live(match):
         away = match is not None and match[2] != socket.gethostname()
         remedy = f"If that process has ended, remove {folder / LOCK}." if away else None
-        problem = f"another process trains here: {owner}" if owner else "another process trains here"
+        problem = f"held by {owner or 'another process'}"
         raise LuthierError("run-folder-locked", problem, where=str(folder), remedy=remedy)
     log.warning("took over the lock of a process that has ended", owner=owner, folder=str(folder))
     aside = folder / f".{LOCK}.{os.getpid()}"
