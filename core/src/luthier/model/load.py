@@ -173,7 +173,10 @@ def _is_cached(name: str) -> bool:
 
 
 def original_weight(source: str | None, model: nn.Module, layer: nn.Module) -> Tensor:
-    """[out, in] float32: a layer's weight as the checkpoint has it, read again from its safetensors."""
+    """[out, in] float32: a layer's weight as the checkpoint has it, read again from its safetensors.
+
+    A checkpoint has [in, out] for transformers' Conv1D, and for a quantized layer that is `transposed`.
+    """
     from safetensors import safe_open
 
     name = next((f"{n}.weight" for n, m in model.named_modules() if m is layer), None)
@@ -184,7 +187,8 @@ def original_weight(source: str | None, model: nn.Module, layer: nn.Module) -> T
         with explain_reading(file), safe_open(file, framework="pt") as held:
             for candidate in (plain, plain.removeprefix("model.")):
                 if candidate in held.keys():  # noqa: SIM118 - safe_open is no mapping
-                    return held.get_tensor(candidate).float()
+                    weight = held.get_tensor(candidate).float()
+                    return weight.T if getattr(layer, "transposed", type(layer).__name__ == "Conv1D") else weight
     raise LuthierError("model-not-found", f"the checkpoint holds no {plain}", where=source)
 
 

@@ -16,7 +16,7 @@ from luthier_lora.coverage import coverage
 from luthier_lora.experts import ParameterWrapper
 from luthier_lora.extras import Extras, find_extras
 from luthier_lora.grouping import count_parameters, make_groups, name_parameters
-from luthier_lora.layers import Form, Switch, sizes_of
+from luthier_lora.layers import Form, Switch, is_dense, sizes_of
 from luthier_lora.merging import Update, fold, wrappers
 from luthier_lora.options import Dora, Lora
 from luthier_lora.patterns import check_patterns, check_ranks, rank_and_alpha
@@ -46,6 +46,8 @@ class LoraAdapter:
         self.options = choose_ranks(model, self.options, self.targets, context)
         check_ranks(self.options, {name: sizes_of(model.get_submodule(name)) for name in self.targets.layers}, context)
         self.extras = find_extras(model, self.options, self.targets)
+        if self.options.init_lora_weights == "loftq":
+            _check_loss(model, self.targets)
         model.requires_grad_(False)
         generator = torch.Generator().manual_seed(context.seed)
         for name in self.targets.layers:
@@ -129,10 +131,9 @@ class LoraAdapter:
         if isinstance(wrapper, DoraLayer):
             wrapper.begin()
         if isinstance(wrapper, PissaLayer) and context.has_values:
-            weight = wrapper.base_weight()
-            key = f"pissa {form.rank} {form.scale} {hash_tensor(weight)}"
-            factors = context.cache(key, lambda: principal_factors(weight, form.rank, form.scale))
-            wrapper.begin(factors["A"], factors["B"])
+            wrapper.begin(*_factors("pissa", wrapper.base_weight(), form, context))
+        if self.options.init_lora_weights == "loftq":
+            _begin_at_loss(layer, wrapper, form, context)
         return wrapper
 
     def _class(self) -> type[LoraLayer]:
@@ -174,6 +175,35 @@ class LoraAdapter:
         log.info("adapter_attached", targets=counts, chosen=chosen, preset=self.options.preset, trainable=size)
 
 
+def _factors(kind: str, weight: Tensor, form: Form, context: Context) -> tuple[Tensor, Tensor]:
+    """A and B of a weight's principal directions, kept on disk by its content."""
+    key = f"{kind} {form.rank} {form.scale} {hash_tensor(weight)}"
+    factors = context.cache(key, lambda: principal_factors(weight, form.rank, form.scale))
+    return factors["A"], factors["B"]
+
+
+def _begin_at_loss(layer: nn.Module, wrapper: LoraLayer, form: Form, context: Context) -> None:
+    """Begin with the first directions of what quantizing took from a layer's weight (Li et al. 2023, arXiv 2310.08659).
+
+    It is the first of LoftQ's alternations: further ones would change the base, which an adapter's files do not hold.
+    An exact layer begins as ever; so does every layer of an artifact that is opened, which brings its own A and B.
+    """
+    if is_dense(layer) or not context.has_values or context.purpose == "open":
+        return
+    lost = context.original(layer).to(form.device) - wrapper.base_weight().float()
+    if lost.any():  # of nothing both factors would be zero, and stay so
+        for factor, value in zip((wrapper.lora_A, wrapper.lora_B), _factors("loftq", lost, form, context), strict=True):
+            factor.weight.data.copy_(value)
+
+
+def _check_loss(model: nn.Module, targets: Targets) -> None:
+    """Raise `part-unsupported` where no adapted layer is quantized."""
+    if all(is_dense(model.get_submodule(name)) for name in targets.layers):
+        problem = "init_lora_weights loftq begins with what quantizing took from the weights, and none is quantized"
+        remedy = "Set a quantizer, such as nf4, or leave init_lora_weights out."
+        raise LuthierError("part-unsupported", problem, where="adapter.init_lora_weights", remedy=remedy)
+
+
 def _refuse_with_parameters(options: Lora | Dora) -> None:
     """`recipe-conflict` for what updates of parameters that are no layers do not have."""
     if not isinstance(options, Lora) or not options.target_parameters:
@@ -183,7 +213,7 @@ def _refuse_with_parameters(options: Lora | Dora) -> None:
         remedy = "Set lora_dropout: 0, or leave target_parameters out."
         raise LuthierError("recipe-conflict", problem, where="target_parameters", remedy=remedy)
     for field, asked in (
-        ("init_lora_weights", options.init_lora_weights == "pissa"),
+        ("init_lora_weights", options.init_lora_weights in ("pissa", "loftq")),
         ("learn_scale", options.learn_scale),
     ):
         if asked:

@@ -76,7 +76,7 @@ def describe(model: Any, options: Lora | Dora, targets: Targets, extras: Extras)
         "exclude_modules": None,
         "fan_in_fan_out": any(type(m).__name__ == "Conv1D" for m in model.modules()),
         "inference_mode": True,
-        "init_lora_weights": options.init_lora_weights,
+        "init_lora_weights": True if options.init_lora_weights == "loftq" else options.init_lora_weights,
         "lora_alpha": options.lora_alpha,
         "lora_bias": False,
         "lora_dropout": options.lora_dropout,

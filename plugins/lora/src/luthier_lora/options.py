@@ -96,10 +96,11 @@ class LowRank:
 class Lora(LowRank):
     """`adapter: {name: lora, r: 8, ...}`"""
 
-    init_lora_weights: bool | Literal["pissa"] = option(  # type: ignore[assignment]  # wider here than its kin's
+    init_lora_weights: bool | Literal["pissa", "loftq"] = option(  # type: ignore[assignment]  # wider than its kin's
         True,
         help=f"{BEGINNING} pissa: A and B begin as the first r singular vectors of each weight, which is left with the "
-        "rest (PiSSA); the model computes what it did.",
+        "rest (PiSSA); the model computes what it did. loftq: as those of what quantizing took from each weight, so "
+        "that the model computes more nearly what it did unquantized (LoftQ); needs a quantizer.",
     )
 
     target_parameters: list[str] | None = option(

@@ -21,7 +21,9 @@ class Quantizer(Protocol):
     """The form in which the base model's weights are stored.
 
     A quantized layer keeps `in_features` and `out_features`; it belongs to this quantizer if `dequantize` returns its
-    weight. A merge replaces each such layer by a dense one with that weight, and then merges the adapter: its base is
+    weight. One that stands for transformers' `Conv1D`, whose weight is [in, out] in files, has `transposed = True`.
+
+    A merge replaces each such layer by a dense one with that weight, and then merges the adapter: its base is
     what the quantized layers compute, not the checkpoint. `trains` and `mergeable` come from the record; an object that
     is passed in Python has them as its own attributes.
 
