@@ -74,7 +74,7 @@ def test_offers_are_sorted_by_kind_and_name():
         ("@hookimpl\ndef luthier_losses():\n    return [record('other')]\n", "luthier_losses returns LossRecords"),
         ("@hookimpl\ndef luthier_optimizers(plugins):\n    return []\n", "PluginValidationError"),
         ("@hookimpl\ndef luthier_optimizers():\n    return [record('twice'), record('twice')]\n", "offers optimizer 'twice' twice"),
-        ("@hookimpl\ndef luthier_optimizers():\n    return [record('Upper')]\n", "a name is lower-case letters"),
+        ("@hookimpl\ndef luthier_optimizers():\n    return [record('Upper')]\n", "may hold only lower-case letters"),
         ("@hookimpl\ndef luthier_optimizers():\n    return [record('tagged', needs='dens-weights')]\n", "unknown tag 'dens-weights'. Did you mean 'dense-weights'"),
     ],
     ids=range(20),
@@ -277,7 +277,7 @@ text = "text"
         ("{}:lacks", "dependency-missing", "pip install no_such_library"),
         ("{}:text", "part-broken", "cannot give its options: TypeError"),
         ("{}:Named", "plugin-invalid", "no option can be called 'name'"),
-        ("builtins:int", "plugin-invalid", "options is an attrs class"),
+        ("builtins:int", "plugin-invalid", "options must be an attrs class"),
     ],
 )
 def test_lazy_options_that_fail_are_refused_by_the_parts_name(distribution, tmp_path, target, code, says):

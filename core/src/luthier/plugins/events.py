@@ -1,31 +1,33 @@
-"""The events of a run, drawn where they fire. A callback implements those it wants, with `@luthier.event`.
+"""The events of a run, in the order in which they fire. A callback marks the ones it implements with `@luthier.event`.
 
-    run_started(run)                                  a new run; or, instead of it,
-    resumed(run, step)                                a run that goes on from a checkpoint
-    task_started(run, task)                           task 0 of a plain run; not again when it is resumed
+    run_started(run)                                  a new run begins; or
+    resumed(run, step)                                a run continues from a checkpoint
+    task_started(run, task)                           a plain run has task 0; not when a task is resumed
     for each optimizer step:
         step_started(run, step)
-        (forward, backward, clip, optimizer step; none where on_nonfinite skips it)
+        (forward, backward, clipping, optimizer step; on_nonfinite may skip the last)
         step_ended(run, step, metrics)
-        if step % logging_steps == 0 or it is the last:
+        if step % logging_steps == 0, or after the last step:
             logged(run, step, metrics)
-        if the last step of an epoch:
+        if an epoch has ended:
             epoch_ended(run, epoch)
         if evaluation is due:
             evaluated(run, step, metrics)
-        if a checkpoint is due, and once it is complete (with async_save after a later step, or the last):
-            saved(run, step, path)                    `step` is the step that it was taken after
+        if a checkpoint is complete (with async_save some steps after it was due):
+            saved(run, step, path)                    `step` is the step after which it was taken
     task_ended(run, task)
-    stopped(run, step, reason)                        only if the run ended before its last step
+    stopped(run, step, reason)                        only if the run ends before its last step
     completed(run, result)                            the artifact is written; or
-    failed(run, error)                                something raised
+    failed(run, error)                                an exception was raised
 
-A callback declares only the arguments it uses. It watches, and may call `run.request_stop(reason)`,
-`run.request_save()` and `run.request_evaluation()`; it never changes training. After a signal only `stopped` fires:
-neither task nor run is complete, and the same command goes on with them. `state()` returns what a checkpoint keeps for
-the callback, and `load_state(state)` restores it. `every_rank = True` lets it run on all ranks. `needs_metrics =
-{option: metric}` lists the evaluation metrics that this callback reads, by the option that names each. If evaluation
-does not report one, the run is refused before it starts.
+A method declares only the arguments that it uses. A callback never changes training; it may call
+`run.request_stop(reason)`, `run.request_save()` and `run.request_evaluation()`. After a signal only `stopped` fires,
+because neither the task nor the run is complete: the same command continues both. A callback may also have:
+
+- `state()` and `load_state(state)`: what it must remember is kept in checkpoints.
+- `every_rank = True`: it runs on all ranks, not only on rank 0.
+- `needs_metrics = {option: metric}`: the evaluation metrics that it reads, by the option that names each. If the
+  evaluation does not report one of them, the run is refused before it starts.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ event = pluggy.HookimplMarker("luthier-events")
 
 
 class Events:
-    """The specifications of all events. `metrics` maps names to floats."""
+    """The signature of each event. `metrics` maps names to floats."""
 
     @eventspec
     def run_started(self, run: RunView) -> None:
@@ -55,11 +57,11 @@ class Events:
 
     @eventspec
     def resumed(self, run: RunView, step: int) -> None:
-        """A run goes on after `step`, the last step that its checkpoint holds."""
+        """A run continues after `step`, the step of its checkpoint."""
 
     @eventspec
     def task_started(self, run: RunView, task: int) -> None:
-        """Task `task` begins; a plain run has one task, 0."""
+        """Task `task` (from 0) begins. A plain run has one task, 0."""
 
     @eventspec
     def step_started(self, run: RunView, step: int) -> None:
@@ -67,19 +69,19 @@ class Events:
 
     @eventspec
     def step_ended(self, run: RunView, step: int, metrics: Mapping[str, float]) -> None:
-        """Step `step` has changed the weights, or was skipped (`skipped_steps`); `metrics` are this step's."""
+        """Step `step` has changed the weights, or was skipped (`skipped_steps`). `metrics` are those of this step."""
 
     @eventspec
     def logged(self, run: RunView, step: int, metrics: Mapping[str, float]) -> None:
-        """The numbers since the last logging were written, as they stand in metrics.jsonl."""
+        """The metrics since the last logging were written to metrics.jsonl; `metrics` are the same numbers."""
 
     @eventspec
     def epoch_ended(self, run: RunView, epoch: int) -> None:
-        """Epoch `epoch` (from 0) has been read to its end."""
+        """Epoch `epoch` (from 0) has ended."""
 
     @eventspec
     def evaluated(self, run: RunView, step: int, metrics: Mapping[str, float]) -> None:
-        """The held-out rows were scored; names begin with `eval_`."""
+        """The held-out rows were evaluated. The names of the metrics begin with `eval_`."""
 
     @eventspec
     def saved(self, run: RunView, step: int, path: Path) -> None:
@@ -87,19 +89,19 @@ class Events:
 
     @eventspec
     def task_ended(self, run: RunView, task: int) -> None:
-        """Task `task` has had its last step."""
+        """The last step of task `task` is done."""
 
     @eventspec
     def stopped(self, run: RunView, step: int, reason: str) -> None:
-        """The run ended after `step`, before its last step."""
+        """The run ends after `step`, before its last step. `reason` says why."""
 
     @eventspec
     def completed(self, run: RunView, result: Any) -> None:
-        """The run is done; `result` is the `luthier.Run` that the caller gets."""
+        """The run is complete. `result` is the `luthier.Run` that `luthier.train` returns."""
 
     @eventspec
     def failed(self, run: RunView, error: BaseException) -> None:
-        """The run raised `error`."""
+        """The run has raised `error`, and will end."""
 
 
 log = get_logger()
@@ -107,7 +109,7 @@ EVENTS = tuple(name for name in vars(Events) if not name.startswith("_"))
 
 
 def connect_callbacks(callbacks: Mapping[str, object]) -> Any:
-    """Return the hooks of one run, by which each event calls every callback."""
+    """Return the hooks of one run: calling an event on them calls it on every callback."""
     manager = pluggy.PluginManager("luthier-events")
     manager.add_hookspecs(Events)
     for name, callback in callbacks.items():
@@ -117,22 +119,19 @@ def connect_callbacks(callbacks: Mapping[str, object]) -> Any:
 
 
 def announce_failure(hooks: Any, run: RunView, error: BaseException) -> None:
-    """Tell each callback that the run raised `error`.
-
-    If a callback raises too, its error is logged and added to `error` as a note.
-    """
+    """Call `failed` on each callback. An exception of one is logged and noted on `error`; the others are called."""
     arguments = {"run": run, "error": error}
     for listener in reversed(hooks.failed.get_hookimpls()):
         try:
             listener.function(*(arguments[name] for name in listener.argnames))
-        except BaseException as second:  # raising it would hide the run's own error
+        except BaseException as second:  # the run's own error is the one to raise
             name, cause = listener.plugin_name, f"{type(second).__name__}: {second}"
-            log.warning("a callback raised as it was told of the failure", callback=name, error=cause)
-            error.add_note(f"callback {name} raised as it was told: {cause}")
+            log.warning("a callback raised in its event failed", callback=name, error=cause)
+            error.add_note(f"callback {name} raised in its event failed: {cause}")
 
 
 def check_callback(callback: object, where: str) -> None:
-    """Raise `part-invalid` if an object's events are misspelt, unmarked, or ask for arguments that do not exist."""
+    """Raise `part-invalid` if an event is misspelt or unmarked, or has arguments that do not exist."""
     marked = {name for name in dir(callback) if hasattr(getattr(callback, name, None), "luthier-events_impl")}
     for name in sorted(marked - set(EVENTS)):
         raise LuthierError(
@@ -143,8 +142,8 @@ def check_callback(callback: object, where: str) -> None:
             remedy = "Mark it with @luthier.event."
             raise LuthierError("part-invalid", f"{name} is not marked as an event", where=where, remedy=remedy)
     if not marked:
-        remedy = f"Mark methods with @luthier.event, of: {', '.join(EVENTS)}."
-        raise LuthierError("part-invalid", "does not keep the callback protocol: no event", where=where, remedy=remedy)
+        remedy = f"Mark at least one with @luthier.event: {', '.join(EVENTS)}."
+        raise LuthierError("part-invalid", "no event is marked, so this is no callback", where=where, remedy=remedy)
     manager = pluggy.PluginManager("luthier-events")
     manager.add_hookspecs(Events)
     try:

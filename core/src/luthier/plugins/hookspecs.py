@@ -1,4 +1,4 @@
-"""The questions that the core asks every plugin. Each hook is called once and returns an iterable of records."""
+"""The hooks: one function for each kind of part. The core calls each hook once and gets an iterable of records."""
 
 from __future__ import annotations
 
@@ -26,85 +26,70 @@ hookimpl = pluggy.HookimplMarker("luthier")
 
 @hookspec
 def luthier_adapters() -> Iterable[AdapterRecord]:
-    """Return the adapters that this plugin offers. An adapter decides what of the model trains, and how."""
+    """Return adapters. An adapter decides which weights of the model train, and adds weights of its own."""
     return ()
 
 
 @hookspec
 def luthier_losses() -> Iterable[LossRecord]:
-    """Return the losses that this plugin offers. A loss is what training minimises."""
+    """Return losses. A loss is the objective that training minimises."""
     return ()
 
 
 @hookspec
 def luthier_optimizers() -> Iterable[OptimizerRecord]:
-    """Return the optimizers that this plugin offers. An optimizer turns gradients into a step."""
+    """Return optimizers. An optimizer turns gradients into a step."""
     return ()
 
 
 @hookspec
 def luthier_quantizers() -> Iterable[QuantizerRecord]:
-    """Return the quantizers that this plugin offers. A quantizer decides how the base model's weights are stored."""
+    """Return quantizers. A quantizer stores the weights of the base model in fewer bits."""
     return ()
 
 
 @hookspec
 def luthier_providers() -> Iterable[ProviderRecord]:
-    """Return the providers that this plugin offers.
-
-    A provider trains a job elsewhere: another process, a service, a cluster.
-    """
+    """Return providers. A provider trains a job in another place: another process, a cluster, a hosted service."""
     return ()
 
 
 @hookspec
 def luthier_callbacks() -> Iterable[CallbackRecord]:
-    """Return the callbacks that this plugin offers. A callback watches a run."""
+    """Return callbacks. A callback watches a run and hears its events."""
     return ()
 
 
 @hookspec
 def luthier_operations() -> Iterable[OperationRecord]:
-    """Return the operations that this plugin computes faster, with the same numbers.
+    """Return operations. An operation computes one of the engine's formulas faster, with the same numbers.
 
-    An installed operation is active without being named in the recipe.
+    An installed operation is used without being named in the recipe.
     """
     return ()
 
 
 @hookspec
 def luthier_exporters() -> Iterable[ExporterRecord]:
-    """Return the exporters that this plugin offers.
-
-    An exporter writes a trained model in the format of another tool.
-    """
+    """Return exporters. An exporter writes a trained model in the format of another tool."""
     return ()
 
 
 @hookspec
 def luthier_metrics() -> Iterable[MetricRecord]:
-    """Return the metrics that this plugin offers.
-
-    A metric is a number about answers or tokens that an evaluation reports.
-    """
+    """Return metrics. A metric is a number about answers or tokens that an evaluation reports."""
     return ()
 
 
 @hookspec
 def luthier_penalties() -> Iterable[PenaltyRecord]:
-    """Return the penalties that this plugin offers.
-
-    A penalty adds a function of the trained weights to the objective of each step.
-    """
+    """Return penalties. A penalty adds a function of the trained weights to the objective of each step."""
     return ()
 
 
 @hookspec
 def luthier_trainers() -> Iterable[TrainerRecord]:
-    """Return the trainers that this plugin offers.
-
-    A trainer is another library's loop, which takes the steps of a run instead of Luthier's own.
-    """
+    """Return trainers. A trainer runs the training loop of another library instead of Luthier's own."""
     return ()
 
 

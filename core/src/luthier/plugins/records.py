@@ -1,4 +1,4 @@
-"""Records: frozen plain data by which a plugin describes the parts that it offers, without importing them."""
+"""Records: frozen plain data that describes the parts of a plugin before their code is imported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TAGS: Final = frozenset(
     )
 )
 OWN_TAG: Final = re.compile(r"[a-z0-9][a-z0-9_.\-]*:[a-z0-9][a-z0-9_.\-]*")
-RESERVED: Final = ("name", "local")  # a recipe's own keys beside a part's options
+RESERVED: Final = ("name", "local")  # keys of a part's section in a recipe, so no option can have these names
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.\-]*")
 METRIC_SOURCES: Final = ("answers", "tokens")
 TOKEN_STATISTICS: Final = ("entropy", "top1")
@@ -37,9 +37,10 @@ TARGET: Final = re.compile(r"[\w.]+:\w+")
 
 
 def as_tags(value: Any, where: str) -> frozenset[str]:
-    """Return one tag or several as a set.
+    """Return a tag, or several, as a set.
 
-    Raises `plugin-invalid` for a tag that is neither the core's nor written `name:tag`.
+    Raises:
+        LuthierError: `plugin-invalid` for a tag that is neither one of `TAGS` nor written `name:tag`.
     """
     tags = _tags(value)
     for tag in sorted(tags - TAGS):
@@ -55,16 +56,20 @@ def _tags(value: Any) -> frozenset[str]:
 
 @attrs.frozen(kw_only=True)
 class NoOptions:
-    """The options class of a part that has no options."""
+    """The options class of a part without options."""
 
 
 @attrs.frozen(kw_only=True)
 class Record:
-    """The description of one part. `build` is `"module:attribute"`, called once as `attribute(options) -> part`.
+    """The description of one part. Every kind of record has these fields.
 
-    `options` is a frozen attrs class of `option()` fields, or a lazy `"module:attribute"` that gives one. A part
-    without options leaves it out. `needs` lists tags that another chosen part, the data, the model or the device must
-    provide; `conflicts` lists tags that none of them may provide. A plugin's own tag is written `name:tag`.
+    - `name` selects the part in a recipe. `summary` is the one line that lists show.
+    - `build` is `"module:attribute"`. The core imports it when a recipe uses the part, and calls
+      `attribute(options)` once; the result is the part.
+    - `options` is a frozen attrs class of `option()` fields, or `"module:attribute"` of one, imported when needed. A
+      part without options leaves it out.
+    - `needs`, `provides` and `conflicts` are sets of tags. Each tag in `needs` must be provided by another chosen part,
+      the data, the model or the device; no tag in `conflicts` may be. A plugin's own tag is written `name:tag`.
     """
 
     kind: ClassVar[str] = ""
@@ -80,23 +85,25 @@ class Record:
     def __attrs_post_init__(self) -> None:
         where = f"{self.kind} record {self.name!r}"
         if not NAME.fullmatch(self.name):
-            raise LuthierError("plugin-invalid", "a name is lower-case letters, digits, '.', '-' and '_'", where=where)
+            raise LuthierError(
+                "plugin-invalid", "the name may hold only lower-case letters, digits, '.', '-' and '_'", where=where
+            )
         if not self.summary or "\n" in self.summary:
-            raise LuthierError("plugin-invalid", "the summary is one line", where=where, found=self.summary)
+            raise LuthierError("plugin-invalid", "the summary must be one line", where=where, found=self.summary)
         if not TARGET.fullmatch(self.build):
-            raise LuthierError("plugin-invalid", "build is 'module:attribute'", where=where, found=self.build)
+            raise LuthierError("plugin-invalid", "build must be 'module:attribute'", where=where, found=self.build)
         if isinstance(self.options, str):
             if not TARGET.fullmatch(self.options):
-                raise LuthierError("plugin-invalid", "lazy options are 'module:attribute'", where=where)
+                raise LuthierError("plugin-invalid", "options given as text must be 'module:attribute'", where=where)
         else:
             check_options(self.options, where)
         as_tags(self.needs | self.provides | self.conflicts, where)
 
 
 def check_options(cls: Any, where: str) -> None:
-    """Raise `plugin-invalid` if a class cannot hold a part's options."""
+    """Raise `plugin-invalid` if a class cannot hold the options of a part."""
     if not isinstance(cls, type) or not attrs.has(cls):
-        raise LuthierError("plugin-invalid", "options is an attrs class", where=where, found=cls)
+        raise LuthierError("plugin-invalid", "options must be an attrs class", where=where, found=cls)
     taken = [f.name for f in attrs.fields(cls) if f.name in RESERVED]
     if taken:
         remedy = "Rename it: a recipe writes a part as {name: ..., options}."
@@ -105,11 +112,14 @@ def check_options(cls: Any, where: str) -> None:
 
 @attrs.frozen(kw_only=True)
 class AdapterRecord(Record):
-    """The description of an adapter. `tolerance` bounds how far a fresh attach may move the model's output, relative to
-    it (0: bit for bit).
+    """The description of an adapter.
 
-    `artifact` names the folder that `save` fills: "adapter", or "model" for a dense model. `save_dtype` is the dtype
-    that its files need ("float32", ...), with the reason in the part's documentation; None leaves it to the run.
+    - `mergeable`: True if `merge` can fold the adapter into the weights of the model.
+    - `tolerance`: how much the output of the model may change when a fresh adapter is attached, relative to the output.
+      0: not by one bit.
+    - `artifact`: the folder that `save` fills: "adapter", or "model" for a dense model.
+    - `save_dtype`: the dtype that its files need, such as "float32"; the part's documentation says why. None: the dtype
+      that the run saves in.
     """
 
     kind: ClassVar[str] = "adapter"
@@ -121,14 +131,16 @@ class AdapterRecord(Record):
 
 @attrs.frozen(kw_only=True)
 class LossRecord(Record):
-    """The description of a loss. `data` is the kind of rows it takes: "tokens", "preference", "unpaired" or
-    "documents".
+    """The description of a loss.
 
-    `columns = {name: type}` lists the row's columns that it needs in the batch (types: "bool", "int", "float").
-    `documents = {name: column}` lists further texts of the row that become documents of its unit. `perplexity` says
-    that the main term is in nats per token. `aligns` says that the loss takes a teacher or a reference whose vocabulary
-    differs from the model's. `reference` is a `"module:attribute"` that the conformance kit compares the loss with:
-    `attribute(options, policy, batch) -> {name: sum}`, as plain as can be.
+    - `data`: the kind of rows that it takes: "tokens", "preference", "unpaired" or "documents".
+    - `columns`: `{name: type}`, the columns of a row that it reads as `batch.columns[name]`. Types: "bool", "int",
+      "float".
+    - `documents`: `{name: column}`, further texts of a row that become documents of its unit.
+    - `perplexity`: True if the first term is in nats per token, so that its exponential is a perplexity.
+    - `aligns`: True if it accepts a teacher or a reference with another vocabulary than the model's.
+    - `reference`: `"module:attribute"` of a second, plainer implementation, with which the conformance kit compares the
+      loss: `attribute(options, policy, batch) -> {name: sum}`. None: there is none.
     """
 
     kind: ClassVar[str] = "loss"
@@ -142,16 +154,20 @@ class LossRecord(Record):
 
 @attrs.frozen(kw_only=True)
 class OptimizerRecord(Record):
+    """The description of an optimizer."""
+
     kind: ClassVar[str] = "optimizer"
 
 
 @attrs.frozen(kw_only=True)
 class QuantizerRecord(Record):
-    """The description of a quantizer. `bits` counts the bits of a weight without scales; None if nothing is quantized.
+    """The description of a quantizer.
 
-    `tolerance` bounds the relative (Frobenius) error of a weight after quantization. `trains` says that the layers
-    keep a latent weight that is trained; the artifact is then written and read through the quantizer. `mergeable`
-    says that a dense model can be made of its layers, with an adapter or without; if False, `merge: true` is refused.
+    - `bits`: bits per weight, without the scales. None: nothing is quantized.
+    - `tolerance`: the largest relative error (Frobenius norm) of a quantized weight.
+    - `trains`: True if its layers keep a full-precision weight that is trained. The quantizer then writes and reads the
+      trained model.
+    - `mergeable`: True if a dense model can be made from its layers. Otherwise `merge: true` is refused.
     """
 
     kind: ClassVar[str] = "quantizer"
@@ -163,24 +179,31 @@ class QuantizerRecord(Record):
 
 @attrs.frozen(kw_only=True)
 class ProviderRecord(Record):
+    """The description of a provider."""
+
     kind: ClassVar[str] = "provider"
 
 
 @attrs.frozen(kw_only=True)
 class CallbackRecord(Record):
+    """The description of a callback."""
+
     kind: ClassVar[str] = "callback"
 
 
 @attrs.frozen(kw_only=True)
 class OperationRecord(Record):
-    """The description of a faster form of one of the engine's operations. It alone among parts is active once installed
-    (`kernels: auto`).
+    """The description of a faster implementation of an operation.
 
-    `operation` is what it computes ("rms_norm", ...). `predicate` is a `"module:attribute"`, asked before a call as
-    `attribute(device, dtype, shape) -> bool` about the first argument. Of several forms the one with the highest
-    `priority` is taken; the core's own forms have 0. `tolerance` bounds the difference to the reference, in values and
-    gradients, relative to the largest number and beyond the rounding of the dtype. `needs` holds tags of the run, such
-    as "cuda"; if one is missing, the form is left out.
+    Unlike other parts it is used as soon as it is installed (`kernels: auto`).
+
+    - `operation`: the operation that it computes, such as "rms_norm".
+    - `predicate`: `"module:attribute"`, called before each use with the first argument's properties:
+      `attribute(device, dtype, shape) -> bool`. False: this call is left to another implementation.
+    - `priority`: of several implementations the one with the highest is used. The core's own have 0.
+    - `tolerance`: the largest difference from the reference in values and gradients, relative to the largest number, on
+      top of the rounding of the dtype.
+    - `needs`: tags of the run, such as "cuda". If one is missing, the operation is not used.
     """
 
     kind: ClassVar[str] = "operation"
@@ -197,16 +220,18 @@ class OperationRecord(Record):
             raise LuthierError("plugin-invalid", "there is no such operation", where=where, found=self.operation,
                                remedy=remedy)  # fmt: skip
         if not TARGET.fullmatch(self.predicate):
-            raise LuthierError("plugin-invalid", "predicate is 'module:attribute'", where=where, found=self.predicate)
+            raise LuthierError(
+                "plugin-invalid", "predicate must be 'module:attribute'", where=where, found=self.predicate
+            )
         if self.tolerance < 0:
-            raise LuthierError("plugin-invalid", "tolerance is at least 0", where=where, found=self.tolerance)
+            raise LuthierError("plugin-invalid", "tolerance must be at least 0", where=where, found=self.tolerance)
 
 
 @attrs.frozen(kw_only=True)
 class ExporterRecord(Record):
-    """The description of an exporter: a format of another tool, written by `luthier export RUN --format NAME`.
+    """The description of an exporter, which `luthier export RUN --format NAME` runs.
 
-    `quantized` says that it gets the layers of the run's quantizer as they were trained, instead of a plain model.
+    - `quantized`: True if it gets the model with the quantizer's layers, as trained, instead of a plain model.
     """
 
     kind: ClassVar[str] = "exporter"
@@ -215,11 +240,11 @@ class ExporterRecord(Record):
 
 @attrs.frozen(kw_only=True)
 class MetricRecord(Record):
-    """The description of a metric. `over` is "answers" (generated texts, compared with references) or "tokens"
-    (statistics of the evaluation's forward pass).
+    """The description of a metric.
 
-    `wants` names the statistics of tokens that it reads besides labels, log-probabilities and weights: "entropy",
-    "top1". `greater_is_better` says which direction is better; None if neither is.
+    - `over`: "answers" (generated answers and their references) or "tokens" (statistics of the supervised tokens).
+    - `wants`: statistics of tokens that it reads besides labels, log-probabilities and weights: "entropy", "top1".
+    - `greater_is_better`: True or False, used to choose the best checkpoint. None: neither direction is better.
     """
 
     kind: ClassVar[str] = "metric"
@@ -231,26 +256,27 @@ class MetricRecord(Record):
         super().__attrs_post_init__()
         where = f"metric record {self.name!r}"
         if self.over not in METRIC_SOURCES:
-            raise LuthierError("plugin-invalid", "over is 'answers' or 'tokens'", where=where, found=self.over)
+            raise LuthierError("plugin-invalid", "over must be 'answers' or 'tokens'", where=where, found=self.over)
         unknown = sorted(set(self.wants) - set(TOKEN_STATISTICS))
         if unknown or (self.wants and self.over != "tokens"):
-            problem = "wants is for metrics over tokens: 'entropy', 'top1'"
+            problem = "wants may name only 'entropy' and 'top1', in metrics over tokens"
             raise LuthierError("plugin-invalid", problem, where=where, found=list(self.wants))
 
 
 @attrs.frozen(kw_only=True)
 class PenaltyRecord(Record):
-    """The description of a penalty: a function of the trained weights that is added to any loss's objective."""
+    """The description of a penalty."""
 
     kind: ClassVar[str] = "penalty"
 
 
 @attrs.frozen(kw_only=True)
 class TrainerRecord(Record):
-    """The description of a trainer: another library's loop, which takes every step of a run instead of Luthier's own.
+    """The description of a trainer.
 
-    `settings` names the settings of the run that it reads, such as "max_steps" or "data.max_length". The core reads
-    the model, the data, the parts and the folders for it; a recipe that sets any other setting is refused by its name.
+    - `settings`: the settings of the recipe that the trainer reads itself, such as "max_steps" or "data.max_length".
+      The core reads model, data, parts and folders for it. A recipe that sets anything else is refused by the name of
+      that setting.
     """
 
     kind: ClassVar[str] = "trainer"

@@ -1,4 +1,4 @@
-"""The operations in plain torch: what every implementation must equal, in values and by autograd in gradients."""
+"""The operations in plain torch. Every other implementation must give the same values and gradients."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ def rms_norm(
     rounded: bool = True,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """[..., H]: each row over its root mean square, times weight + offset; computed in float32 or better.
+    """Return [..., H]: each row divided by its root mean square, times (weight + offset).
 
-    `rounded` (Llama): the row returns to x's dtype before it is multiplied; else (Gemma) after. `dtype`: the result's;
-    None: what that gives. Zhang and Sennrich 2019, arXiv 1910.07467.
+    The mean square is computed in float32 or better. With `rounded`, as in Llama, the divided row is rounded to the
+    dtype of x before it is multiplied; without, as in Gemma, after. `dtype` is the dtype of the result; None leaves it
+    as it is. Zhang and Sennrich 2019, arXiv 1910.07467.
     """
     wide = x.to(torch.promote_types(torch.float32, x.dtype))
     row = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
@@ -38,7 +39,7 @@ def add_rms_norm(
     rounded: bool = True,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(x + residual, its `rms_norm`), so that one pass gives both, and both gradients."""
+    """Return (x + residual, its `rms_norm`), both [..., H], so that one pass computes both and their gradients."""
     total = x if residual is None else x + residual
     return total, rms_norm(total, weight, eps, offset, rounded, dtype)
 
@@ -50,9 +51,10 @@ def rope(
     sin: Tensor,  # [B, T, D]
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Query and key turned by their positions' angles, halves of a head paired as Llama pairs them.
+    """Return query and key, rotated by the angles of their positions (rotary position embedding).
 
-    `dtype`: the results'; None: what torch promotes to. Su et al. 2021, arXiv 2104.09864.
+    Element i of a head is paired with element i + D/2, as in Llama. `dtype` is the dtype of the results; None: the one
+    that torch promotes to. Su et al. 2021, arXiv 2104.09864.
     """
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     turned = (query * cos + _half_turn(query) * sin, key * cos + _half_turn(key) * sin)
@@ -60,12 +62,15 @@ def rope(
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """[..., F]: silu(gate) * up. Shazeer 2020, arXiv 2002.05202."""
+    """Return silu(gate) * up, [..., F]. Shazeer 2020, arXiv 2002.05202."""
     return F.silu(gate) * up
 
 
 def geglu(gate: Tensor, up: Tensor) -> Tensor:
-    """[..., F]: gelu(gate) * up, gelu by its tanh approximation (Hendrycks and Gimpel 2016, arXiv 1606.08415)."""
+    """Return gelu(gate) * up, [..., F], with gelu's tanh approximation.
+
+    Hendrycks and Gimpel 2016, arXiv 1606.08415; Shazeer 2020, arXiv 2002.05202.
+    """
     return F.gelu(gate, approximate="tanh") * up
 
 
@@ -74,7 +79,7 @@ def linear(
     weight: Tensor,  # [O, I]
     bias: Tensor | None = None,  # [O]
 ) -> Tensor:
-    """[..., O]: x times the transposed weight, plus the bias; all in one dtype."""
+    """Return [..., O]: x times the transposed weight, plus the bias. All have one dtype."""
     return F.linear(x, weight, bias)
 
 
@@ -86,9 +91,10 @@ def token_logprobs(
     scale: float = 1.0,
     cap: float | None = None,
 ) -> Tensor:
-    """[S] in float32 or better: log p(label), from logits = states weight^T + bias, times `scale`.
+    """Return the log-probability of each label, [S] in float32 or better.
 
-    `cap`: then cap * tanh(logits / cap), as Gemma 2 has it.
+    The logits are (states weight^T + bias) * `scale`. With `cap` they then become cap * tanh(logits / cap), as in
+    Gemma 2.
     """
     logits = F.linear(states, weight, bias)
     logits = logits.to(torch.promote_types(torch.float32, logits.dtype)) * scale
@@ -106,10 +112,11 @@ def document_attention(
     window: int | None = None,
     cap: float | None = None,
 ) -> Tensor:
-    """[1, T, heads, D]: softmax attention, causal, inside each document and along `continues`, times `scale`.
+    """Return softmax attention within documents, [1, T, heads, D].
 
-    Every document that continues none sees the prefix first. `window`: a token sees itself and window - 1 before it;
-    `cap`: scores become cap * tanh(score / cap).
+    A token attends to itself and to the tokens before it in its document, and in the documents that this one continues.
+    A chain of documents begins with the N keys of the prefix. Scores are query key^T * `scale`; with `cap` they become
+    cap * tanh(score / cap). With `window` a token attends only to itself and the window - 1 tokens before it.
     """
     key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
     scores = query @ key.transpose(2, 3) * scale  # [1, heads, T, N + T]
@@ -121,9 +128,9 @@ def document_attention(
 
 
 def _seen(starts: list[int], continues: Tensor | None, prefix: int, window: int | None) -> Tensor:
-    """[T, N + T] bool: which keys a token attends to."""
+    """Return [T, N + T] bool: True where a token attends to a key."""
     links = [-1] * (len(starts) - 1) if continues is None else continues.tolist()
-    places = torch.arange(prefix + starts[-1])  # of keys: in a prefix, or in their document and what it continues
+    places = torch.arange(prefix + starts[-1])  # position of each key, counted from the start of its chain of documents
     seen = torch.zeros(starts[-1], prefix + starts[-1], dtype=torch.bool)
     seen[:, :prefix] = True
     for document, (start, stop) in enumerate(itertools.pairwise(starts)):

@@ -1,4 +1,4 @@
-"""The contract of the policy: the model as a loss sees it, without all of its logits at once."""
+"""The protocol of the policy: the model as a loss sees it, without ever holding all logits."""
 
 from __future__ import annotations
 
@@ -11,46 +11,50 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Policy(Protocol):
-    """The model as a loss sees it: log-probabilities and chunks of logits. T, D, V and H are the sizes of the batch."""
+    """The model as a loss sees it. Shapes: T tokens and D documents of the batch, V vocabulary, H hidden size.
+
+    The body of the model runs once for a batch, however many of these methods a loss calls.
+    """
 
     def token_logprobs(self, batch: Any, want: Sequence[str] = (), labels: Tensor | None = None) -> Any:
-        """Return [T] float32: entry t is log p(labels[t]), and 0 where labels[t] is -100.
+        """Return the log-probability of each label, [T] float32, and 0 where the label is -100.
 
-        With `want` (of "entropy", "top1"), return a pair of that tensor and a dict of [T] float32 from the same pass.
-        `labels` [T] int64 scores other labels than the batch's, in the same pass of the body.
+        With `want`, a sequence of "entropy" and "top1", it returns a pair: the log-probabilities, and a dict of the
+        wanted statistics, [T] float32 each. `labels` [T] int64 scores other labels than those of the batch.
         """
         ...
 
     def map_logits(
         self, batch: Any, function: Callable[..., Any], *per_token: Tensor, other: Policy | None = None
     ) -> Tensor:
-        """Return [T, ...]: `function(logits [C, V], labels [C], *per_token [C, ...])` over chunks of positions.
+        """Apply a function to the logits of the supervised positions, in chunks of C, and return [T, ...].
 
-        The supervised positions are covered; all others are 0. Chunks are recomputed in the backward pass. With
-        `other`, another policy, its logits [C, V] are passed as the last argument.
+        `function(logits [C, V], labels [C], *per_token [C, ...])` returns [C, ...]. Positions without supervision are
+        0 in the result. The logits of a chunk are freed, and computed again in the backward pass. With `other`, another
+        policy, the function gets that policy's logits [C, V] as its last argument.
         """
         ...
 
     def states(self, batch: Any) -> Tensor:
-        """Return [T, H]: the states that the head reads, from one pass of the body over this batch."""
+        """Return the last hidden states [T, H], which the head reads."""
         ...
 
     def head(self, states: Tensor) -> Tensor:
-        """Return the logits [C, V] of states [C, H], as the model computes them (caps, scales, adapters)."""
+        """Return the logits [C, V] of hidden states [C, H], with the model's caps and scales, and with its adapters."""
         ...
 
     def hidden(self, batch: Any, layers: Sequence[int]) -> list[Tensor]:
-        """Return [T, H] for each layer asked for; layer -1 is what the head reads."""
+        """Return the hidden states [T, H] after each of `layers`; -1 is what the head reads."""
         ...
 
     def score(self, batch: Any) -> Tensor:
-        """Return [D] float32: the output of a scalar head at each document's last token."""
+        """Return the output of a scalar head at the last token of each document, [D] float32."""
         ...
 
     def reference(self) -> Policy:
-        """Return the policy that the recipe's `reference` names, without gradient."""
+        """Return the policy that the recipe's `reference` names. It computes without gradient."""
         ...
 
     def teacher(self) -> Policy:
-        """Return the teacher that the recipe names, without gradient."""
+        """Return the policy that the recipe's `teacher` names. It computes without gradient."""
         ...

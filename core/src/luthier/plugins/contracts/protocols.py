@@ -1,10 +1,10 @@
-"""The contracts of the parts that train: adapters, losses and optimizers, with defaults for their optional members.
+"""The protocols: what a part of each kind must have, with defaults for what most parts leave out.
 
-Torch appears only in annotations. Shapes in brackets: T tokens of the packed batch, D documents in it, U units, P
-pairs, V vocabulary, H hidden.
+A part may inherit from its protocol, or be any object that has the required members. The required members are abstract
+here; `complete_part` adds the defaults of the others.
 
-A part may inherit from its protocol, or be any object with the required members, which are abstract here;
-`complete_part` adds the defaults of the others.
+Torch appears only in annotations. Shapes stand in brackets: T tokens of the packed batch, D documents in it, U units,
+P pairs, V entries of the vocabulary, H hidden size.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ __all__ = ["Adapter", "Callback", "Exporter", "Loss", "Metric", "Operation", "Op
 
 @runtime_checkable
 class Adapter(Protocol):
-    """The part that decides what of the model trains. It keeps the class of the model and the paths of its modules.
+    """The part that decides which weights train. It leaves the class and the module paths of the model as they are.
 
-    `artifact`, `mergeable` and `save_dtype` come from the record; an object that is passed in Python has them as its
-    own attributes.
+    `artifact`, `mergeable` and `save_dtype` are taken from the record. An object that is passed in Python has no
+    record, and sets them as attributes.
     """
 
     artifact: str = "adapter"
@@ -45,106 +45,111 @@ class Adapter(Protocol):
 
     @abstractmethod
     def attach(self, model: Any, context: Context) -> Any:
-        """Wrap layers in place, quantized or not, freeze the rest, and return the model.
+        """Wrap layers in place, whether quantized or not, freeze all other weights, and return the model.
 
-        It is called for every `Context.purpose`; torch is seeded before, so that the initial values are the same each
-        time.
+        It is called for every `Context.purpose`. Torch's generators are seeded before, so that the initial values are
+        the same each time.
         """
 
     @abstractmethod
     def groups(self) -> list[Group]:
-        """Return every trainable parameter, in exactly one group."""
+        """Return the trainable parameters, each in exactly one group."""
 
     @abstractmethod
     def disabled(self) -> AbstractContextManager[None]:
-        """Return a context within which the model computes what it did before `attach`."""
+        """Return a context in which the model computes what it computed before `attach`."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Return all that a resume needs, as tensors and JSON values, except what `constants` returns."""
+        """Return everything that a resumed run needs, as tensors and JSON values, except what `constants` returns."""
 
     @abstractmethod
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` returned, into the parameters that exist."""
+        """Copy what `state` returned into the attached adapter's parameters."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the adapter alone, in PEFT's layout if PEFT has one for it."""
+        """Write the adapter into `folder`, in PEFT's file layout if PEFT has the method.
+
+        If `artifact` is "model", the whole model is written.
+        """
 
     @abstractmethod
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote into the attached adapter."""
+        """Load into the attached adapter what `save` wrote."""
 
     def merge(self, context: Context) -> Any:
-        """Return the model with the adapter folded into its weights and the wrappers removed.
+        """Add the adapter to the weights of the model, remove the wrappers, and return the model.
 
         It is called only if the record says `mergeable`.
         """
         raise LuthierError("part-unsupported", "this adapter cannot be merged", where="adapter")
 
     def prepare(self, batch: Any) -> Any:
-        """Return the batch that the body runs on. A prompt method adds virtual tokens to each document.
+        """Return the batch that the model reads. A prompt method adds virtual tokens to each document here.
 
-        The policy calls it, only while the adapter is on; the loss keeps its own batch. `batch.insert_virtual(count)`
-        makes such a batch. A prepared batch may carry `embeddings` [T', H] and must carry `origin` [T'] int64: the
-        position of each token in the loss's batch, in order, and -1 for a virtual token.
+        The policy calls it while the adapter is on; the loss still sees the batch without virtual tokens.
+        `batch.insert_virtual(count)` makes a prepared batch. It may carry `embeddings` [T', H], and must carry `origin`
+        [T'] int64: the index of each token in the loss's batch, ascending, and -1 for a virtual token.
         """
         return batch
 
     def virtual_tokens(self) -> int:
-        """Return how many tokens `prepare` puts before each document, except one that continues an earlier document."""
+        """Return the number of tokens that `prepare` puts before each document that does not continue another."""
         return 0
 
     def prefixes(self, layer: int) -> tuple[Tensor, Tensor] | None:
-        """Return keys and values [N, key-value heads, head dim] that precede each document, except one that continues
-        another.
+        """Return N keys and N values, [N, key-value heads, head dim] each, that attention reads before each document.
 
-        They count as positions and are not rotated, and every layer has the same number N. It is called within the pass
-        for each layer (from 0), and again if the layer is recomputed. None: this adapter adds none.
+        Documents that continue another do not get them again. N is the same in every layer. Positions of the document
+        begin after them, and rotary embeddings are not applied to them. The method is called during the forward pass,
+        for each layer (from 0), and again if that layer is recomputed. None: this adapter adds no prefix.
         """
         return None
 
     def generating(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of `generate`, with embeddings or a cache that replace the virtual tokens.
+        """Return the arguments of transformers' `generate`, changed so that generation sees the virtual tokens.
 
-        By default they follow from `prepare` and `prefixes`.
+        An adapter replaces ids by embeddings here, or adds a cache. If it returns `inputs` unchanged, the core derives
+        both from `prepare` and `prefixes`.
         """
         return inputs
 
     def gradients_ready(self) -> None:
-        """Inspect or change the gradients, once those of the global batch are summed and before they are clipped."""
+        """Read or change the gradients. They are summed over the global batch and not yet clipped."""
 
     def stepped(self, progress: Progress) -> None:
-        """Take note that the optimizer has stepped."""
+        """React to an optimizer step. `progress` counts it."""
 
     def penalty(self) -> Any:
-        """Return a scalar that is added to the objective of the global batch once a step; None adds nothing."""
+        """Return a scalar that is added to the objective once a step, or None to add nothing."""
         return None
 
     def constants(self) -> dict[str, Tensor]:
-        """Return frozen tensors that a resume needs. They are written once, not into every checkpoint."""
+        """Return frozen tensors that a resumed run needs. They are written once, not into every checkpoint."""
         return {}
 
     def load_constants(self, constants: Mapping[str, Tensor]) -> None:
         """Restore what `constants` returned."""
 
     def begin_task(self, index: int, total: int) -> None:
-        """Prepare for task `index` (from 0) of `total`. It is not called again when a task is resumed."""
+        """Prepare for task `index` (from 0) of `total`. It is not called when a task is resumed."""
 
     def end_task(self, index: int, total: int) -> None:
-        """Finish task `index` of `total`: its best weights are in place, and this method may change them.
+        """Finish task `index` of `total`. The best weights are loaded, if the run keeps them, and may be changed here.
 
-        The last evaluation and the artifact come afterwards, and use the weights that it leaves.
+        The last evaluation and the saved artifact use the weights as this method leaves them.
         """
 
 
 @runtime_checkable
 class Loss(Protocol):
-    """The objective of a run.
+    """The objective that a run minimises.
 
-    `data` is the kind of rows it takes: "tokens", "preference", "unpaired" or "documents". A loss with `couples =
-    "batch"` is a function of the whole global batch and implements `scores` and `combine`. `aligns` comes from the
-    record; an object that is passed in Python has it as its own attribute.
+    - `data` is the kind of rows that it takes: "tokens", "preference", "unpaired" or "documents".
+    - `couples = "batch"` says that the objective depends on all rows of the global batch together, as InfoNCE does.
+      Such a loss implements `scores` and `combine`, from which the core trains.
+    - `aligns` is taken from the record; an object that is passed in Python sets it as an attribute.
     """
 
     data: str
@@ -153,53 +158,57 @@ class Loss(Protocol):
 
     @abstractmethod
     def terms(self, batch: Any) -> dict[str, float]:
-        """Return this micro-batch's share of each term's denominator, before the forward pass.
+        """Return what this micro-batch adds to the denominator of each term, before the forward pass.
 
-        The names are those of `LossOutput.sums`. The objective is the sum over terms of (sum / denominator), where both
-        are added over the global batch. It is not called for an idle batch.
+        The names are those of `LossOutput.sums`. Both are added up over the global batch, and the objective is
+        `sum(sums[name] / terms[name] for name in sums)`. The method is not called for an idle batch.
         """
 
     @abstractmethod
     def __call__(self, policy: Policy, batch: Any) -> LossOutput:
-        """Return the sum of each term over this micro-batch.
+        """Return the sum of each term over this micro-batch, as a `LossOutput`.
 
-        It is called for an idle batch too (no units; its tokens carry labels). The sums of an idle batch must depend on
-        the policy; their gradient counts as zero.
+        It is called for an idle batch too, which has labels but no units. The sums must depend on the policy there as
+        well, so that every rank runs the same backward pass; their gradient is multiplied by 0.
         """
         ...
 
     def arrange(self, units: Sequence[Any]) -> Sequence[Any]:
-        """Return the units of one global batch with derived documents added, before they are packed.
+        """Add derived documents to the units of one global batch, before they are packed, and return the units.
 
-        It is a pure function: the same units in the same order, none added or dropped.
+        The function must be pure. It returns the same units in the same order, without adding or dropping one.
         """
         return units
 
     def begin(self, context: Context) -> None:
-        """Prepare on a fresh start, once per task, before the first step. It may use `context.over`."""
+        """Prepare before the first step of each task; `context.over` may be used. It is not called after a resume."""
 
     def coefficients(self, batch: Any) -> Tensor | None:
-        """Return [T] d total / d log-probability, if it is known before the forward pass, else None."""
+        """Return the derivative of the sum of the terms by each log-probability, [T], or None.
+
+        None means that it is not known before the forward pass. If it is known, a head that trains computes its
+        gradient in the forward pass, which saves computing the logits a second time.
+        """
         return None
 
     def scores(self, policy: Policy, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Return scores [U, ...] with gradient, and further tensors [U, ...] that are stored and not differentiated.
+        """Return the scores of this micro-batch's units, [U, ...] with gradient, and tensors without, [U, ...] each.
 
-        It is called twice for each micro-batch: first without gradient, then again when the gradient of the scores is
-        known. The stored tensors are those of the first call.
+        It is called twice for each micro-batch: first without gradient, to fill `combine`, and again when the gradient
+        of the scores is known. `combine` gets the tensors without gradient from the first call.
         """
         raise LuthierError("part-invalid", "a loss with couples = 'batch' needs scores(policy, batch)", where="loss")
 
     def combine(self, scores: Tensor, fixed: Mapping[str, Tensor]) -> LossOutput:
-        """Return the sums over the whole global batch from the scores and stored tensors of all its units.
+        """Return the sums of the terms over all units of the global batch, from what `scores` returned for them.
 
-        The units are in the order of packing and ranks. Each sum depends on `scores`; `terms` gives its denominator. In
-        evaluation it is called with groups of one global batch.
+        The units stand in the order of ranks and packing. Each sum must depend on `scores`; `terms` gives its
+        denominator. In evaluation the method is called with groups of units as large as a global batch.
         """
         raise LuthierError("part-invalid", "a loss with couples = 'batch' needs combine(scores, fixed)", where="loss")
 
     def state(self) -> dict[str, Any]:
-        """Return all that a resume needs, as tensors and JSON values."""
+        """Return everything that a resumed run needs, as tensors and JSON values."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -208,24 +217,24 @@ class Loss(Protocol):
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """The rule by which gradients become a step.
+    """The rule that turns gradients into a step.
 
-    `separable = True` says that the built optimizer may be stepped with the gradients of some parameters, then with
-    those of others, with the same result as one step, because nothing in it goes beyond one parameter. Bfloat16 weights
-    then need less memory.
+    `separable = True` says that the update of each parameter depends on that parameter alone. The core may then step
+    the parameters one part after the other, which takes less memory with bfloat16 weights.
     """
 
     separable: bool = False
 
     @abstractmethod
     def build(self, groups: list[Group]) -> torch.optim.Optimizer:
-        """Return an optimizer over the groups (see `Group.settings`); the loop sets each `lr` before every step."""
+        """Return a torch optimizer over the groups (see `Group.settings`). The core sets `lr` before every step."""
         ...
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Return a context for evaluation and saving, for optimizers whose best weights are not those that they step.
+        """Return a context for evaluation and saving, in which the parameters hold the weights to be used.
 
-        A second one within it changes nothing. At the end of a run it is entered and not left.
+        It is for optimizers that evaluate other weights than they step, such as an average. Entering it a second time
+        inside itself must change nothing. At the end of a run it is entered and not left.
         """
         return nullcontext()
 

@@ -1,4 +1,4 @@
-"""The contract of a quantizer: the form in which the base model's weights are stored."""
+"""The protocol of a quantizer, which stores the weights of the base model in fewer bits."""
 
 from __future__ import annotations
 
@@ -18,19 +18,17 @@ QUANTIZED_FILE: Final = "quantized.safetensors"
 
 @runtime_checkable
 class Quantizer(Protocol):
-    """The form in which the base model's weights are stored.
+    """The part that stores the weights of the base model in fewer bits.
 
-    A quantized layer keeps `in_features` and `out_features`; it belongs to this quantizer if `dequantize` returns its
-    weight. One that stands for transformers' `Conv1D`, whose weight is [in, out] in files, has `transposed = True`.
+    A quantized layer keeps the attributes `in_features` and `out_features`. A layer belongs to this quantizer if
+    `dequantize` returns a weight for it. A merge replaces each quantized layer by a dense one with the dequantized
+    weight, and then merges the adapter into that weight, not into the weight of the checkpoint. `trains` and
+    `mergeable` are taken from the record; an object that is passed in Python sets them as attributes.
 
-    A merge replaces each such layer by a dense one with that weight, and then merges the adapter: its base is
-    what the quantized layers compute, not the checkpoint. `trains` and `mergeable` come from the record; an object that
-    is passed in Python has them as its own attributes.
-
-    If `trains` is True, the layers keep a latent weight as a parameter, `provides` has "dense-weights", and the adapter
-    `full` trains it. The run's artifact is then what `save` writes. It is opened by making a model of its config,
-    calling `apply` (with `has_values` False) and then `load`. A layer's further state, beyond its state dict, follows
-    from `progressed`.
+    If `trains` is True, the layers keep a full-precision weight as a parameter, which the adapter `full` trains;
+    `provides` must then contain "dense-weights". The artifact of the run is what `save` writes. To open it, the core
+    makes a model from its config, calls `apply` with `has_values` False, and then `load`. Whatever a layer needs beyond
+    its state dict must follow from `progressed`.
     """
 
     trains: bool = False
@@ -38,39 +36,40 @@ class Quantizer(Protocol):
 
     @abstractmethod
     def apply(self, model: Any, context: Context) -> Any:
-        """Replace the model's weights by quantized ones, in place, and return the model.
+        """Quantize the weights of the model in place, and return the model.
 
-        It is called for every `Context.purpose`; torch is seeded before. If `has_values` is False, it makes the same
-        layers and reads no weight. A second call changes nothing. `choose_dense_layers` and `check_finite_weights`, of
-        `luthier`, say which layers may be taken, and refuse models that may not be quantized.
+        It is called for every `Context.purpose`, with torch's generators seeded. If `context.has_values` is False, it
+        makes the same layers without reading any weight. A second call on the same model changes nothing.
+        `luthier.choose_dense_layers` returns the layers that may be quantized, and `luthier.check_finite_weights`
+        refuses a model whose weights are not finite.
         """
         ...
 
     @abstractmethod
     def dequantize(self, layer: Any) -> Tensor | None:
-        """Return the layer's weight [out, in] in float32, or None if the layer does not belong to this quantizer."""
+        """Return the layer's weight [out, in] in float32, or None if the layer is not one of this quantizer's."""
         ...
 
     @abstractmethod
     def requantize(self, layer: Any, weight: Tensor) -> None:
-        """Put a float32 weight [out, in] into a quantized layer."""
+        """Quantize a float32 weight [out, in] into a quantized layer."""
         ...
 
     def load_arguments(self) -> dict[str, Any]:
-        """Return keyword arguments for `from_pretrained`."""
+        """Return arguments for transformers' `from_pretrained`, to quantize while the model is loaded."""
         return {}
 
     def progressed(self, progress: Progress) -> Multipliers:
-        """Take note of the steps that are done. It is called after `apply` and before every use of the model.
+        """Set the layers to the position of the run, and return the multipliers of the step that follows.
 
-        Uses are: each step, each evaluation, loading the best weights, writing the artifact and checking it, and
-        opening a finished run. What the layers compute depends on the last call alone: a call with the same steps
-        changes nothing, and a call with fewer steps goes back. The returned multipliers apply to the step that follows.
+        It is called after `apply`, and then before each training step and evaluation, when the best weights are loaded,
+        when the artifact is written or checked, and when a finished run is opened. What the layers compute must depend
+        on the last call alone: a call with the same step changes nothing, and one with an earlier step goes back.
         """
         return Multipliers()
 
     def save(self, model: Any, folder: Path) -> None:
-        """Write the weights of a model whose quantized layers were trained. Its config is in the folder already.
+        """Write the weights of a model with trained quantized layers into a folder that holds its config already.
 
         It is called only if the record says `trains`. The default writes the state dict as safetensors.
         """
@@ -79,17 +78,14 @@ class Quantizer(Protocol):
         save_model(model, str(folder / QUANTIZED_FILE))
 
     def load(self, folder: Path, model: Any) -> Any:
-        """Return the model that `save` wrote.
-
-        `model`, made of its config and passed through `apply`, may be filled in place.
-        """
+        """Load what `save` wrote and return the model. `model` has the same config after `apply`; it may be filled."""
         from safetensors.torch import load_model
 
         load_model(model, folder / QUANTIZED_FILE, device=str(model.device))
         return model
 
     def state(self) -> dict[str, Any]:
-        """Return all that a resume needs beyond the number of steps, as tensors and JSON values."""
+        """Return everything that a resumed run needs besides its position, as tensors and JSON values."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

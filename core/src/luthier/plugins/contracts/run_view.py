@@ -1,4 +1,4 @@
-"""The view that callbacks have of a running run: what they may read of it, and what they may ask of it."""
+"""The view of a run that callbacks get: what they may read, and what they may request."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Any, Protocol, runtime_checkable
 
 @runtime_checkable
 class RunView(Protocol):
-    """A run in progress, as callbacks see it. Callbacks read its attributes and call its requests; they set nothing.
+    """A run in progress, as callbacks see it. A callback reads the attributes, and changes nothing but by requests.
 
-    `run_id` identifies the run for good, `folder` is the folder that it writes to, and `name` is its name for people.
-    `settings` is the resolved recipe as plain data. `step` counts the optimizer steps that have begun; `total_steps` is
-    None if the end is not known. `is_main` is True on the rank that writes the folder. `stop_reason` is the reason why
-    the run will end after this step, or None. `signal` is the number of the signal that asked the process to end, or
-    None. `phases` measures the time of the parts of a step (`with run.phases("data")`); see the profiler.
+    - `run_id`: the unique id of the run. `name`: the name that people gave it. `folder`: the folder that it writes.
+    - `settings`: the resolved recipe as plain data.
+    - `step`: the number of optimizer steps that have begun. `total_steps`: their total, None if it is not known.
+    - `is_main`: True on the rank that writes the folder.
+    - `stop_reason`: the reason for which the run ends after this step, or None.
+    - `signal`: the number of the signal that asked the process to end, or None.
+    - `phases`: measures the time of the parts of a step, as in `with run.phases("data")`; the profiler reads it.
     """
 
     run_id: str
@@ -34,7 +36,7 @@ class RunView(Protocol):
     def signal(self) -> int | None: ...
 
     def request_stop(self, reason: str = "requested") -> None:
-        """Ask the run to end after this step, with a checkpoint. `reason` is recorded as `stop_reason`."""
+        """End the run after this step, with a checkpoint. `reason` is recorded as `stop_reason`."""
 
     def request_save(self) -> None:
         """Ask for a checkpoint after this step."""

@@ -1,4 +1,4 @@
-"""Contracts of the other kinds: callbacks, operations, exporters, metrics, penalties, trainers."""
+"""The protocols of callbacks, operations, exporters, metrics, penalties and trainers."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Callback(Protocol):
-    """An object with methods marked `@luthier.event`. The events' page describes its further, optional members."""
+    """Any object that has methods marked `@luthier.event`. "Events" below lists the events and the other members."""
 
 
 @runtime_checkable
 class Operation(Protocol):
-    """A faster form of one of the engine's operations; its arguments and result are those of the reference."""
+    """A faster implementation of one of the engine's operations, with the reference's arguments and result."""
 
     @abstractmethod
     def __call__(self, *arguments: Any) -> Any:
-        """Compute the operation; gradients flow through the result as through the reference's.
+        """Compute the operation. The result must be differentiable by the same arguments as the reference's.
 
-        It gets the reference's arguments in their order. It returns `NotImplemented` to decline a call, which the next
-        implementation then computes. An error that it raises ends its use in the run. At the first call of each kind a
-        sample of the arguments (the first tokens, outputs and rows of the vocabulary) is computed by this form and by
-        the reference, and compared; if the predicate or a `NotImplemented` declines the sample, the whole call is
-        compared.
+        All arguments are given by position, in the order of the reference. Return `NotImplemented` to leave a call to
+        the next implementation. If the operation raises, it is not used any more in this run.
+
+        The first call of each kind is checked: the operation and the reference compute a sample of the arguments (the
+        first tokens, outputs and rows of the vocabulary), and the results are compared. If the predicate or a
+        `NotImplemented` declines the sample, the whole call is compared.
         """
         ...
 
 
 @runtime_checkable
 class Exporter(Protocol):
-    """A writer of a trained model in the format of another tool.
+    """The part that writes a trained model in the format of another tool.
 
-    It gets a plain model, with any adapter merged and any quantized layer made dense. If the record says `quantized`,
-    it gets the model as the run's artifact opens. An object that is passed in Python has `quantized` as its own
+    It gets a plain transformers model; an adapter or quantizer is merged before. If the record says `quantized`, it
+    gets the model with the quantizer's layers instead. An object that is passed in Python sets `quantized` as an
     attribute.
     """
 
@@ -49,50 +50,51 @@ class Exporter(Protocol):
 
     @abstractmethod
     def export(self, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Write the whole model and its tokenizer into the empty folder."""
+        """Write the model and its tokenizer into `folder`, which is empty."""
         ...
 
     @abstractmethod
     def verify(self, model: Any, tokenizer: Any, folder: Path) -> dict[str, float]:
         """Read the folder back, compare it with the model, and return the measured differences by name.
 
-        Raises `LuthierError` if one exceeds the format's bound.
+        Raises:
+            LuthierError: a difference exceeds the bound of the format.
         """
         ...
 
     def check(self, config: Any) -> None:
-        """Raise `LuthierError` if the format cannot hold the model.
+        """Raise `LuthierError` if the format cannot hold a model of this transformers config.
 
-        At this time only its transformers config is read.
+        It is called before any weight is read.
         """
 
 
 @runtime_checkable
 class Metric(Protocol):
-    """A number about answers or tokens, as a sum and a count. The reported number is the total sum over the total
-    count.
+    """A number about generated answers or about tokens, reported as the sum of all sums over the sum of all counts.
 
-    Its record says which of the two it is about, and so which method it must have. A metric over answers may ask for
-    `num_answers` of each prompt, drawn at a `temperature` (0: one answer, of the likeliest tokens).
+    A metric over answers implements `score_answer` or `score_answers`, a metric over tokens `score_tokens`. A metric
+    over answers may ask for `num_answers` of each prompt, sampled at `temperature`; 0 takes the most likely token each
+    time, which allows one answer only.
     """
 
     num_answers: int = 1
     temperature: float = 0.0
 
     def score_answer(self, prediction: str, reference: str) -> tuple[float, float]:
-        """Return the (sum, count) that one generated answer adds."""
+        """Return (sum, count) of one generated answer."""
         raise LuthierError("part-invalid", "a metric over answers needs score_answer", where="metric")
 
     def score_answers(self, predictions: Sequence[str], reference: str) -> Sequence[float]:
-        """Return what all answers to one prompt add: a sum and a count, or the statistics that `conclude` reads."""
+        """Return (sum, count) of all answers to one prompt, or other statistics that `conclude` understands."""
         return self.score_answer(predictions[0], reference)
 
     def conclude(self, totals: Sequence[float]) -> float:
-        """Return the metric from the statistics, each added over all prompts; NaN if nothing was counted."""
+        """Return the metric from the statistics, added up over all prompts. NaN if nothing was counted."""
         return totals[0] / totals[1] if totals[1] else float("nan")
 
     def score_tokens(self, statistics: TokenStatistics) -> tuple[float, float]:
-        """Return the (sum, count) that the supervised tokens of one micro-batch add."""
+        """Return (sum, count) of the supervised tokens of one micro-batch."""
         raise LuthierError("part-invalid", "a metric over tokens needs score_tokens", where="metric")
 
 
@@ -102,28 +104,31 @@ class Penalty(Protocol):
 
     @abstractmethod
     def measure(self, groups: Sequence[Group]) -> Tensor | None:
-        """Return a scalar, with gradient, computed from the adapter's groups once a step; None adds nothing."""
+        """Return a scalar with gradient, computed from the trained parameters, or None to add nothing.
+
+        It is called once a step. `groups` are the adapter's.
+        """
         ...
 
 
 @runtime_checkable
 class Trainer(Protocol):
-    """The loop of another library, which takes every step of a run instead of Luthier's own loop.
+    """The training loop of another library, which runs instead of Luthier's own.
 
-    The core keeps the run's folder, lock, record, callbacks and artifact; it loads the model, its quantizer and its
-    adapter, reads the rows as prompts, and builds the optimizer.
+    The core loads the model with its quantizer and adapter, reads the rows as prompts, builds the optimizer, and keeps
+    the run's folder, lock, record, callbacks and artifact.
     """
 
     @abstractmethod
     def train(self, session: Any) -> None:
-        """Take every step of the run, and report each to the `TrainerSession` when it is done.
+        """Run all steps, and report each to the `luthier.TrainerSession` as soon as it is done.
 
-        Once `session.run.stop_reason` is not None, the run must end after the step that is under way.
+        Return after the current step if `session.run.stop_reason` is not None.
         """
         ...
 
     def check(self, recipe: Any) -> None:
-        """Raise `LuthierError` for a recipe that the library cannot run faithfully. Nothing is loaded at this time."""
+        """Raise `LuthierError` if the library cannot run this recipe as written, before anything is loaded."""
 
     def check_rows(self, recipe: Any, rows: Sequence[Any], validation: Sequence[Any]) -> None:
-        """Raise `LuthierError` for prompts that it cannot train on. The model is not loaded at this time."""
+        """Raise `LuthierError` for prompts that it cannot train on, before the model is loaded."""

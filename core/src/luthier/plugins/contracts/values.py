@@ -1,4 +1,4 @@
-"""The values that the engine and parts hand to each other. Torch appears only in annotations."""
+"""The values that the engine and the parts exchange. Torch appears only in annotations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ Role = Literal["hidden", "embedding", "head", "norm", "bias", "adapter"]
 
 @attrs.frozen(kw_only=True)
 class Group:
-    """Trainable parameters that share a learning rate and a decay."""
+    """Trainable parameters that share a learning rate and a weight decay.
+
+    `role` is "hidden", "embedding", "head", "norm", "bias" or "adapter"; optimizers and penalties may treat roles
+    differently. `lr_scale` multiplies the learning rate of the run. A `weight_decay` of None means the optimizer's own,
+    and 0 for norms and biases.
+    """
 
     parameters: list[nn.Parameter]
     names: list[str]
@@ -29,7 +34,7 @@ class Group:
     weight_decay: float | None = None  # None: the optimizer's own value, but 0 for norms and biases
 
     def settings(self, weight_decay: float = 0.0) -> dict[str, Any]:
-        """Return this group as torch's optimizers take it; the loop sets `lr` (schedule's rate times `lr_scale`)."""
+        """Return this group as torch's optimizers take it. The core sets `lr` before every step."""
         own = 0.0 if self.role in ("norm", "bias") else weight_decay
         decay = own if self.weight_decay is None else self.weight_decay
         return {"params": self.parameters, "lr_scale": self.lr_scale, "weight_decay": decay}
@@ -37,9 +42,9 @@ class Group:
 
 @attrs.frozen(kw_only=True)
 class Progress:
-    """The position of a run: `step` of `total_steps` optimizer steps are done, in epoch `epoch` (a fraction).
+    """The position of a run: `step` of `total_steps` optimizer steps are done, and `epoch` epochs (fractional).
 
-    `total_steps` is None if the run's end is not known, for example if only a signal ends it.
+    `total_steps` is None if the end is not known, as in a run that only a signal stops.
     """
 
     step: int
@@ -49,7 +54,7 @@ class Progress:
 
 @attrs.frozen(kw_only=True)
 class Multipliers:
-    """The factors by which a quantizer's schedule changes this step's learning rate and weight decay."""
+    """The factors by which a quantizer changes the learning rate and the weight decay of one step."""
 
     lr: float = 1.0
     weight_decay: float = 1.0
@@ -59,48 +64,55 @@ Purpose = Literal["plan", "hollow", "train", "open"]
 
 
 def refuse_over(batches: Iterable[Any], function: Callable[[Any, Any], Any]) -> list[Any]:
-    """Raise `part-unsupported`. It is the default of `Context.over` as long as there is no step to run batches in."""
+    """Raise `part-unsupported`. This is the default of `Context.over` before there is a step to run it in."""
     raise LuthierError("part-unsupported", "context.over may be used from Loss.begin on", where="context.over",
                        remedy="Call it in the loss's begin(context).")  # fmt: skip
 
 
 def compute_uncached(key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return `compute()`. It is the default of `Context.cache` where there is no folder to keep tensors in."""
+    """Return `compute()`. This is the default of `Context.cache` where no folder keeps tensors."""
     return compute()
 
 
 @attrs.frozen(kw_only=True)
 class Context:
-    """A view of the run for a part. `attach`, `apply`, `merge` and `begin` get it.
+    """A view of the run that a part gets in `attach`, `apply`, `merge` and `begin`.
 
-    `purpose` says why the part is called: "plan" (fake tensors; nothing is trained), "hollow" (a rank whose weights are
-    on the meta device until rank 0 sends them), "train", or "open" (a whole model, for saving, merging or generating).
-    `has_values` is False if the weights are fake or on the meta device: then no number may be read from them. `config`
-    is the model's own transformers config. `device` and `dtype` are those of the model's weights. `seed` is the run's;
-    torch's generators are seeded from it before `attach`. `total_steps` is None for a run without a known end.
+    What it says:
+
+    - `purpose`: why the part is called. "plan": to predict memory, on fake tensors; nothing is trained. "hollow": on a
+      rank whose weights are on torch's meta device until rank 0 sends them. "train": to train. "open": to save, merge
+      or generate, on a whole model.
+    - `has_values`: False if the weights are fake or on meta. No number may be read from them then.
+    - `config`: the transformers config of the model. `device` and `dtype`: those of its weights.
+    - `seed`: the seed of the run. Torch's generators are seeded from it before `attach`.
+    - `total_steps`: the number of optimizer steps, None if it is not known.
+
+    What it does:
 
     - `log(name, value)` adds a number to the metrics of the current step.
-    - `dequantize(layer)` returns the layer's weight in float32 [out, in], quantized or not.
-    - `requantize(layer, weight)` puts such a weight back.
-    - `original(layer)` reads the unquantized weight [out, in] float32 from the checkpoint again. It raises
+    - `dequantize(layer)` returns the weight of a layer, quantized or not, [out, in] float32.
+    - `requantize(layer, weight)` writes such a weight into the layer.
+    - `original(layer)` reads the unquantized weight of a layer from the checkpoint, [out, in] float32. It raises
       `LuthierError` if there is no checkpoint.
-    - `batches(n)` returns the first n packed batches of the training data; fewer if the data has fewer.
-    - `over(batches, function)` calls `function(policy, batch)` inside `Step`, without gradient or dropout, equally
-      often on every rank, and returns the results (trees of tensors and JSON values) of all ranks, in the order of the
-      batches. It may be used from `Loss.begin` on; a rehearsal calls the function with the first batch alone.
-    - `forward(model, batch)` runs the model's body over a packed batch without gradient or dropout and returns the
-      states [T, H] that the head reads. It may be used before the adapter is attached; hooks on layers are called.
-    - `decide(name, function, bound=None)` calls `function()` on rank 0 and returns its JSON value on every rank. A
-    resume
-      and the opening of the artifact return the recorded value. Every rank must call it, in the same order, even if its
-      weights have no values; in a plan it returns `bound`.
-    - `progress(total, text)` returns a function `advance(n=1)` that moves the progress bar of a long preparation.
-    - `cache(key, compute)` returns the tensors of `compute()`, stored on disk under a hash of `key`. The key must name
-      everything that the result depends on, such as the hash of a weight and the options.
-    - `probe(model)` compares packed with separate documents and returns a sentence on how they differ, or None.
-    - `save_model(model, folder)` writes a model in transformers' layout, in the run's `save_dtype` and shards; a model
-      whose quantized layers are trained is written by its quantizer.
-    - `load_model(folder, model)` returns the model that `save_model` wrote; it may fill `model`, one of the same shape.
+    - `batches(n)` returns the first n packed batches of the training data, or all if there are fewer.
+    - `over(batches, function)` calls `function(policy, batch)` for each batch, without gradient or dropout, and returns
+      the results of all ranks in the order of the batches. A result is a tree of tensors and JSON values. Every rank
+      makes equally many calls. It may be used from `Loss.begin` on. A plan calls the function for the first batch only.
+    - `forward(model, batch)` runs the model without its head over a packed batch, without gradient or dropout, and
+      returns the last hidden states [T, H]. It may be used before the adapter is attached, and calls hooks on layers.
+    - `decide(name, function, bound=None)` calls `function()` on rank 0, and returns its JSON value on every rank. The
+      value is kept: it is the same after a resume, and when the artifact is opened. Every rank must call it in the same
+      order, even if its weights have no values. In a plan it returns `bound`.
+    - `progress(total, text)` returns a function `advance(n=1)` that moves a progress bar.
+    - `cache(key, compute)` returns the tensors of `compute()`, and keeps them on disk under a hash of `key`. The key
+      must name everything that the result depends on, such as the hash of a weight and the options.
+    - `probe(model)` checks that packed documents give the same outputs as separate ones. It returns why they differ, or
+      None if they do not.
+    - `save_model(model, folder)` writes a model in transformers' layout, in the run's `save_dtype` and shard size. If
+      its quantized layers are trained, the quantizer writes it.
+    - `load_model(folder, model)` returns the model that `save_model` wrote. `model` has the same shape, and may be
+      filled.
     """
 
     config: Any
@@ -127,7 +139,11 @@ class Context:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)  # DDP looks for tensors inside dataclasses, not inside other classes
 class LossOutput:
-    """The result of a loss: sums, never means. `sums` are scalars with gradient; `metrics` are (sum, count) without."""
+    """What a loss returns: sums, never means.
+
+    `sums` maps each term to a scalar with gradient. `metrics` maps each name to (sum, count) without gradient; all sums
+    over all counts is what is logged.
+    """
 
     sums: dict[str, Tensor]
     metrics: Mapping[str, tuple[float | Tensor, float | Tensor]] = dataclasses.field(default_factory=dict)
@@ -135,9 +151,10 @@ class LossOutput:
 
 @attrs.frozen(kw_only=True, eq=False)
 class TokenStatistics:
-    """The supervised tokens of one micro-batch, as a metric over tokens sees them: tensors [S], without gradient.
+    """The S supervised tokens of one micro-batch, as a metric over tokens sees them: [S] each, without gradient.
 
-    `entropy` and `top1` (1 if the label is the most likely token) are None if the record does not want them.
+    `top1` is 1 where the label is the most likely token, else 0; `entropy` is in nats. Both are None unless the
+    record's `wants` names them.
     """
 
     labels: Tensor

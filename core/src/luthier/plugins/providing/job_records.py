@@ -1,4 +1,4 @@
-"""The values that providers and the manager exchange: a job, its data, its status, its events, its artifacts."""
+"""The values that providers and the job manager exchange: a job, its data, status, events and artifacts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ Takes = Literal["rows", "recipe"]
 
 @attrs.frozen(kw_only=True)
 class ServiceRow:
-    """One row of a service's file. `form` is conversation, completion, text or preference; fields of other forms are
-    empty.
+    """One row of the file that a service gets. Fields that its `form` does not use are empty.
 
-    `trained` says of each message whether it is trained on. A preference row keeps its prompt in `messages`; a
-    completion keeps its prompt in `prompt` and its answer in `text`.
+    - conversation: `messages`, and `trained`, which is True for each message that is trained on.
+    - completion: `prompt`, and `text` as its answer.
+    - text: `text`.
+    - preference: `messages` as the prompt, `chosen` and `rejected`.
     """
 
-    form: str
+    form: str  # conversation, completion, text or preference
     where: str  # file:line
     messages: tuple[dict[str, Any], ...] = ()
     trained: tuple[bool, ...] = ()
@@ -37,23 +38,23 @@ class ServiceRow:
 
 @attrs.frozen(kw_only=True)
 class DataFile:
-    """A file that a job trains or evaluates on. It is written before the job is entered in the journal."""
+    """A file that a job trains or evaluates on."""
 
     path: Path
     role: str  # training or validation
     sha256: str
     size: int  # bytes
     rows: int
-    tokens: int | None = None  # tokens of one pass over the file
-    exact_tokens: bool = False  # False: `tokens` is an estimate
+    tokens: int | None = None  # of one epoch
+    exact_tokens: bool = False  # False: an estimate
 
 
 @attrs.frozen(kw_only=True)
 class JobSpec:
-    """A job as the user asked for it. `settings` holds only what the user set, by its dotted name in the recipe.
+    """A job as the user asked for it.
 
-    `token`, a part of the id, is short enough for names at a service. `scope` names the account or address that the job
-    belongs to, never a key.
+    `settings` holds only what the user set, by its dotted name in the recipe. `scope` names the account or address that
+    the job belongs to, never a key. `token` is the random part of `id`, short enough for names at a service.
     """
 
     id: str
@@ -77,7 +78,7 @@ class JobSpec:
 
 @attrs.frozen(kw_only=True)
 class JobProgress:
-    """The progress of a job. A field is None if its provider does not report it."""
+    """How far a job has come. None: the service does not say."""
 
     step: int | None = None
     total_steps: int | None = None
@@ -91,7 +92,7 @@ class JobProgress:
 
 @attrs.frozen(kw_only=True)
 class JobMetrics:
-    """The losses, tokens, time and cost of a job so far. A field is None if its provider does not report it."""
+    """The losses, time and cost of a job so far. None: the service does not say."""
 
     train_loss: float | None = None
     eval_loss: float | None = None
@@ -103,7 +104,11 @@ class JobMetrics:
 
 @attrs.frozen(kw_only=True)
 class JobStatus:
-    """A provider's report on one job. `raw_state` is the service's own word; `raw` is its answer, redacted."""
+    """The status of one job, as its provider reports it.
+
+    `state` is one of Luthier's states, and `raw_state` the service's own word for it. `raw` is the whole answer of the
+    service, without secrets.
+    """
 
     remote_id: str
     state: JobState
@@ -121,7 +126,7 @@ class JobStatus:
 
 @attrs.frozen(kw_only=True)
 class JobEvent:
-    """Something that happened to a job. `id` is the same whenever the same event is read again."""
+    """An event of a job. An event that is read twice has the same `id`."""
 
     id: str
     at: float  # seconds since 1970
@@ -133,7 +138,7 @@ class JobEvent:
 
 @attrs.frozen(kw_only=True)
 class EventPage:
-    """A page of events after a cursor, oldest first, with the cursor from which the next page is read."""
+    """The events after a cursor, the oldest first, and the cursor for the next reading."""
 
     events: list[JobEvent]
     cursor: str | None
@@ -141,7 +146,7 @@ class EventPage:
 
 @attrs.frozen(kw_only=True)
 class JobArtifact:
-    """A result of a job. The provider finds it by `locator`, which never holds a signed link."""
+    """A result of a job. `locator` lets its provider find it again; it never holds a signed link."""
 
     kind: str  # adapter, model, checkpoint, metrics, hosted
     name: str
@@ -156,7 +161,7 @@ class JobArtifact:
 
 @attrs.frozen(kw_only=True)
 class TrainedArtifact:
-    """A result that lies on this machine: its folder, its kind, and the checksum of each file."""
+    """A downloaded result: its folder, its kind, and the checksum of each file."""
 
     path: Path
     kind: str
@@ -171,7 +176,10 @@ class TrainedArtifact:
 
 @attrs.frozen(kw_only=True)
 class SettingRule:
-    """The rule for a setting that a service knows: its bounds there, and a remark if it means something else."""
+    """A setting of the recipe that a service accepts, with its bounds there.
+
+    `remark` tells the user if the setting means something else at the service.
+    """
 
     low: float | None = None
     high: float | None = None
@@ -183,7 +191,7 @@ class SettingRule:
 
 @attrs.frozen(kw_only=True)
 class DataRules:
-    """The demands that a service makes on a file of rows."""
+    """The rules of a service for a file of rows."""
 
     forms: tuple[str, ...] = ("conversation",)  # conversation, completion, text
     min_rows: int = 1
@@ -193,13 +201,16 @@ class DataRules:
     tools: bool = True
     weights: bool = False  # True: a message may say weight 0
     system_first: bool = True
-    reserved: tuple[str, ...] = ()  # texts that no message may contain, because the service reads them as control marks
+    reserved: tuple[str, ...] = ()  # texts that no message may contain, because the service reads them as its own marks
     max_validation_rows: int | None = None
 
 
 @attrs.frozen(kw_only=True)
 class TokenPrice:
-    """The price of training on a million tokens. `model` is a glob pattern. A field of None matches every value."""
+    """The price of training on a million tokens.
+
+    `model` is a pattern like those of file names. A `method` or `adapter` of None means that the price holds for all.
+    """
 
     model: str
     amount: float
@@ -214,8 +225,9 @@ class TokenPrice:
 class Capabilities:
     """The abilities of a provider for one model, known without a request.
 
-    `takes` says what it trains from: `rows`, a file that the manager converts, or the `recipe` itself. `weights` lists
-    what can be downloaded in the end. `poll` is the shortest and the longest polling interval in seconds.
+    - `takes`: what it trains from: "rows", a file that Luthier writes for it, or "recipe", the recipe itself.
+    - `weights`: what can be downloaded when the job is complete: "adapter", "model", both or nothing.
+    - `poll`: the shortest and the longest interval between two requests for the status, in seconds.
     """
 
     takes: Takes = "rows"
@@ -230,12 +242,12 @@ class Capabilities:
     default_epochs: float | None = None  # None: the service chooses
     known_models: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
-    instead: Mapping[str, str] = attrs.field(factory=dict)  # a setting that is not offered -> what to write instead
+    instead: Mapping[str, str] = attrs.field(factory=dict)  # a setting that is not accepted -> what to write instead
 
 
 @attrs.frozen(kw_only=True)
 class Finding:
-    """A problem or a remark about a job, found before anything is sent. The level "error" stops the submission."""
+    """An error, a warning or a note about a job, found before anything is sent. An error stops the submission."""
 
     level: str  # error, warning, note
     rule: str
@@ -245,18 +257,18 @@ class Finding:
 
 @attrs.frozen(kw_only=True)
 class CostEstimate:
-    """The estimated cost of a job. `amount` is None if the price is unknown."""
+    """The estimated cost of a job. An `amount` of None means that the price is unknown."""
 
     amount: float | None
     currency: str = "USD"
-    tokens: int | None = None  # trained on, over all epochs
+    tokens: int | None = None  # of all epochs
     basis: str = ""  # where the price comes from, with its date
     exact_tokens: bool = False
 
 
 @attrs.frozen(kw_only=True)
 class Job:
-    """A job as the store knows it."""
+    """A job with its state, as the job store keeps it."""
 
     spec: JobSpec
     stage: Stage
@@ -279,19 +291,19 @@ class Job:
         return self.state.is_final
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the job as plain data for `--json`."""
+        """Return the job as plain data, for `--json`."""
         plain = to_plain_data(self)
         plain["status"] = None if plain["status"] is None else {k: v for k, v in plain["status"].items() if k != "raw"}
         return {"id": self.id, **plain}
 
 
 def to_plain_data(value: Any) -> Any:
-    """Return a record as plain data that JSON can hold."""
+    """Return a record as data that JSON can hold."""
     return attrs.asdict(
         value, value_serializer=lambda _, __, v: str(v) if isinstance(v, (Path, Stage, JobState)) else v
     )
 
 
 def from_plain_data(value: Any, record: Any, where: str) -> Any:
-    """Return the record that `to_plain_data` turned into `value`. `where` names the place in errors."""
+    """Return the record from which `to_plain_data` made `value`. Errors name `where`."""
     return structure_value(value, record, where)

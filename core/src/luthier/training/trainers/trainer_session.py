@@ -1,4 +1,4 @@
-"""The session of a trainer: the run as another library's loop has it, and what it tells of each step."""
+"""The session of a trainer: what the loop of another library gets from a run, and what it reports to it."""
 
 from __future__ import annotations
 
@@ -34,17 +34,19 @@ class SteppedParts:
 
 @attrs.define(kw_only=True, eq=False)
 class TrainerSession:
-    """One run in the hands of a trainer.
+    """What a trainer gets from a run, and the methods by which it reports its steps.
 
-    `model` has its quantizer and adapter, and is called as any model of transformers; what trains requires gradients.
-    `optimizer` is the recipe's, its groups at the recipe's learning rate. `rows` and `validation` hold a `PromptRow`
-    each. `recipe` has the settings, `tokenizer` the chat template of the run, and `run` what a `RunView` has.
+    - `recipe` is the resolved recipe, `run` has what a `RunView` has, and `tokenizer` has the chat template of the run.
+    - `model` is a transformers model with its quantizer and adapter. The weights that train require gradients.
+    - `optimizer` is the recipe's. Its groups have the recipe's learning rate.
+    - `rows` and `validation` hold a `PromptRow` for each prompt.
+    - `wants_evaluation` is True if an evaluation was requested after this step.
 
-    A trainer calls `begin` once, before its first step. Each step is `step_started`, the backward passes,
-    `gradients_ready`, clipping, `optimizer.step()`, `optimizer.zero_grad()`, `step_ended`; at least one has to be
-    taken. After `step_ended` it ends where `run.stop_reason` is not None, and evaluates where `wants_evaluation` is
-    True. `logged`, `evaluated` and `epoch_ended` are called as they come; numbers that are not told reach no callback.
-    `reference` is called before the first step, and what computes evaluation numbers stands within `evaluating`.
+    A trainer calls `begin` once. Each step, of which there must be at least one, is `step_started`, the backward
+    passes, `gradients_ready`, clipping, `optimizer.step()`, `optimizer.zero_grad()` and `step_ended`. After
+    `step_ended` the trainer ends if `run.stop_reason` is not None, and evaluates, within `evaluating`, if
+    `wants_evaluation` is True. It calls `logged`, `evaluated` and `epoch_ended` when there is something to report;
+    callbacks hear nothing else. `reference` may be called before the first step only.
     """
 
     recipe: Recipe
@@ -61,32 +63,32 @@ class TrainerSession:
     parts: SteppedParts = attrs.field(repr=False)  # of the core; a trainer leaves them alone
 
     def begin(self, total_steps: int) -> None:
-        """Say how many steps the run will have, before the first."""
+        """Report, before the first step, how many steps the run will have."""
         self.run.total_steps = total_steps
         self.parts.hooks.run_started(run=self.run)
         self.parts.hooks.task_started(run=self.run, task=0)
 
     def step_started(self, step: int) -> None:
-        """Begin step `step`, the first of which is 1."""
+        """Report that step `step` (from 1) begins."""
         self.run.step = step
         self.parts.hooks.step_started(run=self.run, step=step)
 
     @property
     def wants_evaluation(self) -> bool:
-        """True where an evaluation is asked for after this step."""
+        """True if an evaluation was requested after this step."""
         return self.run.control.wants_evaluation
 
     def gradients_ready(self) -> None:
-        """Say that the gradients of the step are summed, and not yet clipped: the adapter may add to them."""
+        """Report that the gradients are summed and not yet clipped. The adapter may change them here."""
         penalty = self.parts.adapter.penalty()
         if penalty is not None:
             penalty.backward()
         self.parts.adapter.gradients_ready()
 
     def step_ended(self, loss: float, epoch: float, *, samples: int, tokens: int = 0) -> None:
-        """Take note that the optimizer has stepped; a checkpoint is written where one is due.
+        """Report that the optimizer has stepped. A checkpoint is written if one is due.
 
-        `epoch` is how many have been done, fractional; `samples` and `tokens` are what this step has added.
+        `epoch` is the number of epochs done (fractional). `samples` and `tokens` count what this step processed.
         """
         run, parts = self.run, self.parts
         self.losses.append(loss)
@@ -105,27 +107,27 @@ class TrainerSession:
             self._save(epoch)
 
     def logged(self, metrics: Mapping[str, float]) -> None:
-        """Hand on the numbers since the last logging, which metrics.jsonl takes under the names that they have."""
+        """Report the metrics since the last logging. They are written to metrics.jsonl under these names."""
         self.parts.hooks.logged(run=self.run, step=self.run.step, metrics=dict(metrics))
 
     def evaluated(self, metrics: Mapping[str, float]) -> None:
-        """Hand on the numbers over the validation rows; names begin with `eval_`."""
+        """Report the metrics of the validation rows. Their names begin with `eval_`."""
         self.run.control.wants_evaluation = False
         self.evaluation = dict(metrics)
         self.parts.hooks.evaluated(run=self.run, step=self.run.step, metrics=self.evaluation)
 
     def epoch_ended(self, epoch: int) -> None:
-        """Say that epoch `epoch`, the first of which is 0, has been read to its end."""
+        """Report that epoch `epoch` (from 0) has ended."""
         self.parts.hooks.epoch_ended(run=self.run, epoch=epoch)
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Return a context within which the model has the weights that count, for optimizers that step others."""
+        """Return a context in which the model has the weights to evaluate; see `Optimizer.evaluating`."""
         return self.parts.optimizer.evaluating()
 
     def reference(self) -> nn.Module:
         """Return the frozen model that the recipe's `reference` names, before the first step.
 
-        `auto` is the base without a fresh adapter, or the policy as it begins where `adapter_from` gives its weights.
+        `auto` is the base without the fresh adapter, or, if `adapter_from` gives its weights, the policy as it begins.
         """
         fresh, named = self.recipe.adapter_from is None, str(self.recipe.reference)
         return freeze_policy(self.model, self.parts.adapter, named, switchable=self.parts.switchable, fresh=fresh)
