@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,19 @@ def one_thread() -> None:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests neither find nor leave anything in the user's cache."""
     os.environ["LUTHIER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`processor("avx512_bf16")` gives this machine a processor with these features."""
+    from luthier.hardware import low_precision
+
+    def set_features(*names: str) -> None:
+        path = tmp_path / f"cpuinfo-{'-'.join(names)}"
+        path.write_text(f"processor\t: 0\nflags\t\t: fpu {' '.join(names)}\n")
+        monkeypatch.setattr(low_precision, "CPUINFO", path)
+
+    return set_features
 
 
 @pytest.fixture(scope="session")

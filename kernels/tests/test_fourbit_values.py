@@ -111,6 +111,6 @@ def test_an_implementation_that_fails_is_logged_once_and_the_next_one_runs(caplo
 def test_without_a_compiler_plain_torch_runs_and_says_so(monkeypatch, caplog):
     from luthier_kernels.native import build
 
-    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    monkeypatch.setenv("PATH", "")
     assert build.load_source.__wrapped__("fourbit") is None
     assert "no C compiler" in caplog.text

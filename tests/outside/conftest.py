@@ -58,11 +58,12 @@ def run_luthier(monkeypatch):
 def install_outside(outside_folder, monkeypatch):
     """`install_outside(*names)` installs these packages for one test, in this process and in those it starts.
 
+    A path in the place of a name is the folder of an installed package.
     An installed operation is active without being named, so no outside package may be there for the other tests.
     """
 
     def install(*names):
-        folders = [str(outside_folder(name)) for name in names]
+        folders = [str(name if isinstance(name, Path) else outside_folder(name)) for name in names]
         for folder in folders:
             monkeypatch.syspath_prepend(folder)
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])]))

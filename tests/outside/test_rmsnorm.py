@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
+import textwrap
+from pathlib import Path
 
 import luthier
 import pytest
-import torch
 from luthier import LuthierError
 from luthier.plugins.registry import installed_plugins
 from luthier.runs.writing.active_run import Interrupted
@@ -33,6 +35,45 @@ def norm(install_outside):
 
     norm.CALLS.clear()
     return norm
+
+
+@pytest.fixture
+def install_spoiled(install_outside, outside_folder, tmp_path):
+    """`install_spoiled(lines)`: the package whose norm ends with these lines; `own` is the norm before them."""
+
+    def install(lines):
+        folder = Path(shutil.copytree(outside_folder("rmsnorm"), tmp_path / "spoiled"))
+        with (folder / "luthier_outside_rmsnorm/norm.py").open("a") as file:
+            file.write(f"own = rms_norm\n{textwrap.dedent(lines)}")
+        install_outside(folder)
+
+    return install
+
+
+WRONG = """
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, result):
+            return result * FACTOR
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * 1.001
+
+    def rms_norm(*given):
+        return Wrong.apply(own(*given))
+"""
+FAILING = """
+    def rms_norm(*given):
+        if CALLS["backward"] > 8:
+            CALLS["failed"] += 1
+            raise RuntimeError("no such kernel")
+        return own(*given)
+"""
+BROKEN = """
+    def rms_norm(*given):
+        return 1 / 0
+"""
 
 
 def events(folder, name):
@@ -138,18 +179,8 @@ def test_a_run_that_began_with_it_says_aloud_that_it_is_gone(norm, train, tmp_pa
 
 
 @pytest.mark.parametrize("what", ["value", "gradient"])
-def test_other_numbers_are_an_error_before_the_first_step(norm, train, tmp_path, monkeypatch, what):
-    class Wrong(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, result):
-            return result * 1.001 if what == "value" else result.clone()
-
-        @staticmethod
-        def backward(ctx, grad):
-            return grad * 1.001
-
-    own = norm.rms_norm
-    monkeypatch.setattr(norm, "rms_norm", lambda *given: Wrong.apply(own(*given)))
+def test_other_numbers_are_an_error_before_the_first_step(install_spoiled, train, tmp_path, what):
+    install_spoiled(WRONG.replace("FACTOR", "1.001" if what == "value" else "1.0"))
     with pytest.raises(LuthierError) as caught:
         train(**SHORT)
     assert caught.value.code == "operation-differs"
@@ -158,25 +189,19 @@ def test_other_numbers_are_an_error_before_the_first_step(norm, train, tmp_path,
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
-def test_one_that_raises_falls_back_once_aloud_and_stays_out_on_resume(norm, train, tmp_path, monkeypatch):
-    own, failures = norm.rms_norm, []
-
-    def failing(*given):
-        if norm.CALLS["backward"] > 8:
-            failures.append(1)
-            raise RuntimeError("no such kernel")
-        return own(*given)
-
-    monkeypatch.setattr(norm, "rms_norm", failing)
+def test_one_that_raises_falls_back_once_aloud_and_stays_out_on_resume(install_spoiled, train, tmp_path):
+    install_spoiled(FAILING)
     train(**SHORT)
     (fell,) = events(tmp_path / "run", "operation fell back")
     assert (fell["implementation"], fell["reason"], fell["level"]) == (NAME, "RuntimeError: no such kernel", "warning")
-    assert len(failures) == 1
+    from luthier_outside_rmsnorm.norm import CALLS
+
+    assert CALLS["failed"] == 1
     assert record(tmp_path / "run")["decisions"]["kernels_dropped"]["value"] == [NAME]
 
 
-def test_one_that_raises_is_an_error_where_it_is_required(norm, train, monkeypatch):
-    monkeypatch.setattr(norm, "rms_norm", lambda *given: 1 / 0)
+def test_one_that_raises_is_an_error_where_it_is_required(install_spoiled, train):
+    install_spoiled(BROKEN)
     with pytest.raises(LuthierError) as caught:
         train(**SHORT, kernels="require")
     assert caught.value.code == "operation-failed"

@@ -304,13 +304,18 @@ def test_nvml_reads_degrees_and_watts_and_none_for_what_a_gpu_does_not_tell():
         assert sensor.answer() == told
 
 
-def test_nvml_too_is_asked_every_poll_seconds_and_each_reading_counts_once(monkeypatch):
+def test_nvml_too_is_asked_every_poll_seconds_and_each_reading_counts_once():
     library, clock, run = Library(), Clock(), FakeRun()
     read, asked = library.nvmlDeviceGetPowerUsage, []
     library.nvmlDeviceGetPowerUsage = lambda handle: (asked.append(clock.now), read(handle))[1]
-    guardian = Guardian(GpuSafety(poll_seconds=10), sensor=Nvml(library), clock=clock, sleep=clock.sleep)
-    seen, see = [], guardian.guard.see
-    monkeypatch.setattr(Guard, "see", lambda guard, now, readings: (seen.append(now), see(now, readings))[1])
+    options, seen = GpuSafety(poll_seconds=10), []
+
+    class Watched(Guard):
+        def see(self, now, readings):
+            seen.append(now)
+            return super().see(now, readings)
+
+    guardian = Guardian(options, sensor=Nvml(library), guard=Watched(options), clock=clock, sleep=clock.sleep)
     for _ in range(100):
         guardian.step_ended(run)
         clock.now += 0.5

@@ -94,10 +94,8 @@ def test_an_interrupted_command_exits_with_the_signal_and_shows_no_traceback(err
     assert json.loads(shown.out)["error"]["code"] == "interrupted"
 
 
-def test_ctrl_c_in_a_command_is_an_error_with_its_code_and_status(luthier, monkeypatch):
-    from luthier.cli.screen import part_listing as listing
-
-    monkeypatch.setattr(listing, "list_parts", lambda plugins: raising(KeyboardInterrupt())())
+def test_ctrl_c_in_a_command_is_an_error_with_its_code_and_status(luthier, distribute):
+    distribute("luthier-slow-to-load", "raise KeyboardInterrupt")
     result = luthier("plugins", "--json")
     assert (result.status, result.document["error"]["code"]) == (130, "interrupted")
 

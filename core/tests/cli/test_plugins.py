@@ -130,10 +130,11 @@ def test_show_of_an_unknown_kind_or_name_says_the_nearest(luthier):
     assert "'adamw'" in name.document["error"]["remedy"]
 
 
-def test_show_of_a_part_that_is_not_installed_says_what_would_bring_it(luthier, monkeypatch):
+def test_show_of_a_part_that_is_not_installed_says_what_would_bring_it(luthier, monkeypatch, tmp_path):
     from luthier.plugins import catalogue
 
-    monkeypatch.setattr(catalogue, "read_catalogue", lambda: {"adapter": {"someday": "luthier-someday"}})
+    (tmp_path / "catalogue.json").write_text('{"adapter": {"someday": "luthier-someday"}}')
+    monkeypatch.setattr(catalogue, "FILE", tmp_path / "catalogue.json")
     error = luthier("plugins", "show", "adapter", "someday", "--json").document["error"]
     assert "pip install luthier-someday" in error["remedy"]
 

@@ -163,10 +163,11 @@ def test_what_was_decided_is_held_and_what_cannot_be_had_is_decided_anew_aloud(c
         ("cuda", torch.float16, False, False, "sdpa"),
     ],
 )
-def test_the_preferred_way_and_its_reason(device, dtype, has_torchs, has_flash, way, monkeypatch):
-    monkeypatch.setattr(varlen, "torch_kernel", lambda: Kernel.of(torch_213) if has_torchs else None)
-    monkeypatch.setattr(varlen, "flash_kernel", lambda: Kernel.of(flash_2) if has_flash else None)
-    found, reason = ways.preferred(torch.device(device), dtype)
+def test_the_preferred_way_and_its_reason(device, dtype, has_torchs, has_flash, way):
+    kernels = varlen.Kernels(
+        torch=Kernel.of(torch_213) if has_torchs else None, flash=Kernel.of(flash_2) if has_flash else None
+    )
+    found, reason = ways.preferred(torch.device(device), dtype, kernels)
     assert found == way and len(reason) > 20
 
 

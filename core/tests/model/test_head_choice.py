@@ -9,7 +9,6 @@ import torch
 import transformers
 from luthier.builtin.sft import SupervisedLoss
 from luthier.errors import LuthierError
-from luthier.hardware import low_precision as arithmetic
 from luthier.model.attention import document_arguments, install_attention
 from luthier.model.head import scorer
 from luthier.model.head.recognise_head import linear_head
@@ -340,6 +339,6 @@ def test_an_evaluation_takes_no_gradient(capsys):
 
 
 @pytest.mark.parametrize(("flags", "dtype"), [({"avx512_bf16"}, torch.bfloat16), (set(), torch.float32)])
-def test_a_head_in_bfloat16_is_computed_in_float32_where_the_processor_only_imitates_that(flags, dtype, monkeypatch):
-    monkeypatch.setattr(arithmetic, "processor_flags", lambda: frozenset(flags))
+def test_a_head_in_bfloat16_is_computed_in_float32_where_the_processor_only_imitates_that(flags, dtype, processor):
+    processor(*flags)
     assert linear_head(torch.nn.Linear(8, 32, dtype=torch.bfloat16), Curve()).dtype is dtype

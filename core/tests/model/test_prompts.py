@@ -123,7 +123,7 @@ def test_prompts_equal_a_plain_model_on_separate_documents_in_values_and_gradien
 
 @pytest.mark.parametrize("kernel", ["at once", "singly"])
 @pytest.mark.parametrize("name", ["llama", "mistral"])
-def test_a_kernel_for_gpus_is_given_prefixes_and_shared_prompts(name, kernel, monkeypatch):
+def test_a_kernel_for_gpus_is_given_prefixes_and_shared_prompts(name, kernel):
     model, batch = exact_model(name), shared_batch()
     adapter = Prefixed(model)
     expected, theirs = differentiated(adapter, lambda: ModelPolicy(model, adapter).token_logprobs(batch))
@@ -135,12 +135,9 @@ def test_a_kernel_for_gpus_is_given_prefixes_and_shared_prompts(name, kernel, mo
         told = {"softmax_scale": softmax_scale, "causal": causal, "window_size": window_size}
         return stand_in_kernel(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **told)
 
-    monkeypatch.setattr(varlen, "torch_kernel", lambda: varlen.Kernel.of(counted) if kernel == "at once" else None)
-    monkeypatch.setattr(varlen, "flash_kernel", lambda: None)
-    monkeypatch.setattr(varlen, "flash_obstacle", lambda query, value: None)
-    choice = ways.Choice(ways.TORCH)
-    for module in model.modules():
-        monkeypatch.setitem(ways._OWN, module, choice)
+    offered = varlen.Kernel.of(counted) if kernel == "at once" else None
+    kernels = varlen.Kernels(torch=offered, find_obstacle=lambda query, value: None)
+    ways.set_attention(model, ways.Choice(ways.TORCH, kernels))
     found, gradient = differentiated(adapter, lambda: ModelPolicy(model, adapter).token_logprobs(batch))
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(gradient, theirs, rtol=1e-10, atol=1e-10)

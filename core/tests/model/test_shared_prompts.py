@@ -104,14 +104,14 @@ def attended(way, q, k, v, found, rule):
     return ways._by(ways.Choice("products"), (q, k, v), found, rule, 0.0)
 
 
-def test_the_probe_tries_shared_prompts_and_finds_positions_that_do_not_count_on(monkeypatch):
+def test_the_probe_tries_shared_prompts_and_finds_positions_that_do_not_count_on():
     model = exact_model("llama")
     assert probe.find_disagreement(model) is None
-    broken = lambda batch, links: attrs.evolve(  # noqa: E731
-        continue_documents(batch, links), position_ids=batch.position_ids
-    )
-    monkeypatch.setattr(probe, "continue_documents", broken)
-    assert "packed documents differ from separate ones" in probe.find_disagreement(model)
+    batch = probe.make_documents(model)
+    alone = torch.cat([torch.arange(length) for length in batch.lengths])
+    assert not torch.equal(alone, batch.position_ids)
+    broken = attrs.evolve(batch, position_ids=alone)
+    assert "packed documents differ from separate ones" in probe.find_disagreement(model, batch=broken)
 
 
 def test_the_balance_of_experts_counts_a_shared_prompt_once():

@@ -65,8 +65,8 @@ def test_the_processors_flags_are_read_from_the_system(tmp_path):
     assert arithmetic.processor_flags(tmp_path / "absent") == frozenset()
 
 
-def test_what_was_chosen_is_recorded_with_its_reason_and_holds_on_resume(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(arithmetic, "processor_flags", lambda: frozenset({"avx512_bf16"}))
+def test_what_was_chosen_is_recorded_with_its_reason_and_holds_on_resume(train, tmp_path, processor):
+    processor("avx512_bf16")
     with pytest.raises(Interrupted):
         train(exact_callbacks=[luthier.on(step_ended=_signal)])
     record = read_record(tmp_path / "run")
@@ -337,8 +337,8 @@ def test_the_step_and_evaluation_run_inside_the_precision():
 
 
 @pytest.mark.parametrize("settings", [{"precision": "bf16"}, {}])
-def test_where_the_processor_only_imitates_bfloat16_that_is_said(train, model_folder, monkeypatch, capsys, settings):
-    for flags, told in ((frozenset(), True), (frozenset({"avx512_bf16"}), False)):
-        monkeypatch.setattr(arithmetic, "processor_flags", lambda flags=flags: flags)
+def test_where_the_processor_only_imitates_bfloat16_that_is_said(train, model_folder, processor, capsys, settings):
+    for flags, told in (((), True), (("avx512_bf16",), False)):
+        processor(*flags)
         train(model={"name_or_path": str(model_folder), "dtype": "bfloat16"}, fresh=True, max_steps=1, **settings)
         assert ("many times faster" in capsys.readouterr().err) == told

@@ -2,6 +2,7 @@
 
 import json
 
+import attrs
 import luthier
 import pytest
 import torch
@@ -104,10 +105,10 @@ def test_ratio_zero_trains_nothing_non_targets_included(train):
     assert caught.value.code == "train-nothing"
 
 
-def attached(options, model=None):
+def attached(options, model=None, **changes):
     model = model or contexts.base_model()
     part = OsftAdapter(options)
-    part.attach(model, contexts.context(model))
+    part.attach(model, attrs.evolve(contexts.context(model), **changes))
     return part
 
 
@@ -288,24 +289,27 @@ def test_importance_is_the_cosine_of_input_and_output(monkeypatch):
     assert _alike(layer, (x,), layer(x)) == pytest.approx(-6.0, rel=1e-5)
 
 
-def test_the_batches_that_importance_looks_at_are_as_many_as_asked(monkeypatch):
+def test_the_batches_that_importance_looks_at_are_as_many_as_asked():
     from luthier_osft import ranks
 
     asked = []
     model = contexts.base_model()
-    context = contexts.context(model)
-    monkeypatch.setattr(type(context), "batches", property(lambda self: lambda n: asked.append(n) or []), raising=False)
+    context = contexts.context(model, batches=lambda count: asked.append(count) or [])
     options = Osft(rank_rule="importance", calibration_batches=3)
     ranks.find_ranks(model, find_layers(model, options), options, context)
     assert asked == [3]
 
 
-def test_the_second_attach_takes_the_decompositions_from_the_cache(monkeypatch):
-    from luthier_osft import decompose
+def test_the_second_attach_takes_the_decompositions_from_the_cache():
+    own, computed = contexts.context(contexts.base_model()).cache, []
 
-    attached(Osft(unfreeze_rank_ratio=0.31))
-    monkeypatch.setattr(decompose, "decompose", lambda *_, **__: pytest.fail("decomposed again"))
-    assert all(isinstance(layer, OsftLayer) for layer in attached(Osft(unfreeze_rank_ratio=0.31)).layers.values())
+    def cache(key, compute):
+        return own(key, lambda: (computed.append(key), compute())[1])
+
+    for _ in range(2):
+        part = attached(Osft(unfreeze_rank_ratio=0.31), cache=cache)
+        assert all(isinstance(layer, OsftLayer) for layer in part.layers.values())
+        assert len(computed) == len(part.layers)
 
 
 def test_a_preference_loss_has_its_reference(train, tmp_path):

@@ -3,11 +3,14 @@
 import luthier
 import pytest
 import torch
+import torch.distributed as dist
 from luthier import LuthierError
 from luthier.testing import contexts
 from luthier.testing.ranks import in_ranks
 from luthier_osft import Osft, adapter
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_module
 from transformers import AutoModelForCausalLM
 
 FORMS = ("core", pytest.param("factored", marks=pytest.mark.slow))
@@ -113,11 +116,20 @@ def test_two_ranks_train_the_sequence_that_one_does(sequence, tmp_path, model_fo
         assert all(torch.allclose(own[n], other[n], atol=1e-9) for n in own)
 
 
-def test_a_later_task_on_shards_is_refused(monkeypatch):
+@pytest.fixture
+def mesh():
+    """One process that shards with itself."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_a_later_task_on_shards_is_refused(mesh):
     part = adapter.OsftAdapter(Osft())
     model = contexts.base_model()
     part.attach(model, contexts.context(model))
-    monkeypatch.setattr(adapter, "is_shard", lambda _: True)
+    for layer in part.layers.values():
+        distribute_module(layer, mesh)
     part.begin_task(0, 2)
     with pytest.raises(LuthierError, match="sharded"):
         part.begin_task(1, 2)

@@ -94,10 +94,11 @@ class Guardian:
         options: GpuSafety,
         *,
         sensor: Sensor | None = None,
+        guard: Guard | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.options, self.guard = options, Guard(options)
+        self.options, self.guard = options, guard or Guard(options)
         self.sensor, self.clock, self.sleep = sensor, clock, sleep
         self.asked = -math.inf  # when the last query began
         self.unanswered = 0

@@ -9,6 +9,7 @@ from typing import Final
 
 import torch
 
+CPUINFO: Final = Path("/proc/cpuinfo")
 FEATURES: Final = ("amx_bf16", "avx512_bf16", "bf16")  # the names of bfloat16 instructions, x86's and ARM's
 
 
@@ -29,9 +30,13 @@ def imitates_dtype(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype is torch.float16 and device.type == "cpu"
 
 
+def processor_flags(path: Path | None = None) -> frozenset[str]:
+    """Return the feature flags of the processor on Linux; an empty set elsewhere. `path` None: the system's."""
+    return _read_flags(path or CPUINFO)
+
+
 @functools.cache
-def processor_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Return the feature flags of the processor on Linux; an empty set elsewhere."""
+def _read_flags(path: Path) -> frozenset[str]:
     with contextlib.suppress(OSError):
         for line in path.read_text("utf-8", "replace").splitlines():
             name, _, value = line.partition(":")

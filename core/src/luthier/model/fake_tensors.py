@@ -76,12 +76,15 @@ class Ghosts(TorchDispatchMode):
     floating ones that hold values of their own (`TABLES`), of which parts make codebooks. Where Python asks a ghost for
     a number it gets 1, and False for a truth value. Which entries are not zero is answered as balanced experts would
     have it: all of a vector, and of a table every `experts`-th. What lies on `device` is counted: ghosts whose rows are
-    as long as the `vocabulary` as the head's, real integers as the batch's. `flops`: of products and attention.
+    as long as the `vocabulary` as the head's, real integers as the batch's. `flops`: of products and attention. Of
+    pieces of work that follow each other one stands for all, unless `shortened` is False.
     """
 
-    def __init__(self, ledger: Ledger, device: torch.device, *, experts: int = 1, vocabulary: int = 0) -> None:
+    def __init__(
+        self, ledger: Ledger, device: torch.device, *, experts: int = 1, vocabulary: int = 0, shortened: bool = True
+    ) -> None:
         super().__init__()
-        self.ledger, self.experts, self.flops = ledger, max(experts, 1), 0
+        self.ledger, self.experts, self.flops, self.shortened = ledger, max(experts, 1), 0, shortened
         self._kind, self._vocabulary = device.type, vocabulary
         self._known: dict[Any, tuple[Any, ...]] = {}  # results by operation and inputs: layers repeat themselves
 
@@ -178,12 +181,17 @@ def is_ghost(tensor: Tensor) -> bool:
     return isinstance(tensor, Ghost)
 
 
+def is_shortened(tensor: Tensor) -> bool:
+    """Return True if one piece of the work on this tensor stands for all."""
+    return isinstance(tensor, Ghost) and bool(tensor.world.shortened)
+
+
 def standing_for(tensor: Tensor, pieces: Sequence[Piece], size: Callable[[Piece], int]) -> Iterator[Piece]:
     """Pieces of work on `tensor` that follow each other in the same memory; of a ghost the largest alone.
 
     What that computes is counted for all of them, by their sizes.
     """
-    if not isinstance(tensor, Ghost) or not pieces:
+    if not isinstance(tensor, Ghost) or not tensor.world.shortened or not pieces:
         yield from pieces
         return
     world, largest = tensor.world, max(pieces, key=size)

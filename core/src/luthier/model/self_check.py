@@ -29,14 +29,15 @@ Computing = Callable[[], AbstractContextManager[Any]]
 
 
 def find_disagreement(
-    model: Any, *, packing: bool = True, computing: Computing = nullcontext, adapter: Any = None
-) -> str | None:
+    model: Any, *, packing: bool = True, computing: Computing = nullcontext, adapter: Any = None,
+    batch: Batch | None = None,
+) -> str | None:  # fmt: skip
     """Return why this model cannot be trained, packed or one document at a time, or None.
 
     Packed attention is installed. `computing` is the precision's; None finds more, as nothing is rounded. `adapter` is
-    what is attached, where its virtual tokens and prefixes are to be tried too.
+    what is attached, where its virtual tokens and prefixes are to be tried too. `batch` None: `make_documents`.
     """
-    batch = _documents(model)
+    batch = make_documents(model) if batch is None else batch
     training = model.training
     model.eval()
     try:
@@ -74,7 +75,7 @@ def _refuse_nonfinite(model: Any) -> None:
     """Raise for a NaN or infinity: the weights or their dtype are at fault, and not the architecture."""
     from luthier.model.nonfinite import trace_model
 
-    batch = _documents(model)
+    batch = make_documents(model)
     finding = trace_model(model, batch, lambda: ModelPolicy(model).token_logprobs(batch))
     if finding is not None:
         remedy = "Check the base model's files, and that model.dtype and precision can hold its numbers."
@@ -99,7 +100,7 @@ def _plain(model: Any, batch: Batch, adapter: Adapter) -> Tensor:
     return torch.cat([values.new_zeros(1), values])
 
 
-def _documents(model: Any) -> Batch:
+def make_documents(model: Any) -> Batch:
     """Return short documents of random tokens, every label counted, of which some continue another."""
     random = torch.Generator().manual_seed(0)
     size = model.config.get_text_config().vocab_size

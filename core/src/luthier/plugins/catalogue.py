@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import functools
 import json
-from importlib import resources
+from pathlib import Path
+from typing import Final
+
+FILE: Final = Path(__file__).with_name("catalogue.json")
 
 
-@functools.cache
 def read_catalogue() -> dict[str, dict[str, str]]:
     """Return kind -> name -> distribution; `peft.*` stands for a family of names.
 
     A test compares the file with the repository.
     """
-    return json.loads(resources.files("luthier.plugins").joinpath("catalogue.json").read_text("utf-8"))
+    return _read_file(FILE)
+
+
+@functools.cache
+def _read_file(path: Path) -> dict[str, dict[str, str]]:
+    return json.loads(path.read_text("utf-8"))
 
 
 def distribution_of(kind: str, name: str) -> str | None:

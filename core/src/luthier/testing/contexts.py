@@ -36,8 +36,9 @@ def context(
     quantizer: Any = None,
     *,
     originals: Mapping[str, Tensor] | None = None,
+    batches: Callable[[int], Iterable[Batch]] | None = None,
 ) -> Context:
-    """The engine's context for a model, with random batches. `quantizer` None: its weights are as they were loaded.
+    """The engine's context for a model. `quantizer` None: its weights are as they were loaded. `batches` None: random.
 
     `originals` maps a layer's path to its unquantized weight [out, in]; without it `original` raises `LuthierError`.
     """
@@ -45,8 +46,9 @@ def context(
     return context_for(
         model,
         complete_part(quantizer, "quantizer", type(quantizer).__name__),
-        ContextSources(seed=seed, total_steps=total_steps, original=_original(model, originals), batches=_batches),
-    )
+        ContextSources(seed=seed, total_steps=total_steps, original=_original(model, originals),
+                       batches=batches or _batches),
+    )  # fmt: skip
 
 
 def plain_quantizer() -> Unquantized:

@@ -46,7 +46,6 @@ class Kernel:
         return {**asked, "enable_gqa": True} if grouped and "enable_gqa" in own else asked
 
 
-@functools.cache
 def torch_kernel() -> Kernel | None:
     """torch's own, from 2.10 on."""
     try:
@@ -56,7 +55,6 @@ def torch_kernel() -> Kernel | None:
     return Kernel.of(varlen_attn)
 
 
-@functools.cache
 def flash_kernel() -> Kernel | None:
     """Return the one of the package flash-attn."""
     try:
@@ -78,6 +76,21 @@ def flash_obstacle(query: Tensor, value: Tensor) -> str | None:
     if torch.cuda.get_device_capability(query.device) < (8, 0):
         return "this GPU is older than they need"
     return None
+
+
+@attrs.frozen(kw_only=True)
+class Kernels:
+    """The kernels that take all documents at once, None for one that is not installed, and what they cannot take."""
+
+    torch: Kernel | None = None
+    flash: Kernel | None = None
+    find_obstacle: Callable[[Tensor, Tensor], str | None] = flash_obstacle  # of a query and a value
+
+
+@functools.cache
+def installed_kernels() -> Kernels:
+    """Return the kernels of this installation."""
+    return Kernels(torch=torch_kernel(), flash=flash_kernel())
 
 
 def attend_at_once(

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
-from luthier.model.attention import varlen
 from luthier.model.attention.document_masks import Document, aside_documents, cut_documents, make_buckets
 from luthier.model.attention.plain import attend_singly
 from luthier.model.attention.products import Products
 from luthier.model.attention.score_blocks import Rule
+from luthier.model.attention.varlen import Kernels, attend_at_once, installed_kernels
 from luthier.model.operations.signatures import active_operations
 
 log = get_logger()
@@ -28,9 +28,13 @@ PRODUCTS, TORCH, FLASH, SDPA = "products", "varlen_attn", "flash-attn", "sdpa"  
 
 @attrs.define(eq=False)
 class Choice:
-    """The way that one model attends, None for the preferred one, and what was said of it."""
+    """The way that one model attends, None for the preferred one, and what was said of it.
+
+    `kernels` are those that it may use, None for the installed ones.
+    """
 
     way: str | None = None
+    kernels: Kernels | None = None
     said: set[str] = attrs.field(factory=set)
 
 
@@ -92,15 +96,16 @@ def _offered(
     )
 
 
-def preferred(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
-    """The way for a device and a dtype, and why."""
+def preferred(device: torch.device, dtype: torch.dtype, kernels: Kernels | None = None) -> tuple[str, str]:
+    """The way for a device and a dtype, and why. `kernels` None: those that are installed."""
     if device.type == "cpu":
         return PRODUCTS, "products over documents of like length are the fastest on a CPU"
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return SDPA, f"one document at a time: no kernel takes all of them on {device.type} in {dtype}"
-    if varlen.torch_kernel() is not None:
+    kernels = kernels or installed_kernels()
+    if kernels.torch is not None:
         return TORCH, "torch's kernel takes all documents at once"
-    if varlen.flash_kernel() is not None:
+    if kernels.flash is not None:
         return FLASH, "flash-attn takes all documents at once, and this torch has no such kernel"
     return SDPA, "one document at a time: this torch has no varlen_attn, and flash-attn is not installed"
 
@@ -108,7 +113,7 @@ def preferred(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
 def available(way: str, device: torch.device) -> bool:
     """Return True if a way that was decided before can be had here."""
     if way in (TORCH, FLASH):
-        kernel = varlen.torch_kernel() if way == TORCH else varlen.flash_kernel()
+        kernel = installed_kernels().torch if way == TORCH else installed_kernels().flash
         return device.type == "cuda" and kernel is not None
     return way == SDPA or device.type == "cpu"
 
@@ -116,15 +121,19 @@ def available(way: str, device: torch.device) -> bool:
 def decide_attention(model: nn.Module, device: torch.device, dtype: torch.dtype, decisions: Any) -> str:
     """The way that a run's model attends: what its decisions hold, or the preferred one."""
     way = decisions.take("attention", lambda: preferred(device, dtype), usable=lambda way: available(way, device))
-    choice = Choice(way)
+    set_attention(model, Choice(way))
+    return way
+
+
+def set_attention(model: nn.Module, choice: Choice) -> None:
+    """Let a model attend in one way from now on."""
     for module in model.modules():
         _OWN[module] = choice
-    return way
 
 
 def _by(choice: Choice, inputs: tuple[Tensor, Tensor, Tensor], found: tuple[Document, ...], rule: Rule,
         dropout: float) -> Tensor:  # fmt: skip
-    way = choice.way or preferred(inputs[0].device, inputs[0].dtype)[0]
+    way = choice.way or preferred(inputs[0].device, inputs[0].dtype, choice.kernels)[0]
     if way == PRODUCTS and not dropout:
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
         return Products.apply(*inputs, make_buckets(found), rule, keep)
@@ -140,13 +149,14 @@ def _by(choice: Choice, inputs: tuple[Tensor, Tensor, Tensor], found: tuple[Docu
 def _at_once(choice: Choice, inputs: tuple[Tensor, Tensor, Tensor], found: tuple[Document, ...], rule: Rule,
              dropout: float) -> Tensor | None:  # fmt: skip
     """Return the first available kernel that can do it; None, which is logged, where none can."""
-    reason = varlen.flash_obstacle(inputs[0], inputs[2])
+    kernels = choice.kernels or installed_kernels()
+    reason = kernels.find_obstacle(inputs[0], inputs[2])
     if reason is None:
         grouped = inputs[0].shape[1] != inputs[1].shape[1]
-        for kernel in filter(None, (varlen.torch_kernel(), varlen.flash_kernel())):
+        for kernel in filter(None, (kernels.torch, kernels.flash)):
             asked = kernel.arguments(rule, dropout, grouped=grouped)
             if asked is not None:
-                return varlen.attend_at_once(kernel, asked, *inputs, found)
+                return attend_at_once(kernel, asked, *inputs, found)
     _say(choice, reason or "no kernel that is here computes this soft cap or dropout")
     return None
 

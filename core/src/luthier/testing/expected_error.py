@@ -1,0 +1,37 @@
+"""The error that a test expects: its code and its place, and not the words of its sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from luthier.errors import LuthierError
+
+
+class ExpectedError:
+    """What `expect_error` caught: `value` is the error, once the block has ended."""
+
+    value: LuthierError
+
+
+@contextmanager
+def expect_error(code: str, where: str | None = None) -> Iterator[ExpectedError]:
+    """Fail unless the block raises a `LuthierError` with this code, at this place.
+
+    The error's place is `where`, or ends with it, as paths of temporary folders do; None: the error has no place. Other
+    exceptions pass through.
+    """
+    caught = ExpectedError()
+    try:
+        yield caught
+    except LuthierError as error:
+        caught.value = error
+        if (error.code, _end_of(error.where, where)) != (code, where):
+            raise AssertionError(f"expected {code!r} at {where!r}, got {error.code!r} at {error.where!r}") from error
+        return
+    raise AssertionError(f"expected {code!r} at {where!r}, and no error came")
+
+
+def _end_of(place: str | None, where: str | None) -> str | None:
+    """Return `where` if the place ends with it, else the place."""
+    return where if place and where and place.endswith(where) else place
