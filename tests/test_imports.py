@@ -113,7 +113,7 @@ FLOORS = (  # from the top; a room imports from the floors below its own, and fr
     ("data", "runs"),
     ("recipe", "scaffold"),
     ("plugins", "hardware", "logs", "disk", "state_tree"),
-    ("errors", "error_lists", "randomness", "sizes", "demo"),
+    ("errors", "error_lists", "randomness", "sizes", "timestamp", "demo"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 APART = ("artifacts", "checkpoint", "health", "memory")

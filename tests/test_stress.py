@@ -10,9 +10,9 @@ import time
 import luthier
 import pytest
 from luthier.checkpoint import folder as checkpoint
+from luthier.plugins.contracts.metric_names import repeatable_numbers
 from luthier.runs.writing.record import read_record
 
-TIMED = ("elapsed", "tokens_per_second", "peak_memory")  # what no two runs have in common
 WHOLE = {  # everything that a run does: dropout, evaluation, the best of it, checkpoints in the background, a merged model
     "adapter": {"name": "lora", "r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"},
     **{"lr_scheduler_type": "cosine", "warmup_steps": 2, "merge": True},
@@ -25,7 +25,7 @@ def bytes_of(folder):
     """Every artifact's weights, and the numbers of the log that do not depend on the clock."""
     weights = {str(p.relative_to(folder)): p.read_bytes() for p in folder.glob("*/*.safetensors")}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return weights, [{k: v for k, v in line.items() if k not in TIMED} for line in lines]
+    return weights, [repeatable_numbers(line) for line in lines]
 
 
 class Death:

@@ -193,6 +193,7 @@ class Ticks:
 def test_a_phase_within_a_phase_is_counted_once():
     phases, clock = Phases(), Ticks()
     phases.listen(clock)
+    meter = phases.meter()
     clock.now = 5.0
     with phases("backward"):
         clock.now += 1
@@ -202,13 +203,14 @@ def test_a_phase_within_a_phase_is_counted_once():
     clock.now += 100
     with phases("forward"):
         clock.now += 20
-    assert phases.take() == {"backward": 3.0, "forward": 30.0}
-    assert phases.take() == {}
+    assert meter.take() == {"backward": 3.0, "forward": 30.0}
+    assert meter.take() == {}
 
 
 def test_the_wait_for_each_item_is_counted_and_their_use_is_not():
     phases, clock = Phases(), Ticks()
     phases.listen(clock)
+    meter = phases.meter()
 
     def slow():
         for item in range(3):
@@ -220,23 +222,40 @@ def test_the_wait_for_each_item_is_counted_and_their_use_is_not():
         seen.append(item)
         clock.now += 50
     assert seen == [0, 1, 2]
-    assert phases.take() == {"data": 3.0}
+    assert meter.take() == {"data": 3.0}
+
+
+def test_two_meters_take_nothing_from_each_other_and_a_long_run_keeps_few_marks():
+    clock = Ticks()
+    phases = Phases(clock)
+    early = phases.meter()
+    for _ in range(1000):
+        with phases("data"):
+            clock.now += 1
+    late = phases.meter()
+    assert len(phases._marks) < 256
+    with phases("data"):
+        clock.now += 5
+    assert (early.take(), late.take()) == ({"data": 1005.0}, {"data": 5.0})
+    assert (early.numbers(), late.take()) == ({}, {})
 
 
 def test_a_phase_that_raises_is_closed():
     phases, clock = Phases(), Ticks()
     phases.listen(clock)
+    meter = phases.meter()
     with pytest.raises(ValueError, match="x"), phases("data"):
         clock.now += 4
         raise ValueError("x")
     clock.now += 9
-    assert phases.take() == {"data": 4.0}
+    assert meter.take() == {"data": 4.0}
 
 
 def test_nothing_is_counted_before_somebody_listens():
     phases = Phases()
+    meter = phases.meter()
     with phases("data"):
         pass
     assert list(phases.over("data", [1, 2])) == [1, 2]
-    assert phases.take() == {}
+    assert meter.take() == {}
     assert phases("forward") is phases("backward")

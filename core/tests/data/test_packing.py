@@ -173,8 +173,8 @@ def test_how_evenly_ranks_are_loaded_is_among_the_numbers_of_a_run():
     recipe = Recipe.from_dict({"model": "demo", "data": "rows", "max_tokens_per_device": 40, "device": "cpu"})
     setup = assemble_run(recipe, Objects(data=rows)).setup
     portion = next(setup.feed.portions(0))
-    assert setup.balance(portion) == {}
+    assert setup.numbers_of(portion) == {"steps_per_epoch": 1}
     setup.packing = attrs.evolve(setup.packing, ranks=2)
-    told = setup.balance(portion)  # 40 beside 30, then 20 beside 10
-    assert told == {"rank_imbalance": pytest.approx((40 + 20) * 2 / 100)}
-    assert setup.balance(None) == {}
+    told = setup.numbers_of(portion)  # 40 beside 30, then 20 beside 10
+    assert told == {"steps_per_epoch": 1, "rank_imbalance": pytest.approx((40 + 20) * 2 / 100)}
+    assert setup.numbers_of(None) == {"steps_per_epoch": 1}

@@ -156,7 +156,7 @@ def test_each_logged_line_has_the_numbers_people_look_for(train, tmp_path):
               "peak_memory", "epoch"}  # fmt: skip
     for line in metrics(tmp_path / "run"):
         assert wanted <= line.keys()
-        assert all(isinstance(v, (int, float)) for v in line.values())
+        assert all(isinstance(v, (int, float)) for name, v in line.items() if name != "timestamp")
         assert line["tokens_per_second"] > 0
         assert line["peak_memory"] > 1e6
     assert metrics(tmp_path / "run")[-1]["epoch"] == 1.0

@@ -11,6 +11,7 @@ import pytest
 import torch
 from luthier.data.examples import TokenDataset, TokenExample
 from luthier.errors import LuthierError
+from luthier.plugins.contracts.metric_names import repeatable_numbers
 from luthier.recipe import Recipe
 from luthier.runs.writing.active_run import Interrupted
 from luthier.runs.writing.record import read_record
@@ -39,9 +40,7 @@ def same(one, other):
 
 def metrics(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in line.items() if k not in ("tokens_per_second", "peak_memory", "elapsed")} for line in lines
-    ]
+    return [repeatable_numbers(line) for line in lines]
 
 
 @pytest.fixture(scope="module")

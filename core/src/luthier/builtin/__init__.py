@@ -48,6 +48,13 @@ class Local:
 
 
 @attrs.frozen(kw_only=True)
+class Jsonl:
+    also: list[Literal["mini_trainer", "trl"]] = option(
+        factory=list, help="Trainers under whose names a line has its numbers as well: mini_trainer, trl."
+    )
+
+
+@attrs.frozen(kw_only=True)
 class Plot:
     metrics: list[str] = option(factory=lambda: ["loss", "eval_loss"], help="The metrics drawn in loss.png.")
     smoothing: float = option(0.9, help="Weight of the past in the smoothed line; 0 draws none.", low=0.0, high=0.999)
@@ -168,7 +175,10 @@ def _showing_callbacks() -> list[CallbackRecord]:
     """Return the callbacks that show the run's numbers; a recipe has them unless it says otherwise."""
     return [
         CallbackRecord(
-            name="jsonl", summary="Metrics as JSON lines in metrics.jsonl.", build="luthier.builtin.jsonl:JsonLines"
+            name="jsonl",
+            summary="Metrics as JSON lines in metrics.jsonl.",
+            options=Jsonl,
+            build="luthier.builtin.jsonl:JsonLines",
         ),
         CallbackRecord(
             name="progress",

@@ -6,13 +6,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from luthier.builtin import Jsonl
 from luthier.plugins.events import event
-from luthier.plugins.records import NoOptions
-from luthier.runs.metrics_file import FILE, _text, append_line, read_metrics
+from luthier.runs.metrics_file import FILE, _text, read_metrics, write_line
+from luthier.runs.other_names import add_names
 
 
 class JsonLines:
-    def __init__(self, options: NoOptions) -> None:
+    def __init__(self, options: Jsonl) -> None:
         self.options = options
 
     @event
@@ -26,8 +27,8 @@ class JsonLines:
 
     @event
     def logged(self, run: Any, step: int, metrics: Mapping[str, float]) -> None:
-        append_line(run.folder / FILE, {"step": step, **metrics})
+        write_line(run.folder / FILE, step, add_names(metrics, self.options.also))
 
     @event
     def evaluated(self, run: Any, step: int, metrics: Mapping[str, float]) -> None:
-        append_line(run.folder / FILE, {"step": step, **metrics})
+        write_line(run.folder / FILE, step, add_names(metrics, self.options.also))

@@ -41,6 +41,7 @@ class PhaseProfiler:
         self.operations: list[dict[str, Any]] = []
         self.folder: Path | None = None
         self.cuda = False
+        self.meter: Any = None  # of the run's phases
 
     @event
     def run_started(self, run: Any) -> None:
@@ -104,17 +105,19 @@ class PhaseProfiler:
 
     def _open(self, run: Any) -> None:
         from luthier.hardware.devices import choose_device
-        from luthier.runs.writing.phases import CudaClock, HostClock
+        from luthier.runs.writing.phases import choose_clock
 
-        self.folder, self.cuda = run.folder, choose_device(run.settings["device"]).type == "cuda"
-        run.phases.listen(CudaClock() if self.cuda else HostClock())
+        device = choose_device(run.settings["device"]).type
+        self.folder, self.cuda = run.folder, device == "cuda"
+        run.phases.listen(choose_clock(device))
+        self.meter = run.phases.meter()
 
     def _close_step(self, run: Any) -> None:
         """The time of the step under way, by phase."""
         if self.step is None:
-            run.phases.take()  # what was before the first step
+            self.meter.take()  # what was before the first step
             return
-        spent, whole = run.phases.take(), time.perf_counter() - self.began
+        spent, whole = self.meter.take(), time.perf_counter() - self.began
         spent[OTHER] = max(whole - sum(spent.values()), 0.0)
         for name, seconds in spent.items():
             self.totals[name] = self.totals.get(name, 0.0) + seconds

@@ -15,6 +15,7 @@ from luthier.runs.metrics_file import finite_number, parse_lines
 
 RATES: Final = ("tokens_per_second",)  # of a rate the median says most, of other metrics the last value
 DRAWN: Final = ("loss", "eval_loss")
+NO_METRICS: Final = {"step", "format"}  # numbers that say which line it is, and how it is written
 BLOCK: Final = 1 << 22  # bytes that are read at once
 KEPT: Final = 1 << 16  # the most points of a curve, and the most values that a median is taken of
 
@@ -157,7 +158,7 @@ def _add_lines(survey: Survey, block: bytes) -> None:
         step = finite_number(line, "step")
         for name in line:
             value = finite_number(line, name)
-            if value is None or name == "step":
+            if value is None or name in NO_METRICS:
                 continue
             survey.add(name, (value,), value, value)
             if name in DRAWN and step is not None:
@@ -180,7 +181,7 @@ def _add_columns(survey: Survey, block: bytes) -> bool:
         return False
     numbers = {name: floats for name in names if (floats := _floats(table[name])) is not None}
     for name, column in numbers.items():  # in the order of the file
-        if name != "step":
+        if name not in NO_METRICS:
             _add_column(survey, name, column, numbers.get("step"))
     return True
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from luthier.logs import get_logger
+from luthier.timestamp import current_time
 
 log = get_logger()
 FILE = "metrics.jsonl"
+FORMAT: Final = 1  # of a line; it grows with a change that an older reader would misread
 TAIL: Final = 2**16  # bytes, more than a hundred lines of metrics
 NUMBER: Final = (int, float)
 
@@ -27,6 +29,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         log.warning("lines of the metrics that a kill cut short are left out", file=str(path),
                     lines=len(lines) - len(parsed))  # fmt: skip
     return [{name: math.nan if value is None else value for name, value in line.items()} for line in parsed]
+
+
+def write_line(path: Path, step: int, metrics: Mapping[str, float]) -> None:
+    """Append the metrics of a step, after the number of the format and the time."""
+    append_line(path, {"format": FORMAT, "timestamp": current_time(), "step": step, **metrics})
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:

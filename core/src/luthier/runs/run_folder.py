@@ -16,6 +16,7 @@ import attrs
 
 from luthier.runs.metric_survey import Survey, survey_metrics
 from luthier.runs.metrics_file import finite_number, last_lines, parse_lines
+from luthier.runs.writing.record import FORMAT
 
 RECORD: Final = "run.json"
 RECIPE: Final = "recipe.yaml"
@@ -154,6 +155,9 @@ def read_folder(path: Path) -> RunFolder:
         return RunFolder(path=path, record={}, damage=f"{RECORD} cannot be read: {error}")
     if not isinstance(record, dict) or not isinstance(record.get("run_id"), str) or "state" not in record:
         return RunFolder(path=path, record={}, damage=f"{RECORD} is no run's record")
+    form = record.get("format", FORMAT)  # which older records do not have
+    if not isinstance(form, int) or form > FORMAT:
+        return RunFolder(path=path, record={}, damage=f"{RECORD} has format {form!r}, and this luthier reads {FORMAT}")
     return RunFolder(path=path, record=record)
 
 

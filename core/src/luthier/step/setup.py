@@ -26,7 +26,7 @@ from luthier.plugins.contracts.side_protocols import Penalty
 from luthier.plugins.contracts.values import Context, Multipliers, Progress
 from luthier.precision.dtypes import Precision
 from luthier.runs.writing.decisions import Decisions
-from luthier.runs.writing.phases import Phases
+from luthier.runs.writing.phases import Phases, choose_clock
 from luthier.step.evaluation.built_metric import BuiltMetric
 from luthier.step.module import Step
 from luthier.step.reference.companions import Companions
@@ -97,7 +97,9 @@ class Setup:
         )
     )
     pace: Pace = attrs.field(factory=Pace)  # where the run stands in its schedule
-    phases: Phases = attrs.field(factory=Phases)  # where the time goes, for those who ask
+    phases: Phases = attrs.field(  # where the time goes
+        default=attrs.Factory(lambda own: Phases(choose_clock(own.device.type)), takes_self=True)
+    )
     world: World = attrs.field(factory=World)  # the processes that train together
     attempt: Attempt = attrs.field(factory=Attempt)  # at the step that is under way
     progress: Progress = attrs.field(default=attrs.Factory(lambda own: own.progress_after(0, 0.0), takes_self=True))
@@ -157,9 +159,12 @@ class Setup:
             return iter(portion.ready[1])
         return rank_batches(portion.examples, self.packing, self.device)
 
-    def balance(self, portion: Portion | None) -> dict[str, float]:
-        """Among several ranks, how much longer the slowest of each micro-batch takes than all would at equal loads."""
+    def numbers_of(self, portion: Portion | None) -> dict[str, float]:
+        """Return what a step's portion says: the steps of one pass over rows in memory, and with several ranks how
+        much longer the slowest of each micro-batch takes than all would at equal loads."""
+        steps = self.feed.steps_per_epoch if isinstance(self.train, TokenDataset) else None
+        numbers: dict[str, float] = {} if steps is None else {"steps_per_epoch": steps}
         if portion is None or self.packing.ranks == 1:
-            return {}
+            return numbers
         lengths = self.packing.sizes(portion.examples)
-        return {"rank_imbalance": measure_imbalance(lengths, self.packing.spread(lengths))}
+        return {**numbers, "rank_imbalance": measure_imbalance(lengths, self.packing.spread(lengths))}

@@ -44,6 +44,7 @@ class Update:
     metrics: dict[str, tuple[float, float]]  # (sum, count)
     finite: bool = True  # whether loss and gradient were: only then the weights have moved
     overflowed: bool = False  # whether only the scale of the loss was too large, which is no fault
+    micro_batches: int = 1  # of each rank
     batches: tuple[Batch, ...] = ()  # kept where they were not, to be looked into
 
     def numbers(self) -> dict[str, Any]:
@@ -66,8 +67,6 @@ def update_weights(setup: Setup, index: int, portion: Portion) -> Update:
     penalty = _penalty(setup)
     loss = meter.loss + (penalty or 0.0)
     with setup.phases("optimizer"):
-        setup.precision.unscale(_gradients(setup))
-        setup.adapter.gradients_ready()
         norm = _clip(setup)
         finite = math.isfinite(loss) and math.isfinite(norm)
         overflowed = math.isfinite(loss) and setup.precision.overflowed(math.isfinite(norm), index)
@@ -82,6 +81,7 @@ def update_weights(setup: Setup, index: int, portion: Portion) -> Update:
         supervised_tokens=portion.num_supervised,
         documents=len(portion.examples),
         seconds=time.perf_counter() - began,
+        micro_batches=len(batches),
         metrics={**(meter.pairs() if finite else {}), **_own_numbers(setup, portion, penalty)},
         finite=finite,
         overflowed=overflowed,
@@ -149,7 +149,9 @@ def _penalty(setup: Setup) -> float | None:
 
 
 def _clip(setup: Setup) -> float:
-    """The gradient norm over all parameters, before it is clipped."""
+    """Unscale the gradients, tell the adapter, and clip them; returns their norm before, over all parameters."""
+    setup.precision.unscale(_gradients(setup))
+    setup.adapter.gradients_ready()
     gradients = _gradients(setup)
     norm = whole_tensor(torch.nn.utils.get_total_norm(gradients))
     limit = setup.recipe.max_grad_norm

@@ -54,6 +54,7 @@ class Loop:
         self.constants: dict[str, str] = {}  # files of frozen tensors by their owner
         self.health = Health(setup.recipe, setup.adapter, setup.rates.peak, trace_target(setup))
         self.hooks = connect_callbacks(callbacks if run.is_main else local_callbacks(callbacks))
+        self.spent = setup.phases.meter()
         self.cadence = Cadence.of(setup.recipe)
         background, limit = setup.recipe.async_save, setup.recipe.save_total_limit
         self.saver = Saver(run.folder, run.belongs, background=background, limit=limit, world=setup.world)
@@ -234,7 +235,7 @@ class Loop:
         """Log the numbers since the last logging, where that is due; the last step is always logged."""
         step, last = self.run.step, self.run.step == self.run.total_steps
         if step % self.setup.recipe.logging_steps == 0 or last or self.control.is_ending:
-            self.hooks.logged(run=self.run, step=step, metrics=self._numbers(self.recent))
+            self.hooks.logged(run=self.run, step=step, metrics={**self._numbers(self.recent), **self.spent.numbers()})
             self.recent, self.health.flow = [], {}
 
     def _log_last(self) -> None:
@@ -244,7 +245,7 @@ class Loop:
 
     def _numbers(self, updates: list[Update]) -> dict[str, float]:
         numbers = self.tally.numbers(updates, peak_memory(self.setup.device))
-        return {**numbers, **self.setup.balance(self.portion), **self.health.flow}
+        return {**numbers, **self.setup.numbers_of(self.portion), **self.health.flow}
 
     def _evaluation_due(self) -> bool:
         if self.setup.validation is None:
@@ -281,8 +282,7 @@ class Loop:
                                 last=portion.last or course is Course.STOPPED)  # fmt: skip
 
     def _finish(self) -> None:
-        run = self.run
-        signal = self.control.agreed_signal
+        run, signal = self.run, self.control.agreed_signal
         unfinished = self.control.owes_evaluation or run.step != run.total_steps
         if signal is not None and unfinished:  # the task goes on when the run is resumed
             self.hooks.stopped(run=run, step=run.step, reason=f"signal {signal}")

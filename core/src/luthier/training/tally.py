@@ -42,7 +42,8 @@ class Tally:
 
     def numbers(self, updates: Sequence[Update], peak_memory: float) -> dict[str, float]:
         """Return the numbers of the steps since the last logging, by name; `peak_memory` in bytes."""
-        seconds = sum(u.seconds for u in updates)
+        seconds = max(sum(u.seconds for u in updates), 1e-9)
+        samples, micro_batches = sum(u.documents for u in updates), sum(u.micro_batches for u in updates)
         taken = [u for u in updates if u.finite] or updates[-1:]
         numbers = {
             "loss": pooled_loss(list(taken)),
@@ -52,8 +53,13 @@ class Tally:
             "tokens": sum(u.tokens for u in updates),
             "supervised_tokens": sum(u.supervised_tokens for u in updates),
             "total_tokens": self.tokens,
+            "num_samples": samples,
             "samples": self.samples,
-            "tokens_per_second": sum(u.tokens for u in updates) / max(seconds, 1e-9),
+            "micro_batches": micro_batches / len(updates),
+            "tokens_per_second": sum(u.tokens for u in updates) / seconds,
+            "samples_per_second": samples / seconds,
+            "seconds_per_step": seconds / len(updates),
+            "seconds_per_micro_batch": seconds / max(micro_batches, 1),
             "peak_memory": peak_memory,
             "elapsed": self.seconds,
             "skipped_steps": self.skipped_steps,

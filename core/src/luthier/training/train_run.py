@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from luthier.runs.writing.record import RECIPE, new_id, read_record, record_envi
 from luthier.runs.writing.target import Place, check_unchanged, find_place
 from luthier.step.preparation import keep_decisions
 from luthier.step.setup import Setup
+from luthier.timestamp import current_time
 from luthier.training.assemble import Assembled, assemble_run, whole_again
 from luthier.training.best_metric import check_metrics
 from luthier.training.finished import finished_run
@@ -129,7 +129,7 @@ def _record(
         "note": make_note(recipe.to_dict(), run_id, parts, Prompting.of_rows(assembled.prepared), files),
         **record_environment(str(assembled.setup.device)),
     }
-    began = {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seed": recipe.seed}
+    began = {"created": current_time(), "seed": recipe.seed}
     old, changed, resume = place.record, place.changed, resume or checkpoint.find_orphan(place)
     record = {**began, **now} if old is None else changes.continue_record(old, now, allowed, place.folder, changed)
     if resume is not None:

@@ -13,13 +13,13 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from luthier.errors import LuthierError
+from luthier.timestamp import current_time
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -130,8 +130,7 @@ def print_json_line(document: Mapping[str, Any], stdout: Any) -> None:
 
 def print_line(level: str, event: str, **fields: Any) -> None:
     """One line of JSON on standard error, as the log writes them with `--log-format json`."""
-    now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    document = _plain({"timestamp": now, "level": level, "event": event, **fields})
+    document = _plain({"timestamp": current_time(), "level": level, "event": event, **fields})
     print(json.dumps(document, allow_nan=False), file=sys.stderr, flush=True)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 from luthier.errors import LuthierError
 
@@ -16,11 +16,19 @@ RUN_METRICS: Final = frozenset(
         "learning_rate",
         "step",
         "epoch",
+        "steps_per_epoch",
+        "format",
+        "timestamp",
         "tokens",
         "supervised_tokens",
         "total_tokens",
+        "num_samples",
         "samples",
+        "micro_batches",
         "tokens_per_second",
+        "samples_per_second",
+        "seconds_per_step",
+        "seconds_per_micro_batch",
         "peak_memory",
         "elapsed",
         "skipped_steps",
@@ -28,7 +36,18 @@ RUN_METRICS: Final = frozenset(
         "router_aux",
     )
 )
-PREFIXES: Final = ("eval_", "gradient/", "update_ratio/")
+SECONDS: Final = "seconds/"  # and a phase: what was spent in it since the last line
+PREFIXES: Final = ("eval_", "gradient/", "update_ratio/", SECONDS)
+
+
+#: Names whose values two equal runs do not share, besides those that begin with `SECONDS`.
+TIMED: Final = frozenset(("timestamp", "elapsed", "tokens_per_second", "samples_per_second", "seconds_per_step",
+                          "seconds_per_micro_batch", "peak_memory"))  # fmt: skip
+
+
+def repeatable_numbers(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a line of metrics an equal run has too: all but times, rates and memory."""
+    return {name: value for name, value in line.items() if name not in TIMED and not name.startswith(SECONDS)}
 
 
 def check_metric_names(names: Iterable[str], where: str) -> None:

@@ -17,7 +17,8 @@ class RunView(Protocol):
     - `is_main`: True on the rank that writes the folder.
     - `stop_reason`: the reason for which the run ends after this step, or None.
     - `signal`: the number of the signal that asked the process to end, or None.
-    - `phases`: measures the time of the parts of a step, as in `with run.phases("data")`; the profiler reads it.
+    - `phases`: measures the time of the parts of a step, as in `with run.phases("data")`. Each `phases.meter()` has a
+      method `take`, which returns the seconds of each phase since it was last called.
     """
 
     run_id: str

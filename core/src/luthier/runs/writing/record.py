@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from luthier.disk import write_json
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, refuse_newer
+from luthier.timestamp import current_time
 
 RECORD: Final = "run.json"
+FORMAT: Final = 1  # of run.json: a number that grows where a reader of the last one would go wrong
 RECIPE: Final = "recipe.yaml"
 LIBRARIES: Final = ("luthier", "torch", "transformers", "tokenizers", "safetensors", "numpy", "datasets")
 
@@ -37,6 +39,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         raise _damaged(folder, str(error)) from error
     if not isinstance(record, dict):
         raise _damaged(folder, f"it holds a {type(record).__name__}, not an object")
+    refuse_newer({"luthier": (record.get("versions") or {}).get("luthier"), **record}, FORMAT, folder)
     return record
 
 
@@ -54,7 +57,7 @@ def require_entries(folder: Path, record: dict[str, Any], names: Iterable[str]) 
 
 def write_record(folder: Path, record: dict[str, Any], **changes: Any) -> None:
     """Update run.json, on disk and in memory."""
-    record.update(changes, updated=datetime.now(UTC).isoformat(timespec="seconds"))
+    record.update(changes, format=FORMAT, updated=current_time())
     write_json(folder / RECORD, strict_json(record))
 
 

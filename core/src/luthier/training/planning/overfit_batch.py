@@ -23,7 +23,7 @@ from luthier.randomness import keep_randomness
 from luthier.recipe import Recipe, recipe_hash
 from luthier.recipe.objects import Objects
 from luthier.runs.metrics_file import FILE as METRICS
-from luthier.runs.metrics_file import append_line
+from luthier.runs.metrics_file import write_line
 from luthier.runs.picture import PICTURE, draw_picture
 from luthier.runs.run_folder import free_folder
 from luthier.runs.writing.lock import locked_folder
@@ -32,6 +32,7 @@ from luthier.runs.writing.target import default_folder
 from luthier.step.over_batches import begin_loss
 from luthier.step.setup import Setup
 from luthier.step.update import update_weights
+from luthier.timestamp import current_time
 from luthier.training.assemble import Assembled, assemble_run
 from luthier.training.loop import trace_target
 
@@ -134,7 +135,7 @@ def _record(recipe: Recipe, assembled: Assembled) -> dict[str, Any]:
     return {
         "run_id": new_id(),
         "purpose": "overfit-one-batch",
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "created": current_time(),
         "recipe_hash": recipe_hash(recipe),
         "seed": recipe.seed,
         "data": assembled.prepared.train.fingerprint,
@@ -179,7 +180,7 @@ def _train(setup: Setup, portion: Portion, steps: int, folder: Path) -> Seen:
         done = update_weights(setup, index, portion)
         seen.losses.append(done.loss)
         seen.norm = done.grad_norm
-        append_line(folder / METRICS, {"step": index + 1, "loss": done.loss, "grad_norm": done.grad_norm})
+        write_line(folder / METRICS, index + 1, {"loss": done.loss, "grad_norm": done.grad_norm})
         if done.overflowed:  # float16's scale is found in the first steps
             continue
         if not done.finite:

@@ -38,6 +38,7 @@ from luthier.step.adapter_start import find_start, load_start
 from luthier.step.attach import trained_groups
 from luthier.step.attachment import BuiltParts
 from luthier.step.context import ContextSources, attach_adapter, context_for
+from luthier.timestamp import current_time
 from luthier.training.assemble import named
 from luthier.training.finished import finished_run
 from luthier.training.run import Run
@@ -60,7 +61,7 @@ def train_elsewhere(recipe: Recipe, objects: Objects, *, resume: Path | None = N
         raise _no_resume(resolved, str(place.folder))
     with keep_randomness():
         session, note = _opened_session(recipe, objects, resolved, place)
-        began = {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seed": recipe.seed, "run_id": session.run.run_id}
+        began = {"created": current_time(), "seed": recipe.seed, "run_id": session.run.run_id}
         record = {**began, **_facts(recipe, resolved, session), "note": note}
         with locked_folder(place.folder):
             check_unchanged(place)
