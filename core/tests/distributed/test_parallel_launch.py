@@ -54,8 +54,8 @@ def test_the_environments_own_rendezvous_is_kept():
 @pytest.mark.parametrize(
     ("asked", "problem"),
     [
-        ({"nnodes": "2"}, "2 machines have no place to meet.*--rdzv-endpoint HOST:PORT"),
-        ({"nnodes": "2", "master_addr": "head"}, "numbered by hand.*--node-rank"),
+        ({"nnodes": "2"}, "2 machines.*--rdzv-endpoint HOST:PORT"),
+        ({"nnodes": "2", "master_addr": "head"}, "number.*--node-rank"),
         ({"rdzv_endpoint": "head:1", "master_addr": "head"}, "twice"),
     ],
 )

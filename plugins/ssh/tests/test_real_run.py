@@ -97,7 +97,7 @@ WRONG = [
     ({"host": "127.0.0.1", "port": 9, "config_file": None}, "network", "refused"),
     ({"identity_file": "none"}, "auth", "identity_file"),
     ({"python": "python-that-is-not"}, "invalid", "pip install"),
-    ({"python": "/bin/true"}, "protocol", "did not answer as"),
+    ({"python": "/bin/true"}, "protocol", "answer"),
 ]
 
 

@@ -1,1 +1,1 @@
-"""Many processes: who takes part, how the step is spread over them, and how they are started."""
+"""Several processes: which take part, how the step is spread over them, and how they are started."""

@@ -1,4 +1,4 @@
-"""Agreement at the end of a step: what one rank was asked, by a callback, a signal or a file, is asked of all."""
+"""Agreement at the end of a step: what a callback, a signal or a file has asked of one rank is asked of all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def agree_requests(control: RunControl, world: World) -> None:
-    """Make what any rank was asked the same on all of them: the first reason and signal in their order count.
+    """Make the requests equal on all ranks. The first reason and the first signal, in the order of ranks, count.
 
     This is a collective.
     """
@@ -26,5 +26,5 @@ def _first(values: tuple[Any, ...]) -> Any:
 
 
 def local_callbacks(callbacks: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the callbacks that run on ranks other than the main one: they have `every_rank = True`."""
+    """Return the callbacks that run on ranks other than the main one: those with `every_rank = True`."""
     return {name: callback for name, callback in callbacks.items() if getattr(callback, "every_rank", False)}

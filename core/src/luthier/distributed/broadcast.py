@@ -1,4 +1,4 @@
-"""Sharing: a state tree that rank 0 has read, on every rank."""
+"""Sharing of a state tree: rank 0 reads it, and every rank gets it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from luthier.state_tree import rebuild_tree, take_snapshot
 
 
 def broadcast_tree(world: World, read: Callable[[], Any]) -> Any:
-    """The tree of tensors and JSON values that `read` gives on rank 0, on every rank; its `LuthierError` as well."""
+    """Return on every rank the tree of tensors and JSON values that `read` returns on rank 0, or raise its error."""
     if world.size == 1:
         return read()
     tensors: dict[str, Tensor] = {}
 
-    def told() -> list[Any]:
+    def read_first() -> list[Any]:
         taken = take_snapshot({"tree": read()})
         tensors.update(taken.tensors)
         return [taken.values, [[name, list(t.shape), str(t.dtype)[6:]] for name, t in taken.tensors.items()]]
 
-    values, listed = world.decide(told)
+    values, listed = world.decide(read_first)
     for name, shape, dtype in listed:
         place = tensors[name] if world.is_main else torch.empty(shape, dtype=getattr(torch, dtype))
         tensors[name] = _broadcast(place)
@@ -48,7 +48,7 @@ def exchange_trees(world: World, tree: Any) -> list[Any]:
 
 
 def _broadcast(tensor: Tensor, source: int = 0) -> Tensor:
-    """One rank's bytes, whatever they mean."""
+    """Return one rank's tensor on every rank, sent as plain bytes."""
     raw = tensor.contiguous().flatten().view(torch.uint8).to(wire_device())
     with lost_peers():
         dist.broadcast(raw, src=source)

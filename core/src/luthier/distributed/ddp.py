@@ -1,6 +1,6 @@
-"""DDP: a copy of the model in each process, gradients reduced while backward runs.
+"""DDP: a copy of the model in each process, whose gradients are reduced while backward runs.
 
-Annotations are evaluated here: DDP looks at those of its hook.
+Annotations are evaluated in this module, because DDP inspects those of its hook.
 """
 
 import inspect
@@ -16,7 +16,7 @@ from luthier.distributed.world import World
 
 
 class Sought(nn.Module):
-    """`Step`, and a parameter that nothing reaches: DDP complains where it looks for such and finds none."""
+    """A module with `Step` and an unused parameter: DDP complains if it looks for unused parameters and finds none."""
 
     def __init__(self, step: nn.Module) -> None:
         super().__init__()
@@ -29,10 +29,10 @@ class Sought(nn.Module):
 
 
 def wrap_ddp(step: nn.Module, world: World) -> Spread:
-    """`Step` wrapped by DDP: weights and buffers begin as rank 0 has them.
+    """Return `Step` wrapped by DDP. Weights and buffers are set to rank 0's.
 
-    Which parameters a micro-batch reaches depends on its tokens (experts, say), so DDP looks: a parameter that no rank
-    reached keeps no gradient, as with one process.
+    Which parameters a micro-batch reaches depends on its tokens (experts, say), so DDP looks for unused ones: a
+    parameter that no rank reached keeps no gradient, as with one process.
     """
     known = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
@@ -43,6 +43,9 @@ def wrap_ddp(step: nn.Module, world: World) -> Spread:
 
 
 def summed(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """Gradients added over the ranks. DDP's own average, multiplied again, would round them once more."""
+    """Add gradients over the ranks.
+
+    DDP's own average would have to be multiplied again, and so be rounded once more.
+    """
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda done: done.value()[0])

@@ -1,7 +1,7 @@
-"""Copies whose gradients are added once backward is over.
+"""Copies of the model whose gradients are added once backward is over.
 
-For weights that are exchanged for wider ones while they are stepped (`pure_bf16`): DDP's hooks hang on the memory that
-a parameter had when it was wrapped, and would be lost without a word.
+They are for weights that are replaced by wider ones while they are stepped (`pure_bf16`): DDP's hooks belong to the
+memory that a parameter had when it was wrapped, and would be silently lost.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from luthier.distributed.spread import Spread
 from luthier.distributed.world import World, lost_peers
 
-BUCKET: Final = 1 << 24  # numbers that travel together, 64 MiB in float32
+BUCKET: Final = 1 << 24  # numbers in one message, 64 MiB in float32
 
 
 def plain_copies(step: nn.Module, world: World) -> Spread:
-    """`Step` as it is, its weights and buffers as rank 0 has them."""
+    """Return `Step` unwrapped, with its weights and buffers set to rank 0's."""
     with torch.no_grad(), lost_peers():
         for tensor in (*step.parameters(), *step.buffers()):
             raw = tensor.detach().contiguous()
@@ -31,9 +31,9 @@ def plain_copies(step: nn.Module, world: World) -> Spread:
 
 
 def add_up(trained: Sequence[nn.Parameter], world: World) -> None:
-    """Add each gradient over the ranks, in float32 or better; what no rank has reached keeps none."""
+    """Add each gradient over the ranks, in float32 or wider. A parameter that no rank has reached keeps no gradient."""
     reached = [any(flags) for flags in zip(*world.gather([p.grad is not None for p in trained]), strict=True)]
-    for parameter in (p for p, found in zip(trained, reached, strict=True) if found and p.grad is None):
+    for parameter in (p for p, is_reached in zip(trained, reached, strict=True) if is_reached and p.grad is None):
         parameter.grad = torch.zeros_like(parameter)
     gradients = [p.grad for p in trained if p.grad is not None]
     for bucket in _buckets(gradients):

@@ -1,4 +1,4 @@
-"""FSDP2: each rank holds a shard of every weight, and has a decoder layer whole only while it computes with it."""
+"""FSDP2: each rank holds a shard of every weight, and gathers a decoder layer only while it computes with it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from torch.utils._pytree import register_pytree_node  # transformers registers its outputs in the same place
+from torch.utils._pytree import register_pytree_node  # transformers registers its outputs in the same registry
 
 from luthier.distributed.spread import Spread
 from luthier.distributed.world import World, lost_peers
@@ -17,7 +17,7 @@ from luthier.model.weights.layers import decoder_layers
 from luthier.model.weights.shard_tensors import own_shard
 from luthier.plugins.contracts.values import LossOutput
 
-# FSDP2 hangs the beginning of backward on the tensors that it finds in a module's output.
+# FSDP2 attaches the start of backward to the tensors that it finds in a module's output, so they must be found.
 register_pytree_node(
     LossOutput,
     lambda output: ([output.sums, output.metrics], None),
@@ -26,12 +26,12 @@ register_pytree_node(
 
 
 def shard_step(step: nn.Module, model: nn.Module, world: World, device: torch.device) -> Spread:
-    """`Step` sharded in place: one group for each decoder layer, one for all else; the numbers are rank 0's.
+    """Shard `Step` in place: one group for each decoder layer and one for the rest, with rank 0's numbers.
 
-    All else, with embeddings and head, stays whole from forward to backward: the policy calls the head outside of the
-    layers, and again in backward. Gradients of a low precision are added in float32.
+    The rest, with embeddings and head, stays gathered from forward to backward, because the policy calls the head
+    outside of the layers, and again in backward. Gradients of a low precision are added in float32.
     """
-    world.decide(lambda: None)  # rank 0 reads the weights as long as that takes
+    world.decide(lambda: None)  # the others wait here for as long as rank 0 reads the weights
     _check_alike(step, world)
     layers = list(decoder_layers(model))
     _check_apart(step, layers)
@@ -53,10 +53,10 @@ def shard_step(step: nn.Module, model: nn.Module, world: World, device: torch.de
 
 
 def _add_up(module: FSDPModule) -> None:
-    """Gradients are added, as they come; a weight that one rank alone reaches counts as zero on the others."""
+    """Make FSDP2 add gradients as they come. A weight that only one rank reaches counts as zero on the others."""
     module.set_gradient_divide_factor(1.0)
     module.set_force_sum_reduction_for_comms(True)
-    if hasattr(module, "set_reduce_scatter_unused_params"):  # torch 2.13
+    if hasattr(module, "set_reduce_scatter_unused_params"):  # exists from torch 2.13 on
         module.set_reduce_scatter_unused_params(True, recurse=False)
 
 
@@ -65,12 +65,12 @@ def _tensors(step: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _check_alike(step: nn.Module, world: World) -> None:
-    """Raise `distributed-setup` where ranks have built different models, `part-unsupported` for a 0-d parameter."""
+    """Raise `distributed-setup` if ranks have built different models, and `part-unsupported` for a 0-d parameter."""
     mine = [[name, list(t.shape), str(t.dtype), t.requires_grad] for name, t in _tensors(step)]
     for rank, listed in enumerate(world.gather(mine)):
         other = next((a for a, b in zip(listed, mine, strict=False) if a != b), None)
         if other is not None or len(listed) != len(mine):
-            problem = f"rank {rank} has built another model than rank {world.rank}"
+            problem = f"rank {rank} has built a different model than rank {world.rank}"
             raise LuthierError("distributed-setup", problem, found=other, remedy="Set distributed.strategy: ddp.")
     scalar = next((name for name, p in step.named_parameters() if not p.dim()), None)
     if scalar is not None:
@@ -78,7 +78,7 @@ def _check_alike(step: nn.Module, world: World) -> None:
 
 
 def _check_apart(step: nn.Module, layers: list[nn.Module]) -> None:
-    """Raise `part-unsupported` for a parameter of two groups, of which FSDP2 has one whole at a time, or with hooks."""
+    """Raise `part-unsupported` for a parameter with hooks, or shared by two groups, as FSDP2 gathers one at a time."""
     hooked = next((n for n, p in step.named_parameters() if p._backward_hooks or p._post_accumulate_grad_hooks), None)
     if hooked is not None:
         raise _unshardable(f"the parameter {hooked} has hooks on its gradient, which shards do not have")
@@ -94,13 +94,13 @@ def _check_apart(step: nn.Module, layers: list[nn.Module]) -> None:
 
 
 def _check_kept(step: nn.Module) -> None:
-    """Raise `part-unsupported` where the adapter still trains parameters that shards have replaced."""
+    """Raise `part-unsupported` if the adapter still trains parameters that shards have replaced."""
     live = {id(p) for p in step.parameters()}
     groups = step.adapter.groups()  # type: ignore[operator,union-attr]
     named = [pair for group in groups for pair in zip(group.names, group.parameters, strict=True)]
     stale = next((name for name, parameter in named if id(parameter) not in live), None)
     if stale is not None:
-        raise _unshardable(f"the adapter keeps the parameter {stale}, which is another in a sharded model")
+        raise _unshardable(f"the adapter still refers to the parameter {stale}, which sharding has replaced")
 
 
 def _unshardable(problem: str) -> LuthierError:
@@ -108,7 +108,7 @@ def _unshardable(problem: str) -> LuthierError:
 
 
 def _hand_out(tensor: Tensor, whole: Tensor | None, world: World) -> None:
-    """Give each rank its rows of a weight that rank 0 has `whole`, or all of a buffer; bytes, whatever they mean."""
+    """Send each rank its rows of a weight that rank 0 has as `whole`, or all of a buffer, as plain bytes."""
     place = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     if not isinstance(tensor, DTensor):
         raw = _bytes(place if whole is None else whole.to(place.device))
@@ -126,7 +126,7 @@ def _hand_out(tensor: Tensor, whole: Tensor | None, world: World) -> None:
 
 
 def _filled(whole: Tensor, rows: int, count: int) -> list[Tensor]:
-    """`count` pieces of `rows` rows each; what is beyond the end is not looked at."""
+    """Return `count` pieces of `rows` rows each. Rows beyond the end of the tensor are arbitrary and never read."""
     wanting = rows * count - whole.shape[0]
     padded = torch.cat([whole, whole.new_zeros((wanting, *whole.shape[1:]))]) if wanting else whole
     return list(padded.split(rows))

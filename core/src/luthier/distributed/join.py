@@ -1,4 +1,4 @@
-"""Joining the world: the backend that a recipe asks for, honoured or refused, and the device of each rank."""
+"""Joining the world: the backend that a recipe asks for, accepted or refused, and the device of each rank."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 log = get_logger()
 NEEDED: Final = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-MIXED: Final = "cpu:gloo,cuda:nccl"  # numbers of the run travel beside the gradients, without waiting for the GPU
+MIXED: Final = "cpu:gloo,cuda:nccl"  # the run's numbers travel beside the gradients, without waiting for the GPU
 LAUNCH: Final = "Start the run with `luthier train --nproc-per-node N`, or with torchrun."
 
 
 def join_world(settings: Distributed, device: str = "auto") -> World:
-    """Join the process group that a launcher's environment announces; a process alone stays alone.
+    """Join the process group that a launcher's environment announces. A process without launcher is a world of one.
 
     `device` is the recipe's. A group that the caller's script has made already is used as it is. Raises
-    `distributed-setup` for a backend that is not here or an environment that is not whole, `distributed-lost` where
-    the others do not come within `settings.timeout` seconds.
+    `distributed-setup` for a backend that is not available or an incomplete environment, and `distributed-lost` if the
+    others do not join within `settings.timeout` seconds.
     """
     follow_launcher()
     world = World.current()
@@ -47,7 +47,8 @@ def join_world(settings: Distributed, device: str = "auto") -> World:
     backend, timeout = backend_for(settings.backend, device_type(device)), timedelta(seconds=settings.timeout)
     try:
         store, rank, size = next(rendezvous("env://", timeout=timeout))
-        store = dist.PrefixStore(f"start/{world.restarts}", store)  # the launcher keeps what an earlier start left
+        # the launcher's store still holds the keys of an earlier start
+        store = dist.PrefixStore(f"start/{world.restarts}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         notes.keep_store(store)
     except (RuntimeError, ValueError) as error:
@@ -60,7 +61,7 @@ def join_world(settings: Distributed, device: str = "auto") -> World:
 
 
 def _check_rank(world: World) -> None:
-    """Raise `distributed-setup` where the environment has a rank beyond its world."""
+    """Raise `distributed-setup` if the environment's rank is not below its world size."""
     if world.rank >= world.size:
         problem = f"RANK is {world.rank}, and WORLD_SIZE is {os.environ.get('WORLD_SIZE') or 'not set'}"
         remedy = f"Unset RANK. {LAUNCH}"
@@ -68,7 +69,7 @@ def _check_rank(world: World) -> None:
 
 
 def _check_environment(world: World) -> None:
-    """Raise `distributed-setup` where a launcher has left out what processes need to find each other."""
+    """Raise `distributed-setup` if a launcher has left out what processes need to find each other."""
     missing = [name for name in NEEDED if not os.environ.get(name)]
     if missing:
         problem = f"WORLD_SIZE is {world.size}, and {', '.join(missing)} not set"
@@ -76,13 +77,13 @@ def _check_environment(world: World) -> None:
 
 
 def describe_launch(world: World) -> dict[str, Any]:
-    """Return what a run's record says of its processes."""
+    """Return what a run's record says about its processes."""
     launch = os.environ.get("TORCHELASTIC_RUN_ID")
     return {"world_size": world.size, "backend": world.backend, "restarts": world.restarts, "launch": launch}
 
 
 def backend_for(name: str, device: str) -> str:
-    """torch's name of the backend that a recipe's `distributed.backend` means on a type of device."""
+    """Return torch's name for the recipe's `distributed.backend` on a type of device. Raises `distributed-setup`."""
     if name == "auto":
         return MIXED if device == "cuda" and dist.is_nccl_available() else "gloo"
     if name == "nccl":
@@ -97,9 +98,9 @@ def backend_for(name: str, device: str) -> str:
 
 
 def _refuse_alone(settings: Distributed, device: str) -> None:
-    """Raise `distributed-setup` for what only several processes read; the strategy is recorded all the same."""
+    """Raise `distributed-setup` for options that only several processes read; the strategy is recorded anyway."""
     if settings.backend != "auto":
-        backend_for(settings.backend, device_type(device))  # what cannot be is said first
+        backend_for(settings.backend, device_type(device))  # an impossible backend is reported first
     fields = {field.name: field.default for field in attrs.fields(type(settings)) if field.name != "strategy"}
     for name, default in fields.items():
         if getattr(settings, name) != default:
@@ -109,14 +110,14 @@ def _refuse_alone(settings: Distributed, device: str) -> None:
 
 
 def device_type(name: str) -> str:
-    """cpu, cuda or mps, before anything is put there."""
+    """Return cpu, cuda or mps, before anything is put on the device."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return name.partition(":")[0]
 
 
 def device_name(name: str, world: World) -> str:
-    """The device of this rank: `cuda:<local rank>` where the recipe says auto or cuda on a machine that has it.
+    """Return the device of this rank: `cuda:<local rank>` if the recipe says auto or cuda and the machine has it.
 
     Raises `recipe-conflict` for a single device that several ranks would share.
     """
@@ -132,7 +133,7 @@ def device_name(name: str, world: World) -> str:
 def _refused(name: str, problem: str) -> LuthierError:
     here = [n for n, there in (("gloo", dist.is_gloo_available()), ("mpi", dist.is_mpi_available())) if there]
     here += ["nccl"] if dist.is_nccl_available() and torch.cuda.is_available() else []
-    remedy = f"Here are: auto, {', '.join(sorted(here))}."
+    remedy = f"This machine has: auto, {', '.join(sorted(here))}."
     return LuthierError("distributed-setup", problem, where="distributed.backend", found=name, remedy=remedy)
 
 

@@ -1,4 +1,4 @@
-"""Launching: several processes of one command, started, watched and restarted by torchrun's own agent."""
+"""Launching: several processes of one command, which torchrun's own agent starts, watches and restarts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUIET: Final = (
 
 @attrs.frozen(kw_only=True)
 class Launch:
-    """What torchrun is asked for, in its own words; None: its variable `PET_*`, or its default."""
+    """The requested launch, in torchrun's own words. None means torchrun's variable `PET_*`, or its default."""
 
     nproc_per_node: str | None = None
     nnodes: str | None = None
@@ -41,7 +41,10 @@ class Launch:
     max_restarts: int | None = None
 
     def wanted(self, environ: Mapping[str, str]) -> bool:
-        """Return True if processes are to be started here. Raises `distributed-setup` for flags once they are."""
+        """Return True if this process must start others.
+
+        Raises `distributed-setup` for such flags in a started process.
+        """
         given = [f.name for f in attrs.fields(Launch) if getattr(self, f.name) is not None]
         if environ.get("TORCHELASTIC_RUN_ID") or environ.get("WORLD_SIZE", "1") != "1":
             if given:
@@ -51,24 +54,24 @@ class Launch:
         return bool(given) or any(environ.get(f"PET_{name}") for name in ("NPROC_PER_NODE", "NNODES"))
 
     def value(self, name: str, environ: Mapping[str, str]) -> str | None:
-        """A flag before the environment, and that before torchrun's default."""
+        """Return a flag's value: as given, or from the environment, or None for torchrun's default."""
         given = getattr(self, name)
         return str(given) if given is not None else environ.get(f"PET_{name.upper()}") or None
 
 
 def arguments(asked: Launch, environ: Mapping[str, str]) -> list[str]:
-    """torchrun's command line. Raises `distributed-setup` where the machines could not find each other."""
+    """Return torchrun's command line. Raises `distributed-setup` if the machines could not find each other."""
     given = {f.name: asked.value(f.name, environ) for f in attrs.fields(Launch)}
     if given["rdzv_endpoint"] and (given["master_addr"] or given["master_port"]):
         raise _refused("rdzv_endpoint and master_addr say the same thing twice", "Give one of the two.")
     several, meeting = given["nnodes"] not in (None, "1", "1:1"), given["rdzv_endpoint"] or given["master_addr"]
     if several and not meeting:
         raise _refused(
-            f"{given['nnodes']} machines have no place to meet",
+            f"{given['nnodes']} machines need an address to meet at",
             "Give --rdzv-endpoint HOST:PORT (and the same --rdzv-id), or --master-addr HOST and --node-rank N.",
         )
     if several and given["master_addr"] and given["node_rank"] is None:
-        raise _refused("machines that meet at a master are numbered by hand", "Give each its --node-rank, from 0.")
+        raise _refused("with a master address each machine needs its number", "Give each its --node-rank, from 0.")
     if not meeting:
         given |= {"rdzv_endpoint": "localhost:0", "rdzv_id": given["rdzv_id"] or uuid.uuid4().hex}
     words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
@@ -78,16 +81,16 @@ def arguments(asked: Launch, environ: Mapping[str, str]) -> list[str]:
 
 
 def launch_flags() -> tuple[str, ...]:
-    """Return how these are written on a command line."""
+    """Return the launch flags as they are written on a command line."""
     names = [field.name for field in attrs.fields(Launch)]
     return tuple(f"--{name.replace('_', '-')}" for name in names)
 
 
 def launch_processes(asked: Launch, command: Sequence[str]) -> Mapping[str, Any]:
-    """Run `python command...` in every process that was asked for, to the end, and give rank 0's answer.
+    """Run `python command...` in every requested process to its end, and return rank 0's answer.
 
-    Raises the error that ended the run first: a process's own, or `distributed-lost` naming who was killed; and
-    `Stopped` where all of them saved and stopped.
+    Raises the error that ended the run first (a process's own, or `distributed-lost` naming the process that was
+    killed), and `Stopped` if all of them saved and stopped.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -99,7 +102,7 @@ def launch_processes(asked: Launch, command: Sequence[str]) -> Mapping[str, Any]
         threads = os.environ.get("OMP_NUM_THREADS")
         config, entry, entry_words = config_from_args(_parsed(get_args_parser(), words))
         if threads is None:
-            os.environ.pop("OMP_NUM_THREADS", None)  # torchrun has chosen 1; each process chooses for itself
+            os.environ.pop("OMP_NUM_THREADS", None)  # torchrun would set 1; each process chooses its own number
         try:
             elastic_launch(config=config, entrypoint=entry)(*entry_words)
         except ChildFailedError as error:
@@ -110,7 +113,7 @@ def launch_processes(asked: Launch, command: Sequence[str]) -> Mapping[str, Any]
 
 
 def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
-    """torchrun's own reading; what it refuses is a `LuthierError`, not the end of the process."""
+    """Parse as torchrun does, but raise a `LuthierError` for refused words instead of ending the process."""
 
     def refuse(message: str) -> None:
         raise _refused(f"torchrun: {message}", "See --help for these flags.")
@@ -121,12 +124,12 @@ def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Names
 
 @contextmanager
 def _surroundings(folder: Path) -> Iterator[None]:
-    """What the processes inherit: where they leave their outcome, and time to end; SIGUSR1 is handed on to them."""
+    """Prepare what the processes inherit: a folder for their outcomes, time to end, and forwarding of SIGUSR1."""
     before = dict(os.environ)
     os.environ.update({outcome.FOLDER: str(folder), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": GRACE})
     old = signal.signal(signal.SIGUSR1, lambda number, _: outcome.forward_signal(folder, number))
     for name in QUIET:
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # we say ourselves how it ended
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # luthier itself reports how the launch ended
     try:
         yield
     finally:
@@ -136,7 +139,7 @@ def _surroundings(folder: Path) -> Iterator[None]:
 
 
 def _ends(failures: Mapping[int, Any]) -> dict[int, int]:
-    """The exit codes by rank, the first failure first; a negative one is a signal's."""
+    """Return the exit codes by rank, the first failure first. A negative code is a signal's number."""
     return {rank: f.exitcode for rank, f in sorted(failures.items(), key=lambda item: item[1].timestamp)}
 
 

@@ -1,4 +1,4 @@
-"""Orphans: a process whose launcher has died saves and ends; none is left behind."""
+"""Orphans: a process whose launcher has died saves and ends, so that none is left behind."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Final
 from luthier.logs import get_logger
 
 log = get_logger()
-PDEATHSIG: Final = 1  # prctl: the signal that the kernel sends when the parent is gone
+PDEATHSIG: Final = 1  # prctl's number for the signal that the kernel sends when the parent ends
 LOOK: Final = 1.0  # seconds between two looks at the parent
-GRACE: Final = 300.0  # seconds for the step and its checkpoint, once the parent is gone
+GRACE: Final = 300.0  # seconds for the step and its checkpoint after the parent has ended
 
 
 def is_launched() -> bool:
@@ -25,14 +25,14 @@ def is_launched() -> bool:
 
 
 def follow_launcher() -> None:
-    """Have the kernel send SIGTERM when the launcher is gone, where it can."""
+    """Ask the kernel to send SIGTERM when the launcher ends, on systems where it can."""
     if is_launched() and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGTERM)
 
 
 @contextlib.contextmanager
 def guard_orphan() -> Iterator[None]:
-    """Within it the launcher's end is this process's end, even where it hangs: SIGTERM first, and then no mercy."""
+    """End this process when its launcher ends within this context, even if it hangs: by SIGTERM, then SIGKILL."""
     if not is_launched():
         yield
         return

@@ -1,4 +1,4 @@
-"""Spread: one step over the ranks of a world: what the loop calls, and which micro-batch reduces the gradients."""
+"""A step spread over the ranks of a world: what the loop calls, and which micro-batch reduces the gradients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Strategy = Literal["alone", "ddp", "fsdp"]
 
 @attrs.frozen(kw_only=True, eq=False)
 class Spread:
-    """`module` is `Step` as the training step calls it: itself, wrapped by DDP, or sharded by FSDP2.
+    """`Step` as the training step calls it: `module` is the step itself, wrapped by DDP, or sharded by FSDP2.
 
     Gradients come out summed over the ranks. Every rank has the same number of micro-batches, and every one of them
     takes part in every collective.
@@ -29,13 +29,13 @@ class Spread:
     module: nn.Module
     world: World = attrs.field(factory=World)
     strategy: Strategy = "alone"
-    finish: Callable[[], object] | None = None  # adds the gradients where the module itself does not
+    finish: Callable[[], object] | None = None  # adds the gradients over the ranks if the module itself does not
 
     @contextmanager
     def turn(self, last: bool) -> Iterator[None]:
-        """Around forward and backward of one micro-batch; DDP reduces in the last one's backward alone.
+        """Surround forward and backward of one micro-batch. DDP reduces gradients only in the last one's backward.
 
-        FSDP2 reduces in each: gradients that wait would need the room of the whole model on every rank.
+        FSDP2 reduces in each: gradients that wait would need the memory of the whole model on every rank.
         """
         if self.strategy == "ddp" and self.finish is None and not last:
             with self.module.no_sync():  # type: ignore[operator]
@@ -46,13 +46,14 @@ class Spread:
                 self.finish()
 
     def number(self, micro_batch: int) -> int:
-        """The micro-batch's number in the whole global batch, which its random state is drawn from."""
+        """Return the micro-batch's number within the global batch, from which its random state is drawn."""
         return micro_batch * self.world.size + self.world.rank
 
     def backward(self, objective: Tensor | None, batch: Batch) -> None:
-        """Add this micro-batch's gradients; an idle one's are zeros. None, on every rank alike: there is nothing.
+        """Add this micro-batch's gradients; those of an idle one are zeros. An `objective` of None adds nothing on any
+        rank.
 
-        Raises `part-unsupported` where the others would wait for a gradient that this rank has not.
+        Raises `part-unsupported` if the other ranks would wait for a gradient that this rank does not have.
         """
         if objective is None:
             return
@@ -64,9 +65,9 @@ class Spread:
                                remedy=remedy)  # fmt: skip
 
     def join_rows(self, pieces: Sequence[Tensor]) -> tuple[list[slice], Tensor]:
-        """Return every rank's rows [rows, ...] one after the other in the order of ranks, and each own piece's place.
+        """Return the rows [rows, ...] of every rank in the order of ranks, and the slice of each of this rank's pieces.
 
-        Collective. Pieces without a row may have any other size. Raises `part-invalid` where ranks differ in it.
+        This is a collective. Pieces without rows may have any size. Raises `part-invalid` if ranks differ in row size.
         """
         full = [piece for piece in pieces if len(piece)]
         mine = torch.cat(full) if full else pieces[0]
@@ -79,7 +80,7 @@ class Spread:
 
 
 def gather_rows(mine: Tensor, world: World) -> tuple[int, Tensor]:
-    """Return where this rank's rows begin among those of all ranks, and all of them on this rank's device."""
+    """Return the index of this rank's first row among those of all ranks, and all rows, on this rank's device."""
     form: list[Any] = [list(mine.shape), str(mine.dtype)[6:]]
     gathered = world.gather(form)
     counts = [shape[0] for shape, _ in gathered]
@@ -87,7 +88,7 @@ def gather_rows(mine: Tensor, world: World) -> tuple[int, Tensor]:
     if not forms:
         return 0, mine
     if len(set(forms)) > 1:
-        problem = "ranks give scores of different sizes or dtypes"
+        problem = "the ranks' scores differ in size or dtype"
         raise LuthierError("part-invalid", problem, where="loss", found=sorted(set(forms)))
     size, dtype = forms[0][0], getattr(torch, forms[0][1])
     filled = torch.zeros((max(counts), *size), dtype=dtype, device=wire_device(world.group))

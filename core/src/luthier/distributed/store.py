@@ -1,4 +1,4 @@
-"""Notes that processes leave for each other in the store that they met at: no collective, and no hurry."""
+"""Notes that processes leave for each other in the store of their process group, without a collective."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from typing import Final
 
 import torch.distributed as dist
 
-FOREVER: Final = timedelta(days=365)  # whoever waits is ended by the launcher where the other fails
+FOREVER: Final = timedelta(days=365)  # if the other process fails, the launcher ends the one that waits
 _stores: list[dist.Store] = []
 _turns = itertools.count()
 
 
 def keep_store(store: dist.Store) -> None:
-    """Use this store from now on; it is of this start of the run alone.
+    """Use this store from now on. It belongs to this start of the run alone.
 
-    A group that the caller's script has made has no store that we know of: there its own timeout bounds every wait.
+    If the caller's script made the group, its store is not known here; then the group's own timeout bounds every wait.
     """
     _stores[:] = [dist.PrefixStore("luthier", store)]
 
 
 def pass_on(leads: bool) -> None:
-    """Every process calls this: those that do not lead wait until the one that leads has come here."""
+    """Let processes that do not lead wait until the one that leads has called this too. Every process calls it."""
     _hand_over(f"passed/{next(_turns)}", leads)
 
 
 def claim_first(text: str) -> bool:
-    """Return True if this process is the first to say so."""
+    """Return True if this process is the first that claims the text."""
     if not _stores:
         return True
     try:
         return _stores[0].add(f"said/{hashlib.sha256(text.encode()).hexdigest()}", 1) == 1
-    except RuntimeError:  # the store's process is gone: better twice than never
+    except RuntimeError:  # the store's process is gone: a message that comes twice is better than none
         return True
 
 

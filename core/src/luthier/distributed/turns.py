@@ -1,4 +1,4 @@
-"""Turns among the ranks of one machine."""
+"""The order among the ranks of one machine, where one prepares a file that the others use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def first_here(world: World) -> Iterator[None]:
-    """One rank of each machine goes first, so that the others find on the disk what it has made."""
+    """Let one rank of each machine go first, so that the others find on disk what it has made."""
     turn = f"first/{next(_turns)}/{os.environ.get('GROUP_RANK', '0')}"
     if world.size == 1:
         yield
@@ -25,6 +25,6 @@ def first_here(world: World) -> Iterator[None]:
         _hand_over(turn, leads, world.barrier)
     try:
         yield
-    finally:  # where it fails, the others fail in the same way
+    finally:  # if it fails, the others go on, and fail in the same way
         if leads:
             _hand_over(turn, leads, world.barrier)

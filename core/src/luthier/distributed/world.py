@@ -1,4 +1,4 @@
-"""The world: the processes that train one model together, and the little that they tell each other outside a step."""
+"""The world: the processes that train one model together, and the messages that they exchange outside a step."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ NETWORK: Final = ("gloo/transport", "Connection closed by peer", "Timed out wait
 
 @attrs.frozen(kw_only=True)
 class World:
-    """`size` processes, of which this one is `rank`; `local_rank` of `local_size` on its machine.
+    """A group of `size` processes, of which this one is `rank`; on its machine it is `local_rank` of `local_size`.
 
-    What is told is plain JSON: numbers keep every bit, and nothing is unpickled. Every method but the properties is
-    collective: all ranks call it at the same place. A world of one answers at once. Raises `distributed-lost` where
+    Messages are plain JSON: numbers keep every bit, and nothing is unpickled. Every method except the properties is a
+    collective: all ranks call it at the same place. A world of one answers at once. Raises `distributed-lost` if
     another process is gone.
     """
 
@@ -35,13 +35,13 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    backend: str = "none"  # of the collectives on this world's device
-    restarts: int = 0  # how often the launcher has begun anew
-    group: Any = None  # torch's process group; None: the one that everybody has joined
+    backend: str = "none"  # the backend of collectives on this world's device
+    restarts: int = 0  # how often the launcher has restarted the processes
+    group: Any = None  # torch's process group; None: the default group
 
     @classmethod
     def current(cls) -> World:
-        """This process's world: the process group it has joined, or what a launcher's environment says it will."""
+        """Return this process's world: the process group it has joined, or the one in the launcher's environment."""
         joined = dist.is_available() and dist.is_initialized()
         rank, size = (
             (dist.get_rank(), dist.get_world_size()) if joined else (_number("RANK", 0), _number("WORLD_SIZE", 1))
@@ -57,37 +57,38 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """True if this process writes the run's folder, prints, and decides."""
+        """Return True if this process writes the run's folder, prints, and decides."""
         return self.rank == 0
 
     def gather(self, value: Value) -> list[Value]:
-        """Every rank's JSON value, in the order of ranks, on every rank."""
+        """Return every rank's JSON value, in the order of ranks, on every rank."""
         if self.size == 1:
             return [value]
         with lost_peers():
             return [json.loads(text) for text in _gathered(json.dumps(value).encode(), self)]
 
     def gather_numbers(self, numbers: Mapping[str, float]) -> list[dict[str, float]]:
-        """Every rank's numbers, in the order of ranks."""
+        """Return every rank's numbers, in the order of ranks."""
         return self.gather(dict(numbers))
 
     def sum_numbers(self, numbers: Mapping[str, float]) -> dict[str, float]:
-        """Each number summed over the ranks that have it, in float64 and in the order of ranks: the same everywhere."""
+        """Return each number summed over the ranks that have it, in float64 and in order of ranks: the same on all."""
         return add_numbers(self.gather_numbers(numbers))
 
     def any(self, flag: bool) -> bool:
-        """Return True if it is so on any rank."""
+        """Return True on every rank if the flag is True on any."""
         return any(self.gather(bool(flag)))
 
     def broadcast(self, value: Value) -> Value:
-        """Rank 0's JSON value; the others' is not looked at."""
+        """Return rank 0's JSON value on every rank; the values of the others are ignored."""
         return self.gather(value if self.is_main else None)[0]  # type: ignore[return-value]
 
     def decide(self, work: Callable[[], Value]) -> Value:
-        """What `work` gives on rank 0, a JSON value, on every rank; its `LuthierError` is raised on every rank too.
+        """Return on every rank the JSON value that `work` returns on rank 0. Its `LuthierError` is raised on every rank
+        too.
 
-        It may take hours: the others wait outside of the collective. What `work` itself lets rank 0 decide is told
-        with it.
+        It may take hours: the others wait outside of the collective. A `decide` inside `work` joins no collective of
+        its own.
         """
         if self.size == 1 or any(world.group is self.group for world in _deciding):
             return work()
@@ -108,7 +109,7 @@ class World:
             _deciding.pop()
 
     def aside(self) -> World:
-        """The same processes in a group of their own, so that another thread may talk while this one does."""
+        """Return the same processes in a new group, so that two threads may communicate at the same time."""
         return self if self.size == 1 else attrs.evolve(self, group=dist.new_group(backend="gloo"))
 
     def barrier(self) -> None:
@@ -117,7 +118,7 @@ class World:
 
 
 def add_numbers(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Numbers of the same name summed, one after the other."""
+    """Return the sums of numbers of the same name, added one after the other."""
     total: dict[str, float] = {}
     for part in parts:
         for name, value in part.items():
@@ -126,14 +127,14 @@ def add_numbers(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def error_attributes(error: LuthierError) -> dict[str, Any]:
-    """Return what makes the same error in another process."""
+    """Return the arguments that make the same error in another process."""
     attributes = error.to_dict()
     return {**{k: attributes[k] for k in ("code", "problem", "where", "found")}, "remedy": error.remedy}
 
 
 @contextmanager
 def lost_peers() -> Iterator[None]:
-    """What a collective raises when another process is gone, as `distributed-lost`."""
+    """Raise the error of a collective as `distributed-lost` if another process is gone."""
     try:
         yield
     except RuntimeError as error:
@@ -144,18 +145,18 @@ def lost_peers() -> Iterator[None]:
 
 
 def explain_error(error: BaseException) -> BaseException:
-    """An error of torch's about several processes in our words; any other as it is."""
+    """Return one of torch's errors about several processes in luthier's words; any other error unchanged."""
     if is_lost(error):
         return lost(error)
     if isinstance(error, RuntimeError) and MIXED in str(error):
-        problem = "the adapter, the loss or the optimizer computes with a part of a weight as if it were all of it"
+        problem = "the adapter, the loss or the optimizer treats a shard of a weight as the whole weight"
         return LuthierError("part-unsupported", problem, where="distributed.strategy", found="fsdp",
                             remedy="Set distributed.strategy: ddp.")  # fmt: skip
     return error
 
 
 def lost(error: BaseException) -> LuthierError:
-    """Return what torch says of a peer that is gone, without its file, its line and its jokes."""
+    """Return `distributed-lost` for torch's error about a lost process, without torch's file, line and jokes."""
     reason = NOISE.sub("", str(error).splitlines()[0]).strip(" .")
     return LuthierError("distributed-lost", f"another process of the run is gone: {reason}")
 
@@ -166,11 +167,11 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, kinds) or (isinstance(error, RuntimeError) and any(n in str(error) for n in NETWORK))
 
 
-_deciding: list[World] = []  # rank 0 is at it, and the others wait for the answer
+_deciding: list[World] = []  # not empty while rank 0 decides and the others wait for the answer
 
 
 def _gathered(text: bytes, world: World) -> list[bytes]:
-    """Texts of all ranks: their lengths first, then the texts, filled up to the longest."""
+    """Return the texts of all ranks. Lengths travel first, then the texts, padded to the longest."""
     device = wire_device(world.group)
     length = torch.tensor([len(text)], device=device)
     lengths = [torch.empty_like(length) for _ in range(world.size)]
@@ -184,7 +185,7 @@ def _gathered(text: bytes, world: World) -> list[bytes]:
 
 
 def wire_device(group: Any = None) -> torch.device:
-    """Return where small tensors travel from: the CPU, or the GPU where the group has nothing else."""
+    """Return the device that small tensors are sent from: the CPU, or the GPU if the group has no other backend."""
     on_cpu = "cpu" in dist.get_backend_config(group)
     return torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
 

@@ -1,4 +1,4 @@
-"""Wrapping: which of torch's wrappers spreads the step over the ranks."""
+"""Wrapping: the choice of the torch wrapper that spreads the step over the ranks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from luthier.distributed.world import World
 def wrap_step(
     step: nn.Module, model: Any, strategy: Strategy, world: World, device: torch.device, *, exchanged: bool = False
 ) -> Spread:
-    """`Step` spread over the world; before the optimizer is built, as FSDP2 puts shards in the parameters' place.
+    """Return `Step` spread over the world. Call it before the optimizer is built, because FSDP2 replaces parameters.
 
-    `exchanged`: whether the weights' memory is another while they are stepped.
+    `exchanged` is True if the weights' memory is replaced while they are stepped.
     """
     if strategy == "ddp" and exchanged:
         from luthier.distributed.ddp_bf16 import plain_copies

@@ -1,1 +1,1 @@
-"""Health: what goes wrong in a run, seen early and named: non-finite numbers, spikes, gradients that reach nobody."""
+"""Health: problems of a run, seen early and named: non-finite numbers, spikes, parameters that no gradient reaches."""

@@ -1,4 +1,4 @@
-"""The likeliest causes why one batch is not learnt by heart, from what its steps showed."""
+"""The likeliest causes why one batch cannot be learnt by heart, judged by what its steps showed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from luthier.health.watch import Remark
 if TYPE_CHECKING:
     from luthier.health.flow import Flow
 
-FEW: Final = 0.02  # of the tokens supervised: most of a conversation is prompt, and less than this is a mask gone wrong
-STILL: Final = 1e-6  # update to weight: next to nothing
-NOTHING: Final = 1e-8  # norm of a gradient
-LEAP: Final = 0.5  # of the first loss: no noise rises so far
+FEW: Final = 0.02  # share of supervised tokens: a conversation is mostly prompt, but less than this is a wrong mask
+STILL: Final = 1e-6  # ratio of update to weight that is next to nothing
+NOTHING: Final = 1e-8  # norm of a gradient that is next to nothing
+LEAP: Final = 0.5  # share of the first loss: noise alone does not rise so far
 
 
 def list_causes(rate: float, portion: Portion, losses: Sequence[float], remarks: Sequence[Remark],
            flow: Sequence[Flow], norm: float) -> list[str]:  # fmt: skip
-    """Return what to check, the likeliest first; never empty. `rate` is the peak learning rate."""
+    """Return what to check, the likeliest cause first; never empty. `rate` is the peak learning rate."""
     causes = [
         *_rate(rate),
         *_labels(portion),
@@ -36,7 +36,7 @@ def _rate(rate: float) -> list[str]:
 
 
 def _labels(portion: Portion) -> list[str]:
-    """Return what to check where hardly any token is supervised."""
+    """Return what to check if hardly any token is supervised."""
     supervised, tokens = portion.num_supervised, portion.num_tokens
     if supervised > FEW * tokens:
         return []
@@ -45,7 +45,7 @@ def _labels(portion: Portion) -> list[str]:
 
 
 def _leap(losses: Sequence[float], rate: float) -> list[str]:
-    """Return what to check where the loss rose far, perhaps to where nothing moves any more."""
+    """Return what to check if the loss rose far, perhaps to a point where nothing moves any more."""
     most = max(loss for loss in losses if math.isfinite(loss))
     if most < losses[0] + LEAP * abs(losses[0]):
         return []
@@ -68,16 +68,16 @@ def _remark(remark: Remark) -> str:
 
 
 def _movement(flow: Sequence[Flow]) -> list[str]:
-    """Return what to check where the steps are too small to change the weights."""
+    """Return what to check if the steps are too small to change the weights."""
     still = [layer for layer in flow if layer.ratio < STILL]
     most = max((layer.ratio for layer in flow), default=0.0)
-    if len(still) < len(flow) or most == 0:  # nothing at all is no matter of the rate
+    if len(still) < len(flow) or most == 0:  # if no layer moves at all, the rate is not the cause
         return []
     return [f"a step moves no layer's weights by more than {most:.1g} of their norm: raise learning_rate"]
 
 
 def _course(losses: Sequence[float], rate: float) -> str:
-    """Return what the curve itself says, where nothing else is wrong."""
+    """Return what the loss curve itself says, if nothing else is wrong."""
     first, last, least = losses[0], losses[-1], min(loss for loss in losses if math.isfinite(loss))
     if last > first:
         return f"the loss rises: a learning rate of {rate:g} may be too high, or the loss has the wrong sign"

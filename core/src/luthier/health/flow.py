@@ -1,4 +1,4 @@
-"""Gradient flow: how much gradient reaches each layer, and how far a step moves its weights."""
+"""Gradient flow: how much gradient reaches each layer, and how far a step moves the layer's weights."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from luthier.plugins.contracts.protocols import Adapter
 
 LAYER: Final = re.compile(
     r"(?:^|\.)((?:[A-Za-z_]\w*)\.\d+)(?:\.|$)"
-)  # `layers.3` in `model.layers.3.mlp.up_proj.weight`
+)  # matches `layers.3` in `model.layers.3.mlp.up_proj.weight`
 TINY: Final = 1e-30
 
 
 @attrs.frozen(kw_only=True)
 class Flow:
-    """One layer's in one step, over all its trained parameters together."""
+    """The flow of one layer in one step, over all its trained parameters together."""
 
     layer: str
     parameters: int
@@ -30,7 +30,7 @@ class Flow:
 
     @property
     def ratio(self) -> float:
-        """Update to weight; 1e-3 is usual, and below 1e-6 next to nothing is learnt."""
+        """Return update divided by weight. 1e-3 is usual; below 1e-6 next to nothing is learnt."""
         return self.update / max(self.weight, TINY)
 
     def to_dict(self) -> dict[str, Any]:
@@ -38,14 +38,17 @@ class Flow:
 
 
 class FlowMeter:
-    """The weights as they stood before a step, copied to the host: `measure` compares."""
+    """A copy of the weights before a step, kept in host memory, with which `measure` compares them."""
 
     def __init__(self, adapter: Adapter) -> None:
         self.named = [pair for group in adapter.groups() for pair in zip(group.names, group.parameters, strict=True)]
         self.before = [parameter.detach().to("cpu", copy=True) for _, parameter in self.named]
 
     def measure(self, norm: float, limit: float | None) -> list[Flow]:
-        """Each layer's flow, the first layer first. `norm` is the whole gradient's, clipped to `limit`. Collective."""
+        """Return each layer's flow, the first layer first.
+
+        `norm` is the whole gradient's, clipped to `limit`. Collective.
+        """
         clipped = 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
         sums: dict[str, list[float]] = {}
         for (name, parameter), held_before in zip(self.named, self.before, strict=True):
@@ -62,7 +65,7 @@ class FlowMeter:
 
 
 def layer_of(name: str) -> str:
-    """The layer that a parameter belongs to: `layers.3`, or its module where it is in none of a row of layers."""
+    """Return the layer that a parameter belongs to: `layers.3`, or its module if it is in no numbered layer."""
     match = LAYER.search(name)
     return match.group(1) if match else name.rpartition(".")[0] or name
 
@@ -74,5 +77,5 @@ def flow_metrics(flows: list[Flow]) -> dict[str, float]:
 
 
 def _square(tensor: Tensor) -> float:
-    """The sum of squares, over all ranks."""
+    """Return the sum of squares, over all ranks."""
     return float(whole_tensor(tensor.float() if tensor.dtype != torch.float64 else tensor).square().sum())

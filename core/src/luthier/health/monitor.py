@@ -1,4 +1,4 @@
-"""The monitor: each step's numbers are judged, what is wrong is told once, and a step that is not finite traced."""
+"""The monitor: it judges each step's numbers, warns once of each problem, and traces a step that is not finite."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from luthier.recipe import Recipe
 from luthier.step.update import Update
 
 log = get_logger()
-IN_A_ROW: Final = 10  # steps that are skipped, one after the other, before the run stops all the same
-KEPT: Final = 50  # remarks in the record
+IN_A_ROW: Final = 10  # skipped steps in a row after which the run stops in any case
+KEPT: Final = 50  # the most remarks in the record
 REMEDIES: Final = {
     "parameter": "The weights were damaged before this step: lower the learning rate, or check the base model's files.",
     "data": "Correct or remove the rows that are named.",
@@ -28,7 +28,7 @@ REMEDIES: Final = {
 
 
 class Health:
-    """The health of one run, fed by the loop with each update; its state is part of the checkpoint."""
+    """The health of one run. The loop calls it with each update; its state is part of the checkpoint."""
 
     def __init__(self, recipe: Recipe, adapter: Adapter, peak_rate: float, traced: Traceable) -> None:
         self.recipe, self.adapter, self.peak_rate, self.traced = recipe, adapter, peak_rate, traced
@@ -36,25 +36,25 @@ class Health:
         self.remarks: list[dict[str, Any]] = []
         self.skipped = 0
         self.in_a_row = 0
-        self.overflows = 0  # of float16's scaled gradient, in a row
+        self.overflows = 0  # overflows of float16's scaled gradient in a row
         self.meter: FlowMeter | None = None
-        self.flow: dict[str, float] = {}  # of a step that is due, until it is logged
+        self.flow: dict[str, float] = {}  # of a step that is measured, until it is logged
 
     def begin(self) -> None:
-        """Before the first step of a new run."""
+        """Check the run before the first step."""
         self.reach.begin()
         if self.peak_rate == 0:
             self._tell([Remark("rate", 0, "the learning rate is 0 for the whole run", {})])
 
     def look(self, step: int) -> None:
-        """Before step `step`: keep its weights where the flow of its gradient is due."""
+        """Store the weights before step `step`, if its gradient flow is to be measured."""
         every = self.recipe.gradient_flow_steps
         self.meter = FlowMeter(self.adapter) if every and step % every == 0 else None
 
     def see(self, step: int, done: Update, examples: Sequence[TokenExample]) -> None:
-        """Judge step `step`, trained on `examples`. Raises `train-nonfinite` where it is to stop the run."""
+        """Judge step `step`, trained on `examples`. Raises `train-nonfinite` if it must stop the run."""
         self.overflows = self.overflows + 1 if done.overflowed else 0
-        if self.overflows == IN_A_ROW:  # a scale of the loss that was too large is right again long before
+        if self.overflows == IN_A_ROW:  # a loss scale that was only too large has been corrected long before
             self._explain_overflow(step, done)
         if done.overflowed:
             return
@@ -69,11 +69,11 @@ class Health:
         self._tell(self.watch.see(step, done.loss, done.grad_norm, rate, lambda: [e.where for e in examples]))
 
     def end(self, step: int) -> None:
-        """After the last step of a run that has come to its end."""
+        """Judge the whole run after its last step."""
         self._tell([*self.reach.end(step), *self.watch.end(step)])
 
     def report(self) -> dict[str, Any]:
-        """Return what run.json keeps."""
+        """Return what run.json keeps of the run's health."""
         return {"skipped_steps": self.skipped, "loss_spikes": self.watch.spikes, "remarks": self.remarks}
 
     def state(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Health:
         return {**state, "watch": self.watch.state(), "reach": self.reach.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        if not state:  # of a checkpoint that was written before there was any
+        if not state:  # the state of a checkpoint written before this class existed
             return
         self.remarks = list(state["remarks"])
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
@@ -98,7 +98,10 @@ class Health:
             self.remarks.append(remark)
 
     def _skip_or_stop(self, step: int, done: Update) -> None:
-        """The policy `on_nonfinite`: all processes come to the same, as loss and norm are the whole batch's."""
+        """Apply the policy `on_nonfinite`.
+
+        All processes decide alike, because loss and norm are those of the global batch.
+        """
         self.in_a_row += 1
         stops = self.recipe.on_nonfinite == "stop" or self.in_a_row >= IN_A_ROW
         finding = self._traced(step, done) if stops or self.in_a_row == 1 else None
@@ -126,19 +129,19 @@ class Health:
         self._tell([Remark("overflow", step, "the gradient overflows float16 at one scale after the other", facts)])
 
     def _traced(self, step: int, done: Update) -> Finding:
-        """A trace that fails must not hide what it was to explain."""
+        """Return the finding of a trace. A trace that itself fails must not hide the problem that it was to explain."""
         try:
             return trace_step(self.traced, step - 1, done.batches)
         except Exception as error:
             log.warning("the step could not be traced", error=f"{type(error).__name__}: {error}")
             return Finding(cause="none", place="", told="where it began could not be traced")
 
-    def _error(self, step: int, done: Update, found: Finding) -> LuthierError:
+    def _error(self, step: int, done: Update, finding: Finding) -> LuthierError:
         row = f", the {self.in_a_row}th in a row" if self.in_a_row > 1 else ""
-        problem = f"loss {done.loss}, gradient norm {done.grad_norm} at step {step}{row}: {found.told}"
-        return LuthierError("train-nonfinite", problem, where=found.rows, remedy=REMEDIES.get(found.cause))
+        problem = f"loss {done.loss}, gradient norm {done.grad_norm} at step {step}{row}: {finding.told}"
+        return LuthierError("train-nonfinite", problem, where=finding.rows, remedy=REMEDIES.get(finding.cause))
 
 
 def _json(number: float) -> float | str:
-    """JSON has no NaN."""
+    """Return the number, or its text if JSON does not have it (NaN, infinity)."""
     return number if math.isfinite(number) else str(number)

@@ -1,4 +1,4 @@
-"""Reach: which trained parameters no gradient reaches, and which do not move although one does."""
+"""Reach: the trained parameters that no gradient reaches, and those that do not move although one does."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from luthier.health.watch import Remark
 from luthier.model.nonfinite import local_part
 from luthier.plugins.contracts.protocols import Adapter
 
-WATCHED: Final = 5  # steps: after a warm-up's first rate of 0, the second matrix of LoRA moves from the third on
-MOVED: Final = 10  # steps after which a parameter that learns is another
-SHOWN: Final = 3  # names in a remark
+WATCHED: Final = 5  # steps: after a warm-up's first rate of 0, the second matrix of LoRA moves from the third step on
+MOVED: Final = 10  # steps after which a parameter that learns must have changed
+SHOWN: Final = 3  # the most names in a remark
 BITS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Reach:
-    """Looks at the adapter's parameters in the first steps, and not afterwards.
+    """A check of the adapter's parameters in the first steps of a run, and not afterwards.
 
-    Each rank looks at what it holds of them: a shard may well stay as it is while others move.
+    Each rank checks the part of them that it holds; a shard may well stay unchanged while others move.
     """
 
     def __init__(self, adapter: Adapter, world: World | None = None) -> None:
         self.adapter, self.world = adapter, world or World()
         self.reached: set[str] = set()
         self.prints: dict[str, int] = {}
-        self.learning = False  # whether a step with a rate above 0 has been taken
+        self.learning = False  # True once a step with a rate above 0 has been taken
 
     def begin(self) -> None:
-        """Before the first step."""
+        """Store the parameters' fingerprints before the first step."""
         self.prints = {name: fingerprint(p) for name, p in self._named()}
 
     def see(self, step: int, rate: float) -> list[Remark]:
-        """After a step that moved the weights, its gradients still there."""
+        """Check gradients and weights after a step that moved the weights, while its gradients are still there."""
         self.learning |= rate > 0
         remarks: list[Remark] = []
         if step <= WATCHED:
@@ -48,7 +48,7 @@ class Reach:
         return remarks + (self._unmoved(step) if step == MOVED else [])
 
     def end(self, step: int) -> list[Remark]:
-        """The last step of a run that was too short to be judged."""
+        """Return the remarks of a run that was too short to be judged before its last step."""
         return self._unmoved(step) if step < MOVED else []
 
     def _unmoved(self, step: int) -> list[Remark]:
@@ -73,12 +73,12 @@ class Reach:
 
 
 def fingerprint(parameter: Tensor) -> int:
-    """The sum of a parameter's bits, read as whole numbers: any change but a contrived one changes it."""
+    """Return the sum of a parameter's bits, read as integers: practically every change of the parameter changes it."""
     values = local_part(parameter.detach())
     return int(values.view(BITS[values.element_size()]).sum(dtype=torch.int64))
 
 
-def _told(kind: str, step: int, told: str, names: list[str]) -> list[Remark]:
+def _told(kind: str, step: int, sentence: str, names: list[str]) -> list[Remark]:
     if not names:
         return []
-    return [Remark(kind, step, told, {"parameters": len(names), "first": names[:SHOWN], "steps": step})]
+    return [Remark(kind, step, sentence, {"parameters": len(names), "first": names[:SHOWN], "steps": step})]

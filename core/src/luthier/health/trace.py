@@ -1,4 +1,4 @@
-"""The trace: which module, parameter, row or loss made the first number that is not finite."""
+"""The trace: it finds the module, parameter, row or loss that made the first number which is not finite."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ AGAIN: Final = Finding(
 
 @attrs.frozen(kw_only=True, eq=False)
 class Traceable:
-    """The objects that a trace looks at. `accumulate(index, batches)` computes the gradient of a step again."""
+    """The objects that a trace inspects. `accumulate(index, batches)` computes the gradient of a step again."""
 
     model: nn.Module
     step: nn.Module
@@ -43,10 +43,10 @@ class Traceable:
 
 
 def trace_step(traced: Traceable, index: int, batches: Sequence[Batch]) -> Finding:
-    """Look at weights and rows, then compute the gradient of step `index` again with an eye on every module.
+    """Check weights and rows, then compute the gradient of step `index` again while watching every module.
 
-    The weights are left as they are and the gradients dropped. Every micro-batch is run to its end, so that several
-    processes stay in step; all of them get the finding of the first that has one. Compiled code is run as written.
+    The weights stay unchanged and the gradients are dropped. Every micro-batch is run to its end, so that several
+    processes stay in step; all of them get the first process's finding. Compiled code is run uncompiled.
     """
     finding = _first(traced.world, _parameter(traced.model) or _data(batches))
     if finding is not None:
@@ -60,10 +60,10 @@ def trace_step(traced: Traceable, index: int, batches: Sequence[Batch]) -> Findi
     return _first(traced.world, watch.found) or _first(traced.world, norm) or AGAIN
 
 
-def _first(world: World, found: Finding | None) -> Finding | None:
-    """Collective: the finding of the lowest rank that has one."""
-    held = [(rank, values) for rank, values in enumerate(world.gather(None if found is None else found.to_plain()))]
-    first = next(((rank, values) for rank, values in held if values is not None), None)
+def _first(world: World, own: Finding | None) -> Finding | None:
+    """Return the finding of the lowest rank that has one. This is a collective."""
+    findings = [(rank, values) for rank, values in enumerate(world.gather(None if own is None else own.to_plain()))]
+    first = next(((rank, values) for rank, values in findings if values is not None), None)
     if first is None:
         return None
     rank, values = first
@@ -72,7 +72,7 @@ def _first(world: World, found: Finding | None) -> Finding | None:
 
 
 def _data(batches: Sequence[Batch]) -> Finding | None:
-    """Numbers that the rows bring: their weights, and what the loss's data adds."""
+    """Return a finding if the rows themselves bring such numbers, by their weights or by columns of the loss."""
     for number, batch in enumerate(batches, 1):
         for name, value in {"weight": batch.token_weights, **batch.columns}.items():
             nonfinite = next((tensor for tensor in floating_tensors(value) if not is_finite(tensor)), None)
@@ -84,9 +84,10 @@ def _data(batches: Sequence[Batch]) -> Finding | None:
 
 
 def _norm(gradients: list[Tensor]) -> Finding | None:
-    """Gradients that are finite, one by one, and too large together."""
+    """Return a finding if the gradients are finite one by one, but too large together."""
     most = torch.finfo(torch.float64 if any(g.dtype == torch.float64 for g in gradients) else torch.float32).max
-    if sum(float(local_part(g).double().square().sum()) for g in gradients) <= most:  # squares are what is added
+    # the norm adds squares, which overflow earlier
+    if sum(float(local_part(g).double().square().sum()) for g in gradients) <= most:
         return None
     largest = max(float(local_part(g).abs().max()) for g in gradients if local_part(g).numel())
     sentence = f"every gradient is finite, the largest {largest:.3g}; their norm is beyond {dtype_of(gradients[0])}"

@@ -1,4 +1,4 @@
-"""The watch: what is wrong with a run whose numbers are finite, told once, of numbers that every step has anyway."""
+"""The watch: it warns once of each problem in a run with finite numbers, from numbers that every step has anyway."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from typing import Any, Final
 
 import attrs
 
-WINDOW: Final = 64  # steps that a new one is compared with
-ENOUGH: Final = 16  # steps before anything is compared
+WINDOW: Final = 64  # earlier steps that a new one is compared with
+ENOUGH: Final = 16  # steps that are needed before anything is compared
 SPIKE: Final = 10.0  # robust standard deviations above the median
-RISE: Final = 0.5  # and at least this share of the median above it,
-FLOOR: Final = 0.1  # and this share of where the run began: what a run has learnt by heart may rise tenfold
-EXPLODED: Final = 10.0  # times the median norm,
-SUSTAINED: Final = 5  # in so many steps in a row
-ABOVE: Final = 1.5  # times the loss of the first step, before any weight had moved,
-LONG: Final = 32  # in so many steps in a row: chance does this in less than one run of a hundred, whatever the rows
-TRIAL: Final = 100  # steps at the beginning, and later ones, whose losses are compared
-FEWEST: Final = 30  # of each, where a run is shorter
-EVIDENCE: Final = 1.0  # standard errors of a fall that would be chance's in one of six runs that learn nothing
-SCALE: Final = 1.4826  # of the median absolute deviation to a normal's standard deviation
-TOLD: Final = 10  # spikes that are told; all are counted
+RISE: Final = 0.5  # ... and at least this share of the median above it,
+FLOOR: Final = 0.1  # ... and at least this share of the first loss: a loss near 0 may rise tenfold
+EXPLODED: Final = 10.0  # multiple of the median norm that counts as an explosion,
+SUSTAINED: Final = 5  # ... if so many steps in a row have it
+ABOVE: Final = 1.5  # multiple of the first step's loss, taken before any weight moved,
+# ... if so many steps in a row have it: in less than one run of a hundred by chance, whatever the rows
+LONG: Final = 32
+TRIAL: Final = 100  # steps at the beginning and at the end whose losses are compared
+FEWEST: Final = 30  # the fewest steps of each, in a shorter run
+EVIDENCE: Final = 1.0  # standard errors of a fall that one of six runs which learn nothing shows by chance
+SCALE: Final = 1.4826  # factor from the median absolute deviation to a normal distribution's standard deviation
+TOLD: Final = 10  # the most spikes that are logged; all are counted
 Rows = Callable[[], list[str]]
 
 
 @attrs.frozen
 class Remark:
-    """Something to tell: its kind, the step, the words of the log, and the numbers."""
+    """A remark about a run: its kind, the step, the words of the log, and the numbers."""
 
     kind: str
     step: int
@@ -42,12 +43,12 @@ class Remark:
 
 @attrs.define
 class Watch:
-    """Fed with the loss, the gradient norm and the rate of each step that moved the weights."""
+    """A watch that gets the loss, the gradient norm and the rate of each step that moved the weights."""
 
     losses: deque[float] = attrs.field(factory=lambda: deque(maxlen=WINDOW))
     norms: deque[float] = attrs.field(factory=lambda: deque(maxlen=WINDOW))
     first: list[float] = attrs.field(factory=list)  # the losses of the first steps with a rate above 0
-    last: deque[float] = attrs.field(factory=lambda: deque(maxlen=TRIAL))  # and of those after them
+    last: deque[float] = attrs.field(factory=lambda: deque(maxlen=TRIAL))  # the losses of the last steps after those
     start_loss: float | None = None
     start_norm: float | None = None
     began_at: float | None = None  # the loss of the first step
@@ -57,7 +58,10 @@ class Watch:
     judged: bool = False
 
     def see(self, step: int, loss: float, norm: float, rate: float, rows: Rows = list) -> list[Remark]:
-        """Return what step `step` gives to tell; `rows` gives where its rows came from, if that is asked for."""
+        """Return the remarks on step `step`.
+
+        `rows` returns where its rows came from, and is called only for a remark.
+        """
         remarks = [*self._spike(step, loss, rows), *self._explosion(step, norm), *self._divergence(step, loss)]
         self.losses.append(loss)
         self.norms.append(norm)
@@ -70,7 +74,7 @@ class Watch:
         return remarks
 
     def end(self, step: int) -> list[Remark]:
-        """Return what only the end of a run shows, where it was too short to be judged before."""
+        """Return the remarks that only the end of a run allows, if it was too short to be judged before."""
         seen = [*self.first, *self.last]
         half = len(seen) // 2
         return [] if self.judged or half < FEWEST else self._flatness(step, seen[:half], seen[half:])
@@ -101,7 +105,7 @@ class Watch:
         return [Remark("exploding", step, "the gradient norm explodes: the learning rate may be too high", facts)]
 
     def _divergence(self, step: int, loss: float) -> list[Remark]:
-        """A run that is destroyed in its first steps spikes before there is anything to compare with."""
+        """Return a remark if the loss stays high; a run destroyed in its first steps has no median to compare with."""
         if self.began_at is None:
             self.began_at = loss
         self.above = self.above + 1 if loss > ABOVE * abs(self.began_at) else 0
@@ -121,20 +125,20 @@ class Watch:
         return [Remark("flat", step, "the model learns nothing: its loss has not fallen", facts)]
 
     def state(self) -> dict[str, Any]:
-        """Plain numbers, all that a resumed run needs to tell the same."""
+        """Return plain numbers: all that a resumed run needs to make the same remarks."""
         state = attrs.asdict(self, recurse=False)
         return {name: list(v) if isinstance(v, deque) else v for name, v in state.items()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         for name, value in state.items():
-            held = getattr(self, name)
-            setattr(self, name, deque(value, held.maxlen) if isinstance(held, deque) else value)
+            current = getattr(self, name)
+            setattr(self, name, deque(value, current.maxlen) if isinstance(current, deque) else value)
 
 
 def fall(early: list[float], late: list[float]) -> float:
     """Return how surely the late losses are below the early ones: the normal score of Mann and Whitney's U (1947).
 
-    0 is what chance gives to a run that learns nothing; 2 it gives to one of forty.
+    A run that learns nothing scores 0 on average; one of forty such runs scores 2 by chance.
     """
     wins = sum((b < a) + 0.5 * (b == a) for a in early for b in late)
     pairs = len(early) * len(late)

@@ -1,4 +1,4 @@
-"""Single values of a service's answers, which may be missing, null, or written as texts."""
+"""Readers of single values in a service's answers, which may be missing, null, or written as text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def read_number(value: object) -> float | None:
-    """Return a number that may be written as a text; None where it is none, or not finite."""
+    """Return a number, which may be written as text; None if it is no number or not finite."""
     if isinstance(value, bool):
         return None
     try:
@@ -19,7 +19,7 @@ def read_number(value: object) -> float | None:
 
 
 def read_time(value: object) -> float | None:
-    """Return a moment as seconds since 1970: of an ISO date, or of such seconds. None where it is neither."""
+    """Return a moment in seconds since 1970, read from an ISO date or from such seconds; None if it is neither."""
     number = read_number(value)
     if number is not None or not isinstance(value, str):
         return number
@@ -30,10 +30,10 @@ def read_time(value: object) -> float | None:
 
 
 def elapsed_seconds(begun: float | None, ended: float | None) -> float | None:
-    """Return the time between two moments; None where one of them is not known."""
+    """Return the seconds between two moments; None if one of them is not known."""
     return None if begun is None or ended is None else max(ended - begun, 0.0)
 
 
 def drop_missing(**values: Any) -> dict[str, Any]:
-    """Return the values that are not None, by name: what a request says of what was set."""
+    """Return the values that are not None, by name, so that a request holds only what was set."""
     return {name: value for name, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The clock that waits are measured by, so that tests can turn it."""
+"""The clock by which waits are measured. Tests replace it by one that they can set."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Time of day, time that never goes back, and sleep."""
+    """The time of day, a time that never goes back, and sleep."""
 
     def now(self) -> float:
         """Return seconds since 1970."""
 
     def monotonic(self) -> float:
-        """Return seconds since some moment; they never go back."""
+        """Return seconds since an arbitrary moment; they never decrease."""
 
     async def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Wait for so many seconds."""
 
 
 class SystemClock:
@@ -40,13 +40,13 @@ _CLOCK: ContextVar[Clock | None] = ContextVar("luthier_clock", default=None)
 
 
 def current_clock() -> Clock:
-    """Return the clock that is set here, or the machine's own."""
+    """Return the clock that `use_clock` has set here, or the machine's own."""
     return _CLOCK.get() or SystemClock()
 
 
 @contextmanager
 def use_clock(clock: Clock) -> Iterator[None]:
-    """Within it, what is made measures time by this clock."""
+    """Let everything that is made within this context measure time by `clock`."""
     token = _CLOCK.set(clock)
     try:
         yield

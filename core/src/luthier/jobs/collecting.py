@@ -1,4 +1,4 @@
-"""Collection of results: artifacts brought to this machine, with a manifest of checksums."""
+"""Collection of results: a job's artifacts are downloaded and get a manifest of checksums."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from luthier.plugins.providing.provider_protocol import Provider
 log = get_logger()
 MANIFEST: Final = "artifact.json"
 WEIGHTS: Final = ("adapter", "model")
-ROOM: Final = 1.1  # times the file's size that must be free
+ROOM: Final = 1.1  # free disk space that is required, in multiples of the file's size
 
 
 async def collect_artifact(
     job: Job, part: Provider, folder: Path | None, kind: str | None, metrics: JobMetrics, progress: Progress | None
 ) -> TrainedArtifact:
-    """Download the best artifact of a job, or the best of a kind, and write its manifest beside it.
+    """Download the best artifact of a job, or the best of a `kind`, and write its manifest beside it.
 
-    `provider-unsupported` names the model where the service only hosts it.
+    Raises `provider-unsupported`, naming the model, if the service only hosts it.
     """
     assert job.remote_id is not None
     artifacts = await part.artifacts(job.remote_id)
@@ -67,7 +67,7 @@ def _choose_artifact(job: Job, artifacts: Sequence[JobArtifact], kind: str | Non
         return fitting[0]
     hosted = next((a.name for a in artifacts if a.kind == "hosted"), None)
     if hosted is not None:
-        problem = f"{job.spec.provider} does not give the weights out: the model is {hosted}, at the service"
+        problem = f"{job.spec.provider} offers no download of the weights: the model stays at the service, as {hosted}"
         raise ProviderError("unsupported", problem, where=job.id, remedy=f"Ask the service for {hosted}.")
     what = f"{kind} to download" if kind else "result to download"
     raise LuthierError("artifact-not-found", f"there is no {what}; the job is {job.state}", where=job.id)
@@ -79,7 +79,7 @@ def _check_room(artifact: JobArtifact, target: Path) -> None:
     near = next(folder for folder in (target, *target.absolute().parents) if folder.exists())
     free = shutil.disk_usage(near).free
     if free < artifact.size * ROOM:
-        raise LuthierError("disk-full", f"{artifact.size} bytes are to come, {free} are free", where=str(target))
+        raise LuthierError("disk-full", f"the download needs {artifact.size} bytes, {free} are free", where=str(target))
 
 
 def _adapter_config(folder: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Following: a job's state and events kept up to date, by polling that backs off and bears passing failures."""
+"""Following: a job's state and events are kept up to date by polling that backs off and survives passing failures."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from luthier.plugins.providing.job_records import EventPage, Job, JobEvent
 from luthier.plugins.providing.job_state import JobState
 from luthier.plugins.providing.provider_protocol import Provider
 
-GROWTH: Final = 1.5  # of the interval, for each look that sees nothing new
+GROWTH: Final = 1.5  # factor of the interval after each look that sees nothing new
 JITTER: Final = 0.2
-FAILURES: Final = 20  # passing failures in a row before they are told
-PAGES: Final = 1000  # of events at one look
-STALLED: Final = 3600.0  # seconds of running without any change before that is told
+FAILURES: Final = 20  # passing failures in a row before one is raised
+PAGES: Final = 1000  # the most pages of events in one look
+STALLED: Final = 3600.0  # seconds of running without any change before a warning
 EventTold = Callable[[JobEvent], None]
 
 
@@ -35,7 +35,7 @@ class Polling:
     _current: float | None = None
 
     def next_wait(self, *, changed: bool) -> float:
-        """Return seconds to the next look."""
+        """Return the seconds until the next look."""
         grown = self.shortest if changed or self._current is None else self._current * GROWTH
         self._current = min(max(grown, self.shortest), self.longest)
         return self._current * self.generator.uniform(1 - JITTER, 1 + JITTER)
@@ -43,14 +43,14 @@ class Polling:
 
 @attrs.define(kw_only=True)
 class StallWatch:
-    """Notices that a running job has stood still for a long time: the same state, phase and step. Told once."""
+    """A watch for a running job that stands still for long: same state, phase and step. It warns once."""
 
-    since: float  # when something changed last
+    since: float  # when something last changed
     seen: object = None
     told: bool = False
 
     def look(self, job: Job, now: float) -> bool:
-        """Take note of a job, and return True where something about it has changed."""
+        """Take note of a job, and return True if something about it has changed."""
         current = (job.raw_state, job.phase, job.status.progress.step if job.status else None)
         changed, self.seen = current != self.seen, current
         if changed:
@@ -58,33 +58,33 @@ class StallWatch:
         return changed
 
     def is_due(self, job: Job, now: float) -> bool:
-        """Return True, once, where the job has stood still for too long."""
+        """Return True, once, if the job has stood still for too long."""
         if self.told or job.state != JobState.RUNNING or now - self.since < STALLED:
             return False
         self.told = True
         return True
 
     def text(self, now: float) -> str:
-        """Return what is told of it."""
+        """Return the text of the warning."""
         return f"nothing has changed for {int(now - self.since) // 60} minutes"
 
 
 class Follower:
-    """Looks at one job until it has ended."""
+    """A follower that looks at one job until it has ended."""
 
     def __init__(self, store: JobStore, provider: Provider, clock: Clock, told: EventTold | None = None) -> None:
         self.store, self.provider, self.clock = store, provider, clock
         self._told = told or (lambda event: None)
-        self._unread = 0  # readings of events that failed, in a row
+        self._unread = 0  # failed readings of events in a row
 
     async def refresh(self, job: Job) -> Job:
-        """Ask the service where the job stands, and keep the answer."""
+        """Ask the service for the job's state, and store the answer."""
         if job.is_final or job.remote_id is None:
             return job
         status = await self.provider.status(job.remote_id)
         before, (job, legal) = job, self.store.save_status(job.id, status, self.clock.now())
         if not legal:
-            text = f"the service now says {status.raw_state!r} of a job that had ended as {before.state}"
+            text = f"the service now reports {status.raw_state!r} for a job that had ended as {before.state}"
             self._keep(job, _warning(f"revived:{status.raw_state}", self.clock.now(), text))
         elif job.state == JobState.UNKNOWN:
             text = f"the service reports the state {status.raw_state!r}, which is not known; polling goes on"
@@ -92,7 +92,7 @@ class Follower:
         return job
 
     async def read_events(self, job: Job) -> list[JobEvent]:
-        """Read and keep the events that are new; a service that never comes to an end is cut off."""
+        """Read and store the new events. A service whose pages never end is cut off with a `protocol` error."""
         fresh: list[JobEvent] = []
         if job.remote_id is None:
             return fresh
@@ -108,7 +108,7 @@ class Follower:
         raise ProviderError("protocol", f"the events did not end after {PAGES} pages", where=job.id)
 
     async def wait_final(self, job: Job, polling: Polling, timeout: float | None = None, *, events: bool = True) -> Job:
-        """Look again and again until the job has ended, and return it; `job-timeout` where it takes longer."""
+        """Look again and again until the job has ended, and return it. Raises `job-timeout` after `timeout` seconds."""
         begun, failures, watch = self.clock.monotonic(), 0, StallWatch(since=self.clock.monotonic())
         while True:
             wait_least = 0.0
@@ -134,9 +134,9 @@ class Follower:
             await self.clock.sleep(min(max(polling.next_wait(changed=changed), wait_least), left))
 
     async def _try_events(self, job: Job) -> float:
-        """Read the fresh events, and return the seconds for which the service asks to be left alone.
+        """Read the new events, and return for how many seconds the service asks not to be called.
 
-        That they cannot be read ends no waiting: it is told once, where it does not pass or the job has ended.
+        A failure to read them ends no waiting: it becomes one warning, if it is not passing or the job has ended.
         """
         try:
             await self.read_events(job)

@@ -1,4 +1,4 @@
-"""The numbers of a job: what its provider reports of it, and where it reports none, what its events say."""
+"""The numbers of a job: those that its provider reports, or else those in its events."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import attrs
 
 from luthier.plugins.providing.job_records import Job, JobEvent, JobMetrics, JobProgress
 
-NAMES = {  # a field: the metrics of events that it may be read from
+NAMES = {  # a field -> the event metrics that it may be read from
     "step": ("step",),
     "total_steps": ("total_steps",),
     "epoch": ("epoch",),
@@ -22,7 +22,7 @@ WHOLE = ("step", "total_steps", "tokens")
 
 
 def job_progress(job: Job, events: Sequence[JobEvent]) -> JobProgress:
-    """Return how far a job has come."""
+    """Return the progress of a job; what nobody reports is None."""
     reported = job.status.progress if job.status else JobProgress()
     missing = {name for name in NAMES if getattr(reported, name) is None}
     read = {name: _latest(events, NAMES[name]) for name in missing}
@@ -31,7 +31,7 @@ def job_progress(job: Job, events: Sequence[JobEvent]) -> JobProgress:
 
 
 def job_metrics(job: Job, events: Sequence[JobEvent]) -> JobMetrics:
-    """Return what a job has given and taken so far."""
+    """Return the losses, tokens, time and cost of a job so far; what nobody reports is None."""
     reported = job.status.metrics if job.status else JobMetrics()
     train, evaluation = _latest(events, ("loss",)), _latest(events, ("eval_loss",))
     tokens = _latest(events, ("tokens",))
@@ -45,7 +45,7 @@ def job_metrics(job: Job, events: Sequence[JobEvent]) -> JobMetrics:
 
 
 def _latest(events: Sequence[JobEvent], names: Iterable[str]) -> float | None:
-    """The newest number of these names; events may have come out of their order."""
+    """Return the newest number with one of these names, also if the events came out of order."""
     numbers = [
         (e.metrics.get("step") or 0.0, e.at, e.metrics[n])
         for e in events

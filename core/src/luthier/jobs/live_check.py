@@ -1,4 +1,4 @@
-"""The check of a provider against its live service, which only a person with an account can run."""
+"""The check of a provider against its live service. Only a person with an account can run it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from luthier.jobs.manager import Manager
 from luthier.jobs.secret import redact_value
 from luthier.plugins.providing.job_records import to_plain_data
 
-ROWS: Final = 12  # what the strictest service asks for is ten
-PATIENCE: Final = 900.0  # seconds until a cancelled job must have ended
+ROWS: Final = 12  # the strictest service asks for ten rows
+PATIENCE: Final = 900.0  # seconds within which a cancelled job must end
 
 
 async def verify_provider(
     provider: Mapping[str, str], model: str, max_cost: float | None, output: Path
 ) -> dict[str, Any]:
-    """Submit a tiny job, look at it, cancel it, and write what happened; return the transcript."""
+    """Submit a tiny job, read its status, cancel it, write what happened to `output`, and return the transcript."""
     rows = [{"prompt": f"What is {i} plus {i}?", "completion": str(2 * i)} for i in range(ROWS)]
     with tempfile.TemporaryDirectory(prefix="luthier-verify-") as folder:
         manager = Manager(folder)

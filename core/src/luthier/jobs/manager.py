@@ -1,4 +1,4 @@
-"""The manager: what one does with jobs, alike for this machine and for every service."""
+"""The manager: it submits, follows and collects jobs, in the same way on this machine and at every service."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ from luthier.recipe import Reading, load_recipe
 
 
 class Manager(SyncTwins):
-    """Submits, follows and collects jobs. Every method but `__init__` and `close` is async, with a twin `..._sync`.
+    """A manager of jobs. Each of its async methods has a plain twin named `..._sync`; `__init__` and `close` are not
+    async.
 
-    `folder` holds the store, the recipes and the converted data; None: `LUTHIER_JOBS`, or the user's data folder. Jobs
-    outlive the manager: another one, in another process, goes on with them. A job of a provider object of the caller's
-    own is gone on with by `use_provider`.
+    `folder` holds the store, the recipes and the converted data; None means `LUTHIER_JOBS`, or the user's data folder.
+    Jobs outlive the manager: another manager, in another process, goes on with them. To go on with a job of a provider
+    object that the caller made, give the object to `use_provider`.
     """
 
     def __init__(
@@ -54,10 +55,10 @@ class Manager(SyncTwins):
         max_cost: float | None = None, told: Callable[[PreparedJob], None] | None = None,
         uploading: UploadTold | None = None, **settings: Any,
     ) -> Job:  # fmt: skip
-        """Check, convert and journal a job, then create it at its provider, once. Returns as soon as it exists.
+        """Check, convert and journal a job, then create it at its provider, once. Return as soon as it exists.
 
-        `recipe`, `data` and `settings` are those of `luthier.train`. `told` is given the prepared job, its remarks and
-        its cost, before anything is sent.
+        `recipe`, `data` and `settings` are those of `luthier.train`. `told` is called with the prepared job, its
+        findings and its cost before anything is sent; `uploading` is called as files are sent.
         """
         reading, room = self._read(recipe, provider, data, eval_data, settings)
         async with self._prepared(reading, provider, room, max_cost) as (ready, prepared):
@@ -72,7 +73,7 @@ class Manager(SyncTwins):
         self, recipe: Any = None, *, provider: Any = None, data: Any = None, eval_data: Any = None,
         max_cost: float | None = None, **settings: Any,
     ) -> PreparedJob:  # fmt: skip
-        """Do all of `submit` that happens on this machine, and return what would be sent; nothing is kept."""
+        """Do the part of `submit` that happens on this machine, and return what would be sent. Nothing is stored."""
         reading, room = self._read(recipe, provider, data, eval_data, settings)
         try:
             async with self._prepared(reading, provider, room, max_cost) as (_, prepared):
@@ -81,25 +82,29 @@ class Manager(SyncTwins):
             shutil.rmtree(room, ignore_errors=True)
 
     async def status(self, name: str) -> Job:
-        """Return where a job stands now, as its provider says; of a job not yet created, what the store says."""
+        """Return the job with its state now, as its provider reports it.
+
+        A job that was not created yet is read from the store.
+        """
         job = self.store.find_job(name)
         async with self._provider_of(job) as part:
             return await Follower(self.store, part, self.clock).refresh(job)
 
     async def progress(self, name: str) -> JobProgress:
-        """Return step, epoch, loss, learning rate, tokens and time left, as far as they are known."""
+        """Return step, epoch, loss, learning rate, tokens and time left. What is not known is None."""
         job = await self._looked_at(name)
         return job_progress(job, read_events(self.store, job.id)[0])
 
     async def metrics(self, name: str) -> JobMetrics:
-        """Return losses, duration, tokens and cost, as far as they are known."""
+        """Return losses, duration, tokens and cost. What is not known is None."""
         job = await self._looked_at(name)
         return job_metrics(job, read_events(self.store, job.id)[0])
 
     async def wait(self, name: str, timeout: float | None = None, told: EventTold | None = None) -> Job:
-        """Wait until a job has ended, completing its submission first where that was cut.
+        """Wait until a job has ended. If its submission was cut off, complete it first.
 
-        `told` is given each new event.
+        `timeout` is in seconds; None waits for ever. Raises `job-timeout` after it. `told` is called with each new
+        event.
         """
         job = await self.attach(name)
         async with self._provider_of(job) as part:
@@ -109,12 +114,12 @@ class Manager(SyncTwins):
             return await follower.wait_final(job, polling, timeout, events=capabilities.events)
 
     async def events(self, name: str, *, refresh: bool = True) -> list[JobEvent]:
-        """Return every event of a job so far, oldest first; those that are new are asked for unless not `refresh`."""
+        """Return every event of a job so far, oldest first. With `refresh`, the provider is asked for new ones."""
         job = await self._looked_at(name) if refresh else self.store.find_job(name)
         return read_events(self.store, job.id)[0]
 
     async def cancel(self, name: str) -> Job:
-        """Ask for the end of a job, which may still complete. A job that has ended is returned as it is."""
+        """Ask the provider to end a job, which may still complete. A job that has ended is returned as it is."""
         job = self.store.find_job(name)
         if job.is_final:
             return job
@@ -138,7 +143,7 @@ class Manager(SyncTwins):
     async def list(
         self, *, status: str | None = None, provider: str | None = None, limit: int | None = None, refresh: bool = False
     ) -> list[Job]:
-        """Return jobs, the newest first. Without `refresh` nobody is asked: they stand as they were last seen."""
+        """Return jobs, newest first. Without `refresh` no provider is asked: they are as they were last seen."""
         jobs = self.store.list_jobs(status, provider, limit)
         if not refresh:
             return jobs
@@ -150,7 +155,10 @@ class Manager(SyncTwins):
     async def download(
         self, name: str, folder: str | Path | None = None, *, kind: str | None = None, progress: Progress | None = None
     ) -> TrainedArtifact:
-        """Bring a job's result here: to `folder`, or below the recipe's output_dir. `kind` is adapter or model."""
+        """Download a job's result to `folder`, or to a folder in the recipe's output_dir.
+
+        `kind` is adapter or model.
+        """
         job = await self.status(name)
         if job.remote_id is None:
             raise LuthierError("artifact-not-found", f"the job is {job.state} and was never created", where=job.id)
@@ -159,9 +167,9 @@ class Manager(SyncTwins):
             return await collect_artifact(job, part, Path(folder) if folder else None, kind, metrics, progress)
 
     async def attach(self, name: str, provider: Any = None) -> Job:
-        """Return a job again, completing its submission where that was cut off.
+        """Return a job by its name, and complete its submission if that was cut off.
 
-        With `provider`, `name` may be the service's id of a job that was made elsewhere: it is taken into the store.
+        With `provider`, `name` may be the service's id of a job that was made elsewhere: the job is added to the store.
         """
         if provider is not None:
             return await self._take_in(name, provider)
@@ -172,11 +180,11 @@ class Manager(SyncTwins):
             return await Submission(self.store, part, self.clock).drive(job)
 
     def use_provider(self, name: str, provider: Any) -> None:
-        """Let this manager go on with a job by a provider object of the caller's, which the store cannot make again."""
+        """Use the caller's provider object for jobs of this name; the store cannot make such an object again."""
         self._objects[self.store.find_job(name).id] = make_provider(provider)
 
     def close(self) -> None:
-        """Close the store. Jobs go on."""
+        """Close the store. Jobs keep running."""
         self.store.close()
 
     async def _take_in(self, remote_id: str, provider: Any) -> Job:
@@ -197,7 +205,7 @@ class Manager(SyncTwins):
             return self.store.save_status(id, status, now)[0]
 
     async def _looked_at(self, name: str) -> Job:
-        """The job, its state and events asked for; of a provider that has no events, its state alone."""
+        """Return the job after asking for its state and events; of a provider without events, for its state alone."""
         job = self.store.find_job(name)
         async with self._provider_of(job) as part:
             follower = Follower(self.store, part, self.clock)
@@ -207,7 +215,7 @@ class Manager(SyncTwins):
         return job
 
     def _read(self, recipe: Any, provider: Any, data: Any, eval_data: Any, settings: dict[str, Any]) -> Any:
-        """The recipe that these arguments mean, and the new job's folder, which holds the rows that are objects."""
+        """Return the recipe that these arguments mean, and the new job's folder, which holds rows given as objects."""
         room, changes = make_room(self.store.folder, self.clock.now()), dict(settings)
         try:
             for role, value, where in (("training", data, "data"), ("validation", eval_data, "data.validation")):
@@ -242,7 +250,7 @@ class Manager(SyncTwins):
 
 @asynccontextmanager
 async def _closing(ready: ReadyProvider, clock: Clock) -> AsyncIterator[Any]:
-    """The provider's part, whose waits are measured by the manager's clock; its connections are closed afterwards."""
+    """Yield the provider's part, with waits measured by the manager's clock, and close its connections afterwards."""
     async with AsyncExitStack() as stack:
         stack.enter_context(use_clock(clock))
         stack.push_async_callback(ready.part.close)

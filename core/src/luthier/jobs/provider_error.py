@@ -1,4 +1,4 @@
-"""What goes wrong with a provider, by kind, so that callers can tell what is safe to do next."""
+"""Errors of providers, by kind, so that callers know what is safe to do next."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ CODES: Final = {
     "lost": "provider-lost",
     "protocol": "provider-protocol",
 }
-PASSING: Final = ("limited", "server", "network", "lost", "protocol")  # worth another look later
-UNDECIDED: Final = ("server", "lost", "protocol", "exists")  # of a create: the job may exist
+PASSING: Final = ("limited", "server", "network", "lost", "protocol")  # kinds after which a later attempt may succeed
+UNDECIDED: Final = ("server", "lost", "protocol", "exists")  # kinds after which a created job may exist
 
 
 class ProviderError(LuthierError):
-    """A service refused, failed or could not be reached. `kind` is a key of `CODES`.
+    """A failure of a service: it refused, failed or could not be reached. `kind` is a key of `CODES`.
 
-    `lost` means that the request may have been carried out though no answer came; `network` that it was not sent.
-    `retry_after` is in seconds, None where the service names no time.
+    `lost` means that no answer came, although the request may have been carried out; `network` that it was not sent.
+    `retry_after` is in seconds; None if the service names no time.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class ProviderError(LuthierError):
 
     @property
     def is_passing(self) -> bool:
-        """True where the same reading may succeed later."""
+        """Return True if the same request may succeed later."""
         return self.kind in PASSING
 
     @property
     def may_have_created(self) -> bool:
-        """True where a create that met this error may have made its job all the same."""
+        """Return True if a `submit` that met this error may have created its job."""
         return self.kind in UNDECIDED

@@ -1,4 +1,4 @@
-"""Providers, made ready from a name and options, and made again for a job from what the store keeps of them."""
+"""Providers: made from a name and options, and made again for a job from what the store keeps of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEYS: Final = ("api_key", "token")  # options that name the source of a key
 
 @attrs.frozen(kw_only=True, eq=False)
 class ReadyProvider:
-    """A provider with the name and the plain options that it can be made again from; None for a caller's object."""
+    """A provider with the name and plain options from which it can be made again; both are None for an object."""
 
     part: Provider
     name: str
@@ -30,7 +30,7 @@ _MADE: dict[int, ReadyProvider] = {}
 
 
 def provider(name: str, **options: Any) -> Provider:
-    """Return a ready provider. A key that is given as a text becomes a `Secret` at once, and is never written down."""
+    """Return a ready provider. A key passed as text becomes a `Secret` at once, and is never written down."""
     ready = make_provider({"name": name, **options})
     _MADE[id(ready.part)] = ready
     return ready.part
@@ -51,7 +51,7 @@ def make_provider(value: Any) -> ReadyProvider:
 
 
 def restore_provider(job: Job) -> ReadyProvider:
-    """Return the provider of a stored job; `job-elsewhere` where it now speaks to another account or address."""
+    """Return the provider of a stored job. Raises `job-elsewhere` if it now uses another account or address."""
     spec = job.spec
     options = {
         k: v

@@ -1,4 +1,4 @@
-"""Secrets: keys that appear in no text of ours, and where they are read from."""
+"""Secrets: where keys are read from, and how they are kept out of every text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urllib.parse import quote, quote_plus, urlsplit, urlunsplit
 from luthier.errors import LuthierError
 
 MASK: Final = "****"
-SHORTEST: Final = 4  # characters; shorter values would mask ordinary words
+SHORTEST: Final = 4  # characters: masking shorter values would mask ordinary words
 SOURCES: Final = ("env:", "file:", "cmd:", "held:")
 LINK: Final = re.compile(r"https?://[^\s\"'<>\\]+")
 SIGNED: Final = re.compile(
@@ -23,13 +23,13 @@ SIGNED: Final = re.compile(
 
 
 class Secret:
-    """A key. Its text leaves only through `reveal()`: it is not printed, compared in clear, copied or serialised."""
+    """A key that shows its text only through `reveal()`: it is not printed, copied, serialised or compared in clear."""
 
     __slots__ = ("_prefix", "_value")
 
     def __init__(self, value: str, prefix: str = "") -> None:
         if not isinstance(value, str) or not value.strip():
-            raise LuthierError("credential-missing", "a key is a text that is not empty")
+            raise LuthierError("credential-missing", "a key must be a text that is not empty")
         self._value, self._prefix = value.strip(), prefix
         _KNOWN.add(self._value)
 
@@ -38,7 +38,7 @@ class Secret:
         return f"{self._prefix}{self._value}"
 
     def with_prefix(self, prefix: str) -> Secret:
-        """Return the key as a header has it, such as behind `Bearer `."""
+        """Return the key with a prefix such as `Bearer `, as a header needs it."""
         return Secret(self._value, prefix)
 
     def __repr__(self) -> str:
@@ -74,20 +74,20 @@ def hold_secret(value: str | Secret) -> str:
 
 
 def is_held_secret(reference: str) -> bool:
-    """Return True where this process holds the key that a reference `held:N` names."""
+    """Return True if this process holds the key that a reference `held:N` names."""
     return reference in _HELD
 
 
 def check_reference(reference: str, where: str) -> None:
-    """Raise `credential-literal` where a key stands in the place of the name of its source."""
+    """Raise `credential-literal` if an option holds a key instead of the name of its source."""
     if not reference.startswith(SOURCES):
-        problem = "this is not the name of a place that a key is read from"
+        problem = "this does not name a source that a key is read from"
         remedy = "Write env:NAME, file:PATH or cmd:COMMAND; in Python pass api_key= to luthier.provider."
         raise LuthierError("credential-literal", problem, where=where, remedy=remedy)
 
 
 def read_secret(reference: str, where: str) -> Secret:
-    """Return the key that `env:NAME`, `file:PATH`, `cmd:COMMAND` or `held:N` names, or raise `credential-missing`."""
+    """Return the key that `env:NAME`, `file:PATH`, `cmd:COMMAND` or `held:N` names. Raises `credential-missing`."""
     check_reference(reference, where)
     source, _, name = reference.partition(":")
     if source == "held":
@@ -107,11 +107,11 @@ def redact_text(text: str) -> str:
         if len(value) >= SHORTEST:
             for form in {value, quote(value, safe=""), quote_plus(value)}:
                 text = text.replace(form, MASK)
-    return LINK.sub(lambda found: redact_link(found[0]), text)
+    return LINK.sub(lambda match: redact_link(match[0]), text)
 
 
 def redact_link(link: str) -> str:
-    """Return a link without user and password, and without its query where that looks signed."""
+    """Return a link without user and password, and without its query if that looks signed."""
     try:
         parts = urlsplit(link)
         host = parts.hostname or ""
@@ -124,7 +124,7 @@ def redact_link(link: str) -> str:
 
 
 def redact_value(value: Any) -> Any:
-    """Return plain data with every text in it redacted, and fields that are named like keys masked."""
+    """Return plain data with every text in it redacted, and every field with a key's name masked."""
     if isinstance(value, str):
         return redact_text(value)
     if isinstance(value, dict):

@@ -14,51 +14,51 @@ Given = TypeVar("Given")
 
 
 class SyncTwins:
-    """Every async method once more as a plain one; it runs to its end before it returns, also inside a running loop."""
+    """Plain versions of the async methods. Each runs to its end before it returns, also inside a running event loop."""
 
     def submit_sync(self, recipe: Any = None, **given: Any) -> Job:
-        """Do what `submit` does."""
+        """Run `submit` to its end."""
         return run_plainly(self.submit(recipe, **given))  # type: ignore[attr-defined]
 
     def status_sync(self, name: str) -> Job:
-        """Do what `status` does."""
+        """Run `status` to its end."""
         return run_plainly(self.status(name))  # type: ignore[attr-defined]
 
     def progress_sync(self, name: str) -> JobProgress:
-        """Do what `progress` does."""
+        """Run `progress` to its end."""
         return run_plainly(self.progress(name))  # type: ignore[attr-defined]
 
     def metrics_sync(self, name: str) -> JobMetrics:
-        """Do what `metrics` does."""
+        """Run `metrics` to its end."""
         return run_plainly(self.metrics(name))  # type: ignore[attr-defined]
 
     def wait_sync(self, name: str, **given: Any) -> Job:
-        """Do what `wait` does."""
+        """Run `wait` to its end."""
         return run_plainly(self.wait(name, **given))  # type: ignore[attr-defined]
 
     def events_sync(self, name: str, **given: Any) -> list[JobEvent]:
-        """Do what `events` does."""
+        """Run `events` to its end."""
         return run_plainly(self.events(name, **given))  # type: ignore[attr-defined]
 
     def cancel_sync(self, name: str) -> Job:
-        """Do what `cancel` does."""
+        """Run `cancel` to its end."""
         return run_plainly(self.cancel(name))  # type: ignore[attr-defined]
 
     def list_sync(self, **given: Any) -> list[Job]:
-        """Do what `list` does."""
+        """Run `list` to its end."""
         return run_plainly(self.list(**given))  # type: ignore[attr-defined]
 
     def download_sync(self, name: str, folder: Any = None, **given: Any) -> TrainedArtifact:
-        """Do what `download` does."""
+        """Run `download` to its end."""
         return run_plainly(self.download(name, folder, **given))  # type: ignore[attr-defined]
 
     def attach_sync(self, name: str, **given: Any) -> Job:
-        """Do what `attach` does."""
+        """Run `attach` to its end."""
         return run_plainly(self.attach(name, **given))  # type: ignore[attr-defined]
 
 
 def run_plainly(work: Coroutine[Any, Any, Given]) -> Given:
-    """Run a coroutine to its end and return what it gives; in a thread of its own where a loop runs here already."""
+    """Run a coroutine to its end and return its result, in a thread of its own if an event loop already runs here."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -1,1 +1,1 @@
-"""Runs on other machines: `desk_service` is their provider, given a place; `worker_desk` answers there."""
+"""Runs on other machines: `desk_service` is the provider here, and `worker_desk` answers it on the other machine."""

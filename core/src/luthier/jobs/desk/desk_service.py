@@ -1,4 +1,4 @@
-"""The provider of runs on another machine: it brings the recipe there, and asks the desk there for everything else."""
+"""The provider of runs on another machine: it sends the recipe, and asks the desk there for everything else."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ from luthier.plugins.providing.job_records import (
 
 
 class DeskPlace(Protocol):
-    """A machine that runs can be started on. What goes wrong is a `ProviderError`, by kind."""
+    """A machine that runs can be started on. It reports what goes wrong as a `ProviderError`, by kind."""
 
-    name: str  # named in errors
-    scope: str  # of jobs: this machine and no other
+    name: str  # for errors
+    scope: str  # of jobs: identifies this machine
     processes: str | None  # torchrun's --nproc-per-node
 
     async def find_root(self) -> str:
-        """Return the absolute folder that the folders of jobs lie in."""
+        """Return the absolute folder that holds the folders of jobs."""
 
     async def ask_python(self, words: Sequence[str]) -> str:
-        """Run the Python over there with these arguments, and return what it wrote."""
+        """Run the remote Python with these arguments, and return what it printed."""
 
     async def start_run(self, folder: str) -> None:
-        """See to it that `desk_words("run", folder)` runs over there, now or when its turn comes."""
+        """Make `desk_words("run", folder)` run on the machine, at once or when its turn comes."""
 
     async def find_waiting(self, folder: str) -> JobStatus | None:
-        """Return the status of a run whose worker is not seen, as a queue has it; None where there is no such run."""
+        """Return a queue's status for a run without a visible worker; None if the queue has no such run."""
 
     async def end_run(self, folder: str) -> bool:
-        """Ask for the end of a run by the place's own means; False: the desk over there is to ask for it."""
+        """Ask for the end of a run by the place's own means. False means that the desk must ask for it."""
 
     async def send_files(self, files: Mapping[str, Path], folder: str) -> None:
-        """Put files below a folder over there, under these names."""
+        """Write files into a remote folder, under these names."""
 
     async def fetch_folder(self, folder: str, archive: Path, progress: Progress | None) -> None:
-        """Write a folder over there to a tar here."""
+        """Write a remote folder to a tar file here."""
 
 
 class DeskService:
-    """The provider. A job is known by its folder over there, whose name comes from the job's id."""
+    """The provider. A job is identified by its remote folder, whose name comes from the job's id."""
 
     def __init__(self, place: DeskPlace) -> None:
         self.place = place
@@ -63,8 +63,8 @@ class DeskService:
         return self.place.scope
 
     async def check(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = await self._ask("check", await self.place.find_root())
-        return found
+        facts: Mapping[str, Any] = await self._ask("check", await self.place.find_root())
+        return facts
 
     async def capabilities(self, model: str) -> Capabilities:
         return Capabilities(takes="recipe", weights=("adapter", "model"), poll=(2.0, 60.0))
@@ -72,11 +72,11 @@ class DeskService:
     async def validate(self, job: JobSpec) -> Sequence[Finding]:
         if not Path(job.model).exists():
             return ()
-        message = f"{job.model} is a folder of this machine; over there the same path must hold the model"
+        message = f"{job.model} is a folder of this machine; the other machine must have the model at the same path"
         return [Finding(level="warning", rule="model", where="model", message=message)]
 
     async def submit(self, job: JobSpec, uploads: Mapping[str, str]) -> JobStatus:
-        """Bring the recipe and its rows there, and start; a second start in one folder ends at once."""
+        """Send the recipe and its rows, and start the run. A second start in one folder ends at once."""
         folder = await self._folder_of(job)
         await self.place.send_files(pack_job(job, folder, self.place.processes), folder)
         await self.place.start_run(folder)
@@ -94,18 +94,18 @@ class DeskService:
             raise
 
     async def status(self, remote_id: str) -> JobStatus:
-        """Ask the desk; where it sees no worker, or sees that it is gone, the place may know better."""
+        """Ask the desk for the status. If it sees no worker, or a dead one, the place may know better."""
         try:
-            found = _status(await self._ask("status", remote_id), remote_id)
+            status = _status(await self._ask("status", remote_id), remote_id)
         except ProviderError as error:
-            waiting = await self.place.find_waiting(remote_id) if error.kind == "not_found" else None
+            waiting = await self.place.find_waiting(remote_id) if error.kind == "not_status" else None
             if waiting is None:
                 raise
             return waiting
-        waiting = await self.place.find_waiting(remote_id) if found.raw_state == "lost" else None
+        waiting = await self.place.find_waiting(remote_id) if status.raw_state == "lost" else None
         if waiting is None or waiting.state.is_final:
-            return found
-        return attrs.evolve(found, state=waiting.state, raw_state=waiting.raw_state, reason=None, finished=None)
+            return status
+        return attrs.evolve(status, state=waiting.state, raw_state=waiting.raw_state, reason=None, finished=None)
 
     async def cancel(self, remote_id: str) -> None:
         if not await self.place.end_run(remote_id):
@@ -116,8 +116,8 @@ class DeskService:
         return [_status(item, root) for item in await self._ask("list", root, str(limit))]
 
     async def events(self, remote_id: str, cursor: str | None) -> EventPage:
-        found = await self._ask("events", remote_id, cursor or "0")
-        page: EventPage = from_plain_data(found, EventPage, remote_id)
+        plain_page = await self._ask("events", remote_id, cursor or "0")
+        page: EventPage = from_plain_data(plain_page, EventPage, remote_id)
         return page
 
     async def artifacts(self, remote_id: str) -> Sequence[JobArtifact]:
@@ -131,13 +131,13 @@ class DeskService:
         return files
 
     async def close(self) -> None:
-        """Nothing is kept open."""
+        """Do nothing, because nothing is kept open."""
 
     async def _ask(self, act: str, folder: str, *more: str) -> Any:
         where = f"{self.place.name}: {folder}"
         return read_desk(await self.place.ask_python(desk_words(act, folder, *more)), where)
 
 
-def _status(found: Any, where: str) -> JobStatus:
-    status: JobStatus = from_plain_data(found, JobStatus, where)
+def _status(plain_status: Any, where: str) -> JobStatus:
+    status: JobStatus = from_plain_data(plain_status, JobStatus, where)
     return status

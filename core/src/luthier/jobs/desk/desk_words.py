@@ -1,4 +1,4 @@
-"""The words that the desk of another machine is asked with, and what it answers: one document of JSON."""
+"""The protocol of the desk on another machine: the arguments that ask it, and its answer, one JSON document."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, Final
 from luthier.jobs.provider_error import CODES, ProviderError
 
 DESK: Final = "luthier.builtin.workers.worker_desk"
-MARK: Final = "luthier-desk:"  # begins the line of the answer, as a shell may write others before it
+MARK: Final = "luthier-desk:"  # begins the answer's line, because a shell may print other lines before it
 
 
 def desk_words(act: str, folder: str, *more: str) -> list[str]:
-    """Return the arguments of the Python over there that ask its desk for an act on a job's folder.
+    """Return the arguments of the remote Python by which its desk is asked to act on a job's folder.
 
     Acts are check, start, run, status, events, cancel, artifacts and list.
     """
@@ -20,12 +20,12 @@ def desk_words(act: str, folder: str, *more: str) -> list[str]:
 
 
 def read_desk(text: str, where: str) -> Any:
-    """Return what a desk answered, or raise the error that it told."""
+    """Return a desk's answer, or raise the error that the answer describes."""
     lines = [line for line in text.splitlines() if line.startswith(MARK)]
     try:
         answer = json.loads(lines[-1].removeprefix(MARK))
     except (IndexError, ValueError):
-        problem = f"the machine did not answer as Luthier does: {text.strip()[-200:] or 'it said nothing'}"
+        problem = f"the machine's answer is not Luthier's: {text.strip()[-200:] or 'nothing'}"
         raise ProviderError("protocol", problem, where=where) from None
     error = answer.get("error")
     if error is not None:

@@ -1,4 +1,4 @@
-"""Lines of a run's metrics as events of its job."""
+"""Lines of a run's metrics file, read as events of its job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NUMBERS: Final = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_n
 
 
 def read_line_event(line: bytes, at: float) -> JobEvent | None:
-    """A line as an event; its id is the same wherever in the file it stands, as a resumed run rewrites the file."""
+    """Return a line as an event. Its id does not depend on its place, because a resumed run rewrites the file."""
     try:
         values = json.loads(line)
     except ValueError:
@@ -40,10 +40,10 @@ class FreshLines:
 
 
 def read_fresh_lines(path: Path, offset: int, most: int = -1) -> FreshLines:
-    """Return the whole lines after an offset, at most `most` bytes of them; none of a file that cannot be read.
+    """Return the whole lines after an offset, at most `most` bytes of them; none if the file cannot be read.
 
-    A resumed run writes the file anew without its last lines: where it is shorter than the offset now, or has grown
-    again so that no line ends there, it is read from its beginning, and a line that comes twice has the id that it had.
+    A resumed run writes the file again without its last lines. If the file is now shorter than the offset, or no line
+    ends there, it is read from its beginning; a line that comes twice has the same id both times.
     """
     try:
         with path.open("rb") as file:

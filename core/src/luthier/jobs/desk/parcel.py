@@ -1,4 +1,4 @@
-"""What travels to the machine that will train: the recipe with its paths there, its rows, and how it is launched."""
+"""The files sent to the machine that will train: the recipe with that machine's paths, its rows, and the launch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ RECIPE = "recipe.yaml"
 def pack_job(
     job: JobSpec, place: str, processes: str | None = None, *, recipe: Recipe | None = None, run: str | None = None
 ) -> dict[str, Path]:
-    """Write a job's parcel, and return its files by their names below `place`, the absolute folder over there.
+    """Write a job's parcel, and return its files by their names in `place`, the absolute folder on the other machine.
 
-    Rows that are files here go with it; names of hub data sets and of models stay as they are. `processes` is
-    torchrun's `--nproc-per-node`, `recipe` the job's where it has been read already, `run` the run's folder where that
-    is elsewhere.
+    Rows in files of this machine go with it; names of hub data sets and of models stay as they are. `processes` is
+    torchrun's `--nproc-per-node`; `recipe` is the job's recipe if it has been read already; `run` is the run's folder
+    if it is not inside `place`.
     """
     run = run or f"{place}/run"
     parcel, files = job.folder / "parcel", dict[str, Path]()
@@ -46,12 +46,12 @@ def pack_job(
 
 
 def _move_source(source: Source, place: str, files: dict[str, Path]) -> list[Source]:
-    """The source as it is over there, a pattern as the files that it means; its files are added to `files`."""
-    found = [Path(name) for name in sorted(glob.glob(source.path, recursive=True)) if Path(name).is_file()]
-    if not found:
+    """Return the source with the other machine's paths, a pattern as its files; add these to `files`."""
+    paths = [Path(name) for name in sorted(glob.glob(source.path, recursive=True)) if Path(name).is_file()]
+    if not paths:
         return [source]
     moved = []
-    for path in found:
+    for path in paths:
         name = f"data/{len(files)}-{path.name}"
         files[name] = path
         moved.append(attrs.evolve(source, path=f"{place}/{name}"))

@@ -22,15 +22,17 @@ from luthier.recipe import Recipe
 from luthier.recipe.parts import resolve_parts
 
 WORKER: Final = "luthier.builtin.workers.sent_worker"
-MARK: Final = "luthier-told:"  # begins a line of a run's output that is told to who sent it
-VARIABLE: Final = "PARCEL_OF_LUTHIER_"  # LUTHIER_... would be options of a recipe
-PIECE: Final = 100_000  # characters of one variable: Linux takes 131,072
+MARK: Final = "luthier-told:"  # begins a line of a run's output that is meant for this module
+VARIABLE: Final = "PARCEL_OF_LUTHIER_"  # LUTHIER_... would be read as options of a recipe
+PIECE: Final = 100_000  # characters of one variable, of which Linux allows 131,072
 
 
 @attrs.frozen(kw_only=True)
 class ToldRun:
-    """What a run's output says. `code` and `reason` are None until it has ended; `results` maps kinds to paths,
-    `archive` is a folder that it gave: a packed tar in base64."""
+    """The state of a run, read from its output. `code` and `reason` are None until it has ended.
+
+    `results` maps kinds to paths; `archive` is a folder that the run sent, as a packed tar in base64.
+    """
 
     events: list[JobEvent]
     code: int | None = None
@@ -40,25 +42,27 @@ class ToldRun:
 
 
 def sent_words(act: str, folder: str) -> list[str]:
-    """Return the arguments of the Python over there: `run` unpacks the parcel in a folder and trains, `give` writes one
-    of its folders out as lines."""
+    """Return the arguments of the remote Python.
+
+    `run` unpacks the parcel in a folder and trains; `give` prints one of its folders as lines.
+    """
     return ["-m", WORKER, act, folder]
 
 
 @attrs.frozen(kw_only=True)
 class Parcel:
-    """A job's recipe, rows and launch as a packed tar, and what must be installed where they are unpacked."""
+    """A job's recipe, rows and launch as a packed tar, and the packages that must be installed where it is unpacked."""
 
     content: bytes = attrs.field(repr=False)
     packages: list[str]
 
 
 def pack_parcel(job: JobSpec, folder: str, processes: str | None = None, *, run: str | None = None) -> Parcel:
-    """Return the parcel of a job, to be unpacked in `folder` over there; a job always gives the same bytes.
+    """Return the parcel of a job, to be unpacked in the remote `folder`. The same job always gives the same bytes.
 
-    `run` is the folder of its run, where that is elsewhere.
+    `run` is the folder of its run if it is not inside `folder`.
 
-    Raises `data-row` where a line of its rows is no JSON.
+    Raises `data-row` if a line of its rows is no JSON.
     """
     recipe = Recipe.load(job.folder / RECIPE, environ={})
     files = pack_job(job, folder, processes, recipe=recipe, run=run)
@@ -80,30 +84,33 @@ def _pack_files(files: Mapping[str, Path]) -> bytes:
 
 
 def _list_packages(recipe: Recipe) -> list[str]:
-    """The distributions of Luthier and of the recipe's parts, each by its version."""
-    found = {(part.source.distribution, part.source.version) for part in resolve_parts(recipe) if part.source}
-    others = sorted(f"{name}=={at}" for name, at in found if name != "luthier")
+    """Return the distributions of Luthier and of the recipe's parts, each with its version."""
+    pairs = {(part.source.distribution, part.source.version) for part in resolve_parts(recipe) if part.source}
+    others = sorted(f"{name}=={at}" for name, at in pairs if name != "luthier")
     return [f"luthier[local]=={version('luthier')}", *others]
 
 
 def parcel_variables(content: bytes, largest: int) -> dict[str, str]:
-    """Return a parcel's content as variables of the environment, at most `largest` characters of them."""
+    """Return a parcel's content as environment variables of at most `largest` characters in all.
+
+    Raises `provider-unsupported` if it is larger.
+    """
     text = base64.b64encode(content).decode()
     if len(text) > largest:
-        remedy = "Name a data set of the hub, or a path over there that holds the rows."
-        problem = f"the recipe and its rows are {len(text)} characters when packed, of which {largest} can be sent"
+        remedy = "Name a data set of the hub, or a path of the other machine that holds the rows."
+        problem = f"the recipe and its rows are {len(text)} characters when packed; at most {largest} can be sent"
         raise LuthierError("provider-unsupported", problem, where="data.train", remedy=remedy)
     return {f"{VARIABLE}{i // PIECE:03}": text[i : i + PIECE] for i in range(0, len(text), PIECE)}
 
 
 def join_parcel(variables: Mapping[str, str]) -> bytes:
-    """Return the content that `parcel_variables` was given, of an environment that holds its variables."""
+    """Return the content that `parcel_variables` put into these variables."""
     pieces = sorted(name for name in variables if name.startswith(VARIABLE))
     return base64.b64decode("".join(variables[name] for name in pieces))
 
 
 def read_told(lines: Iterable[str]) -> ToldRun:
-    """Return what the lines of a run's output say; lines without the mark, or cut in their middle, say nothing."""
+    """Return what the lines of a run's output say. Lines without the mark, or cut short, are ignored."""
     told = ToldRun(events=[])
     for line in lines:
         _, mark, text = line.partition(MARK)
@@ -117,7 +124,7 @@ def read_told(lines: Iterable[str]) -> ToldRun:
 
 
 def write_told(**values: Any) -> str:
-    """Return the line that tells these values."""
+    """Return the line of output that carries these values."""
     return f"{MARK} {json.dumps(values)}"
 
 

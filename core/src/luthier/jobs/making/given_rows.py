@@ -1,4 +1,4 @@
-"""Rows that are given as Python objects, written to a job's folder before the job is written down."""
+"""Rows that are passed as Python objects. They are written to a job's folder before the job is written down."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from luthier.recipe.reading.shorthand import OF_A_SOURCE
 
 
 def is_named(data: Any) -> bool:
-    """Return True where a recipe can hold this: a path, a share, a mapping of settings, or sources."""
+    """Return True if a recipe can hold the value: a path, a share, a mapping of settings, or sources."""
     if isinstance(data, (str, Path, float)):
         return True
     if isinstance(data, Mapping):
-        return not hasattr(data, "column_names")  # as a DatasetDict has
+        return not hasattr(data, "column_names")  # a DatasetDict has this attribute, and is rows
     return isinstance(data, Sequence) and bool(data) and all(isinstance(d, str) or _is_source(d) for d in data)
 
 
 def write_given(rows: Any, room: Path, role: str) -> Path:
-    """Write rows as JSON lines into a job's folder, under a name that holds their hash, and return the file."""
+    """Write rows as JSON lines into a job's folder, in a file named by their hash, and return its path."""
     digest, partial = hashlib.sha256(), room / f".{role}.partial"
     with partial.open("wb") as file:
         for row in (row.whole for row in read_given(rows, role)):

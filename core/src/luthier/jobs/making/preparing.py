@@ -1,4 +1,4 @@
-"""Preparation: from a recipe to a job that is checked, converted and priced, before anything leaves this machine."""
+"""Preparation: a recipe becomes a job that is checked, converted and priced, before anything leaves this machine."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from luthier.recipe import Recipe
 from luthier.recipe.parts import Part, find_part
 from luthier.recipe.reading.read_recipe import Reading
 
-LETTERS: Final = "abcdefghijkmnpqrstuvwxyz23456789"  # without those that look alike
+LETTERS: Final = "abcdefghijkmnpqrstuvwxyz23456789"  # without letters and digits that look alike
 PAIRED: Final = "preference"
 
 
 @attrs.frozen(kw_only=True)
 class PreparedJob:
-    """A job that could be submitted, what the user should know of it, and what it would cost."""
+    """A job that could be submitted, the findings about it, and its estimated cost."""
 
     spec: JobSpec
     findings: list[Finding]
@@ -101,7 +101,7 @@ async def _prepare_rows(
 
 
 def raise_refusals(findings: Sequence[Finding], provider: str) -> None:
-    """Raise `provider-unsupported` with every error among the findings, where there is one."""
+    """Raise `provider-unsupported` with every error among the findings, if there is one."""
     errors = [f for f in findings if f.level == "error"]
     if not errors:
         return
@@ -111,7 +111,7 @@ def raise_refusals(findings: Sequence[Finding], provider: str) -> None:
 
 
 def _write_recipe(recipe: Recipe, room: Path) -> None:
-    """The recipe as it will be trained from: its paths absolute, its provider the machine that it then is on."""
+    """Write the recipe as it will train: with absolute paths, and without the provider, as it then runs locally."""
     attrs.evolve(recipe, provider="local").write(room / "recipe.yaml")
 
 
@@ -126,12 +126,12 @@ def _model_notes(spec: JobSpec, capabilities: Capabilities) -> list[Finding]:
     notes = [Finding(level="warning", rule="notice", message=text) for text in capabilities.notices]
     known = capabilities.known_models
     if known and spec.model not in known:
-        message = f"{spec.model} is not among the models that are known here; it is tried."
+        message = f"{spec.model} is not among the models known here; the service decides."
         message += f" {suggest_nearest(spec.model, known)}"
         notes.append(Finding(level="note", rule="model", message=message, where="model"))
     return notes
 
 
 def plain_findings(findings: Sequence[Finding]) -> list[Mapping[str, Any]]:
-    """Return findings as JSON holds them."""
+    """Return findings as plain data that JSON can hold."""
     return [attrs.asdict(finding) for finding in findings]

@@ -1,4 +1,4 @@
-"""What a job would cost by a dated table of prices, which the user can override."""
+"""The estimated cost of a job, from a dated table of prices that the user can override."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ OVERRIDES: Final = "prices.json"  # in the store's folder: {provider: [{model, a
 
 
 def estimate_cost(job: JobSpec, capabilities: Capabilities, own: Sequence[TokenPrice] = ()) -> CostEstimate:
-    """Return the cost of training on the job's tokens; `own` prices come before the provider's table."""
+    """Return the cost of training on the job's tokens. The user's `own` prices precede the provider's table."""
     training = job.files.get("training")
     if training is None or training.tokens is None:
         return CostEstimate(amount=None, basis="the number of tokens is unknown")
     epochs = job.settings.get("num_train_epochs", capabilities.default_epochs)
     adapter = str(job.settings.get("adapter.name", "lora"))
     if epochs is None:
-        basis = "the service chooses the number of epochs: set num_train_epochs to know"
+        basis = "the service chooses the number of epochs: set num_train_epochs for an estimate"
         return CostEstimate(amount=None, tokens=training.tokens, basis=basis)
     tokens = round(training.tokens * float(epochs))
     price = next((p for p in (*own, *capabilities.prices) if _fits(p, job, adapter)), None)
@@ -36,7 +36,7 @@ def estimate_cost(job: JobSpec, capabilities: Capabilities, own: Sequence[TokenP
 
 
 def read_own_prices(folder: Path, provider: str) -> list[TokenPrice]:
-    """Return the prices of the user's own file for a provider."""
+    """Return a provider's prices in the user's own file; an empty list if there is no file. Raises `recipe-syntax`."""
     path = folder / OVERRIDES
     if not path.exists():
         return []
@@ -48,11 +48,11 @@ def read_own_prices(folder: Path, provider: str) -> list[TokenPrice]:
 
 
 def check_cost(estimate: CostEstimate, max_cost: float | None) -> None:
-    """Raise `cost-above` where a job would cost more than it may, or where nobody knows what it costs."""
+    """Raise `cost-above` if a job may cost more than `max_cost`, or if its cost is not known."""
     if max_cost is None:
         return
     if estimate.amount is None:
-        raise LuthierError("cost-above", f"max_cost {max_cost:g} cannot be held: {estimate.basis}", where="max_cost",
+        raise LuthierError("cost-above", f"max_cost {max_cost:g} cannot be checked: {estimate.basis}", where="max_cost",
                            remedy=f"Give prices in {OVERRIDES} of the jobs' folder.")  # fmt: skip
     if estimate.amount > max_cost:
         problem = (

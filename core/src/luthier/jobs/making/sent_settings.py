@@ -1,4 +1,7 @@
-"""What of a recipe a service is told: only what the user set, each setting sent, listed or refused, none dropped."""
+"""The settings that a service gets: only what the user set.
+
+Each is sent, listed as a remark or refused; none is dropped.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,11 @@ from typing import Any, Final
 from luthier.errors import suggest_nearest
 from luthier.plugins.providing.job_records import Capabilities, Finding, SettingRule
 
-HERE: Final = (  # read on this machine, whatever the provider
+HERE: Final = (  # options that this machine reads, whatever the provider
     *("model.name_or_path", "loss.name", "output_dir", "run_name"),
     *(f"data.{name}" for name in ("train", "validation", "format", "text_unit", "train_on", "unsupervised")),
 )
-MACHINE: Final = frozenset(  # how a run goes on a machine of one's own; a service decides this for itself
+MACHINE: Final = frozenset(  # how a run goes on one's own machine, which a service decides for itself
     (
         *("callbacks", "device", "distributed", "num_threads", "precision", "pure_bf16_update", "torch_compile"),
         *("gradient_checkpointing", "memory_check", "oom_recovery", "max_tokens_per_device", "packing"),
@@ -28,7 +31,7 @@ NEUTRAL: Final = {"quantizer.name": "none", "optimizer.name": "adamw", "data.tra
 def select_settings(
     given: Mapping[str, Any], capabilities: Capabilities, method: str
 ) -> tuple[dict[str, Any], list[Finding]]:
-    """Return what is sent, by dotted name, and what the user should know: refusals are errors, the rest is listed."""
+    """Return the settings to send, by dotted name, and the findings: refusals as errors, settings not sent as notes."""
     sent: dict[str, Any] = {}
     findings: list[Finding] = []
     for name, value in given.items():
@@ -46,7 +49,7 @@ def select_settings(
 
 
 def check_method(method: str, capabilities: Capabilities) -> Iterator[Finding]:
-    """Give an error where the provider does not offer the recipe's loss."""
+    """Yield an error if the provider does not offer the recipe's loss."""
     if method not in capabilities.methods:
         known = ", ".join(capabilities.methods)
         yield _told("error", "loss", f"{method!r} is not offered for this model; known: {known}")
@@ -69,7 +72,7 @@ def _check_value(name: str, value: Any, rule: SettingRule, method: str) -> Itera
 def _refused(name: str, capabilities: Capabilities, method: str) -> Finding:
     offered = [n for n, rule in capabilities.settings.items() if rule.methods is None or method in rule.methods]
     hint = capabilities.instead.get(name) or suggest_nearest(name, offered) or "It takes none."
-    return _told("error", name, f"the service has no such setting, and would not do it. {hint}")
+    return _told("error", name, f"the service has no such setting. {hint}")
 
 
 def _bounds(rule: SettingRule) -> str:

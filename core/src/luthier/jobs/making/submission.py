@@ -1,7 +1,7 @@
-"""Submission: from a job that is written down to a job that exists at its service, exactly once.
+"""Submission: a job that is written down becomes a job that exists at its service, exactly once.
 
     intent -> uploading -> uploaded -> creating -> created        each written before the act that it announces
-                                          |------> refused        the service said no, and there is no job
+                                           |------> refused        the service said no, and there is no job
 
 After a lost answer, or a death in `creating`, the service is asked for the job before anything is sent again.
 """
@@ -23,20 +23,23 @@ from luthier.plugins.providing.job_state import Stage
 from luthier.plugins.providing.provider_protocol import Provider
 
 log = get_logger()
-SETTLING: Final = (5.0, 15.0, 45.0)  # seconds between looks: services list what they have made with a delay
-CREATES: Final = 3  # requests, each after the service was found to have no such job
-LONGEST_WAIT: Final = 120.0  # seconds that a service may ask for before a job is created
+SETTLING: Final = (5.0, 15.0, 45.0)  # seconds between looks, because services list new jobs with a delay
+CREATES: Final = 3  # the most requests; before each the service was found to have no such job
+LONGEST_WAIT: Final = 120.0  # seconds: the longest wait that a service may ask for before a job is created
 UploadTold = Callable[[str, int, int], None]  # role, bytes done, bytes in all
 
 
 class Submission:
-    """Drives one job to its service; any process may go on with it where another one died."""
+    """A driver that brings one job to its service. Any process may continue what another one began."""
 
     def __init__(self, store: JobStore, provider: Provider, clock: Clock, told: UploadTold | None = None) -> None:
         self.store, self.provider, self.clock, self._told = store, provider, clock, told
 
     async def drive(self, job: Job) -> Job:
-        """Go on from the job's stage until it is created; raises what the service refused it with."""
+        """Continue from the job's stage until it is created.
+
+        Raises the `ProviderError` with which the service refuses it.
+        """
         async with hold_lease(self.store, job.id, self.clock):
             job = self.store.get_job(job.id)
             if job.stage in (Stage.CREATED, Stage.REFUSED) or job.is_final:
@@ -50,7 +53,7 @@ class Submission:
             return await self._create(job)
 
     async def settle_cancel(self, job: Job) -> Job:
-        """Find out whether a job that is being created exists, and give it up where it does not."""
+        """Find out whether a job in `creating` exists at the service, and give it up if it does not."""
         async with hold_lease(self.store, job.id, self.clock):
             job = self.store.get_job(job.id)
             if job.stage == Stage.CREATING:
@@ -98,13 +101,13 @@ class Submission:
         raise LuthierError("job-unclear", problem, where=job.id)
 
     async def _weigh(self, job: Job, error: ProviderError, *, last: bool) -> None:
-        """Decide by a create's error: return where the job must be looked for or may be created, else raise."""
+        """Return if the job must be looked for or may be created again after an error of `submit`, else raise it."""
         now = self.clock.now()
         log.warning("creating a job", job=job.id, kind=error.kind, error=error.line)
         if error.may_have_created:
             self.store.note_step(job.id, "answer lost", now, error=error.line)
             return
-        if error.is_passing:  # turned away, or never sent: there is no job
+        if error.is_passing:  # the request was turned away or never sent, so there is no job
             self.store.enter_stage(job.id, Stage.UPLOADED, now, error=error.line)
             wait = error.retry_after if error.retry_after is not None else SETTLING[0]
             if last or error.kind != "limited" or wait > LONGEST_WAIT:
@@ -115,13 +118,13 @@ class Submission:
         raise error
 
     async def _find_existing(self, job: Job) -> JobStatus | None:
-        """Return the job that an earlier request made; None where there is none, after it had time to appear."""
+        """Return the job that an earlier request made; None if it has not appeared after enough time."""
         begun = self.clock.now()
         for wait in (0.0, *SETTLING):
             await self.clock.sleep(wait)
             statuses = await self.provider.find(job.spec, job.uploads)
             if statuses is None:
-                raise LuthierError("job-unclear", "the service cannot be asked whether it made the job", where=job.id)
+                raise LuthierError("job-unclear", "the service cannot tell whether it made the job", where=job.id)
             if len(statuses) > 1:
                 raise LuthierError("job-unclear", f"several jobs may be this one: {_ids(statuses)}", where=job.id)
             if statuses:
@@ -134,8 +137,8 @@ class Submission:
         return self.store.note_created(job.id, status, self.clock.now(), found=True)
 
 
-def _ids(found: Sequence[JobStatus]) -> str:
-    return ", ".join(status.remote_id for status in found)
+def _ids(statuses: Sequence[JobStatus]) -> str:
+    return ", ".join(status.remote_id for status in statuses)
 
 
 def _role_told(told: UploadTold, role: str) -> Callable[[int, int], None]:

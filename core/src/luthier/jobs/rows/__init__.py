@@ -1,1 +1,1 @@
-"""Rows: the recipe's data as a service's files, checked line by line before anything is sent."""
+"""Rows: the recipe's data written as a service's files, and checked line by line before anything is sent."""

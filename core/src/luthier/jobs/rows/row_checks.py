@@ -1,4 +1,4 @@
-"""What is wrong with a row, or with a whole file of rows, by a service's rules."""
+"""Checks of a row, and of a whole file of rows, by a service's rules."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from luthier.jobs.rows.service_rows import PAIRED
 from luthier.plugins.providing.job_records import DataRules, Finding, ServiceRow
 
 CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-CHARACTERS: Final = 4  # of one token, where no tokenizer is asked: an estimate
+CHARACTERS: Final = 4  # characters per token, an estimate if no tokenizer is asked
 
 
 def check_row(row: ServiceRow, rules: DataRules) -> Iterator[Finding]:
-    """Give what is wrong with a row: its form, its roles and their order, empty or unprintable text, its length."""
+    """Yield what is wrong with a row: its form, its roles and their order, empty or unprintable text, its length."""
     if row.form not in (*rules.forms, PAIRED):
-        yield _error("form", f"{row.form} rows are not taken; known: {', '.join(rules.forms)}", row)
+        yield _error("form", f"the service takes no {row.form} rows; it takes: {', '.join(rules.forms)}", row)
         return
     if row.form == PAIRED:
         yield from _check_pair(row, rules)
@@ -31,13 +31,13 @@ def check_row(row: ServiceRow, rules: DataRules) -> Iterator[Finding]:
     if row.tools and not rules.tools:
         yield _error("tools", "tools are not taken", row)
     if CONTROL.search(_all_text(row)):
-        yield _error("control", "a control character stands in the text", row)
+        yield _error("control", "the text contains a control character", row)
     reserved = next((text for text in rules.reserved if text in _all_text(row)), None)
     if reserved is not None:
-        yield _error("reserved", f"{reserved!r} stands in the text, which the service reads as a mark of its own", row)
+        yield _error("reserved", f"the text contains {reserved!r}, which the service reads as a control mark", row)
     tokens = estimate_tokens(row)
     if rules.max_row_tokens is not None and tokens > rules.max_row_tokens:
-        yield _error("overlong", f"about {tokens} tokens; at most {rules.max_row_tokens} are taken", row)
+        yield _error("overlong", f"about {tokens} tokens; the service takes at most {rules.max_row_tokens}", row)
 
 
 def _check_turns(row: ServiceRow, messages: tuple[dict[str, Any], ...], rules: DataRules) -> Iterator[Finding]:
@@ -45,20 +45,20 @@ def _check_turns(row: ServiceRow, messages: tuple[dict[str, Any], ...], rules: D
     for number, message in enumerate(messages):
         role, place = message["role"], f"messages[{number}]"
         if role in ("system", "developer") and number and rules.system_first:
-            yield _error("order", f"{place}: a system message stands first or not at all", row)
+            yield _error("order", f"{place}: a system message must be the first message", row)
         if role == "tool":
             call = message.get("tool_call_id")
             if call is not None and call not in asked:
-                yield _error("tool-call", f"{place}: no call before it has the id {call!r}", row)
+                yield _error("tool-call", f"{place}: no earlier tool call has the id {call!r}", row)
         if role == "user" and not str(message.get("content", "")).strip():
             yield _error("empty", f"{place}: the user says nothing", row)
         asked |= {call["id"] for call in message.get("tool_calls") or () if call.get("id")}
     if messages and messages[-1]["role"] != "assistant" and row.form == "conversation":
         yield _error("order", "the last message must be the assistant's", row)
     if not any(m["role"] in ("user", "tool") for m in messages):
-        yield _error("order", "nobody asks: there is no message of the user", row)
+        yield _error("order", "there is no message of the user", row)
     if row.form == "conversation" and not rules.weights and _partly_trained(row):
-        problem = "a message of the assistant is not trained on here, and the service would train on it"
+        problem = "a message of the assistant is not trained on here, but the service would train on it"
         yield _error("weights", problem, row)
 
 
@@ -76,24 +76,24 @@ def _check_pair(row: ServiceRow, rules: DataRules) -> Iterator[Finding]:
 
 
 def check_counts(rows: int, size: int, rules: DataRules, where: str, *, validation: bool) -> Iterator[Finding]:
-    """Give what is wrong with the number of rows and the size of the file."""
+    """Yield what is wrong with the number of rows and the size of the file."""
     most = rules.max_validation_rows if validation else rules.max_rows
     if not validation and rows < rules.min_rows:
-        yield _fault("too-few", f"{rows} rows; at least {rules.min_rows} are needed", where)
+        yield _fault("too-few", f"{rows} rows; the service needs at least {rules.min_rows}", where)
     if most is not None and rows > most:
-        yield _fault("too-many", f"{rows} rows; at most {most} are taken", where)
+        yield _fault("too-many", f"{rows} rows; the service takes at most {most}", where)
     if rules.max_bytes is not None and size > rules.max_bytes:
-        yield _fault("too-large", f"{size} bytes; at most {rules.max_bytes} are taken", where)
+        yield _fault("too-large", f"{size} bytes; the service takes at most {rules.max_bytes}", where)
 
 
 def hash_row(row: ServiceRow) -> bytes:
-    """Return 16 bytes that are the same for rows that say the same."""
+    """Return 16 bytes that are equal for rows with the same content."""
     said = [row.form, row.messages, row.prompt, row.text, row.chosen, row.rejected, row.tools]
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).digest()[:16]
 
 
 def estimate_tokens(row: ServiceRow) -> int:
-    """Return about how many tokens a row has: its characters by four, and four for each message."""
+    """Return an estimate of a row's tokens: a quarter of its characters, and four for each message."""
     messages = (*row.messages, *row.chosen, *row.rejected)
     return max(1, len(_all_text(row)) // CHARACTERS + 4 * len(messages))
 

@@ -1,4 +1,4 @@
-"""A service's files: rows written as JSON lines, hashed and checked on the way, in constant memory but for hashes."""
+"""A service's files: rows are written as JSON lines, hashed and checked, in constant memory except for the hashes."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from luthier.jobs.rows.service_rows import completion_conversation, training_row
 from luthier.plugins.providing.job_records import DataFile, DataRules, Finding, ServiceRow
 from luthier.recipe.schema import Data
 
-TOLD: Final = 20  # errors that are listed before the rest is only counted
+TOLD: Final = 20  # the most errors that are listed; the rest is only counted
 Encode = Callable[[ServiceRow], Mapping[str, Any]]
 
 
 @attrs.define(kw_only=True)
 class RowReport:
-    """What was found in the files: the first errors in full, all of them counted, and what is only worth knowing."""
+    """The findings in the files: the first errors in full, the number of all, and remarks."""
 
     errors: list[Finding] = attrs.field(factory=list)
     warnings: list[Finding] = attrs.field(factory=list)
     error_count: int = 0
 
     def add(self, finding: Finding) -> None:
-        """Take a finding."""
+        """Add a finding."""
         if finding.level != "error":
             self.warnings.append(finding)
             return
@@ -38,7 +38,7 @@ class RowReport:
             self.errors.append(finding)
 
     def raise_errors(self) -> None:
-        """Raise the first error, with all others that are listed, where there is any."""
+        """Raise the first error, with the other listed ones in its text, if there is any."""
         if not self.errors:
             return
         first, *others = self.errors
@@ -51,9 +51,9 @@ class RowReport:
 def write_row_files(
     data: Data, folder: Path, *, pairs: bool, seed: int, rules: DataRules, encode: Encode
 ) -> tuple[dict[str, DataFile], RowReport]:
-    """Write `training.jsonl` and, where the recipe has validation rows, `validation.jsonl`, and report what is wrong.
+    """Write `training.jsonl`, and `validation.jsonl` if the recipe has validation rows; return them and a report.
 
-    A row that is no row at all is the last error: reading ends there.
+    A line that is no row ends the reading, so it is the last error.
     """
     report, seen = RowReport(), dict[Any, Any]()
     training = training_rows(data, pairs, seed)
@@ -69,7 +69,7 @@ def _write_file(
     path: Path, role: str, rows: Iterator[ServiceRow], rules: DataRules, encode: Encode,
     report: RowReport, seen: dict[bytes, str],
 ) -> DataFile:  # fmt: skip
-    """Write one file. `seen` maps the hash of each row to the file it was first met in."""
+    """Write one file. `seen` maps the hash of each row to the role of the file in which it came first."""
     digest, size, count, tokens, repeated, shared = hashlib.sha256(), 0, 0, 0, 0, 0
     with path.open("wb") as file:
         for row in _readable_rows(rows, report):
@@ -92,7 +92,7 @@ def _write_file(
 
 
 def _readable_rows(rows: Iterator[ServiceRow], report: RowReport) -> Iterator[ServiceRow]:
-    """The rows up to the first that cannot be read, which is reported."""
+    """Yield the rows up to the first one that cannot be read, which is reported."""
     try:
         yield from rows
     except LuthierError as error:
@@ -103,7 +103,7 @@ def _readable_rows(rows: Iterator[ServiceRow], report: RowReport) -> Iterator[Se
 
 
 def _fitting(row: ServiceRow, rules: DataRules) -> ServiceRow:
-    """A completion as a conversation, where the service takes only these."""
+    """Return the row; a completion as a conversation if the service takes no completions."""
     if row.form == "completion" and "completion" not in rules.forms and "conversation" in rules.forms:
         return completion_conversation(row)
     return row

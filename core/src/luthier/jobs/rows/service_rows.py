@@ -1,4 +1,4 @@
-"""The rows of a recipe in the few forms that services know: conversations, completions, texts and preference pairs."""
+"""The recipe's rows in the few forms that services know: conversations, completions, texts and preference pairs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAIRED: Final = "preference"
 
 
 def training_rows(data: Data, method_pairs: bool, seed: int) -> Iterator[ServiceRow]:
-    """Give the rows to train on, without those that a share for validation holds back."""
+    """Yield the rows to train on, without a share that is held back for validation."""
     held_out = _held_rows(data, seed)
     for index, row in enumerate(_read_rows(data, data.train, method_pairs)):
         if index not in held_out:
@@ -30,7 +30,7 @@ def training_rows(data: Data, method_pairs: bool, seed: int) -> Iterator[Service
 
 
 def validation_rows(data: Data, method_pairs: bool, seed: int) -> Iterator[ServiceRow]:
-    """Give the rows to evaluate on: those of the validation sources, or the share that is held back."""
+    """Yield the rows to evaluate on: those of the validation sources, or the share that is held back."""
     if isinstance(data.validation, list):
         yield from _read_rows(data, data.validation, method_pairs)
         return
@@ -41,7 +41,10 @@ def validation_rows(data: Data, method_pairs: bool, seed: int) -> Iterator[Servi
 
 
 def _held_rows(data: Data, seed: int) -> frozenset[int]:
-    """The places of the rows that are held back; drawn by the seed, but not the rows that a run here would draw."""
+    """Return the indices of the rows that are held back.
+
+    They are drawn by the seed, but differ from those of a run here.
+    """
     share = data.validation
     if isinstance(share, list) or not share:
         return frozenset()
@@ -81,7 +84,7 @@ def _check_form(form: str, method_pairs: bool, where: str) -> None:
 
 
 def _pair_row(pair: Pair, where: str) -> ServiceRow:
-    """A pair as messages: a text prompt is the user's, a text answer the assistant's."""
+    """Return a pair as messages: a text prompt becomes the user's message, a text answer the assistant's."""
     before = [{"role": "user", "content": pair.prompt}] if isinstance(pair.prompt, str) else pair.prompt
     better, worse = (
         [{"role": "assistant", "content": side}] if isinstance(side, str) else side
@@ -109,7 +112,7 @@ def _form_row(form: Any, where: str) -> ServiceRow:
 
 
 def _check_carried(form: Any, where: str) -> None:
-    """Raise `data-row` where a row says what no service's file can."""
+    """Raise `data-row` if a row says something that a service's file cannot hold."""
     flags = form.flags if isinstance(form, Conversation) else ()
     wrong = next((flag for flag in flags if flag not in (None, 0.0, 1.0)), None)
     if wrong is not None or form.weight != 1.0:
@@ -121,15 +124,15 @@ def _check_carried(form: Any, where: str) -> None:
 
 
 def completion_conversation(row: ServiceRow) -> ServiceRow:
-    """Return a completion as the conversation that a service without completions takes: a question and its answer."""
+    """Return a completion as a conversation of a question and an answer, for a service without completions."""
     messages = ({"role": "user", "content": row.prompt}, {"role": "assistant", "content": row.text})
     return ServiceRow(form="conversation", where=row.where, messages=messages, trained=(False, True))
 
 
 def wire_row(row: ServiceRow, *, weights: bool) -> dict[str, Any]:
-    """Return a row as OpenAI's format has it, which several services share.
+    """Return a row in OpenAI's format, which several services share.
 
-    With `weights` a message of the assistant that is not trained on says so by its weight 0.
+    With `weights`, a message of the assistant that is not trained on gets the weight 0.
     """
     if row.form == PAIRED:
         return {
@@ -149,7 +152,7 @@ def wire_row(row: ServiceRow, *, weights: bool) -> dict[str, Any]:
 
 
 def _wire_messages(messages: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
-    """Messages with their tools' arguments as JSON text, and without empty content beside tool calls."""
+    """Return messages with tool arguments as JSON text, and without empty content beside tool calls."""
     return [_wire_message(message) for message in messages]
 
 

@@ -1,1 +1,1 @@
-"""The store: every job, its journal and its events in one SQLite file, safe with several processes."""
+"""The store: every job, its journal and its events in one SQLite file that several processes may use at once."""

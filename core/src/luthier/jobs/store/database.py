@@ -1,4 +1,4 @@
-"""The SQLite file: where it lies, its tables, and transactions that several processes may want at once."""
+"""The SQLite file: its path, its tables, and transactions that several processes may start at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from luthier.errors import LuthierError, unwritable_path
 
 VARIABLE: Final = "LUTHIER_JOBS"
 VERSION: Final = 1
-PATIENCE: Final = 30.0  # seconds that a writer waits for another
+PATIENCE: Final = 30.0  # seconds that a writer waits for another writer
 TABLES: Final = """
 CREATE TABLE jobs (
   id TEXT PRIMARY KEY, provider TEXT NOT NULL, scope TEXT NOT NULL,
@@ -42,7 +42,7 @@ def default_place() -> Path:
 
 
 class Database:
-    """One connection to the file `jobs.sqlite` of a folder, made when it is first used."""
+    """A connection to the file `jobs.sqlite` of a folder, opened at first use."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._lock = folder, threading.RLock()
@@ -58,7 +58,7 @@ class Database:
             made = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
             made.row_factory = sqlite3.Row
             made.execute("PRAGMA journal_mode = WAL")
-            made.execute("PRAGMA synchronous = FULL")  # a committed step of the journal survives a loss of power
+            made.execute("PRAGMA synchronous = FULL")  # a committed step of the journal survives a power failure
             self._create_tables(made)
         except sqlite3.DatabaseError as error:
             raise LuthierError("job-store-damaged", f"cannot be read: {error}", where=str(self.path)) from None
@@ -82,7 +82,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that has the file to itself; an exception undoes it."""
+        """Begin a transaction that has the file to itself; an exception rolls it back."""
         with self._lock:
             self._connection.execute("BEGIN IMMEDIATE")
             try:

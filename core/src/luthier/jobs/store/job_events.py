@@ -1,4 +1,4 @@
-"""Events in the store: each kept once, in the order in which they came, with the cursor to go on from."""
+"""Events in the store: each is stored once, in the order of arrival, with the cursor for the next reading."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from luthier.plugins.providing.job_records import EventPage, JobEvent, from_plai
 
 
 def keep_events(store: JobStore, id: str, page: EventPage) -> list[JobEvent]:
-    """Keep a page and its cursor in one transaction, and return the events that were not known yet."""
+    """Store a page and its cursor in one transaction, and return the events that were not known before."""
     fresh = []
     with store.database.write() as connection:
         for event in map(_cleaned, page.events):
@@ -27,13 +27,13 @@ def keep_events(store: JobStore, id: str, page: EventPage) -> list[JobEvent]:
 
 
 def read_cursor(store: JobStore, id: str) -> str | None:
-    """Return the cursor that the next page of a job's events begins at."""
+    """Return the cursor at which the next page of a job's events begins; None before the first."""
     rows = store.database.read("SELECT cursor FROM jobs WHERE id = ?", (id,))
     return rows[0]["cursor"] if rows else None
 
 
 def read_events(store: JobStore, id: str, after: int = 0) -> tuple[list[JobEvent], int]:
-    """Return a job's events after a number, oldest first, and the number of the last."""
+    """Return a job's events after a number, oldest first, and the number of the last one."""
     query = "SELECT number, event FROM events WHERE job = ? AND number > ? ORDER BY number"
     rows = store.database.read(query, (id, after))
     events = [from_plain_data(json.loads(row["event"]), JobEvent, "the store's event") for row in rows]
@@ -41,6 +41,6 @@ def read_events(store: JobStore, id: str, after: int = 0) -> tuple[list[JobEvent
 
 
 def _cleaned(event: JobEvent) -> JobEvent:
-    """The event redacted; numbers that JSON has not are None."""
+    """Return the event redacted; numbers that JSON does not have, such as NaN, become None."""
     numbers = {k: v if v is not None and math.isfinite(v) else None for k, v in event.metrics.items()}
     return attrs.evolve(event, message=redact_text(event.message), metrics=numbers)

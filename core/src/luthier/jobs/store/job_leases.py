@@ -1,4 +1,4 @@
-"""Leases: one process at a time acts for a job; a lease ends by itself where its process dies."""
+"""Leases: one process at a time acts for a job. A lease ends by itself if its process dies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECONDS: Final = 900.0
 
 @asynccontextmanager
 async def hold_lease(store: JobStore, id: str, clock: Clock) -> AsyncIterator[None]:
-    """Act for a job alone; `job-busy` where another process does."""
+    """Hold the job's lease within this context. Raises `job-busy` if another process holds it."""
     owner = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex[:8]}"
     _take_lease(store, id, owner, clock.now())
     renewing = asyncio.create_task(_renew_lease(store, id, owner, clock))
@@ -40,13 +40,13 @@ def _take_lease(store: JobStore, id: str, owner: str, now: float) -> None:
     with store.database.write() as connection:
         row = connection.execute("SELECT owner, lease_until FROM jobs WHERE id = ?", (id,)).fetchone()
         if row["owner"] and row["lease_until"] > now and not _has_ended(row["owner"]):
-            told = " ".join(row["owner"].split()[:2])
-            raise LuthierError("job-busy", f"process {told} acts for this job", where=id)
+            holder = " ".join(row["owner"].split()[:2])
+            raise LuthierError("job-busy", f"process {holder} acts for this job", where=id)
         connection.execute("UPDATE jobs SET owner = ?, lease_until = ? WHERE id = ?", (owner, now + SECONDS, id))
 
 
 async def _renew_lease(store: JobStore, id: str, owner: str, clock: Clock) -> None:
-    """Move the end of the lease on for as long as its holder lives; real time, whatever the job's clock says."""
+    """Extend the lease for as long as its holder lives, in real time, whatever the job's clock says."""
     while True:
         await asyncio.sleep(SECONDS / 3)
         with store.database.write() as connection:
@@ -55,7 +55,7 @@ async def _renew_lease(store: JobStore, id: str, owner: str, clock: Clock) -> No
 
 
 def _has_ended(owner: str) -> bool:
-    """True where the owner was a process of this machine that is no more."""
+    """Return True if the owner was a process of this machine and has ended."""
     host, process, _ = owner.split()
     if host != socket.gethostname():
         return False

@@ -1,4 +1,4 @@
-"""Jobs in the store: written before they act, found again by id, and moved from stage to stage and state to state."""
+"""Jobs in the store: written down before anything is done, found by id, and moved from stage to stage."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from luthier.jobs.store.database import Database, default_place
 from luthier.plugins.providing.job_records import Job, JobSpec, JobStatus, from_plain_data, to_plain_data
 from luthier.plugins.providing.job_state import JobState, Stage, advance_state
 
-Observer = Callable[[str, str], None]  # told of each step of the journal, once it is on the disk: job, step
+Observer = Callable[[str, str], None]  # called with job and step, once a step of the journal is on the disk
 CHOSEN: Final = "WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR provider = ?2)"
 
 
 class JobStore:
-    """Every job of a folder. Each change is one transaction, so that another process sees all of it or nothing.
+    """The jobs of a folder. Each change is one transaction, so that another process sees all of it or nothing.
 
-    `observer` is called after each journalled step, for tests that end the process there.
+    `observer` is called after each step of the journal; tests end the process there.
     """
 
     def __init__(self, folder: Path | None = None, observer: Observer | None = None) -> None:
@@ -44,14 +44,17 @@ class JobStore:
         return self.get_job(spec.id)
 
     def get_job(self, id: str) -> Job:
-        """Return the job of exactly this id."""
+        """Return the job with exactly this id. Raises `job-not-found`."""
         rows = self.database.read("SELECT * FROM jobs WHERE id = ?", (id,))
         if not rows:
             raise LuthierError("job-not-found", f"there is no job {id!r}", where=str(self.database.path))
         return _job(rows[0])
 
     def find_job(self, name: str) -> Job:
-        """Return the job of an id, its beginning or end, or of the service's own id for it."""
+        """Return the job with this id, the beginning or end of an id, or the service's own id.
+
+        Raises `job-not-found` and `job-ambiguous`.
+        """
         exact = self.database.read("SELECT * FROM jobs WHERE id = ? OR remote_id = ?", (name, name))
         escaped = name.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
         query = "SELECT * FROM jobs WHERE id LIKE ? ESCAPE '\\' OR id LIKE ? ESCAPE '\\' ORDER BY id LIMIT 6"
@@ -60,69 +63,69 @@ class JobStore:
             remedy = "List them with `luthier jobs`."
             raise LuthierError("job-not-found", f"there is no job {name!r}", where=str(self.folder), remedy=remedy)
         if len(rows) > 1:
-            raise LuthierError("job-ambiguous", f"{name!r} may be {' or '.join(row['id'] for row in rows)}")
+            raise LuthierError("job-ambiguous", f"{name!r} may mean {' or '.join(row['id'] for row in rows)}")
         return _job(rows[0])
 
     def list_jobs(self, status: str | None = None, provider: str | None = None, limit: int | None = None) -> list[Job]:
-        """Return jobs, the newest first, of a state and a provider where these are given."""
+        """Return jobs, newest first; only those of a state and a provider if these are given."""
         query = f"SELECT * FROM jobs {CHOSEN} ORDER BY id DESC LIMIT ?3"
         return [_job(row) for row in self.database.read(query, (status, provider, limit or -1))]
 
     def count_jobs(self, status: str | None = None, provider: str | None = None) -> int:
-        """Return how many jobs of a state and a provider there are."""
+        """Return how many jobs of a state and a provider there are. None means any."""
         return int(self.database.read(f"SELECT count(*) FROM jobs {CHOSEN}", (status, provider))[0][0])
 
     def enter_stage(self, id: str, stage: Stage, now: float, **detail: Any) -> Job:
-        """Journal a stage before its act."""
+        """Write a stage into the journal, before the act that it announces."""
         return self._change(id, now, stage, detail, {"stage": stage})
 
     def note_upload(self, job: Job, role: str, remote_id: str, now: float) -> Job:
-        """Journal a file that the service has now, and remember it for other jobs with the same bytes."""
+        """Write into the journal that the service has a file, and remember it for other jobs with the same bytes."""
         uploads = {**self.get_job(job.id).uploads, role: remote_id}
         known = (job.spec.scope, job.spec.files[role].sha256, remote_id)
         detail = {"role": role, "remote_id": remote_id}
         return self._change(job.id, now, f"uploaded {role}", detail, {"uploads": _text(uploads)}, known)
 
     def known_upload(self, scope: str, sha256: str) -> str | None:
-        """Return a service's id of a file with these bytes, where one was uploaded before."""
+        """Return the service's id of a file with these bytes that was uploaded before; None if there is none."""
         query = "SELECT remote_id FROM uploads WHERE scope = ? AND sha256 = ?"
         rows = self.database.read(query, (scope, sha256))
         return rows[0]["remote_id"] if rows else None
 
     def note_created(self, id: str, status: JobStatus, now: float, *, found: bool) -> Job:
-        """Journal that the job exists at its service: as answered, or as `found` there later.
+        """Write into the journal that the job exists at its service: as answered, or as `found` there later.
 
-        Raises `job-unclear` where the service's job is that of another job of the store already.
+        Raises `job-unclear` if another job of the store has the same job at the service.
         """
         columns = {"stage": Stage.CREATED, "remote_id": status.remote_id}
         try:
             self._change(id, now, Stage.CREATED, {"remote_id": status.remote_id, "found": found}, columns)
         except sqlite3.IntegrityError:
-            problem = f"the service's job {status.remote_id} is another job's already"
+            problem = f"the service's job {status.remote_id} already belongs to another job here"
             raise LuthierError("job-unclear", problem, where=id) from None
         return self.save_status(id, status, now)[0]
 
     def note_refused(self, id: str, reason: str, now: float) -> Job:
-        """Journal that the service refused the job: it failed without ever existing."""
+        """Write into the journal that the service refused the job, which has failed without ever existing."""
         redacted = redact_text(reason)
         return self._change(id, now, Stage.REFUSED, {"reason": redacted},
                             {"stage": Stage.REFUSED, "state": JobState.FAILED, "reason": redacted})  # fmt: skip
 
     def note_step(self, id: str, step: str, now: float, **detail: Any) -> Job:
-        """Journal anything else."""
+        """Write any other step into the journal."""
         return self._change(id, now, step, detail, {})
 
     def request_cancel(self, id: str, now: float) -> Job:
-        """Journal the wish to cancel, before the service is asked."""
+        """Write the wish to cancel into the journal, before the service is asked."""
         first = self.get_job(id).cancel_requested
         return self._change(id, now, "cancel requested", {}, {"cancel_requested": first or now})
 
     def note_canceled(self, id: str, reason: str, now: float) -> Job:
-        """Journal that a job was given up before it existed at its service."""
+        """Write into the journal that a job was given up before it existed at its service."""
         return self._change(id, now, "canceled", {"reason": reason}, {"state": JobState.CANCELED, "reason": reason})
 
     def save_status(self, id: str, status: JobStatus, now: float) -> tuple[Job, bool]:
-        """Keep what a provider reports, and return True beside it where that is legal. A final state is never left."""
+        """Store a provider's report; return the job, and True if the report was legal. A final state is never left."""
         with self.database.write() as connection:
             row = connection.execute("SELECT * FROM jobs WHERE id = ?", (id,)).fetchone()
             job = _job(row)
@@ -145,14 +148,14 @@ class JobStore:
         return [{"at": row["at"], "step": row["step"], **json.loads(row["detail"])} for row in rows]
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the store's file."""
         self.database.close()
 
     def _change(
         self, id: str, now: float, step: str, detail: Mapping[str, Any], columns: Mapping[str, Any],
         upload: tuple[str, str, str] | None = None,
     ) -> Job:  # fmt: skip
-        """Set columns, whose names are this module's own, and journal the step, in one transaction."""
+        """Set columns, whose names come from this module, and write the step into the journal, in one transaction."""
         names = "".join(f"{name} = ?, " for name in columns)
         with self.database.write() as connection:
             connection.execute(f"UPDATE jobs SET {names}updated = ? WHERE id = ?", (*columns.values(), now, id))

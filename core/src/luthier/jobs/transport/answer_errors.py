@@ -1,4 +1,4 @@
-"""What an answer that is no success means: its kind, code and message, in whatever shape the service writes them."""
+"""The meaning of an unsuccessful answer: its kind, code and message, in whatever shape the service writes them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ KINDS: Final = {
     422: "invalid",
     429: "limited",
 }
-QUOTA: Final = ("quota", "billing", "credit", "payment", "balance", "spend")  # in a code or type: no wait helps
-EXISTS: Final = ("conflict", "alreadyexists", "already_exists", "resourceinuse")  # in a code, whatever the status
+# words in a code or type after which no wait helps
+QUOTA: Final = ("quota", "billing", "credit", "payment", "balance", "spend")
+# words in a code that mean "it exists already", whatever the status
+EXISTS: Final = ("conflict", "alreadyexists", "already_exists", "resourceinuse")
 REQUEST_IDS: Final = ("x-request-id", "x-amzn-requestid", "request-id", "cf-ray")
 HINTS: Final = {
     "auth": "Check the key, and that it belongs to this service and project.",
@@ -40,7 +42,7 @@ class Answer:
 
     status: int
     headers: Mapping[str, str]
-    body: Any  # JSON where it is JSON, else text
+    body: Any  # parsed if it is JSON, else text
     is_json: bool = True
 
     @property
@@ -49,7 +51,7 @@ class Answer:
 
 
 def read_refusal(answer: Answer, where: str, *, retry_after: float | None, attempts: int) -> ProviderError:
-    """Return the error that an answer of status 300 or above means."""
+    """Return the error that an answer with a status of 300 or above means."""
     code, message = read_message(answer.body)
     code = code or answer.headers.get("x-amzn-errortype", "").partition(":")[0] or None
     kind = KINDS.get(answer.status, "server" if answer.status >= 500 else "invalid")
@@ -90,7 +92,7 @@ def read_message(body: Any) -> tuple[str | None, str]:
 
 
 def unreadable_answer(answer: Answer, where: str) -> ProviderError:
-    """Return the error of a body that is not what the service promises."""
+    """Return the error for a body that is not what the service promises."""
     return ProviderError(
         "protocol",
         f"the answer cannot be read: {redact_text(show_value(answer.body, 200))}",

@@ -1,4 +1,4 @@
-"""Archives from a service, unpacked so that nothing lands outside the folder."""
+"""Archives from a service, unpacked so that nothing is written outside the folder."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ ZSTD: Final = b"\x28\xb5\x2f\xfd"
 def unpack_archive(archive: Path, folder: Path, most: int = MOST) -> list[Path]:
     """Unpack a tar, plain or packed with gzip or zstd, into `folder`, and return its files.
 
-    A member that leaves the folder, a link, a device, or more than `most` bytes is `archive-unsafe`, and nothing of
-    the archive stays.
+    Raises `archive-unsafe` for a member that leads out of the folder, a link, a device, or more than `most` bytes, and
+    `archive-damaged`. Then nothing of the archive stays.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder.parent) as name:
@@ -69,7 +69,7 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
 
 @contextmanager
 def _unzstd(archive: Path) -> Iterator[IO[bytes]]:
-    """The plain bytes of a zstd file: by the library `zstandard`, or by the program `zstd`."""
+    """Yield the plain bytes of a zstd file, from the library `zstandard` or the program `zstd`."""
     if find_spec("zstandard") is not None:
         import zstandard
 
@@ -86,7 +86,7 @@ def _unzstd(archive: Path) -> Iterator[IO[bytes]]:
 
 
 def _moved(room: Path, folder: Path) -> list[Path]:
-    """Put what was unpacked into the folder; the files by their new places."""
+    """Move what was unpacked into the folder, and return the files' new paths."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for path in sorted(room.rglob("*")):

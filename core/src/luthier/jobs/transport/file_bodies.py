@@ -1,4 +1,4 @@
-"""Files as request bodies: read block by block, and counted as they go."""
+"""Files as request bodies: read block by block, with the progress reported."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ BLOCK: Final = 2**18  # bytes
 
 
 class CountedFile:
-    """A binary file that reports how much of it has been read. It never reports less than before."""
+    """A binary file that reports how much of it has been read. The reported number never decreases."""
 
     def __init__(self, stream: BinaryIO, size: int, progress: Progress | None) -> None:
         self._stream, self._size, self._progress, self._most = stream, size, progress, 0
 
     def read(self, count: int = -1) -> bytes:
-        """Read at most `count` bytes."""
+        """Read at most `count` bytes; -1 reads all."""
         block = self._stream.read(count)
         if self._stream.tell() > self._most:
             self._most = self._stream.tell()
@@ -37,7 +37,7 @@ class CountedFile:
 
 
 async def send_blocks(stream: BinaryIO, size: int, progress: Progress | None) -> AsyncIterator[bytes]:
-    """Give a file's blocks; raise where the file has changed its size since it was measured."""
+    """Yield a file's blocks. Raises `data-changed` if its size has changed since it was measured."""
     sent = 0
     while block := stream.read(BLOCK):
         sent += len(block)

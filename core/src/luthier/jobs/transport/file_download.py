@@ -1,4 +1,4 @@
-"""Downloads: into a partial file, resumed after a cut, checked, and only then given their name."""
+"""Downloads: written to a partial file, resumed after a cut, checked, and only then given their name."""
 
 from __future__ import annotations
 
@@ -22,20 +22,23 @@ RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 @attrs.frozen(kw_only=True)
 class Wanted:
-    """What is fetched: a path of the service, or with `bare` a signed link. `size` and `sha256` None: not known."""
+    """A file to fetch: a path of the service, or with `bare` a signed link.
+
+    `size` and `sha256` are None if not known.
+    """
 
     address: str
     params: Any = None
     bare: bool = False
     size: int | None = None
     sha256: str | None = None
-    renew: Callable[[], Any] | None = None  # async: a fresh signed link where the old one has expired
+    renew: Callable[[], Any] | None = None  # async: returns a fresh signed link after the old one has expired
 
 
 async def download_file(
     client: ServiceClient, wanted: Wanted, target: Path, progress: Progress | None = None
 ) -> Mapping[str, str]:
-    """Fetch a file to `target` and return the answer's headers; `target` exists only where all of it came."""
+    """Fetch a file to `target` and return the answer's headers. `target` exists only once all of it has come."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
     tag: str | None = None
@@ -51,24 +54,27 @@ async def download_file(
             else:
                 await client.clock.sleep(min(0.5 * 2 ** (attempt - 1), 10.0))
     else:
-        raise ProviderError("lost", "the download was cut again and again", where=str(target), attempts=TRIES)
+        raise ProviderError("lost", "the download broke off every time", where=str(target), attempts=TRIES)
     _check_whole(wanted, partial)
     os.replace(partial, target)
     return headers
 
 
 def place_inside(folder: Path, name: str) -> Path:
-    """Return the place of a file that a service names; a name that leads out of the folder is `archive-unsafe`."""
+    """Return the path in `folder` of a file that a service names.
+
+    Raises `archive-unsafe` if the name leads out of it.
+    """
     parts = PurePosixPath(name.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or not parts.parts:
-        raise LuthierError("archive-unsafe", "a file's name leaves the folder", where=str(folder), found=name)
+        raise LuthierError("archive-unsafe", "a file's name leads out of the folder", where=str(folder), found=name)
     return folder.joinpath(*parts.parts)
 
 
 async def _fetch_rest(
     client: ServiceClient, wanted: Wanted, partial: Path, tag: str | None, progress: Progress | None
 ) -> tuple[Mapping[str, str], str | None]:
-    """Append what is still missing; begin again where the service does not resume, or has another file now."""
+    """Append what is missing. Begin again if the service does not resume, or has another file now."""
     have = partial.stat().st_size if partial.exists() else 0
     asked = {"range": f"bytes={have}-"} if have else {}
     if have and tag:
@@ -93,12 +99,12 @@ async def _fetch_rest(
         except OSError as error:
             raise LuthierError("disk-full", error.strerror or "cannot be written", where=str(partial)) from None
         if total is not None and written != total:
-            raise ProviderError("lost", f"{written} of {total} bytes came", where=str(partial))
+            raise ProviderError("lost", f"only {written} of {total} bytes came", where=str(partial))
         return opened.headers, opened.headers.get("etag")
 
 
 def _place(opened: Opened, have: int) -> tuple[int, int | None]:
-    """Where the body begins in the file, and how long the file is; None where the service does not say."""
+    """Return where the body begins in the file, and how long the file is; None if the service does not say."""
     match = RANGE.fullmatch(opened.headers.get("content-range", ""))
     if opened.status == 206 and match and int(match[1]) == have:
         return have, None if match[2] == "*" else int(match[2])
@@ -110,7 +116,7 @@ def _check_whole(wanted: Wanted, partial: Path) -> None:
     size = partial.stat().st_size
     if wanted.size is not None and size != wanted.size:
         partial.unlink()
-        raise LuthierError("download-damaged", f"{wanted.size} bytes were promised", where=partial.stem, found=size)
+        raise LuthierError("download-damaged", f"it should have {wanted.size} bytes", where=partial.stem, found=size)
     if wanted.sha256 is not None and hash_file(partial) != wanted.sha256.lower():
         partial.unlink()
-        raise LuthierError("download-damaged", "the checksum differs", where=partial.stem)
+        raise LuthierError("download-damaged", "the checksum is wrong", where=partial.stem)

@@ -1,4 +1,4 @@
-"""The HTTP library's own log lines, kept free of keys and of signed links' queries."""
+"""The HTTP library's own log lines, without keys and without signed links' queries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOGGERS: Final = (
 
 
 class RedactingFilter(logging.Filter):
-    """Replaces a record's text by its redacted form; httpx writes full links at INFO, signatures included."""
+    """A filter that redacts log records, because httpx writes full links, signatures included, at INFO."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = redact_text(record.getMessage()), ()
@@ -25,5 +25,5 @@ def guard_loggers() -> None:
     """Put the filter on each of the library's loggers, once."""
     for name in LOGGERS:
         logger = logging.getLogger(name)
-        if not any(isinstance(held, RedactingFilter) for held in logger.filters):
+        if not any(isinstance(present, RedactingFilter) for present in logger.filters):
             logger.addFilter(RedactingFilter())

@@ -1,4 +1,4 @@
-"""The pace of requests to one service: so many a second, so many at once."""
+"""The pace of requests to one service: how many a second, and how many at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from luthier.jobs.clock import Clock
 
 
 class Pace:
-    """Spaces requests evenly: `rate` a second, at most `together` at a time."""
+    """A limiter that spaces requests evenly: `rate` a second, at most `together` at a time."""
 
     def __init__(self, clock: Clock, rate: float, together: int) -> None:
         self._clock, self._gap, self._next = clock, 1.0 / rate, 0.0
@@ -18,7 +18,7 @@ class Pace:
 
     @asynccontextmanager
     async def take_turn(self) -> AsyncIterator[None]:
-        """Wait for a turn; within it one request may be sent."""
+        """Wait for a turn; within this context one request may be sent."""
         async with self._places:
             now = self._clock.monotonic()
             wait, self._next = self._next - now, max(self._next, now) + self._gap

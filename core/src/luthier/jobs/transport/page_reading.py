@@ -1,4 +1,4 @@
-"""Lists that a service gives page by page, each page with a token for the next."""
+"""Lists that a service sends page by page, each page with a token for the next."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any, Final
 from luthier.jobs.provider_error import ProviderError
 from luthier.jobs.transport.service_client import ServiceClient
 
-PAGES: Final = 200  # of a list that does not end
+PAGES: Final = 200  # the most pages of one list
 
 
 async def read_pages(
     client: ServiceClient, path: str, items: str, *, token: str = "nextPageToken", asked: str = "pageToken",
     params: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Mapping[str, Any]]:  # fmt: skip
-    """Give the items of a list. `items` and `token` are fields of a page, `asked` the parameter that takes the token.
+    """Yield the items of a list. `items` and `token` are fields of a page; `asked` is the parameter that takes the
+    token.
 
-    A service that gives a token twice, or has no last page, is a `protocol` error.
+    Raises a `protocol` error if the service sends a token twice, or has no last page.
     """
     where, seen, given = f"{client.service}: GET {path}", set[str](), dict(params or {})
     for _ in range(PAGES):

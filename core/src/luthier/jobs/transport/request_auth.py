@@ -1,4 +1,4 @@
-"""How requests prove who asks, where one header for all is not enough: by a signature, or by a key that ends."""
+"""Authentication of requests for which one constant header is not enough: by a signature, or by a key that expires."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Final, Protocol
 
 import httpx
 
-UNKNOWN: Final = 401  # the status of an answer that does not know the key
+UNKNOWN: Final = 401  # the HTTP status of an answer to an unknown or expired key
 
 
 class Signer(Protocol):
-    """Signs requests with a key that is not sent itself."""
+    """A signer of requests, whose key is not sent itself."""
 
     def __call__(self, method: str, link: str, headers: Mapping[str, str], body: bytes) -> Mapping[str, str]:
-        """Return the headers that the request must have besides; `link` and `headers` are as they will be sent."""
+        """Return the headers to add to the request; `link` and `headers` are as they will be sent."""
 
 
 class SignedRequests(httpx.Auth):
-    """Adds the headers of a signer to every request."""
+    """An authentication that adds the headers of a signer to every request."""
 
     requires_request_body = True
 
@@ -31,10 +31,10 @@ class SignedRequests(httpx.Auth):
 
 
 class RenewedKeys(httpx.Auth):
-    """Sends a request once more with another key, where the service does not know its first one.
+    """An authentication that sends a request again with a new key if the service refuses the first one.
 
-    Such a request was turned away before anything was done, so a change may be sent again too. A body that is read
-    from a file cannot be, and a key that is still the same after `renew` is not tried twice.
+    The service has done nothing for a refused request, so even a change may be sent again. A body that is read from a
+    file cannot be sent again, and a key that is still the same after `renew` is not tried twice.
     """
 
     def __init__(self, headers: Callable[[], Mapping[str, str]], renew: Callable[[], None]) -> None:
@@ -44,7 +44,7 @@ class RenewedKeys(httpx.Auth):
         answer = yield request
         if answer.status_code != UNKNOWN or not isinstance(request.stream, httpx.ByteStream):
             return
-        if self._replace_key(request):  # a request that ran beside this one has renewed it
+        if self._replace_key(request):  # a request that ran at the same time has renewed the key
             yield request
             return
         self._renew()
@@ -52,7 +52,7 @@ class RenewedKeys(httpx.Auth):
             yield request
 
     def _replace_key(self, request: httpx.Request) -> bool:
-        """Put today's headers into the request, and return True if they are others than those it was sent with."""
+        """Put the current headers into the request; return True if they differ from those it was sent with."""
         fresh = self._headers()
         changed = any(request.headers.get(name) != value for name, value in fresh.items())
         request.headers.update(fresh)

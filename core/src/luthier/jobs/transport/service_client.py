@@ -1,7 +1,7 @@
 """The client of one service.
 
-Reads are sent again when they fail in passing; a change only where its caller says that it may be repeated. Redirects
-are never followed here, and links that carry their own signature go through a second client that knows no key.
+Reads are sent again after a passing failure; a change only if its caller says that it may be repeated. Redirects are
+never followed here, and links that carry their own signature go through a second client that knows no key.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from luthier.plugins.providing.job_records import Progress
 
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 TIMES: Final = httpx.Timeout(connect=5.0, read=60.0, write=60.0, pool=10.0)
-FILE_TIMES: Final = httpx.Timeout(connect=5.0, read=600.0, write=600.0, pool=10.0)  # of one block, not of the file
+# seconds for one block, not for the file
+FILE_TIMES: Final = httpx.Timeout(connect=5.0, read=600.0, write=600.0, pool=10.0)
 UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 
 guard_loggers()
@@ -41,15 +42,15 @@ guard_loggers()
 
 @attrs.frozen(kw_only=True)
 class Call:
-    """One request. `repeatable` says that carrying it out twice is like once; `accepted` are its good answers."""
+    """One request. `repeatable` says that it may be carried out twice; `accepted` are its good statuses."""
 
     method: str
     path: str
     params: Any = None
     json: Any = None
-    content: bytes | None = None  # a body as it stands
+    content: bytes | None = None  # a body that is sent unchanged
     form: Mapping[str, str] | None = None
-    parts: Any = None  # files of a form: a field, and the name, content and kind of its file
+    parts: Any = None  # files of a form: field -> name, content and kind of its file
     repeatable: bool = True
     accepted: Sequence[int] = (200, 201, 202, 204)
     headers: Mapping[str, str] = attrs.field(factory=dict)
@@ -57,7 +58,7 @@ class Call:
 
 @attrs.frozen(kw_only=True)
 class Opened:
-    """An answer whose body is still to be read."""
+    """An answer whose body has not been read yet."""
 
     status: int
     headers: Mapping[str, str]
@@ -65,13 +66,13 @@ class Opened:
 
 
 class ServiceClient:
-    """HTTP to one service, polite and careful.
+    """A client that speaks HTTP to one service, at a limited pace and with careful repetition.
 
-    `headers` gives what identifies the user, asked before every request, with a `Secret` where a key stands. `renew`
-    forgets a key that the service did not know (401): where `headers` then gives another, the request is sent once
-    more. `signer` signs what is sent, where a service asks for that. `tls` says whom to trust, and holds the user's
-    certificate, where a service has an authority of its own.
-    Requests are spaced to `rate` a second. An address without TLS is refused unless it is this machine's own.
+    `headers` is called before every request and returns what identifies the user, with a `Secret` for a key. `renew`
+    forgets a key that the service has refused (401); if `headers` then returns another key, the request is sent once
+    more. `signer` signs requests, for services that require it. `tls` says which certificates are trusted and holds
+    the user's own, for services with their own authority. Requests are spaced to `rate` a second. An address without
+    TLS is refused unless it is this machine's own.
     """
 
     def __init__(
@@ -100,16 +101,16 @@ class ServiceClient:
         self._bare = httpx.AsyncClient(timeout=FILE_TIMES, verify=trusted, follow_redirects=False)
 
     async def read_json(self, path: str, params: Any = None) -> Any:
-        """GET a JSON document, again and again while the service fails in passing."""
+        """GET a JSON document, repeatedly while the service fails in passing."""
         return self._document(await self.send_call(Call(method="GET", path=path, params=params)), path)
 
     async def post_json(self, path: str, body: Any = None, *, repeatable: bool = False) -> Any:
-        """POST a JSON document. Unless it is repeatable it is sent once, and a missing answer is a `lost` error."""
+        """POST a JSON document. Unless `repeatable`, it is sent once, and a missing answer is a `lost` error."""
         answer = await self.send_call(Call(method="POST", path=path, json=body, repeatable=repeatable))
         return self._document(answer, path)
 
     async def send_call(self, call: Call) -> Answer:
-        """Send a call and return its answer; an answer that the call does not accept is a `ProviderError`."""
+        """Send a call and return its answer. An answer that the call does not accept is a `ProviderError`."""
         for attempt in range(1, self._policy.attempts + 1):
             last = attempt == self._policy.attempts
             try:
@@ -128,7 +129,10 @@ class ServiceClient:
 
     async def send_file(self, path: str, file: Path, *, fields: Mapping[str, str], field: str = "file",
                         name: str | None = None, progress: Progress | None = None) -> Any:  # fmt: skip
-        """POST a file as a form's field, streamed from the disk; sent again if that fails: a copy harms none."""
+        """POST a file as a form's field, streamed from disk.
+
+        It is sent again if that fails, because a copy does no harm.
+        """
         call = Call(method="POST", path=path, form=fields)
         for attempt in range(1, self._policy.attempts + 1):
             with file.open("rb") as stream:
@@ -149,7 +153,7 @@ class ServiceClient:
     async def put_file(
         self, link: str, file: Path, *, progress: Progress | None = None, headers: Mapping[str, str] | None = None
     ) -> Mapping[str, str]:
-        """PUT a file to a signed link without any key, and return the answer's headers."""
+        """PUT a file to a signed link, without any key, and return the answer's headers."""
         check_address(link, "upload link")
         size = file.stat().st_size
         given = {"content-length": str(size), "content-type": "application/octet-stream", **(headers or {})}
@@ -163,7 +167,9 @@ class ServiceClient:
     async def open_stream(
         self, address: str, *, params: Any = None, headers: Mapping[str, str] | None = None, bare: bool = False
     ) -> AsyncIterator[Opened]:
-        """GET a body to be read block by block: a path of the service, or with `bare` a signed link, without a key."""
+        """GET a body to read block by block: from a path of the service, or with `bare` from a signed link, without a
+        key.
+        """
         where = redact_link(address) if bare else self._where("GET", address)
         if bare:
             check_address(address, "download link")
@@ -228,7 +234,7 @@ class ServiceClient:
 
 
 class _Translated:
-    """Turns the library's errors into ours: not sent (`network`), or perhaps carried out (`lost`)."""
+    """A context that turns the library's errors into ours: not sent (`network`), or perhaps carried out (`lost`)."""
 
     def __init__(self, where: str) -> None:
         self._where = where
@@ -238,9 +244,9 @@ class _Translated:
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         if isinstance(error, httpx.InvalidURL):
-            raise ProviderError("invalid", "this is no address", where=self._where) from None
+            raise ProviderError("invalid", "this is not a valid address", where=self._where) from None
         if isinstance(error, httpx.DecodingError):
-            raise ProviderError("protocol", "the answer is packed wrongly", where=self._where) from None
+            raise ProviderError("protocol", "the answer cannot be decompressed", where=self._where) from None
         if isinstance(error, httpx.HTTPError):
             sent = "network" if isinstance(error, UNSENT) else "lost"
             description = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -249,16 +255,16 @@ class _Translated:
 
 @cache
 def _trusted_authorities(*_: str | None) -> ssl.SSLContext:
-    """The certificates that are trusted, by the variables that name them; reading them takes 70 ms of every client."""
+    """Return the trusted certificates, cached by the variables that name them: reading them takes 70 ms."""
     return httpx.create_ssl_context()
 
 
 def check_address(address: str, where: str) -> None:
-    """Raise `insecure-url` for an address that would send a key in clear text, or that holds a password."""
+    """Raise `insecure-url` for an address that would send a key in clear text, or that contains a password."""
     parts = urlsplit(address)
     if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK):
         if parts.username or parts.password:
-            raise LuthierError("insecure-url", "an address holds a user or password", where=where)
+            raise LuthierError("insecure-url", "an address must not contain a user or password", where=where)
         return
     raise LuthierError("insecure-url", "only https, or http on this machine", where=where, found=redact_link(address))
 

@@ -1,1 +1,1 @@
-"""The wire format of OpenAI's fine-tuning, which several services speak: `WireTerms` say how one of them speaks it."""
+"""The wire format of OpenAI's fine-tuning, which several services use; `WireTerms` describes one service's use."""

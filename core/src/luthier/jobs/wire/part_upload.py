@@ -1,4 +1,4 @@
-"""Files too large for one request: sent in parts, whose ids are kept so that a cut costs one part at most."""
+"""Files too large for one request: they are sent in parts, whose ids are stored, so that a cut costs one part."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from luthier.jobs.provider_error import ProviderError
 from luthier.jobs.transport.service_client import Call, ServiceClient
 from luthier.plugins.providing.job_records import DataFile, Progress
 
-LIFE: Final = 3000.0  # seconds for which an upload is gone on with; the service keeps it for an hour
+LIFE: Final = 3000.0  # seconds for which an upload is continued; the service keeps it for an hour
 KIND: Final = "text/jsonl"
-STALE: Final = ("invalid", "not_found", "exists", "ended")  # what a service says of an upload that it has no more
+# the kinds of error for an upload that the service no longer has
+STALE: Final = ("invalid", "not_found", "exists", "ended")
 
 
 @attrs.define(kw_only=True)
 class PartUpload:
-    """One upload: the service's id of it, and of the parts that it has. It is kept in a note beside the job."""
+    """One upload: the service's id of it and of the parts that it has. It is stored in a note beside the job."""
 
     id: str
     begun: float
-    size: int  # bytes of a part
+    size: int  # bytes of one part
     sha256: str
     parts: list[str] = attrs.field(factory=list)
 
     def write_note(self, note: Path) -> None:
-        """Write the note so that nobody reads half of it."""
+        """Write the note in such a way that no reader sees half of it."""
         partial = note.with_suffix(".partial")
         partial.write_text(json.dumps(attrs.asdict(self)), "utf-8")
         os.replace(partial, note)
@@ -42,12 +43,12 @@ async def send_in_parts(
 ) -> str:  # fmt: skip
     """Send a file in parts of `size` bytes and return the service's id of it.
 
-    `place` gives a path as the service wants it; `note` is where the parts that have arrived are kept.
+    `place` returns a path as the service needs it; `note` is the file that records which parts have arrived.
     """
-    kept = _read_note(note, file, size, client.clock.now())
-    if kept is not None:
+    earlier = _read_note(note, file, size, client.clock.now())
+    if earlier is not None:
         try:
-            return await _send_rest(client, place, file, kept, note, progress)
+            return await _send_rest(client, place, file, earlier, note, progress)
         except ProviderError as error:
             if error.kind not in STALE:
                 raise
@@ -78,11 +79,11 @@ async def _send_rest(
 
 
 def _read_note(note: Path, file: DataFile, size: int, now: float) -> PartUpload | None:
-    """The upload that was begun for these bytes, while the service still has it."""
+    """Return the upload that was begun for these bytes, if the service still has it, else None."""
     try:
         values: dict[str, Any] = json.loads(note.read_text("utf-8"))
-        kept = PartUpload(**values)
+        noted = PartUpload(**values)
     except (OSError, ValueError, TypeError):
         return None
-    fits = (kept.sha256, kept.size) == (file.sha256, size)
-    return kept if fits and 0 <= now - kept.begun < LIFE else None
+    fits = (noted.sha256, noted.size) == (file.sha256, size)
+    return noted if fits and 0 <= now - noted.begun < LIFE else None

@@ -1,4 +1,4 @@
-"""Jobs in OpenAI's wire format: what each act of a provider asks of a service that speaks it."""
+"""Jobs in OpenAI's wire format: what each method of a provider asks of a service that uses it."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from luthier.plugins.providing.job_records import (
 )
 
 JOBS: Final = "/fine_tuning/jobs"
-TAG: Final = "luthier_job"  # the metadata by which a job is found whose answer was lost
+TAG: Final = "luthier_job"  # the metadata by which a job whose answer was lost is found
 PAGE: Final = 100
-PAGES: Final = 200  # of a list that does not end
+PAGES: Final = 200  # the most pages of one list
 METHODS: Final = {"sft": "supervised", "dpo": "dpo"}
 
 
 @attrs.frozen(kw_only=True)
 class WireTerms:
-    """How a service speaks the format. `headers` gives what identifies the user, a `Secret` where a key stands.
+    """One service's use of the format. `headers` returns what identifies the user, with a `Secret` for the key.
 
-    `params` go with every request, `extra` stands in each request for a job, and `hyperparameters` are those that the
+    `params` go with every request, `extra` is part of each request for a job, and `hyperparameters` are those that the
     recipe has no name for.
     """
 
-    service: str  # named in errors
+    service: str  # for errors
     base_url: str
     headers: Callable[[], Mapping[str, str | Secret]]
     capabilities: Capabilities
@@ -56,11 +56,11 @@ class WireTerms:
     suffix: str | None = None
     whole_bytes: int | None = None  # larger files are sent in parts; None: the service takes no parts
     part_bytes: int = 64_000_000
-    findings: Sequence[Finding] = ()  # what is wrong with the options, told before anything is sent
+    findings: Sequence[Finding] = ()  # problems of the options, reported before anything is sent
 
 
 class WireService:
-    """The provider of a service that speaks the format. No connection is opened before the first request."""
+    """The provider of a service that uses the format. No connection is opened before the first request."""
 
     def __init__(self, terms: WireTerms) -> None:
         self.terms = terms
@@ -71,7 +71,7 @@ class WireService:
 
     @property
     def client(self) -> ServiceClient:
-        """The client, made when it is first used."""
+        """Return the client, which is made at its first use."""
         if self._client is None:
             terms = self.terms
             self._client = ServiceClient(terms.base_url, service=terms.service, headers=terms.headers)
@@ -81,7 +81,7 @@ class WireService:
         return {**self.terms.params, **drop_missing(**given)}
 
     def _path(self, path: str) -> str:
-        """A path that is not read from, with what the address wants of every request."""
+        """Return a path for a request other than a read, with the parameters that go with every request."""
         words = "&".join(f"{name}={value}" for name, value in self.terms.params.items())
         return f"{path}?{words}" if words else path
 
@@ -126,7 +126,7 @@ class WireService:
         return read_wire_job(await self.client.post_json(self._path(JOBS), self.request_body(job, uploads)))
 
     def request_body(self, job: JobSpec, uploads: Mapping[str, str]) -> dict[str, Any]:
-        """Return the request that makes the job; only what was set stands in it."""
+        """Return the request that makes the job. It holds only what was set."""
         settings = job.settings
         numbers = {
             "n_epochs": settings.get("num_train_epochs"),
@@ -148,7 +148,7 @@ class WireService:
         return body | {name: value for name, value in optional.items() if value is not None}
 
     async def find(self, job: JobSpec, uploads: Mapping[str, str]) -> Sequence[JobStatus]:
-        """Ask for jobs with this one's metadata; a service that ignores the filter is read through."""
+        """Return the jobs with this one's metadata. If the service ignores the filter, all its jobs are read."""
         statuses = []
         async for item in self._pages(JOBS, {f"metadata[{TAG}]": job.id}):
             if (item.get("metadata") or {}).get(TAG) == job.id:
@@ -180,7 +180,7 @@ class WireService:
         return EventPage(events=events[::-1], cursor=events[0].id if events else cursor)
 
     async def _pages(self, path: str, given: Mapping[str, Any] | None = None) -> AsyncIterator[Mapping[str, Any]]:
-        """Give the items of a list, page by page; a service that repeats itself is a `protocol` error."""
+        """Yield the items of a list, page by page. Raises a `protocol` error if the service repeats itself."""
         where, after = f"{self.terms.service}: GET {path}", None
         seen: set[str] = set()
         for _ in range(PAGES):
