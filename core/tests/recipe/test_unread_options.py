@@ -78,7 +78,6 @@ def test_every_option_of_the_schema_is_read_somewhere():
 @pytest.mark.parametrize(
     ("name", "value", "answer"),
     [
-        ("report_to", "wandb", "callbacks"),
         ("eval_strategy", "steps", "eval_steps"),
         ("evaluation_strategy", "no", "data.validation"),
         ("early_stopping_patience", 3, "name: early_stopping, patience"),
@@ -90,3 +89,11 @@ def test_what_other_tools_say_in_one_word_gets_a_useful_answer(name, value, answ
     with pytest.raises(LuthierError, match=name) as caught:
         read(**{name: value})
     assert answer in caught.value.remedy
+
+
+@pytest.mark.parametrize(("written", "meant"), [("rank", "r"), ("dim", "r"), ("alpha", "lora_alpha")])
+def test_an_option_that_others_call_so_is_proposed(written, meant, plugins):
+    given = {"model": "demo", "data": "rows.jsonl", "adapter": {"name": "lora", written: 8}}
+    with pytest.raises(LuthierError) as caught:
+        luthier.recipe.load_recipe(given, plugins=plugins)
+    assert caught.value.remedy == f"Did you mean {meant!r}?"

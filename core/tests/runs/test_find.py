@@ -56,11 +56,16 @@ def test_an_ambiguous_name_lists_what_it_may_be(runs):
         assert name in caught.value.problem
 
 
-def test_an_unknown_name_lists_what_there_is(runs, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("bta", "Did you mean beta?"), ("omega", "The newest is gamma; `luthier runs` lists them all."),
+     ("20260102-030402-abx2", "gamma")],
+)  # fmt: skip
+def test_an_unknown_name_is_told_the_runs_that_are_like_it(name, hint, runs, tmp_path):
     with pytest.raises(LuthierError) as caught:
-        find_run("omega", runs)
+        find_run(name, runs)
     assert caught.value.code == "run-not-found"
-    assert "20260102-030402-abc2" in caught.value.remedy
+    assert hint in caught.value.remedy
     with pytest.raises(LuthierError, match="--dir"):
         find_run("omega", tmp_path / "nowhere")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,7 @@ from luthier.recipe.artifact_note import ARTIFACTS
 from luthier.runs.run_folder import CHECKPOINTS, LOCK, RECORD, RunFolder, read_folder
 
 DEEP: Final = 3  # levels of folders between a directory and a run in it
+NEAR: Final = 0.6  # the share of letters that a name has in common with one that is proposed
 LISTED: Final = 5  # the most runs that an error names
 
 
@@ -36,9 +38,7 @@ def find_run(name: str, directory: Path) -> RunFolder:
             return matching[0]
         if matching:
             raise _ambiguous(name, matching)
-    known = ", ".join(run.run_id or run.name for run in runs[:LISTED])
-    remedy = f"There are: {known}." if known else "Give a run's folder, or its directory with --dir."
-    raise LuthierError("run-not-found", f"no run {name!r} in {directory}", remedy=remedy)
+    raise LuthierError("run-not-found", f"no run {name!r} in {directory}", remedy=_near_runs(name, runs))
 
 
 def is_run(folder: Path) -> bool:
@@ -61,6 +61,17 @@ def describe_folder(folder: Path) -> str | None:
     kinds = {"runs": [*filter(is_run, inner)], "models": [path for path in inner if (path / "config.json").is_file()]}
     return next((f"It holds {kind}: give one of them, such as {found[-1]}." for kind, found in kinds.items() if found),
                 None)  # fmt: skip
+
+
+def _near_runs(name: str, runs: list[RunFolder]) -> str:
+    """Return a hint that names the runs whose names or ids are like `name`, the newest run if none is."""
+    if not runs:
+        return "Give a run's folder, or its directory with --dir."
+    words = {word: run for run in reversed(runs) for word in (run.run_id, run.name) if word}
+    near = difflib.get_close_matches(name, words, n=LISTED, cutoff=NEAR)
+    if near:
+        return f"Did you mean {' or '.join(dict.fromkeys(words[word].name for word in near))}?"
+    return f"The newest is {runs[0].name}; `luthier runs` lists them all."
 
 
 def _folders(folder: Path, deep: int) -> Iterator[Path]:

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from luthier.errors import LuthierError
+from luthier.errors import CODES, LuthierError
 from luthier.timestamp import current_time
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+STOPPED = "interrupted"  # the code of a command that somebody stopped
 INSTALL_LOCAL = 'pip install "luthier[local]"'
 
 
@@ -80,7 +81,8 @@ def report(error: BaseException, stdout: Any, *, as_json: bool, in_lines: bool =
     if as_json:
         print_json({"error": translated.to_dict()}, stdout)
     elif in_lines:
-        print_line("error", "error", **translated.to_dict())
+        level = "warning" if translated.code == STOPPED else "error"
+        print_line(level, level, **translated.to_dict())
     else:
         print_error(translated)
     return status if isinstance(status, int) else translated.exit_status
@@ -91,7 +93,7 @@ def translate_error(error: BaseException) -> LuthierError:
     if isinstance(error, LuthierError):
         return error
     if isinstance(error, KeyboardInterrupt) or hasattr(error, "exit_status"):  # of the engine, after its checkpoint
-        return LuthierError("interrupted", str(error) or "stopped by Ctrl-C")
+        return LuthierError(STOPPED, str(error) or "stopped by Ctrl-C")
     if hasattr(error, "format_message"):  # a usage error of typer's parser
         path = getattr(getattr(error, "ctx", None), "command_path", "luthier")
         return LuthierError("usage", error.format_message(), remedy=f"See `{path} --help`.")
@@ -135,14 +137,21 @@ def print_line(level: str, event: str, **fields: Any) -> None:
 
 
 def print_error(error: LuthierError) -> None:
-    """A red line and its remedy, on standard error, for the error and for each that is told with it."""
+    """Print a red line and its remedy on standard error, for the error and for each that is told with it.
+
+    That somebody has stopped the command is no error: it is a notice in yellow.
+    """
     from rich.text import Text
 
     screen = make_console(stderr=True)
     errors = (error, *error.also)
     for single, following in itertools.zip_longest(errors, errors[1:]):
         line = re.sub(r"\n(?!  )", " ", single.line)  # what is listed keeps its lines
-        screen.print(Text(f"error: {line} [{single.code}]", style="red"), soft_wrap=True)
+        stopped = single.code == STOPPED
+        screen.print(Text(line, style="yellow") if stopped else Text(f"error: {line} [{single.code}]", style="red"),
+                     soft_wrap=True)  # fmt: skip
+        if stopped and single.remedy == CODES[STOPPED].remedy:  # which a notice says in its line
+            continue
         if single.remedy and (following is None or following.remedy != single.remedy):
             screen.print(Text(single.remedy), soft_wrap=True)
 

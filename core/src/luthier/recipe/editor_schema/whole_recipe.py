@@ -27,6 +27,7 @@ from luthier.recipe.reading.computing_aliases import CHOICES
 from luthier.recipe.reading.draft import Steps, default_of
 from luthier.recipe.reading.overrides import SECTIONS
 from luthier.recipe.reading.shorthand import OF_A_SOURCE, SOURCES, STANDS_FOR
+from luthier.recipe.reading.trackers import REPORT
 from luthier.recipe.schema import Data, Settings, Source
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -46,6 +47,7 @@ def make_schema(
     known = plugins or installed_plugins()
     properties = {field.name: _setting((field.name,), field, Settings) for field in attrs.fields(Settings)}
     properties[EXACT] = _callbacks(exact=True)
+    properties[REPORT] = _trackers()
     properties |= {alias: _alias(alias, meant, known) for alias, meant in ALIASES.items() if alias not in properties}
     properties |= {alias: _reading(alias) for alias in READINGS if alias not in properties}
     if sequence is not None:
@@ -113,6 +115,12 @@ def _callbacks(*, exact: bool) -> Schema:
     entry = {"anyOf": [part_reference("callback"), {"enum": words}]}
     listed = {"anyOf": [entry, {"type": "array", "items": entry}]}
     return {"description": "The whole list of callbacks; it adds to no default.", **listed} if exact else listed
+
+
+def _trackers() -> Schema:
+    """The names of callbacks that `report_to` adds."""
+    one_or_more = {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": TEXT}]}
+    return {"description": "Trackers, as transformers names them: callbacks that are added.", **one_or_more}
 
 
 def _alias(alias: str, meant: str, plugins: Plugins) -> Schema:

@@ -90,7 +90,6 @@ OPTIMIZERS: Final = {
 VALUES: Final[dict[tuple[str, ...], dict[str, str]]] = {("optimizer",): OPTIMIZERS, ("model", "dtype"): DTYPES}
 WHEN: Final = "Held-out rows (data.validation) are evaluated at the end, and every eval_steps: N steps; without, never."
 ANSWERS: Final = {  # names of other tools that no single option stands for: what to write
-    "report_to": "Name trackers among the callbacks, such as callbacks: [wandb]; nothing is reported unasked.",
     **dict.fromkeys(("eval_strategy", "evaluation_strategy"), WHEN),
     **{
         f"early_stopping_{name}": f"Write callbacks: [{{name: early_stopping, {option}: ...}}]."
@@ -249,9 +248,9 @@ def quantized_names(draft: Draft, plugins: Plugins) -> None:
         raise LuthierError(error.code, f"{meaning}, but {error.problem}", where="adapter", remedy=remedy) from None
 
 
-def joined_betas(tree: dict[str, Any], plugins: Plugins) -> None:
+def joined_betas(draft: Draft, plugins: Plugins) -> None:
     """`beta1` and `beta2` apart become `betas`, unless the optimizer has options of their names."""
-    optimizer = tree.get("optimizer")
+    optimizer = draft.tree.get("optimizer")
     if not isinstance(optimizer, dict) or not (apart := APART & set(optimizer)):
         return
     try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
 from luthier.error_lists import flatten_errors
 from luthier.errors import LuthierError
+from luthier.recipe.reading.aliases import ALIASES
 
 REASONS: Final[dict[str, str]] = {
     "the model's class and code are those of its config; remote code is never run": "model_type tokenizer_type "
@@ -57,6 +59,7 @@ INSTEAD: Final[dict[str, str]] = {  # what is written here in their place
     "max_samples": "Write max_rows: N in each source of data.train.",
     "max_eval_samples": "Write max_rows: N in each source of data.validation.",
 }
+WORD: Final = re.compile(r"\w+")
 FOREIGN: Final = {key: reason for reason, keys in REASONS.items() for key in keys.split()}
 
 
@@ -78,8 +81,20 @@ def find_remedy(path: str) -> tuple[str, str] | None:
     return (f"is not needed here, because {FOREIGN[key]}", "Leave it out.") if key in FOREIGN else None
 
 
+def _meant_option(path: str, known: str) -> str | None:
+    """Return the option among the `known` ones that other tools call as the last word of `path`, as in `lora_rank`."""
+    kind, _, option = path.rpartition(".")
+    names = WORD.findall(known) if known.startswith("Known:") else []
+    meant = [ALIASES[alias].rpartition(".") for alias in ALIASES if alias.endswith(f"_{option}")]
+    return next((own for section, _, own in meant if section == kind and own in names), None)
+
+
 def _explained(error: LuthierError) -> LuthierError:
-    answer = find_remedy((error.where or "").rpartition(": ")[2]) if error.code == "recipe-unknown-option" else None
+    path = (error.where or "").rpartition(": ")[2].lstrip("-")
+    answer = find_remedy(path) if error.code == "recipe-unknown-option" else None
     if answer is None:
-        return error
+        meant = _meant_option(path, error.remedy or "") if error.code == "recipe-unknown-option" else None
+        if meant is None:
+            return error
+        answer = error.problem, f"Did you mean {meant!r}?"
     return LuthierError(error.code, answer[0], where=error.where, found=error.found, remedy=answer[1])

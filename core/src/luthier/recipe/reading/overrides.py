@@ -17,6 +17,7 @@ from luthier.recipe.reading import yaml12
 from luthier.recipe.reading.aliases import ALIASES, READINGS
 from luthier.recipe.reading.callback_list import EXACT
 from luthier.recipe.reading.foreign_keys import find_remedy
+from luthier.recipe.reading.trackers import REPORT
 from luthier.recipe.schema import Data, Model, Settings
 
 PREFIX: Final = "LUTHIER_"
@@ -205,7 +206,7 @@ def _refuse_unknown(steps: tuple[str, ...], label: str, own: Sequence[str] = ())
 def _is_known(steps: tuple[str, ...]) -> bool:
     """Return True if the first step, and the second below model and data, are options or aliases."""
     dotted = ".".join(steps)
-    if dotted in ALIASES or dotted in READINGS or steps[0] in ("batch_size", "train_batch_size", EXACT):
+    if dotted in ALIASES or dotted in READINGS or steps[0] in ("batch_size", "train_batch_size", EXACT, REPORT):
         return True
     if steps[0] in SECTIONS and len(steps) > 1:
         return steps[1] in field_hints(SECTIONS[steps[0]])

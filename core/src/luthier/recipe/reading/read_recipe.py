@@ -27,6 +27,7 @@ from luthier.recipe.reading.overrides import Override, from_environment, from_py
 from luthier.recipe.reading.paths import escape_variables, expand_variables, locate_paths
 from luthier.recipe.reading.recipe_files import find_file, read_recipe_file
 from luthier.recipe.reading.shorthand import expand_shorthand as expand_short
+from luthier.recipe.reading.trackers import add_trackers
 from luthier.recipe.schema import Settings
 
 Made = TypeVar("Made", bound=Settings)
@@ -170,8 +171,8 @@ def _finish(made: type[Made], draft: Draft, plugins: Plugins | None) -> Reading[
             causes.append(error.__cause__)
 
     attempt(lambda: open_run_model(draft))
-    attempt(lambda: quantized_names(draft, known))
-    attempt(lambda: joined_betas(draft.tree, known))
+    for settle in (quantized_names, joined_betas, add_trackers):
+        attempt(functools.partial(settle, draft, known))
     attempt(lambda: _size_batch(draft.tree))
     settings = {name: value for name, value in draft.tree.items() if name not in (*FIELDS, ADDED, EXACT)}
     recipe = attempt(lambda: structure_value(settings, made, ""))  # first what no plugin is needed for
