@@ -5,11 +5,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from luthier.model.attention import install_attention
+from luthier.testing.contexts import context as engine_context
 from luthier.testing.worlds import tiny_model
-from luthier_lora import Dora, Lora, options_of
+from luthier_lora import Dora, Lora, gradients, options_of
 from luthier_lora.adapter import LoraAdapter
 from luthier_lora.merging import wrappers
-from luthier_lora.ranks import allot_ranks, count_energy
+from luthier_lora.ranks import count_energy, fit_budget
 from safetensors.torch import load_file
 
 ENERGIES = st.lists(st.floats(0.0, 100.0), min_size=1, max_size=8).map(lambda values: sorted(values, reverse=True))
@@ -29,9 +31,9 @@ def test_a_rank_is_the_fewest_that_hold_the_share_and_rises_with_it(values, shar
 def test_a_budget_is_kept_and_only_takes_away(layers, share, most, spare):
     energies = {name: values for name, (values, _) in layers.items()}
     costs = {name: cost for name, (_, cost) in layers.items()}
-    free = allot_ranks(energies, costs, share=share, most=most, budget=None)
+    free = {name: min(most, count_energy(values, share)) for name, values in energies.items()}
     budget = sum(costs.values()) + spare
-    ranks = allot_ranks(energies, costs, share=share, most=most, budget=budget)
+    ranks = fit_budget(free, energies, costs, budget)
     spent = sum(rank * costs[name] for name, rank in ranks.items())
     assert spent <= budget
     assert all(1 <= ranks[name] <= free[name] <= most for name in layers)
@@ -69,6 +71,67 @@ def test_a_budget_bounds_the_parameters(attached, refused, context):
     assert 4500 < size <= 5000
     error = refused(LoraAdapter(Lora(rank_budget=100)).attach, tiny_model(), context())
     assert (error.code, error.where) == ("recipe-out-of-range", "rank_budget")
+
+
+def summed_gradients(model, batches, names):
+    """The gradients of minus the weighted log-likelihood of the labels, by autograd on the weights themselves."""
+    model.requires_grad_(True).zero_grad()
+    for batch in batches:
+        for ids, labels, weights in zip(*(part.split(batch.lengths.tolist()) for part in (
+                batch.input_ids, batch.labels, batch.token_weights)), strict=True):  # fmt: skip
+            found = model(ids[None]).logits[0, :-1].log_softmax(-1)
+            kept = labels[1:] != -100
+            chosen = found[kept].gather(-1, labels[1:][kept][:, None])[:, 0]
+            (-(chosen * weights[1:][kept]).sum()).backward()
+    return {name: model.get_submodule(name).weight.grad for name in names}
+
+
+@pytest.mark.parametrize("held", [2**31, 1], ids=["together", "one by one"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_gradients_of_layers_are_those_of_autograd_and_leave_no_trace(monkeypatch, held, architecture):
+    monkeypatch.setattr(gradients, "HELD", held)
+    model = tiny_model(architecture)
+    frozen = model.model.norm.weight.requires_grad_(False)
+    names = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and "layers" in name]
+    layers = {name: model.get_submodule(name) for name in names}
+    install_attention(model)
+    around, told = engine_context(model), []
+    energies = gradients.gradient_energies(model, layers, 2, around, lambda: told.append(1))
+    assert len(told) == len(names) == len(energies)
+    assert all(p.grad is None and p.requires_grad == (p is not frozen) for p in model.parameters())
+    assert not any(layer._forward_hooks for layer in model.modules()) and model.training == tiny_model().training
+    expected = summed_gradients(tiny_model(architecture).eval(), around.batches(2), names)
+    for name, values in energies.items():
+        squares = torch.linalg.svdvals(expected[name]).double().square()
+        torch.testing.assert_close(torch.tensor(values).double(), squares, rtol=1e-3, atol=1e-3 * float(squares[0]))
+
+
+def ranks_of(options, change=lambda model: None):
+    model = tiny_model()
+    change(model)
+    install_attention(model)
+    LoraAdapter(options).attach(model, engine_context(model))
+    return {name: layer.lora_A.weight.shape[0] for name, layer in wrappers(model).items()}
+
+
+def test_ranks_by_gradient_go_where_the_rows_would_change_the_model(refused):
+    options = Lora(r=16, rank_budget=3000, rank_gradient=1, target_modules="all-linear")
+
+    def silence(model):  # what a layer gives has no part in the loss, so that it gets no gradient
+        model.model.layers[1].mlp.down_proj.weight.data.zero_()
+
+    ranks, silenced = ranks_of(options), ranks_of(options, silence)
+    costs = {name: sum(layer.weight.shape) for name, layer in tiny_model().named_modules() if name in ranks}
+    assert 2900 < sum(ranks[name] * cost for name, cost in costs.items()) <= 3000
+    assert len(set(ranks.values())) > 2 and ranks != ranks_of(attrs.evolve(options, rank_gradient=None))
+    ends = {
+        name: rank for name, rank in silenced.items() if name.startswith("model.layers.1.mlp.") and "down" not in name
+    }
+    assert set(ends.values()) == {1} and len(ends) == 2 and any(ranks[name] > 1 for name in ends)
+    shares = [ranks_of(Lora(r=16, rank_energy=share, rank_gradient=1)) for share in (0.5, 0.9)]
+    assert all(shares[0][name] <= shares[1][name] for name in shares[0]) and shares[0] != shares[1]
+    error = refused(lambda: Lora(rank_gradient=1))
+    assert (error.code, error.where) == ("recipe-missing", "Lora.rank_gradient")
 
 
 def test_the_ranks_are_a_decision_of_the_run(context):

@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 from luthier.testing.exactness import unrounded
-from luthier.testing.worlds import random_batch, tiny_model
+from luthier.testing.worlds import random_batch, tiny_model, tiny_tokenizer
 from luthier_prompt import PrefixTuning, PromptTuning, PTuningV2, options_of
 from peft import PeftModel, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
+from tokenizers.processors import TemplateProcessing
 
 OPTIONS = {
     "prompt": PromptTuning(num_virtual_tokens=5),
@@ -77,6 +78,22 @@ def test_our_folder_gives_the_same_values_in_plain_peft(attached, scores, separa
     with torch.no_grad():
         theirs = separately(PeftModel.from_pretrained(base, tmp_path).eval(), batch)
         torch.testing.assert_close(scores(model, adapter, batch), theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [3, 20])
+def test_a_text_to_begin_with_gives_the_table_of_peft(attached, tmp_path, rows):
+    text = "Add the numbers."
+    tokenizer = tiny_tokenizer()  # without a first token of its own, which PEFT would take into the prompt
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    tokenizer.save_pretrained(tmp_path)
+    config = PromptTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=rows, prompt_tuning_init="TEXT", prompt_tuning_init_text=text,
+        tokenizer_name_or_path=str(tmp_path),
+    )  # fmt: skip
+    theirs = get_peft_model(tiny_model(), config).prompt_encoder["default"].embedding.weight
+    ours = attached(PromptTuning(num_virtual_tokens=rows, init="text", init_text=text))[1].table.whole()
+    assert 3 < len(tiny_tokenizer()(text, add_special_tokens=False)["input_ids"]) < 20
+    assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize(("config", "kind"), PEFTS.values(), ids=PEFTS.keys())

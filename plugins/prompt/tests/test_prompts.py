@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier.testing.contexts import context
-from luthier.testing.worlds import random_batch, tiny_model
+from luthier.testing.worlds import random_batch, tiny_model, tiny_tokenizer
 from luthier_prompt import PrefixTuning, PromptTuning, PTuningV2
 from luthier_prompt.adapters import PromptAdapter
 from luthier_prompt.tables import EncodedTable, PromptTable
@@ -49,6 +49,31 @@ def test_a_prompt_begins_with_embeddings_of_the_vocabulary(attached):
     assert len({tuple(row.tolist()) for row in rows}) > 1
     drawn = attached(PromptTuning(num_virtual_tokens=200, init="random"))[1].table.weight
     assert drawn.std().item() == pytest.approx(known.std().item(), rel=0.1)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_a_prompt_of_a_text_computes_what_the_text_before_the_document_does(attached, scores, architecture):
+    ids = torch.tensor(tiny_tokenizer()("12 is", add_special_tokens=False)["input_ids"])
+    model, adapter = attached(PromptTuning(num_virtual_tokens=len(ids), init="text", init_text="12 is"), architecture)
+    document = random_batch((7,), supervised=1.0)
+    whole = torch.cat([ids, document.input_ids])
+    with torch.no_grad():
+        expected = tiny_model(architecture).eval()(input_ids=whole[None]).logits[0].log_softmax(-1)
+        rows = torch.arange(len(ids), len(whole) - 1)
+        found = scores(model, adapter, document)[1:]
+        torch.testing.assert_close(found, expected[rows, whole[rows + 1]], rtol=1e-4, atol=1e-4)
+    opened = PromptAdapter(PromptTuning(num_virtual_tokens=len(ids), init="text", init_text="12 is"))
+    around = attrs.evolve(context(model), purpose="open", encode=None)
+    assert opened.attach(tiny_model(architecture), around) is opened.model  # its files bring the table
+
+
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [({"init": "text"}, "PromptTuning.init"), ({"init_text": "x"}, "PromptTuning.init"),
+     ({"init": "text", "init_text": " "}, "PromptTuning.init_text")],
+)  # fmt: skip
+def test_a_text_to_begin_with_is_there_where_it_is_asked_for(refused, options, where):
+    assert refused(lambda: PromptTuning(**options)).where == where
 
 
 @pytest.mark.parametrize("kind", [PrefixTuning, PTuningV2])

@@ -31,7 +31,7 @@ from luthier.precision import dtypes as precision
 from luthier.recipe import Recipe
 from luthier.recipe.settled import SettledRecipe
 from luthier.step.attachment import Attachment, BuiltParts
-from luthier.step.context import WHOLE, ContextSources, context_for, dense_weight
+from luthier.step.context import WHOLE, ContextSources, context_for, dense_weight, encode_with
 from luthier.step.losses.unit_layout import lay_out_feed
 from luthier.step.module import Step
 from luthier.step.schedule.total_steps import feed_of, rates_of
@@ -128,7 +128,7 @@ def _adapters_context(attachment: Attachment, feed: LaidOutFeed, numbers: dict[s
     sources = _sources(recipe, model, attachment.parts.quantizer, head, attachment.purpose)
     files = functools.partial(Files.of_recipe, recipe, model.dtype, getattr(adapter, "save_dtype", None))
     sources = attrs.evolve(sources, total_steps=feed.total, log=numbers.__setitem__, files=files,
-                           decisions=attachment.decisions)  # fmt: skip
+                           decisions=attachment.decisions, encode=encode_with(attachment.tokenizer))  # fmt: skip
     return _context(recipe, model, attachment.parts.quantizer, sources)
 
 

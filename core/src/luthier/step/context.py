@@ -16,11 +16,11 @@ from luthier.model.self_check import find_disagreement
 from luthier.model.weights.dense_files import Files, save_model
 from luthier.model.weights.quantized import write_trained
 from luthier.plugins.contracts.protocols import Adapter, Quantizer
-from luthier.plugins.contracts.values import Context, Purpose
+from luthier.plugins.contracts.values import Context, Purpose, refuse_text
 from luthier.precision import weight_dtypes as storage
 from luthier.randomness import seed_all
 from luthier.runs.writing.decisions import Decisions
-from luthier.step.preparation import cache_tensors, decide_with, run_body, show_progress
+from luthier.step.preparation import cache_tensors, decide_with, differentiate_body, run_body, show_progress
 
 WHOLE: Final = ("train", "open")  # purposes of a model whose weights have values
 ATTACHING: Final = -1  # where the key of a step has its number, so that no step draws the same
@@ -38,6 +38,7 @@ class ContextSources:
     log: Callable[[str, float], None] = lambda *_: None
     files: Callable[[], Files] = Files
     decisions: Decisions = attrs.field(factory=Decisions)
+    encode: Callable[[str], list[int]] = refuse_text
 
 
 def context_for(model: Any, quantizer: Quantizer, sources: ContextSources) -> Context:
@@ -57,6 +58,7 @@ def context_for(model: Any, quantizer: Quantizer, sources: ContextSources) -> Co
         original=sources.original,
         batches=sources.batches,
         forward=run_body,
+        encode=sources.encode,
     )
     save, load = functools.partial(_save, quantizer, sources.files), functools.partial(_load, quantizer)
     return _with_preparation(attrs.evolve(context, save_model=save, load_model=load), sources.decisions)
@@ -66,7 +68,15 @@ def _with_preparation(context: Context, decisions: Decisions) -> Context:
     context = attrs.evolve(context, decide=decide_with(decisions, context.purpose))
     if not context.has_values:
         return context
-    return attrs.evolve(context, progress=show_progress, cache=cache_tensors, probe=find_disagreement)
+    return attrs.evolve(context, progress=show_progress, cache=cache_tensors, probe=find_disagreement,
+                        differentiate=differentiate_body)  # fmt: skip
+
+
+def encode_with(tokenizer: Any) -> Callable[[str], list[int]]:
+    """Return a context's `encode`; None: there is no tokenizer."""
+    if tokenizer is None:
+        return refuse_text
+    return lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def attach_adapter(adapter: Adapter, model: Any, context: Context) -> Any:

@@ -104,6 +104,24 @@ def run_body(model: Any, batch: Any) -> Tensor:
         model.train(training)
 
 
+def differentiate_body(model: Any, batch: Any) -> None:
+    """Backpropagate minus the log-likelihood of a packed batch's labels; hooks on layers see it, no parameter does."""
+    training, trained = model.training, [p for p in model.parameters() if p.requires_grad]
+    model.eval()
+    handle = model.get_input_embeddings().register_forward_hook(lambda layer, inputs, output: output.requires_grad_())
+    try:
+        model.requires_grad_(False)
+        with torch.enable_grad(), keep_randomness():
+            placed = batch.to(model.device)
+            total = ModelPolicy(model).token_logprobs(placed) * placed.token_weights
+            (-total.sum()).backward()
+    finally:
+        handle.remove()
+        for parameter in trained:
+            parameter.requires_grad_()
+        model.train(training)
+
+
 def show_progress(total: int, text: str) -> Callable[..., None]:
     """Return `advance(n=1)`, which moves a bar on a terminal, or else writes a log line now and then."""
     from rich.console import Console

@@ -20,10 +20,10 @@ from luthier.model.weights.quantized import apply_quantizer
 from luthier.plugins.completion import complete_part
 from luthier.plugins.contracts.values import Context, Progress
 from luthier.plugins.records import NoOptions
-from luthier.step.context import ContextSources, attach_adapter, context_for
+from luthier.step.context import ContextSources, attach_adapter, context_for, encode_with
 from luthier.step.module import Step
 from luthier.testing.laws import Subject
-from luthier.testing.worlds import random_batch, tiny_model
+from luthier.testing.worlds import random_batch, tiny_model, tiny_tokenizer
 
 STEPS: Final = 10  # total_steps of a context
 LENGTHS: Final = (5, 9, 3)
@@ -47,7 +47,7 @@ def context(
         model,
         complete_part(quantizer, "quantizer", type(quantizer).__name__),
         ContextSources(seed=seed, total_steps=total_steps, original=_original(model, originals),
-                       batches=batches or _batches),
+                       batches=batches or _batches, encode=_encode),
     )  # fmt: skip
 
 
@@ -66,6 +66,10 @@ def _original(model: nn.Module, originals: Mapping[str, Tensor] | None) -> Calla
         return originals[path].float()
 
     return original
+
+
+def _encode(text: str) -> list[int]:
+    return encode_with(tiny_tokenizer())(text)
 
 
 def _batches(count: int) -> Iterable[Batch]:

@@ -66,6 +66,12 @@ class LowRank:
     rank_budget: int | None = option(
         None, help="Choose ranks of at most r so that all A and B have at most so many parameters.", low=1
     )
+    rank_gradient: int | None = option(
+        None,
+        help="Let rank_energy and rank_budget judge by the gradient of the loss over so many packed batches, in the "
+        "place of the weight: ranks go to the layers that the rows would change most.",
+        low=1,
+    )
     learn_scale: bool = option(
         False, help="Train a factor of each layer's update besides, which begins at 1; files hold it within B."
     )
@@ -83,6 +89,9 @@ class LowRank:
     )
 
     def __attrs_post_init__(self) -> None:
+        if self.rank_gradient is not None and self.rank_energy is None and self.rank_budget is None:
+            where, remedy = f"{type(self).__name__}.rank_gradient", "Give rank_budget or rank_energy, or leave it out."
+            raise LuthierError("recipe-missing", "no rank is chosen by it", where=where, remedy=remedy)
         for field in ("rank_pattern", "alpha_pattern"):
             for pattern, value in getattr(self, field).items():
                 if value < 1:

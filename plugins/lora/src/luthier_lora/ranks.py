@@ -1,4 +1,4 @@
-"""Ranks chosen from the weights: how many singular values hold a share of a weight's energy, within a budget."""
+"""Ranks chosen from weights or gradients: how many singular values hold a share of the energy, within a budget."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from luthier import Context, LuthierError
 from torch import Tensor, nn
 
+from luthier_lora.gradients import gradient_energies
 from luthier_lora.layers import dense_weight, is_dense, sizes_of
 from luthier_lora.options import Dora, Lora
 from luthier_lora.patterns import find_pattern
@@ -36,41 +37,38 @@ def choose_ranks(model: Any, options: Lora | Dora, targets: Targets, context: Co
 
     def decide() -> dict[str, int]:
         told = context.progress(len(layers), "singular values")
-        energies = {name: _energies(layer, context, told) for name, layer in layers.items()}
-        return allot_ranks(energies, costs, share=options.rank_energy, most=options.r, budget=budget)
+        if options.rank_gradient is None:
+            energies = {name: _energies(layer, context, told) for name, layer in layers.items()}
+        else:
+            energies = gradient_energies(model, layers, options.rank_gradient, context, told)
+        gains = _shares(energies) if options.rank_gradient is None else energies
+        wanted = {name: min(options.r, count_energy(values, options.rank_energy)) for name, values in energies.items()}
+        return wanted if budget is None else fit_budget(wanted, gains, costs, budget)
 
     bound = {name: min(options.r, *sizes_of(layer)) for name, layer in layers.items()}
     ranks = context.decide("lora.ranks", decide, bound)
     return attrs.evolve(options, rank_pattern={**options.rank_pattern, **ranks})
 
 
-def allot_ranks(
-    energies: Mapping[str, Sequence[float]],
-    costs: Mapping[str, int],
-    *,
-    share: float | None,
-    most: int,
-    budget: int | None,
+def fit_budget(
+    wanted: Mapping[str, int], gains: Mapping[str, Sequence[float]], costs: Mapping[str, int], budget: int
 ) -> dict[str, int]:
-    """Return a rank of 1 to `most` for each layer, whose energies are its squared singular values, falling.
+    """Return ranks of 1 to those `wanted` that, times `costs`, add up to `budget` at most.
 
-    It is the fewest that hold `share` of the layer's energy (None: all). Where that exceeds `budget`, ranks times
-    `costs` added up, the directions that hold the largest share of their layer's energy per parameter are kept.
+    Kept are the directions with the largest gain per parameter; the gains of a layer's directions fall.
     """
-    wanted = {name: min(most, count_energy(values, share)) for name, values in energies.items()}
-    if budget is None:
-        return wanted
     ranks, left = dict.fromkeys(wanted, 1), budget - sum(costs.values())
-    further = [
-        (energies[name][index] / (sum(energies[name]) or 1.0) / costs[name], name)
-        for name, rank in wanted.items()
-        for index in range(1, rank)
-    ]
+    further = [(gains[name][index] / costs[name], name) for name, rank in wanted.items() for index in range(1, rank)]
     for _, name in sorted(further, key=lambda pair: -pair[0]):  # stable: a layer's directions stay in their order
         if costs[name] <= left:
             ranks[name] += 1
             left -= costs[name]
     return ranks
+
+
+def _shares(energies: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """Each direction's share of its layer's energy: the sizes of two layers' weights say nothing of each other."""
+    return {name: [value / (sum(values) or 1.0) for value in values] for name, values in energies.items()}
 
 
 def count_energy(values: Sequence[float], share: float | None) -> int:

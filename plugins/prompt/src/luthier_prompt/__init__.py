@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import attrs
-from luthier import AdapterRecord, hookimpl, option
+from luthier import AdapterRecord, LuthierError, hookimpl, option
 
 __all__ = ["PTuningV2", "PrefixTuning", "PromptTuning", "luthier_adapters", "options_of"]
 
@@ -18,10 +18,24 @@ class PromptTuning:
     """`adapter: {name: prompt_tuning, num_virtual_tokens: 20}`"""
 
     num_virtual_tokens: int = option(20, help=COUNT, low=1)
-    init: Literal["vocab", "random"] = option(
+    init: Literal["vocab", "random", "text"] = option(
         "vocab",
-        help="Begin with the embeddings of tokens drawn from the vocabulary, or with normal numbers of their size.",
+        help="Begin with the embeddings of tokens drawn from the vocabulary, with normal numbers of their size, or "
+        "with the tokens of init_text.",
     )
+    init_text: str | None = option(
+        None, help="The text to begin with; its tokens are repeated, or cut, to num_virtual_tokens."
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if (self.init == "text") != (self.init_text is not None):
+            problem = "init: text and init_text go together"
+            remedy = "Give init_text, such as the task in words." if self.init == "text" else "Set init: text."
+            raise LuthierError("recipe-conflict", problem, where="PromptTuning.init", found=self.init, remedy=remedy)
+        if self.init_text is not None and not self.init_text.strip():
+            problem, remedy = "there is no word in it", "Give the task in words."
+            raise LuthierError("recipe-out-of-range", problem, where="PromptTuning.init_text", found=self.init_text,
+                               remedy=remedy)  # fmt: skip
 
 
 @attrs.frozen(kw_only=True)

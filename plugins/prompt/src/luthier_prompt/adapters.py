@@ -126,19 +126,32 @@ class PromptAdapter(_Prompt):
 
     def __init__(self, options: PromptTuning) -> None:
         super().__init__(options)
-        self.init = options.init
+        self.init, self.text = options.init, options.init_text or ""
 
     def first_table(self, context: Context) -> PromptTable:
-        """Draw rows of the embedding, or numbers with their mean and deviation."""
-        known = self.model.get_input_embeddings().weight.detach()  # [V, H]
+        """Draw what the embedding has for tokens, or numbers with its mean and deviation; or look up a text's."""
+        embedding = self.model.get_input_embeddings()
+        known = embedding.weight.detach()  # [V, H]
         dtype = torch.promote_types(context.dtype, torch.float32)
         drawn = torch.randn(self.rows, known.shape[1], dtype=dtype)
         if not context.has_values:
             return PromptTable(drawn.to(known.device))
-        if self.init == "vocab":
-            places = torch.randint(len(known), (self.rows,))
-            return PromptTable(known[places.to(known.device)].to(dtype, copy=True))
-        return PromptTable(drawn.to(known.device) * known.to(dtype).std() + known.to(dtype).mean())
+        if self.init == "random":
+            scale = getattr(embedding, "embed_scale", 1.0)  # Gemma 3 multiplies within the module
+            return PromptTable((drawn.to(known.device) * known.to(dtype).std() + known.to(dtype).mean()) * scale)
+        opens = self.init == "vocab" or context.purpose == "open"  # then files bring another table, and no text
+        places = torch.randint(len(known), (self.rows,)) if opens else self._text_ids(context)
+        return PromptTable(embedding(places.to(known.device)).detach().to(dtype, copy=True))
+
+    def _text_ids(self, context: Context) -> Tensor:
+        """Return [N] token ids of the text, again and again or cut."""
+        ids = context.encode(self.text)
+        if not ids:
+            problem, remedy = "the tokenizer makes no token of it", "Give other words."
+            raise LuthierError("recipe-out-of-range", problem, where="init_text", found=self.text, remedy=remedy)
+        if len(ids) > self.rows:
+            get_logger().warning("init_text was cut", tokens=len(ids), num_virtual_tokens=self.rows)
+        return torch.tensor([ids[row % len(ids)] for row in range(self.rows)])
 
     def describe(self) -> dict[str, Any]:
         heads = self.model.config.get_text_config().num_attention_heads

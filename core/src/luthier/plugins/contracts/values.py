@@ -69,6 +69,18 @@ def refuse_over(batches: Iterable[Any], function: Callable[[Any, Any], Any]) -> 
                        remedy="Call it in the loss's begin(context).")  # fmt: skip
 
 
+def refuse_gradients(model: Any, batch: Any) -> None:
+    """Raise `part-unsupported`; the default of `Context.differentiate` where the weights have no values."""
+    raise LuthierError("part-unsupported", "these weights have no values", where="context.differentiate",
+                       remedy="Call it where context.has_values is true, as within context.decide.")  # fmt: skip
+
+
+def refuse_text(text: str) -> list[int]:
+    """Raise `part-unsupported`; the default of `Context.encode` where no tokenizer is at hand."""
+    raise LuthierError("part-unsupported", "no tokenizer is at hand here", where="context.encode", found=text,
+                       remedy="Call it where context.purpose is train.")  # fmt: skip
+
+
 def compute_uncached(key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return `compute()`. This is the default of `Context.cache` where no folder keeps tensors."""
     return compute()
@@ -101,6 +113,11 @@ class Context:
       makes equally many calls. It may be used from `Loss.begin` on. A plan calls the function for the first batch only.
     - `forward(model, batch)` runs the model without its head over a packed batch, without gradient or dropout, and
       returns the last hidden states [T, H]. It may be used before the adapter is attached, and calls hooks on layers.
+    - `differentiate(model, batch)` computes the gradient of minus the log-likelihood of a packed batch's labels,
+      weighted as in training and without dropout, at the outputs of all layers. Hooks on layers see it; no parameter
+      gets a gradient. It may be used before the adapter is attached, and requires values.
+    - `encode(text)` returns the token ids of a text, without special tokens. It raises `LuthierError` when an artifact
+      is opened.
     - `decide(name, function, bound=None)` calls `function()` on rank 0, and returns its JSON value on every rank. The
       value is kept: it is the same after a resume, and when the artifact is opened. Every rank must call it in the same
       order, even if its weights have no values. In a plan it returns `bound`.
@@ -129,6 +146,8 @@ class Context:
     batches: Callable[[int], Iterable[Any]]
     over: Callable[[Iterable[Any], Callable[[Any, Any], Any]], list[Any]] = refuse_over
     forward: Callable[[Any, Any], Tensor]
+    differentiate: Callable[[Any, Any], None] = refuse_gradients
+    encode: Callable[[str], list[int]] = refuse_text
     decide: Callable[..., Any] = lambda name, function, bound=None: function()
     progress: Callable[[int, str], Callable[..., None]] = lambda total, text: lambda n=1: None
     cache: Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]] = compute_uncached

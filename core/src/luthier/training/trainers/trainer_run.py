@@ -37,7 +37,7 @@ from luthier.runs.writing.target import Place, check_unchanged, find_place
 from luthier.step.adapter_start import find_start, load_start
 from luthier.step.attach import trained_groups
 from luthier.step.attachment import BuiltParts
-from luthier.step.context import ContextSources, attach_adapter, context_for
+from luthier.step.context import ContextSources, attach_adapter, context_for, encode_with
 from luthier.timestamp import current_time
 from luthier.training.assemble import named
 from luthier.training.finished import finished_run
@@ -106,7 +106,7 @@ def _opened_session(
     assert resolved.trainer is not None, "the recipe names a trainer"
     resolved.build(resolved.trainer).check_rows(recipe, train, held)
     parts, model = BuiltParts.of_recipe(resolved), _loaded(recipe, resolved)
-    model = _attached(recipe, parts, model)
+    model = _attached(recipe, parts, model, tokenizer)
     if start is not None:
         load_start(parts.adapter, start)
     optimizer = parts.optimizer.build(trained_groups(recipe, parts.adapter, model))
@@ -158,7 +158,7 @@ def _loaded(recipe: Recipe, resolved: Resolved) -> Any:
     return load.load_model(recipe.model, devices.choose_device(recipe.device), quantizer.load_arguments())
 
 
-def _attached(recipe: Recipe, parts: BuiltParts, model: Any) -> Any:
+def _attached(recipe: Recipe, parts: BuiltParts, model: Any, tokenizer: Any) -> Any:
     """Return the model with quantizer and adapter, computing by an attention of transformers' own."""
 
     def no_batches(count: int) -> Any:
@@ -167,6 +167,7 @@ def _attached(recipe: Recipe, parts: BuiltParts, model: Any) -> Any:
 
     name = recipe.model.name_or_path
     sources = ContextSources(seed=recipe.seed, total_steps=recipe.max_steps, batches=no_batches,
+                             encode=encode_with(tokenizer),
                              original=lambda layer: load.original_weight(name, model, layer))  # fmt: skip
     model = apply_quantizer(parts.quantizer, model, context_for(model, parts.quantizer, sources))
     model = attach_adapter(parts.adapter, model, context_for(model, parts.quantizer, sources))
