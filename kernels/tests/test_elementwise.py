@@ -185,5 +185,5 @@ def test_threads_change_no_gradient_of_a_weight():
 def test_what_is_not_known_is_refused():
     with pytest.raises(ValueError, match="expected one of"):
         gate_states(torch.ones(2), torch.ones(2), "tanh")
-    with pytest.raises(ValueError, match="an even size"):
+    with pytest.raises(ValueError, match="an even number"):
         rotate_heads(torch.ones(2, 1, 3), torch.ones(2, 3), torch.ones(2, 3), torch.arange(2))

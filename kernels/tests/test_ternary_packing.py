@@ -97,9 +97,9 @@ def test_many_rows_are_multiplied_from_unpacked_codes():
     ("call", "message"),
     [
         (lambda: packing.pack_rows(some_codes(5, 8)), "5 outputs are not divisible by 4"),
-        (lambda: packing.pack_i2s(some_codes(3, 8)), "24 weights are not whole blocks of 128"),
-        (lambda: packing.pack_tq2(some_codes(3, 100), torch.ones(3, 1)), "100 inputs are not whole blocks of 256"),
-        (lambda: packing.unpack_tq1(torch.zeros(2, 55, dtype=torch.uint8)), "55 bytes a row"),
+        (lambda: packing.pack_i2s(some_codes(3, 8)), "24 weights do not fill blocks of 128"),
+        (lambda: packing.pack_tq2(some_codes(3, 100), torch.ones(3, 1)), "100 inputs do not fill blocks of 256"),
+        (lambda: packing.unpack_tq1(torch.zeros(2, 55, dtype=torch.uint8)), "55 bytes of a row"),
     ],
 )
 def test_sizes_that_a_layout_does_not_have_are_refused(call, message):

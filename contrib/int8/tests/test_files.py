@@ -77,7 +77,7 @@ def test_a_file_cut_short_is_refused(tmp_path):
     exported(tmp_path)
     path = tmp_path / files.FILE
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(LuthierError, match="not a whole safetensors file") as caught:
+    with pytest.raises(LuthierError, match="the safetensors file is incomplete") as caught:
         files.load(tmp_path)
     assert caught.value.code == "artifact-mismatch"
 

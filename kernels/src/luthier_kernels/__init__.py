@@ -1,6 +1,6 @@
-"""Operations of low-bit training on processors (torch and C) and GPUs (Triton); it imports torch and triton only.
+"""Operations of low-bit training on processors (torch and C) and GPUs (Triton). They depend on torch and Triton only.
 
-Names are found at their first use: the plugin's module lies in this package and must not bring in torch.
+Names are imported at their first use, because the plugin's module is in this package and must not import torch.
 """
 
 from __future__ import annotations

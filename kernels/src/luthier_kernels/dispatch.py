@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs: the choice by device, dtype and shape, and a record of what ran."""
+"""Choose the implementation of an operation by device, dtype and shape, and count what ran."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _only: list[str] = []
 
 
 def run_first(operation: str, *offers: Offer) -> Any:
-    """Run the first implementation that fits, and return what it returns.
+    """Run the first implementation that fits, and return its result.
 
-    One that raises is logged, not tried again in this process, and the next one runs; the last one's error is raised.
-    Under `only_implementation` the named one runs or raises.
+    If it raises, the error is logged, it is not tried again in this process, and the next one runs. The error of the
+    last one is raised. Inside `only_implementation` the named one runs or raises.
     """
     fitting = [offer for offer in offers if _fits(operation, offer)]
     if not fitting:

@@ -1,4 +1,4 @@
-"""Triton, where it is installed: its language, its compiler's decorator, and where its kernels can run."""
+"""Triton, if it is installed: its language, its decorator, and the tensors that its kernels can take."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # read by Triton at imp
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """Decorate a kernel with `triton.jit`, or leave it as it is where Triton is not installed."""
+    """Decorate a kernel with `triton.jit`, or return it unchanged if Triton is not installed."""
     return function if triton is None else triton.jit(function)
 
 
 def runs_triton(*tensors: Tensor) -> bool:
-    """Return whether Triton kernels can take these tensors: on a GPU, or anywhere under its interpreter."""
+    """Return True if Triton kernels can take these tensors: on a GPU, or anywhere under its interpreter."""
     if triton is None:
         return False
     return INTERPRETED or all(tensor.is_cuda for tensor in tensors)

@@ -1,7 +1,7 @@
-"""The engine's operations by this package's implementations: which calls each takes, and how it is called.
+"""The engine's operations computed by this package: which calls each takes, and how it is called.
 
-A call that is none of ours gets NotImplemented, and the engine computes it: other dtypes than the ones that results are
-written in, or a head that trains, for which the engine knows a form with one product fewer.
+Other calls get NotImplemented, and the engine computes them: inputs of a dtype that the result does not have, or a head
+that trains, for which the engine has a form with one matrix product less.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from luthier_kernels.gpu import triton
 from luthier_kernels.head import score_labels
 from luthier_kernels.native import has_native
 
-SMALLEST = 2**15  # elements: below them a call of torch's own costs less than a registered one
+SMALLEST = 2**15  # elements; below, calling a registered operation costs more than it saves
 HALVES = (torch.bfloat16, torch.float16)
 NATIVE = (torch.float32, torch.bfloat16)
 
 
 def takes_rows(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> bool:
-    """Norms and rotations: on a processor in C, on a GPU in Triton."""
+    """Return True for norms and rotations on a processor (in C) or a GPU (in Triton)."""
     if not 0 < shape[-1] <= WIDEST or math.prod(shape) < SMALLEST:
         return False
     if device.type == "cpu":
@@ -34,12 +34,12 @@ def takes_rows(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> b
 
 
 def takes_gates(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> bool:
-    """Gated activations: on a GPU. On a processor the engine's compiled form is the faster."""
+    """Return True for gated activations on a GPU. On a processor the engine's compiled form is faster."""
     return math.prod(shape) >= SMALLEST and _takes_triton(device, dtype)
 
 
 def takes_head(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> bool:
-    """The head: on a processor in bfloat16, as in float32 the products are all of the time; on a GPU."""
+    """Return True for the head on a GPU, or on a processor in bfloat16: in float32 nothing is gained there."""
     if not math.prod(shape):
         return False
     if device.type == "cpu":

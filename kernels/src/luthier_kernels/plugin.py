@@ -1,4 +1,4 @@
-"""The plugin: faster forms of the engine's operations, active where this package is installed (`kernels: auto`)."""
+"""The plugin: faster forms of the engine's operations, used when this package is installed (`kernels: auto`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from luthier import OperationRecord, hookimpl
 
 OFFERED = "luthier_kernels.offered"
-ROUNDED_LOGITS = 2**-7  # of bfloat16 products, where the result is float32; the engine's own head has it too
+ROUNDED_LOGITS = 2**-7  # rounding of bfloat16 products in a float32 result; the engine's own head has it too
 FORMS = (
     ("rms_norm", "build_norm", "takes_rows", "RMSNorm in one pass, C or Triton."),
     ("add_rms_norm", "build_sum_norm", "takes_rows", "The sum of the residual stream and its RMSNorm in one pass."),

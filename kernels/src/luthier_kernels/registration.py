@@ -1,4 +1,4 @@
-"""Registration of operations with torch: one library `luthier`, with shapes for tracing and gradients."""
+"""Register operations with torch in the library `luthier`, with shapes for tracing and with gradients."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def register_operation(
 ) -> Any:
     """Define `luthier::NAME` by its schema and return it, callable and usable under `torch.compile`.
 
-    `function` computes without autograd, `fake` gives results of the right shape and dtype; `save(ctx, inputs, output)`
-    and `backward(ctx, *gradients)` are its gradient. Without them a backward through the operation raises.
+    `function` computes without autograd, and `fake` returns results of the right shape and dtype. `save(ctx, inputs,
+    output)` and `backward(ctx, *gradients)` define its gradient; without them a backward pass raises.
     """
     name = schema.partition("(")[0]
     qualified = f"luthier::{name}"

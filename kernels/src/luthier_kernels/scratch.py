@@ -1,4 +1,4 @@
-"""Memory that operations use for the time of one call, and again in the next."""
+"""Memory that an operation uses during one call, and the next call reuses."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _kept = threading.local()
 
 
 def borrow_scratch(shape: Sequence[int], dtype: torch.dtype, device: torch.device, use: str = "weight") -> Tensor:
-    """Return uninitialised memory of this shape, the same for each call of this thread (and CUDA stream) for one use.
+    """Return uninitialised memory of this shape. Calls of one thread (and CUDA stream) share it, for each `use`.
 
-    What it holds is gone at the next call: never keep it, nor return it. It grows to the largest asked for.
+    The next call overwrites it: never keep or return it. It grows to the largest size requested.
     """
     buffers: dict[tuple[object, ...], Tensor] = _kept.__dict__.setdefault("buffers", {})
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
@@ -27,5 +27,5 @@ def borrow_scratch(shape: Sequence[int], dtype: torch.dtype, device: torch.devic
 
 
 def free_scratch() -> None:
-    """Give this thread's buffers back."""
+    """Free the buffers of this thread."""
     _kept.__dict__.pop("buffers", None)

@@ -15,11 +15,11 @@ class Int8:
     """Options of the quantizer `int8`."""
 
     group_size: int | None = option(
-        None, help="Weights of a row that share a scale; none: the whole row. Smaller is more exact.", low=1
+        None, help="Number of weights of a row that share a scale; none: the whole row. Smaller is more exact.", low=1
     )
     skip_modules: list[str] = option(
         factory=list,
-        help="Modules left exact beside the output head, with all that is in them: names, or whole parts of names.",
+        help="Modules that stay exact, besides the output head, with all their parts: names, or whole parts of names.",
     )
 
 

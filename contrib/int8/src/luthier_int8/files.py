@@ -1,7 +1,7 @@
-"""An int8 model as files: the model's configuration, and every tensor once in one safetensors file.
+"""Write and read an int8 model: its configuration, and every tensor once in one safetensors file.
 
-The file's header says, as JSON, which layers are int8 and how. Its name is not `model.safetensors`, which transformers
-would load with the codes taken for weights.
+The header of the file says, as JSON, which layers are int8 and how. The file is not called `model.safetensors`, because
+transformers would load that and take the codes for weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FORMAT: Final = "luthier-int8/1"
 
 
 def export(model: Any, folder: Path) -> None:
-    """Write a model that has `Int8Linear` layers and no others of ours around them (merge an adapter first)."""
+    """Write a model with `Int8Linear` layers into `folder`. Merge an adapter before."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Int8Linear)}
     header = {name: {"group_size": one.group_size, "transposed": one.transposed} for name, one in layers.items()}
     tensors, tied = _unique(model.state_dict())
@@ -35,9 +35,9 @@ def export(model: Any, folder: Path) -> None:
 
 
 def load(folder: Path) -> Any:
-    """The causal LM that `export` wrote, on the CPU, in evaluation mode, with the dtypes it had.
+    """Return the causal LM that `export` wrote, on the CPU, in evaluation mode, with the dtypes it had.
 
-    Raises `artifact-not-found` without such a file, `artifact-mismatch` where it does not fit its configuration.
+    Raises `artifact-not-found` if there is no such file, and `artifact-mismatch` if it does not fit its configuration.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -50,14 +50,16 @@ def load(folder: Path) -> Any:
     found = model.load_state_dict(tensors, strict=False, assign=True)
     wrong = sorted({*found.unexpected_keys, *(set(found.missing_keys) - tied.keys())})
     if wrong:
-        raise LuthierError("artifact-mismatch", "tensors that do not fit the model", where=str(folder), found=wrong[:4])
+        raise LuthierError(
+            "artifact-mismatch", "the file has tensors that do not fit the model", where=str(folder), found=wrong[:4]
+        )
     for name, kept in tied.items():
         _tie(model, name, kept)
     return model.eval()
 
 
 def _unique(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Each tensor once, and for every further name of it the one it is kept under."""
+    """Return each tensor once, and for its other names the name under which it is written."""
     first: dict[tuple[int, Any], str] = {}
     tensors, tied = {}, {}
     for name, tensor in state.items():
@@ -75,10 +77,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            # cloned: a view of the file is not aligned, and some kernels then round in another order
+            # cloned: a view of the file may be unaligned, and some kernels then add in another order
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
-        raise LuthierError("artifact-mismatch", f"not a whole safetensors file: {error}", where=str(path)) from None
+        raise LuthierError(
+            "artifact-mismatch", f"the safetensors file is incomplete: {error}", where=str(path)
+        ) from None
     if metadata.get("format") != FORMAT:
         problem = f"the file's format is not {FORMAT}"
         raise LuthierError("artifact-mismatch", problem, where=str(path), found=metadata.get("format"))
@@ -86,7 +90,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _replace(model: nn.Module, name: str, settings: dict[str, Any]) -> None:
-    """Put an empty `Int8Linear` in the place of the dense layer of this name."""
+    """Replace the dense layer of this name by an empty `Int8Linear`."""
     try:
         dense: Any = model.get_submodule(name)
     except AttributeError:
@@ -97,6 +101,6 @@ def _replace(model: nn.Module, name: str, settings: dict[str, Any]) -> None:
 
 
 def _tie(model: nn.Module, name: str, kept: str) -> None:
-    """Make the tensor `name` the one that is called `kept`."""
+    """Tie the tensor `name` to the tensor `kept`."""
     (owner, last), (source, first) = (model_path.rpartition(".")[::2] for model_path in (name, kept))
     setattr(model.get_submodule(owner), last, getattr(model.get_submodule(source), first))

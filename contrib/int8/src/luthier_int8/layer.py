@@ -1,4 +1,4 @@
-"""The layer that holds an int8 weight and computes with it, one dense copy at a time."""
+"""The linear layer with an int8 weight, which it dequantizes for each product."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from luthier_int8 import arithmetic
 
 
 class Int8Linear(nn.Module):
-    """A linear layer over `weight` [out, in] int8 and `scales` [out, groups] float32, both buffers; its bias is exact.
+    """A linear layer whose `weight` [out, in] int8 and `scales` [out, groups] float32 are buffers. Its bias is exact.
 
-    `transposed` says that it stands for transformers' Conv1D, whose own weight is [in, out].
+    `transposed` is True if it replaces transformers' Conv1D, whose own weight is [in, out].
     """
 
     weight: Tensor
@@ -43,7 +43,7 @@ class Int8Linear(nn.Module):
 
     @classmethod
     def of(cls, layer: nn.Linear | Conv1D, group_size: int | None = None) -> Int8Linear:
-        """The int8 layer that stands for a dense one; it takes over its bias and its mode."""
+        """Return the int8 layer that replaces a dense one, with its bias and mode."""
         transposed = isinstance(layer, Conv1D)
         weight = layer.weight.T if transposed else layer.weight  # [out, in]
         made = cls(
@@ -64,11 +64,11 @@ class Int8Linear(nn.Module):
         self.scales.copy_(scales)
 
     def dense(self) -> Tensor:
-        """The weight [out, in] in float32."""
+        """Return the weight [out, in] in float32."""
         return arithmetic.dequantize(self.weight, self.scales, self.group_size)
 
     def forward(self, states: Tensor) -> Tensor:
-        """[..., in] to [..., out], in the dtype of the states or of autocast."""
+        """Map states [..., in] to [..., out], in the dtype of the states or of autocast."""
         kind = states.device.type
         if torch.is_autocast_enabled(kind):
             states = states.to(torch.get_autocast_dtype(kind))
@@ -80,7 +80,7 @@ class Int8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}{groups}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
-        """Moves go to every tensor; a change of dtype, such as `model.bfloat16()`, leaves the scales in float32."""
+        """Move every tensor, but keep the scales in float32 when the dtype changes, as in `model.bfloat16()`."""
         scales = self.scales
         super()._apply(fn, recurse)
         if self.scales.dtype != torch.float32:
@@ -89,7 +89,7 @@ class Int8Linear(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """states @ dequantized weight, transposed. Backward dequantizes again: between the two only int8 is kept."""
+    """states @ weight.T. Backward dequantizes the weight again, so that only int8 is kept between the passes."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, codes: Tensor, scales: Tensor, group_size: int | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The quantizer part `int8`: which layers of a model it takes, and what becomes of them."""
+"""The quantizer `int8`: it replaces the linear layers of a model by int8 ones."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ log = get_logger()
 
 
 class Int8Quantizer:
-    """The linear layers of a base model in int8; embeddings, norms, tied weights and what is skipped stay exact."""
+    """A quantizer for the linear layers. Embeddings, norms, tied weights and `skip_modules` stay exact."""
 
     def __init__(self, options: Int8) -> None:
         self.options = options
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        """Put an `Int8Linear` in the place of each layer taken, in place. A second time nothing is left to do.
+        """Replace each chosen layer by an `Int8Linear`, in place. A second call changes nothing.
 
-        Raises `model-target` where an entry of `skip_modules` names no module, `part-unsupported` where no layer is
-        taken or the model is quantized already, `int8:nonfinite-weight` where a weight holds NaN or infinity.
+        Raises `model-target` if an entry of `skip_modules` names no module, `part-unsupported` if no layer is chosen or
+        the model is quantized already, and `int8:nonfinite-weight` if a weight holds NaN or infinity.
         """
         chosen = choose_dense_layers(model, "int8", self.options.skip_modules)
         if not chosen and not any(isinstance(m, Int8Linear) for m in model.modules()):
-            raise LuthierError("part-unsupported", "quantizer 'int8' finds no linear layer", where=type(model).__name__)
+            raise LuthierError(
+                "part-unsupported", "quantizer 'int8' finds no linear layer to quantize", where=type(model).__name__
+            )
         if context.has_values:
             check_finite_weights(chosen, "int8:nonfinite-weight")
-        made: dict[int, Int8Linear] = {}  # a layer used in two places stays one layer
+        made: dict[int, Int8Linear] = {}  # a layer that is used in two places stays one layer
         for name, layer in chosen.items():
             if id(layer) not in made:
                 made[id(layer)] = Int8Linear.of(layer, self.options.group_size)
@@ -42,12 +44,14 @@ class Int8Quantizer:
         return layer.dense() if isinstance(layer, Int8Linear) else None
 
     def requantize(self, layer: nn.Module, weight: Tensor) -> None:
-        """Quantize a weight [out, in] into a layer of ours, in place."""
+        """Quantize a weight [out, in] into an `Int8Linear`, in place."""
         if not isinstance(layer, Int8Linear):
-            raise LuthierError("part-unsupported", "not a layer of quantizer 'int8'", found=type(layer).__name__)
+            raise LuthierError(
+                "part-unsupported", "this is not a layer of quantizer 'int8'", found=type(layer).__name__
+            )
         layer.put(weight)
 
 
 def _weights(model: nn.Module) -> int:
-    """How many weights of a model are int8."""
+    """Return the number of int8 weights of a model."""
     return sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, Int8Linear))

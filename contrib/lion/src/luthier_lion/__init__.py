@@ -16,12 +16,12 @@ class Lion:
 
     betas: tuple[float, float] = option(
         (0.9, 0.99),
-        help="How much of the momentum enters the step, and how much of it is kept for the next one.",
+        help="Share of the momentum that enters the step, and share of it that is kept for the next step.",
         low=0.0,
         high=0.9999,
     )
     weight_decay: float = option(
-        0.0, help="Decoupled weight decay; for the same effect as AdamW's take it 3 to 10 times as large.", low=0.0
+        0.0, help="Decoupled weight decay; 3 to 10 times AdamW's has the same effect.", low=0.0
     )
 
 

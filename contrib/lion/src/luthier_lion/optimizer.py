@@ -15,23 +15,23 @@ from luthier_lion import Lion
 
 
 class LionPart:
-    """The optimizer part `lion`: makes the optimizer of a run."""
+    """The part `lion`, which builds the optimizer of a run."""
 
     def __init__(self, options: Lion) -> None:
         self.options = options
 
     def build(self, groups: list[Group]) -> LionOptimizer:
-        """Lion over the groups; the loop sets each group's `lr` before every step."""
+        """Return Lion over the groups. The core sets the `lr` of each group before every step."""
         settings = [group.settings(self.options.weight_decay) for group in groups]
         return LionOptimizer(settings, betas=self.options.betas)
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """The weights that Lion steps are those to evaluate and save."""
+        """Change nothing: Lion evaluates and saves the weights that it steps."""
         return nullcontext()
 
 
 class LionOptimizer(torch.optim.Optimizer):
-    """Each weight moves by `lr` in the direction of the sign of beta1 * m + (1 - beta1) * g, then m decays by beta2.
+    """Lion: w -= lr * sign(beta1 * m + (1 - beta1) * g), and then m = beta2 * m + (1 - beta2) * g.
 
     The only state is `momentum`, m, in the weight's dtype and shape. Weight decay is decoupled: w -= lr * decay * w.
     """
@@ -47,7 +47,7 @@ class LionOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every weight that has a gradient; gives what `closure` returned, None without one."""
+        """Step every weight that has a gradient. Return what `closure` returned, or None without one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -65,7 +65,7 @@ class LionOptimizer(torch.optim.Optimizer):
 
 
 def _alike(weights: Iterable[Tensor]) -> Iterable[list[Tensor]]:
-    """The weights that have a gradient, in lists of one device and dtype, which is what the foreach kernels need."""
+    """Yield the weights that have a gradient, in lists of one device and dtype, as foreach kernels need them."""
     lists: dict[Any, list[Tensor]] = defaultdict(list)
     for weight in weights:
         if weight.grad is None:
@@ -79,7 +79,7 @@ def _alike(weights: Iterable[Tensor]) -> Iterable[list[Tensor]]:
 
 def _move(weights: list[Tensor], momenta: list[Tensor], group: dict[str, Any]) -> None:
     lr, (beta1, beta2) = group["lr"], group["betas"]
-    gradients = [weight.grad for weight in weights if weight.grad is not None]  # as each of them has
+    gradients = [weight.grad for weight in weights if weight.grad is not None]  # each of them has one
     if group["weight_decay"] != 0:
         torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
     steps = torch._foreach_lerp(momenta, gradients, 1 - beta1)

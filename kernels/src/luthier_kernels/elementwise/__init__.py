@@ -1,4 +1,4 @@
-"""What stands between matrix products: RMSNorm, with a residual or to int8; rotary positions; gated activations."""
+"""Operations between matrix products: RMSNorm (with a residual, or to int8), rotary positions, gated activations."""
 
 from luthier_kernels.elementwise.gates import gate_states
 from luthier_kernels.elementwise.norm import add_and_normalize, normalize_quantized, normalize_rms

@@ -1,8 +1,8 @@
-"""Gated activations: gate and up [..., F] in float32, bfloat16, float16 or float64 to act(gate) * up, computed in
-float32 (float64) and rounded once; `silu` (SwiGLU), `gelu` (GeGLU, tanh form) or `relu2` (the square of what is
-positive, as in BitNet 2B4T).
+"""Gated activations: act(gate) * up for gate and up [..., F] in float32, bfloat16, float16 or float64.
 
-Only gate and up are kept for backward, which computes the activation again.
+They are computed in float32 (float64 for float64) and rounded once. `act` is `silu` (SwiGLU, arXiv 2002.05202), `gelu`
+(GeGLU, tanh form) or `relu2` (the squared ReLU of BitNet b1.58 2B4T, arXiv 2504.12285). Only gate and up are kept for
+backward, which computes the activation again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from luthier_kernels.registration import register_operation
 
 KINDS = ("silu", "gelu", "relu2")
 NATIVE = (torch.float32, torch.bfloat16)
-PART = 1024  # elements of one turn in C
+PART = 1024  # elements that C computes at a time
 ROOT = 0.7978845608028654  # sqrt(2 / pi)
 CUBE = 0.044715
 
@@ -33,7 +33,7 @@ def gate_states(gate: Tensor, up: Tensor, kind: str = "silu") -> Tensor:
 
 
 def reference_gate(gate: Tensor, up: Tensor, kind: str) -> Tensor:
-    """The semantics of record, in float64 where the states are."""
+    """Compute the same in plain torch, which every implementation must match; float64 stays float64."""
     e, g = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (gate, up))
     acted = {"silu": F.silu, "gelu": lambda x: F.gelu(x, approximate="tanh"), "relu2": lambda x: F.relu(x).square()}
     return (acted[kind](e) * g).to(gate.dtype)
@@ -104,7 +104,7 @@ def _back_torch(gradient: Tensor, gate: Tensor, up: Tensor, kind: str) -> tuple[
 
 @jit
 def acted_and_slope(e: Any, kind: tl.constexpr) -> Any:
-    """Inside a kernel: the activation of float32 values, and its derivative."""
+    """Return, inside a kernel, the activation of float32 values and its derivative."""
     if kind == "silu":
         s = 1.0 / (1.0 + tl.exp(-e))
         acted, slope = e * s, s * (1.0 + e * (1.0 - s))
@@ -121,7 +121,7 @@ def acted_and_slope(e: Any, kind: tl.constexpr) -> Any:
 
 @jit
 def gate_kernel(gate: Any, up: Any, out: Any, total: Any, kind: tl.constexpr, size: tl.constexpr) -> None:
-    """One program: `size` neighbours."""
+    """Each program computes `size` neighbours."""
     place = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
     inside = place < total
     acted, _ = acted_and_slope(tl.load(gate + place, mask=inside, other=0.0).to(tl.float32), kind)
@@ -133,7 +133,7 @@ def gate_kernel(gate: Any, up: Any, out: Any, total: Any, kind: tl.constexpr, si
 def gate_back_kernel(
     gradient: Any, gate: Any, up: Any, to_gate: Any, to_up: Any, total: Any, kind: tl.constexpr, size: tl.constexpr
 ) -> None:
-    """One program: `size` neighbours."""
+    """Each program computes `size` neighbours."""
     place = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
     inside = place < total
     d = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)

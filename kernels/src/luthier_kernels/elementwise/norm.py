@@ -1,8 +1,9 @@
-"""RMSNorm: states [..., H] in float32, bfloat16, float16 or float64 and a weight [H] to [..., H] in the states' dtype:
-y = x / sqrt(mean(x^2) + eps) * (offset + weight), in float32 (float64), rounded once.
+"""RMSNorm (arXiv 1910.07467): y = x / sqrt(mean(x^2) + eps) * (offset + weight).
 
-With a residual [..., H] its sum with the states, rounded, is normalized, and returned too. The gradient keeps the
-states and one factor a row. Gradients to the weight are summed over 64 rows at a time: threads change nothing.
+The states x [..., H] are float32, bfloat16, float16 or float64, and the weight is [H]. y has the dtype of x; it is
+computed in float32 (float64 for float64) and rounded once. With a residual [..., H], the rounded sum of residual and
+states is normalized, and returned too. For backward the states and one factor a row are kept. Gradients of the weight
+are added up 64 rows at a time, so that they do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def normalize_quantized(x: Tensor, weight: Tensor, eps: float = 1e-6, offset: fl
 
 
 def reference_normalize(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
-    """The semantics of record, in float64 where the states are."""
+    """Compute the same in plain torch, which every implementation must match; float64 stays float64."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     factors = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (wide * factors * (weight.to(wide.dtype) + offset)).to(x.dtype)
@@ -74,7 +75,7 @@ def _quantized_native(x: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Ten
 def _normalize(
     x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, offset: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalized states, their sum with the residual (empty without one), and the factor of each row."""
+    """Return normalized states, their sum with the residual (empty without one), and the factor of each row."""
     scale = weight.to(torch.promote_types(weight.dtype, torch.float32)) + offset
     x, residual = x.contiguous(), None if residual is None else residual.contiguous()
     native = _is_native(x) and has_native("elementwise")
@@ -112,7 +113,7 @@ def normalize_kernel(
     x: Any, residual: Any, scale: Any, out: Any, total: Any, factors: Any, columns: Any, eps: Any,
     has_residual: tl.constexpr, size: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One program: one row."""
+    """Each program computes one row."""
     row = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, size)
     inside = place < columns
@@ -141,7 +142,7 @@ def _normalize_triton(x: Tensor, residual: Tensor | None, scale: Tensor, eps: fl
 def _normalize_back(
     gradient: Tensor, to_total: Tensor | None, x: Tensor, weight: Tensor, factors: Tensor, offset: float, trains: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients to the (summed) states and to the weight (empty unless it `trains`)."""
+    """Return the gradients of the (summed) states and of the weight (empty unless it `trains`)."""
     scale = weight.to(torch.promote_types(weight.dtype, torch.float32)) + offset
     gradient, to_total = gradient.contiguous(), None if to_total is None else to_total.contiguous()
     given = (gradient, to_total, x, scale, factors, trains)
@@ -187,7 +188,7 @@ def normalize_back_kernel(
     gradient: Any, to_total: Any, x: Any, scale: Any, factors: Any, to_x: Any, partial: Any, rows: Any, columns: Any,
     summed: tl.constexpr, trains: tl.constexpr, chunk: tl.constexpr, size: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One program: `chunk` rows, and their part of the weight's gradient."""
+    """Each program computes `chunk` rows, and their part of the weight's gradient."""
     program = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, size)
     inside = place < columns

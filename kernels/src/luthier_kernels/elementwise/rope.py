@@ -1,8 +1,8 @@
-"""Rotary positions of packed tokens: heads [T, heads, D] in float32, bfloat16, float16 or float64, tables of cosines
-and sines [P, D] and positions [T] to rotated heads, in float32 (float64), rounded once.
+"""Rotary position embedding (arXiv 2104.09864) of packed tokens.
 
-Halves (a, b) of a head become (a cos - b sin, b cos + a sin), as transformers has it. The gradient is the rotation
-back, by the sines of the other half.
+Heads [T, heads, D] are float32, bfloat16, float16 or float64; tables of cosines and sines are [P, D], positions [T].
+The halves (a, b) of a head become (a cos - b sin, b cos + a sin), as in transformers, computed in float32 (float64 for
+float64) and rounded once. The gradient is the rotation back, by the sines of the other half.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ LARGEST = 2048
 
 
 def rotate_heads(heads: Tensor, cosines: Tensor, sines: Tensor, positions: Tensor) -> Tensor:
-    """Return the rotated heads [T, heads, D]; call it for queries and for keys. The tables get no gradient."""
+    """Return the rotated heads [T, heads, D]; for queries or for keys. The tables get no gradient."""
     if heads.shape[-1] % 2 or heads.dim() != 3:
-        raise ValueError(f"rotate_heads: expected [tokens, heads, an even size], got {list(heads.shape)}")
+        raise ValueError(f"rotate_heads: expected [tokens, heads, an even number], got {list(heads.shape)}")
     return OPERATION(heads, cosines, sines, positions, 1.0)
 
 
 def reference_rotate(heads: Tensor, cosines: Tensor, sines: Tensor, positions: Tensor, sign: float) -> Tensor:
-    """The semantics of record, in float64 where the heads are."""
+    """Compute the same in plain torch, which every implementation must match; float64 stays float64."""
     wide = heads.to(torch.promote_types(heads.dtype, torch.float32))
     c, s = (table[positions].to(wide.dtype)[:, None] for table in (cosines, sines))
     a, b = wide.chunk(2, -1)
@@ -66,7 +66,7 @@ def _rotate_native(heads: Tensor, cosines: Tensor, sines: Tensor, positions: Ten
 def rotate_kernel(
     heads: Any, cosines: Any, sines: Any, positions: Any, out: Any, count: Any, sign: Any, half: Any, size: tl.constexpr
 ) -> None:
-    """One program: one head of one token."""
+    """Each program computes one head of one token."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     place = tl.arange(0, size)
     inside = place < half

@@ -1,4 +1,4 @@
-"""The values that 4-bit and 8-bit codes stand for, and the points between them where the nearer code changes."""
+"""The values of 4-bit and 8-bit codes, and the points between them at which the nearest code changes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def code_order(kind: str, device: torch.device) -> Tensor:
 def dynamic_map(device: torch.device, signed: bool = True) -> Tensor:
     """Return the 256 ascending values of an 8-bit dynamic code, float32 (Dettmers 2015, arXiv:1511.04561).
 
-    Seven decades below 1; the fraction has more bits the larger the decade. Unsigned, one bit more for the fraction.
+    It covers seven decades below 1. The larger the decade, the more bits the fraction has. Unsigned codes have one bit
+    more for the fraction.
     """
     values = [0.0, 1.0]
     for decade in range(7):

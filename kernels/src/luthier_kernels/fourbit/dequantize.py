@@ -1,5 +1,7 @@
-"""4-bit dequantization: packed codes [ceil(n / 2)] uint8 and their scales, plain float32 or nested, to a weight of any
-shape in float32, bfloat16, float16 or float64: value * scale, taken in float32 and rounded once.
+"""4-bit dequantization: weight = value * scale, computed in float32 and rounded once.
+
+Packed codes are [ceil(n / 2)] uint8, their scales float32, or nested (see nesting.py). The weight has any shape, in
+float32, bfloat16, float16 or float64.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ PAIRS = 1024  # bytes of one Triton program
 
 
 class FourBitParts(NamedTuple):
-    """A packed weight: codes, scales, what unnests them (None for plain ones), and the format."""
+    """A packed weight: its codes, its scales, what nested scales need (None for plain ones), and its format."""
 
     packed: Tensor
     scales: Tensor
@@ -49,7 +51,7 @@ def dequantize_fourbit(
 
 
 def reference_dequantize(packed: Tensor, scales: Tensor, kind: str, block_size: int, total: int) -> Tensor:
-    """The semantics of record: `total` elements, flat, in the dtype of the scales (float32 or float64)."""
+    """Return `total` elements, flat, in the dtype of the scales (float32 or float64), by plain torch."""
     bytes_ = packed.view(-1).int()
     codes = torch.stack([bytes_ >> 4, bytes_ & 15], 1).view(-1)[:total]
     factors = scales.repeat_interleave(block_size)[:total]
@@ -86,7 +88,7 @@ def dequantize_kernel(
     packed: Any, scales: Any, nested: Any, table: Any, offset: Any, values: Any, out: Any, total: Any,
     block: tl.constexpr, nested_block: tl.constexpr, is_nested: tl.constexpr, pairs: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One program: `pairs` bytes, two elements each."""
+    """Each program computes `pairs` bytes, two elements each."""
     pair = tl.program_id(0).to(tl.int64) * pairs + tl.arange(0, pairs)
     codes = tl.load(packed + pair, mask=2 * pair < total, other=0).to(tl.int32)
     place = 2 * pair // block
@@ -112,12 +114,12 @@ def _dequantize_triton(parts: FourBitParts, out: Tensor) -> None:
     grid = (count_programs(total, 2 * PAIRS),)
     dequantize_kernel[grid](
         *given, out, total, block=block_size, nested_block=NESTED_BLOCK, is_nested=nested is not None, pairs=PAIRS,
-        enable_fp_fusion=False,  # rounded as elsewhere, bit for bit
+        enable_fp_fusion=False,  # a fused multiply-add would round otherwise than the other implementations
     )  # fmt: skip
 
 
 def fill_dequantized(parts: FourBitParts, out: Tensor) -> Tensor:
-    """Write the weight into `out`, contiguous, of any shape with as many elements as there are; return it."""
+    """Write the weight into `out` and return it. `out` is contiguous and has as many elements as the weight."""
     if not out.is_contiguous():
         raise ValueError("dequantize_fourbit: `out` must be contiguous")
     parts = parts._replace(packed=parts.packed.reshape(-1).view(torch.uint8))

@@ -1,8 +1,8 @@
-"""The linear layer over a frozen 4-bit weight: states [..., in] float32, bfloat16 or float16 times a packed weight
-[out, in], transposed, give [..., out] in the dtype of the states.
+"""The linear layer over a frozen 4-bit weight: states [..., in] @ weight.T give [..., out] in the dtype of the states.
 
-The weight is dequantized into one reused buffer, forward and again in backward, and multiplied by torch: at training
-sizes the product costs many times more than the dequantization. The weight gets no gradient.
+States are float32, bfloat16 or float16; the packed weight stands for [out, in]. It is dequantized into one reused
+buffer, in forward and again in backward, and multiplied by torch: at training sizes the product costs many times more
+than the dequantization. The weight gets no gradient.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCHEMA = "Tensor packed, Tensor scales, Tensor? nested, Tensor? offset, SymInt[]
 
 
 def multiply_fourbit(states: Tensor, weight: Given) -> Tensor:
-    """Return states @ weight.T. `weight` is what `FourBitWeight.arguments()` gives. Under autocast, in its dtype."""
+    """Return states @ weight.T. `weight` is `FourBitWeight.arguments()`. Under autocast its dtype is used."""
     kind = states.device.type
     if torch.is_autocast_enabled(kind):
         states = states.to(torch.get_autocast_dtype(kind))
@@ -30,13 +30,13 @@ def multiply_fourbit(states: Tensor, weight: Given) -> Tensor:
 
 
 def lend_fourbit(weight: Given, dtype: torch.dtype) -> Tensor:
-    """Return the weight [out, in] in memory that the next call in this thread uses again: for one product alone."""
+    """Return the weight [out, in] in borrowed memory, which the next call in this thread overwrites."""
     packed, scales, *rest = weight
     return _weight(packed.new_empty(0, dtype=dtype), packed, scales, tuple(rest))
 
 
 def reference_multiply(states: Tensor, weight: Tensor) -> Tensor:
-    """The semantics of record, given the dequantized weight [out, in]."""
+    """Compute the same in plain torch from the dequantized weight [out, in]."""
     return F.linear(states, weight.to(states.dtype))
 
 

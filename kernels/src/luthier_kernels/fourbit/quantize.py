@@ -1,7 +1,8 @@
-"""4-bit quantization: a weight [...] in float32, bfloat16 or float16 to packed codes [ceil(n / 2)] uint8 and one
-float32 scale for each block of the flattened weight [ceil(n / block)]; bytes and scales are bitsandbytes' own.
+"""4-bit quantization (NF4: arXiv 2305.14314; FP4) in the bytes and scales of bitsandbytes.
 
-A code is that of the value nearest to w / absmax; the even element of a pair is in the high nibble.
+A weight [...] in float32, bfloat16 or float16 becomes packed codes [ceil(n / 2)] uint8 and one float32 scale for each
+block of the flattened weight [ceil(n / block)]. A code stands for the value nearest to w / absmax of its block. The
+even element of a pair is in the high four bits.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ CHUNK = 1 << 16  # elements at a time in plain torch: stays in a processor's cac
 def quantize_fourbit(weight: Tensor, kind: str = "nf4", block_size: int = 64) -> tuple[Tensor, Tensor]:
     """Return the packed codes [ceil(n / 2)] uint8 and the scales [ceil(n / block_size)] float32 of a weight.
 
-    `kind` is `nf4` or `fp4`. A block of zeros has the scale 0. NaN and infinity are the caller's to refuse.
+    `kind` is `nf4` or `fp4`. A block of zeros has the scale 0. The caller must refuse NaN and infinity.
     """
     check_format(kind, block_size)
     return OPERATION(weight.detach(), kind, block_size)
 
 
 def reference_quantize(weight: Tensor, kind: str, block_size: int) -> tuple[Tensor, Tensor]:
-    """The semantics of record, in the weight's dtype if that is float64, otherwise in float32."""
+    """Compute the same in plain torch, in float64 for float64 weights, otherwise in float32."""
     flat = weight.reshape(-1).to(torch.promote_types(weight.dtype, torch.float32))
     whole = flat.numel() // block_size * block_size
     blocks, rest = flat[:whole].view(-1, block_size), flat[whole:]
@@ -74,7 +75,7 @@ def _quantize_native(weight: Tensor, kind: str, block_size: int) -> tuple[Tensor
 def quantize_kernel(
     weight: Any, points: Any, order: Any, packed: Any, scales: Any, total: Any, block: tl.constexpr, rows: tl.constexpr
 ) -> None:
-    """One program: `rows` blocks."""
+    """Each program computes `rows` blocks."""
     first = tl.program_id(0).to(tl.int64) * rows
     half: tl.constexpr = block // 2
     row = first + tl.arange(0, rows)[:, None]
@@ -121,7 +122,7 @@ def _quantize(weight: Tensor, kind: str, block_size: int) -> tuple[Tensor, Tenso
 
 
 def _results(flat: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-    """Empty codes and scales for so many elements."""
+    """Return uninitialised codes and scales for the elements of `flat`."""
     packed = torch.empty(-(-flat.numel() // 2), dtype=torch.uint8, device=flat.device)
     return packed, torch.empty(-(-flat.numel() // block_size), dtype=torch.float32, device=flat.device)
 

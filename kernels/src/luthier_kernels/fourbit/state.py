@@ -1,4 +1,4 @@
-"""FourBitWeight: a 4-bit weight with all that belongs to it, and its form in a state dict, which is bitsandbytes'."""
+"""FourBitWeight: a 4-bit weight with its scales and format. In a state dict it has the form of bitsandbytes."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ class FourBitWeight:
         return dequantize_fourbit(self.packed, self.scales, self.shape, dtype, self.kind, self.block_size, nesting)
 
     def count_bytes(self) -> int:
-        """Return the bytes that its tensors take."""
+        """Return the size of its tensors in bytes."""
         tensors = (self.packed, self.scales, self.nested, self.offset)
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Return it as bitsandbytes keeps it: names to follow that of the weight ("" is the packed weight itself)."""
+        """Return its tensors as bitsandbytes names them, by suffix of the weight's name ("": the packed weight)."""
         about: dict[str, Any] = {"quant_type": self.kind, "blocksize": self.block_size}
         about |= {"dtype": str(self.dtype).removeprefix("torch."), "shape": list(self.shape)}
         device = self.packed.device
@@ -80,7 +80,7 @@ class FourBitWeight:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> FourBitWeight:
-        """Read what `to_tensors` or bitsandbytes wrote. Raises ValueError where it is incomplete or not understood."""
+        """Read what `to_tensors` or bitsandbytes wrote. Raises ValueError if it is incomplete or unknown."""
         about = _read_about(tensors)
         check_format(about["quant_type"], about["blocksize"])
         device = tensors[""].device
@@ -101,7 +101,7 @@ class FourBitWeight:
         return made
 
     def check_sizes(self) -> None:
-        """Raise ValueError where the tensors are not as long as the shape asks: a file cut short."""
+        """Raise ValueError if a tensor has another length than the shape requires, as in a truncated file."""
         total = torch.Size(self.shape).numel()
         blocks = -(-total // self.block_size)
         sizes = [("packed", self.packed, -(-total // 2)), ("absmax", self.scales, blocks)]
@@ -113,11 +113,11 @@ class FourBitWeight:
 
 
 def _read_about(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The JSON that stands in the tensor `quant_state.bitsandbytes__KIND`."""
+    """Return the JSON that the tensor `quant_state.bitsandbytes__KIND` holds."""
     marked = [name for name in tensors if name.startswith(MARK)]
     missing = {"", "absmax"} - tensors.keys()
     if len(marked) != 1 or missing:
-        raise ValueError(f"4-bit weight: incomplete, there are {sorted(tensors)}")
+        raise ValueError(f"4-bit weight: incomplete, only {sorted(tensors)} exist")
     try:
         return json.loads(bytes(tensors[marked[0]].tolist()).decode())
     except ValueError as error:

@@ -1,8 +1,9 @@
-"""Log-probabilities of labels: states [S, H] and a head's weight [V, H] and bias [V] in one dtype (float32, bfloat16,
-float16, float64) and labels [S] int64 to [S] float32 (float64), by tiles of the vocabulary.
+"""Log-probabilities of labels, computed in tiles of the vocabulary so that all logits never exist at once.
 
-A frozen head's gradient to the states is made in the forward pass, where the logits are at hand, and backward only
-scales its rows: two matrix products. For a head that trains backward computes the logits again: four.
+States [S, H], the head's weight [V, H] and bias [V] have one dtype (float32, bfloat16, float16, float64); labels are
+[S] int64, and the result is [S] float32 (float64 for float64). For a frozen head the gradient of the states is computed
+in the forward pass, while the logits exist, and backward only scales its rows: two matrix products. For a head that
+trains, backward computes the logits again: four.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from luthier_kernels.head.tiles import WIDEST, Bend, add_rows, fold_tile, slope_
 from luthier_kernels.registration import register_operation
 
 ROWS, NARROWEST = 1024, 1024
-ELEMENTS = {"cpu": 2**21, "cuda": 2**26}  # of one tile; 8 MiB in float32 on a processor, which its caches hold
+ELEMENTS = {"cpu": 2**21, "cuda": 2**26}  # of one tile; on a processor 8 MiB in float32, which fit into its caches
 
 
 def score_labels(
@@ -25,8 +26,8 @@ def score_labels(
 ) -> Tensor:
     """Return [S] log p(label), from logits = (states weight^T + bias) * scale, and then cap * tanh(logits / cap).
 
-    Labels lie in [0, V). On a processor another raises IndexError; on a GPU, where a look at them would wait for it,
-    its number is NaN.
+    Labels are in [0, V). Another label raises IndexError on a processor. On a GPU, where checking labels would wait for
+    the device, its log-probability is NaN.
     """
     trains = weight.requires_grad or (bias is not None and bias.requires_grad)
     ahead = torch.is_grad_enabled() and states.requires_grad and not trains
@@ -36,7 +37,7 @@ def score_labels(
 def reference_score(
     states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, scale: float = 1.0, cap: float | None = None
 ) -> Tensor:
-    """The semantics of record: all logits at once."""
+    """Compute the same in plain torch from all logits at once, which every implementation must match."""
     logits = torch.nn.functional.linear(states, weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * scale
     logits = logits if cap is None else cap * torch.tanh(logits / cap)
@@ -46,7 +47,7 @@ def reference_score(
 def _score(
     states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, scale: float, cap: float, ahead: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities, log-sum-exps, and where it is made `ahead` the gradient to the states (else empty)."""
+    """Return log-probabilities, log-sum-exps, and, if `ahead`, the gradient of the states (else empty)."""
     if labels.device.type == "cpu":
         _check_labels(labels, len(weight))
     exact = torch.promote_types(states.dtype, torch.float32)
@@ -66,7 +67,9 @@ def _check_labels(labels: Tensor, vocabulary: int) -> None:
     outside = ((labels < 0) | (labels >= vocabulary)).nonzero()
     if len(outside):
         place = int(outside[0])
-        raise IndexError(f"label {int(labels[place])} at place {place} is outside the vocabulary of {vocabulary}")
+        raise IndexError(
+            f"label {int(labels[place])} at place {place} is outside the vocabulary of {vocabulary} entries"
+        )
 
 
 def _score_block(
@@ -102,7 +105,7 @@ def _score_back(
     norms: Tensor,
     curve: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to states, weight and bias (empty without one), from logits that are computed again.
+    """Return the gradients of states, weight and bias (empty without one), from logits computed again.
 
     `curve` is the scale and the soft cap.
     """
@@ -125,7 +128,7 @@ def _score_back(
 
 
 def _each_tile(rows: Tensor, weight: Tensor, room: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """First column, the weight's part [n, H] and the products [C, n], in memory that the next tile takes."""
+    """Yield for each tile its first column, its weight [n, H] and products [C, n]. Tiles share the memory."""
     size = _columns(rows)
     for first in range(0, len(weight), size):
         part = weight[first : first + size]

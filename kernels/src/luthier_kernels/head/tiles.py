@@ -1,7 +1,7 @@
-"""Passes over one tile of a head's products [C, n] (float32, bfloat16, float16 or float64), in place.
+"""Operations on one tile of a head's products [C, n] (float32, bfloat16, float16 or float64), in place.
 
-A tile is n columns of the vocabulary for C tokens. `Bend` says how products become logits: + bias [n], * scale, and
-then cap * tanh(. / cap) where there is a soft cap. Statistics are float32 (float64 for float64).
+A tile is n columns of the vocabulary for C tokens. `Bend` says how products become logits z: (product + bias [n]) *
+scale, and with a soft cap then cap * tanh(z / cap). Statistics are float32 (float64 for float64).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from luthier_kernels.dispatch import run_first
 from luthier_kernels.gpu import jit, runs_triton, tl
 from luthier_kernels.native import has_native, native_function, run_parts
 
-WIDEST = 8192  # columns of a tile at the most, which a row's buffer in C holds
+WIDEST = 8192  # columns of the widest tile: the row buffer in C holds so many
 NATIVE = (torch.float32, torch.bfloat16)
-PART = 1024  # columns of one turn of a Triton program
+PART = 1024  # columns that a Triton program computes at a time
 
 
 class Bend(NamedTuple):
-    """What stands between products and logits; cap 0: none."""
+    """The bias, scale and soft cap that turn products into logits. A cap of 0 means none."""
 
     bias: Tensor | None
     scale: float
@@ -33,9 +33,9 @@ def fold_tile(
 ) -> tuple[Tensor, Tensor]:
     """Return each row's largest logit and the sum of exponentials below it, [C] each.
 
-    The largest is finite where all are -inf, as a bias masks them: two tiles' peaks are subtracted from each other.
-    `label_logits` [C] takes the logit of each label that lies in the tile, whose first column is `first`. With `keep`
-    the products become exponentials of logit minus peak, times the soft cap's derivative, and 0 at labels.
+    The largest is finite even if a bias masks all logits with -inf, because peaks of tiles are subtracted later. The
+    logit of each label in this tile, whose first column is `first`, is written to `label_logits` [C]. With `keep` the
+    products are replaced by exp(logit - peak), times the derivative of the soft cap, and by 0 at labels.
     """
     given = (products, bend, labels, first, label_logits, keep)
     return run_first(
@@ -47,7 +47,7 @@ def fold_tile(
 
 
 def slope_tile(products: Tensor, bend: Bend, labels: Tensor, first: int, norms: Tensor, factors: Tensor) -> None:
-    """Turn products into the gradients of factors [C] * log-probabilities; `norms` [C] are log-sum-exps."""
+    """Replace products by the gradients of factors [C] * log-probabilities. `norms` [C] are log-sum-exps."""
     given = (products, bend, labels, first, norms, factors)
     run_first(
         "slope_tile",
@@ -58,7 +58,7 @@ def slope_tile(products: Tensor, bend: Bend, labels: Tensor, first: int, norms: 
 
 
 def add_rows(total: Tensor, made: Tensor, kept: Tensor, shares: Tensor) -> None:
-    """Make total [C, H] total * kept [C] + made * shares [C]."""
+    """Compute total [C, H] = total * kept [C] + made * shares [C], in place."""
     native = _is_native(made) and made.shape[1] > 0
 
     def add_native() -> None:
@@ -73,7 +73,7 @@ def add_rows(total: Tensor, made: Tensor, kept: Tensor, shares: Tensor) -> None:
 
 
 def bend_products(products: Tensor, bend: Bend) -> tuple[Tensor, Tensor | None]:
-    """Return logits, and the derivative of their soft cap: the semantics of record."""
+    """Return logits, and the derivative of their soft cap, in plain torch."""
     z = products.to(torch.promote_types(products.dtype, torch.float32))
     z = z if bend.bias is None else z + bend.bias.to(z.dtype)
     z = z * bend.scale
@@ -149,12 +149,12 @@ def load_logits(
     products: Any, bias: Any, place: Any, base: Any, inside: Any, scale: Any, cap: Any, has_bias: tl.constexpr,
     has_cap: tl.constexpr,
 ) -> Any:  # fmt: skip
-    """Inside a kernel: logits of some columns of a row, -inf outside, and the soft cap's derivative."""
+    """Return, inside a kernel, logits of some columns of a row (-inf outside) and the soft cap's derivative."""
     z = tl.load(products + base + place, mask=inside, other=0.0).to(tl.float32)
     if has_bias:
         z += tl.load(bias + place, mask=inside, other=0.0).to(tl.float32)
     z = z * scale
-    slope = tl.zeros_like(z) + 1.0  # and not z * 0: z may be infinite
+    slope = tl.zeros_like(z) + 1.0  # not z * 0, which is NaN for an infinite z
     if has_cap:
         bent = 1.0 - 2.0 / (1.0 + tl.exp(2.0 * z / cap))
         slope = 1.0 - bent * bent
@@ -167,7 +167,7 @@ def fold_kernel(
     products: Any, bias: Any, labels: Any, label_logits: Any, peaks: Any, masses: Any, first: Any, scale: Any, cap: Any,
     columns: Any, keep: tl.constexpr, has_bias: tl.constexpr, has_cap: tl.constexpr, size: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One program: one row, its peak and its sum in one sweep, its exponentials in another."""
+    """Each program computes one row: peak and sum in one pass, exponentials in a second."""
     row = tl.program_id(0).to(tl.int64)
     base, own = row * columns, tl.load(labels + row) - first
     lanes = tl.arange(0, size)
@@ -196,7 +196,7 @@ def slope_kernel(
     products: Any, bias: Any, labels: Any, norms: Any, factors: Any, first: Any, scale: Any, cap: Any, columns: Any,
     has_bias: tl.constexpr, has_cap: tl.constexpr, size: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One program: some columns of one row."""
+    """Each program computes some columns of one row."""
     row = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * size + tl.arange(0, size)
     inside, own = place < columns, tl.load(labels + row) - first

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-# no contraction: a product and a sum are rounded one after the other, as torch rounds them
+# no contraction: product and sum are rounded separately, as in torch
 FLAGS: Final = ("-O3", "-march=native", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
                 "-fPIC", "-shared")  # fmt: skip
 SECONDS: Final = 120
@@ -26,7 +26,7 @@ log = logging.getLogger("luthier_kernels")
 
 
 def has_native(source: str) -> bool:
-    """Return whether the functions of `SOURCE.c` can be called here; the first call compiles them."""
+    """Return True if the functions of `SOURCE.c` can be called here. The first call compiles them."""
     return load_source(source) is not None
 
 
@@ -48,7 +48,7 @@ def native_function(source: str, name: str) -> Callable[..., None]:
 
 @functools.cache
 def load_source(source: str) -> ctypes.CDLL | None:
-    """Compile `SOURCE.c` or find it in the cache, and load it. None, said once in the log, where that fails."""
+    """Load `SOURCE.c`, compiled or from the cache. Return None, and log why once, if that fails."""
     code = _read_source(source)
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))), None)
     if compiler is None:
@@ -66,14 +66,14 @@ def load_source(source: str) -> ctypes.CDLL | None:
 
 
 def _read_source(source: str) -> str:
-    """Return the text of `SOURCE.c` with rows.h in its place, so that all of it is compiled and fingerprinted."""
+    """Return the text of `SOURCE.c` with rows.h inserted, so that the hash covers both."""
     folder = resources.files(__package__)
     text = folder.joinpath(f"{source}.c").read_text("utf-8")
     return text.replace('#include "rows.h"', folder.joinpath("rows.h").read_text("utf-8"))
 
 
 def cache_folder() -> Path:
-    """Return the folder of compiled sources: in LUTHIER_CACHE, or `luthier` in XDG_CACHE_HOME or ~/.cache."""
+    """Return the folder of compiled sources, in LUTHIER_CACHE, or in `luthier` of XDG_CACHE_HOME or ~/.cache."""
     named = os.environ.get("LUTHIER_CACHE")
     base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "luthier"
     return base / "native"
@@ -88,7 +88,7 @@ def _to_c(value: Tensor | float | None) -> Any:
 
 
 def _compile(code: str, compiler: str, path: Path) -> None:
-    """Write the library aside and rename it, so that processes side by side never load half a file."""
+    """Write the library to a temporary file and rename it, so that no other process loads half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         source, made = Path(folder) / "source.c", Path(folder) / "made.so"
@@ -99,7 +99,7 @@ def _compile(code: str, compiler: str, path: Path) -> None:
 
 
 def _fingerprint(code: str, compiler: str) -> str:
-    """Name the source, the compiler and the processor's features: a home folder may be shared between machines."""
+    """Return a hash of source, compiler and processor features: machines may share a home folder."""
     return hashlib.sha256("\n".join([code, *FLAGS, _version(compiler), _processor()]).encode()).hexdigest()[:20]
 
 

@@ -1,4 +1,4 @@
-"""Calls of C functions on as many threads as torch has, each on its part of the rows."""
+"""Run a C function on as many threads as torch has, each on a part of the rows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 
 def run_parts(total: int, grain: int, call: Callable[[int, int], object]) -> None:
-    """Call `call(start, end)` for parts that cover 0 to `total`, side by side, each at least `grain` long.
+    """Call `call(start, end)` in parallel for parts that cover 0 to `total`, each at least `grain` long.
 
-    Parts begin at multiples of `grain`, so results do not depend on the number of threads where rows do not.
+    Parts begin at multiples of `grain`, so that the result does not depend on the number of threads.
     ctypes lets other Python threads run while C computes.
     """
     threads = min(torch.get_num_threads(), -(-total // grain))
@@ -31,5 +31,5 @@ def run_parts(total: int, grain: int, call: Callable[[int, int], object]) -> Non
 
 @functools.lru_cache(maxsize=4)
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """The workers of this process: after a fork the parent's threads do not exist."""
+    """Return the workers of this process. They are made again after a fork, which copies no threads."""
     return ThreadPoolExecutor(threads, thread_name_prefix="luthier-kernels")

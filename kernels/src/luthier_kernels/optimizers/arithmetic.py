@@ -1,4 +1,4 @@
-"""The arithmetic that the optimizers' steps share: rates, moments in 8 bits, rounding up or down at random."""
+"""The arithmetic that the optimizer steps share: rates, 8-bit moments, stochastic rounding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BLOCK = 256
 
 
 class Rates(NamedTuple):
-    """Numbers of one step: p = p decay - size m / (sqrt(v) / root + eps)."""
+    """The numbers of one step, which computes p = p * decay - size * m / (sqrt(v) / root + eps)."""
 
     beta1: float
     beta2: float
@@ -25,21 +25,21 @@ class Rates(NamedTuple):
 
     @classmethod
     def at_step(cls, step: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> Rates:
-        """Return those of the step of this number, from 1."""
+        """Return the rates of step `step` (from 1)."""
         beta1, beta2 = betas
         root = (1 - beta2**step) ** 0.5
         return cls(beta1, beta2, eps, 1 - lr * weight_decay, lr / (1 - beta1**step), root)
 
 
 def update_values(p: Tensor, g: Tensor, m: Tensor, v: Tensor, rates: Rates) -> tuple[Tensor, Tensor, Tensor]:
-    """Return parameter and moments after the step: the semantics of record, in the dtype of the tensors."""
+    """Return parameter and moments after the step, in plain torch and the dtype of the tensors."""
     m = rates.beta1 * m + (1 - rates.beta1) * g
     v = rates.beta2 * v + (1 - rates.beta2) * (g * g)
     return p * rates.decay - rates.size * (m / (v.sqrt() / rates.root + rates.eps)), m, v
 
 
 def decode_moments(codes: tuple[Tensor, Tensor], scales: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the moments, flat: sign(c) (c / 127)^4 and (c / 255)^8 of the largest of each block of 256."""
+    """Return the flat moments: sign(c) (c / 127)^4 and (c / 255)^8, times the largest of each block of 256."""
     (mc, vc), dtype = codes, scales[0].dtype
     ms, vs = (scale.repeat_interleave(BLOCK)[: mc.numel()] for scale in scales)
     a, b = mc.to(dtype) / 127, vc.to(dtype) / 255
@@ -47,7 +47,7 @@ def decode_moments(codes: tuple[Tensor, Tensor], scales: tuple[Tensor, Tensor]) 
 
 
 def encode_moments(m: Tensor, v: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return ((int8, uint8) codes, (first, second) scales). The second is rounded up, so that no step is too long."""
+    """Return ((int8, uint8) codes, (first, second) scales). Rounding the second up keeps steps short enough."""
     padded = [F.pad(moment, (0, -m.numel() % BLOCK)).view(-1, BLOCK) for moment in (m, v)]
     ms, vs = (moment.abs().amax(1) for moment in padded)
     a, b = (moment.abs() / torch.where(s > 0, s, 1)[:, None] for moment, s in zip(padded, (ms, vs), strict=True))
@@ -57,9 +57,10 @@ def encode_moments(m: Tensor, v: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[T
 
 
 def round_values(values: Tensor, dtype: torch.dtype, key: int | None) -> Tensor:
-    """Return float32 values in `dtype`. With a key, bfloat16 is rounded up as often as the rest is large.
+    """Return float32 values rounded to `dtype`, with a key stochastically.
 
-    What is drawn depends on the key and the place of an element in the flattened tensor alone.
+    A value is then rounded up with a probability equal to its distance from the lower bfloat16, so that the mean is
+    right. The random number depends only on the key and the index of the element in the flattened tensor.
     """
     if key is None or dtype is not torch.bfloat16:
         return values.to(dtype)
@@ -71,7 +72,7 @@ def round_values(values: Tensor, dtype: torch.dtype, key: int | None) -> Tensor:
 
 
 def mix_numbers(place: Tensor, key: int) -> Tensor:
-    """Return 32 bits that depend on place and key alone (lowbias32), int64."""
+    """Return 32 random bits, as int64, that are a function of index and key (the hash lowbias32)."""
     x = place * 0x9E3779B1 + key & 0xFFFFFFFF
     x = (x ^ x >> 16) * 0x7FEB352D & 0xFFFFFFFF
     x = (x ^ x >> 15) * 0x846CA68B & 0xFFFFFFFF
@@ -80,7 +81,7 @@ def mix_numbers(place: Tensor, key: int) -> Tensor:
 
 @jit
 def rounded_at_random(value: Any, place: Any, key: Any) -> Any:
-    """Inside a kernel: float32 values whose lower 16 bits are zero, rounded up as often as these are large."""
+    """Return, inside a kernel, float32 values rounded stochastically to 16 bits."""
     x = place.to(tl.uint32) * 0x9E3779B1 + key.to(tl.uint32)
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B

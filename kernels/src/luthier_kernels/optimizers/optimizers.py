@@ -1,4 +1,4 @@
-"""AdamW, used as torch's optimizers are: moments in 8 bits or in float32, bfloat16 parameters rounded at random."""
+"""AdamW as torch optimizers: moments in 8 bits or float32, stochastic rounding of bfloat16 parameters."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SMALL = 4096  # elements below which moments stay in float32, as in bitsandbytes
 
 
 class AdamW(torch.optim.Optimizer):
-    """AdamW (arXiv:1711.05101), one pass over memory for each parameter.
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101), in one pass over memory for each parameter.
 
-    `stochastic_rounding` is for bfloat16 parameters: they are rounded up as often as the rest is large, drawn from
-    `seed`, the step and the place, so that a resumed run draws the same.
+    `stochastic_rounding` rounds bfloat16 parameters up or down at random, so that small steps are right on average. The
+    random numbers follow from `seed`, the step and the index, so that a resumed run draws the same.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class AdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take a step; returns what the closure returned."""
+        """Take a step, and return what the closure returned, or None without one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -58,7 +58,7 @@ class AdamW(torch.optim.Optimizer):
         self._advance(p, p.grad.contiguous(), state, rates, key)  # type: ignore[union-attr]
 
     def _empty(self, p: Tensor) -> dict[str, Tensor]:
-        """Moments of zero."""
+        """Return moments of zero for a parameter."""
         return {
             name: torch.zeros_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
             for name in ("exp_avg", "exp_avg_sq")
@@ -69,9 +69,10 @@ class AdamW(torch.optim.Optimizer):
 
 
 class AdamW8bit(AdamW):
-    """AdamW with moments in 8 bits, 2.03 bytes a parameter; those of parameters below 4,096 elements in float32.
+    """AdamW with moments in 8 bits, 2.03 bytes a parameter (Dettmers et al. 2021, arXiv 2110.02861).
 
-    A first moment is sign(c) (c / 127)^4 and a second (c / 255)^8 of the largest in its block of 256.
+    A first moment is sign(c) (c / 127)^4 and a second one (c / 255)^8, times the largest of its block of 256. Moments
+    of parameters below 4,096 elements stay in float32.
     """
 
     def _empty(self, p: Tensor) -> dict[str, Tensor]:

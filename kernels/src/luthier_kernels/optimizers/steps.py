@@ -1,7 +1,7 @@
-"""Steps of AdamW in place, with moments in 8 bits for each block of 256, or in float32.
+"""Steps of AdamW, in place, with moments in 8 bits (blocks of 256) or float32.
 
-A parameter and its gradient, of any shape, are float32 or bfloat16. `key` None rounds a bfloat16 parameter to the
-nearest; otherwise it is rounded up as often as the rest is large, so that steps smaller than its spacing are not lost.
+A parameter and its gradient have any shape, in float32 or bfloat16. If `key` is None, a bfloat16 parameter is rounded
+to the nearest; otherwise stochastically, so that steps smaller than its resolution are not lost.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from luthier_kernels.optimizers.arithmetic import (
     update_values,
 )
 
-GRAIN = 256  # blocks that are worth a thread
+GRAIN = 256  # fewest blocks for which a thread is worth its start
 NATIVE = (torch.float32, torch.bfloat16)
 Pair = tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
 def step_eight_bits(p: Tensor, g: Tensor, codes: Pair, scales: Pair, rates: Rates, key: int | None = None) -> None:
-    """Take a step: `codes` are int8 and uint8 of as many elements as `p`, `scales` float32 [ceil(n / 256)] each."""
+    """Take a step with 8-bit moments: `codes` int8 and uint8 like `p`, `scales` float32 [ceil(n / 256)] each."""
     _check(p, g)
     run_first(
         "step_adamw_8bit",
@@ -54,7 +54,7 @@ def step_floats(p: Tensor, g: Tensor, moments: Pair, rates: Rates, key: int | No
 
 
 def reference_eight(p: Tensor, g: Tensor, codes: Pair, scales: Pair, rates: Rates, key: int | None) -> None:
-    """The semantics of record."""
+    """Take the same step in plain torch, which every implementation must match."""
     m, v = decode_moments(codes, scales)
     moved, m, v = update_values(_wide(p), _wide(g), m, v, rates)
     for held, made in zip((*codes, *scales), (t for pair in encode_moments(m, v) for t in pair), strict=True):
@@ -63,7 +63,7 @@ def reference_eight(p: Tensor, g: Tensor, codes: Pair, scales: Pair, rates: Rate
 
 
 def reference_floats(p: Tensor, g: Tensor, moments: Pair, rates: Rates, key: int | None) -> None:
-    """The semantics of record; float64 where the parameter is."""
+    """Take the same step in plain torch, in float64 for a float64 parameter."""
     first, second = (moment.view(-1) for moment in moments)
     moved, *made = update_values(_wide(p), _wide(g), first, second, rates)
     for held, moment in zip(moments, made, strict=True):
@@ -92,7 +92,7 @@ def eight_kernel(
     p: Any, g: Any, mc: Any, ms: Any, vc: Any, vs: Any, total: Any, beta1: Any, beta2: Any, eps: Any, decay: Any,
     size: Any, root: Any, key: Any, at_random: tl.constexpr, block: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One program: one block."""
+    """Each program computes one block."""
     b = tl.program_id(0)
     place = b.to(tl.int64) * block + tl.arange(0, block)
     inside = place < total
@@ -131,7 +131,7 @@ def float_kernel(
     p: Any, g: Any, m: Any, v: Any, total: Any, beta1: Any, beta2: Any, eps: Any, decay: Any, size: Any, root: Any,
     key: Any, at_random: tl.constexpr, block: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One program: `block` neighbours."""
+    """Each program computes `block` neighbours."""
     place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = place < total
     grad = tl.load(g + place, mask=inside, other=0.0).to(tl.float32)
@@ -156,7 +156,7 @@ def _at_random(p: Tensor, key: int | None) -> bool:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Flat, in float32 or better."""
+    """Return the tensor flat, in float32 or better."""
     return tensor.reshape(-1).to(torch.promote_types(tensor.dtype, torch.float32))
 
 

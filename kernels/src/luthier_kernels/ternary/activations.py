@@ -1,7 +1,7 @@
-"""Int8 quantization of activations for each token: states [..., in] in float32, bfloat16, float16 or float64 to codes
-[..., in] int8 and float32 steps [..., 1], so that states are about codes * steps.
+"""Int8 quantization of activations, token by token: states are about codes * steps (BitNet b1.58, arXiv 2402.17764).
 
-A step is absmax / 127 (absmax at least 1e-5), a code is round(x * (127 / absmax)), ties to even, in float32.
+States [..., in] are float32, bfloat16, float16 or float64; codes are [..., in] int8 and steps [..., 1] float32. A step
+is absmax / 127 (absmax at least 1e-5), a code is round(x * (127 / absmax)), ties to even, computed in float32.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ GRAIN = 1 << 15
 
 
 def quantize_activations(states: Tensor) -> tuple[Tensor, Tensor]:
-    """Return codes [..., in] int8 and steps [..., 1] float32. No gradient passes: see `multiply_ternary`."""
+    """Return codes [..., in] int8 and steps [..., 1] float32. They have no gradient: see `multiply_ternary`."""
     return OPERATION(states.detach())
 
 
 def reference_quantize(states: Tensor) -> tuple[Tensor, Tensor]:
-    """The semantics of record, in float64 where the states are, otherwise in float32."""
+    """Compute the same in plain torch, in float64 for float64 states, otherwise in float32."""
     states = states if states.dtype is torch.float64 else states.float()
     largest = states.abs().amax(-1, keepdim=True).clamp(min=SMALLEST)
-    levels = torch.full_like(largest, 127.0)  # torch takes a product with the reciprocal for a division by a number
+    levels = torch.full_like(largest, 127.0)  # a tensor: torch multiplies by the reciprocal when it divides by a number
     return (states * (levels / largest)).round().to(torch.int8), largest / levels
 
 
@@ -49,14 +49,14 @@ def _quantize_native(states: Tensor) -> tuple[Tensor, Tensor]:
 
 @jit
 def quantize_rows_kernel(states: Any, codes: Any, steps: Any, columns: Any, size: tl.constexpr) -> None:
-    """One program: one row."""
+    """Each program computes one row."""
     row = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, size)
     inside = place < columns
     value = tl.load(states + row * columns + place, mask=inside, other=0.0).to(tl.float32)
     largest = tl.maximum(tl.max(tl.abs(value), 0), 1e-5)
     scaled = value * tl.div_rn(127.0, largest)
-    rounded = (scaled + 12582912.0) - 12582912.0  # 1.5 * 2^23: to the nearest integer, ties to even
+    rounded = (scaled + 12582912.0) - 12582912.0  # adding 1.5 * 2^23 rounds to the nearest integer, ties to even
     tl.store(codes + row * columns + place, rounded.to(tl.int8), mask=inside)
     tl.store(steps + row, tl.div_rn(largest, 127.0))
 

@@ -1,5 +1,6 @@
-"""Codes times their scales: codes [rows, columns] int8 and float32 scales [1, 1], [rows, 1] or [rows, groups] to a
-matrix in float32, bfloat16, float16 or float64, computed in float32 and rounded once.
+"""Codes [rows, columns] int8 times float32 scales [1, 1], [rows, 1] or [rows, groups].
+
+The matrix is float32, bfloat16, float16 or float64, computed in float32 and rounded once.
 """
 
 from __future__ import annotations
@@ -21,24 +22,24 @@ GRAIN = 1 << 16
 def expand_codes(
     codes: Tensor, scales: Tensor, granularity: str | int = "tensor", dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Return codes * scales. `granularity` matters for groups alone: it is their size."""
+    """Return codes * scales. `granularity` is needed for groups only: it is their size."""
     out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
     return fill_expanded(codes, scales, check_granularity(granularity), out)
 
 
 def reference_expand(codes: Tensor, scales: Tensor, group: int) -> Tensor:
-    """The semantics of record, in the dtype of the scales."""
+    """Compute the same in plain torch, in the dtype of the scales."""
     return codes.to(scales.dtype) * spread_scales(scales, codes.shape[1], group)
 
 
 def fill_expanded(codes: Tensor, scales: Tensor, group: int, out: Tensor) -> Tensor:
-    """Write codes * scales into `out`, contiguous, of the codes' shape; return it."""
+    """Write codes * scales into `out`, which is contiguous and has the shape of the codes, and return it."""
     if out.numel() == 0:
         return out
     codes = codes.contiguous()
-    held = type(codes) is type(scales) is type(out) is Tensor  # a tensor of a rehearsal has no memory to write into
-    native = held and out.dtype in NATIVE and out.device.type == "cpu" and has_native("ternary")
-    triton = held and out.dtype is not torch.float64 and runs_triton(codes, out)
+    has_memory = type(codes) is type(scales) is type(out) is Tensor  # not so the tensors of a rehearsal
+    native = has_memory and out.dtype in NATIVE and out.device.type == "cpu" and has_native("ternary")
+    triton = has_memory and out.dtype is not torch.float64 and runs_triton(codes, out)
     run_first(
         "expand_codes",
         ("triton", triton, lambda: _expand_triton(codes, scales, group, out)),
@@ -63,7 +64,7 @@ def expand_kernel(
     codes: Any, scales: Any, out: Any, total: Any, columns: Any, width: Any, row_stride: Any, group_stride: Any,
     size: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One program: `size` neighbours of the flattened codes."""
+    """Each program computes `size` neighbours of the flattened codes."""
     place = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
     inside = place < total
     scale = tl.load(

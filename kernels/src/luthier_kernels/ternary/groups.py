@@ -1,4 +1,4 @@
-"""Groups of a weight that share a scale, and how their scales are addressed."""
+"""Granularity: which weights share a scale, and where that scale is."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def check_granularity(granularity: str | int) -> int:
         return named[granularity]
     if isinstance(granularity, int) and granularity > 0:
         return granularity
-    raise ValueError(f"granularity: expected 'tensor', 'row' or a group's size above 0, got {granularity!r}")
+    raise ValueError(f"granularity: expected 'tensor', 'row' or the size of a group, at least 1, got {granularity!r}")
 
 
 def group_width(group: int, columns: int) -> int:
-    """Return how many columns share a scale within one row."""
+    """Return the number of columns of a row that share a scale."""
     return group if group > 0 else max(columns, 1)
 
 
@@ -38,12 +38,12 @@ def spread_scales(scales: Tensor, columns: int, group: int) -> Tensor:
 
 
 def strides_of(scales: Tensor) -> tuple[int, int]:
-    """Return the strides by which a row and a group find their scale; 0 where one serves all."""
+    """Return the strides of scales by row and by group. 0 means that all share one scale."""
     rows, groups = scales.shape
     return (groups if rows > 1 else 0), (1 if groups > 1 else 0)
 
 
 def as_native(tensor: Tensor) -> tuple[Tensor, bool]:
-    """Return the tensor, contiguous, in float32 or bfloat16, and whether it is float32."""
+    """Return the tensor, contiguous, in float32 or bfloat16, and True if it is float32."""
     wide = tensor.dtype is not torch.bfloat16
     return (tensor.float() if wide else tensor).contiguous(), wide

@@ -1,5 +1,7 @@
-"""The product of int8 matrices, exactly: states [M, K] int8 times codes [N, K] int8, transposed, give int32 [M, N], or
-scaled by steps [M, 1] and scales [1, 1] or [N, 1], float32 or bfloat16 [M, N]: (sum * step) * scale in float32.
+"""The exact product of int8 matrices: states [M, K] @ codes [N, K].T gives int32 [M, N].
+
+Scaled by steps [M, 1] and scales [1, 1] or [N, 1] it is (sum * step) * scale, computed in float32, in float32 or
+bfloat16.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ def multiply_integers(states: Tensor, codes: Tensor, steps: Tensor, scales: Tens
 
 
 def scale_sums(sums: Tensor, steps: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return (sums * steps) * scales: the semantics of record of the scaling."""
+    """Return (sums * steps) * scales in plain torch."""
     return (sums.to(steps.dtype) * steps * scales.view(1, -1)).to(dtype)
 
 
@@ -48,7 +50,7 @@ def sum_products(states: Tensor, codes: Tensor) -> Tensor:
 
 
 def _has_dots() -> bool:
-    """Whether this processor multiplies int8 faster than float32: torch has a scalar loop where AVX-512 is missing."""
+    """Return True if int8 products are faster than float32 here. Without AVX-512 torch computes them one by one."""
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
@@ -69,7 +71,7 @@ def multiply_kernel(
     states: Any, codes: Any, steps: Any, scales: Any, out: Any, rows: Any, outputs: Any, columns: Any,
     scale_stride: Any, tile_m: tl.constexpr, tile_n: tl.constexpr, tile_k: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One program: a tile of the output, [tile_m, tile_n]."""
+    """Each program computes a tile of the output, [tile_m, tile_n]."""
     m = tl.program_id(0) * tile_m + tl.arange(0, tile_m)
     n = tl.program_id(1) * tile_n + tl.arange(0, tile_n)
     k = tl.arange(0, tile_k)

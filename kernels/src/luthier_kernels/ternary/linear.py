@@ -1,10 +1,10 @@
-"""The ternary linear layer for training: states [..., in] times a latent weight [out, in] that is multiplied as its
-codes and scales, transposed, give [..., out] in the dtype of the states.
+"""The ternary linear layer for training: states [..., in] @ (codes * scales).T give [..., out] in the states' dtype.
 
-With int8 activations the product is one of integers, exact, and equal to fake quantization: states are quantized for
-each token, codes are multiplied, and the sums are scaled in float32. Backward is straight through both roundings: the
-gradient to the states is gradient @ (codes * scales), that to the latent weight gradient.T @ (quantized states); scales
-and steps are constants. Between the two only int8 codes are kept. Without int8 activations the states are kept.
+The codes and scales are those of a latent weight [out, in], which gets the gradient. With int8 activations the states
+are quantized token by token, the codes are multiplied as integers, which is exact, and the sums are scaled in float32;
+the result equals fake quantization. Backward is straight-through (arXiv 1308.3432) for both roundings: the gradient of
+the states is gradient @ (codes * scales), that of the latent weight gradient.T @ (quantized states); scales and steps
+are constants. For backward only int8 codes are kept; without int8 activations, the states.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def multiply_ternary(
     granularity: str | int = "tensor",
     integers: bool = True,
 ) -> Tensor:
-    """Return states @ (codes * scales).T; the gradient of that weight goes to `weight`, the latent one.
+    """Return states @ (codes * scales).T. The gradient of that weight goes to `weight`, the latent one.
 
-    `codes` and `scales` are what `quantize_ternary` gave for `weight`; they may be kept while it stays as it is.
-    `integers` says whether activations are quantized to int8. Under autocast, in its dtype.
+    `codes` and `scales` are what `quantize_ternary` returned for `weight`; they may be reused until it changes.
+    `integers` quantizes activations to int8. Under autocast its dtype is used.
     """
     kind = states.device.type
     if torch.is_autocast_enabled(kind):
@@ -43,7 +43,7 @@ def multiply_ternary(
 
 
 def reference_multiply(states: Tensor, codes: Tensor, scales: Tensor, group: int, integers: bool) -> Tensor:
-    """The semantics of record of the forward pass: fake quantization, in float64 where the states are."""
+    """Compute the forward pass in plain torch, by fake quantization; float64 states stay float64."""
     weight = reference_expand(codes, scales.to(torch.promote_types(states.dtype, torch.float32)), group)
     if integers:
         rounded, steps = reference_quantize(states)
@@ -54,7 +54,7 @@ def reference_multiply(states: Tensor, codes: Tensor, scales: Tensor, group: int
 def _multiply(
     states: Tensor, weight: Tensor, codes: Tensor, scales: Tensor, group: int, integers: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The output, and what backward needs of quantized states (empty without int8 activations)."""
+    """Return the output and the quantized states for backward (empty without int8 activations)."""
     flat = states.reshape(-1, states.shape[-1])
     shape = (*states.shape[:-1], codes.shape[0])
     if not integers:
@@ -63,7 +63,7 @@ def _multiply(
     rounded, steps = quantize_activations(flat)
     if group in (TENSOR, ROW):
         out = multiply_integers(rounded, codes, steps, scales, states.dtype)
-    else:  # a scale for each group: sums cannot be taken over a whole row
+    else:  # groups have scales of their own, so that sums over whole rows cannot be scaled
         exact = _dense(rounded, steps, ROW, torch.float32, "states")
         out = F.linear(exact, _dense(codes, scales, group, torch.float32, "weight")).to(states.dtype)
     return out.view(shape), rounded, steps
@@ -73,7 +73,7 @@ def _multiply_back(
     gradient: Tensor, states: Tensor, steps: Tensor, codes: Tensor, scales: Tensor, group: int, wanted: list[bool],
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients to the states [..., in] and to the weight [out, in] in `dtype`, each empty where it is not wanted."""
+    """Return gradients of states [..., in] and weight [out, in] in `dtype`, empty if not wanted."""
     flat = gradient.reshape(-1, gradient.shape[-1])
     to_states, to_weight = gradient.new_empty(0), gradient.new_empty(0, dtype=dtype)
     if wanted[0] and group == TENSOR:
@@ -90,7 +90,7 @@ def _multiply_back(
 
 
 def _dense(codes: Tensor, scales: Tensor, group: int, dtype: torch.dtype, use: str) -> Tensor:
-    """Codes times scales in memory that is used again; weights and states do not share it."""
+    """Return codes * scales in borrowed memory. Weights and states have separate memory."""
     out = borrow_scratch(codes.shape, dtype, codes.device, use)
     return fill_expanded(codes, scales, group, out)
 

@@ -1,9 +1,8 @@
-"""The ternary linear layer for inference, from packed codes: states [..., in] times codes in the layout of
-`pack_columns` [out, 64 ceil(in / 256)] uint8 and scales [1, 1] or [out, 1], transposed, give
-[..., out] in the dtype of the states.
+"""The ternary linear layer for inference: states [..., in] times packed codes give [..., out] in the states' dtype.
 
-Activations are quantized to int8 for each token, and the result equals `multiply_ternary`'s bit for bit. Few rows are
-multiplied from the packed bytes; for many they are unpacked first.
+Codes are [out, 64 ceil(in / 256)] uint8 in the layout of `pack_columns`; scales are [1, 1] or [out, 1]. Activations are
+quantized to int8 token by token, and the result equals `multiply_ternary`'s bit for bit. For few rows the packed bytes
+are multiplied directly; for many they are unpacked first.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from luthier_kernels.ternary.activations import quantize_activations
 from luthier_kernels.ternary.integers import multiply_integers, scale_sums
 from luthier_kernels.ternary.packing import BLOCK, unpack_columns
 
-FEW = 8  # rows
+FEW = 8  # rows up to which packed bytes are multiplied directly
 
 
 def multiply_packed(states: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
@@ -67,7 +66,7 @@ def packed_kernel(
     states: Any, packed: Any, steps: Any, scales: Any, out: Any, outputs: Any, columns: Any, width: Any,
     scale_stride: Any, tile_n: tl.constexpr, quarter: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One program: `tile_n` outputs of one row of states."""
+    """Each program computes `tile_n` outputs of one row of states."""
     row = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1) * tile_n + tl.arange(0, tile_n)
     place = tl.arange(0, quarter)

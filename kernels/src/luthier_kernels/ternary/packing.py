@@ -1,5 +1,4 @@
-"""Layouts of ternary codes -1, 0, 1 [out, in] int8 in bytes, all of them plain permutations: what one packs, the other
-unpacks, bit for bit.
+"""Byte layouts of ternary codes -1, 0, 1 [out, in] int8. Packing and unpacking is exact.
 
 | layout | bytes | whose |
 |---|---|---|
@@ -21,7 +20,7 @@ TRITS = (81, 27, 9, 3, 1)
 
 
 def pack_rows(codes: Tensor) -> Tensor:
-    """Return transformers' layout [out / 4, in] uint8. ValueError where out is not divisible by four."""
+    """Return transformers' layout [out / 4, in] uint8. ValueError if out is not divisible by four."""
     if codes.shape[0] % 4:
         raise ValueError(f"ternary rows: {codes.shape[0]} outputs are not divisible by 4")
     parts = (codes + 1).to(torch.uint8).view(4, -1, codes.shape[1])
@@ -34,7 +33,7 @@ def unpack_rows(packed: Tensor) -> Tensor:
 
 
 def pack_columns(codes: Tensor) -> Tensor:
-    """Return our layout [out, 64 ceil(in / 256)] uint8, for `multiply_packed`; missing columns are zeros."""
+    """Return our layout [out, 64 ceil(in / 256)] uint8, for `multiply_packed`, padded with zeros."""
     parts = _blocks(codes, BLOCK).view(codes.shape[0], -1, 4, BLOCK // 4)
     return _merge(parts).reshape(codes.shape[0], -1)
 
@@ -47,9 +46,9 @@ def unpack_columns(packed: Tensor, columns: int) -> Tensor:
 
 
 def pack_i2s(codes: Tensor) -> Tensor:
-    """Return bitnet.cpp's layout of the flattened codes, without its scale. ValueError unless whole blocks of 128."""
+    """Return bitnet.cpp's layout of the codes, without its scale. ValueError unless they fill blocks of 128."""
     if codes.numel() % 128:
-        raise ValueError(f"i2_s: {codes.numel()} weights are not whole blocks of 128")
+        raise ValueError(f"i2_s: {codes.numel()} weights do not fill blocks of 128")
     return _merge((codes + 1).to(torch.uint8).view(-1, 4, 32).flip(1)).reshape(-1)
 
 
@@ -100,31 +99,31 @@ def unpack_tq1(packed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _merge(parts: Tensor) -> Tensor:
-    """Four values [..., 4, n] of two bits in one byte each, the first in the lowest bits."""
+    """Return bytes of four two-bit values [..., 4, n] each, the first value in the lowest bits."""
     first, second, third, fourth = parts.unbind(-2)
     return first | second << 2 | third << 4 | fourth << 6
 
 
 def _blocks(codes: Tensor, size: int) -> Tensor:
-    """Codes plus one, filled up with those of zeros to whole blocks."""
+    """Return codes plus one, in whole blocks."""
     return F.pad((codes + 1).to(torch.uint8), (0, -codes.shape[1] % size), value=1)
 
 
 def _check_blocks(codes: Tensor) -> tuple[int, int]:
     if codes.shape[1] % BLOCK:
-        raise ValueError(f"GGUF's ternary types: {codes.shape[1]} inputs are not whole blocks of {BLOCK}")
+        raise ValueError(f"GGUF's ternary types: {codes.shape[1]} inputs do not fill blocks of {BLOCK}")
     return codes.shape[0], codes.shape[1] // BLOCK
 
 
 def _with_scales(bytes_: Tensor, scales: Tensor) -> Tensor:
-    """Each block's bytes [out, blocks, n] and its scale."""
+    """Return the bytes of each block [out, blocks, n] followed by its scale."""
     halves = scales.to(torch.float16).expand(bytes_.shape[:2]).contiguous()
     return torch.cat([bytes_, halves.view(torch.uint8).view(*bytes_.shape[:2], 2)], -1).flatten(1)
 
 
 def _without_scales(packed: Tensor, size: int) -> tuple[Tensor, Tensor]:
     if packed.shape[1] % size:
-        raise ValueError(f"GGUF's ternary types: {packed.shape[1]} bytes a row are not whole blocks of {size}")
+        raise ValueError(f"GGUF's ternary types: {packed.shape[1]} bytes of a row do not fill blocks of {size}")
     blocks = packed.view(packed.shape[0], -1, size)
     scales = blocks[..., -2:].contiguous().view(torch.float16)[..., 0].float()
     return blocks[..., :-2].contiguous(), scales

@@ -1,9 +1,12 @@
-"""Ternary quantization: a weight [out, in] in float32, bfloat16, float16 or float64 to codes -1, 0, 1 [out, in] int8
-and float32 scales [1, 1] (one for the weight), [out, 1] (for each row) or [out, ceil(in / group)].
+"""Ternary quantization: a weight [out, in] becomes codes -1, 0, 1 [out, in] int8 and float32 scales.
 
-`absmean`: the scale is the mean magnitude, at least 1e-5, and a code is round(w / scale) within -1 to 1 (BitNet b1.58,
-arXiv:2402.17764). `twn`: a code is the sign where |w| > 0.75 mean |w|, and the scale is the mean magnitude of what is
-kept, close to the least squared error for normal weights (arXiv:1605.04711).
+The weight is float32, bfloat16, float16 or float64. Scales are [1, 1] (one for the weight), [out, 1] (one for each row)
+or [out, ceil(in / group)]. Two methods choose them:
+
+- `absmean` (BitNet b1.58, arXiv 2402.17764): the scale is the mean magnitude, at least 1e-5, and a code is round(w /
+  scale), clipped to -1 and 1.
+- `twn` (arXiv 1605.04711): a code is the sign of w if |w| > 0.75 mean |w|, else 0, and the scale is the mean magnitude
+  of the weights that are not 0. For normally distributed weights this is close to the least squared error.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from luthier_kernels.ternary.groups import (
 
 METHODS = ("absmean", "twn")
 SMALLEST, SHARE = 1e-5, 0.75
-GRAIN = 1 << 16  # elements that are worth a thread
+GRAIN = 1 << 16  # fewest elements for which a thread is worth its start
 
 
 def quantize_ternary(
@@ -38,7 +41,7 @@ def quantize_ternary(
 ) -> tuple[Tensor, Tensor]:
     """Return codes [out, in] int8 and scales float32 of a weight; `granularity` is tensor, row, or a group's size.
 
-    A last group may be shorter. No gradient passes: see `multiply_ternary`.
+    The last group of a row may be shorter. They have no gradient: see `multiply_ternary`.
     """
     if method not in METHODS:
         raise ValueError(f"ternary method: expected one of {METHODS}, got {method!r}")
@@ -46,7 +49,7 @@ def quantize_ternary(
 
 
 def reference_quantize(weight: Tensor, group: int, method: str) -> tuple[Tensor, Tensor]:
-    """The semantics of record; means are taken in float64."""
+    """Compute the same in plain torch, with means in float64."""
     weight = weight if weight.dtype is torch.float64 else weight.float()
     sums, numbers = _sums_torch(weight, group, weight.new_full((1, 1), -1.0))
     means = (sums / numbers).to(weight.dtype)
@@ -61,7 +64,7 @@ def reference_quantize(weight: Tensor, group: int, method: str) -> tuple[Tensor,
 
 
 def _sums_torch(weight: Tensor, group: int, thresholds: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums (float64) and numbers (int64) of the magnitudes above their threshold, for each scale."""
+    """Return sums (float64) and counts (int64) of the magnitudes above the threshold, for each scale."""
     rows, columns = weight.shape
     width = group_width(group, columns)
     sizes = F.pad(weight.abs(), (0, -columns % width), value=-2.0).view(rows, -1, width)
@@ -105,10 +108,10 @@ def _quantize_native(weight: Tensor, group: int, method: str) -> tuple[Tensor, T
 
 
 def _decide(means: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Factors and thresholds of the codes, and the scales, of which those of `twn` are not final."""
+    """Return factors, thresholds and scales. The scales of `twn` are not final."""
     if method == "absmean":
         scales = means.clamp(min=SMALLEST)
-        return 1.0 / scales, torch.full_like(scales, 0.5), scales  # half is rounded to even: to 0
+        return 1.0 / scales, torch.full_like(scales, 0.5), scales  # 0.5 is rounded to even, which is 0
     return torch.ones_like(means), SHARE * means, means
 
 
@@ -117,7 +120,7 @@ def encode_kernel(
     weight: Any, factors: Any, thresholds: Any, codes: Any, total: Any, columns: Any, width: Any, row_stride: Any,
     group_stride: Any, size: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One program: `size` neighbours of the flattened weight."""
+    """Each program computes `size` neighbours of the flattened weight."""
     place = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
     inside = place < total
     scale = place // columns * row_stride + place % columns // width * group_stride
@@ -129,7 +132,7 @@ def encode_kernel(
 
 
 def _quantize_triton(weight: Tensor, group: int, method: str) -> tuple[Tensor, Tensor]:
-    """Sums by torch (two deterministic passes, no wait for the device), codes by the kernel."""
+    """Return codes by the kernel, and scales by torch, in two deterministic passes without waiting for the device."""
     weight = weight.contiguous()
     rows, columns = weight.shape
     sums, numbers = _sums_torch(weight.float(), group, weight.new_full((1, 1), -1.0, dtype=torch.float32))

@@ -23,7 +23,8 @@ class Quantizer(Protocol):
     A quantized layer keeps the attributes `in_features` and `out_features`. A layer belongs to this quantizer if
     `dequantize` returns a weight for it. A merge replaces each quantized layer by a dense one with the dequantized
     weight, and then merges the adapter into that weight, not into the weight of the checkpoint. `trains` and
-    `mergeable` are taken from the record; an object that is passed in Python sets them as attributes.
+    `mergeable` are taken from the record; an object that is passed in Python sets them as attributes. A layer that
+    stands for transformers' `Conv1D`, whose weight is [in, out] in files, has `transposed = True`.
 
     If `trains` is True, the layers keep a full-precision weight as a parameter, which the adapter `full` trains;
     `provides` must then contain "dense-weights". The artifact of the run is what `save` writes. To open it, the core
