@@ -13,6 +13,7 @@ _HOMES = {
     "luthier.training.run": ("Run",),
     "luthier.training.trained.open_chat": ("open_chat",),
     "luthier.model.generation.conversation": ("Conversation", "Reply"),
+    "luthier.model.offline_import": ("import_offline",),
     "luthier.model.weights.dense_layers": ("check_finite_weights", "choose_dense_layers"),
     "luthier.model.generation.generate": ("Sampling",),
     "luthier.data.batches.batch": ("Batch",),
@@ -110,6 +111,7 @@ if TYPE_CHECKING:
     from luthier.logs import get_logger
     from luthier.model.generation.conversation import Conversation, Reply
     from luthier.model.generation.generate import Sampling
+    from luthier.model.offline_import import import_offline
     from luthier.model.weights.dense_layers import check_finite_weights, choose_dense_layers
     from luthier.plugins.contracts.policy_protocol import Policy
     from luthier.plugins.contracts.protocols import Adapter, Callback, Loss, Optimizer, Provider, Quantizer

@@ -194,3 +194,8 @@ def test_layers_are_measured():
     for numbers in found.values():
         assert numbers["sqnr"] == pytest.approx(5.8, abs=0.5) and numbers["zeros"] == pytest.approx(0.31, abs=0.03)
         assert 0.8 < numbers["cosine"] < 0.95 and 0 < numbers["clipped"] < 0.3
+
+
+@pytest.mark.parametrize(("options", "rounds"), [(Ternary(), False), (Bitnet(), True)])
+def test_a_layer_says_whether_it_rounds_activations(options, rounds):
+    assert {layer.rounds_activations for layer in find_layers(quantized(options)[0]).values()} == {rounds}

@@ -4,21 +4,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-from luthier_bitsandbytes.library import hide_package
-
-
-def test_a_hidden_package_is_found_again_afterwards(tmp_path, monkeypatch):
-    (tmp_path / "fetching_package.py").write_text("inner = 1\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    for _ in range(2):  # before it has been imported, and after
-        with hide_package("fetching_package"), pytest.raises(ModuleNotFoundError):
-            import fetching_package
-        import fetching_package
-
-        assert sys.modules["fetching_package"] is fetching_package
-    monkeypatch.delitem(sys.modules, "fetching_package")
-
 
 def test_bitsandbytes_is_imported_without_asking_the_package_that_fetches(tmp_path):
     (tmp_path / "kernels.py").write_text("raise SystemExit('asked for a binary')\n")

@@ -103,6 +103,8 @@ def make_dense(model: Any, adapter: Adapter, quantizer: Quantizer, original: Wei
             _replace(merged, path, _transposed(linear, layer))
     if any(p.is_floating_point() and not torch.isfinite(p).all() for p in merged.parameters()):
         raise LuthierError("artifact-unmergeable", "the merged weights hold NaN or infinity")
+    if getattr(merged.config, "quantization_config", None) is not None:
+        del merged.config.quantization_config  # of the checkpoint, whose layers are dense here
     narrow = {name: dtype for name, dtype in narrow.items() if dtype in LOW}
     return DenseCopy(model=merged, changed=changed, narrow=narrow, weigh=weigh)
 

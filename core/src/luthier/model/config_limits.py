@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from luthier.errors import LuthierError, show_value
 from luthier.model.foreign import explain_reading
+from luthier.model.weights.stored_layers import prepare_library
 
 LIMITS: Final = {  # the largest that is read; beyond every model, so that a slip of the pen ends at once
     "vocab_size": 2**24,
@@ -52,4 +53,5 @@ def _check_quantization(config: Any, source: str) -> None:
 
     remedy = "Install what is named, or take the model before it was quantized, with one of Luthier's quantizers."
     with explain_reading(f"{source}: quantization_config", remedy=remedy):
+        prepare_library(asked)
         AutoHfQuantizer.from_config(asked, pre_quantized=True).validate_environment(device_map=None)

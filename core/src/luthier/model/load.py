@@ -187,7 +187,11 @@ def original_weight(source: str | None, model: nn.Module, layer: nn.Module) -> T
         with explain_reading(file), safe_open(file, framework="pt") as held:
             for candidate in (plain, plain.removeprefix("model.")):
                 if candidate in held.keys():  # noqa: SIM118 - safe_open is no mapping
-                    weight = held.get_tensor(candidate).float()
+                    weight = held.get_tensor(candidate)
+                    if not weight.is_floating_point():
+                        problem = "the checkpoint is quantized, and holds no original weight"
+                        raise LuthierError("model-not-found", problem, where=plain)
+                    weight = weight.float()
                     return weight.T if getattr(layer, "transposed", type(layer).__name__ == "Conv1D") else weight
     raise LuthierError("model-not-found", f"the checkpoint holds no {plain}", where=source)
 

@@ -24,12 +24,13 @@ from luthier.model.operations.kernel_choice import find_kernels
 from luthier.model.recurrent import decide_packing, separation_reason
 from luthier.model.weights.loaded_weights import check_finite
 from luthier.model.weights.quantized import check_quantizer, find_trained, read_quantized
+from luthier.model.weights.stored_layers import is_stored
 from luthier.plugins.contracts.protocols import Quantizer
 from luthier.plugins.contracts.values import Purpose
 from luthier.plugins.registry import Plugins
 from luthier.precision import dtypes as precision
 from luthier.recipe import Recipe
-from luthier.recipe.checks.soundness import check_parts
+from luthier.recipe.checks.soundness import check_parts, check_stored_base
 from luthier.recipe.objects import Objects
 from luthier.recipe.parts import Part, Resolved, resolve_parts
 from luthier.recipe.settled import SettledRecipe
@@ -73,7 +74,7 @@ def assemble_run(recipe: Recipe, objects: Objects, plugins: Plugins | None = Non
     _check_named(recipe, objects)
     tokenizer = objects.tokenizer or load.tokenizer_of(recipe.model)
     prepared = made_rows(recipe, objects, tokenizer, Wanted.of_part(resolved.loss), world)
-    config = config_of(recipe.model) if objects.model is None else getattr(objects.model, "config", None)
+    config = _checked_config(recipe, objects, resolved)
     company = Company.of(recipe, resolved, begins=begins).checked(parts.loss, tokenizer, config)
     parts = attrs.evolve(parts, kernels=kernels, company=company)
     case = Case(recipe=recipe, resolved=resolved, loss=parts.loss, device=device, prepared=prepared, objects=objects,
@@ -91,6 +92,14 @@ def assemble_run(recipe: Recipe, objects: Objects, plugins: Plugins | None = Non
     check_prompts(prepared, settled, setup.packing, model)
     _settle_setup(setup, resolved, began)
     return Assembled(setup=setup, resolved=resolved, prepared=prepared, callbacks=callbacks, case=case)
+
+
+def _checked_config(recipe: Recipe, objects: Objects, resolved: Resolved) -> Any:
+    """Return the model's config; `part-incompatible` for a quantized one below a part that wants dense weights."""
+    config = config_of(recipe.model) if objects.model is None else getattr(objects.model, "config", None)
+    if is_stored(config):
+        check_stored_base(resolved.chosen())
+    return config
 
 
 def _packs(recipe: Recipe, objects: Objects, config: Any, decisions: Decisions) -> bool:

@@ -46,6 +46,11 @@ class TernaryLinear(nn.Module):
         self._codes: tuple[Any, ...] | None = None  # of a frozen weight: (its state, codes, scales)
         self.train(layer.training)
 
+    @property
+    def rounds_activations(self) -> bool:
+        """What Luthier asks a layer, so that it compares the model's ways of computing with more patience."""
+        return self.form.integers
+
     def latent(self) -> Tensor:
         """Return the latent weight [out, in], with its gradient."""
         return self.weight.T if self.transposed else self.weight

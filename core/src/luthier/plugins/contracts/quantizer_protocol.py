@@ -26,6 +26,9 @@ class Quantizer(Protocol):
     `mergeable` are taken from the record; an object that is passed in Python sets them as attributes. A layer that
     stands for transformers' `Conv1D`, whose weight is [in, out] in files, has `transposed = True`.
 
+    A quantized layer that replaces a `Conv1D` of transformers, whose weight is [in, out] in a checkpoint, sets
+    `transposed = True`. A layer that rounds activations sets `rounds_activations = True`.
+
     If `trains` is True, the layers keep a full-precision weight as a parameter, which the adapter `full` trains;
     `provides` must then contain "dense-weights". The artifact of the run is what `save` writes. To open it, the core
     makes a model from its config, calls `apply` with `has_values` False, and then `load`. Whatever a layer needs beyond

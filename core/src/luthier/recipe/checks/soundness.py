@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import LuthierError
@@ -46,6 +47,18 @@ def check_parts(recipe: Settings, resolved: Resolved, device: str) -> None:
     for part in (resolved.adapter, resolved.quantizer) if recipe.merge else ():
         if not getattr(part.record or part.local, "mergeable", True):
             raise unmergeable_part(part.kind, part.name, where="merge")
+
+
+def check_stored_base(chosen: Sequence[Chosen]) -> None:
+    """Raise `part-incompatible` where a part needs dense weights of a checkpoint that is quantized itself."""
+    if any(part.kind == "quantizer" and "quantized-base" in part.provides for part in chosen):
+        return  # which says for itself that it wants a dense checkpoint
+    reasons = [f"{part} needs dense-weights" for part in chosen if "dense-weights" in part.needs]
+    reasons += [f"{part} does not work with quantized-base" for part in chosen if "quantized-base" in part.conflicts]
+    if reasons:
+        problem = f"{'; '.join(reasons)}, and the checkpoint is quantized"
+        remedy = "Begin from its dense original, or use an adapter such as lora."
+        raise LuthierError("part-incompatible", problem, where="model", remedy=remedy)
 
 
 def unmergeable_part(kind: str, name: str, where: str | None = None) -> LuthierError:

@@ -20,9 +20,11 @@ from luthier.model import load
 from luthier.model.model_config import config_of
 from luthier.model.weights.parameter_groups import describe_groups
 from luthier.model.weights.quantized import find_trained
+from luthier.model.weights.stored_layers import is_stored
 from luthier.plugins.contracts.protocols import Loss
 from luthier.randomness import keep_randomness
 from luthier.recipe import Recipe
+from luthier.recipe.checks.soundness import check_stored_base
 from luthier.recipe.objects import Objects
 from luthier.recipe.parts import Resolved, resolve_parts
 from luthier.recipe.rowless import NO_ROWS
@@ -154,6 +156,8 @@ def _checked_company(recipe: Recipe, objects: Objects, resolved: Resolved, loss:
     if tokenizer is None:
         return company
     config = config_of(recipe.model) if objects.model is None else objects.model.config
+    if is_stored(config):
+        check_stored_base(resolved.chosen())
     return company.checked(loss, tokenizer, config)
 
 

@@ -46,10 +46,12 @@ def merge_weights(
 def _merge_base(opened: Opened, base: str | None, onto: Onto) -> MergeBase | None:
     """Return what the update is put upon, with a reader of the checkpoint, where layers are quantized and frozen."""
     trained = getattr(opened.quantizer, "trains", False)
-    if onto == "original" and trained:
+    stored = getattr(opened.model.config, "quantization_config", None) is not None
+    if onto == "original" and (trained or stored):
         problem = "the quantized layers were trained, so that the checkpoint is not their base"
+        problem = problem if trained else "the checkpoint is quantized itself, and holds no other weights"
         raise LuthierError("artifact-unmergeable", problem, where="onto", remedy="Leave it out.")
     source = base or structure_value(opened.note["model"], Model, "model").name_or_path
-    if trained or source.startswith(NO_BASE) or not is_quantized(opened.model, opened.quantizer):
+    if trained or stored or source.startswith(NO_BASE) or not is_quantized(opened.model, opened.quantizer):
         return None
     return MergeBase(onto=onto, original=functools.partial(original_weight, source, opened.model))

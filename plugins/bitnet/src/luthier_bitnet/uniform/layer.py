@@ -83,6 +83,11 @@ class UniformLinear(nn.Module):
             self.range = torch.full((2,), float("nan"), device=self.weight.device)  # not measured yet
 
     @property
+    def rounds_activations(self) -> bool:
+        """What Luthier asks a layer, so that it compares the model's ways of computing with more patience."""
+        return self.activations is not None
+
+    @property
     def levels(self) -> Levels:
         return Levels.of(self.phase.bits, self.weights.symmetric)
 
