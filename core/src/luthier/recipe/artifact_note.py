@@ -1,4 +1,4 @@
-"""The note beside an artifact, as a recipe needs it: which base and parts it names."""
+"""The note beside an artifact, as a recipe needs it: the base and the parts of the artifact."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from luthier.errors import LuthierError, refuse_newer
 RECORD: Final = "run.json"
 
 
-NOTE: Final = "luthier.json"  # beside an artifact: which base and parts it needs
+NOTE: Final = "luthier.json"  # the file beside an artifact that names its base and parts
 
 
-NOTE_FORMAT: Final = 1  # of the note, as this luthier writes it
+NOTE_FORMAT: Final = 1  # the version of the note's format that this luthier writes
 
 
-ARTIFACTS: Final = ("adapter", "model", "merged")  # folders of a run, the first that is there counts
+ARTIFACTS: Final = ("adapter", "model", "merged")  # folders of a run, of which the first that exists counts
 
 
 def read_note(folder: Path) -> dict[str, Any]:
-    """Return what stands beside an artifact; nothing where there is none."""
+    """Return the note beside an artifact; an empty mapping if there is none."""
     try:
         note = json.loads((folder / NOTE).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -34,7 +34,7 @@ def read_note(folder: Path) -> dict[str, Any]:
 
 
 def find_artifact(name: str) -> Path | None:
-    """Return the folder of an artifact, where a name is that or a run's folder; None for anything else."""
+    """Return the folder of an artifact, if `name` is that folder or a run's folder; None for anything else."""
     folder = Path(os.path.expanduser(name))
     if (folder / RECORD).is_file():
         return _artifact_of(folder)

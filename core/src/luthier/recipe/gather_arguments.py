@@ -1,4 +1,4 @@
-"""Gathering: what a caller in Python gives, as a recipe and the objects that no recipe can hold."""
+"""The gathering of arguments: what a caller passes in Python becomes a recipe, and objects that no recipe can hold."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from luthier.recipe.schema import Model
 def gather_arguments(
     recipe: Any, model: Any, tokenizer: Any, data: Any, eval_data: Any, settings: Mapping[str, Any]
 ) -> tuple[Recipe, Objects]:
-    """The recipe that these arguments mean, and the objects that it cannot hold."""
+    """Return the recipe that these arguments mean, and the objects that it cannot hold."""
     if isinstance(model, tuple):
         model, tokenizer = model
     changes = dict(settings)
-    held: dict[str, Any] = {"tokenizer": _tokenizer(tokenizer, changes)}
+    given_objects: dict[str, Any] = {"tokenizer": _tokenizer(tokenizer, changes)}
     for name, value, where in (
         ("model", model, "model"),
         ("data", data, "data"),
@@ -37,35 +37,35 @@ def gather_arguments(
         if _is_named(value):
             changes[where] = str(value) if isinstance(value, Path) else value
         else:
-            held[name] = value
+            given_objects[name] = value
             changes[where] = [_name_of(value)] if name == "eval_data" else _name_of(value)
-    if held.get("model") is not None and tokenizer is None and "model.tokenizer" not in changes:
+    if given_objects.get("model") is not None and tokenizer is None and "model.tokenizer" not in changes:
         remedy = "Pass tokenizer=, or model=(model, tokenizer)."
-        raise LuthierError("recipe-missing", "a loaded model comes with its tokenizer", where="model", remedy=remedy)
-    objects = Objects(**held)
+        raise LuthierError("recipe-missing", "a loaded model needs its tokenizer", where="model", remedy=remedy)
+    objects = Objects(**given_objects)
     return _recipe(recipe, changes, objects), objects
 
 
 def _tokenizer(given: Any, changes: dict[str, Any]) -> Any:
-    """The tokenizer where it is an object; a name or folder goes to the settings, as `model.tokenizer`."""
+    """Return the tokenizer if it is an object, else None; a name goes into `changes` as `model.tokenizer`."""
     if isinstance(given, (str, Path)):
         if "model.tokenizer" in changes:
             raise _second("model.tokenizer", "tokenizer", changes["model.tokenizer"])
         changes["model.tokenizer"] = str(given)
         return None
     if given is not None and not (callable(given) and hasattr(given, "decode")):
-        problem, remedy = "no tokenizer of transformers", "Pass one, or the name or folder of one."
+        problem, remedy = "not a tokenizer of transformers", "Pass one, or the name or folder of one."
         raise LuthierError("recipe-wrong-type", problem, where="tokenizer", found=given, remedy=remedy)
     return given
 
 
-def _second(where: str, name: str, found: Any) -> LuthierError:
-    return LuthierError("recipe-conflict", f"{name} is given too", where=where, found=found,
+def _second(where: str, name: str, value: Any) -> LuthierError:
+    return LuthierError("recipe-conflict", f"{name} is given too", where=where, found=value,
                         remedy="Keep one of the two.")  # fmt: skip
 
 
 def _recipe(recipe: Any, changes: dict[str, Any], objects: Objects) -> Recipe:
-    """The recipe with the changes over it; the objects in it stay objects, and aliases are told in the log."""
+    """Return the recipe with the changes over it. Objects in it stay objects, and notes go to the log."""
     reading = load_recipe({} if recipe is None else recipe, changes)
     for note in reading.notes:
         get_logger().info("recipe", note=note)
@@ -73,9 +73,9 @@ def _recipe(recipe: Any, changes: dict[str, Any], objects: Objects) -> Recipe:
 
 
 def _without_unread(reading: Reading[Recipe], objects: Objects) -> Recipe:
-    """The recipe without what objects of the caller's stand in the place of.
+    """Return the recipe without the settings that the caller's objects replace.
 
-    Raises `recipe-conflict` where the same call gives both; over a recipe the object wins, and that is told.
+    Raises `recipe-conflict` if the same call gives both. A setting that only the recipe has is dropped with a log line.
     """
     unread = {"model.dtype": "model", "model.revision": "model"} if objects.model is not None else {}
     unread |= {"model.tokenizer": "tokenizer"} if objects.tokenizer is not None else {}
@@ -94,11 +94,11 @@ def _without_unread(reading: Reading[Recipe], objects: Objects) -> Recipe:
 
 
 def _is_named(value: Any) -> bool:
-    """Return True if a recipe can hold it: a name, a path, a mapping of settings, or sources."""
+    """Return True if a recipe can hold the value: a name, a path, a mapping of settings, or sources."""
     if isinstance(value, (str, Path, float)):
         return True
     if isinstance(value, Mapping):
-        return not hasattr(value, "column_names")  # as a DatasetDict has
+        return not hasattr(value, "column_names")  # a DatasetDict has this attribute, and is rows
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(v, str) or _is_source(v) for v in value)
 
 
@@ -107,6 +107,6 @@ def _is_source(value: Any) -> bool:
 
 
 def _name_of(value: Any) -> str:
-    """Return how the recipe of a run names an object of the caller's."""
+    """Return the name by which a run's recipe refers to an object of the caller."""
     own = getattr(getattr(value, "config", None), "_name_or_path", "")
     return own or f"python:{type(value).__name__}"

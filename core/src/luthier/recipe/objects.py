@@ -1,4 +1,4 @@
-"""The objects that a caller in Python hands over in the place of names."""
+"""The objects that a caller passes in Python instead of names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class TaskPlace:
-    """Which task of how many a run is; `carried` is the folder of the state that the one before has left."""
+    """The place of a run among several tasks. `carried` is the folder with the state that the task before has left."""
 
     index: int = 0
     total: int = 1
@@ -19,11 +19,11 @@ class TaskPlace:
 
 @attrs.frozen(kw_only=True)
 class Objects:
-    """The objects that a caller in Python hands over in the place of names."""
+    """The objects that a caller passes in Python instead of names."""
 
     model: Any = None
     tokenizer: Any = None
     data: Any = None
     eval_data: Any = None
-    task: TaskPlace | None = None  # which of several tasks the run is
-    prepared: Any = None  # rows that are made already, as a plan has them
+    task: TaskPlace | None = None  # the run's place among several tasks; None for a plain run
+    prepared: Any = None  # rows that are prepared already, such as a plan's

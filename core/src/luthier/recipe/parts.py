@@ -1,4 +1,4 @@
-"""From what a recipe says of a part to the part that is meant: its offer and options, or an object of the caller's."""
+"""The parts of a recipe: what it writes becomes an installed part with its options, or an object of the caller."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from luthier.plugins.records import Record
     from luthier.recipe.schema import Settings
 
-# one part each, callbacks, metrics and penalties being lists of them; an optional one may be none
+# each field holds one part; an optional one may be none. Callbacks, metrics and penalties are lists
 FIELDS: Final = ("adapter", "loss", "optimizer", "quantizer", "provider", "trainer")
 OPTIONAL: Final = frozenset(("trainer",))
 
 
 @attrs.frozen(kw_only=True)
 class Part:
-    """One chosen part: an installed one (`offer` and `options`), or an object of the caller's (`local`)."""
+    """One chosen part: an installed one (`offer` and `options`), or an object of the caller (`local`)."""
 
     kind: str
-    name: str  # of the record, or the class path of a local object
+    name: str  # the record's name, or the class path of a local object
     offer: Offer | None = None
     options: Any = None
     local: Any = None
@@ -40,11 +40,11 @@ class Part:
 
     @property
     def source(self) -> Source | None:
-        """The plugin and distribution that offer it; None for a local object."""
+        """Return the plugin and distribution that offer the part; None for a local object."""
         return self.offer.source if self.offer else None
 
     def chosen(self) -> Chosen:
-        """The part as compatibility sees it; a local object may have `needs`, `provides` and `conflicts` too."""
+        """Return the part as compatibility sees it. A local object may have `needs`, `provides` and `conflicts` too."""
         giver = self.record or self.local
         tags = {verb: as_tags(getattr(giver, verb, ()), str(self.name)) for verb in ("needs", "provides", "conflicts")}
         return Chosen(kind=self.kind, name=self.name, **tags)
@@ -56,7 +56,7 @@ class Part:
         return {"name": self.name, **plain_options(self.options)}
 
     def describe(self) -> dict[str, Any]:
-        """Kind, name, distribution and version, as a run records them; both None for a local object."""
+        """Return kind, name, distribution and version for a run's record; the last two are None for a local object."""
         source = self.source
         return {
             "kind": self.kind,
@@ -68,7 +68,7 @@ class Part:
 
 @attrs.frozen(kw_only=True)
 class Resolved:
-    """The parts of a recipe, found and their options read; nothing is built yet."""
+    """The parts of a recipe, looked up and with their options read. Nothing is built yet."""
 
     adapter: Part
     loss: Part
@@ -82,7 +82,7 @@ class Resolved:
     plugins: Plugins = attrs.field(repr=False)
 
     def __iter__(self) -> Iterator[Part]:
-        """Every part, the callbacks, metrics and penalties last."""
+        """Yield every part, the callbacks, metrics and penalties last."""
         yield from (part for kind in FIELDS if (part := getattr(self, kind)) is not None)
         yield from (*self.callbacks, *self.metrics, *self.penalties)
 
@@ -90,12 +90,15 @@ class Resolved:
         return [part.chosen() for part in self]
 
     def build(self, part: Part) -> Any:
-        """The part itself, checked against its kind's protocol."""
+        """Build the part and check it against its kind's protocol."""
         return self.plugins.build(part.offer, part.options) if part.offer else part.local
 
 
 def resolve_parts(recipe: Settings, plugins: Plugins | None = None) -> Resolved:
-    """The parts that a recipe names, or a `LuthierError` at the option that is wrong. Imports no implementation."""
+    """Return the parts that a recipe names.
+
+    Raises `LuthierError` at the option that is wrong. Imports no implementation.
+    """
     known = plugins or installed_plugins()
     single = {
         kind: find_part(value, kind, kind, known)
@@ -115,7 +118,7 @@ def is_absent(kind: str, value: Any) -> bool:
 
 
 def find_part(value: Any, kind: str, where: str, plugins: Plugins) -> Part:
-    """The part that a name, a mapping, an options object or any object that keeps the protocol stands for."""
+    """Return the part that a name, a mapping, an options object, or an object that follows the protocol stands for."""
     value = value.value if isinstance(value, Written) else value
     if isinstance(value, str):
         return _named({"name": value}, kind, where, plugins)
@@ -137,12 +140,12 @@ def plain_options(options: Any) -> dict[str, Any]:
 
 
 def default_options(cls: type) -> dict[str, Any]:
-    """The defaults of an options class as plain data, without those that are required."""
+    """Return the defaults of an options class as plain data, without the required options."""
     return {d.name: plain_value(d.default) for d in describe_options(cls) if not d.required}
 
 
 def plain_value(value: Any) -> Any:
-    """A structured value as JSON would hold it."""
+    """Return a structured value as plain data that JSON can hold."""
     from enum import Enum
     from pathlib import Path
 
@@ -160,11 +163,11 @@ def plain_value(value: Any) -> Any:
 
 
 def part_identity(value: Any, kind: str, plugins: Plugins) -> Any:
-    """Return what two part fields have in common when they mean the same part: its options, or its name alone."""
+    """Return a value that is equal for part fields that mean the same part: its options, or else its name."""
     try:
         part = find_part(value, kind, kind, plugins)
     except LuthierError:
-        return value  # a part that is not installed equals itself
+        return value  # a part that is not installed is equal only to itself
     if part.local is not None:
         return part.local
     return part.name if is_default(part.options) else (part.name, part.options)
@@ -181,7 +184,7 @@ def _named(value: Mapping[str, Any], kind: str, where: str, plugins: Plugins) ->
         raise LuthierError("part-unknown", problem, where=where, remedy=remedy)
     if "name" not in value:
         raise LuthierError(
-            "recipe-missing", f"which {kind} is not said", where=f"{where}.name", found=bare_value(dict(value))
+            "recipe-missing", f"the {kind} is not named", where=f"{where}.name", found=bare_value(dict(value))
         )
     name = structure_value(value["name"], str, f"{where}.name")
     try:
@@ -201,7 +204,7 @@ def _named(value: Mapping[str, Any], kind: str, where: str, plugins: Plugins) ->
 
 
 def _owners(option: str, offer: Offer, plugins: Plugins) -> str:
-    """Return where an option belongs that this part has not, nor one like it: the parts of its kind that have it."""
+    """Return a sentence with the parts of its kind that have an option, if the chosen part has none like it."""
     own = [f.name for f in attrs.fields(plugins.options(offer))]
     if suggest_nearest(option, own).startswith("Did"):
         return ""
@@ -217,7 +220,7 @@ def _owners(option: str, offer: Offer, plugins: Plugins) -> str:
 def _object(value: Any, kind: str, where: str, plugins: Plugins) -> Part:
     if isinstance(value, type):
         remedy = f"Write {value.__name__}()."
-        raise LuthierError("part-invalid", "a class in place of an object", where=where, found=value, remedy=remedy)
+        raise LuthierError("part-invalid", "this is a class, not an object", where=where, found=value, remedy=remedy)
     try:
         offer = plugins.of_options(value)
     except LuthierError as error:
@@ -231,7 +234,7 @@ def _object(value: Any, kind: str, where: str, plugins: Plugins) -> Part:
 
 
 def _is_options(value: object) -> bool:
-    """Return True if an object's class is made of `option()` fields, so that it cannot be a part itself."""
+    """Return True if an object's class consists of `option()` fields, so that the object cannot be a part itself."""
     cls = type(value)
     return attrs.has(cls) and any(KEY in field.metadata for field in attrs.fields(cls))
 

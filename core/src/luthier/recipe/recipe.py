@@ -1,4 +1,4 @@
-"""The recipe of one run: its settings, checked together, read from anything and written as YAML."""
+"""The recipe of one run: its settings, checked together, read from several forms and written as YAML."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from luthier.recipe.writing import plain_recipe, same_run, write_recipe
 class Recipe(Settings):
     """One run. Part fields hold a name, a mapping `{name: ..., options}`, an options object, or a part itself.
 
-    `from_dict` and `load` leave options objects in the part fields. Recipes are equal when they name the same parts
-    with the same options, however those are written.
+    `from_dict` and `load` put options objects into the part fields. Recipes are equal if they name the same parts
+    with the same options, however they write them.
     """
 
     def __attrs_post_init__(self) -> None:
@@ -36,10 +36,10 @@ class Recipe(Settings):
     def from_dict(
         cls, mapping: Mapping[str, Any], base: str | Path | None = None, *, plugins: Plugins | None = None
     ) -> Recipe:
-        """A recipe from plain data, shorthand and other tools' names included.
+        """Return a recipe from plain data, in which short forms and other tools' names are allowed.
 
-        Relative paths are joined to the folder `base`; None leaves them as they are, relative to the working
-        directory. `plugins` None: the installed ones. Raises `LuthierError` with the option's dotted path.
+        Relative paths are joined to the folder `base`; None leaves them unchanged, relative to the working directory.
+        `plugins` None means the installed ones. Raises `LuthierError` with the option's dotted path.
         """
         return from_mapping(mapping, base=base, plugins=plugins).recipe
 
@@ -52,26 +52,26 @@ class Recipe(Settings):
         environ: Mapping[str, str] | None = None,
         plugins: Plugins | None = None,
     ) -> Recipe:
-        """A recipe from a YAML, TOML or JSON file, then `LUTHIER_*` of the environment, then the overrides.
+        """Return a recipe from a YAML, TOML or JSON file, overridden by `LUTHIER_*` variables, then by `overrides`.
 
-        `overrides` maps dotted paths to values, or lists `a.b=c` and what `parse_flags` gives. `environ` None: the
-        process's own.
+        `overrides` maps dotted paths to values, or lists texts `a.b=c` and results of `parse_flags`. `environ` None
+        means the process's own environment. Raises `LuthierError` with the place of each error.
         """
         return load_recipe(path, overrides, environ=environ, plugins=plugins).recipe
 
     def to_dict(self, plugins: Plugins | None = None) -> dict[str, Any]:
-        """The resolved recipe as plain data, every default included; `from_dict` gives an equal recipe back."""
+        """Return the resolved recipe as plain data with every default; `from_dict` makes an equal recipe of it."""
         return plain_recipe(self, plugins)
 
     def write(self, path: str | Path, plugins: Plugins | None = None) -> None:
-        """Write the resolved recipe as YAML, its paths absolute, so that it means the same wherever it lies."""
+        """Write the resolved recipe as YAML with absolute paths, so that it means the same wherever the file lies."""
         write_recipe(self, path, plugins)
 
 
 def from_mapping(
     mapping: Mapping[str, Any], *, base: str | Path | None = None, plugins: Plugins | None = None
 ) -> Reading[Recipe]:
-    """A recipe from plain data; the environment is read for `${NAME}` only."""
+    """Return a recipe from plain data, with its notes. The environment is read for `${NAME}` only."""
     return read_mapping(Recipe, mapping, base=base, plugins=plugins)
 
 
@@ -82,10 +82,10 @@ def load_recipe(
     environ: Mapping[str, str] | None = None,
     plugins: Plugins | None = None,
 ) -> Reading[Recipe]:
-    """A recipe from a source, with the environment's `LUTHIER_*` over a file's values, and the overrides over both.
+    """Return a recipe from a source, overridden by `LUTHIER_*` variables (for a file), then by `overrides`.
 
-    `source` is a file, plain data, or another recipe; over the last two the environment has no say. `overrides` maps
-    dotted paths to values, or lists texts `a.b=c` and what `parse_flags` gives; relative paths in it, and in the
-    environment, are relative to the working directory. `environ` None: the process's own.
+    `source` is a file, plain data, or another recipe; variables do not override the last two. `overrides` maps dotted
+    paths to values, or lists texts `a.b=c` and results of `parse_flags`. Relative paths in overrides and variables are
+    relative to the working directory. `environ` None means the process's own environment.
     """
     return read_settings(Recipe, source, overrides, environ=environ, plugins=plugins)

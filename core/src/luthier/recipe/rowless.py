@@ -1,4 +1,4 @@
-"""A recipe that names no rows, for those who plan before they have any."""
+"""Recipes without rows, for users who plan before they have any."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Final, TypeVar
 
 from luthier.errors import LuthierError
 
-NO_ROWS: Final = "python:none"  # what such a recipe has as data
+NO_ROWS: Final = "python:none"  # the data of a recipe without rows
 Found = TypeVar("Found")
 
 
 def with_or_without_rows(read: Callable[[dict[str, str]], Found]) -> Found:
-    """Return what `read` gives, called again with `NO_ROWS` as data where only data was missing."""
+    """Return what `read` returns; if only data was missing, call it again with `NO_ROWS` as data."""
     try:
         return read({})
     except LuthierError as error:

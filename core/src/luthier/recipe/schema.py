@@ -27,14 +27,14 @@ class Model:
 class OtherModel:
     """A frozen model besides the one that trains: a teacher or a reference."""
 
-    model: Model = option(help="The model, or a run of Luthier's or its adapter.")
+    model: Model = option(help="The model: a hub name, a folder, or a run of Luthier or its adapter.")
     quantizer: Any = option("none", help="How its weights are stored: a quantizer's name, or {name: ..., options}.")
-    adapter: str | None = option(None, help="The folder of a trained adapter that it carries.")
+    adapter: str | None = option(None, help="The folder of a trained adapter to put on this model.")
 
 
 @attrs.frozen(kw_only=True)
 class Source:
-    """One place that rows come from. In a recipe a string stands for `path`."""
+    """A source of rows. In a recipe a string stands for `path`."""
 
     path: str = option(help="A file, a glob of files, or a hub dataset's name.")
     split: str = option("train", help="The split, for a hub dataset.")
@@ -46,7 +46,7 @@ class Source:
     )
     max_rows: int | None = option(None, help="Read at most this many rows.", low=1)
     share: float | None = option(
-        None, help="The part of an epoch that its rows are, such as 0.3; those without share fill the rest.",
+        None, help="The share of an epoch that its rows make up, such as 0.3; sources without share fill the rest.",
         low=1e-6, high=1.0,
     )  # fmt: skip
     repeat: int = option(1, help="How often its rows come in an epoch.", low=1)
@@ -54,7 +54,7 @@ class Source:
 
 @attrs.frozen(kw_only=True)
 class Data:
-    """Rows, and how they become supervised tokens. In a recipe a path or a list of sources stands for `train`."""
+    """The rows, and how they become supervised tokens. In a recipe a path or a list of sources stands for `train`."""
 
     train: list[Source] = option(help="Where the training rows come from.")
     validation: float | list[Source] = option(0.0, help="A share of the rows (0 to 0.5), or sources like train.")
@@ -76,10 +76,10 @@ class Data:
         "auto", help="Longer examples: drop, truncate, split or error; auto: split documents, drop the rest."
     )
     chat_template: str | None = option(
-        None, help="A Jinja chat template, or the path of one, in the tokenizer's place."
+        None, help="A Jinja chat template, or the path of one, instead of the tokenizer's."
     )
     chat_template_kwargs: dict[str, Any] = option(
-        factory=dict, help="Variables for the chat template, such as {enable_thinking: false}; a row's own win."
+        factory=dict, help="Variables for the chat template, such as {enable_thinking: false}; a row's own come first."
     )
     train_on: Literal["assistant", "last", "all"] = option(
         "assistant", help="Supervise the assistant's tokens, those of the last answer alone, or all."
@@ -88,13 +88,13 @@ class Data:
         "error", help="Rows that are broken, empty, unsupervised or unprovable: an error that lists them, or drop them."
     )
     max_bad_rows: int | float | None = option(
-        None, help="With bad_rows: drop, end with an error above so many, or above such a share (0.01).", low=0
+        None, help="With bad_rows: drop, fail above so many rows, or above such a share (0.01).", low=0
     )
     unrendered: Literal["error", "warn"] = option(
-        "error", help="What to do with a message, tools or a thought that the chat template does not write."
+        "error", help="What to do with a message, tools or a thought that the chat template leaves out."
     )
     unsupervised: Literal["error", "drop"] | None = option(
-        None, help="What to do with a row without supervised token; none: as bad_rows says."
+        None, help="What to do with a row without supervised tokens; none: as bad_rows says."
     )
     block_size: int | None = option(
         None, help="Pretraining: join documents with EOS and cut them into blocks of so many tokens.", low=2
@@ -102,9 +102,9 @@ class Data:
     streaming: bool = option(False, help="Read and tokenise rows as the run goes, in bounded memory.")
     shuffle_buffer: int = option(1024, help="Streaming: examples held in memory to shuffle and pack from.", low=1)
     num_proc: int | None = option(
-        None, help="Processes that tokenise; none: as the rows and free cores suggest.", low=1
+        None, help="Processes that tokenise; none: chosen by the number of rows and free cores.", low=1
     )
-    cache: bool = option(True, help="Keep tokenised rows on the disk, found again by the content of what made them.")
+    cache: bool = option(True, help="Keep tokenised rows on disk, found again by the hash of all that made them.")
 
 
 @attrs.frozen(kw_only=True)
@@ -115,7 +115,7 @@ class Distributed:
         "auto", help="ddp: a copy in each process; fsdp: shards (FSDP2); auto: fsdp where a copy would not fit."
     )
     backend: Literal["auto", "nccl", "gloo", "mpi"] = option(
-        "auto", help="The collectives' library; auto: nccl for CUDA, else gloo."
+        "auto", help="The library of collectives; auto: nccl for CUDA, else gloo."
     )
     timeout: float = option(1800.0, help="Seconds until a silent process counts as lost.", low=1.0)
 
@@ -132,25 +132,25 @@ class Settings:
     quantizer: Any = option("none", help="How the base model's weights are stored.")
     callbacks: list[Any] = option(
         factory=lambda: ["progress", "jsonl", "plot"],
-        help="Who watches the run besides progress, jsonl and plot; '-plot' takes one of these away, [] takes all.",
+        help="Who watches the run besides progress, jsonl and plot; '-plot' removes one of these, [] removes all.",
     )
     provider: Any = option("local", help="Where it trains.")
     penalties: list[str | dict[str, Any]] = option(
-        factory=list, help="What each step adds to the objective for the weights that train: names, or {name: ..., "
+        factory=list, help="Functions of the trained weights that are added to the objective: names, or {name: ..., "
         "options}.",
     )  # fmt: skip
-    trainer: Any = option(None, help="The loop of another library that takes the steps; none: Luthier's own.")
+    trainer: Any = option(None, help="Another library's loop, which takes the steps; none: Luthier's own.")
 
-    adapter_from: str | None = option(None, help="A trained adapter, or its run: the run begins with its weights.")
+    adapter_from: str | None = option(None, help="A trained adapter, or its run: its weights begin the run.")
     reference: Literal["auto", "initial", "base"] | OtherModel = option(
-        "auto", help="What a loss compares the policy with: the policy as it begins (initial, auto), the base model "
+        "auto", help="What a loss compares the policy with: the policy before training (initial, auto), the base model "
         "without adapter (base), or another model.",
     )  # fmt: skip
     reference_cache: bool = option(False, help="Compute the reference's log-probabilities once, before the first step.")
     teacher: OtherModel | None = option(None, help="The model that a loss learns from, loaded once and frozen.")
 
     learning_rate: float | Literal["auto"] = option(
-        2e-4, help="The peak learning rate; auto: as the model's size and the share that trains suggest.", low=0.0
+        2e-4, help="The peak learning rate; auto: by the model's size and the share that trains.", low=0.0
     )
     lr_scheduler_type: str = option(
         "linear", help="constant, linear, cosine, one_cycle, or a name of transformers' or torch's schedulers."
@@ -169,13 +169,13 @@ class Settings:
     max_tokens: int | None = option(None, help="Stop once this many supervised tokens were trained on.", low=1)
     training_mode: Literal["auto", "epoch", "step", "token", "infinite"] = option(
         "auto",
-        help="What ends the run: num_train_epochs, max_steps, max_tokens, or a signal alone; auto: as those are given.",
+        help="What ends the run: num_train_epochs, max_steps, max_tokens, or a signal alone; auto: by what is given.",
     )
     global_batch_size: int | Literal["auto"] = option(
-        16, help="Examples of one optimizer step, over all ranks; auto: as the number of rows suggests.", low=1
+        16, help="Examples of one optimizer step, over all ranks; auto: by the number of rows.", low=1
     )
     max_tokens_per_device: int | Literal["auto"] = option(
-        4096, help="Tokens of one packed micro-batch; auto: what fits the device and is of use.", low=1
+        4096, help="Tokens of one packed micro-batch; auto: as many as fit the device and help.", low=1
     )
     memory_check: bool = option(True, help="Refuse a run that is predicted not to fit the device's memory.")
     oom_recovery: bool = option(True, help="Split a micro-batch that does not fit the device's memory, and try again.")
@@ -211,7 +211,7 @@ class Settings:
         help="Recompute each layer in backward; selective: all but its products; offload: inputs kept on the host.",
     )
     layerwise_lr_decay: float = option(
-        1.0, help="Times the learning rate, once for each layer between a layer and the head.", low=0.0, high=1.0
+        1.0, help="Factor of the learning rate, once for each layer between a layer and the head.", low=0.0, high=1.0
     )
     lr_multipliers: dict[str, float] = option(
         factory=dict, help="A regular expression for parameter names: a factor of their learning rate.", low=0.0
@@ -223,31 +223,31 @@ class Settings:
     metrics: list[str | dict[str, Any]] = option(
         factory=list, help="Metrics that an evaluation reports besides the loss's: names, or {name: ..., options}."
     )
-    max_eval_answers: int = option(32, help="Held-out rows that are answered for metrics over answers.", low=1)
+    max_eval_answers: int = option(32, help="Held-out rows that metrics over answers generate answers for.", low=1)
     max_eval_batches: int | None = option(None, help="Micro-batches of one evaluation; none: all.", low=1)
     save_strategy: Literal["auto", "steps", "epoch", "samples", "no"] = option(
-        "auto", help="What a checkpoint is due after: save_steps, each epoch, save_samples, or nothing; auto: as given."
+        "auto", help="When a checkpoint is due: save_steps, each epoch, save_samples, nothing; auto: by what is given."
     )
     save_steps: int | None = option(None, help="A checkpoint every so many steps; none: at the end.", low=1)
     save_samples: int | None = option(None, help="A checkpoint every so many examples.", low=1)
     save_final: bool = option(
-        True, help="A checkpoint after the last step; save_strategy no and this false: none but on request."
+        True, help="Write a checkpoint after the last step; false with save_strategy no: only on request."
     )
     async_save: bool = option(True, help="Write checkpoints in the background while training goes on.")
     save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", help="The dtype of a full or merged model's files; auto: the base checkpoint's."
     )
     max_shard_size: str = option("5GB", help="The largest file of a saved model.")
-    save_total_limit: int | None = option(None, help="Keep the newest so many checkpoints, and the best.", low=1)
+    save_total_limit: int | None = option(None, help="Keep so many of the newest checkpoints, and the best one.", low=1)
     metric_for_best_model: str = option("eval_loss", help="The metric that decides which checkpoint is best.")
-    greater_is_better: bool | None = option(None, help="Whether more of it is better; none: not for a loss.")
+    greater_is_better: bool | None = option(None, help="Whether higher is better; none: unless it is a loss.")
     load_best_model_at_end: bool = option(False, help="End with the weights of the best checkpoint.")
     logging_steps: int = option(1, help="Metrics every so many steps; the last step always.", low=1)
     gradient_flow_steps: int | None = option(
         None, help="Each layer's gradient norm and update-to-weight ratio, every so many steps; none: never.", low=1
     )
 
-    output_dir: str | None = option(None, help="The run's folder; none: runs/ and a name made of model and recipe.")
+    output_dir: str | None = option(None, help="The run's folder; none: one in runs/, named after model and recipe.")
     run_name: str | None = option(None, help="A name for people and trackers.")
     merge: bool = option(False, help="Write the merged model at the end, beside the adapter.")
     seed: int = option(0, help="The seed of order, initialisation and dropout.", low=0)
@@ -255,5 +255,5 @@ class Settings:
 
 
 def setting_names() -> frozenset[str]:
-    """Return the name of every setting of a run as a trainer's record writes it: those of the rows after `data.`."""
+    """Return the names of all settings of a run as a trainer's record writes them; those of rows begin with `data.`."""
     return frozenset((*Settings.__annotations__, *(f"data.{name}" for name in Data.__annotations__)))

@@ -1,4 +1,4 @@
-"""The settled recipe: the one that a run follows, with a number wherever the asked one may say `auto`."""
+"""The settled recipe: the recipe that a run follows, with a number for every `auto`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SettledRecipe(Recipe):
 
 
 def settle_recipe(recipe: Recipe, numbers: Mapping[str, float], *, packing: bool) -> SettledRecipe:
-    """Return the recipe with `numbers` in the place of what it leaves to `auto`; what it says itself stays."""
+    """Return the recipe with `numbers` for the settings that it leaves to `auto`; its own values stay."""
     settings = {field.alias: getattr(recipe, field.name) for field in attrs.fields(type(recipe))}
     settings |= {name: value for name, value in numbers.items() if settings[name] == "auto"}
     settings["packing"] = packing

@@ -1,4 +1,4 @@
-"""A recipe as plain data, as YAML, and as a hash of what determines the run."""
+"""A recipe as plain data, as YAML, and as a hash of everything that determines the run."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ WATCHING: Final = (
     *("distributed", "oom_recovery", "memory_check"),
     *("save_strategy", "save_steps", "save_samples", "save_total_limit", "save_final", "async_save"),
 )
-WATCHING_DATA: Final = ("num_proc", "cache")  # how rows are prepared, and not what they become
+WATCHING_DATA: Final = ("num_proc", "cache")  # how rows are prepared, which does not change the rows
 
 
 def plain_recipe(recipe: Settings, plugins: Plugins | None = None) -> dict[str, Any]:
-    """The resolved recipe: every setting, and every part as `{name: ..., every option}`."""
+    """Return the resolved recipe: every setting, and every part as `{name: ..., every option}`."""
     known = plugins or installed_plugins()
     result: dict[str, Any] = {}
     for field in attrs.fields(Settings):
@@ -45,20 +45,20 @@ def same_run(one: Settings, other: Settings, plugins: Plugins | None = None) -> 
 
 
 def recipe_hash(recipe: Settings, plugins: Plugins | None = None) -> str:
-    """16 hexadecimal digits over all that determines the run."""
+    """Return 16 hexadecimal digits, a hash of everything that determines the run."""
     return hashlib.sha256(json.dumps(determining_settings(recipe, plugins), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def determining_settings(recipe: Settings, plugins: Plugins | None = None) -> dict[str, Any]:
-    """The settings that determine a run, as plain data.
+    """Return the settings that determine a run, as plain data.
 
-    Relative paths count as the absolute ones they mean, so that the written recipe has the same.
+    Relative paths count as the absolute paths that they mean, so that the written recipe gives the same settings.
     """
     return without_watching(plain_recipe(locate_paths(recipe), plugins))
 
 
 def without_watching(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's plain data without what only watches the run or names it."""
+    """Return a recipe's plain data without the settings that only watch or name the run."""
     determining = {k: v for k, v in settings.items() if k not in WATCHING}
     return {**determining, "data": {k: v for k, v in settings["data"].items() if k not in WATCHING_DATA}}
 

@@ -19,7 +19,7 @@ DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
 def check_contradictions(recipe: Settings) -> None:
-    """Raise `LuthierError` at the option to change, for the first contradiction."""
+    """Raise `LuthierError` for the first contradiction, at the option to change."""
     for rule in RULES:
         rule(recipe)
 
@@ -63,7 +63,7 @@ def _batch(recipe: Settings) -> None:
 
 
 def batch_product(size: int | None, accumulation: int | None, ranks: int = 1) -> int | None:
-    """The global batch size that the two stand for; None where neither is given."""
+    """Return the global batch size that the two options mean; None if neither is given."""
     if size is None and accumulation is None:
         return None
     if size is None:
@@ -83,7 +83,7 @@ def _clipping(recipe: Settings) -> None:
 def _multipliers(recipe: Settings) -> None:
     for pattern, factor in recipe.lr_multipliers.items():
         if not 0.0 <= factor < float("inf"):
-            raise LuthierError("recipe-out-of-range", "no factor of a learning rate",
+            raise LuthierError("recipe-out-of-range", "not a factor of a learning rate",
                                where=f"lr_multipliers.{pattern}", found=factor, remedy="Write 0 or more.")  # fmt: skip
         try:
             re.compile(pattern)

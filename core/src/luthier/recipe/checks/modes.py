@@ -1,4 +1,4 @@
-"""Training modes: what ends a run, which limits contradict it, and what rows that come in a stream cannot have."""
+"""Training modes: what ends a run, which limits contradict it, and what streamed rows do not allow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIMITS: Final = {"epoch": "num_train_epochs", "step": "max_steps", "token": "max
 
 
 def mode_of(recipe: Settings) -> Mode:
-    """Return what ends the run: passes over the rows, steps, tokens, the first of both limits, or a request alone."""
+    """Return what ends the run: passes over the rows, steps, tokens, the first of two limits, or only a request."""
     if recipe.training_mode != "auto":
         return recipe.training_mode
     if recipe.max_steps and recipe.max_tokens:
@@ -26,7 +26,7 @@ def mode_of(recipe: Settings) -> Mode:
 
 
 def check_mode(recipe: Settings) -> None:
-    """Raise where a mode lacks its own limit (`recipe-missing`) or stands beside another's (`recipe-conflict`)."""
+    """Raise `recipe-missing` if a mode lacks its own limit, and `recipe-conflict` if another mode's limit is given."""
     mode, epochs = recipe.training_mode, recipe.num_train_epochs
     if mode_of(recipe) == "epoch" and not (0 < epochs < math.inf):
         problem = "endless" if epochs else "no epochs, and neither max_steps nor max_tokens"
@@ -35,14 +35,14 @@ def check_mode(recipe: Settings) -> None:
         return
     own = LIMITS.get(mode)
     if own is not None and not getattr(recipe, own):
-        raise LuthierError("recipe-missing", f"training_mode {mode} ends by it", where=own)
+        raise LuthierError("recipe-missing", f"training_mode {mode} needs it to end", where=own)
     given = [name for name in ("max_steps", "max_tokens") if getattr(recipe, name)]
     if mode != "epoch" and epochs != 1.0 and not (mode == "infinite" and math.isinf(epochs)):
         given.append("num_train_epochs")
     for name in given:
         if name != own:
             remedy = f"Leave it out, or set training_mode: {_mode_with(name)}."
-            problem = f"training_mode {mode} does not end by it"
+            problem = f"training_mode {mode} does not read it"
             raise LuthierError("recipe-conflict", problem, where=name, remedy=remedy)
 
 
@@ -51,7 +51,7 @@ def _mode_with(limit: str) -> str:
 
 
 def check_streaming(recipe: Settings) -> None:
-    """Raise `recipe-conflict` for what only rows whose number is known can have."""
+    """Raise `recipe-conflict` for options that need the number of rows, which a stream does not know."""
     if not recipe.data.streaming:
         return
     share, epochs = recipe.data.validation, recipe.num_train_epochs
@@ -59,12 +59,12 @@ def check_streaming(recipe: Settings) -> None:
         problem, remedy = "a stream has no share to hold back", "Give validation its own file."
         raise LuthierError("recipe-conflict", problem, where="data.validation", found=share, remedy=remedy)
     if mode_of(recipe) == "epoch" and not epochs.is_integer():
-        problem, remedy = "how many rows a stream has is not known, so neither is a part of them", "Set max_steps."
+        problem, remedy = "the number of rows in a stream is not known", "Set max_steps."
         raise LuthierError("recipe-conflict", problem, where="num_train_epochs", found=epochs, remedy=remedy)
 
 
 def check_blocks(recipe: Settings) -> None:
-    """Raise `recipe-conflict` where a block would not fit a micro-batch."""
+    """Raise `recipe-conflict` if a block would not fit into a micro-batch."""
     size, most = recipe.data.block_size, recipe.max_tokens_per_device
     if size is not None and most != "auto" and size > most:
         problem = f"a block is larger than a micro-batch, which has {most} tokens"

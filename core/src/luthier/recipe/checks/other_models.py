@@ -1,4 +1,4 @@
-"""Other models of a recipe: a run in the model's place, and what reference and teacher ask of the other settings."""
+"""Other models of a recipe: a run used as the model, and what reference and teacher require of other settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def open_run_model(draft: Draft) -> None:
-    """Take a run's folder, or its adapter's, in the model's place for its base model and `adapter_from`.
+    """Replace a model that is a run's folder, or its adapter's, by the run's base model and `adapter_from`.
 
     The adapter and the quantizer are then the run's, unless the recipe names others.
     """
@@ -45,7 +45,7 @@ def open_run_model(draft: Draft) -> None:
 
 
 def check_other_models(recipe: Settings) -> None:
-    """Raise for a model without a name, and for a cache of log-probabilities over rows that are not known."""
+    """Raise for a model without a name, and for a cache of log-probabilities of rows not known in advance."""
     for field in ("reference", "teacher"):
         other = getattr(recipe, field)
         if not (other is None or isinstance(other, str) or other.model.name_or_path):
@@ -60,17 +60,17 @@ def _adapter_name(chosen: list[Chosen]) -> str:
 
 
 def other_model_tags(recipe: Settings, chosen: list[Chosen]) -> dict[str, str]:
-    """Return the tags that the recipe's reference and teacher provide, and how it is called there.
+    """Return the tags that the recipe's reference and teacher provide, and how the recipe calls them.
 
-    The run itself keeps what a reference needs; `base` alone is up to the adapter. Raises `recipe-conflict` for a
-    reference or teacher that no part asks for.
+    The run itself keeps what a reference needs; only `base` depends on the adapter. Raises `recipe-conflict` for a
+    reference or teacher that no part needs.
     """
     needed = {tag for part in chosen for tag in part.needs}
     given: dict[str, str] = {}
     has_base = any("reference" in part.provides for part in chosen)
     if "reference" in needed and recipe.reference == "base" and not has_base:
-        problem = f"no base model stands beside what adapter {_adapter_name(chosen)} trains"
-        remedy = "Choose reference: initial, which is the policy as it begins, or {model: ...}."
+        problem = f"adapter {_adapter_name(chosen)} changes the base model itself, so no base is left to compare with"
+        remedy = "Choose reference: initial, the policy before the first step, or {model: ...}."
         raise LuthierError("recipe-conflict", problem, where="reference", found="base", remedy=remedy)
     if "reference" in needed and recipe.reference != "base":
         word = recipe.reference if isinstance(recipe.reference, str) else "{model: ...}"

@@ -1,4 +1,4 @@
-"""Saving: settings of checkpoints and files that contradict each other, or that nothing can be made of."""
+"""Checks of saving: settings of checkpoints and files that contradict each other, or that cannot be fulfilled."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ OWN: Final = {"steps": "save_steps", "samples": "save_samples"}
 
 
 def check_saving(recipe: Settings) -> None:
-    """Raise where a strategy lacks its interval (`recipe-missing`) or stands beside another's (`recipe-conflict`)."""
+    """Raise `recipe-missing` if a strategy lacks its interval, and `recipe-conflict` if another strategy's is given."""
     shard_bytes(recipe.max_shard_size)
     strategy = recipe.save_strategy
     if strategy == "auto":
         return
     own = OWN.get(strategy)
     if own is not None and not getattr(recipe, own):
-        raise LuthierError("recipe-missing", f"save_strategy {strategy} goes by it", where=own)
+        raise LuthierError("recipe-missing", f"save_strategy {strategy} needs it", where=own)
     for kind, name in OWN.items():
         if name != own and getattr(recipe, name):
             problem, remedy = (
-                f"save_strategy {strategy} does not go by it",
+                f"save_strategy {strategy} does not read it",
                 f"Leave it out, or write save_strategy: {kind}.",
             )
             raise LuthierError("recipe-conflict", problem, where=name, remedy=remedy)
@@ -37,12 +37,13 @@ def check_saving(recipe: Settings) -> None:
 
 
 def shard_bytes(text: str) -> int:
-    """Bytes of a size such as `5GB` (decimal, as on the hub). Raises `recipe-out-of-range` for what is none."""
+    """Return the bytes of a size such as `5GB` (decimal, as on the hub).
+
+    Raises `recipe-out-of-range` for other text.
+    """
     match = SIZE.fullmatch(text)
     size = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
     if size < 1:
         remedy = "Write a number with KB, MB, GB or TB, such as 5GB."
-        raise LuthierError(
-            "recipe-out-of-range", "no size of a file", where="max_shard_size", found=text, remedy=remedy
-        )
+        raise LuthierError("recipe-out-of-range", "not a file size", where="max_shard_size", found=text, remedy=remedy)
     return size

@@ -1,4 +1,4 @@
-"""The check that a recipe's parts go together, by their tags and by what the run itself gives. Imports no torch."""
+"""The check that a recipe's parts go together, by their tags and by what the run itself provides. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def given_tags(recipe: Settings, device: str, chosen: list[Chosen]) -> dict[str, str]:
-    """Tags that no part provides, and who does. `device` is cpu, cuda or mps; `auto` is given every device's tags."""
+    """Return the tags that no part provides, with their providers.
+
+    `device` is cpu, cuda, mps, or auto for the tags of all.
+    """
     given = {"calibration-data": "the training data", **other_model_tags(recipe, chosen)}
     if recipe.packing:
         given["packing"] = "the run (packing: true)"
@@ -28,9 +31,9 @@ def given_tags(recipe: Settings, device: str, chosen: list[Chosen]) -> dict[str,
 
 
 def check_parts(recipe: Settings, resolved: Resolved, device: str) -> None:
-    """Raise `part-incompatible` where parts do not go together, `part-unsupported` where they cannot train here.
+    """Raise `part-incompatible` if parts do not go together, and `part-unsupported` if they cannot train here.
 
-    Raises `artifact-unmergeable` where a merged model is asked for and a part's record says that there is none.
+    Raises `artifact-unmergeable` if a merged model is asked for and a part's record says that none can be made.
     """
     chosen = resolved.chosen()
     compatibility.check_compatibility(chosen, given_tags(recipe, device, chosen))
@@ -40,7 +43,7 @@ def check_parts(recipe: Settings, resolved: Resolved, device: str) -> None:
         remedy = "Submit it with `luthier submit RECIPE`, or use provider: local."
         raise LuthierError("part-unsupported", problem, where="provider", remedy=remedy)
     if provider.record is not None and not is_default(provider.options):
-        problem = "a provider's options are read where a recipe is submitted, not where it trains in this process"
+        problem = "a provider's options are read by `luthier submit`, not by a run in this process"
         remedy = "Submit it with `luthier submit RECIPE`, or leave them out."
         raise LuthierError("part-unsupported", problem, where="provider", remedy=remedy)
     check_unread_by_parts(recipe, resolved)
@@ -62,13 +65,13 @@ def check_stored_base(chosen: Sequence[Chosen]) -> None:
 
 
 def unmergeable_part(kind: str, name: str, where: str | None = None) -> LuthierError:
-    """Return the error of a part whose record says that nothing can be merged with it."""
+    """Return the error for a part whose record says that nothing can be merged with it."""
     remedy = "Leave merge out: generate and evaluate open the run's own artifact."
     return LuthierError("artifact-unmergeable", f"{kind} {name!r} cannot be merged", where=where, remedy=remedy)
 
 
 def explain_parts(recipe: Settings, resolved: Resolved, device: str) -> list[dict[str, Any]]:
-    """For each part what it needs and who gives it, what it provides, and what it does not work with."""
+    """Return for each part what it needs and who provides it, what it provides, and what it does not work with."""
     chosen = resolved.chosen()
     given = given_tags(recipe, device, chosen)
     return [

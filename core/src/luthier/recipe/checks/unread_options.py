@@ -1,4 +1,4 @@
-"""Unread options: settings that are given and that nothing of a run reads, refused with what would read them."""
+"""Unread options: settings that are given although nothing of the run reads them. They are refused with a remedy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HUB_ONLY: Final = ("split", "name", "revision")
 
 @attrs.frozen
 class Reader:
-    """When an option is read, and what a recipe must have for it."""
+    """The condition under which an option is read, and what a recipe must have for it."""
 
     is_there: Callable[[Settings], bool]
     problem: str
@@ -38,7 +38,7 @@ READERS: Final[Mapping[str, Reader]] = {
         ("eval_steps", "eval_on_start", "max_eval_batches", "load_best_model_at_end",
          "metric_for_best_model", "greater_is_better"), NO_ROWS),
     "data.shuffle_buffer": Reader(
-        lambda recipe: recipe.data.streaming, "rows that do not stream are shuffled whole",
+        lambda recipe: recipe.data.streaming, "rows that do not stream are shuffled all at once",
         "Set data.streaming: true, or leave this out."),
     "data.text_unit": Reader(
         lambda recipe: any(_may_be_text(source) for source in _all_sources(recipe)), "no source is a plain text file",
@@ -47,13 +47,13 @@ READERS: Final[Mapping[str, Reader]] = {
         lambda recipe: recipe.precision == "pure_bf16", "only pure_bf16 updates weights without a float32 copy",
         "Set precision: pure_bf16, or leave this out."),
     "max_eval_answers": Reader(
-        lambda recipe: bool(recipe.metrics), "no metric is asked for that reads answers",
+        lambda recipe: bool(recipe.metrics), "no metric reads generated answers",
         "Name one in metrics, or leave this out."),
 }  # fmt: skip
 
 
 def check_unread(recipe: Settings) -> None:
-    """Raise `recipe-conflict` for an option that is given, beside its default, where nothing reads it."""
+    """Raise `recipe-conflict` for an option that is not at its default although nothing reads it."""
     for name, reader in READERS.items():
         owner, field = _owner(recipe, name)
         if getattr(owner, field) != default_value(type(owner), field) and not reader.is_there(recipe):
@@ -63,18 +63,18 @@ def check_unread(recipe: Settings) -> None:
 
 
 def check_unread_by_parts(recipe: Settings, resolved: Resolved) -> None:
-    """Raise `recipe-conflict` where the chosen adapter makes a setting of the saved files meaningless."""
+    """Raise `recipe-conflict` if the chosen adapter makes a setting of the saved files meaningless."""
     adapter, quantizer = (part.record or part.local for part in (resolved.adapter, resolved.quantizer))
     is_model = getattr(adapter, "artifact", "adapter") == "model"
     dense = resolved.quantizer.name == "none"
     if recipe.merge and is_model and dense:
         problem = f"nothing reads it: adapter {resolved.adapter.name!r} writes the whole model as it is"
-        remedy = "Leave it out; the model is in the run's folder model."
+        remedy = "Leave it out; the model is in the folder `model` of the run."
         raise LuthierError("recipe-conflict", problem, where="merge", found=True, remedy=remedy)
     writes = (is_model and dense) or all(getattr(part, "mergeable", True) for part in (adapter, quantizer))
     for name in ("max_shard_size", "save_dtype"):
         if not writes and getattr(recipe, name) != default_value(type(recipe), name):
-            problem = "nothing reads it: no dense model is written, or can be made of the artifact"
+            problem = "nothing reads it: no dense model is written, and none can be made of the artifact"
             raise LuthierError("recipe-conflict", problem, where=name, found=getattr(recipe, name),
                                remedy="Leave it out.")  # fmt: skip
 
@@ -95,7 +95,7 @@ def _all_sources(recipe: Settings) -> list[Source]:
 
 
 def _check_sources(recipe: Settings) -> None:
-    """Raise where a file is given what only a dataset of the hub has."""
+    """Raise `recipe-conflict` if a file has a setting that only datasets of the hub have."""
     lists = {"data.train": recipe.data.train, "data.validation": recipe.data.validation}
     for where, sources in lists.items():
         for number, source in enumerate(sources if isinstance(sources, list) else ()):
@@ -108,7 +108,7 @@ def _check_sources(recipe: Settings) -> None:
 
 
 def _may_be_text(source: Source) -> bool:
-    """Return True if a source can hold plain text: a text file, or something that its name does not tell."""
+    """Return True if a source may hold plain text: a text file, or a source whose name does not say what it holds."""
     return _kind(source) not in TABLES and not source.path.startswith("python:")
 
 

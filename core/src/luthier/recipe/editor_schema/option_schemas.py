@@ -1,4 +1,4 @@
-"""The JSON schema of an option: what structuring accepts for its type, with its bounds, default and meaning."""
+"""The JSON schema of an option: the values that structuring accepts for its type, with bounds, default and meaning."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from luthier.recipe.parts import plain_value
 from luthier.recipe.reading.paths import VARIABLE
 
 Schema = dict[str, Any]
-VARIABLE_TEXT: Final[Schema] = {"type": "string", "pattern": VARIABLE.pattern}  # which may become any text
+VARIABLE_TEXT: Final[Schema] = {"type": "string", "pattern": VARIABLE.pattern}  # a variable may expand to any text
 WORDS: Final[Schema] = {"$ref": "#/$defs/variable"}
 FLOAT: Final[Schema] = {"$ref": "#/$defs/float"}
 SHARED: Final[Mapping[str, Schema]] = types.MappingProxyType(
@@ -41,7 +41,7 @@ OfClass = Callable[[type], Schema]
 
 
 def options_schema(cls: type, extra: Mapping[str, Schema] | None = None) -> Schema:
-    """Return the schema of a mapping that holds the options of a class, and what `extra` names besides."""
+    """Return the schema of a mapping that holds the options of a class, and those in `extra`."""
     hints = field_hints(cls)
     own = {field.alias: option_schema(field, value_schema(hints[field.name], bounds_of(field)))
            for field in attrs.fields(cls) if field.init}  # fmt: skip
@@ -58,18 +58,18 @@ def option_schema(field: attrs.Attribute[Any], value: Schema) -> Schema:
     schema = {"description": bounds_of(field).help, **value}
     default: Any = field.default
     default = default.factory() if isinstance(default, attrs.Factory) else default  # type: ignore[arg-type]
-    infinite = isinstance(default, float) and not math.isfinite(default)  # which JSON has not
+    infinite = isinstance(default, float) and not math.isfinite(default)  # JSON has no such numbers
     return schema if default is attrs.NOTHING or infinite else {**schema, "default": plain_value(default)}
 
 
 def bounds_of(field: attrs.Attribute[Any]) -> Bounds:
-    """Return the bounds and meaning of a field; those of one that is no option are empty."""
+    """Return the bounds and meaning of a field; empty ones for a field that is no option."""
     bounds: Bounds = field.metadata.get(KEY) or Bounds(help="")
     return bounds
 
 
 def value_schema(hint: Any, bounds: Bounds, of_class: OfClass | None = None) -> Schema:
-    """Return what structuring reads as a `hint`. `of_class` gives the schema of an attrs class inside it."""
+    """Return the schema of values of type `hint`. `of_class` returns the schema of an attrs class inside it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return {"anyOf": [value_schema(member, bounds, of_class) for member in arguments]}
@@ -83,7 +83,7 @@ def value_schema(hint: Any, bounds: Bounds, of_class: OfClass | None = None) -> 
 
 
 def enumeration(values: typing.Iterable[Any]) -> Schema:
-    """Return the schema of one of these values, or of a text that a variable may make one of them."""
+    """Return the schema of one of these values, or of a text whose variables may expand to one."""
     chosen = list(values)
     texts = any(isinstance(value, str) for value in chosen)
     return {"anyOf": [{"enum": chosen}, WORDS]} if texts else {"enum": chosen}
@@ -91,7 +91,7 @@ def enumeration(values: typing.Iterable[Any]) -> Schema:
 
 def _container(hint: Any, bounds: Bounds, of_class: OfClass | None) -> Schema:
     origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if origin in MAPPINGS:  # whose items have no bounds
+    if origin in MAPPINGS:  # the bounds do not apply to items of a mapping
         item = value_schema(arguments[1] if arguments else Any, Bounds(help=""), of_class)
         return {"type": "object", "additionalProperties": item}
     if origin is tuple and arguments and Ellipsis not in arguments:

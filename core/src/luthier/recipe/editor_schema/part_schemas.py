@@ -17,7 +17,7 @@ from luthier.recipe.reading.draft import default_of
 
 LISTS: Final = {"metrics": "metric", "penalties": "penalty"}  # settings that are lists of parts
 LISTED: Final = ("callback", *LISTS.values())
-OPEN: Final[Schema] = {"type": "object"}  # options that only a library knows
+OPEN: Final[Schema] = {"type": "object"}  # for options that only a library knows
 
 
 def part_reference(kind: str) -> Schema:
@@ -28,7 +28,7 @@ def part_reference(kind: str) -> Schema:
 def part_definitions(plugins: Plugins, *, complete: bool) -> dict[str, Schema]:
     """Return the schemas of every kind of part that a recipe names, and of every installed part's options.
 
-    `complete` imports the libraries that alone know some parts' options; otherwise these parts take any.
+    `complete` imports the libraries that define some parts' options; otherwise these parts accept any options.
     """
     definitions: dict[str, Schema] = {}
     for kind in (*FIELDS, *LISTED):
@@ -42,7 +42,7 @@ def part_definitions(plugins: Plugins, *, complete: bool) -> dict[str, Schema]:
 
 
 def find_option(kind: str, option: str, plugins: Plugins) -> Schema:
-    """Return the schema of an option as any part of a kind has it; any value where no part's options are known."""
+    """Return the schema of an option as any part of a kind has it; or one for any value, if no options are known."""
     classes = [offer.record.options for offer in plugins.offers(kind)]
     fields = [(cls, field) for cls in classes if isinstance(cls, type) for field in attrs.fields(cls)
               if field.alias == option]  # fmt: skip
@@ -54,7 +54,7 @@ def find_option(kind: str, option: str, plugins: Plugins) -> Schema:
 
 
 def _kind_schema(kind: str, offers: Iterable[Offer]) -> Schema:
-    """A name or a mapping; the options of the mapping are those of the part that it names, or of the default part."""
+    """Return a name or a mapping, whose options are those of the named part, or else of the default part."""
     known = [offer.record.name for offer in offers]
     meanings = {name: name for name in known}
     meanings |= {name: meant for name, meant in QUANTIZED.items() if kind == "adapter" and meant in known}
@@ -75,7 +75,7 @@ def _kind_schema(kind: str, offers: Iterable[Offer]) -> Schema:
 
 
 def _needs_name(kind: str) -> bool:
-    """Return whether a mapping of options says nothing without the part's name: the kind has no default part."""
+    """Return True if a mapping of options needs the part's name, because the kind has no default part."""
     return kind in LISTED or kind in OPTIONAL
 
 
@@ -112,7 +112,7 @@ def _part_schema(offer: Offer, plugins: Plugins, *, complete: bool) -> Schema:
 
 
 def _unnamed_schema(kind: str, default: Schema) -> Schema:
-    """The options of the default part, and other tools' names inside the mapping, such as `optimizer.lr`."""
+    """Return the options of the default part, and other tools' names inside the mapping, such as `optimizer.lr`."""
     dotted = {alias.partition(".")[2]: meant for alias, meant in ALIASES.items() if alias.startswith(f"{kind}.")}
     aliases = {option: {"description": f"Called {meant} here.", "deprecated": True} for option, meant in dotted.items()}
     return {**default, "properties": {**aliases, **default["properties"]}}

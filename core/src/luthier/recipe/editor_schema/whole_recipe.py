@@ -1,4 +1,4 @@
-"""The JSON schema of a whole recipe, out of the tables that the reader itself uses: settings, aliases, short forms."""
+"""The JSON schema of a whole recipe, made from the tables that the reader uses: settings, aliases, short forms."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def make_schema(
 ) -> dict[str, Any]:
     """Return the JSON schema (draft 2020-12) of recipes, with the options of every installed part.
 
-    It accepts every recipe that the reader accepts, and other keys nowhere; nothing is required, because flags may
-    give the rest. `sequence` is a class of further settings, whose `tasks` are recipes themselves. `complete` imports
-    the libraries that alone know some parts' options. `plugins` None: the installed ones.
+    It accepts every recipe that the reader accepts, and unknown keys nowhere; nothing is required, because flags may
+    add the rest. `sequence` is a class of further settings, whose `tasks` are recipes themselves. `complete` imports
+    the libraries that define some parts' options. `plugins` None means the installed ones.
     """
     known = plugins or installed_plugins()
     properties = {field.name: _setting((field.name,), field, Settings) for field in attrs.fields(Settings)}
@@ -61,7 +61,7 @@ def make_schema(
 
 
 def _setting(steps: Steps, field: attrs.Attribute[Any], cls: type) -> Schema:
-    """The schema of one setting at its path, with the forms in which a recipe may write it."""
+    """Return the schema of the setting at a path, with every form in which a recipe may write it."""
     if steps in SOURCES:
         number = [] if steps == SOURCES[0] else [value_schema(float, bounds_of(field))]
         return option_schema(field, {"anyOf": [*number, *_sources()]})
@@ -75,13 +75,13 @@ def _setting(steps: Steps, field: attrs.Attribute[Any], cls: type) -> Schema:
     value = value_schema(hint, bounds_of(field), functools.partial(_section, steps))
     if steps in VALUES:
         value = {"anyOf": [value, {"enum": sorted(VALUES[steps])}]}
-    if STANDS_FOR.get(steps) == "model":  # another model, by its name alone
+    if STANDS_FOR.get(steps) == "model":  # another model may be given by its name alone
         value = {"anyOf": [*value["anyOf"], TEXT]}
     return option_schema(field, value)
 
 
 def _section(steps: Steps, cls: type) -> Schema:
-    """The mapping of a section's options, or the value that stands for one of them."""
+    """Return the schema of a section: a mapping of its options, or the value that stands for one of them."""
     options = {field.name: _setting((*steps, field.name), field, cls) for field in attrs.fields(cls)}
     short = STANDS_FOR.get(steps)
     if cls is Data:
@@ -92,7 +92,10 @@ def _section(steps: Steps, cls: type) -> Schema:
 
 
 def _data(options: dict[str, Schema]) -> Schema:
-    """The settings of data; a mapping with a path and without `train` is one source, besides what is said of all."""
+    """Return the schema of data.
+
+    A mapping with a path and without `train` is one source, with settings of all data in it.
+    """
     mixed = {**_source()["properties"], **options}
     one_source: Schema = {"required": ["path"], "not": {"required": ["train"]}}
     return {"if": one_source, "then": closed_object(mixed), "else": closed_object(options)}
@@ -104,13 +107,13 @@ def _source() -> Schema:
 
 
 def _sources(*, mapping: bool = True) -> list[Schema]:
-    """The forms of a list of sources: a path, a source's mapping, or a list of both."""
+    """Return the forms of a list of sources: a path, a source's mapping, or a list of both."""
     single = [TEXT, _source()]
     return [*(single if mapping else [TEXT]), {"type": "array", "items": {"anyOf": single}}]
 
 
 def _callbacks(*, exact: bool) -> Schema:
-    """A callback, a list of them, or `none`; where they add to the defaults, `-NAME` takes one of these away."""
+    """Return the schema of callbacks: one, a list, or `none`. Unless `exact`, `-NAME` removes one of the defaults."""
     words = ["none"] if exact else ["none", *(f"-{name}" for name in default_of(ADDED))]
     entry = {"anyOf": [part_reference("callback"), {"enum": words}]}
     listed = {"anyOf": [entry, {"type": "array", "items": entry}]}
@@ -124,7 +127,7 @@ def _trackers() -> Schema:
 
 
 def _alias(alias: str, meant: str, plugins: Plugins) -> Schema:
-    """Another tool's name of an option: what the option takes."""
+    """Return the schema of another tool's name for an option: it accepts what the option accepts."""
     head: Schema = {"description": f"Called {meant} here.", "deprecated": True}
     section, _, option = meant.partition(".")
     if not option:
@@ -136,13 +139,16 @@ def _alias(alias: str, meant: str, plugins: Plugins) -> Schema:
 
 
 def _reading(alias: str) -> Schema:
-    """Another tool's name of a value that is written otherwise here; most are judged by the reader alone."""
+    """Return the schema of another tool's name whose value is written differently here.
+
+    Most values only the reader checks.
+    """
     head: Schema = {"description": "Another tool's option, which is written otherwise here.", "deprecated": True}
     return {**head, **enumeration([*CHOICES[alias], None])} if alias in CHOICES else head
 
 
 def _sequence(cls: type, settings: list[str]) -> dict[str, Schema]:
-    """The settings of several tasks; each of these is a name, data, and settings of a recipe."""
+    """Return the settings of several tasks. Each task is a name, data, and settings of a recipe."""
     own: dict[str, Schema] = options_schema(cls)["properties"]
     inner = {name: {"$ref": f"#/properties/{name}"} for name in settings if name != "output_dir"}
     task = {

@@ -1,1 +1,1 @@
-"""Reading a recipe: files, flags, environment and short forms become one tree."""
+"""The reading of a recipe: files, flags, environment and short forms become one tree."""

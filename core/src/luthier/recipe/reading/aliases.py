@@ -1,7 +1,7 @@
-"""Other tools' spellings of our options, and what they mean here.
+"""Other tools' names for our options, and what they mean here.
 
 Axolotl, LLaMA-Factory, TRL, torchtune, mini_trainer, training_hub, backpropagate and brainwires name the same settings
-in many ways. Each is read under its canonical name, and a note says which that is.
+in many ways. Each name is read as our own name, and a note tells the user which that is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from luthier.recipe.reading.draft import Draft, Entry
 if TYPE_CHECKING:
     from luthier.plugins.registry import Plugins
 
-SPELLINGS: Final[dict[str, str]] = {  # canonical: the others
+SPELLINGS: Final[dict[str, str]] = {  # our name -> the other names
     "model.name_or_path": "base_model model_name_or_path model_path model_name model_id pretrained_model_name_or_path "
     "base_model_name_or_path",
     "model.revision": "revision model_revision",
@@ -78,7 +78,7 @@ SPELLINGS: Final[dict[str, str]] = {  # canonical: the others
 ALIASES: Final = {alias: name for name, others in SPELLINGS.items() for alias in others.split()}
 
 BATCH_SIZE: Final = (
-    "has two readings: global_batch_size, the examples of one optimizer step over all ranks, "
+    "has two meanings: global_batch_size, the examples of one optimizer step over all ranks, "
     "and per_device_train_batch_size, those of one micro-batch on one device"
 )
 DTYPES: Final = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
@@ -89,7 +89,7 @@ OPTIMIZERS: Final = {
 }
 VALUES: Final[dict[tuple[str, ...], dict[str, str]]] = {("optimizer",): OPTIMIZERS, ("model", "dtype"): DTYPES}
 WHEN: Final = "Held-out rows (data.validation) are evaluated at the end, and every eval_steps: N steps; without, never."
-ANSWERS: Final = {  # names of other tools that no single option stands for: what to write
+ANSWERS: Final = {  # other tools' names that no single option stands for -> what to write
     **dict.fromkeys(("eval_strategy", "evaluation_strategy"), WHEN),
     **{
         f"early_stopping_{name}": f"Write callbacks: [{{name: early_stopping, {option}: ...}}]."
@@ -97,19 +97,19 @@ ANSWERS: Final = {  # names of other tools that no single option stands for: wha
     },
     "template": "The tokenizer's own chat template is used; data.chat_template is another: Jinja, or a file of it.",
 }
-APART: Final = {"beta1", "beta2"}  # what an optimizer with `betas` takes as well
+APART: Final = {"beta1", "beta2"}  # an optimizer may have these as options beside `betas`
 BETAS: Final = {"beta1": "beta1", "beta2": "beta2", "adam_beta1": "beta1", "adam_beta2": "beta2"}
 
 
 def rename_alias(entry: Entry, notes: list[str]) -> list[Entry]:
-    """The entries that an alias stands for, with a note; the entry itself where it is no alias."""
+    """Return the entries that an alias stands for, and add a note; the entry itself if it is no alias."""
     written = ".".join(entry.steps)
     if written in ("batch_size", "train_batch_size"):
         remedy = "Write the one that is meant."
         raise LuthierError("recipe-conflict", BATCH_SIZE, where=".".join(entry.origin), found=bare_value(entry.value),
                            remedy=remedy)  # fmt: skip
     if written in ANSWERS:
-        raise LuthierError("recipe-unknown-option", "it is said otherwise here", where=".".join(entry.origin),
+        raise LuthierError("recipe-unknown-option", "this is written differently here", where=".".join(entry.origin),
                            found=bare_value(entry.value), remedy=ANSWERS[written])  # fmt: skip
     if written in READINGS:
         meant = {} if bare_value(entry.value) is None else READINGS[written](bare_value(entry.value))
@@ -131,7 +131,7 @@ def _renamed(entry: Entry, notes: list[str]) -> Entry:
 
 
 def _values(entry: Entry, notes: list[str]) -> list[Entry]:
-    """Values that other tools spell differently."""
+    """Return the entry with a value that other tools spell differently replaced by ours."""
     known: Mapping[str, str] = VALUES.get(entry.steps, {})
     value = bare_value(entry.value)
     if not isinstance(value, str) or value not in known:
@@ -140,9 +140,9 @@ def _values(entry: Entry, notes: list[str]) -> list[Entry]:
     return [attrs.evolve(entry, value=known[value])]
 
 
-def _told(entry: Entry, told: str) -> str:
+def _message(entry: Entry, message: str) -> str:
     label = entry.layer.label(entry.origin)
-    return f"{label}: {told}" if label else told
+    return f"{label}: {message}" if label else message
 
 
 def _shown(value: Any) -> str:
@@ -154,7 +154,7 @@ def _under(entry: Entry, name: str, value: Any, alias: str) -> Entry:
 
 
 def _implied(alias: str) -> str | None:
-    """The part that an option belongs to where the recipe names none: `lora_r` alone means adapter lora."""
+    """Return the part that an option belongs to if the recipe names none: `lora_r` alone means adapter lora."""
     if ALIASES.get(alias, "").startswith("loss."):
         return alias.split("_", maxsplit=1)[0].replace("pref", "dpo")
     if ALIASES.get(alias, "").startswith("adapter.") or alias in TARGETS:
@@ -163,7 +163,7 @@ def _implied(alias: str) -> str | None:
 
 
 def _targets(value: Any) -> dict[str, Any]:
-    """LLaMA-Factory separates names by commas and writes `all` for all-linear."""
+    """Return LLaMA-Factory's targets as ours: it separates names by commas, and `all` means all-linear."""
     if isinstance(value, str) and "," in value:
         value = [name.strip() for name in value.split(",")]
     return {"adapter.target_modules": "all-linear" if value in ("all", ["all"]) else value}
@@ -223,7 +223,7 @@ READINGS: Final[dict[str, Callable[[Any], dict[str, Any]]]] = {
 
 
 def quantized_names(draft: Draft, plugins: Plugins) -> None:
-    """`qlora` and `qdora` are the adapters `lora` and `dora` on a base quantized to nf4; so says every error of it."""
+    """Replace `qlora` and `qdora` by the adapters `lora` and `dora` on a base quantized to nf4; errors name both."""
     adapter = draft.tree.get("adapter")
     name = adapter.get("name") if isinstance(adapter, dict) else adapter
     if not isinstance(name, str) or name not in QUANTIZED:
@@ -249,14 +249,14 @@ def quantized_names(draft: Draft, plugins: Plugins) -> None:
 
 
 def joined_betas(draft: Draft, plugins: Plugins) -> None:
-    """`beta1` and `beta2` apart become `betas`, unless the optimizer has options of their names."""
+    """Join `beta1` and `beta2` into `betas`, unless the optimizer has options of their names."""
     optimizer = draft.tree.get("optimizer")
     if not isinstance(optimizer, dict) or not (apart := APART & set(optimizer)):
         return
     try:
         fields = attrs.fields_dict(plugins.options(plugins.get("optimizer", str(optimizer.get("name")))))
     except LuthierError:
-        return  # an unknown optimizer is said where parts are found
+        return  # an unknown optimizer is reported where parts are looked up
     if apart <= set(fields) or "betas" not in fields:
         return
     default: Any = fields["betas"].default

@@ -1,4 +1,4 @@
-"""The two ways to say who watches a run: `callbacks` adds to the defaults, `exact_callbacks` is the whole list."""
+"""The two ways to choose callbacks: `callbacks` adds to the defaults, `exact_callbacks` is the whole list."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ ADDED, EXACT = "callbacks", "exact_callbacks"
 
 
 def read_callbacks(tree: Mapping[str, Any], plugins: Plugins) -> list[tuple[Steps, Part]]:
-    """Return the callbacks that a recipe's tree means, in their order, each with the path that it was written at.
+    """Return the callbacks that a recipe's tree means, in order, each with the path at which it was written.
 
-    `callbacks` adds to the defaults: an entry with a default's name takes that default's place, with its own options,
-    and `"-plot"` takes one away. An empty list, or `none`, means no callback at all. `exact_callbacks` holds the
-    whole list and adds nothing; written recipes have it. Raises `LuthierError` at the entry that is wrong.
+    `callbacks` adds to the defaults: an entry with a default's name replaces that default, with its own options, and
+    `"-plot"` removes one. An empty list, or `none`, means no callback at all. `exact_callbacks` holds the whole list
+    and adds nothing; written recipes use it. Raises `LuthierError` at the entry that is wrong.
     """
     name = EXACT if EXACT in tree else ADDED
     given = tree.get(name, default_of(ADDED))
@@ -55,11 +55,11 @@ def _text_of(entry: Any) -> str:
 
 
 def _check_removal(name: str, where: str, defaults: list[str], listed: set[str]) -> None:
-    """Refuse to take away what is no default, or what the same list adds."""
+    """Raise `recipe-conflict` for the removal of something that is no default, or that the same list adds."""
     if name in listed:
-        raise LuthierError("recipe-conflict", f"{name} is listed and taken away", where=where, found=f"-{name}")
+        raise LuthierError("recipe-conflict", f"{name} is both listed and removed", where=where, found=f"-{name}")
     if name not in defaults:
-        problem = f"'-' takes one of the default callbacks away: {', '.join(defaults)}"
+        problem = f"'-' removes one of the default callbacks: {', '.join(defaults)}"
         raise LuthierError(
             "recipe-conflict", problem, where=where, found=f"-{name}", remedy=suggest_nearest(name, defaults)
         )

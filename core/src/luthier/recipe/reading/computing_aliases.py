@@ -1,4 +1,4 @@
-"""Other tools' spellings of how a run computes: precision, recomputation, device, rates by name."""
+"""Other tools' names for settings of computation: precision, recomputation, device, rates by parameter name."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from luthier.errors import LuthierError
 
 Reading = Callable[[Any], dict[str, Any]]
 CHECKPOINTING: Final = "gradient_checkpointing"
-QUANTIZED: Final = {"qlora": "lora", "qdora": "dora"}  # adapters by the names that they have over quantizer nf4
+QUANTIZED: Final = {"qlora": "lora", "qdora": "dora"}  # adapters that imply quantizer nf4
 
 
 def _choice(alias: str, choices: Mapping[Any, dict[str, Any]]) -> Reading:
-    """A reading of a few known values."""
+    """Return a reader of a few known values."""
 
     def read(value: Any) -> dict[str, Any]:
         for known, meant in choices.items():
@@ -34,12 +34,12 @@ def _recomputed(mode: bool | str) -> dict[str, Any]:
 
 
 def _plus(value: Any) -> dict[str, Any]:
-    """LoRA+ (Hayou et al. 2024, arXiv 2402.12354): B learns so many times as fast as A."""
+    """Return the settings of LoRA+ (Hayou et al. 2024, arXiv 2402.12354): B learns `value` times as fast as A."""
     return {"lr_multipliers": {r"\.lora_B\.": value}}
 
 
 def _reentrant(value: Any) -> dict[str, Any]:
-    """Return the one setting of transformers' that is in use, which changes no gradient."""
+    """Accept the one option of transformers' checkpointing that is in use. It changes no gradient."""
     if not isinstance(value, Mapping) or set(value) - {"use_reentrant"}:
         where = f"{CHECKPOINTING}_kwargs"
         raise LuthierError("recipe-unknown-option", "only use_reentrant is known", where=where, found=value,
@@ -51,7 +51,7 @@ BF16: Final = {True: _precision("bf16"), False: _precision("float32"), "auto": _
                "full": _precision("pure_bf16")}  # fmt: skip
 MIXED: Final = {"bf16": _precision("bf16"), "fp16": _precision("fp16"), "no": _precision("float32")}
 ON: Final = {True: _recomputed(True), False: _recomputed(False)}
-# In `auto` fp16 is never chosen, so that its false changes nothing.
+# `auto` never chooses fp16, so that `fp16: false` changes nothing.
 CHOICES: Final[dict[str, Mapping[Any, dict[str, Any]]]] = {
     "bf16": BF16,
     "fp16": {True: _precision("fp16"), False: {}},

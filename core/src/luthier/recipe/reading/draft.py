@@ -1,4 +1,4 @@
-"""The draft of a recipe: layers of values merged into one tree, each remembering where it was written."""
+"""The draft of a recipe: layers of values merged into one tree, in which each value remembers where it was written."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ Steps = tuple[str, ...]  # a dotted path: ("data", "train", "0", "path")
 
 @attrs.frozen(kw_only=True, eq=False)
 class Layer:
-    """One place that values come from: a file, the environment, the command line, or Python.
+    """A source of values: a file, the environment, the command line, or Python.
 
-    `labels` name what is written where, such as `recipe.yaml:7` or `--adapter.r`, by the path as it was written.
-    `base` is the folder of its relative paths; None leaves them as they are.
+    `labels` name where a value was written, such as `recipe.yaml:7` or `--adapter.r`, by the path as it was written.
+    `base` is the folder that its relative paths are relative to; None leaves them unchanged.
     """
 
     labels: Mapping[Steps, str] = attrs.field(factory=dict)
     base: Path | None = None
 
     def label(self, steps: Steps) -> str:
-        """The label of the nearest path at or above `steps`, or an empty text."""
+        """Return the label of the nearest path at or above `steps`, or an empty text."""
         near = (self.labels[steps[:n]] for n in range(len(steps), -1, -1) if steps[:n] in self.labels)
         return next(near, "")
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Entry:
-    """A value for the path `steps`, written under `origin` in its layer. `implies` names the part it belongs to."""
+    """A value for the path `steps`, written as `origin` in its layer. `implies` names the part that it belongs to."""
 
     steps: Steps
     value: Any
@@ -56,12 +56,12 @@ class Draft:
     tree: dict[str, Any] = attrs.field(factory=dict)
     origins: dict[Steps, Entry] = attrs.field(factory=dict)
     notes: list[str] = attrs.field(factory=list)
-    home: Layer | None = None  # the first layer: where what is missing should be written
-    errors: list[LuthierError] = attrs.field(factory=list)  # each with its place; told together at the end
-    top: Layer | None = None  # the last one, which wins
+    home: Layer | None = None  # the first layer, to which missing options should be added
+    errors: list[LuthierError] = attrs.field(factory=list)  # each with its place; raised together at the end
+    top: Layer | None = None  # the last layer, which wins
 
     def add(self, entries: Iterable[Entry]) -> None:
-        """Merge the canonical entries of one layer over what is there; those of shorter paths come first."""
+        """Merge the canonical entries of one layer over the tree, those with shorter paths first."""
         for entry in sorted(entries, key=lambda e: len(e.steps)):
             try:
                 self._put(self._settle_callbacks(entry))
@@ -69,7 +69,7 @@ class Draft:
                 self.errors.append(self.placed(error))
 
     def origin(self, steps: Steps) -> tuple[Layer, Steps] | None:
-        """The layer that wrote the value at `steps`, and its path there; None for a default."""
+        """Return the layer that wrote the value at `steps`, and its path there; None for a default."""
         for n in range(len(steps), 0, -1):
             entry = self.origins.get(steps[:n])
             if entry:
@@ -78,8 +78,8 @@ class Draft:
 
     def is_topmost(self, steps: Steps) -> bool:
         """Return True if the last layer wrote the value at `steps`."""
-        found = self.origin(steps)
-        return found is not None and found[0] is self.top
+        written = self.origin(steps)
+        return written is not None and written[0] is self.top
 
     def base(self, steps: Steps) -> Path | None:
         origin = self.origin(steps)
@@ -93,25 +93,28 @@ class Draft:
         return self.home.label(steps) if self.home else ""
 
     def placed(self, error: LuthierError) -> LuthierError:
-        """The error, and each told with it, with the file and line, flag or variable that wrote its option in front."""
+        """Return the error, and those joined to it, preceded by the file and line, flag or variable of the option."""
         return error.relocated(self._place_of)
 
     def _place_of(self, where: str | None) -> str | None:
         path = (where or "").split(":")[0]
         steps = tuple(path.split("."))
         if steps[0] not in attrs.fields_dict(Settings) and steps[:1] not in self.origins:
-            return where  # it names a flag or a file itself
+            return where  # it names a flag or a file already
         return label_error(where, self.label(steps), path)
 
     def _settle_callbacks(self, entry: Entry) -> Entry:
-        """Keep one of `callbacks` and `exact_callbacks`: the later layer's; an option set by number is the list's."""
+        """Keep one of `callbacks` and `exact_callbacks`, the later layer's.
+
+        An option set by number belongs to the list there.
+        """
         other = {"callbacks": "exact_callbacks", "exact_callbacks": "callbacks"}.get(entry.steps[0])
         if other is None or other not in self.tree:
             return entry
         if len(entry.steps) > 1:
             return attrs.evolve(entry, steps=(other, *entry.steps[1:]))
         if self.origins[(other,)].layer is entry.layer:
-            problem = f"{entry.steps[0]} and {other} are both given, and each says who watches the run"
+            problem = f"{entry.steps[0]} and {other} are both given, but each is a choice of the run's callbacks"
             raise LuthierError("recipe-conflict", problem, where=entry.label)
         del self.tree[other]
         for steps in [steps for steps in self.origins if steps[0] == other]:
@@ -133,7 +136,7 @@ class Draft:
         self._note_loss(entry, known)
         self._forget_model(entry, known)
         if entry.steps == ("data", "validation") and known is not None:
-            self.notes.append(f"{entry.label}: replaces the data.validation that is given before it")
+            self.notes.append(f"{entry.label}: replaces the data.validation given earlier")
         node[key] = entry.value
         if known is not None:
             for steps in [s for s in self.origins if s[: len(entry.steps)] == entry.steps]:
@@ -141,7 +144,7 @@ class Draft:
         self.origins[entry.steps] = entry
 
     def _descend(self, entry: Entry, above: list[str]) -> Any:
-        """The mapping or list that holds the entry's last step; a part that is a mere name becomes a mapping."""
+        """Return the mapping or list that holds the entry's last step. A part given as a name becomes a mapping."""
         node: Any = self.tree
         for depth, step in enumerate(above):
             here = tuple(above[: depth + 1])
@@ -152,12 +155,12 @@ class Draft:
         return node
 
     def _is_renaming(self, entry: Entry, known: Any) -> bool:
-        """Return True if the entry names the part that is there: its options stay."""
+        """Return True if the entry names the part that is there already, so that its options stay."""
         part = entry.steps[0] in FIELDS and len(entry.steps) == 1
         return part and isinstance(known, dict) and _family(known.get("name")) == _family(entry.value)
 
     def _note_loss(self, entry: Entry, known: Any) -> None:
-        """Another part has not the options of the one it replaces."""
+        """Add a note if a new part replaces one with options, because those are lost."""
         if entry.steps[0] not in FIELDS or len(entry.steps) > 1 or not isinstance(known, dict):
             return
         options = [f"{entry.steps[0]}.{name}" for name in known if name != "name"]
@@ -166,7 +169,7 @@ class Draft:
             self.notes.append(f"{entry.label}: {note}")
 
     def _forget_model(self, entry: Entry, known: Any) -> None:
-        """Another model than the file's has not its revision or tokenizer."""
+        """Drop the revision and tokenizer of the file's model if another layer names another model."""
         if entry.steps != ("model", "name_or_path") or known is None or bare_value(known) == bare_value(entry.value):
             return
         for name in ("revision", "tokenizer"):
@@ -177,7 +180,7 @@ class Draft:
 
 
 def label_error(where: str | None, label: str, path: str) -> str | None:
-    """A place with a label in front; a flag that spells the option's path takes its place."""
+    """Return a place with a label in front. A flag that spells the option's path replaces the place."""
     if not label:
         return where
     if label.lstrip("-").replace("-", "_") == path:
@@ -186,7 +189,7 @@ def label_error(where: str | None, label: str, path: str) -> str | None:
 
 
 def _opened(known: Any, here: Steps, entry: Entry) -> Any:
-    """A value as something that holds options."""
+    """Return a value as a mapping or list that can hold options. Raises `recipe-wrong-type` if it cannot."""
     known = known.value if isinstance(known, Written) else known
     if isinstance(known, (dict, list)):
         return known
@@ -198,13 +201,13 @@ def _opened(known: Any, here: Steps, entry: Entry) -> Any:
     if known is None:
         return default_of("callbacks") if here == ("callbacks",) else {}
     remedy = "Pass another object in Python." if part else None
-    problem = f"{'.'.join(here)} has no options that could be set"
+    problem = f"{'.'.join(here)} has no options to set"
     raise LuthierError("recipe-wrong-type", problem, where=entry.label, found=known, remedy=remedy)
 
 
 def _index(node: list[Any], step: str, entry: Entry) -> int:
     if not step.isdecimal() or int(step) >= len(node):
-        problem = f"there are {len(node)} items, counted from 0"
+        problem = f"the list has {len(node)} items, counted from 0"
         raise LuthierError("recipe-out-of-range", problem, where=entry.label, found=step)
     return int(step)
 
@@ -219,7 +222,7 @@ def _refuse_second(entry: Entry, known: Any, label: str) -> None:
 
 
 def default_of(name: str) -> Any:
-    """The default of a recipe's field."""
+    """Return the default of a recipe's field."""
     default: Any = getattr(attrs.fields(Settings), name).default
     return default.factory() if isinstance(default, attrs.Factory) else default  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Options of other tools that have no counterpart here: why one is not needed, or what to write instead."""
+"""Options of other tools without counterpart here: why each is not needed, or what to write instead."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ REASONS: Final[dict[str, str]] = {
     "a folder of results is not uploaded unasked": "hub_model_id hub_strategy push_to_hub hub_token",
 }
 TRACKER: Final = "Write callbacks: [{name: wandb, project: NAME}], after `pip install luthier-wandb`."
-INSTEAD: Final[dict[str, str]] = {  # what is written here in their place
+INSTEAD: Final[dict[str, str]] = {  # another tool's option -> what to write here
     **{f"wandb_{name}": TRACKER for name in ("project", "entity", "watch", "name", "run_id", "log_model")},
     "evals_per_epoch": "Write eval_steps: N.",
     "saves_per_epoch": "Write save_strategy: epoch, or save_steps: N.",
@@ -64,17 +64,17 @@ FOREIGN: Final = {key: reason for reason, keys in REASONS.items() for key in key
 
 
 def explain_foreign(errors: Sequence[LuthierError], *, lost: bool = False) -> list[LuthierError]:
-    """Return the errors with the reason beside each unknown option that only another tool needs.
+    """Return the errors, with the reason added to each unknown option that only another tool needs.
 
-    `lost` says that some entries could not be read, so that what seems to be missing may have been given.
+    `lost` says that some entries could not be read, so that an option reported as missing may have been given.
     """
     flat = flatten_errors(errors)
-    kept = [error for error in flat if not (lost and error.code == "recipe-missing")]
-    return [_explained(error) for error in kept or flat]
+    certain = [error for error in flat if not (lost and error.code == "recipe-missing")]
+    return [_explained(error) for error in certain or flat]
 
 
 def find_remedy(path: str) -> tuple[str, str] | None:
-    """Return the problem and the remedy for another tool's option at a dotted path; None where nothing is known."""
+    """Return the problem and the remedy for another tool's option at a dotted path; None if it is not known."""
     key = path.rpartition(".")[2] if path.startswith("data.") else path
     if key in INSTEAD:
         return "is written otherwise here", INSTEAD[key]

@@ -21,11 +21,11 @@ from luthier.recipe.reading.trackers import REPORT
 from luthier.recipe.schema import Data, Model, Settings
 
 PREFIX: Final = "LUTHIER_"
-FREE_PREFIX: Final = "LUTHIER_X_"  # for other programs; nothing of Luthier's will ever begin so
+FREE_PREFIX: Final = "LUTHIER_X_"  # reserved for other programs: no variable of luthier will ever begin like this
 RESERVED: Final = frozenset(
     {"LUTHIER_DISABLE_PLUGINS", "LUTHIER_DATA", "LUTHIER_EXAMPLES", "LUTHIER_CACHE", "LUTHIER_JOBS"}
 )
-FREE: Final = ("columns", "template", "lr_scheduler_kwargs")  # the keys below these are the user's own
+FREE: Final = ("columns", "template", "lr_scheduler_kwargs")  # settings whose inner keys the user chooses
 
 
 @attrs.frozen(kw_only=True)
@@ -38,10 +38,11 @@ class Override:
 
 
 def parse_flags(arguments: Sequence[str], own: Sequence[str] = ()) -> list[Override]:
-    """`--adapter lora --adapter.r 16 --learning-rate=1e-4 --no-packing` as overrides, kebab-case or snake_case.
+    """Return flags such as `--adapter lora --adapter.r 16 --learning-rate=1e-4 --no-packing` as overrides.
 
-    A switch without a value is true, `--no-x` is false. `own` holds the command's own flags, for hints. Raises
-    `recipe-missing`, `recipe-unknown-option` or, for a flag given twice, `recipe-conflict`; all flags' errors at once.
+    Names are in kebab-case or snake_case. A switch without a value is true, `--no-x` is false. `own` holds the
+    command's own flags, for hints. Raises `recipe-missing`, `recipe-unknown-option` or, for a flag given twice,
+    `recipe-conflict`; all flags' errors at once.
     """
     overrides: dict[tuple[str, ...], Override] = {}
     errors: list[LuthierError] = []
@@ -61,28 +62,34 @@ def parse_flags(arguments: Sequence[str], own: Sequence[str] = ()) -> list[Overr
 
 
 def parse_sets(settings: Sequence[str]) -> list[Override]:
-    """`a.b=c`, as `--set` takes them."""
+    """Return settings `a.b=c`, as `--set` takes them, as overrides."""
     return [_setting(text) for text in settings]
 
 
 def from_environment(environ: Mapping[str, str]) -> list[Override]:
-    """Every `LUTHIER_A__B=c` as an override of `a.b`; an unknown one is an error with the nearest."""
+    """Return every `LUTHIER_A__B=c` as an override of `a.b`.
+
+    Raises an error with the nearest name for an unknown one.
+    """
     names = sorted(name for name in environ if name.startswith(PREFIX) and not _is_reserved(name))
     return [_variable(name, environ[name]) for name in names]
 
 
 def _is_reserved(name: str) -> bool:
-    """Return True if a variable is no option's: one of ours that says where things lie, or any of `LUTHIER_X_*`."""
+    """Return True if a variable belongs to no option: one for luthier's folders, or any of `LUTHIER_X_*`."""
     return name in RESERVED or name.startswith(FREE_PREFIX)
 
 
 def from_python(overrides: Mapping[str, Any]) -> list[Override]:
-    """Dotted paths and values, as keyword arguments give them."""
+    """Return overrides from dotted paths and values, as keyword arguments give them."""
     return [Override(steps=tuple(name.split(".")), value=value) for name, value in overrides.items()]
 
 
 def parse_value(text: str) -> Any:
-    """Text as a YAML 1.2 scalar or flow collection; what is not text keeps its spelling, for options that are text."""
+    """Return text read as a YAML 1.2 scalar or flow collection.
+
+    Other values than text keep their spelling for text options.
+    """
     try:
         value, _ = yaml12.load_yaml(text, "")
     except LuthierError:
@@ -91,12 +98,12 @@ def parse_value(text: str) -> Any:
     if plain[:1] in ("'", '"'):
         return value
     if isinstance(value, str) or ("#" in plain and not isinstance(value, (list, dict))):
-        return plain  # not YAML's reading, which ends at a comment
+        return plain  # YAML's reading would end at a comment
     return Written(text, _written(value))
 
 
 def _written(value: Any) -> Any:
-    """Items of a list or mapping that are not text, with their spelling, so that `[1, 2]` can be a list of names."""
+    """Return a list or mapping whose items keep their spelling, so that `[1, 2]` can be a list of names."""
     if isinstance(value, dict):
         return {k: _item(v) for k, v in value.items()}
     return [_item(v) for v in value] if isinstance(value, list) else value
@@ -113,7 +120,7 @@ def _spelled(value: Any) -> str:
 
 
 def _pairs(arguments: list[str]) -> Iterator[tuple[str, str | None]]:
-    """Each flag with its value, None where none follows."""
+    """Yield each flag with its value; None if no value follows."""
     while arguments:
         flag = arguments.pop(0)
         if not flag.startswith("--") or flag == "--":
@@ -129,7 +136,7 @@ def _pairs(arguments: list[str]) -> Iterator[tuple[str, str | None]]:
 
 
 def _is_switch(flag: str, text: str) -> bool:
-    """Return True if a flag needs no value: `--no-packing`, or a true-or-false option before another kind of word."""
+    """Return True if a flag needs no value: `--no-packing`, or a true-or-false option before a word of another kind."""
     steps = _steps(flag[2:])
     if _negated(steps):
         return True
@@ -150,7 +157,7 @@ def _flag(flag: str, text: str | None, own: Sequence[str]) -> Override:
 
 
 def _may_be_true(steps: tuple[str, ...]) -> bool:
-    """Return True if a flag can stand alone; an alias or a part's option may, and is judged by its type later."""
+    """Return True if a flag can be without value. Aliases and parts' options can; their type is checked later."""
     if len(steps) == 1:
         return field_hints(Settings).get(steps[0], bool) is bool
     return steps[0] not in SECTIONS
@@ -174,13 +181,13 @@ def _variable(name: str, text: str) -> Override:
     if not _is_known(steps):
         known = [PREFIX + "__".join(path).upper() for path in _known()]
         remedy = suggest_nearest(name, [*known, *RESERVED])
-        raise LuthierError("recipe-unknown-option", "no option has this variable", where=name,
+        raise LuthierError("recipe-unknown-option", "this variable belongs to no option", where=name,
                            remedy=remedy if remedy.startswith("Did") else "Unset it.")  # fmt: skip
     return Override(steps=steps, value=parse_value(text), label=name)
 
 
 def _steps(name: str) -> tuple[str, ...]:
-    """A dotted name in snake_case; keys below a part's option, or of a free mapping, keep their spelling."""
+    """Return a dotted name in snake_case. Keys inside a part's option, or of a free mapping, keep their spelling."""
     steps = name.split(".")
     for depth, step in enumerate(steps):
         steps[depth] = step.replace("-", "_")
@@ -190,7 +197,7 @@ def _steps(name: str) -> tuple[str, ...]:
 
 
 def _refuse_unknown(steps: tuple[str, ...], label: str, own: Sequence[str] = ()) -> None:
-    """Refuse what is no option, with the nearest of ours: other tools' spellings are read, but never proposed."""
+    """Raise `recipe-unknown-option` with the nearest of our names. Other tools' names are read, but never suggested."""
     if _is_known(steps):
         return
     foreign = find_remedy(".".join(steps))
@@ -204,7 +211,7 @@ def _refuse_unknown(steps: tuple[str, ...], label: str, own: Sequence[str] = ())
 
 
 def _is_known(steps: tuple[str, ...]) -> bool:
-    """Return True if the first step, and the second below model and data, are options or aliases."""
+    """Return True if the first step, and the second one of model and data, are options or aliases."""
     dotted = ".".join(steps)
     if dotted in ALIASES or dotted in READINGS or steps[0] in ("batch_size", "train_batch_size", EXACT, REPORT):
         return True

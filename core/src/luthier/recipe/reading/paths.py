@@ -1,4 +1,4 @@
-"""Paths and `${VARIABLES}` in recipes: what is a path, what it is relative to, and how a dollar is meant literally."""
+"""Paths and `${VARIABLES}` in recipes: which text is a path, what it is relative to, and how a dollar is written."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 Made = TypeVar("Made", bound="Settings")  # settings, or a recipe
 VARIABLE: Final = re.compile(r"(\$+)\{([A-Za-z_][A-Za-z0-9_]*)\}")
 HUB: Final = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
-SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")  # two letters or more: one is a drive
+SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")  # two letters or more, because one letter is a drive
 FILES: Final = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt", ".text", ".md", ".gz")
 
 BaseOf = Callable[[tuple[str, ...]], Path | None]
 
 
 def expand_variables(value: Any, environ: Mapping[str, str]) -> Any:
-    """Plain data with `${NAME}` replaced from the environment in every text; `$${NAME}` stands for `${NAME}`."""
+    """Return plain data with `${NAME}` in every text replaced from the environment. `$${NAME}` stands for `${NAME}`."""
     if isinstance(value, str):
-        return VARIABLE.sub(lambda found: _expansion(found, environ), value)
+        return VARIABLE.sub(lambda match: _expansion(match, environ), value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Written):
@@ -39,16 +39,16 @@ def expand_variables(value: Any, environ: Mapping[str, str]) -> Any:
 
 
 def escape_variables(value: Any) -> Any:
-    """Plain data in which `expand_variables` finds nothing to replace, and gives this back."""
+    """Return plain data with its dollars escaped, so that `expand_variables` returns the original data."""
     if isinstance(value, str):
-        return VARIABLE.sub(lambda found: f"${found[0]}", value)
+        return VARIABLE.sub(lambda match: f"${match[0]}", value)
     return _through(value, escape_variables)
 
 
-def _expansion(found: re.Match[str], environ: Mapping[str, str]) -> str:
-    dollars, name = found.groups()
+def _expansion(match: re.Match[str], environ: Mapping[str, str]) -> str:
+    dollars, name = match.groups()
     if len(dollars) > 1:
-        return found[0][1:]
+        return match[0][1:]
     if name not in environ:
         close = suggest_nearest(name, environ)
         remedy = f"Set it. {close}" if close.startswith("Did") else "Set it, or write the value itself."
@@ -57,7 +57,7 @@ def _expansion(found: re.Match[str], environ: Mapping[str, str]) -> str:
 
 
 def _through(value: Any, change: Callable[[Any], Any]) -> Any:
-    """A copy of a mapping or list with every item changed; an error names the item's path."""
+    """Return a copy of a mapping or list with every item changed. An error names the item's path."""
     if isinstance(value, Mapping):
         return {key: _inside(child, change, str(key)) for key, child in value.items()}
     if isinstance(value, (list, tuple)):
@@ -73,7 +73,7 @@ def _inside(value: Any, change: Callable[[Any], Any], place: str) -> Any:
 
 
 def locate_paths(recipe: Made, base_of: BaseOf = lambda _: Path.cwd()) -> Made:
-    """The recipe with its relative paths joined to `base_of` the option's path; None leaves a path as it is."""
+    """Return the recipe with relative paths joined to `base_of(path of the option)`; None leaves a path unchanged."""
     changes: dict[str, Any] = {"model": _model(recipe.model, ("model",), base_of), "data": _data(recipe.data, base_of)}
     base = base_of(("output_dir",))
     if base and recipe.output_dir is not None:
@@ -90,7 +90,7 @@ def locate_paths(recipe: Made, base_of: BaseOf = lambda _: Path.cwd()) -> Made:
 
 
 def _other_model(other: Any, name: str, base_of: BaseOf) -> Any:
-    """A teacher or reference with its paths joined; a word in its place as it is."""
+    """Return a teacher or reference with its paths joined; a word that stands for one unchanged."""
     if other is None or isinstance(other, str):
         return other
     base = base_of((name, "adapter"))
@@ -111,7 +111,7 @@ def _model(model: Model, steps: tuple[str, ...], base_of: BaseOf) -> Model:
 
 
 def _is_folder(base: Path, text: str) -> bool:
-    """Return True if a model is a folder and no hub name; `demo` is always the embedded model."""
+    """Return True if a model is a folder and not a hub name. `demo` is always the embedded model."""
     return _is_marked(text) or (text != "demo" and (base / text).is_dir())
 
 
@@ -134,7 +134,7 @@ def _sources(sources: list[Source], name: str, base_of: BaseOf) -> list[Source]:
 
 
 def _options(options: Any, steps: tuple[str, ...], base_of: BaseOf) -> Any:
-    """A part's options with those that are paths joined; a part that is no options object as it is."""
+    """Return a part's options with the paths among them joined; a part without options object unchanged."""
     if not attrs.has(type(options)):
         return options
     cls: type = type(options)
@@ -149,8 +149,8 @@ def _options(options: Any, steps: tuple[str, ...], base_of: BaseOf) -> Any:
 
 
 def _is_file(base: Path, text: str) -> bool:
-    """Return True if a source is a file or glob and no hub dataset: by its mark, its suffix, or because it is there."""
-    if SCHEME.match(text):  # hf://..., or python:list for an object of the caller's
+    """Return True if a source is a file or glob and not a hub dataset, by its mark or suffix, or because it exists."""
+    if SCHEME.match(text):  # hf://..., or python:list for an object of the caller
         return False
     suffixed = text.lower().endswith(FILES) or glob.has_magic(text)
     return suffixed or _is_marked(text) or not HUB.fullmatch(text) or (base / text).exists()

@@ -1,4 +1,4 @@
-"""Reading a recipe: file, environment and overrides merged, aliases resolved, parts found, all structured strictly."""
+"""The reading of a recipe: layers merged, aliases resolved, parts looked up, and everything structured strictly."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ Made = TypeVar("Made", bound=Settings)
 
 @attrs.frozen(kw_only=True)
 class Reading(Generic[Made]):
-    """A recipe, and what its reader should be told: the canonical name of each alias, what was dropped.
+    """A recipe, and notes for the user: our name of each alias, and what was dropped.
 
-    `given` holds what was written, by dotted name, and no default; `over` names what of it the last layer wrote.
+    `given` holds what was written, by dotted name, without defaults; `over` names what the last layer wrote of it.
     """
 
     recipe: Made
@@ -49,9 +49,9 @@ class Reading(Generic[Made]):
 def read_mapping(
     made: type[Made], mapping: Mapping[str, Any], *, base: str | Path | None = None, plugins: Plugins | None = None
 ) -> Reading[Made]:
-    """Return settings of type `made` from plain data; the environment is read for `${NAME}` only."""
+    """Return settings of type `made` from plain data. The environment is read for `${NAME}` only."""
     if not isinstance(mapping, Mapping):
-        raise LuthierError("recipe-wrong-type", "a recipe is a mapping", found=mapping)
+        raise LuthierError("recipe-wrong-type", "a recipe must be a mapping", found=mapping)
     draft = Draft()
     _lay(draft, Layer(base=Path(base).absolute() if base is not None else None), mapping, os.environ)
     return _finish(made, draft, plugins)
@@ -65,7 +65,7 @@ def read_settings(
     environ: Mapping[str, str] | None = None,
     plugins: Plugins | None = None,
 ) -> Reading[Made]:
-    """Return settings of type `made` from a source and what stands over it, as `luthier.recipe.load_recipe` says."""
+    """Return settings of type `made` from a source and the layers over it; see `luthier.recipe.load_recipe`."""
     variables = os.environ if environ is None else environ
     draft, groups = Draft(), [_overrides(overrides)]
     if source is None or isinstance(source, (str, Path)):
@@ -79,7 +79,7 @@ def read_settings(
 
 
 def _begun(source: object, plugins: Plugins) -> tuple[Layer, Mapping[str, Any]]:
-    """The first layer: a file's, or that of data in Python."""
+    """Return the first layer and its tree: those of a file, or of data in Python."""
     if isinstance(source, Settings):
         return Layer(), _given_settings(source, plugins)
     if isinstance(source, Mapping):
@@ -89,16 +89,17 @@ def _begun(source: object, plugins: Plugins) -> tuple[Layer, Mapping[str, Any]]:
         raise LuthierError("recipe-wrong-type", problem, found=source, remedy=remedy)
     file = find_file(Path(source))
     tree, labels = read_recipe_file(file)
-    if ADDED in tree and (file.parent / RECORD).is_file():  # a run folder made by an older Luthier holds the exact list
+    # an older luthier wrote the exact list under the name that now adds to the defaults
+    if ADDED in tree and (file.parent / RECORD).is_file():
         tree[EXACT] = tree.pop(ADDED)
         labels |= {(EXACT, *steps[1:]): label for steps, label in labels.items() if steps[:1] == (ADDED,)}
     return Layer(labels=labels, base=file.absolute().parent), tree
 
 
 def _given_settings(recipe: Settings, plugins: Plugins) -> dict[str, Any]:
-    """Return what a recipe says beside the defaults, as plain data; objects of the caller's stay objects."""
-    held = {kind: getattr(recipe, kind) for kind in FIELDS}
-    settings = {kind: _brief(part, kind, kind, plugins) for kind, part in held.items() if not is_absent(kind, part)}
+    """Return what a recipe sets besides the defaults, as plain data; the caller's objects stay objects."""
+    fields = {kind: getattr(recipe, kind) for kind in FIELDS}
+    settings = {kind: _brief(part, kind, kind, plugins) for kind, part in fields.items() if not is_absent(kind, part)}
     settings[EXACT] = [_brief(c, "callback", f"{ADDED}.{i}", plugins) for i, c in enumerate(recipe.callbacks)]
     others = [f.name for f in attrs.fields(Settings) if f.name not in (*settings, ADDED)]
     given = {name: getattr(recipe, name) for name in others}
@@ -108,7 +109,7 @@ def _given_settings(recipe: Settings, plugins: Plugins) -> dict[str, Any]:
 
 
 def _brief(value: Any, kind: str, where: str, plugins: Plugins) -> Any:
-    """A part by its name and the options that are not its defaults; an object of the caller's as it is."""
+    """Return a part as its name and the options that are not defaults; an object of the caller unchanged."""
     part = find_part(value, kind, where, plugins)
     if part.local is not None:
         return part.local
@@ -123,7 +124,7 @@ def _overrides(given: Mapping[str, Any] | Iterable[Override | str]) -> list[Over
 
 
 def _lay(draft: Draft, layer: Layer, items: Any, environ: Mapping[str, str]) -> None:
-    """Merge one layer: a mapping, or pairs of steps and value."""
+    """Merge one layer, given as a mapping or as pairs of steps and value."""
     draft.home, draft.top = draft.home or layer, layer
     pairs = [((), items)] if isinstance(items, Mapping) else items
     given = [Entry(steps=s, origin=s, layer=layer, value=_expanded(v, s, layer, environ)) for s, v in pairs]
@@ -140,12 +141,12 @@ def _expanded(value: Any, steps: tuple[str, ...], layer: Layer, environ: Mapping
 
 
 def _placed(error: LuthierError, layer: Layer) -> LuthierError:
-    """The error of a path as it was written in a layer, with its line, flag or variable in front."""
+    """Return the error of a path as a layer wrote it, with its line, flag or variable in front."""
     return error.relocated(lambda where: label_error(where, layer.label(tuple((where or "").split("."))), where or ""))
 
 
 def _canonical(entry: Entry, notes: list[str], errors: list[LuthierError]) -> Iterator[Entry]:
-    """The entries that one stands for, under this project's names and without short forms."""
+    """Yield the entries that one entry stands for, under our own names and without short forms."""
     try:
         pairs = [(renamed, expand_short(renamed)) for renamed in rename_alias(entry, notes)]
     except LuthierError as error:
@@ -159,7 +160,7 @@ def _canonical(entry: Entry, notes: list[str], errors: list[LuthierError]) -> It
 
 
 def _finish(made: type[Made], draft: Draft, plugins: Plugins | None) -> Reading[Made]:
-    """The recipe that a draft means. Every error of the draft is told at once, in the order of the file's parts."""
+    """Return the recipe that a draft means. Raises all of its errors at once, in the order of the settings."""
     known = plugins or installed_plugins()
     errors, causes = list(draft.errors), []
 
@@ -175,7 +176,7 @@ def _finish(made: type[Made], draft: Draft, plugins: Plugins | None) -> Reading[
         attempt(functools.partial(settle, draft, known))
     attempt(lambda: _size_batch(draft.tree))
     settings = {name: value for name, value in draft.tree.items() if name not in (*FIELDS, ADDED, EXACT)}
-    recipe = attempt(lambda: structure_value(settings, made, ""))  # first what no plugin is needed for
+    recipe = attempt(lambda: structure_value(settings, made, ""))  # everything that no plugin is needed for comes first
     parts = {kind: attempt(functools.partial(_found_part, draft.tree, kind, known)) for kind in FIELDS}
     watchers = attempt(lambda: read_callbacks(draft.tree, known))
     if errors:
@@ -189,12 +190,12 @@ def _finish(made: type[Made], draft: Draft, plugins: Plugins | None) -> Reading[
 
 
 def _written_at(steps: tuple[str, ...], places: list[tuple[str, ...]]) -> tuple[str, ...]:
-    """Return the path at which an option was written: callbacks stand elsewhere in a recipe than in what it means."""
+    """Return the path at which an option was written, which for callbacks may differ from the path they are read at."""
     return (*places[int(steps[1])], *steps[2:]) if steps[0] == ADDED else steps
 
 
 def _written_leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of all that was written; a part that is a name alone as `adapter.name`."""
+    """Yield the dotted name and value of everything that was written; a part that is only a name as `adapter.name`."""
     for name, value in tree.items():
         if name in FIELDS and not isinstance(value, Mapping):
             yield f"{name}.name", bare_value(value)
@@ -213,13 +214,13 @@ def _size_batch(tree: dict[str, Any]) -> None:
 
 
 def _found_part(tree: dict[str, Any], kind: str, plugins: Plugins) -> Any:
-    """A part field's options object, its default's included, or the caller's own object."""
+    """Return a part field's options object, which may be the default's, or the caller's own object."""
     value = tree.get(kind, default_of(kind))
     return None if is_absent(kind, value) else _held(find_part(value, kind, kind, plugins))
 
 
 def _held(part: Part) -> Any:
-    """Return what a part field holds: the object of the caller's, the options, or the name of a part that has none."""
+    """Return the value of a part field: the caller's object, the options, or the name of a part without options."""
     if part.local is not None:
         return part.local
     return part.name if isinstance(part.options, NoOptions) else part.options

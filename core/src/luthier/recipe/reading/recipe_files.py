@@ -1,4 +1,4 @@
-"""Recipe files: YAML, TOML and JSON as plain data, with the line of every value."""
+"""Recipe files: YAML, TOML and JSON read as plain data, with the line of every value."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ TOML_PLACE: Final = re.compile(r"\(at (?:line (\d+), column \d+|end of document)
 
 
 LARGEST: Final = 2**20  # bytes of a recipe
-DEEPEST: Final = 32  # mappings and lists inside each other
+DEEPEST: Final = 32  # levels of mappings and lists
 LONGEST: Final = 256  # characters of a key
 TOO_DEEP: Final = f"nested more than {DEEPEST} deep, which no recipe is"
 TOML_DEEP: Final = re.compile(rf"(?m)^[ \t\[]*(?:[\w\-\"']+[ \t]*\.[ \t]*){{{DEEPEST},}}")
 
 
 def find_file(path: Path) -> Path:
-    """The recipe file that a path means: itself, or the resolved recipe in a run's folder."""
+    """Return the recipe file that a path means: itself, or the resolved recipe in a run's folder."""
     return path / "recipe.yaml" if (path / "recipe.yaml").is_file() else path
 
 
 def read_recipe_file(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
-    """A file's mapping, and `file:line` for each path in it.
+    """Return a file's mapping, and `file:line` for each path in it.
 
-    Raises `recipe-not-found`, or `recipe-syntax` where the file is no text, no YAML, TOML or JSON, or no mapping.
+    Raises `recipe-not-found`, or `recipe-syntax` if the file is not text, not YAML, TOML or JSON, or not a mapping.
     """
     if not path.exists():
         raise _not_found(path)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         names = " or ".join(f"*{suffix}" for suffix in READERS)
-        remedy = f"Name it {names}; a file of rows goes behind --data."
-        raise LuthierError("recipe-syntax", "no recipe has such a name", where=str(path), remedy=remedy)
+        remedy = f"Name it {names}; a file of rows belongs to --data."
+        raise LuthierError("recipe-syntax", "a recipe's name must end otherwise", where=str(path), remedy=remedy)
     tree, lines = reader(_text(path), str(path))
     if not isinstance(tree, dict):
-        raise LuthierError("recipe-syntax", "a recipe is a mapping of options", where=str(path), found=tree)
+        raise LuthierError("recipe-syntax", "a recipe must be a mapping of options", where=str(path), found=tree)
     _check_extent(tree, str(path))
     _refuse_surrogates(tree, str(path))
     return tree, {steps: f"{path}:{line}" for steps, line in lines.items()} | {(): str(path)}
@@ -59,7 +59,7 @@ def _check_extent(tree: Any, name: str) -> None:
             raise LuthierError("recipe-syntax", TOO_DEEP, where=name)
         for key in value if isinstance(value, dict) else ():
             if isinstance(key, str) and len(key) > LONGEST:
-                problem = f"a key of {len(key):,} characters, and {LONGEST} are the most"
+                problem = f"a key of {len(key):,} characters; at most {LONGEST} are allowed"
                 raise LuthierError("recipe-syntax", problem, where=name, found=key)
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         waiting += [(child, depth + 1) for child in inner if isinstance(child, (dict, list))]
@@ -68,11 +68,11 @@ def _check_extent(tree: Any, name: str) -> None:
 def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            held = file.read(LARGEST + 1)
-        if len(held) > LARGEST:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
             problem, remedy = f"larger than {LARGEST:,} bytes, which no recipe is", "Name the recipe, not its data."
             raise LuthierError("recipe-syntax", problem, where=str(path), remedy=remedy)
-        return held.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except OSError as error:
         raise LuthierError("recipe-not-found", f"cannot be read: {error.strerror}", where=str(path)) from None
     except UnicodeDecodeError as error:
@@ -97,7 +97,7 @@ def _read_json(text: str, name: str) -> tuple[Any, Lines]:
         raise LuthierError("recipe-syntax", f"not JSON: {error.msg}", where=f"{name}:{error.lineno}") from None
     except RecursionError:
         raise LuthierError("recipe-syntax", "nested too deeply", where=name) from None
-    except ValueError as error:  # a key given twice, or a number of thousands of digits
+    except ValueError as error:  # a key given twice, or a number with thousands of digits
         _json_lines(text, name, strict=True)
         raise LuthierError("recipe-syntax", f"not JSON: {error}", where=name) from None
     return tree, _json_lines(text, name, strict=False)
@@ -113,7 +113,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _json_lines(text: str, name: str, *, strict: bool) -> Lines:
-    """JSON is all but YAML, whose reader knows the lines; where it does not follow (tabs), there are none."""
+    """Return the lines found by the YAML reader, as JSON is nearly YAML; none if it cannot read the text (tabs)."""
     try:
         return yaml12.load_yaml(text, name)[1]
     except LuthierError:
@@ -138,7 +138,7 @@ def _read_toml(text: str, name: str) -> tuple[Any, Lines]:
 
 
 def _toml_lines(text: str) -> Lines:
-    """The line of each key that begins one, under the table above it; good enough to name a place."""
+    """Return the line of each key at the beginning of a line, under its table: good enough to name a place."""
     lines: Lines = {}
     table: tuple[str, ...] = ()
     counts: dict[tuple[str, ...], int] = {}
@@ -160,7 +160,7 @@ def _toml_steps(key: str) -> tuple[str, ...]:
 
 
 def _refuse_surrogates(value: Any, name: str) -> None:
-    """JSON and YAML can escape half a character, which no file could hold afterwards."""
+    """Raise `recipe-syntax` for dates, and for lone surrogates: half a character, which no file can hold."""
     if isinstance(value, dict):
         for pair in value.items():
             _refuse_surrogates(list(pair), name)
@@ -173,7 +173,7 @@ def _refuse_surrogates(value: Any, name: str) -> None:
         except UnicodeEncodeError:
             raise LuthierError("recipe-syntax", "text with half a character", where=name, found=value) from None
     elif not isinstance(value, (str, int, float, type(None))):
-        raise LuthierError("recipe-syntax", "dates and times are no values of a recipe", where=name, found=value)
+        raise LuthierError("recipe-syntax", "a recipe holds no dates and times", where=name, found=value)
 
 
 READERS: Final[dict[str, Callable[[str, str], tuple[Any, Lines]]]] = {

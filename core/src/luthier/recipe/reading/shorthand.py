@@ -12,7 +12,8 @@ from luthier.recipe.parts import FIELDS
 from luthier.recipe.reading.draft import Entry, Steps
 
 SOURCES: Final = (("data", "train"), ("data", "validation"))
-STANDS_FOR: Final[dict[Steps, str]] = {  # the option that a value stands for where a mapping of options could be
+# the option that a value means if it is written instead of a mapping of options
+STANDS_FOR: Final[dict[Steps, str]] = {
     ("model",): "name_or_path",
     ("teacher",): "model",
     ("teacher", "model"): "name_or_path",
@@ -36,7 +37,7 @@ OF_A_SOURCE: Final = (
 
 
 def expand_shorthand(entry: Entry) -> list[Entry] | None:
-    """The entries that a short form stands for; None where nothing is short."""
+    """Return the entries that a short form stands for; None if the entry is in full form."""
     value = opened(entry.value)
     if entry.steps == ():
         return _children(entry, value)
@@ -49,7 +50,7 @@ def expand_shorthand(entry: Entry) -> list[Entry] | None:
 
 
 def opened(value: Any) -> Any:
-    """A list or mapping that was written on the command line; other values as they are."""
+    """Return a list or mapping from the command line as plain data; other values unchanged."""
     return value.value if isinstance(value, Written) and isinstance(value.value, (list, dict)) else value
 
 
@@ -60,7 +61,7 @@ def _section(entry: Entry, value: Any) -> list[Entry] | None:
 
 
 def _other_model(entry: Entry, value: Any) -> list[Entry] | None:
-    """A teacher or reference: its name stands for its model; the words of `reference` stay words."""
+    """Expand a teacher or reference: its name means its model; the words of `reference` stay words."""
     if isinstance(value, Mapping):
         return _children(entry, value)
     if not isinstance(value, str) or value == "none" or entry.steps == ("reference",):
@@ -70,7 +71,7 @@ def _other_model(entry: Entry, value: Any) -> list[Entry] | None:
 
 def _data(entry: Entry, value: Any) -> list[Entry] | None:
     if isinstance(value, Mapping):
-        if "path" in value and "train" not in value:  # one source, beside what is said of all rows
+        if "path" in value and "train" not in value:  # one source, written beside settings of all data
             own = {k: v for k, v in value.items() if k in OF_A_SOURCE}
             rest = {k: v for k, v in value.items() if k not in own}
             return [attrs.evolve(entry, steps=SOURCES[0], value=[own]), *_children(entry, rest)]
@@ -105,21 +106,21 @@ RULES: Final[dict[Steps, Callable[[Entry, Any], list[Entry] | None]]] = {
 
 
 def _sources(value: Any, *, shared: bool) -> Any:
-    """Sources as a list of mappings; a number in place of validation sources is a share."""
+    """Return sources as a list of mappings. A number as validation sources is a share."""
     if isinstance(value, Mapping) or (_is_text(value) and not (shared and _is_number(value))):
         value = [value]
     return [{"path": v} if _is_text(v) else _named(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _named(source: Any) -> Any:
-    """A source whose configuration of a hub dataset is called `subset`, with the name that it has here."""
+    """Return a source with `subset`, a common word for a hub dataset's configuration, renamed to our `name`."""
     if not isinstance(source, Mapping) or "subset" not in source or "name" in source:
         return source
     return {"name" if key == "subset" else key: value for key, value in source.items()}
 
 
 def _longer(entry: Entry) -> Entry:
-    """The entry at the path of the option that it stands for."""
+    """Return the entry at the path of the option that it stands for."""
     return attrs.evolve(entry, steps=(*entry.steps, STANDS_FOR[entry.steps]))
 
 
@@ -129,8 +130,9 @@ def _children(entry: Entry, value: Mapping[str, Any]) -> list[Entry]:
 
 
 def _changed(entry: Entry, value: Any) -> list[Entry] | None:
-    """The entry with another value; None where it is the same, so that expansion ends."""
-    same = value is entry.value or (type(value) is type(entry.value) and value == entry.value)  # NaN equals nothing
+    """Return the entry with another value; None if the value is the same, which ends the expansion."""
+    # NaN does not equal itself
+    same = value is entry.value or (type(value) is type(entry.value) and value == entry.value)
     return None if same else [attrs.evolve(entry, value=value)]
 
 
@@ -139,5 +141,5 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Return True if a value on the command line looks like a number: a name, where one is asked for."""
+    """Return True if a value on the command line looks like a number; it is text if the option is a name."""
     return isinstance(value, Written) and type(value.value) in (int, float)

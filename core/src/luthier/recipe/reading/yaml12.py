@@ -1,4 +1,4 @@
-"""YAML 1.2 over PyYAML's safe composer: its booleans, its numbers, no duplicate keys, and the line of every value."""
+"""YAML 1.2 read through PyYAML's safe composer: its booleans and numbers, no duplicate keys, and every value's line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 
 from luthier.errors import LuthierError
 
-MOST_NODES: Final = 100_000  # aliases of aliases grow without bound
+MOST_NODES: Final = 100_000  # aliases of aliases could grow without bound
 TAG: Final = "tag:yaml.org,2002:"
 PLAIN: Final = (
     ("null", r"~|null|Null|NULL|", "~nN\0"),
@@ -22,13 +22,13 @@ PLAIN: Final = (
 
 
 class Composer(yaml.SafeLoader):
-    """Only composes; nodes become plain data here, never through constructors."""
+    """A loader that only composes nodes; this module makes plain data of them, so no constructor is ever called."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes what either YAML 1.1 or 1.2 would read as something else than text."""
+    """A dumper that quotes texts which YAML 1.1 or 1.2 would read as something other than text."""
 
     yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeDumper.yaml_implicit_resolvers.items()}
 
@@ -36,7 +36,7 @@ class Dumper(yaml.SafeDumper):
         return True
 
     def represent_items(self, items: list[Any]) -> yaml.Node:
-        """A list of scalars on one line."""
+        """Represent a list of scalars on one line."""
         flow = not any(isinstance(item, (dict, list)) for item in items)
         return self.represent_sequence(TAG + "seq", items, flow_style=flow)
 
@@ -50,14 +50,15 @@ for _name, _pattern, _first in PLAIN:
 
 
 def load_yaml(text: str, name: str) -> tuple[Any, dict[tuple[str, ...], int]]:
-    """The document as plain data, and the line of each path in it. Raises `recipe-syntax` at `name:line`."""
+    """Return the document as plain data, and the line of each path in it. Raises `recipe-syntax` at `name:line`."""
     reader = _Reader(name)
     try:
         node = Composer(text).get_single_node()
         return (None if node is None else reader.read(node, ())), reader.lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = min(mark.line if mark else 0, text.count("\n", 0, len(text) - 1)) + 1  # the end is no line of its own
+        # the end of the text is not a line of its own
+        line = min(mark.line if mark else 0, text.count("\n", 0, len(text) - 1)) + 1
         raise _syntax(name, _problem(error), line) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
@@ -67,7 +68,7 @@ def load_yaml(text: str, name: str) -> tuple[Any, dict[tuple[str, ...], int]]:
 
 
 def dump_yaml(value: Any) -> str:
-    """Plain data as YAML that `load_yaml` reads back equal, in the order of its keys."""
+    """Return plain data as YAML that `load_yaml` reads back equal, in the order of its keys."""
     text: str = yaml.dump(value, Dumper=Dumper, sort_keys=False, default_flow_style=False, width=120)
     return text
 
@@ -84,12 +85,12 @@ def _syntax(name: str, problem: str, line: int) -> LuthierError:
 
 
 class _Reader:
-    """Nodes into plain data, keeping where each value begins."""
+    """A reader that turns nodes into plain data and records the line where each value begins."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.lines: dict[tuple[str, ...], int] = {}
-        self.above: set[int] = set()  # nodes being read: an alias to one of them would never end
+        self.above: set[int] = set()  # nodes being read, because an alias to one of them would never end
         self.count = 0
 
     def read(self, node: yaml.Node, steps: tuple[str, ...]) -> Any:
