@@ -86,7 +86,7 @@ def no_model(world):
     return world.command("train", "--data", world.rows)
 
 
-@provokes("recipe-missing", "model: a loaded model comes with its tokenizer", "tokenizer=")
+@provokes("recipe-missing", "model: a loaded model needs its tokenizer", "tokenizer=")
 def a_model_without_its_tokenizer(world):
     world.train(model=tiny_model())
 

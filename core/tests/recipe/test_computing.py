@@ -50,7 +50,7 @@ def test_one_is_not_true():
     ("settings", "code", "says"),
     [
         ({"lr_multipliers": {"lora_(": 2.0}}, "recipe-wrong-type", "not a regular expression"),
-        ({"lr_multipliers": {"lora_A": -1.0}}, "recipe-out-of-range", "no factor of a learning rate"),
+        ({"lr_multipliers": {"lora_A": -1.0}}, "recipe-out-of-range", "not a factor of a learning rate"),
         ({"layerwise_lr_decay": 1.5}, "recipe-out-of-range", "layerwise_lr_decay"),
         ({"precision": "bfloat16"}, "recipe-wrong-type", "'pure_bf16'"),
         ({"num_threads": 0}, "recipe-out-of-range", "num_threads"),

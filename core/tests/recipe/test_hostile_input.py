@@ -17,14 +17,14 @@ SECONDS = 20.0  # on a loaded machine; alone each takes less than two, and took 
 LONG = "k" * 200_000
 BARE = 'model = "demo"\ndata = "d.jsonl"\n'
 TEXTS = {  # file name: (its text, what the error says)
-    "a key.toml": (f'"{LONG}" = 1\n', f"{LONGEST} are the most"),
-    "a bare key.toml": (f"{LONG} = 1\n", f"{LONGEST} are the most"),
+    "a key.toml": (f'"{LONG}" = 1\n', f"{LONGEST} are allowed"),
+    "a bare key.toml": (f"{LONG} = 1\n", f"{LONGEST} are allowed"),
     "dots.toml": (".".join("a" * 100_000) + " = 1\n", f"more than {DEEPEST} deep"),
     "a table.toml": ("[" + ".".join("a" * 100_000) + "]\nb = 1\n", f"more than {DEEPEST} deep"),
     "tables.toml": ("".join(f"[{'.'.join(['a'] * n)}]\n" for n in range(1, 60)), f"more than {DEEPEST} deep"),
     "unknown.toml": (BARE + "".join(f"option_{i} = 1\n" for i in range(20_000)), "more"),
     "unknown.yaml": ("".join(f"option_{i}: 1\n" for i in range(20_000)), "more"),
-    "a key.json": (json.dumps({LONG: 1}), f"{LONGEST} are the most"),
+    "a key.json": (json.dumps({LONG: 1}), f"{LONGEST} are allowed"),
     "deep.json": ('{"model": ' + "[" * 40 + "]" * 40 + "}", f"more than {DEEPEST} deep"),
     "deeper.json": ('{"model": ' + "[" * 50_000 + "]" * 50_000 + "}", "deep"),
     "large.yaml": ("model: demo\n#" + "x" * LARGEST, f"larger than {LARGEST:,} bytes"),

@@ -78,7 +78,7 @@ SPELLINGS: Final[dict[str, str]] = {  # our name -> the other names
 ALIASES: Final = {alias: name for name, others in SPELLINGS.items() for alias in others.split()}
 
 BATCH_SIZE: Final = (
-    "has two meanings: global_batch_size, the examples of one optimizer step over all ranks, "
+    "has two readings: global_batch_size, the examples of one optimizer step over all ranks, "
     "and per_device_train_batch_size, those of one micro-batch on one device"
 )
 DTYPES: Final = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
@@ -115,7 +115,7 @@ def rename_alias(entry: Entry, notes: list[str]) -> list[Entry]:
         meant = {} if bare_value(entry.value) is None else READINGS[written](bare_value(entry.value))
         means = " and ".join(f"{name}: {_shown(value)}" for name, value in meant.items())
         meaning = f"means {means}" if meant else "changes nothing"
-        notes.append(_told(entry, f"{written}: {_shown(bare_value(entry.value))} {meaning}"))
+        notes.append(_labelled(entry, f"{written}: {_shown(bare_value(entry.value))} {meaning}"))
         return [_under(entry, name, value, written) for name, value in meant.items()]
     return _values(_renamed(entry, notes), notes)
 
@@ -124,7 +124,7 @@ def _renamed(entry: Entry, notes: list[str]) -> Entry:
     for n in range(len(entry.steps), 0, -1):
         alias = ".".join(entry.steps[:n])
         if alias in ALIASES:
-            notes.append(_told(entry, f"{alias} is called {ALIASES[alias]} here"))
+            notes.append(_labelled(entry, f"{alias} is called {ALIASES[alias]} here"))
             steps = (*ALIASES[alias].split("."), *entry.steps[n:])
             return attrs.evolve(entry, steps=steps, implies=_implied(alias) or entry.implies)
     return entry
@@ -136,11 +136,11 @@ def _values(entry: Entry, notes: list[str]) -> list[Entry]:
     value = bare_value(entry.value)
     if not isinstance(value, str) or value not in known:
         return [entry]
-    notes.append(_told(entry, f"{'.'.join(entry.steps)}: {value} is called {known[value]} here"))
+    notes.append(_labelled(entry, f"{'.'.join(entry.steps)}: {value} is called {known[value]} here"))
     return [attrs.evolve(entry, value=known[value])]
 
 
-def _message(entry: Entry, message: str) -> str:
+def _labelled(entry: Entry, message: str) -> str:
     label = entry.layer.label(entry.origin)
     return f"{label}: {message}" if label else message
 

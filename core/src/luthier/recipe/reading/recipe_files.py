@@ -41,7 +41,7 @@ def read_recipe_file(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], 
     if reader is None:
         names = " or ".join(f"*{suffix}" for suffix in READERS)
         remedy = f"Name it {names}; a file of rows belongs to --data."
-        raise LuthierError("recipe-syntax", "a recipe's name must end otherwise", where=str(path), remedy=remedy)
+        raise LuthierError("recipe-syntax", "not the name of a recipe", where=str(path), remedy=remedy)
     tree, lines = reader(_text(path), str(path))
     if not isinstance(tree, dict):
         raise LuthierError("recipe-syntax", "a recipe must be a mapping of options", where=str(path), found=tree)
