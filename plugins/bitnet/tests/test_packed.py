@@ -51,7 +51,7 @@ def test_it_takes_two_bits_a_weight(tmp_path):
         (Ternary(), {}, "train with quantizer bitnet"),
         (Bitnet(granularity="row"), {}, "one scale for each tensor"),
         (Bitnet(), {"intermediate_size": 50}, "50 outputs are not divisible by 4"),
-        (Bitnet(schedule=Schedule(end_step=5)), {}, "the schedule has not come to its end"),
+        (Bitnet(schedule=Schedule(end_step=5)), {}, "the schedule has not ended"),
     ],
 )
 def test_what_the_format_cannot_hold_is_refused_and_nothing_is_written(tmp_path, options, changes, message):

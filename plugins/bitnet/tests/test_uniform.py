@@ -242,9 +242,9 @@ def test_measures_have_known_answers():
 
 
 CONFLICTS = [
-    ({"learn_scale": True, "symmetric": False}, "a learned scale is that of symmetric levels"),
-    ({"learn_scale": True, "bits_stages": [8.0]}, "is of one number of bits"),
-    ({"bits": 1, "symmetric": False}, "on both sides of 0 alike"),
+    ({"learn_scale": True, "symmetric": False}, "a learned scale needs symmetric levels"),
+    ({"learn_scale": True, "bits_stages": [8.0]}, "needs one number of bits"),
+    ({"bits": 1, "symmetric": False}, "are always symmetric"),
 ]
 
 
@@ -256,7 +256,7 @@ def test_options_that_contradict_each_other_are_refused(options, message):
 
 
 def test_a_range_that_is_kept_is_not_one_for_each_token():
-    with pytest.raises(LuthierError, match="one for all tokens") as caught:
+    with pytest.raises(LuthierError, match="shared by all tokens") as caught:
         QatActivations(online_calibration=True)
     assert caught.value.code == "recipe-conflict"
 

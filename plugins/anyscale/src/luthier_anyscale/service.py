@@ -1,4 +1,4 @@
-"""Jobs at a service on Anyscale: the options as the terms on which the core's wire service talks."""
+"""Jobs at a service on Anyscale. The options set up the core's client for OpenAI's wire format."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ OFFER: Final = Capabilities(
     },
     rules=DataRules(tools=True),
     notices=(
-        "Anyscale's public fine-tuning ended on 2024-08-01: this speaks to a service of your own. Its fields are those "
-        "that the public one had (2026-11-20), and have met only a fake.",
+        "Anyscale's public fine-tuning ended on 2024-08-01. This provider talks to a service of your own, with the "
+        "fields "
+        "of the public one (as of 2026-11-20). It has been tested with a fake only.",
     ),
     instead={
         "max_steps": "Set num_train_epochs.",
-        "learning_rate": "The service decides it: set it there.",
-        "adapter.r": "The service decides it: set it there.",
+        "learning_rate": "The service decides it. Set it there.",
+        "adapter.r": "The service decides it. Set it there.",
     },
 )
 NO_ADDRESS: Final = Finding(
@@ -42,7 +43,7 @@ NO_ADDRESS: Final = Finding(
 
 
 def build_service(options: Anyscale) -> WireService:
-    """Return the provider. No key is read before the first request."""
+    """Return the provider. It reads no key before the first request."""
     address = (options.base_url or "").rstrip("/")
     return WireService(
         WireTerms(

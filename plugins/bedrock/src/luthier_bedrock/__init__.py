@@ -1,4 +1,4 @@
-"""The provider `bedrock`: fine-tuning jobs at Amazon Bedrock. This module is light: it only says what is offered."""
+"""The provider `bedrock`: fine-tuning jobs at Amazon Bedrock. This module describes what is offered."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ ROLE = re.compile(r"arn:aws(-[^:]+)?:iam::([0-9]{12})?:role/.+")
 
 @attrs.frozen(kw_only=True)
 class Bedrock:
-    role_arn: str | None = option(None, help="The IAM role that Bedrock takes on to read and write the folder.")
-    s3_folder: str | None = option(None, help="Where rows and results lie, such as s3://BUCKET/luthier.")
+    role_arn: str | None = option(None, help="The IAM role with which Bedrock reads and writes the folder.")
+    s3_folder: str | None = option(None, help="The S3 folder for rows and results, such as s3://BUCKET/luthier.")
     region: str | None = option(None, help="The region; none: AWS_REGION, AWS_DEFAULT_REGION or the profile's.")
-    profile: str | None = option(None, help="A profile of the AWS configuration; none: as AWS_PROFILE says.")
+    profile: str | None = option(None, help="A profile of the AWS configuration; none: AWS_PROFILE.")
     access_key_id: str | None = option(
-        None, help="An access key's id, which is no secret; none: AWS's own chain of places is asked."
+        None, help="The id of an access key, which is no secret; none: botocore finds the credentials."
     )
-    secret_access_key: str = option("env:AWS_SECRET_ACCESS_KEY", help="Where that access key's secret is.")
-    session_token: str | None = option(None, help="Where that access key's session token is; none: it has none.")
-    suffix: str | None = option(None, help="The tuned model's name, which the job's own characters follow.")
+    secret_access_key: str = option(
+        "env:AWS_SECRET_ACCESS_KEY", help="Where the secret of that access key is: env:NAME, file:PATH or cmd:COMMAND."
+    )
+    session_token: str | None = option(None, help="Where the session token of that access key is; none: it has none.")
+    suffix: str | None = option(
+        None, help="The beginning of the tuned model's name; characters of the job's id follow it."
+    )
     learning_rate_multiplier: float | None = option(
-        None, help="Times the service's own learning rate, for models of Anthropic.", low=0.0
+        None, help="Factor of the service's own learning rate, for Anthropic's models.", low=0.0
     )
     base_url: str | None = option(None, help="Bedrock's address; none: the region's.")
     s3_url: str | None = option(None, help="S3's address, with the bucket in the path; none: the bucket's own.")
@@ -41,7 +45,7 @@ class Bedrock:
         ):
             value = getattr(self, name)
             if value is not None and not pattern.fullmatch(value):
-                raise LuthierError("recipe-out-of-range", f"it is {meant}", where=f"Bedrock.{name}", found=value)
+                raise LuthierError("recipe-out-of-range", f"it must be {meant}", where=f"Bedrock.{name}", found=value)
 
 
 @hookimpl

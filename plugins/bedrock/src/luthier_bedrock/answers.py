@@ -1,4 +1,4 @@
-"""Bedrock's answers as the values that every provider gives."""
+"""Bedrock's answers as the values that every provider returns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STATES: Final = {
     "Failed": (JobState.FAILED, None),
     "Stopped": (JobState.CANCELED, None),
 }
-PHASES: Final = {  # a part of `statusDetails`, the last first: what the job is doing
+PHASES: Final = {  # part of `statusDetails`, the last phase first -> what the job is doing
     "trainingDetails": "training",
     "dataProcessingDetails": "processing the rows",
     "validationDetails": "validating",
@@ -26,14 +26,14 @@ COLUMNS: Final = {"step_number": "step", "epoch_number": "epoch", "training_loss
 
 
 def read_job(found: Mapping[str, Any]) -> JobStatus:
-    """Return a job's status, of its own description or of a line of the list."""
+    """Return the status of a job, from its own description or from an entry of the list."""
     raw_state = str(found.get("status"))
     state, phase = STATES.get(raw_state, (JobState.UNKNOWN, None))
     details = found.get("statusDetails") or {}
     if raw_state == "InProgress":
         state, phase = _progress(details)
     created, ended = read_time(found.get("creationTime")), read_time(found.get("endTime"))
-    done = state == JobState.COMPLETED  # the numbers of a job that goes on mean nothing
+    done = state == JobState.COMPLETED  # the numbers of an unfinished job are not valid yet
     evaluations = found.get("validationMetrics") or []
     return JobStatus(
         remote_id=str(found["jobName"]),
@@ -55,7 +55,7 @@ def read_job(found: Mapping[str, Any]) -> JobStatus:
 
 
 def phase_events(found: Mapping[str, Any]) -> Iterator[JobEvent]:
-    """Give an event for each phase that has begun or ended, as the service reports no events of its own."""
+    """Yield an event for each phase that has begun or ended, because the service reports no events."""
     details = found.get("statusDetails") or {}
     for part, phase in reversed(PHASES.items()):
         known = details.get(part) or {}
@@ -66,7 +66,7 @@ def phase_events(found: Mapping[str, Any]) -> Iterator[JobEvent]:
 
 
 def read_metrics(text: str, name: str, at: float) -> Iterator[JobEvent]:
-    """Give the lines of a metrics file, a CSV with a header, as events."""
+    """Yield the lines of a metrics file, a CSV with a header, as events."""
     for number, line in enumerate(csv.DictReader(io.StringIO(text)), 1):
         numbers = {COLUMNS[k]: read_number(v) for k, v in line.items() if k in COLUMNS}
         if numbers.keys() - {"step", "epoch"}:
@@ -74,7 +74,7 @@ def read_metrics(text: str, name: str, at: float) -> Iterator[JobEvent]:
 
 
 def _progress(details: Mapping[str, Any]) -> tuple[JobState, str | None]:
-    """What a job in progress is doing: pending until its training begins; running where the service does not say."""
+    """Return state and phase of an unfinished job: pending until training begins; running if nothing is said."""
     states = {part: (details.get(part) or {}).get("status") for part in PHASES}
     doing = next((phase for part, phase in PHASES.items() if states[part] not in (None, "NotStarted")), None)
     waits = states["trainingDetails"] == "NotStarted"

@@ -1,4 +1,4 @@
-"""What Bedrock offers, as data with dates: settings and their bounds by family of models, rules of files, prices."""
+"""What Bedrock offers, as data with dates: settings and bounds of each model family, rules of files, prices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from luthier import Capabilities, DataRules, ServiceRow, SettingRule, TokenPrice
 
 DATE: Final = "2025-08-01"  # of the price list
 BYTES: Final = 10**9  # of a training file
-RESERVED: Final = ("User:", "Bot:", "Assistant:", "System:", "<image>", "<video>", "[EOS]")  # rows with them fail
+RESERVED: Final = (
+    "User:",
+    "Bot:",
+    "Assistant:",
+    "System:",
+    "<image>",
+    "<video>",
+    "[EOS]",
+)  # jobs fail on rows that contain one
 SCHEMA: Final = "bedrock-conversation-2024"
 LORA_ONLY: Final = SettingRule(remark="is not sent: the service decides how it trains")
 WIRE: Final = {
@@ -22,9 +30,9 @@ WIRE: Final = {
 WHOLE: Final = ("epochCount", "batchSize", "learningRateWarmupSteps")
 INSTEAD: Final = {
     "max_steps": "Set num_train_epochs.",
-    "warmup_ratio": "Set warmup_steps, where the model has it.",
-    "adapter.r": "The service decides how it trains: leave the adapter's options out.",
-    "loss.beta": "The service trains by sft alone.",
+    "warmup_ratio": "Set warmup_steps, if the model has it.",
+    "adapter.r": "The service decides how it trains. Leave the adapter's options out.",
+    "loss.beta": "The service trains with sft only.",
 }
 
 
@@ -34,7 +42,7 @@ def _rules(reserved: tuple[str, ...] = ()) -> DataRules:
 
 @attrs.frozen(kw_only=True)
 class Family:
-    """Models that take the same settings. `part` stands in their identifiers."""
+    """Models that take the same settings. Their identifiers contain `part`."""
 
     part: str
     settings: Mapping[str, SettingRule]
@@ -43,7 +51,7 @@ class Family:
     multiplier: bool = False  # True: the rate is only scaled
 
 
-FAMILIES: Final = (  # as documented; the last one holds for every model that is not known here
+FAMILIES: Final = (  # as documented; the last one is for every other model
     Family(
         part="amazon.nova",
         settings={
@@ -96,9 +104,7 @@ MODELS: Final = (  # that can be fine-tuned on text, as AWS's page of 2026 lists
     *("meta.llama3-1-8b-instruct-v1:0:128k", "meta.llama3-1-70b-instruct-v1:0:128k"),
     *("meta.llama3-2-1b-instruct-v1:0:128k", "meta.llama3-2-3b-instruct-v1:0:128k"),
 )
-UNSEEN: Final = (
-    "Bounds of settings and prices are as AWS's pages had them (2026-11-20, 2025-08-01); the service has the last word."
-)
+UNSEEN: Final = "Bounds of settings (2026-11-20) and prices (2025-08-01) are from AWS's pages. The service decides."
 
 
 def family_of(model: str) -> Family:
@@ -123,14 +129,14 @@ def describe_offer(model: str) -> Capabilities:
 
 
 def hyper_parameters(settings: Mapping[str, Any], multiplier: float | None) -> dict[str, str]:
-    """Return the settings as the service takes them, every value a text; only what was set stands in it."""
+    """Return the settings that the user set, as the service takes them: every value is a text."""
     found = {wire: settings[name] for name, wire in WIRE.items() if name in settings}
     texts = {name: str(int(value)) if name in WHOLE else repr(float(value)) for name, value in found.items()}
     return texts if multiplier is None else {**texts, "learningRateMultiplier": repr(multiplier)}
 
 
 def conversation_row(row: ServiceRow) -> dict[str, Any]:
-    """Return a conversation as the service's own format has it, its system text apart."""
+    """Return a conversation in the service's own format, which keeps the system text apart."""
     system = [{"text": m["content"]} for m in row.messages if m["role"] in ("system", "developer")]
     turns = [
         {"role": m["role"], "content": [{"text": m["content"]}]}

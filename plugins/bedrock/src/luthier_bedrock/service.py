@@ -1,4 +1,4 @@
-"""Jobs at Amazon Bedrock: what each act of a provider asks of the service."""
+"""Jobs at Amazon Bedrock: the request of each method of a provider."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ METRICS: Final = ("step_wise_training_metrics.csv", "validation_metrics.csv")
 class BedrockService:
     """The provider. No connection is opened, and no key read, before the first request.
 
-    A job is known here by its name, which is chosen here; its ARN is taken too.
+    A job is identified by its name, which this provider chooses; its ARN is accepted too.
     """
 
     def __init__(self, options: Bedrock) -> None:
@@ -55,7 +55,7 @@ class BedrockService:
         return (self.options.base_url or f"https://bedrock.{self.keys.region}.amazonaws.com").rstrip("/")
 
     async def _ready(self) -> ServiceClient:
-        """The client, with keys that are good now."""
+        """Return the client, with valid keys."""
         await self.keys.refresh()
         if self._client is None:
             self._client = ServiceClient(self._address, service="bedrock", signer=self.keys.sign)
@@ -72,7 +72,7 @@ class BedrockService:
         return describe_offer(model)
 
     async def validate(self, job: JobSpec) -> Sequence[Finding]:
-        needed = {"role_arn": "the role that Bedrock takes on", "s3_folder": "the folder of S3 for rows and results"}
+        needed = {"role_arn": "the role for Bedrock", "s3_folder": "the S3 folder for rows and results"}
         found = [
             _refusal(f"provider.{name}", f"{meaning} must be named")
             for name, meaning in needed.items()
@@ -86,7 +86,7 @@ class BedrockService:
         return conversation_row(row)
 
     async def upload(self, job: JobSpec, file: DataFile, known: str | None, progress: Any) -> str:
-        """Put the rows into the user's bucket, under a name that comes from their bytes."""
+        """Write the rows into the user's bucket, under a name that is a hash of their bytes."""
         storage, uri = await self._storage(), f"{self._folder}/rows/{file.sha256}.jsonl"
         if known != uri or not await storage.has_object(uri):
             await storage.send_file(uri, file, progress)
@@ -105,7 +105,7 @@ class BedrockService:
                          "jobName": body["jobName"], "jobArn": found["jobArn"]})  # fmt: skip
 
     def request_body(self, job: JobSpec, uploads: Mapping[str, str]) -> dict[str, Any]:
-        """Return the request that makes the job; only what was set stands in it."""
+        """Return the request that creates the job. It contains only what the user set."""
         hyper = hyper_parameters(job.settings, self.options.learning_rate_multiplier)
         checked = uploads.get("validation")
         return {
@@ -124,7 +124,7 @@ class BedrockService:
         }
 
     async def find(self, job: JobSpec, uploads: Mapping[str, str]) -> Sequence[JobStatus]:
-        """Look the job up by the name that it was asked to have."""
+        """Look up the job by the name that its request gave it."""
         try:
             return [await self.status(_job_name(job))]
         except ProviderError as error:
@@ -155,7 +155,7 @@ class BedrockService:
         return found
 
     async def events(self, remote_id: str, cursor: str | None) -> EventPage:
-        """Make events of the job's phases and, once it has completed, of its metrics files."""
+        """Return events made from the phases of the job and, when it is complete, from its metrics files."""
         job = await self._job(remote_id)
         found, status = list(phase_events(job)), read_job(job)
         if status.state == JobState.COMPLETED:
@@ -166,7 +166,7 @@ class BedrockService:
         return EventPage(events=found, cursor=cursor)
 
     async def _metrics(self, job: Mapping[str, Any], storage: Storage) -> Sequence[JobArtifact]:
-        """The metrics files that the service wrote below the job's output folder."""
+        """Return the metrics files that the service wrote below the output folder of the job."""
         output = str((job.get("outputDataConfig") or {}).get("s3Uri") or "")
         found = [item async for item in storage.list_objects(output)] if output else []
         own = str(job.get("jobArn")).rpartition("/")[2]  # several jobs may write into one folder
@@ -198,12 +198,12 @@ class BedrockService:
 
 
 def _job_name(job: JobSpec) -> str:
-    """The name that the job is asked to have, by which it is found whose answer was lost."""
+    """Return the name of the job at the service. It finds the job if the answer to its creation is lost."""
     return f"luthier-{job.token}"
 
 
 def _job_folder(job: Mapping[str, Any]) -> str:
-    """The end of the folder that a job of ours writes into, which holds nobody else's."""
+    """Return the last part of the output folder of a job, which no other job uses."""
     return str(job["jobName"]).removeprefix("luthier-") + "/"
 
 

@@ -1,4 +1,4 @@
-"""Keys of AWS and the signatures made with them, both by botocore: its chain of places, and its signer."""
+"""AWS credentials and the signatures made with them. botocore finds the credentials and signs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from luthier import LuthierError, ProviderError, Secret, read_secret
 
 from luthier_bedrock import Bedrock
 
-LASTING: Final = 3600  # seconds that a signed link is good for
+LASTING: Final = 3600  # seconds for which a signed link is valid
 SIGNED: Final = ("host", "content-type")
 if logging.getLogger("botocore").level == logging.NOTSET:
     logging.getLogger("botocore").setLevel(logging.WARNING)  # at DEBUG it writes session tokens, and answers with keys
 
 
 class Keys:
-    """The keys that requests are signed with. They are looked for when they are first needed."""
+    """The credentials that sign requests. They are read at their first use."""
 
     def __init__(self, options: Bedrock) -> None:
         self.options = options
@@ -34,13 +34,13 @@ class Keys:
 
     @property
     def given_region(self) -> str | None:
-        """The region, of the options, the environment or the profile; None where none of them names one."""
+        """Return the region of the options, the environment or the profile, or None if none names one."""
         region = self.options.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         return region or self._configured("region") or None
 
     @property
     def region(self) -> str:
-        """The region, without which nothing can be asked of the service."""
+        """Return the region. Raises `credential-missing` if none is named."""
         region = self.given_region
         if region is None:
             remedy = "Set provider.region, or run: export AWS_REGION=..."
@@ -48,11 +48,11 @@ class Keys:
         return region
 
     async def refresh(self) -> None:
-        """Read the keys, or renew them where they are about to expire. This may ask AWS for them, in a thread."""
+        """Read the keys, or renew them shortly before they expire. This may ask AWS, in a thread."""
         self._held = held = await asyncio.to_thread(self._read)
         for value in (held.secret_key, held.token):
             if value:
-                Secret(value)  # from now on it is masked in every text
+                Secret(value)  # from now on every output masks it
 
     def sign(self, method: str, link: str, headers: Mapping[str, str], body: bytes) -> Mapping[str, str]:
         """Return the headers that sign a request to Bedrock."""
@@ -62,13 +62,13 @@ class Keys:
         return {name: value for name, value in request.headers.items() if name.lower() not in SIGNED}
 
     def sign_link(self, method: str, link: str, headers: Mapping[str, str]) -> str:
-        """Return a link to an object of S3 that needs no key for an hour; `headers` must be sent with it."""
+        """Return a link to an S3 object that needs no key for an hour. `headers` must be sent with it."""
         request = AWSRequest(method=method, url=link, headers=dict(headers))
         S3SigV4QueryAuth(self._held, "s3", self.region, LASTING).add_auth(request)
         return str(request.url)
 
     def _read(self) -> ReadOnlyCredentials:
-        assert self.region  # what is missing of the options is told first
+        assert self.region  # missing options are reported before
         if self._source is None:
             self._source = self._find()
         try:
@@ -88,11 +88,11 @@ class Keys:
         found = self._configured("credentials")
         if found is None:
             remedy = "Run: aws configure, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-            raise LuthierError("credential-missing", "AWS has no keys here", where="bedrock", remedy=remedy)
+            raise LuthierError("credential-missing", "no AWS credentials were found", where="bedrock", remedy=remedy)
         return found
 
     def _configured(self, what: str) -> Any:
-        """What AWS's own places say: the `region`, or the `credentials`; None where they say nothing."""
+        """Return the `region` or the `credentials` that botocore finds, or None."""
         try:
             if self._session is None:
                 self._session = Session(profile=self.options.profile)

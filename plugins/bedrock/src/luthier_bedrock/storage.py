@@ -1,4 +1,4 @@
-"""Objects of S3, by links that are signed here: sent, looked for, listed and fetched without a key in any request."""
+"""Send, find, list and fetch S3 objects by links that are signed here, so that no request contains a key."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class StoredObject:
 
 @attrs.frozen(kw_only=True)
 class Storage:
-    """S3 as the owner of some keys sees it. `address` None: each bucket's own."""
+    """S3 with given credentials. If `address` is None, the address of each bucket is used."""
 
     client: ServiceClient
     keys: Keys
     address: str | None
 
     async def send_file(self, uri: str, file: DataFile, progress: Any) -> None:
-        """Put a file to its place; S3 itself compares the checksum."""
+        """Write a file as an object. S3 checks its checksum."""
         headers = {CHECKSUM: base64.b64encode(bytes.fromhex(file.sha256)).decode()}
         link = self.keys.sign_link("PUT", self._link(uri), headers)
         await self.client.put_file(link, file.path, progress=progress, headers=headers)
 
     async def has_object(self, uri: str) -> bool:
-        """Return True where an object is there and may be read."""
+        """Return True if an object exists and may be read."""
         try:
             async with self.client.open_stream(self._signed(uri), bare=True):
                 return True
@@ -51,7 +51,7 @@ class Storage:
             raise
 
     async def read_text(self, uri: str) -> str:
-        """Return a small object's text."""
+        """Return the text of a small object."""
         async with self.client.open_stream(self._signed(uri), bare=True) as opened:
             return b"".join([block async for block in opened.blocks()]).decode("utf-8", "replace")
 
@@ -64,7 +64,7 @@ class Storage:
         await download_file(self.client, Wanted(address=await renew(), bare=True, renew=renew), target, progress)
 
     async def list_objects(self, folder: str) -> AsyncIterator[StoredObject]:
-        """Give the objects below a folder."""
+        """Yield the objects below a folder."""
         bucket, prefix = split_uri(folder)
         asked = {"list-type": "2", "prefix": prefix}
         for _ in range(PAGES):
@@ -86,13 +86,13 @@ class Storage:
         bucket, key = split_uri(uri)
         if self.address is not None:
             return f"{self.address.rstrip('/')}/{bucket}/{quote(key, safe='/~')}"
-        if "." in bucket:  # the certificate of S3 does not name such a bucket
+        if "." in bucket:  # the certificate of S3 does not cover such a bucket name
             return f"https://s3.{self.keys.region}.amazonaws.com/{bucket}/{quote(key, safe='/~')}"
         return f"https://{bucket}.s3.{self.keys.region}.amazonaws.com/{quote(key, safe='/~')}"
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Return the bucket and the key of an address of S3."""
+    """Return bucket and key of an s3:// address."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
 

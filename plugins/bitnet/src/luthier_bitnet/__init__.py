@@ -40,7 +40,7 @@ def _ternary_records() -> list[QuantizerRecord]:
     return [
         QuantizerRecord(
             name="ternary",
-            summary="Linear weights trained to -s, 0 and s (1.58 bits); activations as they are.",
+            summary="Linear weights trained to -s, 0 and s (1.58 bits); activations stay as they are.",
             options=Ternary,
             build=build,
             bits=1.58,
@@ -50,7 +50,7 @@ def _ternary_records() -> list[QuantizerRecord]:
         ),
         QuantizerRecord(
             name="bitnet",
-            summary="Ternary weights with int8 activations for each token (BitNet b1.58), multiplied as integers.",
+            summary="Ternary weights and int8 activations (BitNet b1.58), multiplied as integers.",
             options=Bitnet,
             build=build,
             bits=1.58,
@@ -66,7 +66,7 @@ def _uniform_records() -> list[QuantizerRecord]:
     return [
         QuantizerRecord(
             name="qat",
-            summary="Linear weights trained to 8, 4, 2, 1.58 or 1 bits, by the scale, gradient and schedule of choice.",
+            summary="Linear weights trained to 8, 4, 2, 1.58 or 1 bits, with a choice of scale, gradient and schedule.",
             options=Qat,
             build="luthier_bitnet.uniform.quantizer:UniformQuantizer",
             bits=4,
@@ -76,7 +76,7 @@ def _uniform_records() -> list[QuantizerRecord]:
         ),
         QuantizerRecord(
             name="qat_activations",
-            summary="The same with activations in 8, 4 or 2 bits, their ranges each batch's own or kept.",
+            summary="Quantizer qat with activations in 8, 4 or 2 bits, whose ranges follow each batch or are kept.",
             options=QatActivations,
             build="luthier_bitnet.uniform.quantizer:UniformQuantizer",
             bits=4,
@@ -93,7 +93,8 @@ def luthier_exporters() -> Iterable[ExporterRecord]:
     return [
         ExporterRecord(
             name="bitnet_packed",
-            summary="transformers' packed BitNet checkpoint, two bits a weight, of what quantizer bitnet trained.",
+            summary="transformers' packed BitNet checkpoint, two bits a weight, of a model trained with quantizer "
+            "bitnet.",
             options=Packed,
             build="luthier_bitnet.exporter:PackedExporter",
             quantized=True,
@@ -102,14 +103,14 @@ def luthier_exporters() -> Iterable[ExporterRecord]:
 
 
 def save_packed(model: Any, folder: str | Path, convention: Literal["divide", "multiply"] = "divide") -> None:
-    """Write a trained `bitnet` model in two bits a weight, as transformers' BitNet checkpoints have it."""
+    """Write a trained `bitnet` model with two bits a weight, as a BitNet checkpoint of transformers."""
     from luthier_bitnet.packed import write_packed
 
     write_packed(model, Path(folder), convention)
 
 
 def measure_layers(model: Any) -> dict[str, dict[str, float]]:
-    """Return for each trained quantized layer how far its weights are from the latent ones, and how many are zero."""
+    """Return, for each trained quantized layer, the distance to its latent weights and the share of zeros."""
     from luthier_bitnet.measures import measure_layers as measured
 
     return measured(model)

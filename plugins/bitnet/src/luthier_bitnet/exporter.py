@@ -1,4 +1,4 @@
-"""The exporter `bitnet_packed`: what quantizer `bitnet` trained as transformers' packed checkpoint, read back."""
+"""The exporter `bitnet_packed`: it writes a model of quantizer `bitnet` as transformers' packed checkpoint."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from luthier_bitnet.options import Packed
 from luthier_bitnet.packed import write_packed
 
-# relative difference of logits, root mean square: scales are kept, and layers computed, in the model's dtype, and an
-# activation at the edge of two codes may fall on either side
+# largest relative difference of logits (root mean square). Scales are stored, and layers computed, in the model's
+# dtype, and an activation between two codes may be rounded to either
 BOUNDS: Final = {torch.float32: 5e-3}
 COARSE: Final = 0.03
 LENGTH: Final = 32
@@ -24,18 +24,18 @@ LINEAR: Final = {"divide": "BitLinear", "multiply": "AutoBitLinear"}
 
 
 class PackedExporter:
-    """A writer of packed BitNet checkpoints."""
+    """The part that writes packed BitNet checkpoints."""
 
     def __init__(self, options: Packed) -> None:
         self.options = options
 
     def export(self, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Write weights of two bits, the configuration and the tokenizer."""
+        """Write the two-bit weights, the configuration and the tokenizer."""
         write_packed(model, folder, self.options.weight_scale)
         tokenizer.save_pretrained(folder)
 
     def verify(self, model: Any, tokenizer: Any, folder: Path) -> dict[str, float]:
-        """Have transformers load the folder; compare the kind of its layers, logits, texts and the chat template."""
+        """Load the folder with transformers, and compare kinds of layers, logits, texts and the chat template."""
         with _evaluated(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             read = _load(folder, model)
             kinds = {type(module).__name__ for module in read.modules()}
@@ -50,7 +50,7 @@ class PackedExporter:
 
 
 def _load(folder: Path, model: Any) -> Any:
-    """The model as transformers reads it."""
+    """Return the model as transformers reads it."""
     attention = model.config._attn_implementation
     try:
         read = AutoModelForCausalLM.from_pretrained(
@@ -72,7 +72,7 @@ def _evaluated(model: Any) -> Iterator[None]:
 
 
 def _logit_error(model: Any, read: Any) -> float:
-    """Root mean square of the difference, over that of the model's own logits about their mean."""
+    """Return the RMS difference of logits, divided by the standard deviation of the model's own."""
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (1, LENGTH), generator=random).to(model.device)
     ours, theirs = (_logits(either, ids) for either in (model, read))
@@ -89,7 +89,7 @@ def _compare_tokenizers(folder: Path, tokenizer: Any) -> None:
     read = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     text = "It's 7 o'clock,  isn't\tit?\n\nYes: naïve — 北京"
     if read(text)["input_ids"] != tokenizer(text)["input_ids"] or read.chat_template != tokenizer.chat_template:
-        raise _mismatch(folder, "the tokenizer is another", None)
+        raise _mismatch(folder, "the tokenizer differs from the model's", None)
 
 
 def _mismatch(folder: Path, problem: str, found: object) -> LuthierError:

@@ -1,4 +1,4 @@
-"""The layer that keeps a latent weight and multiplies by its ternary form."""
+"""The linear layer that keeps a latent weight and multiplies by its ternary form."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-LIMIT = 1.5  # in scales: what is larger is rounded to the level on either side of any small step
+LIMIT = 1.5  # in scales: a small step cannot change the level of a larger weight
 
 
 @attrs.define
 class Stage:
-    """How far the layers that share it are on their way from latent weights (0) to ternary ones (1)."""
+    """The progress of its layers from latent weights (0) to ternary ones (1)."""
 
     share: float = 1.0
 
 
 @attrs.frozen(kw_only=True)
 class Form:
-    """How a weight is rounded: `granularity` is tensor, row or a group's size; `integers`: int8 activations."""
+    """How a weight is rounded: `granularity` is tensor, row or a group size; `integers` means int8 activations."""
 
     method: str
     granularity: str | int
@@ -32,13 +32,13 @@ class Form:
 
 
 class TernaryLinear(nn.Module):
-    """A linear layer over a latent `weight` [out, in], or [in, out] where it stands for transformers' Conv1D."""
+    """A linear layer with a latent `weight` [out, in], or [in, out] if it replaces transformers' Conv1D."""
 
     def __init__(self, layer: nn.Linear | Conv1D, form: Form, stage: Stage) -> None:
         super().__init__()
         self.transposed = isinstance(layer, Conv1D)
         self.form, self.stage = form, stage
-        self.weight: nn.Parameter = cast(nn.Parameter, layer.weight)  # as Conv1D's is, too
+        self.weight: nn.Parameter = cast(nn.Parameter, layer.weight)  # Conv1D's is a parameter too
         self.bias: nn.Parameter | None
         self.register_parameter("bias", layer.bias)
         shape = layer.weight.shape[::-1] if self.transposed else layer.weight.shape
@@ -56,7 +56,7 @@ class TernaryLinear(nn.Module):
         return self.weight.T if self.transposed else self.weight
 
     def rounded(self) -> tuple[Tensor, Tensor]:
-        """Return the codes [out, in] int8 and their scales. Those of a frozen weight are kept."""
+        """Return the codes [out, in] int8 and their scales. For a frozen weight they are computed once."""
         if self.weight.requires_grad or torch.compiler.is_compiling() or type(self.weight) is not nn.Parameter:
             self._codes = None
             return quantize_ternary(self.latent(), self.form.granularity, self.form.method)
@@ -64,7 +64,7 @@ class TernaryLinear(nn.Module):
         if self._codes is not None and self._codes[0] == state:
             return self._codes[1], self._codes[2]
         codes, scales = quantize_ternary(self.latent(), self.form.granularity, self.form.method)
-        self._codes = (state, codes, scales) if type(codes) is Tensor else None  # a rehearsal's have no values
+        self._codes = (state, codes, scales) if type(codes) is Tensor else None  # codes of a rehearsal have no values
         return codes, scales
 
     @torch.no_grad()
@@ -77,12 +77,12 @@ class TernaryLinear(nn.Module):
 
     @torch.no_grad()
     def put(self, weight: Tensor) -> None:
-        """Take a latent weight [out, in]."""
+        """Set the latent weight [out, in]."""
         self.latent().copy_(weight)
         self._codes = None
 
     def forward(self, states: Tensor) -> Tensor:
-        """[..., in] to [..., out], in the dtype of the states or of autocast."""
+        """Map states [..., in] to [..., out], in the dtype of the states or of autocast."""
         if self.stage.share == 0:
             return F.linear(states, self.latent(), self.bias)
         codes, scales = self.rounded()
@@ -95,7 +95,7 @@ class TernaryLinear(nn.Module):
         return output if self.bias is None else output + self.bias.to(output.dtype)
 
     def _partly(self, states: Tensor, weight: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
-        """On the way: a share of what rounding changes is added to weights, and to states that are rounded."""
+        """Compute with partly rounded weights and states: values plus the stage's share of their rounding error."""
         ternary = expand_codes(codes, scales, self.form.granularity, weight.dtype)
         weight = weight + self.stage.share * (ternary - weight).detach()
         if self.form.integers:
@@ -108,19 +108,19 @@ class TernaryLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {form}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TernaryLinear:
-        """Codes that were kept are made again by the copy."""
+        """Copy the layer without the codes that it has kept."""
         import copy
 
         made = type(self).__new__(type(self))
         memo[id(self)] = made
-        held = {name: value for name, value in self.__dict__.items() if name != "_codes"}
-        made.__dict__.update(copy.deepcopy(held, memo))
+        attributes = {name: value for name, value in self.__dict__.items() if name != "_codes"}
+        made.__dict__.update(copy.deepcopy(attributes, memo))
         made._codes = None
         return made
 
 
 class _Clipped(torch.autograd.Function):
-    """The weight itself; its gradient is none where its magnitude is above the limit."""
+    """The identity, whose gradient is 0 where the weight's magnitude is above the limit."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, limit: Tensor) -> Tensor:
@@ -133,5 +133,5 @@ class _Clipped(torch.autograd.Function):
 
 
 def _spread(scales: Tensor, granularity: str | int, columns: int) -> Tensor:
-    """Scales as they broadcast over a weight."""
+    """Return scales that broadcast over a weight."""
     return scales.repeat_interleave(granularity, 1)[:, :columns] if isinstance(granularity, int) else scales

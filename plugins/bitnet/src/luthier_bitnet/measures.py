@@ -1,4 +1,4 @@
-"""What rounding does to a layer: its error, and how its codes are spread."""
+"""Measure what rounding does to a layer: the error, and the distribution of codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from luthier_bitnet.uniform.quantizer import find_uniform
 
 
 def measure_layers(model: Any) -> dict[str, dict[str, float]]:
-    """Return the measures of every layer of our quantizers, by its path."""
+    """Return the measures of each layer of this package's quantizers, by path."""
     layers: dict[str, TernaryLinear | UniformLinear] = {**find_layers(model), **find_uniform(model)}
     return {path: measure_weights(layer.dense(), layer.latent().detach().float()) for path, layer in layers.items()}
 
@@ -36,6 +36,6 @@ def measure_weights(dense: Tensor, latent: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def flip_rate(before: Tensor, after: Tensor) -> float:
-    """Return the share of weights whose level has changed between two dense forms of a layer, each on its own scale."""
+    """Return the share of weights whose level differs between two dense forms of a layer."""
     scales = [weight.abs().amax().clamp(min=1e-12) for weight in (before, after)]
     return float(((before / scales[0] - after / scales[1]).abs() > 1e-6).float().mean())

@@ -8,25 +8,25 @@ from typing import Literal
 import attrs
 from luthier import LuthierError, Progress, option
 
-EXPONENT = 5.0  # an exponential schedule has the value (e^5t - 1) / (e^5 - 1) at the share t of its way
+EXPONENT = 5.0  # an exponential schedule is at (e^(5t) - 1) / (e^5 - 1) after the share t of its time
 
 
 @attrs.frozen(kw_only=True)
 class Schedule:
-    """When layers pass from their latent weights to ternary ones; without any bound they are ternary from the start."""
+    """When layers change from latent to ternary weights. Without any bound they are ternary from the start."""
 
-    start_epoch: float | None = option(None, help="Epoch until which weights stay as they are.", low=0)
+    start_epoch: float | None = option(None, help="Epoch until which weights are not rounded.", low=0)
     end_epoch: float | None = option(None, help="Epoch from which weights are ternary.", low=0)
-    start_step: int | None = option(None, help="The same in optimizer steps.", low=0)
-    end_step: int | None = option(None, help="The same in optimizer steps.", low=0)
+    start_step: int | None = option(None, help="Optimizer step until which weights are not rounded.", low=0)
+    end_step: int | None = option(None, help="Optimizer step from which weights are ternary.", low=0)
     schedule_type: Literal["linear", "cosine", "exponential"] = option(
-        "linear", help="The way between: how large a share of the difference is added."
+        "linear", help="How the share of rounding grows from start to end."
     )
 
     def __attrs_post_init__(self) -> None:
         epochs, steps = (self.start_epoch, self.end_epoch), (self.start_step, self.end_step)
         if any(v is not None for v in epochs) and any(v is not None for v in steps):
-            problem = "a schedule is in epochs or in steps, not in both"
+            problem = "a schedule must be in epochs or in steps, not in both"
             raise LuthierError("recipe-conflict", problem, where="schedule", remedy="Leave one pair of them out.")
         start, end = self.bounds()
         if end < start:
@@ -34,13 +34,13 @@ class Schedule:
             raise LuthierError("recipe-conflict", problem, where="schedule", remedy="Set an end that is not earlier.")
 
     def bounds(self) -> tuple[float, float]:
-        """Return start and end in its unit; an end that is not given is the start."""
+        """Return start and end in epochs or steps. An end that is not given equals the start."""
         start = self.start_epoch if self.start_step is None else self.start_step
         end = self.end_epoch if self.end_step is None else self.end_step
         return float(start or 0), float(start or 0) if end is None else float(end)
 
     def share(self, progress: Progress) -> float:
-        """Return how far weights are on their way to ternary ones, 0 to 1, once so many steps are done."""
+        """Return the share of rounding, 0 to 1, at a position of the run."""
         in_steps = self.start_step is not None or self.end_step is not None
         now = float(progress.step if in_steps else progress.epoch)
         start, end = self.bounds()
@@ -60,29 +60,34 @@ class Ternary:
 
     method: Literal["absmean", "twn"] = option(
         "twn",
-        help="Threshold and level: `twn` keeps |w| > 0.75 mean |w| at the mean of what is kept, close to the least "
-        "squared error; `absmean` rounds w / mean |w|, as BitNet b1.58 does.",
+        help="How threshold and level are chosen: `twn` keeps weights with |w| > 0.75 mean |w|, at their mean, close "
+        "to the "
+        "least squared error; `absmean` rounds w / mean |w|, as BitNet b1.58 does.",
     )
     granularity: Literal["tensor", "row", "group"] = option(
-        "tensor", help="Weights that share a scale. Packed BitNet files hold one for a tensor."
+        "tensor", help="Weights that share a scale. Packed BitNet files have one for each tensor."
     )
-    group_size: int = option(256, help="With granularity group: neighbours of a row that share a scale.", low=1)
+    group_size: int = option(
+        256, help="With granularity group: number of neighbours in a row that share a scale.", low=1
+    )
     estimator: Literal["straight_through", "clipped"] = option(
         "straight_through",
-        help="The gradient of a latent weight: as if it were not rounded; or none beyond 1.5 scales, where rounding "
-        "cannot change.",
+        help="The gradient of a latent weight: `straight_through` ignores the rounding; `clipped` does so too, but is "
+        "0 beyond "
+        "1.5 scales, where rounding cannot change.",
     )
     schedule: Schedule = option(factory=Schedule, help="When layers become ternary.")
     second_stage_start: float | None = option(
         None,
-        help="Share of the run's steps after which the rate falls and weights decay no longer; none: no second stage.",
+        help="Share of the run's steps after which the rate falls and weight decay ends; none: no second stage.",
         low=0,
         high=1,
     )
     second_stage_lr: float = option(0.667, help="Factor of the learning rate in the second stage.", low=0)
     skip_modules: list[str] = option(
         factory=list,
-        help="Modules left exact beside the output head and routers, with all in them: names, or whole parts of names.",
+        help="Modules that stay exact, besides the output head and routers, with all their parts: names, or whole "
+        "parts of names.",
     )
 
 
@@ -92,7 +97,8 @@ class Bitnet(Ternary):
 
     method: Literal["absmean", "twn"] = option(
         "absmean",
-        help="Threshold and level: `absmean` rounds w / mean |w|, as BitNet b1.58 does; `twn` has less error.",
+        help="How threshold and level are chosen: `absmean` rounds w / mean |w|, as BitNet b1.58 does; `twn` has less "
+        "error.",
     )
 
 
@@ -102,6 +108,7 @@ class Packed:
 
     weight_scale: Literal["divide", "multiply"] = option(
         "divide",
-        help="What readers do with a layer's scale: `divide` is transformers' BitLinear, `multiply` its AutoBitLinear, "
-        "as BitNet 2B4T has it.",
+        help="What the reader does with the scale of a layer: `divide` is transformers' BitLinear, `multiply` its "
+        "AutoBitLinear, "
+        "which BitNet 2B4T uses.",
     )

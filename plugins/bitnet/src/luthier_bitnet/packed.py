@@ -17,14 +17,14 @@ from luthier_bitnet.layer import TernaryLinear
 from luthier_bitnet.quantizer import find_layers
 
 WEIGHTS: Final = "model.safetensors"
-# what `weight_scale` means is told by the class that reads it: one divides by it, the other multiplies
+# the class that reads `weight_scale` decides its meaning: one divides by it, the other multiplies
 CLASSES: Final = {"divide": "bitlinear", "multiply": "autobitlinear"}
 
 
 def write_packed(model: Any, folder: Path, convention: Literal["divide", "multiply"]) -> None:
-    """Write the model, or raise `part-unsupported` with the layer that the format cannot hold and write nothing.
+    """Write the model. If the format cannot hold a layer, raise `part-unsupported` and write nothing.
 
-    `divide` keeps 1 / scale for `BitLinear`, `multiply` the scale for `AutoBitLinear` in offline mode.
+    `divide` writes 1 / scale for `BitLinear`, `multiply` the scale for `AutoBitLinear` in offline mode.
     """
     layers = find_layers(model)
     if not layers:
@@ -43,10 +43,10 @@ def _check_layer(path: str, layer: TernaryLinear) -> None:
     form = layer.form
     problems = [
         (path.endswith(".base_layer"), "an adapter is around the layer"),
-        (layer.stage.share != 1, "the schedule has not come to its end"),
-        (not form.integers, "the format has int8 activations: train with quantizer bitnet"),
-        (form.granularity != "tensor", "the format has one scale for each tensor"),
-        (layer.transposed, "the format knows no Conv1D"),
+        (layer.stage.share != 1, "the schedule has not ended"),
+        (not form.integers, "the format needs int8 activations: train with quantizer bitnet"),
+        (form.granularity != "tensor", "the format needs one scale for each tensor"),
+        (layer.transposed, "the format has no Conv1D"),
         (layer.out_features % 4 != 0, f"{layer.out_features} outputs are not divisible by 4"),
     ]
     for found, problem in problems:
@@ -55,7 +55,7 @@ def _check_layer(path: str, layer: TernaryLinear) -> None:
 
 
 def _collect(model: Any, layers: dict[str, TernaryLinear], convention: str) -> dict[str, Tensor]:
-    """Every tensor under its name; a tied one once."""
+    """Return the tensors by name, a tied one once."""
     own = {f"{path}.weight" for path in layers}
     tensors, seen = {}, set()
     for name, tensor in model.state_dict().items():
@@ -72,7 +72,7 @@ def _collect(model: Any, layers: dict[str, TernaryLinear], convention: str) -> d
 
 
 def _write_config(model: Any, folder: Path, convention: str) -> None:
-    """The model's configuration, which says how its layers are packed and which are not."""
+    """Write the configuration of the model, which says which layers are packed, and how."""
     model.config.save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""The quantizer parts `ternary` and `bitnet`: which layers they take, and how these become ternary."""
+"""The quantizers `ternary` and `bitnet`: they replace linear layers by ternary ones and follow the schedule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = get_logger()
 
 
 class TernaryQuantizer:
-    """The linear layers of a model, trained to be ternary; embeddings, head, norms, routers and tied weights stay."""
+    """A quantizer that trains linear layers to be ternary. Embeddings, head, norms, routers and tied weights stay."""
 
     def __init__(self, options: Ternary) -> None:
         self.options, self.stage = options, Stage()
@@ -26,20 +26,20 @@ class TernaryQuantizer:
         )
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        """Put a `TernaryLinear` around the weight of each layer taken, in place. A second time nothing is left to do.
+        """Replace each chosen layer by a `TernaryLinear` with the same weight, in place. A second call changes nothing.
 
-        Raises `model-target` where an entry of `skip_modules` names no module, `part-unsupported` where no layer is
-        taken or the model is quantized already, `bitnet:nonfinite-weight` where a weight holds NaN or infinity.
+        Raises `model-target` if an entry of `skip_modules` names no module, `part-unsupported` if no layer is chosen or
+        the model is quantized already, and `bitnet:nonfinite-weight` if a weight holds NaN or infinity.
         """
         held, chosen = find_layers(model), choose_layers(model, self.options.skip_modules, self.name)
         if not chosen and not held:
-            problem = f"quantizer '{self.name}' finds no linear layer"
+            problem = f"quantizer '{self.name}' finds no linear layer to quantize"
             raise LuthierError("part-unsupported", problem, where=type(model).__name__)
         if context.has_values:
             check_finite_weights(chosen, "bitnet:nonfinite-weight")
         for earlier in held.values():
             self.stage = earlier.stage
-        made: dict[int, TernaryLinear] = {}  # a layer used in two places stays one layer
+        made: dict[int, TernaryLinear] = {}  # a layer that is used in two places stays one layer
         for path, layer in chosen.items():
             if id(layer) not in made:
                 made[id(layer)] = TernaryLinear(layer, self.form, self.stage)
@@ -53,14 +53,14 @@ class TernaryQuantizer:
         return layer.dense() if isinstance(layer, TernaryLinear) else None
 
     def requantize(self, layer: nn.Module, weight: Tensor) -> None:
-        """Make a weight [out, in] the latent one of a layer of ours."""
+        """Set the latent weight [out, in] of a layer of this quantizer."""
         if not isinstance(layer, TernaryLinear):
-            problem = f"not a layer of quantizer '{self.name}'"
+            problem = f"this is not a layer of quantizer '{self.name}'"
             raise LuthierError("part-unsupported", problem, found=type(layer).__name__)
         layer.put(weight)
 
     def progressed(self, progress: Progress) -> Multipliers:
-        """Set how far the layers are on their way. In the second stage the rate falls and weights decay no longer."""
+        """Set the stage of the layers. In the second stage the rate falls and weight decay ends."""
         self.stage.share = self.options.schedule.share(progress)
         start, rate = self.options.second_stage_start, self.options.second_stage_lr
         if start is None or not progress.total_steps or progress.step < start * progress.total_steps:

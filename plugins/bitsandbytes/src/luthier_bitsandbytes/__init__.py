@@ -11,7 +11,7 @@ from luthier import OptimizerRecord, QuantizerRecord, hookimpl, option
 __version__ = "0.1.0"
 __all__ = ["AdamW8bit", "BnbFp4", "BnbInt8", "BnbNf4", "Lion8bit", "PagedAdamW8bit", "luthier_optimizers",
            "luthier_quantizers"]  # fmt: skip
-SKIPPED = "Modules left exact beside the output head, with all that is in them: names, or whole parts of names."
+SKIPPED = "Modules that stay exact, besides the output head, with all their parts: names, or whole parts of names."
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
@@ -19,8 +19,8 @@ BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 class BnbNf4:
     """Options of the quantizer `bnb.nf4`."""
 
-    block_size: int = option(64, help="Weights that share a scale. Smaller is more exact.", choices=BLOCKS)
-    use_double_quant: bool = option(True, help="Store the scales in 8 bits: 4.13 bits a weight in place of 4.5.")
+    block_size: int = option(64, help="Number of weights that share a scale. Smaller is more exact.", choices=BLOCKS)
+    use_double_quant: bool = option(True, help="Store the scales in 8 bits: 4.13 bits a weight instead of 4.5.")
     skip_modules: list[str] = option(factory=list, help=SKIPPED)
 
 
@@ -55,7 +55,10 @@ class Lion8bit:
     """Options of the optimizer `bnb.lion_8bit`."""
 
     betas: tuple[float, float] = option(
-        (0.9, 0.99), help="Decays: of the step, of what is kept.", low=0.0, high=0.9999999
+        (0.9, 0.99),
+        help="Decay of the momentum in the step, and of the momentum that is kept.",
+        low=0.0,
+        high=0.9999999,
     )
     weight_decay: float = option(0.0, help="Decoupled decay, times the learning rate.", low=0.0)
 
@@ -74,7 +77,9 @@ def luthier_optimizers() -> Iterable[OptimizerRecord]:
     return [
         _optimizer("bnb.adamw_8bit", AdamW8bit, "bitsandbytes' AdamW with both moments in 8 bits."),
         _optimizer("bnb.lion_8bit", Lion8bit, "bitsandbytes' Lion with its moment in 8 bits."),
-        _optimizer("bnb.paged_adamw_8bit", PagedAdamW8bit, "The same AdamW, paged from a GPU to host memory."),
+        _optimizer(
+            "bnb.paged_adamw_8bit", PagedAdamW8bit, "bitsandbytes' 8-bit AdamW, paged from a GPU to host memory."
+        ),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The layer that holds a weight in one of bitsandbytes' forms, and multiplies by what that form says."""
+"""The linear layer with a weight in one of bitsandbytes' formats, which it dequantizes for each product."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier_bitsandbytes.library import functional as bnb
 
-NESTED = 256  # scales that share one of their own, as bitsandbytes has it
+NESTED = 256  # scales that share a scale, as in bitsandbytes
 SCALES = ("absmax", "nested_absmax", "nested_offset")
 
 
 @attrs.frozen(kw_only=True)
 class Form:
-    """`nf4`, `fp4` or `int8`; the weights of a block, and whether scales are nested."""
+    """The format `nf4`, `fp4` or `int8`, the weights of a block, and whether scales are nested."""
 
     kind: str
     block_size: int = 64
@@ -27,7 +27,7 @@ class Form:
 
 
 class BnbLinear(nn.Module):
-    """A linear layer over a frozen weight [out, in] in buffers; its bias is exact.
+    """A linear layer with a frozen weight [out, in] in buffers. Its bias is exact.
 
     4 bits: `weight` is uint8 [ceil(out in / 2), 1], `absmax` one scale for each block of the flattened weight, nested
     or not. int8: `weight` is int8 [out, in], `absmax` the largest magnitude of each row.
@@ -68,8 +68,10 @@ class BnbLinear(nn.Module):
         self._hold(packed, state.absmax, nested, state.offset if self.form.nested else None)
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the weight [out, in]. A flattened weight is one row: with several, rows that end within a block take
-        a wrong scale on processors with AVX-512 (bitsandbytes 0.50.2).
+        """Return the weight [out, in].
+
+        bitsandbytes gets it as one flattened row: of several rows, those that end within a block get a wrong scale on
+        processors with AVX-512 (bitsandbytes 0.50.2).
         """
         shape = (self.out_features, self.in_features)
         if self.form.kind == "int8":
@@ -80,7 +82,7 @@ class BnbLinear(nn.Module):
         return flat.view(shape)
 
     def forward(self, states: Tensor) -> Tensor:
-        """[..., in] to [..., out], in the dtype of the states or of autocast."""
+        """Map states [..., in] to [..., out], in the dtype of the states or of autocast."""
         kind = states.device.type
         if torch.is_autocast_enabled(kind):
             states = states.to(torch.get_autocast_dtype(kind))
@@ -122,7 +124,7 @@ class BnbLinear(nn.Module):
                 getattr(self, name).copy_(made)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Moves go to every tensor; a change of dtype, such as `model.bfloat16()`, leaves the scales in float32."""
+        """Move every tensor, but keep the scales in float32 when the dtype changes, as in `model.bfloat16()`."""
         before = {name: getattr(self, name) for name in SCALES}
         super()._apply(fn, recurse)
         for name, scales in before.items():
@@ -133,7 +135,7 @@ class BnbLinear(nn.Module):
 
 
 class _Multiply(torch.autograd.Function):
-    """The product with a frozen weight, which is opened again in backward and not kept between."""
+    """The product with a frozen weight, which is dequantized again in backward and not kept between."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, layer: BnbLinear) -> Tensor:
@@ -152,7 +154,7 @@ _MAPS: dict[str, Tensor] = {}
 
 
 def _nested_map(device: str) -> Tensor:
-    """The 256 values that nested scales are rounded to."""
+    """Return the 256 values to which nested scales are rounded."""
     if device not in _MAPS:
         _MAPS[device] = bnb.create_dynamic_map().to(device)
     return _MAPS[device]

@@ -1,4 +1,4 @@
-"""The optimizer parts: bitsandbytes' own, over the groups that the adapter gives."""
+"""The optimizers of bitsandbytes as parts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from luthier_bitsandbytes.library import bitsandbytes
 
 
 class BnbOptimizer:
-    """AdamW or Lion with 8-bit states; those of weights below 4,096 elements are float32."""
+    """AdamW or Lion with 8-bit states. States of weights below 4,096 elements are float32."""
 
     separable = True
 
@@ -20,11 +20,13 @@ class BnbOptimizer:
         self.options = options
 
     def build(self, groups: list[Group]) -> torch.optim.Optimizer:
-        """Return the optimizer. `part-unsupported` for sharded weights, and for pages without a GPU to page from."""
+        """Return the optimizer. Raises `part-unsupported` for sharded weights, and for a paged one without a GPU."""
         o, parameters = self.options, [p for group in groups for p in group.parameters]
         if any(hasattr(p, "full_tensor") for p in parameters):
             remedy = "Use optimizer adamw, or train on one device or with DDP."
-            raise LuthierError("part-unsupported", "bitsandbytes' optimizers know no sharded weights", remedy=remedy)
+            raise LuthierError(
+                "part-unsupported", "bitsandbytes' optimizers cannot step sharded weights", remedy=remedy
+            )
         settings = [group.settings(o.weight_decay) for group in groups]
         if isinstance(o, Lion8bit):
             made = bitsandbytes.optim.Lion8bit(settings, lr=1.0, betas=o.betas)
@@ -41,6 +43,6 @@ class BnbOptimizer:
 
 def _check_pages(parameters: list[torch.nn.Parameter]) -> None:
     if any(not p.is_cuda for p in parameters):
-        problem = "optimizer 'bnb.paged_adamw_8bit' pages from a GPU's memory, and these weights are not on one"
-        remedy = "Use paged_adamw, of luthier-optimizers: its states lie in a file; or bnb.adamw_8bit."
+        problem = "optimizer 'bnb.paged_adamw_8bit' pages from a GPU, but these weights are not on one"
+        remedy = "Use paged_adamw of luthier-optimizers, which keeps its states in a file, or bnb.adamw_8bit."
         raise LuthierError("part-unsupported", problem, where="optimizer", remedy=remedy)

@@ -1,4 +1,4 @@
-"""The quantizer parts `bnb.nf4`, `bnb.fp4` and `bnb.int8`: which layers of a model they take."""
+"""The quantizers `bnb.nf4`, `bnb.fp4` and `bnb.int8`: they replace linear layers by bitsandbytes' formats."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = get_logger()
 
 
 class BnbQuantizer:
-    """The linear layers of a base model in bitsandbytes' form; what is skipped, tied or no such layer stays exact."""
+    """A quantizer for the linear layers. Tied weights and `skip_modules` stay exact."""
 
     def __init__(self, options: BnbNf4 | BnbInt8) -> None:
         self.options = options
@@ -26,19 +26,19 @@ class BnbQuantizer:
         self.name = f"bnb.{self.form.kind}"
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        """Put a `BnbLinear` in the place of each layer taken, in place. A second time nothing is left to do.
+        """Replace each chosen layer by a `BnbLinear`, in place. A second call changes nothing.
 
-        Raises `model-target` where an entry of `skip_modules` names no module, `part-unsupported` where no layer is
-        taken or the model is quantized already, `bitsandbytes:nonfinite-weight` where a weight holds NaN or infinity.
+        Raises `model-target` if an entry of `skip_modules` names no module, `part-unsupported` if no layer is chosen or
+        the model is quantized already, and `bitsandbytes:nonfinite-weight` if a weight holds NaN or infinity.
         """
         chosen = choose_dense_layers(model, self.name, self.options.skip_modules)
         if not chosen and not any(isinstance(m, BnbLinear) for m in model.modules()):
-            problem = f"quantizer '{self.name}' finds no linear layer"
+            problem = f"quantizer '{self.name}' finds no linear layer to quantize"
             raise LuthierError("part-unsupported", problem, where=type(model).__name__)
         if context.has_values:
             check_finite_weights(chosen, "bitsandbytes:nonfinite-weight")
         advance = context.progress(len(chosen), f"quantizing to {self.name}")
-        made: dict[int, BnbLinear] = {}  # a layer used in two places stays one layer
+        made: dict[int, BnbLinear] = {}  # a layer that is used in two places stays one layer
         for path, layer in chosen.items():
             if id(layer) not in made:
                 made[id(layer)] = self._quantized(layer, context.has_values)
@@ -51,9 +51,9 @@ class BnbQuantizer:
         return layer.dense() if isinstance(layer, BnbLinear) else None
 
     def requantize(self, layer: nn.Module, weight: Tensor) -> None:
-        """Quantize a weight [out, in] into a layer of ours, in place."""
+        """Quantize a weight [out, in] into a layer of this quantizer, in place."""
         if not isinstance(layer, BnbLinear):
-            problem = f"not a layer of quantizer '{self.name}'"
+            problem = f"this is not a layer of quantizer '{self.name}'"
             raise LuthierError("part-unsupported", problem, found=type(layer).__name__)
         layer.put(weight)
 

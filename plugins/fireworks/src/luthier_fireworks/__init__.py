@@ -1,4 +1,4 @@
-"""The provider `fireworks`: fine-tuning jobs at Fireworks AI. This module is light: it only says what is offered."""
+"""The provider `fireworks`: fine-tuning jobs at Fireworks AI. This module describes what is offered."""
 
 from __future__ import annotations
 

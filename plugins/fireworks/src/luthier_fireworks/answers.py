@@ -1,4 +1,4 @@
-"""Fireworks' answers as the values that every provider gives."""
+"""Fireworks' answers as the values that every provider returns."""
 
 from __future__ import annotations
 

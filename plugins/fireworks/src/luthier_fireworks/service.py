@@ -1,4 +1,4 @@
-"""Jobs at Fireworks AI: what each act of a provider asks of the service."""
+"""Jobs at Fireworks AI: the request of each method of a provider."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ KINDS: Final = tuple(dict.fromkeys(kind for kind, _ in COLLECTIONS.values()))
 
 
 class FireworksService:
-    """The provider. No connection is opened, and no key read, before the first request."""
+    """The provider. It opens no connection, and reads no key, before the first request."""
 
     def __init__(self, options: Fireworks) -> None:
         self.options = options
@@ -70,7 +70,7 @@ class FireworksService:
 
     @property
     def client(self) -> ServiceClient:
-        """The client, made when it is first used."""
+        """The client, created at its first use."""
         if self._client is None:
             self._client = ServiceClient(self._address, service="fireworks", headers=self._headers)
         return self._client
@@ -114,7 +114,7 @@ class FireworksService:
         return read_job(await self.client.post_json(path, self.request_body(job, uploads)))
 
     def request_body(self, job: JobSpec, uploads: Mapping[str, str]) -> dict[str, Any]:
-        """Return the request that makes the job; only what was set stands in it."""
+        """Return the request that creates the job. It contains only what the user set."""
         suffix, account = self.options.suffix, self.account
         training = {
             **training_fields(job.model, job.settings),
@@ -130,7 +130,7 @@ class FireworksService:
         return {"dataset": uploads["training"], **training, **more}
 
     async def find(self, job: JobSpec, uploads: Mapping[str, str]) -> Sequence[JobStatus]:
-        """Look the job up by the name that it was asked to have."""
+        """Look up the job by the name that its request gave it."""
         try:
             return [await self.status(f"accounts/{self.account}/{COLLECTIONS[job.method][0]}/{_job_id(job)}")]
         except ProviderError as error:
@@ -236,7 +236,7 @@ def read_base(job: Mapping[str, Any]) -> str | None:
 
 
 def _job_id(job: JobSpec) -> str:
-    """The name that the job is asked to have, by which it is found whose answer was lost."""
+    """Return the name of the job at the service. It finds the job if the answer to its creation is lost."""
     return f"luthier-{job.token}"
 
 

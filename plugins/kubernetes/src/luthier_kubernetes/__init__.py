@@ -1,4 +1,4 @@
-"""The provider `kubernetes`: TrainJobs of Kubeflow's trainer. This module is light: it only says what is offered."""
+"""The provider `kubernetes`: TrainJobs of Kubeflow's trainer. This module describes what is offered."""
 
 from __future__ import annotations
 

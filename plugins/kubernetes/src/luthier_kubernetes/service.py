@@ -69,7 +69,7 @@ class KubernetesService:
 
     @property
     def client(self) -> ServiceClient:
-        """The client, made when first needed."""
+        """The client, created at its first use."""
         if self._client is None:
             access = self.access
             self._client = ServiceClient(

@@ -83,7 +83,7 @@ class FourBitLinear(nn.Module):
         return lend_fourbit(self.held().arguments(), dtype)
 
     def forward(self, states: Tensor) -> Tensor:
-        """[..., in] to [..., out], in the dtype of the states or of autocast."""
+        """Map states [..., in] to [..., out], in the dtype of the states or of autocast."""
         output = multiply_fourbit(states, self.held().arguments())
         return output if self.bias is None else output + self.bias.to(output.dtype)
 
@@ -95,7 +95,7 @@ class FourBitLinear(nn.Module):
         self.register_buffer(name, tensor)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Moves go to every tensor; a change of dtype, such as `model.bfloat16()`, leaves the scales in float32."""
+        """Move every tensor, but keep the scales in float32 when the dtype changes, as in `model.bfloat16()`."""
         before = {name: getattr(self, name) for name in SCALES}
         super()._apply(fn, recurse)
         for name, scales in before.items():

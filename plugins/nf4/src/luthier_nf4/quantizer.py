@@ -29,12 +29,12 @@ class FourBitQuantizer:
         """
         chosen = choose_dense_layers(model, self.name, self.options.skip_modules)
         if not chosen and not any(isinstance(m, FourBitLinear) for m in model.modules()):
-            problem = f"quantizer '{self.name}' finds no linear layer"
+            problem = f"quantizer '{self.name}' finds no linear layer to quantize"
             raise LuthierError("part-unsupported", problem, where=type(model).__name__)
         if context.has_values:
             check_finite_weights(chosen, "nf4:nonfinite-weight")
         advance = context.progress(len(chosen), f"quantizing to {self.name}")
-        made: dict[int, FourBitLinear] = {}  # a layer used in two places stays one layer
+        made: dict[int, FourBitLinear] = {}  # a layer that is used in two places stays one layer
         for path, layer in chosen.items():
             if id(layer) not in made:
                 made[id(layer)] = self._quantized(layer, context.has_values)
@@ -50,7 +50,7 @@ class FourBitQuantizer:
     def requantize(self, layer: nn.Module, weight: Tensor) -> None:
         """Quantize a weight [out, in] into a layer of ours, in place."""
         if not isinstance(layer, FourBitLinear):
-            problem = f"not a layer of quantizer '{self.name}'"
+            problem = f"this is not a layer of quantizer '{self.name}'"
             raise LuthierError("part-unsupported", problem, found=type(layer).__name__)
         layer.put(weight)
 

@@ -26,7 +26,7 @@ INSTEAD: Final = {
 
 
 def build_service(options: OpenAI) -> WireService:
-    """Return the provider. No key is read before the first request."""
+    """Return the provider. It reads no key before the first request."""
     dialect = choose_dialect(options)
     account = "/".join(filter(None, (options.organization, options.project)))
     address = options.base_url.rstrip("/")

@@ -1,4 +1,4 @@
-"""The provider `ray`: jobs of a Ray cluster. This module is light: it only says what is offered."""
+"""The provider `ray`: jobs of a Ray cluster. This module describes what is offered."""
 
 from __future__ import annotations
 

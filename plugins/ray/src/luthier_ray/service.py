@@ -68,7 +68,7 @@ class RayService:
 
     @property
     def client(self) -> ServiceClient:
-        """The client, made when first needed."""
+        """The client, created at its first use."""
         if self._client is None:
             self._client = ServiceClient(self.options.address, service="ray", headers=_headers_of(self.options))
         return self._client

@@ -1,4 +1,4 @@
-"""The provider `slurm`: runs in the queue of a Slurm cluster. This module is light: it only says what is offered."""
+"""The provider `slurm`: runs in the queue of a Slurm cluster. This module describes what is offered."""
 
 from __future__ import annotations
 

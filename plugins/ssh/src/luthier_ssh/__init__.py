@@ -1,4 +1,4 @@
-"""The provider `ssh`: runs on machines of your own. This module is light: it only says what is offered."""
+"""The provider `ssh`: runs on machines of your own. This module describes what is offered."""
 
 from __future__ import annotations
 

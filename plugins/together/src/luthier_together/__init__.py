@@ -1,4 +1,4 @@
-"""The provider `together`: fine-tuning jobs at Together AI. This module is light: it only says what is offered."""
+"""The provider `together`: fine-tuning jobs at Together AI. This module describes what is offered."""
 
 from __future__ import annotations
 

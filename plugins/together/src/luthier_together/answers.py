@@ -1,4 +1,4 @@
-"""Together's answers as the values that every provider gives."""
+"""Together's answers as the values that every provider returns."""
 
 from __future__ import annotations
 

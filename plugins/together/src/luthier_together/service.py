@@ -1,4 +1,4 @@
-"""Jobs at Together AI: what each act of a provider asks of the service."""
+"""Jobs at Together AI: the request of each method of a provider."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SLACK: Final = 300.0  # seconds by which the service's clock may differ from our
 
 
 class TogetherService:
-    """The provider. No connection is opened, and no key read, before the first request."""
+    """The provider. It opens no connection, and reads no key, before the first request."""
 
     def __init__(self, options: Together) -> None:
         self.options = options
@@ -53,7 +53,7 @@ class TogetherService:
 
     @property
     def client(self) -> ServiceClient:
-        """The client, made when it is first used."""
+        """The client, created at its first use."""
         if self._client is None:
             self._client = ServiceClient(self._address, service="together", headers=self._headers)
         return self._client

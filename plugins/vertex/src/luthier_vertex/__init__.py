@@ -1,4 +1,4 @@
-"""The provider `vertex`: tuning jobs at Google's Vertex AI. This module is light: it only says what is offered."""
+"""The provider `vertex`: tuning jobs at Google's Vertex AI. This module describes what is offered."""
 
 from __future__ import annotations
 

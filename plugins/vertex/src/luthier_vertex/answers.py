@@ -1,4 +1,4 @@
-"""Vertex AI's answers as the values that every provider gives."""
+"""Vertex AI's answers as the values that every provider returns."""
 
 from __future__ import annotations
 

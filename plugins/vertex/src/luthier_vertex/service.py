@@ -1,4 +1,4 @@
-"""Jobs at Vertex AI: what each act of a provider asks of the service."""
+"""Jobs at Vertex AI: the request of each method of a provider."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class VertexService:
         return read_job(await (await self._ready()).post_json(path, self.request_body(job, uploads)))
 
     def request_body(self, job: JobSpec, uploads: Mapping[str, str]) -> dict[str, Any]:
-        """Return the request that makes the job; only what was set stands in it."""
+        """Return the request that creates the job. It contains only what the user set."""
         opened, adapter = is_open(job.model), job.settings.get("adapter.name")
         hyper = hyper_parameters(job.settings, self.options.learning_rate_multiplier)
         spec = drop_missing(

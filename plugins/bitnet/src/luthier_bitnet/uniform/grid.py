@@ -1,4 +1,4 @@
-"""Evenly spaced levels: codes q from `low` to `high`, which stand for (q - zero) * scale; their gradients."""
+"""Evenly spaced levels: codes q from `low` to `high` stand for (q - zero) * scale. Their gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SMALLEST = 1e-8
 
 @attrs.frozen(kw_only=True)
 class Levels:
-    """The codes of a number of bits; `signs` leaves 0 out."""
+    """The codes of a number of bits. With `signs` there is no code 0."""
 
     low: int
     high: int
@@ -38,12 +38,12 @@ class Levels:
         if self.symmetric:
             scale = (torch.maximum(around.high, -around.low) / self.high).clamp(min=SMALLEST)
             return scale, torch.zeros_like(scale)
-        low, high = around.low.clamp(max=0), around.high.clamp(min=0)  # 0 is a level
+        low, high = around.low.clamp(max=0), around.high.clamp(min=0)  # so that 0 is a level
         scale = ((high - low) / (self.high - self.low)).clamp(min=SMALLEST)
         return scale, (self.low - low / scale).round()
 
     def encode(self, steps: Tensor) -> Tensor:
-        """Return the codes of values in steps, as floats."""
+        """Return the codes of values that are given in steps (value / scale), as floats."""
         return (
             torch.where(steps < 0, -1.0, 1.0).to(steps.dtype)
             if self.signs
@@ -53,19 +53,19 @@ class Levels:
 
 @attrs.frozen(kw_only=True)
 class Estimator:
-    """What stands for the derivative of rounding: `straight_through`, `clipped` or `soft` with its temperature."""
+    """The derivative that replaces that of rounding: `straight_through`, `clipped`, or `soft` with a temperature."""
 
     kind: str = "straight_through"
     temperature: float = 4.0
 
     def slope(self, steps: Tensor, levels: Levels) -> Tensor:
-        """Return the derivative of codes by values in steps."""
+        """Return the derivative of codes by values that are given in steps."""
         if self.kind == "straight_through":
             return torch.ones_like(steps)
         inside = ((steps >= levels.low) & (steps <= levels.high)).to(steps.dtype)
         if self.kind == "clipped":
             return inside
-        # between two codes a staircase of tanh, from the middle; its ends meet those of its neighbours
+        # between two codes a step of tanh around the middle; its ends meet those of its neighbours
         half = torch.tanh(steps.new_tensor(self.temperature / 2))
         away = torch.zeros_like(steps) if levels.signs else steps.floor() + 0.5
         bend = torch.tanh(self.temperature * (steps - away))
@@ -73,10 +73,10 @@ class Estimator:
 
 
 def quantize_values(values: Tensor, scale: Tensor, zero: Tensor, levels: Levels, estimator: Estimator) -> Tensor:
-    """Return the levels nearest to values, with the estimator's gradient, and that of LSQ for `scale`.
+    """Return the level nearest to each value, with the estimator's gradient, and LSQ's for `scale`.
 
-    `scale` and `zero` broadcast over the values. The gradient of a scale is, for each value, its code less its place in
-    steps where it lies between the outermost levels, and its code where not (Esser et al., arXiv:1902.08153).
+    `scale` and `zero` broadcast over the values. The gradient of a scale is, for each value, code - value / scale
+    between the outermost levels, and the code outside them (LSQ, Esser et al., arXiv 1902.08153).
     """
     result: Tensor = _Quantize.apply(values, scale, zero, levels, estimator)
     return result

@@ -1,4 +1,4 @@
-"""The layer that keeps a latent weight and multiplies by its quantized form."""
+"""The linear layer that keeps a latent weight and multiplies by its quantized form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from luthier_bitnet.uniform.observers import Range, observe
 
 @attrs.define
 class Phase:
-    """Where the run stands, for the layers that share it: how far from latent (0) to quantized (1), and its bits."""
+    """The state that layers share: the share of rounding, from latent (0) to quantized (1), and the bits."""
 
     bits: float
     share: float = 1.0
@@ -43,7 +43,7 @@ class Weights:
 
 @attrs.frozen(kw_only=True)
 class Activations:
-    """How activations are quantized; `samples` above 0: by a range that is kept, measured from so many tokens."""
+    """How activations are quantized. If `samples` is above 0, by a kept range, measured from that many tokens."""
 
     levels: Levels
     by_token: bool
@@ -54,13 +54,13 @@ class Activations:
 
 
 class UniformLinear(nn.Module):
-    """A linear layer over a latent `weight` [out, in], or [in, out] where it stands for transformers' Conv1D."""
+    """A linear layer with a latent `weight` [out, in], or [in, out] if it replaces transformers' Conv1D."""
 
     def __init__(self, layer: nn.Linear | Conv1D, path: str, weights: Weights, activations: Activations | None) -> None:
         super().__init__()
         self.transposed = isinstance(layer, Conv1D)
         self.path, self.weights, self.activations = path, weights, activations
-        self.weight: nn.Parameter = cast(nn.Parameter, layer.weight)  # as Conv1D's is, too
+        self.weight: nn.Parameter = cast(nn.Parameter, layer.weight)  # Conv1D's is a parameter too
         self.bias: nn.Parameter | None
         self.scale: nn.Parameter | None
         self.range: Tensor | None
@@ -73,7 +73,7 @@ class UniformLinear(nn.Module):
         self.train(layer.training)
 
     def prepare(self, phase: Phase, has_values: bool) -> None:
-        """Take what the run shares, and make what is trained or kept beside the weight."""
+        """Take the shared phase, and create the learned scale or the kept range that the options ask for."""
         self.phase = phase
         latent = self.latent().detach()
         if self.weights.learned:
@@ -114,14 +114,14 @@ class UniformLinear(nn.Module):
 
     @torch.no_grad()
     def put(self, weight: Tensor) -> None:
-        """Take a latent weight [out, in]; a scale that is learned begins anew."""
+        """Set the latent weight [out, in]. A learned scale is initialised again."""
         self.latent().copy_(weight)
         self._fitted = None
         if self.scale is not None:
             self.scale.copy_(self._fit(self.latent())[0].flatten())
 
     def forward(self, states: Tensor) -> Tensor:
-        """[..., in] to [..., out], in the dtype of the states or of autocast."""
+        """Map states [..., in] to [..., out], in the dtype of the states or of autocast."""
         share = self.phase.share
         if share == 0:
             return F.linear(states, self.latent(), self.bias)
@@ -152,11 +152,11 @@ class UniformLinear(nn.Module):
 
     @torch.no_grad()
     def _measure(self, flat: Tensor, how: Activations) -> None:
-        """Take a range from the step's first micro-batch, once."""
+        """Measure the range in the first micro-batch of the step, once."""
         if getattr(self, "measured", None) == self.phase.step:
             return
         if len(flat) < how.samples:
-            problem = f"a micro-batch has {len(flat)} tokens, and calibration asks for {how.samples}"
+            problem = f"a micro-batch has {len(flat)} tokens, but calibration needs {how.samples}"
             raise LuthierError("part-unsupported", problem, where=self.path,
                                remedy="Lower calibration_samples, or raise max_tokens_per_device.")  # fmt: skip
         places = torch.arange(how.samples, device=flat.device) * len(flat) // how.samples
@@ -166,7 +166,7 @@ class UniformLinear(nn.Module):
         self.measured = self.phase.step
 
     def _fit(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero of each row of values, [rows, 1]; kept for as long as weight and bits are the same."""
+        """Return scale and zero of each row of values, [rows, 1]. They are kept until weight or bits change."""
         state = (self.weight.data_ptr(), self.weight._version, self.phase.step, self.phase.bits, self.weight.dtype)
         if self._fitted is not None and self._fitted[0] == state:
             return self._fitted[1]
@@ -177,13 +177,13 @@ class UniformLinear(nn.Module):
         return found
 
     def _learned_scale(self, rows: Tensor) -> Tensor:
-        """The scale, whose gradient is made smaller by the root of the number of values times levels, as LSQ has it."""
+        """Return the scale. Its gradient is divided by sqrt(values * levels), as in LSQ (arXiv 1902.08153)."""
         factor = 1 / (rows.shape[1] * self.levels.high) ** 0.5
-        scale = cast(nn.Parameter, self.scale).abs().clamp(min=1e-8)[:, None]  # it is there where it is learned
+        scale = cast(nn.Parameter, self.scale).abs().clamp(min=1e-8)[:, None]  # a learned scale exists
         return (scale - factor * scale).detach() + factor * scale
 
     def _noise(self, latent: Tensor) -> Tensor:
-        """Noise of so many steps between levels; the seed, the step and the layer give it again."""
+        """Return noise in units of the scale. It is a function of seed, step and layer."""
         key = (self.phase.seed * 1_000_003 + self.phase.step * 8191 + zlib.crc32(self.path.encode())) % 2**31
         random = torch.Generator().manual_seed(key)
         drawn = torch.randn(latent.shape, generator=random).to(latent.device, latent.dtype)
@@ -191,7 +191,7 @@ class UniformLinear(nn.Module):
         return self._unrows(self._rows(drawn) * steps.to(latent.dtype), latent) * self.weights.noise
 
     def _rows(self, weight: Tensor) -> Tensor:
-        """The weight as rows of values that share a scale; a shorter last group is filled with its last value."""
+        """Return the weight as rows of values that share a scale. A short last group repeats its last value."""
         if self.weights.group < 0:
             return weight.reshape(1, -1)
         if not self.weights.group:
@@ -205,11 +205,11 @@ class UniformLinear(nn.Module):
         return rows.reshape(like.shape[0], -1)[:, : like.shape[1]]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> UniformLinear:
-        """What was fitted is made again by the copy."""
+        """Copy the layer without the scales that it has kept."""
         made = type(self).__new__(type(self))
         memo[id(self)] = made
-        held = {name: value for name, value in self.__dict__.items() if name != "_fitted"}
-        made.__dict__.update(copy.deepcopy(held, memo))
+        attributes = {name: value for name, value in self.__dict__.items() if name != "_fitted"}
+        made.__dict__.update(copy.deepcopy(attributes, memo))
         made._fitted = None
         return made
 
@@ -218,7 +218,7 @@ class UniformLinear(nn.Module):
 
 
 class Ranges:
-    """The ranges that layers keep, as a resumed run needs them."""
+    """Save and restore the ranges that layers keep."""
 
     @staticmethod
     def collect(layers: dict[str, UniformLinear]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Ranges for levels to be laid over: all values, all but the outermost, or the best by squared error or by KL."""
+"""Choose the range that levels cover: all values, all but outliers, or the best by squared error or KL."""
 
 from __future__ import annotations
 
@@ -11,13 +11,23 @@ from torch import Tensor
 if TYPE_CHECKING:
     from luthier_bitnet.uniform.grid import Levels
 
-SHARES: Final = (0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95)  # of the whole, which `mse` and `kl` choose from
+SHARES: Final = (
+    0.15,
+    0.25,
+    0.35,
+    0.45,
+    0.55,
+    0.65,
+    0.75,
+    0.85,
+    0.95,
+)  # shares of the whole range, from which `mse` and `kl` choose
 BINS: Final = 512
 
 
 @attrs.frozen(kw_only=True)
 class Range:
-    """From where to where values lie, for each row of values, [..., 1] each."""
+    """The lowest and highest value of each row, [..., 1] each."""
 
     low: Tensor
     high: Tensor
@@ -29,7 +39,7 @@ class Range:
 @torch.no_grad()
 def observe(values: Tensor, levels: Levels, observer: str, percentile: float = 99.9) -> Range:
     """Return a range for each row of values [..., count]."""
-    if levels.signs:  # the sign's one level with the least squared error
+    if levels.signs:  # the level of the sign that has the least squared error
         mean = values.abs().mean(-1, keepdim=True)
         return Range(low=-mean, high=mean)
     whole = Range(low=values.amin(-1, keepdim=True), high=values.amax(-1, keepdim=True))
@@ -56,9 +66,9 @@ def squared_error(values: Tensor, around: Range, levels: Levels) -> Tensor:
 
 
 def divergence(values: Tensor, around: Range, levels: Levels) -> Tensor:
-    """Return how far, by KL, the histogram of each row is from what its levels can tell of it, [..., 1].
+    """Return the KL divergence from the histogram of each row to that of its quantized values, [..., 1].
 
-    A level tells how many values it stands for, and these are spread evenly over the bins of its step that hold any.
+    The values of a level are spread evenly over those bins of its step that hold any.
     """
     scale, zero = levels.lay(around)
     low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
@@ -71,12 +81,12 @@ def divergence(values: Tensor, around: Range, levels: Levels) -> Tensor:
     masses, bins = (torch.zeros(*shares.shape[:-1], count, dtype=shares.dtype, device=shares.device) for _ in range(2))
     masses.scatter_add_(-1, codes, shares)
     bins.scatter_add_(-1, codes, filled)
-    told = (masses / bins.clamp(min=1)).gather(-1, codes)
-    return (shares * (shares.clamp(min=1e-12) / told.clamp(min=1e-12)).log() * filled).sum(-1, keepdim=True)
+    quantized_shares = (masses / bins.clamp(min=1)).gather(-1, codes)
+    return (shares * (shares.clamp(min=1e-12) / quantized_shares.clamp(min=1e-12)).log() * filled).sum(-1, keepdim=True)
 
 
 def _histogram(values: Tensor, low: Tensor, width: Tensor) -> Tensor:
-    """The shares of values in each of `BINS` bins, [..., BINS]."""
+    """Return the share of values in each of `BINS` bins, [..., BINS]."""
     bins = ((values - low) / width).long().clamp(0, BINS - 1)
     counts = torch.zeros(*values.shape[:-1], BINS, dtype=values.dtype, device=values.device)
     counts.scatter_add_(-1, bins, torch.ones_like(values))
@@ -84,7 +94,7 @@ def _histogram(values: Tensor, low: Tensor, width: Tensor) -> Tensor:
 
 
 def _percentile(values: Tensor, percentile: float) -> Range:
-    """From and to where this share of the values lies, as much left out on either side."""
+    """Return the central range that holds this percentage of the values."""
     ordered = values.sort(-1).values
     out = int((1 - percentile / 100) / 2 * (values.shape[-1] - 1) + 0.5)
     return Range(low=ordered[..., out : out + 1], high=ordered[..., values.shape[-1] - 1 - out :][..., :1])

@@ -12,8 +12,8 @@ from luthier_bitnet.options import Schedule
 BITS = (1, 1.58, 2, 4, 8)
 Observer = Literal["minmax", "percentile", "mse", "kl"]
 OBSERVER = (
-    "What levels are laid over: `minmax` all values, `percentile` all but the outermost, `mse` the range of least "
-    "squared error, `kl` that whose distribution is nearest."
+    "The range that levels cover: `minmax` all values, `percentile` all but outliers, `mse` the range of least squared "
+    "error, `kl` the range whose quantized distribution is nearest."
 )
 
 
@@ -24,38 +24,48 @@ class Qat:
     bits: float = option(4, help="Bits of a weight: 1 is its sign, 1.58 is -s, 0 and s.", choices=BITS)
     bits_stages: list[float] = option(
         factory=list,
-        help="Bits of equal stages of the run before the last one, which has `bits`: [8, 4].",
+        help="Bits of earlier stages of the run, all of equal length, such as [8, 4]; the last stage has `bits`.",
         choices=BITS,
     )
-    symmetric: bool = option(True, help="Levels on both sides of 0 alike; without it they follow least and largest.")
+    symmetric: bool = option(
+        True, help="The same levels on both sides of 0; false: levels from the least to the largest value."
+    )
     granularity: Literal["tensor", "row", "group"] = option("row", help="Weights that share a scale.")
-    group_size: int = option(128, help="With granularity group: neighbours of a row that share a scale.", low=1)
+    group_size: int = option(
+        128, help="With granularity group: number of neighbours in a row that share a scale.", low=1
+    )
     observer: Observer = option("mse", help=OBSERVER)
-    percentile: float = option(99.9, help="With observer percentile: the share of values inside.", low=50, high=100)
-    learn_scale: bool = option(False, help="Train the scales too, by the gradient of LSQ.")
+    percentile: float = option(
+        99.9, help="With observer percentile: the percentage of values inside the range.", low=50, high=100
+    )
+    learn_scale: bool = option(False, help="Train the scales too, with the gradient of LSQ.")
     estimator: Literal["straight_through", "clipped", "soft"] = option(
         "clipped",
-        help="The gradient of a latent weight: as if it were not rounded; none beyond the outermost levels; or that of "
-        "a smooth staircase, within them.",
+        help="The gradient of a latent weight: `straight_through` ignores the rounding; `clipped` is 0 beyond the "
+        "outermost "
+        "levels; `soft` is also that of a smooth staircase between them.",
     )
     temperature: float = option(
-        4.0, help="With estimator soft: how steep the staircase is; near 0 as `clipped`, large as rounding.", low=1e-3
+        4.0,
+        help="With estimator soft: steepness of the staircase; near 0 like `clipped`, large like rounding.",
+        low=1e-3,
     )
     noise_factor: float = option(
-        0.0, help="Standard deviation of noise on weights in training, in steps between levels.", low=0
+        0.0, help="Standard deviation of noise added to weights in training, in steps between levels.", low=0
     )
     schedule: Schedule = option(factory=Schedule, help="When layers become quantized.")
     skip_modules: list[str] = option(
         factory=list,
-        help="Modules left exact beside the output head and routers, with all in them: names, or whole parts of names.",
+        help="Modules that stay exact, besides the output head and routers, with all their parts: names, or whole "
+        "parts of names.",
     )
 
     def __attrs_post_init__(self) -> None:
         problems = [
-            (self.learn_scale and not self.symmetric, "a learned scale is that of symmetric levels", "symmetric"),
-            (self.learn_scale and bool(self.bits_stages), "a learned scale is of one number of bits", "bits_stages"),
+            (self.learn_scale and not self.symmetric, "a learned scale needs symmetric levels", "symmetric"),
+            (self.learn_scale and bool(self.bits_stages), "a learned scale needs one number of bits", "bits_stages"),
             (not self.symmetric and min(self.bits, *self.bits_stages, 8) < 2,
-             "levels of fewer than 2 bits lie on both sides of 0 alike", "symmetric"),
+             "levels of fewer than 2 bits are always symmetric", "symmetric"),
         ]  # fmt: skip
         for wrong, problem, where in problems:
             if wrong:
@@ -67,20 +77,22 @@ class QatActivations(Qat):
     """Options of the quantizer `qat_activations`."""
 
     activation_bits: int = option(8, help="Bits of an activation.", choices=(2, 4, 8))
-    activation_symmetric: bool = option(False, help="Levels of activations on both sides of 0 alike.")
+    activation_symmetric: bool = option(False, help="The same levels of activations on both sides of 0.")
     activation_granularity: Literal["token", "tensor"] = option("token", help="Activations that share a scale.")
     activation_observer: Observer = option("minmax", help=OBSERVER)
     online_calibration: bool = option(
-        False, help="Keep one range for each layer, measured again while it trains; without it each batch has its own."
+        False, help="Keep one range for each layer and measure it from time to time; false: each batch has its own."
     )
     calibration_frequency: int = option(1000, help="Steps between two measurements.", low=1)
-    calibration_samples: int = option(512, help="Tokens of one measurement; a micro-batch has at least as many.", low=1)
+    calibration_samples: int = option(
+        512, help="Tokens of one measurement; every micro-batch must have at least as many.", low=1
+    )
     calibration_decay: float = option(
-        0.5, help="How much of the range before stays at a measurement.", low=0.0, high=0.999
+        0.5, help="Share of the previous range that a measurement keeps.", low=0.0, high=0.999
     )
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         if self.online_calibration and self.activation_granularity == "token":
-            problem = "a range that is kept is one for all tokens"
+            problem = "a kept range is shared by all tokens"
             raise LuthierError("recipe-conflict", problem, where="activation_granularity", remedy="Set it to tensor.")

@@ -1,4 +1,4 @@
-"""The quantizer parts `qat` and `qat_activations`."""
+"""The quantizers `qat` and `qat_activations`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = get_logger()
 
 
 class UniformQuantizer:
-    """The linear layers of a model, trained to lie on evenly spaced levels; what `ternary` leaves exact stays so."""
+    """A quantizer that trains linear weights to evenly spaced levels. It leaves exact what `ternary` does."""
 
     def __init__(self, options: Qat) -> None:
         self.options, self.phase = options, Phase(bits=options.bits)
@@ -26,21 +26,21 @@ class UniformQuantizer:
         self.layers: dict[str, UniformLinear] = {}
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        """Put a `UniformLinear` around the weight of each layer taken, in place. A second time nothing is left to do.
+        """Replace each chosen layer by a `UniformLinear` with the same weight, in place. A second call changes nothing.
 
-        Raises what `ternary` raises, and `part-unsupported` where ranges would differ from rank to rank.
+        Raises what `ternary` raises, and `part-unsupported` if ranges would differ from rank to rank.
         """
         self._check_ranks()
         self.layers, chosen = find_uniform(model), choose_layers(model, self.options.skip_modules, self.name)
         if not chosen and not self.layers:
-            problem = f"quantizer '{self.name}' finds no linear layer"
+            problem = f"quantizer '{self.name}' finds no linear layer to quantize"
             raise LuthierError("part-unsupported", problem, where=type(model).__name__)
         if context.has_values:
             check_finite_weights(chosen, "bitnet:nonfinite-weight")
         for earlier in self.layers.values():
             self.phase = earlier.phase
         self.phase.seed = context.seed
-        made: dict[int, UniformLinear] = {}  # a layer used in two places stays one layer
+        made: dict[int, UniformLinear] = {}  # a layer that is used in two places stays one layer
         for path, layer in chosen.items():
             if id(layer) not in made:
                 made[id(layer)] = UniformLinear(layer, path, self._weights(), self._activations())
@@ -54,14 +54,14 @@ class UniformQuantizer:
         return layer.dense() if isinstance(layer, UniformLinear) else None
 
     def requantize(self, layer: nn.Module, weight: Tensor) -> None:
-        """Make a weight [out, in] the latent one of a layer of ours."""
+        """Set the latent weight [out, in] of a layer of this quantizer."""
         if not isinstance(layer, UniformLinear):
-            problem = f"not a layer of quantizer '{self.name}'"
+            problem = f"this is not a layer of quantizer '{self.name}'"
             raise LuthierError("part-unsupported", problem, found=type(layer).__name__)
         layer.put(weight)
 
     def progressed(self, progress: Progress) -> Multipliers:
-        """Set how far the layers are on their way, their bits, and whether this step measures activations."""
+        """Set the share of rounding, the bits, and whether this step measures activations."""
         o, phase = self.options, self.phase
         bits = self._bits(progress)
         if bits != phase.bits:
@@ -111,7 +111,7 @@ class UniformQuantizer:
     def _check_ranks(self) -> None:
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
         if getattr(self.options, "online_calibration", False) and together and torch.distributed.get_world_size() > 1:
-            problem = "each process would measure ranges of its own"
+            problem = "each process would measure different ranges"
             raise LuthierError("part-unsupported", problem, where=f"{self.name}.online_calibration",
                                remedy="Leave online_calibration out, or train in one process.")  # fmt: skip
 
