@@ -19,6 +19,13 @@ def test_an_error_is_expected_by_its_code_and_the_end_of_its_place(where):
     assert caught.value.found == "{"
 
 
+def test_facts_are_looked_for_in_the_whole_text():
+    with expect_error("data-row", ":3", "JSON", "'{'", "Correct"):
+        refuse()
+    with pytest.raises(AssertionError, match="CSV"), expect_error("data-row", ":3", "JSON", "CSV"):
+        refuse()
+
+
 def test_an_error_without_a_place_is_expected_without_one():
     with expect_error("data-row") as caught:
         refuse(where=None)

@@ -15,11 +15,12 @@ class ExpectedError:
 
 
 @contextmanager
-def expect_error(code: str, where: str | None = None) -> Iterator[ExpectedError]:
+def expect_error(code: str, where: str | None = None, *names: str) -> Iterator[ExpectedError]:
     """Fail unless the block raises a `LuthierError` with this code, at this place.
 
-    The error's place is `where`, or ends with it, as paths of temporary folders do; None: the error has no place. Other
-    exceptions pass through.
+    The error's place is `where`, or ends with it, as paths of temporary folders do; None: the error has no place.
+    `names` are facts that its text must hold: a name, a number, a command, and no sentence. Other exceptions pass
+    through.
     """
     caught = ExpectedError()
     try:
@@ -28,6 +29,9 @@ def expect_error(code: str, where: str | None = None) -> Iterator[ExpectedError]
         caught.value = error
         if (error.code, _end_of(error.where, where)) != (code, where):
             raise AssertionError(f"expected {code!r} at {where!r}, got {error.code!r} at {error.where!r}") from error
+        missing = [name for name in names if name not in str(error)]
+        if missing:
+            raise AssertionError(f"expected {', '.join(missing)} in: {error}") from error
         return
     raise AssertionError(f"expected {code!r} at {where!r}, and no error came")
 
