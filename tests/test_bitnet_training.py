@@ -9,6 +9,7 @@ from luthier import LuthierError
 from luthier.cli.app import app
 from luthier.model.attention import generating_attention
 from luthier.step.opened import open_artifact
+from luthier.testing import expect_error
 from luthier.testing.worlds import save_tiny_model
 from luthier_bitnet import Bitnet, Schedule, Ternary, save_packed
 from luthier_bitnet.quantizer import find_layers
@@ -142,7 +143,7 @@ def test_a_merged_ternary_model_is_plain_and_gives_the_same_logits(world, tmp_pa
 
 
 def test_a_merge_of_what_has_int8_activations_is_refused_before_training(world, tmp_path):
-    with pytest.raises(LuthierError, match="quantizer 'bitnet' cannot be merged") as caught:
+    with expect_error("artifact-unmergeable", "merge", "'bitnet'") as caught:
         train(world, tmp_path / "run", quantizer="bitnet", merge=True)
     assert caught.value.code == "artifact-unmergeable" and not (tmp_path / "run").exists()
 
@@ -206,7 +207,7 @@ def test_a_trained_ternary_model_is_a_base_for_lora_with_the_same_quantizer_only
     }  # fmt: skip
     run = luthier.train(model=str(first.artifact), quantizer="bitnet", output_dir=tmp_path / "second", **shared)
     assert len(find_layers(run.model)) == 14 and run.steps == 2
-    with pytest.raises(LuthierError, match="trained in the form of quantizer") as caught:
+    with expect_error("recipe-conflict", "quantizer") as caught:
         luthier.train(model=str(first.artifact), quantizer="nf4", output_dir=tmp_path / "third", **shared)
     assert caught.value.code == "recipe-conflict"
 

@@ -70,7 +70,7 @@ CASES = [
 
 @pytest.mark.parametrize(("field", "value", "distribution"), CASES)
 def test_a_part_that_is_not_installed_says_which_distribution_brings_it(without, field, value, distribution):
-    with pytest.raises(LuthierError, match=f"pip install {distribution}") as caught:
+    with pytest.raises(LuthierError, match=distribution) as caught:
         Recipe.from_dict({"model": "demo", "data": "rows.jsonl", field: value}, plugins=without(distribution))
     assert caught.value.code == "part-unknown"
     assert field in caught.value.where
@@ -79,7 +79,7 @@ def test_a_part_that_is_not_installed_says_which_distribution_brings_it(without,
 def test_a_misspelt_method_of_an_installed_distribution_is_not_installed_again():
     with pytest.raises(LuthierError, match=r"peft\.loha") as caught:
         Recipe.from_dict({"model": "demo", "data": "rows.jsonl", "adapter": "peft.lohaa"})
-    assert "pip install" not in str(caught.value)
+    assert "pip" not in str(caught.value)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from luthier.checkpoint import folder as checkpoint
 from luthier.errors import LuthierError
 from luthier.runs.writing.active_run import Interrupted
+from luthier.testing import expect_error
 from luthier.testing.ranks import in_ranks
 from luthier.testing.worlds import save_tiny_model
 
@@ -244,7 +245,7 @@ def test_a_reference_that_differs_before_the_first_step_is_refused(train):
                 self.groups()[0].parameters[1].add_(0.3)
             return model
 
-    with pytest.raises(LuthierError, match="differs from the policy"):
+    with expect_error("part-invalid", "reference"):
         train(loss=Shifted(), adapter=Wrong(Lora(r=4, lora_dropout=0.0)))
     says = Wrong(Lora(r=4, lora_dropout=0.0))
     says.tolerance = 1.0  # then its initial weights are kept
@@ -307,7 +308,7 @@ def test_a_cache_of_other_rows_is_refused(train, tmp_path):
         train(**given, exact_callbacks=["jsonl", stop_after(3)])
     data = Path(train.settings["data"])
     data.write_text(data.read_text().replace("0 and 0", "9 and 9"))
-    with pytest.raises(LuthierError, match="other data") as caught:
+    with expect_error("checkpoint-other", "reference_cache") as caught:
         train(**given, allow_changed="data")
     assert caught.value.where == "reference_cache"
 

@@ -9,6 +9,7 @@ import torch
 from luthier.artifacts.dense_copy import DenseCopy
 from luthier.cli.app import app
 from luthier.errors import LuthierError
+from luthier.testing import expect_error
 from luthier.testing.worlds import tiny_model
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -66,7 +67,7 @@ def test_of_a_base_that_was_never_quantized_nothing_is_dequantized(narrow, rows,
 
 
 def test_a_base_to_merge_onto_that_there_is_not_is_refused_before_a_weight_is_read(tmp_path):
-    with pytest.raises(LuthierError, match=r"original.*|no base") as caught:
+    with expect_error("recipe-out-of-range", "onto") as caught:
         luthier.merge(tmp_path, onto="orignal")
     assert caught.value.code == "recipe-out-of-range" and "original" in caught.value.remedy
 

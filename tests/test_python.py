@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from luthier import LuthierError
+from luthier.testing import expect_error
 from luthier_lora import Lora
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -198,7 +199,7 @@ def test_a_finished_run_on_objects_is_whole_again_with_the_same_objects(model_fo
     assert again.run_id == first.run_id
     assert again.evaluate() == first.eval_metrics
     assert again.generate(QUESTION, max_new_tokens=4) == first.generate(QUESTION, max_new_tokens=4)
-    with pytest.raises(LuthierError, match="object in Python"):
+    with expect_error("model-not-found", "python:LlamaForCausalLM"):
         luthier.generate(first.output_path, QUESTION)
     assert luthier.generate(first.output_path, QUESTION, base=str(model_folder), max_new_tokens=4)
     with pytest.raises(LuthierError) as caught:

@@ -14,6 +14,7 @@ from luthier.builtin.gpu_sensors import NvidiaSmi, Nvml, Reading, find_sensor, p
 from luthier.errors import LuthierError
 from luthier.recipe import Recipe, resolve_parts
 from luthier.recipe.checks.soundness import check_parts
+from luthier.testing import expect_error
 
 OPTIONS = GpuSafety(pause_seconds=30, max_pause_seconds=600, max_pauses=3, max_power=300)
 
@@ -184,9 +185,8 @@ def test_an_abort_asks_for_a_checkpoint_and_fails_once_that_is_written(smi, caps
     assert "gpu safety ends the run after a checkpoint" in capsys.readouterr().err
     with pytest.raises(LuthierError) as caught:
         guardian.saved()
-    assert caught.value.code == "device-unsafe"
-    assert caught.value.exit_status == 75
-    assert "99 °C; the limit is 95" in str(caught.value)
+    assert (caught.value.code, caught.value.where, caught.value.exit_status) == ("device-unsafe", "gpu_safety", 75)
+    assert [number in caught.value.problem for number in ("99", "95")] == [True, True]
 
 
 def test_the_training_is_not_kept_waiting_for_a_query(smi, tmp_path):
@@ -244,21 +244,21 @@ def test_only_the_gpus_of_the_run_count(smi, tmp_path):
 
 def test_a_machine_without_nvidia_smi_is_told_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(LuthierError, match="nvidia-smi is not here") as caught:
+    with expect_error("dependency-missing", "gpu_safety") as caught:
         Guardian(GpuSafety()).run_started(FakeRun())
     assert caught.value.code == "dependency-missing"
 
 
 def test_a_run_on_a_device_without_gpu_is_refused_before_it_begins():
     recipe = Recipe.from_dict({"model": "demo", "data": "x.jsonl", "exact_callbacks": ["gpu_safety"]})
-    with pytest.raises(LuthierError, match="callback 'gpu_safety' needs cuda, which the device does not provide"):
+    with expect_error("part-incompatible", None, "'gpu_safety'"):
         check_parts(recipe, resolve_parts(recipe), "cpu")
     check_parts(recipe, resolve_parts(recipe), "cuda")
 
 
 @pytest.mark.parametrize("limits", [{"resume_temperature": 85}, {"max_temperature": 96}, {"abort_temperature": 80}])
 def test_limits_out_of_order_are_refused(limits):
-    with pytest.raises(LuthierError, match="resume_temperature must lie below max_temperature") as caught:
+    with expect_error("recipe-conflict", "GpuSafety", "resume_temperature", "max_temperature") as caught:
         GpuSafety(**limits)
     assert caught.value.code == "recipe-conflict"
 

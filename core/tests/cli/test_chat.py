@@ -12,13 +12,13 @@ import sys
 
 import luthier as package
 import pytest
-from luthier import LuthierError
 from luthier.cli import models
 from luthier.cli.app import app
 from luthier.cli.model_verbs import chat as verb
 from luthier.cli.screen.chat.answer_views import Columns, printable
 from luthier.cli.screen.chat.session import stopping_answers
 from luthier.cli.screen.chat.slash_commands import HELP, Leave, put_row, run_command
+from luthier.testing import expect_error
 from luthier.training.trained.open_chat import open_chats
 from rich.console import Console
 
@@ -134,7 +134,7 @@ def test_help_names_every_command():
         assert f"/{name}" in HELP
     with pytest.raises(Leave):
         run_command("/quit", [], told.append)
-    with pytest.raises(LuthierError, match="no such command"):
+    with expect_error("usage", "/hlp"):
         run_command("/hlp", [], told.append)
 
 

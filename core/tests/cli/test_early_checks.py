@@ -57,7 +57,7 @@ def test_a_path_to_nothing_names_the_runs_that_are_like_it(name, tmp_path, monke
 @pytest.mark.parametrize("name", ["demo", "HuggingFaceTB/SmolLM2-135M", "gpt2"])
 def test_what_may_be_a_name_of_the_hub_passes(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    check_model_name(name)
+    assert check_model_name(name) is None
 
 
 def test_nothing_is_left_where_writing_was_tried(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -13,6 +14,7 @@ from luthier.data.formats.bad_rows import KINDS, TOLD
 from luthier.data.prepare import prepare_data
 from luthier.data.stream.stream_feed import StreamFeed
 from luthier.recipe.schema import Data, Source
+from luthier.testing import expect_error
 
 QUIET = settings(max_examples=25, deadline=None)
 REFUSING = (
@@ -62,6 +64,11 @@ def refused(path, tokenizer, **options):
     return caught.value
 
 
+def counted(error):
+    """The numbers in an error's first line: of the bad rows, of all rows, and of each kind."""
+    return [int(number) for number in re.findall(r"\d+", error.problem.partition("\n")[0])]
+
+
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("streaming", [False, True])
 def test_every_kind_is_told_with_its_lines_or_dropped_and_counted(name, streaming, tmp_path, chat):
@@ -69,7 +76,7 @@ def test_every_kind_is_told_with_its_lines_or_dropped_and_counted(name, streamin
     path = written(tmp_path, [GOOD, line, GOOD, line, GOOD])
     error = refused(path, chat("chatml"), streaming=streaming)
     assert error.where.startswith(f"{path}:2") and error.code in KINDS
-    assert f"2 of 5 rows are bad: 2 {kind}" in error.problem and "bad_rows: drop" in error.remedy
+    assert counted(error) == [2, 5, 2] and kind in error.problem and "bad_rows: drop" in error.remedy
     assert f"\n  {path}:2" in error.problem and f"\n  {path}:4" in error.problem
     prepared = run(path, chat("chatml"), streaming=streaming, bad_rows="drop")
     assert prepared.report.drops == {kind: 2} and prepared.report.rows == 5
@@ -89,7 +96,7 @@ def test_the_error_counts_all_and_lists_the_first_ten_in_order(names, processes,
     kinds = Counter(kind for _, kind in bad)
     if len(bad) > 1:
         error = refused(path, chat("chatml"), num_proc=processes, format="messages")
-        assert f"{len(bad)} of {len(lines)} rows are bad" in error.problem
+        assert counted(error)[:2] == [len(bad), len(lines)]
         assert all(f"{count} {kind}" in error.problem.partition("\n")[0] for kind, count in kinds.items())
         told = [line for line in error.problem.splitlines() if line.startswith(f"  {path}:")]
         assert [line.split(":")[1] for line in told] == [str(number) for number, _ in bad[:TOLD]]
@@ -117,7 +124,7 @@ def test_a_stream_of_too_many_bad_rows_ends_where_it_is_known(tmp_path, chat):
         stream = run(path, chat("chatml"), streaming=True, bad_rows="drop", max_bad_rows=limit).train
         feed = StreamFeed(stream=stream, batch=8, seed=0, buffer=8, epochs=1)
         if ends:
-            with pytest.raises(LuthierError, match="more than max_bad_rows"):
+            with expect_error("data-row", "data.train", "max_bad_rows"):
                 list(feed.portions(0))
         else:
             assert sum(len(portion.examples) for portion in feed.portions(0)) == 250
@@ -167,7 +174,8 @@ def test_one_bad_row_is_told_as_if_it_were_alone(tmp_path, chat):
 
 def test_rows_of_csv_and_of_python_are_told_and_dropped_alike(tmp_path, chat):
     path = written(tmp_path, ["prompt,completion", "a,b", "a", "a,b,c", "a,d"], "a.csv")
-    assert "2 of 4 rows are bad: 2 broken" in refused(path, chat("chatml")).problem
+    error = refused(path, chat("chatml"))
+    assert (error.code, counted(error)) == ("data-row", [2, 4, 2])
     assert run(path, chat("chatml"), bad_rows="drop").report.examples == 2
     rows = [talk(), 5, talk(), None]
     data = Data(train=[Source(path="data")], bad_rows="drop")
@@ -179,7 +187,7 @@ def test_a_column_that_some_rows_lack_makes_them_bad_and_one_that_all_lack_is_to
     source = Source(path="data", columns={"prompt": "q", "completion": "a"})
     kept = prepare_data(Data(train=[source], bad_rows="drop"), chat("chatml"), seed=0, given=rows)
     assert kept.report.drops == {"column": 2} and kept.report.examples == 2
-    with pytest.raises(LuthierError, match="4 of 4 rows are bad") as caught:
+    with expect_error("data-column", "data[0]", "4") as caught:
         other = Source(path="data", columns={"prompt": "qq", "completion": "a"})
         prepare_data(Data(train=[other], bad_rows="drop"), chat("chatml"), seed=0, given=rows)
     assert caught.value.code == "data-column"

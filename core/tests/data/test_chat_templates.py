@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError
 from luthier.data.tokenise.chat_template import load_template
+from luthier.testing import expect_error
 
 STOPS = {
     "chatml": "<|im_end|>",
@@ -214,7 +215,7 @@ def test_a_template_that_changes_the_answers_is_refused(chat, made):
 
 def test_a_conversation_that_the_template_refuses_is_an_error_with_the_templates_words(chat, made):
     row = {"messages": [{"role": "user", "content": "a"}, *dialogue([("b", "c")])]}
-    with pytest.raises(LuthierError, match="must alternate") as caught:
+    with expect_error("data-row", "data[1]") as caught:
         made([{"messages": dialogue([("x", "y")])}, row], chat("mistral"))
     assert caught.value.code == "data-row" and caught.value.where == "data[1]"
 

@@ -69,7 +69,7 @@ def several(chat):
 
 def test_named_templates_without_a_default_are_listed(chat, made):
     error = refusal(made, chat_row(), several(chat))
-    assert error.code == "template-missing" and "named rag, plain, and none named default" in error.problem
+    assert error.code == "template-missing" and "rag" in error.problem and "plain" in error.problem
     assert "data.chat_template: rag" in error.remedy
 
 
@@ -96,27 +96,30 @@ CALLING = (
 def test_a_template_that_knows_no_calls_is_named_as_such(chat, made):
     error = refusal(made, chat_row(*CALLING), chat("chatml"))
     assert error.code == "template-unprovable" and error.where == "data[0]"
-    assert "it writes no tool calls, and messages[1] has some" in error.problem
+    assert "messages[1]" in error.problem
+
+
+WISH = "Tool call IDs should have 9 characters!"
 
 
 def test_a_call_id_that_a_template_wants_otherwise_is_named(chat, made):
     template = chat("qwen").chat_template.replace(
         "{%- for call in message.tool_calls or [] -%}",
         "{%- for call in message.tool_calls or [] -%}{%- if call.id | length != 9 -%}"
-        "{{ raise_exception('Tool call IDs should have 9 characters!') }}{%- endif -%}",
+        f"{{{{ raise_exception('{WISH}') }}}}{{%- endif -%}}",
     )
     error = refusal(made, chat_row(*CALLING), chat("chatml"), chat_template=template)
     assert error.code == "data-row" and error.where == "data[0]"
-    assert "Tool call IDs should have 9 characters! (from messages[1] on, role assistant, id 'c1')" in error.problem
+    assert all(fact in error.problem for fact in (WISH, "messages[1]", "assistant", "'c1'"))
 
 
 def test_a_role_that_a_template_refuses_is_named_with_its_message(chat, made):
-    template = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('Unexpected role') }}{% endif %}"
+    template = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('Unexpected') }}{% endif %}"
     template += (
         "{{ m.role }}: {{ m.content }}{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}</s>{% endfor %}"
     )
     error = refusal(made, chat_row(*CALLING), chat("chatml"), chat_template=template)
-    assert "Unexpected role (from messages[2] on, role tool)" in error.problem
+    assert all(fact in error.problem for fact in ("Unexpected", "messages[2]", "tool"))
 
 
 def test_a_character_without_a_token_is_told(made):

@@ -9,6 +9,7 @@ from luthier import LuthierError
 from luthier.data.formats.forms import Completion, Conversation, Document, Instruction, Tokens
 from luthier.data.formats.recognise_form import convert_row, recognise_format
 from luthier.data.read.row import Row
+from luthier.testing import expect_error
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 CHATML = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
@@ -50,9 +51,7 @@ def test_a_format_must_fit_95_of_the_first_100_rows(other, fits):
     if fits:
         assert recognise_format(rows, "a.jsonl") == "text"
         return
-    with pytest.raises(
-        LuthierError, match=r"text \(94 of 100\); the first that is not text is a\.jsonl:1\. "
-    ) as caught:
+    with expect_error("data-format", "a.jsonl", "94", "100", "a.jsonl:1") as caught:
         recognise_format(rows, "a.jsonl")
     assert caught.value.code == "data-format"
 
@@ -72,7 +71,8 @@ def test_a_mapped_column_decides_between_two_formats():
 def test_rows_of_no_format_list_their_columns_and_advise_a_mapping():
     with pytest.raises(LuthierError) as caught:
         recognise_format(rows_of({"question": "a", "answer": "b"}), "a.jsonl")
-    assert caught.value.code == "data-format" and "columns present: answer, question" in caught.value.problem
+    assert (caught.value.code, caught.value.where) == ("data-format", "a.jsonl")
+    assert "answer" in caught.value.problem and "question" in caught.value.problem
     assert "{prompt: question, completion: answer}" in caught.value.remedy
 
 

@@ -20,6 +20,7 @@ from luthier.data.read import row_limit
 from luthier.data.read.python_rows import plain_value
 from luthier.data.read.sources import read_given
 from luthier.recipe.schema import Data, Source
+from luthier.testing import expect_error
 
 QUIET = settings(max_examples=25, deadline=None)
 TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -73,7 +74,7 @@ def test_every_holder_that_can_be_read_again_is_streamed(holder, chat):
 
 @pytest.mark.parametrize("holder", ["iterator", "generator", "reader"])
 def test_what_gives_its_rows_once_is_no_stream(holder, chat):
-    with pytest.raises(LuthierError, match="once only"):
+    with expect_error("data-format", "data"):
         run(HOLDERS[holder](ROWS), chat("chatml"), streaming=True)
 
 
@@ -96,7 +97,7 @@ def test_masks_may_be_truth_values(mask, chat):
 
 @pytest.mark.parametrize("wrong", [[5.0, 6.0], np.array([5.0, 6.0]), [True, False], ["5"], np.array(["5"])])
 def test_numbers_that_are_no_ids_are_still_refused(wrong, chat):
-    with pytest.raises(LuthierError, match="not a whole number"):
+    with expect_error("data-row", "data[0]: input_ids[0]"):
         run([{"input_ids": wrong}], chat(None))
 
 
@@ -119,12 +120,12 @@ def test_a_missing_cell_of_a_frame_is_null(chat):
 
 def test_a_frame_whose_columns_have_no_names_of_their_own_is_refused():
     for columns in ([0, 1], ["a", "a"]):
-        with pytest.raises(LuthierError, match="a name of its own"):
+        with expect_error("data-unreadable", "data"):
             list(read_given(pandas.DataFrame([["x", "y"]], columns=columns), "data"))
 
 
 def test_a_column_of_arrow_is_no_table():
-    with pytest.raises(LuthierError, match="no table of rows"):
+    with expect_error("data-unreadable", "data"):
         list(read_given(pyarrow.array([1, 2]), "data"))
 
 
@@ -159,7 +160,7 @@ def test_any_value_is_the_same_under_its_disguise_and_plain_after_it(value):
 def test_a_row_that_holds_itself_is_bad_and_no_crash(chat):
     row = {"messages": TALK}
     row["self"] = row
-    with pytest.raises(LuthierError, match="holds itself") as caught:
+    with expect_error("data-row", "data[0]") as caught:
         run([row], chat("chatml"))
     assert (caught.value.code, caught.value.where) == ("data-row", "data[0]")
 
@@ -192,19 +193,19 @@ def test_one_limit_of_size_holds_for_rows_of_every_container(tmp_path, chat, mon
     }
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-        with pytest.raises(LuthierError, match="larger than 1,000 characters") as caught:
+        place = f"{name}:{ {'a.jsonl': 2, 'a.json': 1}.get(name, 3) }"
+        with expect_error("data-row", place, "1,000"):
             prepare_data(Data(train=[Source(path=str(tmp_path / name))], max_length=4000), chat(None), seed=0)
-        assert caught.value.code == "data-row"
     rows = [{"text": short}, {"text": long}, {"input_ids": [1] * 126}]
-    with pytest.raises(LuthierError, match="larger than 1,000 characters") as caught:
+    with expect_error("data-row", "data[1]", "1,000") as caught:
         run(rows[:2], chat(None))
     assert caught.value.where == "data[1]"
-    with pytest.raises(LuthierError, match="larger than 1,000 characters"):
+    with expect_error("data-row", "data[0]", "1,000"):
         run(rows[2:], chat(None))
     assert len(run(rows[:2], chat(None), bad_rows="drop", max_length=4000).train) == 1
     endless = tmp_path / "endless.jsonl"
     endless.write_text('{"text": "' + "x" * 10_000)
-    with pytest.raises(LuthierError, match="larger than 1,000 characters"):
+    with expect_error("data-row", "endless.jsonl:1", "1,000"):
         prepare_data(Data(train=[Source(path=str(endless))]), chat(None), seed=0)
 
 

@@ -12,6 +12,7 @@ from luthier import LuthierError
 from luthier.data.batches.batch import collate_examples
 from luthier.data.examples import IGNORED
 from luthier.data.tokenise.encode import Encoder
+from luthier.testing import expect_error
 
 QUIET = settings(max_examples=20, deadline=None)
 WORDS = st.text(alphabet="ab \n.:é漢🎻", max_size=12)
@@ -134,7 +135,7 @@ def test_a_completion_needs_an_eos_token_and_a_document_does_not(made, chat):
     tokenizer = chat.__wrapped__(None)
     tokenizer.eos_token = None
     assert len(made([{"text": "ab"}], tokenizer).train[0].input_ids) == 3
-    with pytest.raises(LuthierError, match="no eos_token") as caught:
+    with expect_error("template-unprovable", "data[0]", "eos_token") as caught:
         made([{"prompt": "a", "completion": "b"}], tokenizer)
     assert caught.value.code == "template-unprovable" and caught.value.where == "data[0]"
 

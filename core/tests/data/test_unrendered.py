@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError
 from luthier.data.tokenise.encode import Encoder
+from luthier.testing import expect_error
 
 QUIET = settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
@@ -150,7 +151,7 @@ def test_one_thought_gives_one_result_however_it_is_spelled(habit, chat, made, a
     asked = {"role": "user", "content": "2+2"}
     rows = [{"messages": [asked, {"role": "assistant", **own}]} for own in SPELLED.values()]
     if habit == "an empty thought in the prompt":  # which the row's own contradicts
-        with pytest.raises(LuthierError, match="another text stands before"):
+        with expect_error("data-unrendered", "data[0]"):
             made(rows, chat("chatml"), chat_template=HABITS[habit])
         return
     train = made(rows, chat("chatml"), chat_template=HABITS[habit]).train
@@ -174,9 +175,8 @@ def test_what_is_left_out_is_counted_by_role_over_all_rows(chat, made):
     report = made(rows, chat("chatml"), chat_template=HABITS["known roles alone"], unrendered="warn").report
     assert report.unrendered == {"developer": 2} and report.to_dict()["unrendered"] == {"developer": 2}
     assert report.warnings == ["2 of 3 rows (66.7 %) hold what the chat template does not write: developer 2"]
-    with pytest.raises(LuthierError, match=r"2 of 3 rows are bad: 2 unrendered \(developer\)") as caught:
+    with expect_error("data-unrendered", "data[1]", "2", "3", "messages[0]", "developer"):
         made(rows, chat("chatml"), chat_template=HABITS["known roles alone"])
-    assert "data[1]: the chat template does not write the developer message (messages[0])" in str(caught.value)
 
 
 def test_messages_after_the_last_answer_that_no_example_has_are_told(chat, made):

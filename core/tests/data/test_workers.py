@@ -118,7 +118,7 @@ def test_rows_that_kill_their_process_twice_are_named(maker, forms):
             list(workers.made(cut_chunks(forms)))
         pids = [hand.process.pid for hand in workers._hands]
     assert caught.value.code == "data-worker"
-    assert f"rows 1 to {CHUNK} died twice (signal 9)" in str(caught.value)
+    assert "signal 9" in caught.value.problem
     assert caught.value.where == f"rows[0] to rows[{CHUNK - 1}]"
     for pid in pids:
         with pytest.raises(ProcessLookupError):

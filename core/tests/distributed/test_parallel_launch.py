@@ -12,6 +12,7 @@ from luthier.distributed import outcome
 from luthier.distributed.launch import Launch, arguments, launch_flags
 from luthier.distributed.world import error_attributes, is_lost, lost
 from luthier.errors import LuthierError
+from luthier.testing import expect_error
 
 
 def told(asked, environ=()):
@@ -72,7 +73,7 @@ def test_processes_are_started_where_they_are_asked_for_and_only_once():
     assert Launch().wanted({"PET_NPROC_PER_NODE": "2"})
     assert not Launch().wanted({"PET_NPROC_PER_NODE": "2", "TORCHELASTIC_RUN_ID": "x"})
     assert not Launch().wanted({"WORLD_SIZE": "2", "RANK": "0"})
-    with pytest.raises(LuthierError, match="--nproc-per-node is given to a process that has been launched"):
+    with expect_error("distributed-setup", "launch"):
         Launch(nproc_per_node="2").wanted({"TORCHELASTIC_RUN_ID": "x"})
 
 

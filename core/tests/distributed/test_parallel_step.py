@@ -15,6 +15,7 @@ from luthier.recipe import Recipe
 from luthier.recipe.objects import Objects
 from luthier.step.over_batches import begin_loss
 from luthier.step.update import accumulate_gradients, update_weights
+from luthier.testing import expect_error
 from luthier.testing.ranks import in_ranks
 from luthier.testing.worlds import save_tiny_model, tiny_model, tiny_tokenizer
 from luthier.training.assemble import assemble_run
@@ -202,7 +203,7 @@ class Mute(Choosy):
 
 def test_a_rank_without_a_gradient_is_told_and_not_waited_for(setting):
     def refused(setting):
-        with pytest.raises(LuthierError, match="no gradient") as caught:
+        with expect_error("part-unsupported", "loss") as caught:
             gradients(setting)
         return caught.value.code
 
@@ -279,7 +280,7 @@ def begun(setting, count):
     setup.loss.batches = count
     begin_loss(setup)
     context = setup.context
-    with pytest.raises(LuthierError, match=r"from Loss.begin on"):
+    with pytest.raises(LuthierError, match="Loss.begin"):
         context.over([], max)
     return {"centre": setup.loss.centre, "training": setup.model.training}
 

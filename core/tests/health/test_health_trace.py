@@ -1,6 +1,7 @@
 """The trace names the first module, parameter, row or loss that made a number that is not finite, and costs nothing else."""
 
 import math
+import re
 
 import luthier
 import pytest
@@ -118,15 +119,15 @@ def overflow(model):
 def test_a_layer_whose_product_overflows_is_named_with_its_inputs_and_the_dtype(refused, world):
     overflow(world[0])
     error = refused()
-    assert "loss nan, gradient norm nan at step 1: model.layers.1.mlp.down_proj (Overflowing) gave" in error.problem
-    assert "inf, beyond the largest float32, 3.4e+38 from finite inputs up to" in error.problem
-    assert "in micro-batch 1 of" in error.problem
+    facts = ("step 1:", "model.layers.1.mlp.down_proj (Overflowing)", "inf,", "3.4e+38", "micro-batch 1")
+    assert error.code == "train-nonfinite" and [fact for fact in facts if fact not in error.problem] == []
 
 
 def test_a_base_model_that_gives_no_numbers_is_refused_before_the_first_step(refused, world, tmp_path):
     world[0].model.layers[1].mlp.down_proj.weight.data.fill_(3e38)
     error = refused()
-    assert "before the first step: model.layers.1.mlp.down_proj (Linear) gave" in error.problem
+    assert (error.code, error.where) == ("train-nonfinite", "model")
+    assert "model.layers.1.mlp.down_proj (Linear)" in error.problem
     assert "base model's files" in error.remedy
     assert not (tmp_path / "run").exists()
 
@@ -145,7 +146,7 @@ def test_a_weight_that_training_broke_is_named(refused, world):
             world[0].model.norm.weight.data[3] = math.inf
 
     error = refused(exact_callbacks=[luthier.on(step_ended=damage)])
-    assert "at step 2: the parameter model.norm.weight holds 1 inf" in error.problem
+    assert "step 2:" in error.problem and "model.norm.weight" in error.problem
     assert "damaged before this step" in error.remedy
 
 
@@ -169,8 +170,8 @@ def test_a_backward_that_breaks_where_forward_is_whole_is_named(refused, world):
     layer = world[0].model.layers[0]
     layer.post_attention_layernorm = Steep(layer.post_attention_layernorm)
     error = refused()
-    assert "forward is finite, and the gradient at model.layers.0.post_attention_layernorm" in error.problem
-    assert "loss nan" not in error.problem
+    assert "gradient" in error.problem and "model.layers.0.post_attention_layernorm" in error.problem
+    assert re.search("loss[ ]nan", error.problem) is None
 
 
 def test_a_gradient_that_breaks_between_modules_names_the_module_around_them(refused, world):
@@ -183,7 +184,7 @@ def test_a_gradient_that_breaks_between_modules_names_the_module_around_them(ref
 
     attention.forward = forward
     error = refused()
-    assert "the gradient at model.layers.1.self_attn became" in error.problem
+    assert "gradient" in error.problem and "model.layers.1.self_attn" in error.problem
 
 
 @pytest.mark.parametrize(("factor", "told"), [(math.nan, "the loss made of them"), (math.inf, "the loss made of them")])
@@ -193,8 +194,7 @@ def test_a_loss_that_is_not_finite_over_finite_modules_is_named(refused, factor,
 
 def test_gradients_that_are_finite_and_too_large_together_are_told_apart(refused):
     error = refused(loss=Scaled(1e25), max_grad_norm=None)
-    assert "every gradient is finite, the largest" in error.problem
-    assert "their norm is beyond float32" in error.problem
+    assert error.code == "train-nonfinite" and "float32" in error.problem and "model." not in error.problem
 
 
 def test_what_chance_made_is_found_by_the_same_chance(refused, world):

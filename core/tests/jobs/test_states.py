@@ -12,6 +12,7 @@ from luthier.jobs.making.preparing import raise_refusals
 from luthier.jobs.restoring import restore_provider
 from luthier.plugins.providing.job_records import Finding
 from luthier.plugins.providing.job_state import advance_state
+from luthier.testing import expect_error
 
 FINAL = [s for s in JobState if s.is_final]
 
@@ -45,7 +46,7 @@ def test_jobs_are_found_by_id_its_ends_and_the_services_id(submitted, manager):
     job = submitted()
     for name in (job.id, job.id[:16], job.id[-5:], "r1"):
         assert manager.store.find_job(name).id == job.id
-    with pytest.raises(LuthierError, match="luthier jobs"):
+    with expect_error("job-not-found", "store"):
         manager.store.find_job("nothing")
     submitted()
     with pytest.raises(LuthierError) as caught:

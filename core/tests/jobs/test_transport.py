@@ -11,6 +11,7 @@ from email.utils import formatdate
 import pytest
 from luthier import LuthierError, ProviderError, Secret, ServiceClient, Wanted, download_file, unpack_archive
 from luthier.jobs.transport.retry_policy import read_retry_after
+from luthier.testing import expect_error
 from luthier.testing.loopback import Fault, LoopbackServer, Reply
 
 CANARY = "canary-7c1d-9f-3e-transport"
@@ -264,7 +265,7 @@ def test_an_archive_that_would_leave_its_folder_is_refused_whole(tmp_path, membe
 
 def test_an_archive_that_is_larger_than_allowed_or_broken_is_refused(tmp_path):
     path = archive(tmp_path, ("a", tarfile.REGTYPE), ("b", tarfile.REGTYPE))
-    with pytest.raises(LuthierError, match="more than 5 bytes"):
+    with expect_error("archive-unsafe", "a.tar.gz", "5"):
         unpack_archive(path, tmp_path / "out", most=5)
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(LuthierError) as caught:

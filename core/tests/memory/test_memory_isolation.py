@@ -142,6 +142,7 @@ def test_a_mapping_that_makes_what_it_holds_is_not_looked_into():
     module.MAKING["b"] = 2.0
     for one in kept:
         one.restore()
+    assert dict.items(module.MAKING) == {("a", 1), ("b", 2.0)}
 
 
 def test_an_object_that_answers_for_any_name_is_not_asked():

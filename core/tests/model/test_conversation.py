@@ -6,11 +6,11 @@ import torch
 from exact_models import exact_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from luthier import LuthierError
 from luthier.model.attention import install_attention
 from luthier.model.generation.conversation import Conversation
 from luthier.model.generation.generate import PromptForm, Sampling, generate_text
 from luthier.model.generation.text_stream import TextStream
+from luthier.testing import expect_error
 from luthier.testing.worlds import TEMPLATE, tiny_model, tiny_tokenizer
 from test_prompts import Virtual
 
@@ -133,7 +133,7 @@ def test_a_model_of_plain_prompts_continues_each_message_by_itself(template):
     )
     first, _, again = (conversation.ask(text, SHORT) for text in ("1?", "2?", "1?"))
     assert (first.text, first.prompt_tokens) == (again.text, again.prompt_tokens)
-    with pytest.raises(LuthierError, match="no place for a system message"):
+    with expect_error("template-missing"):
         conversation.set_system("Be brief.")
 
 
@@ -142,6 +142,6 @@ def test_a_conversation_that_the_model_has_no_room_for_is_refused_and_the_last_a
     conversation.model.config.max_position_embeddings = conversation.ask("1?", SHORT).prompt_tokens + 2
     conversation.reset()
     assert conversation.ask("1?", Sampling(max_new_tokens=50)).tokens <= 2
-    with pytest.raises(LuthierError, match="room for") as caught:
+    with expect_error("recipe-out-of-range", "prompt") as caught:
         conversation.ask("2?", SHORT)
     assert caught.value.remedy == "Begin a new conversation."

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from luthier.errors import LuthierError
+from luthier.testing import expect_error
 from luthier.testing.worlds import tiny_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -58,7 +59,7 @@ def test_an_entry_that_names_no_module_is_told_by_its_option(entry):
 
 
 def test_the_nearest_module_is_named():
-    with pytest.raises(LuthierError, match="Near misses: .*q_proj"):
+    with expect_error("model-target", "mine.skip_modules", "q_proj"):
         chosen(tiny_model(), ["q_porj"])
 
 

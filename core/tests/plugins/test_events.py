@@ -85,7 +85,7 @@ class Deaf:
 
 @pytest.mark.parametrize("callback", [Good(), luthier.on(step_ended=lambda step: None, saved=lambda: None)])
 def test_a_callback_with_a_marked_event_is_taken(callback):
-    check_callback(callback, "here")
+    assert check_callback(callback, "here") is None
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from luthier.plugins import catalogue
 from luthier.plugins.completion import REQUIRED
 from luthier.plugins.records import KINDS
 from luthier.plugins.registry import Plugins, Source, check_part
+from luthier.testing import expect_error
 
 HERE = Source(plugin="here", module="here", distribution="luthier-here", version="1")
 
@@ -94,7 +95,8 @@ def test_a_broken_plugin_is_an_error_only_when_its_part_is_used(distribution, re
     plugins = Plugins()
     error = refused(plugins, "broken")
     assert error.code == "part-broken"
-    assert "broken (luthier-broken 1.2): ModuleNotFoundError: No module named 'no_such_library'" in str(error)
+    facts = ("luthier-broken 1.2", "ModuleNotFoundError", "'no_such_library'")
+    assert [fact for fact in facts if fact not in str(error)] == []
 
 
 def test_failures_are_told_with_any_unknown_name(distribution, refused):
@@ -173,7 +175,7 @@ def test_a_plugin_is_blocked_by_its_name_or_its_distribution(distribution, refus
     assert [s.distribution for s in plugins.skipped] == ["luthier-blocked"]
     error = refused(plugins, "blocked")
     assert error.code == "part-unknown"
-    assert "blocked (luthier-blocked 1.2) is disabled" in str(error)
+    assert "luthier-blocked 1.2" in str(error)
     assert "LUTHIER_DISABLE_PLUGINS" in error.remedy
     assert Plugins(blocked=[]).get("optimizer", "blocked")
 
@@ -231,8 +233,7 @@ def test_a_class_that_serves_two_parts_names_neither():
     plugins = registry(record("one"), record("two"))
     with pytest.raises(LuthierError) as caught:
         plugins.of_options(Options())
-    assert caught.value.code == "part-ambiguous"
-    assert "Name the part." in str(caught.value)
+    assert (caught.value.code, caught.value.exit_status) == ("part-ambiguous", 2)
 
 
 LAZY = "@hookimpl\ndef luthier_optimizers():\n    return [record('lazy', options='{}')]\n"
@@ -341,7 +342,7 @@ def test_listing_every_installed_part_imports_nothing_heavy():
 
 
 def test_an_object_is_checked_against_its_kinds_protocol():
-    with pytest.raises(LuthierError, match="no data, terms, __call__"):
+    with expect_error("part-invalid", "here", "__call__"):
         check_part(object(), "loss", "here")
 
 

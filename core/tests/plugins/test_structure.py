@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError, option
 from luthier.plugins.structure import Written, bare_value, structure_value
+from luthier.testing import expect_error
 
 
 class Colour(enum.Enum):
@@ -164,6 +165,6 @@ def test_the_type_decides_how_a_written_value_is_read(text, value, hint, expecte
 
 
 def test_a_written_value_is_shown_as_it_is_read():
-    with pytest.raises(LuthierError, match=r"expected bool \(found \[1, 'a'\]\)"):
+    with expect_error("recipe-wrong-type", "x", "[1, 'a']"):
         structure_value(Written("[1, a]", [Written("1", 1), "a"]), bool, "x")
     assert bare_value({"a": Written("[1]", [Written("1", 1)])}) == {"a": [1]}

@@ -14,6 +14,7 @@ from luthier.runs.writing.active_run import Interrupted
 from luthier.runs.writing.record import read_record, write_record
 from luthier.step.context import dense_weight
 from luthier.step.module import Step
+from luthier.testing import expect_error
 from luthier.testing.worlds import random_batch, tiny_model, tiny_tokenizer
 from luthier.training.assemble import assemble_run
 from torch import nn
@@ -105,7 +106,7 @@ def test_what_cannot_be_is_refused_before_a_folder_appears(train, tmp_path, mode
 
 
 def test_sharded_weights_are_not_stepped_in_bfloat16():
-    with pytest.raises(LuthierError, match="cannot be sharded"):
+    with expect_error("recipe-conflict", "precision"):
         precision.refuse_precision("pure_bf16", torch.device("cpu"), sharded=True)
 
 

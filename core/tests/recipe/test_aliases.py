@@ -10,6 +10,7 @@ from luthier.plugins.registry import Plugins, Source
 from luthier.recipe import Data, Model, from_mapping
 from luthier.recipe.editor_schema.whole_recipe import make_schema
 from luthier.recipe.reading.aliases import ALIASES, READINGS, SPELLINGS
+from luthier.testing import expect_error
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ def test_qlora_without_a_plugin_for_nf4_says_what_it_means():
     bare.register(
         luthier.builtin, Source(plugin="builtin", module="luthier.builtin", distribution="luthier", version="1")
     )
-    with pytest.raises(LuthierError, match="qlora means adapter lora with quantizer nf4, but no installed") as caught:
+    with expect_error("part-unknown", "adapter", "nf4") as caught:
         Recipe.from_dict({"model": "demo", "data": "d", "adapter": "qlora"}, plugins=bare)
     assert (caught.value.code, caught.value.where) == ("part-unknown", "adapter")
     assert "write adapter lora" in caught.value.remedy

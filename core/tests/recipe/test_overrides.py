@@ -235,7 +235,7 @@ def test_options_below_an_object_are_refused(plugins, options):
 
     given = {"model": "demo", "data": "d", "adapter": options.Lora(), "adapter.r": 3}
     error = failure(lambda: load_recipe(None, given, environ={}, plugins=plugins))
-    assert "adapter has no options" in str(error)
+    assert (error.code, error.where) == ("recipe-wrong-type", "adapter.r")
 
 
 def test_options_below_a_number_are_refused(read):

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import attrs
 import pytest
-from luthier import LuthierError, OptimizerRecord, Recipe, event, hookimpl, option
+from luthier import OptimizerRecord, Recipe, event, hookimpl, option
 from luthier.builtin import AdamW
 from luthier.plugins.compatibility import Chosen
 from luthier.plugins.completion import REQUIRED
 from luthier.plugins.registry import Plugins, Source
 from luthier.recipe import resolve_parts
+from luthier.testing import expect_error
 
 
 class OwnOptimizer:
@@ -61,7 +62,7 @@ def test_the_tags_of_an_object_are_checked_like_a_records(make, plugins):
         conflicts = ("cudda",)
 
     part = resolve_parts(make(optimizer=Tagged()), plugins).optimizer
-    with pytest.raises(LuthierError, match="unknown tag 'cudda'. Did you mean 'cuda'"):
+    with expect_error("plugin-invalid", "Tagged", "'cudda'", "'cuda'"):
         part.chosen()
     part.local.conflicts = ()
     assert part.chosen().needs == frozenset({"packing"})
@@ -73,7 +74,7 @@ def test_a_local_part_is_named_in_plain_data_and_cannot_be_loaded(make, plugins,
     assert plain["exact_callbacks"] == [{"name": "jsonl"}, {"local": f"{__name__}.OwnCallback"}]
     error = wrong(optimizer=plain["optimizer"])
     assert (error.code, error.where) == ("part-unknown", "optimizer")
-    assert "OwnOptimizer, and cannot be loaded from a file" in str(error)
+    assert f"{__name__}.OwnOptimizer" in error.problem
     assert wrong(exact_callbacks=plain["exact_callbacks"]).where == "exact_callbacks.1"
 
 
@@ -124,13 +125,13 @@ class Homeless:
 def test_options_that_belong_to_no_installed_part_are_refused(wrong):
     error = wrong(adapter=Homeless())
     assert error.code == "part-unknown"
-    assert "no installed part has the options Homeless" in str(error)
+    assert "Homeless" in error.problem
 
 
 def test_a_recipe_made_directly_holds_what_it_was_given_and_resolves(options, plugins, make):
     recipe = attrs.evolve(make(), adapter={"name": "lora", "r": 3})
     assert resolve_parts(recipe, plugins).adapter.options == options.Lora(r=3)
-    with pytest.raises(LuthierError, match="adapter.rr: adapter 'lora' has no such option"):
+    with expect_error("recipe-unknown-option", "adapter.rr", "'lora'"):
         resolve_parts(attrs.evolve(make(), adapter={"name": "lora", "rr": 3}), plugins)
 
 

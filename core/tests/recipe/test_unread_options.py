@@ -36,7 +36,7 @@ def test_the_table_has_an_example_of_each():
 @pytest.mark.parametrize("name", ALONE)
 def test_an_option_is_refused_alone_and_taken_beside_what_reads_it(name):
     value, beside = ALONE[name]
-    with pytest.raises(LuthierError, match="nothing reads it") as caught:
+    with pytest.raises(LuthierError) as caught:
         read(**{name: value})
     assert caught.value.code == "recipe-conflict" and name in caught.value.where
     found = read(**{name: value}, **beside)

@@ -12,6 +12,7 @@ from luthier.errors import LuthierError
 from luthier.runs.writing import differences as changes
 from luthier.runs.writing.active_run import Interrupted
 from luthier.runs.writing.record import read_record
+from luthier.testing import expect_error
 from luthier.testing.worlds import save_tiny_model
 
 RATE = {"lr_scheduler_type": "constant"}
@@ -158,7 +159,7 @@ def test_a_run_that_began_from_anothers_checkpoint_goes_on_with_its_own(cut, tra
 
 def test_what_may_differ_is_one_of_four_words():
     assert changes.read_allowed("data, parts") == changes.read_allowed(["data", "parts"]) == {"data", "parts"}
-    with pytest.raises(LuthierError, match="Did you mean 'data'") as caught:
+    with expect_error("recipe-out-of-range", "allow_changed", "'data'") as caught:
         changes.read_allowed("dataa")
     assert caught.value.where == "allow_changed"
 

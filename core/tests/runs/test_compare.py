@@ -9,6 +9,7 @@ from luthier.runs.chart import BLOCKS, draw_chart
 from luthier.runs.compare import compare_runs, draw_both
 from luthier.runs.replay import replay_run
 from luthier.runs.run_folder import read_folder
+from luthier.testing import expect_error
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_both_curves_are_drawn_into_one_picture(pair, tmp_path):
 
 def test_runs_without_numbers_cannot_be_drawn(make, tmp_path):
     run = read_folder(make(losses=[]))
-    with pytest.raises(LuthierError, match="neither run has metrics"):
+    with expect_error("run-not-found", "one"):
         draw_both(run, run, tmp_path / "both.png")
 
 
@@ -71,7 +72,7 @@ def test_a_picture_that_cannot_be_written_is_told(pair, tmp_path):
 
 def test_a_run_without_a_recipe_cannot_be_compared(pair):
     (pair[1].path / "recipe.yaml").unlink()
-    with pytest.raises(LuthierError, match=r"recipe\.yaml is missing") as caught:
+    with expect_error("run-not-found", "two", "recipe.yaml") as caught:
         compare_runs(*pair)
     assert str(pair[1].path) in caught.value.where
 
@@ -181,5 +182,5 @@ def test_what_was_handed_over_in_python_is_asked_for(make, tmp_path, settings, c
 def test_a_run_without_a_recipe_cannot_be_replayed(make):
     folder = make()
     (folder / "recipe.yaml").write_text("}{")
-    with pytest.raises(LuthierError, match="missing or damaged"):
+    with expect_error("run-not-found", "one"):
         replay_run(read_folder(folder))

@@ -12,6 +12,7 @@ from luthier import LuthierError, scaffold
 from luthier.plugins import catalogue
 from luthier.plugins.registry import installed_plugins
 from luthier.scaffold import make_package, render
+from luthier.testing import expect_error
 
 KINDS = ("adapter", "loss", "optimizer", "quantizer", "callback", "provider", "operation", "exporter", "metric")
 PUBLIC = {"luthier", "luthier.testing"}
@@ -49,7 +50,7 @@ def imported(tree):
 
 
 def test_a_kind_that_has_no_beginning_is_refused_with_where_it_is_described(tmp_path):
-    with pytest.raises(LuthierError, match="no beginning of a trainer") as caught:
+    with expect_error("part-unsupported", "kind") as caught:
         make_package("mine", "trainer", tmp_path)
     assert "docs/hooks.md" in str(caught.value)
     assert not any(tmp_path.iterdir())
@@ -159,13 +160,13 @@ def test_a_bad_name_is_refused_with_one_that_would_do(tmp_path, name, remedy):
 
 @pytest.mark.parametrize("name", ["none", "true", "path", "loss-record", "loss-output", "any"])
 def test_a_name_whose_class_means_something_else_is_refused(tmp_path, name):
-    with pytest.raises(LuthierError, match="means something else") as caught:
+    with expect_error("plugin-name") as caught:
         make_package(name, "loss", tmp_path)
     assert caught.value.code == "plugin-name"
 
 
 def test_the_name_of_a_part_that_is_there_is_refused_with_its_owner(tmp_path):
-    with pytest.raises(LuthierError, match="luthier has loss 'sft' already"):
+    with expect_error("plugin-name", None, "'sft'"):
         make_package("sft", "loss", tmp_path)
 
 
@@ -175,7 +176,7 @@ def test_the_name_of_an_installed_distribution_is_refused_for_every_kind(tmp_pat
         o.source.distribution for o in installed_plugins().offers() if o.source.distribution.startswith("luthier-")
     ]
     for distribution in taken:
-        with pytest.raises(LuthierError, match=f"a distribution {distribution} is there already"):
+        with expect_error("plugin-name", None, distribution):
             make_package(distribution.removeprefix("luthier-"), kind, tmp_path)
     assert taken and not list(tmp_path.iterdir())
 
@@ -197,7 +198,7 @@ def test_a_part_of_another_kind_may_have_the_name(tmp_path):
 def test_an_existing_folder_is_left_as_it_is(tmp_path):
     root = make_package("warmth", "loss", tmp_path)
     (root / "README.md").write_text("mine")
-    with pytest.raises(LuthierError, match="exists already") as caught:
+    with expect_error("plugin-name", "luthier-warmth") as caught:
         make_package("warmth", "adapter", tmp_path)
     assert (caught.value.code, caught.value.where) == ("plugin-name", str(root))
     assert (root / "README.md").read_text() == "mine"

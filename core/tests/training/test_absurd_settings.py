@@ -7,6 +7,7 @@ from luthier import LuthierError
 from luthier.data.tokenise.chat_template import load_template
 from luthier.runs.writing.record import read_record
 from luthier.step.schedule.learning_rates import schedule_rates
+from luthier.testing import expect_error
 from luthier.testing.worlds import tiny_tokenizer
 
 RAISING = {
@@ -32,7 +33,7 @@ def test_a_template_that_raises_anything_refuses_the_row(name, train):
 def test_a_template_that_raises_is_told_of_with_what_it_raised(name):
     template = load_template(tiny_tokenizer("{% if messages[0]['content'] == 'bad' %}" + RAISING[name] + "{% endif %}"))
     assert template is not None
-    with pytest.raises(LuthierError, match="refuses this conversation") as caught:
+    with expect_error("data-row") as caught:
         template.render([{"role": "user", "content": "bad"}])
     assert caught.value.code == "data-row"
 
@@ -66,7 +67,7 @@ def test_a_floor_of_text_is_named(train):
 def test_a_rank_without_a_launch_is_refused(train, monkeypatch):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(LuthierError, match="RANK is 3, and WORLD_SIZE is not set") as caught:
+    with expect_error("distributed-setup", "environment", "3", "WORLD_SIZE") as caught:
         train()
     assert caught.value.code == "distributed-setup"
 
@@ -101,5 +102,5 @@ def test_checkpoints_of_another_recipe_are_not_gone_on_with_where_the_record_is_
 def test_a_record_that_is_none_is_told_of(content, train, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(content)
-    with pytest.raises(LuthierError, match="run.json is damaged"):
+    with expect_error("run-not-found", "run", "run.json"):
         train()

@@ -4,10 +4,11 @@ import json
 
 import luthier
 import pytest
-from luthier import LuthierError, event
+from luthier import event
 from luthier.recipe.artifact_note import NOTE, find_artifact, read_note
 from luthier.runs.writing.record import read_record
 from luthier.step.opened import open_artifact
+from luthier.testing import expect_error
 
 
 def contents(folder):
@@ -20,7 +21,7 @@ def test_a_run_with_a_checkpoint_of_a_newer_luthier_is_refused_and_nothing_of_it
     manifest = tmp_path / "run/checkpoints/step-00000002/manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99, "luthier": "12.0"}))
     before = contents(tmp_path / "run")
-    with pytest.raises(LuthierError, match="Use luthier 12.0 or newer") as caught:
+    with expect_error("format-newer", "step-00000002", "12.0") as caught:
         train(save_steps=1, max_steps=4, exact_callbacks=[])
     assert caught.value.code == "format-newer" and str(manifest.parent) == caught.value.where
     assert contents(tmp_path / "run") == before
@@ -52,5 +53,5 @@ def test_an_artifact_of_a_newer_luthier_says_which_is_wanted(read, train, tmp_pa
     note = json.loads((folder / NOTE).read_text())
     assert note["luthier"]
     (folder / NOTE).write_text(json.dumps({**note, "format": note["format"] + 1, "luthier": "3.1"}))
-    with pytest.raises(LuthierError, match="Use luthier 3.1 or newer"):
+    with expect_error("format-newer", "luthier.json", "3.1"):
         read(folder)

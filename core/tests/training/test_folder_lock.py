@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 from luthier.builtin.workers.local_worker import is_worker_alive
-from luthier.errors import LuthierError
 from luthier.runs.run_folder import is_held
 from luthier.runs.writing.lock import locked_folder
+from luthier.testing import expect_error
 
 
 def test_the_lock_names_its_owner_and_is_free_afterwards(tmp_path):
     with locked_folder(tmp_path):
         assert (tmp_path / "lock").read_text().startswith(f"pid {os.getpid()} on {socket.gethostname()}")
         assert is_held(tmp_path)
-        with pytest.raises(LuthierError, match=f"held by pid {os.getpid()}"), locked_folder(tmp_path):
+        with expect_error("run-folder-locked", str(tmp_path), str(os.getpid())), locked_folder(tmp_path):
             """Never here."""
     assert not is_held(tmp_path)
     assert (tmp_path / "lock").read_text() == ""
@@ -46,7 +46,7 @@ def test_the_lock_that_only_a_child_of_a_dead_process_holds_is_taken_over_aloud(
         with locked_folder(tmp_path):
             assert is_held(tmp_path)
             assert f"pid {os.getpid()}" in path.read_text()
-            with pytest.raises(LuthierError, match="held by pid"), locked_folder(tmp_path):
+            with expect_error("run-folder-locked", str(tmp_path)), locked_folder(tmp_path):
                 """Never here."""
     assert "took over the lock" in capsys.readouterr().err
 
@@ -56,7 +56,7 @@ def test_a_lock_of_another_machine_is_never_taken_over(tmp_path):
     path.write_text(f"pid {dead_pid()} on elsewhere since 2026-01-01 00:00:00\n")
     with path.open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(LuthierError, match="on elsewhere") as caught, locked_folder(tmp_path):
+        with expect_error("run-folder-locked", str(tmp_path)) as caught, locked_folder(tmp_path):
             """Never here."""
     assert "If that process has ended, remove" in caught.value.remedy
 
@@ -69,7 +69,7 @@ def test_where_the_file_system_keeps_no_locks_the_owners_name_stands_for_one(tmp
     monkeypatch.setattr(fcntl, "flock", without_locks)
     with (
         locked_folder(tmp_path),
-        pytest.raises(LuthierError, match=f"held by pid {os.getpid()}"),
+        expect_error("run-folder-locked", str(tmp_path), f" {os.getpid()} "),
         locked_folder(tmp_path),
     ):
         """Never here."""
@@ -85,7 +85,7 @@ def test_a_run_that_another_process_has_finished_meanwhile_is_left_as_it_is(trai
     other = place.Place(folder=tmp_path / "run")
     train(data=data)
     record = (tmp_path / "run/run.json").read_text()
-    with pytest.raises(LuthierError, match="in the meantime") as caught:
+    with expect_error("run-folder-locked", "run") as caught:
         place.check_unchanged(other)
     assert caught.value.exit_status == 75
     assert (tmp_path / "run/run.json").read_text() == record

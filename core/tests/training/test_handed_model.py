@@ -9,6 +9,7 @@ import torch
 import transformers
 from luthier import LuthierError
 from luthier.recipe.artifact_note import NOTE
+from luthier.testing import expect_error
 from luthier.testing.worlds import tiny_tokenizer
 
 
@@ -42,7 +43,7 @@ def test_a_model_with_other_numbers_is_an_object_of_python_for_its_artifact(mode
     run = train(model=changed(model), tokenizer=tiny_tokenizer(), adapter="lora", max_steps=1)
     assert base_of(run) == "python:LlamaForCausalLM"
     assert run.generate("1?", max_new_tokens=2) is not None
-    with pytest.raises(LuthierError, match="an object in Python"):
+    with expect_error("model-not-found", "python:LlamaForCausalLM"):
         luthier.generate(run.artifact, "1?")
 
 

@@ -7,8 +7,8 @@ import signal
 import luthier
 import pytest
 import torch
-from luthier import LuthierError
 from luthier.runs.writing.active_run import Interrupted
+from luthier.testing import expect_error
 from luthier.testing.ranks import in_ranks
 from torch import nn
 from torch.nn import functional as F
@@ -199,7 +199,7 @@ def test_a_merge_that_a_part_does_not_know_is_refused_before_anything_is_done(te
     parts = {"adapter": adapter, "quantizer": Ternary()}
     parts[kind].mergeable = False
     adapter.provides = ("trainable-weights",)
-    with pytest.raises(LuthierError, match=f"{kind} .* cannot be merged") as caught:
+    with expect_error("artifact-unmergeable", "merge", kind) as caught:
         ternary(**parts, merge=True)
     assert (caught.value.code, caught.value.where) == ("artifact-unmergeable", "merge")
     assert not (tmp_path / "run").exists()
@@ -207,7 +207,7 @@ def test_a_merge_that_a_part_does_not_know_is_refused_before_anything_is_done(te
 
 def test_a_finished_run_is_not_merged_where_its_quantizer_cannot_be(ternary):
     run = ternary(quantizer=Ternary(mergeable=False))
-    with pytest.raises(LuthierError, match="quantizer .* cannot be merged"):
+    with expect_error("artifact-unmergeable"):
         run.merge()
     assert not (run.output_path / "merged").exists()
 

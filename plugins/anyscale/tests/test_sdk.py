@@ -2,7 +2,8 @@
 
 import openai
 import pytest
-from luthier import JobState, LuthierError, ProviderError
+from luthier import JobState, LuthierError
+from luthier.testing import expect_error
 from luthier_anyscale import Anyscale
 
 
@@ -33,7 +34,7 @@ def test_a_job_is_followed_to_its_end_and_its_model_named(manager, fake, server,
     fake.set_state(job.remote_id, "succeeded")
     assert manager.wait_sync(job.id).state == JobState.COMPLETED
     assert manager.progress_sync(job.id).step == 4
-    with pytest.raises(ProviderError, match="anyscale"):
+    with expect_error("provider-unsupported", job.id):
         manager.download_sync(job.id, tmp_path / "got")
 
 
@@ -55,7 +56,7 @@ def test_an_answer_that_would_be_trained_on_against_its_weight_is_refused(manage
 
 
 def test_an_address_is_needed_and_that_of_the_public_service_is_told_to_be_gone(manager, fake, server, rows):
-    with pytest.raises(LuthierError, match="address of your own service"):
+    with expect_error("provider-unsupported", "provider.base_url"):
         submitted(manager, fake, server, rows, {"base_url": None})
     with pytest.raises(LuthierError, match="2024-08-01"):
         Anyscale(base_url="https://api.endpoints.anyscale.com/v1")

@@ -12,6 +12,7 @@ from fake_bedrock import CSV, FOLDER, MODEL, ROLE
 from hypothesis import given
 from hypothesis import strategies as st
 from luthier import JobState, LuthierError, ProviderError
+from luthier.testing import expect_error
 from luthier_bedrock import Bedrock
 from luthier_bedrock.offer import conversation_row, hyper_parameters
 
@@ -188,7 +189,7 @@ def test_what_the_service_does_not_do_is_refused_before_a_byte_is_sent(
 def test_a_mark_of_the_services_own_is_refused_with_its_line(manager, fake, server, rows, text):
     lines = rows.read_text().splitlines()
     rows.write_text("\n".join([lines[0], lines[1].replace("1?", text), *lines[2:]]) + "\n")
-    with pytest.raises(LuthierError, match=r"rows.jsonl:2: .*mark of its own"):
+    with expect_error("data-row", "rows.jsonl:2"):
         submitted(manager, fake, server, rows)
     assert server.requests == []
 

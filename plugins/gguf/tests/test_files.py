@@ -8,6 +8,7 @@ from gguf import GGMLQuantizationType as Kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError
+from luthier.testing import expect_error
 from luthier.testing.worlds import tiny_model, tiny_tokenizer
 from luthier_gguf import Gguf
 from luthier_gguf.architectures import rope_factors
@@ -124,7 +125,7 @@ def test_what_the_target_would_compute_otherwise_is_refused_by_its_config(archit
 
 def test_weights_that_are_not_ternary_are_refused_or_fall_back(tmp_path):
     model = tiny_model(hidden_size=256, intermediate_size=256).eval()
-    with pytest.raises(LuthierError, match="weights are not ternary") as caught:
+    with expect_error("part-unsupported", "model.layers.0.self_attn.q_proj.weight") as caught:
         written(tmp_path, model, Gguf(type="tq1_0"))
     assert caught.value.code == "part-unsupported" and not list(tmp_path.iterdir())
     make_ternary(model)
@@ -172,5 +173,5 @@ def test_a_damaged_file_is_found(tmp_path, damage):
 
 
 def test_logits_beyond_the_bound_are_an_error(tmp_path):
-    with pytest.raises(LuthierError, match="logits differ by more than 1e-06"):
+    with expect_error("artifact-mismatch", "model.gguf", "1e-06"):
         written(tmp_path, tiny_model().eval(), Gguf(max_logit_error=1e-6))

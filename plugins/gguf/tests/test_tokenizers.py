@@ -2,7 +2,7 @@
 
 import gguf
 import pytest
-from luthier import LuthierError
+from luthier.testing import expect_error
 from luthier.testing.worlds import tiny_model, tiny_tokenizer
 from luthier_gguf import Gguf
 from luthier_gguf.exporter import FILE, GgufExporter
@@ -123,7 +123,7 @@ def test_the_modelfile_may_be_left_out(tmp_path):
 
 def test_an_unknown_way_to_split_text_is_refused_unless_it_is_named(tmp_path):
     odd = trained(pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), split_of("gpt-2")]))
-    with pytest.raises(LuthierError, match="this way to split text is not known") as caught:
+    with expect_error("part-unsupported", "tokenizer") as caught:
         written(tmp_path, odd)
     assert caught.value.code == "part-unsupported" and "pre_tokenizer" in caught.value.remedy
     GgufExporter(Gguf(pre_tokenizer="gpt-2")).export(tiny_model(vocab_size=420), odd, tmp_path)
@@ -132,13 +132,13 @@ def test_an_unknown_way_to_split_text_is_refused_unless_it_is_named(tmp_path):
 
 def test_other_kinds_of_tokenizers_are_refused(tmp_path):
     core = Tokenizer(models.Unigram([("a", 0.0), ("b", -1.0)], 0))
-    with pytest.raises(LuthierError, match="byte-level BPE") as caught:
+    with expect_error("part-unsupported", "tokenizer") as caught:
         written(tmp_path, PreTrainedTokenizerFast(tokenizer_object=core))
     assert (caught.value.code, caught.value.found) == ("part-unsupported", "Unigram")
 
 
 def test_more_tokens_than_the_model_has_are_refused(tmp_path):
-    with pytest.raises(LuthierError, match="the model has 100 embeddings") as caught:
+    with expect_error("model-vocabulary", "tokenizer", "100") as caught:
         GgufExporter(Gguf()).export(tiny_model(vocab_size=100), tiny_tokenizer(), tmp_path)
     assert caught.value.code == "model-vocabulary" and not list(tmp_path.iterdir())
 
@@ -147,6 +147,6 @@ def test_another_tokenizer_than_the_files_is_found(tmp_path):
     tokenizer = trained(split_of("gpt-2"))
     written(tmp_path, tokenizer)
     tokenizer.chat_template = UNDIVIDED
-    with pytest.raises(LuthierError, match="chat template") as caught:
+    with expect_error("artifact-mismatch", "model.gguf") as caught:
         GgufExporter(Gguf()).verify(tiny_model(vocab_size=420).eval(), tokenizer, tmp_path)
     assert caught.value.code == "artifact-mismatch"

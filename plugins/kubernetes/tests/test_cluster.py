@@ -8,8 +8,8 @@ import random
 import luthier
 import pytest
 import yaml
-from luthier import JobState, LuthierError, ProviderError
-from luthier.testing import Fault, Reply
+from luthier import JobState, ProviderError
+from luthier.testing import Fault, Reply, expect_error
 from train_job_schema import TRAIN_JOB, find_faults
 
 
@@ -48,7 +48,7 @@ def test_a_parcel_that_is_too_large_sends_nothing(manager, fake, server, tmp_pat
     rows = tmp_path / "noise.jsonl"
     noise = [base64.b64encode(random.Random(i).randbytes(60_000)).decode() for i in range(12)]
     rows.write_text("".join(json.dumps({"prompt": text, "completion": "b"}) + "\n" for text in noise))
-    with pytest.raises(LuthierError, match="of which 700000 can be sent"):
+    with expect_error("provider-unsupported", "data.train", "700000"):
         submitted(manager, server, rows)
     assert server.requests == []
 

@@ -120,8 +120,7 @@ def test_weight_shared_by_two_layers_is_not_merged(context, refused):
     adapter = LoraAdapter(Lora(target_modules=["0.self_attn.q_proj"]))
     adapter.attach(model, context())
     error = refused(adapter.merge, context())
-    assert error.code == "artifact-unmergeable"
-    assert "shares this weight" in str(error)
+    assert error.code == "artifact-unmergeable" and "self_attn.q_proj" in str(error)
 
 
 def test_tied_head_updated_as_a_parameter_is_not_merged_into_the_embedding(attached, context, refused):

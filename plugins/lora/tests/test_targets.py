@@ -72,7 +72,7 @@ def test_default_prefers_separate_projections(ends, expected):
 def test_default_without_attention_lists_the_layers(refused):
     error = refused(default_names, ["layers.0.mixer.in_proj", "layers.0.mixer.out_proj"])
     assert error.code == "model-target"
-    assert "in_proj, out_proj" in str(error)
+    assert "in_proj" in str(error) and "out_proj" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_pattern_that_matches_nothing_shows_near_misses(refused, options, hint):
 
 def test_experts_targeted_as_a_layer_are_sent_to_target_parameters(refused):
     error = refused(find_targets, tiny_model("mixtral"), Lora(target_modules=["experts"]))
-    assert "target_parameters: gate_up_proj, down_proj" in str(error)
+    assert all(name in error.remedy for name in ("target_parameters", "gate_up_proj", "down_proj"))
 
 
 def test_error_names_the_one_entry_of_a_list_that_is_wrong(refused):

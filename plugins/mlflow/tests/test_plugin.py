@@ -8,6 +8,7 @@ import pytest
 from luthier import LuthierError
 from luthier.plugins.options import describe_options
 from luthier.plugins.structure import structure_value
+from luthier.testing import expect_error
 from luthier_mlflow import Mlflow
 
 LIST = """
@@ -65,7 +66,7 @@ def test_a_missing_client_is_an_error_with_the_pip_line_when_the_callback_is_bui
 @pytest.mark.parametrize("library", ["sqlalchemy", "alembic"])
 def test_a_local_store_without_its_library_is_an_error_and_a_server_needs_none(build, monkeypatch, library):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(LuthierError, match=f"pip install luthier-mlflow.*{library}") as caught:
+    with expect_error("dependency-missing", "callback 'mlflow'", library) as caught:
         build()
     assert caught.value.code == "dependency-missing"
     build(tracking_uri="http://127.0.0.1:9")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from luthier import LuthierError
 from luthier.plugins.completion import add_defaults
+from luthier.testing import expect_error
 from luthier.testing.drawn_units import DrawnUnit, lay_out_units, pack_examples
 from luthier.testing.policies import TablePolicy
 from luthier.testing.strategies import Document
@@ -134,5 +134,5 @@ def test_npo_begins_at_its_constant_and_forgets_without_end():
 
 
 def test_smoothing_with_dft_is_refused():
-    with pytest.raises(LuthierError, match="no single label"):
+    with expect_error("recipe-conflict", "ShapedSft.label_smoothing"):
         ShapedSft(dft=True, label_smoothing=0.1)

@@ -7,6 +7,7 @@ import luthier
 import openai
 import pytest
 from luthier import JobState, LuthierError, ProviderError
+from luthier.testing import expect_error
 from openai.types.fine_tuning import job_create_params
 from pydantic import ConfigDict, TypeAdapter, with_config
 
@@ -169,7 +170,7 @@ def test_a_list_that_repeats_itself_is_cut_off(manager, fake, server, rows):
     item = {"id": "ftevent-1", "created_at": 1, "level": "info", "message": "m", "type": "message", "data": None}
     again = Reply(body={"data": [item], "has_more": True})
     server.faults = [Fault(kind="answer", method="GET", path="/events$", reply=again, times=9)]
-    with pytest.raises(ProviderError, match="repeats itself"):
+    with expect_error("provider-protocol", "openai: GET /fine_tuning/jobs/ftjob-1/events"):
         manager.events_sync(job.id)
 
 
@@ -209,6 +210,6 @@ def test_the_end_of_self_serve_tuning_is_told(manager, fake, server, rows):
 def test_too_few_rows_are_refused(manager, fake, server, tmp_path):
     few = tmp_path / "few.jsonl"
     few.write_text('{"prompt": "a", "completion": "b"}\n' * 3)
-    with pytest.raises(LuthierError, match="at least 10"):
+    with expect_error("data-row", "training.jsonl", "10"):
         submitted(manager, fake, server, few)
     assert server.requests == []

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from luthier import LuthierError, Progress
+from luthier.testing import expect_error
 from luthier.testing.worlds import tiny_model
 from luthier_peft import AdaLoraConfig
 from peft import AdaLoraConfig as Theirs
@@ -79,13 +80,13 @@ def test_a_run_without_a_known_number_of_steps_needs_total_step():
 
 
 def test_a_schedule_that_the_run_would_not_finish_is_refused():
-    with pytest.raises(LuthierError, match="reach target_r at step 18, and the run has 10 steps") as caught:
+    with expect_error("recipe-conflict", "adapter peft.adalora", "target_r", "18", "10") as caught:
         World(options(total_step=20), steps=10)
     assert caught.value.code == "recipe-conflict"
 
 
 def test_a_schedule_without_room_for_its_phases_is_refused_in_pefts_words():
-    with pytest.raises(LuthierError, match="don't allow for a budgeting phase"):
+    with expect_error("recipe-out-of-range", "adapter peft.adalora"):
         World(options(tinit=8), steps=10)
 
 

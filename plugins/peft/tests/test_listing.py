@@ -6,6 +6,7 @@ import sys
 
 import luthier_peft
 import pytest
+from luthier.testing import expect_error
 from luthier_peft import listing
 from luthier_peft.methods import METHODS
 from luthier_peft.options import config_class
@@ -60,7 +61,7 @@ def test_without_peft_the_plugin_is_a_failure_that_says_what_to_install(monkeypa
     monkeypatch.setattr(listing.importlib.util, "find_spec", lambda name: None)
     listing.config_names.cache_clear()
     try:
-        with pytest.raises(luthier_peft.listing.LuthierError, match="pip install") as caught:
+        with expect_error("dependency-missing") as caught:
             luthier_peft.luthier_adapters()
     finally:
         listing.config_names.cache_clear()

@@ -7,6 +7,7 @@ import tempfile
 import pytest
 import torch
 from luthier import LuthierError
+from luthier.testing import expect_error
 from luthier.testing.worlds import tiny_model
 from luthier_peft.adapter import build
 from luthier_peft.options import options_class
@@ -178,33 +179,33 @@ def test_a_name_that_matches_nothing_is_an_error_with_near_misses(changes, where
 
 
 def test_a_bad_pattern_is_named():
-    with pytest.raises(LuthierError, match="not a regular expression") as caught:
+    with expect_error("recipe-out-of-range", "adapter peft.lora.target_modules") as caught:
         World(fitting("lora", target_modules="q_proj("))
     assert caught.value.code == "recipe-out-of-range"
 
 
 def test_without_a_default_of_pefts_the_layers_to_choose_from_are_listed():
-    with pytest.raises(LuthierError, match=r"no default .* granite.*q_proj.*all-linear") as caught:
+    with expect_error("model-target", "adapter peft.lora.target_modules") as caught:
         World(options_class("lora")(), architecture="granite")
     assert caught.value.code == "model-target"
     assert World(options_class("lora")(target_modules="all-linear"), architecture="granite").parameters
 
 
 def test_a_layer_that_the_method_does_not_know_is_refused():
-    with pytest.raises(LuthierError, match="Conv1D.* is not supported") as caught:
+    with expect_error("part-unsupported", "adapter peft.boft", "Conv1D") as caught:
         World(fitting("boft", target_modules=["c_attn"]), architecture="gpt2")
     assert caught.value.code == "part-unsupported"
 
 
 def test_options_that_do_not_fit_the_layer_are_refused_in_pefts_words():
-    with pytest.raises(LuthierError, match="block size should be a factor of the input size") as caught:
+    with expect_error("recipe-out-of-range", "adapter peft.c3a") as caught:
         World(fitting("c3a", block_size=256))
     assert caught.value.code == "recipe-out-of-range"
 
 
 def test_a_second_adapter_is_refused():
     world = World(fitting("lora"))
-    with pytest.raises(LuthierError, match="carries an adapter") as caught:
+    with expect_error("part-unsupported", "adapter peft.loha") as caught:
         build(fitting("loha")).attach(world.model, world.context)
     assert caught.value.code == "part-unsupported"
 

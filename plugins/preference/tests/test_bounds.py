@@ -4,6 +4,7 @@ import pytest
 import torch
 from luthier import LuthierError, Recipe
 from luthier.plugins.completion import add_defaults
+from luthier.testing import expect_error
 from luthier.testing.drawn_units import DrawnUnit, lay_out_units, pack_examples
 from luthier.testing.policies import TablePolicy
 from luthier.testing.strategies import Document
@@ -34,13 +35,13 @@ def test_a_smoothing_of_half_the_pairs_or_more_is_refused(options, share):
 
 
 def test_a_recipe_with_robust_and_a_smoothing_of_a_half_is_refused_before_any_work():
-    with pytest.raises(LuthierError, match="nothing to learn"):
+    with expect_error("recipe-conflict", "loss.label_smoothing"):
         Recipe.from_dict({**ROWS, "loss": {"name": "dpo", "loss_type": "robust", "label_smoothing": 0.5}})
 
 
 @pytest.mark.parametrize("name", [name for name in (*FORMULAS, "sft") if name not in SMOOTHED])
 def test_a_smoothing_that_the_loss_type_would_ignore_is_refused(name):
-    with pytest.raises(LuthierError, match=f"{name} ignores it"):
+    with expect_error("recipe-conflict", "Dpo.label_smoothing", name):
         Dpo(loss_type=name, label_smoothing=0.1)
 
 
@@ -113,7 +114,7 @@ def test_sorting_compares_the_answers_of_the_whole_batch_and_not_those_of_a_pair
 def test_a_reward_token_that_the_model_lacks_is_refused_by_name():
     batch = batch_of([(1, 1)])
     loss = add_defaults(RewardLoss(Reward(token=50)), "loss")
-    with pytest.raises(LuthierError, match="head has 8 columns") as caught:
+    with expect_error("recipe-conflict", "loss.token", "8") as caught:
         loss(TablePolicy(torch.zeros(batch.num_tokens, 8)), batch)
     assert caught.value.where == "loss.token"
 

@@ -78,7 +78,7 @@ def test_a_result_comes_by_a_job_of_its_own_that_is_taken_away(manager, fake, se
     (gave,) = [r.json for r in server.requests if r.method == "POST" and "luthier-give" in r.body.decode()]
     assert set(gave) == {"submission_id", "entrypoint", "runtime_env"}  # whatever the training was given
     server.faults = [Fault(kind="answer", method="GET", path="give.*/logs$", reply=Reply(body={"logs": ""}))]
-    with pytest.raises(ProviderError, match="gave no result"):
+    with pytest.raises(ProviderError, match="luthier-give"):
         manager.download_sync(job.id, tmp_path / "none")
 
 

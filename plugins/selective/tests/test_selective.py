@@ -57,7 +57,6 @@ def test_bitfit_refuses_a_model_without_biases(refused, architecture):
     model = tiny_model(architecture)
     error = refused(SelectiveAdapter(BitFit()).attach, model, context(model))
     assert (error.code, error.where) == ("model-target", "adapter")
-    assert "has no bias" in str(error)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 

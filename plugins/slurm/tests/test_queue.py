@@ -10,6 +10,7 @@ from pathlib import Path
 import luthier
 import pytest
 from luthier import JobState, LuthierError, Manager, ProviderError
+from luthier.testing import expect_error
 from luthier_slurm import Slurm
 
 
@@ -105,7 +106,7 @@ def test_what_sbatch_refuses_is_told_in_its_words(manager, cluster, tmp_path, ro
 def test_without_slurm_that_is_told(manager, tmp_path, rows, monkeypatch):
     shutil_which = shutil.which("sbatch")
     assert shutil_which is None
-    with pytest.raises(LuthierError, match="sbatch is not here"):
+    with expect_error("dependency-missing", "slurm: sbatch"):
         submitted(manager, tmp_path, rows)
 
 

@@ -7,7 +7,8 @@ import time
 
 import luthier
 import pytest
-from luthier import JobState, LuthierError, Manager, ProviderError
+from luthier import JobState, Manager, ProviderError
+from luthier.testing import expect_error
 from luthier_ssh import Ssh
 
 
@@ -119,19 +120,19 @@ def test_what_goes_wrong_on_the_way_is_told_by_its_kind(there, given, kind, told
 def test_a_machine_with_an_unknown_key_is_not_talked_to(there):
     config = there.write_config(known=False)
     part = luthier.provider("ssh", host="there", config_file=config)
-    with pytest.raises(ProviderError, match="compare the machine's key") as caught:
+    with expect_error("provider-auth", "ssh: there") as caught:
         asyncio.run(part.check())
     assert caught.value.kind == "permission" and there.lines == []
 
 
 @pytest.mark.parametrize("host", ["-oProxyCommand=x", "a b", "a;b", "$(x)"])
 def test_a_host_that_is_an_option_or_a_command_is_refused(host):
-    with pytest.raises(LuthierError, match="no name of a machine"):
+    with expect_error("recipe-out-of-range", "Ssh.host"):
         Ssh(host=host)
 
 
 def test_a_machine_must_be_named_and_a_job_that_is_not_there_is_not_found(there):
-    with pytest.raises(LuthierError, match="Set provider.host"):
+    with expect_error("recipe-missing", "ssh.host", "provider.host"):
         asyncio.run(luthier.provider("ssh").check())
     with pytest.raises(ProviderError) as caught:
         asked(there, lambda part: part.status("/nowhere/at all; rm -rf x"))

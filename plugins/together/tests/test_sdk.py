@@ -6,6 +6,7 @@ import os
 import pytest
 import together
 from luthier import JobState
+from luthier.testing import expect_error
 
 BY_THE_SDK = {  # what the SDK adds of its own, reviewed 2026-11-28: defaults of its signature, which nobody set
     "n_epochs", "n_evals", "n_checkpoints", "batch_size", "packing", "warmup_ratio", "max_grad_norm", "weight_decay",
@@ -118,10 +119,9 @@ def test_the_project_is_part_of_the_scope(monkeypatch, server):
 
 
 def test_a_file_above_one_put_is_refused_before_it_is_sent(manager, fake, server, rows, monkeypatch):
-    from luthier import LuthierError
     from luthier_together import offer
 
     monkeypatch.setattr(offer, "PUT_BYTES", 100)
-    with pytest.raises(LuthierError, match="at most 100 are taken"):
+    with expect_error("data-row", "training.jsonl", "100"):
         submitted(manager, fake, server, rows)
     assert server.requests == []

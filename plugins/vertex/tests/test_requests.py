@@ -10,7 +10,7 @@ from fake_vertex import ADAPTER, FACTS, FOLDER, PARENT, fact_path, wrong_fields
 from hypothesis import given
 from hypothesis import strategies as st
 from luthier import JobState, LuthierError, ProviderError
-from luthier.testing import LoopbackServer, Reply
+from luthier.testing import LoopbackServer, Reply, expect_error
 from luthier_vertex import Vertex
 from luthier_vertex.offer import gemini_row
 
@@ -166,7 +166,7 @@ def test_what_the_service_does_not_do_is_refused_before_a_byte_is_sent(
 
 
 def test_an_open_model_takes_no_pairs(manager, fake, server, pairs):
-    with pytest.raises(LuthierError, match="'dpo' is not offered"):
+    with expect_error("provider-unsupported", "loss", "'dpo'"):
         submitted(manager, fake, server, pairs, model=LLAMA, loss="dpo")
     assert server.requests == []
 
@@ -227,7 +227,7 @@ def test_a_service_accounts_token_is_asked_for_once_and_used(tmp_path, monkeypat
 def test_credentials_that_are_not_there_are_asked_for(tmp_path, monkeypatch, server):
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
     part = luthier.provider("vertex", **options(server, access_token=None))
-    with pytest.raises(LuthierError, match="gcloud auth application-default login"):
+    with expect_error("credential-missing", "vertex"):
         asked(part, part.check)
 
 

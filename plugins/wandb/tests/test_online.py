@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from luthier import LuthierError
+from luthier.testing import expect_error
 from structlog.testing import capture_logs
 
 KEY = "k" * 40
@@ -127,7 +128,7 @@ def test_a_client_that_dies_is_said_once_and_training_goes_on(tmp_path):
 
 @pytest.mark.parametrize("options", [{"mode": "online"}, {}, {"mode": "online", "base_url": "https://wandb.example"}])
 def test_a_missing_key_is_an_error_when_the_callback_is_built(build, fresh, options):
-    with pytest.raises(LuthierError, match="no API key for https://") as caught:
+    with expect_error("recipe-missing", "callback 'wandb'", "https://") as caught:
         build(**options)
     assert caught.value.code == "recipe-missing"
     assert "WANDB_API_KEY" in caught.value.remedy
