@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; a run
 
 # the same examples in every run, so that what passes here passes elsewhere; HYPOTHESIS_PROFILE=default draws others
 SLOW = (hypothesis.HealthCheck.too_slow,)  # which a busy machine makes of any test
-hypothesis.settings.register_profile("same", derandomize=True, suppress_health_check=SLOW)
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=SLOW)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 # forms of a test that cost many seconds and are like another that runs by default: of the slow suite

@@ -223,7 +223,8 @@ def test_a_plan_checks_the_trainer_and_says_that_it_has_no_numbers(tmp_path):
 @pytest.mark.parametrize("method", CONFIGS)
 def test_a_record_conforms(method):
     record = next(record for record in luthier_trainers() if record.name == f"trl.{method}")
-    example = getattr(luthier_trl, CONFIGS[method])(reward="exact_match")
+    short = {LENGTHS[method]: 8} | ({} if method == "online_dpo" else {"num_generations": 2})
+    example = getattr(luthier_trl, CONFIGS[method])(reward="distinct_words", **short)
     for check in checks_for(record, together=luthier_trainers(), examples=[example], vary=False):
         check()
 

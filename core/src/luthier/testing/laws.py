@@ -11,7 +11,10 @@ from hypothesis.strategies import SearchStrategy
 from luthier.plugins.records import Record
 from luthier.plugins.registry import Offer, Plugins, Source
 
-KINDS: Final = ("loss", "adapter", "optimizer", "quantizer", "callback", "operation", "exporter", "metric")
+KINDS: Final = (
+    *("loss", "adapter", "optimizer", "quantizer", "callback"),
+    *("operation", "exporter", "metric", "penalty", "trainer"),
+)
 
 
 def register_record(record: Record) -> tuple[Plugins, Offer]:

@@ -20,10 +20,12 @@ from mutants.records import (
     LOSS,
     OPERATION,
     OPTIMIZER,
+    PENALTY,
     PREFERENCE,
     QUANTIZER,
     SURPRISE,
     TERNARY,
+    TRAINER,
     Mutant,
     broken,
 )
@@ -231,6 +233,35 @@ METRICS = [
     broken(SURPRISE, "MeanOfTokens", "adds_up_over_tokens", "one after the other"),
 ]
 
+PENALTIES = [
+    broken(PENALTY, "GivesRows", "gives_a_finite_scalar", "not a tensor of shape"),
+    broken(PENALTY, "LogOfNorm", "gives_a_finite_scalar", "-inf"),
+    broken(PENALTY, "RootOfSquares", "gives_finite_gradients", "not finite for weights of scale 0"),
+    broken(PENALTY, "Detached", "gives_finite_gradients", "no path to the weights"),
+    broken(PENALTY, "Climbs", "falls_along_its_gradient", "becomes"),
+    broken(PENALTY, "MeanOfWeights", "adds_up_over_groups", "one after the other"),
+    broken(PENALTY, "StaysLow", "counts_in_float32", "bfloat16"),
+    broken(PENALTY, "RoundsSquares", "counts_in_float32", "of the same in float32"),
+    broken(PENALTY, "Shrinks", "leaves_the_weights_alone", "changes a weight"),
+    broken(PENALTY, "Counts", "leaves_the_weights_alone", "the second"),
+    broken(PENALTY, "NeedsAGroup", "takes_no_groups", "non-empty"),
+]
+
+TRAINERS = [
+    broken(TRAINER, "Likelihood", "lists_settings_that_a_recipe_has", "max_step$", settings=("max_step",)),
+    broken(TRAINER, "AddsACallback", "leaves_the_recipe_alone", "recipe is another"),
+    broken(TRAINER, "ShortensRows", "leaves_the_recipe_alone", "rows are others"),
+    broken(TRAINER, "WritesAFile", "leaves_the_recipe_alone", "notes.txt"),
+    broken(TRAINER, "ForgetsGradients", "tells_each_step_in_order", "start 1, optimizer"),
+    broken(TRAINER, "StepsTwice", "tells_each_step_in_order", "optimizer, optimizer"),
+    broken(TRAINER, "CountsFromNought", "tells_each_step_in_order", "start 0"),
+    broken(TRAINER, "HasItsOwnLength", "tells_each_step_in_order", "1 steps where max_steps is 2"),
+    broken(TRAINER, "LosesGradients", "trains_the_weights", "no weight has changed"),
+    broken(TRAINER, "EndsAtNaN", "trains_the_weights", "not finite"),
+    broken(TRAINER, "NeverEnds", "ends_where_it_is_asked", "began step 2"),
+    broken(TRAINER, "DrawsByChance", "is_the_same_with_the_same_seed", "then of"),
+]
+
 MUTANTS = [
     *_of_every_part(),
     *LOSSES,
@@ -241,4 +272,6 @@ MUTANTS = [
     *OPERATIONS,
     *EXPORTERS,
     *METRICS,
+    *PENALTIES,
+    *TRAINERS,
 ]

@@ -14,8 +14,10 @@ from luthier.plugins.records import (
     MetricRecord,
     OperationRecord,
     OptimizerRecord,
+    PenaltyRecord,
     QuantizerRecord,
     Record,
+    TrainerRecord,
 )
 
 
@@ -75,6 +77,16 @@ class CountOptions:
 @attrs.frozen(kw_only=True)
 class ArraysOptions:
     compressed: bool = option(False, help="Compress the file.")
+
+
+@attrs.frozen(kw_only=True)
+class PowerOptions:
+    weight: float = option(0.1, help="Weight of the sum.", low=1e-3, high=10.0)
+
+
+@attrs.frozen(kw_only=True)
+class LikelihoodOptions:
+    scale: float = option(1.0, help="Factor of the loss.", low=0.1, high=2.0)
 
 
 LOSS = LossRecord(
@@ -180,7 +192,22 @@ SURPRISE = MetricRecord(
     wants=("entropy",),
     greater_is_better=False,
 )
-SIDES = (OPERATION, FROZEN_HEAD, EXPORTER, EXACT, SURPRISE)
+PENALTY = PenaltyRecord(
+    name="mutant-squares",
+    summary="The weighted sum of squares.",
+    options=PowerOptions,
+    build="mutants.penalties:Squares",
+    needs={"trainable-weights"},
+)
+TRAINER = TrainerRecord(
+    name="mutant-likelihood",
+    summary="Makes the words of each prompt likelier.",
+    options=LikelihoodOptions,
+    build="mutants.trainers:Likelihood",
+    needs={"trainable-weights"},
+    settings=("max_steps", "learning_rate", "data.max_length"),
+)
+SIDES = (OPERATION, FROZEN_HEAD, EXPORTER, EXACT, SURPRISE, PENALTY, TRAINER)
 SOUND: tuple[Record, ...] = (
     LOSS,
     COUPLED,
