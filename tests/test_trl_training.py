@@ -28,6 +28,11 @@ def few_vowels(completions):
     return [sum(c.isalpha() and c not in "aeiouAEIOU" for c in text) / max(len(text), 1) for text in completions]
 
 
+def variety(completions):
+    """How many letters are different ones."""
+    return [float(len(set(text))) for text in completions]
+
+
 def settings_of(method="grpo", **trainer):
     own = {"name": f"trl.{method}", "reward": few_vowels, LENGTHS[method]: 12, **trainer}
     return {"model": "demo", "data": {"path": "python:list", "max_length": 16}, "adapter": LORA, "trainer": own,
@@ -224,7 +229,7 @@ def test_a_plan_checks_the_trainer_and_says_that_it_has_no_numbers(tmp_path):
 def test_a_record_conforms(method):
     record = next(record for record in luthier_trainers() if record.name == f"trl.{method}")
     short = {LENGTHS[method]: 8} | ({} if method == "online_dpo" else {"num_generations": 2})
-    example = getattr(luthier_trl, CONFIGS[method])(reward="distinct_words", **short)
+    example = getattr(luthier_trl, CONFIGS[method])(reward=variety, **short)
     for check in checks_for(record, together=luthier_trainers(), examples=[example], vary=False):
         check()
 

@@ -72,7 +72,9 @@ class HasItsOwnLength(Likelihood):
 
 class LosesGradients(Likelihood):
     def step(self, session):
-        session.optimizer.zero_grad()
+        for group in session.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad.zero_()
         super().step(session)
 
 

@@ -175,7 +175,7 @@ def _watched_parts(found: _Found) -> tuple[Any, Any]:
             optimizer.register_step_post_hook(lambda *_: found.seen.append("optimizer"))
             return optimizer
 
-    return WatchedTuning(NoOptions()), WatchedAdamW(AdamW())
+    return WatchedTuning(NoOptions()), WatchedAdamW(AdamW(weight_decay=0.0))
 
 
 def _settings(subject: Subject) -> dict[str, Any]:
