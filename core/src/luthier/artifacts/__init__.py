@@ -1,1 +1,1 @@
-"""Artifacts: what a run leaves behind, saved, merged, verified, and loaded again."""
+"""Artifacts: the results of a run, saved, merged, verified, and loaded again."""

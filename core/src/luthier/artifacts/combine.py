@@ -1,4 +1,4 @@
-"""Combining: several low-rank adapters of one base made into one adapter, whose files every LoRA reader reads."""
+"""Combining: several low-rank adapters of one base become one adapter, whose files every LoRA reader reads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHOSEN: Final = ("preset", "rank_energy", "rank_budget", "rank_gradient")  # opt
 
 @attrs.frozen(kw_only=True)
 class Combination:
-    """What is asked for; None: each adapter alike, and no pruning or seed, which only some methods know."""
+    """The requested combination. None means equal weights, and no pruning or seed, which only some methods have."""
 
     method: str = "linear"
     weights: tuple[float, ...] | None = None
@@ -35,10 +35,10 @@ class Combination:
 
 
 def combine_folders(folders: Sequence[Path], asked: Combination, folder: Path) -> Path:
-    """Write the adapter that the others make together, in `folder`, opened again where a note names its base.
+    """Write the combination of the adapters to `folder`. If a note names their base, open it again as a check.
 
-    Everything is refused before a tensor is read that the settings alone decide; `artifact-mismatch` where adapters
-    have other layers, shapes or bases, or hold a tensor that no arithmetic consumes.
+    Whatever the settings decide is refused before a tensor is read. Raises `artifact-mismatch` if adapters have
+    different layers, shapes or bases, or contain a tensor that the arithmetic does not use.
     """
     recipe = _recipe(asked, len(folders))
     check_replaceable(folder)
@@ -67,13 +67,13 @@ def combine_folders(folders: Sequence[Path], asked: Combination, folder: Path) -
 def _recipe(asked: Combination, count: int) -> Blend:
     methods = get_args(Method)
     if asked.method not in methods:
-        raise _refused("no way to combine", "method", asked.method, suggest_nearest(asked.method, methods))
+        raise _refused("unknown method", "method", asked.method, suggest_nearest(asked.method, methods))
     if count < 2:
-        raise _refused("one adapter alone has nothing to be combined with", "paths", count, "Give two or more.")
+        raise _refused("one adapter cannot be combined alone", "paths", count, "Give two or more.")
     if asked.weights is not None and len(asked.weights) != count:
-        raise _refused("one weight for each adapter is asked for", "weights", asked.weights, f"Give {count}.")
+        raise _refused("there must be one weight for each adapter", "weights", asked.weights, f"Give {count}.")
     if not all(map(math.isfinite, asked.weights or ())):
-        raise _refused("a weight is no finite number", "weights", asked.weights, "Give numbers.")
+        raise _refused("a weight is not a finite number", "weights", asked.weights, "Give numbers.")
     if asked.weights is not None and asked.method == "slao":
         raise _refused("slao takes the adapters in their order, without weights", "weights", asked.weights, "")
     pruned = asked.method in PRUNED
@@ -84,7 +84,7 @@ def _recipe(asked: Combination, count: int) -> Blend:
     if asked.density is not None and not 0 < asked.density <= 1:
         raise _refused("outside its bounds", "density", asked.density, "Give a number above 0, and at most 1.")
     if asked.seed is not None and asked.method not in DRAWN:
-        raise _refused("nothing is drawn", "seed", asked.seed, f"Only {' and '.join(DRAWN)} draw.")
+        raise _refused("nothing is drawn at random", "seed", asked.seed, f"Only {' and '.join(DRAWN)} draw.")
     method: Any = asked.method
     return Blend(method=method, weights=asked.weights or (1 / count,) * count, density=asked.density or 1.0)
 
@@ -99,8 +99,8 @@ def _check_alike(adapters: Sequence[LowRankFolder], method: str) -> None:
         noted = bool(first.note and other.note)
         same = same_base(first.note, other.note) if noted else _same_name(first.config, other.config)
         if not same:
-            found = other.note["model"]["name_or_path"] if noted else other.config["base_model_name_or_path"]
-            raise _unlike(other, f"it was trained on another base than {first.path}", found)
+            base = other.note["model"]["name_or_path"] if noted else other.config["base_model_name_or_path"]
+            raise _unlike(other, f"it was trained on another base than {first.path}", base)
         missing = sorted(first.pairs.keys() ^ other.pairs.keys())
         if missing:
             raise _unlike(other, f"its layers are not those of {first.path}", missing[0])
@@ -129,15 +129,15 @@ def _unlike(adapter: LowRankFolder, problem: str, found: object) -> LuthierError
 
 
 def _note(changes: dict[str, Any], adapters: Sequence[LowRankFolder], recipe: Blend) -> dict[str, Any] | None:
-    """What holds of the first adapter's note, with the options of the combined one; None where it has no note."""
+    """Return the part of the first adapter's note that stays true, with the combined options; None if it has no note."""
     note = adapters[0].note
     if not note:
         return None
     own, plugins = note["adapter"], installed_plugins()
     if "name" in own:
         known = {field.name for field in attrs.fields(plugins.options(plugins.get("adapter", own["name"])))}
-        kept = {name: value for name, value in own.items() if name not in CHOSEN}
-        own = {**kept, **{name: value for name, value in changes.items() if name in known}}
+        unchanged = {name: value for name, value in own.items() if name not in CHOSEN}
+        own = {**unchanged, **{name: value for name, value in changes.items() if name in known}}
     made = {"method": recipe.method, "weights": list(recipe.weights), "density": recipe.density,
             "of": [str(adapter.path) for adapter in adapters],
             "runs": [adapter.note.get("run_id") for adapter in adapters]}  # fmt: skip

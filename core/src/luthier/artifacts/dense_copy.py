@@ -1,4 +1,4 @@
-"""Dense copies: a model in plain layers with its adapter folded in, and what rounding leaves of the update."""
+"""Dense copies: a model in plain layers with its adapter merged, and what rounding leaves of the update."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from luthier.plugins.contracts.protocols import Adapter, Quantizer
 from luthier.step.context import ContextSources, context_for, dense_weight
 
 LOW: Final = (torch.bfloat16, torch.float16)
-LEAST_KEPT: Final = 0.5  # share of an update that rounding must leave
+LEAST_KEPT: Final = 0.5  # the share of an update that must remain after rounding
 
-Weigh = Callable[[nn.Module], Tensor]  # a layer's weight [out, in] in float32
+Weigh = Callable[[nn.Module], Tensor]  # returns a layer's weight [out, in] in float32
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class DenseCopy:
-    """A merged copy. `changed` names each layer with an update and the live layer that it was put upon.
+    """A merged copy. `changed` maps each layer with an update to the live layer that the update was added to.
 
     `narrow` holds the dtype of each of the base's parameters that is in full precision here until the copy is rounded.
     """
@@ -30,57 +30,57 @@ class DenseCopy:
     model: Any
     changed: dict[str, nn.Module]
     narrow: dict[str, torch.dtype]
-    weigh: Callable[[str, nn.Module], Tensor]  # the base's weight [out, in] of a path, as the copy has it
+    weigh: Callable[[str, nn.Module], Tensor]  # returns the base's weight [out, in] for a path, as the copy has it
 
     def round_weights(self, dtype: torch.dtype) -> None:
-        """Round what is held in full precision to the base's own dtype, where the files are to be in that."""
+        """Round what is in full precision to the base's own dtype, if the files will have that dtype."""
         for name, own in self.narrow.items():
             if own is dtype:
                 parameter = self.model.get_parameter(name)
                 parameter.data = parameter.data.to(own)
 
     def measure_kept(self, dtype: torch.dtype) -> float | None:
-        """Return the share of the update that is left once base and sum are rounded to a dtype; None without one.
+        """Return the share of the update that remains once base and sum are rounded to a dtype; None without an update.
 
-        It is the projection of the difference of the rounded weights on the update: about 1 where rounding only adds
-        noise, 0 where every weight falls back on the base's.
+        It is the projection of the difference of the rounded weights on the update: about 1 if rounding only adds
+        noise, 0 if every weight is rounded back to the base's.
         """
-        kept = whole = 0.0
+        remaining = whole = 0.0
         for base, merged in self._pairs():
             update = merged - base
             left = merged.to(dtype).to(update.dtype) - base.to(dtype).to(update.dtype)
-            kept += float((left * update).sum(dtype=torch.float64))
+            remaining += float((left * update).sum(dtype=torch.float64))
             whole += float(update.square().sum(dtype=torch.float64))
-        return kept / whole if whole else None
+        return remaining / whole if whole else None
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The weight [out, in] of each changed layer in the base, and in the copy."""
+        """Yield the weight [out, in] of each changed layer in the base, and in the copy."""
         for path, live in self.changed.items():
             yield self.weigh(path, live), _weight_of(self.model.get_submodule(path))
 
 
 def check_kept(dense: DenseCopy, dtype: torch.dtype) -> float | None:
-    """Return `measure_kept`; `artifact-unmergeable` where rounding would erase most of the update."""
-    kept = dense.measure_kept(dtype)
-    if kept is not None and kept < LEAST_KEPT:
+    """Return `measure_kept`. Raises `artifact-unmergeable` if rounding would erase most of the update."""
+    share_kept = dense.measure_kept(dtype)
+    if share_kept is not None and share_kept < LEAST_KEPT:
         name = str(dtype).removeprefix("torch.")
-        problem = f"rounding to {name} would leave {max(kept, 0.0):.0%} of the update"
+        problem = f"rounding to {name} would leave {max(share_kept, 0.0):.0%} of the update"
         remedy = "Merge with save_dtype: float32 (--save-dtype float32), or keep the adapter apart."
         raise LuthierError("artifact-unmergeable", problem, where="save_dtype", found=name, remedy=remedy)
-    return kept
+    return share_kept
 
 
 def merged_copy(model: Any, adapter: Adapter, quantizer: Quantizer) -> Any:
-    """A copy of the model in plain dense layers of its own dtype, the adapter folded in."""
+    """Return a copy of the model in plain dense layers of its own dtype, with the adapter merged."""
     dense = make_dense(model, adapter, quantizer)
     dense.round_weights(model.dtype)
     return dense.model
 
 
 def make_dense(model: Any, adapter: Adapter, quantizer: Quantizer, original: Weigh | None = None) -> DenseCopy:
-    """Copy the model in dense layers with the adapter folded in, in float32 where there is an update.
+    """Copy the model in dense layers with the adapter merged, in float32 where there is an update.
 
-    Quantized layers have their dequantized weights, or with `original` those that it reads. The live model stays.
+    Quantized layers get their dequantized weights, or those that `original` reads. The live model stays unchanged.
     """
     live = model
     model, adapter = copy.deepcopy((model, adapter))
@@ -112,7 +112,7 @@ def make_dense(model: Any, adapter: Adapter, quantizer: Quantizer, original: Wei
 def _replace_quantized(
     model: Any, live: nn.Module, quantizer: Quantizer, plain: nn.Module, weigh: Callable[[str, nn.Module], Tensor]
 ) -> dict[str, torch.dtype]:
-    """Put a dense layer in the place of each quantized one; return its weight's name and the model's dtype."""
+    """Replace each quantized layer by a dense one. Return the model's dtype by the name of each such weight."""
     made = {}
     for path, layer in list(model.named_modules()):
         if quantizer.dequantize(layer) is not None:
@@ -124,20 +124,20 @@ def _replace_quantized(
 
 
 def _adapted_layers(model: nn.Module, plain: nn.Module) -> Iterator[tuple[str, str]]:
-    """The path of each layer that is wrapped, and of the layer of the model's own class with a weight inside it."""
+    """Yield the path of each wrapped layer, and of the layer with a weight, of the model's own class, inside it."""
     for path, layer in plain.named_modules():
-        found: Any = model.get_submodule(path)
-        if type(found) is type(layer) or not isinstance(getattr(layer, "weight", None), Tensor):
+        wrapper: Any = model.get_submodule(path)
+        if type(wrapper) is type(layer) or not isinstance(getattr(layer, "weight", None), Tensor):
             continue
-        shape = sorted(layer.weight.shape)  # a Conv1D's is turned, of a layer that was quantized
-        inside = ((name, m) for name, m in found.named_modules(prefix=path) if type(m) in (type(layer), nn.Linear))
+        shape = sorted(layer.weight.shape)  # a Conv1D's weight, once it was quantized, is transposed
+        inside = ((name, m) for name, m in wrapper.named_modules(prefix=path) if type(m) in (type(layer), nn.Linear))
         inner = next((name for name, m in inside if sorted(m.weight.shape) == shape), None)
         if inner is not None:
             yield path, inner
 
 
 def _plain_path(path: str, plain: nn.Module) -> str:
-    """The path of the layer in whose place a wrapper holds the layer of this path."""
+    """Return the path at which the plain model has the layer that a wrapper holds at `path`."""
     names = {name for name, _ in plain.named_modules()}
     while path not in names:
         path = path.rpartition(".")[0]
@@ -145,7 +145,7 @@ def _plain_path(path: str, plain: nn.Module) -> str:
 
 
 def _widen(model: nn.Module, plain: nn.Module) -> dict[str, torch.dtype]:
-    """Put the weights that are wrapped into float32, so that the sum is rounded once; return what they were."""
+    """Convert wrapped weights to float32, so that the sum is rounded once. Return their original dtypes."""
     narrow = {}
     for path, inner in _adapted_layers(model, plain):
         weight: Any = model.get_submodule(inner).weight
@@ -156,15 +156,15 @@ def _widen(model: nn.Module, plain: nn.Module) -> dict[str, torch.dtype]:
 
 
 def _weight_of(layer: nn.Module) -> Tensor:
-    """[out, in] float32 or better of a dense layer."""
-    held: Any = layer
-    weight = held.weight.detach()
+    """Return the weight [out, in] of a dense layer, in float32 or wider."""
+    dense: Any = layer
+    weight = dense.weight.detach()
     weight = weight.T if _is_turned(layer) else weight
     return weight.to(torch.promote_types(torch.float32, weight.dtype))
 
 
 def _is_turned(layer: nn.Module) -> bool:
-    """transformers' Conv1D holds [in, out]."""
+    """Return True for transformers' Conv1D, which stores [in, out]."""
     return type(layer).__name__ == "Conv1D"
 
 
@@ -174,7 +174,7 @@ def _skeleton(model: Any) -> nn.Module:
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> nn.Linear:
-    """A dense layer with a bias of this dtype, and a weight that is not yet rounded to it."""
+    """Return a dense layer with a bias in this dtype, and a weight that is not yet rounded to it."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta", dtype=dtype)
     layer.weight = nn.Parameter(weight.to(torch.promote_types(dtype, torch.float32)))
     if bias is not None:
@@ -183,7 +183,7 @@ def _linear(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype)
 
 
 def _transposed(layer: nn.Linear, pattern: nn.Module) -> nn.Module:
-    """A Linear as the Conv1D that the architecture has in its place."""
+    """Return a Linear as the Conv1D that the architecture has in its place."""
     make: Any = type(pattern)
     made = make(layer.weight.shape[0], layer.weight.shape[1])
     with torch.no_grad():
@@ -199,4 +199,4 @@ def _replace(model: nn.Module, path: str, layer: nn.Module) -> None:
 
 
 def _no_original(layer: nn.Module) -> torch.Tensor:
-    raise LuthierError("artifact-unmergeable", "this adapter wants the original weights, which are not at hand here")
+    raise LuthierError("artifact-unmergeable", "this adapter needs the original weights, which are not available here")

@@ -25,7 +25,7 @@ log = get_logger()
 
 @attrs.frozen(kw_only=True)
 class Export:
-    """What was written, or would be: the folder, the format with who offers it, files with their bytes, differences."""
+    """The result of an export, or of a dry run: the folder, the format and its plugin, files with bytes, differences."""
 
     folder: Path
     format: str
@@ -36,7 +36,7 @@ class Export:
 
 @attrs.frozen(kw_only=True)
 class Exportable:
-    """A trained model as an export asks for it: a folder beside it by name, its config, and then the model itself."""
+    """A trained model to export: a folder beside it by name, its config, and then the model itself."""
 
     beside: Callable[[str], Path]
     read_config: Callable[[], Any]
@@ -50,12 +50,12 @@ def export_model(
     *,
     dry_run: bool = False,
 ) -> Export:
-    """Write a model in a format, whole.
+    """Write a complete model in another tool's format.
 
-    Its weights are plain, unless the format is one of quantized layers (`ExporterRecord.quantized`). `chosen` is the
-    exporter's name, or `{name: ..., options}`. `folder` None: one beside the model, named as the format. Everything
-    that can be refused is before the weights are read, and `dry_run` ends there. Nothing is left of what does not pass
-    the exporter's own comparison.
+    Its weights are plain, unless the format is for quantized layers (`ExporterRecord.quantized`). `chosen` is the
+    exporter's name, or `{name: ..., options}`. `folder` None means one beside the model, named after the format.
+    Everything that can be refused is refused before the weights are read; `dry_run` ends there. Nothing remains of an
+    export that fails the exporter's own comparison.
     """
     part = find_part(chosen, "exporter", "format", installed_plugins())
     exporter: Exporter = installed_plugins().build(part.offer, part.options) if part.offer else part.local
@@ -75,7 +75,7 @@ def export_model(
 
 
 def read_config(artifact: Path, base: str | None) -> Any:
-    """Return the transformers config of what lies at a path, or of the base that an adapter was trained on."""
+    """Return the transformers config of the artifact at a path, or of the base that an adapter was trained on."""
     from luthier.model.load import load_config
     from luthier.model.model_config import config_of
     from luthier.plugins.structure import structure_value
@@ -92,7 +92,7 @@ def read_config(artifact: Path, base: str | None) -> Any:
 
 
 def plain_model(opened: Opened) -> tuple[Any, Any]:
-    """Return the model with the adapter folded in and plain weights, and its tokenizer."""
+    """Return the model with the adapter merged and with plain weights, and its tokenizer."""
     check_mergeable(opened.adapter, opened.quantizer, opened.note)
     if opened.quantizer is None:
         return opened.model, opened.tokenizer
@@ -101,12 +101,12 @@ def plain_model(opened: Opened) -> tuple[Any, Any]:
 
 def _check_free(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise LuthierError("path-unwritable", "there is something here already", where=str(folder),
+        raise LuthierError("path-unwritable", "this path exists already", where=str(folder),
                            remedy="Choose another --output-dir, or remove it.")  # fmt: skip
 
 
 def _write(exporter: Exporter, model: Any, tokenizer: Any, folder: Path, note: Mapping[str, Any]) -> dict[str, float]:
-    """Write aside, compare, and rename."""
+    """Write beside the final path, compare, and rename. Return the differences."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

@@ -1,4 +1,4 @@
-"""Folders written whole: beside their place, then renamed, so that what is there can be trusted."""
+"""Folders that are written as a whole: beside their final path, then renamed, so that a folder is never half written."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from luthier.disk import settle_folder, write_json
 from luthier.errors import LuthierError, unwritable_path
 from luthier.recipe.artifact_note import NOTE
 
-INNER: Final = ("additional_chat_templates",)  # the only folders that an artifact has: a tokenizer's further templates
+INNER: Final = ("additional_chat_templates",)  # the only folder inside an artifact: a tokenizer's further templates
 
 
 def write_artifact(folder: Path, write: Callable[[Path], object], note: dict[str, Any] | None = None) -> Path:
-    """`folder` as `write` fills it, replacing an artifact that stood there; see `check_replaceable`.
+    """Return `folder`, filled by `write`; it replaces an artifact that was there (see `check_replaceable`).
 
-    With a `note` a model card is beside it; one that a user wrote stays.
+    With a `note` a model card is added, unless the user wrote one.
     """
     check_replaceable(folder)
     place = folder.resolve()
@@ -46,9 +46,9 @@ def write_artifact(folder: Path, write: Callable[[Path], object], note: dict[str
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise unless a folder is new, empty, or one artifact with Luthier's note, and nothing that somebody put below it.
+    """Raise unless a folder is new, empty, or one artifact with Luthier's note and nothing else in it.
 
-    `path-unwritable` for a file, and for a folder that the working folder lies in; `run-folder-other` for the rest.
+    Raises `path-unwritable` for a file and for a folder that contains the working directory, else `run-folder-other`.
     """
     try:
         place = folder.resolve()
@@ -57,20 +57,20 @@ def check_replaceable(folder: Path) -> None:
     except OSError as error:
         raise unwritable_path(folder, error) from None
     if around:
-        problem, remedy = "the command runs in this folder, which can then not be replaced", "Name a new folder."
+        problem, remedy = "the command runs in this folder, so it cannot be replaced", "Name a new folder."
         raise LuthierError("path-unwritable", problem, where="output_dir", found=str(folder), remedy=remedy)
     if inside and not (place / NOTE).is_file():
         problem, remedy = f"the folder holds something else: there is no {NOTE} in it", "Choose another folder."
         raise LuthierError("run-folder-other", problem, where=str(folder), remedy=remedy)
-    for further in inside:  # such as a merged model beside the adapter's files
+    for further in inside:  # for example a merged model beside the adapter's files
         if further.is_dir() and further.name not in INNER:
             thing = "model" if is_artifact(further) else "folder"
-            problem, remedy = f"this {thing} lies in the folder that would be replaced", "Move it, or choose another."
+            problem, remedy = f"this {thing} is in the folder that would be replaced", "Move it, or choose another."
             raise LuthierError("run-folder-other", problem, where=str(further), remedy=remedy)
 
 
 def same_base(note: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Return True unless two notes name different base models: by their fingerprints, or else by name."""
+    """Return True unless two notes name different base models, by their fingerprints or else by name."""
     prints = note.get("base"), other.get("base")
     if None not in prints:
         return prints[0] == prints[1]
@@ -78,6 +78,6 @@ def same_base(note: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def is_artifact(folder: Path) -> bool:
-    """Return whether a folder holds an adapter's files or a model's."""
+    """Return True if a folder holds an adapter's files or a model's."""
     names = {NOTE, "config.json", "adapter_config.json"}
     return any((folder / name).is_file() for name in names)

@@ -21,13 +21,16 @@ from luthier.recipe.artifact_note import read_note
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 NAME: Final = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
-BEGINNINGS: Final = (True, False, "gaussian", "eva", "orthogonal")  # that leave the base as it was
-MOVED: Final = "its update is the difference from where it began"  # of the others, such as PiSSA
+# initialisations of PEFT that leave the base's weights unchanged
+BEGINNINGS: Final = (True, False, "gaussian", "eva", "orthogonal")
+MOVED: Final = "its update is the difference from where it began"  # of the other initialisations, such as PiSSA
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class LowRankFolder:
-    """An adapter as its files have it: the pair of each layer, PEFT's configuration, and the note beside it."""
+    """An adapter as its files describe it: the pair of factors of each layer, PEFT's configuration, and the note beside
+    it.
+    """
 
     path: Path
     pairs: dict[str, Pair]
@@ -36,10 +39,10 @@ class LowRankFolder:
 
 
 def read_low_rank(folder: Path) -> LowRankFolder:
-    """Return the adapter of a folder.
+    """Return the adapter in a folder.
 
-    Raises `artifact-not-found` where there is none, and `artifact-mismatch` for another method's, for a tensor that is
-    no factor, for a factor without its other, and for NaN.
+    Raises `artifact-not-found` if there is none, and `artifact-mismatch` for another method's adapter, a tensor that is
+    no factor, a factor without its partner, or NaN.
     """
     if not (folder / WEIGHTS).is_file():
         raise LuthierError("artifact-not-found", f"no {WEIGHTS} in this folder", where=str(folder))
@@ -50,45 +53,48 @@ def read_low_rank(folder: Path) -> LowRankFolder:
     _check_config(config, folder)
     sides = _sides(tensors, folder)
     pairs = {
-        layer: Pair(a=found["A"].float(), b=found["B"].float(), scale=_scale(config, layer, found["A"].shape[0]))
-        for layer, found in sides.items()
+        layer: Pair(a=factors["A"].float(), b=factors["B"].float(), scale=_scale(config, layer, factors["A"].shape[0]))
+        for layer, factors in sides.items()
     }
     return LowRankFolder(path=folder, pairs=pairs, config=config, note=read_note(folder))
 
 
 def keeps_base(config: Mapping[str, Any]) -> bool:
-    """Return True where the update of PEFT's configuration is B A upon the base as it is; see `MOVED` for the rest."""
+    """Return True if the adapter adds B A to the unchanged base. For the other initialisations see `MOVED`."""
     return config.get("init_lora_weights", True) in BEGINNINGS
 
 
 def _check_config(config: Mapping[str, Any], folder: Path) -> None:
     kind = config.get("peft_type")
     if kind != "LORA" or config.get("use_dora"):
-        found = "DoRA" if kind == "LORA" else kind
-        raise _misfit(folder / CONFIG, "only the factors of LoRA can be combined", found)
+        method = "DoRA" if kind == "LORA" else kind
+        raise _misfit(folder / CONFIG, "only the factors of LoRA can be combined", method)
     if not keeps_base(config):
-        problem = f"{MOVED}, which its files do not hold"
+        problem = f"{MOVED}, which is not in its files"
         raise _misfit(folder / CONFIG, problem, f"init_lora_weights: {config['init_lora_weights']}")
-    if config.get("target_parameters"):  # of experts, whose factors A and B hold many ranks, and no scale is read
-        found = f"target_parameters: {config['target_parameters']}"
-        raise _misfit(folder / CONFIG, "the factors of parameters, such as experts, are not those of layers", found)
+    if config.get("target_parameters"):  # factors of experts hold many ranks each, which this module cannot read
+        targets = f"target_parameters: {config['target_parameters']}"
+        raise _misfit(folder / CONFIG, "the factors of parameters, such as experts, are not those of layers", targets)
 
 
 def _sides(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, dict[str, Tensor]]:
-    """The factors A and B of each layer by its name; every tensor is one of them, and none is missing."""
+    """Return the factors A and B of each layer, by its name.
+
+    Raises unless every tensor is a factor and none is missing.
+    """
     sides: dict[str, dict[str, Tensor]] = {}
     for name in sorted(tensors):
         parts = NAME.fullmatch(name)
         if parts is None:
-            raise _misfit(folder / WEIGHTS, "a tensor is left over: it is no factor of a layer", name)
+            raise _misfit(folder / WEIGHTS, "this tensor is no factor of a layer", name)
         if not tensors[name].isfinite().all():
             raise _misfit(folder / WEIGHTS, "it holds NaN or infinity", name)
         sides.setdefault(parts["layer"], {})[parts["side"]] = tensors[name]
-    for layer, found in sides.items():
-        if len(found) == 1:
+    for layer, factors in sides.items():
+        if len(factors) == 1:
             raise _misfit(folder / WEIGHTS, "the other factor of this layer is missing", layer)
-        if found["A"].shape[0] != found["B"].shape[1]:
-            raise _misfit(folder / WEIGHTS, "the factors of this layer have two ranks", layer)
+        if factors["A"].shape[0] != factors["B"].shape[1]:
+            raise _misfit(folder / WEIGHTS, "the factors of this layer differ in rank", layer)
     return sides
 
 
@@ -101,7 +107,7 @@ def _scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
 
 
 def write_low_rank(folder: Path, factors: Mapping[str, tuple[Tensor, Tensor]], config: Mapping[str, Any]) -> None:
-    """Write both files; `factors` are A and B of each layer, and the scale of each is 1."""
+    """Write both files. `factors` maps each layer to its A and B, whose scale is 1."""
     tensors = {f"{layer}.lora_{side}.weight": tensor.to(torch.float32).contiguous()
                for layer, pair in factors.items() for side, tensor in zip("AB", pair, strict=True)}  # fmt: skip
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -117,5 +123,5 @@ def unit_scales(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
 
 
 def _misfit(path: Path, problem: str, found: object) -> LuthierError:
-    remedy = "Combine adapters of LoRA that train nothing besides."
+    remedy = "Combine LoRA adapters that train nothing but their factors."
     return LuthierError("artifact-mismatch", problem, where=str(path), found=found, remedy=remedy)

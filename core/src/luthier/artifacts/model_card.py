@@ -1,4 +1,4 @@
-"""The model card of an artifact, README.md: what it was made of, with what, and how good it was, out of its note."""
+"""The model card of an artifact, README.md: what it was made of, with what, and how good it was, according to its note."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HUB: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def card_facts(settings: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a note keeps for cards: of a resolved recipe as plain data, and of the rows that were made of it."""
+    """Return the facts that a note keeps for cards, from a resolved recipe as plain data and from the prepared rows."""
     base = str(settings["model"]["name_or_path"])
     sources = [str(source["path"]) for source in settings["data"]["train"]]
     return {
@@ -47,12 +47,15 @@ def card_facts(settings: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str
 
 
 def _is_of_hub(name: str) -> bool:
-    """Return True for a name that is nothing here, so that it is one of the hub's."""
+    """Return True for a name that is no local path, so that it belongs to the hub."""
     return HUB.fullmatch(name) is not None and name != "demo" and not Path(name).exists()
 
 
 def put_card(aside: Path, folder: Path, note: Mapping[str, Any]) -> None:
-    """Write the card of an artifact that is to replace what stands in `folder`, whose card stays if a user wrote it."""
+    """Write the card of an artifact that will replace the one in `folder`.
+
+    A card that a user wrote is copied instead.
+    """
     before = folder / CARD
     if before.is_file() and not is_generated(before.read_text("utf-8", errors="replace")):
         shutil.copyfile(before, aside / CARD)
@@ -61,13 +64,13 @@ def put_card(aside: Path, folder: Path, note: Mapping[str, Any]) -> None:
 
 
 def is_generated(text: str) -> bool:
-    """Return True where a card stands as it was written."""
-    found = MARK.search(text)
-    return found is not None and found[1] == _digest(MARK.sub("", text))
+    """Return True if a card is unchanged since luthier wrote it."""
+    match = MARK.search(text)
+    return match is not None and match[1] == _digest(MARK.sub("", text))
 
 
 def make_card(note: Mapping[str, Any], *, is_peft: bool) -> str:
-    """Return the card of what a note tells of, with the metadata of the Hugging Face hub in front."""
+    """Return the card that describes a note, with the metadata of the Hugging Face hub at its beginning."""
     facts = note.get("card") or {}
     adapter = "" if "unmerge" in note else str(note.get("adapter", {}).get("name", "a local object"))
     head = _metadata(note, facts, adapter, is_peft=is_peft)
@@ -79,7 +82,7 @@ def make_card(note: Mapping[str, Any], *, is_peft: bool) -> str:
 
 
 def shown_place(path: str) -> str:
-    """Return a path as a card shows it: what leads to a place on one machine alone is left out."""
+    """Return a path as a card shows it, without folders that exist on one machine only."""
     return Path(path).name if Path(path).is_absolute() or path.startswith("~") else path
 
 
@@ -88,10 +91,10 @@ def _digest(text: str) -> str:
 
 
 def _metadata(note: Mapping[str, Any], facts: Mapping[str, Any], adapter: str, *, is_peft: bool) -> str:
-    """YAML whose values are JSON; no license, which nothing here knows."""
+    """Return YAML with JSON values. It has no license, because nothing here knows one."""
     loss = facts.get("loss", {}).get("name")
-    base = None if "unmerge" in note else facts.get("hub_model")  # a base itself is made of no other
-    found: dict[str, Any] = {
+    base = None if "unmerge" in note else facts.get("hub_model")  # an unmerged base is made of no other model
+    fields: dict[str, Any] = {
         "base_model": base,
         "base_model_relation": None if not base else "adapter" if is_peft else "finetune",
         "library_name": "peft" if is_peft else "transformers",
@@ -99,12 +102,12 @@ def _metadata(note: Mapping[str, Any], facts: Mapping[str, Any], adapter: str, *
         "tags": ["luthier", *(name for name in (adapter, loss) if name and " " not in name)],
         "datasets": [source["path"] for source in facts.get("data", ()) if source["hub"]],
     }
-    lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in found.items() if value]
+    lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items() if value]
     return "\n".join(["---", *lines, "---", ""])
 
 
 def _describe_making(note: Mapping[str, Any], adapter: str) -> str:
-    """Say in a title how an artifact came from its base."""
+    """Return the words of the title that say how the artifact came from its base."""
     if "unmerge" in note:
         return "with an adapter taken out of it again"
     if "combined" in note:
@@ -123,13 +126,13 @@ def _made_of(note: Mapping[str, Any], facts: Mapping[str, Any], base: str) -> It
     if facts.get("fingerprint"):
         yield f"- rows: {facts['examples']:,} examples, {facts['tokens']:,} tokens, hash `{facts['fingerprint']}`"
     progress = note.get("progress") or {}
-    if progress and run:  # of what was combined, a quantizer alone is told
+    if progress and run:  # combined adapters were not trained themselves
         yield f"- trained: {progress['step']} steps, {progress['epoch']:.4g} epochs"
     yield ""
 
 
 def _others(note: Mapping[str, Any]) -> Iterable[str]:
-    """The artifacts that this one was made of, where no run has made it."""
+    """Yield the artifacts that this one was made of, if no run has made it."""
     if "unmerge" in note:
         taken = note["unmerge"]
         exact = "bit for bit those of the base model" if taken["bit_exact"] else "to the rounding of the merged files"
@@ -147,7 +150,7 @@ def _adapter_line(path: str, run: str | None) -> str:
 
 
 def _parts(note: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterable[str]:
-    """A row for each part that made it, with the options that are not its defaults."""
+    """Yield a table row for each part that made it, with the options that are not defaults."""
     if "unmerge" in note:
         return
     versions = {part["kind"]: part for part in note.get("parts", ())}
@@ -162,13 +165,13 @@ def _parts(note: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _changed(kind: str, spec: Mapping[str, Any]) -> str:
-    """Options that are not their defaults."""
+    """Return the options that are not defaults."""
     given = {name: value for name, value in spec.items() if name != "name"}
     try:
         plugins = installed_plugins()
         usual = plugins.options(plugins.get(kind, spec["name"]))()
         given = {name: value for name, value in given.items() if _plain(getattr(usual, name, None)) != _plain(value)}
-    except (LuthierError, KeyError, TypeError):  # a part in Python, or options that are required
+    except (LuthierError, KeyError, TypeError):  # a part from Python, or options that are required
         pass
     return ", ".join(f"`{name}: {json.dumps(_plain(value))}`" for name, value in given.items()).replace("|", "\\|")
 

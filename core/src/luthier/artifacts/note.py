@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from luthier.model.weights.dense_files import Files
 
 
-PLAIN: Final = {"prompt_completion", "text"}  # formats whose rows no chat template has touched
-MAKINGS: Final = ("combined", "merge", "unmerge")  # what a note says of how an artifact was made of others
+PLAIN: Final = {"prompt_completion", "text"}  # formats whose rows go through no chat template
+MAKINGS: Final = ("combined", "merge", "unmerge")  # entries that say how an artifact was made of others
 
 
 @attrs.frozen(kw_only=True)
 class Prompting:
-    """How a run's prompts were made: plain texts, or by a chat template with this hash; and what ends answers."""
+    """How a run's prompts were made (as plain texts, or by a chat template with this hash), and what ends answers."""
 
     plain: bool
     template_hash: str | None = None
     stop_tokens: tuple[int, ...] = ()
-    rows: dict[str, Any] = attrs.field(factory=dict)  # what a card says of the rows
+    rows: dict[str, Any] = attrs.field(factory=dict)  # facts about the rows, for the card
 
     @classmethod
     def of_rows(cls, prepared: Prepared) -> Prompting:
@@ -45,8 +45,11 @@ class Prompting:
 def make_note(
     settings: dict[str, Any], run_id: str, parts: list[dict[str, Any]], prompting: Prompting, files: Files
 ) -> dict[str, Any]:
-    """`settings` is the resolved recipe as plain data; `prompting` how the run's prompts were made; `files` says how
-    a dense model made of it is written."""
+    """Return the note of a run's artifact.
+
+    `settings` is the resolved recipe as plain data; `prompting` says how the run's prompts were made; `files` says how
+    a dense model made of the artifact is written.
+    """
     needed = {kind: settings[kind] for kind in ("model", "adapter", "quantizer")}
     return {
         "format": NOTE_FORMAT,
@@ -54,7 +57,7 @@ def make_note(
         **needed,
         "base": of_model(settings["model"]["name_or_path"]),
         "run_id": run_id,
-        "seed": settings["seed"],  # what the adapter drew when it was attached
+        "seed": settings["seed"],  # decides what the adapter drew when it was attached
         "parts": parts,
         "prompts": "plain" if prompting.plain else "chat",
         "chat_template_hash": prompting.template_hash,
@@ -66,13 +69,14 @@ def make_note(
 
 
 def derive_note(note: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a note says that stays true of an artifact made of its own: the base, and the parts that it needs.
+    """Return the part of a note that stays true of an artifact made from its artifact: the base, and the parts it
+    needs.
 
-    What a run has done is left out: its id, its rows, its settings and its numbers.
+    It leaves out what describes the run: its id, rows, settings and numbers.
     """
-    kept = {name: value for name, value in note.items() if name not in MAKINGS}
+    remaining = {name: value for name, value in note.items() if name not in MAKINGS}
     return {
-        **kept,
+        **remaining,
         "format": NOTE_FORMAT,
         "luthier": metadata.version("luthier"),
         "run_id": None,
@@ -82,7 +86,7 @@ def derive_note(note: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_run(folder: Path) -> dict[str, Any]:
-    """The note that a run keeps in its record."""
+    """Return the note that a run keeps in its record. Raises `run-not-found`."""
     record = read_record(folder)
     if record is None:
         raise LuthierError("run-not-found", "no run.json here", where=str(folder))

@@ -1,4 +1,4 @@
-"""Pushing: an artifact's folder sent to a repository of a hub, by huggingface_hub's client and its own key."""
+"""Pushing: an artifact's folder is sent to a repository of a hub, by huggingface_hub's client and its own key."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from luthier.logs import get_logger
 
 log = get_logger()
 REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
-PICKLES: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # which run code where they are read
+PICKLES: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # formats that run code when they are read
 KEY: Final = re.compile(rb"hf_[A-Za-z0-9]{30,}")  # a key of the hub
-LOOKED_AT: Final = 1 << 20  # bytes of a file in which a key is looked for
+LOOKED_AT: Final = 1 << 20  # bytes of a file that are searched for a key
 STATUS: Final = {401: "provider-auth", 403: "provider-auth", 429: "provider-limited", 404: "provider-not-found"}
 
 
 @attrs.frozen(kw_only=True)
 class Push:
-    """What was sent, or would be: the repository, its address, and the files with their bytes."""
+    """The result of a push, or of a dry run: the repository, its address, and the files with their bytes."""
 
     repository: str
     revision: str
@@ -37,10 +37,10 @@ def push_folder(
     folder: Path, repository: str, *, private: bool = True, revision: str = "main", message: str | None = None,
     dry_run: bool = False,
 ) -> Push:  # fmt: skip
-    """Send an artifact's files; with `dry_run` only say which, without any request.
+    """Send an artifact's files. With `dry_run` only list them, without any request.
 
-    The key is what `hf auth login` or HF_TOKEN has left for the client; it is in no output, and a file that holds one
-    is refused, as is a pickle. Raises `credential-missing` without a key.
+    The key is the one that `hf auth login` or HF_TOKEN has left for the client. It is in no output, and a file that
+    contains one is refused, as is a pickle. Raises `credential-missing` without a key.
     """
     if not REPOSITORY.fullmatch(repository):
         problem, remedy = "no name of a repository", "Write OWNER/NAME."
@@ -66,14 +66,15 @@ def push_folder(
 
 
 def list_files(folder: Path) -> dict[str, int]:
-    """Return the files of an artifact that are sent, with their bytes; hidden ones stay, and artifacts within it.
+    """Return the files of an artifact that are sent, with their bytes, without hidden files and inner artifacts.
 
-    Raises `artifact-not-found` where there is no artifact, and `artifact-mismatch` for a pickle or a key.
+    Raises `artifact-not-found` if there is no artifact, and `artifact-mismatch` for a pickle or a key.
     """
     if not is_artifact(folder):
         remedy = "Give the folder of an adapter or a model."
         raise LuthierError("artifact-not-found", "there is no artifact here", where=str(folder), remedy=remedy)
-    others = [path for path in folder.iterdir() if is_artifact(path)]  # a merged model, say: it is pushed by itself
+    # for example a merged model, which is pushed on its own
+    others = [path for path in folder.iterdir() if is_artifact(path)]
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not {*path.parents}.intersection(others)]
     names = {str(path.relative_to(folder)): path for path in paths}
     sent = {name: path for name, path in names.items() if not any(part.startswith(".") for part in Path(name).parts)}
@@ -92,7 +93,7 @@ def _kept_back(path: Path, problem: str, remedy: str) -> LuthierError:
 
 @contextmanager
 def _explained(repository: str, key: str) -> Iterator[None]:
-    """The client's errors in words of ours, without the key."""
+    """Raise the client's errors in luthier's words, without the key."""
     import httpx
     from huggingface_hub.errors import HfHubHTTPError
 

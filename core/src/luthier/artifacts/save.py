@@ -1,4 +1,4 @@
-"""Saving what a run has trained: the adapter alone, or a merged model that plain transformers loads."""
+"""Saving of what a run has trained: the adapter alone, or a merged model that plain transformers loads."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ log = get_logger()
 
 
 def artifact_name(adapter: Adapter) -> str:
-    """The folder that an adapter's `save` fills: `adapter`, or `model` for one that is a whole model."""
+    """Return the folder that an adapter's `save` fills: `adapter`, or `model` for one that is a whole model."""
     return getattr(adapter, "artifact", "adapter")
 
 
 def save_adapter(
     model: Any, tokenizer: Any, adapter: Adapter, folder: Path, note: dict[str, Any], quantizer: Any = None
 ) -> Path:
-    """Return what `adapter.save` writes, with the tokenizer, checked by reading it back."""
+    """Save the adapter and the tokenizer, check them by reading them back, and return the folder."""
     is_model = artifact_name(adapter) == "model"
     is_trained = is_model and quantizer is not None and quantizer.trains
 
@@ -53,10 +53,10 @@ def save_adapter(
 
 @attrs.frozen(kw_only=True)
 class MergeBase:
-    """The weights of quantized layers that an update is put upon.
+    """The weights of quantized layers to which an update is added.
 
-    `onto`: what the layers compute (dequantized), or what the checkpoint holds (original), which `original` reads.
-    Where that is given, the error of both is measured. `plain`: no layer is quantized.
+    `onto` is what the layers compute (dequantized), what the checkpoint holds (original), which `original` reads, or
+    `plain` if no layer is quantized. With `original` given, the errors of both choices are measured.
     """
 
     onto: Literal["plain", "dequantized", "original"] = "plain"
@@ -64,11 +64,11 @@ class MergeBase:
 
     @property
     def reader(self) -> Weigh | None:
-        """The reader of the weights that the update is added to; None: the quantizer."""
+        """Return the reader of the weights that the update is added to; None means the quantizer's own."""
         return self.original if self.onto == "original" else None
 
     def others(self) -> dict[str, Weigh | None]:
-        """Return the reader of the other choice by its name, where both are measured."""
+        """Return the reader of the other choice by its name, if both are measured."""
         if self.original is None:
             return {}
         return {"dequantized": None} if self.onto == "original" else {"original": self.original}
@@ -78,41 +78,42 @@ def save_merged(
     model: Any, tokenizer: Any, adapter: Adapter, quantizer: Quantizer, folder: Path, note: dict[str, Any],
     base: MergeBase | None = None,
 ) -> Path:  # fmt: skip
-    """A dense model in plain transformers' layout, checked by loading it there. The live model stays as it is.
+    """Save a dense model in plain transformers' layout, check it by loading it there, and return the folder.
 
-    `adapter` None: the model has none. What was measured of the merge stands in the folder's note, under `merge`.
-    Raises `artifact-unmergeable` where a part cannot be merged, or where rounding would erase the update.
+    The live model stays unchanged. `adapter` None means that the model has none. The measured errors of the merge are
+    in the folder's note, under `merge`. Raises `artifact-unmergeable` if a part cannot be merged, or if rounding would
+    erase the update.
     """
     base = base or MergeBase(onto="dequantized" if is_quantized(model, quantizer) else "plain")
     check_mergeable(adapter, quantizer, note)
     dtype = Files.of_note(note).dtype or model.dtype
-    told: dict[str, Any] = {"onto": base.onto, "dtype": str(dtype).removeprefix("torch."), "errors": {}}
+    merge_note: dict[str, Any] = {"onto": base.onto, "dtype": str(dtype).removeprefix("torch."), "errors": {}}
     dense_of = functools.partial(make_dense, model, adapter, quantizer)
 
     def write(aside: Path) -> None:
         for onto, read in base.others().items():
-            told["errors"][onto] = measure_error(model, dense_of(read).model.to(dtype).to(model.dtype), adapter)
+            merge_note["errors"][onto] = measure_error(model, dense_of(read).model.to(dtype).to(model.dtype), adapter)
         dense = dense_of(base.reader)
-        told["kept"] = check_kept(dense, dtype)
+        merge_note["kept"] = check_kept(dense, dtype)
         dense.round_weights(dtype)
         with portable_model(dense.model):
             save_model(dense.model, aside, Files.of_note(note))
         tokenizer.save_pretrained(aside)
         live, part = (model, adapter) if base.reader is None else (dense.model.to(model.dtype), None)
         error = check_model(live, aside, part)
-        told["errors"][base.onto] = error if base.reader is None else measure_error(model, live, adapter)
-        log.info("merged", **told)
+        merge_note["errors"][base.onto] = error if base.reader is None else measure_error(model, live, adapter)
+        log.info("merged", **merge_note)
 
-    return write_artifact(folder, write, {**note, "artifact": "model", "merge": told})
+    return write_artifact(folder, write, {**note, "artifact": "model", "merge": merge_note})
 
 
 def is_quantized(model: nn.Module, quantizer: Quantizer | None) -> bool:
-    """Return True where layers of a model hold weights in their quantizer's form."""
+    """Return True if layers of a model hold weights in their quantizer's form."""
     return quantizer is not None and any(quantizer.dequantize(layer) is not None for layer in model.modules())
 
 
 def check_mergeable(adapter: Any, quantizer: Any, note: dict[str, Any]) -> None:
-    """Raise `artifact-unmergeable` where the record of a part says that it cannot be merged."""
+    """Raise `artifact-unmergeable` if the record of a part says that it cannot be merged."""
     for kind, part in (("adapter", adapter), ("quantizer", quantizer)):
         if not getattr(part, "mergeable", True):
             raise unmergeable_part(kind, note[kind].get("name", type(part).__name__))
@@ -120,7 +121,7 @@ def check_mergeable(adapter: Any, quantizer: Any, note: dict[str, Any]) -> None:
 
 @contextmanager
 def portable_model(model: Any) -> Iterator[None]:
-    """While a model is written: an attention that every machine has, and no bar."""
+    """Within this context the model has an attention that every machine has, for its config, and shows no progress bar."""
     before = model.config._attn_implementation
     model.set_attn_implementation(ordinary_attention(model))
     try:

@@ -1,4 +1,4 @@
-"""Serving: the commands with which other programs serve an artifact, by what lies in its folder."""
+"""Serving: the commands with which other programs serve an artifact, depending on what is in its folder."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from luthier.errors import LuthierError
 from luthier.plugins.registry import installed_plugins
 from luthier.recipe.artifact_note import RECORD, read_note
 
-USUAL_RANK: Final = 16  # the largest that vLLM and SGLang take unasked
-RANKS: Final = (32, 64, 128, 256, 320, 512)  # others that vLLM's --max-lora-rank takes (0.14 to 0.22)
+USUAL_RANK: Final = 16  # the largest rank that vLLM and SGLang accept by default
+RANKS: Final = (32, 64, 128, 256, 320, 512)  # further ranks that vLLM's --max-lora-rank accepts (0.14 to 0.22)
 
 
 @attrs.frozen(kw_only=True)
 class Serving:
-    """Commands by the program that they start; `because` says why a merge comes first, or why there is none."""
+    """Commands by the program that they start. `because` says why a merge comes first, or why there is no command."""
 
     commands: dict[str, str]
     because: str | None = None
@@ -31,7 +31,7 @@ class Serving:
 
 
 def find_serving(folder: Path, name: str | None = None) -> Serving:
-    """Return how an artifact's folder is served under a name; None: its own, or its run's."""
+    """Return how an artifact's folder is served under a name; None means its own name, or its run's."""
     run = folder.absolute().parent if (folder.absolute().parent / RECORD).is_file() else None
     word = re.sub(r"[^A-Za-z0-9._-]+", "-", name or (run or folder.absolute()).name)
     files = sorted(folder.glob("*.gguf"))
@@ -57,10 +57,10 @@ def _serve_gguf(folder: Path, file: Path, name: str) -> Serving:
 
 
 def _serve_model(folder: Path, note: dict[str, Any], run: Path | None, name: str) -> Serving:
-    """A whole model: dense, in its quantizer's form, or in one that transformers knows."""
+    """Return how to serve a whole model: dense, in its quantizer's form, or in a form that transformers knows."""
     config = _read_json(folder / "config.json")
     if config is None:
-        return Serving(commands={}, because="the folder holds nothing that other programs read")
+        return Serving(commands={}, because="the folder has no files that other programs read")
     if note.get("artifact") == "quantized":
         return _merge_first(folder, run, name, "only Luthier reads its quantized layers")
     if "quantization_config" in config:
@@ -91,7 +91,7 @@ def _of_dense(folder: Path, run: Path | None) -> dict[str, str]:
         "SGLang": _line("python", "-m", "sglang.launch_server", "--model-path", folder),
     }
     if any(offer.record.name == "gguf" for offer in installed_plugins().offers("exporter")):
-        newest = run is not None and folder.name in ("merged", "model")  # what the export of the run itself is made of
+        newest = run is not None and folder.name in ("merged", "model")  # the run's export is made of this folder
         source, made = (run, run / "gguf") if run and newest else (folder, folder.with_name(f"{folder.name}-gguf"))
         words = () if newest else ("--output-dir", made)
         export = _line("luthier", "export", source, "--format", "gguf", *words)
@@ -101,7 +101,7 @@ def _of_dense(folder: Path, run: Path | None) -> dict[str, str]:
 
 
 def _no_plain_lora(config: dict[str, Any], note: dict[str, Any]) -> str | None:
-    """Return why vLLM and SGLang cannot put an adapter upon its base; None where they can."""
+    """Return why vLLM and SGLang cannot add an adapter to its base; None if they can."""
     quantizer = note.get("quantizer", {}).get("name", "none")
     kind = str(config.get("peft_type"))
     unread = [n for n in ("modules_to_save", "trainable_token_indices", "target_parameters") if config.get(n)]
@@ -109,7 +109,7 @@ def _no_plain_lora(config: dict[str, Any], note: dict[str, Any]) -> str | None:
         f"vLLM and SGLang take LoRA, and this is {kind.lower().replace('_', ' ')}": kind != "LORA",
         "vLLM and SGLang take no DoRA": bool(config.get("use_dora")),
         MOVED: kind == "LORA" and not keeps_base(config),
-        f"it was trained on weights in {quantizer}, which a merge holds": quantizer != "none",
+        f"it was trained on weights in {quantizer}, which a merge preserves": quantizer != "none",
         f"vLLM and SGLang take no {' and no '.join(unread)}": bool(unread),
         "vLLM and SGLang take no trained biases": config.get("bias", "none") != "none",
         f"vLLM takes ranks up to {RANKS[-1]}": _rank(config) > RANKS[-1],
@@ -126,7 +126,7 @@ def _is_mergeable(note: dict[str, Any]) -> bool:
     plugins = installed_plugins()
     try:
         records = [plugins.get(kind, note[kind]["name"]).record for kind in ("adapter", "quantizer") if kind in note]
-    except (LuthierError, KeyError):  # a part in Python, or one that is no longer here
+    except (LuthierError, KeyError):  # a part from Python, or one that is no longer installed
         return True
     return all(getattr(record, "mergeable", True) for record in records)
 
@@ -141,7 +141,7 @@ def _line(*words: Any) -> str:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None

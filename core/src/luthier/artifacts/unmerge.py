@@ -1,4 +1,4 @@
-"""Unmerging: an adapter's update taken out of a merged model again, where the update does not depend on the base."""
+"""Unmerging: an adapter's update is removed from a merged model, if the update does not depend on the base."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from luthier.recipe.schema import Model
 from luthier.step.opened import attach_folder, open_on_base
 
 log = get_logger()
-DENSE: Final = {"name": "none"}  # the quantizer of a merged model, and the adapter of a base
-NOISE: Final = 0.1  # of a weight's size, added to find out whether the update depends on it
-ADDS: Final = 1e-4  # the error of a float32 sum, as a share of the weights
+DENSE: Final = {"name": "none"}  # the spec of the quantizer of a merged model, and of the adapter of a base
+NOISE: Final = 0.1  # relative size of noise on a weight, added to see if the update depends on the weight
+ADDS: Final = 1e-4  # error of a float32 sum, relative to the weights
 
 
 def unmerge_folder(merged: Path, adapter: Path, folder: Path, save_dtype: torch.dtype | None = None) -> Path:
     """Write the base of a merged model, without the update of the adapter that was merged into it.
 
-    It is exact to the rounding of the merged files. Where the base that the adapter names lies here, its own weights
-    are written, bit for bit, once they are found to agree. Raises `artifact-unmergeable` where the adapter does more
-    than add to weights, so that what it replaced is lost, and `artifact-mismatch` where another was merged.
+    It is exact up to the rounding of the merged files. If the base that the adapter names is available here, its own
+    weights are written, bit for bit, after a check that they agree. Raises `artifact-unmergeable` if the adapter does
+    more than add to weights, so that what it replaced is lost, and `artifact-mismatch` if another adapter was merged.
     """
     check_replaceable(folder)
     spec = Model(name_or_path=str(merged))
     opened = open_on_base(adapter, spec, DENSE, torch.device("cpu"))
-    own = base_dtype(spec, opened.model.dtype)  # of the files, whatever they were widened to
+    own = base_dtype(spec, opened.model.dtype)  # of the files, whatever dtype they were loaded in
     dense = make_dense(opened.model, opened.adapter, opened.quantizer)
     updates, note = _subtract(dense), read_note(adapter)
     if not updates:
@@ -51,7 +51,7 @@ def unmerge_folder(merged: Path, adapter: Path, folder: Path, save_dtype: torch.
     came = _take_base(dense, updates, note, own)
     dtype = save_dtype or came or own
     dense.round_weights(dtype)
-    told = {"adapter": str(adapter), "run": note.get("run_id"), "bit_exact": came == dtype}
+    unmerge_note = {"adapter": str(adapter), "run": note.get("run_id"), "bit_exact": came == dtype}
 
     def write(aside: Path) -> None:
         with portable_model(dense.model):
@@ -59,13 +59,13 @@ def unmerge_folder(merged: Path, adapter: Path, folder: Path, save_dtype: torch.
         tokenizer_at(str(merged)).save_pretrained(aside)
         check_model(dense.model.to(dtype), aside)
 
-    made = write_artifact(folder, write, _base_note(note, told))
-    log.info("unmerged", folder=str(made), **told)
+    made = write_artifact(folder, write, _base_note(note, unmerge_note))
+    log.info("unmerged", folder=str(made), **unmerge_note)
     return made
 
 
-def _base_note(note: Mapping[str, Any], told: dict[str, Any]) -> dict[str, Any]:
-    """The note of a base, out of that of an adapter: nothing was trained, so that it is prompted as any model is."""
+def _base_note(note: Mapping[str, Any], unmerge_note: dict[str, Any]) -> dict[str, Any]:
+    """Return a base's note, made from an adapter's: nothing was trained, so that it is prompted like any other model."""
     untrained: dict[str, Any] = {"progress": None, "decisions": {}, "prompts": "chat", "chat_template_hash": None,
                  "chat_template_kwargs": {}, "stop_tokens": [], "parts": []}  # fmt: skip
     return {
@@ -80,20 +80,20 @@ def _base_note(note: Mapping[str, Any], told: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def _subtract(dense: DenseCopy) -> dict[str, Tensor]:
-    """Turn the weights of a copy, which have the update twice, into those without it; return the updates."""
+    """Replace the weights of a copy, which contain the update twice, by those without it; return the updates."""
     updates = {}
     for path, live in dense.changed.items():
-        held = _parameter(dense.model, path)
-        weight = dense.weigh(path, live)  # the merged one
-        weight = weight.T if held.shape != weight.shape else weight
-        updates[path] = held.data - weight
-        held.data = weight - updates[path]
+        parameter = _parameter(dense.model, path)
+        weight = dense.weigh(path, live)  # the merged weight
+        weight = weight.T if parameter.shape != weight.shape else weight
+        updates[path] = parameter.data - weight
+        parameter.data = weight - updates[path]
     return updates
 
 
 @torch.no_grad()
 def _check_adding(dense: DenseCopy, updates: dict[str, Tensor], quantizer: Quantizer, adapter: Path) -> None:
-    """Raise `artifact-unmergeable` unless the adapter adds the same to any base: noise on it must come out again."""
+    """Raise `artifact-unmergeable` unless the adapter adds the same to any base, tested by noise on the base."""
     base = copy.deepcopy(dense.model).float()
     noise = torch.Generator().manual_seed(0)
     for parameter in base.parameters():
@@ -103,8 +103,8 @@ def _check_adding(dense: DenseCopy, updates: dict[str, Tensor], quantizer: Quant
     for path, update in updates.items():
         expected[f"{path}.weight"] += update
     noisy = attach_folder(base, quantizer, adapter, Model(name_or_path=str(adapter)))
-    found = make_dense(noisy.model, noisy.adapter, quantizer).model
-    for name, parameter in found.named_parameters():
+    dense_noisy = make_dense(noisy.model, noisy.adapter, quantizer).model
+    for name, parameter in dense_noisy.named_parameters():
         error = (parameter - expected[name]).norm() if name in expected else torch.inf
         if not error <= ADDS * parameter.norm():
             problem = "the adapter does more than add to this weight, so that what it replaced is lost"
@@ -115,10 +115,10 @@ def _check_adding(dense: DenseCopy, updates: dict[str, Tensor], quantizer: Quant
 def _take_base(
     dense: DenseCopy, updates: dict[str, Tensor], note: dict[str, Any], rounded: torch.dtype
 ) -> torch.dtype | None:
-    """Put the base's own weights in place, where the base that the adapter names lies here as it was.
+    """Put the base's own weights in place, if the base that the adapter names is available here and unchanged.
 
     `rounded` is the dtype of the merged files, whose rounding is allowed for. Returns the dtype of the base's files,
-    None where it is not here.
+    or None if the base is not available.
     """
     name = note.get("model", {}).get("name_or_path", "python:")
     is_here = name == "demo" or Path(name).expanduser().is_dir()
@@ -132,7 +132,7 @@ def _take_base(
         changed = theirs.float().norm() + (changes[name].norm() if name in changes else 0.0)
         allowed = torch.finfo(rounded).eps / 2 * theirs.float().norm() + ADDS * changed
         if not (ours - theirs).norm() <= allowed:
-            problem = "without this adapter the weight is not the base's: another was merged, or it was trained since"
+            problem = "this weight without the adapter is not the base's: another was merged, or it was trained since"
             raise LuthierError("artifact-mismatch", problem, where=name, remedy="Give the adapter that was merged.")
         ours.data = theirs.data
     return base_dtype(spec, base.dtype)

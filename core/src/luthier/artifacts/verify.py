@@ -1,4 +1,4 @@
-"""Verification: what was saved is loaded again and must give the outputs of the model in memory."""
+"""Verification: what was saved is loaded again, and must give the outputs of the model in memory."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ LENGTH = 16
 
 
 def check_adapter(model: Any, adapter: Adapter, folder: Path, note: Mapping[str, Any]) -> None:
-    """Raise `artifact-mismatch` where a fresh adapter with these files, on a fresh base, has other outputs.
+    """Raise `artifact-mismatch` if a fresh adapter with these files, on a fresh base, has other outputs.
 
-    Where the base or a part is an object from Python, which no note can bring back, the files go into a copy of the
-    model whose trained weights are drawn anew. The live model stays as it is.
+    If the base or a part is an object from Python, which no note can restore, the files are loaded into a copy of the
+    model whose trained weights are replaced by random ones. The live model stays unchanged.
     """
     if names_everything(note):
         opened = open_adapter(folder, note, model.device)
@@ -38,7 +38,7 @@ def check_adapter(model: Any, adapter: Adapter, folder: Path, note: Mapping[str,
 
 @torch.no_grad()
 def _redraw(adapter: Adapter) -> None:
-    """Put random numbers into every trained weight, so that what is not read from the files shows."""
+    """Fill every trained weight with random numbers, so that a weight which is not read from the files is noticed."""
     random = torch.Generator().manual_seed(0)
     for group in adapter.groups():
         for parameter in group.parameters:
@@ -47,9 +47,9 @@ def _redraw(adapter: Adapter) -> None:
 
 
 def check_model(model: Any, folder: Path, adapter: Any = None) -> float:
-    """Raise `artifact-mismatch` where a fresh model of plain transformers, read from the folder, has other logits.
+    """Raise `artifact-mismatch` if a fresh model of plain transformers, read from the folder, has other logits.
 
-    The rounding of the dtype that the files are in is allowed for. Returns the error, as a share of the logits' size.
+    The rounding of the files' dtype is allowed for. Returns the error relative to the logits' size.
     """
     return _compare(
         _logits(model, adapter), _logits(read_model(folder, model.dtype).to(model.device)), folder, _low(folder)
@@ -57,12 +57,12 @@ def check_model(model: Any, folder: Path, adapter: Any = None) -> float:
 
 
 def measure_error(model: Any, other: Any, adapter: Any = None) -> float:
-    """Return how far another model's logits are from those of the model with its adapter, as a share of their size."""
+    """Return how far another model's logits are from those of the model with its adapter, relative to their size."""
     return _error(_logits(model, adapter), _logits(other))
 
 
 def _low(folder: Path) -> torch.dtype | None:
-    """Return a dtype of the files that rounds; None where all floating tensors are in float32 or float64."""
+    """Return a dtype of the files that rounds; None if all floating tensors are in float32 or float64."""
     from safetensors import safe_open
 
     for path in sorted(folder.glob("*.safetensors")):
@@ -74,13 +74,13 @@ def _low(folder: Path) -> torch.dtype | None:
 
 
 def check_trained(model: Any, folder: Path, note: dict[str, Any], quantizer: Quantizer) -> None:
-    """A fresh model, read from the folder by its quantizer, has the live model's logits."""
+    """Raise `artifact-mismatch` if a fresh model, read from the folder by its quantizer, has other logits."""
     fresh = read_trained(folder, note, model.device, quantizer)[0]
     _compare(_logits(model), _logits(fresh), folder)
 
 
 def _logits(model: Any, adapter: Any = None) -> Tensor:
-    """[LENGTH, V] on fixed random tokens, by the model's own forward, as in generation."""
+    """Return logits [LENGTH, V] of fixed random tokens, from the model's own forward pass, as in generation."""
     size = model.config.get_text_config().vocab_size
     tokens = torch.randint(0, size, (LENGTH,), generator=torch.Generator().manual_seed(0)).to(model.device)
     with generating_attention(model):

@@ -1,4 +1,4 @@
-"""The conformance kit for plugin authors, and the tiny models that it and our own tests run on.
+"""The conformance kit for plugin authors, and the tiny models that it and luthier's own tests run on.
 
     from luthier.testing import conformance
     from luthier_muon import luthier_optimizers

@@ -15,10 +15,10 @@ from luthier.testing.laws import CHECKS, KINDS, Law, Subject
 
 @attrs.frozen(kw_only=True, repr=False)
 class Check:
-    """One named check of one part. Calling it raises where the part fails.
+    """One named check of one part. Calling it raises if the part fails.
 
-    It raises `unittest.SkipTest` with the reason where the part was not run: it needs a device that this machine has
-    not, or does not do what the check is about.
+    It raises `unittest.SkipTest` with the reason if the part was not run: it needs a device that this machine lacks,
+    or does not do what the check is about.
     """
 
     law: Law
@@ -34,7 +34,7 @@ class Check:
 
     @property
     def meaning(self) -> str:
-        """What the check holds a part to, in a sentence or two."""
+        """Return what the check requires of a part, in a sentence or two."""
         return " ".join((self.law.function.__doc__ or "").split())
 
     def __call__(self) -> None:
@@ -60,12 +60,12 @@ def checks_for(
     fake: Callable[[], Any] | None = None,
     model: Callable[[], Any] | None = None,
 ) -> Iterator[Check]:
-    """The checks of one record: those of every kind, then those of its own that hold for what it declares.
+    """Yield the checks of one record: those of every kind, then those of its own kind that apply to its declarations.
 
-    `examples` are options objects that are tried as well; those of another part's class are left out. `vary` False
+    `examples` are options objects that are tried as well; those of another part's class are ignored. `vary` False
     tries only the default and these, for options whose bounds are not declared. `together` are the records of the
-    same plugin, among which names must differ. `fake` makes a fresh fake of the service of a provider, a
-    `luthier.testing.FakeService`; without it only its record is checked. `model()` gives a fresh causal LM with at
+    same plugin, whose names must differ. `fake` makes a fresh fake of a provider's service, a
+    `luthier.testing.FakeService`; without it only the record is checked. `model()` returns a fresh causal LM with at
     least 264 tokens, on which every law that needs a model is run. Listing the checks imports no torch.
     """
     every, given = tuple(together) or (record,), tuple(examples or ())
@@ -73,9 +73,9 @@ def checks_for(
     own = record.kind in KINDS or (record.kind == "provider" and fake is not None)
     for kind in ("all", record.kind) if own else ("all",):
         module = importlib.import_module(CHECKS[kind])
-        for found in vars(module).values():
-            if isinstance(found, Law) and found.applies(record):
-                yield Check(law=found, subject=subject)
+        for member in vars(module).values():
+            if isinstance(member, Law) and member.applies(record):
+                yield Check(law=member, subject=subject)
 
 
 def conformance(
@@ -89,10 +89,10 @@ def conformance(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Run every check of every record as one pytest case: the decorated function gets it as `check` and calls it.
 
-    `expected_failures` maps a check's name, or its whole id, to the reason why it fails; a check that passes all the
-    same fails the test. `examples` are options objects to try beside those that the kit draws; with `vary` False it
-    draws none. `fake` makes the fake service of a provider; `model` the model to run them on (see `checks_for`), such
-    as one with biases, Conv1D or experts.
+    `expected_failures` maps a check's name, or its whole id, to the reason why it fails; a check that passes
+    nevertheless fails the test. `examples` are options objects to try besides those that the kit draws; with `vary`
+    False it draws none. `fake` makes the fake service of a provider; `model` the model to run checks on (see
+    `checks_for`), such as one with biases, Conv1D or experts.
     """
     import pytest
 
@@ -122,7 +122,7 @@ def _refuse_unknown(reasons: Mapping[str, str], checks: Sequence[Check]) -> None
 
 
 def _refuse_foreign(records: Sequence[Record], examples: Sequence[object]) -> None:
-    """An example that no record takes would be ignored for ever; lazy classes are known only when they are used."""
+    """Raise `plugin-invalid` for an example that no record takes, as it would be ignored; lazy classes pass."""
     classes = [r.options for r in records]
     for example in examples:
         if type(example) not in classes and not any(isinstance(c, str) for c in classes):

@@ -1,4 +1,4 @@
-"""What a part meets in a check: a context around a tiny model, an adapter on it, and steps as the engine takes them."""
+"""What a part gets in a check: a context around a tiny model, an adapter on it, and steps as the engine takes them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def context(
     originals: Mapping[str, Tensor] | None = None,
     batches: Callable[[int], Iterable[Batch]] | None = None,
 ) -> Context:
-    """The engine's context for a model. `quantizer` None: its weights are as they were loaded. `batches` None: random.
+    """Return the engine's context for a model. `quantizer` None means an unquantized model, `batches` None random
+    batches.
 
     `originals` maps a layer's path to its unquantized weight [out, in]; without it `original` raises `LuthierError`.
     """
@@ -52,12 +53,12 @@ def context(
 
 
 def plain_quantizer() -> Unquantized:
-    """Return the quantizer of a model whose weights are as they were loaded."""
+    """Return the quantizer of a model that is not quantized."""
     return Unquantized(NoOptions())
 
 
 def _original(model: nn.Module, originals: Mapping[str, Tensor] | None) -> Callable[[nn.Module], Tensor]:
-    paths = {id(module): path for path, module in model.named_modules()}  # before an adapter wraps anything
+    paths = {id(module): path for path, module in model.named_modules()}  # taken before an adapter wraps anything
 
     def original(layer: nn.Module) -> Tensor:
         path = paths.get(id(layer), "")
@@ -77,20 +78,23 @@ def _batches(count: int) -> Iterable[Batch]:
 
 
 class Attached:
-    """An adapter on a tiny Llama, and the engine's own step around both."""
+    """An adapter on a tiny Llama, with the engine's own step around both."""
 
     def __init__(
         self, subject: Subject, options: Any, *, seed: int = 0, quantizer: Any = None, resumed: bool = False
     ) -> None:
-        """`seed` is the run's; `quantizer` is applied to the base first. A resumed run begins no task again."""
+        """`seed` is the run's; `quantizer` is applied to the base first.
+
+        A resumed run does not begin its task again.
+        """
         torch.manual_seed(seed)
         self.base = base_model(quantizer=quantizer)
         self.model = base_model(quantizer=quantizer)
-        self.own_buffers = list(self.model.buffers())  # the model's, before the adapter adds any
+        self.own_buffers = list(self.model.buffers())  # those of the model, before the adapter adds any
         self.context = context(self.model, seed=seed, quantizer=quantizer)
         self.part = subject.build(options)
         self.model = attach_adapter(self.part, self.model, self.context).train()
-        loss: Any = SupervisedLoss(NoOptions())  # without the protocol's defaults, which no step here asks for
+        loss: Any = SupervisedLoss(NoOptions())  # without the protocol's defaults, which no step here uses
         self.step = Step(self.model, self.part, loss)
         if not resumed:
             self.part.begin_task(0, 1)
@@ -101,7 +105,7 @@ class Attached:
         return [p for group in self.part.groups() for p in group.parameters]
 
     def differentiate(self, batch: Batch) -> None:
-        """Gradients of the loss over one batch, and of the adapter's penalty."""
+        """Compute the gradients of the loss over one batch, and of the adapter's penalty."""
         self.model.zero_grad(set_to_none=True)
         weight = sum(self.step.terms(batch).values())
         total = sum(self.step(batch).sums.values()) / weight
@@ -110,7 +114,7 @@ class Attached:
         self.part.gradients_ready()
 
     def train(self, steps: int, rate: float = 0.1) -> None:
-        """Steps of plain gradient descent; step i sees the same batch and the same chance in every run."""
+        """Take steps of plain gradient descent. Step i has the same batch and the same random numbers in every run."""
         for _ in range(steps):
             torch.manual_seed(self.steps_done)
             self.differentiate(random_batch(LENGTHS, seed=self.steps_done))
@@ -123,7 +127,7 @@ class Attached:
             self.part.stepped(Progress(step=self.steps_done, total_steps=STEPS, epoch=self.steps_done / STEPS))
 
     def outputs(self, batch: Batch | None = None) -> Tensor:
-        """Return [S, V] logits of every label, without dropout, the adapter on."""
+        """Return [S, V] logits of every label, without dropout, with the adapter on."""
         return batch_logits(self.model, probe_batch() if batch is None else batch, self.part)
 
 
@@ -143,25 +147,25 @@ def attach_on_meta(part: Any, seed: int) -> Any:
 
 
 def base_model(seed: int = 0, quantizer: Any = None) -> Any:
-    """A tiny Llama with packed attention, quantized if a quantizer is given."""
+    """Return a tiny Llama with packed attention, quantized if a quantizer is given."""
     model = tiny_model(seed=seed)
     attention.install_attention(model)
     return model if quantizer is None else apply_quantizer(quantizer, model, context(model, quantizer=quantizer))
 
 
 def probe_batch() -> Batch:
-    """Three documents, every label counted."""
+    """Return three packed documents in which every label counts."""
     return random_batch(LENGTHS, seed=99, supervised=1.0)
 
 
 def separate_documents(batch: Batch) -> list[Batch]:
-    """Each document of a batch whose labels all count, alone."""
+    """Return each document of a batch as a batch of its own. All labels must count."""
     rows = [ids.numpy() for ids in batch.input_ids.split(batch.lengths.tolist())]
     return [collate_examples([TokenExample(input_ids=row, labels=row)]) for row in rows]
 
 
 def batch_logits(model: Any, batch: Batch, adapter: Any = None) -> Tensor:
-    """[S, V] without dropout or gradient; the model's mode is left as it was."""
+    """Return logits [S, V] without dropout or gradient; the model's mode is restored."""
     training = model.training
     model.eval()
     try:
@@ -172,7 +176,7 @@ def batch_logits(model: Any, batch: Batch, adapter: Any = None) -> Tensor:
     return logits[batch.supervised].float()
 
 
-def relative_distance(found: Tensor, expected: Tensor) -> float:
-    """The relative (Frobenius) difference; NaN counts as infinite."""
-    difference = float((found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-12))
+def relative_distance(actual: Tensor, expected: Tensor) -> float:
+    """Return the relative (Frobenius) difference; NaN counts as infinite."""
+    difference = float((actual.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-12))
     return math.inf if math.isnan(difference) else difference

@@ -1,4 +1,4 @@
-"""Units drawn for a loss: the documents, labels and columns that its record says its rows have."""
+"""Units drawn for a loss: the documents, labels and columns that its record declares."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class DrawnUnit:
 
 
 def drawn_units_of(weights: Sequence[float] = (1.0,)) -> Callable[[Subject], SearchStrategy[DrawnUnit]]:
-    """Return how to draw one unit for the loss under test."""
+    """Return a function that gives a strategy of one unit for the loss under test."""
 
     def strategy(subject: Subject) -> SearchStrategy[DrawnUnit]:
         record: Any = subject.record
@@ -51,12 +51,12 @@ def drawn_units_of(weights: Sequence[float] = (1.0,)) -> Callable[[Subject], Sea
 
 
 def unit_packs(weights: Sequence[float] = (1.0, 0.5, 2.0)) -> Callable[[Subject], SearchStrategy[list[DrawnUnit]]]:
-    """Return how to draw one to three units that are packed into one batch."""
+    """Return a function that gives a strategy of one to three units that are packed into one batch."""
     return lambda subject: st.lists(drawn_units_of(weights)(subject), min_size=1, max_size=3)
 
 
 def even_units(subject: Subject) -> SearchStrategy[list[DrawnUnit]]:
-    """Return a strategy of units whose documents have one length and one place of their answer."""
+    """Return a strategy of units whose documents have the same length and the same place of the answer."""
 
     def like(unit: DrawnUnit) -> DrawnUnit:
         first = next(iter(unit.documents.values()))
@@ -90,7 +90,7 @@ def pack_examples(examples: Sequence[TokenExample]) -> Batch:
 
 
 def idle_batch(drawn: Sequence[DrawnUnit]) -> Batch:
-    """Return what a rank without work computes in a run with such units."""
+    """Return the batch of a rank without work, in a run with such units."""
     from luthier.data.batches.batch import make_idle_batch
 
     return make_idle_batch(_example(drawn[0], 0))

@@ -19,7 +19,7 @@ ERROR: Final = RuntimeError("a failure that the kit made up")
 
 
 def connect_parts(parts: list[Any]) -> Any:
-    """The hooks of one run, with these callbacks; raises where an event or an argument is unknown."""
+    """Return the hooks of one run with these callbacks. Raises if an event or an argument is unknown."""
     manager = pluggy.PluginManager("luthier-events")
     manager.add_hookspecs(Events)
     for part in parts:
@@ -30,7 +30,7 @@ def connect_parts(parts: list[Any]) -> Any:
 
 
 def heard_events(part: Any) -> list[str]:
-    """The events that a callback implements. Raises `AssertionError` for one that would never be called."""
+    """Return the events that a callback implements. Raises `AssertionError` for one that would never be called."""
     named = [name for name in EVENTS if callable(getattr(part, name, None))]
     unmarked = [name for name in named if not hasattr(getattr(part, name), "luthier-events_impl")]
     assert not unmarked, f"{', '.join(unmarked)} of {type(part).__name__} is not marked with @luthier.event"
@@ -39,7 +39,7 @@ def heard_events(part: Any) -> list[str]:
 
 
 class Stage:
-    """The events of one process of a run, fired in the loop's order into real hooks; `seen` keeps their names."""
+    """The events of one process of a run, sent in the loop's order to real hooks; `seen` lists their names."""
 
     def __init__(self, part: Any, folder: Path, step: int = 0) -> None:
         from luthier.runs.writing.active_run import ActiveRun
@@ -73,8 +73,10 @@ class Stage:
         self.fire("resumed", step=self.run.step)
 
     def train_step(self, *, log: bool = True, evaluate: bool = False, save: bool = False) -> bool:
-        """One step; gives whether a checkpoint was due. The last step, or one that was asked to stop, has all that
-        the loop then does."""
+        """Send the events of one step, and return True if a checkpoint was due.
+
+        After the last step, or one at which a stop was asked for, the events are those that the loop then sends.
+        """
         run = self.run
         run.step += 1
         self.fire("step_started", step=run.step)
@@ -95,7 +97,7 @@ class Stage:
         self.fire("evaluated", step=self.run.step, metrics=metrics)
 
     def saved(self, step: int | None = None) -> None:
-        """The checkpoint after `step` is complete: after this one, or an earlier one that was written meanwhile."""
+        """Send `saved` for the checkpoint after `step`: this step, or an earlier one whose writing took longer."""
         self.run.control.begin_save()
         step = self.run.step if step is None else step
         path = self.run.folder / "checkpoints" / f"step-{step:08d}"
@@ -108,7 +110,7 @@ class Stage:
             self.fire("stopped", step=self.run.step, reason=self.run.stop_reason)
 
     def interrupt(self) -> None:
-        """A signal came: the checkpoint is written, and the process ends in the middle of its task."""
+        """End the process by a signal: the checkpoint is written, in the middle of the task."""
         self.fire("stopped", step=self.run.step, reason="signal 15")
 
     def complete(self) -> None:
@@ -118,7 +120,7 @@ class Stage:
         self.fire("failed", error=ERROR)
 
     def numbers(self) -> dict[str, float]:
-        """What the loop gives for a step."""
+        """Return the metrics that the loop gives for a step."""
         step = self.run.step
         return {
             "loss": 3.0 / step,
@@ -162,12 +164,12 @@ class Stage:
 def _settings(folder: Path) -> dict[str, Any]:
     from luthier.recipe import Recipe
 
-    data = {"train": "train.jsonl", "validation": 0.1}  # its life has evaluations
+    data = {"train": "train.jsonl", "validation": 0.1}  # rows for evaluations, because this run has some
     return Recipe.from_dict({"model": "demo", "data": data, "output_dir": str(folder)}).to_dict()
 
 
 def play_run(part: Any, folder: Path, steps: int = TOTAL, kind: type[Stage] = Stage) -> Stage:
-    """A run from its start, to its end if `steps` are all of them."""
+    """Play a run from its start, and to its end if `steps` are all of them."""
     stage = kind(part, folder)
     stage.begin(evaluate=True)
     while stage.run.step < steps and not stage.run.stop_reason:
@@ -180,13 +182,13 @@ def play_run(part: Any, folder: Path, steps: int = TOTAL, kind: type[Stage] = St
 
 
 def played_run(part: Any, steps: int = TOTAL) -> Stage:
-    """`play_run` in a folder of its own, which is gone afterwards."""
+    """Play a run in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         return play_run(part, Path(folder), steps)
 
 
 def copy_values(part: Any) -> dict[str, Any]:
-    """Copies of the part's plain values: its own attributes, and those of its class that can change."""
+    """Return copies of the part's plain values: its own attributes, and those attributes of its class that can change."""
     plain = (bool, int, float, str, type(None), list, dict, set, tuple)
     names = [n for n in dir(part) if not n.startswith("__")]
     return {n: copy.deepcopy(v) for n in names if isinstance(v := getattr(part, n), plain) and _copies(v)}
@@ -195,7 +197,7 @@ def copy_values(part: Any) -> dict[str, Any]:
 def _copies(value: Any) -> bool:
     try:
         copy.deepcopy(value)
-    except Exception:  # an open file, a lock: nothing to compare
+    except Exception:  # an open file or a lock, which cannot be compared
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""Comparisons in float64 that transformers' own casts to float32 would spoil."""
+"""Comparisons in float64, which transformers' own casts to float32 would spoil."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def unrounded() -> Iterator[None]:
-    """Make every cast of a float64 tensor to float32 a cast to float64, so that norms and softmax round nothing.
+    """Replace every cast of a float64 tensor to float32 by none within this context, so that nothing is rounded.
 
-    Sums of gradients that go through a cast depend on their order by float32's precision.
+    Norms and softmax cast so, and sums of gradients through a cast depend on their order by float32's precision.
     """
     with _Unrounded():
         yield

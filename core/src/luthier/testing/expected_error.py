@@ -1,4 +1,4 @@
-"""The error that a test expects: its code and its place, and not the words of its sentence."""
+"""The error that a test expects: its code and its place, but not the words of its sentence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from luthier.errors import LuthierError
 
 
 class ExpectedError:
-    """What `expect_error` caught: `value` is the error, once the block has ended."""
+    """The error that `expect_error` caught: `value` is set once the block has ended."""
 
     value: LuthierError
 
@@ -18,9 +18,9 @@ class ExpectedError:
 def expect_error(code: str, where: str | None = None, *names: str) -> Iterator[ExpectedError]:
     """Fail unless the block raises a `LuthierError` with this code, at this place.
 
-    The error's place is `where`, or ends with it, as paths of temporary folders do; None: the error has no place.
-    `names` are facts that its text must hold: a name, a number, a command, and no sentence. Other exceptions pass
-    through.
+    The error's place equals `where` or ends with it, as paths of temporary folders do; None means that the error has no
+    place. `names` are facts that its text must contain: a name, a number, a command, but no sentence. Other exceptions
+    pass through.
     """
     caught = ExpectedError()
     try:
@@ -33,7 +33,7 @@ def expect_error(code: str, where: str | None = None, *names: str) -> Iterator[E
         if missing:
             raise AssertionError(f"expected {', '.join(missing)} in: {error}") from error
         return
-    raise AssertionError(f"expected {code!r} at {where!r}, and no error came")
+    raise AssertionError(f"expected {code!r} at {where!r}, but no error was raised")
 
 
 def _end_of(place: str | None, where: str | None) -> str | None:

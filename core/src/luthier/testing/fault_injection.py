@@ -1,4 +1,4 @@
-"""Faults in the middle of real code: an error that is raised where a function begins, with nothing replaced."""
+"""Faults in the middle of real code: an error raised at the start of a function, with nothing replaced."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def raise_inside(
 ) -> Iterator[None]:
     """Raise `error` at the next call of a Python function in this thread, once.
 
-    `when` is asked at every call with its frame, whose `f_locals` are the arguments and whose `f_back` is the caller;
-    the error comes at the first call for which it returns True. Fails with an `AssertionError` if none came.
+    `when` is called at every call with its frame, whose `f_locals` are the arguments and whose `f_back` is the caller;
+    the error is raised at the first call for which it returns True. Raises `AssertionError` if there was none.
     """
     code, before = inspect.unwrap(function).__code__, sys.gettrace()
     raised = list[BaseException]()

@@ -1,4 +1,4 @@
-"""Laws: named properties of a part, and the part that is held to them."""
+"""Laws: named properties that parts must have, and the part that is tested for them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ KINDS: Final = (
 
 
 def register_record(record: Record) -> tuple[Plugins, Offer]:
-    """A registry that holds this record alone, whether it is installed or not."""
+    """Return a registry that holds only this record, installed or not."""
     source = Source(plugin=record.name, module=record.build.partition(":")[0], distribution="under test", version="0")
     return Plugins(autoload=False), Offer(record=record, source=source)
 
 
 class NotRun(Exception):
-    """A law did not run the part, for the reason given."""
+    """The reason why a law did not run the part."""
 
 
 def not_run(reason: str) -> NoReturn:
-    """End a law that cannot hold this part to anything; where no example ran the part, the check is skipped."""
+    """End a law that does not apply to this part. If no example ran the part, the check is skipped with the reason."""
     raise NotRun(reason)
 
 
@@ -36,8 +36,8 @@ def not_run(reason: str) -> NoReturn:
 class Subject:
     """The part under test: its record, the records checked along with it, and the author's example options.
 
-    With `vary` the kit also draws options of its own. `fake` makes the fake service that a provider is tested against,
-    `model` the author's model in the place of the tiny ones.
+    With `vary` the kit also draws options itself. `fake` makes the fake service that a provider is tested against,
+    and `model` the author's model, which replaces the tiny ones.
     """
 
     record: Record
@@ -57,12 +57,12 @@ class Subject:
 
     @property
     def own_examples(self) -> tuple[object, ...]:
-        """The examples that are options of this part."""
+        """Return the examples that are options of this part."""
         cls = self.options_class
         return tuple(e for e in self.examples if type(e) is cls)
 
     def build(self, options: object) -> Any:
-        """The part, held to the protocol of its kind."""
+        """Return the part, checked against the protocol of its kind."""
         plugins, offer = register_record(self.record)
         return plugins.build(offer, options)
 
@@ -74,8 +74,8 @@ Strategy = SearchStrategy[Any] | Callable[[Subject], SearchStrategy[Any]]
 class Law:
     """A property that every part of a kind must have: `function(subject, options, **drawn)`, or `function(subject)`.
 
-    `examples` is how many options and worlds are tried; 0 for a law about the record alone. `applies` reads from the
-    record whether the law holds for it. With `default_only` the options stay the defaults and the author's examples.
+    `examples` is the number of options and models tried; 0 for a law about the record alone. `applies` reads from the
+    record if the law applies to it. With `default_only` the options are only the defaults and the author's examples.
     """
 
     function: Callable[..., None]
@@ -98,9 +98,9 @@ def law(
     needs_torch: bool = True,
     **drawn: Strategy,
 ) -> Callable[[Callable[..., None]], Law]:
-    """Mark a function of one of the kit's modules as a check; its name is the check's.
+    """Return a decorator that makes a function of one of the kit's modules a check with the function's name.
 
-    What is drawn is a strategy, or a function that gives one for the part under test.
+    A value of `drawn` is a strategy, or a function that returns one for the part under test.
     """
 
     def mark(function: Callable[..., None]) -> Law:

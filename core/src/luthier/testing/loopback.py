@@ -1,4 +1,4 @@
-"""A server on this machine around a fake service: it records what it is asked, and fails as it is told."""
+"""A server on this machine around a fake service. It records requests, and fails as the test orders."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Request:
 
     @property
     def json(self) -> Any:
-        """The body as JSON; an empty one is an empty object."""
+        """Return the body as JSON; an empty body is an empty object."""
         return json.loads(self.body) if self.body else {}
 
     def first(self, name: str) -> str | None:
@@ -40,7 +40,7 @@ class Request:
         return self.query.get(name, [None])[0]
 
     def form(self) -> dict[str, bytes]:
-        """Return the fields of a form, multipart or plain; a file's name stands under `FIELD.filename`."""
+        """Return the fields of a form, multipart or plain; a file's name is under `FIELD.filename`."""
         kind = self.headers.get("content-type", "")
         if not kind.startswith("multipart/"):
             return {k: v[0].encode() for k, v in parse_qs(self.body.decode(), keep_blank_values=True).items()}
@@ -58,7 +58,7 @@ class Request:
 
 @attrs.frozen(kw_only=True)
 class Reply:
-    """An answer: `body` is bytes, or a value that is sent as JSON."""
+    """An answer. `body` is bytes, or a value that is sent as JSON."""
 
     body: Any = None
     status: int = 200
@@ -67,9 +67,9 @@ class Reply:
 
 @attrs.define(kw_only=True)
 class Fault:
-    """What goes wrong with requests whose method and path match, `times` times.
+    """A fault that befalls requests whose method and path match, `times` times.
 
-    `answer`: the reply stands in the place of the service's act; `masked`: it hides what the service did and answered.
+    `answer`: the reply replaces the service's act. `masked`: the service acts, but the reply hides its answer.
     `lost`: the service acts, and no answer comes. `refused`: the connection ends before the service acts. `cut`: half
     of the answer's body comes.
     """
@@ -81,7 +81,7 @@ class Fault:
     reply: Reply | None = None
 
     def meets(self, request: Request) -> bool:
-        """Return True, and count it, where the fault happens to this request."""
+        """Return True, and count it, if the fault befalls this request."""
         fits = re.fullmatch(self.method, request.method) and re.search(self.path, request.path)
         if not fits or self.times < 1:
             return False
@@ -90,7 +90,7 @@ class Fault:
 
 
 class LoopbackServer:
-    """Serves `answer` on this machine; `requests` holds what came, `faults` what is to go wrong, in order."""
+    """A server of `answer` on this machine. `requests` lists what came, `faults` what will go wrong, in order."""
 
     def __init__(self, answer: Callable[[Request], Reply]) -> None:
         self.answer, self.requests = answer, list[Request]()
@@ -101,7 +101,7 @@ class LoopbackServer:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def take(self, request: Request) -> tuple[Reply | None, bool]:
-        """Return what is answered, None for nothing, and True where only half of it comes."""
+        """Return the reply (None for no answer), and True if only half of it is sent."""
         with self._lock:
             self.requests.append(request)
             fault = next((f for f in self.faults if f.meets(request)), None)
@@ -181,7 +181,7 @@ def _write_reply(handler: BaseHTTPRequestHandler, reply: Reply, *, half: bool) -
     is_bytes = isinstance(reply.body, bytes)
     body = reply.body if is_bytes else b"" if reply.status == 204 else json.dumps(reply.body).encode()
     kind = "application/octet-stream" if is_bytes else "application/json"
-    with contextlib.suppress(OSError):  # who asked may have gone
+    with contextlib.suppress(OSError):  # the client may have gone
         handler.send_response(reply.status)
         for name, value in {"content-type": kind, "content-length": str(len(body)), **reply.headers}.items():
             handler.send_header(name, value)

@@ -11,17 +11,17 @@ from torch import Tensor
 from luthier.data.batches.batch import Batch
 from luthier.errors import LuthierError
 
-CHUNK: Final = 4  # positions at once in map_logits: small, so that a function that needs them all is found out
+CHUNK: Final = 4  # positions per call of map_logits: few, to expose a function that needs all at once
 WIDTH: Final = 8
 
 
 class TablePolicy:
-    """Keeps the `Policy` protocol over `logits [T, V]`; row t is what the head gives at token t.
+    """A policy over `logits [T, V]`, in which row t is the head's output at token t.
 
-    Results have the table's dtype (float64 for exact gradients). `reference` and `teacher` are other tables, each
-    row made from the same row, so that a part of the batch has a part of them. `asked` holds each [T] that
-    `token_logprobs` gave, its gradient kept; `sources` are the rows that predict labels which were asked for by
-    `labels=`. `others` are those of "reference" and "teacher" that there are.
+    Results have the table's dtype (float64 for exact gradients). `reference` and `teacher` are other tables, each row
+    computed from the same row, so that a part of the batch has a part of them. `asked` lists each [T] that
+    `token_logprobs` returned, with its gradient; `sources` are the rows that predict labels requested by `labels=`.
+    `others` says which of "reference" and "teacher" exist.
     """
 
     def __init__(self, logits: Tensor, others: Collection[str] = ("reference", "teacher")) -> None:
@@ -60,7 +60,7 @@ class TablePolicy:
         return _scattered(torch.cat([function(*(i[span] for i in inputs)) for span in spans]), positions, batch)
 
     def states(self, batch: Batch) -> Tensor:
-        """Return [T, V]: the head of this policy changes nothing."""
+        """Return [T, V], because the head of this policy changes nothing."""
         return self.logits
 
     def head(self, states: Tensor) -> Tensor:
@@ -83,24 +83,24 @@ class TablePolicy:
     def _require(self, name: str) -> None:
         if name not in self.others:
             remedy = f"Let the record say needs={{'{name}'}}."
-            raise LuthierError("part-invalid", f"it asks for a {name} that its record does not need", remedy=remedy)
+            raise LuthierError("part-invalid", f"it uses a {name}, but its record does not need one", remedy=remedy)
 
     def _rows(self, batch: Batch) -> Tensor:
-        """[S, V]: the logits that predict each supervised label."""
+        """Return [S, V], the logits that predict each supervised label."""
         return self.logits[batch.previous[batch.supervised]]
 
     def _projection(self, layer: int) -> Tensor:
-        """[V, WIDTH]"""
+        """Return a fixed random matrix [V, WIDTH] for a layer."""
         random = torch.Generator().manual_seed(1000 + layer)
         return torch.randn(self.logits.shape[-1], WIDTH, generator=random, dtype=self.logits.dtype)
 
 
 def _scattered(values: Tensor, positions: Tensor, batch: Batch) -> Tensor:
-    """[S, ...] to [T, ...], 0 elsewhere."""
+    """Spread values [S, ...] to [T, ...], with 0 elsewhere."""
     return values.new_zeros((batch.num_tokens, *values.shape[1:])).index_copy(0, positions, values)
 
 
 def random_table(tokens: int, vocabulary: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """[tokens, vocabulary] logits of a usual size."""
+    """Return logits [tokens, vocabulary] of a usual size."""
     random = torch.Generator().manual_seed(seed)
     return 2 * torch.randn(tokens, vocabulary, generator=random, dtype=dtype)

@@ -13,15 +13,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-TIMEOUT = 60.0  # seconds until a silent rank counts as lost
+TIMEOUT = 60.0  # seconds after which a silent rank counts as lost
 
 
 def in_ranks(size: int, work: Callable[..., Any], *arguments: Any, joined: bool = True) -> list[Any]:
-    """What `work(*arguments)` gives on each of `size` ranks, in their order.
+    """Return what `work(*arguments)` returns on each of `size` ranks, in their order.
 
-    An answer is a tree of mappings, lists, tensors, numbers and texts. Forked processes have what is imported here
-    already; they need one torch thread. Where they are not `joined`, they have the environment that a launcher gives,
-    to join by themselves. Raises AssertionError with the traceback of the first rank that failed. Linux only.
+    An answer is a tree of mappings, lists, tensors, numbers and texts. Forked processes inherit what is imported here;
+    they need one torch thread. With `joined` False, they only get a launcher's environment, and join by themselves.
+    Raises AssertionError with the traceback of the first rank that failed. Linux only.
     """
     from luthier.state_tree import load_state
 
@@ -37,7 +37,7 @@ def in_ranks(size: int, work: Callable[..., Any], *arguments: Any, joined: bool 
 
 
 def _statuses(children: list[int]) -> list[int]:
-    """How each has ended. Where one fails, the others are killed, as a launcher does: they may wait for it."""
+    """Return how each child has ended. If one fails, the others are killed, as they may wait for it."""
     ends = {os.pidfd_open(child): child for child in children}
     statuses: dict[int, int] = {}
     while len(statuses) < len(ends):
@@ -69,7 +69,7 @@ def _forked(rank: int, size: int, folder: Path, work: Callable[[], Any], port: i
     except BaseException:
         (folder / f"error-{rank}").write_text(f"rank {rank}: {traceback.format_exc()}")
     finally:
-        os._exit(status)  # what the parent would do at its end is the parent's
+        os._exit(status)  # without the parent's exit handlers
 
 
 def _answer(rank: int, size: int, folder: Path, work: Callable[[], Any], port: int | None) -> None:
@@ -79,7 +79,7 @@ def _answer(rank: int, size: int, folder: Path, work: Callable[[], Any], port: i
     from luthier.logs import set_up
     from luthier.state_tree import save_state
 
-    torch.set_num_threads(1)  # makes the thread pool anew: threads that load a model would race to make it
+    torch.set_num_threads(1)  # creates the thread pool anew, as threads that load a model would race to create it
 
     environment = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
     os.environ.update({name: str(number) for name, number in environment.items()})
@@ -92,7 +92,7 @@ def _answer(rank: int, size: int, folder: Path, work: Callable[[], Any], port: i
     (folder / f"answer-{rank}").mkdir()
     save_state({"answer": answer}, folder / f"answer-{rank}")
     if port is None:
-        dist.barrier()  # nobody leaves while another still asks
+        dist.barrier()  # no rank leaves while another still communicates
     if dist.is_initialized():
         dist.destroy_process_group()
 

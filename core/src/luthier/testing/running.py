@@ -1,4 +1,4 @@
-"""Running a law: hypothesis over options and worlds, the same examples on every machine, one torch thread."""
+"""The running of a law: hypothesis over options and models, the same examples everywhere, one torch thread."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from luthier.errors import LuthierError
 from luthier.testing.laws import Law, NotRun, Subject
 from luthier.testing.strategies import bases_of, options_of
 
-BUDGET: Final = "LUTHIER_EXAMPLES"  # examples of a check that has 20; the others in proportion
+BUDGET: Final = "LUTHIER_EXAMPLES"  # the number of examples of a check that has 20; others in proportion
 USUAL: Final = 20
-DEFECTS: Final = frozenset(  # codes that are a part's own fault, never a refusal of options
+DEFECTS: Final = frozenset(  # codes that are the part's own fault, never a refusal of options
     ("internal", "part-invalid", "plugin-invalid", "part-broken", "checkpoint-state")
 )
 
 
 def run_law(law: Law, subject: Subject) -> None:
-    """Raise where the subject breaks the law."""
+    """Raise if the subject breaks the law."""
     __tracebackhide__ = True
     with torch_settings(subject) if law.needs_torch else nullcontext():
         if law.examples == 0:
@@ -52,16 +52,16 @@ def sample_options(
     *,
     default_only: bool = False,
 ) -> None:
-    """Call `function(subject, options, **drawn)` on the author's options and drawn ones.
+    """Call `function(subject, options, **drawn)` on the author's options and on drawn ones.
 
     Options that the part refuses with a `LuthierError` do not count, which is printed, except the default and the
-    author's own. Raises `unittest.SkipTest` where no example ran the part.
+    author's own. Raises `unittest.SkipTest` if no example ran the part.
     """
     __tracebackhide__ = True
     cls, own = subject.options_class, subject.own_examples
     bases, tally = bases_of(cls, own), Tally()
     attempt = _attempt(subject, function, bases, tally)
-    for example in own:  # hypothesis would try them, but promises it for none
+    for example in own:  # hypothesis would try them first, but promises it for none
         _search(attempt, max(1, examples // 4), options=st.just(example), **(drawn or {}))
     varied = options_of(cls, own) if subject.vary and not default_only else st.sampled_from(bases)
     _search(attempt, examples, options=varied, **(drawn or {}))
@@ -73,7 +73,7 @@ def sample_options(
 
 @attrs.define(kw_only=True)
 class Tally:
-    """How often a law ran the part, why it did not, and which options the part refused."""
+    """A count of how often a law ran the part, why it did not, and which options the part refused."""
 
     ran: int = 0
     reasons: list[str] = attrs.field(factory=list)
@@ -83,7 +83,7 @@ class Tally:
 def _attempt(
     subject: Subject, function: Callable[..., None], bases: Sequence[object], tally: Tally
 ) -> Callable[..., None]:
-    """One example, under the function's name, which a failing one is shown with."""
+    """Return one example's run, under the function's name, which is shown if it fails."""
 
     def attempt(options: object, **world: Any) -> None:
         __tracebackhide__ = True
@@ -109,9 +109,9 @@ def _search(function: Callable[..., None], examples: int, **strategies: SearchSt
 
 
 def example_settings(examples: int, **more: Any) -> settings:
-    """So many examples, the same on every machine, nothing kept on the disk.
+    """Return hypothesis settings: so many examples, the same on every machine, nothing stored on disk.
 
-    Shrinking a check that builds models takes minutes and says little: what failed is printed as it was drawn.
+    Shrinking a check that builds models takes minutes and says little, so a failure is printed as it was drawn.
     """
     phases = (Phase.generate, Phase.shrink) if examples >= USUAL else (Phase.generate,)
     return settings(
@@ -128,7 +128,7 @@ def example_settings(examples: int, **more: Any) -> settings:
 
 @contextmanager
 def torch_settings(subject: Subject) -> Iterator[None]:
-    """One thread (more are many times slower on tiny tensors), the author's model, and no device that is not here."""
+    """Set one thread (more are many times slower on tiny tensors) and the author's model; skip if a device is missing."""
     import torch
 
     from luthier.testing.worlds import models_made_by
@@ -147,7 +147,7 @@ def torch_settings(subject: Subject) -> Iterator[None]:
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """The same random numbers for each example, and the caller's again afterwards; nothing where torch is not used."""
+    """Give each example the same random numbers, and restore the caller's afterwards; do nothing without torch."""
     import sys
 
     if "torch" not in sys.modules:

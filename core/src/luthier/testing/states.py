@@ -1,4 +1,4 @@
-"""State as a checkpoint carries it: written to files and read again, by the engine's own code."""
+"""State carried through a checkpoint: written to files and read again, by the engine's own code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 
 
 def carry_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree after a checkpoint: fresh tensors and JSON values. Raises `checkpoint-state` for anything else."""
+    """Return the tree after a checkpoint: fresh tensors and JSON values.
+
+    Raises `checkpoint-state` for anything else.
+    """
     from luthier.state_tree import load_state, save_state
 
     with tempfile.TemporaryDirectory() as folder:

@@ -16,22 +16,23 @@ from hypothesis.strategies import SearchStrategy
 from luthier.errors import LuthierError
 from luthier.plugins.options import KEY, Bounds, field_hints
 
-NEAR: Final = 8  # how far an integer without bounds is drawn from its default
+NEAR: Final = 8  # the largest distance from its default at which an unbounded integer is drawn
 
 
 def options_of(cls: type, examples: Sequence[object] = ()) -> SearchStrategy[Any]:
-    """Options of a class: its default first, then `examples`, then others inside their bounds and choices.
+    """Return a strategy of a class's options: its default first, then `examples`, then others within bounds and
+    choices.
 
-    Numbers, booleans, choices, literals and lists of these vary; text, paths and mappings keep the value that the
-    default or the example has, because only the author knows others. Numbers without bounds stay near their default.
-    Raises `plugin-invalid` where a required option can neither be drawn nor is in an example.
+    Numbers, booleans, choices, literals and lists of these vary; text, paths and mappings keep the value of the default
+    or the example, because only the author knows others. Numbers without bounds stay near their default. Raises
+    `plugin-invalid` if a required option cannot be drawn and is in no example.
     """
     starts = bases_of(cls, examples)
     return st.sampled_from(starts) | st.sampled_from(starts).flatmap(_varied)
 
 
 def bases_of(cls: type, examples: Sequence[object] = ()) -> list[Any]:
-    """The default options, where every required one can be given a value, and the author's examples."""
+    """Return the default options, if every required one can be given a value, and the author's examples."""
     given: dict[str, Any] = {}
     unknown = []
     for field in attrs.fields(cls):
@@ -54,7 +55,7 @@ def bases_of(cls: type, examples: Sequence[object] = ()) -> list[Any]:
 
 
 def _first(hint: Any, bounds: Bounds) -> Any:
-    """The simplest value of a required option."""
+    """Return the simplest value of a required option."""
     if bounds.choices is not None:
         return bounds.choices[0]
     if typing.get_origin(hint) is typing.Literal:
@@ -69,7 +70,7 @@ def _first(hint: Any, bounds: Bounds) -> Any:
 
 @st.composite
 def _varied(draw: st.DrawFn, base: Any) -> Any:
-    """Options that differ from `base` in any of the fields that can vary."""
+    """Draw options that differ from `base` in any of the fields that can vary."""
     cls: Any = type(base)
     changes = {}
     for field in attrs.fields(cls):
@@ -93,7 +94,7 @@ def _is_union(hint: Any) -> bool:
 
 
 def _values(hint: Any, bounds: Bounds, value: Any) -> SearchStrategy[Any] | None:
-    """Values of a type inside its bounds, of a size like `value`; None where only the author knows any."""
+    """Return a strategy of a type's values within bounds, of a size like `value`; None if only the author knows any."""
     if _is_union(hint):
         members = [m for m in (_values(member, bounds, value) for member in typing.get_args(hint)) if m is not None]
         return st.one_of(members) if members else None
@@ -116,7 +117,7 @@ def _scalars(hint: Any, bounds: Bounds, value: Any) -> SearchStrategy[Any] | Non
 
 
 def _sequences(hint: Any, bounds: Bounds, value: Any) -> SearchStrategy[Any] | None:
-    """Lists as long as the value; of up to three items where it is empty or None."""
+    """Return a strategy of lists as long as the value; of up to three items if it is empty or None."""
     kind, arguments = typing.get_origin(hint), [a for a in typing.get_args(hint) if a is not Ellipsis]
     items = list(value) if isinstance(value, (list, tuple)) else []
     if kind is tuple and Ellipsis not in typing.get_args(hint):
@@ -138,7 +139,7 @@ def _integers(bounds: Bounds, value: float | None) -> SearchStrategy[int]:
 
 
 def _floats(bounds: Bounds, value: float | None) -> SearchStrategy[float]:
-    """Six digits are enough, and can be read in a failing example."""
+    """Return a strategy of floats with six digits, which can be read in a failing example."""
     centre = abs(float(value)) if value is not None else 0.0
     low = float(bounds.low) if bounds.low is not None else -4 * centre - 1.0
     high = float(bounds.high) if bounds.high is not None else max(4 * centre, low) + 1.0
@@ -147,7 +148,9 @@ def _floats(bounds: Bounds, value: float | None) -> SearchStrategy[float]:
 
 
 def _edges(bounds: Bounds, kind: type, widest: float) -> SearchStrategy[Any]:
-    """The bounds themselves: what a class says it takes, its part must take. Far ones only cost memory."""
+    """Return a strategy of the bounds themselves, which the part must accept, except bounds so far that they cost
+    memory.
+    """
     declared = [b for b in (bounds.low, bounds.high) if b is not None and abs(b) <= widest]
     return st.sampled_from([kind(b) for b in declared]) if declared else st.nothing()
 
@@ -164,7 +167,9 @@ class Document:
 def drawn_documents(
     vocabulary: int = 7, longest: int = 6, weights: Sequence[float] = (1.0,)
 ) -> SearchStrategy[Document]:
-    """Documents of 2 to `longest` tokens, of which at least one can be predicted and is supervised."""
+    """Return a strategy of documents of 2 to `longest` tokens, with at least one supervised token that can be
+    predicted.
+    """
 
     def of_length(length: int) -> SearchStrategy[Document]:
         ids = st.tuples(*[st.integers(0, vocabulary - 1)] * length)
@@ -175,7 +180,7 @@ def drawn_documents(
 
 
 def packs(weights: Sequence[float] = (1.0, 0.5, 2.0)) -> SearchStrategy[list[Document]]:
-    """One to three documents that are packed into one batch."""
+    """Return a strategy of one to three documents that are packed into one batch."""
     return st.lists(drawn_documents(weights=weights), min_size=1, max_size=3)
 
 
@@ -184,7 +189,7 @@ def drawn_seeds() -> SearchStrategy[int]:
 
 
 def pack(drawn: Sequence[Document]) -> Any:
-    """The batch of these documents."""
+    """Return the batch of these documents."""
     import numpy as np
 
     from luthier.data.batches.batch import collate_examples

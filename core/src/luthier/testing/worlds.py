@@ -51,12 +51,12 @@ ARCHITECTURES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 }
 
 
-_made_by: list[Callable[[], Any]] = []  # the author's model, while checks are run on it
+_made_by: list[Callable[[], Any]] = []  # makes the author's own model, while checks run on it
 
 
 @contextmanager
 def models_made_by(make: Callable[[], Any] | None) -> Iterator[None]:
-    """Inside it `tiny_model()` is the author's model; None changes nothing."""
+    """Let `tiny_model()` return the author's model within this context; None changes nothing."""
     if make is None:
         yield
         return
@@ -68,7 +68,7 @@ def models_made_by(make: Callable[[], Any] | None) -> Iterator[None]:
 
 
 def tiny_model(architecture: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """A causal LM of about 30k parameters in float32, in training mode; `changes` go to its configuration."""
+    """Return a causal LM of about 30k parameters in float32, in training mode; `changes` go to its configuration."""
     import torch
     import transformers
 
@@ -80,16 +80,16 @@ def tiny_model(architecture: str = "llama", seed: int = 0, **changes: Any) -> Pr
         else:
             config = getattr(transformers, name)(**(arguments | changes))
             model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        for parameter in model.parameters():  # the usual 0.02 makes every output alike
+        for parameter in model.parameters():  # with the usual 0.02 all outputs would be alike
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.15)
             elif parameter.abs().sum() == 0:
-                torch.nn.init.normal_(parameter, std=0.05)  # biases that do something
+                torch.nn.init.normal_(parameter, std=0.05)  # biases large enough to have an effect
     return model.train()
 
 
 def tiny_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """One token per byte and seven special tokens; a text without special tokens gets a BOS in front."""
+    """Return a tokenizer with one token per byte and seven special tokens. It puts a BOS before plain texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -108,7 +108,7 @@ def tiny_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
 
 
 def save_tiny_model(folder: Path, architecture: str = "llama", seed: int = 0, **changes: Any) -> Path:
-    """A model folder with its tokenizer, as `from_pretrained` reads it."""
+    """Write a model folder with its tokenizer, as `from_pretrained` reads it, and return its path."""
     from luthier.model.load import quiet
 
     with quiet():
@@ -118,7 +118,7 @@ def save_tiny_model(folder: Path, architecture: str = "llama", seed: int = 0, **
 
 
 def random_batch(lengths: Sequence[int] = (5, 9, 3), seed: int = 0, supervised: float = 0.7) -> Batch:
-    """A packed batch of random tokens, about `supervised` of its labels counted."""
+    """Return a packed batch of random tokens, of which about the share `supervised` has labels."""
     import numpy as np
 
     from luthier.data.batches.batch import collate_examples

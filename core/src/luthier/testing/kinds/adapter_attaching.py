@@ -1,4 +1,4 @@
-"""Checks of what an adapter does when it is attached, and that its training reaches generation."""
+"""Checks of an adapter when it is attached, and that its training has an effect on generation."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from luthier.testing.laws import Subject, law
 from luthier.testing.strategies import drawn_seeds
 
 FEW: Final = 4  # examples of a check that builds models
-ROUNDING: Final = 1e-4  # relative; float32 through another attention, by two layers
+ROUNDING: Final = 1e-4  # relative: float32 through another attention in two layers
 
 
 @law(FEW, seed=drawn_seeds())
 def attach_follows_the_seed(subject: Subject, options: Any, seed: int) -> None:
-    """What an adapter draws at the start follows from the run's seed alone: two attaches of one seed hold the same."""
+    """An adapter's initial values depend on the run's seed alone: two attaches with one seed hold the same."""
     from luthier.testing.contexts import Attached
     from luthier.testing.states import carry_tree
 
@@ -23,7 +23,7 @@ def attach_follows_the_seed(subject: Subject, options: Any, seed: int) -> None:
 
 @law(FEW, seed=drawn_seeds())
 def attaches_where_the_weights_are(subject: Subject, options: Any, seed: int) -> None:
-    """On a model whose weights lie on meta, as on a rank that waits for them, what trains lies on meta too.
+    """On a model whose weights are on meta, as on a rank that waits for them, its trained weights are on meta too.
 
     A part that refuses to be attached there passes: such ranks then read the weights themselves.
     """
@@ -44,7 +44,7 @@ def attaches_where_the_weights_are(subject: Subject, options: Any, seed: int) ->
 
 @law(FEW, seed=drawn_seeds())
 def training_changes_a_plain_forward(subject: Subject, options: Any, seed: int) -> None:
-    """Two steps change what the model's own forward gives for a prompt, as generation calls it."""
+    """Two steps change the output of the model's own forward for a prompt, as generation calls it."""
     import torch
 
     from luthier.model.attention import generating_attention
@@ -65,9 +65,9 @@ def training_changes_a_plain_forward(subject: Subject, options: Any, seed: int) 
 
 @law(FEW, seed=drawn_seeds())
 def generates_as_it_trains(subject: Subject, options: Any, seed: int) -> None:
-    """A trained adapter's logits over a prompt are the same in the run's pass and as generation calls the model.
+    """A trained adapter's logits for a prompt are the same in training and in generation.
 
-    An adapter with virtual tokens or prefixes must give generation what takes their place.
+    An adapter with virtual tokens or prefixes must give generation something that replaces them.
     """
     import torch
 
@@ -87,7 +87,7 @@ def generates_as_it_trains(subject: Subject, options: Any, seed: int) -> None:
 
 
 def _same_state(first: Any, second: Any, what: str) -> None:
-    """Hold two state trees against each other, bit for bit."""
+    """Raise `AssertionError` unless two state trees are equal, bit for bit."""
     import torch
 
     if isinstance(first, torch.Tensor):

@@ -1,4 +1,4 @@
-"""Checks of adapters: identity at the start, only their weights train, state and files move, merging keeps outputs.
+"""Checks of adapters: they start as identity, train only their weights, move by state and files, and merge exactly.
 
 Adapters are put on a tiny Llama and trained by the engine's own step, with plain gradient descent.
 """
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FEW: Final = 4  # examples of a check that builds models
-ROUNDING: Final = 1e-5  # relative; float32 computed in another order
-CODED: Final = 0.05  # relative; a merge into int8 rows rounds every weight again
+ROUNDING: Final = 1e-5  # relative: float32 sums in another order
+CODED: Final = 0.05  # relative: a merge into int8 rows rounds every weight again
 PICKLES: Final = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 
@@ -38,7 +38,7 @@ def _mergeable(record: Record) -> bool:
 
 
 def _on_codes(record: Record) -> bool:
-    """Whether a quantized base suits the adapter."""
+    """Return True if the adapter works on a quantized base."""
     return "dense-weights" not in record.needs and "quantized-base" not in record.conflicts
 
 
@@ -48,14 +48,14 @@ def _attached(subject: Subject, options: Any, seed: int = 0, **more: Any) -> Any
     return Attached(subject, options, seed=seed, **more)
 
 
-def _near(found: Tensor, expected: Tensor, bound: float, what: str) -> None:
-    """Within `bound` of each other, relative to the expected output; bit for bit where it is 0."""
+def _near(actual: Tensor, expected: Tensor, bound: float, what: str) -> None:
+    """Raise `AssertionError` unless tensors agree within `bound`, relative to the expected one; 0 means bit for bit."""
     from luthier.testing.contexts import relative_distance
 
     __tracebackhide__ = True
-    off = relative_distance(found, expected)
+    off = relative_distance(actual, expected)
     exact = "bit for bit" if bound == 0 else f"within {bound:g}"
-    assert found.equal(expected) if bound == 0 else off <= bound, f"{what}: {off:.3g} apart, not {exact}"
+    assert actual.equal(expected) if bound == 0 else off <= bound, f"{what}: {off:.3g} apart, not {exact}"
 
 
 @law(FEW, default_only=True, seed=drawn_seeds())
@@ -75,7 +75,7 @@ def starts_as_identity(subject: Subject, options: Any, seed: int) -> None:
 
 @law(FEW, seed=drawn_seeds())
 def keeps_class_and_module_paths(subject: Subject, options: Any, seed: int) -> None:
-    """The model is of the class it was, and each of its modules is found under the path it had."""
+    """The model keeps its class, and each of its modules is found at its old path."""
     world = _attached(subject, options, seed)
     assert type(world.model) is type(world.base), f"{type(world.base).__name__} became {type(world.model).__name__}"
     paths = {name for name, _ in world.model.named_modules()}
@@ -119,7 +119,7 @@ def trains_only_its_own_weights(subject: Subject, options: Any, seed: int) -> No
 
 @law(FEW, seed=drawn_seeds())
 def every_parameter_gets_a_gradient(subject: Subject, options: Any, seed: int) -> None:
-    """After one step, so that a part that begins at zero has left it, every parameter has a gradient that is not 0."""
+    """After one step, by which a part that begins at zero has left it, every parameter has a gradient other than 0."""
     import torch
 
     from luthier.testing.contexts import probe_batch
@@ -137,7 +137,7 @@ def every_parameter_gets_a_gradient(subject: Subject, options: Any, seed: int) -
 
 @law(FEW, seed=drawn_seeds())
 def state_moves_to_a_fresh_model(subject: Subject, options: Any, seed: int) -> None:
-    """`state()`, written and read as a checkpoint is, makes a fresh model give the same outputs, bit for bit."""
+    """`state()`, carried through a checkpoint, makes a fresh model give the same outputs, bit for bit."""
     import torch
 
     from luthier.testing.states import carry_tree
@@ -151,7 +151,9 @@ def state_moves_to_a_fresh_model(subject: Subject, options: Any, seed: int) -> N
 
 @law(FEW, seed=drawn_seeds())
 def resumes_exactly(subject: Subject, options: Any, seed: int) -> None:
-    """Four steps are two, a checkpoint of `state()`, and two more on a fresh model, bit for bit, dropout included."""
+    """Two steps, a checkpoint of `state()`, and two more on a fresh model equal four steps, bit for bit, dropout
+    included.
+    """
     from luthier.testing.states import carry_tree
 
     straight, halted = _attached(subject, options, seed), _attached(subject, options, seed)
@@ -166,7 +168,7 @@ def resumes_exactly(subject: Subject, options: Any, seed: int) -> None:
 
 @law(FEW, seed=drawn_seeds())
 def saved_files_move_to_a_fresh_model(subject: Subject, options: Any, seed: int) -> None:
-    """What `save` wrote, `load` puts into a fresh adapter of another seed; no file is a pickle."""
+    """`load` puts the files of `save` into a fresh adapter with another seed; no file is a pickle."""
     import torch
 
     world, fresh = _attached(subject, options, seed), _attached(subject, options, seed)
@@ -184,7 +186,7 @@ def saved_files_move_to_a_fresh_model(subject: Subject, options: Any, seed: int)
 
 @law(FEW, when=_mergeable, seed=drawn_seeds())
 def merge_keeps_outputs(subject: Subject, options: Any, seed: int) -> None:
-    """The merged model gives the outputs that the adapted one gave."""
+    """The merged model gives the outputs of the adapted one."""
     from luthier.testing.contexts import batch_logits, probe_batch
 
     world = _attached(subject, options, seed)
@@ -211,7 +213,7 @@ def merge_leaves_plain_modules(subject: Subject, options: Any, seed: int) -> Non
 
 @law(FEW, when=lambda record: "reference" in record.provides, seed=drawn_seeds())
 def disabled_gives_the_base(subject: Subject, options: Any, seed: int) -> None:
-    """Within `disabled()` a trained model gives the base's outputs, and its own again afterwards."""
+    """Within `disabled()` a trained model gives the base's outputs, and afterwards its own again."""
     from luthier.testing.contexts import batch_logits, probe_batch
 
     world = _attached(subject, options, seed)
@@ -227,7 +229,7 @@ def disabled_gives_the_base(subject: Subject, options: Any, seed: int) -> None:
 
 @law(FEW, seed=drawn_seeds(), lengths=st.lists(st.integers(2, 9), min_size=2, max_size=3))
 def keeps_documents_apart(subject: Subject, options: Any, seed: int, lengths: list[int]) -> None:
-    """Documents packed into one batch give the outputs that each gives alone, trained adapter and all."""
+    """Documents packed into one batch give the outputs that each gives alone, also with a trained adapter."""
     import torch
 
     from luthier.testing.contexts import separate_documents
@@ -242,7 +244,7 @@ def keeps_documents_apart(subject: Subject, options: Any, seed: int, lengths: li
 
 @law(FEW, when=_on_codes, seed=drawn_seeds())
 def works_on_a_quantized_base(subject: Subject, options: Any, seed: int) -> None:
-    """On a base in int8 codes it trains, changes the outputs and no code, and its state moves."""
+    """On a base of int8 codes it trains, changes outputs but no code, and its state moves to a fresh model."""
     import torch
 
     from luthier.testing.contexts import batch_logits, probe_batch
@@ -265,7 +267,7 @@ def works_on_a_quantized_base(subject: Subject, options: Any, seed: int) -> None
 
 @law(FEW, when=lambda record: _on_codes(record) and _mergeable(record), seed=drawn_seeds())
 def merges_on_a_quantized_base(subject: Subject, options: Any, seed: int) -> None:
-    """Merged over int8 codes, dense or quantized again, the model's outputs stay near."""
+    """Merged over int8 codes, into dense or requantized layers, the model's outputs stay close."""
     from luthier.testing.contexts import batch_logits, probe_batch
     from luthier.testing.quantizers.kit_quantizer import CodedQuantizer
 
@@ -277,7 +279,7 @@ def merges_on_a_quantized_base(subject: Subject, options: Any, seed: int) -> Non
 
 
 def live(subject: Subject, options: Any) -> None:
-    """Do all that a run of two tasks asks of an adapter."""
+    """Use an adapter in every way that a run of two tasks does."""
     from luthier.testing.states import carry_tree
 
     world = _attached(subject, options)

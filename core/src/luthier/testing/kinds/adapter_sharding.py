@@ -1,4 +1,4 @@
-"""The check that an adapter trains on two ranks, which hold a shard of every weight, as it does on one."""
+"""The check that an adapter trains on two ranks, each with a shard of every weight, as it does on one."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from luthier.testing.laws import Subject, law, not_run
 from luthier.testing.strategies import bases_of
 
 STEPS: Final = 3
-ROUNDING: Final = 1e-4  # relative; float32 sums in another order, through three steps
+ROUNDING: Final = 1e-4  # relative: three steps sum float32 in another order
 FLAGS: Final = ("tolerance", "mergeable", "artifact", "save_dtype", "needs", "provides", "conflicts")
 
 
 @law(0)
 def trains_alike_on_two_sharded_ranks(subject: Subject) -> None:
-    """Three steps on two ranks that each hold a shard of every weight have the losses of a rank that holds them whole.
+    """Three steps on two ranks, each with a shard of every weight, have the losses of one rank with whole weights.
 
-    Its options are the default; where the tiny model is not for them, the author's first example. Options named for a
-    dropout are 0. A part that refuses to be sharded by an error of its own, such as `part-unsupported`, passes.
+    The options are the defaults, or the author's first example if the defaults do not suit the tiny model. Options
+    whose name has "dropout" are set to 0. A part that refuses sharding by an error such as `part-unsupported` passes.
     """
     import torch
 
@@ -60,7 +60,7 @@ def _train(subject: Subject, options: Any, settings: Mapping[str, Any]) -> dict[
     from luthier.testing.running import DEFECTS
 
     part = subject.build(options)
-    for flag in FLAGS:  # a part that is passed as an object says itself what its record says of it
+    for flag in FLAGS:  # an object from Python has the record's flags as its own attributes
         if not hasattr(part, flag):
             setattr(part, flag, getattr(subject.record, flag))
     try:
@@ -79,4 +79,4 @@ def _rows() -> list[dict[str, str]]:
 
 def _compare(alone: list[float], sharded: list[float], rank: int) -> None:
     off = max(abs(a - b) / max(abs(a), 1e-6) for a, b in zip(alone, sharded, strict=True))
-    assert off <= ROUNDING, f"losses of rank {rank} of two, {sharded}, are not those of one alone, {alone}"
+    assert off <= ROUNDING, f"losses of rank {rank} of two are {sharded}, those of one rank {alone}"

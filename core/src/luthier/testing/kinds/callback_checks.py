@@ -1,4 +1,4 @@
-"""Checks of callbacks: they bear every order of events, change nothing, and keep one run's state out of another's."""
+"""Checks of callbacks: they accept every order of events, change nothing, and keep the states of runs apart."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from luthier.testing.laws import Subject, law
 from luthier.testing.strategies import bases_of, options_of
 
 FEW: Final = 3
-PLANS: Final = st.fixed_dictionaries({due: st.booleans() for due in ("log", "evaluate", "save")})  # of one step
+# what is due after one step
+PLANS: Final = st.fixed_dictionaries({due: st.booleans() for due in ("log", "evaluate", "save")})
 ROWS: Final = [{"prompt": f"{i} plus {j} is", "completion": str(i + j)} for i in range(3) for j in range(3)]
 
 
@@ -32,9 +33,9 @@ def tolerates_every_event_order_the_loop_can_produce(subject: Subject) -> None:
 
 
 class Processes(RuleBasedStateMachine):
-    """Processes of one run, one after the other, as `luthier.plugins.events` draws them.
+    """The processes of one run, one after another, in the orders that `luthier.plugins.events` draws.
 
-    `phase` is ready (nothing fired yet), training, or over; `kept` the newest checkpoint: its step and state.
+    `phase` is ready (no event has fired), training, or over; `kept` is the newest checkpoint: its step and state.
     """
 
     subject: Subject
@@ -96,8 +97,7 @@ class Processes(RuleBasedStateMachine):
     @precondition(lambda self: self.phase != "over")
     @rule(by=st.sampled_from(("signal", "error", "kill")))
     def interrupt(self, by: str) -> None:
-        """The process ends, with a checkpoint, an event or neither, perhaps before the first event; the same command
-        goes on."""
+        """End the process, with a checkpoint, an event or neither, perhaps before the first event; it can be resumed."""
         if by == "error":
             self.stage.fail()
         elif by == "signal" and self.phase == "training" and self.stage.run.step > 0:
@@ -108,7 +108,7 @@ class Processes(RuleBasedStateMachine):
     @precondition(lambda self: self.phase == "over")
     @rule()
     def train_again(self) -> None:
-        """The same process makes another run, with a callback of its own."""
+        """Begin another run in the same process, with another callback."""
         self.holder.cleanup()
         self.open_run(self.options)
 
@@ -139,7 +139,7 @@ def _state(part: Any) -> dict[str, Any] | None:
 
 @law(FEW)
 def changes_nothing_it_is_shown(subject: Subject, options: Any) -> None:
-    """The metrics and the run's settings are after each event what they were before; it only asks, by `request_...`."""
+    """After each event the metrics and the run's settings are unchanged; it acts only by `request_...`."""
     part = subject.build(options)
 
     class Watched(Stage):
@@ -156,11 +156,11 @@ def changes_nothing_it_is_shown(subject: Subject, options: Any) -> None:
 
 @law(1, default_only=True)
 def changes_no_parameter(subject: Subject, options: Any) -> None:
-    """A real run with it has the losses and ends with the weights of the run without it, bit for bit."""
+    """A real run with the callback has the losses and the final weights of the run without it, bit for bit."""
     plain, watched = _trained([]), _trained([subject.build(options)])
     steps = len(watched.loss_history)
     assert watched.loss_history == plain.loss_history[:steps], "the losses differ from those of a run without it"
-    if steps < len(plain.loss_history):  # it asked for a stop, as it may
+    if steps < len(plain.loss_history):  # it asked for a stop, which it may
         return
     pairs = zip(plain.model.named_parameters(), watched.model.named_parameters(), strict=True)
     changed = [name for (name, one), (_, two) in pairs if not one.equal(two)]
@@ -189,7 +189,7 @@ def _trained(callbacks: list[Any]) -> Any:
 
 @law(FEW)
 def two_runs_do_not_share_state(subject: Subject, options: Any) -> None:
-    """What one run does to its callback leaves that of another run as it was."""
+    """One run changes nothing in the callback of another run."""
     one, two = subject.build(options), subject.build(options)
     before, state = copy_values(two), _state(two)
     played_run(one)
@@ -202,7 +202,7 @@ def two_runs_do_not_share_state(subject: Subject, options: Any) -> None:
 
 @law(FEW)
 def state_is_tensors_and_json(subject: Subject, options: Any) -> None:
-    """`state()`, if there is one, holds tensors and JSON values, and `load_state` takes it back as it was."""
+    """`state()`, if there is one, returns tensors and JSON values, and `load_state` restores them."""
     part = subject.build(options)
     both = hasattr(part, "state"), hasattr(part, "load_state")
     assert both[0] == both[1], "state and load_state come together, or not at all"
@@ -216,7 +216,7 @@ def state_is_tensors_and_json(subject: Subject, options: Any) -> None:
 
 
 def _comparable(tree: Any) -> Any:
-    """Tensors as lists, which compare as a whole."""
+    """Return tensors as lists, which compare as a whole."""
     if hasattr(tree, "tolist"):
         return tree.tolist()
     if isinstance(tree, dict):
@@ -225,7 +225,7 @@ def _comparable(tree: Any) -> Any:
 
 
 def live(subject: Subject, options: Any) -> None:
-    """All that a run tells a callback, in a run, a resumed one, and one that fails."""
+    """Send a callback all events of a run, of a resumed run, and of a run that fails."""
     part, resumed = subject.build(options), subject.build(options)
     with tempfile.TemporaryDirectory() as folder:
         play_run(part, Path(folder))

@@ -1,4 +1,4 @@
-"""Checks of exporters: what they write is read back and compared, and a comparison that cannot fail proves nothing."""
+"""Checks of exporters: their files are read back and compared, by a comparison that is shown to be able to fail."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from luthier.testing.laws import Subject, law
 
 @law(0)
 def reads_back_what_it_writes(subject: Subject) -> None:
-    """The folder is filled, and `verify` gives finite differences of what it reads from there."""
+    """`export` fills the folder, and `verify` returns finite differences to what it reads from there."""
     model, tokenizer = _world(subject)
     for options in _options(subject):
         with tempfile.TemporaryDirectory() as folder:
@@ -30,7 +30,7 @@ def reads_back_what_it_writes(subject: Subject) -> None:
 
 @law(0)
 def refuses_a_folder_of_another_model(subject: Subject) -> None:
-    """`verify` raises where the files hold other weights than the model's: it looks at them."""
+    """`verify` raises if the files hold another model's weights, so it really compares them."""
     import torch
 
     model, tokenizer = _world(subject)
@@ -45,12 +45,12 @@ def refuses_a_folder_of_another_model(subject: Subject) -> None:
             exporter.verify(other, tokenizer, Path(folder))
         except LuthierError:
             return
-    raise AssertionError("verify passes for a model whose weights are all others")
+    raise AssertionError("verify passes although every weight of the model is different")
 
 
 @law(0)
 def refuses_files_that_are_gone(subject: Subject) -> None:
-    """`verify` raises where the folder is empty: it reads from it."""
+    """`verify` raises for an empty folder, so it really reads the files."""
     model, tokenizer = _world(subject)
     exporter = subject.build(subject.options_class())
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as empty:
@@ -72,12 +72,12 @@ def leaves_the_model_alone(subject: Subject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         live_in(subject, subject.options_class(), model, tokenizer, Path(folder))
     same = all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert same and model.state_dict().keys() == before.keys(), "the model's weights are others afterwards"
-    assert model.config.to_dict() == config, "the model's config is another afterwards"
+    assert same and model.state_dict().keys() == before.keys(), "the model's weights have changed"
+    assert model.config.to_dict() == config, "the model's config has changed"
 
 
 def live(subject: Subject, options: Any) -> None:
-    """A life of the part: checked, written and compared."""
+    """Check, write and compare with these options."""
     with tempfile.TemporaryDirectory() as folder:
         live_in(subject, options, *_world(subject), Path(folder))
 
@@ -95,7 +95,7 @@ def _options(subject: Subject) -> tuple[object, ...]:
 
 
 def _world(subject: Subject) -> tuple[Any, Any]:
-    """A tiny model with its tokenizer, as a run's artifact gives them.
+    """Return a tiny model with its tokenizer, as a run's artifact gives them.
 
     For an exporter of quantized layers it is the author's own: `conformance(..., model=...)`.
     """

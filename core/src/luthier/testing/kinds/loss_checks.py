@@ -1,7 +1,7 @@
-"""Checks of losses: sums that add up over any split, over supervised tokens only, with gradients that stay finite.
+"""Checks of losses: sums add up over any split, count supervised tokens only, and have finite gradients.
 
-Losses are run on a `TablePolicy`, so that every value is exact and of any size, over units as their record declares
-them: single documents, pairs, judged answers, with columns. What `loss_units` adds is about whole units and models.
+Losses run on a `TablePolicy`, so that every value is exact and of any size, over units as their record declares
+them: single documents, pairs, judged answers, with columns. `loss_units` adds checks of whole units and models.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from luthier.testing.strategies import drawn_seeds
 if TYPE_CHECKING:
     Drawn = list[DrawnUnit]
 
-REGIMES: Final = {"usual": 0.0, "certain": 17.3, "sure": 1e4, "impossible": -1e4}  # a label's logit above the others
+REGIMES: Final = {"usual": 0.0, "certain": 17.3, "sure": 1e4, "impossible": -1e4}  # a label's logit minus all others
 COUPLED: Final = "the loss couples the batch, so that a sum is no sum over its units"
 
 takes_idle_batches = loss_units.takes_idle_batches
@@ -57,7 +57,7 @@ def adds_up_over_micro_batches(subject: Subject, options: Any, first: Drawn, sec
 
 @law(drawn=unit_packs(), seed=drawn_seeds())
 def gives_sums_not_means(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
-    """The same units twice in a batch give twice every sum and denominator; each sum is a scalar."""
+    """A batch with every unit twice gives twice every sum and denominator; each sum is a scalar."""
     import torch
 
     loss = built_loss(subject, options, drawn)
@@ -75,7 +75,7 @@ def gives_sums_not_means(subject: Subject, options: Any, drawn: Drawn, seed: int
     when=lambda r: getattr(r, "data", "") != "documents", drawn=unit_packs(), extra=drawn_units_of(), seed=drawn_seeds()
 )
 def ignores_unlabelled_tokens(subject: Subject, options: Any, drawn: Drawn, extra: DrawnUnit, seed: int) -> None:
-    """Where no label is predicted there is no gradient; a document without labels adds 0 over 0."""
+    """Positions that predict no label have no gradient; a document without labels adds 0 to sum and denominator."""
     loss = built_loss(subject, options, drawn)
     batch = pack_examples(lay_out_units(loss, drawn))
     outcome = outcome_of(subject, loss, table_of(batch, seed), [batch])
@@ -104,7 +104,7 @@ def ignores_unlabelled_tokens(subject: Subject, options: Any, drawn: Drawn, extr
 
 @law(when=_on_tokens, drawn=unit_packs(weights=(1.0,)), seed=drawn_seeds())
 def counts_an_example_by_its_weight(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
-    """A document of weight 2 counts as the document twice (`batch.token_weights`)."""
+    """A document of weight 2 counts like the document twice (`batch.token_weights`)."""
     import torch
 
     loss = built_loss(subject, options, drawn)
@@ -122,7 +122,7 @@ def counts_an_example_by_its_weight(subject: Subject, options: Any, drawn: Drawn
 
 @law(drawn=unit_packs(), seed=drawn_seeds(), regime=st.sampled_from(tuple(REGIMES)))
 def gradient_is_finite(subject: Subject, options: Any, drawn: Drawn, seed: int, regime: str) -> None:
-    """Sums and gradients in float32 are finite, also where a label is certain or next to impossible."""
+    """Sums and gradients in float32 are finite, even if a label is certain or nearly impossible."""
     import torch
 
     loss = built_loss(subject, options, drawn)
@@ -141,19 +141,19 @@ def gradient_is_finite(subject: Subject, options: Any, drawn: Drawn, seed: int, 
 def does_not_leak_between_packed_examples(
     subject: Subject, options: Any, drawn: Drawn, other: DrawnUnit, seed: int
 ) -> None:
-    """Changing one unit leaves the gradient of the others alone."""
+    """Changing one unit does not change the gradient of the others."""
     import torch
 
     loss = built_loss(subject, options, drawn)
     if couples_batch(loss):
         not_run(COUPLED)
     if not has_default(loss, "loss", "arrange"):
-        not_run("the loss arranges units, so that one may have documents of another")
+        not_run("the loss arranges units, so that a unit may contain documents of another")
     first, another, *others = lay_out_units(loss, [drawn[0], other, *(drawn[1:] or [other])])
-    kept, fresh = table_of(pack_examples(others), seed), table_of(pack_examples([another]), seed + 1)
+    unchanged, fresh = table_of(pack_examples(others), seed), table_of(pack_examples([another]), seed + 1)
     own = table_of(pack_examples([first]), seed + 2)
-    before = outcome_of(subject, loss, torch.cat([own, kept]), [pack_examples([first, *others])])
-    after = outcome_of(subject, loss, torch.cat([fresh, kept]), [pack_examples([another, *others])])
+    before = outcome_of(subject, loss, torch.cat([own, unchanged]), [pack_examples([first, *others])])
+    after = outcome_of(subject, loss, torch.cat([fresh, unchanged]), [pack_examples([another, *others])])
     gradients = before.gradient[len(own) :], after.gradient[len(fresh) :]
     assert_same(*gradients, "gradient of the other documents before and after one unit changed")
 
@@ -177,7 +177,7 @@ def invariant_to_order_of_documents(subject: Subject, options: Any, drawn: Drawn
 
 @law(drawn=unit_packs(), seed=drawn_seeds())
 def coefficients_agree_with_the_gradient(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
-    """Where `coefficients(batch)` gives [T], it is d (sum of all sums) / d log-probability of each label."""
+    """If `coefficients(batch)` returns [T], it is d (sum of all sums) / d log-probability of each label."""
     loss = built_loss(subject, options, drawn)
     batch = pack_examples(lay_out_units(loss, drawn))
     coefficients = loss.coefficients(batch)
@@ -191,7 +191,7 @@ def coefficients_agree_with_the_gradient(subject: Subject, options: Any, drawn: 
 
 @law(when=lambda r: getattr(r, "reference", None) is not None, drawn=unit_packs(), seed=drawn_seeds())
 def matches_its_reference(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
-    """Sums and gradient are those of `record.reference`: `reference(options, policy, batch)` gives a sum by term."""
+    """Sums and gradient are those of `record.reference`: `reference(options, policy, batch)` returns a sum by term."""
     module, _, attribute = subject.record.reference.partition(":")  # type: ignore[attr-defined]
     reference = getattr(importlib.import_module(module), attribute)
     loss = built_loss(subject, options, drawn)
@@ -205,7 +205,7 @@ def matches_its_reference(subject: Subject, options: Any, drawn: Drawn, seed: in
 
 
 def live(subject: Subject, options: Any) -> None:
-    """All that a run asks of a loss."""
+    """Use a loss in every way that a run does."""
     drawn = loss_units.plain_units(subject)
     loss = built_loss(subject, options, drawn)
     batch = pack_examples(lay_out_units(loss, drawn))

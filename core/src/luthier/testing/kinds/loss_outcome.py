@@ -1,4 +1,4 @@
-"""What a loss gives over batches of a table of logits, so that two ways to the same numbers can be compared."""
+"""The results of a loss over a table of logits, in a form in which two ways to the same numbers can be compared."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
     from luthier.testing.laws import Subject
 
 VOCABULARY: Final = 7
-CLOSE: Final[Mapping[str, float]] = {"rtol": 1e-5, "atol": 1e-6}  # float32 is allowed; a wrong sum is far off
+CLOSE: Final[Mapping[str, float]] = {"rtol": 1e-5, "atol": 1e-6}  # float32 is allowed, and a wrong sum is far outside
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Outcome:
-    """A loss over batches: its sums and denominators, and [T, V] the gradient of sum 1 + 2 * sum 2 + 3 * sum 3 ...
+    """A loss's result over batches: its sums, denominators, and the gradient [T, V] of sum 1 + 2 * sum 2 + 3 * sum 3
+    ...
 
-    `metrics` has the sum and the count of each of its metrics. `sources` are the rows that the loss asked for by labels
-    of its own.
+    `metrics` has the sum and the count of each of its metrics. `sources` are the rows for which the loss asked
+    log-probabilities of labels of its own.
     """
 
     sums: dict[str, Tensor]
@@ -82,14 +83,14 @@ def outcome_of(subject: Subject, loss: Any, logits: Tensor, batches: Sequence[An
 
 
 def policy_over(subject: Subject, logits: Tensor) -> Any:
-    """Return a policy with a reference and a teacher, as far as the record says that the loss needs them."""
+    """Return a policy with a reference and a teacher, if the record says that the loss needs them."""
     from luthier.testing.policies import TablePolicy
 
     return TablePolicy(logits, others=subject.record.needs & {"reference", "teacher"})
 
 
 def outputs_of(loss: Any, policies: Sequence[Any], batches: Sequence[Any]) -> list[LossOutput]:
-    """Return the output for each micro-batch; one for all together where the loss couples them."""
+    """Return the output for each micro-batch; one output for all if the loss couples them."""
     from luthier.step.losses.loss_output import check_output, check_scores
 
     pairs = zip(policies, batches, strict=True)
@@ -107,23 +108,23 @@ def couples_batch(loss: Any) -> bool:
 
 
 def table_of(batch: Any, seed: int) -> Tensor:
-    """Return [T, V] logits of a usual size."""
+    """Return logits [T, V] of a usual size."""
     from luthier.testing.policies import random_table
 
     return random_table(batch.num_tokens, VOCABULARY, seed)
 
 
-def assert_same(found: Any, expected: Any, what: str, close: Mapping[str, float] = CLOSE) -> None:
-    """Numbers, tensors, or mappings of them are close."""
+def assert_same(actual: Any, expected: Any, what: str, close: Mapping[str, float] = CLOSE) -> None:
+    """Raise `AssertionError` unless numbers, tensors, or mappings of them are close."""
     import torch
 
     __tracebackhide__ = True
     if isinstance(expected, dict):
-        assert found.keys() == expected.keys(), f"{what}: terms {sorted(found)} became {sorted(expected)}"
+        assert actual.keys() == expected.keys(), f"{what}: terms {sorted(actual)} became {sorted(expected)}"
         for name in expected:
-            assert_same(found[name], expected[name], f"{what}, term {name!r}", close)
+            assert_same(actual[name], expected[name], f"{what}, term {name!r}", close)
         return
-    one, two = torch.as_tensor(found, dtype=torch.float64), torch.as_tensor(expected, dtype=torch.float64)
+    one, two = torch.as_tensor(actual, dtype=torch.float64), torch.as_tensor(expected, dtype=torch.float64)
     furthest = float((one - two).abs().max()) if one.numel() else 0.0
     shown = f"{float(one):.6g} and {float(two):.6g}" if one.numel() == 1 else f"up to {furthest:.3g} apart"
     assert torch.allclose(one, two, rtol=close["rtol"], atol=close["atol"]), f"{what}: {shown}"

@@ -1,4 +1,4 @@
-"""Checks of losses about whole units: idle batches, names, what is declared, state, preferences, a real model."""
+"""Checks of losses on whole units: idle batches, names, declarations, state, preferences, and a real model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 
 @law(drawn=unit_packs(), seed=drawn_seeds())
 def takes_idle_batches(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
-    """A batch without units gives finite sums (or no scores) that depend on the policy, as other ranks wait for it."""
+    """A batch without units gives finite sums (or no scores) that depend on the policy, because other ranks wait for
+    it.
+    """
     import torch
 
     loss, batch = built_loss(subject, options, drawn), idle_batch(drawn)
@@ -58,7 +60,7 @@ def takes_idle_batches(subject: Subject, options: Any, drawn: Drawn, seed: int) 
 
 @law(drawn=unit_packs(), seed=drawn_seeds())
 def terms_name_every_sum(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
-    """The names of `terms(batch)` are those of the sums, and each weight is a number that is not negative."""
+    """`terms(batch)` has the names of the sums, and each weight is a number of at least 0."""
     loss = built_loss(subject, options, drawn)
     batch = pack_examples(lay_out_units(loss, drawn))
     outcome = outcome_of(subject, loss, table_of(batch, seed), [batch])
@@ -66,7 +68,7 @@ def terms_name_every_sum(subject: Subject, options: Any, drawn: Drawn, seed: int
         f"sums {sorted(outcome.sums)}, but denominators {sorted(outcome.terms)}"
     )
     wrong = {name: weight for name, weight in outcome.terms.items() if not float(weight) >= 0}
-    assert not wrong, f"denominators that are no weights: {wrong}"
+    assert not wrong, f"denominators that are not weights: {wrong}"
 
 
 @law(drawn=unit_packs(), seed=drawn_seeds())
@@ -74,12 +76,12 @@ def metrics_have_names_of_their_own(subject: Subject, options: Any, drawn: Drawn
     """No metric has the name of one of the run's own (loss, grad_norm, samples, ...)."""
     loss = built_loss(subject, options, drawn)
     batch = pack_examples(lay_out_units(loss, drawn))
-    outcome_of(subject, loss, table_of(batch, seed), [batch])  # it checks them
+    outcome_of(subject, loss, table_of(batch, seed), [batch])  # this function checks the names
 
 
 @law(drawn=unit_packs())
 def arrange_is_a_pure_function(subject: Subject, options: Any, drawn: Drawn) -> None:
-    """The same units are arranged the same way each time, and none is added, dropped or moved."""
+    """The same units are arranged in the same way each time, and none is added, dropped or moved."""
     loss = subject.build(options)
     if has_default(loss, "loss", "arrange"):
         not_run("the loss leaves units as they are")
@@ -92,7 +94,7 @@ def arrange_is_a_pure_function(subject: Subject, options: Any, drawn: Drawn) -> 
 
 @law(5, drawn=unit_packs(), seed=drawn_seeds())
 def declares_reference_and_teacher(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
-    """`policy.reference()` and `policy.teacher()` are asked for only where the record's `needs` names them."""
+    """The loss uses `policy.reference()` and `policy.teacher()` only if the record's `needs` names them."""
     loss = built_loss(subject, options, drawn)
     batch = pack_examples(lay_out_units(loss, drawn))
     outcome_of(subject, loss, table_of(batch, seed), [batch])
@@ -100,7 +102,7 @@ def declares_reference_and_teacher(subject: Subject, options: Any, drawn: Drawn,
 
 @law(5, drawn=unit_packs(), seed=drawn_seeds())
 def state_survives_a_checkpoint(subject: Subject, options: Any, drawn: Drawn, seed: int) -> None:
-    """A loss that has begun, and another that only loads its state from a checkpoint, give the same sums."""
+    """A loss that has begun, and one that only loads the first one's state, give the same sums."""
     from luthier.state_tree import load_state, save_state
 
     first = built_loss(subject, options, drawn)
@@ -118,9 +120,9 @@ def state_survives_a_checkpoint(subject: Subject, options: Any, drawn: Drawn, se
 
 @law(when=lambda r: getattr(r, "data", "") in ("preference", "unpaired"), drawn=even_units)
 def prefers_what_the_row_prefers(subject: Subject, options: Any, drawn: Drawn) -> None:
-    """Where all answers are equally likely, the objective falls as preferred answers become likelier and others less.
+    """If all answers are equally likely, the objective falls as preferred answers become likelier than the others.
 
-    Preferred are chosen answers, and those with the label true.
+    Preferred answers are chosen ones, and those with the label true.
     """
     import torch
 
@@ -141,7 +143,7 @@ def prefers_what_the_row_prefers(subject: Subject, options: Any, drawn: Drawn) -
 
 @law(3, default_only=True, drawn=unit_packs(weights=(1.0,)))
 def agrees_on_a_model(subject: Subject, options: Any, drawn: Drawn) -> None:
-    """On a real model, units packed and units apart give the same sums and the same gradients of its weights."""
+    """On a real model, packed units and separate units give the same sums and gradients."""
     import torch
 
     from luthier.testing.worlds import tiny_model
@@ -156,7 +158,7 @@ def agrees_on_a_model(subject: Subject, options: Any, drawn: Drawn) -> None:
 
 
 def _exact(model: Any) -> Any:
-    """Return the model without dropout, in float64; with experts as it is, as torch groups no products of float64."""
+    """Return the model without dropout in float64; with experts in its own dtype, as torch groups no float64 products."""
     from luthier.model import attention
 
     model = model if hasattr(model.config.get_text_config(), "num_experts_per_tok") else model.double()

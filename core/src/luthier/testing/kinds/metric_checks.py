@@ -1,4 +1,4 @@
-"""Checks of metrics: sums and counts that add up however the cases are divided, and nothing kept between."""
+"""Checks of metrics: sums and counts add up for every division of the cases, and nothing is kept between calls."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ TOKENS: Final = 12
 
 @law(0)
 def gives_a_sum_and_a_count(subject: Subject) -> None:
-    """What it returns is a finite sum and a count of 0 or more; over all of the kit's cases something is counted.
+    """It returns a finite sum and a count of 0 or more, and counts something over all cases of the kit.
 
-    A metric with a `conclude` of its own may return other statistics, equally many each time, that give a number.
+    A metric with its own `conclude` may return other statistics, always the same number of them, that give a number.
     """
     for metric in _metrics(subject):
         scores = [_score(subject, metric, case) for case in _cases(subject)]
@@ -47,7 +47,7 @@ def gives_a_sum_and_a_count(subject: Subject) -> None:
 
 @law(0)
 def keeps_nothing_between_calls(subject: Subject) -> None:
-    """The same case gives the same numbers whatever was scored before: ranks and batches divide the cases anyhow."""
+    """The same case gives the same numbers whatever was scored before, because ranks and batches divide the cases."""
     for metric, other in zip(_metrics(subject), _metrics(subject), strict=True):
         first = [_score(subject, metric, case) for case in _cases(subject)]
         again = [_score(subject, other, case) for case in reversed(list(_cases(subject)))][::-1]
@@ -57,7 +57,7 @@ def keeps_nothing_between_calls(subject: Subject) -> None:
 
 @law(0, when=lambda record: getattr(record, "over", "") == "tokens")
 def adds_up_over_tokens(subject: Subject) -> None:
-    """The sum and count of some tokens are those of their parts together: a mean is not a sum."""
+    """The sum and count of some tokens are the totals of their parts: a mean is not a sum."""
     for metric in _metrics(subject):
         for case in _cases(subject):
             total, count = _score(subject, metric, case)
@@ -70,14 +70,14 @@ def adds_up_over_tokens(subject: Subject) -> None:
 
 
 def live(subject: Subject, options: Any) -> None:
-    """A life of the part: every case scored."""
+    """Score every case with these options."""
     metric = subject.build(options)
     for case in _cases(subject):
         _score(subject, metric, case)
 
 
 def _metrics(subject: Subject) -> list[Any]:
-    """The part with its defaults, where every option has one, and with each of the author's examples."""
+    """Return the part with its defaults, if every option has one, and with each of the author's examples."""
     cls = subject.options_class
     required = any(field.init and field.default is attrs.NOTHING for field in attrs.fields(cls))
     if required and not subject.own_examples:

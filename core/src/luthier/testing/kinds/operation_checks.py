@@ -1,4 +1,4 @@
-"""Checks of operations: values and gradients of the reference, for every form of call that a model makes."""
+"""Checks of operations: they have the values and gradients of the reference, for every form of call by a model."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
     from luthier.model.operations.guard import GuardedOperation
 
 DTYPES: Final = ("float32", "float64", "bfloat16", "float16")
-SIZES: Final = ((5, 8), (1, 16), (33, 24))  # rows and width
+SIZES: Final = ((5, 8), (1, 16), (33, 24))  # (rows, width)
 
 
 @law(0)
 def gives_the_values_and_gradients_of_the_reference(subject: Subject) -> None:
-    """Within its tolerance it computes what the plain-torch reference does, and so do its gradients.
+    """The operation gives the values and gradients of the plain-torch reference, within its tolerance.
 
-    It is asked for every form of call that its predicate takes, of several sizes and dtypes.
+    Every form of call that its predicate accepts is tried, in several sizes and dtypes.
     """
     taken = compared = 0
     for arguments, supported in _calls(subject):
         guard = _guard(subject)
         if supported and guard.compute(*arguments) is not NotImplemented:
             taken, compared = taken + 1, compared + guard.num_compared
-    assert taken, "its predicate, or a NotImplemented, declines every call that was tried"
-    assert compared, "it declines each call for gradients, and each without, that it was compared by"
+    assert taken, "it declines every call that was tried, by its predicate or by NotImplemented"
+    assert compared, "it declines every call that it was to be compared by, with gradients and without"
 
 
 @law(0)
 def leaves_its_arguments_alone(subject: Subject) -> None:
-    """No argument is written to: the model uses them again."""
+    """The operation writes to no argument, because the model uses them again."""
     import torch
     from torch import Tensor
 
@@ -49,7 +49,7 @@ def leaves_its_arguments_alone(subject: Subject) -> None:
 
 @law(0)
 def gives_the_same_numbers_twice(subject: Subject) -> None:
-    """Two calls with the same arguments give the same bits: a resumed run equals an undisturbed one."""
+    """Two calls with the same arguments give the same bits, so that a resumed run equals an undisturbed one."""
     import torch
 
     operation = _build(subject)
@@ -61,7 +61,7 @@ def gives_the_same_numbers_twice(subject: Subject) -> None:
 
 @law(0)
 def predicate_reads_device_dtype_and_shape_alone(subject: Subject) -> None:
-    """The predicate answers True or False for any device, dtype and shape, without touching a tensor."""
+    """The predicate returns True or False for any device, dtype and shape, without touching a tensor."""
     import torch
 
     supports = _predicate(subject.record)
@@ -73,7 +73,7 @@ def predicate_reads_device_dtype_and_shape_alone(subject: Subject) -> None:
 
 
 def live(subject: Subject, options: Any) -> None:
-    """A life of the part under its options: built and called."""
+    """Build the part under these options and call it."""
     operation = subject.build(options)
     for arguments, supported in _calls(subject):
         if supported:
@@ -107,7 +107,7 @@ def _predicate(record: Any) -> Any:
 
 
 def _calls(subject: Subject) -> Iterator[tuple[tuple[Any, ...], bool]]:
-    """Arguments, and whether the predicate takes them."""
+    """Yield arguments, and True if the predicate accepts them."""
     import torch
 
     record: Any = subject.record
@@ -130,7 +130,7 @@ def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def example_calls(operation: str, rows: int, width: int, random: torch.Generator) -> Iterator[tuple[Any, ...]]:
-    """Arguments as a model gives them, in float32, the forms of call one after the other."""
+    """Yield arguments in float32, as a model gives them, one form of call after another."""
     import torch
 
     def made(*shape: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Checks of optimizers: exact resume, no step without gradient, the groups' rates and decays, a quadratic lowered."""
+"""Checks of optimizers: they resume exactly, skip parameters without gradient, respect groups, and lower a quadratic."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 RATE: Final = 0.01
-RATES: Final = (1.0, 0.1, 0.01, 0.001)  # which of them suits an optimizer is its own affair
+RATES: Final = (1.0, 0.1, 0.01, 0.001)  # at least one of them must suit the optimizer
 DTYPES: Final = ("float32", "bfloat16", "float64")
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Bowl:
-    """Parameters in groups, and a quadratic whose lowest point is away from them: sum of c (p - target)^2 / 2."""
+    """Parameters in groups, and a quadratic function with its minimum elsewhere: sum of c (p - target)^2 / 2."""
 
     groups: list[Group]
     targets: list[Tensor]
@@ -44,7 +44,7 @@ class Bowl:
 
 
 def bowl(seed: int = 0, dtype: str = "float32", **settings: Any) -> Bowl:
-    """Matrices, a table of embeddings and a norm, in a group each; `settings` go to every group."""
+    """Return matrices, an embedding table and a norm, each in its own group; `settings` go to every group."""
     import torch
     from torch import nn
 
@@ -63,7 +63,7 @@ def bowl(seed: int = 0, dtype: str = "float32", **settings: Any) -> Bowl:
 
 
 def take_step(subject: Subject, optimizer: torch.optim.Optimizer, world: Bowl, rate: float = RATE) -> None:
-    """One step as the loop takes it: each group's rate is set from its `lr_scale` first."""
+    """Take one step as the loop does: set each group's rate from its `lr_scale`, then step."""
     for group in optimizer.param_groups:
         assert "lr_scale" in group, "a group of the optimizer lost its lr_scale; build it from Group.settings()"
         group["lr"] = rate * group["lr_scale"]
@@ -76,7 +76,7 @@ def take_step(subject: Subject, optimizer: torch.optim.Optimizer, world: Bowl, r
 
 
 def _ran(subject: Subject, options: Any, world: Bowl, steps: int, rate: float = RATE) -> tuple[Any, Any]:
-    """The part and its optimizer after some steps."""
+    """Return the part and its optimizer after some steps."""
     part = subject.build(options)
     optimizer = part.build(world.groups)
     for _ in range(steps):
@@ -85,17 +85,17 @@ def _ran(subject: Subject, options: Any, world: Bowl, steps: int, rate: float = 
     return part, optimizer
 
 
-def _equal(found: list[Tensor], expected: list[Tensor], what: str) -> None:
+def _equal(actual: list[Tensor], expected: list[Tensor], what: str) -> None:
     import torch
 
     __tracebackhide__ = True
-    for i, (one, two) in enumerate(zip(found, expected, strict=True)):
+    for i, (one, two) in enumerate(zip(actual, expected, strict=True)):
         assert torch.equal(one, two), f"{what}: parameter {i} differs by up to {float((one - two).abs().max()):.3g}"
 
 
 @law(10, seed=drawn_seeds(), dtype=st.sampled_from(DTYPES))
 def resumes_exactly(subject: Subject, options: Any, seed: int, dtype: str) -> None:
-    """Four steps are two, a checkpoint written and read as the engine does it, and two more, bit for bit."""
+    """Two steps, a checkpoint as the engine writes and reads it, and two more steps equal four steps, bit for bit."""
     from luthier.state_tree import optimizer_state, restore_optimizer
     from luthier.testing.states import carry_tree
 
@@ -144,7 +144,7 @@ def leaves_parameters_without_gradient(subject: Subject, options: Any, seed: int
 
 @law(3, default_only=True, seed=drawn_seeds())
 def lowers_a_quadratic(subject: Subject, options: Any, seed: int) -> None:
-    """With its default options and some learning rate from 0.001 to 1, sixty steps go down a quadratic by half."""
+    """With default options and some learning rate from 0.001 to 1, sixty steps halve a quadratic."""
     reached = []
     for rate in RATES:
         world = bowl(seed)
@@ -159,7 +159,7 @@ def lowers_a_quadratic(subject: Subject, options: Any, seed: int) -> None:
 
 @law(10, seed=drawn_seeds(), dtype=st.sampled_from(DTYPES))
 def keeps_dtype_and_device(subject: Subject, options: Any, seed: int, dtype: str) -> None:
-    """Parameters stay the objects they were, with their dtype, shape and device, and finite."""
+    """Parameters stay the same objects, with their dtype, shape and device, and stay finite."""
     import torch
 
     world = bowl(seed, dtype)
@@ -203,7 +203,9 @@ def learning_rate_zero_changes_nothing(subject: Subject, options: Any, seed: int
 
 @law(10, seed=drawn_seeds())
 def evaluating_restores_the_weights(subject: Subject, options: Any, seed: int) -> None:
-    """After `evaluating()` weights are as before it, and the run goes on as if it had not been; it may be nested."""
+    """`evaluating()` restores the weights afterwards, and the run continues as if it had not happened; it may be
+    nested.
+    """
     straight, evaluated = bowl(seed), bowl(seed)
     _ran(subject, options, straight, 4)
     part, optimizer = _ran(subject, options, evaluated, 2)
@@ -221,7 +223,7 @@ def evaluating_restores_the_weights(subject: Subject, options: Any, seed: int) -
 
 
 def live(subject: Subject, options: Any) -> None:
-    """All that a run asks of an optimizer."""
+    """Use an optimizer in every way that a run does."""
     part, _ = _ran(subject, options, bowl(), 2)
     with part.evaluating():
         pass

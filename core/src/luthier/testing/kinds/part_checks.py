@@ -24,12 +24,12 @@ from luthier.testing.laws import CHECKS, KINDS, Subject, law
 
 LIBRARIES: Final = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets", "torchao")
 CLIENTS: Final = ("wandb", "mlflow", "tensorboard", "tensorboardX", "comet_ml", "openai", "together", "tinker")
-WIDEST: Final = 120  # characters of a summary that fit a line of `luthier plugins`
+WIDEST: Final = 120  # the most characters of a summary in a line of `luthier plugins`
 
 
 @law(0, needs_torch=False)
 def name_is_unique(subject: Subject) -> None:
-    """No other record of the plugin, and no other installed distribution, claims the kind and name."""
+    """No other record of the plugin, and no other installed distribution, has the same kind and name."""
     record = subject.record
     same = [r for r in subject.together if (r.kind, r.name) == (record.kind, record.name)]
     assert len(same) == 1, f"{len(same)} records of this plugin are {record.kind} {record.name!r}"
@@ -40,7 +40,7 @@ def name_is_unique(subject: Subject) -> None:
 
 @law(0, needs_torch=False, when=lambda record: record.options is not NoOptions)
 def options_class_is_its_own(subject: Subject) -> None:
-    """The options class belongs to this part alone: in Python `Lora(r=16)` names its part."""
+    """The options class belongs to this part alone, because in Python `Lora(r=16)` names its part."""
     record = subject.record
     if isinstance(record.options, str):
         return
@@ -51,7 +51,7 @@ def options_class_is_its_own(subject: Subject) -> None:
 
 @law(0, needs_torch=False)
 def summary_is_one_line(subject: Subject) -> None:
-    """The summary says what the part is in one line that fits a table."""
+    """The summary describes the part in one line that fits a table."""
     summary = subject.record.summary
     assert summary == summary.strip() and "\n" not in summary, f"not one trimmed line: {summary!r}"
     assert len(summary) <= WIDEST, f"{len(summary)} characters; at most {WIDEST} fit a line"
@@ -76,7 +76,7 @@ def options_are_frozen_and_described(subject: Subject, options: Any) -> None:
 
 @law(needs_torch=False)
 def options_survive_a_round_trip(subject: Subject, options: Any) -> None:
-    """Written into a recipe and read again, options are equal to themselves."""
+    """Options that are written into a recipe and read again are equal to the original."""
     written = json.loads(json.dumps(attrs.asdict(options, value_serializer=_plain)))
     read = structure_value(written, type(options), type(options).__name__)
     assert read == options, f"{options!r} came back as {read!r}"
@@ -88,7 +88,7 @@ def _plain(instance: Any, attribute: Any, value: Any) -> Any:
 
 @law(0, needs_torch=False)
 def import_needs_no_torch(subject: Subject) -> None:
-    """Importing the modules that an entry point or a recipe loads brings in no heavy library."""
+    """Importing the modules that an entry point or a recipe loads imports no heavy library."""
     modules = sorted(entry_modules(subject.record))
     script = f"import importlib, sys; [importlib.import_module(m) for m in {modules!r}]; print('|'.join(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -99,7 +99,7 @@ def import_needs_no_torch(subject: Subject) -> None:
 
 
 def entry_modules(record: Record) -> set[str]:
-    """The modules that are imported to list the part: its entry point's, and that of its options."""
+    """Return the modules that are imported to list the part: its entry point's, and that of its options."""
     offered = {o.source.module for o in installed_plugins().offers(record.kind) if o.record == record}
     if isinstance(record.options, str):
         return offered or {record.build.partition(":")[0].partition(".")[0]}
@@ -108,7 +108,7 @@ def entry_modules(record: Record) -> set[str]:
 
 @law(5)
 def build_keeps_the_protocol(subject: Subject, options: Any) -> None:
-    """What `build` gives has every member of its kind's protocol, and each takes the arguments it will get."""
+    """The object that `build` returns has every member of its kind's protocol, and each accepts its arguments."""
     part = subject.build(options)
     kind = subject.record.kind
     if kind == "callback":
@@ -135,7 +135,7 @@ def _check_loss(part: Any, record: Any) -> None:
 def _check_arguments(where: str, method: Any, count: int) -> None:
     try:
         signature = inspect.signature(method)
-    except ValueError:  # a builtin says nothing of its arguments
+    except ValueError:  # a builtin does not describe its arguments
         return
     try:
         signature.bind(*[None] * count)
@@ -145,9 +145,9 @@ def _check_arguments(where: str, method: Any, count: int) -> None:
 
 @law(0, when=lambda record: record.kind in KINDS)
 def every_option_is_read(subject: Subject) -> None:
-    """In a whole life of the part (built, trained, saved, ...) under several options, each option is looked at.
+    """Each option is read at least once while the part is built, trained, saved and so on under several options.
 
-    An option that nothing reads has no effect. The reverse is not shown: one that is read may still do nothing.
+    An option that nothing reads has no effect. The reverse is not proved: an option that is read may still do nothing.
     """
     from luthier.testing.running import sample_options
 
@@ -165,7 +165,7 @@ def every_option_is_read(subject: Subject) -> None:
 
 
 def spied(options: Any) -> tuple[Any, set[str]]:
-    """Equal options of a subclass, and the set into which it puts the name of each field that is read."""
+    """Return equal options of a subclass, and the set to which it adds the name of each field that is read."""
     cls = type(options)
     fields = {field.name for field in attrs.fields(cls)}
     seen: set[str] = set()

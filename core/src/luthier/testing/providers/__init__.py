@@ -1,1 +1,1 @@
-"""Checks of providers, and the bench that they stand on."""
+"""Checks of providers, and the bench that they run on."""

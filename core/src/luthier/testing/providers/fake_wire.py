@@ -1,4 +1,4 @@
-"""A service that speaks OpenAI's wire format, on this machine, good enough for OpenAI's own SDK 2.54.0."""
+"""A service that speaks OpenAI's wire format, on this machine, faithful enough for OpenAI's own SDK 2.54.0."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ CSV: Final = b"step,train_loss\n1,2.0\n2,1.0\n" * 5000
 
 
 class FakeWire:
-    """All that the kit asks of a fake but `options`, which the service's own fake adds.
+    """Everything that the kit requires of a fake, except `options`, which the service's own fake adds.
 
-    `key_header` is the header that the key must come in; with `heeds_filter` False the list is given unfiltered.
+    `key_header` is the header that must hold the key; with `heeds_filter` False lists ignore the filter.
     """
 
     model = "gpt-4.1-mini-2025-04-14"
@@ -43,7 +43,7 @@ class FakeWire:
         return list(self.tunes)
 
     def set_state(self, id: str, raw: str) -> None:
-        """Move a job to a state, with what a job has there."""
+        """Move a job to a state, and set the fields that a job has in it."""
         self.tunes[id]["status"] = raw
         if raw == "succeeded":
             tuned = f"ft:{self.tunes[id]['model']}:me::{id}"
@@ -57,7 +57,7 @@ class FakeWire:
         return [json.loads(line) for line in self.files[self.tunes[id]["training_file"]]["content"].splitlines()]
 
     def answer(self, request: Request) -> Reply:
-        """Answer a request as such a service would."""
+        """Return such a service's answer to a request."""
         if not request.headers.get(self.key_header):
             return _refused(401, "Missing API key")
         for (method, pattern), act in ROUTES.items():
@@ -77,7 +77,7 @@ class FakeWire:
     def _begin_upload(self, request: Request) -> Reply:
         body = request.json
         if set(body) != {"purpose", "filename", "bytes", "mime_type"}:
-            return _refused(400, f"another body was awaited than {sorted(body)}")
+            return _refused(400, f"unexpected fields: {sorted(body)}")
         id = f"upload_{len(self.uploads) + 1}"
         self.uploads[id] = {**body, "id": id, "object": "upload", "created_at": int(time.time()), "status": "pending",
                             "expires_at": int(time.time()) + 3600, "parts": {}}  # fmt: skip
@@ -96,7 +96,7 @@ class FakeWire:
         upload = self.uploads[id]
         content = "".join(upload["parts"][part] for part in request.json["part_ids"]).encode("latin-1")
         if len(content) != upload["bytes"]:
-            return _refused(400, f"{upload['bytes']} bytes were promised, {len(content)} came")
+            return _refused(400, f"expected {upload['bytes']} bytes, got {len(content)}")
         file = f"file-{len(self.files) + 1}"
         self.files[file] = {"content": content, "filename": upload["filename"]}
         shown = {**upload, "status": "completed", "file": self._show_file(request, file).body}
@@ -185,7 +185,7 @@ ROUTES: Final[dict[tuple[str, str], Any]] = {
 
 
 def _page(request: Request, items: list[dict[str, Any]]) -> Reply:
-    """Two items a page, so that every list has several."""
+    """Return a page of two items, so that every list has several pages."""
     ids = [item["id"] for item in items]
     begin = ids.index(request.first("after")) + 1 if request.first("after") else 0
     return Reply(body={"object": "list", "data": items[begin : begin + 2], "has_more": begin + 2 < len(items)})

@@ -1,4 +1,4 @@
-"""The bench that a provider is tested on: its fake behind a server of this machine, a manager, a clock."""
+"""The bench on which a provider is tested: its fake behind a server of this machine, a manager, a clock."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from luthier.testing.loopback import Fault, LoopbackServer, Reply, Request
 from luthier.testing.providers.virtual_clock import VirtualClock
 
 CANARY: Final = "canary-5e0b-key-that-must-not-show"
-KEY: Final = "PROVIDER_CANARY_KEY"  # the variable that holds it
+KEY: Final = "PROVIDER_CANARY_KEY"  # the variable that holds the fake's key
 ROWS: Final = 20
 
 
 class FakeService(Protocol):
-    """A fake of a hosted service, held in memory, that the kit serves on this machine.
+    """A fake of a hosted service, kept in memory, that the kit serves on this machine.
 
-    `create`, `upload` and `download` are the method and a pattern of the path of these requests; `upload` is None where
-    a job takes the recipe with it, `download` where the service gives no files. `signed` is a pattern of the paths
-    behind signed links, which get no key, None where there are none. `states` maps each state that the service
-    documents to ours. `settings` are recipe settings that it takes.
+    `create`, `upload` and `download` are the method and a pattern of the path of these requests; `upload` is None if
+    a job contains the recipe itself, `download` if the service gives no files. `signed` is a pattern of the paths
+    behind signed links, which get no key; None if there are none. `states` maps each state that the service
+    documents to ours. `settings` are recipe settings that it accepts.
     """
 
     model: str
@@ -46,16 +46,16 @@ class FakeService(Protocol):
         """Return the part's options for the server at `url`; `key` is a reference such as `env:NAME`."""
 
     def answer(self, request: Request) -> Reply:
-        """Answer a request as the service would."""
+        """Return the service's answer to a request."""
 
     def jobs(self) -> list[str]:
-        """Return the ids of the jobs that were made."""
+        """Return the ids of the jobs that were created."""
 
     def rows(self, id: str) -> list[Any]:
         """Return the rows that a job trains on, as they arrived."""
 
     def set_state(self, id: str, raw: str) -> None:
-        """Move a job to one of the service's states, or to one that nobody knows."""
+        """Move a job to one of the service's states, or to an unknown one."""
 
 
 class Bench:
@@ -69,7 +69,7 @@ class Bench:
         self.manager = self.start_manager()
 
     def write_rows(self, count: int, broken: int | None = None) -> None:
-        """Write so many rows of questions and answers; the line `broken` is no JSON."""
+        """Write so many rows of questions and answers. The line `broken` is not JSON."""
         lines = [
             json.dumps({"messages": [{"role": "user", "content": f"What is {i} plus {i}?"},
                                      {"role": "assistant", "content": str(2 * i)}]})
@@ -80,15 +80,15 @@ class Bench:
         self.rows.write_text("\n".join(lines) + "\n", "utf-8")
 
     def build(self) -> Any:
-        """Return the part, pointed at the server."""
+        """Return the part, configured for the server."""
         return self.subject.build(self.fake.options(self.server.url, f"env:{KEY}"))
 
     def start_manager(self, observer: Callable[[str, str], None] | None = None) -> Manager:
-        """Return another manager over the same store, as another process would have it."""
+        """Return a further manager over the same store, as another process would have it."""
         return Manager(store=JobStore(self.folder / "store", observer), clock=self.clock)
 
     def submit(self, manager: Manager | None = None, part: Any = None, **more: Any) -> Job:
-        """Submit the usual job."""
+        """Submit the usual job, and return it."""
         recipe = {"model": self.fake.model, "data": str(self.rows), **self.fake.settings, **more}
         return (manager or self.manager).submit_sync(recipe, provider=part or self.build())
 
@@ -99,7 +99,7 @@ class Bench:
         self.fake.set_state(job.remote_id, raw)
 
     def fault(self, kind: Any, target: tuple[str, str], reply: Reply | None = None, times: int = 1) -> None:
-        """Let requests of a method and path go wrong."""
+        """Let requests of a method and path fail."""
         self.server.faults.append(Fault(kind=kind, method=target[0], path=target[1], reply=reply, times=times))
 
     def count(self, target: tuple[str, str]) -> int:
@@ -109,7 +109,7 @@ class Bench:
 
 @contextlib.contextmanager
 def open_bench(subject: Subject) -> Iterator[Bench]:
-    """A bench of its own for one check; everything on it is gone afterwards."""
+    """Yield a new bench for one check; everything on it is removed afterwards."""
     assert subject.fake is not None
     fake: FakeService = subject.fake()
     server = LoopbackServer(fake.answer)

@@ -1,4 +1,4 @@
-"""Checks of providers, first half: what is sent and what is not, and that a job is made exactly once."""
+"""Checks of providers, first half: what is sent and what is not, and that a job is created exactly once."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ LIMITED: Final = Reply(status=429, body={"error": {"message": "slow down"}}, hea
 
 @law(0, needs_torch=False)
 def a_job_arrives_with_its_rows(subject: Subject) -> None:
-    """A submitted job exists once at the service, with every row of the recipe, under the id that is kept."""
+    """A submitted job exists once at the service, with every row of the recipe, under the id that the store keeps."""
     with open_bench(subject) as bench:
         job = bench.submit()
         assert job.stage == Stage.CREATED and not job.is_final, f"it is {job.stage}, {job.state}"
         assert bench.fake.jobs() == [job.remote_id]
         arrived = bench.fake.rows(str(job.remote_id))
-        assert len(arrived) == ROWS, f"{len(arrived)} rows arrived, {ROWS} were sent"
+        assert len(arrived) == ROWS, f"{len(arrived)} of {ROWS} rows arrived"
         assert "What is 7 plus 7?" in str(arrived[7]) and "14" in str(arrived[7]), f"a row arrived as {arrived[7]!r}"
 
 
@@ -67,10 +67,10 @@ def a_broken_row_sends_nothing(subject: Subject) -> None:
 
 @law(0, needs_torch=False)
 def a_setting_that_is_not_offered_sends_nothing(subject: Subject) -> None:
-    """A setting or loss that the service does not have is refused by its name, before any request."""
+    """A setting or loss that the service does not have is refused by name, before any request."""
     with open_bench(subject) as bench:
         if bench.fake.upload is None:
-            return  # the recipe itself is sent, with every setting
+            return  # a provider of recipes sends the whole recipe, with every setting
         error = _refused(bench, layerwise_lr_decay=0.5)
         assert "layerwise_lr_decay" in str(error), f"the error does not name the setting: {error}"
         _assert_silent(bench)
@@ -86,12 +86,12 @@ def a_plain_address_gets_no_key(subject: Subject) -> None:
         except LuthierError as error:
             assert error.code == "insecure-url", f"refused for another reason: {error}"
             return
-        raise AssertionError("it was taken")
+        raise AssertionError("the address was accepted")
 
 
 @law(0, needs_torch=False)
 def a_lost_answer_makes_one_job(subject: Subject) -> None:
-    """Where the service made the job and its answer was lost, cut or hidden by an error, there is one job."""
+    """If the service created the job, but its answer was lost, cut or hidden by an error, there is one job."""
     for kind in ("lost", "masked", "cut"):
         with open_bench(subject) as bench:
             bench.fault(kind, bench.fake.create, Reply(status=502, body={}) if kind == "masked" else None)
@@ -101,7 +101,7 @@ def a_lost_answer_makes_one_job(subject: Subject) -> None:
 
 @law(0, needs_torch=False)
 def a_request_that_never_arrived_is_sent_again(subject: Subject) -> None:
-    """Where the connection broke before the service acted, the job is made in the end, once."""
+    """If the connection broke before the service acted, the job is created in the end, once."""
     with open_bench(subject) as bench:
         bench.fault("refused", bench.fake.create)
         _assert_one(bench, bench.submit())
@@ -109,7 +109,7 @@ def a_request_that_never_arrived_is_sent_again(subject: Subject) -> None:
 
 @law(0, needs_torch=False)
 def a_job_that_is_listed_late_is_waited_for(subject: Subject) -> None:
-    """Where the service lists a new job only after some seconds, it is still found and not made again."""
+    """If the service lists a new job only after some seconds, the job is still found and not created again."""
     with open_bench(subject) as bench:
         part, looks = bench.build(), []
         find = part.find
@@ -125,11 +125,11 @@ def a_job_that_is_listed_late_is_waited_for(subject: Subject) -> None:
 
 @law(0, needs_torch=False)
 def a_death_at_any_step_makes_one_job(subject: Subject) -> None:
-    """Wherever the process dies between two steps of the journal, another one goes on and there is one job."""
+    """If the process dies between any two steps of the journal, another process continues and there is one job."""
     for last in range(1, 9):
         with open_bench(subject) as bench:
             if not _died_at(bench, last):
-                assert last > 3, "the journal has fewer steps than a submission must have"
+                assert last > 3, "the journal has fewer steps than a submission needs"
                 return
             manager = bench.start_manager()
             (waiting,) = manager.list_sync()
@@ -141,7 +141,7 @@ def a_death_at_any_step_makes_one_job(subject: Subject) -> None:
 
 @law(0, needs_torch=False)
 def a_death_before_the_answer_is_kept_makes_one_job(subject: Subject) -> None:
-    """Where the service has made the job and the process dies before it could write that down, there is one job."""
+    """If the service has created the job and the process dies before it writes that down, there is one job."""
     with open_bench(subject) as bench:
         part, manager = bench.build(), bench.start_manager()
         submit = part.submit
@@ -165,18 +165,18 @@ def a_death_before_the_answer_is_kept_makes_one_job(subject: Subject) -> None:
 
 @law(0, needs_torch=False)
 def other_peoples_jobs_are_not_taken(subject: Subject) -> None:
-    """A job like this one that was submitted before is not mistaken for it."""
+    """An earlier job that looks the same is not mistaken for this one."""
     with open_bench(subject) as bench:
         first = bench.submit()
         bench.fault("refused", bench.fake.create)
         second = bench.submit()
-        assert first.remote_id != second.remote_id, "the first job was taken for the second"
+        assert first.remote_id != second.remote_id, "the first job was mistaken for the second"
         assert len(bench.fake.jobs()) == 2
 
 
 @law(0, needs_torch=False)
 def a_wrong_key_is_asked_once(subject: Subject) -> None:
-    """A refused key or a used-up quota is told at once, by its kind, and not tried again."""
+    """A refused key or a used-up quota is reported at once, by its kind, and not tried again."""
     for reply, kinds in ((REFUSED, ("auth", "permission")), (QUOTA, ("quota",))):
         with open_bench(subject) as bench:
             bench.fault("answer", (".*", ".*"), reply, times=99)
@@ -187,7 +187,7 @@ def a_wrong_key_is_asked_once(subject: Subject) -> None:
 
 @law(0, needs_torch=False)
 def a_busy_service_is_waited_for(subject: Subject) -> None:
-    """A create that was turned away for its rate is sent again after the time that the service asks for."""
+    """A creation that was turned away for its rate is sent again after the time that the service asks for."""
     with open_bench(subject) as bench:
         bench.fault("answer", bench.fake.create, LIMITED)
         _assert_one(bench, bench.submit())
@@ -196,7 +196,7 @@ def a_busy_service_is_waited_for(subject: Subject) -> None:
 
 @law(0, needs_torch=False)
 def the_same_bytes_are_sent_once(subject: Subject) -> None:
-    """Rows that the service has already are not sent again for another job."""
+    """Rows that the service already has are not sent again for another job."""
     with open_bench(subject) as bench:
         if bench.fake.upload is None:
             return
@@ -209,7 +209,7 @@ def the_same_bytes_are_sent_once(subject: Subject) -> None:
 
 @law(0, needs_torch=False)
 def a_key_shows_nowhere(subject: Subject) -> None:
-    """No key stands in a log, a text of the part, an error or a file of the store; none goes to a signed link."""
+    """No key appears in a log, a text of the part, an error or a file of the store; none goes to a signed link."""
     records: list[str] = []
     handler = _Keeper(records)
     root, level = logging.getLogger(), logging.getLogger().level
@@ -245,11 +245,11 @@ class _Keeper(logging.Handler):
 
 
 class _Death(BaseException):
-    """The end of a process, as far as one process can play it."""
+    """The end of a process, simulated within this one."""
 
 
 def _died_at(bench: Bench, last: int) -> bool:
-    """Submit until the journal's step of this number; False where there was none of that number."""
+    """Submit until the journal's step with this number. Return False if there is no such step."""
     left = [last]
 
     def die(job: str, step: str) -> None:
@@ -279,12 +279,12 @@ def _refused(bench: Bench, **more: Any) -> LuthierError:
         bench.submit(**more)
     except LuthierError as error:
         return error
-    raise AssertionError("it was taken")
+    raise AssertionError("it was accepted")
 
 
 def _assert_silent(bench: Bench) -> None:
     sent = [f"{r.method} {r.path}" for r in bench.server.requests]
-    assert not sent, f"requests were sent all the same: {', '.join(sent)}"
+    assert not sent, f"requests were sent nevertheless: {', '.join(sent)}"
 
 
 def _assert_hidden(texts: list[str], where: str) -> None:

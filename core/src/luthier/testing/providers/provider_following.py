@@ -16,7 +16,7 @@ from luthier.testing.providers.provider_bench import Bench, open_bench
 
 @law(0, needs_torch=False)
 def every_documented_state_is_known(subject: Subject) -> None:
-    """Each state that the service documents is reported as ours, and its own word is kept."""
+    """Each state that the service documents is reported as one of ours, with the service's own word."""
     with open_bench(subject) as bench:
         job = bench.submit()
         for raw, state in bench.fake.states.items():
@@ -29,7 +29,7 @@ def every_documented_state_is_known(subject: Subject) -> None:
 
 @law(0, needs_torch=False)
 def an_unknown_state_is_unknown(subject: Subject) -> None:
-    """A state that nobody has heard of is `unknown`: neither an error nor the end, and it is waited on."""
+    """An undocumented state is reported as `unknown`: neither an error nor final, and waiting continues."""
     with open_bench(subject) as bench:
         job = bench.submit()
         bench.fake.set_state(str(job.remote_id), "PREHEATING_9")
@@ -41,7 +41,7 @@ def an_unknown_state_is_unknown(subject: Subject) -> None:
 
 @law(0, needs_torch=False)
 def a_status_only_reads(subject: Subject) -> None:
-    """Asking where a job stands, what happened to it and which jobs there are changes nothing at the service."""
+    """Reading a job's state, its events and the list of jobs changes nothing at the service."""
     with open_bench(subject) as bench:
         job = bench.submit()
         before = len(bench.server.requests)
@@ -54,7 +54,7 @@ def a_status_only_reads(subject: Subject) -> None:
 
 @law(0, needs_torch=False)
 def a_cut_connection_is_borne(subject: Subject) -> None:
-    """A reading that fails in passing is repeated and not seen: a cut, a lost answer, a 500, a 429."""
+    """A reading that fails in passing (a cut, a lost answer, a 500, a 429) is repeated without an error."""
     with open_bench(subject) as bench:
         job = bench.submit()
         for kind, reply in (("lost", None), ("cut", None), ("answer", Reply(status=500, body={})),
@@ -66,7 +66,7 @@ def a_cut_connection_is_borne(subject: Subject) -> None:
 
 @law(0, needs_torch=False)
 def an_unreadable_answer_is_told(subject: Subject) -> None:
-    """A page of HTML, half a document or an error in the place of an answer is told as such, not taken for a state."""
+    """An answer that is HTML, half a document or an error is reported as unreadable, not taken for a state."""
     for body in (b"<html>maintenance</html>", b'{"id": "x', b'{"error": {"message": "no"}}'):
         with open_bench(subject) as bench:
             job = bench.submit()
@@ -75,17 +75,17 @@ def an_unreadable_answer_is_told(subject: Subject) -> None:
                 status = bench.manager.status_sync(job.id)
             except ProviderError:
                 continue
-            raise AssertionError(f"{body!r} was taken for the state {status.state}")
+            raise AssertionError(f"{body!r} was mistaken for the state {status.state}")
 
 
 @law(0, needs_torch=False)
 def a_cancelled_job_ends_once(subject: Subject) -> None:
-    """A job is cancelled; again, or once it has ended, cancelling is no error and changes nothing."""
+    """A job can be cancelled; cancelling it again, or after its end, is no error and changes nothing."""
     with open_bench(subject) as bench:
         job, before = bench.submit(), len(bench.server.requests)
         bench.manager.cancel_sync(job.id)
         sent = [r.method for r in bench.server.requests[before:] if r.method not in ("GET", "HEAD")]
-        assert sent, "the service was not asked for the end of the job"
+        assert sent, "the service was not asked to end the job"
         bench.finish(job, JobState.CANCELED)
         assert bench.manager.wait_sync(job.id).state == JobState.CANCELED
         assert bench.manager.cancel_sync(job.id).state == JobState.CANCELED
@@ -98,10 +98,10 @@ def a_cancelled_job_ends_once(subject: Subject) -> None:
 
 @law(0, needs_torch=False)
 def jobs_are_listed(subject: Subject) -> None:
-    """The jobs of the account are listed, each once, at most as many as asked for."""
+    """The jobs of the account are listed, each once, and at most as many as requested."""
     with open_bench(subject) as bench:
         ids = {bench.submit().remote_id for _ in range(3)}
-        listed = [found.remote_id for found in _asked(bench, lambda part: part.list(100))]
+        listed = [status.remote_id for status in _asked(bench, lambda part: part.list(100))]
         assert len(listed) == len(set(listed)), f"some are listed twice: {listed}"
         assert ids == set(listed), f"made {sorted(map(str, ids))}, listed {sorted(listed)}"
         assert len(_asked(bench, lambda part: part.list(2))) == 2
@@ -109,7 +109,7 @@ def jobs_are_listed(subject: Subject) -> None:
 
 @law(0, needs_torch=False)
 def events_come_once_each(subject: Subject) -> None:
-    """Events are read once each, steps in their order, and a later reading goes on where one ended."""
+    """Each event is read once, steps come in order, and a later reading continues where the last one ended."""
     with open_bench(subject) as bench:
         job = bench.submit()
         first = bench.manager.events_sync(job.id)
@@ -133,7 +133,7 @@ def results_are_given_or_refused_by_name(subject: Subject) -> None:
         try:
             got = bench.manager.download_sync(job.id, bench.folder / "got")
         except ProviderError as error:
-            assert bench.fake.download is None, f"the fake gives files, and the part refuses: {error}"
+            assert bench.fake.download is None, f"the fake has files, but the part refuses: {error}"
             hosted = bench.manager.store.get_job(job.id).status
             assert error.kind == "unsupported" and hosted is not None and str(hosted.result_model) in str(error), str(
                 error
@@ -145,7 +145,9 @@ def results_are_given_or_refused_by_name(subject: Subject) -> None:
 
 @law(0, needs_torch=False)
 def a_download_that_was_cut_is_whole(subject: Subject) -> None:
-    """A download that is cut goes on, and what comes out is what comes out without a cut; no half file has its name."""
+    """A download that is cut continues and gives the same file as one without a cut; no partial file has the final
+    name.
+    """
     with open_bench(subject) as bench:
         if bench.fake.download is None:
             return
@@ -162,7 +164,7 @@ def a_download_that_was_cut_is_whole(subject: Subject) -> None:
             ]
             assert not left, f"these files were left: {left}"
             return
-        raise AssertionError("a download that is not there was taken")
+        raise AssertionError("a missing download was accepted")
 
 
 def _completed(bench: Bench) -> Job:
@@ -172,7 +174,7 @@ def _completed(bench: Bench) -> Job:
 
 
 def _asked(bench: Bench, act: Any) -> Any:
-    """What the part itself gives, its connections closed afterwards."""
+    """Return what the part itself returns, and close its connections afterwards."""
 
     async def ask() -> Any:
         part = bench.build()

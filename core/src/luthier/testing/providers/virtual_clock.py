@@ -1,4 +1,4 @@
-"""A clock that goes on by itself whenever somebody sleeps, so that tests of waits take no time."""
+"""A clock that advances by itself when somebody sleeps, so that tests of waits take no time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 
 class VirtualClock:
-    """Time that only sleeping moves. `slept` holds every wait, in seconds."""
+    """A time that only sleeping advances. `slept` lists every wait, in seconds."""
 
     def __init__(self, start: float = 1_795_000_000.0) -> None:
         self.time, self.slept = start, list[float]()
@@ -20,7 +20,7 @@ class VirtualClock:
         return self.time
 
     async def sleep(self, seconds: float) -> None:
-        """Move time on at once, and let others run."""
+        """Advance time at once, and let other tasks run."""
         self.slept.append(seconds)
         self.time += max(seconds, 0.0)
         await asyncio.sleep(0)

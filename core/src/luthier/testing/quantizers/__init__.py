@@ -1,1 +1,1 @@
-"""Checks of quantizers, and the worlds that they meet."""
+"""Checks of quantizers, and the models that they run on."""

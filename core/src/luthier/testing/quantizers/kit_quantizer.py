@@ -1,4 +1,4 @@
-"""A small int8 quantizer of the kit's own, so that adapters can be held to a base that is not dense."""
+"""A small int8 quantizer of the kit's own, so that adapters can be checked on a quantized base."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from luthier.plugins.contracts.values import Context
 
 
 class CodedLinear(nn.Module):
-    """A linear layer over int8 codes [out, in] and a float32 scale for each row; the weight exists only in forward."""
+    """A linear layer of int8 codes [out, in] and a float32 scale for each row.
+
+    Its weight exists only within forward.
+    """
 
     codes: Tensor
     scales: Tensor
@@ -38,7 +41,7 @@ class CodedLinear(nn.Module):
 
 
 class CodedQuantizer(Quantizer):
-    """Keeps the `Quantizer` protocol: every linear layer but the output head."""
+    """A quantizer of every linear layer except the output head."""
 
     def __init__(self, options: Any = None) -> None:
         self.options = options

@@ -1,4 +1,4 @@
-"""The world that a quantizer meets in a check: a tiny Llama in its form, beside the same model as it was."""
+"""The model that a quantizer's checks use: a tiny Llama in quantized form, and the same model before."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from luthier.testing.laws import Subject, not_run
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHAPE: Final[dict[str, Any]] = {"hidden_size": 128, "intermediate_size": 256}  # rows that usual groups divide
+SHAPE: Final[dict[str, Any]] = {"hidden_size": 128, "intermediate_size": 256}  # sizes that usual groups divide
 TOTAL: Final = 10  # steps of a schedule
 
 
 class Quantized:
-    """A tiny Llama as the quantizer made it. `purpose` and `has_values` are what `apply` is told of the world."""
+    """A tiny Llama after the quantizer's `apply`. `purpose` and `has_values` are those of the context that it gets."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Quantized:
         self.dense = make_model(seed)
         model = _loaded(self.part, seed)
         if device is not None:
-            model.to(device).tie_weights()  # to `meta` it unties them
+            model.to(device).tie_weights()  # moving to `meta` unties them
         around = context(model, seed, TOTAL, self.part)
         self.context = attrs.evolve(around, purpose=purpose, has_values=has_values)
         self.model = apply_quantizer(self.part, model, self.context)
@@ -48,22 +48,22 @@ class Quantized:
         return self.part.progressed(Progress(step=step, total_steps=TOTAL, epoch=step / TOTAL))
 
     def layers(self) -> dict[str, Any]:
-        """Return the layers that are the quantizer's: those it can dequantize."""
+        """Return the quantizer's layers: those that it can dequantize."""
         return {n: m for n, m in self.model.named_modules() if self.part.dequantize(m) is not None}
 
     def own_layers(self) -> dict[str, Any]:
-        """Return the quantizer's layers; where there are none, the check that asks has nothing to run."""
+        """Return the quantizer's layers. If there are none, skip the check."""
         return self.layers() or not_run("it quantizes no layer")
 
     def original(self, path: str) -> Tensor:
-        """Return the weight [out, in] that a layer had before."""
+        """Return the weight [out, in] that a layer had before quantization."""
         from luthier.step.context import dense_weight
         from luthier.testing.contexts import plain_quantizer
 
         return dense_weight(self.originals[path], plain_quantizer()).detach()
 
     def outputs(self) -> Tensor:
-        """Return the logits [12, V] of a fixed row, as an evaluation computes them."""
+        """Return the logits [12, V] of a fixed row, computed as in an evaluation."""
         import torch
 
         training = self.model.training
@@ -76,14 +76,14 @@ class Quantized:
 
 
 def make_model(seed: int) -> Any:
-    """Return the model that every quantizer of a check is applied to."""
+    """Return the model to which a check applies its quantizer."""
     from luthier.testing.worlds import tiny_model
 
     return tiny_model(seed=seed, **SHAPE)
 
 
 def _loaded(part: Any, seed: int) -> Any:
-    """The tiny model, read through transformers where the quantizer has arguments for that."""
+    """Return the tiny model, read through transformers if the quantizer has arguments for that."""
     arguments = part.load_arguments()
     if not arguments:
         return make_model(seed)

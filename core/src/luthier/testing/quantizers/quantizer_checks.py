@@ -1,4 +1,4 @@
-"""Checks of quantizers: weights and outputs stay near, bytes are as declared, and what is taken out goes back in."""
+"""Checks of quantizers: weights and outputs stay near, sizes are as declared, and dequantized weights can be put back."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FEW: Final = 4  # examples of a check that builds models
-SLACK: Final = 1.5  # outputs of random inputs may be this much further off, relatively, than the weights
-OVERHEAD: Final = 1.0  # bits per weight for scales, beside 8 bytes for each row
+SLACK: Final = 1.5  # the relative error of outputs for random inputs, in multiples of the weights' error
+OVERHEAD: Final = 1.0  # bits per weight for scales, besides 8 bytes for each row
 ENDS: Final = (0, TOTAL)  # steps done at the beginning and at the end of a schedule
 
 
@@ -41,24 +41,24 @@ def _trains(record: Record) -> bool:
 
 
 def _is_stored_small(record: Record) -> bool:
-    """Return True where the layers hold codes: those that are trained keep a latent weight too."""
+    """Return True if the layers hold only codes; layers that are trained have a latent weight too."""
     return _quantizes(record) and not _trains(record)
 
 
 def _freezes(record: Record) -> bool:
-    """Return True where no weight of a quantized layer is trained."""
+    """Return True if no weight of a quantized layer is trained."""
     return not _trains(record) and "trainable-weights" not in record.provides
 
 
-def _far(found: Tensor, expected: Tensor) -> float:
+def _far(actual: Tensor, expected: Tensor) -> float:
     from luthier.testing.contexts import relative_distance
 
-    return relative_distance(found, expected)
+    return relative_distance(actual, expected)
 
 
 @law(FEW, seed=drawn_seeds())
 def keeps_weights_near(subject: Subject, options: Any, seed: int) -> None:
-    """No quantized weight is further from the original, relatively (Frobenius), than the record's `tolerance`."""
+    """The relative (Frobenius) error of every quantized weight is at most the record's `tolerance`."""
     world = Quantized(subject, options, seed)
     record: Any = subject.record
     layers = world.layers()
@@ -73,7 +73,7 @@ def keeps_weights_near(subject: Subject, options: Any, seed: int) -> None:
 
 @law(FEW, seed=drawn_seeds())
 def keeps_outputs_near(subject: Subject, options: Any, seed: int) -> None:
-    """Each quantized layer, run on random inputs, gives what the original layer gives, within 1.5 of the tolerance."""
+    """Each quantized layer, run on random inputs, gives the original layer's outputs, within 1.5 of the tolerance."""
     import torch
 
     world = Quantized(subject, options, seed)
@@ -93,7 +93,7 @@ def keeps_outputs_near(subject: Subject, options: Any, seed: int) -> None:
 
 @law(FEW, when=_freezes, seed=drawn_seeds())
 def freezes_base_weights(subject: Subject, options: Any, seed: int) -> None:
-    """No weight of a quantized layer asks for a gradient."""
+    """No weight of a quantized layer requires a gradient."""
     world = Quantized(subject, options, seed)
     left = [f"{n}.{k}" for n, m in world.own_layers().items() for k, p in m.named_parameters() if p.requires_grad]
     left = [name for name in left if not name.endswith("bias")]
@@ -102,7 +102,7 @@ def freezes_base_weights(subject: Subject, options: Any, seed: int) -> None:
 
 @law(FEW, seed=drawn_seeds())
 def passes_gradients_to_its_inputs(subject: Subject, options: Any, seed: int) -> None:
-    """Through a quantized layer the gradient of its input is that of the weight it stands for, within the tolerance."""
+    """The gradient of a quantized layer's input is that of the layer's dequantized weight, within the tolerance."""
     import torch
 
     world = Quantized(subject, options, seed)
@@ -118,7 +118,7 @@ def passes_gradients_to_its_inputs(subject: Subject, options: Any, seed: int) ->
 
 @law(FEW, seed=drawn_seeds())
 def is_idempotent(subject: Subject, options: Any, seed: int) -> None:
-    """Applied a second time, it changes nothing."""
+    """A second `apply` changes nothing."""
     world = Quantized(subject, options, seed)
     before = {path: world.part.dequantize(layer).clone() for path, layer in world.own_layers().items()}
     world.model = world.part.apply(world.model, world.context)
@@ -130,9 +130,9 @@ def is_idempotent(subject: Subject, options: Any, seed: int) -> None:
 
 @law(FEW, seed=drawn_seeds())
 def requantize_takes_back_what_dequantize_gave(subject: Subject, options: Any, seed: int) -> None:
-    """A dequantized weight goes back in within a tenth of the tolerance, and another weight within all of it.
+    """A dequantized weight can be put back within a tenth of the tolerance, and another weight within the tolerance.
 
-    Where layers are trained, what goes in is the latent weight, which the layer rounds: the tolerance is allowed.
+    If layers are trained, the weight that is put in is the latent one, which the layer rounds within the tolerance.
     """
     world = Quantized(subject, options, seed)
     world.tell(TOTAL)
@@ -151,7 +151,7 @@ def requantize_takes_back_what_dequantize_gave(subject: Subject, options: Any, s
 
 @law(FEW, seed=drawn_seeds())
 def state_dict_round_trips(subject: Subject, options: Any, seed: int) -> None:
-    """The model's `state_dict`, through safetensors, makes another quantized model hold the same weights."""
+    """The model's `state_dict`, carried through safetensors, gives another quantized model the same weights."""
     from safetensors.torch import load_file, save_file
 
     world, other = Quantized(subject, options, seed), Quantized(subject, options, seed + 1)
@@ -169,9 +169,9 @@ def state_dict_round_trips(subject: Subject, options: Any, seed: int) -> None:
 
 @law(FEW, when=_is_stored_small, default_only=True, seed=drawn_seeds())
 def is_smaller(subject: Subject, options: Any, seed: int) -> None:
-    """A quantized layer takes the record's `bits` for each weight, and at most one bit and 8 bytes a row for scales.
+    """A quantized layer takes the record's `bits` per weight, and at most one bit and 8 bytes a row for scales.
 
-    So with the default options and the examples; others may buy exactness with more scales.
+    This holds for the default options and the examples; other options may use more scales for exactness.
     """
     world = Quantized(subject, options, seed)
     bits = subject.record.bits  # type: ignore[attr-defined]
@@ -214,7 +214,7 @@ def leaves_head_and_embeddings(subject: Subject, options: Any, seed: int) -> Non
 
 @law(FEW)
 def multipliers_are_finite(subject: Subject, options: Any) -> None:
-    """`progressed` gives, for every step, factors of rate and decay that are finite and not negative."""
+    """`progressed` returns for every step factors of rate and decay that are finite and at least 0."""
     world = Quantized(subject, options)
     for step in range(TOTAL + 1):
         multipliers = world.part.progressed(Progress(step=step, total_steps=TOTAL, epoch=step / TOTAL))
@@ -224,7 +224,7 @@ def multipliers_are_finite(subject: Subject, options: Any) -> None:
 
 
 def live(subject: Subject, options: Any) -> None:
-    """All that a run asks of a quantizer."""
+    """Use a quantizer in every way that a run does."""
     world = Quantized(subject, options)
     for layer in world.layers().values():
         world.part.requantize(layer, world.part.dequantize(layer))

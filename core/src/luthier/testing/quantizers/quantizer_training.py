@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FEW: Final = 2  # examples of a check that trains
-STEPS: Final = 4  # of a run that is interrupted after half of them
+STEPS: Final = 4  # steps of a run, which is interrupted after half of them
 RATE: Final = 0.05
-ROUNDING: Final = 1e-4  # relative, as an artifact is checked
+ROUNDING: Final = 1e-4  # relative, the bound by which artifacts are checked
 
 
 def _trains(record: Record) -> bool:
@@ -25,7 +25,7 @@ def _trains(record: Record) -> bool:
 
 
 class Trained(Quantized):
-    """A quantized model that plain gradient descent trains: its latent weights, or else what is left dense."""
+    """A quantized model trained by plain gradient descent: its latent weights, or else the weights left dense."""
 
     def __init__(self, subject: Subject, options: Any, seed: int = 0) -> None:
         super().__init__(subject, options, seed)
@@ -40,7 +40,7 @@ class Trained(Quantized):
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def step(self) -> float:
-        """Take the next step of the schedule; returns the loss before it."""
+        """Take the next step of the schedule, and return the loss before it."""
         import torch
 
         multipliers = self.tell(self.done)
@@ -56,27 +56,27 @@ class Trained(Quantized):
         return float(loss.detach())
 
     def saved(self) -> dict[str, Any]:
-        """Return what a checkpoint of this moment holds, as it comes back from the disk."""
+        """Return the contents of a checkpoint, as it comes back from disk."""
         from luthier.testing.states import carry_tree
 
         weights = {name: p.detach() for name, p in self.parameters.items()}
         return carry_tree({"weights": weights, "quantizer": self.part.state(), "done": self.done})
 
-    def restore(self, held: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
         import torch
 
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(held["weights"][name])
-        self.part.load_state(held["quantizer"])
-        self.done = held["done"]
+                parameter.copy_(checkpoint["weights"][name])
+        self.part.load_state(checkpoint["quantizer"])
+        self.done = checkpoint["done"]
         self.tell(self.done)
 
 
 @law(FEW, seed=drawn_seeds())
 def follows_progress_alone(subject: Subject, options: Any, seed: int) -> None:
-    """What the layers compute follows from the last `progressed` alone: told again, or of fewer steps, they agree."""
+    """The layers' outputs depend on the last `progressed` alone, even if it repeats a step or goes back."""
     world = Quantized(subject, options, seed)
     steps = (0, TOTAL // 2, TOTAL)
     forward = {step: _told_outputs(world, step) for step in steps}
@@ -93,7 +93,7 @@ def _told_outputs(world: Quantized, step: int) -> Tensor:
 
 @law(FEW, seed=drawn_seeds())
 def resumes_exactly(subject: Subject, options: Any, seed: int) -> None:
-    """A run that was interrupted, and evaluated on the way, equals an undisturbed one bit for bit."""
+    """A run that was interrupted, and evaluated meanwhile, equals an undisturbed one bit for bit."""
     straight, halted = Trained(subject, options, seed), Trained(subject, options, seed)
     expected = [straight.step() for _ in range(STEPS)]
     losses = []
@@ -110,7 +110,7 @@ def resumes_exactly(subject: Subject, options: Any, seed: int) -> None:
 
 @law(FEW, when=_trains, seed=drawn_seeds())
 def trains_its_weights(subject: Subject, options: Any, seed: int) -> None:
-    """Each quantized layer passes its loss's gradient on to its latent weight, also at the end of a schedule."""
+    """Each quantized layer passes the loss's gradient to its latent weight, also at the end of a schedule."""
     world = Trained(subject, options, seed)
     for done in (0, TOTAL):
         world.done = done

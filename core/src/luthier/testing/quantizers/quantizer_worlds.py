@@ -1,4 +1,4 @@
-"""Checks of what a quantizer does where it is applied: with values and without, and what it draws."""
+"""Checks of a quantizer's `apply`: with values and without, and with random draws."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def applies_without_values(subject: Subject, options: Any, seed: int) -> None:
 
 @law(FEW, when=_quantizes, seed=drawn_seeds())
 def apply_follows_the_seed(subject: Subject, options: Any, seed: int) -> None:
-    """What a quantizer draws follows from the run's seed alone: two models of one seed have the same outputs."""
+    """A quantizer's random draws depend on the run's seed alone: two models with one seed have the same outputs."""
     import torch
 
     first = Quantized(subject, options, seed).outputs()
