@@ -129,7 +129,7 @@ def _unlike(adapter: LowRankFolder, problem: str, found: object) -> LuthierError
 
 
 def _note(changes: dict[str, Any], adapters: Sequence[LowRankFolder], recipe: Blend) -> dict[str, Any] | None:
-    """Return the part of the first adapter's note that stays true, with the combined options; None if it has no note."""
+    """Return what stays true of the first adapter's note, with the combined options; None without a note."""
     note = adapters[0].note
     if not note:
         return None

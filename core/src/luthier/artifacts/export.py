@@ -25,7 +25,7 @@ log = get_logger()
 
 @attrs.frozen(kw_only=True)
 class Export:
-    """The result of an export, or of a dry run: the folder, the format and its plugin, files with bytes, differences."""
+    """The result of an export, or of a dry run: folder, format and its plugin, files with bytes, differences."""
 
     folder: Path
     format: str

@@ -78,7 +78,7 @@ def keep_largest(tensor: Tensor, density: float, generator: torch.Generator) -> 
 
 
 def keep_at_random(tensor: Tensor, density: float, generator: torch.Generator) -> Tensor:
-    """Return the tensor with a random share of its numbers kept and rescaled to the same mean (DARE, arXiv 2311.03099)."""
+    """Return the tensor with a random share of its numbers, rescaled to the same mean (DARE, arXiv 2311.03099)."""
     if density >= 1:
         return tensor
     is_kept = torch.bernoulli(torch.full_like(tensor, density), generator=generator)

@@ -1,4 +1,4 @@
-"""Folders that are written as a whole: beside their final path, then renamed, so that a folder is never half written."""
+"""Folders written as a whole: beside their final path, then renamed, so that a folder is never half written."""
 
 from __future__ import annotations
 

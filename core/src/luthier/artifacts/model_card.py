@@ -1,4 +1,4 @@
-"""The model card of an artifact, README.md: what it was made of, with what, and how good it was, according to its note."""
+"""The model card of an artifact, README.md: what it was made of, with what, and how good it was, from its note."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def check_mergeable(adapter: Any, quantizer: Any, note: dict[str, Any]) -> None:
 
 @contextmanager
 def portable_model(model: Any) -> Iterator[None]:
-    """Within this context the model has an attention that every machine has, for its config, and shows no progress bar."""
+    """Give the model, within this context, an attention that every machine has, and show no progress bar."""
     before = model.config._attn_implementation
     model.set_attn_implementation(ordinary_attention(model))
     try:

@@ -65,7 +65,7 @@ def unmerge_folder(merged: Path, adapter: Path, folder: Path, save_dtype: torch.
 
 
 def _base_note(note: Mapping[str, Any], unmerge_note: dict[str, Any]) -> dict[str, Any]:
-    """Return a base's note, made from an adapter's: nothing was trained, so that it is prompted like any other model."""
+    """Return a base's note, made from an adapter's: nothing was trained, so it is prompted like any other model."""
     untrained: dict[str, Any] = {"progress": None, "decisions": {}, "prompts": "chat", "chat_template_hash": None,
                  "chat_template_kwargs": {}, "stop_tokens": [], "parts": []}  # fmt: skip
     return {
@@ -74,7 +74,7 @@ def _base_note(note: Mapping[str, Any], unmerge_note: dict[str, Any]) -> dict[st
         "adapter": DENSE,
         "quantizer": DENSE,
         "artifact": "model",
-        "unmerge": told,
+        "unmerge": unmerge_note,
     }
 
 

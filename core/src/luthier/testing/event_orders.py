@@ -188,7 +188,7 @@ def played_run(part: Any, steps: int = TOTAL) -> Stage:
 
 
 def copy_values(part: Any) -> dict[str, Any]:
-    """Return copies of the part's plain values: its own attributes, and those attributes of its class that can change."""
+    """Return copies of the part's plain values: its own attributes, and those of its class that can change."""
     plain = (bool, int, float, str, type(None), list, dict, set, tuple)
     names = [n for n in dir(part) if not n.startswith("__")]
     return {n: copy.deepcopy(v) for n in names if isinstance(v := getattr(part, n), plain) and _copies(v)}

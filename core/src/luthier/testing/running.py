@@ -128,7 +128,7 @@ def example_settings(examples: int, **more: Any) -> settings:
 
 @contextmanager
 def torch_settings(subject: Subject) -> Iterator[None]:
-    """Set one thread (more are many times slower on tiny tensors) and the author's model; skip if a device is missing."""
+    """Set one thread (more are far slower on tiny tensors) and the author's model; skip if a device is missing."""
     import torch
 
     from luthier.testing.worlds import models_made_by

@@ -206,7 +206,7 @@ class Mutant:
 
 MUTANTS = [
     Mutant(LosesAnswers, "a_job_arrives_with_its_rows", "a row arrived as"),
-    Mutant(AsksFirst, "a_broken_row_sends_nothing", "requests were sent all the same: GET /jobs"),
+    Mutant(AsksFirst, "a_broken_row_sends_nothing", "requests were sent nevertheless: GET /jobs"),
     Mutant(TakesAnything, "a_setting_that_is_not_offered_sends_nothing", "it was taken"),
     Mutant(ChangesTheAddress, "a_plain_address_gets_no_key", "refused for another reason"),
     Mutant(NeverFinds, "a_lost_answer_makes_one_job", "[23] jobs were made|the service has no job that they made"),
@@ -223,7 +223,7 @@ MUTANTS = [
     Mutant(TakesUnknownForPending, "an_unknown_state_is_unknown", "it is pending"),
     Mutant(StatusPosts, "a_status_only_reads", "it sent POST"),
     Mutant(GivesUpAtOnce, "a_cut_connection_is_borne", "RemoteProtocolError|ReadError"),
-    Mutant(TakesRubbishForRunning, "an_unreadable_answer_is_told", "was taken for the state running"),
+    Mutant(TakesRubbishForRunning, "an_unreadable_answer_is_told", "was mistaken for the state running"),
     Mutant(DoesNotCancel, "a_cancelled_job_ends_once", "was not asked"),
     Mutant(ListsOne, "jobs_are_listed", "made .* listed"),
     Mutant(NamesEventsAnew, "events_come_once_each", "reads other events"),

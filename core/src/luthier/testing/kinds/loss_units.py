@@ -158,7 +158,7 @@ def agrees_on_a_model(subject: Subject, options: Any, drawn: Drawn) -> None:
 
 
 def _exact(model: Any) -> Any:
-    """Return the model without dropout in float64; with experts in its own dtype, as torch groups no float64 products."""
+    """Return the model without dropout, in float64; with experts in its dtype, as torch groups no float64 products."""
     from luthier.model import attention
 
     model = model if hasattr(model.config.get_text_config(), "num_experts_per_tok") else model.double()

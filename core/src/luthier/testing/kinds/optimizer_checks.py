@@ -1,4 +1,4 @@
-"""Checks of optimizers: they resume exactly, skip parameters without gradient, respect groups, and lower a quadratic."""
+"""Checks of optimizers: they resume exactly, skip parameters without gradient, respect groups, lower a quadratic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of quantizers: weights and outputs stay near, sizes are as declared, and dequantized weights can be put back."""
+"""Checks of quantizers: weights and outputs stay near, sizes are as declared, dequantized weights can be put back."""
 
 from __future__ import annotations
 
