@@ -97,7 +97,7 @@ class Processes(RuleBasedStateMachine):
     @precondition(lambda self: self.phase != "over")
     @rule(by=st.sampled_from(("signal", "error", "kill")))
     def interrupt(self, by: str) -> None:
-        """End the process, with a checkpoint, an event or neither, perhaps before the first event; a resume may follow."""
+        """End the process, with a checkpoint, an event or neither, perhaps before the first event; it may resume."""
         if by == "error":
             self.stage.fail()
         elif by == "signal" and self.phase == "training" and self.stage.run.step > 0:
