@@ -43,7 +43,15 @@ RESUMED = [
     ("schedule_free", "full", "float32"),
     *(
         pytest.param(name, adapter, precision, marks=pytest.mark.slow)
-        for name in ("muon", "adafactor", "schedule_free", "ademamix", {"name": "apollo", "rank": 4}, "paged_adamw")
+        for name in (
+            "muon",
+            "adafactor",
+            "schedule_free",
+            "ademamix",
+            {"name": "apollo", "rank": 4},
+            "paged_adamw",
+            "auto",
+        )
         for adapter, precision in ((WIDE, "float32"), ("full", "pure_bf16"))
     ),
 ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from luthier import OptimizerRecord, hookimpl
 
-from luthier_optimizers.options import Adafactor, AdamW8bit, AdEMAMix, Apollo, Muon, PagedAdamW, ScheduleFree
+from luthier_optimizers.options import Adafactor, AdamW8bit, AdEMAMix, Apollo, Auto, Muon, PagedAdamW, ScheduleFree
 
 __version__ = "0.1.0"
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Adafactor",
     "AdamW8bit",
     "Apollo",
+    "Auto",
     "Muon",
     "PagedAdamW",
     "ScheduleFree",
@@ -54,6 +55,12 @@ def _frugal_optimizers() -> list[OptimizerRecord]:
             summary="AdamW whose moments lie in a file that memory is mapped to.",
             options=PagedAdamW,
             build="luthier_optimizers.parts:PagedAdamWPart",
+        ),
+        OptimizerRecord(
+            name="auto",
+            summary="AdamW with its moments exact, in 8 bits or in a file: by the device's memory.",
+            options=Auto,
+            build="luthier_optimizers.choosing:AutoPart",
         ),
     ]
 

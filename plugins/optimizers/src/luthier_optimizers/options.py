@@ -105,3 +105,20 @@ class PagedAdamW:
     weight_decay: float = option(0.0, help=DECAY, low=0.0)
     folder: str | None = option(None, help="Where the file lies, a fast disk; without it, where temporary files lie.")
     chunk: int = option(1 << 22, help="Weights whose moments are in memory at once.", low=1)
+
+
+@attrs.frozen(kw_only=True)
+class Auto:
+    """Options of the optimizer `auto`."""
+
+    memory_share: float = option(
+        0.25,
+        help="Share of the device's memory that the state may take: `adamw` where 8 bytes a weight fit, else "
+        "`adamw_8bit` where 2.03 do, else `paged_adamw`.",
+        low=0.0,
+        high=1.0,
+    )
+    betas: tuple[float, float] = option((0.9, 0.999), help=BETAS, low=0.0, high=0.9999)
+    eps: float = option(1e-8, help=EPS, low=0.0)
+    weight_decay: float = option(0.0, help=DECAY, low=0.0)
+    folder: str | None = option(None, help="Where the file of `paged_adamw` lies, if it comes to that.")

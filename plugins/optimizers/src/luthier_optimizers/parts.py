@@ -19,7 +19,7 @@ from luthier_optimizers.paged import PagedStepper
 MATRICES: Final = ("hidden", "adapter")  # roles whose matrices are products' factors, unlike tables of embeddings
 
 
-class _Part:
+class Part:
     """What the parts share: the weights that they step are those to evaluate and save."""
 
     separable = True
@@ -37,7 +37,7 @@ class _Part:
         return [group.settings(weight_decay) for group in groups]
 
 
-class EightBitAdamW(_Part):
+class EightBitAdamW(Part):
     """AdamW whose moments are 8-bit codes; those of weights below 4,096 elements are float32."""
 
     name = "adamw_8bit"
@@ -50,7 +50,7 @@ class EightBitAdamW(_Part):
         return EightBitStepper(self.settings(groups, o.weight_decay), lr=0.0, betas=o.betas, eps=o.eps)
 
 
-class MuonPart(_Part):
+class MuonPart(Part):
     """Muon for the matrices of layers and adapters, AdamW for embeddings, head, norms and biases."""
 
     name = "muon"
@@ -68,10 +68,8 @@ class MuonPart(_Part):
         )  # fmt: skip
 
 
-class AdafactorPart(_Part):
+class AdafactorPart(Part):
     """Adafactor as torch has it (Shazeer & Stern, arXiv:1804.04235): steps in proportion to the weight, no momentum."""
-
-    name = "adafactor"
 
     name = "adafactor"
 
@@ -84,10 +82,8 @@ class AdafactorPart(_Part):
         return torch.optim.Adafactor(settings, lr=0.0, beta2_decay=o.beta2_decay, eps=(None, o.eps), d=o.clip)
 
 
-class ScheduleFreePart(_Part):
+class ScheduleFreePart(Part):
     """Schedule-free AdamW; evaluation and files get the average."""
-
-    name = "schedule_free"
 
     name = "schedule_free"
 
@@ -107,10 +103,9 @@ class ScheduleFreePart(_Part):
         return Averaged(self.stepper)
 
 
-class AdEMAMixPart(_Part):
+class AdEMAMixPart(Part):
     """AdEMAMix."""
 
-    name = "ademamix"
     name = "ademamix"
 
     def __init__(self, options: AdEMAMix) -> None:
@@ -122,10 +117,8 @@ class AdEMAMixPart(_Part):
         return AdEMAMixStepper(settings, betas=o.betas, alpha=o.alpha, warmup_steps=o.warmup_steps, eps=o.eps)
 
 
-class ApolloPart(_Part):
+class ApolloPart(Part):
     """APOLLO for the matrices of layers and adapters, AdamW for the rest."""
-
-    name = "apollo"
 
     name = "apollo"
 
@@ -142,10 +135,9 @@ class ApolloPart(_Part):
         )  # fmt: skip
 
 
-class PagedAdamWPart(_Part):
+class PagedAdamWPart(Part):
     """AdamW with paged moments."""
 
-    name = "paged_adamw"
     name = "paged_adamw"
 
     def __init__(self, options: PagedAdamW) -> None:
