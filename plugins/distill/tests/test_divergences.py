@@ -159,9 +159,9 @@ def test_logits_of_any_size_have_finite_values_and_gradients(divergence, top_k):
 @pytest.mark.parametrize(
     ("given_options", "problem"),
     [
-        ({"beta": 0.5}, "of jsd alone"),
-        ({"add_tail": False}, "no tail to leave out"),
-        ({"top_k": 1, "add_tail": False}, "nothing to learn"),
+        ({"beta": 0.5}, "only divergence jsd"),
+        ({"add_tail": False}, "no effect without top_k"),
+        ({"top_k": 1, "add_tail": False}, "nothing can be learned"),
         ({"temperature": 0.0}, "temperature"),
         ({"divergence": "kl"}, "divergence"),
     ],
@@ -203,7 +203,7 @@ def test_hidden_states_like_the_teachers_cost_nothing_and_pull_towards_it(distan
     [
         ({"hidden_layers": [1]}, "hidden_weight"),
         ({"hidden_weight": 1.0, "hidden_layers": [1, 2], "teacher_layers": [1]}, "2 layers"),
-        ({"hidden_weight": 1.0, "hidden_layers": []}, "one or more"),
+        ({"hidden_weight": 1.0, "hidden_layers": []}, "at least one"),
     ],
 )
 def test_hidden_options_that_say_nothing_or_do_not_match_are_refused(given, says):

@@ -193,7 +193,7 @@ def test_both_kinds_of_jobs_are_listed(manager, fake, server, rows, pairs):
 REFUSED = [
     ({"model": "meta-llama/Llama-3.1-8B"}, {}, "accounts/fireworks/models/Llama-3.1-8B"),
     ({"warmup_ratio": 0.1}, {}, "Set warmup_steps"),
-    ({"adapter": {"name": "lora", "lora_alpha": 8}}, {}, "set adapter.r alone"),
+    ({"adapter": {"name": "lora", "lora_alpha": 8}}, {}, "Set only adapter.r"),
     ({"adapter": "full"}, {}, "'full' is not one of lora"),
     ({"num_train_epochs": 1.5}, {}, "whole numbers"),
     ({}, {"early_stop": True}, "validation rows"),

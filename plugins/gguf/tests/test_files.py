@@ -106,8 +106,8 @@ def test_linearly_scaled_positions_are_written(tmp_path):
 REFUSED = [
     ("gpt2", {}, {}, "does not know the architecture 'gpt2'"),
     ("gemma2", {}, {}, "does not know the architecture 'gemma2'"),
-    ("mistral", {}, {}, "attention there has no window"),
-    ("llama", {"attention_bias": True}, {}, "projections have no bias"),
+    ("mistral", {}, {}, "no attention window"),
+    ("llama", {"attention_bias": True}, {}, "llama.cpp computes no bias"),
     ("llama", {"hidden_act": "gelu"}, {}, "only silu"),
     ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, {}, "one of default"),
     ("llama", {}, {"type": "q8_0"}, "rows of 48 weights do not divide into blocks of 32"),

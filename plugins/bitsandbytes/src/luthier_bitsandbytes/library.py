@@ -1,4 +1,4 @@
-"""bitsandbytes, imported without a look at the network: where the package `kernels` is, it would fetch a binary."""
+"""Import bitsandbytes without network access: with the package `kernels` it would download a binary."""
 
 from __future__ import annotations
 

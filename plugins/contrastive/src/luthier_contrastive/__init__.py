@@ -16,9 +16,10 @@ class Infonce:
 
     temperature: float = option(0.05, help="Divides the cosine of a query and a passage.", low=0.001, high=10.0)
     pooling: Literal["mean", "last"] = option(
-        "mean", help="What stands for a text: the mean of its tokens' last hidden states, or that of its last token."
+        "mean",
+        help="The embedding of a text: the mean of its tokens' last hidden states, or the state of its last token.",
     )
-    symmetric: bool = option(False, help="Each passage is to find its query too; both costs count half.")
+    symmetric: bool = option(False, help="Each passage must find its query too; both costs count half.")
 
 
 @attrs.frozen(kw_only=True)
@@ -40,7 +41,8 @@ def luthier_losses() -> list[LossRecord]:
         ),
         LossRecord(
             name="infonce_hard",
-            summary="The same, among passages and the `negative` of every row.",
+            summary="InfoNCE with hard negatives: each query finds its passage among all passages and `negative` "
+            "texts.",
             options=InfonceHard,
             build="luthier_contrastive.loss:InfonceLoss",
             data="documents",

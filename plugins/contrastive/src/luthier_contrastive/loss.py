@@ -16,11 +16,11 @@ NAMES: Final = ("query", "passage", "negative")
 
 
 class InfonceLoss:
-    """Each query costs the cross-entropy of its own passage among all passages and hard negatives.
+    """The cross-entropy of each query's own passage among all passages and hard negatives of the global batch.
 
-    A text is the direction of its pooled hidden states, and the logits are cosines over `temperature`. It couples the
-    batch: each micro-batch is embedded, and run again with the gradient of its embeddings, so that the batch may be
-    larger than memory (Gao et al. 2021, arXiv 2101.06983), and spans all ranks.
+    The embedding of a text is the direction of its pooled hidden states, and the logits are cosines / `temperature`.
+    The loss couples the batch: each micro-batch is embedded, and computed again with the gradient of its embeddings. So
+    the batch spans all ranks, and may be larger than memory (Gao et al. 2021, arXiv 2101.06983).
     """
 
     data, couples = "documents", "batch"
@@ -32,7 +32,7 @@ class InfonceLoss:
         return {"infonce": float(batch.num_units)}
 
     def scores(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return [U, N, H]: the directions of query, passage and, where rows have one, hard negative."""
+        """Return [U, N, H]: the directions of query, passage and, if rows have one, hard negative."""
         (states,) = policy.hidden(batch, [-1])
         texts = self._pool(states.to(torch.promote_types(torch.float32, states.dtype)), batch)  # [D, H]
         named = [name for name in NAMES if name in batch.named] or NAMES[:2]  # an idle batch has none
@@ -55,7 +55,7 @@ class InfonceLoss:
         return self.combine(*self.scores(policy, batch))
 
     def _pool(self, states: Tensor, batch: Batch) -> Tensor:
-        """Return [D, H] of hidden states [T, H]."""
+        """Return the embedding of each document, [D, H], from hidden states [T, H]."""
         if self.options.pooling == "last":
             return states[(batch.document_starts[1:] - 1).to(states.device)]
         return batch.sum_by_document(states) / batch.lengths.to(states)[:, None]

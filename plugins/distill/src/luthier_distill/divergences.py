@@ -1,4 +1,4 @@
-"""Divergences of two distributions, from their log-probabilities [C, K]; each gives [C]."""
+"""Divergences [C] of two distributions, from their log-probabilities [C, K]."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def mixed_divergence(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
 
 
 def likeliest(student: Tensor, teacher: Tensor, count: int, add_tail: bool) -> tuple[Tensor, Tensor]:
-    """Return both over the teacher's `count` likeliest tokens, [C, count]; with the tail, all others are one more."""
+    """Return both over the teacher's `count` most likely tokens, [C, count], and the tail as one more token."""
     if count >= teacher.shape[-1]:
         return student, teacher
     places = teacher.topk(count, dim=-1).indices

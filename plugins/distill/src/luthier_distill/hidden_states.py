@@ -10,9 +10,9 @@ from luthier_distill import Distill
 
 
 def sum_distances(options: Distill, policy: Policy, batch: Batch) -> Tensor:
-    """Return the sum over supervised tokens, each by its weight, of the mean distance over the compared layers.
+    """Return the weighted sum over supervised tokens of the mean distance over the compared layers.
 
-    The states are those that predict each token; the teacher's have no gradient.
+    The states are those from which each token is predicted. Those of the teacher have no gradient.
     """
     own_layers, their_layers = options.compared_layers
     own = _states(policy, batch, own_layers, "hidden_layers")
@@ -23,7 +23,7 @@ def sum_distances(options: Distill, policy: Policy, batch: Batch) -> Tensor:
 
 
 def _states(policy: Policy, batch: Batch, layers: list[int], option: str) -> list[Tensor]:
-    """[S, H] of each layer: the states that predict the supervised tokens."""
+    """Return [S, H] of each layer: the states from which the supervised tokens are predicted."""
     try:
         found = policy.hidden(batch, layers)
     except IndexError:
@@ -34,11 +34,11 @@ def _states(policy: Policy, batch: Batch, layers: list[int], option: str) -> lis
 
 
 def _distances(own: Tensor, theirs: Tensor, options: Distill) -> Tensor:
-    """Return [S] of states [S, H] and [S, H]."""
+    """Return the distances [S] of states [S, H] and [S, H]."""
     if own.shape[-1] != theirs.shape[-1]:
         problem = f"the model's states are {own.shape[-1]} wide, and the teacher's {theirs.shape[-1]}"
         raise LuthierError("part-unsupported", problem, where="Distill.hidden_weight",
-                           remedy="Take a teacher of the same width, or leave it out.")  # fmt: skip
+                           remedy="Take a teacher of the same width, or leave hidden_weight out.")  # fmt: skip
     if options.hidden_distance == "mse":
         return (own - theirs).square().mean(-1)
     return 1 - torch.nn.functional.cosine_similarity(own, theirs, dim=-1)

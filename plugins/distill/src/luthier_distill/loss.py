@@ -12,10 +12,11 @@ from luthier_distill.hidden_states import sum_distances, widen
 
 
 class DistillLoss:
-    """Per supervised token: temperature^2 * divergence of teacher and policy; -ce_weight * log p(label); and
-    hidden_weight times the distance of the hidden states that predict it.
+    """The weighted sum of three costs of each supervised token.
 
-    Both models' logits exist for a chunk of positions at a time, and are computed again in the backward pass.
+    They are temperature^2 * divergence(teacher, policy), -ce_weight * log p(label), and hidden_weight * distance of the
+    hidden states that predict the token. The logits of both models exist for a chunk of positions at a time, and are
+    computed again in the backward pass.
     """
 
     data = "tokens"
@@ -43,7 +44,7 @@ class DistillLoss:
         return LossOutput(sums=sums, metrics=metrics)
 
     def _compare(self, own: Tensor, labels: Tensor, theirs: Tensor) -> Tensor:
-        """Return [C, 3] of logits [C, V]: divergence, log p(label), and 1 where both hold the same token likeliest."""
+        """Return [C, 3] from logits [C, V]: divergence, log p(label), and 1 if both rank the same token first."""
         own, theirs = widen(own), widen(theirs)
         soft = self.options.temperature
         student, teacher = (own / soft).log_softmax(-1), (theirs / soft).log_softmax(-1)

@@ -1,4 +1,4 @@
-"""The sums of `distill` from all logits at once, in probabilities and token by token: for the conformance kit."""
+"""The sums of `distill` computed from all logits, token by token: the reference of the conformance kit."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _hidden(options: Distill, policy: Policy, batch: Batch) -> Tensor:
 
 
 def divergence_of(options: Distill, student: Tensor, logits: Tensor) -> Tensor:
-    """Return the divergence of probabilities [V] from those that a teacher's logits [V] give."""
+    """Return the divergence of probabilities [V] from those of a teacher's logits [V]."""
     teacher = (logits / options.temperature).softmax(-1)
     if options.top_k is not None and options.top_k < len(teacher):
         best = teacher.argsort(descending=True)[: options.top_k]

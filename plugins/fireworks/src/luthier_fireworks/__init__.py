@@ -13,20 +13,24 @@ SUFFIX = re.compile(r"[a-z](?:[a-z0-9-]{0,50}[a-z0-9])?")  # a resource id has 6
 @attrs.frozen(kw_only=True)
 class Fireworks:
     api_key: str = option("env:FIREWORKS_API_KEY", help="Where the key is: env:NAME, file:PATH or cmd:COMMAND.")
-    account: str | None = option(None, help="The account's id; none: what FIREWORKS_ACCOUNT_ID says.")
+    account: str | None = option(None, help="The id of the account; none: FIREWORKS_ACCOUNT_ID.")
     base_url: str = option("https://api.fireworks.ai", help="The service's address.")
-    suffix: str | None = option(None, help="The tuned model's id, which the job's own characters follow.")
+    suffix: str | None = option(
+        None, help="The beginning of the tuned model's id; characters of the job's id follow it."
+    )
     early_stop: bool | None = option(
-        None, help="Stop where the loss on the validation rows grows no better (sft); none: as the service does."
+        None, help="With sft: stop when the loss of the validation rows does not improve; none: the service decides."
     )
     checkpoint_steps: int | None = option(
-        None, help="Steps between checkpoints that can be served; none: no checkpoint but the last.", low=1
+        None, help="Steps between checkpoints that can be served; none: only the last.", low=1
     )
 
     def __attrs_post_init__(self) -> None:
         check_reference(self.api_key, "Fireworks.api_key")
         if self.suffix is not None and not SUFFIX.fullmatch(self.suffix):
-            problem = "a suffix is 1 to 52 small letters, digits and hyphens, with a letter first and no hyphen last"
+            problem = (
+                "a suffix must be 1 to 52 lower-case letters, digits and hyphens, a letter first and no hyphen last"
+            )
             raise LuthierError("recipe-out-of-range", problem, where="Fireworks.suffix", found=self.suffix)
 
 

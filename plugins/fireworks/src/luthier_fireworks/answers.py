@@ -26,7 +26,7 @@ RESOLVED: Final = (
     *("epochs", "learningRate", "learningRateWarmupSteps", "batchSize", "batchSizeSamples", "loraRank"),
     *("maxContextLength", "optimizerWeightDecay"),
 )
-NAMES: Final = {  # of a line of the metrics file, in lower case: ours
+NAMES: Final = {  # name in a line of the metrics file, in lower case -> our name
     "step": "step", "global_step": "step", "epoch": "epoch", "loss": "loss", "train_loss": "loss", "train/loss": "loss",
     "training_loss": "loss", "eval_loss": "eval_loss", "eval/loss": "eval_loss", "validation_loss": "eval_loss",
     "learning_rate": "learning_rate", "lr": "learning_rate", "train/learning_rate": "learning_rate",
@@ -35,7 +35,7 @@ NAMES: Final = {  # of a line of the metrics file, in lower case: ours
 
 
 def read_job(found: Mapping[str, Any]) -> JobStatus:
-    """Return a job's status, of either kind of job; fields that are missing or null are None."""
+    """Return the status of a job of either kind. Fields that are missing or null are None."""
     raw_state = str(found.get("state"))
     state, phase = STATES.get(raw_state.removeprefix(PREFIX), (JobState.UNKNOWN, None))
     config = {**found, **(found.get("trainingConfig") or {})}
@@ -60,7 +60,7 @@ def read_job(found: Mapping[str, Any]) -> JobStatus:
 
 
 def tuned_model(found: Mapping[str, Any]) -> str:
-    """Return the full name of the model that a job makes: the one asked for, or the job's own."""
+    """Return the full name of the model that a job makes: the requested one, or the job's own."""
     name = str(found["name"])
     given = found.get("outputModel") or (found.get("trainingConfig") or {}).get("outputModel")
     given = str(given or name.rpartition("/")[2])
@@ -68,7 +68,7 @@ def tuned_model(found: Mapping[str, Any]) -> str:
 
 
 def state_event(found: Mapping[str, Any]) -> JobEvent:
-    """Return the event of a job's state and progress, as the service reports no events of its own."""
+    """Return an event with the state and progress of a job, because the service reports no events."""
     progress = found.get("jobProgress") or {}
     percent, epoch = progress.get("percent"), progress.get("epoch")
     told = "" if percent is None else f", {percent} %" + ("" if epoch is None else f" of epoch {epoch}")
@@ -78,7 +78,7 @@ def state_event(found: Mapping[str, Any]) -> JobEvent:
 
 
 def read_metrics(text: str, at: float) -> Iterator[JobEvent]:
-    """Give the lines of a metrics file as events; a line that says nothing known is passed over, and told once."""
+    """Yield the lines of a metrics file as events. Lines that are not understood are skipped, with one warning."""
     strange = 0
     for number, line in enumerate(text.splitlines(), 1):
         numbers = _line_numbers(line)
@@ -110,7 +110,7 @@ def _money(cost: Mapping[str, Any]) -> float | None:
 
 
 def _reason(status: Any) -> str:
-    """What the service says of a failure; it may give a code alone."""
+    """Return what the service says about a failure, which may be only a code."""
     known = status if isinstance(status, dict) else {}
     told = ": ".join(str(known[name]) for name in ("code", "message") if known.get(name))
     return told or "the service gives no reason"

@@ -1,4 +1,4 @@
-"""Datasets at Fireworks: the rows of a job, under a name that comes from their bytes."""
+"""Datasets at Fireworks: the rows of a job, under a name that is a hash of their bytes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Any, Final
 
 from luthier import Call, DataFile, ProviderError, ServiceClient
 
-FORM_BYTES: Final = 150_000_000  # of a form; what is larger goes to a signed link
+FORM_BYTES: Final = 150_000_000  # largest file that is sent as a form; larger ones go to a signed link
 READY: Final = "READY"
-CHECKING: Final = 120  # looks at a dataset that the service is reading
+CHECKING: Final = 120  # number of times that the state of a dataset is asked while the service reads it
 
 
 def dataset_id(file: DataFile) -> str:
-    """Return the dataset's id: the same rows have the same one."""
+    """Return the id of the dataset. The same rows have the same id."""
     return f"luthier-{file.sha256[:32]}"
 
 
 async def send_dataset(client: ServiceClient, account: str, file: DataFile, progress: Any) -> str:
-    """Bring a file to the service, unless its bytes are there, and return the dataset's full name."""
+    """Send a file, unless the service has its bytes, and return the full name of the dataset."""
     name = f"accounts/{account}/datasets/{dataset_id(file)}"
     if await _state_of(client, name, file) != READY:
         if file.size <= FORM_BYTES:
@@ -29,7 +29,7 @@ async def send_dataset(client: ServiceClient, account: str, file: DataFile, prog
 
 
 async def has_dataset(client: ServiceClient, name: str) -> bool:
-    """Return True where a dataset is there and whole."""
+    """Return True if a dataset exists and is complete."""
     try:
         found = await client.read_json(f"/v1/{name}")
     except ProviderError as error:
@@ -40,11 +40,11 @@ async def has_dataset(client: ServiceClient, name: str) -> bool:
 
 
 async def _state_of(client: ServiceClient, name: str, file: DataFile) -> str | None:
-    """The state of the dataset, which is made where it was not there."""
+    """Return the state of the dataset, which is created if it does not exist."""
     body = {"datasetId": name.rpartition("/")[2], "dataset": {"userUploaded": {}, "exampleCount": str(file.rows)}}
     path = f"/v1/{name.rpartition('/')[0]}"
     answer = await client.send_call(Call(method="POST", path=path, json=body, accepted=(200, 409)))
-    if answer.status == 409:  # made before, and perhaps never filled
+    if answer.status == 409:  # created before, and perhaps never filled
         return (await client.read_json(f"/v1/{name}")).get("state")
     return answer.body.get("state")
 
@@ -54,13 +54,13 @@ async def _send_to_link(client: ServiceClient, name: str, file: DataFile, progre
     found = await client.post_json(f"/v1/{name}:getUploadEndpoint", asked, repeatable=True)
     links = found.get("filenameToSignedUrls") or {}
     if file.path.name not in links:
-        raise ProviderError("protocol", "no link to send the file to", where=f"fireworks: {name}")
+        raise ProviderError("protocol", "the answer has no link to send the file to", where=f"fireworks: {name}")
     await client.put_file(links[file.path.name], file.path, progress=progress)
     await client.post_json(f"/v1/{name}:validateUpload", {}, repeatable=True)
 
 
 async def _wait_ready(client: ServiceClient, name: str, file: DataFile) -> None:
-    """Wait until the service has read the rows; what it refuses of them is told in its words."""
+    """Wait until the service has read the rows. Raise its message if it refuses them."""
     for _ in range(CHECKING):
         found = await client.read_json(f"/v1/{name}")
         if found.get("state") == READY:

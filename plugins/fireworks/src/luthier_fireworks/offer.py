@@ -1,4 +1,4 @@
-"""What Fireworks offers, as data with dates: settings and their bounds, rules of files, prices, states."""
+"""What Fireworks offers, as data with dates: settings and bounds, rules of files, prices, states."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SETTINGS: Final = {
     "learning_rate": SettingRule(low=0.0),
     "warmup_steps": SettingRule(low=0, whole=True),
     "global_batch_size": SettingRule(
-        low=1, whole=True, remark="is sent as batchSizeSamples, the rows of one step; packing is the service's own"
+        low=1, whole=True, remark="is sent as batchSizeSamples, the rows of one step; the service packs them"
     ),
     "optimizer.weight_decay": SettingRule(low=0.0),
     "data.max_length": SettingRule(low=1, whole=True),
@@ -30,12 +30,12 @@ WIRE: Final = {
     "adapter.r": "loraRank",
 }
 WHOLE: Final = ("epochs", "learningRateWarmupSteps", "batchSizeSamples", "maxContextLength", "loraRank")
-COLLECTIONS: Final = {  # the loss: where its jobs stand, and the parameter that names a new one
+COLLECTIONS: Final = {  # loss -> the path of its jobs, and the parameter that names a new one
     "sft": ("supervisedFineTuningJobs", "supervisedFineTuningJobId"),
     "dpo": ("dpoJobs", "dpoJobId"),
     "orpo": ("dpoJobs", "dpoJobId"),
 }
-STATES: Final = {  # the service's word, behind JOB_STATE_: ours, and what it is doing
+STATES: Final = {  # the service's word after JOB_STATE_ -> our state, and the phase
     "CREATING": (JobState.PENDING, None),
     "PENDING": (JobState.PENDING, "queued"),
     "VALIDATING": (JobState.PENDING, "validating"),
@@ -54,12 +54,12 @@ STATES: Final = {  # the service's word, behind JOB_STATE_: ours, and what it is
     "DELETING": (JobState.CANCELED, "being deleted"),
     "DELETING_CLEANING_UP": (JobState.CANCELED, "being deleted"),
 }
-DATE: Final = "2025-08-01"  # of the price list, by the size in the model's name; it names no price of DPO
+DATE: Final = "2025-08-01"  # of the price list, which goes by the size in the model's name and has no price of DPO
 SIZES: Final = (
     (("*-1b*", "*-3b*", "*-4b*", "*-7b*", "*-8b*", "*-14b*"), 0.5),
     (("*-27b*", "*-31b*", "*-32b*", "*-70b*", "*-72b*"), 3.0),
 )
-MODELS: Final = tuple(  # tuned by every method, as the service's page of 2026 lists them
+MODELS: Final = tuple(  # models for every method, as the service's page of 2026 lists them
     f"accounts/fireworks/models/{name}" for name in ("gemma-4-26b-a4b-it", "gemma-4-31b-it", "glm-5p1", "kimi-k2p5")
 )
 
@@ -81,18 +81,18 @@ def describe_offer() -> Capabilities:
         instead={
             "max_steps": "Set num_train_epochs.",
             "warmup_ratio": "Set warmup_steps.",
-            "adapter.lora_alpha": "The service chooses it by the rank: set adapter.r alone.",
+            "adapter.lora_alpha": "The service chooses it by the rank. Set only adapter.r.",
         },
     )
 
 
 def training_fields(model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that the recipe's settings make; only what was set stands in them."""
+    """Return the request's fields for the settings that the user set."""
     fields = {wire: settings[name] for name, wire in WIRE.items() if name in settings}
     return {"baseModel": model, **{name: int(v) if name in WHOLE else v for name, v in fields.items()}}
 
 
 def loss_fields(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the loss of a preference job, always named: the service's own texts differ on which is its default."""
+    """Return the loss of a preference job. It is always named, because the documented defaults disagree."""
     beta = settings.get("loss.beta")
     return drop_missing(method=method.upper(), dpo=None if beta is None else {"beta": beta})

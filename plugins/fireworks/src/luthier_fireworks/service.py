@@ -57,12 +57,12 @@ class FireworksService:
 
     @property
     def _named_account(self) -> str:
-        """The account's id, of the options or of the environment; empty where neither names one."""
+        """Return the account id from the options or the environment, or an empty text."""
         return self.options.account or os.environ.get(ACCOUNT, "")
 
     @property
     def account(self) -> str:
-        """The account's id, without which nothing can be asked of the service."""
+        """Return the account id. Raises `credential-missing` if none is named."""
         if not self._named_account:
             remedy = f"Set provider.account, or run: export {ACCOUNT}=..."
             raise LuthierError("credential-missing", "no account is named", where="fireworks.account", remedy=remedy)
@@ -149,7 +149,7 @@ class FireworksService:
         await self.client.post_json(f"/v1/{remote_id}:cancel", {}, repeatable=True)
 
     async def list(self, limit: int) -> Sequence[JobStatus]:
-        """Read both kinds of jobs to their end, as the service promises no order of theirs."""
+        """Read all jobs of both kinds, because the service promises no order, and return the newest."""
         found = [
             read_job(item)
             for kind in KINDS
@@ -160,7 +160,7 @@ class FireworksService:
         return sorted(found, key=lambda job: job.created or 0.0, reverse=True)[:limit]
 
     async def events(self, remote_id: str, cursor: str | None) -> EventPage:
-        """Make events of the job's state and of its metrics file; the store drops what it has already."""
+        """Return events made from the state of the job and its metrics file. The store drops known ones."""
         job = await self._job(remote_id)
         state = state_event(job)
         link = await self._metrics_link(remote_id, job)
@@ -168,13 +168,13 @@ class FireworksService:
         return EventPage(events=[*metrics, state], cursor=cursor)
 
     async def _metrics_link(self, remote_id: str, job: Mapping[str, Any]) -> str | None:
-        """The signed link of the metrics file, which a preference job is asked for; None before there is one."""
+        """Return the signed link of the metrics file, or None before there is one. Preference jobs must be asked."""
         if "/dpoJobs/" not in remote_id:
             return job.get("metricsFileSignedUrl") or None
         try:
             found = await self.client.read_json(f"/v1/{remote_id}:getMetricsFileEndpoint")
         except ProviderError as error:
-            if error.kind in ("not_found", "invalid"):  # nothing is written yet
+            if error.kind in ("not_found", "invalid"):  # the file does not exist yet
                 return None
             raise
         return found.get("signedUrl") or None
@@ -208,7 +208,7 @@ class FireworksService:
         return [await self._fetch_one(name, links[name], artifact, folder, progress) for name in sorted(links)]
 
     async def _links(self, artifact: JobArtifact) -> Mapping[str, str]:
-        """Fresh signed links of an artifact's files, by name."""
+        """Return fresh signed links of an artifact's files, by name."""
         if "job" in artifact.locator:
             link = await self._metrics_link(artifact.locator["job"], await self._job(artifact.locator["job"]))
             return {} if link is None else {artifact.name: link}
@@ -231,7 +231,7 @@ class FireworksService:
 
 
 def read_base(job: Mapping[str, Any]) -> str | None:
-    """Return the base model that a job of either kind was asked for."""
+    """Return the base model in a job of either kind."""
     return job.get("baseModel") or (job.get("trainingConfig") or {}).get("baseModel")
 
 

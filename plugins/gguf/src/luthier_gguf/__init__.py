@@ -17,18 +17,19 @@ class Gguf:
     """Options of the exporter `gguf`."""
 
     type: Literal["f16", "q8_0", "q4_0", "tq1_0", "tq2_0"] = option(
-        "f16", help="How matrices are stored; `tq1_0` and `tq2_0` hold ternary weights exactly."
+        "f16", help="Type of matrices in the file; `tq1_0` and `tq2_0` hold ternary weights exactly."
     )
     fallback: Literal["refuse", "f16", "q8_0"] = option(
-        "refuse", help="How a matrix is stored that the type cannot hold: rows of another width, not ternary."
+        "refuse",
+        help="Type of matrices that the chosen type cannot hold (other widths of rows, not ternary), or refuse them.",
     )
     pre_tokenizer: Literal["auto", "gpt-2", "llama-bpe", "qwen2", "smollm"] = option(
-        "auto", help="llama.cpp's name of the way in which text is split before merging; found by itself where known."
+        "auto", help="llama.cpp's name of the way in which text is split into words; auto: recognised if it is known."
     )
     max_logit_error: float | None = option(
-        None, help="Largest relative difference of logits that is accepted; without it the type's own bound.", low=0
+        None, help="Largest accepted relative difference of logits; none: the bound of the type.", low=0
     )
-    modelfile: bool = option(True, help="Write an Ollama Modelfile beside it.")
+    modelfile: bool = option(True, help="Also write an Ollama Modelfile.")
 
 
 @hookimpl

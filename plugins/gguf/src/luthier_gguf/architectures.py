@@ -1,4 +1,4 @@
-"""The architectures that are written: what of their configuration GGUF can say, and under which keys."""
+"""The supported architectures: what GGUF can express of their configuration, and under which keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROPES: Final = ("default", "linear", "llama3")
 
 @attrs.frozen(kw_only=True)
 class Architecture:
-    """An architecture as llama.cpp knows it. `rotated`: rows of q and k stand in the order of its own rotation."""
+    """An architecture of llama.cpp. `rotated`: rows of q and k are stored in the order of its own rotation."""
 
     name: str
     number: gguf.MODEL_ARCH
@@ -31,19 +31,19 @@ ARCHITECTURES: Final = {
 
 
 def find_architecture(config: Any) -> Architecture:
-    """Return the architecture of a config, or raise `part-unsupported` for what llama.cpp would compute otherwise."""
+    """Return the architecture of a config. Raises `part-unsupported` if llama.cpp would compute it differently."""
     if config.model_type not in ARCHITECTURES:
         problem = f"exporter 'gguf' does not know the architecture '{config.model_type}'"
         raise _unsupported(problem, "model_type", config.model_type, f"It writes {', '.join(ARCHITECTURES)}.")
     window = getattr(config, "sliding_window", None)
     rope = rope_of(config)["rope_type"]
     problems = [
-        ("hidden_act", config.hidden_act, config.hidden_act != "silu", "only silu is computed there"),
-        ("rope_parameters", rope, rope not in ROPES, f"positions are scaled by one of {', '.join(ROPES)}"),
-        ("attention_bias", True, getattr(config, "attention_bias", False), "projections have no bias there"),
-        ("mlp_bias", True, getattr(config, "mlp_bias", False), "projections have no bias there"),
+        ("hidden_act", config.hidden_act, config.hidden_act != "silu", "llama.cpp computes only silu"),
+        ("rope_parameters", rope, rope not in ROPES, f"llama.cpp scales positions by one of {', '.join(ROPES)}"),
+        ("attention_bias", True, getattr(config, "attention_bias", False), "llama.cpp computes no bias there"),
+        ("mlp_bias", True, getattr(config, "mlp_bias", False), "llama.cpp computes no bias there"),
         ("sliding_window", window, window is not None and window < config.max_position_embeddings,
-         "attention there has no window"),
+         "llama.cpp computes no attention window for it"),
     ]  # fmt: skip
     for where, found, wrong, reason in problems:
         if wrong:
@@ -52,7 +52,7 @@ def find_architecture(config: Any) -> Architecture:
 
 
 def rope_of(config: Any) -> dict[str, Any]:
-    """Return the parameters of rotary positions, their type and base always among them."""
+    """Return the parameters of rotary positions, always with type and base."""
     held = dict(getattr(config, "rope_parameters", None) or {})
     return {"rope_type": "default", "rope_theta": 10000.0, **held}
 
@@ -63,7 +63,7 @@ def head_width(config: Any) -> int:
 
 
 def rope_factors(config: Any) -> list[float] | None:
-    """Return by how much each rotation is slowed under Llama 3's rule, one factor a pair of columns; None elsewhere."""
+    """Return the divisor of each rotation by Llama 3's rule, one for each pair of columns, or None."""
     rope = rope_of(config)
     if rope["rope_type"] != "llama3":
         return None

@@ -1,4 +1,4 @@
-"""A written file read back by two other readers, gguf's own and transformers', and compared with the model."""
+"""Read a written file back with gguf's reader and with transformers, and compare it with the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from luthier_gguf import Gguf
 from luthier_gguf.vocabulary import Vocabulary, read_vocabulary
 from luthier_gguf.weights import BOUNDS, Place, decode, extra_tensors, largest_error, place_weights, prepare
 
-# relative differences of logits (root mean square) that are accepted: the rounding of weights, carried through
+# largest accepted relative differences of logits (root mean square): what the rounding of weights causes
 LOGIT_BOUNDS: Final = {"f16": 0.02, "q8_0": 0.1, "q4_0": 0.6, "tq1_0": 0.02, "tq2_0": 0.02}
 LENGTH: Final = 32  # tokens of the text whose logits are compared
 LISTS: Final = {"tokens": "tokens", "types": "token_type", "merges": "merges"}
@@ -29,7 +29,7 @@ NUMERALS: Final = ("1234567 and 3.14",)
 
 
 def compare_file(path: Path, model: Any, tokenizer: Any, options: Gguf) -> dict[str, float]:
-    """Return the largest differences, or raise `artifact-mismatch` where one exceeds its bound."""
+    """Return the largest differences. Raises `artifact-mismatch` if one exceeds its bound."""
     with _unchanged(model), torch.no_grad():
         vocabulary = read_vocabulary(model, tokenizer, options)
         places = place_weights(model, options)
@@ -67,16 +67,16 @@ def _compare_metadata(path: Path, vocabulary: Vocabulary) -> None:
 
     for name, key in {**LISTS, **NUMBERS}.items():
         if held(f"tokenizer.ggml.{key}") != getattr(vocabulary, name):
-            raise _mismatch(path, f"tokenizer.ggml.{key} is not the tokenizer's")
+            raise _mismatch(path, f"tokenizer.ggml.{key} differs from the tokenizer's")
     if held("tokenizer.chat_template") != vocabulary.template:
-        raise _mismatch(path, "the chat template is not the tokenizer's")
+        raise _mismatch(path, "the chat template differs from the tokenizer's")
     stops = [held(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
     if [stop for stop in stops if stop is not None] != vocabulary.stops:
-        raise _mismatch(path, "the tokens that end an answer are not the model's", stops)
+        raise _mismatch(path, "the tokens that end an answer differ from the model's", stops)
 
 
 def _compare_weights(path: Path, model: Any, places: dict[str, Place]) -> float:
-    """gguf's reader: every tensor of the file beside the parameter that it holds."""
+    """Compare every tensor that gguf reads with the parameter of the model."""
     held, state = {tensor.name: tensor for tensor in _reader(path).tensors}, model.state_dict()
     extras = dict(extra_tensors(model.config))
     if held.keys() != {place.name for place in places.values()} | extras.keys():
@@ -93,7 +93,7 @@ def _compare_weights(path: Path, model: Any, places: dict[str, Place]) -> float:
 
 
 def _compare_parameters(path: Path, model: Any, read: Any, places: dict[str, Place]) -> float:
-    """transformers: every parameter that it has made of the file, its rows in the model's order again."""
+    """Compare every parameter that transformers reads, with rows in the model's order, with the model's."""
     ours, theirs = model.state_dict(), read.state_dict()
     if ours.keys() != theirs.keys():
         raise _mismatch(path, "transformers reads another model", sorted(ours.keys() ^ theirs.keys()))
@@ -112,7 +112,7 @@ def _bounded(path: Path, weight: str, read: Any, values: Any, place: Place) -> f
 
 
 def _read_model(path: Path, model: Any) -> Any:
-    """The file as transformers loads it. What its reader leaves out of the file's configuration is the model's."""
+    """Return the file as transformers loads it, with the model's values for settings that its reader ignores."""
     config = AutoConfig.from_pretrained(
         path.parent, gguf_file=path.name, local_files_only=True, trust_remote_code=False
     )
@@ -148,11 +148,13 @@ def _logits(model: Any, ids: Tensor) -> Tensor:
 
 
 def _compare_tokens(path: Path, tokenizer: Any, vocabulary: Vocabulary) -> None:
-    """transformers' tokenizer of the file gives the same tokens and the same chat."""
+    """Check that the tokenizer that transformers reads gives the same tokens and the same chat."""
     read = AutoTokenizer.from_pretrained(
         path.parent, gguf_file=path.name, local_files_only=True, trust_remote_code=False
     )
-    for text in TEXTS if vocabulary.pre == "smollm" else TEXTS + NUMERALS:  # its splitting of digits is not read
+    for text in (
+        TEXTS if vocabulary.pre == "smollm" else TEXTS + NUMERALS
+    ):  # transformers does not read its splitting of digits
         ours, theirs = (t(text, add_special_tokens=False)["input_ids"] for t in (tokenizer, read))
         if ours != theirs:
             raise _mismatch(path, f"the text {text!r} becomes other tokens", theirs)

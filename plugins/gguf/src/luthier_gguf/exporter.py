@@ -1,4 +1,4 @@
-"""The exporter `gguf`: one file with weights, sizes, tokenizer and template, and a Modelfile for Ollama beside it."""
+"""The exporter `gguf`: a file with weights, sizes, tokenizer and template, and a Modelfile for Ollama."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ log = get_logger()
 
 
 class GgufExporter:
-    """A writer of GGUF files for Llama, Mistral, Qwen 2 and Qwen 3."""
+    """The part that writes GGUF files of Llama, Mistral, Qwen 2 and Qwen 3 models."""
 
     def __init__(self, options: Gguf) -> None:
         self.options = options
 
     def check(self, config: Any) -> None:
-        """Raise `part-unsupported` for a model that llama.cpp would compute otherwise, or that the type cannot hold."""
+        """Raise `part-unsupported` if llama.cpp would compute the model differently, or the type cannot hold it."""
         find_architecture(config)
         check_widths(config, self.options)
 
     def export(self, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Write `model.gguf` and, if it is wanted, `Modelfile`."""
+        """Write `model.gguf` and, unless switched off, `Modelfile`."""
         vocabulary = read_vocabulary(model, tokenizer, self.options)
         write_file(folder / FILE, model, vocabulary, self.options)
         kinds = [place.kind.name for place in place_weights(model, self.options).values()]

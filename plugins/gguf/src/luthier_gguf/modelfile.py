@@ -1,4 +1,4 @@
-"""An Ollama Modelfile: where the weights are, the chat in Ollama's template language, the tokens that end an answer."""
+"""Write an Ollama Modelfile: the path of the weights, the chat template, the tokens that end an answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from luthier import get_logger
 
 from luthier_gguf.vocabulary import Vocabulary
 
-MARKS: Final = {role: f"\ue000{role}\ue001" for role in ("system", "user", "assistant")}  # of private use
+MARKS: Final = {
+    role: f"\ue000{role}\ue001" for role in ("system", "user", "assistant")
+}  # characters of private use, which no template contains
 CHATS: Final = (
     ("user",),
     ("user", "assistant", "user"),
@@ -22,7 +24,7 @@ log = get_logger()
 
 @attrs.frozen(kw_only=True)
 class Pieces:
-    """A chat template as pieces that follow each other: `opening` where no system message is, one for each role."""
+    """A chat template in pieces: one for each role, and `opening`, which replaces a missing system message."""
 
     opening: str
     roles: dict[str, str]
@@ -34,21 +36,21 @@ class Pieces:
 
 
 def write_modelfile(path: Path, weights: str, tokenizer: Any, vocabulary: Vocabulary) -> None:
-    """Write a Modelfile. A chat template that is no row of messages is left out, which is logged and said in it."""
+    """Write a Modelfile. A template that is not a sequence of messages is left out, with a warning and a note."""
     lines = [f"FROM ./{weights}"]
     pieces = find_pieces(tokenizer) if vocabulary.template else None
     if pieces is not None:
         begin = vocabulary.tokens[vocabulary.begin] if vocabulary.adds_begin and vocabulary.begin is not None else ""
         lines.append(f'TEMPLATE """{write_template(pieces, begin)}"""')
     elif vocabulary.template:
-        log.warning("Modelfile without TEMPLATE", reason="the chat template is not a row of messages")
-        lines.append("# The chat template is in the weights' file; it has no form in Ollama's template language.")
+        log.warning("Modelfile without TEMPLATE", reason="the chat template is not a sequence of messages")
+        lines.append("# The chat template is in the file of the weights. Ollama's template language cannot express it.")
     lines += [f'PARAMETER stop "{vocabulary.tokens[stop]}"' for stop in vocabulary.stops]
     path.write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def find_pieces(tokenizer: Any) -> Pieces | None:
-    """Return the pieces of a chat template, None where conversations are not made of such pieces."""
+    """Return the pieces of a chat template, or None if conversations are not a sequence of such pieces."""
 
     def rendered(*roles: str, prompt: bool = False) -> str:
         messages = [{"role": role, "content": MARKS[role]} for role in roles]
@@ -70,7 +72,7 @@ def find_pieces(tokenizer: Any) -> Pieces | None:
 
 
 def write_template(pieces: Pieces, begin: str) -> str:
-    """Return the pieces in Ollama's template language. `begin` is put in front of every text already."""
+    """Return the pieces in Ollama's template language, without `begin`, which Ollama adds to every text."""
     opening = pieces.opening.removeprefix(begin)
     roles = {role: piece.replace(MARKS[role], "{{ .Content }}") for role, piece in pieces.roles.items()}
     roles["system"] = roles["system"].removeprefix(begin)

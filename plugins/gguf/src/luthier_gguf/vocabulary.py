@@ -1,4 +1,4 @@
-"""A tokenizer as GGUF holds it: tokens with their types, merges, special tokens, the chat template."""
+"""Describe a tokenizer for GGUF: tokens with types, merges, special tokens, the chat template."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 SPLITS: Final = {rf"{_WORDS}|\p{{N}}{{1,3}}{_TAIL}": "llama-bpe", rf"{_WORDS}|\p{{N}}{_TAIL}": "qwen2"}
 MERGES: Final = (gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING)
-STOP_KEYS: Final = ("eos", "eot", "eom")  # a file names at most three tokens that end an answer
+STOP_KEYS: Final = ("eos", "eot", "eom")  # a file can name at most three tokens that end an answer
 
 
 @attrs.frozen(kw_only=True)
 class Vocabulary:
-    """All that a file says of the tokenizer. `stops` end an answer, the tokenizer's own end first."""
+    """The content of a file about the tokenizer. `stops` end an answer; the tokenizer's own end is the first."""
 
     pre: str
     tokens: list[str]
@@ -37,11 +37,11 @@ class Vocabulary:
 
 
 def read_vocabulary(model: Any, tokenizer: Any, options: Gguf) -> Vocabulary:
-    """Return the tokenizer's parts, or raise `part-unsupported` for one that a file cannot describe."""
+    """Return the parts of the tokenizer. Raises `part-unsupported` if a file cannot describe it."""
     held = json.loads(tokenizer.backend_tokenizer.to_str())
     merging = held["model"]
     if merging["type"] != "BPE" or merging.get("byte_fallback"):
-        problem = "exporter 'gguf' writes byte-level BPE tokenizers"
+        problem = "exporter 'gguf' can write only byte-level BPE tokenizers"
         found = f"{merging['type']}{' with byte fallback (SentencePiece)' if merging.get('byte_fallback') else ''}"
         raise LuthierError("part-unsupported", problem, where="tokenizer", found=found, remedy="Merge it instead.")
     tokens, types = _tokens(held, model.config.vocab_size)
@@ -67,7 +67,7 @@ def find_stops(model: Any, tokenizer: Any) -> list[int]:
     further = given if isinstance(given, list) else [given]
     stops = list(dict.fromkeys(i for i in (tokenizer.eos_token_id, *further) if i is not None))
     if len(stops) > len(STOP_KEYS):
-        problem = f"{len(stops)} tokens end an answer, and a file names at most {len(STOP_KEYS)}"
+        problem = f"{len(stops)} tokens end an answer, but a file can name at most {len(STOP_KEYS)}"
         raise LuthierError("part-unsupported", problem, where="generation_config.eos_token_id", found=stops)
     return stops
 
@@ -78,7 +78,7 @@ def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
-    # written also where there is none: readers ask for the key
+    # written even if it is empty, because readers ask for the key
     writer.add_key_value(gguf.Keys.Tokenizer.MERGES, vocabulary.merges, *MERGES)
     if vocabulary.begin is not None:
         writer.add_bos_token_id(vocabulary.begin)
@@ -95,31 +95,31 @@ def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
 
 
 def _tokens(held: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
-    """Tokens and types in the order of their ids; ids that the model has and the tokenizer has not are unused."""
+    """Return tokens and types in the order of ids. Ids that only the model has are unused."""
     found = {number: (text, TokenType.NORMAL) for text, number in held["model"]["vocab"].items()}
     for added in held["added_tokens"]:
         found[added["id"]] = (added["content"], TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED)
     if max(found) >= size:
-        problem = f"the tokenizer makes ids up to {max(found)}, and the model has {size} embeddings"
+        problem = f"the tokenizer makes ids up to {max(found)}, but the model has {size} embeddings"
         raise LuthierError("model-vocabulary", problem, where="tokenizer")
     every = [found.get(number, (f"[PAD{number}]", TokenType.UNUSED)) for number in range(size)]
     return [text for text, _ in every], [int(kind) for _, kind in every]
 
 
 def _additions(tokenizer: Any) -> tuple[bool, bool]:
-    """Whether a text gets a begin in front and an end behind. Anything else that is added is refused."""
+    """Return whether a text gets a begin and an end token. Any other addition is refused."""
     bare, whole = (tokenizer("a", add_special_tokens=add)["input_ids"] for add in (False, True))
     begin, end = [tokenizer.bos_token_id], [tokenizer.eos_token_id]
     for adds_begin in (False, True):
         for adds_end in (False, True):
             if whole == begin * adds_begin + bare + end * adds_end:
                 return adds_begin, adds_end
-    problem = "the tokenizer adds other tokens to a text than its begin and its end"
+    problem = "the tokenizer adds more to a text than a begin and an end token"
     raise LuthierError("part-unsupported", problem, where="tokenizer", found=tokenizer.convert_ids_to_tokens(whole))
 
 
 def _pre_tokenizer(held: dict[str, Any]) -> str:
-    """llama.cpp's name of the way in which text is split."""
+    """Return llama.cpp's name of the way in which the tokenizer splits text."""
     found = held["pre_tokenizer"] or {}
     steps = found.get("pretokenizers", [found])
     if steps and steps[-1].get("type") == "ByteLevel" and not steps[-1]["add_prefix_space"]:
@@ -132,6 +132,6 @@ def _pre_tokenizer(held: dict[str, Any]) -> str:
             name = SPLITS.get(steps[0]["pattern"].get("Regex", ""))
             if name and steps[0]["behavior"] == "Isolated":
                 return name
-    remedy = "Name llama.cpp's own with pre_tokenizer: gpt-2, llama-bpe, qwen2 or smollm."
-    problem = "llama.cpp's name of this way to split text is not known"
+    remedy = "Name it with pre_tokenizer: gpt-2, llama-bpe, qwen2 or smollm."
+    problem = "llama.cpp's name of this tokenizer's way to split text is not known"
     raise LuthierError("part-unsupported", problem, where="tokenizer", found=json.dumps(found), remedy=remedy)

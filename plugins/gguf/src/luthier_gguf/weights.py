@@ -1,4 +1,4 @@
-"""Weights as GGUF holds them: their names, the order of their rows, their types, and how far a type may move them."""
+"""Weights in GGUF: their names, the order of their rows, their types, and the largest error of a type."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ FACTORS: Final = "rope_freqs.weight"
 TYPES: Final = {"f16": Kind.F16, "q8_0": Kind.Q8_0, "q4_0": Kind.Q4_0, "tq1_0": Kind.TQ1_0, "tq2_0": Kind.TQ2_0}
 TERNARY: Final = (Kind.TQ1_0, Kind.TQ2_0)
 ENDS: Final = ("token_embd.weight", "output.weight")
-END_TYPES: Final = {Kind.Q4_0: Kind.Q8_0, Kind.TQ1_0: Kind.F16, Kind.TQ2_0: Kind.F16}  # embeddings and head
+END_TYPES: Final = {Kind.Q4_0: Kind.Q8_0, Kind.TQ1_0: Kind.F16, Kind.TQ2_0: Kind.F16}  # type of embeddings and head
 
-# the furthest that rounding moves a weight, in units of the largest of its block; a block's scale is a float16
+# largest rounding error of a weight, relative to the largest of its block; the scale of a block is a float16
 HALF: Final = 2.0**-11
 BOUNDS: Final = {
     Kind.F32: 0.0,
@@ -36,7 +36,7 @@ BOUNDS: Final = {
 
 @attrs.frozen(kw_only=True)
 class Place:
-    """Where a parameter goes: its name and type in the file, and the heads whose rows are put in another order."""
+    """The place of a parameter in the file: its name, its type, and the heads whose rows are reordered."""
 
     name: str
     kind: Kind
@@ -44,7 +44,7 @@ class Place:
 
 
 def place_weights(model: Any, options: Gguf) -> dict[str, Place]:
-    """Return for each parameter of the model where it goes; a head tied to the embeddings goes nowhere.
+    """Return the place of each parameter of the model. A head that is tied to the embeddings has none.
 
     Raises `part-unsupported` for a weight that the architecture has no name for, or that its type cannot hold.
     """
@@ -58,14 +58,14 @@ def place_weights(model: Any, options: Gguf) -> dict[str, Place]:
             continue
         name = names.get_name(path, try_suffixes=(".weight", ".bias"))
         if name is None:
-            raise LuthierError("part-unsupported", f"{architecture.name} has no such weight in GGUF", where=path)
+            raise LuthierError("part-unsupported", f"GGUF has no such weight for {architecture.name}", where=path)
         kind = _kind(path, name, tensor, options)
         places[path] = Place(name=name, kind=kind, heads=_heads(name, config) if architecture.rotated else 0)
     return places
 
 
 def check_widths(config: Any, options: Gguf) -> None:
-    """Raise `part-unsupported` where rows of these widths do not divide into the type's blocks, and may not."""
+    """Raise `part-unsupported` if rows do not divide into the blocks of the type, and fallback is refuse."""
     kind = TYPES[options.type]
     block = gguf.GGML_QUANT_SIZES[kind][0]
     for field in ("hidden_size", "intermediate_size"):
@@ -75,26 +75,28 @@ def check_widths(config: Any, options: Gguf) -> None:
 
 
 def prepare(tensor: Tensor, place: Place) -> np.ndarray[Any, Any]:
-    """Return a weight in float32, its rows in the file's order."""
+    """Return a weight in float32, with its rows in the order of the file."""
     values = tensor.detach().to("cpu", torch.float32).numpy()
     if not place.heads:
         return values
-    pairs = values.reshape(place.heads, 2, -1, *values.shape[1:])  # halves that rotate together, side by side there
+    pairs = values.reshape(
+        place.heads, 2, -1, *values.shape[1:]
+    )  # the file interleaves the halves that rotate together
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
 
 
 def encode(values: np.ndarray[Any, Any], kind: Kind) -> np.ndarray[Any, Any]:
-    """Return the bytes, or the numbers, of a weight."""
+    """Return a weight in the type of the file, as bytes or numbers."""
     return np.asarray(gguf.quantize(values, kind))
 
 
 def decode(data: np.ndarray[Any, Any], kind: Kind) -> np.ndarray[Any, Any]:
-    """Return the numbers that are read from a weight's bytes, in float32."""
+    """Return the float32 numbers that the bytes of a weight stand for."""
     return np.asarray(gguf.dequantize(data, kind), dtype=np.float32)
 
 
 def largest_error(read: np.ndarray[Any, Any], values: np.ndarray[Any, Any], kind: Kind) -> float:
-    """Return the furthest that a weight has moved, in units of the largest of its block."""
+    """Return the largest error of a weight, relative to the largest of its block."""
     width = gguf.GGML_QUANT_SIZES[kind][0] if kind not in (Kind.F16, Kind.F32) else values.shape[-1]
     if not values.size:
         return 0.0
@@ -105,7 +107,7 @@ def largest_error(read: np.ndarray[Any, Any], values: np.ndarray[Any, Any], kind
 
 
 def extra_tensors(config: Any) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-    """Yield what is no parameter of the model and a tensor of the file."""
+    """Yield the tensors of the file that are no parameters of the model."""
     factors = rope_factors(config)
     if factors is not None:
         yield FACTORS, np.array(factors, dtype=np.float32)
@@ -123,7 +125,7 @@ def _kind(path: str, name: str, tensor: Tensor, options: Gguf) -> Kind:
         return _fallback(tensor, options)
     if kind in TERNARY and not _is_ternary(tensor):
         if options.fallback == "refuse":
-            problem = f"weights are not ternary, and {kind.name} holds nothing else"
+            problem = f"weights are not ternary, but {kind.name} can hold nothing else"
             remedy = "Train with quantizer ternary, take type q4_0, or set fallback: f16 for layers left exact."
             raise LuthierError("part-unsupported", problem, where=path, remedy=remedy)
         return _fallback(tensor, options)
@@ -136,7 +138,7 @@ def _fallback(tensor: Tensor, options: Gguf) -> Kind:
 
 
 def _is_ternary(tensor: Tensor) -> bool:
-    """The weights of each block are -s, 0 and s."""
+    """Return True if the weights of each block are -s, 0 and s."""
     blocks = tensor.detach().float().reshape(-1, gguf.GGML_QUANT_SIZES[Kind.TQ2_0][0]).abs()
     largest = blocks.amax(1, keepdim=True)
     return bool(((blocks <= HALF * largest) | (blocks >= (1 - HALF) * largest)).all())
@@ -148,6 +150,6 @@ def _heads(name: str, config: Any) -> int:
 
 
 def _indivisible(where: str, width: int, kind: Kind, block: int) -> LuthierError:
-    problem = f"rows of {width} weights do not divide into blocks of {block}, as {kind.name} has them"
+    problem = f"rows of {width} weights do not divide into blocks of {block}, which {kind.name} needs"
     remedy = "Take type f16, or set fallback: f16 for such matrices."
     return LuthierError("part-unsupported", problem, where=where, remedy=remedy)

@@ -1,4 +1,4 @@
-"""The file itself: metadata first, then one tensor after the other, so that no more than one is in memory twice."""
+"""Write the file: metadata first, then tensor by tensor, so that only one is in memory twice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILE_TYPES: Final = {
 
 
 class Writer(gguf.GGUFWriter):
-    """The library's writer, which in addition knows arrays without elements: a tokenizer of bytes has no merges."""
+    """The library's writer, which can also write empty arrays: a tokenizer of bytes has no merges."""
 
     def _pack_val(self, val: Any, vtype: Any, add_vtype: bool, sub_type: Any = None) -> bytes:
         if vtype == gguf.GGUFValueType.ARRAY and not len(val):
@@ -35,7 +35,7 @@ class Writer(gguf.GGUFWriter):
 
 
 def write_file(path: Path, model: Any, vocabulary: Vocabulary, options: Gguf) -> None:
-    """Write the model into a new file; one that is not written to its end does not have this name."""
+    """Write the model into a new file, which gets this name when it is complete."""
     places = place_weights(model, options)
     state, config = model.state_dict(), model.config
     writer = Writer(None, find_architecture(config).name)
@@ -84,5 +84,5 @@ def _check_values(path: str, values: np.ndarray[Any, Any], kind: Kind) -> None:
         raise LuthierError("gguf:nonfinite-weight", "a weight is NaN or infinite", where=path,
                            remedy="Check the checkpoint that is exported.")  # fmt: skip
     if kind != Kind.F32 and largest > float(np.finfo(np.float16).max):
-        problem = f"a weight of {largest:.3g} is beyond float16, in which {kind.name} keeps weights or their scales"
+        problem = f"a weight of {largest:.3g} exceeds float16, in which {kind.name} stores weights or scales"
         raise LuthierError("part-unsupported", problem, where=path)
