@@ -152,7 +152,7 @@ def a_loss_that_gives_a_mean(world):
     world.train(loss=Mean())
 
 
-@provokes("part-unsupported", "carries an adapter already", "load the model again")
+@provokes("part-unsupported", "has an adapter already", "load the model again")
 def a_model_that_is_adapted_twice(world):
     model, tokenizer = tiny_model(), tiny_tokenizer()
     for name in ("first", "second"):

@@ -199,11 +199,7 @@ def test_online_calibration_measures_at_its_cadence_and_follows_what_shifts():
 def test_a_measurement_of_too_few_tokens_is_an_error_that_names_the_layer():
     options = QatActivations(activation_granularity="tensor", online_calibration=True)
     model, part = quantized(options, steps=0)
-<<<<<<< HEAD
     with expect_error("part-unsupported", "model.layers.0.self_attn.q_proj", "24", "512") as caught:
-=======
-    with pytest.raises(LuthierError, match="has 24 tokens, but calibration needs 512") as caught:
->>>>>>> e320bd0 (Contrastive, distill, Fireworks and gguf: docstrings, options and messages say what happens)
         model.train()(input_ids=IDS, use_cache=False)
     assert caught.value.code == "part-unsupported" and "layers.0" in caught.value.where
 

@@ -123,11 +123,7 @@ def test_the_modelfile_may_be_left_out(tmp_path):
 
 def test_an_unknown_way_to_split_text_is_refused_unless_it_is_named(tmp_path):
     odd = trained(pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), split_of("gpt-2")]))
-<<<<<<< HEAD
     with expect_error("part-unsupported", "tokenizer") as caught:
-=======
-    with pytest.raises(LuthierError, match="way to split text is not known") as caught:
->>>>>>> e320bd0 (Contrastive, distill, Fireworks and gguf: docstrings, options and messages say what happens)
         written(tmp_path, odd)
     assert caught.value.code == "part-unsupported" and "pre_tokenizer" in caught.value.remedy
     GgufExporter(Gguf(pre_tokenizer="gpt-2")).export(tiny_model(vocab_size=420), odd, tmp_path)

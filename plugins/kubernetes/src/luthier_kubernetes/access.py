@@ -1,4 +1,4 @@
-"""Access to a cluster: its address, its authority and who asks, by a kubeconfig, by options, or as a pod of its own."""
+"""Access to a cluster: its address, its authority and the user, from a kubeconfig, options or the own pod."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from luthier_kubernetes import Kubernetes
 from luthier_kubernetes.bearer_token import BearerToken, Headers, Token, run_exec
 
 ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-UNREAD: Final = {  # what a kubeconfig may hold and is not done: what to do instead
+UNREAD: Final = {  # unsupported key of a kubeconfig -> what to do instead
     "insecure-skip-tls-verify": "Give the cluster's certificate-authority.",
     "proxy-url": "Set HTTPS_PROXY.",
     "tls-server-name": "Name the server as its certificate does.",
     "auth-provider": "Use a token, a certificate, or an exec command.",
     "username": "Use a token, a certificate, or an exec command.",
-    "as": "Use an account of its own.",
+    "as": "Use an account with these rights.",
 }
 
 
 @attrs.frozen(kw_only=True)
 class Access:
-    """A cluster, and who asks it. `tls` and the token read files and keys, when they are first needed."""
+    """A cluster and its user. `tls` and the token read files and keys at their first use."""
 
     server: str
     namespace: str
@@ -39,19 +39,19 @@ class Access:
     token: BearerToken | None
 
     def headers(self) -> Headers:
-        """Return what tells the cluster who asks; nothing where a certificate does."""
+        """Return the headers that identify the user. They are empty if a certificate does."""
         return {} if self.token is None else self.token.headers()
 
     def renew(self) -> None:
-        """Let a token that the cluster has refused be read again."""
+        """Read the token again before the next request, because the cluster has refused it."""
         if self.token is not None:
             self.token.forget()
 
 
 def find_access(options: Kubernetes, now: Callable[[], float] = time.time) -> Access:
-    """Return the access that the options name; only the kubeconfig is read, and no key of it is kept in clear.
+    """Return the access that the options name. Only the kubeconfig is read, and no key in it is kept in clear text.
 
-    `now` is the time, in seconds since 1970, that a token's end is compared with.
+    `now` returns the time in seconds since 1970, which is compared with the end of a token.
     """
     if options.server is not None:
         return _by_options(options, now)
@@ -60,14 +60,16 @@ def find_access(options: Kubernetes, now: Callable[[], float] = time.time) -> Ac
         return _by_account(options, now)
     if not paths:
         remedy = "Set KUBECONFIG, provider.kubeconfig, or provider.server and provider.token."
-        raise LuthierError("credential-missing", "no kubeconfig is here", where="kubernetes.kubeconfig", remedy=remedy)
+        raise LuthierError(
+            "credential-missing", "no kubeconfig was found", where="kubernetes.kubeconfig", remedy=remedy
+        )
     return _by_config(options, paths, now)
 
 
 def _by_options(options: Kubernetes, now: Callable[[], float]) -> Access:
     reference, authority = options.token, options.certificate_authority
     if authority is not None:
-        _read_authority(authority)  # before a job is packed for it
+        _read_authority(authority)  # read now, so that an error comes before a job is packed
 
     def read() -> Token:
         return Token(secret=read_secret(str(reference), "kubernetes.token"))
@@ -81,7 +83,7 @@ def _by_options(options: Kubernetes, now: Callable[[], float]) -> Access:
 
 
 def _read_authority(path: str) -> ssl.SSLContext:
-    """Return whom to trust by the file that the option names."""
+    """Return a TLS context that trusts the authority in the file."""
     where, remedy = "kubernetes.certificate_authority", "Name a file that holds the authority's certificate, in PEM."
     try:
         return _context(Path(path).expanduser().read_text("utf-8"))
@@ -117,7 +119,7 @@ def _by_config(options: Kubernetes, paths: Iterable[Path], now: Callable[[], flo
     _check_entry(cluster)
     _check_entry(user)
     if user.get("exec") and not options.run_exec:
-        problem = "the token comes of a command that the file names, which is not run unasked"
+        problem = "a command that the kubeconfig names gives the token, and Luthier does not run it unasked"
         raise LuthierError("credential-missing", problem, where=user.where, remedy="Set provider.run_exec: true.")
     return Access(
         server=str(cluster.get("server") or ""),
@@ -129,7 +131,7 @@ def _by_config(options: Kubernetes, paths: Iterable[Path], now: Callable[[], flo
 
 @attrs.frozen(kw_only=True, repr=False)
 class Entry:
-    """A cluster, user or context of a kubeconfig, and the folder that its paths are relative to."""
+    """A cluster, user or context of a kubeconfig, and the folder to which its paths are relative."""
 
     values: Mapping[str, Any] = attrs.field(factory=dict)
     folder: Path = Path()
@@ -139,31 +141,31 @@ class Entry:
         return self.values.get(key)
 
     def path_of(self, key: str) -> Path:
-        """Return the path under a key as this machine has it."""
+        """Return the path under a key, made absolute."""
         return self.folder / Path(str(self.values[key])).expanduser()
 
     def read_material(self, key: str) -> str | None:
-        """Return what stands under `KEY-data` in base64, or in the file that KEY names; None where neither is set."""
+        """Return the content of `KEY-data` (base64) or of the file that KEY names, or None if neither is set."""
         data = self.values.get(f"{key}-data")
         try:
             if data is not None:
                 return base64.b64decode(str(data), validate=True).decode()
             return self.path_of(key).read_text("utf-8") if self.values.get(key) else None
         except (OSError, ValueError):
-            found = "base64 that is damaged" if data is not None else str(self.path_of(key))
+            found = "damaged base64" if data is not None else str(self.path_of(key))
             remedy = f"Correct {key} of the kubeconfig, or have your cluster's tool write it again."
             raise LuthierError(
                 "credential-missing", f"{key} cannot be read", where=self.where, found=found, remedy=remedy
             ) from None
 
     def read_certificate(self) -> tuple[str, str] | None:
-        """Return a user's certificate and its key, in PEM; None where the user has none."""
+        """Return certificate and key of a user, in PEM, or None if the user has none."""
         certificate, key = self.read_material("client-certificate"), self.read_material("client-key")
         return None if certificate is None or key is None else (certificate, key)
 
 
 class Config:
-    """The files of a kubeconfig, read as one; where two have an entry of one name, the first counts."""
+    """The files of a kubeconfig, merged. Of two entries with the same name the first counts."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self.documents = [(path, _read_yaml(path)) for path in paths]
@@ -171,7 +173,7 @@ class Config:
         self.current = next((d["current-context"] for _, d in self.documents if d.get("current-context")), None)
 
     def find_entry(self, group: str, kind: str, name: object) -> Entry:
-        """Return the entry of a name, or tell which names there are."""
+        """Return the entry of a name. Raises an error that lists the names if there is none."""
         known = []
         for path, document in self.documents:
             for item in document.get(group) or []:
@@ -184,14 +186,14 @@ class Config:
 
 
 def _check_entry(entry: Entry) -> None:
-    """Refuse what a kubeconfig asks for and is not done here: nothing of it is passed over."""
+    """Raise `part-unsupported` for a key that is not supported, instead of ignoring it."""
     for key, remedy in UNREAD.items():
         if entry.get(key):
             raise LuthierError("part-unsupported", f"{key} is not supported", where=entry.where, remedy=remedy)
 
 
 def _token_of(user: Entry, now: Callable[[], float]) -> BearerToken | None:
-    """Return how a user's token is read; None where the user has none."""
+    """Return the reader of a user's token, or None if the user has none."""
     if user.get("exec"):
         return BearerToken(lambda: run_exec(user.get("exec"), user.where), now)
     if user.get("token"):
@@ -203,13 +205,13 @@ def _token_of(user: Entry, now: Callable[[], float]) -> BearerToken | None:
 
 
 def _file_token(path: Path, where: str, now: Callable[[], float]) -> BearerToken:
-    """A token that is written anew in its file from time to time: it is read for every request."""
+    """Return the reader of a token file, which is read for every request because tokens are replaced."""
     return BearerToken(lambda: Token(secret=read_secret(f"file:{path}", where), ends=0.0), now)
 
 
 def _context(authority: str | None, certificate: tuple[str, str] | None = None) -> ssl.SSLContext:
-    """Whom to trust, and with which certificate to ask; its key is on the disk, for its owner alone, to be read."""
-    if authority is not None and not authority.strip():  # which Python reads as: trust this machine's own
+    """Return a TLS context with an authority and a certificate. Loading a key needs a private temporary file."""
+    if authority is not None and not authority.strip():  # Python would then trust the authorities of this machine
         raise LuthierError("credential-missing", "the file of the authority is empty", where="kubernetes")
     try:
         context = ssl.create_default_context(cadata=authority)
@@ -219,7 +221,7 @@ def _context(authority: str | None, certificate: tuple[str, str] | None = None) 
                 path.touch(mode=0o600)
                 path.write_text("\n".join(certificate))
                 context.load_cert_chain(path)
-    except (ssl.SSLError, ValueError) as error:  # ValueError: of text that holds no certificate at all
+    except (ssl.SSLError, ValueError) as error:  # ValueError: the text holds no certificate
         reason = getattr(error, "reason", None) or "it is not PEM"
         raise LuthierError(
             "credential-missing", f"a certificate cannot be read: {reason}", where="kubernetes"
@@ -233,5 +235,5 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError):
         raise LuthierError("credential-missing", "the kubeconfig cannot be read", where=str(path)) from None
     if not isinstance(document, dict):
-        raise LuthierError("credential-missing", "this is no kubeconfig", where=str(path))
+        raise LuthierError("credential-missing", "this is not a kubeconfig", where=str(path))
     return document

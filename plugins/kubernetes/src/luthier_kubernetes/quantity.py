@@ -16,7 +16,7 @@ UNITS.update({f"{name}i": Fraction(1024) ** power for power, name in enumerate("
 
 
 def read_quantity(text: str) -> Fraction | None:
-    """Return the number that a quantity stands for; None where it is none, or negative, as no machine has that."""
+    """Return the number of a quantity, or None if the text is no quantity or negative."""
     form = FORM.fullmatch(text)
     if form is None:
         return None

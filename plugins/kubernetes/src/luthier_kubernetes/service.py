@@ -37,19 +37,19 @@ from luthier_kubernetes.train_job import (
     result_folder,
 )
 
-LARGEST: Final = 700_000  # characters of a parcel: an object of the cluster has at most 1.5 MB
+LARGEST: Final = 700_000  # largest parcel in characters: an object of the cluster has at most 1.5 MB
 PAGE: Final = 100
 GROUP: Final = f"/apis/{VERSION}"
-OVER: Final = ("exceeded quota", "quota exceeded")  # in the message of a 403
+OVER: Final = ("exceeded quota", "quota exceeded")  # in the message of status 403
 
 
 def build_service(options: Kubernetes) -> KubernetesService:
-    """Return the provider. No key is read, and no request made, before the first one that is needed."""
+    """Return the provider. It reads no key, and makes no request, before it needs one."""
     return KubernetesService(options)
 
 
 class KubernetesService:
-    """TrainJobs of one namespace. A job's id here is its TrainJob's name."""
+    """The TrainJobs of one namespace. The remote id of a job is the name of its TrainJob."""
 
     def __init__(self, options: Kubernetes) -> None:
         self.options = options
@@ -59,7 +59,7 @@ class KubernetesService:
 
     @property
     def access(self) -> Access:
-        """The cluster and who asks it, found when first needed."""
+        """The cluster and its user, found at the first use."""
         if self._access is None:
             self._access = find_access(self.options, self._now)
         return self._access
@@ -89,7 +89,7 @@ class KubernetesService:
         return f"/api/v1/namespaces/{self.access.namespace}/pods"
 
     async def check(self) -> Mapping[str, Any]:
-        """Ask whether the trainer is installed, and the runtime there."""
+        """Check that the trainer is installed and the runtime exists."""
         options = self.options
         offered = await self.client.read_json(GROUP)
         if "trainjobs" not in {item.get("name") for item in offered.get("resources") or []}:
@@ -103,15 +103,15 @@ class KubernetesService:
         return Capabilities(takes="recipe", poll=(5.0, 60.0))
 
     async def validate(self, job: JobSpec) -> Sequence[Finding]:
-        """Pack the parcel, so that what cannot be sent is told before anything is sent."""
+        """Pack the parcel, so that problems are reported before anything is sent."""
         self._body(job)
         if self.options.claim is not None:
             return ()
-        message = f"no claim is named: the runtime must mount a volume at {self.options.folder}, or results are lost"
+        message = f"no claim is named: unless the runtime mounts a volume at {self.options.folder}, results are lost"
         return [Finding(level="warning", rule="volume", where="provider.claim", message=message)]
 
     def _body(self, job: JobSpec) -> dict[str, Any]:
-        """What is asked for, packed once in this process and the same wherever it is packed again."""
+        """Return the TrainJob to create. It is packed once in this process; packing is deterministic."""
         if self._packed is not None and self._packed[0] == job.id:
             return self._packed[1]
         folder = result_folder(self.options, name_job(job.id))
@@ -121,7 +121,7 @@ class KubernetesService:
         return self._packed[1]
 
     async def submit(self, job: JobSpec, uploads: Mapping[str, str]) -> JobStatus:
-        """Create the TrainJob; fields that this cluster's trainer does not know are an error there, never dropped."""
+        """Create the TrainJob. Fields that the cluster's trainer does not know are an error, and never dropped."""
         call = Call(method="POST", path=self._jobs, params={"fieldValidation": "Strict"}, json=self._body(job),
                     repeatable=False)  # fmt: skip
         try:
@@ -145,7 +145,7 @@ class KubernetesService:
         return [self._status(item)]
 
     async def status(self, remote_id: str) -> JobStatus:
-        """Read the conditions; why a job failed is told by its own output, where that is still there."""
+        """Return the status from the conditions. The reason of a failure is read from the output, if it exists."""
         found = self._status(await self.client.read_json(f"{self._jobs}/{remote_id}"))
         if found.state != JobState.FAILED:
             return found
@@ -157,11 +157,11 @@ class KubernetesService:
 
     def _status(self, item: Any) -> JobStatus:
         if not isinstance(item, dict) or "metadata" not in item:
-            raise ProviderError("protocol", "the answer is no TrainJob", where="kubernetes")
+            raise ProviderError("protocol", "the answer is not a TrainJob", where="kubernetes")
         return read_job(item, self.options)
 
     async def cancel(self, remote_id: str) -> None:
-        """Suspend the TrainJob and mark it as cancelled: its pods end, and it stays to be asked for."""
+        """Suspend the TrainJob and mark it as cancelled. Its pods end, and its status can still be read."""
         if (await self.status(remote_id)).state.is_final:
             return
         change = {"metadata": {"annotations": {CANCELED: "true"}}, "spec": {"suspend": True}}
@@ -169,13 +169,13 @@ class KubernetesService:
         await self.client.send_call(Call(method="PATCH", path=f"{self._jobs}/{remote_id}", json=change, headers=kind))
 
     async def list(self, limit: int) -> Sequence[JobStatus]:
-        """Return the newest; the cluster gives them in the order of their names."""
+        """Return the newest jobs. All are read, because the cluster sorts them by name."""
         wanted = {"labelSelector": LABEL, "limit": PAGE}
         found = [self._status(item) async for item in self._items(self._jobs, wanted)]
         return sorted(found, key=lambda status: status.created or 0.0, reverse=True)[:limit]
 
     async def _items(self, path: str, wanted: Mapping[str, Any]) -> Any:
-        """The items of a list, whose token stands in its metadata."""
+        """Yield the items of a list, page by page."""
         given, seen = dict(wanted), set[str]()
         while True:
             page = await self.client.read_json(path, given)
@@ -190,12 +190,12 @@ class KubernetesService:
             given["continue"] = token
 
     async def events(self, remote_id: str, cursor: str | None) -> EventPage:
-        """Read the output of the first machine's pod from the second on that was read last."""
+        """Return events made from the output of the first machine's pod, from the last second read on."""
         told, newest = await self._read_logs(remote_id, cursor)
         return EventPage(events=told.events, cursor=newest or cursor)
 
     async def _read_logs(self, remote_id: str, since: str | None) -> tuple[ToldRun, str | None]:
-        """What the output tells since a moment, and the moment of its last whole line."""
+        """Return what the output reports since a moment, and the moment of its last complete line."""
         wanted = {
             "labelSelector": f"jobset.sigs.k8s.io/jobset-name={remote_id},jobset.sigs.k8s.io/replicatedjob-name={STEP}"
         }
@@ -221,7 +221,7 @@ class KubernetesService:
                     yield moment, text
 
     async def artifacts(self, remote_id: str) -> Sequence[JobArtifact]:
-        """Name the place of the results on the volume, which the cluster's API gives no way into."""
+        """Return the path of the results on the volume, which the cluster's API cannot read."""
         found = await self.status(remote_id)
         if found.result_model is None:
             return ()

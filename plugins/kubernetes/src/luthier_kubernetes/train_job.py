@@ -1,4 +1,4 @@
-"""TrainJobs of trainer.kubeflow.org/v1alpha1: what is asked for, and what their conditions say."""
+"""TrainJobs of trainer.kubeflow.org/v1alpha1: how they are created, and what their conditions mean."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from luthier import JobProgress, JobSpec, JobState, JobStatus, drop_missing, rea
 from luthier_kubernetes import Kubernetes
 
 VERSION: Final = "trainer.kubeflow.org/v1alpha1"
-LABEL: Final = "luthier-job"  # of a TrainJob: the job's id
-CANCELED: Final = "luthier-canceled"  # the annotation of a TrainJob that was suspended for good
-STEP: Final = "node"  # the trainer's replicated job, and its container, in every runtime
-GRACE: Final = 600  # seconds in which a pod that is ended may write its last checkpoint
+LABEL: Final = "luthier-job"  # label of a TrainJob with the id of the job
+CANCELED: Final = "luthier-canceled"  # annotation of a TrainJob that was cancelled
+STEP: Final = "node"  # name of the trainer's replicated job and of its container, in every runtime
+GRACE: Final = 600  # seconds that a terminated pod has for its last checkpoint
 ENDED: Final = {"Complete": JobState.COMPLETED, "Failed": JobState.FAILED}
-PASSED: Final = ("Created", "Suspended")  # conditions besides the ends; others are not known
+PASSED: Final = ("Created", "Suspended")  # conditions that are no end
 
 
 def name_job(id: str) -> str:
-    """Return the name of a job's TrainJob: the same whenever it is asked for."""
+    """Return the name of the TrainJob of a job, which depends on its id alone."""
     return f"luthier-{id}"
 
 
 def result_folder(options: Kubernetes, name: str) -> str:
-    """Return where a job's results lie on the volume."""
+    """Return the folder of a job's results on the volume."""
     return f"{options.folder.rstrip('/')}/{name}"
 
 
@@ -66,7 +66,7 @@ def _resources(options: Kubernetes) -> dict[str, Any] | None:
 
 
 def _patches(options: Kubernetes) -> list[dict[str, Any]] | None:
-    """The volume, and time for a last checkpoint, as patches of the runtime."""
+    """Return patches of the runtime: the volume, and time for a last checkpoint."""
     if options.claim is None:
         return None
     pod = {
@@ -80,7 +80,7 @@ def _patches(options: Kubernetes) -> list[dict[str, Any]] | None:
 
 
 def read_job(item: Mapping[str, Any], options: Kubernetes) -> JobStatus:
-    """Return the status that a TrainJob's conditions tell."""
+    """Return the status that the conditions of a TrainJob mean."""
     metadata, status = item["metadata"], item.get("status") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or [] if c.get("status") == "True"}
     raw, state = _state_of(item, conditions, status.get("jobsStatus") or [])
@@ -102,7 +102,7 @@ def read_job(item: Mapping[str, Any], options: Kubernetes) -> JobStatus:
 def _state_of(
     item: Mapping[str, Any], conditions: Mapping[str, Any], children: Sequence[Mapping[str, Any]]
 ) -> tuple[str, JobState]:
-    """A word for the state, a condition's own where it has one, and ours."""
+    """Return the cluster's word for the state, and ours."""
     ended = next((word for word in ENDED if word in conditions), None)
     if ended is not None:
         return ended, ENDED[ended]
@@ -120,6 +120,6 @@ def _state_of(
 
 
 def _progress_of(told: Mapping[str, Any]) -> JobProgress:
-    """What the trainer's own status says, where the cluster keeps one."""
+    """Return the progress in the trainer's own status, if the cluster keeps one."""
     numbers = {m.get("name"): read_number(m.get("value")) for m in told.get("metrics") or []}
     return JobProgress(seconds_left=read_number(told.get("estimatedRemainingSeconds")), loss=numbers.get("loss"))

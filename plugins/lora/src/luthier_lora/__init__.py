@@ -12,7 +12,7 @@ __all__ = ["AdaLora", "Dora", "Lora", "luthier_adapters", "options_of"]
 
 
 def options_of(folder: str | Path) -> Lora | Dora | AdaLora:
-    """The options under which an adapter in this folder, ours or PEFT's, can be attached and loaded."""
+    """Return the options with which the adapter in this folder, ours or PEFT's, can be attached and loaded."""
     from luthier_lora.files import read_options
 
     return read_options(Path(folder))
@@ -32,7 +32,7 @@ def luthier_adapters() -> list[AdapterRecord]:
         ),
         AdapterRecord(
             name="dora",
-            summary="LoRA with the magnitude of each output row trained on its own (DoRA), in PEFT's files.",
+            summary="LoRA with a separately trained magnitude for each output row (DoRA), in PEFT's files.",
             options=Dora,
             build=build,
             provides=tags,

@@ -1,4 +1,4 @@
-"""The part `adalora`: LoRA's wrappers with a singular value for each rank, of which a budget takes some away."""
+"""The part `adalora`: LoRA with a singular value for each rank, and a budget that removes ranks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENDS = ("lora_A", "lora_B", "lora_E")
 
 
 class AdaLoraAdapter(LoraAdapter):
-    """Keeps the adapter protocol for the options of `adalora`."""
+    """The adapter for the options of `adalora`."""
 
     def __init__(self, options: AdaLora) -> None:
         shared = Lora(
@@ -44,11 +44,11 @@ class AdaLoraAdapter(LoraAdapter):
         return model
 
     def gradients_ready(self) -> None:
-        """Keep this step's gradients: they are read after the step, clipped, and the loop may have let go of them."""
+        """Keep the gradients of this step: `stepped` reads them, clipped, when the loop may have freed them."""
         self._gradients = {name: parameter.grad for name, parameter in self._named().items()}
 
     def stepped(self, progress: Progress) -> None:
-        """Take the step's importance into the means, and the ranks over budget away."""
+        """Update the mean importance of each entry, and remove the ranks over budget."""
         named, budget = self._named(), self.budget
         if progress.step < budget.settled_at or not budget.means:
             values = {name: gather(parameter.detach()) for name, parameter in named.items()}
@@ -72,7 +72,7 @@ class AdaLoraAdapter(LoraAdapter):
         self.budget.load_state(state["budget"], next(iter(self._named().values())).device)
 
     def save(self, folder: Path) -> None:
-        """A folder that plain PEFT loads, without the ranks that are gone."""
+        """Write a folder that plain PEFT loads, without the removed ranks."""
         kept = self._settled()
         tensors = {name: _cut(name, tensor, kept) for name, tensor in super().state().items()}
         config = files.describe(
@@ -89,7 +89,7 @@ class AdaLoraAdapter(LoraAdapter):
         )  # fmt: skip
 
     def load(self, folder: Path) -> None:
-        """Read a folder of ours or of PEFT's at its full rank, zeros where a rank is gone; or change nothing."""
+        """Read a folder of ours or PEFT's, with zeros for removed ranks. An error changes nothing."""
         folder = Path(folder)
         config = files.read_json(folder, "ADALORA")
         for name in ("init_r", "lora_alpha"):
@@ -110,7 +110,7 @@ class AdaLoraAdapter(LoraAdapter):
 
     @torch.no_grad()
     def _draw(self, wrapper: Update, generator: torch.Generator) -> None:
-        """A and B normal with deviation 0.02, as in the paper's code; E stays zero."""
+        """Draw A and B from a normal distribution with deviation 0.02, as the paper's code does. E is zero."""
         for factor in (wrapper.lora_A, wrapper.lora_B):
             drawn = torch.empty(factor.weight.shape, dtype=torch.float32)
             factor.weight.copy_(drawn.normal_(std=0.02, generator=generator))
@@ -123,7 +123,7 @@ class AdaLoraAdapter(LoraAdapter):
             clear_rows(layer.lora_E, (self.budget.kept or {}).get(name, [True] * self.schedule.init_r))
 
     def _settled(self) -> dict[str, list[bool]]:
-        """The ranks kept, where all others are zero now: between two choices the optimizer moves them again."""
+        """Return the kept ranks. The others are set to 0, since the optimizer moves them between two choices."""
         kept = self.budget.kept or {}
         for name, layer in self._layers().items():
             if name in kept and gather(layer.lora_E.detach()).cpu()[~torch.tensor(kept[name])].any():
@@ -136,7 +136,7 @@ def _layer_of(name: str) -> str:
 
 
 def _cut(name: str, tensor: Tensor, kept: Mapping[str, list[bool]]) -> Tensor:
-    """A tensor of a layer without the ranks that are gone."""
+    """Return a tensor of a layer without the removed ranks."""
     ranks = kept.get(_layer_of(name))
     if ranks is None:
         return tensor
@@ -145,7 +145,7 @@ def _cut(name: str, tensor: Tensor, kept: Mapping[str, list[bool]]) -> Tensor:
 
 
 def _spread(name: str, tensor: Tensor, kept: Mapping[str, list[bool]]) -> Tensor:
-    """A tensor of a file at full rank; one whose size is not that of its pattern is left for the check of shapes."""
+    """Return a tensor of a file at full rank, or as it is if its size does not match its pattern."""
     ranks = kept.get(_layer_of(name))
     dim = 1 if name.endswith("lora_B") else 0
     if ranks is None or tensor.shape[dim] != sum(ranks):

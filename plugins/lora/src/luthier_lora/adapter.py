@@ -1,4 +1,4 @@
-"""The part `lora` / `dora`: wraps weights, says what trains, saves, loads and merges."""
+"""The parts `lora` and `dora`: they wrap weights, and save, load and merge the update."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from luthier_lora.wrappers import DoraLayer, LoraLayer, PissaLayer, principal_fa
 
 
 class LoraAdapter:
-    """Keeps the adapter protocol for the options of `lora` and `dora`."""
+    """The adapter for the options of `lora` and `dora`."""
 
     def __init__(self, options: Lora | Dora) -> None:
         _refuse_with_parameters(options)
@@ -37,10 +37,10 @@ class LoraAdapter:
         self._switch = Switch()
 
     def attach(self, model: Any, context: Context) -> Any:
-        """Wrap what the options name and freeze the rest. A and B are drawn from the context's seed, on the CPU."""
+        """Wrap the weights that the options name, and freeze the rest. A and B are drawn from the seed, on the CPU."""
         if wrappers(model):
             remedy = "Merge the adapter first, or load the model again."
-            raise LuthierError("part-unsupported", "this model carries an adapter already", remedy=remedy)
+            raise LuthierError("part-unsupported", "this model has an adapter already", remedy=remedy)
         self.targets = find_targets(model, self.options)
         check_patterns(self.options, self.targets)
         self.options = choose_ranks(model, self.options, self.targets, context)
@@ -64,7 +64,7 @@ class LoraAdapter:
         return model
 
     def groups(self) -> list[Group]:
-        """A and B, which may learn at two rates; DoRA's magnitudes, which do not decay; biases and whole modules."""
+        """Return A and B (with two rates for LoRA+), magnitudes without decay, biases and whole modules."""
         return make_groups(self.model, self._named(), self.options.loraplus_lr_ratio)
 
     def prepare(self, batch: Any) -> Any:
@@ -88,14 +88,14 @@ class LoraAdapter:
         return None
 
     def state(self) -> dict[str, Tensor]:
-        """PEFT's name of each tensor, and the parameter itself, detached and not copied."""
+        """Return PEFT's name of each tensor -> the parameter, detached and not copied."""
         return {files.PREFIX + name: parameter.detach() for name, parameter in self._named().items()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         files.fill(self.state(), state, "adapter state", "checkpoint-corrupt")
 
     def save(self, folder: Path) -> None:
-        """A folder that plain PEFT loads."""
+        """Write a folder that plain PEFT loads."""
         files.save(
             Path(folder),
             files.describe(self.model, self.options, self.targets, self.extras),
@@ -103,11 +103,11 @@ class LoraAdapter:
         )
 
     def load(self, folder: Path) -> None:
-        """Read a folder of ours or of PEFT's into the attached adapter, or raise and change nothing."""
+        """Read a folder of ours or PEFT's into the attached adapter. An error changes nothing."""
         files.load(Path(folder), self.options, self.targets, self.state())
 
     def merge(self, context: Context) -> Any:
-        """The model with plain layers, which computes the same. `artifact-unmergeable` for NaN, or a second time."""
+        """Return the model with plain layers. Raises `artifact-unmergeable` for NaN, or if it is merged already."""
         if self.model is None:
             problem = "no adapter is attached, or it is merged already"
             raise LuthierError("artifact-unmergeable", problem, remedy="Attach it to a fresh base model.")
@@ -116,11 +116,11 @@ class LoraAdapter:
         return model
 
     def coverage(self) -> dict[str, Any]:
-        """`matched` names, `reached_share` of all base weights, and `unreached` shares by kind."""
+        """Return the names of adapted weights, their share of all base weights, and the rest by kind."""
         return coverage(self.model, [*self.targets.names, *self.extras.saved])
 
     def _named(self) -> dict[str, nn.Parameter]:
-        """Every trainable parameter by its path in the model."""
+        """Return every trainable parameter by its path in the model."""
         assert self.model is not None, "the adapter is not attached"
         return name_parameters(self.model)
 
@@ -157,36 +157,36 @@ class LoraAdapter:
 
     @torch.no_grad()
     def _draw(self, wrapper: Update, generator: torch.Generator) -> None:
-        """A Kaiming-uniform with a = sqrt(5) as PEFT has it; B stays zero, or is drawn like A."""
+        """Draw A from Kaiming's uniform distribution with a = sqrt(5), as PEFT does. B is zero, or drawn like A."""
         factors = [wrapper.lora_A] if self.options.init_lora_weights else [wrapper.lora_A, wrapper.lora_B]
         for factor in factors:
             drawn = torch.empty(factor.weight.shape, dtype=torch.float32)
             factor.weight.copy_(nn.init.kaiming_uniform_(drawn, a=5**0.5, generator=generator))
 
     def _report(self) -> None:
-        """Say which weights were taken, as `all-linear` and the default leave that to the model."""
+        """Log which weights are adapted, since `all-linear` and the default depend on the model."""
         counts: dict[str, int] = {}
         for name in [*self.targets.names, *self.extras.saved]:
             end = name.rpartition(".")[2]
             counts[end] = counts.get(end, 0) + 1
-        chosen = "q and v, or what stands in their place" if self.options.target_modules is None else "as named"
+        chosen = "q and v, or their equivalents" if self.options.target_modules is None else "as named"
         size = count_parameters(self._named())
         log = get_logger()
         log.info("adapter_attached", targets=counts, chosen=chosen, preset=self.options.preset, trainable=size)
 
 
 def _factors(kind: str, weight: Tensor, form: Form, context: Context) -> tuple[Tensor, Tensor]:
-    """A and B of a weight's principal directions, kept on disk by its content."""
+    """Return A and B of a weight's principal directions, cached on disk by its content."""
     key = f"{kind} {form.rank} {form.scale} {hash_tensor(weight)}"
     factors = context.cache(key, lambda: principal_factors(weight, form.rank, form.scale))
     return factors["A"], factors["B"]
 
 
 def _begin_at_loss(layer: nn.Module, wrapper: LoraLayer, form: Form, context: Context) -> None:
-    """Begin with the first directions of what quantizing took from a layer's weight (Li et al. 2023, arXiv 2310.08659).
+    """Begin with the principal directions of a layer's quantization error (LoftQ, Li et al. 2023, arXiv 2310.08659).
 
-    It is the first of LoftQ's alternations: further ones would change the base, which an adapter's files do not hold.
-    An exact layer begins as ever; so does every layer of an artifact that is opened, which brings its own A and B.
+    This is the first of LoftQ's alternations. Further ones would change the base, which is not in the adapter's files.
+    A layer that is not quantized begins as usual, and so does an opened artifact, which has its own A and B.
     """
     if is_dense(layer) or not context.has_values or context.purpose == "open":
         return
@@ -205,11 +205,11 @@ def _check_loss(model: nn.Module, targets: Targets) -> None:
 
 
 def _refuse_with_parameters(options: Lora | Dora) -> None:
-    """`recipe-conflict` for what updates of parameters that are no layers do not have."""
+    """Raise `recipe-conflict` for options that updates of parameters outside layers do not have."""
     if not isinstance(options, Lora) or not options.target_parameters:
         return
     if options.lora_dropout:
-        problem = "a parameter's update has no inputs of its own that could be dropped"
+        problem = "the update of a parameter has no inputs that could be dropped"
         remedy = "Set lora_dropout: 0, or leave target_parameters out."
         raise LuthierError("recipe-conflict", problem, where="target_parameters", remedy=remedy)
     for field, asked in (

@@ -1,4 +1,4 @@
-"""AdaLoRA's budget: how many ranks are left after each step, and which, by the importance of what they hold."""
+"""AdaLoRA's budget: how many ranks remain after each step, and which, by their importance."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from luthier_lora.wrappers import AdaLoraLayer
 
 
 class Budget:
-    """The smoothed importance of every entry, and the ranks that are kept (Zhang et al. 2023, arXiv 2303.10512)."""
+    """The smoothed importance of every entry, and the kept ranks (Zhang et al. 2023, arXiv 2303.10512)."""
 
     def __init__(self, options: AdaLora, num_layers: int, total_steps: int) -> None:
         self.options, self.total_steps = options, total_steps
         self.first, self.last = options.init_r * num_layers, options.target_r * num_layers
-        self.means: dict[str, Tensor] = {}  # of |w dL/dw|
-        self.doubts: dict[str, Tensor] = {}  # of how far that is from its mean
+        self.means: dict[str, Tensor] = {}  # mean of |w dL/dw|
+        self.doubts: dict[str, Tensor] = {}  # mean of its distance from its mean
         self.kept: dict[str, list[bool]] | None = None
 
     @property
     def settled_at(self) -> int:
-        """The step after which the ranks stay."""
+        """Return the step after which no rank is removed."""
         return self.total_steps - self.options.tfinal
 
     def ranks_at(self, step: int) -> int:
-        """Return how many ranks all layers have together: falling by a cube from the first to the last number."""
+        """Return the number of ranks of all layers at a step. It falls from the first to the last by a cubic."""
         begin, end = self.options.tinit, self.settled_at
         if step <= begin:
             return self.first
@@ -39,7 +39,7 @@ class Budget:
 
     @torch.no_grad()
     def observe(self, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
-        """Take one step's importance |w dL/dw| of every entry into the means."""
+        """Update the means with one step's importance |w dL/dw| of every entry."""
         for name, value in values.items():
             found = (value * gradients[name]).abs()
             mean, doubt = (held.get(name, torch.zeros_like(found)) for held in (self.means, self.doubts))
@@ -48,7 +48,7 @@ class Budget:
             self.doubts[name] = self.options.beta2 * doubt + (1 - self.options.beta2) * far
 
     def is_due(self, step: int) -> bool:
-        """Whether ranks are taken away after this step."""
+        """Return True if ranks are removed after this step."""
         return step == self.settled_at or (
             self.options.tinit < step < self.settled_at and step % self.options.deltaT == 0
         )
@@ -63,7 +63,7 @@ class Budget:
         self.kept = {layer: part.tolist() for layer, part in zip(layers, parts, strict=True)}
 
     def score_ranks(self, layer: str) -> Tensor:
-        """[r] the importance of E's entry and the mean ones of A's row and B's column, each mean times doubt."""
+        """Return [r]: the importance of E's entry plus the mean ones of A's row and B's column (mean times doubt)."""
         a, b, e = (
             self.means[f"{layer}.{side}"] * self.doubts[f"{layer}.{side}"] for side in ("lora_A", "lora_B", "lora_E")
         )
@@ -79,21 +79,23 @@ class Budget:
 
 
 def make_budget(options: AdaLora, num_layers: int, context: Context) -> Budget:
-    """Return the budget of a run; `recipe-conflict` where its steps leave no time in which ranks could fall."""
+    """Return the budget of a run. Raises `recipe-conflict` if it has too few steps for ranks to fall."""
     total = context.total_steps
     if context.purpose == "open":
         return Budget(options, num_layers, max(total or 0, options.tinit + options.tfinal + 1))
     if total is None:
-        problem, remedy = "the run has no known end, and the ranks fall on the way to it", "Set max_steps."
+        problem, remedy = "ranks fall towards the end of a run, and this run has no known end", "Set max_steps."
         raise LuthierError("recipe-conflict", problem, where="adapter", remedy=remedy)
     if options.tinit >= total - options.tfinal:
-        problem = f"{total} steps less tinit {options.tinit} and tfinal {options.tfinal} leave none for ranks to fall"
+        problem = (
+            f"{total} steps minus tinit {options.tinit} and tfinal {options.tfinal} leave none in which ranks can fall"
+        )
         raise LuthierError("recipe-conflict", problem, where="tinit", remedy="Lower tinit or tfinal, or train longer.")
     return Budget(options, num_layers, total)
 
 
 def orthogonality(layers: Mapping[str, AdaLoraLayer]) -> Tensor:
-    """Scalar: the mean over every A and B of the Frobenius norm of P P^T - I (eq. 4 of the paper)."""
+    """Return the mean over every A and B of the Frobenius norm of P P^T - I (eq. 4 of the paper)."""
     norms = []
     for layer in layers.values():
         a, b = gather(layer.lora_A.weight), gather(layer.lora_B.weight)
@@ -103,13 +105,13 @@ def orthogonality(layers: Mapping[str, AdaLoraLayer]) -> Tensor:
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """Return a tensor, gathered from all ranks where it is sharded; its gradient goes back to the shards."""
+    """Return a tensor, gathered from all ranks if it is sharded. Its gradient goes back to the shards."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 @torch.no_grad()
 def clear_rows(parameter: nn.Parameter, kept: list[bool]) -> None:
-    """Set the rows that are not kept to zero, on whichever ranks they lie."""
+    """Set the rows that are not kept to zero, also in the shards of other ranks."""
     mask = torch.tensor(kept, dtype=parameter.dtype, device=parameter.device)[:, None]
     if hasattr(parameter, "full_tensor"):
         from torch.distributed.tensor import DTensor, distribute_tensor

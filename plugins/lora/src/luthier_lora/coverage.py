@@ -1,4 +1,4 @@
-"""How much of a model's weights an adapter reaches, and what the rest is."""
+"""Measure how much of a model's weights an adapter reaches, and what the rest is."""
 
 from __future__ import annotations
 
@@ -13,12 +13,21 @@ from luthier_lora.layers import Factor, features
 from luthier_lora.targets import is_sparse
 from luthier_lora.wrappers import LoraLayer
 
-OWN = (LoraLayer, ParameterWrapper, Factor, BiasedModule, SavedModule)  # whose own parameters are no base weights
+OWN = (
+    LoraLayer,
+    ParameterWrapper,
+    Factor,
+    BiasedModule,
+    SavedModule,
+)  # modules whose own parameters are no base weights
 
 
 def coverage(model: Any, names: list[str]) -> dict[str, Any]:
-    """`matched`: names of the weights that carry an update; `reached_share`: their share of all base weights, 0 to 1;
-    `unreached`: kind (embedding, head, experts, linear, other) -> share of all base weights. A tied weight counts once.
+    """Return how much of the base weights the adapter reaches. A tied weight counts once.
+
+    - `matched`: the names of the weights that have an update.
+    - `reached_share`: their share of all base weights, 0 to 1.
+    - `unreached`: kind (embedding, head, experts, linear, other) -> share of all base weights.
     """
     matched = set(names)
     head = model.get_output_embeddings()
@@ -40,7 +49,7 @@ def coverage(model: Any, names: list[str]) -> dict[str, Any]:
 
 
 def _weights(module: nn.Module, seen: set[int]) -> list[tuple[str, int]]:
-    """(name, elements) of a module's own weights; what is packed counts as the matrix it stands for."""
+    """Return (name, elements) of a module's own weights. A packed weight counts as its matrix."""
     fresh = [(name, p) for name, p in module.named_parameters(recurse=False) if id(p) not in seen]
     seen.update(id(p) for _, p in fresh)
     shape = features(module)

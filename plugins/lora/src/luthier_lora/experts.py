@@ -1,4 +1,4 @@
-"""The wrapper for a weight that is no layer of its own, such as the stacked experts of a mixture (PEFT's layout)."""
+"""The wrapper for a weight that is not a layer, such as the stacked experts of a mixture (PEFT's layout)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from luthier_lora.layers import Factor, Form, Switch
 
 
 class ParameterWrapper(nn.Module):
-    """Runs `base_layer` with one of its parameters W replaced by W + scale B A; wrappers of one module are nested.
+    """Run `base_layer` with one of its parameters W replaced by W + scale B A. Wrappers of one module nest.
 
-    W is [E, out, in], [E, in, out] where the module says `is_transposed`, or [out, in] (E = 1). A is [E r, in] with
-    the expert slowest, B [out, r E] with the expert fastest: PEFT's layout.
+    W is [E, out, in] for E experts, [E, in, out] if the module has `is_transposed`, or [out, in]. As in PEFT, A is
+    [E r, in], where the expert is the slower index, and B is [out, r E], where it is the faster one.
     """
 
     def __init__(self, base_layer: nn.Module, parameter_name: str, form: Form, switch: Switch) -> None:
@@ -36,7 +36,7 @@ class ParameterWrapper(nn.Module):
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The frozen weight W."""
+        """Return the frozen weight W."""
         return getattr(self.innermost, self.parameter_name)
 
     def own(self) -> dict[str, nn.Parameter]:
@@ -49,7 +49,7 @@ class ParameterWrapper(nn.Module):
         return functional_call(self.base_layer, {self._path(): changed}, args, kwargs)
 
     def delta(self) -> Tensor:
-        """scale B A in W's shape and the factors' dtype."""
+        """Return scale B A, in the shape of W and the dtype of the factors."""
         a = self.lora_A.weight.unflatten(0, (self.experts, -1))  # [E, r, in]
         b = self.lora_B.weight.unflatten(1, (-1, self.experts)).permute(2, 0, 1)  # [E, out, r]
         change = torch.matmul(b * self.scale, a)  # [E, out, in]
@@ -58,7 +58,7 @@ class ParameterWrapper(nn.Module):
         return change.mT if self._transposed() else change
 
     def folded(self) -> Tensor:
-        """W + scale B A in float32 or better."""
+        """Return W + scale B A in float32 or better."""
         delta = self.delta()
         return self.parameter.to(torch.promote_types(self.parameter.dtype, delta.dtype)) + delta
 
@@ -66,14 +66,14 @@ class ParameterWrapper(nn.Module):
         return bool(getattr(self.innermost, "is_transposed", False))
 
     def _sizes(self) -> tuple[int, int, int]:
-        """(experts, in, out)."""
+        """Return (experts, in, out)."""
         shape = self.parameter.shape
         if len(shape) == 2:
             return 1, shape[1], shape[0]
         return (shape[0], shape[1], shape[2]) if self._transposed() else (shape[0], shape[2], shape[1])
 
     def _path(self) -> str:
-        """The parameter's name within `base_layer`."""
+        """Return the name of the parameter within `base_layer`."""
         depth, inner = "", self.base_layer
         while isinstance(inner, ParameterWrapper):
             depth, inner = depth + "base_layer.", inner.base_layer

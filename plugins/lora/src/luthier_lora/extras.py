@@ -1,4 +1,4 @@
-"""Which modules and biases train besides the updates: what `modules_to_save` and `bias` name."""
+"""The modules and biases that train besides the updates, by `modules_to_save` and `bias`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from luthier_lora.targets import Targets, unmatched
 
 @attrs.frozen(kw_only=True)
 class Extras:
-    """Full names of the modules that train as a whole, and of those outside the targets whose bias trains."""
+    """The full names of modules that train as a whole, and of those outside the targets whose bias trains."""
 
     saved: tuple[str, ...] = ()
     biased: tuple[str, ...] = ()
 
     def stand(self, model: Any, switch: Switch) -> None:
-        """Put what trains, with the original beside it, in the place of each."""
+        """Replace each module by one that holds the trained and the original form."""
         for name in self.saved:
             model.set_submodule(name, SavedModule(model.get_submodule(name), switch))
         for name in self.biased:
@@ -30,7 +30,7 @@ class Extras:
 
 
 def find_extras(model: Any, options: LowRank, targets: Targets) -> Extras:
-    """Return what the options name in this model; `model-target` where that is nothing."""
+    """Return what the options name in this model. Raises `model-target` if that is nothing."""
     modules = dict(model.named_modules())
     saved = _saved(modules, options.modules_to_save or [], targets)
     if options.bias == "none":
@@ -48,7 +48,9 @@ def find_extras(model: Any, options: LowRank, targets: Targets) -> Extras:
 def _saved(modules: dict[str, nn.Module], wanted: list[str], targets: Targets) -> tuple[str, ...]:
     whole = [name for name, module in modules.items() if name and _can_train(module)]
     for end in wanted:
-        found = [name for name in modules if name.endswith(end)]  # PEFT's rule here, without regard to dots
+        found = [
+            name for name in modules if name.endswith(end)
+        ]  # PEFT's rule here: a name may end anywhere, not only after a dot
         if not found:
             raise unmatched("modules_to_save", end, whole)
         for name in found:
@@ -70,7 +72,7 @@ def _check_saved(end: str, name: str, module: nn.Module, targets: Targets) -> No
 
 
 def _can_train(module: nn.Module) -> bool:
-    """Whether a module has no parts, and weights that are numbers and not codes."""
+    """Return True if a module has no parts, and its weights are numbers, not codes."""
     weights = list(module.parameters(recurse=False))
     plain = all(w.is_floating_point() and w.element_size() > 1 for w in weights)
     return bool(weights) and plain and not any(True for _ in module.children())

@@ -1,4 +1,4 @@
-"""An adapter's folder in PEFT's layout: adapter_config.json and adapter_model.safetensors."""
+"""Read and write an adapter in PEFT's layout: adapter_config.json and adapter_model.safetensors."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ OURS: Final[Mapping[str, Any]] = {  # with PEFT's defaults
     **{"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False, "use_dora": False, "bias": "none"},
     **{"rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "init_lora_weights": True},
 }
-RANDOM: Final = (True, False, "gaussian", "eva", "orthogonal")  # beginnings that leave the base as it was
+RANDOM: Final = (True, False, "gaussian", "eva", "orthogonal")  # initialisations that do not change the base
 PATTERNS: Final = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
 SCALE: Final = ".lora_scale"
 FITS: Final = "Use the base model and the options that it was trained with."
 
 
 def save(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Both files, the tensors in float32."""
+    """Write both files, the tensors in float32."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -57,7 +57,7 @@ def save(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -
 
 
 def fold_scales(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a state with each learnt scale within its B, as PEFT has no place for one."""
+    """Return a state with each learned scale multiplied into its B, because PEFT's files have no scale."""
     folded = {name: tensor for name, tensor in state.items() if not name.endswith(SCALE)}
     for name in state.keys() - folded.keys():
         b = f"{name.removesuffix(SCALE)}.lora_B.weight"
@@ -66,7 +66,7 @@ def fold_scales(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def describe(model: Any, options: Lora | Dora, targets: Targets, extras: Extras) -> dict[str, Any]:
-    """adapter_config.json as PEFT's LoraConfig has it, naming the layers that were taken and not the pattern."""
+    """Return the content of adapter_config.json, which names the adapted layers instead of the pattern."""
     head = model.get_output_embeddings()
     parameters = sorted(f"{module}.{name}" for module, name in targets.parameters)
     return {
@@ -94,15 +94,18 @@ def describe(model: Any, options: Lora | Dora, targets: Targets, extras: Extras)
 
 
 def shortest(model: Any, layers: tuple[str, ...]) -> list[str]:
-    """The last parts of these names, or the names in full where the parts would match other modules as well."""
+    """Return the last parts of these names, or the full names if the parts would match other modules too."""
     ends = sorted({name.rpartition(".")[2] for name in layers})
     others = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in ends} - set(layers)
     return sorted(layers) if others else ends
 
 
 def load(folder: Path, options: Lora | Dora, targets: Targets, state: Mapping[str, Tensor]) -> None:
-    """Read a folder of ours or PEFT's into `state`. `artifact-not-found`, or `artifact-mismatch` where it is damaged,
-    uses what we do not have, or was trained with other options or another model; then nothing is changed."""
+    """Read a folder of ours or PEFT's into `state`. An error changes nothing.
+
+    Raises `artifact-not-found`, or `artifact-mismatch` if it is damaged, uses something that is not supported here, or
+    was trained with other options or another model.
+    """
     config = read_config(folder)
     mine = {"use_rslora": options.use_rslora, "use_dora": isinstance(options, Dora), "bias": options.bias}
     for name, value in mine.items():
@@ -116,13 +119,13 @@ def load(folder: Path, options: Lora | Dora, targets: Targets, state: Mapping[st
                 raise misfit(folder / CONFIG, f"the adapter has {field} {theirs!r} at {layer}, the options {ours!r}")
     if (config["init_lora_weights"] == "pissa") != (options.init_lora_weights == "pissa"):
         began = config["init_lora_weights"]
-        raise misfit(folder / CONFIG, f"the adapter has init_lora_weights {began!r}, the options another")
+        raise misfit(folder / CONFIG, f"the adapter has init_lora_weights {began!r}, the options have another")
     scales = {name: torch.ones_like(tensor) for name, tensor in state.items() if name.endswith(SCALE)}
     fill(state, {**read_tensors(folder), **scales}, str(folder / WEIGHTS), "artifact-mismatch")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json, checked to be of a LoRA or DoRA that needs nothing but its matrices."""
+    """Return adapter_config.json of a LoRA or DoRA that needs only its matrices, or raise."""
     config = read_json(folder, "LORA")
     for name, value in config.items():
         if _changes_meaning(name, value):
@@ -131,7 +134,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_json(folder: Path, kind: str) -> dict[str, Any]:
-    """adapter_config.json, checked to be of this kind of PEFT's."""
+    """Return adapter_config.json of this PEFT type, or raise."""
     path = folder / CONFIG
     if not path.is_file():
         raise LuthierError("artifact-not-found", f"no {CONFIG} in this folder", where=str(folder))
@@ -146,7 +149,7 @@ def read_json(folder: Path, kind: str) -> dict[str, Any]:
 
 
 def read_options(folder: Path) -> Lora | Dora | AdaLora:
-    """The options under which this folder's adapter can be attached and loaded."""
+    """Return the options with which the adapter in this folder can be attached and loaded."""
     if is_adalora(folder):
         given = read_json(folder, "ADALORA")
         return AdaLora(**{f.name: given[f.name] for f in attrs.fields(AdaLora) if given.get(f.name) is not None})
@@ -163,13 +166,13 @@ def read_options(folder: Path) -> Lora | Dora | AdaLora:
 
 
 def is_adalora(folder: Path) -> bool:
-    """Whether a folder says that its adapter is one of AdaLoRA."""
+    """Return True if the adapter in a folder is one of AdaLoRA."""
     path = folder / CONFIG
     return path.is_file() and '"ADALORA"' in path.read_text("utf-8", errors="replace")
 
 
 def fill(state: Mapping[str, Tensor], given: Mapping[str, Any], where: str, code: str) -> None:
-    """Copy tensors into those of the same names; nothing is changed where one is missing, unknown or misshapen."""
+    """Copy tensors into those of the same names. If one is missing, unknown or of another shape, change nothing."""
     for problem, names in (("lacks", state.keys() - given.keys()), ("has unknown", given.keys() - state.keys())):
         if names:
             first = sorted(names)[0]
@@ -184,7 +187,7 @@ def fill(state: Mapping[str, Tensor], given: Mapping[str, Any], where: str, code
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of adapter_model.safetensors."""
+    """Return the tensors of adapter_model.safetensors."""
     path = folder / WEIGHTS
     if not path.is_file():
         pickled = (folder / "adapter_model.bin").is_file()

@@ -12,17 +12,17 @@ from luthier_lora.kept import SavedModule
 from luthier_lora.merging import wrappers
 
 Role = Literal["hidden", "embedding", "head", "norm", "bias", "adapter"]
-PLAIN: Final = ("lora_magnitude_vector", "lora_scale")  # no decay draws these to zero
+PLAIN: Final = ("lora_magnitude_vector", "lora_scale")  # parameters without weight decay
 
 
 def name_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return every trainable parameter by its path in the model, as PEFT's files have it."""
+    """Return every trainable parameter by its path in the model, as PEFT's files name it."""
     found = wrappers(model).items()
     return {f"{path}.{name}": p for path, wrapper in found for name, p in wrapper.own().items()}
 
 
 def make_groups(model: Any, named: Mapping[str, nn.Parameter], ratio: float) -> list[Group]:
-    """Return the groups; B learns at `ratio` times the rate (LoRA+, Hayou et al. 2024, arXiv 2402.12354)."""
+    """Return the groups. The rate of B is `ratio` times that of A (LoRA+, Hayou et al. 2024, arXiv 2402.12354)."""
     groups: dict[tuple[Role, float, float | None], Group] = {}
     saved = {f"{path}.": module for path, module in wrappers(model).items() if isinstance(module, SavedModule)}
     for name, parameter in named.items():

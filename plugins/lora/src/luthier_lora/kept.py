@@ -1,4 +1,4 @@
-"""Whole modules and biases that train besides the updates, and the originals that `disabled` computes with."""
+"""Whole modules and biases that train besides the updates, with the originals for `disabled`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from luthier_lora.layers import Switch
 
 
 class _Standing(nn.Module):
-    """A module that stands in another's place, and answers for its attributes."""
+    """A module that replaces another one, and forwards its attributes."""
 
-    place = ""  # the attribute that the other one is
+    place = ""  # the attribute that holds the other one
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -39,12 +39,12 @@ class SavedModule(_Standing):
         return (self.trained if self.switch.enabled else self.original)(*args, **kwargs)
 
     def own(self) -> dict[str, nn.Parameter]:
-        """The trainable parameters under PEFT's names for them, those of the module itself."""
+        """Return the trainable parameters by PEFT's names, which are those of the module itself."""
         return dict(self.trained.named_parameters())
 
 
 class BiasedModule(_Standing):
-    """A module whose bias alone trains, and the bias that it had."""
+    """A module of which only the bias trains, and its original bias."""
 
     place = "base_layer"
 
@@ -64,7 +64,7 @@ class BiasedModule(_Standing):
 
 
 def free_bias(layer: nn.Module) -> nn.Parameter:
-    """Let the bias of a layer train, and return a frozen copy of what it is."""
+    """Let the bias of a layer train, and return a frozen copy of it."""
     bias: Any = layer.bias
     first = nn.Parameter(bias.detach().clone(), requires_grad=False)
     bias.requires_grad_(True)
@@ -72,11 +72,11 @@ def free_bias(layer: nn.Module) -> nn.Parameter:
 
 
 def with_bias(layer: nn.Module, bias: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """What the layer computes with another bias in place of its own."""
+    """Return what the layer computes with another bias."""
     return functional_call(layer, {"bias": bias}, args, kwargs)
 
 
 def has_bias(module: nn.Module) -> bool:
-    """Whether a module has a bias of its own that can train."""
+    """Return True if a module has a bias of its own that can train."""
     bias = module._parameters.get("bias")
     return bias is not None and bias.is_floating_point()

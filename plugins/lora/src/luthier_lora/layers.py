@@ -1,4 +1,4 @@
-"""What LoRA needs to know of a layer: its sizes, its weight, and the pieces every wrapper is made of."""
+"""What LoRA needs from a layer (sizes and weight), and the pieces of every wrapper."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Dequantize = Callable[[nn.Module], Tensor]
 
 @attrs.define
 class Switch:
-    """Whether the wrappers that share it add their update."""
+    """The switch that wrappers share: on, they add their update."""
 
     enabled: bool = True
 
 
 @attrs.frozen(kw_only=True)
 class Form:
-    """What one update is made of."""
+    """The form of one update: rank, scale, dropout and initialisation."""
 
     rank: int
     scale: float
@@ -37,7 +37,7 @@ class Form:
 
 
 class Factor(nn.Module):
-    """One trainable matrix; not an `nn.Linear`, so that whatever looks for layers does not find it."""
+    """A trainable matrix. It is not an `nn.Linear`, so that searches for layers do not find it."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Factor(nn.Module):
 
 
 def features(layer: nn.Module) -> tuple[int, int] | None:
-    """(in, out) of a layer that multiplies by a matrix; None for any other module."""
+    """Return (in, out) of a layer that multiplies by a matrix, or None for any other module."""
     if isinstance(layer, Conv1D):
         return layer.nx, layer.nf
     sizes = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
@@ -53,28 +53,30 @@ def features(layer: nn.Module) -> tuple[int, int] | None:
 
 
 def sizes_of(layer: nn.Module) -> tuple[int, int]:
-    """(in, out) of a layer that multiplies by a matrix."""
+    """Return (in, out) of a layer that multiplies by a matrix."""
     found = features(layer)
     assert found is not None, f"{type(layer).__name__} has no matrix"
     return found
 
 
 def is_dense(layer: nn.Module) -> bool:
-    """Whether `layer.weight` is the weight itself. A subclass may compute with something else, so types are exact;
-    a weight that a plan imagines without its data says so."""
+    """Return True if `layer.weight` is the weight that the layer computes with.
+
+    Types are compared exactly, because a subclass may compute with something else.
+    """
     if type(layer) not in (nn.Linear, Conv1D):
         return False
     weight = cast(Tensor, layer.weight)
     if type(weight) is not nn.Parameter and not getattr(weight, "has_no_data", False):
         return False
-    return weight.is_floating_point() and weight.element_size() > 1  # not float8, which is a code
+    return weight.is_floating_point() and weight.element_size() > 1  # float8 is a code
 
 
 def dense_weight(layer: nn.Module) -> Tensor:
-    """[out, in] of a dense layer, a view in its own dtype."""
+    """Return the weight [out, in] of a dense layer, as a view in its own dtype."""
     return layer.weight.T if isinstance(layer, Conv1D) else layer.weight  # type: ignore[return-value]
 
 
 def compute_dtype(x: Tensor, parameter: Tensor) -> torch.dtype:
-    """The dtype of an update of `x`: bfloat16 stays, anything else is float32 or better."""
+    """Return the dtype of an update of `x`: bfloat16 for bfloat16, otherwise float32 or better."""
     return x.dtype if x.dtype is torch.bfloat16 else torch.promote_types(x.dtype, parameter.dtype)

@@ -1,4 +1,4 @@
-"""Folding an adapter into its base weights, so that plain transformers computes the same without it."""
+"""Merge an adapter into its base weights, so that plain transformers computes the same."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Wrapper = Update | SavedModule | BiasedModule
 
 
 def wrappers(model: nn.Module) -> dict[str, Wrapper]:
-    """Every wrapper of a model by its path, outer before inner."""
+    """Return every wrapper of a model by its path, outer before inner."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Wrapper)}
 
 
 @torch.no_grad()
 def fold(model: Any, context: Context) -> Any:
-    """The model with a plain layer in each wrapper's place. Every weight is checked before the first is changed.
+    """Replace each wrapper by a plain layer. Every weight is checked before the first one changes.
 
     A quantized layer becomes a dense one in the context's dtype: rounding the sum to codes again would lose part of
     the update. A head that shares its weight with the embedding gets a weight of its own.
@@ -36,13 +36,13 @@ def fold(model: Any, context: Context) -> Any:
     plain = _Plain(model, context)
     for name, wrapper in found.items():
         plain.check(name, wrapper)
-    for name in reversed(found):  # the inner wrapper of two goes first
+    for name in reversed(found):  # of two nested wrappers the inner one first
         model.set_submodule(name, plain.layer(name, found[name]))
     return model
 
 
 class _Plain:
-    """Makes the plain module that takes a wrapper's place."""
+    """The maker of the plain module that replaces a wrapper."""
 
     def __init__(self, model: Any, context: Context) -> None:
         self.model, self.context = model, context
@@ -51,7 +51,7 @@ class _Plain:
         self._skeleton: Any = None
 
     def check(self, name: str, wrapper: Wrapper) -> None:
-        """`artifact-unmergeable` where this wrapper's merged weight would not compute what the wrapper does."""
+        """Raise `artifact-unmergeable` if the merged weight would not compute what the wrapper does."""
         for part, parameter in wrapper.own().items():
             if not parameter.isfinite().all():
                 raise _unmergeable(f"{name}.{part}", "the adapter holds NaN or infinity", "Use an earlier checkpoint.")
@@ -64,11 +64,11 @@ class _Plain:
             raise _unmergeable(name, problem, "Load the base in bfloat16 or float32, or check its checkpoint.")
         is_head = isinstance(wrapper, LoraLayer) and wrapper is self.model.get_output_embeddings()
         if self._is_shared(held) and not is_head:
-            problem = "another module shares this weight, so that merging would change that module too"
+            problem = "another module shares this weight, so a merge would change that module too"
             raise _unmergeable(name, problem, "Save the adapter itself, or leave this layer out of its targets.")
 
     def layer(self, name: str, wrapper: Wrapper) -> nn.Module:
-        """The module for this place, its weight changed in place where it is dense."""
+        """Return the module that replaces a wrapper. A dense weight is changed in place."""
         if isinstance(wrapper, SavedModule):
             return self._whole(wrapper)
         layer: Any = wrapper.base_layer.requires_grad_(False)
@@ -86,13 +86,13 @@ class _Plain:
         return layer
 
     def _whole(self, wrapper: SavedModule) -> nn.Module:
-        """The trained module; where the original's weight is shared, the configuration says that this one is not."""
+        """Return the trained module. If the original's weight was tied, the config says that this one is not."""
         if any(self._is_shared(parameter) for parameter in wrapper.original.parameters()):
             self._say_untied()
         return wrapper.trained.requires_grad_(False)
 
     def _held(self, wrapper: Update) -> nn.Parameter | None:
-        """The base weight's own parameter, None where it is quantized."""
+        """Return the parameter of the base weight, or None if it is quantized."""
         if isinstance(wrapper, ParameterWrapper):
             return wrapper.parameter
         return wrapper.base_layer.weight if is_dense(wrapper.base_layer) else None  # type: ignore[return-value]
@@ -101,7 +101,7 @@ class _Plain:
         return held is not None and self._owners[id(held)] > 1
 
     def _untie(self, head: Any) -> None:
-        """A head that shared the embedding's weight gets its own, and the configuration says so."""
+        """Give a head that shared the embedding's weight its own weight, and say so in the config."""
         head.weight = nn.Parameter(head.weight.clone(), requires_grad=False)
         self._say_untied()
 
@@ -110,7 +110,7 @@ class _Plain:
             config.tie_word_embeddings = False
 
     def _dense(self, name: str, layer: Any, weight: Tensor) -> nn.Module:
-        """A layer of the class that the model's own code makes here, as quantizers replace nn.Linear and Conv1D."""
+        """Return a layer of the class that the model's own code makes here, for a quantized one."""
         outputs, inputs = weight.shape
         bias = getattr(layer, "bias", None)
         if isinstance(self._original(name), Conv1D):
@@ -124,7 +124,7 @@ class _Plain:
         return dense
 
     def _original(self, name: str) -> nn.Module:
-        """The layer of this name in a model of the same configuration, without weights."""
+        """Return the layer of this name in a model of the same config, without weights."""
         if self._skeleton is None:
             with torch.device("meta"):
                 self._skeleton = type(self.model)(copy.deepcopy(self.model.config))

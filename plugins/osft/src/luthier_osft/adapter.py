@@ -39,7 +39,7 @@ class OsftAdapter:
         """Put a layer in each target's place, decompose the weights, and freeze the rest."""
         if any(isinstance(module, OsftLayer) for module in model.modules()):
             remedy = "Merge the adapter first, or load the model again."
-            raise LuthierError("part-unsupported", "this model carries an adapter already", remedy=remedy)
+            raise LuthierError("part-unsupported", "this model has an adapter already", remedy=remedy)
         ratio = None if self.options.rank_rule == "schedule" else self.options.ratio
         targets = find_layers(model, self.options)
         model.requires_grad_(False)
