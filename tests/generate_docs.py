@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier import PromptRow, TrainerSession, scaffold
+from luthier.cli.documents.document_schemas import OTHERS as ANY_OTHER
+from luthier.cli.documents.document_schemas import Field, read_blocks
 from luthier.errors import CODES
 from luthier.model.operations.guard import DIFFERENTIATED
 from luthier.model.operations.signatures import REFERENCES
@@ -60,7 +62,7 @@ VALUES = (*(getattr(values, name) for name in NAMES), PromptRow)
 
 def pages() -> dict[str, str]:
     """File name -> text of every generated page."""
-    return {"options.md": options_page(), "errors.md": errors_page(), "hooks.md": hooks_page()}
+    return {"options.md": options_page(), "errors.md": errors_page(), "hooks.md": hooks_page(), "json.md": json_page()}
 
 
 def options_page() -> str:
@@ -86,6 +88,39 @@ def options_page() -> str:
     lines.append("The options of TRL's trainers, `trl.grpo` and its like, are TRL's own:")
     lines.append("`luthier plugins show trainer trl.grpo`.\n")
     return "\n".join(line for line in lines if line is not None)
+
+
+def json_page() -> str:
+    """What every verb prints with --json, out of the fields that its schema is made of."""
+    lines = [NOTE, (Path(__file__).resolve().parent / "json_guide.md").read_text("utf-8")]
+    blocks = sorted(read_blocks().values(), key=lambda block: block.is_record)
+    for block in blocks:
+        lines.append(f"## {block.name.capitalize() if block.is_record else f'`luthier {block.name}`'}\n")
+        lines.append(f"{block.meaning}\n" if block.fields or block.records else block.meaning)
+        if block.records:
+            lines.append(f"Fields: those of {' or '.join(map(link_type, block.records))}.\n")
+        if block.fields:
+            lines += ["| field | type | meaning |", "|---|---|---|"]
+            lines += [
+                f"| {field_name(field)} | {link_type(field.type)} | {escaped(field.meaning)} |"
+                for field in block.fields
+            ]
+            lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def field_name(field: Field) -> str:
+    """A field's name in the page; one that may be absent is in parentheses."""
+    if field.name == ANY_OTHER:
+        return "any other"
+    return f"(`{field.name}`)" if field.optional else f"`{field.name}`"
+
+
+def link_type(written: str) -> str:
+    """A type as `fields.txt` writes it, with a link to its record."""
+    if written == "open":
+        return "object"
+    return re.sub(r"[A-Z][A-Z-]+", lambda match: f"[{match[0].capitalize()}](#{match[0].lower()})", written)
 
 
 def first_party() -> set[str]:

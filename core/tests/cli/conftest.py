@@ -1,5 +1,6 @@
 """What the command line's tests share: the command in process, and plugin distributions made on the spot."""
 
+import functools
 import json
 import os
 import subprocess
@@ -8,14 +9,31 @@ from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
+import jsonschema
 import luthier as luthier_package
 import pytest
 from luthier.cli.app import app
+from luthier.cli.documents.document_schemas import document_schema, list_verbs
 from luthier.logs import set_up
 from luthier.plugins.registry import installed_plugins
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
+
+
+def check_documents(words, documents):
+    """Hold what a command has printed to the schema of its verb."""
+    words = [str(word) for word in words]
+    verb = next((two for word in words[1:] if (two := f"{words[0]} {word}") in list_verbs()), words[0])
+    if verb in list_verbs():
+        for document in documents:
+            problem = jsonschema.exceptions.best_match(validator_of(verb).iter_errors(document))
+            assert problem is None, f"{verb}: {problem}"
+
+
+@functools.cache
+def validator_of(verb):
+    return jsonschema.Draft202012Validator(document_schema(verb))
 
 
 @pytest.fixture
@@ -28,8 +46,10 @@ def luthier(monkeypatch):
         result = CliRunner().invoke(app, [str(a) for a in args], input=stdin)
         document = None
         if "--json" in args:  # of a chat, each line is one
-            lines = result.stdout.splitlines() if args[0] == "chat" else None
+            is_chat = args[0] == "chat" and not result.stdout.startswith("{\n")  # which an error begins with
+            lines = result.stdout.splitlines() if is_chat else None
             document = json.loads(result.stdout) if lines is None else [json.loads(line) for line in lines]
+            check_documents(args, [document] if lines is None else document)
         return SimpleNamespace(status=result.exit_code, stdout=result.stdout, stderr=result.stderr, document=document)
 
     yield run

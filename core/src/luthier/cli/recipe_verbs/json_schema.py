@@ -1,7 +1,8 @@
-"""`luthier schema`: what editors need to complete and check recipes."""
+"""`luthier schema`: the JSON schema of recipes, for editors, and of what each verb prints with `--json`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,17 +20,33 @@ def schema(
     complete: Annotated[
         bool, typer.Option("--complete", help="Import libraries too, for options that only they know, such as peft's.")
     ] = False,
+    of: Annotated[str | None, typer.Option(help="Of what this verb prints with --json, such as `runs show`.")] = None,
     json: Json = False,
 ) -> Any:
     """Print the JSON schema of recipes, with the options of every installed part."""
+    if of is not None:
+        return _answer_document(of, output)
     from luthier.recipe.editor_schema.whole_recipe import make_schema
     from luthier.training.continual.tasks import TaskSequence
 
     document = make_schema(sequence=TaskSequence, complete=complete)
+    return _answer_schema(document, output, _draw)
+
+
+def _answer_document(verb: str, output: Path | None) -> Answer:
+    """Answer with the schema of what a verb prints."""
+    from luthier.cli.documents.document_schemas import document_schema
+
+    document = document_schema(verb)
+    return _answer_schema(document, output, lambda screen, path: screen.print(f"{path} is written.", soft_wrap=True))
+
+
+def _answer_schema(document: dict[str, Any], output: Path | None, draw: Callable[[Console, Path], None]) -> Answer:
+    """Answer with a schema, or write it where there is an output."""
     if output is None:
         return Answer(document=document, view=lambda screen: print_json(document, screen.file))
     write_schema(output, document)
-    return Answer(document={"path": output}, view=lambda screen: _draw(screen, output))
+    return Answer(document={"path": output}, view=lambda screen: draw(screen, output))
 
 
 def write_schema(path: Path, document: dict[str, Any]) -> None:
