@@ -8,6 +8,7 @@ import torch
 from luthier.cli.app import app
 from luthier.errors import LuthierError
 from luthier.logs import set_up
+from luthier.recipe.reading.yaml12 import load_yaml
 from luthier.state_tree import load_state
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -71,6 +72,25 @@ def test_the_command_prints_the_report_as_json(recipe_file):
     set_up("warning")
     assert done.exit_code == 0
     assert json.loads(done.stdout)["tasks"] == ["first", "second"]
+
+
+def test_one_data_set_is_cut_into_runs_by_flags_alone(task_files, tmp_path):
+    flags = ["--model", "demo", "--data", str(task_files["first"]), "--data.validation", "0.25", "--num-runs", "2",
+             "--steps-per-run", "1", "--samples-per-run", "4", "--global-batch-size", "2", "--merge-mode", "lora",
+             "--memory-check", "false", "--output-dir", str(tmp_path / "out"), "--json"]  # fmt: skip
+    done = CliRunner().invoke(app, ["continual", *flags])
+    set_up("warning")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["tasks"] == ["run-00", "run-01"]
+    assert json.loads((tmp_path / "out/task-01-run-01/adapter/luthier.json").read_text())["adapter"]["name"] == "lora"
+
+
+def test_what_all_tasks_need_may_come_from_flags(recipe_file):
+    tree = load_yaml(recipe_file.read_text(), "recipe")[0]
+    recipe_file.write_text(json.dumps({name: value for name, value in tree.items() if name != "model"}))
+    done = CliRunner().invoke(app, ["continual", str(recipe_file), "--model", "demo", "--max-steps", "1", "--json"])
+    set_up("warning")
+    assert (done.exit_code, json.loads(done.stdout)["tasks"]) == (0, ["first", "second"])
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,7 @@ def load_recipe(
     source: str | Path | Mapping[str, Any] | Settings | None = None,
     overrides: Mapping[str, Any] | Iterable[Override | str] = (),
     *,
+    base: Path | None = None,
     environ: Mapping[str, str] | None = None,
     plugins: Plugins | None = None,
 ) -> Reading[Recipe]:
@@ -86,6 +87,7 @@ def load_recipe(
 
     `source` is a file, plain data, or another recipe; variables do not override the last two. `overrides` maps dotted
     paths to values, or lists texts `a.b=c` and results of `parse_flags`. Relative paths in overrides and variables are
-    relative to the working directory. `environ` None means the process's own environment.
+    relative to the working directory, and those in plain data to `base`, if it is given. `environ` None means the
+    process's own environment.
     """
-    return read_settings(Recipe, source, overrides, environ=environ, plugins=plugins)
+    return read_settings(Recipe, source, overrides, base=base, environ=environ, plugins=plugins)

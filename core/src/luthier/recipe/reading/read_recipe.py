@@ -62,6 +62,7 @@ def read_settings(
     source: str | Path | Mapping[str, Any] | Settings | None = None,
     overrides: Mapping[str, Any] | Iterable[Override | str] = (),
     *,
+    base: Path | None = None,
     environ: Mapping[str, str] | None = None,
     plugins: Plugins | None = None,
 ) -> Reading[Made]:
@@ -71,19 +72,19 @@ def read_settings(
     if source is None or isinstance(source, (str, Path)):
         groups.insert(0, from_environment(variables))
     if source is not None:
-        _lay(draft, *_begun(source, plugins or installed_plugins()), variables)
+        _lay(draft, *_begun(source, base, plugins or installed_plugins()), variables)
     for group in groups:
         layer = Layer(labels={o.steps: o.label for o in group}, base=Path.cwd())
         _lay(draft, layer, [(o.steps, o.value) for o in group], variables)
     return _finish(made, draft, plugins)
 
 
-def _begun(source: object, plugins: Plugins) -> tuple[Layer, Mapping[str, Any]]:
-    """Return the first layer and its tree: those of a file, or of data in Python."""
+def _begun(source: object, base: Path | None, plugins: Plugins) -> tuple[Layer, Mapping[str, Any]]:
+    """Return the first layer and its tree: those of a file, or of data in Python, with paths relative to `base`."""
     if isinstance(source, Settings):
         return Layer(), _given_settings(source, plugins)
     if isinstance(source, Mapping):
-        return Layer(), source
+        return Layer(base=base), source
     if not isinstance(source, (str, Path)):
         problem, remedy = "a recipe is a file, a mapping or a Recipe", "Pass rows as data, a model as model."
         raise LuthierError("recipe-wrong-type", problem, found=source, remedy=remedy)

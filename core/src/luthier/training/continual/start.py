@@ -40,8 +40,8 @@ def train_sequence(
     if sequence.tasks:
         tasks = make_tasks(tree, base, sequence.tasks, rest, folder)
     else:
-        recipe = Recipe.from_dict({name: v for name, v in tree.items() if name != "output_dir"}, base=base)
-        tasks = _sliced(load_recipe(recipe, rest).recipe if rest else recipe, sequence, folder)
+        shared = {name: value for name, value in tree.items() if name != "output_dir"}
+        tasks = _sliced(load_recipe(shared or None, rest, base=base).recipe, sequence, folder)
     return train_tasks(tasks, folder, Objects(), eval_base=sequence.eval_base, allowed=allowed)
 
 

@@ -103,8 +103,7 @@ def make_tasks(
         own = {name: value for name, value in task.items() if name != "name"}
         shared = {name: value for name, value in tree.items() if name != "output_dir"}
         mapping = {**_without_rows(shared), **_merged_data(shared, own)}
-        recipe = Recipe.from_dict(mapping, base=base)
-        recipe = load_recipe(recipe, overrides).recipe if overrides else recipe
+        recipe = load_recipe(mapping, overrides, base=base).recipe
         place = str(folder / folder_name(number, task["name"]))
         made.append(Task(name=task["name"], recipe=attrs.evolve(recipe, output_dir=place)))
     return made
