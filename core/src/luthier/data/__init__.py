@@ -1,1 +1,1 @@
-"""Data: read, recognise, template, tokenise, pack, order. Reading needs no torch."""
+"""Data: rows are read, recognised, rendered by a template, tokenised, packed and ordered. Reading needs no torch."""

@@ -1,4 +1,4 @@
-"""Cache: token examples on the disk, found again by the content of everything that made them."""
+"""The cache: token examples on disk, found again by the hash of everything that made them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from luthier.logs import get_logger
 from luthier.recipe.schema import Data
 
 log = get_logger()
-SMALLEST: Final = 1 << 18  # bytes of rows below which making them again is as quick
-LIMIT: Final = 20 << 30  # bytes of all entries; those that were not used for the longest time go first
+SMALLEST: Final = 1 << 18  # bytes of rows below which making them again is as fast
+LIMIT: Final = 20 << 30  # bytes of all entries; beyond it, those not used for the longest time are removed
 ENTRY: Final = "entry.json"
 ARRAYS: Final = ("input_ids", "labels", "starts", "weights", "documents", "index")
 WITHOUT: Final = ("train", "validation", "num_proc", "cache", "streaming", "shuffle_buffer", "chat_template")
@@ -36,7 +36,7 @@ Sets = tuple[TokenDataset, TokenDataset | None, Report]
 
 @attrs.frozen
 class Entry:
-    """One place in the cache."""
+    """One entry of the cache."""
 
     folder: Path
 
@@ -49,13 +49,13 @@ class Entry:
         template: ChatTemplate | None,
         others: Mapping[str, object],
     ) -> Entry | None:
-        """The place of what these ingredients make; None where it would not pay, or the rows cannot be told apart."""
+        """Return the entry for these ingredients; None if caching does not pay, or the rows cannot be hashed."""
         every = [supply for given in supplies.values() for supply in given]
         if sum(supply.size for supply in every) < SMALLEST or any(supply.content is None for supply in every):
             return None
         try:
             tokens = tokenizer_hash(tokenizer)
-        except Exception as error:  # a tokenizer that cannot be written down, or a full disk: each has its own error
+        except Exception as error:  # a tokenizer that cannot be saved, or a full disk: each has its own error class
             log.warning("examples are not kept in the cache", because=f"the tokenizer has no files: {error}")
             return None
         text = template.text if template is not None else ""
@@ -72,7 +72,7 @@ class Entry:
         return cls(cache_folder() / "examples" / name)
 
     def read(self) -> Sets | None:
-        """What is kept there, its arrays mapped from the disk; None where there is nothing, or, aloud, damage."""
+        """Return the stored sets, with arrays mapped from disk; None if there are none, or, with a warning, if damaged."""
         try:
             entry = json.loads((self.folder / ENTRY).read_text("utf-8"))
         except OSError:
@@ -90,7 +90,10 @@ class Entry:
         return sets
 
     def write(self, sets: Sets) -> None:
-        """Keep them: written aside and renamed. A cache that cannot be written is said and does no harm."""
+        """Store the sets: written aside, then renamed.
+
+        A cache that cannot be written gives a warning and does no harm.
+        """
         aside = self.folder.with_name(f".{self.folder.name}.{os.getpid()}")
         train, validation, report = sets
         try:
@@ -102,10 +105,10 @@ class Entry:
             made = time.strftime("%Y-%m-%d %H:%M:%S")
             entry = {"made": made, "sets": list(named), "report": report.to_dict(), "files": files}
             (aside / ENTRY).write_text(json.dumps(entry), "utf-8")
-            shutil.rmtree(self.folder, ignore_errors=True)  # one that was damaged
+            shutil.rmtree(self.folder, ignore_errors=True)  # removes a damaged entry
             aside.rename(self.folder)
         except OSError as error:
-            if not self.folder.exists():  # else another process was quicker
+            if not self.folder.exists():  # otherwise another process was faster
                 log.warning("examples are not kept in the cache", folder=str(self.folder), error=str(error))
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -121,7 +124,7 @@ class Entry:
 
 
 def prune(folder: Path, limit: int, but: Path) -> None:
-    """Remove the entries that were not used for the longest time, until the rest takes at most `limit` bytes."""
+    """Remove the entries not used for the longest time, until the rest takes at most `limit` bytes."""
     entries = sorted(folder.glob(f"*/{ENTRY}"), key=lambda path: path.stat().st_mtime, reverse=True)
     total = 0
     for entry in entries:
@@ -147,6 +150,6 @@ def _load(folder: Path, name: str) -> TokenDataset:
 
 
 def _mapped(folder: Path, stem: str) -> Any:
-    """Return an array mapped from the disk, None where there is none."""
+    """Return an array mapped from disk; None if there is none."""
     path = folder / f"{stem}.npy"
     return np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() else None

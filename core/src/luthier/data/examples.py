@@ -1,4 +1,4 @@
-"""What rows become: token examples, each one unit, and compact sets of them."""
+"""The results of tokenising rows: token examples, each one unit, and compact sets of them."""
 
 from __future__ import annotations
 
@@ -12,54 +12,58 @@ import numpy as np
 from numpy.typing import NDArray
 
 IGNORED = -100
-COUNTED: Final = 1 << 16  # examples whose supervised tokens are counted at a time
+COUNTED: Final = 1 << 16  # the number of examples whose supervised tokens are counted at a time
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class TokenExample:
-    """One unit: a document, or several that belong together; `labels` are unshifted, IGNORED where not supervised."""
+    """One unit: a document, or several that belong together.
+
+    `labels` are unshifted, and IGNORED where not supervised.
+    """
 
     input_ids: NDArray[np.int32]  # [L]
     labels: NDArray[np.int32]  # [L]
     weight: float = 1.0
-    where: str = ""  # file:line it came from
-    documents: NDArray[np.int64] | None = None  # where its documents begin; None: it is one
-    names: tuple[str, ...] = ()  # of its documents, "" for none; empty: all have none, or it is one, "text"
-    continues: tuple[int, ...] = ()  # the document that each of its documents follows, -1 for none; empty: none does
+    where: str = ""  # file:line of the row
+    documents: NDArray[np.int64] | None = None  # the first token of each document; None: the example is one document
+    # the documents' names, "" for none; empty: no document has a name, or the only one is "text"
+    names: tuple[str, ...] = ()
+    continues: tuple[int, ...] = ()  # the document that each document follows, -1 for none; empty: none follows another
     columns: Mapping[str, bool | int | float] = attrs.field(factory=dict)
-    index: int | None = None  # the row of the data that it is, from 0; None: not known
+    index: int | None = None  # the number of the row in the data, from 0; None: not known
 
     @property
     def num_supervised(self) -> int:
-        """Labels that can be predicted: the first token of a document never can."""
+        """Return the number of labels that can be predicted. The first token of a document never can."""
         counted = self.labels != IGNORED
         counted[self.heads] = False
         return int(counted.sum())
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        """[D]: the first token of each of its documents."""
+        """Return [D], the first token of each document."""
         return np.zeros(1, np.int64) if self.documents is None else self.documents
 
     @property
     def heads(self) -> NDArray[np.int64]:
-        """The first token of each document that continues none: nothing predicts it."""
+        """Return the first token of each document that continues none; nothing predicts it."""
         return self.starts[np.array(self.continues) < 0] if self.continues else self.starts
 
     @property
     def named(self) -> dict[str, int]:
-        """The number of each document that has a name."""
+        """Return the number of each document that has a name."""
         alone = ("text",) if self.documents is None else ()
         return {name: number for number, name in enumerate(self.names or alone) if name}
 
     @property
     def spans(self) -> list[slice]:
-        """[D]: the tokens of each of its documents."""
+        """Return [D], the slice of tokens of each document."""
         return [slice(a, b) for a, b in pairwise([*self.starts.tolist(), len(self.input_ids)])]
 
     @property
     def longest(self) -> int:
-        """Tokens of its longest document."""
+        """Return the number of tokens of the longest document."""
         return max(span.stop - span.start for span in self.spans)
 
     def by_name(self) -> dict[str, TokenExample]:
@@ -73,7 +77,7 @@ class TokenExample:
         }
 
     def of_row(self, where: str, columns: Mapping[str, bool | int | float], index: int, weight: float) -> TokenExample:
-        """Return it as the unit of a row, whose weight multiplies its own."""
+        """Return this example as the unit of a row. The row's weight multiplies the example's own."""
         return TokenExample(
             input_ids=self.input_ids, labels=self.labels, weight=self.weight * weight, where=where,
             documents=self.documents, names=self.names, continues=self.continues, columns=columns, index=index,
@@ -81,7 +85,7 @@ class TokenExample:
 
     @classmethod
     def joined(cls, documents: Mapping[str, TokenExample]) -> TokenExample:
-        """Return the unit whose documents these are; weight, place, columns and index are those of the first."""
+        """Return the unit that consists of these documents. Weight, place, columns and index are those of the first."""
         first, lengths = next(iter(documents.values())), [len(e.input_ids) for e in documents.values()]
         if len(documents) == 1 and "text" in documents:
             return first
@@ -96,22 +100,22 @@ class TokenExample:
 
 @attrs.frozen(kw_only=True, eq=False)
 class TokenDataset(Sequence[TokenExample]):
-    """Token examples in three flat arrays, so that a million rows are three allocations."""
+    """A sequence of token examples stored in three flat arrays, so that a million rows need three allocations."""
 
     input_ids: NDArray[np.int32]  # [all tokens]
     labels: NDArray[np.int32]  # [all tokens]
     starts: NDArray[np.int64]  # [N+1]
     weights: NDArray[np.float32]  # [N]
     where: tuple[str, ...] = ()
-    documents: NDArray[np.int64] | None = None  # the first token of every document; None: each example is one
-    names: tuple[str, ...] = ()  # of the documents of every example, in order; empty as there
+    documents: NDArray[np.int64] | None = None  # the first token of every document; None: each example is one document
+    names: tuple[str, ...] = ()  # the documents' names, in order, the same for every example; empty as in TokenExample
     columns: Mapping[str, NDArray[Any]] = attrs.field(factory=dict)  # [N] each
-    # [N] the row that each example was; None: its number here. It stands in the place of Sequence's search.
+    # [N] the number of each example's row; None: the example's own number. It hides the search method of Sequence.
     index: NDArray[np.int64] | None = None  # type: ignore[assignment]
 
     @classmethod
     def of(cls, examples: Sequence[TokenExample]) -> TokenDataset:
-        """Return the set of these examples, whose documents and columns have the same names."""
+        """Return the set of these examples. Their documents and columns must have the same names."""
         empty = np.zeros(0, np.int32)
         starts = np.cumsum([0, *(len(e.input_ids) for e in examples)], dtype=np.int64)
         several = any(e.documents is not None for e in examples)
@@ -130,7 +134,7 @@ class TokenDataset(Sequence[TokenExample]):
 
     @classmethod
     def joined(cls, parts: Sequence[TokenDataset]) -> TokenDataset:
-        """The examples of several sets, one after the other."""
+        """Return the examples of several sets, one set after another."""
         if len(parts) == 1:
             return parts[0]
         parts = [part for part in parts if len(part)] or parts[:1]
@@ -178,34 +182,34 @@ class TokenDataset(Sequence[TokenExample]):
 
     @property
     def document_lengths(self) -> dict[str, NDArray[np.int64]]:
-        """[N] for each name of a document: its tokens in each example."""
+        """Return [N] for each name of a document: its tokens in each example."""
         borders = np.append(self.firsts, len(self.input_ids))
         return dict(zip(self.names, np.diff(borders).reshape(-1, len(self.names)).T, strict=True)) if self.names else {}
 
     @property
     def longest(self) -> int:
-        """Tokens that no example has more of."""
+        """Return the number of tokens of the longest example."""
         return int(self.lengths.max())
 
     def renumbered(self, numbers: NDArray[np.int64]) -> TokenDataset:
-        """Return the same examples, their index taken as a place in `numbers`."""
+        """Return the same examples, each index replaced by the entry of `numbers` at that place."""
         return self if self.index is None else attrs.evolve(self, index=numbers[self.index])
 
     def head(self, count: int) -> list[TokenExample]:
-        """The first examples, at most `count`."""
+        """Return the first examples, at most `count`."""
         return [self[i] for i in range(min(count, len(self)))]
 
     def check(self, check: Callable[[TokenDataset], None]) -> None:
-        """Call `check` on all of it; a stream is checked as it is read."""
+        """Call `check` on the whole set. A stream, in contrast, is checked as it is read."""
         check(self)
 
     @property
     def num_supervised(self) -> NDArray[np.int64]:
-        """[N]: the labels of each example that can be predicted."""
+        """Return [N], the number of labels of each example that can be predicted."""
         counted = self.labels != IGNORED
         counted[self.firsts] = False
         counts = np.zeros(len(self), np.int64)
-        for first in range(0, len(self), COUNTED):  # a few at a time, as the sums have eight bytes a token
+        for first in range(0, len(self), COUNTED):  # a few at a time, because the sums take eight bytes per token
             starts = self.starts[first : first + COUNTED + 1]
             total = np.cumsum(counted[starts[0] : starts[-1]], dtype=np.int64)
             counts[first : first + COUNTED] = np.diff(np.append(0, total)[starts - starts[0]])
@@ -213,12 +217,12 @@ class TokenDataset(Sequence[TokenExample]):
 
     @property
     def firsts(self) -> NDArray[np.int64]:
-        """The first token of every document, in order."""
+        """Return the first token of every document, in order."""
         return self.starts[:-1][self.lengths > 0] if self.documents is None else self.documents
 
     @property
     def fingerprint(self) -> str:
-        """A hash of every token, label, length, weight, name and column, in order."""
+        """Return a hash of every token, label, length, weight, name and column, in order."""
         digest = hashlib.sha256()
         documents = () if self.documents is None else (self.documents,)
         for array in (self.input_ids, self.labels, self.starts, self.weights, *documents, *self.columns.values()):
@@ -232,18 +236,18 @@ def _concatenated(arrays: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
 
 
 def _placed(parts: Sequence[TokenDataset], base: Sequence[int]) -> Iterator[tuple[TokenDataset, int]]:
-    """Each set with the place of its first token."""
+    """Yield each set together with the place of its first token."""
     return zip(parts, base, strict=False)
 
 
 def column_arrays(examples: Sequence[TokenExample]) -> dict[str, NDArray[Any]]:
-    """Return [N] of each column: bool, int64 or float32."""
+    """Return each column as an array [N] of bool, int64 or float32."""
     names = examples[0].columns if examples else ()
     made = {name: np.array([e.columns[name] for e in examples]) for name in names}
     return {name: array.astype(np.float32) if array.dtype == np.float64 else array for name, array in made.items()}
 
 
 def are_equal(example: TokenExample, one: str, other: str) -> bool:
-    """Return whether two named documents of a unit are the same tokens."""
+    """Return True if two named documents of a unit consist of the same tokens."""
     spans, named = example.spans, example.named
     return np.array_equal(example.input_ids[spans[named[one]]], example.input_ids[spans[named[other]]])

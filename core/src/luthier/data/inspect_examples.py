@@ -1,4 +1,4 @@
-"""What a preparation made, as plain data: examples in supervised and unsupervised pieces, drops and lengths."""
+"""The results of a preparation as plain data: examples in supervised and unsupervised pieces, drops and lengths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from luthier.data.examples import IGNORED, TokenExample
 from luthier.data.prepare import Prepared
 from luthier.data.report import Report
 
-Pieces = tuple[tuple[str, bool], ...]  # text, and whether it is supervised
+Pieces = tuple[tuple[str, bool], ...]  # (text, True if it is supervised)
 
 
 @attrs.frozen(kw_only=True)
@@ -28,9 +28,9 @@ class ShownDocument:
 
 @attrs.frozen(kw_only=True)
 class Shown:
-    """One unit as the loss sees it. `pieces` are those of its documents, one after the other.
+    """One unit as the loss sees it. `pieces` are those of its documents, one after another.
 
-    `shared_tokens` is how many tokens are saved where a prompt that several documents begin with is computed once.
+    `shared_tokens` is the number of tokens saved by computing a prompt only once that several documents begin with.
     """
 
     where: str
@@ -78,7 +78,7 @@ class Inspection:
 
 
 def inspect(prepared: Prepared, tokenizer: Any, rows: int = 3) -> Inspection:
-    """The first `rows` examples of the training set, and what became of all rows."""
+    """Return the first `rows` examples of the training set, and the report on all rows."""
     shown = tuple(_shown(example, tokenizer) for example in prepared.train.head(rows))
     return Inspection(examples=shown, report=prepared.report, chat_template_hash=prepared.chat_template_hash)
 
@@ -94,7 +94,7 @@ def _shown(example: TokenExample, tokenizer: Any) -> Shown:
 
 
 def _document(name: str, ids: NDArray[np.int32], labels: NDArray[np.int32], tokenizer: Any) -> ShownDocument:
-    """The document's text, cut where supervision begins or ends; its first token is never supervised."""
+    """Return the document's text, cut where supervision begins or ends. Its first token is never supervised."""
     on = labels != IGNORED
     on[:1] = False
     borders = [0, *(np.flatnonzero(on[1:] != on[:-1]) + 1).tolist(), len(on)]

@@ -1,4 +1,4 @@
-"""Preparing: a recipe's rows, read, recognised, split, rendered and tokenised, everything counted."""
+"""Preparation: a recipe's rows are read, recognised, split, rendered and tokenised, and everything is counted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from luthier.data.tokenise.vocabulary import check_token_ids, stop_tokens
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Data, Source
 
-BLOCKED: Final = ("text", "tokens")  # formats that are cut into blocks
+BLOCKED: Final = ("text", "tokens")  # formats that can be cut into blocks
 SAID: Final = {"preference": "preference pairs", "unpaired": "answers with a verdict"}
 GIVE: Final = {
     "tokens": "Give rows of text or conversations",
@@ -48,37 +48,37 @@ class Prepared:
     train: TokenDataset | Stream
     validation: TokenDataset | None
     report: Report
-    chat_template: str | dict[str, str] | None = None  # what was used, to be saved with the tokenizer
+    chat_template: str | dict[str, str] | None = None  # the template that was used, to be saved with the tokenizer
     chat_template_hash: str | None = None
-    stop_tokens: tuple[int, ...] = ()  # ids that supervised spans end with, for the generation config
+    stop_tokens: tuple[int, ...] = ()  # ids at the end of supervised spans, for the generation config
 
 
 def prepare_data(
     data: Data, tokenizer: Any, *, seed: int, wanted: Wanted = TOKENS, given: Any = None,
     given_validation: Any = None, progress: Progress | None = None,
 ) -> Prepared:  # fmt: skip
-    """The training and validation examples of `data`, deterministic in `seed`, or an error with file and line.
+    """Return the training and validation examples of `data`, deterministic in `seed`. Errors name file and line.
 
-    `given` and `given_validation` are rows in Python or `datasets` objects in the place of the recipe's sources.
-    `wanted` is what the loss asks of them.
+    `given` and `given_validation` are rows from Python, or `datasets` objects, that replace the recipe's sources.
+    `wanted` is what the loss demands of rows.
     """
     _check_settings(data)
-    if data.streaming:  # its own tokenizer, for another thread may read it
+    if data.streaming:  # its own tokenizer, because another thread may read it
         return _streamed(data, Maker.of(data, copy.deepcopy(tokenizer)), wanted, given, given_validation, progress)
     maker, telling = Maker.of(data, tokenizer), data.cache
     train = make_supplies(data.train, given, "data", data.text_unit, telling=telling)
-    held = validation_supplies(data, given_validation, telling=telling)
+    validation = validation_supplies(data, given_validation, telling=telling)
     share, place = held_share(data), None
     if telling:
         others = {
-            "drawn": [share, seed] if share and not held else None,
+            "drawn": [share, seed] if share and not validation else None,
             "mixed": seed if is_mixed(data.train) else None,
             "wanted": attrs.asdict(wanted),
         }
-        place = Entry.of(data, {"train": train, "validation": held}, tokenizer, maker.template, others)
+        place = Entry.of(data, {"train": train, "validation": validation}, tokenizer, maker.template, others)
     sets = None if place is None else place.read()
     if sets is None:
-        sets = _made(data, train, held, maker, seed=seed, wanted=wanted, progress=progress)
+        sets = _made(data, train, validation, maker, seed=seed, wanted=wanted, progress=progress)
         if place is not None:
             place.write(sets)
     return _prepared(*sets, maker)
@@ -96,7 +96,7 @@ def _check_settings(data: Data) -> None:
 def _streamed(
     data: Data, maker: Maker, wanted: Wanted, given: Any, given_validation: Any, progress: Progress | None
 ) -> Prepared:
-    """A stream of training rows, and the validation rows in memory."""
+    """Return a stream of training rows, and the validation rows in memory."""
     if held_share(data):
         problem, remedy = "a stream has no share to hold back", "Give validation its own file."
         raise LuthierError("recipe-conflict", problem, where="data.validation", remedy=remedy)
@@ -111,17 +111,17 @@ def _streamed(
 def _made(
     data: Data,
     train: Sequence[Supply],
-    held: Sequence[Supply],
+    validation_rows: Sequence[Supply],
     maker: Maker,
     *,
     seed: int,
     wanted: Wanted,
     progress: Progress | None,
 ) -> Sets:
-    """The training set, the validation set or None, and the report of both."""
+    """Return the training set, the validation set or None, and the report on both."""
     read = read_forms(data, train, wanted)
-    others = read_forms(data, held, wanted)
-    if not held and held_share(data):
+    others = read_forms(data, validation_rows, wanted)
+    if not validation_rows and held_share(data):
         kept, drawn = divide_rows(len(read.forms), held_share(data), seed)
         read, others = read.chosen(kept, faults=True), read.chosen(drawn, faults=False)
     validation = None
@@ -147,7 +147,7 @@ def _prepared(train: Any, validation: Any, report: Report, maker: Maker) -> Prep
 
 
 def read_forms(data: Data, given: Sequence[Supply], wanted: Wanted) -> ReadRows:
-    """Every row of the supplies as its format's form."""
+    """Return every row of the supplies in its format's form."""
     read = ReadRows()
     for supply in given:
         form = form_of(data, supply.rows, supply.source, wanted)
@@ -159,7 +159,10 @@ def read_forms(data: Data, given: Sequence[Supply], wanted: Wanted) -> ReadRows:
 
 
 def form_of(data: Data, rows: Sequence[Row], source: Source, wanted: Wanted) -> str:
-    """Return a source's format, the recipe's or what its rows look like; it must be one that the loss takes."""
+    """Return a source's format, given by the recipe or recognised.
+
+    Raises `data-format` if the loss does not take it.
+    """
     form: str = data.format
     if all(row.fault is not None for row in rows):
         raise faults_error([Fault.of(row.fault) for row in rows if row.fault is not None], len(rows))
@@ -167,12 +170,12 @@ def form_of(data: Data, rows: Sequence[Row], source: Source, wanted: Wanted) -> 
         form = recognise_format(rows, source.path, mapped_columns(source), wanted.kind)
     _check_kind(form, wanted.kind, source.path)
     if data.block_size is not None and form not in BLOCKED:
-        problem = f"blocks are made of {' and '.join(BLOCKED)}, and these are {form} rows"
+        problem = f"blocks are made of {' and '.join(BLOCKED)} rows, but these are {form} rows"
         remedy = "Leave block_size out, or give documents."
         raise LuthierError("recipe-conflict", problem, where="data.block_size", remedy=remedy)
     if data.block_size is not None and "weight" in mapped_columns(source):
         problem, remedy = (
-            "a block joins rows, so that no row has a weight of its own",
+            "a block joins rows, so a row cannot have its own weight",
             "Leave weight or block_size out.",
         )
         raise LuthierError("recipe-conflict", problem, where="data.block_size", remedy=remedy)
@@ -183,8 +186,8 @@ def _check_kind(form: str, kind: str, where: str) -> None:
     own = FORMATS[form].kind
     if kind in ("any", own):
         return
-    found = f"these are {SAID.get(own, f'{form} rows')}, but the loss takes {SAID.get(kind, kind)}"
-    raise LuthierError("data-format", found, where=where, remedy=f"{GIVE[kind]}, or choose another loss.")
+    problem = f"these are {SAID.get(own, f'{form} rows')}, but the loss takes {SAID.get(kind, kind)}"
+    raise LuthierError("data-format", problem, where=where, remedy=f"{GIVE[kind]}, or choose another loss.")
 
 
 def validation_supplies(data: Data, given: Any, *, telling: bool) -> list[Supply]:
@@ -195,7 +198,7 @@ def validation_supplies(data: Data, given: Any, *, telling: bool) -> list[Supply
 
 
 def held_share(data: Data) -> float:
-    """Return the share of the rows that is held back for validation; 0 where validation has its own sources."""
+    """Return the share of the rows that is held back for validation; 0 if validation has its own sources."""
     share = data.validation
     if isinstance(share, list) or 0 <= share <= 0.5:
         return 0.0 if isinstance(share, list) else share
@@ -203,10 +206,10 @@ def held_share(data: Data) -> float:
 
 
 def divide_rows(count: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the numbers of the rows for training and for validation, at least one of each, both in their order."""
+    """Return the numbers of the rows for training and for validation, at least one each, both in order."""
     if count < 2:
         problem = "one row cannot be divided into training and validation"
         raise LuthierError("data-empty", problem, where="data.validation", remedy="Give validation its own file.")
     most = min(max(1, round(share * count)), count - 1)
-    held = np.random.default_rng(seed).permutation(count)[:most]
-    return np.setdiff1d(np.arange(count), held), np.sort(held)
+    validation = np.random.default_rng(seed).permutation(count)[:most]
+    return np.setdiff1d(np.arange(count), validation), np.sort(validation)

@@ -1,4 +1,4 @@
-"""Prompt rows: a recipe's rows as prompts for a trainer whose answers the policy writes itself."""
+"""Prompt rows: a recipe's rows as prompts, for a trainer whose answers the policy generates itself."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from luthier.data.stream.source_rows import Supply, make_supplies
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Data
 
-TALKS: Final = ("messages", "sharegpt", "chatml")  # formats whose last answer ends the prompt
+TALKS: Final = ("messages", "sharegpt", "chatml")  # formats whose last answer is what follows the prompt
 
 
 @attrs.frozen(kw_only=True)
 class PromptRow:
-    """One prompt, a text or messages; the row's columns, and its place."""
+    """One prompt (a text or messages), the row's columns, and its place."""
 
     prompt: str | list[dict[str, Any]]
     columns: dict[str, Any]
@@ -35,24 +35,24 @@ class PromptRow:
 def read_prompts(
     data: Data, given: Any, given_validation: Any, *, seed: int
 ) -> tuple[list[PromptRow], list[PromptRow]]:
-    """Return the training and the validation prompts of a recipe's rows, or of rows in Python in their place.
+    """Return the training and the validation prompts of a recipe's rows, or of rows from Python that replace them.
 
-    A row's prompt is its column `prompt`, or what stands before the last answer of its conversation.
+    A row's prompt is its column `prompt`, or what precedes the last answer of its conversation.
     """
     train = _read_supplies(make_supplies(data.train, given, "data", data.text_unit, telling=False))
-    held = _read_supplies(validation_supplies(data, given_validation, telling=False))
-    if not held and held_share(data):
+    validation = _read_supplies(validation_supplies(data, given_validation, telling=False))
+    if not validation and held_share(data):
         kept, drawn = divide_rows(len(train), held_share(data), seed)
-        train, held = _chosen_rows(train, kept), _chosen_rows(train, drawn)
-    kinds = {type(row.prompt) for row in (*train, *held)}
+        train, validation = _chosen_rows(train, kept), _chosen_rows(train, drawn)
+    kinds = {type(row.prompt) for row in (*train, *validation)}
     if len(kinds) > 1:
-        problem = "some prompts are plain texts, and others messages"
+        problem = "some prompts are plain texts, others are messages"
         raise LuthierError("data-format", problem, where="data.train", remedy="Give rows of one kind.")
-    return train, held
+    return train, validation
 
 
 def hash_prompts(rows: Sequence[PromptRow]) -> str:
-    """Return 16 hexadecimal digits over prompts and columns."""
+    """Return 16 hexadecimal digits, a hash of prompts and columns."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps([row.prompt, row.columns], sort_keys=True, default=repr).encode())
@@ -73,14 +73,14 @@ def _read_supplies(supplies: Sequence[Supply]) -> list[PromptRow]:
 
 
 def _talk_format(supply: Supply) -> str | None:
-    """Return the format of a source of conversations; None where its rows have a column `prompt`."""
+    """Return the format of a source of conversations; None if its rows have a column `prompt`."""
     rows = [row for row in supply.rows if row.fault is None]
     if all("prompt" in row.values for row in rows):
         return None
     form = recognise_format(rows, supply.source.path, mapped_columns(supply.source), "any")
     if form in TALKS:
         return form
-    problem = f"these are {form} rows, of which no prompt can be told"
+    problem = f"these are {form} rows, which have no prompt"
     remedy = "Name the column of the prompt: data.columns: {prompt: question}."
     raise LuthierError("data-format", problem, where=supply.source.path, remedy=remedy)
 
@@ -94,7 +94,7 @@ def _prompt_row(row: Row, form: str | None) -> PromptRow:
     answers = [place for place, is_trained in enumerate(talk.trained) if is_trained]
     asked = list(talk.messages[: answers[-1]] if answers else talk.messages)
     if not asked:
-        raise LuthierError("data-row", "nothing stands before its answer", where=row.where)
+        raise LuthierError("data-row", "there is no message before its answer", where=row.where)
     return PromptRow(prompt=asked, columns=_without(row, *FORMATS[form].needs[0]), where=row.where)
 
 
@@ -104,7 +104,7 @@ def _checked_prompt(row: Row) -> str | list[dict[str, Any]]:
     if is_talk or (isinstance(prompt, str) and prompt):
         return prompt
     remedy = "Give a text, or a list of {role:, content:}."
-    raise LuthierError("data-row", "is no prompt", where=f"{row.where}: prompt", found=prompt, remedy=remedy)
+    raise LuthierError("data-row", "is not a prompt", where=f"{row.where}: prompt", found=prompt, remedy=remedy)
 
 
 def _without(row: Row, *names: str) -> dict[str, Any]:

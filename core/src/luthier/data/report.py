@@ -21,23 +21,27 @@ COUNTED: Final = ("drops", "changes", "unrendered")
 
 @attrs.define(kw_only=True)
 class Report:
-    """What became of the rows of one set. `drops` counts rows, or parts of split rows, by reason."""
+    """The report on the rows of one set. `drops` counts rows, or parts of split rows, by reason."""
 
     format: str = ""
     rows: int = 0
     examples: int = 0
     drops: Counter[str] = attrs.field(factory=Counter)
-    changes: Counter[str] = attrs.field(factory=Counter)  # rows truncated, split, or parted into one example an answer
-    unrendered: Counter[str] = attrs.field(factory=Counter)  # messages, tools and thoughts that no text has, by role
+    # rows truncated, split, or turned into one example for each answer
+    changes: Counter[str] = attrs.field(factory=Counter)
+    unrendered: Counter[str] = attrs.field(factory=Counter)  # messages, tools and thoughts that are in no text, by role
     tokens: int = 0
     supervised_tokens: int = 0
     lengths: dict[str, int] = attrs.field(factory=dict)  # tokens of an example, by percentile
-    document_lengths: dict[str, dict[str, int]] = attrs.field(factory=dict)  # of units of several documents, by name
-    shared_tokens: int = 0  # that are computed once where documents of a unit share their prompt, not several times
-    histogram: list[tuple[int, int, int]] = attrs.field(factory=list)  # shortest, longest, examples
+    # lengths of the documents of units, by document name
+    document_lengths: dict[str, dict[str, int]] = attrs.field(factory=dict)
+    shared_tokens: int = 0  # tokens that are computed once, because documents of a unit share their prompt
+    # (shortest, longest, number of examples) of each bar
+    histogram: list[tuple[int, int, int]] = attrs.field(factory=list)
     warnings: list[str] = attrs.field(factory=list)
-    bad_rows: list[str] = attrs.field(factory=list)  # the first that were dropped, each with its place
-    sources: list[dict[str, Any]] = attrs.field(factory=list)  # of several: rows, and how many come in an epoch
+    bad_rows: list[str] = attrs.field(factory=list)  # the first rows that were dropped, each with its place
+    # if there are several: rows of each, and how many come in an epoch
+    sources: list[dict[str, Any]] = attrs.field(factory=list)
     validation: Report | None = None
 
     @property
@@ -49,12 +53,12 @@ class Report:
         return self.supervised_tokens / self.tokens if self.tokens else 0.0
 
     def add_faults(self, faults: Sequence[Fault]) -> None:
-        """Count bad rows that were dropped, and keep the first."""
+        """Count bad rows that were dropped, and store the first ones."""
         self.drops.update(count_faults(faults))
         self.bad_rows += [fault.line for fault in faults[: TOLD - len(self.bad_rows)]]
 
     def measure(self, dataset: TokenDataset) -> None:
-        """Fill in tokens, percentiles and the histogram from the kept examples."""
+        """Fill in tokens, percentiles and the histogram from the examples."""
         lengths, supervised = dataset.lengths, dataset.num_supervised
         self.examples, self.tokens, self.supervised_tokens = len(lengths), int(lengths.sum()), int(supervised.sum())
         if len(lengths):
@@ -71,12 +75,12 @@ class Report:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Report:
-        """The report that `to_dict` gave."""
-        held = {field.name: plain[field.name] for field in attrs.fields(cls)}
-        held |= {name: Counter(held[name]) for name in COUNTED}
-        held["histogram"] = [(low, high, count) for low, high, count in held["histogram"]]
-        held["validation"] = held["validation"] and cls.from_dict(held["validation"])
-        return cls(**held)
+        """Return the report that `to_dict` turned into `plain`."""
+        fields = {field.name: plain[field.name] for field in attrs.fields(cls)}
+        fields |= {name: Counter(fields[name]) for name in COUNTED}
+        fields["histogram"] = [(low, high, count) for low, high, count in fields["histogram"]]
+        fields["validation"] = fields["validation"] and cls.from_dict(fields["validation"])
+        return cls(**fields)
 
 
 def _percentiles(lengths: NDArray[np.int64]) -> dict[str, int]:
@@ -85,7 +89,7 @@ def _percentiles(lengths: NDArray[np.int64]) -> dict[str, int]:
 
 
 def _histogram(lengths: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """Up to 12 bars of equal width over whole numbers of tokens."""
+    """Return up to 12 bars of equal width over whole numbers of tokens."""
     low, high = int(lengths.min()), int(lengths.max())
     width = max(1, -(-(high - low + 1) // BINS))
     counts = np.bincount((lengths - low) // width)

@@ -1,4 +1,4 @@
-"""Sets: all rows of a set made into examples, by as many processes as pay, with progress and a report."""
+"""Sets: all rows of a set become examples, in as many processes as pay off, with progress and a report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from luthier.data.tokenise.token_blocks import Blocks
 from luthier.data.tokenise.workers import Workers, count_processes, cut_chunks, working_processes
 from luthier.errors import LuthierError
 
-Progress = Callable[[int, int], None]  # rows done, rows in all
+Progress = Callable[[int, int], None]  # called with rows done and rows in all
 
 
 @attrs.define(kw_only=True)
@@ -29,16 +29,16 @@ class Making:
     """The making of all sets of a preparation."""
 
     maker: Maker
-    total: int  # rows
+    total: int  # rows of all sets
     progress: Progress | None = None
-    workers: Workers | None = None  # None: this process makes them
+    workers: Workers | None = None  # None: this process makes the examples
     done: int = 0
 
     def make(self, read: ReadRows, seed: int | None = None) -> tuple[TokenDataset, Report]:
-        """The examples of the rows, and the report of what became of them.
+        """Return the examples of the rows, and the report on the rows.
 
-        With a `seed` the sources are mixed as the recipe says; it decides what is drawn.
-        Raises one error of all bad rows, as `bad_rows` says, and `data-empty` when none is left.
+        With a `seed` the sources are mixed as the recipe says; the seed decides what is drawn. Raises one error for all
+        bad rows, as `bad_rows` says, and `data-empty` if no row is left.
         """
         report, faults = Report(format=read.name, rows=read.count), list(read.faults)
         documents = self._documents(read.forms, report, np.array(read.numbers, np.int64), faults)
@@ -70,7 +70,7 @@ class Making:
         return TokenDataset.joined(parts or [TokenDataset.of(())])
 
     def _blocks(self, documents: TokenDataset) -> TokenDataset:
-        """The documents, cut into blocks where the recipe asks for them."""
+        """Return the documents, cut into blocks if the recipe asks for them."""
         if self.maker.data.block_size is None:
             return documents
         blocks = Blocks(size=self.maker.data.block_size)
@@ -88,7 +88,7 @@ class Making:
 
 @contextmanager
 def making_rows(maker: Maker, rows: int, progress: Progress | None = None) -> Iterator[Making]:
-    """A making of so many rows, with its processes."""
+    """Yield the making of so many rows, with its processes."""
     count = count_processes(rows, maker.data.num_proc)
     if count == 1:
         yield Making(maker=maker, total=rows, progress=progress)

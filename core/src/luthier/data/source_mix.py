@@ -1,4 +1,4 @@
-"""Mixing: the examples of an epoch, each source's rows as often as its share or its repeats ask."""
+"""Mixing: the examples of an epoch, with each source's rows as often as its share or its repeats require."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from luthier.data.source_shares import SourceRows, count_rows, is_mixed
 def mix_sources(
     dataset: TokenDataset, parts: Sequence[SourceRows], seed: int
 ) -> tuple[TokenDataset, list[dict[str, Any]]]:
-    """Return the examples of an epoch, and of each source how many rows it has, and how many of them come.
+    """Return the examples of an epoch, and for each source how many rows it has, and how many of them come.
 
-    A row that makes several examples comes with all of them. Which rows of a source come, or come once more than
-    others, is drawn by `seed`; their order stays.
+    A row that makes several examples comes with all of them. `seed` decides which rows of a source come, or come once
+    more than others; their order stays.
     """
     index = np.arange(len(dataset)) if dataset.index is None else dataset.index
     rows = [np.unique(index[(index >= part.first) & (index < part.end)]) for part in parts]
@@ -38,7 +38,7 @@ def mix_sources(
 
 
 def _times(rows: int, count: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """How often each of so many rows comes, so that `count` come: each as often as the others, or once more."""
+    """Return how often each of `rows` rows comes so that `count` come in all: equally often, or once more."""
     if not rows:
         return np.zeros(0, np.int64)
     whole, more = divmod(count, rows)

@@ -1,4 +1,4 @@
-"""Shares: how many rows of each source come in an epoch, where the recipe gives them shares or repeats them."""
+"""Shares: how many rows of each source come in an epoch, if the recipe gives them shares or repeats them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import attrs
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Source
 
-WHOLE: Final = 1e-6  # how near to 1 shares must be that leave no room
+WHOLE: Final = 1e-6  # tolerance for shares that must add up to 1
 
 
 @attrs.frozen(kw_only=True)
 class SourceRows:
-    """The rows of one source among those of a set: numbers `first` to before `end`."""
+    """The rows of one source among those of a set: numbers from `first` to before `end`."""
 
     source: Source
     first: int
@@ -23,22 +23,22 @@ class SourceRows:
 
 
 def is_mixed(sources: Sequence[Source]) -> bool:
-    """Whether any source comes in another number than it has rows."""
+    """Return True if a source comes with another number of rows than it has."""
     return any(source.share is not None or source.repeat != 1 for source in sources)
 
 
 def check_shares(sources: Sequence[Source], *, streaming: bool) -> None:
-    """Raise before any row is read for shares that leave no room or fill none."""
+    """Raise, before any row is read, for shares that leave no room for others or do not fill the epoch."""
     shares = [source.share for source in sources if source.share is not None]
     if not shares:
         return
     if streaming:
-        problem, remedy = "how long a stream is, is not known, so that no source can be a share of it", "Use repeat."
+        problem, remedy = "the length of a stream is not known, so no source can be a share of it", "Use repeat."
         raise LuthierError("recipe-conflict", problem, where="data.train", remedy=remedy)
     total = sum(shares)
     if len(shares) == len(sources) and abs(total - 1) > WHOLE:
         problem, remedy = (
-            "every source has a share, and together they are not 1",
+            "every source has a share, but together they are not 1",
             "Leave one out, which fills the rest.",
         )
         raise LuthierError("recipe-out-of-range", problem, where="data.train", found=total, remedy=remedy)
@@ -50,8 +50,8 @@ def check_shares(sources: Sequence[Source], *, streaming: bool) -> None:
 def count_rows(sources: Sequence[Source], rows: Sequence[int]) -> list[int]:
     """Return how many rows of each source come in an epoch.
 
-    A source without a share comes whole, `repeat` times, and the others beside it. Where all have one, the epoch is the
-    longest in which none comes more often than `repeat` times.
+    A source without a share comes whole, `repeat` times, and the others relative to it. If all have a share, the epoch
+    is the longest in which none comes more often than `repeat` times.
     """
     most = [count * source.repeat for count, source in zip(rows, sources, strict=True)]
     shares = [source.share for source in sources]
@@ -63,9 +63,9 @@ def count_rows(sources: Sequence[Source], rows: Sequence[int]) -> list[int]:
         total = sum(rest) / (1 - sum(given))
     else:
         total = min(count / share for count, share in zip(most, given, strict=True))
-    found = [count if share is None else round(share * total) for count, share in zip(most, shares, strict=True)]
+    counts = [count if share is None else round(share * total) for count, share in zip(most, shares, strict=True)]
     return [
-        _at_least_one(count, source) if held else 0 for count, source, held in zip(found, sources, rows, strict=True)
+        _at_least_one(count, source) if own else 0 for count, source, own in zip(counts, sources, rows, strict=True)
     ]
 
 

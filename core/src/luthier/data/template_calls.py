@@ -1,4 +1,4 @@
-"""Calls of a chat template: what it writes of messages, and whatever it raises as an error of the row's."""
+"""Calls of a chat template: what it writes for messages, with every error that it raises turned into one of the row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OWN: Final = frozenset((
 def render_messages(
     tokenizer: Any, given: str | None, messages: Messages, tools: Any, prompt: bool, settings: Settings
 ) -> str:
-    """Return the messages as a template writes them; `given` is another template than the tokenizer's own."""
+    """Return the messages as a template writes them. `given` is a template other than the tokenizer's own, or None."""
     if messages and _is_plain(tokenizer) and not settings.keys() & OWN:
         return guard_rendering(lambda: _render_plain(tokenizer, given, messages, tools, prompt, settings))
     own = {"tools": tools, "chat_template": given, "add_generation_prompt": prompt, "tokenize": False}
@@ -29,8 +29,8 @@ def render_messages(
 
 
 def _is_plain(tokenizer: Any) -> bool:
-    """Return whether a tokenizer renders as transformers itself does."""
-    transformers = sys.modules.get("transformers")  # loaded already, if the tokenizer is one of its own
+    """Return True if a tokenizer renders exactly as transformers itself does."""
+    transformers = sys.modules.get("transformers")  # loaded already if the tokenizer is one of transformers'
     if transformers is None or not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
         return False
     own = getattr(type(tokenizer), "apply_chat_template", None)
@@ -49,11 +49,11 @@ def _render_plain(
     rendered: Any = render_jinja_template(
         conversations=[chat], tools=tools, chat_template=text, add_generation_prompt=prompt, **variables
     )
-    return str(rendered[0][0])  # beside the places of generation tags
+    return str(rendered[0][0])  # the first value is the text, the second the places of generation tags
 
 
 def guard_rendering(render: Any) -> Any:
-    """What the template gives; its refusal as `data-row`, an invalid template as `template-unprovable`."""
+    """Return what the template writes. Raises `data-row` if it refuses, and `template-unprovable` if it is invalid."""
     import jinja2
 
     try:
@@ -61,7 +61,7 @@ def guard_rendering(render: Any) -> Any:
     except jinja2.TemplateSyntaxError as error:
         problem = f"the chat template is not valid Jinja: {error}"
         raise LuthierError("template-unprovable", problem, remedy="Correct the template.") from None
-    except Exception as error:  # a template may compute anything, and so raise anything
+    except Exception as error:  # a template may compute anything, and so may raise anything
         reason = str(error) if isinstance(error, jinja2.TemplateError) and str(error) else _typed(error)
         problem = f"the chat template refuses this conversation: {reason}"
         raise LuthierError("data-row", problem, remedy="Change the row, or use a template that takes it.") from None

@@ -1,4 +1,4 @@
-"""Batch: documents packed into one padding-free row, and how examples become one."""
+"""The batch: documents packed into one row without padding, and how examples become one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IGNORED = -100  # the label of a position that is not supervised
 
 @attrs.define(kw_only=True, eq=False)
 class Batch:
-    """T tokens of D documents that belong to U units. Labels are unshifted; only `previous` shifts.
+    """A batch of T tokens in D documents that belong to U units. Labels are unshifted; only `previous` shifts.
 
     A unit (a row, a pair, a group of completions) is never divided between batches. On an idle batch U is 0 and
     `unit_of` is -1 everywhere.
@@ -38,9 +38,9 @@ class Batch:
     index: Tensor  # [U] int64 on the CPU: the row of the data that each unit is, from 0
     named: dict[str, Tensor] = attrs.field(factory=dict)  # [U] int64 on the CPU each: the document of that name, or -1
     columns: dict[str, Tensor] = attrs.field(factory=dict)  # [U] each: labels, margins and the like, by column
-    where: tuple[str, ...] = ()  # [D] file:line of each document, where that is known
-    idle: bool = False  # a rank's turn without work: it takes part in every collective and counts for nothing
-    embeddings: Tensor | None = None  # [T, H] that the body reads in the place of input_ids, of a prepared batch
+    where: tuple[str, ...] = ()  # [D] file:line of each document, if it is known
+    idle: bool = False  # a rank's turn without work: it takes part in every collective and counts as nothing
+    embeddings: Tensor | None = None  # [T, H] that the body reads instead of input_ids, in a prepared batch
     origin: Tensor | None = (
         None  # [T] int64: each token's place in the loss's batch, -1 for a virtual one; None: its own
     )
@@ -59,16 +59,16 @@ class Batch:
 
     @property
     def supervised(self) -> Tensor:
-        """[S] int64: the positions that carry a label and have a token before them."""
+        """Return [S] int64, the positions that have a label and a token before them."""
         return self.supervised_by(self.labels)
 
     def supervised_by(self, labels: Tensor) -> Tensor:
-        """Return [S] int64: the positions at which `labels` [T] holds a label and a token stands before it."""
+        """Return [S] int64, the positions at which `labels` [T] has a label and that have a token before them."""
         return ((labels != IGNORED) & (self.previous >= 0)).nonzero().squeeze(1)
 
     @property
     def lengths(self) -> Tensor:
-        """[D] int64 on the CPU."""
+        """Return [D] int64 on the CPU, the tokens of each document."""
         return self.document_starts.diff()
 
     @property
@@ -81,32 +81,33 @@ class Batch:
 
     @property
     def pairs(self) -> Tensor:
-        """[P, 2] int64 on the CPU: the chosen and the rejected document of each unit that has both."""
+        """Return [P, 2] int64 on the CPU: the chosen and the rejected document of each unit that has both."""
         import torch
 
         both = torch.stack([self.documents("chosen"), self.documents("rejected")], dim=1)
         return both[(both >= 0).all(dim=1)]
 
     def document_ids(self) -> Tensor:
-        """[T] int64: the document of each token."""
+        """Return [T] int64, the document of each token."""
         import torch
 
         lengths = self.lengths.to(self.device)
         return torch.arange(self.num_documents, device=self.device).repeat_interleave(lengths)
 
     def sum_by_document(self, values: Tensor) -> Tensor:
-        """[T, ...] to [D, ...]."""
+        """Return the sum of `values` [T, ...] over each document, [D, ...]."""
         total = values.new_zeros((self.num_documents, *values.shape[1:]))
         return total.index_add(0, self.document_ids(), values)
 
     def insert_virtual(self, count: int) -> Batch:
-        """Return a batch with `count` virtual tokens before each document that continues none, and its `origin`.
+        """Return a batch with `count` virtual tokens before each document that continues none, and with its `origin`.
 
-        Virtual tokens have id 0 and no label; positions go on after them. An adapter adds the `embeddings`.
+        Virtual tokens have id 0 and no label; the positions of real tokens follow on them. An adapter adds the
+        `embeddings`.
         """
         import torch
 
-        added = torch.where(self.continues < 0, count, 0).cumsum(0)  # [D] up to each document, its own included
+        added = torch.where(self.continues < 0, count, 0).cumsum(0)  # [D] up to and including each document
         places = torch.arange(self.num_tokens, device=self.device) + added.to(self.device)[self.document_ids()]
         total = self.num_tokens + int(added[-1])
         starts = self.document_starts + torch.nn.functional.pad(added, (1, 0))
@@ -127,9 +128,9 @@ class Batch:
         )
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch with its per-token tensors on `device`; document tables stay on the CPU."""
+        """Return the batch with its per-token tensors on `device`. Document tables stay on the CPU."""
         names = ("input_ids", "labels", "position_ids", "token_weights", "previous")
-        pinned = str(device).startswith("cuda")  # a copy from pinned memory goes on beside the computing
+        pinned = str(device).startswith("cuda")  # a copy from pinned memory overlaps with computing
         own = {name: getattr(self, name) for name in names}
         own = {name: value.pin_memory() if pinned and value.is_cpu else value for name, value in own.items()}
         moved = {name: value.to(device, non_blocking=True) for name, value in own.items()}
@@ -138,7 +139,7 @@ class Batch:
 
 
 def make_idle_batch(example: TokenExample) -> Batch:
-    """What a rank without work computes while the others do: two tokens that the model knows."""
+    """Return the batch of a rank without work: two tokens that the model knows."""
     short = example.input_ids[:2]
     alone = attrs.evolve(example, input_ids=short, labels=short, documents=None, names=(), continues=())
     batch = collate_examples([alone])
@@ -190,7 +191,7 @@ def _links(examples: Sequence[TokenExample]) -> list[int]:
 
 
 def chain_of(links: Sequence[int], document: int) -> list[int]:
-    """Return the documents that a document follows, the first one first, and itself; links[d] is -1 for none."""
+    """Return the chain of documents that a document follows, first one first, and itself. links[d] is -1 for none."""
     chain = [document]
     while links[chain[0]] >= 0:
         chain.insert(0, links[chain[0]])
@@ -198,7 +199,7 @@ def chain_of(links: Sequence[int], document: int) -> list[int]:
 
 
 def continue_documents(batch: Batch, links: Sequence[int]) -> Batch:
-    """Return the batch with document d following document links[d], -1 for none; none of them may be empty."""
+    """Return the batch with document d following document links[d], -1 for none. None of them may be empty."""
     import torch
 
     lengths, starts = batch.lengths.tolist(), batch.document_starts.tolist()
@@ -217,7 +218,7 @@ def continue_documents(batch: Batch, links: Sequence[int]) -> Batch:
 
 
 def _named(examples: Sequence[TokenExample]) -> dict[str, Tensor]:
-    """[U] for each name of a document: its number in the batch, -1 where a unit has none of that name."""
+    """Return [U] for each name of a document: its number in the batch, -1 if a unit has none of that name."""
     import torch
 
     firsts = np.cumsum([0, *(len(e.starts) for e in examples[:-1])]).tolist()

@@ -1,4 +1,4 @@
-"""Feeds: the examples of each optimizer step, whether the rows lie in memory or come in a stream."""
+"""Feeds: the examples of each optimizer step, from rows in memory or from a stream."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from luthier.data.examples import TokenDataset, TokenExample
 
 @attrs.frozen(kw_only=True, eq=False)
 class Portion:
-    """What one optimizer step trains on, over all ranks."""
+    """The examples that one optimizer step trains on, over all ranks."""
 
     step: int  # from 0
-    samples: int = 0  # that the steps before it took
+    samples: int = 0  # the samples that the steps before it took
     examples: Sequence[TokenExample]
-    begun: float  # passes over the rows before it, and
-    ended: float  # after it; a stream knows whole passes only
+    begun: float  # passes over the rows before it
+    ended: float  # passes after it; a stream knows only complete passes
     ends_epoch: bool = False
-    last: bool = False  # no step comes after it
-    position: Any = None  # where a stream stands after it
-    derived: int = 0  # documents that the loss added to its units, and
-    cut: int = 0  # those of them that were too long
-    ready: Any = None  # its micro-batches with the packing that they were made under, where they were made ahead
+    last: bool = False  # True if no step comes after it
+    position: Any = None  # the position of a stream after it
+    derived: int = 0  # documents that the loss added to its units
+    cut: int = 0  # added documents that were too long
+    ready: Any = None  # micro-batches made ahead, with the packing that they were made for; None: not made yet
 
     @property
     def lengths(self) -> list[int]:
@@ -43,7 +43,7 @@ class Portion:
 
 @attrs.frozen(kw_only=True)
 class Reached:
-    """How far a run has come: the steps it has done, the samples that they took, and how many one took at first."""
+    """The progress of a run: its steps, the samples that they took, and the samples of one step at first."""
 
     step: int = 0
     samples: int = 0
@@ -54,32 +54,35 @@ START: Final = Reached()
 
 
 class Feed(Protocol):
-    """Where the loop gets its examples from, the same on every rank."""
+    """The source of the loop's examples, the same on every rank."""
 
     @property
     def total(self) -> int | None:
-        """Steps of the run; None where they are not known, or there is no end."""
+        """Return the steps of the run; None if they are not known, or there is no end."""
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Steps of one pass over the rows, None where they are not known."""
+        """Return the steps of one pass over the rows; None if they are not known."""
 
     def head(self, count: int) -> list[TokenExample]:
-        """The first examples as they were read, at most `count`."""
+        """Return the first examples in the order of reading, at most `count`."""
 
     def portions(self, first: int) -> Iterator[Portion]:
-        """The portions of step `first` (from 0) and of those after it, up to the last."""
+        """Yield the portions of step `first` (from 0) and of all later ones, up to the last."""
 
     def state(self, portion: Portion | None) -> dict[str, Any]:
-        """What goes on after `portion` (None: where the feed began) needs, as tensors and JSON values."""
+        """Return the state after `portion` (None: before the first), as tensors and JSON values."""
 
     def load_state(self, state: Mapping[str, Any], reached: Reached = START) -> None:
-        """Go on where `state` was taken, after what is `reached`; empty for rows that were others until then."""
+        """Continue where `state` was taken, after `reached`.
+
+        `state` is empty if the rows differ from those until then.
+        """
 
 
 @attrs.define(kw_only=True, eq=False)
 class RowFeed:
-    """Rows in memory: the order is a function of (seed, epoch), so that the samples taken say where it stands.
+    """A feed of rows in memory. The order depends on (seed, epoch), so that the samples taken say where it is.
 
     The run ends after `max_steps` steps or `goal` samples, whichever is given and comes first.
     """

@@ -1,4 +1,4 @@
-"""Layout: the units of a global batch as they are packed: arranged by the loss, their common prompts shared."""
+"""Layout: the units of a global batch before packing: arranged by the loss, with their common prompts shared."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRIED = 8  # units that show how many documents are derived
 
 @attrs.frozen(kw_only=True)
 class LaidOut:
-    """Units ready for packing, with how many documents the loss derived and how many of them were cut."""
+    """Units ready for packing, with the number of documents that the loss derived and of those that were cut."""
 
     examples: Sequence[TokenExample]
     derived: int = 0
@@ -31,7 +31,7 @@ class LaidOut:
 
 @attrs.frozen(kw_only=True)
 class UnitLayout:
-    """What becomes of units before they are packed. `arrange` is the loss's, None where it leaves them as they are."""
+    """The changes to units before packing. `arrange` is the loss's, None if the loss leaves them unchanged."""
 
     max_length: int = 0
     arrange: Arrange | None = None
@@ -39,7 +39,7 @@ class UnitLayout:
 
     @property
     def is_plain(self) -> bool:
-        """True if units stay as they are."""
+        """Return True if units stay unchanged."""
         return self.arrange is None and not self.shares_prompts
 
     def lay_out(self, examples: Sequence[TokenExample]) -> LaidOut:
@@ -58,19 +58,19 @@ class UnitLayout:
         return [example for group in groups for example in self.lay_out(group).examples]
 
     def unit_tokens(self, dataset: TokenDataset) -> NDArray[np.int64]:
-        """Return [N]: the tokens that each unit computes, at worst where the loss derives documents."""
+        """Return [N], the tokens that each unit computes; an upper bound if the loss derives documents."""
         saved = saved_by_unit(dataset) if self.shares_prompts else 0
         longest = max((example.longest for example in dataset), default=0) if self.arrange else 0
         return dataset.lengths - saved + self._derived(dataset) * min(self.max_length, 2 * longest)
 
     def longest_unit(self, dataset: TokenDataset | Stream) -> int:
-        """Return the tokens that no unit computes more of."""
+        """Return the largest number of tokens that a unit computes."""
         if isinstance(dataset, Stream):
             return dataset.longest + self._derived(dataset.sample) * self.max_length
         return dataset.longest if self.is_plain else int(self.unit_tokens(dataset).max())
 
     def _derived(self, dataset: TokenDataset) -> int:
-        """Return how many documents the loss derives for a unit, at most, as the first ones show."""
+        """Return the largest number of documents that the loss derives for a unit, judged by the first units."""
         if self.arrange is None:
             return 0
         tried = dataset.head(TRIED)
@@ -82,7 +82,7 @@ class UnitLayout:
         units = [Unit.of_example(example) for example in examples]
         made = list(self.arrange(units))
         if [unit.index for unit in made] != [unit.index for unit in units]:
-            problem = "arrange must return the same units in the same order, and none other"
+            problem = "arrange must return the same units in the same order, and no others"
             raise LuthierError("part-invalid", problem, where="loss", found=f"{len(made)} units of {len(units)}")
         further = [_derived_documents(unit, before) for unit, before in zip(made, units, strict=True)]
         longer = [len(passage) > self.max_length for own in further for passage in own.values()]
@@ -90,7 +90,7 @@ class UnitLayout:
         return LaidOut(examples=examples, derived=len(longer), cut=sum(longer))
 
     def _with_documents(self, example: TokenExample, further: Mapping[str, Passage]) -> TokenExample:
-        """Return the unit with derived documents after its own; one above `max_length` loses its answer's end."""
+        """Return the unit with derived documents after its own. One above `max_length` loses the end of its answer."""
         if not further:
             return example
         cut = {name: passage.cut(0, self.max_length) for name, passage in further.items()}
@@ -100,7 +100,7 @@ class UnitLayout:
 
 
 def _derived_documents(unit: Unit, before: Unit) -> dict[str, Passage]:
-    """Return the documents that a loss added; `part-invalid` where it changed or emptied one."""
+    """Return the documents that a loss added. Raises `part-invalid` if it changed or emptied one."""
     for name, passage in before.documents.items():
         if unit.documents.get(name) is not passage:
             remedy = "Add documents with unit.with_document(name, passage), and leave the others alone."
@@ -129,7 +129,7 @@ class LaidOutFeed:
         return self.feed.steps_per_epoch
 
     def head(self, count: int) -> list[TokenExample]:
-        """The first units as they were read, laid out together."""
+        """Return the first units in the order of reading, laid out together."""
         return list(self.layout.lay_out(self.feed.head(count)).examples)
 
     def portions(self, first: int) -> Iterator[Portion]:

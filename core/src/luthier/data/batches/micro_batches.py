@@ -1,4 +1,4 @@
-"""Micro-batches: the examples of a step, packed and dealt to this rank."""
+"""Micro-batches: the examples of a step, packed and distributed to the ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from luthier.data.examples import TokenExample
 
 
 def rank_batches(examples: Sequence[TokenExample], packing: Packing, device: torch.device) -> Iterator[Batch]:
-    """This rank's micro-batches of the examples, on the device: as many as every other rank has, idle ones included."""
+    """Yield this rank's micro-batches on the device: as many as every other rank has, idle ones included."""
     for bins in packing.spread(packing.sizes(examples)):
         yield _batch(examples, bins[packing.rank], device)
 
@@ -21,7 +21,7 @@ def rank_batches(examples: Sequence[TokenExample], packing: Packing, device: tor
 def deal_batches(
     examples: Sequence[TokenExample], packing: Packing, device: torch.device, limit: int | None = None
 ) -> Iterator[Batch]:
-    """This rank's share of the micro-batches that a process alone would have, the first `limit` of them."""
+    """Yield this rank's share of the micro-batches that a single process would have, the first `limit` of them."""
     alone = attrs.evolve(packing, ranks=1, rank=0)
     turns = [bins[0] for bins in alone.spread(packing.sizes(examples))][:limit]
     for first in range(0, len(turns), packing.ranks):

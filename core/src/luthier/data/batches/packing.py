@@ -1,4 +1,4 @@
-"""Packing: which examples share a micro-batch on which rank, balanced and under a token limit."""
+"""Packing: which examples share a micro-batch on which rank, balanced and within a token limit."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ import attrs
 if TYPE_CHECKING:
     from luthier.data.examples import TokenExample
 
-TRIES: Final = 4  # numbers of micro-batches for which balance is tried before the fallback's own number
+TRIES: Final = 4  # numbers of micro-batches that are tried for balance before the fallback's own number
 
-Bins = list[list[int]]  # indices of the examples of each bin
+Bins = list[list[int]]  # the indices of the examples in each bin
 
 
 @attrs.frozen(kw_only=True)
 class Packing:
-    """How the examples of a step become micro-batches: at most `max_tokens` each, or one unit each if not `on`."""
+    """The rule for making a step's micro-batches: at most `max_tokens` each, or one unit each if not `on`."""
 
     max_tokens: int
     on: bool = True
     ranks: int = 1
     rank: int = 0  # this process's own
-    virtual_tokens: int = 0  # that an adapter puts before each document that continues none
+    virtual_tokens: int = 0  # tokens that an adapter puts before each document that continues none
 
     def sizes(self, examples: Sequence[TokenExample]) -> list[int]:
-        """Return the tokens that each unit computes."""
+        """Return the number of tokens that each unit computes."""
         own = [len(example.input_ids) for example in examples]
         if not self.virtual_tokens:
             return own
         return [n + self.virtual_tokens * len(e.heads) for n, e in zip(own, examples, strict=True)]
 
     def for_rank(self, rank: int, ranks: int, virtual_tokens: int) -> Packing:
-        """Return the same packing as one of several ranks has it, with an adapter's virtual tokens counted."""
+        """Return the same packing for one of several ranks, with an adapter's virtual tokens counted."""
         return attrs.evolve(self, rank=rank, ranks=ranks, virtual_tokens=virtual_tokens)
 
     def spread(self, lengths: Sequence[int]) -> list[Bins]:
-        """The micro-batches, each one bin for each rank; an empty bin is a rank's idle turn.
+        """Return the micro-batches, each with one bin for each rank. An empty bin is a rank's idle turn.
 
-        An example above the limit, which may have been lowered where memory ran out, is alone in its bin.
+        An example above the limit, which may have been lowered after memory ran out, is alone in its bin.
         """
         if self.on:
             return pack_ranks(lengths, max(self.max_tokens, *lengths, 1), self.ranks)
@@ -50,14 +50,15 @@ class Packing:
 
 
 def pack_ranks(lengths: Sequence[int], max_tokens: int, ranks: int, groups: Sequence[int] | None = None) -> list[Bins]:
-    """Micro-batches, each one bin of indices for each of `ranks`: every index once, no bin above `max_tokens` tokens.
+    """Return micro-batches, each one bin of indices for each of `ranks`: every index once, no bin above `max_tokens`
+    tokens.
 
     Every rank has the same number of micro-batches, the smallest that longest-processing-time or best-fit decreasing
     finds over all bins together. Bins are sorted by load before they are dealt, so that the ranks of one micro-batch
-    have about as much to do; a rank without work has an empty bin. Deterministic.
+    have about as much to do; a rank without work has an empty bin. The result is deterministic.
 
     `groups` gives each length the group that it belongs to (the two answers of a preference pair, say): a group is
-    never split. A group, or a length of its own, above `max_tokens` is the caller's error.
+    never split. It is the caller's error if a group, or a length outside of groups, is above `max_tokens`.
     """
     if groups is not None:
         members = _members(groups)
@@ -76,12 +77,12 @@ def pack_ranks(lengths: Sequence[int], max_tokens: int, ranks: int, groups: Sequ
 
 
 def pack(lengths: Sequence[int], max_tokens: int) -> Bins:
-    """The bins of one rank, the fullest first."""
+    """Return the bins of one rank, the fullest first."""
     return [bins[0] for bins in pack_ranks(lengths, max_tokens, 1)]
 
 
 def measure_imbalance(lengths: Sequence[int], micro_batches: Sequence[Bins]) -> float:
-    """The time that the slowest rank of each micro-batch takes, over what it would be at equal loads; 1 is perfect.
+    """Return the time of the slowest rank in each micro-batch, relative to equal loads, added up; 1 is perfect.
 
     Loads are tokens; ranks wait for each other in every micro-batch.
     """
@@ -95,7 +96,7 @@ def longest_first(lengths: Sequence[int]) -> list[int]:
 
 
 def _members(groups: Sequence[int]) -> Bins:
-    """The indices of each group, groups in the order of their first member."""
+    """Return the indices of each group, with groups in the order of their first member."""
     members: dict[int, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
@@ -108,13 +109,13 @@ def _dealt(bins: Bins, lengths: Sequence[int], ranks: int) -> list[Bins]:
 
 
 def _grouped(bins: Bins, ranks: int) -> list[Bins]:
-    """Consecutive bins as the ranks of one micro-batch, the last filled up with empty ones."""
+    """Return consecutive bins as the ranks of one micro-batch, the last micro-batch filled up with empty bins."""
     groups = [bins[start : start + ranks] for start in range(0, len(bins), ranks)]
     return [group + [[] for _ in range(ranks - len(group))] for group in groups]
 
 
 def _least_loaded(lengths: Sequence[int], order: list[int], count: int, max_tokens: int) -> Bins:
-    """Each example to the least loaded of `count` bins (LPT, Graham 1969); empty where one overflows."""
+    """Put each example into the least loaded of `count` bins (LPT, Graham 1969). Return [] if one overflows."""
     heap = [(0, i) for i in range(count)]
     bins: Bins = [[] for _ in range(count)]
     for index in order:
@@ -127,7 +128,7 @@ def _least_loaded(lengths: Sequence[int], order: list[int], count: int, max_toke
 
 
 def _best_fit(lengths: Sequence[int], order: list[int], max_tokens: int) -> Bins:
-    """Each example to the fullest bin that takes it (best-fit decreasing)."""
+    """Put each example into the fullest bin that has room for it (best-fit decreasing)."""
     room: list[tuple[int, int]] = []  # (free tokens, bin), sorted
     bins: Bins = []
     for index in order:

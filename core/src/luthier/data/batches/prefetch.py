@@ -1,4 +1,4 @@
-"""Prefetch: the micro-batches of the next steps are made by one background thread while this step computes."""
+"""Prefetch: one background thread makes the micro-batches of the next steps while this step computes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from luthier.data.batches.batch import Batch
 from luthier.data.batches.example_feed import Portion
 from luthier.data.batches.packing import Packing
 
-DEPTH: Final = 2  # steps made before they are asked for
+DEPTH: Final = 2  # the number of steps made ahead
 Ready = tuple[Packing, Sequence[Batch]]
 
 
 def prefetch_pays(device: torch.device, *, streaming: bool) -> tuple[bool, str]:
-    """Whether a background thread makes the next steps, and why: where that does not take the place of computing.
+    """Return True if a background thread should make the next steps, which must not slow down computing; and the
+    reason.
 
     Measured on two cores with one computing thread: packing rows in memory is less than a thousandth of a LoRA step of
     2M parameters, reading and tokenising a stream 2 to 3 %.
@@ -41,10 +42,10 @@ def prefetch_pays(device: torch.device, *, streaming: bool) -> tuple[bool, str]:
 def prefetch_portions(
     portions: Iterator[Portion], make: Callable[[Portion], Ready], device: torch.device, depth: int = DEPTH
 ) -> Iterator[Portion]:
-    """The same portions with their micro-batches for `device`, made up to `depth` steps ahead by one thread.
+    """Yield the same portions with their micro-batches for `device`, made up to `depth` steps ahead by one thread.
 
-    What the thread raises is raised here, in the place of the portion that it was making. Close the generator to end
-    the thread; nothing that it read ahead is lost, for a portion carries the place where its own feed goes on.
+    An error of the thread is raised here, in the place of the portion that it was making. Close the generator to end
+    the thread; nothing that it read ahead is lost, because a portion carries the place where its own feed continues.
     """
     made: queue.Queue[Any] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
@@ -59,7 +60,7 @@ def prefetch_portions(
             yield item
     finally:
         stopped.set()
-        while thread.is_alive():  # it may wait for room
+        while thread.is_alive():  # the thread may be waiting for room
             with suppress(queue.Empty):
                 made.get_nowait()
             thread.join(0.01)
@@ -74,7 +75,8 @@ def _fill(
 ) -> None:
     try:
         if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)  # a thread's own, without which it would take memory of the first
+            # a thread has its own current device, by default the first, where it would take memory
+            torch.cuda.set_device(device)
         with closing(portions):  # type: ignore[type-var]
             for portion in portions:
                 if stopped.is_set():

@@ -1,4 +1,4 @@
-"""Order: which examples make up each optimizer step, as a function of (seed, epoch) and the samples taken before it."""
+"""The order of rows: the examples of each optimizer step, as a function of (seed, epoch) and the samples before it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 
 def order_rows(size: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of `size` examples in one epoch."""
+    """Return the order of `size` examples in one epoch."""
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(size)
 
 
 @attrs.frozen(kw_only=True)
 class Order:
-    """`size` examples in steps of `batch`; the last step of an epoch may be short.
+    """The order of `size` examples in steps of `batch`. The last step of an epoch may be short.
 
-    A place in it is a number of samples: those of all steps before it. So a run may go on with another batch.
+    A place in it is the number of samples of all steps before, so that a run may continue with another batch size.
     """
 
     size: int

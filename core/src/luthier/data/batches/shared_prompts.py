@@ -25,7 +25,7 @@ class PromptGroup:
 
     @property
     def saved(self) -> int:
-        """Tokens that are computed once in the place of several times."""
+        """Return the number of tokens that are computed once instead of several times."""
         return (len(self.members) - 1) * len(self.prompt)
 
     def saved_with(self, tokens: Tokens) -> int:
@@ -45,10 +45,10 @@ def count_common(one: Tokens, other: Tokens) -> int:
 
 
 def find_groups(example: TokenExample) -> list[PromptGroup]:
-    """Return the groups of two documents or more that begin with a common prompt.
+    """Return the groups of two or more documents that begin with a common prompt.
 
-    A prompt ends before the first supervised token of each of them; a document without any has none. A document joins
-    the group with which most is saved.
+    A prompt ends before the first supervised token of each document; a document without any has none. A document joins
+    the group with which it saves most.
     """
     groups: list[PromptGroup] = []
     if len(example.names) < 2:
@@ -95,12 +95,12 @@ def share_prompts(example: TokenExample) -> TokenExample:
 
 
 def count_saved(examples: Iterable[TokenExample]) -> NDArray[np.int64]:
-    """Return [N]: the tokens that sharing prompts saves of each unit."""
+    """Return [N], the tokens that sharing prompts saves in each unit."""
     return np.array([sum(group.saved for group in find_groups(example)) for example in examples], np.int64)
 
 
 def saved_by_unit(dataset: TokenDataset) -> NDArray[np.int64]:
-    """Return [N] of `count_saved` over a set, counted once for each set: about 100 microseconds a pair."""
+    """Return [N], `count_saved` over a set, computed once for each set: about 100 microseconds a pair."""
     if dataset not in COUNTED:
         COUNTED[dataset] = count_saved(dataset)
     return COUNTED[dataset]

@@ -1,4 +1,4 @@
-"""Unit: a row as `Loss.arrange` sees it, its documents under their names. It is never divided between batches."""
+"""A unit: a row as `Loss.arrange` sees it, with its documents by name. It is never divided between batches."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Passage:
 
     @property
     def prompt(self) -> Passage:
-        """What comes before the first supervised token."""
+        """Return the tokens before the first supervised one."""
         return self.cut(0, self._first)
 
     @property
     def answer(self) -> Passage:
-        """What begins with the first supervised token."""
+        """Return the tokens from the first supervised one on."""
         return self.cut(self._first, len(self))
 
     def cut(self, start: int, end: int) -> Passage:
@@ -53,18 +53,18 @@ class Unit:
     documents: Mapping[str, Passage]
     columns: Mapping[str, bool | int | float] = attrs.field(factory=dict)
     index: int | None = None
-    where: str = ""  # file:line it came from
+    where: str = ""  # file:line of the row
 
     @classmethod
     def of_example(cls, example: TokenExample) -> Unit:
-        """Return the unit that a token example is."""
+        """Return the unit of a token example."""
         documents = {
             name: Passage(input_ids=one.input_ids, labels=one.labels) for name, one in example.by_name().items()
         }
         return cls(documents=documents, columns=example.columns, index=example.index, where=example.where)
 
     def with_document(self, name: str, passage: Passage) -> Unit:
-        """Return the unit with one more document; `part-invalid` where it has one of that name."""
+        """Return the unit with one more document. Raises `part-invalid` if it has one with that name."""
         if name in self.documents:
             raise LuthierError("part-invalid", f"the unit has a document {name!r} already", where="loss")
         return attrs.evolve(self, documents={**self.documents, name: passage})

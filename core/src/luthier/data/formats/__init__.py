@@ -1,1 +1,1 @@
-"""Formats: what the loss asks of rows, and the rows of each format in one form. The older files move in here later."""
+"""Formats: what the loss demands of rows, and the rows of each format in one form."""

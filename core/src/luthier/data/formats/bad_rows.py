@@ -1,4 +1,4 @@
-"""Bad rows: each found is kept as text with its place, so that all are told at once, or dropped and counted."""
+"""Bad rows: each one is kept as text with its place, so that all are reported at once, or dropped and counted."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import attrs
 from luthier.errors import LuthierError, show_value
 from luthier.recipe.schema import Data
 
-TOLD: Final = 10  # bad rows that an error lists
-SURE: Final = 1000  # rows of a stream after which a share of them says something
-KINDS: Final = {  # codes of what can be wrong with one row alone, and what such rows are counted as
+TOLD: Final = 10  # the most bad rows that an error lists
+SURE: Final = 1000  # rows of a stream after which the share of bad rows is judged
+KINDS: Final = {  # error codes that concern one row alone -> the word under which such rows are counted
     "data-row": "broken",
     "model-vocabulary": "broken",
     "data-column": "column",
@@ -27,20 +27,20 @@ EMPTY: Final = "empty"  # the kind of a row that holds nothing at all
 
 @attrs.frozen(kw_only=True)
 class Fault:
-    """What is wrong with one row: an error as plain text, which goes from one process to another."""
+    """The problem of one row: an error as plain text, which can be sent from one process to another."""
 
     code: str
     kind: str
     where: str | None
-    line: str  # with place, problem and what was found
+    line: str  # the error's text, with place, problem and the value found
     remedy: str
     problem: str = ""
     found: str | None = None
-    number: int = 0  # of the row among those it was read or made with
+    number: int = 0  # the number of the row among those read or made with it
 
     @classmethod
     def of(cls, error: LuthierError, kind: str = "", number: int = 0) -> Fault:
-        """Return the fault that an error tells of; the error itself is raised where it is none of a row."""
+        """Return the fault that an error describes. An error that concerns more than a row is raised again."""
         if error.code not in KINDS:
             raise error
         value = None if error.found is None else show_value(error.found)
@@ -58,7 +58,7 @@ class Fault:
 
 @attrs.frozen(repr=False)
 class Found:
-    """What was found, as it was shown where it was found."""
+    """A value that was found, as text, because the value itself is in another process."""
 
     text: str
 
@@ -71,9 +71,9 @@ def count_faults(faults: Sequence[Fault]) -> Counter[str]:
 
 
 def faults_error(faults: Sequence[Fault], rows: int, told: str = "") -> LuthierError:
-    """Return one error of all bad rows: the first of them with their places, and how many there are of each kind.
+    """Return one error for all bad rows: the first ones with their places, and the number of each kind.
 
-    `told` is a sentence of why they are an error now. One row alone is told as if it were read by itself.
+    `told` is a sentence that says why they are an error now. A single row gets the error that it has by itself.
     """
     first = faults[0]
     if len(faults) == 1 and not told:
@@ -88,10 +88,10 @@ def faults_error(faults: Sequence[Fault], rows: int, told: str = "") -> LuthierE
 
 
 def check_policy(data: Data) -> None:
-    """Raise for a limit that nothing reads, or that is none."""
+    """Raise `recipe-conflict` for a limit that nothing reads, and `recipe-out-of-range` for an impossible one."""
     limit = data.max_bad_rows
     if limit is not None and data.bad_rows == "error":
-        problem, remedy = "a limit of bad rows is for bad_rows: drop", "Set bad_rows: drop, or leave max_bad_rows out."
+        problem, remedy = "a limit is read with bad_rows: drop only", "Set bad_rows: drop, or leave max_bad_rows out."
         raise LuthierError("recipe-conflict", problem, where="data.max_bad_rows", found=limit, remedy=remedy)
     if isinstance(limit, float) and limit > 1:
         problem = "a whole number is a count of rows, and a share is from 0.0 to 1.0"
@@ -99,7 +99,7 @@ def check_policy(data: Data) -> None:
 
 
 def settle_faults(faults: Sequence[Fault], rows: int, data: Data) -> None:
-    """Raise one error of all bad rows, unless the recipe drops them and they are not too many."""
+    """Raise one error for all bad rows, unless the recipe drops them and there are not too many."""
     fatal = [fault for fault in faults if _is_fatal(fault, data)]
     if fatal:
         raise faults_error(fatal, rows)
@@ -114,7 +114,7 @@ def _is_fatal(fault: Fault, data: Data) -> bool:
 
 
 def exceeds_limit(count: int, rows: int, data: Data) -> bool:
-    """Return whether so many bad ones of `rows` are more than the recipe allows."""
+    """Return True if `count` bad rows among `rows` are more than the recipe allows."""
     limit = data.max_bad_rows
     if limit is None:
         return False

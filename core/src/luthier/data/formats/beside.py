@@ -1,4 +1,4 @@
-"""What stands beside a row's own columns: a system prompt, tools, and settings for the chat template."""
+"""The columns beside a row's own text: a system prompt, tools, and settings for the chat template."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Messages = list[dict[str, Any]]
 
 
 def is_filled(value: object) -> bool:
-    """Return False for what counts as absent: null, an empty text, an empty list or object."""
+    """Return False for a value that counts as absent: null, an empty text, an empty list or object."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return False
     return bool(len(value)) if isinstance(value, (list, tuple, dict)) else True
@@ -25,7 +25,7 @@ def is_filled(value: object) -> bool:
 
 @attrs.frozen(kw_only=True)
 class Beside:
-    """The columns beside a conversation, whatever it is written as."""
+    """The columns beside a conversation, in whatever form they are written."""
 
     system: str = ""
     tools: Messages | None = None
@@ -39,7 +39,7 @@ class Beside:
         return bool(self.system or self.tools)
 
     def before(self, messages: Messages) -> Messages:
-        """Return the messages with the system prompt in front; `data-row` where they begin with another."""
+        """Return the messages with the system prompt in front. Raises `data-row` if they begin with a system prompt."""
         if not self.system:
             return messages
         first = messages[0] if messages else {}
@@ -61,24 +61,27 @@ def read_system(raw: object) -> str:
 
 
 def is_tools(raw: object) -> bool:
-    """Return whether a column holds tool schemas, also as JSON text: a list of objects that each name a function."""
+    """Return True if a column holds tool schemas, perhaps as JSON text: a list of objects that each name a function."""
     parsed = _parsed(raw)
     return isinstance(parsed, list) and any(_is_schema(tool) for tool in parsed)
 
 
 def read_tools(raw: object) -> Messages | None:
-    """Return tool schemas, also of JSON text; None where the entries are none. A bare function is wrapped."""
+    """Return tool schemas, perhaps parsed from JSON text; None if the entries are no schemas.
+
+    A bare function is wrapped.
+    """
     parsed = _parsed(raw)
     if not isinstance(parsed, list) or not any(_is_schema(tool) for tool in parsed):
         return None
     wrong = next((i for i, tool in enumerate(parsed) if not _is_schema(tool)), None)
     if wrong is not None:
-        raise broken_row("some of the tools are schemas, and this one is none", parsed[wrong], f"tools[{wrong}]")
+        raise broken_row("some of the tools are schemas, but this one is not", parsed[wrong], f"tools[{wrong}]")
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in parsed]
 
 
 def _parsed(raw: object) -> object:
-    """Return the value of a JSON list that is written as text, anything else as it is."""
+    """Return the value of a JSON list that is written as text; anything else unchanged."""
     if not isinstance(raw, str) or not raw.lstrip().startswith(("[", "{")):
         return raw
     try:
@@ -94,7 +97,7 @@ def _is_schema(tool: object) -> bool:
 
 
 def template_variables(raw: object, place: str = "chat_template_kwargs") -> dict[str, Any]:
-    """Return the variables that a row or recipe sets for the chat template, also of JSON text."""
+    """Return the variables that a row or recipe sets for the chat template, perhaps parsed from JSON text."""
     if isinstance(raw, str) and raw.strip():
         try:
             raw = json.loads(raw)
@@ -106,12 +109,12 @@ def template_variables(raw: object, place: str = "chat_template_kwargs") -> dict
         raise broken_row("must be an object of the template's variables", raw, place)
     taken = sorted(set(TAKEN) & set(raw))
     if taken:
-        raise broken_row("these variables of the template are the conversation's own", taken, place)
+        raise broken_row("these variables of the template belong to the conversation", taken, place)
     return {name: value for name, value in raw.items() if value is not None}
 
 
 def read_history(raw: object) -> list[tuple[str, str]]:
-    """Return Alpaca's earlier questions with their answers, also of JSON text."""
+    """Return Alpaca's earlier questions with their answers, perhaps parsed from JSON text."""
     if isinstance(raw, str) and raw.strip():
         try:
             raw = json.loads(raw)

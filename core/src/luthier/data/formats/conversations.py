@@ -40,7 +40,10 @@ MEDIA: Final = ("image", "images", "audio", "audios", "video", "videos")
 def make_conversation(
     messages: list[dict[str, Any]], beside: Beside | None = None, context: int = 0, flags: Flags = ()
 ) -> Conversation:
-    """A conversation of read messages; the first `context` of them are supervised only where their flag says so."""
+    """Return a conversation of checked messages.
+
+    The first `context` of them are supervised only if their flag says so.
+    """
     flags = flags or (None,) * len(messages)
     pairs = enumerate(zip(messages, flags, strict=True))
     trained = [m["role"] == "assistant" and (i >= context if flag is None else flag > 0) for i, (m, flag) in pairs]
@@ -63,14 +66,14 @@ def from_messages(values: dict[str, Any]) -> Conversation:
 
 
 def read_messages(raw: object, place: str) -> list[dict[str, Any]]:
-    """OpenAI messages, checked: role, text content, tool calls with their arguments as objects."""
+    """Return OpenAI messages, checked: role, text content, and tool calls with their arguments as objects."""
     if not isinstance(raw, list) or not raw:
         raise broken_row("expected a list of messages, at least one", raw, place)
     return [read_message(message, f"{place}[{i}]") for i, message in enumerate(raw)]
 
 
 def read_message(raw: object, place: str, said: str = "content") -> dict[str, Any]:
-    """One message, checked. `said` is what its content is called where it stands."""
+    """Return one message, checked. `said` is the name of the field that holds its content."""
     if not isinstance(raw, dict):
         raise broken_row("a message must be an object with role and content", raw, place)
     role = "tool" if raw.get("role") == "function" else raw.get("role")
@@ -89,11 +92,11 @@ def read_message(raw: object, place: str, said: str = "content") -> dict[str, An
 def _check_media(raw: dict[str, Any], place: str) -> None:
     for name in MEDIA:
         if is_filled(raw.get(name)):
-            raise broken_row("only text is trained, and the message has more", raw[name], f"{place}.{name}")
+            raise broken_row("only text is trained, but the message has more", raw[name], f"{place}.{name}")
 
 
 def _content(raw: object, place: str, optional: bool) -> str:
-    """The text; that of text parts joined. Null is no text where there are tool calls."""
+    """Return the text, joined if it consists of text parts. Null is allowed if there are tool calls."""
     if isinstance(raw, str):
         return raw
     if raw is None and optional:
@@ -107,8 +110,8 @@ def _part(part: object, place: str) -> str:
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return part["text"]
     if isinstance(part, dict) and part.get("type") == "text":
-        held = ", ".join(repr(key) for key in part if key != "type") or "nothing"
-        raise broken_row(f"the text of a part stands under 'text', and this one has {held}", part, place)
+        fields = ", ".join(repr(key) for key in part if key != "type") or "nothing"
+        raise broken_row(f"the text of a part must be under 'text', but this one has {fields}", part, place)
     raise broken_row("only text parts can be trained on", part, place)
 
 
@@ -129,7 +132,10 @@ def _call(call: object, place: str) -> dict[str, Any]:
 
 
 def _arguments(function: dict[str, Any], place: str) -> dict[str, Any]:
-    """The arguments as an object, which templates expect; OpenAI's files hold them as JSON text, empty for none."""
+    """Return the arguments as an object, which templates expect.
+
+    OpenAI's files hold JSON text, empty for no arguments.
+    """
     arguments = function.get("arguments")
     if isinstance(arguments, str) and arguments.strip():
         try:
@@ -152,7 +158,7 @@ def from_sharegpt(values: dict[str, Any]) -> Conversation:
 
 
 def _turn(turn: object, place: str) -> dict[str, Any]:
-    """A turn as a message: `from` and `value` are role and content, and all else is read as in messages."""
+    """Return a turn as a message: `from` and `value` are role and content; the rest is read as in messages."""
     if not isinstance(turn, dict):
         raise broken_row("a turn must be an object with from and value", turn, place)
     speaker, said = _either(turn, "from", "role", place), _either(turn, "value", "content", place)
@@ -176,10 +182,10 @@ def _turn(turn: object, place: str) -> dict[str, Any]:
 
 
 def _either(turn: dict[str, Any], ours: str, other: str, place: str) -> str:
-    """The name of the two that has a value; `data-row` where both have one, and they differ."""
+    """Return the one of two names that has a value. Raises `data-row` if both have one and they differ."""
     first, second = turn.get(ours), turn.get(other)
     if first is not None and second is not None and first != second:
-        raise broken_row(f"{ours} and {other} say different things", [first, second], place)
+        raise broken_row(f"{ours} and {other} have different values", [first, second], place)
     return other if first is None and second is not None else ours
 
 
@@ -195,7 +201,7 @@ def _function_calls(value: object, place: str) -> list[Any]:
 
 
 def from_chatml(values: dict[str, Any]) -> Conversation:
-    """The turns of ChatML text; anything outside of turns is an error."""
+    """Return the turns of ChatML text. Any text outside of turns is an error."""
     text, end = values.get("text"), 0
     if not isinstance(text, str):
         raise broken_row("text must be ChatML text", text, "text")
@@ -204,5 +210,5 @@ def from_chatml(values: dict[str, Any]) -> Conversation:
         messages.append(read_message({"role": match[1].strip(), "content": match[2]}, f"turn {len(messages) + 1}"))
         end = match.end()
     if text[end:].strip() or not messages:
-        raise broken_row("the text does not go on as <|im_start|>role … <|im_end|>", text[end : end + 60], "text")
+        raise broken_row("the text does not continue with <|im_start|>role … <|im_end|>", text[end : end + 60], "text")
     return make_conversation(messages, Beside.of(values))

@@ -1,4 +1,4 @@
-"""Rows that are text or ids: raw text, prompt and completion, Alpaca, and pre-tokenised."""
+"""Rows that are text or ids: raw text, prompt and completion, Alpaca, and pre-tokenised rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from luthier.data.read.row import broken_row
 from luthier.errors import LuthierError
 
 IGNORED: Final = -100
-MASKS: Final = ("loss_mask", "completion_mask", "assistant_masks")  # whether each token is supervised
-LARGEST: Final = 2**31 - 1  # ids are kept as int32
+MASKS: Final = ("loss_mask", "completion_mask", "assistant_masks")  # columns that say whether each token is supervised
+LARGEST: Final = 2**31 - 1  # ids are stored as int32
 ALPACA: Final = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:\n"
@@ -28,7 +28,7 @@ ALPACA_INPUT: Final = (
 
 
 def text_of(values: dict[str, Any], *names: str) -> str:
-    """The text of the first of the columns that is present."""
+    """Return the text of the first of the columns that is present."""
     name = next((n for n in names if values.get(n) is not None), names[0])
     value = values.get(name)
     if isinstance(value, str):
@@ -41,9 +41,9 @@ def from_text(values: dict[str, Any]) -> Document:
 
 
 def from_prompt_completion(values: dict[str, Any]) -> Completion | Conversation:
-    """Plain text joined as it is; a conversation that trains the completion's messages where there is more to it.
+    """Return plain text joined unchanged, or a conversation that trains the completion's messages.
 
-    There is where either is a list of messages, or where a system prompt or tools stand beside them.
+    It is a conversation if either column is a list of messages, or if the row also has a system prompt or tools.
     """
     prompt, completion, beside = values.get("prompt"), values.get("completion"), Beside.of(values)
     if not isinstance(prompt, list) and not isinstance(completion, list) and not beside:
@@ -55,12 +55,12 @@ def from_prompt_completion(values: dict[str, Any]) -> Completion | Conversation:
 
 
 def _flags_of(value: object, place: str) -> Flags:
-    """The flag of each message; a text is one without."""
+    """Return the flag of each message. A plain text is one message without flag."""
     return (read_flags(value, place) or (None,) * len(value)) if isinstance(value, list) else (None,)
 
 
 def as_messages(value: object, place: str, role: str) -> list[dict[str, Any]]:
-    """Messages as they are; a text as one message of `role`."""
+    """Return messages unchanged, and a text as one message of `role`."""
     return [{"role": role, "content": value}] if isinstance(value, str) else read_messages(value, place)
 
 
@@ -77,7 +77,10 @@ def from_alpaca(values: dict[str, Any]) -> Instruction:
 
 
 def alpaca_conversation(row: Instruction) -> Conversation:
-    """The instruction, a blank line, its input; answered by the output. Earlier answers are supervised as well."""
+    """Return a conversation: instruction, blank line and input, answered by the output.
+
+    Earlier answers train as well.
+    """
     asked = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
     turns = [*row.history, (asked, row.output)]
     roles = ("user", "assistant")
@@ -87,14 +90,17 @@ def alpaca_conversation(row: Instruction) -> Conversation:
 
 
 def alpaca_completion(row: Instruction) -> Completion:
-    """The prompt of Stanford Alpaca (Taori et al., 2023), for tokenizers without a chat template."""
+    """Return the prompt of Stanford Alpaca (Taori et al., 2023), for tokenizers without a chat template."""
     prompt = (ALPACA_INPUT if row.input else ALPACA).format(instruction=row.instruction, input=row.input)
     system = f"{row.system}\n\n" if row.system else ""
     return Completion(prompt=system + prompt, completion=row.output, where=row.where)
 
 
 def from_tokens(values: dict[str, Any]) -> Tokens:
-    """Ids and labels of one length, padding removed; without labels, a document whose every token is supervised."""
+    """Return ids and labels of one length, without padding.
+
+    Without labels, every token of the document is supervised.
+    """
     ids = _integers(values.get("input_ids"), "input_ids")
     impossible = next((i for i in ids if not 0 <= i <= LARGEST), None)
     if impossible is not None:
@@ -122,14 +128,14 @@ def _integers(value: Any, name: str) -> list[int]:
 
 
 def _mask(value: Any, name: str) -> list[int]:
-    """Ones and zeros, which may be written as true and false."""
+    """Return ones and zeros, which may be written as true and false."""
     values = value.tolist() if hasattr(value, "tolist") else value
     numbers = [int(v) if isinstance(v, bool) else v for v in values] if isinstance(values, (list, tuple)) else values
     return _integers(numbers, name)
 
 
 def _unmasked(values: dict[str, Any], labels: list[int]) -> list[int]:
-    """The labels where every mask says that they are supervised; labels of the row's own must stand there alone."""
+    """Return the labels of tokens that every mask supervises. A row's own labels must agree with its masks."""
     masks = {name: _mask(values[name], name) for name in MASKS if is_filled(values.get(name))}
     for name, mask in masks.items():
         if len(mask) != len(labels):
@@ -145,11 +151,11 @@ def _unmasked(values: dict[str, Any], labels: list[int]) -> list[int]:
 
 def _check_length(length: object, ids: list[int]) -> None:
     if length is not None and length != len(ids):
-        raise broken_row(f"len is not the number of ids, {len(ids)}", length, "len")
+        raise broken_row(f"len differs from the number of ids, {len(ids)}", length, "len")
 
 
 def _check_labels(ids: list[int], labels: list[int]) -> None:
-    """Labels must stand at their own token: a row shifted for another trainer would be shifted twice."""
+    """Raise unless each label stands at its own token. Labels shifted for another trainer would be shifted twice."""
     wrong = next((label for label in labels if label != IGNORED and not 0 <= label <= LARGEST), None)
     if wrong is not None:
         raise broken_row("a label must be an id, or -100 where it is not supervised", wrong, "labels")

@@ -7,31 +7,31 @@ from typing import Any
 
 import attrs
 
-Side = list[dict[str, Any]] | str  # messages, or plain text
+Side = list[dict[str, Any]] | str  # messages, or a plain text
 
 
 @attrs.frozen(kw_only=True)
 class Form:
-    """One row of any format, with what the loss asks of it beyond its format's own columns."""
+    """One row of any format, with what the loss demands of it beyond the format's own columns."""
 
     where: str = ""
     columns: Mapping[str, bool | int | float] = attrs.field(factory=dict)
     texts: Mapping[str, str] = attrs.field(factory=dict)  # further documents of its unit, by name
     settings: Mapping[str, Any] = attrs.field(factory=dict)  # variables that the row sets for the chat template
-    weight: float = 1.0  # of the row in the loss
+    weight: float = 1.0  # the row's weight in the loss
 
     @property
     def answers(self) -> bool:
-        """True if the row has something that can be supervised."""
+        """Return True if the row has something that can be supervised."""
         return True
 
 
 @attrs.frozen(kw_only=True)
 class Conversation(Form):
-    """Messages for the chat template; `trained` says of each message whether its text is supervised.
+    """Messages for the chat template. `trained` says of each message whether its text is supervised.
 
-    `flags` are the weights that the row itself gives its messages, None where it gives one none; empty for none at all.
-    With `may_be_empty` an answer that says nothing counts: its stop token is supervised.
+    `flags` are the weights that the row gives its messages, None for a message without one; empty if no message has
+    one. With `may_be_empty` an answer without text counts: its stop token is supervised.
     """
 
     messages: tuple[dict[str, Any], ...]
@@ -41,7 +41,7 @@ class Conversation(Form):
     flags: tuple[float | None, ...] = ()
 
     def with_messages(self, messages: Iterable[dict[str, Any]]) -> Conversation:
-        """Return the conversation with others in the places of its messages; this is called for every row."""
+        """Return the conversation with its messages replaced. It is fast, because it is called for every row."""
         return Conversation(
             messages=tuple(messages), trained=self.trained, tools=self.tools, may_be_empty=self.may_be_empty,
             flags=self.flags, where=self.where, columns=self.columns, texts=self.texts, settings=self.settings,
@@ -50,7 +50,7 @@ class Conversation(Form):
 
     @property
     def answers(self) -> bool:
-        """Whether a supervised message says or calls something."""
+        """Return True if a supervised message has a text or a call."""
         return bool(self._answers)
 
     @property
@@ -58,16 +58,16 @@ class Conversation(Form):
         pairs = enumerate(zip(self.messages, self.trained, strict=True))
         return [i for i, (m, on) in pairs if on and (m.get("content") or m.get("tool_calls") or self.may_be_empty)]
 
-    def with_answers(self, kept: Collection[int]) -> Conversation:
-        """Return the conversation with no other message supervised than these, which are already."""
-        return attrs.evolve(self, trained=tuple(on and i in kept for i, on in enumerate(self.trained)))
+    def with_answers(self, chosen: Collection[int]) -> Conversation:
+        """Return the conversation with only these messages supervised, all of which are supervised already."""
+        return attrs.evolve(self, trained=tuple(on and i in chosen for i, on in enumerate(self.trained)))
 
     def last_alone(self) -> Conversation:
-        """Return the conversation with its last answer supervised alone."""
+        """Return the conversation with only its last answer supervised."""
         return self.with_answers(self._answers[-1:])
 
     def by_weight(self) -> list[tuple[float, Conversation]]:
-        """Return it once for each weight that its answers have, with those of that weight supervised."""
+        """Return the conversation once for each weight of its answers, with the answers of that weight supervised."""
         weights = {i: self._weight(i) for i in self._answers}
         own = {weight: [i for i, w in weights.items() if w == weight] for weight in weights.values()}
         if len(own) < 2:
@@ -81,7 +81,7 @@ class Conversation(Form):
 
 @attrs.frozen(kw_only=True)
 class Completion(Form):
-    """Plain text and how it goes on; the completion is supervised."""
+    """A plain text and its continuation, which is supervised."""
 
     prompt: str
     completion: str
@@ -93,7 +93,7 @@ class Completion(Form):
 
 @attrs.frozen(kw_only=True)
 class Instruction(Form):
-    """An Alpaca row: through the chat template where there is one, else the classic Alpaca prompt."""
+    """An Alpaca row, written by the chat template if there is one, else as the classic Alpaca prompt."""
 
     instruction: str
     input: str
@@ -109,7 +109,7 @@ class Instruction(Form):
 
 @attrs.frozen(kw_only=True)
 class Document(Form):
-    """Text of which every token is supervised."""
+    """A text of which every token is supervised."""
 
     text: str
 
@@ -120,7 +120,7 @@ class Document(Form):
 
 @attrs.frozen(kw_only=True)
 class Tokens(Form):
-    """Ids and unshifted labels as they came."""
+    """Ids and unshifted labels from the row, unchanged."""
 
     input_ids: list[int]
     labels: list[int]
@@ -130,7 +130,7 @@ class Tokens(Form):
         return any(label != -100 for label in self.labels[1:])
 
     def last_alone(self) -> Tokens:
-        """Return the row with the last unbroken run of its labels alone."""
+        """Return the row with only the last unbroken run of its labels."""
         end = next((i for i in range(len(self.labels), 0, -1) if self.labels[i - 1] != -100), 0)
         start = next((i for i in range(end, 0, -1) if self.labels[i - 1] == -100), 0)
         ignored = [-100] * len(self.labels)
@@ -139,7 +139,7 @@ class Tokens(Form):
 
 @attrs.frozen(kw_only=True)
 class Pair(Form):
-    """Two answers to one prompt. `has_prompt` is False where the prompt is only what both texts begin with."""
+    """Two answers to one prompt. `has_prompt` is False if the prompt is only what both texts begin with."""
 
     prompt: Side
     chosen: Side
@@ -159,4 +159,4 @@ class Judged(Form):
 
 @attrs.frozen(kw_only=True)
 class Texts(Form):
-    """A row of which the loss reads nothing but the texts and columns that it names."""
+    """A row of which the loss reads only the texts and columns that it names."""

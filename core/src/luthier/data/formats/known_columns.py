@@ -1,4 +1,7 @@
-"""Columns whose names say that they change what a row means: read, or refused until the recipe says what they are."""
+"""Columns whose names say that they change a row's meaning.
+
+They are read, or refused until the recipe explains them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from luthier.data.read.row import Row
 from luthier.errors import LuthierError
 
 OPTIONAL: Final = ("system", "tools", "functions", "history", "chat_template_kwargs", "label", "input", "weight")
-SPOKEN: Final = ("messages", "sharegpt", "prompt_completion")  # formats beside which a label says what to avoid
+# formats whose label says that the answer is one to avoid
+SPOKEN: Final = ("messages", "sharegpt", "prompt_completion")
 VERDICTS: Final = ("label", "kto_tag")
 ROW_FLAGS: Final = (*NUMBERS, "train", "trainable", "unmask", "loss_mask")
 MESSAGE_KEYS: Final = frozenset(
@@ -30,26 +34,27 @@ def _is_verdict(value: object) -> bool:
     return isinstance(value, bool) or (isinstance(value, str) and value.lower() in ("true", "false"))
 
 
-READ_WHERE: Final[Mapping[str, Callable[[object], bool]]] = {  # else they are columns like any that nothing reads
+# the values for which such a column is read; with others it is like any column that nothing reads
+READ_WHERE: Final[Mapping[str, Callable[[object], bool]]] = {
     "tools": is_tools, "functions": is_tools, "label": _is_verdict, **dict.fromkeys(ROW_FLAGS, _is_number)
 }  # fmt: skip
 
 
 def own_values(row: Row) -> dict[str, Any]:
-    """The row's values without those of optional columns that a template has used and the recipe does not name."""
+    """Return the row's values, without optional columns that a template has used and the recipe does not name."""
     used = row.used - row.mapped
     return {name: value for name, value in row.values.items() if name not in used or name not in OPTIONAL}
 
 
 def check_columns(values: Mapping[str, Any], form: str, wanted: Wanted, row: Row) -> None:
-    """Raise `data-column` for a column that would change what the row means, and that nothing reads.
+    """Raise `data-column` for a column that would change the row's meaning and that nothing reads.
 
-    One that `columns` or a template uses, or the loss reads, or that is empty is none.
+    A column that `columns`, a template or the loss uses, or that is empty, is allowed.
     """
     read_columns = {*row.mapped, *row.used, *wanted.columns, *wanted.documents.values()}
     for name in MEDIA:
         if name not in read_columns and is_filled(values.get(name)):
-            raise _unread(name, values[name], "holds what is no text, and only text is trained")
+            raise _unread(name, values[name], "holds something other than text, but only text is trained")
     for name in ROW_FLAGS:
         if name not in read_columns and name in values and not (form == "tokens" and name in MASKS):
             _check_flag(name, values[name])
@@ -57,22 +62,22 @@ def check_columns(values: Mapping[str, Any], form: str, wanted: Wanted, row: Row
 
 
 def _check_flag(name: str, value: object) -> None:
-    """A flag of the whole row may say what is so anyway."""
+    """Raise `data-column` for a flag of the whole row, unless it says what is so anyway."""
     usual = 0 if name in (*OPPOSITES, "unmask") else 1
     if isinstance(value, (list, tuple)) and value:
-        raise _unread(name, value, "says what of the row is supervised, which messages say themselves")
+        raise _unread(name, value, "says which part of the row is supervised, which messages must say themselves")
     if isinstance(value, (bool, int, float)) and value != usual:
         raise _unread(name, value, "says how much the row counts", weigh=name in NUMBERS)
 
 
 def _check_verdict(values: Mapping[str, Any], form: str, wanted: Wanted, told: Collection[str]) -> None:
-    """An answer that is to be avoided is none to be trained on."""
+    """Raise `data-avoided` if the row marks its answer as one to avoid, because the loss would train it."""
     if wanted.kind not in ("tokens", "any") or form not in SPOKEN or "label" in wanted.columns:
         return
     for name in VERDICTS:
         value = values.get(name)
         if name not in told and (value is False or (isinstance(value, str) and value.lower() == "false")):
-            problem = "the row says that its answer is one to avoid, and the loss would train it"
+            problem = "the row marks its answer as one to avoid, but the loss would train it"
             remedy = f"Choose a loss for such rows, drop them with bad_rows: drop, or set columns: {{{name}: ignore}}."
             raise LuthierError("data-avoided", problem, where=name, found=value, remedy=remedy)
 
@@ -84,7 +89,7 @@ def _unread(name: str, value: object, said: str, *, weigh: bool = False) -> Luth
 
 
 def row_weight(row: Row, wanted: Wanted) -> float:
-    """The weight of a row whose column the recipe names, 1 for any other."""
+    """Return the weight of a row whose weight column the recipe names; 1 for other rows."""
     if "weight" not in row.mapped or "weight" in wanted.columns or row.values.get("weight") is None:
         return 1.0
     if wanted.kind not in ("tokens", "any"):
@@ -94,7 +99,7 @@ def row_weight(row: Row, wanted: Wanted) -> float:
 
 
 def unread_columns(rows: Iterable[Row], reads: Collection[str], wanted: Wanted) -> list[str]:
-    """The columns, and the keys of messages, that have a value in any of the rows and that nothing reads."""
+    """Return the columns, and the keys of messages, that have a value in some row and that nothing reads."""
     known = {*reads, *wanted.columns, *wanted.documents.values()}
     unread: dict[str, None] = {}
     for row in rows:

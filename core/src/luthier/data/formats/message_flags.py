@@ -1,4 +1,4 @@
-"""Flags: what a message says of its own part in the loss, under any of the names that trainers know it by."""
+"""Flags: what a message says about its own part in the loss, under any of the names that trainers use."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ NUMBERS: Final = ("weight", "loss_weight")
 SWITCHES: Final = ("train", "trainable", "training", "unmask", "loss_mask", "loss")
 OPPOSITES: Final = ("masked",)
 FLAGS: Final = (*NUMBERS, *SWITCHES, *OPPOSITES)
-Flags = tuple[float | None, ...]  # of each message its weight in the loss, None where it says nothing
+Flags = tuple[float | None, ...]  # each message's weight in the loss, None if it says nothing
 
 
 def read_flags(raw: Sequence[Any], place: str) -> Flags:
-    """Return what each message says; empty where none says anything."""
+    """Return the flag of each message; an empty tuple if no message has one."""
     flags = tuple(read_flag(message, f"{place}[{i}]") for i, message in enumerate(raw))
     return flags if any(flag is not None for flag in flags) else ()
 
 
 def read_flag(message: object, place: str) -> float | None:
-    """Return a message's weight in the loss, 0 for not at all, None where it says nothing.
+    """Return a message's weight in the loss, 0 for none at all; None if the message says nothing.
 
-    Null is nothing. `data-row` where two flags contradict each other.
+    Null counts as nothing. Raises `data-row` if two flags contradict each other.
     """
     if not isinstance(message, Mapping):
         return None
@@ -52,14 +52,14 @@ def _state(value: object, place: str) -> bool:
 
 
 def flags_of_comparison(raw: object, answer: int, place: str) -> None:
-    """Check that the last `answer` of these messages say nothing but to be supervised, and the others to be not.
+    """Raise `data-row` if a flag contradicts a comparison, which supervises the last `answer` messages and no others.
 
-    What is compared is supervised whole, and what comes before it never is.
+    What is compared is supervised completely, and what comes before it never is.
     """
     for i, message in enumerate(raw if isinstance(raw, list) else ()):
         flag = read_flag(message, f"{place}[{i}]")
         spoken = isinstance(message, dict) and (message.get("role") == "assistant" or message.get("from") == "gpt")
         wanted = float(spoken and i >= len(raw) - answer)  # type: ignore[arg-type]
         if flag is not None and flag != wanted:
-            said = "is supervised whole" if wanted else "cannot be supervised: it is what is answered"
-            raise broken_row(f"a message of a comparison {said}, and its flag says otherwise", flag, f"{place}[{i}]")
+            said = "is supervised completely" if wanted else "cannot be supervised, as it belongs to the prompt"
+            raise broken_row(f"a message of a comparison {said}, but its flag says otherwise", flag, f"{place}[{i}]")

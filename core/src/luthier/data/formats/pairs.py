@@ -18,7 +18,8 @@ ROLE: Final = {"Human": "user", "Assistant": "assistant"}
 
 
 def from_preference(values: dict[str, Any]) -> Pair:
-    """Prompt and answers, all texts or all messages; what both answers begin with goes to the prompt if none is given.
+    """Return prompt and answers, all as texts or all as messages. Without a prompt, what both answers begin with is
+    one.
 
     Transcripts ("\\n\\nHuman: ... \\n\\nAssistant: ...", Anthropic's HH-RLHF) are read as messages.
     """
@@ -31,14 +32,17 @@ def from_preference(values: dict[str, Any]) -> Pair:
             flags_of_comparison(_listed(values.get(name)), len(answer), name)
         prompt = beside.before(before)
     elif beside:
-        raise broken_row("a system prompt or tools stand beside answers that have no prompt", values.get("system"))
+        raise broken_row("the row has a system prompt or tools, but its answers have no prompt", values.get("system"))
     elif prompt is None:
         prompt, chosen, rejected = _common_text(chosen, rejected)
     return Pair(prompt=prompt, chosen=chosen, rejected=rejected, tools=beside.tools, has_prompt=has_prompt)
 
 
 def from_unpaired(values: dict[str, Any]) -> Judged:
-    """One answer, its prompt apart or the messages before its last; the verdict is read with the columns."""
+    """Return one answer with its prompt, a column or the messages before the last.
+
+    The verdict is a column of the loss.
+    """
     named = values.get("completion") is None and values.get("messages") is not None
     completion = _side(values.get("messages" if named else "completion"), "messages" if named else "completion")
     prompt = _side(values["prompt"], "prompt") if values.get("prompt") is not None else None
@@ -55,18 +59,18 @@ def from_unpaired(values: dict[str, Any]) -> Judged:
         flags_of_comparison(_listed(values.get("messages" if named else "completion")), len(answer), "completion")
         return Judged(prompt=beside.before(prompt), completion=answer, tools=beside.tools)
     if beside:
-        raise broken_row("a system prompt or tools stand beside an answer that has no prompt", values.get("system"))
+        raise broken_row("the row has a system prompt or tools, but its answer has no prompt", values.get("system"))
     return Judged(prompt=prompt or "", completion=completion)
 
 
 def _listed(value: object) -> object:
-    """The list of messages that a side holds, as it was written."""
+    """Return the list of messages that a side holds, as it was written."""
     messages = value.get("messages", [value]) if isinstance(value, dict) else value
     return messages if isinstance(messages, list) else []
 
 
 def _side(value: object, place: str) -> Messages | str:
-    """Messages, also under the key messages and as a transcript; or a text."""
+    """Return messages, which may be under the key messages or in a transcript, or a text."""
     if isinstance(value, dict) and "messages" in value:
         return read_messages(value["messages"], f"{place}.messages")
     if isinstance(value, dict):
@@ -99,7 +103,7 @@ def _as_messages(
 
 
 def _before(prompt: Messages | str) -> Messages:
-    """The messages of a prompt; that of a transcript ends with "Assistant:"."""
+    """Return the messages of a prompt. The prompt of a transcript ends with "Assistant:"."""
     before = as_messages(prompt, "prompt", "user")
     ended = before[-1]["role"] == "assistant" and not before[-1]["content"]
     return before[:-1] if ended else before
@@ -113,7 +117,7 @@ def _check_answer(answer: Messages, place: str) -> None:
 
 
 def _after(answer: Messages, prompt: Messages, place: str) -> Messages:
-    """The answer without the prompt that it may repeat."""
+    """Return the answer without the prompt, which it may repeat."""
     if answer[: len(prompt)] == prompt:
         return answer[len(prompt) :]
     if answer[0]["role"] != "assistant":
@@ -122,13 +126,13 @@ def _after(answer: Messages, prompt: Messages, place: str) -> Messages:
 
 
 def _shared(better: Messages, worse: Messages) -> int:
-    """How many messages both begin with, leaving each at least its last."""
+    """Return how many messages both sides begin with, leaving each at least its last one."""
     most = min(len(better), len(worse)) - 1
     return next((i for i in range(most) if better[i] != worse[i]), most)
 
 
 def _common_text(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """What both texts begin with, up to a space, as the prompt; each answer keeps at least a word."""
+    """Return what both texts begin with, up to a space, as the prompt, and the rest of each, at least a word."""
     most = min(len(chosen), len(rejected))
     same = next((i for i in range(most) if chosen[i] != rejected[i]), most)
     cut = chosen.rfind(" ", 0, same) if chosen != rejected else -1

@@ -1,4 +1,4 @@
-"""Rows that were read: each as its format's form, with what no part of the run reads of them."""
+"""Rows that were read: each in its format's form, with the columns that nothing in the run reads."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ class ReadRows:
     """The forms of a set, the names of their formats, and the columns that nothing reads."""
 
     forms: PackedRows[Form] = attrs.field(factory=PackedRows)
-    numbers: list[int] = attrs.field(factory=list)  # of each form, the row that it was
-    count: int = 0  # rows in all
-    faults: list[Fault] = attrs.field(factory=list)  # of those that are no forms
+    numbers: list[int] = attrs.field(factory=list)  # the row's number of each form
+    count: int = 0  # the number of all rows
+    faults: list[Fault] = attrs.field(factory=list)  # of the rows that could not be converted
     formats: list[str] = attrs.field(factory=list)
     unread: list[str] = attrs.field(factory=list)
-    absent: list[str] = attrs.field(factory=list)  # columns that are ignored and that no row has, with the nearest
-    parts: list[SourceRows] = attrs.field(factory=list)  # the numbers of each source's rows
+    # columns that the recipe ignores but that no row has, with the nearest names
+    absent: list[str] = attrs.field(factory=list)
+    parts: list[SourceRows] = attrs.field(factory=list)  # the row numbers of each source
 
     def add(self, rows: Sequence[Row], form: str, wanted: Wanted, source: Source | None = None) -> None:
-        """Take the rows of one source, which are of one format."""
+        """Add the rows of one source, which have one format."""
         if source is not None:
             self.parts.append(SourceRows(source=source, first=self.count, end=self.count + len(rows)))
         for row in rows:
@@ -52,7 +53,7 @@ class ReadRows:
         self.unread += [name for name in unread if name not in self.unread]
 
     def chosen(self, places: NDArray[np.int64], *, faults: bool) -> ReadRows:
-        """Return the forms at these places alone, with the bad rows or without."""
+        """Return only the forms at these places, with the bad rows or without."""
         forms, numbers = PackedRows(self.forms[i] for i in places.tolist()), [self.numbers[i] for i in places.tolist()]
         chosen_faults = self.faults if faults else []
         return attrs.evolve(
@@ -61,12 +62,12 @@ class ReadRows:
 
     @property
     def name(self) -> str:
-        """Its formats, each once, in order."""
+        """Return the set's formats, each once, in order."""
         return ", ".join(dict.fromkeys(self.formats))
 
 
 def _absent_columns(source: Source, rows: Sequence[Row]) -> list[str]:
-    """Return the columns that a source ignores and that none of its rows has, each with the nearest that one has."""
+    """Return the columns that a source ignores but that none of its rows has, each with the nearest existing name."""
     absent = ignored_columns(source).difference(*(row.ignored for row in rows))
     if not absent:
         return []

@@ -1,4 +1,4 @@
-"""Recognising a source's format from its first rows, and converting rows of each format."""
+"""The recognition of a source's format from its first rows, and the conversion of rows of each format."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from luthier.data.formats.wanted import TOKENS, Wanted
 from luthier.data.read.row import Row
 from luthier.errors import LuthierError
 
-SAMPLE: Final = 100  # rows that decide
-SHARE: Final = 0.95  # of them must fit
-JUDGED: Final = ("preference", "unpaired")  # formats of one kind of loss each
+SAMPLE: Final = 100  # the number of rows that decide
+SHARE: Final = 0.95  # the share of them that must fit
+JUDGED: Final = ("preference", "unpaired")  # formats that one kind of loss takes
 QUESTIONS: Final = ("question", "query", "instruction", "input", "prompt", "sentence", "context", "title")
 ANSWERS: Final = ("answer", "response", "output", "completion", "label", "target", "solution", "reply")
 
 
 @attrs.frozen(kw_only=True)
 class Format:
-    """A format: the columns that it needs, any one of each group, and how a row of it is read."""
+    """A format: the columns that it needs, of which one of each group is enough, and the reader of its rows."""
 
     name: str
     needs: tuple[tuple[str, ...], ...]
     convert: Callable[[dict[str, Any]], Form]
-    others: tuple[str, ...] = ()  # columns that it reads where they are there
-    kind: str = "tokens"  # of losses that take it
-    chatml: bool | None = None  # whether its text must, or must not, begin as ChatML
+    others: tuple[str, ...] = ()  # columns that it reads if they exist
+    kind: str = "tokens"  # the kind of losses that take it
+    chatml: bool | None = None  # True if its text must begin as ChatML, False if it must not; None: either
 
     @property
     def reads(self) -> frozenset[str]:
-        """Every column that it reads."""
+        """Return every column that the format reads."""
         looked_at = ROW_FLAGS if self.needs else ()
         return frozenset({name for group in self.needs for name in group} | {*self.others, *looked_at})
 
     def fits(self, values: dict[str, Any]) -> bool:
-        """Whether the row has this format's columns; its values are checked when it is converted."""
+        """Return True if the row has this format's columns. Their values are checked only by the conversion."""
         present = all(any(values.get(name) is not None for name in group) for group in self.needs)
         return present and (self.chatml is None or self.chatml == _is_chatml(values["text"]))
 
@@ -101,7 +101,10 @@ NEEDED: Final = frozenset(name for form in FORMATS.values() for group in form.ne
 
 
 def convert_row(row: Row, form: str, wanted: Wanted = TOKENS) -> Form:
-    """Return the row as its format's form, with what the loss reads; `data-row` with the reason where it is none."""
+    """Return the row in its format's form, with what the loss reads.
+
+    Raises `data-row` with the reason if it does not fit.
+    """
     values = own_values(row.whole)
     try:
         if form != "documents":
@@ -121,10 +124,11 @@ def convert_row(row: Row, form: str, wanted: Wanted = TOKENS) -> Form:
 
 
 def recognise_format(rows: Sequence[Row], name: str, mapped: Collection[str] = (), kind: str = "any") -> str:
-    """Return the one format that at least 95 % of the first 100 rows fit; `data-format` with all counts otherwise.
+    """Return the one format that at least 95 % of the first 100 rows fit. Raises `data-format` with all counts
+    otherwise.
 
-    Where columns were mapped, a format that uses none of them is no candidate while another one does. `kind` is that of
-    the rows that the loss takes: rows of one that only some losses take are recognised for those alone.
+    If columns were mapped, a format that uses none of them is no candidate while another one does. `kind` is the kind
+    of rows that the loss takes: formats for some losses only are recognised only for these.
     """
     if kind == "documents":
         return "documents"
@@ -133,7 +137,7 @@ def recognise_format(rows: Sequence[Row], name: str, mapped: Collection[str] = (
     counts = {form.name: sum(form.fits(row.values) for row in sample) for form in forms}
     fitting = [form for form, count in counts.items() if count >= SHARE * len(sample)]
     if kind in JUDGED and any(_resembles(FORMATS[kind], row) for row in sample):
-        return kind  # the first row that is none is named when it is converted, with what it lacks
+        return kind  # the conversion names the first row that does not fit, with what it lacks
     using = [form for form in fitting if any(set(group) & set(mapped) for group in FORMATS[form].needs)]
     fitting = using or fitting
     if len(fitting) == 1:
@@ -142,7 +146,7 @@ def recognise_format(rows: Sequence[Row], name: str, mapped: Collection[str] = (
 
 
 def is_empty(row: Row) -> bool:
-    """Return whether a row holds nothing: none of the columns that a format needs has a value, and one is there."""
+    """Return True if a row holds nothing: it has some of the format's columns, and none of them has a value."""
     known = [value for name, value in row.values.items() if name in NEEDED]
     return row.fault is not None or not row.values or (bool(known) and not any(map(is_filled, known)))
 
@@ -169,12 +173,12 @@ def _none(counts: dict[str, int], sample: Sequence[Row], name: str) -> LuthierEr
     best = FORMATS[max(near, key=lambda form: near[form])]
     first = next(row.where for row in sample if not best.fits(row.values))
     listed = ", ".join(f"{form} ({count} of {len(sample)})" for form, count in near.items())
-    problem = f"no format fits 95 % of the rows: {listed}; the first that is not {best.name} is {first}"
+    problem = f"no format fits 95 % of the rows: {listed}; the first that does not fit {best.name} is {first}"
     return LuthierError("data-format", problem, where=name)
 
 
 def _mapping(columns: Sequence[str]) -> str:
-    """Advice that names the data's own columns where they look like question and answer."""
+    """Return advice that names the data's own columns if they look like question and answer."""
     ask = next((name for name in QUESTIONS if name in columns), None)
     tell = next((name for name in ANSWERS if name in columns), None)
     if ask and tell:

@@ -1,4 +1,4 @@
-"""What a user should be told of a preparation that went through: shares dropped or cut, and what the template did."""
+"""Remarks for the user on a finished preparation: shares dropped or cut, and what the template did."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from luthier.data.tokenise.chat_template import ChatTemplate
 CHANGES: Final = {
     "truncated": "were cut to max_length",
     "split": "were longer than max_length and were split",
-    "parted": "became one example an answer, because the chat template rewrites what went before",
+    "parted": "became one example for each answer, because the chat template rewrites earlier messages",
     "weighted": "became one example for each weight that their answers have",
     "last_answer": "are supervised in their last answer only, because the chat template rewrites the earlier ones",
     "unrendered": "hold what the chat template does not write",
     "trailing": "end with messages after the last supervised answer, which no example has",
-    "undecodable": "hold supervised text that its tokens do not give back, such as a character that has no token",
-    "special_tokens": "hold special tokens in their messages' text, which are read as such",
+    "undecodable": "hold supervised text that their tokens do not reproduce, such as a character without token",
+    "special_tokens": "hold special tokens in their messages' text, where they act as such",
 }
 
 
 def warnings_of(report: Report, read: ReadRows, template: ChatTemplate | None) -> list[str]:
-    """Sentences with counts and percentages, most important first."""
-    found = []
+    """Return sentences with counts and percentages, the most important first."""
+    remarks = []
     if report.dropped:
-        found.append(f"{_share(report.dropped, report.rows)} were dropped: {_listed(report.drops)}")
+        remarks.append(f"{_share(report.dropped, report.rows)} were dropped: {_listed(report.drops)}")
     for source in report.sources:
         if source["epoch_rows"] > source["rows"] * source["repeat"]:
             often = f"{source['epoch_rows'] / max(source['rows'], 1):.1f}"
-            found.append(
+            remarks.append(
                 f"the {source['rows']} rows of {source['path']} come {often} times in an epoch, for their share"
             )
     if report.bad_rows:
-        found.append(f"the first bad rows: {'; '.join(report.bad_rows)}")
-    found += [f"{_share(n, report.rows)} {CHANGES[what]}{_roles(what, report)}" for what, n in report.changes.items()]
+        remarks.append(f"the first bad rows: {'; '.join(report.bad_rows)}")
+    remarks += [f"{_share(n, report.rows)} {CHANGES[what]}{_roles(what, report)}" for what, n in report.changes.items()]
     if template is not None:
-        found += _of_template(read.forms, template)
+        remarks += _of_template(read.forms, template)
     if read.absent:
-        found.append(f"columns that are ignored and that no row has: {', '.join(read.absent)}")
+        remarks.append(f"columns that are ignored and that no row has: {', '.join(read.absent)}")
     if read.unread:
-        found.append(f"nothing reads these columns: {', '.join(read.unread)}")
-    return found
+        remarks.append(f"nothing reads these columns: {', '.join(read.unread)}")
+    return remarks
 
 
 def remark_repeated(train: TokenDataset, validation: TokenDataset) -> list[str]:
-    """What should be told of validation examples that are training examples too: their loss says little."""
+    """Return a remark if validation examples are training examples too, because their loss then says little."""
     known = {hash(example.input_ids.tobytes()) for example in train}
     again = sum(hash(example.input_ids.tobytes()) in known for example in validation)
     return [f"{again} of {len(validation)} validation examples are training examples too"] if again else []
@@ -76,16 +76,16 @@ def _of_template(forms: Iterable[Any], template: ChatTemplate) -> list[str]:
             given.update(form.settings)
     if not chats:
         return []
-    found = []
+    remarks = []
     if unknown := sorted(name for name in given if name not in template.text):
-        found.append(f"the chat template does not read these of chat_template_kwargs: {', '.join(unknown)}")
+        remarks.append(f"the chat template does not read these of chat_template_kwargs: {', '.join(unknown)}")
     if not template.closes:
-        found.append(f"the chat template ends answers with no special token: {template.stop} is put after each")
+        remarks.append(f"the chat template ends answers with no special token: {template.stop} is put after each")
     if "strftime_now" in template.text:
-        found.append("the chat template writes today's date: on another day the same rows give other tokens")
+        remarks.append("the chat template writes today's date: on another day the same rows give other tokens")
     if bare and (system := template.own_system()):
-        found.append(f"the chat template puts its own system prompt {system!r} before {_share(bare, chats)}")
-    return found
+        remarks.append(f"the chat template puts its own system prompt {system!r} before {_share(bare, chats)}")
+    return remarks
 
 
 def _has_system(form: Conversation | Instruction) -> bool:

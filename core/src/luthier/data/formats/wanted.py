@@ -1,4 +1,4 @@
-"""What a loss asks of the rows: their kind, and the columns and texts that its batches carry."""
+"""The demands of a loss on the rows: their kind, and the columns and texts that its batches carry."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 class Wanted:
     """The kind of rows that a loss takes, with the columns {name: type} and documents {name: column} of its record.
 
-    The kind "any" is for looking at rows: whichever the first source holds.
+    The kind "any" is for looking at rows: it means the kind of the first source.
     """
 
     kind: str = "tokens"
@@ -40,17 +40,17 @@ class Wanted:
             raise LuthierError("plugin-invalid", "no such kind of rows", where="loss", found=self.kind, remedy=remedy)
         if self.kind == "documents" and not self.documents:
             remedy = "Let LossRecord.documents name the columns whose texts become documents."
-            raise LuthierError("plugin-invalid", "the loss takes documents and names none", where="loss", remedy=remedy)
+            raise LuthierError("plugin-invalid", "the loss takes documents but names none", where="loss", remedy=remedy)
 
     @classmethod
     def of_part(cls, part: Part) -> Wanted:
-        """Return what the record of a loss asks for; of an object that was passed in Python, its attributes."""
+        """Return the demands in a loss's record, or in the attributes of an object that was passed in Python."""
         loss: Any = part.record or part.local
         columns, documents = getattr(loss, "columns", {}), getattr(loss, "documents", {})
         return cls(kind=loss.data, columns=dict(columns), documents=dict(documents))
 
     def read_columns(self, row: Row) -> dict[str, bool | int | float]:
-        """Return the row's value of each column, checked; `data-column` where the row lacks one."""
+        """Return the row's checked value of each column. Raises `data-column` if the row lacks one."""
         kinds = {"label": "bool", **self.columns} if self.kind == "unpaired" else self.columns
         return {name: READERS[kind](_value_of(row, name), f"{row.where}: {name}") for name, kind in kinds.items()}
 
@@ -68,7 +68,7 @@ def _value_of(row: Row, name: str) -> Any:
     if row.values.get(name) is not None:
         return row.values[name]
     if name in row.values:
-        problem, remedy = f"column {name!r} is empty, and the loss reads it", "Give the row a value."
+        problem, remedy = f"column {name!r} is empty, but the loss reads it", "Give the row a value."
         raise LuthierError("data-column", problem, where=row.where, remedy=remedy)
     hint = suggest_nearest(name, sorted(row.values))
     remedy = f"{hint} Map another one with data.columns: {{{name}: ...}}."
@@ -78,7 +78,7 @@ def _value_of(row: Row, name: str) -> Any:
 
 
 def _read_bool(value: Any, where: str) -> bool:
-    """Return a truth value; a text only as CSV has them, and a number never."""
+    """Return a truth value. A text is read only as CSV writes it, and a number never."""
     text = value.lower() if isinstance(value, str) else None
     if text in ("true", "false"):
         return text == "true"

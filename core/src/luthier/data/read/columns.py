@@ -1,4 +1,4 @@
-"""Columns and templates of a source: which of the data's columns stand for ours, and texts with {fields} of a row."""
+"""Columns and templates of a source: the data's columns that stand for ours, and texts with {fields} of a row."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from luthier.data.read.row import Row, faulty_row
 from luthier.errors import LuthierError, suggest_nearest
 from luthier.recipe.schema import Source
 
-IGNORE: Final = "ignore"  # in the place of a column's name: it is not read, and nothing is said of it
-Templates = dict[str, list[tuple[str, str | None]]]  # our column: each text with the field after it
+IGNORE: Final = "ignore"  # written instead of a column's name: the column is not read, and no warning mentions it
+Templates = dict[str, list[tuple[str, str | None]]]  # our column -> each text with the field after it
 
 
 @attrs.frozen(kw_only=True)
 class Mapping:
-    """What a source says of its columns."""
+    """The mapping of a source's columns."""
 
-    columns: dict[str, str]  # ours: the data's
+    columns: dict[str, str]  # our column -> the data's column
     templates: Templates
     mapped: frozenset[str]
     used: frozenset[str]
@@ -34,7 +34,7 @@ class Mapping:
         return cls(columns=source.columns, templates=templates, mapped=mapped_columns(source), used=frozenset(used))
 
     def row(self, row: Row) -> Row:
-        """Return the row with our columns, or a faulty one where it lacks one that is named."""
+        """Return the row with our columns, or a faulty row if it lacks a column that is named."""
         try:
             return self._mapped(row) if row.fault is None else row
         except LuthierError as error:
@@ -56,17 +56,20 @@ class Mapping:
 
 
 def mapped_columns(source: Source) -> frozenset[str]:
-    """Our columns that a source names, those apart that it ignores."""
+    """Return our columns that a source names, except those that it ignores."""
     return frozenset({ours for ours, theirs in source.columns.items() if theirs != IGNORE} | source.template.keys())
 
 
 def ignored_columns(source: Source) -> frozenset[str]:
-    """The columns that a source says are not read."""
+    """Return the columns that a source says are not to be read."""
     return frozenset(ours for ours, theirs in source.columns.items() if theirs == IGNORE)
 
 
 def column_mapper(source: Source) -> Callable[[Row], Row]:
-    """A function that gives a row our columns; one that lacks a column that is named becomes faulty, `data-column`."""
+    """Return a function that gives a row our columns.
+
+    A row that lacks a named column becomes faulty (`data-column`).
+    """
     if not source.columns and not source.template:
         return lambda row: row
     return Mapping.of(source).row
@@ -95,14 +98,14 @@ def _shown(values: dict[str, Any], field: str, row: Row) -> str:
 
 
 def _parts(template: str, where: str) -> list[tuple[str, str | None]]:
-    """The text before each field, and the field; only plain {names} are fields, {{ and }} are braces."""
+    """Return the text before each field, and the field. Only plain {names} are fields; {{ and }} are braces."""
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
         raise _malformed(where, str(error), template) from None
     for _, field, form, conversion in parsed:
         if field is not None and (not field or form or conversion or "[" in field or "." in field):
-            raise _malformed(where, "a field is a plain {column}, without format, index or attribute", template)
+            raise _malformed(where, "a field must be a plain {column}, without format, index or attribute", template)
     return [(text, field) for text, field, _, _ in parsed]
 
 

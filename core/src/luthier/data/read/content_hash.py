@@ -1,4 +1,4 @@
-"""Identity: hashes of what decides how rows become tokens: tokenizer, source files, rows, and this code itself."""
+"""Hashes of everything that decides how rows become tokens: tokenizer, source files, rows, and this code itself."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from luthier.data.read.row import Row
 
 LIBRARIES: Final = ("luthier", "tokenizers", "transformers", "jinja2", "sentencepiece", "tiktoken")
 WHENCE: Final = ("name_or_path", "is_local", "local_files_only", "_commit_hash")
-SIZE: Final = 32  # hexadecimal digits
+SIZE: Final = 32  # the number of hexadecimal digits
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """Of its class and of every file that it saves: vocabulary, merges, added tokens, settings, chat template."""
+    """Return a hash of a tokenizer's class and of every file that it saves: vocabulary, settings, chat template."""
     state = hashlib.blake2b(f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}\n".encode())
     with tempfile.TemporaryDirectory(prefix="luthier-tokenizer-") as folder:
         tokenizer.save_pretrained(folder)
@@ -31,19 +31,19 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 
 def _settings(path: Path) -> bytes:
-    """A tokenizer's settings but for where it was loaded from."""
+    """Return a tokenizer's settings, except where it was loaded from."""
     settings = json.loads(path.read_text("utf-8"))
     return json.dumps({k: v for k, v in settings.items() if k not in WHENCE}, sort_keys=True).encode()
 
 
 def file_hash(path: Path) -> str:
-    """Of a file's bytes."""
+    """Return a hash of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:SIZE]
 
 
 def rows_hash(rows: Iterable[Row]) -> tuple[str, int]:
-    """Of rows' values and places, in order, and their size in bytes; TypeError for values that are no plain data."""
+    """Return a hash of the rows' values and places, in order, and their size in bytes. TypeError for no plain data."""
     state, size = hashlib.blake2b(), 0
     for row in rows:
         text = json.dumps([row.where, row.values, *([str(row.fault)] if row.fault else ())], default=_plain).encode()
@@ -53,7 +53,7 @@ def rows_hash(rows: Iterable[Row]) -> tuple[str, int]:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays as lists. Anything else might look the same and be another, so it has no hash."""
+    """Return arrays as lists. Another object might look equal and differ, so it raises TypeError and has no hash."""
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(type(value).__name__)
@@ -61,7 +61,7 @@ def _plain(value: Any) -> Any:
 
 @functools.cache
 def code_hash() -> str:
-    """Of the source of `luthier.data`, and the versions of the libraries that render and tokenise."""
+    """Return a hash of the source of `luthier.data` and of the versions of the libraries that render and tokenise."""
     state = hashlib.blake2b()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         state.update(path.name.encode() + path.read_bytes())

@@ -20,7 +20,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 
 def read_hub(source: Source, *, streaming: bool = False) -> Iterator[Row]:
-    """The rows of a hub dataset's split, with `streaming` as they are asked for. No code from the hub is run."""
+    """Yield the rows of a hub dataset's split; with `streaming`, as they are requested. No code from the hub is run."""
     try:
         import datasets
     except ImportError:
@@ -32,7 +32,7 @@ def read_hub(source: Source, *, streaming: bool = False) -> Iterator[Row]:
     try:
         made = datasets.load_dataset(source.path, name=source.name, split=source.split, revision=source.revision,
                                      streaming=streaming)  # fmt: skip
-    except Exception as error:  # the hub client's errors have no common class: network, name, split, access
+    except Exception as error:  # the hub client's errors (network, name, split, access) have no common class
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise LuthierError(
             "data-not-found",
@@ -44,18 +44,21 @@ def read_hub(source: Source, *, streaming: bool = False) -> Iterator[Row]:
 
 
 def _held(name: str, cache: str | Path) -> bool:
-    """Whether the client has kept anything of the dataset."""
+    """Return True if the client has stored anything of the dataset."""
     folder = name.replace("/", "___")
     return any((Path(cache) / spelled).exists() for spelled in (folder, folder.lower()))
 
 
 @functools.cache
 def explain_unreachable() -> str:
-    """Why the hub cannot be reached, empty where it can; tried once, for its client would try for a minute."""
+    """Return why the hub cannot be reached; an empty text if it can.
+
+    It tries once, as the client would try for a minute.
+    """
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     place = urlsplit(endpoint)
     if os.environ.get("HF_HUB_OFFLINE") or urllib.request.getproxies().keys() & {place.scheme, "all"}:
-        return ""  # its client knows better
+        return ""  # the hub's own client decides in this case
     try:
         socket.create_connection((place.hostname, place.port or (80 if place.scheme == "http" else 443)), 10).close()
     except OSError as error:

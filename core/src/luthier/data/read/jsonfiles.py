@@ -1,4 +1,4 @@
-"""JSON and JSON Lines as rows with their lines; NaN, lone surrogates and endless nesting are refused."""
+"""JSON and JSON Lines read as rows with their lines. NaN, lone surrogates and deep nesting are refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def parse_json(text: str, start: int = 0) -> tuple[Any, int]:
-    """The value that begins at `start`, and where it ends; ValueError with the reason where there is none."""
+    """Return the value that begins at `start`, and where it ends.
+
+    Raises ValueError with the reason if there is none.
+    """
     try:
         value, end = DECODER.raw_decode(text, start)
     except RecursionError:
@@ -38,7 +41,7 @@ def _check_surrogates(value: object) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise ValueError("it holds half of a surrogate pair, which no text can") from None
+        raise ValueError("it holds half of a surrogate pair, which is no valid text") from None
 
 
 def reason(error: ValueError) -> str:
@@ -46,7 +49,7 @@ def reason(error: ValueError) -> str:
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
-    """One object a line; blank lines are skipped."""
+    """Yield one row per line. Blank lines are skipped."""
     first = ""
     for number, line in read_lines(path):
         if text := line.strip():
@@ -57,7 +60,7 @@ def read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def _check_lines(first: str, where: str) -> None:
-    """Raise `data-unreadable` where the first line shows a JSON file under the name of JSON lines."""
+    """Raise `data-unreadable` if the first line shows that a file named as JSON Lines is a JSON file."""
     try:
         value = parse_json(first)[0]
     except ValueError:
@@ -69,13 +72,13 @@ def _check_lines(first: str, where: str) -> None:
     what = "an array" if first[0] == "[" else "an object over several lines"
     name = where.rpartition(":")[0]
     suffix = next(s for s in (".jsonl", ".ndjson", "") if s in name)
-    problem = f"the file is {what} in JSON, and its name says one object a line"
+    problem = f"the file is {what} in JSON, but its name says one object a line"
     renamed = name.replace(suffix, ".json") if suffix else f"{name}.json"
     raise unreadable_row(where, problem, first[:40], f"Rename it to {renamed}.")
 
 
 def _is_message(value: dict[str, Any]) -> bool:
-    """Whether an object is a message: a line of these alone is a row that lacks its column."""
+    """Return True if an object is a message. A line with only messages is a row without its column's name."""
     return "role" in value or "from" in value
 
 
@@ -90,7 +93,7 @@ def parse_row(text: str, where: str) -> Row:
 
 
 def read_json(path: Path) -> Iterator[Row]:
-    """An array of rows, an object that holds one, an object of named rows, or objects one after another."""
+    """Yield the rows of an array, of an object that holds one, of an object of named rows, or of successive objects."""
     text = read_whole(path)
     start = SPACE.match(text).end()  # type: ignore[union-attr]
     if text.startswith("[", start):
@@ -104,7 +107,7 @@ def read_json(path: Path) -> Iterator[Row]:
 
 
 class _Places:
-    """Line numbers of rising positions in a text."""
+    """A counter that gives line numbers for rising positions in a text."""
 
     def __init__(self, text: str, path: Path) -> None:
         self.text, self.path, self.line, self.seen = text, path, 1, 0
@@ -157,7 +160,7 @@ def _objects(text: str, start: int, path: Path) -> Iterator[Row]:
 
 
 def _rows_of(value: dict[str, Any], path: Path) -> Iterator[Row]:
-    """The rows of a file that is one object: itself, each of its values, or its one list of objects."""
+    """Yield the rows of a file that is one object: the object itself, each of its values, or its one list of objects."""
     if ROW_COLUMNS & value.keys():
         yield Row(value, f"{path}:1")
         return
@@ -166,5 +169,5 @@ def _rows_of(value: dict[str, Any], path: Path) -> Iterator[Row]:
         return
     lists = [name for name, v in value.items() if isinstance(v, list) and v and isinstance(v[0], dict)]
     if len(lists) != 1:
-        raise unreadable_row(f"{path}:1", "the object is no row and holds no one list of rows", list(value))
+        raise unreadable_row(f"{path}:1", "the object is neither a row nor holds exactly one list of rows", list(value))
     yield from (row_of(row, f"{path}:{lists[0]}[{i}]") for i, row in enumerate(value[lists[0]]))

@@ -15,10 +15,10 @@ SCALARS: Final = frozenset((str, int, float, bool, type(None), bytes))
 
 
 class PackedRows(Sequence[Item]):
-    """A sequence of attrs objects that can only be appended to.
+    """A sequence of attrs objects to which objects can only be appended.
 
-    A block whose fields hold plain values alone (what JSON has, bytes, tuples and sets) is kept as compressed bytes, a
-    fifth of the memory of the objects; other blocks are kept as they are. Each reading gives new, equal objects.
+    A block whose fields hold only plain values (what JSON has, bytes, tuples and sets) is stored as compressed bytes, a
+    fifth of the memory of the objects; other blocks are stored as they are. Each reading gives new, equal objects.
     Reading in order unpacks every block once.
     """
 
@@ -26,7 +26,7 @@ class PackedRows(Sequence[Item]):
         self._blocks: list[bytes | list[Item]] = []
         self._last: list[Item] = []  # of a block that is not full
         self._classes: list[type] = []
-        self._opened: tuple[int, list[Item]] = (-1, [])  # the block that was read last
+        self._opened: tuple[int, list[Item]] = (-1, [])  # number and items of the block that was read last
         for item in items:
             self.append(item)
 
@@ -57,7 +57,7 @@ class PackedRows(Sequence[Item]):
         return self._opened[1][inner]
 
     def _pack(self, items: list[Item]) -> bytes | list[Item]:
-        """Return the items as bytes; as they are where a field holds an object, of which marshal would keep a part."""
+        """Return the items as bytes, or unchanged if a field holds an object of which marshal would lose a part."""
         values = [self._values(item) for item in items]
         return zlib.compress(marshal.dumps(values), 1) if _is_plain(values) else items
 
@@ -70,13 +70,13 @@ class PackedRows(Sequence[Item]):
     def _unpack(self, block: bytes | list[Item]) -> list[Item]:
         if isinstance(block, list):
             return block
-        packed = marshal.loads(zlib.decompress(block))  # which this object has written itself
+        packed = marshal.loads(zlib.decompress(block))  # safe, because this object has written the bytes itself
         kinds = [(kind, _fields(kind)) for kind in self._classes]
         return [kinds[k][0](**dict(zip(kinds[k][1], values, strict=True))) for k, *values in packed]
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether a value is built of plain values alone, all of them of these types exactly."""
+    """Return True if a value consists of plain values only, all of exactly these types."""
     kind = type(value)
     if kind is dict:
         return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))

@@ -1,4 +1,4 @@
-"""Rows of Python: lists, iterables, frames and tables of any library, their values as plain Python has them."""
+"""Rows from Python: lists, iterables, frames and tables of any library, with their values as plain Python's."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from luthier.data.read.added_nulls import make_cleaner
 from luthier.data.read.row import Row, broken_row, faulty_row, row_of, unreadable_row
 
 PLAIN: Final = frozenset((str, int, float, bool, type(None)))
-EXACT: Final = 2**53  # whole numbers below it are exact in float64
-PART: Final = 1024  # rows of a table that are made Python's at a time
+EXACT: Final = 2**53  # whole numbers below this are exact in float64
+PART: Final = 1024  # rows of a table that become Python objects at a time
 REMEDY: Final = (
     "Give a list of dicts, a Dataset or an IterableDataset, a DataFrame or an Arrow table; "
     "of a DatasetDict choose a split."
@@ -19,7 +19,7 @@ REMEDY: Final = (
 
 
 def read_object(rows: Any, name: str) -> Iterator[Row]:
-    """Rows in Python, each under the place `name[i]`; the nulls that their container added are taken out."""
+    """Yield rows from Python, each with the place `name[i]`. Nulls that their container added are removed."""
     clean = make_cleaner(rows)
     for i, row in enumerate(_records(rows, name)):
         yield _plain_row(clean(row) if isinstance(row, dict) else row, f"{name}[{i}]")
@@ -33,20 +33,21 @@ def _plain_row(row: Any, where: str) -> Row:
 
 
 def plain_value(value: Any) -> Any:
-    """The value as Python's own: arrays, tuples and tensors as lists, numbers of other libraries as numbers."""
+    """Return the value as Python's own: arrays, tuples and tensors as lists, numbers of other libraries as numbers."""
     if type(value) in PLAIN:
         return value
     if isinstance(value, Mapping):
-        return {key: plain_value(held) for key, held in value.items()}
+        return {key: plain_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, deque, range)):
-        held = list(value)
-        return held if PLAIN.issuperset(map(type, held)) else [plain_value(item) for item in held]
-    own = getattr(value, "tolist", None) or getattr(value, "as_py", None)  # as numpy, torch, pandas; as pyarrow has it
+        items = list(value)
+        return items if PLAIN.issuperset(map(type, items)) else [plain_value(item) for item in items]
+    # numpy, torch and pandas have the first, pyarrow the second
+    own = getattr(value, "tolist", None) or getattr(value, "as_py", None)
     return plain_value(own()) if callable(own) and not isinstance(value, type) else value
 
 
 def gives_once(rows: Any) -> bool:
-    """Whether rows can be read only once, as those of a generator."""
+    """Return True if rows can be read only once, like those of a generator."""
     return isinstance(rows, Iterator)
 
 
@@ -65,7 +66,7 @@ def _records(rows: Any, name: str) -> Iterator[Any]:
 
 
 def _frame_records(frame: Any, name: str) -> Iterator[dict[str, Any]]:
-    """The rows of a data frame; what is missing in a cell is null."""
+    """Yield the rows of a data frame. A missing cell becomes null."""
     import pandas
 
     names = list(frame.columns)
@@ -79,7 +80,7 @@ def _frame_records(frame: Any, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _is_whole(column: Any) -> bool:
-    """Whether a column is of whole numbers that pandas made floats, as it does where one is missing."""
+    """Return True if a column of floats holds whole numbers, which pandas makes floats if one is missing."""
     if getattr(column.dtype, "kind", "") != "f" or not column.isna().any():
         return False
     known = column.dropna()
@@ -91,9 +92,9 @@ def _is_missing(pandas: Any, value: Any) -> bool:
 
 
 def _table_records(table: Any, name: str) -> Iterator[dict[str, Any]]:
-    """The rows of an Arrow table, a batch of one, or a reader of batches."""
+    """Yield the rows of an Arrow table, of one of its batches, or of a reader of batches."""
     if not hasattr(table, "schema"):
-        raise unreadable_row(name, "a column of Arrow is no table of rows", type(table).__name__, remedy=REMEDY)
+        raise unreadable_row(name, "this is an Arrow column, not a table of rows", type(table).__name__, remedy=REMEDY)
     batches = table.to_batches(max_chunksize=PART) if hasattr(table, "to_batches") else table
     for batch in [batches] if hasattr(batches, "to_pylist") else batches:
         for start in range(0, batch.num_rows, PART):

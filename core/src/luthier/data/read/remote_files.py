@@ -1,4 +1,4 @@
-"""Files by address (s3://, gs://, hf://, https://, ...): found through fsspec, and read as files here are."""
+"""Files by address (s3://, gs://, hf://, https://, ...): found through fsspec, and read like local files."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ BUFFER: Final = 1 << 20  # bytes that are read at once
 
 @attrs.frozen(kw_only=True)
 class RemoteFile:
-    """A file of one of fsspec's file systems; it is read as a `pathlib.Path` is."""
+    """A file of one of fsspec's file systems, which is read like a `pathlib.Path`."""
 
-    address: str  # without query and user, which may hold a key
-    place: str  # as its file system knows it
+    address: str  # without query and user, which may contain a key
+    place: str  # the path in its file system
     system: Any = attrs.field(eq=False, repr=False)
 
     def __str__(self) -> str:
@@ -44,23 +44,23 @@ class RemoteFile:
         return PurePosixPath(self.name).stem
 
     def is_dir(self) -> bool:
-        """Return False: a folder is refused where files are found."""
+        """Return False, because folders are refused when files are looked up."""
         return False
 
     def open(self, mode: str = "rb") -> BinaryIO:
-        """Return its bytes; whatever fsspec raises while it is opened is an OSError."""
+        """Open the file's bytes. Every error that fsspec raises meanwhile becomes an OSError."""
         raw = _asked(lambda: self.system.open(self.place, mode), self.address)
         return cast(BinaryIO, io.BufferedReader(_Guarded(raw), BUFFER))
 
     @property
     def mark(self) -> list[str]:
-        """Return what tells it from another without reading it: its name, size, and what its system says of it."""
+        """Return what distinguishes the file without reading it: name, size, and what its file system says of it."""
         info = _asked(lambda: self.system.info(self.place), self.address)
         return [self.name, *(f"{key}={info[key]}" for key in TELLING if info.get(key) is not None)]
 
 
 class _Guarded(io.RawIOBase):
-    """Bytes of a library, of which every failure is an OSError."""
+    """A stream of another library, of which every failure becomes an OSError."""
 
     def __init__(self, raw: Any) -> None:
         self._raw = raw
@@ -72,9 +72,9 @@ class _Guarded(io.RawIOBase):
         return bool(self._raw.seekable())
 
     def readinto(self, buffer: Any) -> int:
-        found = self._guarded(lambda: self._raw.read(len(buffer)))
-        buffer[: len(found)] = found
-        return len(found)
+        content = self._guarded(lambda: self._raw.read(len(buffer)))
+        buffer[: len(content)] = content
+        return len(content)
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return int(self._guarded(lambda: self._raw.seek(offset, whence)))
@@ -96,30 +96,30 @@ class _Guarded(io.RawIOBase):
 
 
 def is_address(path: str) -> bool:
-    """Whether a path names a file of another system than this machine's own."""
-    found = ADDRESS.match(path)
-    return found is not None and found[1].lower() != "file"
+    """Return True if a path names a file of another system than this machine's own."""
+    match = ADDRESS.match(path)
+    return match is not None and match[1].lower() != "file"
 
 
 def find_remote(address: str) -> list[RemoteFile]:
-    """Return the files of an address, or of a glob of them, sorted; `data-not-found` where there is none."""
+    """Return the files of an address or of a glob, sorted. Raises `data-not-found` if there is none."""
     system, place = _open_system(address)
     web = address.lower().startswith("http")
     if any(mark in address for mark in ("*", "[") if not (web and mark == "[")):
         places = sorted(_asked(lambda: system.glob(place), address))
-        found = [_remote(_whole(held, address), held, system) for held in places]
+        files = [_remote(_whole(place, address), place, system) for place in places]
     elif not web and _asked(lambda: system.isdir(place), address):
         problem, remedy = "this is a folder", "Name files, or a glob such as folder/*.jsonl."
         raise unreadable_row(_shown(address), problem, remedy=remedy)
     else:
-        found = [_remote(address, place, system)] if _asked(lambda: system.exists(place), address) else []
-    if not found:
-        raise LuthierError("data-not-found", "there is no such file", where=_shown(address))
-    return found
+        files = [_remote(address, place, system)] if _asked(lambda: system.exists(place), address) else []
+    if not files:
+        raise LuthierError("data-not-files", "there is no such file", where=_shown(address))
+    return files
 
 
 def _open_system(address: str) -> tuple[Any, str]:
-    """Return the file system of an address, and its place there."""
+    """Return the file system of an address, and the path in it."""
     scheme = address.partition("://")[0].lower()
     extra = EXTRAS.get(scheme, "local")
     try:
@@ -130,13 +130,13 @@ def _open_system(address: str) -> tuple[Any, str]:
         problem = f"files of {scheme}:// need a library that is not installed: {error}"
         remedy = f'Run: pip install "luthier[{extra}]"' if scheme in EXTRAS else "Install the library that is named."
         raise LuthierError("dependency-missing", problem, where=_shown(address), remedy=remedy) from None
-    except Exception as error:  # whatever a file system raises where it is made: keys, regions, unknown names
+    except Exception as error:  # whatever a file system raises when it is made: about keys, regions, unknown names
         raise unreadable_row(_shown(address), f"the address cannot be opened: {error}") from None
     return system, place
 
 
 def _asked(ask: Callable[[], Any], address: str) -> Any:
-    """Return what a file system answers; what it raises as `data-not-found` with the address."""
+    """Return a file system's answer. What it raises becomes `data-not-found` with the address."""
     try:
         return ask()
     except FileNotFoundError:
@@ -152,12 +152,12 @@ def _remote(address: str, place: str, system: Any) -> RemoteFile:
 
 
 def _whole(place: str, like: str) -> str:
-    """The address of a place in the file system of another address."""
+    """Return the address of a path in the file system of another address."""
     return place if "://" in place else f"{like.partition('://')[0]}://{place.lstrip('/')}"
 
 
 def _shown(address: str) -> str:
-    """The address without what may be secret in it."""
+    """Return the address without the parts that may be secret."""
     scheme, _, rest = address.partition("?")[0].partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"

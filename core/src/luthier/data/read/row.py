@@ -14,15 +14,15 @@ class Row:
     """One row as it was read, after its columns were mapped."""
 
     values: dict[str, Any]
-    where: str  # file:line, or the place in what was given
-    mapped: frozenset[str] = frozenset()  # our columns that the recipe names for it,
-    used: frozenset[str] = frozenset()  # and the data's that these were made of
-    ignored: frozenset[str] = frozenset()  # columns that the recipe ignores, and that it had
-    fault: LuthierError | None = None  # why it could not be read
+    where: str  # file:line, or the place in the object that was given
+    mapped: frozenset[str] = frozenset()  # our columns that the recipe names for it
+    used: frozenset[str] = frozenset()  # the data's columns that these were made of
+    ignored: frozenset[str] = frozenset()  # columns that the recipe ignores and that the row had
+    fault: LuthierError | None = None  # the reason why it could not be read
 
     @property
     def whole(self) -> Row:
-        """The row; what is wrong with it is raised."""
+        """Return the row, or raise what is wrong with it."""
         if self.fault is not None:
             raise self.fault
         return self
@@ -37,12 +37,12 @@ def broken_row(problem: str, found: object = None, where: str | None = None) -> 
 
 
 def faulty_row(error: LuthierError) -> Row:
-    """A row that could not be read: reading goes on behind it."""
+    """Return a row that could not be read, so that reading goes on after it."""
     return Row({}, error.where or "", fault=error)
 
 
 def row_of(value: object, where: str) -> Row:
-    """A row, which is faulty unless the value is an object with named columns."""
+    """Return a row, which is faulty unless the value is an object with named columns."""
     if not isinstance(value, dict):
         return faulty_row(broken_row("a row must be an object with named columns", value, where))
     return Row(value, where)

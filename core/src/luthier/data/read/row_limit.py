@@ -1,4 +1,4 @@
-"""The size that a row may have, one for every container: more is a file read as one row, not a row."""
+"""The largest size of a row, the same for every container: something larger is a file that was read as one row."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import attrs
 from luthier.data.read.row import Row, broken_row
 from luthier.errors import LuthierError
 
-LIMIT = 1 << 28  # characters, or 8 bytes each of numbers
+LIMIT = 1 << 28  # characters, where a number counts as 8
 PLAIN: Final = frozenset((int, float, bool, type(None)))
 
 
 def oversized_row(size: int, where: str) -> LuthierError:
-    """The error of a row of so many characters."""
-    problem = f"the row is larger than {LIMIT:,} characters, which is the most that a row may have"
+    """Return the error for a row of so many characters."""
+    problem = f"the row is larger than {LIMIT:,} characters, the most that a row may have"
     remedy = "Cut it into several rows."
     return LuthierError("data-row", problem, where=where, found=f"{size:,} or more", remedy=remedy)
 
 
 def limit_row(row: Row) -> Row:
-    """The row, or a faulty one where it is larger than a row may be, or nested too deeply to tell."""
+    """Return the row, or a faulty one if it is larger than a row may be, or nested too deeply to measure."""
     try:
         size = sum(map(row_size, row.values.values()))
     except RecursionError:
@@ -30,7 +30,7 @@ def limit_row(row: Row) -> Row:
 
 
 def row_size(value: Any) -> int:
-    """The characters of a value's texts, and 8 for each number."""
+    """Return the characters of a value's texts, plus 8 for each number."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):

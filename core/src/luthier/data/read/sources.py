@@ -1,4 +1,4 @@
-"""Reading: the files, hub datasets and Python objects of a recipe as rows with their places, without torch."""
+"""The reading of a recipe's files, hub datasets and Python objects as rows with their places, without torch."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ TEXT: Final = (".txt", ".text", ".md")
 
 
 def read_source(source: Source, text_unit: str = "paragraph") -> Iterator[Row]:
-    """The rows of a source in order, its columns mapped, at most `max_rows` of them."""
+    """Yield the rows of a source in order, with its columns mapped, at most `max_rows` of them."""
     return _limited(_rows(source, text_unit), source)
 
 
 def read_given(rows: Any, name: str = "rows", source: Source | None = None) -> Iterator[Row]:
-    """The rows of a Python object, with the columns, template and `max_rows` of `source` where one is given."""
+    """Yield the rows of a Python object, with the columns, template and `max_rows` of `source` if it is given."""
     return _limited(read_object(rows, name), source or Source(path=name))
 
 
@@ -55,7 +55,7 @@ def _rows(source: Source, text_unit: str) -> Iterator[Row]:
 
 
 def read_rows(path: Path, text_unit: str = "paragraph") -> Iterator[Row]:
-    """The rows of one file; `data-empty` when it holds none."""
+    """Yield the rows of one file. Raises `data-empty` if it holds none."""
     suffix = file_kind(path)
     if path.is_dir() or suffix not in (*READERS, *TEXT):
         known = ", ".join((*READERS, *TEXT))
@@ -72,17 +72,17 @@ def read_rows(path: Path, text_unit: str = "paragraph") -> Iterator[Row]:
 
 
 def file_kind(path: Path) -> str:
-    """The suffix that names the format, without .gz: `.jsonl` of `a.jsonl.gz`."""
+    """Return the suffix that names the format, without .gz: `.jsonl` for `a.jsonl.gz`."""
     return Path(path.stem).suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
 
 
 def find_files(pattern: str) -> list[Path]:
-    """The files of a path, glob or address, sorted; none where the text can only be a hub dataset's name.
+    """Return the files of a path, glob or address, sorted; an empty list if the text can only be a hub dataset's name.
 
-    `$NAME` and `~` are expanded. Raises `data-not-found` without touching the network where it cannot be a hub name.
+    `$NAME` and `~` are expanded. Raises `data-not-found`, without touching the network, if it cannot be a hub name.
     """
     if is_address(pattern):
-        return cast(list[Path], find_remote(pattern))  # which readers open, name and print as they do paths
+        return cast(list[Path], find_remote(pattern))  # readers open, name and print them as they do paths
     expanded = os.path.expanduser(os.path.expandvars(pattern.removeprefix("file://")))
     path = Path(expanded)
     if os.path.exists(path):

@@ -1,4 +1,4 @@
-"""CSV and Parquet files as rows with their lines or row numbers."""
+"""CSV and Parquet files read as rows with their line or row numbers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from luthier.data.read.row import Row, broken_row, faulty_row, unreadable_row
 from luthier.data.read.textfiles import read_bytes, read_lines
 from luthier.errors import LuthierError
 
-MARKS: Final = (";", "\t", "|", ",")  # that part columns
-NAME: Final = re.compile(r"[^\W\d][\w .-]{0,40}")  # of a column
+MARKS: Final = (";", "\t", "|", ",")  # characters that may separate columns
+NAME: Final = re.compile(r"[^\W\d][\w .-]{0,40}")  # what the name of a column looks like
 
 
 def read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
-    """Rows under the names of the first line; a row with another number of fields is `data-row`."""
+    """Yield rows under the names in the first line. A row with another number of fields is a `data-row` fault."""
     lines = (line for _, line in read_lines(path))
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
     header = _next_fields(reader, path)
@@ -41,12 +41,12 @@ def read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
 
 
 def _check_delimiter(header: list[str], delimiter: str, path: Path) -> None:
-    """Raise `data-unreadable` where the header is one column only because another character parts its names."""
+    """Raise `data-unreadable` if the header is one column only because another character separates its names."""
     likely = max((mark for mark in MARKS if mark != delimiter), key="".join(header).count)
     parts = header[0].split(likely) if len(header) == 1 else []
     if len(parts) < 2 or not all(NAME.fullmatch(part.strip().strip('"')) for part in parts):
         return
-    problem = f"the header is one column; its names are parted by {likely!r}, and {path.suffix} by {delimiter!r}"
+    problem = f"the header is one column; its names are separated by {likely!r}, but {path.suffix} means {delimiter!r}"
     remedy = "Name the file .tsv." if likely == "\t" else f"Write it again with {delimiter!r} between its columns."
     raise unreadable_row(f"{path}:1", problem, header[0], remedy)
 
@@ -56,7 +56,7 @@ def read_tsv(path: Path) -> Iterator[Row]:
 
 
 def _next_fields(reader: Any, path: Path) -> list[str] | None:
-    """The next record, None at the end. The limit on a field's size belongs to the process: it is put back."""
+    """Return the next record, None at the end. The process-wide limit on a field's size is restored."""
     before = csv.field_size_limit(row_limit.LIMIT)
     try:
         return next(reader, None)
@@ -71,7 +71,7 @@ def _parquet_source(path: Path) -> Any:
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
-    """Rows by number from 1, a batch in memory at a time."""
+    """Yield rows numbered from 1, with one batch in memory at a time."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -88,5 +88,5 @@ def read_parquet(path: Path) -> Iterator[Row]:
                     yield Row(clean_row(row), f"{path}:{number}")
                     number += 1
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
-        problem = f"not a whole Parquet file: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        problem = f"not a complete Parquet file: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         raise unreadable_row(f"{path}:{number}", problem) from None

@@ -19,7 +19,7 @@ CHATML_START, CHATML_END = "<|im_start|>", "<|im_end|>"
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """The file's bytes, unpacked where its name ends in .gz."""
+    """Open the file's bytes, unpacked if its name ends in .gz."""
     try:
         if isinstance(path, RemoteFile) and path.suffix == ".gz":
             return cast(BinaryIO, gzip.GzipFile(fileobj=path.open()))
@@ -29,9 +29,10 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 def read_lines(path: Path, *, limited: bool = True) -> Iterator[tuple[int, str]]:
-    """Each line with its end and its number from 1; `data-unreadable` with the line where it is no UTF-8 text.
+    """Yield the number, from 1, and the text of each line, line end included. Raises `data-unreadable` if it is not
+    UTF-8.
 
-    Raises `data-row` for one that is larger than a row may be, unless the lines are not `limited`.
+    Raises `data-row` for a line that is larger than a row may be, unless the lines are not `limited`.
     """
     with open_bytes(path) as stream:
         number, most = 1, 4 * row_limit.LIMIT + 2 if limited else -1
@@ -47,7 +48,7 @@ def read_whole(path: Path) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """All bytes, unpacked; `data-unreadable` where the gzip stream is damaged."""
+    """Return all bytes, unpacked. Raises `data-unreadable` if the gzip stream is damaged."""
     with open_bytes(path) as stream:
         try:
             return stream.read()
@@ -80,7 +81,7 @@ def _decoded(raw: bytes, path: Path, number: int) -> str:
 
 
 def read_text(path: Path, unit: str) -> Iterator[Row]:
-    """Documents as rows `{text: ...}`: lines, paragraphs (parted by blank lines), or the file; blank ones are none."""
+    """Yield documents as rows `{text: ...}`: lines, paragraphs (between blank lines), or the file; no blank ones."""
     if unit == "file":
         yield from _document(read_whole(path), path, 1)
     elif unit == "line":
@@ -96,7 +97,7 @@ def _document(text: str, path: Path, number: int) -> Iterator[Row]:
 
 
 def _paragraphs(path: Path) -> Iterator[Row]:
-    """A blank line ends a paragraph, except inside a ChatML turn that a paragraph has begun."""
+    """Yield paragraphs. A blank line ends a paragraph, except inside a ChatML turn that began in it."""
     lines: list[str] = []
     first, opened = 1, False
     for number, line in read_lines(path):

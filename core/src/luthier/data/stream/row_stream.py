@@ -1,4 +1,4 @@
-"""Streams: rows that are read and tokenised as the run goes, in bounded memory, from any place on."""
+"""Streams: rows that are read and tokenised during the run, in bounded memory, starting at any place."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ from luthier.data.tokenise.workers import working_processes
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Data, Source
 
-ROWS: Final = 64  # read and tokenised together,
-CHARACTERS: Final = 1 << 20  # or fewer, where they are long
+ROWS: Final = 64  # rows that are read and tokenised together
+CHARACTERS: Final = 1 << 20  # fewer rows if they have more characters
 
 Formatted = tuple[Unit, str]  # a unit, and the format of its rows
 FormOf = Callable[[Data, Sequence[Row], Source, Wanted], str]
-FILE_ROWS: Final = 1 << 40  # the index of row r of file f is f * FILE_ROWS + r: how many rows a file has is not known
+# the index of row r of file f is f * FILE_ROWS + r, because the number of rows in a file is not known
+FILE_ROWS: Final = 1 << 40
 
 
 @attrs.frozen(order=True)
 class Place:
-    """How far an epoch was read: whole units in its order, and rows of the one after them."""
+    """A place in an epoch: the number of complete units in its order, and of rows read of the next unit."""
 
     unit: int = 0
     row: int = 0
@@ -47,7 +48,7 @@ class Place:
 
 @attrs.frozen(kw_only=True)
 class Part:
-    """Rows that are made together: where they end, the index of the first, and what was read."""
+    """Rows that are made together: the place where they end, the index of the first, and what was read."""
 
     end: Place
     first: int
@@ -56,29 +57,29 @@ class Part:
 
 @attrs.define(kw_only=True, eq=False)
 class Stream:
-    """The rows of all sources; several files come in another order in each epoch."""
+    """The rows of all sources. Several files come in a different order in each epoch."""
 
     data: Data
     maker: Maker
     units: list[Formatted]
     fingerprint: str
     sample: TokenDataset  # made of the first rows of each source
-    report: Report  # of the sample
+    report: Report  # on the sample
     wanted: Wanted
     checks: list[Callable[[TokenDataset], None]] = attrs.field(factory=list)
 
     @property
     def longest(self) -> int:
-        """Tokens that no example has more of."""
+        """Return the number of tokens of the longest example."""
         return self.data.block_size or self.data.max_length * max(len(self.sample.names), 1)
 
     def check(self, check: Callable[[TokenDataset], None]) -> None:
-        """Call `check` on the sample now, and on whatever is read from now on before it is trained on."""
+        """Call `check` on the sample now, and on everything that is read later before it is trained on."""
         check(self.sample)
         self.checks.append(check)
 
     def parts(self, seed: int, epoch: int, place: Place) -> Iterator[tuple[Made, Place]]:
-        """What was made of the next rows after `place`, and where that ends, until the epoch's end."""
+        """Yield what was made of the next rows after `place`, and where it ends, until the epoch's end."""
         read: deque[Part] = deque()
         forms = self._forms(seed, epoch, place, read)
         count = self.data.num_proc or 1
@@ -90,7 +91,7 @@ class Stream:
             yield from (self._checked(made, read.popleft()) for made in every)
 
     def head(self, count: int) -> list[TokenExample]:
-        """The first examples as they are read."""
+        """Return the first examples in the order of reading."""
         blocks, examples = self.blocks(), []  # type: ignore[var-annotated]
         for made, _ in self.parts(0, 0, Place()):
             examples += blocks.add(made.examples) if blocks else made.examples
@@ -99,24 +100,24 @@ class Stream:
         return (examples or list(blocks.end() if blocks else ()))[:count]
 
     def blocks(self) -> Blocks | None:
-        """What cuts an epoch's documents, where they are to be cut."""
+        """Return what cuts an epoch's documents into blocks; None if they are not to be cut."""
         return Blocks(size=self.data.block_size) if self.data.block_size is not None else None
 
     def _forms(self, seed: int, epoch: int, place: Place, read: deque[Part]) -> Iterator[Sequence[Form]]:
-        """Yield the forms of the next rows; all else about them is put into `read`."""
+        """Yield the forms of the next rows. Everything else about them is appended to `read`."""
         order = order_rows(len(self.units), seed, epoch).tolist()
         for number in range(place.unit, len(order)):
             unit, form = self.units[order[number]]
             count = place.row if number == place.unit else 0
             for rows in _parted(unit.rows(count)):
-                held = ReadRows()
-                held.add(rows, form, self.wanted)
+                rows_read = ReadRows()
+                rows_read.add(rows, form, self.wanted)
                 first, count = order[number] * FILE_ROWS + count, count + len(rows)
-                read.append(Part(end=Place(number, count), first=first, read=held))
-                yield held.forms
+                read.append(Part(end=Place(number, count), first=first, read=rows_read))
+                yield rows_read.forms
 
     def _checked(self, made: Made, part: Part) -> tuple[Made, Place]:
-        """What was made of a part, checked; its bad rows are an error, unless the recipe drops them."""
+        """Return what was made of a part, checked. Its bad rows are an error, unless the recipe drops them."""
         numbers = np.array(part.read.numbers, np.int64)
         made.examples = made.examples.renumbered(part.first + numbers)
         own = [attrs.evolve(fault, number=int(numbers[fault.number])) for fault in made.faults]
@@ -129,7 +130,10 @@ class Stream:
 
 
 def stream_of(data: Data, maker: Maker, form_of: FormOf, wanted: Wanted, given: Any = None) -> Stream:
-    """The stream of a recipe's training rows, or of those given in Python; each source's format is recognised."""
+    """Return the stream of a recipe's training rows, or of those given in Python.
+
+    Each source's format is recognised.
+    """
     sources = data.train
     if given is not None:
         sources = [attrs.evolve(data.train[0] if len(data.train) == 1 else Source(path="data"), path="data")]
@@ -159,12 +163,12 @@ def stream_of(data: Data, maker: Maker, form_of: FormOf, wanted: Wanted, given: 
 
 
 def _unlimited(data: Data) -> Data:
-    """The options without the limit of bad rows, which the feed keeps over all that it reads."""
+    """Return the options without the limit of bad rows, which the feed applies to all rows it reads."""
     return attrs.evolve(data, max_bad_rows=None)
 
 
 def _ingredients(data: Data, maker: Maker, wanted: Wanted) -> dict[str, Any]:
-    """Return what decides the examples besides the rows."""
+    """Return everything besides the rows that decides the examples."""
     options = attrs.asdict(data, filter=lambda field, _: field.name not in WITHOUT)
     template = None if maker.template is None else maker.template.text
     ingredients = {"options": options, "tokenizer": tokenizer_hash(maker.encoder.tokenizer), "template": template}
@@ -176,13 +180,13 @@ def _report(made: Made, read: ReadRows, maker: Maker) -> Report:
     report.unrendered = made.unrendered
     report.add_faults(made.faults)
     report.measure(made.examples)
-    scope = f"rows are read as the run goes: this is of the first {read.count}"
+    scope = f"rows are read during the run: this report is on the first {read.count}"
     report.warnings = [scope, *warnings_of(report, read, maker.template)]
     return report
 
 
 def _parted(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Rows in parts that fit memory, whatever their length."""
+    """Yield rows in parts that fit in memory, whatever their length."""
     part: list[Row] = []
     size = 0
     for row in rows:
@@ -196,5 +200,5 @@ def _parted(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def sampled_rows(rows: TokenDataset | Stream) -> TokenDataset:
-    """Return rows that are known: all of a data set, the first ones of a stream."""
+    """Return rows that are in memory: all of a data set, or the first ones of a stream."""
     return rows.sample if isinstance(rows, Stream) else rows

@@ -1,4 +1,4 @@
-"""Supplies: the sources of a set with what tells their content apart, read once and only where that is needed."""
+"""Supplies: the sources of a set, each with a hash of its content, read only once and only when needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from luthier.recipe.schema import Source
 
 @attrs.define(kw_only=True)
 class Supply:
-    """One source. `content` is a hash of its rows, None where they cannot be told apart by one; `size` in bytes."""
+    """One source. `content` is a hash of its rows, None if they cannot be hashed; `size` is in bytes."""
 
     source: Source
     text_unit: str
@@ -28,7 +28,7 @@ class Supply:
 
     @property
     def rows(self) -> Sequence[Row]:
-        """Its rows, at least one; `data-empty` where there is none."""
+        """Return the source's rows. Raises `data-empty` if there is none."""
         if self.held is None:
             self.held = PackedRows(read_source(self.source, self.text_unit))
         if not self.held:
@@ -37,16 +37,16 @@ class Supply:
 
     @property
     def identity(self) -> Any:
-        """Everything about it that decides its rows, as plain data."""
+        """Return everything that decides the source's rows, as plain data."""
         return {"source": attrs.asdict(self.source), "content": self.content}
 
     def forget(self) -> None:
-        """Let its rows go, once they are read."""
+        """Release the rows, once they have been read."""
         self.held = None
 
 
 def make_supplies(sources: Sequence[Source], given: Any, name: str, text_unit: str, *, telling: bool) -> list[Supply]:
-    """The sources, or the rows that are given in their place; `telling` also finds out what their content is."""
+    """Return the sources, or the rows that are given instead. With `telling`, also determine their content."""
     if given is not None:
         source = attrs.evolve(sources[0] if len(sources) == 1 else Source(path=name), path=name)
         rows = list(read_given(given, name, source))
@@ -68,7 +68,7 @@ def make_supplies(sources: Sequence[Source], given: Any, name: str, text_unit: s
 
 
 def _of_rows(source: Source, rows: Sequence[Row], text_unit: str, *, telling: bool) -> Supply:
-    """A supply of rows that were read already: a hub dataset's, or those of Python."""
+    """Return a supply of rows that were read already: a hub dataset's, or those from Python."""
     supply = Supply(source=source, text_unit=text_unit, held=rows)
     if telling:
         try:

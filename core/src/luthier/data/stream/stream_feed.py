@@ -1,4 +1,4 @@
-"""Streaming: the feed of a stream, shuffled in a bounded buffer that is part of the run's state."""
+"""The feed of a stream, shuffled in a bounded buffer that is part of the run's state."""
 
 from __future__ import annotations
 
@@ -26,41 +26,41 @@ COUNTS = ("epoch", "read", "samples", "epoch_samples", "supervised", "rows", "ba
 
 @attrs.define(kw_only=True, eq=False)
 class Position:
-    """Where a stream stands between two steps."""
+    """The position of a stream between two steps."""
 
     epoch: int = 0
     place: Place = attrs.field(factory=Place)
-    read: bool = False  # all rows of the epoch are
-    buffer: list[TokenExample] = attrs.field(factory=list)  # shuffled from
-    queue: deque[TokenExample] = attrs.field(factory=deque)  # made, and waiting for room there
-    left: TokenDataset = NOTHING  # of documents that are cut into blocks
-    samples: int = 0  # taken of this epoch
-    epoch_samples: int | None = None  # of the one before
-    supervised: int = 0  # tokens trained on in all
-    rows: int = 0  # of this epoch
-    drops: Counter[str] = attrs.field(factory=Counter)  # of them
-    bad: int = 0  # of them
-    unrendered: Counter[str] = attrs.field(factory=Counter)  # parts of them that the template does not write, by role
+    read: bool = False  # True once all rows of the epoch are read
+    buffer: list[TokenExample] = attrs.field(factory=list)  # examples to draw from
+    queue: deque[TokenExample] = attrs.field(factory=deque)  # examples that wait for room in the buffer
+    left: TokenDataset = NOTHING  # the rest of documents that are cut into blocks
+    samples: int = 0  # taken in this epoch
+    epoch_samples: int | None = None  # of the epoch before
+    supervised: int = 0  # tokens trained on so far
+    rows: int = 0  # read in this epoch
+    drops: Counter[str] = attrs.field(factory=Counter)  # of these rows, by reason
+    bad: int = 0  # bad rows among them
+    unrendered: Counter[str] = attrs.field(factory=Counter)  # parts of these rows that the template leaves out, by role
 
     @property
     def passes(self) -> float:
-        """Passes over the rows so far; parts of one are known once one was whole."""
+        """Return the passes over the rows so far. Parts of a pass are known once one pass is complete."""
         part = self.samples / self.epoch_samples if self.epoch_samples else 0.0
         return self.epoch + min(part, math.nextafter(1.0, 0.0))
 
     def copy(self) -> Position:
-        """Another that shares the examples, which nobody changes."""
+        """Return a copy that shares the examples, which nobody changes."""
         buffer, queue, drops = list(self.buffer), deque(self.queue), Counter(self.drops)
         return attrs.evolve(self, buffer=buffer, queue=queue, drops=drops, unrendered=Counter(self.unrendered))
 
 
 @attrs.define(kw_only=True, eq=False)
 class StreamFeed:
-    """Portions of `batch` examples of a stream.
+    """A feed of portions of `batch` examples of a stream.
 
-    Each is drawn from a buffer of `buffer` examples that is filled up in the order of reading; the draws of a step are
-    a function of (seed, step). An epoch ends with the rows, its last portion may be short. The run ends after `total`
-    steps, `epochs` passes or `max_tokens` supervised tokens, whichever is given and comes first.
+    Each portion is drawn from a buffer of `buffer` examples that is filled in the order of reading; the draws of a step
+    depend on (seed, step) alone. An epoch ends with the rows, and its last portion may be short. The run ends after
+    `total` steps, `epochs` passes or `max_tokens` supervised tokens, whichever is given and comes first.
     """
 
     stream: Stream
@@ -114,13 +114,13 @@ class StreamFeed:
         self.reached = reached
         if not state:
             return
-        if "taken" in state:  # of a checkpoint that counted steps
+        if "taken" in state:  # the state of a checkpoint that counted steps
             batch = reached.batch or self.batch
             steps = {"samples": state["taken"], "epoch_samples": state["per_epoch"]}
             state = {**state, **{name: None if n is None else n * batch for name, n in steps.items()}}
         sets = {name: _dataset(state[name]) for name in ("buffer", "queue", "left")}
         self.begin = Position(
-            **{name: state.get(name, 0) for name in COUNTS},  # checkpoints of before bad rows were counted lack theirs
+            **{name: state.get(name, 0) for name in COUNTS},  # older checkpoints lack the counts of bad rows
             place=Place(*state["place"]),
             drops=Counter(state["drops"]),
             unrendered=Counter(state.get("unrendered", {})),
@@ -135,14 +135,14 @@ class StreamFeed:
 
 
 class _Reader:
-    """Moves a position along its stream."""
+    """A reader that moves a position along its stream."""
 
     def __init__(self, feed: StreamFeed, at: Position) -> None:
         self.feed, self.at = feed, at
         self._open()
 
     def draw(self, step: int) -> list[TokenExample]:
-        """The examples of a step: fewer than the others where the epoch ends, none where it has none."""
+        """Return the examples of a step: fewer where the epoch ends, none if the epoch has none left."""
         random = np.random.Generator(np.random.PCG64([self.feed.seed, step, 1]))
         examples: list[TokenExample] = []
         buffer = self.at.buffer
@@ -156,16 +156,14 @@ class _Reader:
         return examples
 
     def ended(self) -> bool:
-        """Whether the epoch is over; then the next one is begun."""
+        """Return True if the epoch is over, and begin the next one."""
         self._fill()
         at = self.at
         if at.buffer:
             return False
         counts = {"dropped": at.drops, "not_rendered": at.unrendered}
-        told = {
-            name: ", ".join(f"{what} {n}" for what, n in held.most_common()) for name, held in counts.items() if held
-        }
-        log.info("epoch read", epoch=at.epoch, rows=at.rows, **told)
+        facts = {name: ", ".join(f"{what} {n}" for what, n in c.most_common()) for name, c in counts.items() if c}
+        log.info("epoch read", epoch=at.epoch, rows=at.rows, **facts)
         at.epoch, at.place, at.read, at.left = at.epoch + 1, Place(), False, NOTHING
         at.epoch_samples, at.samples, at.rows, at.bad = at.samples, 0, 0, 0
         at.drops, at.unrendered = Counter(), Counter()
@@ -207,7 +205,7 @@ class _Reader:
             at.left = self.blocks.left
 
     def _limit(self, faults: Sequence[Fault], sure: bool) -> None:
-        """Raise where the bad rows of the epoch are too many; a share of them is known once many rows were read."""
+        """Raise if the epoch has too many bad rows. A share of them is judged only after many rows."""
         at, data = self.at, self.feed.stream.data
         if (sure or not isinstance(data.max_bad_rows, float)) and exceeds_limit(at.bad, at.rows, data):
             problem = f"{at.bad} of the {at.rows} rows read so far are bad, more than max_bad_rows: {data.max_bad_rows}"
@@ -229,8 +227,8 @@ def _tensors(dataset: TokenDataset) -> dict[str, Any]:
     return {**arrays, "where": list(dataset.where), "names": list(dataset.names), "columns": columns}
 
 
-def _dataset(held: Mapping[str, Any]) -> TokenDataset:
-    """Return the set that `_tensors` gave; checkpoints of before names, columns and index lack those."""
-    arrays: dict[str, Any] = {name: None if held.get(name) is None else held[name].numpy() for name in ARRAYS}
-    columns = {name: values.numpy() for name, values in held.get("columns", {}).items()}
-    return TokenDataset(**arrays, where=tuple(held["where"]), names=tuple(held.get("names", ())), columns=columns)
+def _dataset(tensors: Mapping[str, Any]) -> TokenDataset:
+    """Return the set that `_tensors` was given. Older checkpoints lack names, columns and index."""
+    arrays: dict[str, Any] = {name: None if tensors.get(name) is None else tensors[name].numpy() for name in ARRAYS}
+    columns = {name: values.numpy() for name, values in tensors.get("columns", {}).items()}
+    return TokenDataset(**arrays, where=tuple(tensors["where"]), names=tuple(tensors.get("names", ())), columns=columns)

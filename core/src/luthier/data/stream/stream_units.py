@@ -1,4 +1,4 @@
-"""Units: what a stream reads one after the other, each a file, a hub dataset or an object, from any row on."""
+"""Units: what a stream reads one after another, each a file, a hub dataset or an object, from any row on."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from luthier.data.read.sources import find_files, read_rows
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Source
 
-ENDS: Final = 1 << 16  # bytes read at both ends of a file to know it again
+ENDS: Final = 1 << 16  # bytes at both ends of a file that identify it
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Unit:
-    """Rows that are read in their order; `mark` tells them from others without reading all of them."""
+    """Rows that are read in their order. `mark` identifies them without reading all of them."""
 
     source: Source
     raw: Callable[[], Iterator[Row]]
     mark: Any = None
 
     def rows(self, skip: int = 0) -> Iterator[Row]:
-        """Its rows from the `skip`-th on, their columns mapped."""
+        """Yield the rows from the `skip`-th on, with their columns mapped."""
         return map(column_mapper(self.source), map(limit_row, islice(self.raw(), skip, self.source.max_rows)))
 
 
 def source_units(source: Source, given: Any, text_unit: str) -> list[Unit]:
-    """The units of one source; one for each file, unless `max_rows` counts over all of them.
+    """Return the units of one source: one for each file, unless `max_rows` counts over all of them.
 
     Raises `data-format` for an iterator, which gives its rows only once.
     """
     if given is not None:
         if gives_once(given):
-            problem, remedy = "an iterator gives its rows once only", "Give a list, a dataset, or an IterableDataset."
+            problem, remedy = "an iterator gives its rows only once", "Give a list, a dataset, or an IterableDataset."
             raise LuthierError("data-format", problem, where=source.path, found=type(given).__name__, remedy=remedy)
         return [Unit(source=source, raw=lambda: read_object(given, source.path), mark=type(given).__name__)]
     files = find_files(source.path)
@@ -58,7 +58,7 @@ def source_units(source: Source, given: Any, text_unit: str) -> list[Unit]:
 
 
 def fingerprint_units(units: Sequence[Unit], first: Sequence[Sequence[Row]], **others: Any) -> str:
-    """A hash of what tells these units and the options of their making from others; no file is read to its end."""
+    """Return a hash that identifies these units and the options of their making. No file is read to its end."""
     rows = [[row.values for row in sample] for sample in first]
     text = json.dumps([[unit.mark for unit in units], rows, others], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode()).hexdigest()[: SIZE // 2]
@@ -69,7 +69,7 @@ def _reader(files: Sequence[Path], text_unit: str) -> Callable[[], Iterator[Row]
 
 
 def _mark(path: Path) -> list[Any]:
-    """A file's name and size, and a hash of both its ends."""
+    """Return a file's name and size, and a hash of both its ends."""
     if isinstance(path, RemoteFile):
         return list(path.mark)
     size = path.stat().st_size

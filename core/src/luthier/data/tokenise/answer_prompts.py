@@ -1,5 +1,8 @@
-"""Prompts of answers: what stands before a supervised answer is what generation is given, also where a template that
-writes the answer writes another text before it, such as one without the system prompt, which was for the last user."""
+"""Prompts of answers: a supervised answer must follow the very prompt that generation gets.
+
+This holds also if a template writes another text before an answer than as a prompt, for example without the system
+prompt, which it wrote for the last user.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ MARK = "vxk3"  # a text that no template contains
 
 
 def find_answer(messages: Messages, index: int, tools: Any, template: ChatTemplate, length: int) -> str | None:
-    """What follows the prompt of generation where `messages[index]` answers it; None where that cannot be told.
+    """Return what follows the prompt of generation if `messages[index]` answers it; None if that cannot be known.
 
-    The text behind the last message is compared: what the prompt ends with must begin what the template writes with the
-    answer, or begin or end with what it writes before the answer, its last `length` characters. A prompt that opens a
-    thought gets the answer's, or an empty one, and its end.
+    The text after the last message is compared: the end of the prompt must begin what the template writes with the
+    answer, or begin or end what it writes before the answer (its last `length` characters). A prompt that opens a
+    thought gets the answer's thought, or an empty one, and its end.
     """
     ends = _texts_behind(messages, index, tools, template)
     if ends is None:
@@ -31,12 +34,12 @@ def find_answer(messages: Messages, index: int, tools: Any, template: ChatTempla
     before, opened, rest = asked.rpartition(OPEN)
     if opened and not rest.strip():
         return _after_opened(answered, before, thought)
-    more = asked.startswith(header) and not thought  # generation is given more, such as an empty thought
+    more = asked.startswith(header) and not thought  # generation gets more, such as an empty thought
     return answered[len(header) :] if header.strip() and (more or asked.endswith(header)) else None
 
 
 def _after_opened(answered: str, before: str, thought: str) -> str | None:
-    """What follows a prompt that ends with an opened thought, and before it with `before`."""
+    """Return what follows a prompt that ends with an opened thought, preceded by `before`."""
     if not answered.startswith(before):
         return None
     said = answered[len(before) :].lstrip()
@@ -44,7 +47,7 @@ def _after_opened(answered: str, before: str, thought: str) -> str | None:
 
 
 def _texts_behind(messages: Messages, index: int, tools: Any, template: ChatTemplate) -> tuple[str, str] | None:
-    """What is written behind the message before the answer: as a prompt, and with the answer."""
+    """Return what is written after the message before the answer: as a prompt, and with the answer."""
     before = [*messages[: index - 1], {**messages[index - 1], "content": MARK}]
     try:
         asked = template.render(before, tools, prompt=True)

@@ -1,4 +1,4 @@
-"""The chat template of a run: the tokenizer's own or the recipe's, what it writes, and how it closes an answer."""
+"""The chat template of a run: the tokenizer's own or the recipe's, what it writes, and how it ends an answer."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ PROBE: Final = "qwj7"  # an answer that no template contains
 
 @attrs.frozen(kw_only=True)
 class ChatTemplate:
-    """A tokenizer's chat template, and what writing a probe with it showed."""
+    """A tokenizer's chat template, and what rendering a probe with it has shown."""
 
     tokenizer: Any
-    given: str | None  # Jinja text in the place of the tokenizer's own
+    given: str | None  # Jinja text that replaces the tokenizer's own, or None
     tail: str  # what it writes after the last answer
-    closing: str  # what of it ends with the stop token, empty where it writes none
+    closing: str  # the part of the tail up to the stop token; empty if the template writes none
     stop: str  # the special token that ends an answer
-    prompts: bool  # whether it knows add_generation_prompt
+    prompts: bool  # True if it uses add_generation_prompt
     specials: tuple[str, ...]  # the texts of the tokenizer's special tokens, longest first
-    settings: Mapping[str, Any] = attrs.field(factory=dict)  # variables of the recipe, or of a row
-    others: dict[str, ChatTemplate] = attrs.field(factory=dict, eq=False, repr=False)  # by the settings they have
-    parts: PartFinder = attrs.field(factory=PartFinder, eq=False, repr=False)  # what it writes of a row
+    settings: Mapping[str, Any] = attrs.field(factory=dict)  # variables set by the recipe, or by a row
+    # the same template with other settings, by these settings
+    others: dict[str, ChatTemplate] = attrs.field(factory=dict, eq=False, repr=False)
+    parts: PartFinder = attrs.field(factory=PartFinder, eq=False, repr=False)  # finds which parts of a row it writes
 
     def with_settings(self, settings: Mapping[str, Any]) -> ChatTemplate:
-        """The template as it writes with these variables over its own, tried like any other."""
+        """Return the template with these variables over its own, probed like any other."""
         if not settings:
             return self
         key = json.dumps(settings, sort_keys=True, default=str)
@@ -50,7 +51,7 @@ class ChatTemplate:
 
     @property
     def source(self) -> str | dict[str, str]:
-        """The Jinja text, or the texts of a tokenizer that has one for tools."""
+        """Return the Jinja text, or the texts of a tokenizer with a separate one for tools."""
         return self.given or self.tokenizer.chat_template
 
     @property
@@ -63,33 +64,33 @@ class ChatTemplate:
 
     @property
     def closes(self) -> bool:
-        """Whether the template itself ends answers with a stop token."""
+        """Return True if the template itself ends answers with a stop token."""
         return bool(self.closing)
 
     @property
     def tagged(self) -> bool:
-        """Whether the template marks the assistant's text with generation tags."""
+        """Return True if the template marks the assistant's text with generation tags."""
         return TAGS.search(self.text) is not None
 
     def render(self, messages: Messages, tools: list[dict[str, Any]] | None = None, prompt: bool = False) -> str:
-        """The conversation as text; with `prompt`, up to where the assistant's next answer begins."""
+        """Return the conversation as text; with `prompt`, up to where the assistant's next answer begins."""
         return render_messages(self.tokenizer, self.given, messages, tools, prompt, self.settings)
 
     def tagged_spans(
         self, messages: Messages, tools: list[dict[str, Any]] | None = None
     ) -> tuple[str, list[tuple[int, int]]]:
-        """The conversation as text, and the character spans between generation tags."""
+        """Return the conversation as text, and the character spans between generation tags."""
         text = self.tokenizer.get_chat_template(self.given, tools)
         variables = self.tokenizer.special_tokens_map | self.settings
-        if hasattr(self.tokenizer, "render_tagged"):  # one that was read without transformers
-            whole, found = guard_rendering(lambda: self.tokenizer.render_tagged(text, messages, tools, variables))
-            return whole, [(start, end) for start, end in found if end > start]
+        if hasattr(self.tokenizer, "render_tagged"):  # a tokenizer that was read without transformers
+            whole, spans = guard_rendering(lambda: self.tokenizer.render_tagged(text, messages, tools, variables))
+            return whole, [(start, end) for start, end in spans if end > start]
         from transformers.utils.chat_template_utils import render_jinja_template
 
         rendered, spans = guard_rendering(
             lambda: render_jinja_template(
                 conversations=[list(messages)],
-                tools=cast(Any, tools),  # whose stubs have a list of dicts or functions, which is invariant
+                tools=cast(Any, tools),  # transformers' stubs have an invariant list of dicts or functions here
                 chat_template=text,
                 return_assistant_tokens_mask=True,
                 **variables,
@@ -98,7 +99,7 @@ class ChatTemplate:
         return rendered[0], [(start, end) for start, end in spans[0] if end > start]
 
     def ending(self, text: str) -> str | None:
-        """The special token that the text ends with, trailing white space aside."""
+        """Return the special token that the text ends with, ignoring trailing white space; None if it ends otherwise."""
         bare = text.rstrip()
         return next((special for special in (self.stop, *self.specials) if bare.endswith(special)), None)
 
@@ -106,7 +107,7 @@ class ChatTemplate:
         return any(special in content for special in self.specials)
 
     def bare(self, content: str) -> str:
-        """The content without stop tokens that it already ends with: the template writes its own."""
+        """Return the content without stop tokens at its end, because the template writes its own."""
         while ended := next((stop for stop in self.stops if content.rstrip().endswith(stop)), None):
             content = content.rstrip().removesuffix(ended)
         return content
@@ -118,12 +119,12 @@ class ChatTemplate:
 
     @functools.cached_property
     def text_arguments(self) -> bool:
-        """Whether the template takes a call's arguments as JSON text only, as DeepSeek's do."""
+        """Return True if the template takes a call's arguments only as JSON text, like DeepSeek's."""
         return not self._calls({"a": 1}) and self._calls('{"a": 1}')
 
     @functools.cached_property
     def writes_calls(self) -> bool:
-        """Whether it writes the calls of an answer in one way or the other."""
+        """Return True if it writes the calls of an answer, with arguments as objects or as text."""
         return self._calls({"a": 1}) or self._calls('{"a": 1}')
 
     def _calls(self, arguments: Any) -> bool:
@@ -132,7 +133,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def thought_way(self) -> str:
-        """The key under which it reads an answer's thought, BLOCK where it writes one in the content, else nothing."""
+        """Return the key of an answer's thought that it reads; BLOCK if it writes one in the content; else ""."""
         for way in (*KEYS, BLOCK):
             answer = join_thought(PROBE, {"role": "assistant", "content": "yes"}, way)
             if self._writes(answer):
@@ -140,7 +141,7 @@ class ChatTemplate:
         return ""
 
     def _writes(self, answer: dict[str, Any]) -> bool:
-        """Whether it writes a probe in an answer, wherever it takes that answer."""
+        """Return True if it writes a probe in an answer, in any position where it accepts that answer."""
         asked = {"role": "user", "content": "hi"}
         for before in ([asked], [{"role": "system", "content": "hi"}, asked], []):
             try:
@@ -150,7 +151,7 @@ class ChatTemplate:
         return False
 
     def own_system(self) -> str:
-        """The system prompt that the template adds by itself, empty for none."""
+        """Return the system prompt that the template adds by itself; an empty text for none."""
         user = {"role": "user", "content": PROBE}
         try:
             without = self.render([user])
@@ -165,9 +166,9 @@ class ChatTemplate:
 
 
 def load_template(tokenizer: Any, chat_template: str | None = None, settings: Settings = NONE) -> ChatTemplate | None:
-    """The template to use, None where there is none. `chat_template` is Jinja text or the path of a file of it.
+    """Return the template to use; None if there is none. `chat_template` is Jinja text or the path of a file of it.
 
-    `settings` are variables that it is given.
+    `settings` are variables for the template. Raises `template-unprovable` if nothing ends its answers.
     """
     given = _chosen_text(tokenizer, chat_template)
     if given is None and not tokenizer.chat_template:
@@ -177,7 +178,7 @@ def load_template(tokenizer: Any, chat_template: str | None = None, settings: Se
     if stop is None:
         raise LuthierError(
             "template-unprovable",
-            "the chat template closes answers with no special token, and the tokenizer has no eos_token",
+            "the chat template ends answers without a special token, and the tokenizer has no eos_token",
             remedy="Set the tokenizer's eos_token, or use a template that closes each answer with one.",
         )
     return ChatTemplate(
@@ -193,15 +194,15 @@ def load_template(tokenizer: Any, chat_template: str | None = None, settings: Se
 
 
 def _chosen_text(tokenizer: Any, chat_template: str | None) -> str | None:
-    """The Jinja text that is asked for, by name where the tokenizer has several; None for the tokenizer's own."""
-    held = tokenizer.chat_template
-    if isinstance(held, list):  # as files of tokenizers hold them
-        held = tokenizer.chat_template = {entry["name"]: entry["template"] for entry in held}
-    named = held if isinstance(held, dict) else {}
+    """Return the requested Jinja text, by name if the tokenizer has several; None for the tokenizer's own."""
+    own = tokenizer.chat_template
+    if isinstance(own, list):  # the form in tokenizers' files
+        own = tokenizer.chat_template = {entry["name"]: entry["template"] for entry in own}
+    named = own if isinstance(own, dict) else {}
     if chat_template is not None:
         return named[chat_template] if chat_template in named else template_text(chat_template)
     if named and "default" not in named:
-        problem = f"the tokenizer has chat templates named {', '.join(named)}, and none named default"
+        problem = f"the tokenizer has chat templates named {', '.join(named)}, but none named default"
         remedy = f"Name the one to use: data.chat_template: {next(iter(named))}."
         raise LuthierError("template-missing", problem, where="data.chat_template", remedy=remedy)
     return None
@@ -210,13 +211,13 @@ def _chosen_text(tokenizer: Any, chat_template: str | None) -> str | None:
 def render_prompt(tokenizer: Any, messages: Messages, settings: Settings = NONE) -> str:
     """Return a conversation as the tokenizer's own template writes it, up to where the next answer begins.
 
-    `settings` are variables that the template is given.
+    `settings` are variables for the template.
     """
     return render_messages(tokenizer, None, messages, None, True, settings)
 
 
 def template_text(chat_template: str) -> str:
-    """The Jinja text itself, or that of the file that it names."""
+    """Return the Jinja text itself, or the text of the file that it names."""
     if "{{" in chat_template or "{%" in chat_template:
         return chat_template
     try:
@@ -235,9 +236,9 @@ def _added(tokenizer: Any, special: bool = False) -> list[str]:
 
 
 def _probe(tokenizer: Any, given: str | None, settings: Settings = NONE) -> tuple[str, str, bool]:
-    """What the template writes after an answer, how much of that closes it, and whether it knows add_generation_prompt.
+    """Return what the template writes after an answer, how much of that ends it, and True for add_generation_prompt.
 
-    Found by trying: what closes an answer is written after the last one and after one that is followed by a question.
+    It is found by trying: what ends an answer is written after the last one and after one that a question follows.
     """
     answer, asked = {"role": "assistant", "content": PROBE}, {"role": "user", "content": "hi"}
     for before in ([asked], [{"role": "system", "content": "hi"}, asked], []):
@@ -262,7 +263,7 @@ def _tail(tokenizer: Any, given: str | None, messages: Messages, settings: Setti
 
 
 def _closing(tail: str, added: list[str]) -> str:
-    """The tail up to the end of its first special tokens, as far as they stand side by side; empty for none."""
+    """Return the tail up to the end of its first adjacent special tokens; an empty text if it has none."""
     end = begin = len(tail) - len(tail.lstrip())
     while token := max((t for t in added if tail.startswith(t, end)), key=len, default=""):
         end += len(token)

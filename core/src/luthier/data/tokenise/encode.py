@@ -1,4 +1,4 @@
-"""Texts with supervised spans as token examples: one BOS, labels by offsets, each span proven by decoding."""
+"""Texts with supervised spans as token examples: one BOS, labels by offsets, and each span proven by decoding."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from luthier.data.read.row import broken_row
 from luthier.data.tokenise.supervised_spans import Rendered, Span
 from luthier.errors import LuthierError
 
-SHORT = 64  # characters
-Tokenised = tuple[list[int], list[Span] | None]  # ids, and each span's range of tokens
+SHORT = 64  # characters of a text whose tokens are remembered
+Tokenised = tuple[list[int], list[Span] | None]  # ids, and the range of tokens of each span
 
 
 @attrs.define
 class Encoder:
-    """A tokenizer and what it does by itself, found by trying."""
+    """A tokenizer, and what it does by itself, found by trying."""
 
     tokenizer: Any
     bos: int | None = None  # the id of the BOS, None for none
-    adds_bos: bool = False  # whether the tokenizer puts it in front of plain text
+    adds_bos: bool = False  # True if the tokenizer puts a BOS before plain text
     specials: frozenset[int] = frozenset()
-    decodes: bool = False  # whether its decoding is that of the library tokenizers, nothing added
+    decodes: bool = False  # True if it decodes exactly as the library tokenizers does
     known: dict[str, list[int]] = attrs.field(factory=dict)
 
     @classmethod
@@ -38,16 +38,16 @@ class Encoder:
         return cls(tokenizer, bos, adds, frozenset(tokenizer.added_tokens_decoder), _decodes_plainly(tokenizer))
 
     def prompt(self, text: str) -> list[int]:
-        """The tokens of a prompt as training puts them before an answer: one BOS, nothing after it."""
+        """Return the tokens of a prompt as training puts them before an answer: one BOS, and nothing after it."""
         ids = np.asarray(self._ids([text])["input_ids"][0], np.int32)
         return self._one_bos(ids, ids, self.bos).tolist()
 
     def document(self, form: Document) -> Rendered:
-        """The text and EOS, all supervised."""
+        """Return the text and EOS, all supervised."""
         return Rendered(text=self._bare(form.text), spans=(), everything=True, eos=True, where=form.where)
 
     def completion(self, form: Completion, everything: bool) -> Rendered:
-        """Prompt and completion joined as they are, and EOS; `template-unprovable` where the tokenizer has none."""
+        """Return prompt and completion joined unchanged, and EOS. Raises `template-unprovable` without an EOS."""
         if self.tokenizer.eos_token is None:
             problem, remedy = (
                 "the tokenizer has no eos_token to end a completion with",
@@ -59,55 +59,58 @@ class Encoder:
         return Rendered(text=text, spans=(span,), everything=everything, eos=True, where=form.where)
 
     def _bare(self, text: str) -> str:
-        """The text without the EOS that it may already end with: one is put after its tokens."""
+        """Return the text without an EOS at its end, because one is added after its tokens."""
         eos = self.tokenizer.eos_token
         while eos is not None and text.rstrip().endswith(eos):
             text = text.rstrip().removesuffix(eos)
         return text
 
     def encode(self, texts: Sequence[Rendered]) -> tuple[list[TokenExample], set[str]]:
-        """A token example of each text, in order; and the places of rows whose supervised text the tokens lose.
+        """Return a token example for each text, in order, and the places of rows whose supervised text the tokens lose.
 
-        Texts are tokenised at once. Where a span's tokens do not decode to the span, or the prompt before it would
-        have other tokens by itself, the text is tokenised piece by piece instead, which makes both true.
+        Texts are tokenised whole. If a span's tokens do not decode to the span, or the prompt before it would have
+        other tokens by itself, the text is tokenised piece by piece instead, which makes both true.
         """
         for text in texts:
             check_text(text)
         if not texts:
             return [], set()
-        found = self._whole(texts)
-        wrong, lossy = self._unproven(texts, found)
+        tokenised = self._whole(texts)
+        wrong, lossy = self._unproven(texts, tokenised)
         for i in wrong:
-            found[i] = self._piecewise(texts[i])
-        lossy |= self._unproven([texts[i] for i in wrong], [found[i] for i in wrong], wrong)[1]
-        made = [self._labelled(text, ids, spans or []) for text, (ids, spans) in zip(texts, found, strict=True)]
+            tokenised[i] = self._piecewise(texts[i])
+        lossy |= self._unproven([texts[i] for i in wrong], [tokenised[i] for i in wrong], wrong)[1]
+        made = [self._labelled(text, ids, spans or []) for text, (ids, spans) in zip(texts, tokenised, strict=True)]
         lacking = (i for i, example in enumerate(made) if i in lossy or self._lacks(texts[i], example))
         return made, {texts[i].where for i in lacking}
 
     def _lacks(self, text: Rendered, example: TokenExample) -> bool:
-        """Whether a supervised character has no token."""
+        """Return True if a supervised character has no token."""
         unknown = self.tokenizer.unk_token_id
-        found = unknown is not None and bool((example.labels == unknown).any())
-        return found and self.tokenizer.unk_token not in text.text
+        has_unknown = unknown is not None and bool((example.labels == unknown).any())
+        return has_unknown and self.tokenizer.unk_token not in text.text
 
     def _ids(self, texts: Sequence[str]) -> Any:
         return self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
 
     def _whole(self, texts: Sequence[Rendered]) -> list[Tokenised]:
-        """Each text tokenised at once; spans None where a prompt before a span would be tokenised otherwise alone."""
+        """Return each text tokenised whole.
+
+        Spans are None if a prompt before a span would have other tokens by itself.
+        """
         encoded = self._ids([text.text for text in texts])
         ids = encoded["input_ids"]
-        if not encoded.is_fast:  # without offsets only texts without spans can be done at once
+        if not encoded.is_fast:  # without offsets only texts without spans can be tokenised whole
             return [(ids[i], None if text.spans else []) for i, text in enumerate(texts)]
-        found = [(ids[i], _token_spans(encoded, i, text.spans)) for i, text in enumerate(texts)]
-        heads = [self._heads(encoded, i, text, found[i]) for i, text in enumerate(texts)]
+        tokenised = [(ids[i], _token_spans(encoded, i, text.spans)) for i, text in enumerate(texts)]
+        heads = [self._heads(encoded, i, text, tokenised[i]) for i, text in enumerate(texts)]
         alone = self._alone({head for row in heads for head, _ in row})
-        kept = [all(alone[head] == tokens for head, tokens in row) for row in heads]
-        return [one if whole else (one[0], None) for one, whole in zip(found, kept, strict=True)]
+        is_same = [all(alone[head] == tokens for head, tokens in row) for row in heads]
+        return [one if whole else (one[0], None) for one, whole in zip(tokenised, is_same, strict=True)]
 
-    def _heads(self, encoded: Any, row: int, text: Rendered, found: Tokenised) -> list[tuple[str, list[int]]]:
-        """The text from the last special token before each span up to the span, and its tokens."""
-        ids, spans = found
+    def _heads(self, encoded: Any, row: int, text: Rendered, tokenised: Tokenised) -> list[tuple[str, list[int]]]:
+        """Return the text from the last special token before each span up to the span, and its tokens."""
+        ids, spans = tokenised
         heads = []
         for (first, _), (start, _) in zip(spans or [], text.spans, strict=False):
             at = next((t for t in range(first - 1, 0, -1) if ids[t] in self.specials), 0)
@@ -117,14 +120,17 @@ class Encoder:
         return heads
 
     def _alone(self, heads: set[str]) -> dict[str, list[int]]:
-        """The tokens of each head by itself; short ones are remembered, for templates repeat them."""
+        """Return the tokens of each head by itself.
+
+        Those of short heads are remembered, because templates repeat them.
+        """
         new = sorted(heads - self.known.keys())
         tokens = dict(zip(new, self._ids(new)["input_ids"], strict=True)) if new else {}
         self.known |= {head: ids for head, ids in tokens.items() if len(head) < SHORT and len(self.known) < 1000}
         return {head: tokens.get(head) or self.known[head] for head in heads}
 
     def _piecewise(self, text: Rendered) -> Tokenised:
-        """The text tokenised between its spans' borders, as generation tokenises a prompt by itself."""
+        """Return the text tokenised between its spans' borders, as generation tokenises a prompt by itself."""
         borders = [0, *(border for span in text.spans for border in span), len(text.text)]
         pieces = [text.text[a:b] for a, b in zip(borders, borders[1:], strict=False)]
         counted = [self._ids([piece])["input_ids"][0] if piece else [] for piece in pieces]
@@ -133,13 +139,13 @@ class Encoder:
         return [token for piece in counted for token in piece], spans
 
     def _unproven(
-        self, texts: Sequence[Rendered], found: Sequence[Tokenised], numbers: Sequence[int] | None = None
+        self, texts: Sequence[Rendered], tokenised: Sequence[Tokenised], numbers: Sequence[int] | None = None
     ) -> tuple[list[int], set[int]]:
-        """The texts of which a span's tokens do not decode to the span; and those where no tokens of it would."""
+        """Return the texts in which a span's tokens do not decode to the span, and those where no other tokens would."""
         numbers = range(len(texts)) if numbers is None else numbers
-        spans = [(i, a, b) for i, (_, own) in enumerate(found) for a, b in texts[i].spans if own is not None]
-        decoded = self._decode([ids[a:b] for ids, own in found for a, b in own or []])
-        wrong = {numbers[i] for i, (_, own) in enumerate(found) if own is None}
+        spans = [(i, a, b) for i, (_, own) in enumerate(tokenised) for a, b in texts[i].spans if own is not None]
+        decoded = self._decode([ids[a:b] for ids, own in tokenised for a, b in own or []])
+        wrong = {numbers[i] for i, (_, own) in enumerate(tokenised) if own is None}
         lossy: set[int] = set()
         for (i, a, b), given in zip(spans, decoded, strict=True):
             text = texts[i].text[a:b].strip(" ")  # some tokenizers drop a leading space
@@ -166,9 +172,9 @@ class Encoder:
         return TokenExample(input_ids=ids, labels=labels, weight=text.weight, where=text.where)
 
     def _one_bos(self, ids: Any, values: Any, new: int | None) -> Any:
-        """The `values` of tokens `ids` with exactly one BOS in front, if text or tokenizer puts any there.
+        """Return the `values` of tokens `ids` with exactly one BOS in front, if text or tokenizer puts any there.
 
-        `new` is the value of one that is put there.
+        `new` is the value for a BOS that is added.
         """
         if self.bos is None:
             return values
@@ -180,8 +186,8 @@ class Encoder:
 
 
 def _decodes_plainly(tokenizer: Any) -> bool:
-    """Whether tokens are decoded as the class of fast tokenizers does, and a text as well as by its own way."""
-    transformers = sys.modules.get("transformers")  # loaded already, if the tokenizer is one of its own
+    """Return True if tokens are decoded as the class of fast tokenizers does, which one example confirms."""
+    transformers = sys.modules.get("transformers")  # loaded already if the tokenizer is one of transformers'
     if transformers is None:
         return False
     names, fast = ("decode", "batch_decode", "_decode"), transformers.PreTrainedTokenizerFast
@@ -193,7 +199,7 @@ def _decodes_plainly(tokenizer: Any) -> bool:
 
 
 def check_text(text: Rendered) -> None:
-    """Python strings may hold halves of surrogate pairs, which no tokenizer takes."""
+    """Raise `data-row` for halves of surrogate pairs, which Python strings may hold but no tokenizer takes."""
     try:
         text.text.encode()
     except UnicodeEncodeError as error:
@@ -202,7 +208,7 @@ def check_text(text: Rendered) -> None:
 
 
 def _token_spans(encoded: Any, row: int, spans: Sequence[Span]) -> list[Span] | None:
-    """Token ranges of character spans; None where a border falls inside a token or a span has no token."""
+    """Return token ranges of character spans; None if a border is inside a token or a span has no token."""
     ranges = []
     for start, end in spans:
         first = next((t for c in range(start, end) if (t := encoded.char_to_token(row, c)) is not None), None)

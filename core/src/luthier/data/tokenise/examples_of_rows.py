@@ -1,4 +1,4 @@
-"""Making: forms of rows into token examples, with one tokenizer and template, everything counted."""
+"""The making of examples: forms of rows become token examples, with one tokenizer and template, everything counted."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from luthier.data.tokenise.unit_texts import UnitTexts
 from luthier.errors import LuthierError
 from luthier.recipe.schema import Data, Overlong
 
-CHUNK: Final = 256  # rows tokenised together
-OVERLONG: Final[dict[type, str]] = {Pair: "overlong_pair"}  # what a dropped row is counted as, if not as "overlong"
+CHUNK: Final = 256  # rows that are tokenised together
+# the word under which a dropped row is counted, if not "overlong"
+OVERLONG: Final[dict[type, str]] = {Pair: "overlong_pair"}
 
 
 @attrs.frozen(kw_only=True)
 class Draft:
-    """The documents of one unit by name: texts to tokenise, after those that came as tokens."""
+    """The documents of one unit, by name: texts to tokenise, after those that are tokens already."""
 
     texts: Mapping[str, Rendered]
     tokens: Mapping[str, TokenExample] = attrs.field(factory=dict)
@@ -36,14 +37,14 @@ class Draft:
 
 @attrs.define(kw_only=True)
 class Made:
-    """What became of some rows: examples, or documents that are yet to be cut into blocks."""
+    """The result of making some rows: examples, or documents that are yet to be cut into blocks."""
 
     examples: TokenDataset
     rows: int
     drops: Counter[str] = attrs.field(factory=Counter)
     changes: Counter[str] = attrs.field(factory=Counter)
-    unrendered: Counter[str] = attrs.field(factory=Counter)  # parts that the chat template does not write, by role
-    faults: list[Fault] = attrs.field(factory=list)  # of rows of which nothing could be made
+    unrendered: Counter[str] = attrs.field(factory=Counter)  # parts that the chat template leaves out, by role
+    faults: list[Fault] = attrs.field(factory=list)  # of rows from which nothing could be made
 
 
 def _settings_of(data: Data) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def _settings_of(data: Data) -> dict[str, Any]:
 
 @attrs.define(kw_only=True)
 class Maker:
-    """Turns forms into examples with one tokenizer and template."""
+    """A maker of examples from forms, with one tokenizer and template."""
 
     data: Data
     encoder: Encoder
@@ -68,7 +69,7 @@ class Maker:
         return cls(data=data, encoder=Encoder.of(tokenizer), template=template)
 
     def make(self, forms: Sequence[Form]) -> Made:
-        """The examples of the forms, which depend on each form alone; an error names the row's place.
+        """Return the examples of the forms. Each depends on its form alone, and an error names the row's place.
 
         An example's index is the number of its form among these.
         """
@@ -78,19 +79,19 @@ class Maker:
         encoded, undecodable = self.encoder.encode(texts)
         made.changes.update(["undecodable"] * len(undecodable))
         examples = iter(encoded)
-        kept: list[TokenExample] = []
+        fitted: list[TokenExample] = []
         for number, (form, own) in enumerate(zip(forms, drafts, strict=True)):
             self._note(own, made)
             for draft in own:
                 documents = {**draft.tokens, **{name: next(examples) for name in draft.texts}}
                 whole = TokenExample.joined(documents)
                 example = whole.of_row(form.where, form.columns, number, form.weight)
-                kept += self._fitted(example, form, number, made)
-        made.examples = TokenDataset.of(kept)
+                fitted += self._fitted(example, form, number, made)
+        made.examples = TokenDataset.of(fitted)
         return made
 
     def _checked(self, form: Form, number: int, made: Made) -> list[Draft]:
-        """Return the documents of each unit that the form becomes; none of a bad row, which is noted."""
+        """Return the documents of each unit that the form becomes; none for a bad row, whose fault is noted."""
         try:
             drafts = self._drafts(form, made)
             for draft in drafts:
@@ -102,7 +103,7 @@ class Maker:
         return drafts
 
     def _note(self, drafts: list[Draft], made: Made) -> None:
-        """Count the row once for whatever happened to it."""
+        """Count the row once for each thing that happened to it."""
         remarks = {remark for text in _texts(drafts) for remark in text.remarks}
         lost = lost_parts(_texts(drafts))
         made.unrendered.update(part.role for part in lost)
@@ -111,7 +112,7 @@ class Maker:
         made.changes.update(["parted"] * (len(drafts) > 1 and "weighted" not in remarks))
 
     def _drafts(self, form: Form, made: Made) -> list[Draft]:
-        """Return the documents of each unit that the form becomes; none of a row that has nothing to supervise."""
+        """Return the documents of each unit that the form becomes; none for a row without anything to supervise."""
         everything = self.data.train_on == "all"
         further = {
             name: self.encoder.document(Document(text=text, where=form.where)) for name, text in form.texts.items()
@@ -136,26 +137,26 @@ class Maker:
         return drafts
 
     def _refuse(self, error: LuthierError, number: int, made: Made) -> None:
-        """Note a bad row once, or count it where the recipe says what becomes of its kind."""
+        """Note a bad row once, or count it if the recipe says what becomes of its kind."""
         if error.code == "data-unsupervised" and self.data.unsupervised == "drop":
             made.drops["unsupervised"] += 1
         elif not made.faults or made.faults[-1].number != number:
             made.faults.append(Fault.of(error, kind=lost_kind(error), number=number))
 
     def _fitted(self, example: TokenExample, form: Form, number: int, made: Made) -> list[TokenExample]:
-        """Return what is kept of an example, and count what is not."""
+        """Return the parts of an example that are used, and count the others."""
         if self.data.block_size is not None:
             return [example]
-        policy, kept = overlong_policy(self.data.overlong, form, form.where), []
+        policy, fitted = overlong_policy(self.data.overlong, form, form.where), []
         for part, event in self._parts(example, form, policy):
             if part is None and event == "unsupervised":
                 self._refuse(_unsupervised(form), number, made)
             elif part is None:
                 made.drops[event] += 1
             else:
-                kept.append(part)
+                fitted.append(part)
                 made.changes.update([event] if event else ())
-        return kept
+        return fitted
 
     def _parts(self, example: TokenExample, form: Form, policy: Overlong) -> Iterable[tuple[TokenExample | None, str]]:
         if not example.names:

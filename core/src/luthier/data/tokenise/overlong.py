@@ -1,4 +1,4 @@
-"""Examples longer than max_length: dropped, truncated, split, or an error; counted by the caller."""
+"""Examples longer than max_length: dropped, truncated, split, or an error; the caller counts them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from luthier.recipe.schema import Overlong
 
 
 def overlong_policy(asked: str, form: Form, where: str) -> Overlong:
-    """What happens to a form's overlong examples; `recipe-conflict` where a conversation would be split."""
+    """Return what happens to a form's overlong examples. Raises `recipe-conflict` if a conversation would be split."""
     splits = isinstance(form, (Document, Tokens)) and not form.texts
     if asked == "split" and not splits:
         problem = "overlong: split is for plain text and pre-tokenised rows; this row has parts that belong together"
@@ -25,7 +25,7 @@ def overlong_policy(asked: str, form: Form, where: str) -> Overlong:
 
 
 def fit_length(example: TokenExample, max_length: int, policy: Overlong) -> Iterator[tuple[TokenExample | None, str]]:
-    """The examples to keep, each with what happened to it; None and the reason for what is dropped.
+    """Yield the examples to keep, each with what happened to it, and (None, reason) for what is dropped.
 
     A truncated example keeps the part of its span that fits; nothing without a supervised token is kept.
     """
@@ -47,9 +47,9 @@ def fit_length(example: TokenExample, max_length: int, policy: Overlong) -> Iter
 
 
 def fit_unit(example: TokenExample, max_length: int, policy: Overlong, reason: str) -> tuple[TokenExample | None, str]:
-    """Return a unit of several documents with what happened to it; None and the reason where it is dropped.
+    """Return a unit of several documents with what happened to it, or (None, reason) if it is dropped.
 
-    `max_length` bounds each document; a truncated one loses its end. `reason` is what a dropped one is counted as.
+    `max_length` bounds each document; a truncated one loses its end. `reason` is the word for a dropped one.
     """
     if example.longest <= max_length:
         return example, ""

@@ -1,10 +1,10 @@
-"""What of a row a chat template writes: messages, tools, calls and thoughts whose text changes no text of the row.
+"""The parts of a row that a chat template leaves out: messages, tools, calls and thoughts that change no text.
 
-A part is lost if another text in its place gives the same texts. Every row is asked, but not every row is rendered
+A part is lost if another text in its place gives the same result. Every row is checked, but not every row is rendered
 again: which parts a template writes is tried once for each shape of conversation (the roles, which messages are
-supervised, what they hold), with a mark in the place of every part. A row is believed where that agrees with its own
-texts, that is, where a part that is written stands in them, and one that is not written does not. Where they differ,
-as for a text that the template rewrites, the row itself is rendered with marks, and what then is left one by one.
+supervised, what they hold), with a mark in the place of every part. A row is trusted if that agrees with its own
+texts, that is, if they contain each part that is written and none that is not. If they differ, for example because the
+template rewrites a text, the row itself is rendered with marks, and the parts still in doubt one by one.
 """
 
 from __future__ import annotations
@@ -19,31 +19,32 @@ from luthier.data.formats.forms import Conversation
 from luthier.data.tokenise.thoughts import KEYS, OPEN, split_thought
 from luthier.errors import LuthierError
 
-TOOLS: Final = -1  # the place of the tools among the messages
-MOST: Final = 4096  # shapes that are remembered
+TOOLS: Final = -1  # the index that stands for the tools
+MOST: Final = 4096  # the most shapes that are remembered
 Texts = Sequence[str]
 Render = Callable[[Conversation], Texts]
 
 
 @attrs.frozen
 class Part:
-    """Something of a row that a template must write, counted as `role`; `text` is what should stand there."""
+    """A part that a template must write, counted as `role`. `text` is what the result should contain."""
 
     role: str
-    index: int  # of its message
+    index: int  # the index of its message
     text: str
     call: int | None = None
-    key: str = ""  # of a thought that is one of several
+    key: str = ""  # the key of a thought, if there are several
 
 
 @attrs.define
 class PartFinder:
-    """Finds what a template leaves out, with what it has learned of shapes of conversations."""
+    """A finder of what a template leaves out, which remembers the shapes of conversations that it has tried."""
 
-    known: dict[Any, frozenset[int] | None] = attrs.field(factory=dict)  # the numbers of the parts that are lost
+    # the numbers of the parts that are lost, by shape
+    known: dict[Any, frozenset[int] | None] = attrs.field(factory=dict)
 
     def find_lost(self, form: Conversation, texts: Texts, render: Render, everything: bool) -> list[Part]:
-        """The parts of a conversation that are in none of its texts."""
+        """Return the parts of a conversation that are in none of its texts."""
         parts = list(_parts(form, everything))
         lost = self._lost_of_shape(form, parts, render, everything)
         stands = [_stands(part.text, texts) for part in parts]
@@ -56,7 +57,7 @@ class PartFinder:
     def _lost_of_shape(
         self, form: Conversation, parts: list[Part], render: Render, everything: bool
     ) -> frozenset[int] | None:
-        """The numbers of the parts that are lost in any conversation of this shape; None where marks are refused."""
+        """Return the numbers of the parts that are lost in any conversation of this shape; None if marks are refused."""
         shape = _shape(form, everything)
         if shape not in self.known:
             if len(self.known) >= MOST:
@@ -66,9 +67,9 @@ class PartFinder:
 
 
 def _parts(form: Conversation, everything: bool) -> Iterator[Part]:
-    """What must be written of messages; a thought only where it is supervised, for it may be another's past.
+    """Yield what must be written of messages. A thought counts only if it is supervised, as it may be another's past.
 
-    The text of a supervised answer is proven by itself, unless all of the text is supervised.
+    The text of a supervised answer is proven elsewhere, unless all of the text is supervised.
     """
     if form.tools:
         yield Part("tools", TOOLS, str(form.tools[0]["function"].get("name", "")))
@@ -88,17 +89,17 @@ def _thoughts(message: dict[str, Any], index: int, thought: str) -> Iterator[Par
     if thought:
         yield Part("thought", index, thought)
     elif message["role"] == "assistant":
-        held = {key: str(message[key]).strip() for key in KEYS if message.get(key)}
-        yield from (Part("thought", index, text, key=key) for key, text in held.items() if text)
+        thoughts = {key: str(message[key]).strip() for key in KEYS if message.get(key)}
+        yield from (Part("thought", index, text, key=key) for key, text in thoughts.items() if text)
 
 
 def last_answer(form: Conversation) -> int:
-    """The last supervised message, the last of all where there is none."""
+    """Return the index of the last supervised message, or of the last message if there is none."""
     return max((i for i, on in enumerate(form.trained) if on), default=len(form.messages) - 1)
 
 
 def _shape(form: Conversation, everything: bool) -> Any:
-    """What a template may branch on, besides the texts themselves."""
+    """Return everything that a template may branch on, except the texts themselves."""
     messages = tuple(map(_shape_of, form.messages))
     return messages, form.trained, bool(form.tools), form.may_be_empty, everything
 
@@ -130,18 +131,18 @@ def _stands(text: str, texts: Texts) -> bool:
 
 
 def _confirmed(form: Conversation, parts: list[Part], texts: Texts, render: Render) -> list[Part]:
-    """The parts that are lost of this very row."""
+    """Return the parts that are lost in this very row."""
     marks = {part: f"vxk3{n}z" for n, part in enumerate(parts)}
     try:
         marked = render(_replaced(form, marks))
         parts = [part for part in parts if not any(marks[part] in text for text in marked)]
-    except LuthierError:  # one of the marks is refused, so each is tried alone
+    except LuthierError:  # the template refuses one of the marks, so each is tried alone
         pass
     return [part for part in parts if not _changes(form, part, texts, render)]
 
 
 def _changes(form: Conversation, part: Part, texts: Texts, render: Render) -> bool:
-    """Whether another text in the part's place is seen: in the texts, or by the template, which refuses it."""
+    """Return True if another text in the part's place has an effect: on the texts, or as a refusal by the template."""
     try:
         return list(render(_replaced(form, {part: "vxk3y"}))) != list(texts)
     except LuthierError:
@@ -149,7 +150,7 @@ def _changes(form: Conversation, part: Part, texts: Texts, render: Render) -> bo
 
 
 def _replaced(form: Conversation, marks: dict[Part, str]) -> Conversation:
-    """The conversation with other texts in the places of parts."""
+    """Return the conversation with other texts in the places of parts."""
     messages, tools = list(form.messages), form.tools
     for part, mark in marks.items():
         if part.index == TOOLS:
@@ -173,7 +174,7 @@ def _marked(message: dict[str, Any], part: Part, mark: str) -> dict[str, Any]:
 
 
 def _marked_call(call: dict[str, Any], mark: str) -> dict[str, Any]:
-    """A call with other arguments; one without any, of another function."""
+    """Return a call with other arguments; a call without arguments gets another function."""
     function, other = call["function"], {mark: mark}
     arguments = function["arguments"]
     if arguments in ({}, "", "{}"):
@@ -188,5 +189,5 @@ def _marked_tool(tool: dict[str, Any], mark: str) -> dict[str, Any]:
 
 
 def describe_lost(parts: Collection[Part]) -> str:
-    """The parts as a sentence names them."""
+    """Return the parts as a sentence names them."""
     return ", ".join("the tools" if part.index == TOOLS else f"{part.role} of messages[{part.index}]" for part in parts)

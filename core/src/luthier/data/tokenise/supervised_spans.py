@@ -21,32 +21,32 @@ Span = tuple[int, int]  # characters [start, end)
 
 @attrs.frozen(kw_only=True)
 class Rendered:
-    """A text to tokenise and its supervised spans; `everything`: all of it is supervised."""
+    """A text to tokenise and its supervised spans. `everything` means that all of it is supervised."""
 
     text: str
     spans: tuple[Span, ...]
     everything: bool = False
-    eos: bool = False  # whether the EOS token follows the text, supervised
+    eos: bool = False  # True if the EOS token follows the text and is supervised
     where: str = ""
-    remarks: tuple[str, ...] = ()  # what the template did with it, to be counted
-    lost: tuple[Part, ...] = ()  # what none of the row's texts has
-    weight: float = 1.0  # of its supervised tokens in the loss
+    remarks: tuple[str, ...] = ()  # what the template did with the text, to be counted
+    lost: tuple[Part, ...] = ()  # parts of the row that none of its texts contains
+    weight: float = 1.0  # the weight of its supervised tokens in the loss
 
 
 @attrs.frozen(kw_only=True)
 class Turn:
-    """One answer: the text up to and with it, its spans there, and where a stop token must be put in, if it must."""
+    """One answer: the text up to its end, its spans there, and where a stop token must be inserted, or None."""
 
     text: str
     spans: tuple[Span, ...]
     insert: int | None
-    foreign: bool = False  # what stands before it is not the prompt that generation is given
+    foreign: bool = False  # True if the text before it is not the prompt that generation gets
 
 
 def render_conversation(form: Conversation, template: ChatTemplate, everything: bool = False) -> list[Rendered]:
-    """The conversation as one text, or one text an answer where the template rewrites what went before.
+    """Return the conversation as one text, or one text per answer if the template rewrites earlier messages.
 
-    Each supervised span ends with the template's stop token; where it writes none, the eos token is put in.
+    Each supervised span ends with the template's stop token; if the template writes none, the EOS token is inserted.
     """
     try:
         given = form.with_messages(_bare(message, template) for message in form.messages)
@@ -57,9 +57,9 @@ def render_conversation(form: Conversation, template: ChatTemplate, everything: 
     if not lost and not foreign:
         return made
     last = last_answer(form)
-    kept = (*foreign, *(part for part in lost if part.index <= last))
-    behind = ("trailing",) * (len(kept) < len(foreign) + len(lost))
-    return [attrs.evolve(made[0], lost=kept, remarks=made[0].remarks + behind), *made[1:]]
+    needed = (*foreign, *(part for part in lost if part.index <= last))
+    behind = ("trailing",) * (len(needed) < len(foreign) + len(lost))
+    return [attrs.evolve(made[0], lost=needed, remarks=made[0].remarks + behind), *made[1:]]
 
 
 def _find_lost(form: Conversation, template: ChatTemplate, texts: list[str], everything: bool) -> list[Part]:
@@ -71,15 +71,15 @@ def _find_lost(form: Conversation, template: ChatTemplate, texts: list[str], eve
 
 
 def _rendered(form: Conversation, template: ChatTemplate, everything: bool) -> tuple[list[Rendered], list[Part]]:
-    """The texts, and the answers that do not stand behind the prompt that generation is given."""
+    """Return the texts, and the answers that do not follow the prompt that generation gets."""
     messages = list(form.messages)
     whole = template.render(messages, form.tools)
     if everything and template.closes:
         return [Rendered(text=whole, spans=(), everything=True, where=form.where)], []
     trained = [i for i, on in enumerate(form.trained) if on and (form.may_be_empty or _says(messages[i]))]
     turns = [find_turn(messages, i, form.tools, template, whole) for i in trained]
-    kept = [turn for turn in turns if whole.startswith(turn.text[: turn.spans[-1][1]])]
-    groups = [(whole, kept)] if everything or len(kept) == len(turns) else [(turn.text, [turn]) for turn in turns]
+    own = [turn for turn in turns if whole.startswith(turn.text[: turn.spans[-1][1]])]
+    groups = [(whole, own)] if everything or len(own) == len(turns) else [(turn.text, [turn]) for turn in turns]
     inside = ("special_tokens",) * any(template.has_special(message["content"]) for message in messages)
     foreign = [Part("prompt", i, "") for i, turn in zip(trained, turns, strict=True) if turn.foreign]
     made = []
@@ -94,7 +94,7 @@ def _says(message: dict[str, Any]) -> bool:
 
 
 def _bare(message: dict[str, Any], template: ChatTemplate) -> dict[str, Any]:
-    """An assistant's message without stop tokens, its calls' arguments as the template takes them."""
+    """Return an assistant's message without stop tokens, and with its calls' arguments in the template's form."""
     if message["role"] != "assistant":
         return message
     bare = give_thought({**message, "content": template.bare(message["content"])}, template.thought_way)
@@ -112,9 +112,10 @@ def _with_text(call: dict[str, Any]) -> dict[str, Any]:
 def find_turn(
     messages: list[dict[str, Any]], index: int, tools: Any, template: ChatTemplate, whole: str | None = None
 ) -> Turn:
-    """The answer `messages[index]` in the text that the template writes up to it; `template-unprovable` if it is not.
+    """Return the answer `messages[index]` in the text that the template writes up to it, or raise
+    `template-unprovable`.
 
-    Offsets come from generation tags, or from where the prompt ends (`add_generation_prompt`), else from a probe.
+    Offsets come from generation tags, or from the end of the prompt (`add_generation_prompt`), or else from a probe.
     """
     message, last = messages[index], index + 1 == len(messages)
     prompt = template.render(messages[:index], tools, prompt=True) if index else ""
@@ -124,24 +125,24 @@ def find_turn(
     spans = _tagged(messages, index, tools, template) if template.tagged else []
     start = spans[0][0] if spans else _start(messages, index, tools, template, text, prompt)
     if not _contains(text[start:], message):
-        problem = f"it does not write the text of messages[{index}] as it is"
+        problem = f"it changes the text of messages[{index}]"
         if message.get("tool_calls") and not template.writes_calls:
-            problem = f"it writes no tool calls, and messages[{index}] has some"
+            problem = f"it writes no tool calls, but messages[{index}] has some"
         raise _unprovable(problem, text[start : start + 200])
     limit = len(text)
     if spans and not text[spans[-1][1] :].lstrip().startswith(template.closing.lstrip() or template.stop):
-        limit = spans[-1][1]  # the tags end the answer, stop token included
+        limit = spans[-1][1]  # the tags include the stop token
     end, insert = _end(text, start, limit, template)
     tagged = [span for span in spans if span[0] < end] or [(start, end)]  # nothing after the stop token
-    kept = (*tagged[:-1], (tagged[-1][0], end))
-    turn = Turn(text=text, spans=kept, insert=insert)
+    own_spans = (*tagged[:-1], (tagged[-1][0], end))
+    turn = Turn(text=text, spans=own_spans, insert=insert)
     if text.startswith(prompt):
         return turn
-    return _moved(turn, prompt, find_answer(messages, index, tools, template, len(text) - kept[0][0]))
+    return _moved(turn, prompt, find_answer(messages, index, tools, template, len(text) - own_spans[0][0]))
 
 
 def _moved(turn: Turn, prompt: str, answer: str | None) -> Turn:
-    """The answer behind the prompt that generation is given; `foreign` where it is not known how it follows that."""
+    """Return the answer after the prompt that generation gets. `foreign` is True if it is not known how it follows."""
     (start, _), end = turn.spans[0], turn.spans[-1][1]
     text = prompt + (answer or "")
     by = len(text) - len(turn.text)
@@ -150,14 +151,14 @@ def _moved(turn: Turn, prompt: str, answer: str | None) -> Turn:
         return attrs.evolve(turn, foreign=True)
     spans = [(max(a + by, len(prompt)), b + by) for a, b in turn.spans]
     if not text[len(prompt) : spans[0][0]].strip() or prompt.rstrip().endswith(OPEN):
-        spans[0] = (len(prompt), spans[0][1])  # what follows an opened thought is the model's to write
+        spans[0] = (len(prompt), spans[0][1])  # the model itself writes what follows an opened thought
     return Turn(text=text, spans=tuple(spans), insert=None if turn.insert is None else turn.insert + by)
 
 
 def _silent_turn(prompt: str, template: ChatTemplate) -> Turn:
-    """An answer that says nothing: the stop token right after the prompt that generation is given.
+    """Return an answer without text: the stop token right after the prompt that generation gets.
 
-    Templates may leave out, with the text, what the prompt ends with.
+    Templates may leave out the end of the prompt together with the text.
     """
     text, start = prompt + template.tail, len(prompt)
     insert = None if template.closes else start
@@ -165,7 +166,7 @@ def _silent_turn(prompt: str, template: ChatTemplate) -> Turn:
 
 
 def _tagged(messages: list[dict[str, Any]], index: int, tools: Any, template: ChatTemplate) -> list[Span]:
-    """The spans that the tags mark in this turn alone."""
+    """Return the spans that the tags mark in this turn only."""
     before = len(template.tagged_spans(messages[:index], tools)[1]) if index else 0
     return template.tagged_spans(messages[: index + 1], tools)[1][before:]
 
@@ -173,15 +174,15 @@ def _tagged(messages: list[dict[str, Any]], index: int, tools: Any, template: Ch
 def _start(
     messages: list[dict[str, Any]], index: int, tools: Any, template: ChatTemplate, text: str, prompt: str
 ) -> int:
-    """Where the answer begins: after the prompt that generation is given, else where a probe in its place does."""
+    """Return where the answer begins: after the prompt that generation gets, or else where a probe begins."""
     if index and template.prompts and text.startswith(prompt):
         return len(prompt)
     probe = {"role": "assistant", "content": PROBE}
-    header, found, _ = template.render([*messages[:index], probe], tools).rpartition(PROBE)
+    header, is_written, _ = template.render([*messages[:index], probe], tools).rpartition(PROBE)
     blank = index and header.startswith(prompt) and not header[len(prompt) :].strip()
     if blank and text.startswith(prompt):
-        return len(prompt)  # a space after [/INST] is the model's to write
-    if not found or not text.startswith(header):
+        return len(prompt)  # the model itself writes a space after [/INST]
+    if not is_written or not text.startswith(header):
         shared = len(os.path.commonprefix([text, header]))
         begin = _thought_start(text, messages[index], shared)
         if begin is None:
@@ -191,15 +192,15 @@ def _start(
 
 
 def _thought_start(text: str, message: dict[str, Any], limit: int) -> int | None:
-    """Where the message's thought begins, if that is where the template puts an empty one, at `limit` or before."""
+    """Return where the message's thought begins, if the template writes an empty one there, at `limit` or before."""
     thought = split_thought(message)[0]
     begin = text.rfind(OPEN, 0, limit + len(OPEN))
-    found = bool(thought) and begin >= 0 and text[begin + len(OPEN) :].lstrip().startswith(thought)
-    return begin if found else None
+    is_there = bool(thought) and begin >= 0 and text[begin + len(OPEN) :].lstrip().startswith(thought)
+    return begin if is_there else None
 
 
 def _pieces(message: dict[str, Any]) -> list[str]:
-    """Texts that the answer must be written with, in order: its content after any <think> block, its calls' names."""
+    """Return texts that the answer must contain, in order: its content after any <think> block, its calls' names."""
     said = message["content"].rpartition(CLOSE)[2].strip()
     calls = [call["function"]["name"] for call in message.get("tool_calls", ())]
     return [piece for piece in (said, *calls) if piece]
@@ -216,7 +217,7 @@ def _contains(text: str, message: dict[str, Any]) -> bool:
 
 
 def _end(text: str, start: int, limit: int, template: ChatTemplate) -> tuple[int, int | None]:
-    """Where the span ends, and the position for a stop token if the template writes none there."""
+    """Return where the span ends, and the position for a stop token if the template writes none there."""
     segment = text[start:limit]
     if segment.endswith(template.tail):
         said = limit - len(template.tail)
@@ -226,7 +227,7 @@ def _end(text: str, start: int, limit: int, template: ChatTemplate) -> tuple[int
 
 
 def _with_spans(text: str, turns: list[Turn], template: ChatTemplate) -> tuple[str, tuple[Span, ...]]:
-    """The text with stop tokens put in where the template writes none, and the spans of the turns there."""
+    """Return the text with stop tokens inserted where the template writes none, and the turns' spans in it."""
     stop = template.stop
     spans: list[Span] = []
     shift = 0
@@ -234,7 +235,7 @@ def _with_spans(text: str, turns: list[Turn], template: ChatTemplate) -> tuple[s
         moved = [(start + shift, end + shift) for start, end in turn.spans]
         if turn.insert is not None:
             at = turn.insert + shift
-            if not text.startswith(stop, at):  # a template may close all answers but the last
+            if not text.startswith(stop, at):  # a template may end all answers but the last with one
                 text = text[:at] + stop + text[at:]
                 shift += len(stop)
             moved[-1] = (moved[-1][0], moved[-1][1] + len(stop))
@@ -247,7 +248,7 @@ def _unprovable(problem: str, found: str) -> LuthierError:
 
 
 def _at_message(error: LuthierError, form: Conversation, template: ChatTemplate) -> LuthierError:
-    """A refusal of the template with the first message that it is said of, and the id of a call that it may mean."""
+    """Return a template's refusal with the first message that causes it, and the id of a call that it may mean."""
     if error.code != "data-row":
         return error
     for end in range(1, len(form.messages) + 1):

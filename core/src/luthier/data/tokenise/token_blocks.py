@@ -1,4 +1,4 @@
-"""Blocks: documents joined and cut into pieces of one size for pretraining, what is left over carried on."""
+"""Blocks for pretraining: documents are joined and cut into pieces of one size; the rest goes into the next block."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ NOTHING = TokenDataset(
 
 @attrs.define(kw_only=True)
 class Blocks:
-    """Cuts what is added into blocks of `size` tokens; no token is lost, and none comes twice.
+    """A cutter of documents into blocks of `size` tokens. No token is lost, and none comes twice.
 
-    A block is one example. Its documents stay apart: attention does not cross from one to the next, positions begin
-    anew in each, and so does what is left of a document that the block before cut. The first token of each such piece
-    has nothing to be predicted from and is not supervised.
+    A block is one example. Its documents stay separate: attention does not cross from one to the next, and positions
+    begin at 0 in each, also in the rest of a document that the block before has cut. The first token of each such piece
+    has nothing that predicts it and is not supervised.
     """
 
     size: int
-    left: TokenDataset = NOTHING  # documents, and at its start perhaps the rest of one, fewer than `size` tokens in all
+    left: TokenDataset = NOTHING  # documents of fewer than `size` tokens in all; the first may be the rest of one
 
     def add(self, documents: TokenDataset) -> TokenDataset:
-        """The blocks that are full now."""
+        """Return the blocks that are now full."""
         whole = TokenDataset.joined([self.left, documents])
         count = len(whole.input_ids) // self.size
         self.left = _rest(whole, count * self.size)
         return _cut(whole, np.arange(count + 1, dtype=np.int64) * self.size)
 
     def end(self) -> TokenDataset:
-        """What is left, as one last and shorter block, or none."""
+        """Return the rest as one last, shorter block, or no block."""
         whole, self.left = self.left, NOTHING
         return _cut(whole, np.unique([0, len(whole.input_ids)]).astype(np.int64))
 
 
 def _cut(whole: TokenDataset, borders: np.ndarray) -> TokenDataset:
-    """The tokens between the borders as examples, under the place of the document that each begins with."""
+    """Return the tokens between the borders as examples, each with the place of its first document."""
     end, begins = int(borders[-1]), borders[:-1]
     at = np.searchsorted(whole.starts, begins, side="right") - 1
     return TokenDataset(
@@ -56,7 +56,7 @@ def _cut(whole: TokenDataset, borders: np.ndarray) -> TokenDataset:
 
 
 def _rest(whole: TokenDataset, border: int) -> TokenDataset:
-    """The documents after a border, the one that it cuts included."""
+    """Return the documents after a border, including the rest of the one that it cuts."""
     first = int(np.searchsorted(whole.starts, border, side="right")) - 1
     starts = np.maximum(whole.starts[first:] - border, 0)
     if border >= len(whole.input_ids):

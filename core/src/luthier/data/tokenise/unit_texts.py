@@ -1,4 +1,4 @@
-"""The texts of a unit: each document of a row rendered with its supervised spans, by name."""
+"""The texts of a unit: each document of a row, by name, rendered with its supervised spans."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NamedTexts = dict[str, Rendered]
 
 @attrs.frozen(kw_only=True)
 class UnitTexts:
-    """Renders forms with one template; `train_on` is the recipe's."""
+    """A renderer of forms with one template. `train_on` is the recipe's."""
 
     encoder: Encoder
     template: ChatTemplate | None
@@ -27,11 +27,11 @@ class UnitTexts:
 
     @property
     def everything(self) -> bool:
-        """Whether all of a text is supervised."""
+        """Return True if the whole text is supervised."""
         return self.train_on == "all"
 
     def texts_of(self, form: Form) -> list[NamedTexts]:
-        """Return the documents of each unit that a form becomes: one, or one an answer of a conversation."""
+        """Return the documents of each unit that a form becomes: one unit, or one for each answer of a conversation."""
         if isinstance(form, Pair):
             sides = {"chosen": form.chosen, "rejected": form.rejected}
             return [{name: self._side(form, answer) for name, answer in sides.items()}]
@@ -53,7 +53,7 @@ class UnitTexts:
         return self._conversation(form)
 
     def _conversation(self, form: Conversation) -> list[Rendered]:
-        """Return the texts of a conversation, apart for each weight that its answers have."""
+        """Return the texts of a conversation, separate for each weight of its answers."""
         template = self._template(form)
         _check_flags(form, self.everything)
         if self.train_on == "last":
@@ -67,11 +67,11 @@ class UnitTexts:
         ]
 
     def _side(self, form: Pair | Judged, answer: Side) -> Rendered:
-        """Return the prompt and one answer to it as one text, of which the answer is supervised.
+        """Return the prompt and one answer as one text, in which the answer is supervised.
 
-        Texts go through the chat template as a question and its answer, where there is a template and the row has a
-        prompt; else they are joined as they are. An answer of several messages is supervised in the last alone where
-        the template rewrites the earlier ones.
+        Texts go through the chat template as a question and its answer if there is a template and the row has a prompt;
+        otherwise they are joined unchanged. Of an answer of several messages only the last is supervised if the
+        template rewrites the earlier ones.
         """
         if isinstance(answer, str) and isinstance(form.prompt, str) and not self._is_chat(form):
             return self.encoder.completion(
@@ -91,7 +91,7 @@ class UnitTexts:
         return texts[-1]
 
     def _is_chat(self, form: Pair | Judged) -> bool:
-        """True if texts become messages: there is a template, and a prompt that is the row's own."""
+        """Return True if texts become messages: there is a template, and the row has a prompt of its own."""
         return self.template is not None and bool(form.prompt) and getattr(form, "has_prompt", True)
 
     def _template(self, form: Form) -> ChatTemplate:
@@ -102,11 +102,11 @@ class UnitTexts:
 
 
 def _check_flags(form: Conversation, everything: bool) -> None:
-    """Raise `data-row` where a message says of itself what the recipe's `train_on` cannot do."""
+    """Raise `data-row` if a message's flag asks for something that the recipe's `train_on` cannot do."""
     for i, (message, flag) in enumerate(zip(form.messages, form.flags, strict=False)):
         where = f"{form.where}: message {i + 1}"
         if everything and flag not in (None, 1.0):
-            raise broken_row("train_on: all supervises every token, and the message's flag says otherwise", flag, where)
+            raise broken_row("train_on: all supervises every token, but the message's flag says otherwise", flag, where)
         if not everything and flag and message["role"] != "assistant":
-            problem = f"a message of the {message['role']} is flagged to be supervised, and only the assistant's are"
+            problem = f"a message of the {message['role']} is flagged to be supervised, but only the assistant's can be"
             raise broken_row(problem, flag, where)

@@ -1,4 +1,4 @@
-"""Whether the ids of a dataset are ids of the model, and which of them end an answer."""
+"""The check that the ids of a dataset are ids of the model, and the ids that end an answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from luthier.errors import LuthierError
 
 
 def check_token_ids(dataset: TokenDataset, tokenizer: Any, vocab_size: int) -> None:
-    """Raise `model-vocabulary` with the row's place where an id or label is negative or not below `vocab_size`."""
+    """Raise `model-vocabulary` with the row's place if an id or label is negative or not below `vocab_size`."""
     for ids in (dataset.input_ids, np.where(dataset.labels == IGNORED, 0, dataset.labels)):
         wrong = np.flatnonzero((ids < 0) | (ids >= vocab_size))
         if len(wrong):
@@ -28,7 +28,7 @@ def _outside(dataset: TokenDataset, at: int, token: int, tokenizer: Any, vocab_s
 
 
 def stop_tokens(dataset: TokenDataset, tokenizer: Any) -> tuple[int, ...]:
-    """The special tokens that supervised spans end with, most frequent first."""
+    """Return the special tokens that supervised spans end with, the most frequent first."""
     on = dataset.labels != IGNORED
     last = np.append(~on[1:], True) if len(on) else on
     last[dataset.firsts[1:] - 1] = True

@@ -1,4 +1,4 @@
-"""Workers: processes that make examples of rows beside each other, with the result and order of one process."""
+"""Workers: processes that make examples of rows in parallel, with the result and order of one process."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from luthier.logs import get_logger
 from luthier.recipe.schema import Data
 
 log = get_logger()
-ROWS_EACH: Final = 1000  # that make a further process pay where it can be forked,
-ROWS_FRESH: Final = 10_000  # and where it must be started, which takes seconds
+ROWS_EACH: Final = 1000  # rows that justify a further process if it can be forked
+ROWS_FRESH: Final = 10_000  # rows that justify one if it must be started, which takes seconds
 MOST: Final = 16
-AHEAD: Final = 3  # chunks in hand or waiting for their turn, for each process
+AHEAD: Final = 3  # chunks per process that are under way or wait for their turn
 FRESH: Final = "import sys; from luthier.data.tokenise.workers import join; join(int(sys.argv[1]))"
 
 
 def count_processes(rows: int, asked: int | None) -> int:
-    """How many processes tokenise so many rows: what was asked for, else as rows and cores suggest."""
+    """Return how many processes tokenise so many rows: the number asked for, else one chosen by rows and cores."""
     if asked is not None:
         return max(1, min(asked, -(-rows // CHUNK)))
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -43,7 +43,7 @@ def count_processes(rows: int, asked: int | None) -> int:
 
 
 def can_fork() -> bool:
-    """Whether a copy of this process is safe: no other Python thread that may hold a lock, no CUDA context."""
+    """Return True if forking is safe: no other Python thread may hold a lock, and there is no CUDA context."""
     torch = sys.modules.get("torch")
     return sys.platform == "linux" and threading.active_count() == 1 and not (torch and torch.cuda.is_initialized())
 
@@ -53,9 +53,9 @@ def cut_chunks(forms: Sequence[Form]) -> Iterator[Sequence[Form]]:
 
 
 class Workers:
-    """`count` processes with one maker; a context manager, at whose end they are gone.
+    """A pool of `count` processes with one maker: a context manager, at whose end they are gone.
 
-    A process that dies is replaced, once for each chunk; then `data-worker` names the rows that it had.
+    A process that dies is replaced, once for each chunk; after that, `data-worker` names the rows that it had.
     """
 
     def __init__(self, maker: Maker, count: int, start: Callable[[Sequence[Connection]], Hand]) -> None:
@@ -76,7 +76,7 @@ class Workers:
             hand.end()
 
     def made(self, parts: Iterable[Sequence[Form]]) -> Iterator[Made]:
-        """What `maker.make` gives for each part, in order; an error comes where it would in one process."""
+        """Yield what `maker.make` returns for each part, in order. An error comes where it would in one process."""
         waiting, turn = enumerate(_with_error(parts)), 0
         answers: dict[int, Any] = {}
         while True:
@@ -121,7 +121,7 @@ class Workers:
 
 @attrs.frozen
 class Task:
-    """A chunk of rows in a worker's hands."""
+    """A chunk of rows that a worker is making."""
 
     number: int
     forms: Sequence[Form]
@@ -135,7 +135,7 @@ class Task:
 
 @attrs.define(eq=False)
 class Hand:
-    """One process, and what it is doing."""
+    """One process, and the tasks that it has."""
 
     connection: Connection
     process: Forked | subprocess.Popen[bytes]
@@ -144,11 +144,11 @@ class Hand:
 
     def give(self, task: Task) -> None:
         self.task = task
-        with suppress(OSError):  # it is dead already, which is seen where its answer is waited for
+        with suppress(OSError):  # a dead process is noticed where its answer is waited for
             self.connection.send(list(task.forms))
 
     def end(self) -> str:
-        """Make sure that it is gone; returns how it ended."""
+        """Make sure that the process is gone, and return how it ended."""
         if self.ended is None:
             self.connection.close()
             self.process.kill()
@@ -158,7 +158,7 @@ class Hand:
 
 @attrs.frozen
 class Forked:
-    """A copy of this process, as `subprocess.Popen` would show it."""
+    """A forked copy of this process, with the methods of `subprocess.Popen`."""
 
     pid: int
 
@@ -170,14 +170,14 @@ class Forked:
 
 
 def forked(maker: Maker, others: Sequence[Connection]) -> Hand:
-    """A copy of this process that serves; `others` are our ends of its siblings' pipes."""
+    """Fork a copy of this process that serves. `others` are our ends of its siblings' pipes."""
     ours, theirs = _pair()
     pid = os.fork()
     if pid:
         theirs.close()
         return Hand(ours, Forked(pid))
     try:
-        for other in (*others, ours):  # so that the parent's death is the end of the pipe here
+        for other in (*others, ours):  # so that the pipe closes when the parent dies
             other.close()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _serve(theirs, maker)
@@ -186,7 +186,7 @@ def forked(maker: Maker, others: Sequence[Connection]) -> Hand:
 
 
 def started(folder: str, data: Data, others: Sequence[Connection]) -> Hand:
-    """A new process that reads the tokenizer from its files in `folder`, and serves."""
+    """Start a new process that reads the tokenizer from its files in `folder`, and serves."""
     ours, theirs = _pair()
     command = [sys.executable, "-c", FRESH, str(theirs.fileno())]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -198,7 +198,7 @@ def started(folder: str, data: Data, others: Sequence[Connection]) -> Hand:
 
 @contextmanager
 def working_processes(maker: Maker, count: int) -> Iterator[Workers | None]:
-    """`count` workers; None, aloud, where they could not have the same tokenizer as this process."""
+    """Yield `count` workers; None, with a warning, if they could not have the same tokenizer as this process."""
     if can_fork():
         with Workers(maker, count, lambda others: forked(maker, others)) as workers:
             yield workers
@@ -225,13 +225,13 @@ def _reads_back(tokenizer: Any, folder: str) -> bool:
 
 
 def _pair() -> tuple[Connection, Connection]:
-    """Two ends of a pipe that works in both directions and survives being handed to another program."""
+    """Return two ends of a pipe that works in both directions and can be inherited by another program."""
     one, other = socket.socketpair()
     return Connection(one.detach()), Connection(other.detach())
 
 
 def _with_error(parts: Iterable[Sequence[Form]]) -> Iterator[Sequence[Form] | Exception]:
-    """The parts, and at the end what reading them raised: it is nobody's before the parts read earlier are made."""
+    """Yield the parts, and at the end the error of reading them, which must not precede the parts read earlier."""
     try:
         yield from parts
     except Exception as error:
@@ -245,7 +245,7 @@ def _lost(task: Task, how: str) -> LuthierError:
 
 
 def join(descriptor: int) -> None:
-    """What a process that was started afresh does: get tokenizer and options, and make what it is given."""
+    """Run a process that was started anew: receive tokenizer and options, and make examples."""
     import transformers
 
     connection = Connection(descriptor)
@@ -254,7 +254,7 @@ def join(descriptor: int) -> None:
 
 
 def _serve(connection: Connection, maker: Maker) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     while True:
         try:

@@ -1,4 +1,4 @@
-"""A tokenizer read from its files by the tokenizers library alone, for those whose files say all that it does."""
+"""A tokenizer read from its files by the library tokenizers alone, if the files describe it completely."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ if TYPE_CHECKING:
     from luthier.recipe.schema import Model
 
 FILES: Final = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-CLASSES: Final = ("TokenizersBackend", "PreTrainedTokenizerFast")  # which add nothing of their own to tokenizer.json
+# classes that add nothing of their own to tokenizer.json
+CLASSES: Final = ("TokenizersBackend", "PreTrainedTokenizerFast")
 EXTRA: Final = ("extra_special_tokens", "additional_special_tokens")
 NAMED: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-OWN_CLASS: Final = ("qwen2", "qwen3_5")  # model types whose class transformers takes, whatever the files name
-ALTERING: Final = (  # settings by which transformers tokenises otherwise than tokenizer.json says, or writes otherwise
+# model types for which transformers takes its own class, whatever the files name
+OWN_CLASS: Final = ("qwen2", "qwen3_5")
+ALTERING: Final = (  # settings by which transformers deviates from tokenizer.json
     *("add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces", "split_special_tokens"),
     *("auto_map", "model_specific_special_tokens", "fix_mistral_regex", "added_tokens_decoder", "do_lower_case"),
 )
 
 
 def read_tokenizer(spec: Model) -> FileTokenizer | None:
-    """Return the tokenizer of a model's folder; None where only transformers can say how it tokenises.
+    """Return the tokenizer of a model's folder; None if only transformers knows how it tokenises.
 
-    It is None for hub names, for classes that add to their files, and where the tokenizers library is not installed.
+    It is None for hub names, for classes that add to their files, and if the library tokenizers is not installed.
     """
     from importlib.util import find_spec
 
@@ -43,7 +45,7 @@ def read_tokenizer(spec: Model) -> FileTokenizer | None:
     try:
         return FileTokenizer.read(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # damaged files are explained by those who read models
+        return None  # the code that reads models explains damaged files
 
 
 class Encodings(dict[str, Any]):
@@ -67,7 +69,7 @@ class Encodings(dict[str, Any]):
 
 @attrs.frozen
 class CharacterSpan:
-    """The characters of a token: the first, and the one behind the last."""
+    """The characters of a token: the first, and the one after the last."""
 
     start: int
     end: int
@@ -75,17 +77,17 @@ class CharacterSpan:
 
 @attrs.define(eq=False)
 class FileTokenizer:
-    """A tokenizer with what the data needs of one, under the names that transformers gives it."""
+    """A tokenizer with the members that the data needs, under the names that transformers gives them."""
 
     folder: Path
-    core: Any = attrs.field(repr=False)  # of the tokenizers library
+    core: Any = attrs.field(repr=False)  # the object of the library tokenizers
     special_tokens_map: dict[str, str]
     extra_special_tokens: list[str]
     chat_template: Any = attrs.field(repr=False)
 
     @classmethod
     def read(cls, folder: Path) -> FileTokenizer | None:
-        """Read a folder's files; None where they do not say all."""
+        """Read a folder's files; return None if they do not describe the tokenizer completely."""
         from tokenizers import Tokenizer
 
         settings = _read_object(folder / FILES[1])
@@ -170,7 +172,7 @@ class FileTokenizer:
         return [self.decode(ids, skip_special_tokens) for ids in rows]
 
     def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str:
-        """The template to render with; without one, what transformers raises as well."""
+        """Return the template to render with. Without one, it raises what transformers raises."""
         if chat_template is None and self.chat_template is None:
             raise ValueError("the tokenizer has no chat template")
         return chat_template or self.chat_template
@@ -184,7 +186,7 @@ class FileTokenizer:
         tokenize: bool = False,
         **variables: Any,
     ) -> str:
-        """The conversation as text."""
+        """Return the conversation as text."""
         assert not tokenize, "texts are tokenised apart"
         own = (variables.keys() & OWN) - {"add_generation_prompt"}
         if own:
@@ -196,19 +198,19 @@ class FileTokenizer:
     def render_tagged(
         self, template: str, messages: Any, tools: Any, variables: Mapping[str, Any]
     ) -> tuple[str, Spans]:
-        """The conversation as text, and the spans between generation tags."""
+        """Return the conversation as text, and the spans between generation tags."""
         given = {"tools": tools, "documents": None, "add_generation_prompt": False, **variables}
         return render_chat(template, messages, given, tagged=True)
 
     def save_pretrained(self, folder: str) -> None:
-        """Copy the files that say what it does."""
+        """Copy the files that describe the tokenizer."""
         for name in FILES:
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, Path(folder) / name)
 
 
 def _adds_tokens(folder: Path, settings: Mapping[str, Any]) -> bool:
-    """Return whether transformers adds tokens that tokenizer.json does not have: a file of them, or a named one."""
+    """Return True if transformers adds tokens that tokenizer.json does not have, from a file or a setting."""
     suffix = "_token"
     named = (name for name in settings if name.endswith(suffix) and not name.startswith("add_") and settings[name])
     further = any(name.removesuffix(suffix) not in NAMED for name in named)
@@ -218,10 +220,10 @@ def _adds_tokens(folder: Path, settings: Mapping[str, Any]) -> bool:
 def _read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    found = json.loads(path.read_text("utf-8"))
-    if not isinstance(found, dict):
+    content = json.loads(path.read_text("utf-8"))
+    if not isinstance(content, dict):
         raise ValueError("no JSON object")
-    return found
+    return content
 
 
 def _text_of(token: Any) -> str:

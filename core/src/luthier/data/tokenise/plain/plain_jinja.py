@@ -14,7 +14,7 @@ import jinja2.nodes
 import jinja2.sandbox
 import jinja2.utils
 
-THOUGHTS: Final = ("reasoning_content", "thinking", "reasoning")  # names of a message's thought, the first one standard
+THOUGHTS: Final = ("reasoning_content", "thinking", "reasoning")  # names of a message's thought, the standard one first
 
 Spans = list[tuple[int, int]]
 
@@ -24,8 +24,8 @@ def render_chat(
 ) -> tuple[str, Spans]:
     """Return a conversation as text; with `tagged`, also the character spans between its generation tags.
 
-    The template sees `variables` beside the messages; a thought is there under each of its names. Raises what jinja2
-    and the template raise.
+    The template sees `variables` beside the messages; a thought is available under each of its names. Raises what
+    jinja2 and the template raise.
     """
     chat = [_with_thoughts(dict(message)) for message in messages]
     compiled = _compile(template)
@@ -38,14 +38,14 @@ def render_chat(
 
 
 class Tracked:
-    """The pieces that were written so far, and where generation tags begin and end in them."""
+    """The pieces written so far, and where generation tags begin and end in them."""
 
     def __init__(self) -> None:
         self.pieces: list[str] = []
         self.spans: Spans = []
 
 
-TRACKER: Final = "luthier_tracker"  # the variable by which a rendering's own tags find it
+TRACKER: Final = "luthier_tracker"  # the variable by which the tags of one rendering find its record
 
 
 class GenerationTag(jinja2.ext.Extension):
@@ -70,7 +70,7 @@ class GenerationTag(jinja2.ext.Extension):
 
 
 class DictMaker:
-    """What templates call `dict`: it makes dicts, and is not the class, which would lead further."""
+    """The function that templates call as `dict`. It is not the class itself, whose attributes would lead further."""
 
     def __call__(self, *pairs: Any, **values: Any) -> dict[Any, Any]:
         return dict(*pairs, **values)
@@ -80,9 +80,9 @@ class DictMaker:
 
 
 class GuardedNamespace(jinja2.utils.Namespace):
-    """A namespace that no template can use to reach what begins with an underscore."""
+    """A namespace through which no template reaches names that begin with an underscore."""
 
-    def __init__(*args: Any, **values: Any) -> None:  # so that `self` can be a value's name
+    def __init__(*args: Any, **values: Any) -> None:  # without a parameter named `self`, which may be a value's name
         _refuse_hidden(dict(*args[1:], **values))
         jinja2.utils.Namespace.__init__(*args, **values)
 
@@ -118,7 +118,7 @@ def _compile(template: str) -> jinja2.Template:
 def _to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """JSON without the escapes for HTML that jinja2's own filter makes."""
+    """Return JSON without the HTML escapes of jinja2's own filter."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
