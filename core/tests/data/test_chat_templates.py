@@ -109,7 +109,7 @@ def test_a_template_that_rewrites_history_gives_one_example_an_answer(chat, made
         prompt_ids = [tokenizer.bos_token_id, *encoded(tokenizer, prompt)]
         assert example.input_ids[: len(prompt_ids)].tolist() == prompt_ids
     assert prepared.report.changes == {"parted": 1}
-    assert "one example an answer" in prepared.report.warnings[0]
+    assert "one example for each answer" in prepared.report.warnings[0]
 
 
 def test_a_rewriting_template_leaves_a_dialogue_without_thoughts_whole(chat, made):

@@ -160,7 +160,7 @@ def _objects(text: str, start: int, path: Path) -> Iterator[Row]:
 
 
 def _rows_of(value: dict[str, Any], path: Path) -> Iterator[Row]:
-    """Yield the rows of a file that is one object: the object itself, each of its values, or its one list of objects."""
+    """Yield the rows of a file that is one object: the object, each of its values, or its one list of objects."""
     if ROW_COLUMNS & value.keys():
         yield Row(value, f"{path}:1")
         return

@@ -99,7 +99,7 @@ class ChatTemplate:
         return rendered[0], [(start, end) for start, end in spans[0] if end > start]
 
     def ending(self, text: str) -> str | None:
-        """Return the special token that the text ends with, ignoring trailing white space; None if it ends otherwise."""
+        """Return the special token that the text ends with, apart from white space; None if there is none."""
         bare = text.rstrip()
         return next((special for special in (self.stop, *self.specials) if bare.endswith(special)), None)
 

@@ -141,7 +141,7 @@ class Encoder:
     def _unproven(
         self, texts: Sequence[Rendered], tokenised: Sequence[Tokenised], numbers: Sequence[int] | None = None
     ) -> tuple[list[int], set[int]]:
-        """Return the texts in which a span's tokens do not decode to the span, and those where no other tokens would."""
+        """Return the texts with a span that its tokens do not decode to, and those where no other tokens would."""
         numbers = range(len(texts)) if numbers is None else numbers
         spans = [(i, a, b) for i, (_, own) in enumerate(tokenised) for a, b in texts[i].spans if own is not None]
         decoded = self._decode([ids[a:b] for ids, own in tokenised for a, b in own or []])

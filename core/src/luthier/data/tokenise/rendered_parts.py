@@ -57,7 +57,7 @@ class PartFinder:
     def _lost_of_shape(
         self, form: Conversation, parts: list[Part], render: Render, everything: bool
     ) -> frozenset[int] | None:
-        """Return the numbers of the parts that are lost in any conversation of this shape; None if marks are refused."""
+        """Return the numbers of the parts lost in any conversation of this shape; None if marks are refused."""
         shape = _shape(form, everything)
         if shape not in self.known:
             if len(self.known) >= MOST:

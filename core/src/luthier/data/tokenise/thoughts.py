@@ -24,7 +24,7 @@ def split_thought(message: Message) -> tuple[str, Message]:
 
 
 def give_thought(message: Message, way: str) -> Message:
-    """Return the message with its thought where the template reads it: under a key, or in a block before the content."""
+    """Return the message with its thought where the template reads it: under a key, or in a block before the text."""
     thought, bare = split_thought(message)
     return join_thought(thought, bare, way) if thought else message
 
