@@ -72,7 +72,7 @@ class Entry:
         return cls(cache_folder() / "examples" / name)
 
     def read(self) -> Sets | None:
-        """Return the stored sets, with arrays mapped from disk; None if there are none or, with a warning, if damaged."""
+        """Return the stored sets, arrays mapped from disk; None if there are none or, with a warning, if damaged."""
         try:
             entry = json.loads((self.folder / ENTRY).read_text("utf-8"))
         except OSError:
