@@ -166,7 +166,7 @@ BROKEN = [
     ("prompt_completion", {"prompt": "a"}, "", "completion is missing"),
     ("prompt_completion", {"prompt": "a", "completion": float("nan")}, "", "completion must be text"),
     ("chatml", {"text": CHATML + "<|im_start|>user\nopen"}, "text", "does not continue"),
-    ("chatml", {"text": "before " + CHATML}, "text", "does not go on"),
+    ("chatml", {"text": "before " + CHATML}, "text", "does not continue"),
     ("text", {"text": None}, "", "text is missing"),
     ("tokens", {"input_ids": []}, "input_ids", "at least one"),
     ("tokens", {"input_ids": [1, 2.0]}, "input_ids[1]", "not a whole number"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def main() -> None:
-    """The console script `luthier`."""
+    """Run the console script `luthier`."""
     from luthier.cli.app import app
 
     app()

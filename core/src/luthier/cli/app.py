@@ -1,4 +1,4 @@
-"""The application: its verbs in the order that help lists them, and one place where every command ends."""
+"""The application: its verbs in the order of help, and the one place where every command ends."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from luthier.errors import LuthierError
 
 
 class Verbs(TyperGroup):
-    """A group whose commands give an `Answer` or raise; here both become output and an exit status."""
+    """A group whose commands return an `Answer` or raise; both become output and an exit status here."""
 
     def main(  # type: ignore[override]  # what else typer passes is passed on
         self, args: Any = None, prog_name: str | None = None, **extra: Any
@@ -43,7 +43,7 @@ class Verbs(TyperGroup):
         given = _with_dashes(sys.argv[1:] if args is None else args) or ["--help"]
         flags = given[: given.index("--")] if "--" in given else given
         as_json = "--json" in flags and "--help" not in flags
-        extra |= {"standalone_mode": False, "obj": given}  # whoever starts processes passes the words on
+        extra |= {"standalone_mode": False, "obj": given}  # code that starts processes passes these words on
         in_lines = "--log-format=json" in flags or ("--log-format", "json") in pairwise(flags)
         sys.exit(
             answers.conclude_command(
@@ -52,17 +52,17 @@ class Verbs(TyperGroup):
         )
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """The group's own flags; none while a word behind a verb is completed, as reading them loads a library."""
+        """Return the group's own flags; none while a word after a verb is completed, as reading them loads a library."""
         return [] if ctx.resilient_parsing and ctx.args else super().get_params(ctx)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        ctx.args = list(args)  # which the group's parser fills again
+        ctx.args = list(args)  # the group's parser fills it again
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:  # which typer would turn into a bare status
+        except KeyboardInterrupt:  # typer would turn it into a bare status
             raise LuthierError("interrupted", "stopped by Ctrl-C") from None
 
 
@@ -75,7 +75,7 @@ app = typer.Typer(
 
 
 def _with_dashes(words: Iterable[str]) -> list[str]:
-    """The words with `--log_level` as `--log-level`; behind a dot, and behind `--`, names keep their spelling."""
+    """Return the words with `--log_level` as `--log-level`. Names after a dot, and words after `--`, stay unchanged."""
     given, spelled = list(words), []
     end = given.index("--") if "--" in given else len(given)
     for word in given[:end]:

@@ -1,4 +1,4 @@
-"""`luthier checkpoint`: ask a run that trains for a checkpoint, and wait until it is there."""
+"""`luthier checkpoint`: ask a running run for a checkpoint, and wait until it is written."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def checkpoint(
 
 
 def asked(folder: Path, timeout: float) -> Path:
-    """The checkpoint that the run in `folder` writes because it is asked to.
+    """Return the checkpoint that the run in `folder` writes on request.
 
     Raises `run-not-running`, or `run-silent` after `timeout` seconds.
     """
@@ -62,8 +62,8 @@ def _not_running(folder: Path) -> LuthierError:
     from luthier.runs.run_folder import read_folder
 
     state = read_folder(folder).state
-    remedy = f"It is done: what it kept lies in {folder / 'checkpoints'}." if state == "completed" else None
-    problem = f"the run is {state}, and nobody trains here"
+    remedy = f"It is done: its checkpoints are in {folder / 'checkpoints'}." if state == "completed" else None
+    problem = f"the run is {state}, and no process trains it"
     return LuthierError("run-not-running", problem, where=str(folder), remedy=remedy)
 
 

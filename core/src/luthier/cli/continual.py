@@ -1,4 +1,4 @@
-"""`luthier continual`: tasks one after the other in one adapter, with a report of what was forgotten."""
+"""`luthier continual`: tasks trained one after another in one adapter, with a report of what was forgotten."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ USAGE: Final = """Usage: luthier continual [RECIPE] [OPTIONS]
 NumRuns = Annotated[int | None, typer.Option(help="Cut the data into so many runs.", min=1)]
 StepsPerRun = Annotated[int | None, typer.Option(help="Optimizer steps of each run.", min=1)]
 SamplesPerRun = Annotated[int | None, typer.Option(help="Rows of each run.", min=1)]
-MergeMode = Annotated[str | None, typer.Option(help="The adapter that joins the runs, such as slao; as --adapter.")]
+MergeMode = Annotated[str | None, typer.Option(help="The adapter that merges the runs, such as slao; as --adapter.")]
 EvalBase = Annotated[
     bool, typer.Option(help="Evaluate every task before the first is trained, which forward transfer needs.")
 ]
@@ -62,7 +62,7 @@ def continual(
 
 
 def draw_report(screen: Console, report: TaskReport) -> None:
-    """Draw each metric of every task after every task, and the measures beneath."""
+    """Draw each metric of every task after every task, and the measures below."""
     from luthier.cli.screen.tables import draw_section, pairs_table, plain_table
 
     for metric, rows in report.metrics.items():

@@ -1,4 +1,4 @@
-"""`luthier demo`: the main job from beginning to end, on the embedded model."""
+"""`luthier demo`: a whole fine-tuning, from rows to a merged model, on the embedded model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, start_a
 if TYPE_CHECKING:
     from rich.console import Console
 
-ANSWER: Final = 32  # tokens of a sample
+ANSWER: Final = 32  # tokens of a sample answer
 QUESTION: Final = "Use the tool wolfram. What is the distance between London and Paris?"
 
 
@@ -39,7 +39,7 @@ def demo(
 
 
 def draw_demo(screen: Console, result: DemoResult) -> None:
-    """Loss and answer before and after, what was made, and what to try next."""
+    """Draw loss and answer before and after, what was made, and what to try next."""
     from luthier.cli.screen.tables import draw_commands, draw_section, pairs_table
 
     before, after = result.eval_loss_before, result.eval_loss_after
@@ -55,7 +55,7 @@ def draw_demo(screen: Console, result: DemoResult) -> None:
 
 @attrs.frozen(kw_only=True)
 class DemoResult:
-    """What the demo measured, and where what it made lies; `next` are two commands to try."""
+    """The results of the demo: what it measured, the folders that it made, and in `next` two commands to try."""
 
     eval_loss_before: float
     eval_loss_after: float
@@ -76,8 +76,8 @@ class DemoResult:
 def run_demo(*, folder: str | Path | None = None, seed: int = 0, quiet: bool = False, **settings: Any) -> DemoResult:
     """Train LoRA on the embedded model, evaluate before and after, merge, and open what was written.
 
-    `folder` is where the run goes (None: runs/demo, or the next free name beside it); `quiet` draws no bar; `settings`
-    change the recipe, such as `max_steps`. Raises `LuthierError`.
+    `folder` is the run's folder (None: runs/demo, or the next free name beside it); `quiet` shows no progress bar;
+    `settings` change the recipe, such as `max_steps`. Raises `LuthierError`.
     """
     from luthier.api import generate, train
     from luthier.demo import RECIPE
@@ -106,7 +106,7 @@ def run_demo(*, folder: str | Path | None = None, seed: int = 0, quiet: bool = F
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Matrices this small only lose by being shared among threads."""
+    """Use one thread within this context, because threads only slow down matrices this small."""
     import torch
 
     before = torch.get_num_threads()

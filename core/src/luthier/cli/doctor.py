@@ -25,14 +25,14 @@ GIB = 2**30
 def doctor(json: Json = False) -> Any:
     """Print versions, devices, memory, plugins and failures.
 
-    It exits with 0 whatever it finds; `luthier plugins --check` is for scripts.
+    The exit status is always 0; scripts use `luthier plugins --check`.
     """
     document = examine()
     return Answer(document=document, view=lambda screen: _draw(screen, document))
 
 
 def examine() -> dict[str, Any]:
-    """All that the doctor knows; imports torch, where it is installed, for devices and threads only."""
+    """Return all that the doctor finds. It imports torch, if installed, for devices and threads only."""
     from luthier.cli.screen.part_listing import checked_rows
     from luthier.plugins.requirements import of_extra
 
@@ -72,7 +72,7 @@ def _version(name: str) -> str | None:
 
 
 def _torch() -> tuple[Any, list[str]]:
-    """Torch, or None where it is absent; and what it says where it is there but cannot be imported."""
+    """Return torch (None if it is missing), and its error messages if it cannot be imported."""
     if importlib.util.find_spec("torch") is None:
         return None, []
     try:
@@ -96,7 +96,7 @@ def _accelerators(torch: Any) -> list[dict[str, Any]]:
 
 
 def _processor() -> str:
-    """The processor's own name where the system tells it."""
+    """Return the processor's own name if the system knows it."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
@@ -114,7 +114,7 @@ def _threads(torch: Any) -> dict[str, Any]:
 
 
 def _memory() -> dict[str, int] | None:
-    """Bytes of main memory, total and available; None where the system does not tell."""
+    """Return the bytes of main memory, total and available; None if the system does not say."""
     if importlib.util.find_spec("psutil") is not None:
         import psutil
 

@@ -47,26 +47,26 @@ def inspect(
     return Answer(document=inspection.to_dict(), view=lambda screen: draw_inspection(screen, inspection))
 
 
-def draw_inspection(screen: Console, found: Inspection) -> None:
-    """The examples, then the training set's report, then the validation set's."""
+def draw_inspection(screen: Console, inspection: Inspection) -> None:
+    """Draw the examples, then the training set's report, then the validation set's."""
     from rich.text import Text
 
     from luthier.cli.screen.tables import draw_section
 
-    for number, example in enumerate(found.examples, 1):
+    for number, example in enumerate(inspection.examples, 1):
         count = f"{example.supervised_tokens} of {example.tokens} tokens supervised"
         count += f", {example.shared_tokens} saved by sharing the prompt" if example.shared_tokens else ""
         screen.print(Text.assemble((f"Example {number}", "bold underline"), f"  {example.where}  {count}"))
         screen.print(_example(example, coloured=screen.color_system is not None and not screen.no_color), end="\n\n")
-    _draw_report(screen, "Training rows", found.report)
-    if found.report.histogram:
-        draw_section(screen, "Examples by length in tokens", _histogram(found.report.histogram))
-    if found.report.validation is not None:
-        _draw_report(screen, "Validation rows", found.report.validation)
+    _draw_report(screen, "Training rows", inspection.report)
+    if inspection.report.histogram:
+        draw_section(screen, "Examples by length in tokens", _histogram(inspection.report.histogram))
+    if inspection.report.validation is not None:
+        _draw_report(screen, "Validation rows", inspection.report.validation)
 
 
 def _example(example: Shown, *, coloured: bool) -> Text:
-    """Each document of the unit, supervised text coloured; of several, each under its name and length."""
+    """Return each document of the unit with supervised text coloured; several documents get names and lengths."""
     from rich.text import Text
 
     text = Text()
@@ -106,9 +106,9 @@ def _draw_report(screen: Console, title: str, report: Report) -> None:
 
 
 def _sources(report: Report) -> str:
-    """Each of several sources with the rows of it that come in an epoch."""
-    told = (f"{s['path']} {s['epoch_rows']:,} of {s['rows']:,} ({s['share']:.1%} of an epoch)" for s in report.sources)
-    return ", ".join(told)
+    """Return each of several sources with the number of its rows that come in an epoch."""
+    lines = (f"{s['path']} {s['epoch_rows']:,} of {s['rows']:,} ({s['share']:.1%} of an epoch)" for s in report.sources)
+    return ", ".join(lines)
 
 
 def _histogram(bars: list[tuple[int, int, int]]) -> Table:

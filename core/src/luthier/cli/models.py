@@ -1,4 +1,4 @@
-"""`luthier generate`, `merge` and `export`: what one does with a trained model."""
+"""`luthier generate`, `merge` and `export`: what can be done with a trained model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Exported = Annotated[
     typer.Argument(help="A run's folder, a checkpoint's, an adapter's, or a model's.", autocompletion=complete_model),
 ]
 ExportFolder = Annotated[
-    Path | None, typer.Option(help="The new folder; without it, one named as the format beside the artifact.")
+    Path | None, typer.Option(help="The new folder; without it, one beside the artifact, named after the format.")
 ]
 ExporterOption = Annotated[
     list[str] | None, typer.Option("--option", help="NAME=VALUE, an option of the exporter; may be repeated.")
@@ -44,7 +44,7 @@ Format = Annotated[
         "--format", help="The exporter's name; `luthier plugins` lists them.", autocompletion=complete_exporter
     ),
 ]
-Base = Annotated[str | None, typer.Option(help="The base model, where it is not where the adapter says.")]
+Base = Annotated[str | None, typer.Option(help="The base model, if it is not where the adapter says.")]
 
 Adapted = Annotated[
     Path, typer.Argument(help="A run's folder, a checkpoint's, or an adapter's.", autocompletion=complete_model)
@@ -56,7 +56,7 @@ SaveDtype = Annotated[
 ShardSize = Annotated[str | None, typer.Option(help="The largest file, such as 5GB.")]
 Onto = Annotated[
     Literal["dequantized", "original"],
-    typer.Option(help="What the update of a quantized layer is added to: its own weight, or the checkpoint's."),
+    typer.Option(help="The weight that a quantized layer's update is added to: its own, or the checkpoint's."),
 ]
 
 
@@ -95,16 +95,16 @@ def merge(
     max_shard_size: ShardSize = None, onto: Onto = "dequantized", step: Step = None, best: Best = False,
     json: Json = False, log_level: LogLevel = "info", log_format: LogFormat = "console", log_file: LogFile = None,
 ) -> Any:  # fmt: skip
-    """Fold an adapter into its base model, verified by reloading."""
+    """Merge an adapter into its base model, verified by reloading."""
     from luthier.recipe.artifact_note import read_note
 
     check_model_name(str(path))
     api = start_api(log_level, log_format, log_file)
     merged = api.merge(path, output_dir, base=base, save_dtype=save_dtype, max_shard_size=max_shard_size, onto=onto,
                        step=step, best=best)  # fmt: skip
-    found = read_note(merged)["merge"]
-    said, serving = "\n".join([f"merged: {merged}", *_describe_merge(found)]), _find_serving(merged)
-    document = {"merged": merged, **found, "serve": serving.to_dict()}
+    merge_note = read_note(merged)["merge"]
+    said, serving = "\n".join([f"merged: {merged}", *_describe_merge(merge_note)]), _find_serving(merged)
+    document = {"merged": merged, **merge_note, "serve": serving.to_dict()}
     return Answer(document=document, view=lambda screen: _draw_made(screen, said, serving))
 
 
@@ -115,17 +115,17 @@ def _find_serving(folder: Path) -> Serving:
 
 
 def _draw_made(screen: Console, said: str, serving: Serving | None) -> None:
-    """Say what was made, and how it is served."""
+    """Print what was made, and how it can be served."""
     screen.out(said, highlight=False)
     if serving is not None:
         draw_serving(screen, serving)
 
 
-def _describe_merge(found: Mapping[str, Any]) -> list[str]:
-    """What was measured of a merge, in lines."""
-    lines = [f"error onto {name} weights: {error:.2g} of the outputs" for name, error in found["errors"].items()]
-    kept = found["kept"]
-    return lines if kept is None else [*lines, f"left of the update in {found['dtype']}: {min(kept, 1.0):.1%}"]
+def _describe_merge(note: Mapping[str, Any]) -> list[str]:
+    """Return the measurements of a merge as lines of text."""
+    lines = [f"error onto {name} weights: {error:.2g} of the outputs" for name, error in note["errors"].items()]
+    share = note["share"]
+    return lines if share is None else [*lines, f"remaining update in {note['dtype']}: {min(share, 1.0):.1%}"]
 
 
 def export(
@@ -171,5 +171,5 @@ def _prompt(given: str | None) -> str:
     if given is not None:
         return given
     if sys.stdin.isatty():
-        raise LuthierError("usage", "no prompt is given", remedy="Write it behind the model, or pipe it in.")
+        raise LuthierError("usage", "the prompt is missing", remedy="Write it after the model, or pipe it in.")
     return sys.stdin.read().removesuffix("\n")

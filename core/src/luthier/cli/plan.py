@@ -54,7 +54,7 @@ def plan(
 
 
 def answer_plan(recipe: Recipe, level: Any, form: Any, file: Path | None, *, suggest: bool = False) -> Answer:
-    """The plan of a recipe; where torch is not installed, its parts alone."""
+    """Return the plan of a recipe; only its parts if torch is not installed."""
     from luthier.recipe import resolve_parts
     from luthier.recipe.checks.soundness import check_parts, explain_parts
 
@@ -78,39 +78,39 @@ def answer_plan(recipe: Recipe, level: Any, form: Any, file: Path | None, *, sug
 
 
 def _checked_trainer(recipe: Recipe, api: Any) -> dict[str, str]:
-    """Return why there are no numbers, once the trainer has found nothing in the recipe that it cannot run."""
+    """Return why there are no numbers, after the trainer has accepted the recipe. Raises what the trainer refuses."""
     from luthier.training.trainers.trainer_checks import check_trainer
 
     trainer = check_trainer(recipe).trainer
     assert trainer is not None
-    return {"problem": f"trainer {trainer.name!r} takes steps of its own", "remedy": "It finds no fault in the recipe."}
+    return {"problem": f"trainer {trainer.name!r} takes its own steps", "remedy": "It accepts the recipe."}
 
 
-def draw_plan(screen: Console, found: Mapping[str, Any], *, suggest: bool = False) -> None:
-    """The plan in sections; without the libraries of local training, its parts and what to install."""
+def draw_plan(screen: Console, facts: Mapping[str, Any], *, suggest: bool = False) -> None:
+    """Draw the plan in sections; without the libraries of local training, its parts and what to install."""
     from luthier.cli.screen.tables import draw_section
 
-    draw_section(screen, "Run", _run(found["recipe"]))
-    draw_section(screen, "Parts", _parts(found))
-    if "not_planned" in found:
-        screen.print("Parameters, memory and steps: {problem}. {remedy}".format(**found["not_planned"]), style="yellow")
+    draw_section(screen, "Run", _run(facts["recipe"]))
+    draw_section(screen, "Parts", _parts(facts))
+    if "not_planned" in facts:
+        screen.print("Parameters, memory and steps: {problem}. {remedy}".format(**facts["not_planned"]), style="yellow")
         return
-    draw_section(screen, "Parameters", _parameters(found["parameters"]))
-    if "unreached" in found["coverage"]:
-        draw_section(screen, "Weights of the base that no adapter reaches", _unreached(found["coverage"]))
-    draw_section(screen, "Memory at the peak", _memory(found["memory"], found["device"]))
-    if found["packing"]:
-        draw_section(screen, "Steps", _steps(found["schedule"], found["packing"], found["time"]))
-    if len({group["lr_scale"] for group in found["groups"]}) > 1:
-        draw_section(screen, "Learning rates", _rates(found["groups"], found["schedule"]["peak_learning_rate"]))
-    if found["operations"]:
-        draw_section(screen, "Operations", _operations(found["operations"]))
-    if found["decisions"]:
-        draw_section(screen, "Decisions", _decisions(found["decisions"]))
+    draw_section(screen, "Parameters", _parameters(facts["parameters"]))
+    if "unreached" in facts["coverage"]:
+        draw_section(screen, "Weights of the base that no adapter reaches", _unreached(facts["coverage"]))
+    draw_section(screen, "Memory at the peak", _memory(facts["memory"], facts["device"]))
+    if facts["packing"]:
+        draw_section(screen, "Steps", _steps(facts["schedule"], facts["packing"], facts["time"]))
+    if len({group["lr_scale"] for group in facts["groups"]}) > 1:
+        draw_section(screen, "Learning rates", _rates(facts["groups"], facts["schedule"]["peak_learning_rate"]))
+    if facts["operations"]:
+        draw_section(screen, "Operations", _operations(facts["operations"]))
+    if facts["decisions"]:
+        draw_section(screen, "Decisions", _decisions(facts["decisions"]))
     if suggest:
-        named = {s["option"]: s for s in found["suggestions"]}
+        named = {s["option"]: s for s in facts["suggestions"]}
         draw_section(screen, "Suggested for this hardware, model and data", _decisions(named))
-    for warning in (*found["notes"], *found["data"]["warnings"]):
+    for warning in (*facts["notes"], *facts["data"]["warnings"]):
         screen.print(f"warning: {warning}", style="yellow", soft_wrap=True)
 
 
@@ -128,7 +128,7 @@ def _run(recipe: Mapping[str, Any]) -> Table:
 
 
 def _parts(found: Mapping[str, Any]) -> Table:
-    """Each part with its distribution, what it needs and from whom, and what it provides."""
+    """Return each part with its distribution, what it needs and from which part, and what it provides."""
     from luthier.cli.screen.tables import plain_table
 
     table = plain_table("", "", "", "", show_header=False)
@@ -174,7 +174,7 @@ def _unreached(coverage: Mapping[str, Any]) -> Table:
 
 
 def _memory(causes: Mapping[str, int], device: Mapping[str, Any]) -> Table:
-    """Bytes by cause, what is free, and whether that is enough."""
+    """Return the bytes by cause, the free memory, and whether it is enough."""
     from luthier.cli.screen.tables import plain_table
     from luthier.sizes import size_text
 
@@ -187,7 +187,7 @@ def _memory(causes: Mapping[str, int], device: Mapping[str, Any]) -> Table:
 
 
 def _steps(schedule: Mapping[str, Any], packing: Mapping[str, float], time: Mapping[str, Any]) -> Table:
-    """Rows, steps and micro-batches; what a stream does not tell beforehand is not known."""
+    """Return rows, steps and micro-batches. A stream does not know all of them beforehand."""
     from luthier.cli.screen.tables import pairs_table
 
     supervised, steps = schedule["supervised_tokens_per_epoch"], schedule["total_steps"]

@@ -1,4 +1,4 @@
-"""`luthier plugins`: which parts are installed, what each takes, and whether all of them are sound."""
+"""`luthier plugins`: the installed parts, what each accepts, and whether all of them are sound."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 STYLES = {"ok": "green", "conflict": "red", "broken": "red", "blocked": "yellow", "unsupported": "yellow"}
 HEADS = ("kind", "name", "distribution", "version", "state")
-ROOM = 30  # the fewest characters that a summary beside its part needs
+ROOM = 30  # the fewest characters for a summary beside its part
 
 app = typer.Typer(help="List the installed parts; show one; check all.")
 
@@ -75,7 +75,7 @@ def show(
 
 
 def draw_part(screen: Console, offer: Offer, described: Sequence[Described], *, flags: str = "") -> None:
-    """A part with its options; these are named as on the command line where `flags` is their prefix."""
+    """Draw a part with its options, which are named as flags if `flags` is their prefix."""
     from rich.text import Text
 
     from luthier.cli.screen.options_table import options_table
@@ -96,7 +96,7 @@ def draw_part(screen: Console, offer: Offer, described: Sequence[Described], *, 
 
 
 def declared_values(record: Record) -> dict[str, Any]:
-    """Return what a record of its kind says beyond every record's fields, such as `bits`, `trains` and `mergeable`."""
+    """Return what a record says beyond the fields of every record, such as `bits`, `trains` and `mergeable`."""
     import attrs
 
     from luthier.plugins.records import Record as Common
@@ -122,7 +122,7 @@ def _head(offer: Offer) -> dict[str, Any]:
 
 
 def _draw_rows(screen: Console, rows: Sequence[Row]) -> None:
-    """A line for each row, with the summary behind it where there is room, and below it where there is not."""
+    """Draw a line for each row, with the summary after it if there is room, else below it."""
     from rich.text import Text
 
     cells = [HEADS, *((row.kind or "-", row.name, row.distribution, row.version, row.state) for row in rows)]

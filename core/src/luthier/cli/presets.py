@@ -1,4 +1,4 @@
-"""`luthier presets`: well-known models, what training them takes, and which of it fits here."""
+"""`luthier presets`: well-known models, the memory that training them takes, and which training fits here."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _row(preset: Any, tokens: int, room: Mapping[str, Any] | None) -> dict[str, 
 
 
 def _room() -> dict[str, Any] | None:
-    """What the best device here has free; None where torch, which knows of devices, is not installed."""
+    """Return the free memory of the best device here; None if torch, which finds devices, is not installed."""
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
@@ -60,16 +60,16 @@ def _room() -> dict[str, Any] | None:
     return {"device": capacity.device, "free": capacity.free}
 
 
-def _draw(screen: Console, found: Mapping[str, Any]) -> None:
+def _draw(screen: Console, document: Mapping[str, Any]) -> None:
     from luthier.cli.screen.tables import draw_section, plain_table
     from luthier.sizes import size_text
 
-    methods, room = list(found["methods"]), found["device"]
+    methods, room = list(document["methods"]), document["device"]
     table = plain_table("model", ">size", *(f">{method.replace('recomputed', 'rc')}" for method in methods))
-    table.columns[0].no_wrap = False  # a name may be folded, a number not
-    for row in found["presets"]:
+    table.columns[0].no_wrap = False  # a name may be wrapped, a number may not
+    for row in document["presets"]:
         table.add_row(row["name"], _counted(row["parameters"]), *_cells(row, methods))
-    draw_section(screen, f"Predicted memory in GiB, at {found['tokens']:,} tokens a micro-batch", table)
+    draw_section(screen, f"Predicted memory in GiB, at {document['tokens']:,} tokens a micro-batch", table)
     if room is not None:
         screen.print(f"* fits the {size_text(room['free'])} that are free on {room['device']}", highlight=False)
     screen.print("full: float32 weights, bfloat16 products, AdamW; lora: bfloat16 weights, r 16 on every linear layer",

@@ -1,4 +1,4 @@
-"""`luthier runs`: what has been trained here: the list, one run in full, two side by side, and one again."""
+"""`luthier runs`: what has been trained here: the list, one run in full, two compared, and one trained again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from luthier.runs.run_folder import RunFolder
     from luthier.training.run import Run
 
-USUAL = Path("runs")  # where runs go that name no output_dir
+USUAL = Path("runs")  # the folder of runs without output_dir
 
 Name = Annotated[
     str,
@@ -104,14 +104,14 @@ def replay(
 
 
 def _found(context: typer.Context, name: str, directory: Path | None) -> RunFolder:
-    """The run that a name means, in the directory given behind the verb or before it."""
+    """Return the run that a name means, in the directory given after the verb or before it."""
     from luthier.runs.find import find_run
 
     return find_run(name, directory or context.obj or USUAL)
 
 
 def _replayed(run: RunFolder, plan: Replay, result: Run) -> dict[str, Any]:
-    """What came of it, beside what the run had."""
+    """Return the results of a replay beside those of the run."""
     from luthier.runs.run_folder import read_folder
 
     again = read_folder(result.output_path)

@@ -31,9 +31,9 @@ USAGE: Final = """Usage: luthier train [RECIPE] [OPTIONS]
 
 
 Resume = Annotated[Path | None, typer.Option(help="Go on from this checkpoint.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew, in a new folder beside one that exists.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start again, in a new folder beside the existing one.")]
 ReDecide = Annotated[
-    bool, typer.Option("--re-decide", help="Choose precision, threads and the like anew where a run goes on.")
+    bool, typer.Option("--re-decide", help="Choose precision, threads and the like again when a run is resumed.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only plan, as `luthier plan` does.")]
 
@@ -71,7 +71,7 @@ def train(
 
 
 def draw_result(screen: Console, run: Run) -> None:
-    """What a run gave, and what one does with it next."""
+    """Draw the results of a run, and what can be done with it next."""
     from luthier.artifacts.serving import find_serving
     from luthier.cli.screen.tables import draw_commands, draw_section, draw_serving, pairs_table
 

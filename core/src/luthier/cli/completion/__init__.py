@@ -1,1 +1,1 @@
-"""Completion in a shell: `word_table` keeps the words, `offers` chooses what fits, `commands` hands it to typer."""
+"""Completion in a shell: `word_table` stores the words, `offers` chooses what fits, `commands` passes it to typer."""

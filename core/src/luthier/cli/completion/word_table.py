@@ -1,4 +1,4 @@
-"""The words that completion offers, kept in one small file: a press of the tab key loads no plugin."""
+"""The words that completion offers, stored in one small file, so that the tab key loads no plugin."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from luthier.disk import cache_folder
 FILE: Final = "completion.json"
 DISABLED: Final = "LUTHIER_DISABLE_PLUGINS"
 
-Options = dict[str, dict[str, Any]]  # each with its help and the values that it may have
+Options = dict[str, dict[str, Any]]  # option -> its help and the values that it may have
 
 
 def read_words() -> dict[str, Any]:
-    """Return the table of words: the settings, the sections' options, and the parts of each kind with theirs.
+    """Return the table of words: the settings, the sections' options, and the parts of each kind with their options.
 
-    It is made again where a package was installed or taken away, or a module changed that offers parts.
+    It is made again after a package was installed or removed, or a module with parts changed.
     """
     path = cache_folder() / FILE
     with contextlib.suppress(OSError, ValueError):
-        kept = json.loads(path.read_text("utf-8"))
-        if isinstance(kept, dict) and kept.get("state") == _state(kept.get("modules", ())):
-            return kept
+        table = json.loads(path.read_text("utf-8"))
+        if isinstance(table, dict) and table.get("state") == _state(table.get("modules", ())):
+            return table
     words = _make_words()
-    with contextlib.suppress(OSError):  # a disk that cannot be written makes completion slow, and not wrong
+    with contextlib.suppress(OSError):  # without a writable disk completion is slow, but correct
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(words), "utf-8")
     return words
@@ -37,7 +37,8 @@ def read_words() -> dict[str, Any]:
 
 def _state(modules: Iterable[str]) -> list[Any]:
     """Return what the table depends on: the folders of packages, the modules it was read from, what is disabled."""
-    places = [*(place for place in sys.path[1:] if os.path.isdir(place)), *modules]  # the first is the script's own
+    # the first path is the script's own folder
+    places = [*(place for place in sys.path[1:] if os.path.isdir(place)), *modules]
     times = [[place, os.stat(place).st_mtime_ns if os.path.exists(place) else 0] for place in places]
     return [luthier.__version__, os.environ.get(DISABLED, ""), times]
 
@@ -73,7 +74,7 @@ def _make_words() -> dict[str, Any]:
 
 
 def _find_sections(settings: type) -> dict[str, type]:
-    """The settings that have options of their own, each with the class of these."""
+    """Return the settings that have options of their own, each with the class of these options."""
     import typing
 
     import attrs
@@ -86,7 +87,7 @@ def _find_sections(settings: type) -> dict[str, type]:
 
 
 def _describe(cls: type) -> Options:
-    """The options of a class: help, default of a part's field, and values where these are few."""
+    """Return the options of a class: help, the default of a part's field, and values if there are few."""
     import attrs
 
     from luthier.plugins.fields.hints import KEY, field_hints
@@ -99,7 +100,7 @@ def _describe(cls: type) -> Options:
 
 
 def _values(hint: Any, bounds: Any) -> list[str]:
-    """The few values of a type: its choices, or true and false; none where there are many."""
+    """Return the few values of a type: its choices, or true and false; an empty list if there are many."""
     import typing
 
     if bounds is not None and bounds.choices:

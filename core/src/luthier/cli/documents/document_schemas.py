@@ -1,4 +1,4 @@
-"""JSON schemas of what the verbs print with `--json`, made of the lines of `fields.txt`."""
+"""JSON schemas of what the verbs print with `--json`, made from the lines of `fields.txt`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OTHERS: Final = "*"  # the field that stands for all others
 
 @attrs.frozen(kw_only=True)
 class Field:
-    """A field of a document: `type` as `fields.txt` writes it."""
+    """A field of a document. `type` is written as in `fields.txt`."""
 
     name: str
     type: str
@@ -38,7 +38,7 @@ class Field:
 
 @attrs.define(kw_only=True)
 class Block:
-    """What one verb prints, or a record that several verbs print: its fields, or the records of which it is one."""
+    """The output of one verb, or a record in the output of several: its fields, or the records of which it is one."""
 
     name: str
     meaning: str
@@ -74,9 +74,9 @@ def list_verbs() -> list[str]:
 
 
 def document_schema(verb: str) -> Schema:
-    """Return the JSON schema (draft 2020-12) of what a verb prints with `--json`, its error included.
+    """Return the JSON schema (draft 2020-12) of a verb's output with `--json`, its error included.
 
-    Of `chat` it is the schema of one line. Raises `part-unknown` for a verb that prints none.
+    For `chat` it is the schema of one line. Raises `usage` for a verb that prints none.
     """
     blocks = read_blocks()
     if verb not in blocks or blocks[verb].is_record:

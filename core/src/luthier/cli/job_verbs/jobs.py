@@ -1,4 +1,4 @@
-"""`luthier jobs`, `status`, `logs`, `cancel`, `download` and `attach`: what one does with a job that exists."""
+"""`luthier jobs`, `status`, `logs`, `cancel`, `download` and `attach`: what can be done with an existing job."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def jobs(
     if refresh:
         with _managing() as manager:
             manager.list_sync(status=status, provider=provider, limit=limit, refresh=True)
-    store = JobStore()  # the manager, which this does without, takes longer to import than the list to read
+    store = JobStore()  # without the manager, whose import takes longer than reading the list
     listed, total = store.list_jobs(status, provider, limit), store.count_jobs(status, provider)
     store.close()
     document = {"jobs": [job.to_dict() for job in listed], "total": total}
@@ -72,7 +72,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until the job has ended.")] = False,
     json: Json = False,
 ) -> Any:
-    """Show a job's events; with -f also those that come. Ctrl-C leaves the job running."""
+    """Show a job's events; with -f also new ones. Ctrl-C leaves the job running."""
     from luthier.cli.screen.follow_job import leaving_alone
     from luthier.cli.screen.jobs_view import draw_events, event_line
     from luthier.plugins.providing.job_records import to_plain_data
@@ -94,7 +94,7 @@ def logs(
 
 
 def cancel(job: Name, *, json: Json = False) -> Any:
-    """Ask for the end of a job."""
+    """Ask the provider to end a job."""
     from luthier.cli.screen.jobs_view import draw_job
 
     with _managing() as manager:
@@ -106,12 +106,12 @@ def download(
     job: Name,
     *,
     output_dir: Annotated[
-        Path | None, typer.Option(help="Where to; without it, below the recipe's output_dir.")
+        Path | None, typer.Option(help="The folder; without it, one in the recipe's output_dir.")
     ] = None,
     kind: Annotated[str | None, typer.Option(help="adapter or model; without it, what the provider gives.")] = None,
     json: Json = False,
 ) -> Any:
-    """Bring a job's result to this machine, checked, with a manifest of its files."""
+    """Download a job's result to this machine, checked, with a manifest of its files."""
     from luthier.cli.screen.jobs_view import draw_artifact, transfer_bar
     from luthier.plugins.providing.job_records import to_plain_data
 
@@ -125,7 +125,7 @@ def attach(
         str, typer.Argument(metavar="JOB", help="A job's id; with --provider, the service's id of any job.")
     ],
     *,
-    provider: Annotated[str | None, typer.Option(help="Take in a job that was made elsewhere.")] = None,
+    provider: Annotated[str | None, typer.Option(help="Add a job that was made elsewhere.")] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Only complete its submission; do not follow it.")] = False,
     json: Json = False,
 ) -> Any:

@@ -1,4 +1,4 @@
-"""`luthier providers`: what can be submitted to, what each offers, and whether it can be reached."""
+"""`luthier providers`: the providers, what each offers, and whether it can be reached."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def show(name: Name, *, model: ModelName = "", option: Given = None, json: Json 
 
 @app.command()
 def check(name: Name, *, option: Given = None, json: Json = False) -> Any:
-    """Ask a provider, without cost, whether it can be reached and knows the key."""
+    """Ask a provider, without cost, if it can be reached and accepts the key."""
     from luthier.cli.screen.tables import pairs_table
     from luthier.jobs.restoring import make_provider
     from luthier.jobs.sync_twins import run_plainly
@@ -85,14 +85,14 @@ def verify(
     *,
     model: Annotated[str, typer.Option(help="A base model that the account may tune.")],
     max_cost: Annotated[float, typer.Option(help="At most so much; a job whose price is unknown is refused.")] = 1.0,
-    any_cost: Annotated[bool, typer.Option("--any-cost", help="Go on, though the price may be unknown.")] = False,
+    any_cost: Annotated[bool, typer.Option("--any-cost", help="Continue even if the price is unknown.")] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="The transcript.")] = Path("verified.json"),
     option: Given = None,
     json: Json = False,
 ) -> Any:
-    """Verify a provider for real: submit a tiny job, look at it, cancel it, and write a transcript without keys.
+    """Verify a provider with a tiny job: submit it, look at it, cancel it, and write a transcript without keys.
 
-    Only this proves a provider against its live service. What the job costs until it is cancelled is charged.
+    Only this proves a provider against its live service. The job's cost until it is cancelled is charged.
     """
     from luthier.cli.screen.tables import pairs_table
     from luthier.jobs.live_check import verify_provider
@@ -104,38 +104,38 @@ def verify(
 
 
 def _named_provider(name: str, given: list[str] | None) -> dict[str, str]:
-    """The provider and its options as a recipe has them."""
+    """Return the provider and its options as a recipe writes them."""
     wrong = next((word for word in given or () if "=" not in word), None)
     if wrong is not None:
-        raise LuthierError("recipe-syntax", "an option is written NAME=VALUE", where="--option", found=wrong)
+        raise LuthierError("recipe-syntax", "an option must be written NAME=VALUE", where="--option", found=wrong)
     return {"name": name, **dict(word.split("=", 1) for word in given or ())}
 
 
-def _draw_list(screen: Any, found: list[dict[str, Any]]) -> None:
+def _draw_list(screen: Any, providers: list[dict[str, Any]]) -> None:
     from luthier.cli.screen.tables import plain_table
 
     table = plain_table("name", "distribution", "summary")
-    for line in found:
+    for line in providers:
         table.add_row(line["name"], f"{line['distribution']} {line['version']}", line["summary"])
     screen.print(table)
 
 
-def _draw_offer(screen: Any, name: str, scope: str, found: Capabilities) -> None:
+def _draw_offer(screen: Any, name: str, scope: str, offer: Capabilities) -> None:
     from luthier.cli.screen.tables import draw_section, pairs_table, plain_table
 
     rows = {
         "address": scope or None,
-        "methods": "every loss" if found.takes == "recipe" else ", ".join(found.methods),
-        "trains from": "the recipe itself" if found.takes == "recipe" else f"rows: {', '.join(found.rules.forms)}",
-        "weights": ", ".join(found.weights) or "hosted only: they cannot be downloaded",
-        "models": ", ".join(found.known_models) or None,
+        "methods": "every loss" if offer.takes == "recipe" else ", ".join(offer.methods),
+        "trains from": "the recipe itself" if offer.takes == "recipe" else f"rows: {', '.join(offer.rules.forms)}",
+        "weights": ", ".join(offer.weights) or "hosted only: they cannot be downloaded",
+        "models": ", ".join(offer.known_models) or None,
     }
     draw_section(screen, name, pairs_table(rows))
-    for notice in found.notices:
+    for notice in offer.notices:
         screen.print(f"notice: {notice}", style="yellow", soft_wrap=True)
-    if found.settings:
+    if offer.settings:
         table = plain_table("setting", "bounds", "remark")
-        for setting, rule in found.settings.items():
+        for setting, rule in offer.settings.items():
             bounds = [
                 f"≥ {rule.low:g}" if rule.low is not None else "",
                 f"≤ {rule.high:g}" if rule.high is not None else "",
@@ -143,9 +143,9 @@ def _draw_offer(screen: Any, name: str, scope: str, found: Capabilities) -> None
             choices = ", ".join(map(str, rule.choices or ()))
             table.add_row(setting, " ".join(filter(None, [*bounds, choices])), rule.remark or "")
         draw_section(screen, "Settings that are sent", table)
-    if found.prices:
+    if offer.prices:
         table = plain_table("model", "method", "adapter", ">for a million tokens", "list of")
-        for price in found.prices:
+        for price in offer.prices:
             amount = f"{price.amount:g} {price.currency}"
             table.add_row(price.model, price.method or "any", price.adapter or "any", amount, price.date)
         draw_section(screen, "Prices", table)

@@ -1,4 +1,4 @@
-"""`luthier submit` and `luthier estimate`: a recipe becomes a job, and what it would cost before it does."""
+"""`luthier submit` and `luthier estimate`: a recipe becomes a job, or is priced before."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ESTIMATE: Final = """Usage: luthier estimate [RECIPE] --at PROVIDER [--at PROVID
 
     luthier estimate recipe.yaml --at together --at openai"""
 MaxCost = Annotated[float | None, typer.Option(help="Refuse a job that would cost more, or whose price is unknown.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Stay until the job has ended; Ctrl-C leaves it running.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait until the job has ended; Ctrl-C leaves it running.")]
 At = Annotated[list[str] | None, typer.Option("--at", metavar="PROVIDER", help="A provider to compare; several.")]
 
 
@@ -49,13 +49,13 @@ def submit(
     reading, manager, screen = read_words(context, sets), Manager(), make_console(stderr=True)
     named: list[str] = []
 
-    def told(prepared: PreparedJob) -> None:
+    def show_prepared(prepared: PreparedJob) -> None:
         named.append(prepared.spec.id)
         draw_findings(prepared)
 
     try:
         with leaving_alone(named):
-            job = manager.submit_sync(reading, max_cost=max_cost, told=told)
+            job = manager.submit_sync(reading, max_cost=max_cost, told=show_prepared)
             screen.print(f"submitted {job.id} to {job.spec.provider} as {job.remote_id}", soft_wrap=True)
         return follow_job(manager, job.id) if wait else Answer(
             document={"job": job.to_dict()}, view=lambda view: draw_submitted(view, job)
@@ -85,7 +85,7 @@ def estimate(
 
 
 def read_words(context: typer.Context, sets: Sequence[str] | None) -> Reading:
-    """Return the recipe that a command line means, and tell its notes."""
+    """Return the recipe that a command line means, and print its notes."""
     from luthier.recipe import load_recipe, parse_flags, parse_sets
 
     path, flags = split_words(context.args)
@@ -96,7 +96,7 @@ def read_words(context: typer.Context, sets: Sequence[str] | None) -> Reading:
 
 
 def draw_findings(prepared: PreparedJob) -> None:
-    """Tell, on standard error, what the user should know before the job is sent."""
+    """Print, on standard error, what the user should know before the job is sent."""
     screen = make_console(stderr=True)
     for finding in prepared.findings:
         place = f"{finding.where}: " if finding.where else ""
@@ -109,7 +109,7 @@ def draw_findings(prepared: PreparedJob) -> None:
 
 
 async def _estimated(manager: Any, reading: Reading, name: str | None, max_cost: float | None) -> dict[str, Any]:
-    """One line of the table: what a provider would take for the recipe, or why it refuses."""
+    """Return one line of the table: what a provider would charge for the recipe, or why it refuses."""
     import attrs
 
     from luthier.errors import LuthierError

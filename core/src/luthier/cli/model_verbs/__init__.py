@@ -1,1 +1,1 @@
-"""Verbs that use what was trained."""
+"""Verbs that use trained models."""

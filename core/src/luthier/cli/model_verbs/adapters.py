@@ -1,4 +1,4 @@
-"""`luthier combine`, `unmerge` and `push`: what one does with trained adapters besides merging them."""
+"""`luthier combine`, `unmerge` and `push`: what can be done with trained adapters besides merging them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Adapters = Annotated[
 ]
 Method = Annotated[
     Literal["linear", "ties", "dare_linear", "dare_ties", "cat", "slao"],
-    typer.Option(help="How they are combined; cat adds up the updates themselves, slao takes them in their order."),
+    typer.Option(help="How they are combined; cat adds the updates themselves, slao merges them in order."),
 ]
 Weights = Annotated[
     list[float] | None, typer.Option("--weight", help="The weight of each adapter, in their order; repeat it.")
@@ -28,7 +28,7 @@ Density = Annotated[float | None, typer.Option(help="The share of numbers that T
 Seed = Annotated[int | None, typer.Option(help="Decides which numbers DARE keeps.", min=0)]
 NewFolder = Annotated[Path, typer.Option(help="The new folder.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; without it, as the merged model.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say which files would be sent, and ask nothing of the hub.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the files that would be sent, without any request.")]
 
 
 def combine(

@@ -1,4 +1,4 @@
-"""`luthier chat`: a talk with a model in the terminal, or line by line through a pipe."""
+"""`luthier chat`: a conversation with a model in the terminal, or line by line through a pipe."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def chat(
     device: Device = "auto", step: Step = None, best: Best = False, json: JsonLines = False,
     log_level: LogLevel = "warning", log_format: LogFormat = "console", log_file: LogFile = None,
 ) -> Any:  # fmt: skip
-    """Talk with a run, a checkpoint or a model; /help lists what one can do there."""
+    """Talk with a run, a checkpoint or a model. /help lists the commands."""
     check_model_name(model)
     start_api(log_level, log_format, log_file)
     from luthier.model.generation.generate import Sampling

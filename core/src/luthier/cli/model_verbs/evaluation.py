@@ -1,4 +1,4 @@
-"""`luthier evaluate`: the numbers of trained weights over held-out rows, beside others', and a gate."""
+"""`luthier evaluate`: metrics of trained weights over held-out rows, beside those of other weights, and a gate."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ Regression = Annotated[
 ]
 Gate = Annotated[str, typer.Option(help="The number that --max-regression is about.")]
 Resamples = Annotated[
-    int, typer.Option(help="Bootstrap resamples of each interval; 0: none, and rows share passes.", min=0)
+    int, typer.Option(help="Bootstrap resamples of each interval; 0: no intervals, which is faster.", min=0)
 ]
-Answers = Annotated[int | None, typer.Option(help="Rows that are answered for metrics over answers.", min=1)]
+Answers = Annotated[int | None, typer.Option(help="Rows that metrics over answers generate answers for.", min=1)]
 NewTokens = Annotated[
-    int | None, typer.Option(help="Tokens of an answer; without it, the reference's and 32 more.", min=1)
+    int | None, typer.Option(help="Tokens of an answer; without it, the reference's number plus 32.", min=1)
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps; without it, the run's.")]
 
@@ -66,24 +66,24 @@ def evaluate(
     )
 
 
-def draw(screen: Console, found: Evaluation) -> None:
-    """Draw a line for each number, the other weights' and the difference in columns, and the gate's verdict."""
+def draw(screen: Console, result: Evaluation) -> None:
+    """Draw a line for each metric, with the other weights' value and the difference, and the gate's verdict."""
     from rich.text import Text
 
     from luthier.cli.screen.tables import draw_section, plain_table
 
-    columns = ("", ">value", *((f">{found.against_path}", ">difference") if found.against_path else ()))
+    columns = ("", ">value", *((f">{result.against_path}", ">difference") if result.against_path else ()))
     table = plain_table(*columns)
-    for name, number in found.metrics.items():
-        others = (found.against.get(name), found.differences.get(name)) if found.against_path else ()
+    for name, number in result.metrics.items():
+        others = (result.against.get(name), result.differences.get(name)) if result.against_path else ()
         table.add_row(name, _shown(number), *(_shown(other) for other in others))
-    at = "" if found.step is None else f" after step {found.step}"
-    draw_section(screen, f"{found.path}{at}, {found.rows:,} {'row' if found.rows == 1 else 'rows'}", table)
-    if found.gate is not None:
-        verdict, style = ("passes", "bold green") if found.gate.passed else ("fails", "bold red")
-        allowed = f"allowed is {found.gate.max_regression:g}"
-        changed = f"{'worse' if found.gate.regression > 0 else 'better'} by {abs(found.gate.regression):.4g}"
-        line = f"{verdict}: {found.gate.metric} is {changed}, {allowed} worse"
+    at = "" if result.step is None else f" after step {result.step}"
+    draw_section(screen, f"{result.path}{at}, {result.rows:,} {'row' if result.rows == 1 else 'rows'}", table)
+    if result.gate is not None:
+        verdict, style = ("passes", "bold green") if result.gate.passed else ("fails", "bold red")
+        allowed = f"allowed is {result.gate.max_regression:g}"
+        changed = f"{'worse' if result.gate.regression > 0 else 'better'} by {abs(result.gate.regression):.4g}"
+        line = f"{verdict}: {result.gate.metric} is {changed}, {allowed} worse"
         screen.print(Text(line, style=style))
 
 

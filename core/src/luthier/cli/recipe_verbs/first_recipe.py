@@ -19,33 +19,34 @@ if TYPE_CHECKING:
     from luthier.plugins.registry import Plugins
 
 SCHEMA: Final = "luthier.schema.json"
-SAMPLE: Final = 200  # rows that are looked at
-FEW: Final = 20  # rows below which none is held out
-SUGGESTED: Final = {"preference": "dpo", "unpaired": "kto"}  # where the installed parts give no better reason
-STARTING: Final = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}  # options of low-rank adapters
-COLUMN: Final = 32  # where comments begin
+SAMPLE: Final = 200  # the number of rows that are read
+FEW: Final = 20  # the number of rows below which none is held out
+# the loss to propose if the installed parts give no better reason
+SUGGESTED: Final = {"preference": "dpo", "unpaired": "kto"}
+STARTING: Final = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}  # starting options of low-rank adapters
+COLUMN: Final = 32  # the column where comments begin
 PLAIN: Final = re.compile(r"[\w./\-]+")
 GIB: Final = 2**30
 GIBIBYTES: Final = r"\d+(\.\d+)?"
-TOKENS: Final = 4096  # of a micro-batch, for which memory is told
+TOKENS: Final = 4096  # tokens of a micro-batch, for which memory is predicted
 
 
 @attrs.frozen(kw_only=True)
 class Look:
     """The format, the kind and the number of a source's first rows.
 
-    `columns` maps the names that a format needs to the data's own.
+    `columns` maps the names that a format needs to the data's own names.
     """
 
     format: str
-    kind: str  # of the losses that take such rows
-    rows: int  # of at most SAMPLE
+    kind: str  # the kind of losses that take such rows
+    rows: int  # at most SAMPLE
     columns: Mapping[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)
 class Answers:
-    """The four answers: model, data, what is done, and where."""
+    """The four answers: model, data, method and place."""
 
     model: str
     data: str
@@ -56,7 +57,7 @@ class Answers:
 def look_at_rows(path: str) -> Look | None:
     """Return what a source's first rows show; None for a hub dataset, which is not fetched for this.
 
-    Raises `data-not-found`, or `data-format` where no format fits and no columns look like question and answer.
+    Raises `data-not-found`, and `data-format` if no format fits and no columns look like question and answer.
     """
     from luthier.data.formats.recognise_form import ANSWERS, FORMATS, QUESTIONS, recognise_format
     from luthier.data.read.sources import find_files, read_source
@@ -78,7 +79,7 @@ def look_at_rows(path: str) -> Look | None:
 
 
 def find_rows() -> str:
-    """Return the only file of rows in the working folder, or those of the embedded model."""
+    """Return the only file of rows in the working folder, or the rows of the embedded model."""
     from luthier.data.read.sources import READERS, file_kind
     from luthier.demo import MODEL
 
@@ -88,7 +89,7 @@ def find_rows() -> str:
 
 
 def _holds_rows(path: str) -> bool:
-    """Return whether a file has rows of a known form; a `package.json` has none."""
+    """Return True if a file has rows of a known format, which a `package.json` does not."""
     try:
         return look_at_rows(path) is not None
     except LuthierError:
@@ -96,7 +97,7 @@ def _holds_rows(path: str) -> bool:
 
 
 def list_methods(kind: str, plugins: Plugins) -> list[str]:
-    """Return the adapters, and the losses that take rows of this kind; the one to propose comes first."""
+    """Return the adapters, and the losses that take rows of this kind. The one to propose comes first."""
     from luthier.recipe.reading.aliases import QUANTIZED
 
     adapters = [offer.record.name for offer in plugins.offers("adapter") if "." not in offer.record.name]
@@ -107,9 +108,9 @@ def list_methods(kind: str, plugins: Plugins) -> list[str]:
 
 
 def settle_method(method: str, look: Look | None, plugins: Plugins) -> dict[str, Any]:
-    """Return the settings `adapter` and `loss` that a method means: an adapter's name, or a loss's.
+    """Return the settings `adapter` and `loss` that a method means, which is the name of an adapter or a loss.
 
-    Raises `part-unknown` for a name of neither, and `data-format` for a loss that takes other rows.
+    Raises `part-unknown` for another name, and `data-format` for a loss that takes other rows.
     """
     from luthier.recipe.reading.aliases import QUANTIZED
 
@@ -125,14 +126,14 @@ def settle_method(method: str, look: Look | None, plugins: Plugins) -> dict[str,
                            remedy=suggest_nearest(method, known))  # fmt: skip
     wanted = getattr(plugins.get("loss", loss).record, "data", "tokens")
     if look and wanted not in (kind, "documents") and not (wanted == "unpaired" and kind == "tokens"):
-        problem = f"the loss {loss} takes {wanted} rows, and these are {look.format}"
+        problem = f"the loss {loss} takes {wanted} rows, but these are {look.format}"
         remedy = f"Choose one of: {', '.join(list_methods(kind, plugins))}."
         raise LuthierError("data-format", problem, where="--method", found=method, remedy=remedy)
     return {"adapter": _with_options(adapter, plugins), "loss": loss}
 
 
 def _with_options(adapter: str, plugins: Plugins) -> Any:
-    """An adapter with those of the usual options to begin with that it has."""
+    """Return an adapter with those of the starting options that it has."""
     from luthier.recipe.reading.aliases import QUANTIZED
 
     cls = plugins.get("adapter", QUANTIZED.get(adapter, adapter)).record.options
@@ -154,7 +155,7 @@ def settle_place(where: str, answers_model: str, adapter: Any, plugins: Plugins)
 
 
 def _fit_memory(memory: float, model: str, adapter: Any) -> dict[str, Any]:
-    """The settings of the first known way to train a well-known model that fits; of the least one where none does."""
+    """Return the settings of the first known way to train the model that fits, or else of the smallest."""
     from luthier.memory.model_presets import METHODS
 
     needs = _list_needs(model, adapter)
@@ -165,7 +166,7 @@ def _fit_memory(memory: float, model: str, adapter: Any) -> dict[str, Any]:
 
 
 def _list_needs(model: str, adapter: Any) -> dict[str, int]:
-    """The known ways to train a well-known model with an adapter, each with its bytes; none for other models."""
+    """Return the known ways to train a well-known model with an adapter, with their bytes; an empty dict for others."""
     from luthier.memory.model_presets import METHODS, list_presets
 
     family = "full" if adapter == "full" else "lora"
@@ -175,7 +176,7 @@ def _list_needs(model: str, adapter: Any) -> dict[str, int]:
 
 
 def describe_memory(answers: Answers, adapter: Any) -> str | None:
-    """Return what is to be said of a device whose memory was given: that nothing known fits, or that it is unknown."""
+    """Return a remark on a device whose memory was given: that nothing known fits, or that this is not known."""
     if not re.fullmatch(GIBIBYTES, answers.where):
         return None
     needs = _list_needs(answers.model, adapter)
@@ -184,11 +185,11 @@ def describe_memory(answers: Answers, adapter: Any) -> str | None:
     least = min(needs.values())
     if least <= float(answers.where) * GIB:
         return None
-    return f"{answers.model} needs about {least / GIB:.0f} GiB this way, and the device has {answers.where}."
+    return f"{answers.model} needs about {least / GIB:.0f} GiB this way, but the device has {answers.where}."
 
 
 def recipe_text(path: Path, answers: Answers, look: Look | None, settings: Mapping[str, Any]) -> str:
-    """Return the recipe as YAML with comments, checked as the reader would read it at this path."""
+    """Return the recipe as YAML with comments, checked as if it were read from this path."""
     from luthier.recipe import from_mapping
     from luthier.recipe.reading.yaml12 import load_yaml
 
@@ -203,18 +204,18 @@ def _lines(path: Path, answers: Answers, look: Look | None, settings: Mapping[st
     source = f"path: {_scalar(_near(answers.data, path, exists=_is_here(answers.data)))}"
     if look and look.columns:
         source += f", columns: {_flow(look.columns)}"
-    found = f"{look.rows}{' or more' if look.rows == SAMPLE else ''} rows, recognised as {look.format}" if look else ""
+    seen = f"{look.rows}{' or more' if look.rows == SAMPLE else ''} rows, recognised as {look.format}" if look else ""
     known = settings.get("model.dtype")
     name = _model_near(answers.model, path)
     model = _flow({"name_or_path": name, "dtype": known}) if known else _scalar(name)
     few = look is not None and look.rows < SAMPLE
-    held = look is None or look.rows >= FEW
+    enough_rows = look is None or look.rows >= FEW
     rest = [(name, value) for name, value in settings.items() if name not in ("adapter", "loss", "model.dtype")]
     return [
         (f"model: {model}", "a hub name, a folder, or demo, the embedded model"),
         ("data:", ""),
-        (f"  train: [{{{source}}}]", found),
-        *([("  validation: 0.05", "this share of the rows is held out and evaluated")] if held else []),
+        (f"  train: [{{{source}}}]", seen),
+        *([("  validation: 0.05", "this share of the rows is enough_rows out and evaluated")] if enough_rows else []),
         ("  max_length: 1024", "tokens of the longest example"),
         (f"adapter: {_flow(settings['adapter'])}", "what trains: full is every weight"),
         (f"loss: {_scalar(settings['loss'])}", "what is minimised"),
@@ -229,7 +230,7 @@ def _lines(path: Path, answers: Answers, look: Look | None, settings: Mapping[st
 
 
 def _near(place: str, path: Path, *, exists: bool) -> str:
-    """Return a path as the recipe writes it: relative where it lies below the recipe's folder; a hub name as it is."""
+    """Return a path as the recipe writes it: relative if it lies in the recipe's folder; a hub name unchanged."""
     if not exists:
         return place
     folder = path.absolute().parent
@@ -238,14 +239,14 @@ def _near(place: str, path: Path, *, exists: bool) -> str:
 
 
 def _is_here(data: str) -> bool:
-    """Return whether a source is files of this machine, which a variable in its path may name elsewhere."""
+    """Return True if a source is files of this machine; a variable in its path may name them elsewhere."""
     from luthier.data.read.sources import find_files, is_address
 
     return "$" not in data and not is_address(data) and bool(find_files(data))
 
 
 def _model_near(model: str, path: Path) -> str:
-    """Return a model as the recipe writes it; `./` before a folder tells it from a hub name."""
+    """Return a model as the recipe writes it; `./` before a folder distinguishes it from a hub name."""
     is_folder = model != "demo" and Path(model).expanduser().is_dir()
     near = _near(model, path, exists=is_folder)
     return near if not is_folder or os.path.isabs(near) else f"./{near}"
@@ -258,7 +259,7 @@ def _flow(value: Any) -> str:
 
 
 def _scalar(value: Any) -> str:
-    """A value that YAML reads back as it is."""
+    """Return a value in the form that YAML reads back unchanged."""
     from luthier.recipe.reading.yaml12 import load_yaml
 
     if isinstance(value, str) and PLAIN.fullmatch(value) and load_yaml(value, "")[0] == value:

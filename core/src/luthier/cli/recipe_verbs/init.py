@@ -30,7 +30,7 @@ Model = Annotated[
 Data = Annotated[str | None, typer.Option(help="The rows: a file, a glob, or a hub dataset.")]
 Method = Annotated[
     str | None,
-    typer.Option(help="What is done: an adapter such as lora or full, or a loss such as dpo.",
+    typer.Option(help="The method: an adapter such as lora or full, or a loss such as dpo.",
                  autocompletion=complete_method),
 ]  # fmt: skip
 Where = Annotated[str | None, typer.Option(help="Where it runs: here, a provider, or the GiB of memory of the device.")]
@@ -69,7 +69,7 @@ def init(
 
 
 class Desk:
-    """Asks each question once, with its default; again after an answer that cannot be."""
+    """A dialogue that asks each question once, with its default, and again after an impossible answer."""
 
     def __init__(self, *, silent: bool) -> None:
         self.silent = silent
@@ -77,7 +77,7 @@ class Desk:
     def settle(
         self, made: Callable[..., Any], given: tuple[str | None, ...], plugins: Plugins
     ) -> tuple[Any, Look | None, dict[str, Any]]:
-        """The answers, what the rows show, and the settings that follow."""
+        """Return the answers, what the rows show, and the settings that follow."""
         from luthier.cli.recipe_verbs import first_recipe as recipes
 
         model, data, method, where = given
@@ -96,7 +96,7 @@ class Desk:
     def ask(
         self, question: str, given: str | None, default: str, check: Callable[[str], Settled]
     ) -> tuple[str, Settled]:
-        """An answer with what follows from it. A flag, or a default that nobody was asked about, must be right."""
+        """Return an answer and what follows from it. A flag, or a default that was not asked about, must be right."""
         if given is not None or self.silent:
             answer = default if given is None else given
             return answer, check(answer)
@@ -111,9 +111,9 @@ class Desk:
 def _check_file(path: Path) -> None:
     if path.exists():
         remedy = "Name another, such as luthier init second.yaml."
-        raise LuthierError("path-unwritable", "is there already, and is kept", where=str(path), remedy=remedy)
+        raise LuthierError("path-unwritable", "exists already, and is not replaced", where=str(path), remedy=remedy)
     if path.suffix not in (".yaml", ".yml"):
-        raise LuthierError("usage", "the recipe that is written is YAML", where=str(path), remedy="Name it *.yaml.")
+        raise LuthierError("usage", "the recipe is written as YAML", where=str(path), remedy="Name it *.yaml.")
     if not path.absolute().parent.is_dir():
         raise LuthierError("path-unwritable", "there is no such folder", where=str(path.parent))
 
@@ -135,7 +135,7 @@ def _write_schema(path: Path) -> None:
 
 
 def _next(recipe: Path, settings: dict[str, Any]) -> list[str]:
-    """Return the commands that come next."""
+    """Return the commands to run next."""
     name, run = shlex.quote(str(recipe)), shlex.quote(str(recipe.parent / "runs" / recipe.stem))
     if "provider" in settings:
         return [f"luthier estimate {name}", f"luthier submit {name}", "luthier jobs"]

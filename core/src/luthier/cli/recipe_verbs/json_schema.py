@@ -1,4 +1,4 @@
-"""`luthier schema`: the JSON schema of recipes, for editors, and of what each verb prints with `--json`."""
+"""`luthier schema`: the JSON schema of recipes, for editors, or of a verb's output with `--json`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def schema(
     complete: Annotated[
         bool, typer.Option("--complete", help="Import libraries too, for options that only they know, such as peft's.")
     ] = False,
-    of: Annotated[str | None, typer.Option(help="Of what this verb prints with --json, such as `runs show`.")] = None,
+    of: Annotated[str | None, typer.Option(help="Of this verb's output with --json, such as `runs show`.")] = None,
     json: Json = False,
 ) -> Any:
     """Print the JSON schema of recipes, with the options of every installed part."""
@@ -34,7 +34,7 @@ def schema(
 
 
 def _answer_document(verb: str, output: Path | None) -> Answer:
-    """Answer with the schema of what a verb prints."""
+    """Answer with the schema of a verb's output."""
     from luthier.cli.documents.document_schemas import document_schema
 
     document = document_schema(verb)
@@ -42,7 +42,7 @@ def _answer_document(verb: str, output: Path | None) -> Answer:
 
 
 def _answer_schema(document: dict[str, Any], output: Path | None, draw: Callable[[Console, Path], None]) -> Answer:
-    """Answer with a schema, or write it where there is an output."""
+    """Answer with a schema, or write it to the output file."""
     if output is None:
         return Answer(document=document, view=lambda screen: print_json(document, screen.file))
     write_schema(output, document)
@@ -50,7 +50,7 @@ def _answer_schema(document: dict[str, Any], output: Path | None, draw: Callable
 
 
 def write_schema(path: Path, document: dict[str, Any]) -> None:
-    """Write a schema in the place of an older one; a folder that is not there is an error."""
+    """Write a schema, replacing an older one. A missing folder is an error."""
     from luthier.disk import write_json
     from luthier.errors import LuthierError
 

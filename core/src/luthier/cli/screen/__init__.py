@@ -1,1 +1,1 @@
-"""What commands share: arguments, answers, and how tables look."""
+"""What commands share: arguments, answers, and the look of tables."""

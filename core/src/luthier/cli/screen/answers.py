@@ -1,4 +1,4 @@
-"""How a command ends: an answer as tables or one JSON document, or an error with its exit status."""
+"""The end of a command: an answer as tables or one JSON document, or an error with its exit status."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from luthier.timestamp import current_time
 if TYPE_CHECKING:
     from rich.console import Console
 
-STOPPED = "interrupted"  # the code of a command that somebody stopped
+STOPPED = "interrupted"  # the code of a command that the user stopped
 INSTALL_LOCAL = 'pip install "luthier[local]"'
 
 
 @attrs.frozen(kw_only=True)
 class Answer:
-    """What a command gives: `document` for `--json`, `view` draws it for people."""
+    """The answer of a command: `document` for `--json`, and `view`, which draws it for people."""
 
     document: Mapping[str, Any]
     view: Callable[[Console], None]
@@ -39,17 +39,19 @@ class Answer:
 
 @attrs.frozen(kw_only=True)
 class Turns:
-    """What a command gives bit by bit: `work` is handed what prints a document as one line of JSON, or None where
-    people read, and returns the exit status."""
+    """An answer that comes bit by bit.
+
+    `work` gets a function that prints a document as one line of JSON (None for people), and returns the exit status.
+    """
 
     work: Callable[[Callable[[Mapping[str, Any]], None] | None], int]
 
 
 def conclude_command(work: Callable[[], object], *, as_json: bool, in_lines: bool = False) -> int:
-    """Do the work, print its answer or error, and give the exit status.
+    """Do the work, print its answer or error, and return the exit status.
 
-    With `as_json` whatever else the work prints goes to standard error; with `in_lines` an error is a line of JSON, as
-    the log's lines are.
+    With `as_json` everything else that the work prints goes to standard error; with `in_lines` an error is a line of
+    JSON, like the log's lines.
     """
     stdout = sys.stdout
     try:
@@ -63,7 +65,7 @@ def conclude_command(work: Callable[[], object], *, as_json: bool, in_lines: boo
         stdout.flush()
         return answer.status
     except BrokenPipeError:
-        # The reader (`head`, `less`) has gone: what is buffered has nowhere to go at exit either.
+        # The reader (`head`, `less`) has gone, so the buffered output must not be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
         return 1
     except BaseException as error:
@@ -73,7 +75,7 @@ def conclude_command(work: Callable[[], object], *, as_json: bool, in_lines: boo
 
 
 def report(error: BaseException, stdout: Any, *, as_json: bool, in_lines: bool = False) -> int:
-    """Print an error where it belongs and give its exit status; a traceback only for what nobody foresaw."""
+    """Print an error where it belongs and return its exit status. Only an unforeseen error gets a traceback."""
     translated = translate_error(error)
     status = getattr(error, "exit_status", None)
     if translated.code == "internal":
@@ -89,10 +91,10 @@ def report(error: BaseException, stdout: Any, *, as_json: bool, in_lines: bool =
 
 
 def translate_error(error: BaseException) -> LuthierError:
-    """Any exception as an error with a code."""
+    """Return any exception as an error with a code."""
     if isinstance(error, LuthierError):
         return error
-    if isinstance(error, KeyboardInterrupt) or hasattr(error, "exit_status"):  # of the engine, after its checkpoint
+    if isinstance(error, KeyboardInterrupt) or hasattr(error, "exit_status"):  # the engine's own, after its checkpoint
         return LuthierError(STOPPED, str(error) or "stopped by Ctrl-C")
     if hasattr(error, "format_message"):  # a usage error of typer's parser
         path = getattr(getattr(error, "ctx", None), "command_path", "luthier")
@@ -103,14 +105,14 @@ def translate_error(error: BaseException) -> LuthierError:
 
 
 def _is_local(module: str) -> bool:
-    """Whether a module belongs to what `luthier[local]` brings."""
+    """Return True if a module belongs to the packages of `luthier[local]`."""
     from luthier.plugins.requirements import of_extra
 
     return module.partition(".")[0] in {name.replace("-", "_") for name in of_extra("luthier", "local")}
 
 
 def _of_system(error: BaseException) -> LuthierError | None:
-    """What the disk or its permissions refuse, which no code of ours can prevent."""
+    """Return an error for what the disk or its permissions refuse; None for other exceptions."""
     if not isinstance(error, OSError) or not error.filename:
         return None
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -121,43 +123,43 @@ def _of_system(error: BaseException) -> LuthierError | None:
 
 
 def print_json(document: Mapping[str, Any], stdout: Any) -> None:
-    """One JSON document; numbers that JSON has not become null."""
+    """Print one JSON document. Numbers that JSON does not have become null."""
     print(json.dumps(_plain(document), indent=2, allow_nan=False), file=stdout)
 
 
 def print_json_line(document: Mapping[str, Any], stdout: Any) -> None:
-    """One JSON document on one line, at once."""
+    """Print one JSON document on one line, at once."""
     print(json.dumps(_plain(document), allow_nan=False), file=stdout, flush=True)
 
 
 def print_line(level: str, event: str, **fields: Any) -> None:
-    """One line of JSON on standard error, as the log writes them with `--log-format json`."""
+    """Print one line of JSON on standard error, as the log does with `--log-format json`."""
     document = _plain({"timestamp": current_time(), "level": level, "event": event, **fields})
     print(json.dumps(document, allow_nan=False), file=sys.stderr, flush=True)
 
 
 def print_error(error: LuthierError) -> None:
-    """Print a red line and its remedy on standard error, for the error and for each that is told with it.
+    """Print a red line and its remedy on standard error, for the error and for each one joined to it.
 
-    That somebody has stopped the command is no error: it is a notice in yellow.
+    If the user stopped the command, that is not an error but a yellow notice.
     """
     from rich.text import Text
 
     screen = make_console(stderr=True)
     errors = (error, *error.also)
     for single, following in itertools.zip_longest(errors, errors[1:]):
-        line = re.sub(r"\n(?!  )", " ", single.line)  # what is listed keeps its lines
+        line = re.sub(r"\n(?!  )", " ", single.line)  # lists keep their lines
         stopped = single.code == STOPPED
         screen.print(Text(line, style="yellow") if stopped else Text(f"error: {line} [{single.code}]", style="red"),
                      soft_wrap=True)  # fmt: skip
-        if stopped and single.remedy == CODES[STOPPED].remedy:  # which a notice says in its line
+        if stopped and single.remedy == CODES[STOPPED].remedy:  # the notice's line says it already
             continue
         if single.remedy and (following is None or following.remedy != single.remedy):
             screen.print(Text(single.remedy), soft_wrap=True)
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console as wide as the terminal; 120 columns where the output is not one, such as a pipe."""
+    """Return a console as wide as the terminal; 120 columns if the output is not a terminal."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout

@@ -21,12 +21,12 @@ LogFile = Annotated[Path | None, typer.Option("--log-file", help="Append the log
 Step = Annotated[int | None, typer.Option(help="The run's checkpoint after this step.", min=1)]
 Best = Annotated[bool, typer.Option("--best", help="The run's checkpoint of its best evaluation.")]
 AllowChanged = Annotated[
-    str, typer.Option(help="What may differ where a run goes on: data, parts, model, settings; commas between.")
+    str, typer.Option(help="What may differ when a run is resumed: data, parts, model, settings, separated by commas.")
 ]
 
 
 def start_api(level: Any, form: Any, file: Path | None) -> ModuleType:
-    """The Python API, once the log is set up."""
+    """Set up the log, and return the Python API."""
     from luthier import api, logs
 
     logs.set_up(level, form, file)
@@ -34,5 +34,5 @@ def start_api(level: Any, form: Any, file: Path | None) -> ModuleType:
 
 
 def is_first_speaker() -> bool:
-    """Whether this process tells the user what it reads: not where another one has started it, and told it already."""
+    """Return True if this process prints notes for the user, as no process that started it has printed them already."""
     return os.environ.get("RANK", "0") == "0" and FOLDER not in os.environ

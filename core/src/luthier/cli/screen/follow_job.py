@@ -1,4 +1,4 @@
-"""What verbs that follow a job share: its events as they come, and a Ctrl-C that leaves the job alone."""
+"""What verbs that follow a job share: its events as they come, and a Ctrl-C that leaves the job running."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def leaving_alone(ids: Sequence[str]) -> Iterator[None]:
-    """Turn Ctrl-C into a word on how to come back to the job; it goes on by itself."""
+    """Turn Ctrl-C into a message on how to come back to the job, which goes on by itself."""
     try:
         yield
     except KeyboardInterrupt:
@@ -27,21 +27,21 @@ def leaving_alone(ids: Sequence[str]) -> Iterator[None]:
 
 
 def follow_job(manager: Manager, id: str, timeout: float | None = None) -> Answer:
-    """Follow a job to its end, telling its events, and return it; a job that failed or was cancelled is an error."""
+    """Follow a job to its end, print its events, and return it. A failed or cancelled job raises an error."""
     from luthier.cli.screen.jobs_view import draw_job, event_line
 
     screen = make_console(stderr=True)
 
-    def told(event: JobEvent) -> None:
+    def print_event(event: JobEvent) -> None:
         screen.print(event_line(event), soft_wrap=True)
 
     with leaving_alone([id]):
-        job = manager.wait_sync(id, timeout=timeout, told=told)
+        job = manager.wait_sync(id, timeout=timeout, told=print_event)
     raise_failure(job)
     return Answer(document={"job": job.to_dict()}, view=lambda view: draw_job(view, job))
 
 
 def raise_failure(job: Job) -> None:
-    """Raise `job-failed` or `job-canceled` for a job that ended so."""
+    """Raise `job-failed` or `job-canceled` for a job that ended in this way."""
     if job.state in ("failed", "canceled"):
         raise LuthierError(f"job-{job.state}", job.reason or f"it is {job.state}", where=job.id)

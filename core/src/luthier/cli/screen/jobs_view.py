@@ -1,4 +1,4 @@
-"""How jobs, their events and what providers offer look on a screen."""
+"""The look of jobs, their events and providers' offers on a screen."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ AGES: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
 def draw_jobs(screen: Console, jobs: Sequence[Job], total: int) -> None:
-    """A line for each job, and how many more there are."""
+    """Draw a line for each job, and how many more there are."""
     from rich.text import Text
 
     if not jobs:
@@ -46,7 +46,7 @@ def draw_jobs(screen: Console, jobs: Sequence[Job], total: int) -> None:
 
 
 def draw_job(screen: Console, job: Job, progress: JobProgress | None = None, metrics: JobMetrics | None = None) -> None:
-    """A job in full, and what one does with it next."""
+    """Draw a job in full, and what can be done with it next."""
     status = job.status
     rows: dict[str, Any] = {
         "job": job.id,
@@ -67,18 +67,18 @@ def draw_job(screen: Console, job: Job, progress: JobProgress | None = None, met
 
 
 def draw_submitted(screen: Console, job: Job) -> None:
-    """A job that has just been submitted."""
+    """Draw a job that has just been submitted."""
     draw_job(screen, job)
 
 
 def draw_events(screen: Console, events: Sequence[JobEvent]) -> None:
-    """A line for each event."""
+    """Draw a line for each event."""
     for event in events:
         screen.print(event_line(event), soft_wrap=True)
 
 
 def event_line(event: JobEvent) -> str:
-    """Return an event as one line: its time, what it says, its numbers."""
+    """Return an event as one line: its time, its message, its numbers."""
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at)) if event.at else "-"
     numbers = "  ".join(f"{k} {'nan' if v is None else f'{v:g}'}" for k, v in event.metrics.items())
     return "  ".join(
@@ -87,14 +87,14 @@ def event_line(event: JobEvent) -> str:
 
 
 def draw_artifact(screen: Console, artifact: TrainedArtifact) -> None:
-    """What was downloaded."""
+    """Draw what was downloaded."""
     rows = {"path": artifact.path, "kind": artifact.kind, "format": artifact.format, "base": artifact.base_model,
             "files": len(artifact.files)}  # fmt: skip
     draw_section(screen, "Downloaded", pairs_table(rows))
 
 
 def draw_estimates(screen: Console, lines: Sequence[Mapping[str, Any]]) -> None:
-    """A line for each provider: price, tokens, weights, or why it refuses."""
+    """Draw a line for each provider: price, tokens, weights, or why it refuses."""
     table = plain_table("provider", ">price", ">tokens", "weights", "because")
     for line in lines:
         price = (
@@ -119,7 +119,7 @@ def draw_estimates(screen: Console, lines: Sequence[Mapping[str, Any]]) -> None:
 
 @contextmanager
 def transfer_bar(screen: Console, name: str) -> Iterator[Progress | None]:
-    """A bar for a transfer where the screen is a terminal; else None."""
+    """Yield a function that moves a bar for a transfer if the screen is a terminal; else None."""
     if not screen.is_terminal:
         yield None
         return

@@ -1,4 +1,4 @@
-"""Several processes from one command: torchrun's flags, and what each process of a launch tells."""
+"""Several processes from one command: torchrun's flags, and what each process of a launch prints."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ MasterAddr = Annotated[str | None, typer.Option("--master-addr", help="The host 
 MasterPort = Annotated[int | None, typer.Option("--master-port", help="Its port.")]
 MaxRestarts = Annotated[
     int | None,
-    typer.Option("--max-restarts", help="Begin again from the last checkpoint, so many times."),
+    typer.Option("--max-restarts", help="Restart from the last checkpoint so many times."),
 ]
 
 
 def run_launched(asked: Launch, context: typer.Context, view: Callable[[Console, Any], None]) -> Answer | int:
-    """The same command in every process that was asked for; the answer is rank 0's, told on its machine alone."""
+    """Run the same command in every requested process. The answer is rank 0's, printed on its machine alone."""
     from luthier.distributed.launch import launch_flags, launch_processes
 
     document = launch_processes(asked, ["-m", "luthier", *without(context.find_root().obj, launch_flags())])
@@ -44,7 +44,7 @@ def run_launched(asked: Launch, context: typer.Context, view: Callable[[Console,
 
 
 def without(words: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """The words of a command line but for some flags and their values."""
+    """Return the words of a command line without some flags and their values."""
     others, skip = [], False
     for word in words:
         name, _, value = word.partition("=")
@@ -58,9 +58,9 @@ def without(words: Sequence[str], flags: Sequence[str]) -> list[str]:
 
 
 def answer_once(work: Callable[[], Any], view: Callable[[Console, Any], None]) -> Answer | int:
-    """The answer of `work`, told once: by rank 0, or by whoever launched us.
+    """Return the answer of `work`, printed once: by rank 0, or by the process that launched this one.
 
-    An error is told by the launcher, or by the first process to meet it where there is none of ours.
+    An error is printed by the launcher, or, without one of ours, by the first process that meets it.
     """
     from luthier.distributed import orphans, outcome
     from luthier.distributed.world import World

@@ -1,4 +1,4 @@
-"""Options as people read them: a table of name, type, default, bounds and meaning."""
+"""Options for people: a table of name, type, default, bounds and meaning."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from luthier.plugins.options import Described
 if TYPE_CHECKING:
     from rich.table import Table
 
-WIDEST = 16  # characters of a type beside its option's name; a longer one stands with the meaning
+WIDEST = 16  # characters of a type beside its option's name; a longer type is put before the meaning
 
 
 def to_dict(option: Described) -> dict[str, Any]:
-    """One option for `--json`."""
+    """Return one option as plain data for `--json`."""
     return {
         "name": option.name,
         "type": option.type,
@@ -30,7 +30,7 @@ def to_dict(option: Described) -> dict[str, Any]:
 
 
 def options_table(described: Sequence[Described], prefix: str = "", *, flags: bool = False) -> Table:
-    """One row for each option: name and type, then meaning, default and bounds; with `flags` named as flags are."""
+    """Return a table with a row for each option: name and type, then meaning, default and bounds."""
     from rich.text import Text
 
     table = plain_table("", "", show_header=False)
@@ -46,7 +46,7 @@ def options_table(described: Sequence[Described], prefix: str = "", *, flags: bo
 
 
 def _default(option: Described) -> str:
-    """The default as it is written in a recipe."""
+    """Return the default as a recipe writes it."""
     if option.required:
         return "required"
     if option.default is None:
@@ -56,7 +56,7 @@ def _default(option: Described) -> str:
 
 
 def _bounds(option: Described) -> str:
-    """The bounds, such as `1 to 8`, `at least 1` or `one of a, b`; empty where there are none."""
+    """Return the bounds, such as `1 to 8`, `at least 1` or `one of a, b`; an empty text if there are none."""
     low, high, choices = option.bounds.low, option.bounds.high, option.bounds.choices
     if choices is not None:
         return f"one of {', '.join(str(choice) for choice in choices)}"

@@ -1,4 +1,4 @@
-"""The rows of `luthier plugins`: every part that is installed, its state, and what `--check` finds wrong."""
+"""The rows of `luthier plugins`: every installed part, its state, and the problems that `--check` finds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from luthier.plugins.registry import Offer, Plugins
 
 @attrs.frozen(kw_only=True)
 class Row:
-    """One part, or one plugin whose parts are not known: those have no kind."""
+    """One part, or one plugin whose parts are not known, which has no kind."""
 
     kind: str | None
     name: str
@@ -37,7 +37,7 @@ class Row:
 
 
 def list_parts(plugins: Plugins) -> list[Row]:
-    """Parts by kind and name, then plugins that failed or are blocked."""
+    """Return the parts by kind and name, then plugins that failed to load or are blocked."""
     sourceless = [
         *((failure.source, "broken", failure.cause) for failure in plugins.failures),
         *((source, "blocked", f"named in {registry.BLOCK}") for source in plugins.skipped),
@@ -57,8 +57,11 @@ def list_parts(plugins: Plugins) -> list[Row]:
 
 
 def checked_rows() -> list[Row]:
-    """The rows, with a plugin whose requirement of luthier is not met reported instead of imported, and a part whose
-    implementation cannot be found as broken."""
+    """Return the rows after further checks.
+
+    A plugin whose requirement of luthier is not met is reported without importing it; a part whose implementation
+    cannot be found is broken.
+    """
     unfit = {}
     for entry in metadata.entry_points(group=registry.GROUP):
         reason = requirements.unmet_requirement(entry.dist.requires or (), luthier.__version__) if entry.dist else None
@@ -76,7 +79,7 @@ def checked_rows() -> list[Row]:
 def _row(offer: Offer) -> Row:
     record, source = offer.record, offer.source
     state, reason = "ok", None
-    if "packing" in record.conflicts:  # the one tag that every run gives unless it is told not to
+    if "packing" in record.conflicts:  # the only tag that every run provides unless it is told not to
         state, reason = "unsupported", "packing; it is refused unless the recipe says packing: false"
     if offer.rivals:
         state, reason = "conflict", f"also offered by {', '.join(str(rival) for rival in offer.rivals)}"
@@ -92,7 +95,7 @@ def _row(offer: Offer) -> Row:
 
 
 def _found(row: Row, plugins: Plugins) -> Row:
-    """The row, broken where no module has the name that its record's `build` gives."""
+    """Return the row, broken if no module has the name in its record's `build`."""
     if row.state != "ok" or row.kind is None:
         return row
     module = plugins.get(row.kind, row.name).record.build.partition(":")[0]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from luthier.plugins.options import Described
     from luthier.recipe import Recipe
 
-# Click would read the word behind an unknown flag as the recipe, so the recipe is taken from the words it leaves.
+# Click would take the word after an unknown flag for the recipe, so the recipe is found in the remaining words.
 FREE: Final = {"ignore_unknown_options": True, "allow_extra_args": True}
 Help = Annotated[
     bool, typer.Option("--help", help="Show this; behind `--adapter NAME` or the like, that part's options.")
@@ -50,7 +50,7 @@ PARTS: Final = {kind: kind for kind in ("adapter", "loss", "optimizer", "quantiz
 
 
 def read_recipe(context: typer.Context, sets: Sequence[str] | None) -> Recipe:
-    """The recipe that a command line means; what its reader should be told goes to standard error, once."""
+    """Return the recipe that a command line means, and print its notes on standard error, once."""
     from luthier.recipe import load_recipe, parse_flags, parse_sets
 
     path, flags = split_words(context.args)
@@ -64,12 +64,12 @@ def read_recipe(context: typer.Context, sets: Sequence[str] | None) -> Recipe:
 
 
 def own_flags(context: typer.Context) -> list[str]:
-    """The flags of the command that runs, such as `--json`."""
+    """Return the flags of the running command itself, such as `--json`."""
     return [flag for parameter in context.command.params for flag in parameter.opts if flag.startswith("--")]
 
 
 def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The recipe's path, and the flags: the path comes first, or last where its name is that of a recipe."""
+    """Return the recipe's path, and the flags. The path comes first, or last if it has a recipe's suffix."""
     from luthier.recipe.reading.recipe_files import READERS
 
     if words and not words[0].startswith("-"):
@@ -80,7 +80,7 @@ def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 
 def show_help(context: typer.Context, usage: str) -> None:
-    """The options of the parts that the flags name; without any, the command's and the run's settings in groups."""
+    """Print the options of the parts that the flags name; without any, the command's own and the settings in groups."""
     screen = make_console()
     named = list(_named_parts(split_words(context.args)[1]))
     if not named:
@@ -95,7 +95,7 @@ def _awaits_value(word: str) -> bool:
 
 
 def _named_parts(flags: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """Kind, name and prefix of the options of each part that the flags name, such as `--adapter lora`."""
+    """Yield kind, name and options' prefix of each part that the flags name, such as `--adapter lora`."""
     from luthier.plugins.structure import bare_value
     from luthier.recipe import parse_flags
     from luthier.recipe.parts import FIELDS
@@ -110,7 +110,7 @@ def _named_parts(flags: Sequence[str]) -> Iterator[tuple[str, str, str]]:
 
 
 def _name(value: Any) -> str:
-    """The name in a part's value: the value itself, or that of `{name: ..., options}`."""
+    """Return the name in a part's value: the value itself, or that of `{name: ..., options}`."""
     return str(value.get("name")) if isinstance(value, dict) else str(value)
 
 
@@ -151,7 +151,7 @@ def _draw_settings(screen: Console, context: typer.Context, usage: str) -> None:
 
 
 def grouped(described: Sequence[Described]) -> dict[str, list[Described]]:
-    """The run's flat settings under the titles of their groups; what no group names comes last, as `Further`."""
+    """Return the run's flat settings under the titles of their groups. A setting without group is under `Further`."""
     settings = {option.name: option for option in described}
     groups = {title: [settings[name] for name in names.split()] for title, names in GROUPS.items()}
     apart = {"model", "data", *PARTS, *(name for names in GROUPS.values() for name in names.split())}
@@ -160,7 +160,7 @@ def grouped(described: Sequence[Described]) -> dict[str, list[Described]]:
 
 
 def _parts() -> Any:
-    """A row for each field of parts, with the installed names; those of one family, such as `peft.`, are counted."""
+    """Return a row for each field of parts, with the installed names; of a family such as `peft.` only the number."""
     from rich.text import Text
 
     from luthier.cli.screen.tables import plain_table

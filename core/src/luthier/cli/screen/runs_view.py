@@ -1,4 +1,4 @@
-"""How `luthier runs` looks on a screen."""
+"""The look of `luthier runs` on a screen."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ STYLES = {
     "failed": "red",
     "damaged": "red",
 }
-SECTIONS = {"Options": "options", "Parts": "parts", "Versions": "versions", "Machine": "environment"}  # of a comparison
+# sections of a comparison
+SECTIONS = {"Options": "options", "Parts": "parts", "Versions": "versions", "Machine": "environment"}
 WIDEST = 60  # columns of a curve
-FIRST_TO_GO = ("adapter", "loss", "model", "age", "id")  # columns of the list that a narrow screen lacks
+FIRST_TO_GO = ("adapter", "loss", "model", "age", "id")  # columns of the list that a narrow screen omits, in this order
 AGES = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
 def draw_list(screen: Console, runs: Sequence[Mapping[str, Any]], directory: Path) -> None:
-    """A line for each run, and why the damaged ones are."""
+    """Draw a line for each run, and the reasons why runs are damaged."""
     from rich.text import Text
 
     if not runs:
@@ -53,7 +54,7 @@ def draw_list(screen: Console, runs: Sequence[Mapping[str, Any]], directory: Pat
 
 
 def draw_run(screen: Console, run: Mapping[str, Any], curve: list[tuple[int, float]]) -> None:
-    """A run in sections."""
+    """Draw a run in sections."""
     draw_section(screen, "Run", pairs_table(_head(run)))
     if run["changed"]:
         draw_section(screen, "Settings that are not defaults", _values(run["changed"]))
@@ -70,22 +71,22 @@ def draw_run(screen: Console, run: Mapping[str, Any], curve: list[tuple[int, flo
     draw_section(screen, "Files", _files(run["files"]))
 
 
-def draw_difference(screen: Console, found: Mapping[str, Any]) -> None:
-    """What differs between two runs in sections; what is the same is said in a word."""
-    heads = ("", f"a: {found['a']['name']}", f"b: {found['b']['name']}")
-    screen.print(f"a: {found['a']['id']}, {found['a']['state']}, {found['a']['path']}", soft_wrap=True)
-    screen.print(f"b: {found['b']['id']}, {found['b']['state']}, {found['b']['path']}\n", soft_wrap=True)
+def draw_difference(screen: Console, pairs: Mapping[str, Any]) -> None:
+    """Draw the differences between two runs in sections; what is equal gets one word."""
+    heads = ("", f"a: {pairs['a']['name']}", f"b: {pairs['b']['name']}")
+    screen.print(f"a: {pairs['a']['id']}, {pairs['a']['state']}, {pairs['a']['path']}", soft_wrap=True)
+    screen.print(f"b: {pairs['b']['id']}, {pairs['b']['state']}, {pairs['b']['path']}\n", soft_wrap=True)
     for title, name in SECTIONS.items():
-        rows = [(row["name"], _value(row["a"]), _value(row["b"])) for row in found[name]]
+        rows = [(row["name"], _value(row["a"]), _value(row["b"])) for row in pairs[name]]
         draw_section(screen, title, _rows(heads, rows) if rows else "the same")
-    draw_section(screen, "Rows", "the same" if found["data"]["same"] else _pair(found["data"]))
-    draw_section(screen, "Numbers at the end", _both(heads, found["metrics"]))
-    if found["plot"]:
+    draw_section(screen, "Rows", "the same" if pairs["data"]["same"] else _pair(pairs["data"]))
+    draw_section(screen, "Numbers at the end", _both(heads, pairs["metrics"]))
+    if pairs["plot"]:
         screen.print(f"plot: {found['plot']}", soft_wrap=True)
 
 
 def draw_changes(screen: Console, plan: Mapping[str, Any]) -> None:
-    """What a replay changes, and where it goes."""
+    """Draw what a replay changes, and its folder."""
     rows = [(row["name"], _value(row["was"]), _value(row["now"])) for row in plan["changes"]]
     draw_section(screen, "Changes", _rows(("", "was", "now"), rows) if rows else "none: the recipe is the run's")
     screen.print(f"folder: {plan['output_dir']}", soft_wrap=True)
@@ -96,17 +97,17 @@ def draw_changes(screen: Console, plan: Mapping[str, Any]) -> None:
         screen.print("The recipe's hash is another: the run was made by another version of luthier.", style="yellow")
 
 
-def draw_replayed(screen: Console, found: Mapping[str, Any], result: Run) -> None:
-    """What came of a replay, and how to look closer."""
+def draw_replayed(screen: Console, replayed: Mapping[str, Any], result: Run) -> None:
+    """Draw the results of a replay, and how to look closer."""
     from luthier.cli.train import draw_result
 
     draw_result(screen, result)
     rows = {
-        "rows": "the same" if found["data"]["same"] else "others than the run's: the files have changed",
-        "loss": f"{_loss(found['loss']['now'])}, where the run had {_loss(found['loss']['was'])}",
+        "rows": "the same" if replayed["data"]["same"] else "others than the run's: the files have changed",
+        "loss": f"{_loss(replayed['loss']['now'])}, where the run had {_loss(replayed['loss']['was'])}",
     }
     draw_section(screen, "Beside the run", pairs_table(rows))
-    both = shlex.join([found["of"], str(result.output_path)])
+    both = shlex.join([replayed["of"], str(result.output_path)])
     draw_commands(screen, "Compare", [f"luthier runs diff {both} --output both.png"])
 
 
@@ -150,7 +151,7 @@ def _numbers(metrics: Mapping[str, Mapping[str, float]]) -> Table:
 
 
 def _draw_curve(screen: Console, run: Mapping[str, Any], curve: list[tuple[int, float]]) -> None:
-    """The loss in characters where the screen has them, and where its picture lies."""
+    """Draw the loss with characters if the screen has them, and the path of its picture."""
     from luthier.runs.chart import draw_chart
 
     if (screen.encoding or "").lower().startswith("utf"):
@@ -169,7 +170,7 @@ def _checkpoints(found: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _health(health: Any) -> Any:
-    """What the run was warned of, a line each."""
+    """Return the warnings of the run, a line for each."""
     if not isinstance(health, Mapping):
         return str(health)
     counted = {name: health[name] for name in health if name != "remarks" and health[name]}

@@ -1,4 +1,4 @@
-"""The few shapes of table that the commands draw: without lines, their first column never wrapped."""
+"""The few shapes of table that the commands draw: without lines, and with a first column that is never wrapped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GAP: Final = 2  # spaces between columns
 
 
 def plain_table(*columns: str, **settings: Any) -> Table:
-    """A table without lines, its heads bold; a column whose name begins with `>` is aligned to the right."""
+    """Return a table without lines and with bold heads. A column whose name begins with `>` is aligned to the right."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", **settings)
@@ -29,7 +29,7 @@ def plain_table(*columns: str, **settings: Any) -> Table:
 
 
 def pairs_table(pairs: Mapping[str, Any]) -> Table:
-    """Names in bold beside their values; what is None is left out."""
+    """Return a table of names in bold beside their values, without values of None."""
     table = plain_table("", "", show_header=False)
     table.columns[0].style = "bold"
     for name, value in pairs.items():
@@ -39,10 +39,10 @@ def pairs_table(pairs: Mapping[str, Any]) -> Table:
 
 
 def draw_fitted(screen: Console, rows: Sequence[Sequence[str | Text]], first_to_go: Sequence[str]) -> None:
-    """A table whose rows are one line each, its heads the first row; a head that begins with `>` aligns to the right.
+    """Draw a table with one line for each row; heads are the first row, and `>` at a head's start aligns to the right.
 
     On a terminal that is too narrow whole columns are left out, in the order of `first_to_go`; then the widest one is
-    cut. A pipe gets every column whole, unless COLUMNS says how wide it is.
+    cut. A pipe gets every column whole, unless COLUMNS sets the width.
     """
     from rich.text import Text
 
@@ -71,7 +71,7 @@ def draw_fitted(screen: Console, rows: Sequence[Sequence[str | Text]], first_to_
 
 
 def draw_section(screen: Console, title: str, content: Any) -> None:
-    """A title above its content, which is indented."""
+    """Draw a title above its indented content."""
     from rich.padding import Padding
     from rich.text import Text
 
@@ -80,7 +80,7 @@ def draw_section(screen: Console, title: str, content: Any) -> None:
 
 
 def draw_commands(screen: Console, title: str, commands: Sequence[str]) -> None:
-    """A title above commands, each on one line however long, so that it can be copied."""
+    """Draw a title above commands, each on one line however long, so that it can be copied."""
     from rich.text import Text
 
     screen.print(Text(title, style="bold underline"))
@@ -89,7 +89,7 @@ def draw_commands(screen: Console, title: str, commands: Sequence[str]) -> None:
 
 
 def draw_serving(screen: Console, serving: Serving) -> None:
-    """Draw how other programs serve what was made: a line for each, which can be copied."""
+    """Draw how other programs serve the artifact: a line for each, which can be copied."""
     from rich.text import Text
 
     if not serving.commands and serving.because is None:

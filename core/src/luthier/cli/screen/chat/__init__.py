@@ -1,1 +1,1 @@
-"""The screen of a chat: the talk (`session`), its commands, and what shows an answer (`answer_views`)."""
+"""The screen of a chat: the conversation (`session`), its commands, and the views of answers (`answer_views`)."""

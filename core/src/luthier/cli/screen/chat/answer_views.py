@@ -1,4 +1,4 @@
-"""How the answers of a chat are shown: streamed, in two columns beside the base model's, or as plain text."""
+"""The views of a chat's answers: streamed, in two columns beside the base model's, or as plain text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Tell = Callable[[str], None]
 
 @contextmanager
 def show_stream(screen: Console) -> Iterator[Tell | None]:
-    """Inside it the text of one answer is written as it comes; in a pipe nothing is, until it is whole."""
+    """Yield a function that writes the text of one answer as it comes; None in a pipe, which gets whole answers."""
     if not screen.is_terminal:
         yield None
         return
@@ -28,18 +28,18 @@ def show_stream(screen: Console) -> Iterator[Tell | None]:
 
 
 def write_piece(text: str) -> None:
-    """Write a piece of an answer to the terminal, at once."""
+    """Write a piece of an answer to the terminal at once."""
     sys.stdout.write(printable(text))
     sys.stdout.flush()
 
 
 def printable(text: str) -> str:
-    """Return the text without what would command a terminal."""
+    """Return the text without characters that control a terminal."""
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 class Columns:
-    """Two answers beside each other, drawn again as each goes on."""
+    """A view of two answers beside each other, redrawn as they grow."""
 
     def __init__(self, screen: Console) -> None:
         self.screen = screen
@@ -48,7 +48,7 @@ class Columns:
 
     @contextmanager
     def shown(self) -> Iterator[Columns]:
-        """Inside it the columns follow what is told; afterwards they stand as they are."""
+        """Show the columns within this context as they grow. Afterwards they stay on the screen."""
         from rich.live import Live
 
         with Live(console=self.screen, transient=True, refresh_per_second=8) as self.live:
@@ -57,7 +57,7 @@ class Columns:
 
     @contextmanager
     def column(self, name: str) -> Iterator[Tell]:
-        """Inside it the text of one column grows."""
+        """Yield a function that adds text to one column."""
 
         def tell(text: str) -> None:
             self.texts[name] += printable(text)
@@ -76,7 +76,7 @@ class Columns:
 
 
 def ending_note(reply: Reply) -> str | None:
-    """Return what is said of an answer that did not come to its end."""
+    """Return a note on an answer that was cut or stopped; None for a complete one."""
     if reply.ended == "length":
         return f"(cut after {reply.tokens} tokens; --max-new-tokens allows more)"
     return "(stopped)" if reply.ended == "left" else None

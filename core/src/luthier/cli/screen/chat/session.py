@@ -1,4 +1,4 @@
-"""The talk itself: lines are read, commands done, messages answered, until there are no more."""
+"""The conversation itself: it reads lines, runs commands and answers messages until the input ends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ PROMPT = "> "
 
 @attrs.define(kw_only=True, eq=False)
 class ChatSession:
-    """A chat with one model, `tuned`, or with two. `tell` prints a document for each turn; None: people read."""
+    """A chat with one model, `tuned`, or with two.
+
+    `tell` prints a document for each turn; None means a view for people.
+    """
 
     talks: Mapping[str, Conversation]
     sampling: Sampling
@@ -43,7 +46,7 @@ class ChatSession:
         return sys.stdin.isatty()
 
     def hold(self) -> int:
-        """Talk until the input ends or /quit; return the status of the last error, 0 for none."""
+        """Talk until the input ends or /quit. Return the exit status of the last error, 0 for none."""
         if self.typed:
             self._say(self.title)
         with contextlib.suppress(Leave):
@@ -88,15 +91,15 @@ class ChatSession:
         with self._whole_turn(), stopping_answers() if self.typed else contextlib.nullcontext(None) as leave:
             replies = self._ask_all(text, sampling, leave)
         if self.tell is not None:
-            told = {name: attrs.asdict(reply) for name, reply in replies.items()}
+            answers = {name: attrs.asdict(reply) for name, reply in replies.items()}
             seconds = round(time.perf_counter() - began, 3)
             self.tell(
-                {"turn": self.turn, "prompt": text, **told["tuned"], "base": told.get("base"), "seconds": seconds}
+                {"turn": self.turn, "prompt": text, **answers["tuned"], "base": answers.get("base"), "seconds": seconds}
             )
 
     @contextlib.contextmanager
     def _whole_turn(self) -> Iterator[None]:
-        """Where one model fails or is interrupted, none of them was asked: their conversations stay alike."""
+        """Undo the turn for both models if one fails or is interrupted, so that their conversations stay alike."""
         before = {name: talk.messages for name, talk in self.talks.items()}
         try:
             yield
@@ -135,7 +138,7 @@ class ChatSession:
             self._say(note)
 
     def _complain(self, text: str, error: LuthierError) -> None:
-        """Tell an error, after which the chat goes on."""
+        """Print an error, after which the chat goes on."""
         self.status = translate_error(error).exit_status
         if self.tell is not None:
             self.tell({"prompt": text, "error": error.to_dict()})
@@ -143,7 +146,7 @@ class ChatSession:
             print_error(error)
 
     def _say(self, text: str) -> None:
-        """Write a remark: on the terminal, or besides the answers where these are piped."""
+        """Write a remark: on the terminal, or to standard error if answers are piped."""
         from rich.text import Text
 
         make_console(stderr=not self.typed or self.tell is not None).print(Text(text, style="dim"), soft_wrap=True)
@@ -151,7 +154,7 @@ class ChatSession:
 
 @contextlib.contextmanager
 def stopping_answers() -> Iterator[Callable[[], bool]]:
-    """Inside it a first Ctrl-C is what the yielded function says; a second one interrupts at once."""
+    """Yield a function that says if Ctrl-C was pressed once. A second Ctrl-C interrupts at once."""
     asked: list[int] = []
 
     def note(number: int, frame: object) -> None:

@@ -23,11 +23,11 @@ A message that begins with a slash is written with two. Ctrl-C stops an answer."
 
 
 class Leave(Exception):
-    """The chat is over."""
+    """The wish to leave the chat."""
 
 
 def run_command(line: str, talks: Sequence[Conversation], say: Callable[[str], None]) -> None:
-    """Do what a line asks for, for each of the conversations; raise `usage` for a command that there is not.
+    """Run the command of a line for each of the conversations. Raises `usage` for an unknown command.
 
     Of two conversations the last one is saved.
     """
@@ -60,9 +60,9 @@ def _set_system(talks: Sequence[Conversation], text: str, say: Callable[[str], N
 
 def _save_talk(talk: Conversation, name: str, say: Callable[[str], None]) -> None:
     if not name:
-        raise LuthierError("usage", "no file is named", where="/save", remedy="Write /save FILE.")
+        raise LuthierError("usage", "the file's name is missing", where="/save", remedy="Write /save FILE.")
     if not talk.messages:
-        raise LuthierError("usage", "nothing was said yet", where="/save", remedy="Ask something first.")
+        raise LuthierError("usage", "the conversation is empty", where="/save", remedy="Ask something first.")
     path = Path(name).expanduser()
     row = (json.dumps({"messages": talk.rows()}, ensure_ascii=False) + "\n").encode()
     try:
@@ -74,7 +74,7 @@ def _save_talk(talk: Conversation, name: str, say: Callable[[str], None]) -> Non
 
 
 def put_row(path: Path, row: bytes, before: bytes) -> None:
-    """Add a row to a file, in the place of what the same conversation added before where that is still the last one."""
+    """Add a row to a file, or replace the row of the same conversation if that is still the last one."""
     with path.open("a+b") as file:
         size = file.seek(0, os.SEEK_END)
         start = file.seek(max(0, size - len(before)))
