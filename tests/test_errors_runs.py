@@ -66,7 +66,7 @@ def a_name_that_several_runs_have(world):
     return world.command("runs", "show", "ru", "--dir", world.folder)
 
 
-@provokes("run-not-running", "run", "the run is stopped, and nobody trains here", "the command that began it")
+@provokes("run-not-running", "run", "the run is stopped", "the command that began it")
 def a_checkpoint_of_a_run_that_does_not_train(world):
     return world.command("checkpoint", stop_run(world))
 

@@ -109,8 +109,8 @@ def test_what_another_has_added_since_a_save_stays(tmp_path):
     [
         ("/rest", "Did you mean /reset?"),
         ("/xyz", "/help lists them"),
-        ("/save", "no file is named"),
-        ("/save x.jsonl", "nothing was said yet"),
+        ("/save", "the file's name is missing"),
+        ("/save x.jsonl", "the conversation is empty"),
     ],
 )
 def test_a_wrong_command_is_told_and_the_chat_goes_on(chat, line, said):

@@ -52,7 +52,7 @@ class Verbs(TyperGroup):
         )
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return the group's own flags; none while a word after a verb is completed, as reading them loads a library."""
+        """Return the group's own flags; none while a word after a verb is completed, as reading them is slow."""
         return [] if ctx.resilient_parsing and ctx.args else super().get_params(ctx)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -82,7 +82,7 @@ def draw_difference(screen: Console, pairs: Mapping[str, Any]) -> None:
     draw_section(screen, "Rows", "the same" if pairs["data"]["same"] else _pair(pairs["data"]))
     draw_section(screen, "Numbers at the end", _both(heads, pairs["metrics"]))
     if pairs["plot"]:
-        screen.print(f"plot: {found['plot']}", soft_wrap=True)
+        screen.print(f"plot: {pairs['plot']}", soft_wrap=True)
 
 
 def draw_changes(screen: Console, plan: Mapping[str, Any]) -> None:
