@@ -221,7 +221,7 @@ def test_pissa_trains_principal_factors_and_leaves_the_base(attached):
         (Lora(modules_to_save=["embd"]), "llama", "modules_to_save", "embed_tokens"),
         (Lora(modules_to_save=["mlp"]), "llama", "modules_to_save", "gate_proj"),
         (Lora(modules_to_save=["q_proj"]), "llama", "modules_to_save", "adapted as well"),
-        (Lora(rank_pattern={"k_proj": 2}), "llama", "rank_pattern", "fits no adapted layer"),
+        (Lora(rank_pattern={"k_proj": 2}), "llama", "rank_pattern", "matches no adapted layer"),
         (Lora(alpha_pattern={"(": 2}), "llama", "alpha_pattern", "not a regular expression"),
         (Lora(r=33), "llama", "r", "At most"),
         (Lora(rank_pattern={"0.*q_proj": 99}), "llama", "rank_pattern.0.*q_proj", "At most"),

@@ -88,7 +88,7 @@ def test_default_without_attention_lists_the_layers(refused):
         ({"target_modules": ["embed_tokens"]}, "is a Embedding"),
         ({"target_modules": ["norm"]}, "is a LlamaRMSNorm"),
         ({"exclude_modules": ["o_porj"]}, "o_proj"),
-        ({"exclude_modules": ".*_proj"}, "leaves nothing"),
+        ({"exclude_modules": ".*_proj"}, "leaves no target"),
         ({"target_parameters": ["mlp.experts.down"], "lora_dropout": 0.0}, "down_proj"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The options of `lora` and `dora`, under PEFT's names."""
+"""The options of `lora`, `dora` and `adalora`, under PEFT's names."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import attrs
 from luthier import LuthierError, option
 
 TARGETS = (
-    "Layers, by the end of their name (a list), by a regular expression for the whole name (a string), or "
-    "`all-linear`: all but the head, routers and experts; none: the query and value projections, or what the model "
-    "has in their place; []: no layer."
+    "Layers to adapt: ends of names (a list), a regular expression for the whole name (a string), or `all-linear`: all "
+    "except the head, routers and experts; none: the query and value projections, or their equivalents in the model; "
+    "[]: no layer."
 )
 PATTERN = (
-    "of single layers, by a regular expression for the end of their name: `{'down_proj': 16}`. The first that fits."
+    "of single layers, by a regular expression for the end of their name: `{'down_proj': 16}`. The first match counts."
 )
-BEGINNING = "Begin with an update of zero; false: with a random one, which changes the model before training."
+BEGINNING = "Begin with an update of zero; false: with a random update, which changes the model before training."
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "quality": {"r": 256, "lora_alpha": 512, "target_modules": "all-linear"},
     "fast": {"r": 16, "lora_alpha": 32, "target_modules": None},
@@ -24,7 +24,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
 
 
 class _Preset:
-    """The default of a field that a preset may set; called without an instance it is the one without a preset."""
+    """The default of a field that a preset may set. Called without an instance, it returns the one without preset."""
 
     def __init__(self, name: str, otherwise: Any) -> None:
         self.name, self.otherwise = name, otherwise
@@ -40,12 +40,13 @@ def _by_preset(name: str, otherwise: Any) -> Any:
 
 @attrs.frozen(kw_only=True)
 class LowRank:
-    """What `lora` and `dora` have in common."""
+    """The options that `lora` and `dora` share."""
 
     preset: Literal["quality", "fast"] | None = option(
         None,
-        help="quality: r 256, lora_alpha 512, all-linear; fast: r 16, lora_alpha 32, q and v. What is given beside it "
-        "wins. Both are meant for a learning_rate of 2e-4, ten times that of full fine-tuning.",
+        help="quality: r 256, lora_alpha 512, all-linear; fast: r 16, lora_alpha 32, q and v. Options that are given "
+        "win. "
+        "Both are meant for a learning_rate of 2e-4, ten times that of full fine-tuning.",
     )
     r: int = option(_by_preset("r", 8), help="Rank of the update.", low=1)
     lora_alpha: int = option(_by_preset("lora_alpha", 16), help="The update is scaled by lora_alpha / r.", low=1)
@@ -58,13 +59,13 @@ class LowRank:
     alpha_pattern: dict[str, int] = option(factory=dict, help=f"The lora_alpha {PATTERN}")
     rank_energy: float | None = option(
         None,
-        help="Choose each layer's rank: as many singular values of its weight as hold this share of their squares, "
-        "r at most.",
+        help="Choose the rank of each layer: the number of singular values of its weight that hold this share of their "
+        "squares, at most r.",
         low=0.0,
         high=1.0,
     )
     rank_budget: int | None = option(
-        None, help="Choose ranks of at most r so that all A and B have at most so many parameters.", low=1
+        None, help="Choose ranks of at most r, so that all A and B together have at most this many parameters.", low=1
     )
     rank_gradient: int | None = option(
         None,
@@ -73,19 +74,20 @@ class LowRank:
         low=1,
     )
     learn_scale: bool = option(
-        False, help="Train a factor of each layer's update besides, which begins at 1; files hold it within B."
+        False, help="Also train a factor of each layer's update, which begins at 1; files contain it in B."
     )
-    use_rslora: bool = option(False, help="Scale by lora_alpha / sqrt(r) instead: rank-stabilised LoRA.")
+    use_rslora: bool = option(False, help="Scale the update by lora_alpha / sqrt(r): rank-stabilised LoRA.")
     init_lora_weights: bool = option(True, help=BEGINNING)
     bias: Literal["none", "all", "lora_only"] = option(
-        "none", help="Biases that train as well: every one of the model, or those of the adapted layers."
+        "none", help="Biases that also train: all of the model, or those of the adapted layers."
     )
     modules_to_save: list[str] | None = option(
         None,
-        help="Modules without parts that train as a whole, by any end of their names: `lm_head`, `norm`.",
+        help="Modules that train as a whole, by any end of their names, such as `lm_head` or `norm`; they must have no "
+        "parts.",
     )
     loraplus_lr_ratio: float = option(
-        1.0, help="LoRA+: B learns at so many times the learning rate of A; its paper advises 16.", low=0.01, high=1e4
+        1.0, help="LoRA+: learning rate of B divided by that of A; its paper recommends 16.", low=0.01, high=1e4
     )
 
     def __attrs_post_init__(self) -> None:
@@ -97,7 +99,11 @@ class LowRank:
                 if value < 1:
                     where, remedy = f"{type(self).__name__}.{field}.{pattern}", "Give a number of at least 1."
                     raise LuthierError(
-                        "recipe-out-of-range", "outside its bounds", where=where, found=value, remedy=remedy
+                        "recipe-out-of-range",
+                        "the value is outside its bounds",
+                        where=where,
+                        found=value,
+                        remedy=remedy,
                     )
 
 
@@ -136,14 +142,14 @@ class AdaLora:
     exclude_modules: str | list[str] | None = option(
         None, help="Layers to leave out, by the end of their name (a list) or by a regular expression (a string)."
     )
-    tinit: int = option(0, help="Steps at first in which no rank is taken away.", low=0)
-    tfinal: int = option(0, help="Steps at the end in which the ranks that are left train on.", low=0)
-    deltaT: int = option(1, help="Ranks are taken away at every step of which this is a divisor.", low=1)
+    tinit: int = option(0, help="Steps at the beginning in which no rank is removed.", low=0)
+    tfinal: int = option(0, help="Steps at the end in which no rank is removed.", low=0)
+    deltaT: int = option(1, help="Steps between two removals of ranks.", low=1)
     beta1: float = option(0.85, help="Decay of the mean importance.", low=0.0, high=0.9999)
     beta2: float = option(0.85, help="Decay of the mean uncertainty of the importance.", low=0.0, high=0.9999)
     orth_reg_weight: float = option(0.5, help="Weight of the penalty that keeps A and B orthogonal.", low=0.0)
 
     def __attrs_post_init__(self) -> None:
         if self.target_r > self.init_r:
-            problem, remedy = f"it is above init_r, {self.init_r}", "Ranks only fall: give a larger init_r."
+            problem, remedy = f"it is above init_r, {self.init_r}", "Ranks only fall. Give a larger init_r."
             raise LuthierError("recipe-conflict", problem, where="AdaLora.target_r", found=self.target_r, remedy=remedy)

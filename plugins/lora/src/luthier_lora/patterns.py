@@ -1,4 +1,4 @@
-"""Ranks and scales of single layers, chosen as PEFT chooses them: the first pattern that fits the end of a name."""
+"""Ranks and scales of single layers, chosen as in PEFT: the first pattern that matches the end of a name."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from luthier_lora.targets import Targets, unmatched
 
 
 def choose_by_pattern(pattern: Mapping[str, int], name: str, otherwise: int) -> int:
-    """Return the value of the first pattern that fits a layer's name."""
+    """Return the value of the first pattern that matches the name of a layer, or `otherwise`."""
     end = find_pattern(pattern, name)
     return otherwise if end is None else pattern[end]
 
 
 def find_pattern(pattern: Iterable[str], name: str) -> str | None:
-    """Return the first regular expression that fits a layer's name from one of its dots to its end."""
+    """Return the first regular expression that matches a name from its beginning or a dot to its end, or None."""
     return next((end for end in pattern if _fits(end, name)), None)
 
 
@@ -29,7 +29,7 @@ def rank_and_alpha(options: LowRank, name: str) -> tuple[int, int]:
 
 
 def check_patterns(options: LowRank, targets: Targets) -> None:
-    """Raise `model-target` for a pattern that fits no adapted layer, `recipe-wrong-type` for no regular expression."""
+    """Raise `model-target` for a pattern that matches no adapted layer, `recipe-wrong-type` for an invalid one."""
     for where in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(options, where):
             try:
@@ -38,13 +38,13 @@ def check_patterns(options: LowRank, targets: Targets) -> None:
                 problem = f"not a regular expression: {error}"
                 raise LuthierError("recipe-wrong-type", problem, where=where, found=pattern) from None
             if not fits:
-                raise unmatched(where, pattern, targets.modules, "fits no adapted layer")
+                raise unmatched(where, pattern, targets.modules, "matches no adapted layer")
 
 
 def check_ranks(options: LowRank, sizes: Mapping[str, tuple[int, int]], context: Context) -> None:
-    """Raise `recipe-out-of-range` before training for a rank that no adapted layer, or none of its pattern, can have.
+    """Raise `recipe-out-of-range` before training if no layer that a rank is for can have it.
 
-    `sizes` has (in, out) of the layers. One among many may be smaller than r, and a finished adapter is opened anyway.
+    `sizes` has (in, out) of each layer. Single layers may be smaller than r, and a finished adapter is opened anyway.
     """
     if context.purpose == "open":
         return
@@ -55,10 +55,10 @@ def check_ranks(options: LowRank, sizes: Mapping[str, tuple[int, int]], context:
         rank = options.r if end is None else options.rank_pattern[end]
         most, widest = max((min(sizes[name]), name) for name in names)
         if rank > most:
-            problem = f"no layer that it is meant for can have this rank: {widest} is {list(sizes[widest])}"
+            problem = f"no layer can have this rank: the widest, {widest}, is {list(sizes[widest])}"
             where = "r" if end is None else f"rank_pattern.{end}"
             raise LuthierError(
-                "recipe-out-of-range", problem, where=where, found=rank, remedy=f"At most {most} has an effect."
+                "recipe-out-of-range", problem, where=where, found=rank, remedy=f"At most {most} is possible."
             )
 
 

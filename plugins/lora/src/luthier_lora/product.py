@@ -1,4 +1,4 @@
-"""The product of a frozen matrix and its low-rank update as one operation, with only what backward needs kept."""
+"""The product with a frozen matrix and its low-rank update as one operation, which keeps little for backward."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-Weight = Tensor | Callable[[torch.dtype], Tensor]  # the matrix, or what lends it for the time of one product
-FAST: Final = (torch.bfloat16, torch.float16)  # whose rounding hides the order of a sum
+Weight = Tensor | Callable[[torch.dtype], Tensor]  # the matrix, or a function that lends it for one product
+FAST: Final = (torch.bfloat16, torch.float16)  # dtypes whose rounding hides the order of a sum
 
 
 def adapted_product(
     x: Tensor, weight: Weight, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, dropout: float = 0.0
 ) -> Tensor:
-    """x W^T + bias + scale (d(x) A^T) B^T: x [..., in], W [out, in] frozen, A [r, in], B [out, r] to [..., out].
+    """Return x W^T + bias + scale (d(x) A^T) B^T, [..., out]. x is [..., in], W [out, in], A [r, in], B [out, r].
 
-    d drops elements of x with probability `dropout` and scales the rest up to the same mean.
+    W is frozen. d drops elements of x with probability `dropout`, and scales the rest to keep the mean.
 
-    A weight that is lent is asked for again in backward, in the dtype of the product; it is not kept between the two.
-    Under autocast the products are in its dtype, and else in that of x; the gradients of A and B have theirs. B A is
-    never formed, x is kept once for A's gradient and not for the frozen matrix, and the update is accumulated into the
-    base product without a pass of its own (the products of unsloth's LoRA kernels, written for any device).
+    - A lent weight is borrowed again in backward, in the dtype of the product, and not kept between the passes.
+    - Under autocast the products have its dtype, otherwise that of x. Gradients of A and B have the dtype of A and B.
+    - B A is never formed, x is kept once, for the gradient of A, and the update is added into the base product without
+      a pass of its own, as in unsloth's LoRA kernels, but on any device.
     """
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
@@ -36,10 +36,11 @@ def adapted_product(
 
 
 def kept_elements(x: Tensor, dropout: float) -> tuple[Tensor, float]:
-    """A mask like x that is False with probability `dropout`, and what keeps the mean of what is kept.
+    """Return a mask like x, False with probability `dropout`, and the scale that keeps the mean.
 
-    Four elements share one 64-bit draw of torch's generator, for a draw each costs a CPU more than the products of a
-    small layer; the probability is rounded to 1 / 65536, and the scale is exact for the rounded one.
+    Four elements share one 64-bit random number, because one for each would cost a CPU more than the products of a
+    small layer. The probability is rounded to a multiple of 1 / 65536, and the scale is exact for the rounded
+    probability.
     """
     dropped = round(dropout * 2**16)
     count = x.numel()
@@ -50,22 +51,22 @@ def kept_elements(x: Tensor, dropout: float) -> tuple[Tensor, float]:
 
 
 def applies(layer: Any, x: Tensor) -> bool:
-    """Whether a dense layer's own forward is that product and nothing else: no hook, no forward of the instance's."""
+    """Return True if the layer's forward is this product alone, without hooks or a forward of the instance."""
     hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
     return not hooked and "forward" not in vars(layer) and not layer.weight.requires_grad and x.is_floating_point()
 
 
 def lends(layer: Any, x: Tensor) -> bool:
-    """Whether a quantized layer has a method `lend_weight(dtype)`, its weight until the next call, and it may be used.
+    """Return True if a quantized layer has `lend_weight(dtype)`, and it may be used.
 
-    Not while it is traced or rehearsed: what is lent is memory that outlives neither.
+    The lent memory is valid until the next call, so that it cannot be used while the model is traced or rehearsed.
     """
     lent = hasattr(layer, "lend_weight") and type(x) in (Tensor, torch.nn.Parameter)
     return lent and not torch.compiler.is_compiling() and applies(layer, x)
 
 
 def _accumulate(result: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """`result` plus scale left @ right, in place. In full precision in PEFT's order, so that bits agree with it."""
+    """Add scale left @ right to `result`, in place, in full precision in PEFT's order, to the same bits."""
     if result.dtype in FAST:
         return result.addmm_(left, right, alpha=scale)
     product = left @ right

@@ -1,4 +1,4 @@
-"""Ranks chosen from weights or gradients: how many singular values hold a share of the energy, within a budget."""
+"""Choose ranks from weights or gradients: the singular values that hold a share of the energy, in a budget."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from luthier_lora.targets import Targets
 
 
 def choose_ranks(model: Any, options: Lora | Dora, targets: Targets, context: Context) -> Lora | Dora:
-    """Return the options with a rank for each layer in rank_pattern, where they ask for that; a written rank stays.
+    """Return the options with the chosen rank of each layer in rank_pattern. A rank that the user wrote stays.
 
-    The ranks are a decision of the run: every rank of it, a resume and whoever opens the artifact get the same.
+    The choice is a decision of the run: all processes, a resumed run, and the opened artifact have the same ranks.
     """
     if options.rank_energy is None and options.rank_budget is None:
         return options
@@ -36,11 +36,11 @@ def choose_ranks(model: Any, options: Lora | Dora, targets: Targets, context: Co
         )
 
     def decide() -> dict[str, int]:
-        told = context.progress(len(layers), "singular values")
+        advance = context.progress(len(layers), "singular values")
         if options.rank_gradient is None:
-            energies = {name: _energies(layer, context, told) for name, layer in layers.items()}
+            energies = {name: _energies(layer, context, advance) for name, layer in layers.items()}
         else:
-            energies = gradient_energies(model, layers, options.rank_gradient, context, told)
+            energies = gradient_energies(model, layers, options.rank_gradient, context, advance)
         gains = _shares(energies) if options.rank_gradient is None else energies
         wanted = {name: min(options.r, count_energy(values, options.rank_energy)) for name, values in energies.items()}
         return wanted if budget is None else fit_budget(wanted, gains, costs, budget)
@@ -53,13 +53,13 @@ def choose_ranks(model: Any, options: Lora | Dora, targets: Targets, context: Co
 def fit_budget(
     wanted: Mapping[str, int], gains: Mapping[str, Sequence[float]], costs: Mapping[str, int], budget: int
 ) -> dict[str, int]:
-    """Return ranks of 1 to those `wanted` that, times `costs`, add up to `budget` at most.
+    """Return ranks from 1 to the `wanted` ones whose sum of rank * cost is at most `budget`.
 
-    Kept are the directions with the largest gain per parameter; the gains of a layer's directions fall.
+    The directions with the largest gain per parameter are kept. The gains of a layer's directions are descending.
     """
     ranks, left = dict.fromkeys(wanted, 1), budget - sum(costs.values())
     further = [(gains[name][index] / costs[name], name) for name, rank in wanted.items() for index in range(1, rank)]
-    for _, name in sorted(further, key=lambda pair: -pair[0]):  # stable: a layer's directions stay in their order
+    for _, name in sorted(further, key=lambda pair: -pair[0]):  # a stable sort keeps the order of a layer's directions
         if costs[name] <= left:
             ranks[name] += 1
             left -= costs[name]
@@ -67,32 +67,32 @@ def fit_budget(
 
 
 def _shares(energies: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-    """Each direction's share of its layer's energy: the sizes of two layers' weights say nothing of each other."""
+    """Return each direction's share of its layer's energy, since the scales of two layers cannot be compared."""
     return {name: [value / (sum(values) or 1.0) for value in values] for name, values in energies.items()}
 
 
 def count_energy(values: Sequence[float], share: float | None) -> int:
-    """Return how many of the first values add up to a share of all, at least 1; None: as many as are not 0."""
+    """Return how many of the first values reach a share of the sum, at least 1. None: all that are not 0."""
     total = sum(values)
     if share is None:
         return max(1, sum(value > 0 for value in values))
-    held = 0.0
+    energy = 0.0
     for count, value in enumerate(values, 1):
-        held += value
-        if held >= share * total:
+        energy += value
+        if energy >= share * total:
             return count
     return max(1, len(values))
 
 
 def hash_tensor(tensor: Tensor) -> str:
-    """Return a digest of a tensor's values."""
+    """Return a hash of a tensor's values."""
     plain = tensor.detach().to("cpu").contiguous().view(torch.uint8).numpy()
     return hashlib.blake2b(plain.data, digest_size=16).hexdigest()
 
 
-def _energies(layer: nn.Module, context: Context, told: Callable[..., None]) -> list[float]:
-    """Squared singular values of a layer's weight, falling."""
+def _energies(layer: nn.Module, context: Context, advance: Callable[..., None]) -> list[float]:
+    """Return the squared singular values of a layer's weight, descending."""
     weight = (dense_weight(layer) if is_dense(layer) else context.dequantize(layer)).detach().float()
     found = context.cache(f"singular values {hash_tensor(weight)}", lambda: {"values": torch.linalg.svdvals(weight)})
-    told()
+    advance()
     return found["values"].double().square().tolist()

@@ -1,4 +1,4 @@
-"""Which weights an adapter takes: PEFT's matching, what stands for q and v, and errors that show near misses."""
+"""Choose the weights to adapt: PEFT's matching, equivalents of q and v, and errors with near misses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from luthier_lora.options import Dora, Lora
 
 ALL_LINEAR: Final = "all-linear"
 
-# The query and value projections, then what stands in their place where they are fused or go through a latent space.
+# The query and value projections, then their equivalents in models that fuse them or use a latent space.
 DEFAULTS: Final = (
     ("q_proj", "v_proj"),
     ("query", "value"),
@@ -34,14 +34,14 @@ DEFAULTS: Final = (
 
 @attrs.frozen(kw_only=True)
 class Targets:
-    """Full names of the layers, and (module, parameter) of the weights that are no layer of their own."""
+    """The full names of the layers, and (module, parameter) of the weights that are not layers."""
 
     layers: tuple[str, ...] = ()
     parameters: tuple[tuple[str, str], ...] = ()
 
     @property
     def modules(self) -> list[str]:
-        """Names of the modules whose ranks and scales a pattern can choose."""
+        """Return the names of the modules whose ranks and scales a pattern can choose."""
         return [*self.layers, *(module for module, _ in self.parameters)]
 
     @property
@@ -50,18 +50,20 @@ class Targets:
 
 
 def find_targets(model: Any, options: Lora | Dora) -> Targets:
-    """What the options name in this model; `model-target` where one of their patterns matches nothing."""
+    """Return what the options name in this model. Raises `model-target` if a pattern matches nothing."""
     layers = [name for name, module in model.named_modules() if name and features(module)]
     chosen = _chosen(model, layers, options.target_modules)
     left = _without(options.exclude_modules, chosen, layers)
     if chosen and not left:
-        raise unmatched("exclude_modules", options.exclude_modules, chosen, "leaves nothing of what is targeted")
+        raise unmatched("exclude_modules", options.exclude_modules, chosen, "leaves no target")
     wanted = (options.target_parameters if isinstance(options, Lora) else None) or []
     parameters = _parameters(model, wanted)
     inside = [f"{module}.{name}" for module, name in parameters if module in left]
     if inside:
         remedy = "Leave it to one of target_modules and target_parameters."
-        raise LuthierError("recipe-conflict", "targeted as a layer and as a parameter", found=inside[0], remedy=remedy)
+        raise LuthierError(
+            "recipe-conflict", "it is targeted as a layer and as a parameter", found=inside[0], remedy=remedy
+        )
     if not left and not parameters:
         raise LuthierError("train-nothing", "the adapter targets no weight", where="target_modules")
     _refuse_shared(model, {*left, *(module for module, _ in parameters)})
@@ -69,7 +71,7 @@ def find_targets(model: Any, options: Lora | Dora) -> Targets:
 
 
 def matches(pattern: str | Iterable[str] | None, name: str) -> bool:
-    """PEFT's rule: a string is a regular expression for the whole name, a list holds names or their dotted ends."""
+    """Return True by PEFT's rule: a string is a regular expression for the whole name, a list has ends of names."""
     if not pattern:
         return False
     if isinstance(pattern, str):
@@ -78,7 +80,7 @@ def matches(pattern: str | Iterable[str] | None, name: str) -> bool:
 
 
 def default_names(layers: Sequence[str]) -> list[str]:
-    """The ends of names that stand for q and v in a model with these layers."""
+    """Return the ends of names of q and v, or of their equivalents, in a model with these layers."""
     ends = {name.rpartition(".")[2] for name in layers}
     for names in DEFAULTS:
         if ends.issuperset(names):
@@ -87,19 +89,19 @@ def default_names(layers: Sequence[str]) -> list[str]:
 
 
 def all_linear(model: Any, layers: Sequence[str]) -> list[str]:
-    """Every layer but the heads, routers and experts."""
+    """Return every layer except heads, routers and experts."""
     head, has_body = model.get_output_embeddings(), model.base_model is not model
     return [
         name
         for name in layers
         if model.get_submodule(name) is not head
-        and not (has_body and "." not in name)  # beside the body stand heads only, such as `score`
+        and not (has_body and "." not in name)  # outside the body there are only heads, such as `score`
         and not is_sparse(model, name)
     ]
 
 
 def is_sparse(model: Any, name: str) -> bool:
-    """Whether a module is an expert, is inside one, or is the gate or router beside the experts."""
+    """Return True if a module is an expert, part of one, or the router of experts."""
     parts = name.split(".")
     if any("expert" in part or "router" in part for part in parts):
         return True
@@ -110,7 +112,7 @@ def is_sparse(model: Any, name: str) -> bool:
 def unmatched(
     option: str, pattern: object, known: Sequence[str], problem: str = "matches nothing here"
 ) -> LuthierError:
-    """`model-target` with the known names that come nearest, by their last part, of a parameter by the last two."""
+    """Return `model-target` with the nearest names, compared by their last part, or two parts of parameters."""
     kept = 2 if option == "target_parameters" else 1
     ends = list(dict.fromkeys(".".join(name.split(".")[-kept:]) for name in known))
     words = {part for end in ends for part in end.split(".")}
@@ -156,7 +158,7 @@ def _matching(option: str, pattern: str | list[str], names: list[str]) -> list[s
         raise LuthierError("recipe-wrong-type", problem, where=option, found=pattern) from None
     if not found and isinstance(pattern, str) and any(matches([pattern], name) for name in names):
         remedy = f"For the end of a name write a list: [{pattern}]."
-        problem = "a string is a regular expression for the whole name, and matches none"
+        problem = "this regular expression for the whole name matches no layer"
         raise LuthierError("model-target", problem, where=option, found=pattern, remedy=remedy)
     if not found:
         raise unmatched(option, pattern if isinstance(pattern, str) else pattern[0], names)
@@ -164,7 +166,7 @@ def _matching(option: str, pattern: str | list[str], names: list[str]) -> list[s
 
 
 def _parameters(model: Any, wanted: list[str]) -> list[tuple[str, str]]:
-    """(module, parameter) in the order in which PEFT nests their wrappers."""
+    """Return (module, parameter) in the order in which PEFT nests their wrappers."""
     owned = [
         (module, name)
         for module, owner in model.named_modules()
@@ -178,11 +180,11 @@ def _parameters(model: Any, wanted: list[str]) -> list[tuple[str, str]]:
 
 
 def _refuse_shared(model: Any, chosen: set[str]) -> None:
-    """A module used in two places would be wrapped in one of them only."""
+    """Raise `part-unsupported` for a module in two places, which would be wrapped in one of them only."""
     places = {id(model.get_submodule(name)): name for name in chosen}
     for name, module in model.named_modules(remove_duplicate=False):
         if places.get(id(module), name) != name:
-            problem = f"{places[id(module)]} and {name} are one module, which an update cannot tell apart"
+            problem = f"{places[id(module)]} and {name} are the same module, so an update cannot distinguish them"
             raise LuthierError("part-unsupported", problem, remedy="Leave it out with exclude_modules.")
 
 

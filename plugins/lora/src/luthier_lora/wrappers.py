@@ -1,4 +1,4 @@
-"""The wrappers that stand in a layer's place: LoRA's and DoRA's forward pass, and the one weight that equals them.
+"""The wrappers that replace a layer: their forward pass, and the one weight that is equal to it.
 
 LoRA: Hu et al. 2021, arXiv 2106.09685; rsLoRA's scale: Kalajdzievski 2023, 2312.03732; DoRA: Liu et al. 2024,
 2402.09353. Tensors carry PEFT's names, so that the path of a parameter is its name in a file.
@@ -34,7 +34,7 @@ class LoraLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base layer's, for models that ask a layer for its weight's dtype or device."""
+        """Return the base layer's weight, because some models read its dtype or device."""
         return self.base_layer.weight  # type: ignore[return-value]
 
     @property
@@ -42,19 +42,19 @@ class LoraLayer(nn.Module):
         return getattr(self.base_layer, "bias", None)
 
     def own(self) -> dict[str, nn.Parameter]:
-        """The trainable parameters under their names in this module."""
+        """Return the trainable parameters by their names in this module."""
         bias = {} if self.first_bias is None else {"base_layer.bias": self.bias}
         scale = {} if self.lora_scale is None else {"lora_scale": self.lora_scale}
         return {"lora_A.weight": self.lora_A.weight, "lora_B.weight": self.lora_B.weight, **scale, **bias}  # type: ignore[dict-item]
 
     @property
     def scaled_a(self) -> Tensor:
-        """A [r, in] as it is multiplied."""
+        """Return A [r, in] as it is used in the product."""
         return self.lora_A.weight
 
     @property
     def scaled_b(self) -> Tensor:
-        """B [out, r], times the scale that is learnt."""
+        """Return B [out, r] times the learned scale."""
         b = self.lora_B.weight
         return b if self.lora_scale is None else b * self.lora_scale
 
@@ -71,27 +71,27 @@ class LoraLayer(nn.Module):
         return self.adapted(x, result) if self.switch.enabled else result
 
     def is_product(self, x: Tensor) -> bool:
-        """Whether the forward pass is the one operation of `product`: a frozen matrix, dense or lent by its layer."""
+        """Return True if `product` can compute the forward pass, because the frozen matrix is dense or lent."""
         return applies(self.base_layer, x) if is_dense(self.base_layer) else lends(self.base_layer, x)
 
     def adapted(self, x: Tensor, result: Tensor) -> Tensor:
-        """`result`, the base layer's [..., out], with the update of `x` [..., in]."""
+        """Return the base layer's `result` [..., out] with the update of `x` [..., in]."""
         return result + self.update(x).to(result.dtype)
 
     def update(self, x: Tensor) -> Tensor:
-        """scale B A x [..., out]; scaled last, as in PEFT, so that float32 results are the same to the bit."""
+        """Return scale B A x [..., out]. It is scaled last, as in PEFT, so that float32 results have the same bits."""
         dtype = compute_dtype(x, self.lora_A.weight)
         inner = functional.linear(self.lora_dropout(x.to(dtype)), self.scaled_a.to(dtype))  # [..., r]
         return functional.linear(inner, self.scaled_b.to(dtype)) * self.scale
 
     def base_weight(self) -> Tensor:
-        """[out, in] in float32 or better, dequantized where it must be."""
+        """Return the base weight [out, in], dequantized if necessary, in float32 or better."""
         layer = self.base_layer
         weight = (dense_weight(layer) if is_dense(layer) else self.dequantize(layer)).detach()
         return weight.to(torch.promote_types(weight.dtype, self.lora_A.weight.dtype))
 
     def folded(self) -> Tensor:
-        """[out, in] in float32 or better: the weight of one plain layer that computes the same."""
+        """Return the weight [out, in] of a plain layer that computes the same, in float32 or better."""
         weight = self.base_weight()
         return weight.addmm(self.scaled_b.to(weight.dtype), self.scaled_a.to(weight.dtype), alpha=self.scale)
 
@@ -99,9 +99,8 @@ class LoraLayer(nn.Module):
 class PissaLayer(LoraLayer):
     """y = base(x) + scale (B A - B0 A0) x, where B0 A0 are the first r singular directions of the base weight, frozen.
 
-    PiSSA (Meng et al. 2024, arXiv 2404.02948) takes scale B0 A0 out of the base weight. Here that weight stays, so that
-    it may be quantized, and switching the update off gives the base to the bit. At the start both products are the
-    same numbers.
+    PiSSA (Meng et al. 2024, arXiv 2404.02948) subtracts scale B0 A0 from the base weight. Here the weight stays as it
+    is, so that it may be quantized, and the base is exact when the update is off. At the start both products are equal.
     """
 
     def __init__(self, base_layer: nn.Module, form: Form, switch: Switch, dequantize: Dequantize) -> None:
@@ -110,18 +109,18 @@ class PissaLayer(LoraLayer):
         self.first_B = nn.Parameter(form.zeros(self.out_features, form.rank), requires_grad=False)
 
     def is_product(self, x: Tensor) -> bool:
-        """Never: the difference of two updates is exactly zero only where it is taken first."""
+        """Return False: the difference of the two updates must be taken first to be exactly zero."""
         return False
 
     @torch.no_grad()
     def begin(self, a: Tensor, b: Tensor) -> None:
-        """Take the principal factors, trained and frozen alike."""
+        """Set both the trained and the frozen factors to the principal ones."""
         for factor, first, value in ((self.lora_A.weight, self.first_A, a), (self.lora_B.weight, self.first_B, b)):
             factor.copy_(value)
             first.copy_(value)
 
     def update(self, x: Tensor) -> Tensor:
-        """The base lacks B0 A0 whatever dropout takes of the update's inputs."""
+        """Return the difference of both updates. Dropout applies to the trained one only."""
         dtype = compute_dtype(x, self.first_A)
         inner = functional.linear(x.to(dtype), self.first_A.to(dtype))  # [..., r]
         return super().update(x) - functional.linear(inner, self.first_B.to(dtype)) * self.scale
@@ -135,9 +134,9 @@ class PissaLayer(LoraLayer):
 
 
 def principal_factors(weight: Tensor, rank: int, scale: float) -> dict[str, Tensor]:
-    """A [r, in] and B [out, r] with scale B A = the best approximation of a weight [out, in] of that rank.
+    """Return A [r, in] and B [out, r] such that scale B A is the best rank-r approximation of a weight [out, in].
 
-    Rows and columns beyond the rank that the weight can have are zero.
+    Rows and columns beyond the largest possible rank are zero.
     """
     left, values, right = torch.linalg.svd(weight.float(), full_matrices=False)
     root = (values[:rank] / scale).sqrt()
@@ -147,7 +146,7 @@ def principal_factors(weight: Tensor, rank: int, scale: float) -> dict[str, Tens
 
 
 class AdaLoraLayer(LoraLayer):
-    """y = base(x) + scale B (E o A) x, where E [r, 1] stands for singular values (Zhang et al. 2023, 2303.10512)."""
+    """y = base(x) + scale B (E o A) x, E [r, 1] being like singular values (Zhang et al. 2023, 2303.10512)."""
 
     def __init__(self, base_layer: nn.Module, form: Form, switch: Switch, dequantize: Dequantize) -> None:
         super().__init__(base_layer, form, switch, dequantize)
@@ -158,7 +157,7 @@ class AdaLoraLayer(LoraLayer):
         return self.lora_A.weight * self.lora_E
 
     def own(self) -> dict[str, nn.Parameter]:
-        """The trainable parameters under PEFT's names, which differ from those of LoRA."""
+        """Return the trainable parameters by PEFT's names, which differ from those of LoRA."""
         return {"lora_A": self.lora_A.weight, "lora_B": self.lora_B.weight, "lora_E": self.lora_E}
 
 
@@ -176,23 +175,23 @@ class DoraLayer(LoraLayer):
         return {**super().own(), "lora_magnitude_vector": self.lora_magnitude_vector}
 
     def is_product(self, x: Tensor) -> bool:
-        """Never: base product and update are scaled apart."""
+        """Return False: base product and update are scaled separately."""
         return False
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Set each magnitude to its row's norm, once A and B are drawn."""
+        """Set each magnitude to the norm of its row, after A and B are drawn."""
         self.lora_magnitude_vector.copy_(self.norm())
 
     @torch.no_grad()
     def norm(self) -> Tensor:
-        """[out] the norm n of each row of W + scale B A, without forming it, and without gradient (section 4.3).
+        """Return the norm [out] of each row of W + scale B A, without forming it, and without gradient (section 4.3).
 
         n^2 = |W|^2 + 2 scale rowsum((W A^T) o B) + scale^2 rowsum((B A A^T) o B). It is kept above the rounding error
-        of the sum, so that a row of zeros divides by no zero.
+        of the sum, so that a row of zeros causes no division by zero.
         """
         a, b = self.lora_A.weight, self.scaled_b
-        device = "cpu" if a.is_meta else a.device.type  # autocast knows no meta
+        device = "cpu" if a.is_meta else a.device.type  # autocast has no meta device
         with torch.autocast(device, enabled=False):
             weight = self.base_weight().to(a.dtype)
             own = self.base_square if is_dense(self.base_layer) else weight.square().sum(1)  # a schedule may change it
@@ -203,8 +202,11 @@ class DoraLayer(LoraLayer):
         return square.maximum(own * bounds.eps + bounds.tiny).sqrt()
 
     def adapted(self, x: Tensor, result: Tensor) -> Tensor:
-        """Written as a change of `result`, so that it is exactly `result` before the first step. Dropout reaches the
-        update only: PEFT computes the base layer a second time on the dropped inputs, as the paper's code does."""
+        """Return `result` with the update, written as a change, so that it is exactly `result` before the first step.
+
+        Dropout applies to the update only. PEFT, like the paper's code, computes the base layer again on the dropped
+        inputs.
+        """
         update = self.update(x)
         ratio = (self.lora_magnitude_vector / self.norm()).to(update.dtype)  # [out] m / n
         product = result if self.bias is None else result - self.bias  # W x

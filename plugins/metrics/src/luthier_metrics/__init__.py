@@ -1,4 +1,4 @@
-"""What luthier-metrics offers: metrics over generated answers, described without importing what computes them."""
+"""What luthier-metrics offers: metrics over generated answers, described without importing their libraries."""
 
 from __future__ import annotations
 
@@ -14,41 +14,44 @@ __all__ = ["Bleu", "Custom", "ExactMatch", "PassAtK", "Rouge", "luthier_metrics"
 class ExactMatch:
     """Options of `exact_match`."""
 
-    ignore_case: bool = option(False, help="Capital letters do not matter.")
-    ignore_punctuation: bool = option(False, help="Punctuation does not matter.")
+    ignore_case: bool = option(False, help="Ignore the difference of upper and lower case.")
+    ignore_punctuation: bool = option(False, help="Ignore punctuation.")
 
 
 @attrs.frozen(kw_only=True)
 class Bleu:
     """Options of `bleu`."""
 
-    tokenize: Literal["13a", "intl", "char", "none", "zh"] = option("13a", help="How sacrebleu divides a text.")
-    lowercase: bool = option(False, help="Capital letters do not matter.")
-    smooth_method: Literal["exp", "floor", "add-k", "none"] = option("exp", help="How sacrebleu counts no match.")
+    tokenize: Literal["13a", "intl", "char", "none", "zh"] = option("13a", help="sacrebleu's tokenizer.")
+    lowercase: bool = option(False, help="Ignore the difference of upper and lower case.")
+    smooth_method: Literal["exp", "floor", "add-k", "none"] = option(
+        "exp", help="sacrebleu's smoothing of n-gram orders without a match."
+    )
 
 
 @attrs.frozen(kw_only=True)
 class Rouge:
     """Options of `rouge`."""
 
-    kind: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] = option("rougeL", help="What overlaps are counted.")
-    use_stemmer: bool = option(False, help="Words count by their stem (Porter), in English.")
+    kind: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] = option("rougeL", help="The overlaps that are counted.")
+    use_stemmer: bool = option(False, help="Compare words by their stem (Porter, English).")
 
 
 @attrs.frozen(kw_only=True)
 class PassAtK:
     """Options of `pass_at_k`."""
 
-    k: int = option(1, help="Answers of which one must be right.", low=1)
-    num_answers: int = option(8, help="Answers that are drawn for each prompt, k or more.", low=1)
-    temperature: float = option(0.8, help="Temperature that they are drawn at.", low=1e-3, high=10.0)
+    k: int = option(1, help="Number of answers of which at least one must be right.", low=1)
+    num_answers: int = option(8, help="Number of answers sampled for each prompt, at least k.", low=1)
+    temperature: float = option(0.8, help="Temperature at which answers are sampled.", low=1e-3, high=10.0)
     judge: str = option(
-        "exact", help="What is right: exact, contains, number (the last one of each), or `module:function`."
+        "exact",
+        help="When an answer is right: exact, contains, number (the last numbers are equal), or `module:function`.",
     )
 
     def __attrs_post_init__(self) -> None:
         if self.k > self.num_answers:
-            raise LuthierError("recipe-conflict", f"of {self.num_answers} answers no {self.k} can be taken",
+            raise LuthierError("recipe-conflict", f"{self.k} answers cannot be taken from {self.num_answers}",
                                where="PassAtK.k", found=self.k, remedy="Raise num_answers, or lower k.")  # fmt: skip
 
 
@@ -66,17 +69,17 @@ def luthier_metrics() -> list[MetricRecord]:
 
 
 def _matching_metrics() -> list[MetricRecord]:
-    """Return the metrics that say of an answer whether it is right."""
+    """Return the metrics that judge an answer as right or wrong."""
     return [
         MetricRecord(
             name="exact_match",
-            summary="Share of answers that are their reference.",
+            summary="Share of answers that equal their reference.",
             options=ExactMatch,
             build="luthier_metrics.matching:ExactMatchMetric",
         ),
         MetricRecord(
             name="pass_at_k",
-            summary="Probability that one of k drawn answers is right.",
+            summary="Probability that at least one of k sampled answers is right.",
             options=PassAtK,
             build="luthier_metrics.matching:PassAtKMetric",
         ),
@@ -90,7 +93,7 @@ def _matching_metrics() -> list[MetricRecord]:
 
 
 def _overlap_metrics() -> list[MetricRecord]:
-    """Return the metrics that count what an answer has in common with its reference."""
+    """Return the metrics that count overlaps of an answer with its reference."""
     return [
         MetricRecord(
             name="bleu",

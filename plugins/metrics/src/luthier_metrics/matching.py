@@ -1,4 +1,4 @@
-"""Metrics that find an answer right or wrong, and those of the user's own functions."""
+"""Metrics that judge an answer as right or wrong, and metrics made from the user's functions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PUNCTUATION: Final = str.maketrans("", "", string.punctuation)
 
 
 class ExactMatchMetric:
-    """1 for an answer that is its reference, spaces aside."""
+    """The metric that is 1 for an answer that equals its reference, apart from spaces."""
 
     def __init__(self, options: ExactMatch) -> None:
         self.options = options
@@ -35,7 +35,7 @@ class ExactMatchMetric:
 
 
 class PassAtKMetric:
-    """1 - C(n - c, k) / C(n, k) for c right answers of n: unbiased (Chen et al. 2021, arXiv 2107.03374)."""
+    """The unbiased 1 - C(n - c, k) / C(n, k) for c right answers of n (Chen et al. 2021, arXiv 2107.03374)."""
 
     def __init__(self, options: PassAtK) -> None:
         self.k, self.num_answers, self.temperature = options.k, options.num_answers, options.temperature
@@ -49,7 +49,7 @@ class PassAtKMetric:
 
 
 class CustomMetric:
-    """Whatever number a function gives an answer."""
+    """The metric that a function of the user computes."""
 
     def __init__(self, options: Custom) -> None:
         self.name, self.function = options.function, find_function(options.function, "function")
@@ -58,22 +58,22 @@ class CustomMetric:
         """Return (the function's number, 1)."""
         found = self.function(prediction, reference)
         if not isinstance(found, (bool, int, float)) or not math.isfinite(found):
-            raise LuthierError("part-invalid", "the function returns a finite number", where=self.name, found=found)
+            raise LuthierError("part-invalid", "the function must return a finite number", where=self.name, found=found)
         return float(found), 1.0
 
 
 def same_text(prediction: str, reference: str) -> bool:
-    """Return True if both are one text, spaces aside."""
+    """Return True if both texts are equal apart from spaces."""
     return prediction.split() == reference.split()
 
 
 def contains_text(prediction: str, reference: str) -> bool:
-    """Return True if the reference stands in the answer, whatever the case."""
+    """Return True if the answer contains the reference, ignoring case."""
     return reference.strip().lower() in prediction.lower()
 
 
 def same_number(prediction: str, reference: str) -> bool:
-    """Return True if the last numbers of both are equal; where the reference has none, never."""
+    """Return True if the last numbers of both are equal, and False if the reference has none."""
     given, wanted = (_last_number(text) for text in (prediction, reference))
     return given is not None and given == wanted
 
@@ -91,10 +91,10 @@ JUDGES: Final[dict[str, Callable[[str, str], bool]]] = {
 
 
 def find_function(target: str, where: str) -> Callable[..., Any]:
-    """Return the function that `module:function` names; `part-unknown` where there is none."""
+    """Return the function that `module:function` names. Raises `part-unknown` if there is none."""
     if not TARGET.fullmatch(target):
         remedy = f"Write module:function, or one of: {', '.join(JUDGES)}." if where == "judge" else "module:function"
-        raise LuthierError("recipe-out-of-range", "names no function", where=where, found=target, remedy=remedy)
+        raise LuthierError("recipe-out-of-range", "it names no function", where=where, found=target, remedy=remedy)
     module, _, path = target.partition(":")
     try:
         found: Any = importlib.import_module(module)
@@ -104,5 +104,5 @@ def find_function(target: str, where: str) -> Callable[..., Any]:
         remedy = "Install its package, or put its folder on PYTHONPATH."
         raise LuthierError("part-unknown", str(error), where=where, found=target, remedy=remedy) from error
     if not callable(found):
-        raise LuthierError("part-invalid", "is no function", where=where, found=target)
+        raise LuthierError("part-invalid", "it is not a function", where=where, found=target)
     return found

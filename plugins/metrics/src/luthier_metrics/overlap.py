@@ -1,4 +1,4 @@
-"""Metrics that count what an answer and its reference have in common, by sacrebleu and rouge-score."""
+"""Metrics that count overlaps of an answer with its reference, by sacrebleu and rouge-score."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from luthier_metrics import Bleu, Rouge
 
 
 class BleuMetric:
-    """BLEU of all answers together: matching and possible n-grams are added up before they are divided.
+    """The BLEU of all answers together: matching and possible n-grams are added up before the division.
 
-    The statistics of an answer are its 4 numbers of matches, its 4 of n-grams, its length and its reference's.
+    The statistics of an answer are 4 counts of matches, 4 counts of n-grams, its length and the reference's.
     """
 
     def __init__(self, options: Bleu) -> None:
@@ -26,7 +26,7 @@ class BleuMetric:
         )
 
     def score_answers(self, predictions: Sequence[str], reference: str) -> list[float]:
-        """Return the statistics of the one answer."""
+        """Return the statistics of the answer."""
         found = self.scorer.sentence_score(predictions[0], [reference])
         return [*map(float, found.counts), *map(float, found.totals), float(found.sys_len), float(found.ref_len)]
 
@@ -45,7 +45,7 @@ class BleuMetric:
 
 
 class RougeMetric:
-    """The F-measure of each answer."""
+    """The mean F-measure of the answers."""
 
     def __init__(self, options: Rouge) -> None:
         from rouge_score.rouge_scorer import RougeScorer

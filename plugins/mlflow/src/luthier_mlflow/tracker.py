@@ -1,4 +1,4 @@
-"""The callback `mlflow`: every number of metrics.jsonl in one MLflow run, the recipe as its parameters."""
+"""The callback `mlflow`: it sends every number of metrics.jsonl to an MLflow run, with the recipe as parameters."""
 
 from __future__ import annotations
 
@@ -24,20 +24,23 @@ try:
     from mlflow.entities import Metric, Param
     from mlflow.exceptions import MlflowException
 except ImportError as error:
-    raise LuthierError("dependency-missing", f"its client cannot be imported: {error}", where="callback 'mlflow'",
+    raise LuthierError("dependency-missing", f"MLflow's client cannot be imported: {error}", where="callback 'mlflow'",
                        remedy="Run: pip install luthier-mlflow mlflow-skinny") from error  # fmt: skip
 
 PLACE: Final = "callback 'mlflow'"
 THEN: Final = "training goes on without this tracker"
-PARAMETERS_PER_REQUEST: Final = 100  # more are refused
+PARAMETERS_PER_REQUEST: Final = 100  # MLflow refuses more
 DATABASES: Final = ("sqlite", "postgresql", "mysql", "mssql")
 
 log = structlog.get_logger()
 
 
 class Tracker:
-    """Sends to one MLflow run, on rank 0. What keeps it from being opened is an error before the first step; what fails
-    later is logged once, and training goes on without the tracker."""
+    """The callback that sends to one MLflow run, on rank 0.
+
+    A run that cannot be opened is an error before the first step. A later failure is logged once, and training
+    continues without the tracker.
+    """
 
     def __init__(self, options: Mlflow) -> None:
         self.options = options
@@ -78,7 +81,7 @@ class Tracker:
         self._end("failed", "FAILED", f"failed: {getattr(error, 'code', type(error).__name__)}")
 
     def state(self) -> dict[str, Any]:
-        """The MLflow run's id, by which a resumed run goes on with it."""
+        """Return the id of the MLflow run, with which a resumed run continues it."""
         return {"mlflow_id": self.mlflow_id}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -98,7 +101,7 @@ class Tracker:
         log.info("tracker_opened", tracker="mlflow", id=self.mlflow_id, address=redacted(where))
 
     def _create(self, client: MlflowClient, run: Any) -> str:
-        """A new MLflow run with its name, tags and parameters; its id."""
+        """Create an MLflow run with its name, tags and parameters, and return its id."""
         name = self.options.experiment_name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
         tags = {**self.options.tags, "luthier.run_id": run.run_id}
         made = client.create_run(experiment_id(client, name), run_name=self.options.run_name or run.name, tags=tags)
@@ -117,12 +120,12 @@ class Tracker:
         self._try(during, lambda client: client.set_terminated(self._id(), status=status))
 
     def _id(self) -> str:
-        """Return the id of the run that is open, as it is wherever there is a client."""
+        """Return the id of the open run. There is one wherever there is a client."""
         assert self.mlflow_id is not None
         return self.mlflow_id
 
     def _try(self, during: str, act: Callable[[MlflowClient], Any]) -> None:
-        """Let `act` work with the client, if there is one; a failure is logged and is the tracker's last."""
+        """Call `act` with the client, if there is one. A failure is logged, and ends the tracker."""
         if self.client is None:
             return
         try:
@@ -133,7 +136,7 @@ class Tracker:
 
 
 def address(options: Mlflow) -> str | None:
-    """Where the store is, or None for the run's own folder."""
+    """Return the address of the store, or None for the run's own folder."""
     return options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
@@ -142,8 +145,10 @@ def is_database(where: str) -> bool:
 
 
 def require_database() -> None:
-    """Raise `dependency-missing` where what the slim client needs for a database is not installed. The database is not
-    opened here: it would be made, once for each rank."""
+    """Raise `dependency-missing` if the libraries for a database are not installed.
+
+    The database is not opened here, because every rank would create it.
+    """
     try:
         importlib.import_module("sqlalchemy")
         importlib.import_module("alembic")
@@ -153,7 +158,7 @@ def require_database() -> None:
 
 
 def connected(where: str) -> MlflowClient:
-    """A client of this address; a server is not asked yet, a database is opened and made if need be."""
+    """Return a client of this address. A database is opened or created, a server not asked yet."""
     try:
         return MlflowClient(where)
     except Exception as error:
@@ -161,7 +166,7 @@ def connected(where: str) -> MlflowClient:
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:
-    """The id of the experiment of this name, made if it is not there; another run may make it at the same moment."""
+    """Return the id of this experiment, created if necessary. Another run may create it at the same moment."""
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
@@ -174,7 +179,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
 
 
 def continued(client: MlflowClient, mlflow_id: str | None) -> str | None:
-    """The id of the run of a checkpoint, running again; None where there is none, or where the store has lost it."""
+    """Set the run of a checkpoint to running and return its id, or None if the store does not have it."""
     if mlflow_id is None:
         return None
     try:
@@ -188,7 +193,7 @@ def continued(client: MlflowClient, mlflow_id: str | None) -> str | None:
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[Param]:
-    """A recipe as MLflow's parameters: dotted names of the characters it allows, lists as JSON, none as `none`."""
+    """Yield a recipe as MLflow's parameters: dotted names of allowed characters, lists as JSON, None as `none`."""
     for name, value in settings.items():
         key = prefix + re.sub(r"[^\w\- ]", "_", str(name))
         if isinstance(value, Mapping) and value:
@@ -200,16 +205,16 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[Param]:
 
 
 def refusal(error: Exception) -> LuthierError:
-    """Why no run can be opened, for the user."""
+    """Return the error that says why no run can be opened."""
     remedy = "Check tracking_uri, experiment_name and credentials; sqlite:///PATH needs no server."
     return LuthierError("part-unsupported", f"no run could be opened: {said(error)}", where=PLACE, remedy=remedy)
 
 
 def said(error: Exception) -> str:
-    """An error's type and text, on one line."""
+    """Return type and text of an error, on one line."""
     return redacted(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def redacted(text: str) -> str:
-    """The text without user and password in its addresses."""
+    """Return the text without user and password in its addresses."""
     return re.sub(r"//[^/@\s]+@", "//***@", text)

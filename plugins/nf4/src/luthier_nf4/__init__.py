@@ -19,13 +19,13 @@ class Nf4:
 
     block_size: int = option(
         64,
-        help="Weights that share a scale. Smaller is more exact.",
+        help="Number of weights that share a scale. Smaller is more exact.",
         choices=(32, 64, 128, 256, 512, 1024, 2048, 4096),
     )
-    use_double_quant: bool = option(True, help="Store the scales in 8 bits: 4.13 bits a weight in place of 4.5.")
+    use_double_quant: bool = option(True, help="Store the scales in 8 bits: 4.13 bits a weight instead of 4.5.")
     skip_modules: list[str] = option(
         factory=list,
-        help="Modules left exact beside the output head, with all that is in them: names, or whole parts of names.",
+        help="Modules that stay exact, besides the output head, with all their parts: names, or whole parts of names.",
     )
 
 
@@ -60,7 +60,7 @@ def luthier_quantizers() -> Iterable[QuantizerRecord]:
 
 
 def save_quantized(model: Any, folder: str | Path) -> None:
-    """Write a 4-bit model of ours as transformers loads it with bitsandbytes; merge an adapter into it first."""
+    """Write a 4-bit model so that transformers loads it with bitsandbytes. Merge an adapter before."""
     from luthier_nf4.files import write_model
 
     write_model(model, Path(folder))

@@ -1,4 +1,4 @@
-"""A 4-bit model as files that transformers loads with bitsandbytes: its configuration, and one safetensors file."""
+"""Write a 4-bit model so that transformers loads it with bitsandbytes: its config and one safetensors file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ WEIGHTS: Final = "model.safetensors"
 
 
 def write_model(model: Any, folder: Path) -> None:
-    """Write a model that has `FourBitLinear` layers and no adapter around them.
+    """Write a model with `FourBitLinear` layers and without an adapter around them.
 
-    Raises `part-unsupported` for a model without such layers, or with a wrapped one: nothing is written then.
+    Raises `part-unsupported` if there is no such layer, or an adapter around one. Then nothing is written.
     """
     layers = {path: m for path, m in model.named_modules() if isinstance(m, FourBitLinear)}
     wrapped = [path for path in layers if path.endswith(".base_layer")]
@@ -35,7 +35,7 @@ def write_model(model: Any, folder: Path) -> None:
 
 
 def _collect(model: Any, layers: dict[str, FourBitLinear]) -> dict[str, Tensor]:
-    """Every tensor under the name that a checkpoint has for it; a tied one once."""
+    """Return every tensor by its name in a checkpoint, a tied one once."""
     held = {f"{path}.{name}" for path, layer in layers.items() for name, _ in layer.named_buffers(recurse=False)}
     tensors, seen = {}, set()
     for name, tensor in model.state_dict().items():
@@ -49,7 +49,7 @@ def _collect(model: Any, layers: dict[str, FourBitLinear]) -> dict[str, Tensor]:
 
 
 def _write_config(model: Any, folder: Path, layers: dict[str, FourBitLinear]) -> None:
-    """The model's configuration, which says how its layers are quantized and which are not."""
+    """Write the config of the model, which says how its layers are quantized, and which are not."""
     model.config.save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text("utf-8"))

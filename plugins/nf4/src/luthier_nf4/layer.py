@@ -1,4 +1,4 @@
-"""The layer that holds a 4-bit weight and multiplies by it."""
+"""The linear layer with a 4-bit weight."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCALES = ("absmax", "nested_absmax", "nested_offset")
 
 @attrs.frozen(kw_only=True)
 class Format:
-    """The form of a layer's weight: `nf4` or `fp4`, the weights of a block, and whether scales are nested."""
+    """The format of a weight: `nf4` or `fp4`, the weights of a block, and whether scales are nested."""
 
     kind: str
     block_size: int
@@ -24,11 +24,11 @@ class Format:
 
 
 class FourBitLinear(nn.Module):
-    """A linear layer over a frozen 4-bit weight [out, in], in buffers; its bias is exact.
+    """A linear layer with a frozen 4-bit weight [out, in] in buffers. Its bias is exact.
 
-    `weight` is uint8 [ceil(out in / 2), 1], `absmax` one scale for each block: float32, or uint8 where `nested_absmax`
-    and `nested_offset` stand beside it. `stored` is the dtype that the weight had. `transposed` says that the layer
-    stands for transformers' Conv1D, whose own weight is [in, out].
+    `weight` is uint8 [ceil(out in / 2), 1], `absmax` one scale for each block: float32, or uint8 with
+    `nested_absmax` and `nested_offset`. `stored` is the dtype that the weight had. `transposed` is True if the layer
+    replaces transformers' Conv1D, whose own weight is [in, out].
     """
 
     weight: Tensor
@@ -62,7 +62,7 @@ class FourBitLinear(nn.Module):
                 getattr(self, name).copy_(scales)
 
     def held(self) -> FourBitWeight:
-        """Return the weight with all that belongs to it; its tensors are the buffers."""
+        """Return the weight with its scales and format. Its tensors are the buffers."""
         return FourBitWeight(
             packed=self.weight.view(-1),
             scales=self.absmax,
@@ -79,7 +79,7 @@ class FourBitLinear(nn.Module):
         return self.held().dequantize()
 
     def lend_weight(self, dtype: torch.dtype) -> Tensor:
-        """Return the weight [out, in] in memory that the next call, of any such layer, uses again."""
+        """Return the weight [out, in] in memory that the next call, of any such layer, overwrites."""
         return lend_fourbit(self.held().arguments(), dtype)
 
     def forward(self, states: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The quantizer parts `nf4` and `fp4`: which layers of a model they take, and what becomes of them."""
+"""The quantizers `nf4` and `fp4`: they replace linear layers by 4-bit ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = get_logger()
 
 
 class FourBitQuantizer:
-    """The linear layers of a base model in 4 bits; embeddings, norms, tied weights and what is skipped stay exact."""
+    """A quantizer for the linear layers. Embeddings, norms, tied weights and `skip_modules` stay exact."""
 
     def __init__(self, options: Nf4) -> None:
         self.options = options
@@ -22,10 +22,10 @@ class FourBitQuantizer:
         self.form = Format(kind=self.name, block_size=options.block_size, nested=options.use_double_quant)
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        """Put a `FourBitLinear` in the place of each layer taken, in place. A second time nothing is left to do.
+        """Replace each chosen layer by a `FourBitLinear`, in place. A second call changes nothing.
 
-        Raises `model-target` where an entry of `skip_modules` names no module, `part-unsupported` where no layer is
-        taken or the model is quantized already, `nf4:nonfinite-weight` where a weight holds NaN or infinity.
+        Raises `model-target` if an entry of `skip_modules` names no module, `part-unsupported` if no layer is chosen or
+        the model is quantized already, and `nf4:nonfinite-weight` if a weight holds NaN or infinity.
         """
         chosen = choose_dense_layers(model, self.name, self.options.skip_modules)
         if not chosen and not any(isinstance(m, FourBitLinear) for m in model.modules()):
@@ -48,7 +48,7 @@ class FourBitQuantizer:
         return layer.dense() if isinstance(layer, FourBitLinear) else None
 
     def requantize(self, layer: nn.Module, weight: Tensor) -> None:
-        """Quantize a weight [out, in] into a layer of ours, in place."""
+        """Quantize a weight [out, in] into a layer of this quantizer, in place."""
         if not isinstance(layer, FourBitLinear):
             problem = f"this is not a layer of quantizer '{self.name}'"
             raise LuthierError("part-unsupported", problem, found=type(layer).__name__)
@@ -62,6 +62,6 @@ class FourBitQuantizer:
 
 
 def _count_weights(model: nn.Module) -> int:
-    """How many weights of a model are in 4 bits."""
+    """Return the number of 4-bit weights of a model."""
     layers = [layer for layer in model.modules() if isinstance(layer, FourBitLinear)]
     return sum(layer.in_features * layer.out_features for layer in layers)

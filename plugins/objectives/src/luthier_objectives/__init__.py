@@ -23,7 +23,7 @@ class ShapedSft:
     """Options of `shaped_sft`."""
 
     label_smoothing: float = option(
-        0.0, help="Share of each label's probability that goes to all tokens alike.", low=0.0, high=0.99
+        0.0, help="Share of each label's probability that is spread evenly over all tokens.", low=0.0, high=0.99
     )
     z_loss: float = option(
         0.0, help="Weight of the squared logarithm of the softmax's denominator.", low=0.0, high=10.0
@@ -50,8 +50,10 @@ class AnchoredSft(ShapedSft):
 class Npo:
     """Options of `npo`."""
 
-    beta: float = option(0.1, help="How soon an answer counts as forgotten: smaller is later.", low=1e-3, high=100.0)
-    retain_weight: float = option(1.0, help="Weight of the likelihood of rows to be kept.", low=0.0, high=1e3)
+    beta: float = option(
+        0.1, help="How soon an answer counts as forgotten: a smaller beta means later.", low=1e-3, high=100.0
+    )
+    retain_weight: float = option(1.0, help="Weight of the likelihood of rows to keep.", low=0.0, high=1e3)
 
 
 @attrs.frozen(kw_only=True)
@@ -59,7 +61,7 @@ class Negated:
     """Options of `negated`."""
 
     forget_weight: float = option(1.0, help="Weight of the negated likelihood of rows to forget.", low=1e-6, high=1e3)
-    retain_weight: float = option(1.0, help="Weight of the likelihood of rows to be kept.", low=0.0, high=1e3)
+    retain_weight: float = option(1.0, help="Weight of the likelihood of rows to keep.", low=0.0, high=1e3)
 
 
 @attrs.frozen(kw_only=True)
@@ -67,7 +69,7 @@ class L2:
     """Options of `l2`."""
 
     weight: float = option(1e-4, help="Weight of the sum over all counted weights.", low=0.0, high=1e6)
-    all_roles: bool = option(False, help="Norms and biases count too.")
+    all_roles: bool = option(False, help="Include norms and biases.")
 
 
 @attrs.frozen(kw_only=True)
@@ -109,7 +111,7 @@ def _supervised() -> list[LossRecord]:
         ),
         LossRecord(
             name="anchored_sft",
-            summary="The same, and a divergence that holds the model to the reference.",
+            summary="The loss shaped_sft plus a divergence from the reference.",
             options=AnchoredSft,
             build="luthier_objectives.supervised:AnchoredLoss",
             needs="reference",

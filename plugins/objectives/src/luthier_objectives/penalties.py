@@ -1,4 +1,4 @@
-"""Penalties of the weights that train: absolute, squared, and their distance to three values."""
+"""Penalties of the trained weights: absolute values, squares, and the distance to ternary values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SMALL_ROLES: Final = ("norm", "bias")
 
 
 class L2Penalty:
-    """`weight` times the sum of squares."""
+    """The sum of squares, times `weight`."""
 
     def __init__(self, options: L2) -> None:
         self.options = options
@@ -26,19 +26,19 @@ class L2Penalty:
         return self.options.weight * torch.stack(costs).sum() if costs else None
 
     def cost(self, weight: Tensor) -> Tensor:
-        """Return the scalar that one tensor costs."""
+        """Return the cost of one tensor, a scalar."""
         return weight.square().sum()
 
 
 class L1Penalty(L2Penalty):
-    """`weight` times the sum of absolute values."""
+    """The sum of absolute values, times `weight`."""
 
     def cost(self, weight: Tensor) -> Tensor:
         return weight.abs().sum()
 
 
 class TernaryPenalty(L2Penalty):
-    """`weight` times the squared distance to the nearest of -s, 0 and s, where s is the tensor's mean absolute value.
+    """The squared distance to the nearest of -s, 0 and s, times `weight`. s is the tensor's mean absolute value.
 
     Scale and nearest value (Ma et al. 2024, arXiv 2402.17764) are not differentiated.
     """

@@ -1,4 +1,4 @@
-"""Supervised losses that look at all logits of a token: smoothing, z-loss, DFT and a pull to the reference."""
+"""Supervised losses that read all logits of a token: smoothing, z-loss, DFT, and a divergence from the reference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from luthier_objectives import AnchoredSft, ShapedSft
 
 
 class ShapedLoss:
-    """Per supervised token: (1 - s) of -log p(label) and s of the mean -log p; plus z_loss * (log sum exp)^2.
+    """The cost per supervised token is -(1 - s) log p(label) - s mean(log p) + z_loss * (log sum exp)^2.
 
     Smoothing: Szegedy et al. 2015, arXiv 1512.00567; z-loss: Chowdhery et al. 2022, arXiv 2204.02311.
     With `dft` each -log p(label) is multiplied by p, which is not differentiated (Wu et al. 2025, arXiv 2508.05629).
@@ -29,7 +29,7 @@ class ShapedLoss:
         return self._sum_up(batch, policy.map_logits(batch, self._measure))
 
     def _measure(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return [C, 3] of logits [C, V]: the shaped cost, (log sum exp)^2 and log p(label)."""
+        """Return [C, 3] from logits [C, V]: the shaped cost, (log sum exp)^2 and log p(label)."""
         logits = widen(logits)
         total = logits.logsumexp(-1)
         likelihood = logits.gather(-1, labels[:, None]).squeeze(-1) - total
@@ -48,7 +48,7 @@ class ShapedLoss:
 
 
 class AnchoredLoss(ShapedLoss):
-    """The shaped loss, and per supervised token kl_weight * KL(policy || reference)."""
+    """The shaped loss plus kl_weight * KL(policy || reference) of each supervised token."""
 
     options: AnchoredSft
 
@@ -64,7 +64,7 @@ class AnchoredLoss(ShapedLoss):
         return LossOutput(sums=sums, metrics={**output.metrics, "kl": (divergence.detach(), self.terms(batch)["sft"])})
 
     def _measure_both(self, logits: Tensor, labels: Tensor, others: Tensor) -> Tensor:
-        """Return [C, 4]: what `_measure` gives, and KL(policy || reference)."""
+        """Return [C, 4]: the columns of `_measure`, and KL(policy || reference)."""
         own, other = widen(logits).log_softmax(-1), widen(others).log_softmax(-1)
         divergence = (own.exp() * (own - other)).sum(-1)
         return torch.cat([self._measure(logits, labels), divergence[:, None]], dim=-1)

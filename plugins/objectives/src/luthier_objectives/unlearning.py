@@ -11,9 +11,10 @@ from luthier_objectives import Negated, Npo
 
 
 class NpoLoss:
-    """Per row to forget: (2 / beta) log(1 + ratio^beta), the ratio of its answer's probabilities to the reference's.
+    """Negative preference optimisation (Zhang et al. 2024, arXiv 2404.05868, equation 3).
 
-    Per token of the others: -retain_weight * log p. Zhang et al. 2024, arXiv 2404.05868, equation 3.
+    A row to forget costs (2 / beta) log(1 + ratio^beta), where ratio is the probability of its answer divided by the
+    reference's. A token of the other rows costs -retain_weight * log p.
     """
 
     data = "tokens"
@@ -36,7 +37,7 @@ class NpoLoss:
 
 
 class NegatedLoss:
-    """Per token of rows to forget: forget_weight * log p. Per token of the others: -retain_weight * log p."""
+    """Gradient ascent: a token to forget costs forget_weight * log p, any other -retain_weight * log p."""
 
     data = "tokens"
 
@@ -57,7 +58,7 @@ class NegatedLoss:
 
 
 def _with_retained(weight: float, batch: Batch, logprobs: Tensor, output: LossOutput) -> LossOutput:
-    """Return the output with the likelihood of the rows that are to be kept."""
+    """Return the output with the likelihood of the rows to keep added."""
     weights = retained_weights(batch).to(logprobs)
     total = -(weights * logprobs).sum()
     metrics = {**output.metrics, "nll/retain": (total.detach(), weights.sum())}
@@ -65,29 +66,29 @@ def _with_retained(weight: float, batch: Batch, logprobs: Tensor, output: LossOu
 
 
 def flag_documents(batch: Batch) -> Tensor:
-    """Return [D]: 1 for each document of a row that is to be forgotten."""
+    """Return [D]: 1 for each document of a row to forget, else 0."""
     flags = batch.token_weights.new_zeros(batch.num_documents)
     return flags.index_copy(0, batch.documents("text").to(flags.device), batch.columns["forget"].to(flags))
 
 
 def counted_weights(batch: Batch) -> Tensor:
-    """Return [T]: the weight of each supervised token, 0 elsewhere."""
+    """Return the weight of each supervised token, and 0 elsewhere, [T]."""
     weights = torch.zeros_like(batch.token_weights)
     return weights.index_copy(0, batch.supervised, batch.token_weights[batch.supervised])
 
 
 def forgotten_weights(batch: Batch) -> Tensor:
-    """Return [T]: the weights of supervised tokens that are to be forgotten."""
+    """Return the weights of supervised tokens to forget, [T]."""
     return counted_weights(batch) * flag_documents(batch)[batch.document_ids()]
 
 
 def retained_weights(batch: Batch) -> Tensor:
-    """Return [T]: the weights of the other supervised tokens."""
+    """Return the weights of the other supervised tokens, [T]."""
     return counted_weights(batch) * (1 - flag_documents(batch)[batch.document_ids()])
 
 
 def weigh_rows(batch: Batch) -> Tensor:
-    """Return [D]: the weight of each row that is to be forgotten and has a supervised token, else 0."""
+    """Return the weight of each row to forget that has a supervised token, else 0, [D]."""
     weights = batch.token_weights[batch.document_starts[:-1].to(batch.device)]
     has_labels = batch.sum_by_document(torch.zeros_like(batch.token_weights).index_fill(0, batch.supervised, 1.0)) > 0
     return weights * flag_documents(batch) * has_labels
