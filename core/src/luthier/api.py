@@ -151,7 +151,7 @@ def inspect(
     recipe, objects = gather_arguments(recipe, model, tokenizer, data, eval_data, settings)
     tokenizer = objects.tokenizer or _light_tokenizer(recipe.model, recipe.data.chat_template_kwargs or {})
     wanted = Wanted.of_part(resolve_parts(recipe).loss)
-    wanted = Wanted(kind="any") if wanted == TOKENS else wanted  # the loss was not named, perhaps
+    wanted = Wanted(kind="any") if wanted == TOKENS else wanted  # the recipe may name no loss
     prepared = prepare_data(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, given=objects.data,
                             given_validation=objects.eval_data)  # fmt: skip
     if wanted.kind == "any" and len(sampled_rows(prepared.train).names) > 1:

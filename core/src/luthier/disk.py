@@ -15,7 +15,7 @@ from typing import Any, Final
 from luthier.errors import LuthierError
 
 PIECE: Final = 1 << 20  # bytes that are read at once
-RESERVED: Final = 1 << 17  # bytes kept back: run.json many times over
+RESERVED: Final = 1 << 17  # bytes held in reserve, enough to write run.json many times
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -85,7 +85,7 @@ def write_json(path: Path, value: Any) -> None:
 def is_full(error: BaseException) -> bool:
     """Return True if a write failed for want of room: a full disk, a quota, or a limit on file size."""
     full = isinstance(error, OSError) and error.errno in FULL
-    text = str(error)  # of a library that keeps only the text, such as safetensors
+    text = str(error)  # some libraries, such as safetensors, keep only the error's text
     return full or "No space left" in text or any(f"os error {number}" in text for number in FULL)
 
 
@@ -98,7 +98,7 @@ class Reserve:
     def __init__(self, folder: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - held until it is needed
         try:
-            self._file.write(os.urandom(RESERVED))  # nothing that a file system could leave out or compress
+            self._file.write(os.urandom(RESERVED))  # random bytes, which a file system can neither omit nor compress
             os.fsync(self._file.fileno())
         except OSError as error:
             self.release()

@@ -7,7 +7,7 @@ from typing import Final
 
 from luthier.errors import LuthierError
 
-TOLD: Final = 60  # errors of one input that are told at once
+TOLD: Final = 60  # the most errors of one input that are reported at once
 
 
 def join_errors(errors: Sequence[LuthierError]) -> LuthierError:

@@ -193,8 +193,8 @@ CODES: Final[dict[str, Code]] = {
 }
 
 
-NAME: Final = 100  # characters of the longest name that is looked for among others: the search is quadratic
-PLACE: Final = 1000  # characters of a place that are shown
+NAME: Final = 100  # characters of the longest name for which a similar one is searched: the search is quadratic
+PLACE: Final = 1000  # the most characters of a place that are shown
 
 
 class LuthierError(Exception):
@@ -211,7 +211,8 @@ class LuthierError(Exception):
         assert code in CODES or ":" in code, f"unlisted error code {code}"
         self.code, self.problem, self.where, self.found, self.also = code, problem, where, found, tuple(also)
         self.remedy = remedy or (CODES[code].remedy if code in CODES else "")
-        self.stands_for = 1  # errors: the last of many is a count of those that are not told
+        # the number of errors it stands for: the last of many is a count of those that are not shown
+        self.stands_for = 1
         super().__init__(self.__str__())
 
     @property

@@ -135,7 +135,7 @@ def _deliver(_: WrappedLogger, method: str, event: EventDict) -> EventDict:
         set_up("warning")
     for sink in _SINKS:
         if NUMBERS[event["level"]] >= NUMBERS[sink.level]:
-            with contextlib.suppress(OSError):  # a full disk or a closed pipe ends no run over a line that tells of it
+            with contextlib.suppress(OSError):  # a full disk or a closed pipe must not end a run because of a log line
                 sink.write(sink.render(dict(event)))
     raise structlog.DropEvent
 
@@ -159,7 +159,7 @@ def _console(event: EventDict, *, colours: bool) -> str:
 
 
 def _to_stderr(line: str) -> None:
-    # Looked up at each line: a live progress bar puts its own stream there so that lines appear above it.
+    # sys.stderr is looked up for each line, because a live progress bar replaces it so that lines appear above it
     print(line, file=sys.stderr, flush=True)
 
 

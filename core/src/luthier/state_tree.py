@@ -16,9 +16,9 @@ from luthier.errors import LuthierError
 
 TENSORS: Final = "state.safetensors"
 VALUES: Final = "state.json"
-TENSOR: Final = "__tensor__"  # marks, in the JSON, where a tensor stood
-KEYED: Final = "__items__"  # a mapping whose keys are not all text
-FLOAT: Final = "__float__"  # a number that JSON has not
+TENSOR: Final = "__tensor__"  # marks in the JSON the place of a tensor
+KEYED: Final = "__items__"  # marks a mapping whose keys are not all text
+FLOAT: Final = "__float__"  # marks a number that JSON does not have
 DTYPES: Final = frozenset(
     getattr(torch, name)
     for name in (
@@ -26,7 +26,7 @@ DTYPES: Final = frozenset(
         *("uint64", "uint32", "uint16", "uint8", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"),
         "float8_e8m0fnu",
     )
-)  # what safetensors keeps as it is
+)  # dtypes that safetensors stores unchanged
 
 
 @attrs.frozen(kw_only=True)
@@ -64,7 +64,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     """The tree that `save_state` wrote, its tensors with the dtype they had, in fresh memory on the CPU."""
     from safetensors.torch import load_file
 
-    # The library maps the file: a copy is aligned as torch's own memory is, and outlives the file.
+    # safetensors maps the file into memory: a copy is aligned like torch's own memory, and outlives the file
     tensors = {name: tensor.clone() for name, tensor in load_file(folder / TENSORS).items()}
     return rebuild_tree(json.loads((folder / VALUES).read_text("utf-8")), tensors)
 
@@ -75,7 +75,8 @@ class _Copier:
     def __init__(self, reuse: Mapping[str, Tensor], *, copy: bool) -> None:
         self.reuse, self.copy = reuse, copy
         self.tensors: dict[str, Tensor] = {}
-        self.seen: dict[tuple[Any, ...], tuple[str, Tensor]] = {}  # holds the tensor too, or its address may come again
+        # it keeps the tensor alive, because its address could be used again otherwise
+        self.seen: dict[tuple[Any, ...], tuple[str, Tensor]] = {}
 
     def strip(self, node: Any, path: str) -> Any:
         if isinstance(node, Tensor):
@@ -104,7 +105,7 @@ class _Copier:
         key = (detached.device, detached.data_ptr(), detached.dtype, tuple(detached.shape), detached.stride())
         if detached.numel() and key in self.seen:
             return self.seen[key][0]
-        while path in self.tensors:  # {"a/b": ...} beside {"a": {"b": ...}}
+        while path in self.tensors:  # {"a/b": ...} and {"a": {"b": ...}} would give the same path
             path += "'"
         self.seen[key] = path, detached
         self.tensors[path] = self._copied(detached, self.reuse.get(path))

@@ -17,8 +17,8 @@ from luthier.logs import get_logger
 from luthier.plugins.events import event
 
 log = get_logger()
-SLICE: Final = 0.5  # seconds between looks at what was asked of a run that is paused
-BLIND: Final = 3  # queries without an answer before it is said
+SLICE: Final = 0.5  # seconds between looks at the requests to a paused run
+BLIND: Final = 3  # failed queries before a warning
 
 State = Literal["watching", "paused", "aborted"]
 
@@ -30,8 +30,8 @@ class Guard:
     options: GpuSafety
     state: State = "watching"
     pauses: int = 0
-    since: float = 0.0  # when the pause began
-    reason: str = ""  # why it is in this state
+    since: float = 0.0  # the time at which the pause began
+    reason: str = ""  # the reason for this state
 
     def see(self, now: float, readings: list[Reading]) -> State:
         """The state from now on. Without readings only the length of a pause counts."""
@@ -100,7 +100,7 @@ class Guardian:
     ) -> None:
         self.options, self.guard = options, guard or Guard(options)
         self.sensor, self.clock, self.sleep = sensor, clock, sleep
-        self.asked = -math.inf  # when the last query began
+        self.asked = -math.inf  # the time at which the last query began
         self.unanswered = 0
 
     @event

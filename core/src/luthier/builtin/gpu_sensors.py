@@ -31,7 +31,7 @@ def find_sensor(uuids: Collection[str] = ()) -> Sensor:
     try:
         pynvml.nvmlInit()
         return Nvml(pynvml, uuids)
-    except pynvml.NVMLError as error:  # such as bindings without a driver, or a GPU that is lost
+    except pynvml.NVMLError as error:  # for example bindings without a driver, or a lost GPU
         log.debug("NVML is not used", reason=str(error))
         return NvidiaSmi(uuids)
 
@@ -44,7 +44,7 @@ class Nvml:
         handles = [library.nvmlDeviceGetHandleByIndex(i) for i in range(library.nvmlDeviceGetCount())]
         by_uuid = {str(library.nvmlDeviceGetUUID(handle)): handle for handle in handles}
         self.handles = {uuid: handle for uuid, handle in by_uuid.items() if not uuids or uuid in uuids}
-        self.readings: list[Reading] | None = None  # until they are handed over
+        self.readings: list[Reading] | None = None  # None once they have been handed over
 
     def ask(self) -> None:
         self.readings = [self._reading(uuid, handle) for uuid, handle in self.handles.items()]

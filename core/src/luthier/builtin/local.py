@@ -47,8 +47,8 @@ from luthier.runs.run_folder import METRICS, RunFolder, read_folder
 STARTING: Final = 30.0  # seconds that a worker may take to write its first note
 STOPPED: Final = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 KINDS: Final = {"adapter": "peft", "model": "safetensors", "merged": "safetensors"}
-PAGE: Final = 2**18  # bytes of events at one reading
-TAIL: Final = 4000  # characters of an error's end
+PAGE: Final = 2**18  # bytes of events in one reading
+TAIL: Final = 4000  # characters of the end of an error
 
 
 class WorkerProcesses:
@@ -114,7 +114,7 @@ class WorkerProcesses:
         if worker is None:
             raise ProviderError("not_found", "no worker was started in this folder", where=remote_id)
         ended, alive = read_worker_note(folder / EXIT), is_worker_alive(folder)
-        ended = ended or read_worker_note(folder / EXIT)  # it may have ended between the two looks
+        ended = ended or read_worker_note(folder / EXIT)  # the worker may have ended between the two looks
         run = read_folder(Path(worker["run"]))
         state, raw, reason = _state_of(folder, ended, run, alive=alive)
         return JobStatus(

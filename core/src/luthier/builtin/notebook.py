@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-EVERY: Final = 0.2  # seconds between two drawings of a bar
+EVERY: Final = 0.2  # seconds between two redraws of a bar
 
 
 def runs_in_notebook() -> bool:

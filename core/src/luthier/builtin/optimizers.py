@@ -38,7 +38,8 @@ class MomentumSgd:
     def build(self, groups: list[Group]) -> torch.optim.Optimizer:
         o = self.options
         settings = [g.settings(o.weight_decay) for g in groups]
-        fused = _fusible(groups) and not _sharded(groups)  # torch's fused SGD, unlike AdamW, knows no shards
+        # torch's fused SGD, unlike its AdamW, does not support shards
+        fused = _fusible(groups) and not _sharded(groups)
         return torch.optim.SGD(settings, lr=0.0, momentum=o.momentum, nesterov=o.nesterov, fused=fused)
 
     @contextmanager

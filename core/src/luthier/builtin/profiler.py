@@ -18,10 +18,10 @@ log = get_logger()
 FILE: Final = "profile.json"
 TABLE: Final = "profile.txt"
 FOLDER: Final = "profile"
-OWN: Final = "profiler"  # what the tracer's start and the writing of the trace take
-OTHER: Final = "other"  # callbacks, logging, and what no phase claims
-RECENT: Final = 2000  # steps whose times are kept one by one
-TOLD: Final = 5  # operations in the log
+OWN: Final = "profiler"  # the phase of starting the tracer and writing the trace
+OTHER: Final = "other"  # the phase of callbacks, logging, and time that no phase claims
+RECENT: Final = 2000  # steps whose times are stored one by one
+TOLD: Final = 5  # the most operations in the log
 
 
 class PhaseProfiler:
@@ -34,14 +34,14 @@ class PhaseProfiler:
         self.count = 0
         self.peak_memory = 0.0
         self.began = 0.0
-        self.step: int | None = None  # the one under way
+        self.step: int | None = None  # the step that is under way
         self.tracer: Any = None
-        self.traced_from = self.ended = 0  # the first step in the trace, and the last that has ended
+        self.traced_from = self.ended = 0  # the first step in the trace, and the last step that has ended
         self.trace: Path | None = None
         self.operations: list[dict[str, Any]] = []
         self.folder: Path | None = None
         self.cuda = False
-        self.meter: Any = None  # of the run's phases
+        self.meter: Any = None  # the meter of the run's phases
 
     @event
     def run_started(self, run: Any) -> None:
@@ -67,7 +67,7 @@ class PhaseProfiler:
         with run.phases(OWN):
             if self.tracer is not None and step != run.total_steps:
                 self.tracer.step()
-            if self.operations or step == run.total_steps:  # from here on nothing is traced
+            if self.operations or step == run.total_steps:  # nothing is traced after this step
                 self._stop_trace()
 
     @event
@@ -115,7 +115,7 @@ class PhaseProfiler:
     def _close_step(self, run: Any) -> None:
         """The time of the step under way, by phase."""
         if self.step is None:
-            self.meter.take()  # what was before the first step
+            self.meter.take()  # drops the times before the first step
             return
         spent, whole = self.meter.take(), time.perf_counter() - self.began
         spent[OTHER] = max(whole - sum(spent.values()), 0.0)
@@ -140,7 +140,7 @@ class PhaseProfiler:
             tracer.stop()
 
     def _write_trace(self, tracer: Any) -> None:
-        if self.folder is None or self.ended < self.traced_from:  # the run has ended before the first of them
+        if self.folder is None or self.ended < self.traced_from:  # the run has ended before the first traced step
             return
         path = self.folder / FOLDER / f"trace-step-{self.traced_from:08d}.json.gz"
         self.operations = operations(tracer.key_averages(), self.options.top, cuda=self.cuda)
@@ -148,11 +148,11 @@ class PhaseProfiler:
             path.parent.mkdir(parents=True, exist_ok=True)
             tracer.export_chrome_trace(str(path))
             self.trace = path
-        except OSError as error:  # a full disk is no reason to lose the run
+        except OSError as error:  # a full disk must not end the run
             log.warning("the trace cannot be written", path=str(path), error=str(error))
 
     def _end(self, run: Any) -> None:
-        if self.folder is None:  # it failed before it began
+        if self.folder is None:  # the run failed before it began
             return
         self._stop_trace()
         self._close_step(run)

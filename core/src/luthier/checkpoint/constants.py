@@ -24,7 +24,7 @@ from luthier.step.setup import ConstantOwner
 if TYPE_CHECKING:
     from torch import Tensor
 
-DIGITS: Final = 32  # of the SHA-256 of a file, which is part of its name
+DIGITS: Final = 32  # digits of a file's SHA-256 that are part of its name
 PIECE: Final = 1 << 20  # bytes that are read at once
 
 
@@ -40,7 +40,7 @@ def write_constants(run_folder: Path, owner: str, tensors: Mapping[str, Tensor])
     if (folder / name).exists():
         aside.unlink()
         return name
-    aside.chmod(folder.stat().st_mode & 0o666)  # safetensors makes files that their owner alone may read
+    aside.chmod(folder.stat().st_mode & 0o666)  # safetensors makes files that only their owner may read
     sync_path(aside)
     os.replace(aside, folder / name)
     sync_path(folder)

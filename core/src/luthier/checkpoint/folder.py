@@ -30,9 +30,9 @@ log = get_logger()
 MANIFEST: Final = "manifest.json"
 FOLDER: Final = "checkpoints"
 ASIDE: Final = "set-aside"
-CONSTANTS: Final = "constants"  # the run's folder of frozen tensors, see `checkpoint.constants`
+CONSTANTS: Final = "constants"  # the run's folder of frozen tensors; see `checkpoint.constants`
 NAME: Final = re.compile(r"step-(\d{8,})")
-GOING, REPLACED = "going", "replaced"  # what an old folder is called while it is removed, and while it gives way
+GOING, REPLACED = "going", "replaced"  # suffixes of an old folder: while it is removed, and while it is replaced
 
 
 def save(run_folder: Path, step: int, tree: Mapping[str, Any], run: Mapping[str, Any] | None = None) -> Path:
@@ -87,7 +87,7 @@ def commit_folder(aside: Path, run: Mapping[str, Any] | None = None, constants: 
     (aside / MANIFEST).write_text(json.dumps({**manifest, "digest": _own_digest(manifest)}, indent=1), "utf-8")
     settle_folder(aside)
     old = target.with_name(f".{target.name}.{REPLACED}")
-    if target.exists():  # the same step of a run that was resumed before it: put back where a kill comes between
+    if target.exists():  # left by the run before it was resumed; put back if a kill comes between
         os.replace(target, old)
     os.replace(aside, target)
     sync_path(target.parent)
@@ -138,7 +138,7 @@ def verify(folder: Path) -> dict[str, Any]:
     for name, expected in manifest["files"].items():
         try:
             intact = is_intact(folder / name, expected)
-        except (OSError, AttributeError) as error:  # of a manifest that nothing vouches for
+        except (OSError, AttributeError) as error:  # the manifest has no checksum, so its contents may be anything
             raise _corrupt(folder, f"unreadable: {error}") from error
         if not intact:
             raise _corrupt(folder, f"{name} is damaged")
@@ -189,7 +189,7 @@ def newest_checkpoint(run_folder: Path) -> tuple[Path, dict[str, Any], list[Luth
         try:
             return folder, load_checkpoint(folder), damaged
         except LuthierError as error:
-            if error.code == "format-newer":  # whole, and further than what lies before it
+            if error.code == "format-newer":  # it is whole, and of a later step than those before it
                 raise
             damaged.append(error)
     if damaged:
@@ -225,7 +225,8 @@ def prune_checkpoints(run_folder: Path, limit: int | None, best: Path | None) ->
     """Keep the newest `limit` checkpoints, and the best."""
     for folder in list_checkpoints(run_folder)[: -limit if limit else 0]:
         if folder != best:
-            going = folder.with_name(f".{folder.name}.{GOING}")  # renamed first: what is found by name is whole
+            # renamed first, because a folder with a checkpoint's name must be whole
+            going = folder.with_name(f".{folder.name}.{GOING}")
             os.replace(folder, going)
             shutil.rmtree(going)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from luthier.checkpoint.format import FORMAT
 
 Tree = dict[str, Any]
-SAMPLES: Final = 4  # the first format whose tally knows its batch
+SAMPLES: Final = 4  # the first format whose tally stores its batch size
 
 
 def migrate_tree(tree: Tree, version: int, batch: Any = None) -> Tree:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from luthier.recipe import Recipe
 
 log = get_logger()
-LONG: Final = 1.0  # seconds of waiting for the checkpoint before, that are worth a line in the log
+LONG: Final = 1.0  # seconds: a longer wait for the checkpoint before gets a line in the log
 
 
 @attrs.frozen(kw_only=True)
@@ -82,7 +82,7 @@ class Saver:
         self.folder, self.belongs, self.background, self.limit = folder, belongs, background, limit
         self.world = world or World()
         self.constants: tuple[str, ...] = ()  # files of the run that every checkpoint needs
-        self._aside: World | None = None  # in which ranks write a sharded state together
+        self._aside: World | None = None  # the group in which ranks write a sharded state together
         self._writing: _Writing | None = None
         self._thread: threading.Thread | None = None
         self._spare: dict[str, Tensor] = {}

@@ -38,8 +38,8 @@ class ShardedSnapshot:
     """
 
     world: World
-    tensors: dict[str, Tensor]  # this rank's copies, to be used again
-    parts: dict[str, Tensor]  # the same as shards
+    tensors: dict[str, Tensor]  # this rank's copies, which the next checkpoint reuses
+    parts: dict[str, Tensor]  # the same tensors as shards
     rest: Snapshot
 
     def write(self, run_folder: Path, step: int, belongs: Mapping[str, Any], constants: Iterable[str] = ()) -> Path:
@@ -51,7 +51,7 @@ class ShardedSnapshot:
         try:
             checkpoint.write_checkpoint(run_folder, step, self._lead, belongs, constants)
         except BaseException:
-            self.world.broadcast(None)  # of the folder, or of its becoming a checkpoint
+            self.world.broadcast(None)  # all ranks wait until the folder exists, or has become a checkpoint
             raise
         self.world.broadcast(str(target))
         return target

@@ -86,7 +86,7 @@ def conversations(data: Path) -> Iterator[Row]:
     for name in ("roleplay_alpaca.json.gz", "codegen_response_key.jsonl.gz"):
         for row in rows(data / "gpteacher" / name):
             yield chat(row["instruction"], row["output"] if "output" in row else row["response"], row.get("input", ""))
-    for row in rows(data / "pandalm" / "testset_v1.jsonl.gz"):  # some answers there are not text
+    for row in rows(data / "pandalm" / "testset_v1.jsonl.gz"):  # some answers in this file are not text
         yield chat(row["instruction"], str(row["response1"]), row.get("input", ""))
     for row in rows(data / "sharegpt" / "glaive_toolcall_en.json"):
         turns = [(t["from"], t["value"]) for t in row["conversations"]]

@@ -10,10 +10,11 @@ from luthier.model.model_config import config_of, experts_of
 if TYPE_CHECKING:
     from luthier.recipe import Recipe
 
-SAFETY: Final = 4  # how many times the bound must fit
+SAFETY: Final = 4  # the multiple of the bound that must fit
 WIDTH: Final = 8  # bytes of the widest number
-INNER: Final = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")  # names of the width between two products
-WIDEST: Final = 8  # times the hidden size, where a config has none of them
+# names in configs of the width between two products
+INNER: Final = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+WIDEST: Final = 8  # multiple of the hidden size, if a config has none of these names
 
 
 def surely_fits(recipe: Recipe, model: Any, tokens: int, longest: int, free: int) -> bool:
@@ -22,9 +23,9 @@ def surely_fits(recipe: Recipe, model: Any, tokens: int, longest: int, free: int
     A micro-batch has `tokens` tokens at most, or `longest` where that is more.
     """
     if recipe.teacher is not None or not isinstance(recipe.reference, str):
-        return False  # another model is held beside it
+        return False  # another model is in memory at the same time
     if recipe.reference_cache:
-        return False  # what the loss asks it is found out by a rehearsal
+        return False  # only a rehearsal shows what the loss asks of such a model
     try:
         config = (config_of(recipe.model) if model is None else model.config).get_text_config()
         return SAFETY * bound(config, max(longest, tokens), longest) < free

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from luthier.recipe.parts import Resolved
 
 OPTION: Final = "max_tokens_per_device"
-SUGGESTED: Final = ("global_batch_size", "learning_rate")  # that may be `auto` too
+SUGGESTED: Final = ("global_batch_size", "learning_rate")  # further settings that may be `auto`
 Turns = list[list[TokenExample]]  # the examples of each micro-batch, the largest first
 
 

@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from luthier.recipe.settled import SettledRecipe
     from luthier.step.setup import Setup
 
-CUDA_GRAIN: Final = 512  # bytes that torch's CUDA allocator rounds up to
+CUDA_GRAIN: Final = 512  # bytes to which torch's CUDA allocator rounds up
 CAUSES: Final = ("weights", "gradients", "optimizer", "activations", "head", "batch")
-COMPANIONS: Final = ("reference", "teacher")  # causes that most runs have not
+COMPANIONS: Final = ("reference", "teacher")  # causes that most runs do not have
 
 
 class Unknown(Exception):
@@ -59,7 +59,7 @@ class Footprint:
 
     tokens: int
     causes: dict[str, int]
-    flops_per_token: float = 0.0  # of products and attention, forward and backward
+    flops_per_token: float = 0.0  # of products and attention, in forward and backward
 
     @property
     def peak(self) -> int:
@@ -207,7 +207,7 @@ def assemble_weightless(
     feed = feed_of(recipe, prepared.train)
     try:
         model = quantize_model(recipe, feed, model, parts.quantizer, purpose)
-    except LuthierError as error:  # of numbers that are none
+    except LuthierError as error:  # about numbers that are not finite
         raise Unknown(f"the quantizer needs the weights: {error.line}") from error
     return attach_parts(
         Attachment(

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import torch
 
-SHARE: Final = 0.4  # of the rate of one large product that a whole step reaches; assumed
-SIDES: Final = {"cuda": 8192}  # of the product
+SHARE: Final = 0.4  # assumed share of one large product's rate that a whole step reaches
+SIDES: Final = {"cuda": 8192}  # the size of that product
 REPEATS: Final = 3
 
 

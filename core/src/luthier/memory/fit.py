@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from luthier.data.stream.row_stream import Stream
 
 log = get_logger()
-SHARE: Final = {"cuda": 0.9}  # of the free memory that `auto` may plan for; the rest is for fragments of freed blocks
-OTHERWISE: Final = 0.7  # on a CPU, where other programs want memory too
-USEFUL: Final = {"cpu": 2048, "cuda": 32768}  # tokens of a micro-batch beyond which a device is no faster
-GRAIN: Final = 64  # `auto` gives a multiple of it
-STEPS: Final = 64  # in which the fullest micro-batch is looked for
-ROWS: Final = 256  # that stand for all where a micro-batch is filled
+SHARE: Final = {"cuda": 0.9}  # the share of free memory that `auto` plans for; freed blocks leave the rest fragmented
+OTHERWISE: Final = 0.7  # the share on a CPU, where other programs need memory too
+USEFUL: Final = {"cpu": 2048, "cuda": 32768}  # tokens of a micro-batch beyond which a device gets no faster
+GRAIN: Final = 64  # `auto` gives a multiple of this
+STEPS: Final = 64  # steps that are searched for the fullest micro-batch
+ROWS: Final = 256  # rows that stand for all when a micro-batch is filled
 FALLBACK: Final = 4096
 
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from luthier.memory.lazy_values import Kept, list_kept
 
-SHARED: Final = frozenset(  # that are no plugin's, and are rehearsed with from the first
+SHARED: Final = frozenset(  # packages that belong to no plugin and are always there in a rehearsal
     (
         *sys.stdlib_module_names,
         "accelerate",
@@ -28,7 +28,7 @@ SHARED: Final = frozenset(  # that are no plugin's, and are rehearsed with from 
     )
 ) - {"__main__"}
 
-LATE: Final[set[str]] = set()  # packages that were imported during a rehearsal, by functions of a part
+LATE: Final[set[str]] = set()  # packages that functions of a part imported during a rehearsal
 
 
 @contextmanager

@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 LRU: Final = type(functools.cache(lambda: None))
-NAMELESS: Final = (bool, str, bytes, type(None), type, ModuleType, FunctionType)  # that are no numbers of a tensor
-# these types and no others of theirs: looking into a mapping of transformers' makes what it would hold
+# types that are no numbers of a tensor
+NAMELESS: Final = (bool, str, bytes, type(None), type, ModuleType, FunctionType)
+# exactly these types and no subclasses: looking into a lazy mapping of transformers would load what it holds
 CONTAINERS: Final = (dict, OrderedDict, defaultdict, list, set, frozenset, deque, tuple)
 ABSENT: Final = object()
-MOST: Final = 10_000  # items of a container beyond which it is data and no table
+MOST: Final = 10_000  # items beyond which a container is data and not a table
 REACHED: Final = 200_000  # values that are looked at in all
 
 
@@ -169,7 +170,7 @@ def _results(cached: Any) -> list[Any]:
 def _content(cell: Any) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # empty
+    except ValueError:  # the container is empty
         return ABSENT
 
 

@@ -13,8 +13,8 @@ from typing import Any, Final
 import attrs
 
 FILE: Final = Path(__file__).with_suffix(".json")
-DOCUMENT: Final = 2048  # tokens of the documents that were rehearsed
-POINTS: Final = (2048, 8192)  # tokens of the micro-batches, between and beyond which memory is a straight line
+DOCUMENT: Final = 2048  # tokens of the documents in the rehearsals
+POINTS: Final = (2048, 8192)  # tokens of the rehearsed micro-batches; memory is linear between and beyond them
 LORA: Final = {"name": "lora", "r": 16, "target_modules": "all-linear"}
 FULL: Final = {"adapter": "full", "model.dtype": "float32", "precision": "bf16"}
 ADAPTED: Final = {"adapter": LORA, "model.dtype": "bfloat16", "precision": "bf16"}
@@ -33,7 +33,7 @@ class Preset:
     name: str
     license: str
     parameters: int
-    config: Mapping[str, Any]  # by the names of its transformers config
+    config: Mapping[str, Any]  # with the names of its transformers config
     memory: Mapping[str, tuple[float, float]]
 
     def needs(self, method: str, tokens: int) -> int:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from luthier.memory.dry_run import Footprint
 
-SPREAD: Final = ("weights", "gradients", "optimizer")  # causes of which each rank holds its part
-AHEAD: Final = 2  # layers that are whole at a time: the one at work, and the next on its way
+SPREAD: Final = ("weights", "gradients", "optimizer")  # causes that are divided among the ranks
+AHEAD: Final = 2  # layers that are whole at one time: the one that computes, and the next one
 
 
 def divide_footprint(found: Footprint, model: nn.Module, ranks: int, *, shards_reference: bool) -> Footprint:

@@ -8,16 +8,16 @@ from typing import Any, Final
 import attrs
 
 GB: Final = 10**9
-NEARLY: Final = 0.95  # a GPU sold with 16 GB has a little less
-PER_DEVICE: Final = ((48, 8), (32, 6), (24, 4), (16, 2))  # GB of GPU memory: examples of one micro-batch
-STEPS: Final = 100  # optimizer steps of one epoch that are wanted
+NEARLY: Final = 0.95  # a GPU sold with 16 GB has slightly less
+PER_DEVICE: Final = ((48, 8), (32, 6), (24, 4), (16, 2))  # (GB of GPU memory, examples of one micro-batch)
+STEPS: Final = 100  # optimizer steps that one epoch should have
 BATCHES: Final = (8, 64)  # the smallest and the largest global batch that is suggested
-RANKS: Final = ((1_000, 8), (10_000, 16), (100_000, 32))  # examples below which a rank holds what they teach
-UNKNOWN: Final = {"global_batch_size": 32, "adapter.r": 16}  # of a stream
-ANCHOR: Final = (8e9, 2e-5)  # parameters, and the rate at which a model of that size is fine-tuned in full
+RANKS: Final = ((1_000, 8), (10_000, 16), (100_000, 32))  # (examples, the LoRA rank for fewer than these)
+UNKNOWN: Final = {"global_batch_size": 32, "adapter.r": 16}  # suggestions for a stream, whose length is unknown
+ANCHOR: Final = (8e9, 2e-5)  # parameters of a model, and the usual rate of its full fine-tuning
 EXPONENT: Final = 0.4  # how the rate falls with size, from 1e-4 at 100M, and for less, to 8e-6 at 70B
 SMALLEST: Final = 1e8
-FEW: Final = 0.2  # trained share of the weights below which ten times that rate is right
+FEW: Final = 0.2  # the share of trained weights below which ten times that rate is right
 
 
 @attrs.frozen(kw_only=True)

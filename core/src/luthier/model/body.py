@@ -21,10 +21,10 @@ from luthier.plugins.contracts.protocols import Adapter
 class BodyOutput:
     """What a body gives for the T tokens of a loss's batch, virtual tokens left out."""
 
-    kind: type[Any]  # transformers' class of the answer
-    states: Tensor  # [T, H] that the head reads
-    layers: tuple[Tensor, ...]  # [T, H] before the first layer and after each; empty where they were not asked for
-    routers: tuple[Tensor, ...]  # [T, experts] of each sparse layer; empty where they were not asked for
+    kind: type[Any]  # transformers' class of the body's output
+    states: Tensor  # [T, H], what the head reads
+    layers: tuple[Tensor, ...]  # [T, H] before the first layer and after each; empty if nobody asked for them
+    routers: tuple[Tensor, ...]  # [T, experts] of each sparse layer; empty if nobody asked for them
 
 
 class Body:
@@ -76,9 +76,9 @@ class Body:
     def _call(self, batch: Batch, layers: bool, routers: bool) -> Any:
         arguments = document_arguments(batch)
         if batch.num_documents == 1 and self.is_stateful:
-            del arguments["cu_seq_lens_q"]  # recurrent layers refuse to be told of a single document
+            del arguments["cu_seq_lens_q"]  # recurrent layers refuse this argument for a single document
         if self.prefix_rows:
-            arguments["prefixes"] = cast(Any, self.adapter).prefixes  # rows of prefixes come from an adapter alone
+            arguments["prefixes"] = cast(Any, self.adapter).prefixes  # only adapters add prefixes
         if layers:
             arguments["output_hidden_states"] = True
         if routers:

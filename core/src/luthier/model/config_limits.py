@@ -8,7 +8,7 @@ from luthier.errors import LuthierError, show_value
 from luthier.model.foreign import explain_reading
 from luthier.model.weights.stored_layers import prepare_library
 
-LIMITS: Final = {  # the largest that is read; beyond every model, so that a slip of the pen ends at once
+LIMITS: Final = {  # the largest values that are accepted: beyond every model, so that a typing error ends at once
     "vocab_size": 2**24,
     "hidden_size": 2**20,
     "num_hidden_layers": 2**12,
@@ -18,7 +18,7 @@ LIMITS: Final = {  # the largest that is read; beyond every model, so that a sli
     "num_experts": 2**16,
     "n_routed_experts": 2**16,
 }
-CODE: Final = ("_attn_implementation", "_experts_implementation")  # where a config may name code on the hub
+CODE: Final = ("_attn_implementation", "_experts_implementation")  # entries by which a config may name code on the hub
 
 
 def check_config(config: Any, source: str) -> None:

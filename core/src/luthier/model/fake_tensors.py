@@ -24,7 +24,7 @@ Piece = TypeVar("Piece")
 META: Final = torch.device("meta")
 HEAD: Final = "head"
 BATCH: Final = "batch"
-REAL: Final = 1 << 18  # integer tensors up to this many elements are computed, larger ones are ghosts
+REAL: Final = 1 << 18  # integer tensors of up to so many elements are computed, larger ones are fake
 
 
 class Ghost(Tensor):
@@ -59,7 +59,7 @@ class Ghost(Tensor):
         return Ghost(inner["inner"], *told)
 
     def untyped_storage(self) -> torch.UntypedStorage:
-        return self.inner.untyped_storage()  # views of one ghost share it
+        return self.inner.untyped_storage()  # views of one fake tensor share its storage
 
     def tolist(self) -> Any:
         number: Any = self.new_empty(()).item()
@@ -86,7 +86,8 @@ class Ghosts(TorchDispatchMode):
         super().__init__()
         self.ledger, self.experts, self.flops, self.shortened = ledger, max(experts, 1), 0, shortened
         self._kind, self._vocabulary = device.type, vocabulary
-        self._known: dict[Any, tuple[Any, ...]] = {}  # results by operation and inputs: layers repeat themselves
+        # results by operation and inputs, because layers repeat themselves
+        self._known: dict[Any, tuple[Any, ...]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -112,7 +113,8 @@ class Ghosts(TorchDispatchMode):
         special = SPECIAL.get(func)
         if special is not None:
             return special(self, *args, **kwargs)
-        if not func._schema.returns:  # it only writes: fused optimizers, of which not all have a meta kernel
+        # an operation that only writes: fused optimizers, not all of which have a meta kernel
+        if not func._schema.returns:
             return None
         out = self._answer(func, args, kwargs)
         counted = flop_registry.get(func._overloadpacket)
@@ -128,7 +130,7 @@ class Ghosts(TorchDispatchMode):
         key = (func, _signature(args), _signature(tuple(kwargs.items())) if kwargs else None)
         try:
             known = self._known.get(key)
-        except TypeError:  # an argument that cannot be hashed
+        except TypeError:  # an argument cannot be hashed
             return self._run(func, args, kwargs)
         if written is not None:
             if known is None:
@@ -174,7 +176,7 @@ class Ghosts(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # saves torch's compiler from being imported for it
+        return False  # otherwise torch would import its compiler for this mode
 
 
 def is_ghost(tensor: Tensor) -> bool:
@@ -265,7 +267,7 @@ def _written(func: Any) -> tuple[int, str] | None:
     return aliased[0][0], aliased[0][1].name
 
 
-# operations whose result depends on data, or for which torch has no meta kernel as general as the CPU's
+# operations whose result depends on data, or for which torch's meta kernel is less general than the CPU's
 
 
 def _number(world: Ghosts, tensor: Tensor) -> bool | int | float:
@@ -292,7 +294,7 @@ def _grouped(world: Ghosts, a: Tensor, b: Tensor, offs: Tensor | None = None, *_
     groups = () if offs is None else (offs.shape[0],)
     stacked = (groups or (a.shape[0],)) if a.dim() == b.dim() else ()
     shape = (*stacked, a.shape[-2], b.shape[-1])
-    parted = groups[0] if groups and stacked else 1  # the groups part what is summed over
+    parted = groups[0] if groups and stacked else 1  # the groups divide the dimension that is summed over
     world.flops += 2 * math.prod(shape) * a.shape[-1] // parted
     return world._wrapped(torch.empty(shape, dtype=a.dtype, device=META), a.device)
 

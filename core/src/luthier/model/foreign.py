@@ -12,9 +12,9 @@ import torch
 
 from luthier.errors import LuthierError
 
-SHOWN: Final = 400  # characters of another library's message
-PLAIN: Final = (OSError, ValueError, ImportError)  # whose messages say enough without their type
-OBJECTS: Final = (  # files that hold a JSON object each, in the order in which they are read
+SHOWN: Final = 400  # the most characters of another library's message
+PLAIN: Final = (OSError, ValueError, ImportError)  # errors whose messages say enough without their type
+OBJECTS: Final = (  # files that each contain a JSON object, in the order in which they are read
     "config.json",
     "generation_config.json",
     "tokenizer_config.json",

@@ -69,7 +69,7 @@ def _model_and_info(name: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
     """The causal LM, and which weights were missing, unexpected or of another shape."""
     import transformers
 
-    reader: Any = transformers.AutoModelForCausalLM  # its annotations know of no second value
+    reader: Any = transformers.AutoModelForCausalLM  # transformers' annotations do not declare the second return value
     return reader.from_pretrained(name, trust_remote_code=False, use_safetensors=True, output_loading_info=True,
                                   ignore_mismatched_sizes=True, **arguments)  # fmt: skip
 

@@ -26,7 +26,7 @@ def build_model(config: Any, spec: Model, device: torch.device) -> Any:
     dtype = stored if spec.dtype == "auto" else getattr(torch, spec.dtype)
     with load.quiet(), device:
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    model.published_in = stored  # which weights without data do not say
+    model.published_in = stored  # weights without data do not show this dtype
     return model
 
 

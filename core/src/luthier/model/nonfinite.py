@@ -14,7 +14,7 @@ from luthier.data.batches.batch import Batch
 from luthier.plugins.contracts.values import LossOutput
 
 LOSS: Final = "the loss"
-SHOWN: Final = 3  # rows that a message names
+SHOWN: Final = 3  # the most rows that a message names
 
 
 @attrs.frozen(kw_only=True)
@@ -22,10 +22,10 @@ class Finding:
     """Where the first number that is not finite was made. `micro_batch` counts from 1; None where there is none."""
 
     cause: str  # parameter, data, forward, backward, norm or none
-    place: str  # the path of a parameter or module; empty where there is none
-    told: str  # a sentence without its end
+    place: str  # the path of a parameter or module, or an empty text
+    told: str  # a sentence without its final dot
     micro_batch: int | None = None
-    where: tuple[str, ...] = ()  # file:line of the rows that met it
+    where: tuple[str, ...] = ()  # file:line of the affected rows
 
     def to_plain(self) -> dict[str, Any]:
         return {**attrs.asdict(self), "where": list(self.where)}
@@ -53,7 +53,8 @@ class Watch:
         self.batches, self.calls = batches, 0
         self.found: Finding | None = None
         self.names: dict[nn.Module, str] = {}
-        self.entered: list[tuple[bool, float]] = []  # for each module being run: are its inputs finite, their largest
+        # for each module under way: True if its inputs are finite, and the largest input
+        self.entered: list[tuple[bool, float]] = []
 
     @contextmanager
     def over(self, model: nn.Module, step: nn.Module | None = None) -> Iterator[None]:
@@ -213,7 +214,8 @@ def trace_model(model: nn.Module, batch: Batch, work: Callable[[], object]) -> F
 
 
 def _parameter(model: nn.Module) -> Finding | None:
-    buffers = [(name, held) for name, held in model.named_buffers() if held.isnan().any()]  # a mask may be infinite
+    # only NaN counts, because a mask may be infinite
+    buffers = [(name, held) for name, held in model.named_buffers() if held.isnan().any()]
     for name, held in (*model.named_parameters(), *buffers):
         if not is_finite(held):
             return Finding(cause="parameter", place=name, told=f"the parameter {name} holds {describe_nonfinite(held)}")

@@ -10,8 +10,8 @@ from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Final
 
-FETCHERS: Final = ("kernels",)  # with which bitsandbytes asks a hub for a binary, on some processors
-TELLERS: Final = ("bitsandbytes.backends.cpu.ops",)  # who would advise to install one of them
+FETCHERS: Final = ("kernels",)  # packages by which bitsandbytes fetches a binary from a hub, on some processors
+TELLERS: Final = ("bitsandbytes.backends.cpu.ops",)  # loggers that would advise to install one of them
 
 
 def import_offline(name: str) -> ModuleType:

@@ -34,10 +34,10 @@ class ModelPolicy:
         self.scorer = Scorer(model, self.body.module, self._call_head)
         self._batch: Batch | None = None
         self._output: BodyOutput | None = None
-        self._generators: Any = None  # the random states that the body began with
-        self._keeps_layers = False  # a loss asks for hidden states: every pass gives them
+        self._generators: Any = None  # the random states at the start of the body's pass
+        self._keeps_layers = False  # True once a loss asks for hidden states, which every pass then returns
         self._answer_type: Any = None
-        self.others: dict[str, Any] = {}  # the reference and the teacher, where the recipe names them
+        self.others: dict[str, Any] = {}  # the reference and the teacher, if the recipe names them
 
     def token_logprobs(self, batch: Batch, want: Sequence[str] = (), labels: Tensor | None = None) -> Any:
         unknown = set(want) - {"entropy", "top1"}
@@ -87,9 +87,9 @@ class ModelPolicy:
             return [last for _ in layers]
         if self._output is None or not self._output.layers:
             self._keeps_layers = True
-            with _drawing_again(self._generators, self.model.device):  # the same dropout as the pass before
+            with _drawing_again(self._generators, self.model.device):  # draws the same dropout as the pass before
                 self._keep(batch, layers=True)
-        states = cast(BodyOutput, self._output).layers  # as it was kept
+        states = cast(BodyOutput, self._output).layers  # as kept from that pass
         return [states[layer] for layer in layers]
 
     def score(self, batch: Batch) -> Tensor:
@@ -139,7 +139,7 @@ class ModelPolicy:
         answer = (self._answer_type or _plain_answer())(last_hidden_state=states[None])
         placeholder = torch.zeros((1, states.shape[0]), dtype=torch.int64, device=states.device)
         routers = {"output_router_logits": False} if self.want_routers else {}
-        decoder = self.model.get_decoder()  # which OPT's forward calls past its base model
+        decoder = self.model.get_decoder()  # OPT's forward calls its decoder directly, past the base model
         inner = nullcontext() if decoder in (self.body.module, self.model) else _answering(decoder, answer)
         with _answering(self.body.module, answer), inner:
             return self.model(input_ids=placeholder, use_cache=False, **routers).logits[0]
@@ -148,7 +148,7 @@ class ModelPolicy:
         """Run the body over the batch and keep its answer; `layers`: with every layer's hidden states."""
         with self._mode():
             self._output = self.body.run(batch, layers=layers, routers=self.want_routers)
-        self._answer_type = self._output.kind  # outlives `forget`: backward calls the head again
+        self._answer_type = self._output.kind  # outlives `forget`, because backward calls the head again
         self._batch = batch
 
     def _map_chunk(
@@ -183,7 +183,7 @@ def _plain_answer() -> Any:
     """Return what a body answers with where it has not run yet."""
     from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-    return BaseModelOutputWithPastAndCrossAttentions  # GPT-2's forward reads the latter
+    return BaseModelOutputWithPastAndCrossAttentions  # GPT-2's forward reads cross-attentions
 
 
 def _random_states(device: torch.device) -> list[Tensor]:
@@ -213,4 +213,4 @@ def _answering(body: nn.Module, answer: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        del body.forward  # the class's own forward is found again
+        del body.forward  # makes the class's own forward visible again

@@ -11,7 +11,7 @@ from luthier.logs import get_logger
 from luthier.runs.writing.decisions import Decisions
 
 log = get_logger()
-LAYERS: Final = (  # transformers' names of layers with a state beside, or in the place of, keys and values
+LAYERS: Final = (  # transformers' names of layers with a state besides, or instead of, keys and values
     "linear_attention",
     "hybrid",
     "hybrid_sliding",

@@ -46,7 +46,7 @@ def find_disagreement(
             packed = ModelPolicy(model, adapter).token_logprobs(batch) if packing else separate
             own = _own(model, batch, adapter)
     except LuthierError as error:
-        if error.code in OPERATION_ERRORS:  # a plugin's, and not the architecture's
+        if error.code in OPERATION_ERRORS:  # the error of a plugin's operation, not of the architecture
             raise
         return error.problem
     finally:

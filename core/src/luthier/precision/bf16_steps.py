@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from luthier.precision.rounding import round_stochastically
 from luthier.randomness import number_of
 
-CHUNK: Final = 1 << 24  # weights in float32 at once, 64 MiB, where an optimizer can step some without the others
+CHUNK: Final = 1 << 24  # weights in float32 at once, 64 MiB, if an optimizer can step some without the others
 
 
 class StochasticStep:
@@ -90,7 +90,7 @@ def newest_master(master: Tensor, parameter: Tensor) -> Tensor:
 def put_tensor(parameter: nn.Parameter, tensor: Tensor) -> None:
     """Let a parameter hold another tensor, of another dtype too; whoever has the parameter has it still."""
     parameter.data = tensor
-    if is_traceable_wrapper_subclass(tensor):  # its class keeps a tensor inside, which `data` does not reach
+    if is_traceable_wrapper_subclass(tensor):  # such a tensor keeps another one inside, which `data` does not reach
         for name in tensor.__tensor_flatten__()[0]:
             setattr(parameter, name, getattr(tensor, name))
 

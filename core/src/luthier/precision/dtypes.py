@@ -22,7 +22,7 @@ from luthier.recipe import Recipe
 from luthier.runs.writing.decisions import Decisions
 
 log = get_logger()
-WIDE_ENOUGH: Final = 192  # the hidden size from which a CPU's whole step gains from them
+WIDE_ENOUGH: Final = 192  # the hidden size from which a CPU's whole step gains from bfloat16
 COMPUTED_IN: Final = {"bf16": torch.bfloat16, "pure_bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -31,7 +31,7 @@ class Facts:
     """What `auto` is decided by. `trains` and `weights` are the dtypes of the trainable weights and of the model."""
 
     device: str
-    feature: str | None  # what computes bfloat16 here
+    feature: str | None  # the processor feature that computes bfloat16 here
     hidden: int
     trains: torch.dtype
     weights: torch.dtype
@@ -140,10 +140,10 @@ class Precision:
     name: str = "float32"
     device: str = "cpu"
     seed: int = 0
-    keeps_masters: bool = False  # of pure_bf16
-    sharded: bool = False  # nobody gives the weights back: shards are not what came, and are not what is saved
-    kept: list[Tensor] = attrs.field(factory=list)  # what is held beside the model's weights
-    separable: bool = False  # whether the optimizer can step some parameters without the others
+    keeps_masters: bool = False  # pure_bf16_update: float32_masters
+    sharded: bool = False  # shards are neither the weights that came nor those that are saved, so none are restored
+    kept: list[Tensor] = attrs.field(factory=list)  # tensors kept besides the model's weights
+    separable: bool = False  # True if the optimizer can step some parameters without the others
     scaler: LossScaler | None = None
     stepping: StochasticStep | MasterStep | None = None
 
@@ -239,7 +239,7 @@ class Precision:
             undo.callback(_give_back, parameter, came, masters)
             put_tensor(parameter, wide.to(torch.bfloat16) if pure else wide)
             if pure:
-                parameter.grad_dtype = torch.float32  # what the gradients of many micro-batches are added in
+                parameter.grad_dtype = torch.float32  # the gradients of many micro-batches are added in this dtype
                 masters |= {parameter: wide} if self.keeps_masters else {}
         if pure:
             self.stepping = MasterStep(masters) if masters else StochasticStep(self.seed, separable=self.separable)

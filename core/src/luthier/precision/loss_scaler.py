@@ -13,7 +13,7 @@ from luthier.errors import LuthierError
 from luthier.logs import get_logger
 
 log = get_logger()
-LEAST: Final = 2.0**-14  # a gradient that overflows under it is no matter of range
+LEAST: Final = 2.0**-14  # a gradient that overflows at this scale has another problem than its range
 MOST: Final = 2.0**40
 
 
@@ -29,7 +29,7 @@ class LossScaler:
     growth_factor: float = 2.0
     backoff_factor: float = 0.5
     growth_interval: int = 2000
-    good_steps: int = 0  # in a row
+    good_steps: int = 0  # finite steps in a row
     overflows: int = 0  # in the whole run
 
     def scaled(self, objective: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-HALF = 0x8000  # of the lowest bit that bfloat16 keeps: bfloat16 is the upper half of float32
+HALF = 0x8000  # half of the lowest bit that bfloat16 keeps: bfloat16 is the upper half of float32
 
 
 def split_halves(x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -15,7 +15,7 @@ def split_halves(x: Tensor) -> tuple[Tensor, Tensor | None]:
     that the rest is within int16.
     """
     nearest = x.to(torch.bfloat16)
-    if bool((nearest.float() == x).all()):  # as in a model that was published in bfloat16
+    if bool((nearest.float() == x).all()):  # for example if the model was published in bfloat16
         return nearest, None
     bits = x.view(torch.int32)
     high = (bits + HALF) >> 16

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from luthier.precision.bf16_steps import put_tensor
 from luthier.precision.rounding import join_halves, split_halves
 
-PLAIN: Final = ("torch.nn.modules.", "transformers.models.", "transformers.pytorch_utils")  # whose weights are weights
+# modules of these packages keep plain weights
+PLAIN: Final = ("torch.nn.modules.", "transformers.models.", "transformers.pytorch_utils")
 FLOATS: Final = (torch.float32, torch.bfloat16, torch.float16)
 
 

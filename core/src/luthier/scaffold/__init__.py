@@ -17,7 +17,7 @@ from luthier.plugins.registry import installed_plugins
 
 PREFIX: Final = "luthier-"
 NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-LONGEST: Final = 24  # generated lines stay within 120 columns
+LONGEST: Final = 24  # longest name for which generated lines stay within 120 columns
 SUMMARIES: Final = {
     "adapter": "Scales every output of a layer by a trained factor.",
     "loss": "Cross-entropy with label smoothing.",
@@ -30,8 +30,8 @@ SUMMARIES: Final = {
     "exporter": "Every weight of a model in one file of numpy arrays.",
     "metric": "Share of answers that are their reference, word for word.",
 }
-DATA: Final = ("tokens", "preference")  # the rows of a loss
-REQUIREMENTS: Final = {  # beside attrs and luthier, as they follow these in a list of TOML
+DATA: Final = ("tokens", "preference")  # kinds of rows for a loss
+REQUIREMENTS: Final = {  # requirements besides attrs and luthier, as they continue a TOML list
     "adapter": ', "safetensors>=0.8", "torch>=2.11"',
     "loss": ', "torch>=2.11"',
     "optimizer": ', "torch>=2.11"',
@@ -42,7 +42,7 @@ REQUIREMENTS: Final = {  # beside attrs and luthier, as they follow these in a l
     "exporter": ', "numpy>=1.26", "torch>=2.11"',
     "metric": "",
 }
-EXTRAS: Final = {"provider": "[hosted]"}  # of luthier itself
+EXTRAS: Final = {"provider": "[hosted]"}  # extras of luthier itself
 TAKEN: Final = frozenset(  # names that the templates import or define
     ("Any", "Batch", "Callable", "Context", "Group", "Iterable", "Iterator", "Literal", "LossOutput", "LuthierError")
     + ("Mapping", "Multipliers", "Path", "Progress", "RoundedLinear", "ScaledLayer", "Tensor")
@@ -50,7 +50,7 @@ TAKEN: Final = frozenset(  # names that the templates import or define
     + ("ProviderError", "Reply", "Secret", "Sequence", "ServiceClient", "ServiceRow", "SettingRule", "Wanted")
     + tuple(record.__name__ for record in RECORDS.values())
 )
-COMMON: Final = {  # a file of the package -> its template; the others are of the kind
+COMMON: Final = {  # file of the package -> its template; further files depend on the kind
     "pyproject.toml": "pyproject.toml.txt",
     ".gitignore": "gitignore.txt",
     "README.md": "README.md.txt",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = get_logger()
 OPTION = "adapter_from"
-PEFT = "adapter_config.json"  # of a folder in PEFT's layout, which may have no note beside it
+PEFT = "adapter_config.json"  # a folder with this file has PEFT's layout, perhaps without a note
 
 
 def find_start(recipe: Recipe) -> Path | None:
@@ -67,7 +67,7 @@ def _check_base(folder: Path, note: dict[str, Any], model: Model) -> None:
     if was is None or was.startswith("python:") or now.startswith("python:"):
         return
     then, today = note.get("base") or _print_of(was), _print_of(now)
-    known = None not in (then, today)  # else one of them lies elsewhere, and names are all there is
+    known = None not in (then, today)  # otherwise one model's files are elsewhere, and only the names can be compared
     same = then == today if known else was == now
     if not same and (known or not (_local(was) or _local(now))):
         remedy = f"Set model: {was}, or begin from an adapter of {now}."

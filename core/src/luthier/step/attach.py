@@ -60,7 +60,7 @@ def attach_parts(attachment: Attachment) -> Setup:
     """The model with its adapter and all that a step needs; without weights (a rehearsal) no number is looked at."""
     with ExitStack() as undo:
         setup = _attached(attachment, undo)
-        undo.push(setup.undo)  # should a companion not be had
+        undo.push(setup.undo)  # undone if a companion cannot be loaded
         attachment.parts.company.join(setup, attachment.purpose)
         undo.pop_all()
     return setup
@@ -76,7 +76,8 @@ def _attached(attachment: Attachment, undo: ExitStack) -> Setup:
     operations = undo.enter_context(operate_as_chosen(recipe, model, parts.kernels, attachment.decisions,
                                                       attachment.purpose, attachment.spread_as))  # fmt: skip
     computed = _settle_computing(attachment, model, undo)
-    undo.enter_context(recompute.install_recompute(model, recipe.gradient_checkpointing))  # around those forwards
+    # it wraps the forwards that were installed before
+    undo.enter_context(recompute.install_recompute(model, recipe.gradient_checkpointing))
     step = _step(recipe, model, parts, computed.computing)
     spread = wrap_step(step, model, attachment.spread_as, world, attachment.device,
                        exchanged=computed.name == "pure_bf16")  # fmt: skip

@@ -33,13 +33,14 @@ if TYPE_CHECKING:
 log = get_logger()
 NAME: Final = "torch_compile"
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
-VARIANTS: Final = 32  # of one kernel: dtypes, widths and strides that a model may ask for; tokens are no variant
+# variants of one kernel (dtypes, widths and strides) that a model may need; token counts are no variants
+VARIANTS: Final = 32
 
-# Measured on a Zen 4 core, tokens of 512 to 1408 elements in bfloat16, eager kernels against compiled ones, forward and
-# backward: nanoseconds saved for each element of a norm, of query and key, and of a gated activation.
+# Measured on a Zen 4 core with tokens of 512 to 1408 elements in bfloat16, eager against compiled kernels, forward and
+# backward: nanoseconds saved per element of a norm, of query and key, and of a gated activation.
 SAVED: Final = {"norm": 1.2, "rope": 0.8, "silu": 1.0, "gelu": 4.7}
-COLD_SECONDS: Final = 40.0  # until all kernels are there, with the compiler's headers and nothing on the disk,
-WARM_SECONDS: Final = 5.0  # and where an earlier run like this one has left them
+COLD_SECONDS: Final = 40.0  # seconds until all kernels are compiled, with an empty cache on disk
+WARM_SECONDS: Final = 5.0  # seconds if an earlier run like this one has filled the cache
 
 
 @attrs.frozen(kw_only=True)
@@ -49,7 +50,7 @@ class Facts:
     device: str
     compiler: str | None
     tokens: float | None
-    saved: float  # CPU nanoseconds for each token
+    saved: float  # CPU nanoseconds per token
     threads: int
     warm: bool
 
@@ -130,7 +131,7 @@ def _mark(variants: object) -> Path:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container's user need not have a name
+    except (OSError, KeyError):  # the user of a container may have no name
         return "none"
 
 
@@ -207,7 +208,7 @@ class Passes:
 
         for tensor in tensors:
             if tensor.dim() > 1:
-                maybe_mark_dynamic(tensor, 0)  # the number of packed tokens changes from batch to batch
+                maybe_mark_dynamic(tensor, 0)  # the number of packed tokens differs from batch to batch
         try:
             return self._made(formula)(*given)
         except _troubles() as error:
@@ -217,7 +218,7 @@ class Passes:
     def _made(self, formula: Callable[..., Any]) -> Callable[..., Any]:
         name = formula.__name__
         if name not in self._compiled:
-            compile_formula: Callable[..., Any] = torch.compile  # whose stubs know no limit for one function
+            compile_formula: Callable[..., Any] = torch.compile  # torch's stubs do not declare a limit for one function
             self._compiled[name] = compile_formula(formula, fullgraph=True, recompile_limit=VARIANTS,
                                                    isolate_recompiles=True)  # fmt: skip
         return self._compiled[name]

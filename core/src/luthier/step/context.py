@@ -22,8 +22,8 @@ from luthier.randomness import seed_all
 from luthier.runs.writing.decisions import Decisions
 from luthier.step.preparation import cache_tensors, decide_with, differentiate_body, run_body, show_progress
 
-WHOLE: Final = ("train", "open")  # purposes of a model whose weights have values
-ATTACHING: Final = -1  # where the key of a step has its number, so that no step draws the same
+WHOLE: Final = ("train", "open")  # purposes for which the model's weights have values
+ATTACHING: Final = -1  # replaces the step number in the random key, so that no step draws the same numbers
 
 
 @attrs.frozen(kw_only=True)

@@ -87,7 +87,8 @@ def _check_positions(dataset: TokenDataset | Stream, model: Any, added: int = 0)
     if not isinstance(known, int) or longest <= known:
         return
     tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not tokens]
-    if any(known <= table.num_embeddings <= known + 2 for table in tables):  # OPT keeps two rows more than it counts
+    # OPT has two rows more than its config counts
+    if any(known <= table.num_embeddings <= known + 2 for table in tables):
         own = f", {added} of them the adapter's" if added else ""
         problem = f"the longest example {_has(dataset)} {longest} tokens{own}, and the model has {known} positions"
         remedy = f"Set it to {known - added} or less."

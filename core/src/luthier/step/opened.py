@@ -33,7 +33,7 @@ OPTIONAL: Final[dict[str, Any]] = {
     "chat_template_kwargs": {},
     "stop_tokens": [],
     "card": {},
-}  # that older notes have not
+}  # entries that older notes do not have
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 log = get_logger()
 Result = TypeVar("Result")
-TRIES: Final = 3  # with one example in the largest micro-batch
-SAYINGS: Final = (  # of RuntimeErrors that stand for exhausted memory
+TRIES: Final = 3  # attempts with one example in the largest micro-batch
+SAYINGS: Final = (  # parts of messages of RuntimeErrors that mean exhausted memory
     "out of memory",  # CUDA, HIP, MPS
     "can't allocate memory",  # torch's CPU allocator
     "not enough memory",
@@ -110,7 +110,7 @@ def _attempted(setup: Setup, work: Callable[[], Result]) -> tuple[Result | None,
         if setup.world.size > 1 and not _alone(setup):
             setup.world.any(True)
     setup.optimizer.zero_grad(set_to_none=True)
-    gc.collect()  # only here, where the error and its frames are gone
+    gc.collect()  # only here, because the error and its frames are gone now
     if setup.device.type == "cuda":
         torch.cuda.empty_cache()
     return None, problem

@@ -29,7 +29,7 @@ Value = TypeVar("Value")
 FOLDER: Final = "tensors"
 PATIENCE: Final = 1.0  # seconds before progress is shown
 EVERY: Final = 30.0  # seconds between log lines where there is no terminal
-PREFIX: Final = "part:"  # before the names of what parts decide, so that none is taken for one of the engine's
+PREFIX: Final = "part:"  # put before the names of parts' decisions, so that none is mistaken for the engine's
 
 
 def decide_with(decisions: Decisions, purpose: Purpose) -> Callable[..., Any]:

@@ -40,14 +40,16 @@ if TYPE_CHECKING:
     from luthier.recipe.settled import SettledRecipe
 
 
-KEPT_APART: Final = ("adapter", "optimizer", "feed", "constant_owners")  # a feed's state is that after a step
+# parts whose state is saved separately; a feed's is that after a step
+KEPT_APART: Final = ("adapter", "optimizer", "feed", "constant_owners")
 
 
 @attrs.define(kw_only=True)
 class Attempt:
     """How far the ranks are in the attempt that is under way."""
 
-    closed: bool = False  # they are inside a collective that waits for all, so that nobody can begin again
+    # True within a collective that all ranks must complete, so that the step cannot be tried again
+    closed: bool = False
 
 
 class ConstantOwner(Protocol):
@@ -79,29 +81,29 @@ class Setup:
     validation: TokenDataset | None
     report: Report
     device: torch.device
-    attention: str  # the implementation that the model had before the run
-    operations: Installed  # what of the model computes by operations of ours
-    penalties: tuple[Penalty, ...] = ()  # of the weights that train, beside the adapter's own
-    metrics: dict[str, BuiltMetric] = attrs.field(factory=dict)  # what an evaluation reports besides the loss's own
-    has_perplexity: bool = False  # the loss's main term is nats per token
+    attention: str  # the attention implementation that the model had before the run
+    operations: Installed  # the parts of the model that luthier's operations compute
+    penalties: tuple[Penalty, ...] = ()  # penalties on the trained weights, besides the adapter's own
+    metrics: dict[str, BuiltMetric] = attrs.field(factory=dict)  # metrics of an evaluation besides the loss's own
+    has_perplexity: bool = False  # the loss's main term is in nats per token
     decisions: Decisions = attrs.field(factory=Decisions)
     precision: Precision = attrs.field(factory=Precision)
     process: Process = attrs.field(factory=Process)
-    undo: ExitStack = attrs.field(factory=ExitStack)  # what gives model and process back as they came, once closed
-    shown: ExitStack = attrs.field(factory=ExitStack)  # once the run has ended: the weights are those to evaluate
-    numbers: dict[str, float] = attrs.field(factory=dict)  # what parts logged since the last step
-    companions: Companions = attrs.field(factory=Companions)  # the frozen policies beside the one that trains
+    undo: ExitStack = attrs.field(factory=ExitStack)  # restores model and process when it is closed
+    shown: ExitStack = attrs.field(factory=ExitStack)  # after the run's end, sets the weights that are to be evaluated
+    numbers: dict[str, float] = attrs.field(factory=dict)  # what parts have logged since the last step
+    companions: Companions = attrs.field(factory=Companions)  # the frozen policies besides the one that trains
     decays: list[float] = attrs.field(  # each optimizer group's own weight decay
         default=attrs.Factory(
             lambda own: [group.get("weight_decay", 0.0) for group in own.optimizer.param_groups], takes_self=True
         )
     )
-    pace: Pace = attrs.field(factory=Pace)  # where the run stands in its schedule
+    pace: Pace = attrs.field(factory=Pace)  # the run's position in its schedule
     phases: Phases = attrs.field(  # where the time goes
         default=attrs.Factory(lambda own: Phases(choose_clock(own.device.type)), takes_self=True)
     )
     world: World = attrs.field(factory=World)  # the processes that train together
-    attempt: Attempt = attrs.field(factory=Attempt)  # at the step that is under way
+    attempt: Attempt = attrs.field(factory=Attempt)  # the attempt at the step that is under way
     progress: Progress = attrs.field(default=attrs.Factory(lambda own: own.progress_after(0, 0.0), takes_self=True))
     constant_owners: dict[str, ConstantOwner] = attrs.field(  # whose frozen tensors are kept once
         default=attrs.Factory(lambda own: {"adapter": own.adapter}, takes_self=True)

@@ -25,16 +25,16 @@ from luthier.step.losses.meter import Meter, divide_sums
 from luthier.step.out_of_memory import agree_memory, fit_memory
 from luthier.step.setup import Setup
 
-DERIVED_CUT: Final = "derived_cut"  # the share of the documents that the loss derived whose answer lost its end
-PENALTY: Final = "penalty"  # the metric that shows what an adapter and the recipe's penalties add to the objective
+DERIVED_CUT: Final = "derived_cut"  # the share of derived documents whose answer lost its end
+PENALTY: Final = "penalty"  # the metric of what an adapter and the recipe's penalties add to the objective
 
 
 @attrs.frozen(kw_only=True)
 class Update:
     """The outcome of one optimizer step."""
 
-    loss: float  # the objective of the global batch, with the penalty
-    terms: dict[str, tuple[float, float]]  # (sum, weight) of each over the global batch
+    loss: float  # the objective of the global batch, penalty included
+    terms: dict[str, tuple[float, float]]  # (sum, weight) of each term over the global batch
     grad_norm: float
     learning_rate: float
     tokens: int
@@ -42,10 +42,10 @@ class Update:
     documents: int
     seconds: float
     metrics: dict[str, tuple[float, float]]  # (sum, count)
-    finite: bool = True  # whether loss and gradient were: only then the weights have moved
-    overflowed: bool = False  # whether only the scale of the loss was too large, which is no fault
-    micro_batches: int = 1  # of each rank
-    batches: tuple[Batch, ...] = ()  # kept where they were not, to be looked into
+    finite: bool = True  # False: loss or gradient is not finite, and the weights have not moved
+    overflowed: bool = False  # True: only the scale of the loss was too large, which is no fault
+    micro_batches: int = 1  # micro-batches of each rank
+    batches: tuple[Batch, ...] = ()  # kept if the step is not finite, to be examined
 
     def numbers(self) -> dict[str, Any]:
         """All but the batches, as a checkpoint keeps it until it is logged."""
@@ -63,7 +63,7 @@ def update_weights(setup: Setup, index: int, portion: Portion) -> Update:
     began, lengths = time.perf_counter(), setup.packing.sizes(portion.examples)
     multipliers = setup.tell_progress(setup.progress_after(index, portion.begun))
     batches, meter = fit_memory(setup, lengths, lambda: _differentiated(setup, index, portion))
-    seed_all(setup.recipe.seed, index)  # what parts draw from here on is the same on every rank, and for every cut
+    seed_all(setup.recipe.seed, index)  # so that parts draw the same numbers on every rank, however the batch is cut
     penalty = _penalty(setup)
     loss = meter.loss + (penalty or 0.0)
     with setup.phases("optimizer"):
@@ -144,7 +144,7 @@ def _penalty(setup: Setup) -> float | None:
             total = value if total is None else total + value
     if total is None:
         return None
-    cast(Tensor, setup.precision.scaled(total)).backward()  # None comes of None alone
+    cast(Tensor, setup.precision.scaled(total)).backward()  # it is None for None only
     return float(whole_tensor(total.detach()))
 
 
@@ -156,7 +156,7 @@ def _clip(setup: Setup) -> float:
     norm = whole_tensor(torch.nn.utils.get_total_norm(gradients))
     limit = setup.recipe.max_grad_norm
     if limit is not None and math.isfinite(float(norm)):
-        scale = limit / (norm + 1e-6)  # as torch's clip_grad_norm_
+        scale = limit / (norm + 1e-6)  # the same formula as torch's clip_grad_norm_
         if float(scale) < 1.0:
             torch._foreach_mul_(gradients, scale)
     return float(norm)

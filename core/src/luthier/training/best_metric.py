@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from luthier.step.setup import Setup
 
 ALWAYS: Final = "eval_loss"
-FIRST: Final = 8  # held-out rows that usually show what an evaluation measures
+FIRST: Final = 8  # the number of held-out rows that usually show what an evaluation measures
 
 
 def check_metrics(setup: Setup, callbacks: Mapping[str, Any]) -> None:

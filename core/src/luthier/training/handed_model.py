@@ -36,7 +36,7 @@ def left_as_given(model: Any) -> Iterator[None]:
     finally:
         for name, module in model.named_modules():
             known = name
-            while known not in modes:  # of what was attached: as what holds it
+            while known not in modes:  # a module that was attached has the mode of the module that contains it
                 known = known.rpartition(".")[0]
             module.training = modes[known]
         for parameter, requires in wanted:

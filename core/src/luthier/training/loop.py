@@ -51,7 +51,7 @@ class Loop:
         self.tally, self.task = Tally(batch=setup.recipe.global_batch_size), task or TaskPlace()
         self.recent: list[Update] = []
         self.portion: Portion | None = None  # of the last step
-        self.constants: dict[str, str] = {}  # files of frozen tensors by their owner
+        self.constants: dict[str, str] = {}  # files of frozen tensors, by owner
         self.health = Health(setup.recipe, setup.adapter, setup.rates.peak, trace_target(setup))
         self.hooks = connect_callbacks(callbacks if run.is_main else local_callbacks(callbacks))
         self.spent = setup.phases.meter()
@@ -99,7 +99,7 @@ class Loop:
             self._evaluate()
             self._log_last()
             if not control.owes_evaluation:
-                self.save()  # in the place of the checkpoint that owes it
+                self.save()  # replaces the checkpoint that still owes this evaluation
         return control.stop_reason is None and not control.owes_evaluation
 
     def _begin(self) -> None:
@@ -134,7 +134,7 @@ class Loop:
             state = self._state()
             if run.is_main or is_sharded(state):
                 best = self.tally.best_step
-                place = None if best is None else checkpoint.folder_of(run.folder, best)  # it may be on its way still
+                place = None if best is None else checkpoint.folder_of(run.folder, best)  # perhaps not complete yet
                 self.saver.save(step, state, place, then=lambda path: self.hooks.saved(run=run, step=step, path=path),
                                 after=lambda: requests.answer_request(run.folder) if asked else None)  # fmt: skip
 
@@ -157,7 +157,7 @@ class Loop:
         if "feed" in fresh:
             self._check_rows_left()
         setup.tell_progress(setup.progress_after(self.tally.step, self.tally.epoch))
-        if "loss" in fresh:  # another loss than the checkpoint's
+        if "loss" in fresh:  # the checkpoint had another loss
             begin_loss(setup)
         self.hooks.resumed(run=self.run, step=self.tally.step)
 
@@ -269,7 +269,7 @@ class Loop:
     def _judge(self, found: dict[str, float]) -> None:
         """Remember the best; its checkpoint is written where the run must end with it."""
         recipe = self.setup.recipe
-        if improves_metric(recipe, found, self.tally.best_metric) and self.run.step:  # 0: no step yet
+        if improves_metric(recipe, found, self.tally.best_metric) and self.run.step:  # after a step, not before
             self.tally.best_metric, self.tally.best_step = found[recipe.metric_for_best_model], self.run.step
             self.control.wants_save |= recipe.load_best_model_at_end
 
@@ -284,7 +284,7 @@ class Loop:
     def _finish(self) -> None:
         run, signal = self.run, self.control.agreed_signal
         unfinished = self.control.owes_evaluation or run.step != run.total_steps
-        if signal is not None and unfinished:  # the task goes on when the run is resumed
+        if signal is not None and unfinished:  # the task continues when the run is resumed
             self.hooks.stopped(run=run, step=run.step, reason=f"signal {signal}")
             raise Interrupted(signal, run.step, run.folder)
         self.health.end(run.step)

@@ -60,7 +60,7 @@ def recorded_result(folder: Path, record: dict[str, Any] | None = None) -> dict[
     fields: dict[str, Any] = {
         name: Path(value) if name in PATHS and value else value for name, value in record["result"].items()
     }
-    numbers = (fields["final_loss"], *fields["loss_history"])  # null is the loss of a step that was skipped
+    numbers = (fields["final_loss"], *fields["loss_history"])  # null stands for the loss of a skipped step
     fields["final_loss"], *fields["loss_history"] = (math.nan if loss is None else loss for loss in numbers)
     return fields
 

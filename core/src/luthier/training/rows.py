@@ -30,7 +30,7 @@ def made_rows(recipe: Recipe, objects: Objects, tokenizer: Any, wanted: Wanted, 
     with first_here(world):
         prepared = prepared_data(recipe, objects, tokenizer, wanted)
     if prepared.chat_template is not None:
-        tokenizer.chat_template = prepared.chat_template  # what was trained on is what is saved
+        tokenizer.chat_template = prepared.chat_template  # the template that was trained on is the one to be saved
     return prepared
 
 
@@ -52,7 +52,8 @@ def progress() -> Iterator[Progress]:
         yield _log_lines(began)
         return
     columns = (TextColumn("tokenising"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True, auto_refresh=False)  # no thread: processes are forked
+    # without a refresh thread, because processes are forked
+    bar = Progress(*columns, console=console, transient=True, auto_refresh=False)
     task = bar.add_task("rows")
 
     def seen(done: int, total: int) -> None:

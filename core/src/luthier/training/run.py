@@ -93,7 +93,7 @@ class Run:
         if self._setup is not None:
             return self._setup
         if self._given is not None and self._given[1].model is not None:
-            return self._trained()  # its base is in the caller's hands
+            return self._trained()  # the base model is the caller's object
         if self._opened is None:
             from luthier.step.opened import open_artifact
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from luthier.runs.writing.run_control import RunControl
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-SAVING: Final = signal.SIGUSR1  # what schedulers send some time before they take the machine away
+SAVING: Final = signal.SIGUSR1  # schedulers send it some time before they take the machine away
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ class Tally:
     """The counts and numbers of a run so far; part of every checkpoint."""
 
     step: int = 0
-    epoch: float = 0.0  # how many, with the part of the last one
+    epoch: float = 0.0  # epochs so far, with the part of the last one
     tokens: int = 0
     supervised_tokens: int = 0
     samples: int = 0
@@ -24,9 +24,9 @@ class Tally:
     best_metric: float | None = None
     evaluation: dict[str, float] = attrs.field(factory=dict)
     losses: list[float] = attrs.field(factory=list)
-    skipped_steps: int = 0  # whose loss or gradient was not finite
-    token_limit: int | None = None  # of a micro-batch, where memory ran out and it was lowered
-    batch: int | None = None  # samples of a step as the run began, by which its schedule counts
+    skipped_steps: int = 0  # steps whose loss or gradient was not finite
+    token_limit: int | None = None  # the limit of a micro-batch, if it was lowered because memory ran out
+    batch: int | None = None  # samples of a step when the run began, by which its schedule counts
     held: float = 0.0  # steps of the schedule that moved no weight
 
     def count(self, done: Update, epoch: float, token_limit: int | None) -> None:

@@ -62,7 +62,8 @@ def train(
     place = Place.of(world.decide(lambda: find_place(recipe, objects, fresh=fresh, allowed=allowed).to_dict()))
     if place.done:
         return _done(place, recipe, objects)
-    with keep_randomness(), left_as_given(objects.model):  # what can be refused is, before a folder appears
+    # everything that can be refused is refused before a folder appears
+    with keep_randomness(), left_as_given(objects.model):
         past = world.decide(lambda: None if re_decide else _decided(place, resume))
         begins = world.decide(lambda: _begins(place, resume))
         assembled = assemble_run(recipe, objects, decisions=Decisions(past, world.decide), world=world, begins=begins)
@@ -71,7 +72,7 @@ def train(
             record = world.decide(lambda: _record(recipe, assembled, place, allowed, resume))
             with _owned(place, record, world):
                 return _run(recipe, assembled, place, record, resume)
-        finally:  # the model is the caller's again
+        finally:  # the model belongs to the caller again
             assembled.setup.undo.close()
             assembled.setup.model.set_attn_implementation(assembled.setup.attention)
 
@@ -156,7 +157,8 @@ def _run(recipe: Recipe, assembled: Assembled, place: Place, record: dict[str, A
         if run.is_main:
             _begin(recipe, loop, place, record)
         _warn(assembled)
-        heard.enter_context(handle_signals(run.control))  # until a failure is recorded: the launcher then ends all
+        # signals count until a failure is recorded, as the launcher ends all processes then
+        heard.enter_context(handle_signals(run.control))
         heard.enter_context(guard_orphan())
         _start(loop, record, resume)
         loop.train()
@@ -170,7 +172,7 @@ def _begin(recipe: Recipe, loop: Loop, place: Place, record: dict[str, Any]) -> 
     if place.record is None or place.changed:
         recipe.write(place.folder / RECIPE)
     decided = loop.setup.decisions.to_dict()
-    record.pop("error", None)  # of an attempt that this one goes on from
+    record.pop("error", None)  # left by an attempt that this one continues
     write_record(place.folder, record, state="running", total_steps=loop.run.total_steps, decisions=decided)
 
 
@@ -214,7 +216,7 @@ def _newest(run: ActiveRun, asked: str | None, *, own: bool) -> tuple[str, dict[
 def _finish(loop: Loop, record: dict[str, Any], assembled: Assembled) -> Run:
     """The artifact and the result."""
     setup, run, tally = loop.setup, loop.run, loop.tally
-    setup.undo.close()  # what is written is made of the weights as they came
+    setup.undo.close()  # artifacts are made of the weights in their original form
     part = setup.optimizer_part
     state = None if not setup.is_sharded else gather_states(setup.adapter, setup.quantizer, part, keep=run.is_main)
     also = {"progress": attrs.asdict(setup.progress), "decisions": keep_decisions(setup.decisions)}
@@ -225,7 +227,7 @@ def _finish(loop: Loop, record: dict[str, Any], assembled: Assembled) -> Run:
             own = setup.adapter.state() if state is None else state
             write_task_state(run.folder, own, setup.adapter.constants())
     artifact, merged, best = setup.world.decide(lambda: _written(loop, record["note"], assembled, state))
-    setup.shown.enter_context(setup.optimizer_part.evaluating())  # the run's model is that of its artifact
+    setup.shown.enter_context(setup.optimizer_part.evaluating())  # the run's model then has the weights of its artifact
     result = Run(
         run_id=run.run_id, output_path=run.folder, artifact=Path(str(artifact)),
         merged=None if merged is None else Path(merged), best_checkpoint=None if best is None else Path(best),
@@ -236,7 +238,7 @@ def _finish(loop: Loop, record: dict[str, Any], assembled: Assembled) -> Run:
     )  # fmt: skip
     if not run.is_main:
         return result
-    decisions, health = setup.decisions.to_dict(), loop.health.report()  # both have grown as the run went
+    decisions, health = setup.decisions.to_dict(), loop.health.report()  # both grow during the run
     write_record(run.folder, record, state="completed", step=tally.step, result=result.to_dict(), decisions=decisions,
                  health=health)  # fmt: skip
     loop.hooks.completed(run=run, result=result)
@@ -287,7 +289,7 @@ def _recorded(loop: Loop, record: dict[str, Any]) -> Iterator[None]:
             error = LuthierError("disk-full", f"stopped at step {run.step}", where=str(run.folder))
         with contextlib.suppress(OSError):
             ended = {"step": run.step, "error": str(error), "health": loop.health.report()}
-            ended["state"] = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"  # a second Ctrl-C
+            ended["state"] = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"  # it was a second Ctrl-C
             write_record(run.folder, record, **ended)
         announce_failure(loop.hooks, run, error)
         raise error

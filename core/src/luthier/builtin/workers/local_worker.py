@@ -56,7 +56,7 @@ def is_worker_alive(folder: Path) -> bool:
 def run_worker(folder: Path) -> int:
     """Train in this folder, unless another worker does or has; return the exit status."""
     with (folder / LOCK).open("a") as lock:
-        for _ in range(50):  # who only looks holds the lock for microseconds
+        for _ in range(50):  # a process that only looks holds the lock for microseconds
             if lock_descriptor(lock.fileno(), blocking=False):
                 break
             if (folder / WORKER).exists():

@@ -14,8 +14,9 @@ import attrs
 if TYPE_CHECKING:
     from luthier.data.batches.batch import Batch
 
-SHORT: Final = 128  # lengths up to this are rounded up to COARSE, longer ones to FINE: equal shapes go together,
-COARSE, FINE = 32, 16  # and few shapes need few kernels. Causal attention ignores what is padded at the end.
+# lengths up to this are rounded up to COARSE, longer ones to FINE, so that equal shapes are computed together
+SHORT: Final = 128
+COARSE, FINE = 32, 16  # and few kernels are needed; causal attention ignores padding at the end
 TOGETHER: Final = 256  # keys of short documents that are computed at once
 
 _TOLD: ContextVar[dict[str, Any] | None] = ContextVar("documents", default=None)

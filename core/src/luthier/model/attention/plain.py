@@ -15,7 +15,7 @@ from luthier.model.attention.score_blocks import Rule
 
 def attend_singly(
     query: Tensor,  # [1, heads, T, d]
-    key: Tensor,  # [1, key heads, N + T, d], N of a prefix
+    key: Tensor,  # [1, key heads, N + T, d], with N keys of a prefix
     value: Tensor,
     documents: tuple[Document, ...],
     rule: Rule,
@@ -25,9 +25,10 @@ def attend_singly(
     lengths = [d.length for d in documents]
     prefix = key.shape[2] - query.shape[2]
     widths = [prefix, *lengths] if prefix else lengths
-    queries, keys, values = query.split(lengths, 2), key.split(widths, 2), value.split(widths, 2)  # one gradient for
-    places = {start: i for i, start in enumerate(itertools.accumulate(widths, initial=0))}  # all, where slices would
-    pieces = []  # make one of the whole row for each document
+    # `split` gives one gradient for all documents, where each slice would give a gradient of the whole row
+    queries, keys, values = query.split(lengths, 2), key.split(widths, 2), value.split(widths, 2)
+    places = {start: i for i, start in enumerate(itertools.accumulate(widths, initial=0))}
+    pieces = []
     for own, document in zip(queries, documents, strict=True):
         seen = [places[start] for start, _ in document.spans]
         k, v = (torch.cat([t[j] for j in seen], 2) if len(seen) > 1 else t[seen[0]] for t in (keys, values))

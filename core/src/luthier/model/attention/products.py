@@ -19,7 +19,7 @@ from luthier.model.attention.document_masks import Bucket
 from luthier.model.attention.score_blocks import Block, Room, Rule, Work
 from luthier.model.fake_tensors import is_shortened
 
-SHORT: Final = 4  # documents of up to so many head dimensions keep their probabilities for backward
+SHORT: Final = 4  # documents of up to so many head dimensions keep their probabilities for the backward pass
 
 
 class Products(torch.autograd.Function):
@@ -98,7 +98,7 @@ def _attended(work: Work, result: Tensor, keep: bool) -> list[Tensor]:
         work.put(mixed, block, work.product("rows", share, work.seen(work.v, block)))
         if keep:
             kept.append(share)
-    if keep and is_shortened(work.q):  # what the blocks that one has stood for would keep
+    if keep and is_shortened(work.q):  # counts what the blocks that this one stands for would keep
         kept.append(share.new_empty(sum(map(work.scores, work.blocks())) - share.numel()))
     documents = work.bucket.documents
     for own, document in zip(work.by_document(mixed), documents, strict=True):

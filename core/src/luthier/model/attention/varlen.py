@@ -84,7 +84,7 @@ class Kernels:
 
     torch: Kernel | None = None
     flash: Kernel | None = None
-    find_obstacle: Callable[[Tensor, Tensor], str | None] = flash_obstacle  # of a query and a value
+    find_obstacle: Callable[[Tensor, Tensor], str | None] = flash_obstacle  # called with a query and a value
 
 
 @functools.cache
@@ -97,7 +97,7 @@ def attend_at_once(
     kernel: Kernel,
     asked: dict[str, Any],
     query: Tensor,  # [1, heads, T, d]
-    key: Tensor,  # [1, key heads, N + T, d], N of a prefix
+    key: Tensor,  # [1, key heads, N + T, d], with N keys of a prefix
     value: Tensor,
     documents: tuple[Document, ...],
 ) -> Tensor:

@@ -21,9 +21,9 @@ from luthier.model.operations.signatures import active_operations
 
 log = get_logger()
 
-FORBIDDEN: Final = ("s_aux", "position_bias", "head_mask", "alibi")  # terms of the scores that are not computed here
-Prefixes = Callable[[int], "tuple[Tensor, Tensor] | None"]  # of an adapter, by the number of the layer
-PRODUCTS, TORCH, FLASH, SDPA = "products", "varlen_attn", "flash-attn", "sdpa"  # the ways
+FORBIDDEN: Final = ("s_aux", "position_bias", "head_mask", "alibi")  # terms of the scores that no way here computes
+Prefixes = Callable[[int], "tuple[Tensor, Tensor] | None"]  # an adapter's prefixes by layer number
+PRODUCTS, TORCH, FLASH, SDPA = "products", "varlen_attn", "flash-attn", "sdpa"  # the names of the ways
 
 
 @attrs.define(eq=False)
@@ -38,7 +38,7 @@ class Choice:
     said: set[str] = attrs.field(factory=set)
 
 
-_OWN: Final[WeakKeyDictionary[nn.Module, Choice]] = WeakKeyDictionary()  # by every module of a model
+_OWN: Final[WeakKeyDictionary[nn.Module, Choice]] = WeakKeyDictionary()  # by module of a model
 _ANY: Final = Choice()
 
 

@@ -53,9 +53,9 @@ class Conversation:
     system: str | None = None
     messages: list[dict[str, Any]] = attrs.field(factory=list)
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
-    saved: dict[Path, bytes] = attrs.field(factory=dict, init=False, repr=False)  # the row in each file
+    saved: dict[Path, bytes] = attrs.field(factory=dict, init=False, repr=False)  # the row that was saved to each file
     _cache: Any = attrs.field(default=None, init=False, repr=False)
-    _cached: list[int] = attrs.field(factory=list, init=False, repr=False)  # the tokens that the cache is of
+    _cached: list[int] = attrs.field(factory=list, init=False, repr=False)  # the tokens that the cache covers
 
     def __attrs_post_init__(self) -> None:
         self.set_system(self.system)
@@ -101,7 +101,8 @@ class Conversation:
         with self.around(), generating_attention(self.model):
             inputs, kept = self._inputs(ids)
             sampling = attrs.evolve(sampling, max_new_tokens=self._room(len(ids), sampling.max_new_tokens))
-            cache, self._cache = self._cache, None  # one that an error left in the middle is of no use
+            # dropped for now, because a cache that an error leaves half filled is useless
+            cache, self._cache = self._cache, None
             answer = continue_inputs(self.model, self.tokenizer, inputs, sampling, stops=self.form.stops,
                                      stream=stream, leave=leave)  # fmt: skip
         if cache is not None:

@@ -78,7 +78,7 @@ def generate_text(
     `adapter` is what is attached to the model: its virtual tokens and prefixes come before the prompt. `on_text` is
     called with each piece of the text once its tokens are known.
     """
-    sampling.arguments()  # what is out of range is refused before anything else
+    sampling.arguments()  # refuses values out of range before anything else
     if not prompt:
         raise LuthierError("recipe-missing", "there is no prompt to answer", where="prompt", remedy="Give a text.")
     ids, stream = prompt_ids(tokenizer, prompt, form), TextStream(tokenizer, on_text)
@@ -109,7 +109,8 @@ def continue_inputs(
         torch.manual_seed(sampling.seed)
         ends = sorted({*stop_token_ids(model, tokenizer), *stops})
         whole = model.generate(**inputs, eos_token_id=ends or None, **settings)
-    known = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0  # what follows embeddings comes by itself
+    # with embeddings, only the new tokens come back
+    known = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
     return whole[0, known:].tolist()
 
 

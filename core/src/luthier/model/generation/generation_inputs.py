@@ -15,7 +15,7 @@ from luthier.plugins.completion import add_defaults
 from luthier.plugins.contracts.protocols import Adapter
 
 PLAIN: Final = frozenset(("input_ids", "attention_mask", "output_router_logits"))
-CACHES: Final = ("cache", "past_key_values")  # names that transformers has had for it, the newest first
+CACHES: Final = ("cache", "past_key_values")  # transformers' names of the cache over time, the newest first
 
 
 def prepare_generation(model: Any, adapter: Adapter, input_ids: Tensor) -> dict[str, Any]:
@@ -82,7 +82,8 @@ def complete_inputs(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     if missing > 0:
         given["attention_mask"] = torch.cat([mask.new_ones((mask.shape[0], missing)), mask], 1)
     if getattr(model.config.get_text_config(), "output_router_logits", False):
-        given["output_router_logits"] = False  # their balance has no meaning here, and takes no mask of a cache
+        # the load balance means nothing in generation, and its mask does not fit a cache
+        given["output_router_logits"] = False
     return {**given, **({name: caches[0]} if caches else {})}
 
 

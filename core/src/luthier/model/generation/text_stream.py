@@ -8,7 +8,7 @@ from typing import Any, Final
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-UNFINISHED: Final = "\ufffd"  # what stands for bytes that are no character yet
+UNFINISHED: Final = "\ufffd"  # the character that stands for bytes of an incomplete character
 
 
 class TextStream(BaseStreamer):
@@ -22,7 +22,7 @@ class TextStream(BaseStreamer):
         self.tokenizer, self.on_text = tokenizer, on_text
         self.ids: list[int] = []
         self._told = ""
-        self._window = self._read = 0  # where the window begins, and how far it was handed on
+        self._window = self._read = 0  # the start of the window, and the text of it already handed on
         self._is_prompt = True
 
     def put(self, value: Tensor) -> None:

@@ -22,7 +22,8 @@ from luthier.model.head.tiles import ROWS, Linear, Tiles, cut_blocks
 
 Want = tuple[str, ...]
 Scores = tuple[Tensor, "Tensor | None", "Tensor | None"]  # [S] log-probabilities, entropies, top-1 hits
-SMALL: Final = 2**25  # bytes of probabilities that may be kept for the weight's gradient, however small that is
+# bytes of probabilities that may always be kept for the weight's gradient, even if that is smaller
+SMALL: Final = 2**25
 
 
 def sweep(head: Linear, count: int, want: Want, *, most: int | None = None, keep: bool = False) -> Iterator[
@@ -134,7 +135,8 @@ class InForward(torch.autograd.Function):
     def backward(ctx: Any, factors: Tensor | None, spread: Tensor | None, _: None) -> Any:
         (coefficients,) = ctx.saved_tensors
         number = multiple(factors, coefficients)
-        (gradient, sums), ctx.found = ctx.found, None  # not held: the engine may then take them as its own
+        # not kept here, so that autograd may take the tensors over without a copy
+        (gradient, sums), ctx.found = ctx.found, None
         return gradient.mul_(number), *sums.given(number), None, None, None, None
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from luthier.model.head.online import Online
 from luthier.model.head.tiles import Linear, Tile, Tiles
 
-Spread = tuple[Tensor, Tensor]  # [C] entropies, and the gradient that came for them
+Spread = tuple[Tensor, Tensor]  # [C] entropies, and the gradient with respect to them
 
 
 @attrs.frozen(kw_only=True, eq=False)

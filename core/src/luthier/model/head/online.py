@@ -16,11 +16,11 @@ class Online:
     def __init__(self, like: Tensor, want: tuple[str, ...] = ()) -> None:
         """`like` gives size, dtype and device; `want` names what is kept beside log-probabilities."""
         self.total = torch.full_like(like, -math.inf)
-        self.kept = torch.zeros_like(like)  # the share of all before the last tile in the softmax so far
+        self.kept = torch.zeros_like(like)  # the share of the softmax that earlier tiles have so far
         self.label = torch.zeros_like(like)
         self.mean = torch.zeros_like(like) if "entropy" in want else None  # the expected logit
         self.best = torch.full_like(like, -math.inf) if "top1" in want else None
-        self.rival = torch.full_like(like, -math.inf)  # the best logit before the label's own place
+        self.rival = torch.full_like(like, -math.inf)  # the largest logit at a smaller index than the label
 
     def fold(self, tile: Tile, tiles: Tiles) -> tuple[Tensor, Tensor]:
         """Take in a tile: [C, n] its own softmax, in the logits' memory where that can be, and [C] its log-sum-exp."""

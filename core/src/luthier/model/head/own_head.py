@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-Head = Callable[[Tensor], Tensor]  # [C, H] to [C, V]
+Head = Callable[[Tensor], Tensor]  # [C, H] -> [C, V]
 
 
 def statistics(logits: Tensor, labels: Tensor, want: tuple[str, ...]) -> Tensor:

@@ -12,8 +12,8 @@ from luthier.hardware.low_precision import imitates_dtype
 from luthier.model.head.tiles import Curve, Linear
 from luthier.model.weights.layers import HOOKS
 
-WORDS: Final = ("logit", "scal", "multiplier", "cap")  # what names a config's scales and soft caps of logits
-LARGEST: Final = 60.0  # logits of this size tell a soft cap from none
+WORDS: Final = ("logit", "scal", "multiplier", "cap")  # words in the names of a config's scales and soft caps of logits
+LARGEST: Final = 60.0  # logits of this size show whether there is a soft cap
 
 
 def head_obstacle(model: Any, body: nn.Module) -> str | None:
@@ -41,7 +41,7 @@ def fit_curve(model: Any, own: Callable[[Tensor], Tensor]) -> Curve | None:
         expected = own(rows).to(products.dtype)
         bound = min(64 * torch.finfo(head.weight.dtype).eps, 0.02) * expected.abs().amax(1, keepdim=True)
         for curve in _candidates(model.config.get_text_config()):
-            # asked so that tensors without data, on which memory is foretold, agree
+            # the comparison is asked in this form so that tensors without data, which predict memory, agree
             if not bool(((curve.bend_(products.clone()) - expected).abs() > bound).any()):
                 return curve
     return None
@@ -50,7 +50,7 @@ def fit_curve(model: Any, own: Callable[[Tensor], Tensor]) -> Curve | None:
 def linear_head(head: nn.Linear, curve: Curve) -> Linear:
     """The head as it is now, in autocast's dtype or its own; in float32, tile by tile, where that is imitated."""
     kind, dtype = head.weight.device.type, head.weight.dtype
-    if torch.is_autocast_enabled(kind) and dtype != torch.float64:  # as autocast itself leaves float64
+    if torch.is_autocast_enabled(kind) and dtype != torch.float64:  # autocast itself leaves float64 alone
         dtype = torch.get_autocast_dtype(kind)
     dtype = torch.float32 if imitates_dtype(head.weight.device, dtype) else dtype
     return Linear(weight=head.weight, bias=head.bias, curve=curve, dtype=dtype)

@@ -17,8 +17,8 @@ from luthier.model.operations.signatures import active_operations
 
 log = get_logger()
 
-CHUNK: Final = 2**22  # logits of the model's own head held at once; 16 MiB in float32
-Coefficients = Callable[[], "Tensor | None"]  # gives [S]
+CHUNK: Final = 2**22  # logits of the model's own head in memory at once, 16 MiB in float32
+Coefficients = Callable[[], "Tensor | None"]  # returns [S]
 
 
 class Scorer:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 ROWS: Final = 1024  # tokens of one block
-TILE: Final = {"cpu": 2**21, "cuda": 2**26}  # logits of one tile: 8 MiB in float32 on a CPU, which its caches hold
-NARROWEST: Final = 1024  # columns of a tile at the least
+TILE: Final = {"cpu": 2**21, "cuda": 2**26}  # logits of one tile: 8 MiB in float32 on a CPU, which fit in its caches
+NARROWEST: Final = 1024  # the fewest columns of a tile
 
 
 @attrs.frozen(kw_only=True)

@@ -13,8 +13,9 @@ from luthier.errors import LuthierError
 
 Result = TypeVar("Result")
 Reason = Literal["unknown argument", "other numbers", "raised"]
-CLOSEST: Final[tuple[Reason, ...]] = ("unknown argument", "other numbers", "raised")  # to being recognised, first
-# What a forward raises that is given tensors it was not written for. Anything else is an error of the module itself.
+# the reasons closest to a recognition first
+CLOSEST: Final[tuple[Reason, ...]] = ("unknown argument", "other numbers", "raised")
+# errors that a forward raises for tensors it was not written for; any other error is the module's own
 TRIAL_ERRORS: Final = (
     *(RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError, ArithmeticError),
     LuthierError,
@@ -68,8 +69,8 @@ class Signature:
     """The arguments that a module's own forward takes by name."""
 
     names: frozenset[str]
-    required: frozenset[str]  # without a default, the first excepted, which is the hidden states
-    takes_others: bool  # **kwargs
+    required: frozenset[str]  # arguments without default, except the first one, which is the hidden states
+    takes_others: bool  # True if it has **kwargs
 
     @classmethod
     def of_forward(cls, module: nn.Module) -> Signature:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 LOG2E = 1.4426950408889634
 SQRT_2_OVER_PI = 0.7978845608028654
-CUBIC = 0.044715  # of gelu's tanh approximation
+CUBIC = 0.044715  # the constant of gelu's tanh approximation
 
 
 def compute_norm(

@@ -17,7 +17,7 @@ from luthier.model.operations.signatures import Operations
 from luthier.precision import dtypes as precision
 
 Forward = Callable[..., Any]
-# the tensors that a model tells its layers and that recognition has tried
+# the tensors that a model passes to its layers and that recognition has tried
 CARRIED: Final = ("position_embeddings", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k")
 
 
@@ -103,7 +103,8 @@ def layer_forward(operations: Operations, layer: Layer, own: Forward) -> Forward
     def forward(module: Any, hidden_states: Tensor, *args: Any, **told: Any) -> Any:
         if args or not is_packed(told):
             return own(module, hidden_states, *args, **told)
-        if module.training and getattr(module, "gradient_checkpointing", False):  # transformers' own, as it does it
+        # transformers' own checkpointing, done in its way
+        if module.training and getattr(module, "gradient_checkpointing", False):
             return module._gradient_checkpointing_func(functools.partial(compute, module, **told), hidden_states)
         return compute(module, hidden_states, **told)
 

@@ -54,7 +54,7 @@ def add_rms_norm(
 def rope(
     kernels: Kernels, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    if cos.requires_grad or sin.requires_grad:  # nobody trains angles, but nothing may be lost
+    if cos.requires_grad or sin.requires_grad:  # nobody trains the angles, but their gradient must not be lost silently
         return reference.rope(query, key, cos, sin, dtype)
     return _Turn.apply(kernels, query, cos, sin, dtype), _Turn.apply(kernels, key, cos, sin, dtype)
 
@@ -115,7 +115,7 @@ class _Turn(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         cos, sin = ctx.saved_tensors
-        back = -sin.roll(sin.shape[-1] // 2, -1)  # each half's gradient comes by the sine of the other
+        back = -sin.roll(sin.shape[-1] // 2, -1)  # the gradient of each half passes through the sine of the other
         return None, _turned(ctx.kernels, grad, cos, back, ctx.dtype), None, None, None
 
 

@@ -18,7 +18,7 @@ from luthier.model.operations.sample_calls import sample_call
 from luthier.plugins.records import OperationRecord
 
 log = get_logger()
-DIFFERENTIATED: Final = {  # the arguments, by their place, whose gradients are compared
+DIFFERENTIATED: Final = {  # the positions of the arguments whose gradients are compared
     "rms_norm": (0, 1),
     "add_rms_norm": (0, 1, 2),
     "rope": (0, 1),
@@ -28,8 +28,9 @@ DIFFERENTIATED: Final = {  # the arguments, by their place, whose gradients are 
     "token_logprobs": (0, 1, 2),
     "document_attention": (0, 1, 2),
 }
-ROUNDINGS: Final = 4  # of the result's dtype, which a sound implementation may differ by besides its tolerance
-Fallen = Callable[[str, str], None]  # told the name and the reason
+# roundings of the result's dtype by which a correct implementation may differ besides its tolerance
+ROUNDINGS: Final = 4
+Fallen = Callable[[str, str], None]  # called with the name and the reason
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -41,7 +42,7 @@ class GuardedOperation:
     function: Callable[..., Any]
     reference: Callable[..., Any]
     supports: Callable[[torch.device, torch.dtype, torch.Size], bool] = lambda device, dtype, shape: True
-    required: bool = False  # `kernels: require`: raising is an error
+    required: bool = False  # with `kernels: require` a failure is an error
     fallen: bool = False
     on_fall: Fallen = lambda name, reason: None
     _compared: dict[Any, bool] = attrs.field(factory=dict)  # by kind of call
@@ -61,7 +62,7 @@ class GuardedOperation:
             if result is not NotImplemented and (kind := _describe_call(given)) not in self._compared:
                 self._compared[kind] = self._compare(given)
         except (torch.OutOfMemoryError, LuthierError):
-            raise  # memory has a recovery of its own
+            raise  # running out of memory is handled elsewhere
         except Exception as error:  # noqa: BLE001 - by the contract whatever an operation raises ends its use, aloud
             self._fall(error)
             return NotImplemented
@@ -94,7 +95,7 @@ class GuardedOperation:
         labels = [*(f"result {i}" for i in range(count)), *(f"gradient of {names[i]}" for i in places)]
         coarsest = max((torch.finfo(call[i].dtype).eps for i in places), default=0.0)
         for number, (label, found, wanted) in enumerate(zip(labels, own, expected, strict=True)):
-            # an exact gradient in float32 may still be made of values that the call rounds, such as a sum in bfloat16
+            # even an exact float32 gradient may come from values that the call rounds, such as a sum in bfloat16
             self._check_close(label, found, wanted, coarsest if number >= count else 0.0)
 
     def _check_close(self, label: str, found: Tensor, wanted: Tensor, rounding: float) -> None:
@@ -164,7 +165,7 @@ def _differentiate(function: Callable[..., Any], given: Sequence[Any], places: S
     if results is NotImplemented:
         return NotImplemented
     results = list(results) if isinstance(results, (tuple, list)) else [results]
-    random = torch.Generator().manual_seed(0)  # the process's own is left as it is
+    random = torch.Generator().manual_seed(0)  # leaves the process's own generator unchanged
     grads = [torch.randn(r.shape, generator=random).to(r.device, r.dtype) for r in results]
     inputs = [copies[i] for i in places]
     found = torch.autograd.grad(results, inputs, grads, allow_unused=True) if inputs else ()

@@ -52,8 +52,8 @@ class Installed:
     left: dict[str, dict[str, Finding]] = attrs.field(factory=dict)
     widths: Counter[str] = attrs.field(
         factory=Counter
-    )  # elements for each token that pass through norm, rope, silu, gelu
-    sizes: set[tuple[str, int]] = attrs.field(factory=set)  # the different rows among them
+    )  # elements per token that pass through norm, rope, silu and gelu
+    sizes: set[tuple[str, int]] = attrs.field(factory=set)  # the distinct rows among them
     _forwards: list[tuple[nn.Module, Any]] = attrs.field(factory=list)
     _undo: list[Callable[[], None]] = attrs.field(factory=list)
 
@@ -77,8 +77,8 @@ class Installed:
             self._undo.pop()()
         while self._forwards:
             module, forward = self._forwards.pop()
-            if vars(module).get("forward") is forward:  # and not what somebody else has put around it
-                del module.forward  # the class's own is found again
+            if vars(module).get("forward") is forward:  # not a forward that somebody has wrapped around it since
+                del module.forward  # makes the class's own forward visible again
 
 
 def ordinary_operations() -> Operations:
@@ -105,7 +105,7 @@ def install(model: nn.Module, operations: Operations, *, verified: bool = True) 
     found = _Found(verified)
     named = {name: module for name, module in model.named_modules() if "forward" not in vars(module)}
     forms = {name: form for name, module in named.items() if (form := found.form(module)) is not None}
-    if operations.has_offers("linear"):  # else nn.Linear's own forward is as good, and seen by everybody
+    if operations.has_offers("linear"):  # otherwise nn.Linear's own forward is as good, and tools recognise it
         forms |= {name: ("linear", None) for name in linear_layers(model) if name in named}
     installed = Installed(operations, replaced=found.counts(forms, named), left=found.left)
     for name, (kind, form) in forms.items():

@@ -57,7 +57,7 @@ def operate_as_chosen(
     spread_as: str,
 ) -> AbstractContextManager[Installed]:
     """Let the model compute by the run's operations inside the context; `kernels` are those that were found."""
-    has_values = purpose in ("train", "open") or spread_as == "fsdp"  # a hollow rank is sent its weights
+    has_values = purpose in ("train", "open") or spread_as == "fsdp"  # a "hollow" rank gets its weights later
     operations = choose_kernels(kernels, recipe, decisions, has_values=has_values)
     return installed_operations(model, operations, verified=has_values)
 
@@ -74,7 +74,7 @@ def choose_kernels(
     names = [str(one) for one in found]
     reason = f"kernels: {recipe.kernels}" if found or recipe.kernels == "reference" else "none is installed"
     taken = decisions.take(KERNELS, lambda: (names, reason), usable=lambda held: set(held) <= set(names))
-    if taken:  # where none was taken, none is, although one may be installed before the run is resumed
+    if taken:  # a run that began without operations resumes without them, even if one was installed meanwhile
         operations.prefer(_undropped([one for one in found if str(one) in taken], decisions))
     return operations
 
@@ -106,7 +106,7 @@ def _implementation(resolved: Resolved, offer: Offer, required: bool) -> Impleme
     record: Any = offer.record
     owner = f"{offer.source.distribution} {offer.source.version}"
     try:
-        offer = resolved.plugins.get("operation", record.name)  # an error where two distributions claim the name
+        offer = resolved.plugins.get("operation", record.name)  # raises if two distributions claim the name
         function = resolved.plugins.build(offer, resolved.plugins.options(offer)())
         supports = resolved.plugins.resolve(offer, record.predicate)
     except LuthierError as error:

@@ -93,7 +93,7 @@ def _dots(left: Tensor, right: Tensor) -> Tensor:
 
 def turn_kernel(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
     half = x.shape[-1] // 2
-    signed = torch.cat((-sin[..., :half], sin[..., half:]), -1)  # so that the halves need only change places
+    signed = torch.cat((-sin[..., :half], sin[..., half:]), -1)  # with these signs the halves need only be swapped
     wide = x.to(torch.promote_types(x.dtype, cos.dtype))
     return torch.roll(wide, half, -1).mul_(signed).addcmul_(wide, cos).to(dtype)
 

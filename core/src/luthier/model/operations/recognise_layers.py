@@ -28,8 +28,8 @@ PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
 HEAD_NORMS: Final = ("q_norm", "k_norm")
 DOCUMENTS: Final = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 RECORDER: Final = "luthier_recorder"
-LENGTHS: Final = (4, 3)  # tokens of the documents that a forward is tried on
-FAR: Final = 1_000_000  # positions up to here are tried, so that a scale which depends on them shows
+LENGTHS: Final = (4, 3)  # tokens of the documents on which a forward is tried
+FAR: Final = 1_000_000  # positions up to this are tried, so that a scale which depends on them is noticed
 
 
 @attrs.frozen(kw_only=True)
@@ -39,7 +39,8 @@ class Attention:
     head_dim: int
     normed: bool
     dropout: float
-    settings: dict[str, Any]  # what its own forward tells the attention function: scaling, sliding_window and the like
+    # what its own forward passes to the attention function: scaling, sliding_window and the like
+    settings: dict[str, Any]
     consumed: frozenset[str]  # arguments that its own forward takes and does not pass on: tables, mask, cache
 
 
@@ -120,7 +121,7 @@ def _answer_projections(module: Any, random: torch.Generator, stack: ExitStack) 
         made = torch.randn(1, sum(LENGTHS), size, generator=random, dtype=torch.float64)
         stack.enter_context(answered_forward(getattr(module, name), lambda given, made=made: made * given.sum()))
     stack.enter_context(answered_forward(module.o_proj, lambda given: given))
-    if hasattr(module, "q_norm"):  # by whole rows, so that it shows over what is normalised
+    if hasattr(module, "q_norm"):  # compares whole rows, so that the dimension that is normalised shows
         stack.enter_context(answered_forward(module.q_norm, lambda given: given / given.norm(dim=-1, keepdim=True)))
         stack.enter_context(answered_forward(module.k_norm, lambda given: given - given.amax(dim=-1, keepdim=True)))
     stack.enter_context(training_mode(module))

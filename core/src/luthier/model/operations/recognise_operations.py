@@ -24,7 +24,7 @@ from luthier.model.weights.layers import HOOKS
 
 ROWS: Final = 6
 NORM_DTYPES: Final = ((torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32))
-BOUNDS: Final = {torch.float64: 1e-11, torch.float32: 2e-6, torch.bfloat16: 1e-2}  # of the largest number
+BOUNDS: Final = {torch.float64: 1e-11, torch.float32: 2e-6, torch.bfloat16: 1e-2}  # relative to the largest number
 
 
 @attrs.frozen(kw_only=True)
@@ -85,8 +85,8 @@ def _norm_fault(
     dtype, weight_dtype = dtypes
     own_weight = cast(Tensor, module.weight)
     size, device = own_weight.shape[0], own_weight.device
-    device = torch.device("cpu") if device.type == "meta" else device  # its weights are not asked for
-    scales = torch.logspace(-4, 2, ROWS)[:, None]  # rows small enough that eps is seen
+    device = torch.device("cpu") if device.type == "meta" else device  # the weights' values are not needed
+    scales = torch.logspace(-4, 2, ROWS)[:, None]  # some rows are so small that eps has an effect
     x = (torch.randn(ROWS, size, generator=random) * scales).to(device, dtype).requires_grad_()
     weight = torch.randn(size, generator=random).to(device, weight_dtype).requires_grad_()
     grad = torch.randn(ROWS, size, generator=random).to(device)
@@ -237,7 +237,7 @@ def measure_fault(own: Any, found: Tensor) -> float:
     if not isinstance(own, Tensor) or own.shape != found.shape or own.dtype is not found.dtype:
         return float("inf")
     if not bool(own.any()):
-        return float("inf")  # nothing can be told from zeros
+        return float("inf")  # zeros prove nothing
     own, found = own.detach(), found.detach()
     share = float((own - found).abs().max() / own.abs().max())
     return share if share <= BOUNDS[own.dtype] else float("inf")

@@ -107,7 +107,8 @@ def document_attention(
     key: Tensor,  # [1, key-value heads, N + T, D], N keys of a prefix first
     value: Tensor,  # [1, key-value heads, N + T, D]
     document_starts: Tensor,  # [documents + 1] int64, from 0 to T
-    continues: Tensor | None,  # [documents] int64, the document that each goes on from, -1 for none; None: none does
+    # [documents] int64, the document that each continues, -1 for none; None: none continues another
+    continues: Tensor | None,
     scale: float,
     window: int | None = None,
     cap: float | None = None,

@@ -8,11 +8,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-ROWS: Final = 256  # tokens that are compared: several tiles of a kernel
-HEAD_ROWS: Final = 128  # of a head, whose every token has a row of logits
-OUTPUTS: Final = 4096  # of a layer
-WORDS: Final = 8192 + 512  # of a vocabulary: more than a tile of 8192
-STEP: Final = 128  # a cut size leaves the same remainder, so that kernels for multiples of 2 to 128 take the cut call
+ROWS: Final = 256  # tokens in a comparison: several tiles of a kernel
+HEAD_ROWS: Final = 128  # tokens of a head, each of which has a row of logits
+OUTPUTS: Final = 4096  # outputs of a layer
+WORDS: Final = 8192 + 512  # columns of a vocabulary: more than a tile of 8192
+STEP: Final = 128  # a cut size keeps its remainder, so that kernels for multiples of 2 to 128 accept the cut call
 
 
 def sample_call(operation: str, given: Sequence[Any]) -> tuple[Any, ...]:

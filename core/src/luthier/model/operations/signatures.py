@@ -71,7 +71,8 @@ class Operations:
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor | None, *rest: Any, **named: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.has_offers("rms_norm") and not self.has_offers("add_rms_norm"):  # the offered norm takes the sum
+        # the offered norm computes the norm of the sum too
+        if self.has_offers("rms_norm") and not self.has_offers("add_rms_norm"):
             total = x if residual is None else x + residual
             return total, self._compute("rms_norm", (total, *rest), named)
         return self._compute("add_rms_norm", (x, residual, *rest), named)
@@ -112,7 +113,8 @@ class Operations:
         return sorted(self._ran)
 
     def _compute(self, operation: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        if torch.compiler.is_compiling():  # a compiler outside fuses plain torch, and stops at what it cannot see into
+        # an outer compiler fuses plain torch, but stops at code that it cannot see into
+        if torch.compiler.is_compiling():
             return REFERENCES[operation](*arguments, **named)
         first, noted = arguments[0], False
         for one in self._known[operation]:
@@ -140,7 +142,7 @@ class Operations:
             log.debug("operation", name=one.operation, implementation=one.name, **fields)
 
 
-_ACTIVE: Final[WeakKeyDictionary[nn.Module, Operations]] = WeakKeyDictionary()  # by every module of a model
+_ACTIVE: Final[WeakKeyDictionary[nn.Module, Operations]] = WeakKeyDictionary()  # by module of a model
 
 
 def active_operations(module: nn.Module) -> Operations:

@@ -51,7 +51,7 @@ def install_recompute(model: Any, mode: Mode) -> Iterator[None]:
     finally:
         for layer, own in before:
             del layer.forward
-            if own is not None:  # it had one of its own, and not its class's
+            if own is not None:  # the module had an attribute of its own, not the class's
                 layer.forward = own
 
 

@@ -18,7 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from luthier.model.fake_tensors import Ghost
 
-SMALLEST: Final = 2 << 20  # bytes: what is smaller is not worth the way
+SMALLEST: Final = 2 << 20  # bytes: smaller tensors are not worth the copy
 
 
 class Way(Protocol):
@@ -97,7 +97,8 @@ class HostMemory:
     def __init__(self, kept: int, way: Way, smallest: int = SMALLEST) -> None:
         self.kept, self.way, self.smallest = kept, way, smallest
         self._free: dict[Any, list[Tensor]] = defaultdict(list)
-        self._away: dict[int, WeakSet[Away]] = defaultdict(WeakSet)  # a graph that nobody differentiates takes its own
+        # a graph that nobody differentiates removes its own entries
+        self._away: dict[int, WeakSet[Away]] = defaultdict(WeakSet)
 
     def saving(self, number: int) -> AbstractContextManager[Any]:
         """Inside it what autograd keeps goes to the host, and comes back when it is asked for."""
@@ -125,7 +126,7 @@ class HostMemory:
             self._fetched(earlier)
         self.way.arrive(tensor, fetched)
         self._away[held.number].discard(held)
-        self._free[_kind(held.buffer)].append(held.buffer)  # copies follow one another: the next waits for this one
+        self._free[_kind(held.buffer)].append(held.buffer)  # copies are ordered, so the next one waits for this one
         return tensor
 
     def _fetched(self, away: Away) -> tuple[Tensor, Any]:

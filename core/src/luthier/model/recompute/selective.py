@@ -19,8 +19,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 aten = torch.ops.aten
 PRODUCTS: Final = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.linear, aten.matmul, aten._grouped_mm}
-ATTENTION: Final = ("attention", "attn")  # in the name of every fused attention, torch's or flash-attn's
-THIN: Final = 64  # a product over fewer terms costs less to make again than to keep: a low-rank update's second
+ATTENTION: Final = ("attention", "attn")  # words in the name of every fused attention, torch's or flash-attn's
+# a product over fewer terms, such as a low-rank update's second, is cheaper to compute again than to keep
+THIN: Final = 64
 
 
 @attrs.define(eq=False)
@@ -33,7 +34,7 @@ class Kept:
     result: Any
     read: bool = False
     spoiled: bool = False
-    version: int = 0  # how often it had been changed in place at the end of the pass
+    version: int = 0  # the number of in-place changes at the end of the pass
 
     def tensors(self) -> list[Tensor]:
         return [leaf for leaf in tree_leaves(self.result) if isinstance(leaf, Tensor)]
@@ -127,7 +128,8 @@ def _is_product(func: Any, args: Any, kwargs: Any) -> bool:
         return left.shape[-1] >= THIN
     name = packet.__name__
     is_attention = any(word in name for word in ATTENTION) and "backward" not in name
-    return is_attention and not _draws(func, args, kwargs)  # what is not run again draws no numbers for what follows
+    # an operation that is not run again must not have drawn random numbers
+    return is_attention and not _draws(func, args, kwargs)
 
 
 def _draws(func: Any, args: Any, kwargs: Any) -> bool:

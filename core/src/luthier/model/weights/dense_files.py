@@ -90,7 +90,7 @@ def save_model(model: Any, folder: Path, files: Files) -> None:
     state = _cast(model, dtype, asked=files.asked)
     with quiet():
         model.save_pretrained(folder, state_dict=state, max_shard_size=files.max_shard_size)
-    path = folder / CONFIG  # which says what the model in memory is
+    path = folder / CONFIG  # the config file describes the model in memory
     config = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps(_retyped(config, _name(dtype)), indent=2, sort_keys=True) + "\n", "utf-8")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from luthier.model.weights.shard_tensors import is_shard, own_shard, whole_tensor
 
-Place = tuple[str, nn.Module, str]  # the full name, and module and attribute, where shards may take turns
+Place = tuple[str, nn.Module, str]  # the full name, and the module and attribute at which shards may replace the tensor
 
 
 class InitialWeights:
@@ -76,7 +76,7 @@ def _exchanged(tensor: Tensor, kept: Tensor) -> Callable[[], None]:
     """Put the kept values into a tensor, and return what puts its own back."""
     if not _has_data(tensor):
         return lambda: None
-    if is_shard(tensor):  # whose memory FSDP2 knows: the two change places
+    if is_shard(tensor):  # FSDP2 knows the shard's memory, so the contents of the two are swapped
         _swap_values(own_shard(tensor), own_shard(kept))
         return lambda: _swap_values(own_shard(tensor), own_shard(kept))
     before = tensor.data

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from torch import nn
 
-HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of any module
+# attributes with the hooks of a module
+HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def decoder_layers(model: Any) -> Iterator[nn.Module]:

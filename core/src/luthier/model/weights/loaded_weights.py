@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from luthier.errors import LuthierError
 
-SHOWN: Final = 3  # weights of each kind that a message names
+SHOWN: Final = 3  # the most weights of each kind that a message names
 REMEDY: Final = "Check the sizes in the model's config.json, or copy its files again."
 
 
@@ -62,7 +62,7 @@ def _largest(tensor: Tensor) -> Tensor:
     """Return the largest magnitude, which is finite if all are; no second tensor of the size is made."""
     tensor = tensor.detach()
     local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    numbers = local.float() if local.element_size() < 2 else local  # aminmax knows no 8-bit floats
+    numbers = local.float() if local.element_size() < 2 else local  # aminmax does not support 8-bit floats
     least, most = torch.aminmax(numbers)
     return torch.maximum(most.abs(), least.abs())
 

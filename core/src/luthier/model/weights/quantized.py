@@ -15,8 +15,8 @@ from luthier.plugins.contracts.protocols import Quantizer
 from luthier.plugins.contracts.values import Context, Progress
 from luthier.randomness import keep_randomness, seed_all
 
-APPLYING: Final = -2  # where the key of a step has its number, so that no step draws the same
-QUANTIZED: Final = "quantized"  # what an artifact's note calls a folder that `Quantizer.save` has filled
+APPLYING: Final = -2  # replaces the step number in the random key, so that no step draws the same numbers
+QUANTIZED: Final = "quantized"  # the name in an artifact's note for a folder written by `Quantizer.save`
 
 
 def apply_quantizer(quantizer: Quantizer, model: Any, context: Context, progress: Progress | None = None) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, Final, cast
 
 from torch import Tensor
 
-MARK: Final = "__shard__"  # in a checkpoint's tree: where a tensor stood that ranks have written in parts
+MARK: Final = "__shard__"  # marks in a checkpoint's tree the place of a tensor that ranks have written in parts
 
 
 def is_shard(value: Any) -> bool:

@@ -18,9 +18,9 @@ from torch.autograd.function import once_differentiable
 
 from luthier.model.offline_import import import_offline
 
-BLOCK, NESTED_BLOCK = 64, 256  # of bitsandbytes' scales, where no weight says it
+BLOCK, NESTED_BLOCK = 64, 256  # block sizes of bitsandbytes' scales, if no weight states them
 LEVEL: Final = 127  # the largest int8 code of an activation
-LEAST: Final = 1e-5  # the least magnitude by which activations are scaled
+LEAST: Final = 1e-5  # the smallest magnitude by which activations are scaled
 
 
 @attrs.frozen(kw_only=True)
@@ -30,7 +30,7 @@ class Form:
     kind: str
     block: int = 0
     nested_block: int = 0
-    rounds: bool = False  # activations to int8, for each token
+    rounds: bool = False  # True if activations are rounded to int8, token by token
 
 
 class StoredLinear(nn.Module):
@@ -123,7 +123,7 @@ def is_stored(config: Any) -> bool:
     """Return True if a model's config says that its checkpoint holds codes in the place of weights."""
     asked = getattr(config, "quantization_config", None)
     read = asked.get if isinstance(asked, dict) else lambda name: getattr(asked, name, None)
-    return asked is not None and read("quantization_mode") != "online"  # which keeps BitNet's latent weights
+    return asked is not None and read("quantization_mode") != "online"  # "online" keeps BitNet's latent weights
 
 
 def round_tokens(states: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ def _take_packed(layer: Any, has_values: bool) -> StoredLinear:
 
 def _take_unpacked(layer: Any, has_values: bool) -> StoredLinear | None:
     if layer.online_quant:
-        return None  # its weight is a latent one, through whose rounding a gradient flows
+        return None  # the weight is a latent one, and a gradient flows through its rounding
     device = layer.weight.device if has_values else _device(layer)
     codes = torch.empty_like(layer.weight, dtype=torch.int8, device=device)
     scale = torch.empty(1, device=device)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from luthier.step.evaluation.built_metric import BuiltMetric
     from luthier.step.setup import Setup
 
-ROOM: Final = 32  # tokens by which an answer may be longer than its reference, where no length is asked for
+ROOM: Final = 32  # tokens by which an answer may exceed its reference, if no length is given
 
 
 @attrs.frozen(kw_only=True)

@@ -70,7 +70,8 @@ def _measured(setup: Setup, examples: Sequence[TokenExample], leave: Callable[[]
 
 def _measured_in_groups(setup: Setup, examples: Sequence[TokenExample], leave: Callable[[], bool] | None) -> Meter:
     """Score as many rows together as training does in one global batch; `max_eval_batches` ends after a whole group."""
-    from luthier.step.losses.coupled import measure_group  # which counts with a meter, too
+    # imported here because that module also counts memory with a meter
+    from luthier.step.losses.coupled import measure_group
 
     meter, size, seen, most = Meter(), setup.recipe.global_batch_size, 0, setup.recipe.max_eval_batches
     for first in range(0, len(examples), size):

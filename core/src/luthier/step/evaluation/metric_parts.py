@@ -64,7 +64,7 @@ def score_tokens(setup: Setup, policy: Policy, batch: Batch) -> dict[str, tuple[
     """Return each metric's (sum, count) over the supervised tokens of a micro-batch."""
     metrics = {name: metric for name, metric in setup.metrics.items() if metric.record.over == "tokens"}
     want = sorted({name for metric in metrics.values() for name in metric.record.wants})
-    scores = policy.token_logprobs(batch, want)  # on every rank and of every batch, idle ones too
+    scores = policy.token_logprobs(batch, want)  # called on every rank for every batch, idle ones too
     logprobs, also = scores if want else (scores, {})
     if not len(batch.supervised):
         return {}

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from luthier.randomness import number_of
 
-LEVEL: Final = 0.95  # of an interval
-PIECE: Final = 4_000_000  # counts of rows that are drawn at once
+LEVEL: Final = 0.95  # the confidence level of an interval
+PIECE: Final = 4_000_000  # numbers of resampled rows that are drawn at once
 
 Conclude = Callable[[Sequence[float]], float]
 Interval = tuple[float, float]

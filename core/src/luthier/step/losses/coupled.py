@@ -18,7 +18,7 @@ from luthier.step.losses.meter import Meter
 from luthier.step.out_of_memory import agree_memory
 from luthier.step.setup import Setup
 
-Scored = tuple[Tensor, dict[str, Tensor], LossOutput]  # scores, fixed tensors, the balance of experts
+Scored = tuple[Tensor, dict[str, Tensor], LossOutput]  # scores, fixed tensors, the load balance of experts
 
 
 def accumulate_coupled(setup: Setup, index: int, batches: list[Batch]) -> Meter:
@@ -28,7 +28,7 @@ def accumulate_coupled(setup: Setup, index: int, batches: list[Batch]) -> Meter:
         scored = [_score(setup, index, number, batch) for number, batch in enumerate(batches)]
     agree_memory(setup, last=False)
     places, scores, fixed = join_scores(setup, batches, scored)
-    seed_all(setup.recipe.seed, index)  # what `combine` may draw is the same on every rank
+    seed_all(setup.recipe.seed, index)  # so that random numbers in `combine` are the same on every rank
     output = check_output(setup.loss.combine(scores.requires_grad_(), fixed), "combine")
     gradient = _differentiate_scores(output, weights, scores)
     routers = Meter()

@@ -26,7 +26,7 @@ def choose_layout(
     known = rows.sample if isinstance(rows, Stream) else rows
     arrange = getattr(loss, "arrange", None)
     if arrange is not None and getattr(arrange, "__func__", None) is Loss.arrange:
-        arrange = None  # the default, which leaves units as they are
+        arrange = None  # the default leaves units unchanged
     shares = len(known.names) > 1 or arrange is not None
     if shares and config is not None:
         reason = separation_reason(config, model)

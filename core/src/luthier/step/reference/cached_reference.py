@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from luthier.step.setup import Setup
 
 AT_ONCE: Final = 64  # micro-batches that are made before they are run
-DIGITS: Final = 16  # bytes of the name that a document is found by
+DIGITS: Final = 16  # bytes of the hash that identifies a document
 OPTION: Final = "reference_cache"
 
 
@@ -46,7 +46,7 @@ class CachedReference:
     def token_logprobs(self, batch: Batch, want: Sequence[str] = (), labels: Tensor | None = None) -> Tensor:
         if want or labels is not None:
             raise _refused("token_logprobs with want or labels")
-        together = self.sharded and self.derives  # every rank runs its model as often as the others
+        together = self.sharded and self.derives  # every rank must run its model equally often
         if batch.idle or not self.values:
             return self.live.token_logprobs(batch) if self.live and (together or self.derives) else _nothing(batch)
         found = {place: self.values.get(key) for place, key in document_keys(batch)}

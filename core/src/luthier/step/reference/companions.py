@@ -34,7 +34,7 @@ class Companions:
     """
 
     reference: Way = "none"
-    begins_equal: bool = False  # the reference is the policy at step 0
+    begins_equal: bool = False  # the reference equals the policy at step 0
     cached: bool = False  # the reference's log-probabilities are computed once
     models: Mapping[str, OtherModel] = attrs.field(factory=dict)  # by role: reference, teacher
 

@@ -32,7 +32,7 @@ class Company:
     companions: Companions = attrs.field(factory=Companions)
     models: Mapping[str, FrozenModel] = attrs.field(factory=dict)  # by role
     start: Path | None = None
-    begins: bool = False  # the run starts afresh
+    begins: bool = False  # True for a fresh start
     plugins: Any = None
 
     @classmethod

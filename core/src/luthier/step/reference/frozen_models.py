@@ -53,7 +53,7 @@ def find_frozen(spec: OtherModel, role: str, plugins: Plugins) -> FrozenModel:
             problem = "no adapter of Luthier's is there"
             raise LuthierError("artifact-not-found", problem, where=f"{role}.adapter", found=spec.adapter)
         return FrozenModel(model=spec.model, quantizer=asked, adapter=adapter, note=note)
-    assert folder is not None  # else there would be an adapter, or nothing beside the model
+    assert folder is not None  # without a folder it has an adapter, or there is no other model
     note = read_note(folder)
     given = note.get("quantizer", asked) if spec.quantizer == "none" else asked
     if note.get("artifact") == "adapter":

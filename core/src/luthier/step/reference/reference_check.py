@@ -24,7 +24,8 @@ def begin_companions(setup: Setup) -> None:
     cache = setup.constant_owners.get("reference_cache")
     if isinstance(cache, CachedReference):
         cache.fill(setup)
-        if not cache.derives and setup.companions.reference != "disabled":  # nobody asks it again
+        # the model of the reference is not used again
+        if not cache.derives and setup.companions.reference != "disabled":
             cache.live = None
             setup.constant_owners.pop("reference", None)
 

@@ -174,7 +174,7 @@ def _foreign(name: str, peak: float, total: int | None, warmup: int, settings: d
 
 
 def _stepped(optimizer: Any, scheduler: Any) -> Iterator[float]:
-    optimizer.step()  # over nothing: torch warns where a schedule moves before its optimizer
+    optimizer.step()  # it changes nothing, but torch warns if a schedule moves before its optimizer
     while True:
         yield float(optimizer.param_groups[0]["lr"])
         scheduler.step()

@@ -28,7 +28,8 @@ def check_length(recipe: Recipe) -> None:
     if unending and not (recipe.save_steps or recipe.save_samples or recipe.save_strategy in ("epoch", "no")):
         log.warning("a run without end writes its first checkpoint when it is stopped", remedy="save_steps")
     if unending or (recipe.data.streaming and not recipe.max_steps):
-        peak = 1.0 if recipe.learning_rate == "auto" else recipe.learning_rate  # any says if the schedule is sound
+        # any rate shows whether the schedule is sound
+        peak = 1.0 if recipe.learning_rate == "auto" else recipe.learning_rate
         _rates(recipe, peak, None)
 
 

@@ -27,8 +27,8 @@ from luthier.training.run import Run
 from luthier.training.train_run import train
 
 log = get_logger()
-SCORES: Final = "scores.json"  # every task's metrics after a task, in that task's folder
-BASE: Final = "scores-before.json"  # the same before the first, in the folder of the whole run
+SCORES: Final = "scores.json"  # every task's metrics after one task, in that task's folder
+BASE: Final = "scores-before.json"  # the same before the first task, in the folder of the whole run
 
 
 def train_tasks(tasks: Sequence[Task], folder: Path, objects: Objects, *, eval_base: bool = True,

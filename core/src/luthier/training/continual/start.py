@@ -17,7 +17,7 @@ from luthier.training.continual.slices import cut_rows, with_rows
 from luthier.training.continual.tasks import Task, TaskSequence, folder_name, make_tasks, read_sequence
 
 FOLDER: Final = "runs/continual"
-ROWS: Final = "data"  # the folder of the slices
+ROWS: Final = "data"  # the folder of the rows' slices
 
 
 def train_sequence(

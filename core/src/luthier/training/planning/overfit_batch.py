@@ -38,9 +38,9 @@ from luthier.training.loop import trace_target
 
 log = get_logger()
 STEPS: Final = 100
-FALL: Final = 0.5  # the loss must fall to this share of where it began
-FLOW: Final = 10  # the step whose gradient flow is reported: an adapter that began at zero has moved by then
-ENOUGH: Final = 0.02  # and nothing more is to be shown where it has fallen to this
+FALL: Final = 0.5  # the share of its first value that the loss must fall to
+FLOW: Final = 10  # the step whose gradient flow is reported: an adapter that begins at zero has moved by then
+ENOUGH: Final = 0.02  # the share of its first value at which the test ends early
 REPORT: Final = "overfit.json"
 
 
@@ -52,7 +52,7 @@ class Overfit:
     first_loss: float
     last_loss: float
     least_loss: float
-    threshold: float  # the share of the first loss that the least must come below
+    threshold: float  # the share of the first loss that the smallest loss must fall below
     steps: int
     losses: list[float] = attrs.field(repr=False)
     rows: list[str] = attrs.field(repr=False)
@@ -78,7 +78,7 @@ class Seen:
     remarks: list[Remark] = attrs.field(factory=list)
     flow: list[Flow] = attrs.field(factory=list)
     norm: float = 0.0
-    broken: str | None = None  # how a step came to be not finite
+    broken: str | None = None  # the reason why a step was not finite
 
 
 def overfit_first_batch(recipe: Recipe, objects: Objects, steps: int = STEPS) -> Overfit:
@@ -181,7 +181,7 @@ def _train(setup: Setup, portion: Portion, steps: int, folder: Path) -> Seen:
         seen.losses.append(done.loss)
         seen.norm = done.grad_norm
         write_line(folder / METRICS, index + 1, {"loss": done.loss, "grad_norm": done.grad_norm})
-        if done.overflowed:  # float16's scale is found in the first steps
+        if done.overflowed:  # float16's loss scale is found in the first steps
             continue
         if not done.finite:
             seen.broken = trace_step(trace_target(setup), index, done.batches).told

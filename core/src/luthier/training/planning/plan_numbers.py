@@ -11,8 +11,8 @@ from luthier.data.batches.shared_prompts import saved_by_unit
 from luthier.data.examples import TokenDataset
 from luthier.step.setup import Setup
 
-STEPS: Final = 1000  # of which the packing is surveyed, at most,
-STREAMED: Final = 50  # and of a stream, which is read for it
+STEPS: Final = 1000  # the most steps whose packing is surveyed
+STREAMED: Final = 50  # the most steps of a stream, which is read for the survey
 
 
 def schedule_of(setup: Setup) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from luthier.training.planning.plan_numbers import packing_of, schedule_of
 from luthier.training.process_choice import settle_process
 from luthier.training.rows import prepared_data
 
-STEPS: Final = 1000  # in which the fullest micro-batch is looked for
+STEPS: Final = 1000  # steps that are searched for the fullest micro-batch
 
 
 @attrs.frozen(kw_only=True)
@@ -48,16 +48,16 @@ class Plan:
 
     parts: list[dict[str, Any]]
     parameters: dict[str, dict[str, int]]  # by module kind: total, trainable
-    memory: dict[str, int]  # by cause at the predicted peak, and their total
+    memory: dict[str, int]  # the predicted peak by cause, and the total
     schedule: dict[str, Any]
     packing: dict[str, float]
     coverage: dict[str, Any]
     data: dict[str, Any]
-    decisions: dict[str, Any] = attrs.field(factory=dict)  # name: its value, and why
-    operations: list[str] = attrs.field(factory=list)  # `operation: implementation` that a step computes by
+    decisions: dict[str, Any] = attrs.field(factory=dict)  # name -> value and reason
+    operations: list[str] = attrs.field(factory=list)  # `operation: implementation` of each that a step uses
     groups: list[dict[str, Any]] = attrs.field(factory=list)  # parameters that share a rate
-    device: dict[str, Any] = attrs.field(factory=dict)  # what it has, and whether the peak fits
-    time: dict[str, Any] = attrs.field(factory=dict)  # an estimate, with what it rests on
+    device: dict[str, Any] = attrs.field(factory=dict)  # the device's memory, and whether the peak fits
+    time: dict[str, Any] = attrs.field(factory=dict)  # an estimate, with its basis
     suggestions: list[dict[str, Any]] = attrs.field(factory=list)  # option, value and reason
     notes: list[str] = attrs.field(factory=list)
 
@@ -73,7 +73,7 @@ def plan(recipe: Recipe, objects: Objects) -> Plan:
         resolved = resolve_parts(recipe)
         device = usable_device(recipe, resolved, World())
         for part in resolved.callbacks:
-            resolved.build(part)  # what it lacks is said here too
+            resolved.build(part)  # reports here what the part lacks
         if objects.model is None and find_trained(recipe.model.name_or_path) is None:
             load.check_named_model(recipe.model)
         prepared, tokenizer = _rows(recipe, objects, resolved, notes)
@@ -92,7 +92,7 @@ def plan(recipe: Recipe, objects: Objects) -> Plan:
         compiling.settle_compile(setup)
     plan_made = _found(case, setup, footprint, prepared is not None, notes)
     plan_made.decisions.update({**setup.decisions.to_dict(), **decisions.to_dict()})
-    if footprint is None:  # the weights were loaded, and may be the caller's
+    if footprint is None:  # the weights are loaded already, and may be the caller's
         setup.undo.close()
     return plan_made
 
@@ -127,7 +127,7 @@ def _rows(recipe: Recipe, objects: Objects, resolved: Resolved, notes: list[str]
     except LuthierError as error:
         if error.code != "model-not-found" or recipe.model.tokenizer is not None:
             raise
-        config_of(recipe.model)  # where there is no model either, that is said
+        config_of(recipe.model)  # reports here if there is no model
         notes.append(f"the rows are not counted ({error.problem}): {assumed}")
         return None, None
     return prepared_data(recipe, objects, tokenizer, Wanted.of_part(resolved.loss)), tokenizer

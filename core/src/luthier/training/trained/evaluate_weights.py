@@ -96,7 +96,7 @@ class Measured:
     units: int
     scores: dict[str, Scores]
     others: dict[str, float]
-    directions: dict[str, bool | None]  # of metric parts: whether more is better
+    directions: dict[str, bool | None]  # of metric parts: True if higher is better
 
 
 def evaluate_weights(place: WeightsPlace, how: Measuring, other: WeightsPlace | None = None) -> Evaluation:

@@ -30,7 +30,7 @@ class HeldBase:
     model: Any = attrs.field(repr=False)
     quantizer: Quantizer = attrs.field(repr=False)
     spec: Model
-    note: dict[str, Any] = attrs.field(repr=False)  # of the adapter that it was loaded for
+    note: dict[str, Any] = attrs.field(repr=False)  # the note of the adapter that the model was loaded for
 
 
 @attrs.frozen(kw_only=True, eq=False)

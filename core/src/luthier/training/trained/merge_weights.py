@@ -19,7 +19,7 @@ from luthier.training.trained.open_weights import open_weights
 from luthier.training.trained.weights_place import WeightsPlace
 
 Onto = Literal["dequantized", "original"]
-NO_BASE: Final = "python:"  # how a model that was an object is named
+NO_BASE: Final = "python:"  # the prefix by which a recipe names a model that was an object
 
 
 def merge_weights(

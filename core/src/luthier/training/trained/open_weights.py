@@ -70,4 +70,4 @@ def _take_evaluated(opened: Opened, recipe: Recipe, tree: dict[str, Any]) -> Non
         return
     optimizer = part.build(trained_groups(recipe, opened.adapter, opened.model))
     restore_optimizer(optimizer, tree["optimizer"])
-    part.evaluating().__enter__()  # for as long as the model lives
+    part.evaluating().__enter__()  # entered for as long as the model lives

@@ -25,7 +25,8 @@ from luthier.training.assemble import assemble_run
 from luthier.training.trained.open_weights import note_of, read_tree
 from luthier.training.trained.weights_place import WeightsPlace, run_recipe
 
-WEIGHTS: Final = ("model", "adapter", "adapter_from", "quantizer", "optimizer")  # settings of weights, not of a measure
+# settings that decide the weights, and not how they are measured
+WEIGHTS: Final = ("model", "adapter", "adapter_from", "quantizer", "optimizer")
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -35,7 +36,7 @@ class Weights:
     place: WeightsPlace
     recipe: Recipe
     note: dict[str, Any]
-    tree: dict[str, Any] | None = None  # of a checkpoint
+    tree: dict[str, Any] | None = None  # the state of a checkpoint
 
     @classmethod
     def of_place(cls, place: WeightsPlace, data: str | None) -> Weights:

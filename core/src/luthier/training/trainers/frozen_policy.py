@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from luthier.plugins.contracts.protocols import Adapter
 from luthier.step.reference.reference_check import rounding_bound
 
-TOKENS: Final = 16  # of the input on which the policy is held against itself without its adapter
+TOKENS: Final = 16  # tokens of the input on which the policy is compared with and without its adapter
 
 
 def freeze_policy(model: Any, adapter: Adapter, named: str, *, switchable: bool, fresh: bool) -> nn.Module:
@@ -31,7 +31,7 @@ class WithoutAdapter(nn.Module):
 
     def __init__(self, model: Any, adapter: Adapter) -> None:
         super().__init__()
-        self._held = (model, adapter)  # a tuple, so that `eval` and `to` leave the policy as it is
+        self._held = (model, adapter)  # a tuple, so that `eval` and `to` do not reach the policy's modules
 
     @property
     def config(self) -> Any:
@@ -56,7 +56,7 @@ def _changes_nothing(model: Any, adapter: Adapter) -> bool:
             other = _token_logprobs(model)
     finally:
         model.train(training)
-    return float((own - other).abs().max()) <= rounding_bound(full=model.dtype.itemsize > 2)  # NaN: no
+    return float((own - other).abs().max()) <= rounding_bound(full=model.dtype.itemsize > 2)  # NaN gives False
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from luthier.recipe.checks.unread_options import default_value
 from luthier.recipe.parts import FIELDS, Part, Resolved, part_identity
 from luthier.recipe.schema import Data, Settings, setting_names
 
-# that the core reads for every trainer: the parts, the places, and what the files are made of
+# settings that the core reads for every trainer: the parts, the folders, and the form of the files
 READ: Final = frozenset(
     (
         *(kind for kind in FIELDS if kind != "loss"),
@@ -23,7 +23,7 @@ READ: Final = frozenset(
     )
 )
 READ_DATA: Final = frozenset(("train", "validation"))
-# members of an adapter by which it takes part in Luthier's own steps
+# members of an adapter that only Luthier's own steps call
 OWN_STEPS: Final = {"virtual_tokens": "adds virtual tokens", "prefixes": "adds keys and values"}
 
 

@@ -29,7 +29,7 @@ class SteppedParts:
     optimizer: Optimizer
     hooks: Any
     saver: Saver
-    switchable: bool = False  # whether the adapter says that it can be switched off
+    switchable: bool = False  # True if the adapter can be switched off
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -57,10 +57,10 @@ class TrainerSession:
     optimizer: torch.optim.Optimizer
     run: ActiveRun
     losses: list[float] = attrs.field(factory=list)  # of each step
-    evaluation: dict[str, float] = attrs.field(factory=dict)  # the newest
-    tokens: int = 0  # that were generated and read, as the trainer counts them
+    evaluation: dict[str, float] = attrs.field(factory=dict)  # the newest evaluation
+    tokens: int = 0  # tokens generated and read, as the trainer counts them
     samples: int = 0
-    parts: SteppedParts = attrs.field(repr=False)  # of the core; a trainer leaves them alone
+    parts: SteppedParts = attrs.field(repr=False)  # for the core only; a trainer leaves them alone
 
     def begin(self, total_steps: int) -> None:
         """Report, before the first step, how many steps the run will have."""
