@@ -74,9 +74,11 @@ CALIBRATED = {
     "name": "qat_activations", "activation_granularity": "tensor", "online_calibration": True, "schedule": SLOWLY,
     "calibration_frequency": 2, "calibration_samples": 8,
 }  # fmt: skip
+NORMED = {"name": "bitnet", "sub_norms": ["o_proj", "down_proj"], "schedule": SLOWLY}
 BREAKS += [
     ("full", CALIBRATED, 4),
     *(pytest.param("full", q, n, marks=pytest.mark.slow) for q in (LEARNED, STAGED, CALIBRATED) for n in (1, 5, 7)),
+    ("full", NORMED, 4),
     *(pytest.param(a, LEARNED, 4, marks=pytest.mark.slow) for a in ("lora", "dora")),
 ]
 
@@ -110,8 +112,14 @@ def test_a_run_that_broke_off_in_any_phase_resumes_bit_for_bit(world, tmp_path, 
 
 @pytest.mark.parametrize(
     ("adapter", "options"),
-    [("full", Bitnet(method="twn")), ("lora", Ternary(granularity="row")), ("dora", Bitnet())],
-    ids=["full", "lora", "dora"],
+    [
+        ("full", Bitnet(method="twn")),
+        ("lora", Ternary(granularity="row")),
+        ("dora", Bitnet()),
+        ("full", Bitnet(sub_norms=["o_proj"])),
+        ("lora", Ternary(sub_norms=["o_proj", "down_proj"])),
+    ],
+    ids=["full", "lora", "dora", "normed", "lora on normed"],
 )
 def test_what_was_saved_reopens_with_the_same_logits(world, tmp_path, adapter, options):
     run = train(world, tmp_path / "run", adapter=adapter, quantizer=options)
@@ -146,6 +154,15 @@ def test_a_merge_of_what_has_int8_activations_is_refused_before_training(world, 
     with expect_error("artifact-unmergeable", "merge", "'bitnet'") as caught:
         train(world, tmp_path / "run", quantizer="bitnet", merge=True)
     assert caught.value.code == "artifact-unmergeable" and not (tmp_path / "run").exists()
+
+
+def test_what_has_norms_of_its_own_is_neither_merged_nor_exported_as_plain_layers(world, tmp_path):
+    run = train(world, tmp_path / "run", quantizer=Ternary(sub_norms=["down_proj"]), max_steps=1)
+    with expect_error("artifact-unmergeable"):
+        luthier.merge(run.output_path)
+    with expect_error("artifact-unmergeable"):
+        luthier.export(run.output_path, "gguf", tmp_path / "gguf")
+    assert not (tmp_path / "gguf").exists()
 
 
 def test_a_trained_bitnet_is_packed_and_transformers_gives_its_logits(world, tmp_path):

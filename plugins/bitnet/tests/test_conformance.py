@@ -10,6 +10,7 @@ EXAMPLES = [
     Ternary(granularity="group", group_size=32, schedule=Schedule(start_step=2, end_step=8, schedule_type="cosine")),
     Ternary(granularity="row", estimator="clipped", second_stage_start=0.5),
     Bitnet(granularity="group", group_size=32),
+    Ternary(sub_norms=["o_proj"], schedule=Schedule(start_step=2, end_step=8)),
     Bitnet(skip_modules=["mlp"], schedule=Schedule(end_epoch=0.5)),
 ]
 

@@ -30,6 +30,7 @@ from luthier.plugins.contracts.values import Context, Group, Purpose
 from luthier.precision import dtypes as precision
 from luthier.recipe import Recipe
 from luthier.recipe.settled import SettledRecipe
+from luthier.runs.writing.decisions import Decisions
 from luthier.step.attachment import Attachment, BuiltParts
 from luthier.step.context import WHOLE, ContextSources, context_for, dense_weight, encode_with
 from luthier.step.losses.unit_layout import lay_out_feed
@@ -41,11 +42,19 @@ HOST: Final = torch.device("cpu")
 
 
 def quantize_model(
-    recipe: SettledRecipe, feed: Feed, model: Any, quantizer: Quantizer, purpose: Purpose, *, blank: bool = False
+    recipe: SettledRecipe,
+    feed: Feed,
+    model: Any,
+    quantizer: Quantizer,
+    purpose: Purpose,
+    *,
+    blank: bool = False,
+    decisions: Decisions | None = None,
 ) -> Any:
-    """Return the model in its quantizer's form; `blank`: its weights are still to be read."""
+    """Return the model in its quantizer's form; `blank`: its weights are still to be read. It keeps its decisions."""
     head = _head(recipe, feed, HOST if model.device.type == "meta" else model.device)
-    sources = attrs.evolve(_sources(recipe, model, quantizer, head, purpose), total_steps=feed.total)
+    sources = _sources(recipe, model, quantizer, head, purpose)
+    sources = attrs.evolve(sources, total_steps=feed.total, decisions=decisions or sources.decisions)
     context = _context(recipe, model, quantizer, sources)
     return apply_quantizer(quantizer, model, attrs.evolve(context, has_values=context.has_values and not blank))
 

@@ -83,7 +83,7 @@ def assemble_run(recipe: Recipe, objects: Objects, plugins: Plugins | None = Non
     check_rooms(prepared, recipe.data, case.tokens, case.layout)
     case.sharded = (how := strategy.choose_strategy(case, decisions, world)) == "fsdp"
     settled = settle_sizes(case, decisions, world)
-    loading = functools.partial(_quantized, case, settled, parts.quantizer)
+    loading = functools.partial(_quantized, case, settled, parts.quantizer, decisions)
     model, purpose = load_quantized(case, settled, how, world, loading)
     prepare_model(model, tokenizer, prepared)
     setup = attach_parts(Attachment(recipe=settled, model=model, tokenizer=tokenizer, parts=parts, prepared=prepared,
@@ -154,7 +154,7 @@ def whole_again(assembled: Assembled) -> Setup:
     resolved, setup_before, case = assembled.resolved, assembled.setup, assembled.case
     recipe = setup_before.recipe
     parts = attrs.evolve(BuiltParts.of_recipe(resolved), kernels=find_kernels(recipe, resolved, HOST))
-    model = _quantized(case, recipe, parts.quantizer, HOST, "open")
+    model = _quantized(case, recipe, parts.quantizer, setup_before.decisions, HOST, "open")
     teach_stops(model, setup_before.tokenizer, assembled.prepared.stop_tokens)
     setup = attach_parts(Attachment(recipe=recipe, model=model, tokenizer=setup_before.tokenizer, parts=parts,
                                     prepared=assembled.prepared, device=HOST, decisions=setup_before.decisions,
@@ -175,16 +175,22 @@ def named(parts: tuple[Part, ...]) -> dict[str, Part]:
 
 
 def _quantized(
-    case: Case, recipe: SettledRecipe, quantizer: Quantizer, device: torch.device, purpose: Purpose | None = None
+    case: Case,
+    recipe: SettledRecipe,
+    quantizer: Quantizer,
+    decisions: Decisions,
+    device: torch.device,
+    purpose: Purpose | None = None,
 ) -> Any:
     """Return the base model in its quantizer's form; on `meta` it has no weights. `purpose` None: the case's."""
     trained = None if case.objects.model is not None else find_trained(recipe.model.name_or_path)
     feed, purpose = feed_of(recipe, case.prepared.train), purpose or case.purpose
+    quantized = functools.partial(quantize_model, recipe, feed, quantizer=quantizer, decisions=decisions)
     if device.type == "meta":
-        return quantize_model(recipe, feed, hollow_model(recipe), quantizer, "hollow")
+        return quantized(hollow_model(recipe), purpose="hollow")
     if trained is None:
-        return quantize_model(recipe, feed, _model(case, quantizer, device), quantizer, purpose)
-    model = quantize_model(recipe, feed, load.empty_model(trained, device), quantizer, purpose, blank=True)
+        return quantized(_model(case, quantizer, device), purpose=purpose)
+    model = quantized(load.empty_model(trained, device), purpose=purpose, blank=True)
     return read_quantized(quantizer, trained, model)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+EPS = 1e-5  # of a layer's own norm
 LIMIT = 1.5  # in scales: a small step cannot change the level of a larger weight
 
 
@@ -43,8 +44,15 @@ class TernaryLinear(nn.Module):
         self.register_parameter("bias", layer.bias)
         shape = layer.weight.shape[::-1] if self.transposed else layer.weight.shape
         self.out_features, self.in_features = shape
+        self.sub_norm: nn.RMSNorm | None = None
         self._codes: tuple[Any, ...] | None = None  # of a frozen weight: (its state, codes, scales)
         self.train(layer.training)
+
+    def add_norm(self, size: float) -> None:
+        """Normalize the inputs from here on, to a root mean square of `size` for each token at first."""
+        weight = self.weight.new_full((self.in_features,), size)
+        self.sub_norm = nn.RMSNorm(self.in_features, eps=EPS, device=weight.device, dtype=weight.dtype)
+        self.sub_norm.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
 
     @property
     def rounds_activations(self) -> bool:
@@ -85,6 +93,9 @@ class TernaryLinear(nn.Module):
         """Map states [..., in] to [..., out], in the dtype of the states or of autocast."""
         if self.stage.share == 0:
             return F.linear(states, self.latent(), self.bias)
+        if self.sub_norm is not None:
+            normed = self._normalized(states, self.sub_norm)
+            states = normed if self.stage.share == 1 else states + self.stage.share * (normed - states)
         codes, scales = self.rounded()
         weight = self.latent()
         if self.form.clipped and weight.requires_grad:
@@ -93,6 +104,12 @@ class TernaryLinear(nn.Module):
             return self._partly(states, weight, codes, scales)
         output = multiply_ternary(states, weight, codes, scales, self.form.granularity, self.form.integers)
         return output if self.bias is None else output + self.bias.to(output.dtype)
+
+    def _normalized(self, states: Tensor, norm: nn.RMSNorm) -> Tensor:
+        """In float32, rounded once to the dtype of the states."""
+        wide = states.float()
+        factors = torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)
+        return (wide * factors * norm.weight.float()).to(states.dtype)
 
     def _partly(self, states: Tensor, weight: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
         """Compute with partly rounded weights and states: values plus the stage's share of their rounding error."""

@@ -84,6 +84,11 @@ class Ternary:
         high=1,
     )
     second_stage_lr: float = option(0.667, help="Factor of the learning rate in the second stage.", low=0)
+    sub_norms: list[str] = option(
+        factory=list,
+        help="Layers that get an RMSNorm of their own before them (SubLN), by the last part of their name: [o_proj, "
+        "down_proj]. It begins at the size that each layer's inputs have, and comes in with the schedule.",
+    )
     skip_modules: list[str] = option(
         factory=list,
         help="Modules that stay exact, besides the output head and routers, with all their parts: names, or whole "

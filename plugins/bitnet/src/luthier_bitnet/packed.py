@@ -46,6 +46,7 @@ def _check_layer(path: str, layer: TernaryLinear) -> None:
         (layer.stage.share != 1, "the schedule has not ended"),
         (not form.integers, "the format needs int8 activations: train with quantizer bitnet"),
         (form.granularity != "tensor", "the format needs one scale for each tensor"),
+        (layer.sub_norm is not None, "the format has no norm of single layers: train without sub_norms"),
         (layer.transposed, "the format has no Conv1D"),
         (layer.out_features % 4 != 0, f"{layer.out_features} outputs are not divisible by 4"),
     ]

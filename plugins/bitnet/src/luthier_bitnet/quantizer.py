@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from luthier_bitnet.layer import Form, Stage, TernaryLinear
 from luthier_bitnet.options import Bitnet, Ternary
+from luthier_bitnet.sub_norms import choose_sizes
 from luthier_bitnet.targets import choose_layers
 
 log = get_logger()
@@ -17,6 +18,7 @@ class TernaryQuantizer:
 
     def __init__(self, options: Ternary) -> None:
         self.options, self.stage = options, Stage()
+        self.mergeable = not isinstance(options, Bitnet)  # as plain layers do not round activations
         self.name = "bitnet" if isinstance(options, Bitnet) else "ternary"
         self.form = Form(
             method=options.method,
@@ -31,18 +33,23 @@ class TernaryQuantizer:
         Raises `model-target` if an entry of `skip_modules` names no module, `part-unsupported` if no layer is chosen or
         the model is quantized already, and `bitnet:nonfinite-weight` if a weight holds NaN or infinity.
         """
+        if self.options.sub_norms:
+            self.mergeable = False  # plain layers have no norms of their own
         held, chosen = find_layers(model), choose_layers(model, self.options.skip_modules, self.name)
         if not chosen and not held:
             problem = f"quantizer '{self.name}' finds no linear layer to quantize"
             raise LuthierError("part-unsupported", problem, where=type(model).__name__)
         if context.has_values:
             check_finite_weights(chosen, "bitnet:nonfinite-weight")
+        sizes = choose_sizes(model, chosen, self.options.sub_norms, context) if chosen else {}
         for earlier in held.values():
             self.stage = earlier.stage
         made: dict[int, TernaryLinear] = {}  # a layer that is used in two places stays one layer
         for path, layer in chosen.items():
             if id(layer) not in made:
                 made[id(layer)] = TernaryLinear(layer, self.form, self.stage)
+                if path in sizes:
+                    made[id(layer)].add_norm(sizes[path])
             model.set_submodule(path, made[id(layer)])
         count = sum(layer.weight.numel() for layer in made.values())
         exact = sum(parameter.numel() for parameter in model.parameters()) - count

@@ -56,18 +56,18 @@ def _frugal_optimizers() -> list[OptimizerRecord]:
             options=PagedAdamW,
             build="luthier_optimizers.parts:PagedAdamWPart",
         ),
-        OptimizerRecord(
-            name="auto",
-            summary="AdamW with its moments exact, in 8 bits or in a file: by the device's memory.",
-            options=Auto,
-            build="luthier_optimizers.choosing:AutoPart",
-        ),
     ]
 
 
 def _other_optimizers() -> list[OptimizerRecord]:
     """Return the optimizers with another rule than AdamW's."""
     return [
+        OptimizerRecord(
+            name="auto",
+            summary="AdamW with its moments exact, in 8 bits or in a file: by the device's memory.",
+            options=Auto,
+            build="luthier_optimizers.choosing:AutoPart",
+        ),
         OptimizerRecord(
             name="muon",
             summary="Orthogonalized momentum for matrices, AdamW for the rest: 4 bytes a weight.",
