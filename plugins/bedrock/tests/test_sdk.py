@@ -170,7 +170,7 @@ REFUSED = [
     ({}, {"learning_rate": 1.0}, "1e-06 to 0.0001"),
     ({}, {"warmup_ratio": 0.1}, "Set warmup_steps"),
     ({}, {"loss": "dpo"}, "'dpo' is not offered"),
-    ({}, {"adapter": {"name": "lora", "r": 8}}, "leave the adapter's options out"),
+    ({}, {"adapter": {"name": "lora", "r": 8}}, "Leave the adapter's options out"),
     ({}, {"model": "meta.llama3-1-8b-instruct-v1:0:128k", "global_batch_size": 2}, "1 to 1"),
     ({}, {"model": "anthropic.claude-3-haiku-20240307-v1:0:200k", "learning_rate": 1e-5}, "learning_rate_multiplier"),
 ]

@@ -138,7 +138,7 @@ def test_patterns_are_substrings_or_regular_expressions(match, pattern, count):
     ("options", "code", "words"),
     [
         (Osft(target_patterns=["q_porj"]), "model-target", "q_proj"),
-        (Osft(target_patterns=["lm_head"]), "model-target", "the head alone"),
+        (Osft(target_patterns=["lm_head"]), "model-target", "only the head"),
         (Osft(target_patterns=[]), "model-target", "no layer"),
         (Osft(target_patterns=["(q|k)_proj"]), "model-target", "match: regex"),
         (Osft(target_patterns=["(q"], match="regex"), "recipe-wrong-type", "not a regular expression"),

@@ -1,4 +1,4 @@
-"""Dialects of the wire format by address: how the key is sent, what a request says more, what the service announces."""
+"""Variants of the wire format by address: how the key is sent, extra fields of requests, notices."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ ENDING: Final = (
     "OpenAI ends its self-serve fine-tuning: from 2027-01-06 nobody can create jobs, and tunes of gpt-4o and gpt-4.1 "
     "stop on 2027-01-14 (as known on 2026-11-20)."
 )
-UNSEEN: Final = "This dialect has been tried against a fake alone; its own fields are as documented (2026-11-20)."
+UNSEEN: Final = "This variant has been tested with a fake only; its own fields are as documented (2026-11-20)."
 
 
 @attrs.frozen(kw_only=True)
 class Dialect:
-    """One service's form of the format. `hosts` are the ends of the addresses that speak it."""
+    """One service's variant of the format. `hosts` are the ends of the addresses that use it."""
 
     name: str
     hosts: tuple[str, ...] = ()
     key_header: str = "authorization"
     key_prefix: str = "Bearer "
-    extra: Mapping[str, Any] = attrs.field(factory=dict)  # of every job's request
+    extra: Mapping[str, Any] = attrs.field(factory=dict)  # extra fields of every job's request
     rules: DataRules = attrs.field(factory=lambda: DataRules(min_rows=10, max_bytes=8_000_000_000, weights=True))
-    whole_bytes: int | None = None  # of a file that goes in one request; larger ones go in parts
+    whole_bytes: int | None = None  # largest file sent in one request; larger ones are sent in parts
     prices: tuple[TokenPrice, ...] = ()
     models: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ DIALECTS: Final = {
             key_header="api-key",
             key_prefix="",
             extra={"trainingType": "globalStandard"},
-            rules=DataRules(min_rows=10, max_bytes=100_000_000, weights=True),  # larger files break silently there
+            rules=DataRules(min_rows=10, max_bytes=100_000_000, weights=True),  # larger files break silently
             notices=(UNSEEN,),
         ),
         Dialect(name="compatible", rules=DataRules(weights=True), notices=(UNSEEN,)),
@@ -69,7 +69,7 @@ DIALECTS: Final = {
 
 
 def choose_dialect(options: OpenAI) -> Dialect:
-    """Return the dialect that is named, or that the address speaks."""
+    """Return the variant that the options name, or that the address uses."""
     if options.dialect != "auto":
         return DIALECTS[options.dialect]
     host = urlsplit(options.base_url).hostname or ""

@@ -1,4 +1,4 @@
-"""Jobs at OpenAI, and at what speaks its format: the options as the terms on which the core's wire service talks."""
+"""Jobs at OpenAI and services of its format. The options set up the core's client for that format."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SETTINGS: Final = {
     "adapter.name": SettingRule(remark="is not sent: the service decides how it trains"),
 }
 INSTEAD: Final = {
-    "learning_rate": "It only scales its own rate: set provider.learning_rate_multiplier.",
+    "learning_rate": "The service only scales its own rate. Set provider.learning_rate_multiplier.",
     "max_steps": "Set num_train_epochs.",
-    "adapter.r": "It decides how it trains: leave the adapter's options out.",
+    "adapter.r": "The service decides how it trains. Leave the adapter's options out.",
 }
 
 

@@ -30,29 +30,29 @@ def luthier_optimizers() -> Iterable[OptimizerRecord]:
 
 
 def _frugal_optimizers() -> list[OptimizerRecord]:
-    """Return the optimizers whose state is small, or lies elsewhere."""
+    """Return the optimizers whose state is small, or not in memory."""
     return [
         OptimizerRecord(
             name="adamw_8bit",
-            summary="AdamW with both moments in 8 bits: 2.03 bytes a weight, not 8.",
+            summary="AdamW with both moments in 8 bits: 2.03 bytes a weight instead of 8.",
             options=AdamW8bit,
             build="luthier_optimizers.parts:EightBitAdamW",
         ),
         OptimizerRecord(
             name="adafactor",
-            summary="Second moments as a row and a column: hardly any bytes a weight.",
+            summary="Adafactor: second moments as a row and a column, which take almost no memory.",
             options=Adafactor,
             build="luthier_optimizers.parts:AdafactorPart",
         ),
         OptimizerRecord(
             name="apollo",
-            summary="AdamW's step sizes from a random projection: 8 bytes a weight times rank / width.",
+            summary="APOLLO: AdamW's step sizes from a random projection: 8 bytes a weight times rank / width.",
             options=Apollo,
             build="luthier_optimizers.parts:ApolloPart",
         ),
         OptimizerRecord(
             name="paged_adamw",
-            summary="AdamW whose moments lie in a file that memory is mapped to.",
+            summary="AdamW with its moments in a memory-mapped file.",
             options=PagedAdamW,
             build="luthier_optimizers.parts:PagedAdamWPart",
         ),
@@ -60,7 +60,7 @@ def _frugal_optimizers() -> list[OptimizerRecord]:
 
 
 def _other_optimizers() -> list[OptimizerRecord]:
-    """Return the optimizers with another rule than AdamW's."""
+    """Return the optimizers whose rule differs from AdamW's."""
     return [
         OptimizerRecord(
             name="auto",
@@ -76,13 +76,13 @@ def _other_optimizers() -> list[OptimizerRecord]:
         ),
         OptimizerRecord(
             name="schedule_free",
-            summary="AdamW whose average is evaluated and saved: 8 bytes.",
+            summary="Schedule-free AdamW, whose average is evaluated and saved: 8 bytes a weight.",
             options=ScheduleFree,
             build="luthier_optimizers.parts:ScheduleFreePart",
         ),
         OptimizerRecord(
             name="ademamix",
-            summary="AdamW with a second, slow momentum: 12 bytes a weight.",
+            summary="AdEMAMix: AdamW with a second, slow momentum: 12 bytes a weight.",
             options=AdEMAMix,
             build="luthier_optimizers.parts:AdEMAMixPart",
         ),
@@ -90,7 +90,7 @@ def _other_optimizers() -> list[OptimizerRecord]:
 
 
 def state_bytes(optimizer: Any) -> float:
-    """Return how many bytes an optimizer that has stepped keeps for each parameter."""
+    """Return the bytes of state per parameter of an optimizer that has stepped."""
     from luthier_optimizers.stepper import state_bytes as measured
 
     return measured(optimizer)

@@ -1,4 +1,4 @@
-"""APOLLO (Zhu et al., arXiv:2412.05270): the sizes of AdamW's steps, estimated in a random low-rank projection."""
+"""APOLLO (Zhu et al. 2024, arXiv 2412.05270): AdamW's step sizes, estimated in a random low-rank projection."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from luthier_optimizers.stepper import State, Stepper, adam_direction, decay, em
 
 
 class ApolloStepper(Stepper):
-    """Groups with `projected` True are stepped by APOLLO where a matrix is wider than the rank; all else by AdamW."""
+    """An optimizer that steps matrices wider than the rank in `projected` groups by APOLLO, the rest by AdamW."""
 
     def empty(self, weight: Tensor, group: dict[str, Any]) -> State:
         if not _is_projected(weight, group):
@@ -34,7 +34,7 @@ class ApolloStepper(Stepper):
         weight.add_(move.T if upright else move, alpha=-group["lr"])
 
     def _limit(self, move: Tensor, state: State, growth: float) -> None:
-        """Shorten a step that is longer than the one before by more than this factor."""
+        """Shorten a step that is longer than the previous one by more than the factor `growth`."""
         length = float(move.norm())
         if growth and state["length"] and length > growth * state["length"]:
             move.mul_(growth * state["length"] / length)
@@ -47,7 +47,7 @@ def _is_projected(weight: Tensor, group: dict[str, Any]) -> bool:
 
 
 def _projection(sides: Tensor, step: int, group: dict[str, Any]) -> Tensor:
-    """The projection (rank, shorter side) of this stretch of steps: the seed and the weight's number give it again."""
+    """Return the projection (rank, shorter side) of this interval of steps, from the seed and the weight's number."""
     stretch = (step - 1) // group["refresh_steps"]
     key = (group["seed"] * 1_000_003 + stretch * 8191 + group["number"]) % 2**31
     random = torch.Generator().manual_seed(key)

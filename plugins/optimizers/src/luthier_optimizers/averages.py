@@ -14,12 +14,12 @@ from luthier_optimizers.stepper import State, Stepper, decay, widen
 
 
 class ScheduleFreeStepper(Stepper):
-    """Schedule-free AdamW (Defazio et al., arXiv:2405.15682), with the weights at y, where gradients are taken.
+    """Schedule-free AdamW (Defazio et al. 2024, arXiv 2405.15682). The weights are at y, where gradients are taken.
 
-    With z the sequence that is stepped and x its weighted average, y = (1 - beta) z + beta x. z is kept; x follows.
+    z is the sequence that is stepped, x its weighted average, and y = (1 - beta) z + beta x. z is kept; x is computed.
     """
 
-    averaged = False  # whether the weights are x at the moment
+    averaged = False  # True while the weights are x
 
     def empty(self, weight: Tensor, group: dict[str, Any]) -> State:
         second = torch.zeros_like(weight, memory_format=torch.contiguous_format)
@@ -34,17 +34,17 @@ class ScheduleFreeStepper(Stepper):
         state["largest_rate"] = max(rate, state["largest_rate"])
         share = step ** group["r"] * state["largest_rate"] ** group["weight_lr_power"] if rate else 0.0
         state["weight_sum"] += share
-        new = share / state["weight_sum"] if state["weight_sum"] else 0.0  # how much of the average the new z is
+        new = share / state["weight_sum"] if state["weight_sum"] else 0.0  # share of the new z in the average
         weight.lerp_(z, new).add_(move, alpha=rate * (beta1 * (1 - new) - 1))
         z.sub_(move, alpha=rate)
 
     def average(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
-        """Return x, in the precision that weights are stepped in."""
+        """Return x, in the precision in which weights are stepped."""
         return widen(weight.detach()).lerp(self.state[weight]["z"], 1 - 1 / group["momentum"])
 
 
 class Averaged(AbstractContextManager[None]):
-    """Inside it the weights are their averages; after it they are, bit for bit, those that are stepped."""
+    """A context in which the weights are their averages. After it they have the same bits as before."""
 
     def __init__(self, optimizer: ScheduleFreeStepper | None) -> None:
         self.optimizer = optimizer
@@ -72,7 +72,7 @@ class Averaged(AbstractContextManager[None]):
 
 
 class AdEMAMixStepper(Stepper):
-    """AdEMAMix (Pagliardini et al., arXiv:2409.03137): a fast and a slow average of the gradients, added."""
+    """AdEMAMix (Pagliardini et al. 2024, arXiv 2409.03137): a fast plus a slow average of the gradients."""
 
     def empty(self, weight: Tensor, group: dict[str, Any]) -> State:
         names = ("fast", "slow", "exp_avg_sq")
@@ -92,7 +92,7 @@ class AdEMAMixStepper(Stepper):
 
 
 def warmed_up(step: int, group: dict[str, Any]) -> tuple[float, float]:
-    """Return alpha and the slow decay at a step: alpha grows linearly, the half-life of the decay too."""
+    """Return alpha and the slow decay at a step. Alpha and the half-life of the decay grow linearly."""
     fast, _, slow = group["betas"]
     share = min(step / group["warmup_steps"], 1.0) if group["warmup_steps"] else 1.0
     if share == 1.0 or not 0 < fast < slow:

@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024; Liu et al., arXiv:2502.16982): matrices move by their momentum made orthogonal."""
+"""Muon (Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982): steps are the orthogonalised momentum of matrices."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from torch import Tensor
 
 from luthier_optimizers.stepper import State, Stepper, decay, empty_moments, step_adamw
 
-COEFFICIENTS: Final = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic: singular values come to 0.7 to 1.2 in 5 steps
+COEFFICIENTS: Final = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # Jordan's quintic, which brings singular values to 0.7 to 1.2 in 5 iterations
 TINY: Final = 1e-7
 
 
 class MuonStepper(Stepper):
-    """Groups with `orthogonal` True are stepped by Muon where a weight is a matrix; all else by AdamW."""
+    """An optimizer that steps matrices in `orthogonal` groups by Muon, and the rest by AdamW."""
 
     def empty(self, weight: Tensor, group: dict[str, Any]) -> State:
         if _is_orthogonal(weight, group):
@@ -34,7 +38,7 @@ class MuonStepper(Stepper):
 
 
 def orthogonalize(matrix: Tensor, steps: int) -> Tensor:
-    """Return about U V^T of a matrix U S V^T, by Newton-Schulz iterations; in bfloat16 on a GPU."""
+    """Return approximately U V^T of a matrix U S V^T, by Newton-Schulz iterations, in bfloat16 on a GPU."""
     a, b, c = COEFFICIENTS
     wide = matrix.shape[0] <= matrix.shape[1]
     found = matrix if wide else matrix.T
@@ -48,7 +52,7 @@ def orthogonalize(matrix: Tensor, steps: int) -> Tensor:
 
 
 def step_size(shape: torch.Size, rule: str) -> float:
-    """Return the factor of the rate for a matrix of this shape."""
+    """Return the factor of the learning rate for a matrix of this shape."""
     rows, columns = shape
     return 0.2 * math.sqrt(max(rows, columns)) if rule == "match_rms_adamw" else math.sqrt(max(1.0, rows / columns))
 

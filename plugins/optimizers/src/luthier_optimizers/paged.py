@@ -1,4 +1,4 @@
-"""AdamW whose moments lie in a file: the system keeps in memory what is in use, and the rest on the disk."""
+"""AdamW with its moments in a memory-mapped file: what is in use is in memory, the rest on the disk."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 
 
 class PagedStepper(Stepper):
-    """AdamW in chunks of a weight; a chunk's moments are read from their pages, and let go after it."""
+    """AdamW that steps a weight in chunks. The moments of a chunk are read from their pages, and released."""
 
     def __init__(self, groups: list[dict[str, Any]], folder: str | None, chunk: int, **defaults: Any) -> None:
         self.folder, self.chunk = folder, chunk
-        self.pages: dict[int, mmap.mmap] = {}  # by the address of the tensor on them
+        self.pages: dict[int, mmap.mmap] = {}  # by the address of the tensor on the pages
         super().__init__(groups, **defaults)
 
     def empty(self, weight: Tensor, group: dict[str, Any]) -> State:
@@ -43,7 +43,7 @@ class PagedStepper(Stepper):
             weight.copy_(flat)
 
     def _take_in(self, state: State) -> None:
-        """Put moments that a checkpoint brought onto pages of their own."""
+        """Move moments that a checkpoint brought onto pages."""
         for name in MOMENTS:
             if state[name].data_ptr() not in self.pages and type(state[name]) is Tensor:
                 held = state[name].reshape(-1)
@@ -53,10 +53,10 @@ class PagedStepper(Stepper):
     def _let_go(self, tensor: Tensor) -> None:
         pages = self.pages.get(tensor.data_ptr()) if type(tensor) is Tensor else None
         if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
-            pages.madvise(mmap.MADV_DONTNEED)  # of a shared map: they stay in the file
+            pages.madvise(mmap.MADV_DONTNEED)  # the map is shared, so they stay in the file
 
     def _paged(self, count: int, dtype: torch.dtype) -> Tensor:
-        """A tensor of zeros on pages of a file that nobody else sees, and that is gone with the process."""
+        """Return a tensor of zeros on pages of an unnamed file, which is deleted with the process."""
         if not count or type(torch.zeros(())) is not Tensor:  # in a rehearsal no tensor has values
             return torch.zeros(count, dtype=dtype)
         size = count * dtype.itemsize
@@ -75,7 +75,7 @@ class PagedStepper(Stepper):
 
 
 def _reserve(file: int, size: int) -> None:
-    """Have the disk set the room aside: a map of a file that cannot grow kills the process."""
+    """Reserve the space on the disk, because a mapped file that cannot grow would kill the process."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
     else:

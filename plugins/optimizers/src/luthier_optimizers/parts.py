@@ -1,4 +1,4 @@
-"""The optimizer parts: each makes the optimizer of a run over the groups that the adapter gives."""
+"""The optimizer parts. Each builds the optimizer of a run for the adapter's groups."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from luthier_optimizers.muon import MuonStepper
 from luthier_optimizers.options import Adafactor, AdamW8bit, AdEMAMix, Apollo, Muon, PagedAdamW, ScheduleFree
 from luthier_optimizers.paged import PagedStepper
 
-MATRICES: Final = ("hidden", "adapter")  # roles whose matrices are products' factors, unlike tables of embeddings
+MATRICES: Final = ("hidden", "adapter")  # roles whose matrices are used in products, unlike embedding tables
 
 
 class Part:
-    """What the parts share: the weights that they step are those to evaluate and save."""
+    """The base of the parts, which evaluate and save the weights that they step."""
 
     separable = True
     name = ""
@@ -29,16 +29,16 @@ class Part:
         return nullcontext()
 
     def settings(self, groups: Sequence[Group], weight_decay: float) -> list[dict[str, Any]]:
-        """Return the groups as torch takes them; raises `part-unsupported` for sharded weights, which have no whole."""
+        """Return the groups as torch takes them. Raises `part-unsupported` for sharded weights."""
         if any(hasattr(p, "full_tensor") for group in groups for p in group.parameters):
             remedy = "Use optimizer adamw, or train on one device or with DDP."
-            problem = f"optimizer '{self.name}' knows no sharded weights"
+            problem = f"optimizer '{self.name}' cannot step sharded weights"
             raise LuthierError("part-unsupported", problem, remedy=remedy)
         return [group.settings(weight_decay) for group in groups]
 
 
 class EightBitAdamW(Part):
-    """AdamW whose moments are 8-bit codes; those of weights below 4,096 elements are float32."""
+    """AdamW with 8-bit moments. Moments of weights below 4,096 elements are float32."""
 
     name = "adamw_8bit"
 
@@ -69,7 +69,7 @@ class MuonPart(Part):
 
 
 class AdafactorPart(Part):
-    """Adafactor as torch has it (Shazeer & Stern, arXiv:1804.04235): steps in proportion to the weight, no momentum."""
+    """Torch's Adafactor (Shazeer and Stern 2018, arXiv 1804.04235): steps scale with the weight, without momentum."""
 
     name = "adafactor"
 
@@ -83,7 +83,7 @@ class AdafactorPart(Part):
 
 
 class ScheduleFreePart(Part):
-    """Schedule-free AdamW; evaluation and files get the average."""
+    """Schedule-free AdamW. Evaluation and files use the average."""
 
     name = "schedule_free"
 

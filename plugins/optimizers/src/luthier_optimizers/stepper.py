@@ -1,4 +1,4 @@
-"""What these optimizers share: the walk over the weights, float32 arithmetic, AdamW's rule, the size of the state."""
+"""The base of these optimizers: the loop over weights, float32 arithmetic, AdamW's rule, the size of the state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = get_logger()
 
 
 class Stepper(torch.optim.Optimizer):
-    """An optimizer that goes from weight to weight. Narrow weights are stepped in float32, and rounded once."""
+    """An optimizer that steps weight by weight. Narrow weights are stepped in float32 and rounded once."""
 
     def __init__(self, groups: list[dict[str, Any]], **defaults: Any) -> None:
         self.told = False
@@ -23,7 +23,7 @@ class Stepper(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take a step with every weight that has a gradient; returns what the closure returned."""
+        """Step every weight that has a gradient, and return what the closure returned, or None."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -53,21 +53,21 @@ class Stepper(torch.optim.Optimizer):
 
     @abstractmethod
     def advance(self, weight: Tensor, gradient: Tensor, state: State, group: dict[str, Any]) -> None:
-        """Step a weight in place. `group` has its settings, and the weight's number."""
+        """Step a weight in place. `group` has its settings and the number of the weight."""
 
 
 def widen(tensor: Tensor) -> Tensor:
-    """Return a tensor in float32, or as it is where it is no narrower."""
+    """Return a tensor in float32, or unchanged if it is as wide."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def empty_moments(weight: Tensor) -> State:
-    """Return AdamW's two moments, of zero."""
+    """Return AdamW's two moments, filled with zeros."""
     return {name: torch.zeros_like(weight, memory_format=torch.contiguous_format) for name in ("exp_avg", "exp_avg_sq")}
 
 
 def adam_direction(gradient: Tensor, state: State, group: dict[str, Any]) -> Tensor:
-    """Update both moments and return the direction of Adam's step (Kingma & Ba, arXiv:1412.6980)."""
+    """Update both moments and return the direction of Adam's step (Kingma and Ba 2014, arXiv 1412.6980)."""
     beta1, beta2 = group["betas"]
     state["exp_avg"].lerp_(gradient, 1 - beta1)
     state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
@@ -76,13 +76,13 @@ def adam_direction(gradient: Tensor, state: State, group: dict[str, Any]) -> Ten
 
 
 def step_adamw(weight: Tensor, gradient: Tensor, state: State, group: dict[str, Any]) -> None:
-    """Step a weight by AdamW's rule (Loshchilov & Hutter, arXiv:1711.05101)."""
+    """Step a weight by AdamW's rule (Loshchilov and Hutter 2017, arXiv 1711.05101)."""
     decay(weight, group)
     weight.add_(adam_direction(gradient, state, group), alpha=-group["lr"])
 
 
 def decay(weight: Tensor, group: dict[str, Any]) -> None:
-    """Let a weight decay, decoupled from its gradient."""
+    """Apply weight decay, decoupled from the gradient."""
     if group["weight_decay"]:
         weight.mul_(1 - group["lr"] * group["weight_decay"])
 

@@ -1,4 +1,4 @@
-"""`python -m luthier_osft audit BASE MODEL`: the protected share of the change in a finished checkpoint."""
+"""`python -m luthier_osft audit BASE MODEL`: measure how much of a model's change is in protected directions."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m luthier_osft", description=__doc__)
     verbs = parser.add_subparsers(required=True)
-    audit = verbs.add_parser("audit", help="Measure which share of every weight's change lies in what should stay.")
-    audit.add_argument("base", type=Path, help="Folder of the model that training began from.")
+    audit = verbs.add_parser("audit", help="Measure how much of every weight's change is in protected directions.")
+    audit.add_argument("base", type=Path, help="Folder of the model from which training began.")
     audit.add_argument("model", type=Path, help="Folder of the trained model, or of a run with merge: true.")
-    audit.add_argument("--unfreeze-rank-ratio", type=_ratio, help="The share that trained; default: as the run says.")
+    audit.add_argument(
+        "--unfreeze-rank-ratio", type=_ratio, help="The share of directions that trained; default: read from the run."
+    )
     audit.add_argument("--json", action="store_true", help="Print JSON.")
     return parser
 

@@ -1,4 +1,4 @@
-"""The part `osft`: what of each weight trains, from task to task, and its files."""
+"""The part `osft`: it trains part of each weight, task after task, and writes its files."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from luthier_osft.targets import find_layers
 
 
 class OsftAdapter:
-    """Keeps the adapter protocol; what it leaves out has the protocol's defaults.
+    """The adapter for the options of `osft`.
 
-    It says nothing of a reference, so that the engine keeps the initial values of what trains: at the beginning of a
-    later task the policy is not the base, and with `train_non_targets` the base does not come back.
+    It provides no reference, so that the core keeps the initial values of what trains: at the beginning of a later task
+    the policy is not the base, and with `train_non_targets` the base is not restored.
     """
 
     def __init__(self, options: Osft) -> None:
         self.options = options
         self.model: Any = None
         self.layers: dict[str, OsftLayer] = {}
-        self.in_place: list[str] = []  # weights of the base that train themselves
+        self.in_place: list[str] = []  # weights of the base that train in place
         self._switch = Switch()
 
     def attach(self, model: Any, context: Context) -> Any:
-        """Put a layer in each target's place, decompose the weights, and freeze the rest."""
+        """Replace each target by an `OsftLayer`, decompose the weights, and freeze the rest."""
         if any(isinstance(module, OsftLayer) for module in model.modules()):
             remedy = "Merge the adapter first, or load the model again."
             raise LuthierError("part-unsupported", "this model has an adapter already", remedy=remedy)
@@ -53,7 +53,7 @@ class OsftAdapter:
             layer = kind(model.get_submodule(name), ranks[name], self._switch, context.device)
             model.set_submodule(name, layer)
             self.layers[name] = layer
-        if context.has_values and context.purpose != "open":  # what is opened is filled from its files
+        if context.has_values and context.purpose != "open":  # an opened adapter is filled from its files
             self._decompose({name: context.dequantize(layer.base_layer) for name, layer in self.layers.items()}, ranks)
         if ratio == 1 or self.options.train_non_targets:
             self.in_place = choose_trained(model, set(targets), with_targets=ratio == 1)
@@ -67,7 +67,7 @@ class OsftAdapter:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         if self.in_place:
-            problem = "weights of the base train in place, and no copy of them is kept"
+            problem = "weights of the base train in place, so the base cannot be restored"
             raise LuthierError("part-unsupported", problem, where="adapter", remedy="Set train_non_targets: false.")
         before, self._switch.enabled = self._switch.enabled, False
         try:
@@ -76,23 +76,23 @@ class OsftAdapter:
             self._switch.enabled = before
 
     def gradients_ready(self) -> None:
-        """Project the gradients of factors, before they are clipped, so that the norm is of what can be used."""
+        """Project the gradients of factors before clipping, so that the norm is that of the usable part."""
         for layer in self._factored():
             if layer.left.grad is not None and layer.right.grad is not None:
                 layer.project(layer.left.grad, layer.right.grad)
 
     def stepped(self, progress: Progress) -> None:
-        """Project the factors, which no optimizer leaves in their subspace."""
+        """Project the factors back into their subspace, which optimizers leave."""
         for layer in self._factored():
             layer.project(layer.left.detach(), layer.right.detach())
 
     @torch.no_grad()
     def begin_task(self, index: int, total: int) -> None:
-        """Decompose the weights that the tasks before have left, and begin a change of them; the first has its own."""
+        """Decompose the weights as earlier tasks left them, and begin a new change. The first task is attached so."""
         if index == 0:
             return
         if any(is_shard(p) for p in self._named().values()):
-            problem = "tasks after the first are not trained on a sharded model"
+            problem = "a sharded model cannot train tasks after the first"
             raise LuthierError("part-unsupported", problem, where="adapter", remedy="Set distributed.strategy: ddp.")
         weights = {name: self._weight(layer) for name, layer in self.layers.items()}
         ranks = {name: layer.rank for name, layer in self.layers.items()}
@@ -105,34 +105,34 @@ class OsftAdapter:
             _share((*layer.trained().values(), *layer.frozen().values()))
 
     def state(self) -> dict[str, Any]:
-        """Return what trains; on a sharded model the frozen tensors too, as its files are made without constants."""
+        """Return what trains, and on a sharded model the frozen tensors, whose files have no constants."""
         own: dict[str, Any] = {name: parameter.detach() for name, parameter in self._named().items()}
         base = dict(self.model.named_parameters())
         own |= {name: base[name].detach() for name in self.in_place}
         return {**own, **self.constants()} if any(is_shard(t) for t in own.values()) else own
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take `state` back. `checkpoint-corrupt` where ratio, form or targets have changed since."""
+        """Restore `state`. Raises `checkpoint-corrupt` if ratio, form or targets have changed."""
         self._fill(state, "adapter state", "checkpoint-corrupt")
 
     def constants(self) -> dict[str, Tensor]:
-        """Return the bases of every layer, and the weights that earlier tasks have left."""
+        """Return the bases of every layer, and the weights as earlier tasks left them."""
         return {f"{n}.{key}": tensor for n, layer in self.layers.items() for key, tensor in layer.frozen().items()}
 
     def load_constants(self, constants: Mapping[str, Tensor]) -> None:
-        """Take what `constants` returned. `checkpoint-corrupt` where it is of other layers."""
+        """Restore what `constants` returned. Raises `checkpoint-corrupt` if it belongs to other layers."""
         files.check_frozen(self.layers, constants, "adapter constants", "checkpoint-corrupt")
         for name, layer in self.layers.items():
             layer.load_frozen(files.of_layer(constants, name))
 
     def save(self, folder: Path) -> None:
-        """Write what trained and the bases as safetensors, and as JSON what they are of."""
+        """Write the trained tensors and the bases as safetensors, and their description as JSON."""
         frozen = self.constants()
         trained = {name: tensor for name, tensor in self.state().items() if name not in frozen}
         files.save_adapter(Path(folder), self.options, self.layers, trained, frozen)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote. `artifact-mismatch` where it is of another form, ratio, base or targets."""
+        """Read what `save` wrote. Raises `artifact-mismatch` for another form, ratio, base or targets."""
         trained, frozen = files.load_adapter(Path(folder), self.options, self.layers)
         where = str(Path(folder) / files.WEIGHTS)
         files.check_frozen(self.layers, frozen, where, "artifact-mismatch")
@@ -141,7 +141,7 @@ class OsftAdapter:
         self._fill(trained, where, "artifact-mismatch")
 
     def merge(self, context: Context) -> Any:
-        """Return the model with plain layers, which computes the same. `artifact-unmergeable` for NaN, or twice."""
+        """Return the model with plain layers. Raises `artifact-unmergeable` for NaN, or if it is merged already."""
         if self.model is None:
             problem = "no adapter is attached, or it is merged already"
             raise LuthierError("artifact-unmergeable", problem, remedy="Attach it to a fresh base model.")
@@ -160,7 +160,7 @@ class OsftAdapter:
 
     @torch.no_grad()
     def _weight(self, layer: OsftLayer) -> Tensor:
-        """The weight [out, in] that the layer computes with."""
+        """Return the weight [out, in] with which the layer computes."""
         base = self.context.dequantize(layer.base_layer) if layer.before is None else layer.before
         return base.to(layer.dtype) + layer.change_weight()
 
@@ -183,7 +183,7 @@ class OsftAdapter:
 
 
 def _share(tensors: Iterable[Tensor]) -> None:
-    """Give every rank what rank 0 has computed: another processor may round otherwise."""
+    """Send the tensors of rank 0 to every rank, because another processor may round differently."""
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

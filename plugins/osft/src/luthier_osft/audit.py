@@ -1,4 +1,4 @@
-"""The audit of a finished checkpoint: which share of every weight's change lies in what should have stayed."""
+"""Audit a finished checkpoint: how much of every weight's change is in protected directions."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from torch import Tensor
 from luthier_osft.files import CONFIG, read_config
 from luthier_osft.ranks import fixed_rank
 
-EXACT: Final = 1e-6  # the share that float32 leaves of a change of any size
+EXACT: Final = 1e-6  # rounding error of float32 in a share
 INDEX: Final = "model.safetensors.index.json"
 
 
 @attrs.frozen(kw_only=True)
 class LayerAudit:
-    """What became of one weight: the size of its change over its own, and the protected shares of that change.
+    """The audit of one weight: the relative size of its change, and the share of the change in protected directions.
 
-    `left` and `right` are the shares in its first `preserved` left and right singular directions. `bound` is the most
-    that rounding the new weight to its dtype can account for.
+    `left` and `right` are the shares in its first `preserved` left and right singular directions. `bound` is the
+    largest share that the rounding of the new weight to its dtype can cause.
     """
 
     name: str
@@ -37,20 +37,20 @@ class LayerAudit:
 
     @property
     def holds(self) -> bool:
-        """True if no more has moved than rounding explains."""
+        """True if rounding explains all change in protected directions."""
         return max(self.left, self.right) <= self.bound
 
 
 @attrs.frozen(kw_only=True)
 class Audit:
-    """The audit of a model: its matrices that have changed, and the changed tensors that nothing protects."""
+    """The audit of a model: its changed matrices, and the changed tensors that nothing protects."""
 
     layers: list[LayerAudit]
     unprotected: list[str]
 
     @property
     def holds(self) -> bool:
-        """True if every protected weight has kept its directions."""
+        """True if every protected weight kept its directions."""
         return all(layer.holds for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,8 +62,8 @@ class Audit:
 def audit_model(base: Path, model: Path, ratio: float | None = None) -> Audit:
     """Compare a model with the one that it was trained from, both in transformers' layout.
 
-    `model` is a folder of weights, or a run with `merge: true`, whose adapter says which layers keep how much. Else
-    `ratio` is the share of directions that trained, of every matrix but embeddings and head.
+    `model` is a folder of weights, or a run with `merge: true`, whose adapter says how much each layer preserves.
+    Without an adapter, `ratio` is the share of directions that trained, in every matrix except embeddings and head.
     """
     folder, ranks = _trained_folder(model, ratio)
     before, after = _files_of(base), _files_of(folder)
@@ -72,7 +72,9 @@ def audit_model(base: Path, model: Path, ratio: float | None = None) -> Audit:
         old, new = _read(before[name], name), _read(after[name], name)
         if old.shape != new.shape:
             problem = f"{name} has shape {list(old.shape)} there, {list(new.shape)} here"
-            raise LuthierError("artifact-mismatch", problem, where=str(folder), remedy="Name the base it began from.")
+            raise LuthierError(
+                "artifact-mismatch", problem, where=str(folder), remedy="Name the base from which it was trained."
+            )
         if torch.equal(old.double(), new.double()):
             continue
         rank = ranks.get(name) if ranks is not None else _rank_of(name, old, ratio)
@@ -103,19 +105,19 @@ def audit_weight(name: str, old: Tensor, new: Tensor, rank: int) -> LayerAudit:
 
 
 def format_audit(audit: Audit) -> Iterator[str]:
-    """Yield the lines of a table, and what they come to."""
+    """Yield the lines of a table, and a summary."""
     yield f"{'weight':48} {'kept':>6} {'change':>9} {'left':>9} {'right':>9} {'bound':>9}"
     for layer in audit.layers:
         numbers = " ".join(f"{n:9.2g}" for n in (layer.change, layer.left, layer.right, layer.bound))
         yield f"{layer.name:48} {layer.preserved:6} {numbers}{'' if layer.holds else '  <- moved'}"
     if audit.unprotected:
-        yield f"changed, and protected by nothing: {', '.join(audit.unprotected)}"
+        yield f"changed without protection: {', '.join(audit.unprotected)}"
     moved = sum(not layer.holds for layer in audit.layers)
     yield f"{len(audit.layers)} weights: " + ("all keep their directions" if audit.holds else f"{moved} have moved")
 
 
 def _trained_folder(model: Path, ratio: float | None) -> tuple[Path, dict[str, int] | None]:
-    """Return the folder of the weights, and how many directions each tensor keeps if an adapter beside it says so."""
+    """Return the folder of the weights, and the preserved directions of each tensor, if an adapter says so."""
     if (model / "adapter" / CONFIG).is_file() and ratio is None:
         if not (model / "merged").is_dir():
             raise LuthierError("artifact-not-found", "the run has no merged model", where=str(model),
@@ -124,7 +126,7 @@ def _trained_folder(model: Path, ratio: float | None) -> tuple[Path, dict[str, i
         return model / "merged", {f"{name}.weight": told["preserved"] for name, told in layers.items()}
     if ratio is None:
         remedy = "Give --unfreeze-rank-ratio, or the folder of a run with merge: true."
-        raise LuthierError("recipe-missing", "nothing says how much was preserved", where=str(model), remedy=remedy)
+        raise LuthierError("recipe-missing", "the preserved share is not known", where=str(model), remedy=remedy)
     return model, None
 
 

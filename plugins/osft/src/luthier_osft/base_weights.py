@@ -1,4 +1,4 @@
-"""The weights of the base that train in place: all where the ratio is 1, the non-targets where that is asked for."""
+"""The weights of the base that train in place: all if the ratio is 1, or the non-targets on request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from luthier_osft.layers import OsftLayer
 
 
 def choose_trained(model: Any, targets: set[str], *, with_targets: bool) -> list[str]:
-    """Return the names of the parameters that train in place, and let them; the targets' own only `with_targets`."""
+    """Unfreeze the parameters that train in place and return their names; targets only `with_targets`."""
     wrapped = {name for name, module in model.named_modules() if isinstance(module, OsftLayer)}
     weights = {f"{name}.base_layer.weight" for name in wrapped} | {f"{name}.weight" for name in targets}
     own = tuple(f"{name}." for name in wrapped)
@@ -26,7 +26,7 @@ def choose_trained(model: Any, targets: set[str], *, with_targets: bool) -> list
 
 
 def group_by_role(model: Any, chosen: set[str]) -> list[Group]:
-    """Return the chosen parameters in one group for each role, as `full` has them."""
+    """Return the chosen parameters in one group for each role, as the adapter `full` does."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     groups: dict[str, Group] = {}
     for path, owner in model.named_modules():

@@ -1,4 +1,4 @@
-"""The orthogonal complement of a subspace, on one side of a weight: a dense basis, or reflectors where that is less."""
+"""The orthogonal complement of a subspace on one side of a weight: a dense basis, or reflectors if smaller."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.nn import functional
 
 
 class Complement(nn.Module):
-    """An orthonormal basis Q [n, n - k] of what is orthogonal to k directions of n, held in one of three ways.
+    """An orthonormal basis Q [n, n - k] of the complement of k directions, stored in one of three ways.
 
-    - k = 0: Q is the identity, and nothing is held.
-    - `basis` [n, n - k]: Q itself, where that is no more than the directions.
+    - k = 0: Q is the identity, and nothing is stored.
+    - `basis` [n, n - k]: Q itself, if it is not larger than the directions.
     - `vectors` Y [n, k] and `factor` T [k, k]: Householder's reflectors in the compact WY form of Schreiber and
       Van Loan (1989), whose product I - Y T Y^T has Q as its last n - k columns.
     """
@@ -29,7 +29,7 @@ class Complement(nn.Module):
             self.register_parameter(name, nn.Parameter(tensors[name], requires_grad=False))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what is held, by name."""
+        """Return the stored tensors, by name."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
     def expand(self, coordinates: Tensor) -> Tensor:  # [..., n - k] -> [..., n]
@@ -56,7 +56,7 @@ class Complement(nn.Module):
 
 
 def complement_shapes(size: int, rank: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of what is held for the complement of `rank` directions of `size`."""
+    """Return the shapes of the tensors for the complement of `rank` directions of `size`."""
     if rank == 0:
         return {}
     if size - rank <= rank:
@@ -65,7 +65,7 @@ def complement_shapes(size: int, rank: int) -> dict[str, tuple[int, ...]]:
 
 
 def complement_tensors(directions: Tensor) -> dict[str, Tensor]:
-    """Return what is held for the complement of the span of [n, k] columns, in their dtype."""
+    """Return the tensors for the complement of the span of [n, k] columns, in their dtype."""
     size, rank = directions.shape
     if rank == 0:
         return {}
@@ -83,5 +83,5 @@ def complement_tensors(directions: Tensor) -> dict[str, Tensor]:
 
 
 def _like(held: Tensor, rows: Tensor) -> Tensor:
-    """The held tensor in the dtype that the rows are computed in."""
+    """Return the stored tensor in the dtype in which the rows are computed."""
     return held.to(rows.dtype)

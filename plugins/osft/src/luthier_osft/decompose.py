@@ -1,4 +1,4 @@
-"""The singular value decomposition of a weight, into directions that stay and directions that train."""
+"""Decompose a weight by its singular values into preserved and trained directions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from luthier_osft.complement import complement_tensors
 
-VERSION = 1  # of what is cached
-CONDITIONED = 1e-10  # least eigenvalue of W^T W over the greatest, from which W v is orthogonal to the others to 1e-11
+VERSION = 1  # of the cached tensors; part of their key
+CONDITIONED = 1e-10  # smallest over largest eigenvalue of W^T W from which W v is orthogonal to the others to 1e-11
 
 
 def hash_weight(weight: Tensor) -> str:
@@ -22,7 +22,7 @@ def hash_weight(weight: Tensor) -> str:
 
 
 def decompose_cached(weight: Tensor, rank: int, context: Context, *, tails: bool) -> dict[str, Tensor]:
-    """Return `decompose` of a weight, kept on disk under the weight's hash."""
+    """Return `decompose` of a weight, cached on disk under the weight's hash."""
     key = f"luthier-osft {VERSION} {hash_weight(weight)} {rank} {tails}"
     found = context.cache(key, lambda: decompose(weight, rank, tails=tails))
     return {name: tensor.to(weight.device) for name, tensor in found.items()}
@@ -32,20 +32,20 @@ def decompose_cached(weight: Tensor, rank: int, context: Context, *, tails: bool
 def decompose(weight: Tensor, rank: int, *, tails: bool = False) -> dict[str, Tensor]:
     """Return the complements of the first `rank` left and right singular vectors of a weight [out, in].
 
-    Their names are those of `complement_tensors` after `out.` and `in.`. With `tails`, the triplets of the other
-    singular values as well: `tail.out` [out, r], `tail.values` [r], `tail.in` [r, in]. All is computed in float64 and
-    returned in the weight's dtype.
+    The names are those of `complement_tensors` after `out.` and `in.`. With `tails`, the triplets of the other singular
+    values follow: `tail.out` [out, r], `tail.values` [r], `tail.in` [r, in]. They are computed in float64, and returned
+    in the dtype of the weight.
 
-    The right vectors are eigenvectors of W^T W, or the left ones of W W^T if that is smaller. The other side is W V,
-    made orthonormal from the largest direction to the smallest, so that both sides belong together also where singular
-    values coincide or vanish. A square weight that is far from singular needs only the smallest ones of W V.
+    The right vectors are eigenvectors of W^T W (or the left ones of W W^T, if that is smaller). The vectors of the
+    other side are W V, orthonormalised from the largest direction to the smallest, so that they match even if singular
+    values are equal or zero. For a square weight that is far from singular only the smallest ones of W V are needed.
     """
     tall = weight.shape[0] >= weight.shape[1]
     long = (weight if tall else weight.T).to(_wide_place(weight), torch.float64)  # [long, short]
     squares, vectors = torch.linalg.eigh(long.T @ long)
     vectors = vectors.flip(1)  # [short, short], the largest first
     head, tail = vectors[:, :rank], vectors[:, rank:]
-    is_basis = 0 < tail.shape[1] <= rank  # what is held for the short side
+    is_basis = 0 < tail.shape[1] <= rank  # the short side stores the basis itself
     near = {"basis": tail} if is_basis else complement_tensors(head)
     if is_basis and long.shape[0] == long.shape[1] and squares[0] > CONDITIONED * squares[-1]:
         far = {"basis": torch.linalg.qr(long @ tail).Q}
@@ -62,7 +62,7 @@ def decompose(weight: Tensor, rank: int, *, tails: bool = False) -> dict[str, Te
 
 
 def _paired(long: Tensor, head: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the vectors [long, r] that belong to the last ones of the short side, and their singular values [r]."""
+    """Return the vectors [long, r] that match the last ones of the short side, and their singular values [r]."""
     kept = torch.linalg.qr(long @ head).Q
     moved = long @ tail
     moved = moved - kept @ (kept.T @ moved)
@@ -71,5 +71,5 @@ def _paired(long: Tensor, head: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _wide_place(weight: Tensor) -> torch.device:
-    """The weight's own device, but for one that has no float64."""
+    """Return the device of the weight, or the CPU if it has no float64."""
     return torch.device("cpu") if weight.device.type == "mps" else weight.device

@@ -1,4 +1,4 @@
-"""The form `factored`: the smallest singular triplets of a weight are what trains, projected after every step."""
+"""The form `factored`: the smallest singular triplets of a weight train, and are projected after every step."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ TRIPLETS = ("left", "values", "right")
 class FactoredLayer(OsftLayer):
     """y = base(x) + (U S V - U_0 S_0 V_0) x, with U [out, r], S [r] and V [r, in] trained.
 
-    They begin as the smallest singular triplets U_0 S_0 V_0 of the weight, so that this is mini_trainer's
-    U_h S_h V_h + U S V, and exactly the base at the start. U and V leave the complements under most optimizers, and
-    are put back by `project`.
+    They begin as the smallest singular triplets U_0 S_0 V_0 of the weight. So the layer equals mini_trainer's
+    U_h S_h V_h + U S V, and is exactly the base at the start. Most optimizers move U and V out of the complements;
+    `project` moves them back.
     """
 
     left: Tensor
@@ -67,7 +67,7 @@ class FactoredLayer(OsftLayer):
 
     @torch.no_grad()
     def project(self, left: Tensor, right: Tensor) -> None:
-        """Take out of [out, r] and [r, in], or of their shards, whatever lies in the directions that stay."""
+        """Remove from [out, r] and [r, in], or their shards, the parts in preserved directions."""
         outer, inner = _whole(self.out_side), _whole(self.in_side)
         columns, rows = (read_whole(t) if is_shard(t) else t for t in (left, right))
         write_whole(left, outer.expand(outer.project(columns.T)).T.contiguous())
@@ -80,7 +80,7 @@ def _apply(x: Tensor, left: Tensor, values: Tensor, right: Tensor) -> Tensor:
 
 
 def _whole(side: Complement) -> Complement:
-    """The complement with whole tensors, outside of a sharded model's passes."""
+    """Return the complement with whole tensors, for use outside the passes of a sharded model."""
     held = side.tensors()
     if not any(is_shard(tensor) for tensor in held.values()):
         return side

@@ -1,4 +1,4 @@
-"""The files of an adapter: `osft.safetensors` and `osft.json`."""
+"""Read and write the files of an adapter: `osft.safetensors` and `osft.json`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from luthier_osft.layers import OsftLayer
 
 CONFIG: Final = "osft.json"
 WEIGHTS: Final = "osft.safetensors"
-FROZEN: Final = "frozen."  # before the names of what does not train
+FROZEN: Final = "frozen."  # prefix of the names of frozen tensors
 FITS: Final = "Use the base model and the options that it was trained with."
 FORMAT: Final = 1
 
@@ -27,7 +27,7 @@ def save_adapter(
     folder: Path, options: Osft, layers: Mapping[str, OsftLayer], trained: Mapping[str, Tensor],
     frozen: Mapping[str, Tensor],
 ) -> None:  # fmt: skip
-    """Write the tensors, and of each layer its shape and how many of its directions stay."""
+    """Write the tensors, and the shape and number of preserved directions of each layer."""
     folder.mkdir(parents=True, exist_ok=True)
     named = {**trained, **{FROZEN + name: tensor for name, tensor in frozen.items()}}
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}, folder / WEIGHTS)
@@ -42,9 +42,9 @@ def save_adapter(
 def load_adapter(
     folder: Path, options: Osft, layers: Mapping[str, OsftLayer]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return what trained and what did not, by their names in the model.
+    """Return the trained and the frozen tensors, by their names in the model.
 
-    Raises `artifact-not-found`, or `artifact-mismatch` where they are of another form or of layers of other shapes.
+    Raises `artifact-not-found`, or `artifact-mismatch` for another form or other shapes of layers.
     """
     config, where = read_config(folder), str(folder / CONFIG)
     if config.get("form") != options.form:
@@ -65,16 +65,16 @@ def load_adapter(
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return what osft.json says."""
+    """Return the content of osft.json."""
     path = folder / CONFIG
     if not path.is_file():
         raise LuthierError("artifact-not-found", f"no {CONFIG} in this folder", where=str(folder))
     try:
         config: dict[str, Any] = json.loads(path.read_text("utf-8"))
         if config["format"] != FORMAT or not isinstance(config["layers"], dict):
-            raise LuthierError("artifact-mismatch", "of another format", where=str(path), remedy=FITS)
+            raise LuthierError("artifact-mismatch", "it has another format", where=str(path), remedy=FITS)
     except (ValueError, KeyError, TypeError) as error:
-        problem = f"damaged: {type(error).__name__}: {error}"
+        problem = f"the file is damaged: {type(error).__name__}: {error}"
         raise LuthierError("artifact-mismatch", problem, where=str(path), remedy="Copy the file again.") from None
     return config
 
@@ -85,7 +85,7 @@ def of_layer(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def check_frozen(layers: Mapping[str, OsftLayer], given: Mapping[str, Tensor], where: str, code: str) -> None:
-    """Raise `code` where the frozen tensors are not those of these layers, or not finite."""
+    """Raise `code` if the frozen tensors are not those of these layers, or not finite."""
     for name, layer in layers.items():
         own = of_layer(given, name)
         for side, size in (("out", layer.out_features), ("in", layer.in_features)):
@@ -95,16 +95,16 @@ def check_frozen(layers: Mapping[str, OsftLayer], given: Mapping[str, Tensor], w
                 raise LuthierError(code, problem, where=where, remedy=FITS)
         lacking = {key for key in layer.frozen() if key.startswith("first_")} - own.keys()
         if lacking:
-            raise LuthierError(code, f"lacks tensors of {name}", where=where, found=min(lacking), remedy=FITS)
+            raise LuthierError(code, f"it lacks tensors of {name}", where=where, found=min(lacking), remedy=FITS)
     known = tuple(f"{name}." for name in layers)
     unknown = sorted(name for name in given if not name.startswith(known))
     if unknown:
-        raise LuthierError(code, "has tensors of unknown layers", where=where, found=unknown[0], remedy=FITS)
+        raise LuthierError(code, "it has tensors of unknown layers", where=where, found=unknown[0], remedy=FITS)
     _check_finite(given, where, code)
 
 
 def check_tensors(held: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str, code: str) -> None:
-    """Raise `code` where a tensor is missing, unknown, of another shape, or not finite."""
+    """Raise `code` if a tensor is missing, unknown, of another shape, or not finite."""
     for problem, names in (("lacks", held.keys() - given.keys()), ("has unknown", given.keys() - held.keys())):
         if names:
             raise LuthierError(code, f"{problem} {len(names)} tensors", where=where, found=min(names), remedy=FITS)

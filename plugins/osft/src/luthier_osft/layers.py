@@ -1,4 +1,4 @@
-"""The layer that stands in a linear layer's place, in the form `core`."""
+"""The layer that replaces a linear layer, in the form `core`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from luthier_osft.complement import Complement, complement_shapes
 
 @attrs.define
 class Switch:
-    """The switch of the layers that share it: on, they add their change."""
+    """The switch that layers share: on, they add their change."""
 
     enabled: bool = True
 
@@ -24,9 +24,9 @@ class Switch:
 class OsftLayer(nn.Module):
     """y = base(x) + Q_U C Q_V^T x, with C [out - k, in - k] trained and both bases frozen.
 
-    The bases span what is orthogonal to the weight's first k left and right singular vectors, so whatever C becomes,
-    the weight keeps those k triplets. `before` [out, in] is the weight that earlier tasks have left, in the place of
-    the base layer's; None in the first task. Where a task preserves more than the one that C was made for, the first
+    The bases span the complement of the weight's first k left and right singular vectors, so that the weight keeps
+    those k triplets whatever C becomes. `before` [out, in] is the weight as earlier tasks left it, which replaces the
+    base layer's; None in the first task. If a task preserves more than the one for which C was made, only the first
     rows and columns of C are used.
     """
 
@@ -49,7 +49,7 @@ class OsftLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base layer's, for models that ask a layer for its weight's dtype or device."""
+        """Return the base layer's weight, because some models read its dtype or device."""
         return self.base_layer.weight  # type: ignore[return-value]
 
     @property
@@ -57,7 +57,7 @@ class OsftLayer(nn.Module):
         return getattr(self.base_layer, "bias", None)
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Return what trains, by its name in this module."""
+        """Return the trained parameters, by their names in this module."""
         return {"core": self.core}
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # x [..., in]
@@ -71,7 +71,7 @@ class OsftLayer(nn.Module):
         return result + self.change(x.to(dtype)).to(result.dtype)
 
     def change(self, x: Tensor) -> Tensor:  # [..., in] -> [..., out]
-        """Return Q_U C Q_V^T x. The longer side's basis is applied to C, which has fewer rows than x has tokens."""
+        """Return Q_U C Q_V^T x. The basis of the longer side is applied to C, which has fewer rows than x."""
         core = self._used_core().to(x.dtype)
         if self.out_features > self.in_features:
             outer = self.out_side.expand(core.T)  # [in - k, out]
@@ -92,7 +92,7 @@ class OsftLayer(nn.Module):
 
     @torch.no_grad()
     def begin(self, found: Mapping[str, Tensor], rank: int) -> None:
-        """Take the bases that `decompose` found, for `rank` directions that stay, and begin without a change."""
+        """Set the bases that `decompose` returned for `rank` preserved directions, and begin without a change."""
         self._take_sides(found, rank)
         self.core.zero_()
 
@@ -107,14 +107,14 @@ class OsftLayer(nn.Module):
         return next(iter(self.trained().values())).device
 
     def frozen(self) -> dict[str, Tensor]:
-        """Return all that a resume needs besides what trains, by name."""
+        """Return the frozen tensors that a resumed run needs, by name."""
         found = {f"out.{name}": tensor for name, tensor in self.out_side.tensors().items()}
         found |= {f"in.{name}": tensor for name, tensor in self.in_side.tensors().items()}
         return found if self.before is None else {**found, "before": self.before}
 
     @torch.no_grad()
     def load_frozen(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take what `frozen` returned: in place where the shapes are the same, as shards must be."""
+        """Restore what `frozen` returned. Tensors of the same shape are filled in place, as shards must be."""
         for side, complement in (("out", self.out_side), ("in", self.in_side)):
             given, held = _under(tensors, side), complement.tensors()
             if {n: t.shape for n, t in held.items()} == {n: t.shape for n, t in given.items()}:
@@ -128,7 +128,7 @@ class OsftLayer(nn.Module):
 
 
 def count_features(layer: nn.Module) -> tuple[int, int] | None:
-    """Return (in, out) of a layer that multiplies by a matrix; None for any other module."""
+    """Return (in, out) of a layer that multiplies by a matrix, or None for any other module."""
     if isinstance(layer, Conv1D):
         return layer.nx, layer.nf
     sizes = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
@@ -136,18 +136,18 @@ def count_features(layer: nn.Module) -> tuple[int, int] | None:
 
 
 def is_dense(layer: nn.Module) -> bool:
-    """Return True if the layer's weight is the weight itself, and not a code of it."""
+    """Return True if the layer's weight holds numbers, not codes."""
     return type(layer) in (nn.Linear, Conv1D) and layer.weight.element_size() > 1  # type: ignore[operator]
 
 
 def read_whole(tensor: Tensor) -> Tensor:
-    """Return a copy of a tensor, gathered from all ranks where it is sharded."""
+    """Return a copy of a tensor, gathered from all ranks if it is sharded."""
     full = tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
     return full.detach().clone()
 
 
 def write_whole(place: Tensor, tensor: Tensor) -> None:
-    """Copy a whole tensor, or this rank's shard of it, into its place, of which this rank may hold a part."""
+    """Copy a whole tensor, or this rank's shard of it, into `place`, which may be a shard."""
     if not is_shard(place) or is_shard(tensor):
         place.copy_(tensor)
         return

@@ -1,4 +1,4 @@
-"""Folding the change into the weights, so that plain transformers computes the same without the adapter."""
+"""Merge the change into the weights, so that plain transformers computes the same."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from luthier_osft.layers import OsftLayer, is_dense
 
 @torch.no_grad()
 def fold_layers(model: Any, found: Mapping[str, tuple[OsftLayer, Tensor]], context: Context) -> Any:
-    """Return the model with each layer's weight [out, in] in a plain layer; all are checked before one is changed."""
+    """Replace each layer by a plain one with its weight [out, in]. All are checked before one changes."""
     for name, (layer, weight) in found.items():
         dtype = layer.base_layer.weight.dtype if is_dense(layer.base_layer) else context.dtype
         if not weight.to(dtype).isfinite().all():  # type: ignore[arg-type]
@@ -26,7 +26,7 @@ def fold_layers(model: Any, found: Mapping[str, tuple[OsftLayer, Tensor]], conte
 
 
 def _plain_layer(base: Any, weight: Tensor, context: Context) -> nn.Module:
-    """Return the base layer with the weight [out, in]; in the place of a quantized one, a dense one."""
+    """Return the base layer with the weight [out, in], or a dense layer instead of a quantized one."""
     if is_dense(base):
         context.requantize(base, weight)
         return base

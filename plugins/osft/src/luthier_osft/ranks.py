@@ -1,4 +1,4 @@
-"""How many singular directions of each layer stay as they are."""
+"""Choose how many singular directions of each layer are preserved."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ log = get_logger()
 
 
 def preserved_rank(size: int, share: float) -> int:
-    """Return floor(size * share), of the decimal number that the share was written as."""
+    """Return floor(size * share), computed from the decimal digits of the share."""
     return int(size * Fraction(repr(share)))
 
 
 def fixed_rank(size: int, ratio: float) -> int:
-    """Return floor(size * (1 - ratio)), of the decimal number that the ratio was written as."""
+    """Return floor(size * (1 - ratio)), computed from the decimal digits of the ratio."""
     return int(size * (1 - Fraction(repr(ratio))))
 
 
 def scheduled_rank(size: int, index: int, total: int) -> int:
-    """Return how many directions task `index` (from 0) of `total` preserves: that share of them."""
+    """Return the directions that task `index` (from 0) of `total` preserves: the share index / total."""
     return size * index // total
 
 
 def find_ranks(model: Any, names: list[str], options: Osft, context: Context) -> dict[str, int]:
-    """Return how many directions of each layer stay in the first task."""
+    """Return the number of directions of each layer that the first task preserves."""
     sizes = {name: min(count_features(model.get_submodule(name)) or (0, 0)) for name in names}
     if options.rank_rule == "schedule":
         return dict.fromkeys(names, 0)
@@ -59,7 +59,7 @@ def preserved_shares(importance: Mapping[str, float], options: Osft) -> dict[str
 def measure_importance(model: Any, names: list[str], count: int, context: Context) -> dict[str, float]:
     """Return I(l): the mean cosine of a layer's input and output over tokens, divided by its mean over the layers.
 
-    Where the two differ in size, both are cut to the smaller. A mean that is not positive says nothing: all are 1.
+    If the sizes differ, both are cut to the smaller. If the mean is not positive, all importances are 1.
     """
     sums = dict.fromkeys(names, 0.0)
     hooks = [

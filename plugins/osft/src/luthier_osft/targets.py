@@ -1,4 +1,4 @@
-"""The layers that are decomposed: all, or those that the patterns find; with a report, and an error on none."""
+"""Choose the layers to decompose: all, or those that the patterns match."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ log = get_logger()
 
 
 def find_layers(model: Any, options: Osft) -> list[str]:
-    """Return the names of the target layers; `model-target` where a pattern matches none, or the head alone.
+    """Return the names of the target layers. Raises `model-target` if a pattern matches none, or only the head.
 
-    Heads, routers and gates of experts are never taken.
+    Heads, routers and gates of experts are never chosen.
     """
     head = model.get_output_embeddings()
     layers = {name: module for name, module in model.named_modules() if name and count_features(module)}
@@ -30,7 +30,7 @@ def find_layers(model: Any, options: Osft) -> list[str]:
         chosen = [name for name in usable if any(name in names for names in found)]
     if not chosen:
         remedy = "Name linear layers, or leave it out for all."
-        problem = "no layer is left to be decomposed"
+        problem = "no layer is left to decompose"
         raise LuthierError("model-target", problem, where="target_patterns", found=chosen, remedy=remedy)
     _refuse_shared(model, set(chosen))
     _report(chosen)
@@ -55,7 +55,7 @@ def _matching(pattern: str, usable: list[str], heads: list[str], options: Osft) 
     near = difflib.get_close_matches(pattern, ends, 3, 0.5) or ends
     problem = "it matches no layer"
     if any(wanted(name) for name in heads):
-        problem = "it matches the head alone, which is not decomposed"
+        problem = "it matches only the head, which is never decomposed"
     remedy = f"Choose of: {', '.join(near[:12])}."
     if options.match == "substring" and re.search(r"[*|()\[\]^$\\]", pattern):
         remedy += " For a regular expression set match: regex."
@@ -63,7 +63,7 @@ def _matching(pattern: str, usable: list[str], heads: list[str], options: Osft) 
 
 
 def _report(chosen: list[str]) -> None:
-    """Say which layers were taken."""
+    """Log which layers are decomposed."""
     counts: dict[str, int] = {}
     for name in chosen:
         end = name.rpartition(".")[2]
@@ -72,9 +72,9 @@ def _report(chosen: list[str]) -> None:
 
 
 def _refuse_shared(model: Any, chosen: set[str]) -> None:
-    """Raise `part-unsupported` for a module used in two places, which would be replaced in one of them only."""
+    """Raise `part-unsupported` for a module in two places, which would be replaced in one of them only."""
     places = {id(model.get_submodule(name)): name for name in chosen}
     for name, module in model.named_modules(remove_duplicate=False):
         if places.get(id(module), name) != name:
-            problem = f"{places[id(module)]} and {name} are one module"
+            problem = f"{places[id(module)]} and {name} are the same module"
             raise LuthierError("part-unsupported", problem, where="target_patterns", remedy="Leave it out.")
