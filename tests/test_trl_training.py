@@ -174,6 +174,48 @@ def test_a_step_at_the_end_of_the_rows_counts_the_samples_that_it_has(tmp_path):
     assert (other.steps, other.samples_seen) == (2, 8)
 
 
+class Cut:
+    """A callback that ends a run, as a fault would, within one step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    @luthier.event
+    def step_started(self, run, step):
+        if step == self.step:
+            raise RuntimeError("cut off")
+
+
+RESUMED = {
+    "answers in use": ({"num_generations": 2, "num_iterations": 2}, {"max_tokens_per_device": 56}, 4),
+    "epochs and schedule": (
+        {"num_generations": 2, "beta": 0.1, "max_completion_length": 6},
+        {"lr_scheduler_type": "cosine", "warmup_steps": 2, "reference": "initial", "logging_steps": 3},
+        6,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(name, tmp_path):
+    trainer, settings, cut = RESUMED[name]
+    settings = {**settings, "max_steps": 7, "save_steps": 1, "save_total_limit": 1}
+
+    def go(folder, step=None):
+        return train(tmp_path / folder, trainer=trainer, callbacks=["jsonl", Cut(step)], **settings)
+
+    whole = go("whole")
+    with pytest.raises(RuntimeError, match="cut off"):
+        go("run", cut)
+    again = go("run")
+    assert again.loss_history == whole.loss_history
+    assert (again.samples_seen, again.tokens_seen) == (whole.samples_seen, whole.tokens_seen)
+    for line, other in zip(numbers_of(again), numbers_of(whole), strict=True):
+        assert line.keys() == other.keys()
+        numbers = line.keys() - {"timestamp", "step_time"}
+        assert {key for key in numbers if line[key] != pytest.approx(other[key], rel=1e-6, nan_ok=True)} == set()
+
+
 def test_what_a_callback_raises_is_not_put_down_to_trl(tmp_path):
     class Broken:
         @luthier.event

@@ -55,6 +55,19 @@ def take_snapshot(tree: Mapping[str, Any], reuse: Mapping[str, Tensor] | None = 
     return Snapshot(values=copier.strip(tree, ""), tensors=copier.tensors)
 
 
+def copy_state(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state tree whose tensors are in memory of their own."""
+    return {name: _copied(value) for name, value in tree.items()}
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return copy_state(value)
+    return [_copied(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
 def save_state(tree: Mapping[str, Any], folder: Path) -> None:
     """Write a tree as `take_snapshot` takes it."""
     take_snapshot(tree).write(folder)

@@ -1,6 +1,7 @@
 """Trainers: another loop takes the steps, and folder, callbacks, checkpoints and artifact are those of any run."""
 
 import json
+import signal
 
 import luthier
 import pytest
@@ -11,6 +12,8 @@ from luthier import LuthierError, Recipe
 from luthier.data.prompt_rows import read_prompts
 from luthier.demo import MODEL
 from luthier.recipe.schema import Data, Source
+from luthier.runs.metrics_file import FILE, read_metrics
+from luthier.runs.writing.active_run import Interrupted
 from luthier.testing import expect_error
 from luthier.training.trainers.frozen_policy import WithoutAdapter
 from luthier.training.trainers.trainer_checks import check_trainer
@@ -51,6 +54,60 @@ class Likelihood:
     def loss_of(model, session):
         ids = torch.tensor([session.tokenizer(session.rows[0].prompt)["input_ids"]])
         return model(input_ids=ids, labels=ids, attention_mask=torch.ones_like(ids)).loss
+
+
+class Resumable(Likelihood):
+    """The same, which can go on: it makes a share of likelihood, a number of its own, grow with each step."""
+
+    share = 0.0
+
+    def state(self):
+        return {"share": self.share, "table": torch.full((2,), self.share)}
+
+    def train(self, session):
+        self.before, run = session.reference(), session.run
+        if session.resumed is not None:
+            self.share = float(session.resumed["table"][0])
+        session.begin(session.recipe.max_steps)
+        for step in range(run.step + 1, session.recipe.max_steps + 1):
+            session.step_started(step)
+            self.share += 1.0
+            loss = self.share * self.loss_of(session.model, session)
+            loss.backward()
+            session.gradients_ready()
+            session.optimizer.step()
+            session.optimizer.zero_grad()
+            session.step_ended(float(loss.detach()), float(step), samples=1, tokens=3)
+            session.logged({"reward": float(loss.detach())})
+            if run.stop_reason is not None:
+                break
+        self.apart = float(self.loss_of(self.before, session))
+
+
+class Cut:
+    """A callback that ends a run, as a fault would, within one step, and counts the steps that it has seen."""
+
+    def __init__(self, step):
+        self.step, self.seen, self.resumed_at = step, 0, None
+
+    def state(self):
+        return {"seen": self.seen}
+
+    def load_state(self, state):
+        self.seen = state["seen"]
+
+    @luthier.event
+    def resumed(self, run, step):
+        self.resumed_at = step
+
+    @luthier.event
+    def step_started(self, run, step):
+        if step == self.step:
+            raise RuntimeError("cut off")
+
+    @luthier.event
+    def step_ended(self, run, step):
+        self.seen += 1
 
 
 class Watcher:
@@ -181,6 +238,76 @@ def test_the_reference_of_an_adapter_that_was_trained_is_its_start_or_the_base(t
         found[reference], start = trainer.apart[0], run.loss_history[0]
     assert found["auto"] == pytest.approx(start, abs=1e-6) and start < first.loss_history[1]
     assert found["base"] == first.loss_history[0]
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(adapter, tmp_path):
+    settings = {"max_steps": 4, "save_steps": 1, "save_total_limit": 2}
+    if adapter == "lora":
+        settings |= {"adapter": {**MOVED, "lora_dropout": 0.5}, "reference": "initial"}
+
+    def go(folder, cut=None):
+        trainer = Resumable()
+        trainer.settings, trainer.needs = (*trainer.settings, "reference"), {"reference"}
+        watcher = Cut(cut)
+        return train(tmp_path / folder, trainer, callbacks=["jsonl", watcher], **settings), trainer, watcher
+
+    whole, trainer, _ = go("whole")
+    with pytest.raises(RuntimeError, match="cut off"):
+        go("run", cut=3)
+    again, other, watcher = go("run")
+    assert (watcher.resumed_at, watcher.seen) == (2, 4)
+    assert again.loss_history == whole.loss_history
+    assert (again.steps, again.samples_seen, again.tokens_seen) == (4, 4, 12)
+    assert other.apart == trainer.apart  # the reference is where the policy once began
+    lines = [(line["step"], line["reward"]) for line in read_metrics(tmp_path / "run" / FILE)]
+    assert lines == [(line["step"], line["reward"]) for line in read_metrics(tmp_path / "whole" / FILE)]
+    assert len(lines) == 4
+    assert luthier.generate(tmp_path / "run", "The", max_new_tokens=6) == luthier.generate(
+        tmp_path / "whole", "The", max_new_tokens=6
+    )
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["state"] == "completed" and "error" not in record
+
+
+def test_a_run_whose_last_step_is_saved_only_writes_its_artifact(tmp_path):
+    class Late(Resumable):
+        def train(self, session):
+            super().train(session)
+            raise RuntimeError("after the last step")
+
+    with pytest.raises(RuntimeError, match="after the last"):
+        train(tmp_path / "run", Late())
+    assert train(tmp_path / "run", Late()).steps == 2
+
+
+def test_a_run_without_a_checkpoint_begins_anew_in_its_folder(tmp_path):
+    with pytest.raises(RuntimeError, match="cut off"):
+        train(tmp_path / "run", Resumable(), callbacks=[Cut(1)])
+    began = json.loads((tmp_path / "run/run.json").read_text())["run_id"]
+    run = train(tmp_path / "run", Resumable(), callbacks=[Cut(None)])
+    assert (run.steps, run.run_id) == (2, began)
+
+
+def test_a_run_goes_on_with_no_other_rows(tmp_path):
+    with pytest.raises(RuntimeError, match="cut off"):
+        train(tmp_path / "run", Resumable(), callbacks=[Cut(2)], save_steps=1)
+    with pytest.raises(LuthierError, match="rows") as caught:
+        train(tmp_path / "run", Resumable(), callbacks=[Cut(None)], save_steps=1, data=ROWS[1:])
+    assert caught.value.code == "data-changed"
+
+
+def test_a_signal_is_followed_by_a_checkpoint_from_which_the_same_command_goes_on(tmp_path):
+    class Signal(Cut):
+        @luthier.event
+        def step_started(self, run, step):
+            if step == self.step:
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        train(tmp_path / "run", Resumable(), callbacks=[Signal(1)], save_final=False)
+    assert json.loads((tmp_path / "run/run.json").read_text())["state"] == "stopped"
+    assert train(tmp_path / "run", Resumable(), callbacks=[Signal(None)], save_final=False).steps == 2
 
 
 def test_a_trainer_that_takes_no_step_is_an_error_that_names_it(tmp_path):

@@ -260,6 +260,7 @@ TRAINERS = [
     broken(TRAINER, "EndsAtNaN", "trains_the_weights", "not finite"),
     broken(TRAINER, "NeverEnds", "ends_where_it_is_asked", "began step 2"),
     broken(TRAINER, "DrawsByChance", "is_the_same_with_the_same_seed", "then of"),
+    broken(TRAINER, "BeginsAgain", "resumes_exactly", "in one go"),
 ]
 
 MUTANTS = [

@@ -19,12 +19,18 @@ class Likelihood:
 
     def check(self, recipe): ...
 
+    def state(self):
+        return {}
+
+    def taken(self, session):
+        return session.run.step
+
     def check_rows(self, recipe, rows, validation): ...
 
     def train(self, session):
         steps = self.count(session)
         session.begin(steps)
-        for step in range(self.first, steps + self.first):
+        for step in range(self.first + self.taken(session), steps + self.first):
             session.step_started(step)
             loss = self.differentiate(session, session.rows[step % len(session.rows)])
             self.step(session)
@@ -92,6 +98,11 @@ class NeverEnds(Likelihood):
 class DrawsByChance(Likelihood):
     def differentiate(self, session, row):
         return super().differentiate(session, session.rows[0]) + int.from_bytes(os.urandom(4), "big")
+
+
+class BeginsAgain(Likelihood):
+    def taken(self, session):
+        return 0
 
 
 class AddsACallback(Likelihood):

@@ -8,7 +8,9 @@ from typing import Any
 
 import transformers
 from luthier import TrainerSession
+from trl.trainer.utils import RepeatSampler
 
+from luthier_trl.loop_state import epochs_read, keep_state, restore_scheduler, restore_window
 from luthier_trl.rewards import ROW
 
 
@@ -22,6 +24,7 @@ class Connection:
     step_loss = 0.0
     step_rows: frozenset[int] = frozenset()  # numbers of the rows that the step was given
     readied = 0  # how often the adapter was told of its gradients
+    kept: Mapping[str, Any] | None = None  # the loop's state, in a run that goes on
 
     def _send_telemetry(self) -> None:
         """Say nothing to anybody."""
@@ -49,6 +52,29 @@ class Connection:
         self.session.gradients_ready()
         self.readied += 1
 
+    def _get_train_sampler(self, *arguments: Any, **named: Any) -> Any:
+        sampler = self._above()._get_train_sampler(*arguments, **named)
+        for _ in range(epochs_read(self.kept)):
+            if isinstance(sampler, RepeatSampler):  # whose orders are drawn one after the other
+                next(iter(sampler), None)
+        return sampler
+
+    def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
+        """The session has put the weights back."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        if self.kept is not None:
+            restore_scheduler(self, self.kept)
+
+    def _load_scaler(self, checkpoint: Any) -> None:
+        """There is none."""
+
+    def _load_rng_state(self, checkpoint: Any) -> None:
+        """The session sets the random states of each step."""
+
+    def _load_callback_state(self) -> None:
+        """The session's callbacks have theirs."""
+
     def _above(self) -> Any:
         return super()
 
@@ -68,18 +94,26 @@ class SessionCallback(transformers.TrainerCallback):
     """Tells a session of each step, and TRL's loop of what the session's run is asked."""
 
     def __init__(self, session: TrainerSession) -> None:
-        self.session, self.trainer, self.tokens = session, None, 0
+        self.session, self.tokens, self.logs = session, 0, False
+        self.trainer: Any = None
+
+    def state(self) -> dict[str, Any]:
+        """Return the state of the loop within the end of a step."""
+        return keep_state(self.trainer, logs=self.logs or self.session.run.stop_reason is not None)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.session.begin(state.max_steps)
+        self.tokens = int(state.num_input_tokens_seen or 0)
+        if self.trainer.kept is not None:
+            restore_window(self.trainer, self.trainer.kept)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.session.step_started(state.global_step + 1)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        session, seen = self.session, int(state.num_input_tokens_seen or 0)
-        trainer: Any = self.trainer
-        assert trainer.readied == state.global_step, "this version of transformers clips gradients in another way"
+        session, seen, trainer = self.session, int(state.num_input_tokens_seen or 0), self.trainer
+        assert trainer.readied == 1, "this version of transformers clips gradients in another way"
+        self.logs, trainer.readied = control.should_log or state.global_step >= state.max_steps, 0
         loss, samples = trainer.take_step()
         session.step_ended(loss, float(state.epoch or 0.0), samples=samples, tokens=max(seen - self.tokens, 0))
         self.tokens = seen

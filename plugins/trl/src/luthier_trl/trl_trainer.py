@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import datasets
@@ -17,6 +18,7 @@ from torch import nn
 from trl.trainer.utils import add_fused_lm_head
 
 from luthier_trl.bridge import SessionCallback, connected_trainer
+from luthier_trl.loop_state import place_state
 from luthier_trl.options import given_options, trl_classes
 from luthier_trl.rewards import ROW, CheckedReward, check_names, find_reward
 
@@ -40,6 +42,7 @@ class TrlTrainer:
         self.options = options
         self.config_class, self.trainer_class = trl_classes(options.method)
         self.where = f"trainer trl.{options.method}"
+        self.told: SessionCallback | None = None
 
     def check(self, recipe: Recipe) -> None:
         """Raise for what TRL cannot be told, for options that it refuses, and for rewards that are not there."""
@@ -93,8 +96,16 @@ class TrlTrainer:
                                "form", where="adapter.target_modules", found=type(head).__name__)  # fmt: skip
         with tempfile.TemporaryDirectory() as folder, _unpatched(session.model):
             use_cpu = session.model.device.type == "cpu"
-            trainer = self._made(session, self.configuration(session.recipe, folder, use_cpu=use_cpu))
-            trainer.train()
+            arguments = self.configuration(session.recipe, folder, use_cpu=use_cpu)
+            arguments.eval_on_start &= session.resumed is None
+            trainer = self._made(session, arguments)
+            if session.resumed is not None:
+                place_state(trainer, session.resumed, Path(folder))
+            trainer.train(resume_from_checkpoint=None if session.resumed is None else folder)
+
+    def state(self) -> dict[str, Any] | None:
+        """Return what TRL's loop needs to go on after the step that ends."""
+        return None if self.told is None else self.told.state()
 
     def _rewards(self, rows: Sequence[PromptRow]) -> list[CheckedReward]:
         return [CheckedReward.of_function(name, find_reward(name, REWARD), rows) for name in self.reward_names]
@@ -108,7 +119,7 @@ class TrlTrainer:
         also = {"ref_model": reference} if self.options.method == "online_dpo" else {}
         if not also:
             arguments.beta = 0.0  # else TRL reads the model a second time, by its name
-        told = SessionCallback(session)
+        told = self.told = SessionCallback(session)
         with explained(self.where):
             trainer = connected_trainer(self.trainer_class, session)(
                 model=session.model, reward_funcs=rewards, args=arguments, train_dataset=rows,

@@ -132,3 +132,11 @@ class Trainer(Protocol):
 
     def check_rows(self, recipe: Any, rows: Sequence[Any], validation: Sequence[Any]) -> None:
         """Raise `LuthierError` for prompts that it cannot train on, before the model is loaded."""
+
+    def state(self) -> dict[str, Any] | None:
+        """Return what the next step needs besides weights, optimizer and seed, as tensors and JSON values.
+
+        `TrainerSession.step_ended` calls it for a checkpoint. A resumed run gets it back as `TrainerSession.resumed`.
+        Without this method a run of the trainer cannot be resumed.
+        """
+        return None

@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import attrs
 
+from luthier.plugins.completion import has_default
 from luthier.plugins.events import event
-from luthier.testing.laws import Subject, law
+from luthier.testing.laws import Subject, law, not_run
 
 ROWS: Final = [{"prompt": text, "answer": text[::-1]} for text in ("One", "Two", "Three", "Four", "Five", "Six")]
 STEPS: Final = 2
@@ -85,6 +86,15 @@ def is_the_same_with_the_same_seed(subject: Subject, options: Any) -> None:
     assert first == second, f"losses of {first}, then of {second}"
 
 
+@law(1, default_only=True)
+def resumes_exactly(subject: Subject, options: Any) -> None:
+    """A run that is cut off within its second step goes on to the losses of a whole one, for a trainer with `state`."""
+    if has_default(subject.build(options), "trainer", "state"):
+        not_run("it keeps no state: its runs begin anew")
+    whole, resumed = _run(subject, options), _run(subject, options, cut_in=2)
+    assert resumed.losses == whole.losses, f"losses of {resumed.losses}, and of {whole.losses} in one go"
+
+
 def live(subject: Subject, options: Any) -> None:
     """A life of the part: a short run."""
     _run(subject, options)
@@ -108,13 +118,19 @@ class _Held:
         self.settings, self.needs = record.settings, record.needs
         self.provides, self.conflicts = record.provides, record.conflicts
         self.check, self.check_rows, self.train = self.part.check, self.part.check_rows, self.part.train
+        if not has_default(self.part, "trainer", "state"):
+            self.state = self.part.state
+
+
+class _Cut(Exception):
+    """The end of a run in the middle of a step."""
 
 
 class _Watcher:
-    """A callback that writes down what it hears, and stops the run within one step."""
+    """A callback that writes down what it hears, and stops the run within one step, or cuts it off there."""
 
-    def __init__(self, found: _Found, stop_in: int | None) -> None:
-        self.found, self.stop_in = found, stop_in
+    def __init__(self, found: _Found, stop_in: int | None, cut_in: int | None) -> None:
+        self.found, self.stop_in, self.cut_in = found, stop_in, cut_in
 
     @event
     def run_started(self, run: Any) -> None:
@@ -125,25 +141,38 @@ class _Watcher:
         self.found.seen.append(f"start {step}")
         if step == self.stop_in:
             run.request_stop("the kit asks for it")
+        if step == self.cut_in:
+            raise _Cut
 
     @event
     def step_ended(self, run: Any, step: int) -> None:
         self.found.seen.append(f"end {step}")
 
 
-def _run(subject: Subject, options: Any, stop_in: int | None = None) -> _Found:
-    """A run on a tiny model, every weight of which trains."""
-    import luthier
+def _run(subject: Subject, options: Any, stop_in: int | None = None, cut_in: int | None = None) -> _Found:
+    """A run on a tiny model, every weight of which trains; after a cut the run that goes on from there."""
+    import contextlib
+
     from luthier.testing.worlds import save_tiny_model
+
+    with _inside_a_folder() as folder:
+        save_tiny_model(folder / "model")
+        if cut_in is not None:
+            with contextlib.suppress(_Cut):
+                _trained(subject, options, folder, stop_in, cut_in)
+        return _trained(subject, options, folder, stop_in, None)
+
+
+def _trained(subject: Subject, options: Any, folder: Path, stop_in: int | None, cut_in: int | None) -> _Found:
+    import luthier
 
     found = _Found()
     adapter, optimizer = _watched_parts(found)
-    with _inside_a_folder() as folder:
-        run = luthier.train(
-            model=save_tiny_model(folder / "model"), data=ROWS, trainer=_Held(subject, options), adapter=adapter,
-            optimizer=optimizer, callbacks=[_Watcher(found, stop_in)], output_dir=folder / "run", save_final=False,
-            device="cpu", **_settings(subject),
-        )  # fmt: skip
+    run = luthier.train(
+        model=folder / "model", data=ROWS, trainer=_Held(subject, options), adapter=adapter, optimizer=optimizer,
+        callbacks=[_Watcher(found, stop_in, cut_in)], output_dir=folder / "run", save_steps=1, save_final=False,
+        device="cpu", **_settings(subject),
+    )  # fmt: skip
     found.losses = run.loss_history
     return found
 
@@ -160,8 +189,10 @@ def _watched_parts(found: _Found) -> tuple[Any, Any]:
     class WatchedTuning(FullTuning):
         provides = frozenset(("trainable-weights",))
 
-        def begin_task(self, index: int, total: int) -> None:
+        def attach(self, model: Any, context: Any) -> Any:
+            attached = super().attach(model, context)
             self.began = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
+            return attached
 
         def end_task(self, index: int, total: int) -> None:
             found.moved = any(not torch.equal(self.began[name], p) for name, p in self.model.named_parameters())

@@ -10,13 +10,16 @@ import attrs
 import torch
 from torch import nn
 
+from luthier.checkpoint.run_state import collect_state
 from luthier.checkpoint.saver import Cadence, Saver
 from luthier.data.prompt_rows import PromptRow
 from luthier.plugins.contracts.protocols import Adapter, Optimizer, Quantizer
+from luthier.plugins.contracts.side_protocols import Trainer
 from luthier.plugins.contracts.values import Progress
+from luthier.randomness import seed_all
 from luthier.recipe import Recipe
 from luthier.runs.writing.active_run import ActiveRun
-from luthier.state_tree import optimizer_state
+from luthier.state_tree import copy_state
 from luthier.training.trainers.frozen_policy import freeze_policy
 
 
@@ -27,8 +30,11 @@ class SteppedParts:
     adapter: Adapter
     quantizer: Quantizer
     optimizer: Optimizer
+    trainer: Trainer
     hooks: Any
+    callbacks: Mapping[str, Any]
     saver: Saver
+    cadence: Cadence
     switchable: bool = False  # True if the adapter can be switched off
 
 
@@ -47,6 +53,10 @@ class TrainerSession:
     `step_ended` the trainer ends if `run.stop_reason` is not None, and evaluates, within `evaluating`, if
     `wants_evaluation` is True. It calls `logged`, `evaluated` and `epoch_ended` when there is something to report;
     callbacks hear nothing else. `reference` may be called before the first step only.
+
+    In a resumed run, `resumed` is what the trainer's `state` returned after step `run.step`, and the next step is the
+    one after it; model and optimizer are restored. At the start of each step the random states are set from the run's
+    seed and the step, so that they are the same after a resume.
     """
 
     recipe: Recipe
@@ -60,16 +70,25 @@ class TrainerSession:
     evaluation: dict[str, float] = attrs.field(factory=dict)  # the newest evaluation
     tokens: int = 0  # tokens generated and read, as the trainer counts them
     samples: int = 0
+    resumed: Mapping[str, Any] | None = None
+    ended: bool = False  # True if the checkpoint is that of the last step
+    begun: Mapping[str, Any] | None = attrs.field(
+        default=None, repr=False
+    )  # a resumed run's adapter at its first start
     parts: SteppedParts = attrs.field(repr=False)  # for the core only; a trainer leaves them alone
 
     def begin(self, total_steps: int) -> None:
         """Report, before the first step, how many steps the run will have."""
         self.run.total_steps = total_steps
+        if self.resumed is not None:
+            self.parts.hooks.resumed(run=self.run, step=self.run.step)
+            return
         self.parts.hooks.run_started(run=self.run)
         self.parts.hooks.task_started(run=self.run, task=0)
 
     def step_started(self, step: int) -> None:
-        """Report that step `step` (from 1) begins."""
+        """Report that step `step` (from 1) begins. This sets the random states."""
+        seed_all(self.recipe.seed, step)
         self.run.step = step
         self.parts.hooks.step_started(run=self.run, step=step)
 
@@ -100,11 +119,9 @@ class TrainerSession:
         if run.signal is not None:
             run.request_stop(f"signal {run.signal}")
         last = run.step == run.total_steps or run.stop_reason is not None
-        due = Cadence.of(self.recipe).due(
-            step=run.step, samples=self.samples, seen=samples, epoch_ended=False, last=last
-        )
-        if run.control.wants_save or due:
-            self._save(epoch)
+        due = parts.cadence.due(step=run.step, samples=self.samples, seen=samples, epoch_ended=False, last=last)
+        if run.control.wants_save or due or run.signal is not None:
+            self._save(epoch, ended=last and run.signal is None)
 
     def logged(self, metrics: Mapping[str, float]) -> None:
         """Report the metrics since the last logging. They are written to metrics.jsonl under these names."""
@@ -129,20 +146,26 @@ class TrainerSession:
 
         `auto` is the base without the fresh adapter, or, if `adapter_from` gives its weights, the policy as it begins.
         """
-        fresh, named = self.recipe.adapter_from is None, str(self.recipe.reference)
-        return freeze_policy(self.model, self.parts.adapter, named, switchable=self.parts.switchable, fresh=fresh)
+        fresh, named, adapter = self.recipe.adapter_from is None, str(self.recipe.reference), self.parts.adapter
+        now = None if self.begun is None else copy_state(adapter.state())
+        if now is not None and self.begun is not None:
+            adapter.load_state(self.begun)
+        try:
+            return freeze_policy(self.model, adapter, named, switchable=self.parts.switchable, fresh=fresh)
+        finally:
+            if now is not None:
+                adapter.load_state(now)
 
-    def _save(self, epoch: float) -> None:
+    def _save(self, epoch: float, *, ended: bool) -> None:
         """Write a checkpoint that `generate` and `merge` open as one of Luthier's own loop."""
         run, parts = self.run, self.parts
         run.control.begin_save()
-        tally = {"step": run.step, "epoch": epoch, "tokens": self.tokens, "samples": self.samples, "best_step": None}
-        tree = {
-            "adapter": parts.adapter.state(),
-            "optimizer": optimizer_state(self.optimizer),
-            "parts": {"quantizer": parts.quantizer.state()},
-            "callbacks": {},
-            "tally": tally,
+        tally = {
+            **{"step": run.step, "total_steps": run.total_steps, "epoch": epoch, "ended": ended, "best_step": None},
+            **{"tokens": self.tokens, "samples": self.samples, "evaluation": self.evaluation},
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "stop_reason": run.stop_reason if ended else None,
         }
-        step = run.step
+        own = collect_state(parts.adapter, self.optimizer, {"quantizer": parts.quantizer}, parts.callbacks)
+        tree, step = {**own, "tally": tally, "trainer": parts.trainer.state()}, run.step
         parts.saver.save(step, tree, None, lambda path: parts.hooks.saved(run=run, step=step, path=path))
