@@ -80,9 +80,8 @@ def save_merged(
 ) -> Path:  # fmt: skip
     """Save a dense model in plain transformers' layout, check it by loading it there, and return the folder.
 
-    The live model stays unchanged. `adapter` None means that the model has none. The measured errors of the merge are
-    in the folder's note, under `merge`. Raises `artifact-unmergeable` if a part cannot be merged, or if rounding would
-    erase the update.
+    The live model stays unchanged. `adapter` None means that there is none. The errors of the merge are in the folder's
+    note, under `merge`. Raises `artifact-unmergeable` if a part cannot be merged, or rounding would erase the update.
     """
     base = base or MergeBase(onto="dequantized" if is_quantized(model, quantizer) else "plain")
     check_mergeable(adapter, quantizer, note)

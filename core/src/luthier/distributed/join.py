@@ -30,9 +30,8 @@ LAUNCH: Final = "Start the run with `luthier train --nproc-per-node N`, or with 
 def join_world(settings: Distributed, device: str = "auto") -> World:
     """Join the process group that a launcher's environment announces. A process without launcher is a world of one.
 
-    `device` is the recipe's. A group that the caller's script has made already is used as it is. Raises
-    `distributed-setup` for a backend that is not available or an incomplete environment, and `distributed-lost` if the
-    others do not join within `settings.timeout` seconds.
+    `device` is the recipe's. A group that the caller's script has made is used as it is. Raises `distributed-setup` for
+    an unavailable backend or an incomplete environment, and `distributed-lost` after `settings.timeout` seconds alone.
     """
     follow_launcher()
     world = World.current()

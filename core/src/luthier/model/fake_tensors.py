@@ -28,9 +28,9 @@ REAL: Final = 1 << 18  # integer tensors of up to so many elements are computed,
 
 
 class Ghost(Tensor):
-    """Says that it is on a device, and is one of torch's meta tensors inside.
+    """A tensor that claims to be on a device, and is a meta tensor inside.
 
-    `has_no_data` is for whoever tells tensors apart by their type: a ghost stands for a plain tensor.
+    `has_no_data` is for code that distinguishes tensors by type: a ghost stands for a plain tensor.
     """
 
     inner: Tensor  # type: ignore[assignment]  # torch's `inner` product is not asked of a ghost
@@ -70,14 +70,13 @@ class Ghost(Tensor):
 
 
 class Ghosts(TorchDispatchMode):
-    """Inside it every new floating tensor is a ghost, and operations on ghosts give ghosts, counted by `ledger`.
+    """A dispatch mode in which new floating tensors are ghosts, and so are the results of operations on ghosts.
 
-    Integer tensors stay real, so that what depends on the documents' places is computed as in a run, and so do the
-    floating ones that hold values of their own (`TABLES`), of which parts make codebooks. Where Python asks a ghost for
-    a number it gets 1, and False for a truth value. Which entries are not zero is answered as balanced experts would
-    have it: all of a vector, and of a table every `experts`-th. What lies on `device` is counted: ghosts whose rows are
-    as long as the `vocabulary` as the head's, real integers as the batch's. `flops`: of products and attention. Of
-    pieces of work that follow each other one stands for all, unless `shortened` is False.
+    Integer tensors stay real, so that document positions are computed as in a run, and so do tables of values
+    (`TABLES`), from which parts make codebooks. A ghost gives Python the number 1 and the truth value False. Its
+    nonzero entries are those of balanced experts: all of a vector, every `experts`-th of a table. `ledger` counts what
+    is on `device`: ghosts with rows as long as the `vocabulary` as the head's, real integers as the batch's. `flops`
+    counts products and attention. Of similar pieces of work one stands for all, unless `shortened` is False.
     """
 
     def __init__(
@@ -86,8 +85,7 @@ class Ghosts(TorchDispatchMode):
         super().__init__()
         self.ledger, self.experts, self.flops, self.shortened = ledger, max(experts, 1), 0, shortened
         self._kind, self._vocabulary = device.type, vocabulary
-        # results by operation and inputs, because layers repeat themselves
-        self._known: dict[Any, tuple[Any, ...]] = {}
+        self._known: dict[Any, tuple[Any, ...]] = {}  # by operation and inputs, because layers repeat themselves
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -113,8 +111,7 @@ class Ghosts(TorchDispatchMode):
         special = SPECIAL.get(func)
         if special is not None:
             return special(self, *args, **kwargs)
-        # an operation that only writes: fused optimizers, not all of which have a meta kernel
-        if not func._schema.returns:
+        if not func._schema.returns:  # as fused optimizers, not all of which have a meta kernel
             return None
         out = self._answer(func, args, kwargs)
         counted = flop_registry.get(func._overloadpacket)
@@ -189,10 +186,7 @@ def is_shortened(tensor: Tensor) -> bool:
 
 
 def standing_for(tensor: Tensor, pieces: Sequence[Piece], size: Callable[[Piece], int]) -> Iterator[Piece]:
-    """Pieces of work on `tensor` that follow each other in the same memory; of a ghost the largest alone.
-
-    What that computes is counted for all of them, by their sizes.
-    """
+    """Yield successive pieces of work on `tensor` in the same memory; of a ghost the largest, counted for all."""
     if not isinstance(tensor, Ghost) or not tensor.world.shortened or not pieces:
         yield from pieces
         return
@@ -254,10 +248,7 @@ def _is_pure(func: Any) -> bool:
 
 @functools.cache
 def _written(func: Any) -> tuple[int, str] | None:
-    """Place and name of the argument that an operation writes to and returns; None where it does anything else.
-
-    One that gives its argument another shape or storage does.
-    """
+    """Return place and name of the argument that an operation only overwrites and returns; None for others."""
     schema = getattr(func, "_schema", None)
     if schema is None or [str(r.type) for r in schema.returns] != ["Tensor"]:
         return None
@@ -265,9 +256,6 @@ def _written(func: Any) -> tuple[int, str] | None:
     if len(aliased) != 1 or not aliased[0][1].is_write or torch.Tag.inplace_view in func.tags:
         return None
     return aliased[0][0], aliased[0][1].name
-
-
-# operations whose result depends on data, or for which torch's meta kernel is less general than the CPU's
 
 
 def _number(world: Ghosts, tensor: Tensor) -> bool | int | float:
@@ -302,7 +290,7 @@ def _grouped(world: Ghosts, a: Tensor, b: Tensor, offs: Tensor | None = None, *_
 aten = torch.ops.aten
 PACKETS = (aten.arange, aten.eye, aten.linspace, aten.logspace)
 TABLES: Final = frozenset(getattr(p, name) for p in PACKETS for name in p.overloads() if "out" not in name)
-SPECIAL: Final[dict[Any, Callable[..., Any]]] = {
+SPECIAL: Final[dict[Any, Callable[..., Any]]] = {  # what depends on data, or torch's meta kernels do in part only
     aten._local_scalar_dense.default: _number,
     aten.nonzero.default: _places,
     aten.index.Tensor: _index,

@@ -118,8 +118,7 @@ class AdapterRecord(Record):
     - `tolerance`: how much the output of the model may change when a fresh adapter is attached, relative to the output.
       0: not by one bit.
     - `artifact`: the folder that `save` fills: "adapter", or "model" for a dense model.
-    - `save_dtype`: the dtype that its files need, such as "float32"; the part's documentation says why. None: the dtype
-      that the run saves in.
+    - `save_dtype`: the dtype that its files need, for a reason that its documentation gives. None: the run's choice.
     """
 
     kind: ClassVar[str] = "adapter"
@@ -134,8 +133,7 @@ class LossRecord(Record):
     """The description of a loss.
 
     - `data`: the kind of rows that it takes: "tokens", "preference", "unpaired" or "documents".
-    - `columns`: `{name: type}`, the columns of a row that it reads as `batch.columns[name]`. Types: "bool", "int",
-      "float".
+    - `columns`: `{name: type}`, columns of a row that it reads as `batch.columns[name]`: "bool", "int" or "float".
     - `documents`: `{name: column}`, further texts of a row that become documents of its unit.
     - `perplexity`: True if the first term is in nats per token, so that its exponential is a perplexity.
     - `aligns`: True if it accepts a teacher or a reference with another vocabulary than the model's.

@@ -130,10 +130,7 @@ class Stream:
 
 
 def stream_of(data: Data, maker: Maker, form_of: FormOf, wanted: Wanted, given: Any = None) -> Stream:
-    """Return the stream of a recipe's training rows, or of those given in Python.
-
-    Each source's format is recognised.
-    """
+    """Return the stream of a recipe's training rows, or of rows from Python, with each source's format recognised."""
     sources = data.train
     if given is not None:
         sources = [attrs.evolve(data.train[0] if len(data.train) == 1 else Source(path="data"), path="data")]

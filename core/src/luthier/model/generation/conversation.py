@@ -101,8 +101,7 @@ class Conversation:
         with self.around(), generating_attention(self.model):
             inputs, kept = self._inputs(ids)
             sampling = attrs.evolve(sampling, max_new_tokens=self._room(len(ids), sampling.max_new_tokens))
-            # dropped for now, because a cache that an error leaves half filled is useless
-            cache, self._cache = self._cache, None
+            cache, self._cache = self._cache, None  # an error would leave it half filled
             answer = continue_inputs(self.model, self.tokenizer, inputs, sampling, stops=self.form.stops,
                                      stream=stream, leave=leave)  # fmt: skip
         if cache is not None:

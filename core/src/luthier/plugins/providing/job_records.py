@@ -104,11 +104,7 @@ class JobMetrics:
 
 @attrs.frozen(kw_only=True)
 class JobStatus:
-    """The status of one job, as its provider reports it.
-
-    `state` is one of Luthier's states, and `raw_state` the service's own word for it. `raw` is the whole answer of the
-    service, without secrets.
-    """
+    """The status of one job. `raw_state` is the service's own word for `state`, `raw` its answer without secrets."""
 
     remote_id: str
     state: JobState
@@ -176,10 +172,7 @@ class TrainedArtifact:
 
 @attrs.frozen(kw_only=True)
 class SettingRule:
-    """A setting of the recipe that a service accepts, with its bounds there.
-
-    `remark` tells the user if the setting means something else at the service.
-    """
+    """A setting of the recipe that a service accepts, with its bounds there."""
 
     low: float | None = None
     high: float | None = None
@@ -207,10 +200,7 @@ class DataRules:
 
 @attrs.frozen(kw_only=True)
 class TokenPrice:
-    """The price of training on a million tokens.
-
-    `model` is a pattern like those of file names. A `method` or `adapter` of None means that the price holds for all.
-    """
+    """The price of training on a million tokens. `model` is a glob pattern; `method`, `adapter` None: any."""
 
     model: str
     amount: float
