@@ -121,10 +121,10 @@ def test_the_best_checkpoint_may_go_by_a_metric(evaluated):
 @pytest.mark.parametrize(
     ("names", "code", "says"),
     [
-        (["nothing"], "part-unknown", "metric"),
-        (["nats", "nats"], "recipe-conflict", "twice"),
-        ([{"name": "nats", "depth": 3}], "recipe-unknown-option", "depth"),
-        (["wrong"], "part-invalid", "sum and a count"),
+        (["nothing"], "part-unknown", ("metric",)),
+        (["nats", "nats"], "recipe-conflict", ("twice",)),
+        ([{"name": "nats", "depth": 3}], "recipe-unknown-option", ("depth",)),
+        (["wrong"], "part-invalid", ("metric wrong",)),
     ],
     ids=str,
 )
@@ -132,4 +132,4 @@ def test_what_cannot_be_measured_is_refused(evaluated, names, code, says):
     with pytest.raises(LuthierError) as caught:
         evaluated(*names)
     assert caught.value.code == code
-    assert says in str(caught.value)
+    assert all(fact in str(caught.value) for fact in says)

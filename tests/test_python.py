@@ -236,16 +236,17 @@ def test_a_part_written_in_the_script_needs_no_plugin(train):
 
 
 WRONG = [
-    ({"prompt": [{"rle": "user", "content": "1?"}]}, r"prompt\[0\]: no message"),
-    ({"prompt": ["1?"]}, r"prompt\[0\]: no message \(found '1\?'\)"),
-    ({"prompt": 3}, r"prompt\[0\]"),
-    ({"max_new_tokens": 0}, "max_new_tokens: outside its bounds .found 0.. Give a number of at least 1"),
-    ({"temperature": -1.0}, "temperature"),
-    ({"temperature": 1.0, "top_p": 1.5}, "top_p.*0 to 1"),
+    ({"prompt": [{"rle": "user", "content": "1?"}]}, ("prompt[0]",)),
+    ({"prompt": ["1?"]}, ("prompt[0]", "'1?'")),
+    ({"prompt": 3}, ("prompt[0]",)),
+    ({"max_new_tokens": 0}, ("max_new_tokens", "0", "1")),
+    ({"temperature": -1.0}, ("temperature",)),
+    ({"temperature": 1.0, "top_p": 1.5}, ("top_p", "0", "1")),
 ]
 
 
 @pytest.mark.parametrize(("given", "said"), WRONG)
 def test_generating_from_something_else_is_refused(run, given, said):
-    with pytest.raises(LuthierError, match=said):
+    with pytest.raises(LuthierError) as caught:
         run.generate(**{"prompt": "1?", **given})
+    assert all(fact in str(caught.value) for fact in said)

@@ -153,14 +153,15 @@ def test_a_plan_holds_the_codes_and_not_dense_weights(stored, tmp_path, form):
 @pytest.mark.parametrize(
     ("settings", "code", "words"),
     [
-        ({"adapter": "full"}, "part-incompatible", "needs dense-weights, and the checkpoint is quantized"),
-        ({"quantizer": "nf4"}, "part-unsupported", "bitsandbytes"),
-        ({"quantizer": "ternary"}, "part-unsupported", "bitsandbytes"),
+        ({"adapter": "full"}, "part-incompatible", ("model",)),
+        ({"quantizer": "nf4"}, "part-unsupported", ("bitsandbytes",)),
+        ({"quantizer": "ternary"}, "part-unsupported", ("bitsandbytes",)),
     ],
 )
 def test_full_training_and_a_second_quantizer_are_refused(stored, tmp_path, settings, code, words):
-    with pytest.raises(LuthierError, match=words) as caught:
+    with pytest.raises(LuthierError) as caught:
         train(stored("nf4")[0], tmp_path / "run", **settings)
+    assert all(fact in str(caught.value) for fact in words)
     assert caught.value.code == code
     assert not (tmp_path / "run" / "checkpoints").exists()
 

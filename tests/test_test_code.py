@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("tests", "core/tests", "kernels/tests", "plugins/*/tests", "contrib/*/tests")
 ERRORS = ("LuthierError", "ProviderError")
 SENTENCE = re.compile(r"[A-Za-z]{2,},? [A-Za-z]{2,}")  # two words in a row
+LONGER = re.compile(r"(?:[A-Za-z]{2,},? ){2}[A-Za-z]{2,}")  # of a tuple of facts: `adapter record` is a place
 CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")  # a size or a path may be another one in a test; a function may not
 PATCHES = ("setattr", "delattr")
 SELF_ASSERTING = ("raises", "warns", "fail", "expect_error", "raise_inside", "check", "opcheck")
@@ -98,7 +99,10 @@ def texts(node):
 
 
 def pinned_sentences(tree):
-    """`line text` of each sentence that stands for an error of ours: in `match=`, in a fact, or in its text."""
+    """`line text` of each sentence that stands for an error of ours: in `match=`, a fact, its text, or a table."""
+    tables = {ast.unparse(n.targets[0]): n.value for n in tree.body if isinstance(n, ast.Assign)}
+    for function in functions_of(tree):
+        yield from table_sentences(function, tables)
     for node in ast.walk(tree):
         for text in _pinned(node):
             if SENTENCE.search(text.replace("pip install ", "")):
@@ -115,6 +119,46 @@ def _pinned(node):
     if isinstance(node, ast.Compare) and len(node.ops) == 1 and _is_error_text(node.comparators[0]):
         return texts(node.left)
     return []
+
+
+def table_sentences(function, tables):
+    """`line text` of each sentence in a column of `parametrize` that the test compares with an error of ours.
+
+    `tables` are the values of the file's constants, by their names.
+    """
+    columns = {}
+    for decorator in function.decorator_list:
+        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).endswith("parametrize"):
+            names, rows = decorator.args[:2]
+            columns |= _columns(names, tables.get(ast.unparse(rows), rows))
+    compared = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "raises" and node.args:
+            is_ours = ast.unparse(node.args[0]).rpartition(".")[2] in ERRORS
+            compared |= {name for k in node.keywords if is_ours and k.arg == "match" for name in _names(k.value)}
+        elif isinstance(node, ast.Compare) and _is_error_text(node.comparators[0]):
+            compared |= _names(node.left)
+        elif isinstance(node, ast.comprehension) and isinstance(node.iter, ast.Name):
+            compared.add(node.iter.id)
+    for name in compared & set(columns):
+        for cell in columns[name]:
+            pattern = LONGER if isinstance(cell, ast.Tuple) else SENTENCE
+            yield from (f"{cell.lineno} {text}" for text in texts(cell) if pattern.search(text))
+
+
+def _columns(names, rows):
+    """The cells of a table of `parametrize` by the names of its columns; none where it is made elsewhere."""
+    names = [name.strip() for name in (texts(names)[0].split(",") if isinstance(names, ast.Constant) else texts(names))]
+    cells = {name: [] for name in names}
+    for row in rows.elts if isinstance(rows, (ast.List, ast.Tuple)) else []:
+        parts = row.args if isinstance(row, ast.Call) else [row] if len(names) == 1 else getattr(row, "elts", [])
+        for name, cell in zip(names, parts, strict=False):
+            cells[name].append(cell)
+    return cells
+
+
+def _names(node):
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
 
 
 def _is_error_text(node):
@@ -206,6 +250,13 @@ def test_one(error, name):
         act()
     assert "pip install luthier" in error.remedy and "two words" in page
 """
+TABLE = """
+CASES = [({"a b c": 1}, "of its own"), ({}, ("lora.r", "'x'")), ({}, "lora.r")]
+@pytest.mark.parametrize(("given", "says"), CASES)
+def test_two(given, says):
+    with pytest.raises(LuthierError, match=says):
+        act(given)
+"""
 SILENT = """
 def same(a, b):
     assert a == b
@@ -227,5 +278,6 @@ def test_planted_offenders_are_found():
     assert sorted(replaced, key=int) == ["7", "8", "9", "10", "11"]
     pinned = [line.partition(" ")[2] for line in pinned_sentences(ast.parse(PINNING))]
     assert set(pinned) == {"is not there", "broken row", "no such role", "0 is missing"}
+    assert list(pinned_sentences(ast.parse(TABLE))) == ["2 of its own"]
     path = ROOT / "tests/test_planted.py"
     assert list(silent_tests({path: ast.parse(SILENT)})) == ["tests/test_planted.py:8 test_silent"]

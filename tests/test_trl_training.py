@@ -229,7 +229,7 @@ def test_what_a_callback_raises_is_not_put_down_to_trl(tmp_path):
 REFUSED = [
     ({"trainer": {"use_vllm": True}}, "trainer.use_vllm"),
     ({"trainer": {"learning_rate": 1.0}}, "trainer.learning_rate"),
-    ({"trainer": {"num_generations": 1}}, "trainer trl.grpo"),
+    ({"trainer": {"num_generations": 1}}, "trl.grpo"),
     ({"trainer": {"num_generations": None}}, "trainer.num_generations"),
     ({"trainer": {"reward": ["exact_match", "exact_match"]}}, "trainer.reward"),
     ({"trainer": {"reward": lambda completions, level: [0.0]}}, "'level'"),

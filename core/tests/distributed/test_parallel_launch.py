@@ -55,14 +55,15 @@ def test_the_environments_own_rendezvous_is_kept():
 @pytest.mark.parametrize(
     ("asked", "problem"),
     [
-        ({"nnodes": "2"}, "2 machines.*--rdzv-endpoint HOST:PORT"),
-        ({"nnodes": "2", "master_addr": "head"}, "number.*--node-rank"),
-        ({"rdzv_endpoint": "head:1", "master_addr": "head"}, "twice"),
+        ({"nnodes": "2"}, ("launch", "2")),
+        ({"nnodes": "2", "master_addr": "head"}, ("launch",)),
+        ({"rdzv_endpoint": "head:1", "master_addr": "head"}, ("twice",)),
     ],
 )
 def test_what_could_not_meet_is_refused(asked, problem):
-    with pytest.raises(LuthierError, match=problem) as caught:
+    with pytest.raises(LuthierError) as caught:
         arguments(Launch(**asked), {})
+    assert all(fact in str(caught.value) for fact in problem)
     assert (caught.value.code, caught.value.where) == ("distributed-setup", "launch")
 
 
@@ -98,16 +99,16 @@ def test_the_first_error_that_is_a_processs_own_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("ends", "told"),
     [
-        ({0: 1, 1: -signal.SIGKILL}, "process 1 was ended by SIGKILL"),
-        ({1: -signal.SIGTERM, 0: -signal.SIGSEGV}, "process 0 was ended by SIGSEGV"),
-        ({1: 3, 0: -signal.SIGTERM}, "process 1 ended with status 3"),
+        ({0: 1, 1: -signal.SIGKILL}, ("process 1", "SIGKILL")),
+        ({1: -signal.SIGTERM, 0: -signal.SIGSEGV}, ("process 0", "SIGSEGV")),
+        ({1: 3, 0: -signal.SIGTERM}, ("process 1", "status 3")),
     ],
 )
 def test_who_was_killed_is_named(tmp_path, ends, told):
     outcome.leave_outcome(tmp_path, 0, "error", error_attributes(lost(RuntimeError("Connection closed by peer"))))
     error = outcome.find_failure(tmp_path, ends)
     assert error.code == "distributed-lost"
-    assert told in str(error)
+    assert all(fact in str(error) for fact in told)
     assert "--max-restarts" in str(error)
 
 

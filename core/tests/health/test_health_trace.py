@@ -187,9 +187,11 @@ def test_a_gradient_that_breaks_between_modules_names_the_module_around_them(ref
     assert "gradient" in error.problem and "model.layers.1.self_attn" in error.problem
 
 
-@pytest.mark.parametrize(("factor", "told"), [(math.nan, "the loss made of them"), (math.inf, "the loss made of them")])
+@pytest.mark.parametrize(
+    ("factor", "told"), [(math.nan, ("data[22], data[10], data[21]",)), (math.inf, ("data[22], data[10], data[21]",))]
+)
 def test_a_loss_that_is_not_finite_over_finite_modules_is_named(refused, factor, told):
-    assert told in refused(loss=Scaled(factor)).problem
+    assert all(fact in str(refused(loss=Scaled(factor))) for fact in told)
 
 
 def test_gradients_that_are_finite_and_too_large_together_are_told_apart(refused):

@@ -30,24 +30,25 @@ def test_sound_combinations_give_no_reason():
 @pytest.mark.parametrize(
     ("chosen", "given_tags", "says"),
     [
-        ([FULL, NF4], {}, "adapter 'full' needs dense-weights, which quantizer 'nf4' does not provide"),
-        ([FULL, NONE, DPO], {"paired-data": "the data"}, "loss 'dpo' needs reference, which adapter 'full' does not provide"),
-        ([LORA, NONE, DPO], {}, "loss 'dpo' needs paired-data, which the data does not provide"),
-        ([PROMPT, NONE], {"packing": "the run"}, "adapter 'prompt' does not work with packing, which the run provides"),
-        ([part("loss", "a", conflicts="own:tag"), part("adapter", "b", provides="own:tag")], {}, "loss 'a' does not work with own:tag, which adapter 'b' provides"),
-        ([part("loss", "a", needs="own:tag"), LORA], {}, "loss 'a' needs own:tag, which nothing chosen provides"),
-        ([part("optimizer", "o", needs="cuda"), LORA], {}, "optimizer 'o' needs cuda, which the device does not provide"),
-        ([part("adapter", "self", needs="own:t", provides="own:t")], {}, "adapter 'self' needs own:t, which nothing chosen provides"),
-        ([FULL], {}, "adapter 'full' needs dense-weights, which nothing chosen provides"),
+        ([FULL, NF4], {}, ("adapter 'full'", "dense-weights", "quantizer 'nf4'")),
+        ([FULL, NONE, DPO], {"paired-data": "the data"}, ("loss 'dpo'", "reference", "adapter 'full'")),
+        ([LORA, NONE, DPO], {}, ("loss 'dpo'", "paired-data", "data")),
+        ([PROMPT, NONE], {"packing": "the run"}, ("adapter 'prompt'", "packing", "run")),
+        ([part("loss", "a", conflicts="own:tag"), part("adapter", "b", provides="own:tag")], {}, ("loss 'a'", "own:tag", "adapter 'b'")),
+        ([part("loss", "a", needs="own:tag"), LORA], {}, ("loss 'a'", "own:tag", "nothing")),
+        ([part("optimizer", "o", needs="cuda"), LORA], {}, ("optimizer 'o'", "cuda", "device")),
+        ([part("adapter", "self", needs="own:t", provides="own:t")], {}, ("adapter 'self'", "own:t", "nothing")),
+        ([FULL], {}, ("adapter 'full'", "dense-weights", "nothing")),
     ],
     ids=range(9),
 )  # fmt: skip
 def test_a_refusal_names_both_sides_and_the_tag(chosen, given_tags, says):
-    assert refusals(chosen, given_tags) == [says]
+    (refusal,) = refusals(chosen, given_tags)
+    assert [fact for fact in says if fact not in refusal] == []
     with pytest.raises(LuthierError) as caught:
         check_compatibility(chosen, given_tags)
     assert caught.value.code == "part-incompatible"
-    assert says in str(caught.value)
+    assert refusal in str(caught.value)
 
 
 def test_every_reason_is_told():

@@ -91,12 +91,12 @@ def test_a_callback_with_a_marked_event_is_taken(callback):
 @pytest.mark.parametrize(
     ("callback", "says"),
     [
-        (Misspelt(), "here: there is no event step_end. Did you mean 'step_ended'"),
-        (Unmarked(), "here: step_ended is not marked as an event. Mark it with @luthier.event."),
-        (Greedy(), "folder"),
-        (Deaf(), "no event"),
-        ("text", "no event"),
-        (None, "no event"),
+        (Misspelt(), ("here", "step_end", "'step_ended'")),
+        (Unmarked(), ("here", "step_ended", "@luthier.event")),
+        (Greedy(), ("folder",)),
+        (Deaf(), ("here",)),
+        ("text", ("here",)),
+        (None, ("here",)),
     ],
     ids=range(6),
 )
@@ -104,7 +104,7 @@ def test_a_callback_that_would_miss_an_event_is_refused(callback, says):
     with pytest.raises(LuthierError) as caught:
         check_callback(callback, "here")
     assert caught.value.code == "part-invalid"
-    assert says in str(caught.value)
+    assert all(fact in str(caught.value) for fact in says)
 
 
 def test_a_callback_declares_only_what_it_uses():

@@ -119,17 +119,17 @@ def test_batch_size_alone_is_refused_with_both_readings(wrong, name):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"learning_rate": 1e-3, "lr": 1e-4}, "learning_rate is given twice, as 0.001 by learning_rate and 0.0001 by lr"),
-        ({"adapter": {"name": "lora", "r": 8}, "lora_r": 16}, "adapter.r is given twice, as 8 by adapter.r and 16 by lora_r"),
-        ({"adapter": "lora", "use_dora": True}, "adapter is given twice, as 'lora' by adapter and 'dora' by use_dora"),
-        ({"val_size": 0.1, "validation_data_path": "v.jsonl"}, "data.validation is given twice"),
-        ({"load_in_4bit": True, "load_in_8bit": True}, "quantizer is given twice"),
+        ({"learning_rate": 1e-3, "lr": 1e-4}, ("learning_rate", "0.001", "0.0001")),
+        ({"adapter": {"name": "lora", "r": 8}, "lora_r": 16}, ("adapter.r", "8", "16", "lora_r")),
+        ({"adapter": "lora", "use_dora": True}, ("adapter", "'lora'", "'dora'", "use_dora")),
+        ({"val_size": 0.1, "validation_data_path": "v.jsonl"}, ("data.validation",)),
+        ({"load_in_4bit": True, "load_in_8bit": True}, ("quantizer",)),
     ],
 )  # fmt: skip
 def test_two_spellings_that_disagree_are_a_conflict(wrong, settings, says):
     error = wrong(**settings)
     assert error.code == "recipe-conflict"
-    assert says in str(error)
+    assert all(fact in str(error) for fact in says)
 
 
 def test_two_spellings_that_agree_are_none(understand):

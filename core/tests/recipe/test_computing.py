@@ -49,15 +49,15 @@ def test_one_is_not_true():
 @pytest.mark.parametrize(
     ("settings", "code", "says"),
     [
-        ({"lr_multipliers": {"lora_(": 2.0}}, "recipe-wrong-type", "not a regular expression"),
-        ({"lr_multipliers": {"lora_A": -1.0}}, "recipe-out-of-range", "not a factor of a learning rate"),
-        ({"layerwise_lr_decay": 1.5}, "recipe-out-of-range", "layerwise_lr_decay"),
-        ({"precision": "bfloat16"}, "recipe-wrong-type", "'pure_bf16'"),
-        ({"num_threads": 0}, "recipe-out-of-range", "num_threads"),
+        ({"lr_multipliers": {"lora_(": 2.0}}, "recipe-wrong-type", ("lr_multipliers",)),
+        ({"lr_multipliers": {"lora_A": -1.0}}, "recipe-out-of-range", ("lr_multipliers.lora_A",)),
+        ({"layerwise_lr_decay": 1.5}, "recipe-out-of-range", ("layerwise_lr_decay",)),
+        ({"precision": "bfloat16"}, "recipe-wrong-type", ("'pure_bf16'",)),
+        ({"num_threads": 0}, "recipe-out-of-range", ("num_threads",)),
     ],
 )
 def test_settings_that_mean_nothing_are_refused_where_they_stand(settings, code, says):
     with pytest.raises(LuthierError) as caught:
         from_mapping(LEAST | settings)
     assert caught.value.code == code
-    assert says in str(caught.value)
+    assert all(fact in str(caught.value) for fact in says)

@@ -72,50 +72,49 @@ def test_a_wrong_value_is_named_with_file_line_and_path(file, read, name, line):
 @pytest.mark.parametrize(
     ("old", "new", "code", "says"),
     [
-        ("lora_alpha: 32", "lora_alfa: 32", "recipe-unknown-option", "7: adapter.lora_alfa: adapter 'lora' has no such option. Did you mean 'lora_alpha'?"),
-        ("r: 16", "r: 0", "recipe-out-of-range", "6: adapter.r: outside its bounds (found 0). Give a number of at least 1."),
-        ("name: lora", "name: lorra", "part-unknown", "6: adapter: no installed plugin offers adapter 'lorra'. Did you mean 'lora'"),
-        ("max_length", "max_lenght", "recipe-unknown-option", "5: data.max_lenght: there is no such option. Did you mean 'max_length'?"),
-        ("learning_rate", "learning_rat", "recipe-unknown-option", "8: learning_rat: there is no such option. Did you mean 'learning_rate'?"),
-        ("rows.jsonl", "[{pth: a}]", "recipe-unknown-option", "4: data.train.0.pth: there is no such option. Did you mean 'path'?"),
-        ("rows.jsonl", "[{path: a, columns: {prompt: 3}}]", "recipe-wrong-type", "4: data.train.0.columns.prompt: expected str (found 3)"),
-        ("2e-4", "fast", "recipe-wrong-type", "8: learning_rate: expected float | 'auto' (found 'fast')"),
-        ("2e-4", "true", "recipe-wrong-type", "8: learning_rate: expected float | 'auto' (found True)"),
-        ("2e-4", "2e-4\npacking: yes", "recipe-wrong-type", "9: packing: expected bool (found 'yes')"),
-        ("2e-4", "2e-4\nseed: 1.5", "recipe-wrong-type", "9: seed: expected int (found 1.5)"),
-        ("2e-4", "2e-4\ncallbacks:\n- jsonl\n- {name: watch, evry: 2}", "recipe-unknown-option", "11: callbacks.1.evry: callback 'watch' has no such option. Did you mean 'every'?"),
-        ("2e-4", "2e-4\nwarmup_steps: 3\nwarmup_ratio: 0.1", "recipe-conflict", "10: warmup_ratio: warmup_steps is given too, as 3"),
-        ("model: demo\n", "", "recipe-missing", ": model: is required"),
-        ("2e-4", "${NOWHERE}", "recipe-missing", "8: learning_rate: the environment variable NOWHERE is not set"),
-        ("{name: lora, r: 16,\n          lora_alpha: 32}", "full\nlora_r: 4", "recipe-unknown-option", "7: adapter.r: adapter 'full' has no such option. Name the adapter that is meant: dora or lora or many."),
+        ("lora_alpha: 32", "lora_alfa: 32", "recipe-unknown-option", ("recipe.yaml:7: adapter.lora_alfa", "'lora_alpha'")),
+        ("r: 16", "r: 0", "recipe-out-of-range", ("recipe.yaml:6: adapter.r", "0", "1")),
+        ("name: lora", "name: lorra", "part-unknown", ("recipe.yaml:6: adapter", "'lorra'", "'lora'")),
+        ("max_length", "max_lenght", "recipe-unknown-option", ("recipe.yaml:5: data.max_lenght", "'max_length'")),
+        ("learning_rate", "learning_rat", "recipe-unknown-option", ("recipe.yaml:8: learning_rat", "'learning_rate'")),
+        ("rows.jsonl", "[{pth: a}]", "recipe-unknown-option", ("recipe.yaml:4: data.train.0.pth", "'path'")),
+        ("rows.jsonl", "[{path: a, columns: {prompt: 3}}]", "recipe-wrong-type", ("recipe.yaml:4: data.train.0.columns.prompt", "3")),
+        ("2e-4", "fast", "recipe-wrong-type", ("recipe.yaml:8: learning_rate", "'auto'", "'fast'")),
+        ("2e-4", "true", "recipe-wrong-type", ("recipe.yaml:8: learning_rate", "'auto'")),
+        ("2e-4", "2e-4\npacking: yes", "recipe-wrong-type", ("recipe.yaml:9: packing", "'yes'")),
+        ("2e-4", "2e-4\nseed: 1.5", "recipe-wrong-type", ("recipe.yaml:9: seed", "1.5")),
+        ("2e-4", "2e-4\ncallbacks:\n- jsonl\n- {name: watch, evry: 2}", "recipe-unknown-option", ("recipe.yaml:11: callbacks.1.evry", "'watch'", "'every'")),
+        ("2e-4", "2e-4\nwarmup_steps: 3\nwarmup_ratio: 0.1", "recipe-conflict", ("recipe.yaml:10: warmup_ratio", "warmup_steps", "3")),
+        ("model: demo\n", "", "recipe-missing", ("recipe.yaml: model",)),
+        ("2e-4", "${NOWHERE}", "recipe-missing", ("recipe.yaml:8: learning_rate", "NOWHERE")),
+        ("{name: lora, r: 16,\n          lora_alpha: 32}", "full\nlora_r: 4", "recipe-unknown-option", ("recipe.yaml:7: adapter.r", "'full'")),
     ],
 )  # fmt: skip
 def test_every_error_has_its_line(file, read, old, new, code, says):
     path = file("recipe.yaml", YAML.replace(old, new))
     error = failure(read, path)
     assert error.code == code
-    assert says in str(error)
-    assert f"recipe.yaml{says}" in str(error) or f"recipe.yaml:{says}" in str(error)
+    assert all(fact in str(error) for fact in says)
 
 
 @pytest.mark.parametrize(
     ("name", "text", "line", "says"),
     [
-        ("r.yaml", "a: 1\nb: [1,\nc: 2\n", 3, "expected"),
-        ("r.yaml", "a: 1\nb: 2\na: 3\n", 3, "the key 'a' is given twice, first in line 1"),
-        ("r.yaml", "a: 1\n\tb: 2\n", 2, "cannot start any token"),
-        ("r.yaml", "a: &x [*x]\n", 1, "an alias that repeats itself"),
-        ("r.yaml", "a: 1\nb: !!python/object/apply:os.system [ls]\n", 2, "is not plain data"),
-        ("r.yaml", "a: !!binary aGk=\n", 1, "is not plain data"),
-        ("r.yaml", "a: *nowhere\n", 1, "undefined alias"),
-        ("r.yaml", "a: 1\n---\nb: 2\n", 2, "but found another document"),
-        ("r.yaml", "a: 1\n? [b]\n: 2\n", 2, "a key is a list or mapping"),
-        ("r.yaml", "a: 1\nb: \x07\n", 2, "not allowed"),
-        ("r.yaml", "a: !!int x\n", 1, "'x' is no int"),
-        ("r.json", '{\n"a": 1,\n}', 3, "not JSON"),
-        ("r.json", '{\n"a": 1,\n"a": 2}', 3, "the key 'a' is given twice"),
-        ("r.toml", 'a = 1\nb = \n', 2, "not TOML"),
-        ("r.toml", "a = 1\na = 2\n", 2, "not TOML"),
+        ("r.yaml", "a: 1\nb: [1,\nc: 2\n", 3, ("expected",)),
+        ("r.yaml", "a: 1\nb: 2\na: 3\n", 3, ("r.yaml:3", "1")),
+        ("r.yaml", "a: 1\n\tb: 2\n", 2, ("r.yaml:2",)),
+        ("r.yaml", "a: &x [*x]\n", 1, ("r.yaml:1",)),
+        ("r.yaml", "a: 1\nb: !!python/object/apply:os.system [ls]\n", 2, ("r.yaml:2",)),
+        ("r.yaml", "a: !!binary aGk=\n", 1, ("r.yaml:1",)),
+        ("r.yaml", "a: *nowhere\n", 1, ("r.yaml:1",)),
+        ("r.yaml", "a: 1\n---\nb: 2\n", 2, ("r.yaml:2",)),
+        ("r.yaml", "a: 1\n? [b]\n: 2\n", 2, ("r.yaml:2",)),
+        ("r.yaml", "a: 1\nb: \x07\n", 2, ("r.yaml:2",)),
+        ("r.yaml", "a: !!int x\n", 1, ("r.yaml:1", "'x'")),
+        ("r.json", '{\n"a": 1,\n}', 3, ("r.json:3", "JSON")),
+        ("r.json", '{\n"a": 1,\n"a": 2}', 3, ("r.json:3", "'a'")),
+        ("r.toml", 'a = 1\nb = \n', 2, ("r.toml:2", "TOML")),
+        ("r.toml", "a = 1\na = 2\n", 2, ("r.toml:2", "TOML")),
     ],
 )  # fmt: skip
 def test_a_file_that_is_not_its_format_is_refused_at_the_line(file, name, text, line, says):
@@ -123,24 +122,24 @@ def test_a_file_that_is_not_its_format_is_refused_at_the_line(file, name, text, 
     error = failure(read_recipe_file, path)
     assert error.code == "recipe-syntax"
     assert error.where == f"{path}:{line}"
-    assert says in error.problem
+    assert all(fact in str(error) for fact in says)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("r.yaml", b"", "a mapping of options"),
-        ("r.yaml", b"- a\n- b\n", "a mapping of options"),
-        ("r.json", b"[]", "a mapping of options"),
-        ("r.yaml", b"a: 1\nb: \xff\xfe\n", "not UTF-8 text"),
-        ("r.json", b'{"a": "\\ud800"}', "half a character"),
-        ("r.toml", b"a = 1979-05-27\n", "dates and times"),
-        ("r.txt", b"a: 1\n", "not the name of a recipe"),
-        ("r.yaml", b"[" * 50_000, "nested too deeply"),
-        ("r.json", b"[" * 100_000, "nested too deeply"),
-        ("r.json", b'{"a": ' + b"9" * 5000 + b"}", "is no int"),
-        ("r.yaml", b"a: " + b"9" * 5000, "is no int"),
-        ("r.toml", b"a = " + b"9" * 5000, "not TOML"),
+        ("r.yaml", b"", ("r.yaml",)),
+        ("r.yaml", b"- a\n- b\n", ("r.yaml",)),
+        ("r.json", b"[]", ("r.json",)),
+        ("r.yaml", b"a: 1\nb: \xff\xfe\n", ("r.yaml:2", "UTF-8")),
+        ("r.json", b'{"a": "\\ud800"}', ("half a character",)),
+        ("r.toml", b"a = 1979-05-27\n", ("r.toml",)),
+        ("r.txt", b"a: 1\n", ("r.txt",)),
+        ("r.yaml", b"[" * 50_000, ("r.yaml:1",)),
+        ("r.json", b"[" * 100_000, ("r.json",)),
+        ("r.json", b'{"a": ' + b"9" * 5000 + b"}", ("r.json:1",)),
+        ("r.yaml", b"a: " + b"9" * 5000, ("r.yaml:1",)),
+        ("r.toml", b"a = " + b"9" * 5000, ("r.toml", "TOML")),
     ],
     ids=range(12),
 )  # fmt: skip
@@ -150,7 +149,7 @@ def test_what_is_no_recipe_is_refused(tmp_path, name, content, says):
     error = failure(read_recipe_file, path)
     assert error.code == "recipe-syntax"
     assert error.where.startswith(str(path))
-    assert says in error.problem
+    assert all(fact in str(error) for fact in says)
 
 
 def test_aliases_of_aliases_do_not_fill_the_memory(file):

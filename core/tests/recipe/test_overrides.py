@@ -47,24 +47,24 @@ def test_a_switch_takes_no_word_that_is_not_true_or_false():
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["--learning-rat", "1"], "recipe-unknown-option", "--learning-rat: there is no such option. Did you mean 'learning_rate'"),
-        (["--data.max-lenght", "1"], "recipe-unknown-option", "Did you mean 'data.max_length'"),
-        (["extra"], "recipe-unknown-option", "extra: unexpected argument"),
-        (["--seed", "1", "--seed", "2"], "recipe-conflict", "--seed: is given twice"),
-        (["--learning-rate"], "recipe-missing", "--learning-rate: needs a value"),
-        (["--learning-rate", "--merge"], "recipe-missing", "--learning-rate: needs a value"),
-        (["--data.max-length"], "recipe-missing", "--data.max-length: needs a value"),
-        (["--adapter"], "recipe-missing", "--adapter: needs a value"),
-        (["--adapter.r"], "recipe-unknown-option", "--adapter.r: "),
-        (["--no-packing=true"], "recipe-conflict", "takes no value"),
-        (["--no-nonsense"], "recipe-unknown-option", "--no-nonsense"),
-        (["--batch-size", "4"], "recipe-conflict", "--batch-size: has two readings: global_batch_size"),
+        (["--learning-rat", "1"], "recipe-unknown-option", ("--learning-rat", "'learning_rate'")),
+        (["--data.max-lenght", "1"], "recipe-unknown-option", ("--data.max-lenght", "'data.max_length'")),
+        (["extra"], "recipe-unknown-option", ("extra",)),
+        (["--seed", "1", "--seed", "2"], "recipe-conflict", ("--seed",)),
+        (["--learning-rate"], "recipe-missing", ("--learning-rate",)),
+        (["--learning-rate", "--merge"], "recipe-missing", ("--learning-rate",)),
+        (["--data.max-length"], "recipe-missing", ("--data.max-length",)),
+        (["--adapter"], "recipe-missing", ("--adapter",)),
+        (["--adapter.r"], "recipe-unknown-option", ("--adapter.r",)),
+        (["--no-packing=true"], "recipe-conflict", ("--no-packing",)),
+        (["--no-nonsense"], "recipe-unknown-option", ("--no-nonsense",)),
+        (["--batch-size", "4"], "recipe-conflict", ("--batch-size", "global_batch_size")),
     ],
 )  # fmt: skip
 def test_wrong_flags_are_refused(read, words, code, says):
     error = failure(read, None, ["--model", "demo", "--data", "d.jsonl", *words])
     assert error.code == code
-    assert says in str(error)
+    assert all(fact in str(error) for fact in says)
 
 
 def test_flag_environment_and_set_mean_the_same(path, read, plugins):

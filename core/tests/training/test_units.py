@@ -120,12 +120,12 @@ def test_a_run_on_pairs_goes_on_from_its_checkpoint_to_the_bit(train, tmp_path, 
 
 
 BROKEN = [
-    (MarginLoss(), {"rejected": None}, "data-row", "rejected is missing"),
-    (MarginLoss(), {"margin": "wide"}, "data-row", "finite number"),
-    (MarginLoss(), {"margin": None}, "data-column", "'margin'"),
-    (VerdictLoss(), {"label": "good"}, "data-row", "true or false"),
-    (VerdictLoss(), {"label": 1}, "data-row", "true or false"),
-    (VerdictLoss(), {"label": None}, "data-column", "'label'"),
+    (MarginLoss(), {"rejected": None}, "data-row", ("rows.jsonl:3: rejected",)),
+    (MarginLoss(), {"margin": "wide"}, "data-row", ("rows.jsonl:3: margin",)),
+    (MarginLoss(), {"margin": None}, "data-column", ("'margin'",)),
+    (VerdictLoss(), {"label": "good"}, "data-row", ("rows.jsonl:3: label",)),
+    (VerdictLoss(), {"label": 1}, "data-row", ("rows.jsonl:3: label",)),
+    (VerdictLoss(), {"label": None}, "data-column", ("'label'",)),
 ]
 
 
@@ -140,7 +140,11 @@ def test_a_row_that_lacks_what_the_loss_reads_is_named_before_the_first_step(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(LuthierError) as caught:
         train(loss=loss, data={"train": [str(path)], "streaming": streaming}, max_steps=3)
-    assert caught.value.code == code and words in str(caught.value) and "rows.jsonl:3" in caught.value.where
+    assert (
+        caught.value.code == code
+        and all(fact in str(caught.value) for fact in words)
+        and "rows.jsonl:3" in caught.value.where
+    )
     assert not (tmp_path / "run").exists()
 
 

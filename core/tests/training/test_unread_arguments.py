@@ -53,11 +53,12 @@ def test_a_tokenizer_is_an_object_or_a_name(model_folder):
 
 
 @pytest.mark.parametrize(("settings", "told"), [
-    ({"backend": "nccl"}, "CUDA"), ({"backend": "gloo"}, "nothing reads it"), ({"timeout": 7.0}, "nothing reads it"),
+    ({"backend": "nccl"}, ("CUDA",)), ({"backend": "gloo"}, ("distributed.backend",)), ({"timeout": 7.0}, ("distributed.timeout",)),
 ])  # fmt: skip
 def test_one_process_reads_nothing_of_what_several_agree_on(settings, told, train):
-    with pytest.raises(LuthierError, match=told) as caught:
+    with pytest.raises(LuthierError) as caught:
         train(distributed=settings, device="cpu")
+    assert all(fact in str(caught.value) for fact in told)
     assert caught.value.where == f"distributed.{next(iter(settings))}"
 
 

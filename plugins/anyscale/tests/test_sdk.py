@@ -39,11 +39,12 @@ def test_a_job_is_followed_to_its_end_and_its_model_named(manager, fake, server,
 
 
 @pytest.mark.parametrize(("given", "told"), [
-    ({"loss": "dpo"}, "'dpo' is not offered"), ({"learning_rate": 1e-5}, "Set it there"), ({"max_steps": 3}, "num_train_epochs"),
+    ({"loss": "dpo"}, ("loss", "'dpo'")), ({"learning_rate": 1e-5}, ("learning_rate",)), ({"max_steps": 3}, ("num_train_epochs",)),
 ], ids=str)  # fmt: skip
 def test_what_the_service_does_not_do_is_refused_before_a_byte_is_sent(manager, fake, server, rows, given, told):
-    with pytest.raises(LuthierError, match=told):
+    with pytest.raises(LuthierError) as caught:
         submitted(manager, fake, server, rows, **given)
+    assert all(fact in str(caught.value) for fact in told)
     assert server.requests == []
 
 

@@ -163,16 +163,20 @@ def test_why_a_job_failed_is_told(manager, fake, server, rows):
 
 
 REFUSED = [
-    ({"role_arn": None}, {}, "provider.role_arn"),
-    ({"s3_folder": None}, {}, "provider.s3_folder"),
-    ({"learning_rate_multiplier": 0.5}, {}, "takes learning_rate instead"),
-    ({}, {"num_train_epochs": 6.0}, "1 to 5"),
-    ({}, {"learning_rate": 1.0}, "1e-06 to 0.0001"),
-    ({}, {"warmup_ratio": 0.1}, "Set warmup_steps"),
-    ({}, {"loss": "dpo"}, "'dpo' is not offered"),
-    ({}, {"adapter": {"name": "lora", "r": 8}}, "Leave the adapter's options out"),
-    ({}, {"model": "meta.llama3-1-8b-instruct-v1:0:128k", "global_batch_size": 2}, "1 to 1"),
-    ({}, {"model": "anthropic.claude-3-haiku-20240307-v1:0:200k", "learning_rate": 1e-5}, "learning_rate_multiplier"),
+    ({"role_arn": None}, {}, ("provider.role_arn",)),
+    ({"s3_folder": None}, {}, ("provider.s3_folder",)),
+    ({"learning_rate_multiplier": 0.5}, {}, ("provider.learning_rate_multiplier",)),
+    ({}, {"num_train_epochs": 6.0}, ("1 to 5",)),
+    ({}, {"learning_rate": 1.0}, ("1e-06 to 0.0001",)),
+    ({}, {"warmup_ratio": 0.1}, ("warmup_ratio", "warmup_steps")),
+    ({}, {"loss": "dpo"}, ("loss", "'dpo'")),
+    ({}, {"adapter": {"name": "lora", "r": 8}}, ("adapter.r",)),
+    ({}, {"model": "meta.llama3-1-8b-instruct-v1:0:128k", "global_batch_size": 2}, ("1 to 1",)),
+    (
+        {},
+        {"model": "anthropic.claude-3-haiku-20240307-v1:0:200k", "learning_rate": 1e-5},
+        ("learning_rate_multiplier",),
+    ),
 ]
 
 
@@ -180,8 +184,9 @@ REFUSED = [
 def test_what_the_service_does_not_do_is_refused_before_a_byte_is_sent(
     manager, fake, server, rows, options, given, told
 ):
-    with pytest.raises(LuthierError, match=told):
+    with pytest.raises(LuthierError) as caught:
         submitted(manager, fake, server, rows, options, **given)
+    assert all(fact in str(caught.value) for fact in told)
     assert server.requests == []
 
 

@@ -48,15 +48,16 @@ def test_it_takes_two_bits_a_weight(tmp_path):
 @pytest.mark.parametrize(
     ("options", "changes", "message"),
     [
-        (Ternary(), {}, "train with quantizer bitnet"),
-        (Bitnet(granularity="row"), {}, "one scale for each tensor"),
-        (Bitnet(), {"intermediate_size": 50}, "50 outputs are not divisible by 4"),
-        (Bitnet(schedule=Schedule(end_step=5)), {}, "the schedule has not ended"),
+        (Ternary(), {}, ("model.layers.0.self_attn.q_proj",)),
+        (Bitnet(granularity="row"), {}, ("model.layers.0.self_attn.q_proj",)),
+        (Bitnet(), {"intermediate_size": 50}, ("model.layers.0.mlp.gate_proj", "50", "4")),
+        (Bitnet(schedule=Schedule(end_step=5)), {}, ("model.layers.0.self_attn.q_proj",)),
     ],
 )
 def test_what_the_format_cannot_hold_is_refused_and_nothing_is_written(tmp_path, options, changes, message):
     model, part = quantized(options, **changes)
     part.progressed(Progress(step=2, total_steps=10, epoch=0.5))
-    with pytest.raises(LuthierError, match=message) as caught:
+    with pytest.raises(LuthierError) as caught:
         save_packed(model, tmp_path / "packed")
+    assert all(fact in str(caught.value) for fact in message)
     assert caught.value.code == "part-unsupported" and list(tmp_path.iterdir()) == []

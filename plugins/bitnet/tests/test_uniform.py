@@ -243,16 +243,17 @@ def test_measures_have_known_answers():
 
 
 CONFLICTS = [
-    ({"learn_scale": True, "symmetric": False}, "a learned scale needs symmetric levels"),
-    ({"learn_scale": True, "bits_stages": [8.0]}, "needs one number of bits"),
-    ({"bits": 1, "symmetric": False}, "are always symmetric"),
+    ({"learn_scale": True, "symmetric": False}, ("symmetric",)),
+    ({"learn_scale": True, "bits_stages": [8.0]}, ("bits_stages",)),
+    ({"bits": 1, "symmetric": False}, ("symmetric",)),
 ]
 
 
 @pytest.mark.parametrize(("options", "message"), CONFLICTS)
 def test_options_that_contradict_each_other_are_refused(options, message):
-    with pytest.raises(LuthierError, match=message) as caught:
+    with pytest.raises(LuthierError) as caught:
         Qat(**options)
+    assert all(fact in str(caught.value) for fact in message)
     assert caught.value.code == "recipe-conflict"
 
 

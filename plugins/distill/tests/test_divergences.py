@@ -159,16 +159,17 @@ def test_logits_of_any_size_have_finite_values_and_gradients(divergence, top_k):
 @pytest.mark.parametrize(
     ("given_options", "problem"),
     [
-        ({"beta": 0.5}, "only divergence jsd"),
-        ({"add_tail": False}, "no effect without top_k"),
-        ({"top_k": 1, "add_tail": False}, "nothing can be learned"),
-        ({"temperature": 0.0}, "temperature"),
-        ({"divergence": "kl"}, "divergence"),
+        ({"beta": 0.5}, ("Distill.beta",)),
+        ({"add_tail": False}, ("Distill.add_tail", "top_k")),
+        ({"top_k": 1, "add_tail": False}, ("Distill.top_k",)),
+        ({"temperature": 0.0}, ("temperature",)),
+        ({"divergence": "kl"}, ("divergence",)),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(given_options, problem):
-    with pytest.raises(LuthierError, match=problem):
+    with pytest.raises(LuthierError) as caught:
         Distill(**given_options)
+    assert all(fact in str(caught.value) for fact in problem)
 
 
 def test_a_recipe_without_a_teacher_is_refused_before_any_work():

@@ -191,13 +191,13 @@ def test_both_kinds_of_jobs_are_listed(manager, fake, server, rows, pairs):
 
 
 REFUSED = [
-    ({"model": "meta-llama/Llama-3.1-8B"}, {}, "accounts/fireworks/models/Llama-3.1-8B"),
-    ({"warmup_ratio": 0.1}, {}, "Set warmup_steps"),
-    ({"adapter": {"name": "lora", "lora_alpha": 8}}, {}, "Set only adapter.r"),
-    ({"adapter": "full"}, {}, "'full' is not one of lora"),
-    ({"num_train_epochs": 1.5}, {}, "whole numbers"),
-    ({}, {"early_stop": True}, "validation rows"),
-    ({"loss": {"name": "sft", "label_smoothing": 0.1}}, {}, "label_smoothing"),
+    ({"model": "meta-llama/Llama-3.1-8B"}, {}, ("accounts/fireworks/models/Llama-3.1-8B",)),
+    ({"warmup_ratio": 0.1}, {}, ("warmup_ratio", "warmup_steps")),
+    ({"adapter": {"name": "lora", "lora_alpha": 8}}, {}, ("adapter.lora_alpha", "adapter.r")),
+    ({"adapter": "full"}, {}, ("adapter.name", "'full'")),
+    ({"num_train_epochs": 1.5}, {}, ("num_train_epochs",)),
+    ({}, {"early_stop": True}, ("provider.early_stop",)),
+    ({"loss": {"name": "sft", "label_smoothing": 0.1}}, {}, ("label_smoothing",)),
 ]
 
 
@@ -205,8 +205,9 @@ REFUSED = [
 def test_what_the_service_does_not_do_is_refused_before_a_byte_is_sent(
     manager, fake, server, rows, given, options, told
 ):
-    with pytest.raises(LuthierError, match=told):
+    with pytest.raises(LuthierError) as caught:
         submitted(manager, fake, server, rows, options, **given)
+    assert all(fact in str(caught.value) for fact in told)
     assert server.requests == []
 
 

@@ -104,22 +104,28 @@ def test_linearly_scaled_positions_are_written(tmp_path):
 
 
 REFUSED = [
-    ("gpt2", {}, {}, "does not know the architecture 'gpt2'"),
-    ("gemma2", {}, {}, "does not know the architecture 'gemma2'"),
-    ("mistral", {}, {}, "no attention window"),
-    ("llama", {"attention_bias": True}, {}, "llama.cpp computes no bias"),
-    ("llama", {"hidden_act": "gelu"}, {}, "only silu"),
-    ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, {}, "one of default"),
-    ("llama", {}, {"type": "q8_0"}, "rows of 48 weights do not divide into blocks of 32"),
-    ("llama", {}, {"type": "tq2_0"}, "rows of 32 weights do not divide into blocks of 256"),
+    ("gpt2", {}, {}, ("model_type", "'gpt2'")),
+    ("gemma2", {}, {}, ("model_type", "'gemma2'")),
+    ("mistral", {}, {}, ("sliding_window",)),
+    ("llama", {"attention_bias": True}, {}, ("attention_bias",)),
+    ("llama", {"hidden_act": "gelu"}, {}, ("hidden_act",)),
+    (
+        "llama",
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+        {},
+        ("rope_parameters",),
+    ),
+    ("llama", {}, {"type": "q8_0"}, ("intermediate_size", "48", "32")),
+    ("llama", {}, {"type": "tq2_0"}, ("hidden_size", "32", "256")),
 ]
 
 
 @pytest.mark.parametrize(("architecture", "changes", "options", "message"), REFUSED)
 def test_what_the_target_would_compute_otherwise_is_refused_by_its_config(architecture, changes, options, message):
     config = tiny_model(architecture, **changes).config
-    with pytest.raises(LuthierError, match=message) as caught:
+    with pytest.raises(LuthierError) as caught:
         GgufExporter(Gguf(**options)).check(config)
+    assert all(fact in str(caught.value) for fact in message)
     assert caught.value.code == "part-unsupported"
 
 

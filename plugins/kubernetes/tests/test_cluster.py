@@ -108,8 +108,8 @@ def test_a_canceled_job_is_suspended_once_and_ends_when_its_pods_have(manager, f
 
 
 @pytest.mark.parametrize(("reply", "kind", "told"), [
-    (Reply(status=403, body={"message": 'forbidden: exceeded quota: "gpus"', "code": 403}), "quota", "exceeded quota"),
-    (Reply(status=404, body={"message": "the server could not find it", "code": 404}), "not_found", "Install Kubeflow"),
+    (Reply(status=403, body={"message": 'forbidden: exceeded quota: "gpus"', "code": 403}), "quota", "exceeded"),
+    (Reply(status=404, body={"message": "the server could not find it", "code": 404}), "not_found", "Kubeflow"),
     (Reply(status=400, body={"message": 'unknown field "spec.runtimePatches"', "code": 400}), "invalid", "runtimePatches"),
 ])  # fmt: skip
 def test_what_the_cluster_refuses_is_told_by_its_kind(manager, fake, server, rows, reply, kind, told):

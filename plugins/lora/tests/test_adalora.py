@@ -136,12 +136,12 @@ def test_the_penalty_is_nothing_for_orthogonal_factors_and_can_be_left_out(attac
 
 
 @pytest.mark.parametrize(
-    ("steps", "where", "words"), [(5, "tinit", "5 steps less tinit 2 and tfinal 3"), (None, "adapter", "no known end")]
+    ("steps", "where", "words"), [(5, "tinit", ("tinit", "5", "2", "3")), (None, "adapter", ("adapter",))]
 )
 def test_a_run_without_time_for_the_ranks_to_fall_is_refused(attach, refused, steps, where, words):
     error = refused(lambda: attach(steps=steps))
     assert (error.code, error.where) == ("recipe-conflict", where)
-    assert words in str(error)
+    assert all(fact in str(error) for fact in words)
 
 
 def test_ranks_that_would_rise_are_refused(refused):

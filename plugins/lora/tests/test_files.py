@@ -105,9 +105,9 @@ def test_pickle_is_not_read(saved, attached, refused):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t.pop("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"), "lacks 1 tensors"),
-        (lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(2)}), "has unknown 1 tensors"),
-        (lambda t: t.update({k: v[..., :-1].clone() for k, v in t.items() if "q_proj.lora_A" in k}), "[8, 31]"),
+        (lambda t: t.pop("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"), ("lacks 1 tensors",)),
+        (lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(2)}), ("adapter_model.safetensors", "1")),
+        (lambda t: t.update({k: v[..., :-1].clone() for k, v in t.items() if "q_proj.lora_A" in k}), ("[8, 31]",)),
     ],
     ids=["missing", "unknown", "shape"],
 )
@@ -117,7 +117,7 @@ def test_tensors_that_do_not_fit_are_refused_and_nothing_changes(saved, attached
     before = {name: tensor.clone() for name, tensor in adapter.state().items()}
     error = refused(adapter.load, saved)
     assert error.code == "artifact-mismatch"
-    assert words in str(error)
+    assert all(fact in str(error) for fact in words)
     assert all(torch.equal(tensor, before[name]) for name, tensor in adapter.state().items())
 
 

@@ -37,9 +37,10 @@ def test_more_memory_never_means_a_smaller_state(weights, one, other, share):
 @pytest.mark.parametrize(
     ("bytes_each", "kind"), [(8.5, torch.optim.AdamW), (3, EightBitStepper), (1, PagedStepper)], ids=str
 )
-def test_what_is_built_is_what_was_chosen_with_its_options(monkeypatch, bytes_each, kind):
+def test_what_is_built_is_what_was_chosen_with_its_options(monkeypatch, tmp_path, bytes_each, kind):
     weight = torch.nn.Parameter(torch.ones(64, 128))
-    monkeypatch.setattr(choosing, "device_memory", lambda device: int(weight.numel() * bytes_each))
+    (tmp_path / "limit").write_text(f"{int(weight.numel() * bytes_each)}\n")
+    monkeypatch.setattr(choosing, "LIMITS", (str(tmp_path / "limit"),))
     group = Group(parameters=[weight], names=["one.weight"], weight_decay=None)
     part = AutoPart(Auto(memory_share=1.0, betas=(0.7, 0.8), eps=1e-4, weight_decay=0.3))
     optimizer = part.build([group])

@@ -159,22 +159,23 @@ def test_a_reference_may_be_computed_between_forward_and_backward():
 
 
 REFUSED = [
-    ({"target_modules": ["q_porj", "v_proj"]}, "target_modules", "Did you mean q_proj"),
-    ({"target_modules": ["nothing_like_it"]}, "target_modules", "The model has .*gate_proj"),
-    ({"target_modules": r".*\.h\.\d+"}, "target_modules", "The model has"),
-    ({"modules_to_save": ["lm_haed"]}, "modules_to_save", "Did you mean lm_head"),
-    ({"exclude_modules": ["k_porj"]}, "exclude_modules", "Did you mean k_proj"),
-    ({"target_parameters": ["experts.gate"]}, "target_parameters", "The model has|Did you mean"),
-    ({"rank_pattern": {"k_proj": 4}}, "adapter peft.lora", "k_proj"),
-    ({"layers_to_transform": [7]}, "adapter peft.lora", "layers_to_transform"),
-    ({"ensure_weight_tying": True}, "adapter peft.lora", "no tied modules"),
+    ({"target_modules": ["q_porj", "v_proj"]}, "target_modules", ("adapter peft.lora.target_modules", "q_proj")),
+    ({"target_modules": ["nothing_like_it"]}, "target_modules", ("adapter peft.lora.target_modules", "gate_proj")),
+    ({"target_modules": r".*\.h\.\d+"}, "target_modules", ("adapter peft.lora.target_modules",)),
+    ({"modules_to_save": ["lm_haed"]}, "modules_to_save", ("adapter peft.lora.modules_to_save", "lm_head")),
+    ({"exclude_modules": ["k_porj"]}, "exclude_modules", ("adapter peft.lora.exclude_modules", "k_proj")),
+    ({"target_parameters": ["experts.gate"]}, "target_parameters", ("adapter peft.lora.target_parameters",)),
+    ({"rank_pattern": {"k_proj": 4}}, "adapter peft.lora", ("k_proj",)),
+    ({"layers_to_transform": [7]}, "adapter peft.lora", ("layers_to_transform",)),
+    ({"ensure_weight_tying": True}, "adapter peft.lora", ("adapter peft.lora",)),
 ]
 
 
 @pytest.mark.parametrize("changes, where, said", REFUSED)
 def test_a_name_that_matches_nothing_is_an_error_with_near_misses(changes, where, said):
-    with pytest.raises(LuthierError, match=said) as caught:
+    with pytest.raises(LuthierError) as caught:
         World(fitting("lora", **changes))
+    assert all(fact in str(caught.value) for fact in said)
     assert caught.value.code == "model-target" and where in caught.value.where
 
 

@@ -53,22 +53,23 @@ def test_exo_pair_without_smoothing_is_refused():
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({"loss_type": "nca_pair", "f_divergence_type": "forward_kl"}, "nca_pair ignores it"),
-        ({"loss_type": "hinge", "discopop_tau": 1.0}, "hinge ignores it"),
-        ({"loss_type": "sft", "ld_alpha": 0.5}, "sft ignores it"),
-        ({"loss_type": ["aot", "sft"], "f_divergence_type": "forward_kl"}, "aot, sft ignore it"),
-        ({"f_alpha_divergence_coef": 2.0}, "of alpha_divergence alone"),
-        ({"loss_weights": [1.0]}, "single loss type has no weights"),
-        ({"loss_type": ["hinge", "ipo"], "loss_weights": [1.0]}, "there are 2 loss types"),
-        ({"loss_type": ["hinge", "hinge"]}, "one twice"),
-        ({"loss_type": []}, "names no loss type"),
-        ({"loss_type": ["hinge", "sigmod"]}, "sigmod"),
-        ({"loss_type": ["sft", "exo_pair"]}, "above 0"),
+        ({"loss_type": "nca_pair", "f_divergence_type": "forward_kl"}, ("Dpo.f_divergence_type", "nca_pair")),
+        ({"loss_type": "hinge", "discopop_tau": 1.0}, ("Dpo.discopop_tau",)),
+        ({"loss_type": "sft", "ld_alpha": 0.5}, ("Dpo.ld_alpha",)),
+        ({"loss_type": ["aot", "sft"], "f_divergence_type": "forward_kl"}, ("Dpo.f_divergence_type",)),
+        ({"f_alpha_divergence_coef": 2.0}, ("Dpo.f_alpha_divergence_coef",)),
+        ({"loss_weights": [1.0]}, ("Dpo.loss_weights",)),
+        ({"loss_type": ["hinge", "ipo"], "loss_weights": [1.0]}, ("Dpo.loss_weights", "2")),
+        ({"loss_type": ["hinge", "hinge"]}, ("Dpo.loss_type",)),
+        ({"loss_type": []}, ("Dpo.loss_type",)),
+        ({"loss_type": ["hinge", "sigmod"]}, ("sigmod",)),
+        ({"loss_type": ["sft", "exo_pair"]}, ("above 0",)),
     ],
 )
 def test_options_of_dpo_that_would_do_nothing_or_do_not_fit_are_refused(given, problem):
-    with pytest.raises(LuthierError, match=problem):
+    with pytest.raises(LuthierError) as caught:
         Dpo(**given)
+    assert all(fact in str(caught.value) for fact in problem)
 
 
 def sides_of(ratios):

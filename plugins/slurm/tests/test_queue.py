@@ -93,9 +93,7 @@ def test_a_job_that_the_queue_has_lost_has_failed_and_says_where_to_look(manager
     assert ended.state == JobState.FAILED and "slurm.log" in ended.reason
 
 
-@pytest.mark.parametrize(
-    ("fault", "kind", "told"), [("refused", "invalid", "invalid partition"), ("qos", "quota", "QOSMax")]
-)
+@pytest.mark.parametrize(("fault", "kind", "told"), [("refused", "invalid", "partition"), ("qos", "quota", "QOSMax")])
 def test_what_sbatch_refuses_is_told_in_its_words(manager, cluster, tmp_path, rows, monkeypatch, fault, kind, told):
     monkeypatch.setenv("FAKE_SLURM_FAULT", fault)
     with pytest.raises(ProviderError, match=told) as caught:

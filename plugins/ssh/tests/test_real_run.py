@@ -94,11 +94,11 @@ def test_the_machine_is_asked_for_its_luthier_and_its_devices(there):
 
 
 WRONG = [
-    ({"host": "nowhere.invalid", "config_file": None}, "network", "resolve"),
-    ({"host": "127.0.0.1", "port": 9, "config_file": None}, "network", "refused"),
-    ({"identity_file": "none"}, "auth", "identity_file"),
-    ({"python": "python-that-is-not"}, "invalid", "pip install"),
-    ({"python": "/bin/true"}, "protocol", "answer"),
+    ({"host": "nowhere.invalid", "config_file": None}, "network", ("resolve",)),
+    ({"host": "127.0.0.1", "port": 9, "config_file": None}, "network", ("refused",)),
+    ({"identity_file": "none"}, "auth", ("identity_file",)),
+    ({"python": "python-that-is-not"}, "invalid", ("ssh: there",)),
+    ({"python": "/bin/true"}, "protocol", ("answer",)),
 ]
 
 
@@ -112,8 +112,9 @@ def test_what_goes_wrong_on_the_way_is_told_by_its_kind(there, given, kind, told
         given = {}
     merged = {"host": "there", "config_file": config, "python": sys.executable, **given}
     part = luthier.provider("ssh", **merged)
-    with pytest.raises(ProviderError, match=told) as caught:
+    with pytest.raises(ProviderError) as caught:
         asyncio.run(part.list(1))
+    assert all(fact in str(caught.value) for fact in told)
     assert caught.value.kind == kind
 
 

@@ -109,17 +109,30 @@ def raises(completions, answer):
 @pytest.mark.parametrize(
     ("function", "row", "problem"),
     [
-        (raises, 3, "ZeroDivisionError: of three"),
-        (lambda completions, answer: [math.nan if a == "2" else 0.0 for a in answer], 2, "not finite"),
-        (lambda completions, answer: [math.inf if a == "4" else 0.0 for a in answer], 4, "not finite"),
-        (lambda completions, answer: ["good" if a == "2" else 0.0 for a in answer], 2, "no number"),
-        (lambda completions: [1.0], 1, "1 numbers for 4 answers"),
-        (lambda completions: 3, 1, "TypeError"),
+        (raises, 3, ("reward 'mine': row rows.jsonl:3", "ZeroDivisionError")),
+        (
+            lambda completions, answer: [math.nan if a == "2" else 0.0 for a in answer],
+            2,
+            ("reward 'mine': row rows.jsonl:2",),
+        ),
+        (
+            lambda completions, answer: [math.inf if a == "4" else 0.0 for a in answer],
+            4,
+            ("reward 'mine': row rows.jsonl:4",),
+        ),
+        (
+            lambda completions, answer: ["good" if a == "2" else 0.0 for a in answer],
+            2,
+            ("reward 'mine': row rows.jsonl:2",),
+        ),
+        (lambda completions: [1.0], 1, ("reward 'mine': row rows.jsonl:1", "4")),
+        (lambda completions: 3, 1, ("TypeError",)),
     ],
 )
 def test_a_reward_that_fails_names_itself_and_the_row(function, row, problem):
-    with pytest.raises(LuthierError, match=problem) as caught:
+    with pytest.raises(LuthierError) as caught:
         checked(function)(completions=list("abcd"), **{ROW: [0, 1, 2, 3]})
+    assert all(fact in str(caught.value) for fact in problem)
     assert caught.value.where == f"reward 'mine': row rows.jsonl:{row}"
 
 
@@ -182,15 +195,16 @@ def test_rewards_whose_numbers_would_come_under_one_name_are_refused(names):
 @pytest.mark.parametrize(
     ("name", "code", "told"),
     [
-        ("exact_mach", "part-unknown", "exact_match"),
-        ("no_such_module:reward", "part-broken", "ModuleNotFoundError"),
-        ("luthier_trl.rewards:GROUP", "part-invalid", "function"),
-        ("python:elsewhere.reward", "part-unknown", "Pass the function again"),
+        ("exact_mach", "part-unknown", ("exact_match",)),
+        ("no_such_module:reward", "part-broken", ("ModuleNotFoundError",)),
+        ("luthier_trl.rewards:GROUP", "part-invalid", ("function",)),
+        ("python:elsewhere.reward", "part-unknown", ("trainer.reward",)),
     ],
 )
 def test_a_reward_that_is_not_there_is_refused_with_the_reason(name, code, told):
-    with pytest.raises(LuthierError, match=told) as caught:
+    with pytest.raises(LuthierError) as caught:
         find_reward(name, WHERE)
+    assert all(fact in str(caught.value) for fact in told)
     assert caught.value.code == code
 
 

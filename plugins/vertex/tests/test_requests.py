@@ -146,13 +146,13 @@ def test_validation_rows_have_their_place_and_the_upload_no_token(manager, fake,
 
 
 REFUSED = [
-    ({"gcs_folder": None}, {}, "provider.gcs_folder"),
-    ({}, {"learning_rate": 1e-5}, "learning_rate_multiplier"),
-    ({}, {"adapter": {"name": "lora", "r": 5}}, "is not one of 1, 2, 4"),
-    ({}, {"adapter": "full"}, "'full' is not one of lora"),
-    ({"learning_rate_multiplier": 1.0}, {"model": LLAMA}, "takes learning_rate instead"),
-    ({}, {"max_steps": 5}, "Set num_train_epochs"),
-    ({}, {"loss": "orpo"}, "'orpo' is not offered"),
+    ({"gcs_folder": None}, {}, ("provider.gcs_folder",)),
+    ({}, {"learning_rate": 1e-5}, ("learning_rate_multiplier",)),
+    ({}, {"adapter": {"name": "lora", "r": 5}}, ("adapter.r", "1", "2", "4")),
+    ({}, {"adapter": "full"}, ("adapter.name", "'full'")),
+    ({"learning_rate_multiplier": 1.0}, {"model": LLAMA}, ("provider.learning_rate_multiplier",)),
+    ({}, {"max_steps": 5}, ("max_steps", "num_train_epochs")),
+    ({}, {"loss": "orpo"}, ("loss", "'orpo'")),
 ]
 
 
@@ -160,8 +160,9 @@ REFUSED = [
 def test_what_the_service_does_not_do_is_refused_before_a_byte_is_sent(
     manager, fake, server, rows, options, given, told
 ):
-    with pytest.raises(LuthierError, match=told):
+    with pytest.raises(LuthierError) as caught:
         submitted(manager, fake, server, rows, options, **given)
+    assert all(fact in str(caught.value) for fact in told)
     assert server.requests == []
 
 

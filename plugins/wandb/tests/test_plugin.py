@@ -74,13 +74,14 @@ def test_no_option_takes_a_key():
 @pytest.mark.parametrize(
     ("given", "code", "said"),
     [
-        ({"projekt": "x"}, "recipe-unknown-option", "project"),
-        ({"mode": "on-line"}, "recipe-wrong-type", "online"),
-        ({"tags": "a"}, "recipe-wrong-type", "tags: expected list"),
-        ({"finish_timeout": -1}, "recipe-out-of-range", "finish_timeout"),
+        ({"projekt": "x"}, "recipe-unknown-option", ("project",)),
+        ({"mode": "on-line"}, "recipe-wrong-type", ("online",)),
+        ({"tags": "a"}, "recipe-wrong-type", ("callbacks[0].tags",)),
+        ({"finish_timeout": -1}, "recipe-out-of-range", ("finish_timeout",)),
     ],
 )
 def test_a_wrong_option_is_refused_by_name(given, code, said):
-    with pytest.raises(LuthierError, match=said) as caught:
+    with pytest.raises(LuthierError) as caught:
         structure_value(given, Wandb, "callbacks[0]")
+    assert all(fact in str(caught.value) for fact in said)
     assert caught.value.code == code
