@@ -29,7 +29,7 @@ def luthier_adapters() -> list[AdapterRecord]:
 
 
 def __getattr__(name: str) -> Any:
-    """Options classes under the names of PEFT's configurations: `luthier_peft.LoHaConfig(r=4)` is `peft.loha`."""
+    """Return an options class by the name of PEFT's config: `luthier_peft.LoHaConfig(r=4)` is `peft.loha`."""
     if not name.endswith("Config") or name not in config_names().values():
         raise AttributeError(f"module 'luthier_peft' has no attribute {name!r}")
     from luthier_peft import options

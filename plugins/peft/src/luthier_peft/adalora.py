@@ -1,4 +1,4 @@
-"""AdaLoRA's budget: ranks are taken from unimportant layers after each step (arXiv:2303.10512)."""
+"""AdaLoRA's budget: ranks of unimportant layers are removed after each step (arXiv 2303.10512)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AVERAGES: Final = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 class Budget:
-    """Drives PEFT's rank allocator and holds what of it a checkpoint needs."""
+    """The driver of PEFT's rank allocator, with the state that a checkpoint needs."""
 
     def __init__(self, handle: PeftModel, total_steps: int | None, where: str) -> None:
         config: Any = handle.peft_config[ADAPTER]
@@ -26,22 +26,22 @@ class Budget:
         self._gradients: dict[Tensor, Tensor | None] = {}
         settled = config.total_step - config.tfinal
         if total_steps and total_steps < settled:
-            problem = f"the ranks reach target_r at step {settled}, and the run has {total_steps} steps"
+            problem = f"the ranks reach target_r at step {settled}, but the run has {total_steps} steps"
             raise LuthierError("recipe-conflict", problem, where=where, remedy="Leave total_step out, or lower it.")
 
     def hold_gradients(self) -> None:
-        """Keep this step's gradients: they are read after the step, and the loop may have dropped them by then."""
+        """Keep the gradients of this step: they are read after the step, when the loop may have freed them."""
         self._gradients = {p: p.grad for p in self._parameters()}
 
     def allocate(self, progress: Progress) -> None:
-        """Update each entry's importance |w dL/dw| and mask the ranks over budget, as PEFT does after each step."""
+        """Update the importance |w dL/dw| of each entry, and mask the ranks over budget, as PEFT does."""
         for parameter, gradient in self._gradients.items():
             parameter.grad = gradient if gradient is not None else torch.zeros_like(parameter)
         self.tuner.update_and_allocate(progress.step)
         self._gradients = {}
 
     def penalty(self) -> Tensor | None:
-        """Scalar: `orth_reg_weight` times the mean over A and B of the Frobenius norm of P P^T - I (eq. 4 there)."""
+        """Return `orth_reg_weight` times the mean over A and B of the Frobenius norm of P P^T - I (eq. 4 there)."""
         if not self.config.orth_reg_weight:
             return None
         norms = []
@@ -64,7 +64,7 @@ class Budget:
 
     @contextmanager
     def pattern_for(self, file_pattern: dict[str, list[bool]] | None) -> Iterator[None]:
-        """PEFT's configuration with another pattern: what it prunes while saving, and how it shapes what it loads."""
+        """Give PEFT's config another pattern, which decides what it prunes while saving and the shapes it loads."""
         before = self.config.rank_pattern
         self.config.rank_pattern = file_pattern
         try:
@@ -73,10 +73,10 @@ class Budget:
             self.config.rank_pattern = before
 
     def settled_pattern(self) -> dict[str, list[bool]] | None:
-        """The ranks kept, where all others are zero at this moment; None while pruned ranks are moving.
+        """Return the kept ranks if all others are zero at the moment, or None while pruned ranks change.
 
-        PEFT drops the pruned ranks from the file. Between two masks the optimizer moves them again, and the file would
-        not give what the model computes.
+        PEFT leaves pruned ranks out of the file. Between two masks the optimizer changes them again, and the file would
+        not be what the model computes.
         """
         pattern = self.config.rank_pattern
         if pattern is None:
@@ -90,8 +90,10 @@ class Budget:
         return pattern
 
     def unpruned(self, tensors: dict[str, Tensor], pattern: Mapping[str, list[bool]] | None) -> dict[str, Tensor]:
-        """A file's tensors at full rank, zeros where a rank was pruned; PEFT would shrink the parameters instead,
-        from under the optimizer."""
+        """Return the tensors of a file at full rank, with zeros for pruned ranks.
+
+        PEFT would shrink the parameters instead, which the optimizer still steps.
+        """
         full = dict(tensors)
         for name, kept in (pattern or {}).items():
             rows = torch.tensor(kept, dtype=torch.bool)
@@ -99,7 +101,9 @@ class Budget:
             for part in ("lora_A", "lora_B", "lora_E"):
                 given = tensors.get(f"{layer}.{part}")
                 dim = 1 if part == "lora_B" else 0
-                if given is not None and given.shape[dim] == int(rows.sum()):  # else `put` tells that it does not fit
+                if given is not None and given.shape[dim] == int(
+                    rows.sum()
+                ):  # otherwise `put` reports that it does not fit
                     full[f"{layer}.{part}"] = _spread(given, rows, dim)
         return full
 
@@ -112,7 +116,7 @@ class Budget:
 
 
 def _spread(tensor: Tensor, rows: Tensor, dim: int) -> Tensor:
-    """`tensor`, whose dimension `dim` holds the true ones of `rows`, at the full length of `rows`."""
+    """Return `tensor` at the full length of `rows`, where its dimension `dim` has the True ones."""
     shape = list(tensor.shape)
     shape[dim] = len(rows)
     return tensor.new_zeros(shape).index_copy(dim, rows.nonzero().flatten(), tensor)

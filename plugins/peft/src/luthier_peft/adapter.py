@@ -18,34 +18,34 @@ from luthier_peft.options import PREFIX, to_config
 
 
 class PeftAdapter:
-    """Keeps the adapter protocol around a `PeftModel`, of which nobody else learns: the model itself is returned."""
+    """An adapter around a `PeftModel`. The model itself is returned, so that the rest of Luthier does not see PEFT."""
 
-    needs = frozenset({"dense-weights"})  # also where the part is handed over as an object, without its record
+    needs = frozenset({"dense-weights"})  # also for an object in Python, which has no record
     provides = frozenset({"reference", "trainable-weights"})
 
     def __init__(self, options: Any) -> None:
         self.options = options
         self.method = METHODS.get(options.method, UNTRIED)
-        # of layers that keep a latent weight PEFT knows as little as of quantized ones
+        # PEFT cannot handle layers with a latent weight, nor quantized ones
         self.conflicts = frozenset({"quantized-base", "packing"} if self.method.packing else {"quantized-base"})
         self.where = f"adapter {PREFIX}{options.method}"
         self.model: Any = None
         self._handle: Any = None
         self._budget: Budget | None = None
-        self._names: frozenset[str] = frozenset()  # of PEFT's tensors, and of those of the base that train
+        self._names: frozenset[str] = frozenset()  # names of PEFT's tensors, and of base tensors that train
         self._trains: frozenset[str] = frozenset()
         self._trained_base: dict[str, Tensor] = {}  # base parameters that train in place (biases), as they were
         self._disabled = False
-        to_config(options, **self._total_step(0))  # refuses wrong options before the model is loaded
+        to_config(options, **self._total_step(0))  # wrong options are refused before the model is loaded
 
     def attach(self, model: Any, context: Context) -> Any:
-        """Put PEFT's layers into the model, freeze the rest, and probe packed documents against separate ones.
+        """Put PEFT's layers into the model, freeze the rest, and check that packing does not mix documents.
 
         Raises `model-target`, `recipe-out-of-range`, `part-unsupported` or `train-nothing`.
         """
         config = to_config(self.options, **self._total_step(context.total_steps))
         base = dict(tensors_of(model))
-        # A model that is at fault itself is the engine's to name; a method known to fail is kept away by its record.
+        # The core reports a model that is itself at fault; the record keeps away a method that is known to fail.
         probing = not self.method.packing and context.probe(model) is None
         self._handle, self._budget = inject(model, config, context, self.where), None
         self.model = model
@@ -62,7 +62,7 @@ class PeftAdapter:
         return model
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Every tensor by its name in the model, as it is there now: sharding puts others in their place."""
+        """Return every tensor by its name in the model, read anew because sharding replaces tensors."""
         return {name.removeprefix("base_model.model."): tensor for name, tensor in tensors_of(self._handle)}
 
     @property
@@ -81,7 +81,7 @@ class PeftAdapter:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """The base model, bit for bit: PEFT's layers pass through, and biases that train are as they were."""
+        """Compute with the base model, bit for bit: PEFT's layers pass through, and trained biases are restored."""
         if self._disabled:
             yield
             return
@@ -108,7 +108,7 @@ class PeftAdapter:
         return None if self._budget is None else self._budget.penalty()
 
     def state(self) -> dict[str, Any]:
-        """Every tensor of PEFT's, the frozen random ones as well: a resumed run must not draw or decompose anew."""
+        """Return every tensor of PEFT, also frozen random ones, which a resumed run must not draw again."""
         state: dict[str, Any] = {"tensors": {name: tensor.detach() for name, tensor in self._own.items()}}
         if self._budget is not None:
             state["budget"] = self._budget.state()
@@ -126,7 +126,7 @@ class PeftAdapter:
             files.save(self._handle, folder)
 
     def load(self, folder: Path) -> None:
-        """Read a folder of ours or of plain PEFT's; `artifact-mismatch` where method, options or tensors differ."""
+        """Read a folder of ours or PEFT's. Raises `artifact-mismatch` if method, options or tensors differ."""
         found, tensors = files.read(folder)
         files.check_config(self._handle.peft_config[files.ADAPTER], found, str(folder))
         if self._budget is None:
@@ -138,18 +138,18 @@ class PeftAdapter:
         self._budget.config.rank_pattern = pattern
 
     def merge(self, context: Context) -> Any:
-        """The model with plain layers again. `artifact-unmergeable` where the method has no weights to fold in."""
+        """Return the model with plain layers. Raises `artifact-unmergeable` if the method has no merged form."""
         merging.check(self.model, self.method, self.options, self.where)
         return merging.merge(self._handle, self._trainable, self.where)
 
     def _total_step(self, total_steps: int | None) -> dict[str, int]:
-        """AdaLoRA's `total_step`, for the methods that have it: the run's steps where the options name none."""
+        """Return AdaLoRA's `total_step`, for methods that have it: the run's steps unless the options name it."""
         if not hasattr(self.options, "total_step") or self.options.total_step is not None:
             return {}
         if total_steps is None:
             problem, remedy = "the run has no known number of steps", "Set total_step, or max_steps."
             raise LuthierError("recipe-missing", problem, where=f"{self.where}.total_step", remedy=remedy)
-        least = self.options.tinit + self.options.tfinal + 1  # for an adapter that is only loaded, outside of a run
+        least = self.options.tinit + self.options.tfinal + 1  # enough for an adapter that is only loaded, outside a run
         return {"total_step": total_steps or least}
 
     def _switch(self, enabled: bool) -> None:
@@ -163,5 +163,5 @@ class PeftAdapter:
 
 
 def build(options: Any) -> PeftAdapter:
-    """The part for an options object of `luthier_peft.options`."""
+    """Return the part for an options object of `luthier_peft.options`."""
     return PeftAdapter(options)

@@ -1,4 +1,4 @@
-"""The adapter on disk in PEFT's own layout: `adapter_config.json` and `adapter_model.safetensors`."""
+"""Read and write an adapter in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from luthier_peft.omitted import BOOKKEEPING
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 ADAPTER: Final = "default"
-# settings that say how to train, not what the adapter computes, and names that the tensors' own names answer for
+# settings that do not change what the adapter computes, or that the names of the tensors already determine
 FREE: Final = {
     "target_modules", "exclude_modules", "feedforward_modules", "layers_to_transform", "layers_pattern",
     "modules_to_save", "target_parameters", "rank_pattern", "total_step", "tinit", "tfinal", "deltaT", "beta1", "beta2",
@@ -30,8 +30,8 @@ FREE: Final = {
 
 
 def save(handle: PeftModel, folder: Path) -> None:
-    """Write what plain `PeftModel.from_pretrained(base, folder)` reads."""
-    # Without False PEFT may ask the hub whether the vocabulary has grown. Embeddings that train are saved anyway.
+    """Write a folder that plain `PeftModel.from_pretrained(base, folder)` reads."""
+    # Unless False, PEFT may ask the hub for the size of the vocabulary. Trained embeddings are saved anyway.
     held = get_peft_model_state_dict(handle, save_embedding_layers=False)
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in sorted(held.items())}
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,13 +40,13 @@ def save(handle: PeftModel, folder: Path) -> None:
     config.inference_mode = True
     config.base_model_name_or_path = getattr(handle.base_model.model, "name_or_path", None) or None
     for name, value in vars(config).items():
-        if isinstance(value, set):  # sets have no order, files should
+        if isinstance(value, set):  # a set has no order, but files should be reproducible
             setattr(config, name, sorted(value))
     config.save_pretrained(str(folder))
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The configuration and the tensors of a folder. `artifact-not-found` where one is missing, never a download."""
+    """Return config and tensors of a folder. Raises `artifact-not-found` if one is missing; nothing is downloaded."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise LuthierError("artifact-not-found", f"no {name} in this folder", where=str(folder))
@@ -60,26 +60,26 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def check_config(config: Any, found: Mapping[str, Any], where: str) -> None:
-    """Raise `artifact-mismatch` where the file's adapter computes something else than the attached one would."""
+    """Raise `artifact-mismatch` if the adapter of the file would not compute what the attached one does."""
     own = json.loads(json.dumps(config.to_dict(), default=_listed))
     kind = found.get("peft_type")
     if kind != own["peft_type"]:
-        problem = f"holds an adapter of type {kind}, and {own['peft_type']} is attached"
+        problem = f"it holds an adapter of type {kind}, but {own['peft_type']} is attached"
         raise LuthierError("artifact-mismatch", problem, where=where, remedy="Attach the method that was saved.")
     other = {name: found[name] for name in own if name in found and _counts(name) and found[name] != own[name]}
     if other:
         expected = ", ".join(f"{name} {own[name]}" for name in other)
-        problem = f"was trained with other options than are attached ({expected})"
+        problem = f"it was trained with other options than the attached adapter has ({expected})"
         raise LuthierError("artifact-mismatch", problem, where=where, found=other, remedy="Use the options found.")
 
 
 def put(handle: PeftModel, tensors: dict[str, Tensor], where: str) -> None:
-    """Copy tensors into the attached adapter; every one must be used, and every trained parameter given."""
+    """Copy tensors into the attached adapter. Each must be used, and each trained parameter must be given."""
     try:
         result: Any = set_peft_model_state_dict(handle, tensors)
     except (KeyError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())
-        raise LuthierError("artifact-mismatch", f"does not fit the attached adapter: {text}", where=where) from error
+        raise LuthierError("artifact-mismatch", f"it does not fit the attached adapter: {text}", where=where) from error
     if result.unexpected_keys:
         names = sorted(result.unexpected_keys)
         problem = f"{len(names)} tensor(s) of the file have no place in the attached adapter"
@@ -91,7 +91,7 @@ def put(handle: PeftModel, tensors: dict[str, Tensor], where: str) -> None:
 
 
 def _lacking(handle: PeftModel, missing: set[str]) -> list[str]:
-    """Trained parameters of which no name was given; a shared one has several, and the file holds one of them."""
+    """Return trained parameters without a tensor. A shared one has several names, of which the file has one."""
     names: dict[Tensor, list[str]] = {}
     for name, parameter in handle.named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
@@ -100,7 +100,7 @@ def _lacking(handle: PeftModel, missing: set[str]) -> list[str]:
 
 
 def copy_into(own: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str) -> None:
-    """Copy tensors of the same names and shapes; `checkpoint-corrupt` where they differ."""
+    """Copy tensors of the same names and shapes. Raises `checkpoint-corrupt` if they differ."""
     differing = sorted(own.keys() ^ given.keys()) or [n for n in own if own[n].shape != given[n].shape]
     if differing:
         problem = "the checkpoint holds other tensors than the adapter"
@@ -111,7 +111,7 @@ def copy_into(own: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str
 
 
 def _counts(name: str) -> bool:
-    """Whether a setting decides what a trained adapter computes."""
+    """Return True if a setting changes what a trained adapter computes."""
     return name not in FREE and "dropout" not in name and (name == "init_r" or not name.startswith(("init", "save_")))
 
 

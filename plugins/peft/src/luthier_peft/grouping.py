@@ -1,4 +1,4 @@
-"""Parameter groups: what trains, by its role and by whether weight decay may pull at it."""
+"""Parameter groups: the trained parameters by role and weight decay."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Key = tuple[Any, float | None]  # role, weight decay
 
 
 def groups(model: Any, trainable: Mapping[str, nn.Parameter]) -> list[Group]:
-    """Every trained parameter in one group of its role. Vectors do not decay: scales, magnitudes, biases, norms."""
+    """Return the trained parameters in groups by role. Vectors (scales, magnitudes, biases, norms) do not decay."""
     made: dict[Key, Group] = {}
     heads = {id(model.get_input_embeddings()): "embedding", id(model.get_output_embeddings()): "head"}
     for name, parameter in trainable.items():
@@ -28,7 +28,7 @@ def groups(model: Any, trainable: Mapping[str, nn.Parameter]) -> list[Group]:
 
 
 def _role(model: nn.Module, name: str, heads: Mapping[int, str]) -> Any:
-    """An adapter's own tensors are `adapter`; copies of whole modules keep the role that the module has."""
+    """Return the role: `adapter` for the adapter's tensors, and for copies of whole modules the module's role."""
     inside: nn.Module = model
     copied = False
     for step in name.split(".")[:-1]:

@@ -1,4 +1,4 @@
-"""Putting PEFT's layers into a model: in place, from the run's seed, with PEFT's complaints as errors of ours."""
+"""Put PEFT's layers into a model, in place and from the run's seed, and turn PEFT's complaints into errors."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from torch import Tensor, nn
 from luthier_peft.targets import check_targets, no_default
 
 REFUSALS: Final = (ValueError, TypeError, NotImplementedError, AssertionError, KeyError, ImportError, Warning)
-# PEFT only warns where an option matched nothing, and so did nothing
+# PEFT only warns if an option matched nothing and had no effect
 IGNORED: Final = r"(?s).*(did not match any targeted module|no modules? (was matched|were excluded)|no tied modules)"
 NOISE: Final = (
-    "fan_in_fan_out is set",  # PEFT then sets it by the layer
-    r"(?s).*is_gradient_checkpointing",  # of transformers to PEFT
-    "Failed to load the CUDA extension|Setting boft_n_butterfly_factor to 1",  # BOFT runs without, and offers 1 alone
-    "Unsupported layer type .*Norm",  # LN tuning is for norms
-    "(?s)Model (has|with) `tie_word_embeddings",  # merging unties what has to be
+    "fan_in_fan_out is set",  # PEFT then sets it for each layer
+    r"(?s).*is_gradient_checkpointing",  # a warning of transformers to PEFT
+    "Failed to load the CUDA extension|Setting boft_n_butterfly_factor to 1",  # not needed for factor 1, the only one
+    "Unsupported layer type .*Norm",  # LN tuning adapts norms
+    "(?s)Model (has|with) `tie_word_embeddings",  # a merge unties what must be untied
 )
 WRAPPERS: Final = (BaseTunerLayer, AuxiliaryTrainingWrapper)
 
 
 def inject(model: nn.Module, config: Any, context: Context, where: str) -> PeftModel:
-    """A handle of PEFT around `model`, whose targets are replaced in place; everything else is frozen.
+    """Replace the targets in `model` by PEFT's layers, freeze the rest, and return PEFT's model around it.
 
     Raises `model-target`, `part-unsupported` or `recipe-out-of-range`.
     """
     if any(isinstance(module, WRAPPERS) for module in model.modules()):
-        problem, remedy = "this model carries an adapter of PEFT already", "Merge it, or load the model again."
+        problem, remedy = "this model has an adapter of PEFT already", "Merge it, or load the model again."
         raise LuthierError("part-unsupported", problem, where=where, remedy=remedy)
     check_targets(model, config, where)
     try:
@@ -51,7 +51,7 @@ def inject(model: nn.Module, config: Any, context: Context, where: str) -> PeftM
 
 @contextmanager
 def _seeded(context: Context) -> Iterator[None]:
-    """PEFT draws from torch's global generators, which are put back afterwards."""
+    """Seed torch's global generators, from which PEFT draws, and restore them afterwards."""
     devices = [context.device] if context.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(context.seed)
@@ -60,14 +60,14 @@ def _seeded(context: Context) -> Iterator[None]:
 
 @contextmanager
 def warnings_heeded(given: Iterable[str] = ()) -> Iterator[None]:
-    """Errors of the warnings that say that an option does nothing, and silence for those that do not hold here.
+    """Turn warnings that an option has no effect into errors, and silence those that do not apply here.
 
-    PEFT adds patterns of its own to an option, and warns of these too: only those that are `given` count.
+    PEFT adds its own patterns to an option and warns about these too. Only the `given` ones count.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=IGNORED)
         unmatched = r"(?s)The following \w+_pattern keys did not match"
-        warnings.filterwarnings("ignore", message=unmatched)  # the later filter stands before the earlier
+        warnings.filterwarnings("ignore", message=unmatched)  # a later filter takes precedence
         own = "|".join(re.escape(repr(pattern)) for pattern in given)
         if own:
             warnings.filterwarnings("error", message=rf"{unmatched}.*({own})")
@@ -77,7 +77,7 @@ def warnings_heeded(given: Iterable[str] = ()) -> Iterator[None]:
 
 
 def _patterns(config: Any) -> list[str]:
-    """Return the patterns for the names of layers that the options give."""
+    """Return the patterns for names of layers in the options."""
     return [key for name in ("rank_pattern", "alpha_pattern") for key in getattr(config, name, None) or ()]
 
 
@@ -97,7 +97,7 @@ def _refusal(error: Exception, model: nn.Module, where: str) -> LuthierError:
 
 
 def _freeze_settings(model: nn.Module) -> None:
-    """Freeze tensors that a layer counts among its settings: casting AdaLoRA's `ranknum` makes PEFT train it."""
+    """Freeze tensors that are settings of a layer: PEFT trains AdaLoRA's `ranknum` after a cast."""
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             for name, parameter in module.named_parameters():
@@ -107,6 +107,6 @@ def _freeze_settings(model: nn.Module) -> None:
 
 
 def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and buffer once, those shared by several layers under their first name."""
+    """Yield every parameter and buffer once, shared ones under their first name."""
     yield from module.named_parameters()
     yield from module.named_buffers()

@@ -1,4 +1,4 @@
-"""Which methods the installed PEFT has, read from its files without running them."""
+"""List the methods of the installed PEFT, read from its files without importing them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from luthier import LuthierError
 
 @functools.cache
 def config_names() -> dict[str, str]:
-    """method -> the name of its configuration class, for every method of the installed PEFT that changes layers.
+    """Return method -> name of its config class, for every method of the installed PEFT that changes layers.
 
-    PEFT and torch take seconds to import, and listing the parts must not. So what PEFT registers when it is imported
-    is read from its source: each folder of `peft/tuners` calls `register_peft_method(name=, config_cls=, ...)` in its
-    `__init__.py`. A folder without `layer.py` holds a prompt method (or a whole second network), which changes none.
-    Nothing here names a method, so another version of PEFT lists its own.
+    Importing PEFT and torch takes seconds, and listing parts must be fast. So the registrations are read from PEFT's
+    source: each folder of `peft/tuners` calls `register_peft_method(name=, config_cls=, ...)` in its `__init__.py`. A
+    folder without `layer.py` has a prompt method (or a second network), which changes no layer. No method is named
+    here, so that another version of PEFT lists its own.
     """
     folders = sorted(init.parent for init in _tuners().glob("*/__init__.py"))
     return dict(found for folder in folders if (folder / "layer.py").exists() for found in _registered(folder))
 
 
 def _tuners() -> Path:
-    """PEFT's folder of methods. `find_spec` of a top-level package looks for it without importing it."""
+    """Return PEFT's folder of methods. `find_spec` of a top-level package does not import it."""
     spec = importlib.util.find_spec("peft")
     if spec is None or not spec.submodule_search_locations:
         raise LuthierError("dependency-missing", "PEFT is not installed", remedy='pip install "peft>=0.21"')
@@ -33,7 +33,7 @@ def _tuners() -> Path:
 
 
 def _registered(folder: Path) -> Iterator[tuple[str, str]]:
-    """(method, configuration class) of each `register_peft_method` call in a folder's `__init__.py`."""
+    """Yield (method, config class) of each `register_peft_method` call in a folder's `__init__.py`."""
     source = (folder / "__init__.py").read_text("utf-8")
     if "register_peft_method" not in source:
         return

@@ -1,4 +1,4 @@
-"""Folding an adapter into the base weights, all of it or nothing."""
+"""Merge an adapter into the base weights, completely or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNMERGEABLE: Final = "artifact-unmergeable"
 
 
 def merge(handle: PeftModel, trainable: Mapping[str, Tensor], where: str) -> Any:
-    """The plain model. `artifact-unmergeable` where PEFT refuses, or leaves a layer of its own behind."""
+    """Return the plain model. Raises `artifact-unmergeable` if PEFT refuses, or a layer of PEFT remains."""
     broken = [name for name, parameter in trainable.items() if not torch.isfinite(parameter).all()]
     if broken:
         raise LuthierError(UNMERGEABLE, "the adapter holds NaN or infinite numbers", where=where, found=broken[0])
@@ -38,23 +38,23 @@ def merge(handle: PeftModel, trainable: Mapping[str, Tensor], where: str) -> Any
 
 
 def check(model: Any, method: Method, options: Any, where: str) -> None:
-    """Raise before anything is touched, where the method cannot be folded into these layers."""
+    """Raise `artifact-unmergeable`, before anything changes, if the method cannot be merged into these layers."""
     bias = method.folds_into_bias or getattr(options, "lora_bias", False)
     if bias:
         layers = {n: m.get_base_layer() for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
         without = [name for name, layer in layers.items() if getattr(layer, "bias", None) is None]
         if without:
-            problem = "it trains biases, and this layer has none to fold them into"
+            problem = "it trains biases, but this layer has none to merge them into"
             raise LuthierError(UNMERGEABLE, problem, where=where, found=without[0])
     elif method.merging:
         raise LuthierError(UNMERGEABLE, method.merging, where=where)
 
 
 def _untie(model: nn.Module) -> None:
-    """Give adapted layers a weight of their own: PEFT would fold the head's update into the tied embedding as well.
+    """Give adapted layers their own weight, since PEFT would merge the head's update into the tied embedding too.
 
-    It then says in the config that the two are not tied any more. Rows of trainable tokens are set, not added to, and
-    may stay tied.
+    The config then says that they are not tied any more. Rows of trainable tokens are replaced, not added to, and may
+    stay tied.
     """
     holders = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     for module in list(model.modules()):
@@ -66,7 +66,7 @@ def _untie(model: nn.Module) -> None:
 
 
 def _unwrap_copies(model: Any) -> None:
-    """Put the trained copies of whole modules (`modules_to_save`) in place, which PEFT's LN tuning forgets."""
+    """Replace whole modules (`modules_to_save`) by their trained copies, which PEFT's LN tuning forgets."""
     for name, module in list(model.named_modules()):
         if isinstance(module, WRAPPERS) and hasattr(module, "unload_and_optionally_merge_module"):
             plain = module.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)

@@ -1,4 +1,4 @@
-"""What is known of each of PEFT's methods: found by trying it, and held to PEFT by `tests/test_table.py`."""
+"""The table of PEFT's methods, found by trying each. `tests/test_table.py` compares it with PEFT."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ from luthier_peft.listing import config_names
 
 @attrs.frozen
 class Method:
-    """One method. `tolerance` bounds how far a fresh attach moves the output, relative to it, with PEFT's defaults.
+    """One method.
 
-    `packing` and `merging` say why the method cannot do that; empty where it can.
+    `tolerance` is the largest relative change of the output when a fresh adapter with PEFT's defaults is attached.
+    `packing` and `merging` say why the method cannot do that; they are empty if it can.
     """
 
     summary: str
     tolerance: float = 0.0
     packing: str = ""
     merging: str = ""
-    folds_into_bias: bool = False  # merges all the same where every layer that it is on has a bias
+    folds_into_bias: bool = False  # it can be merged if every adapted layer has a bias
 
     @property
     def mergeable(self) -> bool:
         return not self.merging
 
 
-ROUNDING: Final = 1e-5  # the method computes the unchanged weight anew, in float32
+ROUNDING: Final = 1e-5  # the method computes the unchanged weight again, in float32
 LILY: Final = "its router averages over all tokens of a row"
-BIAS: Final = "its bias needs a layer that has one, which q and v of most models have not"
+BIAS: Final = "its bias needs layers that have one, and q and v of most models have none"
 
 METHODS: Final[dict[str, Method]] = {
     "adalora": Method("AdaLoRA: low-rank updates whose rank budget moves to the layers that need it."),
     "beft": Method("BEFT: one trained bias for each layer.", merging=BIAS, folds_into_bias=True),
     "boft": Method("BOFT: weights rotated by products of butterfly factors."),
-    "c3a": Method("C3A: block-circular convolutions beside the weights; starts at random.", tolerance=0.3),
+    "c3a": Method("C3A: block-circular convolutions added to the weights; starts at random.", tolerance=0.3),
     "deft": Method("DEFT: a low-rank part of each weight projected out and replaced.", tolerance=ROUNDING),
-    "delora": Method("DeLoRA: low-rank updates whose angle and strength are trained apart."),
+    "delora": Method("DeLoRA: low-rank updates whose angle and strength train separately."),
     "fourierft": Method("FourierFT: updates given by a few Fourier coefficients; starts at random.", tolerance=3.0),
     "frod": Method("FRoD: weights in a joint basis of their layer kind, sparsely perturbed.", tolerance=ROUNDING),
     "glora": Method("GLoRA: weights and biases scaled and shifted by low-rank, vector or constant terms."),
@@ -47,7 +48,7 @@ METHODS: Final[dict[str, Method]] = {
     "ia3": Method("IA3: one trained factor for each key, value and feed-forward channel."),
     "lily": Method(f"Lily: low-rank parts shared over layers. Unsupported: packing ({LILY}).", packing=LILY,
                    merging="its update depends on the input"),
-    "ln_tuning": Method("LN tuning: the norms alone are trained."),
+    "ln_tuning": Method("LN tuning: only the norms train."),
     "loha": Method("LoHa: updates as entry-wise products of two low-rank matrices."),
     "lokr": Method("LoKr: updates as Kronecker products of small matrices."),
     "lora": Method("LoRA as PEFT computes it, with DoRA, rsLoRA, biases and parameters of experts."),
@@ -69,18 +70,20 @@ METHODS: Final[dict[str, Method]] = {
     "waveft": Method("WaveFT: updates given by a few wavelet coefficients."),
 }  # fmt: skip
 
-# Methods that change layers and are not offered all the same, with the reason.
+# Methods that change layers but are not offered, with the reason.
 REFUSED: Final[dict[str, str]] = {
     "adamss": "needs scikit-learn to cluster its subspaces",
-    "adaption_prompt": "puts a prompt into the attention of models that it knows by class; a prompt method",
-    "poly": "needs the argument task_ids in every forward",
-    "xlora": "mixes adapters that were trained before, and trains none itself",
+    "adaption_prompt": "is a prompt method, for the attention of a few model classes",
+    "poly": "needs the argument task_ids in every forward pass",
+    "xlora": "mixes trained adapters, and trains none itself",
 }
 
-UNTRIED: Final = Method("", tolerance=1.0, merging="luthier-peft has not tried this method of another PEFT version")
+UNTRIED: Final = Method(
+    "", tolerance=1.0, merging="luthier-peft has not been tested with this method of another PEFT version"
+)
 
 
 def offered() -> dict[str, Method]:
-    """Every method offered. One that the table does not know promises neither its start nor a merge."""
+    """Return every offered method. One that is not in the table promises neither its start nor a merge."""
     names = [name for name in config_names() if name not in REFUSED]
-    return {name: METHODS.get(name) or attrs.evolve(UNTRIED, summary=f"PEFT's {name}, untried.") for name in names}
+    return {name: METHODS.get(name) or attrs.evolve(UNTRIED, summary=f"PEFT's {name}, untested.") for name in names}

@@ -1,4 +1,4 @@
-"""Options of PEFT that these parts do not offer, each with the reason; held to PEFT by `tests/test_options.py`."""
+"""Options of PEFT that are not offered, with the reasons. `tests/test_options.py` compares them with PEFT."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Final
 LUTHIER: Final = "set by Luthier"
 NESTED: Final = "a nested configuration of PEFT's own"
 UNWRITABLE: Final = "its type cannot be written in a recipe"
-LAYOUT: Final = "PEFT reads it off each layer"
+LAYOUT: Final = "PEFT reads it from each layer"
 MEGATRON: Final = "Megatron's layers are not used here"
 GPTQ: Final = "for GPTQ layers; these parts need dense weights"
 DATA: Final = "needs a pass over data, or a quantizer, before PEFT starts"
-BASE: Final = "changes the base weights, so that disabling could not give the base back"
+BASE: Final = "changes the base weights, so that disabling could not restore the base"
 UNREAD: Final = "this method never reads it"
 
 BOOKKEEPING: Final = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
@@ -25,10 +25,10 @@ EVERYWHERE: Final[dict[str, str]] = {
     "megatron_core": MEGATRON,
     "use_qalora": GPTQ,
     "qalora_group_size": GPTQ,
-    "layer_replication": "adds layers, and the model's module paths must stay",
+    "layer_replication": "adds layers, but the model's module paths must stay",
     "alora_invocation_tokens": "needs a hook around PEFT's own forward",
-    "use_effective_conv2d": "for two-dimensional convolutions, which language models have not",
-    "runtime_offload_base_weight": "takes base weights off the device, where checkpoints and merges look for them",
+    "use_effective_conv2d": "for two-dimensional convolutions, which language models do not have",
+    "runtime_offload_base_weight": "moves base weights off the device, where checkpoints and merges expect them",
 }
 
 # options left out of one method
@@ -43,11 +43,11 @@ OF_METHOD: Final[dict[str, dict[str, str]]] = {
         "target_parameters": "PEFT's AdaLoRA cannot target parameters",
         "ensure_weight_tying": "PEFT's AdaLoRA has no embeddings to tie",
     },
-    "boft": {"boft_n_butterfly_factor": "needs a CUDA extension that PEFT would compile on the spot; without it, 1"},
+    "boft": {"boft_n_butterfly_factor": "needs a CUDA extension that PEFT would compile; without it only 1 works"},
     "osf": {"target_svd_config": UNREAD},
     "pvera": {
-        "generator_seed": "a generator of its own, which no checkpoint holds; the run's seed governs",
-        "sample_at_inference": "evaluation has to be deterministic",
+        "generator_seed": "seeds a generator that no checkpoint holds; use the run's seed",
+        "sample_at_inference": "evaluation must be deterministic",
     },
 }
 

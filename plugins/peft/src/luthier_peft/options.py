@@ -22,13 +22,13 @@ CONTAINERS: Final = (dict, list, tuple)
 
 
 def options_for(record_name: str) -> type:
-    """The options class of the part `peft.<method>`; the same object each time."""
+    """Return the options class of the part `peft.<method>`, the same object each time."""
     return options_class(record_name.removeprefix(PREFIX))
 
 
 @functools.cache
 def options_class(method: str) -> type:
-    """A frozen class whose attribute `method` names what it configures."""
+    """Return a frozen class whose attribute `method` names the method."""
     config = config_class(method)
     made = {f.name: f for f in dataclasses.fields(config) if reason_omitted(method, f) is None}
     hints = {name: hint_of(method, field) for name, field in made.items()}
@@ -43,7 +43,7 @@ def config_class(method: str) -> Any:
 
 
 def reason_omitted(method: str, field: dataclasses.Field[Any]) -> str | None:
-    """Why an option of PEFT is not offered, or None where it is."""
+    """Return why an option of PEFT is not offered, or None if it is."""
     known = omitted.OF_METHOD.get(method, {}).get(field.name) or omitted.EVERYWHERE.get(field.name)
     if known:
         return known
@@ -51,7 +51,7 @@ def reason_omitted(method: str, field: dataclasses.Field[Any]) -> str | None:
 
 
 def hint_of(method: str, field: dataclasses.Field[Any]) -> Any:
-    """The field's type in the words of the recipe. None is added where it is the default but not in the type."""
+    """Return the type of a field for a recipe. None is added if it is the default but not in the type."""
     if field.name == "bias" and _hints(method)["bias"] is str:  # PEFT's own check, in the tuners' common base
         return Literal["none", "all", f"{method}_only"]
     hint = _expressed(_hints(method)[field.name], set(omitted.CHOICES.get((method, field.name), {})))
@@ -59,14 +59,14 @@ def hint_of(method: str, field: dataclasses.Field[Any]) -> Any:
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """A field's default, freshly made; `attrs.NOTHING` where it is required."""
+    """Return a fresh default of a field, or `attrs.NOTHING` if it is required."""
     if field.default is not dataclasses.MISSING:
         return field.default
     return attrs.NOTHING if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def to_config(options: Any, **fixed: Any) -> Any:
-    """PEFT's configuration with these options; `recipe-out-of-range` with PEFT's words where it refuses them."""
+    """Return PEFT's config with these options. Raises `recipe-out-of-range` with PEFT's words if it refuses."""
     given = {f.name: copy.deepcopy(getattr(options, f.name)) for f in attrs.fields(type(options))}
     if isinstance(given.get("modules_to_save"), str):  # PEFT would read it letter by letter
         given["modules_to_save"] = [given["modules_to_save"]]
@@ -97,7 +97,7 @@ def _is_union(hint: Any) -> bool:
 
 
 def _unwritable(hint: Any) -> str | None:
-    """Why a type cannot be an option's, or None where it can."""
+    """Return why a type cannot be an option's, or None if it can."""
     if dataclasses.is_dataclass(hint):
         return omitted.NESTED
     if hint in SCALARS or hint in CONTAINERS or hint in (Any, Ellipsis) or typing.get_origin(hint) is Literal:
@@ -108,7 +108,7 @@ def _unwritable(hint: Any) -> str | None:
 
 
 def _expressed(hint: Any, without: set[Any]) -> Any:
-    """The same type without some of its choices; a union of `str` and literal texts becomes the literals."""
+    """Return a type without some of its choices. A union of `str` and literals becomes the literals."""
     if hint in (dict, list):
         return dict[str, Any] if hint is dict else list[Any]
     if typing.get_origin(hint) is Literal:
@@ -122,7 +122,7 @@ def _expressed(hint: Any, without: set[Any]) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    """`options.LoraConfig` and its like, made when asked for."""
+    """Return `options.LoraConfig` and the like, made at the first use."""
     for method, config in config_names().items():
         if config == name:
             return options_class(method)

@@ -1,4 +1,4 @@
-"""The probe of packing: an adapter that mixes the documents of a row is refused before the first step."""
+"""The packing check: an adapter that mixes the documents of a row is refused before the first step."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from luthier import Context, LuthierError
 from torch import Tensor, nn
 
-NOISE: Final = 0.02  # the usual spread of fresh weights: enough to see, small enough to stay finite
+NOISE: Final = 0.02  # the usual deviation of fresh weights: large enough to see, small enough to stay finite
 
 
 def check(model: nn.Module, parameters: Sequence[nn.Parameter], context: Context, where: str) -> None:
-    """Raise `part-unsupported` where packed documents come out other than separate ones.
+    """Raise `part-unsupported` if packed documents give other outputs than separate ones.
 
-    Most methods start as the identity, in which nothing could differ, so the probe sees the adapter with noise added.
+    Most methods start as the identity, where nothing could differ, so noise is added to the adapter first.
     """
     with _evaluating(model), _noisy(parameters, context.seed):
         reason = context.probe(model)

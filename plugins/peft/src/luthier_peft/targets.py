@@ -1,4 +1,4 @@
-"""What the options name in the model: refused before PEFT touches anything where a name matches nothing."""
+"""Check the names in the options, before PEFT changes anything."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMED: Final = ("target_modules", "feedforward_modules", "modules_to_save", "exc
 
 
 def check_targets(model: nn.Module, config: Any, where: str) -> None:
-    """Raise `model-target` with near misses: PEFT ignores a name without a match wherever another one has one."""
+    """Raise `model-target` with near misses. PEFT ignores a name without a match if another one matches."""
     modules = [name for name, _ in model.named_modules() if name]
     for field in NAMED:
         _check(getattr(config, field, None), modules, f"{where}.{field}", _adaptable(model))
@@ -24,7 +24,7 @@ def check_targets(model: nn.Module, config: Any, where: str) -> None:
 
 
 def no_default(model: nn.Module, where: str) -> LuthierError:
-    """For a model of which PEFT does not know what the method is usually put on."""
+    """Return the error for a model for which PEFT has no default targets."""
     kinds = ", ".join(_endings(_adaptable(model)))
     problem = f"PEFT has no default for this method on a {getattr(model.config, 'model_type', 'model of this kind')}"
     remedy = f"Name target_modules: some of {kinds}; or {ALL_LINEAR}."
@@ -55,11 +55,11 @@ def _no_match(wanted: str, where: str, candidates: list[str]) -> LuthierError:
     endings = _endings(candidates)
     near = difflib.get_close_matches(wanted.rpartition(".")[2], endings, n=3, cutoff=0.5)
     remedy = f"Did you mean {' or '.join(near)}?" if near else f"The model has {', '.join(endings)}."
-    return LuthierError("model-target", "matches nothing in the model", where=where, found=wanted, remedy=remedy)
+    return LuthierError("model-target", "it matches nothing in the model", where=where, found=wanted, remedy=remedy)
 
 
 def _adaptable(model: nn.Module) -> list[str]:
-    """Modules that hold weights of their own."""
+    """Return the modules that have weights of their own."""
     return [name for name, module in model.named_modules() if name and any(True for _ in module.parameters(False))]
 
 

@@ -17,7 +17,7 @@ def luthier_losses() -> list[LossRecord]:
 def _dpo() -> LossRecord:
     return LossRecord(
         name="dpo",
-        summary="DPO and its relatives: each pair's log ratios to the reference.",
+        summary="DPO and related losses on the log ratios of pairs to the reference.",
         options=Dpo,
         build="luthier_preference.dpo:DpoLoss",
         data="preference",
@@ -36,7 +36,7 @@ def _without_reference() -> list[LossRecord]:
         ),
         LossRecord(
             name="simpo",
-            summary="SimPO: mean log-probabilities apart by a margin, without a reference.",
+            summary="SimPO: the mean log-probabilities of both answers differ by a margin, without a reference.",
             options=Simpo,
             build="luthier_preference.cpo:SimpoLoss",
             data="preference",
@@ -55,7 +55,7 @@ def _judged() -> list[LossRecord]:
     return [
         LossRecord(
             name="kto",
-            summary="KTO: judged answers against the reference and the batch's mismatched pairs.",
+            summary="KTO: judged answers compared with the reference and the batch's mismatched pairs.",
             options=Kto,
             build="luthier_preference.kto:KtoLoss",
             data="unpaired",
@@ -73,7 +73,7 @@ def _judged() -> list[LossRecord]:
 
 
 def _rewards() -> list[LossRecord]:
-    """Return both reward losses; a record's columns are fixed, so that margins need one of its own."""
+    """Return both reward losses. Margins need a record of their own, because its columns are fixed."""
     return [
         LossRecord(
             name="reward",
@@ -84,7 +84,7 @@ def _rewards() -> list[LossRecord]:
         ),
         LossRecord(
             name="reward_margin",
-            summary="Reward modelling, the chosen answer's reward above by the row's `margin`.",
+            summary="Reward modelling with margins: the chosen answer's reward is higher by the row's `margin`.",
             options=RewardMargin,
             build="luthier_preference.reward:RewardLoss",
             data="preference",

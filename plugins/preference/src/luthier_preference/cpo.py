@@ -18,7 +18,7 @@ from luthier_preference.pairs import (
 
 
 class CpoLoss:
-    """Per pair: the sigmoid, hinge or IPO loss of its log-probabilities. Per token of chosen answers: -alpha log p."""
+    """A pair costs the sigmoid, hinge or IPO loss of its log-probabilities, a chosen token -cpo_alpha log p."""
 
     data = "preference"
 
@@ -51,10 +51,10 @@ class CpoLoss:
 
 
 class SimpoLoss:
-    """Per pair: -log sigmoid(beta * the difference of rewards - gamma), smoothed if asked for.
+    """A pair costs -log sigmoid(beta * (difference of rewards) - gamma), with optional smoothing.
 
-    A reward is the mean log-probability, or what `alpha` makes of it (AlphaPO: Gupta et al. 2025, arXiv 2501.03884).
-    Per token of chosen answers: -cpo_alpha * log p.
+    A reward is the mean log-probability, or the AlphaPO reward (Gupta et al. 2025, arXiv 2501.03884). A token of a
+    chosen answer costs -cpo_alpha * log p.
     """
 
     data = "preference"

@@ -15,11 +15,11 @@ from luthier_preference.pairs import chosen_positions, count_pairs, describe_pai
 
 
 class DpoLoss:
-    """The mean over pairs of what each loss type makes of both log ratios to the reference, times its weight.
+    """The weighted sum of loss types. Each is a mean over pairs of a function of both log ratios to the reference.
 
-    The loss type `sft` is the mean over tokens of chosen answers. Those that sort couple the global batch, so that
-    they compare the same answers whatever the packing. TRL 1.16 ignores `label_smoothing` where the type is sigmoid;
-    here it is conservative DPO (Mitchell 2023).
+    The loss type `sft` is a mean over the tokens of chosen answers. Types that sort couple the global batch, so that
+    they compare the same answers whatever the packing. TRL 1.16 ignores `label_smoothing` with type sigmoid; here it is
+    conservative DPO (Mitchell 2023).
     """
 
     data = "preference"
@@ -35,7 +35,7 @@ class DpoLoss:
         return weights
 
     def scores(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return [P, 5]: log ratios, log-probabilities (chosen, rejected each) and the chosen answer's likelihood."""
+        """Return [P, 5]: log ratios and log-probabilities of chosen and rejected, and the chosen log-likelihood."""
         logprobs, reference = policy.token_logprobs(batch), policy.reference().token_logprobs(batch)
         weights = 1.0 if self.options.ld_alpha is None else weigh_tail(batch, logprobs, self.options.ld_alpha)
         columns = [sum_pairs(batch, weights * (logprobs - reference)), sum_pairs(batch, weights * logprobs)]
@@ -57,7 +57,7 @@ class DpoLoss:
 
 
 def weigh_tail(batch: Batch, like: Tensor, share: float) -> Tensor:
-    """Return [T]: `share` where an answer goes on beyond its pair's shorter one, else 1.
+    """Return [T]: `share` for tokens beyond the length of the pair's shorter answer, else 1.
 
     Liu et al. 2024, arXiv 2409.06411.
     """
@@ -65,7 +65,7 @@ def weigh_tail(batch: Batch, like: Tensor, share: float) -> Tensor:
     before = counted.cumsum(0) - counted
     starts = before[batch.document_starts[:-1].to(before.device)]
     owners = batch.document_ids()
-    ranks = before - starts[owners]  # how many supervised tokens of its document stand before each token
+    ranks = before - starts[owners]  # number of supervised tokens of its document before each token
     pairs = batch.pairs.to(like.device)
     shared = like.new_full((batch.num_documents,), float("inf"))
     shared[pairs] = batch.sum_by_document(counted)[pairs].min(dim=1, keepdim=True).values.expand(-1, 2)

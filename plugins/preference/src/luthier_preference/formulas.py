@@ -1,4 +1,4 @@
-"""What each of DPO's loss types makes of a pair of answers; the formulas are TRL's."""
+"""The formulas of DPO's loss types, as in TRL."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LOG_TWO: Final = 0.6931471805599453
 
 @attrs.frozen(kw_only=True, eq=False)
 class Sides:
-    """Chosen and rejected answers of P pairs, [P, 2] each.
+    """The chosen and rejected answers of P pairs, [P, 2] each.
 
-    `ratios` are log-probabilities less the reference's, `logps` and `reference` what they are made of, `lengths` count
-    supervised tokens.
+    `ratios` are `logps` (log-probabilities) minus `reference` (the reference's), and `lengths` counts supervised
+    tokens.
     """
 
     ratios: Tensor
@@ -62,7 +62,7 @@ def _ipo(sides: Sides, options: Dpo) -> Tensor:
 
 
 def _robust(sides: Sides, options: Dpo) -> Tensor:
-    """Return the estimate of Chowdhury et al. 2024 (arXiv 2403.00409), unbiased where the smoothing is the noise."""
+    """Return the estimate of Chowdhury et al. 2024 (arXiv 2403.00409), unbiased if the smoothing equals the noise."""
     logits, share = _logits(sides, options), options.label_smoothing
     return (-(1 - share) * logsigmoid(logits) + share * logsigmoid(-logits)) / (1 - 2 * share)
 
@@ -88,7 +88,7 @@ def _bco_pair(sides: Sides, options: Dpo) -> Tensor:
 
 
 def _sppo_hard(sides: Sides, options: Dpo) -> Tensor:
-    """Return equation 4.7 of Wu et al. 2024 (arXiv 2405.00675), the chosen answer winning for certain."""
+    """Return equation 4.7 of Wu et al. 2024 (arXiv 2405.00675), with a certain win of the chosen answer."""
     return (sides.ratios[:, 0] - 0.5 / options.beta) ** 2 + (sides.ratios[:, 1] + 0.5 / options.beta) ** 2
 
 
@@ -145,4 +145,4 @@ FORMULAS: Final[dict[str, Callable[[Sides, Dpo], Tensor]]] = {
     "apo_zero": _apo_zero,
     "apo_down": _apo_down,
     "discopop": _discopop,
-}  # sides and options give the loss of each pair, [P]; of the sorted ones, that of each rank
+}  # (sides, options) -> the loss of each pair, [P], or of each rank for losses that sort

@@ -12,10 +12,10 @@ from luthier_preference.options import ApoZeroUnpaired, Kto
 
 
 class KtoLoss:
-    """An answer judged good costs 1 - sigmoid(beta * (its log ratio - z)), a bad one 1 - sigmoid(beta * (z - ratio)).
+    """A good answer costs 1 - sigmoid(beta * (log ratio - z)), a bad one 1 - sigmoid(beta * (z - log ratio)).
 
-    z is the mean log ratio of the global batch's mismatched pairs, at least 0 and not differentiated. A pair is the
-    prompt of one row and the answer of the row before it.
+    z is the mean log ratio of the global batch's mismatched pairs, at least 0, without gradient. A mismatched pair is
+    the prompt of one row with the answer of the row before it.
     """
 
     data, couples = "unpaired", "batch"
@@ -54,7 +54,7 @@ class KtoLoss:
 
 
 class ApoZeroUnpairedLoss:
-    """An answer judged good costs 1 - sigmoid(r), a bad one sigmoid(r), r being beta times its log ratio.
+    """A good answer costs 1 - sigmoid(r), a bad one sigmoid(r), where r is beta * log ratio.
 
     The unpaired form of APO-zero (D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 7): KTO with z = 0, so that no
     answer depends on another.
@@ -76,14 +76,14 @@ class ApoZeroUnpairedLoss:
         weights = torch.where(label, self.options.desirable_weight, self.options.undesirable_weight)
         costs = torch.sigmoid(torch.where(label, -rewards, rewards))  # 1 - sigmoid(r) is sigmoid(-r)
         metrics = describe_answers(rewards, batch.sum_by_document(logprobs.detach())[texts], label)
-        metrics.pop("rewards/margins")  # which is a number of a whole global batch
+        metrics.pop("rewards/margins")  # a margin needs the whole global batch
         return LossOutput(sums={"apo": (weights * costs).sum()}, metrics=metrics)
 
 
 def describe_answers(rewards: Tensor, logps: Tensor, label: Tensor) -> dict[str, tuple[Tensor | float, Tensor | float]]:
-    """Return the metrics of judged answers [U] as (sum, count): good ones as chosen, bad ones as rejected.
+    """Return the metrics of judged answers [U] as (sum, count): good ones are `chosen`, bad ones `rejected`.
 
-    The margin is that of a global batch which has both, as in TRL.
+    The margin exists only for a global batch with both, as in TRL.
     """
     metrics: dict[str, tuple[Tensor | float, Tensor | float]] = {}
     means = []

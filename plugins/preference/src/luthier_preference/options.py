@@ -23,20 +23,20 @@ class Dpo:
     """Options of `dpo`."""
 
     loss_type: LossType | list[LossType] = option(
-        "sigmoid", help="What is minimised of the log ratios to the reference, under TRL's names; several are added."
+        "sigmoid", help="The loss of the log ratios to the reference, under TRL's names; several are added."
     )
     loss_weights: list[float] | None = option(
         None, help="Weight of each loss type of a list; none: 1 each.", low=1e-6, high=1e6
     )
-    beta: float = option(0.1, help="How strongly the policy is held to the reference.", low=1e-3, high=100.0)
+    beta: float = option(0.1, help="How strongly the policy is kept near the reference.", low=1e-3, high=100.0)
     label_smoothing: float = option(
-        0.0, help=f"Share of pairs taken to be the wrong way round; of {', '.join(SMOOTHED)}.", low=0.0, high=1.0
+        0.0, help=f"Share of pairs assumed to be labelled wrongly; for {', '.join(SMOOTHED)}.", low=0.0, high=1.0
     )
     f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = option(
-        "reverse_kl", help=f"The divergence that holds the policy to the reference; of {', '.join(DIVERGING)}."
+        "reverse_kl", help=f"The divergence that keeps the policy near the reference; for {', '.join(DIVERGING)}."
     )
     f_alpha_divergence_coef: float = option(
-        ALPHA, help="Alpha of alpha_divergence; 1: reverse_kl.", low=-10.0, high=10.0
+        ALPHA, help="Alpha of alpha_divergence; 1 is reverse_kl.", low=-10.0, high=10.0
     )
     ld_alpha: float | None = option(
         None, help="Weight of an answer's tokens beyond the length of the shorter one; none: 1.", low=0.0, high=1.0
@@ -60,7 +60,7 @@ class Dpo:
         measured = tuple(name for name in get_args(LossType) if name != "sft")
         _check_used(self.ld_alpha is not None, measured, types, "Dpo.ld_alpha", self.ld_alpha)
         if self.f_alpha_divergence_coef != ALPHA and self.f_divergence_type != "alpha_divergence":
-            problem, remedy = "it is of alpha_divergence alone", "Leave it out, or choose that f_divergence_type."
+            problem, remedy = "only alpha_divergence has it", "Leave it out, or choose that f_divergence_type."
             where, found = "Dpo.f_alpha_divergence_coef", self.f_alpha_divergence_coef
             raise LuthierError("recipe-conflict", problem, where=where, found=found, remedy=remedy)
         if not self.label_smoothing and "exo_pair" in types:
@@ -75,7 +75,7 @@ class Reward:
 
     token: int = option(0, help="The token whose logit after an answer's last token is the answer's reward.", low=0)
     center_rewards_coefficient: float = option(
-        0.0, help="Weight of the squared sum of a pair's rewards, which holds them around 0.", low=0.0, high=100.0
+        0.0, help="Weight of the squared sum of a pair's rewards, which keeps them around 0.", low=0.0, high=100.0
     )
 
 
@@ -88,9 +88,10 @@ class RewardMargin(Reward):
 class Orpo:
     """Options of `orpo`."""
 
-    beta: float = option(0.1, help="Weight of the odds ratio beside the likelihood.", low=1e-3, high=100.0)
+    beta: float = option(0.1, help="Weight of the odds ratio relative to the likelihood.", low=1e-3, high=100.0)
     nll_scope: Literal["completion", "full"] = option(
-        "completion", help="Whose likelihood is raised: the chosen answer's, or (as in TRL) that of its prompt too."
+        "completion",
+        help="The tokens whose likelihood is raised: the chosen answer's, or (as in TRL) also its prompt's.",
     )
 
 
@@ -99,8 +100,8 @@ class Simpo:
     """Options of `simpo`."""
 
     beta: float = option(2.0, help="Scale of the difference of rewards.", low=1e-3, high=100.0)
-    gamma: float = option(0.5, help="The margin that the scaled difference is to exceed.", low=0.0, high=100.0)
-    label_smoothing: float = option(0.0, help="Share of pairs taken to be the wrong way round.", low=0.0, high=1.0)
+    gamma: float = option(0.5, help="Margin that the scaled difference should exceed.", low=0.0, high=100.0)
+    label_smoothing: float = option(0.0, help="Share of pairs assumed to be labelled wrongly.", low=0.0, high=1.0)
     alpha: float = option(
         0.0, help="Shape of the reward (1 - p^-alpha) / alpha of a mean probability p; 0: log p.", low=-10.0, high=10.0
     )
@@ -117,12 +118,12 @@ class Cpo:
     """Options of `cpo`."""
 
     loss_type: Literal["sigmoid", "hinge", "ipo"] = option(
-        "sigmoid", help="What is minimised of the log-probabilities; ipo takes means over tokens, the others sums."
+        "sigmoid", help="The loss of the log-probabilities; ipo takes means over tokens, the others sums."
     )
     beta: float = option(0.1, help="Scale of the difference of log-probabilities.", low=1e-3, high=100.0)
     cpo_alpha: float = option(1.0, help="Weight of the chosen answer's likelihood; 0: none.", low=0.0, high=100.0)
     label_smoothing: float = option(
-        0.0, help="Share of pairs taken to be the wrong way round; of sigmoid.", low=0.0, high=1.0
+        0.0, help="Share of pairs assumed to be labelled wrongly; for sigmoid.", low=0.0, high=1.0
     )
 
     def __attrs_post_init__(self) -> None:
@@ -150,7 +151,7 @@ class ApoZeroUnpaired:
 
 
 def _check_mixture(options: Dpo) -> None:
-    """Raise `recipe-conflict` where types and weights do not fit together."""
+    """Raise `recipe-conflict` if types and weights do not fit together."""
     types, weights = options.loss_type, options.loss_weights
     if isinstance(types, str):
         if weights is not None:
@@ -166,7 +167,7 @@ def _check_mixture(options: Dpo) -> None:
 
 
 def _check_used(given: bool, takers: tuple[str, ...], types: tuple[str, ...], where: str, found: object) -> None:
-    """Raise `recipe-conflict` where an option is given that none of the loss types reads."""
+    """Raise `recipe-conflict` for an option that none of the loss types reads."""
     if given and not set(takers) & set(types):
         subject = f"the loss type {types[0]} ignores" if len(types) == 1 else f"{', '.join(types)} ignore"
         problem, remedy = f"{subject} it", f"Leave it out, or choose {', '.join(takers)}."
@@ -174,7 +175,7 @@ def _check_used(given: bool, takers: tuple[str, ...], types: tuple[str, ...], wh
 
 
 def _check_smoothing(share: float, where: str) -> None:
-    """Raise `recipe-conflict` where the smoothing leaves no preference to learn."""
+    """Raise `recipe-conflict` if the smoothing leaves no preference to learn."""
     if share >= 0.5:
-        problem = "at least half of the pairs would count as the wrong way round, which leaves nothing to learn"
+        problem = "at least half of the pairs would count as labelled wrongly, which leaves nothing to learn"
         raise LuthierError("recipe-conflict", problem, where=where, found=share, remedy="Set it below 0.5.")

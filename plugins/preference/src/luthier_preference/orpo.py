@@ -16,10 +16,10 @@ LOG_HALF: Final = -0.6931471805599453
 
 
 class OrpoLoss:
-    """Per token of chosen texts: -log p. Per pair: -beta * log sigmoid of the log odds ratio of both answers.
+    """A chosen token costs -log p, and a pair -beta * log sigmoid(log odds ratio of both answers).
 
-    An answer's odds are those of its mean token probability. TRL's likelihood is over prompt and answer; here that is
-    `nll_scope: full`. Where TRL's gradient is NaN (a probability of 1), this one is finite.
+    The odds of an answer are those of its mean token probability. TRL's likelihood covers prompt and answer, which is
+    `nll_scope: full` here. For a probability of 1 TRL's gradient is NaN; this one is finite.
     """
 
     data = "preference"
@@ -44,14 +44,14 @@ class OrpoLoss:
         return LossOutput(sums=sums, metrics=metrics)
 
     def _positions(self, batch: Batch) -> Tensor:
-        """Return the positions whose likelihood counts, [S'] int64."""
+        """Return the positions that count in the likelihood, [S'] int64."""
         if self.options.nll_scope == "completion":
             return chosen_positions(batch)
         return batch.supervised_by(label_chosen(batch))
 
 
 def label_chosen(batch: Batch) -> Tensor:
-    """Return [T]: every token of chosen answers and of the prompts that they continue, -100 elsewhere."""
+    """Return [T]: the tokens of chosen answers and of the prompts that they continue, -100 elsewhere."""
     counted = torch.zeros(batch.num_documents, dtype=torch.bool)
     documents = batch.pairs[:, 0]
     while len(documents):
@@ -62,7 +62,7 @@ def label_chosen(batch: Batch) -> Tensor:
 
 
 def log_odds(means: Tensor) -> Tensor:
-    """Return log(p / (1 - p)) of log p, finite where p is next to 1: log(1 - p) by branch (Maechler 2012)."""
+    """Return log(p / (1 - p)) from log p, finite for p near 1: log(1 - p) by branch (Maechler 2012)."""
     below = means.clamp(max=-torch.finfo(means.dtype).tiny)
     near = below > LOG_HALF
     close = (-torch.expm1(torch.where(near, below, -1.0))).log()

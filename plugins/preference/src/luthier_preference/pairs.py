@@ -1,4 +1,4 @@
-"""Pairs of answers as the losses see them: sums and lengths of both sides, and the metrics under TRL's names."""
+"""Sums and lengths of the answers of pairs, and their metrics under TRL's names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from luthier import Batch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-HIGHEST: Final = 30.0  # from here on an exponential goes on as its tangent, so that its square is finite in float32
+HIGHEST: Final = 30.0  # beyond it exp is continued by its tangent, so that its square is finite in float32
 
 
 def sum_pairs(batch: Batch, values: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def sum_pairs(batch: Batch, values: Tensor) -> Tensor:
 
 
 def count_pairs(batch: Batch, like: Tensor) -> Tensor:
-    """Return how many supervised tokens the answers of each pair have, at least 1, in the dtype of `like`: [P, 2]."""
+    """Return the number of supervised tokens of each answer, at least 1, [P, 2] in the dtype of `like`."""
     ones = like.new_zeros(batch.num_tokens).index_fill(0, batch.supervised, 1.0)
     return sum_pairs(batch, ones).clamp(min=1.0)
 
@@ -32,18 +32,18 @@ def chosen_positions(batch: Batch) -> Tensor:
 
 
 def smoothed_logistic(logits: Tensor, smoothing: float) -> Tensor:
-    """Return -(1 - s) log sigmoid(x) - s log sigmoid(-x), the cost where a share s of pairs is the wrong way round."""
+    """Return -(1 - s) log sigmoid(x) - s log sigmoid(-x), the cost if a share s of pairs is labelled wrongly."""
     return -(1 - smoothing) * logsigmoid(logits) - smoothing * logsigmoid(-logits)
 
 
 def bounded_expm1(values: Tensor) -> Tensor:
-    """Return exp(x) - 1 up to x = 30, and the tangent there beyond it."""
+    """Return exp(x) - 1 up to x = 30, and its tangent at 30 beyond."""
     below = values.clamp(max=HIGHEST)
     return torch.expm1(below) + below.exp() * (values - below)
 
 
 def describe_pairs(rewards: Tensor, logps: Tensor | None = None) -> dict[str, tuple[Tensor, float]]:
-    """Return the metrics of rewards and log-probabilities [P, 2], as (sum, count); a tie counts as inaccurate."""
+    """Return the metrics of rewards and log-probabilities [P, 2], as (sum, count). A tie counts as inaccurate."""
     count, rewards = float(len(rewards)), rewards.detach().double()
     margins = rewards[:, 0] - rewards[:, 1]
     metrics = {

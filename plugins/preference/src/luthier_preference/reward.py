@@ -1,4 +1,4 @@
-"""Reward modelling after Bradley and Terry 1952, with the margins of Touvron et al. 2023 (arXiv 2307.09288)."""
+"""Reward modelling (Bradley and Terry 1952), with the margins of Touvron et al. 2023 (arXiv 2307.09288)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from luthier_preference.pairs import describe_pairs
 
 
 class RewardLoss:
-    """Per pair: -log sigmoid(reward chosen - reward rejected - margin), and the squared sum of both if asked for.
+    """A pair costs -log sigmoid(chosen - rejected - margin), and optionally the squared sum of both rewards.
 
-    An answer's reward is the logit of `token` after its last token, so that a row of the model's head is the reward
-    head: whatever trains, saves and merges a causal model does so for this one. Centring is that of Eisenstein et al.
-    2023 (arXiv 2312.09244).
+    The reward of an answer is the logit of `token` after its last token. So a row of the model's head is the reward
+    head, and the model is trained, saved and merged as any causal model. Centring is that of Eisenstein et al. 2023
+    (arXiv 2312.09244).
     """
 
     data = "preference"
