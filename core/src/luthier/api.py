@@ -166,7 +166,7 @@ def generate(
     top_p: float = 1.0, seed: int = 0, device: str = "auto", step: int | None = None, best: bool = False,
     on_text: Callable[[str], None] | None = None,
 ) -> str:  # fmt: skip
-    """The answer to `prompt` of the model at `model`: a run, an adapter's folder, a model folder, or a hub name.
+    """Return the answer to `prompt` of the model at `model`: a run, an adapter's folder, a model folder, or a hub name.
 
     Of a run that is not done its newest checkpoint answers; `step` and `best` choose one, as its folder does. `on_text`
     is called with each piece of the answer as it comes.
@@ -276,7 +276,7 @@ def _given(adapter: Any, loss: Any, optimizer: Any, quantizer: Any, callbacks: A
 
 
 def _light_tokenizer(model: Any, template_settings: Mapping[str, Any]) -> Any:
-    """The model's tokenizer from its own files, by transformers where these or the template's settings ask for it."""
+    """Return the model's tokenizer from its own files, by transformers if they or the template's settings need it."""
     require_local("numpy", "tokenizers", "jinja2")
     from luthier.data.template_calls import OWN
     from luthier.data.tokenise.plain.file_tokenizer import read_tokenizer

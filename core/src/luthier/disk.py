@@ -27,7 +27,9 @@ def cache_folder() -> Path:
 
 
 def digest_file(path: Path) -> str:
-    """A file's size and CRC-32: against damage, not against malice, at four times the speed of a cryptographic hash."""
+    """Return a file's size and CRC-32: against damage, not against malice, at four times the speed of a cryptographic
+    hash.
+    """
     checksum, size = 0, 0
     with path.open("rb") as file:
         while piece := file.read(PIECE):

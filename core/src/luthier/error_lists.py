@@ -11,7 +11,7 @@ TOLD: Final = 60  # the most errors of one input that are reported at once
 
 
 def join_errors(errors: Sequence[LuthierError]) -> LuthierError:
-    """One error that tells all of these, in their order; there is at least one."""
+    """Return one error that holds all of these, in their order. There must be at least one."""
     flat = flatten_errors(errors)
     first, also = flat[0], [error for error in flat[1:TOLD] if error.stands_for == 1]
     untold = sum(error.stands_for for error in flat) - 1 - len(also)

@@ -221,7 +221,7 @@ class LuthierError(Exception):
 
     @property
     def line(self) -> str:
-        """The place, the problem and what was found, without code and remedy."""
+        """Return the place, the problem and what was found, without code and remedy."""
         place = f"{self.where if len(self.where) <= PLACE else self.where[:PLACE] + '…'}: " if self.where else ""
         value = "" if self.found is None else f" (found {show_value(self.found)})"
         return f"{place}{self.problem}{value}"
@@ -232,11 +232,11 @@ class LuthierError(Exception):
         return "\n".join([f"{self.line}{remedy} [{self.code}]", *map(str, self.also)])
 
     def at(self, where: str) -> LuthierError:
-        """The same error with `where` in front of its place."""
+        """Return the same error with `where` in front of its place."""
         return self.relocated(lambda place: f"{where}: {place}" if place else where)
 
     def relocated(self, move: Callable[[str | None], str | None]) -> LuthierError:
-        """The same error, and those told with it, each at the place that `move` gives for its own."""
+        """Return the same error, and those joined to it, each with its place changed by `move`."""
         if self.stands_for > 1:
             return self
         also = [error.relocated(move) for error in self.also]
@@ -274,13 +274,13 @@ def refuse_newer(held: Mapping[str, Any], known: int, where: object) -> None:
 
 
 def show_value(value: object, limit: int = 80) -> str:
-    """`repr` of a value, cut to `limit` characters."""
+    """Return `repr` of a value, cut to `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def suggest_nearest(name: str, known: Iterable[str]) -> str:
-    """A hint such as ` Did you mean 'r'?`, or the known names when none is near; empty when there are none."""
+    """Return a hint such as ` Did you mean 'r'?`, or the known names when none is near; empty when there are none."""
     names = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.6) if len(name) <= NAME else []
     if near:

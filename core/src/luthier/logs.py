@@ -39,7 +39,7 @@ _SINKS: list[Sink] = []
 
 
 def get_logger() -> Any:
-    """The library's logger: `log.info("event", field=value)`. What is bound by `run_log` is added to each line."""
+    """Return the library's logger: `log.info("event", field=value)`. Fields of `run_log` are added to each line."""
     return structlog.wrap_logger(
         None,
         processors=[
@@ -70,7 +70,7 @@ def set_up(level: Level = "info", form: Format = "console", file: str | Path | N
 
 @contextlib.contextmanager
 def run_log(run_id: str, path: Path) -> Iterator[None]:
-    """Within it every line carries the run's id, and all are appended to `path` as JSON, those of `debug` too.
+    """Add the run's id to every line within this context, and append all lines, `debug` too, to `path` as JSON.
 
     What other libraries warn of is logged as well.
     """
@@ -111,7 +111,7 @@ def _warnings_logged() -> Iterator[None]:
 
 @contextlib.contextmanager
 def muted_logs() -> Iterator[None]:
-    """Within it nothing is logged: what is tried without its weights says nothing that the run will say itself."""
+    """Log nothing within this context, because a rehearsal must not say what the run itself will say."""
     sinks, _SINKS[:] = list(_SINKS), [Sink(level="error", render=str, write=len)]
     try:
         yield

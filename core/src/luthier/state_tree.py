@@ -37,7 +37,7 @@ class Snapshot:
     tensors: dict[str, Tensor]
 
     def write(self, folder: Path) -> None:
-        """Two files in `folder`."""
+        """Write the tree as two files in `folder`."""
         from safetensors.torch import save_file
 
         save_file(self.tensors, folder / TENSORS)
@@ -74,7 +74,7 @@ def save_state(tree: Mapping[str, Any], folder: Path) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """The tree that `save_state` wrote, its tensors with the dtype they had, in fresh memory on the CPU."""
+    """Return the tree that `save_state` wrote, its tensors with the dtype they had, in fresh memory on the CPU."""
     from safetensors.torch import load_file
 
     # safetensors maps the file into memory: a copy is aligned like torch's own memory, and outlives the file
@@ -146,7 +146,7 @@ def _refused(path: str, problem: str) -> LuthierError:
 
 
 def rebuild_tree(node: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The tree that a `Snapshot`'s values and tensors were taken from."""
+    """Return the tree that a `Snapshot`'s values and tensors were taken from."""
     if isinstance(node, list):
         return [rebuild_tree(v, tensors) for v in node]
     if not isinstance(node, dict):

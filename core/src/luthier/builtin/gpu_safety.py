@@ -34,7 +34,7 @@ class Guard:
     reason: str = ""  # the reason for this state
 
     def see(self, now: float, readings: list[Reading]) -> State:
-        """The state from now on. Without readings only the length of a pause counts."""
+        """Update the state from readings, and return it. Without readings only the length of a pause counts."""
         if self.state != "aborted":
             self._abort_if_hopeless(now, readings)
         if self.state == "watching":
@@ -171,7 +171,9 @@ class Guardian:
 
 
 def watched(run: Any) -> set[str]:
-    """The ids of the GPUs that the run trains on, on this machine; empty, for all of them, where torch does not say."""
+    """Return the ids of the GPUs that the run trains on, on this machine; empty, for all of them, where torch does not
+    say.
+    """
     import torch
 
     if not torch.cuda.is_available():
@@ -188,5 +190,5 @@ def _number_of(variable: str) -> int:
 
 
 def _index(device: str) -> int:
-    """The GPU that a device's name means: `cuda:1` is 1, `cuda` and `auto` the first."""
+    """Return the GPU that a device's name means: `cuda:1` is 1, `cuda` and `auto` the first."""
     return int(device.partition(":")[2] or 0)

@@ -115,7 +115,7 @@ class NvidiaSmi:
 
 
 def parse(text: str) -> list[Reading]:
-    """The lines of nvidia-smi: `GPU-..., 54, 120.31`, with `[N/A]` for what a GPU does not tell."""
+    """Parse the lines of nvidia-smi: `GPU-..., 54, 120.31`, with `[N/A]` for what a GPU does not report."""
     rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
     return [Reading(uuid=row[0], temperature=_number(row[1]), power=_number(row[2])) for row in rows if len(row) == 3]
 

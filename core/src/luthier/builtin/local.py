@@ -183,7 +183,7 @@ def _state_of(
 
 
 def read_reason(folder: Path) -> str | None:
-    """The error that the run ended with: its JSON document, or the end of what it wrote to standard error."""
+    """Return the error that the run ended with: its JSON document, or the end of what it wrote to standard error."""
     try:
         document = json.loads((folder / OUTPUT).read_text("utf-8"))
         return str(document["error"]["message"])

@@ -113,7 +113,7 @@ class PhaseProfiler:
         self.meter = run.phases.meter()
 
     def _close_step(self, run: Any) -> None:
-        """The time of the step under way, by phase."""
+        """Store the time of the step under way, by phase."""
         if self.step is None:
             self.meter.take()  # drops the times before the first step
             return
@@ -168,7 +168,7 @@ class PhaseProfiler:
 
 
 def operations(averages: Any, top: int, *, cuda: bool) -> list[dict[str, Any]]:
-    """The operations with the most time of their own, on the GPU with `cuda`, else on the processor. Seconds."""
+    """Return the operations with the most time of their own, on the GPU with `cuda`, else on the processor. Seconds."""
     rows = [
         {
             "name": row.key,
@@ -185,7 +185,7 @@ def operations(averages: Any, top: int, *, cuda: bool) -> list[dict[str, Any]]:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The report as text: phases, then operations."""
+    """Return the report as text: phases, then operations."""
     memory = f"{found['peak_memory'] / 2**20:,.0f} MiB"
     lines = [f"{found['steps']} steps, {found['seconds']:.2f} s, peak memory {memory}", ""]
     lines += [f"{'phase':<12}{'seconds':>10}{'share':>8}{'median ms':>11}"]

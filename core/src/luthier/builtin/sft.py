@@ -31,14 +31,14 @@ class SupervisedLoss:
         return LossOutput(sums={"sft": total}, metrics={"accuracy": (hits, weight)})
 
     def coefficients(self, batch: Batch) -> Tensor:
-        """[T]: d total / d log-probability."""
+        """Return [T], d total / d log-probability."""
         counted = torch.zeros_like(batch.token_weights)
         counted[batch.supervised] = -batch.token_weights[batch.supervised]
         return counted
 
 
 def reference(options: NoOptions, policy: Any, batch: Batch) -> dict[str, Tensor]:
-    """The same sums, token by token, for the conformance kit."""
+    """Return the loss's sums computed token by token, for the conformance kit."""
     logprobs = policy.token_logprobs(batch)
     total = logprobs.new_zeros(())
     for position in batch.supervised.tolist():

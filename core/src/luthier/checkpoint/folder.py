@@ -36,7 +36,7 @@ GOING, REPLACED = "going", "replaced"  # suffixes of an old folder: while it is 
 
 
 def save(run_folder: Path, step: int, tree: Mapping[str, Any], run: Mapping[str, Any] | None = None) -> Path:
-    """The folder `checkpoints/step-00000100`, complete or absent. A full disk leaves the earlier ones whole.
+    """Write the folder `checkpoints/step-00000100`, complete or not at all. A full disk leaves the earlier ones whole.
 
     `run` says what run it belongs to (see `changes`); None for none.
     """
@@ -52,7 +52,7 @@ def write_checkpoint(
     run: Mapping[str, Any] | None = None,
     constants: Iterable[str] = (),
 ) -> Path:
-    """`save`, with whatever files `fill` puts into the folder; `constants` are the run's files that it needs too."""
+    """Write a checkpoint like `save`, with files made by `fill`; `constants` are files of the run that it needs."""
     with _room(run_folder, step):
         aside = prepare_folder(run_folder, step)
         try:
@@ -63,7 +63,7 @@ def write_checkpoint(
 
 
 def prepare_folder(run_folder: Path, step: int) -> Path:
-    """An empty folder aside, for the files of a checkpoint after `step`; nothing looks into it before it is whole."""
+    """Return an empty temporary folder for the files of a checkpoint after `step`; nothing reads it before it is"""
     aside = folder_of(run_folder, step).with_name(f".step-{step:08d}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -120,7 +120,7 @@ def require_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any]:
-    """The tree of one checkpoint, in today's layout; `checkpoint-corrupt` where a file is not as it was written."""
+    """Return the tree of one checkpoint, in today's layout. Raises `checkpoint-corrupt` if a file was changed."""
     from luthier.checkpoint.migrations import migrate_tree
     from luthier.state_tree import load_state
 
@@ -133,7 +133,9 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """The manifest, once every file that it names has been compared with it; `checkpoint-corrupt` where one differs."""
+    """Return the manifest, once every file that it names has been compared with it; `checkpoint-corrupt` where one
+    differs.
+    """
     manifest = read_manifest(folder)
     for name, expected in manifest["files"].items():
         try:
@@ -172,18 +174,20 @@ def _corrupt(folder: Path, problem: str) -> LuthierError:
 
 
 def list_checkpoints(run_folder: Path) -> list[Path]:
-    """The checkpoint folders of a run, oldest first."""
+    """Return the checkpoint folders of a run, oldest first."""
     folders = (run_folder / FOLDER).glob("step-*") if (run_folder / FOLDER).is_dir() else ()
     return sorted((p for p in folders if NAME.fullmatch(p.name)), key=step_of)
 
 
 def step_of(folder: Path) -> int:
-    """The step after which a checkpoint folder was written."""
+    """Return the step after which a checkpoint folder was written."""
     return int(folder.name.removeprefix("step-"))
 
 
 def newest_checkpoint(run_folder: Path) -> tuple[Path, dict[str, Any], list[LuthierError]] | None:
-    """The newest whole checkpoint with its tree, and the errors of damaged ones after it; None where there is none."""
+    """Return the newest whole checkpoint with its tree, and the errors of damaged ones after it; None where there is
+    none.
+    """
     damaged: list[LuthierError] = []
     for folder in reversed(list_checkpoints(run_folder)):
         try:
@@ -199,7 +203,7 @@ def newest_checkpoint(run_folder: Path) -> tuple[Path, dict[str, Any], list[Luth
 
 
 def find_orphan(place: Place) -> Path | None:
-    """The newest checkpoint of a run whose run.json is lost, by which the run goes on; None for any other run."""
+    """Return the newest checkpoint of a run whose run.json is lost, from which it goes on; None for other runs."""
     for folder in reversed(known_checkpoints(place.folder)) if place.record is None else ():
         with contextlib.suppress(LuthierError):
             read_manifest(folder)
@@ -209,7 +213,7 @@ def find_orphan(place: Place) -> Path | None:
 
 
 def known_checkpoints(run_folder: Path) -> list[Path]:
-    """The checkpoint folders of a run, oldest first; `format-newer` where one is for a newer luthier alone.
+    """Return the checkpoint folders of a run, oldest first. Raises `format-newer` if one is for a newer luthier only.
 
     An older one is not trained on from then, and nothing in the folder is touched.
     """

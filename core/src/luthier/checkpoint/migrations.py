@@ -22,7 +22,9 @@ SAMPLES: Final = 4  # the first format whose tally stores its batch size
 
 
 def migrate_tree(tree: Tree, version: int, batch: Any = None) -> Tree:
-    """The tree of a checkpoint of format `version` as format `FORMAT` has it; `batch` is that of its run, if known."""
+    """Return the tree of a checkpoint of format `version` as format `FORMAT` has it; `batch` is that of its run, if
+    known.
+    """
     for number in range(version, FORMAT):
         tree = MIGRATIONS[number](tree)
     if version < SAMPLES and "tally" in tree and isinstance(batch, int):

@@ -43,7 +43,7 @@ class ShardedSnapshot:
     rest: Snapshot
 
     def write(self, run_folder: Path, step: int, belongs: Mapping[str, Any], constants: Iterable[str] = ()) -> Path:
-        """A checkpoint of all ranks, collective: complete or absent. Every rank raises where one could not write."""
+        """Write a checkpoint of all ranks, complete or not at all; a collective. If one rank fails, all raise."""
         target = checkpoint.folder_of(run_folder, step)
         if not self.world.is_main:
             self._follow()
@@ -110,7 +110,7 @@ def returned(tree: dict[str, Any], folder: Path, adapter: Adapter, optimizer: to
 
 
 def load_parts(tree: Any, folder: Path, mesh: DeviceMesh | None) -> Any:
-    """The tree with what lies in `folder` put back: as shards of `mesh`, or whole where it is None.
+    """Return the tree with what lies in `folder` put back: as shards of `mesh`, or whole where it is None.
 
     Collective over the world, which may be another than that which wrote it.
     """
@@ -176,7 +176,7 @@ def _joined(node: Any, parts: Mapping[str, Tensor], mesh: DeviceMesh | None) -> 
 
 
 def _like(value: Any, live: Any) -> Any:
-    """A whole tensor as a shard, where what it goes into is one of the same shape."""
+    """Return a whole tensor as a shard if its destination is a shard of the same shape."""
     fits = isinstance(live, DTensor) and isinstance(value, Tensor) and not isinstance(value, DTensor)
     return distributed(value, live) if fits and value.shape == live.shape else value
 
@@ -194,7 +194,7 @@ def _empty(shape: list[int], dtype: torch.dtype, mesh: DeviceMesh | None) -> Ten
 
 
 def _as_shard(local: Tensor, shape: torch.Size, mesh: DeviceMesh) -> DTensor:
-    """The rows that `torch.chunk` gives this rank, as a shard of a tensor of `shape`."""
+    """Return the rows that `torch.chunk` gives this rank, as a shard of a tensor of `shape`."""
     stride = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(local, mesh, (Shard(0),), run_check=False, shape=shape, stride=stride)
 

@@ -138,7 +138,7 @@ def train_tokenizer(texts: Iterable[str]) -> Any:
 
 
 def first_weights(folder: Path) -> None:
-    """A Llama of SHAPE from seed 0, as the recipe's base model."""
+    """Write a Llama of SHAPE from seed 0, the recipe's base model."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -147,7 +147,7 @@ def first_weights(folder: Path) -> None:
 
 
 def rows(path: Path) -> Iterator[Row]:
-    """The rows of a JSON array or of JSON Lines, gzipped or not."""
+    """Yield the rows of a JSON array or of JSON Lines, gzipped or not."""
     text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text("utf-8")
     if text.lstrip().startswith("["):
         yield from json.loads(text)

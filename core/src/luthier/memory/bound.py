@@ -34,7 +34,9 @@ def surely_fits(recipe: Recipe, model: Any, tokens: int, longest: int, free: int
 
 
 def bound(config: Any, tokens: int, longest: int) -> int:
-    """Bytes: every weight in float64 with gradient and three states, every activation kept, scores of attention too."""
+    """Return the bytes: every weight in float64 with gradient and three states, every activation kept, scores of
+    attention too.
+    """
     wide, layers = config.hidden_size, config.num_hidden_layers
     inner = next(filter(None, (getattr(config, name, None) for name in INNER)), WIDEST * wide)
     heads = config.num_attention_heads

@@ -67,7 +67,7 @@ class Case:
 
     @cached_property
     def rehearsal(self) -> Rehearsal:
-        """The run on fake tensors. Raises `Unknown` where it cannot be rehearsed."""
+        """Rehearse the run on fake tensors. Raises `Unknown` if it cannot be rehearsed."""
         recipe = self.settle({OPTION: self.longest, **{name: default_of(name) for name in SUGGESTED}})
         made = Rehearsal(recipe, self.resolved, self.device, prepared=self.prepared, model=self.objects.model)
         if self.tokens is not None:
@@ -91,14 +91,14 @@ class Case:
 
     @cached_property
     def layout(self) -> UnitLayout:
-        """The layout of the units of its rows."""
+        """Return how the units of the case's rows are laid out."""
         model = self.objects.model
         config = config_of(self.recipe.model) if model is None else getattr(model, "config", None)
         return choose_layout(self.recipe, self.loss, self.prepared.train, config, model, Decisions(is_logged=False))
 
     @cached_property
     def room(self) -> Capacity:
-        """The memory that the device has for the run; that of a model that is loaded already counts as free."""
+        """Return the memory that the device has for the run; memory of a loaded model counts as free."""
         capacity, model = measure_capacity(self.device), self.objects.model
         capacity = attrs.evolve(capacity, free=capacity.free // (self.ranks_here if self.device.type == "cpu" else 1))
         loaded = [] if model is None else [p for p in model.parameters() if p.device == self.device]

@@ -56,7 +56,7 @@ def held_memory(
 
 
 def _stepped_in(parameter: torch.nn.Parameter) -> torch.dtype:
-    """The dtype of its gradient, which for bfloat16 weights is float32."""
+    """Return the dtype of a parameter's gradient, which for bfloat16 weights is float32."""
     return getattr(parameter, "grad_dtype", None) or parameter.dtype
 
 

@@ -116,7 +116,7 @@ class Rehearsal:
         return Footprint(tokens=counts[0], causes=causes, flops_per_token=self.ghosts.flops / sum(counts))
 
     def _begin(self, example: TokenExample) -> None:
-        """The first step of all, after which the optimizer has its state."""
+        """Take the first step of all, after which the optimizer has its state."""
         if self._begun:
             return
         self._begin_loss()
@@ -166,7 +166,7 @@ class Rehearsal:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Every defect of a part that meets a ghost as `Unknown`."""
+    """Raise every defect of a part that meets a ghost as `Unknown`."""
     try:
         yield
     except LuthierError:
@@ -178,7 +178,7 @@ def _explained() -> Iterator[None]:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Inside it no cycles are collected: torch was once seen to abort over a tensor of Python's collected meanwhile."""
+    """Collect no garbage cycles within this context: torch once aborted over a tensor that Python collected meanwhile."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -224,12 +224,12 @@ def assemble_weightless(
 
 
 def _built(resolved: Resolved, part: Part) -> Any:
-    """A part of the rehearsal's own, so that the run's is not touched."""
+    """Build a part for the rehearsal alone, so that the run's part is not touched."""
     return resolved.build(part) if part.offer else copy.deepcopy(part.local)
 
 
 def stand_in(recipe: Recipe, length: int | None = None) -> Prepared:
-    """Rows where there are none: `length` tokens each (None: data.max_length), every one of them supervised."""
+    """Return rows for a recipe without any: `length` tokens each (None: data.max_length), every one supervised."""
     tokens = np.zeros(length or recipe.data.max_length, np.int32)
     row = TokenExample(input_ids=tokens, labels=tokens)
     asked = recipe.global_batch_size

@@ -24,7 +24,7 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
 def estimate_duration(
     flops_per_token: float, tokens: float, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Seconds of `tokens` trained tokens, with everything that the number rests on."""
+    """Return the seconds of `tokens` trained tokens, with everything that the number rests on."""
     rate, measured = product_rate(device, dtype)
     return {
         "seconds": flops_per_token * tokens / (rate * SHARE),

@@ -130,7 +130,7 @@ def check(case: Case) -> None:
 
 
 def too_small(case: Case, footprint: Footprint) -> LuthierError:
-    """The refusal with its numbers, and what would help."""
+    """Return the error that refuses the run, with its numbers and what would help."""
     room, causes = case.room, footprint.causes
     shares = ", ".join(f"{cause} {size_text(size)}" for cause, size in causes.items() if size > footprint.peak // 100)
     problem = (
@@ -193,7 +193,7 @@ def filled(rows: Sequence[TokenExample], tokens: int, packing: Packing) -> list[
 
 
 def largest(peak: Callable[[int], int], low: int, high: int, budget: int) -> int | None:
-    """The most tokens, nearly, from `low` to `high` whose peak is within the budget; None where `low` is not.
+    """Return the most tokens, nearly, from `low` to `high` whose peak is within the budget; None where `low` is not.
 
     The peak grows with the tokens about linearly, so the line through the ends is followed, and in between the middle
     is tried, which ends it for any other shape too.

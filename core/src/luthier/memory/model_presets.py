@@ -37,19 +37,21 @@ class Preset:
     memory: Mapping[str, tuple[float, float]]
 
     def needs(self, method: str, tokens: int) -> int:
-        """Bytes at the predicted peak of steps whose micro-batches have `tokens` tokens."""
+        """Return the bytes at the predicted peak of steps whose micro-batches have `tokens` tokens."""
         fixed, each = self.memory[method]
         return round(fixed + each * tokens)
 
 
 def list_presets() -> list[Preset]:
-    """All of them, the smallest first."""
+    """Return all presets, the smallest model first."""
     known = json.loads(FILE.read_text("utf-8"))
     return sorted((Preset(name=name, **entry) for name, entry in known.items()), key=lambda p: p.parameters)
 
 
 def measure(config: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[float, float]:
-    """Bytes at rest and for each token, from rehearsals of two sizes of micro-batch, two of them in each step."""
+    """Return the bytes at rest and for each token, from rehearsals of two sizes of micro-batch, two of them in each
+    step.
+    """
     import torch
     import transformers
 

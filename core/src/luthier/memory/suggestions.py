@@ -48,7 +48,7 @@ class Suggestion:
 
 
 def suggest_values(hardware: Hardware, task: Task) -> list[Suggestion]:
-    """The batch and its accumulation, the learning rate and the rank; the same numbers give the same values."""
+    """Return the batch and its accumulation, the learning rate and the rank; the same numbers give the same values."""
     batch, own = global_batch(hardware, task), per_device(hardware)
     turns = math.ceil(batch.value / (own.value * hardware.ranks))
     reason = f"{batch.value} examples in turns of {own.value} on {_counted(hardware.ranks, 'device')}"
@@ -82,7 +82,7 @@ def per_device(hardware: Hardware) -> Suggestion:
 
 
 def rate(task: Task) -> Suggestion:
-    """The peak learning rate: it falls with the size of the model, and is ten times as high where little trains."""
+    """Return the peak learning rate: it falls with the model's size, and is ten times as high if little trains."""
     size, known = ANCHOR
     value, share = known * (size / max(task.parameters, SMALLEST)) ** EXPONENT, task.trainable / task.parameters
     reason = f"{task.parameters / 1e6:,.0f}M parameters, of which {share:.2%} train"
@@ -92,7 +92,7 @@ def rate(task: Task) -> Suggestion:
 
 
 def rank(task: Task) -> Suggestion:
-    """The rank of a low-rank adapter: more rows teach more than a small one holds."""
+    """Return the rank of a low-rank adapter: more rows teach more than a small one holds."""
     option = "adapter.r"
     if task.examples is None:
         return Suggestion(option=option, value=UNKNOWN[option], reason="how many examples there are is not known")

@@ -31,7 +31,7 @@ class Body:
     """The model without its head, called with packed batches."""
 
     def __init__(self, model: Any, adapter: Any = None) -> None:
-        """`adapter` None: without its virtual tokens and prefixes, whatever may hang on the model's layers."""
+        """Set the body's model and adapter. With `adapter` None no virtual tokens and prefixes are added."""
         self.model = model
         self.adapter = None if adapter is None else add_defaults(adapter, "adapter")
         self.module: nn.Module = getattr(model, model.base_model_prefix)

@@ -102,12 +102,12 @@ class Ghosts(TorchDispatchMode):
         return out
 
     def copy(self, model: Any) -> Any:
-        """The ghost of a model that is loaded, on its devices."""
+        """Return the ghost of a model that is loaded, on its devices."""
         tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
         return copy.deepcopy(model, {key: self._like(t) for key, t in tensors.items() if t.is_floating_point()})
 
     def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """One operation of which some arguments are ghosts."""
+        """Return the result of an operation with ghosts among its arguments."""
         special = SPECIAL.get(func)
         if special is not None:
             return special(self, *args, **kwargs)
@@ -144,7 +144,7 @@ class Ghosts(TorchDispatchMode):
         return self._wrapped(torch.empty_strided(size, stride, dtype=dtype, device=META), device)
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """The operation on the meta tensors; what it returns as ghosts again, and what it changed as it was given."""
+        """Run the operation on meta tensors. Results become ghosts; arguments that it changed come back as given."""
         given: dict[int, Any] = {}
         inputs, named = _plain(args, given), _plain(kwargs, given)
         device = next(_ghosts((*args, *kwargs.values()))).device
@@ -210,7 +210,7 @@ def _ghosts(values: Any) -> Any:
 
 
 def _plain(value: Any, given: dict[int, Any]) -> Any:
-    """The same with meta tensors in the place of all tensors; `given` remembers which stood for which."""
+    """Return the value with meta tensors instead of all tensors; `given` maps their ids to the originals."""
     if isinstance(value, Tensor):
         inner = value.inner if isinstance(value, Ghost) else value.to(META)
         given[id(inner)] = value
@@ -263,7 +263,7 @@ def _number(world: Ghosts, tensor: Tensor) -> bool | int | float:
 
 
 def _places(world: Ghosts, mask: Tensor) -> Tensor:
-    """[n, dimensions] int64, real: where a mask without data counts as set."""
+    """Return [n, dimensions] int64, real: where a mask without data counts as set."""
     every = 1 if mask.dim() < 2 else world.experts
     flat = torch.arange(0, mask.numel(), every, device=mask.device)
     return torch.stack(torch.unravel_index(flat, mask.shape), -1)
@@ -278,7 +278,7 @@ def _index(world: Ghosts, tensor: Tensor, indices: Any) -> Any:
 
 
 def _grouped(world: Ghosts, a: Tensor, b: Tensor, offs: Tensor | None = None, *_: Any, **__: Any) -> Ghost:
-    """The shapes of torch's `_grouped_mm`, of which the meta kernel takes bfloat16 alone."""
+    """Return a ghost with the shape of torch's `_grouped_mm`, whose meta kernel supports bfloat16 only."""
     groups = () if offs is None else (offs.shape[0],)
     stacked = (groups or (a.shape[0],)) if a.dim() == b.dim() else ()
     shape = (*stacked, a.shape[-2], b.shape[-1])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def tokenizer_of(spec: Model) -> Any:
-    """The tokenizer alone, so that data is checked before any weight is read."""
+    """Return the tokenizer alone, so that data is checked before any weight is read."""
     name = spec.tokenizer or spec.name_or_path
     return tokenizer_at(model_location(name, file="tokenizer_config.json"), revision_of(spec, name))
 
@@ -34,7 +34,7 @@ def tokenizer_at(name: str, revision: str = "main") -> Any:
 
 
 def load_config(name: str, revision: str = "main", code: str = "model-not-found") -> Any:
-    """The config of a folder or hub model; refused where it asks for what no model has, or for foreign code."""
+    """Return the config of a folder or hub model; refused where it asks for what no model has, or for foreign code."""
     import transformers
 
     with explain_reading(name, code, file="config.json"):
@@ -44,7 +44,7 @@ def load_config(name: str, revision: str = "main", code: str = "model-not-found"
 
 
 def load_model(spec: Model, device: torch.device, arguments: dict[str, Any]) -> Any:
-    """The causal LM on its device, with all its weights and no other; `arguments` come from the quantizer."""
+    """Return the causal LM on its device, with exactly its weights. `arguments` come from the quantizer."""
     name = model_location(spec.name_or_path)
     dtype = "auto" if spec.dtype == "auto" else getattr(torch, spec.dtype)
     model = _whole_model(name, "model-not-found", revision=revision_of(spec, name), dtype=dtype, **arguments)
@@ -54,7 +54,7 @@ def load_model(spec: Model, device: torch.device, arguments: dict[str, Any]) -> 
 
 
 def _whole_model(name: str, code: str, revision: str = "main", *, compared: bool = False, **arguments: Any) -> Any:
-    """The causal LM of a checkpoint; `model-weights` where its weights are not those that its config asks for.
+    """Return the causal LM of a checkpoint; `model-weights` where its weights are not those that its config asks for.
 
     `compared`: its outputs are compared with those of the model that it was written from, so that it may hold more.
     """
@@ -66,7 +66,7 @@ def _whole_model(name: str, code: str, revision: str = "main", *, compared: bool
 
 
 def _model_and_info(name: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
-    """The causal LM, and which weights were missing, unexpected or of another shape."""
+    """Return the causal LM, and which weights were missing, unexpected or of another shape."""
     import transformers
 
     reader: Any = transformers.AutoModelForCausalLM  # transformers' annotations do not declare the second return value
@@ -110,7 +110,7 @@ def check_causal(model: Any) -> None:
 
 
 def read_model(folder: Path, dtype: torch.dtype) -> Any:
-    """The causal LM of a folder, on the CPU; the folder's own errors are `artifact-not-found`."""
+    """Return the causal LM of a folder, on the CPU; the folder's own errors are `artifact-not-found`."""
     return _whole_model(str(folder), "artifact-not-found", compared=True, dtype=dtype)
 
 
@@ -173,7 +173,7 @@ def _is_cached(name: str) -> bool:
 
 
 def original_weight(source: str | None, model: nn.Module, layer: nn.Module) -> Tensor:
-    """[out, in] float32: a layer's weight as the checkpoint has it, read again from its safetensors.
+    """Return [out, in] float32: a layer's weight as the checkpoint has it, read again from its safetensors.
 
     A checkpoint has [in, out] for transformers' Conv1D, and for a quantized layer that is `transposed`.
     """

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def config_of(spec: Model) -> Any:
-    """The config of a model that is named; nothing else of it is read. Raises `model-not-found`."""
+    """Return the config of a named model. Nothing else of the model is read. Raises `model-not-found`."""
     name = load.model_location(spec.name_or_path)
     return load.load_config(name, load.revision_of(spec, name))
 
 
 def build_model(config: Any, spec: Model, device: torch.device) -> Any:
-    """The causal LM of a config, in the dtype that it would be loaded in; inside `Ghosts` it holds no data."""
+    """Return the causal LM of a config, in the dtype that loading would give it; within `Ghosts` it has no data."""
     import transformers
 
     stored = getattr(config, "dtype", None) or torch.float32

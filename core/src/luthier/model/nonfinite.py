@@ -32,7 +32,7 @@ class Finding:
 
     @property
     def rows(self) -> str | None:
-        """The rows as an error's place: the first few, and how many more."""
+        """Return the rows for an error's place: the first few, and how many more there are."""
         more = len(self.where) - SHOWN
         shown = ", ".join(self.where[:SHOWN])
         return (f"{shown} and {more} more row{'s' * (more > 1)}" if more > 0 else shown) or None
@@ -74,7 +74,7 @@ class Watch:
 
     @property
     def number(self) -> int:
-        """The micro-batch that is run, from 1; a loss that couples the batch runs each of them twice."""
+        """Return the number of the micro-batch under way, from 1; a loss that couples the batch runs each one twice."""
         return (self.calls - 1) % len(self.batches) + 1
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -137,7 +137,9 @@ class Watch:
 
 
 def _culprit(met: Met) -> str:
-    """The module whose backward made a gradient: the innermost that read the tensor, or the one around its maker."""
+    """Return the module whose backward made a gradient: the innermost that read the tensor, or the one around its
+    maker.
+    """
     innermost = [a for a in met.read if not any(b != a and b.startswith(f"{a}.") for b in met.read)]
     if LOSS in innermost and len(innermost) > 1:
         innermost.remove(LOSS)
@@ -148,7 +150,7 @@ def _culprit(met: Met) -> str:
 
 
 def floating_tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors of floating-point numbers in what a module takes or gives."""
+    """Yield the tensors of floating-point numbers in what a module takes or gives."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value
@@ -192,7 +194,7 @@ def dtype_of(tensor: Tensor) -> str:
 
 
 def rows_of(value: Any, batch: Batch) -> tuple[str, ...]:
-    """The rows whose tokens hold what is not finite; all of them where the tensor does not run over the tokens."""
+    """Return the rows of the tokens that are not finite; all rows if the tensor does not run over the tokens."""
     held = local_part(value.detach())
     along = [i for i, size in enumerate(held.shape) if size == batch.num_tokens][:1]
     if not along or len(batch.where) != batch.num_documents:
@@ -203,7 +205,7 @@ def rows_of(value: Any, batch: Batch) -> tuple[str, ...]:
 
 
 def trace_model(model: nn.Module, batch: Batch, work: Callable[[], object]) -> Finding | None:
-    """The same for a model alone, without gradient: what in it makes `work`, a pass over `batch`, not finite."""
+    """Return what makes `work`, a pass of a model over `batch` without gradient, not finite; None for nothing."""
     found = _parameter(model)
     if found is not None:
         return found

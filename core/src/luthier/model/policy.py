@@ -118,13 +118,13 @@ class ModelPolicy:
         return self.others["teacher"]
 
     def router_logits(self, batch: Batch) -> Sequence[Tensor]:
-        """[T, experts] for each sparse layer, from the pass that the loss uses; empty where none were asked for."""
+        """Return [T, experts] for each sparse layer, from the pass that the loss uses; empty if none were asked for."""
         self.states(batch)
         assert self._output is not None
         return self._output.routers
 
     def _coefficients(self, batch: Batch, positions: Tensor) -> Tensor | None:
-        """[S] what the loss declares of its gradient by the log-probabilities, if anything."""
+        """Return [S] what the loss declares of its gradient by the log-probabilities, if anything."""
         known = None if self.coefficients is None else self.coefficients(batch)
         return None if known is None else known[positions]
 
@@ -135,7 +135,7 @@ class ModelPolicy:
             other.forget()
 
     def _call_head(self, states: Tensor) -> Tensor:
-        """[C, H] to [C, V], called as the model calls it: its own forward, with the body's answer put in place."""
+        """Return logits [C, V] of states [C, H] by the model's own forward, with the body's answer put in place."""
         answer = (self._answer_type or _plain_answer())(last_hidden_state=states[None])
         placeholder = torch.zeros((1, states.shape[0]), dtype=torch.int64, device=states.device)
         routers = {"output_router_logits": False} if self.want_routers else {}
@@ -154,7 +154,9 @@ class ModelPolicy:
     def _map_chunk(
         self, function: Callable[..., Tensor], other: Policy | None, inputs: list[Any], kept: bool
     ) -> Tensor:
-        """One chunk's values, recomputed in backward; a chunk that is alone is `kept`, which is a head's pass less."""
+        """Return one chunk's values, recomputed in backward; a chunk that is alone is `kept`, which is a head's pass
+        less.
+        """
 
         def compute(states: Tensor, labels: Tensor, rival: Tensor | None, *given: Tensor) -> Tensor:
             logits = self.head(states)
@@ -187,7 +189,7 @@ def _plain_answer() -> Any:
 
 
 def _random_states(device: torch.device) -> list[Tensor]:
-    """The states of the generators that a pass on this device may draw from."""
+    """Return the states of the generators that a pass on this device may draw from."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
@@ -202,7 +204,7 @@ def _drawing_again(states: Sequence[Tensor], device: torch.device) -> Iterator[N
 
 
 def _spread(values: Tensor, positions: Tensor, batch: Batch) -> Tensor:
-    """[S, ...] to [T, ...], 0 where nothing is supervised."""
+    """Return values [S, ...] as [T, ...], with 0 where nothing is supervised."""
     return values.new_zeros((batch.num_tokens, *values.shape[1:])).index_copy(0, positions, values)
 
 

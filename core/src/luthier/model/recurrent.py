@@ -66,7 +66,7 @@ def decide_packing(reason: str | None, decisions: Decisions) -> bool:
 
 
 def _class_of(config: Any) -> Any:
-    """The causal LM's class for a config, None where transformers has none."""
+    """Return the causal LM's class for a config, None where transformers has none."""
     import transformers
 
     return transformers.AutoModelForCausalLM._model_mapping.get(type(config), None)

@@ -82,7 +82,9 @@ class MasterStep:
 
 
 def newest_master(master: Tensor, parameter: Tensor) -> Tensor:
-    """The float32 copy, brought up to date where something else than the optimizer has changed the parameter since."""
+    """Return the float32 copy, brought up to date where something else than the optimizer has changed the parameter
+    since.
+    """
     low = parameter.detach()
     return master.copy_(torch.where(master.to(low.dtype) == low, master, low.float()))
 
@@ -101,7 +103,7 @@ def _reached(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 @contextmanager
 def _alone(optimizer: torch.optim.Optimizer, chunk: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Inside it the other parameters have no gradient, so that the optimizer passes them by."""
+    """Hide the other parameters' gradients within this context, so that the optimizer passes them by."""
     members = set(chunk)
     others = [(p, p.grad) for p in _reached(optimizer) if p not in members]
     for parameter, _ in others:
@@ -115,7 +117,7 @@ def _alone(optimizer: torch.optim.Optimizer, chunk: Sequence[nn.Parameter]) -> I
 
 @contextmanager
 def _widened(parameters: Sequence[nn.Parameter], wide: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Inside it the parameters hold the tensors `wide`; gives what they held, and hold again after it."""
+    """Let the parameters hold the tensors `wide` within this context; yield what they held, and restore it."""
     narrow = [p.detach() for p in parameters]
     for parameter, weight in zip(parameters, wide, strict=True):
         put_tensor(parameter, weight)

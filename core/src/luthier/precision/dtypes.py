@@ -74,7 +74,7 @@ def decide(
     recipe: Recipe, model: Any, trained: Sequence[Tensor], device: torch.device, decisions: Decisions,
     *, sharded: bool = False,
 ) -> str:  # fmt: skip
-    """The precision of this run: the recipe's, or what `choose` says."""
+    """Return the precision of this run: the recipe's, or what `choose` says."""
     kinds = {p.dtype for p in trained}
     facts = Facts(
         device=device.type,
@@ -129,7 +129,7 @@ def settle_precision(
 
 
 def hidden_size(model: Any) -> int:
-    """The model's width; 0 where its config does not say."""
+    """Return the model's width; 0 where its config does not say."""
     return getattr(model.config.get_text_config(), "hidden_size", 0)
 
 
@@ -160,17 +160,17 @@ class Precision:
 
     @property
     def is_low(self) -> bool:
-        """True if products are computed in less than float32."""
+        """Return True if products are computed in less than float32."""
         return self.name in COMPUTED_IN
 
     def computing(self) -> AbstractContextManager[Any]:
-        """Around every forward pass: products are computed in the run's dtype, whatever their operands are in."""
+        """Compute products in the run's dtype within this context, whatever their operands are in."""
         dtype = COMPUTED_IN.get(self.name)
         return contextlib.nullcontext() if dtype is None else torch.autocast(self.device, dtype)
 
     @contextlib.contextmanager
     def held(self, model: Any, trained: Sequence[nn.Parameter]) -> Iterator[None]:
-        """Inside it the weights are in the dtypes that the run trains them in; the model is given back as it came.
+        """Give the weights the dtypes that the run trains them in within this context, and restore the model after it.
 
         Frozen ones are in the dtype of products, so that none is cast in every step; trained ones in float32, but for
         pure_bf16. What was trained in another dtype than it came in is rounded to that.
@@ -193,7 +193,7 @@ class Precision:
         return objective if self.scaler is None or objective is None else self.scaler.scaled(objective)
 
     def unscale(self, gradients: Sequence[Tensor]) -> None:
-        """Before anyone reads the gradients of the global batch."""
+        """Divide the gradients of the global batch by the loss scale, before anyone reads them."""
         if self.scaler is not None:
             self.scaler.unscale(gradients)
 
@@ -205,7 +205,7 @@ class Precision:
         return not norm_is_finite
 
     def step(self, optimizer: torch.optim.Optimizer, index: int) -> None:
-        """The optimizer's step `index`, from 0."""
+        """Run optimizer step `index` (0-based)."""
         if self.stepping is None:
             optimizer.step()
         else:
@@ -268,7 +268,7 @@ def _widening(model: Any) -> Iterator[nn.Module]:
 
 
 def narrow_output(module: nn.Module, inputs: Any, output: Any) -> Any:
-    """A forward hook: the dtype of products, where the run has one."""
+    """Return a product's output in the dtype of products, if the run has one; it is a forward hook."""
     if not isinstance(output, Tensor) or not torch.is_autocast_enabled(output.device.type):
         return output
     return output.to(torch.get_autocast_dtype(output.device.type))

@@ -9,7 +9,8 @@ HALF = 0x8000  # half of the lowest bit that bfloat16 keeps: bfloat16 is the upp
 
 
 def split_halves(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A finite float32 tensor as its nearest bfloat16 and, in int16, what that cuts off; None where that is nothing.
+    """Return a finite float32 tensor as its nearest bfloat16 and, in int16, what that cuts off; None where that is
+    nothing.
 
     The two take the room of the one, and `join_halves` gives it back to the bit. Halves are rounded away from zero, so
     that the rest is within int16.
@@ -24,7 +25,7 @@ def split_halves(x: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def join_halves(top: Tensor, rest: Tensor | None) -> Tensor:
-    """The float32 tensor that `split_halves` cut."""
+    """Return the float32 tensor that `split_halves` cut."""
     if rest is None:
         return top.float()
     high = top.view(torch.int16).to(torch.int32) << 16
@@ -32,7 +33,7 @@ def join_halves(top: Tensor, rest: Tensor | None) -> Tensor:
 
 
 def round_stochastically(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """A float32 tensor in bfloat16, each entry up or down with the chance that makes the mean exact.
+    """Return a float32 tensor in bfloat16, each entry up or down with the chance that makes the mean exact.
 
     Gupta et al. 2015, arXiv 1502.02551: an update smaller than a step of bfloat16 is made now and then instead of
     never. Entries that bfloat16 holds stay as they are.

@@ -30,7 +30,7 @@ class Held:
     rest: Tensor | None = None
 
     def whole(self) -> Tensor:
-        """The weight as it came, on its device."""
+        """Return the weight as it was loaded, on its device."""
         now = self.parameter.detach()
         if self.rest is None:
             return now.to(self.came)
@@ -58,7 +58,7 @@ def hold_weight(parameter: nn.Parameter, dtype: torch.dtype, *, exact: bool = Fa
 
 
 def whole_weight(parameter: Tensor) -> Tensor:
-    """A weight as it came, wherever it is held."""
+    """Return a weight as it was loaded, wherever it is stored."""
     holder = getattr(parameter, "held", None)
     return parameter.detach() if holder is None else holder.whole()
 
@@ -74,7 +74,7 @@ def fill_parameter(parameter: Tensor, weight: Tensor) -> None:
 
 
 def _lowered(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """The weight in `dtype`, and on the host what that has lost."""
+    """Return the weight in `dtype`, and, in host memory, what it has lost."""
     if dtype is torch.bfloat16:
         low, rest = split_halves(weight.float())
         return low, None if rest is None else rest.cpu()
@@ -83,7 +83,7 @@ def _lowered(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]
 
 
 def frozen_weights(model: Any, dtype: torch.dtype) -> Iterator[nn.Parameter]:
-    """The frozen weights of torch's and transformers' own layers that are not of `dtype`, each once.
+    """Yield the frozen weights of torch's and transformers' own layers that are not of `dtype`, each once.
 
     Left as they are: what a quantizer or an adapter brought, what the architecture says must stay in float32, and
     weights that are not finite, which the trace shall find.

@@ -148,7 +148,7 @@ def _owner(name: str, kind: str) -> str | None:
 
 
 def _suggestion(name: str) -> str:
-    """A name like the one given that would do, if there is one."""
+    """Return a name like the one given that would do, if there is one."""
     near = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:LONGEST].strip("-")
     return f"Write {near!r}." if NAME.fullmatch(near) else "Begin with a letter."
 

@@ -66,7 +66,9 @@ def _head(recipe: SettledRecipe, feed: Feed | LaidOutFeed, place: torch.device) 
 
 
 def attach_parts(attachment: Attachment) -> Setup:
-    """The model with its adapter and all that a step needs; without weights (a rehearsal) no number is looked at."""
+    """Return the model with its adapter and all that a step needs; without weights (a rehearsal) no number is looked
+    at.
+    """
     with ExitStack() as undo:
         setup = _attached(attachment, undo)
         undo.push(setup.undo)  # undone if a companion cannot be loaded
@@ -176,7 +178,9 @@ def _first_batches(count: int, step: int, head: Callable[[int], Iterable[Batch]]
 
 
 def trained_groups(recipe: Recipe, adapter: Adapter, model: Any) -> list[Group]:
-    """The adapter's groups, of which at least one must hold something, with the rates that the recipe gives them."""
+    """Return the adapter's groups, of which at least one must hold something, with the rates that the recipe gives
+    them.
+    """
     groups = [g for g in adapter.groups() if g.parameters]
     if not groups:
         raise LuthierError("train-nothing", "the adapter leaves no parameter to train", where="adapter")
@@ -184,7 +188,7 @@ def trained_groups(recipe: Recipe, adapter: Adapter, model: Any) -> list[Group]:
 
 
 def _router(recipe: SettledRecipe, model: Any) -> float:
-    """The weight of the load-balancing loss: the recipe's, or the model's own where its config asks for one."""
+    """Return the weight of the load-balancing loss: the recipe's, or the model's own where its config asks for one."""
     config = model.config
     if recipe.router_aux_loss_coef is not None:
         if recipe.router_aux_loss_coef and not hasattr(config, "num_experts_per_tok"):

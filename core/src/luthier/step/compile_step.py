@@ -72,7 +72,7 @@ def choose(facts: Facts) -> tuple[bool, str]:
 
 
 def compiler() -> str | None:
-    """The C++ compiler that torch would call: `CXX`, or the system's own."""
+    """Return the C++ compiler that torch would call: `CXX`, or the system's own."""
     return shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
 
 
@@ -117,12 +117,12 @@ def run_tokens(setup: Setup) -> float | None:
 
 
 def _supports(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> bool:
-    """One token alone would be a variant of its own."""
+    """Return True if a compiled kernel takes such a tensor. One token alone would need a variant of its own."""
     return dtype in DTYPES and len(shape) > 1 and shape[-2] > 1 and min(shape) > 0
 
 
 def _mark(variants: object) -> Path:
-    """A file in the compiler's cache that says: a run with these variants of the kernels was here."""
+    """Return a file's path in the compiler's cache that says: a run with these variants of kernels was here."""
     folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or Path(tempfile.gettempdir()) / f"torchinductor_{_user()}"
     what = (torch.__version__, torch.get_num_threads(), variants, inspect.getsource(formulas))
     return Path(folder) / f"luthier-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}"
@@ -200,7 +200,7 @@ class Passes:
         return self._run(formula, (grad, gate, up), lambda: kernels.gated_backward(grad, gate, up, kind))
 
     def _run(self, formula: Callable[..., Any], given: tuple[Any, ...], eager: Callable[[], Any]) -> Any:
-        """The compiled formula; the eager kernel where there is none, or somebody looks at torch's operations."""
+        """Run the compiled formula; the eager kernel if there is none, or if somebody observes torch's operations."""
         tensors = [value for value in given if isinstance(value, Tensor)]
         if self.failed or is_watched() or any(type(t) not in (Tensor, Parameter) for t in tensors):
             return eager()

@@ -97,7 +97,7 @@ def _load(quantizer: Quantizer, folder: Path, model: Any) -> Any:
 
 
 def dense_weight(layer: nn.Module, quantizer: Quantizer) -> Tensor:
-    """[out, in] float32, whatever the layer stores."""
+    """Return a layer's weight [out, in] in float32, in whatever form the layer stores it."""
     weight_held = quantizer.dequantize(layer)
     if weight_held is not None:
         return weight_held

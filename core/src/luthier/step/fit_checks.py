@@ -21,7 +21,7 @@ log = get_logger()
 
 
 def prepare_model(model: Any, tokenizer: Any, prepared: Prepared) -> None:
-    """The model learns where answers stop, and must know every token and position of the rows."""
+    """Tell the model where answers stop, and check that it knows every token and position of the rows."""
     teach_stops(model, tokenizer, prepared.stop_tokens)
     for dataset in (prepared.train, prepared.validation):
         if dataset is not None:
@@ -64,7 +64,7 @@ def check_prompts(prepared: Prepared, recipe: SettledRecipe, packing: Packing, m
 
 
 def _has(dataset: TokenDataset | Stream) -> str:
-    """A stream's examples are not known: only what they may be."""
+    """Return the verb for what an example has. A stream's examples are not known: they only may have it."""
     return "may have" if isinstance(dataset, Stream) else "has"
 
 

@@ -74,7 +74,7 @@ class Step(nn.Module):
 
 
 def router_balance(routers: Sequence[Tensor], top_k: int, batch: Batch) -> Tensor:
-    """[D]: the load-balancing loss of each document (Switch Transformer, eq. 4 to 6, as transformers has it).
+    """Return [D]: the load-balancing loss of each document (Switch Transformer, eq. 4 to 6, as transformers has it).
 
     Per document, so that it does not depend on what a document was packed with: a documented difference.
     """

@@ -48,7 +48,7 @@ class Opened:
 
 
 def open_artifact(path: str | Path, device: torch.device | str = "cpu", base: str | None = None) -> Opened:
-    """The model at `path`. `base` stands in for the base model that an adapter's folder names."""
+    """Return the model at `path`. `base` replaces the base model that an adapter's folder names."""
     folder = artifact_folder(Path(path))
     note = read_opened_note(folder)
     if note.get("artifact") == "adapter":
@@ -120,7 +120,7 @@ def _on_base(folder: Path, note: dict[str, Any], spec: Model, device: torch.devi
 
 
 def _attached(note: dict[str, Any], spec: Model, device: torch.device) -> Opened:
-    """The base with a fresh adapter; its tokenizer is still to be read."""
+    """Return the base with a fresh adapter; its tokenizer is still to be read."""
     model, quantizer = open_base(note, spec, device)
     return attach_fresh(model, quantizer, note, spec)
 

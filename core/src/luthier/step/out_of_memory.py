@@ -73,7 +73,7 @@ def fit_memory(setup: Setup, lengths: Sequence[int], work: Callable[[], Result],
 
 
 def lowered_limit(setup: Setup) -> int | None:
-    """The token limit that was learnt, if one was; what a checkpoint keeps of it."""
+    """Return the token limit that was learnt, for the checkpoint; None if none was."""
     limit = setup.packing.max_tokens
     return limit if limit < setup.recipe.max_tokens_per_device else None
 
@@ -86,7 +86,7 @@ def hold_limit(setup: Setup, limit: int | None) -> None:
 
 
 def exhausted(setup: Setup, tokens: int, tries: int, problem: str) -> LuthierError:
-    """The error with its numbers."""
+    """Return the error for exhausted memory, with its numbers."""
     room = measure_capacity(setup.device)
     tried = f", {tries - 1} times again" if tries > 1 else ""
     numbers = f"{size_text(room.free)} of {size_text(room.total)} on {room.device} are free now"

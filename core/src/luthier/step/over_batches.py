@@ -45,7 +45,7 @@ def run_over(setup: Setup, batches: Iterable[Batch], function: Callable[[Any, Ba
 
 
 def _run_turn(setup: Setup, own: Sequence[Batch], first: int, function: Callable[[Any, Batch], Any]) -> list[Any]:
-    """One batch on each rank; the results of those that had one."""
+    """Run the function over one batch on each rank, and return the results of the ranks that had one."""
     place, count = first + setup.world.rank, min(setup.world.size, len(own) - first)
     works = place < len(own)
     batch = own[place] if works else make_idle_batch(setup.feed.head(1)[0]).to(setup.device)

@@ -112,19 +112,19 @@ class Setup:
 
     @property
     def stateful_parts(self) -> dict[str, Any]:
-        """The objects that have a state of their own, by name, besides those that a checkpoint keeps apart."""
+        """Return the objects that have a state of their own, by name, besides those that a checkpoint keeps apart."""
         parts = {field.name: getattr(self, field.name) for field in attrs.fields(type(self))}
         kept = {name: part for name, part in parts.items() if name not in KEPT_APART}
         return {name: part for name, part in kept.items() if callable(getattr(part, "state", None))}
 
     @property
     def is_sharded(self) -> bool:
-        """True where each rank holds only its part of every weight."""
+        """Return True where each rank holds only its part of every weight."""
         return self.spread.strategy == "fsdp"
 
     @property
     def layout(self) -> UnitLayout:
-        """How units are laid out before they are packed."""
+        """Return how units are laid out before they are packed."""
         return self.feed.layout
 
     def progress_after(self, step: int, epoch: float) -> Progress:
@@ -146,7 +146,7 @@ class Setup:
         return self.quantizer.progressed(self.progress)
 
     def portions(self, first: int) -> Iterator[Portion]:
-        """The portions of step `first` (from 0) and of those after it, made ahead where that pays."""
+        """Return the portions of step `first` (from 0) and of those after it, made ahead where that pays."""
         portions = self.feed.portions(first)
         streaming = not isinstance(self.train, TokenDataset)
         if not self.decisions.take("prefetch", lambda: prefetch_pays(self.device, streaming=streaming)):

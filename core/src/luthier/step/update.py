@@ -48,7 +48,7 @@ class Update:
     batches: tuple[Batch, ...] = ()  # kept if the step is not finite, to be examined
 
     def numbers(self) -> dict[str, Any]:
-        """All but the batches, as a checkpoint keeps it until it is logged."""
+        """Return all fields except the batches, as a checkpoint keeps them until they are logged."""
         return attrs.asdict(self, filter=lambda field, _: field.name != "batches")
 
 
@@ -98,7 +98,7 @@ def _differentiated(setup: Setup, index: int, portion: Portion) -> tuple[list[Ba
 
 
 def accumulate_gradients(setup: Setup, index: int, batches: list[Batch]) -> Meter:
-    """The gradient of the global batch's objective, and its sums; the same again each time it is called."""
+    """Return the gradient of the global batch's objective, and its sums; the same again each time it is called."""
     if is_coupled(setup.loss):
         return accumulate_coupled(setup, index, batches)
     return _accumulate(setup, index, batches)

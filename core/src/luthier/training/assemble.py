@@ -137,7 +137,7 @@ def _refuse_trainer(resolved: Resolved) -> None:
 
 
 def usable_device(recipe: Recipe, resolved: Resolved, world: World) -> torch.device:
-    """The run's device; what the parts, the device or the length cannot do is refused."""
+    """Return the run's device; what the parts, the device or the length cannot do is refused."""
     _refuse_trainer(resolved)
     device = devices.choose_device(device_name(recipe.device, world))
     check_parts(recipe, resolved, device.type)

@@ -10,7 +10,7 @@ from luthier.training.run import Run
 
 
 def finished_run(folder: Path, given: Given | None = None, record: dict[str, Any] | None = None) -> Run:
-    """The result that a completed run recorded; `given` is what its caller has in hand that no file could hold.
+    """Return the result that a completed run recorded; `given` is what its caller has in hand that no file could hold.
 
     `record` is what rank 0 has read, where this is another machine.
     """

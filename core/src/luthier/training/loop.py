@@ -183,7 +183,7 @@ class Loop:
         return as_held(tree, folder, setup.adapter, setup.optimizer, sharded=setup.is_sharded)
 
     def best_checkpoint(self) -> Path | None:
-        """The folder of the best evaluated checkpoint, if it was kept."""
+        """Return the folder of the best evaluated checkpoint, if it was kept."""
         if self.tally.best_step is None:
             return None
         path = checkpoint.folder_of(self.run.folder, self.tally.best_step)
@@ -225,7 +225,7 @@ class Loop:
         }
 
     def _hold(self, portion: Portion) -> None:
-        """The schedule waits for a step that moved no weight."""
+        """Let the schedule wait for a step that moved no weight."""
         pace, tally = self.setup.pace, self.tally
         place = pace.place(portion.step, portion.samples)
         pace.held = tally.held = pace.held + pace.place(tally.step, tally.samples) - place

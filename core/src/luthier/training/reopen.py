@@ -75,7 +75,7 @@ def _restore_loss(setup: Setup, folder: Path, best: Path | None) -> None:
 
 
 def evaluate_again(setup: Setup, data: Any = None) -> dict[str, float]:
-    """The held-out numbers over the run's validation rows, or over `data`: a path, rows or a dataset."""
+    """Return the held-out numbers over the run's validation rows, or over `data`: a path, rows or a dataset."""
     if data is None:
         if setup.validation is None:
             raise LuthierError("data-empty", "the run has no validation rows", where="data.validation",
@@ -102,7 +102,7 @@ def evaluate_rows(setup: Setup, rows: Any) -> dict[str, float]:
 
 @contextmanager
 def as_trained(setup: Setup) -> Iterator[None]:
-    """Inside it the model computes as it did in the run."""
+    """Let the model compute within this context as it did in the run."""
     trained = [p for group in setup.adapter.groups() for p in group.parameters]
     operations = installed_operations(setup.model, setup.operations.operations)
     precision, process = setup.precision.held(setup.model, trained), setup.process.applied()

@@ -24,7 +24,7 @@ EVERY: Final = 30.0  # seconds between log lines where there is no terminal
 
 
 def made_rows(recipe: Recipe, objects: Objects, tokenizer: Any, wanted: Wanted, world: World) -> Prepared:
-    """The examples, made by one process of a machine before the others; the tokenizer takes over their template."""
+    """Return the examples, made by one process of a machine before the others; the tokenizer gets their template."""
     if objects.prepared is not None:
         return objects.prepared
     with first_here(world):
@@ -35,7 +35,7 @@ def made_rows(recipe: Recipe, objects: Objects, tokenizer: Any, wanted: Wanted, 
 
 
 def prepared_data(recipe: Recipe, objects: Objects, tokenizer: Any, wanted: Wanted) -> Prepared:
-    """The rows as token examples."""
+    """Return the rows as token examples."""
     with progress() as seen:
         return prepare_data(recipe.data, tokenizer, seed=recipe.seed, wanted=wanted, progress=seen,
                             given=objects.data, given_validation=objects.eval_data)  # fmt: skip
@@ -43,7 +43,7 @@ def prepared_data(recipe: Recipe, objects: Objects, tokenizer: Any, wanted: Want
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """What tokenisation calls with (rows done, rows in all): a bar on a terminal, else a log line now and then."""
+    """Yield a function of (rows done, rows in all) that draws a bar on a terminal, or else logs a line now and then."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

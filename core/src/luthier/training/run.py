@@ -37,7 +37,9 @@ class Run:
 
     @property
     def model(self) -> Any:
-        """The trained model, its adapter attached; read from the run's folder where this process did not train it."""
+        """Return the trained model, its adapter attached; read from the run's folder where this process did not train
+        it.
+        """
         return self._live().model
 
     @property
@@ -54,7 +56,7 @@ class Run:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> str:
-        """The model's answer to a text or to messages, prompted as it was trained; greedy at temperature 0."""
+        """Return the model's answer to a text or to messages, prompted as it was trained; greedy at temperature 0."""
         from luthier.artifacts.note import of_run
         from luthier.model.generation.generate import PromptForm, Sampling, generate_text, prompt_messages
 
@@ -64,7 +66,7 @@ class Run:
         return generate_text(live.model, live.tokenizer, asked, adapter=live.adapter, form=form, sampling=sampling)
 
     def evaluate(self, data: Any = None) -> dict[str, float]:
-        """`eval_loss` and the loss's other numbers, over the run's validation rows or over `data`."""
+        """Return `eval_loss` and the loss's other numbers, over the run's validation rows or over `data`."""
         from luthier.training.reopen import evaluate_again
 
         return evaluate_again(self._trained(), data)
@@ -80,7 +82,7 @@ class Run:
         return save_adapter(live.model, live.tokenizer, live.adapter, Path(path), note, live.quantizer)
 
     def merge(self, path: str | Path | None = None) -> Path:
-        """The merged model's folder: `path`, or `merged` in the run's folder."""
+        """Return the merged model's folder: `path`, or `merged` in the run's folder."""
         return self.save(path or self.output_path / "merged", merged=True)
 
     def to_dict(self) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def _begins(place: Place, resume: Path | None) -> bool:
 
 
 def _done(place: Place, recipe: Recipe, objects: Objects) -> Run:
-    """The finished run; refused where rows from Python, which the recipe cannot tell apart, are others now."""
+    """Return the finished run. Raises if rows from Python differ from then, which the recipe cannot tell."""
     if objects.data is not None:
         tokenizer = objects.tokenizer or tokenizer_of(recipe.model)
         wanted = Wanted.of_part(resolve_parts(recipe).loss)
@@ -102,7 +102,7 @@ def _done(place: Place, recipe: Recipe, objects: Objects) -> Run:
 
 @contextlib.contextmanager
 def _owned(place: Place, record: dict[str, Any], world: World) -> Iterator[None]:
-    """The folder is rank 0's: it alone locks it and writes there."""
+    """Lock the folder within this context on rank 0, which alone writes there."""
     if not world.is_main:
         yield
         return
@@ -115,7 +115,7 @@ def _owned(place: Place, record: dict[str, Any], world: World) -> Iterator[None]
 def _record(
     recipe: Recipe, assembled: Assembled, place: Place, allowed: frozenset[str], resume: Path | None
 ) -> dict[str, Any]:
-    """The run's record: a new one, or that of the run that goes on, if what it began with is the same."""
+    """Return the run's record: a new one, or that of the run that goes on, if what it began with is the same."""
     run_id, parts = (place.record or {}).get("run_id") or new_id(), [p.describe() for p in assembled.resolved]
     wish = getattr(assembled.setup.adapter, "save_dtype", None)
     files = Files.of_recipe(recipe, assembled.setup.context.dtype, wish)
@@ -214,7 +214,7 @@ def _newest(run: ActiveRun, asked: str | None, *, own: bool) -> tuple[str, dict[
 
 
 def _finish(loop: Loop, record: dict[str, Any], assembled: Assembled) -> Run:
-    """The artifact and the result."""
+    """Write the artifact and return the result."""
     setup, run, tally = loop.setup, loop.run, loop.tally
     setup.undo.close()  # artifacts are made of the weights in their original form
     part = setup.optimizer_part
@@ -258,7 +258,7 @@ def _written(loop: Loop, note_: dict[str, Any], assembled: Assembled, state: dic
 
 
 def _artifacts(setup: Setup, folder: Path, note_: dict[str, Any]) -> tuple[Path, Path | None]:
-    """The adapter's own files, and the merged model where the recipe asks for it."""
+    """Write the adapter's own files, and the merged model if the recipe asks for it; return their paths."""
     model, tokenizer, adapter = setup.model, setup.tokenizer, setup.adapter
     setup.tell_progress()
     with setup.optimizer_part.evaluating():
@@ -270,7 +270,7 @@ def _artifacts(setup: Setup, folder: Path, note_: dict[str, Any]) -> tuple[Path,
 
 @contextlib.contextmanager
 def _recorded(loop: Loop, record: dict[str, Any]) -> Iterator[None]:
-    """However the run ends, run.json says so."""
+    """Record in run.json how the run ends, however it does."""
     run = loop.run
     reserve = Reserve(run.folder)
     try:

@@ -31,7 +31,7 @@ META: Final = torch.device("meta")
 def load_quantized(
     case: Case, recipe: SettledRecipe, strategy: Strategy, world: World, quantized: Callable[[torch.device], Any]
 ) -> tuple[Any, Purpose]:
-    """The model with its quantizer applied, as `quantized(device)` makes it; and its purpose."""
+    """Return the model with its quantizer applied, as `quantized(device)` makes it; and its purpose."""
     if strategy != "fsdp":
         return quantized(case.device), case.purpose
     reason = None if world.is_main else _why_not(case, recipe)

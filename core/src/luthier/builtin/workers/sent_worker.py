@@ -92,7 +92,7 @@ def _watch(process: subprocess.Popen[bytes], metrics: ToldMetrics | None) -> int
 
 
 def _own_environment() -> dict[str, str]:
-    """The environment without the parcel, of which the training knows nothing."""
+    """Return the environment without the parcel, of which the training knows nothing."""
     return {name: value for name, value in os.environ.items() if not name.startswith(VARIABLE)}
 
 

@@ -70,7 +70,7 @@ def document_arguments(batch: Batch) -> dict[str, Any]:
 
 @contextmanager
 def documents_told(told: dict[str, Any]) -> Iterator[None]:
-    """Inside it attention knows of the documents although an architecture does not pass its arguments on."""
+    """Tell attention about the documents within this context, though an architecture passes no arguments on."""
     token = _TOLD.set(told)
     try:
         yield

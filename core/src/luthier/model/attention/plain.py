@@ -37,7 +37,7 @@ def attend_singly(
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, rule: Rule, dropout: float) -> Tensor:
-    """[1, heads, L, d]: the last L of K + L positions attend to what stands at or before them."""
+    """Return [1, heads, L, d], in which each of the last L of K + L positions attends to itself and those before it."""
     length, total = q.shape[2], k.shape[2]
     grouped = q.shape[1] != k.shape[1]
     windowed = rule.window is not None and rule.window < total
@@ -56,7 +56,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, rule: Rule, dropout: float) -> Tens
 
 
 def _allowed(length: int, total: int, window: int | None, device: torch.device) -> Tensor:
-    """[L, K + L] bool; a window of w sees the token itself and w - 1 before it, as in transformers."""
+    """Return [L, K + L] bool; a window of w sees the token itself and w - 1 before it, as in transformers."""
     here = torch.arange(total - length, total, device=device)[:, None]
     there = torch.arange(total, device=device)[None]
     return (there <= here) if window is None else (there <= here) & (there > here - window)

@@ -28,7 +28,7 @@ class Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: tuple[Bucket, ...], rule: Rule,
                 keep: bool) -> Tensor:  # fmt: skip
-        """`keep`: a gradient will be asked for."""
+        """Return True (`keep`) if a gradient will be asked for."""
         ctx.plan, ctx.rule, ctx.counts, kept = plan, rule, [], []
         result, room = value.new_empty((1, query.shape[2], query.shape[1], value.shape[3])), Room()
         for bucket in plan:
@@ -62,12 +62,12 @@ class Gradients:
         self.value = value.new_zeros((value.shape[2], value.shape[1], value.shape[3]), dtype=exact)
 
     def given(self) -> Iterator[Tensor]:
-        """[1, heads, T, d] each."""
+        """Yield [1, heads, T, d] each."""
         for found in (self.query, self.key, self.value):
             yield found.to(self.dtype).transpose(0, 1)[None]
 
     def put(self, bucket: Bucket, query: Tensor, key: Tensor, value: Tensor) -> None:
-        """A bucket's own: query [D, heads, L, d], key and value [D, key heads, K + L, d]."""
+        """Put the bucket's tensors into place: query [D, heads, L, d], key and value [D, key heads, K + L, d]."""
         for i, document in enumerate(bucket.documents):
             own = slice(document.start, document.stop)
             self.query[own].copy_(query[i, :, : document.length].transpose(0, 1))
@@ -125,7 +125,7 @@ def _differentiated(work: Work, given: Tensor, sums: Gradients, kept: Iterator[T
 
 
 def _shares(work: Work, block: Block, kept: Iterator[Tensor] | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The probabilities in the exact dtype and in the inputs', kept or computed again, and a soft cap's slope."""
+    """Return the probabilities in the exact dtype and the inputs', kept or computed again, and a soft cap's slope."""
     if kept is None:
         exact, slope = work.probabilities(block)
         return exact, work.rounded("share", exact), slope
@@ -136,7 +136,7 @@ def _shares(work: Work, block: Block, kept: Iterator[Tensor] | None) -> tuple[Te
 
 
 def _score_gradient(work: Work, shares: Tensor, slopes: Tensor, cap_slope: Tensor | None) -> Tensor:
-    """[n, g * rows, keys] the gradient of the scores from that of the probabilities, in the inputs' dtype."""
+    """Return [n, g * rows, keys] the gradient of the scores from that of the probabilities, in the inputs' dtype."""
     exact = slopes
     if slopes.dtype != work.exact:
         exact = work.room.get("exact slopes", slopes, work.exact, *slopes.shape).copy_(slopes)

@@ -65,12 +65,12 @@ class Work:
         self.v = self._gathered(value, self.dtype, keys=True).flatten(0, 1)
 
     def queries(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """[1, heads, T, d] to [N, g, L, d]."""
+        """Return [1, heads, T, d] as [N, g, L, d]."""
         found = self._gathered(tensor, dtype, keys=False)
         return found.view(-1, self.groups, *found.shape[2:])
 
     def turns(self) -> Iterator[Block]:
-        """The blocks one after another; where there is no data, the largest for all."""
+        """Return the blocks one after another; without data only the largest, which stands for all."""
         return standing_for(self.q, list(self.blocks()), self.scores)
 
     def scores(self, block: Block) -> int:
@@ -78,8 +78,9 @@ class Work:
         return (block.b - block.a) * self.groups * (block.last - block.first) * (block.high - block.low)
 
     def blocks(self) -> Iterator[Block]:
-        """Every query with the keys that it may see, in tiles that keep to TILE; the largest first, so that they fit
-        the memory of the first."""
+        """Yield every query with the keys that it may see, in tiles that keep to TILE; the largest first, so that they
+        fit the memory of the first.
+        """
         known, window, heads = self.bucket.known, self.rule.window, len(self.q)
         for first in reversed(range(0, self.bucket.length, ROWS)):
             last = min(first + ROWS, self.bucket.length)
@@ -91,7 +92,7 @@ class Work:
                             a=heads * i // parts, b=heads * (i + 1) // parts)  # fmt: skip
 
     def probabilities(self, block: Block) -> tuple[Tensor, Tensor | None]:
-        """[n, g * rows, keys] in the exact dtype, and the slope of a soft cap."""
+        """Return [n, g * rows, keys] in the exact dtype, and the slope of a soft cap."""
         q, k = self.rows(self.q, block), self.seen(self.k, block)
         scores = self.product("scores", q, k.transpose(1, 2), self.rule.scale)
         slope = None if self.rule.cap is None else self._capped(scores, self.rule.cap)
@@ -99,15 +100,15 @@ class Work:
         return torch.ops.aten._softmax.out(scores, -1, False, out=scores), slope
 
     def rows(self, tensor: Tensor, block: Block) -> Tensor:
-        """[n, g * rows, d] of [N, g, L, d]."""
+        """Return [n, g * rows, d], the block's queries out of [N, g, L, d]."""
         return tensor[block.a : block.b, :, block.first : block.last].flatten(1, 2)
 
     def seen(self, tensor: Tensor, block: Block) -> Tensor:
-        """[n, keys, d] of [N, K + L, d]."""
+        """Return [n, keys, d], the block's keys out of [N, K + L, d]."""
         return tensor[block.a : block.b, block.low : block.high]
 
     def put(self, tensor: Tensor, block: Block, rows: Tensor) -> None:
-        """The reverse of `rows`."""
+        """Add rows back to where `rows` took them from."""
         place = tensor[block.a : block.b, :, block.first : block.last]
         place.copy_(rows.view(place.shape))
 
@@ -117,15 +118,15 @@ class Work:
         return torch.baddbmm(found, left, right, beta=0, alpha=scale, out=found)
 
     def rounded(self, name: str, exact: Tensor) -> Tensor:
-        """The same in the inputs' dtype."""
+        """Return the tensor in the inputs' dtype."""
         return exact if self.dtype == self.exact else self.room.get(name, exact, self.dtype, *exact.shape).copy_(exact)
 
     def by_document(self, tensor: Tensor) -> Tensor:
-        """[N, ...] to [D, heads, length, d]."""
+        """Return rows [N, ...] as padded documents [D, heads, length, d]."""
         return tensor.view(len(self.bucket.documents), -1, *tensor.shape[-2:])
 
     def _gathered(self, tensor: Tensor, dtype: torch.dtype, *, keys: bool) -> Tensor:
-        """[D, heads, K + L, d] of [1, heads, T, d], 0 where it is padded."""
+        """Return [D, heads, K + L, d] from [1, heads, T, d], with 0 where it is padded."""
         documents, length = self.bucket.documents, self.bucket.length + (self.bucket.known if keys else 0)
         found = tensor.new_empty((len(documents), tensor.shape[1], length, tensor.shape[3]), dtype=dtype)
         for i, document in enumerate(documents):

@@ -28,7 +28,7 @@ def install_attention(model: Any) -> str:
 
 
 def _own_config(model: Any) -> None:
-    """The attention choice lives on the config, which another model of the caller's may share."""
+    """Give the model its own config, because the attention choice is stored there and another model may share it."""
     copies: dict[int, Any] = {}
     fresh = copy.deepcopy(model.config)
     for name, value in vars(model.config).items():
@@ -42,13 +42,13 @@ def _own_config(model: Any) -> None:
 
 
 def ordinary_attention(model: Any) -> str:
-    """The implementation with which the model generates: sdpa, or eager where it has no sdpa."""
+    """Return the implementation with which the model generates: sdpa, or eager where it has no sdpa."""
     return "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
 
 
 @contextmanager
 def packed_attention(model: Any) -> Iterator[None]:
-    """Inside it the model is called with packed batches."""
+    """Let the model be called with packed batches within this context."""
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:
@@ -59,7 +59,7 @@ def packed_attention(model: Any) -> Iterator[None]:
 
 @contextmanager
 def generating_attention(model: Any) -> Iterator[None]:
-    """Inside it the model generates: ordinary attention, evaluation mode, cache on."""
+    """Let the model generate within this context: ordinary attention, evaluation mode, cache on."""
     before, training = model.config._attn_implementation, model.training
     if before == NAME:
         model.set_attn_implementation(ordinary_attention(model))

@@ -119,5 +119,5 @@ def _groups_itself(kernel: Kernel) -> bool:
 
 
 def _starts(lengths: list[int], device: torch.device) -> Tensor:
-    """[D + 1] int32."""
+    """Return [D + 1] int32."""
     return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device, non_blocking=True)

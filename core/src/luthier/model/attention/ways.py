@@ -75,7 +75,7 @@ def attend_documents(
 
 
 def _useful_window(window: int | None, found: tuple[Document, ...]) -> int | None:
-    """The window where some document is longer than it."""
+    """Return the window if some document is longer than it, else None."""
     return window if window is not None and window < max(d.known + d.length for d in found) else None
 
 
@@ -97,7 +97,7 @@ def _offered(
 
 
 def preferred(device: torch.device, dtype: torch.dtype, kernels: Kernels | None = None) -> tuple[str, str]:
-    """The way for a device and a dtype, and why. `kernels` None: those that are installed."""
+    """Return the preferred way for a device and a dtype, and the reason. `kernels` None means the installed ones."""
     if device.type == "cpu":
         return PRODUCTS, "products over documents of like length are the fastest on a CPU"
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
@@ -119,7 +119,7 @@ def available(way: str, device: torch.device) -> bool:
 
 
 def decide_attention(model: nn.Module, device: torch.device, dtype: torch.dtype, decisions: Any) -> str:
-    """The way that a run's model attends: what its decisions hold, or the preferred one."""
+    """Return the way in which a run's model attends: the one in its decisions, or else the preferred one."""
     way = decisions.take("attention", lambda: preferred(device, dtype), usable=lambda way: available(way, device))
     set_attention(model, Choice(way))
     return way

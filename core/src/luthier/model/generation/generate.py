@@ -28,7 +28,7 @@ class Sampling:
     seed: int = 0
 
     def arguments(self) -> dict[str, Any]:
-        """The settings of transformers' generation; `recipe-out-of-range` where one is outside its bounds."""
+        """Return the settings of transformers' generation; `recipe-out-of-range` where one is outside its bounds."""
         _check_range("max_new_tokens", self.max_new_tokens, 1, None)
         _check_range("temperature", self.temperature, 0, None)
         _check_range("top_p", self.top_p, 0, 1)
@@ -125,7 +125,7 @@ class Leaving(StoppingCriteria):
 
 
 def stop_token_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Every token that ends an answer: those of the model's generation config, and the tokenizer's."""
+    """Return every token that ends an answer: those of the model's generation config, and the tokenizer's."""
     own = model.generation_config.eos_token_id
     known = [own] if isinstance(own, int) else list(own or [])
     return sorted({*known, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})

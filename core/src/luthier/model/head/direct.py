@@ -36,7 +36,7 @@ def sweep(head: Linear, count: int, want: Want, *, most: int | None = None, keep
 
 
 def joined(parts: list[Online]) -> Scores:
-    """The statistics of all blocks."""
+    """Return the statistics of all blocks."""
     entropies = [p.entropy for p in parts if p.entropy is not None]
     hits = [p.top1 for p in parts if p.top1 is not None]
     logprobs = torch.cat([p.logprobs for p in parts])
@@ -141,14 +141,14 @@ class InForward(torch.autograd.Function):
 
 
 def affordable(head: Linear) -> int:
-    """Rows whose probabilities may be kept: a quarter of what the weight's gradient takes, or SMALL."""
+    """Return the rows whose probabilities may be kept: a quarter of what the weight's gradient takes, or SMALL."""
     vocabulary, hidden = head.weight.shape
     room = max(SMALL, vocabulary * hidden * head.exact.itemsize // 4)
     return min(max(room // (vocabulary * head.dtype.itemsize), 1), ROWS)
 
 
 def multiple(factors: Tensor | None, coefficients: Tensor) -> float:
-    """The number that makes the declared coefficients the gradient that came. Raises where there is none."""
+    """Return the factor from the declared coefficients to the gradient that came. Raises if there is none."""
     if factors is None or not len(coefficients):
         return 0.0
     place = coefficients.abs().argmax(0, keepdim=True)
@@ -162,7 +162,7 @@ def multiple(factors: Tensor | None, coefficients: Tensor) -> float:
 
 
 def norms_of(parts: list[Online]) -> Tensor:
-    """[S] log-sum-exp."""
+    """Return [S] log-sum-exp."""
     return torch.cat([p.total for p in parts])
 
 
@@ -174,7 +174,7 @@ def marked(ctx: Any, found: Scores) -> Scores:
 
 
 def _repeated(head: Linear, saved: Sequence[Any], factors: Tensor | None, spread: Tensor | None, sums: Sums) -> Tensor:
-    """[S, H] from logits computed again, block by block; `saved` are rows, labels, norms, and entropies or None."""
+    """Return [S, H] from logits computed again, by block; `saved` are rows, labels, norms, and entropies or None."""
     rows, labels, norms, entropies = saved
     found = norms.new_empty(rows.shape)
     factors = torch.zeros_like(norms) if factors is None else factors

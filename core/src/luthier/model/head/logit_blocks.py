@@ -50,14 +50,14 @@ class Sums:
         self._written = True
 
     def add_labels(self, labels: Tensor, rows: Tensor, factors: Tensor) -> None:
-        """The labels' own terms, after all tiles: rows [C, H] times factors [C]."""
+        """Add the labels' own terms, rows [C, H] times factors [C], after all tiles."""
         if self.weight is not None:
             self.weight.index_put_((labels,), rows * factors[:, None], accumulate=True)
         if self.bias is not None:
             self.bias.index_put_((labels,), factors, accumulate=True)
 
     def add_kept(self, tile: Kept, rows: Tensor, factors: Tensor) -> None:
-        """A kept tile, each of its rows times a factor."""
+        """Add a kept tile, with each of its rows times a factor."""
         if self.weight is not None:
             self._add(self.weight[tile.part], tile.own.t() @ (rows * factors[:, None]).to(tile.own.dtype))
         if self.bias is not None:
@@ -81,7 +81,7 @@ def _gradient_dtype(parameter: Tensor) -> torch.dtype:
 
 
 def score_block(tiles: Tiles, rows: Tensor, labels: Tensor, online: Online) -> Online:
-    """The statistics of one block into `online`, without gradient."""
+    """Compute the statistics of one block into `online`, without gradient."""
     for tile in tiles.each(rows, labels):
         online.fold(tile, tiles)
     return online
@@ -90,8 +90,8 @@ def score_block(tiles: Tiles, rows: Tensor, labels: Tensor, online: Online) -> O
 def differentiate_block(
     tiles: Tiles, rows: Tensor, labels: Tensor, online: Online
 ) -> tuple[Tensor, Tensor, list[Kept]]:
-    """The statistics of one block into `online`. Returns [C, H] the gradient of its log-probabilities, [C] the part
-    of it that stands before the label's own weight, and all tiles where these are kept.
+    """Compute the statistics of one block into `online`, and return [C, H] the gradient of its log-probabilities, [C]
+    the part
 
     A label's own term is left out of the tiles, and added once its probability is known: where a model is sure, what
     remains of 1 - p would be lost in the rounding of bfloat16.
@@ -126,7 +126,7 @@ def collect_gradients(sums: Sums, rows: Tensor, labels: Tensor, online: Online, 
 
 def recompute_gradient(tiles: Tiles, rows: Tensor, labels: Tensor, norms: Tensor, factors: Tensor,
                        spread: Spread | None, sums: Sums) -> Tensor:  # fmt: skip
-    """[C, H] the gradient of rows from logits computed again, and the parameters' into `sums`.
+    """Return [C, H] the gradient of rows from logits computed again, and the parameters' into `sums`.
 
     `norms` are log-sum-exps [C], `factors` [C] the gradient that came for the log-probabilities.
     """
@@ -146,7 +146,7 @@ def recompute_gradient(tiles: Tiles, rows: Tensor, labels: Tensor, norms: Tensor
 
 
 def _slopes(logs: Tensor, factors: Tensor, spread: Spread | None) -> Tensor:
-    """[C, n] the gradient of the logits but for the labels' own terms, in the place of log p."""
+    """Return [C, n], the gradient of the logits without the labels' own terms, in the memory of log p."""
     if spread is None:
         return logs.exp_().mul_(-factors[:, None])
     entropies, weights = spread

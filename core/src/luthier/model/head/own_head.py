@@ -14,7 +14,7 @@ Head = Callable[[Tensor], Tensor]  # [C, H] -> [C, V]
 
 
 def statistics(logits: Tensor, labels: Tensor, want: tuple[str, ...]) -> Tensor:
-    """[C, 1 + want]: the label's log-probability and what else is wanted, in float32 or better."""
+    """Return [C, 1 + want]: the label's log-probability and what else is wanted, in float32 or better."""
     logits = logits.to(torch.promote_types(torch.float32, logits.dtype))
     total = logits.logsumexp(-1)
     columns = [logits.gather(-1, labels[:, None]).squeeze(-1) - total]
@@ -33,7 +33,7 @@ def head_trains(head: Head, rows: Tensor) -> bool:
 
 
 def score_chunks(head: Head, rows: Tensor, labels: Tensor, want: tuple[str, ...], spans: list[slice]) -> Tensor:
-    """[S, 1 + want]; chunks are computed again in backward, but for one that is alone."""
+    """Return [S, 1 + want]; chunks are computed again in backward, but for one that is alone."""
 
     def compute(rows: Tensor, labels: Tensor) -> Tensor:
         return statistics(head(rows), labels, want)

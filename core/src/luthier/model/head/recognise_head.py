@@ -31,7 +31,7 @@ def head_obstacle(model: Any, body: nn.Module) -> str | None:
 
 
 def fit_curve(model: Any, own: Callable[[Tensor], Tensor]) -> Curve | None:
-    """The curve with which a linear head gives what `own` ([C, H] to [C, V]) gives, or None where no one does."""
+    """Return the curve by which a linear head equals `own` ([C, H] to [C, V]); None if there is none."""
     head = model.get_output_embeddings()
     device = head.weight.device
     with torch.no_grad(), torch.autocast(device.type, enabled=False), _undisturbed(device):
@@ -48,7 +48,7 @@ def fit_curve(model: Any, own: Callable[[Tensor], Tensor]) -> Curve | None:
 
 
 def linear_head(head: nn.Linear, curve: Curve) -> Linear:
-    """The head as it is now, in autocast's dtype or its own; in float32, tile by tile, where that is imitated."""
+    """Return the head in autocast's dtype or its own; in float32, tile by tile, if that dtype is emulated."""
     kind, dtype = head.weight.device.type, head.weight.dtype
     if torch.is_autocast_enabled(kind) and dtype != torch.float64:  # autocast itself leaves float64 alone
         dtype = torch.get_autocast_dtype(kind)
@@ -57,7 +57,7 @@ def linear_head(head: nn.Linear, curve: Curve) -> Linear:
 
 
 def _samples(head: nn.Linear) -> Tensor:
-    """[8, H] random rows, whose largest products are about 1 and about LARGEST."""
+    """Return [8, H] random rows, whose largest products are about 1 and about LARGEST."""
     random = torch.Generator().manual_seed(0)
     rows = torch.randn(8, head.in_features, generator=random).to(head.weight)
     largest = (rows @ head.weight.t()).abs().amax(1, keepdim=True)
@@ -78,5 +78,5 @@ def _candidates(config: Any) -> Iterator[Curve]:
 
 
 def _undisturbed(device: torch.device) -> Any:
-    """The random states come out as they went in, whatever the head draws."""
+    """Restore the random states after this context, whatever the head draws."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])

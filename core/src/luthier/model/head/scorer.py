@@ -32,7 +32,7 @@ class Scorer:
         self._said: set[tuple[str, str]] = set()
 
     def scores(self, rows: Tensor, labels: Tensor, want: tuple[str, ...], coefficients: Coefficients) -> Scores:
-        """[S] each for rows [S, H]; differentiable where autograd is on and something trains."""
+        """Return [S] each for rows [S, H]; differentiable where autograd is on and something trains."""
         head = self._linear()
         if head is None:
             return self._by_own(rows, labels, want)
@@ -78,7 +78,7 @@ class Scorer:
         return columns[:, 0], also.get("entropy"), also["top1"].detach() if "top1" in also else None
 
     def _linear(self) -> Linear | None:
-        """The head as a linear layer, or None where it is not one. Compared with the model's own call once."""
+        """Return the head as a linear layer, None if it is not. It is compared once with the model's own call."""
         self._refused = head_obstacle(self.model, self.body)
         if self._refused is not None:
             return None

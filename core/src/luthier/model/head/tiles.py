@@ -23,7 +23,9 @@ class Curve:
     cap: float | None = None
 
     def bend_(self, products: Tensor) -> Tensor:
-        """[C, n] h W^T + b to logits, in place. tanh(x) is 2 sigmoid(2 x) - 1, which is six times as fast on a CPU."""
+        """Turn products [C, n] = h W^T + b into logits, in place. tanh(x) is 2 sigmoid(2 x) - 1, which is six times as
+        fast on a
+        """
         if self.cap is None:
             return products if self.scale == 1.0 else products.mul_(self.scale)
         return products.mul_(2 * self.scale / self.cap).sigmoid_().mul_(2 * self.cap).sub_(self.cap)
@@ -45,7 +47,7 @@ class Linear:
 
     @property
     def exact(self) -> torch.dtype:
-        """The dtype of statistics and sums: float32 or better."""
+        """Return the dtype of statistics and sums: float32 or better."""
         return torch.promote_types(torch.float32, self.dtype)
 
     def sums(self, *shape: int) -> Tensor:
@@ -69,7 +71,7 @@ class Tile:
     slope: Tensor | None
 
     def rounded(self, values: Tensor) -> Tensor:
-        """[C, n] values in the head's dtype, for its products."""
+        """Return memory [C, n] in the head's dtype, for its products."""
         return values if values.dtype == self.products.dtype else self.products.copy_(values)
 
 
@@ -84,7 +86,7 @@ class Tiles:
         self.rows, self.widest = rows, max(p.stop - p.start for p in self.parts)
 
     def each(self, rows: Tensor, labels: Tensor) -> Iterator[Tile]:
-        """The logits of a block, rows [C, H] and labels [C], part by part."""
+        """Yield the logits of a block, rows [C, H] and labels [C], part by part."""
         head = self.head
         for part in self.parts:
             shape = (rows.shape[0], part.stop - part.start)
@@ -98,7 +100,7 @@ class Tiles:
             yield Tile(part=part, weight=weight, products=products, logits=logits, at=places(labels, part), slope=slope)
 
     def memory(self, name: str, shape: tuple[int, int]) -> Tensor:
-        """[C, n] of one purpose, in the exact dtype."""
+        """Return memory [C, n] for one purpose, in the exact dtype."""
         if name not in self.room:
             self.room[name] = self.head.weight.new_empty(self.rows * self.widest, dtype=self.head.exact)
         return self.room[name][: shape[0] * shape[1]].view(shape)
@@ -118,7 +120,7 @@ def cut_blocks(count: int, most: int) -> list[slice]:
 
 
 def columns(vocabulary: int, rows: int, kind: str) -> list[slice]:
-    """The vocabulary in parts whose tile of `rows` tokens keeps to TILE."""
+    """Return the vocabulary in parts whose tiles of `rows` tokens do not exceed TILE."""
     return cut_blocks(vocabulary, max(TILE.get(kind, TILE["cuda"]) // max(rows, 1), NARROWEST))
 
 

@@ -39,7 +39,7 @@ def compute_norm_gradient(
 
 
 def weight_backward(grad: Tensor, total: Tensor, rms: Tensor, rounded: bool) -> Tensor:
-    """[H] in the dtype of the norm: of its weight, summed over the rows."""
+    """Return [H] in the dtype of the norm: of its weight, summed over the rows."""
     row = total.to(rms.dtype) * rms
     if rounded:
         row = row.to(total.dtype).to(rms.dtype)

@@ -114,7 +114,7 @@ def layer_forward(operations: Operations, layer: Layer, own: Forward) -> Forward
 def _normed(
     operations: Operations, module: Any, norm: Norm, x: Tensor, residual: Tensor | None, lowers: bool
 ) -> tuple[Tensor, Tensor]:
-    """(x + residual, its norm); the norm's module is called where somebody hooked onto it."""
+    """Return (x + residual, its norm); the norm's module is called where somebody hooked onto it."""
     if is_hooked(module) or (x.dtype is torch.float64 and not norm.exact):
         x = x if residual is None else x + residual
         return x, module(x)

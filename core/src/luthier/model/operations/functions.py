@@ -16,7 +16,7 @@ from luthier.model.operations.signatures import Implementation, Predicate
 
 
 def list_implementations(name: str, kernels: Kernels, supports: Predicate) -> Iterator[Implementation]:
-    """Every operation over one set of kernels."""
+    """Yield every operation over one set of kernels."""
     for operation in (rms_norm, add_rms_norm, rope, swiglu, geglu):
         function = functools.partial(operation, kernels)
         yield Implementation(operation=operation.__name__, name=name, function=function, supports=supports)
@@ -137,12 +137,12 @@ class _Gated(torch.autograd.Function):
 
 
 def _rows(x: Tensor) -> Tensor:
-    """[..., H] to [R, H], contiguous."""
+    """Return x [..., H] as contiguous rows [R, H]."""
     return x.reshape(-1, x.shape[-1]).contiguous()
 
 
 def _turned(kernels: Kernels, x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, heads, T, D] by way of [B T, heads, D], which is how products leave heads in memory."""
+    """Apply the function to [B, heads, T, D] as [B T, heads, D], the order in which products leave heads in memory."""
     batch, heads, tokens, size = x.shape
     tables = [table.expand(batch, tokens, size).reshape(-1, 1, size) for table in (cos, sin)]
     turned = kernels.turn(x.transpose(1, 2).reshape(-1, heads, size), *tables, dtype)

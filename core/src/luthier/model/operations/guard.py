@@ -49,7 +49,7 @@ class GuardedOperation:
 
     @property
     def num_compared(self) -> int:
-        """The number of kinds of call that were compared with the reference."""
+        """Return the number of kinds of call that were compared with the reference."""
         return sum(self._compared.values())
 
     def compute(self, *arguments: Any, **named: Any) -> Any:
@@ -141,7 +141,7 @@ def _signature(reference: Callable[..., Any]) -> inspect.Signature:
 
 
 def _describe_call(given: Sequence[Any]) -> Any:
-    """What must be alike in two calls for one comparison to speak for both: dtypes, devices, and what is no tensor."""
+    """Return what must be equal in two calls for one comparison to count for both: dtypes, devices, and what is no"""
     return tuple((a.dtype, a.device.type, a.dim()) if isinstance(a, Tensor) else repr(a) for a in given)
 
 
@@ -159,7 +159,9 @@ def _undisturbed() -> Any:
 
 
 def _differentiate(function: Callable[..., Any], given: Sequence[Any], places: Sequence[int], *, exact: bool) -> Any:
-    """The results of a call and its gradients at `places`, on copies; `exact`: computed in float64 where there is."""
+    """Return the results of a call and its gradients at `places`, on copies; `exact`: computed in float64 where there
+    is.
+    """
     copies = [_copy(value, place in places, exact) for place, value in enumerate(given)]
     results = function(*copies)
     if results is NotImplemented:

@@ -143,7 +143,7 @@ class _Found:
         return {kind: dict(counter) for kind, counter in found.items()}
 
     def norms(self, module: nn.Module, block: Block) -> list[Norm | None]:
-        """The block's first and second norm."""
+        """Return the block's first and second norm."""
         names = (block.first_norm, block.second_norm)
         forms = [self.form(child) for child in map(module.get_submodule, names) if "forward" not in vars(child)]
         return [*(form[1] if form and form[0] == "norm" else None for form in forms), None, None][:2]
@@ -163,7 +163,7 @@ class _Found:
 
 
 def _nature(module: nn.Module) -> Any:
-    """All that a forward can depend on besides tensors and what its children compute."""
+    """Return all that a forward can depend on besides tensors and what its children compute."""
     plain = {n: v for n, v in vars(module).items() if v is None or isinstance(v, (bool, int, float, str))}
     children = tuple((name, type(child)) for name, child in module.named_children())
     return type(module), tuple(sorted(plain.items(), key=repr)), children, id(getattr(module, "config", None))

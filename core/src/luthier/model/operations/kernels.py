@@ -86,7 +86,7 @@ def norm_gradient_kernel(
 
 
 def _dots(left: Tensor, right: Tensor) -> Tensor:
-    """[R] row by row; autocast, to which this is a product, would round it."""
+    """Return the dot products [R] of rows, not as a matrix product, which autocast would round."""
     with torch.autocast(left.device.type, enabled=False):
         return torch.linalg.vecdot(left, right)
 

@@ -90,7 +90,7 @@ def _read_call(
     head_dim: int,
     normed: bool,
 ) -> Attention | None:
-    """The form that the call of the attention function shows, or None."""
+    """Return the form that the call of the attention function shows, or None."""
     settings = {name: value for name, value in told.items() if name not in arguments}
     dropout = settings.pop("dropout", 0.0)
     strange = [n for n, v in settings.items() if not (v is None or isinstance(v, (int, float, str)))]
@@ -167,7 +167,7 @@ def _recording(module: Any) -> Iterator[list[tuple[tuple[Tensor, ...], dict[str,
 def _recorded(
     module: Any, x: Tensor, arguments: dict[str, Any], findings: Findings
 ) -> tuple[tuple[Tensor, ...], dict[str, Any]] | None:
-    """What the module's own forward gives to the attention function: (query, key, value) and the rest by name."""
+    """Return what the module's own forward gives the attention function: (query, key, value), the rest by name."""
     with _recording(module) as calls:
         if findings.attempt(lambda: module(x, **arguments)) is None:
             return None
@@ -195,14 +195,14 @@ def _is_attention(
 
 
 def _record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **told: Any) -> Any:
-    """An attention function that attends to nothing, and remembers what it was given."""
+    """Return an attention function that computes nothing and records its arguments."""
     if mask is None:
         _CALLS.append(((query, key, value), told))
     return _mixed(query, value), None
 
 
 def _mixed(query: Tensor, value: Tensor) -> Tensor:
-    """[1, T, heads, D], of the shape that attention gives."""
+    """Return a random result [1, T, heads, D], of the shape that attention gives."""
     return (query + value.repeat_interleave(query.shape[1] // value.shape[1], 1)).transpose(1, 2)
 
 

@@ -46,7 +46,7 @@ class Mlp:
 
     @property
     def inputs(self) -> list[str]:
-        """The layers that are given x."""
+        """Return the layers whose input is x."""
         return [self.gate] if self.up is None else [self.gate, self.up]
 
 
@@ -104,7 +104,7 @@ def _norm_fault(
 
 
 def _norm_results(compute: Callable[[], Tensor], x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-    """The result, and its gradients in x and the weight."""
+    """Return the result, and its gradients in x and the weight."""
     result = compute()
     return result, *torch.autograd.grad(result, (x, weight), grad.to(result.dtype))
 
@@ -124,7 +124,7 @@ def find_mlp(module: nn.Module, verified: bool = True, findings: Findings | None
 
 
 def _forms(layers: dict[str, nn.Module], kind: Gate) -> Iterator[Mlp]:
-    """Every reading of the layers whose sizes fit."""
+    """Yield every reading of the layers whose sizes fit."""
     for down, last in layers.items():
         inner, outer = layer_sizes(last)  # type: ignore[misc]
         rest = [name for name in layers if name != down]
@@ -177,7 +177,7 @@ def _activation(act: nn.Module, findings: Findings) -> Gate | None:
 
 @contextmanager
 def unhurt_randomness(module: nn.Module) -> Iterator[torch.Generator]:
-    """A source of random numbers of our own, plain arithmetic, and the process's random state left as it was.
+    """Provide a random generator of our own and plain arithmetic, and leave the process's random state unchanged.
 
     Nobody who has hooked onto the module, or one inside it, hears of what is tried.
     """
@@ -233,7 +233,7 @@ def forwards_agree(own: Callable[[], Any], ours: Callable[[], Any], findings: Fi
 
 
 def measure_fault(own: Any, found: Tensor) -> float:
-    """The largest difference over the largest number, inf beyond the bound of the dtype or for another shape."""
+    """Return the largest difference over the largest number, inf beyond the bound of the dtype or for another shape."""
     if not isinstance(own, Tensor) or own.shape != found.shape or own.dtype is not found.dtype:
         return float("inf")
     if not bool(own.any()):

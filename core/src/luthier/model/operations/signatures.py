@@ -109,7 +109,7 @@ class Operations:
         self._said.clear()
 
     def ran(self) -> list[str]:
-        """`operation: implementation` of everything that was computed so far."""
+        """Return `operation: implementation` for each operation computed so far."""
         return sorted(self._ran)
 
     def _compute(self, operation: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:

@@ -43,7 +43,7 @@ class Kept:
         return sum(tensor._version for tensor in self.tensors())
 
     def again(self) -> Any:
-        """The result, for autograd to make part of another graph."""
+        """Return the result in a form that autograd can make part of another graph."""
         return tree_map_only(Tensor, Tensor.detach, self.result)
 
 
@@ -139,7 +139,7 @@ def _draws(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _touched(func: Any, args: Any, kwargs: Any) -> Iterator[tuple[Tensor, bool]]:
-    """Each tensor that an operation is given, and whether it writes to it."""
+    """Yield each tensor that an operation is given, and whether it writes to it."""
     schema = func._schema.arguments
     named = {a.name: a for a in schema}
     pairs = [*zip(schema, args, strict=False), *((named[k], v) for k, v in kwargs.items() if k in named)]
@@ -157,7 +157,7 @@ def _is_view(func: Any) -> bool:
 
 
 def _counting(tensor: Tensor) -> Tensor:
-    """The same memory, with the count of its changes: below autograd a plain `detach` would begin another."""
+    """Return the same memory, with the count of its changes: below autograd a plain `detach` would begin another."""
     with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
         return tensor.detach()
 

@@ -37,7 +37,8 @@ class Files:
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, came: torch.dtype, wish: str | None = None) -> Files:
-        """What a recipe wants of its files; `auto` is the dtype of the base checkpoint. `came`: the loaded model's.
+        """Return a recipe's settings for files; `auto` is the dtype of the base checkpoint. `came` is that of the
+        loaded
 
         `wish` is the dtype that the adapter's record names, which counts where the recipe says `auto`.
         """
@@ -60,7 +61,7 @@ class Files:
 
 
 def file_options(save_dtype: str | None, max_shard_size: str | None) -> dict[str, Any]:
-    """What stands in the place of a note's `files`. Raises `recipe-out-of-range` for what is no dtype or size."""
+    """Return the substitute for a note's `files`. Raises `recipe-out-of-range` for what is no dtype or size."""
     changes: dict[str, Any] = {}
     if save_dtype is not None:
         if save_dtype not in DTYPES:
@@ -74,7 +75,7 @@ def file_options(save_dtype: str | None, max_shard_size: str | None) -> dict[str
 
 
 def base_dtype(spec: Model, came: torch.dtype) -> torch.dtype:
-    """The dtype of the base checkpoint's files; a model that was an object in Python has its own."""
+    """Return the dtype of the base checkpoint's files; a model that was an object in Python has its own."""
     if spec.name_or_path.startswith("python:"):
         return came
     dtype = config_of(spec).dtype
@@ -96,7 +97,7 @@ def save_model(model: Any, folder: Path, files: Files) -> None:
 
 
 def _cast(model: Any, dtype: torch.dtype, *, asked: bool) -> dict[str, Tensor]:
-    """The model's state in `dtype`, shared tensors shared, what the architecture keeps in float32 in that."""
+    """Return the model's state in `dtype`, shared tensors shared, what the architecture keeps in float32 in that."""
     precise = _kept_precise(model, dtype)
     done: dict[tuple[int, torch.dtype], Tensor] = {}
     rounded: set[str] = set()
@@ -131,7 +132,7 @@ def _differs(before: Tensor, after: Tensor) -> bool:
 
 
 def _kept_precise(model: Any, dtype: torch.dtype) -> re.Pattern[str] | None:
-    """The modules that transformers loads in float32 whatever it is asked for."""
+    """Return the modules that transformers loads in float32 whatever it is asked for."""
     names = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ()) if dtype != torch.float32 else set()
     if dtype == torch.float16:
         names |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
@@ -139,7 +140,7 @@ def _kept_precise(model: Any, dtype: torch.dtype) -> re.Pattern[str] | None:
 
 
 def _retyped(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """The config with `dtype` wherever it says one, those of its towers included."""
+    """Return the config with `dtype` wherever it says one, those of its towers included."""
     nested = {key: _retyped(value, name) if isinstance(value, dict) else value for key, value in config.items()}
     return {**nested, "dtype": name} if "dtype" in config else nested
 

@@ -12,13 +12,15 @@ HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_bac
 
 
 def decoder_layers(model: Any) -> Iterator[nn.Module]:
-    """The blocks in order, none inside another: as transformers marks them, or else the outermost lists of modules."""
+    """Yield the blocks in order, none inside another: as transformers marks them, or else the outermost lists of
+    modules.
+    """
     layers = list(_marked(model)) or list(_listed(model))
     yield from layers
 
 
 def layer_depths(model: Any) -> dict[str, int]:
-    """The number from 0 of each decoder layer, by its path."""
+    """Return the number from 0 of each decoder layer, by its path."""
     numbers = {id(layer): number for number, layer in enumerate(decoder_layers(model))}
     return {path: numbers[id(module)] for path, module in model.named_modules() if id(module) in numbers}
 

@@ -17,7 +17,7 @@ from luthier.plugins.contracts.values import Group
 
 
 def scale_groups(groups: Sequence[Group], model: Any, *, decay: float, multipliers: Mapping[str, float]) -> list[Group]:
-    """The adapter's groups, each split where its parameters' rates differ, in their order.
+    """Return the adapter's groups, each split where its parameters' rates differ, in their order.
 
     A parameter of decoder layer i of L has decay^(L - 1 - i) times its group's rate, an embedding decay^L, as there
     are so many layers between it and the head (Howard and Ruder 2018, arXiv 1801.06146); what is in neither keeps it.
@@ -57,7 +57,9 @@ def describe_groups(groups: Iterable[Group]) -> list[dict[str, Any]]:
 
 
 def _distances(model: Any) -> dict[int, int]:
-    """How many decoder layers lie between each parameter and the head, by identity; the head's own are not in it."""
+    """Return how many decoder layers lie between each parameter and the head, by identity; the head's own are not in
+    it.
+    """
     numbers = layer_depths(model)
     distances: dict[int, int] = {}
     for path, module in model.named_modules():
@@ -77,7 +79,9 @@ def _check(multipliers: Mapping[str, float], names: Sequence[str]) -> None:
 
 
 def _near(pattern: str, names: Sequence[str]) -> list[str]:
-    """Names with a part like one of the pattern's words, or else the first ones; layers' numbers are left out."""
+    """Return the names with a part like one of the pattern's words, or else the first ones; layers' numbers are left
+    out.
+    """
     forms = list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names))
     words = set(re.findall(r"[A-Za-z_]\w*", pattern))
     parts = {part for form in forms for part in form.split(".")}

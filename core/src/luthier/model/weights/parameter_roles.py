@@ -10,7 +10,7 @@ from luthier.plugins.contracts.values import Group, Role
 
 
 def parameter_role(name: str, owner: nn.Module, embedding: nn.Module | None, head: nn.Module | None) -> Role:
-    """The role of the parameter `name` of the module `owner`, in a model with these embeddings and this head."""
+    """Return the role of the parameter `name` of the module `owner`, in a model with these embeddings and this head."""
     if owner is embedding or isinstance(owner, nn.Embedding):
         return "embedding"
     if owner is head:
@@ -23,7 +23,7 @@ def parameter_role(name: str, owner: nn.Module, embedding: nn.Module | None, hea
 
 
 def by_role(model: Any) -> list[Group]:
-    """Every trainable parameter of a model once, in one group for each role."""
+    """Return every trainable parameter of a model once, in one group for each role."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     groups: dict[Role, Group] = {}
     seen: set[int] = set()

@@ -15,7 +15,7 @@ def is_shard(value: Any) -> bool:
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
-    """The whole tensor on every rank; collective where it is a shard."""
+    """Return the whole tensor on every rank. For a shard this is a collective."""
     return cast(Any, tensor).full_tensor() if is_shard(tensor) else tensor
 
 

@@ -61,7 +61,7 @@ class StoredLinear(nn.Module):
         return _OPENERS[self.form.kind](self).float()
 
     def forward(self, states: Tensor) -> Tensor:
-        """[..., in] to [..., out], in the dtype of the states or of autocast."""
+        """Return the layer's result [..., out] for [..., in], in the dtype of the states or of autocast."""
         states = states if self.rms_norm is None else self.rms_norm(states)
         device = states.device.type
         if torch.is_autocast_enabled(device):
@@ -168,7 +168,7 @@ def _take_4bit(layer: Any, has_values: bool) -> StoredLinear:
 
 
 def _open_4bit(layer: Any) -> Tensor:
-    """A flattened weight is one row: with several, rows that end within a block take a wrong scale (bnb 0.50.2)."""
+    """Refuse a flattened weight of several rows, whose ends within a block take a wrong scale (bnb 0.50.2)."""
     form, ops = layer.form, torch.ops.bitsandbytes
     absmax = layer.absmax
     if form.nested_block:

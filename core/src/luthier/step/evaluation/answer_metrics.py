@@ -67,7 +67,7 @@ def _score_tasks(
 
 
 def _answer(setup: Setup, tasks: list[Task], count: int, temperature: float, most: int | None) -> list[list[str]]:
-    """`count` answers to each task; a drawn one follows from the run's seed, the row and its number alone."""
+    """Return `count` answers to each task; a drawn one follows from the run's seed, the row and its number alone."""
     questions = [
         Question(
             prompt=task.prompt,
@@ -92,7 +92,7 @@ def _scores(name: str, metric: BuiltMetric, of_ranks: list[dict[int, tuple[float
 
 
 def _tasks(dataset: TokenDataset, most: int) -> Iterator[Task]:
-    """The tokens before the first supervised one, and the supervised ones up to the next that is not."""
+    """Yield the tokens before the first supervised one, and the supervised ones up to the next that is not."""
     given = 0
     for i in range(len(dataset)):
         example = dataset[i]

@@ -27,7 +27,7 @@ class Abandoned(Exception):
 def evaluate_loss(
     setup: Setup, dataset: TokenDataset | None = None, leave: Callable[[], bool] | None = None
 ) -> dict[str, float]:
-    """`eval_loss` and what else the loss measures, with the optimizer's evaluation weights.
+    """Return `eval_loss` and what else the loss measures, with the optimizer's evaluation weights.
 
     `eval_perplexity` is that of the loss's main term (its first), where the loss declares that it is nats per token.
     Raises `Abandoned` on every rank before the next micro-batch once `leave` says so on one.
@@ -55,7 +55,7 @@ def evaluate_loss(
 
 
 def _measured(setup: Setup, examples: Sequence[TokenExample], leave: Callable[[], bool] | None) -> Meter:
-    """Each rank takes its share of the micro-batches; their sums are everyone's."""
+    """Measure the rows: each rank takes its share of the micro-batches, and their sums are everyone's."""
     if is_coupled(setup.loss):
         return _measured_in_groups(setup, examples, leave)
     meter, compute = Meter(), measuring_tokens(setup)
@@ -88,7 +88,7 @@ def _measured_in_groups(setup: Setup, examples: Sequence[TokenExample], leave: C
 
 
 def _measure_tokens(setup: Setup, batches: list[Batch]) -> Meter:
-    """The metrics over tokens where the loss scores a whole group at once: in a pass of their own."""
+    """Return the metrics over tokens from a pass of their own, if the loss scores a whole group at once."""
     meter = Meter()
     for batch in batches if any(metric.record.over == "tokens" for metric in setup.metrics.values()) else ():
         output = setup.step(

@@ -47,7 +47,7 @@ class Scores:
         return _quantiles([value for value in drawn if not math.isnan(value)])
 
     def _totals(self, seed: int, resamples: int) -> Iterator[list[float]]:
-        """The totals over each draw; what is drawn depends on seed, number of draws and number of rows alone."""
+        """Yield the totals over each draw; what is drawn depends on seed, number of draws and number of rows alone."""
         count, random = len(self.rows), np.random.default_rng(number_of("bootstrap", seed))
         shares, most = np.full(count, 1 / count), max(1, PIECE // count)
         for first in range(0, resamples, most):

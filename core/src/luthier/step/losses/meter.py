@@ -24,7 +24,7 @@ class Meter:
         self._count(output.sums, terms, output.metrics)
 
     def over(self, world: World) -> Meter:
-        """The sums over all ranks of the world."""
+        """Return the sums over all ranks of the world."""
         if world.size == 1:
             return self
         total = Meter()
@@ -47,11 +47,11 @@ class Meter:
 
     @property
     def loss(self) -> float:
-        """The objective: each term's sum over its weight."""
+        """Return the objective: the sum of each term's sum over its weight."""
         return sum(self.terms().values())
 
     def terms(self) -> dict[str, float]:
-        """Each term of the objective."""
+        """Return the value of each term of the objective."""
         return {name: value / self.weights[name] for name, value in self.sums.items() if self.weights[name]}
 
     def shares(self) -> dict[str, tuple[float, float]]:
@@ -59,7 +59,7 @@ class Meter:
         return {name: (value, self.weights[name]) for name, value in self.sums.items()}
 
     def pairs(self) -> dict[str, tuple[float, float]]:
-        """Each metric's (sum, count)."""
+        """Return each metric's (sum, count)."""
         return {name: (total, count) for name, (total, count) in self.metrics.items()}
 
     def read(self) -> dict[str, float]:

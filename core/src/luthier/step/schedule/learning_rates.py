@@ -45,7 +45,7 @@ class Rates:
 
 
 def schedule_rates(name: str, peak: float, total: int, warmup: int, settings: dict[str, Any]) -> list[float]:
-    """The learning rate of each of `total` steps.
+    """Return the learning rate of each of `total` steps.
 
     Our own shapes are constant, linear, cosine and one_cycle; any other name is transformers' (`get_scheduler`) or
     torch's (`torch.optim.lr_scheduler`), run once on a dummy parameter. As in transformers the first warm-up step has
@@ -61,7 +61,9 @@ def schedule_rates(name: str, peak: float, total: int, warmup: int, settings: di
 
 
 def final_rate(name: str, peak: float, total: int, warmup: int, settings: dict[str, Any]) -> float | None:
-    """The rate that one of our own schedules comes to after its last step; None for another's, and in the warm-up."""
+    """Return the rate that one of our own schedules comes to after its last step; None for another's, and in the
+    warm-up.
+    """
     if name not in OWN or warmup >= total:
         return None
     with _computed(name):
@@ -82,7 +84,7 @@ def _computed(name: str) -> Iterator[None]:
 
 
 def endless_rates(name: str, peak: float, warmup: int, settings: dict[str, Any]) -> Iterator[float]:
-    """The learning rates of a run without a known end; `recipe-conflict` for a schedule that needs its length.
+    """Return the learning rates of a run without a known end; `recipe-conflict` for a schedule that needs its length.
 
     Without it do: constant, linear and cosine with `decay_steps`, transformers' constant_with_warmup and inverse_sqrt,
     and those of torch's that have a length of their own or none.
@@ -105,7 +107,7 @@ def _needs_length(name: str) -> LuthierError:
 
 
 def _own(name: str, peak: float, warmup: int, settings: dict[str, Any]) -> tuple[Shape, dict[str, Any]]:
-    """One of our shapes, and its settings, checked."""
+    """Return one of luthier's own schedule shapes, with its settings checked."""
     shape = OWN[name]
     known = [p for p in inspect.signature(shape).parameters if p not in ("done", "length")]
     for setting in settings:

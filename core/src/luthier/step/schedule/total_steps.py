@@ -65,7 +65,7 @@ def _limited(feed: RowFeed, recipe: Recipe) -> RowFeed:
 
 
 def _samples_for_tokens(limit: int, order: Order, train: TokenDataset) -> int:
-    """The samples with which `limit` supervised tokens are reached: the order is known, so this is exact."""
+    """Return the number of samples that contain `limit` supervised tokens. It is exact, because the order is known."""
     counts = train.num_supervised
     whole, rest = divmod(max(limit - 1, 0), int(counts.sum()))
     reached = np.cumsum(counts[order_rows(order.size, order.seed, whole)])

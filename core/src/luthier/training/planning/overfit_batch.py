@@ -104,7 +104,7 @@ def overfit_first_batch(recipe: Recipe, objects: Objects, steps: int = STEPS) ->
 
 
 def plain(recipe: Recipe, steps: int, folder: Path) -> Recipe:
-    """The recipe without what would hide whether it learns."""
+    """Return the recipe without settings that would hide whether the model learns."""
     quiet: dict[str, Any] = {
         **{"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {}, "warmup_steps": 0, "warmup_ratio": 0.0},
         **{"training_mode": "step", "max_steps": steps, "max_tokens": None, "num_train_epochs": 1.0},
@@ -170,7 +170,7 @@ def _recorded(setup: Setup, folder: Path, record: dict[str, Any], steps: int) ->
 
 
 def _train(setup: Setup, portion: Portion, steps: int, folder: Path) -> Seen:
-    """The steps, until the batch is learnt by heart or a number is not finite."""
+    """Take steps until the batch is learnt by heart or a number is not finite."""
     seen, reach = Seen(), Reach(setup.adapter)
     setup.adapter.begin_task(0, 1)
     begin_loss(setup)

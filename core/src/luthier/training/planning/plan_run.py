@@ -117,7 +117,7 @@ def _found(case: Case, setup: Setup, footprint: Any, has_rows: bool, notes: list
 
 
 def _rows(recipe: Recipe, objects: Objects, resolved: Resolved, notes: list[str]) -> tuple[Prepared | None, Any]:
-    """The rows with their tokenizer, or None where there are none, or nothing to count their tokens with."""
+    """Return the rows with their tokenizer, or None where there are none, or nothing to count their tokens with."""
     assumed = f"memory is that of rows of {recipe.data.max_length:,} tokens (data.max_length)"
     if objects.data is None and recipe.data.train[0].path == NO_ROWS:
         notes.append(f"no rows are given: {assumed}")
@@ -140,7 +140,7 @@ def _check_fit(prepared: Prepared | None, tokenizer: Any, setup: Setup) -> None:
 
 
 def _chosen(case: Case, decisions: Decisions, notes: list[str]) -> int:
-    """The number that `auto` stands for; where nothing fits, the least that there can be."""
+    """Return the number that `auto` stands for; the smallest possible one if nothing fits."""
     try:
         return decisions.take(OPTION, lambda: choose_tokens(case))
     except LuthierError as error:
@@ -162,7 +162,7 @@ def _checked_company(recipe: Recipe, objects: Objects, resolved: Resolved, loss:
 
 
 def _tried(case: Case, decisions: Decisions, notes: list[str], company: Company) -> tuple[Setup, Footprint | None]:
-    """The run's setup and what a step of it holds; the weights themselves where a part cannot do without."""
+    """Return the run's setup and a step's memory, tried on fake tensors, or on weights if a part needs them."""
     try:
         rehearsal = case.rehearsal
         setup = rehearsal.setup
@@ -190,13 +190,13 @@ def _held(setup: Setup) -> dict[str, int]:
 
 
 def _unknown(setup: Setup) -> dict[str, Any]:
-    """The schedule of a run whose rows are not known."""
+    """Return the schedule of a run whose rows are not known."""
     return {**dict.fromkeys(schedule_of(setup)), "total_steps": setup.recipe.max_steps,
             "peak_learning_rate": setup.rates.peak}  # fmt: skip
 
 
 def _time(setup: Setup, footprint: Footprint) -> dict[str, Any]:
-    """An estimate of the whole run where its tokens are known."""
+    """Return an estimate of the whole run's time, if its tokens are known."""
     schedule = schedule_of(setup)
     if schedule["epochs"] is None:
         return {}

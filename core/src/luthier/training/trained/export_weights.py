@@ -29,7 +29,7 @@ def export_weights(
 
 
 def _config(place: WeightsPlace, base: str | None) -> Any:
-    """The transformers config, from files alone."""
+    """Return the transformers config, from files alone."""
     if place.checkpoint is None:
         return read_config(Path(place.artifact), base)
     spec = structure_value(place.record["note"]["model"], Model, str(place.run))

@@ -53,7 +53,7 @@ class Loaded:
         self, prompt: str | Sequence[Mapping[str, Any]], *, system: str | None = None, max_new_tokens: int = 128,
         temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
     ) -> str:  # fmt: skip
-        """The answer to a text or to messages, prompted as the adapter was trained; greedy at temperature 0."""
+        """Return the answer to a text or to messages, prompted as the adapter was trained; greedy at temperature 0."""
         opened, form = self._opened, PromptForm.of_note(self._opened.note)
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
         asked = prompt_messages(prompt, system)
@@ -74,7 +74,7 @@ class Loaded:
         return _over(self._base, artifact_folder(Path(path)))
 
     def disabled(self) -> AbstractContextManager[None]:
-        """While it is entered, the model answers as its base does."""
+        """Let the model answer as its base does within this context."""
         adapter = self._opened.adapter
         return nullcontext() if adapter is None else adapter.disabled()
 
@@ -91,7 +91,7 @@ def load_artifact(path: str | Path, device: torch.device) -> Loaded:
 
 
 def _over(base: HeldBase, folder: Path) -> Loaded:
-    """A copy of the base that shares its weights, with the adapter of a folder attached."""
+    """Return a copy of the base that shares its weights, with the adapter of a folder attached."""
     note = read_note(folder)
     if note and (not same_base(base.note, note) or note.get("quantizer") != base.note.get("quantizer")):
         remedy = "Load it by itself, with luthier.load."

@@ -28,7 +28,7 @@ class WeightsPlace:
 
     @property
     def step(self) -> int | None:
-        """The step that a checkpoint was taken after."""
+        """Return the step after which a checkpoint was taken."""
         return None if self.checkpoint is None else checkpoint.step_of(self.checkpoint)
 
     def beside(self, name: str) -> Path:
@@ -87,7 +87,7 @@ def _newest(run: Path) -> Path:
 
 
 def _best(place: WeightsPlace, run: Path) -> Path:
-    """The checkpoint of the best evaluation, by the run's record or, of one that is not done, by its newest."""
+    """Return the checkpoint of the best evaluation, by the run's record or, of one that is not done, by its newest."""
     recorded = place.record.get("result", {}).get("best_checkpoint")
     if recorded is not None:
         return _of_step(run, checkpoint.step_of(Path(recorded)))

@@ -35,7 +35,7 @@ class WithoutAdapter(nn.Module):
 
     @property
     def config(self) -> Any:
-        """The policy's config."""
+        """Return the policy's config."""
         return self._held[0].config
 
     @torch.no_grad()
@@ -61,7 +61,7 @@ def _changes_nothing(model: Any, adapter: Adapter) -> bool:
 
 @torch.no_grad()
 def _token_logprobs(model: Any) -> Tensor:
-    """[TOKENS - 1] float32: of each token but the first, given those before it."""
+    """Return [TOKENS - 1] float32: of each token but the first, given those before it."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     tokens = torch.linspace(0, vocabulary - 1, TOKENS, device=model.device).long()
     logits = model(input_ids=tokens[None], attention_mask=torch.ones_like(tokens)[None], use_cache=False).logits

@@ -94,7 +94,7 @@ class TrainerSession:
 
     @property
     def wants_evaluation(self) -> bool:
-        """True if an evaluation was requested after this step."""
+        """Return True if an evaluation was requested after this step."""
         return self.run.control.wants_evaluation
 
     def gradients_ready(self) -> None:
