@@ -178,7 +178,7 @@ def _explained() -> Iterator[None]:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Collect no garbage cycles within this context: torch once aborted over a tensor that Python collected meanwhile."""
+    """Collect no garbage cycles within this context: torch once aborted over a tensor that Python collected."""
     was = gc.isenabled()
     gc.disable()
     try:
