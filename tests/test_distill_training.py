@@ -74,3 +74,7 @@ def test_a_teacher_of_another_width_is_refused_before_the_first_step(train, tmp_
     wide = str(save_tiny_model(tmp_path / "wide", hidden_size=64, seed=5))
     with pytest.raises(LuthierError, match="wide"):
         train(loss={"name": "distill", "hidden_weight": 1.0}, teacher=wide)
+    relation = {"name": "distill", "hidden_weight": 50.0, "hidden_distance": "relation"}
+    run = train(loss=relation, teacher=wide, adapter="full", max_steps=6, learning_rate=3e-3)
+    first, *_, last = [line["hidden_distance"] for line in logged(run) if "hidden_distance" in line]
+    assert last < first

@@ -10,6 +10,7 @@ EXAMPLES = [
     Distill(divergence="jsd", top_k=3, add_tail=False),
     Distill(hidden_weight=0.5),
     Distill(hidden_weight=2.0, hidden_distance="mse", hidden_layers=[0, 1], teacher_layers=[1, -1]),
+    Distill(hidden_weight=2.0, hidden_distance="relation"),
 ]
 
 

@@ -14,6 +14,7 @@ from luthier.testing.policies import TablePolicy
 from luthier.testing.strategies import Document
 from luthier_distill import Distill
 from luthier_distill.divergences import DIVERGENCES, likeliest, mixed_divergence
+from luthier_distill.hidden_states import relation_distances
 from luthier_distill.loss import DistillLoss
 
 few = settings(max_examples=15, deadline=None)
@@ -180,7 +181,7 @@ def test_a_recipe_without_a_teacher_is_refused_before_any_work():
         luthier.plan(recipe)
 
 
-@pytest.mark.parametrize("distance", ["cosine", "mse"])
+@pytest.mark.parametrize("distance", ["cosine", "mse", "relation"])
 @few
 @given(seed=seeds, scale=scales)
 def test_hidden_states_like_the_teachers_cost_nothing_and_pull_towards_it(distance, seed, scale):
@@ -197,6 +198,25 @@ def test_hidden_states_like_the_teachers_cost_nothing_and_pull_towards_it(distan
     (pull,) = torch.autograd.grad(added, student)
     nearer = cost(student.detach() - 1e-6 * pull)
     assert 0 < float(nearer) <= float(added.detach())
+
+
+@few
+@given(seed=seeds, width=st.integers(2, 9))
+def test_relations_are_of_each_document_and_know_neither_turn_nor_width_nor_size(seed, width):
+    torch.manual_seed(seed)
+    own, theirs = torch.randn(7, width, dtype=torch.float64), torch.randn(7, 5, dtype=torch.float64)
+    of_document = torch.tensor([0, 0, 0, 2, 2, 1, 2])
+    found = relation_distances(own, theirs, of_document)
+    turned = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64)).Q
+    torch.testing.assert_close(relation_distances(3.0 * own @ turned, theirs, of_document), found)
+    wider = torch.cat([own, torch.zeros(7, 2, dtype=torch.float64)], dim=-1)
+    torch.testing.assert_close(relation_distances(own, wider, of_document), torch.zeros(7, dtype=torch.float64))
+    for document in range(3):
+        alone = of_document == document
+        apart = torch.nn.functional.cosine_similarity
+        gaps = [apart(side[alone][:, None], side[alone][None], dim=-1) for side in (own, theirs)]
+        torch.testing.assert_close(found[alone], (gaps[0] - gaps[1]).square().mean(-1))
+    assert float(found[of_document == 1]) == pytest.approx(0.0, abs=1e-12)  # a state alone has no relations
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,10 @@ class Distill:
     hidden_weight: float = option(
         0.0, help="Weight of the distance of both models' hidden states, which is added.", low=0.0, high=1e4
     )
-    hidden_distance: Literal["cosine", "mse"] | None = option(
-        None, help="Distance of two hidden states: 1 - cosine, or the mean squared difference; none: cosine."
+    hidden_distance: Literal["cosine", "mse", "relation"] | None = option(
+        None,
+        help="Distance of two hidden states: 1 - cosine (the default), the mean squared difference, or that of their "
+        "cosines with the document's other states.",
     )
     hidden_layers: list[int] | None = option(
         None, help="Layers of the model to compare, as transformers counts hidden states (-1: the last); none: [-1]."

@@ -1,4 +1,7 @@
-"""Distances of two models' hidden states (Sanh et al. 2019, arXiv 1910.01108; Jiao et al. 2020, arXiv 1909.10351)."""
+"""Distances of two models' hidden states, and of the relations among each model's own.
+
+Sanh et al. 2019 (arXiv 1910.01108), Jiao et al. 2020 (1909.10351); relations: Tung & Mori 2019 (1907.09682).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,13 @@ def sum_distances(options: Distill, policy: Policy, batch: Batch) -> Tensor:
     own = _states(policy, batch, own_layers, "hidden_layers")
     theirs = _states(policy.teacher(), batch, their_layers, "teacher_layers")
     weights = batch.token_weights[batch.supervised]
-    distances = [_distances(mine, other.detach(), options) for mine, other in zip(own, theirs, strict=True)]
+    of_document = batch.document_ids()[batch.supervised]
+    distances = [
+        relation_distances(mine, other.detach(), of_document)
+        if options.hidden_distance == "relation"
+        else _distances(mine, other.detach(), options)
+        for mine, other in zip(own, theirs, strict=True)
+    ]
     return (torch.stack(distances).mean(0) * weights.to(distances[0])).sum()
 
 
@@ -38,10 +47,29 @@ def _distances(own: Tensor, theirs: Tensor, options: Distill) -> Tensor:
     if own.shape[-1] != theirs.shape[-1]:
         problem = f"the model's states are {own.shape[-1]} wide, and the teacher's {theirs.shape[-1]}"
         raise LuthierError("part-unsupported", problem, where="Distill.hidden_weight",
-                           remedy="Take a teacher of the same width, or leave hidden_weight out.")  # fmt: skip
+                           remedy="Take a teacher of the same width, or hidden_distance: relation.")  # fmt: skip
     if options.hidden_distance == "mse":
         return (own - theirs).square().mean(-1)
     return 1 - torch.nn.functional.cosine_similarity(own, theirs, dim=-1)
+
+
+def relation_distances(own: Tensor, theirs: Tensor, of_document: Tensor) -> Tensor:
+    """Return [S] from states [S, H] and [S, G]: for each, how far its cosines with its document's states lie apart.
+
+    That is the mean squared difference over the S' states of its document, for which [S', S'] cosines are held.
+    """
+    found = own.sum(-1) * 0
+    for document in of_document.unique().tolist():
+        places = (of_document == document).nonzero().squeeze(-1)
+        apart = _cosines(own[places]) - _cosines(theirs[places])
+        found = found.index_copy(0, places, apart.square().mean(-1))
+    return found
+
+
+def _cosines(states: Tensor) -> Tensor:
+    """Return [S, S] from states [S, H]."""
+    straight = torch.nn.functional.normalize(states, dim=-1)
+    return straight @ straight.T
 
 
 def widen(values: Tensor) -> Tensor:

@@ -36,10 +36,27 @@ def _hidden(options: Distill, policy: Policy, batch: Batch) -> Tensor:
     total = pairs[0][0].double().sum() * 0
     for position in batch.supervised.tolist():
         for mine, other in pairs:
-            a, b = (side[batch.previous[position]].double() for side in (mine, other))
-            apart = ((a - b) ** 2).mean() if options.hidden_distance == "mse" else 1 - a @ b / (a.norm() * b.norm())
+            if options.hidden_distance == "relation":
+                apart = _relation(batch, position, mine.double(), other.double())
+            else:
+                a, b = (side[batch.previous[position]].double() for side in (mine, other))
+                apart = ((a - b) ** 2).mean() if options.hidden_distance == "mse" else 1 - _cosine(a, b)
             total = total + batch.token_weights[position] * apart / len(pairs)
     return total
+
+
+def _relation(batch: Batch, position: int, own: Tensor, theirs: Tensor) -> Tensor:
+    """Return the mean squared difference of a state's cosines, in both models, with those of its document."""
+    documents, source = batch.document_ids(), batch.previous[position]
+    beside = [p for p in batch.supervised.tolist() if documents[p] == documents[position]]
+    gaps = []
+    for other in batch.previous[beside].tolist():
+        gaps.append(_cosine(own[source], own[other]) - _cosine(theirs[source], theirs[other]))
+    return torch.stack(gaps).square().mean()
+
+
+def _cosine(one: Tensor, other: Tensor) -> Tensor:
+    return one @ other / (one.norm() * other.norm())
 
 
 def divergence_of(options: Distill, student: Tensor, logits: Tensor) -> Tensor:
