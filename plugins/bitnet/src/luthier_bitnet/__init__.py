@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from luthier import ExporterRecord, QuantizerRecord, hookimpl
+from luthier import ExporterRecord, OptimizerRecord, QuantizerRecord, hookimpl
 
-from luthier_bitnet.options import Bitnet, Packed, Schedule, Ternary
+from luthier_bitnet.options import Bitnet, Packed, QatAdam, QatSgd, Schedule, Ternary
 from luthier_bitnet.uniform.options import Qat, QatActivations
 
 __version__ = "0.1.0"
@@ -17,9 +17,12 @@ __all__ = [
     "Packed",
     "Qat",
     "QatActivations",
+    "QatAdam",
+    "QatSgd",
     "Schedule",
     "Ternary",
     "luthier_exporters",
+    "luthier_optimizers",
     "luthier_quantizers",
     "measure_layers",
     "save_packed",
@@ -85,6 +88,18 @@ def _uniform_records() -> list[QuantizerRecord]:
             mergeable=False,
             provides=ROUNDED,
         ),
+    ]
+
+
+@hookimpl
+def luthier_optimizers() -> Iterable[OptimizerRecord]:
+    build = "luthier_bitnet.optimizers:LatentOptimizer"
+    adam, sgd = (
+        f"torch's {name} with a rate of its own for latent weights, clipped by tensor." for name in ("Adam", "SGD")
+    )
+    return [
+        OptimizerRecord(name="qat_adam", summary=adam, options=QatAdam, build=build),
+        OptimizerRecord(name="qat_sgd", summary=sgd, options=QatSgd, build=build),
     ]
 
 

@@ -117,3 +117,40 @@ class Packed:
         "AutoBitLinear, "
         "which BitNet 2B4T uses.",
     )
+
+
+@attrs.frozen(kw_only=True)
+class Latent:
+    """What the optimizers for latent weights have in common."""
+
+    latent_lr: float = option(
+        1.0,
+        help="Factor of the learning rate of the layers' matrices: a code changes only when its latent weight crosses "
+        "a threshold.",
+        low=0.1,
+    )
+    max_tensor_norm: float | None = option(
+        None, help="Clip the gradient of each tensor alone to this norm, besides max_grad_norm; none: do not.", low=1e-3
+    )
+    weight_decay: float = option(0.0, help="Weight decay, added to the gradient as torch's optimizer has it.", low=0.0)
+
+
+@attrs.frozen(kw_only=True)
+class QatAdam(Latent):
+    """Options of the optimizer `qat_adam`."""
+
+    betas: tuple[float, float] = option((0.9, 0.999), help="Decay of the two moments.", low=0.0, high=0.9999)
+    eps: float = option(1e-8, help="Added to the denominator.", low=0.0)
+
+
+@attrs.frozen(kw_only=True)
+class QatSgd(Latent):
+    """Options of the optimizer `qat_sgd`."""
+
+    momentum: float = option(0.9, help="Decay of the sum of gradients.", low=0.0, high=0.9999)
+    nesterov: bool = option(False, help="Look ahead along the momentum.")
+
+    def __attrs_post_init__(self) -> None:
+        if self.nesterov and not self.momentum:
+            remedy = "Set momentum, or leave nesterov out."
+            raise LuthierError("recipe-conflict", "nesterov looks along a momentum", where="nesterov", remedy=remedy)
