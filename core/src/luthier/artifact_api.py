@@ -1,4 +1,4 @@
-"""What one calls in Python with what was trained: load, combine, unmerge, push. Torch is imported by the calls."""
+"""The Python functions for trained models: load, combine, unmerge, push. They import torch when they are called."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import attrs
 
 @attrs.frozen
 class Code:
-    """What a code means: its usual cause, the remedy, and the exit status of a command that ends with it."""
+    """The meaning of a code: its usual cause, the remedy, and the exit status of a command that ends with it."""
 
     cause: str
     remedy: str
@@ -198,7 +198,7 @@ PLACE: Final = 1000  # the most characters of a place that are shown
 
 
 class LuthierError(Exception):
-    """What a user did or met, with `code`, `where`, `found` and `remedy` as attributes.
+    """An error that a user caused or met, with `code`, `where`, `found` and `remedy` as attributes.
 
     `problem` is one sentence. `remedy` defaults to the code's. A plugin may use its own code, written `name:code`.
     `also` holds the other errors of the same input, each with its own place and remedy; they are told together.

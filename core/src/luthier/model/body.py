@@ -19,7 +19,7 @@ from luthier.plugins.contracts.protocols import Adapter
 
 @attrs.frozen(kw_only=True, eq=False)
 class BodyOutput:
-    """What a body gives for the T tokens of a loss's batch, virtual tokens left out."""
+    """The output of a body for the T tokens of a loss's batch, without virtual tokens."""
 
     kind: type[Any]  # transformers' class of the body's output
     states: Tensor  # [T, H], what the head reads

@@ -26,7 +26,7 @@ def import_offline(name: str) -> ModuleType:
 
 @contextmanager
 def hide_package(name: str) -> Iterator[None]:
-    """Let whoever imports this package meanwhile find none; who has imported it keeps it."""
+    """Hide this package from imports within this context; code that has imported it keeps it."""
     before = {key: module for key, module in sys.modules.items() if key == name or key.startswith(f"{name}.")}
     for key in before:
         del sys.modules[key]

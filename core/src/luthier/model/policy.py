@@ -195,7 +195,7 @@ def _random_states(device: torch.device) -> list[Tensor]:
 
 @contextmanager
 def _drawing_again(states: Sequence[Tensor], device: torch.device) -> Iterator[None]:
-    """Inside it the generators go on from `states`; afterwards they stand where they stood."""
+    """Let the generators continue from `states` within this context, and restore them after it."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.set_rng_state(states[0])
         for state in states[1:]:
@@ -210,7 +210,7 @@ def _spread(values: Tensor, positions: Tensor, batch: Batch) -> Tensor:
 
 @contextmanager
 def _answering(body: nn.Module, answer: Any) -> Iterator[None]:
-    """Inside it this one body returns `answer` at once."""
+    """Let this one body return `answer` at once within this context."""
     body.forward = lambda *_, **__: answer
     try:
         yield

@@ -28,7 +28,9 @@ COMPUTED_IN: Final = {"bf16": torch.bfloat16, "pure_bf16": torch.bfloat16, "fp16
 
 @attrs.frozen(kw_only=True)
 class Facts:
-    """What `auto` is decided by. `trains` and `weights` are the dtypes of the trainable weights and of the model."""
+    """The facts by which `auto` is decided. `trains` and `weights` are the dtypes of the trainable weights and the
+    model.
+    """
 
     device: str
     feature: str | None  # the processor feature that computes bfloat16 here

@@ -45,7 +45,7 @@ WARM_SECONDS: Final = 5.0  # seconds if an earlier run like this one has filled 
 
 @attrs.frozen(kw_only=True)
 class Facts:
-    """What `auto` is decided by. `tokens` of this process over the whole run, None where no end is known."""
+    """The facts by which `auto` is decided. `tokens` of this process over the whole run, None without a known end."""
 
     device: str
     compiler: str | None

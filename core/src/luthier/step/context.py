@@ -28,7 +28,7 @@ ATTACHING: Final = -1  # replaces the step number in the random key, so that no 
 
 @attrs.frozen(kw_only=True)
 class ContextSources:
-    """What a context is made of besides model and quantizer; `original` reads a layer's unquantized weight."""
+    """The sources of a context besides model and quantizer; `original` reads a layer's unquantized weight."""
 
     seed: int
     purpose: Purpose = "train"

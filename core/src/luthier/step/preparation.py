@@ -1,4 +1,4 @@
-"""What a part may use for a long preparation: decisions, cached tensors, progress, and a look at activations.
+"""Tools for a part's long preparation: decisions, cached tensors, progress, and a look at activations.
 
 `step.context` puts these functions into the `Context` that parts get.
 """

@@ -1,4 +1,4 @@
-"""What a part gets in a check: a context around a tiny model, an adapter on it, and steps as the engine takes them."""
+"""The surroundings of a part in a check: a context around a tiny model, an adapter on it, and the engine's steps."""
 
 from __future__ import annotations
 

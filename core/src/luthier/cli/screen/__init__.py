@@ -1,1 +1,1 @@
-"""What commands share: arguments, answers, and the look of tables."""
+"""The shared base of commands: arguments, answers, and the look of tables."""

@@ -1,4 +1,4 @@
-"""What verbs that follow a job share: its events as they come, and a Ctrl-C that leaves the job running."""
+"""The shared base of verbs that follow a job: its events as they come, and a Ctrl-C that leaves the job running."""
 
 from __future__ import annotations
 

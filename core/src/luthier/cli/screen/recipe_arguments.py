@@ -1,4 +1,4 @@
-"""What train, plan and inspect share: a recipe from a file, free flags and `--set`, and the help of its options."""
+"""The shared base of train, plan and inspect: a recipe from a file, flags and `--set`, and the help of its options."""
 
 from __future__ import annotations
 

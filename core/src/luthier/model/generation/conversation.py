@@ -40,7 +40,7 @@ class Reply:
 
 @attrs.define(kw_only=True, eq=False)
 class Conversation:
-    """What was said to a model and what it has answered, in the form that it was trained with.
+    """A conversation with a model, in the form in which the model was trained.
 
     Without a chat template, or where the model was trained on plain prompts, each message is continued by itself.
     `around` is entered while it answers.

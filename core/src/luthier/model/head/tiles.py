@@ -17,7 +17,7 @@ NARROWEST: Final = 1024  # the fewest columns of a tile
 
 @attrs.frozen(kw_only=True)
 class Curve:
-    """What a head does to h W^T + b: times `scale`, then cap * tanh(logit / cap) where it has a soft cap."""
+    """The function of a head on h W^T + b: times `scale`, then cap * tanh(logit / cap) if it has a soft cap."""
 
     scale: float = 1.0
     cap: float | None = None

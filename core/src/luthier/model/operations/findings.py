@@ -34,7 +34,7 @@ class Finding:
 
 
 class Findings:
-    """What the attempts on one module found, told apart."""
+    """The findings of the attempts on one module, by reason."""
 
     def __init__(self) -> None:
         self._found: dict[Reason, Finding] = {}

@@ -88,7 +88,7 @@ def ordinary_operations() -> Operations:
 
 @contextmanager
 def installed_operations(model: nn.Module, operations: Operations, *, verified: bool = True) -> Iterator[Installed]:
-    """Inside it the model computes by `operations`."""
+    """Let the model compute by `operations` within this context."""
     installed = install(model, operations, verified=verified)
     try:
         yield installed

@@ -153,7 +153,7 @@ def _trial_arguments(random: torch.Generator, size: int) -> dict[str, Any]:
 
 @contextmanager
 def _recording(module: Any) -> Iterator[list[tuple[tuple[Tensor, ...], dict[str, Any]]]]:
-    """Inside it the module attends by `_record`; the list has what that was given."""
+    """Let the module attend by `_record` within this context; the yielded list gets its arguments."""
     before = module.config._attn_implementation
     module.config._attn_implementation = RECORDER
     _CALLS.clear()

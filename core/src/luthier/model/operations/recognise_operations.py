@@ -29,7 +29,7 @@ BOUNDS: Final = {torch.float64: 1e-11, torch.float32: 2e-6, torch.bfloat16: 1e-2
 
 @attrs.frozen(kw_only=True)
 class Norm:
-    """What an RMS norm needs besides its weight; `exact`: in float64 too its own forward is the operation."""
+    """The form of an RMS norm besides its weight. `exact`: its own forward equals the operation in float64 too."""
 
     form: NormForm
     exact: bool
@@ -187,7 +187,7 @@ def unhurt_randomness(module: nn.Module) -> Iterator[torch.Generator]:
 
 @contextmanager
 def unheard(module: nn.Module) -> Iterator[None]:
-    """Inside it no hook of the module, or of one inside it, is called."""
+    """Disable the hooks of the module, and of those inside it, within this context."""
     held = [(each, {name: getattr(each, name) for name in HOOKS}) for each in module.modules()]
     try:
         for each, hooks in held:
@@ -200,7 +200,7 @@ def unheard(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def answered_forward(module: nn.Module, answer: Callable[..., Any]) -> Iterator[None]:
-    """Inside it this one module gives `answer` in the place of its forward."""
+    """Let this one module return `answer` instead of calling its forward, within this context."""
     before = vars(module).get("forward")
     module.forward = answer
     try:
@@ -213,7 +213,7 @@ def answered_forward(module: nn.Module, answer: Callable[..., Any]) -> Iterator[
 
 @contextmanager
 def training_mode(module: nn.Module) -> Iterator[None]:
-    """Inside it this one module is in training, so that a dropout of its own shows."""
+    """Put this one module into training mode within this context, so that a dropout of its own is noticed."""
     before, module.training = module.training, True
     try:
         yield

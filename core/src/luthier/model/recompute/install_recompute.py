@@ -34,7 +34,7 @@ def refuse_recompute(mode: Mode, device: torch.device) -> None:
 
 @contextmanager
 def install_recompute(model: Any, mode: Mode) -> Iterator[None]:
-    """Inside it the model's decoder layers are recomputed in backward; `part-unsupported` where it has none."""
+    """Recompute the model's decoder layers in backward within this context. Raises `part-unsupported` without any."""
     if mode is False:
         yield
         return

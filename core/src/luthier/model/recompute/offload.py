@@ -101,7 +101,7 @@ class HostMemory:
         self._away: dict[int, WeakSet[Away]] = defaultdict(WeakSet)
 
     def saving(self, number: int) -> AbstractContextManager[Any]:
-        """Inside it what autograd keeps goes to the host, and comes back when it is asked for."""
+        """Move what autograd keeps to host memory within this context; it comes back when it is needed."""
         return saved_tensors_hooks(lambda tensor: self._send(tensor, number), self._take)
 
     def _send(self, tensor: Tensor, number: int) -> Tensor | Away | Imagined:

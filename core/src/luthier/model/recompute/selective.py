@@ -26,7 +26,7 @@ THIN: Final = 64
 
 @attrs.define(eq=False)
 class Kept:
-    """What one product returned. `read`: by something else than a change in place.
+    """The result of one product. `read` is True once something other than a change in place has used it.
 
     `spoiled`: read, and changed after that or after the pass: the value that was read is gone, so it is made again.
     """

@@ -43,7 +43,9 @@ class InitialWeights:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside it the model computes with the initial weights; nothing that autograd has saved is touched."""
+        """Let the model compute with its initial weights within this context; tensors saved by autograd are not
+        touched.
+        """
         undo = [_exchanged(getattr(module, key), self.kept[name]) for name, module, key in self._places]
         self._settle()
         try:

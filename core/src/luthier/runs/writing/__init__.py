@@ -1,1 +1,1 @@
-"""What a running run writes to its folder and reads back: record, lock, decisions, requests."""
+"""The files that a running run writes to its folder and reads back: record, lock, decisions, requests."""

@@ -26,7 +26,7 @@ def divide_totals(totals: Sequence[float]) -> float:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Scores:
-    """What each of N rows adds, and how the totals [k] become the number: by default a sum over a count."""
+    """The contributions of N rows to a number, and how the totals [k] become the number: by default sum over count."""
 
     rows: NDArray[np.float64]  # [N, k]
     conclude: Conclude = divide_totals

@@ -102,7 +102,7 @@ def live(subject: Subject, options: Any) -> None:
 
 @attrs.define(kw_only=True)
 class _Found:
-    """What a run showed: what its session was told, its losses, and whether a weight has changed."""
+    """The observations of a run: its session's reports, its losses, and whether a weight has changed."""
 
     seen: list[str] = attrs.field(factory=list)
     losses: list[float] = attrs.field(factory=list)

@@ -20,7 +20,7 @@ SCHEMA: Final = 1
 
 @attrs.frozen(kw_only=True)
 class TaskReport:
-    """What was measured of a sequence of tasks.
+    """The measurements of a sequence of tasks.
 
     `metrics[name][i][j]` is the metric of task j after task i; `base[name][j]` that before the first task, or None.
     """

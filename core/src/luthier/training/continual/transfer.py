@@ -14,7 +14,7 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class Transfer:
-    """What a sequence of tasks has done; None where there are too few tasks, or no score before the first.
+    """The effects of a sequence of tasks on each other; None with too few tasks, or without scores before the first.
 
     `average` is the mean score of all tasks at the end. `backward` is the mean change of each earlier task since it was
     trained, `forward` the mean change of each later task before it is trained. `forgetting` is the mean loss of each

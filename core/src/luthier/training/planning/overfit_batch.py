@@ -46,7 +46,7 @@ REPORT: Final = "overfit.json"
 
 @attrs.frozen(kw_only=True)
 class Overfit:
-    """What came of it. `causes` are what to check, the likeliest first, and empty where it passed."""
+    """The result of the test. `causes` lists what to check, the likeliest first; it is empty if the test passed."""
 
     passed: bool
     first_loss: float
@@ -72,7 +72,7 @@ class Overfit:
 
 @attrs.define
 class Seen:
-    """What the steps showed."""
+    """The observations of the test's steps."""
 
     losses: list[float] = attrs.field(factory=list)
     remarks: list[Remark] = attrs.field(factory=list)

@@ -91,7 +91,7 @@ class Evaluation:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Measured:
-    """What one model has come to: scores by number, those of the loss alone where it couples the batch."""
+    """The scores of one model, by number; only those of the loss if it couples the batch."""
 
     units: int
     scores: dict[str, Scores]

@@ -1,4 +1,4 @@
-"""What a recipe with a trainer may say: a setting that nothing would read is refused by its name, before any work."""
+"""Checks of a recipe with a trainer: a setting that nothing would read is refused by its name, before any work."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def _finished(session: TrainerSession, record: dict[str, Any], seconds: float) -
 
 @contextlib.contextmanager
 def _recorded(session: TrainerSession, record: dict[str, Any]) -> Iterator[None]:
-    """However the run ends, run.json says so."""
+    """Record in run.json how the run ends."""
     run = session.run
     try:
         yield

@@ -40,7 +40,7 @@ class SteppedParts:
 
 @attrs.define(kw_only=True, eq=False)
 class TrainerSession:
-    """What a trainer gets from a run, and the methods by which it reports its steps.
+    """The objects that a trainer gets from a run, and the methods by which it reports its steps.
 
     - `recipe` is the resolved recipe, `run` has what a `RunView` has, and `tokenizer` has the chat template of the run.
     - `model` is a transformers model with its quantizer and adapter. The weights that train require gradients.
