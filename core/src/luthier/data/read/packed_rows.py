@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import marshal
+import functools
+import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, TypeVar
@@ -11,26 +12,29 @@ import attrs
 
 Item = TypeVar("Item")
 BLOCK: Final = 256  # rows that are packed together
-SCALARS: Final = frozenset((str, int, float, bool, type(None), bytes))
+SCALARS: Final = frozenset((str, int, float, bool, type(None)))
+SEQUENCES: Final = {tuple: "tuple", frozenset: "frozenset"}  # types of whole fields, which JSON has as lists
+MAKERS: Final = {"": lambda value: value, "tuple": tuple, "frozenset": frozenset}
 
 
 class PackedRows(Sequence[Item]):
-    """A sequence of attrs objects to which objects can only be appended.
+    """A sequence of attrs objects that can only be appended to.
 
-    A block whose fields hold only plain values (what JSON has, bytes, tuples and sets) is stored as compressed bytes, a
-    fifth of the memory of the objects; other blocks are stored as they are. Each reading gives new, equal objects.
-    Reading in order unpacks every block once.
+    A block whose fields hold what JSON has alone, or tuples and frozensets of that, is kept as compressed JSON, a fifth
+    of the memory of the objects; other blocks are kept as they are. Each reading gives new, equal objects. Reading in
+    order unpacks every block once.
     """
 
     def __init__(self, items: Iterable[Item] = ()) -> None:
         self._blocks: list[bytes | list[Item]] = []
         self._last: list[Item] = []  # of a block that is not full
         self._classes: list[type] = []
-        self._opened: tuple[int, list[Item]] = (-1, [])  # number and items of the block that was read last
+        self._opened: tuple[int, list[Item]] = (-1, [])  # the block that was read last
         for item in items:
             self.append(item)
 
     def append(self, item: Item) -> None:
+        """Add an item at the end."""
         self._last.append(item)
         if len(self._last) == BLOCK:
             self._blocks.append(self._pack(self._last))
@@ -57,31 +61,44 @@ class PackedRows(Sequence[Item]):
         return self._opened[1][inner]
 
     def _pack(self, items: list[Item]) -> bytes | list[Item]:
-        """Return the items as bytes, or unchanged if a field holds an object of which marshal would lose a part."""
-        values = [self._values(item) for item in items]
-        return zlib.compress(marshal.dumps(values), 1) if _is_plain(values) else items
-
-    def _values(self, item: Any) -> tuple[Any, ...]:
-        kind = type(item)
-        if kind not in self._classes:
-            self._classes.append(kind)
-        return (self._classes.index(kind), *(getattr(item, name) for name in _fields(kind)))
+        """Return the items as bytes, or as they are where one of them holds what JSON has not."""
+        packed = []
+        for item in items:
+            kind, values = type(item), [getattr(item, name) for name in _fields(type(item))]
+            if not all(map(_is_plain_field, values)):
+                return items
+            if kind not in self._classes:
+                self._classes.append(kind)
+            made = [SEQUENCES.get(type(value), "") for value in values]
+            packed.append(
+                [self._classes.index(kind), made, [list(v) if m else v for m, v in zip(made, values, strict=True)]]
+            )
+        return zlib.compress(json.dumps(packed).encode(), 1)
 
     def _unpack(self, block: bytes | list[Item]) -> list[Item]:
         if isinstance(block, list):
             return block
-        packed = marshal.loads(zlib.decompress(block))  # safe, because this object has written the bytes itself
-        kinds = [(kind, _fields(kind)) for kind in self._classes]
-        return [kinds[k][0](**dict(zip(kinds[k][1], values, strict=True))) for k, *values in packed]
+        items = []
+        for number, made, values in json.loads(zlib.decompress(block)):
+            kind = self._classes[number]
+            fields = zip(_fields(kind), made, values, strict=True)
+            items.append(kind(**{name: MAKERS[maker](value) for name, maker, value in fields}))
+        return items
+
+
+def _is_plain_field(value: Any) -> bool:
+    """Return whether a field holds plain values, at its top in a tuple or a frozenset too."""
+    return all(map(_is_plain, value)) if type(value) in SEQUENCES else _is_plain(value)
 
 
 def _is_plain(value: Any) -> bool:
-    """Return True if a value consists of plain values only, all of exactly these types."""
+    """Return whether a value is built of what JSON has alone, all of it of these types exactly."""
     kind = type(value)
     if kind is dict:
-        return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
-    return kind in SCALARS or (kind in (list, tuple, frozenset) and all(map(_is_plain, value)))
+        return all(type(key) is str for key in value) and all(map(_is_plain, value.values()))
+    return kind in SCALARS or (kind is list and all(map(_is_plain, value)))
 
 
+@functools.cache
 def _fields(kind: type) -> tuple[str, ...]:
     return tuple(field.name for field in attrs.fields(kind))
