@@ -19,8 +19,8 @@ _HOMES = {
     "luthier.testing.checks": ("Check", "checks_for", "conformance"),
     "luthier.testing.strategies": ("options_of",),
     "luthier.testing.contexts": ("context",),
-    "luthier.testing.expected_error": ("expect_error",),
-    "luthier.testing.fault_injection": ("raise_inside",),
+    "luthier.testing.raised.expected_error": ("expect_error",),
+    "luthier.testing.raised.fault_injection": ("raise_inside",),
     "luthier.testing.policies": ("TablePolicy",),
     "luthier.testing.loopback": ("Fault", "LoopbackServer", "Reply", "Request"),
     "luthier.testing.providers.fake_wire": ("FakeWire",),
@@ -49,13 +49,13 @@ __all__ = [
 if TYPE_CHECKING:
     from luthier.testing.checks import Check, checks_for, conformance
     from luthier.testing.contexts import context
-    from luthier.testing.expected_error import expect_error
-    from luthier.testing.fault_injection import raise_inside
     from luthier.testing.loopback import Fault, LoopbackServer, Reply, Request
     from luthier.testing.policies import TablePolicy
     from luthier.testing.providers.fake_wire import FakeWire
     from luthier.testing.providers.provider_bench import FakeService
     from luthier.testing.providers.virtual_clock import VirtualClock
+    from luthier.testing.raised.expected_error import expect_error
+    from luthier.testing.raised.fault_injection import raise_inside
     from luthier.testing.strategies import options_of
 
 

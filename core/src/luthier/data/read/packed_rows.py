@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import attrs
@@ -13,7 +13,10 @@ import attrs
 Item = TypeVar("Item")
 BLOCK: Final = 256  # rows that are packed together
 SCALARS: Final = frozenset((str, int, float, bool, type(None)))
-SEQUENCES: Final = {tuple: "tuple", frozenset: "frozenset"}  # types of whole fields, which JSON has as lists
+SEQUENCES: Final[Mapping[type, str]] = {
+    tuple: "tuple",
+    frozenset: "frozenset",
+}  # types of whole fields, which JSON has as lists
 MAKERS: Final = {"": lambda value: value, "tuple": tuple, "frozenset": frozenset}
 
 
@@ -64,7 +67,8 @@ class PackedRows(Sequence[Item]):
         """Return the items as bytes, or as they are where one of them holds what JSON has not."""
         packed = []
         for item in items:
-            kind, values = type(item), [getattr(item, name) for name in _fields(type(item))]
+            kind: type = type(item)
+            values = [getattr(item, name) for name in _fields(kind)]
             if not all(map(_is_plain_field, values)):
                 return items
             if kind not in self._classes:

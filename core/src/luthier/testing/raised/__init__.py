@@ -1,0 +1,1 @@
+"""What a test raises, and the errors that it expects."""
