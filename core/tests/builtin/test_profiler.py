@@ -53,7 +53,8 @@ def traced_steps(path):
 
 
 def test_the_phases_of_each_step_are_all_of_its_time(profiled):
-    _, found = profiled({"active": 0})
+    _, found = profiled()  # no trace unless one is asked for
+    assert found["trace"] is None
     assert found["steps"] == len(found["recent"]) == 8
     assert TRAINING | {"other"} <= found["phases"].keys()
     assert sum(phase["seconds"] for phase in found["phases"].values()) == pytest.approx(found["seconds"])
@@ -167,9 +168,9 @@ def test_a_resumed_run_counts_its_own_steps(profiled, tmp_path):
     settings = {"model": str(save_tiny_model(tmp_path / "model")), "data": rows}
     kill = luthier.on(step_ended=lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None)
     with pytest.raises(BaseException, match="SIGTERM"):
-        profiled(**settings, exact_callbacks=[{"name": "profiler"}, kill])
+        profiled(**settings, exact_callbacks=[{"name": "profiler", "active": 3}, kill])
     assert json.loads((tmp_path / "run" / FILE).read_text())["steps"] == 3
-    folder, found = profiled(**settings)
+    folder, found = profiled({"active": 3}, **settings)
     assert [step["step"] for step in found["recent"]] == [4, 5, 6, 7, 8]
     assert found["trace"].endswith("trace-step-00000006.json.gz")
 

@@ -1,9 +1,12 @@
 """`luthier plan`: what a run would be, and what can be said of it without torch."""
 
 import json
+from pathlib import Path
+
+import pytest
 
 
-def test_plan_in_a_process_of_its_own_prints_one_document(command, tiny):
+def test_plan_in_a_process_of_its_own_prints_one_document(command, tiny, trained):
     result = command("plan", tiny / "r.yaml", "--json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
@@ -13,6 +16,10 @@ def test_plan_in_a_process_of_its_own_prints_one_document(command, tiny):
     assert found["memory"]["total"] == sum(v for k, v in found["memory"].items() if k != "total")
     assert 0 < found["packing"]["efficiency"] <= 1
     assert found["schedule"]["total_steps"] == 3
+    run, _ = trained
+    lines = (Path(run["output_path"]) / "metrics.jsonl").read_text().splitlines()
+    resident = max(json.loads(line).get("peak_memory", 0) for line in lines)  # what a system monitor shows of a run
+    assert found["device"]["process"] + found["memory"]["total"] == pytest.approx(resident, rel=0.25)
 
 
 def test_the_plan_is_readable_at_eighty_columns(luthier, tiny, monkeypatch):

@@ -72,7 +72,7 @@ class EarlyStopping:
 class Profiler:
     wait: int = option(1, help="Steps before the trace's warm-up.", low=0)
     warmup: int = option(1, help="Steps that are traced and thrown away, as the tracer's own start takes time.", low=1)
-    active: int = option(3, help="Steps in the Chrome trace; 0: no trace, only times by phase.", low=0)
+    active: int = option(0, help="Steps in the Chrome trace; 0: no trace, only times by phase.", low=0)
     top: int = option(15, help="Operations of the trace in the table, by their own time.", low=1)
 
 
@@ -205,7 +205,7 @@ def _watching_callbacks() -> list[CallbackRecord]:
         ),
         CallbackRecord(
             name="profiler",
-            summary="Time by phase, peak memory, and a Chrome trace of a few steps.",
+            summary="Time by phase and peak memory; with `active`, a Chrome trace of a few steps.",
             options=Profiler,
             build="luthier.builtin.profiler:PhaseProfiler",
         ),

@@ -181,6 +181,8 @@ def _memory(causes: Mapping[str, int], device: Mapping[str, Any]) -> Table:
     table = plain_table("", ">", "", show_header=False)
     for cause, size in causes.items():
         table.add_row(cause, size_text(size), "")
+    if device["process"] is not None:
+        table.add_row("process", size_text(device["process"]), "of libraries, which a system monitor counts besides")
     answer = {True: "it fits", False: "it does not fit", None: ""}[device["fits"]]
     table.add_row(f"free on {device['device']}", size_text(device["free"]), answer)
     return table

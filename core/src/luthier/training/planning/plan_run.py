@@ -11,6 +11,7 @@ from luthier.data.prepare import Prepared
 from luthier.distributed.world import World
 from luthier.errors import LuthierError
 from luthier.hardware import threads
+from luthier.hardware.peak_memory import process_memory
 from luthier.memory.case import OPTION, Case
 from luthier.memory.counts import held_memory, parameters_of
 from luthier.memory.dry_run import Footprint, Unknown, stand_in
@@ -107,7 +108,7 @@ def _found(case: Case, setup: Setup, footprint: Any, has_rows: bool, notes: list
         packing=packing_of(setup) if has_rows else {},
         coverage=setup.adapter.coverage() if hasattr(setup.adapter, "coverage") else {},
         data=case.prepared.report.to_dict(),
-        device={**attrs.asdict(case.room), "fits": fits},
+        device={**attrs.asdict(case.room), "fits": fits, "process": process_memory(case.device)},
         time=_time(setup, footprint) if has_rows and footprint else {},
         operations=setup.operations.operations.ran(),
         groups=describe_groups(trained_groups(case.recipe, setup.adapter, setup.model)),
