@@ -10,7 +10,7 @@ from luthier import LuthierError, Recipe
 from luthier.cli.app import app
 from luthier.plugins.registry import installed_plugins
 from luthier.testing import checks_for
-from luthier.training.trainers.trainer_checks import check_trainer
+from luthier.training.trainers.trainer_refusals import check_trainer
 from luthier_trl import CONFIGS, luthier_trainers
 from luthier_trl.options import offered_fields
 from typer.testing import CliRunner

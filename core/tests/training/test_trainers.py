@@ -16,7 +16,7 @@ from luthier.runs.metrics_file import FILE, read_metrics
 from luthier.runs.writing.active_run import Interrupted
 from luthier.testing import expect_error
 from luthier.training.trainers.frozen_policy import WithoutAdapter
-from luthier.training.trainers.trainer_checks import check_trainer
+from luthier.training.trainers.trainer_refusals import check_trainer
 from transformers import AutoTokenizer
 
 ROWS = [{"prompt": f"The {word}", "answer": word} for word in ("cat", "dog", "sun", "sea")]

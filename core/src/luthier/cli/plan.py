@@ -79,7 +79,7 @@ def answer_plan(recipe: Recipe, level: Any, form: Any, file: Path | None, *, sug
 
 def _checked_trainer(recipe: Recipe, api: Any) -> dict[str, str]:
     """Return why there are no numbers, after the trainer has accepted the recipe. Raises what the trainer refuses."""
-    from luthier.training.trainers.trainer_checks import check_trainer
+    from luthier.training.trainers.trainer_refusals import check_trainer
 
     trainer = check_trainer(recipe).trainer
     assert trainer is not None

@@ -27,8 +27,8 @@ from luthier.timestamp import current_time
 from luthier.training.finished import finished_run
 from luthier.training.run import Run
 from luthier.training.signals import handle_signals
-from luthier.training.trainers.trainer_checks import check_trainer
 from luthier.training.trainers.trainer_opening import open_session
+from luthier.training.trainers.trainer_refusals import check_trainer
 from luthier.training.trainers.trainer_resume import find_held, keeps_state, no_resume
 from luthier.training.trainers.trainer_session import TrainerSession
 
