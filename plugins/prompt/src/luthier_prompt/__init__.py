@@ -10,7 +10,7 @@ from luthier import AdapterRecord, LuthierError, hookimpl, option
 
 __all__ = ["PTuningV2", "PrefixTuning", "PromptTuning", "luthier_adapters", "options_of"]
 
-COUNT = "Virtual tokens before each document; they take room in max_tokens_per_device and among the model's positions."
+COUNT = "Number of virtual tokens before each document; they count in max_tokens_per_device and the model's positions."
 
 
 @attrs.frozen(kw_only=True)
@@ -44,9 +44,9 @@ class PrefixTuning:
 
     num_virtual_tokens: int = option(20, help=COUNT, low=1)
     init_weights: Literal["normal", "zero"] = option(
-        "normal", help="Begin with normal numbers of deviation init_std, or with keys and values of zero."
+        "normal", help="Begin with normally distributed numbers of deviation init_std, or with zeros."
     )
-    init_std: float = option(0.1, help="Standard deviation of the first keys and values.", low=0.0)
+    init_std: float = option(0.1, help="Standard deviation of the initial keys and values.", low=0.0)
 
 
 @attrs.frozen(kw_only=True)
@@ -54,15 +54,15 @@ class PTuningV2(PrefixTuning):
     """`adapter: {name: p_tuning_v2, num_virtual_tokens: 20}`"""
 
     prefix_projection: bool = option(
-        True, help="Train embeddings and two layers that make keys and values of them; only the result is saved."
+        True, help="Train embeddings, and two layers that map them to keys and values; only the result is saved."
     )
     encoder_hidden_size: int | None = option(
-        None, help="Width between the two layers; none: that of one layer's keys.", low=1
+        None, help="Width between the two layers; none: the width of one layer's keys.", low=1
     )
 
 
 def options_of(folder: str | Path) -> PromptTuning | PrefixTuning:
-    """Return the options under which an adapter in this folder, ours or PEFT's, can be attached and loaded."""
+    """Return the options with which the adapter in this folder, ours or PEFT's, can be attached and loaded."""
     from luthier_prompt.files import read_options
 
     return read_options(Path(folder))
@@ -70,17 +70,17 @@ def options_of(folder: str | Path) -> PromptTuning | PrefixTuning:
 
 @hookimpl
 def luthier_adapters() -> list[AdapterRecord]:
-    """Return the three adapters; none begins as nothing, and none can be merged into weights."""
+    """Return the three adapters. None begins as the identity, and none can be merged into weights."""
     return [
         _record(
-            "prompt_tuning", "Learnt embeddings before each document, in PEFT's files.", PromptTuning, "PromptAdapter"
+            "prompt_tuning", "Trained embeddings before each document, in PEFT's files.", PromptTuning, "PromptAdapter"
         ),
         _record(
-            "prefix_tuning", "Learnt keys and values in every layer, in PEFT's files.", PrefixTuning, "PrefixAdapter"
+            "prefix_tuning", "Trained keys and values in every layer, in PEFT's files.", PrefixTuning, "PrefixAdapter"
         ),
         _record(
             "p_tuning_v2",
-            "Prefix tuning through an encoder that is folded when it is saved (P-tuning v2), in PEFT's files.",
+            "Prefix tuning through an encoder, of which only the result is saved (P-tuning v2), in PEFT's files.",
             PTuningV2,
             "PrefixAdapter",
         ),
@@ -94,7 +94,7 @@ def _record(name: str, summary: str, options: type, part: str) -> AdapterRecord:
         options=options,
         build=f"luthier_prompt.adapters:{part}",
         provides="reference",
-        conflicts="rounded-activations",  # packed and alone, codes at the edge of rounding differ
+        conflicts="rounded-activations",  # rounded codes can differ between packed and separate documents
         mergeable=False,
         tolerance=float("inf"),
     )

@@ -1,4 +1,4 @@
-"""The parts: prompts hang on the model, so that they are spread with it, and change no layer of it."""
+"""The prompt adapters. A prompt is an attribute of the model, so that it is sharded with it; no layer changes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from luthier_prompt import PrefixTuning, PromptTuning, PTuningV2, files
 from luthier_prompt.tables import EncodedTable, PromptTable
 
-PLACE: Final = "learnt_prompt"  # the model's attribute
+PLACE: Final = "learnt_prompt"  # name of the attribute of the model
 
 
 class _Prompt(Adapter):
-    """What the adapters share: a table on the model, its state and its files."""
+    """The base of the adapters: a table on the model, its state and its files."""
 
-    kinds: Collection[str] = ()  # PEFT's names of what can be loaded, the one that is saved first
+    kinds: Collection[str] = ()  # PEFT's types that can be loaded, first the one that is saved
 
     def __init__(self, options: PromptTuning | PrefixTuning) -> None:
         self.rows = options.num_virtual_tokens
@@ -30,16 +30,19 @@ class _Prompt(Adapter):
 
     @property
     def table(self) -> PromptTable | EncodedTable:
-        """Read from the model each time: where weights are sharded the parameters are others."""
+        """The table, read from the model each time, because sharding replaces parameters."""
         return getattr(self.model, PLACE)
 
     def attach(self, model: Any, context: Context) -> Any:
         if hasattr(model, PLACE):
             remedy = "Load the model again."
-            raise LuthierError("part-unsupported", "this model carries a prompt already", remedy=remedy)
+            raise LuthierError("part-unsupported", "this model has a prompt already", remedy=remedy)
         places = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if places and self.rows >= places:
-            problem, remedy = f"the model has {places} positions, and documents need some", "Give a smaller number."
+            problem, remedy = (
+                f"the model has {places} positions, and documents need some of them",
+                "Give a smaller number.",
+            )
             raise LuthierError(
                 "recipe-out-of-range", problem, where="num_virtual_tokens", found=self.rows, remedy=remedy
             )
@@ -52,38 +55,38 @@ class _Prompt(Adapter):
 
     @abstractmethod
     def first_table(self, context: Context) -> PromptTable | EncodedTable:
-        """Return what training begins from, drawn on the CPU."""
+        """Return the initial table, drawn on the CPU."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return what this method's adapter_config.json has besides what all have."""
+        """Return the entries of adapter_config.json that only this method has."""
 
     def groups(self) -> list[Group]:
         named = self._named()
         return [Group(parameters=list(named.values()), names=list(named), role="adapter")]
 
     def disabled(self) -> AbstractContextManager[None]:
-        """Return a context in which nothing need change: the engine asks an adapter that is off for no prompt."""
+        """Return a context that changes nothing, because the core asks a disabled adapter for no prompt."""
         return nullcontext()
 
     def state(self) -> dict[str, Any]:
         return {name: parameter.detach() for name, parameter in self._named().items()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take `state` back. `checkpoint-corrupt` where names or shapes are others."""
+        """Restore `state`. Raises `checkpoint-corrupt` if names or shapes differ."""
         whole = f"{PLACE}.weight"
         if state.keys() == {whole} and isinstance(self.table, EncodedTable):
-            self._fold(torch.zeros(state[whole].shape))  # the run began from a folded prompt
+            self._fold(torch.zeros(state[whole].shape))  # the run began from a saved prompt, without its encoder
         held = self.state()
         if {n: t.shape for n, t in held.items()} != {n: t.shape for n, t in state.items()}:
-            problem = f"these are {_shapes(state)}, and the adapter has {_shapes(held)}"
+            problem = f"these are {_shapes(state)}, but the adapter has {_shapes(held)}"
             raise LuthierError("checkpoint-corrupt", problem, where="adapter state", remedy=files.FITS)
         with torch.no_grad():
             for name, tensor in held.items():
                 tensor.copy_(state[name])
 
     def save(self, folder: Path) -> None:
-        """Write a folder that plain PEFT loads: the table alone, whatever made it."""
+        """Write a folder that plain PEFT loads. It holds the table alone, without an encoder."""
         text = self.model.config.get_text_config()
         config = {
             "peft_type": next(iter(self.kinds)),
@@ -99,7 +102,7 @@ class _Prompt(Adapter):
         files.save_table(Path(folder), self.table.whole(), config)
 
     def load(self, folder: Path) -> None:
-        """Read a folder of ours or PEFT's, or raise and change nothing. An encoder is left: its result goes on."""
+        """Read a folder of ours or PEFT's. An error changes nothing. An encoder is replaced by the table."""
         with torch.no_grad():
             shape = self.table.whole().shape
             found = files.load_table(Path(folder), self.kinds, shape)
@@ -108,7 +111,7 @@ class _Prompt(Adapter):
             self.table.weight.copy_(found)  # type: ignore[operator]
 
     def _fold(self, whole: Tensor) -> None:
-        """Put a plain table in the place of the encoder, which cannot be had back from what it made."""
+        """Replace the encoder by a plain table, because it cannot be recovered from its result."""
         like = self.table.embedding.weight  # type: ignore[union-attr]
         self._hang(PromptTable(whole.to(like.device, like.dtype)))  # type: ignore[arg-type]
 
@@ -120,7 +123,7 @@ class _Prompt(Adapter):
 
 
 class PromptAdapter(_Prompt):
-    """Learnt embeddings of virtual tokens (Lester et al. 2021, arXiv 2104.08691)."""
+    """Trained embeddings of virtual tokens (Lester et al. 2021, arXiv 2104.08691)."""
 
     kinds = files.PROMPTS
 
@@ -162,17 +165,17 @@ class PromptAdapter(_Prompt):
         return self.rows
 
     def prepare(self, batch: Batch) -> Batch:
-        """Return the batch with the prompt's embeddings before each document that continues none."""
+        """Return the batch with the prompt's embeddings before each document that does not continue another."""
         prepared = batch.insert_virtual(self.rows)
         known = self.model.get_input_embeddings()(prepared.input_ids)  # [T', H]
-        assert prepared.origin is not None  # as the rows were inserted
+        assert prepared.origin is not None  # `insert_virtual` has set it
         places = (prepared.origin < 0).nonzero().squeeze(1)
         prompts = self.table.whole().to(known.dtype).repeat(len(places) // self.rows, 1)
         return attrs.evolve(prepared, embeddings=known.index_copy(0, places, prompts))
 
 
 class PrefixAdapter(_Prompt):
-    """Learnt keys and values of every layer, from a plain table or an encoder."""
+    """Trained keys and values of every layer, from a plain table or an encoder."""
 
     kinds = files.PREFIXES
 
@@ -181,7 +184,7 @@ class PrefixAdapter(_Prompt):
         self.options = options
 
     def first_table(self, context: Context) -> PromptTable | EncodedTable:
-        """Draw a table, or an encoder whose result begins with that deviation, or at zero."""
+        """Draw a table, or an encoder whose result has the same deviation, or is zero."""
         heads, size = self._heads()
         layers = self.model.config.get_text_config().num_hidden_layers
         own, width = heads * size, 2 * layers * heads * size

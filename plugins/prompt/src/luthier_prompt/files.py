@@ -1,4 +1,4 @@
-"""A prompt's folder in PEFT's layout: adapter_config.json and one table in adapter_model.safetensors."""
+"""Read and write a prompt in PEFT's layout: adapter_config.json, and a table in adapter_model.safetensors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def save_table(folder: Path, table: Tensor, config: Mapping[str, Any]) -> None:
 def load_table(folder: Path, kinds: Collection[str], shape: torch.Size) -> Tensor:
     """Return the table of a folder of ours or PEFT's.
 
-    Raises `artifact-not-found`, or `artifact-mismatch` where it is damaged, of another method, or of another shape.
+    Raises `artifact-not-found`, or `artifact-mismatch` if it is damaged, of another method, or of another shape.
     """
     config = read_config(folder)
     if config["peft_type"] not in kinds:
@@ -50,7 +50,7 @@ def load_table(folder: Path, kinds: Collection[str], shape: torch.Size) -> Tenso
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return adapter_config.json, checked to be of a prompt that PEFT gives to each layer or to the embeddings."""
+    """Return adapter_config.json of a prompt or prefix, or raise."""
     path = folder / CONFIG
     if not path.is_file():
         raise LuthierError("artifact-not-found", f"no {CONFIG} in this folder", where=str(folder))
@@ -60,14 +60,14 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise _misfit(path, f"not JSON: {error}", "Copy the file again.") from None
     if not isinstance(config, dict) or config.get("peft_type") not in (*PROMPTS, *PREFIXES):
         kind = config.get("peft_type") if isinstance(config, dict) else config
-        raise _misfit(path, f"peft_type is {kind!r}, which is no prompt", "Use the adapter that made it.")
+        raise _misfit(path, f"peft_type is {kind!r}, which is not a prompt", "Use the adapter that made it.")
     if (config.get("num_transformer_submodules") or 1) != 1:
-        raise _misfit(path, "it is of a model with encoder and decoder", "Train it on a decoder.")
+        raise _misfit(path, "it is for a model with encoder and decoder", "Train it on a decoder.")
     return config
 
 
 def read_options(folder: Path) -> PromptTuning | PrefixTuning:
-    """Return the options under which this folder's adapter can be attached and loaded."""
+    """Return the options with which the adapter in this folder can be attached and loaded."""
     config = read_config(folder)
     kind = PromptTuning if config["peft_type"] in PROMPTS else PrefixTuning
     return kind(num_virtual_tokens=config["num_virtual_tokens"])

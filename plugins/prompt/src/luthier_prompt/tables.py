@@ -1,4 +1,4 @@
-"""The tables that prompts are: a plain one, and one that an encoder makes; both give columns on demand."""
+"""The tables of prompts: a plain one, and one that an encoder computes. Both return columns on demand."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class EncodedTable(nn.Module):
         self.outer = nn.Linear(hidden, width)
 
     def columns(self, first: int, last: int) -> Tensor:
-        """Return [N, last - first]; what other layers read is not computed."""
+        """Return [N, last - first]. Columns of other layers are not computed."""
         hidden = torch.tanh(functional.linear(self.embedding.weight, self.inner.weight, self.inner.bias))  # [N, hidden]
         return functional.linear(hidden, self.outer.weight[first:last], self.outer.bias[first:last])
 

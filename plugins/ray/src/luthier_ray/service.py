@@ -42,24 +42,24 @@ from luthier_ray import Ray
 
 log = get_logger()
 JOBS: Final = "/api/jobs/"
-TAG: Final = "luthier_job"  # the metadata that tells our jobs from others
+TAG: Final = "luthier_job"  # the metadata that marks our jobs
 PARCEL: Final = "parcel.tar.gz"
 LARGEST: Final = 500_000_000  # bytes: the cluster's own store takes 512 MB
 STATES: Final = {
     "PENDING": JobState.PENDING, "RUNNING": JobState.RUNNING, "SUCCEEDED": JobState.COMPLETED,
     "FAILED": JobState.FAILED, "STOPPED": JobState.CANCELED,
 }  # fmt: skip
-GRACE: Final = "600"  # seconds that a stopped job may take for its last checkpoint; Ray's own are 3
-LOOK: Final = 1.0  # seconds between looks at a job that gives its result
+GRACE: Final = "600"  # seconds that a stopped job has for its last checkpoint; Ray's default is 3
+LOOK: Final = 1.0  # seconds between two status requests for a job that writes its result
 
 
 def build_service(options: Ray) -> RayService:
-    """Return the provider. No connection is opened before the first request."""
+    """Return the provider. It opens no connection before the first request."""
     return RayService(options)
 
 
 class RayService:
-    """One cluster. A job's id here is its submission's."""
+    """The jobs of one cluster. The remote id of a job is the id of its submission."""
 
     def __init__(self, options: Ray) -> None:
         self.options = options
@@ -84,11 +84,11 @@ class RayService:
         return Capabilities(takes="recipe", weights=("adapter", "model"), poll=(2.0, 60.0))
 
     async def validate(self, job: JobSpec) -> Sequence[Finding]:
-        """Pack the parcel, so that what cannot be sent is told before anything is sent."""
+        """Pack the parcel, so that problems are reported before anything is sent."""
         size = len(self._parcel(job).content)
         if size <= LARGEST:
             return ()
-        message = f"the recipe and its rows have {size} bytes when packed, of which {LARGEST} can be sent"
+        message = f"the packed recipe and rows have {size} bytes, but at most {LARGEST} can be sent"
         return [Finding(level="error", rule="size", where="data.train", message=message)]
 
     def _parcel(self, job: JobSpec) -> Parcel:
@@ -100,7 +100,7 @@ class RayService:
         return f"{self.options.folder.rstrip('/')}/{name}"
 
     async def submit(self, job: JobSpec, uploads: Mapping[str, str]) -> JobStatus:
-        """Bring the parcel to the cluster's store, under the hash of its bytes, and submit."""
+        """Send the parcel to the cluster's store, under the hash of its bytes, and submit the job."""
         parcel, name = self._parcel(job), _name_job(job.id)
         package = f"_ray_pkg_{hashlib.sha256(parcel.content).hexdigest()[:32]}.zip"
         await self.client.send_call(
@@ -116,7 +116,7 @@ class RayService:
     def _request(
         self, name: str, words: Sequence[str], packages: Sequence[str], surroundings: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """A submission that asks for no GPU and no core."""
+        """Return a submission that asks for no GPU and no core."""
         installed = {"pip": list(packages)} if self.options.install else {}
         return {
             "submission_id": name,
@@ -133,7 +133,7 @@ class RayService:
             raise
 
     async def status(self, remote_id: str) -> JobStatus:
-        """Read the submission; why it failed is told by its own output, where that is still there."""
+        """Return the status of the submission. The reason of a failure is read from its output, if it exists."""
         found = self._status(await self.client.read_json(f"{JOBS}{remote_id}"))
         if found.state != JobState.FAILED:
             return found
@@ -145,7 +145,7 @@ class RayService:
 
     def _status(self, item: Any) -> JobStatus:
         if not isinstance(item, dict) or "status" not in item or not item.get("submission_id"):
-            raise ProviderError("protocol", "the answer is no job of Ray", where="ray")
+            raise ProviderError("protocol", "the answer is not a job of Ray", where="ray")
         name, raw = str(item["submission_id"]), str(item["status"])
         state = STATES.get(raw, JobState.UNKNOWN)
         begun, ended = item.get("start_time"), item.get("end_time")
@@ -161,7 +161,7 @@ class RayService:
         )
 
     async def cancel(self, remote_id: str) -> None:
-        """Stop the submission: its processes get the signal after which a run ends within a step."""
+        """Stop the submission. Its processes get the signal that ends a run within a step."""
         if not (await self.status(remote_id)).state.is_final:
             await self.client.post_json(f"{JOBS}{remote_id}/stop", repeatable=True)
 
@@ -187,7 +187,7 @@ class RayService:
         ]
 
     async def download(self, artifact: JobArtifact, folder: Path, progress: Any) -> Sequence[Path]:
-        """Let a job of the cluster write the folder to its output, read that, and take the job away again."""
+        """Download a folder: a small job of the cluster writes it to its output, and is deleted afterwards."""
         name = f"luthier-give-{secrets.token_hex(8)}"
         words = ["python", "-u", *sent_words("give", str(artifact.locator["path"]))]
         packages = [f"luthier[local]=={_own_version()}"]
@@ -212,13 +212,13 @@ class RayService:
         return found
 
     async def _take_away(self, name: str, *, ended: bool) -> None:
-        """Delete a submission, once it has ended; that one is left there is told, and is no error."""
+        """Delete a submission when it has ended. If that fails, warn."""
         try:
             if not ended:
                 await self.client.send_call(Call(method="POST", path=f"{JOBS}{name}/stop", accepted=(200, 404)))
             await self.client.send_call(Call(method="DELETE", path=f"{JOBS}{name}", accepted=(200, 404)))
         except ProviderError as error:
-            log.warning("a small job that gives a result is left at the cluster", job=name, reason=error.problem)
+            log.warning("a small job that wrote a result remains on the cluster", job=name, reason=error.problem)
 
     async def close(self) -> None:
         if self._client is not None:
@@ -237,7 +237,7 @@ def _own_version() -> str:
 
 
 def _zip_parcel(content: bytes) -> bytes:
-    """The parcel as the one file of a working folder, packed already."""
+    """Return a zip of a working folder whose only file is the parcel."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr(zipfile.ZipInfo(PARCEL), content)

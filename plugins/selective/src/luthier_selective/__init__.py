@@ -14,8 +14,9 @@ class BitFit:
 
     target_modules: str | list[str] | None = option(
         None,
-        help="Modules whose biases train, by the ends of their names (a list) or a regular expression for the whole "
-        "name (a string); none: every bias.",
+        help="Modules whose biases train, by ends of their names (a list) or a regular expression for the whole name "
+        "(a "
+        "string); none: all biases.",
     )
 
 
@@ -25,13 +26,14 @@ class Modules:
 
     target_modules: str | list[str] | None = option(
         None,
-        help="Modules that train with all their parts, by the ends of their names (a list) or a regular expression for "
-        "the whole name (a string).",
+        help="Modules that train with all their parts, by ends of their names (a list) or a regular expression for the "
+        "whole "
+        "name (a string).",
     )
-    norms: bool | None = option(None, help="Train every norm; none: only where nothing else is chosen.")
+    norms: bool | None = option(None, help="Train every norm; none: only if nothing else is chosen.")
     embeddings: bool = option(False, help="Train the input embedding and the head.")
     token_ids: list[int] | None = option(
-        None, help="Train the rows of these tokens alone, in the input embedding and the head.", low=0
+        None, help="Train only the rows of these tokens, in the input embedding and the head.", low=0
     )
 
 
@@ -40,14 +42,14 @@ def luthier_adapters() -> list[AdapterRecord]:
     return [
         AdapterRecord(
             name="bitfit",
-            summary="Biases alone train (BitFit).",
+            summary="Only biases train (BitFit).",
             options=BitFit,
             build="luthier_selective.adapter:SelectiveAdapter",
             provides="trainable-weights",
         ),
         AdapterRecord(
             name="modules",
-            summary="Chosen modules, norms, embeddings or rows of new tokens train, and nothing else.",
+            summary="Only chosen modules, norms, embeddings or rows of new tokens train.",
             options=Modules,
             build="luthier_selective.adapter:SelectiveAdapter",
             provides="trainable-weights",

@@ -1,4 +1,4 @@
-"""The part `bitfit` / `modules`: some parameters of the model train in place, the rest is frozen."""
+"""The parts `bitfit` and `modules`: some parameters of the model train in place, and the rest is frozen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Role = Literal["hidden", "embedding", "head", "norm", "bias", "adapter"]
 
 
 class SelectiveAdapter(Adapter):
-    """Keeps the adapter protocol. It provides no reference: where one is needed, the run keeps the first weights."""
+    """An adapter that trains parameters in place. It provides no reference, so the run keeps the initial weights."""
 
     def __init__(self, options: BitFit | Modules) -> None:
         self.options = options
@@ -26,7 +26,7 @@ class SelectiveAdapter(Adapter):
         self.model: Any = None
 
     def attach(self, model: Any, context: Context) -> Any:
-        """Let what the options name train, and freeze the rest; every choice is checked before anything changes."""
+        """Unfreeze what the options name, and freeze the rest. Everything is checked before anything changes."""
         names = choose_parameters(model, self.options)
         self._refuse_both(model, names)
         if self.token_ids:
@@ -55,10 +55,10 @@ class SelectiveAdapter(Adapter):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Refuse: weights train in place."""
+        """Raise `part-unsupported`, because weights train in place."""
         remedy = "Set reference: initial, for which the run keeps a copy of what trains."
         raise LuthierError(
-            "part-unsupported", "weights train in place; there is no base", where="adapter", remedy=remedy
+            "part-unsupported", "weights train in place, so there is no base", where="adapter", remedy=remedy
         )
         yield
 
@@ -69,16 +69,16 @@ class SelectiveAdapter(Adapter):
         files.fill_tensors(self.state(), state, "adapter state", "checkpoint-corrupt")
 
     def save(self, folder: Path) -> None:
-        """Write the trained parameters alone, under the names that they have in the model."""
+        """Write the trained parameters alone, under their names in the model."""
         files.save_tensors(Path(folder), self._describe(), self.state())
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote, or raise and change nothing."""
+        """Read what `save` wrote. An error changes nothing."""
         tensors = files.load_tensors(Path(folder), self._describe())
         files.fill_tensors(self.state(), tensors, str(Path(folder) / files.WEIGHTS), "artifact-mismatch")
 
     def merge(self, context: Context) -> Any:
-        """Return the plain model; `artifact-unmergeable` for NaN, before any weight changes."""
+        """Return the plain model. Raises `artifact-unmergeable` for NaN, before any weight changes."""
         for name, parameter in self._named().items():
             if not parameter.isfinite().all():
                 raise LuthierError("artifact-unmergeable", "the adapter holds NaN or infinity", where=name)
@@ -94,13 +94,13 @@ class SelectiveAdapter(Adapter):
         return {"method": method, "token_ids": self.token_ids, "base_model_name_or_path": base}
 
     def _places(self, model: Any, names: list[str]) -> list[Tensor]:
-        """The parameters of these names, found again where an embedding got another module around it."""
+        """Return the parameters of these names, also if an embedding was wrapped."""
         inner = {name.replace(".base_layer.", "."): parameter for name, parameter in model.named_parameters()}
         rows = [module.rows for module in model.modules() if isinstance(module, TokenRows)]
         return [*(inner[name] for name in names), *rows]
 
     def _refuse_both(self, model: Any, names: list[str]) -> None:
-        """A weight of which single rows train cannot train as a whole."""
+        """Raise `recipe-conflict` if a weight would train as a whole and by single rows."""
         if not self.token_ids:
             return
         both = [m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None]
@@ -111,7 +111,7 @@ class SelectiveAdapter(Adapter):
             raise LuthierError("recipe-conflict", problem, where="token_ids", found=twice[0], remedy=remedy)
 
     def _named(self) -> dict[str, nn.Parameter]:
-        """Every trained parameter once, by its path in the model."""
+        """Return every trained parameter once, by its path in the model."""
         assert self.model is not None, "the adapter is not attached"
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 

@@ -1,4 +1,4 @@
-"""Which parameters the options name in a model, and errors that show near misses."""
+"""Choose the parameters that the options name, with errors that show near misses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def choose_parameters(model: Any, options: BitFit | Modules) -> list[str]:
 
 
 def is_plain(parameter: nn.Parameter) -> bool:
-    """Whether a parameter holds numbers, not codes."""
+    """Return True if a parameter holds numbers, not codes."""
     return parameter.is_floating_point() and parameter.element_size() > 1
 
 
@@ -38,7 +38,7 @@ def _biases(model: Any, options: BitFit) -> set[str]:
     found = {f"{name}.bias" for name in places if model.get_submodule(name)._parameters.get("bias") is not None}
     if not found:
         kind, limited = type(model).__name__, options.target_modules is not None
-        problem = "none of these modules has a bias" if limited else f"{kind} has no bias that could train"
+        problem = "none of these modules has a bias" if limited else f"{kind} has no bias to train"
         remedy = "Choose `modules` with norms: true, or `lora`."
         raise LuthierError("model-target", problem, where="target_modules" if limited else "adapter", remedy=remedy)
     return found
@@ -65,13 +65,13 @@ def _of_modules(model: Any, options: Modules) -> set[str]:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module scales what it is given by a vector, as norms of all architectures do."""
+    """Return True if a module multiplies its input by a vector, as all norms do."""
     weight = module._parameters.get("weight")
     return "norm" in type(module).__name__.lower() and weight is not None and weight.dim() == 1
 
 
 def _named(model: Any, wanted: str | list[str]) -> list[str]:
-    """Return the modules with parameters that a pattern names."""
+    """Return the names of modules with parameters that a pattern matches."""
     names = [name for name, module in model.named_modules() if name and any(True for _ in module.parameters())]
     if isinstance(wanted, str):
         try:
@@ -97,4 +97,4 @@ def _unmatched(pattern: str, names: Iterable[str]) -> LuthierError:
     near = [hit for word in re.findall(r"\w+", pattern) for hit in difflib.get_close_matches(word, ends, 3, 0.5)]
     shown = ", ".join(dict.fromkeys(near or ends[:12]))
     remedy = f"{'Near misses' if near else 'The model has'}: {shown}."
-    return LuthierError("model-target", "matches no module", where="target_modules", found=pattern, remedy=remedy)
+    return LuthierError("model-target", "it matches no module", where="target_modules", found=pattern, remedy=remedy)

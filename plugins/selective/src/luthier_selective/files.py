@@ -1,4 +1,4 @@
-"""A folder of trained parameters: selective.json says what they are of, selective.safetensors holds them."""
+"""Read and write trained parameters: selective.json describes them, selective.safetensors holds them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def save_tensors(folder: Path, config: Mapping[str, Any], state: Mapping[str, Te
 
 
 def load_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors; `artifact-not-found`, or `artifact-mismatch` where they are damaged or of other options."""
+    """Return the tensors. Raises `artifact-not-found`, or `artifact-mismatch` if damaged or of other options."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise LuthierError("artifact-not-found", f"no {name} in this folder", where=str(folder))
@@ -35,7 +35,7 @@ def load_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
         found = json.loads((folder / CONFIG).read_text("utf-8"))
         tensors = load_file(folder / WEIGHTS)
     except (ValueError, SafetensorError) as error:
-        raise _misfit(folder, f"a damaged file: {error}", "Copy the folder again.") from None
+        raise _misfit(folder, f"a file is damaged: {error}", "Copy the folder again.") from None
     for key in ("method", "token_ids"):
         if not isinstance(found, dict) or found.get(key) != config[key]:
             was = found.get(key) if isinstance(found, dict) else found
@@ -44,7 +44,7 @@ def load_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def fill_tensors(state: Mapping[str, Tensor], given: Mapping[str, Any], where: str, code: str) -> None:
-    """Copy tensors into those of the same names; nothing is changed where one is missing, unknown or misshapen."""
+    """Copy tensors into those of the same names. If one is missing, unknown or of another shape, change nothing."""
     for problem, names in (("lacks", state.keys() - given.keys()), ("has unknown", given.keys() - state.keys())):
         if names:
             first = sorted(names)[0]

@@ -1,4 +1,4 @@
-"""Rows of single tokens that train on their own, over an embedding or a head that does not."""
+"""Single rows that train in an embedding or head that is otherwise frozen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 class TokenRows(nn.Module):
-    """A module of one weight [V, H] in which some rows train; it answers for the module's attributes.
+    """A wrapper of a module with a weight [V, H] in which some rows train. It forwards the module's attributes.
 
     Only the rows are kept and differentiated, so that no optimizer, decay or rounding can move the others.
     """
@@ -19,7 +19,7 @@ class TokenRows(nn.Module):
     def __init__(self, base_layer: nn.Module, ids: Tensor, rows: nn.Parameter) -> None:
         super().__init__()
         self.base_layer, self.rows = base_layer, rows
-        self.register_buffer("ids", ids.clone(), persistent=False)  # [n] int64, of each module its own
+        self.register_buffer("ids", ids.clone(), persistent=False)  # [n] int64, a copy for each module
         self.train(base_layer.training)
 
     def __getattr__(self, name: str) -> Any:
@@ -37,19 +37,19 @@ class TokenRows(nn.Module):
 
 
 class EmbeddingRows(TokenRows):
-    """Looks a chosen token up in the rows, any other in the embedding."""
+    """An embedding that takes chosen tokens from the rows, and others from the frozen weight."""
 
     def forward(self, input_ids: Tensor) -> Tensor:  # [...] to [..., H]
         found = self.base_layer(input_ids)
         hits = input_ids[..., None] == self.ids  # [..., n]
         own = functional.embedding(hits.int().argmax(-1), self.rows.to(found.dtype))
-        scale = getattr(self.base_layer, "embed_scale", None)  # Gemma 3 multiplies within the module
+        scale = getattr(self.base_layer, "embed_scale", None)  # Gemma 3 scales inside the module
         own = own if scale is None else own * scale.to(own.dtype)
         return torch.where(hits.any(-1)[..., None], own, found)
 
 
 class HeadRows(TokenRows):
-    """Adds to the logits of chosen tokens what their rows have changed, which is exactly nothing at the start."""
+    """A head that adds the change of the rows to the logits of chosen tokens. At the start it is exactly 0."""
 
     def forward(self, states: Tensor) -> Tensor:  # [..., H] to [..., V]
         logits = self.base_layer(states)
@@ -58,11 +58,11 @@ class HeadRows(TokenRows):
 
 
 def stand_in(model: Any, token_ids: list[int], has_values: bool) -> None:
-    """Put rows of these tokens over the input embedding and the head; a tied pair shares them."""
+    """Wrap the input embedding and the head with rows of these tokens. A tied pair shares them."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     count = embedding.weight.shape[0]
     if len(set(token_ids)) < len(token_ids) or max(token_ids) >= count:
-        problem = f"token ids must be different ones below {count}, the rows of the embedding"
+        problem = f"token ids must be different and below {count}, the number of rows of the embedding"
         raise LuthierError("recipe-out-of-range", problem, where="token_ids", found=token_ids)
     ids = torch.tensor(token_ids, device=embedding.weight.device)
     shared: dict[int, nn.Parameter] = {}
@@ -72,7 +72,7 @@ def stand_in(model: Any, token_ids: list[int], has_values: bool) -> None:
             continue
         weight = module.weight.detach()
         if not weight.is_floating_point() or weight.element_size() == 1:
-            problem, remedy = f"{paths[id(module)]} holds codes", "Leave the embedding out of what is quantized."
+            problem, remedy = f"{paths[id(module)]} holds codes", "Do not quantize the embedding."
             raise LuthierError("model-target", problem, where="token_ids", remedy=remedy)
         dtype = torch.promote_types(weight.dtype, torch.float32)
         if id(module.weight) not in shared:

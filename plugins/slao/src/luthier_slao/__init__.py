@@ -18,16 +18,18 @@ class Slao:
     lora_alpha: int = option(16, help="The update is scaled by lora_alpha / r, the same in every task.", low=1)
     lora_dropout: float = option(0.0, help="Share of an update's inputs that training drops.", low=0.0, high=0.99)
     target_modules: str | list[str] | None = option(
-        None, help="Linear layers by the ends of their names, or `all-linear`; none: q_proj and v_proj."
+        None, help="Linear layers, by ends of their names, or `all-linear`; none: q_proj and v_proj."
     )
     begin_from: Literal["last_trained", "last_merged", "zero"] = option(
-        "last_trained", help="What B begins each later task from; the paper's is the last trained B."
+        "last_trained", help="The B from which each later task begins; the paper uses the last trained B."
     )
     merge_weight: Literal["inverse_sqrt", "inverse", "replace"] = option(
-        "inverse_sqrt", help="The share of a task's B in the merge, of its number i: 1/sqrt(i), 1/i, or 1."
+        "inverse_sqrt", help="Weight of the B of task i in the merge: 1/sqrt(i), 1/i, or 1."
     )
     max_drift: float | None = option(
-        None, help="Refuse a merge that would move B by more than this share of its norm; none: never.", low=0.0
+        None,
+        help="Refuse a merge that would change B by more than this share of its norm; none: never refuse.",
+        low=0.0,
     )
 
 

@@ -1,6 +1,6 @@
-"""The part `slao`: one low-rank pair that is trained on task after task, and merged after each.
+"""The part `slao`: one low-rank pair that trains on task after task, and is merged after each.
 
-Two pairs are all that is ever kept, whatever the number of tasks: A, the B in use, and the other B.
+Whatever the number of tasks, only three matrices are kept for each layer: A, the B in use, and the other B.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ log = get_logger()
 
 
 class SlaoAdapter:
-    """Keeps the adapter protocol; what it leaves out has the protocol's defaults."""
+    """The adapter for the options of `slao`."""
 
     def __init__(self, options: Slao) -> None:
         self.options = options
         self.model: Any = None
         self.layers: dict[str, SlaoLayer] = {}
-        self.num_merged = 0  # tasks whose B is in the merged one
+        self.num_merged = 0  # number of tasks whose B is in the merged B
 
     def attach(self, model: Any, context: Context) -> Any:
-        """Wrap the target layers; A is drawn from the run's seed as LoRA's is, B is zero."""
+        """Wrap the target layers. A is drawn from the run's seed, as in LoRA, and B is zero."""
         names = find_layers(model, self.options.target_modules)
         model.requires_grad_(False)
         generator = torch.Generator().manual_seed(context.seed)
@@ -66,7 +66,7 @@ class SlaoAdapter:
 
     @torch.no_grad()
     def begin_task(self, index: int, total: int) -> None:
-        """Make the rows of A orthonormal, and take the B that the task begins from; the first task begins as LoRA."""
+        """Make the rows of A orthonormal, and set the B from which the task begins. The first begins as LoRA."""
         if self.num_merged == 0:
             return
         for layer in self.layers.values():
@@ -78,7 +78,7 @@ class SlaoAdapter:
 
     @torch.no_grad()
     def end_task(self, index: int, total: int) -> None:
-        """Merge B into that of the tasks before; a merge that drifts too far is refused, and B stays as it was."""
+        """Merge B into that of the earlier tasks. A merge that drifts too far is refused, and B stays as it was."""
         share = merge_share(self.options.merge_weight, self.num_merged + 1)
         moved = {name: self._merged(layer, share) for name, layer in self.layers.items()}
         refused = self._drifts(moved)
@@ -97,7 +97,7 @@ class SlaoAdapter:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take `state` back. `checkpoint-corrupt` where rank or targets have changed since."""
+        """Restore `state`. Raises `checkpoint-corrupt` if rank or targets have changed."""
         held = {name: tensor for name, tensor in self.state().items() if isinstance(tensor, Tensor)}
         given = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
         files.check_tensors(held, given, "adapter state", "checkpoint-corrupt")
@@ -106,20 +106,20 @@ class SlaoAdapter:
         self.num_merged = int(state["num_merged"])
 
     def save(self, folder: Path) -> None:
-        """Write a folder that plain PEFT loads, and beside it what the next task needs."""
+        """Write a folder that plain PEFT loads, and in it what the next task needs."""
         own = {name: parameter.detach() for name, parameter in self._named().items()}
         others = {name: layer.other_B for name, layer in self.layers.items()}
         files.save_adapter(folder, self.model, self.options, own)
         files.save_accumulator(folder, others, self.num_merged)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote. `artifact-mismatch` where it is of another rank, base or targets."""
+        """Read what `save` wrote. Raises `artifact-mismatch` for another rank, base or targets."""
         tensors, others, number = files.load_adapter(folder, self.options)
         self.load_state({**tensors, **{f"{name}.other_B": t for name, t in others.items()}, "num_merged": number})
 
     @torch.no_grad()
     def merge(self, context: Context) -> Any:
-        """Return the model with each update in its layer's weight; a quantized layer becomes a dense one."""
+        """Return the model with each update merged into its weight. A quantized layer becomes a dense one."""
         for name, layer in self.layers.items():
             update, base = layer.update_weight(), layer.base_layer
             if not update.isfinite().all():
@@ -148,7 +148,7 @@ class SlaoAdapter:
 
 
 def _plain_layer(base: Any, weight: Tensor, context: Context) -> nn.Module:
-    """Return the base layer with the weight [out, in]; in the place of a quantized one, a dense one."""
+    """Return the base layer with the weight [out, in], or a dense layer instead of a quantized one."""
     if type(base) in (nn.Linear, Conv1D):
         context.requantize(base, weight)
         return base

@@ -9,8 +9,8 @@ from torch import Tensor
 def orthonormal_rows(a: Tensor) -> Tensor:
     """Return a matrix [r, in] with orthonormal rows that span the rows of A [r, in].
 
-    It is Q^T of A^T = Q R, each column of Q turned by the sign of its diagonal entry of R; 0 counts as positive, so
-    that no row vanishes. Computed in float64, returned in A's dtype.
+    It is Q^T of A^T = Q R, with each column of Q multiplied by the sign of its diagonal entry of R. 0 counts as
+    positive, so that no row vanishes. It is computed in float64 and returned in the dtype of A.
     """
     q, r = torch.linalg.qr(a.double().T)
     signs = torch.where(r.diagonal() < 0, -1.0, 1.0)
@@ -28,6 +28,6 @@ def merge_factor(merged: Tensor, trained: Tensor, share: float) -> Tensor:
 
 
 def relative_drift(merged: Tensor, moved: Tensor) -> float:
-    """Return how far a merge moves B, relative to its norm; 0 for a B of zeros that stays."""
+    """Return the change of B in a merge, relative to its norm. 0 if a B of zeros does not change."""
     distance, size = float((moved - merged).norm()), float(merged.norm())
     return distance / size if size else (0.0 if not distance else float("inf"))

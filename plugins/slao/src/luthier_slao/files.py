@@ -1,4 +1,4 @@
-"""The files of an adapter: PEFT's LoRA folder, and beside it the B that is not in use, for the next task."""
+"""Read and write an adapter: PEFT's LoRA files, and the B that is not in use, for the next task."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def save_adapter(folder: Path, model: Any, options: Slao, tensors: Mapping[str, 
 
 
 def save_accumulator(folder: Path, others: Mapping[str, Tensor], num_merged: int) -> None:
-    """Write each layer's other B, and how many tasks are merged."""
+    """Write each layer's other B, and the number of merged tasks."""
     save_file({name: tensor.detach().to("cpu").contiguous() for name, tensor in others.items()}, folder / ACCUMULATOR)
     (folder / NUMBERS).write_text(json.dumps({"num_merged": num_merged}) + "\n", "utf-8")
 
@@ -54,7 +54,7 @@ def save_accumulator(folder: Path, others: Mapping[str, Tensor], num_merged: int
 def load_adapter(folder: Path, options: Slao) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
     """Return the tensors in use by their names in the model, the others by layer, and the number of merged tasks.
 
-    A folder of plain LoRA, without the other B of each layer, is the end of a first task, whose B is the merged one.
+    A folder of plain LoRA, which lacks the other B, counts as the end of a first task, whose B is the merged one.
     Raises `artifact-not-found` or `artifact-mismatch`.
     """
     config = _read_json(folder / CONFIG)
@@ -69,7 +69,7 @@ def load_adapter(folder: Path, options: Slao) -> tuple[dict[str, Tensor], dict[s
 
 
 def check_tensors(held: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str, code: str) -> None:
-    """Raise `code` where a tensor is missing, unknown, of another shape, or not finite."""
+    """Raise `code` if a tensor is missing, unknown, of another shape, or not finite."""
     for problem, names in (("lacks", held.keys() - given.keys()), ("has unknown", given.keys() - held.keys())):
         if names:
             first = sorted(names)[0]

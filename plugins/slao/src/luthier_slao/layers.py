@@ -1,4 +1,4 @@
-"""The layer that stands in a linear layer's place, and which layers are taken."""
+"""The layer that replaces a linear layer, and the choice of layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALL_LINEAR: Final = "all-linear"
 
 
 class Factor(nn.Module):
-    """One matrix under PEFT's name for it."""
+    """A matrix under PEFT's name."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class SlaoLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base layer's, for models that ask a layer for its weight's dtype or device."""
+        """Return the base layer's weight, because some models read its dtype or device."""
         return self.base_layer.weight  # type: ignore[return-value]
 
     @property
@@ -64,7 +64,7 @@ class SlaoLayer(nn.Module):
 
 
 def count_features(layer: nn.Module) -> tuple[int, int] | None:
-    """Return (in, out) of a layer that multiplies by a matrix; None for any other module."""
+    """Return (in, out) of a layer that multiplies by a matrix, or None for any other module."""
     if isinstance(layer, Conv1D):
         return layer.nx, layer.nf
     sizes = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
@@ -72,9 +72,9 @@ def count_features(layer: nn.Module) -> tuple[int, int] | None:
 
 
 def find_layers(model: Any, wanted: str | list[str] | None) -> list[str]:
-    """Return the names of the layers to wrap; `model-target` where a wanted end of a name matches none.
+    """Return the names of the layers to wrap. Raises `model-target` if a wanted end of a name matches none.
 
-    The head and routers are never taken by `all-linear`.
+    `all-linear` never includes the head and routers.
     """
     head = model.get_output_embeddings()
     every = [name for name, module in model.named_modules() if count_features(module) and module is not head]
@@ -90,13 +90,13 @@ def find_layers(model: Any, wanted: str | list[str] | None) -> list[str]:
 
 
 def read_whole(tensor: Tensor) -> Tensor:
-    """Return a copy of a tensor, gathered from all ranks where it is sharded."""
+    """Return a copy of a tensor, gathered from all ranks if it is sharded."""
     full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full.detach().clone()
 
 
 def write_whole(place: Tensor, tensor: Tensor) -> None:
-    """Copy a whole tensor into its place, of which this rank may hold a part."""
+    """Copy a whole tensor into `place`, of which this rank may hold a shard."""
     if not hasattr(place, "full_tensor"):
         place.copy_(tensor)
         return

@@ -12,14 +12,14 @@ WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:@/+-]*")
 
 @attrs.frozen(kw_only=True)
 class Slurm:
-    folder: str = option("~/luthier-jobs", help="Where jobs lie, on a file system that the nodes share.")
-    python: str | None = option(None, help="The Python that the nodes run; none: the one that runs here.")
+    folder: str = option("~/luthier-jobs", help="The folder for jobs, on a file system that the nodes share.")
+    python: str | None = option(None, help="The Python for the nodes; none: the one that runs here.")
     partition: str | None = option(None, help="The partition; none: the cluster's own choice.")
-    account: str | None = option(None, help="The account that is charged; none: the user's own.")
-    gpus: str | None = option(None, help="The GPUs, such as 1 or a100:2; none: as the cluster gives.")
-    cpus_per_task: int | None = option(None, help="The processor cores; none: as the cluster gives.", low=1)
-    memory: str | None = option(None, help="The memory, such as 32G; none: as the cluster gives.")
-    time_limit: str | None = option(None, help="The longest time, such as 4:00:00; none: the partition's.")
+    account: str | None = option(None, help="The account to charge; none: the user's default.")
+    gpus: str | None = option(None, help="The GPUs, such as 1 or a100:2; none: the cluster's default.")
+    cpus_per_task: int | None = option(None, help="The processor cores; none: the cluster's default.", low=1)
+    memory: str | None = option(None, help="The memory, such as 32G; none: the cluster's default.")
+    time_limit: str | None = option(None, help="The time limit, such as 4:00:00; none: the partition's.")
     nproc_per_node: str | None = option(None, help="Processes, through torchrun: a number, gpu or cpu; none: one.")
 
     def __attrs_post_init__(self) -> None:
@@ -27,7 +27,7 @@ class Slurm:
             value = getattr(self, name)
             if value is not None and not WORD.fullmatch(value):
                 raise LuthierError(
-                    "recipe-out-of-range", "this is no word of sbatch", where=f"Slurm.{name}", found=value
+                    "recipe-out-of-range", "sbatch does not accept this", where=f"Slurm.{name}", found=value
                 )
 
 
@@ -36,7 +36,8 @@ def luthier_providers() -> list[ProviderRecord]:
     return [
         ProviderRecord(
             name="slurm",
-            summary="Runs in the queue of a Slurm cluster, by sbatch, squeue and scancel; adapter and model come back.",
+            summary="Runs in the queue of a Slurm cluster, by sbatch, squeue and scancel; adapter and model can be "
+            "downloaded.",
             options=Slurm,
             build="luthier_slurm.place:build_service",
         )

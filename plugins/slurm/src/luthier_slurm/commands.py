@@ -1,4 +1,4 @@
-"""Slurm's commands: what they are asked, what they say of a job, and what their errors mean."""
+"""Run Slurm's commands, and read their answers about jobs and their errors."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Final
 
 from luthier import JobState, LuthierError, ProviderError
 
-WORDS: Final = (  # ours: Slurm's
+WORDS: Final = (  # our state, and Slurm's words for it
     (JobState.PENDING, "PENDING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD SUSPENDED SPECIAL_EXIT"),
     (JobState.RUNNING, "RUNNING COMPLETING SIGNALING STAGE_OUT STOPPED RESIZING"),
     (JobState.CANCELED, "CANCELLED"),
     (JobState.FAILED, "FAILED TIMEOUT NODE_FAIL OUT_OF_MEMORY BOOT_FAIL DEADLINE PREEMPTED REVOKED"),
-    (JobState.FAILED, "COMPLETED"),  # asked for only where no worker has begun
+    (JobState.FAILED, "COMPLETED"),  # only a job whose worker never began
 )
 STATES: Final = {word: state for state, words in WORDS for word in words.split()}
-TOLD: Final = (  # what sbatch writes: the kind of error
-    ("socket timed out", "lost"),  # it may have submitted the job all the same
+TOLD: Final = (  # text in sbatch's output, and the kind of error
+    ("socket timed out", "lost"),  # the job may have been submitted
     ("zero bytes were transmitted", "lost"),
     ("unable to contact slurm controller", "network"),
     ("limit", "quota"),
@@ -26,7 +26,7 @@ TOLD: Final = (  # what sbatch writes: the kind of error
 
 
 async def run_command(words: list[str], text: str = "") -> str:
-    """Return what a command of Slurm wrote, or raise what it complained of."""
+    """Return the output of a command of Slurm, or raise its error."""
     where = f"slurm: {words[0]}"
     try:
         process = await asyncio.create_subprocess_exec(
@@ -34,7 +34,9 @@ async def run_command(words: list[str], text: str = "") -> str:
         )
     except FileNotFoundError:
         remedy = "Submit on a machine of the cluster that has Slurm's commands."
-        raise LuthierError("dependency-missing", f"{words[0]} is not here", where=where, remedy=remedy) from None
+        raise LuthierError(
+            "dependency-missing", f"{words[0]} is not installed here", where=where, remedy=remedy
+        ) from None
     told, said = await process.communicate(text.encode())
     if process.returncode == 0:
         return told.decode("utf-8", "replace")
@@ -46,13 +48,13 @@ async def run_command(words: list[str], text: str = "") -> str:
 
 
 async def find_queued(name: str) -> tuple[str, str, str] | None:
-    """Return the number, state and reason of the newest job of a name, from the queue or the accounts."""
+    """Return number, state and reason of the newest job of a name, from the queue or the accounting."""
     lines = (await run_command(["squeue", "--noheader", f"--name={name}", "--format=%i|%T|%r"])).split()
     if not lines:
         try:
             told = await run_command(["sacct", "--noheader", "--allocations", "--parsable2", f"--name={name}",
                                       "--format=JobID,State,Reason"])  # fmt: skip
-        except (LuthierError, ProviderError):  # many clusters keep no accounts
+        except (LuthierError, ProviderError):  # many clusters have no accounting
             return None
         lines = [line.replace(" ", "_") for line in told.splitlines() if line.strip()]
     if not lines:

@@ -1,4 +1,4 @@
-"""A cluster as the machine sees it that its commands are on: a shared folder, and a queue."""
+"""A Slurm cluster, seen from a machine that has its commands: a shared folder and a queue."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from luthier import DeskService, JobState, JobStatus, ProviderError, desk_words
 from luthier_slurm import Slurm
 from luthier_slurm.commands import STATES, find_queued, run_command
 
-SUBMITTED: Final = "slurm.job"  # in a job's folder, once sbatch has answered: the number that it gave
-CANCELED: Final = "cancel"  # the file by which a worker, too, knows that its run is not wanted
+SUBMITTED: Final = "slurm.job"  # file in a job's folder with the number that sbatch gave
+CANCELED: Final = "cancel"  # file that tells the worker that its run is cancelled
 OPTIONS: Final = {
     "partition": "partition", "account": "account", "gpus": "gpus", "cpus_per_task": "cpus-per-task", "memory": "mem",
     "time_limit": "time",
@@ -25,7 +25,7 @@ OPTIONS: Final = {
 
 
 def build_service(options: Slurm) -> DeskService:
-    """Return the provider. No command is run before the first request."""
+    """Return the provider. It runs no command before the first request."""
     return DeskService(SlurmPlace(options))
 
 
@@ -48,7 +48,7 @@ class SlurmPlace:
         return await run_command([self.python, *words])
 
     async def start_run(self, folder: str) -> None:
-        """Submit the script that trains; the number that it is given is noted in the folder."""
+        """Submit the script that trains, and write its number into the folder."""
         given = [f"--{wire}={getattr(self.options, name)}" for name, wire in OPTIONS.items()
                  if getattr(self.options, name) is not None]  # fmt: skip
         words = ["sbatch", "--parsable", "--nodes=1", "--ntasks=1", f"--job-name={_job_name(folder)}",
@@ -60,7 +60,7 @@ class SlurmPlace:
         await asyncio.to_thread((Path(folder) / SUBMITTED).write_text, number)
 
     async def find_waiting(self, folder: str) -> JobStatus | None:
-        """Ask the queue; a job that it has lost, and that no worker has begun, has failed."""
+        """Return the status from the queue. A job that is not in it, and whose worker never began, has failed."""
         queued = await find_queued(_job_name(folder))
         if queued is not None:
             number, word, reason = queued
@@ -72,11 +72,11 @@ class SlurmPlace:
             return JobStatus(remote_id=folder, state=JobState.CANCELED, raw_state="gone")
         if not (Path(folder) / SUBMITTED).exists():
             return None
-        reason = "Slurm has the job no more, and its worker never began: see slurm.log in its folder"
+        reason = "Slurm does not know the job any more, and its worker never began: see slurm.log in its folder"
         return JobStatus(remote_id=folder, state=JobState.FAILED, raw_state="gone", reason=reason)
 
     async def end_run(self, folder: str) -> bool:
-        """Take a waiting job out of the queue, or send a running one the signal after which it ends within a step."""
+        """Remove a waiting job from the queue, or send a running one the signal that ends it within a step."""
         queued = await find_queued(_job_name(folder))
         state = JobState.UNKNOWN if queued is None else STATES.get(queued[1], JobState.UNKNOWN)
         if queued is not None and not state.is_final:

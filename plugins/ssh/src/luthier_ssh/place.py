@@ -1,4 +1,4 @@
-"""A machine that is reached by the ssh command: its Python is asked, files go and come as tar streams."""
+"""A machine behind the ssh command: its Python runs the jobs, and files are sent as tar streams."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from luthier_ssh import Ssh
 BLOCK: Final = 2**18
 REACHED: Final = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=15",
                   "-o", "ServerAliveCountMax=4", "-a", "-x", "-T")  # fmt: skip
-FAILED: Final = 255  # ssh's own exit status, whatever the command over there gave
-TOLD: Final = (  # what ssh writes: the kind of error, and what to do
-    ("permission denied", "auth", "Give a key that the machine knows: provider.identity_file, or ssh-add."),
+FAILED: Final = 255  # exit status of a failure of ssh itself
+TOLD: Final = (  # text in ssh's output, the kind of error, and what to do
+    ("permission denied", "auth", "Give a key that the machine accepts: set provider.identity_file, or run ssh-add."),
     ("host key verification failed", "permission", "Log in once by hand, and compare the machine's key."),
-    ("identification has changed", "permission", "The machine has another key than before: find out why."),
+    ("identification has changed", "permission", "The machine's key has changed. Find out why."),
     ("could not resolve", "network", None),
     ("connection refused", "network", None),
     ("no route to host", "network", None),
@@ -31,12 +31,12 @@ TOLD: Final = (  # what ssh writes: the kind of error, and what to do
 
 
 def build_service(options: Ssh) -> DeskService:
-    """Return the provider. No connection is opened before the first request."""
+    """Return the provider. It opens no connection before the first request."""
     return DeskService(SshPlace(options))
 
 
 class SshPlace:
-    """One machine. A connection lasts for one command, so that nothing is lost when it breaks."""
+    """One machine. Each command has its own connection, so that nothing is lost when one breaks."""
 
     name = "ssh"
 
@@ -110,11 +110,11 @@ class SshPlace:
                 stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env={**os.environ, "LC_ALL": "C"},
             )  # fmt: skip
         except FileNotFoundError:
-            raise LuthierError("dependency-missing", "the ssh command is not here", where="ssh",
+            raise LuthierError("dependency-missing", "the ssh command is not installed here", where="ssh",
                                remedy="Install OpenSSH's client.") from None  # fmt: skip
 
     async def _finish(self, process: asyncio.subprocess.Process, said: bytes) -> None:
-        """Raise what went wrong, where something did."""
+        """Raise the error of a command that failed."""
         if process.stderr is not None and not process.stderr.at_eof():
             said += await process.stderr.read()
         code = await process.wait()
@@ -128,13 +128,13 @@ class SshPlace:
             kind, remedy = (found[1], found[2]) if found else ("lost", None)
             raise ProviderError(kind, last, where=where, remedy=remedy)
         if "No module named" in told or code == 127:
-            remedy = 'There, run: pip install "luthier[local]", and name its Python by provider.python.'
+            remedy = 'On that machine run: pip install "luthier[local]", and set provider.python to its Python.'
             raise ProviderError("invalid", f"Luthier is not installed there: {last}", where=where, remedy=remedy)
         raise ProviderError("lost" if code > 128 else "invalid", last, where=where)
 
 
 def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Nobody's name and nobody's number; readable by the owner alone."""
+    """Return a member without owner names and numbers, readable by its owner only."""
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     member.mode = 0o600

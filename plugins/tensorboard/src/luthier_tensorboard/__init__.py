@@ -10,7 +10,7 @@ __all__ = ["TensorBoard", "luthier_callbacks"]
 
 @attrs.frozen(kw_only=True)
 class TensorBoard:
-    """Where the event files go, named as TensorBoard's own tools name it."""
+    """Options of the callback `tensorboard`, under TensorBoard's names."""
 
     log_dir: str | None = option(
         None, help="The folder of this run's event files, one folder per run; none: tensorboard/ in the run's folder."

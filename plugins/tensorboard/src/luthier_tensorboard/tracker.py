@@ -1,4 +1,4 @@
-"""The callback `tensorboard`: every number of metrics.jsonl as a scalar, and the recipe as a text."""
+"""The callback `tensorboard`: it writes every number of metrics.jsonl as a scalar, and the recipe as a text."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ try:
     from tensorboard.compat.proto.types_pb2 import DT_STRING
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 except ImportError as error:
-    raise LuthierError("dependency-missing", f"its client cannot be imported: {error}", where="callback 'tensorboard'",
+    raise LuthierError("dependency-missing", f"TensorBoard cannot be imported: {error}", where="callback 'tensorboard'",
                        remedy="Run: pip install luthier-tensorboard tensorboard") from error  # fmt: skip
 
-FLUSH_SECONDS: Final = 10  # where TensorFlow is installed, its files are buffered; else each number is written at once
+FLUSH_SECONDS: Final = 10  # only for TensorFlow's buffered files; otherwise each number is written at once
 THEN: Final = "training goes on without this tracker"
 
 log = structlog.get_logger()
 
 
 class Tracker:
-    """Writes one event file for each start of a run, on rank 0. A folder that cannot be written is an error before the
-    first step; what fails later is logged once, and training goes on without the tracker."""
+    """The callback that writes one event file for each start of a run, on rank 0.
+
+    A folder that cannot be written is an error before the first step. A later failure is logged once, and training
+    continues without the tracker.
+    """
 
     def __init__(self, options: TensorBoard) -> None:
         self.options = options
@@ -56,7 +59,7 @@ class Tracker:
 
     @event
     def saved(self) -> None:
-        self._try("saved", lambda writer: writer.flush())  # what a checkpoint holds is on the disk here too
+        self._try("saved", lambda writer: writer.flush())  # the event file is then as complete as the checkpoint
 
     @event
     def stopped(self) -> None:
@@ -71,14 +74,17 @@ class Tracker:
         self._close("failed")
 
     def _open(self, run: Any, first: int) -> None:
-        """A new event file. Its first entry has TensorBoard forget the steps from `first` on that an earlier process
-        of this run wrote beyond its checkpoint."""
+        """Open a new event file.
+
+        Its first entry makes TensorBoard drop the steps from `first` on, which an earlier process wrote after its last
+        checkpoint.
+        """
         if not run.is_main:
             return
         folder = self.options.log_dir or str(run.folder / "tensorboard")
         try:
             self.writer = EventFileWriter(folder, flush_secs=FLUSH_SECONDS)
-        except Exception as error:  # gfile raises what its file system raises
+        except Exception as error:  # gfile raises the errors of its file system
             raise LuthierError("part-unsupported", f"cannot write event files: {error}", where="callback 'tensorboard'",
                                found=folder, remedy="Name another log_dir.") from error  # fmt: skip
         start = entry(first, session_log=SessionLog(status=SessionLog.START))
@@ -89,12 +95,12 @@ class Tracker:
         self._try(during, lambda writer: writer.add_event(entry(step, summary=Summary(value=values()))))
 
     def _close(self, during: str) -> None:
-        self._try(during, lambda writer: writer.flush())  # close() alone hides what the writing thread met
+        self._try(during, lambda writer: writer.flush())  # close() alone hides errors of the writing thread
         self._try(during, lambda writer: writer.close())
         self.writer = None
 
     def _try(self, during: str, act: Callable[[Any], None]) -> None:
-        """Let `act` work on the open file, if there is one; a failure is logged and is the tracker's last."""
+        """Call `act` with the open file, if there is one. A failure is logged, and ends the tracker."""
         if self.writer is None:
             return
         try:
@@ -106,17 +112,17 @@ class Tracker:
 
 
 def entry(step: int, **what: Any) -> Event:
-    """One record of an event file, as of now."""
+    """Return a record of an event file with the current time."""
     return Event(wall_time=time.time(), step=step, **what)
 
 
 def scalar_values(metrics: Mapping[str, float]) -> list[Summary.Value]:
-    """One value for each metric, under its own name, as float32."""
+    """Return a float32 value for each metric, under its name."""
     return [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
 
 
 def text_value(tag: str, text: str) -> Summary.Value:
-    """Markdown for TensorBoard's text page."""
+    """Return Markdown for TensorBoard's text page."""
     metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
     tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()])
     return Summary.Value(tag=tag, metadata=metadata, tensor=tensor)

@@ -12,7 +12,7 @@ from luthier import JobEvent, JobMetrics, JobProgress, JobState, JobStatus, elap
 from luthier_together.offer import STATES
 
 ARCHIVE: Final = ".result.tar"
-NANO: Final = 1e-9  # prices come in billionths of a dollar
+NANO: Final = 1e-9  # prices are in billionths of a dollar
 NAMES: Final = {"train/loss": "loss", "train/learning_rate": "learning_rate", "train/global_step": "step",
                 "train/epoch": "epoch", "eval/loss": "eval_loss", "train/grad_norm": "grad_norm"}  # fmt: skip
 LEVELS: Final = {"warning": "warning", "error": "error", "legacy_iwarning": "warning", "legacy_ierror": "error"}
@@ -23,7 +23,7 @@ RESOLVED: Final = (
 
 
 def read_job(found: Mapping[str, Any]) -> JobStatus:
-    """Return a job's status; fields that are missing or null are None."""
+    """Return the status of a job. Fields that are missing or null are None."""
     raw_state = str(found.get("status"))
     state, phase = STATES.get(raw_state, (JobState.UNKNOWN, None))
     events = found.get("events") or []
@@ -52,7 +52,7 @@ def read_job(found: Mapping[str, Any]) -> JobStatus:
 
 
 def read_event(found: Mapping[str, Any]) -> JobEvent:
-    """Return an event; the service gives it no id, so that its own content names it."""
+    """Return an event. Its id is a hash of its content, because the service gives none."""
     kept = {k: found.get(k) for k in ("created_at", "type", "message", "step")}
     steps = ("step", "total_steps")
     metrics: dict[str, float | None] = {n: float(found[n]) for n in steps if isinstance(found.get(n), int)}
@@ -79,7 +79,7 @@ def read_metrics(found: Sequence[Mapping[str, Any]]) -> list[JobEvent]:
 
 
 def hash_text(text: str) -> str:
-    """Return eight characters that stand for a text."""
+    """Return a hash of a text, of eight characters."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -99,7 +99,7 @@ def _progress(found: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> 
 
 
 def _reason(events: Sequence[Mapping[str, Any]]) -> str:
-    """What the last event that tells of an error says."""
+    """Return the message of the last event that reports an error."""
     told = [
         e.get("message") for e in events if e.get("type") == "job_error" or LEVELS.get(str(e.get("level"))) == "error"
     ]

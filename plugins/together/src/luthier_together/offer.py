@@ -1,4 +1,4 @@
-"""What Together offers, as data with dates: settings and their bounds, rules of files, prices, states."""
+"""What Together offers, as data with dates: settings and bounds, rules of files, prices, states."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SETTINGS: Final = {
     "adapter.target_modules": SettingRule(),
     "loss.beta": SettingRule(low=0.0, methods=("dpo",)),
 }
-WIRE: Final = {  # settings that stand at the top of a request under another name
+WIRE: Final = {  # settings at the top level of a request, under other names
     "num_train_epochs": "n_epochs",
     "global_batch_size": "batch_size",
     "learning_rate": "learning_rate",
@@ -36,8 +36,8 @@ WIRE: Final = {  # settings that stand at the top of a request under another nam
     "packing": "packing",
     "data.max_length": "max_seq_length",
 }
-PUT_BYTES: Final = 5 * 2**30  # of one PUT to storage; what is larger needs parts, which this provider does not send
-STATES: Final = {  # the service's word: ours, and what it is doing
+PUT_BYTES: Final = 5 * 2**30  # largest PUT to storage; larger files need parts, which this provider does not send
+STATES: Final = {  # the service's word -> our state, and the phase
     "pending": (JobState.PENDING, None),
     "queued": (JobState.PENDING, "queued"),
     "running": (JobState.RUNNING, "training"),
@@ -68,7 +68,7 @@ def known_prices() -> tuple[TokenPrice, ...]:
 
 
 def describe_offer() -> Capabilities:
-    """Return what the service offers for any model; it says itself, for nothing, what it refuses of one."""
+    """Return what the service offers for any model. The service reports without cost what it refuses."""
     return Capabilities(
         methods=("sft", "dpo"),
         settings=SETTINGS,
@@ -81,7 +81,7 @@ def describe_offer() -> Capabilities:
 
 
 def request_body(model: str, method: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a request that the recipe's settings make; only what was set stands in it."""
+    """Return the request's fields for the settings that the user set."""
     body: dict[str, Any] = {"model": model}
     body |= {wire: settings[name] for name, wire in WIRE.items() if name in settings}
     if "n_epochs" in body:
@@ -96,7 +96,7 @@ def request_body(model: str, method: str, settings: dict[str, Any]) -> dict[str,
 
 
 def _training_type(settings: dict[str, Any]) -> dict[str, Any] | None:
-    """LoRA or full; None where the recipe says nothing of it, and the service chooses."""
+    """Return LoRA or full training, or None if the recipe does not say and the service chooses."""
     if settings.get("adapter.name") == "full":
         return {"type": "Full"}
     names = {"adapter.r": "lora_r", "adapter.lora_alpha": "lora_alpha", "adapter.lora_dropout": "lora_dropout"}

@@ -32,10 +32,10 @@ from luthier_together import Together
 from luthier_together.answers import ARCHIVE, read_event, read_job, read_metrics
 from luthier_together.offer import describe_offer, request_body
 
-CHECKED: Final = ("COMPLETED", None)  # of a file; None: the service has not said
-CHECKING: Final = 120  # looks at a file that the service is checking
+CHECKED: Final = ("COMPLETED", None)  # states of a file that may be used; None: the service does not say
+CHECKING: Final = 120  # number of status requests for a file that the service is checking
 PRICED: Final = ("model", "training_file", "validation_file", "n_epochs", "n_evals", "training_type", "training_method")
-SLACK: Final = 300.0  # seconds by which the service's clock may differ from ours
+SLACK: Final = 300.0  # seconds by which the clock of the service may differ from ours
 
 
 class TogetherService:
@@ -86,7 +86,7 @@ class TogetherService:
         return wire_row(row, weights=True)
 
     async def upload(self, job: JobSpec, file: DataFile, known: str | None, progress: Any) -> str:
-        """Send a file: a form that gives a signed link, the bytes, and a word that they are there."""
+        """Send a file: ask for a signed link, send the bytes, and confirm them."""
         id = known if known is not None and await self._has_file(known) else await self._send_file(job, file, progress)
         if self.options.wait_for_files:
             await self._wait_checked(id, file)
@@ -111,14 +111,14 @@ class TogetherService:
             return str(answer.body["file_id"])
         link, id = answer.headers.get("location"), answer.headers.get("x-together-file-id")
         if not link or not id:
-            raise ProviderError("protocol", "no link to send the file to", where="together: POST /v1/files",
+            raise ProviderError("protocol", "the answer has no upload link", where="together: POST /v1/files",
                                 http_status=answer.status)  # fmt: skip
         await self.client.put_file(link, file.path, progress=progress)
         await self.client.post_json(f"/v1/files/{id}/preprocess", repeatable=True)
         return id
 
     async def _wait_checked(self, id: str, file: DataFile) -> None:
-        """Wait until the service has read the file; what it refuses of it is told in its words."""
+        """Wait until the service has read the file. Raise its message if it refuses it."""
         for _ in range(CHECKING):
             found = await self.client.read_json(f"/v1/files/{id}")
             status, report = found.get("processing_status"), found.get("validation_report") or {}
@@ -131,7 +131,7 @@ class TogetherService:
         raise ProviderError("server", "the service has not checked the file in time", where=f"together: file {id}")
 
     async def estimate(self, job: JobSpec, uploads: Mapping[str, str]) -> CostEstimate | None:
-        """Ask the service what the job costs; an account that it would not let go on is told so before the job."""
+        """Return the price that the service states. Raise if the account does not cover it."""
         body = self._body(job, uploads)
         asked = {name: body[name] for name in PRICED if name in body}
         found = await self.client.post_json("/v1/fine-tunes/estimate-price", asked, repeatable=True)
@@ -142,7 +142,7 @@ class TogetherService:
             raise ProviderError("quota", problem, where="together")
         tokens = found.get("estimated_train_token_count")
         amount, whole = float(found["estimated_total_price"]), None if tokens is None else int(tokens)
-        return CostEstimate(amount=amount, tokens=whole, basis="as Together says", exact_tokens=True)
+        return CostEstimate(amount=amount, tokens=whole, basis="stated by Together", exact_tokens=True)
 
     async def submit(self, job: JobSpec, uploads: Mapping[str, str]) -> JobStatus:
         return read_job(await self.client.post_json("/v1/fine-tunes", self._body(job, uploads)))
@@ -157,11 +157,11 @@ class TogetherService:
         return {**body, "suffix": self._suffix(job)}
 
     def _suffix(self, job: JobSpec) -> str:
-        """The name's end, by which a job is found whose answer was lost."""
+        """Return the end of the model's name, which finds the job if the answer to its creation is lost."""
         return f"{self.options.suffix}-{job.token}" if self.options.suffix else job.token
 
     async def find(self, job: JobSpec, uploads: Mapping[str, str]) -> Sequence[JobStatus]:
-        """Look through the account's jobs, as the service lists all and filters none."""
+        """Search all jobs of the account, because the service has no filter."""
         found = (await self.client.read_json("/v1/fine-tunes")).get("data") or []
         mine = [item for item in found if self._is_mine(item, job, uploads)]
         return [read_job(item) for item in mine]
@@ -187,7 +187,7 @@ class TogetherService:
         return newest[:limit]
 
     async def events(self, remote_id: str, cursor: str | None) -> EventPage:
-        """Read all events and the metrics after the cursor's step; the store drops what it has already."""
+        """Return all events, and the metrics after the step of the cursor. The store drops known ones."""
         listed = (await self.client.read_json(f"/v1/fine-tunes/{remote_id}/events")).get("data") or []
         asked = {} if cursor is None else {"global_step_from": int(cursor)}
         found = await self.client.read_json(f"/v1/fine-tunes/{remote_id}/metrics", asked)

@@ -1,4 +1,4 @@
-"""What luthier-trl offers: TRL's trainers that write answers themselves, described without importing TRL."""
+"""What luthier-trl offers: TRL's trainers whose policy generates the answers, described without importing TRL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUMMARIES: Final = {
     "grpo": "TRL's GRPO: answers of one prompt are compared with their group's mean reward.",
     "rloo": "TRL's RLOO: REINFORCE with the mean reward of the group's other answers as baseline.",
     "gmpo": "TRL's GMPO: GRPO over the geometric mean of the tokens' ratios.",
-    "online_dpo": "TRL's online DPO: of two answers to a prompt the better rewarded one is chosen.",
+    "online_dpo": "TRL's online DPO: of two answers to a prompt the one with the higher reward is chosen.",
 }
 CONFIGS: Final = {"grpo": "GRPOConfig", "rloo": "RLOOConfig", "gmpo": "GMPOConfig", "online_dpo": "OnlineDPOConfig"}
 
@@ -42,7 +42,7 @@ def luthier_trainers() -> list[TrainerRecord]:
 
 
 def __getattr__(name: str) -> Any:
-    """Options classes under the names of TRL's: `luthier_trl.GRPOConfig(reward=my_function)` is `trl.grpo`."""
+    """Return an options class by the name of TRL's: `luthier_trl.GRPOConfig(reward=my_function)` is `trl.grpo`."""
     methods = [method for method, config in CONFIGS.items() if config == name]
     if not methods:
         raise AttributeError(f"module 'luthier_trl' has no attribute {name!r}")

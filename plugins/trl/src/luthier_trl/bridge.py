@@ -1,4 +1,4 @@
-"""The bridge: what TRL's loop tells of its steps, as a session of Luthier's takes it."""
+"""The bridge: it reports the steps of TRL's loop to a session of Luthier."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from luthier_trl.rewards import ROW
 
 
 class Connection:
-    """What a subclass of one of TRL's trainers does besides: no telemetry is sent, each step's loss and rows are kept.
+    """A mixin for TRL's trainers, which sends no telemetry and keeps the loss and the rows of each step.
 
-    It stands before TRL's class, so that `super` is that.
+    It precedes TRL's class in the bases, so that `super` is TRL's class.
     """
 
     session: TrainerSession
     step_loss = 0.0
-    step_rows: frozenset[int] = frozenset()  # numbers of the rows that the step was given
-    readied = 0  # how often the adapter was told of its gradients
+    step_rows: frozenset[int] = frozenset()  # numbers of the rows of the step
+    readied = 0  # number of calls of `gradients_ready`
     kept: Mapping[str, Any] | None = None  # the loop's state, in a run that goes on
 
     def _send_telemetry(self) -> None:
-        """Say nothing to anybody."""
+        """Send nothing."""
 
     def training_step(self, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
         loss = self._above().training_step(model, inputs, *arguments, **named)
@@ -86,12 +86,12 @@ class Connection:
 
 
 def connected_trainer(trainer_class: type, session: TrainerSession) -> Any:
-    """Return a subclass of one of TRL's trainers that is connected with a session."""
+    """Return a subclass of one of TRL's trainers that reports to a session."""
     return type(f"Connected{trainer_class.__name__}", (Connection, trainer_class), {"session": session})
 
 
 class SessionCallback(transformers.TrainerCallback):
-    """Tells a session of each step, and TRL's loop of what the session's run is asked."""
+    """The callback that reports each step to a session, and passes the run's requests to TRL's loop."""
 
     def __init__(self, session: TrainerSession) -> None:
         self.session, self.tokens, self.logs = session, 0, False

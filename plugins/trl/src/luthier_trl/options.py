@@ -1,4 +1,4 @@
-"""Options classes made from TRL's configurations: same names, types, defaults and help, without what does not map."""
+"""Options classes made from TRL's configs: the same names, types, defaults and help, without what does not map."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ OMITTED: Final = frozenset(
         *("log_completions_hub_repo", "off_policy_mask_threshold", "use_bias_correction_kl", "num_generations_eval"),
     )
 )
-ENGINES: Final = ("vllm_", "use_vllm")  # engines that hold no adapter of Luthier's
+ENGINES: Final = ("vllm_", "use_vllm")  # engines that cannot run Luthier's adapters
 
 
 @functools.cache
 def trl_classes(method: str) -> tuple[Any, Any]:
-    """Return TRL's configuration and trainer of a method. Those that it calls experimental warn when imported."""
+    """Return TRL's config and trainer of a method. Experimental ones would warn when they are imported."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         home = importlib.import_module(HOMES[method])
@@ -57,7 +57,7 @@ def options_class(method: str) -> type:
     """Return a frozen class whose attribute `method` names the trainer."""
     fields = offered_fields(method)
     hints: dict[str, Any] = {"reward": Any, **{field.name: hint_of(method, field) for field in fields}}
-    text = "The reward: an entry point's name, `module:function`, or in Python the function; a list of several."
+    text = "The reward: the name of an entry point, `module:function`, or in Python the function; or a list of these."
     body = {"reward": option(help=text), **{field.name: _option(method, field) for field in fields}}
     about = {"__doc__": f"Options of `trl.{method}`.", "__module__": __name__, "method": method,
              "__annotations__": hints, "__attrs_post_init__": _settle_reward}  # fmt: skip
@@ -65,14 +65,14 @@ def options_class(method: str) -> type:
 
 
 def offered_fields(method: str) -> list[dataclasses.Field[Any]]:
-    """Return the fields of TRL's configuration that are its own and map."""
+    """Return the fields of TRL's config that are offered."""
     common = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
     own = [field for field in dataclasses.fields(trl_classes(method)[0]) if field.name not in common | OMITTED]
     return [field for field in own if not field.name.startswith(ENGINES)]
 
 
 def hint_of(method: str, field: dataclasses.Field[Any]) -> Any:
-    """Return the field's type in the words of a recipe: a mapping may not be a text that holds one."""
+    """Return the type of a field for a recipe, in which a mapping cannot be a text."""
     hint = typing.get_type_hints(trl_classes(method)[0])[field.name]
     if dict in typing.get_args(hint):
         return dict[str, Any] | None
@@ -80,7 +80,7 @@ def hint_of(method: str, field: dataclasses.Field[Any]) -> Any:
 
 
 def given_options(options: Any) -> dict[str, Any]:
-    """Return what TRL's configuration is given of these options."""
+    """Return the arguments for TRL's config from these options."""
     return {field.name: getattr(options, field.name) for field in offered_fields(options.method)}
 
 
@@ -96,7 +96,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _settle_reward(self: Any) -> None:
-    """Put names in the place of functions, so that the options are plain data."""
+    """Replace functions by names, so that the options are plain data."""
     given = self.reward if isinstance(self.reward, (list, tuple)) else [self.reward]
     names = [name_function(each) if callable(each) else each for each in given]
     if not names or not all(isinstance(name, str) for name in names):

@@ -1,4 +1,4 @@
-"""Rewards: functions found by name, called with what they name, and held to a number for each answer."""
+"""Rewards: functions found by name, called with the columns that they name, and checked for finite numbers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from luthier import LuthierError, PromptRow
 GROUP: Final = "luthier_rewards"
 ROW: Final = "luthier_row"  # the column with a row's number
 IN_PYTHON: Final = "python:"
-RESERVED: Final = frozenset(("prompts", "completions"))  # names that are no column's
-HELD: dict[str, Callable[..., Any]] = {}  # functions of the caller's, by the name that a recipe has for them
+RESERVED: Final = frozenset(("prompts", "completions"))  # names that are not columns
+HELD: dict[str, Callable[..., Any]] = {}  # functions passed in Python, by their name in the recipe
 
 
 def name_function(function: Callable[..., Any]) -> str:
@@ -31,7 +31,7 @@ def name_function(function: Callable[..., Any]) -> str:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Methods are made anew each time that they are asked for."""
+    """Return True for the same function or method; methods are new objects at each access."""
     return one is other or (inspect.ismethod(one) and one == other)
 
 
@@ -41,19 +41,19 @@ def reported_name(name: str) -> str:
 
 
 def check_names(names: Sequence[str], where: str) -> None:
-    """Raise where a reward is not there, or where the numbers of two would come under one name."""
+    """Raise if a reward does not exist, or two would be reported under one name."""
     reported: dict[str, str] = {}
     for name in names:
         find_reward(name, where)
         if (other := reported.get(reported_name(name))) is not None:
-            problem = f"its numbers and those of {other!r} would have one name, {reported_name(name)!r}"
+            problem = f"it and {other!r} would both be reported as {reported_name(name)!r}"
             raise LuthierError("recipe-conflict", problem, where=where, found=name,
-                               remedy="Name each once, or call one of the functions otherwise.")  # fmt: skip
+                               remedy="Name each once, or rename one of the functions.")  # fmt: skip
         reported[reported_name(name)] = name
 
 
 def find_reward(name: str, where: str) -> Callable[..., Any]:
-    """Return the function that an entry point, `module:function`, or a name of this process stands for."""
+    """Return the function of an entry point, of `module:function`, or of a name in this process."""
     if name.startswith(IN_PYTHON):
         if name in HELD:
             return HELD[name]
@@ -61,7 +61,7 @@ def find_reward(name: str, where: str) -> Callable[..., Any]:
         raise LuthierError("part-unknown", problem, where=where, found=name, remedy="Pass the function again.")
     found: Any = _load(name, where)
     if not callable(found):
-        raise LuthierError("part-invalid", "a reward is a function", where=where, found=name)
+        raise LuthierError("part-invalid", "a reward must be a function", where=where, found=name)
     return found
 
 
@@ -82,16 +82,16 @@ def _load(name: str, where: str) -> Any:
 
 @attrs.frozen(kw_only=True, eq=False)
 class CheckedReward:
-    """A reward as TRL calls it: with texts and the columns that it names, each of its numbers finite or None."""
+    """A reward as TRL calls it. Its numbers are checked: each is finite or None."""
 
     name: str
     function: Callable[..., Any]
     rows: Sequence[PromptRow] = attrs.field(repr=False)  # in the order of their numbers
-    columns: tuple[str, ...]  # that it is given besides `completions`; with ** all of them
+    columns: tuple[str, ...]  # columns that it gets besides `completions`; all of them if it has **
 
     @classmethod
     def of_function(cls, name: str, function: Callable[..., Any], rows: Sequence[PromptRow]) -> CheckedReward:
-        """Return the checked form of a function; `data-column` where it names a column that the rows lack."""
+        """Return the checked form of a function. Raises `data-column` if the rows lack a column that it names."""
         columns = sorted({column for row in rows for column in row.columns} - RESERVED)
         parameters = inspect.signature(function).parameters.values()
         if any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -102,26 +102,27 @@ class CheckedReward:
         known = {"prompts", *columns}
         for parameter in named:
             if parameter.name not in known and parameter.default is parameter.empty:
-                problem = f"reward {name!r} reads a column {parameter.name!r}, and the rows have none"
+                problem = f"reward {name!r} reads a column {parameter.name!r}, which the rows do not have"
                 remedy = f"They have: {', '.join(columns) or 'none'}. Map one with data.columns."
                 raise LuthierError("data-column", problem, where="trainer.reward", remedy=remedy)
         return cls(name=name, function=function, rows=rows, columns=tuple(p.name for p in named if p.name in known))
 
     @property
     def __name__(self) -> str:
-        """The name by which TRL reports it."""
+        """The name under which TRL reports it."""
         return reported_name(self.name)
 
     def __call__(self, *, completions: Sequence[Any], **told: Any) -> list[float | None]:
-        """Return a number for each answer, or None; `part-broken` names the reward and the row where it fails.
+        """Return a number or None for each answer. Raises `part-broken` with the reward and the row that fail.
 
-        Of what else TRL tells, the rows' numbers are read; where several answers are to each, they may come once.
+        Of TRL's further arguments only the row numbers are read. With several answers to a row, its number may come
+        once.
         """
         texts, numbers = [text_of(answer) for answer in completions], told[ROW]
         rows = [self.rows[int(numbers[place % len(numbers)])] for place in range(len(texts))]
         values = self._call(texts, rows)
         if len(values) != len(texts):
-            raise self._broken(f"it gives {len(values)} numbers for {len(texts)} answers", rows[0].where, None)
+            raise self._broken(f"it returns {len(values)} numbers for {len(texts)} answers", rows[0].where, None)
         return [self._number(value, row.where) for value, row in zip(values, rows, strict=True)]
 
     def _call(self, texts: list[str], rows: list[PromptRow]) -> list[Any]:
@@ -132,11 +133,11 @@ class CheckedReward:
             raise self._broken(f"it raises {type(error).__name__}: {error}", place, None) from error
 
     def _arguments(self, rows: list[PromptRow]) -> dict[str, list[Any]]:
-        """The columns of these rows, copied, as a function may change what it is given; None where a row has none."""
+        """Return copies of the columns of these rows, because a function may change them. Missing values are None."""
         return {name: [copy.deepcopy(_column(row, name)) for row in rows] for name in self.columns}
 
     def _failing(self, texts: list[str], rows: list[PromptRow]) -> str:
-        """The place of the first row that raises when it is asked about alone; of the first one where none does."""
+        """Return the place of the first row that raises when it is evaluated alone, or of the first row."""
         for text, row in zip(texts, rows, strict=True):
             try:
                 list(self.function(completions=[text], **self._arguments([row])))
@@ -150,18 +151,18 @@ class CheckedReward:
         try:
             value = float(number)
         except (TypeError, ValueError):
-            raise self._broken("it gives what is no number", place, number) from None
+            raise self._broken("it returns something that is not a number", place, number) from None
         if not math.isfinite(value):
-            raise self._broken("it gives what is not finite", place, value)
+            raise self._broken("it returns a number that is not finite", place, value)
         return value
 
     def _broken(self, problem: str, place: str, found: Any) -> LuthierError:
         return LuthierError("part-broken", problem, where=f"reward {self.name!r}: row {place}", found=found,
-                            remedy="Mend the function; None says that it has no opinion.")  # fmt: skip
+                            remedy="Correct the function. It may return None to give no reward.")  # fmt: skip
 
 
 def text_of(answer: Any) -> str:
-    """Return an answer's text, which is the content of its messages where the prompts are messages."""
+    """Return the text of an answer: of messages, their content."""
     return answer if isinstance(answer, str) else "".join(str(message.get("content") or "") for message in answer)
 
 

@@ -1,4 +1,4 @@
-"""The trainer: a recipe's settings as TRL's configuration, and TRL's loop over a session of Luthier's."""
+"""The trainer: it turns a recipe into TRL's config, and runs TRL's loop over a session of Luthier."""
 
 from __future__ import annotations
 
@@ -30,13 +30,17 @@ CHOICES: Final = {
     "reference": ("auto", "initial", "base"),
     "data.overlong": ("auto", "drop", "error"),
 }
-HEAD: Final = "lm_head"  # as most models call it; what others call it is found once the model is there
+HEAD: Final = "lm_head"  # its name in most models; other names are found when the model is loaded
 REWARD: Final = "trainer.reward"
-NUMBERS: Final = ("learning_rate", "global_batch_size", "max_tokens_per_device")  # which may be `auto` elsewhere
+NUMBERS: Final = (
+    "learning_rate",
+    "global_batch_size",
+    "max_tokens_per_device",
+)  # settings that may be `auto` in other runs
 
 
 class TrlTrainer:
-    """One of TRL's trainers, as `options.method` says."""
+    """The trainer of TRL that `options.method` names."""
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -45,12 +49,12 @@ class TrlTrainer:
         self.told: SessionCallback | None = None
 
     def check(self, recipe: Recipe) -> None:
-        """Raise for what TRL cannot be told, for options that it refuses, and for rewards that are not there."""
+        """Raise for settings that TRL does not have, options that it refuses, and rewards that do not exist."""
         self._check_settings(recipe)
         if self._group is None or self._group < 1:
-            problem = f"{self.where} compares several answers to a prompt"
+            problem = f"{self.where} compares several answers to a prompt, so it needs their number"
             raise LuthierError("recipe-out-of-range", problem, where="trainer.num_generations", found=self._group,
-                               remedy="Write how many.")  # fmt: skip
+                               remedy="Set it to 2 or more.")  # fmt: skip
         refuse_head(recipe.to_dict()["adapter"])
         check_names(self.reward_names, REWARD)
         arguments = self.configuration(recipe, "unused", use_cpu=True)
@@ -59,7 +63,7 @@ class TrlTrainer:
                                found=recipe.reference, remedy="Leave it out, or set trainer.beta.")  # fmt: skip
 
     def _check_settings(self, recipe: Recipe) -> None:
-        """Raise for a setting of the run that TRL has, but not with this value."""
+        """Raise for a value of a setting that TRL does not support."""
         for name, known in CHOICES.items():
             value = getattr(recipe.data, name[5:]) if name.startswith("data.") else getattr(recipe, name)
             if value not in known:
@@ -74,22 +78,22 @@ class TrlTrainer:
                                where="data.validation", remedy="Leave it out.")  # fmt: skip
 
     def check_rows(self, recipe: Recipe, rows: Sequence[PromptRow], validation: Sequence[PromptRow]) -> None:
-        """Raise where the rows lack a column that a reward reads, or do not fill one step of TRL's."""
+        """Raise if the rows lack a column that a reward reads, or do not fill one step of TRL."""
         self._rewards((*rows, *validation))
         size = int(recipe.global_batch_size)
-        if self.options.method != "online_dpo" and len(rows) < size:  # which takes a smaller step
-            problem = f"a step asks for {size} prompts, and there are {len(rows)}"
+        if self.options.method != "online_dpo" and len(rows) < size:  # online DPO takes a smaller step
+            problem = f"a step needs {size} prompts, but there are only {len(rows)}"
             raise LuthierError("recipe-out-of-range", problem, where="global_batch_size", found=size,
                                remedy="Lower it, or give more rows.")  # fmt: skip
 
     @property
     def reward_names(self) -> list[str]:
-        """The rewards' names, in the order of `reward_weights`."""
+        """Return the names of the rewards, in the order of `reward_weights`."""
         reward = self.options.reward
         return reward if isinstance(reward, list) else [reward]
 
     def train(self, session: TrainerSession) -> None:
-        """Let TRL take every step of the session."""
+        """Run all steps of the session with TRL."""
         head = session.model.get_output_embeddings()
         if type(head) is not nn.Linear:
             raise LuthierError("part-unsupported", "TRL reads the weight of the head, which has an adapter or another "
@@ -111,14 +115,14 @@ class TrlTrainer:
         return [CheckedReward.of_function(name, find_reward(name, REWARD), rows) for name in self.reward_names]
 
     def _made(self, session: TrainerSession, arguments: Any) -> Any:
-        """Return TRL's trainer over the session's model, with its reference where the objective has one."""
+        """Return TRL's trainer for the session's model, with a reference if the objective has one."""
         reference = session.reference() if self._needs_reference(arguments) else None
         beta = arguments.beta
         rows, held = numbered_prompts(session.rows, 0), numbered_prompts(session.validation, len(session.rows))
         rewards = self._rewards((*session.rows, *session.validation))
         also = {"ref_model": reference} if self.options.method == "online_dpo" else {}
         if not also:
-            arguments.beta = 0.0  # else TRL reads the model a second time, by its name
+            arguments.beta = 0.0  # otherwise TRL loads the model a second time, by its name
         told = self.told = SessionCallback(session)
         with explained(self.where):
             trainer = connected_trainer(self.trainer_class, session)(
@@ -132,14 +136,14 @@ class TrlTrainer:
             arguments.beta = trainer.beta = beta
             trainer.ref_model = reference
         if isinstance(reference, transformers.PreTrainedModel) and not also:
-            add_fused_lm_head(reference, temperature=arguments.temperature)  # as TRL does with its own
+            add_fused_lm_head(reference, temperature=arguments.temperature)  # as TRL does with its own reference
         return trainer
 
     def _needs_reference(self, arguments: Any) -> bool:
         return self.options.method == "online_dpo" or arguments.beta != 0.0
 
     def configuration(self, recipe: Recipe, folder: str, *, use_cpu: bool) -> Any:
-        """Return TRL's configuration of a recipe; `recipe-out-of-range` with TRL's words where it refuses it."""
+        """Return TRL's config for a recipe. Raises `recipe-out-of-range` with TRL's words if it refuses."""
         size, accumulation = self._batch(recipe)
         arguments = {
             **given_options(self.options),
@@ -154,16 +158,16 @@ class TrlTrainer:
         if self.options.method == "online_dpo":
             arguments["max_length"] = recipe.data.max_length + self.options.max_new_tokens
         with explained(self.where), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of names that TRL itself sets
+            warnings.simplefilter("ignore", FutureWarning)  # about names that TRL itself sets
             return self.config_class(**arguments)
 
     @property
     def _group(self) -> Any:
-        """How many answers TRL counts for each prompt; online DPO counts prompts."""
+        """Return the answers that TRL counts for each prompt. Online DPO counts prompts."""
         return 1 if self.options.method == "online_dpo" else self.options.num_generations
 
     def _batch(self, recipe: Recipe) -> tuple[int, int]:
-        """The size of one pass, the largest that divides the step's and stays within `max_tokens_per_device`."""
+        """Return the largest size of a pass that divides the step and fits `max_tokens_per_device`, and the number."""
         is_online = self.options.method == "online_dpo"
         answer = self.options.max_new_tokens if is_online else self.options.max_completion_length
         longest = (recipe.data.max_length + (answer or 0)) * (2 if is_online else 1)
@@ -174,7 +178,7 @@ class TrlTrainer:
 
 
 def run_settings(recipe: Recipe) -> dict[str, Any]:
-    """Return what transformers' arguments say of a run, as the recipe has it; nothing is reported, saved or sent."""
+    """Return transformers' training arguments for a recipe. TRL itself reports, saves and sends nothing."""
     return {
         "learning_rate": recipe.learning_rate,
         "lr_scheduler_type": recipe.lr_scheduler_type,
@@ -198,7 +202,7 @@ def run_settings(recipe: Recipe) -> dict[str, Any]:
 
 @contextmanager
 def explained(where: str) -> Iterator[None]:
-    """Raise `recipe-out-of-range` with TRL's words where it refuses what it is given."""
+    """Raise `recipe-out-of-range` with TRL's words if it refuses something inside the block."""
     try:
         yield
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
@@ -207,9 +211,9 @@ def explained(where: str) -> Iterator[None]:
 
 
 def numbered_prompts(rows: Sequence[PromptRow], start: int) -> datasets.Dataset:
-    """Return the prompts as TRL takes them, each with its row's number, which counts from `start`.
+    """Return the prompts as TRL takes them, each with the number of its row, which counts from `start`.
 
-    The table holds the numbers alone: a column of Arrow's has one type, and fills messages with keys of each other.
+    The table holds only numbers, because an Arrow column has one type, and would fill messages with missing keys.
     """
     prompts = [row.prompt for row in rows]
 
@@ -220,7 +224,7 @@ def numbered_prompts(rows: Sequence[PromptRow], start: int) -> datasets.Dataset:
 
 
 def refuse_head(adapter: Mapping[str, Any]) -> None:
-    """Raise `part-unsupported` where an adapter's options name the head, whose plain weight TRL reads."""
+    """Raise `part-unsupported` if an adapter's options name the head, whose plain weight TRL reads."""
     for option in ("target_modules", "modules_to_save"):
         named = adapter.get(option) or ()
         if _fits_head(named) if isinstance(named, str) else any(name.rpartition(".")[2] == HEAD for name in named):
@@ -231,13 +235,13 @@ def refuse_head(adapter: Mapping[str, Any]) -> None:
 def _fits_head(pattern: str) -> bool:
     try:
         return re.fullmatch(pattern, HEAD) is not None
-    except re.error:  # the adapter says so in words of its own
+    except re.error:  # the adapter itself reports a broken pattern
         return False
 
 
 @contextmanager
 def _unpatched(model: Any) -> Iterator[None]:
-    """Give the model back as it came: TRL puts a forward of its own on it, and a padding token into its configs."""
+    """Restore the model afterwards: TRL replaces its forward, and sets a padding token in its configs."""
     configs = (model.config.get_text_config(), model.generation_config)
     before, had_forward = [config.pad_token_id for config in configs], "forward" in vars(model)
     try:

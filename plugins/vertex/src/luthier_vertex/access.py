@@ -1,4 +1,4 @@
-"""Access tokens of Google: a ready one, or those of Google's own credentials, renewed before they expire."""
+"""Google's access tokens: a given one, or those of the default credentials, renewed before they expire."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform"
 
 
 class AccessToken:
-    """The token that requests carry. `reference` None: Google's application default credentials are asked."""
+    """The token in requests. If `reference` is None, Google's application default credentials provide it."""
 
     def __init__(self, reference: str | None) -> None:
         self._reference = reference
@@ -23,7 +23,7 @@ class AccessToken:
         self._token: Secret | None = None
 
     async def refresh(self) -> None:
-        """Have a token that is good now. This may ask Google for one, in a thread."""
+        """Make sure that the token is valid. This may ask Google for one, in a thread."""
         if self._reference is None:
             self._token = Secret(await asyncio.to_thread(self._renew))
         elif self._token is None:
@@ -43,7 +43,7 @@ class AccessToken:
                 credentials.refresh(google.auth.transport.requests.Request())
         except DefaultCredentialsError:
             remedy = "Run: gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS."
-            raise LuthierError("credential-missing", "Google has no credentials here", where="vertex",
+            raise LuthierError("credential-missing", "no Google credentials were found", where="vertex",
                                remedy=remedy) from None  # fmt: skip
         except GoogleAuthError as error:
             raise ProviderError("auth", str(error), where="vertex: a token of Google") from None

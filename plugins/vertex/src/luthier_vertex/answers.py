@@ -15,7 +15,7 @@ COUNTS: Final = ("supervisedTuningDataStats", "preferenceOptimizationDataStats")
 
 
 def read_job(found: Mapping[str, Any]) -> JobStatus:
-    """Return a job's status; fields that are missing or null are None."""
+    """Return the status of a job. Fields that are missing or null are None."""
     raw_state = str(found.get("state"))
     state, phase = STATES.get(raw_state.removeprefix(PREFIX), (JobState.UNKNOWN, None))
     created, ended = read_time(found.get("createTime")), read_time(found.get("endTime"))
@@ -35,7 +35,7 @@ def read_job(found: Mapping[str, Any]) -> JobStatus:
 
 
 def job_events(found: Mapping[str, Any]) -> Iterator[JobEvent]:
-    """Give the state and the checkpoints as events, as the service reports no events of its own."""
+    """Yield state and checkpoints as events, because the service reports no events."""
     at = read_time(found.get("updateTime")) or read_time(found.get("createTime")) or 0.0
     state, phase = str(found.get("state")).removeprefix(PREFIX), _phase(found)
     yield JobEvent(id=f"{state}:{phase}", at=at, kind="state", message=f"{state}: {phase}" if phase else state)
@@ -51,7 +51,7 @@ def _phase(found: Mapping[str, Any]) -> str | None:
 
 
 def _model(tuned: Mapping[str, Any]) -> str | None:
-    """The model's name at the service, or the endpoint that serves it."""
+    """Return the model's name at the service, or the endpoint that serves it."""
     return tuned.get("model") or tuned.get("endpoint")
 
 

@@ -1,4 +1,4 @@
-"""What Vertex AI offers, as data with dates: settings and their bounds, rules of files, states, rows and requests."""
+"""What Vertex AI offers, as data with dates: settings and bounds, rules of files, states, rows and requests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from luthier import Capabilities, DataRules, JobState, ServiceRow, SettingRule, drop_missing
 
-GEMINI: Final = "gemini"  # begins the names of models that stay at the service; others are open
+GEMINI: Final = "gemini"  # beginning of the names of models that stay at the service; other models are open
 SIZES: Final = {1: "ONE", 2: "TWO", 4: "FOUR", 8: "EIGHT", 16: "SIXTEEN", 32: "THIRTY_TWO"}
 MODES: Final = {"lora": "TUNING_MODE_PEFT_ADAPTER", "full": "TUNING_MODE_FULL"}
 SPECS: Final = {"sft": "supervisedTuningSpec", "dpo": "preferenceOptimizationSpec"}
@@ -29,7 +29,7 @@ OPEN: Final = {
 RULES: Final = DataRules(
     max_rows=1_000_000, max_bytes=10**9, max_row_tokens=131_072, max_validation_rows=5_000, tools=False
 )
-STATES: Final = {  # the service's word, behind JOB_STATE_: ours, and what it is doing
+STATES: Final = {  # the service's word after JOB_STATE_ -> our state, and the phase
     "QUEUED": (JobState.PENDING, "queued"),
     "PENDING": (JobState.PENDING, None),
     "PAUSED": (JobState.PENDING, "paused"),
@@ -44,20 +44,24 @@ STATES: Final = {  # the service's word, behind JOB_STATE_: ours, and what it is
 }
 MODELS: Final = ("gemini-3.5-flash", "gemini-3.5-flash-lite", "gemini-3.1-flash-lite")  # as known on 2026-11-20
 NOTICE: Final = (
-    "Limits of rows and models are as Google's pages had them (2026-11-20), and differ between models; "
-    "no price of the models of today is known here: give one in prices.json."
+    "Limits of rows and models are from Google's pages (2026-11-20), and differ between models; "
+    "no price of today's models is known: give one in prices.json."
 )
 
 
 def is_open(model: str) -> bool:
-    """Return True of a model whose weights the service gives out."""
+    """Return True for a model whose weights can be downloaded."""
     return not model.rpartition("/")[2].startswith(GEMINI)
 
 
 def describe_offer(model: str) -> Capabilities:
     """Return what the service offers for a model."""
     opened = is_open(model)
-    scaled = {} if opened else {"learning_rate": "It only scales its own: set provider.learning_rate_multiplier."}
+    scaled = (
+        {}
+        if opened
+        else {"learning_rate": "The service only scales its own rate. Set provider.learning_rate_multiplier."}
+    )
     return Capabilities(
         methods=("sft",) if opened else tuple(SPECS),
         settings=OPEN if opened else TUNED,
@@ -71,7 +75,7 @@ def describe_offer(model: str) -> Capabilities:
 
 
 def hyper_parameters(settings: Mapping[str, Any], multiplier: float | None) -> dict[str, Any]:
-    """Return the settings as the service takes them, whole numbers as texts; only what was set stands in it."""
+    """Return the settings that the user set, as the service takes them: whole numbers are texts."""
     rank = settings.get("adapter.r")
     return drop_missing(
         epochCount=_whole(settings.get("num_train_epochs")),
@@ -88,7 +92,7 @@ def _whole(value: float | None) -> str | None:
 
 
 def gemini_row(row: ServiceRow) -> dict[str, Any]:
-    """Return a row as the service's own format has it: a conversation, or a pair with a score of 1 for the better."""
+    """Return a row in the service's own format: a conversation, or a pair with a score of 1 for the better."""
     system = [{"text": m["content"]} for m in row.messages if m["role"] in ("system", "developer")]
     contents = _contents(row.messages)
     if not row.chosen:

@@ -31,21 +31,21 @@ from luthier_vertex.answers import job_events, read_job
 from luthier_vertex.offer import MODES, SPECS, describe_offer, gemini_row, hyper_parameters, is_open
 from luthier_vertex.storage import fetch_object, has_object, list_objects, send_object, split_uri
 
-READING: Final = "v1beta1"  # tells more of a job than v1: its phase
-LABEL: Final = "luthier_job"  # by which a job is found whose answer was lost
+READING: Final = "v1beta1"  # unlike v1 it reports the phase of a job
+LABEL: Final = "luthier_job"  # label that finds a job if the answer to its creation is lost
 PAGE: Final = 100
 NAMES: Final = {"project": "GOOGLE_CLOUD_PROJECT", "location": "GOOGLE_CLOUD_LOCATION"}
 
 
 class VertexService:
-    """The provider. No connection is opened, and no token asked for, before the first request."""
+    """The provider. It opens no connection, and asks for no token, before the first request."""
 
     def __init__(self, options: Vertex) -> None:
         self.options, self.token = options, AccessToken(options.access_token)
         self._clients: dict[str, ServiceClient] = {}
 
     def scope(self) -> str:
-        """The project's address; where none is named, that is said when something is asked of it."""
+        """Return the address of the project. A missing name is reported at the first request."""
         project, location = (self._given(name) or f"no {name}" for name in NAMES)
         address = self.options.base_url or f"https://{location}-aiplatform.googleapis.com"
         return f"{address.rstrip('/')}#projects/{project}/locations/{location}"
@@ -59,7 +59,7 @@ class VertexService:
         return f"projects/{self._named('project')}/locations/{self._named('location')}"
 
     def _given(self, name: str) -> str:
-        """The project or the location, of the options or of the environment; empty where neither names one."""
+        """Return project or location, from the options or the environment, or an empty text."""
         return str(getattr(self.options, name) or os.environ.get(NAMES[name], ""))
 
     def _named(self, name: str) -> str:
@@ -70,8 +70,8 @@ class VertexService:
         return value
 
     async def _ready(self, address: str | None = None) -> ServiceClient:
-        """A client of the service, or of another address, with a token that is good now."""
-        assert self._parent  # what is missing of the options is told before a token is asked for
+        """Return a client of the service, or of another address, with a valid token."""
+        assert self._parent  # missing options are reported before a token is requested
         await self.token.refresh()
         address = address or self._address
         if address not in self._clients:
@@ -100,7 +100,7 @@ class VertexService:
         return gemini_row(row)
 
     async def upload(self, job: JobSpec, file: DataFile, known: str | None, progress: Any) -> str:
-        """Put the rows into the user's bucket, under a name that comes from their bytes."""
+        """Write the rows into the user's bucket, under a name that is a hash of their bytes."""
         storage, uri = await self._storage(), f"{self._folder}/rows/{file.sha256}.jsonl"
         if known != uri or not await has_object(storage, uri):
             await send_object(storage, uri, file, progress)
@@ -135,7 +135,7 @@ class VertexService:
         }
 
     async def find(self, job: JobSpec, uploads: Mapping[str, str]) -> Sequence[JobStatus]:
-        """Ask for jobs with this one's label; a service that ignores the filter is read through."""
+        """Find jobs by this job's label. If the service ignores the filter, all jobs are read."""
         params = {"filter": f'labels.{LABEL}="{job.token}"', "pageSize": PAGE}
         pages = read_pages(await self._ready(), f"/{READING}/{self._parent}/tuningJobs", "tuningJobs", params=params)
         return [read_job(item) async for item in pages if (item.get("labels") or {}).get(LABEL) == job.token]
@@ -151,7 +151,7 @@ class VertexService:
         await (await self._ready()).post_json(f"/{READING}/{remote_id}:cancel", {}, repeatable=True)
 
     async def list(self, limit: int) -> Sequence[JobStatus]:
-        """Read the jobs to their end, as the service promises no order of theirs."""
+        """Read all jobs, because the service promises no order, and return the newest."""
         pages = read_pages(
             await self._ready(), f"/{READING}/{self._parent}/tuningJobs", "tuningJobs", params={"pageSize": PAGE}
         )
@@ -179,7 +179,7 @@ class VertexService:
         return found
 
     async def download(self, artifact: JobArtifact, folder: Path, progress: Any) -> Sequence[Path]:
-        """Fetch every object below the artifact's place."""
+        """Download every object below the place of the artifact."""
         storage, uri = await self._storage(), str(artifact.locator["uri"])
         bucket, prefix = split_uri(uri.rstrip("/") + "/")
         files = []
@@ -189,7 +189,7 @@ class VertexService:
                 await fetch_object(storage, f"gs://{bucket}/{item['name']}", target, progress)
                 files.append(target)
         if not files:
-            raise ProviderError("not_found", f"nothing lies in {uri}", where=f"vertex: {artifact.name}")
+            raise ProviderError("not_found", f"there are no files in {uri}", where=f"vertex: {artifact.name}")
         return files
 
     async def close(self) -> None:
@@ -199,7 +199,7 @@ class VertexService:
 
 
 def _weights_kind(job: Mapping[str, Any]) -> str:
-    """What an open model's job writes: an adapter, unless it trained the whole model."""
+    """Return what the job of an open model writes: an adapter, unless it trained the whole model."""
     mode = (job.get(SPECS["sft"]) or {}).get("tuningMode")
     return "model" if mode == MODES["full"] else "adapter"
 

@@ -1,4 +1,4 @@
-"""Objects of Cloud Storage: rows that are sent, results that are listed and fetched."""
+"""Send, find, list and fetch objects of Cloud Storage."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from luthier import Call, DataFile, ProviderError, ServiceClient, Wanted, downlo
 
 
 async def send_object(client: ServiceClient, uri: str, file: DataFile, progress: Any) -> None:
-    """Put a file to its place by a session's link, which needs no token; the service compares the MD5."""
+    """Write a file as an object, by an upload link that needs no token. The service checks the MD5."""
     bucket, name = split_uri(uri)
     meta = {"name": name, "md5Hash": _md5(file.path), "contentType": "application/jsonl"}
     path, params = f"/upload/storage/v1/b/{quote(bucket, safe='')}/o", {"uploadType": "resumable"}
     answer = await client.send_call(Call(method="POST", path=path, params=params, json=meta))
     link = answer.headers.get("location")
     if not link:
-        raise ProviderError("protocol", "no link to send the file to", where=f"vertex: {uri}")
+        raise ProviderError("protocol", "the answer has no upload link", where=f"vertex: {uri}")
     await client.put_file(link, file.path, progress=progress)
 
 
 async def has_object(client: ServiceClient, uri: str) -> bool:
-    """Return True where an object is there and may be read."""
+    """Return True if an object exists and may be read."""
     try:
         await client.read_json(_path(uri))
     except ProviderError as error:
@@ -36,7 +36,7 @@ async def has_object(client: ServiceClient, uri: str) -> bool:
 
 
 async def list_objects(client: ServiceClient, folder: str) -> AsyncIterator[Mapping[str, Any]]:
-    """Give the objects below a folder, each with its `name` and its `size`."""
+    """Yield the objects below a folder, each with `name` and `size`."""
     bucket, prefix = split_uri(folder.rstrip("/") + "/")
     async for item in read_pages(
         client, f"/storage/v1/b/{quote(bucket, safe='')}/o", "items", params={"prefix": prefix}
@@ -50,7 +50,7 @@ async def fetch_object(client: ServiceClient, uri: str, target: Path, progress: 
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Return the bucket and the name of an address of Cloud Storage."""
+    """Return bucket and name of a gs:// address."""
     bucket, _, name = uri.removeprefix("gs://").partition("/")
     return bucket, name
 

@@ -13,8 +13,11 @@ __all__ = ["Wandb", "luthier_callbacks"]
 
 @attrs.frozen(kw_only=True)
 class Wandb:
-    """Where a run goes, named as `wandb.init` names it. A key is never an option: the client reads WANDB_API_KEY or its
-    own login. What is none here is read from the client's own environment variables and settings."""
+    """Options of the callback `wandb`, under the names of `wandb.init`.
+
+    A key is never an option: the client reads WANDB_API_KEY or its own login. For options that are none, the client
+    reads its own environment variables and settings.
+    """
 
     project: str | None = option(None, help="The project; none: WANDB_PROJECT, else the client's `uncategorized`.")
     run_name: str | None = option(None, help="The run's name in W&B; none: the run's own.")
@@ -32,7 +35,7 @@ class Wandb:
 
     def __attrs_post_init__(self) -> None:
         if self.base_url and "@" in urlsplit(self.base_url).netloc:
-            raise LuthierError("recipe-conflict", "a secret may not stand in an address", where="Wandb.base_url",
+            raise LuthierError("recipe-conflict", "an address must not contain a secret", where="Wandb.base_url",
                                remedy="Set WANDB_API_KEY in the environment, or run `wandb login`.")  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The callback `wandb`: every number of metrics.jsonl in one W&B run, the recipe as its config."""
+"""The callback `wandb`: it sends every number of metrics.jsonl to a W&B run, with the recipe as config."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from requests.utils import get_netrc_auth
 
 from luthier_wandb import Wandb
 
-os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # the client reports its own errors home, even offline
+os.environ.setdefault(
+    "WANDB_ERROR_REPORTING", "false"
+)  # otherwise the client reports its own errors to W&B, even offline
 
 try:
     from pydantic import ValidationError
     from wandb import Settings, errors, init, setup
 except ImportError as error:
-    raise LuthierError("dependency-missing", f"its client cannot be imported: {error}", where="callback 'wandb'",
+    raise LuthierError("dependency-missing", f"W&B's client cannot be imported: {error}", where="callback 'wandb'",
                        remedy="Run: pip install luthier-wandb wandb") from error  # fmt: skip
 
 PLACE: Final = "callback 'wandb'"
@@ -28,14 +30,17 @@ FIELDS: Final = {"project": "project", "run_name": "run_name", "entity": "entity
                  "group": "run_group", "notes": "run_notes", "mode": "mode", "base_url": "base_url",
                  "finish_timeout": "finish_timeout"}  # fmt: skip
 
-OPEN: Final[dict[str, Any]] = {}  # the W&B runs of this process that no event has ended yet, by id
+OPEN: Final[dict[str, Any]] = {}  # W&B runs of this process that have not ended, by id
 
 log = structlog.get_logger()
 
 
 class Tracker:
-    """Sends to one W&B run, on rank 0. What keeps it from being opened is an error before the first step; what fails
-    later is logged once, and training goes on without the tracker."""
+    """The callback that sends to one W&B run, on rank 0.
+
+    A run that cannot be opened is an error before the first step. A later failure is logged once, and training
+    continues without the tracker.
+    """
 
     def __init__(self, options: Wandb) -> None:
         self.options = options
@@ -73,7 +78,7 @@ class Tracker:
         self._finish("failed", f"failed: {getattr(error, 'code', type(error).__name__)}", exit_code=1)
 
     def state(self) -> dict[str, Any]:
-        """The W&B run's id, by which a resumed run goes on with it."""
+        """Return the id of the W&B run, with which a resumed run continues it."""
         return {"wandb_id": self.wandb_id}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -85,7 +90,7 @@ class Tracker:
         folder = self.options.dir or os.environ.get("WANDB_DIR") or str(run.folder)
         try:
             os.makedirs(folder, exist_ok=True)
-            if self.wandb_id in OPEN:  # left by a training of this process that was interrupted without an event
+            if self.wandb_id in OPEN:  # an interrupted training of this process left it open
                 OPEN.pop(self.wandb_id).finish(exit_code=1)
             self.active = init(settings=self.settings, dir=folder, name=self.options.run_name or run.name,
                                id=self.wandb_id, resume="allow" if self.wandb_id else None,
@@ -106,7 +111,7 @@ class Tracker:
         OPEN.pop(self.wandb_id or "", None)
 
     def _try(self, during: str, act: Callable[[Any], None]) -> None:
-        """Let `act` work on the open run, if there is one; a failure is logged and is the tracker's last."""
+        """Call `act` with the open run, if there is one. A failure is logged, and ends the tracker."""
         if self.active is None:
             return
         try:
@@ -118,7 +123,7 @@ class Tracker:
 
 
 def client_settings(options: Wandb) -> Settings:
-    """The client's own settings of these options, checked by the client; `recipe-out-of-range` where it refuses one."""
+    """Return the client's settings for these options. Raises `recipe-out-of-range` if the client refuses one."""
     given = {FIELDS[name]: getattr(options, name) for name in FIELDS if getattr(options, name) is not None}
     try:
         return Settings(**given, finish_timeout_raises=True, reinit="create_new", console="off", silent=True)
@@ -132,7 +137,7 @@ def client_settings(options: Wandb) -> Settings:
 
 
 def require_key(options: Wandb) -> None:
-    """Raise `recipe-missing` where the client would ask for a key at a prompt, which nobody may be there to answer."""
+    """Raise `recipe-missing` if the client would ask for a key at a prompt."""
     if options.mode in ("offline", "disabled") or os.environ.get("WANDB_API_KEY"):
         return
     own = setup().settings
@@ -145,10 +150,10 @@ def require_key(options: Wandb) -> None:
 
 
 def said(error: Exception) -> str:
-    """An error's type and text, on one line."""
+    """Return type and text of an error, on one line."""
     return redacted(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def redacted(text: str) -> str:
-    """The text without user and password in its addresses."""
+    """Return the text without user and password in its addresses."""
     return re.sub(r"//[^/@\s]+@", "//***@", text)
