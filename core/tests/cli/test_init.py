@@ -119,7 +119,7 @@ def test_a_file_that_holds_no_rows_is_not_taken_for_them(luthier, place, tmp_pat
         (("none/first.yaml", "--yes"), "path-unwritable", "no such folder"),
         (("first.json", "--yes"), "usage", "YAML"),
         (("--model", "demo"), "usage", "--data, --method, --where, or --yes"),
-        (("there.yaml", "--yes"), "path-unwritable", "is kept"),
+        (("there.yaml", "--yes"), "path-unwritable", "is not replaced"),
     ],
 )
 def test_what_cannot_be_is_refused_and_nothing_is_written(luthier, place, words, code, says):
