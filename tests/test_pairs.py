@@ -84,8 +84,9 @@ def covering():
     while left:
         first, second = min(left)
         best, most = None, -1
-        for _ in range(60):
-            drawn = {kind: chance.choice(sorted(OFFERED[kind])) for kind in KINDS} | dict((first, second))
+        others = [{kind: chance.choice(sorted(OFFERED[kind])) for kind in KINDS} for _ in range(60)]
+        for other in (USUAL, *others):  # the pair goes together among the usual parts at least
+            drawn = {**other, **dict((first, second))}
             new = len(pairs_of(drawn) & left)
             if new > most and not any(frozenset(pair) in REFUSED for pair in pairs_of(drawn)):
                 best, most = drawn, new
