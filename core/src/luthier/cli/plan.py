@@ -233,11 +233,17 @@ def _rates(groups: Sequence[Mapping[str, Any]], peak: float) -> Table:
     return table
 
 
+def _value_text(value: Any) -> str:
+    """A chosen value as text; the items of a list below each other."""
+    if isinstance(value, list):
+        return "\n".join(map(str, value)) or "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _decisions(taken: Mapping[str, Mapping[str, Any]]) -> Table:
     from luthier.cli.screen.tables import plain_table
 
     table = plain_table("", "", "", show_header=False)
     for name, decision in taken.items():
-        value = decision["value"]
-        table.add_row(name, str(value).lower() if isinstance(value, bool) else str(value), decision["reason"])
+        table.add_row(name, _value_text(decision["value"]), decision["reason"])
     return table
