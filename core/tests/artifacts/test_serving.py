@@ -101,6 +101,16 @@ def test_layers_in_a_quantizers_form_are_merged_first(made):
     assert "first" in find_serving(made(model={}, note={"artifact": "quantized"})).commands
 
 
+def test_layers_that_cannot_be_merged_are_exported_in_their_own_form(made):
+    pytest.importorskip("luthier_bitnet")
+    folder = made(model={}, note={"artifact": "quantized", "quantizer": {"name": "bitnet"}})
+    found = find_serving(folder)
+    words = ["luthier", "export", str(folder.parent), "--format", "bitnet_packed"]
+    assert shlex.split(found.commands["bitnet_packed"]) == words
+    assert "first" not in found.commands
+    assert "cannot be merged" in found.because
+
+
 def test_a_gguf_file_goes_to_ollama_and_llama_cpp(made):
     folder = made(files=["model.gguf", "Modelfile"])
     found = find_serving(folder)

@@ -62,10 +62,21 @@ def _serve_model(folder: Path, note: dict[str, Any], run: Path | None, name: str
     if config is None:
         return Serving(commands={}, because="the folder has no files that other programs read")
     if note.get("artifact") == "quantized":
-        return _merge_first(folder, run, name, "only Luthier reads its quantized layers")
+        return _serve_quantized(folder, note, run, name)
     if "quantization_config" in config:
         return Serving(commands={"transformers": _loads(folder)})
     return Serving(commands=_of_dense(folder, run))
+
+
+def _serve_quantized(folder: Path, note: dict[str, Any], run: Path | None, name: str) -> Serving:
+    """Layers in a form that only Luthier reads: merged first, or, where they cannot be, written by an exporter."""
+    reason = "only Luthier reads its quantized layers"
+    if _is_mergeable(note):
+        return _merge_first(folder, run, name, reason)
+    exporters = [o.record.name for o in installed_plugins().offers("exporter") if getattr(o.record, "quantized", False)]
+    source = run or folder.absolute()
+    commands = {name: _line("luthier", "export", source, "--format", name) for name in exporters}
+    return Serving(commands=commands, because=f"{reason}, and it cannot be merged")
 
 
 def _serve_lora(folder: Path, config: dict[str, Any], name: str) -> Serving:
