@@ -120,7 +120,7 @@ def test_a_gguf_file_goes_to_ollama_and_llama_cpp(made):
 
 def test_a_folder_of_nothing_known_says_so(tmp_path, capsys):
     found = find_serving(tmp_path)
-    assert found.commands == {} and "nothing" in found.because
+    assert found.commands == {} and "no files" in found.because
     draw_serving(make_console(), found)
     assert found.because in capsys.readouterr().out
 
