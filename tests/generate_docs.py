@@ -95,7 +95,7 @@ def json_page() -> str:
     lines = [NOTE, (Path(__file__).resolve().parent / "json_guide.md").read_text("utf-8")]
     blocks = sorted(read_blocks().values(), key=lambda block: block.is_record)
     for block in blocks:
-        lines.append(f"## {block.name.capitalize() if block.is_record else f'`luthier {block.name}`'}\n")
+        lines.append(f"## {block.name.capitalize() if block.is_record else f'`{block.name}`'}\n")
         lines.append(f"{block.meaning}\n" if block.fields or block.records else block.meaning)
         if block.records:
             lines.append(f"Fields: those of {' or '.join(map(link_type, block.records))}.\n")

@@ -50,7 +50,7 @@ def main() -> None:
         rows = [{"prompt": f"What is {i} plus {i}?", "completion": f"It is {2 * i}."} for i in range(40)]
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         for heading, command, widths in SCREENS:
-            lines.append(f"## {heading}\n\n`luthier {command}`\n")
+            lines.append(f"## {heading}\n\n```text\n$ luthier {command}\n```\n")
             for width in widths:
                 text = piped(command.split(), folder) if width is None else drawn(command.split(), folder, width)
                 for path, shown in ((folder.resolve(), "/home/me"), (PACKAGE, "site-packages/luthier")):

@@ -23,8 +23,8 @@ def test_the_page_has_every_screen_of_its_generator():
     page = PAGE.read_text("utf-8")
     for heading, command, widths in SCREENS:
         section = page.partition(f"## {heading}\n")[2].partition("\n## ")[0]
-        assert f"`luthier {command}`" in section
-        assert section.count("```text") == len(widths)
+        assert f"$ luthier {command}\n" in section
+        assert section.count("```text") == 1 + len(widths)
 
 
 def test_no_line_is_longer_than_its_terminal_but_for_commands_and_paths():
