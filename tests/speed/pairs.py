@@ -25,13 +25,14 @@ def pair_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", choices=SIZES, default="24m", help="parameters without the embeddings")
     parser.add_argument("--batch", type=int, default=8, help="pairs of one step")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--max-tokens", type=int, default=4096, help="our tokens of one micro-batch")
     parser.add_argument("--setting", type=int, help="the peer's setting of this number, not the best that is searched")
 
 
 def compare_pairs(kind: str, arguments: argparse.Namespace, settings: list[dict[str, Any]]) -> Iterator[Row]:
     """Compare pairs a second and memory with the fastest of the peer's settings, and the losses of the last step."""
     for vocabulary in arguments.vocabulary:
-        work = {name: getattr(arguments, name) for name in ("size", "batch", "device")}
+        work = {name: getattr(arguments, name) for name in ("size", "batch", "device", "max_tokens")}
         work |= {"vocabulary": vocabulary, "kind": kind, "steps": WARM + (arguments.rounds or ROUNDS)}
         best = settings[_fastest(work, settings, arguments) if arguments.setting is None else arguments.setting]
         sides = [
@@ -113,6 +114,7 @@ def ours(gate: Gate, work: dict[str, Any]) -> None:
             learning_rate=RATE,
             lr_scheduler_type="constant",
             global_batch_size=work["batch"],
+            max_tokens_per_device=work["max_tokens"],
             callbacks=[Turns()],
             device=work["device"],
             output_dir=f"{folder}/run",
