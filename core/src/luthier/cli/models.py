@@ -124,7 +124,7 @@ def _draw_made(screen: Console, said: str, serving: Serving | None) -> None:
 def _describe_merge(note: Mapping[str, Any]) -> list[str]:
     """Return the measurements of a merge as lines of text."""
     lines = [f"error onto {name} weights: {error:.2g} of the outputs" for name, error in note["errors"].items()]
-    share = note["share"]
+    share = note["kept"]
     return lines if share is None else [*lines, f"remaining update in {note['dtype']}: {min(share, 1.0):.1%}"]
 
 

@@ -114,7 +114,7 @@ def find_remote(address: str) -> list[RemoteFile]:
     else:
         files = [_remote(address, place, system)] if _asked(lambda: system.exists(place), address) else []
     if not files:
-        raise LuthierError("data-not-files", "there is no such file", where=_shown(address))
+        raise LuthierError("data-not-found", "there is no such file", where=_shown(address))
     return files
 
 

@@ -98,7 +98,7 @@ class DeskService:
         try:
             status = _status(await self._ask("status", remote_id), remote_id)
         except ProviderError as error:
-            waiting = await self.place.find_waiting(remote_id) if error.kind == "not_status" else None
+            waiting = await self.place.find_waiting(remote_id) if error.kind == "not_found" else None
             if waiting is None:
                 raise
             return waiting
