@@ -12,7 +12,9 @@ import yaml
 from luthier.plugins.options import describe_options
 from luthier.scaffold import make_package, render
 
-KINDS = ("adapter", "loss", "optimizer", "quantizer", "callback", "provider", "operation", "exporter", "metric")
+KINDS = ("adapter", "loss", "optimizer", "quantizer", "callback", "provider", "operation", "exporter", "metric",
+         "penalty")  # fmt: skip
+LISTS = {"callback": "callbacks", "metric": "metrics", "penalty": "penalties"}
 TRAINING = tuple(kind for kind in KINDS if kind != "provider")  # which trains elsewhere
 PIP = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
 PYTEST = ["-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "-rs"]
@@ -48,7 +50,7 @@ def test_the_readmes_table_is_that_of_the_options(kind):
 def test_the_readmes_recipe_uses_the_part_with_options_it_has(kind):
     text = render("warmth", kind)["README.md"]
     recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
-    part = recipe[f"{kind}s"][-1] if kind in ("callback", "metric") else recipe[kind]
+    part = recipe[LISTS[kind]][-1] if kind in LISTS else recipe[kind]
     given = part if isinstance(part, dict) else {"name": part}
     assert given.pop("name") == "warmth"
     options_class("warmth", kind)(**given)
@@ -108,10 +110,12 @@ def tried(kind, folder):
     global halting
     own = {"loss": "sample-pairs", "data": pairs} if kind == "pairs" else {kind: f"sample-{kind}"}
     settings = {**common, **own}
-    if kind in ("operation", "exporter", "metric"):
+    if kind in ("operation", "exporter", "metric", "penalty"):
         del settings[kind]
     if kind == "metric":
         settings |= {"metrics": ["sample-metric"], "eval_data": rows[:4], "max_eval_answers": 2}
+    if kind == "penalty":
+        settings["penalties"] = ["sample-penalty"]
     if kind == "quantizer":
         settings["adapter"] = "sample-adapter"
     watchers = ["sample-callback"] if settings.pop("callback", None) else []

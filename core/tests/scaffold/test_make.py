@@ -14,7 +14,8 @@ from luthier.plugins.registry import installed_plugins
 from luthier.scaffold import make_package, render
 from luthier.testing import expect_error
 
-KINDS = ("adapter", "loss", "optimizer", "quantizer", "callback", "provider", "operation", "exporter", "metric")
+KINDS = ("adapter", "loss", "optimizer", "quantizer", "callback", "provider", "operation", "exporter", "metric",
+         "penalty")  # fmt: skip
 PUBLIC = {"luthier", "luthier.testing"}
 
 

@@ -29,6 +29,7 @@ SUMMARIES: Final = {
     "operation": "The gated activation, with a backward that keeps its inputs alone.",
     "exporter": "Every weight of a model in one file of numpy arrays.",
     "metric": "Share of answers that are their reference, word for word.",
+    "penalty": "Smooth absolute values of the trained weights.",
 }
 DATA: Final = ("tokens", "preference")  # kinds of rows for a loss
 REQUIREMENTS: Final = {  # requirements besides attrs and luthier, as they continue a TOML list
@@ -41,6 +42,7 @@ REQUIREMENTS: Final = {  # requirements besides attrs and luthier, as they conti
     "operation": ', "torch>=2.11"',
     "exporter": ', "numpy>=1.26", "torch>=2.11"',
     "metric": "",
+    "penalty": ', "torch>=2.11"',
 }
 EXTRAS: Final = {"provider": "[hosted]"}  # extras of luthier itself
 TAKEN: Final = frozenset(  # names that the templates import or define
