@@ -71,9 +71,14 @@ def test_a_read_that_fails_in_passing_is_sent_again(server, ask, fault):
     assert len(server.requests) == 2
 
 
-def test_reads_beside_each_other_renew_a_key_once(server, clock):
+def test_reads_beside_each_other_renew_a_key_once(clock):
     keys = ["first-key", "second-key"]
-    server.faults = [Fault(kind="answer", reply=Reply(status=401, body={}), times=3)]
+
+    def know_the_second(request):
+        known = request.headers["authorization"] == "Bearer second-key"
+        return Reply(body={"path": request.path}) if known else Reply(status=401, body={})
+
+    server = LoopbackServer(know_the_second)
 
     async def inside():
         client = ServiceClient(server.url, service="service", clock=clock, rate=1e6, renew=lambda: keys.pop(0),
@@ -83,9 +88,10 @@ def test_reads_beside_each_other_renew_a_key_once(server, clock):
         finally:
             await client.close()
 
-    assert [answer["path"] for answer in asyncio.run(inside())] == ["/0", "/1", "/2"]
+    with server.running():
+        assert [answer["path"] for answer in asyncio.run(inside())] == ["/0", "/1", "/2"]
     sent = [request.headers["authorization"] for request in server.requests]
-    assert sorted(sent) == ["Bearer first-key"] * 3 + ["Bearer second-key"] * 3 and keys == ["second-key"]
+    assert sent.count("Bearer second-key") == 3 and "Bearer first-key" in sent and keys == ["second-key"]
 
 
 @pytest.mark.parametrize("fault", [Fault(kind="lost"), Fault(kind="cut"), Fault(kind="answer", reply=Reply(status=502, body={}))],

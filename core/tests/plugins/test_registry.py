@@ -367,7 +367,7 @@ def test_every_registered_plugin_of_the_core_has_a_part_for_its_protocol():
 
 
 def test_a_record_without_options_is_built_with_none_to_give():
-    offer = Plugins().get("callback", "jsonl")
+    offer = Plugins().get("callback", "progress")
     assert attrs.fields(Plugins().options(offer)) == ()
     assert Plugins().build(offer, Plugins().options(offer)()) is not None
 
