@@ -17,7 +17,7 @@ def recorder(asks=None):
 
     def write(name):
         if "metrics" in vars(Events)[name].__code__.co_varnames:
-            return lambda metrics: seen.append((name, sorted(metrics)))
+            return lambda metrics: seen.append((name, sorted(n for n in metrics if not n.startswith("seconds/"))))
         return lambda: seen.append((name, None))
 
     functions = {name: write(name) for name in EVENTS if name != "step_started"}

@@ -15,6 +15,7 @@ from luthier.plugins.registry import check_part
 
 TOTAL: Final = 4  # steps of a run
 EPOCH: Final = 2  # steps of an epoch
+PHASES: Final = {f"seconds/{phase}": 0.02 for phase in ("data", "forward", "backward", "optimizer")}
 ERROR: Final = RuntimeError("a failure that the kit made up")
 
 
@@ -83,7 +84,7 @@ class Stage:
         self.fire("step_ended", step=run.step, metrics=self.numbers())
         last = run.step == TOTAL
         if log or last or run.stop_reason:
-            self.fire("logged", step=run.step, metrics=self.numbers())
+            self.fire("logged", step=run.step, metrics=self.numbers() | PHASES)
         if run.step % EPOCH == 0:
             self.fire("epoch_ended", epoch=run.step // EPOCH - 1)
         if evaluate or last or run.control.wants_evaluation:
@@ -127,11 +128,17 @@ class Stage:
             "grad_norm": 1.0,
             "learning_rate": 1e-4,
             "epoch": step / EPOCH,
+            "steps_per_epoch": EPOCH,
             "tokens": 64,
             "supervised_tokens": 32,
             "total_tokens": 64 * step,
             "samples": 4 * step,
+            "num_samples": 4,
+            "micro_batches": 1,
             "tokens_per_second": 640.0,
+            "samples_per_second": 40.0,
+            "seconds_per_step": 0.1,
+            "seconds_per_micro_batch": 0.1,
             "peak_memory": 2**28,
             "elapsed": 0.1 * step,
             "skipped_steps": 0,

@@ -218,7 +218,7 @@ OPERATIONS = [
 
 EXPORTERS = [
     broken(EXPORTER, "WritesNothing", "reads_back_what_it_writes", "nothing was written"),
-    broken(EXPORTER, "ComparesNothing", "refuses_a_folder_of_another_model", "all others"),
+    broken(EXPORTER, "ComparesNothing", "refuses_a_folder_of_another_model", "every weight of the model is different"),
     broken(EXPORTER, "ReadsNothing", "refuses_files_that_are_gone", "empty folder"),
     broken(EXPORTER, "RoundsTheModel", "leaves_the_model_alone", "weights have changed"),
     broken(EXPORTER, "TiesTheModel", "leaves_the_model_alone", "config has changed"),

@@ -207,7 +207,7 @@ class Mutant:
 MUTANTS = [
     Mutant(LosesAnswers, "a_job_arrives_with_its_rows", "a row arrived as"),
     Mutant(AsksFirst, "a_broken_row_sends_nothing", "requests were sent nevertheless: GET /jobs"),
-    Mutant(TakesAnything, "a_setting_that_is_not_offered_sends_nothing", "it was taken"),
+    Mutant(TakesAnything, "a_setting_that_is_not_offered_sends_nothing", "it was accepted"),
     Mutant(ChangesTheAddress, "a_plain_address_gets_no_key", "refused for another reason"),
     Mutant(NeverFinds, "a_lost_answer_makes_one_job", "[23] jobs were made|the service has no job that they made"),
     Mutant(CannotFind, "a_request_that_never_arrived_is_sent_again", "cannot tell"),
