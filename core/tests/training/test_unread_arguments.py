@@ -49,7 +49,7 @@ def test_a_tokenizer_is_an_object_or_a_name(model_folder):
     given = luthier.plan(**LOADED, data=ROWS, max_steps=1)
     assert named.packing == given.packing
     refused("nowhere", "no such folder", model="demo", tokenizer="./nowhere")
-    assert refused("tokenizer", "no tokenizer", model="demo", tokenizer=7).code == "recipe-wrong-type"
+    assert refused("tokenizer", "tokenizer", model="demo", tokenizer=7).code == "recipe-wrong-type"
 
 
 @pytest.mark.parametrize(("settings", "told"), [
