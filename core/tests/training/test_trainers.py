@@ -6,12 +6,8 @@ import signal
 import luthier
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from luthier import LuthierError, Recipe
-from luthier.data.prompt_rows import read_prompts
 from luthier.demo import MODEL
-from luthier.recipe.schema import Data, Source
 from luthier.runs.metrics_file import FILE, read_metrics
 from luthier.runs.writing.active_run import Interrupted
 from luthier.testing import expect_error
@@ -387,47 +383,6 @@ def test_a_reference_without_its_adapter_leaves_the_policy_in_its_mode():
     reference.eval()
     assert model.training and not list(reference.parameters())
     assert not reference(torch.ones(1, 2)).requires_grad
-
-
-texts = st.text(st.characters(codec="ascii", categories=["L"]), min_size=1, max_size=8)
-
-
-@given(rows=st.lists(st.tuples(texts, texts), min_size=2, max_size=9), share=st.sampled_from((0.0, 0.3, 0.5)))
-def test_every_row_is_a_prompt_once_with_its_columns(rows, share):
-    data = Data(train=[Source(path="rows")], validation=share)
-    given_rows = [{"prompt": prompt, "answer": answer} for prompt, answer in rows]
-    train_rows, held = read_prompts(data, given_rows, None, seed=0)
-    assert sorted((row.prompt, row.columns["answer"]) for row in (*train_rows, *held)) == sorted(rows)
-    assert bool(held) == (share > 0)
-
-
-@given(talk=st.lists(texts, min_size=1, max_size=4))
-def test_the_prompt_of_a_conversation_is_what_stands_before_its_last_answer(talk):
-    messages = [
-        {"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate([*talk, "end"])
-    ]
-    if len(messages) % 2:
-        messages.append({"role": "assistant", "content": "end"})
-    data = Data(train=[Source(path="rows")])
-    ((row,), _) = read_prompts(data, [{"messages": messages, "level": 3}], None, seed=0)
-    assert row.prompt == messages[:-1]
-    assert row.columns == {"level": 3}
-
-
-@pytest.mark.parametrize(
-    ("rows", "code"),
-    [
-        ([{"prompt": ""}], "data-row"),
-        ([{"prompt": ["a"]}], "data-row"),
-        ([{"text": "a story"}], "data-format"),
-        ([{"prompt": "a"}, {"prompt": [{"role": "user", "content": "b"}]}], "data-format"),
-        ([{"messages": [{"role": "assistant", "content": "an answer alone"}]}], "data-row"),
-    ],
-)
-def test_rows_of_which_no_prompt_can_be_told_are_refused(rows, code):
-    with pytest.raises(LuthierError) as caught:
-        read_prompts(Data(train=[Source(path="rows")]), rows, None, seed=0)
-    assert caught.value.code == code
 
 
 def test_prompts_longer_than_max_length_are_dropped_or_an_error(tmp_path):
