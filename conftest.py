@@ -14,6 +14,20 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 # forms of a test that cost many seconds and are like another that runs by default: of the slow suite
 SLOW_FORMS = (
+    "test_a_plan_holds_the_codes_and_not_dense_weights[int8]",
+    "test_a_plan_holds_the_codes_and_not_dense_weights[divide]",
+    "test_a_plan_holds_the_codes_and_not_dense_weights[multiply]",
+    "test_a_plan_leaves_no_fake_table_to_the_run_that_follows[a cache of few]",
+    "test_a_plan_leaves_no_fake_table_to_the_run_that_follows[a closure]",
+    "test_a_plan_leaves_no_fake_table_to_the_run_that_follows[a list in a dict]",
+    "test_a_plan_leaves_no_fake_table_to_the_run_that_follows[a module imported late]",
+    "test_a_plan_leaves_no_fake_table_to_the_run_that_follows[an object]",
+    "test_a_plan_leaves_no_fake_table_to_the_run_that_follows[an attribute of a class]",
+    "test_a_plan_leaves_no_fake_table_to_the_run_that_follows[a list of numbers]",
+    "test_a_run_that_broke_off_in_any_phase_resumes_bit_for_bit[full-quantizer6-4]",
+    "test_a_run_that_broke_off_in_any_phase_resumes_bit_for_bit[full-quantizer16-4]",
+    "test_a_run_that_broke_off_in_any_phase_resumes_bit_for_bit[full-bitnet-7]",
+    "test_a_run_that_broke_off_in_any_phase_resumes_bit_for_bit[full-bitnet-1]",
     "test_packing_and_ranks_change_no_loss[distill]",
     "test_packing_and_ranks_change_no_loss[dpo]",
     "test_packing_and_ranks_change_no_loss[infonce]",

@@ -104,7 +104,7 @@ def test_every_installed_part_survives_plain_data_and_a_file(kind, name, tmp_pat
     known = installed_plugins()
     cls = known.options(known.get(kind, name))
 
-    @settings(QUICK, max_examples=2 if name.startswith("peft.") else 8)
+    @settings(QUICK, max_examples=2 if name.startswith("peft.") else 4)
     @given(options=st.just(name) if cls is NoOptions else instances(cls))
     def survives(options):
         part = [options] if kind == "callback" else options
