@@ -226,7 +226,7 @@ def trl(gate: Gate, work: dict[str, Any]) -> None:
         gate.baseline()
         trainer = Sequential(
             model, config, train_dataset=Dataset.from_list(ordered), processing_class=tokens, peft_config=lora,
-            exact_callbacks=[Turns()],
+            callbacks=[Turns()],
         )  # fmt: skip
         if lora:
             same_updates(trainer.model)
