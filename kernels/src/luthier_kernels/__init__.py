@@ -54,8 +54,8 @@ MODULES = ("dispatch", "fourbit", "head", "ternary")
 def __getattr__(name: str) -> Any:
     if name in __all__:
         for module in MODULES:
-            found = getattr(import_module(f"{__name__}.{module}"), name, None)
-            if found is not None:
-                globals()[name] = found
-                return found
+            attribute = getattr(import_module(f"{__name__}.{module}"), name, None)
+            if attribute is not None:
+                globals()[name] = attribute
+                return attribute
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

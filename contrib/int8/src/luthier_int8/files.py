@@ -47,14 +47,14 @@ def load(folder: Path) -> Any:
     model = AutoModelForCausalLM.from_config(config)
     for name, settings in layers.items():
         _replace(model, name, settings)
-    found = model.load_state_dict(tensors, strict=False, assign=True)
-    wrong = sorted({*found.unexpected_keys, *(set(found.missing_keys) - tied.keys())})
+    key_mismatch = model.load_state_dict(tensors, strict=False, assign=True)
+    wrong = sorted({*key_mismatch.unexpected_keys, *(set(key_mismatch.missing_keys) - tied.keys())})
     if wrong:
         raise LuthierError(
             "artifact-mismatch", "the file has tensors that do not fit the model", where=str(folder), found=wrong[:4]
         )
-    for name, kept in tied.items():
-        _tie(model, name, kept)
+    for name, first_name in tied.items():
+        _tie(model, name, first_name)
     return model.eval()
 
 
@@ -63,11 +63,11 @@ def _unique(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]
     first: dict[tuple[int, Any], str] = {}
     tensors, tied = {}, {}
     for name, tensor in state.items():
-        kept = first.setdefault((tensor.data_ptr(), tensor.shape), name) if tensor.numel() else name
-        if kept == name:
+        first_name = first.setdefault((tensor.data_ptr(), tensor.shape), name) if tensor.numel() else name
+        if first_name == name:
             tensors[name] = tensor.contiguous()
         else:
-            tied[name] = kept
+            tied[name] = first_name
     return tensors, tied
 
 

@@ -63,8 +63,8 @@ def bar_markup(step: int, total: int | None, numbers: str, seconds: float, done:
     """
     share = f' value="{step}" max="{total}"' if total else ""
     left = f", {_clock(seconds / done * (total - step))} left" if total and done else ""
-    told = f"training {step}/{total if total else '?'} · {numbers} · {_clock(seconds)}{left}"
-    return f"<progress{share}></progress> <code>{html.escape(told)}</code>"
+    caption = f"training {step}/{total if total else '?'} · {numbers} · {_clock(seconds)}{left}"
+    return f"<progress{share}></progress> <code>{html.escape(caption)}</code>"
 
 
 def _clock(seconds: float) -> str:

@@ -38,7 +38,7 @@ def _apart(tree: Tree) -> Tree:
     callbacks = {name: state for name, state in parts.items() if name not in ("loss", "quantizer")}
     states = {name: state for name, state in parts.items() if name in ("loss", "quantizer")}
     state = tree["optimizer"]["state"]
-    counters = {i: [n for n, v in held.items() if isinstance(v, Tensor) and not v.dim()] for i, held in state.items()}
+    counters = {i: [n for n, v in slot.items() if isinstance(v, Tensor) and not v.dim()] for i, slot in state.items()}
     return {**tree, "parts": states, "callbacks": callbacks, "optimizer": {**tree["optimizer"], "host": counters}}
 
 

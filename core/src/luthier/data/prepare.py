@@ -122,8 +122,8 @@ def _made(
     read = read_forms(data, train, wanted)
     others = read_forms(data, validation_rows, wanted)
     if not validation_rows and held_share(data):
-        kept, drawn = divide_rows(len(read.forms), held_share(data), seed)
-        read, others = read.chosen(kept, faults=True), read.chosen(drawn, faults=False)
+        train_rows, drawn = divide_rows(len(read.forms), held_share(data), seed)
+        read, others = read.chosen(train_rows, faults=True), read.chosen(drawn, faults=False)
     validation = None
     with making_rows(maker, len(read.forms) + len(others.forms), progress) as line:
         examples, report = line.make(read, seed)

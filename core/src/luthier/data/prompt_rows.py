@@ -42,8 +42,8 @@ def read_prompts(
     train = _read_supplies(make_supplies(data.train, given, "data", data.text_unit, telling=False))
     validation = _read_supplies(validation_supplies(data, given_validation, telling=False))
     if not validation and held_share(data):
-        kept, drawn = divide_rows(len(train), held_share(data), seed)
-        train, validation = _chosen_rows(train, kept), _chosen_rows(train, drawn)
+        train_rows, drawn = divide_rows(len(train), held_share(data), seed)
+        train, validation = _chosen_rows(train, train_rows), _chosen_rows(train, drawn)
     kinds = {type(row.prompt) for row in (*train, *validation)}
     if len(kinds) > 1:
         problem = "some prompts are plain texts, others are messages"

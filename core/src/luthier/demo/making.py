@@ -53,9 +53,9 @@ def make(data: Path, folder: Path) -> None:
     shuffle = random.Random(0)
     shuffle.shuffle(documents)
     shuffle.shuffle(chats)
-    for name, found, held in (("corpus", documents, 40), ("chats", chats, 200)):
-        write(folder / f"{name}.jsonl", found[held:])
-        write(folder / f"{name}-held-out.jsonl", found[:held])
+    for name, samples, test_size in (("corpus", documents, 40), ("chats", chats, 200)):
+        write(folder / f"{name}.jsonl", samples[test_size:])
+        write(folder / f"{name}-held-out.jsonl", samples[:test_size])
     tokenizer = train_tokenizer([as_text(row) for row in (*documents, *chats)])
     first_weights(folder / "model")
     tokenizer.save_pretrained(folder / "model")

@@ -73,5 +73,5 @@ def _optimizer_bytes(part: Optimizer, trainable: list[torch.nn.Parameter]) -> in
     sample.grad = torch.zeros_like(sample)
     optimizer = part.build([Group(parameters=[sample], names=["sample"])])
     optimizer.step()
-    held = sum(t.numel() * t.element_size() for t in optimizer.state[sample].values() if isinstance(t, torch.Tensor))
-    return math.ceil(held / sample.numel() * sum(p.numel() for p in trainable))
+    size = sum(t.numel() * t.element_size() for t in optimizer.state[sample].values() if isinstance(t, torch.Tensor))
+    return math.ceil(size / sample.numel() * sum(p.numel() for p in trainable))

@@ -49,8 +49,8 @@ def isolated_parts(parts: Iterable[Any], packages: Iterable[str] = ()) -> Iterat
         yield
     finally:
         sys.meta_path.remove(finder)
-        for kept in finder.kept:
-            kept.restore()
+        for snapshot in finder.kept:
+            snapshot.restore()
 
 
 class RealImports(MetaPathFinder):
@@ -107,11 +107,11 @@ def _loaded(packages: set[str]) -> list[ModuleType]:
 
 def _used_by(packages: set[str]) -> set[str]:
     """Return the packages that modules of these have names from, and that use torch themselves."""
-    found: set[str] = set()
+    owners: set[str] = set()
     for module in _loaded(packages):
         for value in list(vars(module).values()):
             owner = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
             if isinstance(owner, str):
-                found.add(owner.partition(".")[0])
-    unknown = found - packages - SHARED
+                owners.add(owner.partition(".")[0])
+    unknown = owners - packages - SHARED
     return {name for name in unknown if any("torch" in vars(module) for module in _loaded({name}))}

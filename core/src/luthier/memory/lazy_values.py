@@ -161,10 +161,10 @@ def holds_numbers(value: Any, watched: set[str], seen: frozenset[int] = frozense
 
 def _results(cached: Any) -> list[Any]:
     """Return the results that a cached function keeps, without their keys."""
-    inside = [found for found in gc.get_referents(cached) if found is not vars(cached)]
-    keys = {id(key) for found in inside if type(found) is dict for key in found}
-    values = [value for found in inside if type(found) is dict for value in found.values()]
-    return [found for found in (*inside, *values) if type(found) is not dict and id(found) not in keys]
+    inside = [referent for referent in gc.get_referents(cached) if referent is not vars(cached)]
+    keys = {id(key) for referent in inside if type(referent) is dict for key in referent}
+    values = [value for referent in inside if type(referent) is dict for value in referent.values()]
+    return [referent for referent in (*inside, *values) if type(referent) is not dict and id(referent) not in keys]
 
 
 def _content(cell: Any) -> Any:

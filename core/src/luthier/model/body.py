@@ -130,12 +130,12 @@ def _range_like(origin: Tensor, batch: Batch) -> Tensor:
 def _split_apart(batch: Batch) -> list[tuple[Batch, Tensor]]:
     """Return each document that none continues, with what it continues, as a batch; and its tokens in `batch`."""
     links, starts = batch.continues.tolist(), batch.document_starts.tolist()
-    found = []
+    branches = []
     for document in sorted(set(range(batch.num_documents)) - set(links)):
         spans = [torch.arange(starts[d], starts[d + 1]) for d in chain_of(links, document)]
         tokens = torch.cat(spans).to(batch.device)
-        found.append((_select_tokens(batch, tokens), tokens))
-    return found
+        branches.append((_select_tokens(batch, tokens), tokens))
+    return branches
 
 
 def _select_tokens(batch: Batch, tokens: Tensor) -> Batch:

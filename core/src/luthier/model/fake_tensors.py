@@ -270,11 +270,11 @@ def _places(world: Ghosts, mask: Tensor) -> Tensor:
 
 
 def _index(world: Ghosts, tensor: Tensor, indices: Any) -> Any:
-    found: list[Tensor | None] = []
+    positions: list[Tensor | None] = []
     for index in indices:
         masks = isinstance(index, Ghost) and index.dtype in (torch.bool, torch.uint8)
-        found += _places(world, index).unbind(1) if masks else [index]
-    return world._run(aten.index.Tensor, (tensor, found), {})
+        positions += _places(world, index).unbind(1) if masks else [index]
+    return world._run(aten.index.Tensor, (tensor, positions), {})
 
 
 def _grouped(world: Ghosts, a: Tensor, b: Tensor, offs: Tensor | None = None, *_: Any, **__: Any) -> Ghost:

@@ -89,10 +89,10 @@ def check_files(source: str, code: str = "model-not-found") -> None:
 
 def _object_problem(path: Path) -> str | None:
     try:
-        held: Any = json.loads(path.read_text("utf-8"))
+        content: Any = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         return f"not JSON: {describe_error(error)}"
-    return None if isinstance(held, dict) else f"a JSON object is expected, and this is a {type(held).__name__}"
+    return None if isinstance(content, dict) else f"a JSON object is expected, and this is a {type(content).__name__}"
 
 
 def _header_problem(path: Path) -> str | None:

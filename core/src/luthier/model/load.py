@@ -184,10 +184,10 @@ def original_weight(source: str | None, model: nn.Module, layer: nn.Module) -> T
         raise LuthierError("model-not-found", "there is no checkpoint to read the original weight from", where=name)
     plain = name.replace(".base_layer.", ".")
     for file in _weight_files(source):
-        with explain_reading(file), safe_open(file, framework="pt") as held:
+        with explain_reading(file), safe_open(file, framework="pt") as tensors:
             for candidate in (plain, plain.removeprefix("model.")):
-                if candidate in held.keys():  # noqa: SIM118 - safe_open is no mapping
-                    weight = held.get_tensor(candidate)
+                if candidate in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                    weight = tensors.get_tensor(candidate)
                     if not weight.is_floating_point():
                         problem = "the checkpoint is quantized, and holds no original weight"
                         raise LuthierError("model-not-found", problem, where=plain)

@@ -34,4 +34,4 @@ def experts_of(config: Any) -> int:
     """Experts of a sparse layer, 1 where the model has none."""
     names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
     text = config.get_text_config()
-    return next((int(found) for name in names if (found := getattr(text, name, None))), 1)
+    return next((int(count) for name in names if (count := getattr(text, name, None))), 1)

@@ -170,22 +170,22 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    held = local_part(tensor.detach())
-    return not held.is_floating_point() or bool(held.isfinite().all())
+    shard = local_part(tensor.detach())
+    return not shard.is_floating_point() or bool(shard.isfinite().all())
 
 
 def describe_nonfinite(tensor: Tensor) -> str:
     """Return what is not finite in a tensor, in words: `3 NaN`, `inf, beyond the largest float16, 6.55e+04`."""
-    held = local_part(tensor.detach())
-    nan, infinite = int(held.isnan().sum()), int(held.isinf().sum())
-    beyond = f"{infinite:,} inf, beyond the largest {dtype_of(held)}, {torch.finfo(held.dtype).max:.3g}"
+    shard = local_part(tensor.detach())
+    nan, infinite = int(shard.isnan().sum()), int(shard.isinf().sum())
+    beyond = f"{infinite:,} inf, beyond the largest {dtype_of(shard)}, {torch.finfo(shard.dtype).max:.3g}"
     parts = [f"{nan:,} NaN"] if nan else []
     return " and ".join([*parts, beyond] if infinite else parts)
 
 
 def _largest(tensor: Tensor) -> float:
-    held = local_part(tensor.detach())
-    known = held[held.isfinite()]
+    shard = local_part(tensor.detach())
+    known = shard[shard.isfinite()]
     return float(known.abs().max()) if known.numel() else 0.0
 
 
@@ -195,20 +195,20 @@ def dtype_of(tensor: Tensor) -> str:
 
 def rows_of(value: Any, batch: Batch) -> tuple[str, ...]:
     """Return the rows of the tokens that are not finite; all rows if the tensor does not run over the tokens."""
-    held = local_part(value.detach())
-    along = [i for i, size in enumerate(held.shape) if size == batch.num_tokens][:1]
+    shard = local_part(value.detach())
+    along = [i for i, size in enumerate(shard.shape) if size == batch.num_tokens][:1]
     if not along or len(batch.where) != batch.num_documents:
         return batch.where
-    bad = ~held.isfinite().movedim(along[0], 0).reshape(batch.num_tokens, -1).all(1)
+    bad = ~shard.isfinite().movedim(along[0], 0).reshape(batch.num_tokens, -1).all(1)
     documents = batch.document_ids().to(bad.device)[bad].unique().tolist()
     return tuple(batch.where[d] for d in documents) or batch.where
 
 
 def trace_model(model: nn.Module, batch: Batch, work: Callable[[], object]) -> Finding | None:
     """Return what makes `work`, a pass of a model over `batch` without gradient, not finite; None for nothing."""
-    found = _parameter(model)
-    if found is not None:
-        return found
+    finding = _parameter(model)
+    if finding is not None:
+        return finding
     watch = Watch([batch])
     with torch.no_grad(), watch.over(model):
         work()
@@ -217,8 +217,8 @@ def trace_model(model: nn.Module, batch: Batch, work: Callable[[], object]) -> F
 
 def _parameter(model: nn.Module) -> Finding | None:
     # only NaN counts, because a mask may be infinite
-    buffers = [(name, held) for name, held in model.named_buffers() if held.isnan().any()]
-    for name, held in (*model.named_parameters(), *buffers):
-        if not is_finite(held):
-            return Finding(cause="parameter", place=name, told=f"the parameter {name} holds {describe_nonfinite(held)}")
+    buffers = [(name, leaf) for name, leaf in model.named_buffers() if leaf.isnan().any()]
+    for name, leaf in (*model.named_parameters(), *buffers):
+        if not is_finite(leaf):
+            return Finding(cause="parameter", place=name, told=f"the parameter {name} holds {describe_nonfinite(leaf)}")
     return None

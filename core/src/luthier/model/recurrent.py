@@ -37,7 +37,7 @@ def state_of(config: Any, model: nn.Module | None = None) -> str | None:
         return f"{', '.join(kinds)} layers"
     if getattr(type(model) if model is not None else _class_of(config), "_is_stateful", False):
         return f"the architecture {config.model_type}"
-    return next((found for module in model.modules() if (found := _carries(module))), None) if model else None
+    return next((mechanism for module in model.modules() if (mechanism := _carries(module))), None) if model else None
 
 
 def separation_reason(config: Any, model: nn.Module | None = None) -> str | None:

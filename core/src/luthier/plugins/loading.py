@@ -44,7 +44,7 @@ def find_entries() -> tuple[list[tuple[Source, metadata.EntryPoint]], list[Failu
 
     A distribution that is installed twice on the path counts once: the first one, which Python would import.
     """
-    found: list[tuple[Source, metadata.EntryPoint]] = []
+    entry_pairs: list[tuple[Source, metadata.EntryPoint]] = []
     failures: list[Failure] = []
     seen: set[str] = set()
     for distribution in metadata.distributions():
@@ -60,8 +60,8 @@ def find_entries() -> tuple[list[tuple[Source, metadata.EntryPoint]], list[Failu
             failures.append(Failure(source=source, cause=describe_failure(error)))
             continue
         seen |= {canonical_name(name)} if entries else set()
-        found += [(Source(plugin=e.name, module=e.value, distribution=name, version=version), e) for e in entries]
-    return sorted(found, key=lambda f: (f[0].module != BUILTIN, f[0].plugin, f[0].distribution)), failures
+        entry_pairs += [(Source(plugin=e.name, module=e.value, distribution=name, version=version), e) for e in entries]
+    return sorted(entry_pairs, key=lambda f: (f[0].module != BUILTIN, f[0].plugin, f[0].distribution)), failures
 
 
 def records_of(plugin: object, name: str) -> list[Record]:

@@ -30,9 +30,9 @@ class StochasticStep:
         """Run optimizer step `index` (0-based). Seed and index fix the stochastic rounding."""
         chances: dict[torch.device, torch.Generator] = {}
         for chunk in self._chunks(optimizer):
-            with _alone(optimizer, chunk), _widened(chunk, [p.detach().float() for p in chunk]) as held:
+            with _alone(optimizer, chunk), _widened(chunk, [p.detach().float() for p in chunk]) as low_tensors:
                 optimizer.step()
-                for low, parameter in zip(held, chunk, strict=True):
+                for low, parameter in zip(low_tensors, chunk, strict=True):
                     device = parameter.device
                     if device not in chances:
                         chances[device] = torch.Generator(device)
@@ -68,17 +68,17 @@ class MasterStep:
 
     def step(self, optimizer: torch.optim.Optimizer, index: int) -> None:
         chunk = _reached(optimizer)
-        with _widened(chunk, [newest_master(self.masters[p], p) for p in chunk]) as held:
+        with _widened(chunk, [newest_master(self.masters[p], p) for p in chunk]) as low_tensors:
             optimizer.step()
-            for low, parameter in zip(held, chunk, strict=True):
+            for low, parameter in zip(low_tensors, chunk, strict=True):
                 low.copy_(parameter.detach())
 
     def state(self) -> dict[str, Any]:
         return {"masters": [newest_master(master, p) for p, master in self.masters.items()]}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        for master, held in zip(self.masters.values(), state["masters"], strict=True):
-            master.copy_(held)
+        for master, saved_master in zip(self.masters.values(), state["masters"], strict=True):
+            master.copy_(saved_master)
 
 
 def newest_master(master: Tensor, parameter: Tensor) -> Tensor:

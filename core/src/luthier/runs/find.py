@@ -51,15 +51,15 @@ def describe_folder(folder: Path) -> str | None:
     if folder.parent.name == CHECKPOINTS:
         return f"It is a run's checkpoint, which is no model yet: `luthier merge {folder}` makes one of it."
     if is_run(folder):
-        found = [folder / name for name in ARTIFACTS if (folder / name).is_dir()]
-        return f"It is a run's folder: give {found[-1]}." if found else "It is a run's folder, without a model yet."
+        paths = [folder / name for name in ARTIFACTS if (folder / name).is_dir()]
+        return f"It is a run's folder: give {paths[-1]}." if paths else "It is a run's folder, without a model yet."
     if (folder / "adapter_config.json").is_file():
         return "It holds an adapter in PEFT's layout: name the model that it was trained on."
     inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if folder.name == CHECKPOINTS and inner:
         return f"It holds a run's checkpoints: give the run's folder, or {inner[-1]}."
     kinds = {"runs": [*filter(is_run, inner)], "models": [path for path in inner if (path / "config.json").is_file()]}
-    return next((f"It holds {kind}: give one of them, such as {found[-1]}." for kind, found in kinds.items() if found),
+    return next((f"It holds {kind}: give one of them, such as {paths[-1]}." for kind, paths in kinds.items() if paths),
                 None)  # fmt: skip
 
 

@@ -46,10 +46,10 @@ NAMES: Final = {"mini_trainer": MINI_TRAINER, "trl": TRL}
 
 def add_names(metrics: Mapping[str, float], also: Sequence[str]) -> dict[str, float]:
     """Return the metrics with their numbers under the names of other trainers as well; none is replaced."""
-    found = {
+    aliases = {
         name: value
         for trainer in also
         for name, number in NAMES[trainer].items()
         if (value := number(metrics)) is not None
     }
-    return {**found, **metrics}
+    return {**aliases, **metrics}

@@ -57,8 +57,8 @@ def check_prompts(prepared: Prepared, recipe: SettledRecipe, packing: Packing, m
         _check_positions(dataset, model, added)
         longest = dataset.longest + added
         if packing.on and longest > recipe.max_tokens_per_device:
-            told = f"the longest example {_has(dataset)} {longest} tokens, {added} of them the adapter's"
-            problem = f"{told}, and a micro-batch at most {recipe.max_tokens_per_device}"
+            length_note = f"the longest example {_has(dataset)} {longest} tokens, {added} of them the adapter's"
+            problem = f"{length_note}, and a micro-batch at most {recipe.max_tokens_per_device}"
             raise LuthierError("recipe-conflict", problem, where="max_tokens_per_device",
                                remedy=f"Raise it to {longest}, or lower data.max_length.")  # fmt: skip
 

@@ -114,8 +114,8 @@ class Setup:
     def stateful_parts(self) -> dict[str, Any]:
         """Return the objects that have a state of their own, by name, besides those that a checkpoint keeps apart."""
         parts = {field.name: getattr(self, field.name) for field in attrs.fields(type(self))}
-        kept = {name: part for name, part in parts.items() if name not in KEPT_APART}
-        return {name: part for name, part in kept.items() if callable(getattr(part, "state", None))}
+        own_parts = {name: part for name, part in parts.items() if name not in KEPT_APART}
+        return {name: part for name, part in own_parts.items() if callable(getattr(part, "state", None))}
 
     @property
     def is_sharded(self) -> bool:

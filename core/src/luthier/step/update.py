@@ -137,9 +137,9 @@ def _own_numbers(setup: Setup, portion: Portion, penalty: float | None) -> dict[
 def _penalty(setup: Setup) -> float | None:
     """Backward over the adapter's penalty and the recipe's; None where there is none."""
     groups = setup.adapter.groups() if setup.penalties else []
-    found = [setup.adapter.penalty(), *(penalty.measure(groups) for penalty in setup.penalties)]
+    penalties = [setup.adapter.penalty(), *(penalty.measure(groups) for penalty in setup.penalties)]
     total: Tensor | None = None
-    for value in found:
+    for value in penalties:
         if value is not None:
             total = value if total is None else total + value
     if total is None:

@@ -70,8 +70,8 @@ def name_base(recipe: Recipe, objects: Objects) -> Recipe:
 
 def _resized(model: Any, folder: Path) -> Iterator[str]:
     """Yield each weight whose size is another in the folder's files."""
-    for name, own, held in _pairs(model, folder):
-        shape = list(held.get_shape())
+    for name, own, stored_slice in _pairs(model, folder):
+        shape = list(stored_slice.get_shape())
         if shape != list(own.shape):
             yield f"{name} {list(own.shape)}, there {shape}"
 
@@ -79,8 +79,8 @@ def _resized(model: Any, folder: Path) -> Iterator[str]:
 @torch.no_grad()
 def _changed(model: Any, folder: Path) -> Iterator[str]:
     """Yield each weight whose numbers are others in the folder's files, in the dtype that the model has."""
-    for name, own, held in _pairs(model, folder):
-        if not torch.equal(own.cpu(), held[...].to(own.dtype)):
+    for name, own, stored_slice in _pairs(model, folder):
+        if not torch.equal(own.cpu(), stored_slice[...].to(own.dtype)):
             yield name
 
 

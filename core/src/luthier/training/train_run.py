@@ -134,9 +134,9 @@ def _record(
     old, changed, resume = place.record, place.changed, resume or checkpoint.find_orphan(place)
     record = {**began, **now} if old is None else changes.continue_record(old, now, allowed, place.folder, changed)
     if resume is not None:
-        found = changes.find_changes(checkpoint.require_checkpoint(resume), changes.list_belongings(recipe, record))
-        changes.refuse_changes(found, allowed, str(resume))
-        record = changes.note_changes(record, found)
+        diffs = changes.find_changes(checkpoint.require_checkpoint(resume), changes.list_belongings(recipe, record))
+        changes.refuse_changes(diffs, allowed, str(resume))
+        record = changes.note_changes(record, diffs)
     return {**record, **describe_launch(assembled.setup.world)}
 
 

@@ -99,10 +99,10 @@ def _normalize_native(x: Tensor, residual: Tensor | None, scale: Tensor, eps: fl
     out, total = torch.empty_like(x), x.new_empty(0) if residual is None else torch.empty_like(x)
     factors = torch.empty(*x.shape[:-1], 1)
     call, columns, wide = native_function("elementwise", "normalize_rows"), x.shape[-1], x.dtype is torch.float32
-    held = None if residual is None else total
+    sum_buffer = None if residual is None else total
 
     def normalize_part(start: int, end: int) -> None:
-        call(x, residual, wide, scale, float(eps), start, end, columns, out, held, factors)
+        call(x, residual, wide, scale, float(eps), start, end, columns, out, sum_buffer, factors)
 
     run_parts(factors.numel(), 32, normalize_part)
     return out, total, factors

@@ -56,10 +56,10 @@ def _score(
     room = _room(states, weight)
     for span in _spans(len(states)):
         rows, own = states[span].contiguous(), labels[span].contiguous()
-        found = _score_block(rows, weight, Bend(bias, scale, cap), own, room, ahead)
-        logprobs[span], norms[span] = found[:2]
+        block_scores = _score_block(rows, weight, Bend(bias, scale, cap), own, room, ahead)
+        logprobs[span], norms[span] = block_scores[:2]
         if ahead:
-            gradient[span] = found[2]
+            gradient[span] = block_scores[2]
     return logprobs, norms, gradient
 
 
@@ -83,10 +83,10 @@ def _score_block(
         own = bend._replace(bias=None if bend.bias is None else bend.bias[first : first + len(part)])
         high, more = fold_tile(tile, own, labels, first, label, ahead)
         higher = torch.maximum(peak, high)
-        kept, share = (peak - higher).exp_(), (high - higher).exp_()
-        peak, mass = higher, mass.mul_(kept).addcmul_(more, share)
+        old_share, share = (peak - higher).exp_(), (high - higher).exp_()
+        peak, mass = higher, mass.mul_(old_share).addcmul_(more, share)
         if ahead:
-            add_rows(total, tile @ part, kept, share)
+            add_rows(total, tile @ part, old_share, share)
     norms = peak + mass.log()
     logprobs = label - norms
     if ahead:  # the label's own term is added once it is known: 1 - p would be lost in a tile's rounding
@@ -174,9 +174,9 @@ def _backward(ctx: Any, factors: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return (gradient * factors[:, None]).to(gradient.dtype), None, None, None, None, None, None
     states, weight, bias, labels, norms = ctx.saved_tensors
-    found = BACKWARD(factors, states, weight, bias, labels, norms, [ctx.scale, ctx.cap])
+    gradients = BACKWARD(factors, states, weight, bias, labels, norms, [ctx.scale, ctx.cap])
     to_states, to_weight, to_bias = (
-        t if needed else None for t, needed in zip(found, ctx.needs_input_grad, strict=False)
+        t if needed else None for t, needed in zip(gradients, ctx.needs_input_grad, strict=False)
     )
     return to_states, to_weight, None if bias is None else to_bias, None, None, None, None
 

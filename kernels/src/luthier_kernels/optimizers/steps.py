@@ -57,8 +57,8 @@ def reference_eight(p: Tensor, g: Tensor, codes: Pair, scales: Pair, rates: Rate
     """Take the same step in plain torch, which every implementation must match."""
     m, v = decode_moments(codes, scales)
     moved, m, v = update_values(_wide(p), _wide(g), m, v, rates)
-    for held, made in zip((*codes, *scales), (t for pair in encode_moments(m, v) for t in pair), strict=True):
-        held.copy_(made)
+    for buffer, made in zip((*codes, *scales), (t for pair in encode_moments(m, v) for t in pair), strict=True):
+        buffer.copy_(made)
     p.copy_(round_values(moved, p.dtype, key).view_as(p))
 
 
@@ -66,8 +66,8 @@ def reference_floats(p: Tensor, g: Tensor, moments: Pair, rates: Rates, key: int
     """Take the same step in plain torch, in float64 for a float64 parameter."""
     first, second = (moment.view(-1) for moment in moments)
     moved, *made = update_values(_wide(p), _wide(g), first, second, rates)
-    for held, moment in zip(moments, made, strict=True):
-        held.view(-1).copy_(moment)
+    for buffer, moment in zip(moments, made, strict=True):
+        buffer.view(-1).copy_(moment)
     p.copy_(round_values(moved, p.dtype, key).view_as(p))
 
 

@@ -83,8 +83,8 @@ def _multiply_back(
         dense = _dense(codes, scales, group, gradient.dtype, "weight")
         to_states = (flat @ dense).view(*gradient.shape[:-1], codes.shape[1])
     if wanted[1]:
-        kept = states.reshape(-1, states.shape[-1])
-        seen = _dense(kept, steps, ROW, gradient.dtype, "states") if steps.numel() else kept
+        flat_states = states.reshape(-1, states.shape[-1])
+        seen = _dense(flat_states, steps, ROW, gradient.dtype, "states") if steps.numel() else flat_states
         to_weight = (flat.t() @ seen.to(gradient.dtype)).to(dtype)
     return to_states, to_weight
 

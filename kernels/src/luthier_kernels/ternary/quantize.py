@@ -68,8 +68,8 @@ def _sums_torch(weight: Tensor, group: int, thresholds: Tensor) -> tuple[Tensor,
     rows, columns = weight.shape
     width = group_width(group, columns)
     sizes = F.pad(weight.abs(), (0, -columns % width), value=-2.0).view(rows, -1, width)
-    kept = sizes > thresholds[..., None]
-    sums, numbers = (sizes * kept).sum(-1, dtype=torch.float64), kept.sum(-1)
+    mask = sizes > thresholds[..., None]
+    sums, numbers = (sizes * mask).sum(-1, dtype=torch.float64), mask.sum(-1)
     return (sums.sum()[None, None], numbers.sum()[None, None]) if group == TENSOR else (sums, numbers)
 
 

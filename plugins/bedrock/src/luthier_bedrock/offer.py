@@ -130,8 +130,8 @@ def describe_offer(model: str) -> Capabilities:
 
 def hyper_parameters(settings: Mapping[str, Any], multiplier: float | None) -> dict[str, str]:
     """Return the settings that the user set, as the service takes them: every value is a text."""
-    found = {wire: settings[name] for name, wire in WIRE.items() if name in settings}
-    texts = {name: str(int(value)) if name in WHOLE else repr(float(value)) for name, value in found.items()}
+    wire_settings = {wire: settings[name] for name, wire in WIRE.items() if name in settings}
+    texts = {name: str(int(value)) if name in WHOLE else repr(float(value)) for name, value in wire_settings.items()}
     return texts if multiplier is None else {**texts, "learningRateMultiplier": repr(multiplier)}
 
 

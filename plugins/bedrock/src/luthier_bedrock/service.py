@@ -65,22 +65,22 @@ class BedrockService:
         return Storage(client=await self._ready(), keys=self.keys, address=self.options.s3_url)
 
     async def check(self) -> Mapping[str, Any]:
-        found = await (await self._ready()).read_json(JOBS, {"maxResults": 1})
-        return {"region": self.keys.region, "jobs": bool(found.get("modelCustomizationJobSummaries"))}
+        answer = await (await self._ready()).read_json(JOBS, {"maxResults": 1})
+        return {"region": self.keys.region, "jobs": bool(answer.get("modelCustomizationJobSummaries"))}
 
     async def capabilities(self, model: str) -> Capabilities:
         return describe_offer(model)
 
     async def validate(self, job: JobSpec) -> Sequence[Finding]:
         needed = {"role_arn": "the role for Bedrock", "s3_folder": "the S3 folder for rows and results"}
-        found = [
+        findings = [
             _refusal(f"provider.{name}", f"{meaning} must be named")
             for name, meaning in needed.items()
             if getattr(self.options, name) is None
         ]
         if self.options.learning_rate_multiplier is not None and not family_of(job.model).multiplier:
-            found.append(_refusal("provider.learning_rate_multiplier", "this model takes learning_rate instead"))
-        return found
+            findings.append(_refusal("provider.learning_rate_multiplier", "this model takes learning_rate instead"))
+        return findings
 
     def encode(self, row: ServiceRow) -> Mapping[str, Any]:
         return conversation_row(row)
@@ -98,11 +98,11 @@ class BedrockService:
 
     async def submit(self, job: JobSpec, uploads: Mapping[str, str]) -> JobStatus:
         client, body = await self._ready(), self.request_body(job, uploads)
-        found = await client.post_json(JOBS, body)
-        if not found.get("jobArn"):
+        answer = await client.post_json(JOBS, body)
+        if not answer.get("jobArn"):
             raise ProviderError("protocol", "the answer names no job", where=f"bedrock: POST {JOBS}")
         return read_job({"status": "InProgress", "statusDetails": {"trainingDetails": {"status": "NotStarted"}},
-                         "jobName": body["jobName"], "jobArn": found["jobArn"]})  # fmt: skip
+                         "jobName": body["jobName"], "jobArn": answer["jobArn"]})  # fmt: skip
 
     def request_body(self, job: JobSpec, uploads: Mapping[str, str]) -> dict[str, Any]:
         """Return the request that creates the job. It contains only what the user set."""
@@ -136,41 +136,41 @@ class BedrockService:
         return read_job(await self._job(remote_id))
 
     async def _job(self, remote_id: str) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = await (await self._ready()).read_json(f"{JOBS}/{quote(remote_id, safe='')}")
-        return found
+        answer: Mapping[str, Any] = await (await self._ready()).read_json(f"{JOBS}/{quote(remote_id, safe='')}")
+        return answer
 
     async def cancel(self, remote_id: str) -> None:
         client = await self._ready()
         await client.post_json(f"{JOBS}/{quote(remote_id, safe='')}/stop", repeatable=True)
 
     async def list(self, limit: int) -> Sequence[JobStatus]:
-        found = []
+        statuses = []
         params = {"maxResults": min(limit, PAGE), "sortBy": "CreationTime", "sortOrder": "Descending"}
         pages = read_pages(await self._ready(), JOBS, "modelCustomizationJobSummaries", token="nextToken",
                            asked="nextToken", params=params)  # fmt: skip
         async for item in pages:
-            found.append(read_job(item))
-            if len(found) >= limit:
+            statuses.append(read_job(item))
+            if len(statuses) >= limit:
                 break
-        return found
+        return statuses
 
     async def events(self, remote_id: str, cursor: str | None) -> EventPage:
         """Return events made from the phases of the job and, when it is complete, from its metrics files."""
         job = await self._job(remote_id)
-        found, status = list(phase_events(job)), read_job(job)
+        job_events, status = list(phase_events(job)), read_job(job)
         if status.state == JobState.COMPLETED:
             storage, at = await self._storage(), status.finished or 0.0
             for artifact in await self._metrics(job, storage):
                 text = await storage.read_text(artifact.locator["uri"])
-                found += read_metrics(text, artifact.name, at)
-        return EventPage(events=found, cursor=cursor)
+                job_events += read_metrics(text, artifact.name, at)
+        return EventPage(events=job_events, cursor=cursor)
 
     async def _metrics(self, job: Mapping[str, Any], storage: Storage) -> Sequence[JobArtifact]:
         """Return the metrics files that the service wrote below the output folder of the job."""
         output = str((job.get("outputDataConfig") or {}).get("s3Uri") or "")
-        found = [item async for item in storage.list_objects(output)] if output else []
+        objects = [item async for item in storage.list_objects(output)] if output else []
         own = str(job.get("jobArn")).rpartition("/")[2]  # several jobs may write into one folder
-        mine = [item for item in found if own in item.uri or _job_folder(job) in item.uri]
+        mine = [item for item in objects if own in item.uri or _job_folder(job) in item.uri]
         return [
             JobArtifact(kind="metrics", name=name, format="csv", size=item.size, locator={"uri": item.uri})
             for item in mine

@@ -49,8 +49,8 @@ class Keys:
 
     async def refresh(self) -> None:
         """Read the keys, or renew them shortly before they expire. This may ask AWS, in a thread."""
-        self._held = held = await asyncio.to_thread(self._read)
-        for value in (held.secret_key, held.token):
+        self._held = credentials = await asyncio.to_thread(self._read)
+        for value in (credentials.secret_key, credentials.token):
             if value:
                 Secret(value)  # from now on every output masks it
 
@@ -85,11 +85,11 @@ class Keys:
                 read_secret(options.secret_access_key, "bedrock.secret_access_key").reveal(),
                 None if token is None else read_secret(token, "bedrock.session_token").reveal(),
             )
-        found = self._configured("credentials")
-        if found is None:
+        credentials = self._configured("credentials")
+        if credentials is None:
             remedy = "Run: aws configure, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
             raise LuthierError("credential-missing", "no AWS credentials were found", where="bedrock", remedy=remedy)
-        return found
+        return credentials
 
     def _configured(self, what: str) -> Any:
         """Return the `region` or the `credentials` that botocore finds, or None."""

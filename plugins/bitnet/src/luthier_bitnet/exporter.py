@@ -81,8 +81,8 @@ def _logit_error(model: Any, read: Any) -> float:
 
 
 def _logits(model: Any, ids: Tensor) -> Tensor:
-    found: Tensor = model(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-    return found.float()
+    logits: Tensor = model(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    return logits.float()
 
 
 def _compare_tokenizers(folder: Path, tokenizer: Any) -> None:

@@ -50,8 +50,8 @@ def _check_layer(path: str, layer: TernaryLinear) -> None:
         (layer.transposed, "the format has no Conv1D"),
         (layer.out_features % 4 != 0, f"{layer.out_features} outputs are not divisible by 4"),
     ]
-    for found, problem in problems:
-        if found:
+    for condition, problem in problems:
+        if condition:
             raise LuthierError("part-unsupported", f"no packed BitNet file: {problem}", where=path)
 
 

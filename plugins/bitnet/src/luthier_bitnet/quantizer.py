@@ -35,14 +35,14 @@ class TernaryQuantizer:
         """
         if self.options.sub_norms:
             self.mergeable = False  # plain layers have no norms of their own
-        held, chosen = find_layers(model), choose_layers(model, self.options.skip_modules, self.name)
-        if not chosen and not held:
+        ternary_layers, chosen = find_layers(model), choose_layers(model, self.options.skip_modules, self.name)
+        if not chosen and not ternary_layers:
             problem = f"quantizer '{self.name}' finds no linear layer to quantize"
             raise LuthierError("part-unsupported", problem, where=type(model).__name__)
         if context.has_values:
             check_finite_weights(chosen, "bitnet:nonfinite-weight")
         sizes = choose_sizes(model, chosen, self.options.sub_norms, context) if chosen else {}
-        for earlier in held.values():
+        for earlier in ternary_layers.values():
             self.stage = earlier.stage
         made: dict[int, TernaryLinear] = {}  # a layer that is used in two places stays one layer
         for path, layer in chosen.items():

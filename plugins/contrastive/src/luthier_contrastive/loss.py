@@ -47,9 +47,9 @@ class InfonceLoss:
         total = cross_entropy(logits, own, reduction="sum")
         if self.options.symmetric:
             total = (total + cross_entropy(logits[:, :count].T, own, reduction="sum")) / 2
-        found = (logits.detach().argmax(dim=-1) == own).double().sum()
+        hits = (logits.detach().argmax(dim=-1) == own).double().sum()
         cosines = (queries * passages).detach().double().sum()
-        return LossOutput(sums={"infonce": total}, metrics={"found": (found, count), "cosine": (cosines, count)})
+        return LossOutput(sums={"infonce": total}, metrics={"found": (hits, count), "cosine": (cosines, count)})
 
     def __call__(self, policy: Policy, batch: Batch) -> LossOutput:
         return self.combine(*self.scores(policy, batch))

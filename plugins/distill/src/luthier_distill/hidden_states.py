@@ -34,12 +34,12 @@ def sum_distances(options: Distill, policy: Policy, batch: Batch) -> Tensor:
 def _states(policy: Policy, batch: Batch, layers: list[int], option: str) -> list[Tensor]:
     """Return [S, H] of each layer: the states from which the supervised tokens are predicted."""
     try:
-        found = policy.hidden(batch, layers)
+        layer_states = policy.hidden(batch, layers)
     except IndexError:
         remedy = "Name layers from 0, the embeddings, to the number of layers, or from the end as -1."
         raise LuthierError("recipe-out-of-range", "there is no such layer", where=f"Distill.{option}", found=layers,
                            remedy=remedy) from None  # fmt: skip
-    return [widen(states[batch.previous[batch.supervised]]) for states in found]
+    return [widen(states[batch.previous[batch.supervised]]) for states in layer_states]
 
 
 def _distances(own: Tensor, theirs: Tensor, options: Distill) -> Tensor:
@@ -58,12 +58,12 @@ def relation_distances(own: Tensor, theirs: Tensor, of_document: Tensor) -> Tens
 
     That is the mean squared difference over the S' states of its document, for which [S', S'] cosines are held.
     """
-    found = own.sum(-1) * 0
+    distances = own.sum(-1) * 0
     for document in of_document.unique().tolist():
         places = (of_document == document).nonzero().squeeze(-1)
         apart = _cosines(own[places]) - _cosines(theirs[places])
-        found = found.index_copy(0, places, apart.square().mean(-1))
-    return found
+        distances = distances.index_copy(0, places, apart.square().mean(-1))
+    return distances
 
 
 def _cosines(states: Tensor) -> Tensor:

@@ -30,8 +30,8 @@ class DistillLoss:
         return {"divergence": weight, **{name: weight for name, factor in added.items() if factor}}
 
     def __call__(self, policy: Policy, batch: Batch) -> LossOutput:
-        found = policy.map_logits(batch, self._compare, other=policy.teacher())  # [T, 3]
-        divergence, likelihood, agreement = (found * batch.token_weights[:, None].to(found)).sum(0)
+        token_terms = policy.map_logits(batch, self._compare, other=policy.teacher())  # [T, 3]
+        divergence, likelihood, agreement = (token_terms * batch.token_weights[:, None].to(token_terms)).sum(0)
         sums = {"divergence": divergence}
         if self.options.ce_weight:
             sums["cross_entropy"] = -self.options.ce_weight * likelihood

@@ -19,8 +19,8 @@ def plain_sums(options: Distill, policy: Policy, batch: Batch) -> dict[str, Tens
         sums["cross_entropy"] = own.sum() * 0
     for row, position in enumerate(batch.supervised.tolist()):
         weight = batch.token_weights[position]
-        found = divergence_of(options, (own[row] / options.temperature).softmax(-1), theirs[row])
-        sums["divergence"] = sums["divergence"] + weight * options.temperature**2 * found
+        divergence = divergence_of(options, (own[row] / options.temperature).softmax(-1), theirs[row])
+        sums["divergence"] = sums["divergence"] + weight * options.temperature**2 * divergence
         if options.ce_weight:
             likelihood = own[row].softmax(-1)[batch.labels[position]].log()
             sums["cross_entropy"] = sums["cross_entropy"] - options.ce_weight * weight * likelihood

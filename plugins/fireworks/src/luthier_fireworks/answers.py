@@ -71,10 +71,10 @@ def state_event(found: Mapping[str, Any]) -> JobEvent:
     """Return an event with the state and progress of a job, because the service reports no events."""
     progress = found.get("jobProgress") or {}
     percent, epoch = progress.get("percent"), progress.get("epoch")
-    told = "" if percent is None else f", {percent} %" + ("" if epoch is None else f" of epoch {epoch}")
+    suffix = "" if percent is None else f", {percent} %" + ("" if epoch is None else f" of epoch {epoch}")
     state = str(found.get("state"))
     at = read_time(found.get("updateTime")) or read_time(found.get("createTime")) or 0.0
-    return JobEvent(id=f"{state}:{epoch}:{percent}", at=at, kind="state", message=state.removeprefix(PREFIX) + told)
+    return JobEvent(id=f"{state}:{epoch}:{percent}", at=at, kind="state", message=state.removeprefix(PREFIX) + suffix)
 
 
 def read_metrics(text: str, at: float) -> Iterator[JobEvent]:
@@ -85,9 +85,9 @@ def read_metrics(text: str, at: float) -> Iterator[JobEvent]:
         if numbers.keys() <= {"step", "epoch"}:
             strange += bool(line.strip())
             continue
-        kept = numbers.get("step")
+        step = numbers.get("step")
         kinds = ",".join(sorted(numbers))
-        yield JobEvent(id=f"step:{number if kept is None else kept:g}:{kinds}", at=at, kind="metrics",
+        yield JobEvent(id=f"step:{number if step is None else step:g}:{kinds}", at=at, kind="metrics",
                        metrics=numbers)  # fmt: skip
     if strange:
         log.warning("lines of the metrics file are not understood", service="fireworks", lines=strange)
@@ -112,5 +112,5 @@ def _money(cost: Mapping[str, Any]) -> float | None:
 def _reason(status: Any) -> str:
     """Return what the service says about a failure, which may be only a code."""
     known = status if isinstance(status, dict) else {}
-    told = ": ".join(str(known[name]) for name in ("code", "message") if known.get(name))
-    return told or "the service gives no reason"
+    reason = ": ".join(str(known[name]) for name in ("code", "message") if known.get(name))
+    return reason or "the service gives no reason"

@@ -31,12 +31,12 @@ async def send_dataset(client: ServiceClient, account: str, file: DataFile, prog
 async def has_dataset(client: ServiceClient, name: str) -> bool:
     """Return True if a dataset exists and is complete."""
     try:
-        found = await client.read_json(f"/v1/{name}")
+        dataset = await client.read_json(f"/v1/{name}")
     except ProviderError as error:
         if error.kind == "not_found":
             return False
         raise
-    return found.get("state") == READY
+    return dataset.get("state") == READY
 
 
 async def _state_of(client: ServiceClient, name: str, file: DataFile) -> str | None:
@@ -51,8 +51,8 @@ async def _state_of(client: ServiceClient, name: str, file: DataFile) -> str | N
 
 async def _send_to_link(client: ServiceClient, name: str, file: DataFile, progress: Any) -> None:
     asked = {"filenameToSize": {file.path.name: str(file.size)}}
-    found = await client.post_json(f"/v1/{name}:getUploadEndpoint", asked, repeatable=True)
-    links = found.get("filenameToSignedUrls") or {}
+    answer = await client.post_json(f"/v1/{name}:getUploadEndpoint", asked, repeatable=True)
+    links = answer.get("filenameToSignedUrls") or {}
     if file.path.name not in links:
         raise ProviderError("protocol", "the answer has no link to send the file to", where=f"fireworks: {name}")
     await client.put_file(links[file.path.name], file.path, progress=progress)
@@ -62,12 +62,12 @@ async def _send_to_link(client: ServiceClient, name: str, file: DataFile, progre
 async def _wait_ready(client: ServiceClient, name: str, file: DataFile) -> None:
     """Wait until the service has read the rows. Raise its message if it refuses them."""
     for _ in range(CHECKING):
-        found = await client.read_json(f"/v1/{name}")
-        if found.get("state") == READY:
+        dataset = await client.read_json(f"/v1/{name}")
+        if dataset.get("state") == READY:
             return
-        status = found.get("status") or {}
+        status = dataset.get("status") or {}
         if status.get("code") not in (None, "OK"):
-            told = status.get("message") or status["code"]
-            raise ProviderError("invalid", f"the service refuses the file: {told}", where=str(file.path))
+            reason = status.get("message") or status["code"]
+            raise ProviderError("invalid", f"the service refuses the file: {reason}", where=str(file.path))
         await client.clock.sleep(5.0)
     raise ProviderError("server", "the service has not read the rows in time", where=f"fireworks: {name}")

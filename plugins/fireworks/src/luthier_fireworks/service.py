@@ -81,24 +81,24 @@ class FireworksService:
         return {"authorization": self._key.with_prefix("Bearer ")}
 
     async def check(self) -> Mapping[str, Any]:
-        found = await self.client.read_json(f"/v1/accounts/{self.account}")
-        return drop_missing(account=found.get("name"), state=found.get("state"))
+        account = await self.client.read_json(f"/v1/accounts/{self.account}")
+        return drop_missing(account=account.get("name"), state=account.get("state"))
 
     async def capabilities(self, model: str) -> Capabilities:
         return describe_offer()
 
     async def validate(self, job: JobSpec) -> Sequence[Finding]:
-        beta, found = job.settings.get("loss.beta"), []
+        beta, findings = job.settings.get("loss.beta"), []
         if not job.model.startswith("accounts/"):
             message = f"write the service's own name, such as accounts/fireworks/models/{job.model.rpartition('/')[2]}"
-            found.append(Finding(level="error", rule="model", where="model", message=message))
+            findings.append(Finding(level="error", rule="model", where="model", message=message))
         if beta is not None and not 0 < beta < 0.5:
-            found.append(_refusal("loss.beta", "must be above 0 and below 0.5"))
+            findings.append(_refusal("loss.beta", "must be above 0 and below 0.5"))
         if job.method != "sft" and "validation" in job.files:
-            found.append(_refusal("data.validation", f"a {job.method} job takes no validation rows"))
+            findings.append(_refusal("data.validation", f"a {job.method} job takes no validation rows"))
         if self.options.early_stop and (job.method != "sft" or "validation" not in job.files):
-            found.append(_refusal("provider.early_stop", "needs an sft job with validation rows"))
-        return found
+            findings.append(_refusal("provider.early_stop", "needs an sft job with validation rows"))
+        return findings
 
     def encode(self, row: ServiceRow) -> Mapping[str, Any]:
         return wire_row(row, weights=True)
@@ -142,22 +142,22 @@ class FireworksService:
         return read_job(await self._job(remote_id))
 
     async def _job(self, remote_id: str) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = await self.client.read_json(f"/v1/{remote_id}")
-        return found
+        job: Mapping[str, Any] = await self.client.read_json(f"/v1/{remote_id}")
+        return job
 
     async def cancel(self, remote_id: str) -> None:
         await self.client.post_json(f"/v1/{remote_id}:cancel", {}, repeatable=True)
 
     async def list(self, limit: int) -> Sequence[JobStatus]:
         """Read all jobs of both kinds, because the service promises no order, and return the newest."""
-        found = [
+        jobs = [
             read_job(item)
             for kind in KINDS
             async for item in read_pages(
                 self.client, f"/v1/accounts/{self.account}/{kind}", kind, params={"pageSize": PAGE}
             )
         ]
-        return sorted(found, key=lambda job: job.created or 0.0, reverse=True)[:limit]
+        return sorted(jobs, key=lambda job: job.created or 0.0, reverse=True)[:limit]
 
     async def events(self, remote_id: str, cursor: str | None) -> EventPage:
         """Return events made from the state of the job and its metrics file. The store drops known ones."""
@@ -172,12 +172,12 @@ class FireworksService:
         if "/dpoJobs/" not in remote_id:
             return job.get("metricsFileSignedUrl") or None
         try:
-            found = await self.client.read_json(f"/v1/{remote_id}:getMetricsFileEndpoint")
+            endpoint = await self.client.read_json(f"/v1/{remote_id}:getMetricsFileEndpoint")
         except ProviderError as error:
             if error.kind in ("not_found", "invalid"):  # the file does not exist yet
                 return None
             raise
-        return found.get("signedUrl") or None
+        return endpoint.get("signedUrl") or None
 
     async def _read_metrics(self, link: str, at: float) -> Sequence[JobEvent]:
         try:
@@ -195,13 +195,13 @@ class FireworksService:
         if read_job(job).state != JobState.COMPLETED:
             return []
         name, base = tuned_model(job), read_base(job)
-        found = [
+        output = [
             JobArtifact(kind="adapter", name=name, base_model=base, format="peft", locator={"model": name}),
             JobArtifact(kind="hosted", name=name, base_model=base, downloadable=False),
         ]
         if await self._metrics_link(remote_id, job) is not None:
-            found.append(JobArtifact(kind="metrics", name="metrics.jsonl", format="jsonl", locator={"job": remote_id}))
-        return found
+            output.append(JobArtifact(kind="metrics", name="metrics.jsonl", format="jsonl", locator={"job": remote_id}))
+        return output
 
     async def download(self, artifact: JobArtifact, folder: Path, progress: Any) -> Sequence[Path]:
         links = await self._links(artifact)
@@ -212,8 +212,8 @@ class FireworksService:
         if "job" in artifact.locator:
             link = await self._metrics_link(artifact.locator["job"], await self._job(artifact.locator["job"]))
             return {} if link is None else {artifact.name: link}
-        found = await self.client.read_json(f"/v1/{artifact.locator['model']}:getDownloadEndpoint")
-        return found.get("filenameToSignedUrls") or {}
+        endpoint = await self.client.read_json(f"/v1/{artifact.locator['model']}:getDownloadEndpoint")
+        return endpoint.get("filenameToSignedUrls") or {}
 
     async def _fetch_one(self, name: str, link: str, artifact: JobArtifact, folder: Path, progress: Any) -> Path:
         async def renew() -> str:

@@ -45,16 +45,16 @@ def find_architecture(config: Any) -> Architecture:
         ("sliding_window", window, window is not None and window < config.max_position_embeddings,
          "llama.cpp computes no attention window for it"),
     ]  # fmt: skip
-    for where, found, wrong, reason in problems:
+    for where, setting, wrong, reason in problems:
         if wrong:
-            raise _unsupported(f"no GGUF of this {config.model_type}: {reason}", where, found, "Merge it instead.")
+            raise _unsupported(f"no GGUF of this {config.model_type}: {reason}", where, setting, "Merge it instead.")
     return ARCHITECTURES[config.model_type]
 
 
 def rope_of(config: Any) -> dict[str, Any]:
     """Return the parameters of rotary positions, always with type and base."""
-    held = dict(getattr(config, "rope_parameters", None) or {})
-    return {"rope_type": "default", "rope_theta": 10000.0, **held}
+    parameters = dict(getattr(config, "rope_parameters", None) or {})
+    return {"rope_type": "default", "rope_theta": 10000.0, **parameters}
 
 
 def head_width(config: Any) -> int:

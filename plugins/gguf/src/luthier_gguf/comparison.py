@@ -77,17 +77,17 @@ def _compare_metadata(path: Path, vocabulary: Vocabulary) -> None:
 
 def _compare_weights(path: Path, model: Any, places: dict[str, Place]) -> float:
     """Compare every tensor that gguf reads with the parameter of the model."""
-    held, state = {tensor.name: tensor for tensor in _reader(path).tensors}, model.state_dict()
+    tensors, state = {tensor.name: tensor for tensor in _reader(path).tensors}, model.state_dict()
     extras = dict(extra_tensors(model.config))
-    if held.keys() != {place.name for place in places.values()} | extras.keys():
+    if tensors.keys() != {place.name for place in places.values()} | extras.keys():
         raise _mismatch(path, "the file holds other tensors than the model")
     for name, values in extras.items():
-        if not np.array_equal(held[name].data, values):
+        if not np.array_equal(tensors[name].data, values):
             raise _mismatch(path, f"{name} differs")
     worst = 0.0
     for weight, place in places.items():
-        values, found = prepare(state[weight], place), held[place.name]
-        read = decode(found.data, found.tensor_type).reshape(values.shape)
+        values, file_tensor = prepare(state[weight], place), tensors[place.name]
+        read = decode(file_tensor.data, file_tensor.tensor_type).reshape(values.shape)
         worst = max(worst, _bounded(path, weight, read, values, place))
     return worst
 
@@ -99,8 +99,8 @@ def _compare_parameters(path: Path, model: Any, read: Any, places: dict[str, Pla
         raise _mismatch(path, "transformers reads another model", sorted(ours.keys() ^ theirs.keys()))
     worst = 0.0
     for weight, place in places.items():
-        values, found = (d[weight].detach().to("cpu", torch.float32).numpy() for d in (ours, theirs))
-        worst = max(worst, _bounded(path, weight, found, values, place))
+        values, read_values = (d[weight].detach().to("cpu", torch.float32).numpy() for d in (ours, theirs))
+        worst = max(worst, _bounded(path, weight, read_values, values, place))
     return worst
 
 

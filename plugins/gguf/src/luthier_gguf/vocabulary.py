@@ -38,16 +38,16 @@ class Vocabulary:
 
 def read_vocabulary(model: Any, tokenizer: Any, options: Gguf) -> Vocabulary:
     """Return the parts of the tokenizer. Raises `part-unsupported` if a file cannot describe it."""
-    held = json.loads(tokenizer.backend_tokenizer.to_str())
-    merging = held["model"]
+    definition = json.loads(tokenizer.backend_tokenizer.to_str())
+    merging = definition["model"]
     if merging["type"] != "BPE" or merging.get("byte_fallback"):
         problem = "exporter 'gguf' can write only byte-level BPE tokenizers"
-        found = f"{merging['type']}{' with byte fallback (SentencePiece)' if merging.get('byte_fallback') else ''}"
-        raise LuthierError("part-unsupported", problem, where="tokenizer", found=found, remedy="Merge it instead.")
-    tokens, types = _tokens(held, model.config.vocab_size)
+        kind = f"{merging['type']}{' with byte fallback (SentencePiece)' if merging.get('byte_fallback') else ''}"
+        raise LuthierError("part-unsupported", problem, where="tokenizer", found=kind, remedy="Merge it instead.")
+    tokens, types = _tokens(definition, model.config.vocab_size)
     adds_begin, adds_end = _additions(tokenizer)
     return Vocabulary(
-        pre=options.pre_tokenizer if options.pre_tokenizer != "auto" else _pre_tokenizer(held),
+        pre=options.pre_tokenizer if options.pre_tokenizer != "auto" else _pre_tokenizer(definition),
         tokens=tokens,
         types=types,
         merges=[merge if isinstance(merge, str) else " ".join(merge) for merge in merging["merges"]],
@@ -96,13 +96,13 @@ def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
 
 def _tokens(held: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
     """Return tokens and types in the order of ids. Ids that only the model has are unused."""
-    found = {number: (text, TokenType.NORMAL) for text, number in held["model"]["vocab"].items()}
+    entries = {number: (text, TokenType.NORMAL) for text, number in held["model"]["vocab"].items()}
     for added in held["added_tokens"]:
-        found[added["id"]] = (added["content"], TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED)
-    if max(found) >= size:
-        problem = f"the tokenizer makes ids up to {max(found)}, but the model has {size} embeddings"
+        entries[added["id"]] = (added["content"], TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED)
+    if max(entries) >= size:
+        problem = f"the tokenizer makes ids up to {max(entries)}, but the model has {size} embeddings"
         raise LuthierError("model-vocabulary", problem, where="tokenizer")
-    every = [found.get(number, (f"[PAD{number}]", TokenType.UNUSED)) for number in range(size)]
+    every = [entries.get(number, (f"[PAD{number}]", TokenType.UNUSED)) for number in range(size)]
     return [text for text, _ in every], [int(kind) for _, kind in every]
 
 
@@ -120,8 +120,8 @@ def _additions(tokenizer: Any) -> tuple[bool, bool]:
 
 def _pre_tokenizer(held: dict[str, Any]) -> str:
     """Return llama.cpp's name of the way in which the tokenizer splits text."""
-    found = held["pre_tokenizer"] or {}
-    steps = found.get("pretokenizers", [found])
+    pre_tokenizer = held["pre_tokenizer"] or {}
+    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     if steps and steps[-1].get("type") == "ByteLevel" and not steps[-1]["add_prefix_space"]:
         kinds, by_words = [step["type"] for step in steps], steps[-1]["use_regex"]
         if kinds == ["ByteLevel"] and by_words:
@@ -134,4 +134,4 @@ def _pre_tokenizer(held: dict[str, Any]) -> str:
                 return name
     remedy = "Name it with pre_tokenizer: gpt-2, llama-bpe, qwen2 or smollm."
     problem = "llama.cpp's name of this tokenizer's way to split text is not known"
-    raise LuthierError("part-unsupported", problem, where="tokenizer", found=json.dumps(found), remedy=remedy)
+    raise LuthierError("part-unsupported", problem, where="tokenizer", found=json.dumps(pre_tokenizer), remedy=remedy)

@@ -152,10 +152,10 @@ class Entry:
                 return base64.b64decode(str(data), validate=True).decode()
             return self.path_of(key).read_text("utf-8") if self.values.get(key) else None
         except (OSError, ValueError):
-            found = "damaged base64" if data is not None else str(self.path_of(key))
+            cause = "damaged base64" if data is not None else str(self.path_of(key))
             remedy = f"Correct {key} of the kubeconfig, or have your cluster's tool write it again."
             raise LuthierError(
-                "credential-missing", f"{key} cannot be read", where=self.where, found=found, remedy=remedy
+                "credential-missing", f"{key} cannot be read", where=self.where, found=cause, remedy=remedy
             ) from None
 
     def read_certificate(self) -> tuple[str, str] | None:
@@ -197,8 +197,8 @@ def _token_of(user: Entry, now: Callable[[], float]) -> BearerToken | None:
     if user.get("exec"):
         return BearerToken(lambda: run_exec(user.get("exec"), user.where), now)
     if user.get("token"):
-        held = Token(secret=Secret(str(user.get("token"))))
-        return BearerToken(lambda: held, now)
+        token = Token(secret=Secret(str(user.get("token"))))
+        return BearerToken(lambda: token, now)
     if user.get("tokenFile"):
         return _file_token(user.path_of("tokenFile"), user.where, now)
     return None

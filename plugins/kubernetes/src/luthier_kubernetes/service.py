@@ -150,10 +150,10 @@ class KubernetesService:
         if found.state != JobState.FAILED:
             return found
         try:
-            told, _ = await self._read_logs(remote_id, None)
+            output, _ = await self._read_logs(remote_id, None)
         except ProviderError as error:
             return attrs.evolve(found, reason=f"{found.reason}; its output cannot be read: {error.problem}")
-        return found if told.reason is None else attrs.evolve(found, reason=told.reason)
+        return found if output.reason is None else attrs.evolve(found, reason=output.reason)
 
     def _status(self, item: Any) -> JobStatus:
         if not isinstance(item, dict) or "metadata" not in item:
@@ -171,8 +171,8 @@ class KubernetesService:
     async def list(self, limit: int) -> Sequence[JobStatus]:
         """Return the newest jobs. All are read, because the cluster sorts them by name."""
         wanted = {"labelSelector": LABEL, "limit": PAGE}
-        found = [self._status(item) async for item in self._items(self._jobs, wanted)]
-        return sorted(found, key=lambda status: status.created or 0.0, reverse=True)[:limit]
+        statuses = [self._status(item) async for item in self._items(self._jobs, wanted)]
+        return sorted(statuses, key=lambda status: status.created or 0.0, reverse=True)[:limit]
 
     async def _items(self, path: str, wanted: Mapping[str, Any]) -> Any:
         """Yield the items of a list, page by page."""
@@ -191,8 +191,8 @@ class KubernetesService:
 
     async def events(self, remote_id: str, cursor: str | None) -> EventPage:
         """Return events made from the output of the first machine's pod, from the last second read on."""
-        told, newest = await self._read_logs(remote_id, cursor)
-        return EventPage(events=told.events, cursor=newest or cursor)
+        output, newest = await self._read_logs(remote_id, cursor)
+        return EventPage(events=output.events, cursor=newest or cursor)
 
     async def _read_logs(self, remote_id: str, since: str | None) -> tuple[ToldRun, str | None]:
         """Return what the output reports since a moment, and the moment of its last complete line."""
@@ -222,10 +222,10 @@ class KubernetesService:
 
     async def artifacts(self, remote_id: str) -> Sequence[JobArtifact]:
         """Return the path of the results on the volume, which the cluster's API cannot read."""
-        found = await self.status(remote_id)
-        if found.result_model is None:
+        status = await self.status(remote_id)
+        if status.result_model is None:
             return ()
-        return [JobArtifact(kind="hosted", name=found.result_model, downloadable=False)]
+        return [JobArtifact(kind="hosted", name=status.result_model, downloadable=False)]
 
     async def download(self, artifact: JobArtifact, folder: Path, progress: Any) -> Sequence[Path]:
         raise ProviderError(

@@ -73,14 +73,14 @@ class AdaLoraAdapter(LoraAdapter):
 
     def save(self, folder: Path) -> None:
         """Write a folder that plain PEFT loads, without the removed ranks."""
-        kept = self._settled()
-        tensors = {name: _cut(name, tensor, kept) for name, tensor in super().state().items()}
+        masks = self._settled()
+        tensors = {name: _cut(name, tensor, masks) for name, tensor in super().state().items()}
         config = files.describe(
             self.model, attrs.evolve(self.options, init_lora_weights=True), self.targets, self.extras
         )
         own = {field.name: getattr(self.schedule, field.name) for field in attrs.fields(AdaLora)}
         named = {name: config[name] for name in ("target_modules", "exclude_modules")}
-        pattern = {f"{layer}.lora_E": ranks for layer, ranks in kept.items()} or None
+        pattern = {f"{layer}.lora_E": ranks for layer, ranks in masks.items()} or None
         files.save(
             Path(folder),
             {**config, **own, **named, "peft_type": "ADALORA", "r": 8, "total_step": self.budget.total_steps,
@@ -96,10 +96,10 @@ class AdaLoraAdapter(LoraAdapter):
             if config.get(name) != getattr(self.schedule, name):
                 problem = f"the adapter has {name} {config.get(name)!r}, the options {getattr(self.schedule, name)!r}"
                 raise files.misfit(folder / files.CONFIG, problem)
-        kept = {name.removesuffix(".lora_E"): ranks for name, ranks in (config.get("rank_pattern") or {}).items()}
-        tensors = {name: _spread(name, tensor, kept) for name, tensor in files.read_tensors(folder).items()}
+        masks = {name.removesuffix(".lora_E"): ranks for name, ranks in (config.get("rank_pattern") or {}).items()}
+        tensors = {name: _spread(name, tensor, masks) for name, tensor in files.read_tensors(folder).items()}
         files.fill(super().state(), tensors, str(folder / files.WEIGHTS), "artifact-mismatch")
-        self.budget.kept = kept or None
+        self.budget.kept = masks or None
 
     def _class(self) -> type[LoraLayer]:
         return AdaLoraLayer
@@ -124,11 +124,11 @@ class AdaLoraAdapter(LoraAdapter):
 
     def _settled(self) -> dict[str, list[bool]]:
         """Return the kept ranks. The others are set to 0, since the optimizer moves them between two choices."""
-        kept = self.budget.kept or {}
+        masks = self.budget.kept or {}
         for name, layer in self._layers().items():
-            if name in kept and gather(layer.lora_E.detach()).cpu()[~torch.tensor(kept[name])].any():
+            if name in masks and gather(layer.lora_E.detach()).cpu()[~torch.tensor(masks[name])].any():
                 return {}
-        return kept
+        return masks
 
 
 def _layer_of(name: str) -> str:

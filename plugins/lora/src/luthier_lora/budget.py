@@ -41,10 +41,10 @@ class Budget:
     def observe(self, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
         """Update the means with one step's importance |w dL/dw| of every entry."""
         for name, value in values.items():
-            found = (value * gradients[name]).abs()
-            mean, doubt = (held.get(name, torch.zeros_like(found)) for held in (self.means, self.doubts))
-            self.means[name] = self.options.beta1 * mean + (1 - self.options.beta1) * found
-            far = (found - self.means[name]).abs()
+            importance = (value * gradients[name]).abs()
+            mean, doubt = (averages.get(name, torch.zeros_like(importance)) for averages in (self.means, self.doubts))
+            self.means[name] = self.options.beta1 * mean + (1 - self.options.beta1) * importance
+            far = (importance - self.means[name]).abs()
             self.doubts[name] = self.options.beta2 * doubt + (1 - self.options.beta2) * far
 
     def is_due(self, step: int) -> bool:
@@ -57,9 +57,9 @@ class Budget:
         """Keep the `num_ranks` most important ranks of all layers."""
         scores = {layer: self.score_ranks(layer) for layer in layers}
         every = torch.cat([scores[layer] for layer in layers])
-        kept = torch.zeros(len(every), dtype=torch.bool)
-        kept[every.cpu().argsort(descending=True, stable=True)[:num_ranks]] = True
-        parts = kept.split([len(scores[layer]) for layer in layers])
+        mask = torch.zeros(len(every), dtype=torch.bool)
+        mask[every.cpu().argsort(descending=True, stable=True)[:num_ranks]] = True
+        parts = mask.split([len(scores[layer]) for layer in layers])
         self.kept = {layer: part.tolist() for layer, part in zip(layers, parts, strict=True)}
 
     def score_ranks(self, layer: str) -> Tensor:

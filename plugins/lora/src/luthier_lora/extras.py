@@ -48,12 +48,12 @@ def find_extras(model: Any, options: LowRank, targets: Targets) -> Extras:
 def _saved(modules: dict[str, nn.Module], wanted: list[str], targets: Targets) -> tuple[str, ...]:
     whole = [name for name, module in modules.items() if name and _can_train(module)]
     for end in wanted:
-        found = [
+        hits = [
             name for name in modules if name.endswith(end)
         ]  # PEFT's rule here: a name may end anywhere, not only after a dot
-        if not found:
+        if not hits:
             raise unmatched("modules_to_save", end, whole)
-        for name in found:
+        for name in hits:
             _check_saved(end, name, modules[name], targets)
     return tuple(name for name in whole if name.endswith(tuple(wanted)))
 

@@ -143,8 +143,8 @@ def read_json(folder: Path, kind: str) -> dict[str, Any]:
     except ValueError as error:
         raise misfit(path, f"not JSON: {error}", "Copy the file again.") from None
     if not isinstance(config, dict) or config.get("peft_type") != kind:
-        found = config.get("peft_type") if isinstance(config, dict) else config
-        raise misfit(path, f"peft_type is {found!r}, not {kind!r}", "Use the adapter peft.<method> that made it.")
+        peft_type = config.get("peft_type") if isinstance(config, dict) else config
+        raise misfit(path, f"peft_type is {peft_type!r}, not {kind!r}", "Use the adapter peft.<method> that made it.")
     return config
 
 

@@ -17,8 +17,8 @@ PLAIN: Final = ("lora_magnitude_vector", "lora_scale")  # parameters without wei
 
 def name_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return every trainable parameter by its path in the model, as PEFT's files name it."""
-    found = wrappers(model).items()
-    return {f"{path}.{name}": p for path, wrapper in found for name, p in wrapper.own().items()}
+    named_wrappers = wrappers(model).items()
+    return {f"{path}.{name}": p for path, wrapper in named_wrappers for name, p in wrapper.own().items()}
 
 
 def make_groups(model: Any, named: Mapping[str, nn.Parameter], ratio: float) -> list[Group]:

@@ -54,9 +54,9 @@ def features(layer: nn.Module) -> tuple[int, int] | None:
 
 def sizes_of(layer: nn.Module) -> tuple[int, int]:
     """Return (in, out) of a layer that multiplies by a matrix."""
-    found = features(layer)
-    assert found is not None, f"{type(layer).__name__} has no matrix"
-    return found
+    sizes = features(layer)
+    assert sizes is not None, f"{type(layer).__name__} has no matrix"
+    return sizes
 
 
 def is_dense(layer: nn.Module) -> bool:

@@ -32,12 +32,12 @@ def fold(model: Any, context: Context) -> Any:
     A quantized layer becomes a dense one in the context's dtype: rounding the sum to codes again would lose part of
     the update. A head that shares its weight with the embedding gets a weight of its own.
     """
-    found = wrappers(model)
+    named_wrappers = wrappers(model)
     plain = _Plain(model, context)
-    for name, wrapper in found.items():
+    for name, wrapper in named_wrappers.items():
         plain.check(name, wrapper)
-    for name in reversed(found):  # of two nested wrappers the inner one first
-        model.set_submodule(name, plain.layer(name, found[name]))
+    for name in reversed(named_wrappers):  # of two nested wrappers the inner one first
+        model.set_submodule(name, plain.layer(name, named_wrappers[name]))
     return model
 
 
@@ -57,13 +57,13 @@ class _Plain:
                 raise _unmergeable(f"{name}.{part}", "the adapter holds NaN or infinity", "Use an earlier checkpoint.")
         if not isinstance(wrapper, Update):
             return
-        held = self._held(wrapper)
-        dtype = self.context.dtype if held is None else held.dtype
+        base_weight = self._held(wrapper)
+        dtype = self.context.dtype if base_weight is None else base_weight.dtype
         if not wrapper.folded().to(dtype).isfinite().all():
             problem = f"the merged weight has NaN or leaves the range of {dtype}"
             raise _unmergeable(name, problem, "Load the base in bfloat16 or float32, or check its checkpoint.")
         is_head = isinstance(wrapper, LoraLayer) and wrapper is self.model.get_output_embeddings()
-        if self._is_shared(held) and not is_head:
+        if self._is_shared(base_weight) and not is_head:
             problem = "another module shares this weight, so a merge would change that module too"
             raise _unmergeable(name, problem, "Save the adapter itself, or leave this layer out of its targets.")
 
@@ -74,13 +74,13 @@ class _Plain:
         layer: Any = wrapper.base_layer.requires_grad_(False)
         if isinstance(wrapper, BiasedModule):
             return layer
-        weight, held = wrapper.folded(), self._held(wrapper)
+        weight, base_weight = wrapper.folded(), self._held(wrapper)
         if isinstance(wrapper, ParameterWrapper):
             wrapper.parameter.copy_(weight)
             return layer
-        if held is None:
+        if base_weight is None:
             return self._dense(name, layer, weight)
-        if self._is_shared(held):
+        if self._is_shared(base_weight):
             self._untie(layer)
         dense_weight(layer).copy_(weight)
         return layer

@@ -30,9 +30,9 @@ def adapted_product(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with torch.autocast(device, enabled=False):
         x = x.to(dtype)
-        kept, more = kept_elements(x, dropout) if dropout else (None, 1.0)
-        held, lend = (weight, None) if isinstance(weight, Tensor) else (None, weight)
-        return _Product.apply(x, held, bias, a, b, scale * more, kept, lend)
+        mask, more = kept_elements(x, dropout) if dropout else (None, 1.0)
+        weight_tensor, lend = (weight, None) if isinstance(weight, Tensor) else (None, weight)
+        return _Product.apply(x, weight_tensor, bias, a, b, scale * more, mask, lend)
 
 
 def kept_elements(x: Tensor, dropout: float) -> tuple[Tensor, float]:
@@ -76,36 +76,36 @@ def _accumulate(result: Tensor, left: Tensor, right: Tensor, scale: float) -> Te
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *update: Any) -> Tensor:
-        a, b, scale, kept, lend = update
+        a, b, scale, mask, lend = update
         flat = x.reshape(-1, x.shape[-1])  # [T, in]
         matrix = lend(x.dtype) if weight is None else weight.to(x.dtype)
         result = functional.linear(flat, matrix, None if bias is None else bias.to(x.dtype))  # [T, out]
-        kept = None if kept is None else kept.reshape(flat.shape)
-        inner = (flat if kept is None else flat * kept) @ a.to(x.dtype).T  # [T, r]
+        mask = None if mask is None else mask.reshape(flat.shape)
+        inner = (flat if mask is None else flat * mask) @ a.to(x.dtype).T  # [T, r]
         _accumulate(result, inner, b.to(x.dtype).T, scale)
-        ctx.save_for_backward(flat if ctx.needs_input_grad[3] else None, inner, weight, a, b, kept)
+        ctx.save_for_backward(flat if ctx.needs_input_grad[3] else None, inner, weight, a, b, mask)
         ctx.scale, ctx.shape, ctx.lend = scale, x.shape, lend
         return result.view(*x.shape[:-1], result.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, inner, weight, a, b, kept = ctx.saved_tensors
+        x, inner, weight, a, b, mask = ctx.saved_tensors
         dtype = inner.dtype
         flat = grad.reshape(-1, grad.shape[-1]).to(dtype)  # [T, out]
         scaled, rest = (flat, ctx.scale) if dtype in FAST else (flat * ctx.scale, 1.0)
         lowered = scaled @ b.to(dtype)  # [T, r]
         lowered = lowered.mul_(rest) if rest != 1.0 else lowered
         needs = ctx.needs_input_grad
-        grad_a = (lowered.T @ (x if kept is None else x * kept)).to(a.dtype) if needs[3] else None
+        grad_a = (lowered.T @ (x if mask is None else x * mask)).to(a.dtype) if needs[3] else None
         grad_b = (scaled.T @ inner).mul_(rest).to(b.dtype) if needs[4] else None
         grad_bias = flat.sum(0) if needs[2] else None
         grad_x = None
         if needs[0]:
             grad_x = flat @ (ctx.lend(dtype) if weight is None else weight.to(dtype))
-            if kept is None:
+            if mask is None:
                 grad_x = _accumulate(grad_x, lowered, a.to(dtype), 1.0)
             else:
-                grad_x.addcmul_(lowered @ a.to(dtype), kept)
+                grad_x.addcmul_(lowered @ a.to(dtype), mask)
             grad_x = grad_x.view(ctx.shape)
         return grad_x, None, grad_bias, grad_a, grad_b, None, None, None

@@ -93,6 +93,6 @@ def hash_tensor(tensor: Tensor) -> str:
 def _energies(layer: nn.Module, context: Context, advance: Callable[..., None]) -> list[float]:
     """Return the squared singular values of a layer's weight, descending."""
     weight = (dense_weight(layer) if is_dense(layer) else context.dequantize(layer)).detach().float()
-    found = context.cache(f"singular values {hash_tensor(weight)}", lambda: {"values": torch.linalg.svdvals(weight)})
+    spectrum = context.cache(f"singular values {hash_tensor(weight)}", lambda: {"values": torch.linalg.svdvals(weight)})
     advance()
-    return found["values"].double().square().tolist()
+    return spectrum["values"].double().square().tolist()

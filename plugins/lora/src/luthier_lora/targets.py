@@ -113,8 +113,8 @@ def unmatched(
     option: str, pattern: object, known: Sequence[str], problem: str = "matches nothing here"
 ) -> LuthierError:
     """Return `model-target` with the nearest names, compared by their last part, or two parts of parameters."""
-    kept = 2 if option == "target_parameters" else 1
-    ends = list(dict.fromkeys(".".join(name.split(".")[-kept:]) for name in known))
+    num_parts = 2 if option == "target_parameters" else 1
+    ends = list(dict.fromkeys(".".join(name.split(".")[-num_parts:]) for name in known))
     words = {part for end in ends for part in end.split(".")}
     hits = {hit for word in re.findall(r"\w+", str(pattern)) for hit in difflib.get_close_matches(word, words, 3, 0.5)}
     near = [end for end in ends if hits & set(end.split("."))]
@@ -133,9 +133,9 @@ def _chosen(model: Any, layers: list[str], wanted: str | list[str] | None) -> li
     modules = [name for name, _ in model.named_modules() if name]
     wanted = default_names(layers) if wanted is None else wanted
     for end in wanted:
-        found = [name for name in modules if matches([end], name)]
-        wrong = [name for name in found if name not in layers]
-        if not found:
+        hits = [name for name in modules if matches([end], name)]
+        wrong = [name for name in hits if name not in layers]
+        if not hits:
             raise unmatched("target_modules", end, layers)
         if wrong:
             raise _unwrappable(end, model.get_submodule(wrong[0]), wrong[0], layers)
@@ -152,17 +152,17 @@ def _without(excluded: str | list[str] | None, chosen: list[str], layers: list[s
 
 def _matching(option: str, pattern: str | list[str], names: list[str]) -> list[str]:
     try:
-        found = [name for name in names if matches(pattern, name)]
+        hits = [name for name in names if matches(pattern, name)]
     except re.error as error:
         problem = f"not a regular expression: {error}"
         raise LuthierError("recipe-wrong-type", problem, where=option, found=pattern) from None
-    if not found and isinstance(pattern, str) and any(matches([pattern], name) for name in names):
+    if not hits and isinstance(pattern, str) and any(matches([pattern], name) for name in names):
         remedy = f"For the end of a name write a list: [{pattern}]."
         problem = "this regular expression for the whole name matches no layer"
         raise LuthierError("model-target", problem, where=option, found=pattern, remedy=remedy)
-    if not found:
+    if not hits:
         raise unmatched(option, pattern if isinstance(pattern, str) else pattern[0], names)
-    return found
+    return hits
 
 
 def _parameters(model: Any, wanted: list[str]) -> list[tuple[str, str]]:

@@ -56,10 +56,10 @@ class CustomMetric:
 
     def score_answer(self, prediction: str, reference: str) -> tuple[float, float]:
         """Return (the function's number, 1)."""
-        found = self.function(prediction, reference)
-        if not isinstance(found, (bool, int, float)) or not math.isfinite(found):
-            raise LuthierError("part-invalid", "the function must return a finite number", where=self.name, found=found)
-        return float(found), 1.0
+        score = self.function(prediction, reference)
+        if not isinstance(score, (bool, int, float)) or not math.isfinite(score):
+            raise LuthierError("part-invalid", "the function must return a finite number", where=self.name, found=score)
+        return float(score), 1.0
 
 
 def same_text(prediction: str, reference: str) -> bool:
@@ -79,8 +79,8 @@ def same_number(prediction: str, reference: str) -> bool:
 
 
 def _last_number(text: str) -> float | None:
-    found = NUMBER.findall(text)
-    return float(found[-1].replace(",", "")) if found else None
+    numbers = NUMBER.findall(text)
+    return float(numbers[-1].replace(",", "")) if numbers else None
 
 
 JUDGES: Final[dict[str, Callable[[str, str], bool]]] = {
@@ -97,12 +97,12 @@ def find_function(target: str, where: str) -> Callable[..., Any]:
         raise LuthierError("recipe-out-of-range", "it names no function", where=where, found=target, remedy=remedy)
     module, _, path = target.partition(":")
     try:
-        found: Any = importlib.import_module(module)
+        function: Any = importlib.import_module(module)
         for name in path.split("."):
-            found = getattr(found, name)
+            function = getattr(function, name)
     except (ImportError, AttributeError) as error:
         remedy = "Install its package, or put its folder on PYTHONPATH."
         raise LuthierError("part-unknown", str(error), where=where, found=target, remedy=remedy) from error
-    if not callable(found):
+    if not callable(function):
         raise LuthierError("part-invalid", "it is not a function", where=where, found=target)
-    return found
+    return function

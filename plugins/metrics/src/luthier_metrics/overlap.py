@@ -27,21 +27,21 @@ class BleuMetric:
 
     def score_answers(self, predictions: Sequence[str], reference: str) -> list[float]:
         """Return the statistics of the answer."""
-        found = self.scorer.sentence_score(predictions[0], [reference])
-        return [*map(float, found.counts), *map(float, found.totals), float(found.sys_len), float(found.ref_len)]
+        bleu = self.scorer.sentence_score(predictions[0], [reference])
+        return [*map(float, bleu.counts), *map(float, bleu.totals), float(bleu.sys_len), float(bleu.ref_len)]
 
     def conclude(self, totals: Sequence[float]) -> float:
         """Return the BLEU of the added statistics."""
         size = (len(totals) - 2) // 2
         whole = [round(number) for number in totals]
-        found = self.scorer.compute_bleu(
+        bleu = self.scorer.compute_bleu(
             correct=whole[:size],
             total=whole[size : 2 * size],
             sys_len=whole[-2],
             ref_len=whole[-1],
             smooth_method=self.options.smooth_method,
         )
-        return float(found.score)
+        return float(bleu.score)
 
 
 class RougeMetric:

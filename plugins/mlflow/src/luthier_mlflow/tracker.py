@@ -167,15 +167,15 @@ def connected(where: str) -> MlflowClient:
 
 def experiment_id(client: MlflowClient, name: str) -> str:
     """Return the id of this experiment, created if necessary. Another run may create it at the same moment."""
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:
             return client.create_experiment(name)
         except MlflowException:
-            found = client.get_experiment_by_name(name)
-            if found is None:
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
                 raise
-    return found.experiment_id
+    return experiment.experiment_id
 
 
 def continued(client: MlflowClient, mlflow_id: str | None) -> str | None:

@@ -36,10 +36,10 @@ def write_model(model: Any, folder: Path) -> None:
 
 def _collect(model: Any, layers: dict[str, FourBitLinear]) -> dict[str, Tensor]:
     """Return every tensor by its name in a checkpoint, a tied one once."""
-    held = {f"{path}.{name}" for path, layer in layers.items() for name, _ in layer.named_buffers(recurse=False)}
+    buffers = {f"{path}.{name}" for path, layer in layers.items() for name, _ in layer.named_buffers(recurse=False)}
     tensors, seen = {}, set()
     for name, tensor in model.state_dict().items():
-        if name not in held and tensor.data_ptr() not in seen:
+        if name not in buffers and tensor.data_ptr() not in seen:
             seen.add(tensor.data_ptr())
             tensors[name] = tensor.contiguous()
     for path, layer in layers.items():

@@ -99,7 +99,7 @@ class FourBitLinear(nn.Module):
         before = {name: getattr(self, name) for name in SCALES}
         super()._apply(fn, recurse)
         for name, scales in before.items():
-            held = getattr(self, name)
-            if held is not None and held.dtype != scales.dtype:
-                setattr(self, name, scales.to(held.device))
+            moved_scales = getattr(self, name)
+            if moved_scales is not None and moved_scales.dtype != scales.dtype:
+                setattr(self, name, scales.to(moved_scales.device))
         return self

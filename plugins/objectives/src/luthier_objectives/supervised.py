@@ -57,9 +57,9 @@ class AnchoredLoss(ShapedLoss):
         return {**weights, "kl_loss": weights["sft"]}
 
     def __call__(self, policy: Policy, batch: Batch) -> LossOutput:
-        found = policy.map_logits(batch, self._measure_both, other=policy.reference())
-        output = self._sum_up(batch, found)
-        divergence = (found[:, 3] * batch.token_weights.to(found)).sum()
+        measures = policy.map_logits(batch, self._measure_both, other=policy.reference())
+        output = self._sum_up(batch, measures)
+        divergence = (measures[:, 3] * batch.token_weights.to(measures)).sum()
         sums = {**output.sums, "kl_loss": self.options.kl_weight * divergence}
         return LossOutput(sums=sums, metrics={**output.metrics, "kl": (divergence.detach(), self.terms(batch)["sft"])})
 

@@ -24,8 +24,8 @@ class NpoLoss:
 
     def terms(self, batch: Batch) -> dict[str, float]:
         rows, retained = float(weigh_rows(batch).sum(dtype=torch.float64)), retained_weights(batch)
-        kept = {"retain": float(retained.sum(dtype=torch.float64))} if self.options.retain_weight else {}
-        return {"forget": rows, **kept}
+        term = {"retain": float(retained.sum(dtype=torch.float64))} if self.options.retain_weight else {}
+        return {"forget": rows, **term}
 
     def __call__(self, policy: Policy, batch: Batch) -> LossOutput:
         logprobs = policy.token_logprobs(batch)
@@ -45,8 +45,8 @@ class NegatedLoss:
         self.options = options
 
     def terms(self, batch: Batch) -> dict[str, float]:
-        kept = {"retain": float(retained_weights(batch).sum(dtype=torch.float64))} if self.options.retain_weight else {}
-        return {"forget": float(forgotten_weights(batch).sum(dtype=torch.float64)), **kept}
+        term = {"retain": float(retained_weights(batch).sum(dtype=torch.float64))} if self.options.retain_weight else {}
+        return {"forget": float(forgotten_weights(batch).sum(dtype=torch.float64)), **term}
 
     def __call__(self, policy: Policy, batch: Batch) -> LossOutput:
         logprobs = policy.token_logprobs(batch)

@@ -41,14 +41,14 @@ def orthogonalize(matrix: Tensor, steps: int) -> Tensor:
     """Return approximately U V^T of a matrix U S V^T, by Newton-Schulz iterations, in bfloat16 on a GPU."""
     a, b, c = COEFFICIENTS
     wide = matrix.shape[0] <= matrix.shape[1]
-    found = matrix if wide else matrix.T
-    if found.device.type == "cuda":
-        found = found.bfloat16()
-    found = found / found.norm().clamp(min=TINY)
+    iterate = matrix if wide else matrix.T
+    if iterate.device.type == "cuda":
+        iterate = iterate.bfloat16()
+    iterate = iterate / iterate.norm().clamp(min=TINY)
     for _ in range(steps):
-        gram = found @ found.T
-        found = a * found + (b * gram + c * gram @ gram) @ found
-    return found if wide else found.T
+        gram = iterate @ iterate.T
+        iterate = a * iterate + (b * gram + c * gram @ gram) @ iterate
+    return iterate if wide else iterate.T
 
 
 def step_size(shape: torch.Size, rule: str) -> float:

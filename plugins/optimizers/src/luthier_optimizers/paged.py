@@ -46,9 +46,9 @@ class PagedStepper(Stepper):
         """Move moments that a checkpoint brought onto pages."""
         for name in MOMENTS:
             if state[name].data_ptr() not in self.pages and type(state[name]) is Tensor:
-                held = state[name].reshape(-1)
-                state[name] = self._paged(held.numel(), held.dtype)
-                state[name].copy_(held)
+                moment = state[name].reshape(-1)
+                state[name] = self._paged(moment.numel(), moment.dtype)
+                state[name].copy_(moment)
 
     def _let_go(self, tensor: Tensor) -> None:
         pages = self.pages.get(tensor.data_ptr()) if type(tensor) is Tensor else None

@@ -90,7 +90,7 @@ def decay(weight: Tensor, group: dict[str, Any]) -> None:
 def state_bytes(optimizer: torch.optim.Optimizer) -> float:
     """Return the bytes of state for each weight that has been stepped."""
     weights = sum(weight.numel() for weight in optimizer.state)
-    held = sum(
+    num_bytes = sum(
         v.numel() * v.element_size() for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor)
     )
-    return held / weights if weights else 0.0
+    return num_bytes / weights if weights else 0.0

@@ -174,11 +174,11 @@ class OsftAdapter:
     def _fill(self, given: Mapping[str, Any], where: str, code: str) -> None:
         constants = self.constants()
         frozen = {name: tensor for name, tensor in given.items() if name in constants}
-        held = {name: tensor for name, tensor in self.state().items() if name not in constants}
-        files.check_tensors(held, {n: t for n, t in given.items() if n not in frozen}, where, code)
+        parameters = {name: tensor for name, tensor in self.state().items() if name not in constants}
+        files.check_tensors(parameters, {n: t for n, t in given.items() if n not in frozen}, where, code)
         if frozen:
             self.load_constants(frozen)
-        for name, tensor in held.items():
+        for name, tensor in parameters.items():
             tensor.copy_(given[name])
 
 

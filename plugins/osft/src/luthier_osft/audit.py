@@ -123,7 +123,7 @@ def _trained_folder(model: Path, ratio: float | None) -> tuple[Path, dict[str, i
             raise LuthierError("artifact-not-found", "the run has no merged model", where=str(model),
                                remedy=f"luthier merge {model}")  # fmt: skip
         layers = read_config(model / "adapter")["layers"]
-        return model / "merged", {f"{name}.weight": told["preserved"] for name, told in layers.items()}
+        return model / "merged", {f"{name}.weight": layer["preserved"] for name, layer in layers.items()}
     if ratio is None:
         remedy = "Give --unfreeze-rank-ratio, or the folder of a run with merge: true."
         raise LuthierError("recipe-missing", "the preserved share is not known", where=str(model), remedy=remedy)

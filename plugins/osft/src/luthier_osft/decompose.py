@@ -24,8 +24,8 @@ def hash_weight(weight: Tensor) -> str:
 def decompose_cached(weight: Tensor, rank: int, context: Context, *, tails: bool) -> dict[str, Tensor]:
     """Return `decompose` of a weight, cached on disk under the weight's hash."""
     key = f"luthier-osft {VERSION} {hash_weight(weight)} {rank} {tails}"
-    found = context.cache(key, lambda: decompose(weight, rank, tails=tails))
-    return {name: tensor.to(weight.device) for name, tensor in found.items()}
+    tensors = context.cache(key, lambda: decompose(weight, rank, tails=tails))
+    return {name: tensor.to(weight.device) for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
@@ -52,20 +52,20 @@ def decompose(weight: Tensor, rank: int, *, tails: bool = False) -> dict[str, Te
     else:
         far = complement_tensors(long @ head)
     outer, inner = (far, near) if tall else (near, far)
-    found = {f"out.{name}": tensor for name, tensor in outer.items()}
-    found |= {f"in.{name}": tensor for name, tensor in inner.items()}
+    tensors = {f"out.{name}": tensor for name, tensor in outer.items()}
+    tensors |= {f"in.{name}": tensor for name, tensor in inner.items()}
     if tails:
         left, values = _paired(long, head, tail)
         left, right = (left, tail) if tall else (tail, left)
-        found |= {"tail.out": left, "tail.values": values, "tail.in": right.T}
-    return {name: tensor.to(weight.device, weight.dtype).contiguous() for name, tensor in found.items()}
+        tensors |= {"tail.out": left, "tail.values": values, "tail.in": right.T}
+    return {name: tensor.to(weight.device, weight.dtype).contiguous() for name, tensor in tensors.items()}
 
 
 def _paired(long: Tensor, head: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
     """Return the vectors [long, r] that match the last ones of the short side, and their singular values [r]."""
-    kept = torch.linalg.qr(long @ head).Q
+    head_basis = torch.linalg.qr(long @ head).Q
     moved = long @ tail
-    moved = moved - kept @ (kept.T @ moved)
+    moved = moved - head_basis @ (head_basis.T @ moved)
     values = torch.linalg.vector_norm(moved, dim=0)
     return torch.where(values > 0, moved / values, 0.0), values
 

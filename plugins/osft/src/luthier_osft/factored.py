@@ -81,7 +81,7 @@ def _apply(x: Tensor, left: Tensor, values: Tensor, right: Tensor) -> Tensor:
 
 def _whole(side: Complement) -> Complement:
     """Return the complement with whole tensors, for use outside the passes of a sharded model."""
-    held = side.tensors()
-    if not any(is_shard(tensor) for tensor in held.values()):
+    tensors = side.tensors()
+    if not any(is_shard(tensor) for tensor in tensors.values()):
         return side
-    return Complement(side.size, {name: read_whole(tensor) for name, tensor in held.items()})
+    return Complement(side.size, {name: read_whole(tensor) for name, tensor in tensors.items()})

@@ -89,9 +89,9 @@ def check_frozen(layers: Mapping[str, OsftLayer], given: Mapping[str, Tensor], w
     for name, layer in layers.items():
         own = of_layer(given, name)
         for side, size in (("out", layer.out_features), ("in", layer.in_features)):
-            held = [tensor for key, tensor in own.items() if key in (f"{side}.basis", f"{side}.vectors")]
-            if any(tensor.shape[0] != size for tensor in held):
-                problem = f"{name} has {size} {side} features here, {held[0].shape[0]} there"
+            bases = [tensor for key, tensor in own.items() if key in (f"{side}.basis", f"{side}.vectors")]
+            if any(tensor.shape[0] != size for tensor in bases):
+                problem = f"{name} has {size} {side} features here, {bases[0].shape[0]} there"
                 raise LuthierError(code, problem, where=where, remedy=FITS)
         lacking = {key for key in layer.frozen() if key.startswith("first_")} - own.keys()
         if lacking:

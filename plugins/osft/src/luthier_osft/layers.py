@@ -108,17 +108,17 @@ class OsftLayer(nn.Module):
 
     def frozen(self) -> dict[str, Tensor]:
         """Return the frozen tensors that a resumed run needs, by name."""
-        found = {f"out.{name}": tensor for name, tensor in self.out_side.tensors().items()}
-        found |= {f"in.{name}": tensor for name, tensor in self.in_side.tensors().items()}
-        return found if self.before is None else {**found, "before": self.before}
+        tensors = {f"out.{name}": tensor for name, tensor in self.out_side.tensors().items()}
+        tensors |= {f"in.{name}": tensor for name, tensor in self.in_side.tensors().items()}
+        return tensors if self.before is None else {**tensors, "before": self.before}
 
     @torch.no_grad()
     def load_frozen(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `frozen` returned. Tensors of the same shape are filled in place, as shards must be."""
         for side, complement in (("out", self.out_side), ("in", self.in_side)):
-            given, held = _under(tensors, side), complement.tensors()
-            if {n: t.shape for n, t in held.items()} == {n: t.shape for n, t in given.items()}:
-                for name, tensor in held.items():
+            given, own_tensors = _under(tensors, side), complement.tensors()
+            if {n: t.shape for n, t in own_tensors.items()} == {n: t.shape for n, t in given.items()}:
+                for name, tensor in own_tensors.items():
                     write_whole(tensor, given[name])
             else:
                 placed = {n: t.to(self._place, self.dtype) for n, t in given.items()}

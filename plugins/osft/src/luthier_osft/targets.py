@@ -26,8 +26,8 @@ def find_layers(model: Any, options: Osft) -> list[str]:
     if options.target_patterns is None:
         chosen = usable
     else:
-        found = [_matching(pattern, usable, heads, options) for pattern in options.target_patterns]
-        chosen = [name for name in usable if any(name in names for names in found)]
+        matches = [_matching(pattern, usable, heads, options) for pattern in options.target_patterns]
+        chosen = [name for name in usable if any(name in names for names in matches)]
     if not chosen:
         remedy = "Name linear layers, or leave it out for all."
         problem = "no layer is left to decompose"
@@ -48,9 +48,9 @@ def _matching(pattern: str, usable: list[str], heads: list[str], options: Osft) 
         wanted = expression.search
     else:
         wanted = lambda name: pattern in name  # type: ignore[assignment]  # noqa: E731
-    found = [name for name in usable if wanted(name)]
-    if found:
-        return found
+    matches = [name for name in usable if wanted(name)]
+    if matches:
+        return matches
     ends = list(dict.fromkeys(name.rpartition(".")[2] for name in usable))
     near = difflib.get_close_matches(pattern, ends, 3, 0.5) or ends
     problem = "it matches no layer"

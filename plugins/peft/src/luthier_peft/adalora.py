@@ -58,8 +58,8 @@ class Budget:
     def load_state(self, state: Mapping[str, Any]) -> None:
         homes = dict(self.tuner.model.named_parameters())
         for name in AVERAGES:
-            held = {n: t.to(homes[n].device, copy=True) for n, t in state["averages"][name].items()}
-            setattr(self.tuner.rankallocator, name, held)
+            averages = {n: t.to(homes[n].device, copy=True) for n, t in state["averages"][name].items()}
+            setattr(self.tuner.rankallocator, name, averages)
         self.config.rank_pattern = state["rank_pattern"]
 
     @contextmanager
@@ -83,9 +83,9 @@ class Budget:
             return None
         named = self.tuner.model.named_parameters()
         singular = {name.replace(f".{ADAPTER}", ""): p for name, p in named if "lora_E" in name}
-        for name, kept in pattern.items():
+        for name, mask in pattern.items():
             values = singular[name.replace(f".{ADAPTER}", "")].detach().flatten()
-            if values[~torch.tensor(kept, dtype=torch.bool, device=values.device)].any():
+            if values[~torch.tensor(mask, dtype=torch.bool, device=values.device)].any():
                 return None
         return pattern
 
@@ -95,8 +95,8 @@ class Budget:
         PEFT would shrink the parameters instead, which the optimizer still steps.
         """
         full = dict(tensors)
-        for name, kept in (pattern or {}).items():
-            rows = torch.tensor(kept, dtype=torch.bool)
+        for name, mask in (pattern or {}).items():
+            rows = torch.tensor(mask, dtype=torch.bool)
             layer = "base_model.model." + name.replace(f".{ADAPTER}", "").removesuffix(".lora_E")
             for part in ("lora_A", "lora_B", "lora_E"):
                 given = tensors.get(f"{layer}.{part}")

@@ -127,12 +127,12 @@ class PeftAdapter:
 
     def load(self, folder: Path) -> None:
         """Read a folder of ours or PEFT's. Raises `artifact-mismatch` if method, options or tensors differ."""
-        found, tensors = files.read(folder)
-        files.check_config(self._handle.peft_config[files.ADAPTER], found, str(folder))
+        config, tensors = files.read(folder)
+        files.check_config(self._handle.peft_config[files.ADAPTER], config, str(folder))
         if self._budget is None:
             files.put(self._handle, tensors, str(folder))
             return
-        pattern = found.get("rank_pattern")
+        pattern = config.get("rank_pattern")
         with self._budget.pattern_for(None):
             files.put(self._handle, self._budget.unpruned(tensors, pattern), str(folder))
         self._budget.config.rank_pattern = pattern

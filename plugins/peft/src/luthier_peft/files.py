@@ -32,8 +32,8 @@ FREE: Final = {
 def save(handle: PeftModel, folder: Path) -> None:
     """Write a folder that plain `PeftModel.from_pretrained(base, folder)` reads."""
     # Unless False, PEFT may ask the hub for the size of the vocabulary. Trained embeddings are saved anyway.
-    held = get_peft_model_state_dict(handle, save_embedding_layers=False)
-    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in sorted(held.items())}
+    state_dict = get_peft_model_state_dict(handle, save_embedding_layers=False)
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in sorted(state_dict.items())}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config = copy.deepcopy(handle.peft_config[ADAPTER])

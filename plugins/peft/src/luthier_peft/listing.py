@@ -21,7 +21,7 @@ def config_names() -> dict[str, str]:
     here, so that another version of PEFT lists its own.
     """
     folders = sorted(init.parent for init in _tuners().glob("*/__init__.py"))
-    return dict(found for folder in folders if (folder / "layer.py").exists() for found in _registered(folder))
+    return dict(pair for folder in folders if (folder / "layer.py").exists() for pair in _registered(folder))
 
 
 def _tuners() -> Path:

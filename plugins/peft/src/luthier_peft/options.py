@@ -117,8 +117,8 @@ def _expressed(hint: Any, without: set[Any]) -> Any:
         return hint
     literals = [m for m in typing.get_args(hint) if typing.get_origin(m) is Literal]
     emptied = [m for m in literals if not set(typing.get_args(m)) - without]
-    kept = [m for m in typing.get_args(hint) if m not in emptied and not (literals and m is str)]
-    return typing.Union[tuple(_expressed(m, without) for m in kept)]  # noqa: UP007
+    members = [m for m in typing.get_args(hint) if m not in emptied and not (literals and m is str)]
+    return typing.Union[tuple(_expressed(m, without) for m in members)]  # noqa: UP007
 
 
 def __getattr__(name: str) -> Any:

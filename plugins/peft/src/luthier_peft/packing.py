@@ -27,7 +27,7 @@ def check(model: nn.Module, parameters: Sequence[nn.Parameter], context: Context
 
 @contextmanager
 def _noisy(parameters: Sequence[nn.Parameter], seed: int) -> Iterator[None]:
-    kept = [parameter.detach().clone() for parameter in parameters]
+    originals = [parameter.detach().clone() for parameter in parameters]
     generator = torch.Generator().manual_seed(seed)
     try:
         with torch.no_grad():
@@ -36,7 +36,7 @@ def _noisy(parameters: Sequence[nn.Parameter], seed: int) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for parameter, value in zip(parameters, kept, strict=True):
+            for parameter, value in zip(parameters, originals, strict=True):
                 parameter.copy_(value)
 
 

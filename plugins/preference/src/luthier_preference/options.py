@@ -61,8 +61,8 @@ class Dpo:
         _check_used(self.ld_alpha is not None, measured, types, "Dpo.ld_alpha", self.ld_alpha)
         if self.f_alpha_divergence_coef != ALPHA and self.f_divergence_type != "alpha_divergence":
             problem, remedy = "only alpha_divergence has it", "Leave it out, or choose that f_divergence_type."
-            where, found = "Dpo.f_alpha_divergence_coef", self.f_alpha_divergence_coef
-            raise LuthierError("recipe-conflict", problem, where=where, found=found, remedy=remedy)
+            where, coefficient = "Dpo.f_alpha_divergence_coef", self.f_alpha_divergence_coef
+            raise LuthierError("recipe-conflict", problem, where=where, found=coefficient, remedy=remedy)
         if not self.label_smoothing and "exo_pair" in types:
             problem = "exo_pair takes the logarithm of label_smoothing, which must be above 0"
             remedy, where = "Set it above 0; the paper recommends 0.001.", "Dpo.label_smoothing"

@@ -77,12 +77,12 @@ class _Prompt(Adapter):
         whole = f"{PLACE}.weight"
         if state.keys() == {whole} and isinstance(self.table, EncodedTable):
             self._fold(torch.zeros(state[whole].shape))  # the run began from a saved prompt, without its encoder
-        held = self.state()
-        if {n: t.shape for n, t in held.items()} != {n: t.shape for n, t in state.items()}:
-            problem = f"these are {_shapes(state)}, but the adapter has {_shapes(held)}"
+        tensors = self.state()
+        if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in state.items()}:
+            problem = f"these are {_shapes(state)}, but the adapter has {_shapes(tensors)}"
             raise LuthierError("checkpoint-corrupt", problem, where="adapter state", remedy=files.FITS)
         with torch.no_grad():
-            for name, tensor in held.items():
+            for name, tensor in tensors.items():
                 tensor.copy_(state[name])
 
     def save(self, folder: Path) -> None:
@@ -105,10 +105,10 @@ class _Prompt(Adapter):
         """Read a folder of ours or PEFT's. An error changes nothing. An encoder is replaced by the table."""
         with torch.no_grad():
             shape = self.table.whole().shape
-            found = files.load_table(Path(folder), self.kinds, shape)
+            table = files.load_table(Path(folder), self.kinds, shape)
             if isinstance(self.table, EncodedTable):
-                self._fold(found)
-            self.table.weight.copy_(found)  # type: ignore[operator]
+                self._fold(table)
+            self.table.weight.copy_(table)  # type: ignore[operator]
 
     def _fold(self, whole: Tensor) -> None:
         """Replace the encoder by a plain table, because it cannot be recovered from its result."""

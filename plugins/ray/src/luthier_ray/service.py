@@ -77,8 +77,8 @@ class RayService:
         return self.options.address.rstrip("/")
 
     async def check(self) -> Mapping[str, Any]:
-        told = await self.client.read_json("/api/version")
-        return {"ray": told.get("ray_version"), "api": told.get("version")}
+        answer = await self.client.read_json("/api/version")
+        return {"ray": answer.get("ray_version"), "api": answer.get("version")}
 
     async def capabilities(self, model: str) -> Capabilities:
         return Capabilities(takes="recipe", weights=("adapter", "model"), poll=(2.0, 60.0))
@@ -138,10 +138,10 @@ class RayService:
         if found.state != JobState.FAILED:
             return found
         try:
-            told = await self._read_output(remote_id)
+            output = await self._read_output(remote_id)
         except ProviderError as error:
             return attrs.evolve(found, reason=f"{found.reason}; its output cannot be read: {error.problem}")
-        return found if told.reason is None else attrs.evolve(found, reason=told.reason)
+        return found if output.reason is None else attrs.evolve(found, reason=output.reason)
 
     def _status(self, item: Any) -> JobStatus:
         if not isinstance(item, dict) or "status" not in item or not item.get("submission_id"):
@@ -172,8 +172,8 @@ class RayService:
         return [self._status(item) for item in newest[:limit]]
 
     async def events(self, remote_id: str, cursor: str | None) -> EventPage:
-        told = await self._read_output(remote_id)
-        return EventPage(events=told.events[int(cursor or 0) :], cursor=str(len(told.events)))
+        output = await self._read_output(remote_id)
+        return EventPage(events=output.events[int(cursor or 0) :], cursor=str(len(output.events)))
 
     async def _read_output(self, name: str) -> ToldRun:
         document = await self.client.read_json(f"{JOBS}{name}/logs")
@@ -196,20 +196,20 @@ class RayService:
         except ProviderError as error:
             if not error.may_have_created:
                 raise
-        found: JobStatus | None = None
+        status: JobStatus | None = None
         try:
-            found = await self._wait_final(name)
-            told = await self._read_output(name)
+            status = await self._wait_final(name)
+            output = await self._read_output(name)
         finally:
-            await self._take_away(name, ended=found is not None)
-        if told.archive is None:
-            raise ProviderError("invalid", found.reason or "the cluster gave no result", where=f"ray: {name}")
-        return _unpack_text(told.archive, folder)
+            await self._take_away(name, ended=status is not None)
+        if output.archive is None:
+            raise ProviderError("invalid", status.reason or "the cluster gave no result", where=f"ray: {name}")
+        return _unpack_text(output.archive, folder)
 
     async def _wait_final(self, name: str) -> JobStatus:
-        while not (found := self._status(await self.client.read_json(f"{JOBS}{name}"))).state.is_final:
+        while not (status := self._status(await self.client.read_json(f"{JOBS}{name}"))).state.is_final:
             await self.client.clock.sleep(LOOK)
-        return found
+        return status
 
     async def _take_away(self, name: str, *, ended: bool) -> None:
         """Delete a submission when it has ended. If that fails, warn."""

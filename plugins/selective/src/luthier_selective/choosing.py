@@ -35,13 +35,13 @@ def is_plain(parameter: nn.Parameter) -> bool:
 
 def _biases(model: Any, options: BitFit) -> set[str]:
     places = _named(model, options.target_modules) if options.target_modules else [n for n, _ in model.named_modules()]
-    found = {f"{name}.bias" for name in places if model.get_submodule(name)._parameters.get("bias") is not None}
-    if not found:
+    biases = {f"{name}.bias" for name in places if model.get_submodule(name)._parameters.get("bias") is not None}
+    if not biases:
         kind, limited = type(model).__name__, options.target_modules is not None
         problem = "none of these modules has a bias" if limited else f"{kind} has no bias to train"
         remedy = "Choose `modules` with norms: true, or `lora`."
         raise LuthierError("model-target", problem, where="target_modules" if limited else "adapter", remedy=remedy)
-    return found
+    return biases
 
 
 def _of_modules(model: Any, options: Modules) -> set[str]:
@@ -75,13 +75,13 @@ def _named(model: Any, wanted: str | list[str]) -> list[str]:
     names = [name for name, module in model.named_modules() if name and any(True for _ in module.parameters())]
     if isinstance(wanted, str):
         try:
-            found = [name for name in names if re.fullmatch(wanted, name)]
+            matches = [name for name in names if re.fullmatch(wanted, name)]
         except re.error as error:
             problem = f"not a regular expression: {error}"
             raise LuthierError("recipe-wrong-type", problem, where="target_modules", found=wanted) from None
-        if not found:
+        if not matches:
             raise _unmatched(wanted, names)
-        return found
+        return matches
     for end in wanted:
         if not any(_ends(name, end) for name in names):
             raise _unmatched(end, names)

@@ -32,13 +32,13 @@ def load_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
         if not (folder / name).is_file():
             raise LuthierError("artifact-not-found", f"no {name} in this folder", where=str(folder))
     try:
-        found = json.loads((folder / CONFIG).read_text("utf-8"))
+        file_config = json.loads((folder / CONFIG).read_text("utf-8"))
         tensors = load_file(folder / WEIGHTS)
     except (ValueError, SafetensorError) as error:
         raise _misfit(folder, f"a file is damaged: {error}", "Copy the folder again.") from None
     for key in ("method", "token_ids"):
-        if not isinstance(found, dict) or found.get(key) != config[key]:
-            was = found.get(key) if isinstance(found, dict) else found
+        if not isinstance(file_config, dict) or file_config.get(key) != config[key]:
+            was = file_config.get(key) if isinstance(file_config, dict) else file_config
             raise _misfit(folder, f"the adapter has {key} {was!r}, the options {config[key]!r}")
     return tensors
 

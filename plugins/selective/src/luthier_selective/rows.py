@@ -40,12 +40,12 @@ class EmbeddingRows(TokenRows):
     """An embedding that takes chosen tokens from the rows, and others from the frozen weight."""
 
     def forward(self, input_ids: Tensor) -> Tensor:  # [...] to [..., H]
-        found = self.base_layer(input_ids)
+        embeddings = self.base_layer(input_ids)
         hits = input_ids[..., None] == self.ids  # [..., n]
-        own = functional.embedding(hits.int().argmax(-1), self.rows.to(found.dtype))
+        own = functional.embedding(hits.int().argmax(-1), self.rows.to(embeddings.dtype))
         scale = getattr(self.base_layer, "embed_scale", None)  # Gemma 3 scales inside the module
         own = own if scale is None else own * scale.to(own.dtype)
-        return torch.where(hits.any(-1)[..., None], own, found)
+        return torch.where(hits.any(-1)[..., None], own, embeddings)
 
 
 class HeadRows(TokenRows):

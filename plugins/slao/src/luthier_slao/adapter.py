@@ -98,10 +98,10 @@ class SlaoAdapter:
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore `state`. Raises `checkpoint-corrupt` if rank or targets have changed."""
-        held = {name: tensor for name, tensor in self.state().items() if isinstance(tensor, Tensor)}
+        tensors = {name: tensor for name, tensor in self.state().items() if isinstance(tensor, Tensor)}
         given = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-        files.check_tensors(held, given, "adapter state", "checkpoint-corrupt")
-        for name, tensor in held.items():
+        files.check_tensors(tensors, given, "adapter state", "checkpoint-corrupt")
+        for name, tensor in tensors.items():
             tensor.copy_(given[name])
         self.num_merged = int(state["num_merged"])
 

@@ -37,9 +37,9 @@ async def run_command(words: list[str], text: str = "") -> str:
         raise LuthierError(
             "dependency-missing", f"{words[0]} is not installed here", where=where, remedy=remedy
         ) from None
-    told, said = await process.communicate(text.encode())
+    output, said = await process.communicate(text.encode())
     if process.returncode == 0:
-        return told.decode("utf-8", "replace")
+        return output.decode("utf-8", "replace")
     complaint = said.decode("utf-8", "replace").strip() or f"it ended with status {process.returncode}"
     kind = next((kind for part, kind in TOLD if part in complaint.lower()), "invalid")
     if process.returncode is not None and process.returncode < 0:
@@ -52,11 +52,11 @@ async def find_queued(name: str) -> tuple[str, str, str] | None:
     lines = (await run_command(["squeue", "--noheader", f"--name={name}", "--format=%i|%T|%r"])).split()
     if not lines:
         try:
-            told = await run_command(["sacct", "--noheader", "--allocations", "--parsable2", f"--name={name}",
+            output = await run_command(["sacct", "--noheader", "--allocations", "--parsable2", f"--name={name}",
                                       "--format=JobID,State,Reason"])  # fmt: skip
         except (LuthierError, ProviderError):  # many clusters have no accounting
             return None
-        lines = [line.replace(" ", "_") for line in told.splitlines() if line.strip()]
+        lines = [line.replace(" ", "_") for line in output.splitlines() if line.strip()]
     if not lines:
         return None
     number, state, reason = [*lines[-1].split("|"), "", ""][:3]

@@ -65,9 +65,9 @@ class SlurmPlace:
         if queued is not None:
             number, word, reason = queued
             state = STATES.get(word, JobState.UNKNOWN)
-            told = reason if reason not in ("", "None") else f"Slurm's job {number} ended as {word}"
+            cause = reason if reason not in ("", "None") else f"Slurm's job {number} ended as {word}"
             return JobStatus(remote_id=folder, state=state, raw_state=word, phase=None if state.is_final else "queued",
-                             reason=told if state == JobState.FAILED else None)  # fmt: skip
+                             reason=cause if state == JobState.FAILED else None)  # fmt: skip
         if (Path(folder) / CANCELED).exists():
             return JobStatus(remote_id=folder, state=JobState.CANCELED, raw_state="gone")
         if not (Path(folder) / SUBMITTED).exists():

@@ -49,8 +49,8 @@ class SshPlace:
     async def find_root(self) -> str:
         if self._root is None:
             folder = shlex.quote(self.options.folder)
-            told = await self._run(f"umask 077 && mkdir -p -- {folder} && cd -- {folder} && pwd -P")
-            self._root = told.decode().strip().splitlines()[-1]
+            output = await self._run(f"umask 077 && mkdir -p -- {folder} && cd -- {folder} && pwd -P")
+            self._root = output.decode().strip().splitlines()[-1]
         return self._root
 
     async def ask_python(self, words: Sequence[str]) -> str:
@@ -90,13 +90,13 @@ class SshPlace:
     async def _run(self, line: str, given: Any = None) -> bytes:
         process = await self._start(line, given)
         try:
-            told, said = await process.communicate()
+            output, said = await process.communicate()
         except BaseException:
             if process.returncode is None:
                 process.kill()
             raise
         await self._finish(process, said)
-        return told
+        return output
 
     async def _start(self, line: str, given: Any) -> asyncio.subprocess.Process:
         options = self.options
@@ -120,14 +120,14 @@ class SshPlace:
         code = await process.wait()
         if code == 0:
             return
-        told = said.decode("utf-8", "replace").strip()
-        last = told.splitlines()[-1] if told else f"it ended with status {code}"
+        message = said.decode("utf-8", "replace").strip()
+        last = message.splitlines()[-1] if message else f"it ended with status {code}"
         where = f"ssh: {self.options.host}"
         if code == FAILED:
-            found = next((item for item in TOLD if item[0] in told.lower()), None)
-            kind, remedy = (found[1], found[2]) if found else ("lost", None)
+            entry = next((item for item in TOLD if item[0] in message.lower()), None)
+            kind, remedy = (entry[1], entry[2]) if entry else ("lost", None)
             raise ProviderError(kind, last, where=where, remedy=remedy)
-        if "No module named" in told or code == 127:
+        if "No module named" in message or code == 127:
             remedy = 'On that machine run: pip install "luthier[local]", and set provider.python to its Python.'
             raise ProviderError("invalid", f"Luthier is not installed there: {last}", where=where, remedy=remedy)
         raise ProviderError("lost" if code > 128 else "invalid", last, where=where)

@@ -53,11 +53,11 @@ def read_job(found: Mapping[str, Any]) -> JobStatus:
 
 def read_event(found: Mapping[str, Any]) -> JobEvent:
     """Return an event. Its id is a hash of its content, because the service gives none."""
-    kept = {k: found.get(k) for k in ("created_at", "type", "message", "step")}
+    content = {k: found.get(k) for k in ("created_at", "type", "message", "step")}
     steps = ("step", "total_steps")
     metrics: dict[str, float | None] = {n: float(found[n]) for n in steps if isinstance(found.get(n), int)}
     return JobEvent(
-        id=hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16],
+        id=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16],
         at=read_time(found.get("created_at")) or 0.0,
         kind="checkpoint" if found.get("type") == "checkpoint_save" else "log",
         level=LEVELS.get(str(found.get("level")), "info"),
@@ -100,7 +100,7 @@ def _progress(found: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> 
 
 def _reason(events: Sequence[Mapping[str, Any]]) -> str:
     """Return the message of the last event that reports an error."""
-    told = [
+    messages = [
         e.get("message") for e in events if e.get("type") == "job_error" or LEVELS.get(str(e.get("level"))) == "error"
     ]
-    return str(told[-1]) if told else "the service gives no reason"
+    return str(messages[-1]) if messages else "the service gives no reason"

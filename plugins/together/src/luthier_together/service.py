@@ -94,12 +94,12 @@ class TogetherService:
 
     async def _has_file(self, id: str) -> bool:
         try:
-            found = await self.client.read_json(f"/v1/files/{id}")
+            answer = await self.client.read_json(f"/v1/files/{id}")
         except ProviderError as error:
             if error.kind == "not_found":
                 return False
             raise
-        return found.get("processing_status") not in ("FAILED", "INVALID_FORMAT")
+        return answer.get("processing_status") not in ("FAILED", "INVALID_FORMAT")
 
     async def _send_file(self, job: JobSpec, file: DataFile, progress: Any) -> str:
         form = {"purpose": "fine-tune", "file_name": f"{job.id}-{file.path.name}", "file_type": "jsonl",
@@ -120,8 +120,8 @@ class TogetherService:
     async def _wait_checked(self, id: str, file: DataFile) -> None:
         """Wait until the service has read the file. Raise its message if it refuses it."""
         for _ in range(CHECKING):
-            found = await self.client.read_json(f"/v1/files/{id}")
-            status, report = found.get("processing_status"), found.get("validation_report") or {}
+            answer = await self.client.read_json(f"/v1/files/{id}")
+            status, report = answer.get("processing_status"), answer.get("validation_report") or {}
             if status in ("FAILED", "INVALID_FORMAT") or report.get("valid") is False:
                 raise ProviderError("invalid", f"the service refuses the file: {report.get('error') or status}",
                                     where=str(file.path))  # fmt: skip
@@ -134,14 +134,14 @@ class TogetherService:
         """Return the price that the service states. Raise if the account does not cover it."""
         body = self._body(job, uploads)
         asked = {name: body[name] for name in PRICED if name in body}
-        found = await self.client.post_json("/v1/fine-tunes/estimate-price", asked, repeatable=True)
-        if not found.get("estimation_available", True) or found.get("estimated_total_price") is None:
+        answer = await self.client.post_json("/v1/fine-tunes/estimate-price", asked, repeatable=True)
+        if not answer.get("estimation_available", True) or answer.get("estimated_total_price") is None:
             return None
-        if found.get("allowed_to_proceed") is False:
-            problem = f"the account does not cover the price, {found['estimated_total_price']:g} USD"
+        if answer.get("allowed_to_proceed") is False:
+            problem = f"the account does not cover the price, {answer['estimated_total_price']:g} USD"
             raise ProviderError("quota", problem, where="together")
-        tokens = found.get("estimated_train_token_count")
-        amount, whole = float(found["estimated_total_price"]), None if tokens is None else int(tokens)
+        tokens = answer.get("estimated_train_token_count")
+        amount, whole = float(answer["estimated_total_price"]), None if tokens is None else int(tokens)
         return CostEstimate(amount=amount, tokens=whole, basis="stated by Together", exact_tokens=True)
 
     async def submit(self, job: JobSpec, uploads: Mapping[str, str]) -> JobStatus:
@@ -162,8 +162,8 @@ class TogetherService:
 
     async def find(self, job: JobSpec, uploads: Mapping[str, str]) -> Sequence[JobStatus]:
         """Search all jobs of the account, because the service has no filter."""
-        found = (await self.client.read_json("/v1/fine-tunes")).get("data") or []
-        mine = [item for item in found if self._is_mine(item, job, uploads)]
+        jobs = (await self.client.read_json("/v1/fine-tunes")).get("data") or []
+        mine = [item for item in jobs if self._is_mine(item, job, uploads)]
         return [read_job(item) for item in mine]
 
     def _is_mine(self, item: Mapping[str, Any], job: JobSpec, uploads: Mapping[str, str]) -> bool:
@@ -182,16 +182,16 @@ class TogetherService:
         await self.client.post_json(f"/v1/fine-tunes/{remote_id}/cancel", repeatable=True)
 
     async def list(self, limit: int) -> Sequence[JobStatus]:
-        found = (await self.client.read_json("/v1/fine-tunes")).get("data") or []
-        newest = sorted((read_job(item) for item in found), key=lambda job: job.created or 0.0, reverse=True)
+        jobs = (await self.client.read_json("/v1/fine-tunes")).get("data") or []
+        newest = sorted((read_job(item) for item in jobs), key=lambda job: job.created or 0.0, reverse=True)
         return newest[:limit]
 
     async def events(self, remote_id: str, cursor: str | None) -> EventPage:
         """Return all events, and the metrics after the step of the cursor. The store drops known ones."""
         listed = (await self.client.read_json(f"/v1/fine-tunes/{remote_id}/events")).get("data") or []
         asked = {} if cursor is None else {"global_step_from": int(cursor)}
-        found = await self.client.read_json(f"/v1/fine-tunes/{remote_id}/metrics", asked)
-        metrics = read_metrics(found.get("metrics") or [])
+        answer = await self.client.read_json(f"/v1/fine-tunes/{remote_id}/metrics", asked)
+        metrics = read_metrics(answer.get("metrics") or [])
         steps = [int(step) for event in metrics if (step := event.metrics.get("step")) is not None]
         events = sorted([*map(read_event, listed), *metrics], key=lambda event: event.at)
         return EventPage(events=events, cursor=str(max(steps)) if steps else cursor)

@@ -16,9 +16,9 @@ NEARLY: Final = 1e-6  # an epoch that has been read to its end may be a float be
 
 def keep_state(trainer: Any, *, logs: bool) -> dict[str, Any]:
     """Return the state after a step; `logs` says that the numbers since the last logging are about to be logged."""
-    held = {name: value for name, value in vars(trainer.state).items() if name not in OMITTED}
+    fields = {name: value for name, value in vars(trainer.state).items() if name not in OMITTED}
     return {
-        "state": held,
+        "state": fields,
         "scheduler": trainer.lr_scheduler.state_dict(),
         "step": getattr(trainer, "_step", 0),
         "answers": getattr(trainer, "_buffered_inputs", None),

@@ -59,10 +59,10 @@ def find_reward(name: str, where: str) -> Callable[..., Any]:
             return HELD[name]
         problem = "this reward was a function in Python, and cannot be loaded from a file"
         raise LuthierError("part-unknown", problem, where=where, found=name, remedy="Pass the function again.")
-    found: Any = _load(name, where)
-    if not callable(found):
+    reward: Any = _load(name, where)
+    if not callable(reward):
         raise LuthierError("part-invalid", "a reward must be a function", where=where, found=name)
-    return found
+    return reward
 
 
 def _load(name: str, where: str) -> Any:

@@ -118,19 +118,19 @@ class TrlTrainer:
         """Return TRL's trainer for the session's model, with a reference if the objective has one."""
         reference = session.reference() if self._needs_reference(arguments) else None
         beta = arguments.beta
-        rows, held = numbered_prompts(session.rows, 0), numbered_prompts(session.validation, len(session.rows))
+        rows, val_set = numbered_prompts(session.rows, 0), numbered_prompts(session.validation, len(session.rows))
         rewards = self._rewards((*session.rows, *session.validation))
         also = {"ref_model": reference} if self.options.method == "online_dpo" else {}
         if not also:
             arguments.beta = 0.0  # otherwise TRL loads the model a second time, by its name
-        told = self.told = SessionCallback(session)
+        callback = self.told = SessionCallback(session)
         with explained(self.where):
             trainer = connected_trainer(self.trainer_class, session)(
                 model=session.model, reward_funcs=rewards, args=arguments, train_dataset=rows,
-                eval_dataset=held if session.validation else None, processing_class=copy.deepcopy(session.tokenizer),
-                optimizers=(session.optimizer, None), callbacks=[told], **also,
+                eval_dataset=val_set if session.validation else None, processing_class=copy.deepcopy(session.tokenizer),
+                optimizers=(session.optimizer, None), callbacks=[callback], **also,
             )  # fmt: skip
-        told.trainer = trainer
+        callback.trainer = trainer
         trainer.remove_callback(transformers.PrinterCallback)
         if not also:
             arguments.beta = trainer.beta = beta

@@ -61,8 +61,8 @@ def _spec(found: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _tokens(stats: Any) -> int | None:
     counts = (stats or {}) if isinstance(stats, dict) else {}
-    told = next((counts[name].get("totalBillableTokenCount") for name in COUNTS if counts.get(name)), None)
-    number = read_number(told)
+    total = next((counts[name].get("totalBillableTokenCount") for name in COUNTS if counts.get(name)), None)
+    number = read_number(total)
     return None if number is None else int(number)
 
 

@@ -82,19 +82,19 @@ class VertexService:
         return await self._ready(self.options.storage_url.rstrip("/"))
 
     async def check(self) -> Mapping[str, Any]:
-        found = await (await self._ready()).read_json(f"/{READING}/{self._parent}/tuningJobs", {"pageSize": 1})
-        return {"parent": self._parent, "jobs": bool(found.get("tuningJobs"))}
+        answer = await (await self._ready()).read_json(f"/{READING}/{self._parent}/tuningJobs", {"pageSize": 1})
+        return {"parent": self._parent, "jobs": bool(answer.get("tuningJobs"))}
 
     async def capabilities(self, model: str) -> Capabilities:
         return describe_offer(model)
 
     async def validate(self, job: JobSpec) -> Sequence[Finding]:
-        found = []
+        findings = []
         if self.options.gcs_folder is None:
-            found.append(_refusal("provider.gcs_folder", "the folder for rows and results must be named"))
+            findings.append(_refusal("provider.gcs_folder", "the folder for rows and results must be named"))
         if is_open(job.model) and self.options.learning_rate_multiplier is not None:
-            found.append(_refusal("provider.learning_rate_multiplier", "an open model takes learning_rate instead"))
-        return found
+            findings.append(_refusal("provider.learning_rate_multiplier", "an open model takes learning_rate instead"))
+        return findings
 
     def encode(self, row: ServiceRow) -> Mapping[str, Any]:
         return gemini_row(row)
@@ -144,8 +144,8 @@ class VertexService:
         return read_job(await self._job(remote_id))
 
     async def _job(self, remote_id: str) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = await (await self._ready()).read_json(f"/{READING}/{remote_id}")
-        return found
+        job: Mapping[str, Any] = await (await self._ready()).read_json(f"/{READING}/{remote_id}")
+        return job
 
     async def cancel(self, remote_id: str) -> None:
         await (await self._ready()).post_json(f"/{READING}/{remote_id}:cancel", {}, repeatable=True)
@@ -155,8 +155,8 @@ class VertexService:
         pages = read_pages(
             await self._ready(), f"/{READING}/{self._parent}/tuningJobs", "tuningJobs", params={"pageSize": PAGE}
         )
-        found = [read_job(item) async for item in pages]
-        return sorted(found, key=lambda job: job.created or 0.0, reverse=True)[:limit]
+        jobs = [read_job(item) async for item in pages]
+        return sorted(jobs, key=lambda job: job.created or 0.0, reverse=True)[:limit]
 
     async def events(self, remote_id: str, cursor: str | None) -> EventPage:
         return EventPage(events=[*job_events(await self._job(remote_id))], cursor=cursor)

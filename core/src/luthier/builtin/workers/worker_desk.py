@@ -84,12 +84,12 @@ def answer(words: list[str]) -> int:
     if act == "run":
         return run_worker(Path(folder))
     try:
-        told = {"value": ACTS[act](Path(folder), *more)}
+        reply = {"value": ACTS[act](Path(folder), *more)}
     except ProviderError as error:
-        told = {"error": {"kind": error.kind, "message": error.problem}}
+        reply = {"error": {"kind": error.kind, "message": error.problem}}
     except LuthierError as error:
-        told = {"error": {"kind": "invalid", "message": str(error)}}
-    print(MARK + json.dumps(told))
+        reply = {"error": {"kind": "invalid", "message": str(error)}}
+    print(MARK + json.dumps(reply))
     return 0
 
 

@@ -72,7 +72,7 @@ class Conversation(Form):
         own = {weight: [i for i, w in weights.items() if w == weight] for weight in weights.values()}
         if len(own) < 2:
             return [(weight, self) for weight in own] or [(1.0, self)]
-        return [(weight, self.with_answers(kept)) for weight, kept in own.items()]
+        return [(weight, self.with_answers(answers)) for weight, answers in own.items()]
 
     def _weight(self, index: int) -> float:
         flag = self.flags[index] if self.flags else None

@@ -111,7 +111,7 @@ def join_parcel(variables: Mapping[str, str]) -> bytes:
 
 def read_told(lines: Iterable[str]) -> ToldRun:
     """Return what the lines of a run's output say. Lines without the mark, or cut short, are ignored."""
-    told = ToldRun(events=[])
+    run = ToldRun(events=[])
     for line in lines:
         _, mark, text = line.partition(MARK)
         try:
@@ -119,8 +119,8 @@ def read_told(lines: Iterable[str]) -> ToldRun:
         except ValueError:
             continue
         if isinstance(values, dict):
-            told = _add_line(told, values)
-    return told
+            run = _add_line(run, values)
+    return run
 
 
 def write_told(**values: Any) -> str:

@@ -71,8 +71,8 @@ class Submission:
                     continue
                 self.store.enter_stage(job.id, Stage.UPLOADING, self.clock.now(), role=role, sha256=file.sha256)
                 known = self.store.known_upload(job.spec.scope, file.sha256)
-                told = None if self._told is None else _role_told(self._told, role)
-                remote = await self.provider.upload(job.spec, file, known, told)
+                callback = None if self._told is None else _role_told(self._told, role)
+                remote = await self.provider.upload(job.spec, file, known, callback)
                 job = self.store.note_upload(job, role, remote, self.clock.now())
             estimate = await self.provider.estimate(job.spec, job.uploads)
             if estimate is not None:

@@ -29,21 +29,21 @@ class Products(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: tuple[Bucket, ...], rule: Rule,
                 keep: bool) -> Tensor:  # fmt: skip
         """Return True (`keep`) if a gradient will be asked for."""
-        ctx.plan, ctx.rule, ctx.counts, kept = plan, rule, [], []
+        ctx.plan, ctx.rule, ctx.counts, probabilities = plan, rule, [], []
         result, room = value.new_empty((1, query.shape[2], query.shape[1], value.shape[3])), Room()
         for bucket in plan:
             work = Work(bucket, rule, query, key, value, room)
             own = _attended(work, result[0], keep and _keeps(work))
             ctx.counts.append(len(own))
-            kept += own
-        ctx.save_for_backward(query, key, value, *kept)
+            probabilities += own
+        ctx.save_for_backward(query, key, value, *probabilities)
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, given: Tensor) -> Any:
-        query, key, value, *kept = ctx.saved_tensors
-        room, left = Room(), iter(kept)
+        query, key, value, *probabilities = ctx.saved_tensors
+        room, left = Room(), iter(probabilities)
         sums = Gradients(query, key, value, shared=any(bucket.known for bucket in ctx.plan))
         for bucket, count in zip(ctx.plan, ctx.counts, strict=True):
             work, own = Work(bucket, ctx.rule, query, key, value, room), list(islice(left, count))
@@ -63,8 +63,8 @@ class Gradients:
 
     def given(self) -> Iterator[Tensor]:
         """Yield [1, heads, T, d] each."""
-        for found in (self.query, self.key, self.value):
-            yield found.to(self.dtype).transpose(0, 1)[None]
+        for gradient in (self.query, self.key, self.value):
+            yield gradient.to(self.dtype).transpose(0, 1)[None]
 
     def put(self, bucket: Bucket, query: Tensor, key: Tensor, value: Tensor) -> None:
         """Put the bucket's tensors into place: query [D, heads, L, d], key and value [D, key heads, K + L, d]."""
@@ -90,20 +90,20 @@ def _keeps(work: Work) -> bool:
 
 def _attended(work: Work, result: Tensor, keep: bool) -> list[Tensor]:
     """Put a bucket's attention into result [T, heads, d]; its probabilities where they are to be kept."""
-    kept = []
+    probabilities = []
     mixed = work.room.get("mixed", work.v, work.dtype, *work.q.shape[:3], work.v.shape[-1])
     for block in work.turns():
         exact, _ = work.probabilities(block)
         share = exact.to(work.dtype, copy=True) if keep else work.rounded("share", exact)
         work.put(mixed, block, work.product("rows", share, work.seen(work.v, block)))
         if keep:
-            kept.append(share)
+            probabilities.append(share)
     if keep and is_shortened(work.q):  # counts what the blocks that this one stands for would keep
-        kept.append(share.new_empty(sum(map(work.scores, work.blocks())) - share.numel()))
+        probabilities.append(share.new_empty(sum(map(work.scores, work.blocks())) - share.numel()))
     documents = work.bucket.documents
     for own, document in zip(work.by_document(mixed), documents, strict=True):
         result[document.start : document.stop].copy_(own[:, : document.length].transpose(0, 1))
-    return kept
+    return probabilities
 
 
 def _differentiated(work: Work, given: Tensor, sums: Gradients, kept: Iterator[Tensor] | None) -> None:

@@ -46,10 +46,10 @@ class Room:
 
     def get(self, name: str, like: Tensor, dtype: torch.dtype, *shape: int) -> Tensor:
         """Whatever it holds, on the device of `like`."""
-        size, held = math.prod(shape), self._held.get(name)
-        if held is None or held.numel() < size:
-            held = self._held[name] = like.new_empty(size, dtype=dtype)
-        return held[:size].view(shape)
+        size, buffer = math.prod(shape), self._held.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._held[name] = like.new_empty(size, dtype=dtype)
+        return buffer[:size].view(shape)
 
 
 class Work:
@@ -66,8 +66,8 @@ class Work:
 
     def queries(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         """Return [1, heads, T, d] as [N, g, L, d]."""
-        found = self._gathered(tensor, dtype, keys=False)
-        return found.view(-1, self.groups, *found.shape[2:])
+        batch = self._gathered(tensor, dtype, keys=False)
+        return batch.view(-1, self.groups, *batch.shape[2:])
 
     def turns(self) -> Iterator[Block]:
         """Return the blocks one after another; without data only the largest, which stands for all."""
@@ -114,8 +114,8 @@ class Work:
 
     def product(self, name: str, left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
         """scale * left @ right, in memory of that name."""
-        found = self.room.get(name, left, left.dtype, *left.shape[:2], right.shape[2])
-        return torch.baddbmm(found, left, right, beta=0, alpha=scale, out=found)
+        output = self.room.get(name, left, left.dtype, *left.shape[:2], right.shape[2])
+        return torch.baddbmm(output, left, right, beta=0, alpha=scale, out=output)
 
     def rounded(self, name: str, exact: Tensor) -> Tensor:
         """Return the tensor in the inputs' dtype."""
@@ -128,10 +128,10 @@ class Work:
     def _gathered(self, tensor: Tensor, dtype: torch.dtype, *, keys: bool) -> Tensor:
         """Return [D, heads, K + L, d] from [1, heads, T, d], with 0 where it is padded."""
         documents, length = self.bucket.documents, self.bucket.length + (self.bucket.known if keys else 0)
-        found = tensor.new_empty((len(documents), tensor.shape[1], length, tensor.shape[3]), dtype=dtype)
+        batch = tensor.new_empty((len(documents), tensor.shape[1], length, tensor.shape[3]), dtype=dtype)
         for i, document in enumerate(documents):
-            _copy(found[i], tensor[0], document.spans if keys else ((document.start, document.stop),))
-        return found
+            _copy(batch[i], tensor[0], document.spans if keys else ((document.start, document.stop),))
+        return batch
 
     def _capped(self, scores: Tensor, cap: float) -> Tensor:
         """Caps scores in place; the slope of that. tanh(x) is 2 sigmoid(2 x) - 1, which is much faster on a CPU."""

@@ -64,14 +64,14 @@ def attend_documents(
     key, value = _prefixed(module, key, value, told.get("prefixes"))
     continues = told.get("continues")
     links = None if continues is None else tuple(continues.tolist())
-    found = cut_documents(starts, links, key.shape[2] - query.shape[2])
+    documents = cut_documents(starts, links, key.shape[2] - query.shape[2])
     query, key, value = _cast(query, key, value)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    rule = Rule(scale=scale, window=_useful_window(sliding_window, found), cap=softcap)
+    rule = Rule(scale=scale, window=_useful_window(sliding_window, documents), cap=softcap)
     offered = NotImplemented if dropout else _offered(module, (query, key, value), starts, continues, rule)
     if offered is not NotImplemented:
         return offered, None
-    return _by(_OWN.get(module, _ANY), (query, key, value), found, rule, dropout), None
+    return _by(_OWN.get(module, _ANY), (query, key, value), documents, rule, dropout), None
 
 
 def _useful_window(window: int | None, found: tuple[Document, ...]) -> int | None:
@@ -196,9 +196,9 @@ def _prefixed(module: nn.Module, key: Tensor, value: Tensor, prefixes: Prefixes 
         return key, value
     wanted = [[pair[0].shape[0], t.shape[1], t.shape[3]] for t in (key, value)]
     if [list(t.shape) for t in pair] != wanted:
-        found = [list(t.shape) for t in pair]
+        shapes = [list(t.shape) for t in pair]
         remedy = f"Return keys and values of {wanted[0]} and {wanted[1]}: rows, key-value heads, head dimension."
-        raise LuthierError("part-invalid", f"prefixes({layer}) has another shape", where="adapter", found=found,
+        raise LuthierError("part-invalid", f"prefixes({layer}) has another shape", where="adapter", found=shapes,
                            remedy=remedy)  # fmt: skip
     before = [own.to(t.dtype).transpose(0, 1)[None] for own, t in zip(pair, (key, value), strict=True)]
     return torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)

@@ -64,15 +64,15 @@ def _can_share(model: Any, adapter: Adapter, question: Question) -> bool:
 def _batches(questions: Sequence[Question], max_tokens: int) -> Iterator[list[int]]:
     """Questions of about one size, the largest first, so that little is padding."""
     order = sorted(range(len(questions)), key=lambda i: (-len(questions[i].prompt), -questions[i].most, i))
-    held: list[int] = []
+    batch: list[int] = []
     for i in order:
-        grown = [questions[j] for j in (*held, i)]
+        grown = [questions[j] for j in (*batch, i)]
         size = len(grown) * (max(len(q.prompt) for q in grown) + max(q.most for q in grown))
-        if held and size > max_tokens:
-            yield held
-            held = []
-        held.append(i)
-    yield held
+        if batch and size > max_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    yield batch
 
 
 def _generate(

@@ -99,7 +99,7 @@ class Conversation:
         ids = prompt_ids(self.tokenizer, prompt_messages(messages, self.system) if self.is_chat else text, self.form)
         stream = TextStream(self.tokenizer, on_text)
         with self.around(), generating_attention(self.model):
-            inputs, kept = self._inputs(ids)
+            inputs, cached_count = self._inputs(ids)
             sampling = attrs.evolve(sampling, max_new_tokens=self._room(len(ids), sampling.max_new_tokens))
             cache, self._cache = self._cache, None  # an error would leave it half filled
             answer = continue_inputs(self.model, self.tokenizer, inputs, sampling, stops=self.form.stops,
@@ -109,7 +109,7 @@ class Conversation:
         written = stream.finish_text()
         self.messages = [*messages, {"role": "assistant", "content": written}]
         ended = self._ending(answer, sampling.max_new_tokens)
-        return Reply(text=written, ended=ended, tokens=len(answer), prompt_tokens=len(ids), kept_tokens=kept)
+        return Reply(text=written, ended=ended, tokens=len(answer), prompt_tokens=len(ids), kept_tokens=cached_count)
 
     def _inputs(self, ids: list[int]) -> tuple[dict[str, Any], int]:
         """Return what generation is given, and how many of the tokens its cache holds already."""

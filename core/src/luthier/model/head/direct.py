@@ -67,22 +67,22 @@ class OnePass(torch.autograd.Function):
         for span, tiles, online in sweep(head, len(labels), want):
             gradient[span] = differentiate_block(tiles, rows[span], labels[span], online)[0]
             parts.append(online)
-        found = joined(parts)
+        scores = joined(parts)
         ctx.head, ctx.kind = head, hidden.dtype
-        again_too = (rows, labels, norms_of(parts), found[1]) if found[1] is not None else ()
+        again_too = (rows, labels, norms_of(parts), scores[1]) if scores[1] is not None else ()
         ctx.save_for_backward(gradient, *again_too)
-        return marked(ctx, found)
+        return marked(ctx, scores)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factors: Tensor | None, spread: Tensor | None, _: None) -> Any:
         gradient, *saved = ctx.saved_tensors
-        found = gradient.new_zeros(gradient.shape, dtype=ctx.kind)
+        hidden_grad = gradient.new_zeros(gradient.shape, dtype=ctx.kind)
         if factors is not None:
-            torch.mul(gradient, factors[:, None], out=found)
+            torch.mul(gradient, factors[:, None], out=hidden_grad)
         if spread is not None:
-            found += _repeated(ctx.head, saved, None, spread, Sums(ctx.head, weight=False, bias=False))
-        return found, None, None, None
+            hidden_grad += _repeated(ctx.head, saved, None, spread, Sums(ctx.head, weight=False, bias=False))
+        return hidden_grad, None, None, None
 
 
 class Recompute(torch.autograd.Function):
@@ -94,17 +94,17 @@ class Recompute(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         rows = hidden.to(head.dtype)
         parts = [score_block(tiles, rows[s], labels[s], online) for s, tiles, online in sweep(head, len(labels), want)]
-        found = joined(parts)
+        scores = joined(parts)
         ctx.head, ctx.kind = head, hidden.dtype
-        ctx.save_for_backward(rows, labels, norms_of(parts), found[1])
-        return marked(ctx, found)
+        ctx.save_for_backward(rows, labels, norms_of(parts), scores[1])
+        return marked(ctx, scores)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factors: Tensor | None, spread: Tensor | None, _: None) -> Any:
         sums = Sums(ctx.head, weight=ctx.needs_input_grad[1], bias=ctx.needs_input_grad[2])
-        found = _repeated(ctx.head, ctx.saved_tensors, factors, spread, sums)
-        return found.to(ctx.kind), *sums.given(), None, None, None
+        hidden_grad = _repeated(ctx.head, ctx.saved_tensors, factors, spread, sums)
+        return hidden_grad.to(ctx.kind), *sums.given(), None, None, None
 
 
 class InForward(torch.autograd.Function):
@@ -176,9 +176,9 @@ def marked(ctx: Any, found: Scores) -> Scores:
 def _repeated(head: Linear, saved: Sequence[Any], factors: Tensor | None, spread: Tensor | None, sums: Sums) -> Tensor:
     """Return [S, H] from logits computed again, by block; `saved` are rows, labels, norms, and entropies or None."""
     rows, labels, norms, entropies = saved
-    found = norms.new_empty(rows.shape)
+    gradient = norms.new_empty(rows.shape)
     factors = torch.zeros_like(norms) if factors is None else factors
     for span, tiles, _ in sweep(head, len(labels), ()):
         entropy = None if spread is None or entropies is None else (entropies[span], spread[span])
-        found[span] = recompute_gradient(tiles, rows[span], labels[span], norms[span], factors[span], entropy, sums)
-    return found
+        gradient[span] = recompute_gradient(tiles, rows[span], labels[span], norms[span], factors[span], entropy, sums)
+    return gradient

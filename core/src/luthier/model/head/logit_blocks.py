@@ -96,7 +96,7 @@ def differentiate_block(
     A label's own term is left out of the tiles, and added once its probability is known: where a model is sure, what
     remains of 1 - p would be lost in the rounding of bfloat16.
     """
-    head, kept = tiles.head, []
+    head, saved_tiles = tiles.head, []
     total = head.sums(*rows.shape)
     for tile in tiles.each(rows, labels):
         own, norm = online.fold(tile, tiles)
@@ -107,12 +107,12 @@ def differentiate_block(
         product = (rounded @ tile.weight).to(total.dtype)
         total.mul_(online.kept[:, None]).addcmul_(product, (norm - online.total).exp_()[:, None])
         if tiles.keep:
-            kept.append(Kept(part=tile.part, own=rounded, norm=norm))
+            saved_tiles.append(Kept(part=tile.part, own=rounded, norm=norm))
     rest = -torch.expm1(online.logprobs)
     if tiles.curved:
         rest *= head.curve.slope(online.label, torch.empty_like(rest))
     labelled = head.weight[labels].to(head.dtype).to(total.dtype)
-    return labelled.mul_(rest[:, None]).sub_(total).mul_(head.curve.scale), rest, kept
+    return labelled.mul_(rest[:, None]).sub_(total).mul_(head.curve.scale), rest, saved_tiles
 
 
 def collect_gradients(sums: Sums, rows: Tensor, labels: Tensor, online: Online, rest: Tensor, kept: list[Kept],

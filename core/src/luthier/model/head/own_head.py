@@ -39,11 +39,11 @@ def score_chunks(head: Head, rows: Tensor, labels: Tensor, want: tuple[str, ...]
         return statistics(head(rows), labels, want)
 
     again = torch.is_grad_enabled() and len(spans) > 1
-    found = [
+    chunks = [
         checkpoint(compute, rows[s], labels[s], use_reentrant=False) if again else compute(rows[s], labels[s])
         for s in spans
     ]
-    return torch.cat(found)
+    return torch.cat(chunks)
 
 
 class OwnPass(torch.autograd.Function):
@@ -55,10 +55,10 @@ class OwnPass(torch.autograd.Function):
         for span in spans:
             with torch.enable_grad():
                 rows = hidden[span].detach().requires_grad_()
-                found = statistics(head(rows), labels[span], want)
-                total = found[:, 0].sum()
+                scores = statistics(head(rows), labels[span], want)
+                total = scores[:, 0].sum()
             (gradient[span],) = torch.autograd.grad(total, rows)
-            columns.append(found.detach())
+            columns.append(scores.detach())
         ctx.save_for_backward(gradient)
         return torch.cat(columns)
 

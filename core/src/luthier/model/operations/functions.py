@@ -92,13 +92,13 @@ class _Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor | None, grad: Tensor | None) -> tuple[Any, ...]:
         total, rms, weight = ctx.saved_tensors
-        found, grad_weight = grad_total, None
+        grad_x, grad_weight = grad_total, None
         if grad is not None:
             through = None if grad_total is None else _rows(grad_total)
-            told = ctx.form, ctx.needs_input_grad[4]
-            found, grad_weight = ctx.kernels.norm_backward(_rows(grad), through, _rows(total), rms, weight, *told)
-            found = found.view(total.shape)
-        own, other = (None if dtype is None or found is None else found.to(dtype) for dtype in ctx.dtypes)
+            options = ctx.form, ctx.needs_input_grad[4]
+            grad_x, grad_weight = ctx.kernels.norm_backward(_rows(grad), through, _rows(total), rms, weight, *options)
+            grad_x = grad_x.view(total.shape)
+        own, other = (None if dtype is None or grad_x is None else grad_x.to(dtype) for dtype in ctx.dtypes)
         return None, None, own, other, grad_weight
 
 
@@ -132,8 +132,8 @@ class _Gated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         gate, up = ctx.saved_tensors
-        found = ctx.kernels.gated_backward(_rows(grad), _rows(gate), _rows(up), ctx.kind)
-        return None, None, found[0].view(gate.shape), found[1].view(gate.shape)
+        grads = ctx.kernels.gated_backward(_rows(grad), _rows(gate), _rows(up), ctx.kind)
+        return None, None, grads[0].view(gate.shape), grads[1].view(gate.shape)
 
 
 def _rows(x: Tensor) -> Tensor:

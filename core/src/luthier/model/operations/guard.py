@@ -94,9 +94,9 @@ class GuardedOperation:
         count = len(expected) - len(places)
         labels = [*(f"result {i}" for i in range(count)), *(f"gradient of {names[i]}" for i in places)]
         coarsest = max((torch.finfo(call[i].dtype).eps for i in places), default=0.0)
-        for number, (label, found, wanted) in enumerate(zip(labels, own, expected, strict=True)):
+        for number, (label, actual, wanted) in enumerate(zip(labels, own, expected, strict=True)):
             # even an exact float32 gradient may come from values that the call rounds, such as a sum in bfloat16
-            self._check_close(label, found, wanted, coarsest if number >= count else 0.0)
+            self._check_close(label, actual, wanted, coarsest if number >= count else 0.0)
 
     def _check_close(self, label: str, found: Tensor, wanted: Tensor, rounding: float) -> None:
         where = f"operation {self.record.name} ({self.owner})"
@@ -170,9 +170,9 @@ def _differentiate(function: Callable[..., Any], given: Sequence[Any], places: S
     random = torch.Generator().manual_seed(0)  # leaves the process's own generator unchanged
     grads = [torch.randn(r.shape, generator=random).to(r.device, r.dtype) for r in results]
     inputs = [copies[i] for i in places]
-    found = torch.autograd.grad(results, inputs, grads, allow_unused=True) if inputs else ()
+    gradients = torch.autograd.grad(results, inputs, grads, allow_unused=True) if inputs else ()
     return [*(r.detach() for r in results), *(torch.zeros_like(i) if g is None else g
-                                              for i, g in zip(inputs, found, strict=True))]  # fmt: skip
+                                              for i, g in zip(inputs, gradients, strict=True))]  # fmt: skip
 
 
 def _copy(value: Any, differentiated: bool, exact: bool) -> Any:

@@ -102,14 +102,14 @@ def install(model: nn.Module, operations: Operations, *, verified: bool = True) 
     What is not recognised, or has a forward of its own on the instance, is left alone. `verified` False: structure
     alone decides, for a model without weights that is never asked for numbers.
     """
-    found = _Found(verified)
+    recogniser = _Found(verified)
     named = {name: module for name, module in model.named_modules() if "forward" not in vars(module)}
-    forms = {name: form for name, module in named.items() if (form := found.form(module)) is not None}
+    forms = {name: form for name, module in named.items() if (form := recogniser.form(module)) is not None}
     if operations.has_offers("linear"):  # otherwise nn.Linear's own forward is as good, and tools recognise it
         forms |= {name: ("linear", None) for name in linear_layers(model) if name in named}
-    installed = Installed(operations, replaced=found.counts(forms, named), left=found.left)
+    installed = Installed(operations, replaced=recogniser.counts(forms, named), left=recogniser.left)
     for name, (kind, form) in forms.items():
-        forward = types.MethodType(_forward(named[name], kind, form, operations, found), named[name])
+        forward = types.MethodType(_forward(named[name], kind, form, operations, recogniser), named[name])
         named[name].forward = forward
         installed.count(named[name], kind, form)
         installed._forwards.append((named[name], forward))
@@ -137,10 +137,10 @@ class _Found:
         return self._known[key]
 
     def counts(self, forms: dict[str, Any], named: dict[str, nn.Module]) -> dict[str, dict[str, int]]:
-        found: dict[str, Counter[str]] = {}
+        counters: dict[str, Counter[str]] = {}
         for name, (kind, _) in forms.items():
-            found.setdefault(kind, Counter())[type(named[name]).__name__] += 1
-        return {kind: dict(counter) for kind, counter in found.items()}
+            counters.setdefault(kind, Counter())[type(named[name]).__name__] += 1
+        return {kind: dict(counter) for kind, counter in counters.items()}
 
     def norms(self, module: nn.Module, block: Block) -> list[Norm | None]:
         """Return the block's first and second norm."""

@@ -41,11 +41,11 @@ def find_kernels(recipe: Recipe, resolved: Resolved, device: torch.device) -> li
     required = recipe.kernels == "require"
     offers = [offer for offer in resolved.plugins.offers("operation") if _has_needs(offer, recipe, resolved, device)]
     made = [_implementation(resolved, offer, required) for offer in offers]
-    found = sorted(filter(None, made), key=lambda one: (-one.priority, one.name))
-    if required and not found:
+    kernels = sorted(filter(None, made), key=lambda one: (-one.priority, one.name))
+    if required and not kernels:
         remedy = "Install a distribution with operations for this device, or set kernels: auto."
         raise LuthierError("operation-failed", "no installed operation can be used here", where=KERNELS, remedy=remedy)
-    return found
+    return kernels
 
 
 def operate_as_chosen(

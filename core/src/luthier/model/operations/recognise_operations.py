@@ -96,8 +96,8 @@ def _norm_fault(
     if own is None:
         return float("inf")
     arguments = (x, weight, form.eps, form.offset, form.rounded)
-    found = _norm_results(lambda: reference.rms_norm(*arguments), x, weight, grad)
-    result = sum(measure_fault(one, other) for one, other in zip(own, found, strict=True))
+    form_results = _norm_results(lambda: reference.rms_norm(*arguments), x, weight, grad)
+    result = sum(measure_fault(one, other) for one, other in zip(own, form_results, strict=True))
     if result == float("inf"):
         findings.add_difference()
     return result
@@ -188,13 +188,13 @@ def unhurt_randomness(module: nn.Module) -> Iterator[torch.Generator]:
 @contextmanager
 def unheard(module: nn.Module) -> Iterator[None]:
     """Disable the hooks of the module, and of those inside it, within this context."""
-    held = [(each, {name: getattr(each, name) for name in HOOKS}) for each in module.modules()]
+    saved_hooks = [(each, {name: getattr(each, name) for name in HOOKS}) for each in module.modules()]
     try:
-        for each, hooks in held:
+        for each, hooks in saved_hooks:
             vars(each).update({name: OrderedDict() for name in hooks})
         yield
     finally:
-        for each, hooks in held:
+        for each, hooks in saved_hooks:
             vars(each).update(hooks)
 
 

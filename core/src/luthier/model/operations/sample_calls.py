@@ -50,9 +50,9 @@ def _sample_head(given: Sequence[Any]) -> tuple[Any, ...]:
     others[labels] = False
     own = torch.unique(labels)
     count = cut_size(len(weight), WORDS)
-    kept = torch.cat([own, others.nonzero().squeeze(1)[: count - len(own)]]).sort().values
-    cut = None if bias is None else bias[kept]
-    return (states[:rows], weight[kept], cut, torch.searchsorted(kept, labels), *rest)
+    token_ids = torch.cat([own, others.nonzero().squeeze(1)[: count - len(own)]]).sort().values
+    cut = None if bias is None else bias[token_ids]
+    return (states[:rows], weight[token_ids], cut, torch.searchsorted(token_ids, labels), *rest)
 
 
 def _first_rows(x: Tensor, limit: int) -> Tensor:

@@ -54,18 +54,18 @@ def check_finite_weights(layers: Mapping[str, nn.Module], code: str) -> None:
 
 
 def _find_within(entry: str, paths: Sequence[str], where: str) -> set[str]:
-    found = {path for path in paths if path and f".{entry}." in f".{path}."}
-    if not found:
+    matches = {path for path in paths if path and f".{entry}." in f".{path}."}
+    if not matches:
         near = difflib.get_close_matches(entry, {part for path in paths for part in (path, *path.split("."))} - {""})
         remedy = f"Near misses: {', '.join(near)}." if near else "Print the model to see the names of its modules."
         raise LuthierError("model-target", f"{entry!r} names no module", where=where, remedy=remedy)
-    return found
+    return matches
 
 
 def _check_dense(model: nn.Module, name: str) -> None:
-    found: Any = getattr(getattr(model, "config", None), "quantization_config", None)
-    if found is not None:
-        method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", found)
+    config: Any = getattr(getattr(model, "config", None), "quantization_config", None)
+    if config is not None:
+        method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", config)
         remedy = "Use quantizer: none with it, or begin from the checkpoint that it was made of."
         problem = f"quantizer '{name}' needs dense weights, and the checkpoint is quantized already"
         raise LuthierError("part-unsupported", problem, found=str(getattr(method, "value", method)), remedy=remedy)

@@ -108,8 +108,8 @@ def open_stored(model: nn.Module, has_values: bool) -> nn.Module:
     config = getattr(getattr(model, "config", None), "quantization_config", None)
     if config is None:
         return model
-    held = {path: m for path, m in model.named_modules() if isinstance(m, StoredLinear)}
-    if not has_values and not held:
+    stored_layers = {path: m for path, m in model.named_modules() if isinstance(m, StoredLinear)}
+    if not has_values and not stored_layers:
         _mark_layers(model, config)
     for path, layer in list(model.named_modules()):
         take = _TAKERS.get(f"{type(layer).__module__.partition('.')[0]}.{type(layer).__name__}")

@@ -38,9 +38,9 @@ class Meter:
         self._count(other.sums, other.weights, other.metrics)
 
     def _count(self, sums: dict[str, Any], weights: dict[str, Any], metrics: Mapping[str, Any]) -> None:
-        for held, given in ((self.sums, sums), (self.weights, weights)):
+        for totals, given in ((self.sums, sums), (self.weights, weights)):
             for name, value in given.items():
-                held[name] += _number(value)
+                totals[name] += _number(value)
         for name, (total, count) in metrics.items():
             self.metrics[name][0] += _number(total)
             self.metrics[name][1] += _number(count)

@@ -49,8 +49,8 @@ class CachedReference:
         together = self.sharded and self.derives  # every rank must run its model equally often
         if batch.idle or not self.values:
             return self.live.token_logprobs(batch) if self.live and (together or self.derives) else _nothing(batch)
-        found = {place: self.values.get(key) for place, key in document_keys(batch)}
-        missing = [place for place, values in found.items() if values is None]
+        cached_logprobs = {place: self.values.get(key) for place, key in document_keys(batch)}
+        missing = [place for place, values in cached_logprobs.items() if values is None]
         if missing and self.live is None:
             remedy = f"Set {OPTION}: false to ask the reference about other rows."
             raise LuthierError("part-unsupported", "these documents are none of the run's rows", where=OPTION,
@@ -58,7 +58,7 @@ class CachedReference:
         live = self.live.token_logprobs(batch) if self.live is not None and (missing or together) else None
         positions = batch.supervised_by(batch.labels)
         result = _nothing(batch) if live is None else torch.zeros_like(live)
-        parts = [live_part(live, batch, place) if v is None else v for place, v in found.items()]
+        parts = [live_part(live, batch, place) if v is None else v for place, v in cached_logprobs.items()]
         flat = torch.cat([part.to(batch.device) for part in parts]) if parts else result[:0]
         return result.to(flat.dtype).index_copy(0, positions, flat)
 

@@ -45,8 +45,8 @@ class Company:
 
     def checked(self, loss: Loss, tokenizer: Any, config: Any) -> Company:
         """Return it; raise where a companion has another vocabulary than the model, and the loss does not align."""
-        for role, found in self.models.items():
-            check_same_tokens(found, role, tokenizer, config, aligns=bool(getattr(loss, "aligns", False)))
+        for role, companion in self.models.items():
+            check_same_tokens(companion, role, tokenizer, config, aligns=bool(getattr(loss, "aligns", False)))
         return self
 
     def load_start(self, adapter: Adapter, purpose: Purpose) -> None:
@@ -63,8 +63,8 @@ class Company:
     def join(self, setup: Setup, purpose: Purpose) -> None:
         """Give the policy of a setup its companions; what of them is kept once is kept with the adapter's constants."""
         read = {
-            role: functools.partial(read_frozen, found, setup.recipe, setup.device, _read_as(purpose), self.plugins)
-            for role, found in self.models.items()
+            role: functools.partial(read_frozen, companion, setup.recipe, setup.device, _read_as(purpose), self.plugins)
+            for role, companion in self.models.items()
         }
         setup.companions = self.companions
         if self.companions.reference != "none":

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 def begin_companions(setup: Setup) -> None:
     """Let the reference be the policy as it stands before the first step, and hold the two against each other."""
-    kept = setup.constant_owners.get("reference")
-    if isinstance(kept, InitialWeights):
-        kept.capture()
+    reference = setup.constant_owners.get("reference")
+    if isinstance(reference, InitialWeights):
+        reference.capture()
     check_reference(setup)
     cache = setup.constant_owners.get("reference_cache")
     if isinstance(cache, CachedReference):
@@ -34,7 +34,7 @@ def check_reference(setup: Setup) -> None:
     """Raise `part-invalid` where policy and reference differ before the first step, with dropout off."""
     if not setup.companions.begins_equal:
         return
-    apart = [float(found) for found in run_over(setup, setup.context.batches(1), _distance)]
+    apart = [float(distance) for distance in run_over(setup, setup.context.batches(1), _distance)]
     full = not setup.precision.is_low and setup.model.dtype.itemsize > 2
     if max(apart, default=0.0) > rounding_bound(full=full):
         problem = f"before the first step it differs from the policy: log-probabilities by up to {max(apart):.2g}"

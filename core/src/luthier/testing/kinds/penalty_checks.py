@@ -122,13 +122,13 @@ def _groups(seed: int, scale: float, dtype: Any = None) -> list[Group]:
     import torch
 
     random = torch.Generator().manual_seed(seed)
-    found = []
+    groups = []
     for role, shape in SHAPES.items():
         drawn = [torch.randn(shape, generator=random) * scale for _ in range(2)]
         parameters = [torch.nn.Parameter(weight.to(dtype or torch.float32)) for weight in drawn]
         names = [f"layers.{number}.{role}.weight" for number in range(2)]
-        found.append(Group(parameters=parameters, names=names, role=role))
-    return found
+        groups.append(Group(parameters=parameters, names=names, role=role))
+    return groups
 
 
 def _copied(groups: Sequence[Group], dtype: Any) -> list[Group]:

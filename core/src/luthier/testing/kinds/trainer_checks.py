@@ -67,9 +67,9 @@ def tells_each_step_in_order(subject: Subject, options: Any) -> None:
 @law(1, default_only=True)
 def trains_the_weights(subject: Subject, options: Any) -> None:
     """Losses are finite, and weights have changed when the run has ended."""
-    found = _run(subject, options)
-    assert all(map(math.isfinite, found.losses)), f"not finite: {found.losses}"
-    assert found.moved, "no weight has changed"
+    outcome = _run(subject, options)
+    assert all(map(math.isfinite, outcome.losses)), f"not finite: {outcome.losses}"
+    assert outcome.moved, "no weight has changed"
 
 
 @law(1, default_only=True)
@@ -166,15 +166,15 @@ def _run(subject: Subject, options: Any, stop_in: int | None = None, cut_in: int
 def _trained(subject: Subject, options: Any, folder: Path, stop_in: int | None, cut_in: int | None) -> _Found:
     import luthier
 
-    found = _Found()
-    adapter, optimizer = _watched_parts(found)
+    outcome = _Found()
+    adapter, optimizer = _watched_parts(outcome)
     run = luthier.train(
         model=folder / "model", data=ROWS, trainer=_Held(subject, options), adapter=adapter, optimizer=optimizer,
-        callbacks=[_Watcher(found, stop_in, cut_in)], output_dir=folder / "run", save_steps=1, save_final=False,
+        callbacks=[_Watcher(outcome, stop_in, cut_in)], output_dir=folder / "run", save_steps=1, save_final=False,
         device="cpu", **_settings(subject),
     )  # fmt: skip
-    found.losses = run.loss_history
-    return found
+    outcome.losses = run.loss_history
+    return outcome
 
 
 def _watched_parts(found: _Found) -> tuple[Any, Any]:

@@ -42,7 +42,7 @@ def _tokens_of_epoch(setup: Setup) -> tuple[int | None, int | None]:
         saved = int(saved_by_unit(train).sum()) if layout.shares_prompts else 0
         return int(train.lengths.sum()) - saved + _prompted(setup, train), saved
     apart, laid = attrs.evolve(layout, shares_prompts=False), layout.lay_out_groups(train, size)
-    whole, tokens = (sum(setup.packing.sizes(found)) for found in (apart.lay_out_groups(train, size), laid))
+    whole, tokens = (sum(setup.packing.sizes(units)) for units in (apart.lay_out_groups(train, size), laid))
     return tokens, whole - tokens
 
 

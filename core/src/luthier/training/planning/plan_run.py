@@ -112,7 +112,7 @@ def _found(case: Case, setup: Setup, footprint: Any, has_rows: bool, notes: list
         time=_time(setup, footprint) if has_rows and footprint else {},
         operations=setup.operations.operations.ran(),
         groups=describe_groups(trained_groups(case.recipe, setup.adapter, setup.model)),
-        suggestions=[attrs.asdict(found) for found in list_suggestions(case, setup.model, setup.adapter)],
+        suggestions=[attrs.asdict(suggestion) for suggestion in list_suggestions(case, setup.model, setup.adapter)],
         notes=notes,
     )
 

@@ -79,10 +79,10 @@ def open_session(
 
 def _read(recipe: Recipe, objects: Objects, tokenizer: Any) -> Prompts:
     """Return the prompts that fit; the tokenizer takes over their template."""
-    train, held = read_prompts(recipe.data, objects.data, objects.eval_data, seed=recipe.seed)
+    train, validation = read_prompts(recipe.data, objects.data, objects.eval_data, seed=recipe.seed)
     template = _settled_template(recipe, tokenizer, train)
-    train, held = (_fitting(rows, recipe, tokenizer) for rows in (train, held))
-    return Prompts(train=train, validation=held, template=template)
+    train, validation = (_fitting(rows, recipe, tokenizer) for rows in (train, validation))
+    return Prompts(train=train, validation=validation, template=template)
 
 
 def _optimizer(recipe: Recipe, parts: BuiltParts, model: Any) -> Any:

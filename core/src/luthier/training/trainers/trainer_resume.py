@@ -31,8 +31,8 @@ class Held:
 
     def check(self, recipe: Recipe, record: Mapping[str, Any]) -> None:
         """Raise where the checkpoint is of another run than the folder's."""
-        found = changes.find_changes(checkpoint.require_checkpoint(self.path), changes.list_belongings(recipe, record))
-        changes.refuse_changes(found, frozenset(), str(self.path))
+        diffs = changes.find_changes(checkpoint.require_checkpoint(self.path), changes.list_belongings(recipe, record))
+        changes.refuse_changes(diffs, frozenset(), str(self.path))
 
     def restore(self, session: TrainerSession) -> None:
         """Put everything back as the checkpoint has it."""

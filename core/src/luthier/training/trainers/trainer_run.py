@@ -45,13 +45,13 @@ def train_elsewhere(recipe: Recipe, objects: Objects, *, resume: Path | None = N
         return finished_run(place.folder, None, place.record)
     assert resolved.trainer is not None, "the recipe names a trainer"
     trainer = resolved.build(resolved.trainer)
-    held = find_held(place, trainer, resolved.trainer.name)
+    resume_point = find_held(place, trainer, resolved.trainer.name)
     with keep_randomness():
-        session, now = open_session(recipe, objects, resolved, place, trainer, begins=held is None)
+        session, now = open_session(recipe, objects, resolved, place, trainer, begins=resume_point is None)
         record = _record(recipe, now, place)
-        if held is not None:
-            held.check(recipe, record)
-            held.restore(session)
+        if resume_point is not None:
+            resume_point.check(recipe, record)
+            resume_point.restore(session)
         with locked_folder(place.folder):
             check_unchanged(place)
             with run_log(session.run.run_id, place.folder / "log.jsonl"):

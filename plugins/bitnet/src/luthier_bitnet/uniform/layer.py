@@ -109,8 +109,8 @@ class UniformLinear(nn.Module):
     @torch.no_grad()
     def dense(self) -> Tensor:
         """Return the weight [out, in] that the layer multiplies by in evaluation, in float32."""
-        latent, found = self.latent().float(), self.quantized().float()
-        return found if self.phase.share == 1 else latent + self.phase.share * (found - latent)
+        latent, quantized = self.latent().float(), self.quantized().float()
+        return quantized if self.phase.share == 1 else latent + self.phase.share * (quantized - latent)
 
     @torch.no_grad()
     def put(self, weight: Tensor) -> None:
@@ -135,12 +135,12 @@ class UniformLinear(nn.Module):
         return F.linear(states, weight, self.bias)
 
     def _quantize_states(self, states: Tensor, how: Activations) -> Tensor:
-        held = states.detach().float()
-        flat = held.reshape(-1, self.in_features)
+        float_states = states.detach().float()
+        flat = float_states.reshape(-1, self.in_features)
         if how.samples and self.training and self.phase.calibrating:
             self._measure(flat, how)
         if how.by_token:
-            around = observe(held, how.levels, how.observer, how.percentile)
+            around = observe(float_states, how.levels, how.observer, how.percentile)
         elif self.range is not None and not bool(self.range.isnan().any()):
             around = Range(low=self.range[:1], high=self.range[1:])
         else:
@@ -160,8 +160,8 @@ class UniformLinear(nn.Module):
             raise LuthierError("part-unsupported", problem, where=self.path,
                                remedy="Lower calibration_samples, or raise max_tokens_per_device.")  # fmt: skip
         places = torch.arange(how.samples, device=flat.device) * len(flat) // how.samples
-        found = observe(flat[places].reshape(1, -1), how.levels, how.observer, how.percentile)
-        new, before = torch.cat([found.low[0], found.high[0]]), cast(Tensor, self.range)  # as states are rounded
+        bounds = observe(flat[places].reshape(1, -1), how.levels, how.observer, how.percentile)
+        new, before = torch.cat([bounds.low[0], bounds.high[0]]), cast(Tensor, self.range)  # as states are rounded
         self.range = new if bool(before.isnan().any()) else how.decay * before + (1 - how.decay) * new
         self.measured = self.phase.step
 
@@ -171,10 +171,10 @@ class UniformLinear(nn.Module):
         if self._fitted is not None and self._fitted[0] == state:
             return self._fitted[1]
         around = observe(self._rows(latent).float(), self.levels, self.weights.observer, self.weights.percentile)
-        found = self.levels.lay(around)
-        plain = type(found[0]) is Tensor and type(self.weight) is nn.Parameter and not torch.compiler.is_compiling()
-        self._fitted = (state, found) if plain and not found[0].is_meta else None
-        return found
+        grid = self.levels.lay(around)
+        plain = type(grid[0]) is Tensor and type(self.weight) is nn.Parameter and not torch.compiler.is_compiling()
+        self._fitted = (state, grid) if plain and not grid[0].is_meta else None
+        return grid
 
     def _learned_scale(self, rows: Tensor) -> Tensor:
         """Return the scale. Its gradient is divided by sqrt(values * levels), as in LSQ (arXiv 1902.08153)."""
