@@ -270,7 +270,7 @@ def test_the_plan_says_what_companions_cost(train, tmp_path):
     assert plain.memory.get("teacher", 0) == 0 and taught.memory["teacher"] == pytest.approx(size, rel=0.1)
     assert kept.memory["reference"] == pytest.approx(size, rel=0.1)
     assert any("teacher" in note for note in taught.notes) and any("reference" in note for note in kept.notes)
-    assert taught.time["seconds"] > plain.time["seconds"]
+    assert taught.time["flops_per_token"] > plain.time["flops_per_token"]  # the rate is measured anew by each
 
 
 @pytest.mark.parametrize("start", ["lora", pytest.param("trained lora", marks=pytest.mark.slow), "full"])
