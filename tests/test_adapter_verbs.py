@@ -239,6 +239,8 @@ def test_a_merge_upon_another_folder_of_the_base_names_that_ones_hash(pair, mode
     merged = luthier.merge(pair[0].output_path, tmp_path / "merged", base=str(other))
     prints = [json.loads((folder / "luthier.json").read_text())["base"] for folder in (pair[0].artifact, merged)]
     assert prints[0] != prints[1] and f"(`{prints[1]}` over its files)" in card_of(merged)
+    assert json.loads((merged / "luthier.json").read_text())["model"]["name_or_path"] == str(other)
+    assert other.name in card_of(merged)
 
 
 def test_an_adapter_without_a_note_is_not_unmerged(pair, model_folder, tmp_path):

@@ -6,6 +6,7 @@ import luthier
 import pytest
 import torch
 from luthier import LuthierError
+from luthier.artifacts.serving import find_serving
 from luthier.cli.app import app
 from luthier.model.attention import generating_attention
 from luthier.step.opened import open_artifact
@@ -255,3 +256,11 @@ def test_the_command_line_trains_and_generates(world, tmp_path, capsys):
     assert run["steps"] == 3
     generated = call("generate", tmp_path / "run", "1 plus 2 is ", "--max-new-tokens", 3, "--json")
     assert isinstance(generated["text"], str)
+
+
+def test_a_merge_that_attached_layers_rule_out_is_refused_before_the_run(world, tmp_path):
+    with expect_error("artifact-unmergeable", "merge", "ternary"):
+        train(world, tmp_path / "run", quantizer=Ternary(sub_norms=["down_proj"]), merge=True)
+    assert not (tmp_path / "run").exists()
+    run = train(world, tmp_path / "run", quantizer=Ternary(sub_norms=["down_proj"]), max_steps=1)
+    assert "luthier merge" not in str(find_serving(run.artifact))

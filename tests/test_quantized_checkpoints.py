@@ -176,3 +176,13 @@ def test_a_stored_layer_takes_no_other_weight_and_moves_keep_its_scales(stored):
         Unquantized(NoOptions()).requantize(layer, before)
     assert caught.value.code == "part-unsupported"
     assert type(merged_copy(model, None, Unquantized(NoOptions())).model.layers[0].mlp.up_proj) is torch.nn.Linear
+
+
+def test_codes_that_are_stored_as_another_dtype_are_no_damage(tmp_path):
+    """As FSDP wants them: their bytes read as bfloat16 may be NaN."""
+    dense = save_tiny_model(tmp_path / "dense", **SIZES)
+    stored_as = {**BNB["fp4"], "bnb_4bit_quant_storage": torch.bfloat16}
+    config = BitsAndBytesConfig(**stored_as)
+    AutoModelForCausalLM.from_pretrained(dense, quantization_config=config).save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(dense).save_pretrained(tmp_path / "base")
+    assert train(tmp_path / "base", tmp_path / "run").steps > 0

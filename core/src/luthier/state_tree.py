@@ -168,6 +168,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     numbers = {id(p): i for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}
     states = {str(numbers[id(p)]): dict(state) for p, state in optimizer.state.items()}
     return {
+        "kind": type(optimizer).__name__,
         "state": states,
         "host": {
             str(numbers[id(p)]): _on_host(state) for p, state in optimizer.state.items() if p.device.type != "cpu"
@@ -179,8 +180,14 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 def restore_optimizer(optimizer: torch.optim.Optimizer, held: Mapping[str, Any], *, settings: bool = True) -> None:
     """Put it back with the dtypes it had; torch's own `load_state_dict` would cast to the parameters'.
 
-    Without `settings` the groups keep those that they have now.
+    Without `settings` the groups keep those that they have now. Raises `checkpoint-corrupt` if the checkpoint holds the
+    state of another optimizer or of other groups; earlier checkpoints do not say of which optimizer theirs is.
     """
+    kind = type(optimizer).__name__
+    if held.get("kind", kind) != kind:
+        remedy = "Name the optimizer that the run began with, or resume on a machine with as much memory."
+        problem = f"the checkpoint holds the state of {held['kind']}, and the optimizer is {kind}"
+        raise LuthierError("checkpoint-corrupt", problem, where="optimizer", remedy=remedy)
     parameters = [p for g in optimizer.param_groups for p in g["params"]]
     if len(held["groups"]) != len(optimizer.param_groups) or any(int(i) >= len(parameters) for i in held["state"]):
         raise LuthierError("checkpoint-corrupt", "the optimizer's groups differ from the checkpoint's")

@@ -102,6 +102,9 @@ def test_what_another_has_added_since_a_save_stays(tmp_path):
                               (b"lost\n", b"three\n", b"one two\nthree\n")):  # fmt: skip
         put_row(file, row, before)
         assert file.read_bytes() == kept
+    file.write_bytes(b"without an end")
+    put_row(file, b"four\n", b"")
+    assert file.read_bytes() == b"without an end\nfour\n"
 
 
 @pytest.mark.parametrize(

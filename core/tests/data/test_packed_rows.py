@@ -4,6 +4,7 @@ import itertools
 import tracemalloc
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier.data.formats.forms import Conversation, Document
@@ -33,6 +34,20 @@ def test_rows_with_objects_come_back_as_they_were_given():
     rows = [Row({"image": np.arange(3), "n": i}, f"data:{i}") for i in range(BLOCK)]
     rows += [faulty_row(broken_row("not JSON", "{", "file:1"))] * BLOCK
     assert all(one is other for one, other in zip(PackedRows(rows), rows, strict=True))
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("value", [nested(5000), 10**5000], ids=["deep", "long"])
+def test_what_json_cannot_write_is_kept_as_it_is(value):
+    rows = [Row({"extra": value}, "rows:1"), *(Row({"n": i}, f"rows:{i}") for i in range(BLOCK))]
+    packed = PackedRows(rows)
+    assert next(iter(packed)) is rows[0] and len(packed) == len(rows)
 
 
 def conversations(count):

@@ -6,6 +6,7 @@ import pytest
 from luthier import Manager, ProviderError, Recipe, desk_words, read_desk
 from luthier.builtin.workers.worker_desk import answer
 from luthier.jobs.desk.desk_words import MARK
+from luthier.jobs.desk.metric_lines import read_fresh_lines
 from luthier.jobs.desk.parcel import pack_job
 
 
@@ -73,3 +74,12 @@ def test_a_kind_that_is_not_known_is_the_machines_failure():
         read_desk(MARK + json.dumps({"error": {"kind": "odd", "message": "m"}}), "x")
     assert caught.value.kind == "server"
     assert desk_words("status", "/f") == ["-m", "luthier.builtin.workers.worker_desk", "status", "/f"]
+
+
+def test_a_file_that_was_written_anew_is_read_whole(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {i}}}\n' for i in range(100)))
+    offset = read_fresh_lines(path, 0).offset
+    path.write_text("".join(f'{{"loss": 1, "step": {i}}}\n' for i in range(300)))
+    fresh = read_fresh_lines(path, offset, 64)
+    assert len(fresh.lines) == 300 and fresh.offset == path.stat().st_size

@@ -27,6 +27,7 @@ def named(plugins, **given):
         ({"report_to": "watch", "callbacks": []}, ["watch"]),
         ({"report_to": "watch", "callbacks": "none"}, ["watch"]),
         ({"report_to": "watch", "exact_callbacks": ["jsonl"]}, ["jsonl", "watch"]),
+        ({"report_to": ["watch", "watch"]}, [*DEFAULTS, "watch"]),
         ({"report_to": "none"}, DEFAULTS),
         ({"report_to": []}, DEFAULTS),
         ({"report_to": None}, DEFAULTS),

@@ -69,3 +69,15 @@ def test_an_error_comes_once_at_the_call_that_is_meant(function):
 def test_a_call_that_never_comes_is_a_failure():
     with pytest.raises(AssertionError), raise_inside(double, OSError("disk")):
         pass
+
+
+def test_an_error_before_the_function_is_the_one_that_is_seen():
+    with pytest.raises(ValueError, match="the real failure"), raise_inside(double, OSError("disk")):
+        raise ValueError("the real failure")
+
+
+def test_a_place_is_met_by_whole_words_alone():
+    with pytest.raises(AssertionError), expect_error("usage", "lr"):
+        raise LuthierError("usage", "no", where="adapter.xlr")
+    with expect_error("usage", "lr"):
+        raise LuthierError("usage", "no", where="adapter.lr")

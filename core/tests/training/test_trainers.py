@@ -266,15 +266,17 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(adapter, tmp_path):
     assert record["state"] == "completed" and "error" not in record
 
 
-def test_a_run_whose_last_step_is_saved_only_writes_its_artifact(tmp_path):
+def test_a_run_whose_last_step_is_saved_only_writes_its_artifact_and_keeps_its_last_evaluation(tmp_path):
     class Late(Resumable):
         def train(self, session):
             super().train(session)
+            session.evaluated({"eval_reward": 0.25})
             raise RuntimeError("after the last step")
 
     with pytest.raises(RuntimeError, match="after the last"):
         train(tmp_path / "run", Late())
-    assert train(tmp_path / "run", Late()).steps == 2
+    run = train(tmp_path / "run", Late())
+    assert (run.steps, run.eval_metrics) == (2, {"eval_reward": 0.25})
 
 
 def test_a_run_without_a_checkpoint_begins_anew_in_its_folder(tmp_path):

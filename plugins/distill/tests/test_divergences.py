@@ -231,3 +231,12 @@ def test_hidden_options_that_say_nothing_or_do_not_match_are_refused(given, says
     with pytest.raises(LuthierError) as caught:
         Distill(**given)
     assert says in f"{caught.value} {caught.value.remedy}"
+
+
+def test_relations_are_those_of_float32_where_products_are_in_bfloat16():
+    common, drawn = torch.randn(1, 64), torch.randn(2, 32, 64)
+    own, theirs = (common + 0.02 * part for part in drawn)
+    document = torch.zeros(32, dtype=torch.long)
+    expected = relation_distances(own, theirs, document)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(relation_distances(own, theirs, document), expected)

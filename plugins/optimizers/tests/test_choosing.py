@@ -5,6 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from luthier import Group
+from luthier.state_tree import optimizer_state, restore_optimizer
+from luthier.testing import expect_error
 from luthier_kernels.optimizers import AdamW8bit as EightBitStepper
 from luthier_optimizers import Auto, choosing
 from luthier_optimizers.choosing import AutoPart, choose_optimizer, device_memory
@@ -66,3 +68,29 @@ def test_sharded_weights_keep_an_exact_state():
     weight.full_tensor = lambda: weight
     group = Group(parameters=[weight], names=["one.weight"])
     assert type(AutoPart(Auto(memory_share=0.0)).build([group])) is torch.optim.AdamW
+
+
+def test_a_state_of_another_choice_is_refused_by_name(monkeypatch, tmp_path):
+    weight = torch.nn.Parameter(torch.ones(64, 128))
+    monkeypatch.setattr(choosing, "LIMITS", (str(tmp_path / "limit"),))
+    held = None
+    for bytes_each in (8.5, 3):
+        (tmp_path / "limit").write_text(f"{int(weight.numel() * bytes_each)}\n")
+        part = AutoPart(Auto(memory_share=1.0))
+        optimizer = part.build([Group(parameters=[weight], names=["one.weight"])])
+        if held is None:
+            weight.grad = torch.ones_like(weight)
+            optimizer.step()
+            held = optimizer_state(optimizer)
+    with expect_error("checkpoint-corrupt", "optimizer", "AdamW"):
+        restore_optimizer(optimizer, held)
+
+
+def test_a_sample_is_stepped_by_what_the_run_was_given(monkeypatch, tmp_path):
+    (tmp_path / "limit").write_text("100000\n")
+    monkeypatch.setattr(choosing, "LIMITS", (str(tmp_path / "limit"),))
+    part = AutoPart(Auto(memory_share=1.0))
+    kinds = [
+        type(part.build([Group(parameters=[torch.nn.Parameter(torch.ones(n, n))], names=["w"])])) for n in (1000, 8)
+    ]
+    assert kinds == [PagedStepper, PagedStepper]

@@ -36,8 +36,8 @@ def card_facts(settings: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str
     base = str(settings["model"]["name_or_path"])
     sources = [str(source["path"]) for source in settings["data"]["train"]]
     return {
-        "hub_model": base if _is_of_hub(base) else None,
-        "data": [{"path": shown_place(path), "hub": _is_of_hub(path)} for path in sources],
+        "hub_model": base if is_of_hub(base) else None,
+        "data": [{"path": shown_place(path), "hub": is_of_hub(path)} for path in sources],
         **rows,
         "loss": settings["loss"],
         "optimizer": settings["optimizer"],
@@ -46,7 +46,7 @@ def card_facts(settings: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str
     }
 
 
-def _is_of_hub(name: str) -> bool:
+def is_of_hub(name: str) -> bool:
     """Return True for a name that is no local path, so that it belongs to the hub."""
     return HUB.fullmatch(name) is not None and name != "demo" and not Path(name).exists()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from luthier.artifacts.model_card import card_facts
+from luthier.artifacts.model_card import card_facts, is_of_hub
 from luthier.errors import LuthierError
 from luthier.model.weights.fingerprint import of_model
 from luthier.recipe.artifact_note import NOTE_FORMAT
@@ -82,6 +82,15 @@ def derive_note(note: Mapping[str, Any]) -> dict[str, Any]:
         "run_id": None,
         "parts": [part for part in note.get("parts", ()) if part["kind"] in ("adapter", "quantizer")],
         "card": {"hub_model": note.get("card", {}).get("hub_model"), "versions": library_versions()},
+    }
+
+
+def rename_base(note: Mapping[str, Any], base: str) -> dict[str, Any]:
+    """Return the entries of a note that name the base, for another model in its place."""
+    return {
+        "base": of_model(base),
+        "model": {**note["model"], "name_or_path": base},
+        "card": {**note.get("card", {}), "hub_model": base if is_of_hub(base) else None},
     }
 
 

@@ -36,6 +36,8 @@ def save_adapter(
     """Save the adapter and the tokenizer, check them by reading them back, and return the folder."""
     is_model = artifact_name(adapter) == "model"
     is_trained = is_model and quantizer is not None and quantizer.trains
+    if not all(getattr(part, "mergeable", True) for part in (adapter, quantizer)):  # which attaching may have shown
+        note = {**note, "mergeable": False}
 
     def write(aside: Path) -> None:
         with portable_model(model):

@@ -134,6 +134,9 @@ def _rank(config: dict[str, Any]) -> int:
 
 
 def _is_mergeable(note: dict[str, Any]) -> bool:
+    """Return False if the parts said so when the artifact was saved, or if their records do."""
+    if not note.get("mergeable", True):
+        return False
     plugins = installed_plugins()
     try:
         records = [plugins.get(kind, note[kind]["name"]).record for kind in ("adapter", "quantizer") if kind in note]

@@ -68,8 +68,8 @@ def _module_kind(path: str) -> str:
 
 
 def _optimizer_bytes(part: Optimizer, trainable: list[torch.nn.Parameter]) -> int:
-    """Return the bytes of the optimizer's state, measured by one step of a fresh one over a tiny parameter."""
-    sample = torch.nn.Parameter(torch.zeros(32, 32, dtype=_stepped_in(trainable[0])))
+    """Return the bytes of the optimizer's state, measured by one step of a fresh one over a small parameter."""
+    sample = torch.nn.Parameter(torch.zeros(128, 128, dtype=_stepped_in(trainable[0])))
     sample.grad = torch.zeros_like(sample)
     optimizer = part.build([Group(parameters=[sample], names=["sample"])])
     optimizer.step()

@@ -30,7 +30,7 @@ from luthier.plugins.contracts.values import Purpose
 from luthier.plugins.registry import Plugins
 from luthier.precision import dtypes as precision
 from luthier.recipe import Recipe
-from luthier.recipe.checks.soundness import check_parts, check_stored_base
+from luthier.recipe.checks.soundness import check_built_parts, check_parts, check_stored_base
 from luthier.recipe.objects import Objects
 from luthier.recipe.parts import Part, Resolved, resolve_parts
 from luthier.recipe.settled import SettledRecipe
@@ -121,6 +121,8 @@ def _check_named(recipe: Recipe, objects: Objects) -> None:
 
 def _settle_setup(setup: Setup, resolved: Resolved, began: threads.Glance) -> None:
     """Set what depends on the loss's record, the process and the compiler; build what is named in lists."""
+    if setup.recipe.merge:
+        check_built_parts(setup.adapter, setup.quantizer, resolved)
     setup.process = settle_process(setup, began)
     setup.undo.enter_context(setup.process.applied())
     compiling.settle_compile(setup)

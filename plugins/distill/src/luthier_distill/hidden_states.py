@@ -69,7 +69,8 @@ def relation_distances(own: Tensor, theirs: Tensor, of_document: Tensor) -> Tens
 def _cosines(states: Tensor) -> Tensor:
     """Return [S, S] from states [S, H]."""
     straight = torch.nn.functional.normalize(states, dim=-1)
-    return straight @ straight.T
+    with torch.autocast(states.device.type, enabled=False):  # which would round what is subtracted next
+        return straight @ straight.T
 
 
 def widen(values: Tensor) -> Tensor:

@@ -20,13 +20,15 @@ log = get_logger()
 class AutoPart(Part):
     """AdamW, AdamW with moments in 8 bits, or AdamW whose moments lie in a file, by the memory that there is.
 
-    The size of the memory counts, and not how much of it is free just now, so that a resumed run chooses the same.
+    The size of the memory counts, and not how much of it is free just now, so that a resumed run chooses the same. What
+    the first build chose, later builds choose too: one of a sample measures what the run has.
     """
 
     name = "auto"
 
     def __init__(self, options: Auto) -> None:
         self.options = options
+        self.chosen: str | None = None
 
     def build(self, groups: list[Group]) -> torch.optim.Optimizer:
         o = self.options
@@ -34,15 +36,17 @@ class AutoPart(Part):
         count = sum(parameter.numel() for parameter in parameters)
         memory = device_memory(parameters[0].device) if parameters else 0
         sharded = any(hasattr(parameter, "full_tensor") for parameter in parameters)  # which the others do not know
-        chosen = "adamw" if sharded else choose_optimizer(count, memory, o.memory_share)
-        log.info("optimizer chosen", optimizer=chosen, weights=count, memory=memory, share=o.memory_share)
+        if self.chosen is None:
+            self.chosen = "adamw" if sharded else choose_optimizer(count, memory, o.memory_share)
+            log.info("optimizer chosen", optimizer=self.chosen, weights=count, memory=memory, share=o.memory_share)
         shared: dict[str, Any] = {"betas": o.betas, "eps": o.eps, "weight_decay": o.weight_decay}
-        if chosen == "paged_adamw":
+        if self.chosen == "paged_adamw":
             return PagedAdamWPart(PagedAdamW(folder=o.folder, **shared)).build(groups)
-        if chosen == "adamw_8bit":
+        if self.chosen == "adamw_8bit":
             return EightBitAdamW(AdamW8bit(**shared)).build(groups)
         settings = [group.settings(o.weight_decay) for group in groups]
-        return torch.optim.AdamW(settings, lr=0.0, betas=o.betas, eps=o.eps)
+        fused = {parameter.device.type for parameter in parameters} <= {"cpu", "cuda", "mps"}  # as the core's adamw
+        return torch.optim.AdamW(settings, lr=0.0, betas=o.betas, eps=o.eps, fused=fused)
 
 
 def choose_optimizer(weights: int, memory: int, share: float) -> Literal["adamw", "adamw_8bit", "paged_adamw"]:

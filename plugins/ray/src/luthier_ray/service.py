@@ -140,7 +140,8 @@ class RayService:
         try:
             output = await self._read_output(remote_id)
         except ProviderError as error:
-            return attrs.evolve(found, reason=f"{found.reason}; its output cannot be read: {error.problem}")
+            reason = found.reason or "Ray gives no reason"
+            return attrs.evolve(found, reason=f"{reason}; its output cannot be read: {error.problem}")
         return found if output.reason is None else attrs.evolve(found, reason=output.reason)
 
     def _status(self, item: Any) -> JobStatus:

@@ -215,7 +215,7 @@ def _lines(path: Path, answers: Answers, look: Look | None, settings: Mapping[st
         (f"model: {model}", "a hub name, a folder, or demo, the embedded model"),
         ("data:", ""),
         (f"  train: [{{{source}}}]", seen),
-        *([("  validation: 0.05", "this share of the rows is enough_rows out and evaluated")] if enough_rows else []),
+        *([("  validation: 0.05", "this share of the rows is held out and evaluated")] if enough_rows else []),
         ("  max_length: 1024", "tokens of the longest example"),
         (f"adapter: {_flow(settings['adapter'])}", "what trains: full is every weight"),
         (f"loss: {_scalar(settings['loss'])}", "what is minimised"),

@@ -24,8 +24,8 @@ class PackedRows(Sequence[Item]):
     """A sequence of attrs objects that can only be appended to.
 
     A block whose fields hold what JSON has alone, or tuples and frozensets of that, is kept as compressed JSON, a fifth
-    of the memory of the objects; other blocks are kept as they are. Each reading gives new, equal objects. Reading in
-    order unpacks every block once.
+    of the memory of the objects; other blocks, and those that are nested too deeply, are kept as they are. Each reading
+    gives new, equal objects. Reading in order unpacks every block once.
     """
 
     def __init__(self, items: Iterable[Item] = ()) -> None:
@@ -40,7 +40,13 @@ class PackedRows(Sequence[Item]):
         """Add an item at the end."""
         self._last.append(item)
         if len(self._last) == BLOCK:
-            self._blocks.append(self._pack(self._last))
+            try:
+                self._blocks.append(self._pack(self._last))
+            except (
+                RecursionError,
+                ValueError,
+            ):  # nested too deeply for JSON, or a number of more digits than it writes
+                self._blocks.append(self._last)
             self._last = []
 
     def __len__(self) -> int:

@@ -43,12 +43,13 @@ def read_fresh_lines(path: Path, offset: int, most: int = -1) -> FreshLines:
     """Return the whole lines after an offset, at most `most` bytes of them; none if the file cannot be read.
 
     A resumed run writes the file again without its last lines. If the file is now shorter than the offset, or no line
-    ends there, it is read from its beginning; a line that comes twice has the same id both times.
+    ends there, all of it is read from its beginning; a line that comes twice has the same id both times.
     """
     try:
         with path.open("rb") as file:
             details = os.fstat(file.fileno())
-            offset = offset if _is_line_end(file, offset) else 0
+            if not _is_line_end(file, offset):
+                offset, most = 0, -1  # all at once: a page of known lines alone would end the reading
             file.seek(offset)
             block = file.read(most)
     except OSError:

@@ -68,8 +68,10 @@ def _largest(tensor: Tensor) -> Tensor:
 
 
 def _has_numbers(tensor: Tensor) -> bool:
+    """Return True if a tensor's numbers are in memory; packed codes are none, whatever dtype their bytes have."""
     empty = tensor.is_meta or getattr(tensor, "has_no_data", False) or not tensor.numel()
-    return tensor.is_floating_point() and not empty
+    is_packed = getattr(tensor, "quant_state", None) is not None
+    return tensor.is_floating_point() and not empty and not is_packed
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from luthier.model.offline_import import import_offline
 
 BLOCK, NESTED_BLOCK = 64, 256  # block sizes of bitsandbytes' scales, if no weight states them
+META: Final = torch.device("meta")  # where the weights of a model without values are imagined
 LEVEL: Final = 127  # the largest int8 code of an activation
 LEAST: Final = 1e-5  # the smallest magnitude by which activations are scaled
 
@@ -151,14 +152,15 @@ def _mark_layers(model: nn.Module, config: Any) -> None:
 def _take_4bit(layer: Any, has_values: bool) -> StoredLinear:
     state = getattr(layer.weight, "quant_state", None)
     if not has_values or state is None:
-        total, device = layer.in_features * layer.out_features, _device(layer)
+        total, device = layer.in_features * layer.out_features, META
         blocks = math.ceil(total / BLOCK)
         tensors = {
             "weight": torch.empty(math.ceil(total / 2), 1, dtype=torch.uint8, device=device),
             "absmax": torch.empty(blocks, device=device),
         }
         return StoredLinear(layer, Form(kind=layer.weight.quant_type, block=BLOCK), tensors)
-    tensors = {"weight": layer.weight.data.view(-1, 1), "absmax": state.absmax}
+    codes = layer.weight.data.contiguous().view(torch.uint8).view(-1, 1)  # which may be stored as another dtype
+    tensors = {"weight": codes, "absmax": state.absmax}
     nested_block = 0
     if state.nested:
         tensors |= {"nested_absmax": state.state2.absmax, "nested_code": state.state2.code}
@@ -184,7 +186,7 @@ def _open_4bit(layer: Any) -> Tensor:
 def _take_8bit(layer: Any, has_values: bool) -> StoredLinear:
     scales = getattr(layer.weight, "SCB", None)
     if not has_values or scales is None:
-        device, shape = _device(layer), (layer.out_features, layer.in_features)
+        device, shape = META, (layer.out_features, layer.in_features)
         codes, scales = torch.empty(shape, dtype=torch.int8, device=device), torch.empty(shape[0], device=device)
     else:
         codes = layer.weight.data
@@ -196,7 +198,7 @@ def _open_8bit(layer: Any) -> Tensor:
 
 
 def _take_packed(layer: Any, has_values: bool) -> StoredLinear:
-    device = layer.weight.device if has_values else _device(layer)
+    device = layer.weight.device if has_values else META
     tensors = {"weight": layer.weight.to(device), "scale": 1 / layer.weight_scale.float().to(device)}
     return StoredLinear(layer, Form(kind="packed", rounds=True), tensors)
 
@@ -204,7 +206,7 @@ def _take_packed(layer: Any, has_values: bool) -> StoredLinear:
 def _take_unpacked(layer: Any, has_values: bool) -> StoredLinear | None:
     if layer.online_quant:
         return None  # the weight is a latent one, and a gradient flows through its rounding
-    device = layer.weight.device if has_values else _device(layer)
+    device = layer.weight.device if has_values else META
     codes = torch.empty_like(layer.weight, dtype=torch.int8, device=device)
     scale = torch.empty(1, device=device)
     if has_values:
@@ -221,11 +223,6 @@ def _open_packed(layer: Any) -> Tensor:
 
 def _open_codes(layer: Any) -> Tensor:
     return layer.weight.float() * layer.scale
-
-
-def _device(layer: Any) -> torch.device:
-    """Where the weights of a model without values are imagined: those that stand in for a layer's own are on meta."""
-    return torch.device("meta")
 
 
 def prepare_library(config: Any) -> None:

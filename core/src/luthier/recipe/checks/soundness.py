@@ -64,6 +64,13 @@ def check_stored_base(chosen: Sequence[Chosen]) -> None:
         raise LuthierError("part-incompatible", problem, where="model", remedy=remedy)
 
 
+def check_built_parts(adapter: Any, quantizer: Any, resolved: Resolved) -> None:
+    """Raise `artifact-unmergeable` if a part, now that it is attached, says that nothing can be merged with it."""
+    for part, chosen in ((adapter, resolved.adapter), (quantizer, resolved.quantizer)):
+        if not getattr(part, "mergeable", True):
+            raise unmergeable_part(chosen.kind, chosen.name, where="merge")
+
+
 def unmergeable_part(kind: str, name: str, where: str | None = None) -> LuthierError:
     """Return the error for a part whose record says that nothing can be merged with it."""
     remedy = "Leave merge out: generate and evaluate open the run's own artifact."

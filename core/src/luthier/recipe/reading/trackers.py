@@ -49,7 +49,7 @@ def _tracker_names(value: Any) -> list[str]:
     names = plain.split(",") if isinstance(plain, str) else plain
     if not isinstance(names, list) or not all(isinstance(name, str) for name in map(bare_value, names)):
         raise wrong_value(value, "the name of a tracker, or a list of names").at(REPORT)
-    stripped = [bare_value(name).strip() for name in names]
+    stripped = list(dict.fromkeys(bare_value(name).strip() for name in names))
     if stripped == ["none"]:
         return []
     if "all" in stripped:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,5 +38,5 @@ def expect_error(code: str, where: str | None = None, *names: str) -> Iterator[E
 
 
 def _end_of(place: str | None, where: str | None) -> str | None:
-    """Return `where` if the place ends with it, else the place."""
-    return where if place and where and place.endswith(where) else place
+    """Return `where` if the place ends with it and no word is cut, else the place."""
+    return where if place and where and re.search(rf"(?:(?<!\w)|(?=\W)){re.escape(where)}\Z", place) else place

@@ -33,4 +33,4 @@ def raise_inside(
         yield
     finally:
         sys.settrace(before)
-        assert raised, f"{function.__qualname__} was not called in this way"
+    assert raised, f"{function.__qualname__} was not called in this way"

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 
 from luthier.artifacts.folders import check_replaceable
+from luthier.artifacts.note import rename_base
 from luthier.artifacts.save import MergeBase, is_quantized, save_merged
 from luthier.errors import LuthierError, suggest_nearest
 from luthier.model.load import original_weight
 from luthier.model.weights.dense_files import file_options
-from luthier.model.weights.fingerprint import of_model
 from luthier.plugins.structure import structure_value
 from luthier.recipe.schema import Model
 from luthier.step.opened import Opened
@@ -38,7 +38,7 @@ def merge_weights(
         remedy = "Give a run's folder, or an adapter's."
         raise LuthierError("artifact-unmergeable", "there is no adapter to merge", where=place.artifact, remedy=remedy)
     note = {**opened.note, "files": {**opened.note.get("files", {}), **files}}
-    note |= {} if base is None else {"base": of_model(base)}
+    note |= {} if base is None else rename_base(note, base)
     return save_merged(opened.model, opened.tokenizer, opened.adapter, opened.quantizer, folder, note,
                        _merge_base(opened, base, onto))  # fmt: skip
 

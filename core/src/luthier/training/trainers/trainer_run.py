@@ -85,6 +85,8 @@ def _run(session: TrainerSession, record: dict[str, Any], resolved: Resolved) ->
     session.recipe.write(run.folder / RECIPE)
     run.belongs.update(changes.list_belongings(session.recipe, record))
     record.pop("error", None)  # of an attempt that this one goes on from
+    evaluation = record.pop("evaluation", None)  # which came after the last step's checkpoint
+    session.evaluation = (session.ended and evaluation) or session.evaluation
     write_record(run.folder, record, state="running", total_steps=run.total_steps)
     if session.resumed is not None:
         checkpoint.set_aside(run.folder, run.step)
@@ -151,7 +153,8 @@ def _recorded(session: TrainerSession, record: dict[str, Any]) -> Iterator[None]
         is_stopped = isinstance(error, KeyboardInterrupt) or run.signal is not None
         state = "stopped" if is_stopped else "failed"
         with contextlib.suppress(OSError):
-            write_record(run.folder, record, state=state, step=run.step, error=str(error))
+            write_record(run.folder, record, state=state, step=run.step, error=str(error),
+                         evaluation=session.evaluation)  # fmt: skip
         if not is_stopped:
             announce_failure(session.parts.hooks, run, error)
         raise

@@ -80,7 +80,10 @@ def put_row(path: Path, row: bytes, before: bytes) -> None:
         start = file.seek(max(0, size - len(before)))
         if before and file.read() == before:
             file.truncate(start)
-        file.write(row)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        is_cut = size > 0 and file.read(1) != b"\n"  # the last line of a file that somebody wrote by hand
+        file.write(b"\n" * is_cut + row)
 
 
 def _leave(_: str) -> None:
