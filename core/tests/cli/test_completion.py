@@ -128,7 +128,8 @@ def test_a_plugin_that_comes_or_goes_is_noticed(complete, cache, monkeypatch):
     assert json.loads((cache / "completion.json").read_text())["parts"]["adapter"]["lora"]
 
 
-def test_a_press_of_the_key_is_quick_and_loads_nothing_heavy(cache, tmp_path):
+def press_the_key(cache):
+    """The libraries that a process of its own has loaded to complete a word, and the CPU time that it took."""
     source = (
         "import sys\nfrom luthier.cli import main\nsys.argv = ['luthier']\n"
         "try:\n    main()\n"
@@ -136,20 +137,23 @@ def test_a_press_of_the_key_is_quick_and_loads_nothing_heavy(cache, tmp_path):
     )
     environment = {**os.environ, **bash_variables("luthier train --adapter lo"), "LUTHIER_CACHE": str(cache)}
 
-    def press():
-        before = os.times()
-        done = subprocess.run(
-            [sys.executable, "-c", source], env=environment, check=True, capture_output=True, text=True
-        )
-        after = os.times()
-        assert "lora" in done.stdout.split()
-        seconds = after.children_user + after.children_system - before.children_user - before.children_system
-        return seconds, set(done.stderr.splitlines()[-1].split())
+    before = os.times()
+    done = subprocess.run([sys.executable, "-c", source], env=environment, check=True, capture_output=True, text=True)
+    after = os.times()
+    assert "lora" in done.stdout.split()
+    seconds = after.children_user + after.children_system - before.children_user - before.children_system
+    return set(done.stderr.splitlines()[-1].split()), seconds
 
-    press()  # keeps the words
-    seconds, loaded = press()
-    assert not HEAVY & loaded
-    assert seconds < BOUND or any(press()[0] < BOUND for _ in range(5))  # other work slows a process down
+
+def test_a_press_of_the_key_loads_nothing_heavy(cache):
+    press_the_key(cache)  # keeps the words
+    assert not HEAVY & press_the_key(cache)[0]
+
+
+@pytest.mark.slow  # a time, which other work on the machine lengthens
+def test_a_press_of_the_key_is_quick(cache):
+    press_the_key(cache)  # keeps the words
+    assert min(press_the_key(cache)[1] for _ in range(6)) < BOUND
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

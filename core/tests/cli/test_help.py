@@ -7,7 +7,8 @@ import sys
 import pytest
 
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "numpy", "wandb", "mlflow", "openai"}
-BOUND = 0.3  # seconds of CPU time, user and system, of the best of seven
+MODULES = 300  # that the general help imports beside the interpreter's own: typer and rich are most of them
+BOUND = 0.3  # seconds of CPU time, user and system, of the best of seven on a quiet machine
 
 
 def cpu_seconds(line):
@@ -17,9 +18,23 @@ def cpu_seconds(line):
     return after.children_user + after.children_system - before.children_user - before.children_system
 
 
+@pytest.mark.slow  # a time, which other work on the machine lengthens; the number of modules says the same
 def test_help_takes_at_most_its_bound_of_cpu_time():
     best = min(cpu_seconds([sys.executable, "-m", "luthier", "--help"]) for _ in range(7))
     assert best <= BOUND
+
+
+def test_the_general_help_imports_few_modules():
+    source = (
+        "import sys\n"
+        "before = len(sys.modules)\n"
+        "from luthier.cli import main\n"
+        "sys.argv = ['luthier', '--help']\n"
+        "try:\n    main()\n"
+        "except SystemExit:\n    print('', len(sys.modules) - before, file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", source], check=True, capture_output=True, text=True)
+    assert int(result.stderr.split()[-1]) <= MODULES
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 HEAVY = {"torch", "transformers", "peft", "numpy", "datasets"}
 BOUND = 1.0  # seconds of CPU time, user and system
 
@@ -25,11 +27,15 @@ def print_schema():
     return json.loads(result.stdout), set(result.stderr.splitlines()[-1].split()), seconds
 
 
-def test_the_schema_is_printed_quickly_and_without_a_heavy_library():
-    document, loaded, seconds = print_schema()
+def test_the_schema_is_printed_without_a_heavy_library():
+    document, loaded, _ = print_schema()
     assert {"learning_rate", "tasks"} <= set(document["properties"])
     assert not HEAVY & loaded
-    assert seconds < BOUND or any(print_schema()[2] < BOUND for _ in range(4))  # other work slows a process down
+
+
+@pytest.mark.slow  # a time, which other work on the machine lengthens
+def test_the_schema_is_printed_quickly():
+    assert min(print_schema()[2] for _ in range(5)) < BOUND
 
 
 def test_the_schema_goes_to_a_file_and_the_line_for_editors_is_told(luthier, tmp_path):
