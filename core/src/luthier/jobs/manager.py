@@ -21,6 +21,7 @@ from luthier.jobs.restoring import ReadyProvider, make_provider, restore_provide
 from luthier.jobs.store.job_events import read_events
 from luthier.jobs.store.job_store import JobStore
 from luthier.jobs.sync_twins import SyncTwins
+from luthier.jobs.transport.request_turns import RequestTurns, use_turns
 from luthier.plugins.providing.job_records import (
     Job,
     JobEvent,
@@ -49,6 +50,7 @@ class Manager(SyncTwins):
         self.store = store or JobStore(Path(folder) if folder is not None else None)
         self.clock: Clock = clock or current_clock()
         self._objects: dict[str, ReadyProvider] = {}
+        self._turns = RequestTurns(self.store.folder)
 
     async def submit(
         self, recipe: Any = None, *, provider: Any = None, data: Any = None, eval_data: Any = None,
@@ -189,7 +191,7 @@ class Manager(SyncTwins):
 
     async def _take_in(self, remote_id: str, provider: Any) -> Job:
         ready = make_provider(provider)
-        async with _closing(ready, self.clock) as part:
+        async with self._closing(ready) as part:
             status = await part.status(remote_id)
             known = [j for j in self.store.list_jobs(provider=ready.name) if j.remote_id == remote_id]
             if known:
@@ -234,7 +236,7 @@ class Manager(SyncTwins):
         self, reading: Reading, provider: Any, room: Path, max_cost: float | None
     ) -> AsyncIterator[Any]:
         ready = make_provider(reading.recipe.provider if provider is None else provider)
-        async with _closing(ready, self.clock):
+        async with self._closing(ready):
             try:
                 prepared = await prepare_job(reading, ready, room, self.clock.now(), max_cost)
             except BaseException:
@@ -243,15 +245,16 @@ class Manager(SyncTwins):
             yield ready, prepared
 
     def _provider_of(self, job: Job) -> Any:
-        if job.id in self._objects:
-            return _closing(self._objects[job.id], self.clock)
-        return _closing(restore_provider(job), self.clock)
+        return self._closing(self._objects[job.id] if job.id in self._objects else restore_provider(job))
 
+    @asynccontextmanager
+    async def _closing(self, ready: ReadyProvider) -> AsyncIterator[Any]:
+        """Yield the provider's part, which waits by the manager's clock and takes its turns beside other processes.
 
-@asynccontextmanager
-async def _closing(ready: ReadyProvider, clock: Clock) -> AsyncIterator[Any]:
-    """Yield the provider's part, with waits measured by the manager's clock, and close its connections afterwards."""
-    async with AsyncExitStack() as stack:
-        stack.enter_context(use_clock(clock))
-        stack.push_async_callback(ready.part.close)
-        yield ready.part
+        Its connections are closed afterwards.
+        """
+        async with AsyncExitStack() as stack:
+            stack.enter_context(use_clock(self.clock))
+            stack.enter_context(use_turns(self._turns))
+            stack.push_async_callback(ready.part.close)
+            yield ready.part

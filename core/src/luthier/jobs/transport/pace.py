@@ -7,21 +7,28 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from luthier.jobs.clock import Clock
+from luthier.jobs.transport.request_turns import RequestTurns
 
 
 class Pace:
-    """A limiter that spaces requests evenly: `rate` a second, at most `together` at a time."""
+    """A limiter that spaces the requests to `service` evenly: `rate` a second, at most `together` at a time.
 
-    def __init__(self, clock: Clock, rate: float, together: int) -> None:
-        self._clock, self._gap, self._next = clock, 1.0 / rate, 0.0
+    The rate holds over every client that takes its turns from the same `turns`; `together` is this client's own.
+    """
+
+    def __init__(self, clock: Clock, service: str, rate: float, together: int, turns: RequestTurns) -> None:
+        self._clock, self._service, self._gap, self._turns = clock, service, 1.0 / rate, turns
         self._places = asyncio.Semaphore(together)
 
     @asynccontextmanager
     async def take_turn(self) -> AsyncIterator[None]:
         """Wait for a turn; within this context one request may be sent."""
         async with self._places:
-            now = self._clock.monotonic()
-            wait, self._next = self._next - now, max(self._next, now) + self._gap
+            wait = self._turns.reserve_turn(self._service, self._clock.now(), self._gap)
             if wait > 0:
                 await self._clock.sleep(wait)
             yield
+
+    def hold_back(self, seconds: float) -> None:
+        """Let nobody who shares these turns begin a request for so many seconds, as the service has asked."""
+        self._turns.hold_back(self._service, self._clock.now(), seconds)

@@ -28,6 +28,7 @@ from luthier.jobs.transport.file_bodies import CountedFile, send_blocks
 from luthier.jobs.transport.http_log import guard_loggers
 from luthier.jobs.transport.pace import Pace
 from luthier.jobs.transport.request_auth import RenewedKeys, SignedRequests, Signer
+from luthier.jobs.transport.request_turns import current_turns
 from luthier.jobs.transport.retry_policy import PASSING, RetryPolicy, read_retry_after
 from luthier.plugins.providing.job_records import Progress
 
@@ -71,8 +72,9 @@ class ServiceClient:
     `headers` is called before every request and returns what identifies the user, with a `Secret` for a key. `renew`
     forgets a key that the service has refused (401); if `headers` then returns another key, the request is sent once
     more. `signer` signs requests, for services that require it. `tls` says which certificates are trusted and holds
-    the user's own, for services with their own authority. Requests are spaced to `rate` a second. An address without
-    TLS is refused unless it is this machine's own.
+    the user's own, for services with their own authority. Requests are spaced to `rate` a second, counted over all
+    clients of a manager and of other processes with the same folder of jobs. An address without TLS is refused unless
+    it is this machine's own.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class ServiceClient:
         self.base_url, self.service, self._headers = base_url.rstrip("/"), service, headers
         self.clock: Clock = clock or current_clock()
         self._policy, self._random = policy or RetryPolicy(), random.Random()
-        self._pace = Pace(self.clock, rate, together)
+        self._pace = Pace(self.clock, self.base_url, rate, together, current_turns())
         trusted = tls or _trusted_authorities(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
         auth: httpx.Auth | None = RenewedKeys(self._revealed, renew) if renew is not None else None
         auth = SignedRequests(signer) if signer is not None else auth
@@ -212,6 +214,8 @@ class ServiceClient:
         refused = answer.headers.get("x-should-retry") == "false"
         too_long = asked is not None and asked > self._policy.longest_asked
         safe = call.repeatable or answer.status == 429  # a request that was turned away has changed nothing
+        if asked is not None and answer.status == 429 and not too_long:
+            self._pace.hold_back(asked)
         if last or not passing or refused or too_long or not safe:
             raise error
         await self.clock.sleep(self._policy.draw_wait(attempt, self._random) if asked is None else asked)
