@@ -40,6 +40,7 @@ def test_a_job_is_submitted_followed_listed_shown_and_downloaded(luthier, folder
     assert done.status == 0, done.stderr
     job = done.document["job"]
     assert job["state"] == "completed"
+    assert luthier("jobs", "--follow", "--json").document["jobs"][0]["state"] == "completed"
     assert f"submitted {job['id']} to local" in done.stderr
     assert done.stderr.count("loss") == STEPS
     listed = luthier("jobs", "--json").document["jobs"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,7 @@ from luthier.errors import LuthierError, suggest_nearest
 
 if TYPE_CHECKING:
     from luthier.jobs.manager import Manager
+    from luthier.plugins.providing.job_records import Job
 
 Name = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, its beginning or end, or the service's id.")]
 
@@ -25,11 +26,30 @@ def jobs(
     provider: Annotated[str | None, typer.Option(help="Only jobs of this provider.")] = None,
     limit: Annotated[int, typer.Option(help="At most so many.", min=1)] = 50,
     refresh: Annotated[bool, typer.Option("--refresh", help="Ask the providers first.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Follow the listed jobs until all have ended.")
+    ] = False,
     json: Json = False,
 ) -> Any:
-    """List the jobs, the newest first, as they were last seen."""
+    """List the jobs, the newest first, as they were last seen. Ctrl-C leaves jobs that are followed running."""
     from luthier.cli.screen.jobs_view import draw_jobs
     from luthier.jobs.store.job_store import JobStore
+
+    _check_state(status)
+    if refresh:
+        with _managing() as manager:
+            manager.list_sync(status=status, provider=provider, limit=limit, refresh=True)
+    store = JobStore()  # without the manager, whose import takes longer than reading the list
+    listed, total = store.list_jobs(status, provider, limit), store.count_jobs(status, provider)
+    if follow:
+        _follow_listed(listed)
+        listed = [store.get_job(job.id) for job in listed]
+    store.close()
+    document = {"jobs": [job.to_dict() for job in listed], "total": total}
+    return Answer(document=document, view=lambda screen: draw_jobs(screen, listed, total))
+
+
+def _check_state(status: str | None) -> None:
     from luthier.plugins.providing.job_state import JobState
 
     if status is not None and status not in list(JobState):
@@ -39,14 +59,21 @@ def jobs(
             where="--status",
             remedy=suggest_nearest(status, map(str, JobState)),
         )
-    if refresh:
-        with _managing() as manager:
-            manager.list_sync(status=status, provider=provider, limit=limit, refresh=True)
-    store = JobStore()  # without the manager, whose import takes longer than reading the list
-    listed, total = store.list_jobs(status, provider, limit), store.count_jobs(status, provider)
-    store.close()
-    document = {"jobs": [job.to_dict() for job in listed], "total": total}
-    return Answer(document=document, view=lambda screen: draw_jobs(screen, listed, total))
+
+
+def _follow_listed(listed: Sequence[Job]) -> None:
+    """Follow jobs to their ends, and print which could not be followed and why."""
+    from luthier.cli.screen.live_jobs import follow_jobs
+
+    screen = make_console(stderr=True)
+    with _managing() as manager:
+        try:
+            errors = follow_jobs(manager, listed, screen)
+        except KeyboardInterrupt:
+            problem, remedy = "detached; the jobs go on", "Come back with: luthier jobs --follow"
+            raise LuthierError("interrupted", problem, remedy=remedy) from None
+    for id, error in errors.items():
+        screen.print(f"{id} could not be followed: {error.line}", soft_wrap=True)
 
 
 def status(job: Name, *, json: Json = False) -> Any:

@@ -29,13 +29,15 @@ def leaving_alone(ids: Sequence[str]) -> Iterator[None]:
 def follow_job(manager: Manager, id: str, timeout: float | None = None) -> Answer:
     """Follow a job to its end, print its events, and return it. A failed or cancelled job raises an error."""
     from luthier.cli.screen.jobs_view import draw_job, event_line
+    from luthier.cli.screen.live_jobs import FollowedJob, live_view
 
-    screen = make_console(stderr=True)
+    screen, followed = make_console(stderr=True), FollowedJob(manager, id)
 
     def print_event(event: JobEvent) -> None:
+        followed.note_event(event)
         screen.print(event_line(event), soft_wrap=True)
 
-    with leaving_alone([id]):
+    with leaving_alone([id]), live_view(screen, followed.draw_line):
         job = manager.wait_sync(id, timeout=timeout, told=print_event)
     raise_failure(job)
     return Answer(document={"job": job.to_dict()}, view=lambda view: draw_job(view, job))

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from luthier.cli.screen.tables import draw_commands, draw_section, pairs_table, plain_table
+from luthier.cli.screen.tables import draw_commands, draw_section, fitted_lines, pairs_table, plain_table
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from luthier.plugins.providing.job_records import (
         Job,
@@ -25,24 +26,31 @@ STYLES: Final = {
     "completed": "green", "running": "cyan", "pending": "cyan", "unknown": "yellow", "failed": "red",
     "canceled": "yellow",
 }  # fmt: skip
+FIRST_TO_GO: Final = ("service's id", "method", "provider", "age")  # columns of a terminal that is too narrow
 AGES: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
 def draw_jobs(screen: Console, jobs: Sequence[Job], total: int) -> None:
     """Draw a line for each job, and how many more there are."""
-    from rich.text import Text
-
     if not jobs:
         screen.print("There are no jobs.")
         return
-    table = plain_table("id", "provider", "state", "model", "method", ">step", ">age", "service's id")
-    for job in jobs:
-        state = Text(job.state.value, style=STYLES[job.state])
-        table.add_row(job.id, job.spec.provider, state, job.spec.model, job.spec.method, _steps(job),
-                      age_text(time.time() - job.spec.created), job.remote_id or job.stage.value)  # fmt: skip
-    screen.print(table)
+    for line in job_lines(screen, jobs):
+        screen.print(line, soft_wrap=True)
     if total > len(jobs):
         screen.print(f"{total - len(jobs)} more: luthier jobs --limit {total}")
+
+
+def job_lines(screen: Console, jobs: Sequence[Job]) -> list[Text]:
+    """Return the lines of a table of jobs, under a line of heads, as wide as the screen."""
+    from rich.text import Text
+
+    rows: list[list[str | Text]] = [["id", "provider", "state", "model", "method", ">step", ">age", "service's id"]]
+    for job in jobs:
+        state = Text(job.state.value, style=STYLES[job.state])
+        rows.append([job.id, job.spec.provider, state, job.spec.model, job.spec.method, _steps(job),
+                     age_text(time.time() - job.spec.created), job.remote_id or job.stage.value])  # fmt: skip
+    return fitted_lines(screen, rows, FIRST_TO_GO)
 
 
 def draw_job(screen: Console, job: Job, progress: JobProgress | None = None, metrics: JobMetrics | None = None) -> None:

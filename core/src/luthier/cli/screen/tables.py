@@ -39,7 +39,13 @@ def pairs_table(pairs: Mapping[str, Any]) -> Table:
 
 
 def draw_fitted(screen: Console, rows: Sequence[Sequence[str | Text]], first_to_go: Sequence[str]) -> None:
-    """Draw a table with one line for each row; heads are the first row, and `>` at a head's start aligns to the right.
+    """Draw a table with one line for each row, as `fitted_lines` makes them."""
+    for line in fitted_lines(screen, rows, first_to_go):
+        screen.print(line, soft_wrap=True)
+
+
+def fitted_lines(screen: Console, rows: Sequence[Sequence[str | Text]], first_to_go: Sequence[str]) -> list[Text]:
+    """Return a line for each row; heads are the first row, and `>` at a head's start aligns to the right.
 
     On a terminal that is too narrow whole columns are left out, in the order of `first_to_go`; then the widest one is
     cut. A pipe gets every column whole, unless COLUMNS sets the width.
@@ -48,26 +54,35 @@ def draw_fitted(screen: Console, rows: Sequence[Sequence[str | Text]], first_to_
 
     columns = [[Text.assemble(cell) for cell in column] for column in zip(*rows, strict=True)]
     heads = [column[0].plain for column in columns]
-    right = [head.startswith(">") for head in heads]
     for column, head in zip(columns, heads, strict=True):
         column[0] = Text(head.removeprefix(">"), style="bold")
-    widths = [max(cell.cell_len for cell in column) for column in columns]
-    shown = list(range(len(columns)))
-    if screen.is_terminal or "COLUMNS" in os.environ:
-        for name in first_to_go:
-            if sum(widths[i] + GAP for i in shown) - GAP > screen.width:
-                shown = [i for i in shown if heads[i].removeprefix(">") != name]
-        excess = sum(widths[i] + GAP for i in shown) - GAP - screen.width
-        widest = max(shown, key=lambda i: widths[i])
-        widths[widest] -= max(0, min(excess, widths[widest] - 4))
+    widths = _shown_widths(screen, {head: max(cell.cell_len for cell in column)
+                                    for head, column in zip(heads, columns, strict=True)}, first_to_go)  # fmt: skip
+    lines = []
     for cells in zip(*columns, strict=True):
         line = Text()
-        for i in shown:
-            cells[i].truncate(widths[i], overflow="ellipsis")
-            cells[i].align("right" if right[i] else "left", widths[i])
-            line += cells[i] + Text(" " * GAP)
+        for head, cell in zip(heads, cells, strict=True):
+            if head in widths:
+                cell.truncate(widths[head], overflow="ellipsis")
+                cell.align("right" if head.startswith(">") else "left", widths[head])
+                line += cell + Text(" " * GAP)
         line.rstrip()
-        screen.print(line, soft_wrap=True)
+        lines.append(line)
+    return lines
+
+
+def _shown_widths(screen: Console, widths: Mapping[str, int], first_to_go: Sequence[str]) -> dict[str, int]:
+    """Return the widths of the columns that are shown, by their heads."""
+    shown = dict(widths)
+    if not (screen.is_terminal or "COLUMNS" in os.environ):
+        return shown
+    for name in first_to_go:
+        if sum(shown.values()) + GAP * (len(shown) - 1) > screen.width:
+            shown = {head: width for head, width in shown.items() if head.removeprefix(">") != name}
+    excess = sum(shown.values()) + GAP * (len(shown) - 1) - screen.width
+    widest = max(shown, key=lambda head: shown[head])
+    shown[widest] -= max(0, min(excess, shown[widest] - 4))
+    return shown
 
 
 def draw_section(screen: Console, title: str, content: Any) -> None:
