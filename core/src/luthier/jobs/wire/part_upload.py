@@ -11,6 +11,7 @@ from typing import Any, Final
 import attrs
 
 from luthier.jobs.provider_error import ProviderError
+from luthier.jobs.transport.file_bodies import FilePart
 from luthier.jobs.transport.service_client import Call, ServiceClient
 from luthier.plugins.providing.job_records import DataFile, Progress
 
@@ -65,14 +66,13 @@ async def _send_rest(
 ) -> str:  # fmt: skip
     """Send the parts that are missing, and complete the upload."""
     with file.path.open("rb") as stream:
-        stream.seek(len(upload.parts) * upload.size)
-        while block := stream.read(upload.size):
-            part = {"data": ("part", block, "application/octet-stream")}
+        while (begin := len(upload.parts) * upload.size) < file.size:
+            part = {"data": ("part", FilePart(stream, begin, upload.size), "application/octet-stream")}
             answer = await client.send_call(Call(method="POST", path=place(f"/uploads/{upload.id}/parts"), parts=part))
             upload.parts.append(str(answer.body["id"]))
             upload.write_note(note)
             if progress is not None:
-                progress(stream.tell(), file.size)
+                progress(min(begin + upload.size, file.size), file.size)
     done = await client.post_json(place(f"/uploads/{upload.id}/complete"), {"part_ids": upload.parts})
     note.unlink()
     return str(done["file"]["id"])
