@@ -96,6 +96,21 @@ SLOW_FORMS = (
     "test_two_ranks_give_the_losses_of_one_and_a_folder_that_opens[whole modules and biases-fsdp]",
     "test_a_run_that_was_cut_off_goes_on_with_the_same_reference[full]",
     "test_the_quantizer_conforms[quantizer-bnb.nf4-every_option_is_read]",
+    "test_a_cut_run_goes_on_to_the_bit[orpo]",
+    "test_a_cut_run_goes_on_to_the_bit[simpo]",
+    "test_a_cut_run_goes_on_to_the_bit[cpo]",
+    "test_a_cut_run_goes_on_to_the_bit[aot]",
+    "test_conforms[adapter-p_tuning_v2-trains_alike_on_two_sharded_ranks]",
+    "test_conforms[adapter-prompt_tuning-trains_alike_on_two_sharded_ranks]",
+    "test_conforms[adapter-slao-trains_alike_on_two_sharded_ranks]",
+    "test_trains_alike_on_two_sharded_ranks[oft]",
+    "test_how_the_global_batch_is_cut_does_not_change_the_trajectory[float64-1e-10-dora]",
+    "test_how_the_global_batch_is_cut_does_not_change_the_trajectory[float32-1e-05-lora]",
+    "test_a_run_that_was_cut_off_goes_on_with_the_same_reference[lora]",
+    "test_two_ranks_have_the_reference_of_one[full-ddp]",
+    "test_the_variants_of_the_paper_give_other_weights[begin_from]",
+    "test_a_method_trains_resumes_reopens_and_merges[adalora]",
+    "test_a_method_trains_resumes_reopens_and_merges[vera]",
 )
 LONG = ("test_types.py", "test_generated.py")  # begun first, so that no worker is alone with one at the end
 

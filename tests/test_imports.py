@@ -1,6 +1,7 @@
 """The rules of the sources: who imports whom, what stays light, and what is never written."""
 
 import ast
+import functools
 import importlib.metadata
 import re
 import subprocess
@@ -37,9 +38,21 @@ def own_module(member):
     return project(member)["tool"]["flit"]["module"]["name"]
 
 
+@functools.cache
+def tree_of(path):
+    """The syntax tree of a file, which several rules look at."""
+    return ast.parse(path.read_text("utf-8"))
+
+
+@functools.cache
+def package_owners():
+    """The distributions that provide each package that is installed."""
+    return importlib.metadata.packages_distributions()
+
+
 def imported(path):
     """(module, name or None) for each import of a file, relative ones left out; `importlib.import_module` counts."""
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -87,7 +100,7 @@ def test_what_a_member_imports_is_among_its_dependencies(member):
     meta = project(member)["project"]
     groups = [meta["dependencies"], *meta.get("optional-dependencies", {}).values()]
     declared = {Requirement(text).name.lower().replace("_", "-") for group in groups for text in group}
-    owners = importlib.metadata.packages_distributions()
+    owners = package_owners()
     missing = set()
     for path in sources(member):
         for package in {module.partition(".")[0] for module, _ in imported(path)}:
@@ -261,7 +274,7 @@ def test_help_and_listing_load_nothing_heavy_either():
 
 
 def functions(path):
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             yield node
 
@@ -300,7 +313,7 @@ def test_every_function_is_annotated(member):
 
 @members()
 def test_every_module_says_in_a_sentence_what_it_is_for(member):
-    undescribed = [str(path) for path in sources(member) if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
+    undescribed = [str(path) for path in sources(member) if not ast.get_docstring(tree_of(path))]
     assert undescribed == []
 
 
@@ -309,7 +322,7 @@ PICKLES = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "mars
 
 def called(path):
     """(name, keywords) of each call in a file."""
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
 
