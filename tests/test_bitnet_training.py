@@ -14,6 +14,8 @@ from luthier.testing import expect_error
 from luthier.testing.worlds import save_tiny_model
 from luthier_bitnet import Bitnet, Schedule, Ternary, save_packed
 from luthier_bitnet.quantizer import find_layers
+from luthier_bitnet.uniform.layer import Choice
+from luthier_bitnet.uniform.quantizer import find_uniform
 from transformers import AutoModelForCausalLM
 
 STEPS = 8
@@ -34,10 +36,9 @@ def world(tmp_path_factory):
 def train(world, output, *, adapter="full", quantizer="ternary", exact_callbacks=("jsonl",), **settings):
     if adapter != "full":
         adapter = {"name": adapter, "target_modules": "all-linear", "lora_dropout": 0.1}
-    given = {"max_steps": STEPS, "learning_rate": 1e-2, "save_steps": 1, **settings}
+    given = {"data": str(world / "train.jsonl"), "max_steps": STEPS, "learning_rate": 1e-2, "save_steps": 1, **settings}
     return luthier.train(
         model=str(world / "llama"),
-        data=str(world / "train.jsonl"),
         adapter=adapter,
         quantizer=quantizer,
         exact_callbacks=list(exact_callbacks),
@@ -75,6 +76,7 @@ CALIBRATED = {
     "name": "qat_activations", "activation_granularity": "tensor", "online_calibration": True, "schedule": SLOWLY,
     "calibration_frequency": 2, "calibration_samples": 8,
 }  # fmt: skip
+TUNED = {"name": "qat", "bits": 4, "tuning": {"factors": [0.8, 1.25], "bits": [2], "layers": 3, "max_rise": 0.05}}
 NORMED = {"name": "bitnet", "sub_norms": ["o_proj", "down_proj"], "schedule": SLOWLY}
 BREAKS += [
     ("full", CALIBRATED, 4),
@@ -264,3 +266,33 @@ def test_a_merge_that_attached_layers_rule_out_is_refused_before_the_run(world, 
     assert not (tmp_path / "run").exists()
     run = train(world, tmp_path / "run", quantizer=Ternary(sub_norms=["down_proj"]), max_steps=1)
     assert "luthier merge" not in str(find_serving(run.artifact))
+
+
+def test_a_run_that_tunes_on_validation_rows_keeps_what_helps_and_resumes_bit_for_bit(world, tmp_path):
+    shared = {"quantizer": TUNED, "eval_steps": 2, "max_steps": 6}
+    shared["data"] = {"train": [{"path": str(world / "train.jsonl")}], "validation": 0.2}
+
+    def break_off(step):
+        if step == 5:
+            raise RuntimeError("power cut")
+
+    run = train(world, tmp_path / "straight", **shared)
+    with pytest.raises(RuntimeError, match="power cut"):
+        cut = ["jsonl", luthier.on(step_ended=break_off)]
+        train(world, tmp_path / "run", exact_callbacks=cut, **shared)
+    resumed = train(world, tmp_path / "run", **shared)
+    assert resumed.loss_history == run.loss_history and torch.equal(logits(resumed.model), logits(run.model))
+    kept = {path: layer.choice for path, layer in find_uniform(run.model).items() if layer.choice != Choice()}
+    assert kept and kept == {p: c.choice for p, c in find_uniform(resumed.model).items() if c.choice != Choice()}
+    lines = [json.loads(line) for line in (run.output_path / "metrics.jsonl").read_text().splitlines()]
+    assert run.evaluate()["eval_loss"] == [line for line in lines if "eval_loss" in line][-1]["eval_loss"]
+    assert torch.equal(logits(open_artifact(tmp_path / "run").model), logits(run.model))
+
+
+def test_tuning_is_refused_without_validation_rows_and_where_the_layers_are_not_written(world, tmp_path):
+    with expect_error("recipe-conflict", "quantizer.tuning"):
+        train(world, tmp_path / "run", quantizer=TUNED)
+    rows = {"train": [{"path": str(world / "train.jsonl")}], "validation": 0.2}
+    with expect_error("recipe-conflict", "quantizer.tuning"):
+        train(world, tmp_path / "run", quantizer=TUNED, adapter="lora", data=rows)
+    assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Checks, before training, that evaluation reports the metrics that `metric_for_best_model` and the callbacks need."""
+"""Checks, before training, that evaluation reports the metrics that `metric_for_best_model` and the parts need."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ FIRST: Final = 8  # the number of held-out rows that usually show what an evalua
 
 
 def check_metrics(setup: Setup, callbacks: Mapping[str, Any]) -> None:
-    """Raise `recipe-conflict` where evaluation reports no `metric_for_best_model`, or not what a callback reads.
+    """Raise `recipe-conflict` where evaluation reports no `metric_for_best_model`, or not what a part reads.
 
     Only the loss itself knows what it measures: for a name that every loss does not have, a few rows are evaluated,
     and all of them where those do not show it.
     """
+    _check_tuning(setup)
     needed = {"metric_for_best_model": setup.recipe.metric_for_best_model} if setup.validation is not None else {}
-    for name, callback in callbacks.items():
-        needed |= {f"{name}.{option}": metric for option, metric in getattr(callback, "needs_metrics", {}).items()}
+    for name, part in {**callbacks, "quantizer": setup.quantizer}.items():
+        needed |= {f"{name}.{option}": metric for option, metric in getattr(part, "needs_metrics", {}).items()}
     if needed and setup.validation is None:
         raise LuthierError("recipe-conflict", "there are no validation rows", where=next(iter(needed)),
                            remedy="Set data.validation, or leave this out.")  # fmt: skip
@@ -38,6 +39,14 @@ def check_metrics(setup: Setup, callbacks: Mapping[str, Any]) -> None:
         metrics = evaluate_loss(setup)
     for where, name in needed.items():
         require_metric(name, metrics, where)
+
+
+def _check_tuning(setup: Setup) -> None:
+    """Raise `recipe-conflict` if a quantizer tunes layers that the adapter does not write."""
+    if setup.quantizer.needs_metrics and setup.adapter.artifact != "model":
+        where = f"quantizer.{next(iter(setup.quantizer.needs_metrics))}"
+        problem = "what the quantizer keeps is written with the whole model, and this adapter writes only itself"
+        raise LuthierError("recipe-conflict", problem, where=where, remedy="Use adapter full, or leave this out.")
 
 
 def require_metric(name: str, found: Iterable[str], where: str = "metric_for_best_model") -> None:

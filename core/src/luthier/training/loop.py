@@ -32,7 +32,7 @@ from luthier.runs.writing import save_requests as requests
 from luthier.runs.writing.active_run import ActiveRun, Interrupted
 from luthier.runs.writing.run_control import Course
 from luthier.step import out_of_memory as recovery
-from luthier.step.evaluation.evaluate import Abandoned, evaluate_loss
+from luthier.step.evaluation.evaluate import Abandoned, evaluate_loss, evaluate_tuned
 from luthier.step.over_batches import begin_loss
 from luthier.step.reference.reference_check import begin_companions
 from luthier.step.setup import Setup
@@ -258,7 +258,7 @@ class Loop:
         control = self.control
         control.begin_evaluation()
         with self.setup.phases("evaluation"), suppress(Abandoned):
-            metrics = evaluate_loss(self.setup, leave=lambda: control.signal is not None)
+            metrics = evaluate_tuned(self.setup, leave=lambda: control.signal is not None)
             control.complete_evaluation()
         if not control.owes_evaluation:
             self.tally.evaluation = metrics

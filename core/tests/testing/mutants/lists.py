@@ -187,6 +187,9 @@ QUANTIZERS = [
     broken(TERNARY, "CutsGradients", "trains_its_weights", "no gradient reaches"),
     broken(TERNARY, "LoadsNothing", "saves_what_it_trained", "off after"),
     broken(TERNARY, "PicklesItself", "saves_what_it_trained", "model.pt"),
+    broken(TERNARY, "KeepsWhatIsWorse", "takes_back_what_is_worse", "made worse"),
+    broken(TERNARY, "LeavesATrial", "takes_back_what_is_worse", "cut off"),
+    broken(TERNARY, "TriesNothing", "takes_back_what_is_worse", "no trial changed"),
 ]
 
 CALLBACKS = [

@@ -111,3 +111,32 @@ class PicklesItself(Ternary):
     def load(self, folder, model):
         model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
         return model
+
+
+class KeepsWhatIsWorse(Ternary):
+    """Its first layer tries half of its weight, and keeps it without looking at the loss."""
+
+    needs_metrics = {"tuning": "eval_loss"}
+
+    def tune(self, metrics, evaluate):
+        self.scale_first(0.5)
+        evaluate()
+        return metrics
+
+    @torch.no_grad()
+    def scale_first(self, factor):
+        self.layers[0].weight.mul_(factor)
+
+
+class LeavesATrial(KeepsWhatIsWorse):
+    """Takes back what is worse, but not what it could not evaluate."""
+
+    def tune(self, metrics, evaluate):
+        super().tune(metrics, evaluate)
+        self.scale_first(2.0)
+        return metrics
+
+
+class TriesNothing(KeepsWhatIsWorse):
+    def scale_first(self, factor):
+        pass

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from luthier import ExporterRecord, OptimizerRecord, QuantizerRecord, hookimpl
 
 from luthier_bitnet.options import Bitnet, Packed, QatAdam, QatSgd, Schedule, Ternary
-from luthier_bitnet.uniform.options import Qat, QatActivations
+from luthier_bitnet.uniform.options import Qat, QatActivations, Tuning
 
 __version__ = "0.1.0"
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "QatSgd",
     "Schedule",
     "Ternary",
+    "Tuning",
     "luthier_exporters",
     "luthier_optimizers",
     "luthier_quantizers",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import types
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
@@ -37,6 +38,7 @@ class Quantizer(Protocol):
 
     trains: bool = False
     mergeable: bool = True
+    needs_metrics: Mapping[str, str] = types.MappingProxyType({})
 
     @abstractmethod
     def apply(self, model: Any, context: Context) -> Any:
@@ -71,6 +73,18 @@ class Quantizer(Protocol):
         on the last call alone: a call with the same step changes nothing, and one with an earlier step goes back.
         """
         return Multipliers()
+
+    def tune(self, metrics: Mapping[str, float], evaluate: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
+        """Try other settings of the layers on the validation rows, and return the metrics of those that are kept.
+
+        It is called after each evaluation in training, on every rank, with its metrics. `evaluate()` evaluates the
+        layers as they are at that time. It may raise, if the run is told to end: the layers must then be as they were
+        before `tune`, which is called again when the run is resumed. What is kept belongs to `state`, and to what
+        `save` writes, so that only an adapter that writes the whole model goes with it. The attribute `needs_metrics =
+        {option: metric}` names the metrics that it reads, and is empty if it has nothing to try.
+        """
+        del evaluate
+        return metrics
 
     def save(self, model: Any, folder: Path) -> None:
         """Write the weights of a model with trained quantized layers into a folder that holds its config already.

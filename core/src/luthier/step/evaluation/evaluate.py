@@ -10,6 +10,7 @@ import torch
 from luthier.data.batches.batch import Batch
 from luthier.data.batches.micro_batches import deal_batches
 from luthier.data.examples import TokenDataset, TokenExample
+from luthier.plugins.completion import has_default
 from luthier.plugins.contracts.protocols import Loss
 from luthier.plugins.contracts.values import LossOutput
 from luthier.step.evaluation.answer_metrics import measure_answers
@@ -52,6 +53,14 @@ def evaluate_loss(
     if setup.has_perplexity and main is not None:
         metrics["eval_perplexity"] = math.exp(min(main, 700.0))
     return metrics
+
+
+def evaluate_tuned(setup: Setup, leave: Callable[[], bool] | None = None) -> dict[str, float]:
+    """Return the metrics of an evaluation, after which the quantizer has kept what its trials improved."""
+    metrics = evaluate_loss(setup, leave=leave)
+    if has_default(setup.quantizer, "quantizer", "tune"):
+        return metrics
+    return dict(setup.quantizer.tune(metrics, lambda: evaluate_loss(setup, leave=leave)))
 
 
 def _measured(setup: Setup, examples: Sequence[TokenExample], leave: Callable[[], bool] | None) -> Meter:

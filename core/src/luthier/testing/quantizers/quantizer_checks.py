@@ -15,6 +15,7 @@ from luthier.testing.quantizers.quantizer_training import (  # noqa: F401 - chec
     follows_progress_alone,
     resumes_exactly,
     saves_what_it_trained,
+    takes_back_what_is_worse,
     trains_its_weights,
 )
 from luthier.testing.quantizers.quantizer_worlds import (  # noqa: F401 - checks of this kind

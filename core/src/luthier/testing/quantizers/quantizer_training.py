@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from luthier.plugins.records import Record
-from luthier.testing.laws import Subject, law
+from luthier.testing.laws import Subject, law, not_run
 from luthier.testing.quantizers.quantized_world import TOTAL, Quantized
 from luthier.testing.strategies import drawn_seeds
 
@@ -141,3 +142,28 @@ def saves_what_it_trained(subject: Subject, options: Any, seed: int) -> None:
     for done in (STEPS, TOTAL):
         off = relative_distance(_told_outputs(fresh, done), _told_outputs(world, done))
         assert off <= ROUNDING, f"read from its files, the model's outputs are {off:.3g} off after {done} steps"
+
+
+@law(FEW, seed=drawn_seeds())
+def takes_back_what_is_worse(subject: Subject, options: Any, seed: int) -> None:
+    """`tune` leaves the outputs as they were if every trial is worse, and if the evaluation of one is cut off."""
+    world = Trained(subject, options, seed)
+    if not world.part.needs_metrics:
+        not_run("it does not tune by metrics")
+    before, trials = world.outputs(), []
+
+    def evaluate(cut: int) -> dict[str, float]:
+        trials.append(world.outputs())
+        if len(trials) == cut:
+            raise InterruptedError
+        return dict.fromkeys(reported, 2.0 + len(trials))
+
+    reported = dict.fromkeys(world.part.needs_metrics.values(), 1.0)
+    kept = world.part.tune(reported, lambda: evaluate(0))
+    assert dict(kept) == reported, f"tune gave {dict(kept)}, though every trial was worse than {reported}"
+    assert world.outputs().equal(before), "what every trial made worse was not taken back"
+    assert any(not trial.equal(before) for trial in trials), "no trial changed what the model computes"
+    tried, trials[:] = len(trials), []
+    with contextlib.suppress(InterruptedError):
+        world.part.tune(reported, lambda: evaluate(tried))
+    assert world.outputs().equal(before), "a trial whose evaluation was cut off was not taken back"

@@ -29,6 +29,19 @@ class Phase:
 
 
 @attrs.frozen(kw_only=True)
+class Choice:
+    """The choice of one layer: the factor of its range, and its own number of bits (0: the phase's)."""
+
+    factor: float = 1.0
+    bits: float = 0.0
+
+    @classmethod
+    def of(cls, chosen: Tensor) -> Choice:
+        """Return the choice that a tensor [2] of a layer stands for: the factor, and 100 times the bits."""
+        return cls(factor=float(chosen[0]), bits=round(float(chosen[1])) / 100)
+
+
+@attrs.frozen(kw_only=True)
 class Weights:
     """How weights are quantized: `group` is a number of neighbours, 0 for a whole row, -1 for the whole tensor."""
 
@@ -39,6 +52,7 @@ class Weights:
     learned: bool
     estimator: Estimator
     noise: float
+    tuned: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -64,11 +78,14 @@ class UniformLinear(nn.Module):
         self.bias: nn.Parameter | None
         self.scale: nn.Parameter | None
         self.range: Tensor | None
+        self.chosen: Tensor | None
+        self.choice = Choice()  # what `chosen` holds
         self.register_parameter("bias", layer.bias)
         shape = layer.weight.shape[::-1] if self.transposed else layer.weight.shape
         self.out_features, self.in_features = shape
         self.register_parameter("scale", None)
         self.register_buffer("range", None)
+        self.register_buffer("chosen", None)
         self._fitted: tuple[Any, tuple[Tensor, Tensor]] | None = None  # (the weight's state, scale and zero)
         self.train(layer.training)
 
@@ -81,6 +98,18 @@ class UniformLinear(nn.Module):
             self.scale = nn.Parameter(first.float().clone(), requires_grad=self.weight.requires_grad)
         if self.activations is not None and self.activations.samples:
             self.range = torch.full((2,), float("nan"), device=self.weight.device)  # not measured yet
+        if self.weights.tuned:
+            self.chosen = torch.tensor([1.0, 0.0], device=self.weight.device)
+
+    def choose(self, choice: Choice) -> None:
+        """Take another factor of the range, or other bits, as float32 holds them."""
+        self.chosen = torch.tensor([choice.factor, 100 * choice.bits], device=self.weight.device)
+        self.choice = Choice.of(self.chosen)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        if self.chosen is not None and not self.chosen.is_meta:
+            self.choice = Choice.of(self.chosen)
 
     @property
     def rounds_activations(self) -> bool:
@@ -88,8 +117,13 @@ class UniformLinear(nn.Module):
         return self.activations is not None
 
     @property
+    def levels_bits(self) -> float:
+        """Return the bits of this layer's weights."""
+        return self.choice.bits or self.phase.bits
+
+    @property
     def levels(self) -> Levels:
-        return Levels.of(self.phase.bits, self.weights.symmetric)
+        return Levels.of(self.levels_bits, self.weights.symmetric)
 
     def latent(self) -> Tensor:
         """Return the latent weight [out, in], with its gradient."""
@@ -167,10 +201,12 @@ class UniformLinear(nn.Module):
 
     def _fit(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Return scale and zero of each row of values, [rows, 1]. They are kept until weight or bits change."""
-        state = (self.weight.data_ptr(), self.weight._version, self.phase.step, self.phase.bits, self.weight.dtype)
+        weight, factor = self.weight, self.choice.factor
+        state = (weight.data_ptr(), weight._version, self.phase.step, self.levels_bits, factor, weight.dtype)
         if self._fitted is not None and self._fitted[0] == state:
             return self._fitted[1]
         around = observe(self._rows(latent).float(), self.levels, self.weights.observer, self.weights.percentile)
+        around = around if factor == 1 else Range(low=factor * around.low, high=factor * around.high)
         grid = self.levels.lay(around)
         plain = type(grid[0]) is Tensor and type(self.weight) is nn.Parameter and not torch.compiler.is_compiling()
         self._fitted = (state, grid) if plain and not grid[0].is_meta else None
@@ -214,7 +250,7 @@ class UniformLinear(nn.Module):
         return made
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bits={self.phase.bits:g}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, bits={self.levels_bits:g}"
 
 
 class Ranges:

@@ -18,6 +18,26 @@ OBSERVER = (
 
 
 @attrs.frozen(kw_only=True)
+class Tuning:
+    """What layers try on the validation rows, in turn. Without factors and bits nothing is tried."""
+
+    factors: list[float] = option(
+        factory=list, help="Factors by which a layer's range is tried, such as [0.9, 1.1].", low=0.25, high=4.0
+    )
+    bits: list[float] = option(factory=list, help="Fewer bits that a layer tries, such as [2].", choices=BITS)
+    layers: int = option(1, help="Layers that have their turn at each evaluation.", low=1)
+    min_gain: float = option(
+        0.0, help="Share by which eval_loss must fall for another range to be kept.", low=0.0, high=0.9
+    )
+    max_rise: float = option(0.01, help="Share by which eval_loss may rise for fewer bits to be kept.", low=0.0)
+
+    @property
+    def tries(self) -> bool:
+        """Return True if there is something to try."""
+        return bool(self.factors or self.bits)
+
+
+@attrs.frozen(kw_only=True)
 class Qat:
     """Options of the quantizer `qat`."""
 
@@ -54,6 +74,7 @@ class Qat:
         0.0, help="Standard deviation of noise added to weights in training, in steps between levels.", low=0
     )
     schedule: Schedule = option(factory=Schedule, help="When layers become quantized.")
+    tuning: Tuning = option(factory=Tuning, help="What layers try at each evaluation; what is worse is taken back.")
     skip_modules: list[str] = option(
         factory=list,
         help="Modules that stay exact, besides the output head and routers, with all their parts: names, or whole "
@@ -64,7 +85,10 @@ class Qat:
         problems = [
             (self.learn_scale and not self.symmetric, "a learned scale needs symmetric levels", "symmetric"),
             (self.learn_scale and bool(self.bits_stages), "a learned scale needs one number of bits", "bits_stages"),
-            (not self.symmetric and min(self.bits, *self.bits_stages, 8) < 2,
+            (self.learn_scale and self.tuning.tries, "a learned scale is not tuned", "tuning"),
+            (max(self.tuning.bits, default=0) >= self.bits, "tuning tries fewer bits than a layer has", "tuning.bits"),
+            (bool(self.tuning.bits and self.bits_stages), "tuned bits have no stages", "tuning.bits"),
+            (not self.symmetric and min(self.bits, *self.bits_stages, *self.tuning.bits, 8) < 2,
              "levels of fewer than 2 bits are always symmetric", "symmetric"),
         ]  # fmt: skip
         for wrong, problem, where in problems:

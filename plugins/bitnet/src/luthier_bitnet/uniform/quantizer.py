@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from luthier_bitnet.targets import choose_layers
 from luthier_bitnet.uniform.grid import Estimator, Levels
 from luthier_bitnet.uniform.layer import Activations, Phase, Ranges, UniformLinear, Weights
 from luthier_bitnet.uniform.options import Qat, QatActivations
+from luthier_bitnet.uniform.tuning import Tuner
 
 log = get_logger()
 
@@ -24,6 +25,8 @@ class UniformQuantizer:
         self.options, self.phase = options, Phase(bits=options.bits)
         self.name = "qat_activations" if isinstance(options, QatActivations) else "qat"
         self.layers: dict[str, UniformLinear] = {}
+        self.tuner = Tuner(options.tuning)
+        self.needs_metrics = {"tuning": "eval_loss"} if options.tuning.tries else {}
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Replace each chosen layer by a `UniformLinear` with the same weight, in place. A second call changes nothing.
@@ -71,11 +74,18 @@ class UniformQuantizer:
             phase.calibrating = progress.step % o.calibration_frequency == 0
         return Multipliers()
 
+    def tune(self, metrics: Mapping[str, float], evaluate: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
+        """Let the next layers try what the options say. What the validation rows do not bear is taken back."""
+        return self.tuner.tune(self.layers, metrics, evaluate) if self.options.tuning.tries else metrics
+
     def state(self) -> dict[str, Any]:
-        return {"ranges": Ranges.collect(self.layers)}
+        state: dict[str, Any] = {"ranges": Ranges.collect(self.layers)}
+        return {**state, "tuning": self.tuner.state(self.layers)} if self.options.tuning.tries else state
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         Ranges.give(self.layers, state.get("ranges", {}))
+        if self.options.tuning.tries and "tuning" in state:
+            self.tuner.load_state(self.layers, state["tuning"])
 
     def _bits(self, progress: Progress) -> float:
         stages = [*self.options.bits_stages, self.options.bits]
@@ -93,6 +103,7 @@ class UniformQuantizer:
             learned=o.learn_scale,
             estimator=Estimator(kind=o.estimator, temperature=o.temperature),
             noise=o.noise_factor,
+            tuned=o.tuning.tries,
         )
 
     def _activations(self) -> Activations | None:

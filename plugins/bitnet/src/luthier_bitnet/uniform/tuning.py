@@ -1,0 +1,83 @@
+"""Tuning by validation: layers try other ranges and fewer bits, and take back what the validation rows do not bear."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from luthier import get_logger
+
+from luthier_bitnet.uniform.layer import Choice, UniformLinear
+from luthier_bitnet.uniform.options import Tuning
+
+log = get_logger()
+Metrics = Mapping[str, float]
+LOSS = "eval_loss"
+
+
+class Tuner:
+    """Lets one layer after another try choices. `tried` counts the layers that had their turn."""
+
+    def __init__(self, options: Tuning) -> None:
+        self.options, self.tried = options, 0
+
+    def tune(self, layers: Mapping[str, UniformLinear], metrics: Metrics, evaluate: Callable[[], Metrics]) -> Metrics:
+        """Return the metrics of what was kept. Whatever `evaluate` raises, all layers are as they were before."""
+        before = ({path: layer.choice for path, layer in layers.items()}, self.tried)
+        try:
+            for _ in range(min(self.options.layers, len(layers))):
+                path = list(layers)[self.tried % len(layers)]
+                metrics = self._try_layer(path, layers[path], metrics, evaluate)
+                self.tried += 1
+        except BaseException:
+            for path, choice in before[0].items():
+                layers[path].choose(choice)
+            self.tried = before[1]
+            raise
+        return metrics
+
+    def state(self, layers: Mapping[str, UniformLinear]) -> dict[str, Any]:
+        """Return the place in the order of layers, and what each layer has chosen."""
+        return {"tried": self.tried, "choices": {path: layer.chosen for path, layer in layers.items()}}
+
+    def load_state(self, layers: Mapping[str, UniformLinear], state: Mapping[str, Any]) -> None:
+        self.tried = state["tried"]
+        for path, chosen in state["choices"].items():
+            layers[path].choose(Choice.of(chosen))
+
+    def _try_layer(self, path: str, layer: UniformLinear, metrics: Metrics, evaluate: Callable[[], Metrics]) -> Metrics:
+        for factor in self.options.factors:
+            before = layer.choice
+            trial = Choice(factor=before.factor * factor, bits=before.bits)
+            metrics, _ = self._try_choice(path, layer, trial, metrics, evaluate, 1 - self.options.min_gain)
+        for bits in sorted(self.options.bits, reverse=True):
+            if bits >= layer.levels_bits:
+                continue
+            trial = Choice(factor=layer.choice.factor, bits=bits)
+            metrics, kept = self._try_choice(path, layer, trial, metrics, evaluate, 1 + self.options.max_rise)
+            if not kept:
+                break  # still fewer bits would be worse
+        return metrics
+
+    def _try_choice(
+        self,
+        path: str,
+        layer: UniformLinear,
+        trial: Choice,
+        metrics: Metrics,
+        evaluate: Callable[[], Metrics],
+        limit: float,
+    ) -> tuple[Metrics, bool]:
+        """Keep a choice if the loss is below `limit` times what it was (or equal to it, for a limit above 1)."""
+        before, loss = layer.choice, metrics[LOSS]
+        layer.choose(trial)
+        found = evaluate()
+        allowed = loss + (limit - 1) * abs(loss)
+        kept = found[LOSS] < allowed or (limit > 1 and found[LOSS] == allowed)
+        kept = kept and math.isfinite(found[LOSS])
+        if not kept:
+            layer.choose(before)
+        log.info("tuning", layer=path, factor=round(trial.factor, 4), bits=trial.bits or layer.phase.bits, kept=kept,
+                 eval_loss=found[LOSS], before=loss)  # fmt: skip
+        return (found if kept else metrics), kept
