@@ -63,7 +63,7 @@ def web(tmp_path):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
@@ -143,17 +143,6 @@ def test_damage_is_said_with_address_and_line(memory):
     with expect_error("data-unreadable", "memory://bucket/a.jsonl.gz:25") as caught:
         rows_of(f"{memory}/a.jsonl.gz")
     assert caught.value.where.startswith(f"{memory}/a.jsonl.gz")
-
-
-@pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("gs", "gs"), ("https", "http")])
-def test_a_library_that_is_missing_is_named_with_its_extra(scheme, extra, monkeypatch):
-    def absent(address):
-        raise ImportError("Install it to access this")
-
-    monkeypatch.setattr("fsspec.core.url_to_fs", absent)
-    with pytest.raises(LuthierError, match=f"luthier\\[{extra}\\]") as caught:
-        rows_of(f"{scheme}://user:secret@bucket/a.jsonl")
-    assert (caught.value.code, caught.value.where) == ("dependency-missing", f"{scheme}://bucket/a.jsonl")
 
 
 def test_an_address_of_no_known_system_is_refused():

@@ -13,6 +13,7 @@ from luthier.data.prepare import prepare_data
 from luthier.data.source_shares import count_rows
 from luthier.data.stream.stream_feed import StreamFeed
 from luthier.recipe.schema import Data, Source
+from luthier.state_tree import load_state, save_state
 from luthier.testing import expect_error
 
 QUIET = settings(max_examples=40, deadline=None)
@@ -141,7 +142,7 @@ def test_a_source_that_comes_again_for_its_share_is_told(files, chat):
         ({"a": {"share": 0.5}}, {}, "recipe-out-of-range"),
         ({"a": {"share": 0.5}, "b": {"share": 0.5}, "c": {}}, {}, "recipe-out-of-range"),
         ({"a": {}, "b": {"share": 0.001}}, {}, "recipe-out-of-range"),
-        ({"a": {}, "b": {"share": 0.5}}, {"streaming": True}, "recipe-conflict"),
+        ({"a": {"share": 0.5}, "b": {"share": 0.6}}, {"streaming": True}, "recipe-out-of-range"),
     ],
 )
 def test_shares_that_cannot_be_are_refused(options, others, code, files, chat):
@@ -167,6 +168,102 @@ def test_a_stream_repeats_a_source_in_every_epoch_and_goes_on_where_it_was(files
     assert first == {"b": 30, "c": 6} and whole[8].ends_epoch
     again = feed()
     again.load_state(feed().state(whole[4]))
+    assert [[e.where for e in p.examples] for p in again.portions(5)] == [
+        [e.where for e in p.examples] for p in whole[5:]
+    ]
+
+
+MIXES = [
+    {"a": {}, "b": {"share": 0.2}},
+    {"a": {}, "c": {"share": 0.3}},
+    {"a": {"share": 0.5}, "b": {"share": 0.5}},
+    {"a": {"share": 0.5}, "b": {"share": 0.5, "repeat": 3}},
+    {"a": {"share": 0.9}, "c": {"share": 0.1, "repeat": 2}},
+    {"a": {"share": 0.5, "max_rows": 4}, "b": {}, "c": {"share": 0.25}},
+    {"a": {"share": 0.1}, "b": {"repeat": 2}, "c": {}},
+]
+
+
+def stream_feed(files, tokenizer, options, *, batch=4, buffer=1, **others):
+    stream = run(files, tokenizer, options, streaming=True, **others).train
+    return StreamFeed(stream=stream, batch=batch, seed=0, buffer=buffer, epochs=2)
+
+
+@pytest.mark.parametrize("options", MIXES)
+def test_an_epoch_of_a_stream_has_the_rows_that_it_would_have_in_memory(options, files, chat):
+    whole = run(files, chat(None), options)
+    feed = stream_feed(files, chat(None), options, batch=1)
+    taken = [portion.examples[0].where for portion in feed.portions(0)]
+    assert len(taken) == 2 * len(whole.train)
+    first = Counter(where.rpartition("/")[2][0] for where in taken[: len(whole.train)])
+    assert first == counts(whole)
+    assert {s["path"][-7]: s["epoch_rows"] for s in feed.stream.report.sources} == first
+    assert [s["share"] for s in feed.stream.report.sources] == [s["share"] for s in whole.report.sources]
+    times = Counter(taken[: len(whole.train)])
+    for name, own in options.items():
+        often = [count for where, count in times.items() if where.rpartition("/")[2][0] == name]
+        most = own.get("repeat", 1) if "share" not in own or all("share" in o for o in options.values()) else None
+        assert max(often) <= (most or -(-first[name] // len(often)))
+
+
+@pytest.mark.parametrize("options", MIXES)
+def test_a_stream_has_its_shares_at_every_point_of_an_epoch(options, files, chat):
+    feed, taken = stream_feed(files, chat(None), options, batch=1), Counter()
+    shares = {name: own["share"] for name, own in options.items() if "share" in own}
+    for number, portion in enumerate(feed.portions(0), 1):
+        taken[portion.examples[0].where.rpartition("/")[2][0]] += 1
+        assert all(abs(taken[name] - share * number) <= 1 for name, share in shares.items())
+        if portion.ends_epoch:
+            break
+
+
+@pytest.mark.parametrize("options", [*MIXES[1::3], {"a": {}, "b": {"share": 0.4}, "c": {"share": 0.1}}])
+@pytest.mark.parametrize(
+    "others",
+    [
+        {},
+        {"block_size": 7},
+        pytest.param({"num_proc": 2}, marks=pytest.mark.slow),  # processes take seconds to start, unless forked
+    ],
+)
+def test_a_mixed_stream_goes_on_where_it_was(options, others, files, tmp_path, chat):
+    def told(portions):
+        return [[(e.where, e.input_ids.tolist()) for e in portion.examples] for portion in portions]
+
+    whole = list(stream_feed(files, chat(None), options, buffer=5, **others).portions(0))
+    for cut in (1, len(whole) // 2 - 1, len(whole) // 2, len(whole) - 1):
+        folder = tmp_path / str(cut)
+        folder.mkdir()
+        save_state({"feed": stream_feed(files, chat(None), options).state(whole[cut - 1])}, folder)
+        again = stream_feed(files, chat(None), options, buffer=5, **others)
+        again.load_state(load_state(folder)["feed"])
+        assert told(again.portions(cut)) == told(whole[cut:])
+
+
+def test_shares_of_a_stream_count_the_rows_that_are_left(files, chat):
+    path = files / "b.jsonl"
+    path.write_text('{"text": ""}\n{\n' + path.read_text())
+    options = {"b": {"share": 0.25}, "a": {}}
+    whole = run(files, chat(None), options, bad_rows="drop")
+    feed = stream_feed(files, chat(None), options, bad_rows="drop")
+    assert {s["path"][-7]: s["epoch_rows"] for s in whole.report.sources} == {"a": 40, "b": 13}
+    list(feed.portions(0))
+    assert {s["path"][-7]: s["epoch_rows"] for s in feed.stream.report.sources} == {"a": 40, "b": 13}
+
+
+def test_a_source_of_a_stream_of_which_no_row_is_left_has_no_share(files, chat):
+    (files / "b.jsonl").write_text('{"text": ""}\n' * 3)
+    feed = stream_feed(files, chat(None), {"a": {}, "b": {"share": 0.5}}, unsupervised="drop")
+    with expect_error("data-empty", "b.jsonl"):
+        list(feed.portions(0))
+
+
+def test_a_checkpoint_of_a_stream_without_turns_goes_on(files, chat):
+    whole = list(stream_feed(files, chat(None), {"a": {}}, buffer=5).portions(0))
+    state = stream_feed(files, chat(None), {"a": {}}).state(whole[4])
+    ((unit, row, *_),) = state.pop("turns")
+    again = stream_feed(files, chat(None), {"a": {}}, buffer=5)
+    again.load_state({**state, "place": [unit, row]})
     assert [[e.where for e in p.examples] for p in again.portions(5)] == [
         [e.where for e in p.examples] for p in whole[5:]
     ]

@@ -87,7 +87,7 @@ def prepare_data(
 def _check_settings(data: Data) -> None:
     """Raise for settings of bad rows, or of shares of sources, that contradict each other."""
     check_policy(data)
-    check_shares(data.train, streaming=data.streaming)
+    check_shares(data.train)
     if isinstance(data.validation, list) and is_mixed(data.validation):
         problem, remedy = "share and repeat are for training rows", "Leave them out."
         raise LuthierError("recipe-conflict", problem, where="data.validation", remedy=remedy)

@@ -27,14 +27,11 @@ def is_mixed(sources: Sequence[Source]) -> bool:
     return any(source.share is not None or source.repeat != 1 for source in sources)
 
 
-def check_shares(sources: Sequence[Source], *, streaming: bool) -> None:
+def check_shares(sources: Sequence[Source]) -> None:
     """Raise, before any row is read, for shares that leave no room for others or do not fill the epoch."""
     shares = [source.share for source in sources if source.share is not None]
     if not shares:
         return
-    if streaming:
-        problem, remedy = "the length of a stream is not known, so no source can be a share of it", "Use repeat."
-        raise LuthierError("recipe-conflict", problem, where="data.train", remedy=remedy)
     total = sum(shares)
     if len(shares) == len(sources) and abs(total - 1) > WHOLE:
         problem, remedy = (

@@ -240,7 +240,7 @@ def _finish(loop: Loop, record: dict[str, Any], assembled: Assembled) -> Run:
         return result
     decisions, health = setup.decisions.to_dict(), loop.health.report()  # both grow during the run
     write_record(run.folder, record, state="completed", step=tally.step, result=result.to_dict(), decisions=decisions,
-                 health=health)  # fmt: skip
+                 health=health, sources=assembled.prepared.report.sources)  # fmt: skip
     loop.hooks.completed(run=run, result=result)
     return result
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
 
 import attrs
 import numpy as np
 
-from luthier.data.batches.row_order import order_rows
 from luthier.data.cache import WITHOUT
 from luthier.data.examples import TokenDataset, TokenExample
 from luthier.data.formats.bad_rows import count_faults, settle_faults
@@ -22,6 +22,7 @@ from luthier.data.formats.wanted import TOKENS, Wanted
 from luthier.data.read.content_hash import tokenizer_hash
 from luthier.data.read.row import Row
 from luthier.data.report import Report
+from luthier.data.stream.source_lines import FILE_ROWS, Line, Place, make_lines
 from luthier.data.stream.stream_units import Unit, fingerprint_units, source_units
 from luthier.data.tokenise.examples_of_rows import Made, Maker
 from luthier.data.tokenise.token_blocks import Blocks
@@ -34,16 +35,6 @@ CHARACTERS: Final = 1 << 20  # fewer rows if they have more characters
 
 Formatted = tuple[Unit, str]  # a unit, and the format of its rows
 FormOf = Callable[[Data, Sequence[Row], Source, Wanted], str]
-# the index of row r of file f is f * FILE_ROWS + r, because the number of rows in a file is not known
-FILE_ROWS: Final = 1 << 40
-
-
-@attrs.frozen(order=True)
-class Place:
-    """A place in an epoch: the number of complete units in its order, and of rows read of the next unit."""
-
-    unit: int = 0
-    row: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -55,6 +46,9 @@ class Part:
     read: ReadRows
 
 
+Arrived = tuple[int, Made, Place]  # the number of a line, what was made of its next rows, and where they end
+
+
 @attrs.define(kw_only=True, eq=False)
 class Stream:
     """The rows of all sources. Several files come in a different order in each epoch."""
@@ -62,6 +56,7 @@ class Stream:
     data: Data
     maker: Maker
     units: list[Formatted]
+    lines: list[Line]
     fingerprint: str
     sample: TokenDataset  # made of the first rows of each source
     report: Report  # on the sample
@@ -78,22 +73,15 @@ class Stream:
         check(self.sample)
         self.checks.append(check)
 
-    def parts(self, seed: int, epoch: int, place: Place) -> Iterator[tuple[Made, Place]]:
-        """Yield what was made of the next rows after `place`, and where it ends, until the epoch's end."""
-        read: deque[Part] = deque()
-        forms = self._forms(seed, epoch, place, read)
-        count = self.data.num_proc or 1
-        if count == 1:
-            yield from (self._checked(self.maker.make(part), read.popleft()) for part in forms)
-            return
-        with working_processes(self.maker, count) as workers:
-            every = map(self.maker.make, forms) if workers is None else workers.made(forms)
-            yield from (self._checked(made, read.popleft()) for made in every)
+    def parts(self, seed: int, epoch: int, places: Sequence[Place]) -> Parts:
+        """Return what is made of the rows after `places`, one place for each line, until the epoch's end."""
+        return Parts(self, seed, epoch, places)
 
     def head(self, count: int) -> list[TokenExample]:
         """Return the first examples in the order of reading."""
         blocks, examples = self.blocks(), []  # type: ignore[var-annotated]
-        for made, _ in self.parts(0, 0, Place()):
+        parts = self.parts(0, 0, [Place()] * len(self.lines))
+        for _, made, _ in parts.every():
             examples += blocks.add(made.examples) if blocks else made.examples
             if len(examples) >= count:
                 break
@@ -103,20 +91,33 @@ class Stream:
         """Return what cuts an epoch's documents into blocks; None if they are not to be cut."""
         return Blocks(size=self.data.block_size) if self.data.block_size is not None else None
 
-    def _forms(self, seed: int, epoch: int, place: Place, read: deque[Part]) -> Iterator[Sequence[Form]]:
-        """Yield the forms of the next rows. Everything else about them is appended to `read`."""
-        order = order_rows(len(self.units), seed, epoch).tolist()
-        for number in range(place.unit, len(order)):
-            unit, form = self.units[order[number]]
-            count = place.row if number == place.unit else 0
-            for rows in _parted(unit.rows(count)):
-                rows_read = ReadRows()
-                rows_read.add(rows, form, self.wanted)
-                first, count = order[number] * FILE_ROWS + count, count + len(rows)
-                read.append(Part(end=Place(number, count), first=first, read=rows_read))
-                yield rows_read.forms
+    def count_sources(self, taken: Mapping[str, int]) -> list[dict[str, Any]]:
+        """Return how many rows of each source an epoch had, by the sources' numbers, and say it in the report."""
+        total = sum(taken.values())
+        self.report.sources = [
+            {"path": source.path, "repeat": source.repeat, "epoch_rows": taken.get(str(number), 0),
+             "share": taken.get(str(number), 0) / total}
+            for number, source in enumerate(self.data.train if total and len(self.data.train) > 1 else ())
+        ]  # fmt: skip
+        return self.report.sources
 
-    def _checked(self, made: Made, part: Part) -> tuple[Made, Place]:
+    def read_line(self, number: int, seed: int, epoch: int, place: Place) -> Iterator[Part]:
+        """Yield the next rows of a line, after `place`."""
+        line = self.lines[number]
+        for times in itertools.count(place.times) if line.passes is None else range(place.times, line.passes):
+            order = line.order(number, seed, epoch, times)
+            for turn in range(place.unit, len(order)):
+                unit, form = self.units[order[turn]]
+                count = place.row
+                for rows in _parted(unit.rows(count)):
+                    rows_read = ReadRows()
+                    rows_read.add(rows, form, self.wanted)
+                    first, count = order[turn] * FILE_ROWS + count, count + len(rows)
+                    yield Part(end=Place(turn, count, times), first=first, read=rows_read)
+                place = Place(turn + 1, 0, times)
+            place = Place()
+
+    def checked(self, made: Made, part: Part) -> Made:
         """Return what was made of a part, checked. Its bad rows are an error, unless the recipe drops them."""
         numbers = np.array(part.read.numbers, np.int64)
         made.examples = made.examples.renumbered(part.first + numbers)
@@ -126,7 +127,63 @@ class Stream:
         made.drops.update(count_faults(made.faults))
         for check in self.checks:
             check(made.examples)
-        return made, part.end
+        return made
+
+
+class Parts:
+    """What is made of the rows of an epoch. Each line is read in its order, as far as somebody asks for it."""
+
+    def __init__(self, stream: Stream, seed: int, epoch: int, places: Sequence[Place]) -> None:
+        self._stream = stream
+        self._lines = [stream.read_line(number, seed, epoch, place) for number, place in enumerate(places)]
+        self._open = set(range(len(places)))  # lines that may have further rows
+        self._ahead = [0] * len(places)  # parts of each line that were begun and not yet asked for
+        self._arrived: list[deque[tuple[Made, Place]]] = [deque() for _ in places]
+        self._asked = 0
+        self._made = self._make()
+
+    def next_of(self, line: int) -> tuple[Made, Place] | None:
+        """Return what is made of the next rows of a line, and where they end; None at its end."""
+        self._asked = line
+        while not self._arrived[line]:
+            if line not in self._open and not self._ahead[line]:
+                return None
+            if (found := next(self._made, None)) is not None:
+                self._arrived[found[0]].append(found[1:])
+        self._ahead[line] -= 1
+        return self._arrived[line].popleft()
+
+    def every(self) -> Iterator[Arrived]:
+        """Yield what is made of the rows of all lines, which take turns."""
+        for found in self._made:
+            self._ahead[found[0]] -= 1
+            yield found
+
+    def _make(self) -> Iterator[Arrived]:
+        stream, read = self._stream, deque[tuple[int, Part]]()
+        forms, count = self._forms(read), stream.data.num_proc or 1
+
+        def arrived(made: Made) -> Arrived:
+            line, part = read.popleft()
+            return line, stream.checked(made, part), part.end
+
+        if count == 1:
+            yield from (arrived(stream.maker.make(part)) for part in forms)
+            return
+        with working_processes(stream.maker, count) as workers:
+            yield from map(arrived, map(stream.maker.make, forms) if workers is None else workers.made(forms))
+
+    def _forms(self, read: deque[tuple[int, Part]]) -> Iterator[Sequence[Form]]:
+        """Yield the forms of the next rows, of the line that is least far ahead. The rest is appended to `read`."""
+        while self._open:
+            line = min(self._open, key=lambda number: (self._ahead[number], number != self._asked, number))
+            part = next(self._lines[line], None)
+            if part is None:
+                self._open.discard(line)
+                continue
+            self._ahead[line] += 1
+            read.append((line, part))
+            yield part.read.forms
 
 
 def stream_of(data: Data, maker: Maker, form_of: FormOf, wanted: Wanted, given: Any = None) -> Stream:
@@ -134,15 +191,15 @@ def stream_of(data: Data, maker: Maker, form_of: FormOf, wanted: Wanted, given: 
     sources = data.train
     if given is not None:
         sources = [attrs.evolve(data.train[0] if len(data.train) == 1 else Source(path="data"), path="data")]
-    units: list[Formatted] = []
-    samples, read = [], ReadRows()
+    units, counts, samples, read = list[Formatted](), list[int](), [], ReadRows()
     for source in sources:
         own = source_units(source, given, data.text_unit)
         rows = list(islice(own[0].rows(), SAMPLE))
         if not rows:
             raise LuthierError("data-empty", "there are no rows", where=source.path)
         form = form_of(data, rows, source, wanted)
-        units += [(unit, form) for unit in own] * source.repeat
+        units += [(unit, form) for unit in own]
+        counts.append(len(own))
         samples.append(rows)
         read.add(rows, form, wanted, source)
     made = maker.make(read.forms)
@@ -152,6 +209,7 @@ def stream_of(data: Data, maker: Maker, form_of: FormOf, wanted: Wanted, given: 
         data=data,
         maker=maker,
         units=units,
+        lines=make_lines(sources, counts),
         fingerprint=fingerprint_units([unit for unit, _ in units], samples, **_ingredients(data, maker, wanted)),
         sample=made.examples,
         report=_report(made, read, maker),

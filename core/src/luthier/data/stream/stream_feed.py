@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,45 +12,13 @@ import numpy as np
 from luthier.data.batches.example_feed import START, Portion, Reached
 from luthier.data.examples import TokenDataset, TokenExample
 from luthier.data.formats.bad_rows import SURE, TOLD, Fault, exceeds_limit
-from luthier.data.stream.row_stream import Place, Stream
-from luthier.data.tokenise.examples_of_rows import Made
-from luthier.data.tokenise.token_blocks import NOTHING
+from luthier.data.stream.row_stream import Stream
+from luthier.data.stream.source_turns import Turn, Turns
+from luthier.data.stream.stream_position import Position
 from luthier.errors import LuthierError
 from luthier.logs import get_logger
 
 log = get_logger()
-ARRAYS = ("input_ids", "labels", "starts", "weights", "documents", "index")
-COUNTS = ("epoch", "read", "samples", "epoch_samples", "supervised", "rows", "bad")
-
-
-@attrs.define(kw_only=True, eq=False)
-class Position:
-    """The position of a stream between two steps."""
-
-    epoch: int = 0
-    place: Place = attrs.field(factory=Place)
-    read: bool = False  # True once all rows of the epoch are read
-    buffer: list[TokenExample] = attrs.field(factory=list)  # examples to draw from
-    queue: deque[TokenExample] = attrs.field(factory=deque)  # examples that wait for room in the buffer
-    left: TokenDataset = NOTHING  # the rest of documents that are cut into blocks
-    samples: int = 0  # taken in this epoch
-    epoch_samples: int | None = None  # of the epoch before
-    supervised: int = 0  # tokens trained on so far
-    rows: int = 0  # read in this epoch
-    drops: Counter[str] = attrs.field(factory=Counter)  # of these rows, by reason
-    bad: int = 0  # bad rows among them
-    unrendered: Counter[str] = attrs.field(factory=Counter)  # parts of these rows that the template leaves out, by role
-
-    @property
-    def passes(self) -> float:
-        """Return the passes over the rows so far. Parts of a pass are known once one pass is complete."""
-        part = self.samples / self.epoch_samples if self.epoch_samples else 0.0
-        return self.epoch + min(part, math.nextafter(1.0, 0.0))
-
-    def copy(self) -> Position:
-        """Return a copy that shares the examples, which nobody changes."""
-        buffer, queue, drops = list(self.buffer), deque(self.queue), Counter(self.drops)
-        return attrs.evolve(self, buffer=buffer, queue=queue, drops=drops, unrendered=Counter(self.unrendered))
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -104,11 +71,7 @@ class StreamFeed:
             step, samples = step + 1, samples + len(examples)
 
     def state(self, portion: Portion | None) -> dict[str, Any]:
-        at = self.begin if portion is None else portion.position
-        sets = {"buffer": TokenDataset.of(at.buffer), "queue": TokenDataset.of(at.queue), "left": at.left}
-        state = {name: getattr(at, name) for name in COUNTS} | {"place": [at.place.unit, at.place.row]}
-        counts = {"drops": dict(at.drops), "unrendered": dict(at.unrendered)}
-        return {**state, **counts, **{name: _tensors(dataset) for name, dataset in sets.items()}}
+        return (self.begin if portion is None else portion.position).state()
 
     def load_state(self, state: Mapping[str, Any], reached: Reached = START) -> None:
         self.reached = reached
@@ -118,16 +81,7 @@ class StreamFeed:
             batch = reached.batch or self.batch
             steps = {"samples": state["taken"], "epoch_samples": state["per_epoch"]}
             state = {**state, **{name: None if n is None else n * batch for name, n in steps.items()}}
-        sets = {name: _dataset(state[name]) for name in ("buffer", "queue", "left")}
-        self.begin = Position(
-            **{name: state.get(name, 0) for name in COUNTS},  # older checkpoints lack the counts of bad rows
-            place=Place(*state["place"]),
-            drops=Counter(state["drops"]),
-            unrendered=Counter(state.get("unrendered", {})),
-            buffer=list(sets["buffer"]),
-            queue=deque(sets["queue"]),
-            left=sets["left"],
-        )
+        self.begin = Position.of_state(state)
 
     def _over(self, step: int, at: Position) -> bool:
         enough = self.max_tokens is not None and at.supervised >= self.max_tokens
@@ -163,18 +117,21 @@ class _Reader:
             return False
         counts = {"dropped": at.drops, "not_rendered": at.unrendered}
         facts = {name: ", ".join(f"{what} {n}" for what, n in c.most_common()) for name, c in counts.items() if c}
+        if sources := self.feed.stream.count_sources(at.taken):
+            facts["sources"] = ", ".join(f"{s['path']} {s['epoch_rows']} ({s['share']:.1%})" for s in sources)
         log.info("epoch read", epoch=at.epoch, rows=at.rows, **facts)
-        at.epoch, at.place, at.read, at.left = at.epoch + 1, Place(), False, NOTHING
-        at.epoch_samples, at.samples, at.rows, at.bad = at.samples, 0, 0, 0
-        at.drops, at.unrendered = Counter(), Counter()
+        at.begin_epoch()
         self._open()
         return True
 
     def _open(self) -> None:
-        self.parts = self.feed.stream.parts(self.feed.seed, self.at.epoch, self.at.place)
-        self.blocks = self.feed.stream.blocks()
+        stream, at = self.feed.stream, self.at
+        at.turns = at.turns or [Turn() for _ in stream.lines]
+        self.parts = stream.parts(self.feed.seed, at.epoch, [turn.place for turn in at.turns])
+        self.turns = Turns(lines=stream.lines, turns=at.turns, fetch=self._fetch, taken=at.taken)
+        self.blocks = stream.blocks()
         if self.blocks is not None:
-            self.blocks.left = self.at.left
+            self.blocks.left = at.left
 
     def _fill(self) -> None:
         """Read until the buffer is full or the epoch's rows are read."""
@@ -188,21 +145,28 @@ class _Reader:
                 self._read()
 
     def _read(self) -> None:
-        at, part = self.at, next(self.parts, None)
-        if part is None:
+        at, documents = self.at, self.turns.take()
+        if documents is None:
             at.read = True
             self._limit((), at.rows > 0)
             at.queue.extend(self.blocks.end() if self.blocks else ())
         else:
-            made, at.place = part
-            at.queue.extend(self._cut(made))
-            at.rows += made.rows
-            at.drops.update(made.drops)
-            at.unrendered.update(made.unrendered)
-            at.bad += len(made.faults)
-            self._limit(made.faults, at.rows >= SURE)
+            at.queue.extend(documents if self.blocks is None else self.blocks.add(documents))
         if self.blocks is not None:
             at.left = self.blocks.left
+
+    def _fetch(self, line: int) -> TokenDataset | None:
+        """Return what is made of the next rows of a line, and count them."""
+        at, part = self.at, self.parts.next_of(line)
+        if part is None:
+            return None
+        made, at.turns[line].place = part
+        at.rows += made.rows
+        at.drops.update(made.drops)
+        at.unrendered.update(made.unrendered)
+        at.bad += len(made.faults)
+        self._limit(made.faults, at.rows >= SURE)
+        return made.examples
 
     def _limit(self, faults: Sequence[Fault], sure: bool) -> None:
         """Raise if the epoch has too many bad rows. A share of them is judged only after many rows."""
@@ -211,24 +175,3 @@ class _Reader:
             problem = f"{at.bad} of the {at.rows} rows read so far are bad, more than max_bad_rows: {data.max_bad_rows}"
             listed = "".join(f"\n  {fault.line}" for fault in faults[:TOLD])
             raise LuthierError("data-row", f"{problem}{listed}", where="data.train")
-
-    def _cut(self, made: Made) -> TokenDataset:
-        return made.examples if self.blocks is None else self.blocks.add(made.examples)
-
-
-def _tensors(dataset: TokenDataset) -> dict[str, Any]:
-    import torch
-
-    def tensor(array: Any) -> Any:
-        return None if array is None else torch.from_numpy(np.array(array))
-
-    arrays = {name: tensor(getattr(dataset, name)) for name in ARRAYS}
-    columns = {name: tensor(values) for name, values in dataset.columns.items()}
-    return {**arrays, "where": list(dataset.where), "names": list(dataset.names), "columns": columns}
-
-
-def _dataset(tensors: Mapping[str, Any]) -> TokenDataset:
-    """Return the set that `_tensors` was given. Older checkpoints lack names, columns and index."""
-    arrays: dict[str, Any] = {name: None if tensors.get(name) is None else tensors[name].numpy() for name in ARRAYS}
-    columns = {name: values.numpy() for name, values in tensors.get("columns", {}).items()}
-    return TokenDataset(**arrays, where=tuple(tensors["where"]), names=tuple(tensors.get("names", ())), columns=columns)
