@@ -263,9 +263,9 @@ def unwritable_path(path: object, error: OSError) -> LuthierError:
     return LuthierError("path-unwritable", problem, where=str(path))
 
 
-def refuse_newer(held: Mapping[str, Any], known: int, where: object) -> None:
+def refuse_newer(record: Mapping[str, Any], known: int, where: object) -> None:
     """Raise `format-newer` where plain data that was read says that it has a later format than the `known` one."""
-    form, version = held.get("format"), held.get("luthier")
+    form, version = record.get("format"), record.get("luthier")
     if isinstance(form, int) and form > known:
         writer = f"luthier {version}" if isinstance(version, str) else "a newer luthier"
         problem = f"written by {writer}, in format {form}; this one reads up to {known}"

@@ -177,26 +177,26 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, held: Mapping[str, Any], *, settings: bool = True) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], *, settings: bool = True) -> None:
     """Put it back with the dtypes it had; torch's own `load_state_dict` would cast to the parameters'.
 
     Without `settings` the groups keep those that they have now. Raises `checkpoint-corrupt` if the checkpoint holds the
     state of another optimizer or of other groups; earlier checkpoints do not say of which optimizer theirs is.
     """
     kind = type(optimizer).__name__
-    if held.get("kind", kind) != kind:
+    if state.get("kind", kind) != kind:
         remedy = "Name the optimizer that the run began with, or resume on a machine with as much memory."
-        problem = f"the checkpoint holds the state of {held['kind']}, and the optimizer is {kind}"
+        problem = f"the checkpoint holds the state of {state['kind']}, and the optimizer is {kind}"
         raise LuthierError("checkpoint-corrupt", problem, where="optimizer", remedy=remedy)
     parameters = [p for g in optimizer.param_groups for p in g["params"]]
-    if len(held["groups"]) != len(optimizer.param_groups) or any(int(i) >= len(parameters) for i in held["state"]):
+    if len(state["groups"]) != len(optimizer.param_groups) or any(int(i) >= len(parameters) for i in state["state"]):
         raise LuthierError("checkpoint-corrupt", "the optimizer's groups differ from the checkpoint's")
-    for group, saved in zip(optimizer.param_groups, held["groups"] if settings else (), strict=settings):
+    for group, saved in zip(optimizer.param_groups, state["groups"] if settings else (), strict=settings):
         for name, value in saved.items():
             group[name] = tuple(value) if isinstance(group.get(name), tuple) else value
     optimizer.state.clear()
-    for number, entries in held["state"].items():
-        parameter, host = parameters[int(number)], held["host"].get(number, ())
+    for number, entries in state["state"].items():
+        parameter, host = parameters[int(number)], state["host"].get(number, ())
         optimizer.state[parameter] = {
             name: value if name in host else _placed(value, parameter.device) for name, value in entries.items()
         }

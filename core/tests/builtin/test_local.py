@@ -51,7 +51,7 @@ def test_a_run_of_this_machine_is_a_job_whose_adapter_loads(manager, rows, tmp_p
     assert job.spec.provider == "local"
     assert not job.is_final
     told = []
-    ended = manager.wait_sync(job.id, told=told.append)
+    ended = manager.wait_sync(job.id, listener=told.append)
     assert (ended.state, ended.reason) == (JobState.COMPLETED, None)
     assert [e.metrics["step"] for e in told] == [1.0, 2.0, 3.0]
     progress, metrics = manager.progress_sync(job.id), manager.metrics_sync(job.id)

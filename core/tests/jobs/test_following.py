@@ -35,7 +35,7 @@ def script_of(service, *states):
 def test_a_job_is_waited_for_and_its_events_are_told_once(submitted, service, manager):
     job, told = submitted(), []
     script_of(service, "running", "running", "completed")
-    ended = manager.wait_sync(job.id, told=told.append)
+    ended = manager.wait_sync(job.id, listener=told.append)
     assert ended.state == JobState.COMPLETED
     assert [e.id for e in told] == [str(i) for i in range(7)]
     assert [e.id for e in manager.events_sync(job.id)] == [str(i) for i in range(7)]
@@ -45,7 +45,7 @@ def test_a_job_is_waited_for_and_its_events_are_told_once(submitted, service, ma
 def test_an_unknown_state_is_unknown_and_polling_goes_on(submitted, service, manager):
     job, told = submitted(), []
     script_of(service, "preheating", "preheating", "cooling", "completed")
-    assert manager.wait_sync(job.id, told=told.append).state == JobState.COMPLETED
+    assert manager.wait_sync(job.id, listener=told.append).state == JobState.COMPLETED
     assert [e.message.split("'")[1] for e in told if e.kind == "warning"] == ["preheating", "cooling"]
 
 
@@ -83,7 +83,7 @@ def test_events_that_cannot_be_read_end_no_waiting_and_are_told_once(submitted, 
         raise ProviderError(kind, "its log is gone", retry_after=99.0)
 
     service.events = events
-    assert manager.wait_sync(job.id, told=told.append).state == JobState.COMPLETED
+    assert manager.wait_sync(job.id, listener=told.append).state == JobState.COMPLETED
     assert len([e for e in told if "the events cannot be read" in e.message and "its log is gone" in e.message]) == 1
     assert all(wait >= 99.0 for wait in clock.slept)
 
@@ -99,7 +99,7 @@ def test_events_whose_reading_fails_in_passing_are_not_told_of(submitted, servic
         return await events(remote_id, cursor)
 
     service.events = broken
-    assert manager.wait_sync(job.id, told=told.append).state == JobState.COMPLETED
+    assert manager.wait_sync(job.id, listener=told.append).state == JobState.COMPLETED
     assert [e.id for e in told] == [str(i) for i in range(7)]
 
 
@@ -115,7 +115,7 @@ def test_a_timeout_leaves_the_job_running(submitted, service, manager, clock):
 def test_a_job_that_stands_still_is_told_of_once(submitted, service, manager):
     job, told = submitted(), []
     script_of(service, *["running"] * 200, "completed")
-    manager.wait_sync(job.id, told=told.append)
+    manager.wait_sync(job.id, listener=told.append)
     assert len([e for e in told if "nothing has changed" in e.message]) == 1
 
 

@@ -63,7 +63,7 @@ def test_the_line_of_a_job_shows_its_newest_numbers(submitted, manager, service)
     line = FollowedJob(manager, job.id)
     told.print(line.draw_line())
     assert told.file.getvalue().strip() == "pending"
-    manager.wait_sync(job.id, told=line.note_event)
+    manager.wait_sync(job.id, listener=line.note_event)
     [event] = [e for e in manager.events_sync(job.id) if e.metrics.get("step") == 6]
     line.note_event(type(event)(id="7", at=7.0, metrics={"step": 7.0, "total_steps": 9.0, "loss": 1.25}))
     told.print(line.draw_line())

@@ -253,7 +253,7 @@ def offloaded(host, weights, x):
 def test_what_went_to_the_host_comes_back_a_layer_ahead_and_its_room_is_used_again():
     weights = [torch.randn(6, 6, requires_grad=True) for _ in range(4)]
     x, way = torch.randn(5, 6), Straight()
-    host = HostMemory(kept=3, way=way, smallest=0)
+    host = HostMemory(resident=3, way=way, smallest=0)
     for _ in range(3):
         gradients = torch.autograd.grad(offloaded(host, weights, x), weights)
         assert way.log == [*["send"] * 3, "fetch", "fetch", "arrive", "fetch", "arrive", "arrive"]
@@ -267,7 +267,7 @@ def test_what_went_to_the_host_comes_back_a_layer_ahead_and_its_room_is_used_aga
 
 def test_a_pass_that_is_never_differentiated_leaves_nothing_behind():
     weights, way = [torch.randn(6, 6, requires_grad=True) for _ in range(3)], Straight()
-    host = HostMemory(kept=2, way=way, smallest=0)
+    host = HostMemory(resident=2, way=way, smallest=0)
     offloaded(host, weights, torch.randn(5, 6))  # memory ran out, say
     way.log.clear()
     offloaded(host, weights, torch.randn(5, 6)).backward()
@@ -276,7 +276,7 @@ def test_a_pass_that_is_never_differentiated_leaves_nothing_behind():
 
 def test_small_tensors_stay_where_they_are():
     weights, way = [torch.randn(6, 6, requires_grad=True) for _ in range(2)], Straight()
-    offloaded(HostMemory(kept=1, way=way), weights, torch.randn(5, 6)).backward()
+    offloaded(HostMemory(resident=1, way=way), weights, torch.randn(5, 6)).backward()
     assert way.log == []
 
 

@@ -70,7 +70,7 @@ def test_the_schedule_keeps_its_fraction_of_the_samples(rows, epochs, before, af
     recipes = [recipe_of(b, num_train_epochs=epochs, lr_scheduler_type="linear") for b in (before, after)]
     first, second = feeds = [feed_of(recipe, dataset) for recipe in recipes]
     done, rest = cut_and_go_on(feeds, cut)
-    pace, rates = resume_pace(recipes[1], dataset, second.begin, held=0.0)
+    pace, rates = resume_pace(recipes[1], dataset, second.begin, rest=0.0)
     places = [pace.place(portion.step, portion.samples) for portion in rest]
     if places:
         assert places[0] == len(done)  # nothing jumps
@@ -90,7 +90,7 @@ def test_a_part_of_an_epoch_ends_within_its_schedule(rows, epochs, before, after
     recipes = [recipe_of(batch, num_train_epochs=epochs, lr_scheduler_type="linear") for batch in (before, after)]
     first, second = (feed_of(recipe, dataset) for recipe in recipes)
     _, rest = cut_and_go_on((first, second), cut)
-    pace, rates = resume_pace(recipes[1], dataset, second.begin, held=0.0)
+    pace, rates = resume_pace(recipes[1], dataset, second.begin, rest=0.0)
     places = [pace.place(portion.step, portion.samples) for portion in rest]
     assert rates is None or all(0.0 <= rates.between(place) <= rates.peak for place in places)
 

@@ -56,7 +56,7 @@ def test_a_parcel_that_is_too_large_sends_nothing(manager, fake, server, tmp_pat
 def test_without_a_claim_the_user_is_told_where_results_must_lie(manager, server, rows):
     told = []
     provider = {"name": "kubernetes", "server": server.url, "token": "env:CLUSTER_TOKEN", "namespace": "team"}
-    manager.submit_sync({"model": "demo", "data": str(rows)}, provider=provider, told=told.append)
+    manager.submit_sync({"model": "demo", "data": str(rows)}, provider=provider, listener=told.append)
     assert [f.where for f in told[0].findings] == ["provider.claim"]
 
 

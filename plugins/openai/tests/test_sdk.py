@@ -202,7 +202,7 @@ def test_a_rate_is_refused_with_what_to_write_instead(manager, fake, server, row
 def test_the_end_of_self_serve_tuning_is_told(manager, fake, server, rows):
     told = []
     provider = {"name": "openai", "base_url": f"{server.url}/v1", "dialect": "openai"}
-    manager.submit_sync({"model": fake.model, "data": str(rows)}, provider=provider, told=told.append)
+    manager.submit_sync({"model": fake.model, "data": str(rows)}, provider=provider, listener=told.append)
     assert any("2027-01-06" in finding.message for finding in told[0].findings)
     assert told[0].cost.amount is None  # the service chooses the epochs
 

@@ -61,7 +61,7 @@ def test_a_run_over_there_is_made_once_followed_and_its_adapter_loads_here(manag
     job = submitted(manager, there, rows, max_steps=2)
     assert job.remote_id == str(there.home / "luthier-jobs" / job.id)
     told = []
-    ended = manager.wait_sync(job.id, told=told.append, timeout=600)
+    ended = manager.wait_sync(job.id, listener=told.append, timeout=600)
     assert (ended.state, ended.reason) == (JobState.COMPLETED, None)
     assert [e.metrics["step"] for e in told] == [1.0, 2.0]
     assert [path.name for path in (there.home / "luthier-jobs").iterdir()] == [job.id]

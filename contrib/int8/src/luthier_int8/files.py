@@ -100,7 +100,7 @@ def _replace(model: nn.Module, name: str, settings: dict[str, Any]) -> None:
     setattr(model.get_submodule(parent), last, Int8Linear(columns, rows, bias=dense.bias, **settings))
 
 
-def _tie(model: nn.Module, name: str, kept: str) -> None:
-    """Tie the tensor `name` to the tensor `kept`."""
-    (owner, last), (source, first) = (model_path.rpartition(".")[::2] for model_path in (name, kept))
+def _tie(model: nn.Module, name: str, shared: str) -> None:
+    """Tie the tensor `name` to the tensor `shared`."""
+    (owner, last), (source, first) = (model_path.rpartition(".")[::2] for model_path in (name, shared))
     setattr(model.get_submodule(owner), last, getattr(model.get_submodule(source), first))

@@ -89,8 +89,8 @@ def _recipe(asked: Combination, count: int) -> Blend:
     return Blend(method=method, weights=asked.weights or (1 / count,) * count, density=asked.density or 1.0)
 
 
-def _refused(problem: str, where: str, found: object, remedy: str) -> LuthierError:
-    return LuthierError("recipe-out-of-range", problem, where=where, found=found, remedy=remedy)
+def _refused(problem: str, where: str, value: object, remedy: str) -> LuthierError:
+    return LuthierError("recipe-out-of-range", problem, where=where, found=value, remedy=remedy)
 
 
 def _check_alike(adapters: Sequence[LowRankFolder], method: str) -> None:
@@ -123,8 +123,8 @@ def _shape(pair: Pair, method: str) -> tuple[int, ...]:
     return (rank, pair.a.shape[1], pair.b.shape[0])
 
 
-def _unlike(adapter: LowRankFolder, problem: str, found: object) -> LuthierError:
-    return LuthierError("artifact-mismatch", problem, where=str(adapter.path), found=found,
+def _unlike(adapter: LowRankFolder, problem: str, value: object) -> LuthierError:
+    return LuthierError("artifact-mismatch", problem, where=str(adapter.path), found=value,
                         remedy="Combine adapters of one base, with the same targets.")  # fmt: skip
 
 

@@ -122,6 +122,6 @@ def unit_scales(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
     return {"r": common, "lora_alpha": common, "rank_pattern": own, "alpha_pattern": dict(own), "use_rslora": False}
 
 
-def _misfit(path: Path, problem: str, found: object) -> LuthierError:
+def _misfit(path: Path, problem: str, value: object) -> LuthierError:
     remedy = "Combine LoRA adapters that train nothing but their factors."
-    return LuthierError("artifact-mismatch", problem, where=str(path), found=found, remedy=remedy)
+    return LuthierError("artifact-mismatch", problem, where=str(path), found=value, remedy=remedy)

@@ -184,25 +184,25 @@ def operations(averages: Any, top: int, *, cuda: bool) -> list[dict[str, Any]]:
     return [{**row, "share": row["self_seconds"] / whole} for row in rows]
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(report: Mapping[str, Any]) -> str:
     """Return the report as text: phases, then operations."""
-    memory = f"{found['peak_memory'] / 2**20:,.0f} MiB"
-    lines = [f"{found['steps']} steps, {found['seconds']:.2f} s, peak memory {memory}", ""]
+    memory = f"{report['peak_memory'] / 2**20:,.0f} MiB"
+    lines = [f"{report['steps']} steps, {report['seconds']:.2f} s, peak memory {memory}", ""]
     lines += [f"{'phase':<12}{'seconds':>10}{'share':>8}{'median ms':>11}"]
-    for name, phase in found["phases"].items():
+    for name, phase in report["phases"].items():
         lines += [f"{name:<12}{phase['seconds']:>10.3f}{phase['share']:>8.1%}{phase['median'] * 1e3:>11.2f}"]
-    if found["operations"]:
+    if report["operations"]:
         lines += ["", f"{'operation':<52}{'calls':>8}{'self ms':>10}{'share':>8}"]
-    for row in found["operations"]:
+    for row in report["operations"]:
         lines += [f"{row['name'][:50]:<52}{row['calls']:>8}{row['self_seconds'] * 1e3:>10.2f}{row['share']:>8.1%}"]
-    return "\n".join([*lines, "", f"trace: {found['trace']} (open it in ui.perfetto.dev)" if found["trace"] else ""])
+    return "\n".join([*lines, "", f"trace: {report['trace']} (open it in ui.perfetto.dev)" if report["trace"] else ""])
 
 
-def _tell(found: Mapping[str, Any]) -> None:
-    shares = {name: f"{phase['share']:.1%}" for name, phase in found["phases"].items()}
-    log.info("profile", steps=found["steps"], seconds=round(found["seconds"], 2), **shares)
-    for row in found["operations"][:TOLD]:
+def _tell(report: Mapping[str, Any]) -> None:
+    shares = {name: f"{phase['share']:.1%}" for name, phase in report["phases"].items()}
+    log.info("profile", steps=report["steps"], seconds=round(report["seconds"], 2), **shares)
+    for row in report["operations"][:TOLD]:
         milliseconds, share = round(row["self_seconds"] * 1e3, 2), f"{row['share']:.1%}"
         log.info("operation", name=row["name"], self_ms=milliseconds, share=share)
-    if found["trace"]:
-        log.info("trace written", path=found["trace"], open_in="ui.perfetto.dev")
+    if report["trace"]:
+        log.info("trace written", path=report["trace"], open_in="ui.perfetto.dev")

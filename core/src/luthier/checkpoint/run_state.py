@@ -53,10 +53,10 @@ def restore_weights(
     _give(parts, tree["parts"], fresh)
 
 
-def _give(known: Mapping[str, Any], held: Mapping[str, Any], fresh: frozenset[str]) -> None:
+def _give(known: Mapping[str, Any], states: Mapping[str, Any], fresh: frozenset[str]) -> None:
     for name, part in known.items():
-        if name in held and name not in fresh:
-            part.load_state(held[name])
-    unused = sorted(held.keys() - known.keys())
+        if name in states and name not in fresh:
+            part.load_state(states[name])
+    unused = sorted(states.keys() - known.keys())
     if unused:
         log.info("state of the checkpoint that nothing here takes", names=unused)

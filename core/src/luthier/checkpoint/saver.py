@@ -146,14 +146,14 @@ class Saver:
         self._aside = self._aside or self.world.aside()
         return sharded_snapshot(tree, self._aside, self._spare)
 
-    def _write(self, writing: _Writing, held: Snapshot | ShardedSnapshot, best: Path | None) -> None:
+    def _write(self, writing: _Writing, snapshot: Snapshot | ShardedSnapshot, best: Path | None) -> None:
         try:
-            if isinstance(held, Snapshot):
+            if isinstance(snapshot, Snapshot):
                 writing.path = checkpoint.write_checkpoint(
-                    self.folder, writing.step, held.write, self.belongs, self.constants
+                    self.folder, writing.step, snapshot.write, self.belongs, self.constants
                 )
             else:
-                writing.path = held.write(self.folder, writing.step, self.belongs, self.constants)
+                writing.path = snapshot.write(self.folder, writing.step, self.belongs, self.constants)
             if self.world.is_main:
                 checkpoint.prune_checkpoints(self.folder, self.limit, best)
             writing.after()

@@ -133,22 +133,22 @@ def distributed(tensor: Tensor, like: DTensor) -> DTensor:
     return _as_shard(own.to(mesh.device_type, copy=True), tensor.shape, mesh)
 
 
-def _split(node: Any, path: str, found: dict[str, DTensor]) -> Any:
+def _split(node: Any, path: str, shards: dict[str, DTensor]) -> Any:
     if isinstance(node, DTensor):
-        return _marked(node, path, found)
+        return _marked(node, path, shards)
     if isinstance(node, Mapping):
-        return {key: _split(value, f"{path}/{key}" if path else str(key), found) for key, value in node.items()}
+        return {key: _split(value, f"{path}/{key}" if path else str(key), shards) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
-        return [_split(value, f"{path}/{i}", found) for i, value in enumerate(node)]
+        return [_split(value, f"{path}/{i}", shards) for i, value in enumerate(node)]
     return node
 
 
-def _marked(tensor: DTensor, path: str, found: dict[str, DTensor]) -> Any:
+def _marked(tensor: DTensor, path: str, shards: dict[str, DTensor]) -> Any:
     if tensor.placements == (Replicate(),):
         return {MARK: "replicated", "tensor": tensor.to_local()}
     if tensor.placements != (Shard(0),):
         tensor = tensor.redistribute(placements=(Shard(0),))
-    found[path] = cast(DTensor, tensor.detach())
+    shards[path] = cast(DTensor, tensor.detach())
     return {MARK: path, "shape": list(tensor.shape), "dtype": str(tensor.dtype)[6:]}
 
 

@@ -135,32 +135,32 @@ def _disk(folder: Path) -> dict[str, Any]:
     return {"folder": str(folder), "total_bytes": usage.total, "free_bytes": usage.free}
 
 
-def _draw(screen: Console, found: dict[str, Any]) -> None:
+def _draw(screen: Console, report: dict[str, Any]) -> None:
     from rich.text import Text
 
     from luthier.cli.screen.tables import pairs_table
 
-    screen.print(pairs_table(dict(_lines(found))))
-    for failure in found["failures"]:
+    screen.print(pairs_table(dict(_lines(report))))
+    for failure in report["failures"]:
         screen.print(Text(f"failure: {failure}", style="red"), soft_wrap=True)
-    if not found["failures"]:
+    if not report["failures"]:
         screen.print(Text("no failures", style="green"))
 
 
-def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "versions", " ".join(f"{name}={version}" for name, version in found["versions"].items())
-    yield "platform", found["platform"]
-    yield "python", found["python"]
-    for device in found["devices"]:
+def _lines(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "versions", " ".join(f"{name}={version}" for name, version in report["versions"].items())
+    yield "platform", report["platform"]
+    yield "python", report["python"]
+    for device in report["devices"]:
         memory = f", {device['memory_bytes'] / GIB:.1f} GiB" if "memory_bytes" in device else ""
         yield device["device"], f"{device['name']}{memory}"
-    yield "threads", ", ".join(f"{name} {value}" for name, value in found["threads"].items())
-    if found["memory"]:
-        available, total = (found["memory"][key] / GIB for key in ("available_bytes", "total_bytes"))
+    yield "threads", ", ".join(f"{name} {value}" for name, value in report["threads"].items())
+    if report["memory"]:
+        available, total = (report["memory"][key] / GIB for key in ("available_bytes", "total_bytes"))
         yield "memory", f"{available:.1f} of {total:.1f} GiB available"
-    yield "disk", f"{found['disk']['free_bytes'] / GIB:.1f} GiB free in {found['disk']['folder']}"
-    counts = found["plugins"]
+    yield "disk", f"{report['disk']['free_bytes'] / GIB:.1f} GiB free in {report['disk']['folder']}"
+    counts = report["plugins"]
     blocked = f"; blocked: {', '.join(counts['blocked'])}" if counts["blocked"] else ""
     yield "plugins", f"{counts['parts']} parts of {counts['distributions']} distributions{blocked}"
-    lacking = f"lacks {', '.join(found['missing'])}. {found['remedy']}"
-    yield "training", lacking if found["missing"] else "all that it needs here is installed"
+    lacking = f"lacks {', '.join(report['missing'])}. {report['remedy']}"
+    yield "training", lacking if report["missing"] else "all that it needs here is installed"

@@ -127,12 +127,12 @@ def _run(recipe: Mapping[str, Any]) -> Table:
     return pairs_table(rows)
 
 
-def _parts(found: Mapping[str, Any]) -> Table:
+def _parts(report: Mapping[str, Any]) -> Table:
     """Return each part with its distribution, what it needs and from which part, and what it provides."""
     from luthier.cli.screen.tables import plain_table
 
     table = plain_table("", "", "", "", show_header=False)
-    for part, tags in zip(found["parts"], found["compatibility"], strict=True):
+    for part, tags in zip(report["parts"], report["compatibility"], strict=True):
         origin = f"{part['distribution']} {part['version']}" if part["distribution"] else "of this program"
         needs = [f"needs {tag} from {giver}" for tag, giver in tags["needs"].items()]
         provides = [f"provides {', '.join(tags['provides'])}"] if tags["provides"] else []
@@ -152,11 +152,11 @@ def _parameters(counts: Mapping[str, Mapping[str, int]]) -> Table:
     return table
 
 
-def _operations(found: Sequence[str]) -> Table:
+def _operations(operations: Sequence[str]) -> Table:
     from luthier.cli.screen.tables import pairs_table
 
     rows: dict[str, str] = {}
-    for line in found:
+    for line in operations:
         name, _, implementation = line.partition(": ")
         rows[name] = f"{rows[name]}, {implementation}" if name in rows else implementation
     return pairs_table(rows)

@@ -155,8 +155,8 @@ def rows(path: Path) -> Iterator[Row]:
     yield from (json.loads(line) for line in text.split("\n") if line)
 
 
-def write(path: Path, found: Iterable[Row]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), "utf-8")
+def write(path: Path, rows: Iterable[Row]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
 
 
 if __name__ == "__main__":

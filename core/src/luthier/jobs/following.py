@@ -72,9 +72,9 @@ class StallWatch:
 class Follower:
     """A follower that looks at one job until it has ended."""
 
-    def __init__(self, store: JobStore, provider: Provider, clock: Clock, told: EventTold | None = None) -> None:
+    def __init__(self, store: JobStore, provider: Provider, clock: Clock, listener: EventTold | None = None) -> None:
         self.store, self.provider, self.clock = store, provider, clock
-        self._told = told or (lambda event: None)
+        self._told = listener or (lambda event: None)
         self._unread = 0  # failed readings of events in a row
 
     async def refresh(self, job: Job) -> Job:

@@ -48,8 +48,8 @@ async def verify_provider(
     return _write_transcript(answers, output)
 
 
-def _write_transcript(found: dict[str, Any], output: Path) -> dict[str, Any]:
-    transcript = redact_value(json.loads(json.dumps(found, default=str)))
+def _write_transcript(record: dict[str, Any], output: Path) -> dict[str, Any]:
+    transcript = redact_value(json.loads(json.dumps(record, default=str)))
     try:
         output.write_text(json.dumps(transcript, indent=2) + "\n", "utf-8")
     except OSError as error:

@@ -54,18 +54,18 @@ class Manager(SyncTwins):
 
     async def submit(
         self, recipe: Any = None, *, provider: Any = None, data: Any = None, eval_data: Any = None,
-        max_cost: float | None = None, told: Callable[[PreparedJob], None] | None = None,
+        max_cost: float | None = None, listener: Callable[[PreparedJob], None] | None = None,
         uploading: UploadTold | None = None, **settings: Any,
     ) -> Job:  # fmt: skip
         """Check, convert and journal a job, then create it at its provider, once. Return as soon as it exists.
 
-        `recipe`, `data` and `settings` are those of `luthier.train`. `told` is called with the prepared job, its
+        `recipe`, `data` and `settings` are those of `luthier.train`. `listener` is called with the prepared job, its
         findings and its cost before anything is sent; `uploading` is called as files are sent.
         """
         reading, room = self._read(recipe, provider, data, eval_data, settings)
         async with self._prepared(reading, provider, room, max_cost) as (ready, prepared):
-            if told is not None:
-                told(prepared)
+            if listener is not None:
+                listener(prepared)
             job = self.store.add_job(prepared.spec, self.clock.now())
             if ready.options is None:
                 self._objects[job.id] = ready
@@ -102,17 +102,17 @@ class Manager(SyncTwins):
         job = await self._looked_at(name)
         return job_metrics(job, read_events(self.store, job.id)[0])
 
-    async def wait(self, name: str, timeout: float | None = None, told: EventTold | None = None) -> Job:
+    async def wait(self, name: str, timeout: float | None = None, listener: EventTold | None = None) -> Job:
         """Wait until a job has ended. If its submission was cut off, complete it first.
 
-        `timeout` is in seconds; None waits for ever. Raises `job-timeout` after it. `told` is called with each new
+        `timeout` is in seconds; None waits for ever. Raises `job-timeout` after it. `listener` is called with each new
         event.
         """
         job = await self.attach(name)
         async with self._provider_of(job) as part:
             capabilities = await part.capabilities(job.spec.model)
             polling = Polling(shortest=capabilities.poll[0], longest=capabilities.poll[1])
-            follower = Follower(self.store, part, self.clock, told)
+            follower = Follower(self.store, part, self.clock, listener)
             return await follower.wait_final(job, polling, timeout, events=capabilities.events)
 
     async def events(self, name: str, *, refresh: bool = True) -> list[JobEvent]:

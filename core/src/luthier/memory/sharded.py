@@ -16,7 +16,7 @@ SPREAD: Final = ("weights", "gradients", "optimizer")  # causes that are divided
 AHEAD: Final = 2  # layers that are whole at one time: the one that computes, and the next one
 
 
-def divide_footprint(found: Footprint, model: nn.Module, ranks: int, *, shards_reference: bool) -> Footprint:
+def divide_footprint(footprint: Footprint, model: nn.Module, ranks: int, *, shards_reference: bool) -> Footprint:
     """Return what one rank holds: its share of what is spread, and whole what lies outside the layers and two of these.
 
     `shards_reference`: the reference's weights are constants of the adapter, which are spread too.
@@ -27,11 +27,11 @@ def divide_footprint(found: Footprint, model: nn.Module, ranks: int, *, shards_r
     inside = {id(p) for layer in layers for p in layer.parameters()}
     outside = [p for p in model.parameters() if id(p) not in inside]
     spread = (*SPREAD, *(["reference"] if shards_reference else []))
-    causes = {cause: size // ranks if cause in spread else size for cause, size in found.causes.items()}
+    causes = {cause: size // ranks if cause in spread else size for cause, size in footprint.causes.items()}
     for cause, trained in (("weights", False), ("gradients", True)):
         largest = max((_bytes(layer.parameters(), trained) for layer in layers), default=0)
         causes[cause] = causes.get(cause, 0) + _bytes(outside, trained) + AHEAD * largest
-    return attrs.evolve(found, causes=causes)
+    return attrs.evolve(footprint, causes=causes)
 
 
 def _bytes(parameters: Iterable[Any], trained: bool) -> int:

@@ -97,14 +97,14 @@ def prepare_batch(adapter: Adapter, batch: Batch) -> Batch:
         return batch
     origin, free = prepared.origin, int((batch.continues < 0).sum())
     if origin is None:
-        raise _unkept("prepare(batch) returned another batch without origin", found=None)
+        raise _unkept("prepare(batch) returned another batch without origin", value=None)
     if len(origin) != prepared.num_tokens or not torch.equal(origin[origin >= 0], _range_like(origin, batch)):
         problem = "the origin of a prepared batch does not name each token of the loss's batch once, in order"
-        raise _unkept(problem, found=origin.tolist()[:8])
+        raise _unkept(problem, value=origin.tolist()[:8])
     added, declared = prepared.num_tokens - batch.num_tokens, adapter.virtual_tokens()
     if added != declared * free:
         problem = f"prepare(batch) added {added} tokens to {free} documents, and virtual_tokens() is {declared}"
-        raise _unkept(problem, found=added)
+        raise _unkept(problem, value=added)
     return prepared
 
 
@@ -114,13 +114,13 @@ def count_prefix_rows(adapter: Adapter, layers: int) -> int:
         pairs = [adapter.prefixes(layer) for layer in range(layers)]
     counts = sorted({0 if pair is None else pair[0].shape[0] for pair in pairs})
     if len(counts) > 1:
-        raise _unkept("prefixes differ in number from layer to layer", found=counts)
+        raise _unkept("prefixes differ in number from layer to layer", value=counts)
     return counts[0]
 
 
-def _unkept(problem: str, found: object) -> LuthierError:
+def _unkept(problem: str, value: object) -> LuthierError:
     remedy = "See `Adapter.prepare` in the documentation of hooks."
-    return LuthierError("part-invalid", problem, where="adapter", found=found, remedy=remedy)
+    return LuthierError("part-invalid", problem, where="adapter", found=value, remedy=remedy)
 
 
 def _range_like(origin: Tensor, batch: Batch) -> Tensor:

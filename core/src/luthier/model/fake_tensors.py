@@ -55,8 +55,8 @@ class Ghost(Tensor):
         return ["inner"], (self.device, self.world)
 
     @staticmethod
-    def __tensor_unflatten__(inner: dict[str, Tensor], told: Any, size: Any, stride: Any) -> Ghost:
-        return Ghost(inner["inner"], *told)
+    def __tensor_unflatten__(inner: dict[str, Tensor], meta: Any, size: Any, stride: Any) -> Ghost:
+        return Ghost(inner["inner"], *meta)
 
     def untyped_storage(self) -> torch.UntypedStorage:
         return self.inner.untyped_storage()  # views of one fake tensor share its storage

@@ -67,7 +67,7 @@ class ModelPolicy:
         for start in range(0, max(len(positions), 1), chunk):
             span = slice(start, start + chunk)
             inputs = [states[span], labels[span], None if rival is None else rival[span], *(g[span] for g in given)]
-            results.append(self._map_chunk(function, other, inputs, kept=len(positions) <= chunk))
+            results.append(self._map_chunk(function, other, inputs, alone=len(positions) <= chunk))
         return _spread(torch.cat(results), positions, batch)
 
     def states(self, batch: Batch) -> Tensor:
@@ -152,11 +152,9 @@ class ModelPolicy:
         self._batch = batch
 
     def _map_chunk(
-        self, function: Callable[..., Tensor], other: Policy | None, inputs: list[Any], kept: bool
+        self, function: Callable[..., Tensor], other: Policy | None, inputs: list[Any], alone: bool
     ) -> Tensor:
-        """Return one chunk's values, recomputed in backward; a chunk that is alone is `kept`, which is a head's pass
-        less.
-        """
+        """Return one chunk's values. A chunk that is `alone` is not recomputed in backward: a pass of the head less."""
 
         def compute(states: Tensor, labels: Tensor, rival: Tensor | None, *given: Tensor) -> Tensor:
             logits = self.head(states)
@@ -164,7 +162,7 @@ class ModelPolicy:
                 return function(logits, labels, *given)
             return function(logits, labels, *given, other.head(rival))
 
-        if torch.is_grad_enabled() and self.frozen is None and not kept:
+        if torch.is_grad_enabled() and self.frozen is None and not alone:
             return checkpoint(compute, *inputs, use_reentrant=False)
         return compute(*inputs)
 

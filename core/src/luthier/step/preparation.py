@@ -130,18 +130,18 @@ def show_progress(total: int, text: str) -> Callable[..., None]:
     console, began = Console(stderr=True), time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True, auto_refresh=False)
-    task, done, told = bar.add_task(text, total=total), 0, began
+    task, done, last = bar.add_task(text, total=total), 0, began
 
     def advance(n: int = 1) -> None:
-        nonlocal done, told
+        nonlocal done, last
         done, now = done + n, time.monotonic()
         if console.is_terminal and (now - began > PATIENCE or bar.live.is_started):
             bar.start()
             bar.update(task, completed=done, refresh=True)
             if done >= total:
                 bar.stop()
-        elif not console.is_terminal and now - told >= EVERY:
-            told = now
+        elif not console.is_terminal and now - last >= EVERY:
+            last = now
             log.info(text, done=done, of=total)
 
     return advance

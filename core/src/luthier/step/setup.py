@@ -135,9 +135,9 @@ class Setup:
         """Return the schedule's learning rate of a step."""
         return self.rates.between(self.pace.place(portion.step, portion.samples))
 
-    def resume_at(self, reached: Reached, held: float) -> None:
+    def resume_at(self, reached: Reached, rest: float) -> None:
         """Go on in the schedule where it was; see `resume_pace`."""
-        self.pace, rates = resume_pace(self.recipe, self.train, reached, held)
+        self.pace, rates = resume_pace(self.recipe, self.train, reached, rest)
         self.rates = rates or self.rates
 
     def tell_progress(self, progress: Progress | None = None) -> Multipliers:

@@ -49,20 +49,20 @@ def _check_tuning(setup: Setup) -> None:
         raise LuthierError("recipe-conflict", problem, where=where, remedy="Use adapter full, or leave this out.")
 
 
-def require_metric(name: str, found: Iterable[str], where: str = "metric_for_best_model") -> None:
-    if name not in found:
-        problem, remedy = f"an evaluation gives no {name!r}", suggest_nearest(name, found)
+def require_metric(name: str, names: Iterable[str], where: str = "metric_for_best_model") -> None:
+    if name not in names:
+        problem, remedy = f"an evaluation gives no {name!r}", suggest_nearest(name, names)
         raise LuthierError("recipe-conflict", problem, where=where, remedy=remedy)
 
 
-def improves_metric(recipe: Recipe, found: Mapping[str, float], best: float | None) -> bool:
+def improves_metric(recipe: Recipe, metrics: Mapping[str, float], best: float | None) -> bool:
     """Return True if an evaluation is better than the best so far; NaN never is."""
     name = recipe.metric_for_best_model
-    require_metric(name, found)
+    require_metric(name, metrics)
     more = more_is_better(recipe, name)
-    if math.isnan(found[name]):
+    if math.isnan(metrics[name]):
         return False
-    return best is None or (found[name] > best if more else found[name] < best)
+    return best is None or (metrics[name] > best if more else metrics[name] < best)
 
 
 def more_is_better(recipe: Recipe, name: str) -> bool:

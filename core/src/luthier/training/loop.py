@@ -266,11 +266,11 @@ class Loop:
             self.hooks.evaluated(run=self.run, step=self.run.step, metrics=metrics)
         self._agree()
 
-    def _judge(self, found: dict[str, float]) -> None:
+    def _judge(self, metrics: dict[str, float]) -> None:
         """Remember the best; its checkpoint is written where the run must end with it."""
         recipe = self.setup.recipe
-        if improves_metric(recipe, found, self.tally.best_metric) and self.run.step:  # after a step, not before
-            self.tally.best_metric, self.tally.best_step = found[recipe.metric_for_best_model], self.run.step
+        if improves_metric(recipe, metrics, self.tally.best_metric) and self.run.step:  # after a step, not before
+            self.tally.best_metric, self.tally.best_step = metrics[recipe.metric_for_best_model], self.run.step
             self.control.wants_save |= recipe.load_best_model_at_end
 
     def _save_due(self, portion: Portion, done: Update) -> bool:

@@ -69,12 +69,12 @@ def progress() -> Iterator[Progress]:
 
 
 def _log_lines(began: float) -> Progress:
-    told = began
+    last = began
 
     def seen(done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told >= EVERY:
-            told = time.monotonic()
+        nonlocal last
+        if time.monotonic() - last >= EVERY:
+            last = time.monotonic()
             log.info("tokenising", rows=done, of=total)
 
     return seen

@@ -57,18 +57,18 @@ def slope_tile(products: Tensor, bend: Bend, labels: Tensor, first: int, norms: 
     )
 
 
-def add_rows(total: Tensor, made: Tensor, kept: Tensor, shares: Tensor) -> None:
-    """Compute total [C, H] = total * kept [C] + made * shares [C], in place."""
+def add_rows(total: Tensor, made: Tensor, factor: Tensor, shares: Tensor) -> None:
+    """Compute total [C, H] = total * factor [C] + made * shares [C], in place."""
     native = _is_native(made) and made.shape[1] > 0
 
     def add_native() -> None:
         call, wide = native_function("head", "add_rows"), made.dtype is torch.float32
-        run_parts(len(made), 16, lambda start, end: call(total, made, wide, kept, shares, start, end, made.shape[1]))
+        run_parts(len(made), 16, lambda start, end: call(total, made, wide, factor, shares, start, end, made.shape[1]))
 
     run_first(
         "add_rows",
         ("native", native, add_native),
-        ("torch", True, lambda: total.mul_(kept[:, None]).addcmul_(made.to(total.dtype), shares[:, None])),
+        ("torch", True, lambda: total.mul_(factor[:, None]).addcmul_(made.to(total.dtype), shares[:, None])),
     )
 
 

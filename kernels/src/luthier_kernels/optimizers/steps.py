@@ -71,12 +71,12 @@ def reference_floats(p: Tensor, g: Tensor, moments: Pair, rates: Rates, key: int
     p.copy_(round_values(moved, p.dtype, key).view_as(p))
 
 
-def _native(name: str, p: Tensor, g: Tensor, held: tuple[Pair, ...], rates: Rates, key: int | None) -> None:
-    if len(held) == 2:
-        (mc, vc), (ms, vs) = held
+def _native(name: str, p: Tensor, g: Tensor, moments: tuple[Pair, ...], rates: Rates, key: int | None) -> None:
+    if len(moments) == 2:
+        (mc, vc), (ms, vs) = moments
         state: tuple[Tensor, ...] = (mc, ms, vc, vs)
     else:
-        state = held[0]
+        state = moments[0]
     call, blocks = native_function("adamw", name), -(-p.numel() // BLOCK)
     wides = p.dtype is torch.float32, g.dtype is torch.float32
 

@@ -25,38 +25,38 @@ COLUMNS: Final = {"step_number": "step", "epoch_number": "epoch", "training_loss
                   "validation_loss": "eval_loss", "perplexity": "perplexity"}  # fmt: skip
 
 
-def read_job(found: Mapping[str, Any]) -> JobStatus:
+def read_job(answer: Mapping[str, Any]) -> JobStatus:
     """Return the status of a job, from its own description or from an entry of the list."""
-    raw_state = str(found.get("status"))
+    raw_state = str(answer.get("status"))
     state, phase = STATES.get(raw_state, (JobState.UNKNOWN, None))
-    details = found.get("statusDetails") or {}
+    details = answer.get("statusDetails") or {}
     if raw_state == "InProgress":
         state, phase = _progress(details)
-    created, ended = read_time(found.get("creationTime")), read_time(found.get("endTime"))
+    created, ended = read_time(answer.get("creationTime")), read_time(answer.get("endTime"))
     done = state == JobState.COMPLETED  # the numbers of an unfinished job are not valid yet
-    evaluations = found.get("validationMetrics") or []
+    evaluations = answer.get("validationMetrics") or []
     return JobStatus(
-        remote_id=str(found["jobName"]),
+        remote_id=str(answer["jobName"]),
         state=state,
         raw_state=raw_state,
         phase=phase,
-        reason=(found.get("failureMessage") or "the service gives no reason") if state == JobState.FAILED else None,
+        reason=(answer.get("failureMessage") or "the service gives no reason") if state == JobState.FAILED else None,
         metrics=JobMetrics(
-            train_loss=read_number((found.get("trainingMetrics") or {}).get("trainingLoss")) if done else None,
+            train_loss=read_number((answer.get("trainingMetrics") or {}).get("trainingLoss")) if done else None,
             eval_loss=read_number(evaluations[0].get("validationLoss")) if done and evaluations else None,
             duration=elapsed_seconds(created, ended) if state.is_final else None,
         ),
-        result_model=found.get("outputModelArn") or found.get("customModelArn") if done else None,
-        settings=dict(found.get("hyperParameters") or {}),
+        result_model=answer.get("outputModelArn") or answer.get("customModelArn") if done else None,
+        settings=dict(answer.get("hyperParameters") or {}),
         created=created,
         finished=ended if state.is_final else None,
-        raw=dict(found),
+        raw=dict(answer),
     )
 
 
-def phase_events(found: Mapping[str, Any]) -> Iterator[JobEvent]:
+def phase_events(answer: Mapping[str, Any]) -> Iterator[JobEvent]:
     """Yield an event for each phase that has begun or ended, because the service reports no events."""
-    details = found.get("statusDetails") or {}
+    details = answer.get("statusDetails") or {}
     for part, phase in reversed(PHASES.items()):
         known = details.get(part) or {}
         status = known.get("status")

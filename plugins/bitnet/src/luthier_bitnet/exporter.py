@@ -92,5 +92,5 @@ def _compare_tokenizers(folder: Path, tokenizer: Any) -> None:
         raise _mismatch(folder, "the tokenizer differs from the model's", None)
 
 
-def _mismatch(folder: Path, problem: str, found: object) -> LuthierError:
-    return LuthierError("artifact-mismatch", problem, where=str(folder), found=found)
+def _mismatch(folder: Path, problem: str, value: object) -> LuthierError:
+    return LuthierError("artifact-mismatch", problem, where=str(folder), found=value)

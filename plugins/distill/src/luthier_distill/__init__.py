@@ -74,8 +74,8 @@ class Distill:
         return own, own if self.teacher_layers is None else self.teacher_layers
 
 
-def _refuse(problem: str, remedy: str, field: str, found: object) -> None:
-    raise LuthierError("recipe-conflict", problem, where=f"Distill.{field}", found=found, remedy=remedy)
+def _refuse(problem: str, remedy: str, field: str, value: object) -> None:
+    raise LuthierError("recipe-conflict", problem, where=f"Distill.{field}", found=value, remedy=remedy)
 
 
 @hookimpl

@@ -34,46 +34,46 @@ NAMES: Final = {  # name in a line of the metrics file, in lower case -> our nam
 }  # fmt: skip
 
 
-def read_job(found: Mapping[str, Any]) -> JobStatus:
+def read_job(answer: Mapping[str, Any]) -> JobStatus:
     """Return the status of a job of either kind. Fields that are missing or null are None."""
-    raw_state = str(found.get("state"))
+    raw_state = str(answer.get("state"))
     state, phase = STATES.get(raw_state.removeprefix(PREFIX), (JobState.UNKNOWN, None))
-    config = {**found, **(found.get("trainingConfig") or {})}
-    progress, cost = found.get("jobProgress") or {}, found.get("estimatedCost") or {}
-    created, finished = read_time(found.get("createTime")), read_time(found.get("completedTime"))
+    config = {**answer, **(answer.get("trainingConfig") or {})}
+    progress, cost = answer.get("jobProgress") or {}, answer.get("estimatedCost") or {}
+    created, finished = read_time(answer.get("createTime")), read_time(answer.get("completedTime"))
     return JobStatus(
-        remote_id=str(found["name"]),
+        remote_id=str(answer["name"]),
         state=state,
         raw_state=raw_state,
         phase=phase,
-        reason=_reason(found.get("status")) if state == JobState.FAILED else None,
+        reason=_reason(answer.get("status")) if state == JobState.FAILED else None,
         progress=JobProgress(epoch=read_number(progress.get("epoch")), total_epochs=read_number(config.get("epochs"))),
         metrics=JobMetrics(
             duration=elapsed_seconds(created, finished), cost=_money(cost), currency=cost.get("currencyCode")
         ),
-        result_model=tuned_model(found) if state == JobState.COMPLETED else None,
+        result_model=tuned_model(answer) if state == JobState.COMPLETED else None,
         settings={name: config[name] for name in RESOLVED if config.get(name) is not None},
         created=created,
         finished=finished,
-        raw={name: value for name, value in found.items() if not name.endswith("SignedUrl") and name != "wandbConfig"},
+        raw={name: value for name, value in answer.items() if not name.endswith("SignedUrl") and name != "wandbConfig"},
     )
 
 
-def tuned_model(found: Mapping[str, Any]) -> str:
+def tuned_model(answer: Mapping[str, Any]) -> str:
     """Return the full name of the model that a job makes: the requested one, or the job's own."""
-    name = str(found["name"])
-    given = found.get("outputModel") or (found.get("trainingConfig") or {}).get("outputModel")
+    name = str(answer["name"])
+    given = answer.get("outputModel") or (answer.get("trainingConfig") or {}).get("outputModel")
     given = str(given or name.rpartition("/")[2])
     return given if given.startswith("accounts/") else f"accounts/{name.split('/')[1]}/models/{given}"
 
 
-def state_event(found: Mapping[str, Any]) -> JobEvent:
+def state_event(answer: Mapping[str, Any]) -> JobEvent:
     """Return an event with the state and progress of a job, because the service reports no events."""
-    progress = found.get("jobProgress") or {}
+    progress = answer.get("jobProgress") or {}
     percent, epoch = progress.get("percent"), progress.get("epoch")
     suffix = "" if percent is None else f", {percent} %" + ("" if epoch is None else f" of epoch {epoch}")
-    state = str(found.get("state"))
-    at = read_time(found.get("updateTime")) or read_time(found.get("createTime")) or 0.0
+    state = str(answer.get("state"))
+    at = read_time(answer.get("updateTime")) or read_time(answer.get("createTime")) or 0.0
     return JobEvent(id=f"{state}:{epoch}:{percent}", at=at, kind="state", message=state.removeprefix(PREFIX) + suffix)
 
 

@@ -97,5 +97,5 @@ def add_shape(writer: gguf.GGUFWriter, config: Any) -> None:
         writer.add_rope_scaling_factor(rope["factor"])
 
 
-def _unsupported(problem: str, where: str, found: object, remedy: str) -> LuthierError:
-    return LuthierError("part-unsupported", problem, where=where, found=found, remedy=remedy)
+def _unsupported(problem: str, where: str, value: object, remedy: str) -> LuthierError:
+    return LuthierError("part-unsupported", problem, where=where, found=value, remedy=remedy)

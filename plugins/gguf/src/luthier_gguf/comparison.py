@@ -162,5 +162,5 @@ def _compare_tokens(path: Path, tokenizer: Any, vocabulary: Vocabulary) -> None:
         raise _mismatch(path, "transformers reads another chat template")
 
 
-def _mismatch(path: Path, problem: str, found: object = None) -> LuthierError:
-    return LuthierError("artifact-mismatch", problem, where=str(path), found=found)
+def _mismatch(path: Path, problem: str, value: object = None) -> LuthierError:
+    return LuthierError("artifact-mismatch", problem, where=str(path), found=value)

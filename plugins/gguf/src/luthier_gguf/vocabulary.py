@@ -94,10 +94,10 @@ def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
         writer.add_chat_template(vocabulary.template)
 
 
-def _tokens(held: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
+def _tokens(document: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
     """Return tokens and types in the order of ids. Ids that only the model has are unused."""
-    entries = {number: (text, TokenType.NORMAL) for text, number in held["model"]["vocab"].items()}
-    for added in held["added_tokens"]:
+    entries = {number: (text, TokenType.NORMAL) for text, number in document["model"]["vocab"].items()}
+    for added in document["added_tokens"]:
         entries[added["id"]] = (added["content"], TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED)
     if max(entries) >= size:
         problem = f"the tokenizer makes ids up to {max(entries)}, but the model has {size} embeddings"
@@ -118,9 +118,9 @@ def _additions(tokenizer: Any) -> tuple[bool, bool]:
     raise LuthierError("part-unsupported", problem, where="tokenizer", found=tokenizer.convert_ids_to_tokens(whole))
 
 
-def _pre_tokenizer(held: dict[str, Any]) -> str:
+def _pre_tokenizer(document: dict[str, Any]) -> str:
     """Return llama.cpp's name of the way in which the tokenizer splits text."""
-    pre_tokenizer = held["pre_tokenizer"] or {}
+    pre_tokenizer = document["pre_tokenizer"] or {}
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     if steps and steps[-1].get("type") == "ByteLevel" and not steps[-1]["add_prefix_space"]:
         kinds, by_words = [step["type"] for step in steps], steps[-1]["use_regex"]

@@ -78,8 +78,8 @@ def _check_quantity(name: str, value: object, smallest: Fraction, remedy: str) -
         raise _refused("this is too little", name, value, remedy)
 
 
-def _refused(problem: str, name: str, found: object, remedy: str | None = None) -> LuthierError:
-    return LuthierError("recipe-out-of-range", problem, where=f"Kubernetes.{name}", found=found, remedy=remedy)
+def _refused(problem: str, name: str, value: object, remedy: str | None = None) -> LuthierError:
+    return LuthierError("recipe-out-of-range", problem, where=f"Kubernetes.{name}", found=value, remedy=remedy)
 
 
 @hookimpl

@@ -146,14 +146,14 @@ class KubernetesService:
 
     async def status(self, remote_id: str) -> JobStatus:
         """Return the status from the conditions. The reason of a failure is read from the output, if it exists."""
-        found = self._status(await self.client.read_json(f"{self._jobs}/{remote_id}"))
-        if found.state != JobState.FAILED:
-            return found
+        status = self._status(await self.client.read_json(f"{self._jobs}/{remote_id}"))
+        if status.state != JobState.FAILED:
+            return status
         try:
             output, _ = await self._read_logs(remote_id, None)
         except ProviderError as error:
-            return attrs.evolve(found, reason=f"{found.reason}; its output cannot be read: {error.problem}")
-        return found if output.reason is None else attrs.evolve(found, reason=output.reason)
+            return attrs.evolve(status, reason=f"{status.reason}; its output cannot be read: {error.problem}")
+        return status if output.reason is None else attrs.evolve(status, reason=output.reason)
 
     def _status(self, item: Any) -> JobStatus:
         if not isinstance(item, dict) or "metadata" not in item:

@@ -119,7 +119,7 @@ def _state_of(
     return ("Running", JobState.RUNNING) if ready else ("Created", JobState.PENDING)
 
 
-def _progress_of(told: Mapping[str, Any]) -> JobProgress:
+def _progress_of(status: Mapping[str, Any]) -> JobProgress:
     """Return the progress in the trainer's own status, if the cluster keeps one."""
-    numbers = {m.get("name"): read_number(m.get("value")) for m in told.get("metrics") or []}
-    return JobProgress(seconds_left=read_number(told.get("estimatedRemainingSeconds")), loss=numbers.get("loss"))
+    numbers = {m.get("name"): read_number(m.get("value")) for m in status.get("metrics") or []}
+    return JobProgress(seconds_left=read_number(status.get("estimatedRemainingSeconds")), loss=numbers.get("loss"))

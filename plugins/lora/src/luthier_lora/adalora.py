@@ -135,18 +135,18 @@ def _layer_of(name: str) -> str:
     return name.removeprefix(files.PREFIX).rpartition(".")[0]
 
 
-def _cut(name: str, tensor: Tensor, kept: Mapping[str, list[bool]]) -> Tensor:
+def _cut(name: str, tensor: Tensor, flags: Mapping[str, list[bool]]) -> Tensor:
     """Return a tensor of a layer without the removed ranks."""
-    ranks = kept.get(_layer_of(name))
+    ranks = flags.get(_layer_of(name))
     if ranks is None:
         return tensor
     mask = torch.tensor(ranks, device=tensor.device)
     return tensor[:, mask] if name.endswith("lora_B") else tensor[mask]
 
 
-def _spread(name: str, tensor: Tensor, kept: Mapping[str, list[bool]]) -> Tensor:
+def _spread(name: str, tensor: Tensor, flags: Mapping[str, list[bool]]) -> Tensor:
     """Return a tensor of a file at full rank, or as it is if its size does not match its pattern."""
-    ranks = kept.get(_layer_of(name))
+    ranks = flags.get(_layer_of(name))
     dim = 1 if name.endswith("lora_B") else 0
     if ranks is None or tensor.shape[dim] != sum(ranks):
         return tensor

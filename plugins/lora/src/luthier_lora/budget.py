@@ -110,9 +110,9 @@ def gather(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def clear_rows(parameter: nn.Parameter, kept: list[bool]) -> None:
+def clear_rows(parameter: nn.Parameter, flags: list[bool]) -> None:
     """Set the rows that are not kept to zero, also in the shards of other ranks."""
-    mask = torch.tensor(kept, dtype=parameter.dtype, device=parameter.device)[:, None]
+    mask = torch.tensor(flags, dtype=parameter.dtype, device=parameter.device)[:, None]
     if hasattr(parameter, "full_tensor"):
         from torch.distributed.tensor import DTensor, distribute_tensor
 

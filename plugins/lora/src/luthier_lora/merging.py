@@ -97,8 +97,8 @@ class _Plain:
             return wrapper.parameter
         return wrapper.base_layer.weight if is_dense(wrapper.base_layer) else None  # type: ignore[return-value]
 
-    def _is_shared(self, held: nn.Parameter | None) -> bool:
-        return held is not None and self._owners[id(held)] > 1
+    def _is_shared(self, parameter: nn.Parameter | None) -> bool:
+        return parameter is not None and self._owners[id(parameter)] > 1
 
     def _untie(self, head: Any) -> None:
         """Give a head that shared the embedding's weight its own weight, and say so in the config."""

@@ -39,8 +39,8 @@ class ShapedLoss:
             cost = (1 - share) * cost + share * (total - logits.mean(-1))
         return torch.stack([cost, total**2, likelihood.detach()], dim=-1)
 
-    def _sum_up(self, batch: Batch, found: Tensor) -> LossOutput:
-        cost, square, likelihood = (found[:, :3] * batch.token_weights[:, None].to(found)).sum(0)
+    def _sum_up(self, batch: Batch, numbers: Tensor) -> LossOutput:
+        cost, square, likelihood = (numbers[:, :3] * batch.token_weights[:, None].to(numbers)).sum(0)
         sums = {"sft": cost}
         if self.options.z_loss:
             sums["z_loss"] = self.options.z_loss * square

@@ -82,6 +82,6 @@ def complement_tensors(directions: Tensor) -> dict[str, Tensor]:
     return {"basis": basis}
 
 
-def _like(held: Tensor, rows: Tensor) -> Tensor:
+def _like(stored: Tensor, rows: Tensor) -> Tensor:
     """Return the stored tensor in the dtype in which the rows are computed."""
-    return held.to(rows.dtype)
+    return stored.to(rows.dtype)

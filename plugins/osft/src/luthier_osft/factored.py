@@ -50,11 +50,11 @@ class FactoredLayer(OsftLayer):
         return now - (self.first_left * self.first_values) @ self.first_right
 
     @torch.no_grad()
-    def begin(self, found: Mapping[str, Tensor], rank: int) -> None:
-        self._take_sides(found, rank)
+    def begin(self, bases: Mapping[str, Tensor], rank: int) -> None:
+        self._take_sides(bases, rank)
         for name, key in zip(TRIPLETS, ("tail.out", "tail.values", "tail.in"), strict=True):
             for prefix in ("", "first_"):
-                getattr(self, f"{prefix}{name}").copy_(found[key])
+                getattr(self, f"{prefix}{name}").copy_(bases[key])
 
     def frozen(self) -> dict[str, Tensor]:
         return {**super().frozen(), **{f"first_{name}": getattr(self, f"first_{name}").detach() for name in TRIPLETS}}

@@ -103,12 +103,12 @@ def check_frozen(layers: Mapping[str, OsftLayer], given: Mapping[str, Tensor], w
     _check_finite(given, where, code)
 
 
-def check_tensors(held: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str, code: str) -> None:
+def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str, code: str) -> None:
     """Raise `code` if a tensor is missing, unknown, of another shape, or not finite."""
-    for problem, names in (("lacks", held.keys() - given.keys()), ("has unknown", given.keys() - held.keys())):
+    for problem, names in (("lacks", expected.keys() - given.keys()), ("has unknown", given.keys() - expected.keys())):
         if names:
             raise LuthierError(code, f"{problem} {len(names)} tensors", where=where, found=min(names), remedy=FITS)
-    for name, tensor in held.items():
+    for name, tensor in expected.items():
         if tensor.shape != given[name].shape:
             problem = f"{name} has shape {list(given[name].shape)}, the model's is {list(tensor.shape)}"
             raise LuthierError(code, problem, where=where, remedy=FITS)

@@ -91,14 +91,14 @@ class OsftLayer(nn.Module):
         return self.out_side.expand(self.in_side.expand(self._used_core()).T).T
 
     @torch.no_grad()
-    def begin(self, found: Mapping[str, Tensor], rank: int) -> None:
+    def begin(self, bases: Mapping[str, Tensor], rank: int) -> None:
         """Set the bases that `decompose` returned for `rank` preserved directions, and begin without a change."""
-        self._take_sides(found, rank)
+        self._take_sides(bases, rank)
         self.core.zero_()
 
-    def _take_sides(self, found: Mapping[str, Tensor], rank: int) -> None:
+    def _take_sides(self, bases: Mapping[str, Tensor], rank: int) -> None:
         self.rank = rank
-        sides = {side: _under(found, side) for side in ("out", "in")}
+        sides = {side: _under(bases, side) for side in ("out", "in")}
         self.out_side = Complement(self.out_features, sides["out"])
         self.in_side = Complement(self.in_features, sides["in"])
 

@@ -13,14 +13,14 @@ from luthier_osft.layers import OsftLayer, is_dense
 
 
 @torch.no_grad()
-def fold_layers(model: Any, found: Mapping[str, tuple[OsftLayer, Tensor]], context: Context) -> Any:
+def fold_layers(model: Any, weights: Mapping[str, tuple[OsftLayer, Tensor]], context: Context) -> Any:
     """Replace each layer by a plain one with its weight [out, in]. All are checked before one changes."""
-    for name, (layer, weight) in found.items():
+    for name, (layer, weight) in weights.items():
         dtype = layer.base_layer.weight.dtype if is_dense(layer.base_layer) else context.dtype
         if not weight.to(dtype).isfinite().all():  # type: ignore[arg-type]
             problem = f"the merged weight holds NaN or leaves the range of {dtype}"
             raise LuthierError("artifact-unmergeable", problem, where=name, remedy="Use an earlier checkpoint.")
-    for name, (layer, weight) in found.items():
+    for name, (layer, weight) in weights.items():
         model.set_submodule(name, _plain_layer(layer.base_layer, weight, context))
     return model
 

@@ -59,14 +59,14 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, tensors
 
 
-def check_config(config: Any, found: Mapping[str, Any], where: str) -> None:
+def check_config(config: Any, stored: Mapping[str, Any], where: str) -> None:
     """Raise `artifact-mismatch` if the adapter of the file would not compute what the attached one does."""
     own = json.loads(json.dumps(config.to_dict(), default=_listed))
-    kind = found.get("peft_type")
+    kind = stored.get("peft_type")
     if kind != own["peft_type"]:
         problem = f"it holds an adapter of type {kind}, but {own['peft_type']} is attached"
         raise LuthierError("artifact-mismatch", problem, where=where, remedy="Attach the method that was saved.")
-    other = {name: found[name] for name in own if name in found and _counts(name) and found[name] != own[name]}
+    other = {name: stored[name] for name in own if name in stored and _counts(name) and stored[name] != own[name]}
     if other:
         expected = ", ".join(f"{name} {own[name]}" for name in other)
         problem = f"it was trained with other options than the attached adapter has ({expected})"

@@ -166,12 +166,12 @@ def _check_mixture(options: Dpo) -> None:
         raise LuthierError("recipe-conflict", problem, where="Dpo.loss_weights", found=weights, remedy=remedy)
 
 
-def _check_used(given: bool, takers: tuple[str, ...], types: tuple[str, ...], where: str, found: object) -> None:
+def _check_used(given: bool, takers: tuple[str, ...], types: tuple[str, ...], where: str, value: object) -> None:
     """Raise `recipe-conflict` for an option that none of the loss types reads."""
     if given and not set(takers) & set(types):
         subject = f"the loss type {types[0]} ignores" if len(types) == 1 else f"{', '.join(types)} ignore"
         problem, remedy = f"{subject} it", f"Leave it out, or choose {', '.join(takers)}."
-        raise LuthierError("recipe-conflict", problem, where=where, found=found, remedy=remedy)
+        raise LuthierError("recipe-conflict", problem, where=where, found=value, remedy=remedy)
 
 
 def _check_smoothing(share: float, where: str) -> None:

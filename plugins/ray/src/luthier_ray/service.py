@@ -134,15 +134,15 @@ class RayService:
 
     async def status(self, remote_id: str) -> JobStatus:
         """Return the status of the submission. The reason of a failure is read from its output, if it exists."""
-        found = self._status(await self.client.read_json(f"{JOBS}{remote_id}"))
-        if found.state != JobState.FAILED:
-            return found
+        status = self._status(await self.client.read_json(f"{JOBS}{remote_id}"))
+        if status.state != JobState.FAILED:
+            return status
         try:
             output = await self._read_output(remote_id)
         except ProviderError as error:
-            reason = found.reason or "Ray gives no reason"
-            return attrs.evolve(found, reason=f"{reason}; its output cannot be read: {error.problem}")
-        return found if output.reason is None else attrs.evolve(found, reason=output.reason)
+            reason = status.reason or "Ray gives no reason"
+            return attrs.evolve(status, reason=f"{reason}; its output cannot be read: {error.problem}")
+        return status if output.reason is None else attrs.evolve(status, reason=output.reason)
 
     def _status(self, item: Any) -> JobStatus:
         if not isinstance(item, dict) or "status" not in item or not item.get("submission_id"):

@@ -22,54 +22,54 @@ RESOLVED: Final = (
 )
 
 
-def read_job(found: Mapping[str, Any]) -> JobStatus:
+def read_job(answer: Mapping[str, Any]) -> JobStatus:
     """Return the status of a job. Fields that are missing or null are None."""
-    raw_state = str(found.get("status"))
+    raw_state = str(answer.get("status"))
     state, phase = STATES.get(raw_state, (JobState.UNKNOWN, None))
-    events = found.get("events") or []
-    price = found.get("total_price")
-    started, updated = read_time(found.get("started_at")), read_time(found.get("updated_at"))
-    created = read_time(found.get("created_at"))
+    events = answer.get("events") or []
+    price = answer.get("total_price")
+    started, updated = read_time(answer.get("started_at")), read_time(answer.get("updated_at"))
+    created = read_time(answer.get("created_at"))
     return JobStatus(
-        remote_id=str(found["id"]),
+        remote_id=str(answer["id"]),
         state=state,
         raw_state=raw_state,
         phase=phase,
         reason=_reason(events) if state == JobState.FAILED else None,
-        progress=_progress(found, events),
+        progress=_progress(answer, events),
         metrics=JobMetrics(
-            tokens=found.get("token_count"),
+            tokens=answer.get("token_count"),
             cost=None if price is None else price * NANO,
             currency=None if price is None else "USD",
             duration=elapsed_seconds(started, updated),
         ),
-        result_model=found.get("model_output_name") if state == JobState.COMPLETED else None,
-        settings={name: found[name] for name in RESOLVED if found.get(name) is not None},
+        result_model=answer.get("model_output_name") if state == JobState.COMPLETED else None,
+        settings={name: answer[name] for name in RESOLVED if answer.get(name) is not None},
         created=created,
         finished=updated if state.is_final else None,
-        raw=dict(found),
+        raw=dict(answer),
     )
 
 
-def read_event(found: Mapping[str, Any]) -> JobEvent:
+def read_event(answer: Mapping[str, Any]) -> JobEvent:
     """Return an event. Its id is a hash of its content, because the service gives none."""
-    content = {k: found.get(k) for k in ("created_at", "type", "message", "step")}
+    content = {k: answer.get(k) for k in ("created_at", "type", "message", "step")}
     steps = ("step", "total_steps")
-    metrics: dict[str, float | None] = {n: float(found[n]) for n in steps if isinstance(found.get(n), int)}
+    metrics: dict[str, float | None] = {n: float(answer[n]) for n in steps if isinstance(answer.get(n), int)}
     return JobEvent(
         id=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16],
-        at=read_time(found.get("created_at")) or 0.0,
-        kind="checkpoint" if found.get("type") == "checkpoint_save" else "log",
-        level=LEVELS.get(str(found.get("level")), "info"),
-        message=str(found.get("message") or found.get("type") or ""),
+        at=read_time(answer.get("created_at")) or 0.0,
+        kind="checkpoint" if answer.get("type") == "checkpoint_save" else "log",
+        level=LEVELS.get(str(answer.get("level")), "info"),
+        message=str(answer.get("message") or answer.get("type") or ""),
         metrics=metrics if metrics.get("step") else {},
     )
 
 
-def read_metrics(found: Sequence[Mapping[str, Any]]) -> list[JobEvent]:
+def read_metrics(lines: Sequence[Mapping[str, Any]]) -> list[JobEvent]:
     """Return the metrics of steps as events."""
     events = []
-    for line in found:
+    for line in lines:
         numbers = {NAMES.get(name, name): read_number(value) for name, value in line.items()}
         at = read_number(line.get("logged_at") or line.get("train/logged_at") or 0.0) or 0.0
         key = ",".join(sorted(numbers))
@@ -83,17 +83,17 @@ def hash_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _progress(found: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> JobProgress:
-    progress = found.get("progress") or {}
+def _progress(answer: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> JobProgress:
+    progress = answer.get("progress") or {}
     steps = [e["step"] for e in events if isinstance(e.get("step"), int)]
     totals = [e["total_steps"] for e in events if isinstance(e.get("total_steps"), int) and e["total_steps"]]
-    epochs, total = found.get("epochs_completed"), found.get("n_epochs")
+    epochs, total = answer.get("epochs_completed"), answer.get("n_epochs")
     return JobProgress(
         step=max(steps, default=None),
         total_steps=totals[-1] if totals else None,
         epoch=None if epochs is None else float(epochs),
         total_epochs=None if total is None else float(total),
-        tokens=found.get("token_count"),
+        tokens=answer.get("token_count"),
         seconds_left=float(progress["seconds_remaining"]) if progress.get("estimate_available") else None,
     )
 

@@ -202,19 +202,19 @@ class TogetherService:
         kind, name = ("adapter", "adapter") if is_lora else ("model", "model_output_path")
         base, hosted = job.get("model"), job.get("model_output_name")
         ended = job.get("status") == "completed"
-        found = [
+        artifacts = [
             JobArtifact(kind=kind, name=name, base_model=base, format="peft" if is_lora else "safetensors",
                         locator={"ft_id": remote_id, "checkpoint": name})
         ] if ended else []  # fmt: skip
         if hosted and ended:
-            found.append(JobArtifact(kind="hosted", name=hosted, base_model=base, downloadable=False))
+            artifacts.append(JobArtifact(kind="hosted", name=hosted, base_model=base, downloadable=False))
         listed = (await self.client.read_json(f"/v1/fine-tunes/{remote_id}/checkpoints")).get("data") or []
         for item in listed:
             step = int(item["step"])
             place = {"ft_id": remote_id, "checkpoint": name, "checkpoint_step": step}
             label = f"checkpoint-{step}"
-            found.append(JobArtifact(kind="checkpoint", name=label, base_model=base, step=step, locator=place))
-        return found
+            artifacts.append(JobArtifact(kind="checkpoint", name=label, base_model=base, step=step, locator=place))
+        return artifacts
 
     async def download(self, artifact: JobArtifact, folder: Path, progress: Any) -> Sequence[Path]:
         archive = folder / ARCHIVE

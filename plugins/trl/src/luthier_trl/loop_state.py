@@ -26,31 +26,31 @@ def keep_state(trainer: Any, *, logs: bool) -> dict[str, Any]:
     }
 
 
-def place_state(trainer: Any, kept: Mapping[str, Any], folder: Path) -> None:
+def place_state(trainer: Any, saved: Mapping[str, Any], folder: Path) -> None:
     """Let a trainer that has not begun go on from a state; `folder` is given to its loop as a checkpoint's."""
-    trainer.kept = kept
+    trainer.kept = saved
     if hasattr(trainer, "_step"):
-        trainer._step = kept["step"]
-        trainer._buffered_inputs = _on_device(kept["answers"], trainer.accelerator.device)
-    transformers.TrainerState(**kept["state"]).save_to_json(str(folder / STATE_FILE))
+        trainer._step = saved["step"]
+        trainer._buffered_inputs = _on_device(saved["answers"], trainer.accelerator.device)
+    transformers.TrainerState(**saved["state"]).save_to_json(str(folder / STATE_FILE))
 
 
-def epochs_read(kept: Mapping[str, Any] | None) -> int:
+def epochs_read(saved: Mapping[str, Any] | None) -> int:
     """Return how many epochs were read to their end."""
-    return 0 if kept is None else int(float(kept["state"]["epoch"] or 0.0) + NEARLY)
+    return 0 if saved is None else int(float(saved["state"]["epoch"] or 0.0) + NEARLY)
 
 
-def restore_scheduler(trainer: Any, kept: Mapping[str, Any]) -> None:
+def restore_scheduler(trainer: Any, saved: Mapping[str, Any]) -> None:
     """Put the schedule back, and the learning rates that it has come to."""
     scheduler = trainer.lr_scheduler
-    scheduler.load_state_dict(dict(kept["scheduler"]))
-    for group, rate in zip(trainer.optimizer.param_groups, kept["scheduler"]["_last_lr"], strict=True):
+    scheduler.load_state_dict(dict(saved["scheduler"]))
+    for group, rate in zip(trainer.optimizer.param_groups, saved["scheduler"]["_last_lr"], strict=True):
         group["lr"] = rate
 
 
-def restore_window(trainer: Any, kept: Mapping[str, Any]) -> None:
+def restore_window(trainer: Any, saved: Mapping[str, Any]) -> None:
     """Put back the numbers that were not logged yet; the loop has begun."""
-    window = kept["window"]
+    window = saved["window"]
     if window is None:
         return
     trainer._tr_loss = torch.tensor(window["loss"], device=trainer.args.device)

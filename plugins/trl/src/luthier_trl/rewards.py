@@ -112,13 +112,13 @@ class CheckedReward:
         """The name under which TRL reports it."""
         return reported_name(self.name)
 
-    def __call__(self, *, completions: Sequence[Any], **told: Any) -> list[float | None]:
+    def __call__(self, *, completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """Return a number or None for each answer. Raises `part-broken` with the reward and the row that fail.
 
         Of TRL's further arguments only the row numbers are read. With several answers to a row, its number may come
         once.
         """
-        texts, numbers = [text_of(answer) for answer in completions], told[ROW]
+        texts, numbers = [text_of(answer) for answer in completions], columns[ROW]
         rows = [self.rows[int(numbers[place % len(numbers)])] for place in range(len(texts))]
         values = self._call(texts, rows)
         if len(values) != len(texts):
@@ -156,8 +156,8 @@ class CheckedReward:
             raise self._broken("it returns a number that is not finite", place, value)
         return value
 
-    def _broken(self, problem: str, place: str, found: Any) -> LuthierError:
-        return LuthierError("part-broken", problem, where=f"reward {self.name!r}: row {place}", found=found,
+    def _broken(self, problem: str, place: str, value: Any) -> LuthierError:
+        return LuthierError("part-broken", problem, where=f"reward {self.name!r}: row {place}", found=value,
                             remedy="Correct the function. It may return None to give no reward.")  # fmt: skip
 
 

@@ -14,39 +14,39 @@ PHASE: Final = "TUNING_JOB_STATE_"
 COUNTS: Final = ("supervisedTuningDataStats", "preferenceOptimizationDataStats")
 
 
-def read_job(found: Mapping[str, Any]) -> JobStatus:
+def read_job(answer: Mapping[str, Any]) -> JobStatus:
     """Return the status of a job. Fields that are missing or null are None."""
-    raw_state = str(found.get("state"))
+    raw_state = str(answer.get("state"))
     state, phase = STATES.get(raw_state.removeprefix(PREFIX), (JobState.UNKNOWN, None))
-    created, ended = read_time(found.get("createTime")), read_time(found.get("endTime"))
+    created, ended = read_time(answer.get("createTime")), read_time(answer.get("endTime"))
     return JobStatus(
-        remote_id=str(found["name"]),
+        remote_id=str(answer["name"]),
         state=state,
         raw_state=raw_state,
-        phase=phase or _phase(found),
-        reason=_reason(found.get("error")) if state == JobState.FAILED else None,
-        metrics=JobMetrics(tokens=_tokens(found.get("tuningDataStats")), duration=elapsed_seconds(created, ended)),
-        result_model=_model(found.get("tunedModel") or {}) if state == JobState.COMPLETED else None,
-        settings=dict(_spec(found).get("hyperParameters") or {}),
+        phase=phase or _phase(answer),
+        reason=_reason(answer.get("error")) if state == JobState.FAILED else None,
+        metrics=JobMetrics(tokens=_tokens(answer.get("tuningDataStats")), duration=elapsed_seconds(created, ended)),
+        result_model=_model(answer.get("tunedModel") or {}) if state == JobState.COMPLETED else None,
+        settings=dict(_spec(answer).get("hyperParameters") or {}),
         created=created,
         finished=ended if state.is_final else None,
-        raw=dict(found),
+        raw=dict(answer),
     )
 
 
-def job_events(found: Mapping[str, Any]) -> Iterator[JobEvent]:
+def job_events(answer: Mapping[str, Any]) -> Iterator[JobEvent]:
     """Yield state and checkpoints as events, because the service reports no events."""
-    at = read_time(found.get("updateTime")) or read_time(found.get("createTime")) or 0.0
-    state, phase = str(found.get("state")).removeprefix(PREFIX), _phase(found)
+    at = read_time(answer.get("updateTime")) or read_time(answer.get("createTime")) or 0.0
+    state, phase = str(answer.get("state")).removeprefix(PREFIX), _phase(answer)
     yield JobEvent(id=f"{state}:{phase}", at=at, kind="state", message=f"{state}: {phase}" if phase else state)
-    for item in (found.get("tunedModel") or {}).get("checkpoints") or []:
+    for item in (answer.get("tunedModel") or {}).get("checkpoints") or []:
         step, epoch = read_number(item.get("step")), read_number(item.get("epoch"))
         name, numbers = f"checkpoint {item.get('checkpointId')}", {"step": step, "epoch": epoch}
         yield JobEvent(id=name, at=at, kind="checkpoint", message=name, metrics=numbers)
 
 
-def _phase(found: Mapping[str, Any]) -> str | None:
-    raw = str(found.get("tuningJobState") or "").removeprefix(PHASE)
+def _phase(answer: Mapping[str, Any]) -> str | None:
+    raw = str(answer.get("tuningJobState") or "").removeprefix(PHASE)
     return None if raw in ("", "UNSPECIFIED") else raw.replace("_", " ").lower()
 
 
@@ -55,8 +55,8 @@ def _model(tuned: Mapping[str, Any]) -> str | None:
     return tuned.get("model") or tuned.get("endpoint")
 
 
-def _spec(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    return next((found[name] for name in SPECS.values() if found.get(name)), {})
+def _spec(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((answer[name] for name in SPECS.values() if answer.get(name)), {})
 
 
 def _tokens(stats: Any) -> int | None:

@@ -166,17 +166,17 @@ class VertexService:
         status, base = read_job(job), job.get("baseModel")
         if status.state != JobState.COMPLETED:
             return []
-        found = []
+        artifacts = []
         for kind, uri in ((_weights_kind(job), job.get("outputUri")), ("metrics", job.get("gcsMetricsUri"))):
             if uri:
-                found.append(JobArtifact(kind=kind, name=kind, base_model=base, locator={"uri": uri}))
+                artifacts.append(JobArtifact(kind=kind, name=kind, base_model=base, locator={"uri": uri}))
         if status.result_model is not None:
-            found.append(JobArtifact(kind="hosted", name=status.result_model, base_model=base, downloadable=False))
+            artifacts.append(JobArtifact(kind="hosted", name=status.result_model, base_model=base, downloadable=False))
         for item in (job.get("tunedModel") or {}).get("checkpoints") or []:
             name = str(item.get("endpoint") or item.get("checkpointId"))
             step = int(item["step"]) if item.get("step") is not None else None
-            found.append(JobArtifact(kind="checkpoint", name=name, base_model=base, step=step, downloadable=False))
-        return found
+            artifacts.append(JobArtifact(kind="checkpoint", name=name, base_model=base, step=step, downloadable=False))
+        return artifacts
 
     async def download(self, artifact: JobArtifact, folder: Path, progress: Any) -> Sequence[Path]:
         """Download every object below the place of the artifact."""

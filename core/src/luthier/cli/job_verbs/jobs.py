@@ -111,7 +111,7 @@ def logs(
             screen = make_console(stderr=json)
             draw_events(screen, events)
             with leaving_alone([record.id]):
-                manager.wait_sync(record.id, told=lambda event: screen.print(event_line(event), soft_wrap=True))
+                manager.wait_sync(record.id, listener=lambda event: screen.print(event_line(event), soft_wrap=True))
             shown, events = events, manager.events_sync(record.id, refresh=False)
         else:
             shown = []

@@ -55,7 +55,7 @@ def submit(
 
     try:
         with leaving_alone(named):
-            job = manager.submit_sync(reading, max_cost=max_cost, told=show_prepared)
+            job = manager.submit_sync(reading, max_cost=max_cost, listener=show_prepared)
             screen.print(f"submitted {job.id} to {job.spec.provider} as {job.remote_id}", soft_wrap=True)
         return follow_job(manager, job.id) if wait else Answer(
             document={"job": job.to_dict()}, view=lambda view: draw_submitted(view, job)

@@ -38,7 +38,7 @@ def follow_job(manager: Manager, id: str, timeout: float | None = None) -> Answe
         screen.print(event_line(event), soft_wrap=True)
 
     with leaving_alone([id]), live_view(screen, followed.draw_line):
-        job = manager.wait_sync(id, timeout=timeout, told=print_event)
+        job = manager.wait_sync(id, timeout=timeout, listener=print_event)
     raise_failure(job)
     return Answer(document={"job": job.to_dict()}, view=lambda view: draw_job(view, job))
 

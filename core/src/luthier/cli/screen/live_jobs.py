@@ -88,11 +88,11 @@ def follow_jobs(manager: Manager, jobs: Sequence[Job], screen: Console) -> dict[
 
 
 async def _wait_for_all(
-    manager: Manager, ids: Sequence[str], told: Callable[[str, JobEvent], None]
+    manager: Manager, ids: Sequence[str], listener: Callable[[str, JobEvent], None]
 ) -> dict[str, LuthierError]:
     from luthier.errors import LuthierError
 
-    waits = (manager.wait(id, told=lambda event, id=id: told(id, event)) for id in ids)  # type: ignore[misc]
+    waits = (manager.wait(id, listener=lambda event, id=id: listener(id, event)) for id in ids)  # type: ignore[misc]
     ends = await asyncio.gather(*waits, return_exceptions=True)
     for end in ends:
         if isinstance(end, BaseException) and not isinstance(end, LuthierError):

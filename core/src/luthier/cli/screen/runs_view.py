@@ -161,9 +161,9 @@ def _draw_curve(screen: Console, run: Mapping[str, Any], curve: list[tuple[int, 
         screen.print(f"drawn in {picture}\n", soft_wrap=True)
 
 
-def _checkpoints(found: Sequence[Mapping[str, Any]]) -> Table:
+def _checkpoints(checkpoints: Sequence[Mapping[str, Any]]) -> Table:
     table = plain_table("", ">", "", show_header=False)
-    for checkpoint in found:
+    for checkpoint in checkpoints:
         note = "" if checkpoint["finished"] else "not finished"
         table.add_row(checkpoint["name"], size_text(checkpoint["bytes"]), note)
     return table
@@ -181,9 +181,9 @@ def _health(health: Any) -> Any:
     return "\n".join(lines) or "nothing to tell"
 
 
-def _files(found: Sequence[Mapping[str, Any]]) -> Table:
+def _files(files: Sequence[Mapping[str, Any]]) -> Table:
     table = plain_table("", ">", show_header=False)
-    for file in found:
+    for file in files:
         table.add_row(file["name"], size_text(file["bytes"]))
     return table
 

@@ -70,20 +70,20 @@ def count_faults(faults: Sequence[Fault]) -> Counter[str]:
     return Counter(fault.kind for fault in faults)
 
 
-def faults_error(faults: Sequence[Fault], rows: int, told: str = "") -> LuthierError:
+def faults_error(faults: Sequence[Fault], rows: int, ending: str = "") -> LuthierError:
     """Return one error for all bad rows: the first ones with their places, and the number of each kind.
 
-    `told` is a sentence that says why they are an error now. A single row gets the error that it has by itself.
+    `ending` is a sentence that says why they are an error now. A single row gets the error that it has by itself.
     """
     first = faults[0]
-    if len(faults) == 1 and not told:
+    if len(faults) == 1 and not ending:
         value = None if first.found is None else Found(first.found)
         return LuthierError(first.code, first.problem, where=first.where, found=value, remedy=first.remedy)
     kinds = ", ".join(f"{count} {kind}" for kind, count in count_faults(faults).most_common())
     listed = "".join(f"\n  {fault.line}" for fault in faults[:TOLD])
     more = f"\n  and {len(faults) - TOLD} more" if len(faults) > TOLD else ""
-    problem = f"{told}{len(faults)} of {rows} rows are bad: {kinds}{listed}{more}"
-    drop = "" if told or "bad_rows" in first.remedy else " Or set data.bad_rows: drop, which drops and counts them."
+    problem = f"{ending}{len(faults)} of {rows} rows are bad: {kinds}{listed}{more}"
+    drop = "" if ending or "bad_rows" in first.remedy else " Or set data.bad_rows: drop, which drops and counts them."
     return LuthierError(first.code, problem, where=first.where, remedy=f"{first.remedy}{drop}")
 
 

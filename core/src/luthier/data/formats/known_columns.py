@@ -70,13 +70,13 @@ def _check_flag(name: str, value: object) -> None:
         raise _unread(name, value, "says how much the row counts", weigh=name in NUMBERS)
 
 
-def _check_verdict(values: Mapping[str, Any], form: str, wanted: Wanted, told: Collection[str]) -> None:
+def _check_verdict(values: Mapping[str, Any], form: str, wanted: Wanted, columns: Collection[str]) -> None:
     """Raise `data-avoided` if the row marks its answer as one to avoid, because the loss would train it."""
     if wanted.kind not in ("tokens", "any") or form not in SPOKEN or "label" in wanted.columns:
         return
     for name in VERDICTS:
         value = values.get(name)
-        if name not in told and (value is False or (isinstance(value, str) and value.lower() == "false")):
+        if name not in columns and (value is False or (isinstance(value, str) and value.lower() == "false")):
             problem = "the row marks its answer as one to avoid, but the loss would train it"
             remedy = f"Choose a loss for such rows, drop them with bad_rows: drop, or set columns: {{{name}: ignore}}."
             raise LuthierError("data-avoided", problem, where=name, found=value, remedy=remedy)

@@ -28,12 +28,12 @@ class Row:
         return self
 
 
-def unreadable_row(where: str, problem: str, found: object = None, remedy: str | None = None) -> LuthierError:
-    return LuthierError("data-unreadable", problem, where=where, found=found, remedy=remedy)
+def unreadable_row(where: str, problem: str, value: object = None, remedy: str | None = None) -> LuthierError:
+    return LuthierError("data-unreadable", problem, where=where, found=value, remedy=remedy)
 
 
-def broken_row(problem: str, found: object = None, where: str | None = None) -> LuthierError:
-    return LuthierError("data-row", problem, where=where, found=found)
+def broken_row(problem: str, value: object = None, where: str | None = None) -> LuthierError:
+    return LuthierError("data-row", problem, where=where, found=value)
 
 
 def faulty_row(error: LuthierError) -> Row:

@@ -148,16 +148,16 @@ class Parts:
         while not self._arrived[line]:
             if line not in self._open and not self._ahead[line]:
                 return None
-            if (found := next(self._made, None)) is not None:
-                self._arrived[found[0]].append(found[1:])
+            if (made := next(self._made, None)) is not None:
+                self._arrived[made[0]].append(made[1:])
         self._ahead[line] -= 1
         return self._arrived[line].popleft()
 
     def every(self) -> Iterator[Arrived]:
         """Yield what is made of the rows of all lines, which take turns."""
-        for found in self._made:
-            self._ahead[found[0]] -= 1
-            yield found
+        for made in self._made:
+            self._ahead[made[0]] -= 1
+            yield made
 
     def _make(self) -> Iterator[Arrived]:
         stream, read = self._stream, deque[tuple[int, Part]]()

@@ -243,8 +243,8 @@ def _with_spans(text: str, turns: list[Turn], template: ChatTemplate) -> tuple[s
     return text, tuple(spans)
 
 
-def _unprovable(problem: str, found: str) -> LuthierError:
-    return LuthierError("template-unprovable", f"the chat template cannot be trained on: {problem}", found=found)
+def _unprovable(problem: str, text: str) -> LuthierError:
+    return LuthierError("template-unprovable", f"the chat template cannot be trained on: {problem}", found=text)
 
 
 def _at_message(error: LuthierError, form: Conversation, template: ChatTemplate) -> LuthierError:

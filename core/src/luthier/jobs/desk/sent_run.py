@@ -128,18 +128,18 @@ def write_told(**values: Any) -> str:
     return f"{MARK} {json.dumps(values)}"
 
 
-def _add_line(told: ToldRun, values: Mapping[str, Any]) -> ToldRun:
+def _add_line(run: ToldRun, values: Mapping[str, Any]) -> ToldRun:
     if "code" in values:
-        return attrs.evolve(told, code=int(values["code"]), reason=values.get("reason"), results=values["results"])
+        return attrs.evolve(run, code=int(values["code"]), reason=values.get("reason"), results=values["results"])
     if "archive" in values:
-        return attrs.evolve(told, archive=str(values["archive"]))
+        return attrs.evolve(run, archive=str(values["archive"]))
     at = float(values.get("at", 0.0))
     if "total_steps" in values:
         numbers: dict[str, float | None] = {"total_steps": float(values["total_steps"])}
         event: JobEvent | None = JobEvent(id="total-steps", at=at, metrics=numbers, message="begun")
     else:
         event = read_line_event(str(values.get("line", "")).encode(), at)
-    return told if event is None else attrs.evolve(told, events=[*told.events, event])
+    return run if event is None else attrs.evolve(run, events=[*run.events, event])
 
 
 def _check_lines(path: Path) -> None:

@@ -32,8 +32,8 @@ UploadTold = Callable[[str, int, int], None]  # role, bytes done, bytes in all
 class Submission:
     """A driver that brings one job to its service. Any process may continue what another one began."""
 
-    def __init__(self, store: JobStore, provider: Provider, clock: Clock, told: UploadTold | None = None) -> None:
-        self.store, self.provider, self.clock, self._told = store, provider, clock, told
+    def __init__(self, store: JobStore, provider: Provider, clock: Clock, listener: UploadTold | None = None) -> None:
+        self.store, self.provider, self.clock, self._told = store, provider, clock, listener
 
     async def drive(self, job: Job) -> Job:
         """Continue from the job's stage until it is created.
@@ -141,5 +141,5 @@ def _ids(statuses: Sequence[JobStatus]) -> str:
     return ", ".join(status.remote_id for status in statuses)
 
 
-def _role_told(told: UploadTold, role: str) -> Callable[[int, int], None]:
-    return lambda done, total: told(role, done, total)
+def _role_told(listener: UploadTold, role: str) -> Callable[[int, int], None]:
+    return lambda done, total: listener(role, done, total)

@@ -69,9 +69,9 @@ def document_arguments(batch: Batch) -> dict[str, Any]:
 
 
 @contextmanager
-def documents_told(told: dict[str, Any]) -> Iterator[None]:
+def documents_told(arguments: dict[str, Any]) -> Iterator[None]:
     """Tell attention about the documents within this context, though an architecture passes no arguments on."""
-    token = _TOLD.set(told)
+    token = _TOLD.set(arguments)
     try:
         yield
     finally:
@@ -100,10 +100,10 @@ def cut_documents(starts: tuple[int, ...], continues: tuple[int, ...] | None, pr
 
 
 @functools.lru_cache(maxsize=64)
-def make_buckets(found: tuple[Document, ...]) -> tuple[Bucket, ...]:
+def make_buckets(documents: tuple[Document, ...]) -> tuple[Bucket, ...]:
     """Return the documents that are computed together: no more than TOGETHER keys, or one document."""
     alike: dict[tuple[int, int], list[Document]] = defaultdict(list)
-    for document in found:
+    for document in documents:
         alike[_padded(document), document.known].append(document)
     made = []
     for (length, known), members in sorted(alike.items(), key=lambda item: item[0]):

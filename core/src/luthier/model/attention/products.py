@@ -78,8 +78,8 @@ class Gradients:
                 self._add(self.value[start:stop], value[i, :, there])
                 place = there.stop
 
-    def _add(self, sums: Tensor, found: Tensor) -> None:
-        moved = found.transpose(0, 1)
+    def _add(self, sums: Tensor, part: Tensor) -> None:
+        moved = part.transpose(0, 1)
         sums.add_(moved) if self.shared else sums.copy_(moved)
 
 
@@ -106,7 +106,7 @@ def _attended(work: Work, result: Tensor, keep: bool) -> list[Tensor]:
     return probabilities
 
 
-def _differentiated(work: Work, given: Tensor, sums: Gradients, kept: Iterator[Tensor] | None) -> None:
+def _differentiated(work: Work, given: Tensor, sums: Gradients, blocks: Iterator[Tensor] | None) -> None:
     """Add a bucket's gradients: with p the probabilities, d score = p * (d p - sum over keys of p * d p)."""
     given = work.queries(given, work.dtype)
     q, k, scale = work.q.to(work.dtype), work.k.to(work.dtype), work.rule.scale
@@ -114,7 +114,7 @@ def _differentiated(work: Work, given: Tensor, sums: Gradients, kept: Iterator[T
     keys = work.room.get("keys", k, work.exact, *k.shape).zero_()
     values = work.room.get("values", k, work.exact, *work.v.shape).zero_()
     for block in work.turns():
-        exact, share, cap_slope = _shares(work, block, kept)
+        exact, share, cap_slope = _shares(work, block, blocks)
         rows = work.rows(given, block)
         work.seen(values, block).add_(work.product("columns", share.transpose(1, 2), rows))
         slopes = work.product("slopes", rows, work.seen(work.v, block).transpose(1, 2))
@@ -124,12 +124,12 @@ def _differentiated(work: Work, given: Tensor, sums: Gradients, kept: Iterator[T
     sums.put(work.bucket, work.by_document(queries), work.by_document(keys), work.by_document(values))
 
 
-def _shares(work: Work, block: Block, kept: Iterator[Tensor] | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _shares(work: Work, block: Block, blocks: Iterator[Tensor] | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the probabilities in the exact dtype and the inputs', kept or computed again, and a soft cap's slope."""
-    if kept is None:
+    if blocks is None:
         exact, slope = work.probabilities(block)
         return exact, work.rounded("share", exact), slope
-    share = next(kept)
+    share = next(blocks)
     if share.dtype == work.exact:
         return share, share, None
     return work.room.get("scores", share, work.exact, *share.shape).copy_(share), share, None

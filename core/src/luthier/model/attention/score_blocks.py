@@ -153,10 +153,10 @@ class Work:
         heads.masked_fill_((there > here) | (there <= here - self.rule.window), -math.inf)
 
 
-def _copy(found: Tensor, tensor: Tensor, spans: tuple[tuple[int, int], ...]) -> None:
+def _copy(target: Tensor, tensor: Tensor, spans: tuple[tuple[int, int], ...]) -> None:
     """Spans of [heads, T, d] beside each other into [heads, length, d], then 0."""
     place = 0
     for start, stop in spans:
-        found[:, place : place + stop - start].copy_(tensor[:, start:stop])
+        target[:, place : place + stop - start].copy_(tensor[:, start:stop])
         place += stop - start
-    found[:, place:].zero_()
+    target[:, place:].zero_()

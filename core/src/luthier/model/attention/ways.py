@@ -52,17 +52,17 @@ def attend_documents(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **told: Any,
+    **arguments: Any,
 ) -> tuple[Tensor, None]:
     """Return causal attention inside each document, [1, T, heads, head].
 
     A document sees the documents that it continues, too, and a prefix. Raises where it is not told the documents.
     """
-    if "cu_seq_lens_k" not in told:
-        told = {**told, **aside_documents()}
-    starts = _known_starts(query, key, attention_mask, told)
-    key, value = _prefixed(module, key, value, told.get("prefixes"))
-    continues = told.get("continues")
+    if "cu_seq_lens_k" not in arguments:
+        arguments = {**arguments, **aside_documents()}
+    starts = _known_starts(query, key, attention_mask, arguments)
+    key, value = _prefixed(module, key, value, arguments.get("prefixes"))
+    continues = arguments.get("continues")
     links = None if continues is None else tuple(continues.tolist())
     documents = cut_documents(starts, links, key.shape[2] - query.shape[2])
     query, key, value = _cast(query, key, value)
@@ -74,9 +74,9 @@ def attend_documents(
     return _by(_OWN.get(module, _ANY), (query, key, value), documents, rule, dropout), None
 
 
-def _useful_window(window: int | None, found: tuple[Document, ...]) -> int | None:
+def _useful_window(window: int | None, documents: tuple[Document, ...]) -> int | None:
     """Return the window if some document is longer than it, else None."""
-    return window if window is not None and window < max(d.known + d.length for d in found) else None
+    return window if window is not None and window < max(d.known + d.length for d in documents) else None
 
 
 def _offered(
@@ -131,22 +131,22 @@ def set_attention(model: nn.Module, choice: Choice) -> None:
         _OWN[module] = choice
 
 
-def _by(choice: Choice, inputs: tuple[Tensor, Tensor, Tensor], found: tuple[Document, ...], rule: Rule,
+def _by(choice: Choice, inputs: tuple[Tensor, Tensor, Tensor], documents: tuple[Document, ...], rule: Rule,
         dropout: float) -> Tensor:  # fmt: skip
     way = choice.way or preferred(inputs[0].device, inputs[0].dtype, choice.kernels)[0]
     if way == PRODUCTS and not dropout:
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-        return Products.apply(*inputs, make_buckets(found), rule, keep)
+        return Products.apply(*inputs, make_buckets(documents), rule, keep)
     if way == PRODUCTS:
         _say(choice, "it has dropout")
     if way in (TORCH, FLASH):
-        attended = _at_once(choice, inputs, found, rule, dropout)
+        attended = _at_once(choice, inputs, documents, rule, dropout)
         if attended is not None:
             return attended
-    return attend_singly(*inputs, found, rule, dropout)
+    return attend_singly(*inputs, documents, rule, dropout)
 
 
-def _at_once(choice: Choice, inputs: tuple[Tensor, Tensor, Tensor], found: tuple[Document, ...], rule: Rule,
+def _at_once(choice: Choice, inputs: tuple[Tensor, Tensor, Tensor], documents: tuple[Document, ...], rule: Rule,
              dropout: float) -> Tensor | None:  # fmt: skip
     """Return the first available kernel that can do it; None, which is logged, where none can."""
     kernels = choice.kernels or installed_kernels()
@@ -156,7 +156,7 @@ def _at_once(choice: Choice, inputs: tuple[Tensor, Tensor, Tensor], found: tuple
         for kernel in filter(None, (kernels.torch, kernels.flash)):
             asked = kernel.arguments(rule, dropout, grouped=grouped)
             if asked is not None:
-                return attend_at_once(kernel, asked, *inputs, found)
+                return attend_at_once(kernel, asked, *inputs, documents)
     _say(choice, reason or "no kernel that is here computes this soft cap or dropout")
     return None
 
@@ -168,16 +168,16 @@ def _say(choice: Choice, reason: str) -> None:
         log.info("attention", way=SDPA, reason=f"one document at a time: {reason}")
 
 
-def _known_starts(query: Tensor, key: Tensor, mask: Tensor | None, told: dict[str, Any]) -> tuple[int, ...]:
+def _known_starts(query: Tensor, key: Tensor, mask: Tensor | None, arguments: dict[str, Any]) -> tuple[int, ...]:
     """Return the starts [D+1] that attention was told; `model-architecture` where it cannot compute what was asked."""
-    starts = told.get("cu_seq_lens_k")
+    starts = arguments.get("cu_seq_lens_k")
     if starts is None or mask is not None or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
         raise LuthierError(
             "model-architecture",
             "packed attention was not told the documents, or got a mask, a cache or a padded batch",
             remedy="Switch to sdpa for generation; an architecture that passes no arguments on cannot be trained.",
         )
-    unknown = [name for name in FORBIDDEN if told.get(name) is not None]
+    unknown = [name for name in FORBIDDEN if arguments.get(name) is not None]
     if unknown:
         raise LuthierError("model-architecture", f"packed attention does not compute {', '.join(unknown)}")
     return tuple(starts.tolist())

@@ -166,11 +166,11 @@ def norms_of(parts: list[Online]) -> Tensor:
     return torch.cat([p.total for p in parts])
 
 
-def marked(ctx: Any, found: Scores) -> Scores:
+def marked(ctx: Any, scores: Scores) -> Scores:
     """Hits have no gradient."""
-    if found[2] is not None:
-        ctx.mark_non_differentiable(found[2])
-    return found
+    if scores[2] is not None:
+        ctx.mark_non_differentiable(scores[2])
+    return scores
 
 
 def _repeated(head: Linear, saved: Sequence[Any], factors: Tensor | None, spread: Tensor | None, sums: Sums) -> Tensor:

@@ -70,8 +70,8 @@ class Sums:
         if self.weight is not None:
             self._add(self.weight[tile.part], rounded.t() @ rows)
 
-    def _add(self, sums: Tensor, found: Tensor) -> None:
-        sums.add_(found) if self._written else sums.copy_(found)
+    def _add(self, sums: Tensor, part: Tensor) -> None:
+        sums.add_(part) if self._written else sums.copy_(part)
 
 
 def _gradient_dtype(parameter: Tensor) -> torch.dtype:
@@ -115,10 +115,10 @@ def differentiate_block(
     return labelled.mul_(rest[:, None]).sub_(total).mul_(head.curve.scale), rest, saved_tiles
 
 
-def collect_gradients(sums: Sums, rows: Tensor, labels: Tensor, online: Online, rest: Tensor, kept: list[Kept],
+def collect_gradients(sums: Sums, rows: Tensor, labels: Tensor, online: Online, rest: Tensor, tiles: list[Kept],
                       factors: Tensor) -> None:  # fmt: skip
     """Add the parameters' gradients of sum over C of factor * log-probability, from what `differentiate_block` kept."""
-    for tile in kept:
+    for tile in tiles:
         sums.add_kept(tile, rows, -factors * (tile.norm - online.total).exp())
     sums.add_labels(labels, rows, factors * rest)
     sums.end_block()

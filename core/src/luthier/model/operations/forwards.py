@@ -71,18 +71,18 @@ def linear_forward(operations: Operations, own: Forward) -> Forward:
 
 
 def attention_forward(operations: Operations, form: Attention, own: Forward) -> Forward:
-    def forward(module: Any, hidden_states: Tensor, *args: Any, **told: Any) -> Any:
-        if args or not is_packed(told) or told.get("position_embeddings") is None:
-            return own(module, hidden_states, *args, **told)
-        tables = told["position_embeddings"]
-        told = {name: value for name, value in told.items() if name not in form.consumed}
+    def forward(module: Any, hidden_states: Tensor, *args: Any, **arguments: Any) -> Any:
+        if args or not is_packed(arguments) or arguments.get("position_embeddings") is None:
+            return own(module, hidden_states, *args, **arguments)
+        tables = arguments["position_embeddings"]
+        arguments = {name: value for name, value in arguments.items() if name not in form.consumed}
         x = lowered(hidden_states, [module.q_proj, module.k_proj, module.v_proj])
         dtype = autocast_dtype(x)
         turn = functools.partial(operations.rope, dtype=dtype)
         query, key, value = attention_heads(module, form, x, turn, tables)
         attend = ALL_ATTENTION_FUNCTIONS[module.config._attn_implementation]
         settings = form.settings | {"dropout": form.dropout if module.training else 0.0}
-        mixed, weights = attend(module, query, key, value, None, **settings, **told)
+        mixed, weights = attend(module, query, key, value, None, **settings, **arguments)
         return module.o_proj(mixed.reshape(*x.shape[:-1], -1)), weights
 
     return forward
@@ -91,22 +91,22 @@ def attention_forward(operations: Operations, form: Attention, own: Forward) -> 
 def layer_forward(operations: Operations, layer: Layer, own: Forward) -> Forward:
     block = layer.block
 
-    def compute(module: Any, x: Tensor, **told: Any) -> Tensor:
+    def compute(module: Any, x: Tensor, **arguments: Any) -> Tensor:
         first, second = getattr(module, block.first_norm), getattr(module, block.second_norm)
         x, normed = _normed(operations, first, layer.first, x, None, layer.lowers[0])
-        added, _ = getattr(module, block.attention)(hidden_states=normed, **told)
+        added, _ = getattr(module, block.attention)(hidden_states=normed, **arguments)
         added = added if block.multiplier == 1.0 else added * block.multiplier
         x, normed = _normed(operations, second, layer.second, x, added, layer.lowers[1])
         added = getattr(module, block.mlp)(normed)
         return x + (added if block.multiplier == 1.0 else added * block.multiplier)
 
-    def forward(module: Any, hidden_states: Tensor, *args: Any, **told: Any) -> Any:
-        if args or not is_packed(told):
-            return own(module, hidden_states, *args, **told)
+    def forward(module: Any, hidden_states: Tensor, *args: Any, **arguments: Any) -> Any:
+        if args or not is_packed(arguments):
+            return own(module, hidden_states, *args, **arguments)
         # transformers' own checkpointing, done in its way
         if module.training and getattr(module, "gradient_checkpointing", False):
-            return module._gradient_checkpointing_func(functools.partial(compute, module, **told), hidden_states)
-        return compute(module, hidden_states, **told)
+            return module._gradient_checkpointing_func(functools.partial(compute, module, **arguments), hidden_states)
+        return compute(module, hidden_states, **arguments)
 
     return forward
 
@@ -122,13 +122,14 @@ def _normed(
     return operations.add_rms_norm(x, residual, module.weight, form.eps, form.offset, form.rounded, dtype)
 
 
-def is_packed(told: dict[str, Any]) -> bool:
+def is_packed(arguments: dict[str, Any]) -> bool:
     """Return True if a call is one of ours: it says where the documents are, and gives nothing that was not tried.
 
     A mask, a cache by any name, or an object of a plugin: then the module's own forward computes.
     """
-    return told.get("cu_seq_lens_q") is not None and all(
-        name in CARRIED or value is None or isinstance(value, (bool, int, float, str)) for name, value in told.items()
+    return arguments.get("cu_seq_lens_q") is not None and all(
+        name in CARRIED or value is None or isinstance(value, (bool, int, float, str))
+        for name, value in arguments.items()
     )
 
 

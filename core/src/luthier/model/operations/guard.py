@@ -98,18 +98,18 @@ class GuardedOperation:
             # even an exact float32 gradient may come from values that the call rounds, such as a sum in bfloat16
             self._check_close(label, actual, wanted, coarsest if number >= count else 0.0)
 
-    def _check_close(self, label: str, found: Tensor, wanted: Tensor, rounding: float) -> None:
+    def _check_close(self, label: str, computed: Tensor, wanted: Tensor, rounding: float) -> None:
         where = f"operation {self.record.name} ({self.owner})"
         remedy = f"Uninstall {self.owner.partition(' ')[0]}, or set kernels: reference."
-        if found is None or found.shape != wanted.shape:
-            shape = None if found is None else list(found.shape)
+        if computed is None or computed.shape != wanted.shape:
+            shape = None if computed is None else list(computed.shape)
             problem = f"its {label} has another shape than {self.record.operation}'s reference, {list(wanted.shape)}"
             raise LuthierError("operation-differs", problem, where=where, found=shape, remedy=remedy)
-        if not found.numel():
+        if not computed.numel():
             return
         largest = max(float(wanted.abs().max()), torch.finfo(torch.float32).tiny)
-        share = float((found.to(wanted.dtype) - wanted).abs().max()) / largest
-        bound = self.record.tolerance + max(ROUNDINGS * torch.finfo(found.dtype).eps, rounding)
+        share = float((computed.to(wanted.dtype) - wanted).abs().max()) / largest
+        bound = self.record.tolerance + max(ROUNDINGS * torch.finfo(computed.dtype).eps, rounding)
         if not share <= bound:
             problem = f"its {label} differs from {self.record.operation}'s reference by {share:.2g} of the largest"
             raise LuthierError("operation-differs", f"{problem}; {bound:.2g} is allowed", where=where, remedy=remedy)

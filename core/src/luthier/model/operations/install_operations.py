@@ -169,7 +169,7 @@ def _nature(module: nn.Module) -> Any:
     return type(module), tuple(sorted(plain.items(), key=repr)), children, id(getattr(module, "config", None))
 
 
-def _forward(module: Any, kind: str, form: Any, operations: Operations, found: _Found) -> Forward:
+def _forward(module: Any, kind: str, form: Any, operations: Operations, recognised: _Found) -> Forward:
     own = type(module).forward
     if kind == "norm":
         return norm_forward(operations, form, own)
@@ -179,14 +179,14 @@ def _forward(module: Any, kind: str, form: Any, operations: Operations, found: _
         return linear_forward(operations, own)
     if kind == "attention":
         return attention_forward(operations, form, own)
-    return layer_forward(operations, _layer(module, form, found), own)
+    return layer_forward(operations, _layer(module, form, recognised), own)
 
 
-def _layer(module: Any, block: Block, found: _Found) -> Layer:
-    first, second = found.norms(module, block)
+def _layer(module: Any, block: Block, recognised: _Found) -> Layer:
+    first, second = recognised.norms(module, block)
     assert first is not None and second is not None, "a block has two norms"
     attention, mlp = getattr(module, block.attention), getattr(module, block.mlp)
-    heads, gates = found.form(attention), found.form(mlp)
+    heads, gates = recognised.form(attention), recognised.form(mlp)
     lowers = (
         heads is not None
         and heads[0] == "attention"

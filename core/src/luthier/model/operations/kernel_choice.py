@@ -63,7 +63,7 @@ def operate_as_chosen(
 
 
 def choose_kernels(
-    found: Sequence[Implementation], recipe: Recipe, decisions: Decisions, *, has_values: bool
+    installed: Sequence[Implementation], recipe: Recipe, decisions: Decisions, *, has_values: bool
 ) -> Operations:
     """Return the operations of the run: with the installed ones that it began with, where it is resumed.
 
@@ -71,15 +71,15 @@ def choose_kernels(
     """
     operations = Operations() if recipe.kernels == "reference" else ordinary_operations()
     operations.stands_in = not has_values
-    names = [str(one) for one in found]
-    reason = f"kernels: {recipe.kernels}" if found or recipe.kernels == "reference" else "none is installed"
+    names = [str(one) for one in installed]
+    reason = f"kernels: {recipe.kernels}" if installed or recipe.kernels == "reference" else "none is installed"
     taken = decisions.take(KERNELS, lambda: (names, reason), usable=lambda held: set(held) <= set(names))
     if taken:  # a run that began without operations resumes without them, even if one was installed meanwhile
-        operations.prefer(_undropped([one for one in found if str(one) in taken], decisions))
+        operations.prefer(_undropped([one for one in installed if str(one) in taken], decisions))
     return operations
 
 
-def _undropped(found: Sequence[Implementation], decisions: Decisions) -> list[Implementation]:
+def _undropped(installed: Sequence[Implementation], decisions: Decisions) -> list[Implementation]:
     """Return those that have not raised in this run; what raises from now on is noted."""
     dropped = set(decisions.take(DROPPED, lambda: ([], "none has raised")))
 
@@ -87,10 +87,10 @@ def _undropped(found: Sequence[Implementation], decisions: Decisions) -> list[Im
         dropped.add(name)
         decisions.explicit(DROPPED, sorted(dropped), why)
 
-    for one in found:
+    for one in installed:
         assert one.guard is not None
         one.guard.on_fall = fall
-    return [one for one in found if one.name not in dropped]
+    return [one for one in installed if one.name not in dropped]
 
 
 def _has_needs(offer: Offer, recipe: Recipe, resolved: Resolved, device: torch.device) -> bool:

@@ -82,7 +82,7 @@ def find_attention(module: nn.Module, verified: bool = True, findings: Findings 
 
 
 def _read_call(
-    told: dict[str, Any],
+    options: dict[str, Any],
     arguments: dict[str, Any],
     signature: Signature,
     findings: Findings,
@@ -91,14 +91,14 @@ def _read_call(
     normed: bool,
 ) -> Attention | None:
     """Return the form that the call of the attention function shows, or None."""
-    settings = {name: value for name, value in told.items() if name not in arguments}
+    settings = {name: value for name, value in options.items() if name not in arguments}
     dropout = settings.pop("dropout", 0.0)
     strange = [n for n, v in settings.items() if not (v is None or isinstance(v, (int, float, str)))]
-    lost = [n for n in DOCUMENTS if n not in arguments or told.get(n) is not arguments[n]]
+    lost = [n for n in DOCUMENTS if n not in arguments or options.get(n) is not arguments[n]]
     if strange or lost:
         findings.add_unknown(", ".join([*strange, *(f"{name} (not passed on)" for name in lost)]))
         return None
-    consumed = (signature.names | arguments.keys()) - told.keys()
+    consumed = (signature.names | arguments.keys()) - options.keys()
     return Attention(head_dim=head_dim, normed=normed, dropout=dropout, settings=settings, consumed=consumed)
 
 
@@ -194,10 +194,10 @@ def _is_attention(
         return forwards_agree(lambda: module(x, **arguments)[0], lambda: output, findings)
 
 
-def _record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **told: Any) -> Any:
+def _record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **arguments: Any) -> Any:
     """Return an attention function that computes nothing and records its arguments."""
     if mask is None:
-        _CALLS.append(((query, key, value), told))
+        _CALLS.append(((query, key, value), arguments))
     return _mixed(query, value), None
 
 
@@ -232,8 +232,8 @@ def _is_block(module: Any, form: Block, findings: Findings) -> bool:
     """Return True if its own forward, its modules answered, adds up as the form says and passes on what it is told."""
     calls: list[dict[str, Any]] = []
 
-    def attend(hidden_states: Tensor, **told: Any) -> tuple[Tensor, None]:
-        calls.append(told)
+    def attend(hidden_states: Tensor, **arguments: Any) -> tuple[Tensor, None]:
+        calls.append(arguments)
         return hidden_states.tanh() * 1.3, None
 
     with unhurt_randomness(module) as random, ExitStack() as stack:

@@ -232,14 +232,14 @@ def forwards_agree(own: Callable[[], Any], ours: Callable[[], Any], findings: Fi
     return False
 
 
-def measure_fault(own: Any, found: Tensor) -> float:
+def measure_fault(own: Any, computed: Tensor) -> float:
     """Return the largest difference over the largest number, inf beyond the bound of the dtype or for another shape."""
-    if not isinstance(own, Tensor) or own.shape != found.shape or own.dtype is not found.dtype:
+    if not isinstance(own, Tensor) or own.shape != computed.shape or own.dtype is not computed.dtype:
         return float("inf")
     if not bool(own.any()):
         return float("inf")  # zeros prove nothing
-    own, found = own.detach(), found.detach()
-    share = float((own - found).abs().max() / own.abs().max())
+    own, computed = own.detach(), computed.detach()
+    share = float((own - computed).abs().max() / own.abs().max())
     return share if share <= BOUNDS[own.dtype] else float("inf")
 
 

@@ -42,7 +42,7 @@ def install_recompute(model: Any, mode: Mode) -> Iterator[None]:
     if not layers:
         problem = f"no decoder layers were found in {type(model).__name__}"
         raise LuthierError("part-unsupported", problem, where=OPTION, remedy="Set it to false.")
-    host = HostMemory(kept=len(layers) - 1, way=CudaWay()) if mode == "offload" else None
+    host = HostMemory(resident=len(layers) - 1, way=CudaWay()) if mode == "offload" else None
     before = [(layer, vars(layer).get("forward")) for layer in layers]
     for number, layer in enumerate(layers):
         layer.forward = _recomputed(layer, mode, host, number)

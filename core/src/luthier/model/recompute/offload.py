@@ -92,10 +92,10 @@ class Imagined:
 
 
 class HostMemory:
-    """`saving(number)` goes around layer `number`; the layer `kept` keeps its input where it is."""
+    """`saving(number)` goes around layer `number`; the layer `resident` keeps its input where it is."""
 
-    def __init__(self, kept: int, way: Way, smallest: int = SMALLEST) -> None:
-        self.kept, self.way, self.smallest = kept, way, smallest
+    def __init__(self, resident: int, way: Way, smallest: int = SMALLEST) -> None:
+        self.resident, self.way, self.smallest = resident, way, smallest
         self._free: dict[Any, list[Tensor]] = defaultdict(list)
         # a graph that nobody differentiates removes its own entries
         self._away: dict[int, WeakSet[Away]] = defaultdict(WeakSet)
@@ -106,7 +106,7 @@ class HostMemory:
 
     def _send(self, tensor: Tensor, number: int) -> Tensor | Away | Imagined:
         small = tensor.numel() * tensor.element_size() < self.smallest
-        if small or number == self.kept or not tensor.is_floating_point():
+        if small or number == self.resident or not tensor.is_floating_point():
             return tensor
         if isinstance(tensor, Ghost):
             return Imagined(tensor.shape, tensor.dtype, tensor.device)
@@ -116,17 +116,17 @@ class HostMemory:
         self._away[number].add(away)
         return away
 
-    def _take(self, held: Tensor | Away | Imagined) -> Tensor:
-        if isinstance(held, Tensor):
-            return held
-        if isinstance(held, Imagined):
-            return torch.empty(held.shape, dtype=held.dtype, device=held.device)
-        tensor, fetched = self._fetched(held)
-        for earlier in self._away[held.number - 1]:
+    def _take(self, saved: Tensor | Away | Imagined) -> Tensor:
+        if isinstance(saved, Tensor):
+            return saved
+        if isinstance(saved, Imagined):
+            return torch.empty(saved.shape, dtype=saved.dtype, device=saved.device)
+        tensor, fetched = self._fetched(saved)
+        for earlier in self._away[saved.number - 1]:
             self._fetched(earlier)
         self.way.arrive(tensor, fetched)
-        self._away[held.number].discard(held)
-        self._free[_kind(held.buffer)].append(held.buffer)  # copies are ordered, so the next one waits for this one
+        self._away[saved.number].discard(saved)
+        self._free[_kind(saved.buffer)].append(saved.buffer)  # copies are ordered, so the next one waits for this one
         return tensor
 
     def _fetched(self, away: Away) -> tuple[Tensor, Any]:

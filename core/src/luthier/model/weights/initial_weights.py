@@ -74,15 +74,15 @@ def _places(model: nn.Module, states: set[int]) -> Iterator[Place]:
                 yield f"{path}.{key}" if path else key, module, key
 
 
-def _exchanged(tensor: Tensor, kept: Tensor) -> Callable[[], None]:
+def _exchanged(tensor: Tensor, value: Tensor) -> Callable[[], None]:
     """Put the kept values into a tensor, and return what puts its own back."""
     if not _has_data(tensor):
         return lambda: None
     if is_shard(tensor):  # FSDP2 knows the shard's memory, so the contents of the two are swapped
-        _swap_values(own_shard(tensor), own_shard(kept))
-        return lambda: _swap_values(own_shard(tensor), own_shard(kept))
+        _swap_values(own_shard(tensor), own_shard(value))
+        return lambda: _swap_values(own_shard(tensor), own_shard(value))
     before = tensor.data
-    tensor.data = whole_tensor(kept).to(before.dtype)
+    tensor.data = whole_tensor(value).to(before.dtype)
 
     def restore() -> None:
         tensor.data = before
@@ -97,14 +97,14 @@ def _swap_values(one: Tensor, other: Tensor) -> None:
     other.data.copy_(values)
 
 
-def _rows_like(given: Tensor, kept: Tensor) -> Tensor:
+def _rows_like(given: Tensor, shard: Tensor) -> Tensor:
     """Return this rank's rows of a whole tensor, where the kept one is sharded by rows."""
-    if not is_shard(kept):
+    if not is_shard(shard):
         return given
-    mesh: Any = kept.device_mesh  # type: ignore[attr-defined]
-    rows = -(-kept.shape[0] // mesh.size())
+    mesh: Any = shard.device_mesh  # type: ignore[attr-defined]
+    rows = -(-shard.shape[0] // mesh.size())
     first = mesh.get_local_rank() * rows
-    return given[first : first + own_shard(kept).shape[0]]
+    return given[first : first + own_shard(shard).shape[0]]
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

@@ -49,9 +49,9 @@ def check_tensors(tensors: Iterable[tuple[str, Tensor]], source: str) -> None:
         raise LuthierError("model-weights", problem, where=source, remedy=remedy)
 
 
-def _finite(held: Sequence[tuple[str, Tensor]]) -> list[bool]:
+def _finite(tensors: Sequence[tuple[str, Tensor]]) -> list[bool]:
     """Return for each tensor if it is finite; a device is waited for once."""
-    flags = [_largest(tensor).isfinite() for _, tensor in held]
+    flags = [_largest(tensor).isfinite() for _, tensor in tensors]
     place = {flag.device for flag in flags}
     if len(place) == 1:
         return torch.stack(flags).tolist() if flags else []

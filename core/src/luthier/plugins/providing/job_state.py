@@ -39,7 +39,7 @@ FOLLOWING: Final[dict[JobState, frozenset[JobState]]] = {
 }  # running -> pending is legal too, because services put a job back into their queue
 
 
-def advance_state(held: JobState, reported: JobState) -> tuple[JobState, bool]:
+def advance_state(state: JobState, reported: JobState) -> tuple[JobState, bool]:
     """Return the state after a report, and True if the report was legal. A final state is never left."""
-    legal = reported in FOLLOWING[held]
-    return (reported if legal else held), legal
+    legal = reported in FOLLOWING[state]
+    return (reported if legal else state), legal

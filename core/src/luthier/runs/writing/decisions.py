@@ -34,12 +34,12 @@ class Decisions:
 
     def __init__(
         self,
-        held: Mapping[str, Any] | None = None,
+        decisions: Mapping[str, Any] | None = None,
         agree: Callable[[Callable[[], Any]], Any] = lambda decide: decide(),
         *,
         is_logged: bool = True,
     ) -> None:
-        self._held, self._agree, self._is_logged = dict(held or {}), agree, is_logged
+        self._held, self._agree, self._is_logged = dict(decisions or {}), agree, is_logged
         self._taken: dict[str, Decision] = {}
 
     def take(

@@ -38,8 +38,10 @@ class Place:
         return {**attrs.asdict(self, recurse=False), "folder": str(self.folder)}
 
     @classmethod
-    def of(cls, told: dict[str, Any]) -> Place:
-        return cls(folder=Path(told["folder"]), record=told["record"], done=told["done"], changed=told["changed"])
+    def of(cls, message: dict[str, Any]) -> Place:
+        return cls(
+            folder=Path(message["folder"]), record=message["record"], done=message["done"], changed=message["changed"]
+        )
 
 
 def find_place(recipe: Recipe, objects: Objects, *, fresh: bool, allowed: frozenset[str] = frozenset()) -> Place:

@@ -40,17 +40,17 @@ class BuiltMetric:
                                where=f"metric {self.record.name}", found=scores)  # fmt: skip
         return numbers
 
-    def _pair(self, method: str, found: Any) -> tuple[float, ...]:
-        numbers = _numbers(found)
+    def _pair(self, method: str, answer: Any) -> tuple[float, ...]:
+        numbers = _numbers(answer)
         if len(numbers) != 2 or not all(map(math.isfinite, numbers)) or numbers[1] < 0:
             raise LuthierError("part-invalid", f"{method} returns a finite sum and a count of 0 or more",
-                               where=f"metric {self.record.name}", found=found)  # fmt: skip
+                               where=f"metric {self.record.name}", found=answer)  # fmt: skip
         return numbers
 
 
-def _numbers(found: Any) -> tuple[float, ...]:
+def _numbers(answer: Any) -> tuple[float, ...]:
     """Return what a part gave as numbers; nothing where it is no sequence of such."""
     try:
-        return tuple(float(number) for number in found)
+        return tuple(float(number) for number in answer)
     except (TypeError, ValueError):
         return ()

@@ -64,17 +64,17 @@ def find_frozen(spec: OtherModel, role: str, plugins: Plugins) -> FrozenModel:
     return FrozenModel(model=model, quantizer=given if trained else asked, note=note if trained else {})
 
 
-def read_frozen(found: FrozenModel, recipe: Recipe, device: torch.device, purpose: Purpose, plugins: Plugins) -> Any:
+def read_frozen(frozen: FrozenModel, recipe: Recipe, device: torch.device, purpose: Purpose, plugins: Plugins) -> Any:
     """Return the model on its device, ready to be asked; in a plan its shapes alone."""
     if purpose == "plan":
-        model = _shapes(found, device, plugins)
-    elif found.adapter is not None:
-        model = open_on_base(found.adapter, found.model, found.quantizer, device).model
-    elif found.note:
-        model = read_trained(Path(found.model.name_or_path), found.note, device)[0]
+        model = _shapes(frozen, device, plugins)
+    elif frozen.adapter is not None:
+        model = open_on_base(frozen.adapter, frozen.model, frozen.quantizer, device).model
+    elif frozen.note:
+        model = read_trained(Path(frozen.model.name_or_path), frozen.note, device)[0]
     else:
-        quantizer = _built("quantizer", found.quantizer, plugins)
-        model = load.load_model(found.model, device, quantizer.load_arguments())
+        quantizer = _built("quantizer", frozen.quantizer, plugins)
+        model = load.load_model(frozen.model, device, quantizer.load_arguments())
         model = apply_quantizer(quantizer, model, _context(model, quantizer, "open"))
     attention.install_attention(model)
     model.requires_grad_(False).eval()
@@ -83,13 +83,13 @@ def read_frozen(found: FrozenModel, recipe: Recipe, device: torch.device, purpos
     return model
 
 
-def check_same_tokens(found: FrozenModel, role: str, tokenizer: Any, model_config: Any, *, aligns: bool) -> None:
+def check_same_tokens(frozen: FrozenModel, role: str, tokenizer: Any, model_config: Any, *, aligns: bool) -> None:
     """Raise `recipe-conflict` for a model with other tokens than the one that trains, unless the loss `aligns`."""
     if aligns:
         return
-    config = config_of(found.model).get_text_config()
+    config = config_of(frozen.model).get_text_config()
     sizes = config.vocab_size, model_config.get_text_config().vocab_size
-    theirs = load.tokenizer_of(found.model)
+    theirs = load.tokenizer_of(frozen.model)
     if sizes[0] != sizes[1]:
         problem = f"its head has {sizes[0]:,} columns, and the model's {sizes[1]:,}"
     elif theirs.get_vocab() != tokenizer.get_vocab():
@@ -97,17 +97,19 @@ def check_same_tokens(found: FrozenModel, role: str, tokenizer: Any, model_confi
     else:
         return
     remedy = "Choose one of the same family, or a loss that aligns vocabularies."
-    raise LuthierError("recipe-conflict", problem, where=f"{role}.model", found=found.model.name_or_path, remedy=remedy)
+    raise LuthierError(
+        "recipe-conflict", problem, where=f"{role}.model", found=frozen.model.name_or_path, remedy=remedy
+    )
 
 
-def _shapes(found: FrozenModel, device: torch.device, plugins: Plugins) -> Any:
+def _shapes(frozen: FrozenModel, device: torch.device, plugins: Plugins) -> Any:
     """Return the model without its weights."""
-    quantizer = _built("quantizer", found.quantizer, plugins)
-    model = build_model(config_of(found.model), found.model, device)
+    quantizer = _built("quantizer", frozen.quantizer, plugins)
+    model = build_model(config_of(frozen.model), frozen.model, device)
     model = apply_quantizer(quantizer, model, _context(model, quantizer, "plan"))
-    if found.adapter is None:
+    if frozen.adapter is None:
         return model
-    adapter = _built("adapter", found.note["adapter"], plugins)
+    adapter = _built("adapter", frozen.note["adapter"], plugins)
     return attach_adapter(adapter, model, _context(model, quantizer, "plan"))
 
 

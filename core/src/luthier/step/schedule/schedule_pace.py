@@ -30,7 +30,7 @@ class Pace:
 
 
 def resume_pace(
-    recipe: SettledRecipe, train: TokenDataset | Stream, reached: Reached, held: float
+    recipe: SettledRecipe, train: TokenDataset | Stream, reached: Reached, rest: float
 ) -> tuple[Pace, Rates | None]:
     """Return the pace of a run that goes on, and its rates where they are those of the batch that it began with.
 
@@ -38,10 +38,10 @@ def resume_pace(
     """
     feed = feed_of(recipe, train)
     if not isinstance(feed, RowFeed) or feed.goal is None or feed.max_steps is not None:
-        return Pace(held=held), None
+        return Pace(held=rest), None
     batch = reached.batch or feed.order.batch
     if batch == feed.order.batch and feed.order.samples_after(reached.step) == reached.samples:
-        return Pace(held=held), None
+        return Pace(held=rest), None
     begun = attrs.evolve(feed.order, batch=batch)
     rates = rates_of(recipe, begun.steps_between(0, feed.goal))
-    return Pace(order=begun, held=held), rates
+    return Pace(order=begun, held=rest), rates

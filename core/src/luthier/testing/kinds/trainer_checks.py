@@ -129,8 +129,8 @@ class _Cut(Exception):
 class _Watcher:
     """A callback that writes down what it hears, and stops the run within one step, or cuts it off there."""
 
-    def __init__(self, found: _Found, stop_in: int | None, cut_in: int | None) -> None:
-        self.found, self.stop_in, self.cut_in = found, stop_in, cut_in
+    def __init__(self, record: _Found, stop_in: int | None, cut_in: int | None) -> None:
+        self.found, self.stop_in, self.cut_in = record, stop_in, cut_in
 
     @event
     def run_started(self, run: Any) -> None:
@@ -177,7 +177,7 @@ def _trained(subject: Subject, options: Any, folder: Path, stop_in: int | None, 
     return outcome
 
 
-def _watched_parts(found: _Found) -> tuple[Any, Any]:
+def _watched_parts(record: _Found) -> tuple[Any, Any]:
     """Full tuning and AdamW, which write down when their hooks are called."""
     import torch
 
@@ -195,15 +195,15 @@ def _watched_parts(found: _Found) -> tuple[Any, Any]:
             return attached
 
         def end_task(self, index: int, total: int) -> None:
-            found.moved = any(not torch.equal(self.began[name], p) for name, p in self.model.named_parameters())
+            record.moved = any(not torch.equal(self.began[name], p) for name, p in self.model.named_parameters())
 
         def gradients_ready(self) -> None:
-            found.seen.append("gradients")
+            record.seen.append("gradients")
 
     class WatchedAdamW(FusedAdamW):
         def build(self, groups: Any) -> torch.optim.Optimizer:
             optimizer = super().build(groups)
-            optimizer.register_step_post_hook(lambda *_: found.seen.append("optimizer"))
+            optimizer.register_step_post_hook(lambda *_: record.seen.append("optimizer"))
             return optimizer
 
     return WatchedTuning(NoOptions()), WatchedAdamW(AdamW(weight_decay=0.0))

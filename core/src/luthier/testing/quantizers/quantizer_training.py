@@ -159,8 +159,8 @@ def takes_back_what_is_worse(subject: Subject, options: Any, seed: int) -> None:
         return dict.fromkeys(reported, 2.0 + len(trials))
 
     reported = dict.fromkeys(world.part.needs_metrics.values(), 1.0)
-    kept = world.part.tune(reported, lambda: evaluate(0))
-    assert dict(kept) == reported, f"tune gave {dict(kept)}, though every trial was worse than {reported}"
+    result = world.part.tune(reported, lambda: evaluate(0))
+    assert dict(result) == reported, f"tune gave {dict(result)}, though every trial was worse than {reported}"
     assert world.outputs().equal(before), "what every trial made worse was not taken back"
     assert any(not trial.equal(before) for trial in trials), "no trial changed what the model computes"
     tried, trials[:] = len(trials), []

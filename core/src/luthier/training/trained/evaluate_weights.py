@@ -176,14 +176,14 @@ def _shared(own: Measured, theirs: Measured) -> Iterator[tuple[str, Scores]]:
     return ((name, theirs.scores[name]) for name in own.scores if name in theirs.scores)
 
 
-def _gate(found: Evaluation, recipe: Recipe, directions: Mapping[str, bool | None], how: Measuring) -> Gate:
-    require_metric(how.gate, found.differences, "--gate")
+def _gate(evaluation: Evaluation, recipe: Recipe, directions: Mapping[str, bool | None], how: Measuring) -> Gate:
+    require_metric(how.gate, evaluation.differences, "--gate")
     name = how.gate.removeprefix(PREFIX)
     more = directions[name] if name in directions else more_is_better(recipe, how.gate)
     if more is None:
         raise LuthierError("recipe-conflict", "neither more nor less of this metric is better", where="--gate",
                            found=how.gate, remedy="Name another.")  # fmt: skip
-    difference = found.differences[how.gate].value
+    difference = evaluation.differences[how.gate].value
     assert how.max_regression is not None
     return Gate(metric=how.gate, regression=-difference if more else difference, max_regression=how.max_regression)
 

@@ -122,18 +122,18 @@ def _settled_template(recipe: Recipe, tokenizer: Any, rows: list[PromptRow]) -> 
 
 def _fitting(rows: list[PromptRow], recipe: Recipe, tokenizer: Any) -> list[PromptRow]:
     """Return the rows whose prompt is no longer than `data.max_length` tokens; the others as `data.overlong` says."""
-    limit, kept = recipe.data.max_length, []
+    limit, fitting = recipe.data.max_length, []
     for row in rows:
         length = len(prompt_ids(tokenizer, row.prompt, PromptForm(chat=not isinstance(row.prompt, str))))
         if length <= limit:
-            kept.append(row)
+            fitting.append(row)
         elif recipe.data.overlong == "error":
             raise LuthierError("data-overlong", f"its prompt has {length} tokens, more than {limit}", where=row.where)
-    if rows and not kept:
+    if rows and not fitting:
         raise LuthierError("data-empty", f"every prompt is longer than {limit} tokens", where="data.max_length")
-    if len(kept) < len(rows):
-        log.warning("prompts dropped", longer_than=limit, dropped=len(rows) - len(kept), of=len(rows))
-    return kept
+    if len(fitting) < len(rows):
+        log.warning("prompts dropped", longer_than=limit, dropped=len(rows) - len(fitting), of=len(rows))
+    return fitting
 
 
 def _loaded(recipe: Recipe, resolved: Resolved) -> Any:

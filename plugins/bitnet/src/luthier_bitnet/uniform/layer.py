@@ -261,6 +261,6 @@ class Ranges:
         return {path: layer.range for path, layer in layers.items() if layer.range is not None}
 
     @staticmethod
-    def give(layers: dict[str, UniformLinear], held: dict[str, Any]) -> None:
-        for path, values in held.items():
+    def give(layers: dict[str, UniformLinear], ranges: dict[str, Any]) -> None:
+        for path, values in ranges.items():
             layers[path].range = values.to(layers[path].weight.device)

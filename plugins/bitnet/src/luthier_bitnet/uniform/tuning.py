@@ -55,8 +55,8 @@ class Tuner:
             if bits >= layer.levels_bits:
                 continue
             trial = Choice(factor=layer.choice.factor, bits=bits)
-            metrics, kept = self._try_choice(path, layer, trial, metrics, evaluate, 1 + self.options.max_rise)
-            if not kept:
+            metrics, is_better = self._try_choice(path, layer, trial, metrics, evaluate, 1 + self.options.max_rise)
+            if not is_better:
                 break  # still fewer bits would be worse
         return metrics
 
@@ -72,12 +72,12 @@ class Tuner:
         """Keep a choice if the loss is below `limit` times what it was (or equal to it, for a limit above 1)."""
         before, loss = layer.choice, metrics[LOSS]
         layer.choose(trial)
-        found = evaluate()
+        measured = evaluate()
         allowed = loss + (limit - 1) * abs(loss)
-        kept = found[LOSS] < allowed or (limit > 1 and found[LOSS] == allowed)
-        kept = kept and math.isfinite(found[LOSS])
-        if not kept:
+        is_better = measured[LOSS] < allowed or (limit > 1 and measured[LOSS] == allowed)
+        is_better = is_better and math.isfinite(measured[LOSS])
+        if not is_better:
             layer.choose(before)
-        log.info("tuning", layer=path, factor=round(trial.factor, 4), bits=trial.bits or layer.phase.bits, kept=kept,
-                 eval_loss=found[LOSS], before=loss)  # fmt: skip
-        return (found if kept else metrics), kept
+        log.info("tuning", layer=path, factor=round(trial.factor, 4), bits=trial.bits or layer.phase.bits,
+                 kept=is_better, eval_loss=measured[LOSS], before=loss)  # fmt: skip
+        return (measured if is_better else metrics), is_better
