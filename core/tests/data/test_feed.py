@@ -140,7 +140,7 @@ def test_a_stream_that_is_read_ahead_gives_and_remembers_what_one_that_is_not_do
         assert [e.where for e in a.examples] == [e.where for e in b.examples]
         first, second = one.state(a), other.state(b)
         assert first.keys() == second.keys()
-        assert first["place"] == second["place"]
+        assert first["turns"] == second["turns"]
         assert torch.equal(first["buffer"]["input_ids"], second["buffer"]["input_ids"])
 
 

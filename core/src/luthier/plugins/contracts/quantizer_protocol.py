@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,7 +37,7 @@ class Quantizer(Protocol):
 
     trains: bool = False
     mergeable: bool = True
-    needs_metrics: Mapping[str, str] = types.MappingProxyType({})
+    needs_metrics: Mapping[str, str] = {}  # never changed in place; a read-only view of it could not be copied
 
     @abstractmethod
     def apply(self, model: Any, context: Context) -> Any:
