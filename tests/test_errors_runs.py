@@ -9,7 +9,9 @@ import signal
 import luthier
 from luthier import LuthierError
 from luthier.builtin import GpuSafety
+from luthier.builtin.full import FullTuning
 from luthier.builtin.gpu_safety import Guardian, Reading
+from luthier.plugins.records import NoOptions
 from luthier.runs.writing.lock import locked_folder
 from luthier.testing.worlds import tiny_model, tiny_tokenizer
 from provoking import cases_of, check_error, provokes, stop_run
@@ -165,6 +167,15 @@ def an_adapter_that_lost_a_tensor(world):
 def an_adapter_whose_note_is_damaged(world):
     (world.train().artifact / "luthier.json").write_text("{")
     luthier.generate(world.folder / "run", "1?")
+
+
+@provokes("artifact-uncarried", "adapter", "Fraction is not JSON serializable", "Leave out the option")
+def an_adapter_whose_options_its_files_cannot_hold(world):
+    class Unwritable(FullTuning):
+        def save(self, folder):
+            raise TypeError("Object of type Fraction is not JSON serializable")
+
+    world.train(adapter=Unwritable(NoOptions()))
 
 
 @provokes("artifact-dtype", "save_dtype", "embed_tokens.weight holds 1e+06, which float16 cannot", "bfloat16")

@@ -122,6 +122,9 @@ CODES: Final[dict[str, Code]] = {
     "train-nothing": Code("No parameter is trainable.", "Choose an adapter, or targets that match."),
     # artifacts
     "artifact-mismatch": Code("A saved artifact does not give the outputs it should.", "Do not use it; report it.", 1),
+    "artifact-uncarried": Code(
+        "What is to be trained could not be saved and read back as it is.", "Leave out the option that the files lose."
+    ),
     "artifact-dtype": Code(
         "A weight is too large for the dtype of the files.",
         "Write save_dtype: bfloat16 or float32; --allow-changed settings goes on with the trained run.",

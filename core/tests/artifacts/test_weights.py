@@ -6,9 +6,9 @@ import json
 import luthier
 import pytest
 import torch
-from luthier.errors import LuthierError
 from luthier.model.weights.dense_files import Files, save_model
-from luthier.testing.worlds import save_tiny_model, tiny_model
+from luthier.testing import expect_error
+from luthier.testing.worlds import save_tiny_model, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -100,18 +100,26 @@ def test_a_shard_is_no_larger_than_asked_and_transformers_finds_them_all(train, 
     ]
 
 
-def test_a_weight_that_a_dtype_cannot_hold_is_refused_and_the_trained_run_goes_on_with_another(train, tmp_path, bases):
+def test_a_weight_that_a_dtype_cannot_hold_is_refused_before_the_first_step(train, tmp_path, bases):
     model = AutoModelForCausalLM.from_pretrained(bases["float32"])
     model.model.embed_tokens.weight.data[-1] = 1e6  # of a token that no row has
     save_tiny_model(tmp_path / "large")
     model.save_pretrained(tmp_path / "large")
-    settings = {"model": str(tmp_path / "large"), "max_steps": 2}
-    with pytest.raises(LuthierError) as caught:
-        train(**settings, save_dtype="float16")
-    assert (caught.value.code, caught.value.where) == ("artifact-dtype", "save_dtype")
+    with expect_error("artifact-dtype", "save_dtype"):
+        train(model=str(tmp_path / "large"), save_dtype="float16")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_weights_outgrow_their_files_goes_on_with_another_dtype(train, bases):
+    settings = {"model": AutoModelForCausalLM.from_pretrained(bases["float32"]), "tokenizer": tiny_tokenizer()}
+    weight = settings["model"].model.embed_tokens.weight
+    grow = luthier.on(step_ended=lambda: weight.data[-1].fill_(1e6))
+    with expect_error("artifact-dtype", "save_dtype"):
+        train(**settings, max_steps=2, save_dtype="float16", exact_callbacks=[grow])
     steps = []
     watch = luthier.on(step_started=lambda step: steps.append(step))  # noqa: PLW0108
-    run = train(**settings, save_dtype="bfloat16", allow_changed="settings", exact_callbacks=[watch])
+    again = {**settings, "model": AutoModelForCausalLM.from_pretrained(bases["float32"]), "max_steps": 2}
+    run = train(**again, save_dtype="bfloat16", allow_changed="settings", exact_callbacks=[watch])
     assert (steps, dtypes(run.artifact)) == ([], {"bfloat16"})
 
 

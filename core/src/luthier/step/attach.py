@@ -84,6 +84,8 @@ def _attached(attachment: Attachment, undo: ExitStack) -> Setup:
     before, numbers = attention.install_attention(attachment.model), dict[str, float]()
     context = _adapters_context(attachment, feed, numbers)
     model = parts.company.attach(parts.adapter, attachment.model, context)
+    if attachment.attached is not None:
+        attachment.attached(attachment, model)
     operations = undo.enter_context(operate_as_chosen(recipe, model, parts.kernels, attachment.decisions,
                                                       attachment.purpose, attachment.spread_as))  # fmt: skip
     computed = _settle_computing(attachment, model, undo)

@@ -64,3 +64,4 @@ class Attachment:
     world: World = attrs.field(factory=World)
     spread_as: Strategy = "alone"
     purpose: Purpose = "train"
+    attached: Callable[[Attachment, Any], None] | None = None  # called with the model that has its adapter

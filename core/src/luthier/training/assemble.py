@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import torch
 
+from luthier.artifacts.untrained import check_artifact
 from luthier.data.formats.wanted import Wanted
 from luthier.data.prepare import Prepared
 from luthier.distributed.join import device_name
@@ -27,7 +28,6 @@ from luthier.model.weights.quantized import check_quantizer, find_trained, read_
 from luthier.model.weights.stored_layers import is_stored
 from luthier.plugins.contracts.protocols import Quantizer
 from luthier.plugins.contracts.values import Purpose
-from luthier.plugins.registry import Plugins
 from luthier.precision import dtypes as precision
 from luthier.recipe import Recipe
 from luthier.recipe.checks.soundness import check_built_parts, check_parts, check_stored_base
@@ -62,12 +62,17 @@ class Assembled:
     case: Case
 
 
-def assemble_run(recipe: Recipe, objects: Objects, plugins: Plugins | None = None, decisions: Decisions | None = None,
-             world: World | None = None, purpose: Purpose = "train", *, begins: bool = True) -> Assembled:  # fmt: skip
+def assemble_run(recipe: Recipe, objects: Objects, decisions: Decisions | None = None, world: World | None = None,
+             purpose: Purpose = "train", *, begins: bool = True, saves: bool = False) -> Assembled:  # fmt: skip
     """Return everything loaded and attached, nothing trained. `decisions` None: all new; `world` None: one process;
-    `begins`: the run starts afresh, and so from the adapter that the recipe may name."""
-    decisions, world = decisions or Decisions(), world or World()
-    began, resolved = threads.Glance(), resolve_parts(recipe, plugins)
+    `begins`: the run starts from the adapter that the recipe may name; `saves`: its artifact is tried untrained."""
+    decisions, world, began, resolved = (
+        decisions or Decisions(),
+        world or World(),
+        threads.Glance(),
+        resolve_parts(recipe),
+    )
+    tried = functools.partial(check_artifact, recipe, resolved) if saves else None
     device = usable_device(recipe, resolved, world)
     parts, kernels = BuiltParts.of_recipe(resolved), find_kernels(recipe, resolved, device)
     callbacks = {name: resolved.build(part) for name, part in named(resolved.callbacks).items()}
@@ -88,7 +93,7 @@ def assemble_run(recipe: Recipe, objects: Objects, plugins: Plugins | None = Non
     prepare_model(model, tokenizer, prepared)
     setup = attach_parts(Attachment(recipe=settled, model=model, tokenizer=tokenizer, parts=parts, prepared=prepared,
                                     device=device, decisions=decisions, world=world, spread_as=how,
-                                    purpose=purpose))  # fmt: skip
+                                    purpose=purpose, attached=tried))  # fmt: skip
     check_prompts(prepared, settled, setup.packing, model)
     _settle_setup(setup, resolved, began)
     return Assembled(setup=setup, resolved=resolved, prepared=prepared, callbacks=callbacks, case=case)

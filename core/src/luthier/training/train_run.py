@@ -66,7 +66,7 @@ def train(
     with keep_randomness(), left_as_given(objects.model):
         past = world.decide(lambda: None if re_decide else _decided(place, resume))
         begins = world.decide(lambda: _begins(place, resume))
-        assembled = assemble_run(recipe, objects, decisions=Decisions(past, world.decide), world=world, begins=begins)
+        assembled = assemble_run(recipe, objects, Decisions(past, world.decide), world, begins=begins, saves=begins)
         try:
             check_metrics(assembled.setup, assembled.callbacks)
             record = world.decide(lambda: _record(recipe, assembled, place, allowed, resume))

@@ -56,6 +56,7 @@ class Stream:
     data: Data
     maker: Maker
     units: list[Formatted]
+    sources: Sequence[Source]
     lines: list[Line]
     fingerprint: str
     sample: TokenDataset  # made of the first rows of each source
@@ -97,7 +98,7 @@ class Stream:
         self.report.sources = [
             {"path": source.path, "repeat": source.repeat, "epoch_rows": taken.get(str(number), 0),
              "share": taken.get(str(number), 0) / total}
-            for number, source in enumerate(self.data.train if total and len(self.data.train) > 1 else ())
+            for number, source in enumerate(self.sources if total and len(self.sources) > 1 else ())
         ]  # fmt: skip
         return self.report.sources
 
@@ -209,6 +210,7 @@ def stream_of(data: Data, maker: Maker, form_of: FormOf, wanted: Wanted, given: 
         data=data,
         maker=maker,
         units=units,
+        sources=sources,
         lines=make_lines(sources, counts),
         fingerprint=fingerprint_units([unit for unit, _ in units], samples, **_ingredients(data, maker, wanted)),
         sample=made.examples,
