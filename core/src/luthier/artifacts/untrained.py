@@ -57,11 +57,12 @@ def check_untrained(
 
     The artifact goes to a temporary folder. Up to SMALL bytes, a fresh base must have the same logits with it; a larger
     model's adapter is read back into the attached one, and a larger whole model is not written. Trained weights carry
-    noise meanwhile; afterwards they are as before, to the bit. What this process has checked is not checked again.
+    noise meanwhile; afterwards they are as before, to the bit. What this process has checked is not checked again, nor
+    are layers that a quantizer trains, whose files depend on how far the run is.
     """
     small = sum(p.numel() * p.element_size() for p in model.parameters()) <= SMALL
     key = _key(note, model, tokenizer, merges=merges)
-    if key in _checked or not (small or artifact_name(adapter) == "adapter"):
+    if key in _checked or quantizer.trains or not (small or artifact_name(adapter) == "adapter"):
         return
     try:
         with keep_randomness(), muted_logs(), tempfile.TemporaryDirectory(prefix="luthier-untrained-") as folder:

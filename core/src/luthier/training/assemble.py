@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -66,13 +67,8 @@ def assemble_run(recipe: Recipe, objects: Objects, decisions: Decisions | None =
              purpose: Purpose = "train", *, begins: bool = True, saves: bool = False) -> Assembled:  # fmt: skip
     """Return everything loaded and attached, nothing trained. `decisions` None: all new; `world` None: one process;
     `begins`: the run starts from the adapter that the recipe may name; `saves`: its artifact is tried untrained."""
-    decisions, world, began, resolved = (
-        decisions or Decisions(),
-        world or World(),
-        threads.Glance(),
-        resolve_parts(recipe),
-    )
-    tried = functools.partial(check_artifact, recipe, resolved) if saves else None
+    decisions, world = decisions or Decisions(), world or World()
+    began, resolved = threads.Glance(), resolve_parts(recipe)
     device = usable_device(recipe, resolved, world)
     parts, kernels = BuiltParts.of_recipe(resolved), find_kernels(recipe, resolved, device)
     callbacks = {name: resolved.build(part) for name, part in named(resolved.callbacks).items()}
@@ -93,10 +89,15 @@ def assemble_run(recipe: Recipe, objects: Objects, decisions: Decisions | None =
     prepare_model(model, tokenizer, prepared)
     setup = attach_parts(Attachment(recipe=settled, model=model, tokenizer=tokenizer, parts=parts, prepared=prepared,
                                     device=device, decisions=decisions, world=world, spread_as=how,
-                                    purpose=purpose, attached=tried))  # fmt: skip
+                                    purpose=purpose, attached=_tried(recipe, resolved) if saves else None))  # fmt: skip
     check_prompts(prepared, settled, setup.packing, model)
     _settle_setup(setup, resolved, began)
     return Assembled(setup=setup, resolved=resolved, prepared=prepared, callbacks=callbacks, case=case)
+
+
+def _tried(recipe: Recipe, resolved: Resolved) -> Callable[[Attachment, Any], None]:
+    """Return what tries the artifact of a model, untrained, once its adapter is attached."""
+    return functools.partial(check_artifact, recipe, resolved)
 
 
 def _checked_config(recipe: Recipe, objects: Objects, resolved: Resolved) -> Any:
