@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from luthier import LuthierError, Recipe
+from luthier.data.examples import TokenDataset, TokenExample
 from luthier.data.prepare import prepare_data
-from luthier.data.source_shares import count_rows
+from luthier.data.source_shares import count_rows, is_mixed
+from luthier.data.stream.source_lines import FILE_ROWS, Place, make_lines
+from luthier.data.stream.source_turns import Turn, Turns
 from luthier.data.stream.stream_feed import StreamFeed
 from luthier.recipe.schema import Data, Source
 from luthier.state_tree import load_state, save_state
@@ -204,6 +208,61 @@ def test_an_epoch_of_a_stream_has_the_rows_that_it_would_have_in_memory(options,
         often = [count for where, count in times.items() if where.rpartition("/")[2][0] == name]
         most = own.get("repeat", 1) if "share" not in own or all("share" in o for o in options.values()) else None
         assert max(often) <= (most or -(-first[name] // len(often)))
+
+
+def turns_of(sources, rows, parts=5):
+    """The turns of sources that have so many rows, each row one token, read in parts of five."""
+    lines = make_lines(sources, [1] * len(sources))
+    turns = [Turn() for _ in lines]
+
+    def fetch(number):
+        line, turn = lines[number], turns[number]
+        unit, row, times = turn.place.unit, turn.place.row, turn.place.times
+        if unit < len(line.units) and row == rows[line.units[unit]]:
+            unit, row = unit + 1, 0
+        if unit == len(line.units):
+            unit, times = 0, times + 1
+        if times == line.passes:
+            return None
+        count = min(parts, rows[line.units[unit]] - row)
+        turn.place = Place(unit, row + count, times)
+        index = line.units[unit] * FILE_ROWS + row
+        token = np.zeros(1, np.int32)
+        return TokenDataset.of([TokenExample(input_ids=token, labels=token, index=index + i) for i in range(count)])
+
+    return Turns(lines=lines, turns=turns, fetch=fetch, taken=Counter())
+
+
+@QUIET
+@given(drawn=SOURCES, whole=st.booleans())
+def test_turns_take_as_many_rows_of_each_source_as_an_epoch_in_memory_has(drawn, whole):
+    if whole:  # every source has a share
+        drawn = [(rows, repeat, 1 / len(drawn)) for rows, repeat, _ in drawn]
+    elif all(share is not None for *_, share in drawn):
+        drawn = [(rows, repeat, None if i == 0 else share) for i, (rows, repeat, share) in enumerate(drawn)]
+    sources = [Source(path=str(i), repeat=repeat, share=share) for i, (_, repeat, share) in enumerate(drawn)]
+    rows = [count for count, *_ in drawn]
+    turns = turns_of(sources, rows)
+    while turns.take() is not None:
+        pass
+    if not is_mixed(sources) or len(turns.lines) == 1:
+        assert sum(turns.taken.values()) == sum(
+            count * source.repeat for count, source in zip(rows, sources, strict=True)
+        )
+        return
+    try:
+        expected = count_rows(sources, rows)
+    except LuthierError:  # a share of less than one row, which a stream cannot know
+        assert not all(turns.taken[str(i)] for i in range(len(sources)))
+        return
+    assert [turns.taken[str(i)] for i in range(len(sources))] == expected
+
+
+@pytest.mark.parametrize(("option", "value"), [("repeat", 10**30), ("repeat", 10**7), ("max_rows", 10**30)])
+def test_numbers_that_no_source_can_mean_are_refused(option, value, files):
+    data = {"train": [{"path": str(files / "a.jsonl"), option: value}]}
+    with expect_error("recipe-out-of-range", option):
+        Recipe.load({"model": "demo", "data": data})
 
 
 @pytest.mark.parametrize("options", MIXES)

@@ -44,12 +44,12 @@ class Source:
     template: dict[str, str] = option(
         factory=dict, help="Our column: a text with {fields} of the row, such as {prompt: 'Q: {question}'}."
     )
-    max_rows: int | None = option(None, help="Read at most this many rows.", low=1)
+    max_rows: int | None = option(None, help="Read at most this many rows.", low=1, high=10**15)
     share: float | None = option(
         None, help="The share of an epoch that its rows make up, such as 0.3; sources without share fill the rest.",
         low=1e-6, high=1.0,
     )  # fmt: skip
-    repeat: int = option(1, help="How often its rows come in an epoch.", low=1)
+    repeat: int = option(1, help="How often its rows come in an epoch.", low=1, high=10_000)
 
 
 @attrs.frozen(kw_only=True)
