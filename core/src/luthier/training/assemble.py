@@ -89,15 +89,17 @@ def assemble_run(recipe: Recipe, objects: Objects, decisions: Decisions | None =
     prepare_model(model, tokenizer, prepared)
     setup = attach_parts(Attachment(recipe=settled, model=model, tokenizer=tokenizer, parts=parts, prepared=prepared,
                                     device=device, decisions=decisions, world=world, spread_as=how,
-                                    purpose=purpose, attached=_tried(recipe, resolved) if saves else None))  # fmt: skip
+                                    purpose=purpose, attached=_tried(recipe, resolved, objects, on=saves)))  # fmt: skip
     check_prompts(prepared, settled, setup.packing, model)
     _settle_setup(setup, resolved, began)
     return Assembled(setup=setup, resolved=resolved, prepared=prepared, callbacks=callbacks, case=case)
 
 
-def _tried(recipe: Recipe, resolved: Resolved) -> Callable[[Attachment, Any], None]:
-    """Return what tries the artifact of a model, untrained, once its adapter is attached."""
-    return functools.partial(check_artifact, recipe, resolved)
+def _tried(
+    recipe: Recipe, resolved: Resolved, objects: Objects, *, on: bool
+) -> Callable[[Attachment, Any], None] | None:
+    """Return what tries a model's artifact, untrained; None for a model from Python, which has been compared."""
+    return functools.partial(check_artifact, recipe, resolved) if on and objects.model is None else None
 
 
 def _checked_config(recipe: Recipe, objects: Objects, resolved: Resolved) -> Any:
