@@ -152,6 +152,7 @@ def service(request, monkeypatch):
     """A service with two files, where the client of its addresses looks for it."""
     monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # which asks another service of Google by gRPC
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # read when the library was imported
     files = {"a.jsonl": LINES, "b.jsonl": b'{"text": "last"}\n'}
     made, scheme = request.param(files), request.param.address.partition("://")[0]
     registry = sys.modules["fsspec.registry"]._registry
