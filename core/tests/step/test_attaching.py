@@ -249,10 +249,13 @@ class SavesNothing(ShiftAdapter):
         pass
 
 
-def test_an_artifact_that_holds_nothing_is_refused(train):
+def test_an_artifact_that_holds_nothing_is_refused_before_the_first_step(train):
+    steps = []
+    watch = luthier.on(step_started=lambda: steps.append(1))
     with pytest.raises(luthier.LuthierError) as caught:
-        train(adapter=SavesNothing(), max_steps=2)
-    assert caught.value.code == "artifact-mismatch"
+        train(adapter=SavesNothing(), max_steps=2, exact_callbacks=[watch])
+    assert caught.value.code == "artifact-uncarried"
+    assert steps == []
 
 
 def test_verification_leaves_the_live_model_as_it_is(train):
