@@ -17,6 +17,8 @@ def watch(event, arguments):
         asked.append(f"{event} {arguments[1:]}")
     elif event == "open" and isinstance(arguments[0], (str, bytes)) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
         written.append(os.path.abspath(os.fsdecode(arguments[0])))
+    elif event in ("os.remove", "os.rmdir") and arguments[1] >= 0:  # relative to an open folder, as rmtree removes
+        written.append(os.path.join(os.readlink(f"/proc/self/fd/{arguments[1]}"), os.fsdecode(arguments[0])))
     elif event in ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate"):
         written.extend(os.path.abspath(os.fsdecode(a)) for a in arguments if isinstance(a, (str, bytes)))
 
