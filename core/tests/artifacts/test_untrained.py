@@ -127,6 +127,18 @@ def test_the_check_changes_no_bit_of_the_run_and_is_done_once_in_a_process(train
     assert len(untrained._checked) == 1 and checked == again
 
 
+def test_a_model_of_the_same_class_with_another_config_is_checked_for_itself(train, tmp_path):
+    untrained._checked.clear()
+    train(adapter="full", output_dir=tmp_path / "one")
+    tied = tiny_model()
+    tied.config.tie_word_embeddings = not tied.config.tie_word_embeddings
+    other = type(tied)(tied.config)
+    other.save_pretrained(tmp_path / "other")
+    tiny_tokenizer().save_pretrained(tmp_path / "other")
+    train(adapter="full", model=str(tmp_path / "other"), output_dir=tmp_path / "two")
+    assert len(untrained._checked) == 2
+
+
 def test_weights_and_randomness_are_as_they_were(size, tmp_path):
     adapter, tokenizer = Norms(), tiny_tokenizer()
     model = adapter.attach(tiny_model(), None)

@@ -85,7 +85,8 @@ def _key(note: Mapping[str, Any], model: Any, tokenizer: Any, *, merges: bool) -
         return ""
     named = {**note["model"], "name_or_path": None}
     known = {**{name: value for name, value in note.items() if name not in VARYING}, "model": named, "merges": merges}
-    return json.dumps([known, type(model).__name__, type(tokenizer).__name__, len(tokenizer)], default=str)
+    config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
+    return json.dumps([known, config, type(model).__name__, type(tokenizer).__name__, len(tokenizer)], default=str)
 
 
 def _write_small(
