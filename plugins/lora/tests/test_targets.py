@@ -5,6 +5,7 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from luthier.testing import expect_error
 from luthier.testing.worlds import tiny_model
 from luthier_lora import Dora, Lora
 from luthier_lora.adapter import LoraAdapter
@@ -34,6 +35,23 @@ def test_list_matches_the_end_of_a_name_at_a_dot():
     assert len(found(target_modules=["up_proj"])) == 2
     assert found(target_modules=["1.mlp.up_proj"]) == ("model.layers.1.mlp.up_proj",)
     assert found(target_modules=["lm_head"]) == ("lm_head",)
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        (Lora(target_modules=["lm_head"]), "target_modules"),
+        (Dora(target_modules="lm_head"), "target_modules"),
+        (Lora(target_modules=["lm_head", "q_proj"], exclude_modules=["q_proj"]), "target_modules"),
+        (Lora(target_modules=[], target_parameters=["lm_head.weight"], lora_dropout=0.0), "target_parameters"),
+    ],
+)
+def test_the_head_alone_is_refused_by_name_and_a_finished_adapter_of_it_is_opened(options, option, context):
+    with expect_error("model-target", option, "lm_head"):
+        LoraAdapter(options).attach(tiny_model(), context())
+    adapter = LoraAdapter(options)
+    adapter.attach(tiny_model(), context(purpose="open"))
+    assert adapter.targets.modules == ["lm_head"]
 
 
 def test_string_matches_the_whole_name():

@@ -86,7 +86,7 @@ def test_trainable_tokens_reach_a_tied_head():
 @pytest.mark.parametrize("method, target", [("lora", "lm_head"), ("oft", "lm_head"), ("osf", "lm_head"),
                                             ("lora", "embed_tokens"), ("oft", "embed_tokens")])  # fmt: skip
 def test_merging_an_adapted_layer_leaves_the_one_it_was_tied_to(method, target):
-    world = World(fitting(method, target_modules=[target]), tie_word_embeddings=True)
+    world = World(fitting(method, target_modules=[target, "v_proj"]), tie_word_embeddings=True)
     world.train(4, rate=1e-2)
     trained = world.outputs()
     merged = world.part.merge(world.context)
@@ -162,6 +162,7 @@ REFUSED = [
     ({"target_modules": ["q_porj", "v_proj"]}, "target_modules", ("adapter peft.lora.target_modules", "q_proj")),
     ({"target_modules": ["nothing_like_it"]}, "target_modules", ("adapter peft.lora.target_modules", "gate_proj")),
     ({"target_modules": r".*\.h\.\d+"}, "target_modules", ("adapter peft.lora.target_modules",)),
+    ({"target_modules": ["lm_head"]}, "target_modules", ("adapter peft.lora.target_modules", "lm_head")),
     ({"modules_to_save": ["lm_haed"]}, "modules_to_save", ("adapter peft.lora.modules_to_save", "lm_head")),
     ({"exclude_modules": ["k_porj"]}, "exclude_modules", ("adapter peft.lora.exclude_modules", "k_proj")),
     ({"target_parameters": ["experts.gate"]}, "target_parameters", ("adapter peft.lora.target_parameters",)),
@@ -177,6 +178,11 @@ def test_a_name_that_matches_nothing_is_an_error_with_near_misses(changes, where
         World(fitting("lora", **changes))
     assert all(fact in str(caught.value) for fact in said)
     assert caught.value.code == "model-target" and where in caught.value.where
+
+
+@pytest.mark.parametrize("method", ["ln_tuning", "trainable_tokens"])
+def test_a_method_that_trains_weights_of_the_model_takes_the_head_alone(method):
+    assert World(fitting(method, target_modules=["lm_head"])).parameters
 
 
 def test_a_bad_pattern_is_named():

@@ -21,7 +21,7 @@ from luthier_lora.merging import Update, fold, wrappers
 from luthier_lora.options import Dora, Lora
 from luthier_lora.patterns import check_patterns, check_ranks, rank_and_alpha
 from luthier_lora.ranks import choose_ranks, hash_tensor
-from luthier_lora.targets import Targets, find_targets
+from luthier_lora.targets import Targets, find_targets, refuse_head_alone
 from luthier_lora.wrappers import DoraLayer, LoraLayer, PissaLayer, principal_factors
 
 
@@ -42,6 +42,8 @@ class LoraAdapter:
             remedy = "Merge the adapter first, or load the model again."
             raise LuthierError("part-unsupported", "this model has an adapter already", remedy=remedy)
         self.targets = find_targets(model, self.options)
+        if context.purpose != "open":  # a finished adapter of the head is read, merged and used
+            refuse_head_alone(model, self.targets)
         check_patterns(self.options, self.targets)
         self.options = choose_ranks(model, self.options, self.targets, context)
         check_ranks(self.options, {name: sizes_of(model.get_submodule(name)) for name in self.targets.layers}, context)

@@ -70,6 +70,16 @@ def find_targets(model: Any, options: Lora | Dora) -> Targets:
     return Targets(layers=tuple(left), parameters=tuple(parameters))
 
 
+def refuse_head_alone(model: Any, targets: Targets) -> None:
+    """Raise `model-target` if the head is the only target: all hidden layers would stay as they are."""
+    head = model.get_output_embeddings()
+    if head is not None and all(model.get_submodule(name) is head for name in targets.modules):
+        option = "target_modules" if targets.layers else "target_parameters"
+        problem = "it matches only the head, so that no hidden layer would learn"
+        remedy = f"Add hidden layers, such as {ALL_LINEAR}, or train the head as a whole with `modules`."
+        raise LuthierError("model-target", problem, where=option, found=targets.names[0], remedy=remedy)
+
+
 def matches(pattern: str | Iterable[str] | None, name: str) -> bool:
     """Return True by PEFT's rule: a string is a regular expression for the whole name, a list has ends of names."""
     if not pattern:

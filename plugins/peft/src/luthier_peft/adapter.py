@@ -15,6 +15,7 @@ from luthier_peft.adalora import Budget
 from luthier_peft.injection import WRAPPERS, inject, tensors_of
 from luthier_peft.methods import METHODS, UNTRIED
 from luthier_peft.options import PREFIX, to_config
+from luthier_peft.targets import name_head, refuse_head_alone
 
 
 class PeftAdapter:
@@ -44,11 +45,13 @@ class PeftAdapter:
         Raises `model-target`, `recipe-out-of-range`, `part-unsupported` or `train-nothing`.
         """
         config = to_config(self.options, **self._total_step(context.total_steps))
-        base = dict(tensors_of(model))
+        base, head = dict(tensors_of(model)), name_head(model)
         # The core reports a model that is itself at fault; the record keeps away a method that is known to fail.
         probing = not self.method.packing and context.probe(model) is None
         self._handle, self._budget = inject(model, config, context, self.where), None
         self.model = model
+        if context.purpose != "open" and not self.method.trains_modules:  # a finished adapter of the head is read
+            refuse_head_alone(head, self._handle.base_model.targeted_module_names, self.where)
         known = {id(tensor) for tensor in base.values()}
         own = {n: t for n, t in self._tensors().items() if id(t) not in known or t.requires_grad}
         self._names, self._trains = frozenset(own), frozenset(n for n, t in own.items() if t.requires_grad)

@@ -22,6 +22,7 @@ class Method:
     packing: str = ""
     merging: str = ""
     folds_into_bias: bool = False  # it can be merged if every adapted layer has a bias
+    trains_modules: bool = False  # it trains weights of the targets themselves, so that the head alone makes sense
 
     @property
     def mergeable(self) -> bool:
@@ -48,7 +49,7 @@ METHODS: Final[dict[str, Method]] = {
     "ia3": Method("IA3: one trained factor for each key, value and feed-forward channel."),
     "lily": Method(f"Lily: low-rank parts shared over layers. Unsupported: packing ({LILY}).", packing=LILY,
                    merging="its update depends on the input"),
-    "ln_tuning": Method("LN tuning: only the norms train."),
+    "ln_tuning": Method("LN tuning: only the norms train.", trains_modules=True),
     "loha": Method("LoHa: updates as entry-wise products of two low-rank matrices."),
     "lokr": Method("LoKr: updates as Kronecker products of small matrices."),
     "lora": Method("LoRA as PEFT computes it, with DoRA, rsLoRA, biases and parameters of experts."),
@@ -63,7 +64,7 @@ METHODS: Final[dict[str, Method]] = {
     "shira": Method("SHiRA: a sparse set of each weight's entries."),
     "supertuning": Method("Super-Tuning: the entries of largest magnitude, optionally with LoRA."),
     "tinylora": Method("TinyLoRA: a tiny vector, spread over the singular directions of each weight."),
-    "trainable_tokens": Method("Trainable tokens: chosen rows of the embedding (token_indices)."),
+    "trainable_tokens": Method("Trainable tokens: chosen rows of the embedding (token_indices).", trains_modules=True),
     "unilora": Method("Uni-LoRA: all low-rank entries drawn from one vector; starts at random.", tolerance=0.01),
     "vblora": Method("VB-LoRA: low-rank parts composed from a shared vector bank; starts at random.", tolerance=0.02),
     "vera": Method("VeRA: fixed random low-rank matrices, scaled by trained vectors."),

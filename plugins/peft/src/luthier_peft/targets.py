@@ -23,6 +23,20 @@ def check_targets(model: nn.Module, config: Any, where: str) -> None:
     _check(getattr(config, "target_parameters", None), parameters, f"{where}.target_parameters", parameters)
 
 
+def refuse_head_alone(head: str | None, targets: Iterable[str], where: str) -> None:
+    """Raise `model-target` if the module named `head` is the only one that PEFT has adapted."""
+    if head is not None and set(targets) == {head}:
+        problem = "it matches only the head, so that no hidden layer would learn"
+        remedy = f"Add hidden layers, such as {ALL_LINEAR}, or train the head as a whole with `modules`."
+        raise LuthierError("model-target", problem, where=f"{where}.target_modules", found=head, remedy=remedy)
+
+
+def name_head(model: Any) -> str | None:
+    """Return the name of the head in the model, or None if it has none."""
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if head is not None and module is head), None)
+
+
 def no_default(model: nn.Module, where: str) -> LuthierError:
     """Return the error for a model for which PEFT has no default targets."""
     kinds = ", ".join(_endings(_adaptable(model)))

@@ -74,19 +74,26 @@ def count_features(layer: nn.Module) -> tuple[int, int] | None:
 def find_layers(model: Any, wanted: str | list[str] | None) -> list[str]:
     """Return the names of the layers to wrap. Raises `model-target` if a wanted end of a name matches none.
 
-    `all-linear` never includes the head and routers.
+    The head is never wrapped, and `all-linear` does not include routers.
     """
     head = model.get_output_embeddings()
-    every = [name for name, module in model.named_modules() if count_features(module) and module is not head]
+    layers = {name: module for name, module in model.named_modules() if count_features(module)}
+    every = [name for name, module in layers.items() if module is not head]
     if wanted == ALL_LINEAR:
         return [name for name in every if not name.endswith((".gate", ".router"))]
     ends = [wanted] if isinstance(wanted, str) else list(DEFAULTS if wanted is None else wanted)
     for end in ends:
-        if not any(name == end or name.endswith(f".{end}") for name in every):
+        if not any(_ends_with(name, end) for name in every):
+            is_head = any(_ends_with(name, end) for name in layers)
+            problem = "it matches only the head, which SLAO never adapts" if is_head else "it matches no layer"
             known = sorted({name.rpartition(".")[2] for name in every})
             remedy = f"Choose of: {', '.join(known)}, or {ALL_LINEAR}."
-            raise LuthierError("model-target", "it matches no layer", where="target_modules", found=end, remedy=remedy)
-    return [name for name in every if any(name == end or name.endswith(f".{end}") for end in ends)]
+            raise LuthierError("model-target", problem, where="target_modules", found=end, remedy=remedy)
+    return [name for name in every if any(_ends_with(name, end) for end in ends)]
+
+
+def _ends_with(name: str, end: str) -> bool:
+    return name == end or name.endswith(f".{end}")
 
 
 def read_whole(tensor: Tensor) -> Tensor:
