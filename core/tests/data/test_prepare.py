@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections import Counter
 
 import numpy as np
@@ -273,3 +275,17 @@ def test_datasets_objects_prepare_as_their_rows_do(chat, made):
     assert made(table, chat("chatml")).train.fingerprint == wanted
     assert made(table.to_iterable_dataset(), chat("chatml")).train.fingerprint == wanted
     refused("data-unreadable", made, datasets.DatasetDict(train=table), chat("chatml"))
+
+
+def test_a_files_rows_are_read_once_so_that_even_a_pipe_can_be_a_source(chat, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    os.mkfifo(path)
+    writer = threading.Thread(target=lambda: path.write_text('{"text": "abc"}\n' * 600))
+    writer.start()
+    made = prepare_data(Data(train=[Source(path=str(path))], cache=False, num_proc=1), chat("chatml"), seed=0)
+    writer.join()
+    assert len(made.train) == 600
+
+
+def test_a_format_is_recognised_behind_a_hundred_rows_that_hold_nothing(chat, made):
+    assert made([{"text": ""}] * 150 + [{"text": "abc"}] * 2, chat("chatml"), bad_rows="drop").report.examples == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from luthier.data.cache import Entry, Sets
 from luthier.data.examples import TokenDataset
 from luthier.data.formats.bad_rows import Fault, check_policy, faults_error
 from luthier.data.formats.read_rows import ReadRows
-from luthier.data.formats.recognise_form import FORMATS, recognise_format
+from luthier.data.formats.recognise_form import FORMATS, first_rows, recognise_format
 from luthier.data.formats.remarks import remark_repeated
 from luthier.data.formats.wanted import TOKENS, Wanted
 from luthier.data.read.columns import mapped_columns
@@ -150,16 +151,18 @@ def read_forms(data: Data, given: Sequence[Supply], wanted: Wanted) -> ReadRows:
     """Return every row of the supplies in its format's form."""
     read = ReadRows()
     for supply in given:
-        form = form_of(data, supply.rows, supply.source, wanted)
+        rows = supply.read_once()
+        first = first_rows(rows)
+        form = form_of(data, first, supply.source, wanted)
         if wanted.kind == "any":
             wanted = attrs.evolve(wanted, kind=FORMATS[form].kind)
-        read.add(supply.rows, form, wanted, supply.source)
+        read.add(itertools.chain(first, rows), form, wanted, supply.source)
         supply.forget()
     return read
 
 
 def form_of(data: Data, rows: Sequence[Row], source: Source, wanted: Wanted) -> str:
-    """Return a source's format, given by the recipe or recognised.
+    """Return a source's format, given by the recipe or recognised by its first rows.
 
     Raises `data-format` if the loss does not take it.
     """

@@ -41,14 +41,17 @@ def _render_plain(
     tokenizer: Any, given: str | None, messages: Messages, tools: Any, prompt: bool, settings: Settings
 ) -> str:
     """Do what `apply_chat_template` does with messages that are dicts, without searching them for other objects."""
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from luthier.data.tokenise.plain.plain_jinja import render_chat
 
     chat = [{key: value for key, value in message.items() if value is not None} for message in messages]
     text = tokenizer.get_chat_template(given, tools)
-    variables = tokenizer.special_tokens_map | dict(settings)
-    rendered: Any = render_jinja_template(
-        conversations=[chat], tools=tools, chat_template=text, add_generation_prompt=prompt, **variables
-    )
+    variables = {**tokenizer.special_tokens_map, **settings, "tools": tools, "add_generation_prompt": prompt}
+    if tools is None and all(type(value) is str for message in chat for value in message.values()):
+        return render_chat(text, chat, {**variables, "documents": None})[0]  # in half of the time
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    # what is not text may be any object, which transformers keeps from the template
+    rendered: Any = render_jinja_template(conversations=[chat], chat_template=text, **variables)
     return str(rendered[0][0])  # the first value is the text, the second the places of generation tags
 
 

@@ -5,8 +5,10 @@ They are read, or refused until the recipe explains them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
+
+import attrs
 
 from luthier.data.formats.beside import is_filled, is_tools
 from luthier.data.formats.conversations import KEPT, MEDIA
@@ -98,28 +100,38 @@ def row_weight(row: Row, wanted: Wanted) -> float:
     return Wanted(columns={"weight": "float"}).read_columns(row)["weight"]
 
 
-def unread_columns(rows: Iterable[Row], reads: Collection[str], wanted: Wanted) -> list[str]:
-    """Return the columns, and the keys of messages, that have a value in some row and that nothing reads."""
-    known = {*reads, *wanted.columns, *wanted.documents.values()}
-    unread: dict[str, None] = {}
-    for row in rows:
-        read_columns = row.used | row.mapped
-        for name in row.values.keys() - known - read_columns:
-            if name not in unread and is_filled(row.values[name]):
-                unread[name] = None
-        for name, is_read in READ_WHERE.items():
-            value = row.values.get(name)
-            if (
-                name in reads
-                and name not in unread
-                and name not in read_columns
-                and is_filled(value)
-                and not is_read(value)
-            ):
-                unread[name] = None
-        for key in _message_keys(row):
-            unread.setdefault(key)
-    return sorted(unread)
+@attrs.define
+class UnreadColumns:
+    """The columns, and the keys of messages, that have a value in some row and that nothing reads.
+
+    `reads` are the columns that the rows' format reads.
+    """
+
+    reads: Collection[str]
+    wanted: Wanted
+    found: set[str] = attrs.field(factory=set)
+    known: frozenset[str] = attrs.field(init=False)  # the columns that the format or the loss reads
+
+    def __attrs_post_init__(self) -> None:
+        self.known = frozenset((*self.reads, *self.wanted.columns, *self.wanted.documents.values()))
+
+    def note(self, row: Row) -> None:
+        """Add what nothing reads of a row."""
+        if not row.values.keys() <= self.known:
+            read_columns = row.used | row.mapped
+            further = row.values.keys() - self.known - read_columns - self.found
+            self.found.update(name for name in further if is_filled(row.values[name]))
+        if not READ_WHERE.keys().isdisjoint(row.values):
+            self.found.update(self._misfits(row))
+        self.found.update(_message_keys(row))
+
+    def _misfits(self, row: Row) -> Iterator[str]:
+        """Yield the columns with values other than those for which they are read."""
+        for name in row.values.keys() & READ_WHERE.keys() & self.known:
+            value, is_read = row.values[name], READ_WHERE[name]
+            own = name in self.reads and name not in row.used | row.mapped
+            if own and is_filled(value) and not is_read(value):
+                yield name
 
 
 def _message_keys(row: Row) -> Iterable[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import attrs
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from luthier.data.formats.bad_rows import EMPTY, Fault
 from luthier.data.formats.forms import Form
-from luthier.data.formats.known_columns import unread_columns
+from luthier.data.formats.known_columns import UnreadColumns
 from luthier.data.formats.recognise_form import FORMATS, convert_row, is_empty
 from luthier.data.formats.wanted import Wanted
 from luthier.data.read.columns import ignored_columns
@@ -35,10 +35,10 @@ class ReadRows:
     absent: list[str] = attrs.field(factory=list)
     parts: list[SourceRows] = attrs.field(factory=list)  # the row numbers of each source
 
-    def add(self, rows: Sequence[Row], form: str, wanted: Wanted, source: Source | None = None) -> None:
-        """Add the rows of one source, which have one format."""
-        if source is not None:
-            self.parts.append(SourceRows(source=source, first=self.count, end=self.count + len(rows)))
+    def add(self, rows: Iterable[Row], form: str, wanted: Wanted, source: Source | None = None) -> None:
+        """Add the rows of one source, which have one format. They are read once, one after the other."""
+        first, unread = self.count, UnreadColumns(FORMATS[form].reads, wanted)
+        ignored = IgnoredColumns.of(source)
         for row in rows:
             try:
                 self.forms.append(convert_row(row, form, wanted))
@@ -47,10 +47,13 @@ class ReadRows:
                 kind = EMPTY if row.fault is None and is_empty(row) else ""
                 self.faults.append(Fault.of(error, kind, self.count))
             self.count += 1
+            unread.note(row)
+            ignored.note(row)
+        if source is not None:
+            self.parts.append(SourceRows(source=source, first=first, end=self.count))
         self.formats.append(form)
-        self.absent += [] if source is None else _absent_columns(source, rows)
-        unread = unread_columns(rows, FORMATS[form].reads, wanted)
-        self.unread += [name for name in unread if name not in self.unread]
+        self.absent += ignored.absent()
+        self.unread += [name for name in sorted(unread.found) if name not in self.unread]
 
     def chosen(self, places: NDArray[np.int64], *, faults: bool) -> ReadRows:
         """Return only the forms at these places, with the bad rows or without."""
@@ -66,10 +69,22 @@ class ReadRows:
         return ", ".join(dict.fromkeys(self.formats))
 
 
-def _absent_columns(source: Source, rows: Sequence[Row]) -> list[str]:
-    """Return the columns that a source ignores but that none of its rows has, each with the nearest existing name."""
-    absent = ignored_columns(source).difference(*(row.ignored for row in rows))
-    if not absent:
-        return []
-    present = sorted({name for row in rows for name in row.values})
-    return [f"{name!r} ({suggest_nearest(name, present)})" for name in sorted(absent)]
+@attrs.define
+class IgnoredColumns:
+    """The columns that a source ignores, and which of them its rows have."""
+
+    lacking: set[str]  # that no row has had so far
+    present: set[str] = attrs.field(factory=set)  # every column of the rows, if one is lacking
+
+    @classmethod
+    def of(cls, source: Source | None) -> IgnoredColumns:
+        return cls(set() if source is None else set(ignored_columns(source)))
+
+    def note(self, row: Row) -> None:
+        if self.lacking:
+            self.lacking -= row.ignored
+            self.present.update(row.values)
+
+    def absent(self) -> list[str]:
+        """Return the ignored columns that no row has, each with the nearest name of a column that there is."""
+        return [f"{name!r} ({suggest_nearest(name, sorted(self.present))})" for name in sorted(self.lacking)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from luthier.data.formats.forms import Form, Texts
 from luthier.data.formats.known_columns import ROW_FLAGS, check_columns, own_values, row_weight
 from luthier.data.formats.pairs import from_preference, from_unpaired
 from luthier.data.formats.wanted import TOKENS, Wanted
+from luthier.data.read.packed_rows import PackedRows
 from luthier.data.read.row import Row
 from luthier.errors import LuthierError
 
@@ -121,6 +122,17 @@ def convert_row(row: Row, form: str, wanted: Wanted = TOKENS) -> Form:
         settings=settings,
         weight=row_weight(row, wanted),
     )
+
+
+def first_rows(rows: Iterator[Row]) -> PackedRows[Row]:
+    """Take the rows from which a format is recognised: the first ones, up to the hundredth that holds something."""
+    first, filled = PackedRows[Row](), 0
+    for row in rows:
+        first.append(row)
+        filled += not is_empty(row)
+        if filled == SAMPLE:
+            break
+    return first
 
 
 def recognise_format(rows: Sequence[Row], name: str, mapped: Collection[str] = (), kind: str = "any") -> str:

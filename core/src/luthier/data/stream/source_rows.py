@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,15 @@ class Supply:
         if not self.held:
             raise LuthierError("data-empty", "there are no rows", where=self.source.path)
         return self.held
+
+    def read_once(self) -> Iterator[Row]:
+        """Yield the source's rows, which are not kept if they come from files. Raises `data-empty` if there is none."""
+        rows = iter(read_source(self.source, self.text_unit) if self.held is None else self.held)
+        first = next(rows, None)
+        if first is None:
+            raise LuthierError("data-empty", "there are no rows", where=self.source.path)
+        yield first
+        yield from rows
 
     @property
     def identity(self) -> Any:

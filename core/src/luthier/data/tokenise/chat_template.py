@@ -104,7 +104,12 @@ class ChatTemplate:
         return next((special for special in (self.stop, *self.specials) if bare.endswith(special)), None)
 
     def has_special(self, content: str) -> bool:
-        return any(special in content for special in self.specials)
+        return any(first in content for first in self._begins) and any(s in content for s in self.specials)
+
+    @functools.cached_property
+    def _begins(self) -> frozenset[str]:
+        """Return the first characters of all special tokens, which most texts do not contain."""
+        return frozenset(special[:1] for special in self.specials)
 
     def bare(self, content: str) -> str:
         """Return the content without stop tokens at its end, because the template writes its own."""
@@ -112,7 +117,7 @@ class ChatTemplate:
             content = content.rstrip().removesuffix(ended)
         return content
 
-    @property
+    @functools.cached_property
     def stops(self) -> tuple[str, ...]:
         eos = self.tokenizer.eos_token
         return (self.stop,) if eos in (None, self.stop) else (self.stop, eos)

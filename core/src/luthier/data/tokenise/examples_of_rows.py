@@ -104,8 +104,11 @@ class Maker:
 
     def _note(self, drafts: list[Draft], made: Made) -> None:
         """Count the row once for each thing that happened to it."""
-        remarks = {remark for text in _texts(drafts) for remark in text.remarks}
-        lost = lost_parts(_texts(drafts))
+        texts = _texts(drafts)
+        if len(drafts) == 1 and not any(text.remarks or text.lost for text in texts):
+            return
+        remarks = {remark for text in texts for remark in text.remarks}
+        lost = lost_parts(texts)
         made.unrendered.update(part.role for part in lost)
         made.changes.update(["unrendered"] * bool(lost))
         made.changes.update(remarks)

@@ -15,6 +15,8 @@ BEGINS: Final = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
 
 def split_thought(message: Message) -> tuple[str, Message]:
     """Return a message's thought, and the message without it. The thought is empty if there is none, or several."""
+    if OPEN not in message["content"] and not any(key in message for key in KEYS):
+        return "", message
     block = BEGINS.fullmatch(message["content"])
     written = {text.strip() for text in (*(message.get(key) for key in KEYS), block and block[1]) if text}
     if len(written - {""}) != 1:

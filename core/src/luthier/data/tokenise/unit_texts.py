@@ -60,11 +60,12 @@ class UnitTexts:
             form = form.last_alone()
         parts = form.by_weight()
         remarks = ("weighted",) * (len(parts) > 1)
-        return [
-            attrs.evolve(text, weight=weight, remarks=text.remarks + remarks)
-            for weight, one in parts
-            for text in render_conversation(one, template, self.everything)
+        texts = [
+            (weight, text) for weight, one in parts for text in render_conversation(one, template, self.everything)
         ]
+        if not remarks and parts[0][0] == 1.0:
+            return [text for _, text in texts]
+        return [attrs.evolve(text, weight=weight, remarks=text.remarks + remarks) for weight, text in texts]
 
     def _side(self, form: Pair | Judged, answer: Side) -> Rendered:
         """Return the prompt and one answer as one text, in which the answer is supervised.
