@@ -59,6 +59,39 @@ def test_penalties_are_added_to_any_loss_and_shrink_the_weights(train, data_file
     assert total == pytest.approx(nll + logged(runs[1])[0]["penalty"], rel=1e-4)
 
 
+class Cut:
+    """A callback that ends a run within its third step, as a fault would, once."""
+
+    done = False
+
+    @luthier.event
+    def step_started(self, run, step):
+        if step == 3 and not self.done:
+            self.done = True
+            raise RuntimeError("cut off")
+
+
+def test_a_full_model_is_pulled_to_where_it_began_and_a_resumed_run_knows_where_that_was(train, data_file, tmp_path):
+    settings = {"data": str(data_file), "adapter": "full", "max_steps": 4, "save_steps": 2, "learning_rate": 1e-3}
+    pulled = {**settings, "penalties": [{"name": "l2_start", "weight": 1.0}]}
+    whole = train(**pulled, output_dir=str(tmp_path / "whole"))
+    cut = Cut()
+    with pytest.raises(RuntimeError, match="cut off"):
+        train(**pulled, output_dir=str(tmp_path / "cut"), exact_callbacks=["jsonl", cut])
+    resumed = train(**pulled, output_dir=str(tmp_path / "cut"), exact_callbacks=["jsonl", cut])
+    distances = [[line["penalty"] for line in logged(run)] for run in (whole, resumed)]
+    assert distances[0] == distances[1]
+    assert distances[0][0] == 0.0 < distances[0][1]
+    free = train(**settings, penalties=[{"name": "l2_start", "weight": 1e-9}], output_dir=None)
+    assert logged(free)[-1]["penalty"] * 1e9 > 1.5 * distances[0][-1]
+
+
+def test_a_plan_counts_the_copy_of_the_start(model_folder, data_file, tmp_path):
+    settings = {"model": str(model_folder), "data": str(data_file), "adapter": "full", "max_steps": 1}
+    memory = luthier.plan(**settings, penalties=["l2_start"], output_dir=str(tmp_path / "run")).memory
+    assert 0.9 * memory["weights"] < memory["start"] <= memory["weights"]  # which has buffers too
+
+
 def test_a_penalty_that_no_plugin_offers_is_refused_with_the_nearest(train, data_file):
     with pytest.raises(luthier.LuthierError, match=r"penalties\.0.*'l3'"):
         train(data=str(data_file), max_steps=1, penalties=["l3"])

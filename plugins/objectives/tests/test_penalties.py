@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from luthier import Group
 from luthier.testing import conformance
-from luthier_objectives import L1, L2, TernaryDistance, luthier_penalties
-from luthier_objectives.penalties import L1Penalty, L2Penalty, TernaryPenalty
+from luthier_objectives import L1, L2, L2Start, TernaryDistance, luthier_penalties
+from luthier_objectives.penalties import L1Penalty, L2Penalty, StartPenalty, TernaryPenalty
 
 
 @conformance(luthier_penalties())
@@ -39,6 +39,20 @@ def test_the_value_and_the_gradient_are_those_of_the_formula(part, options, valu
     assert bias.grad is None  # norms and biases are left out
     both = part(options(weight=share, all_roles=True)).measure(groups)
     torch.testing.assert_close(both, share * (value(weight) + value(bias)), rtol=1e-12, atol=0.0)
+
+
+@given(seed=st.integers(0, 99), share=st.floats(0.0, 10.0))
+def test_the_pull_to_the_start_has_the_value_and_the_gradient_of_the_squared_distance(seed, share):
+    groups, start = groups_of(seed), groups_of(seed + 1)
+    penalty = StartPenalty(L2Start(weight=share))
+    penalty.begin(start)
+    distance = groups[0].parameters[0].detach() - start[0].parameters[0].detach()
+    found = penalty.measure(groups)
+    torch.testing.assert_close(found.detach(), share * distance.square().sum(), rtol=1e-12, atol=0.0)
+    found.backward()
+    torch.testing.assert_close(groups[0].parameters[0].grad, 2 * share * distance, rtol=1e-12, atol=0.0)
+    penalty.begin(groups)
+    assert penalty.measure(groups) == 0.0
 
 
 @given(seed=st.integers(0, 99))

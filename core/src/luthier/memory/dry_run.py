@@ -36,6 +36,8 @@ from luthier.step.attachment import Attachment, BuiltParts
 from luthier.step.over_batches import run_over
 from luthier.step.reference.company import Company
 from luthier.step.schedule.total_steps import feed_of
+from luthier.step.setup import START
+from luthier.step.start_weights import begin_penalties
 from luthier.step.update import update_weights
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
 CUDA_GRAIN: Final = 512  # bytes to which torch's CUDA allocator rounds up
 CAUSES: Final = ("weights", "gradients", "optimizer", "activations", "head", "batch")
-COMPANIONS: Final = ("reference", "teacher")  # causes that most runs do not have
+COMPANIONS: Final = ("reference", "teacher", START)  # causes that most runs do not have
 
 
 class Unknown(Exception):
@@ -132,6 +134,7 @@ class Rehearsal:
         with self._rehearsing():
             context = attrs.evolve(setup.context, over=lambda batches, work: run_over(setup, islice(batches, 1), work))
             setup.loss.begin(context)
+            begin_penalties(setup, setup.constant_owners)
 
     def _step(self, turns: Sequence[Sequence[TokenExample]]) -> None:
         setup = self.setup
@@ -147,8 +150,7 @@ class Rehearsal:
         """Say which bytes are the weights', and which will be their gradients'."""
         model, ledger = self.setup.model, self.ghosts.ledger
         ledger.blame(tensor_storages([*model.parameters(), *model.buffers(), *self.setup.precision.kept]), "weights")
-        setup = self.setup
-        for role, tensors in setup.companions.held_by(setup.step.policy, setup.constant_owners).items():
+        for role, tensors in self.setup.frozen_tensors().items():
             ledger.blame(tensor_storages(tensors), role)
         for group in self.setup.optimizer.param_groups:
             for parameter in group["params"]:

@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from luthier.step.setup import START
+
 if TYPE_CHECKING:
     from torch import nn
 
     from luthier.memory.dry_run import Footprint
 
-SPREAD: Final = ("weights", "gradients", "optimizer")  # causes that are divided among the ranks
+SPREAD: Final = ("weights", "gradients", "optimizer", START)  # causes that are divided among the ranks
 AHEAD: Final = 2  # layers that are whole at one time: the one that computes, and the next one
 
 
 def divide_footprint(footprint: Footprint, model: nn.Module, ranks: int, *, shards_reference: bool) -> Footprint:
     """Return what one rank holds: its share of what is spread, and whole what lies outside the layers and two of these.
 
-    `shards_reference`: the reference's weights are constants of the adapter, which are spread too.
+    `shards_reference`: the reference's weights are constants of the adapter, which are spread too, as the start's are.
     """
     from luthier.model.weights.layers import decoder_layers
 

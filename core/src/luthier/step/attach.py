@@ -37,6 +37,7 @@ from luthier.step.losses.unit_layout import lay_out_feed
 from luthier.step.module import Step
 from luthier.step.schedule.total_steps import feed_of, rates_of
 from luthier.step.setup import Setup
+from luthier.step.start_weights import keep_start
 
 HOST: Final = torch.device("cpu")
 
@@ -73,6 +74,8 @@ def attach_parts(attachment: Attachment) -> Setup:
         setup = _attached(attachment, undo)
         undo.push(setup.undo)  # undone if a companion cannot be loaded
         attachment.parts.company.join(setup, attachment.purpose)
+        if attachment.purpose != "open":
+            setup.constant_owners |= keep_start(setup.adapter, setup.penalties)
         undo.pop_all()
     return setup
 
@@ -99,7 +102,7 @@ def _attached(attachment: Attachment, undo: ExitStack) -> Setup:
     return Setup(
         recipe=recipe, model=model, tokenizer=attachment.tokenizer, context=context, device=attachment.device,
         adapter=parts.adapter, loss=parts.loss, quantizer=parts.quantizer, optimizer_part=parts.optimizer,
-        optimizer=optimizer, rates=rates_of(recipe, feed.total), feed=feed,
+        penalties=parts.penalties, optimizer=optimizer, rates=rates_of(recipe, feed.total), feed=feed,
         packing=alone.for_rank(world.rank, world.size, step.policy.body.virtual_tokens),
         train=prepared.train, validation=prepared.validation, report=prepared.report,
         attention=before, operations=operations, numbers=numbers, decisions=attachment.decisions,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from luthier.distributed.spread import Strategy
     from luthier.model.operations.signatures import Implementation
     from luthier.plugins.contracts.protocols import Adapter, Loss, Optimizer, Quantizer
+    from luthier.plugins.contracts.side_protocols import Penalty
     from luthier.plugins.contracts.values import Purpose
     from luthier.recipe.parts import Part, Resolved
     from luthier.recipe.settled import SettledRecipe
@@ -31,23 +32,25 @@ class BuiltParts:
     loss: Loss
     optimizer: Optimizer
     quantizer: Quantizer
+    penalties: tuple[Penalty, ...] = ()
     kernels: list[Implementation] = attrs.field(factory=list)
     company: Company = attrs.field(factory=Company)
 
     @classmethod
     def of_recipe(cls, resolved: Resolved, build: Callable[[Part], Any] | None = None) -> BuiltParts:
-        """Build the four parts that every run has; `build` None: as the run itself does."""
+        """Build the four parts that every run has, and the penalties; `build` None: as the run itself does."""
         build = build or resolved.build
         return cls(
             adapter=build(resolved.adapter),
             loss=build(resolved.loss),
             optimizer=build(resolved.optimizer),
             quantizer=build(resolved.quantizer),
+            penalties=tuple(build(part) for part in resolved.penalties),
         )
 
     def objects(self) -> list[Any]:
         """Return the objects that plugins have built."""
-        return [self.adapter, self.loss, self.optimizer, self.quantizer]
+        return [self.adapter, self.loss, self.optimizer, self.quantizer, *self.penalties]
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 
 # parts whose state is saved separately; a feed's is that after a step
+START: Final = "start"  # the owner of the weights before the first step, for penalties of the distance from them
 KEPT_APART: Final = ("adapter", "optimizer", "feed", "constant_owners")
 
 
@@ -116,6 +117,12 @@ class Setup:
         parts = {field.name: getattr(self, field.name) for field in attrs.fields(type(self))}
         own_parts = {name: part for name, part in parts.items() if name not in KEPT_APART}
         return {name: part for name, part in own_parts.items() if callable(getattr(part, "state", None))}
+
+    def frozen_tensors(self) -> dict[str, list[Tensor]]:
+        """Return what the run holds besides its model: the tensors of its companions, and its start's for penalties."""
+        frozen = self.companions.held_by(self.step.policy, self.constant_owners)
+        start = self.constant_owners.get(START)
+        return frozen if start is None else {**frozen, START: list(start.constants().values())}
 
     @property
     def is_sharded(self) -> bool:

@@ -24,6 +24,7 @@ from luthier.step.losses.loss_output import weigh_output
 from luthier.step.losses.meter import Meter, divide_sums
 from luthier.step.out_of_memory import agree_memory, fit_memory
 from luthier.step.setup import Setup
+from luthier.step.start_weights import sum_penalties
 
 DERIVED_CUT: Final = "derived_cut"  # the share of derived documents whose answer lost its end
 PENALTY: Final = "penalty"  # the metric of what an adapter and the recipe's penalties add to the objective
@@ -136,12 +137,7 @@ def _own_numbers(setup: Setup, portion: Portion, penalty: float | None) -> dict[
 
 def _penalty(setup: Setup) -> float | None:
     """Backward over the adapter's penalty and the recipe's; None where there is none."""
-    groups = setup.adapter.groups() if setup.penalties else []
-    penalties = [setup.adapter.penalty(), *(penalty.measure(groups) for penalty in setup.penalties)]
-    total: Tensor | None = None
-    for value in penalties:
-        if value is not None:
-            total = value if total is None else total + value
+    total = sum_penalties(setup.adapter, setup.penalties)
     if total is None:
         return None
     cast(Tensor, setup.precision.scaled(total)).backward()  # it is None for None only

@@ -128,14 +128,13 @@ def _check_named(recipe: Recipe, objects: Objects) -> None:
 
 
 def _settle_setup(setup: Setup, resolved: Resolved, began: threads.Glance) -> None:
-    """Set what depends on the loss's record, the process and the compiler; build what is named in lists."""
+    """Set what depends on the loss's record, the process and the compiler."""
     if setup.recipe.merge:
         check_built_parts(setup.adapter, setup.quantizer, resolved)
     setup.process = settle_process(setup, began)
     setup.undo.enter_context(setup.process.applied())
     compiling.settle_compile(setup)
     settle_evaluation(setup, resolved)
-    setup.penalties = tuple(resolved.build(part) for part in resolved.penalties)
 
 
 def _refuse_trainer(resolved: Resolved) -> None:

@@ -19,7 +19,6 @@ from luthier.checkpoint.task_state import take_task_state
 from luthier.data.batches.example_feed import Portion, Reached
 from luthier.distributed.agreement import agree_requests, local_callbacks
 from luthier.distributed.broadcast import broadcast_tree
-from luthier.errors import LuthierError
 from luthier.hardware.peak_memory import peak_memory
 from luthier.health.monitor import Health
 from luthier.health.trace import Traceable
@@ -36,6 +35,7 @@ from luthier.step.evaluation.evaluate import Abandoned, evaluate_loss, evaluate_
 from luthier.step.over_batches import begin_loss
 from luthier.step.reference.reference_check import begin_companions
 from luthier.step.setup import Setup
+from luthier.step.start_weights import begin_penalties
 from luthier.step.update import Update, accumulate_gradients, update_weights
 from luthier.training.best_metric import improves_metric
 from luthier.training.tally import Tally
@@ -107,6 +107,7 @@ class Loop:
             take_task_state(self.setup.adapter, self.task.carried, self.setup.world, self.hold)
         self.setup.adapter.begin_task(self.task.index, self.task.total)
         begin_companions(self.setup)
+        begin_penalties(self.setup)
         self._keep_constants()
         begin_loss(self.setup)
         self.health.begin()
@@ -144,6 +145,7 @@ class Loop:
         self.constants = tree.get("constants", {})
         self.saver.constants = tuple(self.constants.values())
         restore_constants(self.run.folder, self.constants, setup.constant_owners, setup.world, source)
+        begin_penalties(setup, self.constants)
         contents.restore_state(setup.adapter, setup.optimizer, setup.stateful_parts, self.callbacks, tree, fresh)
         self.health.load_state(tree.get("health", {}))
         self.recent = [Update(**numbers) for numbers in tree.get("recent", [])]
@@ -155,7 +157,7 @@ class Loop:
         recovery.hold_limit(setup, self.tally.token_limit)
         self._go_on({} if "feed" in fresh else tree.get("feed", {}))
         if "feed" in fresh:
-            self._check_rows_left()
+            self.tally.check_rows_left(self.run.total_steps)
         setup.tell_progress(setup.progress_after(self.tally.step, self.tally.epoch))
         if "loss" in fresh:  # the checkpoint had another loss
             begin_loss(setup)
@@ -168,14 +170,6 @@ class Loop:
         self.setup.feed.load_state(position, reached)
         self.setup.resume_at(reached, tally.held)
         run.step, run.total_steps = tally.step, self.setup.feed.total
-
-    def _check_rows_left(self) -> None:
-        """Raise `recipe-out-of-range` where other rows, of which there are fewer, have nothing left to train on."""
-        taken, total = self.tally, self.run.total_steps
-        if total is not None and total <= taken.step:
-            problem = f"these rows end before the {taken.samples} samples that the run has taken"
-            remedy = "Raise num_train_epochs or max_steps, or begin with --fresh."
-            raise LuthierError("recipe-out-of-range", problem, where="data", remedy=remedy)
 
     def hold(self, tree: dict[str, Any], folder: Path) -> dict[str, Any]:
         """Return the tree of the checkpoint in `folder` as this world holds it."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import attrs
 
+from luthier.errors import LuthierError
 from luthier.step.losses.meter import divide_sums
 from luthier.step.update import Update, pooled_loss
 
@@ -65,3 +66,10 @@ class Tally:
             "skipped_steps": self.skipped_steps,
         }
         return {**numbers, **divide_sums([u.metrics for u in updates])}
+
+    def check_rows_left(self, total_steps: int | None) -> None:
+        """Raise `recipe-out-of-range` where other rows, of which there are fewer, have nothing left to train on."""
+        if total_steps is not None and total_steps <= self.step:
+            problem = f"these rows end before the {self.samples} samples that the run has taken"
+            remedy = "Raise num_train_epochs or max_steps, or begin with --fresh."
+            raise LuthierError("recipe-out-of-range", problem, where="data", remedy=remedy)

@@ -243,6 +243,7 @@ PENALTIES = [
     broken(PENALTY, "Detached", "gives_finite_gradients", "no path to the weights"),
     broken(PENALTY, "Climbs", "falls_along_its_gradient", "becomes"),
     broken(PENALTY, "MeanOfWeights", "adds_up_over_groups", "one after the other"),
+    broken(PENALTY, "KeepsItsFirst", "begins_again", "after a second begin"),
     broken(PENALTY, "StaysLow", "counts_in_float32", "bfloat16"),
     broken(PENALTY, "RoundsSquares", "counts_in_float32", "of the same in float32"),
     broken(PENALTY, "Shrinks", "leaves_the_weights_alone", "changes a weight"),

@@ -79,6 +79,21 @@ class Counts(Squares):
         return super().cost(weight) * self.calls
 
 
+class KeepsItsFirst(Squares):
+    """The squared distance to the weights of its first start, whatever comes later."""
+
+    start = None
+
+    def begin(self, groups):
+        if self.start is None:
+            self.start = [p for group in groups for p in group.parameters]
+
+    def measure(self, groups):
+        pairs = zip([p for g in groups for p in g.parameters], self.start or (), strict=True)
+        costs = [self.cost(now - before) for now, before in pairs]
+        return self.options.weight * torch.stack(costs).sum() if costs else None
+
+
 class NeedsAGroup(Squares):
     def measure(self, groups):
         return self.options.weight * torch.stack([self.cost(p) for g in groups for p in g.parameters]).sum()

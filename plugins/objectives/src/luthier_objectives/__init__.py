@@ -9,6 +9,7 @@ __all__ = [
     "AnchoredSft",
     "L1",
     "L2",
+    "L2Start",
     "Negated",
     "Npo",
     "ShapedSft",
@@ -78,6 +79,11 @@ class L1(L2):
 
 
 @attrs.frozen(kw_only=True)
+class L2Start(L2):
+    """Options of `l2_start`."""
+
+
+@attrs.frozen(kw_only=True)
 class TernaryDistance(L2):
     """Options of `ternary_distance`."""
 
@@ -87,6 +93,7 @@ def luthier_penalties() -> list[PenaltyRecord]:
     summaries = {
         "l1": ("The sum of absolute weights.", L1, "L1Penalty"),
         "l2": ("The sum of squared weights.", L2, "L2Penalty"),
+        "l2_start": ("The sum of squared distances to the weights before the first step.", L2Start, "StartPenalty"),
         "ternary_distance": ("The squared distance of weights to -s, 0 and s.", TernaryDistance, "TernaryPenalty"),
     }
     return [

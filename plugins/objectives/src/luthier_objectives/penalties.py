@@ -1,4 +1,4 @@
-"""Penalties of the trained weights: absolute values, squares, and the distance to ternary values."""
+"""Penalties of the trained weights: absolute values, squares, and the distance to their start or ternary values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from luthier import Group
 from torch import Tensor
 
-from luthier_objectives import L2
+from luthier_objectives import L2, L2Start
 
 SMALL_ROLES: Final = ("norm", "bias")
 
@@ -35,6 +35,29 @@ class L1Penalty(L2Penalty):
 
     def cost(self, weight: Tensor) -> Tensor:
         return weight.abs().sum()
+
+
+class StartPenalty:
+    """The squared distance to the weights before the first step, times `weight`.
+
+    This is L2-SP without its second term (Li et al. 2018, arXiv 1802.01483).
+    """
+
+    def __init__(self, options: L2Start) -> None:
+        self.options = options
+        self.start: Sequence[Group] = ()
+
+    def begin(self, groups: Sequence[Group]) -> None:
+        self.start = groups
+
+    def measure(self, groups: Sequence[Group]) -> Tensor | None:
+        costs = [
+            (widened(now) - widened(before)).square().sum()
+            for group, start in zip(groups, self.start, strict=True)
+            if self.options.all_roles or group.role not in SMALL_ROLES
+            for now, before in zip(group.parameters, start.parameters, strict=True)
+        ]
+        return self.options.weight * torch.stack(costs).sum() if costs else None
 
 
 class TernaryPenalty(L2Penalty):

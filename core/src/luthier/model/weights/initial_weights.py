@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.model.weights.shard_tensors import is_shard, own_shard, whole_tensor
+from luthier.model.weights.shard_tensors import is_shard, own_shard, take_rows, whole_tensor
 
 Place = tuple[str, nn.Module, str]  # the full name, and the module and attribute at which shards may replace the tensor
 
@@ -39,7 +39,7 @@ class InitialWeights:
         """Take what `constants` returned when the run began."""
         for name, parameter in self.kept.items():
             given = constants[name].to(own_shard(parameter).device)
-            own_shard(parameter).copy_(_rows_like(given, parameter))
+            own_shard(parameter).copy_(take_rows(given, parameter))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -95,16 +95,6 @@ def _swap_values(one: Tensor, other: Tensor) -> None:
     values = one.data.clone()
     one.data.copy_(other.data)
     other.data.copy_(values)
-
-
-def _rows_like(given: Tensor, shard: Tensor) -> Tensor:
-    """Return this rank's rows of a whole tensor, where the kept one is sharded by rows."""
-    if not is_shard(shard):
-        return given
-    mesh: Any = shard.device_mesh  # type: ignore[attr-defined]
-    rows = -(-shard.shape[0] // mesh.size())
-    first = mesh.get_local_rank() * rows
-    return given[first : first + own_shard(shard).shape[0]]
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

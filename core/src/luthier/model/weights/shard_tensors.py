@@ -24,6 +24,16 @@ def own_shard(tensor: Tensor) -> Tensor:
     return cast(Any, tensor).to_local() if is_shard(tensor) else tensor
 
 
+def take_rows(given: Tensor, shard: Tensor) -> Tensor:
+    """Return this rank's rows of a whole tensor, if `shard` is sharded by rows; else the whole tensor."""
+    if not is_shard(shard):
+        return given
+    mesh: Any = cast(Any, shard).device_mesh
+    rows = -(-shard.shape[0] // mesh.size())
+    first = mesh.get_local_rank() * rows
+    return given[first : first + own_shard(shard).shape[0]]
+
+
 def is_sharded(tree: Any) -> bool:
     """Return True if a tree of mappings and lists holds a shard."""
     if isinstance(tree, Mapping):

@@ -110,6 +110,13 @@ class Penalty(Protocol):
         """
         ...
 
+    def begin(self, groups: Sequence[Group]) -> None:
+        """Take the adapter's groups as they were before the first step: copies, in the order of those of `measure`.
+
+        It is called once before the first step of a run, and of each task, and in a resumed run with the same values.
+        The copies are made only for a penalty that has this method.
+        """
+
 
 @runtime_checkable
 class Trainer(Protocol):

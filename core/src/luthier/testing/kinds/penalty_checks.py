@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hypothesis import strategies as st
 
+from luthier.plugins.completion import has_default
 from luthier.plugins.contracts.values import Group, Role
 from luthier.testing.laws import Subject, law, not_run
 
@@ -23,7 +24,8 @@ STEP: Final = 1e-4  # relative to the weights, where a value is asked whether it
 @law(12, seed=SEEDS, scale=SCALES)
 def gives_a_finite_scalar(subject: Subject, options: Any, seed: int, scale: float) -> None:
     """The value is one finite number, weights of 0 and large ones included, or None."""
-    value = subject.build(options).measure(_groups(seed, scale))
+    groups = _groups(seed, scale)
+    value = _begun(subject, options, groups).measure(groups)
     if value is not None:
         assert value.dim() == 0, f"one number, not a tensor of shape {list(value.shape)}"
         assert value.isfinite(), f"{float(value.detach())} for weights of scale {scale:g}"
@@ -33,7 +35,7 @@ def gives_a_finite_scalar(subject: Subject, options: Any, seed: int, scale: floa
 def gives_finite_gradients(subject: Subject, options: Any, seed: int, scale: float) -> None:
     """No weight gets NaN or infinity as its gradient, weights of 0 and large ones included."""
     groups = _groups(seed, scale)
-    value = subject.build(options).measure(groups)
+    value = _begun(subject, options, groups).measure(groups)
     if value is None:
         return
     assert value.requires_grad, "the value has no path to the weights"
@@ -48,7 +50,8 @@ def falls_along_its_gradient(subject: Subject, options: Any, seed: int) -> None:
     """A small step of the weights against their gradients makes the value smaller."""
     import torch
 
-    groups, part = _groups(seed, 1.0, torch.float64), subject.build(options)
+    groups = _groups(seed, 1.0, torch.float64)
+    part = _begun(subject, options, groups)
     before = part.measure(groups)
     if before is None:
         not_run("it counts none of the kit's weights")
@@ -70,8 +73,9 @@ def falls_along_its_gradient(subject: Subject, options: Any, seed: int) -> None:
 @law(12, seed=SEEDS)
 def adds_up_over_groups(subject: Subject, options: Any, seed: int) -> None:
     """The value of all groups is the sum of each group's own: a mean would depend on how the weights are grouped."""
-    groups, part = _groups(seed, 1.0), subject.build(options)
-    whole, parts = _number(part.measure(groups)), [_number(part.measure([group])) for group in groups]
+    groups = _groups(seed, 1.0)
+    whole = _number(_begun(subject, options, groups).measure(groups))
+    parts = [_number(_begun(subject, options, [group]).measure([group])) for group in groups]
     close = math.isclose(whole, sum(parts), rel_tol=1e-4, abs_tol=1e-6)
     assert close, f"{whole:.6g} for all groups together, {sum(parts):.6g} for one after the other"
 
@@ -82,8 +86,8 @@ def counts_in_float32(subject: Subject, options: Any, seed: int) -> None:
     import torch
 
     low = _groups(seed, 1.0, torch.bfloat16)
-    part, high = subject.build(options), _copied(low, torch.float32)
-    value, expected = part.measure(low), part.measure(high)
+    high = _copied(low, torch.float32)
+    value, expected = (_begun(subject, options, groups).measure(groups) for groups in (low, high))
     if value is None:
         not_run("it counts none of the kit's weights")
     assert value.dtype.itemsize >= 4, f"the value is in {value.dtype}"
@@ -96,7 +100,8 @@ def leaves_the_weights_alone(subject: Subject, options: Any, seed: int) -> None:
     """Measuring changes no weight, and a second time it gives the same number."""
     import torch
 
-    groups, part = _groups(seed, 1.0), subject.build(options)
+    groups = _groups(seed, 1.0)
+    part = _begun(subject, options, groups)
     before = [parameter.detach().clone() for parameter in _parameters(groups)]
     first, second = _number(part.measure(groups)), _number(part.measure(groups))
     same = all(torch.equal(old, new) for old, new in zip(before, _parameters(groups), strict=True))
@@ -104,17 +109,48 @@ def leaves_the_weights_alone(subject: Subject, options: Any, seed: int) -> None:
     assert first == second, f"{first:.9g} the first time, {second:.9g} the second"
 
 
+@law(8, seed=SEEDS)
+def begins_again(subject: Subject, options: Any, seed: int) -> None:
+    """With a second `begin`, as of the next task, only its weights count."""
+    groups, part = _groups(seed, 1.0), subject.build(options)
+    if has_default(part, "penalty", "begin"):
+        not_run("it does not ask for the weights at the start")
+    part.begin(_started(groups))
+    part.begin(_copied(groups))
+    fresh = subject.build(options)
+    fresh.begin(_copied(groups))
+    again, once = _number(part.measure(groups)), _number(fresh.measure(groups))
+    assert again == once, f"{again:.9g} after a second begin, {once:.9g} after this one alone"
+
+
 @law(2)
 def takes_no_groups(subject: Subject, options: Any) -> None:
     """Without any weights the value is None or 0."""
-    assert _number(subject.build(options).measure([])) == 0.0, "no weights, and yet a value"
+    assert _number(_begun(subject, options, []).measure([])) == 0.0, "no weights, and yet a value"
 
 
 def live(subject: Subject, options: Any) -> None:
     """A life of the part: one value and its gradients."""
-    value = subject.build(options).measure(_groups(0, 1.0))
+    groups = _groups(0, 1.0)
+    value = _begun(subject, options, groups).measure(groups)
     if value is not None:
         value.backward()
+
+
+def _begun(subject: Subject, options: Any, groups: Sequence[Group]) -> Any:
+    """Return the part, which was told that the weights began elsewhere."""
+    part = subject.build(options)
+    if not has_default(part, "penalty", "begin"):
+        part.begin(_started(groups))
+    return part
+
+
+def _started(groups: Sequence[Group]) -> list[Group]:
+    """Return copies of the groups with other numbers, of the same scale."""
+    started = _copied(groups)
+    for parameter in _parameters(started):
+        parameter.requires_grad_(False).mul_(-0.5)
+    return started
 
 
 def _groups(seed: int, scale: float, dtype: Any = None) -> list[Group]:
@@ -131,12 +167,12 @@ def _groups(seed: int, scale: float, dtype: Any = None) -> list[Group]:
     return groups
 
 
-def _copied(groups: Sequence[Group], dtype: Any) -> list[Group]:
+def _copied(groups: Sequence[Group], dtype: Any = None) -> list[Group]:
     import torch
 
     return [
         Group(
-            parameters=[torch.nn.Parameter(p.detach().to(dtype)) for p in group.parameters],
+            parameters=[torch.nn.Parameter(p.detach().to(dtype or p.dtype, copy=True)) for p in group.parameters],
             names=group.names,
             role=group.role,
         )

@@ -31,6 +31,7 @@ from luthier.runs.writing.record import RECIPE, new_id, record_environment, stri
 from luthier.runs.writing.target import default_folder
 from luthier.step.over_batches import begin_loss
 from luthier.step.setup import Setup
+from luthier.step.start_weights import begin_penalties
 from luthier.step.update import update_weights
 from luthier.timestamp import current_time
 from luthier.training.assemble import Assembled, assemble_run
@@ -173,6 +174,7 @@ def _train(setup: Setup, portion: Portion, steps: int, folder: Path) -> Seen:
     """Take steps until the batch is learnt by heart or a number is not finite."""
     seen, reach = Seen(), Reach(setup.adapter)
     setup.adapter.begin_task(0, 1)
+    begin_penalties(setup)
     begin_loss(setup)
     reach.begin()
     for index in range(steps):

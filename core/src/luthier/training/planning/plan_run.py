@@ -186,8 +186,7 @@ def _held(setup: Setup) -> dict[str, int]:
     """Return the bytes by cause that the loaded run holds whatever its step does."""
     weights = (*setup.model.parameters(), *setup.model.buffers(), *setup.precision.kept)
     trainable = [p for group in setup.optimizer.param_groups for p in group["params"]]
-    companions = setup.companions.held_by(setup.step.policy, setup.constant_owners)
-    return held_memory(weights, trainable, setup.optimizer_part, companions)
+    return held_memory(weights, trainable, setup.optimizer_part, setup.frozen_tensors())
 
 
 def _unknown(setup: Setup) -> dict[str, Any]:

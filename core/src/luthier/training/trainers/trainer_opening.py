@@ -20,6 +20,7 @@ from luthier.model.generation.generate import PromptForm, prompt_ids
 from luthier.model.weights import fingerprint
 from luthier.model.weights.dense_files import Files
 from luthier.model.weights.quantized import apply_quantizer, find_trained
+from luthier.plugins.contracts.side_protocols import Penalty
 from luthier.plugins.events import connect_callbacks
 from luthier.recipe import Recipe, recipe_hash
 from luthier.recipe.objects import Objects
@@ -31,6 +32,7 @@ from luthier.step.adapter_start import find_start, load_start
 from luthier.step.attach import trained_groups
 from luthier.step.attachment import BuiltParts
 from luthier.step.context import ContextSources, attach_adapter, context_for, encode_with
+from luthier.step.start_weights import keep_start
 from luthier.training.assemble import named
 from luthier.training.trainers.trainer_session import SteppedParts, TrainerSession
 
@@ -69,12 +71,20 @@ def open_session(
     saver = Saver(place.folder, run.belongs, background=False, limit=recipe.save_total_limit)
     stepped = SteppedParts(adapter=parts.adapter, quantizer=parts.quantizer, optimizer=parts.optimizer,
                            trainer=trainer, hooks=connect_callbacks(callbacks), callbacks=callbacks, saver=saver,
-                           cadence=Cadence.of(recipe),
+                           cadence=Cadence.of(recipe), penalties=_begun(parts),
                            switchable="reference" in resolved.adapter.chosen().provides)  # fmt: skip
     session = TrainerSession(recipe=recipe, model=model, tokenizer=tokenizer, rows=prompts.train,
                              validation=prompts.validation, optimizer=_optimizer(recipe, parts, model), run=run,
                              parts=stepped)  # fmt: skip
     return session, _facts(session, [part.describe() for part in resolved], prompts)
+
+
+def _begun(parts: BuiltParts) -> tuple[Penalty, ...]:
+    """Return the penalties, which know the weights as they are now, before a checkpoint is restored."""
+    for start in keep_start(parts.adapter, parts.penalties).values():
+        for penalty in parts.penalties:
+            penalty.begin(start.groups)
+    return parts.penalties
 
 
 def _read(recipe: Recipe, objects: Objects, tokenizer: Any) -> Prompts:

@@ -18,7 +18,8 @@ from luthier.recipe.schema import Data, Settings, setting_names
 READ: Final = frozenset(
     (
         *(kind for kind in FIELDS if kind != "loss"),
-        *("model", "data", "callbacks", "adapter_from", "output_dir", "run_name", "merge", "seed", "device"),
+        *("model", "data", "callbacks", "penalties", "adapter_from", "output_dir", "run_name"),
+        *("merge", "seed", "device"),
         *("save_dtype", "max_shard_size", "save_steps", "save_samples", "save_final", "save_total_limit"),
     )
 )

@@ -41,6 +41,7 @@ class Held:
         restore_state(parts.adapter, session.optimizer, {"quantizer": parts.quantizer}, parts.callbacks, self.tree)
         session.resumed = self.tree["trainer"]
         session.losses, session.evaluation = tally["losses"].tolist(), dict(tally["evaluation"])
+        session.penalties = [float(penalty) for penalty in tally.get("penalties", ())]
         session.tokens, session.samples = tally["tokens"], tally["samples"]
         session.ended = tally["ended"]
         session.run.step, session.run.total_steps = tally["step"], tally["total_steps"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,12 +14,14 @@ from luthier.checkpoint.run_state import collect_state
 from luthier.checkpoint.saver import Cadence, Saver
 from luthier.data.prompt_rows import PromptRow
 from luthier.plugins.contracts.protocols import Adapter, Optimizer, Quantizer
-from luthier.plugins.contracts.side_protocols import Trainer
+from luthier.plugins.contracts.side_protocols import Penalty, Trainer
 from luthier.plugins.contracts.values import Progress
 from luthier.randomness import seed_all
 from luthier.recipe import Recipe
 from luthier.runs.writing.active_run import ActiveRun
 from luthier.state_tree import copy_state
+from luthier.step.start_weights import sum_penalties
+from luthier.step.update import PENALTY
 from luthier.training.trainers.frozen_policy import freeze_policy
 
 
@@ -35,6 +37,7 @@ class SteppedParts:
     callbacks: Mapping[str, Any]
     saver: Saver
     cadence: Cadence
+    penalties: Sequence[Penalty] = ()
     switchable: bool = False  # True if the adapter can be switched off
 
 
@@ -67,6 +70,7 @@ class TrainerSession:
     optimizer: torch.optim.Optimizer
     run: ActiveRun
     losses: list[float] = attrs.field(factory=list)  # of each step
+    penalties: list[float] = attrs.field(factory=list)  # of each step since the last logging
     evaluation: dict[str, float] = attrs.field(factory=dict)  # the newest evaluation
     tokens: int = 0  # tokens generated and read, as the trainer counts them
     samples: int = 0
@@ -98,10 +102,14 @@ class TrainerSession:
         return self.run.control.wants_evaluation
 
     def gradients_ready(self) -> None:
-        """Report that the gradients are summed and not yet clipped. The adapter may change them here."""
-        penalty = self.parts.adapter.penalty()
+        """Report that the gradients are summed and not yet clipped.
+
+        The gradients of the adapter's penalty and of the recipe's are added, and the adapter may change the sums.
+        """
+        penalty = sum_penalties(self.parts.adapter, self.parts.penalties)
         if penalty is not None:
             penalty.backward()
+            self.penalties.append(float(penalty.detach()))
         self.parts.adapter.gradients_ready()
 
     def step_ended(self, loss: float, epoch: float, *, samples: int, tokens: int = 0) -> None:
@@ -124,8 +132,13 @@ class TrainerSession:
             self._save(epoch, ended=last and run.signal is None)
 
     def logged(self, metrics: Mapping[str, float]) -> None:
-        """Report the metrics since the last logging. They are written to metrics.jsonl under these names."""
-        self.parts.hooks.logged(run=self.run, step=self.run.step, metrics=dict(metrics))
+        """Report the metrics since the last logging. They are written to metrics.jsonl under these names.
+
+        The mean of the penalties since then is added to them, as `penalty`.
+        """
+        mean = {PENALTY: sum(self.penalties) / len(self.penalties)} if self.penalties else {}
+        self.penalties = []
+        self.parts.hooks.logged(run=self.run, step=self.run.step, metrics={**metrics, **mean})
 
     def evaluated(self, metrics: Mapping[str, float]) -> None:
         """Report the metrics of the validation rows. Their names begin with `eval_`."""
@@ -164,6 +177,7 @@ class TrainerSession:
             **{"step": run.step, "total_steps": run.total_steps, "epoch": epoch, "ended": ended, "best_step": None},
             **{"tokens": self.tokens, "samples": self.samples, "evaluation": self.evaluation},
             "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "penalties": torch.tensor(self.penalties, dtype=torch.float64),
             "stop_reason": run.stop_reason if ended else None,
         }
         own = collect_state(parts.adapter, self.optimizer, {"quantizer": parts.quantizer}, parts.callbacks)
