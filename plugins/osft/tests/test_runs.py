@@ -46,23 +46,6 @@ def test_the_merged_checkpoint_has_the_original_keys_and_is_read_by_plain_transf
     assert len(moved) == 14 and all(name.endswith("proj.weight") for name in moved)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_an_interrupted_run_resumes_bit_for_bit(train, tmp_path, form):
-    shared = {"adapter": Osft(form=form, train_non_targets=True), "save_steps": 1, "async_save": False, "max_steps": 5}
-
-    def break_off(step):
-        if step == 3:
-            raise RuntimeError("power cut")
-
-    straight = train(**shared, output_dir=str(tmp_path / "straight"))
-    with pytest.raises(RuntimeError, match="power cut"):
-        train(**shared, exact_callbacks=[luthier.on(step_ended=break_off)])
-    resumed = train(**shared)
-    assert resumed.loss_history == straight.loss_history
-    one, other = weights_of(resumed), weights_of(straight)
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 @pytest.mark.parametrize(
     ("form", "strategy"),
     [
@@ -74,21 +57,13 @@ def test_an_interrupted_run_resumes_bit_for_bit(train, tmp_path, form):
 )
 def test_two_ranks_train_as_one_does(train, model_folder, tmp_path, form, strategy):
     exact = {"model": {"name_or_path": str(model_folder), "dtype": "float64"}, "adapter": Osft(form=form)}
-    settings = {**train.settings, **exact}
+    settings = {**train.settings, **exact, "optimizer": {"name": "sgd", "momentum": 0.9}}  # AdamW would hide a factor
     alone = luthier.train(**{**settings, "output_dir": str(tmp_path / "alone")})
     for found in in_ranks(2, loss_history, {**settings, "distributed": strategy}):
         assert found == pytest.approx(alone.loss_history, rel=1e-9)
     one, other = weights_of(alone), load_file(tmp_path / "run/adapter/osft.safetensors")
     assert one.keys() == other.keys()
     assert all(torch.allclose(one[name], other[name], atol=1e-9) for name in one)
-
-
-@pytest.mark.parametrize("form", SAMPLE)
-def test_packing_and_micro_batches_change_no_loss(train, model_folder, tmp_path, form):
-    exact = {"model": {"name_or_path": str(model_folder), "dtype": "float64"}, "adapter": Osft(form=form)}
-    ways = [{"max_steps": 2, **way} for way in ({}, {"packing": False}, {"max_tokens_per_device": 24})]
-    found = [train(**exact, **way, output_dir=str(tmp_path / f"{i}")).loss_history for i, way in enumerate(ways)]
-    assert found[1] == pytest.approx(found[0], rel=1e-9) and found[2] == pytest.approx(found[0], rel=1e-9)
 
 
 def test_ratio_one_is_the_trajectory_of_full_tuning_bit_for_bit(train, tmp_path):
