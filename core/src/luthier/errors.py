@@ -68,7 +68,9 @@ CODES: Final[dict[str, Code]] = {
         "Supervised spans cannot be found for this template.", "Use a template with generation tags, or another one."
     ),
     # models and devices
-    "model-not-found": Code("The model cannot be found or read.", "Check the folder or hub name."),
+    "model-not-found": Code(
+        "The model cannot be found or read.", "Check the folder or hub name; `luthier runs` lists the runs."
+    ),
     "model-weights": Code(
         "A checkpoint's weights are not those that its config asks for, or are no numbers.",
         "Check the sizes in the model's config.json, or copy its files again.",

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from luthier.cli.screen.answers import Answer, conclude_command
+from luthier.cli.screen.answers import Answer, Turns, conclude_command
+from luthier.cli.screen.tables import draw_section, plain_table
 from luthier.errors import CODES, LuthierError
 
 
@@ -40,6 +41,26 @@ def test_an_error_has_its_code_and_status_with_json_and_without(code, capsys):
     line = "a.yaml:3: it went wrong (found [1])"
     if code != "internal":
         assert shown.err.splitlines() == [line if code == "interrupted" else f"error: {line} [{code}]", "Do this."]
+
+
+def test_lines_of_a_table_in_a_pipe_end_with_their_last_character(capsys):
+    table = plain_table("name", "text")
+    table.add_row("a", "short")
+    table.add_row("b", "much longer")
+
+    def view(screen):
+        draw_section(screen, "Title", table)
+        screen.out("as it is  ", highlight=False)
+
+    conclude_command(lambda: Answer(document={}, view=view), as_json=False)
+    assert capsys.readouterr().out == "Title\n  name  text\n  a     short\n  b     much longer\n\nas it is  \n"
+
+
+def test_an_error_of_a_verb_of_turns_is_a_document_on_one_line(capsys):
+    turns = Turns(work=lambda tell: tell({"turn": 1}) or raising(LuthierError("data-row", "bad"))())
+    assert conclude_command(lambda: turns, as_json=True) == 2
+    first, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first, last["error"]["code"]) == ({"turn": 1}, "data-row")
 
 
 def test_a_long_error_stays_on_one_line(capsys):

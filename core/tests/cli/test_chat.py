@@ -42,6 +42,13 @@ def test_each_line_of_a_pipe_is_a_message_and_each_answer_is_printed_alone(chat)
     assert plain.stdout == "".join(turn["text"] + "\n" for turn in told.document)
 
 
+def test_bytes_that_are_no_text_fail_their_line_and_the_mark_of_a_file_is_none_of_it(luthier, tiny):
+    piped = b"\xef\xbb\xbfhello\r\n\xff\nhello"
+    first, failed, last = luthier("chat", tiny / "llama", *FEW, "--json", stdin=piped).document
+    assert (first["prompt"], last["prompt"], failed["error"]["where"]) == ("hello", "hello", "standard input")
+    assert luthier("generate", tiny / "llama", *FEW, "--json", stdin=piped[:10]).document["prompt"] == "hello"
+
+
 def test_a_turn_has_what_is_documented(chat):
     first, second = chat("hello", "and now?", flags=["--json"]).document
     assert list(first) == [
@@ -207,13 +214,14 @@ def typed(monkeypatch, capsys, tiny):
 def test_at_a_terminal_a_title_comes_first_and_errors_end_with_status_0(typed, tiny):
     status, out, err = typed("/rest\n/help\nhello\n\x04", tiny / "llama")
     assert status == 0
-    assert out.startswith(f"{tiny / 'llama'}; /help lists the commands")
-    assert HELP.splitlines()[0] in out and "(cut after 4 tokens" in out
+    assert err.startswith(f"{tiny / 'llama'}; /help lists the commands")  # as answers go into a pipe here
+    assert HELP.splitlines()[0] in err and "(cut after 4 tokens" in err and err.count("> ") == 4
     assert "Did you mean /reset?" in err
+    assert len(out.splitlines()) == 1
 
 
 def test_the_title_of_a_model_of_plain_prompts_says_so(typed, trained, tiny):
-    assert "each message is continued by itself" in typed("/quit\n", tiny / "run")[1]
+    assert "each message is continued by itself" in typed("/quit\n", tiny / "run")[2]
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from luthier.cli.screen.early_checks import check_model_name, check_writable
+from luthier.cli.screen.early_checks import check_writable, locate_model
 from luthier.errors import LuthierError
+from luthier.testing import expect_error
 
 SCRIPT = """
 import sys
@@ -49,7 +51,7 @@ def test_a_path_to_nothing_names_the_runs_that_are_like_it(name, tmp_path, monke
     (tmp_path / "runs" / "gsm8k").mkdir(parents=True)
     (tmp_path / "runs" / "gsm8k" / "run.json").write_text("{}")
     with pytest.raises(LuthierError) as caught:
-        check_model_name(name)
+        locate_model(name)
     assert (caught.value.code, caught.value.where) == ("model-not-found", name)
     assert ("runs/gsm8k" in caught.value.remedy) == ("gsm" in name)
 
@@ -57,7 +59,37 @@ def test_a_path_to_nothing_names_the_runs_that_are_like_it(name, tmp_path, monke
 @pytest.mark.parametrize("name", ["demo", "HuggingFaceTB/SmolLM2-135M", "gpt2"])
 def test_what_may_be_a_name_of_the_hub_passes(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert check_model_name(name) is None
+    assert locate_model(name) == name
+
+
+def test_a_run_is_found_by_its_exact_name_or_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place, run_id in (("runs/gsm8k", "20260101-000000-aaaa"), ("runs/deep/er", "20260101-000001-bbbb")):
+        write_run(tmp_path / place, run_id)
+        assert locate_model(Path(place).name) == locate_model(run_id) == place
+    assert locate_model("gpt2") == "gpt2"
+    with expect_error("model-not-found", "20260101-000000"):  # an id is not abbreviated here
+        locate_model("20260101-000000")
+    write_run(tmp_path / "runs/other/er", "20260101-000002-cccc")
+    with expect_error("run-ambiguous"):
+        locate_model("er")
+    (tmp_path / "gsm8k").mkdir()
+    assert locate_model("gsm8k") == "gsm8k"  # what is here comes first
+
+
+def write_run(folder, run_id):
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"run_id": run_id, "state": "completed"}))
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat", "evaluate", "merge", "export", "push", "combine", "unmerge"])
+def test_every_verb_of_trained_weights_takes_a_run_by_name(verb, luthier, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs" / "gsm8k", "20260101-000000-aaaa")
+    more = {"generate": ["hi"], "export": ["--format", "gguf"], "push": ["me/it"], "combine": ["gsm8k", "--output-dir", "x"],
+            "unmerge": ["gsm8k", "--output-dir", "x"]}  # fmt: skip
+    error = luthier(verb, "gsm8k", *more.get(verb, ()), stdin="").stderr
+    assert "runs/gsm8k" in error and "no such folder" not in error
 
 
 def test_nothing_is_left_where_writing_was_tried(tmp_path):

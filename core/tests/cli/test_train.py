@@ -75,6 +75,17 @@ def test_another_recipe_in_the_same_folder_is_refused(luthier, trained, tiny):
     assert (result.status, result.document["error"]["code"]) == (2, "run-folder-other")
 
 
+def test_rows_that_the_loss_does_not_take_are_told_before_the_folder_of_another_run(luthier, trained, tiny):
+    pairs = tiny / "pairs.jsonl"
+    pairs.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    error = luthier("train", tiny / "r.yaml", "--data", pairs, "--data.validation", "0", "--json").document["error"]
+    assert (error["code"], error["where"]) == ("data-format", str(pairs))
+    assert "dpo" in error["remedy"]
+    error = luthier("train", tiny / "r.yaml", "--loss", "dpo", "--json").document["error"]
+    assert (error["code"], error["where"]) == ("data-format", str(tiny / "rows.jsonl"))
+    assert "sft" in error["remedy"]
+
+
 def test_fresh_trains_in_a_folder_beside_it_with_the_same_losses(luthier, trained, tiny):
     document, _ = trained
     fresh = luthier("train", tiny / "r.yaml", "--fresh", "--json")

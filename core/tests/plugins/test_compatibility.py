@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from luthier import LuthierError
 from luthier.plugins.compatibility import GIVERS, Chosen, check_compatibility, refusals
 from luthier.plugins.records import TAGS
+from luthier.testing import expect_error
 
 
 def part(kind, name, **tags):
@@ -49,6 +50,11 @@ def test_a_refusal_names_both_sides_and_the_tag(chosen, given_tags, says):
         check_compatibility(chosen, given_tags)
     assert caught.value.code == "part-incompatible"
     assert refusal in str(caught.value)
+
+
+def test_a_tag_that_a_setting_provides_is_told_with_every_way_to_write_it():
+    with expect_error("part-incompatible", None, "teacher: MODEL", "run's folder", "{model:"):
+        check_compatibility([part("loss", "learn", needs="teacher"), FULL], {"dense-weights": "the model"})
 
 
 def test_every_reason_is_told():

@@ -12,7 +12,8 @@ import typer
 from luthier.cli.completion.commands import complete_exporter, complete_model
 from luthier.cli.screen.answers import Answer
 from luthier.cli.screen.chat.answer_views import write_piece
-from luthier.cli.screen.early_checks import check_model_name
+from luthier.cli.screen.chat.piped_text import read_piped_text
+from luthier.cli.screen.early_checks import locate_model
 from luthier.cli.screen.flags import Best, Json, LogFile, LogFormat, LogLevel, Step, start_api
 from luthier.cli.screen.tables import draw_serving
 from luthier.errors import LuthierError
@@ -25,12 +26,16 @@ if TYPE_CHECKING:
 AnyModel = Annotated[
     str,
     typer.Argument(
-        help="A run's folder, a checkpoint's, an adapter's, a model's, or a hub name.", autocompletion=complete_model
+        help="A run (folder, name or id), a checkpoint's folder, an adapter's, a model's, or a hub name.",
+        autocompletion=complete_model,
     ),
 ]
 Exported = Annotated[
     Path,
-    typer.Argument(help="A run's folder, a checkpoint's, an adapter's, or a model's.", autocompletion=complete_model),
+    typer.Argument(
+        help="A run (folder, name or id), a checkpoint's folder, an adapter's, or a model's.",
+        autocompletion=complete_model,
+    ),
 ]
 ExportFolder = Annotated[
     Path | None, typer.Option(help="The new folder; without it, one beside the artifact, named after the format.")
@@ -47,7 +52,10 @@ Format = Annotated[
 Base = Annotated[str | None, typer.Option(help="The base model, if it is not where the adapter says.")]
 
 Adapted = Annotated[
-    Path, typer.Argument(help="A run's folder, a checkpoint's, or an adapter's.", autocompletion=complete_model)
+    Path,
+    typer.Argument(
+        help="A run (folder, name or id), a checkpoint's folder, or an adapter's.", autocompletion=complete_model
+    ),
 ]
 MergedDir = Annotated[Path | None, typer.Option(help="The merged model's folder; without it, `merged` in PATH.")]
 SaveDtype = Annotated[
@@ -79,7 +87,7 @@ def generate(
     log_file: LogFile = None,
 ) -> Any:
     """Answer a prompt with a model, an adapter or a run."""
-    check_model_name(model)
+    model = locate_model(model)
     asked = _prompt(prompt)
     api = start_api(log_level, log_format, log_file)
     streams = sys.stdout.isatty() and not json
@@ -98,7 +106,7 @@ def merge(
     """Merge an adapter into its base model, verified by reloading."""
     from luthier.recipe.artifact_note import read_note
 
-    check_model_name(str(path))
+    path = Path(locate_model(str(path)))
     api = start_api(log_level, log_format, log_file)
     merged = api.merge(path, output_dir, base=base, save_dtype=save_dtype, max_shard_size=max_shard_size, onto=onto,
                        step=step, best=best)  # fmt: skip
@@ -144,7 +152,7 @@ def export(
     log_file: LogFile = None,
 ) -> Any:
     """Write a trained model in another tool's format, read back and compared."""
-    check_model_name(str(path))
+    path = Path(locate_model(str(path)))
     chosen = {"name": format_, **_exporter_options(option or ())}
     api = start_api(log_level, log_format, log_file)
     exported = api.export(path, chosen, output_dir, base=base, dry_run=dry_run, step=step, best=best)
@@ -172,4 +180,4 @@ def _prompt(given: str | None) -> str:
         return given
     if sys.stdin.isatty():
         raise LuthierError("usage", "the prompt is missing", remedy="Write it after the model, or pipe it in.")
-    return sys.stdin.read().removesuffix("\n")
+    return read_piped_text().removesuffix("\n").removesuffix("\r")

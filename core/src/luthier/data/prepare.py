@@ -17,6 +17,7 @@ from luthier.data.formats.bad_rows import Fault, check_policy, faults_error
 from luthier.data.formats.read_rows import ReadRows
 from luthier.data.formats.recognise_form import FORMATS, first_rows, recognise_format
 from luthier.data.formats.remarks import remark_repeated
+from luthier.data.formats.row_kinds import check_row_kind
 from luthier.data.formats.wanted import TOKENS, Wanted
 from luthier.data.read.columns import mapped_columns
 from luthier.data.read.row import Row
@@ -31,14 +32,6 @@ from luthier.errors import LuthierError
 from luthier.recipe.schema import Data, Source
 
 BLOCKED: Final = ("text", "tokens")  # formats that can be cut into blocks
-SAID: Final = {"preference": "preference pairs", "unpaired": "answers with a verdict"}
-GIVE: Final = {
-    "tokens": "Give rows of text or conversations",
-    "preference": "Give rows with chosen and rejected",
-    "unpaired": "Give rows with a completion and a label",
-    "documents": "Give rows with the columns that the loss names",
-}
-
 __all__ = ["Prepared", "Report", "check_token_ids", "prepare_data"]
 
 
@@ -171,7 +164,7 @@ def form_of(data: Data, rows: Sequence[Row], source: Source, wanted: Wanted) -> 
         raise faults_error([Fault.of(row.fault) for row in rows if row.fault is not None], len(rows))
     if form == "auto" or wanted.kind == "documents":
         form = recognise_format(rows, source.path, mapped_columns(source), wanted.kind)
-    _check_kind(form, wanted.kind, source.path)
+    check_row_kind(form, wanted.kind, source.path)
     if data.block_size is not None and form not in BLOCKED:
         problem = f"blocks are made of {' and '.join(BLOCKED)} rows, but these are {form} rows"
         remedy = "Leave block_size out, or give documents."
@@ -183,14 +176,6 @@ def form_of(data: Data, rows: Sequence[Row], source: Source, wanted: Wanted) -> 
         )
         raise LuthierError("recipe-conflict", problem, where="data.block_size", remedy=remedy)
     return form
-
-
-def _check_kind(form: str, kind: str, where: str) -> None:
-    own = FORMATS[form].kind
-    if kind in ("any", own):
-        return
-    problem = f"these are {SAID.get(own, f'{form} rows')}, but the loss takes {SAID.get(kind, kind)}"
-    raise LuthierError("data-format", problem, where=where, remedy=f"{GIVE[kind]}, or choose another loss.")
 
 
 def validation_supplies(data: Data, given: Any, *, telling: bool) -> list[Supply]:

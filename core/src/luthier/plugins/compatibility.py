@@ -45,9 +45,14 @@ def check_compatibility(chosen: Sequence[Chosen], given: Mapping[str, str]) -> N
     """Raise `part-incompatible` with every reason if the parts do not go together."""
     reasons = refusals(chosen, given)
     if reasons:
-        raise LuthierError("part-incompatible", "; ".join(reasons))
+        given_by_user = [WAYS[tag] for tag in sorted(_lacking_tags(chosen, given)) if tag in WAYS]
+        raise LuthierError("part-incompatible", "; ".join(reasons), remedy=" ".join(given_by_user) or None)
 
 
+WAYS: Final = {  # tags that a user's own setting provides -> how it is written
+    "teacher": "Write teacher: MODEL, which is a hub's name, a model's folder, a run's folder, or demo; or teacher: "
+    "{model: MODEL, quantizer: ..., adapter: ...}; or choose another loss.",
+}
 GIVERS: Final = {
     "dense-weights": "quantizer",
     "quantized-base": "quantizer",
@@ -63,6 +68,11 @@ GIVERS: Final = {
     "multi-rank": "the device",
     "closure": "the run",
 }
+
+
+def _lacking_tags(chosen: Sequence[Chosen], given: Mapping[str, str]) -> set[str]:
+    provided = set(given).union(*(part.provides for part in chosen))
+    return {tag for part in chosen for tag in part.needs} - provided
 
 
 def _lacking(tag: str, part: Chosen, chosen: Sequence[Chosen]) -> str:

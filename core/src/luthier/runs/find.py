@@ -41,6 +41,17 @@ def find_run(name: str, directory: Path) -> RunFolder:
     raise LuthierError("run-not-found", f"no run {name!r} in {directory}", remedy=_near_runs(name, runs))
 
 
+def find_exact_run(name: str, directory: Path) -> RunFolder | None:
+    """Return the run in or below a directory whose id or name this is; None if there is none.
+
+    Raises `run-ambiguous` with the runs that match.
+    """
+    matching = [run for run in all_runs(directory) if _equal(run, name)]
+    if len(matching) > 1:
+        raise _ambiguous(name, matching)
+    return matching[0] if matching else None
+
+
 def is_run(folder: Path) -> bool:
     """Return True if a folder holds a run, or the remains of one."""
     return (folder / RECORD).exists() or (folder / LOCK).is_file() or (folder / CHECKPOINTS).is_dir()
@@ -68,7 +79,7 @@ def _near_runs(name: str, runs: list[RunFolder]) -> str:
     if not runs:
         return "Give a run's folder, or its directory with --dir."
     words = {word: run for run in reversed(runs) for word in (run.run_id, run.name) if word}
-    near = difflib.get_close_matches(name, words, n=LISTED, cutoff=NEAR)
+    near = difflib.get_close_matches(Path(name).name, words, n=LISTED, cutoff=NEAR)
     if near:
         return f"Did you mean {' or '.join(dict.fromkeys(words[word].name for word in near))}?"
     return f"The newest is {runs[0].name}; `luthier runs` lists them all."

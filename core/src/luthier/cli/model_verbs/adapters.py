@@ -9,13 +9,15 @@ import typer
 
 from luthier.cli.completion.commands import complete_model
 from luthier.cli.screen.answers import Answer
-from luthier.cli.screen.early_checks import check_model_name
+from luthier.cli.screen.early_checks import locate_model
 from luthier.cli.screen.flags import Json, LogFile, LogFormat, LogLevel, start_api
 from luthier.sizes import size_text
 
 Adapters = Annotated[
     list[Path],
-    typer.Argument(help="Runs' folders, or adapters', two or more of one base.", autocompletion=complete_model),
+    typer.Argument(
+        help="Runs (folder, name or id), or adapters' folders: two or more of one base.", autocompletion=complete_model
+    ),
 ]
 Method = Annotated[
     Literal["linear", "ties", "dare_linear", "dare_ties", "cat", "slao"],
@@ -37,8 +39,7 @@ def combine(
     log_format: LogFormat = "console", log_file: LogFile = None,
 ) -> Any:  # fmt: skip
     """Make one adapter of several of the same base."""
-    for path in paths:
-        check_model_name(str(path))
+    paths = [Path(locate_model(str(path))) for path in paths]
     start_api(log_level, log_format, log_file)
     from luthier import artifact_api
 
@@ -61,8 +62,7 @@ def unmerge(
     """Take an adapter out of the model that it was merged into."""
     from luthier.recipe.artifact_note import read_note
 
-    for path in (merged, adapter):
-        check_model_name(str(path))
+    merged, adapter = (Path(locate_model(str(path))) for path in (merged, adapter))
     start_api(log_level, log_format, log_file)
     from luthier import artifact_api
 
@@ -73,7 +73,9 @@ def unmerge(
 
 
 def push(
-    path: Annotated[Path, typer.Argument(help="A run's folder, or an artifact's.", autocompletion=complete_model)],
+    path: Annotated[
+        Path, typer.Argument(help="A run (folder, name or id), or an artifact's folder.", autocompletion=complete_model)
+    ],
     repository: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face hub.")],
     *,
     public: Annotated[bool, typer.Option("--public", help="A new repository is public; else it is private.")] = False,
@@ -88,7 +90,7 @@ def push(
     """Send an artifact to a repository of the Hugging Face hub."""
     import attrs
 
-    check_model_name(str(path))
+    path = Path(locate_model(str(path)))
     start_api(log_level, log_format, log_file)
     from luthier import artifact_api
 

@@ -10,13 +10,14 @@ import typer
 from luthier.cli.completion.commands import complete_model
 from luthier.cli.models import Base
 from luthier.cli.screen.answers import Turns
-from luthier.cli.screen.early_checks import check_model_name
+from luthier.cli.screen.early_checks import locate_model
 from luthier.cli.screen.flags import Best, LogFile, LogFormat, LogLevel, Step, start_api
 
 Model = Annotated[
     str,
     typer.Argument(
-        help="A run's folder, a checkpoint's, an adapter's, a model's, or a hub name.", autocompletion=complete_model
+        help="A run (folder, name or id), a checkpoint's folder, an adapter's, a model's, or a hub name.",
+        autocompletion=complete_model,
     ),
 ]
 System = Annotated[str | None, typer.Option(help="A system message before the conversation.")]
@@ -36,22 +37,21 @@ def chat(
     log_level: LogLevel = "warning", log_format: LogFormat = "console", log_file: LogFile = None,
 ) -> Any:  # fmt: skip
     """Talk with a run, a checkpoint or a model. /help lists the commands."""
-    check_model_name(model)
-    start_api(log_level, log_format, log_file)
-    from luthier.model.generation.generate import Sampling
-    from luthier.training.trained.open_chat import open_chat, open_chats
-
-    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    if compare:
-        talks = open_chats(model, base=base, system=system, device=device, step=step, best=best)
-    else:
-        talks = {"tuned": open_chat(model, base=base, system=system, device=device, step=step, best=best)}
 
     def hold(tell: Callable[[Mapping[str, Any]], None] | None) -> int:
+        path = locate_model(model)
+        start_api(log_level, log_format, log_file)
         from luthier.cli.screen.chat.session import ChatSession
+        from luthier.model.generation.generate import Sampling
+        from luthier.training.trained.open_chat import open_chat, open_chats
 
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        if compare:
+            talks = open_chats(path, base=base, system=system, device=device, step=step, best=best)
+        else:
+            talks = {"tuned": open_chat(path, base=base, system=system, device=device, step=step, best=best)}
         plain = "" if talks["tuned"].is_chat else "; it has no chat template: each message is continued by itself"
-        return ChatSession(talks=talks, sampling=sampling, title=f"{model}{plain}; /help lists the commands",
-                           tell=tell).hold()  # fmt: skip
+        title = f"{path}{plain}; /help lists the commands"
+        return ChatSession(talks=talks, sampling=sampling, title=title, tell=tell).hold()
 
     return Turns(work=hold)

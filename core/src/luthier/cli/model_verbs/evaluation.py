@@ -8,7 +8,7 @@ import typer
 
 from luthier.cli.completion.commands import complete_model
 from luthier.cli.screen.answers import Answer
-from luthier.cli.screen.early_checks import check_model_name
+from luthier.cli.screen.early_checks import locate_model
 from luthier.cli.screen.flags import Best, Json, LogFile, LogFormat, LogLevel, Step, start_api
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 Run = Annotated[
     str,
     typer.Argument(
-        help="A run's folder, a checkpoint's, an adapter's, a model's, or a hub name.", autocompletion=complete_model
+        help="A run (folder, name or id), a checkpoint's folder, an adapter's, a model's, or a hub name.",
+        autocompletion=complete_model,
     ),
 ]
 Rows = Annotated[str | None, typer.Option(help="The rows; without it, the run's validation rows.")]
@@ -52,7 +53,8 @@ def evaluate(
     """Measure a run, a checkpoint or a model over held-out rows."""
     from luthier.recipe.reading.overrides import parse_value
 
-    check_model_name(str(path))
+    path = locate_model(path)
+    against = None if against is None else locate_model(against)
     api = start_api(log_level, log_format, log_file)
     evaluation = api.evaluate(
         path, data, metrics=[parse_value(text) for text in metrics or ()], step=step, best=best, against=against,

@@ -12,7 +12,7 @@ import typer
 
 from luthier.cli.completion.commands import complete_method, complete_model
 from luthier.cli.screen.answers import Answer, print_error
-from luthier.cli.screen.early_checks import check_model_name
+from luthier.cli.screen.early_checks import locate_model
 from luthier.cli.screen.flags import Json
 from luthier.errors import LuthierError
 
@@ -81,7 +81,7 @@ class Desk:
         from luthier.cli.recipe_verbs import first_recipe as recipes
 
         model, data, method, where = given
-        model, _ = self.ask("Model (a hub name, a folder, or demo)", model, "demo", check_model_name)
+        _, model_name = self.ask("Model (a hub name, a folder, or demo)", model, "demo", locate_model)
         data, look = self.ask("Data (a file, a glob, or a hub dataset)", data, recipes.find_rows(),
                               recipes.look_at_rows)  # fmt: skip
         methods = recipes.list_methods(look.kind if look else "tokens", plugins)
@@ -90,8 +90,8 @@ class Desk:
                                  lambda given: recipes.settle_method(given, look, plugins))  # fmt: skip
         place = "Where it runs (here, a provider, or the GiB of memory of the device)"
         where, settings = self.ask(place, where, "here", lambda given: recipes.settle_place(
-            given, model, parts["adapter"], plugins))  # fmt: skip
-        return made(model=model, data=data, method=method, where=where), look, {**parts, **settings}
+            given, model_name, parts["adapter"], plugins))  # fmt: skip
+        return made(model=model_name, data=data, method=method, where=where), look, {**parts, **settings}
 
     def ask(
         self, question: str, given: str | None, default: str, check: Callable[[str], Settled]

@@ -53,11 +53,12 @@ def conclude_command(work: Callable[[], object], *, as_json: bool, in_lines: boo
     With `as_json` everything else that the work prints goes to standard error; with `in_lines` an error is a line of
     JSON, like the log's lines.
     """
-    stdout = sys.stdout
+    stdout, turn_by_turn = sys.stdout, False
     try:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             answer = work()
             if isinstance(answer, Turns):
+                turn_by_turn = True
                 return answer.work(functools.partial(print_json_line, stdout=stdout) if as_json else None)
         if not isinstance(answer, Answer):
             return answer if isinstance(answer, int) else 0
@@ -71,17 +72,20 @@ def conclude_command(work: Callable[[], object], *, as_json: bool, in_lines: boo
     except BaseException as error:
         if isinstance(error, SystemExit) and not hasattr(error, "exit_status"):
             raise
-        return report(error, stdout, as_json=as_json, in_lines=in_lines)
+        return report(error, stdout, as_json=as_json, in_lines=turn_by_turn if as_json else in_lines)
 
 
 def report(error: BaseException, stdout: Any, *, as_json: bool, in_lines: bool = False) -> int:
-    """Print an error where it belongs and return its exit status. Only an unforeseen error gets a traceback."""
+    """Print an error where it belongs and return its exit status. Only an unforeseen error gets a traceback.
+
+    With `in_lines` it is one line: the last document of a verb that prints one for each turn, or a line of the log.
+    """
     translated = translate_error(error)
     status = getattr(error, "exit_status", None)
     if translated.code == "internal":
         traceback.print_exception(error, file=sys.stderr)
     if as_json:
-        print_json({"error": translated.to_dict()}, stdout)
+        (print_json_line if in_lines else print_json)({"error": translated.to_dict()}, stdout)
     elif in_lines:
         level = "warning" if translated.code == STOPPED else "error"
         print_line(level, level, **translated.to_dict())
@@ -162,9 +166,12 @@ def make_console(*, stderr: bool = False) -> Console:
     """Return a console as wide as the terminal; 120 columns if the output is not a terminal."""
     from rich.console import Console
 
+    from luthier.cli.screen.pipe_console import PipeConsole
+
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else 120
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    form = Console if stream.isatty() else PipeConsole
+    return form(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def _plain(value: Any) -> Any:

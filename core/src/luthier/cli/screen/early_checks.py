@@ -52,27 +52,38 @@ def check_writable(folder: Path) -> None:
         raise LuthierError("path-unwritable", str(error), where=str(folder)) from None
 
 
-def check_model_name(name: str) -> None:
-    """Refuse a path to nothing, with the runs that have similar names; names of a hub pass.
+def locate_model(name: str) -> str:
+    """Return the path that a name means: itself, or the folder of the run in `runs` with this id or name.
 
-    Raises `model-not-found`.
+    Names that may be a hub's stay unchanged. Raises `model-not-found` for a path to nothing, with the runs that have
+    similar names, and `run-ambiguous` for a name that several runs have.
     """
+    from luthier.runs.find import find_exact_run
+
     path = Path(os.path.expanduser(name))
     if name == "demo" or path.exists():
-        return
+        return name if path == Path(name) else str(path)
+    run = find_exact_run(name, RUNS) if len(path.parts) == 1 else None
+    if run is not None:
+        return str(run.path)
     is_path = path.is_absolute() or name.startswith((".", "~", f"{RUNS}{os.sep}")) or len(path.parts) > 2
     names = _run_names(path)
     near = [names[name] for name in difflib.get_close_matches(path.name, names, n=2, cutoff=0.6 if is_path else NEAR)]
     if not is_path and not near:
-        return
-    remedy = f"Did you mean {' or '.join(near)}?" if near else "Check the path; `luthier runs` lists the runs."
-    raise LuthierError("model-not-found", "there is no such folder", where=name, remedy=remedy)
+        return name
+    likely = " or ".join(dict.fromkeys(near))
+    remedy = f"Did you mean {likely}?" if near else "Check the path; `luthier runs` lists the runs."
+    raise LuthierError(
+        "model-not-found", "there is no such folder, and no run of this name in runs", where=name, remedy=remedy
+    )
 
 
 def _run_names(path: Path) -> dict[str, str]:
-    """Return the path of every run beside the path, and in `runs`, by the name of its folder."""
+    """Return the path of every run beside the path, and in `runs`, by the name of its folder and by its id."""
     from luthier.runs.find import is_run
+    from luthier.runs.run_folder import read_folder
 
     places = [path.parent, RUNS] if len(path.parts) > 1 else [RUNS, Path()]
     runs = [run for place in places if place.is_dir() for run in place.iterdir() if run.is_dir() and is_run(run)]
-    return {run.name: str(run) for run in reversed(runs)}
+    paths = {read_folder(run).run_id: str(run) for run in reversed(runs)}
+    return {**paths, **{run.name: str(run) for run in reversed(runs)}}

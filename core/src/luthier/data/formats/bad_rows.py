@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
@@ -11,7 +12,9 @@ import attrs
 from luthier.errors import LuthierError, show_value
 from luthier.recipe.schema import Data
 
-TOLD: Final = 10  # the most bad rows that an error lists
+TOLD: Final = 10  # the most problems of rows that an error lists
+PLACES: Final = 3  # the most places of further rows with the same problem
+NUMBER: Final = re.compile(r"\d+")  # problems that differ in a number alone are the same
 SURE: Final = 1000  # rows of a stream after which the share of bad rows is judged
 KINDS: Final = {  # error codes that concern one row alone -> the word under which such rows are counted
     "data-row": "broken",
@@ -71,7 +74,7 @@ def count_faults(faults: Sequence[Fault]) -> Counter[str]:
 
 
 def faults_error(faults: Sequence[Fault], rows: int, ending: str = "") -> LuthierError:
-    """Return one error for all bad rows: the first ones with their places, and the number of each kind.
+    """Return one error for all bad rows: the first problems with their places, and the number of each kind.
 
     `ending` is a sentence that says why they are an error now. A single row gets the error that it has by itself.
     """
@@ -80,11 +83,25 @@ def faults_error(faults: Sequence[Fault], rows: int, ending: str = "") -> Luthie
         value = None if first.found is None else Found(first.found)
         return LuthierError(first.code, first.problem, where=first.where, found=value, remedy=first.remedy)
     kinds = ", ".join(f"{count} {kind}" for kind, count in count_faults(faults).most_common())
-    listed = "".join(f"\n  {fault.line}" for fault in faults[:TOLD])
-    more = f"\n  and {len(faults) - TOLD} more" if len(faults) > TOLD else ""
-    problem = f"{ending}{len(faults)} of {rows} rows are bad: {kinds}{listed}{more}"
+    problem = f"{ending}{len(faults)} of {rows} rows are bad: {kinds}{_list_problems(faults)}"
     drop = "" if ending or "bad_rows" in first.remedy else " Or set data.bad_rows: drop, which drops and counts them."
     return LuthierError(first.code, problem, where=first.where, remedy=f"{first.remedy}{drop}")
+
+
+def _list_problems(faults: Sequence[Fault]) -> str:
+    """Return a line for each of the first problems, and below it the places of further rows that have the same one."""
+    rows_of: dict[tuple[str, str], list[Fault]] = {}
+    for fault in faults:
+        rows_of.setdefault((fault.code, NUMBER.sub("0", fault.problem)), []).append(fault)
+    lines = []
+    for first, *others in list(rows_of.values())[:TOLD]:
+        lines.append(f"  {first.line}")
+        if others:
+            places = ", ".join((fault.where or "?").partition(": ")[0] for fault in others[:PLACES])
+            rows = "row" if len(others) == 1 else "rows"
+            lines.append(f"    and {len(others):,} more {rows} like it: {places}{', ...' * (len(others) > PLACES)}")
+    untold = sum(map(len, list(rows_of.values())[TOLD:]))
+    return "".join(f"\n{line}" for line in [*lines, *([f"  and {untold:,} more"] if untold else ())])
 
 
 def check_policy(data: Data) -> None:

@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from luthier.data.formats.row_kinds import check_first_rows
+from luthier.data.formats.wanted import Wanted
+from luthier.errors import LuthierError
+from luthier.recipe import resolve_parts
 from luthier.runs.writing.differences import read_allowed
 from luthier.training.train_run import train
 from luthier.training.trainers.trainer_run import train_elsewhere
@@ -29,4 +33,10 @@ def start_training(
     checkpoint, allowed = None if resume is None else Path(resume), read_allowed(allow_changed)
     if recipe.trainer is not None:
         return train_elsewhere(recipe, objects, resume=checkpoint, fresh=fresh)
-    return train(recipe, objects, resume=checkpoint, fresh=fresh, re_decide=re_decide, allowed=allowed)
+    try:
+        return train(recipe, objects, resume=checkpoint, fresh=fresh, re_decide=re_decide, allowed=allowed)
+    except LuthierError as error:
+        if error.code == "run-folder-other" and objects.data is None:
+            # a file that the loss does not take is the likelier mistake, and a new folder would not mend it
+            check_first_rows(recipe.data, Wanted.of_part(resolve_parts(recipe).loss))
+        raise

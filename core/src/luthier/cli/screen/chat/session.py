@@ -13,6 +13,7 @@ import attrs
 
 from luthier.cli.screen.answers import make_console, print_error, translate_error
 from luthier.cli.screen.chat.answer_views import Columns, ending_note, show_stream
+from luthier.cli.screen.chat.piped_text import decode_text, read_piped_lines
 from luthier.cli.screen.chat.slash_commands import Leave, run_command
 from luthier.errors import LuthierError
 
@@ -50,29 +51,35 @@ class ChatSession:
         if self.typed:
             self._say(self.title)
         with contextlib.suppress(Leave):
-            for line in self._lines():
-                text = line.strip()
-                if text:
-                    self._answer_line(text)
+            for line in self._typed_lines() if self.typed else read_piped_lines():
+                self._answer_line(line)
         return 0 if self.typed else self.status
 
-    def _lines(self) -> Iterator[str]:
-        if not self.typed:
-            yield from sys.stdin
-            return
+    def _typed_lines(self) -> Iterator[str]:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - editing and a history of lines, where the system has it
         while True:
             try:
-                yield input(PROMPT)
+                yield self._ask_line()
             except EOFError:
                 self._say("")
                 return
             except KeyboardInterrupt:
                 self._say("\n/quit or Ctrl-D leaves")
 
-    def _answer_line(self, text: str) -> None:
+    def _ask_line(self) -> str:
+        """Return a typed line. Where answers go to a file or a pipe, the prompt is on standard error."""
+        if self.screen.is_terminal:
+            return input(PROMPT)
+        print(PROMPT, end="", file=sys.stderr, flush=True)
+        return input()
+
+    def _answer_line(self, line: str | bytes) -> None:
+        text = ""
         try:
+            text = (line if isinstance(line, str) else decode_text(line)).strip()
+            if not text:
+                return
             if text.startswith("/") and not text.startswith("//"):
                 run_command(text, list(self.talks.values()), self._say)
             else:
@@ -146,10 +153,12 @@ class ChatSession:
             print_error(error)
 
     def _say(self, text: str) -> None:
-        """Write a remark: on the terminal, or to standard error if answers are piped."""
+        """Write a remark: among the answers on a terminal, else to standard error."""
         from rich.text import Text
 
-        make_console(stderr=not self.typed or self.tell is not None).print(Text(text, style="dim"), soft_wrap=True)
+        make_console(stderr=not (self.typed and self.screen.is_terminal) or self.tell is not None).print(
+            Text(text, style="dim"), soft_wrap=True
+        )
 
 
 @contextlib.contextmanager
