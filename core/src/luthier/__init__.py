@@ -44,17 +44,19 @@ _HOMES = {
         *("JobEvent", "JobMetrics", "JobProgress", "JobSpec", "JobStatus", "ServiceRow", "SettingRule", "TokenPrice"),
     ),
     "luthier.plugins.providing.job_state": ("JobState",),
+    "luthier.jobs.clock": ("current_clock",),
     "luthier.jobs.manager": ("Manager",),
     "luthier.jobs.restoring": ("provider",),
     "luthier.jobs.provider_error": ("ProviderError",),
     "luthier.jobs.secret": ("Secret", "check_reference", "read_secret"),
     "luthier.jobs.answer_values": ("drop_missing", "elapsed_seconds", "read_number", "read_time"),
     "luthier.jobs.rows.service_rows": ("wire_row",),
+    "luthier.jobs.transport.answer_errors": ("read_refused",),
     "luthier.jobs.transport.archive": ("unpack_archive",),
     "luthier.jobs.transport.file_download": ("Wanted", "download_file", "place_inside"),
     "luthier.jobs.transport.page_reading": ("read_pages",),
     "luthier.jobs.transport.request_auth": ("Signer",),
-    "luthier.jobs.transport.service_client": ("Call", "ServiceClient"),
+    "luthier.jobs.transport.service_client": ("Call", "ServiceClient", "check_address"),
     "luthier.jobs.desk.desk_service": ("DeskPlace", "DeskService"),
     "luthier.jobs.desk.desk_words": ("desk_words", "read_desk"),
     "luthier.jobs.desk.sent_run": (
@@ -86,6 +88,7 @@ if TYPE_CHECKING:
     from luthier.data.prompt_rows import PromptRow
     from luthier.errors import LuthierError
     from luthier.jobs.answer_values import drop_missing, elapsed_seconds, read_number, read_time
+    from luthier.jobs.clock import current_clock
     from luthier.jobs.desk.desk_service import DeskPlace, DeskService
     from luthier.jobs.desk.desk_words import desk_words, read_desk
     from luthier.jobs.desk.sent_run import (
@@ -102,11 +105,12 @@ if TYPE_CHECKING:
     from luthier.jobs.restoring import provider
     from luthier.jobs.rows.service_rows import wire_row
     from luthier.jobs.secret import Secret, check_reference, read_secret
+    from luthier.jobs.transport.answer_errors import read_refused
     from luthier.jobs.transport.archive import unpack_archive
     from luthier.jobs.transport.file_download import Wanted, download_file, place_inside
     from luthier.jobs.transport.page_reading import read_pages
     from luthier.jobs.transport.request_auth import Signer
-    from luthier.jobs.transport.service_client import Call, ServiceClient
+    from luthier.jobs.transport.service_client import Call, ServiceClient, check_address
     from luthier.jobs.wire.wire_service import WireService, WireTerms
     from luthier.logs import get_logger
     from luthier.model.generation.conversation import Conversation, Reply

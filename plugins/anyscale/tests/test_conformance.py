@@ -7,6 +7,6 @@ from luthier_anyscale import luthier_providers
 
 
 @pytest.mark.slow
-@conformance(luthier_providers(), fake=FakeAnyscale)
+@conformance(luthier_providers()[:1], fake=FakeAnyscale)
 def test_conforms(check):
     check()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Final
 
 import attrs
 
 from luthier.errors import show_value
+from luthier.jobs.clock import current_clock
 from luthier.jobs.provider_error import ProviderError
 from luthier.jobs.secret import redact_text
+from luthier.jobs.transport.retry_policy import read_retry_after
 
 KINDS: Final = {
     400: "invalid",
@@ -73,6 +76,18 @@ def read_refusal(answer: Answer, where: str, *, retry_after: float | None, attem
         retry_after=retry_after,
         attempts=attempts,
     )
+
+
+def read_refused(status: int, headers: Mapping[str, str], body: str | bytes | None, where: str) -> ProviderError:
+    """Return the error that an answer means which a vendor's SDK got. `headers` have names in lower case."""
+    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body or ""
+    try:
+        value, is_json = json.loads(text), True
+    except (ValueError, RecursionError):
+        value, is_json = text[:500], False
+    asked = read_retry_after(headers.get("retry-after"), current_clock().now())
+    answer = Answer(status=status, headers=headers, body=value, is_json=is_json)
+    return read_refusal(answer, where, retry_after=asked, attempts=1)
 
 
 def read_message(body: Any) -> tuple[str | None, str]:

@@ -20,7 +20,7 @@ from luthier.testing.laws import Subject
 from luthier.testing.loopback import Fault, LoopbackServer, Reply, Request
 from luthier.testing.providers.virtual_clock import VirtualClock
 
-CANARY: Final = "canary-5e0b-key-that-must-not-show"
+CANARY: Final = "a_canary-5e0b-key-that-must-not-show"  # `a` and a `_`: Anyscale's SDK checks that
 KEY: Final = "PROVIDER_CANARY_KEY"  # the variable that holds the fake's key
 ROWS: Final = 20
 
@@ -32,6 +32,9 @@ class FakeService(Protocol):
     a job contains the recipe itself, `download` if the service gives no files. `signed` is a pattern of the paths
     behind signed links, which get no key; None if there are none. `states` maps each state that the service
     documents to ours. `settings` are recipe settings that it accepts.
+
+    A fake may also have `reads`, a pattern of the paths of POST requests that only read, and `unknown`, the
+    word by which the vendor's own SDK hides a state that it does not know.
     """
 
     model: str
