@@ -65,6 +65,7 @@ CASES = [
     ("loss", "dpo", "luthier-preference"),
     ("callbacks", ["wandb"], "luthier-wandb"),
     ("callbacks", ["jsonl", {"name": "mlflow"}], "luthier-mlflow"),
+    ("report_to", "trackio", "luthier-trackio"),
 ]
 
 

@@ -113,7 +113,8 @@ def environment(folder, beneath, wheels):
 
     def run(*words):
         line = [folder / "bin/luthier", *words]
-        variables = {**settings, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "HF_HUB_OFFLINE": "1"}
+        variables = {**settings, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "HF_HUB_OFFLINE": "1",
+                     "TRACKIO_DIR": str(folder / "trackio")}  # fmt: skip
         return subprocess.run(line, cwd=folder, env=variables, capture_output=True, text=True, check=False)
 
     return run

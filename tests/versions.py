@@ -35,6 +35,7 @@ TESTS = (  # what touches other libraries most: models, recognition, attention, 
     "plugins/tensorboard",
     "plugins/wandb",
     "plugins/mlflow",
+    "plugins/trackio",
     "tests/test_lora_training.py",
     "tests/test_peft_training.py",
 )

@@ -52,8 +52,12 @@ REASONS: Final[dict[str, str]] = {
     "a folder of results is not uploaded unasked": "hub_model_id hub_strategy push_to_hub hub_token",
 }
 TRACKER: Final = "Write callbacks: [{name: wandb, project: NAME}], after `pip install luthier-wandb`."
+TRACKIO: Final = (
+    "Write callbacks: [{name: trackio, project: NAME, space_id: SPACE}], after `pip install luthier-trackio`."
+)
 INSTEAD: Final[dict[str, str]] = {  # another tool's option -> what to write here
     **{f"wandb_{name}": TRACKER for name in ("project", "entity", "watch", "name", "run_id", "log_model")},
+    **dict.fromkeys(("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), TRACKIO),
     "evals_per_epoch": "Write eval_steps: N.",
     "saves_per_epoch": "Write save_strategy: epoch, or save_steps: N.",
     "max_samples": "Write max_rows: N in each source of data.train.",

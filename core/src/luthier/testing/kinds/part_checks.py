@@ -23,7 +23,17 @@ from luthier.testing import event_orders as events
 from luthier.testing.laws import CHECKS, KINDS, Subject, law
 
 LIBRARIES: Final = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets", "torchao")
-CLIENTS: Final = ("wandb", "mlflow", "tensorboard", "tensorboardX", "comet_ml", "openai", "together", "tinker")
+CLIENTS: Final = (
+    "wandb",
+    "mlflow",
+    "tensorboard",
+    "tensorboardX",
+    "comet_ml",
+    "trackio",
+    "openai",
+    "together",
+    "tinker",
+)
 WIDEST: Final = 120  # the most characters of a summary in a line of `luthier plugins`
 
 
